@@ -1,0 +1,3 @@
+from mechsafety.cli import main
+
+main()
