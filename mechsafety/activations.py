@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from mechsafety.errors import MechsafetyError
-from mechsafety.forward import run_blocks
-from mechsafety.models import load_record
+from mechsafety.forward import forward, run_prefix, shared_prefix, shares_prefixes
+from mechsafety.hooking import observed, plain_twin_at, residual_hooks
+from mechsafety.models import body_of, load_record, model_name
 from mechsafety.progress import bar
 from mechsafety.prompts import Prompt
-from mechsafety.tokens import batches, tokenize_prompts
+from mechsafety.tokens import batches, device_of, tokenize_prompts
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -75,47 +76,122 @@ def residual_stream(
 ) -> ResidualCache:
     """Cache every layer's residual stream at ``positions`` of each prompt, in its chat template.
 
-    Prompts run in length-sorted, left-padded batches; only the named positions are kept, so memory is
-    that of the result plus one batch. Raises :class:`MechsafetyError` when there are no prompts, or
-    when a prompt is shorter than the furthest position.
+    Prompts run in length-sorted, left-padded batches, the tokens they all begin with once; only the named
+    positions are kept, so memory is that of the result plus one batch. Raises :class:`MechsafetyError` when
+    there are no prompts, when a prompt is shorter than the furthest position, and for NaN activations
+    (with the prompt and the layer).
     """
-    if not prompts:
-        raise MechsafetyError("no prompts to cache")
-    if not positions or any(p >= 0 for p in positions):
-        raise MechsafetyError(f"positions {list(positions)}: offsets from the end are -1, -2, ...")
-    sequences = tokenize_prompts(model, [p.text for p in prompts])
-    shortest = min(len(s) for s in sequences)
-    if shortest < -min(positions):
-        raise MechsafetyError(
-            f"position {min(positions)} lies before the shortest prompt ({shortest} tokens)"
-        )
-    n_blocks, width = model.cfg.n_layers, model.cfg.d_model
-    out = torch.empty(len(sequences), len(positions), n_blocks + 1, width)
-    rows: list[int] = []
+    out = torch.empty(len(prompts), len(positions), model.cfg.n_layers + 1, model.cfg.d_model)
 
-    def store(layer: int) -> Any:
-        def hook(x: Tensor, hook: Any) -> Tensor:  # noqa: ARG001 - the name is TransformerLens's
-            out[rows, :, layer] = x[:, list(positions)].float().cpu()
-            return x
+    def store(rows: list[int], layer: int, x: Float[Tensor, "row position d_model"]) -> None:
+        out[rows, :, layer] = x.float().cpu()
 
-        return hook
-
-    hooks = [(f"blocks.{layer}.hook_resid_pre", store(layer)) for layer in range(n_blocks)]
-    hooks.append((f"blocks.{n_blocks - 1}.hook_resid_post", store(n_blocks)))
-    with (
-        model.hooks(fwd_hooks=hooks),
-        bar("residual stream", total=len(sequences), unit="prompt") as progress,
-    ):
-        for batch in batches(model, sequences, batch_size=batch_size):
-            rows[:] = batch.rows
-            run_blocks(model, batch)
-            progress.update(len(batch.rows))
+    _stream(model, prompts, positions, batch_size, store)
     record = load_record(model)
     return ResidualCache(
         activations=out,
         positions=tuple(positions),
         ids=tuple(p.id for p in prompts),
         labels=tuple(p.label for p in prompts),
-        model=record.spec if record else type(model.original_model).__name__,
+        model=model_name(model),
         fingerprint=record.fingerprint if record else "",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResidualMeans:
+    """Class means of the residual stream, summed in float64 while streaming.
+
+    ``means`` is [label, position, layer, d_model] in the order of ``labels``; ``counts`` the prompts of each.
+    """
+
+    means: Float[Tensor, "label position layer d_model"]
+    counts: tuple[int, ...]
+    labels: tuple[str, ...]
+    positions: tuple[int, ...]
+
+    def difference(self, a: str = "harmful", b: str = "harmless") -> Float[Tensor, "position layer d_model"]:
+        """mean(a) - mean(b): the unnormalised mean difference of :func:`directions.find_directions`."""
+        missing = [name for name in (a, b) if name not in self.labels]
+        if missing:
+            raise MechsafetyError(f"no {missing[0]} prompts among these means: they hold {list(self.labels)}")
+        return self.means[self.labels.index(a)] - self.means[self.labels.index(b)]
+
+
+def residual_means(
+    model: TransformerBridge,
+    prompts: Sequence[Prompt],
+    *,
+    positions: Sequence[int] = (-1,),
+    batch_size: int = DEFAULT_BATCH,
+) -> ResidualMeans:
+    """Class means of the residual stream; memory does not depend on the number of prompts."""
+    labels = tuple(sorted({p.label for p in prompts}))
+    sums = torch.zeros(
+        len(labels), len(positions), model.cfg.n_layers + 1, model.cfg.d_model, dtype=torch.float64
+    )
+    kind = torch.tensor([labels.index(p.label) for p in prompts], dtype=torch.long)
+
+    def add(rows: list[int], layer: int, x: Float[Tensor, "row position d_model"]) -> None:
+        sums[:, :, layer].index_add_(0, kind[rows], x.double().cpu())
+
+    _stream(model, prompts, positions, batch_size, add)
+    counts = tuple(int((kind == k).sum()) for k in range(len(labels)))
+    return ResidualMeans(
+        means=sums / torch.tensor(counts, dtype=torch.float64)[:, None, None, None],
+        counts=counts,
+        labels=labels,
+        positions=tuple(positions),
+    )
+
+
+def _stream(
+    model: TransformerBridge,
+    prompts: Sequence[Prompt],
+    positions: Sequence[int],
+    batch_size: int,
+    take: Callable[[list[int], int, Tensor], None],
+) -> None:
+    """Run the prompts and hand ``take`` the named positions of each layer, batch by batch."""
+    if not prompts:
+        raise MechsafetyError("no prompts to cache")
+    if not positions or any(p >= 0 for p in positions):
+        raise MechsafetyError(f"positions {list(positions)}: offsets from the end are -1, -2, ...")
+    sequences = tokenize_prompts(model, [p.text for p in prompts])
+    furthest = -min(positions)
+    shortest = min(len(s) for s in sequences)
+    if shortest < furthest:
+        raise MechsafetyError(f"position {-furthest} lies before the shortest prompt ({shortest} tokens)")
+    names = residual_hooks(model.cfg.n_layers)
+    twin = plain_twin_at(model, names)
+    body = twin if twin is not None else body_of(model)
+    shared = shared_prefix(sequences, leave=furthest) if shares_prefixes(body) else []
+    before = run_prefix(body, shared, device_of(model))
+    rows: list[int] = []
+
+    def reader(layer: int) -> Callable[[Tensor], None]:
+        def read(x: Tensor) -> None:
+            kept = x[:, list(positions)]
+            if not bool(torch.isfinite(kept).all()):
+                raise _not_finite([prompts[row].id for row in rows], layer, kept)
+            take(rows, layer, kept)
+
+        return read
+
+    rests = [s[len(shared) :] for s in sequences]
+    with (
+        observed(model, [(name, reader(layer)) for layer, name in enumerate(names)], twin=twin),
+        bar("residual stream", total=len(sequences), unit="prompt") as progress,
+    ):
+        for batch in batches(model, rests, batch_size=batch_size):
+            rows[:] = batch.rows
+            forward(body, batch, logits=None, before=before)
+            progress.update(len(batch.rows))
+
+
+def _not_finite(ids: list[str], layer: int, kept: Tensor) -> MechsafetyError:
+    bad = int((~torch.isfinite(kept)).flatten(1).any(dim=1).nonzero()[0])
+    return MechsafetyError(
+        f"the residual stream of prompt {ids[bad]!r} is NaN or infinite at layer {layer}: the weights overflow in "
+        "this number format (try --dtype float32) or are damaged"
     )

@@ -15,6 +15,7 @@ from torch import Tensor
 from mechsafety.errors import MechsafetyError
 from mechsafety.hooking import Coverage, plain_twin
 from mechsafety.interventions import Edit, edited
+from mechsafety.models import body_of
 from mechsafety.progress import bar
 from mechsafety.prompts import Prompt
 from mechsafety.tokens import TokenBatch, device_of, pad_left, pad_token, plan_batches, tokenize_prompts
@@ -196,7 +197,7 @@ def _under(
     twin = plain_twin(model, targets) if path == "fast" else None
 
     def fast(batch: TokenBatch, n: int, sampling: Sampling | None, stops: frozenset[int]) -> Tensor:
-        module: Any = twin if twin is not None else model.original_model
+        module: Any = twin if twin is not None else body_of(model)
         return _hf_generate(module, batch, n, sampling, stops, pad_token(model))
 
     def reference(batch: TokenBatch, n: int, sampling: Sampling | None, _stops: frozenset[int]) -> Tensor:

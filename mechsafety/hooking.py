@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -12,8 +12,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from mechsafety.errors import MechsafetyError
-from mechsafety.models import generation_twin
-from mechsafety.tokens import last_columns
+from mechsafety.models import architecture, body_of, generation_twin, is_hooked_transformer
+from mechsafety.tokens import device_of, last_columns
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -87,8 +87,7 @@ class _Pass:
         self.size = rows * width
         if self.positions == "all":
             return
-        cache = kwargs.get("past_key_values")
-        before = int(cache.get_seq_length()) if cache is not None else 0
+        before = _length_before(kwargs)
         if before == 0 and self.fixed_length is None:
             self.length = width
         mask = kwargs.get("attention_mask")
@@ -105,6 +104,15 @@ class _Pass:
             chosen = real & (columns == (last[:, None] if isinstance(last, Tensor) else last))
         self.chosen = chosen[..., None]
         self.size = int(chosen.sum())
+
+
+def _length_before(kwargs: Mapping[str, Any]) -> int:
+    """Columns that earlier passes have cached: Hugging Face's cache, or a HookedTransformer's."""
+    cache = kwargs.get("past_key_values")
+    if cache is not None:
+        return int(cache.get_seq_length())
+    cache = kwargs.get("past_kv_cache")
+    return int(cache[0].past_keys.shape[1]) if cache is not None else 0
 
 
 class _Hook:
@@ -137,35 +145,85 @@ def attach(
     twin: PreTrainedModel | None,
 ) -> Iterator[Coverage]:
     """Attach ``targets`` to the bridge, or to its plain ``twin``, for as long as the block runs."""
-    known = model.hook_dict
-    missing = [t.hook for t in targets if t.hook not in known]
-    if missing or not targets:
-        raise MechsafetyError(
-            f"this model has no hook point {', '.join(missing[:4]) or '(none was asked for)'}: "
-            f"{type(model.original_model).__name__} offers no such site"
-        )
+    require_hooks(model, [t.hook for t in targets])
     coverage = Coverage()
     running = _Pass(positions, prompt_length)
-    device = next(model.original_model.parameters()).device
-    hooks = [(target, _Hook(target, running, coverage, device)) for target in targets]
-    body: Any = twin if twin is not None else model.original_model
-    handles = [body.base_model.register_forward_pre_hook(running.begin, with_kwargs=True)]
+    hooks = [(target.hook, _Hook(target, running, coverage, device_of(model))) for target in targets]
+    body: Any = twin if twin is not None else body_of(model)
+    start = body if is_hooked_transformer(body) else body.base_model
+    handle = start.register_forward_pre_hook(running.begin, with_kwargs=True)
     try:
-        if twin is None:
-            with model.hooks(fwd_hooks=[(t.hook, _bridge_hook(h)) for t, h in hooks]):
-                yield coverage
-        else:
-            for target, hook in hooks:
-                handles.append(_attach_plain(model, twin, target, hook))
+        with hooked(model, hooks, twin=twin):
             yield coverage
+    finally:
+        handle.remove()
+
+
+def require_hooks(model: TransformerBridge, names: Sequence[str]) -> None:
+    """Raise unless every name is a hook point of the model: filters that match nothing run silently."""
+    missing = [name for name in dict.fromkeys(names) if name not in model.hook_dict]
+    if missing or not names:
+        raise MechsafetyError(
+            f"this model has no hook point {', '.join(missing[:4]) or '(none was asked for)'}: "
+            f"{architecture(model)} offers no such site"
+        )
+
+
+Replace = Callable[[Float[Tensor, "row token d_model"]], Float[Tensor, "row token d_model"]]
+
+
+@contextmanager
+def hooked(
+    model: TransformerBridge, hooks: Sequence[tuple[str, Replace]], *, twin: PreTrainedModel | None
+) -> Iterator[None]:
+    """Put functions on named hook points of the model, or of its plain twin, while the block runs."""
+    if twin is None:
+        with model.hooks(fwd_hooks=[(name, _as_lens_hook(replace)) for name, replace in hooks]):
+            yield
+        return
+    handles: list[Any] = []
+    try:
+        for name, replace in hooks:
+            handles.append(_attach_plain(model, twin, name, replace))
+        yield
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _bridge_hook(hook: _Hook) -> Callable[..., Tensor]:
-    def call(x: Tensor, hook: Any, _do: _Hook = hook) -> Tensor:  # noqa: ARG001 - the name is TransformerLens's
-        return _do(x)
+@contextmanager
+def observed(
+    model: TransformerBridge,
+    readers: Sequence[tuple[str, Callable[[Tensor], None]]],
+    *,
+    twin: PreTrainedModel | None,
+) -> Iterator[None]:
+    """Show activations at named hook points to ``readers``, and change nothing."""
+
+    def passing(read: Callable[[Tensor], None]) -> Replace:
+        def call(x: Tensor) -> Tensor:
+            read(x)
+            return x
+
+        return call
+
+    require_hooks(model, [name for name, _ in readers])
+    with hooked(model, [(name, passing(read)) for name, read in readers], twin=twin):
+        yield
+
+
+def residual_hooks(n_blocks: int) -> list[str]:
+    """Hook points of the residual stream by layer: every block's input, then the last block's output."""
+    return [*(f"blocks.{layer}.hook_resid_pre" for layer in range(n_blocks)), residual_end(n_blocks)]
+
+
+def residual_end(n_blocks: int) -> str:
+    return f"blocks.{n_blocks - 1}.hook_resid_post"
+
+
+def _as_lens_hook(replace: Replace) -> Callable[..., Tensor]:
+    def call(x: Tensor, hook: Any) -> Tensor:  # noqa: ARG001 - the name is TransformerLens's
+        return replace(x)
 
     return call
 
@@ -181,23 +239,28 @@ def plain_module_path(model: TransformerBridge, hook: str) -> tuple[str, str] | 
 def _module_names(model: TransformerBridge) -> dict[int, str]:
     # Walked once a model: there are thousands of modules, and every edit asks for dozens.
     if "_mechsafety_module_names" not in model.__dict__:
-        names = {id(module): name for name, module in model.original_model.named_modules()}
+        names = {id(module): name for name, module in body_of(model).named_modules()}
         model.__dict__["_mechsafety_module_names"] = names
     return model.__dict__["_mechsafety_module_names"]
 
 
 def plain_twin(model: TransformerBridge, targets: Sequence[Target] = ()) -> PreTrainedModel | None:
     """The model's plain twin, if it has one and every target lies at the input or output of its modules."""
+    return plain_twin_at(model, [t.hook for t in targets])
+
+
+def plain_twin_at(model: TransformerBridge, hooks: Sequence[str]) -> PreTrainedModel | None:
+    """The same for hook points by name."""
     twin = generation_twin(model)
-    if twin is None or any(plain_module_path(model, t.hook) is None for t in targets):
+    if twin is None or any(plain_module_path(model, name) is None for name in hooks):
         return None
     return twin
 
 
-def _attach_plain(model: TransformerBridge, twin: PreTrainedModel, target: Target, hook: _Hook) -> Any:
-    place = plain_module_path(model, target.hook)
+def _attach_plain(model: TransformerBridge, twin: PreTrainedModel, name: str, hook: Replace) -> Any:
+    place = plain_module_path(model, name)
     if place is None:
-        raise MechsafetyError(f"hook point {target.hook} has no counterpart in the plain module tree")
+        raise MechsafetyError(f"hook point {name} has no counterpart in the plain module tree")
     path, side = place
     module = twin.get_submodule(path)
     if side == "out":
@@ -211,7 +274,7 @@ def _attach_plain(model: TransformerBridge, twin: PreTrainedModel, target: Targe
     return module.register_forward_pre_hook(before, with_kwargs=True)
 
 
-def _first_replaced(output: Any, hook: _Hook) -> Any:
+def _first_replaced(output: Any, hook: Replace) -> Any:
     if isinstance(output, tuple):
         return (hook(output[0]), *output[1:])
     return hook(output)

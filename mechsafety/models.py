@@ -144,18 +144,47 @@ def load_record(model: TransformerBridge) -> LoadRecord | None:
     return getattr(model, "load_record", None)
 
 
+def is_hooked_transformer(model: Any) -> bool:
+    """Whether ``model`` is a user's own ``HookedTransformer`` (transformer-lens before 4.0)."""
+    return any(kind.__name__ == "HookedTransformer" for kind in type(model).__mro__)
+
+
+def body_of(model: Any) -> Any:
+    """What is called for a forward pass: the bridge's Hugging Face module, or the HookedTransformer itself."""
+    return model if is_hooked_transformer(model) else model.original_model
+
+
+def architecture(model: Any) -> str:
+    """The name of the model's class, for messages."""
+    return type(body_of(model)).__name__
+
+
+def model_name(model: Any) -> str:
+    """The spec a model was loaded by, or what its own configuration calls it."""
+    record = load_record(model)
+    if record:
+        return record.spec
+    return str(getattr(model.cfg, "model_name", "") or architecture(model))
+
+
 def generation_twin(model: TransformerBridge) -> PreTrainedModel | None:
     """A plain Hugging Face module tree over the very same parameters, or None.
 
     It shares every tensor with the bridge, takes no memory, and generates faster because none of its
-    modules is wrapped. Made before booting, so only :func:`load_model`'s models have one.
+    modules is wrapped. Made before booting, so only :func:`load_model`'s models have one; and None while the
+    user has hooks on the bridge, which the twin would not feel.
     """
     twin = model.__dict__.get("_mechsafety_twin")
-    if twin is None:
+    if twin is None or _is_hooked(model):
         return None
     # Moving the bridge may leave the twin's tensors behind.
     devices = {tensor.device for tensor in (*twin.parameters(), *twin.buffers())}
     return twin if devices == {next(model.parameters()).device} else None
+
+
+def _is_hooked(model: Any) -> bool:
+    """Whether the user has hooks of their own on the bridge: the twin would not feel them."""
+    return any(point.fwd_hooks or point.bwd_hooks for point in model.hook_dict.values())
 
 
 def _locate(spec: _Spec) -> tuple[str, str]:

@@ -12,9 +12,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechsafety.errors import MechsafetyError
-from mechsafety.forward import after_prefix, hf_forward, mask_after, prefix_cache, shared_prefix
+from mechsafety.forward import Prefix, forward, mask_after, run_prefix, shared_prefix
 from mechsafety.hooking import plain_twin
 from mechsafety.interventions import Edit, edited
+from mechsafety.models import body_of, is_hooked_transformer
 from mechsafety.progress import bar
 from mechsafety.tokens import TokenBatch, batches, device_of
 
@@ -42,25 +43,32 @@ def option_log_probs(
     if not contexts or not options or any(not o for o in options) or any(len(c) < 1 for c in contexts):
         raise MechsafetyError("scoring needs contexts and options, none of them empty")
     twin = plain_twin(model, edit.targets(model.cfg.n_layers) if edit is not None else [])
-    module: Any = twin if twin is not None else model.original_model
+    module: Any = twin if twin is not None else body_of(model)
+    _require_cache(model)
     prefix = shared_prefix(contexts) if share_prefix else []
     out = torch.empty(len(contexts), len(options), dtype=torch.float64)
     hooks = edited(model, edit, twin=twin) if edit is not None else nullcontext()
     with torch.inference_mode(), hooks, bar(label, total=len(contexts), unit="item") as progress:
-        stored = prefix_cache(module, prefix, device_of(model))
+        stored = run_prefix(module, prefix, device_of(model))
         rests = [list(c[len(prefix) :]) for c in contexts]
         for batch in batches(model, rests, batch_size=batch_size):
-            out[list(batch.rows)] = _score(module, batch, options, stored, len(prefix)).cpu()
+            out[list(batch.rows)] = _score(module, batch, options, stored).cpu()
             progress.update(len(batch.rows))
     return out
 
 
+def _require_cache(model: Any) -> None:
+    if is_hooked_transformer(model):
+        raise MechsafetyError("a HookedTransformer cannot judge: load the judging model with load_model()")
+
+
 def _score(
-    module: Any, batch: TokenBatch, options: Sequence[Sequence[int]], cache: Any, shared: int
+    module: Any, batch: TokenBatch, options: Sequence[Sequence[int]], before: Prefix
 ) -> Float[Tensor, "row option"]:
     rows = len(batch.ids)
+    shared = before.n_tokens
     mask = mask_after(batch, shared)
-    first = after_prefix(module, batch, cache, shared, use_cache=True)
+    first = forward(module, batch, logits=1, before=before, keep_cache=True)
     start = torch.log_softmax(first.logits[:, -1].double(), dim=-1)
     scores = torch.stack([start[:, option[0]] for option in options], dim=1)
     for column, option in enumerate(options):
@@ -92,14 +100,14 @@ def answer_nll(
 
     Under the unedited model: text that it finds very unlikely is a sign of damage.
     """
-    module: Any = plain_twin(model) or model.original_model
+    module: Any = plain_twin(model) or body_of(model)
     full = [[*c, *a] for c, a in zip(contexts, answers, strict=True)]
     out: list[float | None] = [None] * len(full)
     longest = max((len(a) for a in answers), default=0)
     if not longest:
         return out
     for batch in batches(model, full, batch_size=batch_size):
-        logits = hf_forward(module, batch, keep_logits=longest + 1).logits
+        logits = forward(module, batch, logits=longest + 1).logits
         for place, row in enumerate(batch.rows):
             if n := len(answers[row]):
                 predicted = torch.log_softmax(logits[place, -n - 1 : -1].float(), dim=-1)

@@ -30,6 +30,7 @@ from mechsafety.judges.verdict import Judge, Response
 from mechsafety.models import load_model, load_record
 from mechsafety.prompts import PromptSet
 from mechsafety.recipes import Recipe, recipe
+from mechsafety.refusal_scores import RefusalTokens, openings_of
 from mechsafety.runs import RunFolder, open_run
 from mechsafety.scoring import answer_nll
 from mechsafety.selection import Selection, candidate, nearest, select
@@ -37,7 +38,7 @@ from mechsafety.selfjudge import Exchange, self_judge, summarise
 from mechsafety.statistics import ARMS, agreement, paired_tests, refusal_rates
 from mechsafety.study_config import StudyConfig
 from mechsafety.study_prompts import study_prompts
-from mechsafety.sweeps import RefusalTokens, openings_of, sweep
+from mechsafety.sweeps import sweep
 from mechsafety.tokens import post_instruction_tokens, tokenize_prompts
 
 if TYPE_CHECKING:

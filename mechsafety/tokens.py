@@ -106,7 +106,7 @@ def pad_token(model: TransformerBridge) -> int:
 
 
 def device_of(model: TransformerBridge) -> torch.device:
-    return next(model.original_model.parameters()).device
+    return next(model.parameters()).device
 
 
 def last_columns(mask: Int[Tensor, "row token"]) -> Int[Tensor, " row"]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mechsafety.errors import MechsafetyError
 from mechsafety.hooking import Target, attach
+from mechsafety.models import architecture
 from mechsafety.projection import project_out
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def _compare(model: TransformerBridge, hooked: Float[Tensor, "row vocabulary"]) 
     allowed = _TOLERANCE.get(next(model.original_model.parameters()).dtype, 1e-3)
     if not apart <= allowed:
         raise MechsafetyError(
-            f"the weight edit is not the hook edit on {type(model.original_model).__name__}: logits lie "
+            f"the weight edit is not the hook edit on {architecture(model)}: logits lie "
             f"{apart:.2g} of their spread apart (allowed {allowed:g}); use edited()"
         )
 
@@ -99,7 +100,7 @@ def _replace_embedding(
     tables: list[nn.Module] = [getattr(model, owner).original_component]
     original = getattr(tables[0], "weight", None)
     if not isinstance(original, nn.Parameter):
-        raise MechsafetyError(f"{type(model.original_model).__name__}: no embedding table at {owner!r}")
+        raise MechsafetyError(f"{architecture(model)}: no embedding table at {owner!r}")
     twin: Any = model.__dict__.get("_mechsafety_twin")
     if twin is not None:
         tables += [m for m in twin.modules() if isinstance(m, nn.Embedding) and m.weight is original]
@@ -119,7 +120,7 @@ def _output_map(model: TransformerBridge, layer: int, writer: str) -> nn.Module:
     found: Any = getattr(part, "original_component", None)
     if not isinstance(getattr(found, "weight", None), Tensor):
         raise MechsafetyError(
-            f"block {layer} of {type(model.original_model).__name__} has no single linear map that writes "
+            f"block {layer} of {architecture(model)} has no single linear map that writes "
             f"{writer}: the edit cannot be written into its weights; use edited()"
         )
     return found

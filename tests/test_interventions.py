@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mechsafety.errors import MechsafetyError
-from mechsafety.forward import hf_forward
+from mechsafety.forward import forward
 from mechsafety.interventions import Ablate, Add, Orthogonalise, baked, digest, edited
 from mechsafety.models import generation_twin
 from mechsafety.projection import orthonormal, project_out
@@ -30,7 +30,7 @@ def padded() -> TokenBatch:
 
 
 def logits(model: Any, batch: TokenBatch) -> Tensor:
-    return hf_forward(model.original_model, batch, keep_logits=1).logits[:, -1].float()
+    return forward(model.original_model, batch, logits=1).logits[:, -1].float()
 
 
 def cached_logits(model: Any, batch: TokenBatch, first: int) -> Tensor:
@@ -93,7 +93,7 @@ def test_twin_and_bridge_compute_the_same_under_hooks(tiny: Callable[..., Any], 
     with edited(model, edit):
         on_bridge = logits(model, batch)
     with edited(model, edit, twin=twin):
-        on_twin = hf_forward(twin, batch, keep_logits=1).logits[:, -1].float()
+        on_twin = forward(twin, batch, logits=1).logits[:, -1].float()
         untouched = logits(model, batch)
     torch.testing.assert_close(on_bridge, on_twin, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(untouched, logits(model, batch))

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mechsafety import adapters, gguf_models, hardware, models
 from mechsafety.errors import MechsafetyError
-from mechsafety.forward import hf_forward
+from mechsafety.forward import forward
 from mechsafety.models import (
     PACKAGED,
     PLAIN_TEMPLATE,
@@ -224,7 +224,7 @@ def test_left_padding_changes_no_last_logits(tiny: Tiny, architecture: str) -> N
         singly = torch.cat([model(torch.tensor([s]))[:, -1] for s in SEQUENCES])
         unmasked = model(batch.ids, attention_mask=torch.ones_like(batch.ids))[:, -1]
     torch.testing.assert_close(together, singly, rtol=1e-4, atol=1e-4)
-    plain = hf_forward(model.original_model, batch, keep_logits=1).logits[:, -1].float()
+    plain = forward(model.original_model, batch, logits=1).logits[:, -1].float()
     torch.testing.assert_close(plain, singly, rtol=1e-4, atol=1e-4)
     # The control: padding that is not masked does change them.
     assert (unmasked - singly)[1:].abs().max() > 0.05

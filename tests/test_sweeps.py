@@ -11,16 +11,15 @@ import torch
 from mechsafety.activations import residual_stream
 from mechsafety.directions import Directions, find_directions
 from mechsafety.errors import MechsafetyError
-from mechsafety.sweeps import (
+from mechsafety.refusal_scores import (
     RefusalTokens,
     derive_refusal_tokens,
     kl_divergence,
     named_refusal_tokens,
     openings_of,
     refusal_scores,
-    separation,
-    sweep,
 )
+from mechsafety.sweeps import separation, sweep
 from tests.prompt_sets import small_prompts
 from tests.reference.plain_sweep import kl, plain_llama_scores, refusal_score
 
