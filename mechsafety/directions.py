@@ -1,4 +1,4 @@
-"""Refusal directions from residual-stream caches: mean difference and principal components."""
+"""Refusal directions from residual-stream caches, with what says how far to trust them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
@@ -15,14 +15,10 @@ from torch import Tensor
 
 from mechsafety.activations import ResidualCache
 from mechsafety.errors import MechsafetyError
+from mechsafety.estimators import CENTRINGS, METHODS, Centring, Estimate, Method, estimate
 
 if TYPE_CHECKING:
     import pandas as pd
-
-Method = Literal["mean_difference", "pca"]
-Centring = Literal["pooled", "per_class"]
-METHODS: tuple[Method, ...] = get_args(Method)
-CENTRINGS: tuple[Centring, ...] = get_args(Centring)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +27,7 @@ class Direction:
 
     ``vector`` has the length it was found with (the mean difference's own norm), ``unit`` length 1. It
     points from harmless to harmful. ``threshold`` is the middle of the two class means on ``unit``.
+    ``covector`` is what an oblique eraser (LEACE) reads in place of the vector; None elsewhere.
     """
 
     vector: Float[Tensor, " d_model"]
@@ -38,6 +35,7 @@ class Direction:
     position: int
     method: Method
     threshold: float = 0.0
+    covector: Float[Tensor, " d_model"] | None = None
 
     @property
     def norm(self) -> float:
@@ -65,7 +63,8 @@ class Directions:
     ``vectors`` is [position, layer, d_model] in float32; a zero vector means that harmful and harmless
     prompts do not differ there. ``thresholds`` and ``gaps`` are the middle of, and the distance between, the
     class means on the unit direction. ``stability`` is the mean cosine between each direction and those of
-    bootstrap resamples, ``split_half`` the cosine between the two random halves' directions.
+    bootstrap resamples, ``split_half`` the cosine between the two random halves' directions; both are
+    about ``covectors`` where the method has them (LEACE, whose vectors are the mean difference).
     """
 
     vectors: Float[Tensor, "position layer d_model"]
@@ -81,6 +80,7 @@ class Directions:
     n_harmful: int
     n_harmless: int
     seed: int
+    covectors: Float[Tensor, "position layer d_model"] | None = None
 
     @property
     def n_layers(self) -> int:
@@ -103,7 +103,14 @@ class Directions:
             position=position,
             method=self.method,
             threshold=float(self.thresholds[row, layer]),
+            covector=None if self.covectors is None else self.covectors[row, layer],
         )
+
+    def steering(self, *, layer: int, position: int = -1) -> Float[Tensor, " d_model"]:
+        """What induces refusal when added: the vector, made as long as the class gap where it has unit norm."""
+        row = self.positions.index(position)
+        vector = self.vectors[row, layer]
+        return vector if self.method in ("mean_difference", "leace") else vector * self.gaps[row, layer]
 
     def save(self, path: Path) -> None:
         """Write safetensors; the record travels in the file's metadata."""
@@ -136,7 +143,7 @@ def save_directions(several: Sequence[Directions], path: Path) -> None:
     tensors: dict[str, Tensor] = {}
     records: dict[str, dict[str, object]] = {}
     for number, found in enumerate(several):
-        for name in _TENSORS:
+        for name in (*_TENSORS, *(() if found.covectors is None else ("covectors",))):
             tensors[f"{number}.{name}"] = getattr(found, name).contiguous()
         records[str(number)] = {
             "positions": list(found.positions),
@@ -160,9 +167,13 @@ def load_directions(path: Path) -> dict[str, Directions]:
     try:
         with safe_open(path, framework="pt") as stored:
             records = json.loads((stored.metadata() or {})["mechsafety"])
+            held = set(stored.keys())
             found = [
                 Directions(
                     **{name: stored.get_tensor(f"{number}.{name}") for name in _TENSORS},
+                    covectors=stored.get_tensor(f"{number}.covectors")
+                    if f"{number}.covectors" in held
+                    else None,
                     **{**record, "positions": tuple(record["positions"])},
                 )
                 for number, record in records.items()
@@ -180,12 +191,12 @@ def find_directions(
     seed: int = 0,
     resamples: int = 50,
 ) -> Directions:
-    """A harmful-minus-harmless direction at every cached (position, layer).
+    """A harmful-minus-harmless direction at every cached (position, layer); :func:`estimators.estimate`
+    says what each method computes.
 
-    ``mean_difference``: v = mean(harmful) - mean(harmless), unnormalised (Arditi et al. 2024, eq. 1).
-    ``pca``: first principal component (unit norm), sign fixed so that harmful projects higher; centred
-    at one mean (``pooled``) or at each class's own (``per_class``), which then carries the variance
-    within classes, not their difference (the two readings of arXiv 2510.02768, section 3).
+    ``resamples`` bootstrap resamples of the prompts give the stability (5 at the most for methods that solve
+    or fit something at every layer). Raises :class:`MechsafetyError` for an unknown method, fewer than two
+    prompts of a class, and one class only.
     """
     if method not in METHODS:
         raise MechsafetyError(f"method {method!r} is not one of {', '.join(METHODS)}")
@@ -197,16 +208,17 @@ def find_directions(
             f"{len(harmful)} harmful and {len(harmless)} harmless prompts are too few: 2 of each at least"
         )
 
-    def find(a: Tensor, b: Tensor) -> Float[Tensor, "position layer d_model"]:
-        return a.mean(0) - b.mean(0) if method == "mean_difference" else _first_component(a, b, centring)
+    def find(a: Tensor, b: Tensor) -> Estimate:
+        return estimate(method, a, b, centring=centring)
 
-    vectors = _nothing_to_zero(find(harmful, harmless), harmful, harmless)
+    found = find(harmful, harmless)
+    vectors = _nothing_to_zero(found.vectors, harmful, harmless)
     generator = torch.Generator().manual_seed(seed)
-    # A principal component costs an eigenvalue problem a layer: a few resamples must do.
     rounds = resamples if method == "mean_difference" else min(resamples, 5)
     stability = torch.zeros(vectors.shape[:2], dtype=torch.float64)
     for _ in range(rounds):
-        stability += cosine(find(_resample(harmful, generator), _resample(harmless, generator)), vectors)
+        again = find(_resample(harmful, generator), _resample(harmless, generator))
+        stability += cosine(again.read, found.read)
     (a1, a2), (b1, b2) = _halves(harmful, generator), _halves(harmless, generator)
     unit = torch.nn.functional.normalize(vectors, dim=-1)
     middle = (harmful.mean(0) + harmless.mean(0)) / 2
@@ -215,7 +227,7 @@ def find_directions(
         thresholds=(middle * unit).sum(-1).float(),
         gaps=((harmful.mean(0) - harmless.mean(0)) * unit).sum(-1).float(),
         stability=(stability / max(rounds, 1)).float(),
-        split_half=cosine(find(a1, b1), find(a2, b2)).float(),
+        split_half=cosine(find(a1, b1).read, find(a2, b2).read).float(),
         positions=cache.positions,
         method=method,
         centring=centring if method == "pca" else None,
@@ -224,7 +236,14 @@ def find_directions(
         n_harmful=len(harmful),
         n_harmless=len(harmless),
         seed=seed,
+        covectors=None if found.covectors is None else _like(found.covectors, vectors).float(),
     )
+
+
+def _like(covectors: Tensor, vectors: Tensor) -> Tensor:
+    """Scaled so that each reads its own vector as 1; zero where the vector is."""
+    read = (covectors * vectors).sum(-1, keepdim=True)
+    return torch.where(read.abs() > 0, covectors / torch.where(read == 0, 1.0, read), 0.0)
 
 
 def _nothing_to_zero(vectors: Tensor, harmful: Tensor, harmless: Tensor) -> Tensor:
@@ -232,27 +251,6 @@ def _nothing_to_zero(vectors: Tensor, harmful: Tensor, harmless: Tensor) -> Tens
     scale = torch.cat([harmful, harmless]).norm(dim=-1).mean(0)
     gap = (harmful.mean(0) - harmless.mean(0)).norm(dim=-1)
     return torch.where((gap > 1e-6 * scale)[..., None], vectors, torch.zeros_like(vectors))
-
-
-def _first_component(
-    harmful: Float[Tensor, "a position layer d_model"],
-    harmless: Float[Tensor, "b position layer d_model"],
-    centring: Centring,
-) -> Float[Tensor, "position layer d_model"]:
-    if centring == "pooled":
-        both = torch.cat([harmful, harmless])
-        centred = both - both.mean(0)
-    else:
-        centred = torch.cat([harmful - harmful.mean(0), harmless - harmless.mean(0)])
-    stacked = centred.permute(1, 2, 0, 3)
-    # The smaller Gram matrix gives the same component: X^T u / sigma.
-    gram = stacked @ stacked.transpose(-1, -2)
-    _, vectors = torch.linalg.eigh(gram)
-    component = torch.nn.functional.normalize(
-        (stacked.transpose(-1, -2) @ vectors[..., -1:]).squeeze(-1), dim=-1
-    )
-    sign = torch.where(((harmful.mean(0) - harmless.mean(0)) * component).sum(-1) < 0, -1.0, 1.0)
-    return component * sign[..., None]
 
 
 def cosine(a: Float[Tensor, "*batch d"], b: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch"]:

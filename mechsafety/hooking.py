@@ -230,17 +230,20 @@ def _as_lens_hook(replace: Replace) -> Callable[..., Tensor]:
 
 def plain_module_path(model: TransformerBridge, hook: str) -> tuple[str, str] | None:
     """The Hugging Face module whose ``in`` or ``out`` a hook point sees, or None."""
-    path, _, end = _module_names(model).get(id(model.hook_dict.get(hook)), "").rpartition(".")
+    path, _, end = _module_names(model).get(hook, "").rpartition(".")
     if end not in ("hook_in", "hook_out"):
         return None
     return path.replace("._original_component", ""), end.removeprefix("hook_")
 
 
-def _module_names(model: TransformerBridge) -> dict[int, str]:
-    # Walked once a model: there are thousands of modules, and every edit asks for dozens.
+def _module_names(model: TransformerBridge) -> dict[str, str]:
+    """The module path that each hook point, aliases included, is another name for."""
+    # Walked once a model: there are thousands of modules, the bridge builds its hook_dict anew at every
+    # look, and every edit asks for dozens.
     if "_mechsafety_module_names" not in model.__dict__:
         names = {id(module): name for name, module in body_of(model).named_modules()}
-        model.__dict__["_mechsafety_module_names"] = names
+        paths = {name: names.get(id(point), "") for name, point in model.hook_dict.items()}
+        model.__dict__["_mechsafety_module_names"] = paths
     return model.__dict__["_mechsafety_module_names"]
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechsafety.errors import MechsafetyError
@@ -48,8 +48,22 @@ def kl_divergence(
     base: Float[Tensor, "row vocabulary"], other: Float[Tensor, "row vocabulary"]
 ) -> Float[Tensor, " row"]:
     """KL(base || other) in nats, in float64 with epsilon 1e-6 inside the logarithms."""
-    p, q = torch.softmax(base.double(), dim=-1), torch.softmax(other.double(), dim=-1)
-    return (p * (torch.log(p + _KL_EPSILON) - torch.log(q + _KL_EPSILON))).sum(-1)
+    return DivergenceFrom(base)(torch.arange(len(base)), other)
+
+
+class DivergenceFrom:
+    """:func:`kl_divergence` from base logits that many others are compared with: their part is worked out once."""
+
+    def __init__(self, base: Float[Tensor, "row vocabulary"]) -> None:
+        self.p = torch.softmax(base.double(), dim=-1)
+        self.own = (self.p * torch.log(self.p + _KL_EPSILON)).sum(-1)
+
+    def __call__(
+        self, rows: Int[Tensor, " other"], other: Float[Tensor, "other vocabulary"]
+    ) -> Float[Tensor, " other"]:
+        """KL of each base row named by ``rows`` from the logits beside it."""
+        q = torch.softmax(other.double(), dim=-1)
+        return self.own[rows] - (self.p[rows] * torch.log_(q.add_(_KL_EPSILON))).sum(-1)
 
 
 def derive_refusal_tokens(

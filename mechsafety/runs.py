@@ -6,6 +6,7 @@ at any moment leaves whole files; the work between two parts is all that can be 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -115,6 +116,40 @@ class RunFolder:
         target = self.path / name
         _atomically(target, save)
         return target
+
+
+class Journal:
+    """Finished pieces of long work, appended line by line: what a killed run had finished is still there.
+
+    One process writes at a time (:func:`open_run` sees to it). A line that was cut short is passed over and
+    its piece done again.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._found: dict[str, Any] = {}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        whole = path.read_bytes() if path.is_file() else b""
+        end = whole.rfind(b"\n") + 1
+        if end < len(whole):
+            with path.open("rb+") as stream:
+                stream.truncate(end)
+        for line in whole[:end].splitlines():
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                entry = json.loads(line)
+                self._found[entry["key"]] = entry["value"]
+
+    def get(self, key: str) -> Any:
+        """What was put under ``key``, or None."""
+        return self._found.get(key)
+
+    def put(self, key: str, value: Any) -> None:
+        """Append ``value`` and see it to the disk."""
+        with self.path.open("ab") as stream:
+            stream.write(json.dumps({"key": key, "value": value}, allow_nan=False).encode() + b"\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+        self._found[key] = value
 
 
 @contextmanager

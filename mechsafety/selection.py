@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Float
 
 from mechsafety.errors import MechsafetyError
 
@@ -53,8 +57,9 @@ class Selection:
 def select(table: pd.DataFrame, *, n_layers: int, rule: str = "auto") -> Selection:
     """Pick the lowest bypass among the candidates that pass every filter (Arditi et al. 2024, appendix C).
 
-    Dropped, in this order: NaN scores, layer >= int(0.8 n_layers), KL above the bound, induce below 0.
-    ``auto`` also asks bypass < 0 and induce > 0, and widens the bound until one is left.
+    Dropped, in this order: NaN scores, layer >= int(0.8 n_layers), KL above the bound, induce below 0; the
+    rest is ``kept``. ``auto`` picks among those with bypass < 0 and induce > 0, and widens the bound until
+    there is one.
 
     Raises :class:`MechsafetyError` when nothing is left, with the counts and the nearest candidate.
     """
@@ -67,15 +72,58 @@ def select(table: pd.DataFrame, *, n_layers: int, rule: str = "auto") -> Selecti
         )
     if rule not in RULES:
         raise MechsafetyError(f"rule {rule!r} is not one of {', '.join(RULES)}")
+    more: dict[str, int] = {}
     dropped: dict[str, int] = {}
     for bound in RULES[rule]:
-        kept, dropped = _filter(table, n_layers=n_layers, kl_bound=bound, strict=rule == "auto")
-        if not kept.empty:
-            best = kept.sort_values(["bypass", "kl", "layer", "position"]).iloc[0]
+        kept, dropped = _filter(table, n_layers=n_layers, kl_bound=bound)
+        eligible, more = _dropping(kept, _STRICTER if rule == "auto" else {})
+        if not eligible.empty:
+            best = eligible.sort_values(["bypass", "kl", "layer", "position"]).iloc[0]
             return _selection(
                 best, rule=rule, kl_bound=bound, kept=len(kept), total=len(table), dropped=dropped
             )
-    raise MechsafetyError(_nothing_left(table, n_layers=n_layers, rule=rule, dropped=dropped))
+    raise MechsafetyError(_nothing_left(table, n_layers=n_layers, rule=rule, dropped=dropped | more))
+
+
+def selection_stability(
+    table: pd.DataFrame,
+    *,
+    bypass: Float[np.ndarray, "candidate harmful"],
+    induce: Float[np.ndarray, "candidate harmless"],
+    kl: Float[np.ndarray, "candidate harmless"],
+    n_layers: int,
+    rule: str,
+    resamples: int,
+    seed: int,
+) -> pd.DataFrame:
+    """How often ``rule`` picks each candidate when the prompts of each class are drawn again.
+
+    Every resample draws harmful and harmless prompts with replacement, averages their scores and selects.
+    Columns position, layer, share, commonest first; a row with position and layer <NA> is the share of
+    resamples in which no candidate passed.
+    """
+    import pandas as pd
+
+    generator = np.random.default_rng(seed)
+    counts: dict[tuple[int, int] | None, int] = {}
+    for _ in range(resamples):
+        a = generator.integers(bypass.shape[1], size=bypass.shape[1])
+        b = generator.integers(kl.shape[1], size=kl.shape[1])
+        drawn = table.assign(bypass=bypass[:, a].mean(1), induce=induce[:, b].mean(1), kl=kl[:, b].mean(1))
+        try:
+            found = select(drawn, n_layers=n_layers, rule=rule)
+            place = (found.position, found.layer)
+        except MechsafetyError:
+            place = None
+        counts[place] = counts.get(place, 0) + 1
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0] or (0, 0)))
+    return pd.DataFrame(
+        {
+            "position": pd.array([p[0] if p else None for p, _ in ordered], dtype="Int64"),
+            "layer": pd.array([p[1] if p else None for p, _ in ordered], dtype="Int64"),
+            "share": [n / resamples for _, n in ordered],
+        }
+    )
 
 
 def candidate(table: pd.DataFrame, *, layer: int, position: int) -> Selection:
@@ -121,24 +169,32 @@ def _selection(
     )
 
 
-def _filter(
-    table: pd.DataFrame, *, n_layers: int, kl_bound: float, strict: bool
-) -> tuple[pd.DataFrame, dict[str, int]]:
-    filters = {
+Filter = Callable[["pd.DataFrame"], "pd.Series"]
+_STRICTER: dict[str, Filter] = {
+    "induce not above 0": lambda t: t["induce"] > 0,
+    "bypass not below 0": lambda t: t["bypass"] < 0,
+}
+
+
+def _filter(table: pd.DataFrame, *, n_layers: int, kl_bound: float) -> tuple[pd.DataFrame, dict[str, int]]:
+    last = int(_LAST_FIFTH * n_layers)
+    filters: dict[str, Filter] = {
         "NaN": lambda t: t[["bypass", "induce", "kl"]].notna().all(axis=1),
-        f"layer >= {int(_LAST_FIFTH * n_layers)}": lambda t: t["layer"] < int(_LAST_FIFTH * n_layers),
+        f"layer >= {last}": lambda t: t["layer"] < last,
         f"KL > {kl_bound:g}": lambda t: t["kl"] <= kl_bound,
-        "induce below 0": lambda t: t["induce"] > 0 if strict else t["induce"] >= 0,
+        "induce below 0": lambda t: t["induce"] >= 0,
     }
-    if strict:
-        filters["bypass not below 0"] = lambda t: t["bypass"] < 0
+    return _dropping(table, filters)
+
+
+def _dropping(table: pd.DataFrame, filters: Mapping[str, Filter]) -> tuple[pd.DataFrame, dict[str, int]]:
+    """What passes every filter, and how many each dropped."""
     dropped: dict[str, int] = {}
-    kept = table
     for name, keep in filters.items():
-        passed = kept[keep(kept)]
-        dropped[name] = len(kept) - len(passed)
-        kept = passed
-    return kept, dropped
+        passed = table[keep(table)]
+        dropped[name] = len(table) - len(passed)
+        table = passed
+    return table, dropped
 
 
 def _nothing_left(table: pd.DataFrame, *, n_layers: int, rule: str, dropped: dict[str, int]) -> str:

@@ -39,7 +39,7 @@ from mechsafety.statistics import ARMS, agreement, paired_tests, refusal_rates
 from mechsafety.study_config import StudyConfig
 from mechsafety.study_prompts import study_prompts
 from mechsafety.sweeps import sweep
-from mechsafety.tokens import post_instruction_tokens, tokenize_prompts
+from mechsafety.tokens import post_instruction_positions, tokenize_prompts
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -166,7 +166,7 @@ class _Study:
         chosen = self.recipe()
         positions: tuple[int, ...] = (-1,)
         if chosen.positions == "post_instruction":
-            positions = tuple(range(-len(post_instruction_tokens(model)), 0))
+            positions = post_instruction_positions(model)
         cache = residual_stream(model, self.anchors.fit, positions=positions)
         found = find_directions(cache, method=chosen.method, centring=chosen.centring, seed=self.config.seed)
         target = self.run.part_path("directions", spec, suffix="safetensors")

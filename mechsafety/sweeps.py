@@ -7,25 +7,34 @@ projected out everywhere; ``induce`` that of harmless prompts with the direction
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from mechsafety.activations import residual_stream
+from mechsafety.candidates import (
+    BatchedScorer,
+    Candidate,
+    CandidateScores,
+    Validation,
+    candidates_of,
+    has_fast_path,
+    score_plain,
+)
 from mechsafety.directions import Direction, Directions
 from mechsafety.errors import MechsafetyError
 from mechsafety.forward import all_last_logits
 from mechsafety.hooking import plain_twin
-from mechsafety.interventions import Ablate, Add, Edit, edited
 from mechsafety.models import body_of, load_record
 from mechsafety.progress import bar
 from mechsafety.prompts import Prompt, PromptSet
-from mechsafety.refusal_scores import RefusalTokens, derive_refusal_tokens, kl_divergence, refusal_scores
-from mechsafety.selection import Selection, select
+from mechsafety.refusal_scores import RefusalTokens, derive_refusal_tokens, refusal_scores
+from mechsafety.runs import Journal
+from mechsafety.selection import Selection, select, selection_stability
 from mechsafety.tokens import tokenize_prompts
 
 if TYPE_CHECKING:
@@ -34,13 +43,15 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 SCORE_COLUMNS = ("position", "layer", "norm", "stability", "split_half", "auroc", "bypass", "induce", "kl")
+_ROWS_A_CHUNK = 256  # of candidate x prompt: enough that batches hold prompts of like length
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
     """The table of scores, and what it was measured against.
 
-    ``base_harmful`` and ``base_harmless`` are the unedited model's mean refusal scores.
+    ``base_harmful`` and ``base_harmless`` are the unedited model's mean refusal scores. ``scores`` holds the
+    score of every prompt under every candidate, in the order of the table's rows.
     """
 
     table: pd.DataFrame
@@ -51,6 +62,7 @@ class Sweep:
     n_harmful: int
     n_harmless: int
     n_layers: int
+    scores: tuple[CandidateScores, ...]
 
     def select(self, *, rule: str = "auto") -> Selection:
         """The selected candidate and what every filter dropped; see :func:`selection.select`."""
@@ -60,6 +72,22 @@ class Sweep:
         """The selected direction."""
         chosen = self.select(rule=rule)
         return self.directions.at(layer=chosen.layer, position=chosen.position)
+
+    def stability(self, *, seed: int, rule: str = "auto", resamples: int = 200) -> pd.DataFrame:
+        """How often the rule picks each candidate when the prompts are drawn again, with replacement.
+
+        Columns position, layer, share; the row with no layer is the share in which nothing passed.
+        """
+        return selection_stability(
+            self.table,
+            bypass=torch.stack([s.bypass for s in self.scores]).numpy(),
+            induce=torch.stack([s.induce for s in self.scores]).numpy(),
+            kl=torch.stack([s.kl for s in self.scores]).numpy(),
+            n_layers=self.n_layers,
+            rule=rule,
+            resamples=resamples,
+            seed=seed,
+        )
 
     @property
     def model_name(self) -> str:
@@ -91,18 +119,24 @@ def sweep(
     refusal_tokens: RefusalTokens | None = None,
     layers: Sequence[int] | None = None,
     batch_size: int = 64,
+    path: Literal["fast", "plain"] = "fast",
+    journal: Journal | None = None,
 ) -> Sweep:
     """Score every direction on ``prompts`` (the validation split: harmful and harmless).
 
     Prompts that the unedited model treats against their label (harmful with score <= 0, harmless with
     score >= 0) are left out where at least 8 of a label remain, as in the source. Zero vectors score NaN.
-    Raises :class:`MechsafetyError` when the directions were found on another model.
+    ``path="plain"`` runs one candidate at a time and gives the same numbers. ``journal`` keeps every finished
+    candidate; those it holds already are not run again.
+
+    Raises :class:`MechsafetyError` when the directions were found on another model, for one class only, no
+    prompts, and a layer that does not exist.
     """
     import pandas as pd
 
     _check_same_model(model, directions)
-    if not len(prompts.harmful) or not len(prompts.harmless):
-        raise MechsafetyError("a sweep needs harmful and harmless prompts")
+    _check_prompts(prompts)
+    chosen = _checked_layers(layers, directions.n_layers)
     harmful, base_harmful = _first_pass(model, prompts.harmful, batch_size)
     harmless, base_harmless = _first_pass(model, prompts.harmless, batch_size)
     tokens = refusal_tokens or derive_refusal_tokens(
@@ -110,37 +144,40 @@ def sweep(
     )
     keep_a = _as_labelled(refusal_scores(base_harmful, tokens.ids) > 0)
     keep_b = _as_labelled(refusal_scores(base_harmless, tokens.ids) < 0)
-    scored = _Scored(
-        model=model,
+    validation = Validation(
         harmful=[harmful[i] for i in keep_a],
         harmless=[harmless[i] for i in keep_b],
         base_harmless=base_harmless[keep_b],
-        tokens=tokens.ids,
+        refusal_ids=tokens.ids,
         batch_size=batch_size,
     )
     cache = residual_stream(model, prompts, positions=directions.positions, batch_size=batch_size)
-    chosen = tuple(range(directions.n_layers)) if layers is None else tuple(layers)
-    rows = []
-    with bar("layer sweep", total=len(chosen) * len(directions.positions), unit="candidate") as progress:
-        for row, position in enumerate(directions.positions):
-            for layer in chosen:
-                auroc = separation(
-                    cache.select("harmful")[:, row, layer],
-                    cache.select("harmless")[:, row, layer],
-                    directions.vectors[row, layer],
-                )
-                rows.append(
-                    {
-                        "position": position,
-                        "layer": layer,
-                        "norm": float(directions.vectors[row, layer].norm()),
-                        "stability": float(directions.stability[row, layer]),
-                        "split_half": float(directions.split_half[row, layer]),
-                        "auroc": auroc,
-                        **scored.candidate(directions, row=row, layer=layer),
-                    }
-                )
-                progress.update(1)
+    candidates = candidates_of(directions, chosen)
+    scored = _score_all(model, validation, candidates, fast=path == "fast", journal=journal)
+    rows: list[dict[str, Any]] = []
+    kept: list[CandidateScores] = []
+    for row, position in enumerate(directions.positions):
+        for layer in chosen:
+            one = scored.get((position, layer)) or _no_scores(len(keep_a), len(keep_b))
+            read = directions.vectors if directions.covectors is None else directions.covectors
+            kept.append(one)
+            rows.append(
+                {
+                    "position": position,
+                    "layer": layer,
+                    "norm": float(directions.vectors[row, layer].norm()),
+                    "stability": float(directions.stability[row, layer]),
+                    "split_half": float(directions.split_half[row, layer]),
+                    "auroc": separation(
+                        cache.select("harmful")[:, row, layer],
+                        cache.select("harmless")[:, row, layer],
+                        read[row, layer],
+                    ),
+                    "bypass": float(one.bypass.mean()),
+                    "induce": float(one.induce.mean()),
+                    "kl": float(one.kl.mean()),
+                }
+            )
     return Sweep(
         table=pd.DataFrame(rows, columns=list(SCORE_COLUMNS)),
         directions=directions,
@@ -150,7 +187,104 @@ def sweep(
         n_harmful=len(keep_a),
         n_harmless=len(keep_b),
         n_layers=model.cfg.n_layers,
+        scores=tuple(kept),
     )
+
+
+Place = tuple[int, int]
+
+
+def _score_all(
+    model: TransformerBridge,
+    validation: Validation,
+    candidates: Mapping[Place, Candidate],
+    *,
+    fast: bool,
+    journal: Journal | None,
+) -> dict[Place, CandidateScores]:
+    """Scores by (position, layer): from the journal where it has them, else run and written there."""
+    done = {place: _from_journal(journal, place) for place in candidates}
+    scored = {place: scores for place, scores in done.items() if scores is not None}
+    todo = {place: c for place, c in candidates.items() if place not in scored}
+    batched = fast and has_fast_path(model)
+    with bar("layer sweep", total=len(candidates), unit="candidate") as progress:
+        progress.update(len(scored))
+        scorer = BatchedScorer(model, validation) if batched and todo else None
+        n_prompts = len(validation.harmful) + len(validation.harmless)
+        for chunk in _chunks(todo, least=max(1, _ROWS_A_CHUNK // n_prompts) if scorer else 1):
+            some = [todo[place] for place in chunk]
+            found = scorer.score(some) if scorer else [score_plain(model, validation, one) for one in some]
+            for place, scores in zip(chunk, found, strict=True):
+                scored[place] = scores
+                _to_journal(journal, place, scores)
+            progress.update(len(chunk))
+    return scored
+
+
+def _chunks(todo: Mapping[Place, Candidate], *, least: int) -> Iterator[list[Place]]:
+    """Places in chunks of ``least`` or more that never part the positions of a layer."""
+    chunk: list[Place] = []
+    for place, one in todo.items():
+        if len(chunk) >= least and todo[chunk[-1]].layer != one.layer:
+            yield chunk
+            chunk = []
+        chunk.append(place)
+    if chunk:
+        yield chunk
+
+
+def _from_journal(journal: Journal | None, place: Place) -> CandidateScores | None:
+    stored = journal.get(_key(place)) if journal is not None else None
+    if stored is None:
+        return None
+    parts = {
+        name: torch.tensor([float("nan") if v is None else v for v in stored[name]], dtype=torch.float64)
+        for name in ("bypass", "induce", "kl")
+    }
+    return CandidateScores(**parts)
+
+
+def _to_journal(journal: Journal | None, place: Place, scores: CandidateScores) -> None:
+    if journal is not None:
+        # JSON has no NaN.
+        parts = {
+            name: [None if v != v else v for v in getattr(scores, name).tolist()]
+            for name in ("bypass", "induce", "kl")
+        }
+        journal.put(_key(place), parts)
+
+
+def _key(place: Place) -> str:
+    return f"{place[0]},{place[1]}"
+
+
+def _no_scores(n_harmful: int, n_harmless: int) -> CandidateScores:
+    def nothing(n: int) -> Tensor:
+        return torch.full((n,), float("nan"), dtype=torch.float64)
+
+    return CandidateScores(bypass=nothing(n_harmful), induce=nothing(n_harmless), kl=nothing(n_harmless))
+
+
+def _check_prompts(prompts: PromptSet) -> None:
+    if not len(prompts):
+        raise MechsafetyError(
+            "no validation prompts: a sweep needs held-out ones, in a split 'validation' of the prompt set"
+        )
+    for label in ("harmful", "harmless"):
+        if not len(prompts.where(label=label)):
+            raise MechsafetyError(
+                f"a sweep needs harmful and harmless prompts; among these {len(prompts)} none is {label}"
+            )
+
+
+def _checked_layers(layers: Sequence[int] | None, n: int) -> tuple[int, ...]:
+    chosen = tuple(range(n)) if layers is None else tuple(dict.fromkeys(layers))
+    wrong = [layer for layer in chosen if not 0 <= layer < n]
+    if wrong or not chosen:
+        raise MechsafetyError(
+            f"layers {', '.join(map(str, wrong)) or '(none)'} do not exist: this model's are 0 to {n - 1}"
+        )
+    return chosen
 
 
 def separation(
@@ -166,47 +300,6 @@ def separation(
     scores = torch.cat([harmful, harmless]) @ vector
     truth = [1] * len(harmful) + [0] * len(harmless)
     return float(roc_auc_score(truth, scores.numpy()))
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Scored:
-    """The validation prompts, ready to be scored under one candidate after the other."""
-
-    model: TransformerBridge
-    harmful: list[list[int]]
-    harmless: list[list[int]]
-    base_harmless: Float[Tensor, "row vocabulary"]
-    tokens: tuple[int, ...]
-    batch_size: int
-
-    def candidate(self, directions: Directions, *, row: int, layer: int) -> dict[str, float]:
-        vector = directions.vectors[row, layer]
-        if not float(vector.norm()):
-            return {"bypass": float("nan"), "induce": float("nan"), "kl": float("nan")}
-        # One pass serves bypass and KL: both are the same projection.
-        both = self._logits(self.harmful + self.harmless, Ablate(vector))
-        n = len(self.harmful)
-        induce = float("nan")
-        if layer < self.model.cfg.n_layers:
-            added = self._logits(self.harmless, Add(_steering(directions, row, layer), layer=layer))
-            induce = float(refusal_scores(added, self.tokens).mean())
-        return {
-            "bypass": float(refusal_scores(both[:n], self.tokens).mean()),
-            "induce": induce,
-            "kl": float(kl_divergence(self.base_harmless, both[n:]).mean()),
-        }
-
-    def _logits(self, sequences: list[list[int]], edit: Edit) -> Float[Tensor, "row vocabulary"]:
-        twin = plain_twin(self.model, edit.targets(self.model.cfg.n_layers))
-        module = twin if twin is not None else body_of(self.model)
-        with edited(self.model, edit, twin=twin):
-            return all_last_logits(self.model, module, sequences, batch_size=self.batch_size)
-
-
-def _steering(directions: Directions, row: int, layer: int) -> Tensor:
-    """The vector ``induce`` adds: the mean difference itself, or a component as long as the class gap."""
-    vector = directions.vectors[row, layer]
-    return vector if directions.method == "mean_difference" else vector * directions.gaps[row, layer]
 
 
 def _first_pass(

@@ -70,6 +70,17 @@ def post_instruction_tokens(model: TransformerBridge) -> list[int]:
     return common[::-1]
 
 
+def post_instruction_positions(model: TransformerBridge) -> tuple[int, ...]:
+    """The places of :func:`post_instruction_tokens` as offsets from the end: (-5, ..., -1), say."""
+    n = len(post_instruction_tokens(model))
+    if not n:
+        raise MechsafetyError(
+            "this model's chat template puts no token after the user's text, so there is no post-instruction "
+            "position: take the last prompt token alone (--positions last), or another --template"
+        )
+    return tuple(range(-n, 0))
+
+
 def plan_batches(lengths: Sequence[int], *, batch_size: int) -> list[list[int]]:
     """Row numbers in batches of like length, longest first (so that memory runs out at once or never)."""
     order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))

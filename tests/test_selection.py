@@ -85,7 +85,7 @@ def test_recorded_table_auto_widens_to_layer_22() -> None:
 def test_auto_asks_for_bypass_below_and_induce_above_nought() -> None:
     at_nought = table((1, 0.5, 1.0, 0.05), (2, -1.0, 0.0, 0.05))
     assert select(at_nought, n_layers=10, rule="arditi").layer == 2
-    assert "1 by induce below 0, 1 by bypass not below 0" in error_of(at_nought, rule="auto")
+    assert "1 by induce not above 0, 1 by bypass not below 0" in error_of(at_nought, rule="auto")
 
 
 def test_auto_takes_the_smallest_bound_not_the_lowest_bypass() -> None:

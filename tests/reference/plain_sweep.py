@@ -38,9 +38,18 @@ def kl(base: Tensor, other: Tensor) -> float:
 
 
 def plain_llama_scores(
-    model: Any, harmful: list[str], harmless: list[str], vector: Tensor, layer: int, tokens: tuple[int, ...]
+    model: Any,
+    harmful: list[str],
+    harmless: list[str],
+    vector: Tensor,
+    layer: int,
+    tokens: tuple[int, ...],
+    covector: Tensor | None = None,
 ) -> dict[str, float]:
-    """bypass, induce and KL of one candidate on a Hugging Face Llama, by hooks written out by hand."""
+    """bypass, induce and KL of one candidate on a Hugging Face Llama, by hooks written out by hand.
+
+    ``covector`` reads what is removed along ``vector`` (an oblique projection).
+    """
     plain = model.__dict__["_mechsafety_twin"]
     unit = vector / vector.norm()
 
@@ -49,6 +58,8 @@ def plain_llama_scores(
             return plain(input_ids=torch.tensor([tokenize_prompts(model, [text])[0]])).logits[0, -1]
 
     def remove(x: Tensor) -> Tensor:
+        if covector is not None:
+            return x - (x @ covector)[..., None] * vector / (covector @ vector)
         return x - (x @ unit)[..., None] * unit
 
     def add(x: Tensor) -> Tensor:
