@@ -20,12 +20,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mechsafety.bodies import body_under
 from mechsafety.directions import Direction, Directions
 from mechsafety.errors import MechsafetyError
 from mechsafety.forward import NOTHING, Prefix, all_last_logits, forward, run_prefix, shared_prefix
-from mechsafety.hooking import hooked, observed, plain_module_path, plain_twin, plain_twin_at, residual_hooks
-from mechsafety.interventions import EVERYWHERE, Ablate, Add, Edit, edited
-from mechsafety.models import body_of
+from mechsafety.hooking import hooked, observed, plain_module_path, plain_twin_at, residual_hooks
+from mechsafety.interventions import EVERYWHERE, Ablate, Add, Edit
 from mechsafety.refusal_scores import DivergenceFrom, kl_divergence, refusal_scores
 from mechsafety.tokens import TokenBatch, device_of, pad_left, pad_token, plan_batches
 
@@ -94,9 +94,7 @@ def score_plain(model: TransformerBridge, prompts: Validation, candidate: Candid
     """One candidate through edited(): the reference, and the way of models without a plain twin."""
 
     def logits(sequences: list[list[int]], edit: Edit) -> Float[Tensor, "prompt vocabulary"]:
-        twin = plain_twin(model, edit.targets(model.cfg.n_layers))
-        body = twin if twin is not None else body_of(model)
-        with edited(model, edit, twin=twin):
+        with body_under(model, edit) as body:
             return all_last_logits(model, body, sequences, batch_size=prompts.batch_size)
 
     # One pass serves bypass and KL: both are the same projection.

@@ -65,6 +65,21 @@ def estimate(
     return Estimate(vectors=_probe(harmful, harmless))
 
 
+def refusal_subspace(
+    harmful: Float[Tensor, "a d_model"], harmless: Float[Tensor, "b d_model"], *, k: int
+) -> Float[Tensor, "k d_model"]:
+    """Orthonormal rows: the mean difference, then where the harmful prompts spread most once it is out.
+
+    The second row on are the leading principal components of the harmful activations, centred and with the
+    mean difference projected out: what a model represents of a harmful request beyond that it is one.
+    """
+    first = torch.nn.functional.normalize(harmful.mean(0) - harmless.mean(0), dim=0).double()
+    centred = (harmful - harmful.mean(0)).double()
+    centred = centred - (centred @ first)[:, None] * first
+    _, _, rest = torch.linalg.svd(centred, full_matrices=False)
+    return torch.cat([first[None], rest[: k - 1]])
+
+
 def _first_component(
     harmful: Float[Tensor, "a position layer d_model"],
     harmless: Float[Tensor, "b position layer d_model"],

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mechsafety.bodies import body_under
 from mechsafety.errors import MechsafetyError
 from mechsafety.forward import Prefix, forward, mask_after, run_prefix, shared_prefix
-from mechsafety.hooking import plain_twin
-from mechsafety.interventions import Edit, edited
-from mechsafety.models import body_of, is_hooked_transformer
+from mechsafety.interventions import Edit
+from mechsafety.models import is_hooked_transformer
 from mechsafety.progress import bar
 from mechsafety.tokens import TokenBatch, batches, device_of
 
@@ -42,13 +41,14 @@ def option_log_probs(
     """
     if not contexts or not options or any(not o for o in options) or any(len(c) < 1 for c in contexts):
         raise MechsafetyError("scoring needs contexts and options, none of them empty")
-    twin = plain_twin(model, edit.targets(model.cfg.n_layers) if edit is not None else [])
-    module: Any = twin if twin is not None else body_of(model)
     _require_cache(model)
     prefix = shared_prefix(contexts) if share_prefix else []
     out = torch.empty(len(contexts), len(options), dtype=torch.float64)
-    hooks = edited(model, edit, twin=twin) if edit is not None else nullcontext()
-    with torch.inference_mode(), hooks, bar(label, total=len(contexts), unit="item") as progress:
+    with (
+        torch.inference_mode(),
+        body_under(model, edit) as module,
+        bar(label, total=len(contexts), unit="item") as progress,
+    ):
         stored = run_prefix(module, prefix, device_of(model))
         rests = [list(c[len(prefix) :]) for c in contexts]
         for batch in batches(model, rests, batch_size=batch_size):
@@ -94,23 +94,25 @@ def answer_nll(
     contexts: Sequence[Sequence[int]],
     answers: Sequence[Sequence[int]],
     *,
+    edit: Edit | None = None,
     batch_size: int = DEFAULT_BATCH,
 ) -> list[float | None]:
     """Mean negative log-likelihood per answer token after its context, in nats; None for an empty answer.
 
-    Under the unedited model: text that it finds very unlikely is a sign of damage.
+    Under the unedited model text that it finds very unlikely is a sign of damage; under an edit the unedited
+    model's own answers are.
     """
-    module: Any = plain_twin(model) or body_of(model)
     full = [[*c, *a] for c, a in zip(contexts, answers, strict=True)]
     out: list[float | None] = [None] * len(full)
     longest = max((len(a) for a in answers), default=0)
     if not longest:
         return out
-    for batch in batches(model, full, batch_size=batch_size):
-        logits = forward(module, batch, logits=longest + 1).logits
-        for place, row in enumerate(batch.rows):
-            if n := len(answers[row]):
-                predicted = torch.log_softmax(logits[place, -n - 1 : -1].float(), dim=-1)
-                target = batch.ids[place, -n:, None]
-                out[row] = -float(predicted.gather(-1, target).mean())
+    with body_under(model, edit) as body:
+        for batch in batches(model, full, batch_size=batch_size):
+            logits = forward(body, batch, logits=longest + 1).logits
+            for place, row in enumerate(batch.rows):
+                if n := len(answers[row]):
+                    predicted = torch.log_softmax(logits[place, -n - 1 : -1].float(), dim=-1)
+                    target = batch.ids[place, -n:, None]
+                    out[row] = -float(predicted.gather(-1, target).mean())
     return out

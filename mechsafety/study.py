@@ -28,9 +28,9 @@ from mechsafety.interventions import Edit, digest
 from mechsafety.judges.registry import judge_responses, load_judge
 from mechsafety.judges.verdict import Judge, Response
 from mechsafety.models import load_model, load_record
+from mechsafety.openings import own_refusal_tokens
 from mechsafety.prompts import PromptSet
 from mechsafety.recipes import Recipe, recipe
-from mechsafety.refusal_scores import RefusalTokens, openings_of
 from mechsafety.runs import RunFolder, open_run
 from mechsafety.scoring import answer_nll
 from mechsafety.selection import Selection, candidate, nearest, select
@@ -44,7 +44,6 @@ from mechsafety.tokens import post_instruction_positions, tokenize_prompts
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-_REFUSAL_TOKENS = 24  # of an answer: enough for the judge to see a refusal
 Say = Callable[[str], None]
 
 
@@ -177,7 +176,8 @@ class _Study:
 
     def _sweep(self, spec: str) -> None:
         model, directions, chosen = self.model(spec), self.directions(spec), self.recipe()
-        tokens = self._refusal_tokens(model)
+        # None where it hardly refuses: the sweep then goes by its logits.
+        tokens = own_refusal_tokens(model, self.anchors.validation, seed=self.config.seed)
         swept = sweep(model, directions, self.anchors.validation, refusal_tokens=tokens)
         selection, note = self._select(swept.table, model.cfg.n_layers, chosen)
         direction = directions.at(layer=selection.layer, position=selection.position)
@@ -200,19 +200,6 @@ class _Study:
             "edit": {"description": edit.describe(), "sha256": digest(edit)},
         }
         self.run.write_json_part(facts, "selection", spec)
-
-    def _refusal_tokens(self, model: TransformerBridge) -> RefusalTokens | None:
-        """How the model's own refusals of harmful validation prompts begin; None when it hardly refuses."""
-        harmful = self.anchors.validation.harmful
-        done = generate(
-            model, harmful, max_new_tokens=_REFUSAL_TOKENS, seed=self.config.seed, label="openings"
-        )
-        responses = [Response(id=c.id, prompt=c.prompt, text=c.text) for c in done]
-        refused = {v.id for v in judge_responses(responses, ["rules"]) if v.label == "refusal"}
-        return openings_of(
-            [c.tokens for c in done if c.id in refused],
-            decode=lambda token: str(model.tokenizer.decode([token])),
-        )
 
     def _select(self, table: pd.DataFrame, n_layers: int, chosen: Recipe) -> tuple[Selection, str]:
         """The candidate a recipe fixes or selects, with a sentence that says how."""

@@ -1,0 +1,246 @@
+"""Dose curves: where removal ends and damage begins.
+
+Refusal, degenerate text, KL and perplexity together, against how much of a direction is removed (alpha), how
+many directions are, and in which layers, each with a random control of the same size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mechsafety.bodies import body_under
+from mechsafety.directions import Direction
+from mechsafety.errors import MechsafetyError
+from mechsafety.forward import all_last_logits
+from mechsafety.generation import generate
+from mechsafety.interventions import Ablate, Edit
+from mechsafety.judges.registry import judge_responses
+from mechsafety.judges.verdict import Response
+from mechsafety.progress import bar
+from mechsafety.prompts import PromptSet
+from mechsafety.refusal_scores import kl_divergence
+from mechsafety.runs import Journal
+from mechsafety.scoring import answer_nll
+from mechsafety.statistics import wilson
+from mechsafety.tokens import tokenize_prompts
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from transformer_lens.model_bridge import TransformerBridge
+
+Family = Literal["alpha", "directions", "layers"]
+FAMILIES: tuple[Family, ...] = get_args(Family)
+ALPHAS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
+RANKS = (1, 2, 4, 8)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dose:
+    """One point of a curve. ``amount`` orders the points of a family; ``control`` is a random direction's."""
+
+    family: Family
+    name: str
+    amount: float
+    edit: Edit | None
+    control: bool
+
+    @property
+    def key(self) -> str:
+        return f"{self.family}|{self.name}|{'control' if self.control else 'refusal'}"
+
+
+def layer_sets(n_layers: int, selected: int) -> dict[str, tuple[int, ...]]:
+    """The sets of edited layers that the curves compare, by name."""
+    third = [round(n_layers * k / 3) for k in range(4)]
+    near = range(max(0, selected - 2), min(n_layers, selected + 3))
+    sets = {
+        "first third": range(third[0], third[1]),
+        "middle third": range(third[1], third[2]),
+        "last third": range(third[2], third[3]),
+        "selected ± 2": near,
+        "selected on": range(min(selected, n_layers - 1), n_layers),
+        "all": range(n_layers),
+    }
+    return {name: tuple(layers) for name, layers in sets.items() if len(layers)}
+
+
+def plan_doses(
+    direction: Direction,
+    basis: Float[Tensor, "k d_model"],
+    n_layers: int,
+    *,
+    families: Sequence[Family] = FAMILIES,
+    alphas: Sequence[float] = ALPHAS,
+    ranks: Sequence[int] = RANKS,
+    seed: int,
+) -> list[Dose]:
+    """The unedited model first, then every dose with its random control.
+
+    ``basis`` spans the subspace whose first row is the direction (:func:`estimators.refusal_subspace`); the
+    control draws as many directions from a normal distribution.
+    """
+    unknown = [family for family in families if family not in FAMILIES]
+    if unknown or not families:
+        raise MechsafetyError(
+            f"dose family {', '.join(unknown) or '(none)'} is not one of {', '.join(FAMILIES)}"
+        )
+    if any(not math.isfinite(a) or a < 0 for a in alphas):
+        raise MechsafetyError(f"alphas {list(alphas)}: finite numbers from 0 on (0 keeps all, 1 removes all)")
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(basis.shape, generator=generator)
+    sources: dict[bool, tuple[Any, Tensor]] = {False: (direction, basis), True: (noise[0], noise)}
+    doses = [Dose(family=f, name="unedited", amount=0.0, edit=None, control=False) for f in families]
+    for control, (one, several) in sources.items():
+        if "alpha" in families:
+            doses += [
+                Dose(family="alpha", name=f"{a:g}", amount=a, edit=Ablate(one, alpha=a), control=control)
+                for a in alphas
+                if a
+            ]
+        if "directions" in families:
+            doses += [
+                Dose(
+                    family="directions",
+                    name=str(k),
+                    amount=float(k),
+                    edit=Ablate(several[:k]),
+                    control=control,
+                )
+                for k in ranks
+                if 0 < k <= len(basis)
+            ]
+        if "layers" in families:
+            doses += [
+                Dose(
+                    family="layers",
+                    name=name,
+                    amount=float(number),
+                    edit=Ablate(one, layers=layers),
+                    control=control,
+                )
+                for number, (name, layers) in enumerate(
+                    layer_sets(n_layers, direction.layer).items(), start=1
+                )
+            ]
+    return doses
+
+
+def dose_curves(
+    model: TransformerBridge,
+    doses: Sequence[Dose],
+    prompts: PromptSet,
+    *,
+    max_new_tokens: int = 32,
+    seed: int,
+    journal: Journal | None = None,
+) -> pd.DataFrame:
+    """Measure every dose on held-out ``prompts``, a row a dose.
+
+    Columns: family, dose, amount, control; for harmful prompts ``n``, ``refused`` and its Wilson interval
+    (``low``, ``high``), ``degenerate`` (shares, by the judge ``rules``); for harmless prompts ``n_harmless``,
+    ``harmless_refused``, ``harmless_degenerate``; ``kl``, the mean divergence of the next token after harmless
+    prompts, in nats; ``perplexity`` of the unedited model's own answers to harmless prompts under the edit.
+
+    ``journal`` keeps finished doses. Raises :class:`MechsafetyError` for one class only or no prompts.
+    """
+    import pandas as pd
+
+    for label in ("harmful", "harmless"):
+        if not len(prompts.where(label=label)):
+            raise MechsafetyError(f"dose curves need harmful and harmless prompts; here none is {label}")
+    bench = _Bench(model=model, prompts=prompts, max_new_tokens=max_new_tokens, seed=seed, journal=journal)
+    rows = []
+    measured: dict[str, dict[str, float]] = {}
+    with bar("dose curves", total=len(doses), unit="dose") as progress:
+        for dose in doses:
+            # The unedited model stands at the start of every family and is measured once.
+            key = dose.key if dose.edit is not None else "unedited"
+            stored = measured.get(key) or (journal.get(key) if journal is not None else None)
+            if stored is None:
+                stored = bench.measure(dose.edit)
+                if journal is not None:
+                    journal.put(key, stored)
+            measured[key] = stored
+            rows.append(
+                {"family": dose.family, "dose": dose.name, "amount": dose.amount, "control": dose.control}
+                | stored
+            )
+            progress.update(1)
+    return pd.DataFrame(rows)
+
+
+@dataclass(kw_only=True)
+class _Bench:
+    """The prompts, and what the unedited model says to them, made when first asked for."""
+
+    model: TransformerBridge
+    prompts: PromptSet
+    max_new_tokens: int
+    seed: int
+    journal: Journal | None
+
+    def __post_init__(self) -> None:
+        self._base: Tensor | None = None
+        self._answers: list[list[int]] | None = None
+        self.contexts = tokenize_prompts(self.model, [p.text for p in self.prompts.harmless])
+
+    def measure(self, edit: Edit | None) -> dict[str, float]:
+        verdicts = self._verdicts(edit)
+        harmful = [verdicts[p.id] for p in self.prompts.harmful]
+        harmless = [verdicts[p.id] for p in self.prompts.harmless]
+        refused = harmful.count("refusal")
+        interval = wilson(refused, len(harmful))
+        kl = kl_divergence(self.base_logits(), self._logits(edit)) if edit is not None else torch.zeros(1)
+        return {
+            "n": len(harmful),
+            "refused": refused / len(harmful),
+            "low": interval.low,
+            "high": interval.high,
+            "degenerate": harmful.count("degenerate") / len(harmful),
+            "n_harmless": len(harmless),
+            "harmless_refused": harmless.count("refusal") / len(harmless),
+            "harmless_degenerate": harmless.count("degenerate") / len(harmless),
+            "kl": float(kl.mean()),
+            "perplexity": self._perplexity(edit),
+        }
+
+    def _verdicts(self, edit: Edit | None) -> Mapping[str, str]:
+        done = generate(
+            self.model,
+            self.prompts,
+            edit=edit,
+            max_new_tokens=self.max_new_tokens,
+            seed=self.seed,
+            label="dose",
+        )
+        if edit is None:
+            self._answers = [list(c.tokens) for c in done if c.label == "harmless"]
+        responses = [Response(id=c.id, prompt=c.prompt, text=c.text) for c in done]
+        return {v.id: v.label for v in judge_responses(responses, ["rules"])}
+
+    def base_logits(self) -> Float[Tensor, "prompt vocabulary"]:
+        if self._base is None:
+            self._base = self._logits(None)
+        return self._base
+
+    def _logits(self, edit: Edit | None) -> Float[Tensor, "prompt vocabulary"]:
+        with body_under(self.model, edit) as body:
+            return all_last_logits(self.model, body, self.contexts, batch_size=64)
+
+    def _perplexity(self, edit: Edit | None) -> float:
+        if self._answers is None:
+            self._verdicts(None)
+        answers = self._answers or []
+        found = answer_nll(self.model, self.contexts, answers, edit=edit)
+        pairs = [(nll, len(a)) for nll, a in zip(found, answers, strict=True) if nll is not None]
+        total = sum(n for _, n in pairs)
+        mean = sum(nll * n for nll, n in pairs) / total if total else math.nan
+        # exp overflows where the edit has destroyed the model; the logarithm then says as much.
+        return math.exp(min(mean, 700.0)) if total else math.nan

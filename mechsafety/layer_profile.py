@@ -1,0 +1,149 @@
+"""Layer by layer on held-out prompts: where the direction separates, how steady it is, what it says.
+
+Tables only; the figures of the same names are in ``sweep_figures``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mechsafety.activations import ResidualCache
+from mechsafety.directions import Direction, Directions, cosine
+from mechsafety.errors import MechsafetyError
+from mechsafety.tokens import device_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from transformer_lens.model_bridge import TransformerBridge
+
+COMPONENTS = 5
+
+
+def layer_profile(
+    directions: Directions,
+    held_out: ResidualCache,
+    *,
+    position: int = -1,
+    selected: int | None = None,
+    seed: int,
+    resamples: int = 500,
+) -> pd.DataFrame:
+    """How the directions of one position do on prompts they were not found on, a row a layer.
+
+    Columns: layer; ``norm`` of the direction and ``relative_norm``, its share of the mean length of the stream;
+    ``auroc`` of the projection with a 95 % bootstrap interval over prompts (``auroc_low``, ``auroc_high``);
+    ``fisher``, (m1 - m0)^2 / (s1^2 + s0^2) of the projection; ``cosine_previous`` with the layer before;
+    ``cosine_selected`` with the direction of layer ``selected``; ``explained_1`` ... ``explained_5``, shares of
+    the held-out variance along the first principal components. A covector, where there is one, is what projects.
+
+    Raises :class:`MechsafetyError` when the cache is of another model or lacks the position.
+    """
+    import pandas as pd
+
+    _check(directions, held_out, position)
+    row = directions.positions.index(position)
+    vectors = directions.vectors[row]
+    read = vectors if directions.covectors is None else directions.covectors[row]
+    at = held_out.positions.index(position)
+    harmful, harmless = held_out.select("harmful")[:, at], held_out.select("harmless")[:, at]
+    generator = np.random.default_rng(seed)
+    rows: list[dict[str, float]] = []
+    for layer in range(directions.n_layers):
+        a, b = (x[:, layer].double() @ read[layer].double() for x in (harmful, harmless))
+        auroc, low, high = _auroc(a.numpy(), b.numpy(), generator, resamples)
+        spread = a.var() + b.var()
+        zero = float(vectors[layer].norm()) == 0.0
+        stream = torch.cat([harmful[:, layer], harmless[:, layer]])
+        rows.append(
+            {
+                "layer": layer,
+                "norm": float(vectors[layer].norm()),
+                "relative_norm": float(vectors[layer].norm() / stream.norm(dim=-1).mean()),
+                "auroc": float("nan") if zero else auroc,
+                "auroc_low": float("nan") if zero else low,
+                "auroc_high": float("nan") if zero else high,
+                "fisher": float("nan") if zero else float((a.mean() - b.mean()).square() / spread),
+                "cosine_previous": _cosine(vectors, layer, layer - 1 if layer else None),
+                "cosine_selected": _cosine(vectors, layer, selected),
+                **_explained(stream),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _check(directions: Directions, held_out: ResidualCache, position: int) -> None:
+    if directions.fingerprint != held_out.fingerprint or directions.n_layers != held_out.n_layers:
+        raise MechsafetyError(
+            f"the directions are of {directions.model!r}, the held-out cache of {held_out.model!r}: both must be "
+            "of one model"
+        )
+    if position not in directions.positions or position not in held_out.positions:
+        raise MechsafetyError(
+            f"position {position}: the directions have {list(directions.positions)}, the cache "
+            f"{list(held_out.positions)}"
+        )
+
+
+def _auroc(
+    a: Float[np.ndarray, " harmful"],
+    b: Float[np.ndarray, " harmless"],
+    generator: np.random.Generator,
+    resamples: int,
+) -> tuple[float, float, float]:
+    """The share of pairs in which the harmful one projects higher, ties half, with a bootstrap interval."""
+    wins = (a[:, None] > b[None]) + 0.5 * (a[:, None] == b[None])
+    # Drawing prompts again only counts them differently, so every resample is one product.
+    first = generator.multinomial(len(a), np.full(len(a), 1 / len(a)), size=resamples) / len(a)
+    second = generator.multinomial(len(b), np.full(len(b), 1 / len(b)), size=resamples) / len(b)
+    drawn = ((first @ wins) * second).sum(1)
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return float(wins.mean()), float(low), float(high)
+
+
+def _cosine(vectors: Float[Tensor, "layer d_model"], layer: int, other: int | None) -> float:
+    if other is None or not float(vectors[layer].norm()) or not float(vectors[other].norm()):
+        return float("nan")
+    return float(cosine(vectors[layer], vectors[other]))
+
+
+def _explained(x: Float[Tensor, "prompt d_model"]) -> dict[str, float]:
+    variance = torch.linalg.svdvals((x - x.mean(0)).double()).square()
+    total = float(variance.sum())
+    shares = [float(v) / total if total else float("nan") for v in variance[:COMPONENTS]]
+    shares += [float("nan")] * (COMPONENTS - len(shares))
+    return {f"explained_{k}": share for k, share in enumerate(shares, start=1)}
+
+
+def logit_lens(model: TransformerBridge, direction: Direction, *, k: int = 10) -> pd.DataFrame:
+    """The tokens that the direction promotes and suppresses when read by the final norm and unembedding.
+
+    Unembed(norm(u)) - Unembed(norm(0)) for the unit direction u: exact up to a positive factor for RMS and
+    layer norms, since what is subtracted is their bias. Columns rank, side (promoted, suppressed), token, logit
+    (in units of the spread of all tokens' logits).
+    """
+    import pandas as pd
+
+    lens: Any = model
+    weights = next(model.parameters())
+    rows = torch.stack([direction.unit, torch.zeros_like(direction.unit)])[None]
+    with torch.inference_mode():
+        read = lens.unembed(lens.ln_final(rows.to(device_of(model), weights.dtype)))[0].float().cpu()
+    logits = (read[0] - read[1]) / (read[0] - read[1]).std()
+    found = []
+    for side, sign in (("promoted", 1), ("suppressed", -1)):
+        top = (sign * logits).topk(min(k, len(logits)))
+        for rank, token in enumerate(top.indices.tolist(), start=1):
+            found.append(
+                {
+                    "rank": rank,
+                    "side": side,
+                    "token": str(model.tokenizer.decode([token])),
+                    "logit": float(logits[token]),
+                }
+            )
+    return pd.DataFrame(found)
