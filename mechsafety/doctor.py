@@ -13,8 +13,8 @@ from mechsafety.adapters import packaged_adapters
 from mechsafety.errors import MechsafetyError
 from mechsafety.gguf_models import packaged_gguf
 from mechsafety.hardware import dtype_name, free_bytes, native_bfloat16, resolve_device, resolve_dtype
+from mechsafety.pages import find_chromium
 from mechsafety.places import cache_folder
-from mechsafety.report import find_chromium
 from mechsafety.runs import versions
 
 

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from transformer_lens.model_bridge import TransformerBridge
 
+Measures = dict[str, float | int]
 Family = Literal["alpha", "directions", "layers"]
 FAMILIES: tuple[Family, ...] = get_args(Family)
 ALPHAS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
@@ -86,11 +87,6 @@ def plan_doses(
     ``basis`` spans the subspace whose first row is the direction (:func:`estimators.refusal_subspace`); the
     control draws as many directions from a normal distribution.
     """
-    unknown = [family for family in families if family not in FAMILIES]
-    if unknown or not families:
-        raise MechsafetyError(
-            f"dose family {', '.join(unknown) or '(none)'} is not one of {', '.join(FAMILIES)}"
-        )
     if any(not math.isfinite(a) or a < 0 for a in alphas):
         raise MechsafetyError(f"alphas {list(alphas)}: finite numbers from 0 on (0 keeps all, 1 removes all)")
     generator = torch.Generator().manual_seed(seed)
@@ -157,7 +153,7 @@ def dose_curves(
             raise MechsafetyError(f"dose curves need harmful and harmless prompts; here none is {label}")
     bench = _Bench(model=model, prompts=prompts, max_new_tokens=max_new_tokens, seed=seed, journal=journal)
     rows = []
-    measured: dict[str, dict[str, float]] = {}
+    measured: dict[str, Measures] = {}
     with bar("dose curves", total=len(doses), unit="dose") as progress:
         for dose in doses:
             # The unedited model stands at the start of every family and is measured once.
@@ -191,7 +187,7 @@ class _Bench:
         self._answers: list[list[int]] | None = None
         self.contexts = tokenize_prompts(self.model, [p.text for p in self.prompts.harmless])
 
-    def measure(self, edit: Edit | None) -> dict[str, float]:
+    def measure(self, edit: Edit | None) -> Measures:
         verdicts = self._verdicts(edit)
         harmful = [verdicts[p.id] for p in self.prompts.harmful]
         harmless = [verdicts[p.id] for p in self.prompts.harmless]

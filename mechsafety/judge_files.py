@@ -14,6 +14,7 @@ from mechsafety.judges.registry import judge_responses
 from mechsafety.judges.verdict import LABELS, Response
 from mechsafety.models import load_model
 from mechsafety.prompts import cell, read_rows
+from mechsafety.runs import neutralised
 
 OUTPUTS = (".csv", ".jsonl", ".parquet")
 
@@ -58,7 +59,7 @@ def judge_file(
     )
     if out is not None:
         if out.suffix.lower() == ".csv":
-            table.to_csv(out, index=False, lineterminator="\n")
+            neutralised(table).to_csv(out, index=False, lineterminator="\n")
         elif out.suffix.lower() == ".jsonl":
             table.to_json(out, orient="records", lines=True)
         else:

@@ -19,6 +19,7 @@ class HasVector(Protocol):
     def vector(self) -> Float[Tensor, " d_model"]: ...
 
 
+_AS_IT_IS = 5e-7  # the rounding of float32: what is orthonormal up to it is left alone
 VectorLike = Tensor | HasVector
 
 
@@ -33,6 +34,28 @@ def project_out(
     return (wide - alpha * (wide @ basis.T) @ basis).to(x.dtype)
 
 
+def oblique(
+    x: Float[Tensor, "*batch d_model"],
+    write: Float[Tensor, " d_model"],
+    read: Float[Tensor, " d_model"],
+    alpha: float,
+) -> Float[Tensor, "*batch d_model"]:
+    """x - alpha u (r . x) for r . u = 1: what r reads of x is taken away along u; in float32, like the above."""
+    wide = x.float()
+    return (wide - alpha * (wide @ read)[..., None] * write).to(x.dtype)
+
+
+def read_vector(write: Float[Tensor, " d_model"], covector: Tensor) -> Float[Tensor, " d_model"]:
+    """``covector`` scaled so that it reads ``write`` as 1; raises where it does not read it at all."""
+    wide = covector.detach().cpu().double()
+    along = float(wide @ write.double())
+    if abs(along - 1) < _AS_IT_IS:
+        return covector.detach().cpu().float()
+    if not abs(along) > 1e-9 * float(wide.norm()):
+        raise MechsafetyError("the covector does not read the direction: their product is nought")
+    return (wide / along).float()
+
+
 def orthonormal(direction: VectorLike) -> Float[Tensor, "k d_model"]:
     """Orthonormal rows spanning ``direction`` (a vector or [k, d_model]), in float32 on the CPU.
 
@@ -45,6 +68,8 @@ def orthonormal(direction: VectorLike) -> Float[Tensor, "k d_model"]:
         raise MechsafetyError(f"a direction is [d_model] or [k, d_model], got shape {list(rows.shape)}")
     if len(rows) > rows.shape[1]:
         raise MechsafetyError(f"{len(rows)} directions in a stream of {rows.shape[1]} are linearly dependent")
+    if float((rows @ rows.T - torch.eye(len(rows), dtype=rows.dtype)).abs().max()) < _AS_IT_IS:
+        return rows.float().contiguous()  # so that a stored basis comes back bit for bit
     q, r = torch.linalg.qr(rows.T)
     diagonal = r.diagonal()
     if bool((diagonal.abs() <= 1e-9 * rows.norm(dim=-1).max()).any()):

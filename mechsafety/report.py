@@ -1,28 +1,22 @@
-"""One self-contained HTML page of a study, and its figures as files."""
+"""One self-contained HTML page of a study."""
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-import jinja2
 import pandas as pd
 
 from mechsafety import figures as draw
-from mechsafety.errors import MechsafetyError
+from mechsafety.pages import plotly_script, rounded, template
 from mechsafety.plot_style import short_name
 from mechsafety.runs import RunFolder
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-FigureFormat = Literal["html", "png", "pdf", "svg"]
-FORMATS: tuple[FigureFormat, ...] = ("html", "png", "pdf", "svg")
 _SHOWN_RESPONSES = 100
 _SHOWN_CHARACTERS = 700
 _FIGURE_TITLES = {
@@ -49,60 +43,16 @@ def load_tables(run: RunFolder) -> dict[str, pd.DataFrame]:
     return tables
 
 
-def run_figures(run: RunFolder) -> dict[str, go.Figure]:
-    """Every figure of a finished run, by file name."""
+def study_run_figures(run: RunFolder) -> dict[str, go.Figure]:
+    """Every figure of a finished study, by file name."""
     return draw.study_figures(load_tables(run), run.manifest["systems"])
-
-
-def save_figures(run: RunFolder, *, form: FigureFormat, out: Path | None = None) -> list[Path]:
-    """Write every figure of ``run`` into ``out`` (default: the run's ``figures``).
-
-    HTML needs nothing; png, pdf and svg need a Chromium that kaleido can drive.
-    """
-    if form not in FORMATS:
-        raise MechsafetyError(f"figure format {form!r} is not one of {', '.join(FORMATS)}")
-    folder = out if out is not None else run.path / "figures"
-    if form != "html":
-        require_chromium()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise MechsafetyError(f"cannot make the folder {str(folder)!r}: {error.strerror}") from None
-    written = []
-    for name, figure in run_figures(run).items():
-        path = folder / f"{name}.{form}"
-        if form == "html":
-            figure.write_html(path, include_plotlyjs="directory", full_html=True)
-        else:
-            figure.write_image(path, scale=2 if form == "png" else 1)
-        written.append(path)
-    return written
-
-
-def find_chromium() -> str | None:
-    """The browser that draws static figures: ``$BROWSER_PATH``, or one on the PATH."""
-    named = os.environ.get("BROWSER_PATH")
-    if named:
-        return named if Path(named).exists() else None
-    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-    return next((path for name in names if (path := shutil.which(name))), None)
-
-
-def require_chromium() -> str:
-    found = find_chromium()
-    if found is None or importlib.util.find_spec("kaleido") is None:
-        raise MechsafetyError(
-            "png, pdf and svg figures need a Chromium or Chrome: apt-get install chromium (or set BROWSER_PATH); "
-            "--format html needs none"
-        )
-    return found
 
 
 def write_report(run: RunFolder) -> Path:
     """Write ``report.html``: one file, no network, every response escaped."""
     tables = load_tables(run)
     manifest = run.manifest
-    page = _template().render(
+    page = template("report.html").render(
         config=manifest["config"],
         systems=manifest["systems"],
         versions=manifest["versions"],
@@ -112,36 +62,11 @@ def write_report(run: RunFolder) -> Path:
         findings=_findings(tables, manifest),
         figures=_figure_blocks(tables, manifest["systems"]),
         exchanges=_exchanges(run, manifest),
-        selfjudge=_rounded(tables["selfjudge"]) if "selfjudge" in tables else None,
-        script=_plotly_script(),
+        selfjudge=rounded(tables["selfjudge"]) if "selfjudge" in tables else None,
+        script=plotly_script(),
         short=short_name,
     )
     return run.write_text("report.html", page)
-
-
-def _plotly_script() -> str:
-    from plotly.offline import get_plotlyjs
-
-    return get_plotlyjs()
-
-
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters["percent"] = lambda value: "–" if value != value else f"{value:.0%}"
-    return environment.get_template("report.html")
-
-
-def _rounded(table: pd.DataFrame) -> list[dict[str, Any]]:
-    return [
-        {k: ("–" if v != v else round(v, 3) if isinstance(v, float) else v) for k, v in row.items()}
-        for row in table.to_dict(orient="records")
-    ]
 
 
 def _rate_rows(rates: pd.DataFrame) -> list[dict[str, Any]]:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 MANIFEST = "manifest.json"
 _PARTS = "parts"
 _SCRATCH = ".writing-"
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _PACKAGES = (
     "mechsafety",
     "torch",
@@ -93,7 +94,8 @@ class RunFolder:
         """Write ``name`` (ending in .parquet or .csv) at the top of the run."""
         target = self.path / name
         if target.suffix == ".csv":
-            _atomically(target, lambda path: table.to_csv(path, index=False, lineterminator="\n"))
+            safe = neutralised(table)
+            _atomically(target, lambda path: safe.to_csv(path, index=False, lineterminator="\n"))
         else:
             _atomically(target, lambda path: table.to_parquet(path, index=False))
         return target
@@ -150,6 +152,19 @@ class Journal:
             stream.flush()
             os.fsync(stream.fileno())
         self._found[key] = value
+
+
+def neutralised(table: pd.DataFrame) -> pd.DataFrame:
+    """Text cells that a spreadsheet would run as a formula get an apostrophe before them, as OWASP advises.
+
+    Such cells begin with = + - @, a tab or a carriage return. Numbers are left alone.
+    """
+    changed = {}
+    for column in table.columns:
+        risky = table[column].map(lambda v: isinstance(v, str) and v.startswith(_FORMULA)).astype(bool)
+        if risky.any():
+            changed[column] = table[column].where(~risky, "'" + table[column].astype(str))
+    return table.assign(**changed) if changed else table
 
 
 @contextmanager

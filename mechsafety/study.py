@@ -7,7 +7,6 @@ every judge -> self-judgement. Each arrow ends in a part on disk; a part that is
 
 from __future__ import annotations
 
-import hashlib
 import json
 import resource
 import time
@@ -23,7 +22,7 @@ import pandas as pd
 from mechsafety.activations import residual_stream
 from mechsafety.directions import Directions, find_directions, principal_plane, save_directions
 from mechsafety.errors import MechsafetyError
-from mechsafety.generation import Completion, Completions, Sampling, generate, generation_plan
+from mechsafety.generation import Sampling
 from mechsafety.interventions import Edit, digest
 from mechsafety.judges.registry import judge_responses, load_judge
 from mechsafety.judges.verdict import Judge, Response
@@ -31,6 +30,7 @@ from mechsafety.models import load_model, load_record
 from mechsafety.openings import own_refusal_tokens
 from mechsafety.prompts import PromptSet
 from mechsafety.recipes import Recipe, recipe
+from mechsafety.resumable_generation import resumable_responses
 from mechsafety.runs import RunFolder, open_run
 from mechsafety.scoring import answer_nll
 from mechsafety.selection import Selection, candidate, nearest, select
@@ -240,56 +240,21 @@ class _Study:
     def _responses(self, spec: str, arm: str) -> None:
         """Generate what is missing of one arm, batch by batch, then join the batches."""
         model = self.model(spec)
-        plan = self._plan(spec, arm, model)
-        rows = {p.id: row for row, p in enumerate(self.report)}
-        todo = [batch for batch in plan if not self.run.has_part("batches", spec, arm, _batch_name(batch))]
-        started = time.perf_counter()
-        made = 0
-
-        def keep(finished: list[Completion]) -> None:
-            nonlocal made
-            made += sum(c.n_tokens for c in finished)
-            table = Completions(tuple(finished)).to_frame()
-            self.run.write_part(table, "batches", spec, arm, _batch_name([c.id for c in finished]))
-
-        def halve(batch: list[int], halves: list[list[int]]) -> None:
-            ids = [self.report[row].id for row in batch]
-            at = plan.index(ids)
-            plan[at : at + 1] = [[self.report[row].id for row in half] for half in halves]
-            self.run.write_json_part(plan, "plans", spec, arm)
-            self.say(f"out of memory: batches of {len(ids)} halved; the plan of the run says so")
-
-        if todo:
-            sampling = self.config.sampling
-            done = generate(
-                model,
-                self.report,
-                edit=self.edit(spec) if arm == "edited" else None,
-                max_new_tokens=self.config.max_new_tokens,
-                seed=self.config.seed,
-                sampling=Sampling(**sampling.model_dump()) if sampling else None,
-                plan=[[rows[i] for i in batch] for batch in todo],
-                on_batch=keep,
-                on_halving=halve,
-                label=f"{spec} {arm}",
-            )
-            seconds = time.perf_counter() - started
-            speed = {"tokens": made, "seconds": round(seconds, 2), "tokens_per_s": round(made / seconds, 1)}
-            if done.coverage is not None:
-                speed["coverage"] = done.coverage.summary()
-            self.run.write_json_part(speed, "speed", spec, arm)
-        parts = [self.run.read_part("batches", spec, arm, _batch_name(batch)) for batch in plan]
-        table = pd.concat(parts).set_index("id").loc[[p.id for p in self.report]].reset_index()
+        sampling = self.config.sampling
+        table = resumable_responses(
+            self.run,
+            model,
+            self.report,
+            key=(spec, arm),
+            edit=self.edit(spec) if arm == "edited" else None,
+            max_new_tokens=self.config.max_new_tokens,
+            seed=self.config.seed,
+            batch_size=self.config.batch_size,
+            sampling=Sampling(**sampling.model_dump()) if sampling else None,
+            say=self.say,
+        )
         table["nll"] = self._nll(model, table) if self.config.nll else float("nan")
         self.run.write_part(table.assign(system=spec, arm=arm), "responses", spec, arm)
-
-    def _plan(self, spec: str, arm: str, model: TransformerBridge) -> list[list[str]]:
-        """Batches of prompt ids: made once, kept in the run, and changed only by halving."""
-        if not self.run.has_part("plans", spec, arm, suffix="json"):
-            batches = generation_plan(model, self.report, batch_size=self.config.batch_size)
-            plan = [[self.report[row].id for row in batch] for batch in batches]
-            self.run.write_json_part(plan, "plans", spec, arm)
-        return self.run.read_json_part("plans", spec, arm)
 
     def _nll(self, model: TransformerBridge, table: pd.DataFrame) -> list[float]:
         contexts = tokenize_prompts(model, list(table["prompt"]))
@@ -396,7 +361,3 @@ _RESPONSE_COLUMNS = [
     "n_tokens",
     "nll",
 ]
-
-
-def _batch_name(ids: Sequence[str]) -> str:
-    return hashlib.sha256("\x1f".join(ids).encode()).hexdigest()[:16]

@@ -31,19 +31,29 @@ def write_weights(
     alpha: float,
     layers: Sequence[int],
     writers: Sequence[str],
-    probe: Callable[[int], list[Target]],
+    keep_norms: bool,
+    probe: Callable[[int], list[Target]] | None,
 ) -> Iterator[None]:
-    """W <- W - alpha B^T B W for the named writers; ``probe`` gives the same edit's hook targets."""
-    expected = _probe_logits(model, probe(model.cfg.n_layers))
+    """W <- W - alpha B^T B W for the named writers, each column at its old length where ``keep_norms``.
+
+    ``probe`` gives the same edit's hook targets, which the result is compared with; None where it has none.
+    """
+    expected = _probe_logits(model, probe(model.cfg.n_layers)) if probe is not None else None
+
+    def change(rows: Float[Tensor, "*input d_model"]) -> Float[Tensor, "*input d_model"]:
+        new = project_out(rows, basis.to(rows.device), alpha)
+        return _with_norms_of(rows, new) if keep_norms else new
+
     with _restored() as keep:
         if "embed" in writers:
             for owner in _embeddings(model):
-                _replace_embedding(model, owner, basis, alpha, keep)
+                _replace_embedding(model, owner, change, keep)
         for layer in layers:
             for writer in ("attn_out", "mlp_out"):
                 if writer in writers:
-                    _project_map(_output_map(model, layer, writer), basis, alpha, keep)
-        _compare(model, expected)
+                    _change_map(_output_map(model, layer, writer), change, keep)
+        if expected is not None:
+            _compare(model, expected)
         yield
 
 
@@ -92,8 +102,7 @@ def _embeddings(model: TransformerBridge) -> list[str]:
 def _replace_embedding(
     model: TransformerBridge,
     owner: str,
-    basis: Tensor,
-    alpha: float,
+    change: Callable[[Tensor], Tensor],
     keep: list[Callable[[], None]],
 ) -> None:
     """Give the embedding a projected table of its own; a tied unembedding keeps the old one."""
@@ -104,9 +113,7 @@ def _replace_embedding(
     twin: Any = model.__dict__.get("_mechsafety_twin")
     if twin is not None:
         tables += [m for m in twin.modules() if isinstance(m, nn.Embedding) and m.weight is original]
-    table = nn.Parameter(
-        project_out(original.detach(), basis.to(original.device), alpha), requires_grad=False
-    )
+    table = nn.Parameter(change(original.detach()), requires_grad=False)
     for module in tables:
         keep.append(lambda module=module: setattr(module, "weight", original))
         module.weight = table
@@ -126,7 +133,16 @@ def _output_map(model: TransformerBridge, layer: int, writer: str) -> nn.Module:
     return found
 
 
-def _project_map(module: nn.Module, basis: Tensor, alpha: float, keep: list[Callable[[], None]]) -> None:
+def _with_norms_of(old: Float[Tensor, "*input d_model"], new: Tensor) -> Float[Tensor, "*input d_model"]:
+    """``new`` stretched row by row to the lengths in ``old``; rows that became (nearly) zero are left."""
+    before, after = old.float().norm(dim=-1, keepdim=True), new.float().norm(dim=-1, keepdim=True)
+    scale = torch.where(after > 1e-3 * before, before / after.clamp(min=1e-30), torch.ones_like(after))
+    return (new.float() * scale).to(old.dtype)
+
+
+def _change_map(
+    module: nn.Module, change: Callable[[Tensor], Tensor], keep: list[Callable[[], None]]
+) -> None:
     # nn.Linear stores [d_out, d_in]; GPT-2's Conv1D stores [d_in, d_out].
     inputs_first = type(module).__name__ == "Conv1D"
     for name in ("weight", "bias"):
@@ -136,7 +152,7 @@ def _project_map(module: nn.Module, basis: Tensor, alpha: float, keep: list[Call
         saved = parameter.detach().clone()
         keep.append(lambda parameter=parameter, saved=saved: _assign(parameter, saved))
         rows = saved if inputs_first or saved.ndim == 1 else saved.T
-        new = project_out(rows, basis.to(rows.device), alpha)
+        new = change(rows)
         _assign(parameter, new if inputs_first or saved.ndim == 1 else new.T)
 
 

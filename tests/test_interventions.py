@@ -284,7 +284,7 @@ def test_bad_edits_say_what_is_wrong(make: Callable[[], Any], message: str) -> N
 
 def test_unknown_sites_and_positions_are_refused() -> None:
     # The tests' type checks speak first, so the constructor's own check is called by name.
-    from mechsafety.interventions import POSITIONS, SITES, _check
+    from mechsafety.edits import POSITIONS, SITES, _check
 
     with pytest.raises(MechsafetyError, match="resid_mid is not one of resid_pre"):
         _check(("resid_mid",), SITES, "site")

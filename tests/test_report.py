@@ -18,7 +18,9 @@ from mechsafety.figures import (
     refusal_heatmap,
     self_judgement,
 )
-from mechsafety.report import find_chromium, run_figures, save_figures, write_report
+from mechsafety.pages import find_chromium
+from mechsafety.report import write_report
+from mechsafety.run_pages import run_figures, save_figures
 from mechsafety.runs import read_run
 from tests.test_study import config, finished  # noqa: F401 - fixtures
 
@@ -122,17 +124,17 @@ def test_every_figure_has_a_title_axes_and_a_caption(run: Path) -> None:
 
 @pytest.mark.skipif(find_chromium() is None, reason="no Chromium on this machine; .ci/run installs one")
 def test_static_figures_are_pictures(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import mechsafety.report as report
+    import mechsafety.run_pages as run_pages
 
     one = dict(list(run_figures(read_run(run)).items())[:1])
-    monkeypatch.setattr(report, "run_figures", lambda _: one)
+    monkeypatch.setattr(run_pages, "run_figures", lambda _: one)
     for form, magic in (("png", b"\x89PNG"), ("svg", b"<svg"), ("pdf", b"%PDF")):
         (path,) = save_figures(read_run(run), form=form, out=tmp_path)  # type: ignore[arg-type]
         assert path.read_bytes().startswith(magic)
 
 
 def test_without_chromium_static_figures_say_what_to_do(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mechsafety.report.find_chromium", lambda: None)
+    monkeypatch.setattr("mechsafety.pages.find_chromium", lambda: None)
     with pytest.raises(MechsafetyError, match="apt-get install chromium"):
         save_figures(read_run(run), form="png")
 

@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
+import re
 import sys
 import warnings
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from mechsafety import __version__
 from mechsafety.errors import MechsafetyError
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 _ORDER = (
     "study",
@@ -105,3 +110,40 @@ template_option = click.option(
 def records(table: Any) -> list[dict[str, Any]]:
     """Rows as JSON objects; NaN becomes null."""
     return json.loads(table.to_json(orient="records"))
+
+
+def finite(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Facts as JSON can hold them: NaN and infinities become null."""
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in facts.items()
+    }
+
+
+def whole_numbers(text: str, option: str) -> tuple[int, ...]:
+    """``"3"``, ``"1,5,-2"``, ``"10-20"`` and mixtures of them as numbers, in the order given."""
+    found: list[int] = []
+    for part in text.split(","):
+        span = re.fullmatch(r"\s*(-?\d+)(?:-(\d+))?\s*", part)
+        if span is None:
+            raise MechsafetyError(f"{option} {text!r}: whole numbers and spans such as 3,10-20 are expected")
+        first, last = int(span[1]), int(span[2] or span[1])
+        if last < first or last - first > 100_000:
+            raise MechsafetyError(f"{option} {text!r}: the span {part.strip()!r} is empty or too long")
+        found += range(first, last + 1)
+    return tuple(dict.fromkeys(found))
+
+
+Checked = TypeVar("Checked", bound="BaseModel")
+
+
+def checked(kind: type[Checked], fields: Mapping[str, Any]) -> Checked:
+    """A configuration made of options; what is wrong with one is said in a line."""
+    from pydantic import ValidationError
+
+    try:
+        return kind.model_validate(dict(fields))
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"]) or "configuration"
+        raise MechsafetyError(f"{name}: {first['msg']} (got {first['input']!r})") from None

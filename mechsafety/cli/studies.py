@@ -53,7 +53,7 @@ def _study(
     checked = load_config(config, overrides)
     if print_config:
         return checked.model_dump(mode="json"), commented_yaml(checked).rstrip()
-    from mechsafety.report import save_figures, write_report
+    from mechsafety.run_pages import save_figures, write_run_page
     from mechsafety.runs import read_run
     from mechsafety.study import run_study
 
@@ -62,7 +62,7 @@ def _study(
     say("figures and report")
     run = read_run(result.path)
     save_figures(run, form="html")
-    report = write_report(run)
+    report = write_run_page(run)
     facts = {
         "run": str(result.path),
         "report": str(report),
@@ -81,12 +81,12 @@ def _study(
 @click.argument("run", type=click.Path(path_type=Path))
 def _report(run: Path) -> Shown:
     """Write a finished run's report.html and HTML figures again."""
-    from mechsafety.report import save_figures, write_report
+    from mechsafety.run_pages import save_figures, write_run_page
     from mechsafety.runs import read_run
 
     folder = read_run(run)
     save_figures(folder, form="html")
-    report = write_report(folder)
+    report = write_run_page(folder)
     return {"report": str(report)}, f"report: {report}"
 
 
@@ -98,7 +98,7 @@ def _report(run: Path) -> Shown:
 @click.option("--out", type=click.Path(path_type=Path), default=None, help="Folder [default: RUN/figures].")
 def _figures(run: Path, form: Any, out: Path | None) -> Shown:
     """Write every figure of a finished run as files."""
-    from mechsafety.report import save_figures
+    from mechsafety.run_pages import save_figures
     from mechsafety.runs import read_run
 
     paths = save_figures(read_run(run), form=form, out=out)

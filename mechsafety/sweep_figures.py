@@ -1,0 +1,410 @@
+"""Figures of a layer sweep: scores over (position, layer), profile, lens, stability and dose curves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from mechsafety.figures import layer_sweep_table
+from mechsafety.plot_style import COLOURS, styled
+
+# Okabe and Ito's remaining colours, for methods.
+_METHOD_COLOURS = {
+    "mean_difference": COLOURS["line"],
+    "pca": COLOURS["harmful"],
+    "leace": COLOURS["harmless"],
+    "probe": "#CC79A7",
+}
+_DIVERGING = [[0.0, "#2166AC"], [0.5, "#F7F7F7"], [1.0, "#B2182B"]]
+_SEQUENTIAL = [[0.0, "#F7FBFF"], [0.5, "#6BAED6"], [1.0, "#08306B"]]
+_NICE = {
+    "mean_difference": "mean difference",
+    "pca": "PCA",
+    "leace": "LEACE",
+    "probe": "logistic probe",
+}
+
+
+def score_heatmap(table: pd.DataFrame, *, name: str, selected: tuple[int, int] | None) -> go.Figure:
+    """bypass, induce and KL of one method's candidates over position (rows) and layer (columns).
+
+    A ring marks the selected (position, layer). Grey cells hold no score.
+    """
+    positions = sorted(table["position"].unique())
+    layers = sorted(table["layer"].unique())
+    figure = make_subplots(
+        rows=3,
+        cols=1,
+        shared_xaxes=True,
+        vertical_spacing=0.09,
+        subplot_titles=[
+            "bypass: refusal score of harmful prompts, direction removed (low: removed)",
+            "induce: refusal score of harmless prompts, direction added (high: induced)",
+            "KL on harmless prompts, direction removed (nats, logarithmic; low: little changed)",
+        ],
+    )
+    height = 1 / 3 - 0.06
+    for row, column in enumerate(("bypass", "induce", "kl"), start=1):
+        values = table.pivot_table(index="position", columns="layer", values=column, dropna=False)
+        z = [[float(values.loc[p, layer]) for layer in layers] for p in positions]
+        shown = [[math.log10(max(v, 1e-4)) for v in line] for line in z] if column == "kl" else z
+        finite = [abs(v) for line in z for v in line if v == v]
+        span = max(finite, default=1.0)
+        scale: dict[str, Any] = (
+            {"colorscale": _SEQUENTIAL, "zmin": -2, "zmax": 1}
+            if column == "kl"
+            else {"colorscale": _DIVERGING, "zmin": -span, "zmax": span}
+        )
+        bar: dict[str, Any] = {
+            "thickness": 12,
+            "len": height,
+            "y": 1 - (row - 1) * (1 / 3 + 0.03) - height / 2,
+            "yanchor": "middle",
+        }
+        if column == "kl":
+            bar |= {"tickvals": [-2, -1, 0, 1], "ticktext": ["0.01", "0.1", "1", "10"]}
+        figure.add_heatmap(
+            z=shown,
+            x=layers,
+            y=[str(p) for p in positions],
+            customdata=z,
+            colorbar=bar,
+            xgap=1,
+            ygap=1,
+            hovertemplate="position %{y}, layer %{x}: %{customdata:.3f}<extra>" + column + "</extra>",
+            row=row,
+            col=1,
+            **scale,
+        )
+        if selected is not None:
+            figure.add_scatter(
+                x=[selected[1]],
+                y=[str(selected[0])],
+                mode="markers",
+                marker={
+                    "symbol": "circle-open",
+                    "size": 15,
+                    "color": COLOURS["ink"],
+                    "line": {"width": 2.5},
+                },
+                showlegend=False,
+                hoverinfo="skip",
+                row=row,
+                col=1,
+            )
+    figure.update_yaxes(type="category", title_text="template token", showgrid=False)
+    figure.update_xaxes(showgrid=False, zeroline=False)
+    figure.update_xaxes(title_text="layer (input of block)", row=3, col=1)
+    figure.update_layout(plot_bgcolor="#DDDDDD")
+    said = (
+        f"{name}: position {selected[0]}, layer {selected[1]} selected"
+        if selected
+        else f"{name}: scores of every candidate"
+    )
+    return styled(
+        figure,
+        said,
+        "Position: offset from the end of the prompt. Ring: selected. Grey: no score.",
+        width=940,
+        height=300 + 3 * max(110, 34 * len(positions)),
+    )
+
+
+def method_lines(table: pd.DataFrame, *, name: str) -> go.Figure:
+    """bypass, induce and KL by layer, a line a method, at the last template token."""
+    rows = table[table["position"] == table["position"].max()]
+    figure = make_subplots(rows=3, cols=1, shared_xaxes=True, vertical_spacing=0.05)
+    for method in dict.fromkeys(rows["method"]):
+        one = rows[rows["method"] == method].sort_values("layer")
+        for row, column in enumerate(("bypass", "induce", "kl"), start=1):
+            figure.add_scatter(
+                x=one["layer"],
+                y=one[column],
+                name=_NICE.get(method, method),
+                legendgroup=method,
+                showlegend=row == 1,
+                mode="lines+markers",
+                line={"color": _METHOD_COLOURS.get(method, COLOURS["ink"]), "width": 2},
+                marker={"size": 5},
+                hovertemplate="layer %{x}: %{y:.3g}<extra>" + method + "</extra>",
+                row=row,
+                col=1,
+            )
+    for row in (1, 2):
+        figure.add_hline(y=0, line={"color": "#999999", "width": 1}, row=row, col=1)
+    figure.update_yaxes(title_text="bypass", row=1, col=1)
+    figure.update_yaxes(title_text="induce", row=2, col=1)
+    figure.update_yaxes(
+        title_text="KL (nats)", type="log", tickvals=[0.01, 0.03, 0.1, 0.3, 1, 3, 10], row=3, col=1
+    )
+    figure.update_xaxes(title_text="layer (input of block)", row=3, col=1)
+    best = rows.loc[rows["bypass"].idxmin()] if rows["bypass"].notna().any() else None
+    title = (
+        f"{name}: methods compared"
+        if best is None
+        else f"{name}: {_NICE.get(best['method'], best['method'])} removes most, at layer {int(best['layer'])}"
+    )
+    return styled(
+        figure,
+        title,
+        "Refusal scores with the direction removed (bypass, harmful prompts) or added (induce, harmless prompts).",
+        width=860,
+        height=720,
+    )
+
+
+def profile_figure(profile: pd.DataFrame, *, name: str, selected: int) -> go.Figure:
+    """Layer by layer: length, separation, steadiness and explained variance on held-out prompts."""
+    figure = make_subplots(
+        rows=2,
+        cols=2,
+        shared_xaxes=True,
+        vertical_spacing=0.12,
+        horizontal_spacing=0.11,
+        subplot_titles=[
+            "length of the direction, share of the stream's",
+            "separation of held-out prompts",
+            "cosine of directions",
+            "variance along the first components",
+        ],
+    )
+    x = profile["layer"]
+    ink, blue, orange = COLOURS["ink"], COLOURS["line"], COLOURS["harmful"]
+
+    def line(row: int, column: int, y: str, label: str, colour: str, dash: str = "solid") -> None:
+        figure.add_scatter(
+            x=x,
+            y=profile[y],
+            name=label,
+            mode="lines",
+            line={"color": colour, "width": 2, "dash": dash},
+            hovertemplate="layer %{x}: %{y:.3f}<extra>" + label + "</extra>",
+            row=row,
+            col=column,
+        )
+
+    line(1, 1, "relative_norm", "relative length", ink)
+    band = profile.dropna(subset=["auroc"])
+    figure.add_scatter(
+        x=[*band["layer"], *band["layer"][::-1]],
+        y=[*band["auroc_high"], *band["auroc_low"][::-1]],
+        fill="toself",
+        fillcolor="rgba(0,114,178,0.18)",
+        line={"width": 0},
+        name="AUROC, 95 % interval",
+        hoverinfo="skip",
+        row=1,
+        col=2,
+    )
+    line(1, 2, "auroc", "AUROC", blue)
+    line(2, 1, "cosine_previous", "with the layer before", orange)
+    line(2, 1, "cosine_selected", f"with layer {selected}", COLOURS["harmless"], "dash")
+    shades = ["#08306B", "#2171B5", "#6BAED6", "#9ECAE1", "#C6DBEF"]
+    for k, shade in enumerate(shades, start=1):
+        line(2, 2, f"explained_{k}", f"component {k}", shade)
+    for row in (1, 2):
+        for column in (1, 2):
+            figure.add_vline(
+                x=selected, line={"color": ink, "dash": "dash", "width": 1.1}, row=row, col=column
+            )
+    figure.update_yaxes(rangemode="tozero", row=1, col=1)
+    figure.update_yaxes(range=[min(0.4, float(profile["auroc_low"].min()) - 0.02), 1.02], row=1, col=2)
+    figure.update_yaxes(tickformat=".0%", rangemode="tozero", row=2, col=2)
+    figure.update_xaxes(title_text="layer", row=2)
+    at = profile[profile["layer"] == selected].iloc[0]
+    return styled(
+        figure,
+        f"{name}: AUROC {at['auroc']:.2f} [{at['auroc_low']:.2f}, {at['auroc_high']:.2f}] at layer {selected}",
+        "Prompts the directions were not found on. Dashed: selected layer.",
+        width=940,
+        height=620,
+    )
+
+
+def lens_figure(lens: pd.DataFrame, *, name: str, layer: int) -> go.Figure:
+    """The tokens that the selected direction promotes and suppresses when it is unembedded."""
+    figure = make_subplots(rows=1, cols=2, horizontal_spacing=0.22, subplot_titles=["suppressed", "promoted"])
+    for column, (side, colour) in enumerate(
+        (("suppressed", COLOURS["harmless"]), ("promoted", COLOURS["harmful"])), start=1
+    ):
+        rows = lens[lens["side"] == side].sort_values("rank", ascending=False)
+        figure.add_bar(
+            x=rows["logit"].abs(),
+            # Ranks keep apart tokens that print alike.
+            y=[
+                f"{token!r} {rank:>2}"
+                for token, rank in zip(rows["token"].astype(str), rows["rank"], strict=True)
+            ],
+            orientation="h",
+            marker={"color": colour},
+            showlegend=False,
+            hovertemplate="%{y}: %{x:.2f}<extra></extra>",
+            row=1,
+            col=column,
+        )
+    figure.update_xaxes(title_text="|logit|, spreads of all tokens", rangemode="tozero")
+    top = ", ".join(repr(t) for t in lens[lens["side"] == "promoted"].sort_values("rank")["token"].head(3))
+    return styled(
+        figure,
+        f"{name}, layer {layer}: the direction promotes {top}",
+        "Logit lens: final norm and unembedding applied to the unit direction.",
+        width=860,
+        height=200 + 26 * max(1, int(lens["rank"].max())),
+    )
+
+
+def stability_bars(stability: pd.DataFrame, *, name: str, most: int = 10) -> go.Figure:
+    """How often each candidate is selected when the validation prompts are drawn again."""
+    rows = stability.sort_values("share", ascending=False).head(most)
+    names = [
+        "none passes" if layer is pd.NA else f"layer {layer}, position {position}"
+        for position, layer in zip(rows["position"], rows["layer"], strict=True)
+    ]
+    figure = go.Figure(
+        go.Bar(
+            x=rows["share"],
+            y=names,
+            orientation="h",
+            marker={
+                "color": [COLOURS["degenerate"] if n == "none passes" else COLOURS["line"] for n in names]
+            },
+            text=[f"{v:.0%}" for v in rows["share"]],
+            textposition="outside",
+            cliponaxis=False,
+            hovertemplate="%{y}: %{x:.1%}<extra></extra>",
+        )
+    )
+    figure.update_yaxes(autorange="reversed", showgrid=False)
+    figure.update_xaxes(tickformat=".0%", range=[0, min(1.12, float(rows["share"].max()) * 1.2 + 0.02)])
+    figure.update_xaxes(title_text="share of resamples of the validation prompts")
+    return styled(
+        figure,
+        f"{name}: {names[0]} in {rows['share'].iloc[0]:.0%} of resamples",
+        "Prompts of each class drawn again with replacement, then selected by the same rule.",
+        width=760,
+        height=250 + 30 * len(rows),
+    )
+
+
+_DOSE_MEASURES = (
+    ("refused", "harmful refused"),
+    ("degenerate", "degenerate answers"),
+    ("kl", "KL (nats)"),
+    ("perplexity", "perplexity, times unedited"),
+)
+_DOSE_TITLES = {
+    "alpha": "strength alpha",
+    "directions": "number of directions",
+    "layers": "layers edited",
+}
+
+
+def dose_figure(doses: pd.DataFrame, *, name: str) -> go.Figure:
+    """Refusal, degenerate share, KL and perplexity against the dose, with a random control."""
+    families = list(dict.fromkeys(doses["family"]))
+    figure = make_subplots(
+        rows=len(_DOSE_MEASURES),
+        cols=len(families),
+        shared_xaxes=True,
+        shared_yaxes=True,
+        vertical_spacing=0.04,
+        horizontal_spacing=0.04,
+        subplot_titles=[_DOSE_TITLES[f] for f in families],
+    )
+    unedited = doses[doses["dose"] == "unedited"].iloc[0]
+    for column, family in enumerate(families, start=1):
+        for control in (False, True):
+            rows = doses[(doses["family"] == family) & (doses["control"] == control)]
+            rows = rows[rows["dose"] != "unedited"]
+            if family != "layers":
+                rows = pd.concat([doses[(doses["family"] == family) & (doses["dose"] == "unedited")], rows])
+            x = ["0" if d == "unedited" else d for d in rows["dose"]]
+            for row, (measure, _) in enumerate(_DOSE_MEASURES, start=1):
+                y = rows[measure] / unedited["perplexity"] if measure == "perplexity" else rows[measure]
+                intervals = (
+                    {
+                        "type": "data",
+                        "symmetric": False,
+                        "array": rows["high"] - rows["refused"],
+                        "arrayminus": rows["refused"] - rows["low"],
+                        "thickness": 1.2,
+                        "width": 4,
+                    }
+                    if measure == "refused" and not control
+                    else None
+                )
+                figure.add_scatter(
+                    x=x,
+                    y=y.clip(lower=1e-3) if measure == "kl" else y,
+                    error_y=intervals,
+                    name="random control" if control else "refusal direction",
+                    legendgroup=str(control),
+                    showlegend=row == 1 and column == 1,
+                    mode="markers" if family == "layers" else "lines+markers",
+                    line={
+                        "color": COLOURS["degenerate"] if control else COLOURS["line"],
+                        "dash": "dot" if control else "solid",
+                        "width": 2,
+                    },
+                    marker={"symbol": "x" if control else "circle", "size": 8},
+                    hovertemplate="%{x}: %{y:.3g}<extra></extra>",
+                    row=row,
+                    col=column,
+                )
+    for row, (measure, label) in enumerate(_DOSE_MEASURES, start=1):
+        figure.update_yaxes(title_text=label, title_font={"size": 12}, row=row, col=1)
+        if measure in ("refused", "degenerate"):
+            figure.update_yaxes(range=[-0.04, 1.04], tickformat=".0%", row=row)
+        else:
+            figure.update_yaxes(type="log", dtick=1, row=row)
+    figure.update_xaxes(type="category", tickfont={"size": 11})
+    gone = doses[(~doses["control"]) & (doses["dose"] != "unedited")]
+    best = gone.sort_values(["refused", "perplexity"]).iloc[0]
+    return styled(
+        figure,
+        f"{name}: refusal {unedited['refused']:.0%} unedited, {best['refused']:.0%} at the strongest removal, "
+        f"perplexity x {best['perplexity'] / unedited['perplexity']:.2g}",
+        f"{int(unedited['n'])} harmful and {int(unedited['n_harmless'])} harmless report prompts; whiskers: 95 % "
+        "Wilson intervals; KL drawn from 0.001 on.",
+        width=340 + 300 * len(families),
+        height=860,
+    )
+
+
+def sweep_figures(tables: Mapping[str, pd.DataFrame], selected: Mapping[str, Any]) -> dict[str, go.Figure]:
+    """Every figure of a sweep's run, by file name.
+
+    ``tables`` are the run's by name (sweep, profile, lens, stability and, where asked, doses); ``selected`` is
+    the manifest's section of that name.
+    """
+    name = str(selected["model"].get("spec", "model"))
+    place = selected["selection"]
+    at = (int(place["position"]), int(place["layer"]))
+    base = selected["base_refusal_score"]
+    figures: dict[str, go.Figure] = {}
+    scores = tables["sweep"]
+    for method in dict.fromkeys(scores["method"]):
+        rows = scores[scores["method"] == method]
+        ring = at if method == selected["method"] else None
+        title = f"{name}, {_NICE.get(method, method)}"
+        if len(set(rows["position"])) > 1:
+            figures[f"scores-{method}"] = score_heatmap(rows, name=title, selected=ring)
+        figures[f"layers-{method}"] = layer_sweep_table(
+            rows,
+            name=title,
+            selected=at[1] if ring and at[0] == rows["position"].max() else None,
+            base=(base["harmful"], base["harmless"]),
+        )
+    if len(set(scores["method"])) > 1:
+        figures["methods"] = method_lines(scores, name=name)
+    figures["stability"] = stability_bars(tables["stability"], name=name)
+    figures["profile"] = profile_figure(tables["profile"], name=name, selected=at[1])
+    figures["lens"] = lens_figure(tables["lens"], name=name, layer=at[1])
+    if "doses" in tables:
+        figures["doses"] = dose_figure(tables["doses"], name=name)
+    return figures

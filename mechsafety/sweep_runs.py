@@ -1,0 +1,269 @@
+"""A whole layer-by-layer analysis of one model, in a run folder: what ``mechsafety sweep`` does.
+
+The way of the data: fit prompts -> residual streams at the named positions -> directions of every method ->
+validation prompts -> scores of every (method, position, layer) -> selection and its stability -> profile, lens
+and, where asked, dose curves of the selected direction on report prompts -> tables. Every candidate and every
+dose is kept when it is done; an interrupted run goes on.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import pandas as pd
+from pydantic import BaseModel, ConfigDict, Field
+
+from mechsafety.activations import ResidualCache, residual_stream
+from mechsafety.directions import Directions, find_directions, save_directions
+from mechsafety.doses import Family, dose_curves, plan_doses
+from mechsafety.edit_files import save_edit
+from mechsafety.errors import MechsafetyError
+from mechsafety.estimators import Centring, Method, refusal_subspace
+from mechsafety.interventions import Ablate, digest
+from mechsafety.layer_profile import layer_profile, logit_lens
+from mechsafety.models import load_model, load_record
+from mechsafety.openings import own_refusal_tokens
+from mechsafety.prompts import PromptSet, load_prompts
+from mechsafety.refusal_scores import RefusalTokens, named_refusal_tokens
+from mechsafety.runs import Journal, RunFolder, open_run
+from mechsafety.selection import RULES, Selection, nearest, select
+from mechsafety.sweeps import Sweep, sweep
+from mechsafety.tokens import post_instruction_positions
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+Say = Callable[[str], None]
+_DIRECTIONS_IN_CURVES = 8
+
+
+class SweepConfig(BaseModel):
+    """What one sweep does; a part of the run's manifest."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str
+    prompts: str = "default"
+    methods: tuple[Method, ...] = Field(default=("mean_difference",), min_length=1)
+    centring: Centring = "pooled"
+    positions: tuple[int, ...] | Literal["last", "post"] = "post"
+    layers: tuple[int, ...] | None = None
+    fit: int = Field(default=128, ge=2)
+    validation: int = Field(default=32, ge=2)
+    refusal_tokens: tuple[str, ...] | None = None
+    rule: str = "auto"
+    doses: tuple[Family, ...] = ()
+    dose_prompts: int = Field(default=20, ge=1)
+    max_new_tokens: int = Field(default=32, ge=1)
+    resamples: int = Field(default=200, ge=1)
+    template: str | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device: str = "auto"
+    seed: int = Field(default=0, ge=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepRun:
+    """A finished sweep: where it lies, the table of scores, what was selected and how steadily."""
+
+    path: Path
+    table: pd.DataFrame
+    selection: dict[str, Any]
+    stability: pd.DataFrame
+
+    def _repr_html_(self) -> str:
+        return (
+            f"<b>Sweep</b> in {escape(str(self.path))}: {escape(self.selection['explanation'])}"
+            f"{self.table.round(3).to_html(index=False, border=0)}"
+        )
+
+
+def run_sweep(config: SweepConfig, out: Path, *, say: Say = lambda _: None) -> SweepRun:
+    """Run ``config`` in the folder ``out``, or go on where it was interrupted.
+
+    Raises :class:`MechsafetyError` for an unknown rule, a prompt set without fit or validation prompts of both
+    labels, positions or layers that do not exist, and whatever loading the model raises.
+    """
+    if config.rule not in RULES:
+        raise MechsafetyError(f"rule {config.rule!r} is not one of {', '.join(RULES)}")
+    prompts = load_prompts(config.prompts)
+    _require_splits(prompts, config)
+    asked = config.model_dump(mode="json") | {"kind": "sweep", "prompts_sha256": prompts.sha256()}
+    started = time.perf_counter()
+    with open_run(out, config=asked) as run:
+        say(f"loading {config.model}")
+        model = load_model(config.model, dtype=config.dtype, device=config.device, template=config.template)
+        result = _Sweep(config=config, run=run, prompts=prompts, model=model, say=say).tables()
+        run.record_item("timings", "last_session_s", round(time.perf_counter() - started, 1))
+    return result
+
+
+def _require_splits(prompts: PromptSet, config: SweepConfig) -> None:
+    needed = ["fit", "validation", *(["report"] if config.doses else [])]
+    for split in needed:
+        for label in ("harmful", "harmless"):
+            if not len(prompts.where(split=split, label=label)):  # type: ignore[arg-type]
+                raise MechsafetyError(
+                    f"prompt set {config.prompts!r} has no {label} prompts in split {split!r}: a sweep finds "
+                    "directions on 'fit', selects on 'validation' and draws dose curves on 'report'"
+                )
+
+
+@dataclass(kw_only=True)
+class _Sweep:
+    config: SweepConfig
+    run: RunFolder
+    prompts: PromptSet
+    model: TransformerBridge
+    say: Say
+
+    def __post_init__(self) -> None:
+        config = self.config
+        self.fit = self.prompts.fit.sample(config.fit, seed=config.seed)
+        self.validation = self.prompts.validation.sample(config.validation, seed=config.seed)
+        if config.positions == "post":
+            self.positions = post_instruction_positions(self.model)
+        else:
+            self.positions = (-1,) if config.positions == "last" else tuple(config.positions)
+
+    def tables(self) -> SweepRun:
+        """Make what is missing, join it, and write the run's tables."""
+        self.say("residual streams")
+        cache = residual_stream(self.model, self.fit, positions=self.positions)
+        tokens = self._tokens()
+        found: dict[str, Directions] = {}
+        swept: dict[str, Sweep] = {}
+        for method in self.config.methods:
+            self.say(f"{method}: directions at {len(self.positions)} positions and {cache.n_layers} layers")
+            found[method] = find_directions(
+                cache, method=method, centring=self.config.centring, seed=self.config.seed
+            )
+            self.say(
+                f"{method}: scores on {self.config.validation} + {self.config.validation} validation prompts"
+            )
+            swept[method] = sweep(
+                self.model,
+                found[method],
+                self.validation,
+                refusal_tokens=tokens,
+                layers=self.config.layers,
+                journal=self._journal("scores", method),
+            )
+        run = self.run
+        table = pd.concat([s.table.assign(method=m) for m, s in swept.items()], ignore_index=True)
+        table = table[["method", *[c for c in table.columns if c != "method"]]]
+        run.write_table(table, "sweep.parquet")
+        run.write_table(table, "sweep.csv")
+        for method, directions in found.items():
+            run.save(
+                f"directions-{method}.safetensors", lambda path, one=directions: save_directions([one], path)
+            )
+        selections = {method: self._select(one) for method, one in swept.items()}
+        run.record("selections", selections)
+        main = self._main(selections)
+        self.say("stability of the selection")
+        stability = swept[main].stability(
+            seed=self.config.seed, rule=self.config.rule, resamples=self.config.resamples
+        )
+        run.write_table(stability, "stability.csv")
+        self._analyses(found[main], selections[main]["selection"], cache)
+        facts = selections[main] | {"method": main}
+        run.record("selected", facts | self._facts(swept[main]))
+        return SweepRun(path=run.path, table=table, selection=facts, stability=stability)
+
+    def _main(self, selections: dict[str, dict[str, Any]]) -> str:
+        """The method to go on with: the first in which a candidate passed, else the first."""
+        passed = [m for m, facts in selections.items() if facts["selection"]["rule"] != "nearest"]
+        return (passed or list(selections))[0]
+
+    def _tokens(self) -> RefusalTokens | None:
+        if self.config.refusal_tokens is not None:
+            return named_refusal_tokens(self.model, self.config.refusal_tokens)
+        if not self.run.has_part("tokens", suffix="json"):
+            self.say("refusal tokens, from the model's own refusals")
+            tokens = own_refusal_tokens(self.model, self.validation, seed=self.config.seed)
+            self.run.write_json_part(asdict(tokens) if tokens is not None else None, "tokens")
+        stored = self.run.read_json_part("tokens")
+        if stored is None:
+            return None
+        lists = {key: tuple(stored[key]) for key in ("ids", "texts", "weight")}
+        return RefusalTokens(**lists, source=stored["source"])
+
+    def _select(self, swept: Sweep) -> dict[str, Any]:
+        try:
+            chosen = select(swept.table, n_layers=swept.n_layers, rule=self.config.rule)
+            note = chosen.explain()
+        except MechsafetyError as error:
+            chosen = nearest(swept.table, n_layers=swept.n_layers)
+            note = f"No candidate passed: {error}. What follows is about the nearest one"
+        return {"selection": asdict(chosen), "explanation": note}
+
+    def _facts(self, swept: Sweep) -> dict[str, Any]:
+        record = load_record(self.model)
+        return {
+            "model": record.as_dict() if record else {},
+            "refusal_tokens": asdict(swept.refusal_tokens),
+            "base_refusal_score": {
+                "harmful": round(swept.base_harmful, 4),
+                "harmless": round(swept.base_harmless, 4),
+            },
+            "validation_prompts_used": {"harmful": swept.n_harmful, "harmless": swept.n_harmless},
+        }
+
+    # -- the selected direction -----------------------------------------------------------------
+
+    def _analyses(self, found: Directions, chosen: dict[str, Any], fit: ResidualCache) -> None:
+        selection = Selection(**chosen)
+        self.say("layer profile and logit lens")
+        held_out = residual_stream(self.model, self.validation, positions=(selection.position,))
+        profile = layer_profile(
+            found,
+            held_out,
+            position=selection.position,
+            selected=selection.layer,
+            seed=self.config.seed,
+        )
+        self.run.write_table(profile, "profile.csv")
+        direction = found.at(layer=selection.layer, position=selection.position)
+        lens = logit_lens(self.model, direction)
+        self.run.write_table(lens, "lens.parquet")  # tokens as they are; a CSV cell may not begin with "="
+        self.run.write_table(lens, "lens.csv")
+        edit = Ablate(direction)
+        self.run.save("edit.safetensors", lambda path: save_edit(edit, path, model=self.model))
+        self.run.record("edit", {"description": edit.describe(), "sha256": digest(edit)})
+        if self.config.doses:
+            self._doses(found, selection, fit)
+
+    def _doses(self, found: Directions, selection: Selection, fit: ResidualCache) -> None:
+        self.say(f"dose curves: {', '.join(self.config.doses)}")
+        at = fit.positions.index(selection.position)
+        basis = refusal_subspace(
+            fit.select("harmful")[:, at, selection.layer],
+            fit.select("harmless")[:, at, selection.layer],
+            k=_DIRECTIONS_IN_CURVES,
+        )
+        doses = plan_doses(
+            found.at(layer=selection.layer, position=selection.position),
+            basis.float(),
+            self.model.cfg.n_layers,
+            families=self.config.doses,
+            seed=self.config.seed,
+        )
+        report = self.prompts.report.sample(self.config.dose_prompts, seed=self.config.seed)
+        curves = dose_curves(
+            self.model,
+            doses,
+            report,
+            max_new_tokens=self.config.max_new_tokens,
+            seed=self.config.seed,
+            journal=self._journal("doses"),
+        )
+        self.run.write_table(curves, "doses.csv")
+
+    def _journal(self, *key: str) -> Journal:
+        return Journal(self.run.part_path(*key, suffix="jsonl"))
