@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from mechsafety.directions import Direction
 from mechsafety.errors import MechsafetyError
 from mechsafety.forward import forward
-from mechsafety.interventions import Ablate, Add, Orthogonalise, baked, digest, edited
+from mechsafety.interventions import Ablate, Add, AffineAblate, Orthogonalise, baked, digest, edited
 from mechsafety.models import generation_twin
 from mechsafety.projection import orthonormal, project_out
 from mechsafety.tokens import TokenBatch, pad_left
@@ -325,3 +327,119 @@ def test_digest_tells_edits_apart() -> None:
         )
         == 4
     )
+
+
+# -- oblique, affine and norm-preserving edits ---------------------------------------------------------
+
+
+def leace(seed: int = 0) -> Direction:
+    generator = torch.Generator().manual_seed(seed)
+    return Direction(
+        vector=torch.randn(32, generator=generator),
+        layer=1,
+        position=-1,
+        method="leace",
+        covector=torch.randn(32, generator=generator),
+    )
+
+
+def applied(edit: Any, x: Tensor, *, site: str = "resid_pre", layer: int = 1) -> Tensor:
+    target = next(t for t in edit.targets(4) if t.site == site and t.layer == layer)
+    return target.apply(x, target.constant)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_oblique_ablation_takes_what_is_read_along_what_is_written(dtype: torch.dtype) -> None:
+    found = leace()
+    assert found.covector is not None
+    x = torch.randn(5, 7, 32, generator=torch.Generator().manual_seed(2)).to(dtype)
+    once = applied(Ablate(found), x)
+    # Entries of 10 are rounded to multiples of 1/16 in bfloat16.
+    tolerance = 1e-4 if dtype == torch.float32 else 0.13
+    assert float((once.float() @ found.covector).abs().max()) < tolerance * float(found.covector.norm())
+    torch.testing.assert_close(applied(Ablate(found), once), once, atol=tolerance, rtol=0)
+    moved = (x.float() - once.float()).reshape(-1, 32)
+    along = (moved @ found.unit)[:, None] * found.unit
+    torch.testing.assert_close(moved, along, atol=tolerance, rtol=0)
+    # The control: the orthogonal projection leaves the covector something to read.
+    straight = applied(Ablate(found.vector), x)
+    assert float((straight.float() @ found.covector).abs().max()) > 0.5
+    with pytest.raises(MechsafetyError, match="does not read the direction"):
+        Ablate(replace(found, covector=torch.zeros(32)))
+
+
+def test_affine_ablation_puts_every_prompt_at_the_reference_and_leaves_the_rest() -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows, reference = torch.randn(2, 32, generator=generator), torch.randn(32, generator=generator)
+    x = torch.randn(5, 7, 32, generator=generator)
+    edit = AffineAblate(rows, reference=reference)
+    out = applied(edit, x)
+    basis = edit.basis
+    torch.testing.assert_close(out @ basis.T, (reference @ basis.T).expand(5, 7, 2), atol=1e-5, rtol=0)
+    off = torch.eye(32) - basis.T @ basis
+    torch.testing.assert_close(out @ off, x @ off, atol=1e-5, rtol=0)
+    torch.testing.assert_close(applied(edit, reference.expand(1, 1, 32)), reference.expand(1, 1, 32))
+    # With nought as its reference it is the plain projection; with another it is not.
+    plain = AffineAblate(rows, reference=torch.zeros(32))
+    torch.testing.assert_close(applied(plain, x), applied(Ablate(rows), x), atol=1e-5, rtol=0)
+    assert not torch.allclose(out, applied(plain, x), atol=0.1)
+    # A coordinate says the same as a point.
+    one = AffineAblate(rows[0], reference=float(reference @ rows[0] / rows[0].norm()))
+    torch.testing.assert_close(applied(one, x), applied(AffineAblate(rows[0], reference=reference), x))
+
+
+def test_affine_reference_a_layer() -> None:
+    reference = torch.arange(5.0)[:, None].expand(5, 32)
+    v = torch.ones(32)
+    edit = AffineAblate(v, reference=reference, sites=("resid_pre", "resid_post"))
+    for layer in range(4):
+        out = applied(edit, torch.zeros(1, 1, 32), layer=layer)
+        torch.testing.assert_close(out, reference[layer].expand(1, 1, 32))
+    end = applied(edit, torch.zeros(1, 1, 32), site="resid_post", layer=3)
+    torch.testing.assert_close(end, reference[4].expand(1, 1, 32))
+    for wrong, said in (
+        (AffineAblate(v, reference=torch.ones(3, 32)), "the reference has 3 rows"),
+        (AffineAblate(v, reference=torch.ones(4, 32), sites=("resid_post",)), "no row for the last block"),
+    ):
+        with pytest.raises(MechsafetyError, match=said):
+            wrong.targets(4)
+    with pytest.raises(MechsafetyError, match="a number is a reference for one direction"):
+        AffineAblate(torch.eye(32)[:2], reference=1.0)
+    with pytest.raises(MechsafetyError, match=r"got shape \[31\]"):
+        AffineAblate(v, reference=torch.ones(31))
+    with pytest.raises(MechsafetyError, match="site of an affine edit attn_out is not one of"):
+        AffineAblate(v, reference=0.0, sites=("attn_out",))
+
+
+@pytest.mark.parametrize("architecture", ["llama-tied", "gpt2"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_norm_preserving_weights_keep_every_length_and_lose_the_direction(
+    tiny: Callable[..., Any], architecture: str, dtype: str
+) -> None:
+    model, v = tiny(architecture, dtype=dtype), direction()
+    edit = Orthogonalise(v, norm_preserving=True)
+
+    def maps() -> list[Tensor]:
+        found = []
+        for block in model.blocks:
+            for module in (block.attn.o, block.mlp.out):
+                weight = module.original_component.weight.detach().float().clone()
+                found.append(weight if architecture == "gpt2" else weight.T)
+        return found
+
+    before = maps()
+    with baked(model, edit):
+        during = maps()
+    tolerance = 1e-5 if dtype == "float32" else 2e-2
+    unit = v / v.norm()
+    for old, new in zip(before, during, strict=True):
+        torch.testing.assert_close(new.norm(dim=-1), old.norm(dim=-1), rtol=tolerance, atol=0)
+        assert float((new @ unit).abs().max()) < tolerance * float(old.norm(dim=-1).max())
+        assert float((old @ unit).abs().max()) > 0.05
+    # The control: without it lengths shrink.
+    with baked(model, Orthogonalise(v)):
+        assert float((maps()[0].norm(dim=-1) / before[0].norm(dim=-1)).min()) < 0.995
+    for old, again in zip(before, maps(), strict=True):
+        assert torch.equal(old, again)
+    with pytest.raises(MechsafetyError, match="exists only as weights: use baked"), edited(model, edit):
+        pass
