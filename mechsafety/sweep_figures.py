@@ -10,6 +10,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from mechsafety.dose_figures import dose_figure
 from mechsafety.figures import layer_sweep_table
 from mechsafety.plot_style import COLOURS, styled
 
@@ -22,6 +23,7 @@ _METHOD_COLOURS = {
 }
 _DIVERGING = [[0.0, "#2166AC"], [0.5, "#F7F7F7"], [1.0, "#B2182B"]]
 _SEQUENTIAL = [[0.0, "#F7FBFF"], [0.5, "#6BAED6"], [1.0, "#08306B"]]
+_WHOLE = 0.5  # the widest KL bound of the rule "auto"
 _NICE = {
     "mean_difference": "mean difference",
     "pca": "PCA",
@@ -143,12 +145,15 @@ def method_lines(table: pd.DataFrame, *, name: str) -> go.Figure:
         title_text="KL (nats)", type="log", tickvals=[0.01, 0.03, 0.1, 0.3, 1, 3, 10], row=3, col=1
     )
     figure.update_xaxes(title_text="layer (input of block)", row=3, col=1)
-    best = rows.loc[rows["bypass"].idxmin()] if rows["bypass"].notna().any() else None
-    title = (
-        f"{name}: methods compared"
-        if best is None
-        else f"{name}: {_NICE.get(best['method'], best['method'])} removes most, at layer {int(best['layer'])}"
-    )
+    # What wrecks the model also removes refusal: only candidates that leave it whole can be said to do best.
+    whole = rows[rows["kl"] <= _WHOLE].dropna(subset=["bypass"])
+    title = f"{name}: no method removes refusal with KL <= {_WHOLE:g}"
+    if len(whole):
+        best = whole.loc[whole["bypass"].idxmin()]
+        title = (
+            f"{name}: {_NICE.get(best['method'], best['method'])} removes most with KL <= {_WHOLE:g}, "
+            f"at layer {int(best['layer'])}"
+        )
     return styled(
         figure,
         title,
@@ -288,91 +293,6 @@ def stability_bars(stability: pd.DataFrame, *, name: str, most: int = 10) -> go.
         "Prompts of each class drawn again with replacement, then selected by the same rule.",
         width=760,
         height=250 + 30 * len(rows),
-    )
-
-
-_DOSE_MEASURES = (
-    ("refused", "harmful refused"),
-    ("degenerate", "degenerate answers"),
-    ("kl", "KL (nats)"),
-    ("perplexity", "perplexity, times unedited"),
-)
-_DOSE_TITLES = {
-    "alpha": "strength alpha",
-    "directions": "number of directions",
-    "layers": "layers edited",
-}
-
-
-def dose_figure(doses: pd.DataFrame, *, name: str) -> go.Figure:
-    """Refusal, degenerate share, KL and perplexity against the dose, with a random control."""
-    families = list(dict.fromkeys(doses["family"]))
-    figure = make_subplots(
-        rows=len(_DOSE_MEASURES),
-        cols=len(families),
-        shared_xaxes=True,
-        shared_yaxes=True,
-        vertical_spacing=0.04,
-        horizontal_spacing=0.04,
-        subplot_titles=[_DOSE_TITLES[f] for f in families],
-    )
-    unedited = doses[doses["dose"] == "unedited"].iloc[0]
-    for column, family in enumerate(families, start=1):
-        for control in (False, True):
-            rows = doses[(doses["family"] == family) & (doses["control"] == control)]
-            rows = rows[rows["dose"] != "unedited"]
-            if family != "layers":
-                rows = pd.concat([doses[(doses["family"] == family) & (doses["dose"] == "unedited")], rows])
-            x = ["0" if d == "unedited" else d for d in rows["dose"]]
-            for row, (measure, _) in enumerate(_DOSE_MEASURES, start=1):
-                y = rows[measure] / unedited["perplexity"] if measure == "perplexity" else rows[measure]
-                intervals = (
-                    {
-                        "type": "data",
-                        "symmetric": False,
-                        "array": rows["high"] - rows["refused"],
-                        "arrayminus": rows["refused"] - rows["low"],
-                        "thickness": 1.2,
-                        "width": 4,
-                    }
-                    if measure == "refused" and not control
-                    else None
-                )
-                figure.add_scatter(
-                    x=x,
-                    y=y.clip(lower=1e-3) if measure == "kl" else y,
-                    error_y=intervals,
-                    name="random control" if control else "refusal direction",
-                    legendgroup=str(control),
-                    showlegend=row == 1 and column == 1,
-                    mode="markers" if family == "layers" else "lines+markers",
-                    line={
-                        "color": COLOURS["degenerate"] if control else COLOURS["line"],
-                        "dash": "dot" if control else "solid",
-                        "width": 2,
-                    },
-                    marker={"symbol": "x" if control else "circle", "size": 8},
-                    hovertemplate="%{x}: %{y:.3g}<extra></extra>",
-                    row=row,
-                    col=column,
-                )
-    for row, (measure, label) in enumerate(_DOSE_MEASURES, start=1):
-        figure.update_yaxes(title_text=label, title_font={"size": 12}, row=row, col=1)
-        if measure in ("refused", "degenerate"):
-            figure.update_yaxes(range=[-0.04, 1.04], tickformat=".0%", row=row)
-        else:
-            figure.update_yaxes(type="log", dtick=1, row=row)
-    figure.update_xaxes(type="category", tickfont={"size": 11})
-    gone = doses[(~doses["control"]) & (doses["dose"] != "unedited")]
-    best = gone.sort_values(["refused", "perplexity"]).iloc[0]
-    return styled(
-        figure,
-        f"{name}: refusal {unedited['refused']:.0%} unedited, {best['refused']:.0%} at the strongest removal, "
-        f"perplexity x {best['perplexity'] / unedited['perplexity']:.2g}",
-        f"{int(unedited['n'])} harmful and {int(unedited['n_harmless'])} harmless report prompts; whiskers: 95 % "
-        "Wilson intervals; KL drawn from 0.001 on.",
-        width=340 + 300 * len(families),
-        height=860,
     )
 
 

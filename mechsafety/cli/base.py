@@ -13,15 +13,12 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 import click
 
 from mechsafety import __version__
 from mechsafety.errors import MechsafetyError
-
-if TYPE_CHECKING:
-    from pydantic import BaseModel
 
 _ORDER = (
     "study",
@@ -134,11 +131,8 @@ def whole_numbers(text: str, option: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(found))
 
 
-Checked = TypeVar("Checked", bound="BaseModel")
-
-
-def checked(kind: type[Checked], fields: Mapping[str, Any]) -> Checked:
-    """A configuration made of options; what is wrong with one is said in a line."""
+def checked(kind: Any, fields: Mapping[str, Any]) -> Any:
+    """A pydantic configuration made of options; what is wrong with one is said in a line."""
     from pydantic import ValidationError
 
     try:
