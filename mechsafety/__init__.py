@@ -12,31 +12,48 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from mechsafety import figures as figures
+    from mechsafety import sweep_figures as sweep_figures
     from mechsafety.activations import ResidualCache as ResidualCache
+    from mechsafety.activations import residual_means as residual_means
     from mechsafety.activations import residual_stream as residual_stream
+    from mechsafety.checkpoints import compare as compare
     from mechsafety.directions import Direction as Direction
     from mechsafety.directions import Directions as Directions
     from mechsafety.directions import find_directions as find_directions
+    from mechsafety.directions import load_directions as load_directions
+    from mechsafety.doses import dose_curves as dose_curves
+    from mechsafety.doses import plan_doses as plan_doses
+    from mechsafety.edit_expressions import parse_edit as parse_edit
+    from mechsafety.edit_files import load_edit as load_edit
+    from mechsafety.edit_files import save_edit as save_edit
     from mechsafety.errors import MechsafetyError as MechsafetyError
     from mechsafety.generation import Sampling as Sampling
     from mechsafety.generation import generate as generate
     from mechsafety.interventions import Ablate as Ablate
     from mechsafety.interventions import Add as Add
+    from mechsafety.interventions import AffineAblate as AffineAblate
     from mechsafety.interventions import Orthogonalise as Orthogonalise
     from mechsafety.interventions import baked as baked
     from mechsafety.interventions import edited as edited
     from mechsafety.judging import judge as judge
     from mechsafety.judging import refusal_rates as refusal_rates
+    from mechsafety.layer_profile import logit_lens as logit_lens
+    from mechsafety.layer_profile import profile_layers as profile_layers
     from mechsafety.models import load_model as load_model
     from mechsafety.prompts import load_prompts as load_prompts
+    from mechsafety.selection import nearest as nearest
     from mechsafety.selection import select as select
     from mechsafety.study import run_study as run_study
     from mechsafety.study_config import StudyConfig as StudyConfig
+    from mechsafety.sweep_runs import SweepConfig as SweepConfig
+    from mechsafety.sweep_runs import run_sweep as run_sweep
     from mechsafety.sweeps import sweep as sweep
 
+_MODULES = ("figures", "sweep_figures")
 _HOMES = {
     "Ablate": "interventions",
     "Add": "interventions",
+    "AffineAblate": "interventions",
     "Direction": "directions",
     "Directions": "directions",
     "MechsafetyError": "errors",
@@ -44,16 +61,29 @@ _HOMES = {
     "ResidualCache": "activations",
     "Sampling": "generation",
     "StudyConfig": "study_config",
+    "SweepConfig": "sweep_runs",
     "baked": "interventions",
+    "compare": "checkpoints",
+    "dose_curves": "doses",
     "edited": "interventions",
     "find_directions": "directions",
     "generate": "generation",
     "judge": "judging",
+    "profile_layers": "layer_profile",
+    "load_directions": "directions",
+    "load_edit": "edit_files",
     "load_model": "models",
     "load_prompts": "prompts",
+    "logit_lens": "layer_profile",
+    "nearest": "selection",
+    "parse_edit": "edit_expressions",
+    "plan_doses": "doses",
     "refusal_rates": "judging",
+    "residual_means": "activations",
     "residual_stream": "activations",
     "run_study": "study",
+    "run_sweep": "sweep_runs",
+    "save_edit": "edit_files",
     "select": "selection",
     "sweep": "sweeps",
 }
@@ -61,6 +91,7 @@ _HOMES = {
 __all__ = [
     "Ablate",
     "Add",
+    "AffineAblate",
     "Direction",
     "Directions",
     "MechsafetyError",
@@ -68,26 +99,40 @@ __all__ = [
     "ResidualCache",
     "Sampling",
     "StudyConfig",
+    "SweepConfig",
     "__version__",
     "baked",
+    "compare",
+    "dose_curves",
     "edited",
     "figures",
     "find_directions",
     "generate",
     "judge",
+    "load_directions",
+    "load_edit",
     "load_model",
     "load_prompts",
+    "logit_lens",
+    "nearest",
+    "parse_edit",
+    "plan_doses",
+    "profile_layers",
     "refusal_rates",
+    "residual_means",
     "residual_stream",
     "run_study",
+    "run_sweep",
+    "save_edit",
     "select",
     "sweep",
+    "sweep_figures",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "figures":
-        return importlib.import_module("mechsafety.figures")
+    if name in _MODULES:
+        return importlib.import_module(f"mechsafety.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'mechsafety' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"mechsafety.{_HOMES[name]}"), name)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 COMPONENTS = 5
 
 
-def layer_profile(
+def profile_layers(
     directions: Directions,
     held_out: ResidualCache,
     *,

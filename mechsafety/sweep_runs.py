@@ -25,7 +25,7 @@ from mechsafety.edit_files import save_edit
 from mechsafety.errors import MechsafetyError
 from mechsafety.estimators import Centring, Method, refusal_subspace
 from mechsafety.interventions import Ablate, digest
-from mechsafety.layer_profile import layer_profile, logit_lens
+from mechsafety.layer_profile import logit_lens, profile_layers
 from mechsafety.models import load_model, load_record
 from mechsafety.openings import own_refusal_tokens
 from mechsafety.prompts import PromptSet, load_prompts
@@ -221,7 +221,7 @@ class _Sweep:
         selection = Selection(**chosen)
         self.say("layer profile and logit lens")
         held_out = residual_stream(self.model, self.validation, positions=(selection.position,))
-        profile = layer_profile(
+        profile = profile_layers(
             found,
             held_out,
             position=selection.position,

@@ -15,7 +15,7 @@ from mechsafety.activations import residual_stream
 from mechsafety.directions import Direction, Directions, find_directions
 from mechsafety.errors import MechsafetyError
 from mechsafety.estimators import METHODS
-from mechsafety.layer_profile import layer_profile, logit_lens
+from mechsafety.layer_profile import logit_lens, profile_layers
 from tests.prompt_sets import small_prompts
 
 
@@ -30,7 +30,7 @@ def found_and_held_out(model: Any, method: Any = "mean_difference") -> tuple[Dir
 @pytest.mark.parametrize("method", METHODS)
 def test_profile_equals_plain_formulas(tiny: Callable[..., Any], method: str) -> None:
     directions, held_out = found_and_held_out(tiny("llama"), method)
-    table = layer_profile(directions, held_out, selected=3, seed=0, resamples=50).set_index("layer")
+    table = profile_layers(directions, held_out, selected=3, seed=0, resamples=50).set_index("layer")
     read = directions.vectors if directions.covectors is None else directions.covectors
     for layer in range(1, 5):
         row, x = table.loc[layer], held_out.activations[:, 0, layer].double()
@@ -67,9 +67,9 @@ def test_profile_refuses_another_models_cache(tiny: Callable[..., Any]) -> None:
     directions, held_out = found_and_held_out(tiny("llama"))
     other = residual_stream(tiny("llama", seed=1), small_prompts().validation)
     with pytest.raises(MechsafetyError, match="both must be of one model"):
-        layer_profile(directions, other, seed=0)
+        profile_layers(directions, other, seed=0)
     with pytest.raises(MechsafetyError, match=r"position -2: the directions have \[-1\]"):
-        layer_profile(directions, held_out, position=-2, seed=0)
+        profile_layers(directions, held_out, position=-2, seed=0)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma2"])
