@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechsafety.errors import MechsafetyError
-from mechsafety.forward import forward, run_prefix, shared_prefix, shares_prefixes
+from mechsafety.forward import forward, run_prefix, shared_prefix
 from mechsafety.hooking import observed, plain_twin_at, residual_hooks
 from mechsafety.models import body_of, load_record, model_name
 from mechsafety.progress import bar
@@ -165,7 +165,7 @@ def _stream(
     names = residual_hooks(model.cfg.n_layers)
     twin = plain_twin_at(model, names)
     body = twin if twin is not None else body_of(model)
-    shared = shared_prefix(sequences, leave=furthest) if shares_prefixes(body) else []
+    shared = shared_prefix(sequences, leave=furthest)
     before = run_prefix(body, shared, device_of(model))
     rows: list[int] = []
 

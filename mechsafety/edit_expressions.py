@@ -1,4 +1,8 @@
-"""Edits in a line: ``ablate(directions.safetensors, layer=22, alpha=0.5)``, or the path of a saved edit."""
+"""Edits in a line: ``ablate(directions.safetensors, layer=22, alpha=0.5)``, or the path of a saved edit.
+
+:func:`read_expression` checks what can be checked without a model, so that a typing error is not found after
+minutes of loading; :meth:`EditExpression.for_model` makes the edit.
+"""
 
 from __future__ import annotations
 
@@ -9,238 +13,342 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from mechsafety.directions import Direction, Directions, load_directions
-from mechsafety.edit_files import load_edit
+from mechsafety.edit_files import is_edit_file, is_file, load_edit
+from mechsafety.edits import STREAM_SITES
 from mechsafety.errors import MechsafetyError
-from mechsafety.interventions import POSITIONS, SITES, WRITERS, Ablate, Add, AffineAblate, Edit, Orthogonalise
+from mechsafety.interventions import (
+    POSITIONS,
+    SITES,
+    WRITERS,
+    Ablate,
+    Add,
+    AffineAblate,
+    Edit,
+    Orthogonalise,
+    Site,
+)
 from mechsafety.models import load_record, model_name
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 _CALL = re.compile(r"\s*([A-Za-z_]+)\s*\((.*)\)\s*", re.DOTALL)
+_SOURCE = re.compile(r"""\s*(?:"([^"]+)"|'([^']+)'|([^,"'=]*[^,"'=\s]))\s*(?:,(.*))?""", re.DOTALL)
+_WHOLE = re.compile(r"-?[0-9]{1,9}")
+_NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,2})?")
+_SPAN = re.compile(r"\s*([0-9]{1,6})(?:-([0-9]{1,6}))?\s*")
 _HOW = "e.g. ablate(directions.safetensors, layer=22), add(FILE, layer=22, coefficient=-1) or ablate(random, seed=0)"
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Word:
-    """``name=value`` as it stands, and how to complain about it."""
+    """``name=value`` as it stands in an expression, and how to complain about it."""
 
     name: str
     value: str
     where: str
 
     def wrong(self, allowed: str) -> MechsafetyError:
-        return MechsafetyError(f"{self.where}: {self.name}={self.value} is not {allowed}")
+        shown = self.value if self.value.isprintable() else repr(self.value)
+        return MechsafetyError(f"{self.where}: {self.name}={shown} is not {allowed}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditExpression:
+    """An edit as it was written, its words understood; ``source`` None stands for ``random``."""
+
+    text: str
+    kind: str
+    source: Path | None
+    words: Mapping[str, _Word]
+    values: Mapping[str, Any]
+
+    @property
+    def where(self) -> str:
+        return f"edit {self.text!r}"
+
+    def for_model(self, model: TransformerBridge) -> Edit:
+        """The edit for ``model``; raises :class:`MechsafetyError` where it does not fit."""
+        try:
+            return _KINDS[self.kind][1](self, model)
+        except MechsafetyError as error:
+            # A path alone is its own expression, and the message names it already.
+            if str(error).startswith(self.where) or not self.text.rstrip().endswith(")"):
+                raise
+            raise MechsafetyError(f"{self.where}: {error}") from None
 
 
 def parse_edit(text: str, model: TransformerBridge) -> Edit:
     """The edit that ``text`` names, for ``model``.
 
     ``text`` is the path of a saved edit (also ``saved(FILE, any_weights=true)``) or KIND(SOURCE, name=value, ...).
-    KIND is ``ablate``, ``affine``, ``add`` or ``orthogonalise``; SOURCE a file of directions that mechsafety
-    saved, or ``random``, a direction drawn by ``seed``: the control. ``layer`` and ``position`` say which
-    direction; ``layers``, ``sites``, ``positions``, ``alpha``, ``writers`` and the rest are the edit's own.
+    KIND is ``ablate``, ``affine``, ``add`` or ``orthogonalise``. SOURCE is a file of directions that mechsafety
+    saved (in quotes where its name holds a comma, a quote or ``=``), or ``random``: a vector of independent
+    standard normal entries drawn by ``seed`` (default 0), the control.
+
+    Which direction: ``layer``, ``position`` (default -1); of the models in the file the one with the loaded model's
+    weights, of others only with ``any_weights=true``, and ``model=NAME`` where several fit. What is done with it:
+    ``alpha``, ``coefficient``, ``layers`` (10-20, 3+7), ``sites`` or ``writers`` (attn_out+mlp_out), ``site``,
+    ``positions``, ``norm_preserving``, as in the classes of :mod:`edits`.
+
+    ``add`` acts where its direction was found, and with the mean difference's length; a unit direction is first
+    made as long as the class gap. ``affine`` takes the harmless mean's coordinate on the unit direction as its
+    reference (threshold - gap / 2) and acts, unless told otherwise, only where that was measured; it projects
+    orthogonally, also for a direction that has a covector.
 
     Raises :class:`MechsafetyError` that repeats the expression and names the wrong word and what is allowed.
     """
+    return read_expression(text).for_model(model)
+
+
+def read_expression(text: str) -> EditExpression:
+    """``text`` understood and checked as far as that goes without a model; see :func:`parse_edit`."""
+    where = f"edit {text!r}"
     call = _CALL.fullmatch(text)
     if call is None:
-        if text.strip().endswith(".safetensors"):
-            return load_edit(Path(text.strip()).expanduser(), model=model)
-        raise MechsafetyError(f"edit {text!r} is neither a .safetensors file nor an expression, {_HOW}")
-    kind, source, words = call[1].lower(), *_arguments(text, call[2])
+        if not text.strip().endswith(".safetensors"):
+            raise MechsafetyError(f"{where} is neither a .safetensors file nor an expression, {_HOW}")
+        path = _path(text.strip(), where)
+        if not is_file(path):
+            raise MechsafetyError(f"edit file {str(path)!r} does not exist")
+        return EditExpression(text=text, kind="saved", source=path, words={}, values={})
+    kind = call[1].lower()
     if kind not in _KINDS:
-        raise MechsafetyError(f"edit {text!r}: kind {kind!r} is not one of {', '.join(_KINDS)}")
-    allowed, build = _KINDS[kind]
+        raise MechsafetyError(f"{where}: kind {kind!r} is not one of {', '.join(_KINDS)}")
+    allowed, _ = _KINDS[kind]
+    source, words = _arguments(where, call[2])
     unknown = [name for name in words if name not in allowed]
     if unknown:
+        raise MechsafetyError(f"{where}: {unknown[0]!r} is not an option of {kind}: {', '.join(allowed)}")
+    path = _source(kind, source, words, where)
+    values = {name: _value(kind, word) for name, word in words.items()}
+    return EditExpression(text=text, kind=kind, source=path, words=words, values=values)
+
+
+def _arguments(where: str, inside: str) -> tuple[str, dict[str, _Word]]:
+    found = _SOURCE.fullmatch(inside)
+    if found is None:
         raise MechsafetyError(
-            f"edit {text!r}: {unknown[0]!r} is not an option of {kind}: {', '.join(allowed)}"
+            f"{where}: the first argument is a directions file or 'random' (in quotes where its name holds a "
+            f"comma, a quote or '='); {_HOW}"
         )
-    return build(source, words, model, f"edit {text!r}")
-
-
-def _arguments(text: str, inside: str) -> tuple[str, dict[str, _Word]]:
-    parts = [part.strip() for part in inside.split(",")]
-    # Spans of layers hold commas: a part without '=' behind the first belongs to the option before it.
-    source, rest = parts[0], parts[1:]
-    if not source or "=" in source:
-        raise MechsafetyError(f"edit {text!r}: the first argument is a directions file or 'random'; {_HOW}")
     words: dict[str, _Word] = {}
     last: str | None = None
-    for part in rest:
+    for part in found[4].split(",") if found[4] is not None else []:
         name, equals, value = (piece.strip() for piece in part.partition("="))
-        if not equals and last is not None and part:
-            words[last] = _Word(name=last, value=f"{words[last].value},{part}", where=words[last].where)
+        # Layers may have commas between them: a part without '=' belongs to the option before it.
+        if not equals and name and last in ("layers", "sites", "writers"):
+            words[last] = _Word(name=last, value=f"{words[last].value},{name}", where=where)
             continue
         if not equals or not name or not value:
-            raise MechsafetyError(f"edit {text!r}: {part!r} is not of the form name=value")
+            raise MechsafetyError(f"{where}: {part.strip()!r} is not of the form name=value")
         if name in words:
-            raise MechsafetyError(f"edit {text!r}: {name!r} is given twice")
-        words[name] = _Word(name=name, value=value, where=f"edit {text!r}")
+            raise MechsafetyError(f"{where}: {name!r} is given twice")
+        words[name] = _Word(name=name, value=value, where=where)
         last = name
-    return source, words
+    return found[1] or found[2] or found[3], words
 
 
-Words = Mapping[str, _Word]
-_PLACE = ("layer", "position", "seed", "any_weights")
-
-
-def _ablate(source: str, words: Words, model: TransformerBridge, where: str) -> Edit:
-    return Ablate(_direction(source, words, model, where), **_options(words, model))
-
-
-def _affine(source: str, words: Words, model: TransformerBridge, where: str) -> Edit:
-    if source == "random":
+def _source(kind: str, source: str, words: Mapping[str, _Word], where: str) -> Path | None:
+    """The file that holds the directions or the edit; None for random. Refuses what does not go with it."""
+    random = source == "random" and kind != "saved"
+    if random and kind == "affine":
         raise MechsafetyError(f"{where}: an affine edit needs the class means that a directions file holds")
-    found = _directions(source, words, model, where)
-    direction = _direction(source, words, model, where)
-    row = found.positions.index(direction.position)
-    # The harmless mean on the unit direction: half a gap below the middle of the class means.
-    harmless = found.thresholds[row, direction.layer] - found.gaps[row, direction.layer] / 2
-    options = _options(words, model)
-    # The reference was measured at one layer; elsewhere the stream's mean is another.
-    options.setdefault("layers", (min(direction.layer, model.cfg.n_layers - 1),))
-    return AffineAblate(direction.vector, reference=float(harmless), **options)
+    for name in words:
+        if random and name in _FOUND and not (name == "layer" and kind == "add"):
+            raise MechsafetyError(f"{where}: {name!r} goes with a directions file, not with random")
+        if not random and name == "seed":
+            raise MechsafetyError(f"{where}: 'seed' goes with random, not with a file")
+    if random:
+        return None
+    path = _path(source, where)
+    if not is_file(path):
+        what = "edit file" if kind == "saved" else "directions file"
+        raise MechsafetyError(f"{where}: {what} {str(path)!r} does not exist")
+    if kind != "saved" and is_edit_file(path):
+        raise MechsafetyError(
+            f"{where}: {str(path)!r} holds an edit, not directions: give its path alone, without {kind}(...)"
+        )
+    return path
 
 
-def _add(source: str, words: Words, model: TransformerBridge, where: str) -> Edit:
-    options = _options(words, model)
-    if source == "random":
-        return Add(_random(words, model), layer=_layer(words, model), **options)
-    found = _directions(source, words, model, where)
-    direction = _direction(source, words, model, where)
-    steering = found.steering(layer=direction.layer, position=direction.position)
-    return Add(steering, layer=direction.layer, **options)
+def _path(text: str, where: str) -> Path:
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise MechsafetyError(f"{where}: {text!r} begins with the home folder of an unknown user") from None
 
 
-def _orthogonalise(source: str, words: Words, model: TransformerBridge, where: str) -> Edit:
-    return Orthogonalise(_direction(source, words, model, where), **_options(words, model))
+# -- values of options --------------------------------------------------------------------------------
 
 
-def _saved(source: str, words: Words, model: TransformerBridge, _where: str) -> Edit:
-    return load_edit(Path(source).expanduser(), model=model, allow_other_weights=_flag(words, "any_weights"))
+def _value(kind: str, word: _Word) -> Any:
+    """The value of one option, as far as it can be checked without a model."""
+    if word.name in ("layer", "position", "seed"):
+        if not _WHOLE.fullmatch(word.value) or (word.name == "seed" and word.value.startswith("-")):
+            raise word.wrong("a whole number" + (" from 0" if word.name == "seed" else ""))
+        return int(word.value)
+    if word.name in ("alpha", "coefficient"):
+        if not _NUMBER.fullmatch(word.value):
+            raise word.wrong("a number")
+        return float(word.value)
+    if word.name in ("any_weights", "norm_preserving"):
+        if word.value.lower() not in ("true", "false"):
+            raise word.wrong("true or false")
+        return word.value.lower() == "true"
+    if word.name in ("site", "positions"):
+        known = SITES if word.name == "site" else POSITIONS
+        if word.value not in known:
+            raise word.wrong(f"one of {', '.join(known)}")
+        return word.value
+    if word.name in ("sites", "writers"):
+        known = WRITERS if word.name == "writers" else STREAM_SITES if kind == "affine" else SITES
+        chosen = tuple(piece.strip() for piece in re.split(r"[+,]", word.value))
+        if any(piece not in known for piece in chosen):
+            raise word.wrong(f"made of {', '.join(known)}, with + between them")
+        return tuple(dict.fromkeys(chosen))
+    return _spans(word) if word.name == "layers" else word.value
 
 
-_Build = Callable[[str, Words, "TransformerBridge", str], Edit]
+def _spans(word: _Word) -> tuple[int, ...]:
+    found: list[int] = []
+    for piece in re.split(r"[+,]", word.value):
+        span = _SPAN.fullmatch(piece)
+        first, last = (int(span[1]), int(span[2] or span[1])) if span is not None else (1, 0)
+        if last < first or last - first > 10_000:
+            raise word.wrong("layers such as 3, 3+7 or 10-20")
+        found += range(first, last + 1)
+    return tuple(dict.fromkeys(found))
+
+
+# -- making the edit ----------------------------------------------------------------------------------
+
+
+def _ablate(asked: EditExpression, model: TransformerBridge) -> Edit:
+    return Ablate(_direction(asked, model), **_options(asked, model))
+
+
+def _affine(asked: EditExpression, model: TransformerBridge) -> Edit:
+    found, layer, position = _found(asked, model)
+    row = found.positions.index(position)
+    harmless = found.thresholds[row, layer] - found.gaps[row, layer] / 2
+    options = _options(asked, model)
+    block, site = _place(layer, model.cfg.n_layers)
+    if "layers" not in options:
+        options["layers"] = (block,)
+        options.setdefault("sites", (site,))
+    return AffineAblate(found.at(layer=layer, position=position).vector, reference=float(harmless), **options)
+
+
+def _add(asked: EditExpression, model: TransformerBridge) -> Edit:
+    options = _options(asked, model)
+    if asked.source is None:
+        layer, vector = _layer(asked, model.cfg.n_layers - 1), _random(asked, model)
+    else:
+        found, layer, position = _found(asked, model)
+        vector = found.steering(layer=layer, position=position)
+    block, site = _place(layer, model.cfg.n_layers)
+    options.setdefault("site", site)
+    return Add(vector, layer=block, **options)
+
+
+def _orthogonalise(asked: EditExpression, model: TransformerBridge) -> Edit:
+    return Orthogonalise(_direction(asked, model), **_options(asked, model))
+
+
+def _saved(asked: EditExpression, model: TransformerBridge) -> Edit:
+    assert asked.source is not None
+    any_weights = asked.values.get("any_weights", False)
+    return load_edit(asked.source, model=model, allow_other_weights=any_weights)
+
+
+_FOUND = ("layer", "position", "model", "any_weights")
+_PLACE = ("layer", "position", "model", "any_weights", "seed")
+_Build = Callable[[EditExpression, "TransformerBridge"], Edit]
 _KINDS: dict[str, tuple[tuple[str, ...], _Build]] = {
     "ablate": ((*_PLACE, "alpha", "layers", "sites", "positions"), _ablate),
     "affine": ((*_PLACE, "alpha", "layers", "sites", "positions"), _affine),
-    "add": ((*_PLACE, "coefficient", "positions"), _add),
+    "add": ((*_PLACE, "coefficient", "site", "positions"), _add),
     "orthogonalise": ((*_PLACE, "alpha", "layers", "writers", "norm_preserving"), _orthogonalise),
     "saved": (("any_weights",), _saved),
 }
 
 
-def _direction(source: str, words: Words, model: TransformerBridge, where: str) -> Direction:
-    if source == "random":
-        return Direction(vector=_random(words, model), layer=0, position=-1, method="mean_difference")
-    found = _directions(source, words, model, where)
-    layer = _layer(words, model, last=found.n_layers - 1)
-    position = _number(words, "position", int, -1)
-    try:
-        return found.at(layer=layer, position=position)
-    except MechsafetyError as error:
-        raise MechsafetyError(f"{where}: {error}") from None
+def _options(asked: EditExpression, model: TransformerBridge) -> dict[str, Any]:
+    """The edit's own options, as far as they are given."""
+    options = {name: value for name, value in asked.values.items() if name not in _PLACE}
+    n_layers = model.cfg.n_layers
+    if any(layer >= n_layers for layer in options.get("layers", ())):
+        raise asked.words["layers"].wrong(f"within this model's layers, 0 to {n_layers - 1}")
+    return options
 
 
-def _random(words: Words, model: TransformerBridge) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(_number(words, "seed", int, 0))
+def _place(layer: int, n_layers: int) -> tuple[int, Site]:
+    """The block and site where directions of ``layer`` live: layer n_layers is the last block's output."""
+    return (layer, "resid_pre") if layer < n_layers else (n_layers - 1, "resid_post")
+
+
+def _direction(asked: EditExpression, model: TransformerBridge) -> Direction | Float[Tensor, " d_model"]:
+    if asked.source is None:
+        return _random(asked, model)
+    found, layer, position = _found(asked, model)
+    return found.at(layer=layer, position=position)
+
+
+def _random(asked: EditExpression, model: TransformerBridge) -> Float[Tensor, " d_model"]:
+    generator = torch.Generator().manual_seed(asked.values.get("seed", 0))
     return torch.randn(model.cfg.d_model, generator=generator)
 
 
-def _directions(source: str, words: Words, model: TransformerBridge, where: str) -> Directions:
-    several = load_directions(Path(source).expanduser())
+def _found(asked: EditExpression, model: TransformerBridge) -> tuple[Directions, int, int]:
+    """The directions meant, with the layer and the position, at which there is one."""
+    found = _directions(asked, model)
+    layer, position = _layer(asked, found.n_layers - 1), asked.values.get("position", -1)
+    found.at(layer=layer, position=position)
+    return found, layer, position
+
+
+def _layer(asked: EditExpression, end: int) -> int:
+    if "layer" not in asked.values:
+        raise MechsafetyError(f"an edit needs layer=L, 0 to {end}: the layer whose direction is meant")
+    if not 0 <= asked.values["layer"] <= end:
+        raise asked.words["layer"].wrong(f"a layer of this model, 0 to {end}")
+    return asked.values["layer"]
+
+
+def _directions(asked: EditExpression, model: TransformerBridge) -> Directions:
+    """Of the models in the file the one with this model's weights, else the one that is asked for and fits."""
+    assert asked.source is not None
+    name, source = model_name(model), str(asked.source)
+    several = list(load_directions(asked.source).values())
+    held = ", ".join(d.model for d in several)
+    if "model" in asked.values:
+        several = [d for d in several if d.model == asked.values["model"]]
+        if not several:
+            raise asked.words["model"].wrong(f"in {source!r}, which holds directions of {held}")
     record = load_record(model)
     known = record.fingerprint if record else ""
-    same = [d for d in several.values() if known and d.fingerprint == known]
+    same = [d for d in several if known and d.fingerprint == known]
     if same:
         return same[0]
-    fitting = [d for d in several.values() if d.vectors.shape[-1] == model.cfg.d_model]
+    shape = (model.cfg.n_layers, model.cfg.d_model)
+    fitting = [d for d in several if (d.n_layers - 1, d.vectors.shape[-1]) == shape]
     if not fitting:
         raise MechsafetyError(
-            f"{where}: {source!r} holds directions of {', '.join(several)}, none with the {model.cfg.d_model} "
-            f"entries of {model_name(model)!r}'s residual stream"
+            f"{source!r} holds directions of {held}, none with the {shape[0]} layers and the {shape[1]} entries of "
+            f"{name!r}'s residual stream"
         )
-    if known and not _flag(words, "any_weights"):
+    if known and not asked.values.get("any_weights", False):
         raise MechsafetyError(
-            f"{where}: {source!r} holds directions of {', '.join(several)}, whose weights differ from "
-            f"{model_name(model)!r}'s; to use them all the same add any_weights=true"
+            f"{source!r} holds directions of {held}, whose weights differ from {name!r}'s; to use them all the "
+            "same add any_weights=true"
         )
+    # Without a fingerprint to go by, a model of the same name is the one.
+    fitting = [d for d in fitting if d.model == name] or fitting
     if len(fitting) > 1:
-        raise MechsafetyError(f"{where}: {source!r} holds several models that fit: {', '.join(several)}")
+        raise MechsafetyError(f"{source!r} holds several models that fit, {held}: name one with model=NAME")
     return fitting[0]
-
-
-def _options(words: Words, model: TransformerBridge) -> dict[str, Any]:
-    """The edit's own options, as far as they are given."""
-    given: dict[str, Any] = {}
-    for name in ("alpha", "coefficient"):
-        if name in words:
-            given[name] = _number(words, name, float, 0.0)
-    if "layers" in words:
-        given["layers"] = _span(words["layers"], model.cfg.n_layers)
-    for name, known in (("sites", SITES), ("writers", WRITERS)):
-        if name in words:
-            given[name] = _several(words[name], known)
-    if "positions" in words:
-        word = words["positions"]
-        if word.value not in POSITIONS:
-            raise word.wrong(f"one of {', '.join(POSITIONS)}")
-        given["positions"] = word.value
-    if "norm_preserving" in words:
-        given["norm_preserving"] = _flag(words, "norm_preserving")
-    return given
-
-
-def _several(word: _Word, known: tuple[str, ...]) -> tuple[str, ...]:
-    chosen = tuple(piece.strip() for piece in re.split(r"[+,]", word.value))
-    if any(piece not in known for piece in chosen):
-        raise word.wrong(f"made of {', '.join(known)}, with + between them")
-    return tuple(dict.fromkeys(chosen))
-
-
-def _span(word: _Word, n_layers: int) -> tuple[int, ...]:
-    found: list[int] = []
-    for piece in re.split(r"[+,]", word.value):
-        span = re.fullmatch(r"\s*(\d{1,6})(?:-(\d{1,6}))?\s*", piece)
-        if span is None or int(span[2] or span[1]) < int(span[1]):
-            raise word.wrong("layers such as 3, 3+7 or 10-20")
-        if int(span[2] or span[1]) >= n_layers:
-            raise word.wrong(f"within this model's layers, 0 to {n_layers - 1}")
-        found += range(int(span[1]), int(span[2] or span[1]) + 1)
-    return tuple(dict.fromkeys(found))
-
-
-def _layer(words: Words, model: TransformerBridge, last: int | None = None) -> int:
-    end = model.cfg.n_layers - 1 if last is None else last
-    if "layer" not in words:
-        raise MechsafetyError(
-            f"an edit needs layer=L, 0 to {end}: the layer whose direction is meant; {_HOW}"
-        )
-    layer = _number(words, "layer", int, 0)
-    if not 0 <= layer <= end:
-        raise words["layer"].wrong(f"a layer of this model, 0 to {end}")
-    return layer
-
-
-def _number(words: Words, name: str, kind: Any, default: Any) -> Any:
-    if name not in words:
-        return default
-    try:
-        value = kind(words[name].value)
-    except ValueError:
-        value = float("nan")
-    if value != value or abs(value) > 1e9:
-        raise words[name].wrong("a whole number" if kind is int else "a number")
-    return value
-
-
-def _flag(words: Words, name: str) -> bool:
-    if name not in words:
-        return False
-    if words[name].value.lower() not in ("true", "false"):
-        raise words[name].wrong("true or false")
-    return words[name].value.lower() == "true"

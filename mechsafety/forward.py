@@ -1,22 +1,24 @@
 """One forward pass, of whichever kind of hooked model: no more logits than are read, shared tokens once.
 
 The *body* of a model is what is called: the Hugging Face module inside a ``TransformerBridge`` (or its plain
-twin), or a ``HookedTransformer`` itself.
+twin), or a ``HookedTransformer`` itself. Both go on from stored keys and values.
 """
 
 from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mechsafety import hooked_transformers
 from mechsafety.models import body_of, is_hooked_transformer
 from mechsafety.tokens import TokenBatch, batches, device_of
 
@@ -28,10 +30,14 @@ _LEAST_PREFIX = 8  # shorter ones are not worth a cache
 
 @dataclass(frozen=True, kw_only=True)
 class Prefix:
-    """Tokens that have been run already: their keys and values (one row, or a row a candidate)."""
+    """Tokens that have been run already: their keys and values (one row, or a row a candidate).
+
+    ``mask`` says which are real where rows are padded; without it all are.
+    """
 
     n_tokens: int
     cache: Any
+    mask: Int[Tensor, "row token"] | None = None
 
     def rows(self, index: Int[Tensor, " row"] | int) -> Any:
         """The cache for a batch: the rows named by ``index``, or so many copies of the only row."""
@@ -39,6 +45,23 @@ class Prefix:
 
 
 NOTHING = Prefix(n_tokens=0, cache=None)
+
+_columns: ContextVar[int | None] = ContextVar("columns of the prompt", default=None)
+
+
+def prompt_columns() -> int | None:
+    """How many columns the prompt of the running pass has, where it runs in parts: edits are told by this which
+    column is its last. None where the pass does not say."""
+    return _columns.get()
+
+
+@contextmanager
+def _prompt_of(columns: int | None) -> Iterator[None]:
+    token = _columns.set(columns)
+    try:
+        yield
+    finally:
+        _columns.reset(token)
 
 
 def forward(
@@ -56,22 +79,27 @@ def forward(
     ``before`` that each row of the batch continues (default: its only one). Returns an object with ``logits``
     and ``past_key_values`` as far as asked for. Position ids count real tokens only.
     """
-    if is_hooked_transformer(body):
-        return _forward_hooked_transformer(body, batch, logits=logits, before=before)
     cache = before.rows(len(batch.ids) if rows is None else rows) if before.cache is not None else None
+    # What follows a shared prefix is the rest of the prompt; what follows padded rows goes on from their prompts.
+    in_parts = cache is not None and before.mask is None
+    columns = before.n_tokens + batch.ids.shape[1] if in_parts else None
+    if is_hooked_transformer(body):
+        with _prompt_of(columns):
+            return hooked_transformers.run(body, batch, logits=logits, cache=cache, keep_cache=keep_cache)
     accepts = _accepted(body)
     arguments: dict[str, Any] = {
         "input_ids": batch.ids,
-        "attention_mask": mask_after(batch, before.n_tokens),
+        "attention_mask": _mask_after(batch, before),
         "use_cache": keep_cache or cache is not None,
     }
     if cache is not None:
         arguments["past_key_values"] = cache
     if "position_ids" in accepts:
-        arguments["position_ids"] = batch.positions + before.n_tokens
+        n_real = before.n_tokens if before.mask is None else before.mask.sum(-1, keepdim=True)
+        arguments["position_ids"] = batch.positions + n_real
     if logits is not None and "logits_to_keep" in accepts:
         arguments["logits_to_keep"] = logits
-    with torch.inference_mode():
+    with torch.inference_mode(), _prompt_of(columns):
         return (body.base_model if logits is None else body)(**arguments)
 
 
@@ -79,23 +107,13 @@ def _accepted(body: Any) -> frozenset[str]:
     return frozenset(inspect.signature(body.forward).parameters)
 
 
-def _forward_hooked_transformer(
-    model: Any, batch: TokenBatch, *, logits: int | None, before: Prefix
-) -> SimpleNamespace:
-    if before.cache is not None:
-        raise ValueError("a HookedTransformer runs whole prompts: it shares no prefix")
-    with torch.inference_mode():
-        stream = model(
-            batch.ids, attention_mask=batch.mask, stop_at_layer=model.cfg.n_layers, prepend_bos=False
-        )
-        if logits is None:
-            return SimpleNamespace(logits=None, past_key_values=None)
-        kept = stream[:, -logits:].contiguous() if logits else stream
-        if model.cfg.normalization_type is not None:
-            kept = model.ln_final(kept)
-        out = model.unembed(kept)
-        cap = float(model.cfg.output_logits_soft_cap)
-        return SimpleNamespace(logits=cap * torch.tanh(out / cap) if cap > 0 else out, past_key_values=None)
+def continued(batch: TokenBatch, out: Any, *, before: Prefix = NOTHING) -> Prefix:
+    """What ``forward(..., keep_cache=True)`` gave for ``batch``, as the prefix of further tokens of its rows."""
+    return Prefix(
+        n_tokens=before.n_tokens + batch.ids.shape[1],
+        cache=out.past_key_values,
+        mask=_mask_after(batch, before),
+    )
 
 
 def run_blocks(model: TransformerBridge, batch: TokenBatch) -> None:
@@ -115,7 +133,7 @@ def all_last_logits(
 
     The tokens that all sequences begin with (the template's system prompt) run once.
     """
-    shared = shared_prefix(sequences) if shares_prefixes(body) else []
+    shared = shared_prefix(sequences)
     before = run_prefix(body, shared, device_of(model))
     rests = [list(s[len(shared) :]) for s in sequences]
     parts: list[tuple[TokenBatch, Tensor]] = []
@@ -126,11 +144,6 @@ def all_last_logits(
     for batch, logits in parts:
         out[list(batch.rows)] = logits
     return out
-
-
-def shares_prefixes(body: Any) -> bool:
-    """Whether ``body`` can go on from stored keys and values of tokens that all prompts share."""
-    return not is_hooked_transformer(body)
 
 
 def shared_prefix(sequences: Sequence[Sequence[int]], *, leave: int = 1) -> list[int]:
@@ -148,22 +161,31 @@ def run_prefix(body: Any, tokens: Sequence[int], device: torch.device, *, rows: 
     if not tokens:
         return NOTHING
     ids = torch.tensor([list(tokens)] * rows, device=device)
-    with torch.inference_mode():
-        cache = body.base_model(input_ids=ids, use_cache=True).past_key_values
+    # One column more than these at least: the prompt's last is not among them.
+    with torch.inference_mode(), _prompt_of(len(tokens) + 1):
+        if is_hooked_transformer(body):
+            batch = TokenBatch(rows=tuple(range(rows)), ids=ids, mask=torch.ones_like(ids))
+            cache = hooked_transformers.run(body, batch, logits=None, keep_cache=True).past_key_values
+        else:
+            cache = body.base_model(input_ids=ids, use_cache=True).past_key_values
     return Prefix(n_tokens=len(tokens), cache=cache)
 
 
-def mask_after(batch: TokenBatch, n_prefix: int) -> Int[Tensor, "row token"]:
-    """The batch's attention mask with ``n_prefix`` real tokens before it."""
-    if not n_prefix:
+def _mask_after(batch: TokenBatch, before: Prefix) -> Int[Tensor, "row token"]:
+    """The batch's attention mask with the prefix's before it."""
+    if not before.n_tokens:
         return batch.mask
-    ones = torch.ones((len(batch.ids), n_prefix), dtype=torch.long, device=batch.ids.device)
-    return torch.cat([ones, batch.mask], dim=1)
+    earlier = before.mask
+    if earlier is None:
+        earlier = torch.ones((len(batch.ids), before.n_tokens), dtype=torch.long, device=batch.ids.device)
+    return torch.cat([earlier, batch.mask], dim=1)
 
 
 def _cache_rows(cache: Any, index: Tensor | int) -> Any:
     from transformers.cache_utils import DynamicLayer
 
+    if not hasattr(cache, "layers"):
+        return hooked_transformers.cache_rows(cache, index)
     if not all(isinstance(layer, DynamicLayer) for layer in cache.layers):
         # State that is written in place (convolutions, recurrences) must be copied whole.
         copied = copy.deepcopy(cache)

@@ -10,15 +10,25 @@ from html import escape
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from mechsafety import hooked_transformers
 from mechsafety.errors import MechsafetyError
 from mechsafety.hooking import Coverage, plain_twin
 from mechsafety.interventions import Edit, edited
-from mechsafety.models import body_of
+from mechsafety.models import body_of, is_hooked_transformer
 from mechsafety.progress import bar
 from mechsafety.prompts import Prompt
-from mechsafety.tokens import TokenBatch, device_of, pad_left, pad_token, plan_batches, tokenize_prompts
+from mechsafety.tokens import (
+    TokenBatch,
+    device_of,
+    pad_left,
+    pad_token,
+    plan_batches,
+    render_chat,
+    tokenize_prompts,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -126,7 +136,8 @@ def generate(
     """Answer each prompt in the model's chat template, under ``edit`` if one is given.
 
     The fast path is Hugging Face's ``generate`` on a plain module tree that shares the bridge's
-    parameters; the reference path is the bridge's own generation, one prompt at a time. Both give the
+    parameters; the reference path is the bridge's own generation, one prompt at a time. A
+    HookedTransformer is stepped over its own cache, or, on the reference path, without one. All give the
     same tokens in float32. ``seed`` matters only with ``sampling``; each batch draws from a generator
     seeded by it and the batch's prompts, so that a resumed run draws the same.
 
@@ -177,12 +188,27 @@ def generate(
 
 
 def stop_tokens(model: TransformerBridge) -> frozenset[int]:
-    """Every token that ends a turn: the generation config's and the tokenizer's."""
-    named: Any = getattr(model.original_model.generation_config, "eos_token_id", None)
-    tokens = {named} if isinstance(named, int) else set(named or ())
+    """Every token that ends a turn: the generation config's and the tokenizer's.
+
+    A HookedTransformer has no generation config: the special token with which its chat template closes an
+    answer stands in.
+    """
+    if is_hooked_transformer(model):
+        tokens = _turn_ends(model)
+    else:
+        named: Any = getattr(model.original_model.generation_config, "eos_token_id", None)
+        tokens = {named} if isinstance(named, int) else set(named or ())
     if model.tokenizer.eos_token_id is not None:
         tokens.add(model.tokenizer.eos_token_id)
     return frozenset(tokens)
+
+
+def _turn_ends(model: TransformerBridge) -> set[int]:
+    answer = "answer"
+    turns = [{"role": "user", "content": "question"}, {"role": "assistant", "content": answer}]
+    rest = render_chat(model, turns, answer_next=False).rpartition(answer)[2]
+    first = model.tokenizer(rest, add_special_tokens=False)["input_ids"][:1]
+    return set(first) & set(model.tokenizer.all_special_ids)
 
 
 _Run = Callable[[TokenBatch, int, Sampling | None, frozenset[int]], Tensor]
@@ -196,6 +222,17 @@ def _under(
     targets = edit.targets(model.cfg.n_layers) if edit is not None else []
     twin = plain_twin(model, targets) if path == "fast" else None
 
+    def step(batch: TokenBatch, n: int, sampling: Sampling | None, stops: frozenset[int]) -> Tensor:
+        return hooked_transformers.answer(
+            model,
+            batch,
+            max_new_tokens=n,
+            pick=_picker(sampling),
+            stops=stops,
+            pad=pad_token(model),
+            cached=path == "fast",
+        )
+
     def fast(batch: TokenBatch, n: int, sampling: Sampling | None, stops: frozenset[int]) -> Tensor:
         module: Any = twin if twin is not None else body_of(model)
         return _hf_generate(module, batch, n, sampling, stops, pad_token(model))
@@ -203,11 +240,34 @@ def _under(
     def reference(batch: TokenBatch, n: int, sampling: Sampling | None, _stops: frozenset[int]) -> Tensor:
         return _bridge_generate(model, batch, n, sampling)
 
-    run = fast if path == "fast" else reference
+    if is_hooked_transformer(model):
+        run = step
+    elif path == "fast":
+        run = fast
+    else:
+        run = reference
     length = batch.ids.shape[1]
     context = edited(model, edit, prompt_length=length, twin=twin) if edit is not None else nullcontext(None)
     with context as receipt:
         yield run, receipt
+
+
+def _picker(sampling: Sampling | None) -> hooked_transformers.Pick:
+    """The likeliest token, or one drawn as Hugging Face's ``generate`` draws it."""
+    from transformers import TemperatureLogitsWarper, TopPLogitsWarper
+
+    if sampling is None:
+        return lambda logits: logits.argmax(-1)
+    warpers: list[Any] = [TemperatureLogitsWarper(float(sampling.temperature))]
+    if sampling.top_p < 1:
+        warpers.append(TopPLogitsWarper(sampling.top_p))
+
+    def draw(logits: Float[Tensor, "row vocabulary"]) -> Int[Tensor, " row"]:
+        for warp in warpers:
+            logits = warp(None, logits)
+        return torch.multinomial(torch.softmax(logits, dim=-1), num_samples=1).squeeze(1)
+
+    return draw
 
 
 def _hf_generate(

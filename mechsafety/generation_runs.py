@@ -12,11 +12,11 @@ from typing import Any, Literal
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field
 
-from mechsafety.edit_expressions import parse_edit
-from mechsafety.edit_files import save_edit
+from mechsafety.edit_expressions import read_expression
+from mechsafety.edit_files import require_edit_path, save_edit
 from mechsafety.errors import MechsafetyError
 from mechsafety.generation import DEFAULT_BATCH, Sampling
-from mechsafety.interventions import baked, digest
+from mechsafety.interventions import baked, digest, require_fits
 from mechsafety.models import load_model, load_record
 from mechsafety.prompts import Split, load_prompts
 from mechsafety.resumable_generation import resumable_responses
@@ -75,42 +75,49 @@ def run_generation(
 ) -> GenerationRun:
     """Answer the prompts under the edit in the folder ``out``, or go on where that was interrupted.
 
-    Raises :class:`MechsafetyError` for a wrong edit, an empty split, and whatever loading raises.
+    What can be wrong is said before the model is loaded where it can be, and before the folder is made. Raises
+    :class:`MechsafetyError` for a wrong edit, options that go with others, an empty split, and whatever loading
+    raises.
     """
-    if config.baked and config.edit is None:
-        raise MechsafetyError("--baked writes an edit into the weights: name one with --edit")
-    prompts = load_prompts(config.prompts).where(split=config.split)
+    _require_companions(config, save_edit_to)
+    asked_edit = read_expression(config.edit) if config.edit is not None else None
+    every = load_prompts(config.prompts)
+    prompts = every.where(split=config.split)
     if not len(prompts):
-        raise MechsafetyError(f"prompt set {config.prompts!r} has no prompts in split {config.split!r}")
+        splits = ", ".join(dict.fromkeys(p.split for p in every))
+        raise MechsafetyError(
+            f"prompt set {config.prompts!r} has no prompts in split {config.split!r}: --split can be {splits}"
+        )
     if config.limit is not None:
         prompts = prompts.sample(config.limit, seed=config.seed)
     asked = config.model_dump(mode="json") | {"kind": "generate", "prompts_sha256": prompts.sha256()}
     say(f"loading {config.model}")
     model = load_model(config.model, dtype=config.dtype, device=config.device, template=config.template)
-    edit = parse_edit(config.edit, model) if config.edit is not None else None
+    edit = asked_edit.for_model(model) if asked_edit is not None else None
+    if edit is not None:
+        require_fits(model, edit, weights=config.baked)
     # Files may change between sessions: the run is bound to the edit, not to its name.
     asked["edit_sha256"] = digest(edit) if edit is not None else None
-    with open_run(out, config=asked) as run:
+    written = baked(model, edit) if config.baked and edit is not None else nullcontext()
+    sampling = None
+    if config.temperature is not None:
+        sampling = Sampling(temperature=config.temperature, top_p=config.top_p)
+    with written, open_run(out, config=asked) as run:
         if edit is not None and save_edit_to is not None:
             save_edit(edit, save_edit_to, model=model)
         say(f"{len(prompts)} responses")
-        written = baked(model, edit) if config.baked and edit is not None else nullcontext()
-        sampling = None
-        if config.temperature is not None:
-            sampling = Sampling(temperature=config.temperature, top_p=config.top_p)
-        with written:
-            table = resumable_responses(
-                run,
-                model,
-                prompts,
-                key=(config.model,),
-                edit=None if config.baked else edit,
-                max_new_tokens=config.max_new_tokens,
-                seed=config.seed,
-                batch_size=config.batch_size,
-                sampling=sampling,
-                say=say,
-            )
+        table = resumable_responses(
+            run,
+            model,
+            prompts,
+            key=(config.model,),
+            edit=None if config.baked else edit,
+            max_new_tokens=config.max_new_tokens,
+            seed=config.seed,
+            batch_size=config.batch_size,
+            sampling=sampling,
+            say=say,
+        )
         table = table[_COLUMNS]
         run.write_table(table, "responses.parquet")
         run.write_table(table, "responses.csv")
@@ -127,3 +134,13 @@ def run_generation(
         if run.has_part("speed", config.model, suffix="json"):
             run.record("generation", run.read_json_part("speed", config.model))
     return GenerationRun(path=run.path, responses=table, edit=facts)
+
+
+def _require_companions(config: GenerationConfig, save_edit_to: Path | None) -> None:
+    if config.edit is None and (config.baked or save_edit_to is not None):
+        option = "--baked writes an edit into the weights" if config.baked else "--save-edit saves an edit"
+        raise MechsafetyError(f"{option}: name one with --edit")
+    if config.top_p < 1 and config.temperature is None:
+        raise MechsafetyError(f"--top-p {config.top_p:g} is about drawing tokens: give --temperature too")
+    if save_edit_to is not None:
+        require_edit_path(save_edit_to)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from mechsafety.errors import MechsafetyError
+from mechsafety.forward import prompt_columns
 from mechsafety.models import architecture, body_of, generation_twin, is_hooked_transformer
 from mechsafety.tokens import device_of, last_columns
 
@@ -80,19 +81,36 @@ class _Pass:
         self.size = 0
 
     def begin(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Before a Hugging Face module runs: ``args`` and ``kwargs`` are its forward's."""
         inputs = kwargs.get("input_ids")
         if inputs is None:
             inputs = args[0] if args else kwargs["inputs_embeds"]
+        cache = kwargs.get("past_key_values")
+        before = 0 if cache is None or self.positions == "all" else int(cache.get_seq_length())
+        mask = kwargs.get("attention_mask")
+        self._cover(inputs, before, mask if mask is not None and mask.ndim == 2 else None)
+
+    def begin_block(self, _block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Before a block of a HookedTransformer runs.
+
+        The model itself may be called with strings, or begin at a later block; what reaches a block is always
+        the stream, the mask of every column so far, and its own keys and values.
+        """
+        entry = kwargs.get("past_kv_cache_entry")
+        before = 0 if entry is None else int(entry.past_keys.shape[1])
+        self._cover(args[0], before, kwargs.get("attention_mask"))
+
+    def _cover(self, inputs: Tensor, before: int, mask: Int[Tensor, "row token"] | None) -> None:
+        """``inputs`` [row, token, ...] follow ``before`` cached columns; ``mask`` is that of both."""
         rows, width = inputs.shape[:2]
         self.size = rows * width
         if self.positions == "all":
             return
-        before = _length_before(kwargs)
-        if before == 0 and self.fixed_length is None:
-            self.length = width
-        mask = kwargs.get("attention_mask")
-        if mask is None or mask.ndim != 2:
+        if self.fixed_length is None:
+            self.length = prompt_columns() or (width if before == 0 else self.length)
+        if mask is None:
             mask = torch.ones((rows, before + width), dtype=torch.long, device=inputs.device)
+        mask = mask.to(inputs.device)
         columns = torch.arange(before, before + width, device=inputs.device)[None]
         real = mask[:, before : before + width].bool()
         if self.positions == "generated":
@@ -100,19 +118,12 @@ class _Pass:
         elif self.positions == "prompt":
             chosen = real & (columns < self.length)
         else:
-            last = last_columns(mask[:, : self.length]) if before < self.length else self.length - 1
+            # Rows padded on the right end where their mask says, which only a pass over the whole prompt knows.
+            whole = before < self.length <= before + width
+            last = last_columns(mask[:, : self.length]) if whole else self.length - 1
             chosen = real & (columns == (last[:, None] if isinstance(last, Tensor) else last))
         self.chosen = chosen[..., None]
         self.size = int(chosen.sum())
-
-
-def _length_before(kwargs: Mapping[str, Any]) -> int:
-    """Columns that earlier passes have cached: Hugging Face's cache, or a HookedTransformer's."""
-    cache = kwargs.get("past_key_values")
-    if cache is not None:
-        return int(cache.get_seq_length())
-    cache = kwargs.get("past_kv_cache")
-    return int(cache[0].past_keys.shape[1]) if cache is not None else 0
 
 
 class _Hook:
@@ -150,13 +161,15 @@ def attach(
     running = _Pass(positions, prompt_length)
     hooks = [(target.hook, _Hook(target, running, coverage, device_of(model))) for target in targets]
     body: Any = twin if twin is not None else body_of(model)
-    start = body if is_hooked_transformer(body) else body.base_model
-    handle = start.register_forward_pre_hook(running.begin, with_kwargs=True)
-    try:
+    with ExitStack() as stack:
+        if is_hooked_transformer(body):
+            watched = [(body.blocks[layer], running.begin_block) for layer in {t.layer for t in targets}]
+        else:
+            watched = [(body.base_model, running.begin)]
+        for module, begin in watched:
+            stack.callback(module.register_forward_pre_hook(begin, with_kwargs=True).remove)
         with hooked(model, hooks, twin=twin):
             yield coverage
-    finally:
-        handle.remove()
 
 
 def require_hooks(model: TransformerBridge, names: Sequence[str]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from jaxtyping import Float
@@ -31,6 +32,7 @@ from mechsafety.edits import (
 )
 from mechsafety.errors import MechsafetyError
 from mechsafety.hooking import Coverage, Target, attach
+from mechsafety.models import architecture
 from mechsafety.weights import write_weights
 
 if TYPE_CHECKING:
@@ -53,6 +55,7 @@ __all__ = [
     "baked",
     "digest",
     "edited",
+    "require_fits",
 ]
 
 
@@ -73,13 +76,7 @@ def edited(
     Yields the :class:`~mechsafety.hooking.Coverage` receipt. Raises :class:`MechsafetyError` when a site
     does not exist in the model, and, at the end, when a site was never reached by a forward pass.
     """
-    targets = edit.targets(model.cfg.n_layers)
-    for target in targets:
-        if target.constant.shape[-1] != model.cfg.d_model:
-            raise MechsafetyError(
-                f"the edit's direction has {target.constant.shape[-1]} entries, the model's residual stream "
-                f"{model.cfg.d_model}: it was made for another model"
-            )
+    targets = _fitting_targets(model, edit)
     with attach(model, targets, positions=edit.positions, prompt_length=prompt_length, twin=twin) as coverage:
         yield coverage
     coverage.require_complete()
@@ -89,19 +86,62 @@ def edited(
 def baked(model: TransformerBridge, edit: Edit) -> Iterator[None]:
     """Write ``edit`` into the weights; they are restored bit for bit when the block ends.
 
-    Exists for :class:`Orthogonalise` (the norm-preserving form exists only so), and for :class:`Ablate` at every
+    Exists for :class:`Orthogonalise` (the norm-preserving form exists only so: there it is the edit without
+    the stretch that is compared), and for :class:`Ablate` at every
     site, layer and position with alpha = 1, which is the same operation. A short probe compares the baked model
     with the hooked one and refuses where the architecture makes them differ (a norm between the map and the
     stream, say). Tied embeddings are untied for the while. In bfloat16 the edited weights are rounded, so that a
     residue of about 2^-8 of the component stays; the hooks leave none.
     """
+    require_fits(model, edit, weights=True)
     basis, alpha, layers, writers = _as_weights(edit, model.cfg.n_layers)
     keep_norms = isinstance(edit, Orthogonalise) and edit.norm_preserving
-    probe: Callable[[int], list[Target]] | None = None if keep_norms else edit.targets
+    probe: Callable[[int], list[Target]] | None = edit.targets
+    if isinstance(edit, Orthogonalise) and keep_norms:
+        try:
+            with baked(model, replace(edit, norm_preserving=False)):
+                probe = None  # no hooks do what the stretched weights do
+        except MechsafetyError as error:
+            raise MechsafetyError(f"{error} without norm_preserving, which has no other form") from None
     with write_weights(
         model, basis=basis, alpha=alpha, layers=layers, writers=writers, keep_norms=keep_norms, probe=probe
     ):
         yield
+
+
+def require_fits(model: TransformerBridge, edit: Edit, *, weights: bool = False) -> None:
+    """Raise :class:`MechsafetyError` unless ``edit`` can go on ``model``, as hooks or as weights.
+
+    Said before long work begins: a direction of another length, a layer, a site or a weight form there is not.
+    """
+    if weights:
+        basis, *_ = _as_weights(edit, model.cfg.n_layers)
+        _require_width(basis, model)
+    else:
+        _fitting_targets(model, edit)
+
+
+def _fitting_targets(model: TransformerBridge, edit: Edit) -> list[Target]:
+    targets = edit.targets(model.cfg.n_layers)
+    for target in targets:
+        _require_width(target.constant, model)
+    present = model.hook_dict
+    for target in targets:
+        if target.hook not in present:
+            sites = [site for site in SITES if f"blocks.{target.layer}.hook_{site}" in present]
+            raise MechsafetyError(
+                f"this model has no hook point {target.hook}: the sites of block {target.layer} of "
+                f"{architecture(model)} are {', '.join(sites) or 'none'}"
+            )
+    return targets
+
+
+def _require_width(constant: Tensor, model: TransformerBridge) -> None:
+    if constant.shape[-1] != model.cfg.d_model:
+        raise MechsafetyError(
+            f"the edit's direction has {constant.shape[-1]} entries, the model's residual stream "
+            f"{model.cfg.d_model}: it was made for another model"
+        )
 
 
 def _as_weights(

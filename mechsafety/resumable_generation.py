@@ -35,7 +35,7 @@ def resumable_responses(
 
     The batches are planned once and kept in the run, so that a resumed run draws the same; they change only
     when memory runs out and one is halved, which ``say`` hears. Speed and the edit's coverage go into the part
-    ``speed``.
+    ``speed``; both are of the ``responses`` that the last session made.
     """
     plan = _plan(run, model, prompts, key, batch_size)
     rows = {p.id: row for row, p in enumerate(prompts)}
@@ -70,7 +70,12 @@ def resumable_responses(
             label=" ".join(key),
         )
         seconds = time.perf_counter() - started
-        speed = {"tokens": made, "seconds": round(seconds, 2), "tokens_per_s": round(made / seconds, 1)}
+        speed = {
+            "responses": len(done),
+            "tokens": made,
+            "seconds": round(seconds, 2),
+            "tokens_per_s": round(made / seconds, 1),
+        }
         if done.coverage is not None:
             speed["coverage"] = done.coverage.summary()
         run.write_json_part(speed, "speed", *key)

@@ -44,6 +44,10 @@ def _of_kind(run: RunFolder) -> tuple[Any, Any]:
         from mechsafety import sweep_pages
 
         return sweep_pages.figures_of, _page_writer(sweep_pages.page_of)
+    if kind == "compare":
+        from mechsafety import checkpoint_pages
+
+        return checkpoint_pages.figures_of, _page_writer(checkpoint_pages.page_of)
     raise MechsafetyError(f"run {str(run.path)!r} is of kind {kind!r}, which has no figures or report")
 
 

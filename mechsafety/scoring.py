@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +11,8 @@ from torch import Tensor
 
 from mechsafety.bodies import body_under
 from mechsafety.errors import MechsafetyError
-from mechsafety.forward import Prefix, forward, mask_after, run_prefix, shared_prefix
+from mechsafety.forward import Prefix, continued, forward, run_prefix, shared_prefix
 from mechsafety.interventions import Edit
-from mechsafety.models import is_hooked_transformer
 from mechsafety.progress import bar
 from mechsafety.tokens import TokenBatch, batches, device_of
 
@@ -41,7 +39,6 @@ def option_log_probs(
     """
     if not contexts or not options or any(not o for o in options) or any(len(c) < 1 for c in contexts):
         raise MechsafetyError("scoring needs contexts and options, none of them empty")
-    _require_cache(model)
     prefix = shared_prefix(contexts) if share_prefix else []
     out = torch.empty(len(contexts), len(options), dtype=torch.float64)
     with (
@@ -57,32 +54,21 @@ def option_log_probs(
     return out
 
 
-def _require_cache(model: Any) -> None:
-    if is_hooked_transformer(model):
-        raise MechsafetyError("a HookedTransformer cannot judge: load the judging model with load_model()")
-
-
 def _score(
     module: Any, batch: TokenBatch, options: Sequence[Sequence[int]], before: Prefix
 ) -> Float[Tensor, "row option"]:
     rows = len(batch.ids)
-    shared = before.n_tokens
-    mask = mask_after(batch, shared)
     first = forward(module, batch, logits=1, before=before, keep_cache=True)
     start = torch.log_softmax(first.logits[:, -1].double(), dim=-1)
     scores = torch.stack([start[:, option[0]] for option in options], dim=1)
+    stored = continued(batch, first, before=before)
+    each = torch.arange(rows, device=batch.ids.device)
     for column, option in enumerate(options):
         if len(option) == 1:
             continue
         more = torch.tensor([list(option[:-1])] * rows, device=batch.ids.device)
-        steps = torch.arange(1, len(option), device=batch.ids.device)
-        out = module(
-            input_ids=more,
-            attention_mask=torch.cat([mask, torch.ones_like(more)], dim=1),
-            position_ids=batch.positions[:, -1:] + shared + steps,
-            past_key_values=copy.deepcopy(first.past_key_values),
-            use_cache=True,
-        )
+        begun = TokenBatch(rows=batch.rows, ids=more, mask=torch.ones_like(more))
+        out = forward(module, begun, logits=more.shape[1], before=stored, rows=each)
         later = torch.log_softmax(out.logits.double(), dim=-1)
         targets = torch.tensor(list(option[1:]), device=batch.ids.device).expand(rows, -1)[..., None]
         scores[:, column] += later.gather(-1, targets).sum((1, 2))

@@ -36,11 +36,31 @@ class TokenBatch:
 
 
 def render_chat(model: TransformerBridge, messages: Sequence[Message], *, answer_next: bool = True) -> str:
-    """``messages`` in the model's own chat template, ready for its answer."""
-    rendered = model.tokenizer.apply_chat_template(
+    """``messages`` in the model's own chat template, ready for its answer.
+
+    Raises :class:`MechsafetyError` for a model that the user brings without a tokenizer or a chat template.
+    """
+    rendered = _chat_tokenizer(model).apply_chat_template(
         list(messages), add_generation_prompt=answer_next, tokenize=False
     )
     return cast("str", rendered)
+
+
+def _chat_tokenizer(model: TransformerBridge) -> Any:
+    tokenizer: Any = model.tokenizer
+    name = type(model).__name__
+    if tokenizer is None:
+        raise MechsafetyError(
+            f"this {name} has no tokenizer, so that prompts cannot be rendered: give it one that has a chat "
+            "template, model.set_tokenizer(tokenizer), or load the model with load_model()"
+        )
+    if getattr(tokenizer, "chat_template", None) is None:
+        raise MechsafetyError(
+            f"the tokenizer of this {name} has no chat template (set_tokenizer may have loaded it anew, without "
+            "one): set model.tokenizer.chat_template to a Jinja template, mechsafety.models.PLAIN_TEMPLATE being "
+            "a simple question-and-answer form"
+        )
+    return tokenizer
 
 
 def tokenize_text(model: TransformerBridge, text: str) -> list[int]:

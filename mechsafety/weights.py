@@ -7,13 +7,15 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from mechsafety.errors import MechsafetyError
+from mechsafety.forward import last_logits
 from mechsafety.hooking import Target, attach
-from mechsafety.models import architecture
+from mechsafety.models import architecture, body_of, is_hooked_transformer
 from mechsafety.projection import project_out
+from mechsafety.tokens import TokenBatch, device_of
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -57,27 +59,25 @@ def write_weights(
         yield
 
 
-def _probe_tokens(model: TransformerBridge) -> Int[Tensor, "row token"]:
+def _probe_batch(model: TransformerBridge) -> TokenBatch:
+    body = body_of(model)
+    vocabulary = body.cfg.d_vocab if is_hooked_transformer(body) else body.config.get_text_config().vocab_size
     generator = torch.Generator().manual_seed(0)
-    config: Any = model.original_model.config
-    vocabulary = int(config.get_text_config().vocab_size)
-    tokens = torch.randint(0, vocabulary, (2, 12), generator=generator)
-    return tokens.to(next(model.original_model.parameters()).device)
+    ids = torch.randint(0, int(vocabulary), (2, 12), generator=generator)
+    return TokenBatch(rows=(0, 1), ids=ids, mask=torch.ones_like(ids)).to(device_of(model))
 
 
 def _probe_logits(model: TransformerBridge, targets: list[Target] | None) -> Float[Tensor, "row vocabulary"]:
-    tokens = _probe_tokens(model)
-    with torch.inference_mode():
-        if targets is None:
-            return model.original_model(input_ids=tokens, use_cache=False).logits[:, -1].float()
-        with attach(model, targets, positions="all", prompt_length=None, twin=None):
-            return model.original_model(input_ids=tokens, use_cache=False).logits[:, -1].float()
+    if targets is None:
+        return last_logits(model, _probe_batch(model))
+    with attach(model, targets, positions="all", prompt_length=None, twin=None):
+        return last_logits(model, _probe_batch(model))
 
 
 def _compare(model: TransformerBridge, hooked: Float[Tensor, "row vocabulary"]) -> None:
     weights = _probe_logits(model, None)
     apart = float((weights - hooked).abs().max() / hooked.std().clamp(min=1e-6))
-    allowed = _TOLERANCE.get(next(model.original_model.parameters()).dtype, 1e-3)
+    allowed = _TOLERANCE.get(next(body_of(model).parameters()).dtype, 1e-3)
     if not apart <= allowed:
         raise MechsafetyError(
             f"the weight edit is not the hook edit on {architecture(model)}: logits lie "
@@ -106,31 +106,46 @@ def _replace_embedding(
     keep: list[Callable[[], None]],
 ) -> None:
     """Give the embedding a projected table of its own; a tied unembedding keeps the old one."""
-    tables: list[nn.Module] = [getattr(model, owner).original_component]
-    original = getattr(tables[0], "weight", None)
+    part = getattr(model, owner)
+    if is_hooked_transformer(model):
+        places = [(part, "W_E" if owner == "embed" else "W_pos")]
+    else:
+        places = [(part.original_component, "weight")]
+    original = getattr(*places[0], None)
     if not isinstance(original, nn.Parameter):
         raise MechsafetyError(f"{architecture(model)}: no embedding table at {owner!r}")
     twin: Any = model.__dict__.get("_mechsafety_twin")
     if twin is not None:
-        tables += [m for m in twin.modules() if isinstance(m, nn.Embedding) and m.weight is original]
+        places += [
+            (m, "weight") for m in twin.modules() if isinstance(m, nn.Embedding) and m.weight is original
+        ]
     table = nn.Parameter(change(original.detach()), requires_grad=False)
-    for module in tables:
-        keep.append(lambda module=module: setattr(module, "weight", original))
-        module.weight = table
+    for module, name in places:
+        keep.append(lambda module=module, name=name: setattr(module, name, original))
+        setattr(module, name, table)
 
 
-def _output_map(model: TransformerBridge, layer: int, writer: str) -> nn.Module:
+def _output_map(model: TransformerBridge, layer: int, writer: str) -> list[Float[Tensor, "... d_model"]]:
+    """Views of the map's weight and bias that end in d_model: what each of its inputs writes, and what it adds."""
     block: Any = model.blocks[layer]
-    part = getattr(getattr(block, "attn", None), "o", None) if writer == "attn_out" else None
-    if writer == "mlp_out":
-        part = getattr(getattr(block, "mlp", None), "out", None)
-    found: Any = getattr(part, "original_component", None)
-    if not isinstance(getattr(found, "weight", None), Tensor):
+    part = getattr(block, "attn" if writer == "attn_out" else "mlp", None)
+    if is_hooked_transformer(model):
+        names = ("W_O", "b_O") if writer == "attn_out" else ("W_out", "b_out")
+        weight, bias = (getattr(part, name, None) for name in names)
+        inputs_first = True
+    else:
+        module: Any = getattr(part, "o" if writer == "attn_out" else "out", None)
+        module = getattr(module, "original_component", None)
+        weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
+        # nn.Linear stores [d_out, d_in]; GPT-2's Conv1D stores [d_in, d_out].
+        inputs_first = type(module).__name__ == "Conv1D"
+    if not isinstance(weight, Tensor) or not weight.is_floating_point():
         raise MechsafetyError(
             f"block {layer} of {architecture(model)} has no single linear map that writes "
             f"{writer}: the edit cannot be written into its weights; use edited()"
         )
-    return found
+    rows = weight.detach() if inputs_first else weight.detach().T
+    return [rows] if bias is None else [rows, bias.detach()]
 
 
 def _with_norms_of(old: Float[Tensor, "*input d_model"], new: Tensor) -> Float[Tensor, "*input d_model"]:
@@ -141,21 +156,16 @@ def _with_norms_of(old: Float[Tensor, "*input d_model"], new: Tensor) -> Float[T
 
 
 def _change_map(
-    module: nn.Module, change: Callable[[Tensor], Tensor], keep: list[Callable[[], None]]
+    written: Sequence[Float[Tensor, "... d_model"]],
+    change: Callable[[Tensor], Tensor],
+    keep: list[Callable[[], None]],
 ) -> None:
-    # nn.Linear stores [d_out, d_in]; GPT-2's Conv1D stores [d_in, d_out].
-    inputs_first = type(module).__name__ == "Conv1D"
-    for name in ("weight", "bias"):
-        parameter = getattr(module, name, None)
-        if parameter is None:
-            continue
-        saved = parameter.detach().clone()
-        keep.append(lambda parameter=parameter, saved=saved: _assign(parameter, saved))
-        rows = saved if inputs_first or saved.ndim == 1 else saved.T
-        new = change(rows)
-        _assign(parameter, new if inputs_first or saved.ndim == 1 else new.T)
+    for rows in written:
+        saved = rows.clone()
+        keep.append(lambda rows=rows, saved=saved: _assign(rows, saved))
+        _assign(rows, change(saved))
 
 
-def _assign(parameter: Tensor, value: Tensor) -> None:
+def _assign(rows: Tensor, value: Tensor) -> None:
     with torch.no_grad():
-        parameter.copy_(value)
+        rows.copy_(value)

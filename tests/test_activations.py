@@ -10,7 +10,11 @@ import torch
 
 from mechsafety.activations import residual_stream
 from mechsafety.errors import MechsafetyError
-from mechsafety.tokens import last_columns, plan_batches, post_instruction_tokens, tokenize_prompts
+from mechsafety.forward import run_blocks
+from mechsafety.hooking import observed
+from mechsafety.interventions import Add, edited
+from mechsafety.models import PLAIN_TEMPLATE
+from mechsafety.tokens import last_columns, pad_left, plan_batches, post_instruction_tokens, tokenize_prompts
 from tests.prompt_sets import small_prompts
 
 ARCHITECTURES = ["llama", "gpt2", "gemma2"]
@@ -45,6 +49,24 @@ def test_batching_and_padding_change_nothing(tiny: Callable[..., Any], architect
     assert together.activations.dtype == torch.float32
     # The control: prompts differ from one another by far more than that.
     assert (together.activations[0] - together.activations[1]).abs().max() > 3 * tolerance
+
+
+@pytest.mark.parametrize("positions", ["all", "prompt", "last_prompt"])
+def test_edits_act_on_the_same_tokens_when_the_prompts_share_their_first(
+    tiny: Callable[..., Any], positions: Any
+) -> None:
+    model, prompts = tiny("llama"), small_prompts(2).fit
+    model.tokenizer.chat_template = "make a list of the river for me about gate key: " + PLAIN_TEMPLATE
+    before = residual_stream(model, prompts).activations[:, 0, -1]
+    vector = torch.randn(32, generator=torch.Generator().manual_seed(0))
+    seen: list[torch.Tensor] = []
+    with edited(model, Add(vector, layer=1, positions=positions)):
+        found = residual_stream(model, prompts).activations[:, 0, -1]
+        with observed(model, [("blocks.3.hook_resid_post", lambda x: seen.append(x[0, -1]))], twin=None):
+            for sequence in tokenize_prompts(model, [p.text for p in prompts]):
+                run_blocks(model, pad_left([sequence], pad=0))
+    torch.testing.assert_close(found, torch.stack(seen), rtol=1e-4, atol=1e-4)
+    assert (found - before).abs().max() > 0.05
 
 
 def test_last_layer_is_the_last_blocks_output(tiny: Callable[..., Any]) -> None:

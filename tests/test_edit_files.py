@@ -224,3 +224,78 @@ def test_any_other_text_is_one_clear_error(text: str) -> None:
 
     with contextlib.suppress(MechsafetyError):
         assert parse_edit(text, Model()).describe()  # type: ignore[arg-type]
+
+
+# -- damaged and strange files ------------------------------------------------------------------------
+
+
+def test_an_oblique_affine_edit_and_an_added_site_come_back(tiny: Callable[..., Any], tmp_path: Path) -> None:
+    model, path = tiny("gpt2"), tmp_path / "e.safetensors"
+    for edit in (
+        AffineAblate(oblique(), reference=noise(5, 32, seed=4), sites=("resid_post",), alpha=0.123456789),
+        Add(noise(32), layer=2, site="attn_out"),
+    ):
+        save_edit(edit, path, model=model)
+        assert load_edit(str(path), model=model) == edit
+        assert load_edit(path) != Ablate(noise(32))
+
+
+def test_a_file_that_cannot_be_written_is_one_clear_error(tiny: Callable[..., Any], tmp_path: Path) -> None:
+    model = tiny("llama")
+    (tmp_path / "folder.safetensors").mkdir()
+    with pytest.raises(MechsafetyError, match="is a folder: name a file"):
+        save_edit(Ablate(noise(32)), tmp_path / "folder.safetensors", model=model)
+    with pytest.raises(MechsafetyError, match="cannot write edit file"):
+        save_edit(Ablate(noise(32)), tmp_path / ("a" * 300 + ".safetensors"), model=model)
+    with pytest.raises(MechsafetyError, match="it was made for another model"):
+        save_edit(Ablate(noise(16)), tmp_path / "e.safetensors", model=model)
+    with pytest.raises(MechsafetyError, match="layers 0 to 3"):
+        save_edit(
+            Orthogonalise(noise(32), layers=(9,), norm_preserving=True),
+            tmp_path / "e.safetensors",
+            model=model,
+        )
+    assert not (tmp_path / "e.safetensors").exists()
+
+
+@pytest.mark.parametrize("record", ["[]", "null", '"text"', "{}", "[" * 5000, '{"format": 1}', "\ud7ff"])
+def test_records_that_are_none_are_refused(tmp_path: Path, record: str) -> None:
+    path = tmp_path / "e.safetensors"
+    save_file({"basis": noise(1, 32)}, path, metadata={"mechsafety_edit": record})
+    with pytest.raises(MechsafetyError, match="holds no edit that mechsafety saved, or is damaged"):
+        load_edit(path)
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (2, 3, 4), (1, 0), (40, 32)])
+@pytest.mark.parametrize("kind", ["one direction", "affine", "oblique", "add"])
+def test_tensors_of_a_wrong_shape_are_refused(
+    tiny: Callable[..., Any], tmp_path: Path, shape: tuple[int, ...], kind: str
+) -> None:
+    path = tmp_path / "e.safetensors"
+    for name in ("basis", "vector", "target", "read"):
+        save_edit(EDITS[kind](), path, model=tiny("llama"))
+        if name in {k for k in safe_open(path, framework="pt").keys()}:  # noqa: SIM118, C416
+            with pytest.raises(MechsafetyError):
+                load_edit(rewritten(path, lambda _, t, n=name: t.update({n: torch.ones(shape)})))  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("change", ["cut", "flipped"])
+def test_a_damaged_file_is_never_another_edit(tiny: Callable[..., Any], tmp_path: Path, change: str) -> None:
+    path = tmp_path / "e.safetensors"
+    edit = AffineAblate(oblique(), reference=2.0)
+    save_edit(edit, path, model=tiny("llama"))
+    whole, refused = path.read_bytes(), 0
+    for at in range(0, len(whole), 7):
+        bad = whole[:at] if change == "cut" else whole[:at] + bytes([whole[at] ^ 0x10]) + whole[at + 1 :]
+        path.write_bytes(bad)
+        try:
+            assert load_edit(path) == edit
+        except MechsafetyError:
+            refused += 1
+    # Only the name of the model and the like may change and leave the edit as it was.
+    assert refused > (0 if change == "flipped" else len(range(0, len(whole), 7)) - 1)
+
+
+def test_directions_are_not_taken_for_an_edit(stored: tuple[Any, Path, Any]) -> None:
+    with pytest.raises(MechsafetyError, match=r"holds directions, not an edit: write ablate\(.*, layer=L\)"):
+        load_edit(stored[1])

@@ -225,6 +225,7 @@ def test_positions_mean_the_same_cached_and_not(
     edit = Add(direction(), layer=1, coefficient=3.0, positions=positions)
     whole = touched(model, edit, batch, cuts=[], prompt=prompt)
     stepped = touched(model, edit, batch, cuts=[6, 7], prompt=prompt)
+    in_parts = touched(model, edit, batch, cuts=[2, 5, 7], prompt=prompt)
     columns = torch.arange(batch.ids.shape[1])
     real = batch.mask.bool()
     expected = {
@@ -235,6 +236,7 @@ def test_positions_mean_the_same_cached_and_not(
     }[positions]
     assert torch.equal(whole, expected)
     assert torch.equal(stepped, expected)
+    assert torch.equal(in_parts, expected)
 
 
 def test_last_prompt_of_right_padded_rows_is_each_rows_own(tiny: Callable[..., Any]) -> None:

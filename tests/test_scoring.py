@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
 
 from mechsafety.errors import MechsafetyError
-from mechsafety.interventions import Ablate, edited
+from mechsafety.interventions import Ablate, Add, Edit, edited
 from mechsafety.scoring import answer_nll, option_log_probs
 
 PREFIX = [5, 9, 12, 30, 7, 21, 40, 8, 17, 33]
 OPTIONS = [[14], [15, 22, 31], [15, 18]]
-EDIT = Ablate(torch.randn(32, generator=torch.Generator().manual_seed(0)))
+VECTOR = torch.randn(32, generator=torch.Generator().manual_seed(0))
+EDITS = [
+    None,
+    Ablate(VECTOR),
+    Ablate(VECTOR, positions="prompt"),
+    Add(VECTOR, layer=1, coefficient=3.0, positions="last_prompt"),
+    Ablate(VECTOR, positions="generated"),
+]
 
 
 def contexts() -> list[list[int]]:
@@ -23,9 +31,10 @@ def contexts() -> list[list[int]]:
     return [PREFIX + [generator.randrange(5, 100) for _ in range(1 + n % 5)] for n in range(7)]
 
 
-def plain(model: Any, context: list[int], option: list[int]) -> float:
+def plain(model: Any, context: list[int], option: list[int], edit: Edit | None = None) -> float:
     """Chain rule over one unbatched, uncached pass of the bridge."""
-    with torch.inference_mode():
+    on = edited(model, edit, prompt_length=len(context)) if edit is not None else nullcontext()
+    with torch.inference_mode(), on:
         logits = model.original_model(input_ids=torch.tensor([context + option]), use_cache=False).logits[0]
     table = torch.log_softmax(logits.double(), -1)
     return sum(float(table[len(context) - 1 + i, token]) for i, token in enumerate(option))
@@ -33,22 +42,20 @@ def plain(model: Any, context: list[int], option: list[int]) -> float:
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma2"])
 @pytest.mark.parametrize("share_prefix", [True, False])
-@pytest.mark.parametrize("edit", [None, EDIT])
+@pytest.mark.parametrize("edit", EDITS, ids=lambda edit: "none" if edit is None else edit.positions)
 def test_scores_equal_the_chain_rule(
     tiny: Callable[..., Any], architecture: str, share_prefix: bool, edit: Any
 ) -> None:
     model = tiny(architecture)
     got = option_log_probs(model, contexts(), OPTIONS, edit=edit, batch_size=3, share_prefix=share_prefix)
 
-    def all_plain() -> torch.Tensor:
-        return torch.tensor([[plain(model, c, o) for o in OPTIONS] for c in contexts()], dtype=torch.float64)
+    def all_plain(edit: Edit | None) -> torch.Tensor:
+        rows = [[plain(model, c, o, edit) for o in OPTIONS] for c in contexts()]
+        return torch.tensor(rows, dtype=torch.float64)
 
-    if edit is None:
-        expected = all_plain()
-    else:
-        with edited(model, edit):
-            expected = all_plain()
-        assert (expected - all_plain()).abs().max() > 0.05
+    expected = all_plain(edit)
+    if edit is not None:
+        assert (expected - all_plain(None)).abs().max() > 0.05
     torch.testing.assert_close(got, expected, rtol=0, atol=2e-4)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -63,18 +64,21 @@ def _generate(model: str, save_edit: Path | None, out: Path | None, **given: Any
     folder = out or Path("runs") / "generate"
     result = run_generation(checked(GenerationConfig, fields), folder, save_edit_to=save_edit, say=say)
     responses = result.path / "responses.parquet"
+    following = f"mechsafety judge {shlex.quote(str(responses))} --judge rules"
     facts = {
         "run": str(result.path),
         "responses": str(responses),
         "n": len(result.responses),
         "edit": result.edit,
         "saved_edit": str(save_edit) if save_edit else None,
+        "next": following,
     }
     first = result.responses.iloc[0]
     shown = " ".join(str(first["response"]).split())[:160]
     text = (
         f"{len(result.responses)} responses, {result.edit['description'] if result.edit else 'unedited'}\n"
-        f"first: {shown}\n\nresponses: {responses}\n"
-        f"next:      mechsafety judge {responses} --judge rules"
+        f"first: {shown}\n\nresponses: {responses} (and .csv)\n"
+        + (f"edit:      {save_edit}\n" if save_edit else "")
+        + f"next:      {following}"
     )
     return facts, text

@@ -1,0 +1,113 @@
+"""The user's own hooks on a bridge are felt by every part: the plain twin, which has none, is then left aside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mechsafety import models
+from mechsafety.activations import residual_stream
+from mechsafety.directions import find_directions
+from mechsafety.forward import all_last_logits
+from mechsafety.generation import generate
+from mechsafety.hooking import plain_twin
+from mechsafety.interventions import Ablate, edited
+from mechsafety.models import body_of, generation_twin
+from mechsafety.refusal_scores import RefusalTokens
+from mechsafety.scoring import answer_nll
+from mechsafety.sweeps import sweep
+from mechsafety.tokens import tokenize_prompts
+from tests.prompt_sets import small_prompts
+
+PROMPTS = small_prompts(4)
+VECTOR = torch.randn(32, generator=torch.Generator().manual_seed(3))
+OTHER = torch.randn(32, generator=torch.Generator().manual_seed(4))
+REFUSALS = RefusalTokens(ids=(20, 30), texts=("a", "b"), weight=(1.0, 1.0), source="user")
+
+
+def push(x: Tensor, hook: Any) -> Tensor:
+    return x + 3 * VECTOR
+
+
+@contextmanager
+def added(model: Any, name: str) -> Iterator[None]:
+    model.add_hook(name, push)
+    try:
+        yield
+    finally:
+        model.reset_hooks()
+
+
+@contextmanager
+def within(model: Any, name: str) -> Iterator[None]:
+    with model.hooks(fwd_hooks=[(name, push)]):
+        yield
+
+
+def caching(model: Any) -> Tensor:
+    return residual_stream(model, PROMPTS.fit, positions=(-1, -2), batch_size=5).activations
+
+
+def sweeping(model: Any) -> Tensor:
+    directions = find_directions(residual_stream(model, PROMPTS.fit), seed=0)
+    table = sweep(model, directions, PROMPTS.validation, refusal_tokens=REFUSALS).table
+    return torch.tensor(table[["norm", "auroc", "bypass", "induce", "kl"]].to_numpy()).nan_to_num()
+
+
+def generating(model: Any) -> Tensor:
+    done = generate(model, PROMPTS.report, edit=Ablate(OTHER), max_new_tokens=8, seed=0, batch_size=3)
+    return torch.tensor([[*c.tokens, *([-1] * (8 - c.n_tokens))] for c in done])
+
+
+def logits(model: Any) -> Tensor:
+    sequences = tokenize_prompts(model, [p.text for p in PROMPTS.report])
+    return all_last_logits(model, plain_twin(model) or body_of(model), sequences, batch_size=5)
+
+
+def scoring(model: Any) -> Tensor:
+    contexts = tokenize_prompts(model, [p.text for p in PROMPTS.report])
+    scores = answer_nll(model, contexts, [[7, 8, 9]] * len(contexts), edit=Ablate(OTHER))
+    return torch.tensor([s for s in scores if s is not None])
+
+
+@pytest.mark.parametrize("hooks", [added, within])
+@pytest.mark.parametrize("name", ["blocks.1.hook_resid_pre", "blocks.2.hook_attn_out"])
+@pytest.mark.parametrize("part", [caching, sweeping, generating, logits, scoring])
+def test_user_hooks_are_felt(
+    tiny: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    part: Callable[[Any], Tensor],
+    hooks: Callable[..., Any],
+    name: str,
+) -> None:
+    model, alone = tiny("llama"), tiny("llama")
+    del alone.__dict__["_mechsafety_twin"]
+    untouched = part(model)
+    with hooks(model, name), hooks(alone, name):
+        felt, expected = part(model), part(alone)
+        # The control: a twin that is used all the same feels nothing.
+        monkeypatch.setattr(models, "_is_hooked", lambda _: False)
+        unfelt = part(model)
+        monkeypatch.undo()
+    torch.testing.assert_close(felt, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(unfelt, untouched, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(felt, unfelt, rtol=1e-2, atol=1e-2)
+    # Once the hooks are gone so is their effect, and the twin is back.
+    torch.testing.assert_close(part(model), untouched, rtol=1e-4, atol=1e-4)
+    assert generation_twin(model) is not None
+
+
+def test_an_edit_on_the_bridge_is_felt_by_what_runs_inside_it(tiny: Callable[..., Any]) -> None:
+    model = tiny("llama")
+    before = caching(model)
+    with edited(model, Ablate(VECTOR)):
+        assert generation_twin(model) is None
+        inside = caching(model)
+    unit = VECTOR / VECTOR.norm()
+    assert float((inside[:, :, 1:4] @ unit).abs().max()) < 1e-4 < 0.05 < float((before @ unit).abs().max())
+    assert torch.equal(caching(model), before)
