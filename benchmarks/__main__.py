@@ -31,6 +31,7 @@ SECTIONS: dict[str, Callable[[Options], Section | None]] = {
     "startup": startup.section,
     "study": study.section,
 }
+_OPTIONAL = {"gpu", "study"}  # they need a GPU, and a finished study
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -72,7 +73,10 @@ def main() -> None:
     kept = [Section.load(path) for name in SECTIONS if (path := store / f"{name}.json").is_file()]
     text = page(kept)
     print(text)
-    if not given.quick:
+    missing = sorted(set(SECTIONS) - _OPTIONAL - {section.name for section in kept})
+    if missing and not given.quick:
+        print(f"{given.out} is left as it was: {', '.join(missing)} not yet measured")
+    elif not given.quick:
         given.out.parent.mkdir(parents=True, exist_ok=True)
         given.out.write_text(text)
 
