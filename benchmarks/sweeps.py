@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 OURS, THEIRS = "mechsafety.sweep", "released order of work"
 _SCORES = ("bypass", "induce", "kl")
+_WANTED = 5.0  # times the released order of work
 
 
 def places_of(directions: Directions, layers: Sequence[int]) -> list[Place]:
@@ -154,9 +155,9 @@ def section(options: Options) -> Section:
         checks=(
             Check(
                 what="sweep against the released order of work, per candidate",
-                wanted=f"the arithmetic allows {ceiling:.1f}x",
+                wanted=f"{_WANTED:.0f}x (the arithmetic allows {ceiling:.1f}x)",
                 found=str(faster),
-                met=None,
+                met=faster.median >= _WANTED,
             ),
             Check(
                 what="candidate selected from both tables of scores (last position, rule `auto`)",

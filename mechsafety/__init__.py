@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from mechsafety.activations import ResidualCache as ResidualCache
     from mechsafety.activations import residual_means as residual_means
     from mechsafety.activations import residual_stream as residual_stream
+    from mechsafety.checkpoints import Comparison as Comparison
     from mechsafety.checkpoints import compare as compare
+    from mechsafety.checkpoints import read_comparison as read_comparison
     from mechsafety.directions import Direction as Direction
     from mechsafety.directions import Directions as Directions
     from mechsafety.directions import find_directions as find_directions
@@ -63,7 +65,9 @@ _HOMES = {
     "StudyConfig": "study_config",
     "SweepConfig": "sweep_runs",
     "baked": "interventions",
+    "Comparison": "checkpoints",
     "compare": "checkpoints",
+    "read_comparison": "checkpoints",
     "dose_curves": "doses",
     "edited": "interventions",
     "find_directions": "directions",
@@ -92,6 +96,7 @@ __all__ = [
     "Ablate",
     "Add",
     "AffineAblate",
+    "Comparison",
     "Direction",
     "Directions",
     "MechsafetyError",
@@ -118,6 +123,7 @@ __all__ = [
     "parse_edit",
     "plan_doses",
     "profile_layers",
+    "read_comparison",
     "refusal_rates",
     "residual_means",
     "residual_stream",
