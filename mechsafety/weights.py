@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from mechsafety.errors import MechsafetyError
 from mechsafety.forward import last_logits
-from mechsafety.hooking import Target, attach
+from mechsafety.hooking import Target, attach, observed
 from mechsafety.models import architecture, body_of, is_hooked_transformer
 from mechsafety.projection import project_out
 from mechsafety.tokens import TokenBatch, device_of
@@ -20,9 +21,12 @@ from mechsafety.tokens import TokenBatch, device_of
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-# How far baked and hooked logits may lie apart on the probe, as a share of the logits' spread: rounding
-# stays well below, an architecture that normalises between map and stream lies far above.
-_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.15, torch.float16: 0.05}
+# How far baked and hooked logits may lie apart on the probe in float32, as a share of the logits' spread.
+# In half precision nothing can be said of logits: the rounding of the weights alone comes to 0.3 after 30 layers.
+_TOLERANCE = 1e-3
+# How far what a map writes may lie from what reaches the stream, as a share of it, whatever the number format:
+# rounding of one factor stays below 2^-8, a norm between the two changes every token by another factor.
+_DIRECT = 1e-2
 
 
 @contextmanager
@@ -38,9 +42,12 @@ def write_weights(
 ) -> Iterator[None]:
     """W <- W - alpha B^T B W for the named writers, each column at its old length where ``keep_norms``.
 
-    ``probe`` gives the same edit's hook targets, which the result is compared with; None where it has none.
+    Raises :class:`MechsafetyError` unless what the maps write reaches the stream as it is. ``probe`` gives the
+    same edit's hook targets, which the result is also compared with in float32; None where it has none.
     """
-    expected = _probe_logits(model, probe(model.cfg.n_layers)) if probe is not None else None
+    _require_direct(model, layers, writers)
+    whole = next(body_of(model).parameters()).dtype == torch.float32
+    expected = _probe_logits(model, probe(model.cfg.n_layers)) if probe is not None and whole else None
 
     def change(rows: Float[Tensor, "*input d_model"]) -> Float[Tensor, "*input d_model"]:
         new = project_out(rows, basis.to(rows.device), alpha)
@@ -77,12 +84,49 @@ def _probe_logits(model: TransformerBridge, targets: list[Target] | None) -> Flo
 def _compare(model: TransformerBridge, hooked: Float[Tensor, "row vocabulary"]) -> None:
     weights = _probe_logits(model, None)
     apart = float((weights - hooked).abs().max() / hooked.std().clamp(min=1e-6))
-    allowed = _TOLERANCE.get(next(body_of(model).parameters()).dtype, 1e-3)
-    if not apart <= allowed:
+    if not apart <= _TOLERANCE:
         raise MechsafetyError(
             f"the weight edit is not the hook edit on {architecture(model)}: logits lie "
-            f"{apart:.2g} of their spread apart (allowed {allowed:g}); use edited()"
+            f"{apart:.2g} of their spread apart (allowed {_TOLERANCE:g}); use edited()"
         )
+
+
+def _require_direct(model: TransformerBridge, layers: Sequence[int], writers: Sequence[str]) -> None:
+    """Raise unless the stream gets what the maps write, up to one factor: only then is projecting W projecting it."""
+    if is_hooked_transformer(model):
+        if getattr(model.cfg, "use_normalization_before_and_after", False):
+            raise MechsafetyError(_not_direct(model, "what attention and MLP write"))
+        return
+    maps: dict[str, list[nn.Module]] = {}
+    for layer in layers:
+        for writer in (w for w in writers if w != "embed"):
+            _output_map(model, layer, writer)  # raises where there is none
+            maps[f"blocks.{layer}.hook_{writer}"] = [_map_module(model, layer, writer)]
+    if "embed" in writers:
+        maps["blocks.0.hook_resid_pre"] = [getattr(model, o).original_component for o in _embeddings(model)]
+    written: dict[str, list[Tensor]] = {site: [] for site in maps}
+    reached: dict[str, Tensor] = {}
+    with ExitStack() as stack:
+        for site, modules in maps.items():
+            for module in modules:
+                keep = written[site]
+                handle = module.register_forward_hook(lambda _m, _a, out, keep=keep: keep.append(out.float()))
+                stack.callback(handle.remove)
+        readers = [(site, partial(reached.__setitem__, site)) for site in maps]
+        with observed(model, readers, twin=None):
+            last_logits(model, _probe_batch(model))
+    for site, parts in written.items():
+        stream, out = reached[site].float(), sum(parts, torch.zeros(()).to(device_of(model)))
+        factor = (stream * out).sum() / (out * out).sum().clamp(min=1e-30)
+        if not float((stream - factor * out).norm()) <= _DIRECT * float(stream.norm()):
+            raise MechsafetyError(_not_direct(model, f"what the weights write at {site}"))
+
+
+def _not_direct(model: TransformerBridge, what: str) -> str:
+    return (
+        f"the weight edit is not the hook edit on {architecture(model)}: {what} does not reach the residual stream "
+        "as it is, a norm lies between; use edited()"
+    )
 
 
 @contextmanager
@@ -125,6 +169,13 @@ def _replace_embedding(
         setattr(module, name, table)
 
 
+def _map_module(model: TransformerBridge, layer: int, writer: str) -> Any:
+    """The Hugging Face module of a bridge's output map; None where there is no single one."""
+    block: Any = model.blocks[layer]
+    part = getattr(block, "attn" if writer == "attn_out" else "mlp", None)
+    return getattr(getattr(part, "o" if writer == "attn_out" else "out", None), "original_component", None)
+
+
 def _output_map(model: TransformerBridge, layer: int, writer: str) -> list[Float[Tensor, "... d_model"]]:
     """Views of the map's weight and bias that end in d_model: what each of its inputs writes, and what it adds."""
     block: Any = model.blocks[layer]
@@ -134,8 +185,7 @@ def _output_map(model: TransformerBridge, layer: int, writer: str) -> list[Float
         weight, bias = (getattr(part, name, None) for name in names)
         inputs_first = True
     else:
-        module: Any = getattr(part, "o" if writer == "attn_out" else "out", None)
-        module = getattr(module, "original_component", None)
+        module = _map_module(model, layer, writer)
         weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
         # nn.Linear stores [d_out, d_in]; GPT-2's Conv1D stores [d_in, d_out].
         inputs_first = type(module).__name__ == "Conv1D"

@@ -423,6 +423,6 @@ def test_every_public_name_resolves(name: str) -> None:
 
 
 def test_public_names_are_the_lazy_ones() -> None:
-    assert set(mechsafety.__all__) == {*mechsafety._HOMES, "figures", "__version__"}
+    assert set(mechsafety.__all__) == {*mechsafety._HOMES, *mechsafety._MODULES, "__version__"}
     with pytest.raises(AttributeError, match="no attribute 'ablate'"):
         _ = mechsafety.ablate

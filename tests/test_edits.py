@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,7 +24,9 @@ from mechsafety.interventions import (
     edited,
     require_fits,
 )
+from mechsafety.models import load_model
 from mechsafety.tokens import TokenBatch, pad_left
+from tests.conftest import save_tokenizer, tiny_config
 
 SEQUENCES = [[5, 9, 12, 30, 7, 21, 40, 8], [6, 11, 33], [14, 15, 16, 17, 18]]
 ARCHITECTURES = ["llama", "gpt2", "qwen2", "gemma2"]
@@ -332,6 +335,50 @@ def test_norm_preserving_also_keeps_embeddings_and_biases(tiny: Callable[..., An
         assert (old @ unit).abs().max() > 0.01, name
         assert (shorter[name].norm(dim=-1) < old.norm(dim=-1) - 1e-6).any(), name
     assert all(torch.equal(a, b) for a, b in zip(before.values(), written().values(), strict=True))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("writers", [("attn_out",), ("mlp_out",), ("attn_out", "mlp_out")])
+def test_weights_are_refused_where_a_norm_follows_the_map(
+    tiny: Callable[..., Any], dtype: str, writers: Any
+) -> None:
+    model = tiny("gemma2", dtype=dtype)
+    before = {name: p.clone() for name, p in model.original_model.named_parameters()}
+    for norms in (False, True):
+        edit = Orthogonalise(noise(32), writers=writers, norm_preserving=norms)
+        with (
+            pytest.raises(MechsafetyError, match="not the hook edit .* a norm lies between"),
+            baked(model, edit),
+        ):  # noqa: RUF043
+            pass
+    after = dict(model.original_model.named_parameters())
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    # What Gemma's embedding writes is only multiplied: that edit exists.
+    with baked(model, Orthogonalise(noise(32), writers=("embed",))):
+        pass
+
+
+def test_a_deep_model_in_bfloat16_can_be_baked_though_its_rounding_adds_up(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    config = tiny_config("llama")
+    config.num_hidden_layers = 24
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    save_tokenizer(tmp_path)
+    model, batch = load_model(str(tmp_path), dtype="bfloat16", device="cpu"), pad_left(SEQUENCES, pad=0)
+    edit = Ablate(noise(32))
+    with edited(model, edit):
+        hooked = logits(model, batch)
+    with baked(model, edit):
+        weights = logits(model, batch)
+    # So far apart are two computations of the same thing; logits cannot tell it from another one.
+    assert 0.1 < float((hooked - weights).abs().max() / hooked.std())
+    whole = load_model(str(tmp_path), dtype="float32", device="cpu")
+    with edited(whole, edit):
+        hooked = logits(whole, batch)
+    with baked(whole, edit):
+        torch.testing.assert_close(logits(whole, batch), hooked, rtol=1e-3, atol=1e-3)
 
 
 def test_norm_preserving_is_refused_where_a_norm_follows_the_map(tiny: Callable[..., Any]) -> None:

@@ -115,7 +115,7 @@ def test_the_granular_study_has_its_ten_checkpoints() -> None:
         ("sampling: {temperature: 0}", ["sampling.temperature: Input should be greater than 0"]),
         ("sampling: {top_k: 5}", ["sampling.top_k: Extra inputs are not permitted"]),
         ("recipe: mine", ["recipe: Input should be 'default', 'paper', 'code' or 'arditi'"]),
-        ("direction: leace", ["direction: "]),
+        ("direction: median", ["direction: "]),
         ("dtype: int8", ["dtype: "]),
         ("colour: red\nseed: -3", ["colour: ", "seed: "]),
         ("1: 2", ["key 1 is no text"]),

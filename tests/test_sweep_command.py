@@ -271,7 +271,6 @@ def test_cells_that_a_spreadsheet_would_run_are_neutralised(tmp_path: Path) -> N
         (["--edit", "ablate(random, alpha=0.5)", "--baked"], "has no weight form"),
         (["--limit", "0"], "limit: Input should be greater than or equal to 1"),
         (["--temperature", "-1"], "temperature: Input should be greater than 0"),
-        (["--split", "validation", "--prompts", "contrast"], "has no prompts in split 'validation'"),
         (["--edit", "ablate(random)", "--save-edit", "edit.pt"], "must end in .safetensors"),
     ],
 )
@@ -282,3 +281,12 @@ def test_generate_mistakes_are_one_line(
     assert result.exit_code == 2
     assert said in result.stderr
     assert "Traceback" not in result.output
+
+
+def test_generate_from_a_split_that_is_empty_is_one_line(
+    tiny_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    prompts = no_validation(tmp_path)
+    result = call(*generation(tiny_folder("llama"), prompts, tmp_path / "run", "--split", "validation"))
+    assert result.exit_code == 2
+    assert "has no prompts in split 'validation'" in result.stderr
