@@ -110,7 +110,7 @@ def _require_direct(model: TransformerBridge, layers: Sequence[int], writers: Se
         for site, modules in maps.items():
             for module in modules:
                 keep = written[site]
-                handle = module.register_forward_hook(lambda _m, _a, out, keep=keep: keep.append(out.float()))
+                handle = module.register_forward_hook(_recorder(keep))
                 stack.callback(handle.remove)
         readers = [(site, partial(reached.__setitem__, site)) for site in maps]
         with observed(model, readers, twin=None):
@@ -120,6 +120,13 @@ def _require_direct(model: TransformerBridge, layers: Sequence[int], writers: Se
         factor = (stream * out).sum() / (out * out).sum().clamp(min=1e-30)
         if not float((stream - factor * out).norm()) <= _DIRECT * float(stream.norm()):
             raise MechsafetyError(_not_direct(model, f"what the weights write at {site}"))
+
+
+def _recorder(outputs: list[Tensor]) -> Callable[[nn.Module, Any, Any], None]:
+    def record(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        outputs.append(output.float())
+
+    return record
 
 
 def _not_direct(model: TransformerBridge, what: str) -> str:

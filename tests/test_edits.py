@@ -347,9 +347,9 @@ def test_weights_are_refused_where_a_norm_follows_the_map(
     for norms in (False, True):
         edit = Orthogonalise(noise(32), writers=writers, norm_preserving=norms)
         with (
-            pytest.raises(MechsafetyError, match="not the hook edit .* a norm lies between"),
+            pytest.raises(MechsafetyError, match=r"not the hook edit .* a norm lies between"),
             baked(model, edit),
-        ):  # noqa: RUF043
+        ):
             pass
     after = dict(model.original_model.named_parameters())
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -373,7 +373,7 @@ def test_a_deep_model_in_bfloat16_can_be_baked_though_its_rounding_adds_up(tmp_p
     with baked(model, edit):
         weights = logits(model, batch)
     # So far apart are two computations of the same thing; logits cannot tell it from another one.
-    assert 0.1 < float((hooked - weights).abs().max() / hooked.std())
+    assert float((hooked - weights).abs().max() / hooked.std()) > 0.15
     whole = load_model(str(tmp_path), dtype="float32", device="cpu")
     with edited(whole, edit):
         hooked = logits(whole, batch)
