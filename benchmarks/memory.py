@@ -103,13 +103,13 @@ def section(options: Options) -> Section:
     """Peaks of ``residual_means`` at two numbers of prompts, and of the sweep."""
     per_label = options.size(32, 8)
     few, many = in_process("means", _FEW), in_process("means", options.size(_MANY, 2 * _FEW))
-    swept = in_process("sweep", per_label, every=options.size(1, 15))
+    swept = in_process("sweep", per_label, every=options.size(options.every, 15))
     bound = 1.5 * swept.weights + 1000
     growth = many.job - few.job
     names = {
         f"`residual_means`, {_FEW} prompts": few,
         f"`residual_means`, {options.size(_MANY, 2 * _FEW)} prompts": many,
-        f"`sweep`, {'few' if options.quick else 'all'} candidates, {per_label} + {per_label} prompts": swept,
+        f"`sweep`, each {options.size(options.every, 15)}th layer, {per_label} + {per_label} prompts": swept,
     }
     rows = [
         [name, *(f"{v:.0f}" for v in (p.imports, p.loaded, p.job, p.job_peak, p.loading_peak))]
