@@ -85,7 +85,7 @@ def figure(layers: list[Point], prompts: list[Point]) -> go.Figure:
     styled(
         made,
         "What a candidate of the sweep costs",
-        "Left: random weights as wide as SmolLM2-135M, 32 + 32 prompts. Right: smollm2-135m+refusals, 30 layers.",
+        "Left: random weights as wide as SmolLM2-135M. Right: smollm2-135m+refusals, 30 layers.",
         width=860,
         height=430,
     )
