@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechsafety.activations import residual_stream
+from mechsafety.bodies import body_under
 from mechsafety.candidates import (
     BatchedScorer,
     Candidate,
@@ -28,8 +29,7 @@ from mechsafety.candidates import (
 from mechsafety.directions import Direction, Directions
 from mechsafety.errors import MechsafetyError
 from mechsafety.forward import all_last_logits
-from mechsafety.hooking import plain_twin
-from mechsafety.models import body_of, load_record
+from mechsafety.models import load_record
 from mechsafety.progress import bar
 from mechsafety.prompts import Prompt, PromptSet
 from mechsafety.refusal_scores import RefusalTokens, derive_refusal_tokens, refusal_scores
@@ -306,8 +306,8 @@ def _first_pass(
     model: TransformerBridge, prompts: Sequence[Prompt], batch_size: int
 ) -> tuple[list[list[int]], Float[Tensor, "row vocabulary"]]:
     sequences = tokenize_prompts(model, [p.text for p in prompts])
-    module = plain_twin(model) or body_of(model)
-    return sequences, all_last_logits(model, module, sequences, batch_size=batch_size)
+    with body_under(model, None) as body:
+        return sequences, all_last_logits(model, body, sequences, batch_size=batch_size)
 
 
 def _as_labelled(agrees: Tensor, *, least: int = 8) -> list[int]:
