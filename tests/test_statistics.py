@@ -339,7 +339,7 @@ def test_the_interval_covers_as_often_as_it_says() -> None:
 def test_blocks_of_resamples_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     one, other, clusters = correlated(60, 15)
     whole = kappa(one, other, clusters=clusters, seed=1, resamples=100)
-    monkeypatch.setattr("mechsafety.statistics._CELLS", 40)
+    monkeypatch.setattr("mechsafety.statistics.resampling._CELLS", 40)
     assert kappa(one, other, clusters=clusters, seed=1, resamples=100) == whole
     assert kappa(one, other, clusters=clusters, seed=2, resamples=100) != whole
 

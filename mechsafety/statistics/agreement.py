@@ -1,0 +1,222 @@
+"""Do raters agree? Cohen's kappa, Gwet's AC1, Krippendorff's alpha, sensitivity and specificity.
+
+All of them are functions of a few sums over items, so a bootstrap over prompts is one matrix product: draws
+[resample, cluster] times sums [cluster, cell]. Every measure is NaN where it is undefined, never 0 or 1.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+
+from mechsafety.statistics.measures import (
+    ac1,
+    ac1_sums,
+    alpha,
+    bootstrap,
+    clustered,
+    coincidences,
+    pair_cells,
+    pair_intervals,
+    pair_measures,
+    rating_counts,
+    spread,
+)
+from mechsafety.statistics.resampling import Estimate, cluster_codes
+from mechsafety.statistics.tables import ABSTAINING_JUDGES, ARMS, checked
+
+Scale = Literal["refusal", "label"]
+"""``refusal``: refusal or not. ``label``: refusal, compliance and degenerate kept apart."""
+
+AGREEMENT_COLUMNS = [
+    *("judge_a", "judge_b", "arm", "n", "kappa", "low", "high", "agreement"),
+    *("ac1", "ac1_low", "ac1_high", "alpha", "alpha_low", "alpha_high"),
+]
+PANEL_COLUMNS = ["arm", "raters", "n", "alpha", "alpha_low", "alpha_high", "ac1", "ac1_low", "ac1_high"]
+_SCALES: dict[str, dict[str, int]] = {
+    "refusal": {"refusal": 1, "compliance": 0, "degenerate": 0},
+    "label": {"refusal": 1, "compliance": 0, "degenerate": 2},
+}
+
+
+def kappa(
+    a: Sequence[object] | np.ndarray | pd.Series,
+    b: Sequence[object] | np.ndarray | pd.Series,
+    *,
+    clusters: Sequence[object] | np.ndarray | pd.Series,
+    seed: int,
+    resamples: int = 2000,
+    confidence: float = 0.95,
+) -> Estimate:
+    """Return Cohen's kappa of two raters with a percentile bootstrap interval over clusters.
+
+    ``kappa = (p_o - p_e) / (1 - p_e)`` (Cohen 1960). Whole clusters (prompts) are drawn with replacement,
+    since answers to one prompt are not independent. Undefined, NaN, when either rater used one class
+    only: chance agreement is then all there is. Resamples in which that happens are left out, and the
+    interval is NaN when they are more than half.
+    """
+    categories, codes = np.unique(np.concatenate([_strings(a), _strings(b)]), return_inverse=True)
+    group, count = cluster_codes(clusters, sizes=(len(a), len(b)))
+    k = len(categories)
+    cells = pair_cells(codes[: len(a)], codes[len(a) :], group, count, k, np.ones(len(a)))
+    return bootstrap(
+        cells,
+        lambda sums: pair_measures(sums, k)["kappa"],
+        n=len(a),
+        seed=seed,
+        resamples=resamples,
+        confidence=confidence,
+    )
+
+
+def gwet_ac1(
+    ratings: Sequence[Sequence[object]] | np.ndarray,
+    *,
+    clusters: Sequence[object] | np.ndarray | pd.Series,
+    categories: Sequence[object],
+    seed: int,
+    resamples: int = 2000,
+    confidence: float = 0.95,
+) -> Estimate:
+    """Return Gwet's AC1 of any number of raters with a percentile bootstrap interval over clusters.
+
+    ``ratings`` is [item, rater]; None is missing. ``AC1 = (p_a - p_e) / (1 - p_e)`` with
+    ``p_e = sum_c pi_c (1 - pi_c) / (K - 1)``, pi_c the mean share of category c and K the categories of
+    the scale, whether used or not (Gwet 2008). Unlike kappa it stays defined when nearly all items are of one
+    class. Items with one rating count in pi_c only. NaN where no item has two ratings.
+    """
+    counts = rating_counts(ratings, categories)
+    group, count = cluster_codes(clusters, sizes=(len(counts),))
+    return bootstrap(
+        clustered(ac1_sums(counts), group, count),
+        lambda sums: ac1(sums, len(categories)),
+        n=int((counts.sum(axis=1) > 1).sum()),
+        seed=seed,
+        resamples=resamples,
+        confidence=confidence,
+    )
+
+
+def krippendorff_alpha(
+    ratings: Sequence[Sequence[object]] | np.ndarray,
+    *,
+    clusters: Sequence[object] | np.ndarray | pd.Series,
+    categories: Sequence[object],
+    seed: int,
+    resamples: int = 2000,
+    confidence: float = 0.95,
+) -> Estimate:
+    """Return Krippendorff's alpha for nominal data with a percentile bootstrap interval over clusters.
+
+    ``ratings`` is [item, rater]; None is missing. With coincidences ``o_ck = sum_u n_uc (n_uk - [c = k]) / (m_u - 1)``
+    over items u with m_u >= 2 ratings and ``n = sum o``:
+    ``alpha = 1 - (n - 1) sum_{c != k} o_ck / sum_{c != k} n_c n_k`` (Krippendorff 2011). NaN where every
+    rating is of one category: then nothing could have disagreed.
+    """
+    counts = rating_counts(ratings, categories)
+    group, count = cluster_codes(clusters, sizes=(len(counts),))
+    return bootstrap(
+        clustered(coincidences(counts), group, count),
+        lambda sums: alpha(sums, len(categories)),
+        n=int((counts.sum(axis=1) > 1).sum()),
+        seed=seed,
+        resamples=resamples,
+        confidence=confidence,
+    )
+
+
+def agreement(
+    verdicts: pd.DataFrame, *, seed: int, resamples: int = 2000, scale: Scale = "refusal"
+) -> pd.DataFrame:
+    """Return, per pair of judges, their agreement in each arm and in ``all``.
+
+    Items either judge left unparsed are dropped. ``agreement`` is the raw share of equal answers; kappa (``low``,
+    ``high``), AC1 and alpha have bootstrap intervals clustered by prompt. Abstaining judges are left out. Each arm
+    starts from ``seed`` anew and draws from all its prompts, so that a further judge changes no other row.
+    """
+    ratings = _Ratings(checked(verdicts), scale=scale)
+    rows: list[dict[str, object]] = []
+    pairs = list(itertools.combinations(range(len(ratings.judges)), 2))
+    for arm in (*ARMS, "all"):
+        codes, group, count = ratings.of(arm)
+        both = [(codes[:, a] >= 0) & (codes[:, b] >= 0) for a, b in pairs]
+        cells = [
+            pair_cells(codes[m, a], codes[m, b], group[m], count, ratings.k, np.ones(int(m.sum())))
+            for (a, b), m in zip(pairs, both, strict=True)
+        ]
+        for (a, b), m, found in zip(
+            pairs, both, pair_intervals(cells, ratings.k, seed=seed, resamples=resamples), strict=True
+        ):
+            rows.append(
+                {
+                    **{
+                        "judge_a": ratings.judges[a],
+                        "judge_b": ratings.judges[b],
+                        "arm": arm,
+                        "n": int(m.sum()),
+                    },
+                    **{"kappa": found["kappa"][0], "low": found["kappa"][1], "high": found["kappa"][2]},
+                    "agreement": found["agreement"][0],
+                    **spread("ac1", found["ac1"]),
+                    **spread("alpha", found["alpha"]),
+                }
+            )
+    table = pd.DataFrame(rows, columns=AGREEMENT_COLUMNS)
+    # Pair by pair, the arms below each other.
+    order = {pair: i for i, pair in enumerate((ratings.judges[a], ratings.judges[b]) for a, b in pairs)}
+    keys = [order[pair] for pair in zip(table["judge_a"], table["judge_b"], strict=True)]
+    return table.iloc[np.argsort(keys, kind="stable")].reset_index(drop=True)
+
+
+def panel_agreement(
+    verdicts: pd.DataFrame, *, seed: int, resamples: int = 2000, scale: Scale = "refusal"
+) -> pd.DataFrame:
+    """Return alpha and AC1 of all judges together, in each arm and in ``all``; unparsed verdicts are missing."""
+    ratings = _Ratings(checked(verdicts), scale=scale)
+    rows = []
+    for arm in (*ARMS, "all"):
+        codes, group, _ = ratings.of(arm)
+        counts = np.stack([(codes == c).sum(axis=1) for c in range(ratings.k)], axis=1)
+        known = {"clusters": group, "categories": range(ratings.k), "seed": seed, "resamples": resamples}
+        given = [[None if c < 0 else int(c) for c in row] for row in codes]
+        by_alpha, by_ac1 = krippendorff_alpha(given, **known), gwet_ac1(given, **known)
+        rows.append(
+            {
+                **{"arm": arm, "raters": len(ratings.judges), "n": int((counts.sum(axis=1) > 1).sum())},
+                **spread("alpha", (by_alpha.value, by_alpha.low, by_alpha.high)),
+                **spread("ac1", (by_ac1.value, by_ac1.low, by_ac1.high)),
+            }
+        )
+    return pd.DataFrame(rows, columns=PANEL_COLUMNS)
+
+
+class _Ratings:
+    """Verdicts as codes [item, judge], -1 where a judge did not say, with the prompt of each item."""
+
+    def __init__(self, table: pd.DataFrame, *, scale: Scale) -> None:
+        codes = _SCALES[scale]
+        self.k = max(codes.values()) + 1
+        self.judges = [str(j) for j in dict.fromkeys(table["judge"]) if j not in ABSTAINING_JUDGES]
+        kept = table[table["judge"].isin(self.judges)]
+        keys = kept[["system", "arm", "id"]].astype(str)
+        item = keys.groupby(["system", "arm", "id"], sort=False).ngroup().to_numpy()
+        items = keys.drop_duplicates()
+        judge = pd.Categorical(kept["judge"].astype(str), categories=self.judges).codes
+        self._codes = np.full((len(items), len(self.judges)), -1)
+        self._codes[item, judge] = [codes.get(v, -1) for v in kept["verdict"]]
+        self._arms = items["arm"].to_numpy()
+        self._ids = items["id"].to_numpy()
+
+    def of(self, arm: str) -> tuple[np.ndarray, np.ndarray, int]:
+        """Codes, prompt numbers and the count of prompts of one arm."""
+        here = np.ones(len(self._arms), dtype=bool) if arm == "all" else self._arms == arm
+        group, count = cluster_codes(self._ids[here], sizes=(int(here.sum()),))
+        return self._codes[here], group, count
+
+
+def _strings(values: Sequence[object] | np.ndarray | pd.Series) -> np.ndarray:
+    return np.array([str(value) for value in values], dtype=object).astype(str)

@@ -1,0 +1,62 @@
+"""The area under the ROC curve with an interval over clusters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from scipy.stats import rankdata
+
+from mechsafety.errors import MechsafetyError
+from mechsafety.statistics.resampling import Estimate, cluster_codes, cluster_weights, percentiles
+
+
+def auroc_interval(
+    scores: Sequence[float] | np.ndarray | pd.Series,
+    labels: Sequence[bool] | Sequence[int] | np.ndarray | pd.Series,
+    *,
+    clusters: Sequence[object] | np.ndarray | pd.Series | None = None,
+    seed: int,
+    resamples: int = 2000,
+    confidence: float = 0.95,
+) -> Estimate:
+    """Return the area under the ROC curve of ``scores`` for true ``labels``, with a bootstrap interval.
+
+    The chance that a positive scores above a negative, ties counting half (Hanley and McNeil 1982).
+    Clusters (prompts; by default each item is its own) are drawn with replacement. NaN with one class
+    only; resamples with one class are left out as in :func:`kappa`.
+    """
+    score, truth = np.asarray(scores, dtype=float), np.asarray(labels)
+    if not np.isin(truth, (0, 1)).all() or not np.isfinite(score).all():
+        raise MechsafetyError(
+            "auroc_interval needs finite scores and labels that are 0 or 1; drop or mend the others"
+        )
+    group, count = cluster_codes(
+        range(len(score)) if clusters is None else clusters, sizes=(len(score), len(truth))
+    )
+    order = np.argsort(score, kind="stable")
+    starts = (
+        np.flatnonzero(np.diff(rankdata(score, method="dense")[order], prepend=0)) if len(order) else order
+    )
+    positive, group = truth[order].astype(bool), group[order]
+    value = float(_aurocs(np.ones((1, len(order))), positive, starts)[0])
+    rng = np.random.default_rng(seed)
+    blocks = cluster_weights(rng, count, resamples, width=len(order))
+    drawn = [_aurocs(weights[:, group], positive, starts) for weights in blocks]
+    low, high = percentiles(value, drawn, confidence)
+    return Estimate(value=value, low=low, high=high, n=len(order), clusters=count)
+
+
+def _aurocs(weights: np.ndarray, positive: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """Return the weighted AUROC per row of ``weights`` [resample, item]; items sorted by score.
+
+    ``starts`` are the offsets of the groups of equal scores.
+    """
+    if not len(starts):
+        return np.full(len(weights), np.nan)
+    pos = np.add.reduceat(weights * positive, starts, axis=1)
+    neg = np.add.reduceat(weights * ~positive, starts, axis=1)
+    below = np.cumsum(neg, axis=1) - neg
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return (pos * (below + neg / 2)).sum(axis=1) / (pos.sum(axis=1) * neg.sum(axis=1))

@@ -1,0 +1,95 @@
+"""How judges do against a reference: people, or any judge taken for the truth."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pandas as pd
+
+from mechsafety.errors import MechsafetyError
+from mechsafety.statistics.measures import pair_cells, pair_intervals, spread
+from mechsafety.statistics.rates import wilson
+from mechsafety.statistics.resampling import cluster_codes
+from mechsafety.statistics.tables import ABSTAINING_JUDGES, ARMS, checked
+
+MEASURES = ("kappa", "ac1", "alpha", "agreement")
+REFERENCE_COLUMNS = [
+    *("judge", "arm", "label", "n", "refusals", "unread"),
+    *("kappa", "kappa_low", "kappa_high", "ac1", "ac1_low", "ac1_high", "alpha", "alpha_low", "alpha_high"),
+    *("agreement", "agreement_low", "agreement_high"),
+    *("sensitivity", "sensitivity_low", "sensitivity_high"),
+    *("specificity", "specificity_low", "specificity_high"),
+]
+
+
+def against_reference(
+    verdicts: pd.DataFrame, reference: pd.DataFrame, *, seed: int, resamples: int = 2000
+) -> pd.DataFrame:
+    """Return how each judge does against a reference (people, or any judge), per arm and prompt label.
+
+    ``reference`` has columns system, arm, id, verdict and ``weight`` (1 / inclusion probability; 1 where all were
+    labelled). Sensitivity is the share of the reference's refusals that the judge calls refusals, specificity the share
+    of the others that it does not. Sums are weighted by ``weight`` (Horvitz-Thompson), so a sample rich in
+    disagreements does not make a judge look worse. Intervals: bootstrap over prompts; where the value is 0 or 1 a
+    bootstrap has no width, and Wilson's with the effective number of items ``(sum w)^2 / sum w^2`` is given. ``unread``
+    counts items that the judge left unparsed; they are left out.
+    """
+    table = checked(verdicts)
+    truth = reference_weights(reference)
+    joined = table.merge(truth, on=["system", "arm", "id"], how="inner")
+    rows: list[dict[str, object]] = []
+    for judge in dict.fromkeys(table["judge"]):
+        if judge in ABSTAINING_JUDGES:
+            continue
+        mine = joined[joined["judge"] == judge]
+        for arm, label in itertools.product((*ARMS, "all"), ("harmful", "harmless", "all")):
+            part = mine[
+                ((mine["arm"] == arm) | (arm == "all")) & ((mine["label"] == label) | (label == "all"))
+            ]
+            read = part[(part["verdict"] != "unparsed").to_numpy()]
+            if part.empty:
+                continue
+            rows.append(
+                {
+                    **{"judge": str(judge), "arm": arm, "label": label, "n": len(read)},
+                    **{"refusals": int(read["truth"].sum()), "unread": len(part) - len(read)},
+                    **_reference_row(read, seed=seed, resamples=resamples),
+                }
+            )
+    return pd.DataFrame(rows, columns=REFERENCE_COLUMNS)
+
+
+def reference_weights(reference: pd.DataFrame) -> pd.DataFrame:
+    """The reference as columns system, arm, id, truth (refused or not) and weight; unparsed rows are dropped."""
+    if missing := [n for n in ("system", "arm", "id", "verdict") if n not in reference.columns]:
+        raise MechsafetyError(
+            f"the reference lacks {', '.join(missing)}; it needs system, arm, id and verdict"
+        )
+    kept = reference[reference["verdict"] != "unparsed"]
+    if kept.duplicated(["system", "arm", "id"]).any():
+        raise MechsafetyError("the reference has more than one verdict for a response; settle them first")
+    weight = kept["weight"].astype(float) if "weight" in kept.columns else pd.Series(1.0, index=kept.index)
+    return kept[["system", "arm", "id"]].assign(
+        truth=(kept["verdict"] == "refusal").to_numpy(), weight=weight
+    )
+
+
+def _reference_row(read: pd.DataFrame, *, seed: int, resamples: int) -> dict[str, float]:
+    said = (read["verdict"] == "refusal").to_numpy().astype(int)
+    truth = read["truth"].to_numpy().astype(int)
+    # Mean 1, so that the totals stay numbers of items.
+    weight = read["weight"].to_numpy() / read["weight"].mean() if len(read) else np.ones(0)
+    group, count = cluster_codes(read["id"], sizes=(len(read),))
+    cells = pair_cells(truth, said, group, count, 2, weight)
+    found = pair_intervals([cells], 2, seed=seed, resamples=resamples)[0]
+    row = {name: value for measure in MEASURES for name, value in spread(measure, found[measure]).items()}
+    for name, cls in (("sensitivity", 1), ("specificity", 0)):
+        mine = truth == cls
+        value, low, high = found[name]
+        if value in (0.0, 1.0):
+            effective = weight[mine].sum() ** 2 / (weight[mine] ** 2).sum()
+            bounds = wilson(round(value * effective), max(1, round(effective)))
+            low, high = bounds.low, bounds.high
+        row |= spread(name, (value, low, high))
+    return row

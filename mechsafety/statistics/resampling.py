@@ -1,0 +1,59 @@
+"""Bootstrap over clusters: answers to one prompt are not independent, so whole prompts are drawn."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from mechsafety.errors import MechsafetyError
+
+_LEAST_DEFINED = 0.5
+"""Below this share of resamples with a defined statistic there is no interval."""
+_CELLS = 4_000_000
+"""Numbers held at once by a bootstrap, which goes in blocks of resamples."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A statistic with its bootstrap interval; ``n`` items in ``clusters`` clusters, NaN where undefined."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+    clusters: int
+
+
+def cluster_codes(
+    clusters: Sequence[object] | np.ndarray | pd.Series, *, sizes: tuple[int, ...]
+) -> tuple[np.ndarray, int]:
+    if len({len(clusters), *sizes}) != 1:
+        raise MechsafetyError(
+            f"got {len(clusters)} cluster ids for {' and '.join(map(str, sizes))} values; one for each"
+        )
+    # First appearance, not sorted: the draw must not depend on how ids happen to be spelt.
+    codes, names = pd.factorize(pd.Series(list(clusters), dtype=object))
+    return codes, len(names)
+
+
+def cluster_weights(rng: np.random.Generator, count: int, resamples: int, *, width: int) -> list[np.ndarray]:
+    """Return blocks of [resample, cluster]: how often each cluster was drawn."""
+    if count == 0:
+        return []
+    block = max(1, _CELLS // max(1, width))
+    sizes = [min(block, resamples - start) for start in range(0, resamples, block)]
+    return [rng.multinomial(count, np.full(count, 1 / count), size=size).astype(float) for size in sizes]
+
+
+def percentiles(value: float, drawn: Sequence[np.ndarray], confidence: float) -> tuple[float, float]:
+    values = np.concatenate(drawn) if drawn else np.array([])
+    defined = values[~np.isnan(values)]
+    if math.isnan(value) or not len(defined) or len(defined) < _LEAST_DEFINED * len(values):
+        return math.nan, math.nan
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(defined, [tail, 1 - tail])
+    return float(low), float(high)

@@ -1,0 +1,57 @@
+"""The table of verdicts that every statistic reads, and its check.
+
+One row per (system, arm, id, judge): ``system``, ``arm`` (``original`` or ``edited``), ``id`` of the prompt, ``label``
+of the prompt (``harmful`` or ``harmless``), ``judge`` and ``verdict`` (one of
+:data:`mechsafety.judges.verdict.LABELS`). ``unparsed`` is missing data: it is never counted as a label.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import cast
+
+import pandas as pd
+
+from mechsafety.errors import MechsafetyError
+from mechsafety.judges.verdict import LABELS
+
+ARMS = ("original", "edited")
+PROMPT_LABELS = ("harmful", "harmless")
+VERDICT_COLUMNS = ("system", "arm", "id", "label", "judge", "verdict")
+ABSTAINING_JUDGES = frozenset({"degeneracy"})
+"""Judges that never say refusal or compliance: no rate, test or agreement is defined for them."""
+
+
+def checked(verdicts: pd.DataFrame) -> pd.DataFrame:
+    """Return a copy with ordered categories, or say what is wrong with the table."""
+    if missing := [name for name in VERDICT_COLUMNS if name not in verdicts.columns]:
+        raise MechsafetyError(
+            f"the verdict table lacks {', '.join(missing)}; it needs the columns {', '.join(VERDICT_COLUMNS)}"
+        )
+    table = verdicts.loc[:, list(VERDICT_COLUMNS)].reset_index(drop=True)
+    for name, allowed in (("arm", ARMS), ("label", PROMPT_LABELS), ("verdict", LABELS)):
+        if strange := sorted(set(map(str, table[name])) - set(allowed)):
+            raise MechsafetyError(
+                f"column {name} holds {', '.join(strange)}; allowed are {', '.join(allowed)}"
+            )
+    repeated = table.duplicated(["system", "arm", "id", "judge"])
+    if repeated.any():
+        first = " / ".join(map(str, table.loc[repeated, ["system", "arm", "id", "judge"]].iloc[0]))
+        raise MechsafetyError(
+            f"{int(repeated.sum())} rows repeat a (system, arm, id, judge), the first is {first}"
+        )
+    for name, order in (("arm", ARMS), ("label", PROMPT_LABELS)):
+        table[name] = pd.Categorical(table[name], categories=list(order), ordered=True)
+    for name in ("system", "judge"):
+        table[name] = pd.Categorical(table[name], categories=list(dict.fromkeys(table[name])), ordered=True)
+    return table
+
+
+def groups(table: pd.DataFrame, by: Sequence[str]) -> Iterator[tuple[dict[str, str], pd.DataFrame]]:
+    """Yield the non-empty groups in the order of the categories, each with its key as plain strings."""
+    for key, group in table.groupby(list(by), observed=True, sort=True):
+        yield dict(zip(by, map(str, cast("tuple[object, ...]", key)), strict=True)), group
+
+
+def where(table: pd.DataFrame, rows: object) -> pd.DataFrame:
+    return cast(pd.DataFrame, table.loc[cast(pd.Series, rows)])
