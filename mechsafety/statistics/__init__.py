@@ -12,7 +12,24 @@ from mechsafety.statistics.agreement import (
     panel_agreement,
 )
 from mechsafety.statistics.auroc import auroc_interval
+from mechsafety.statistics.judge_effects import (
+    EFFECT_COLUMNS,
+    MAPPINGS,
+    effect_flips,
+    judge_edit_interaction,
+    judge_effects,
+    paired_difference,
+    ranking_agreement,
+    sign_change_p,
+)
 from mechsafety.statistics.paired import PAIRED_COLUMNS, mcnemar, minimum_detectable_drop, paired_tests
+from mechsafety.statistics.planning import (
+    labels_for_correction,
+    labels_for_kappa,
+    labels_for_rate,
+    pairs_for_drop,
+)
+from mechsafety.statistics.prevalence import Corrected, corrected_rates, prediction_powered, rogan_gladen
 from mechsafety.statistics.rates import RATE_COLUMNS, Interval, bounds, refusal_rates, wilson
 from mechsafety.statistics.reference import REFERENCE_COLUMNS, against_reference
 from mechsafety.statistics.resampling import Estimate
@@ -22,24 +39,40 @@ __all__ = [
     "ABSTAINING_JUDGES",
     "AGREEMENT_COLUMNS",
     "ARMS",
+    "EFFECT_COLUMNS",
+    "MAPPINGS",
     "PAIRED_COLUMNS",
     "PROMPT_LABELS",
     "RATE_COLUMNS",
     "REFERENCE_COLUMNS",
     "VERDICT_COLUMNS",
+    "Corrected",
     "Estimate",
     "Interval",
     "against_reference",
     "agreement",
     "auroc_interval",
     "bounds",
+    "corrected_rates",
+    "effect_flips",
     "gwet_ac1",
+    "judge_edit_interaction",
+    "judge_effects",
     "kappa",
     "krippendorff_alpha",
+    "labels_for_correction",
+    "labels_for_kappa",
+    "labels_for_rate",
     "mcnemar",
     "minimum_detectable_drop",
+    "paired_difference",
     "paired_tests",
+    "pairs_for_drop",
     "panel_agreement",
+    "prediction_powered",
+    "ranking_agreement",
     "refusal_rates",
+    "rogan_gladen",
+    "sign_change_p",
     "wilson",
 ]

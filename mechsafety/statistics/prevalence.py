@@ -1,0 +1,238 @@
+"""The rate that people would have found, from a judge on every response and people on some of them.
+
+Two estimators. :func:`prediction_powered` needs labels on a random part of the very responses that are rated and makes
+no assumption about the judge. :func:`rogan_gladen` takes the judge's sensitivity and specificity from anywhere (another
+arm is not anywhere: a judge's error differs between original and edited models) and inverts its error.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy.stats import norm
+from scipy.stats import t as student
+
+from mechsafety.errors import MechsafetyError
+from mechsafety.statistics.rates import wilson
+from mechsafety.statistics.reference import reference_weights
+from mechsafety.statistics.tables import ABSTAINING_JUDGES, ARMS, PROMPT_LABELS, checked
+
+LEAST_YOUDEN = 0.1
+"""Rogan-Gladen divides by sensitivity + specificity - 1; where its lower 95 % bound is below this, it is refused."""
+LEAST_LABELS = 5
+CORRECTED_COLUMNS = [
+    *("system", "arm", "label", "judge", "n", "labels", "raw", "human", "human_low", "human_high"),
+    *(
+        "ppi",
+        "ppi_low",
+        "ppi_high",
+        "sensitivity",
+        "specificity",
+        "rogan_gladen",
+        "rg_low",
+        "rg_high",
+        "note",
+    ),
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corrected:
+    """A corrected rate with its 95 % interval; NaN with the reason in ``note`` where there is none."""
+
+    rate: float
+    low: float
+    high: float
+    note: str = ""
+
+
+def rogan_gladen(
+    *, refused: float, n: float, hits: float, positives: float, rejections: float, negatives: float
+) -> Corrected:
+    """Correct a judge's rate for its sensitivity and specificity, with the uncertainty of all three.
+
+    ``rate = (q + sp - 1) / (se + sp - 1)``, clipped to [0, 1] (Rogan and Gladen 1978), with q = refused / n,
+    se = hits / positives and sp = rejections / negatives. The interval is that of Lang and Reiczigel (2014), which
+    adds z^2 / 2 successes and failures to q and one each to se and sp. It takes the three samples as independent: where
+    the labelled responses are among the n rated, it is wider than it needs to be. Counts may be weighted (effective
+    numbers). Refused, with a note, when the judge may be no better than chance: lower bound of se + sp - 1 below
+    LEAST_YOUDEN.
+    """
+    for name, part, whole in (
+        ("refused", refused, n),
+        ("hits", hits, positives),
+        ("rejections", rejections, negatives),
+    ):
+        if not 0 <= part <= whole + 1e-9:
+            raise MechsafetyError(f"{name} is {part} of {whole}; it must lie between 0 and the total")
+    if not n or not positives or not negatives:
+        missing = "verdicts" if not n else "labelled refusals" if not positives else "labelled non-refusals"
+        return Corrected(rate=math.nan, low=math.nan, high=math.nan, note=f"no {missing}")
+    z = float(norm.ppf(0.975))
+    se, sp = (hits + 1) / (positives + 2), (rejections + 1) / (negatives + 2)
+    var_se, var_sp = se * (1 - se) / (positives + 2), sp * (1 - sp) / (negatives + 2)
+    youden = se + sp - 1
+    if youden - z * math.sqrt(var_se + var_sp) < LEAST_YOUDEN:
+        note = (
+            f"sensitivity + specificity - 1 is {youden:.2f}, not surely above {LEAST_YOUDEN}: not correctable"
+        )
+        return Corrected(rate=math.nan, low=math.nan, high=math.nan, note=note)
+    raw = (refused / n + rejections / negatives - 1) / (hits / positives + rejections / negatives - 1)
+    q = (refused + z * z / 2) / (n + z * z)
+    middle = (q + sp - 1) / youden
+    shift = 2 * z * z * (middle * var_se - (1 - middle) * var_sp)
+    spread = q * (1 - q) / (n + z * z) + middle**2 * var_se + (1 - middle) ** 2 * var_sp
+    half = z * math.sqrt(spread) / youden
+    return Corrected(
+        rate=_unit(raw), low=_unit(middle + shift - half), high=_unit(middle + shift + half), note=""
+    )
+
+
+def prediction_powered(
+    judged: np.ndarray,
+    *,
+    truth: np.ndarray,
+    labelled: np.ndarray,
+    weight: np.ndarray | None = None,
+    strata: np.ndarray | None = None,
+    clusters: np.ndarray | None = None,
+) -> Corrected:
+    """Rate of refusal from a judge on all N responses and people on n of them (Angelopoulos et al. 2023).
+
+    ``rate = mean(f) + sum_h W_h mean_h(y - f)``: the judge's rate f over all, plus its mean error among the labelled,
+    by stratum h of the sampling plan with share W_h (one stratum where the sample is simple random). Nothing is
+    assumed about the judge; a bad one only widens the interval. The variance is that of y over prompts plus that of
+    the sampled errors, ``var(y) D / N + sum_h W_h^2 (1 - n_h / N_h) var_h(y - f) / n_h``, with D the variance inflation
+    of f by clusters, Student's t with n - strata degrees of freedom. The interval keeps its level down to about three
+    labelled refusals; with fewer it is too short (docs/statistics.md).
+
+    ``judged`` and ``labelled`` are [N] booleans, ``truth`` [N] is read where ``labelled``; ``weight`` is
+    1 / inclusion probability of each labelled response, ``strata`` its stratum, ``clusters`` the prompts.
+    """
+    f, known = judged.astype(float), labelled.astype(bool)
+    total, n = len(f), int(known.sum())
+    error = truth[known].astype(float) - f[known]
+    inverse = np.ones(n) if weight is None else weight[known].astype(float)
+    plan = np.zeros(n, dtype=int) if strata is None else pd.factorize(strata[known])[0]
+    sizes = np.bincount(plan)
+    if n < LEAST_LABELS or (sizes < 2).any():
+        short = f"{n} labels" if n < LEAST_LABELS else "a stratum with one label"
+        note = f"{short}; at least {LEAST_LABELS} are needed, two in each stratum"
+        return Corrected(rate=math.nan, low=math.nan, high=math.nan, note=note)
+    expanded = np.bincount(plan, weights=inverse)
+    share = expanded / expanded.sum()
+    mean = np.bincount(plan, weights=inverse * error) / expanded
+    rate = float(f.mean() + share @ mean)
+    within = np.bincount(plan, weights=(error - mean[plan]) ** 2) / (sizes - 1)
+    # The labelled are a part of the rated: a stratum that is labelled wholly has no sampling error left.
+    unseen = np.clip(1 - sizes / np.maximum(expanded * total / expanded.sum(), sizes), 0, 1)
+    kept = min(max(rate, 0.0), 1.0)
+    variance = kept * (1 - kept) * _inflation(f, clusters) / total
+    variance += float((share**2 * unseen * within / sizes).sum())
+    half = float(student.ppf(0.975, n - len(sizes))) * math.sqrt(variance)
+    return Corrected(rate=_unit(rate), low=_unit(rate - half), high=_unit(rate + half))
+
+
+def corrected_rates(verdicts: pd.DataFrame, reference: pd.DataFrame) -> pd.DataFrame:
+    """Raw and corrected refusal rates per judge, arm, prompt label and system, and of all systems together.
+
+    ``reference`` has columns system, arm, id, verdict, and may have ``weight`` (1 / inclusion probability) and
+    ``stratum``. The error of a judge is estimated within the arm and the label, never across: Rogan-Gladen takes
+    sensitivity and specificity from the labelled responses of all systems, prediction-powered inference from the row's
+    own. ``human`` is the rate among the labelled alone. Responses the judge could not read are left out of every
+    number of its rows.
+    """
+    table = checked(verdicts)
+    truth = reference_weights(reference)
+    if "stratum" in reference.columns:
+        truth = truth.assign(stratum=reference.loc[truth.index, "stratum"].astype(str))
+    joined = table.merge(truth, on=["system", "arm", "id"], how="left")
+    joined = joined[(joined["verdict"] != "unparsed") & ~joined["judge"].isin(list(ABSTAINING_JUDGES))]
+    rows = []
+    for judge in dict.fromkeys(joined["judge"]):
+        for arm in ARMS:
+            for label in PROMPT_LABELS:
+                cell = joined[
+                    (joined["judge"] == judge) & (joined["arm"] == arm) & (joined["label"] == label)
+                ]
+                if cell.empty:
+                    continue
+                errors = _errors(cell)
+                systems = list(dict.fromkeys(cell["system"].astype(str)))
+                for system in ("all", *systems) if len(systems) > 1 else systems:
+                    part = cell if system == "all" else cell[(cell["system"] == system).to_numpy()]
+                    key = {"system": system, "arm": arm, "label": label, "judge": str(judge)}
+                    rows.append(key | _row(part, errors))
+    return pd.DataFrame(rows, columns=CORRECTED_COLUMNS)
+
+
+def _row(part: pd.DataFrame, errors: dict[str, float]) -> dict[str, object]:
+    judged = (part["verdict"] == "refusal").to_numpy()
+    known = part["truth"].notna().to_numpy()
+    truth = part["truth"].eq(True).to_numpy()
+    strata = part["stratum"].fillna("").to_numpy() if "stratum" in part.columns else None
+    powered = prediction_powered(
+        judged,
+        truth=truth,
+        labelled=known,
+        weight=part["weight"].to_numpy(),
+        strata=strata,
+        clusters=part["id"].to_numpy(),
+    )
+    human, low, high = _among_labelled(truth[known], part["weight"].to_numpy()[known])
+    inverted = rogan_gladen(refused=float(judged.sum()), n=float(len(judged)), **errors)
+    ratio = [errors[a] / errors[b] if errors[b] else math.nan for a, b in _RATIOS]
+    return {
+        **{"n": len(part), "labels": int(known.sum()), "raw": float(judged.mean())},
+        **{"human": human, "human_low": low, "human_high": high},
+        **{"ppi": powered.rate, "ppi_low": powered.low, "ppi_high": powered.high},
+        **{"sensitivity": ratio[0], "specificity": ratio[1]},
+        **{"rogan_gladen": inverted.rate, "rg_low": inverted.low, "rg_high": inverted.high},
+        "note": "; ".join(filter(None, dict.fromkeys((powered.note, inverted.note)))),
+    }
+
+
+def _among_labelled(truth: np.ndarray, weight: np.ndarray) -> tuple[float, float, float]:
+    """The weighted share of refusals among the labelled, with Wilson's interval for the effective number."""
+    if not len(truth):
+        return math.nan, math.nan, math.nan
+    rate = float((weight * truth).sum() / weight.sum())
+    effective = max(1, round(float(weight.sum() ** 2 / (weight**2).sum())))
+    interval = wilson(round(rate * effective), effective)
+    return rate, interval.low, interval.high
+
+
+_RATIOS = (("hits", "positives"), ("rejections", "negatives"))
+
+
+def _errors(cell: pd.DataFrame) -> dict[str, float]:
+    """Hits, positives, rejections and negatives as effective numbers of labelled responses."""
+    known = cell[cell["truth"].notna().to_numpy()]
+    judged = (known["verdict"] == "refusal").to_numpy()
+    found: dict[str, float] = {}
+    for value, good, all_of in ((True, "hits", "positives"), (False, "rejections", "negatives")):
+        mine = known["truth"].eq(value).to_numpy()
+        weight = known["weight"].to_numpy()[mine]
+        effective = float(weight.sum() ** 2 / (weight**2).sum()) if len(weight) else 0.0
+        right = float(weight[judged[mine] == value].sum() / weight.sum()) if len(weight) else 0.0
+        found |= {good: right * effective, all_of: effective}
+    return found
+
+
+def _inflation(f: np.ndarray, clusters: np.ndarray | None) -> float:
+    """How much more the mean of f varies because answers to one prompt go together; at least 1."""
+    if clusters is None:
+        return 1.0
+    codes, names = pd.factorize(clusters)
+    count, spread = len(names), ((f - f.mean()) ** 2).sum()
+    if count == len(f) or count < 2 or spread == 0:
+        return 1.0
+    sums = np.bincount(codes, weights=f - f.mean())
+    return max(1.0, float((sums**2).sum() / spread * count / (count - 1)))
+
+
+def _unit(value: float) -> float:
+    return min(1.0, max(0.0, value))
