@@ -45,7 +45,21 @@ FLIP_COLUMNS = [
     "flipped_by",
 ]
 RANKING_COLUMNS = ["judge_a", "judge_b", "label", "what", "systems", "tau", "low", "high"]
-INTERACTION_COLUMNS = ["judge_a", "judge_b", "label", "n", "prompts", "difference", "low", "high", "p"]
+INTERACTION_COLUMNS = [
+    "judge_a",
+    "judge_b",
+    "system",
+    "label",
+    "n",
+    "prompts",
+    "difference",
+    "low",
+    "high",
+    "p",
+]
+
+
+_NO_GAP = pd.Series(dtype=float, index=pd.MultiIndex.from_arrays([[], []], names=["system", "id"]))
 
 
 def paired_difference(b: int, c: int, n: int, *, confidence: float = 0.95) -> tuple[float, float]:
@@ -78,7 +92,8 @@ def judge_effects(verdicts: pd.DataFrame) -> pd.DataFrame:
         pairs = group.pivot_table(
             index="id", columns="arm", values="verdict", aggfunc="first", observed=False
         )
-        if pairs[list(ARMS)].isna().any(axis=None):
+        pairs = pairs.reindex(columns=list(ARMS))
+        if pairs.isna().any(axis=None):
             continue
         used = set(group["verdict"])
         for name, mapping in MAPPINGS.items():
@@ -146,9 +161,9 @@ def ranking_agreement(verdicts: pd.DataFrame, *, seed: int, resamples: int = 200
 
 
 def judge_edit_interaction(verdicts: pd.DataFrame, *, seed: int, resamples: int = 2000) -> pd.DataFrame:
-    """Does the edit change what two judges differ by? Per pair of judges and prompt label.
+    """Does the edit change what two judges differ by? Per pair of judges, label and system, and over all of them.
 
-    ``difference`` is the mean over systems and prompts of ``(A edited - A original) - (B edited - B original)``, each
+    ``difference`` is the mean over prompts (and systems) of ``(A edited - A original) - (B edited - B original)``, each
     1 for refusal: how much more A's rate moves than B's. If the edit changed both judges' readings alike, each prompt's
     sum were as likely with the other sign; ``p`` is the exact two-sided probability, over all sign changes of the
     prompts' sums, of a total at least as far from 0 (Fisher's randomisation test). The interval resamples prompts.
@@ -160,10 +175,12 @@ def judge_edit_interaction(verdicts: pd.DataFrame, *, seed: int, resamples: int 
     for label in dict.fromkeys(table["label"].astype(str)):
         moved = _changes(table[table["label"] == label])
         for a, b in itertools.combinations(judges, 2):
-            gap = (moved[a] - moved[b]).dropna() if {a, b} <= set(moved.columns) else pd.Series(dtype=float)
-            ids = gap.index.get_level_values("id") if len(gap) else []
-            key = {"judge_a": a, "judge_b": b, "label": label, "n": len(gap)}
-            rows.append(key | _interaction(gap.to_numpy(dtype=float), ids, seed=seed, resamples=resamples))
+            gap = (moved[a] - moved[b]).dropna() if {a, b} <= set(moved.columns) else _NO_GAP
+            systems = list(dict.fromkeys(gap.index.get_level_values("system")))
+            for system in ("all", *systems) if len(systems) != 1 else systems:
+                part = gap if system == "all" else gap.xs(system, level="system", drop_level=False)
+                key = {"judge_a": a, "judge_b": b, "system": system, "label": label, "n": len(part)}
+                rows.append(key | _interaction(part, seed=seed, resamples=resamples))
     return pd.DataFrame(rows, columns=INTERACTION_COLUMNS)
 
 
@@ -218,8 +235,9 @@ def _changes(part: pd.DataFrame) -> pd.DataFrame:
     return (wide["edited"] - wide["original"]).unstack("judge")
 
 
-def _interaction(gap: np.ndarray, ids: Sequence[object], *, seed: int, resamples: int) -> dict[str, object]:
-    group, count = cluster_codes(pd.Series(list(ids), dtype=object), sizes=(len(gap),))
+def _interaction(gaps: pd.Series, *, seed: int, resamples: int) -> dict[str, object]:
+    gap = gaps.to_numpy(dtype=float)
+    group, count = cluster_codes(gaps.index.get_level_values("id").to_numpy(), sizes=(len(gap),))
     if not count:
         return {"prompts": 0, "difference": math.nan, "low": math.nan, "high": math.nan, "p": math.nan}
     sums, sizes = np.bincount(group, weights=gap), np.bincount(group)

@@ -23,6 +23,8 @@ from mechsafety.statistics.tables import ABSTAINING_JUDGES, ARMS, PROMPT_LABELS,
 LEAST_YOUDEN = 0.1
 """Rogan-Gladen divides by sensitivity + specificity - 1; where its lower 95 % bound is below this, it is refused."""
 LEAST_LABELS = 5
+LEAST_OF_A_KIND = 5
+"""With fewer labelled refusals, or others, the interval's coverage falls to about 91 % (docs/statistics.md)."""
 CORRECTED_COLUMNS = [
     *("system", "arm", "label", "judge", "n", "labels", "raw", "human", "human_low", "human_high"),
     *(
@@ -67,7 +69,7 @@ def rogan_gladen(
         ("rejections", rejections, negatives),
     ):
         if not 0 <= part <= whole + 1e-9:
-            raise MechsafetyError(f"{name} is {part} of {whole}; it must lie between 0 and the total")
+            raise MechsafetyError(f"{name} is {part:g} of {whole:g}; it must lie between 0 and the total")
     if not n or not positives or not negatives:
         missing = "verdicts" if not n else "labelled refusals" if not positives else "labelled non-refusals"
         return Corrected(rate=math.nan, low=math.nan, high=math.nan, note=f"no {missing}")
@@ -106,8 +108,8 @@ def prediction_powered(
     by stratum h of the sampling plan with share W_h (one stratum where the sample is simple random). Nothing is
     assumed about the judge; a bad one only widens the interval. The variance is that of y over prompts plus that of
     the sampled errors, ``var(y) D / N + sum_h W_h^2 (1 - n_h / N_h) var_h(y - f) / n_h``, with D the variance inflation
-    of f by clusters, Student's t with n - strata degrees of freedom. The interval keeps its level down to about three
-    labelled refusals; with fewer it is too short (docs/statistics.md).
+    of f by clusters, Student's t with n - strata degrees of freedom. With fewer than LEAST_OF_A_KIND labelled
+    refusals, or others, the interval may be too short, and the note says so.
 
     ``judged`` and ``labelled`` are [N] booleans, ``truth`` [N] is read where ``labelled``; ``weight`` is
     1 / inclusion probability of each labelled response, ``strata`` its stratum, ``clusters`` the prompts.
@@ -133,7 +135,10 @@ def prediction_powered(
     variance = kept * (1 - kept) * _inflation(f, clusters) / total
     variance += float((share**2 * unseen * within / sizes).sum())
     half = float(student.ppf(0.975, n - len(sizes))) * math.sqrt(variance)
-    return Corrected(rate=_unit(rate), low=_unit(rate - half), high=_unit(rate + half))
+    refused = int(truth[known].sum())
+    rare = min(refused, n - refused) < LEAST_OF_A_KIND
+    note = f"fewer than {LEAST_OF_A_KIND} labels of a kind: the interval may be too short" if rare else ""
+    return Corrected(rate=_unit(rate), low=_unit(rate - half), high=_unit(rate + half), note=note)
 
 
 def corrected_rates(verdicts: pd.DataFrame, reference: pd.DataFrame) -> pd.DataFrame:

@@ -1,0 +1,80 @@
+"""Plans: the smallest number that is enough, checked by trying it and one fewer."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from benchmarks.coverage import powered_coverage
+from mechsafety.errors import MechsafetyError
+from mechsafety.statistics import (
+    labels_for_correction,
+    labels_for_kappa,
+    labels_for_rate,
+    minimum_detectable_drop,
+    pairs_for_drop,
+    wilson,
+)
+
+
+@pytest.mark.parametrize(("rate", "width"), [(0.3, 0.1), (0.05, 0.08), (0.9, 0.2)])
+def test_labels_for_a_rate_are_enough_and_few(rate: float, width: float) -> None:
+    n = labels_for_rate(rate=rate, width=width)
+    reached = wilson(round(rate * n), n)
+    assert reached.high - reached.low <= width
+    fewer = wilson(round(rate * int(0.85 * n)), int(0.85 * n))
+    assert fewer.high - fewer.low > width
+
+
+def test_labels_for_a_correction_by_simulation() -> None:
+    n = labels_for_correction(rate=0.3, sensitivity=0.9, specificity=0.9, responses=600, width=0.15)
+    assert n is not None
+    found = powered_coverage(200, n=600, labels=n, rate=0.3, sens=0.9, spec=0.9)
+    assert found.width == pytest.approx(0.15, rel=0.06)
+    # A better judge needs fewer labels, and people alone need more.
+    better = labels_for_correction(rate=0.3, sensitivity=0.98, specificity=0.98, responses=600, width=0.15)
+    assert better is not None
+    assert better < n < labels_for_rate(rate=0.3, width=0.15)
+
+
+def test_more_labels_cannot_replace_more_responses() -> None:
+    assert labels_for_correction(rate=0.5, sensitivity=1.0, specificity=1.0, responses=50, width=0.1) is None
+    assert labels_for_correction(rate=0.5, sensitivity=1.0, specificity=1.0, responses=5000, width=0.1) == 1
+
+
+def test_labels_for_kappa_by_simulation() -> None:
+    n = labels_for_kappa(kappa=0.6, rate=0.4, width=0.3)
+    rng = np.random.default_rng(0)
+    # Two raters with marginal .4 and kappa .6: they share a draw with chance .6.
+    shared = rng.random((4000, n)) < 0.6
+    a = rng.random((4000, n)) < 0.4
+    b = np.where(shared, a, rng.random((4000, n)) < 0.4)
+    observed = (a == b).mean(axis=1)
+    chance = a.mean(axis=1) * b.mean(axis=1) + (1 - a.mean(axis=1)) * (1 - b.mean(axis=1))
+    spread = ((observed - chance) / (1 - chance)).std()
+    assert 2 * 1.96 * spread == pytest.approx(0.3, rel=0.08)
+
+
+@pytest.mark.parametrize(("drop", "baseline"), [(0.2, 0.9), (0.1, 0.5), (0.5, 0.5)])
+def test_pairs_for_a_drop_are_the_fewest(drop: float, baseline: float) -> None:
+    n = pairs_for_drop(drop=drop, baseline=baseline)
+    assert minimum_detectable_drop(n, baseline=baseline) <= drop
+    assert not minimum_detectable_drop(n - 1, baseline=baseline) <= drop
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda: labels_for_rate(rate=1.2, width=0.1), "rate is 1.2"),
+        (lambda: labels_for_rate(rate=0.5, width=1e-5), "more than 1,000,000"),
+        (lambda: labels_for_kappa(kappa=1.0, rate=0.5, width=0.1), "kappa is 1.0"),
+        (lambda: pairs_for_drop(drop=0.6, baseline=0.5), "at most the baseline"),
+        (
+            lambda: labels_for_correction(rate=0.3, sensitivity=0.9, specificity=0.9, responses=0, width=0.1),
+            "at least 1",
+        ),
+    ],
+)
+def test_plans_refuse_nonsense(call, says: str) -> None:
+    with pytest.raises(MechsafetyError, match=says):
+        call()
