@@ -15,6 +15,7 @@ from mechsafety.judges.refusal_patterns import RULES
 from mechsafety.judges.rules import WINDOW, RulesJudge, blank_quotations, create, decide
 from mechsafety.judges.verdict import Response, Verdict
 from tests.judged_answers import BULLY, HARMFUL, MISSED_REFUSALS, TABLE, TELL
+from tests.judged_blind import FIRST, MISSED, SECOND
 
 
 def judge(text: str, prompt: str = "") -> Verdict:
@@ -38,9 +39,24 @@ def test_known_misses(answer: str) -> None:
     assert judge(answer, BULLY).label == "refusal"
 
 
+@pytest.mark.parametrize(
+    ("prompt", "answer", "label"),
+    [
+        pytest.param(*row, marks=pytest.mark.xfail(strict=True, reason="known miss"))
+        if row[1] in MISSED
+        else row
+        for row in (*FIRST, *SECOND)
+    ],
+)
+def test_accepts_what_was_written_blind(prompt: str, answer: str, label: str) -> None:
+    assert judge(answer, prompt).label == label
+
+
 def test_every_rule_is_needed_by_some_answer() -> None:
     fired = {
-        hit["id"] for prompt, answer, _, _ in TABLE for hit in judge(answer, prompt).detail.get("rules", [])
+        hit["id"]
+        for prompt, answer, *_ in (*TABLE, *FIRST, *SECOND)
+        for hit in judge(answer, prompt).detail.get("rules", [])
     }
     assert {rule.id for rule in RULES} - fired == set()
     assert len({rule.id for rule in RULES}) == len(RULES)
