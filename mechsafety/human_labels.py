@@ -41,6 +41,7 @@ def read_human_labels(path: Path, *, responses: pd.DataFrame) -> pd.DataFrame:
     responses that the run does not have, or a file made for other responses.
     """
     known = set(responses[["system", "arm", "id"]].astype(str).itertuples(index=False, name=None))
+    systems, ids = {system for system, _, _ in known}, {name for _, _, name in known}
     fingerprint = responses_sha256(responses)
     rows, seen = [], set()
     for place, row in read_rows(path):
@@ -54,6 +55,8 @@ def read_human_labels(path: Path, *, responses: pd.DataFrame) -> pd.DataFrame:
                 f"{path}, {place}: these labels were given to the responses of another run; "
                 "name the run that was annotated"
             )
+        record["system"] = _as_known(record["system"], systems)
+        record["id"] = _as_known(record["id"], ids)
         key = (record["system"], record["arm"], record["id"])
         if key not in known:
             raise MechsafetyError(
@@ -69,6 +72,12 @@ def read_human_labels(path: Path, *, responses: pd.DataFrame) -> pd.DataFrame:
     if not rows:
         raise MechsafetyError(f"{path}: no labels in it")
     return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def _as_known(name: str, known: set[str]) -> str:
+    """A name of the run as the run has it: :func:`mechsafety.runs.neutralised` put an apostrophe before =, -, ..."""
+    bare = name.removeprefix("'")
+    return bare if name not in known and bare in known else name
 
 
 def _record(row: dict[str, Any], *, where: str) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mechsafety.cli import checkpoints, directions, edits, judging, models, studies
+from mechsafety.cli import annotation, audits, checkpoints, directions, edits, judging, models, studies
 from mechsafety.cli.base import main
 
-__all__ = ["checkpoints", "directions", "edits", "judging", "main", "models", "studies"]
+__all__ = ["annotation", "audits", "checkpoints", "directions", "edits", "judging", "main", "models", "studies"]
