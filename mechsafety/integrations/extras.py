@@ -1,0 +1,64 @@
+"""What an optional package that is missing looks like to the user, and how a model is called in other packages."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from mechsafety.adapters import weights_fingerprint
+from mechsafety.errors import MechsafetyError
+from mechsafety.interventions import Edit, digest
+from mechsafety.models import body_of, load_record, model_name
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+Extra = Literal["inspect", "lm-eval"]
+_PACKAGES: dict[Extra, str] = {"inspect": "inspect_ai", "lm-eval": "lm_eval"}
+HASH_LENGTH = 12
+
+
+@contextmanager
+def needs(extra: Extra) -> Iterator[None]:
+    """Around the import of an extra's package: where it is not installed, say what installs it."""
+    package = _PACKAGES[extra]
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != package:
+            raise
+        raise MechsafetyError(
+            f"{package} is not installed; for this do: pip install 'mechsafety[{extra}]'"
+        ) from None
+
+
+def edit_hash(edit: Edit) -> str:
+    """The first 12 hexadecimal digits of the edit's SHA-256: what a model's name carries."""
+    return digest(edit)[:HASH_LENGTH]
+
+
+def public_name(spec: str, fingerprint: str) -> str:
+    """``spec`` without the folders in which a local model or adapter lies.
+
+    Where something was left out, eight digits of the weights' ``fingerprint`` keep models of one name apart.
+    """
+    base, plus, adapter = spec.partition("+")
+    short = "+".join(_last_part(part) for part in ([base, adapter] if plus else [base]))
+    return short if short == spec else f"{short}-{fingerprint[:8]}"
+
+
+def name_of(model: TransformerBridge) -> str:
+    """What a loaded model is called: its spec's :func:`public_name`, or its kind with the weights' fingerprint."""
+    record = load_record(model)
+    if record is not None:
+        return public_name(record.spec, record.fingerprint)
+    return f"{_last_part(model_name(model))}-{weights_fingerprint(body_of(model))[:8]}"
+
+
+def _last_part(spec: str) -> str:
+    # A hub id has one slash and does not begin like a path.
+    local = spec.startswith((".", "/", "~")) or len(re.findall(r"[/\\]", spec)) > 1
+    return Path(spec).name if local or "\\" in spec or Path(spec).exists() else spec

@@ -1,0 +1,132 @@
+"""lm-eval's tasks on a model under an edit, as a table: what ``mechsafety evaluate`` does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from html import escape
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from mechsafety.errors import MechsafetyError
+from mechsafety.integrations.extras import needs
+from mechsafety.integrations.harness import DEFAULT_BATCH, EditedLM
+from mechsafety.interventions import Edit
+
+with needs("lm-eval"):
+    from lm_eval import simple_evaluate
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+_COLUMNS = ["model", "task", "filter", "metric", "value", "stderr", "n", "higher_is_better"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Results of lm-eval's tasks: ``table`` has a row for each (task, filter, metric).
+
+    Its columns are ``model`` (with the edit's hash), ``task``, ``filter``, ``metric``, ``value``, ``stderr`` (NaN
+    where lm-eval gives none), ``n`` and ``higher_is_better``. ``record`` holds the model, the edit with its
+    SHA-256, the settings, and the tasks' and the package's versions.
+    """
+
+    table: pd.DataFrame
+    record: dict[str, Any]
+
+    def _repr_html_(self) -> str:
+        edit = self.record["edit"] or "no edit"
+        return f"<b>{escape(str(edit))}</b>{self.table.round(4).to_html(index=False, border=0)}"
+
+
+def evaluate(
+    model: TransformerBridge,
+    tasks: Sequence[str | dict[str, Any]],
+    *,
+    edit: Edit | None = None,
+    batch_size: int = DEFAULT_BATCH,
+    limit: int | None = None,
+    num_fewshot: int | None = None,
+    chat: bool = False,
+    system: str | None = None,
+    seed: int = 0,
+    task_manager: Any = None,
+) -> Evaluation:
+    """Run lm-eval's ``tasks`` (names, or configurations as dictionaries) on ``model`` under ``edit``.
+
+    ``limit`` takes the first documents of each task only; ``chat`` renders each question in the model's chat
+    template, after ``system`` if that is given. Most tasks fetch their data from the hub when they are first used.
+    """
+    if not tasks:
+        raise MechsafetyError("no tasks: name one at least, for example arc_easy")
+    if limit is not None and limit < 1:
+        raise MechsafetyError(f"limit is {limit}; 1 at least")
+    if system is not None and not chat:
+        raise MechsafetyError("a system message goes with the chat template: set chat too")
+    lm = EditedLM(model, edit, batch_size=batch_size, seed=seed)
+    results = _results(
+        lambda: simple_evaluate(
+            model=lm,
+            tasks=list(tasks),
+            num_fewshot=num_fewshot,
+            limit=limit,
+            apply_chat_template=chat,
+            system_instruction=system,
+            task_manager=task_manager,
+            log_samples=False,
+            bootstrap_iters=1000,
+            random_seed=seed,
+            numpy_random_seed=seed,
+            torch_random_seed=seed,
+            fewshot_random_seed=seed,
+        )
+    )
+    settings = {
+        "limit": limit,
+        "num_fewshot": num_fewshot,
+        "chat": chat,
+        "system": system,
+        "seed": seed,
+        "batch_size": batch_size,
+    }
+    record = {
+        **lm.get_model_info(),
+        "settings": settings,
+        "tasks": dict(results.get("versions", {})),
+        "lm_eval": metadata.version("lm_eval"),
+    }
+    return Evaluation(table=pd.DataFrame(_rows(lm.name, results), columns=_COLUMNS), record=record)
+
+
+def _results(run: Callable[[], Any]) -> dict[str, Any]:
+    try:
+        found = run()
+    except (KeyError, ValueError) as error:
+        if "task" in str(error).lower():
+            raise MechsafetyError(f"lm-eval: {error}; `lm-eval ls tasks` lists them") from error
+        raise
+    assert found is not None
+    return dict(found)
+
+
+def _rows(name: str, results: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    for task, found in results["results"].items():
+        better = results.get("higher_is_better", {}).get(task, {})
+        n = results.get("n-samples", {}).get(task, {}).get("effective", found.get("sample_len"))
+        for key, value in found.items():
+            metric, comma, kind = key.partition(",")
+            if not comma or metric.endswith("_stderr"):
+                continue
+            error = found.get(f"{metric}_stderr,{kind}")
+            yield {
+                "model": name,
+                "task": task,
+                "filter": kind,
+                "metric": metric,
+                "value": float(value),
+                "stderr": float(error) if isinstance(error, int | float) else float("nan"),
+                "n": n,
+                "higher_is_better": better.get(metric),
+            }
