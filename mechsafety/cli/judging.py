@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from mechsafety.cli.base import Shown, command
+from mechsafety.cli.base import Shown, command, finite
 from mechsafety.errors import MechsafetyError
+
+if TYPE_CHECKING:
+    from mechsafety.injection import Injection
+    from mechsafety.judge_files import Judged
 
 
 @command(
@@ -18,21 +24,100 @@ from mechsafety.errors import MechsafetyError
     "--judge", "judges", multiple=True, default=("rules",), show_default=True, help="May be repeated."
 )
 @click.option("--out", type=click.Path(path_type=Path), default=None, help="CSV, JSONL or Parquet file.")
+@click.option(
+    "--cache",
+    type=click.Path(path_type=Path),
+    default=None,
+    metavar="FILE",
+    help="Where verdicts of text and endpoint judges are kept.  [default: in the cache folder]",
+)
+@click.option("--no-cache", is_flag=True, help="Ask everything anew, and keep nothing.")
+@click.option(
+    "--max-calls",
+    type=click.IntRange(min=0),
+    default=None,
+    metavar="N",
+    help="Send no more calls to each endpoint; the rest is unparsed.",
+)
+@click.option(
+    "--probe-injection",
+    is_flag=True,
+    help="Append orders to the judge to known items (column label; without a file, the packaged ones).",
+)
 @click.option("--list", "list_them", is_flag=True, help="List the judges, and stop.")
-def _judge(responses: Path | None, judges: tuple[str, ...], out: Path | None, list_them: bool) -> Shown:
+def _judge(
+    responses: Path | None,
+    judges: tuple[str, ...],
+    out: Path | None,
+    cache: Path | None,
+    no_cache: bool,
+    max_calls: int | None,
+    probe_injection: bool,
+    list_them: bool,
+) -> Shown:
     """Judge the responses in a file with columns response and prompt (or question), id optional."""
     from mechsafety.judges.registry import describe_judges
 
     if list_them:
         about = describe_judges()
         return {"judges": about}, "\n".join(about.values())
+    if probe_injection:
+        from mechsafety.injection import probe_judges
+
+        probed = probe_judges(
+            responses, judges=judges, out=out, max_calls=max_calls, cache=cache, no_cache=no_cache
+        )
+        return _show_probe(probed, out)
     if responses is None:
         raise MechsafetyError("name a file of responses, or --list")
     from mechsafety.judge_files import judge_file
 
-    counts, written = judge_file(responses, judges=judges, out=out)
+    judged = judge_file(
+        responses, judges=judges, out=out, max_calls=max_calls, cache=cache, no_cache=no_cache
+    )
+    return _show_verdicts(judged)
+
+
+def _show_verdicts(judged: Judged) -> Shown:
     lines = [
-        f"{judge:24} " + "  ".join(f"{k} {v}" for k, v in found.items()) for judge, found in counts.items()
+        f"{judge:24} " + "  ".join(f"{label} {n}" for label, n in found.items())
+        for judge, found in judged.counts.items()
     ]
-    text = "\n".join([*lines, *([f"verdicts: {written}"] if written else [])])
-    return {"counts": counts, "out": str(written) if written else None}, text
+    for judge, used in judged.usage.items():
+        tokens = f"{used.prompt_tokens + used.completion_tokens} tokens" + (
+            f" and {used.unmetered} answers without a count" if used.unmetered else ""
+        )
+        cost = "" if used.cost is None else f", cost {used.cost:.4f}"
+        lines.append(
+            f"{judge:24} fresh {used.fresh}  cached {used.cached}  ({used.calls} calls, {used.retries} retries, "
+            f"{tokens}{cost})"
+        )
+    if judged.out:
+        lines.append(f"verdicts: {judged.out}")
+    facts = {
+        "counts": judged.counts,
+        "usage": {judge: asdict(used) for judge, used in judged.usage.items()},
+        "out": str(judged.out) if judged.out else None,
+    }
+    return facts, "\n".join(lines)
+
+
+def _show_probe(probed: list[Injection], out: Path | None) -> Shown:
+    lines, facts = [], []
+    for found in probed:
+        lines.append(f"{found.judge}: {found.right} of {found.known} known items right without attack")
+        for rate in found.rates:
+            shown = (
+                f"{rate.rate:.3f} [{rate.low:.3f}, {rate.high:.3f}]"
+                if rate.attacked > rate.unparsed
+                else "nothing readable"
+            )
+            lines.append(
+                f"  {rate.variant:8} flipped {rate.flipped} of {rate.attacked - rate.unparsed}  {shown}"
+                f"  unparsed {rate.unparsed}"
+            )
+        rates = [finite(asdict(rate)) for rate in found.rates]
+        facts.append({"judge": found.judge, "known": found.known, "right": found.right, "rates": rates})
+    if out:
+        lines.append(f"flip rates: {out}")
+    return {"injection": facts, "out": str(out) if out else None}, "\n".join(lines)

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from types import ModuleType
 from typing import Protocol, runtime_checkable
 
 from mechsafety.errors import MechsafetyError
+from mechsafety.judges.asking import AskingJudge, Usage
+from mechsafety.judges.cache import VerdictCache, cache_key
 from mechsafety.judges.verdict import Judge, Response, Verdict
 
 
@@ -44,19 +48,33 @@ def load_judge(spec: str, *, models: ModelSource | None = None) -> Judge:
     modules = _judge_modules()
     if name not in modules:
         raise MechsafetyError(
-            f"no judge is called {name!r} (from {spec!r}); there are: {', '.join(sorted(modules))}"
+            f"no judge is called {name!r} (from {redacted(spec)!r}); there are: {', '.join(sorted(modules))}"
         )
     if colon and not argument:
         raise MechsafetyError(
-            f"judge {spec!r} has a colon and no argument; write {name!r} or '{name}:ARGUMENT'"
+            f"judge {redacted(spec)!r} has a colon and no argument; write {name!r} or '{name}:ARGUMENT'"
         )
     return modules[name].create(argument if colon else None, models=models)
 
 
+def redacted(text: str) -> str:
+    """``text`` with the user and password of any URL in it replaced by ``***``."""
+    return re.sub(r"(?<=://)\S*@", "***@", text)
+
+
 def judge_responses(
-    responses: Sequence[Response], judges: Sequence[str | Judge], *, models: ModelSource | None = None
+    responses: Sequence[Response],
+    judges: Sequence[str | Judge],
+    *,
+    models: ModelSource | None = None,
+    cache: VerdictCache | None = None,
+    repeat: int = 0,
 ) -> list[Verdict]:
     """Return one verdict per judge and response: judges in the order given, responses in theirs.
+
+    With ``cache``, judges that ask a model (:class:`~mechsafety.judges.asking.AskingJudge`) are asked only what
+    it does not hold, and each verdict is kept as it arrives; ``judge.usage`` counts both. ``repeat`` numbers
+    repeated judgements of the same responses, which do not share a verdict.
 
     Raises MechsafetyError when two responses share an id or two judges a name, and when a judge returns
     anything but exactly one verdict under its own name for each response.
@@ -67,9 +85,28 @@ def judge_responses(
     _refuse_duplicates([judge.name for judge in loaded], what="judge names")
     verdicts: list[Verdict] = []
     for judge in loaded:
-        by_id = _by_id(judge, judge(responses), ids)
+        given = judge(responses) if cache is None else _cached(judge, responses, cache, repeat=repeat)
+        by_id = _by_id(judge, given, ids)
         verdicts.extend(by_id[i] for i in ids)
     return verdicts
+
+
+def _cached(
+    judge: Judge, responses: Sequence[Response], cache: VerdictCache, *, repeat: int
+) -> list[Verdict]:
+    fingerprint = judge.fingerprint if isinstance(judge, AskingJudge) else None
+    if not isinstance(judge, AskingJudge) or fingerprint is None:
+        return judge(responses)
+    keys = {r.id: cache_key(fingerprint, r, repeat=repeat) for r in responses}
+    found = cache.get(list(dict.fromkeys(keys.values())), judge=judge.name)
+    # The same text twice is asked once.
+    fresh = {keys[r.id]: r for r in reversed(responses) if keys[r.id] not in found}
+    asked = [r for r in responses if r is fresh.get(keys[r.id])]
+    new = judge.ask(asked, on_verdict=lambda verdict: cache.put(keys[verdict.id], verdict))
+    by_id = _by_id(judge, new, [r.id for r in asked])
+    judge.ledger.add(Usage(cached=len(responses) - len(asked)))
+    found |= {keys[identity]: verdict for identity, verdict in by_id.items()}
+    return [replace(found[keys[r.id]], id=r.id) for r in responses]
 
 
 def _by_id(judge: Judge, verdicts: Sequence[Verdict], ids: Sequence[str]) -> dict[str, Verdict]:

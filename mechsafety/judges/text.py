@@ -1,0 +1,172 @@
+"""Any chat model as a judge, by asking it for a verdict in words."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+from mechsafety.errors import MechsafetyError
+from mechsafety.judges.asking import (
+    LONGEST,
+    AskingJudge,
+    OnVerdict,
+    Usage,
+    question,
+    read,
+    read_verdict,
+    repair,
+    template_digest,
+    unread,
+    unreadable,
+)
+from mechsafety.judges.verdict import Response, Verdict
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+    from mechsafety.generation import Completion
+    from mechsafety.interventions import Edit
+    from mechsafety.judges.registry import ModelSource
+
+ABOUT = "text:MODEL  a chat model answers 'VERDICT: REFUSAL', COMPLIANCE or DEGENERATE"
+
+NEW_TOKENS = 32
+_SALT = "text"  # a fixed one: the same responses give the same questions, and so the same verdicts
+_SEED = 0  # greedy: nothing is drawn
+
+
+class TextJudge(AskingJudge):
+    """``text:MODEL``: the class that the model names on the last line of a greedy answer.
+
+    A reply that is out of form is asked for once more, in one turn that holds the question and a short reminder;
+    then the verdict is ``unparsed`` with the tag ``unreadable``. A question that does not fit into the model's context
+    is ``unparsed`` with the tag ``too_long``. ``edit`` is on while the model answers.
+    """
+
+    def __init__(
+        self,
+        spec: str,
+        model: TransformerBridge,
+        *,
+        edit: Edit | None = None,
+        max_new_tokens: int = NEW_TOKENS,
+        longest: int = LONGEST,
+    ) -> None:
+        from mechsafety.tokens import tokenize_prompts
+
+        self.name = f"text:{spec}"
+        super().__init__()
+        self.model, self.edit = model, edit
+        self.max_new_tokens, self.longest = max_new_tokens, longest
+        tokenize_prompts(model, ["Is there a chat template?"])  # said before any work is done
+
+    @property
+    def fingerprint(self) -> dict[str, object] | None:
+        """Name, weights, template and edit; None while foreign hooks are on the model, which have no digest."""
+        from mechsafety.interventions import digest
+        from mechsafety.models import architecture, body_of
+
+        if any(point.fwd_hooks for point in self.model.hook_dict.values()):
+            return None
+        chat = str(self.model.tokenizer.chat_template)
+        return {
+            "judge": self.name,
+            "revision": {
+                "architecture": architecture(self.model),
+                "weights": _weights_sha256(body_of(self.model)),
+                "edit": digest(self.edit) if self.edit is not None else None,
+            },
+            "template": [template_digest(), hashlib.sha256(chat.encode()).hexdigest()],
+            "parameters": {"max_new_tokens": self.max_new_tokens, "longest": self.longest},
+        }
+
+    def ask(self, responses: Sequence[Response], *, on_verdict: OnVerdict) -> list[Verdict]:
+        special = tuple(map(str, self.model.tokenizer.all_special_tokens))
+        texts = [question(r, salt=_SALT, longest=self.longest, special=special) for r in responses]
+        verdicts: dict[int, Verdict] = {}
+
+        def settle(row: int, verdict: Verdict) -> None:
+            verdicts[row] = verdict
+            on_verdict(verdict)
+
+        for repaired in (False, True):
+            todo: dict[int, str] = {}
+            for row in (row for row in range(len(texts)) if row not in verdicts):
+                text = f"{texts[row]}\n{repair()}" if repaired else texts[row]
+                if too_long := self._too_long(text):
+                    settle(row, unread(responses[row], judge=self.name, reason="too_long", detail=too_long))
+                else:
+                    todo[row] = text
+
+            def take(row: int, answer: str, *, repaired: bool = repaired) -> None:
+                if label := read_verdict(answer):
+                    settle(row, read(responses[row], judge=self.name, label=label, repaired=repaired))
+                elif repaired:
+                    settle(row, unreadable(responses[row], judge=self.name, answer=answer))
+
+            self._generate(todo, take)
+            self.ledger.add(Usage(repairs=len(todo) if repaired else 0))
+        self.ledger.add(Usage(fresh=len(responses)))
+        return [verdicts[row] for row in range(len(texts))]
+
+    def _generate(self, texts: dict[int, str], take: Callable[[int, str], None]) -> None:
+        from mechsafety.generation import generate
+        from mechsafety.prompts import Prompt
+
+        if not texts:
+            return
+
+        def batch(completions: list[Completion]) -> None:
+            for completion in completions:
+                self.ledger.add(
+                    Usage(
+                        calls=1,
+                        prompt_tokens=completion.n_prompt_tokens,
+                        completion_tokens=completion.n_tokens,
+                    )
+                )
+                take(int(completion.id), completion.text)
+
+        # The label says nothing to generate(): it is carried through.
+        prompts = [Prompt(id=str(row), text=text, label="harmless") for row, text in texts.items()]
+        generate(
+            self.model,
+            prompts,
+            edit=self.edit,
+            max_new_tokens=self.max_new_tokens,
+            seed=_SEED,
+            on_batch=batch,
+            label=self.name,
+        )
+
+    def _too_long(self, text: str) -> dict[str, object] | None:
+        from mechsafety.tokens import tokenize_prompts
+
+        room = cast("int", self.model.cfg.n_ctx) - self.max_new_tokens
+        n_tokens = len(tokenize_prompts(self.model, [text])[0])
+        return {"tokens": n_tokens, "room": room} if n_tokens > room else None
+
+
+def _weights_sha256(body: Any) -> str:
+    """SHA-256 over every number in full: an edit written into a few weights must change it."""
+    import torch
+
+    hasher = hashlib.sha256()
+    for name, tensor in sorted([*body.named_parameters(), *body.named_buffers()]):
+        hasher.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        flat = tensor.detach().reshape(-1).contiguous().cpu()
+        hasher.update(flat.view(torch.uint8).numpy().data)
+    return hasher.hexdigest()
+
+
+def create(argument: str | None, *, models: ModelSource | None = None) -> TextJudge:
+    """``argument`` is a model spec; ``models`` gives loaded models, so that one is not loaded twice."""
+    if not argument:
+        raise MechsafetyError("judge 'text' needs a chat model; write text:smollm2-135m, or text:HUB/ID")
+    source: Any = models
+    if source is None:
+        from mechsafety.models import load_model
+
+        source = load_model
+    return TextJudge(argument, source(argument))
