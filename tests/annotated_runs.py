@@ -7,11 +7,15 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
+from mechsafety.annotation.server import Session, build_app, listen, server
+from mechsafety.annotation.store import open_store
 from mechsafety.runs import RunFolder, open_run
 
 HOSTILE = "<script>alert('ran')</script><img src=x onerror=\"alert('ran')\"> then   text"
@@ -85,3 +89,24 @@ def page(run: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], str]
     finally:
         process.kill()
         process.communicate(timeout=10)
+
+
+@contextlib.contextmanager
+def served(run: RunFolder, **asked: Any) -> Iterator[tuple[Session, Callable[[], None]]]:
+    """The page in a thread of this process, which starts sooner: the session and what stops the server."""
+    store, _ = open_store(run, asked=asked)
+    with listen() as listening:
+        session = Session(port=listening.getsockname()[1])
+        serving = server(build_app(store, run, session))
+        thread = threading.Thread(target=serving.run, kwargs={"sockets": [listening]}, daemon=True)
+        thread.start()
+
+        def stop() -> None:
+            serving.should_exit = True
+            thread.join(timeout=20)
+            assert not thread.is_alive()
+
+        try:
+            yield session, stop
+        finally:
+            stop()

@@ -27,7 +27,15 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mechsafety.annotation.store import Outdated, Progress, Store, read_shown, texts
+from mechsafety.annotation.store import (
+    Outdated,
+    Progress,
+    Store,
+    read_shown,
+    require_action,
+    require_name,
+    texts,
+)
 from mechsafety.errors import MechsafetyError
 from mechsafety.runs import RunFolder
 
@@ -177,7 +185,7 @@ def build_app(store: Store, run: RunFolder, session: Session) -> ASGIApp:
         async def answer(request: Request) -> Response:
             try:
                 body = json.loads(await request.body())
-            except ValueError:
+            except (ValueError, RecursionError):  # not JSON; nested without end
                 body = None
             if not isinstance(body, dict) or not isinstance(body.get("annotator"), str):
                 return _error(400, "the body must be a JSON object with an annotator")
@@ -185,6 +193,7 @@ def build_app(store: Store, run: RunFolder, session: Session) -> ASGIApp:
             if item is not None and type(item) is not int:
                 return _error(400, "item must be a whole number or null")
             try:
+                body["annotator"] = require_name(body["annotator"])
                 progress = await run_in_threadpool(work, body)
             except Outdated as error:
                 now = await run_in_threadpool(store.progress, body["annotator"])
@@ -198,8 +207,7 @@ def build_app(store: Store, run: RunFolder, session: Session) -> ASGIApp:
     def record(body: dict[str, Any]) -> Progress:
         if body.get("item") is None:
             raise MechsafetyError("an answer names its item")
-        action: Any = str(body.get("action"))
-        return store.answer(body["annotator"], body["item"], action)
+        return store.answer(body["annotator"], body["item"], require_action(body.get("action")))
 
     routes = [
         Route("/", page, methods=["GET"]),

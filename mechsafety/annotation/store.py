@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import pandas as pd
 from filelock import FileLock
@@ -96,6 +96,13 @@ def require_name(name: str) -> str:
     return clean
 
 
+def require_action(action: object) -> Action:
+    """An answer as the page sends it, or a :class:`MechsafetyError`."""
+    if action not in ACTIONS:
+        raise MechsafetyError(f"answer {str(action)[:60]!r} is not one of {', '.join(ACTIONS)}")
+    return cast("Action", action)
+
+
 class Store:
     """The open store of a run. Made by :func:`open_store`."""
 
@@ -136,8 +143,6 @@ class Store:
 
         Raises :class:`Outdated` when another item is to be answered now.
         """
-        if action not in ACTIONS:
-            raise MechsafetyError(f"answer {action!r} is not one of {', '.join(ACTIONS)}")
         with self._writing() as db:
             self._require_current(db, annotator, item)
             self._append(db, annotator, item, action, None)
