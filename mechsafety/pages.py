@@ -46,7 +46,22 @@ class Page:
 
 def render_page(page: Page, manifest: Mapping[str, Any]) -> str:
     """One file, no network, every text escaped."""
-    blocks = [
+    return template("page.html").render(
+        title=page.title,
+        subtitle=page.subtitle,
+        findings=page.findings,
+        blocks=rendered_blocks(page.blocks),
+        how=page.how,
+        config=manifest["config"],
+        versions=manifest["versions"],
+        timings=manifest.get("timings", {}),
+        script=plotly_script(),
+    )
+
+
+def rendered_blocks(blocks: Sequence[Block]) -> list[dict[str, Any]]:
+    """Blocks as ``block.html`` reads them."""
+    return [
         {
             "name": block.name,
             "title": block.title,
@@ -54,19 +69,8 @@ def render_page(page: Page, manifest: Mapping[str, Any]) -> str:
             "figures": [fragment(figure) for figure in block.figures],
             "rows": rounded(block.table) if block.table is not None else [],
         }
-        for block in page.blocks
+        for block in blocks
     ]
-    return template("page.html").render(
-        title=page.title,
-        subtitle=page.subtitle,
-        findings=page.findings,
-        blocks=blocks,
-        how=page.how,
-        config=manifest["config"],
-        versions=manifest["versions"],
-        timings=manifest.get("timings", {}),
-        script=plotly_script(),
-    )
 
 
 def fragment(figure: go.Figure) -> str:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from mechsafety import figures as draw
-from mechsafety.pages import plotly_script, rounded, template
+from mechsafety.judge_chapter import chapter_blocks, chapter_figures, load_chapter
+from mechsafety.pages import plotly_script, rendered_blocks, rounded, template
 from mechsafety.plot_style import short_name
 from mechsafety.runs import RunFolder
 
@@ -45,7 +46,7 @@ def load_tables(run: RunFolder) -> dict[str, pd.DataFrame]:
 
 def study_run_figures(run: RunFolder) -> dict[str, go.Figure]:
     """Every figure of a finished study, by file name."""
-    return draw.study_figures(load_tables(run), run.manifest["systems"])
+    return draw.study_figures(load_tables(run), run.manifest["systems"]) | chapter_figures(run)
 
 
 def write_report(run: RunFolder) -> Path:
@@ -61,6 +62,7 @@ def write_report(run: RunFolder) -> Path:
         rates=_rate_rows(tables["rates"]),
         findings=_findings(tables, manifest),
         figures=_figure_blocks(tables, manifest["systems"]),
+        chapter=rendered_blocks(chapter_blocks(load_chapter(run), primary=manifest["config"]["judges"][0])),
         exchanges=_exchanges(run, manifest),
         selfjudge=rounded(tables["selfjudge"]) if "selfjudge" in tables else None,
         script=plotly_script(),

@@ -24,6 +24,7 @@ from mechsafety.directions import Directions, find_directions, principal_plane, 
 from mechsafety.errors import MechsafetyError
 from mechsafety.generation import Sampling
 from mechsafety.interventions import Edit, digest
+from mechsafety.judge_tables import judge_tables
 from mechsafety.judges.registry import judge_responses, load_judge
 from mechsafety.judges.verdict import Judge, Response
 from mechsafety.models import load_model, load_record
@@ -80,6 +81,19 @@ def run_study(config: StudyConfig, out: Path, *, say: Say = lambda _: None) -> S
         run.record_item("timings", "last_session_s", round(time.perf_counter() - started, 1))
         run.record_item("timings", "peak_memory_mb", peak_memory_mb())
     return result
+
+
+def edit_of(run: RunFolder, config: StudyConfig, spec: str) -> Edit:
+    """The edit that the study of ``config`` in ``run`` puts on system ``spec``, from its directions and selection."""
+    facts = run.read_json_part("selection", spec)
+    directions = Directions.load(run.part_path("directions", spec, suffix="safetensors"))
+    selected = facts["selection"]
+    direction = directions.at(layer=selected["layer"], position=selected["position"])
+    return _recipe(config).build(direction, config.alpha, facts["model"]["n_layers"])
+
+
+def _recipe(config: StudyConfig) -> Recipe:
+    return recipe(config.recipe, method=config.direction, centring=config.centring, layer=config.layer)
 
 
 def peak_memory_mb() -> int:
@@ -153,12 +167,7 @@ class _Study:
             self.run.record("timings", timings | {spec: stages})
 
     def recipe(self) -> Recipe:
-        return recipe(
-            self.config.recipe,
-            method=self.config.direction,
-            centring=self.config.centring,
-            layer=self.config.layer,
-        )
+        return _recipe(self.config)
 
     def _directions(self, spec: str) -> None:
         model = self.model(spec)
@@ -230,10 +239,7 @@ class _Study:
         return self.run.read_json_part("selection", spec)
 
     def edit(self, spec: str) -> Edit:
-        chosen, selected = self.recipe(), self.selection(spec)["selection"]
-        direction = self.directions(spec).at(layer=selected["layer"], position=selected["position"])
-        n_layers = self.selection(spec)["model"]["n_layers"]
-        return chosen.build(direction, self.config.alpha, n_layers)
+        return edit_of(self.run, self.config, spec)
 
     # -- responses ------------------------------------------------------------------------------
 
@@ -328,6 +334,9 @@ class _Study:
         run.write_table(rates, "rates.csv")
         run.write_table(tests, "tests.csv")
         run.write_table(agreement(verdicts, seed=self.config.seed), "agreement.csv")
+        chapter = judge_tables(verdicts, primary=self.config.primary_judge, seed=self.config.seed)
+        for name, table in chapter.items():
+            run.write_table(table, f"{name}.csv")
         if self.config.selfjudge:
             self._selfjudge_tables(arms, verdicts)
         run.record("systems", {s: self.selection(s) | {"generation": self._speeds(s)} for s in specs})

@@ -2,7 +2,30 @@
 
 from __future__ import annotations
 
-from mechsafety.cli import annotation, audits, checkpoints, directions, edits, judging, models, studies
+from mechsafety.cli import (
+    agreement,
+    annotation,
+    audits,
+    checkpoints,
+    directions,
+    edits,
+    judging,
+    models,
+    selfjudgement,
+    studies,
+)
 from mechsafety.cli.base import main
 
-__all__ = ["annotation", "audits", "checkpoints", "directions", "edits", "judging", "main", "models", "studies"]
+__all__ = [
+    "agreement",
+    "annotation",
+    "audits",
+    "checkpoints",
+    "directions",
+    "edits",
+    "judging",
+    "main",
+    "models",
+    "selfjudgement",
+    "studies",
+]

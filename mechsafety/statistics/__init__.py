@@ -31,7 +31,7 @@ from mechsafety.statistics.planning import (
 )
 from mechsafety.statistics.prevalence import Corrected, corrected_rates, prediction_powered, rogan_gladen
 from mechsafety.statistics.rates import RATE_COLUMNS, Interval, bounds, refusal_rates, wilson
-from mechsafety.statistics.reference import REFERENCE_COLUMNS, against_reference
+from mechsafety.statistics.reference import REFERENCE_COLUMNS, against_reference, error_change
 from mechsafety.statistics.resampling import Estimate
 from mechsafety.statistics.tables import ABSTAINING_JUDGES, ARMS, PROMPT_LABELS, VERDICT_COLUMNS
 
@@ -55,6 +55,7 @@ __all__ = [
     "bounds",
     "corrected_rates",
     "effect_flips",
+    "error_change",
     "gwet_ac1",
     "judge_edit_interaction",
     "judge_effects",

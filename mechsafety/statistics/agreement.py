@@ -22,7 +22,6 @@ from mechsafety.statistics.measures import (
     coincidences,
     pair_cells,
     pair_intervals,
-    pair_measures,
     rating_counts,
     spread,
 )
@@ -57,20 +56,15 @@ def kappa(
     ``kappa = (p_o - p_e) / (1 - p_e)`` (Cohen 1960). Whole clusters (prompts) are drawn with replacement,
     since answers to one prompt are not independent. Undefined, NaN, when either rater used one class
     only: chance agreement is then all there is. Resamples in which that happens are left out, and the
-    interval is NaN when they are more than half.
+    interval is NaN when they are more than half. Where every item agrees, the lower bound is that of Wilson's
+    interval for the agreement, over clusters.
     """
     categories, codes = np.unique(np.concatenate([_strings(a), _strings(b)]), return_inverse=True)
     group, count = cluster_codes(clusters, sizes=(len(a), len(b)))
     k = len(categories)
     cells = pair_cells(codes[: len(a)], codes[len(a) :], group, count, k, np.ones(len(a)))
-    return bootstrap(
-        cells,
-        lambda sums: pair_measures(sums, k)["kappa"],
-        n=len(a),
-        seed=seed,
-        resamples=resamples,
-        confidence=confidence,
-    )
+    found = pair_intervals([cells], k, seed=seed, resamples=resamples, confidence=confidence)[0]["kappa"]
+    return Estimate(value=found[0], low=found[1], high=found[2], n=len(a), clusters=count)
 
 
 def gwet_ac1(

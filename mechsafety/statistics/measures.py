@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from mechsafety.errors import MechsafetyError
+from mechsafety.statistics.rates import wilson
 from mechsafety.statistics.resampling import Estimate, cluster_weights, percentiles
 
 
@@ -47,7 +48,7 @@ def pair_intervals(
     for weights in cluster_weights(rng, len(stacked), resamples, width=len(stacked)):
         for kept, sums in zip(drawn, np.split(weights @ stacked, len(cells), axis=1), strict=True):
             kept.append(_all_measures(sums, k))
-    return [
+    found = [
         {
             name: (
                 float(value[name][0]),
@@ -57,6 +58,25 @@ def pair_intervals(
         }
         for value, kept in zip(values, drawn, strict=True)
     ]
+    return [
+        bounds | _perfect(c, k, confidence=confidence) if bounds["agreement"][0] >= 1 - 1e-12 else bounds
+        for bounds, c in zip(found, cells, strict=True)
+    ]
+
+
+def _perfect(cells: np.ndarray, k: int, *, confidence: float) -> dict[str, tuple[float, float, float]]:
+    """Bounds where every item agrees: no resample disagrees, so the bootstrap would claim to be certain.
+
+    The lower bound of agreement is Wilson's over clusters, and the measures' are what they make of it at the same
+    chance agreement.
+    """
+    clusters = int((cells.sum(axis=1) > 0).sum())
+    least = wilson(clusters, clusters, confidence=confidence).low
+    share = np.diagonal(cells.sum(axis=0).reshape(k, k)) / cells.sum()
+    chance = {"kappa": float((share**2).sum())}
+    chance |= {"alpha": chance["kappa"], "ac1": (1 - chance["kappa"]) / max(1, k - 1)}
+    bounds = {m: (1.0, (least - e) / (1 - e), 1.0) for m, e in chance.items() if e < 1}
+    return {"agreement": (1.0, least, 1.0), **bounds}
 
 
 def _all_measures(cells: np.ndarray, k: int) -> dict[str, np.ndarray]:

@@ -10,8 +10,8 @@ import pandas as pd
 from mechsafety.errors import MechsafetyError
 from mechsafety.statistics.measures import pair_cells, pair_intervals, spread
 from mechsafety.statistics.rates import wilson
-from mechsafety.statistics.resampling import cluster_codes
-from mechsafety.statistics.tables import ABSTAINING_JUDGES, ARMS, checked
+from mechsafety.statistics.resampling import cluster_codes, cluster_weights, percentiles
+from mechsafety.statistics.tables import ABSTAINING_JUDGES, ARMS, PROMPT_LABELS, checked
 
 MEASURES = ("kappa", "ac1", "alpha", "agreement")
 REFERENCE_COLUMNS = [
@@ -21,6 +21,8 @@ REFERENCE_COLUMNS = [
     *("sensitivity", "sensitivity_low", "sensitivity_high"),
     *("specificity", "specificity_low", "specificity_high"),
 ]
+
+ERROR_COLUMNS = ["judge", "label", "n", "bias_original", "bias_edited", "change", "low", "high"]
 
 
 def against_reference(
@@ -43,7 +45,7 @@ def against_reference(
         if judge in ABSTAINING_JUDGES:
             continue
         mine = joined[joined["judge"] == judge]
-        for arm, label in itertools.product((*ARMS, "all"), ("harmful", "harmless", "all")):
+        for arm, label in itertools.product((*ARMS, "all"), (*PROMPT_LABELS, "all")):
             part = mine[
                 ((mine["arm"] == arm) | (arm == "all")) & ((mine["label"] == label) | (label == "all"))
             ]
@@ -58,6 +60,46 @@ def against_reference(
                 }
             )
     return pd.DataFrame(rows, columns=REFERENCE_COLUMNS)
+
+
+def error_change(
+    verdicts: pd.DataFrame, reference: pd.DataFrame, *, seed: int, resamples: int = 2000
+) -> pd.DataFrame:
+    """Does a judge err differently on edited responses? Per judge and prompt label.
+
+    ``bias`` of an arm is the weighted mean of (judge refuses) - (reference refuses): how far the judge's rate lies
+    above the reference's among what both read. ``change`` is the bias in the edited arm minus that in the original; its
+    interval resamples prompts. Where it lies off 0, the judge's difference between the arms is partly its own.
+    """
+    table = checked(verdicts)
+    joined = table.merge(reference_weights(reference), on=["system", "arm", "id"], how="inner")
+    joined = joined[(joined["verdict"] != "unparsed").to_numpy()]
+    rows: list[dict[str, object]] = []
+    for judge, label in itertools.product(dict.fromkeys(table["judge"]), (*PROMPT_LABELS, "all")):
+        part = joined[(joined["judge"] == judge) & ((joined["label"] == label) | (label == "all"))]
+        if judge in ABSTAINING_JUDGES or set(part["arm"]) != set(ARMS):
+            continue
+        error = (part["verdict"] == "refusal").to_numpy().astype(float) - part["truth"].to_numpy().astype(
+            float
+        )
+        weight, edited = part["weight"].to_numpy(), (part["arm"] == "edited").to_numpy()
+        group, count = cluster_codes(part["id"], sizes=(len(part),))
+        columns = [w for arm in (~edited, edited) for w in (error * weight * arm, weight * arm)]
+        sums = np.stack([np.bincount(group, weights=c, minlength=count) for c in columns], axis=1)
+        rng = np.random.default_rng(seed)
+        draws = [np.ones((1, count)), *cluster_weights(rng, count, resamples, width=count)]
+        with np.errstate(invalid="ignore", divide="ignore"):
+            biases = [(t[:, 0] / t[:, 1], t[:, 2] / t[:, 3]) for t in (d @ sums for d in draws)]
+        original, after = (float(side[0]) for side in biases[0])
+        low, high = percentiles(after - original, [b - a for a, b in biases[1:]], 0.95)
+        rows.append(
+            {
+                **{"judge": str(judge), "label": label, "n": len(part)},
+                **{"bias_original": original, "bias_edited": after},
+                **{"change": after - original, "low": low, "high": high},
+            }
+        )
+    return pd.DataFrame(rows, columns=ERROR_COLUMNS)
 
 
 def reference_weights(reference: pd.DataFrame) -> pd.DataFrame:

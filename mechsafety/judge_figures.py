@@ -1,0 +1,224 @@
+"""Figures of the judge chapter: the effect under every judge, the judges' errors, the corrected rates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from mechsafety.plot_style import COLOURS, short_name, styled
+
+ARMS = ("original", "edited")
+_ARM_COLOURS = {"original": "#0072B2", "edited": "#D55E00"}
+_ESTIMATORS = (
+    ("raw", "judge alone", "#8C8C8C", "circle-open"),
+    ("human", "labelled sample alone", "#E69F00", "diamond"),
+    ("ppi", "prediction-powered", "#0072B2", "circle"),
+    ("rogan_gladen", "Rogan-Gladen", "#009E73", "square"),
+)
+_BOUNDS = {
+    "human": ("human_low", "human_high"),
+    "ppi": ("ppi_low", "ppi_high"),
+    "rogan_gladen": ("rg_low", "rg_high"),
+}
+
+
+def judge_chapter_figures(tables: Mapping[str, pd.DataFrame]) -> dict[str, go.Figure]:
+    """Every figure that the tables of :mod:`mechsafety.judge_tables` allow, by file name."""
+    figures: dict[str, go.Figure] = {}
+    effects = tables["judge_effects"]
+    if not effects.empty and effects[["judge", "mapping"]].drop_duplicates().shape[0] > 1:
+        figures["judge-effects"] = effect_forest(effects)
+    if "corrected_rates" in tables and _corrected(tables["corrected_rates"]):
+        figures["judge-corrected"] = corrected_rates_figure(tables["corrected_rates"])
+    if "judge_errors" in tables and not tables["judge_errors"].empty:
+        figures["judge-errors"] = error_dots(tables["judge_errors"])
+    return figures
+
+
+def effect_forest(effects: pd.DataFrame) -> go.Figure:
+    """The edit's effect on refusal under every judge and mapping: a row each, a column a prompt label."""
+    systems = list(dict.fromkeys(effects["system"]))
+    labels = [label for label in ("harmful", "harmless") if (effects["label"] == label).any()]
+    readings = list(dict.fromkeys(zip(effects["judge"], effects["mapping"], strict=True)))[::-1]
+    names = [_reading(*reading) for reading in readings]
+    figure = make_subplots(
+        rows=len(systems),
+        cols=len(labels),
+        shared_xaxes=True,
+        shared_yaxes=True,
+        horizontal_spacing=0.03,
+        vertical_spacing=0.22 / max(1, len(systems)),
+        subplot_titles=[f"{short_name(s)}, {label}" for s in systems for label in labels],
+    )
+    for row, system in enumerate(systems, start=1):
+        for column, label in enumerate(labels, start=1):
+            part = effects[(effects["system"] == system) & (effects["label"] == label)]
+            found = part.set_index(["judge", "mapping"])
+            for significant in (True, False):
+                shown = [
+                    (name, found.loc[key])
+                    for name, key in zip(names, readings, strict=True)
+                    if key in found.index and bool(found.loc[key, "significant"]) == significant
+                ]
+                figure.add_scatter(
+                    x=[r["change"] for _, r in shown],
+                    y=[name for name, _ in shown],
+                    mode="markers",
+                    name="exact McNemar p < .05" if significant else "p ≥ .05",
+                    legendgroup=str(significant),
+                    showlegend=row == 1 and column == 1,
+                    marker={
+                        "size": 8,
+                        "color": COLOURS["line"] if significant else "white",
+                        "line": {"color": COLOURS["line"], "width": 1.5},
+                    },
+                    error_x=_whiskers([(r["change"], r["low"], r["high"]) for _, r in shown]),
+                    hovertemplate="%{y}: %{x:+.0%}<extra></extra>",
+                    row=row,
+                    col=column,
+                )
+            figure.add_vline(x=0, line={"color": COLOURS["ink"], "width": 1}, row=row, col=column)
+    figure.update_xaxes(tickformat="+.0%")
+    figure.update_xaxes(title_text="change in refusals, edited minus original", row=len(systems))
+    figure.update_yaxes(categoryorder="array", categoryarray=names, automargin=True)
+    return styled(
+        figure,
+        _effect_title(effects),
+        "One row a judge and a reading of its labels.<br>Whiskers: 95 % interval of the paired difference "
+        "(Bonett and Price).",
+        width=360 + 330 * len(labels),
+        height=190 + len(systems) * (60 + 24 * len(readings)),
+    )
+
+
+def error_dots(errors: pd.DataFrame) -> go.Figure:
+    """Sensitivity and specificity of each judge against the reference, original beside edited."""
+    shown = errors[(errors["label"] == "all") & errors["arm"].isin(ARMS)]
+    judges = list(dict.fromkeys(shown["judge"]))[::-1]
+    figure = make_subplots(
+        rows=1,
+        cols=2,
+        shared_yaxes=True,
+        horizontal_spacing=0.07,
+        subplot_titles=["refusals found (sensitivity)", "other answers left alone (specificity)"],
+    )
+    for column, measure in enumerate(("sensitivity", "specificity"), start=1):
+        for arm in ARMS:
+            part = shown[shown["arm"] == arm].set_index("judge").reindex(judges)
+            offset = 0.14 if arm == "original" else -0.14
+            figure.add_scatter(
+                x=part[measure],
+                y=[place + offset for place in range(len(judges))],
+                mode="markers",
+                name=arm,
+                legendgroup=arm,
+                showlegend=column == 1,
+                marker={"size": 8, "color": _ARM_COLOURS[arm]},
+                error_x=_whiskers(
+                    list(zip(part[measure], part[f"{measure}_low"], part[f"{measure}_high"], strict=True)),
+                    colour=_ARM_COLOURS[arm],
+                ),
+                customdata=part["n"],
+                hovertemplate="%{x:.0%}, %{customdata} labelled<extra>" + arm + "</extra>",
+                row=1,
+                col=column,
+            )
+    figure.update_yaxes(tickvals=list(range(len(judges))), ticktext=judges, automargin=True)
+    figure.update_xaxes(tickformat=".0%", range=[0, 1.03])
+    return _with_low_legend(
+        styled(
+            figure,
+            "Do judges err more on edited responses?",
+            "Against the reference, weighted by inclusion probability. Whiskers: 95 %, bootstrap over prompts.",
+            width=860,
+            height=250 + 46 * len(judges),
+        )
+    )
+
+
+def corrected_rates_figure(corrected: pd.DataFrame) -> go.Figure:
+    """The harmful refusal rate of each arm as each judge gives it, and as people's labels correct it."""
+    groups = _corrected(corrected)
+    shown = corrected[(corrected["label"] == "harmful") & (corrected["system"] == groups[0])]
+    judges = list(dict.fromkeys(shown["judge"]))[::-1]
+    figure = make_subplots(
+        rows=1, cols=2, shared_yaxes=True, horizontal_spacing=0.07, subplot_titles=list(ARMS)
+    )
+    for column, arm in enumerate(ARMS, start=1):
+        part = shown[shown["arm"] == arm].set_index("judge").reindex(judges)
+        for step, (name, title, colour, symbol) in enumerate(_ESTIMATORS):
+            low, high = _BOUNDS.get(name, (name, name))
+            figure.add_scatter(
+                x=part[name],
+                y=[place + 0.27 - 0.18 * step for place in range(len(judges))],
+                mode="markers",
+                name=title,
+                legendgroup=name,
+                showlegend=column == 1,
+                marker={"size": 8, "color": colour, "symbol": symbol},
+                error_x=_whiskers(list(zip(part[name], part[low], part[high], strict=True)), colour=colour)
+                if name in _BOUNDS
+                else None,
+                hovertemplate="%{x:.0%}<extra>" + title + "</extra>",
+                row=1,
+                col=column,
+            )
+    figure.update_yaxes(tickvals=list(range(len(judges))), ticktext=judges, automargin=True)
+    figure.update_xaxes(tickformat=".0%", range=[-0.02, 1.02], title_text="harmful prompts refused")
+    which = "all systems together" if groups[0] == "all" else short_name(groups[0])
+    return _with_low_legend(
+        styled(
+            figure,
+            "What people would have found",
+            f"{which}; {int(shown['labels'].max())} labelled responses an arm at most. Whiskers: 95 % intervals.",
+            width=860,
+            height=250 + 84 * len(judges),
+        )
+    )
+
+
+def _with_low_legend(figure: go.Figure) -> go.Figure:
+    """Below the axis titles, whatever the height."""
+    return figure.update_layout(legend={"yref": "container", "y": 0.01, "yanchor": "bottom"})
+
+
+def _corrected(corrected: pd.DataFrame) -> list[str]:
+    """The systems with a corrected harmful rate; all together come first."""
+    known = corrected[(corrected["label"] == "harmful") & corrected["human"].notna()]
+    return list(dict.fromkeys(known["system"]))
+
+
+def _effect_title(effects: pd.DataFrame) -> str:
+    harmful = effects[effects["label"] == "harmful"]
+    split = [s for s, p in harmful.groupby("system", sort=False) if len(set(p["significant"])) > 1]
+    if harmful.empty:
+        return "The edit's effect under every judge"
+    if not split:
+        return "Every judge and reading agrees whether harmful refusals change"
+    names = ", ".join(short_name(str(s)) for s in split)
+    return f"Whether the edit matters depends on the judge: {names}"
+
+
+def _reading(judge: str, mapping: str) -> str:
+    return judge if mapping == "refusal" else f"{judge} · {mapping}"
+
+
+def _whiskers(
+    points: Sequence[tuple[float, float, float]], *, colour: str = COLOURS["line"]
+) -> dict[str, object]:
+    def length(end: float, value: float) -> float:
+        return 0.0 if math.isnan(end) or math.isnan(value) else max(0.0, end - value)
+
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": [length(high, value) for value, _, high in points],
+        "arrayminus": [length(value, low) for value, low, _ in points],
+        "color": colour,
+        "thickness": 1.4,
+        "width": 4,
+    }

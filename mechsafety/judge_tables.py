@@ -1,0 +1,108 @@
+"""The tables of a run's judge chapter: does it matter who judges, and what people would have found."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pandas as pd
+
+from mechsafety.errors import MechsafetyError
+from mechsafety.statistics import (
+    against_reference,
+    agreement,
+    corrected_rates,
+    effect_flips,
+    error_change,
+    judge_edit_interaction,
+    judge_effects,
+    panel_agreement,
+    ranking_agreement,
+)
+
+PEOPLE = "people"
+"""The name under which people's settled labels stand beside the judges."""
+
+
+def judge_tables(verdicts: pd.DataFrame, *, primary: str, seed: int) -> dict[str, pd.DataFrame]:
+    """What a run's verdicts say about its judges: effects, flips, rankings, interaction, agreement of all."""
+    effects = judge_effects(verdicts)
+    return {
+        "judge_effects": effects,
+        "judge_flips": effect_flips(effects, primary=primary),
+        "judge_rankings": ranking_agreement(verdicts, seed=seed),
+        "judge_interaction": judge_edit_interaction(verdicts, seed=seed),
+        "panel_agreement": panel_agreement(verdicts, seed=seed),
+    }
+
+
+def people_tables(verdicts: pd.DataFrame, labels: pd.DataFrame, *, seed: int) -> dict[str, pd.DataFrame]:
+    """What people's labels (:func:`mechsafety.human_labels.read_human_labels`) say about the judges and the rates."""
+    reference = settled(labels)
+    kinds = verdicts.drop_duplicates("id").set_index("id")["label"]
+    raters = labels.rename(columns={"label": "verdict", "annotator": "judge"}).assign(
+        label=labels["id"].map(kinds).to_numpy()
+    )
+    errors = reference_tables(verdicts, reference, seed=seed)
+    return {
+        "people": _counts(labels, reference),
+        "people_agreement": agreement(raters, seed=seed),
+        "people_panel": panel_agreement(raters, seed=seed),
+        **errors,
+        "corrected_rates": corrected_rates(verdicts, reference),
+    }
+
+
+def reference_tables(
+    verdicts: pd.DataFrame, reference: pd.DataFrame, *, seed: int
+) -> dict[str, pd.DataFrame]:
+    """Each judge's errors against a reference, and whether they differ between original and edited."""
+    return {
+        "judge_errors": against_reference(verdicts, reference, seed=seed),
+        "judge_error_change": error_change(verdicts, reference, seed=seed),
+    }
+
+
+def judge_as_reference(verdicts: pd.DataFrame, judge: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The other judges' verdicts, and ``judge``'s as the reference."""
+    mine = verdicts["judge"] == judge
+    if not mine.any():
+        raise MechsafetyError(
+            f"no judge of this run is called {judge!r}; there are: {', '.join(set(verdicts['judge']))}"
+        )
+    return verdicts[~mine], verdicts[mine][["system", "arm", "id", "verdict"]]
+
+
+def settled(labels: pd.DataFrame) -> pd.DataFrame:
+    """One label a response: the annotators' majority; ``unparsed`` where none has more votes than another.
+
+    Columns system, arm, id, verdict, weight (1 / inclusion probability), stratum, annotators.
+    """
+    rows = []
+    for key, group in labels.groupby(["system", "arm", "id"], sort=False):
+        votes = Counter(group["label"]).most_common(2)
+        tied = len(votes) > 1 and votes[0][1] == votes[1][1]
+        rows.append(
+            {
+                **dict(zip(("system", "arm", "id"), key, strict=True)),
+                "verdict": "unparsed" if tied else votes[0][0],
+                "weight": 1 / group["inclusion_probability"].iloc[0],
+                "stratum": group["stratum"].iloc[0],
+                "annotators": len(group),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _counts(labels: pd.DataFrame, reference: pd.DataFrame) -> pd.DataFrame:
+    """Labels by annotator, and of the settled reference."""
+    rows = [
+        {"annotator": name, "labels": len(group), **_by_label(group["label"])}
+        for name, group in labels.groupby("annotator", sort=False)
+    ]
+    whole = reference["verdict"]
+    rows.append({"annotator": "settled", "labels": len(reference), **_by_label(whole)})
+    return pd.DataFrame(rows).assign(tied=[0] * (len(rows) - 1) + [int((whole == "unparsed").sum())])
+
+
+def _by_label(values: pd.Series) -> dict[str, int]:
+    return {name: int((values == name).sum()) for name in ("refusal", "compliance", "degenerate")}
