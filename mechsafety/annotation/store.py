@@ -299,7 +299,7 @@ def _create(run: RunFolder, responses: pd.DataFrame, plan: Plan) -> tuple[str, .
     meta = {"format": _FORMAT, **asdict(plan), "responses_sha256": responses_sha256(responses)}
 
     def save(path: Path) -> None:
-        with closing(_connect(path)) as db:
+        with _sqlite(run.path / STORE), closing(_connect(path)) as db:
             db.execute("PRAGMA journal_mode = WAL")
             db.executescript(_SCHEMA)
             db.execute("BEGIN")
