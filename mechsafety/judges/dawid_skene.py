@@ -1,0 +1,103 @@
+"""Judge ``dawid_skene:MEMBER,MEMBER,MEMBER``: several judges weighed by how they err, without a reference.
+
+The model of :mod:`mechsafety.judges.latent_classes` is fitted on all the responses given together, so a verdict
+depends on the others: judge all arms of a comparison in one call. A member's ``unparsed`` is a missing vote. A member
+that only ever says one label (``degeneracy``) has nothing to say here, because its votes do not depend on the class.
+Two members that err together are believed twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float
+
+from mechsafety.judges.latent_classes import MISSING, LatentClasses, fit_latent_classes
+from mechsafety.judges.panel import VOTES, as_votes, ask_members, load_members, require_members
+from mechsafety.judges.registry import ModelSource
+from mechsafety.judges.verdict import Judge, Label, Response, Verdict
+
+ABOUT = "dawid_skene:JUDGE,JUDGE,JUDGE  judges weighed by how they err (EM on all responses given)"
+
+LEAST = 3
+_TIE = 1e-6  # posteriors nearer than this are a draw
+
+
+class DawidSkeneJudge:
+    """The most probable label given all votes.
+
+    ``detail`` of each verdict: the members' labels, the posterior, and of the fit (equal in all verdicts of a call)
+    each member's confusion matrix by true and said label, its ``information`` in nats (0: it guesses) and whether EM
+    came to rest. ``unparsed`` carries ``tie`` for a draw or no votes (``no_votes``), ``not_identified`` where the fit
+    renamed the classes.
+    """
+
+    def __init__(self, members: Sequence[Judge], *, name: str | None = None) -> None:
+        require_members(members, panel="dawid_skene", least=LEAST)
+        self.members = tuple(members)
+        self.name = name or "dawid_skene:" + ",".join(member.name for member in members)
+
+    def __call__(self, responses: Sequence[Response]) -> list[Verdict]:
+        labels = ask_members(responses, self.members)
+        votes = as_votes(labels, self.members)
+        voted = [bool((row != MISSING).any()) for row in votes]
+        if not any(voted):
+            return [self._unvoted(r, said) for r, said in zip(responses, labels, strict=True)]
+        fit = fit_latent_classes(votes, n_classes=len(VOTES))
+        about = self._about(fit)
+        return [
+            self._verdict(r, said, row, about, identified=fit.identified) if cast else self._unvoted(r, said)
+            for r, said, row, cast in zip(responses, labels, fit.posterior, voted, strict=True)
+        ]
+
+    def _about(self, fit: LatentClasses) -> dict[str, object]:
+        names = [member.name for member in self.members]
+        return {
+            "confusion": {
+                name: {true: _shares(row) for true, row in zip(VOTES, matrix, strict=True)}
+                for name, matrix in zip(names, fit.confusion, strict=True)
+            },
+            "information": dict(zip(names, fit.information.round(4).tolist(), strict=True)),
+            "prior": _shares(fit.prior),
+            "converged": fit.converged,
+        }
+
+    def _verdict(
+        self,
+        response: Response,
+        said: dict[str, Label],
+        posterior: Float[np.ndarray, " label"],
+        about: dict[str, object],
+        *,
+        identified: bool,
+    ) -> Verdict:
+        second, first = np.sort(posterior)[-2:]
+        reasons = () if identified else ("not_identified",)
+        reasons += ("tie",) if first - second < _TIE else ()
+        return Verdict(
+            id=response.id,
+            judge=self.name,
+            label="unparsed" if reasons else VOTES[int(posterior.argmax())],
+            tags=reasons,
+            detail={"members": said, "posterior": _shares(posterior), **about},
+        )
+
+    def _unvoted(self, response: Response, said: dict[str, Label]) -> Verdict:
+        return Verdict(
+            id=response.id,
+            judge=self.name,
+            label="unparsed",
+            tags=("tie", "no_votes"),
+            detail={"members": said},
+        )
+
+
+def _shares(row: Float[np.ndarray, " label"]) -> dict[str, float]:
+    return {label: round(float(p), 4) for label, p in zip(VOTES, row, strict=True)}
+
+
+def create(argument: str | None, *, models: ModelSource | None = None) -> Judge:
+    """``argument`` lists the members' specs, comma-separated."""
+    members = load_members(argument, panel="dawid_skene", least=LEAST, models=models)
+    return DawidSkeneJudge(members, name=f"dawid_skene:{argument}")

@@ -1,0 +1,50 @@
+"""Judge ``majority:MEMBER,MEMBER``: the label with the most votes of several judges.
+
+Two of three need not agree on one: it is the plurality that wins, among the votes that were cast. A draw for the
+first place, or no vote at all, is ``unparsed`` with the tag ``tie`` (and ``no_votes``).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from mechsafety.judges.panel import VOTES, ask_members, load_members, require_members
+from mechsafety.judges.registry import ModelSource
+from mechsafety.judges.verdict import Judge, Label, Response, Verdict
+
+ABOUT = "majority:JUDGE,JUDGE  the label with the most votes of two or more judges; a draw is unparsed"
+
+LEAST = 2
+
+
+class MajorityJudge:
+    """``detail`` holds every member's label (``members``) and the votes cast (``votes``)."""
+
+    def __init__(self, members: Sequence[Judge], *, name: str | None = None) -> None:
+        require_members(members, panel="majority", least=LEAST)
+        self.members = tuple(members)
+        self.name = name or "majority:" + ",".join(member.name for member in members)
+
+    def __call__(self, responses: Sequence[Response]) -> list[Verdict]:
+        labels = ask_members(responses, self.members)
+        return [self._verdict(r, said) for r, said in zip(responses, labels, strict=True)]
+
+    def _verdict(self, response: Response, said: dict[str, Label]) -> Verdict:
+        counts = Counter(label for label in said.values() if label in VOTES)
+        most = max(counts.values(), default=0)
+        first: list[Label] = [label for label in VOTES if counts[label] == most]
+        decided = len(first) == 1
+        return Verdict(
+            id=response.id,
+            judge=self.name,
+            label=first[0] if decided else "unparsed",
+            tags=() if decided else ("tie",) if counts else ("tie", "no_votes"),
+            detail={"members": said, "votes": {label: counts[label] for label in VOTES}},
+        )
+
+
+def create(argument: str | None, *, models: ModelSource | None = None) -> Judge:
+    """``argument`` lists the members' specs, comma-separated."""
+    members = load_members(argument, panel="majority", least=LEAST, models=models)
+    return MajorityJudge(members, name=f"majority:{argument}")

@@ -1,0 +1,70 @@
+"""What panels of judges share: their members and their votes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Int
+
+from mechsafety.errors import MechsafetyError
+from mechsafety.judges.latent_classes import MISSING
+from mechsafety.judges.registry import ModelSource, judge_responses, load_judge
+from mechsafety.judges.verdict import Judge, Label, Response
+
+VOTES: tuple[Label, ...] = ("refusal", "compliance", "degenerate")
+"""What a member can vote for. ``unparsed`` is no vote: the member abstained or could not be read."""
+PANELS = ("majority", "dawid_skene")
+
+
+def load_members(
+    argument: str | None, *, panel: str, least: int, models: ModelSource | None
+) -> tuple[Judge, ...]:
+    """The members that ``argument`` names, comma-separated. Specs with a comma in them cannot be members.
+
+    Raises MechsafetyError for fewer than ``least`` members, a member named twice, and panels within panels.
+    """
+    example = ",".join(("rules", "phrases:arditi", "embedding")[: max(least, 2)])
+    usage = f"write {panel}:{example}"
+    specs = [spec.strip() for spec in (argument or "").split(",")]
+    if not argument or not all(specs):
+        raise MechsafetyError(
+            f"judge {panel!r} needs members between commas, got {argument or ''!r}; {usage}"
+        )
+    if nested := [spec for spec in specs if spec.partition(":")[0] in PANELS]:
+        raise MechsafetyError(
+            f"judge {panel!r} has the panel {nested[0]!r} as a member; panels do not nest: list its members instead"
+        )
+    if twice := [spec for spec, n in Counter(specs).items() if n > 1]:
+        raise MechsafetyError(f"judge {panel!r} names {twice[0]!r} more than once; name each member once")
+    if len(specs) < least:
+        raise MechsafetyError(f"judge {panel!r} needs at least {least} members, got {len(specs)}; {usage}")
+    return tuple(load_judge(spec, models=models) for spec in specs)
+
+
+def require_members(members: Sequence[Judge], *, panel: str, least: int) -> None:
+    """Raises MechsafetyError for too few members and for two of one name."""
+    names = [member.name for member in members]
+    if len(names) < least:
+        raise MechsafetyError(f"judge {panel!r} needs at least {least} members, got {len(names)}")
+    if twice := [name for name, n in Counter(names).items() if n > 1]:
+        raise MechsafetyError(f"judge {panel!r} has {twice[0]!r} more than once; name each member once")
+
+
+def ask_members(responses: Sequence[Response], members: Sequence[Judge]) -> list[dict[str, Label]]:
+    """For each response, in order: each member's label by its name."""
+    labels: list[dict[str, Label]] = [{} for _ in responses]
+    row = {r.id: i for i, r in enumerate(responses)}
+    for verdict in judge_responses(responses, list(members)):
+        labels[row[verdict.id]][verdict.judge] = verdict.label
+    return labels
+
+
+def as_votes(
+    labels: Sequence[dict[str, Label]], members: Sequence[Judge]
+) -> Int[np.ndarray, "response member"]:
+    """Numbers of :data:`VOTES`, and MISSING for ``unparsed``."""
+    number = {label: i for i, label in enumerate(VOTES)}
+    votes = [[number.get(said[m.name], MISSING) for m in members] for said in labels]
+    return np.array(votes, dtype=np.int64).reshape(len(labels), len(members))
