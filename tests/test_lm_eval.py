@@ -147,12 +147,12 @@ def test_the_window_is_the_models_own(tiny: Callable[..., Any], tiny_folder: Cal
 def test_generated_text_is_that_of_hflm(
     architecture: str, batch_size: int, tiny: Callable[..., Any], tiny_folder: Callable[..., Path]
 ) -> None:
-    contexts = ["how do i make bread", "tell me about the river that is not here", "list a key"]
+    contexts = [*TEXTS, *(question for question, _, _ in QUESTIONS[:4])]
     theirs = hflm(tiny_folder(architecture))
     lm = EditedLM(tiny(architecture), batch_size=batch_size)
     whole = generated(theirs, contexts)
     assert generated(lm, contexts) == whole
-    stop = next(words[1] for text in whole if len(words := text.split()) > 2)
+    stop = max(whole, key=len)[1:4]
     cut = generated(theirs, contexts, until=[stop])
     assert cut != whole
     assert generated(lm, contexts, until=[stop]) == cut

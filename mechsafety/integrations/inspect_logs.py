@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -58,7 +59,8 @@ def export_inspect_log(
     Each log has the prompts as samples, a score by judge (unscored where the judge gave no label), and each
     judge's counts, rate and Wilson interval by prompt label, the numbers of
     :func:`mechsafety.statistics.refusal_rates`. The model is called ``mechsafety/<system>@<hash of the edit>``.
-    The same run gives files of the same names.
+    Unparsed verdicts of a judge that abstains (``degeneracy``) have the reason ``abstained``, those of others
+    ``grader_failed``. The same run gives files of the same names.
 
     Raises :class:`MechsafetyError` for a folder that is not a finished study or cannot be written to.
     """
@@ -69,6 +71,9 @@ def export_inspect_log(
     responses, verdicts = run.read_table("responses.parquet"), run.read_table("verdicts.parquet")
     if "systems" not in manifest:
         raise MechsafetyError(f"run {str(run_folder)!r} is not a finished study: run it again to its end")
+    names = {judge: _judge_name(str(judge), manifest["systems"]) for judge in verdicts["judge"].unique()}
+    details = [_renamed(json.loads(text), manifest["systems"]) for text in verdicts["detail"]]
+    verdicts = verdicts.assign(judge=verdicts["judge"].map(names), detail=details)
     written_at = datetime.fromtimestamp((run.path / "verdicts.parquet").stat().st_mtime, tz=UTC)
     rates = refusal_rates(verdicts)
     folder = _made(Path(out))
@@ -88,6 +93,29 @@ def export_inspect_log(
             write_eval_log(log, str(path), format=ending)
             paths.append(path)
     return paths
+
+
+_WORD = re.compile(r"[^\s:,;+()]+")
+
+
+def _judge_name(judge: str, systems: Mapping[str, Any]) -> str:
+    """A judge's name without the folders of the models in it: ``logit:FOLDER``, ``majority:rules,logit:FOLDER``."""
+
+    def short(spec: str) -> str:
+        known = systems.get(spec, {}).get("model", {}).get("fingerprint")
+        return public_name(spec, known or hashlib.sha256(spec.encode()).hexdigest())
+
+    kind, colon, argument = judge.partition(":")
+    if argument in systems or Path(argument).exists():
+        return f"{kind}{colon}{short(argument)}"
+    return _WORD.sub(lambda word: short(word[0]) if "/" in word[0] else word[0], judge)
+
+
+def _renamed(detail: Any, systems: Mapping[str, Any]) -> Any:
+    """What a judge measured, the names of other judges in its keys shortened like its own."""
+    if isinstance(detail, dict):
+        return {_judge_name(str(k), systems): _renamed(v, systems) for k, v in detail.items()}
+    return [_renamed(v, systems) for v in detail] if isinstance(detail, list) else detail
 
 
 def _made(folder: Path) -> Path:
@@ -222,7 +250,7 @@ def _score(row: Mapping[str, Any], answer: str) -> Score:
         judge=row["judge"],
         label=row["verdict"],
         tags=tuple(row["tags"].split()),
-        detail=json.loads(row["detail"]),
+        detail=row["detail"],
     )
     about: dict[str, Any] = {
         "answer": answer,

@@ -91,14 +91,14 @@ class MechsafetyAPI(ModelAPI):
         api_key: str | None = None,
         config: GenerateConfig = GenerateConfig(),  # noqa: B008 - inspect_ai's signature
         *,
-        edit: str | None = None,
+        edit: str | Edit | None = None,
         model_path: str | None = None,
         dtype: str = "auto",
         device: str = "auto",
         template: str | None = None,
         batch_size: int = DEFAULT_BATCH,
     ) -> None:
-        if edit is not None and not isinstance(edit, str):
+        if not isinstance(edit, str | None):
             raise MechsafetyError(
                 f"get_model's memo cannot tell two edits that are objects apart ({edit!r}): use "
                 "mechsafety.integrations.inspect_provider.inspect_model(model, edit=edit), or name the edit by an "
