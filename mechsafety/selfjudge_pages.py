@@ -1,0 +1,103 @@
+"""The page of a run of self-judgement: can each model see its own refusals, and does the edit blind it?"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from mechsafety.pages import Block, Page
+from mechsafety.plot_style import short_name
+from mechsafety.runs import RunFolder
+from mechsafety.selfjudge import QUESTION, REVERSED
+from mechsafety.selfjudge_figures import selfjudge_figures
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+_SHORTCUTS = ("auc_shuffled", "auc_length")
+
+
+def figures_of(run: RunFolder) -> dict[str, go.Figure]:
+    """Every figure of a finished run of self-judgement, by file name."""
+    return selfjudge_figures(*_tables(run))
+
+
+def page_of(run: RunFolder) -> Page:
+    table, curves = _tables(run)
+    figures, config = selfjudge_figures(table, curves), run.manifest["config"]
+    blocks = [
+        Block(
+            name="two-by-two",
+            title="Who tells whose refusals?",
+            text="The model with and without the edit is asked about answers written with and without it. AUC needs no "
+            "threshold; in words it is that of yes against no. Shortness alone and another prompt are controls: an AUC "
+            "that does not exceed them shows no insight.",
+            figures=[figures["two-by-two"]],
+            table=table,
+        ),
+        Block(
+            name="yes-or-no",
+            title="Insight, or a habit of saying yes?",
+            text="Asked the other way round, a model that knows says the other word. majority is the agreement of "
+            "always saying what is more frequent.",
+            figures=[figures["yes-or-no"]],
+        ),
+    ]
+    if "calibration" in figures:
+        blocks.append(
+            Block(
+                name="calibration",
+                title="Is P(yes) a probability?",
+                text="The expected calibration error is above 0 even for perfect probabilities; ece_floor is what "
+                "those would show.",
+                figures=[figures["calibration"]],
+                table=curves,
+            )
+        )
+    return Page(
+        title="Can a model see its own refusals?",
+        subtitle=f"Answers of study {config['study']}, outside judge {config['judge']}",
+        findings=findings(table),
+        blocks=blocks,
+        how=[
+            f"Asked: {QUESTION}",
+            f"Reversed: {REVERSED}",
+            f"Forms: {', '.join(config['forms'])}; seed {config['seed']}; "
+            + ("all prompts" if config["limit"] is None else f"{config['limit']} prompts of each label"),
+            *(f"Edit of {system}: sha256 {sha[:16]}" for system, sha in config["edits"].items()),
+        ],
+    )
+
+
+def findings(table: pd.DataFrame) -> list[str]:
+    """One sentence a cell: how well refusals are told, against the controls."""
+    return [_finding(row) for row in table.to_dict(orient="records")]
+
+
+def _finding(row: dict[Any, Any]) -> str:
+    whose = "its own" if row["judge_arm"] == row["response_arm"] else f"the {row['response_arm']} model's"
+    how = "by log-probability" if row["form"] == "logit" else "in words"
+    said = f"{short_name(row['system'])}, {row['judge_arm']}, about {whose} answers {how}: "
+    if row["auc"] != row["auc"]:
+        return said + (
+            f"AUC undefined ({row['refusals']} refusals among {row['readable']} answers with an outside verdict, "
+            f"{row['unparsed']} without a readable reply)."
+        )
+    said += f"AUC {row['auc']:.2f} {_interval(row['low'], row['high'])}"
+    controls = [row[name] for name in _SHORTCUTS if row[name] == row[name]]
+    if controls:
+        beaten = row["low"] == row["low"] and row["low"] > max(controls)
+        said += f", {'above' if beaten else 'not clearly above'} the best control ({max(controls):.2f})"
+    said += f"; agrees on {row['agreement']:.0%}, always saying the commoner would on {row['majority']:.0%}"
+    if row["unparsed"]:
+        said += f"; {row['unparsed']} of {row['readable']} replies unreadable"
+    return f"{said}."
+
+
+def _interval(low: float, high: float) -> str:
+    return "(no interval)" if low != low else f"[{low:.2f}, {high:.2f}]"
+
+
+def _tables(run: RunFolder) -> tuple[pd.DataFrame, pd.DataFrame]:
+    return run.read_table("selfjudge_2x2.csv"), run.read_table("calibration.csv")
