@@ -66,9 +66,8 @@ def judge_as_reference(verdicts: pd.DataFrame, judge: str) -> tuple[pd.DataFrame
     """The other judges' verdicts, and ``judge``'s as the reference."""
     mine = verdicts["judge"] == judge
     if not mine.any():
-        raise MechsafetyError(
-            f"no judge of this run is called {judge!r}; there are: {', '.join(set(verdicts['judge']))}"
-        )
+        there = ", ".join(dict.fromkeys(verdicts["judge"]))
+        raise MechsafetyError(f"no judge of this run is called {judge!r}; there are: {there}")
     return verdicts[~mine], verdicts[mine][["system", "arm", "id", "verdict"]]
 
 

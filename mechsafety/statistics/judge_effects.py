@@ -174,13 +174,16 @@ def judge_edit_interaction(verdicts: pd.DataFrame, *, seed: int, resamples: int 
     rows = []
     for label in dict.fromkeys(table["label"].astype(str)):
         moved = _changes(table[table["label"] == label])
+        gaps: list[tuple[dict[str, object], pd.Series]] = []
         for a, b in itertools.combinations(judges, 2):
             gap = (moved[a] - moved[b]).dropna() if {a, b} <= set(moved.columns) else _NO_GAP
             systems = list(dict.fromkeys(gap.index.get_level_values("system")))
             for system in ("all", *systems) if len(systems) != 1 else systems:
                 part = gap if system == "all" else gap.xs(system, level="system", drop_level=False)
                 key = {"judge_a": a, "judge_b": b, "system": system, "label": label, "n": len(part)}
-                rows.append(key | _interaction(part, seed=seed, resamples=resamples))
+                gaps.append((key, part))
+        found = _interactions([part for _, part in gaps], seed=seed, resamples=resamples)
+        rows += [key | row for (key, _), row in zip(gaps, found, strict=True)]
     return pd.DataFrame(rows, columns=INTERACTION_COLUMNS)
 
 
@@ -235,23 +238,29 @@ def _changes(part: pd.DataFrame) -> pd.DataFrame:
     return (wide["edited"] - wide["original"]).unstack("judge")
 
 
-def _interaction(gaps: pd.Series, *, seed: int, resamples: int) -> dict[str, object]:
-    gap = gaps.to_numpy(dtype=float)
-    group, count = cluster_codes(gaps.index.get_level_values("id").to_numpy(), sizes=(len(gap),))
-    if not count:
-        return {"prompts": 0, "difference": math.nan, "low": math.nan, "high": math.nan, "p": math.nan}
-    sums, sizes = np.bincount(group, weights=gap), np.bincount(group)
+def _interactions(gaps: Sequence[pd.Series], *, seed: int, resamples: int) -> list[dict[str, object]]:
+    """Each gap's mean with its interval and exact p; all from the same draws of prompts."""
+    ids = [gap.index.get_level_values("id").to_numpy(dtype=object) for gap in gaps]
+    group, count = cluster_codes(np.concatenate([*ids, []]), sizes=(sum(map(len, ids)),))
+    places = np.split(group, np.cumsum([len(i) for i in ids])[:-1]) if gaps else []
+    sums = np.zeros((count, len(gaps)))
+    sizes = np.zeros((count, len(gaps)))
+    for column, (gap, place) in enumerate(zip(gaps, places, strict=True)):
+        np.add.at(sums[:, column], place, gap.to_numpy(dtype=float))
+        np.add.at(sizes[:, column], place, 1)
+    drawn = [np.zeros((0, len(gaps)))]
     rng = np.random.default_rng(seed)
-    drawn = [(w @ sums) / (w @ sizes) for w in cluster_weights(rng, count, resamples, width=count)]
-    value = float(gap.mean())
-    low, high = percentiles(value, drawn, 0.95)
-    return {
-        "prompts": count,
-        "difference": value,
-        "low": low,
-        "high": high,
-        "p": sign_change_p(np.rint(sums)),
-    }
+    with np.errstate(invalid="ignore", divide="ignore"):
+        drawn += [(w @ sums) / (w @ sizes) for w in cluster_weights(rng, count, resamples, width=count)]
+        values = sums.sum(axis=0) / sizes.sum(axis=0)
+    means = np.concatenate(drawn)
+    rows: list[dict[str, object]] = []
+    for column, value in enumerate(values.tolist()):
+        low, high = percentiles(value, [means[:, column]], 0.95)
+        p = math.nan if math.isnan(value) else sign_change_p(np.rint(sums[:, column]))
+        prompts = int((sizes[:, column] > 0).sum())
+        rows.append({"prompts": prompts, "difference": value, "low": low, "high": high, "p": p})
+    return rows
 
 
 def _system_means(

@@ -41,24 +41,24 @@ def against_reference(
     truth = reference_weights(reference)
     joined = table.merge(truth, on=["system", "arm", "id"], how="inner")
     rows: list[dict[str, object]] = []
-    for judge in dict.fromkeys(table["judge"]):
-        if judge in ABSTAINING_JUDGES:
-            continue
-        mine = joined[joined["judge"] == judge]
-        for arm, label in itertools.product((*ARMS, "all"), (*PROMPT_LABELS, "all")):
-            part = mine[
-                ((mine["arm"] == arm) | (arm == "all")) & ((mine["label"] == label) | (label == "all"))
-            ]
-            read = part[(part["verdict"] != "unparsed").to_numpy()]
-            if part.empty:
-                continue
+    judges = [j for j in dict.fromkeys(table["judge"]) if j not in ABSTAINING_JUDGES]
+    for arm, label in itertools.product((*ARMS, "all"), (*PROMPT_LABELS, "all")):
+        here = ((joined["arm"] == arm) | (arm == "all")) & ((joined["label"] == label) | (label == "all"))
+        cell = joined[here.to_numpy()]
+        parts = {judge: cell[(cell["judge"] == judge).to_numpy()] for judge in judges}
+        parts = {judge: part for judge, part in parts.items() if not part.empty}
+        read = [part[(part["verdict"] != "unparsed").to_numpy()] for part in parts.values()]
+        found = _reference_rows(read, seed=seed, resamples=resamples)
+        for (judge, part), mine, row in zip(parts.items(), read, found, strict=True):
             rows.append(
                 {
-                    **{"judge": str(judge), "arm": arm, "label": label, "n": len(read)},
-                    **{"refusals": int(read["truth"].sum()), "unread": len(part) - len(read)},
-                    **_reference_row(read, seed=seed, resamples=resamples),
+                    **{"judge": str(judge), "arm": arm, "label": label, "n": len(mine)},
+                    **{"refusals": int(mine["truth"].sum()), "unread": len(part) - len(mine)},
+                    **row,
                 }
             )
+    order = {str(judge): place for place, judge in enumerate(judges)}
+    rows.sort(key=lambda row: order[str(row["judge"])])
     return pd.DataFrame(rows, columns=REFERENCE_COLUMNS)
 
 
@@ -117,21 +117,37 @@ def reference_weights(reference: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def _reference_row(read: pd.DataFrame, *, seed: int, resamples: int) -> dict[str, float]:
-    said = (read["verdict"] == "refusal").to_numpy().astype(int)
-    truth = read["truth"].to_numpy().astype(int)
-    # Mean 1, so that the totals stay numbers of items.
-    weight = read["weight"].to_numpy() / read["weight"].mean() if len(read) else np.ones(0)
-    group, count = cluster_codes(read["id"], sizes=(len(read),))
-    cells = pair_cells(truth, said, group, count, 2, weight)
-    found = pair_intervals([cells], 2, seed=seed, resamples=resamples)[0]
-    row = {name: value for measure in MEASURES for name, value in spread(measure, found[measure]).items()}
-    for name, cls in (("sensitivity", 1), ("specificity", 0)):
-        mine = truth == cls
-        value, low, high = found[name]
-        if value in (0.0, 1.0):
-            effective = weight[mine].sum() ** 2 / (weight[mine] ** 2).sum()
-            bounds = wilson(round(value * effective), max(1, round(effective)))
-            low, high = bounds.low, bounds.high
-        row |= spread(name, (value, low, high))
-    return row
+def _reference_rows(parts: list[pd.DataFrame], *, seed: int, resamples: int) -> list[dict[str, float]]:
+    """Each judge's measures on what it read; all from the same draws of prompts."""
+    group, count = cluster_codes(
+        np.concatenate([*(part["id"].to_numpy(dtype=object) for part in parts), []]),
+        sizes=(sum(map(len, parts)),),
+    )
+    places = np.split(group, np.cumsum([len(part) for part in parts])[:-1]) if parts else []
+    answers = [_coded(part) for part in parts]
+    cells = [
+        pair_cells(truth, said, place, count, 2, weight)
+        for (truth, said, weight), place in zip(answers, places, strict=True)
+    ]
+    rows = []
+    for (truth, _, weight), found in zip(
+        answers, pair_intervals(cells, 2, seed=seed, resamples=resamples), strict=True
+    ):
+        row = {n: value for measure in MEASURES for n, value in spread(measure, found[measure]).items()}
+        for name, cls in (("sensitivity", 1), ("specificity", 0)):
+            mine = truth == cls
+            value, low, high = found[name]
+            if value in (0.0, 1.0):
+                effective = weight[mine].sum() ** 2 / (weight[mine] ** 2).sum()
+                bounds = wilson(round(value * effective), max(1, round(effective)))
+                low, high = bounds.low, bounds.high
+            row |= spread(name, (value, low, high))
+        rows.append(row)
+    return rows
+
+
+def _coded(part: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Truth and verdict as 0 or 1, and weights of mean 1, so that totals stay numbers of items."""
+    weight = part["weight"].to_numpy() / part["weight"].mean() if len(part) else np.ones(0)
+    said = (part["verdict"] == "refusal").to_numpy().astype(int)
+    return part["truth"].to_numpy().astype(int), said, weight
