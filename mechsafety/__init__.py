@@ -12,10 +12,14 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from mechsafety import figures as figures
+    from mechsafety import judge_figures as judge_figures
+    from mechsafety import statistics as statistics
     from mechsafety import sweep_figures as sweep_figures
     from mechsafety.activations import ResidualCache as ResidualCache
     from mechsafety.activations import residual_means as residual_means
     from mechsafety.activations import residual_stream as residual_stream
+    from mechsafety.agreement_runs import compare_judges as compare_judges
+    from mechsafety.annotation.export import load_annotations as load_annotations
     from mechsafety.checkpoints import Comparison as Comparison
     from mechsafety.checkpoints import compare as compare
     from mechsafety.checkpoints import read_comparison as read_comparison
@@ -31,6 +35,7 @@ if TYPE_CHECKING:
     from mechsafety.errors import MechsafetyError as MechsafetyError
     from mechsafety.generation import Sampling as Sampling
     from mechsafety.generation import generate as generate
+    from mechsafety.human_labels import read_human_labels as read_human_labels
     from mechsafety.interventions import Ablate as Ablate
     from mechsafety.interventions import Add as Add
     from mechsafety.interventions import AffineAblate as AffineAblate
@@ -39,6 +44,7 @@ if TYPE_CHECKING:
     from mechsafety.interventions import edited as edited
     from mechsafety.judging import judge as judge
     from mechsafety.judging import refusal_rates as refusal_rates
+    from mechsafety.judging import verdict_table as verdict_table
     from mechsafety.layer_profile import logit_lens as logit_lens
     from mechsafety.layer_profile import profile_layers as profile_layers
     from mechsafety.models import load_model as load_model
@@ -51,7 +57,7 @@ if TYPE_CHECKING:
     from mechsafety.sweep_runs import run_sweep as run_sweep
     from mechsafety.sweeps import sweep as sweep
 
-_MODULES = ("figures", "sweep_figures")
+_MODULES = frozenset({"figures", "judge_figures", "statistics", "sweep_figures"})
 _HOMES = {
     "Ablate": "interventions",
     "Add": "interventions",
@@ -67,6 +73,10 @@ _HOMES = {
     "baked": "interventions",
     "Comparison": "checkpoints",
     "compare": "checkpoints",
+    "verdict_table": "judging",
+    "read_human_labels": "human_labels",
+    "load_annotations": "annotation.export",
+    "compare_judges": "agreement_runs",
     "read_comparison": "checkpoints",
     "dose_curves": "doses",
     "edited": "interventions",
@@ -108,12 +118,15 @@ __all__ = [
     "__version__",
     "baked",
     "compare",
+    "compare_judges",
     "dose_curves",
     "edited",
     "figures",
     "find_directions",
     "generate",
     "judge",
+    "judge_figures",
+    "load_annotations",
     "load_directions",
     "load_edit",
     "load_model",
@@ -124,6 +137,7 @@ __all__ = [
     "plan_doses",
     "profile_layers",
     "read_comparison",
+    "read_human_labels",
     "refusal_rates",
     "residual_means",
     "residual_stream",
@@ -131,8 +145,10 @@ __all__ = [
     "run_sweep",
     "save_edit",
     "select",
+    "statistics",
     "sweep",
     "sweep_figures",
+    "verdict_table",
 ]
 
 

@@ -42,10 +42,15 @@ def judge(
     return Verdicts(table=pd.DataFrame(rows, columns=["id", "label", "judge", "verdict", "tags"]))
 
 
+def verdict_table(arms: Mapping[str, Verdicts], *, system: str = "model") -> pd.DataFrame:
+    """Verdicts by arm (``original``, ``edited``) as the one table that :mod:`mechsafety.statistics` reads."""
+    return pd.concat([v.table.assign(system=system, arm=arm) for arm, v in arms.items()], ignore_index=True)
+
+
 def refusal_rates(verdicts: Verdicts | Mapping[str, Verdicts], *, system: str = "model") -> pd.DataFrame:
     """Refusal rates with Wilson intervals and denominators.
 
     Give one set of verdicts, or several by arm: ``{"original": ..., "edited": ...}``.
     """
     arms = {"original": verdicts} if isinstance(verdicts, Verdicts) else verdicts
-    return rates_of(pd.concat([v.table.assign(system=system, arm=arm) for arm, v in arms.items()]))
+    return rates_of(verdict_table(arms, system=system))
