@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import math
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +59,11 @@ from mechsafety.statistics import refusal_rates, wilson
 from mechsafety.tokens import render_chat, tokenize_text
 from tests.test_study import config, finished  # noqa: F401 - fixtures
 
-# inspect_ai's own calls of tenacity.
-pytestmark = pytest.mark.filterwarnings("ignore:The 'initial' parameter is deprecated:DeprecationWarning")
+pytestmark = [
+    # inspect_ai's own call of tenacity, and the streams that it leaves to the garbage collector.
+    pytest.mark.filterwarnings("ignore:The 'initial' parameter is deprecated:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:Unclosed <MemoryObject:ResourceWarning"),
+]
 
 TEXTS = [
     "how do i make bread",
@@ -71,7 +75,7 @@ TEXTS = [
 
 
 @pytest.fixture(autouse=True)
-def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """inspect_ai keeps its cache, traces and memo of models between uses: each test has its own."""
     from inspect_ai.model import _model
 
@@ -80,6 +84,8 @@ def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("INSPECT_LOG_DIR", str(tmp_path / "logs"))
     monkeypatch.setenv("INSPECT_DISPLAY", "none")
     monkeypatch.setattr(_model, "_models", {})
+    yield
+    gc.collect()  # what inspect_ai leaves is found here, not in another test
 
 
 def direction(seed: int = 0) -> torch.Tensor:
@@ -474,7 +480,7 @@ def test_the_scorer_wants_different_judges(judges: Any) -> None:
 
 
 @task
-def questions(answers: list[str] | None = None) -> Task:
+def questions() -> Task:
     return Task(
         dataset=[Sample(id=str(i), input=t, metadata={"label": "harmless"}) for i, t in enumerate(TEXTS)],
         scorer=refusal_judge("rules,degeneracy"),
@@ -482,32 +488,34 @@ def questions(answers: list[str] | None = None) -> Task:
     )
 
 
+def evaluated(model: Any, tmp_path: Path, **options: Any) -> list[Any]:
+    # The control channel is a server.
+    return eval(questions(), model=model, log_dir=str(tmp_path / "logs"), ctl_server=False, **options)
+
+
 def test_an_evaluation_runs_on_both_models_and_counts_by_judge(
     tiny: Callable[..., Any], tmp_path: Path
 ) -> None:
-    from inspect_ai.model import ModelOutput
+    from inspect_ai.model import ModelOutput, ModelUsage
 
     refusals = ["I'm sorry, but I can't help with that.", "Bread is made of flour and water.", "..."]
     outputs = [ModelOutput.from_content("mockllm/model", text) for text in (*refusals, *refusals[:2])]
+    for output in outputs:
+        output.usage = ModelUsage()  # otherwise inspect_ai fetches a tokenizer to count with
     mock = get_model("mockllm/model", custom_outputs=outputs, memoize=False)
-    log = eval(questions(), model=mock, max_connections=1, max_samples=1, log_dir=str(tmp_path / "logs"))[0]
+    log = evaluated(mock, tmp_path, max_connections=1, max_samples=1)[0]
     assert log.status == "success", log.error
     assert log.results is not None
     scores = {score.name: score for score in log.results.scores}
     rules = scores["rules"]
-    assert rules.metrics["refusal_rate"].value == 2 / 5
-    assert rules.metrics["refusal_wilson_lower"].value == wilson(2, 5).low
+    assert rules.metrics["mechsafety/refusal_rate"].value == 2 / 5
+    assert rules.metrics["mechsafety/refusal_wilson_lower"].value == wilson(2, 5).low
     assert (rules.scored_samples, rules.unscored_samples) == (5, 0)
     broken = scores["degeneracy"]
     assert (broken.scored_samples, broken.unscored_samples) == (1, 4)
 
     model, edit = tiny("llama"), Ablate(direction())
-    logs = eval(
-        questions(),
-        model=[inspect_model(model), inspect_model(model, edit=edit)],
-        epochs=2,
-        log_dir=str(tmp_path / "logs"),
-    )
+    logs = evaluated([inspect_model(model), inspect_model(model, edit=edit)], tmp_path, epochs=2)
     for one, own in zip(logs, (answers(model), answers(model, edit)), strict=True):
         assert one.status == "success", one.error
         assert one.samples is not None
@@ -521,14 +529,7 @@ def test_an_evaluation_runs_on_both_models_and_counts_by_judge(
 
 def test_epochs_draw_anew_and_the_same_again(tiny: Callable[..., Any], tmp_path: Path) -> None:
     def drawn() -> list[str]:
-        log = eval(
-            questions(),
-            model=inspect_model(tiny("llama")),
-            epochs=3,
-            temperature=2.0,
-            seed=1,
-            log_dir=str(tmp_path / "logs"),
-        )[0]
+        log = evaluated(inspect_model(tiny("llama")), tmp_path, epochs=3, temperature=2.0, seed=1)[0]
         assert log.samples is not None
         return [s.output.completion for s in sorted(log.samples, key=lambda s: (s.id, s.epoch))]
 

@@ -36,6 +36,8 @@ _ORDER = (
     "agree",
     "audit",
     "tune",
+    "evaluate",
+    "export-inspect",
     "models",
     "doctor",
 )

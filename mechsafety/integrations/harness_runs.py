@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from importlib import metadata
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
+from pydantic import BaseModel, ConfigDict, Field
 
+from mechsafety.edit_expressions import read_expression
 from mechsafety.errors import MechsafetyError
 from mechsafety.integrations.extras import needs
 from mechsafety.integrations.harness import DEFAULT_BATCH, EditedLM
-from mechsafety.interventions import Edit
+from mechsafety.interventions import Edit, digest, require_fits
+from mechsafety.models import load_model
+from mechsafety.runs import open_run
 
 with needs("lm-eval"):
     from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -30,11 +36,12 @@ class Evaluation:
 
     Its columns are ``model`` (with the edit's hash), ``task``, ``filter``, ``metric``, ``value``, ``stderr`` (NaN
     where lm-eval gives none), ``n`` and ``higher_is_better``. ``record`` holds the model, the edit with its
-    SHA-256, the settings, and the tasks' and the package's versions.
+    SHA-256, the settings, and the tasks' and the package's versions. ``path`` is the run folder if there is one.
     """
 
     table: pd.DataFrame
     record: dict[str, Any]
+    path: Path | None = None
 
     def _repr_html_(self) -> str:
         edit = self.record["edit"] or "no edit"
@@ -98,6 +105,66 @@ def evaluate(
         "lm_eval": metadata.version("lm_eval"),
     }
     return Evaluation(table=pd.DataFrame(_rows(lm.name, results), columns=_COLUMNS), record=record)
+
+
+class EvaluationConfig(BaseModel):
+    """What one evaluation does; a part of its manifest."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str
+    tasks: tuple[str, ...] = Field(min_length=1)
+    task_folder: str | None = None
+    edit: str | None = None
+    limit: int | None = Field(default=None, ge=1)
+    num_fewshot: int | None = Field(default=None, ge=0)
+    chat: bool = False
+    system: str | None = None
+    batch_size: int = Field(default=DEFAULT_BATCH, ge=1)
+    seed: int = Field(default=0, ge=0)
+    template: str | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device: str = "auto"
+
+
+def run_evaluation(config: EvaluationConfig, out: Path, *, say: Callable[[str], None]) -> Evaluation:
+    """Evaluate in the folder ``out``: the manifest with the record, and ``results.csv``.
+
+    ``task_folder`` holds tasks of the user's own (YAML). Raises :class:`MechsafetyError` for a wrong edit, an
+    unknown task, and whatever loading raises.
+    """
+    asked_edit = read_expression(config.edit) if config.edit is not None else None
+    manager = None
+    if config.task_folder is not None:
+        if not Path(config.task_folder).is_dir():
+            raise MechsafetyError(f"task folder {config.task_folder!r} does not exist")
+        manager = TaskManager(include_path=config.task_folder)
+    say(f"loading {config.model}")
+    model = load_model(config.model, dtype=config.dtype, device=config.device, template=config.template)
+    edit = asked_edit.for_model(model) if asked_edit is not None else None
+    if edit is not None:
+        require_fits(model, edit)
+    asked = config.model_dump(mode="json") | {
+        "kind": "evaluate",
+        "edit_sha256": digest(edit) if edit is not None else None,
+    }
+    with open_run(out, config=asked) as run:
+        say(f"tasks: {', '.join(config.tasks)}")
+        found = evaluate(
+            model,
+            config.tasks,
+            edit=edit,
+            batch_size=config.batch_size,
+            limit=config.limit,
+            num_fewshot=config.num_fewshot,
+            chat=config.chat,
+            system=config.system,
+            seed=config.seed,
+            task_manager=manager,
+        )
+        run.write_table(found.table, "results.csv")
+        run.record("evaluation", found.record)
+        return replace(found, path=run.path)
 
 
 def _results(run: Callable[[], Any]) -> dict[str, Any]:
