@@ -16,7 +16,18 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import caching, generation, gpu, memory, scaling, startup, study, sweeps
+from benchmarks import (
+    caching,
+    generation,
+    gpu,
+    judge_statistics,
+    logit_judge,
+    memory,
+    scaling,
+    startup,
+    study,
+    sweeps,
+)
 from benchmarks.options import Options
 from benchmarks.page import page
 from benchmarks.sections import Section
@@ -27,6 +38,8 @@ SECTIONS: dict[str, Callable[[Options], Section | None]] = {
     "caching": caching.section,
     "memory": memory.section,
     "generation": generation.section,
+    "logit_judge": logit_judge.section,
+    "judge_statistics": judge_statistics.section,
     "gpu": gpu.section,
     "startup": startup.section,
     "study": study.section,
