@@ -49,6 +49,8 @@ class VerdictCache:
         try:
             with FileLock(f"{path}.lock", timeout=_PATIENCE), self._errors():
                 self._connection = sqlite3.connect(path, timeout=_PATIENCE, isolation_level=None)
+                # A damaged text then fails its hash, like any other damage.
+                self._connection.text_factory = lambda raw: raw.decode("utf-8", "replace")
                 try:
                     self._prepare()
                 except BaseException:
@@ -161,7 +163,7 @@ class VerdictCache:
                 f"cannot use the verdict cache {str(self.path)!r}: {first_lines(error)}; name another file with "
                 "--cache, or do without (--no-cache)"
             ) from None
-        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+        except sqlite3.DatabaseError as error:
             raise self._damaged(first_lines(error)) from None
 
 

@@ -1,0 +1,130 @@
+"""An OpenAI-compatible server on loopback that fails as real ones do, and counts what it was asked."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import re
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+FAULTS = ("429", "500", "hang", "cut", "malformed", "shapeless")
+REPLY = re.compile(r"\[\[BEGIN REPLY (\w+)\]\]\n(.*)\n\[\[END REPLY \1\]\]", re.DOTALL)
+
+
+def honest(messages: Sequence[dict[str, str]]) -> str:
+    """Refusal where the reply says "sorry"."""
+    found = REPLY.search(messages[0]["content"])
+    assert found
+    return "It is clear.\nVERDICT: " + ("REFUSAL" if "sorry" in found[2] else "COMPLIANCE")
+
+
+class FaultyServer:
+    """Answers with ``answer``; ``faults`` of the calls (by a seeded draw) fail in one of the ways in FAULTS.
+
+    ``calls`` and ``valid`` count by the item ("item-7") that stands in the question.
+    """
+
+    def __init__(self, *, seed: int = 0) -> None:
+        self.answer: Callable[[Sequence[dict[str, str]]], str] = honest
+        self.faults, self.kinds, self.hang = 0.0, FAULTS, 5.0
+        self.status: int | None = None
+        self.said = "no"
+        self.with_usage = True
+        self.random = random.Random(seed)
+        self.calls: Counter[str] = Counter()
+        self.valid: Counter[str] = Counter()
+        self.failed: Counter[str] = Counter()
+        self.keys: set[str] = set()
+        self.at_once = self.most_at_once = 0
+        self.url = ""
+
+    async def chat(self, request: Request) -> Response:
+        self.at_once += 1
+        self.most_at_once = max(self.most_at_once, self.at_once)
+        try:
+            return await self._chat(request)
+        finally:
+            self.at_once -= 1
+
+    async def _chat(self, request: Request) -> Response:
+        body = await request.json()
+        self.keys.add(request.headers.get("authorization", ""))
+        found = re.search(r"item-\d+", body["messages"][0]["content"])
+        item = found[0] if found else ""
+        self.calls[item] += 1
+        if self.status is not None:
+            return JSONResponse({"error": {"message": self.said}}, status_code=self.status)
+        if self.random.random() < self.faults:
+            kind = self.random.choice(self.kinds)
+            self.failed[kind] += 1
+            return await self._fault(kind)
+        text = self.answer(body["messages"])
+        self.valid[item] += 1
+        answer: dict[str, Any] = {"choices": [{"message": {"role": "assistant", "content": text}}]}
+        if self.with_usage:
+            answer["usage"] = {"prompt_tokens": 100, "completion_tokens": 10}
+        return JSONResponse(answer)
+
+    async def _fault(self, kind: str) -> Response:
+        if kind == "429":
+            return JSONResponse({"error": {}}, status_code=429, headers={"retry-after": "0.05"})
+        if kind == "500":
+            return JSONResponse({"error": {"message": "overloaded"}}, status_code=500)
+        if kind == "hang":
+            await asyncio.sleep(self.hang)
+            return JSONResponse({"error": {}}, status_code=500)
+        if kind == "cut":
+            return _Cut()
+        if kind == "malformed":
+            return Response('{"choices": [{"mess', media_type="application/json")
+        return JSONResponse({"object": "chat.completion", "choices": []})
+
+
+class _Cut(Response):
+    """Promises a thousand bytes and ends after ten: uvicorn then closes the connection."""
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        headers = [(b"content-type", b"application/json"), (b"content-length", b"1000")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": json.dumps("0" * 8).encode()})
+
+
+@contextmanager
+def serving(server: FaultyServer) -> Iterator[FaultyServer]:
+    """``server`` on a free port of loopback for as long as the block runs."""
+    app = Starlette(routes=[Route("/v1/chat/completions", server.chat, methods=["POST"])])
+    config = uvicorn.Config(
+        app,
+        host="127.0.0.1",
+        port=0,
+        log_level="critical",
+        lifespan="off",
+        ws="none",
+        timeout_graceful_shutdown=1,
+    )
+    running = uvicorn.Server(config)
+    thread = threading.Thread(target=running.run, daemon=True)
+    thread.start()
+    for _ in range(400):
+        if running.started:
+            break
+        threading.Event().wait(0.05)
+    assert running.started
+    port = running.servers[0].sockets[0].getsockname()[1]
+    server.url = f"http://127.0.0.1:{port}/v1"
+    try:
+        yield server
+    finally:
+        running.should_exit = True
+        thread.join(timeout=20)

@@ -1,0 +1,149 @@
+"""``mechsafety judge``: the cache, the cap, the probe, and mistakes told in one line."""
+
+from __future__ import annotations
+
+import csv
+import json
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from mechsafety.cli import main
+from tests.faulty_server import FaultyServer, serving
+
+pytestmark = [pytest.mark.allow_hosts(["127.0.0.1"])]
+
+ROWS = [("a", "How?", "I am sorry, item-1"), ("b", "How?", "Sure, item-2"), ("c", "=1+1", "Sure, item-3")]
+
+
+@pytest.fixture
+def server() -> Iterator[FaultyServer]:
+    with serving(FaultyServer()) as running:
+        yield running
+
+
+@pytest.fixture
+def answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("MECHSAFETY_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "answers.csv"
+    with path.open("w", newline="") as stream:
+        csv.writer(stream).writerows([("id", "prompt", "response"), *ROWS])
+    return path
+
+
+def call(*arguments: object) -> Result:
+    return CliRunner().invoke(main, ["judge", *map(str, arguments)])
+
+
+def facts(*arguments: object) -> Any:
+    result = call(*arguments, "--json")
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def test_the_second_run_asks_nothing(server: FaultyServer, answers: Path, tmp_path: Path) -> None:
+    spec, out = f"endpoint:m@{server.url}", tmp_path / "v.csv"
+    first = call(answers, "--judge", spec, "--judge", "rules", "--out", out)
+    assert first.exit_code == 0, first.output
+    assert "fresh 3  cached 0  (3 calls, 0 retries, 330 tokens)" in first.stdout
+    with out.open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert list(rows[0]) == ["id", "judge", "label", "tags", "detail"]
+    assert [(r["id"], r["label"]) for r in rows if r["judge"] == spec] == [
+        ("a", "refusal"),
+        ("b", "compliance"),
+        ("c", "compliance"),
+    ]
+    assert "fresh 0  cached 3  (0 calls" in call(answers, "--judge", spec).stdout
+    assert (tmp_path / "cache" / "verdicts.sqlite").is_file()
+    assert server.calls.total() == 3
+    assert facts(answers, "--judge", spec, "--no-cache")["usage"][spec]["fresh"] == 3
+    assert facts(answers, "--judge", spec, "--cache", tmp_path / "own.sqlite")["usage"][spec]["cached"] == 0
+    assert facts(answers, "--judge", spec, "--cache", tmp_path / "own.sqlite")["usage"][spec]["cached"] == 3
+
+
+def test_judges_that_ask_nobody_leave_no_cache(answers: Path, tmp_path: Path) -> None:
+    found = facts(answers)
+    assert list(found["counts"]) == ["rules"]
+    assert found["usage"] == {}
+    assert not (tmp_path / "cache").exists()
+
+
+def test_the_cap_leaves_the_rest_unparsed_and_the_next_run_goes_on(
+    server: FaultyServer, answers: Path
+) -> None:
+    spec = f"endpoint:m@{server.url}"
+    assert facts(answers, "--judge", spec, "--max-calls", 2)["counts"][spec]["unparsed"] == 1
+    found = facts(answers, "--judge", spec)
+    assert found["counts"][spec]["unparsed"] == 0
+    assert (found["usage"][spec]["fresh"], found["usage"][spec]["cached"]) == (1, 2)
+    assert set(server.valid.values()) == {1}
+
+
+def test_the_probe_reports_flips_by_variant(server: FaultyServer, answers: Path, tmp_path: Path) -> None:
+    found = facts("--probe-injection", "--judge", "rules")["injection"][0]
+    assert (found["judge"], found["known"]) == ("rules", 48)
+    assert [rate["variant"] for rate in found["rates"]][-1] == "all"
+    assert sum(r["attacked"] for r in found["rates"][:-1]) == found["rates"][-1]["attacked"]
+    known = tmp_path / "known.jsonl"
+    lines = [
+        {"prompt": p, "response": r, "label": "refusal" if "sorry" in r else "compliance"} for _, p, r in ROWS
+    ]
+    known.write_text("\n".join(map(json.dumps, lines)))
+    out = tmp_path / "flips.csv"
+    result = call(known, "--probe-injection", "--judge", f"endpoint:m@{server.url}", "--out", out)
+    assert result.exit_code == 0, result.output
+    assert "3 of 3 known items right without attack" in result.stdout
+    assert "all      flipped 0 of 18  0.000 [0.000, 0.176]  unparsed 0" in result.stdout
+    with out.open(newline="") as stream:
+        assert len(list(csv.DictReader(stream))) == 7
+
+
+MISTAKES = [
+    ("{none}", "does not exist"),
+    ("{empty}", "no responses in it"),
+    ("{blank}", "no responses in it"),
+    ("{wrong}", "columns response and prompt (or question) are needed; have id, text"),
+    ("{twice}", "response ids must be unique"),
+    ("{answers} --judge oracle", "no judge is called 'oracle'"),
+    ("{answers} --judge text", "needs a chat model"),
+    ("{answers} --judge text:nowhere", "unknown model 'nowhere'"),
+    ("{answers} --judge endpoint:m", "needs a model and an address"),
+    ("{answers} --judge endpoint:m@ftp://h", "no http:// or https:// URL"),
+    ("{answers} --judge endpoint:m@http://127.0.0.1:{port}/v1", "gives no answer (no connection"),
+    ("{answers} --max-calls 3", "--max-calls caps the calls of endpoint judges, and none is named"),
+    ("{answers} --cache {twice}", "is no verdict cache, or a damaged one"),
+    ("{answers} --cache {tmp}/nowhere/c.sqlite", "name a file in a folder that exists"),
+    ("{answers} --cache {tmp}/c.sqlite --no-cache", "give one of them"),
+    ("{answers} --probe-injection", "and label are needed; have id, prompt, response"),
+    ("--probe-injection --out {tmp}/x.txt", "must end in .csv, .jsonl, .parquet"),
+    ("--probe-injection --judge oracle", "no judge is called 'oracle'"),
+]
+
+
+@pytest.mark.parametrize(("line", "says"), MISTAKES)
+def test_mistakes_end_in_one_line(
+    line: str, says: str, answers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MECHSAFETY_ENDPOINT_TRIES", "2")
+    monkeypatch.delenv("MECHSAFETY_ENDPOINT_URL", raising=False)
+    made = {"answers": answers, "tmp": tmp_path, "none": tmp_path / "none.csv"}
+    for name, text in {
+        "empty": "prompt,response\n",
+        "blank": "",
+        "wrong": "id,text\n1,a\n",
+        "twice": "id,prompt,response\n1,a,b\n1,c,d\n",
+    }.items():
+        made[name] = tmp_path / f"{name}.csv"
+        made[name].write_text(text)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    result = call(*line.format(**made, port=port).split())
+    assert result.exit_code == 2, result.output
+    assert says in result.stderr
+    assert len(result.stderr.splitlines()) == 1
