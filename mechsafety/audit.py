@@ -13,10 +13,10 @@ from itertools import combinations
 from typing import Any, Literal, get_args
 
 import pandas as pd
-from statsmodels.stats.multitest import multipletests
+from scipy.stats import false_discovery_control
 
 from mechsafety.audit_files import EDITED_ENDINGS, Answer, Counts, Evidence, Side, paired_forms
-from mechsafety.count_tests import counts_test, difference_interval, paired_bounds
+from mechsafety.count_tests import counts_test, difference_interval, holm, paired_bounds
 from mechsafety.errors import MechsafetyError
 from mechsafety.statistics import kappa, mcnemar, minimum_detectable_drop, paired_difference, wilson
 
@@ -44,6 +44,7 @@ JUDGE_COLUMNS = [
     *("system", "label", "judges", "least", "most", "survives", "surviving_judges", "sign_flip"),
     "significance_flip",
 ]
+_NAMED = 10  # comparisons that a sentence names
 AGREEMENT_COLUMNS = ["judge_a", "judge_b", "n", "equal", "agreement", "kappa", "low", "high"]
 
 
@@ -99,7 +100,9 @@ def audit(evidence: Evidence, *, seed: int, alpha: float = 0.05, family: Family 
         at = table.loc[row]
         table.loc[row, "detectable"] = _detectable(at, alpha)
         table.loc[row, "detectable_corrected"] = _detectable(at, alpha / max(1, int(at["comparisons"])))
-    table["finding"] = [_finding(p, holm, alpha) for p, holm in zip(table["p"], table["p_holm"], strict=True)]
+    table["finding"] = [
+        _finding(p, adjusted, alpha) for p, adjusted in zip(table["p"], table["p_holm"], strict=True)
+    ]
     return Audit(
         comparisons=table,
         judges=_judge_table(table),
@@ -191,16 +194,16 @@ def _correct(table: pd.DataFrame, rows: pd.Index) -> None:
     Holm is monotone in every p, so that the adjusted bounds bound the adjusted p.
     """
     for column, adjusted, method in (
-        ("p", "p_holm", "holm"),
-        ("p", "q_bh", "fdr_bh"),
-        ("paired_p_best", "paired_holm_best", "holm"),
-        ("paired_p_worst", "paired_holm_worst", "holm"),
+        ("p", "p_holm", holm),
+        ("p", "q_bh", false_discovery_control),
+        ("paired_p_best", "paired_holm_best", holm),
+        ("paired_p_worst", "paired_holm_worst", holm),
     ):
         known = [row for row in rows if not math.isnan(table.loc[row, column])]
         whole = len(known) == int(table.loc[rows, "p"].notna().sum())
         # A bound over part of the family would be corrected for too few comparisons.
         if known and whole:
-            table.loc[known, adjusted] = multipletests(table.loc[known, column].to_numpy(), method=method)[1]
+            table.loc[known, adjusted] = method(table.loc[known, column].to_numpy())
     table.loc[rows, "comparisons"] = int(table.loc[rows, "p"].notna().sum())
 
 
@@ -209,10 +212,10 @@ def _detectable(row: pd.Series, alpha: float) -> float:
     return minimum_detectable_drop(n, baseline=baseline, alpha=alpha) if n and baseline > 0 else math.nan
 
 
-def _finding(p: float, holm: float, alpha: float) -> Finding:
+def _finding(p: float, adjusted: float, alpha: float) -> Finding:
     if math.isnan(p):
         return "no test"
-    if holm <= alpha:
+    if adjusted <= alpha:
         return "survives"
     return "lost in correction" if p <= alpha else "not shown"
 
@@ -305,11 +308,12 @@ _SAYS: dict[str, str] = {
 
 def _named(part: pd.DataFrame) -> str:
     several = len(set(part["judge"])) > 1 or len(set(part["label"])) > 1
-    return "; ".join(
+    shown = "; ".join(
         f"{row['system']}{' (' + row['label'] + ', ' + row['judge'] + ')' if several else ''} "
         f"{row['refused_original']}/{row['n_original']} to {row['refused_edited']}/{row['n_edited']}"
-        for row in part.to_dict(orient="records")
+        for row in part.head(_NAMED).to_dict(orient="records")
     )
+    return shown if len(part) <= _NAMED else f"{shown}; and {len(part) - _NAMED} more (see the table)"
 
 
 def _of_pairing(table: pd.DataFrame, alpha: float) -> Iterator[str]:

@@ -203,9 +203,11 @@ def judges_figure(rows: pd.DataFrame, *, label: str) -> go.Figure:
             hovertemplate="%{customdata}<extra>" + _shown(judge) + "</extra>",
         )
     _axes(figure, [_shown(system) for system in systems])
+    survives = (rows["finding"] == "survives").groupby(rows["system"]).mean()
+    changed = int(((survives > 0) & (survives < 1)).sum())
     return _finished(
         figure,
-        f"{label.capitalize()} prompts under {len(judges)} judges",
+        f"{label.capitalize()} prompts: {changed} of {len(systems)} results survive under some judges only",
         "Filled: survives Holm's correction under that judge. 95 % intervals.",
         width=900,
         height=270 + (30 + 16 * len(judges)) * len(systems),

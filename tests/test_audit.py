@@ -22,7 +22,7 @@ from statsmodels.stats.proportion import proportion_confint
 from mechsafety.audit import audit
 from mechsafety.audit_files import published_counts, read_evidence, split_name
 from mechsafety.audit_pages import figures_of, write_audit
-from mechsafety.count_tests import counts_test, difference_interval, paired_bounds
+from mechsafety.count_tests import counts_test, difference_interval, holm, paired_bounds
 from mechsafety.errors import MechsafetyError
 from mechsafety.runs import read_run
 from tests.test_cli import call, succeed
@@ -119,12 +119,9 @@ def boschloo_by_hand(a: int, n: int, b: int, m: int) -> float:
             fisher[x, y] = null.cdf(x) if tail == "less" else null.sf(x - 1)
         extreme = fisher <= fisher[a, b] * (1 + 1e-10)
         grid = np.linspace(0.001, 0.999, 1999)
-        p.append(
-            max(
-                (np.outer(binom.pmf(range(n + 1), n, r), binom.pmf(range(m + 1), m, r)) * extreme).sum()
-                for r in grid
-            )
-        )
+        first = binom.pmf(np.arange(n + 1)[:, None], n, grid)
+        second = binom.pmf(np.arange(m + 1)[:, None], m, grid)
+        p.append(float(np.einsum("xr,yr,xy->r", first, second, extreme.astype(float)).max()))
     return min(1.0, 2 * min(p))
 
 
@@ -196,11 +193,19 @@ def test_bounds_of_the_corrected_p_hold_for_every_pairing(tmp_path: Path) -> Non
         for _, a, b in given:
             both = generator.randint(max(0, a + b - 10), min(a, b))
             p.append(binomtest(a - both, a + b - 2 * both, 0.5).pvalue)
-        holm = multipletests(p, method="holm")[1]
-        assert (table["paired_holm_best"] <= holm + 1e-12).all()
-        assert (holm <= table["paired_holm_worst"] + 1e-12).all()
-        inside.append(holm[0])
+        adjusted = holm(np.array(p))
+        assert (table["paired_holm_best"] <= adjusted + 1e-12).all()
+        assert (adjusted <= table["paired_holm_worst"] + 1e-12).all()
+        inside.append(adjusted[0])
     assert len(set(inside)) > 1
+
+
+@pytest.mark.parametrize(
+    "p", [[0.01], [0.04, 0.01, 0.03], [0.3, 0.3, 0.9, 0.001], [0.2, 0.2, 0.0, 1.0, 0.01, 0.01]]
+)
+def test_holms_correction_is_that_of_statsmodels(p: list[float]) -> None:
+    assert np.allclose(holm(np.array(p)), multipletests(p, method="holm")[1])
+    assert len(p) == 1 or not np.allclose(holm(np.array(p)), multipletests(p, method="bonferroni")[1])
 
 
 # -- verdicts row by row ----------------------------------------------------------------------------
@@ -400,6 +405,13 @@ def test_counts_and_verdicts_of_one_judge_do_not_mix(tmp_path: Path) -> None:
         audited(counts, alpha=1.5)
 
 
+def test_sentences_name_a_few_comparisons_and_count_the_rest(tmp_path: Path) -> None:
+    rows = [(f"S{i}{end}", "harmful", "j", k, 10) for i in range(14) for end, k in (("", 9), ("-ALB", 1))]
+    said = "\n".join(audited(counts_file(tmp_path / "c.csv", rows)).sentences)
+    assert "S9 9/10 to 1/10; and 4 more" in said
+    assert "S10" not in said
+
+
 # -- the command ------------------------------------------------------------------------------------
 
 
@@ -429,6 +441,7 @@ def test_the_folder_holds_tables_figures_and_a_page(tmp_path: Path) -> None:
     assert stored["judge"].tolist() == ["'=one()", "two<b>"]
     figures = figures_of(read_run(out))
     assert len(figures) == 3
+    assert "1 of 1 results survive under some judges only" in figures["judges-harmful"].layout.title.text
     assert {p.stem for p in (out / "figures").glob("*.html")} == set(figures)
     assert list(json.loads((out / "manifest.json").read_text())["sentences"]) == facts["sentences"]
     # The same again is the same; other files want another folder.

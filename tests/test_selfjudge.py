@@ -300,7 +300,7 @@ def test_the_calibration_error_tells_calibrated_from_overconfident_scores() -> N
 def test_the_floor_of_the_calibration_error_is_what_perfect_probabilities_show() -> None:
     generator = np.random.default_rng(5)
     p = generator.random(60)
-    outcomes = (generator.random((200, 60)) < p).astype(float)
+    outcomes = (generator.random((60, 60)) < p).astype(float)
     found = [calibration_errors(p, y, clusters=np.arange(60), seed=0)[0].value for y in outcomes]
     floor = calibration_errors(p, outcomes[0], clusters=np.arange(60), seed=0)[2]
     assert np.mean(found) == pytest.approx(floor, rel=0.1)
