@@ -1,0 +1,313 @@
+"""What the adapters for published classifiers share: loading, one prompt template, greedy answers, scores.
+
+The classifiers are fine-tuned language models that answer in a word or a few lines. Most judge harm, not refusal, and
+the two are different axes: a harmless answer is neither a refusal nor compliance with something harmful. The mapping
+that all adapters declare: harmful -> ``compliance`` with the tag ``harmful``; not harmful -> ``unparsed`` with the
+tag ``not_harmful``, because it can be a refusal or an innocent answer; WildGuard alone says refusal itself. Rates of
+harm are to be counted from the tags.
+
+The models are loaded through transformers in their own format, as bfloat16 where the device computes it natively; no
+code from the hub is run. What is sent differs from the published harnesses in one thing: thoughts, copies of the
+prompt and control tokens are taken out of the answer first (:mod:`mechsafety.judges.normalise`), and tokens of the
+template that stand in either text are broken by a blank, so that an answer cannot end the question.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from mechsafety.errors import MechsafetyError
+from mechsafety.judges.asking import SHOWN, AskingJudge, OnVerdict, Usage
+from mechsafety.judges.normalise import normalise, tidy
+from mechsafety.judges.verdict import Label, Response, Verdict
+
+if TYPE_CHECKING:
+    from mechsafety.models import _Spec
+
+BATCH = 16
+Harm = Literal["harmful", "not_harmful"]
+_TOKENIZER = "tokenizer_config.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reply:
+    """A greedy answer. ``shares`` holds P(yes) / (P(yes) + P(no)) at each token of it that is one of the two words."""
+
+    text: str
+    shares: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """What one answer of a classifier says."""
+
+    label: Label
+    tags: tuple[str, ...]
+    detail: Mapping[str, object] = field(default_factory=dict)
+
+
+def harm_reading(harm: Harm, *, detail: Mapping[str, object]) -> Reading:
+    """The declared mapping of the harm axis."""
+    return Reading(label="compliance" if harm == "harmful" else "unparsed", tags=(harm,), detail=detail)
+
+
+def out_of_form(answer: str) -> Reading:
+    """An answer out of form; its beginning is kept."""
+    return Reading(label="unparsed", tags=("unreadable",), detail={"answer": answer.strip()[:SHOWN]})
+
+
+class Classifier:
+    """A causal language model with its tokenizer, used for greedy answers and scores of its next word."""
+
+    def __init__(self, module: Any, tokenizer: Any, *, fingerprint: str = "") -> None:
+        from transformers import GenerationConfig
+
+        self.module = module.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.fingerprint = fingerprint
+        named = module.generation_config.eos_token_id
+        ends = {named} if isinstance(named, int) else set(named or ())
+        ends |= {tokenizer.eos_token_id} - {None}
+        # A config of its own: Hugging Face fills gaps from the model's, sampling settings included.
+        self.module.generation_config = GenerationConfig(
+            do_sample=False, eos_token_id=sorted(ends) or None, pad_token_id=tokenizer.pad_token_id
+        )
+
+    @property
+    def room(self) -> int | None:
+        """Tokens of question and answer together; None where the configuration names no limit."""
+        return getattr(self.module.config, "max_position_embeddings", None)
+
+    @property
+    def control_tokens(self) -> tuple[str, ...]:
+        """The texts of all tokens that are no language."""
+        added = [t.content for t in self.tokenizer.added_tokens_decoder.values() if t.special]
+        return tuple(dict.fromkeys([*map(str, self.tokenizer.all_special_tokens), *added]))
+
+    def first_tokens(self, *words: str) -> list[int]:
+        """The tokens with which a word can begin, in lower case or capitalised, with or without a blank."""
+        forms = [blank + form for word in words for form in (word, word.capitalize()) for blank in ("", " ")]
+        ids = [self.tokenizer(form, add_special_tokens=False)["input_ids"][:1] for form in forms]
+        return sorted({i[0] for i in ids if i} - {self.tokenizer.unk_token_id})
+
+    def cut(self, text: str, tokens: int) -> str:
+        """The beginning of ``text`` that holds at most ``tokens`` tokens."""
+        spans = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        return text if len(spans) <= tokens else text[: spans[tokens - 1][1]]
+
+    def answer(
+        self, questions: Sequence[Sequence[int]], *, new_tokens: int, yes: str, no: str
+    ) -> list[Reply]:
+        """Each question's greedy answer, in their order; they run as one left-padded batch."""
+        import torch
+
+        both = self.first_tokens(yes), self.first_tokens(no)
+        sides = [sorted(set(a) - set(b)) for a, b in (both, both[::-1])]
+        batch = self._batch(questions)
+        with torch.inference_mode():
+            out = self.module.generate(
+                input_ids=batch.ids,
+                attention_mask=batch.mask,
+                max_new_tokens=new_tokens,
+                return_dict_in_generate=True,
+                output_logits=True,
+            )
+        new = out.sequences[:, batch.ids.shape[1] :].tolist()
+        logits = torch.stack(out.logits, dim=1).float()
+        pro, con = (logits[..., side].logsumexp(-1) for side in sides)
+        replies = []
+        for tokens, share in zip(new, torch.sigmoid(pro - con).tolist(), strict=True):
+            watched = [s for t, s in zip(tokens, share, strict=True) if t in sides[0] or t in sides[1]]
+            text = self.tokenizer.decode(tokens, skip_special_tokens=True)
+            replies.append(Reply(text=text, shares=tuple(watched)))
+        return replies
+
+    def next_word(
+        self, questions: Sequence[Sequence[int]], words: Sequence[str]
+    ) -> tuple[list[list[float]], list[float]]:
+        """P(word | one of ``words``) for each question, and the mass of all of them before that division.
+
+        Each word must be one token of the vocabulary. The questions run as one left-padded batch.
+        """
+        import torch
+
+        vocabulary = self.tokenizer.get_vocab()
+        if missing := [word for word in words if word not in vocabulary]:
+            raise MechsafetyError(
+                f"the tokenizer has no token for {missing[0]!r}: this is another kind of classifier"
+            )
+        ids = [vocabulary[word] for word in words]
+        batch = self._batch(questions)
+        with torch.inference_mode():
+            out = self.module(
+                input_ids=batch.ids, attention_mask=batch.mask, position_ids=batch.positions, logits_to_keep=1
+            )
+        log_probs = torch.log_softmax(out.logits[:, -1].double(), dim=-1)[:, ids]
+        return log_probs.softmax(-1).tolist(), log_probs.exp().sum(-1).tolist()
+
+    def _batch(self, questions: Sequence[Sequence[int]]) -> Any:
+        from mechsafety.tokens import pad_left
+
+        pad = self.tokenizer.pad_token_id
+        return pad_left(questions, pad=0 if pad is None else pad).to(self.module.device)
+
+
+class ClassifierJudge(AskingJudge):
+    """A published classifier as a judge: one verdict a response. What differs is the question and its reading."""
+
+    markers: tuple[str, ...] = ()
+    """Text of the template that an answer must not contain."""
+    answer_tokens: int | None = None
+    """Tokens of the answer that are shown, where the published harness cuts it."""
+    new_tokens: int = 1
+    adds_special_tokens: bool = True
+
+    def __init__(self, name: str, classifier: Classifier, *, batch_size: int = BATCH) -> None:
+        super().__init__()
+        self.name = name
+        self.classifier = classifier
+        self.batch_size = batch_size
+
+    @abstractmethod
+    def question(self, prompt: str, answer: str) -> str:
+        """The filled template."""
+
+    @abstractmethod
+    def read(self, questions: Sequence[Sequence[int]]) -> list[Reading]:
+        """What the classifier says to each tokenised question of one batch."""
+
+    @property
+    def fingerprint(self) -> dict[str, object] | None:
+        if not self.classifier.fingerprint:
+            return None
+        template = json.dumps([self.question("PROMPT", "ANSWER"), self.markers])
+        return {
+            "judge": self.name,
+            "revision": {
+                "weights": self.classifier.fingerprint,
+                "dtype": str(self.classifier.module.dtype),
+            },
+            "template": hashlib.sha256(template.encode()).hexdigest(),
+            "parameters": {"new_tokens": self.new_tokens, "answer_tokens": self.answer_tokens},
+        }
+
+    def ask(self, responses: Sequence[Response], *, on_verdict: OnVerdict) -> list[Verdict]:
+        from mechsafety.progress import bar
+        from mechsafety.tokens import plan_batches
+
+        questions = [self._tokens(r) for r in responses]
+        verdicts: dict[int, Verdict] = {}
+
+        def settle(row: int, said: Reading) -> None:
+            verdicts[row] = Verdict(
+                id=responses[row].id, judge=self.name, label=said.label, tags=said.tags, detail=said.detail
+            )
+            on_verdict(verdicts[row])
+
+        for row, tokens in enumerate(map(len, questions)):
+            if (room := self.classifier.room) is not None and tokens + self.new_tokens > room:
+                settle(
+                    row,
+                    Reading(label="unparsed", tags=("too_long",), detail={"tokens": tokens, "room": room}),
+                )
+        fits = [row for row in range(len(questions)) if row not in verdicts]
+        with bar(self.name, total=len(fits), unit="response") as progress:
+            for places in plan_batches([len(questions[row]) for row in fits], batch_size=self.batch_size):
+                rows = [fits[place] for place in places]
+                for row, reading in zip(rows, self.read([questions[row] for row in rows]), strict=True):
+                    settle(row, reading)
+                progress.update(len(rows))
+        self.ledger.add(
+            Usage(
+                fresh=len(responses), calls=len(fits), prompt_tokens=sum(len(questions[row]) for row in fits)
+            )
+        )
+        return [verdicts[row] for row in range(len(questions))]
+
+    def _tokens(self, response: Response) -> list[int]:
+        answer = self._plain(normalise(response.text, prompt=response.prompt).answer)
+        if self.answer_tokens is not None:
+            answer = self.classifier.cut(answer, self.answer_tokens)
+        text = self.question(self._plain(tidy(response.prompt).strip()), answer)
+        return list(self.classifier.tokenizer(text, add_special_tokens=self.adds_special_tokens)["input_ids"])
+
+    def _plain(self, text: str) -> str:
+        text = text.encode("utf-8", "replace").decode()  # lone surrogates, which no tokenizer takes
+        for marker in sorted({*self.classifier.control_tokens, *self.markers}, key=len, reverse=True):
+            if len(marker) > 1:
+                text = text.replace(marker, f"{marker[0]} {marker[1:]}")
+        return text
+
+
+def load_classifier(spec: str, *, dtype: str = "auto", device: str = "auto") -> Classifier:
+    """Load a folder, or a hub id with an optional ``@REVISION``: a whole model, or a LoRA adapter with its base.
+
+    Raises :class:`MechsafetyError` for a missing folder or file, a gated model without a token, a hub that cannot be
+    reached, an adapter that does not fit, and too little memory.
+    """
+    from mechsafety import models as loading
+    from mechsafety.adapters import adapter_folder, merge_adapter, weights_fingerprint
+    from mechsafety.hardware import resolve_device, resolve_dtype
+
+    parsed = loading._parse(spec)
+    where = resolve_device(device)
+    number = resolve_dtype(dtype, where)
+    adapter = adapter_folder(parsed.adapter) if parsed.adapter else _adapter_alone(spec, parsed)
+    base = loading._parse(_base_of(adapter)) if adapter and not parsed.adapter else parsed
+    folder, _ = loading._locate(base)
+    module: Any = loading._load_weights(
+        spec, base, folder, dtype=number, device=where, trust_remote_code=False
+    )
+    beside = adapter is not None and (adapter / _TOKENIZER).is_file()
+    tokenizer = loading._load_tokenizer(
+        spec, base if not beside else parsed, str(adapter) if beside else folder, trust_remote_code=False
+    )
+    if adapter is None:
+        fingerprint = weights_fingerprint(module)
+    else:
+        module, fingerprint = merge_adapter(module, adapter, spec)
+    return Classifier(module, tokenizer, fingerprint=fingerprint)
+
+
+def _adapter_alone(spec: str, parsed: _Spec) -> Path | None:
+    """The folder of the adapter, where ``parsed`` names one and no model; fetched from the hub if it lies there."""
+    from huggingface_hub import hf_hub_download, snapshot_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    from mechsafety import models as loading
+    from mechsafety.gguf_models import PACKAGED
+    from mechsafety.progress import quiet
+
+    path = Path(parsed.base).expanduser()
+    if path.exists() or parsed.base == PACKAGED or parsed.base.count("/") != 1:
+        found = path.is_dir() and not (path / "config.json").is_file()
+        return path if found and (path / "adapter_config.json").is_file() else None
+    try:
+        with quiet():
+            hf_hub_download(parsed.base, "adapter_config.json", revision=parsed.revision)
+            wanted = ["adapter_*", "*token*", "*.model"]
+            return Path(snapshot_download(parsed.base, revision=parsed.revision, allow_patterns=wanted))
+    except EntryNotFoundError:
+        return None  # a whole model, or nothing in the cache: loading it says which
+    except Exception as error:
+        raise loading._load_error(spec, parsed, error) from error
+
+
+def _base_of(adapter: Path) -> str:
+    try:
+        base = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))[
+            "base_model_name_or_path"
+        ]
+    except (ValueError, KeyError, TypeError):
+        base = None
+    if not isinstance(base, str) or not base:
+        raise MechsafetyError(
+            f"adapter {str(adapter)!r} does not say which model it belongs to; write BASE+{adapter}"
+        )
+    return base
