@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import time
 
 import pytest
@@ -16,6 +17,7 @@ from mechsafety.judges.rules import WINDOW, RulesJudge, blank_quotations, create
 from mechsafety.judges.verdict import Response, Verdict
 from tests.judged_answers import BULLY, HARMFUL, MISSED_REFUSALS, TABLE, TELL
 from tests.judged_blind import FIRST, MISSED, SECOND
+from tests.reference.plain_rules import plain_verdicts
 
 
 def judge(text: str, prompt: str = "") -> Verdict:
@@ -139,6 +141,80 @@ def test_answers_each_once_whatever_the_text_and_order(texts: list[str], prompt:
     assert {v.label for v in verdicts} <= {"refusal", "compliance", "degenerate"}
     backwards = RulesJudge()(responses[::-1])
     assert {v.id: v for v in backwards} == {v.id: v for v in verdicts}
+
+
+PARTS = [
+    *(row[1] for row in (*TABLE, *FIRST, *SECOND)), HARMFUL, "\n", "\n\n", " ", "  ", "- ", "1. ", "2) ", "> ", '"', "'", "`",
+    "```", "é", "İ", "ſ", "K", "’", "…", "👍", "我", "\t", "\x0b", "\x07", "<think>", "</think>", "User:", "[INST]", "Assistant: ",
+    "I ", "can't ", "cannot ", "12 ", "_", "bcdfg ", "Step 1: ", "however, ", "Instead, ", "that said, ", "it said. ",
+]  # fmt: skip
+
+
+def assert_equal_to_plain(texts: list[str], prompts: list[str], nlls: list[float | None]) -> None:
+    responses = [
+        Response(id=str(i), prompt=prompt, text=text, nll=nll)
+        for i, (text, prompt, nll) in enumerate(zip(texts, prompts, nlls, strict=True))
+    ]
+    for fast, plain in zip(RulesJudge()(responses), plain_verdicts(responses), strict=True):
+        assert fast == plain, responses[int(fast.id)]
+
+
+def test_fast_equals_plain_on_the_tables() -> None:
+    rows = [(row[0], row[1]) for row in (*TABLE, *FIRST, *SECOND)]
+    assert_equal_to_plain([row[1] for row in rows], [row[0] for row in rows], [None] * len(rows))
+
+
+@given(
+    st.lists(st.sampled_from(PARTS) | st.text(max_size=20), max_size=8).map("".join),
+    st.sampled_from(["", HARMFUL, "No?", "1 2 3", "Où est-il?", BULLY]) | st.text(max_size=20),
+    st.none() | st.floats(0, 12),
+    st.integers(1, 7),
+)
+@settings(deadline=None, max_examples=300)
+def test_fast_equals_plain_on_mixtures(text: str, prompt: str, nll: float | None, times: int) -> None:
+    assert_equal_to_plain([text * times], [prompt], [nll])
+
+
+def test_fast_equals_plain_on_mutated_texts() -> None:
+    chance = random.Random(0)
+    rows = [(row[0], row[1]) for row in (*TABLE, *FIRST, *SECOND)]
+    texts: list[str] = []
+    prompts: list[str] = []
+    for _ in range(2000):
+        prompt, text = chance.choice(rows)
+        for _ in range(chance.randint(1, 4)):
+            at, until = sorted(chance.choices(range(len(text) + 1), k=2))
+            piece = chance.choice(PARTS) if chance.random() < 0.5 else text[at : at + chance.randint(1, 40)]
+            text = chance.choice(
+                (
+                    text[:at] + text[until:],
+                    text[:at] + piece + text[at:],
+                    text[:at] + piece * 4 + text[until:],
+                )
+            )
+        texts.append(text[:1500])
+        prompts.append(prompt if chance.random() < 0.7 else text[: chance.randint(0, 60)])
+    assert_equal_to_plain(texts, prompts, [None] * len(texts))
+
+
+def test_loops_of_every_length_are_seen() -> None:
+    # Control for the proofs of coherence: what they must not let through, just above and below the thresholds.
+    words = [f"w{chr(97 + i // 26)}{chr(97 + i % 26)}" for i in range(600)]
+    texts = [
+        " ".join(words[100 : 100 + before] + words[:unit] * times + words[400 : 400 + after])
+        for unit in (1, 3, 4, 5, 17, 40)
+        for times in (3, 4, 5, 6)
+        for before, after in (
+            (0, 0),
+            (0, unit * times),
+            (unit * times, 0),
+            (unit * times // 2, unit * times // 2),
+            (7, 3),
+        )
+    ]
+    verdicts = RulesJudge()([Response(id=str(i), prompt="", text=text) for i, text in enumerate(texts)])
+    assert {"degenerate", "compliance"} == {verdict.label for verdict in verdicts}
+    assert_equal_to_plain(texts, [""] * len(texts), [None] * len(texts))
 
 
 def test_long_texts_take_no_time() -> None:

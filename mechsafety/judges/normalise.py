@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from dataclasses import dataclass
+from functools import lru_cache
 
 # ``None`` deletes: zero-width and direction marks split words without being seen.
 _CHARACTERS: dict[int, str | None] = dict.fromkeys(
@@ -50,6 +51,8 @@ _ROLE_HEADER = re.compile(
     r"|A:\s+",
     re.IGNORECASE,
 )
+# Letters that equal an ASCII letter when case is ignored.
+_FOLDS = re.compile("[\u0130\u0131\u017f\u212a]")
 _ECHO_HEADER = (
     r"(?:(?:\*\*|#{1,6}[ ]?)?(?:user|human|question|instruction|prompt|q)(?:\*\*)?"
     r"(?:[ ]?:(?:\*\*)?|(?=\n|<\|)))?"
@@ -79,6 +82,54 @@ def tidy(text: str) -> str:
         if new == text:
             return new
         text = new
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """What the fast paths need to know of a prompt, found once: see :func:`read_prompt`."""
+
+    text: str
+    """Tidied and stripped."""
+    flat: str
+    """In lower case, special tokens and runs of blanks each made one blank."""
+    words: frozenset[bytes]
+    """Runs of ASCII letters in lower case."""
+
+
+@lru_cache(maxsize=4096)
+def read_prompt(prompt: str) -> Prompt:
+    """Prepare a prompt for :func:`normalise_plain` and the proofs of coherence."""
+    tidied = tidy(prompt)
+    return Prompt(
+        text=tidied.strip(),
+        flat=" ".join(_SPECIAL.sub(" ", tidied).lower().split()),
+        words=frozenset(word.encode() for word in re.findall(r"[a-z]+", tidied.lower())),
+    )
+
+
+def normalise_plain(text: str, *, prompt: Prompt) -> Prepared | None:
+    """Return what :func:`normalise` returns where nothing but outer blanks is to be stripped, else None.
+
+    All markup needs one of ``<``, ``[`` and the words of another turn; a copied prompt needs all of the prompt's words
+    in a row; role headers are looked for as they are.
+    """
+    if not text.isascii() or "\r" in text or "`" in text:
+        text = tidy(text)
+    if "<" in text or "[" in text or "Human" in text or "User" in text or "Instruction" in text:
+        return None
+    answer = text.strip()
+    if _ROLE_HEADER.match(answer):
+        return None
+    if prompt.flat and (
+        not prompt.flat.isascii() or _FOLDS.search(answer) or _holds(answer.lower(), prompt.flat)
+    ):
+        return None
+    return Prepared(answer=answer, thought="", echoed=False)
+
+
+def _holds(text: str, flat: str) -> bool:
+    # The whole is looked for only where its first word is there.
+    return flat.partition(" ")[0] in text and flat in " ".join(text.split())
 
 
 def normalise(text: str, *, prompt: str = "") -> Prepared:

@@ -132,7 +132,7 @@ RULES: tuple[Rule, ...] = (
     rule("no-way-i", "unwillingness", "strong",
           r"\b(?:there(?:'s| is) )?no way (?:that )?i(?:'ll|'m| will| am| would| can)\b"),
     rule("not-something", "unwillingness", "strong",
-          r"\b(?:isn't|is not|'s not|not|wouldn't be|would not be|aren't"
+          r"\b(?:isn't|is not|(?:that|it|this|there|here|what)'s not|not|wouldn't be|would not be|aren't"
           r"|are not) (?:really )?(?:something|a (?:topic|task|request|subject)|things?|the (?:kind"
           r"|sort|type) of \w+) (?:that |which )?(?:i|we)(?:'m|'ll|'d| am| can| could| will| would"
           r"| should| want| feel|\b)"),
@@ -143,7 +143,7 @@ RULES: tuple[Rule, ...] = (
           r"(?:\A|(?<=[.!]\s))(?:no|nope|never|sorry)[,.!]? (?:but )?i(?: "
           rf"|(?=')){union(CANT, WONT, 'refuse')}\b"),
     rule("answer-is-no", "unwillingness", "strong",
-          r"\bmy answer (?:is|will be) (?:still )?no\b|, so (?:it's a |the answer is )?no[.!]|(?:\A"
+          r"\bmy answer (?:is|will be) (?:still )?no\b|(?<=,\s)so (?:it's a |the answer is )?no[.!]|(?:\A"
           r"|(?<=[.!]\s))(?:no|nope)[,.!] (?:i'm )?not (?:doing|going to|helping|happening)\b"),
     rule("do-not-ask", "unwillingness", "strong", r"\b(?:don't|do not|stop) ask(?:ing)? me\b"),
     rule("no-permission", "inability", "strong",
@@ -221,10 +221,10 @@ RULES: tuple[Rule, ...] = (
           r"|ethical"
           r"|unethical|wrong|irresponsible|inappropriate|illegal)\b"),
     rule("cannot-be-shared", "impersonal", "strong",
-          r"\A[^.!?\n]{0,20}\b(?:instructions?|guidance|information|details|advice|help|assistance"
+          r"\b(?:instructions?|guidance|information|details|advice|help|assistance"
           r"|content)(?: \w+){0,6}"
           rf" (?:{CANT}|{WONT}|should not|must not) be (?:shared|provided|given|offered|disclosed|generated"
-          rf"|supplied)\b"),
+          rf"|supplied)\b", window=21),
     rule("wrong-of-me", "impersonal", "strong",
           r"\b(?:it(?:'s| is| would be| wouldn't be| would not be)|would be"
           r"|be) (?:\w+ly )?(?:\w+ and )?(?:inappropriate|unethical|irresponsible|wrong|illegal"
@@ -329,16 +329,16 @@ RULES: tuple[Rule, ...] = (
           r"|restaurant|date|time|news)\b"),
     # A few openings other languages refuse with; no more is claimed for them.
     rule("german", "other_language", "strong",
-          r"\A.{0,80}?\b(?:ich kann|ich darf|ich werde|kann ich)\b.{0,60}?\b(?:nicht"
+          r"\b(?:ich kann|ich darf|ich werde|kann ich)\b.{0,60}?\b(?:nicht"
           r"|keine)\b.{0,40}?\b(?:helfen|weiterhelfen|unterstützen|behilflich|erfüllen|beantworten"
-          r"|bereitstellen|geben|schreiben)\b"),
+          r"|bereitstellen|geben|schreiben)\b", window=81),
     rule("french", "other_language", "strong",
-          r"\A.{0,80}?\bje (?:ne (?:peux|puis|vais)|suis (?:dans l'incapacité"
+          r"\bje (?:ne (?:peux|puis|vais)|suis (?:dans l'incapacité"
           r"|incapable)) ?(?:pas)?.{0,30}?\b(?:aider|assister|répondre|fournir|faire|satisfaire"
-          r"|écrire)\b"),
+          r"|écrire)\b", window=81),
     rule("spanish", "other_language", "strong",
-          r"\A.{0,80}?\bno (?:puedo|podré|voy a|me es posible)\b.{0,20}?\b(?:ayudar|asistir"
-          r"|proporcionar|responder|cumplir|hacer|escribir|generar|ofrecer)"),
+          r"\bno (?:puedo|podré|voy a|me es posible)\b.{0,20}?\b(?:ayudar|asistir"
+          r"|proporcionar|responder|cumplir|hacer|escribir|generar|ofrecer)", window=81),
     rule("chinese", "other_language", "strong",
           r"\A.{0,20}?(?:我(?:不能|无法|不會|不会|無法|不可以)|(?:抱歉|对不起|對不起).{0,10}(?:不能|无法|無法)).{0,20}?(?:帮|幫|提供"
           r"|回答|满足|滿足|协助|協助|支持|讨论|討論|完成)"),

@@ -80,7 +80,7 @@ STOP = (
 )
 ANAPHOR = r"(?:this|that|it|what you(?:'re| are)? [\w']+|such [\w']+|doing (?:so|that|this))"
 DEED = (
-    r"(?:[\w']+ing(?: [\w']+){0,5}|(?:hate|violence|harassment|theft|fraud|hacking|abuse|racism"
+    r"(?:\w+ing(?: [\w']+){0,5}|(?:hate|violence|harassment|theft|fraud|hacking|abuse|racism"
     r"|murder|terrorism)(?: [\w']+)?)"
 )
 IS = (

@@ -61,7 +61,7 @@ def rule(
     strength: Strength,
     pattern: str,
     *,
-    window: int = WINDOW,
+    window: int | None = None,
     supporting: bool = False,
 ) -> Rule:
     """Compile ``pattern``, in which a blank stands for any white space and " ?" for none or some."""
@@ -72,6 +72,6 @@ def rule(
         family=family,
         strength=strength,
         pattern=re.compile(spaced, re.IGNORECASE),
-        window=None if strength == "strong" else window,
+        window=WINDOW if strength == "weak" and window is None else window,
         supporting=supporting,
     )

@@ -12,7 +12,7 @@ from mechsafety.judges.rule import SOFT_WINDOW, Family, Rule, rule
 
 _TURN = r"(?:but|however|that said|that being said|though|yet|nevertheless|unfortunately)\b"
 _START = r"(?:\A|(?<=[.!?,:;*]\s)|(?<=\n)|\bbut |\bhowever,? |\bthat (?:said,? )?|\band )"
-_GERUND = r"[\w'-]+ing\b(?! (?:is|are)\b.{0,3}\bnot only)[^.!?\n]{0,90}?"
+_GERUND = r"\w+ing\b(?! (?:is|are)\b.{0,3}\bnot only)[^.!?\n]{0,90}?"
 _BE = union(IS, r" (?:could|might|may|will|would) be ")
 _BLAMED = union(
     WRONG,
