@@ -23,18 +23,15 @@ def save_judge_model(folder: Path, *, needs_reminder: bool = False, mute: bool =
     """``needs_reminder``: it says nothing until "again" stands in the question; ``mute``: it says nothing at all."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    sizes = {
+        "vocab_size": WIDTH,
+        "hidden_size": WIDTH,
+        "intermediate_size": 8,
+        "max_position_embeddings": 4096,
+    }
+    ones = dict.fromkeys(("num_hidden_layers", "num_attention_heads", "num_key_value_heads"), 1)
     config = LlamaConfig(
-        vocab_size=WIDTH,
-        hidden_size=WIDTH,
-        intermediate_size=8,
-        num_hidden_layers=1,
-        num_attention_heads=1,
-        num_key_value_heads=1,
-        max_position_embeddings=4096,
-        tie_word_embeddings=False,
-        pad_token_id=0,
-        eos_token_id=1,
-        bos_token_id=1,
+        **sizes, **ones, tie_word_embeddings=False, pad_token_id=0, eos_token_id=1, bos_token_id=1
     )
     model = LlamaForCausalLM(config)
     token = {word: number for number, word in enumerate(WORDS)}

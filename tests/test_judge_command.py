@@ -103,6 +103,7 @@ def test_the_probe_reports_flips_by_variant(server: FaultyServer, answers: Path,
         assert len(list(csv.DictReader(stream))) == 7
 
 
+TWICE = "id,prompt,response\n1,a,b\n1,c,d\n"
 MISTAKES = [
     ("{none}", "does not exist"),
     ("{empty}", "no responses in it"),
@@ -131,15 +132,12 @@ def test_mistakes_end_in_one_line(
 ) -> None:
     monkeypatch.setenv("MECHSAFETY_ENDPOINT_TRIES", "2")
     monkeypatch.delenv("MECHSAFETY_ENDPOINT_URL", raising=False)
-    made = {"answers": answers, "tmp": tmp_path, "none": tmp_path / "none.csv"}
-    for name, text in {
-        "empty": "prompt,response\n",
-        "blank": "",
-        "wrong": "id,text\n1,a\n",
-        "twice": "id,prompt,response\n1,a,b\n1,c,d\n",
-    }.items():
-        made[name] = tmp_path / f"{name}.csv"
-        made[name].write_text(text)
+    texts = {"empty": "prompt,response\n", "blank": "", "wrong": "id,text\n1,a\n", "twice": TWICE}
+    made = {"answers": answers, "tmp": tmp_path} | {
+        name: tmp_path / f"{name}.csv" for name in ("none", *texts)
+    }
+    for name in texts:
+        made[name].write_text(texts[name])
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
