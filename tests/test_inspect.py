@@ -57,6 +57,7 @@ from mechsafety.judges.verdict import Verdict
 from mechsafety.prompts import Prompt
 from mechsafety.statistics import refusal_rates, wilson
 from mechsafety.tokens import render_chat, tokenize_text
+from tests.test_cli import call, succeed
 from tests.test_study import config, finished  # noqa: F401 - fixtures
 
 pytestmark = [
@@ -640,6 +641,15 @@ def test_the_same_run_gives_the_same_files(run: Path, tmp_path: Path) -> None:
     first = [p.name for p in export_inspect_log(run, tmp_path / "one")]
     assert [p.name for p in export_inspect_log(run, tmp_path / "two")] == first
     assert len(set(first)) == 4
+
+
+def test_the_command_writes_the_logs(run: Path, tmp_path: Path) -> None:
+    facts = succeed("export-inspect", run, "--out", tmp_path / "out", "--format", "json", "--json")
+    assert facts["logs"] == [str(p) for p in export_inspect_log(run, tmp_path / "out", formats=["json"])]
+    assert "--log-dir" in facts["next"]
+    result = call("export-inspect", tmp_path / "out", "--out", tmp_path / "more")
+    assert result.exit_code == 2
+    assert "not a run folder" in result.stderr
 
 
 def test_what_is_no_finished_study_is_refused(run: Path, tmp_path: Path) -> None:

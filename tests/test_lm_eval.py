@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 
@@ -25,6 +26,7 @@ from mechsafety.integrations.harness_runs import evaluate  # noqa: E402
 from mechsafety.interventions import Ablate, Add, digest  # noqa: E402
 from mechsafety.models import load_model  # noqa: E402
 from mechsafety.scoring import option_log_probs  # noqa: E402
+from tests.test_cli import call, succeed  # noqa: E402
 
 ARCHITECTURES = ["llama", "qwen2", "gemma2", "gpt2"]
 PAIRS = [
@@ -385,7 +387,7 @@ def test_wrong_input_is_said(tiny: Callable[..., Any], tasks: TaskManager) -> No
         evaluate(model, ["ms_choices"], limit=0, task_manager=tasks)
     with pytest.raises(MechsafetyError, match="set chat too"):
         evaluate(model, ["ms_choices"], system="help", task_manager=tasks)
-    with pytest.raises(MechsafetyError, match="no_such_task"):
+    with pytest.raises(MechsafetyError, match="no task 'no_such_task'"):
         evaluate(model, ["no_such_task"], task_manager=tasks)
     with pytest.raises(MechsafetyError, match="num_beams"):
         generated(EditedLM(model), ["help me"], num_beams=4)
@@ -393,6 +395,32 @@ def test_wrong_input_is_said(tiny: Callable[..., Any], tasks: TaskManager) -> No
         generated(EditedLM(model), ["help me"], max_gen_toks=256)
     with pytest.raises(MechsafetyError, match="must fit in the window of 4"):
         scored(EditedLM(model, max_length=4))
+
+
+def test_the_command_writes_a_run_and_refuses_what_is_wrong(
+    tiny_folder: Callable[..., Path], tasks: TaskManager, tmp_path: Path
+) -> None:
+    fixed = ["evaluate", tiny_folder("llama"), "--device", "cpu", "--dtype", "float32", "--limit", 4]
+    edit = ["--edit", "ablate(random, seed=1)"]
+    own = ["--task-folder", tmp_path / "tasks", "--tasks", "ms_choices"]
+    facts = succeed(*fixed, *own, *edit, "--out", tmp_path / "run", "--json")
+    table = pd.read_csv(tmp_path / "run" / "results.csv")
+    assert list(table["metric"]) == ["acc", "acc_norm"]
+    assert table["model"][0].endswith(f"@{facts['record']['edit_sha256'][:12]}")
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert manifest["evaluation"] == facts["record"]
+    assert manifest["config"]["edit_sha256"] == facts["record"]["edit_sha256"]
+    assert [row["value"] for row in facts["results"]] == pytest.approx(list(table["value"]))
+    for wrong, said in (
+        (["--tasks", "ms_choice", "--task-folder", tmp_path / "tasks"], "near it are ms_choices"),
+        (["--tasks", ","], "tasks:"),
+        (["--tasks", "x", "--task-folder", tmp_path / "nowhere"], "does not exist"),
+        ([*own, "--edit", "ablate("], "neither a .safetensors file"),
+    ):
+        result = call(*fixed, *wrong, "--out", tmp_path / "other")
+        assert result.exit_code == 2, result.output
+        assert said in result.stderr
+        assert not (tmp_path / "other").exists()
 
 
 def test_a_model_in_a_folder_is_named_without_it(tiny_folder: Callable[..., Path]) -> None:

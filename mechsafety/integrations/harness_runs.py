@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from html import escape
 from importlib import metadata
 from pathlib import Path
@@ -59,7 +60,7 @@ def evaluate(
     chat: bool = False,
     system: str | None = None,
     seed: int = 0,
-    task_manager: Any = None,
+    task_manager: TaskManager | None = None,
 ) -> Evaluation:
     """Run lm-eval's ``tasks`` (names, or configurations as dictionaries) on ``model`` under ``edit``.
 
@@ -73,23 +74,25 @@ def evaluate(
     if system is not None and not chat:
         raise MechsafetyError("a system message goes with the chat template: set chat too")
     lm = EditedLM(model, edit, batch_size=batch_size, seed=seed)
-    results = _results(
-        lambda: simple_evaluate(
-            model=lm,
-            tasks=list(tasks),
-            num_fewshot=num_fewshot,
-            limit=limit,
-            apply_chat_template=chat,
-            system_instruction=system,
-            task_manager=task_manager,
-            log_samples=False,
-            bootstrap_iters=1000,
-            random_seed=seed,
-            numpy_random_seed=seed,
-            torch_random_seed=seed,
-            fewshot_random_seed=seed,
-        )
+    manager = task_manager or TaskManager()
+    _require_known(tasks, manager)
+    found = simple_evaluate(
+        model=lm,
+        tasks=list(tasks),
+        num_fewshot=num_fewshot,
+        limit=limit,
+        apply_chat_template=chat,
+        system_instruction=system,
+        task_manager=manager,
+        log_samples=False,
+        bootstrap_iters=1000,
+        random_seed=seed,
+        numpy_random_seed=seed,
+        torch_random_seed=seed,
+        fewshot_random_seed=seed,
     )
+    assert found is not None  # that is for other processes than the first
+    results: dict[str, Any] = dict(found)
     settings = {
         "limit": limit,
         "num_fewshot": num_fewshot,
@@ -134,11 +137,10 @@ def run_evaluation(config: EvaluationConfig, out: Path, *, say: Callable[[str], 
     unknown task, and whatever loading raises.
     """
     asked_edit = read_expression(config.edit) if config.edit is not None else None
-    manager = None
-    if config.task_folder is not None:
-        if not Path(config.task_folder).is_dir():
-            raise MechsafetyError(f"task folder {config.task_folder!r} does not exist")
-        manager = TaskManager(include_path=config.task_folder)
+    if config.task_folder is not None and not Path(config.task_folder).is_dir():
+        raise MechsafetyError(f"task folder {config.task_folder!r} does not exist")
+    manager = TaskManager(include_path=config.task_folder)
+    _require_known(config.tasks, manager)
     say(f"loading {config.model}")
     model = load_model(config.model, dtype=config.dtype, device=config.device, template=config.template)
     edit = asked_edit.for_model(model) if asked_edit is not None else None
@@ -167,15 +169,12 @@ def run_evaluation(config: EvaluationConfig, out: Path, *, say: Callable[[str], 
         return replace(found, path=run.path)
 
 
-def _results(run: Callable[[], Any]) -> dict[str, Any]:
-    try:
-        found = run()
-    except (KeyError, ValueError) as error:
-        if "task" in str(error).lower():
-            raise MechsafetyError(f"lm-eval: {error}; `lm-eval ls tasks` lists them") from error
-        raise
-    assert found is not None
-    return dict(found)
+def _require_known(tasks: Sequence[str | dict[str, Any]], manager: TaskManager) -> None:
+    known = set(manager.task_index)
+    if unknown := [t for t in tasks if isinstance(t, str) and t not in known and not Path(t).is_file()]:
+        near = get_close_matches(unknown[0], known, n=3)
+        hint = f"; near it are {', '.join(near)}" if near else "; `lm-eval ls tasks` lists what there is"
+        raise MechsafetyError(f"lm-eval knows no task {unknown[0]!r}{hint}")
 
 
 def _rows(name: str, results: dict[str, Any]) -> Iterator[dict[str, Any]]:

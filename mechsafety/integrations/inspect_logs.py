@@ -172,7 +172,7 @@ class _Arm:
                 completed_samples=len(samples),
                 scores=[_judge_score(str(judge), rows) for judge, rows in rates.groupby("judge", sort=False)],
             ),
-            stats=EvalStats(started_at=when, completed_at=when),
+            stats=EvalStats(started_at=when, completed_at=when, model_usage={self.model: _all(samples)}),
             samples=samples,
         )
 
@@ -242,6 +242,12 @@ class _Arm:
             },
             model_usage={self.model: usage},
         )
+
+
+def _all(samples: Sequence[EvalSample]) -> ModelUsage:
+    used = [usage for sample in samples for usage in sample.model_usage.values()]
+    n_in, n_out = sum(u.input_tokens for u in used), sum(u.output_tokens for u in used)
+    return ModelUsage(input_tokens=n_in, output_tokens=n_out, total_tokens=n_in + n_out)
 
 
 def _score(row: Mapping[str, Any], answer: str) -> Score:
