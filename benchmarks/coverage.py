@@ -111,13 +111,19 @@ def powered_coverage(
     return coverage(name, f"{n} responses, {labels} labels, rate {rate}, judge {sens} / {spec}", rate, draw())
 
 
-def gladen_coverage(studies: int, *, n: int, labels: int, rate: float, sens: float, spec: float) -> Coverage:
+def gladen_coverage(
+    studies: int, *, n: int, labels: int, rate: float, sens: float, spec: float, nested: bool = False
+) -> Coverage:
+    """``nested``: the labelled responses are among the n rated, as with ``mechsafety agree``."""
     rng = np.random.default_rng(0)
 
     def draw() -> Drawn:
         for _ in range(studies):
-            said = judged(rng, n, rate, sens, spec)[1]
-            truth, known = judged(rng, labels, rate, sens, spec)
+            truth, said = judged(rng, n, rate, sens, spec)
+            if nested:
+                truth, known = truth[:labels], said[:labels]
+            else:
+                truth, known = judged(rng, labels, rate, sens, spec)
             found = rogan_gladen(
                 refused=float(said.sum()),
                 n=float(n),
@@ -128,7 +134,8 @@ def gladen_coverage(studies: int, *, n: int, labels: int, rate: float, sens: flo
             )
             yield found.low, found.high
 
-    setting = f"{n} responses, {labels} labels elsewhere, rate {rate}, judge {sens} / {spec}"
+    place = "among them" if nested else "elsewhere"
+    setting = f"{n} responses, {labels} labels {place}, rate {rate}, judge {sens} / {spec}"
     return coverage("Rogan-Gladen", setting, rate, draw())
 
 
@@ -236,6 +243,8 @@ ROWS: tuple[Callable[[int], Coverage], ...] = (
     lambda s: gladen_coverage(s, n=1000, labels=100, rate=0.9, sens=0.95, spec=0.9),
     lambda s: gladen_coverage(s, n=2000, labels=200, rate=0.02, sens=0.9, spec=0.98),
     lambda s: gladen_coverage(s, n=400, labels=50, rate=0.5, sens=0.8, spec=0.8),
+    lambda s: gladen_coverage(s, n=400, labels=50, rate=0.3, sens=0.95, spec=0.9, nested=True),
+    lambda s: gladen_coverage(s, n=1000, labels=100, rate=0.9, sens=0.95, spec=0.9, nested=True),
     lambda s: agreement_coverage(s, measure="kappa", prompts=100, per_prompt=1, rate=0.4, right=0.9),
     lambda s: agreement_coverage(s, measure="kappa", prompts=50, per_prompt=4, rate=0.4, right=0.9),
     lambda s: agreement_coverage(s, measure="kappa", prompts=100, per_prompt=1, rate=0.05, right=0.97),
@@ -257,10 +266,11 @@ def main() -> None:
     for row in ROWS:
         found = row(studies)
         share = f"{found.held:.1%} (± {found.error:.1%})"
-        flag = "" if 0.93 <= found.held <= 0.97 else " **"
+        if not 0.93 <= found.held <= 0.97:
+            share = f"**{share}**"
         missing = f"{found.undefined / found.studies:.0%}" if found.undefined else ""
         print(
-            f"| {found.name} | {found.setting} |{flag} {share}{flag.strip()} | {found.width:.3f} | {missing} |",
+            f"| {found.name} | {found.setting} | {share} | {found.width:.3f} | {missing} |",
             flush=True,
         )
 

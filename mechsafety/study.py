@@ -25,8 +25,10 @@ from mechsafety.errors import MechsafetyError
 from mechsafety.generation import Sampling
 from mechsafety.interventions import Edit, digest
 from mechsafety.judge_tables import judge_tables
+from mechsafety.judges.asking import AskingJudge
+from mechsafety.judges.cache import VerdictCache
 from mechsafety.judges.registry import judge_responses, load_judge
-from mechsafety.judges.verdict import Judge, Response
+from mechsafety.judges.verdict import Judge, Response, Verdict
 from mechsafety.models import load_model, load_record
 from mechsafety.openings import own_refusal_tokens
 from mechsafety.prompts import PromptSet
@@ -281,7 +283,7 @@ class _Study:
         ]
         if judge not in self._judges:
             self._judges[judge] = load_judge(judge, models=self.model)
-        verdicts = judge_responses(responses, [self._judges[judge]])
+        verdicts = self._ask(self._judges[judge], responses)
         rows = pd.DataFrame(
             {
                 "system": spec,
@@ -295,6 +297,13 @@ class _Study:
             }
         )
         self.run.write_part(rows, "verdicts", judge, spec, arm)
+
+    def _ask(self, judge: Judge, responses: Sequence[Response]) -> list[Verdict]:
+        """A judge that asks a model keeps each verdict as it comes: an interrupted study asks nothing twice."""
+        if not isinstance(judge, AskingJudge):
+            return judge_responses(responses, [judge])
+        with VerdictCache(self.run.path / "judge_cache.sqlite") as cache:
+            return judge_responses(responses, [judge], cache=cache)
 
     def _selfjudge(self, spec: str, arm: str) -> None:
         table = self.responses(spec, arm)

@@ -7,9 +7,11 @@ from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_core import PydanticCustomError
 
 from mechsafety.directions import Centring, Method
 from mechsafety.errors import MechsafetyError
+from mechsafety.judges.endpoint import parse
 from mechsafety.places import configs_folder
 from mechsafety.recipes import RecipeName
 from mechsafety.selection import RULES
@@ -86,6 +88,18 @@ class StudyConfig(BaseModel):
             raise ValueError("a name is empty")
         return values
 
+    @field_validator("judges")
+    @classmethod
+    def _no_secrets(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        # The configuration is written into the manifest; an address with a password must not get there.
+        for value in values:
+            if value.startswith("endpoint:"):
+                try:
+                    parse(value.removeprefix("endpoint:"))
+                except MechsafetyError as error:
+                    raise PydanticCustomError("endpoint", "{why}", {"why": str(error)}) from None
+        return values
+
     @field_validator("selection")
     @classmethod
     def _known_rule(cls, value: str | None) -> str | None:
@@ -115,7 +129,7 @@ def load_config(source: str | None, overrides: dict[str, Any] | None = None) -> 
     except ValidationError as error:
         problems = "; ".join(
             f"{'.'.join(map(str, e['loc'])) or 'config'}: {e['msg'].removeprefix('Value error, ')}"
-            f"{_got(e['input']) if e['type'] != 'extra_forbidden' else ''}"
+            f"{_got(e['input']) if e['type'] not in ('extra_forbidden', 'endpoint') else ''}"
             for e in error.errors()
         )
         known = ""

@@ -189,3 +189,12 @@ def test_layers_of_recipes() -> None:
     assert [recipe("code").layer_of(n) for n in (30, 32, 24)] == [18, 19, 14]  # int(0.6 n)
     assert recipe("default").layer_of(30) is None
     assert recipe("code", layer=7).layer_of(30) == 7
+
+
+def test_an_address_with_a_password_gets_into_no_manifest() -> None:
+    judge = "endpoint:m@http://me:hunter2@localhost:8000/v1"
+    with pytest.raises(MechsafetyError, match="holds a password") as error:
+        load_config(None, {"judges": ("rules", judge)})
+    assert "hunter2" not in str(error.value)
+    plain = load_config(None, {"judges": ("rules", "endpoint:m@http://localhost:8000/v1")})
+    assert plain.judges[1].endswith("/v1")
