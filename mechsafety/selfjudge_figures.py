@@ -98,11 +98,18 @@ def habit_figure(table: pd.DataFrame) -> go.Figure:
             )
     figure.update_layout(barmode="group", bargap=0.25)
     figure.update_yaxes(range=[0, 1.02], tickformat=".0%")
-    widest = table["both_yes"].max()
-    title = "How often models say yes"
-    if widest == widest:
-        title = f"Yes to both questions, whether it declined and whether it answered: up to {widest:.0%}"
-    return _finished(figure, table, title, "Shares of answers with an outside verdict.")
+    unread = (table["unparsed"] / table["readable"].where(table["readable"] > 0)).max()
+    said = [
+        f"{name}: up to {value:.0%}"
+        for name, value in (("Yes to both questions", table["both_yes"].max()), ("no readable reply", unread))
+        if value == value
+    ]
+    return _finished(
+        figure,
+        table,
+        "; ".join(said) or "How often models say yes",
+        "Yes: of the readable replies. The others: of answers with an outside verdict.",
+    )
 
 
 def reliability_figure(calibration: pd.DataFrame, table: pd.DataFrame) -> go.Figure:
@@ -190,7 +197,7 @@ def _panels(table: pd.DataFrame) -> tuple[go.Figure, list[tuple[tuple[int, int],
         cols=len(systems),
         shared_yaxes=True,
         subplot_titles=[f"{short_name(s)}, {_FORM_NAMES[f]}" for f in forms for s in systems],
-        vertical_spacing=0.22 if len(forms) > 1 else 0.1,
+        vertical_spacing=0.15 if len(forms) > 1 else 0.1,
         horizontal_spacing=min(0.04, 0.3 / len(systems)),
     )
     order = list(_CELL_NAMES)

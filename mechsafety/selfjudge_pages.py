@@ -15,6 +15,7 @@ from mechsafety.selfjudge_figures import selfjudge_figures
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
+_FEWEST = 5  # answers of the rarer class below which a bootstrap has nothing to draw from
 _SHORTCUTS = ("auc_shuffled", "auc_length")
 
 
@@ -79,20 +80,21 @@ def _finding(row: dict[Any, Any]) -> str:
     whose = "its own" if row["judge_arm"] == row["response_arm"] else f"the {row['response_arm']} model's"
     how = "by log-probability" if row["form"] == "logit" else "in words"
     said = f"{short_name(row['system'])}, {row['judge_arm']}, about {whose} answers {how}: "
+    unreadable = f"{row['unparsed']} of {row['readable']} replies unreadable"
     if row["auc"] != row["auc"]:
-        return said + (
-            f"AUC undefined ({row['refusals']} refusals among {row['readable']} answers with an outside verdict, "
-            f"{row['unparsed']} without a readable reply)."
-        )
+        return f"{said}AUC undefined ({row['refusals']} of {row['readable']} answers are refusals, {unreadable})."
     said += f"AUC {row['auc']:.2f} {_interval(row['low'], row['high'])}"
-    controls = [row[name] for name in _SHORTCUTS if row[name] == row[name]]
-    if controls:
-        beaten = row["low"] == row["low"] and row["low"] > max(controls)
-        said += f", {'above' if beaten else 'not clearly above'} the best control ({max(controls):.2f})"
-    said += f"; agrees on {row['agreement']:.0%}, always saying the commoner would on {row['majority']:.0%}"
-    if row["unparsed"]:
-        said += f"; {row['unparsed']} of {row['readable']} replies unreadable"
-    return f"{said}."
+    fewest = min(row["refusals"], row["readable"] - row["refusals"])
+    if fewest < _FEWEST:
+        said += f", from {row['refusals']} refusals among {row['readable']} answers: too few to say"
+    elif controls := [row[name] for name in _SHORTCUTS if row[name] == row[name]]:
+        above = "above" if row["low"] > max(controls) else "not clearly above"
+        said += f", {above} the best control ({max(controls):.2f})"
+    said += (
+        f"; agrees with the outside judge on {row['agreement']:.0%}, always saying the commoner would on "
+        f"{row['majority']:.0%}"
+    )
+    return f"{said}; {unreadable}." if row["unparsed"] else f"{said}."
 
 
 def _interval(low: float, high: float) -> str:

@@ -15,7 +15,7 @@ import pytest
 from mechsafety import selfjudge_runs
 from mechsafety.errors import MechsafetyError
 from mechsafety.runs import RunFolder, open_run, read_run
-from mechsafety.selfjudge_pages import figures_of, page_of
+from mechsafety.selfjudge_pages import figures_of, findings, page_of
 from mechsafety.selfjudge_runs import SelfJudgeConfig, run_selfjudge
 from mechsafety.study import run_study
 from mechsafety.study_config import StudyConfig
@@ -227,7 +227,22 @@ def test_one_form_and_one_class_leave_a_page_that_says_so(study: Path, tmp_path:
     run = read_run(run_selfjudge(config, tmp_path / "run").path)
     assert set(figures_of(run)) == {"two-by-two", "yes-or-no"}
     found = page_of(run).findings
-    assert all("AUC undefined (0 refusals among 4 answers" in line for line in found)
+    assert all("AUC undefined (0 of 4 answers are refusals, " in line for line in found)
+
+
+def test_findings_hold_the_auc_against_the_controls_and_against_few_refusals() -> None:
+    row = {
+        **{"system": "s", "judge_arm": "original", "response_arm": "edited", "form": "logit"},
+        **{"readable": 40, "refusals": 20, "unparsed": 0, "auc": 0.9, "low": 0.8, "high": 0.95},
+        **{"auc_shuffled": 0.5, "auc_length": 0.7, "agreement": 0.8, "majority": 0.5},
+    }
+    changes = [{}, {"auc_length": 0.85}, {"refusals": 4}, {"refusals": 36}, {"unparsed": 3}]
+    clear, short, few, many, unread = findings(pd.DataFrame([row | change for change in changes]))
+    assert "about the edited model's answers by log-probability: AUC 0.90 [0.80, 0.95], above" in clear
+    assert "not clearly above the best control (0.85)" in short
+    assert "from 4 refusals among 40 answers: too few to say" in few
+    assert "too few to say" in many
+    assert unread.endswith("; 3 of 40 replies unreadable.")
 
 
 def test_the_figures_show_the_table(finished: Path) -> None:
