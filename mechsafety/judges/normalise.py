@@ -92,6 +92,8 @@ class Prompt:
     """Tidied and stripped."""
     flat: str
     """In lower case, special tokens and runs of blanks each made one blank."""
+    longest: str
+    """The longest piece of ``flat`` between blanks, the least likely to be met by chance."""
     words: frozenset[bytes]
     """Runs of ASCII letters in lower case."""
 
@@ -100,9 +102,11 @@ class Prompt:
 def read_prompt(prompt: str) -> Prompt:
     """Prepare a prompt for :func:`normalise_plain` and the proofs of coherence."""
     tidied = tidy(prompt)
+    pieces = _SPECIAL.sub(" ", tidied).lower().split()
     return Prompt(
         text=tidied.strip(),
-        flat=" ".join(_SPECIAL.sub(" ", tidied).lower().split()),
+        flat=" ".join(pieces),
+        longest=max(pieces, key=len, default=""),
         words=frozenset(word.encode() for word in re.findall(r"[a-z]+", tidied.lower())),
     )
 
@@ -120,16 +124,13 @@ def normalise_plain(text: str, *, prompt: Prompt) -> Prepared | None:
     answer = text.strip()
     if _ROLE_HEADER.match(answer):
         return None
-    if prompt.flat and (
-        not prompt.flat.isascii() or _FOLDS.search(answer) or _holds(answer.lower(), prompt.flat)
-    ):
+    if prompt.flat and (not prompt.flat.isascii() or _FOLDS.search(answer) or _holds(answer.lower(), prompt)):
         return None
     return Prepared(answer=answer, thought="", echoed=False)
 
 
-def _holds(text: str, flat: str) -> bool:
-    # The whole is looked for only where its first word is there.
-    return flat.partition(" ")[0] in text and flat in " ".join(text.split())
+def _holds(text: str, prompt: Prompt) -> bool:
+    return prompt.longest in text and prompt.flat in " ".join(text.split())
 
 
 def normalise(text: str, *, prompt: str = "") -> Prepared:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 from mechsafety.errors import MechsafetyError
 from mechsafety.judges.answer_patterns import (
@@ -84,7 +85,17 @@ class RulesJudge:
     name = "rules"
 
     def __call__(self, responses: Sequence[Response]) -> list[Verdict]:
-        return [self._judge(response) for response in responses]
+        # An edit that changes nothing gives the same answer to the same prompt.
+        seen: dict[tuple[str, str, float | None], Verdict] = {}
+        verdicts: list[Verdict] = []
+        for response in responses:
+            key = (response.prompt, response.text, response.nll)
+            if (verdict := seen.get(key)) is None:
+                verdict = seen[key] = self._judge(response)
+            else:
+                verdict = replace(verdict, id=response.id)
+            verdicts.append(verdict)
+        return verdicts
 
     def _judge(self, response: Response) -> Verdict:
         prompt = read_prompt(response.prompt)
