@@ -23,6 +23,7 @@ from benchmarks import (
     judge_statistics,
     logit_judge,
     memory,
+    rules_judge,
     scaling,
     startup,
     study,
@@ -41,6 +42,7 @@ SECTIONS: dict[str, Callable[[Options], Section | None]] = {
     "logit_judge": logit_judge.section,
     "judge_statistics": judge_statistics.section,
     "gpu": gpu.section,
+    "rules_judge": rules_judge.section,
     "startup": startup.section,
     "study": study.section,
 }
