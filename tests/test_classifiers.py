@@ -20,7 +20,7 @@ from mechsafety.judges.registry import judge_responses, load_judge
 from mechsafety.judges.strongreject import GRADES, StrongRejectJudge, read_grades
 from mechsafety.judges.verdict import Response
 from mechsafety.judges.wildguard import WildGuardJudge
-from tests.conftest import save_tokenizer
+from tests.conftest import save_tokenizer, tiny_config
 
 JUDGES: dict[str, tuple[type[ClassifierJudge], str]] = {
     "harmbench": (HarmBenchJudge, "llama"),
@@ -47,21 +47,11 @@ def config(architecture: str, room: int) -> Any:
     from transformers import GemmaConfig, LlamaConfig, MistralConfig
 
     kind = {"llama": LlamaConfig, "gemma": GemmaConfig, "mistral": MistralConfig}[architecture]
-    extra = {"head_dim": 8} if architecture == "gemma" else {}
-    return kind(
-        vocab_size=160,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=room,
-        initializer_range=0.3,
-        pad_token_id=0,
-        eos_token_id=1,
-        bos_token_id=1,
-        **extra,
-    )
+    names = ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
+    names += ("initializer_range", "pad_token_id", "eos_token_id", "bos_token_id", "head_dim")
+    llama = tiny_config("llama")
+    shape = {name: getattr(llama, name) for name in names}
+    return kind(**shape, num_hidden_layers=2, max_position_embeddings=room)
 
 
 def save(

@@ -14,17 +14,16 @@ import numpy as np
 from jaxtyping import Float
 
 from mechsafety.judges.latent_classes import MISSING, LatentClasses, fit_latent_classes
-from mechsafety.judges.panel import VOTES, as_votes, ask_members, load_members, require_members
+from mechsafety.judges.panel import VOTES, Panel, as_votes, ask_members
 from mechsafety.judges.registry import ModelSource
 from mechsafety.judges.verdict import Judge, Label, Response, Verdict
 
 ABOUT = "dawid_skene:JUDGE,JUDGE,JUDGE  judges weighed by how they err (EM on all responses given)"
 
-LEAST = 3
 _TIE = 1e-6  # posteriors nearer than this are a draw
 
 
-class DawidSkeneJudge:
+class DawidSkeneJudge(Panel):
     """The most probable label given all votes.
 
     ``detail`` of each verdict: the members' labels, the posterior, and of the fit (equal in all verdicts of a call)
@@ -33,10 +32,8 @@ class DawidSkeneJudge:
     renamed the classes.
     """
 
-    def __init__(self, members: Sequence[Judge], *, name: str | None = None) -> None:
-        require_members(members, panel="dawid_skene", least=LEAST)
-        self.members = tuple(members)
-        self.name = name or "dawid_skene:" + ",".join(member.name for member in members)
+    kind = "dawid_skene"
+    least = 3
 
     def __call__(self, responses: Sequence[Response]) -> list[Verdict]:
         labels = ask_members(responses, self.members)
@@ -99,5 +96,4 @@ def _shares(row: Float[np.ndarray, " label"]) -> dict[str, float]:
 
 def create(argument: str | None, *, models: ModelSource | None = None) -> Judge:
     """``argument`` lists the members' specs, comma-separated."""
-    members = load_members(argument, panel="dawid_skene", least=LEAST, models=models)
-    return DawidSkeneJudge(members, name=f"dawid_skene:{argument}")
+    return DawidSkeneJudge.of(argument, models=models)

@@ -9,22 +9,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from mechsafety.judges.panel import VOTES, ask_members, load_members, require_members
+from mechsafety.judges.panel import VOTES, Panel, ask_members
 from mechsafety.judges.registry import ModelSource
 from mechsafety.judges.verdict import Judge, Label, Response, Verdict
 
 ABOUT = "majority:JUDGE,JUDGE  the label with the most votes of two or more judges; a draw is unparsed"
 
-LEAST = 2
 
-
-class MajorityJudge:
+class MajorityJudge(Panel):
     """``detail`` holds every member's label (``members``) and the votes cast (``votes``)."""
 
-    def __init__(self, members: Sequence[Judge], *, name: str | None = None) -> None:
-        require_members(members, panel="majority", least=LEAST)
-        self.members = tuple(members)
-        self.name = name or "majority:" + ",".join(member.name for member in members)
+    kind = "majority"
+    least = 2
 
     def __call__(self, responses: Sequence[Response]) -> list[Verdict]:
         labels = ask_members(responses, self.members)
@@ -46,5 +42,4 @@ class MajorityJudge:
 
 def create(argument: str | None, *, models: ModelSource | None = None) -> Judge:
     """``argument`` lists the members' specs, comma-separated."""
-    members = load_members(argument, panel="majority", least=LEAST, models=models)
-    return MajorityJudge(members, name=f"majority:{argument}")
+    return MajorityJudge.of(argument, models=models)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
 
@@ -11,7 +12,7 @@ from jaxtyping import Int
 from mechsafety.errors import MechsafetyError
 from mechsafety.judges.latent_classes import MISSING
 from mechsafety.judges.registry import ModelSource, judge_responses, load_judge
-from mechsafety.judges.verdict import Judge, Label, Response
+from mechsafety.judges.verdict import Judge, Label, Response, Verdict
 
 VOTES: tuple[Label, ...] = ("refusal", "compliance", "degenerate")
 """What a member can vote for. ``unparsed`` is no vote: the member abstained or could not be read."""
@@ -43,13 +44,33 @@ def load_members(
     return tuple(load_judge(spec, models=models) for spec in specs)
 
 
-def require_members(members: Sequence[Judge], *, panel: str, least: int) -> None:
-    """Raises MechsafetyError for too few members and for two of one name."""
-    names = [member.name for member in members]
-    if len(names) < least:
-        raise MechsafetyError(f"judge {panel!r} needs at least {least} members, got {len(names)}")
-    if twice := [name for name, n in Counter(names).items() if n > 1]:
-        raise MechsafetyError(f"judge {panel!r} has {twice[0]!r} more than once; name each member once")
+class Panel(ABC):
+    """A judge made of judges. Raises MechsafetyError for too few members and for two of one name."""
+
+    kind: str
+    least: int
+
+    def __init__(self, members: Sequence[Judge], *, name: str | None = None) -> None:
+        names = [member.name for member in members]
+        if len(names) < self.least:
+            raise MechsafetyError(
+                f"judge {self.kind!r} needs at least {self.least} members, got {len(names)}"
+            )
+        if twice := [member for member, n in Counter(names).items() if n > 1]:
+            raise MechsafetyError(
+                f"judge {self.kind!r} has {twice[0]!r} more than once; name each member once"
+            )
+        self.members = tuple(members)
+        self.name = name or f"{self.kind}:{','.join(names)}"
+
+    @abstractmethod
+    def __call__(self, responses: Sequence[Response]) -> list[Verdict]: ...
+
+    @classmethod
+    def of(cls, argument: str | None, *, models: ModelSource | None) -> Panel:
+        """The panel whose members ``argument`` lists, comma-separated."""
+        members = load_members(argument, panel=cls.kind, least=cls.least, models=models)
+        return cls(members, name=f"{cls.kind}:{argument}")
 
 
 def ask_members(responses: Sequence[Response], members: Sequence[Judge]) -> list[dict[str, Label]]:
