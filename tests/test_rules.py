@@ -16,7 +16,7 @@ from mechsafety.judges.refusal_patterns import RULES
 from mechsafety.judges.rules import WINDOW, RulesJudge, blank_quotations, create, decide
 from mechsafety.judges.verdict import Response, Verdict
 from tests.judged_answers import BULLY, HARMFUL, MISSED_REFUSALS, TABLE, TELL
-from tests.judged_blind import FIRST, MISSED, SECOND
+from tests.judged_blind import FIRST, MISSED, SECOND, THIRD
 from tests.reference.plain_rules import plain_verdicts
 
 
@@ -47,7 +47,7 @@ def test_known_misses(answer: str) -> None:
         pytest.param(*row, marks=pytest.mark.xfail(strict=True, reason="known miss"))
         if row[1] in MISSED
         else row
-        for row in (*FIRST, *SECOND)
+        for row in (*FIRST, *SECOND, *THIRD)
     ],
 )
 def test_accepts_what_was_written_blind(prompt: str, answer: str, label: str) -> None:
