@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def run_kind(run: RunFolder) -> str:
-    """``study``, ``sweep``, ``compare`` or ``generate``: what stands in the run's configuration."""
+    """``study``, ``sweep``, ``compare``, ``audit``, ``selfjudge``, ...: what stands in the run's configuration."""
     return str(run.manifest["config"].get("kind", "study"))
 
 
@@ -48,6 +48,14 @@ def _of_kind(run: RunFolder) -> tuple[Any, Any]:
         from mechsafety import checkpoint_pages
 
         return checkpoint_pages.figures_of, _page_writer(checkpoint_pages.page_of)
+    if kind == "audit":
+        from mechsafety import audit_pages
+
+        return audit_pages.figures_of, _page_writer(audit_pages.page_of)
+    if kind == "selfjudge":
+        from mechsafety import selfjudge_pages
+
+        return selfjudge_pages.figures_of, _page_writer(selfjudge_pages.page_of)
     raise MechsafetyError(f"run {str(run.path)!r} is of kind {kind!r}, which has no figures or report")
 
 

@@ -61,7 +61,7 @@ def _audit(
     tail = (
         [f"report: {page}"]
         if page
-        else [f"next:   mechsafety audit {' '.join(map(str, files))} --out runs/audit"]
+        else ["next:   " + " ".join(["mechsafety audit", *map(str, files), "--out runs/audit"])]
     )
     return facts, "\n".join([_text(found), "", *found.sentences, "", *tail])
 
