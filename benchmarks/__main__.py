@@ -41,6 +41,7 @@ SECTIONS: dict[str, Callable[[Options], Section | None]] = {
     "generation": generation.section,
     "logit_judge": logit_judge.section,
     "judge_statistics": judge_statistics.section,
+    "embedding_judge": embedding_judge.section,
     "gpu": gpu.section,
     "rules_judge": rules_judge.section,
     "startup": startup.section,
