@@ -18,6 +18,7 @@ import torch
 
 from benchmarks import (
     caching,
+    embedding_judge,
     generation,
     gpu,
     judge_statistics,
