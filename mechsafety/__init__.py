@@ -36,12 +36,14 @@ if TYPE_CHECKING:
     from mechsafety.generation import Sampling as Sampling
     from mechsafety.generation import generate as generate
     from mechsafety.human_labels import read_human_labels as read_human_labels
+    from mechsafety.injection import injection_flip_rate as injection_flip_rate
     from mechsafety.interventions import Ablate as Ablate
     from mechsafety.interventions import Add as Add
     from mechsafety.interventions import AffineAblate as AffineAblate
     from mechsafety.interventions import Orthogonalise as Orthogonalise
     from mechsafety.interventions import baked as baked
     from mechsafety.interventions import edited as edited
+    from mechsafety.judges.cache import VerdictCache as VerdictCache
     from mechsafety.judging import judge as judge
     from mechsafety.judging import refusal_rates as refusal_rates
     from mechsafety.judging import verdict_table as verdict_table
@@ -51,6 +53,8 @@ if TYPE_CHECKING:
     from mechsafety.prompts import load_prompts as load_prompts
     from mechsafety.selection import nearest as nearest
     from mechsafety.selection import select as select
+    from mechsafety.selfjudge_runs import SelfJudgeConfig as SelfJudgeConfig
+    from mechsafety.selfjudge_runs import run_selfjudge as run_selfjudge
     from mechsafety.study import run_study as run_study
     from mechsafety.study_config import StudyConfig as StudyConfig
     from mechsafety.sweep_runs import SweepConfig as SweepConfig
@@ -73,6 +77,10 @@ _HOMES = {
     "baked": "interventions",
     "Comparison": "checkpoints",
     "compare": "checkpoints",
+    "SelfJudgeConfig": "selfjudge_runs",
+    "run_selfjudge": "selfjudge_runs",
+    "injection_flip_rate": "injection",
+    "VerdictCache": "judges.cache",
     "verdict_table": "judging",
     "read_human_labels": "human_labels",
     "load_annotations": "annotation.export",
@@ -113,8 +121,10 @@ __all__ = [
     "Orthogonalise",
     "ResidualCache",
     "Sampling",
+    "SelfJudgeConfig",
     "StudyConfig",
     "SweepConfig",
+    "VerdictCache",
     "__version__",
     "baked",
     "compare",
@@ -124,6 +134,7 @@ __all__ = [
     "figures",
     "find_directions",
     "generate",
+    "injection_flip_rate",
     "judge",
     "judge_figures",
     "load_annotations",
@@ -141,6 +152,7 @@ __all__ = [
     "refusal_rates",
     "residual_means",
     "residual_stream",
+    "run_selfjudge",
     "run_study",
     "run_sweep",
     "save_edit",

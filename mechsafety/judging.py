@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from mechsafety.generation import Completions
+from mechsafety.judges.cache import VerdictCache
 from mechsafety.judges.registry import ModelSource, judge_responses
 from mechsafety.judges.verdict import Judge, Response
 from mechsafety.statistics import refusal_rates as rates_of
@@ -25,16 +26,20 @@ class Verdicts:
 
 
 def judge(
-    completions: Completions, judges: Sequence[str | Judge], *, models: ModelSource | None = None
+    completions: Completions,
+    judges: Sequence[str | Judge],
+    *,
+    models: ModelSource | None = None,
+    cache: VerdictCache | None = None,
 ) -> Verdicts:
     """Each judge's verdict on each completion.
 
-    ``judges`` are names (``rules``, ``degeneracy``, ``phrases:arditi``, ``logit:MODEL``) or objects. Columns of
-    the table: id, label (the prompt's), judge, verdict, tags.
+    ``judges`` are names (``rules``, ``degeneracy``, ``phrases:arditi``, ``logit:MODEL``) or objects; those that ask a
+    model keep their verdicts in ``cache``. Columns of the table: id, label (the prompt's), judge, verdict, tags.
     """
     responses = [Response(id=c.id, prompt=c.prompt, text=c.text) for c in completions]
     labels = {c.id: c.label for c in completions}
-    verdicts = judge_responses(responses, judges, models=models)
+    verdicts = judge_responses(responses, judges, models=models, cache=cache)
     rows = [
         {"id": v.id, "label": labels[v.id], "judge": v.judge, "verdict": v.label, "tags": " ".join(v.tags)}
         for v in verdicts
