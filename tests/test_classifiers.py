@@ -13,13 +13,20 @@ import torch
 
 from mechsafety.errors import MechsafetyError
 from mechsafety.judges import harmbench, llamaguard, strongreject, wildguard
-from mechsafety.judges.classifiers import Classifier, ClassifierJudge, Reply, load_classifier
+from mechsafety.judges.classifiers import (
+    Classifier,
+    ClassifierJudge,
+    Reply,
+    _adapter_alone,
+    load_classifier,
+)
 from mechsafety.judges.harmbench import HarmBenchJudge
 from mechsafety.judges.llamaguard import LlamaGuardJudge
 from mechsafety.judges.registry import judge_responses, load_judge
 from mechsafety.judges.strongreject import GRADES, StrongRejectJudge, read_grades
 from mechsafety.judges.verdict import Response
 from mechsafety.judges.wildguard import WildGuardJudge
+from mechsafety.models import _parse
 from tests.conftest import save_tokenizer, tiny_config
 
 JUDGES: dict[str, tuple[type[ClassifierJudge], str]] = {
@@ -406,6 +413,23 @@ def test_a_gated_model_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", gated)
     with pytest.raises(MechsafetyError, match=r"'meta-llama/Llama-Guard-3-8B' is gated.*HF_TOKEN"):
         load_judge("llamaguard")
+
+
+def test_a_whole_model_in_the_cache_needs_no_hub(
+    folders: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    revision = "0" * 40
+    stored = tmp_path / "models--someone--guard"
+    (stored / "refs").mkdir(parents=True)
+    (stored / "refs" / "main").write_text(revision)
+    (stored / "snapshots").mkdir()
+    (stored / "snapshots" / revision).symlink_to(folders("llama"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    assert _adapter_alone("someone/guard", _parse("someone/guard")) is None
+    with pytest.raises(MechsafetyError, match="not in the local cache"):
+        _adapter_alone("someone/other", _parse("someone/other"))
 
 
 def test_another_kind_of_classifier_is_refused(make: Callable[..., Any]) -> None:

@@ -277,8 +277,8 @@ def load_classifier(spec: str, *, dtype: str = "auto", device: str = "auto") -> 
 
 def _adapter_alone(spec: str, parsed: _Spec) -> Path | None:
     """The folder of the adapter, where ``parsed`` names one and no model; fetched from the hub if it lies there."""
-    from huggingface_hub import hf_hub_download, snapshot_download
-    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub import hf_hub_download, snapshot_download, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     from mechsafety import models as loading
     from mechsafety.gguf_models import PACKAGED
@@ -293,8 +293,12 @@ def _adapter_alone(spec: str, parsed: _Spec) -> Path | None:
             hf_hub_download(parsed.base, "adapter_config.json", revision=parsed.revision)
             wanted = ["adapter_*", "*token*", "*.model"]
             return Path(snapshot_download(parsed.base, revision=parsed.revision, allow_patterns=wanted))
+    except LocalEntryNotFoundError as error:  # the hub cannot be reached; a whole model may be in the cache
+        if isinstance(try_to_load_from_cache(parsed.base, "config.json", revision=parsed.revision), str):
+            return None
+        raise loading._load_error(spec, parsed, error) from error
     except EntryNotFoundError:
-        return None  # a whole model, or nothing in the cache: loading it says which
+        return None  # a whole model
     except Exception as error:
         raise loading._load_error(spec, parsed, error) from error
 
