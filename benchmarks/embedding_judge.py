@@ -20,7 +20,7 @@ _WANTED, _WANTED_RATE = 1.5, 200.0
 
 
 def stand_ins(n: int) -> list[Response]:
-    """Responses of 10 to 64 words (33 on average, 48 tokens or so) put together from packaged prompts."""
+    """Responses of 10 to 56 words (40 word pieces on average) put together from packaged prompts."""
     prompts = load_prompts("default").fit
     words = " ".join(p.text for p in prompts).split()
     draw = random.Random(0)
