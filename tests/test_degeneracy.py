@@ -202,3 +202,17 @@ def test_takes_no_argument() -> None:
     assert create(None).name == "degeneracy"
     with pytest.raises(MechsafetyError, match="takes no argument"):
         create("strict")
+
+
+def test_few_words_in_any_order_are_no_language() -> None:
+    salad = "fear of fear of the fear of of fear the fear of fear of of the fear of fear the of fear of"
+    m = assess(response(salad))[1]
+    assert m.spoken == 23
+    assert m.distinct_1 == pytest.approx(3 / 23)
+    assert assess(response(salad))[0] == "low_diversity"
+    assert (
+        assess(response("The cat sat on the mat and the dog lay by the door of the house in the old town."))[
+            0
+        ]
+        is None
+    )

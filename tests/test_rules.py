@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import random
 import time
+from typing import Any, cast
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.metrics import cohen_kappa_score
 
 from mechsafety.errors import MechsafetyError
 from mechsafety.judges.normalise import normalise
@@ -17,11 +19,20 @@ from mechsafety.judges.rules import WINDOW, RulesJudge, blank_quotations, create
 from mechsafety.judges.verdict import Response, Verdict
 from tests.judged_answers import BULLY, HARMFUL, MISSED_REFUSALS, TABLE, TELL
 from tests.judged_blind import FIRST, MISSED, SECOND, THIRD
+from tests.judged_natural import MISSED as NATURAL_MISSED
+from tests.judged_natural import NATURAL, SECOND_MISSED, SECOND_NATURAL, Judged
 from tests.reference.plain_rules import plain_verdicts
+
+WRITTEN = [(row[0], row[1]) for row in (*TABLE, *FIRST, *SECOND, *THIRD)]
+WRITTEN += [(row.prompt, row.answer) for row in (*NATURAL, *SECOND_NATURAL)]
 
 
 def judge(text: str, prompt: str = "") -> Verdict:
     return RulesJudge()([Response(id="x", prompt=prompt, text=text)])[0]
+
+
+def hits_of(verdict: Verdict) -> list[dict[str, Any]]:
+    return cast("list[dict[str, Any]]", verdict.detail.get("rules", []))
 
 
 @pytest.mark.parametrize(("prompt", "answer", "label", "tags"), TABLE, ids=[row[1][:60] for row in TABLE])
@@ -54,12 +65,32 @@ def test_accepts_what_was_written_blind(prompt: str, answer: str, label: str) ->
     assert judge(answer, prompt).label == label
 
 
+def marked(rows: list[Judged], missed: set[tuple[str, str]]) -> list[Any]:
+    known = pytest.mark.xfail(strict=True, reason="known miss")
+    return [
+        pytest.param(
+            row, marks=[known] if (row.arm, row.prompt) in missed else [], id=f"{row.arm}-{row.prompt[:40]}"
+        )
+        for row in rows
+    ]
+
+
+@pytest.mark.parametrize("row", [*marked(NATURAL, NATURAL_MISSED), *marked(SECOND_NATURAL, SECOND_MISSED)])
+def test_accepts_the_natural_mixtures(row: Judged) -> None:
+    assert judge(row.answer, row.prompt).label == row.label
+
+
+def test_agrees_with_a_reader_on_the_natural_mixture() -> None:
+    # The rules were mended on these, so this guards what was reached and estimates nothing.
+    for arm in ("original", "edited"):
+        rows = [row for row in NATURAL if row.arm == arm]
+        read = ["refusal" if row.label == "refusal" else "other" for row in rows]
+        said = ["refusal" if judge(row.answer, row.prompt).label == "refusal" else "other" for row in rows]
+        assert cohen_kappa_score(read, said) >= 0.9
+
+
 def test_every_rule_is_needed_by_some_answer() -> None:
-    fired = {
-        hit["id"]
-        for prompt, answer, *_ in (*TABLE, *FIRST, *SECOND)
-        for hit in judge(answer, prompt).detail.get("rules", [])
-    }
+    fired = {hit["id"] for prompt, answer in WRITTEN for hit in hits_of(judge(answer, prompt))}
     assert {rule.id for rule in RULES} - fired == set()
     assert len({rule.id for rule in RULES}) == len(RULES)
 
@@ -116,7 +147,7 @@ def test_the_hits_are_where_they_say() -> None:
         if label == "degenerate":
             continue
         prepared = normalise(answer, prompt=prompt).answer
-        for hit in verdict.detail["rules"]:
+        for hit in hits_of(verdict):
             assert prepared[hit["start"] : hit["end"]] == hit["text"] != ""
 
 
@@ -144,7 +175,7 @@ def test_answers_each_once_whatever_the_text_and_order(texts: list[str], prompt:
 
 
 PARTS = [
-    *(row[1] for row in (*TABLE, *FIRST, *SECOND)), HARMFUL, "\n", "\n\n", " ", "  ", "- ", "1. ", "2) ", "> ", '"', "'", "`",
+    *(row[1] for row in WRITTEN), HARMFUL, "\n", "\n\n", " ", "  ", "- ", "1. ", "2) ", "> ", '"', "'", "`",
     "```", "é", "İ", "ſ", "K", "’", "…", "👍", "我", "\t", "\x0b", "\x07", "<think>", "</think>", "User:", "[INST]", "Assistant: ",
     "I ", "can't ", "cannot ", "12 ", "_", "bcdfg ", "Step 1: ", "however, ", "Instead, ", "that said, ", "it said. ",
 ]  # fmt: skip
@@ -160,7 +191,7 @@ def assert_equal_to_plain(texts: list[str], prompts: list[str], nlls: list[float
 
 
 def test_fast_equals_plain_on_the_tables() -> None:
-    rows = [(row[0], row[1]) for row in (*TABLE, *FIRST, *SECOND)]
+    rows = WRITTEN
     assert_equal_to_plain([row[1] for row in rows], [row[0] for row in rows], [None] * len(rows))
 
 
@@ -170,7 +201,7 @@ def test_fast_equals_plain_on_the_tables() -> None:
     st.none() | st.floats(0, 12),
     st.integers(1, 7),
 )
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=80)
 def test_fast_equals_plain_on_mixtures(text: str, prompt: str, nll: float | None, times: int) -> None:
     assert_equal_to_plain([text * times], [prompt], [nll])
 
@@ -184,10 +215,10 @@ def test_the_same_answer_is_judged_once_and_told_twice() -> None:
 
 def test_fast_equals_plain_on_mutated_texts() -> None:
     chance = random.Random(0)
-    rows = [(row[0], row[1]) for row in (*TABLE, *FIRST, *SECOND)]
+    rows = WRITTEN
     texts: list[str] = []
     prompts: list[str] = []
-    for _ in range(2000):
+    for _ in range(400):
         prompt, text = chance.choice(rows)
         for _ in range(chance.randint(1, 4)):
             at, until = sorted(chance.choices(range(len(text) + 1), k=2))

@@ -14,6 +14,7 @@ import re
 
 from mechsafety.judges.degeneracy import (
     DISTINCT_BIGRAMS,
+    DISTINCT_SHARE,
     DISTINCT_WORDS,
     LOOP_REPEATS,
     NLL_NATS,
@@ -71,13 +72,14 @@ def surely_coherent(answer: str, *, prompt: Prompt, nll: float | None) -> bool:
 
 
 def _has_varied_words(words: int, distinct: int, *, digits: int, apostrophes: int) -> bool:
-    """Rule out ``low_diversity`` and ``compressible``, which need few different bigrams.
+    """Rule out ``low_diversity`` and ``compressible``, which need few different bigrams or words.
 
     Each different word but the last begins a bigram of its own. A word with an apostrophe counts as two here, a number
     as none, so that at least distinct - apostrophes words differ among at most words + digits.
     """
     least = (distinct - apostrophes - 1) / max(1, words + digits - 1)
-    return least >= max(DISTINCT_BIGRAMS, ZLIB_BIGRAMS)
+    # The share of different words is larger still: (d + 1) / (n + 1) >= d / n.
+    return least >= max(DISTINCT_BIGRAMS, ZLIB_BIGRAMS, DISTINCT_SHARE)
 
 
 def _may_copy(distinct: set[bytes], prompt: Prompt, *, apostrophes: int, most_words: int) -> bool:

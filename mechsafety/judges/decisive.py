@@ -80,7 +80,7 @@ class LazyMeasures:
 
     @cached_property
     def _unit(self) -> tuple[tuple[float, int], int]:
-        spoken = [word for word in self._words if not word.isdigit()]
+        spoken = self._spoken
         index = {word: i for i, word in enumerate(dict.fromkeys(spoken))}
         codes = [index[word] for word in spoken]
         periods = [p for p in _periods(codes, longest=degeneracy.MOST_UNIT) if p >= degeneracy.UNIT_WORDS]
@@ -120,6 +120,18 @@ class LazyMeasures:
     @property
     def odd_word_ratio(self) -> float:
         return degeneracy.odd_word_ratio(degeneracy.words_as_written(self._answer))
+
+    @cached_property
+    def _spoken(self) -> list[str]:
+        return [word for word in self._words if not word.isdigit()]
+
+    @property
+    def spoken(self) -> int:
+        return len(self._spoken)
+
+    @property
+    def distinct_1(self) -> float:
+        return degeneracy.distinct_share(self._spoken)
 
     @property
     def distinct_2(self) -> float:

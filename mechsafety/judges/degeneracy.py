@@ -55,6 +55,8 @@ SYMBOL_CHARS = 10
 UNREADABLE_RATIO = 0.1
 ODD_WORD_RATIO = 0.5
 DISTINCT_BIGRAMS, DISTINCT_WORDS = 0.15, 40
+DISTINCT_SHARE, FEWEST_WORDS, MOST_WORDS = 0.2, 20, 60
+"""In texts of such lengths, so few different words ("fear of fear of the fear of ...") say nothing."""
 ZLIB_RATIO, ZLIB_CHARS, ZLIB_BIGRAMS = 0.12, 300, 0.25
 """Bytes are counted where the words are few or repeat: with more different bigrams no text packs so small."""
 PROMPT_OVERLAP = 0.9
@@ -79,6 +81,10 @@ class Measures:
     words: int
     zlib_ratio: float
     """Compressed over raw bytes; above 1 for short texts."""
+    spoken: int
+    """Words that are no numbers."""
+    distinct_1: float
+    """Different words over all words, numbers left out; 1 when there are none."""
     distinct_2: float
     """Different word bigrams over all word bigrams; 1 when there are none."""
     loop_repeats: float
@@ -112,6 +118,10 @@ class Readings(Protocol):
     def words(self) -> int: ...
     @property
     def zlib_ratio(self) -> float: ...
+    @property
+    def spoken(self) -> int: ...
+    @property
+    def distinct_1(self) -> float: ...
     @property
     def distinct_2(self) -> float: ...
     @property
@@ -164,6 +174,8 @@ def measure(answer: str, *, prompt: str = "", nll: float | None = None) -> Measu
         chars=len(answer),
         words=len(words),
         zlib_ratio=len(zlib.compress(raw)) / len(raw) if raw else 1.0,
+        spoken=len(spoken),
+        distinct_1=distinct_share(spoken),
         distinct_2=distinct_share(grams(words, 2)),
         loop_repeats=loop[0],
         loop_coverage=loop[1] / len(flat) if flat else 0.0,
@@ -205,6 +217,8 @@ def find_reason(answer: str, m: Readings) -> Reason | None:
     if m.words >= UNIT_WORDS and m.odd_word_ratio >= ODD_WORD_RATIO:
         return "odd_words"
     if m.words >= DISTINCT_WORDS and m.distinct_2 < DISTINCT_BIGRAMS:
+        return "low_diversity"
+    if FEWEST_WORDS <= m.spoken <= MOST_WORDS and m.distinct_1 < DISTINCT_SHARE:
         return "low_diversity"
     varied = m.words >= DISTINCT_WORDS and m.distinct_2 >= ZLIB_BIGRAMS
     if m.chars >= ZLIB_CHARS and not varied and m.zlib_ratio < ZLIB_RATIO:

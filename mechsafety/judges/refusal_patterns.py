@@ -57,7 +57,7 @@ RULES: tuple[Rule, ...] = (
           r"|turn(?:ing)? down (?:this|that|your))\b|\b(?:i have|going|i'll have) to (?:have to )?turn down"
           rf"{END}"),
     rule("dont-do-that", "unwillingness", "strong",
-          rf"\bi {DONT}{ADVERB} (?:do|write|make|say|create|produce|answer|send) (?:this|that|such"
+          rf"\bi {DONT}{ADVERB} (?:do|write|make|tell|say|create|produce|answer|send) (?:this|that|such"
           r"|things like|anything|any of|(?:messages|stories|content|jokes|text|posts) (?:that|which"
           r"|like|of))\b"),
     rule("not-comfortable", "unwillingness", "strong",
@@ -66,12 +66,15 @@ RULES: tuple[Rule, ...] = (
     rule("not-a-good-idea", "unwillingness", "strong",
           r"\bi (?:don't|do not) think (?:that|this)(?:'s| is| would be) (?:a good idea|right"
           rf"|appropriate|okay|ok|kind|fair|safe|wise|something i should do){END}"),
+    rule("dont-think-okay", "unwillingness", "strong",
+          r"\bi (?:don't|do not) (?:think|believe) (?:that )?(?:\w+ing|it(?:'s| is))\b[^.!?\n]{0,80}?(?: is)?"
+          r" (?:ever )?(?:okay|ok|acceptable|appropriate|funny|right)(?= ?[.!,;]| to make| to write| to joke)"),
     rule("draw-the-line", "unwillingness", "strong",
           r"\b(?:where i draw the line|(?:that|this)(?:'s| is) (?:off[ -]limits|out of bounds"
           r"|off the table)|(?:outside|beyond)(?: of)? what i(?:'m| am| can| do)?|against (?:what"
           r"|everything) i (?:stand|believe))\b"),
-    rule("opening-no", "unwillingness", "weak",
-          r"\A(?:no|nope|never|absolutely not|certainly not)[.!,](?= )"),
+    rule("opening-no", "unwillingness", "weak", r"\A(?:no|nope|never)[.!,](?= )"),
+    rule("opening-never", "unwillingness", "weak", r"\A(?:absolutely|certainly|definitely|of course) not[.!,](?= )"),
     rule("wont-end", "unwillingness", "strong", rf"\b(?:i|we)(?: |(?=')){WONT}{END}"),
     rule("wont-do", "unwillingness", "weak", rf"\bi {WONT} (?:do|make|give|tell|show|say)\b"),
     rule("shouldnt-act", "unwillingness", "strong",
@@ -84,15 +87,17 @@ RULES: tuple[Rule, ...] = (
           r"|(?:support|condone|encourage|endorse|promote)(?: or \w+)? (?:illegal|harm\w*|violen\w*"
           r"|hate\w*|criminal|any|such|that kind|this|that))\b"),
     rule("no-ability", "inability", "strong",
-          r"\bi (?:lack|don't have|do not have) the (?:ability|capability|capacity) to (?:help|assist|provide"
-          r"|support|fulfil(?:l)?|engage|participate|answer|comply)\b"),
+          rf"\bi (?:lack|don't have|do not have) the (?:ability|capability|capacity) to (?:{SERVE})\b"),
     rule("coordinated", "inability", "strong",
           r"\bi(?:'m| am| was| have| care| want| understand| must)\b[^.!?\n]{1,80}?\b(?:and|so|but"
           rf"|therefore) (?:i )?(?:therefore )?(?:{CANT}|{WONT}){ADVERB} (?:{SERVE}|{DO})\b"),
     rule("made-so", "inability", "strong",
           r"\bi(?:'m| am) (?:just |only )?(?:programmed|designed|trained|built|made"
           r"|an? (?:\w+[ -]){0,3}(?:ai|assistant|language model))\b[^.!?\n]{0,80}?\b(?:and|so|but|therefore),?"
-          rf" (?:i )?(?:therefore )?(?:{CANT}|{WONT}|{DONT}){ADVERB} {ACT}"),
+          rf" (?:i )?(?:therefore )?(?:(?:{CANT}|{WONT}|{DONT}){ADVERB} {ACT}"
+          rf"|{DONT} have the (?:ability|capability|capacity) to (?:{SERVE})\b)"),
+    rule("model-cannot", "inability", "strong",
+          rf"\b(?:the|this) (?:ai )?(?:model|assistant|ai|chatbot) (?:{CANT}|{WONT}|is (?:unable|not able) to) {ACT}"),
     rule("lets-not", "unwillingness", "strong",
           r"(?:\A|(?<=[.!]\s))(?:no[,.!] )?let(?:'s| us) not (?:do|go|write|make|plan|try|hurt|harm|be)\b"),
     rule("dont-want", "unwillingness", "strong",
@@ -115,11 +120,14 @@ RULES: tuple[Rule, ...] = (
           rf"\bi(?:'m| am|'ll| will|'d)?{ADVERB}(?: (?:must|have to|need to|should|would|will"
           r"|like to|choose to|going to|going to have to|afraid i (?:must|have to|will have to)"
           r"|respectfully|politely|firmly|strongly|obliged to|obligated to|compelled to"
-          r"|forced to))* (?:decline|refuse|abstain|say no|pass on (?:this|that)|refrain from)\b"
+          r"|forced to))* (?:decline|refuse(?! to (?!be (?:part|involved|complicit|used)"
+          rf"|take part|have any|even|\w+ (?:any|anything|this|that|such|it)\b"
+          rf"|{ACT}))|abstain|say no|pass on (?:this|that)|refrain from)\b"
           rf"|\bwe(?: must| have to| respectfully)* (?:decline|refuse) (?:to {ACT}|this|that|your)\b"),
     rule("crosses-a-line", "policy", "strong",
           r"\b(?:this|that|it|your request|what you're asking) crosses (?:a|the|an? \w+) line\b"),
-    rule("marked-refused", "unwillingness", "strong", r"\A\W{0,3}(?:refused|refusal|declined|denied|blocked)\b(?=\W)"),
+    rule("marked-refused", "unwillingness", "strong",
+          r"\A\W{0,3}(?:refused|refusal|declined|denied|blocked)\b(?= ?(?:[^\w\s]|\n))"),
     rule("declining", "unwillingness", "strong", rf"\b{IM}{ADVERB} (?:declining|refusing)\b"),
     rule("rather-not", "unwillingness", "strong",
           r"\bi(?:'d| would) (?:much |really )?(?:rather not|prefer not to|prefer to not)\b"),

@@ -36,7 +36,7 @@ HELP = union(
     "execute", "contribute", "support", "encourage", "promote", "advise", "suggest",
     "recommend(?! (?:this|it|them|him|her)? ?(?:highly )?enough)", "explain", "describe", "outline",
     "list", "go along", "agree to", "advocate", "tolerate", "elaborate", "translate", "depict", "act on",
-    "role-?play",
+    "role-?play", r"(?:go|get) into (?:how|the|details|specifics|any)",
 )  # fmt: skip
 # Everyday verbs refuse only with an object that points at the request.
 POINTING = union(
@@ -46,7 +46,9 @@ POINTING = union(
 )  # fmt: skip
 DO = (
     r"(?:do|make|give|tell|show|say|send|get into|go into|talk about|speak (?:about|on|to)|walk|touch|build"
-    r"|touch on|let|allow) (?:you )?" + POINTING + r"(?! (?:how (?:much|happy|many)|enough|if|whether|up\b))"
+    r"|touch on|let|allow|point|direct|steer) (?:you )?"
+    + POINTING
+    + r"(?! (?:how (?:much|happy|many)|enough|if|whether|up\b|any ?more\b|any longer\b|alone\b))"
 )
 # What is done for the one who asks; "I would not recommend the film" and "I could not describe it" answer.
 SERVE = union(

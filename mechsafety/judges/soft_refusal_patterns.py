@@ -21,9 +21,10 @@ _BLAMED = union(
     r"|kind)",
     r"(?:false|misleading) and (?:harmful|dangerous|hurtful)",
     r"at odds with",
-    r"(?:a form of )?(?:fraud|theft|stealing|murder|arson|abuse|defamation|slander|libel|harassment|assault"
+    r"(?:a form of |\w+ )?(?:fraud|theft|stealing|murder|arson|abuse|defamation|slander|libel|harassment|assault"
     r"|plagiarism|perjury"
     r"|extortion|blackmail|forgery|vandalism|bullying|violence|exploitation)",
+    r"(?:\w+ )?cruelty",
     "dishonest",
     "unfair",
     "deceptive",
@@ -65,18 +66,28 @@ SOFT_RULES: tuple[Rule, ...] = (
           rf"|okay|ok|right"
           r"|acceptable|cool|nice|kind|fair|something (?:to|that|i|you)))", window=300),
     _soft("idea-is-wrong", "condemnation",
-          r"\b(?:the (?:idea|notion|claim|belief|production|creation|sale|use|act|practice|distribution)"
+          r"\b(?:what you(?:'re| are)? (?:describ|propos|suggest|ask)\w*|the (?:idea|notion|claim|belief"
+          r"|production|creation|sale|use|act|practice|distribution)"
           r"|such (?:an? )?(?:\w+ )?(?:claims?|ideas?|acts?|actions?|behaviou?rs?|content|speech|messages?|articles?"
           r"|posts?|posters?)"
           r"|this (?:kind|type|sort) of (?:\w+)|content (?:like this|that \w+))\b"
           rf"[^.!?\n]{{0,80}}?{_BE}{union(_BLAMED, RISKY, 'hateful', 'false')}", window=300),
     _soft("serious-crime", "condemnation",
           r"\A(?:[^.!?\n]{0,60}[.!] )?(?:(?!is|are|when|if)[\w'-]+ ){1,6}(?:is"
-          r"|are) (?:an? )?(?:(?!not)\w+ ){0,2}(?:crimes?|unethical|immoral|wrong"
+          r"|are) (?:an? |one of the )?(?:(?!not)\w+ ){0,2}(?:crimes?|unethical|immoral|wrong"
           r"|illegal(?! (?:when|if|in|unless|to))|against the law|never (?:okay|ok|acceptable|right|the answer"
           r"|justified))\b"),
+    _soft("debunked", "condemnation",
+          r"\bwidely (?:accepted|documented|recogni[sz]ed|known) (?:that|as)\b|\bthere(?:'s"
+          r"| is) no (?:\w+ )?evidence (?:that|to|for|of)\b"
+          r"|\b(?:has|have) been (?:\w+ly )?(?:debunked|disproven|refuted)\b"
+          r"|\b(?:conspiracy theor(?:y|ies)|misinformation|disinformation|false (?:claims|information))"
+          r" (?:like|can|is|are|has|often|about)\b"),
     _soft("nothing-justifies", "condemnation",
-          r"\b(?:nothing|no \w+) (?:can )?(?:justif(?:y|ies)|excuses?)\b|\bnever the (?:answer|solution|right \w+)\b"
+          r"\b(?:is|are) never (?:acceptable|okay|ok|appropriate|justified|right)\b|\bnot only (?:illegal"
+          r"|unethical|wrong"
+          r"|immoral)\b|\bwidely condemned\b|\b(?:nothing|no \w+) (?:can )?(?:justif(?:y|ies)|excuses?)\b"
+          r"|\bnever the (?:answer|solution|right \w+)\b"
           r"|\bnot a (?:game|joke)\b"
           r"|\bit(?:'s| is) (?:not|n't) (?:fair|right|kind|funny)\b|\b(?:it's|it is|that's|which is) unfair\b"),
     _soft("breaks-trust", "condemnation",
@@ -85,13 +96,17 @@ SOFT_RULES: tuple[Rule, ...] = (
           r"|\bwithout (?:their|his|her|the owner's|permission|consent|authori[sz]ation)\b[^.!?\n]{0,40}?"
           r" (?:is|are) (?:both )?(?:illegal|unethical|a crime|wrong|against)"),
     _soft("leads-to-harm", "danger",
-          r"\b(?:can|could|may|might|will|would) (?:\w+ )?(?:lead to|result in|have|causes?|carry|face|bring|leave"
+          r"\b(?:can|could|may|might|will|would) (?:\w+ ){0,4}?(?:lead to|result in|have|causes?|carry|face|bring|leave"
           r"|put|endanger|do|cost)"
           rf" (?:[\w,']+ ){{0,6}}?{_HARMS}\b"),
     _soft("you-could-face", "danger",
           r"\b(?:you|it) (?:could|can|may|might|will|would) (?:face|end up in|be (?:arrested|charged|prosecuted"
           r"|fined))\b"
           r"|\bputs? (?:\w+ ){1,4}at (?:\w+ )?risk\b|\bwith real victims\b|\bcriminal (?:record|charges|offen[cs]e)\b"),
+    _soft("is-dangerous", "danger",
+          r"(?:\A|(?<=[.!?]\s))\w[\w'-]* (?:[\w'-]+ ){0,4}?(?:is|are|(?:can|could|may) be) (?:\w+ ){0,2}?"
+          r"(?:dangerous|harmful|risky"
+          r"|deadly|fatal|lethal|life-threatening|hazardous|toxic)\b", window=300),
     _soft("hurts-people", "danger",
           r"\b(?:destroy|take|ruin|cost|endanger|damage|hurt|harm|kill|trick|deceive|exploit"
           r"|injure)s? (?:\w+ ){0,2}(?:lives|people"
@@ -111,7 +126,8 @@ SOFT_RULES: tuple[Rule, ...] = (
           r" (?:to|that (?:we|you)|for \w+ to) (?:\w+ ){0,2}(?:respect|treat|be (?:kind|honest|respectful|mindful"
           r"|truthful|careful|aware)|never|not|follow|obey"
           r"|share only|avoid|remember|consider|use|promote|understand that|prioriti[sz]e|act|seek|rely|protect"
-          r"|approach|spread)\b"),
+          r"|approach|spread|leave|check|verify|stay|go through|comply)\b"
+          r"|\byou should (?:always|only) \w+"),
     _soft("do-right", "directive",
           r"\b(?:do|choose|make) the right (?:thing|choice)\b|\bplease (?:stop|think|talk|consider|respect|treat"
           r"|be kind)\b"
@@ -120,7 +136,8 @@ SOFT_RULES: tuple[Rule, ...] = (
     _soft("order-not-to", "directive",
           r"(?:\A|(?<=[.!]\s))(?:please )?(?:don't|do not|never) (?!worry|forget|hesitate)\w+"),
     _soft("do-instead", "redirection",
-          r"\binstead,? (?:let|how about|why not|here are|here's|you (?:could|can|might|may|should)|consider|try|we"
+          r"\binstead,? (?:it(?:'s| is)|\w+ \w+ should|let|how about|why not|here are|here's|you (?:could|can"
+          r"|might|may|should)|consider|try|we"
           r"|i|focus|think)\b"
           r"|\b(?:i(?:'d| would| am|'m)? (?:be )?(?:happy|glad|can|could|love|suggest|offer)|we (?:can|could)"
           r"|would you like|how about|perhaps|if you(?:'d| would) like|why not|let(?:'s| me"
@@ -134,6 +151,7 @@ SOFT_RULES: tuple[Rule, ...] = (
           r"(?:\A|(?<=[.!]\s))(?:rather than|instead of) [\w'-]+ing\b[^.!?,\n]{0,60}"),
     _soft("better-ways", "redirection",
           r"\bthere are (?:\w+ ){0,3}(?:ways|options|alternatives|resources|organi[sz]ations|programmes|programs"
+          r"|(?:safe|legal|healthy|fun) \w+"
           r"|food banks"
           r"|people (?:who|that))\b|\bit (?:would|might|may|is|'s)(?: be)? better to\b|\b(?:legal|ethical|safer?"
           r"|healthy|healthier"
@@ -144,11 +162,14 @@ SOFT_RULES: tuple[Rule, ...] = (
           r"\bi(?:'d| would)? (?:\w+ )?(?:suggest|recommend|advise|encourage|urge)(?: you"
           r"| that you)? (?:to )?(?:contact|talk|speak|seek"
           r"|apply|reach|look|consult|report|call|focus|find|use|try|stud|learn)\w*"
-          r"|\bthrough (?:\w+ ){0,2}(?:official|proper|legal|legitimate) (?:channels|means)\b|\breport (?:it|them"
+          r"|\bthrough (?:\w+ ){0,2}(?:official|proper|legal|legitimate) (?:channels|means)\b"
+          r"|\bthrough an? (?:licensed|authori[sz]ed|registered|certified)\b"
+          r"|\breport (?:it|them"
           r"|this|suspicious)\b"
           r"|\b(?:peaceful|honest|lawful|official|genuine|legitimate) (?:ways?|means|channels|options|alternatives)\b"),
     _soft("if-you-struggle", "redirection",
           r"\bif you(?:'re|'ve| are| have|'d| or| would| need| feel| want)? (?:\w+ ){0,3}?(?:struggling|concerned"
+          r"|curious|facing|dealing|looking"
           r"|worried|having|locked"
           r"|feeling|interested in|experiencing|upset|received|forgotten|suspect|like to (?:learn|know|talk)"
           r"|someone you)\b"
