@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import random
+import sys
 import time
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import pytest
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import cohen_kappa_score
 
 from mechsafety.errors import MechsafetyError
+from mechsafety.judges import spans
 from mechsafety.judges.normalise import normalise
 from mechsafety.judges.refusal_patterns import RULES
 from mechsafety.judges.rules import WINDOW, RulesJudge, blank_quotations, create, decide
@@ -273,3 +276,48 @@ def test_takes_no_argument() -> None:
     assert create(None).name == "rules"
     with pytest.raises(MechsafetyError, match="takes no argument"):
         create("strict")
+
+
+@pytest.fixture
+def fresh_scanner() -> Iterator[None]:
+    spans._scanner.cache_clear()
+    yield
+    spans._scanner.cache_clear()
+
+
+@pytest.mark.usefixtures("fresh_scanner")
+def test_this_python_has_the_fast_path() -> None:
+    assert spans._scanner() is not None
+
+
+class _OtherParser:
+    """A parser of patterns that gives what the one of Python 3.11 does not."""
+
+    def __init__(self, parse: Callable[..., object]) -> None:
+        self.parse = parse
+
+
+def _renamed(pattern: str, flags: int) -> object:
+    return [("ELEMENT_OF_TOMORROW", pattern)]
+
+
+def _reshaped(pattern: str, flags: int) -> object:
+    return [("MAX_REPEAT", flags)]
+
+
+def _emptied(pattern: str, flags: int) -> object:
+    # Readable, but not what the pattern says: only the trial on known texts can tell.
+    return [("AT", "AT_BEGINNING_STRING"), ("LITERAL", 0)]
+
+
+@pytest.mark.usefixtures("fresh_scanner")
+@pytest.mark.parametrize(
+    "other", [None, _OtherParser(_renamed), _OtherParser(_reshaped), _OtherParser(_emptied), object()]
+)
+def test_matches_plainly_where_the_parser_of_patterns_differs(
+    other: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "re._parser", other)
+    assert spans._scanner() is None
+    for prompt, answer, label, _ in TABLE[::40]:
+        assert judge(answer, prompt).label == label

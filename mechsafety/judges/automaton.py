@@ -9,15 +9,18 @@ matched by :mod:`re` itself. Subsets of states are built when first met (Rabin a
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Sequence
 from itertools import accumulate
-
-# The parser of the standard library is the only reader of patterns that agrees with ``re`` by construction.
-from re import _parser as sre  # pyright: ignore[reportAttributeAccessIssue]
 from typing import Any
 
 from mechsafety.errors import MechsafetyError
+
+
+class UnreadablePatternError(MechsafetyError):
+    """The patterns cannot be read as an automaton, by this Python or at all; :mod:`re` itself still matches them."""
+
 
 WORD, OTHER = "\x80", "\x81"
 """Stand for all letters and for all other characters outside ASCII."""
@@ -72,7 +75,10 @@ class Automaton:
         self._closures: dict[int, frozenset[int]] = {}
         for i, pattern in enumerate(patterns):
             start, end = self._state(i), self._state(i)
-            self._sequence(sre.parse(pattern.pattern, pattern.flags), start, end, i)
+            try:
+                self._sequence(_parse(pattern), start, end, i)
+            except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+                raise UnreadablePatternError(_unreadable(pattern)) from error
             self._final[end] = 1 << i
             self._starts.append(start)
         self._clear()
@@ -249,7 +255,7 @@ class Automaton:
             self._free[start].append(one)
             self._fits[one], self._next[one] = fits, end
         else:
-            raise MechsafetyError(
+            raise UnreadablePatternError(
                 f"the automaton does not know the pattern element {op!r}; use a plainer pattern"
             )
 
@@ -293,9 +299,27 @@ def symbols(text: str) -> str | None:
     return _FOREIGN.sub(lambda m: WORD if m.group().isalnum() else OTHER, text).lower()
 
 
+def _parse(pattern: re.Pattern[str]) -> Any:
+    """Return the elements of a pattern.
+
+    The parser of the standard library is the only reader of patterns that agrees with ``re`` by construction; it is
+    private, so another Python may lack it or name its elements otherwise.
+    """
+    try:
+        return importlib.import_module("re._parser").parse(pattern.pattern, pattern.flags)
+    except (ImportError, AttributeError, TypeError) as error:
+        raise UnreadablePatternError(_unreadable(pattern)) from error
+
+
+def _unreadable(pattern: re.Pattern[str]) -> str:
+    return (
+        f"the parser of this Python does not read {pattern.pattern[:40]!r} as Python 3.11 does; match plainly"
+    )
+
+
 def begins_at_word(pattern: re.Pattern[str]) -> bool:
     """Whether each match begins, by its leading assertion, where a word may begin."""
-    return _leads_with(sre.parse(pattern.pattern, pattern.flags), begin_only=False)
+    return _leads_with(_parse(pattern), begin_only=False)
 
 
 def starts_with_word(first: frozenset[str]) -> bool:
@@ -305,7 +329,7 @@ def starts_with_word(first: frozenset[str]) -> bool:
 
 def begins_text(pattern: re.Pattern[str]) -> bool:
     """Whether the pattern begins with ``\\A`` in each branch."""
-    return _leads_with(sre.parse(pattern.pattern, pattern.flags), begin_only=True)
+    return _leads_with(_parse(pattern), begin_only=True)
 
 
 def _leads_with(items: Any, *, begin_only: bool) -> bool:

@@ -1,7 +1,8 @@
 """Where the rules match: plainly, pattern by pattern, and fast, by words at which a pattern may begin.
 
 Both give the same hits (rules with a window are matched in it only). Each pattern begins at the start of the
-text or at the start of a word; this is checked when the automaton is built.
+text or at the start of a word; this is checked when the automaton is built. On a Python whose parser of patterns is
+missing or differs, matching is plain.
 """
 
 from __future__ import annotations
@@ -10,7 +11,14 @@ from collections.abc import Iterable, Iterator
 from functools import cache
 
 from mechsafety.errors import MechsafetyError
-from mechsafety.judges.automaton import Automaton, begins_at_word, begins_text, starts_with_word, symbols
+from mechsafety.judges.automaton import (
+    Automaton,
+    UnreadablePatternError,
+    begins_at_word,
+    begins_text,
+    starts_with_word,
+    symbols,
+)
 from mechsafety.judges.refusal_patterns import RULES
 from mechsafety.judges.rule import Rule
 
@@ -31,10 +39,11 @@ def plain_spans(text: str) -> Iterator[Span]:
 def fast_spans(text: str) -> Iterator[Span]:
     """Yield what :func:`plain_spans` yields, in another order."""
     folded = symbols(text)
-    if folded is None:
-        yield from plain_spans(text)
-        return
     scanner = _scanner()
+    yield from plain_spans(text) if folded is None or scanner is None else _scanned(text, folded, scanner)
+
+
+def _scanned(text: str, folded: str, scanner: _Scanner) -> Iterator[Span]:
     mask = scanner.automaton.at_start(
         folded, scanner.at_text if not text.isascii() else scanner.at_ascii_text
     )
@@ -83,6 +92,20 @@ def _mask(flags: Iterable[bool]) -> int:
     return sum(1 << i for i, flag in enumerate(flags) if flag)
 
 
+_PROBES = (
+    "I'm sorry, but I can't help with that. It is illegal; instead, let's talk about something else.",
+    "As an AI language model I am not able to provide this: hacking is a crime. Please don't do it, and seek help.",
+    "Here are five facts. Soap is made of fat and lye, which can be dangerous; wear gloves when you make it.",
+)
+"""Texts on which the automaton is tried once before it is relied on."""
+
+
 @cache
-def _scanner() -> _Scanner:
-    return _Scanner()
+def _scanner() -> _Scanner | None:
+    """Return the scanner, None where the patterns are not read as they should be (another version of Python)."""
+    try:
+        scanner = _Scanner()
+        agrees = all(set(_scanned(text, text.lower(), scanner)) == set(plain_spans(text)) for text in _PROBES)
+    except UnreadablePatternError:
+        return None
+    return scanner if agrees else None
