@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from mechsafety.interventions import baked as baked
     from mechsafety.interventions import edited as edited
     from mechsafety.judges.cache import VerdictCache as VerdictCache
+    from mechsafety.judges.registry import load_judge as load_judge
     from mechsafety.judging import judge as judge
     from mechsafety.judging import refusal_rates as refusal_rates
     from mechsafety.judging import verdict_table as verdict_table
@@ -77,6 +78,7 @@ _HOMES = {
     "baked": "interventions",
     "Comparison": "checkpoints",
     "compare": "checkpoints",
+    "load_judge": "judges.registry",
     "SelfJudgeConfig": "selfjudge_runs",
     "run_selfjudge": "selfjudge_runs",
     "injection_flip_rate": "injection",
@@ -140,6 +142,7 @@ __all__ = [
     "load_annotations",
     "load_directions",
     "load_edit",
+    "load_judge",
     "load_model",
     "load_prompts",
     "logit_lens",
