@@ -43,7 +43,10 @@ def effect_forest(effects: pd.DataFrame) -> go.Figure:
     """The edit's effect on refusal under every judge and mapping: a row each, a column a prompt label."""
     systems = list(dict.fromkeys(effects["system"]))
     labels = [label for label in ("harmful", "harmless") if (effects["label"] == label).any()]
-    readings = list(dict.fromkeys(zip(effects["judge"], effects["mapping"], strict=True)))[::-1]
+    found_readings = list(dict.fromkeys(zip(effects["judge"], effects["mapping"], strict=True)))
+    judges = list(dict.fromkeys(effects["judge"]))
+    # A judge's readings stand together; plotly draws from below.
+    readings = sorted(found_readings, key=lambda reading: judges.index(reading[0]))[::-1]
     names = [_reading(*reading) for reading in readings]
     figure = make_subplots(
         rows=len(systems),

@@ -60,7 +60,7 @@ class StudyConfig(BaseModel):
         default=None, description="greedy when empty; else e.g. {temperature: 0.7, top_p: 0.95}"
     )
     judges: tuple[str, ...] = Field(
-        default=("rules", "degeneracy", "logit:smollm2-135m"),
+        default=("rules", "degeneracy", "phrases:granular", "phrases:arditi", "logit:smollm2-135m"),
         min_length=1,
         description="see `mechsafety judge --list`; the first one is the primary judge",
     )
