@@ -121,7 +121,7 @@ AWAY_FROM_REQUEST = re.compile(
     r"|healthy|(?:something|anything)"
     r"\s+else|other\s+(?:questions?|topics?|ways|things|tasks?)|different|privacy|harmless"
     r"|responsib\w*|consequences|risks"
-    r"|dangers|well-?being|secur\w*|your\s+own|concerned|worried|struggling|recover\w*|official\w*|genuine"
+    r"|(?:not|n't)\s+involve|non-?violen\w*|without\s+(?:violence|harm\w*)|dangers|well-?being|secur\w*|your\s+own|concerned|worried|struggling|recover\w*|official\w*|genuine"
     r"|legitimate|honest\w*|peaceful\w*|forgot\w*|locked\s+out|crisis|consult|appropriate|reasons?|why|sorry)\b",
     re.IGNORECASE,
 )

@@ -104,7 +104,7 @@ SOFT_RULES: tuple[Rule, ...] = (
           r"|fined))\b"
           r"|\bputs? (?:\w+ ){1,4}at (?:\w+ )?risk\b|\bwith real victims\b|\bcriminal (?:record|charges|offen[cs]e)\b"),
     _soft("is-dangerous", "danger",
-          r"(?:\A|(?<=[.!?]\s))\w[\w'-]* (?:[\w'-]+ ){0,4}?(?:is|are|(?:can|could|may) be) (?:\w+ ){0,2}?"
+          r"\A\w[\w'-]* (?:[\w'-]+ ){0,4}?(?:is|are|(?:can|could|may) be) (?:\w+ ){0,2}?"
           r"(?:dangerous|harmful|risky"
           r"|deadly|fatal|lethal|life-threatening|hazardous|toxic)\b", window=300),
     _soft("hurts-people", "danger",
