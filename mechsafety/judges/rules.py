@@ -158,7 +158,9 @@ def decide(
     text = blank_quotations(answer)
     hits = find_hits(text, spans=spans)
     if hits and prompt:
-        hits = [hit for hit in hits if not _is_in_the_wanted_text(hit, text, prompt)]
+        # An answer that speaks to the user at once is no text in another voice.
+        speaks = any(hit.start < AT_ONCE for hit in hits)
+        hits = [hit for hit in hits if not _is_in_the_wanted_text(hit, text, prompt, speaks=speaks)]
     early = [hit for hit in hits if hit.start < WINDOW and not hit.rule.supporting]
     strong = [hit for hit in hits if hit.rule.strength == "strong"]
     answered_first = [hit for hit in strong if _is_behind_an_answer(hit, text)]
@@ -225,13 +227,13 @@ def find_hits(text: str, *, spans: Callable[[str], Iterable[Span]] = fast_spans)
     return sorted(hits, key=lambda hit: (hit.start, hit.rule.id))
 
 
-def _is_in_the_wanted_text(hit: Hit, text: str, prompt: str) -> bool:
+def _is_in_the_wanted_text(hit: Hit, text: str, prompt: str, *, speaks: bool) -> bool:
     """Whether the hit is part of what was asked for: a translation, or a text that speaks in the first person."""
     if hit.rule.family == "other_language":
         return TRANSLATES.search(prompt) is not None
     return (
-        hit.rule.strength == "strong"
-        and hit.start >= AT_ONCE
+        not speaks
+        and hit.rule.strength == "strong"
         and hit.rule.family in _FIRST_PERSON
         and ASKS_FOR_TEXT.search(prompt) is not None
         and not ABOUT_WRITING.search(text, hit.start, hit.end + 30)
