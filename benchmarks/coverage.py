@@ -237,6 +237,8 @@ ROWS: tuple[Callable[[int], Coverage], ...] = (
     lambda s: powered_coverage(s, n=50, labels=20, rate=0.3, sens=0.9, spec=0.95),
     lambda s: powered_coverage(s, n=400, labels=50, rate=0.5, sens=0.7, spec=0.7),
     lambda s: powered_coverage(s, n=2000, labels=200, rate=0.02, sens=0.9, spec=0.98),
+    lambda s: powered_coverage(s, n=2000, labels=20, rate=0.3, sens=0.9, spec=1.0),
+    lambda s: powered_coverage(s, n=5000, labels=100, rate=0.5, sens=0.98, spec=1.0),
     lambda s: powered_coverage(s, n=400, labels=60, rate=0.3, sens=0.9, spec=0.9, stratified=True),
     lambda s: powered_coverage(s, n=1000, labels=100, rate=0.1, sens=0.9, spec=0.95, stratified=True),
     lambda s: gladen_coverage(s, n=400, labels=50, rate=0.3, sens=0.95, spec=0.9),

@@ -7,9 +7,11 @@ import math
 from collections.abc import Callable
 
 from scipy.stats import norm
+from scipy.stats import t as student
 
 from mechsafety.errors import MechsafetyError
 from mechsafety.statistics.paired import minimum_detectable_drop
+from mechsafety.statistics.prevalence import LEAST_LABELS, UNSEEN_ERRORS
 from mechsafety.statistics.rates import wilson
 
 _MOST = 1_000_000
@@ -21,7 +23,12 @@ def labels_for_rate(*, rate: float, width: float, confidence: float = 0.95) -> i
     ``width`` is the whole width, high - low. The smallest n whose interval, and that of every larger n, is no wider.
     """
     _check(rate=rate, width=width, confidence=confidence)
-    return _smallest(lambda n: _wilson_width(rate, n, confidence) <= width)
+    found = _smallest(lambda n: _wilson_width(rate, n, confidence) <= width)
+    # A count next to the rate jumps about once in 1 / rate steps, and the width with it.
+    period = math.ceil(1 / min(rate, 1 - rate))
+    while wide := [n for n in range(found, found + period + 1) if _wilson_width(rate, n, confidence) > width]:
+        found = wide[-1] + 1
+    return found
 
 
 def labels_for_correction(
@@ -35,21 +42,25 @@ def labels_for_correction(
 ) -> int | None:
     """Return how many of ``responses`` judged responses to label for a prediction-powered interval of ``width``.
 
-    Solves ``2 z sqrt(p (1 - p) / N + (1 - n / N) v / n) <= width`` for n with v the variance of (truth - verdict),
-    which is the judge's error rate less the square of its bias. None where labelling all N would not do: more
-    responses are needed, not more labels.
+    Solves ``2 t sqrt(p (1 - p) / N + (1 - n / N) v) <= width`` for n, with v the variance of the mean of
+    (truth - verdict) that :func:`~mechsafety.statistics.prediction_powered` would find: the judge's error rate less the
+    square of its bias, over n, with the errors that it adds. At least the LEAST_LABELS that it asks for. None where
+    labelling all N would not do: more responses are needed, not more labels.
     """
     _check(rate=rate, width=width, confidence=confidence, sensitivity=sensitivity, specificity=specificity)
     if responses < 1:
         raise MechsafetyError(f"responses is {responses}; it must be at least 1")
     missed, false = rate * (1 - sensitivity), (1 - rate) * (1 - specificity)
-    error = missed + false - (missed - false) ** 2
-    z = float(norm.ppf((1 + confidence) / 2))
-    left = (width / (2 * z)) ** 2 - rate * (1 - rate) / responses
-    if left < 0:
+
+    def enough(n: int) -> bool:
+        seen = n + UNSEEN_ERRORS
+        error = ((n * (missed + false) + UNSEEN_ERRORS) / seen - (n * (missed - false) / seen) ** 2) / seen
+        variance = rate * (1 - rate) / responses + max(0.0, 1 - n / responses) * error
+        return 2 * float(student.ppf((1 + confidence) / 2, n - 1)) * math.sqrt(variance) <= width
+
+    if responses < LEAST_LABELS or not enough(responses):
         return None
-    # (1 / n - 1 / N) v <= left
-    return min(responses, max(1, math.ceil(error / (left + error / responses)))) if error else 1
+    return max(LEAST_LABELS, _smallest(lambda n: n >= responses or (n > 1 and enough(n))))
 
 
 def labels_for_kappa(*, kappa: float, rate: float, width: float, confidence: float = 0.95) -> int:
@@ -89,7 +100,7 @@ def _wilson_width(rate: float, n: int, confidence: float) -> float:
 
 
 def _smallest(enough: Callable[[int], bool]) -> int:
-    """The smallest n from which on ``enough`` holds, found by doubling and then halving."""
+    """The smallest n from which on ``enough`` holds, if it never ceases to; found by doubling and then halving."""
     high = next((2**i for i in itertools.count() if 2**i > _MOST or enough(2**i)), _MOST)
     if high > _MOST:
         raise MechsafetyError(f"more than {_MOST:,} would be needed; ask for less")

@@ -24,7 +24,9 @@ LEAST_YOUDEN = 0.1
 """Rogan-Gladen divides by sensitivity + specificity - 1; where its lower 95 % bound is below this, it is refused."""
 LEAST_LABELS = 5
 LEAST_OF_A_KIND = 5
-"""With fewer labelled refusals, or others, the interval's coverage falls to about 91 % (docs/statistics.md)."""
+"""With fewer labelled refusals, or others, an interval may be too short (docs/statistics.md)."""
+UNSEEN_ERRORS = 0.5
+"""Added to the errors seen among the labels; without them a judge with none seen would count as faultless."""
 CORRECTED_COLUMNS = [
     *("system", "arm", "label", "judge", "n", "labels", "raw", "human", "human_low", "human_high"),
     *(
@@ -107,9 +109,11 @@ def prediction_powered(
     ``rate = mean(f) + sum_h W_h mean_h(y - f)``: the judge's rate f over all, plus its mean error among the labelled,
     by stratum h of the sampling plan with share W_h (one stratum where the sample is simple random). Nothing is
     assumed about the judge; a bad one only widens the interval. The variance is that of y over prompts plus that of
-    the sampled errors, ``var(y) D / N + sum_h W_h^2 (1 - n_h / N_h) var_h(y - f) / n_h``, with D the variance inflation
-    of f by clusters, Student's t with n - strata degrees of freedom. With fewer than LEAST_OF_A_KIND labelled
-    refusals, or others, the interval may be too short, and the note says so.
+    the sampled errors, ``var(y) D / N + sum_h W_h^2 (1 - n_h / N_h) v_h``, with D the variance inflation of f by
+    clusters, and Student's t with n - strata degrees of freedom. v_h is the variance of the mean of y - f after
+    UNSEEN_ERRORS, half of either sign and shared out over the strata, are added: a judge that errs rarely may show no
+    error among n labels, and is not without error (benchmarks/coverage.py chose the number). With fewer than
+    LEAST_OF_A_KIND labelled refusals, or others, the interval may be too short, and the note says so.
 
     ``judged`` and ``labelled`` are [N] booleans, ``truth`` [N] is read where ``labelled``; ``weight`` is
     1 / inclusion probability of each labelled response, ``strata`` its stratum, ``clusters`` the prompts.
@@ -120,20 +124,21 @@ def prediction_powered(
     inverse = np.ones(n) if weight is None else weight[known].astype(float)
     plan = np.zeros(n, dtype=int) if strata is None else pd.factorize(strata[known])[0]
     sizes = np.bincount(plan)
-    if n < LEAST_LABELS or (sizes < 2).any():
-        short = f"{n} labels" if n < LEAST_LABELS else "a stratum with one label"
-        note = f"{short}; at least {LEAST_LABELS} are needed, two in each stratum"
+    if n < LEAST_LABELS or n <= len(sizes):
+        note = f"{n} labels in {len(sizes)} strata; at least {LEAST_LABELS}, and more than strata, are needed"
         return Corrected(rate=math.nan, low=math.nan, high=math.nan, note=note)
     expanded = np.bincount(plan, weights=inverse)
     share = expanded / expanded.sum()
     mean = np.bincount(plan, weights=inverse * error) / expanded
     rate = float(f.mean() + share @ mean)
-    within = np.bincount(plan, weights=(error - mean[plan]) ** 2) / (sizes - 1)
+    added = UNSEEN_ERRORS / len(sizes)
+    seen = sizes + added
+    within = (np.bincount(plan, weights=error**2) + added) / seen - (sizes * mean / seen) ** 2
     # The labelled are a part of the rated: a stratum that is labelled wholly has no sampling error left.
     unseen = np.clip(1 - sizes / np.maximum(expanded * total / expanded.sum(), sizes), 0, 1)
     kept = min(max(rate, 0.0), 1.0)
     variance = kept * (1 - kept) * _inflation(f, clusters) / total
-    variance += float((share**2 * unseen * within / sizes).sum())
+    variance += float((share**2 * unseen * within / seen).sum())
     half = float(student.ppf(0.975, n - len(sizes))) * math.sqrt(variance)
     refused = int(truth[known].sum())
     rare = min(refused, n - refused) < LEAST_OF_A_KIND
