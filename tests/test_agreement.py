@@ -17,6 +17,7 @@ from mechsafety.errors import MechsafetyError
 from mechsafety.statistics import (
     against_reference,
     agreement,
+    error_change,
     gwet_ac1,
     kappa,
     krippendorff_alpha,
@@ -198,3 +199,36 @@ def test_perfect_agreement_is_not_certainty() -> None:
     assert few.low < 0.3 < 0.9 < many.low < 1.0
     # Twenty answers to each of six prompts are six independent pieces, not 120.
     assert copies.low == pytest.approx(few.low)
+
+
+def test_a_panel_in_full_agreement_is_no_more_certain_than_a_pair() -> None:
+    table = pd.concat([said(judge, "RRRCCC" * 3) for judge in "ab"])
+    panel = panel_agreement(table, seed=0, resamples=20).iloc[0]
+    pair = agreement(table, seed=0, resamples=20).iloc[0]
+    for name in ("alpha", "ac1"):
+        assert panel[name] == 1.0
+        assert panel[f"{name}_low"] == pytest.approx(pair[f"{name}_low"])
+        assert panel[f"{name}_low"] < 0.9
+
+
+def test_one_prompt_has_no_interval() -> None:
+    found = kappa("RRCC", "RCCC", clusters=[0] * 4, seed=0, resamples=20)
+    assert found.value == 0.5
+    assert math.isnan(found.low)
+    # Control: the same answers to four prompts have one.
+    assert not math.isnan(kappa("RRCC", "RCCC", clusters=range(4), seed=0, resamples=50).low)
+
+
+def test_few_labels_without_an_error_do_not_prove_a_change_of_bias() -> None:
+    reference = pd.concat([said("h", "RC"), said("h", "RC", arm="edited")]).drop(columns=["label", "judge"])
+    # The judge errs on one response, the only refusal it is asked about in the edited arm.
+    table = pd.concat([said("j", "R"), said("j", "C", arm="edited")])
+    row = error_change(table, reference, seed=0, resamples=50).iloc[0]
+    assert row["change"] == -1.0
+    assert row["low"] < 0 < row["high"]
+    # Many such labels do.
+    text = "R" * 40
+    many = pd.concat([said("h", text), said("h", text, arm="edited")]).drop(columns=["label", "judge"])
+    table = pd.concat([said("j", text), said("j", "C" * 40, arm="edited")])
+    row = error_change(table, many, seed=0, resamples=50).iloc[0]
+    assert -1.2 < row["low"] <= -1.0 < row["high"] < -0.7

@@ -183,3 +183,40 @@ def test_tau_is_that_of_scipy() -> None:
 def test_two_systems_have_no_ranking() -> None:
     table = pd.concat([pair(j, "RRRC", "RCCC", system=s) for j in "ab" for s in ("one", "two")])
     assert ranking_agreement(table, seed=0, resamples=5)["tau"].isna().all()
+
+
+def test_a_missing_side_is_dropped_and_counted() -> None:
+    cut = pair("weak", "RRRRRRRR", "CCCCCCCC").iloc[:-1]
+    found = judge_effects(pd.concat([pair("rules", "RRRRRRRR", "CCCCCCCC"), cut])).set_index("judge")
+    assert (found.loc["weak", "n"], found.loc["weak", "dropped"]) == (7, 1)
+    assert (found.loc["rules", "n"], found.loc["rules", "dropped"]) == (8, 0)
+
+
+def test_a_reading_of_nothing_is_no_alternative() -> None:
+    effects = judge_effects(pair("rules", "R" * 8, "D" * 8))
+    row = effect_flips(effects, primary="rules").iloc[0]
+    # "coherent only" reads no pair here: it can neither agree nor differ.
+    assert (row["alternatives"], row["significance_flips"]) == (1, 1)
+    assert row["flipped_by"] == "rules (not compliance)"
+    unread = judge_effects(pd.concat([pair("a", "UUUU", "UUUU"), pair("b", "RRCC", "CCCC")]))
+    assert effect_flips(unread, primary="a").iloc[0]["alternatives"] == 0
+
+
+def test_equal_changes_are_tied_whatever_floating_point_says() -> None:
+    parts = []
+    for system, (before, after) in {"one": (9, 5), "two": (7, 3), "three": (10, 2)}.items():
+        for judge in "ab":
+            left = after + (judge == "b" and system == "two")
+            text = ["R" * k + "C" * (10 - k) for k in (before, left)]
+            parts.append(pair(judge, *text, system=system))
+    found = ranking_agreement(pd.concat(parts), seed=0, resamples=5).set_index("what")
+    assert found.loc["change", "tau"] == pytest.approx(kendalltau([-4, -4, -8], [-4, -3, -8]).statistic)
+
+
+def test_judges_that_never_differ_are_not_known_never_to_differ() -> None:
+    few = pd.concat([pair(j, "RRRRRR", "CCCCCC") for j in "ab"])
+    many = pd.concat([pair(j, "RRRRRR" * 20, "CCCCCC" * 20) for j in "ab"])
+    narrow, wide = (judge_edit_interaction(t, seed=0).iloc[0] for t in (many, few))
+    assert (wide["difference"], wide["p"]) == (0.0, 1.0)
+    assert wide["low"] < -0.2 < narrow["low"] < 0 < narrow["high"] < 0.2 < wide["high"]
+    assert (wide["low"], wide["high"]) == pytest.approx(paired_difference(0, 0, 6))

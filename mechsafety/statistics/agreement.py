@@ -14,14 +14,9 @@ import numpy as np
 import pandas as pd
 
 from mechsafety.statistics.measures import (
-    ac1,
-    ac1_sums,
-    alpha,
-    bootstrap,
-    clustered,
-    coincidences,
     pair_cells,
     pair_intervals,
+    panel_bootstrap,
     rating_counts,
     spread,
 )
@@ -81,18 +76,11 @@ def gwet_ac1(
     ``ratings`` is [item, rater]; None is missing. ``AC1 = (p_a - p_e) / (1 - p_e)`` with
     ``p_e = sum_c pi_c (1 - pi_c) / (K - 1)``, pi_c the mean share of category c and K the categories of
     the scale, whether used or not (Gwet 2008). Unlike kappa it stays defined when nearly all items are of one
-    class. Items with one rating count in pi_c only. NaN where no item has two ratings.
+    class. Items with one rating count in pi_c only. NaN where no item has two ratings. Where every item agrees,
+    the lower bound is made from Wilson's interval over clusters, as for :func:`kappa`.
     """
     counts = rating_counts(ratings, categories)
-    group, count = cluster_codes(clusters, sizes=(len(counts),))
-    return bootstrap(
-        clustered(ac1_sums(counts), group, count),
-        lambda sums: ac1(sums, len(categories)),
-        n=int((counts.sum(axis=1) > 1).sum()),
-        seed=seed,
-        resamples=resamples,
-        confidence=confidence,
-    )
+    return panel_bootstrap("ac1", counts, clusters, seed=seed, resamples=resamples, confidence=confidence)
 
 
 def krippendorff_alpha(
@@ -109,18 +97,11 @@ def krippendorff_alpha(
     ``ratings`` is [item, rater]; None is missing. With coincidences ``o_ck = sum_u n_uc (n_uk - [c = k]) / (m_u - 1)``
     over items u with m_u >= 2 ratings and ``n = sum o``:
     ``alpha = 1 - (n - 1) sum_{c != k} o_ck / sum_{c != k} n_c n_k`` (Krippendorff 2011). NaN where every
-    rating is of one category: then nothing could have disagreed.
+    rating is of one category: then nothing could have disagreed. Where every item agrees, the lower bound is
+    made from Wilson's interval over clusters, as for :func:`kappa`.
     """
     counts = rating_counts(ratings, categories)
-    group, count = cluster_codes(clusters, sizes=(len(counts),))
-    return bootstrap(
-        clustered(coincidences(counts), group, count),
-        lambda sums: alpha(sums, len(categories)),
-        n=int((counts.sum(axis=1) > 1).sum()),
-        seed=seed,
-        resamples=resamples,
-        confidence=confidence,
-    )
+    return panel_bootstrap("alpha", counts, clusters, seed=seed, resamples=resamples, confidence=confidence)
 
 
 def agreement(

@@ -15,7 +15,7 @@ from scipy.stats import norm
 
 from mechsafety.errors import MechsafetyError
 from mechsafety.statistics.paired import mcnemar
-from mechsafety.statistics.resampling import cluster_codes, cluster_weights, percentiles
+from mechsafety.statistics.resampling import cluster_codes, cluster_weights, flat, percentiles, steady_bounds
 from mechsafety.statistics.tables import ABSTAINING_JUDGES, ARMS, checked
 
 MAPPINGS: Mapping[str, Mapping[str, bool]] = {
@@ -81,7 +81,8 @@ def judge_effects(verdicts: pd.DataFrame) -> pd.DataFrame:
 
     ``change`` is the edited rate minus the original on the same prompts, with its interval
     (:func:`paired_difference`) and exact McNemar p, uncorrected: the rows are readings of one result, not further
-    results. Mappings that differ from ``refusal`` in no verdict of the judge are left out.
+    results. Mappings that differ from ``refusal`` in no verdict of the judge are left out, and so are judges without
+    both arms. ``dropped`` counts prompts with a side that is missing or that the mapping does not name.
     """
     table = checked(verdicts)
     table = table[~table["judge"].isin(list(ABSTAINING_JUDGES))]
@@ -93,7 +94,7 @@ def judge_effects(verdicts: pd.DataFrame) -> pd.DataFrame:
             index="id", columns="arm", values="verdict", aggfunc="first", observed=False
         )
         pairs = pairs.reindex(columns=list(ARMS))
-        if pairs.isna().any(axis=None):
+        if pairs.isna().all().any():
             continue
         used = set(group["verdict"])
         for name, mapping in MAPPINGS.items():
@@ -108,8 +109,9 @@ def judge_effects(verdicts: pd.DataFrame) -> pd.DataFrame:
 def effect_flips(effects: pd.DataFrame, *, primary: str) -> pd.DataFrame:
     """Per system and label: in how many alternatives the effect of ``primary`` changes sign or significance.
 
-    An alternative is any other judge or mapping. A sign flip needs both changes to be other than 0; a significance
-    flip is p < .05 in one and not in the other.
+    An alternative is any other judge or mapping that reads at least one pair; there is none where ``primary`` read
+    no pair. A sign flip needs both changes to be other than 0; a significance flip is p < .05 in one and not in the
+    other.
     """
     rows = []
     for (system, label), group in effects.groupby(["system", "label"], sort=False):
@@ -118,7 +120,8 @@ def effect_flips(effects: pd.DataFrame, *, primary: str) -> pd.DataFrame:
             raise MechsafetyError(
                 f"judge {primary!r} has no effect for {system} / {label}; there are: {', '.join(set(group['judge']))}"
             )
-        reference, others = group[mine].iloc[0], group[~mine]
+        reference = group[mine].iloc[0]
+        others = group[~mine & (group["n"] > 0) & (reference["n"] > 0)]
         sign = (np.sign(others["change"]) * np.sign(reference["change"]) < 0).to_numpy()
         level = (others["significant"] != reference["significant"]).to_numpy()
         names = [
@@ -166,7 +169,8 @@ def judge_edit_interaction(verdicts: pd.DataFrame, *, seed: int, resamples: int 
     ``difference`` is the mean over prompts (and systems) of ``(A edited - A original) - (B edited - B original)``, each
     1 for refusal: how much more A's rate moves than B's. If the edit changed both judges' readings alike, each prompt's
     sum were as likely with the other sign; ``p`` is the exact two-sided probability, over all sign changes of the
-    prompts' sums, of a total at least as far from 0 (Fisher's randomisation test). The interval resamples prompts.
+    prompts' sums, of a total at least as far from 0 (Fisher's randomisation test). The interval resamples prompts;
+    where all prompts say the same it is that of :func:`~mechsafety.statistics.resampling.steady_bounds`.
     """
     table = checked(verdicts)
     table = table[~table["judge"].isin(list(ABSTAINING_JUDGES))]
@@ -256,9 +260,10 @@ def _interactions(gaps: Sequence[pd.Series], *, seed: int, resamples: int) -> li
     means = np.concatenate(drawn)
     rows: list[dict[str, object]] = []
     for column, value in enumerate(values.tolist()):
-        low, high = percentiles(value, [means[:, column]], 0.95)
-        p = math.nan if math.isnan(value) else sign_change_p(np.rint(sums[:, column]))
         prompts = int((sizes[:, column] > 0).sum())
+        alike = flat([means[:, column]])
+        low, high = steady_bounds(value, prompts) if alike else percentiles(value, [means[:, column]], 0.95)
+        p = math.nan if math.isnan(value) else sign_change_p(np.rint(sums[:, column]))
         rows.append({"prompts": prompts, "difference": value, "low": low, "high": high, "p": p})
     return rows
 
@@ -289,7 +294,8 @@ def _system_means(
 
 def _taus(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Kendall's tau-b of each row of two [row, system] arrays; NaN with ties throughout or under three systems."""
-    first, second = (np.sign(x[:, :, None] - x[:, None, :]) for x in (a, b))
+    # Rounded: 0.3 - 0.7 and 0.5 - 0.9 are a tie that floating point breaks.
+    first, second = (np.sign(np.round(x[:, :, None] - x[:, None, :], 9)) for x in (a, b))
     with np.errstate(invalid="ignore", divide="ignore"):
         taus = (first * second).sum(axis=(1, 2)) / np.sqrt(
             (first**2).sum(axis=(1, 2)) * (second**2).sum(axis=(1, 2))

@@ -6,13 +6,17 @@ NaN, never 0 or 1.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Literal
 
 import numpy as np
+import pandas as pd
 
 from mechsafety.errors import MechsafetyError
 from mechsafety.statistics.rates import wilson
-from mechsafety.statistics.resampling import Estimate, cluster_weights, percentiles
+from mechsafety.statistics.resampling import Estimate, cluster_codes, cluster_weights, percentiles
 
 
 def pair_measures(cells: np.ndarray, k: int) -> dict[str, np.ndarray]:
@@ -71,12 +75,16 @@ def _perfect(cells: np.ndarray, k: int, *, confidence: float) -> dict[str, tuple
     chance agreement.
     """
     clusters = int((cells.sum(axis=1) > 0).sum())
-    least = wilson(clusters, clusters, confidence=confidence).low
     share = np.diagonal(cells.sum(axis=0).reshape(k, k)) / cells.sum()
+    return {m: (1.0, low, 1.0) for m, low in _least(share, clusters, confidence=confidence).items()}
+
+
+def _least(share: np.ndarray, clusters: int, *, confidence: float) -> dict[str, float]:
+    """Lower bounds where all items of ``clusters`` clusters agree, the categories having these shares."""
+    least = wilson(clusters, clusters, confidence=confidence).low
     chance = {"kappa": float((share**2).sum())}
-    chance |= {"alpha": chance["kappa"], "ac1": (1 - chance["kappa"]) / max(1, k - 1)}
-    bounds = {m: (1.0, (least - e) / (1 - e), 1.0) for m, e in chance.items() if e < 1}
-    return {"agreement": (1.0, least, 1.0), **bounds}
+    chance |= {"alpha": chance["kappa"], "ac1": (1 - chance["kappa"]) / max(1, len(share) - 1)}
+    return {"agreement": least, **{m: (least - e) / (1 - e) for m, e in chance.items() if e < 1}}
 
 
 def _all_measures(cells: np.ndarray, k: int) -> dict[str, np.ndarray]:
@@ -103,6 +111,34 @@ def bootstrap(
     drawn = [measure(weights @ cells) for weights in cluster_weights(rng, count, resamples, width=count)]
     low, high = percentiles(value, drawn, confidence)
     return Estimate(value=value, low=low, high=high, n=n, clusters=count)
+
+
+def panel_bootstrap(
+    name: Literal["ac1", "alpha"],
+    counts: np.ndarray,
+    clusters: Sequence[object] | np.ndarray | pd.Series,
+    *,
+    seed: int,
+    resamples: int,
+    confidence: float,
+) -> Estimate:
+    """A measure of ``counts`` (:func:`rating_counts`) with its bounds; where every item agrees see :func:`_perfect`."""
+    group, count = cluster_codes(clusters, sizes=(len(counts),))
+    k, paired = counts.shape[1], counts.sum(axis=1) > 1
+    sums, measure = {"ac1": (ac1_sums, ac1), "alpha": (coincidences, alpha)}[name]
+    found = bootstrap(
+        clustered(sums(counts), group, count),
+        lambda drawn: measure(drawn, k),
+        n=int(paired.sum()),
+        seed=seed,
+        resamples=resamples,
+        confidence=confidence,
+    )
+    if found.value < 1 - 1e-12 or math.isnan(found.value):
+        return found
+    share = counts[paired].sum(axis=0) / counts[paired].sum()
+    least = _least(share, len(set(group[paired])), confidence=confidence)[name]
+    return replace(found, low=least, high=1.0)
 
 
 def pair_cells(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import numpy as np
 import pandas as pd
@@ -10,7 +11,7 @@ import pandas as pd
 from mechsafety.errors import MechsafetyError
 from mechsafety.statistics.measures import pair_cells, pair_intervals, spread
 from mechsafety.statistics.rates import wilson
-from mechsafety.statistics.resampling import cluster_codes, cluster_weights, percentiles
+from mechsafety.statistics.resampling import cluster_codes, cluster_weights, flat, percentiles, steady_bounds
 from mechsafety.statistics.tables import ABSTAINING_JUDGES, ARMS, PROMPT_LABELS, checked
 
 MEASURES = ("kappa", "ac1", "alpha", "agreement")
@@ -70,6 +71,8 @@ def error_change(
     ``bias`` of an arm is the weighted mean of (judge refuses) - (reference refuses): how far the judge's rate lies
     above the reference's among what both read. ``change`` is the bias in the edited arm minus that in the original; its
     interval resamples prompts. Where it lies off 0, the judge's difference between the arms is partly its own.
+    Where the labelled errors of an arm are all the same, the intervals of the arms (:func:`steady_bounds` there)
+    are joined by Zou and Donner's (2008) square-and-add: no error among a few labels is not the certainty of none.
     """
     table = checked(verdicts)
     joined = table.merge(reference_weights(reference), on=["system", "arm", "id"], how="inner")
@@ -92,6 +95,8 @@ def error_change(
             biases = [(t[:, 0] / t[:, 1], t[:, 2] / t[:, 3]) for t in (d @ sums for d in draws)]
         original, after = (float(side[0]) for side in biases[0])
         low, high = percentiles(after - original, [b - a for a, b in biases[1:]], 0.95)
+        if any(flat([side[arm] for side in biases[1:]]) for arm in (0, 1)):
+            low, high = _apart(biases, [int((sums[:, place] > 0).sum()) for place in (1, 3)])
         rows.append(
             {
                 **{"judge": str(judge), "label": label, "n": len(part)},
@@ -100,6 +105,20 @@ def error_change(
             }
         )
     return pd.DataFrame(rows, columns=ERROR_COLUMNS)
+
+
+def _apart(biases: list[tuple[np.ndarray, np.ndarray]], prompts: list[int]) -> tuple[float, float]:
+    """Interval of the second arm's bias less the first's, from an interval for each."""
+    value, below, above = [], [], []
+    for arm, count in enumerate(prompts):
+        mean, drawn = float(biases[0][arm][0]), [side[arm] for side in biases[1:]]
+        low, high = steady_bounds(mean, count) if flat(drawn) else percentiles(mean, drawn, 0.95)
+        value.append(mean)
+        below.append(mean - low)
+        above.append(high - mean)
+    change = value[1] - value[0]
+    low, high = change - math.hypot(below[1], above[0]), change + math.hypot(above[1], below[0])
+    return max(-2.0, low), min(2.0, high)
 
 
 def reference_weights(reference: pd.DataFrame) -> pd.DataFrame:

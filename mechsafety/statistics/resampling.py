@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from scipy.stats import norm
 
 from mechsafety.errors import MechsafetyError
 
@@ -41,12 +42,37 @@ def cluster_codes(
 
 
 def cluster_weights(rng: np.random.Generator, count: int, resamples: int, *, width: int) -> list[np.ndarray]:
-    """Return blocks of [resample, cluster]: how often each cluster was drawn."""
-    if count == 0:
+    """Return blocks of [resample, cluster]: how often each cluster was drawn; none of a single cluster.
+
+    One cluster can only be drawn as it is: its interval would have no width, and claim to be certain.
+    """
+    if count < 2:
         return []
     block = max(1, _CELLS // max(1, width))
     sizes = [min(block, resamples - start) for start in range(0, resamples, block)]
     return [rng.multinomial(count, np.full(count, 1 / count), size=size).astype(float) for size in sizes]
+
+
+def flat(drawn: Sequence[np.ndarray]) -> bool:
+    """Whether no resample differs from another, or there is none."""
+    values = np.concatenate([*drawn, np.array([])])
+    return len(np.unique(values[~np.isnan(values)])) < 2
+
+
+def steady_bounds(value: float, clusters: int, *, confidence: float = 0.95) -> tuple[float, float]:
+    """Interval of a mean that is the same in every one of ``clusters`` clusters, where a bootstrap has no width.
+
+    Wald's after one cluster a unit above 0 and one a unit below are added: of a paired difference this is the
+    interval of Bonett and Price (2012).
+    """
+    if math.isnan(value) or not clusters:
+        return math.nan, math.nan
+    whole = clusters + 2
+    middle = value * clusters / whole
+    half = float(norm.ppf((1 + confidence) / 2)) * math.sqrt(
+        ((clusters * value**2 + 2) / whole - middle**2) / whole
+    )
+    return min(value, middle - half), max(value, middle + half)
 
 
 def percentiles(value: float, drawn: Sequence[np.ndarray], confidence: float) -> tuple[float, float]:
