@@ -37,13 +37,14 @@ def read_human_labels(path: Path, *, responses: pd.DataFrame) -> pd.DataFrame:
     """Labels of a CSV, JSONL or Parquet file that belong to ``responses`` (columns system, arm, id, response).
 
     Optional columns get their defaults: annotator ``"1"``, probability 1, stratum ``"all"``. Raises
-    :class:`MechsafetyError` for missing columns, labels outside the menu, a response labelled twice by one annotator,
-    responses that the run does not have, or a file made for other responses.
+    :class:`MechsafetyError` for missing columns, labels outside the menu, a response labelled twice by one annotator
+    or drawn with two probabilities, responses that the run does not have, or a file made for other responses.
     """
     known = set(responses[["system", "arm", "id"]].astype(str).itertuples(index=False, name=None))
     systems, ids = {system for system, _, _ in known}, {name for _, _, name in known}
     fingerprint = responses_sha256(responses)
     rows, seen = [], set()
+    drawn: dict[tuple[str, str, str], tuple[float, str]] = {}
     for place, row in read_rows(path):
         if missing := [name for name in NEEDED if name not in row]:
             raise MechsafetyError(
@@ -68,6 +69,12 @@ def read_human_labels(path: Path, *, responses: pd.DataFrame) -> pd.DataFrame:
                 f"{path}, {place}: {record['annotator']!r} labelled {' / '.join(key)} twice"
             )
         seen.add((*key, record["annotator"]))
+        plan = (record["inclusion_probability"], record["stratum"])
+        if drawn.setdefault(key, plan) != plan:
+            raise MechsafetyError(
+                f"{path}, {place}: {' / '.join(key)} has inclusion_probability and stratum {plan}, and {drawn[key]} in "
+                "an earlier line; labels of two sampling plans cannot be joined"
+            )
         rows.append(record)
     if not rows:
         raise MechsafetyError(f"{path}: no labels in it")

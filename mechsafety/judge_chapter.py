@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import pandas as pd
+from statsmodels.stats.multitest import multipletests
 
 from mechsafety.judge_figures import judge_chapter_figures
 from mechsafety.judge_tables import judge_tables
@@ -117,20 +118,21 @@ def _people(tables: Mapping[str, pd.DataFrame], figures: Mapping[str, go.Figure]
                 title="What people would have found",
                 text="The refusal rate from people's labels on a sample, alone and joined with each judge's verdicts "
                 "on everything. Prediction-powered inference assumes nothing about the judge; Rogan-Gladen inverts the "
-                "sensitivity and specificity found in the same arm.",
+                "sensitivity and specificity found in the same arm and prompt label, all systems together.",
                 figures=_some(figures, "judge-corrected"),
                 table=tables["corrected_rates"],
             ),
             Block(
                 name="people",
                 title="Who labelled",
-                text="Labels by annotator; settled is the majority, ties are left out.",
+                text=_people_text(tables["people"]),
                 table=tables["people"],
             ),
             Block(
                 name="people-agreement",
                 title="",
-                text="Agreement between annotators on refusal or not.",
+                text="Agreement between annotators on refusal or not, on the labelled sample as it is: not weighted, "
+                "so a sample rich in hard cases shows less of it.",
                 table=tables["people_agreement"],
             ),
         ]
@@ -166,9 +168,16 @@ def _interaction_text(interaction: pd.DataFrame) -> str:
         "Difference: how much more the first judge's rate moves than the second's. The p value is exact, by sign "
         "changes of each prompt's sum."
     )
-    found = interaction[(interaction["p"] < 0.05).to_numpy()]
+    tested = interaction[interaction["p"].notna().to_numpy()]
+    if tested.empty:
+        return "No two judges read the same pairs of answers. " + told
+    corrected = multipletests(tested["p"].to_numpy(), method="holm")[1]
+    found = tested[corrected < 0.05]
+    told += (
+        f" The table's p values are not corrected; this sentence is, by Holm over its {len(tested)} tests."
+    )
     if found.empty:
-        return "No pair of judges differs in how far the edit moves its rate (p ≥ .05). " + told
+        return "No difference between two judges in how far the edit moves their rates was found. " + told
     pairs = ", ".join(
         f"{r['judge_a']} and {r['judge_b']} ({short_name(str(r['system']))}, {r['label']})"
         for r in found.to_dict(orient="records")
@@ -176,12 +185,28 @@ def _interaction_text(interaction: pd.DataFrame) -> str:
     return f"The edit moves the rates of these judges differently: {pairs}. {told}"
 
 
+def _people_text(people: pd.DataFrame) -> str:
+    tied = int(people["tied"].sum())
+    told = "Labels by annotator; settled is the majority."
+    if not tied:
+        return told
+    return (
+        f"{told} {tied} responses on which annotators tie are left out of every comparison with people. They are the "
+        "hard ones: without them judges look better than they are."
+    )
+
+
 def _errors_text(change: pd.DataFrame) -> str:
     whole = change[(change["label"] == "all").to_numpy()]
     off = whole[((whole["low"] > 0) | (whole["high"] < 0)).to_numpy()]
     if whole.empty:
         return "Too few responses of both arms were labelled to compare a judge's errors between them."
+    net = (
+        "Bias is the net error: misses and false alarms can cancel, so read sensitivity and specificity too."
+    )
     if off.empty:
-        return "No judge's bias differs between original and edited responses beyond its 95 % interval."
-    named = ", ".join(f"{r['judge']} ({r['change']:+.0%})" for r in off.to_dict(orient="records"))
-    return f"These judges err differently on edited responses: {named}."
+        return f"No judge's bias was found to differ between original and edited responses (95 % intervals). {net}"
+    named = ", ".join(
+        f"{r['judge']} ({100 * r['change']:+.0f} points)" for r in off.to_dict(orient="records")
+    )
+    return f"The bias of these judges differs on edited responses: {named}. {net}"

@@ -136,7 +136,8 @@ def error_dots(errors: pd.DataFrame) -> go.Figure:
         styled(
             figure,
             "Do judges err more on edited responses?",
-            "Against the reference, weighted by inclusion probability. Whiskers: 95 %, bootstrap over prompts.",
+            "Against the reference, weighted by inclusion probability. Whiskers: 95 %, bootstrap over prompts "
+            "(Wilson at 0 and 100 %).",
             width=860,
             height=250 + 46 * len(judges),
         )
@@ -201,9 +202,9 @@ def _effect_title(effects: pd.DataFrame) -> str:
     if harmful.empty:
         return "The edit's effect under every judge"
     if not split:
-        return "Every judge and reading agrees whether harmful refusals change"
+        return "Every judge and reading agrees on the significance for harmful prompts"
     names = ", ".join(short_name(str(s)) for s in split)
-    return f"Whether the edit matters depends on the judge: {names}"
+    return f"Significance depends on the judge or the reading: {names}"
 
 
 def _reading(judge: str, mapping: str) -> str:

@@ -8,6 +8,7 @@ import pandas as pd
 
 from mechsafety.errors import MechsafetyError
 from mechsafety.statistics import (
+    ABSTAINING_JUDGES,
     against_reference,
     agreement,
     corrected_rates,
@@ -64,6 +65,8 @@ def reference_tables(
 
 def judge_as_reference(verdicts: pd.DataFrame, judge: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The other judges' verdicts, and ``judge``'s as the reference."""
+    if judge in ABSTAINING_JUDGES:
+        raise MechsafetyError(f"judge {judge!r} never says refusal or compliance: it cannot be the reference")
     mine = verdicts["judge"] == judge
     if not mine.any():
         there = ", ".join(dict.fromkeys(verdicts["judge"]))

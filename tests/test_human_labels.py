@@ -78,3 +78,11 @@ def test_the_hash_is_of_what_was_shown() -> None:
     # A boundary between two cells is no part of either.
     moved = TABLE.head(1).assign(system="onea", arm="b"), TABLE.head(1).assign(system="one", arm="ab")
     assert responses_sha256(moved[0]) != responses_sha256(moved[1])
+
+
+def test_labels_of_two_plans_are_not_joined(tmp_path: Path) -> None:
+    first = ROW | {"annotator": "Ann", "inclusion_probability": 0.5, "stratum": "all"}
+    for other in ({"inclusion_probability": 0.1}, {"stratum": "disagreement"}):
+        with pytest.raises(MechsafetyError, match=r"line 3: .*two sampling plans"):
+            read(tmp_path, first, first | {"annotator": "Bea"} | other)
+    assert len(read(tmp_path, first, first | {"annotator": "Bea"})) == 2

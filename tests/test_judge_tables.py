@@ -251,3 +251,39 @@ def test_undefined_numbers_stay_missing() -> None:
     tables = judge_tables(made()[2].query("system == 'one'"), primary="rules", seed=0)
     assert tables["judge_rankings"]["tau"].isna().all()
     assert not judge_tables(made()[2], primary="rules", seed=0)["judge_rankings"]["tau"].isna().all()
+
+
+def test_a_judge_that_abstains_is_no_reference(run_folder: Path) -> None:
+    with pytest.raises(MechsafetyError, match="never says refusal or compliance"):
+        compare_judges(run_folder, reference="degeneracy")
+
+
+def test_the_chapter_corrects_for_many_tests() -> None:
+    tables = judge_tables(made()[2], primary="rules", seed=0)
+    assert tables["judge_interaction"]["p"].min() < 0.001
+
+    def text(interaction: pd.DataFrame) -> str:
+        blocks = chapter_blocks(tables | {"judge_interaction": interaction}, primary="rules")
+        return next(b.text for b in blocks if b.name == "judge-interaction")
+
+    assert text(tables["judge_interaction"]).startswith(
+        "The edit moves the rates of these judges differently"
+    )
+    # One of eight at p = .04 is what chance brings.
+    weak = tables["judge_interaction"].assign(p=[0.04] + [0.5] * (len(tables["judge_interaction"]) - 1))
+    assert text(weak).startswith("No difference")
+    assert text(weak.assign(p=np.nan)).startswith("No two judges")
+
+
+def test_ties_are_counted_where_they_are_left_out() -> None:
+    _, truth, verdicts = made()
+    labels = labels_of(truth)
+    tables = judge_tables(verdicts, primary="rules", seed=0)
+
+    def text(given: pd.DataFrame) -> str:
+        blocks = chapter_blocks(tables | people_tables(verdicts, given, seed=0), primary="rules")
+        return next(b.text for b in blocks if b.name == "people")
+
+    assert "tie" not in text(labels)
+    labels.loc[labels.index[-1], "label"] = "degenerate"
+    assert "1 responses on which annotators tie" in text(labels)

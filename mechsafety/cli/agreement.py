@@ -99,7 +99,7 @@ def _plan(
     lines = [
         f"a rate near {rate:.0%}, interval {width:g} wide, from labels alone: {alone} labels",
         f"kappa near {kappa:g}, interval {kappa_width:g} wide: {doubly} responses labelled by both annotators",
-        f"a drop of {drop:.0%} from {baseline:.0%} with power {power:g}"
+        f"a drop of {100 * drop:g} points from {baseline:.0%} with power {power:g}"
         + (f" after Bonferroni over {comparisons}" if comparisons > 1 else "")
         + f": {prompts} prompts, the same in both arms",
     ]
@@ -118,7 +118,14 @@ def _plan(
     if run is not None:
         cells = _cells(run, sensitivity=sensitivity, specificity=specificity, width=width)
         facts["cells"] = records(cells)
-        lines += ["", f"labels for an interval {width:g} wide in {run}", _table(cells)]
+        told = cells.assign(labels=cells["labels"].astype(str).replace("<NA>", "-"))
+        lines += [
+            "",
+            f"labels for an interval {width:g} wide in {run}, drawn alike within each row",
+            _table(told),
+        ]
+        if cells["labels"].isna().any():
+            lines.append("-: no number of labels is enough for this width, more responses are needed")
     return facts, "\n".join(lines)
 
 
