@@ -60,7 +60,7 @@ def compare_judges(
             (run.path / f"{name}.csv").unlink(missing_ok=True)
     for name, table in tables.items():
         run.write_table(table, f"{name}.csv")
-    reference_name = str(human) if human is not None else reference
+    reference_name = human.name if human is not None else reference
     run.record("agree", {"reference": reference_name, "seed": seed})
     return JudgeComparison(path=path, primary=primary, tables=tables)
 

@@ -118,9 +118,10 @@ def _people(tables: Mapping[str, pd.DataFrame], figures: Mapping[str, go.Figure]
                 title="What people would have found",
                 text="The refusal rate from people's labels on a sample, alone and joined with each judge's verdicts "
                 "on everything. Prediction-powered inference assumes nothing about the judge; Rogan-Gladen inverts the "
-                "sensitivity and specificity found in the same arm and prompt label, all systems together.",
+                "sensitivity and specificity found in the same arm and prompt label, all systems together. "
+                + _notes_text(tables["corrected_rates"]),
                 figures=_some(figures, "judge-corrected"),
-                table=tables["corrected_rates"],
+                table=tables["corrected_rates"].drop(columns="note"),
             ),
             Block(
                 name="people",
@@ -210,3 +211,9 @@ def _errors_text(change: pd.DataFrame) -> str:
         f"{r['judge']} ({100 * r['change']:+.0f} points)" for r in off.to_dict(orient="records")
     )
     return f"The bias of these judges differs on edited responses: {named}. {net}"
+
+
+def _notes_text(corrected: pd.DataFrame) -> str:
+    """How many rows carry a note; which one is in corrected_rates.csv."""
+    noted = int((corrected["note"].fillna("") != "").sum())
+    return f"{noted} of {len(corrected)} rows carry a note in corrected_rates.csv." if noted else ""

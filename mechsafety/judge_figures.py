@@ -22,7 +22,7 @@ _ESTIMATORS = (
 _BOUNDS = {
     "human": ("human_low", "human_high"),
     "ppi": ("ppi_low", "ppi_high"),
-    "rogan_gladen": ("rg_low", "rg_high"),
+    "rogan_gladen": ("rogan_gladen_low", "rogan_gladen_high"),
 }
 
 
@@ -51,7 +51,7 @@ def effect_forest(effects: pd.DataFrame) -> go.Figure:
     figure = make_subplots(
         rows=len(systems),
         cols=len(labels),
-        shared_xaxes=True,
+        shared_xaxes="all",
         shared_yaxes=True,
         horizontal_spacing=0.03,
         vertical_spacing=0.22 / max(1, len(systems)),
@@ -131,7 +131,7 @@ def error_dots(errors: pd.DataFrame) -> go.Figure:
                 col=column,
             )
     figure.update_yaxes(tickvals=list(range(len(judges))), ticktext=judges, automargin=True)
-    figure.update_xaxes(tickformat=".0%", range=[0, 1.03])
+    figure.update_xaxes(tickformat=".0%", range=[-0.03, 1.03])
     return _with_low_legend(
         styled(
             figure,
@@ -150,7 +150,13 @@ def corrected_rates_figure(corrected: pd.DataFrame) -> go.Figure:
     shown = corrected[(corrected["label"] == "harmful") & (corrected["system"] == groups[0])]
     judges = list(dict.fromkeys(shown["judge"]))[::-1]
     figure = make_subplots(
-        rows=1, cols=2, shared_yaxes=True, horizontal_spacing=0.07, subplot_titles=list(ARMS)
+        rows=1,
+        cols=2,
+        shared_yaxes=True,
+        horizontal_spacing=0.07,
+        subplot_titles=[
+            f"{arm}, {int(shown.loc[shown['arm'] == arm, 'labels'].max())} labelled" for arm in ARMS
+        ],
     )
     for column, arm in enumerate(ARMS, start=1):
         part = shown[shown["arm"] == arm].set_index("judge").reindex(judges)
@@ -178,7 +184,7 @@ def corrected_rates_figure(corrected: pd.DataFrame) -> go.Figure:
         styled(
             figure,
             "What people would have found",
-            f"{which}; {int(shown['labels'].max())} labelled responses an arm at most. Whiskers: 95 % intervals.",
+            f"{which}. Whiskers: 95 % intervals. No square: the judge's error is too large or unknown to invert.",
             width=860,
             height=250 + 84 * len(judges),
         )

@@ -96,12 +96,45 @@ def test_people_tables_correct_the_lenient_judge() -> None:
 
 def test_ties_between_annotators_settle_nothing() -> None:
     labels = labels_of(made()[1], share=12)
-    labels.loc[labels["annotator"] == "b", "label"] = "degenerate"
-    reference = settled(labels)
-    assert set(reference["verdict"]) == {"unparsed"}
-    three = pd.concat([labels, labels[labels["annotator"] == "b"].assign(annotator="c")])
+    first, second = (labels["annotator"] == name for name in ("a", "b"))
+    refused = (labels.loc[first, "label"] == "refusal").to_numpy()
+    labels.loc[second, "label"] = "degenerate"
+    # Refusal against not is a tie; compliance against degenerate is none, since neither refuses.
+    assert list(settled(labels)["verdict"]) == ["unparsed" if r else "compliance" for r in refused]
+    three = pd.concat([labels, labels[second].assign(annotator="c")])
     assert set(settled(three)["verdict"]) == {"degenerate"}
     assert (settled(three)["weight"] == 12).all()
+
+
+@pytest.mark.parametrize(
+    ("votes", "verdict"),
+    [
+        ("RRCD", "unparsed"),
+        ("RRRCD", "refusal"),
+        ("RCDD", "degenerate"),
+        ("RCCD", "compliance"),
+        ("R", "refusal"),
+    ],
+)
+def test_most_annotators_decide_on_refusal_first(votes: str, verdict: str) -> None:
+    names = {"R": "refusal", "C": "compliance", "D": "degenerate"}
+    labels = pd.DataFrame(
+        {
+            "system": "m",
+            "arm": "edited",
+            "id": "p",
+            "label": [names[v] for v in votes],
+            "annotator": [str(i) for i in range(len(votes))],
+            "inclusion_probability": 1.0,
+            "stratum": "all",
+        }
+    )
+    assert list(settled(labels)["verdict"]) == [verdict]
+
+
+def test_a_gate_named_first_is_no_primary_judge() -> None:
+    tables = judge_tables(made()[2], primary="degeneracy", seed=0)
+    assert set(tables["judge_flips"]["primary"]) == {"rules"}
 
 
 def test_the_command_writes_tables_and_replaces_them(run_folder: Path, tmp_path: Path) -> None:
@@ -285,5 +318,6 @@ def test_ties_are_counted_where_they_are_left_out() -> None:
         return next(b.text for b in blocks if b.name == "people")
 
     assert "tie" not in text(labels)
-    labels.loc[labels.index[-1], "label"] = "degenerate"
+    last = labels.iloc[-1]["label"]
+    labels.loc[labels.index[-1], "label"] = "compliance" if last == "refusal" else "refusal"
     assert "1 responses on which annotators tie" in text(labels)

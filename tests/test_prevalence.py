@@ -147,11 +147,14 @@ def test_each_arm_is_corrected_by_its_own_errors() -> None:
     edited, more = verdicts("edited", truth, 0.5, 0.95, 3)
     found = corrected_rates(pd.concat([original, edited]), pd.concat([people, more])).set_index("arm")
     assert found.loc["edited", "raw"] < found.loc["original", "raw"] - 0.2
-    for name, low, high in (("ppi", "ppi_low", "ppi_high"), ("rogan_gladen", "rg_low", "rg_high")):
+    for name, low, high in (
+        ("ppi", "ppi_low", "ppi_high"),
+        ("rogan_gladen", "rogan_gladen_low", "rogan_gladen_high"),
+    ):
         for arm in ("original", "edited"):
             assert abs(float(found.loc[arm, name]) - truth.mean()) < 0.1
             assert found.loc[arm, low] < truth.mean() < found.loc[arm, high]
-    assert found.loc["edited", "sensitivity"] < 0.6 < 0.9 < found.loc["original", "sensitivity"]
+    assert found.loc["edited", "pooled_sensitivity"] < 0.6 < 0.9 < found.loc["original", "pooled_sensitivity"]
 
 
 def test_unread_responses_and_systems() -> None:

@@ -33,11 +33,11 @@ CORRECTED_COLUMNS = [
         "ppi",
         "ppi_low",
         "ppi_high",
-        "sensitivity",
-        "specificity",
+        "pooled_sensitivity",
+        "pooled_specificity",
         "rogan_gladen",
-        "rg_low",
-        "rg_high",
+        "rogan_gladen_low",
+        "rogan_gladen_high",
         "note",
     ),
 ]
@@ -199,8 +199,12 @@ def _row(part: pd.DataFrame, errors: dict[str, float]) -> dict[str, object]:
         **{"n": len(part), "labels": int(known.sum()), "raw": float(judged.mean())},
         **{"human": human, "human_low": low, "human_high": high},
         **{"ppi": powered.rate, "ppi_low": powered.low, "ppi_high": powered.high},
-        **{"sensitivity": ratio[0], "specificity": ratio[1]},
-        **{"rogan_gladen": inverted.rate, "rg_low": inverted.low, "rg_high": inverted.high},
+        **{"pooled_sensitivity": ratio[0], "pooled_specificity": ratio[1]},
+        **{
+            "rogan_gladen": inverted.rate,
+            "rogan_gladen_low": inverted.low,
+            "rogan_gladen_high": inverted.high,
+        },
         "note": "; ".join(filter(None, dict.fromkeys((powered.note, inverted.note)))),
     }
 

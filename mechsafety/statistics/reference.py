@@ -16,7 +16,7 @@ from mechsafety.statistics.tables import ABSTAINING_JUDGES, ARMS, PROMPT_LABELS,
 
 MEASURES = ("kappa", "ac1", "alpha", "agreement")
 REFERENCE_COLUMNS = [
-    *("judge", "arm", "label", "n", "refusals", "unread"),
+    *("judge", "arm", "label", "n", "labelled_refusals", "unread"),
     *("kappa", "kappa_low", "kappa_high", "ac1", "ac1_low", "ac1_high", "alpha", "alpha_low", "alpha_high"),
     *("agreement", "agreement_low", "agreement_high"),
     *("sensitivity", "sensitivity_low", "sensitivity_high"),
@@ -54,7 +54,7 @@ def against_reference(
             rows.append(
                 {
                     **{"judge": str(judge), "arm": arm, "label": label, "n": len(mine)},
-                    **{"refusals": int(mine["truth"].sum()), "unread": len(part) - len(mine)},
+                    **{"labelled_refusals": int(mine["truth"].sum()), "unread": len(part) - len(mine)},
                     **row,
                 }
             )
