@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 
+from benchmarks.memory import status
 from benchmarks.options import Options
 from benchmarks.sections import Check, Section, table
 
@@ -61,7 +61,7 @@ def measure(prompts: int) -> dict[str, float]:
         started = time.perf_counter()
         job()
         found[name] = time.perf_counter() - started
-    return found | {"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+    return found | {"peak": status("VmHWM")}  # ru_maxrss would count the process that started this one
 
 
 def section(options: Options) -> Section:

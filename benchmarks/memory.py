@@ -54,14 +54,14 @@ def measure(job: str, n: int, *, every: int) -> Peak:
     from mechsafety.prompts import load_prompts
     from mechsafety.sweeps import sweep
 
-    imports = _status("VmRSS")
+    imports = status("VmRSS")
     model = load_model(MODEL, device="cpu")
     prompts = load_prompts("default")
     subject = tuned_subject(model, prompts.validation, per_label=n) if job == "sweep" else None
     residual_stream(model, prompts[:1])
-    loading_peak = _status("VmHWM")
+    loading_peak = status("VmHWM")
     _reset_peak()
-    loaded = _status("VmRSS")
+    loaded = status("VmRSS")
     if subject is None:
         residual_means(model, repeated(list(prompts[:_FEW]), n))
     else:
@@ -75,11 +75,11 @@ def measure(job: str, n: int, *, every: int) -> Peak:
         imports=imports,
         loaded=loaded,
         loading_peak=loading_peak,
-        job_peak=_status("VmHWM"),
+        job_peak=status("VmHWM"),
     )
 
 
-def _status(name: str) -> float:
+def status(name: str) -> float:
     text = Path("/proc/self/status").read_text()
     found = re.search(rf"^{name}:\s+(\d+) kB", text, flags=re.MULTILINE)
     assert found is not None
