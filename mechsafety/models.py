@@ -60,13 +60,16 @@ class LoadRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Spec:
+class ModelSpec:
+    """A model's spec in its parts: ``BASE@REVISION+ADAPTER``."""
+
     base: str
     revision: str | None
     adapter: str | None
 
 
-def _parse(spec: str) -> _Spec:
+def parse_spec(spec: str) -> ModelSpec:
+    """The parts of ``spec``; :class:`MechsafetyError` where one that is announced is missing."""
     # Paths may hold '+' and '@': the longest part that exists is the base, else the first '+' divides.
     pluses = [i for i, character in enumerate(spec) if character == "+"]
     cut = next((i for i in [len(spec), *reversed(pluses)] if _exists(spec[:i])), None)
@@ -84,7 +87,7 @@ def _parse(spec: str) -> _Spec:
         raise MechsafetyError(f"model {spec!r} names no revision after '@'; leave the '@' out, or name one")
     if at and (base == PACKAGED or _exists(base)):
         raise MechsafetyError(f"model {spec!r}: only hub ids have revisions; leave '@{revision}' out")
-    return _Spec(base=base, revision=revision or None, adapter=adapter or None)
+    return ModelSpec(base=base, revision=revision or None, adapter=adapter or None)
 
 
 def _exists(name: str) -> bool:
@@ -108,12 +111,12 @@ def load_model(
     Raises :class:`MechsafetyError` for an unknown name, a missing file, a gated model without a token,
     a missing chat template, an adapter that does not fit, and too little memory.
     """
-    parsed = _parse(spec)
+    parsed = parse_spec(spec)
     where = resolve_device(device)
     number = resolve_dtype(dtype, where)
-    folder, source = _locate(parsed)
-    hf = _load_weights(spec, parsed, folder, dtype=number, device=where, trust_remote_code=trust_remote_code)
-    tokenizer = _load_tokenizer(spec, parsed, folder, trust_remote_code=trust_remote_code)
+    folder, source = locate(parsed)
+    hf = load_weights(spec, parsed, folder, dtype=number, device=where, trust_remote_code=trust_remote_code)
+    tokenizer = load_tokenizer(spec, parsed, folder, trust_remote_code=trust_remote_code)
     template_name = _set_template(spec, tokenizer, template)
     if parsed.adapter is None:
         fingerprint = weights_fingerprint(hf)
@@ -187,7 +190,7 @@ def _is_hooked(model: Any) -> bool:
     return any(point.fwd_hooks or point.bwd_hooks for point in model.hook_dict.values())
 
 
-def _locate(spec: _Spec) -> tuple[str, str]:
+def locate(spec: ModelSpec) -> tuple[str, str]:
     """The folder or hub id to load from, and a word for the record."""
     if spec.base == PACKAGED:
         return str(converted(packaged_gguf())), "packaged"
@@ -210,15 +213,16 @@ def _locate(spec: _Spec) -> tuple[str, str]:
     return spec.base, "hub"
 
 
-def _load_weights(
+def load_weights(
     spec: str,
-    parsed: _Spec,
+    parsed: ModelSpec,
     folder: str,
     *,
     dtype: torch.dtype,
     device: torch.device,
     trust_remote_code: bool,
 ) -> PreTrainedModel:
+    """The causal language model in ``folder`` on ``device``, if its memory suffices; ``spec`` is for messages."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
@@ -235,7 +239,7 @@ def _load_weights(
     except MechsafetyError:
         raise
     except Exception as error:
-        raise _load_error(spec, parsed, error) from error
+        raise load_error(spec, parsed, error) from error
     return cast("Any", model).to(device).eval()
 
 
@@ -248,9 +252,10 @@ def _require_memory(spec: str, n_parameters: int, dtype: torch.dtype, device: to
         )
 
 
-def _load_tokenizer(
-    spec: str, parsed: _Spec, folder: str, *, trust_remote_code: bool
+def load_tokenizer(
+    spec: str, parsed: ModelSpec, folder: str, *, trust_remote_code: bool
 ) -> PreTrainedTokenizerBase:
+    """Its tokenizer, padding on the left."""
     from transformers import AutoTokenizer
 
     try:
@@ -259,7 +264,7 @@ def _load_tokenizer(
                 folder, revision=parsed.revision, trust_remote_code=trust_remote_code
             )
     except Exception as error:
-        raise _load_error(spec, parsed, error) from error
+        raise load_error(spec, parsed, error) from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "left"
@@ -318,7 +323,7 @@ def _boot(spec: str, hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
     return model
 
 
-def _load_error(spec: str, parsed: _Spec, error: BaseException) -> MechsafetyError:
+def load_error(spec: str, parsed: ModelSpec, error: BaseException) -> MechsafetyError:
     """One line for whatever the hub, transformers or the disk said."""
     from huggingface_hub.errors import (
         GatedRepoError,

@@ -8,17 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
-import torch
-
-from mechsafety.bodies import body_under
+from mechsafety.continuations import Request, continuations
 from mechsafety.errors import MechsafetyError
-from mechsafety.forward import continued, forward
-from mechsafety.generation import stop_tokens
 from mechsafety.interventions import Edit
 from mechsafety.judges.normalise import normalise
 from mechsafety.progress import bar
 from mechsafety.scoring import DEFAULT_BATCH, option_log_probs
-from mechsafety.tokens import TokenBatch, batches, render_chat, tokenize_text
+from mechsafety.tokens import render_chat, tokenize_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -159,35 +155,10 @@ def greedy_replies(
     """
     if not contexts or not max_new_tokens > 0:
         raise MechsafetyError("greedy replies need contexts and max_new_tokens above 0")
-    stops = stop_tokens(model)
-    replies = [""] * len(contexts)
-    with (
-        torch.inference_mode(),
-        body_under(model, edit) as body,
-        bar("self-judgement in words", total=len(contexts), unit="item") as progress,
-    ):
-        for batch in batches(model, contexts, batch_size=DEFAULT_BATCH):
-            out = forward(body, batch, logits=1, keep_cache=True)
-            stored = continued(batch, out)
-            each = torch.arange(len(batch.rows), device=batch.ids.device)
-            said: list[list[int]] = [[] for _ in batch.rows]
-            going = [True] * len(said)
-            while True:
-                chosen = out.logits[:, -1].argmax(-1)
-                for row, token in enumerate(chosen.tolist()):
-                    going[row] = going[row] and token not in stops and len(said[row]) < max_new_tokens
-                    if going[row]:
-                        said[row].append(token)
-                if not any(going):
-                    break
-                more = chosen[:, None]
-                step = TokenBatch(rows=batch.rows, ids=more, mask=torch.ones_like(more))
-                out = forward(body, step, logits=1, before=stored, rows=each, keep_cache=True)
-                stored = continued(step, out, before=stored)
-            for place, tokens in zip(batch.rows, said, strict=True):
-                replies[place] = str(model.tokenizer.decode(tokens, skip_special_tokens=True))
-            progress.update(len(batch.rows))
-    return replies
+    requests = [Request(tokens=tuple(context), max_new_tokens=max_new_tokens) for context in contexts]
+    with bar("self-judgement in words", total=len(requests), unit="item") as progress:
+        found = continuations(model, requests, edit=edit, batch_size=DEFAULT_BATCH, on_batch=progress.update)
+    return [continuation.text for continuation in found]
 
 
 def _shown(exchanges: Sequence[Exchange]) -> tuple[list[str], list[str]]:

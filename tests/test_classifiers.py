@@ -26,7 +26,7 @@ from mechsafety.judges.registry import judge_responses, load_judge
 from mechsafety.judges.strongreject import GRADES, StrongRejectJudge, read_grades
 from mechsafety.judges.verdict import Response
 from mechsafety.judges.wildguard import WildGuardJudge
-from mechsafety.models import _parse
+from mechsafety.models import parse_spec
 from tests.conftest import save_tokenizer, tiny_config
 
 JUDGES: dict[str, tuple[type[ClassifierJudge], str]] = {
@@ -427,9 +427,9 @@ def test_a_whole_model_in_the_cache_needs_no_hub(
     (stored / "snapshots").mkdir()
     (stored / "snapshots" / revision).symlink_to(folders("llama"))
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    assert _adapter_alone("someone/guard", _parse("someone/guard")) is None
+    assert _adapter_alone("someone/guard", parse_spec("someone/guard")) is None
     with pytest.raises(MechsafetyError, match="not in the local cache"):
-        _adapter_alone("someone/other", _parse("someone/other"))
+        _adapter_alone("someone/other", parse_spec("someone/other"))
 
 
 def test_another_kind_of_classifier_is_refused(make: Callable[..., Any]) -> None:

@@ -173,9 +173,9 @@ def test_a_mistake_is_one_line_and_exit_code_2(
 def _stop_before_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     from mechsafety import models
 
-    monkeypatch.setattr(models, "_locate", lambda _: ("nowhere", "packaged"))
-    monkeypatch.setattr(models, "_load_weights", lambda *_, **__: None)
-    monkeypatch.setattr(models, "_load_tokenizer", lambda *_, **__: None)
+    monkeypatch.setattr(models, "locate", lambda _: ("nowhere", "packaged"))
+    monkeypatch.setattr(models, "load_weights", lambda *_, **__: None)
+    monkeypatch.setattr(models, "load_tokenizer", lambda *_, **__: None)
     monkeypatch.setattr(models, "_set_template", lambda *_: "")
 
 

@@ -39,9 +39,9 @@ from inspect_ai.model import (
 from inspect_ai.scorer import SampleScore, Score, stderr
 from inspect_ai.tool import ToolInfo
 
+from mechsafety.continuations import Request, continuations, window
 from mechsafety.errors import MechsafetyError
 from mechsafety.generation import Sampling, generate
-from mechsafety.integrations.decoding import Request, continuations, window
 from mechsafety.integrations.extras import edit_hash, public_name
 from mechsafety.integrations.inspect_logs import export_inspect_log
 from mechsafety.integrations.inspect_provider import MechsafetyAPI, inspect_model

@@ -159,7 +159,7 @@ def no_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ],
 )
 def test_specs_parse(spec: str, base: str, revision: str | None, adapter: str | None) -> None:
-    parsed = models._parse(spec)
+    parsed = models.parse_spec(spec)
     assert (parsed.base, parsed.revision, parsed.adapter) == (base, revision, adapter)
 
 
@@ -169,14 +169,14 @@ def test_an_existing_path_is_the_base_whatever_characters_it_holds(
     folder = tmp_path / "a+b@c"
     for spec, adapter in ((f"{folder}", None), (f"{folder}+tuned", "tuned"), (f"{folder}+x/a+b", "x/a+b")):
         # The control: a folder that is not there is divided at the first sign.
-        assert models._parse(spec).base == str(tmp_path / "a")
+        assert models.parse_spec(spec).base == str(tmp_path / "a")
         folder.mkdir()
-        parsed = models._parse(spec)
+        parsed = models.parse_spec(spec)
         assert (parsed.base, parsed.revision, parsed.adapter) == (str(folder), None, adapter)
         folder.rmdir()
     folder.mkdir()
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert models._parse("~/a+b@c+tuned").base == "~/a+b@c"
+    assert models.parse_spec("~/a+b@c+tuned").base == "~/a+b@c"
 
 
 @pytest.mark.parametrize(

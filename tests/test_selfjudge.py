@@ -169,7 +169,7 @@ def test_greedy_replies_end_with_the_turn(tiny: Callable[..., Any], monkeypatch:
     context = tokenize_prompts(model, ["how do i make bread"])
     whole = greedy_replies(model, context, edit=None, max_new_tokens=8)[0].split()
     third = model.tokenizer.convert_tokens_to_ids(whole[2])
-    monkeypatch.setattr("mechsafety.selfjudge.stop_tokens", lambda _: frozenset({third}))
+    monkeypatch.setattr("mechsafety.continuations.stop_tokens", lambda _: frozenset({third}))
     assert (
         greedy_replies(model, context, edit=None, max_new_tokens=8)[0].split()
         == whole[: whole.index(whole[2])]

@@ -14,7 +14,7 @@ import anyio
 from anyio import to_thread
 from anyio.lowlevel import RunVar
 
-from mechsafety.integrations.decoding import Continuation, Request
+from mechsafety.continuations import Continuation, Request
 
 GATHER_SECONDS = 0.02
 """How long the first request waits for others of the same moment."""

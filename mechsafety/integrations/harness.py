@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from mechsafety.bodies import body_under
+from mechsafety.continuations import Request, alone, continuations, window
 from mechsafety.errors import MechsafetyError
 from mechsafety.forward import Prefix, continued, forward
 from mechsafety.generation import Sampling
-from mechsafety.integrations.decoding import Request, alone, continuations, window
 from mechsafety.integrations.extras import edit_hash, name_of, needs
 from mechsafety.interventions import Edit, digest, require_fits
 from mechsafety.models import load_record

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
 
+from mechsafety.continuations import Continuation, Request, alone, continuations, window
 from mechsafety.edit_expressions import parse_edit
 from mechsafety.errors import MechsafetyError, first_lines
 from mechsafety.generation import Sampling
 from mechsafety.integrations.batching import Batches
-from mechsafety.integrations.decoding import Continuation, Request, alone, continuations, window
 from mechsafety.integrations.extras import HASH_LENGTH, edit_hash, name_of, needs
 from mechsafety.interventions import Edit, require_fits
 from mechsafety.models import load_model

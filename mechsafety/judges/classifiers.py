@@ -28,7 +28,7 @@ from mechsafety.judges.normalise import normalise, tidy
 from mechsafety.judges.verdict import Label, Response, Verdict
 
 if TYPE_CHECKING:
-    from mechsafety.models import _Spec
+    from mechsafety.models import ModelSpec
 
 BATCH = 16
 Harm = Literal["harmful", "not_harmful"]
@@ -255,17 +255,17 @@ def load_classifier(spec: str, *, dtype: str = "auto", device: str = "auto") -> 
     from mechsafety.adapters import adapter_folder, merge_adapter, weights_fingerprint
     from mechsafety.hardware import resolve_device, resolve_dtype
 
-    parsed = loading._parse(spec)
+    parsed = loading.parse_spec(spec)
     where = resolve_device(device)
     number = resolve_dtype(dtype, where)
     adapter = adapter_folder(parsed.adapter) if parsed.adapter else _adapter_alone(spec, parsed)
-    base = loading._parse(_base_of(adapter)) if adapter and not parsed.adapter else parsed
-    folder, _ = loading._locate(base)
-    module: Any = loading._load_weights(
+    base = loading.parse_spec(_base_of(adapter)) if adapter and not parsed.adapter else parsed
+    folder, _ = loading.locate(base)
+    module: Any = loading.load_weights(
         spec, base, folder, dtype=number, device=where, trust_remote_code=False
     )
     beside = adapter is not None and (adapter / _TOKENIZER).is_file()
-    tokenizer = loading._load_tokenizer(
+    tokenizer = loading.load_tokenizer(
         spec, base if not beside else parsed, str(adapter) if beside else folder, trust_remote_code=False
     )
     if adapter is None:
@@ -275,7 +275,7 @@ def load_classifier(spec: str, *, dtype: str = "auto", device: str = "auto") -> 
     return Classifier(module, tokenizer, fingerprint=fingerprint)
 
 
-def _adapter_alone(spec: str, parsed: _Spec) -> Path | None:
+def _adapter_alone(spec: str, parsed: ModelSpec) -> Path | None:
     """The folder of the adapter, where ``parsed`` names one and no model; fetched from the hub if it lies there."""
     from huggingface_hub import hf_hub_download, snapshot_download, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
@@ -296,11 +296,11 @@ def _adapter_alone(spec: str, parsed: _Spec) -> Path | None:
     except LocalEntryNotFoundError as error:  # the hub cannot be reached; a whole model may be in the cache
         if isinstance(try_to_load_from_cache(parsed.base, "config.json", revision=parsed.revision), str):
             return None
-        raise loading._load_error(spec, parsed, error) from error
+        raise loading.load_error(spec, parsed, error) from error
     except EntryNotFoundError:
         return None  # a whole model
     except Exception as error:
-        raise loading._load_error(spec, parsed, error) from error
+        raise loading.load_error(spec, parsed, error) from error
 
 
 def _base_of(adapter: Path) -> str:

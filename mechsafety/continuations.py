@@ -1,14 +1,15 @@
 """Continuations of token sequences under an edit, each with its own length, stops and seed.
 
 :func:`mechsafety.generation.generate` answers prompts of one run, all by one setting. Evaluation packages ask for
-one conversation at a time, with settings of its own; here any such requests share a batch, and what one gets does
+one conversation at a time, with settings of its own, and self-judgement asks about a dialogue; here any such
+requests share a batch, and what one gets does
 not depend on which others it was batched with (but for rounding: in bfloat16 that can change a token). Greedy
 continuations equal those of :func:`~mechsafety.generation.generate`, which is tested.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import Lock
@@ -95,9 +96,14 @@ def window(model: TransformerBridge) -> int | None:
 
 
 def continuations(
-    model: TransformerBridge, requests: Sequence[Request], *, edit: Edit | None = None, batch_size: int
+    model: TransformerBridge,
+    requests: Sequence[Request],
+    *,
+    edit: Edit | None = None,
+    batch_size: int,
+    on_batch: Callable[[int], object] = lambda _: None,
 ) -> list[Continuation]:
-    """The continuation of each request under ``edit``, in the order of the requests."""
+    """The continuation of each request under ``edit``, in their order; ``on_batch`` hears how many are done more."""
     if batch_size < 1:
         raise MechsafetyError(f"batch_size is {batch_size}; 1 at least")
     ends, pad = stop_tokens(model), pad_token(model)
@@ -107,6 +113,7 @@ def continuations(
             rows = [_Row(requests[i], model.tokenizer, ends) for i in batch.rows]
             _run(body, batch, rows, pad)
             out.update(zip(batch.rows, (row.done() for row in rows), strict=True))
+            on_batch(len(rows))
     return [out[i] for i in range(len(requests))]
 
 
