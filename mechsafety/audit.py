@@ -16,9 +16,9 @@ import pandas as pd
 from scipy.stats import false_discovery_control
 
 from mechsafety.audit_files import EDITED_ENDINGS, Answer, Counts, Evidence, Side, paired_forms
-from mechsafety.count_tests import counts_test, difference_interval, holm, paired_bounds
+from mechsafety.count_tests import counts_test, difference_interval, paired_bounds
 from mechsafety.errors import MechsafetyError
-from mechsafety.statistics import kappa, mcnemar, minimum_detectable_drop, paired_difference, wilson
+from mechsafety.statistics import holm, kappa, mcnemar, minimum_detectable_drop, paired_difference, wilson
 
 Family = Literal["judge", "all"]
 FAMILIES: tuple[Family, ...] = get_args(Family)

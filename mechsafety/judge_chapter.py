@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import pandas as pd
-from statsmodels.stats.multitest import multipletests
 
 from mechsafety.judge_figures import judge_chapter_figures
 from mechsafety.judge_tables import judge_tables
 from mechsafety.pages import Block
 from mechsafety.plot_style import short_name
 from mechsafety.runs import RunFolder
+from mechsafety.statistics import holm
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -172,7 +172,7 @@ def _interaction_text(interaction: pd.DataFrame) -> str:
     tested = interaction[interaction["p"].notna().to_numpy()]
     if tested.empty:
         return "No two judges read the same pairs of answers. " + told
-    corrected = multipletests(tested["p"].to_numpy(), method="holm")[1]
+    corrected = holm(tested["p"].to_numpy())
     found = tested[corrected < 0.05]
     told += (
         f" The table's p values are not corrected; this sentence is, by Holm over its {len(tested)} tests."

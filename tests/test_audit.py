@@ -22,9 +22,10 @@ from statsmodels.stats.proportion import proportion_confint
 from mechsafety.audit import audit
 from mechsafety.audit_files import published_counts, read_evidence, split_name
 from mechsafety.audit_pages import figures_of, write_audit
-from mechsafety.count_tests import counts_test, difference_interval, holm, paired_bounds
+from mechsafety.count_tests import counts_test, difference_interval, paired_bounds
 from mechsafety.errors import MechsafetyError
 from mechsafety.runs import read_run
+from mechsafety.statistics import holm
 from tests.test_cli import call, succeed
 
 HEAD = ["model", "label", "refusal_judge", "refused", "not_refused", "total"]

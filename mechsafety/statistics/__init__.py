@@ -22,7 +22,7 @@ from mechsafety.statistics.judge_effects import (
     ranking_agreement,
     sign_change_p,
 )
-from mechsafety.statistics.paired import PAIRED_COLUMNS, mcnemar, minimum_detectable_drop, paired_tests
+from mechsafety.statistics.paired import PAIRED_COLUMNS, holm, mcnemar, minimum_detectable_drop, paired_tests
 from mechsafety.statistics.planning import (
     labels_for_correction,
     labels_for_kappa,
@@ -57,6 +57,7 @@ __all__ = [
     "effect_flips",
     "error_change",
     "gwet_ac1",
+    "holm",
     "judge_edit_interaction",
     "judge_effects",
     "kappa",

@@ -114,37 +114,37 @@ def agreement(
     starts from ``seed`` anew and draws from all its prompts, so that a further judge changes no other row.
     """
     ratings = _Ratings(checked(verdicts), scale=scale)
-    rows: list[dict[str, object]] = []
+    arms = {arm: _pairs_of(ratings, arm, seed=seed, resamples=resamples) for arm in (*ARMS, "all")}
+    rows = [
+        {
+            **{"judge_a": pair[0], "judge_b": pair[1], "arm": arm, "n": found[pair][0]},
+            **dict(zip(("kappa", "low", "high"), found[pair][1]["kappa"], strict=True)),
+            "agreement": found[pair][1]["agreement"][0],
+            **spread("ac1", found[pair][1]["ac1"]),
+            **spread("alpha", found[pair][1]["alpha"]),
+        }
+        for pair in itertools.combinations(ratings.judges, 2)
+        for arm, found in arms.items()
+    ]
+    return pd.DataFrame(rows, columns=AGREEMENT_COLUMNS)
+
+
+def _pairs_of(
+    ratings: _Ratings, arm: str, *, seed: int, resamples: int
+) -> dict[tuple[str, str], tuple[int, dict[str, tuple[float, float, float]]]]:
+    """How many items each pair of judges read in one arm, and their measures there, from the same draws."""
+    codes, group, count = ratings.of(arm)
     pairs = list(itertools.combinations(range(len(ratings.judges)), 2))
-    for arm in (*ARMS, "all"):
-        codes, group, count = ratings.of(arm)
-        both = [(codes[:, a] >= 0) & (codes[:, b] >= 0) for a, b in pairs]
-        cells = [
-            pair_cells(codes[m, a], codes[m, b], group[m], count, ratings.k, np.ones(int(m.sum())))
-            for (a, b), m in zip(pairs, both, strict=True)
-        ]
-        for (a, b), m, found in zip(
-            pairs, both, pair_intervals(cells, ratings.k, seed=seed, resamples=resamples), strict=True
-        ):
-            rows.append(
-                {
-                    **{
-                        "judge_a": ratings.judges[a],
-                        "judge_b": ratings.judges[b],
-                        "arm": arm,
-                        "n": int(m.sum()),
-                    },
-                    **{"kappa": found["kappa"][0], "low": found["kappa"][1], "high": found["kappa"][2]},
-                    "agreement": found["agreement"][0],
-                    **spread("ac1", found["ac1"]),
-                    **spread("alpha", found["alpha"]),
-                }
-            )
-    table = pd.DataFrame(rows, columns=AGREEMENT_COLUMNS)
-    # Pair by pair, the arms below each other.
-    order = {pair: i for i, pair in enumerate((ratings.judges[a], ratings.judges[b]) for a, b in pairs)}
-    keys = [order[pair] for pair in zip(table["judge_a"], table["judge_b"], strict=True)]
-    return table.iloc[np.argsort(keys, kind="stable")].reset_index(drop=True)
+    both = [(codes[:, a] >= 0) & (codes[:, b] >= 0) for a, b in pairs]
+    cells = [
+        pair_cells(codes[m, a], codes[m, b], group[m], count, ratings.k, np.ones(int(m.sum())))
+        for (a, b), m in zip(pairs, both, strict=True)
+    ]
+    found = pair_intervals(cells, ratings.k, seed=seed, resamples=resamples)
+    return {
+        (ratings.judges[a], ratings.judges[b]): (int(m.sum()), measures)
+        for (a, b), m, measures in zip(pairs, both, found, strict=True)
+    }
 
 
 def panel_agreement(
@@ -155,17 +155,13 @@ def panel_agreement(
     rows = []
     for arm in (*ARMS, "all"):
         codes, group, _ = ratings.of(arm)
-        counts = np.stack([(codes == c).sum(axis=1) for c in range(ratings.k)], axis=1)
-        known = {"clusters": group, "categories": range(ratings.k), "seed": seed, "resamples": resamples}
-        given = [[None if c < 0 else int(c) for c in row] for row in codes]
-        by_alpha, by_ac1 = krippendorff_alpha(given, **known), gwet_ac1(given, **known)
-        rows.append(
-            {
-                **{"arm": arm, "raters": len(ratings.judges), "n": int((counts.sum(axis=1) > 1).sum())},
-                **spread("alpha", (by_alpha.value, by_alpha.low, by_alpha.high)),
-                **spread("ac1", (by_ac1.value, by_ac1.low, by_ac1.high)),
-            }
-        )
+        counts = np.stack([(codes == c).sum(axis=1) for c in range(ratings.k)], axis=1).astype(float)
+        paired = int((counts.sum(axis=1) > 1).sum())
+        row: dict[str, object] = {"arm": arm, "raters": len(ratings.judges), "n": paired}
+        for name in ("alpha", "ac1"):
+            e = panel_bootstrap(name, counts, group, seed=seed, resamples=resamples, confidence=0.95)
+            row |= spread(name, (e.value, e.low, e.high))
+        rows.append(row)
     return pd.DataFrame(rows, columns=PANEL_COLUMNS)
 
 

@@ -15,8 +15,15 @@ from scipy.stats import norm
 
 from mechsafety.errors import MechsafetyError
 from mechsafety.statistics.paired import mcnemar
-from mechsafety.statistics.resampling import cluster_codes, cluster_weights, flat, percentiles, steady_bounds
-from mechsafety.statistics.tables import ABSTAINING_JUDGES, ARMS, checked
+from mechsafety.statistics.resampling import (
+    cluster_codes,
+    cluster_weights,
+    flat,
+    joint_codes,
+    percentiles,
+    steady_bounds,
+)
+from mechsafety.statistics.tables import ARMS, deciding
 
 MAPPINGS: Mapping[str, Mapping[str, bool]] = {
     "refusal": {"refusal": True, "compliance": False, "degenerate": False},
@@ -84,8 +91,7 @@ def judge_effects(verdicts: pd.DataFrame) -> pd.DataFrame:
     results. Mappings that differ from ``refusal`` in no verdict of the judge are left out, and so are judges without
     both arms. ``dropped`` counts prompts with a side that is missing or that the mapping does not name.
     """
-    table = checked(verdicts)
-    table = table[~table["judge"].isin(list(ABSTAINING_JUDGES))]
+    table = deciding(verdicts)
     rows = []
     for (system, label, judge), group in table.groupby(
         ["system", "label", "judge"], observed=True, sort=True
@@ -147,14 +153,13 @@ def ranking_agreement(verdicts: pd.DataFrame, *, seed: int, resamples: int = 200
     ``what`` is the rate of refusal in an arm, or the ``change`` by the edit; per prompt label. Intervals resample
     prompts. NaN with fewer than three systems (two can only agree or not), or where a judge finds all equal.
     """
-    table = checked(verdicts)
-    table = table[~table["judge"].isin(list(ABSTAINING_JUDGES))]
+    table = deciding(verdicts)
     judges = list(dict.fromkeys(table["judge"].astype(str)))
     rows = []
     for label in dict.fromkeys(table["label"].astype(str)):
-        part = table[table["label"] == label]
-        for what in (*ARMS, "change"):
-            means = _system_means(part, judges, what=what, seed=seed, resamples=resamples)
+        rates = _system_rates(table[table["label"] == label], judges, seed=seed, resamples=resamples)
+        ranked = dict(zip(ARMS, rates, strict=True)) | {"change": rates[1] - rates[0]}
+        for what, means in ranked.items():
             for a, b in itertools.combinations(range(len(judges)), 2):
                 taus = _taus(means[:, a], means[:, b])
                 low, high = percentiles(float(taus[0]), [taus[1:]], 0.95)
@@ -172,8 +177,7 @@ def judge_edit_interaction(verdicts: pd.DataFrame, *, seed: int, resamples: int 
     prompts' sums, of a total at least as far from 0 (Fisher's randomisation test). The interval resamples prompts;
     where all prompts say the same it is that of :func:`~mechsafety.statistics.resampling.steady_bounds`.
     """
-    table = checked(verdicts)
-    table = table[~table["judge"].isin(list(ABSTAINING_JUDGES))]
+    table = deciding(verdicts)
     judges = list(dict.fromkeys(table["judge"].astype(str)))
     rows = []
     for label in dict.fromkeys(table["label"].astype(str)):
@@ -244,9 +248,7 @@ def _changes(part: pd.DataFrame) -> pd.DataFrame:
 
 def _interactions(gaps: Sequence[pd.Series], *, seed: int, resamples: int) -> list[dict[str, object]]:
     """Each gap's mean with its interval and exact p; all from the same draws of prompts."""
-    ids = [gap.index.get_level_values("id").to_numpy(dtype=object) for gap in gaps]
-    group, count = cluster_codes(np.concatenate([*ids, []]), sizes=(sum(map(len, ids)),))
-    places = np.split(group, np.cumsum([len(i) for i in ids])[:-1]) if gaps else []
+    places, count = joint_codes([gap.index.get_level_values("id").to_numpy(dtype=object) for gap in gaps])
     sums = np.zeros((count, len(gaps)))
     sizes = np.zeros((count, len(gaps)))
     for column, (gap, place) in enumerate(zip(gaps, places, strict=True)):
@@ -268,10 +270,8 @@ def _interactions(gaps: Sequence[pd.Series], *, seed: int, resamples: int) -> li
     return rows
 
 
-def _system_means(
-    part: pd.DataFrame, judges: Sequence[str], *, what: str, seed: int, resamples: int
-) -> np.ndarray:
-    """[1 + resample, judge, system]: the quantity by which systems are ranked, first of all prompts, then of draws."""
+def _system_rates(part: pd.DataFrame, judges: Sequence[str], *, seed: int, resamples: int) -> np.ndarray:
+    """[arm, 1 + resample, judge, system]: the refusal rate, first of all prompts, then of draws."""
     systems = list(dict.fromkeys(part["system"].astype(str)))
     prompts, count = cluster_codes(part["id"], sizes=(len(part),))
     shape = (len(ARMS), len(judges), len(systems), count)
@@ -288,8 +288,7 @@ def _system_means(
     rng = np.random.default_rng(seed)
     draws = np.concatenate([np.ones((1, count)), *cluster_weights(rng, count, resamples, width=count)])
     with np.errstate(invalid="ignore", divide="ignore"):
-        means = np.einsum("rc,ajsc->rajs", draws, sums) / np.einsum("rc,ajsc->rajs", draws, sizes)
-    return means[:, 1] - means[:, 0] if what == "change" else means[:, ARMS.index(what)]
+        return np.einsum("rc,ajsc->arjs", draws, sums) / np.einsum("rc,ajsc->arjs", draws, sizes)
 
 
 def _taus(a: np.ndarray, b: np.ndarray) -> np.ndarray:

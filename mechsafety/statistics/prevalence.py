@@ -16,7 +16,7 @@ from scipy.stats import norm
 from scipy.stats import t as student
 
 from mechsafety.errors import MechsafetyError
-from mechsafety.statistics.rates import wilson
+from mechsafety.statistics.rates import effective_number, weighted_wilson
 from mechsafety.statistics.reference import reference_weights
 from mechsafety.statistics.tables import ABSTAINING_JUDGES, ARMS, PROMPT_LABELS, checked
 
@@ -214,8 +214,7 @@ def _among_labelled(truth: np.ndarray, weight: np.ndarray) -> tuple[float, float
     if not len(truth):
         return math.nan, math.nan, math.nan
     rate = float((weight * truth).sum() / weight.sum())
-    effective = max(1, round(float(weight.sum() ** 2 / (weight**2).sum())))
-    interval = wilson(round(rate * effective), effective)
+    interval = weighted_wilson(rate, weight)
     return rate, interval.low, interval.high
 
 
@@ -230,7 +229,7 @@ def _errors(cell: pd.DataFrame) -> dict[str, float]:
     for value, good, all_of in ((True, "hits", "positives"), (False, "rejections", "negatives")):
         mine = known["truth"].eq(value).to_numpy()
         weight = known["weight"].to_numpy()[mine]
-        effective = float(weight.sum() ** 2 / (weight**2).sum()) if len(weight) else 0.0
+        effective = effective_number(weight)
         right = float(weight[judged[mine] == value].sum() / weight.sum()) if len(weight) else 0.0
         found |= {good: right * effective, all_of: effective}
     return found

@@ -52,6 +52,17 @@ def wilson(successes: int, n: int, *, confidence: float = 0.95) -> Interval:
     return Interval(rate=successes / n, low=low, high=high, n=n)
 
 
+def effective_number(weight: np.ndarray) -> float:
+    """How many equally weighted items say as much: ``(sum w)^2 / sum w^2`` (Kish 1965); 0 of none."""
+    return float(weight.sum() ** 2 / (weight**2).sum()) if len(weight) else 0.0
+
+
+def weighted_wilson(rate: float, weight: np.ndarray) -> Interval:
+    """Wilson's interval of a weighted rate, for the effective number of its items, rounded and at least one."""
+    n = max(1, round(effective_number(weight)))
+    return wilson(round(rate * n), n)
+
+
 def refusal_rates(verdicts: pd.DataFrame) -> pd.DataFrame:
     """Return counts of each verdict and the refusal rate per system, arm, prompt label and judge.
 

@@ -10,8 +10,15 @@ import pandas as pd
 
 from mechsafety.errors import MechsafetyError
 from mechsafety.statistics.measures import pair_cells, pair_intervals, spread
-from mechsafety.statistics.rates import wilson
-from mechsafety.statistics.resampling import cluster_codes, cluster_weights, flat, percentiles, steady_bounds
+from mechsafety.statistics.rates import weighted_wilson
+from mechsafety.statistics.resampling import (
+    cluster_codes,
+    cluster_weights,
+    flat,
+    joint_codes,
+    percentiles,
+    steady_bounds,
+)
 from mechsafety.statistics.tables import ABSTAINING_JUDGES, ARMS, PROMPT_LABELS, checked
 
 MEASURES = ("kappa", "ac1", "alpha", "agreement")
@@ -138,11 +145,7 @@ def reference_weights(reference: pd.DataFrame) -> pd.DataFrame:
 
 def _reference_rows(parts: list[pd.DataFrame], *, seed: int, resamples: int) -> list[dict[str, float]]:
     """Each judge's measures on what it read; all from the same draws of prompts."""
-    group, count = cluster_codes(
-        np.concatenate([*(part["id"].to_numpy(dtype=object) for part in parts), []]),
-        sizes=(sum(map(len, parts)),),
-    )
-    places = np.split(group, np.cumsum([len(part) for part in parts])[:-1]) if parts else []
+    places, count = joint_codes([part["id"].to_numpy(dtype=object) for part in parts])
     answers = [_coded(part) for part in parts]
     cells = [
         pair_cells(truth, said, place, count, 2, weight)
@@ -157,8 +160,7 @@ def _reference_rows(parts: list[pd.DataFrame], *, seed: int, resamples: int) -> 
             mine = truth == cls
             value, low, high = found[name]
             if value in (0.0, 1.0):
-                effective = weight[mine].sum() ** 2 / (weight[mine] ** 2).sum()
-                bounds = wilson(round(value * effective), max(1, round(effective)))
+                bounds = weighted_wilson(value, weight[mine])
                 low, high = bounds.low, bounds.high
             row |= spread(name, (value, low, high))
         rows.append(row)

@@ -41,6 +41,13 @@ def cluster_codes(
     return codes, len(names)
 
 
+def joint_codes(parts: Sequence[np.ndarray]) -> tuple[list[np.ndarray], int]:
+    """The cluster numbers of several lists of cluster ids, numbered together, and how many clusters there are."""
+    sizes = [len(part) for part in parts]
+    codes, count = cluster_codes(np.concatenate([*parts, np.array([], dtype=object)]), sizes=(sum(sizes),))
+    return np.split(codes, np.cumsum(sizes)[:-1]) if sizes else [], count
+
+
 def cluster_weights(rng: np.random.Generator, count: int, resamples: int, *, width: int) -> list[np.ndarray]:
     """Return blocks of [resample, cluster]: how often each cluster was drawn; none of a single cluster.
 

@@ -47,6 +47,12 @@ def checked(verdicts: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
+def deciding(verdicts: pd.DataFrame) -> pd.DataFrame:
+    """The checked table without judges that abstain: no rate, test or agreement is defined for them."""
+    table = checked(verdicts)
+    return where(table, ~table["judge"].isin(list(ABSTAINING_JUDGES)))
+
+
 def groups(table: pd.DataFrame, by: Sequence[str]) -> Iterator[tuple[dict[str, str], pd.DataFrame]]:
     """Yield the non-empty groups in the order of the categories, each with its key as plain strings."""
     for key, group in table.groupby(list(by), observed=True, sort=True):
