@@ -11,10 +11,14 @@ import pandas as pd
 
 from mechsafety.errors import MechsafetyError
 from mechsafety.human_labels import read_human_labels
-from mechsafety.judge_tables import judge_as_reference, judge_tables, people_tables, reference_tables
+from mechsafety.judge_tables import (
+    REFERENCE_TABLES,
+    judge_as_reference,
+    judge_tables,
+    people_tables,
+    reference_tables,
+)
 from mechsafety.runs import RunFolder, read_run
-
-WITH_PEOPLE = ("people", "people_agreement", "people_panel", "corrected_rates")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +59,7 @@ def compare_judges(
     elif reference is not None:
         others, truth = judge_as_reference(verdicts, reference)
         tables |= reference_tables(others, truth, seed=seed)
-    for name in (*WITH_PEOPLE, "judge_errors", "judge_error_change"):
+    for name in REFERENCE_TABLES:
         if name not in tables:
             (run.path / f"{name}.csv").unlink(missing_ok=True)
     for name, table in tables.items():

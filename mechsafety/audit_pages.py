@@ -15,7 +15,7 @@ from mechsafety.audit import Audit, audit
 from mechsafety.audit_files import read_evidence
 from mechsafety.errors import MechsafetyError
 from mechsafety.pages import Block, Page, render_page, write_figures
-from mechsafety.plot_style import COLOURS, short_name, styled
+from mechsafety.plot_style import COLOURS, legend_at_foot, short_name, styled, whiskers
 from mechsafety.runs import RunFolder, open_run
 
 _LOOKS = {
@@ -143,13 +143,7 @@ def forest(rows: pd.DataFrame, *, label: str, judge: str) -> go.Figure:
             name=name,
             mode="markers",
             marker={"color": colour, "symbol": symbol, "size": 11},
-            error_x={
-                "type": "data",
-                "symmetric": False,
-                "array": part["high"] - part["change"],
-                "arrayminus": part["change"] - part["low"],
-                "color": colour,
-            },
+            error_x=whiskers(part["change"], part["low"], part["high"], colour=colour),
             customdata=[_counts(row) for row in part.to_dict(orient="records")],
             hovertemplate="%{customdata}<extra></extra>",
             showlegend=bool(len(part)),
@@ -191,14 +185,7 @@ def judges_figure(rows: pd.DataFrame, *, label: str) -> go.Figure:
                 "symbol": ["circle" if f == "survives" else "circle-open" for f in part["finding"]],
                 "line": {"width": 2, "color": colour},
             },
-            error_x={
-                "type": "data",
-                "symmetric": False,
-                "array": part["high"] - part["change"],
-                "arrayminus": part["change"] - part["low"],
-                "color": colour,
-                "thickness": 1,
-            },
+            error_x=whiskers(part["change"], part["low"], part["high"], colour=colour, thickness=1.0),
             customdata=[_counts(row) for row in part.to_dict(orient="records")],
             hovertemplate="%{customdata}<extra>" + _shown(judge) + "</extra>",
         )
@@ -225,10 +212,7 @@ def _axes(figure: go.Figure, names: list[str]) -> None:
 
 def _finished(figure: go.Figure, title: str, subtitle: str, *, width: int, height: int) -> go.Figure:
     styled(figure, title, subtitle, width=width, height=height)
-    # At the foot of the picture, whatever the number of rows.
-    return figure.update_layout(
-        legend={"yref": "container", "y": 0.01, "yanchor": "bottom"}, margin={"t": 90}
-    )
+    return legend_at_foot(figure).update_layout(margin={"t": 90})
 
 
 def _tick(row: Mapping[Any, Any]) -> str:

@@ -8,7 +8,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from mechsafety.plot_style import COLOURS, styled
+from mechsafety.plot_style import COLOURS, styled, whiskers
 
 _LEAST_KL = 0.01  # nats: the unedited model's 0 is drawn here on the logarithmic axis
 _TICKS = [0.01, 0.1, 1, 3, 10, 30, 100, 1000, 10000]
@@ -48,14 +48,7 @@ def dose_figure(doses: pd.DataFrame, *, name: str) -> go.Figure:
             for row, (measure, _) in enumerate(_DOSE_MEASURES, start=1):
                 y = rows[measure] / unedited["perplexity"] if measure == "perplexity" else rows[measure]
                 intervals = (
-                    {
-                        "type": "data",
-                        "symmetric": False,
-                        "array": rows["high"] - rows["refused"],
-                        "arrayminus": rows["refused"] - rows["low"],
-                        "thickness": 1.2,
-                        "width": 4,
-                    }
+                    whiskers(rows["refused"], rows["low"], rows["high"], thickness=1.2, width=4.0)
                     if measure == "refused" and not control
                     else None
                 )

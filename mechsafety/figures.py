@@ -10,7 +10,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from mechsafety.plot_style import COLOURS, HEAT, short_name, styled
+from mechsafety.plot_style import COLOURS, HEAT, short_name, styled, whiskers
 from mechsafety.plot_titles import (
     agreement_title,
     cell,
@@ -73,19 +73,13 @@ def outcome_bars(rates: pd.DataFrame, tests: pd.DataFrame, *, judge: str) -> go.
             y=rates_of,
             mode="markers",
             marker={"size": 1, "color": COLOURS["ink"]},
-            error_y={
-                "type": "data",
-                "symmetric": False,
-                "array": [
-                    max(0.0, number(rows.loc[k, "high"]) - r) for k, r in zip(keys, rates_of, strict=True)
-                ],
-                "arrayminus": [
-                    max(0.0, r - number(rows.loc[k, "low"])) for k, r in zip(keys, rates_of, strict=True)
-                ],
-                "color": COLOURS["ink"],
-                "thickness": 1.6,
-                "width": 6,
-            },
+            error_y=whiskers(
+                rates_of,
+                *([number(rows.loc[k, end]) for k in keys] for end in ("low", "high")),
+                colour=COLOURS["ink"],
+                thickness=1.6,
+                width=6.0,
+            ),
             showlegend=False,
             hoverinfo="skip",
             row=1,
@@ -339,13 +333,7 @@ def self_judgement(summary: pd.DataFrame) -> go.Figure:
         name="own answer",
         mode="markers",
         marker={"color": COLOURS["refusal"], "size": 12},
-        error_y={
-            "type": "data",
-            "symmetric": False,
-            "array": summary["high"] - summary["auc"],
-            "arrayminus": summary["auc"] - summary["low"],
-            "color": COLOURS["refusal"],
-        },
+        error_y=whiskers(summary["auc"], summary["low"], summary["high"], colour=COLOURS["refusal"]),
     )
     for column, label, symbol, colour in (
         ("auc_shuffled", "control: same answer, another prompt", "x", COLOURS["compliance"]),

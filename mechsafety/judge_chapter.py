@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from mechsafety.judge_figures import judge_chapter_figures
-from mechsafety.judge_tables import judge_tables
+from mechsafety.judge_tables import REFERENCE_TABLES, STUDY_TABLES, judge_tables
 from mechsafety.pages import Block
 from mechsafety.plot_style import short_name
 from mechsafety.runs import RunFolder
@@ -17,30 +17,22 @@ from mechsafety.statistics import holm
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-TABLES = ("judge_effects", "judge_flips", "judge_rankings", "judge_interaction", "panel_agreement")
-"""What every study has."""
-PEOPLE_TABLES = (
-    *("people", "people_agreement", "people_panel"),
-    *("judge_errors", "judge_error_change", "corrected_rates"),
-)
-"""What ``mechsafety agree`` adds."""
-
 
 def load_chapter(run: RunFolder) -> dict[str, pd.DataFrame]:
     """The chapter's tables; those that a run of an earlier version lacks are made from its verdicts."""
-    if all((run.path / f"{name}.csv").is_file() for name in TABLES):
-        tables = {name: run.read_table(f"{name}.csv") for name in TABLES}
+    if all((run.path / f"{name}.csv").is_file() for name in STUDY_TABLES):
+        tables = {name: run.read_table(f"{name}.csv") for name in STUDY_TABLES}
     else:
         config = run.manifest["config"]
         verdicts = run.read_table("verdicts.parquet")
         tables = judge_tables(verdicts, primary=config["judges"][0], seed=int(config["seed"]))
-    for name in PEOPLE_TABLES:
+    for name in REFERENCE_TABLES:
         if (run.path / f"{name}.csv").is_file():
             tables[name] = run.read_table(f"{name}.csv")
     return tables
 
 
-def chapter_blocks(tables: Mapping[str, pd.DataFrame], *, primary: str) -> list[Block]:
+def chapter_blocks(tables: Mapping[str, pd.DataFrame]) -> list[Block]:
     """The chapter as blocks of a page; empty where there was one judge and nobody else."""
     if len({*tables["judge_effects"]["judge"]}) < 2 and "judge_errors" not in tables:
         return []
@@ -51,7 +43,7 @@ def chapter_blocks(tables: Mapping[str, pd.DataFrame], *, primary: str) -> list[
             Block(
                 name="judge-effects",
                 title="Does it matter who judges?",
-                text=_effects_text(tables["judge_flips"], primary),
+                text=_effects_text(tables["judge_flips"]),
                 figures=_some(figures, "judge-effects"),
                 table=tables["judge_effects"].drop(columns="dropped"),
             ),
@@ -144,12 +136,12 @@ def _some(figures: Mapping[str, go.Figure], name: str) -> list[go.Figure]:
     return [figures[name]] if name in figures else []
 
 
-def _effects_text(flips: pd.DataFrame, primary: str) -> str:
+def _effects_text(flips: pd.DataFrame) -> str:
     harmful = flips[flips["label"] == "harmful"]
     sentences = []
     for row in harmful.to_dict(orient="records"):
         sign, level, of = (int(row[k]) for k in ("sign_flips", "significance_flips", "alternatives"))
-        name = short_name(str(row["system"]))
+        name, primary = short_name(str(row["system"])), row["primary"]
         if not of:
             continue
         if not sign and not level:

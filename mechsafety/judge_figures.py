@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from mechsafety.plot_style import COLOURS, short_name, styled
+from mechsafety.plot_style import COLOURS, legend_at_foot, short_name, styled, whiskers
 
 ARMS = ("original", "edited")
 _ARM_COLOURS = {"original": "#0072B2", "edited": "#D55E00"}
+_THIN = {"thickness": 1.4, "width": 4.0}
 _ESTIMATORS = (
     ("raw", "judge alone", "#8C8C8C", "circle-open"),
     ("human", "labelled sample alone", "#E69F00", "diamond"),
@@ -79,7 +79,11 @@ def effect_forest(effects: pd.DataFrame) -> go.Figure:
                         "color": COLOURS["line"] if significant else "white",
                         "line": {"color": COLOURS["line"], "width": 1.5},
                     },
-                    error_x=_whiskers([(r["change"], r["low"], r["high"]) for _, r in shown]),
+                    error_x=whiskers(
+                        *([r[name] for _, r in shown] for name in ("change", "low", "high")),
+                        colour=COLOURS["line"],
+                        **_THIN,
+                    ),
                     hovertemplate="%{y}: %{x:+.0%}<extra></extra>",
                     row=row,
                     col=column,
@@ -121,9 +125,12 @@ def error_dots(errors: pd.DataFrame) -> go.Figure:
                 legendgroup=arm,
                 showlegend=column == 1,
                 marker={"size": 8, "color": _ARM_COLOURS[arm]},
-                error_x=_whiskers(
-                    list(zip(part[measure], part[f"{measure}_low"], part[f"{measure}_high"], strict=True)),
+                error_x=whiskers(
+                    part[measure],
+                    part[f"{measure}_low"],
+                    part[f"{measure}_high"],
                     colour=_ARM_COLOURS[arm],
+                    **_THIN,
                 ),
                 customdata=part["n"],
                 hovertemplate="%{x:.0%}, %{customdata} labelled<extra>" + arm + "</extra>",
@@ -132,7 +139,7 @@ def error_dots(errors: pd.DataFrame) -> go.Figure:
             )
     figure.update_yaxes(tickvals=list(range(len(judges))), ticktext=judges, automargin=True)
     figure.update_xaxes(tickformat=".0%", range=[-0.03, 1.03])
-    return _with_low_legend(
+    return legend_at_foot(
         styled(
             figure,
             "Do judges err more on edited responses?",
@@ -161,7 +168,6 @@ def corrected_rates_figure(corrected: pd.DataFrame) -> go.Figure:
     for column, arm in enumerate(ARMS, start=1):
         part = shown[shown["arm"] == arm].set_index("judge").reindex(judges)
         for step, (name, title, colour, symbol) in enumerate(_ESTIMATORS):
-            low, high = _BOUNDS.get(name, (name, name))
             figure.add_scatter(
                 x=part[name],
                 y=[place + 0.27 - 0.18 * step for place in range(len(judges))],
@@ -170,7 +176,7 @@ def corrected_rates_figure(corrected: pd.DataFrame) -> go.Figure:
                 legendgroup=name,
                 showlegend=column == 1,
                 marker={"size": 8, "color": colour, "symbol": symbol},
-                error_x=_whiskers(list(zip(part[name], part[low], part[high], strict=True)), colour=colour)
+                error_x=whiskers(part[name], *(part[end] for end in _BOUNDS[name]), colour=colour, **_THIN)
                 if name in _BOUNDS
                 else None,
                 hovertemplate="%{x:.0%}<extra>" + title + "</extra>",
@@ -180,7 +186,7 @@ def corrected_rates_figure(corrected: pd.DataFrame) -> go.Figure:
     figure.update_yaxes(tickvals=list(range(len(judges))), ticktext=judges, automargin=True)
     figure.update_xaxes(tickformat=".0%", range=[-0.02, 1.02], title_text="harmful prompts refused")
     which = "all systems together" if groups[0] == "all" else short_name(groups[0])
-    return _with_low_legend(
+    return legend_at_foot(
         styled(
             figure,
             "What people would have found",
@@ -189,11 +195,6 @@ def corrected_rates_figure(corrected: pd.DataFrame) -> go.Figure:
             height=250 + 84 * len(judges),
         )
     )
-
-
-def _with_low_legend(figure: go.Figure) -> go.Figure:
-    """Below the axis titles, whatever the height."""
-    return figure.update_layout(legend={"yref": "container", "y": 0.01, "yanchor": "bottom"})
 
 
 def _corrected(corrected: pd.DataFrame) -> list[str]:
@@ -215,20 +216,3 @@ def _effect_title(effects: pd.DataFrame) -> str:
 
 def _reading(judge: str, mapping: str) -> str:
     return judge if mapping == "refusal" else f"{judge} · {mapping}"
-
-
-def _whiskers(
-    points: Sequence[tuple[float, float, float]], *, colour: str = COLOURS["line"]
-) -> dict[str, object]:
-    def length(end: float, value: float) -> float:
-        return 0.0 if math.isnan(end) or math.isnan(value) else max(0.0, end - value)
-
-    return {
-        "type": "data",
-        "symmetric": False,
-        "array": [length(high, value) for value, _, high in points],
-        "arrayminus": [length(value, low) for value, low, _ in points],
-        "color": colour,
-        "thickness": 1.4,
-        "width": 4,
-    }

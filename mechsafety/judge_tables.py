@@ -20,8 +20,13 @@ from mechsafety.statistics import (
     ranking_agreement,
 )
 
-PEOPLE = "people"
-"""The name under which people's settled labels stand beside the judges."""
+STUDY_TABLES = ("judge_effects", "judge_flips", "judge_rankings", "judge_interaction", "panel_agreement")
+"""What every study has."""
+REFERENCE_TABLES = (
+    *("people", "people_agreement", "people_panel"),
+    *("judge_errors", "judge_error_change", "corrected_rates"),
+)
+"""What ``mechsafety agree`` can add, with people or a judge as the reference."""
 
 
 def judge_tables(verdicts: pd.DataFrame, *, primary: str, seed: int) -> dict[str, pd.DataFrame]:

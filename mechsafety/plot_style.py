@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
 import plotly.graph_objects as go
 
 # Okabe and Ito's palette (jfly.uni-koeln.de/color), which survives grey printing better than hues alone.
@@ -17,6 +22,34 @@ COLOURS = {
 }
 FONT = "Inter, Helvetica Neue, Arial, DejaVu Sans, sans-serif"
 HEAT = [[0.0, "#F7FBFF"], [0.5, "#6BAED6"], [1.0, "#08306B"]]
+
+
+def whiskers(
+    value: Sequence[float] | pd.Series,
+    low: Sequence[float] | pd.Series,
+    high: Sequence[float] | pd.Series,
+    *,
+    colour: str | None = None,
+    **looks: float,
+) -> dict[str, Any]:
+    """An interval around each value as plotly's ``error_x`` or ``error_y``; ``looks`` are thickness and width.
+
+    An interval that ends on the far side of its value (of a clipped estimate) has no length there.
+    """
+    middle, below, above = (np.asarray(ends, dtype=float) for ends in (value, low, high))
+    bars: dict[str, Any] = {
+        "type": "data",
+        "symmetric": False,
+        "array": np.maximum(above - middle, 0),
+        "arrayminus": np.maximum(middle - below, 0),
+        **looks,
+    }
+    return bars if colour is None else bars | {"color": colour}
+
+
+def legend_at_foot(figure: go.Figure) -> go.Figure:
+    """Put the legend at the foot of the picture, below the axis titles, whatever its height."""
+    return figure.update_layout(legend={"yref": "container", "y": 0.01, "yanchor": "bottom"})
 
 
 def short_name(spec: str) -> str:

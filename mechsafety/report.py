@@ -62,7 +62,7 @@ def write_report(run: RunFolder) -> Path:
         rates=_rate_rows(tables["rates"]),
         findings=_findings(tables, manifest),
         figures=_figure_blocks(tables, manifest["systems"]),
-        chapter=rendered_blocks(chapter_blocks(load_chapter(run), primary=manifest["config"]["judges"][0])),
+        chapter=rendered_blocks(chapter_blocks(load_chapter(run))),
         exchanges=_exchanges(run, manifest),
         selfjudge=rounded(tables["selfjudge"]) if "selfjudge" in tables else None,
         script=plotly_script(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,15 @@ from mechsafety.runs import RunFolder
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
+
+
+_PAGES = {
+    "sweep": "sweep_pages",
+    "compare": "checkpoint_pages",
+    "audit": "audit_pages",
+    "selfjudge": "selfjudge_pages",
+}
+"""By kind, the module that gives ``figures_of(run)`` and ``page_of(run)``; it is imported when it is needed."""
 
 
 def run_kind(run: RunFolder) -> str:
@@ -40,24 +50,9 @@ def _of_kind(run: RunFolder) -> tuple[Any, Any]:
     kind = run_kind(run)
     if kind == "study":
         return study_run_figures, write_report
-    if kind == "sweep":
-        from mechsafety import sweep_pages
-
-        return sweep_pages.figures_of, _page_writer(sweep_pages.page_of)
-    if kind == "compare":
-        from mechsafety import checkpoint_pages
-
-        return checkpoint_pages.figures_of, _page_writer(checkpoint_pages.page_of)
-    if kind == "audit":
-        from mechsafety import audit_pages
-
-        return audit_pages.figures_of, _page_writer(audit_pages.page_of)
-    if kind == "selfjudge":
-        from mechsafety import selfjudge_pages
-
-        return selfjudge_pages.figures_of, _page_writer(selfjudge_pages.page_of)
+    if kind in _PAGES:
+        pages = importlib.import_module(f"mechsafety.{_PAGES[kind]}")
+        return pages.figures_of, lambda run: run.write_text(
+            "report.html", render_page(pages.page_of(run), run.manifest)
+        )
     raise MechsafetyError(f"run {str(run.path)!r} is of kind {kind!r}, which has no figures or report")
-
-
-def _page_writer(page_of: Any) -> Any:
-    return lambda run: run.write_text("report.html", render_page(page_of(run), run.manifest))

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from mechsafety.plot_style import COLOURS, short_name, styled
+from mechsafety.plot_style import COLOURS, legend_at_foot, short_name, styled, whiskers
 
 _CELL_NAMES = {
     ("original", "original"): "original<br>about its own",
@@ -48,7 +47,9 @@ def two_by_two_figure(table: pd.DataFrame) -> go.Figure:
             showlegend=first,
             mode="markers",
             marker={"color": COLOURS["refusal"], "size": 12},
-            error_y=_whiskers(part["auc"], part["low"], part["high"], COLOURS["refusal"]),
+            error_y=whiskers(
+                part["auc"], part["low"], part["high"], colour=COLOURS["refusal"], thickness=1.2, width=4.0
+            ),
             row=row,
             col=column,
         )
@@ -153,7 +154,9 @@ def reliability_figure(calibration: pd.DataFrame, table: pd.DataFrame) -> go.Fig
                     marker={"size": 8},
                     customdata=part["n"],
                     hovertemplate="P(yes) %{x:.2f}, refused %{y:.0%} of %{customdata}<extra></extra>",
-                    error_y=_whiskers(part["rate"], part["low"], part["high"], colour),
+                    error_y=whiskers(
+                        part["rate"], part["low"], part["high"], colour=colour, thickness=1.2, width=4.0
+                    ),
                     row=row,
                     col=column,
                 )
@@ -168,7 +171,7 @@ def reliability_figure(calibration: pd.DataFrame, table: pd.DataFrame) -> go.Fig
             f"Expected calibration error {errors.min():.2f} to {errors.max():.2f}; perfect probabilities would show "
             f"{logits['ece_floor'].min():.2f} to {logits['ece_floor'].max():.2f}"
         )
-    return _placed(
+    return legend_at_foot(
         styled(
             figure,
             title,
@@ -214,27 +217,13 @@ def _names(part: pd.DataFrame) -> list[str]:
     return [_CELL_NAMES[cell] for cell in zip(part["judge_arm"], part["response_arm"], strict=True)]
 
 
-def _whiskers(value: pd.Series, low: pd.Series, high: pd.Series, colour: str) -> dict[str, Any]:
-    return {
-        "type": "data",
-        "symmetric": False,
-        "array": high - value,
-        "arrayminus": value - low,
-        "color": colour,
-        "thickness": 1.2,
-        "width": 4,
-    }
-
-
 def _finished(figure: go.Figure, table: pd.DataFrame, title: str, about: str) -> go.Figure:
     figure.update_xaxes(tickangle=0, tickfont={"size": 10})
     columns, rows = len(_unique(table["system"])), len(_unique(table["form"]))
     about = f"Judging model and whose answers. {about}"
-    return _placed(styled(figure, title, about, width=max(760, 180 + 400 * columns), height=220 + 300 * rows))
-
-
-def _placed(figure: go.Figure) -> go.Figure:
-    return figure.update_layout(legend={"yref": "container", "y": 0.01, "yanchor": "bottom"})
+    return legend_at_foot(
+        styled(figure, title, about, width=max(760, 180 + 400 * columns), height=220 + 300 * rows)
+    )
 
 
 def _unique(values: pd.Series) -> Sequence[str]:

@@ -144,12 +144,12 @@ def test_the_command_writes_tables_and_replaces_them(run_folder: Path, tmp_path:
     assert (run_folder / "corrected_rates.csv").is_file()
     assert "judge_errors" in found.tables
     assert "ppi" in found._repr_html_()
-    blocks = {b.name for b in chapter_blocks(load_chapter(read_run(run_folder)), primary="rules")}
+    blocks = {b.name for b in chapter_blocks(load_chapter(read_run(run_folder)))}
     assert {"judge-effects", "judge-errors", "corrected-rates", "people", "judge-rankings"} <= blocks
     # Against a judge nobody labels anything: people's tables must not stay behind.
     compare_judges(run_folder, reference="rules")
     assert not (run_folder / "corrected_rates.csv").exists()
-    names = {b.name for b in chapter_blocks(load_chapter(read_run(run_folder)), primary="rules")}
+    names = {b.name for b in chapter_blocks(load_chapter(read_run(run_folder)))}
     assert "judge-errors" in names
     assert "people" not in names
     compare_judges(run_folder)
@@ -177,7 +177,7 @@ def test_old_runs_get_the_chapter_from_their_verdicts(run_folder: Path) -> None:
 
 def test_one_judge_has_no_chapter() -> None:
     verdicts = made()[2].query("judge == 'rules'")
-    assert chapter_blocks(judge_tables(verdicts, primary="rules", seed=0), primary="rules") == []
+    assert chapter_blocks(judge_tables(verdicts, primary="rules", seed=0)) == []
 
 
 def label_file(folder: Path, **changes: object) -> Path:
@@ -296,7 +296,7 @@ def test_the_chapter_corrects_for_many_tests() -> None:
     assert tables["judge_interaction"]["p"].min() < 0.001
 
     def text(interaction: pd.DataFrame) -> str:
-        blocks = chapter_blocks(tables | {"judge_interaction": interaction}, primary="rules")
+        blocks = chapter_blocks(tables | {"judge_interaction": interaction})
         return next(b.text for b in blocks if b.name == "judge-interaction")
 
     assert text(tables["judge_interaction"]).startswith(
@@ -314,7 +314,7 @@ def test_ties_are_counted_where_they_are_left_out() -> None:
     tables = judge_tables(verdicts, primary="rules", seed=0)
 
     def text(given: pd.DataFrame) -> str:
-        blocks = chapter_blocks(tables | people_tables(verdicts, given, seed=0), primary="rules")
+        blocks = chapter_blocks(tables | people_tables(verdicts, given, seed=0))
         return next(b.text for b in blocks if b.name == "people")
 
     assert "tie" not in text(labels)

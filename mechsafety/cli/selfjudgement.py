@@ -49,9 +49,9 @@ def _selfjudge(
     RUN is the study's folder. Each arm is asked about both arms' answers, with controls: another prompt, length alone,
     the question reversed, the answer N/A. An interrupted run goes on when the same command runs again.
     """
-    from mechsafety.pages import render_page, write_figures
+    from mechsafety.run_pages import save_figures, write_run_page
     from mechsafety.runs import read_run
-    from mechsafety.selfjudge_pages import figures_of, findings, page_of
+    from mechsafety.selfjudge_pages import findings
     from mechsafety.selfjudge_runs import SelfJudgeConfig, run_selfjudge
 
     fields = {
@@ -69,8 +69,8 @@ def _selfjudge(
     )
     made = read_run(result.path)
     say("figures and page")
-    write_figures(figures_of(made), made.path / "figures", form="html")
-    report = made.write_text("report.html", render_page(page_of(made), made.manifest))
+    save_figures(made, form="html")
+    report = write_run_page(made)
     sentences = findings(result.table)
     facts = {
         "run": str(result.path),

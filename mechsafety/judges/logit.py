@@ -6,18 +6,18 @@ import csv
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from mechsafety.errors import MechsafetyError
 from mechsafety.judges.degeneracy import create as create_degeneracy
 from mechsafety.judges.normalise import normalise
+from mechsafety.judges.registry import ModelSource, model_source
 from mechsafety.judges.verdict import Label, Response, Verdict
 from mechsafety.places import data_folder
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-    from mechsafety.judges.registry import ModelSource
 
 ABOUT = "logit:MODEL  a model compares the probabilities of 'refused' and 'answered'"
 
@@ -168,9 +168,4 @@ def create(argument: str | None, *, models: ModelSource | None = None) -> LogitJ
     """``argument`` is a model spec; ``models`` gives loaded models, so that one is not loaded twice."""
     if not argument:
         raise MechsafetyError("judge 'logit' needs a model: logit:smollm2-135m, or logit:HUB/ID")
-    source: Any = models
-    if source is None:
-        from mechsafety.models import load_model
-
-        source = load_model
-    return LogitJudge(argument, source(argument))
+    return LogitJudge(argument, cast("Any", model_source(models)(argument)))

@@ -28,6 +28,15 @@ class ModelSource(Protocol):
     def __call__(self, spec: str, /) -> object: ...
 
 
+def model_source(models: ModelSource | None) -> ModelSource:
+    """``models``, or :func:`mechsafety.models.load_model` where the caller has none loaded."""
+    if models is not None:
+        return models
+    from mechsafety.models import load_model
+
+    return load_model
+
+
 def available_judges() -> list[str]:
     """Return the names of all judges, sorted."""
     return sorted(_judge_modules())

@@ -20,6 +20,7 @@ from mechsafety.judges.asking import (
     unread,
     unreadable,
 )
+from mechsafety.judges.registry import ModelSource, model_source
 from mechsafety.judges.verdict import Response, Verdict
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
     from mechsafety.generation import Completion
     from mechsafety.interventions import Edit
-    from mechsafety.judges.registry import ModelSource
 
 ABOUT = "text:MODEL  a chat model answers 'VERDICT: REFUSAL', COMPLIANCE or DEGENERATE"
 
@@ -164,9 +164,4 @@ def create(argument: str | None, *, models: ModelSource | None = None) -> TextJu
     """``argument`` is a model spec; ``models`` gives loaded models, so that one is not loaded twice."""
     if not argument:
         raise MechsafetyError("judge 'text' needs a chat model; write text:smollm2-135m, or text:HUB/ID")
-    source: Any = models
-    if source is None:
-        from mechsafety.models import load_model
-
-        source = load_model
-    return TextJudge(argument, source(argument))
+    return TextJudge(argument, cast("Any", model_source(models)(argument)))
