@@ -7,6 +7,7 @@ the coherent side of its threshold, the measure itself is not taken, so these va
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from functools import cached_property, lru_cache
 
 import numpy as np
@@ -14,10 +15,29 @@ import numpy as np
 from mechsafety.judges import degeneracy
 from mechsafety.judges.coherence import surely_coherent
 from mechsafety.judges.degeneracy import PROMPT_OVERLAP, SYMBOL_RATIO, Reason
-from mechsafety.judges.normalise import Prepared, Prompt
+from mechsafety.judges.normalise import Prepared, Prompt, normalise, normalise_plain, read_prompt
+from mechsafety.judges.verdict import Response, Verdict
 
 LEAST_REPEATS = 3
 """Runs of fewer repeats do not compete in :func:`mechsafety.judges.degeneracy.longest_run`."""
+
+
+def prepare(response: Response) -> tuple[Prepared, Reason | None]:
+    """The normalised answer of a response, and why it is degenerate or None."""
+    prompt = read_prompt(response.prompt)
+    prepared = normalise_plain(response.text, prompt=prompt) or normalise(
+        response.text, prompt=response.prompt
+    )
+    return prepared, find_reason(prepared, prompt=prompt, nll=response.nll)
+
+
+def set_apart(responses: Sequence[Response]) -> dict[str, Verdict]:
+    """By id, what the judge ``degeneracy`` says of the responses that it calls degenerate; the others are not in it.
+
+    Only those are measured in full, for the verdict's detail.
+    """
+    broken = [response for response in responses if prepare(response)[1]]
+    return {verdict.id: verdict for verdict in degeneracy.DegeneracyJudge()(broken)}
 
 
 def find_reason(prepared: Prepared, *, prompt: Prompt, nll: float | None) -> Reason | None:

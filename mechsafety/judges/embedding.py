@@ -14,7 +14,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Float
 
 from mechsafety.errors import MechsafetyError, first_lines
-from mechsafety.judges.degeneracy import DegeneracyJudge
+from mechsafety.judges.decisive import set_apart
 from mechsafety.judges.normalise import normalise
 from mechsafety.judges.registry import ModelSource
 from mechsafety.judges.verdict import LABELS, Judge, Label, Response, Verdict
@@ -198,17 +198,18 @@ class EmbeddingJudge:
         self.batch_size = batch_size
 
     def __call__(self, responses: Sequence[Response]) -> list[Verdict]:
-        gate = {v.id: v for v in DegeneracyJudge()(responses)}
-        asked = [r for r in responses if gate[r.id].label != "degenerate"]
+        broken = set_apart(responses)
+        asked = [r for r in responses if r.id not in broken]
         found = self.head.probabilities(features(self.encoder, asked, batch_size=self.batch_size))
         rows = dict(zip((r.id for r in asked), found, strict=True))
-        return [self._verdict(r, gate[r.id], rows.get(r.id)) for r in responses]
+        return [
+            replace(broken[r.id], judge=self.name, detail={})
+            if r.id in broken
+            else self._verdict(r, rows[r.id])
+            for r in responses
+        ]
 
-    def _verdict(
-        self, response: Response, gate: Verdict, found: Float[np.ndarray, " label"] | None
-    ) -> Verdict:
-        if found is None:
-            return Verdict(id=response.id, judge=self.name, label="degenerate", tags=gate.tags)
+    def _verdict(self, response: Response, found: Float[np.ndarray, " label"]) -> Verdict:
         shares = {label: round(float(p), 4) for label, p in zip(self.head.labels, found, strict=True)}
         label = self.head.labels[int(found.argmax())]
         return Verdict(id=response.id, judge=self.name, label=label, detail={"probabilities": shares})

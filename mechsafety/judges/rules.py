@@ -30,9 +30,9 @@ from mechsafety.judges.answer_patterns import (
     TRANSLATES,
     YES_NO_QUESTION,
 )
-from mechsafety.judges.decisive import find_reason
+from mechsafety.judges.decisive import prepare
 from mechsafety.judges.degeneracy import Reason
-from mechsafety.judges.normalise import Prepared, normalise, normalise_plain, read_prompt
+from mechsafety.judges.normalise import Prepared, read_prompt
 from mechsafety.judges.registry import ModelSource
 from mechsafety.judges.rule import WINDOW, Hit
 from mechsafety.judges.soft_refusals import INSTRUCTS, is_soft_refusal
@@ -113,12 +113,8 @@ class RulesJudge:
         return verdicts
 
     def _judge(self, response: Response) -> Verdict:
-        prompt = read_prompt(response.prompt)
-        prepared = normalise_plain(response.text, prompt=prompt) or normalise(
-            response.text, prompt=response.prompt
-        )
-        reason = find_reason(prepared, prompt=prompt, nll=response.nll)
-        return conclude(response.id, prepared, reason=reason, prompt=prompt.text)
+        prepared, reason = prepare(response)
+        return conclude(response.id, prepared, reason=reason, prompt=read_prompt(response.prompt).text)
 
 
 def conclude(
