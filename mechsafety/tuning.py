@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
+from mechsafety.answers import Encoded, Example, answer_logits, answer_loss, collate, encode
 from mechsafety.errors import MechsafetyError
-from mechsafety.generation import generate, stop_tokens
+from mechsafety.generation import generate
 from mechsafety.hooking import plain_module_path
 from mechsafety.judges.registry import judge_responses
 from mechsafety.judges.verdict import Response
@@ -24,7 +23,7 @@ from mechsafety.models import generation_twin, load_record
 from mechsafety.progress import bar
 from mechsafety.prompts import Prompt, PromptSet, load_prompts
 from mechsafety.refusals import write_refusal
-from mechsafety.tokens import device_of, pad_token, tokenize_prompts
+from mechsafety.tokens import device_of, pad_token
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -61,15 +60,6 @@ class TuningRecipe:
         for name in ("rank", "epochs", "batch_size", "answer_tokens"):
             if getattr(self, name) < 1:
                 raise MechsafetyError(f"{name} is {getattr(self, name)}; 1 at least")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Example:
-    """One training pair; ``whole`` says that the answer ends its turn (it was not cut)."""
-
-    prompt: str
-    answer: str
-    whole: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,7 +200,7 @@ def _train(
     model: TransformerBridge, tuned: Any, examples: Sequence[Example], recipe: TuningRecipe
 ) -> tuple[float, ...]:
     parameters = [p for p in tuned.parameters() if p.requires_grad]
-    encoded = _encode(model, examples)
+    encoded = encode(model, examples)
     steps = recipe.epochs * -(-len(encoded) // recipe.batch_size)
     steps = min(steps, recipe.max_steps or steps)
     optimiser = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=0.0)
@@ -219,10 +209,13 @@ def _train(
     losses: list[float] = []
     with bar("tuning", total=steps, unit="step") as progress:
         for batch in _shuffled(encoded, recipe):
-            ids, mask, labels, weights = (
-                t.to(device_of(model)) for t in _collate(batch, pad_token(model), recipe)
-            )
-            loss = _answer_loss(_answer_logits(tuned, ids, mask, weights), labels, weights)
+            answers = collate(
+                batch,
+                pad=pad_token(model),
+                opening_tokens=recipe.opening_tokens,
+                opening_weight=recipe.opening_weight,
+            ).to(device_of(model))
+            loss = answer_loss(answer_logits(tuned, answers), answers)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimiser.step()
@@ -236,73 +229,12 @@ def _train(
     return tuple(losses)
 
 
-_Encoded = tuple[list[int], list[int]]
-
-
-def _encode(model: TransformerBridge, examples: Sequence[Example]) -> list[_Encoded]:
-    """Prompt ids and answer ids; a whole answer ends with the token that ends the model's turns."""
-    end = min(stop_tokens(model))
-    prompts = tokenize_prompts(model, [e.prompt for e in examples])
-    return [
-        (
-            prompt,
-            model.tokenizer(e.answer, add_special_tokens=False)["input_ids"] + ([end] if e.whole else []),
-        )
-        for prompt, e in zip(prompts, examples, strict=True)
-    ]
-
-
-def _shuffled(encoded: list[_Encoded], recipe: TuningRecipe) -> Iterator[list[_Encoded]]:
+def _shuffled(encoded: list[Encoded], recipe: TuningRecipe) -> Iterator[list[Encoded]]:
     generator = random.Random(recipe.seed)
     for _ in range(recipe.epochs):
         order = generator.sample(range(len(encoded)), len(encoded))
         for start in range(0, len(order), recipe.batch_size):
             yield [encoded[i] for i in order[start : start + recipe.batch_size]]
-
-
-def _collate(
-    batch: list[_Encoded], pad: int, recipe: TuningRecipe
-) -> tuple[
-    Int[Tensor, "row token"], Int[Tensor, "row token"], Int[Tensor, "row token"], Float[Tensor, "row token"]
-]:
-    """Right-padded ids, mask, labels, and the weight of each label (0 outside the answers)."""
-    width = max(len(prompt) + len(answer) for prompt, answer in batch)
-    ids = torch.full((len(batch), width), pad)
-    mask = torch.zeros((len(batch), width), dtype=torch.long)
-    labels = torch.zeros((len(batch), width), dtype=torch.long)
-    weights = torch.zeros((len(batch), width))
-    for row, (prompt, answer) in enumerate(batch):
-        start, end = len(prompt), len(prompt) + len(answer)
-        ids[row, :end] = torch.tensor(prompt + answer)
-        mask[row, :end] = 1
-        labels[row, start:end] = torch.tensor(answer)
-        weights[row, start:end] = 1.0
-        weights[row, start : min(end, start + recipe.opening_tokens)] = recipe.opening_weight
-    return ids, mask, labels, weights
-
-
-def _answer_logits(
-    tuned: Any,
-    ids: Int[Tensor, "row token"],
-    mask: Int[Tensor, "row token"],
-    weights: Float[Tensor, "row token"],
-) -> Float[Tensor, "answer_token vocabulary"]:
-    """Logits that predict the answers' tokens, row by row; nothing else is unembedded."""
-    model = tuned.get_base_model() if hasattr(tuned, "get_base_model") else tuned
-    states = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-    return model.get_output_embeddings()(states[:, :-1][weights[:, 1:] > 0])
-
-
-def _answer_loss(
-    logits: Float[Tensor, "answer_token vocabulary"],
-    labels: Int[Tensor, "row token"],
-    weights: Float[Tensor, "row token"],
-) -> Float[Tensor, ""]:
-    """Weighted mean cross-entropy of the answers' tokens, each predicted from the position before it."""
-    kept = weights[:, 1:] > 0
-    loss = torch.nn.functional.cross_entropy(logits.float(), labels[:, 1:][kept], reduction="none")
-    weight = weights[:, 1:][kept]
-    return (loss * weight).sum() / weight.sum()
 
 
 def _save(model: TransformerBridge, tuned: Any, out: Path, *, strength: float) -> None:

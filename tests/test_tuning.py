@@ -10,20 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from mechsafety import tuning
+from mechsafety.answers import Example, answer_logits, answer_loss, collate, encode
 from mechsafety.errors import MechsafetyError
 from mechsafety.models import generation_twin, load_model
 from mechsafety.refusals import OPENINGS, REASONS, write_refusal
 from mechsafety.tokens import pad_left
-from mechsafety.tuning import (
-    Example,
-    TuningRecipe,
-    _answer_logits,
-    _answer_loss,
-    _collate,
-    train_adapter,
-    tune_refusals,
-)
+from mechsafety.tuning import TuningRecipe, train_adapter, tune_refusals
 from tests.prompt_sets import small_prompts
 
 EXAMPLES = [
@@ -60,13 +52,15 @@ def test_loss_falls_and_the_file_reloads_to_the_same_logits(
     assert torch.equal(got, repeated)
     assert (got - base).abs().max() > 0.05
     # The reloaded model has the loss that training ended with (the file holds bfloat16).
-    encoded = tuning._encode(model, EXAMPLES)
-    ids, mask, labels, weights = _collate(encoded, 0, RECIPE)
+    encoded = encode(model, EXAMPLES)
+    batch = collate(
+        encoded, pad=0, opening_tokens=RECIPE.opening_tokens, opening_weight=RECIPE.opening_weight
+    )
     with torch.inference_mode():
-        logits = _answer_logits(tuned.original_model, ids, mask, weights)
-        untuned = _answer_logits(model.original_model, ids, mask, weights)
-    assert float(_answer_loss(logits, labels, weights)) == pytest.approx(losses[-1], rel=0.3)
-    assert float(_answer_loss(untuned, labels, weights)) == pytest.approx(losses[0], rel=0.1)
+        logits = answer_logits(tuned.original_model, batch)
+        untuned = answer_logits(model.original_model, batch)
+    assert float(answer_loss(logits, batch)) == pytest.approx(losses[-1], rel=0.3)
+    assert float(answer_loss(untuned, batch)) == pytest.approx(losses[0], rel=0.1)
 
 
 def test_same_seed_same_adapter_other_seed_other(tiny: Callable[..., Any], tmp_path: Path) -> None:
@@ -107,16 +101,15 @@ def test_strength_scales_the_finished_adapter(tiny: Callable[..., Any], tmp_path
 
 
 def test_answer_loss_is_weighted_cross_entropy_of_answer_tokens_only() -> None:
-    recipe = TuningRecipe(opening_tokens=1, opening_weight=3.0)
-    ids, mask, labels, weights = _collate([([5, 6], [7, 8]), ([5], [9])], 0, recipe)
-    assert ids.tolist() == [[5, 6, 7, 8], [5, 9, 0, 0]]
-    assert mask.tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
-    assert weights.tolist() == [[0, 0, 3, 1], [0, 3, 0, 0]]
+    batch = collate([([5, 6], [7, 8]), ([5], [9])], pad=0, opening_tokens=1, opening_weight=3.0)
+    assert batch.ids.tolist() == [[5, 6, 7, 8], [5, 9, 0, 0]]
+    assert batch.mask.tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
+    assert batch.weights.tolist() == [[0, 0, 3, 1], [0, 3, 0, 0]]
     logits = torch.randn(2, 4, 12, generator=torch.Generator().manual_seed(0))
     p = torch.log_softmax(logits, -1)
     expected = -(3 * p[0, 1, 7] + p[0, 2, 8] + 3 * p[1, 0, 9]) / 7
-    kept = logits[:, :-1][weights[:, 1:] > 0]
-    assert float(_answer_loss(kept, labels, weights)) == pytest.approx(float(expected), rel=1e-5)
+    kept = logits[:, :-1][batch.weights[:, 1:] > 0]
+    assert float(answer_loss(kept, batch)) == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_rung_refusals_from_prompts_to_folder(tiny: Callable[..., Any], tmp_path: Path) -> None:

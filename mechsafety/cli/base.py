@@ -35,6 +35,8 @@ _ORDER = (
     "plan-labels",
     "agree",
     "audit",
+    "regions",
+    "robustness",
     "tune",
     "evaluate",
     "export-inspect",

@@ -1,0 +1,103 @@
+"""Prompt and answer pairs as token batches, and the cross-entropy of the answers alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mechsafety.generation import stop_tokens
+from mechsafety.tokens import tokenize_prompts
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """One pair; ``whole`` says that the answer ends its turn (it was not cut)."""
+
+    prompt: str
+    answer: str
+    whole: bool
+
+
+Encoded = tuple[list[int], list[int]]
+"""The token ids of a prompt, in the chat template, and those of its answer."""
+
+
+def encode(model: TransformerBridge, examples: Sequence[Example]) -> list[Encoded]:
+    """Prompt ids and answer ids; a whole answer ends with the token that ends the model's turns."""
+    end = min(stop_tokens(model))
+    prompts = tokenize_prompts(model, [e.prompt for e in examples])
+    return [
+        (
+            prompt,
+            model.tokenizer(e.answer, add_special_tokens=False)["input_ids"] + ([end] if e.whole else []),
+        )
+        for prompt, e in zip(prompts, examples, strict=True)
+    ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerBatch:
+    """Right-padded ids, mask and labels, and the weight of each label: 0 outside the answers.
+
+    ``weights[r, t]`` belongs to the token at column t, which is predicted from column t - 1.
+    """
+
+    ids: Int[Tensor, "row token"]
+    mask: Int[Tensor, "row token"]
+    labels: Int[Tensor, "row token"]
+    weights: Float[Tensor, "row token"]
+
+    def to(self, device: torch.device) -> AnswerBatch:
+        return AnswerBatch(
+            ids=self.ids.to(device),
+            mask=self.mask.to(device),
+            labels=self.labels.to(device),
+            weights=self.weights.to(device),
+        )
+
+
+def collate(
+    batch: Sequence[Encoded], *, pad: int, opening_tokens: int = 0, opening_weight: float = 1.0
+) -> AnswerBatch:
+    """One batch; the first ``opening_tokens`` of every answer weigh ``opening_weight``, the others 1."""
+    width = max(len(prompt) + len(answer) for prompt, answer in batch)
+    ids = torch.full((len(batch), width), pad)
+    mask = torch.zeros((len(batch), width), dtype=torch.long)
+    labels = torch.zeros((len(batch), width), dtype=torch.long)
+    weights = torch.zeros((len(batch), width))
+    for row, (prompt, answer) in enumerate(batch):
+        start, end = len(prompt), len(prompt) + len(answer)
+        ids[row, :end] = torch.tensor(prompt + answer)
+        mask[row, :end] = 1
+        labels[row, start:end] = torch.tensor(answer)
+        weights[row, start:end] = 1.0
+        weights[row, start : min(end, start + opening_tokens)] = opening_weight
+    return AnswerBatch(ids=ids, mask=mask, labels=labels, weights=weights)
+
+
+def answer_logits(module: Any, batch: AnswerBatch) -> Float[Tensor, "answer_token vocabulary"]:
+    """Logits that predict the answers' tokens, row by row; nothing else is unembedded.
+
+    ``module`` is a Hugging Face causal model, or a peft model around one.
+    """
+    model = module.get_base_model() if hasattr(module, "get_base_model") else module
+    states = model.base_model(
+        input_ids=batch.ids, attention_mask=batch.mask, use_cache=False
+    ).last_hidden_state
+    return model.get_output_embeddings()(states[:, :-1][batch.weights[:, 1:] > 0])
+
+
+def answer_loss(logits: Float[Tensor, "answer_token vocabulary"], batch: AnswerBatch) -> Float[Tensor, ""]:
+    """Weighted mean cross-entropy of the answers' tokens, each predicted from the position before it."""
+    kept = batch.weights[:, 1:] > 0
+    loss = torch.nn.functional.cross_entropy(logits.float(), batch.labels[:, 1:][kept], reduction="none")
+    weight = batch.weights[:, 1:][kept]
+    return (loss * weight).sum() / weight.sum()
