@@ -1,0 +1,5 @@
+"""Safety-critical regions: which weights of a model its safety behaviour needs, and what removing them does.
+
+:mod:`maps` finds the linear maps of every block; :mod:`attribution` scores their weights in one streaming pass;
+:mod:`pruning` and :mod:`subspaces` choose what to remove; :mod:`removal` takes it out and puts it back.
+"""

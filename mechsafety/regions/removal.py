@@ -1,0 +1,162 @@
+"""What is taken out of a model's weights, as a value; taking it out, and putting it back bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mechsafety.errors import MechsafetyError
+from mechsafety.models import model_name
+from mechsafety.regions.maps import LinearMap, linear_maps
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+Shapes = Mapping[str, tuple[int, int]]
+"""(d_out, d_in) of every linear map of the model, by name: what sparsities are shares of."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Pruning:
+    """Weights that are set to zero: for each map the flat places i * d_in + j of its W [d_out, d_in], ascending.
+
+    ``shapes`` holds every map of the model, those that lose nothing too. Raises :class:`MechsafetyError` when
+    nothing at all is removed, and for a place outside its matrix.
+    """
+
+    label: str
+    entries: Mapping[str, Int[Tensor, " entry"]]
+    shapes: Shapes
+
+    def __post_init__(self) -> None:
+        _require_known(self.label, self.entries, self.shapes)
+        if not self.n_removed:
+            raise MechsafetyError(f"{self.label}: the set is empty, so that nothing would be removed")
+        for name, places in self.entries.items():
+            d_out, d_in = self.shapes[name]
+            if len(places) and not (int(places[0]) >= 0 and int(places[-1]) < d_out * d_in):
+                raise MechsafetyError(
+                    f"{self.label}: {name} has entries outside its {d_out} x {d_in} weights"
+                )
+
+    @property
+    def n_removed(self) -> int:
+        return sum(len(places) for places in self.entries.values())
+
+    @property
+    def sparsity(self) -> float:
+        """Removed weights as a share of all weights of all maps."""
+        return self.n_removed / sum(d_out * d_in for d_out, d_in in self.shapes.values())
+
+    def counts(self) -> dict[str, int]:
+        """Removed weights of each map."""
+        return {name: len(self.entries.get(name, ())) for name in self.shapes}
+
+    def describe(self) -> str:
+        return f"{self.label}: {self.n_removed:,} weights ({self.sparsity:.2%}) set to zero"
+
+    __repr__ = describe
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class LowRank:
+    """W <- W - B A for the maps named: ``factors`` are B [d_out, r] and A [r, d_in], in float32.
+
+    Raises :class:`MechsafetyError` when no map has a factor, and for shapes that do not fit.
+    """
+
+    label: str
+    factors: Mapping[str, tuple[Float[Tensor, "d_out r"], Float[Tensor, "r d_in"]]]
+    shapes: Shapes
+
+    def __post_init__(self) -> None:
+        _require_known(self.label, self.factors, self.shapes)
+        if not any(a.shape[0] for _, a in self.factors.values()):
+            raise MechsafetyError(f"{self.label}: every rank is 0, so that nothing would be removed")
+        for name, (b, a) in self.factors.items():
+            if (b.shape[0], a.shape[1]) != self.shapes[name] or b.shape[1] != a.shape[0]:
+                raise MechsafetyError(
+                    f"{self.label}: factors {list(b.shape)} and {list(a.shape)} do not make {name}, "
+                    f"{list(self.shapes[name])}"
+                )
+
+    def ranks(self) -> dict[str, int]:
+        """The rank taken from each map."""
+        return {name: len(self.factors[name][1]) if name in self.factors else 0 for name in self.shapes}
+
+    def describe(self) -> str:
+        ranks = [rank for rank in self.ranks().values() if rank]
+        return f"{self.label}: {len(ranks)} maps lose ranks {min(ranks)} to {max(ranks)}"
+
+    __repr__ = describe
+
+
+Removal = Pruning | LowRank
+
+
+@contextmanager
+def removed(
+    model: TransformerBridge, removal: Removal, *, maps: Sequence[LinearMap] | None = None
+) -> Iterator[None]:
+    """``model`` without what ``removal`` takes out; its weights are as they were, bit for bit, when the block ends.
+
+    The weights themselves change, so that everything feels it: the bridge, its plain twin, generation with and
+    without edits on top. A pruning keeps only what it sets to zero; a low-rank removal keeps a copy of every map
+    that it changes, since rounding cannot be undone. Blocks may be nested.
+
+    Raises :class:`MechsafetyError` when the removal was made for other maps than the model's.
+    """
+    found = {m.name: m for m in (maps if maps is not None else linear_maps(model))}
+    if {name: (m.d_out, m.d_in) for name, m in found.items()} != dict(removal.shapes):
+        raise MechsafetyError(
+            f"{removal.label} was made for other linear maps than those of {model_name(model)}: "
+            f"{len(removal.shapes)} maps against {len(found)}, or other shapes"
+        )
+    undo: list[tuple[LinearMap, Tensor]] = []
+    try:
+        if isinstance(removal, Pruning):
+            for name, places in removal.entries.items():
+                if len(places):
+                    undo.append((found[name], _replaced(found[name], places, None)))
+        else:
+            for name, (b, a) in removal.factors.items():
+                if a.shape[0]:
+                    undo.append((found[name], _subtracted(found[name], b, a)))
+        yield
+    finally:
+        for linear, kept in reversed(undo):
+            if isinstance(removal, Pruning):
+                _replaced(linear, removal.entries[linear.name], kept)
+            else:
+                linear.write(kept)
+
+
+def _replaced(linear: LinearMap, places: Int[Tensor, " entry"], values: Tensor | None) -> Tensor:
+    """Put ``values`` (None: zeros) at ``places`` of W, and return what stood there."""
+    weight = linear.weight().clone(memory_format=torch.contiguous_format)
+    flat, where = weight.view(-1), places.to(weight.device, torch.long)
+    before = flat[where]
+    flat[where] = torch.zeros_like(before) if values is None else values
+    linear.write(weight)
+    return before
+
+
+def _subtracted(linear: LinearMap, b: Tensor, a: Tensor) -> Float[Tensor, "d_out d_in"]:
+    before = linear.weight().clone(memory_format=torch.contiguous_format)
+    product = b.to(before.device, torch.float32) @ a.to(before.device, torch.float32)
+    linear.write((before.float() - product).to(before.dtype))
+    return before
+
+
+def _require_known(label: str, named: Mapping[str, object], shapes: Shapes) -> None:
+    unknown = sorted(set(named) - set(shapes))
+    if unknown:
+        raise MechsafetyError(
+            f"{label}: no linear map {unknown[0]!r}; there are {', '.join(sorted(shapes)[:4])}, ..."
+        )
