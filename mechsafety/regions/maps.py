@@ -274,9 +274,9 @@ def _joint_module(component: Any, owns: dict[str, nn.Parameter]) -> Any:
     total = sum(p.numel() for p in owns.values())
     parts = {id(p) for p in owns.values()}
     for module in component.modules():
-        weight = getattr(module, "weight", None)
-        linear = isinstance(module, nn.Linear | Conv1D) and isinstance(weight, nn.Parameter)
-        if linear and weight.numel() == total and id(weight) not in parts:
+        if not isinstance(module, nn.Linear | Conv1D):
+            continue
+        if module.weight.numel() == total and id(module.weight) not in parts:
             return module
     return None
 
