@@ -1,0 +1,392 @@
+"""SNIP and Wanda scores and Gram matrices of every linear map, in one streaming pass over prompts and answers.
+
+Each example is run forward and backward once, for all layers together. The model's parameters need no gradient:
+of a map y = W x the hooks see x and the gradient at y, and grad_W L = sum_t (dL/dy_t) x_t^T over the example's
+tokens t is one matrix product, whose absolute value is added to a float32 sum at once. What is kept is one such sum
+a map and one Gram matrix a site.
+
+Source: Wei et al. 2024 (arXiv 2402.05162), section 3; Lee et al. 2019 (SNIP), Sun et al. 2023 (Wanda).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from mechsafety.answers import AnswerBatch, Encoded, Example, collate, encode
+from mechsafety.errors import MechsafetyError
+from mechsafety.models import load_record, model_name
+from mechsafety.progress import bar
+from mechsafety.regions import score_files
+from mechsafety.regions.maps import LinearMap, linear_maps, running_body
+from mechsafety.regions.score_files import Attribution, Loss, Positions
+from mechsafety.tokens import device_of, pad_token, plan_batches
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+DEFAULT_BATCH = 4
+_PART = "unfinished scores"
+CHECKPOINT_SHARE = 0.05
+"""The most of the time that checkpoints may take."""
+FIRST_CHECKPOINT = 60.0
+"""Seconds before the first checkpoint, whose cost is not known yet."""
+
+
+def attribute(
+    model: TransformerBridge,
+    examples: Sequence[Example],
+    *,
+    loss: Loss = "mean",
+    positions: Positions = "paper",
+    batch_size: int = DEFAULT_BATCH,
+    store: Path | None = None,
+) -> Attribution:
+    """SNIP scores and Gram matrices of every linear map over ``examples``, in one pass.
+
+    SNIP is I = mean over examples of |W * grad_W L|, L = -log p(answer | prompt) summed over the answer's tokens
+    (``loss="sum"``) or averaged over them, as the released code does, which weighs every example by 1 / length
+    (``"mean"``). Gram matrices sum x x^T over the answers' tokens: at the positions of these tokens (``"paper"``, as
+    the released mask has it) or at those that predict them, one earlier (``"predictive"``).
+
+    With ``store`` the result is a file, read map by map; a killed call goes on from its last checkpoint, in the
+    batches of its first session, and gives the same bytes as one that was not killed; a finished file is opened.
+
+    The model's weights and their ``requires_grad`` are as before. When memory runs out in the first batch, which
+    has the longest examples, the batch size is halved. Raises :class:`MechsafetyError` for no examples, an empty
+    answer, an example longer than the context, float16 weights (gradients underflow), activations or gradients
+    that are NaN or infinite (with the map), a map that does not run on all tokens in order (an expert, say), and
+    a ``store`` that holds other scores.
+    """
+    if batch_size < 1:
+        raise MechsafetyError(f"batch_size is {batch_size}; 1 at least")
+    encoded = _checked(model, examples)
+    maps = linear_maps(model)
+    facts = _facts(model, maps, encoded, loss, positions)
+    if store is not None and store.is_file():
+        return _finished(store, facts)
+    part = _Part.of(store, facts)
+    sums, batch_size, done = part.resume(maps, batch_size)
+    with _gradient_through(model) as body, torch.inference_mode(False), torch.enable_grad():
+        while True:
+            try:
+                _stream(model, body, encoded, sums, part, loss, positions, batch_size, done)
+                break
+            except (torch.OutOfMemoryError, MemoryError) as error:
+                if sums.batches or batch_size == 1:
+                    raise MechsafetyError(
+                        f"memory ran out at batch size {batch_size}: give a smaller one, or shorter answers"
+                    ) from error
+            batch_size //= 2
+            sums = _Sums.empty(maps)
+    result = sums.finish(facts)
+    if store is None:
+        return result
+    result.save(store)
+    part.remove()
+    return Attribution.open(store)
+
+
+def _checked(model: TransformerBridge, examples: Sequence[Example]) -> list[Encoded]:
+    if not examples:
+        raise MechsafetyError("no examples to score the weights with")
+    dtype = next(model.parameters()).dtype
+    if dtype == torch.float16:
+        raise MechsafetyError("gradients underflow in float16: load the model in bfloat16 or float32")
+    encoded = encode(model, examples)
+    longest = model.cfg.n_ctx
+    for number, (prompt, answer) in enumerate(encoded):
+        if not examples[number].answer.strip() or not answer:
+            raise MechsafetyError(f"example {number} ({examples[number].prompt[:60]!r}) has an empty answer")
+        if len(prompt) + len(answer) > longest:
+            raise MechsafetyError(
+                f"example {number} ({examples[number].prompt[:60]!r}) has {len(prompt) + len(answer)} tokens; the "
+                f"model's context holds {longest}"
+            )
+    return encoded
+
+
+def _facts(
+    model: TransformerBridge,
+    maps: Sequence[LinearMap],
+    encoded: Sequence[Encoded],
+    loss: Loss,
+    positions: Positions,
+) -> dict[str, Any]:
+    record = load_record(model)
+    return {
+        "shapes": {m.name: (m.d_out, m.d_in) for m in maps},
+        "sites": {m.name: m.site for m in maps},
+        "n_examples": len(encoded),
+        "n_tokens": sum(len(answer) for _, answer in encoded),
+        "loss": loss,
+        "positions": positions,
+        "model": model_name(model),
+        "fingerprint": record.fingerprint if record else "",
+        "examples_sha256": hashlib.sha256(json.dumps(encoded).encode()).hexdigest(),
+    }
+
+
+def _finished(store: Path, facts: dict[str, Any]) -> Attribution:
+    found = Attribution.open(store)
+    changed = [name for name, value in facts.items() if getattr(found, name) != value]
+    if changed:
+        raise MechsafetyError(
+            f"{str(store)!r} holds other scores ({', '.join(changed)} differ): name another file, or remove it"
+        )
+    return found
+
+
+def _stream(
+    model: TransformerBridge,
+    body: Any,
+    encoded: Sequence[Encoded],
+    sums: _Sums,
+    part: _Part,
+    loss: Loss,
+    positions: Positions,
+    batch_size: int,
+    done: int,
+) -> None:
+    """Add every batch of the plan but the first ``done`` to ``sums``."""
+    plan = plan_batches([len(prompt) + len(answer) for prompt, answer in encoded], batch_size=batch_size)
+    sums.batches = done
+    with (
+        sums.watching(),
+        bar("attribution", total=len(encoded), unit="example") as progress,
+    ):
+        progress.update(sum(len(rows) for rows in plan[:done]))
+        for rows in plan[done:]:
+            batch = collate([encoded[row] for row in rows], pad=pad_token(model)).to(device_of(model))
+            sums.begin(batch, positions)
+            total = _loss(body, batch, loss)
+            if not bool(torch.isfinite(total)):
+                raise MechsafetyError(
+                    "the loss is NaN or infinite: the weights overflow in this number format (try --dtype float32) "
+                    "or are damaged"
+                )
+            total.backward()
+            sums.end()
+            part.keep(sums, batch_size=batch_size)
+            progress.update(len(rows))
+
+
+@contextmanager
+def _gradient_through(model: TransformerBridge) -> Iterator[Any]:
+    """The body to run, with gradients of activations and of no parameter."""
+    body = running_body(model)
+    learning = [p for p in body.parameters() if p.requires_grad]
+
+    def begin(_module: nn.Module, _args: tuple[Any, ...], output: Tensor) -> None:
+        output.requires_grad_(True)
+
+    handle = body.get_input_embeddings().register_forward_hook(begin)
+    try:
+        for parameter in learning:
+            parameter.requires_grad_(False)
+        yield body
+    finally:
+        handle.remove()
+        for parameter in learning:
+            parameter.requires_grad_(True)
+
+
+def _loss(body: Any, batch: AnswerBatch, loss: Loss) -> Float[Tensor, ""]:
+    """The sum over examples of each one's loss, so that one backward pass gives each its own gradient.
+
+    The model's own forward unembeds (some cap or scale their logits there), at the columns that predict an answer's
+    token in any row.
+    """
+    wanted = batch.weights[:, 1:] > 0
+    columns = wanted.any(0).nonzero().flatten()
+    arguments: dict[str, Any] = {"input_ids": batch.ids, "attention_mask": batch.mask, "use_cache": False}
+    if "logits_to_keep" in inspect.signature(body.forward).parameters:
+        logits = body(**arguments, logits_to_keep=columns).logits
+    else:
+        logits = body(**arguments).logits[:, columns]
+    kept = wanted[:, columns]
+    labels = batch.labels[:, 1:][:, columns]
+    each = nn.functional.cross_entropy(logits[kept].float(), labels[kept], reduction="none")
+    if loss == "sum":
+        return each.sum()
+    lengths = kept.sum(-1, keepdim=True).expand_as(kept)
+    return (each / lengths[kept]).sum()
+
+
+@dataclass(kw_only=True, eq=False)
+class _Sums:
+    """Sums over examples: |grad_W L| for every module (a joint one whole), X X^T for every site."""
+
+    maps: Sequence[LinearMap]
+    gradients: dict[str, Tensor]
+    grams: dict[str, Tensor]
+    batches: int = 0
+
+    @classmethod
+    def empty(cls, maps: Sequence[LinearMap]) -> _Sums:
+        gradients, grams = {}, {}
+        for name, module in _modules(maps).items():
+            first = module[0]
+            device = first.weight().device
+            d_out = sum(m.d_out for m in module)
+            gradients[name] = torch.zeros(d_out, first.d_in, device=device)
+            if first.site not in grams:
+                grams[first.site] = torch.zeros(first.d_in, first.d_in, device=device)
+        return cls(maps=maps, gradients=gradients, grams=grams)
+
+    def begin(self, batch: AnswerBatch, positions: Positions) -> None:
+        """What the hooks need to know of the batch that runs next."""
+        self._lengths = batch.mask.sum(-1).tolist()
+        answers = batch.weights > 0
+        self._chosen: Bool[Tensor, "row token"] = (
+            answers if positions == "paper" else answers.roll(-1, dims=-1)
+        )
+        self._ran: dict[str, int] = dict.fromkeys(self.gradients, 0)
+        self._read: set[str] = set()
+
+    def end(self) -> None:
+        """Every map must have run once, and its gradient have come back."""
+        for name, times in self._ran.items():
+            if times != 1:
+                raise MechsafetyError(
+                    f"{name} {'did not run' if not times else f'ran {times} times'} for a batch, so that its scores "
+                    "would not be those of the whole data: models that choose their maps by input cannot be scored"
+                )
+        self.batches += 1
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Hooks on every module while the block runs."""
+        handles = [
+            module[0].module.register_forward_hook(self._hook(name, module[0]))
+            for name, module in _modules(self.maps).items()
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _hook(self, name: str, linear: LinearMap) -> Any:
+        def after(_module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+            x = self._tokens(name, args[0].detach())
+            _require_finite(x, name, "input")
+            if linear.site not in self._read:
+                self._read.add(linear.site)
+                chosen = x[self._chosen].float()
+                self.grams[linear.site].addmm_(chosen.T, chosen)
+            output.register_hook(lambda g: self._add(name, self._tokens(name, g.detach()), x))
+
+        return after
+
+    def _tokens(self, name: str, x: Tensor) -> Float[Tensor, "row token d"]:
+        rows, tokens = self._chosen.shape
+        if x.numel() != rows * tokens * x.shape[-1]:
+            raise MechsafetyError(
+                f"{name} runs on {list(x.shape)} for {rows} x {tokens} tokens: a map that does not see all tokens in "
+                "order, an expert say, cannot be scored"
+            )
+        return x.reshape(rows, tokens, x.shape[-1])
+
+    def _add(
+        self, name: str, g: Float[Tensor, "row token d_out"], x: Float[Tensor, "row token d_in"]
+    ) -> None:
+        """sums += |G^T X| of each example: the absolute value of its own gradient, not of the batch's."""
+        _require_finite(g, name, "gradient")
+        self._ran[name] += 1
+        total = self.gradients[name]
+        product = torch.empty_like(total)
+        for row, length in enumerate(self._lengths):
+            torch.mm(g[row, :length].float().T, x[row, :length].float(), out=product)
+            total.add_(product.abs_())
+
+    def finish(self, facts: dict[str, Any]) -> Attribution:
+        """|W| times the mean over examples; the sums are used up."""
+        tensors: dict[str, Tensor] = {}
+        for name, module in _modules(self.maps).items():
+            total = self.gradients.pop(name)
+            for linear in module:
+                own = total if linear.rows is None else total[linear.rows]
+                tensors[f"snip/{linear.name}"] = own.mul_(linear.weight().float().abs()).div_(
+                    facts["n_examples"]
+                )
+        tensors |= {f"gram/{site}": gram for site, gram in self.grams.items()}
+        return Attribution(**facts, tensors=tensors)
+
+
+def _modules(maps: Sequence[LinearMap]) -> dict[str, list[LinearMap]]:
+    """The maps of each module, by the name of its first."""
+    names: dict[int, str] = {}
+    found: dict[str, list[LinearMap]] = {}
+    for linear in maps:
+        found.setdefault(names.setdefault(id(linear.module), linear.name), []).append(linear)
+    return found
+
+
+def _require_finite(x: Tensor, name: str, what: str) -> None:
+    if not bool(torch.isfinite(x).all()):
+        raise MechsafetyError(
+            f"the {what} of {name} is NaN or infinite: the weights overflow in this number format (try --dtype "
+            "float32) or are damaged"
+        )
+
+
+@dataclass(kw_only=True, eq=False)
+class _Part:
+    """The checkpoint of unfinished work beside ``store``; without a store, nothing."""
+
+    path: Path | None
+    facts: dict[str, Any]
+    saved_at: float
+    cost: float = 0.0
+
+    @classmethod
+    def of(cls, store: Path | None, facts: dict[str, Any]) -> _Part:
+        path = None if store is None else store.with_name(f"{store.stem}.part.safetensors")
+        return cls(path=path, facts=json.loads(json.dumps(facts)), saved_at=time.perf_counter())
+
+    def resume(self, maps: Sequence[LinearMap], batch_size: int) -> tuple[_Sums, int, int]:
+        """Sums, batch size and number of finished batches: those of the checkpoint, if there is a fitting one."""
+        sums = _Sums.empty(maps)
+        if self.path is None or not self.path.is_file():
+            return sums, batch_size, 0
+        stored = score_files.read_facts(self.path, kind=_PART)
+        if stored["facts"] != self.facts:
+            raise MechsafetyError(
+                f"{str(self.path)!r} holds the unfinished scores of other examples, settings or weights: name another "
+                "file, or remove it"
+            )
+        tensors = score_files.load(self.path, device=next(iter(sums.grams.values())).device)
+        for kind, kept in (("gradient", sums.gradients), ("gram", sums.grams)):
+            for name in kept:
+                kept[name] = tensors[f"{kind}/{name}"]
+        return sums, stored["batch_size"], stored["batches"]
+
+    def keep(self, sums: _Sums, *, batch_size: int) -> None:
+        """Write a checkpoint if that has become cheap beside the work since the last one."""
+        since = time.perf_counter() - self.saved_at
+        least = self.cost / CHECKPOINT_SHARE if self.cost else FIRST_CHECKPOINT
+        if self.path is None or since < least:
+            return
+        started = time.perf_counter()
+        tensors = {f"gradient/{name}": value for name, value in sums.gradients.items()}
+        tensors |= {f"gram/{name}": value for name, value in sums.grams.items()}
+        facts = {"facts": self.facts, "batch_size": batch_size, "batches": sums.batches}
+        score_files.write(self.path, tensors, kind=_PART, facts=facts)
+        self.saved_at = time.perf_counter()
+        self.cost = self.saved_at - started
+
+    def remove(self) -> None:
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)

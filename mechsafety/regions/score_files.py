@@ -1,0 +1,237 @@
+"""What one pass over examples says about every linear map, in memory or as a file that is read map by map."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mechsafety.errors import MechsafetyError, first_lines
+from mechsafety.regions.maps import LinearMap
+from mechsafety.runs import RunFolder
+
+Loss = Literal["mean", "sum"]
+Positions = Literal["paper", "predictive"]
+Method = Literal["snip", "wanda"]
+
+FORMAT = 1
+_KEY = "mechsafety_attribution"
+_KIND = "scores"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Attribution:
+    """SNIP scores and Gram matrices of every linear map over one set of examples.
+
+    ``shapes`` holds (d_out, d_in) of each map and ``sites`` the name of its input, which maps may share.
+    ``n_tokens`` counts the columns of X, of which Gram matrices are sums. ``fingerprint`` is that of the model's
+    weights, and ``examples_sha256`` that of the token ids. ``tensors`` gives ``snip/MAP`` [d_out, d_in] and
+    ``gram/SITE`` [d_in, d_in], both float32: a mapping in memory, or a file's (:meth:`open`).
+    """
+
+    shapes: Mapping[str, tuple[int, int]]
+    sites: Mapping[str, str]
+    n_examples: int
+    n_tokens: int
+    loss: Loss
+    positions: Positions
+    tensors: Mapping[str, Tensor]
+    model: str = ""
+    fingerprint: str = ""
+    examples_sha256: str = ""
+
+    def __post_init__(self) -> None:
+        if set(self.shapes) != set(self.sites) or not self.shapes:
+            raise MechsafetyError(
+                "an attribution needs a shape and a site for each of its maps, and a map at least"
+            )
+        for what, allowed in (("loss", Loss), ("positions", Positions)):
+            if getattr(self, what) not in get_args(allowed):
+                raise MechsafetyError(
+                    f"{what} {getattr(self, what)!r} is not one of {', '.join(get_args(allowed))}"
+                )
+        if self.n_examples < 1 or self.n_tokens < 1:
+            raise MechsafetyError(
+                f"scores over {self.n_examples} examples and {self.n_tokens} tokens: 1 of each at least"
+            )
+
+    @classmethod
+    def open(cls, path: Path) -> Attribution:
+        """The scores that :func:`attribute` stored; a map is read when it is asked for.
+
+        Raises :class:`MechsafetyError` for a missing or damaged file, one of another kind or format, and an
+        unfinished one.
+        """
+        return cls(**read_facts(path, kind=_KIND)["attribution"], tensors=_Stored(path))
+
+    def save(self, path: Path) -> None:
+        """Write a file that :meth:`open` reads; it is whole or not there."""
+        facts = {
+            name: getattr(self, name)
+            for name in (
+                "n_examples",
+                "n_tokens",
+                "loss",
+                "positions",
+                "model",
+                "fingerprint",
+                "examples_sha256",
+            )
+        } | {"shapes": {k: list(v) for k, v in self.shapes.items()}, "sites": dict(self.sites)}
+        write(path, self.tensors, kind=_KIND, facts={"attribution": facts})
+
+    def snip(self, name: str) -> Float[Tensor, "d_out d_in"]:
+        """E_x |W * grad_W L(x)| of map ``name``: a mean over examples, L the answer's negative log-likelihood."""
+        return self.tensors[f"snip/{self._known(name)}"]
+
+    def gram(self, name: str) -> Float[Tensor, "d_in d_in"]:
+        """sum x x^T over the calibration tokens, x the input of map ``name``."""
+        return self.tensors[f"gram/{self.sites[self._known(name)]}"]
+
+    def norms(self, name: str) -> Float[Tensor, " d_in"]:
+        """||X_j||_2 of every input of map ``name``: the root of the Gram matrix's diagonal."""
+        return self.gram(name).diagonal().sqrt()
+
+    def wanda(self, linear: LinearMap) -> Float[Tensor, "d_out d_in"]:
+        """|W_ij| * ||X_j||_2 (Sun et al. 2023, arXiv 2306.11695), in float32, with the weights as they are now."""
+        weight = self._weight(linear)
+        return weight.abs() * self.norms(linear.name).to(weight.device)
+
+    def scores(self, linear: LinearMap, method: Method) -> Float[Tensor, "d_out d_in"]:
+        """The scores of ``linear`` by ``method``, on the device of its weights."""
+        if method == "wanda":
+            return self.wanda(linear)
+        if method == "snip":
+            return self.snip(linear.name).to(self._weight(linear).device)
+        raise MechsafetyError(f"method {method!r} is not one of {', '.join(get_args(Method))}")
+
+    def describe(self) -> str:
+        source = f" of {self.model}" if self.model else ""
+        return (
+            f"scores of {len(self.shapes)} linear maps{source} over {self.n_examples} examples, {self.n_tokens:,} "
+            f"tokens ({self.loss} loss, {self.positions} positions)"
+        )
+
+    __repr__ = describe
+
+    def _known(self, name: str) -> str:
+        if name not in self.shapes:
+            raise MechsafetyError(
+                f"no scores of linear map {name!r}; there are {', '.join(list(self.shapes)[:4])}, ..."
+            )
+        return name
+
+    def _weight(self, linear: LinearMap) -> Float[Tensor, "d_out d_in"]:
+        shape = self.shapes[self._known(linear.name)]
+        if shape != (linear.d_out, linear.d_in):
+            raise MechsafetyError(
+                f"{linear.name} is {linear.d_out} x {linear.d_in}, its scores are {shape[0]} x {shape[1]}: they are "
+                f"of another model{f', {self.model}' if self.model else ''}"
+            )
+        return linear.weight().float()
+
+
+class _Stored(Mapping[str, Tensor]):
+    """Tensors of a safetensors file, each read when it is asked for."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __getitem__(self, name: str) -> Tensor:
+        from safetensors import safe_open
+
+        with _reading(self.path), safe_open(self.path, framework="pt") as stored:
+            if name not in stored.keys():  # noqa: SIM118 - no mapping
+                raise MechsafetyError(f"score file {str(self.path)!r} lacks {name}: it is damaged")
+            return stored.get_tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        from safetensors import safe_open
+
+        with _reading(self.path), safe_open(self.path, framework="pt") as stored:
+            return iter(list(stored.keys()))
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+
+class _reading:
+    """Turn what torch or safetensors says of a broken file into one line."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        from safetensors import SafetensorError
+
+        if isinstance(error, SafetensorError | OSError):
+            raise MechsafetyError(
+                f"score file {str(self.path)!r} cannot be read, it is damaged or no safetensors file: "
+                f"{first_lines(error)}"
+            ) from None
+
+
+def write(path: Path, tensors: Mapping[str, Tensor], *, kind: str, facts: Mapping[str, Any]) -> None:
+    """A safetensors file of ``kind``, whole or not there; ``facts`` are its JSON record."""
+    from safetensors.torch import save_file
+
+    _require_named(path)
+    # One entry, since the order of several is left to chance: equal contents shall be equal bytes.
+    record = {_KEY: json.dumps({"format": FORMAT, "kind": kind, **facts}, sort_keys=True)}
+    try:
+        RunFolder(path.parent).save(
+            path.name, lambda scratch: save_file(dict(tensors), scratch, metadata=record)
+        )
+    except OSError as error:
+        raise MechsafetyError(f"cannot write score file {str(path)!r}: {first_lines(error)}") from None
+
+
+def read_facts(path: Path, *, kind: str) -> dict[str, Any]:
+    """The record of a file that :func:`write` wrote; :class:`MechsafetyError` where it is none of ``kind``."""
+    from safetensors import safe_open
+
+    _require_named(path)
+    if not path.is_file():
+        raise MechsafetyError(f"score file {str(path)!r} does not exist")
+    with _reading(path), safe_open(path, framework="pt") as stored:
+        metadata = stored.metadata() or {}
+    try:
+        facts = json.loads(metadata[_KEY])
+        found, number = facts["kind"], facts["format"]
+    except (KeyError, TypeError, ValueError):
+        raise MechsafetyError(f"{str(path)!r} holds no scores that mechsafety stored") from None
+    if number != FORMAT:
+        raise MechsafetyError(
+            f"score file {str(path)!r} has format {number}; this version reads format {FORMAT}"
+        )
+    if found != kind:
+        raise MechsafetyError(
+            f"{str(path)!r} holds {found}, not {kind}: give it the name of a finished score file"
+        )
+    if kind == _KIND:
+        facts["attribution"]["shapes"] = {k: tuple(v) for k, v in facts["attribution"]["shapes"].items()}
+    return facts
+
+
+def load(path: Path, *, device: torch.device) -> dict[str, Tensor]:
+    """All tensors of a file on ``device``."""
+    from safetensors.torch import load_file
+
+    with _reading(path):
+        return load_file(path, device=str(device))
+
+
+def _require_named(path: Path) -> None:
+    if path.suffix != ".safetensors":
+        raise MechsafetyError(
+            f"score file {str(path)!r}: the name must end in .safetensors, e.g. {path.stem or 'scores'}.safetensors"
+        )
