@@ -27,7 +27,7 @@ class Pruning:
     """Weights that are set to zero: for each map the flat places i * d_in + j of its W [d_out, d_in], ascending.
 
     ``shapes`` holds every map of the model, those that lose nothing too. Raises :class:`MechsafetyError` when
-    nothing at all is removed, and for a place outside its matrix.
+    nothing at all is removed, for a place outside its matrix, and for places that do not ascend.
     """
 
     label: str
@@ -44,6 +44,8 @@ class Pruning:
                 raise MechsafetyError(
                     f"{self.label}: {name} has entries outside its {d_out} x {d_in} weights"
                 )
+            if not bool((places[1:] > places[:-1]).all()):
+                raise MechsafetyError(f"{self.label}: the places of {name} must be ascending, each once")
 
     @property
     def n_removed(self) -> int:

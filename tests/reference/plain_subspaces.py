@@ -17,10 +17,11 @@ def raw_inputs(model: Any, maps: Sequence[LinearMap], examples: Sequence[Example
     columns: dict[str, list[np.ndarray]] = {m.name: [] for m in maps}
     for prompt, answer in encode(model, examples):
         seen: dict[str, torch.Tensor] = {}
-        handles = [
-            m.module.register_forward_pre_hook(lambda _m, args, name=m.name: seen.update({name: args[0][0]}))
-            for m in maps
-        ]
+
+        def keep(name: str, seen: dict[str, torch.Tensor] = seen) -> Any:
+            return lambda _module, args: seen.update({name: args[0][0]})
+
+        handles = [m.module.register_forward_pre_hook(keep(m.name)) for m in maps]
         with torch.no_grad():
             running_body(model)(input_ids=torch.tensor([prompt + answer]))
         for handle in handles:
