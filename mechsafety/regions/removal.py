@@ -114,12 +114,9 @@ def removed(
 
     Raises :class:`MechsafetyError` when the removal was made for other maps than the model's.
     """
-    found = {m.name: m for m in (maps if maps is not None else linear_maps(model))}
-    if {name: (m.d_out, m.d_in) for name, m in found.items()} != dict(removal.shapes):
-        raise MechsafetyError(
-            f"{removal.label} was made for other linear maps than those of {model_name(model)}: "
-            f"{len(removal.shapes)} maps against {len(found)}, or other shapes"
-        )
+    maps = maps if maps is not None else linear_maps(model)
+    require_made_for(removal, maps, model_name(model))
+    found = {m.name: m for m in maps}
     undo: list[tuple[LinearMap, Tensor]] = []
     try:
         if isinstance(removal, Pruning):
@@ -137,6 +134,15 @@ def removed(
                 _replaced(linear, removal.entries[linear.name], kept)
             else:
                 linear.write(kept)
+
+
+def require_made_for(removal: Removal, maps: Sequence[LinearMap], model: str) -> None:
+    """Raise unless ``removal`` was made for linear maps of these names and shapes, those of ``model``."""
+    if {m.name: (m.d_out, m.d_in) for m in maps} != dict(removal.shapes):
+        raise MechsafetyError(
+            f"{removal.label} was made for other linear maps than those of {model}: "
+            f"{len(removal.shapes)} maps against {len(maps)}, or other shapes"
+        )
 
 
 def _replaced(linear: LinearMap, places: Int[Tensor, " entry"], values: Tensor | None) -> Tensor:
