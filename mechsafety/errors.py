@@ -1,6 +1,13 @@
-"""The one exception a user is meant to read."""
+"""The one exception a user is meant to read, and what an optional package that is missing looks like."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+Extra = Literal["inspect", "lm-eval", "attacks"]
+_PACKAGES: dict[Extra, str] = {"inspect": "inspect_ai", "lm-eval": "lm_eval", "attacks": "nanogcg"}
 
 
 class MechsafetyError(Exception):
@@ -9,6 +16,20 @@ class MechsafetyError(Exception):
     The message says what was got, what is allowed and what to do, in one or two lines. The command
     line prints it without a traceback and exits with code 2.
     """
+
+
+@contextmanager
+def needs(extra: Extra) -> Iterator[None]:
+    """Around the import of an extra's package: where it is not installed, say what installs it."""
+    package = _PACKAGES[extra]
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != package:
+            raise
+        raise MechsafetyError(
+            f"{package} is not installed; for this do: pip install 'mechsafety[{extra}]'"
+        ) from None
 
 
 def first_lines(error: BaseException, count: int = 1) -> str:

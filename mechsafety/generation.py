@@ -21,6 +21,7 @@ from mechsafety.models import body_of, is_hooked_transformer
 from mechsafety.progress import bar
 from mechsafety.prompts import Prompt
 from mechsafety.tokens import (
+    Rendering,
     TokenBatch,
     device_of,
     pad_left,
@@ -131,9 +132,10 @@ def generate(
     plan: Sequence[Batch] | None = None,
     on_batch: OnBatch | None = None,
     on_halving: Callable[[Batch, list[Batch]], None] | None = None,
+    rendering: Rendering = "chat",
     label: str = "generating",
 ) -> Completions:
-    """Answer each prompt in the model's chat template, under ``edit`` if one is given.
+    """Answer each prompt in the model's chat template (or as ``rendering`` says), under ``edit`` if one is given.
 
     The fast path is Hugging Face's ``generate`` on a plain module tree that shares the bridge's
     parameters; the reference path is the bridge's own generation, one prompt at a time. A
@@ -148,7 +150,7 @@ def generate(
         raise MechsafetyError(f"max_new_tokens is {max_new_tokens}; 1 at least")
     if not prompts:
         raise MechsafetyError("no prompts to answer")
-    sequences = tokenize_prompts(model, [p.text for p in prompts])
+    sequences = tokenize_prompts(model, [p.text for p in prompts], rendering=rendering)
     if path == "reference":
         batch_size = 1
     todo = [list(b) for b in (plan or plan_batches([len(s) for s in sequences], batch_size=batch_size))]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from jaxtyping import Int
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 Message = dict[str, str]
+Rendering = Literal["chat", "chat_no_system", "text"]
+"""How a request reaches the model: in its chat template; in it without the system prompt that many templates put
+first; or as bare text, begun as the tokenizer begins any text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,9 +74,45 @@ def tokenize_text(model: TransformerBridge, text: str) -> list[int]:
     return list(ids)
 
 
-def tokenize_prompts(model: TransformerBridge, texts: Sequence[str]) -> list[list[int]]:
-    """Each text as a single user turn, in the model's own chat template."""
-    return [tokenize_text(model, render_chat(model, [{"role": "user", "content": text}])) for text in texts]
+def tokenize_prompts(
+    model: TransformerBridge, texts: Sequence[str], *, rendering: Rendering = "chat"
+) -> list[list[int]]:
+    """Each text as a single user turn in the model's own chat template, or as ``rendering`` says."""
+    if rendering == "text":
+        return [_tokenized_bare(model, text) for text in texts]
+    return [tokenize_text(model, render_turn(model, text, rendering=rendering)) for text in texts]
+
+
+def render_turn(model: TransformerBridge, text: str, *, rendering: Literal["chat", "chat_no_system"]) -> str:
+    """One user turn, ready for the answer.
+
+    Without the system prompt it is what the template makes of a later turn, where it puts none: the rest of a
+    rendered dialogue behind its first question and answer. Raises :class:`MechsafetyError` where a template renders
+    the first turn otherwise when a second one follows.
+    """
+    turn = {"role": "user", "content": text}
+    if rendering == "chat":
+        return render_chat(model, [turn])
+    earlier = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hello"}]
+    before = render_chat(model, earlier, answer_next=False)
+    whole = render_chat(model, [*earlier, turn])
+    if not whole.startswith(before):
+        raise MechsafetyError(
+            "this model's chat template writes earlier turns in another way once a new one follows, so that its "
+            "system prompt cannot be left out: use the rendering 'chat'"
+        )
+    start = model.tokenizer.bos_token or ""
+    rest = whole[len(before) :]
+    return rest if rest.startswith(start) or not whole.startswith(start) else start + rest
+
+
+def _tokenized_bare(model: TransformerBridge, text: str) -> list[int]:
+    if model.tokenizer is None:
+        raise MechsafetyError("this model has no tokenizer: set one, model.set_tokenizer(tokenizer)")
+    ids = model.tokenizer(text)["input_ids"]
+    if not ids:
+        raise MechsafetyError(f"the text {text[:40]!r} gave no tokens at all")
+    return list(ids)
 
 
 def post_instruction_tokens(model: TransformerBridge) -> list[int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from mechsafety.integrations.extras import needs
+from mechsafety.errors import needs
 
 with needs("inspect"):
     import inspect_ai  # noqa: F401 - anyio comes with it

@@ -1,38 +1,19 @@
-"""What an optional package that is missing looks like to the user, and how a model is called in other packages."""
+"""How a model is called in other packages."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from mechsafety.adapters import weights_fingerprint
-from mechsafety.errors import MechsafetyError
 from mechsafety.interventions import Edit, digest
 from mechsafety.models import body_of, load_record, model_name
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-Extra = Literal["inspect", "lm-eval"]
-_PACKAGES: dict[Extra, str] = {"inspect": "inspect_ai", "lm-eval": "lm_eval"}
 HASH_LENGTH = 12
-
-
-@contextmanager
-def needs(extra: Extra) -> Iterator[None]:
-    """Around the import of an extra's package: where it is not installed, say what installs it."""
-    package = _PACKAGES[extra]
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != package:
-            raise
-        raise MechsafetyError(
-            f"{package} is not installed; for this do: pip install 'mechsafety[{extra}]'"
-        ) from None
 
 
 def edit_hash(edit: Edit) -> str:

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from mechsafety.bodies import body_under
 from mechsafety.continuations import Request, alone, continuations, window
-from mechsafety.errors import MechsafetyError
+from mechsafety.errors import MechsafetyError, needs
 from mechsafety.forward import Prefix, continued, forward
 from mechsafety.generation import Sampling
-from mechsafety.integrations.extras import edit_hash, name_of, needs
+from mechsafety.integrations.extras import edit_hash, name_of
 from mechsafety.interventions import Edit, digest, require_fits
 from mechsafety.models import load_record
 from mechsafety.progress import bar

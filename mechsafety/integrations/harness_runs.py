@@ -14,8 +14,7 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field
 
 from mechsafety.edit_expressions import read_expression
-from mechsafety.errors import MechsafetyError
-from mechsafety.integrations.extras import needs
+from mechsafety.errors import MechsafetyError, needs
 from mechsafety.integrations.harness import DEFAULT_BATCH, EditedLM
 from mechsafety.interventions import Edit, digest, require_fits
 from mechsafety.models import load_model

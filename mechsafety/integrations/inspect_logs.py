@@ -16,8 +16,8 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from mechsafety.errors import MechsafetyError
-from mechsafety.integrations.extras import HASH_LENGTH, needs, public_name
+from mechsafety.errors import MechsafetyError, needs
+from mechsafety.integrations.extras import HASH_LENGTH, public_name
 from mechsafety.integrations.inspect_scorer import explained
 from mechsafety.judges.verdict import Verdict
 from mechsafety.runs import read_run

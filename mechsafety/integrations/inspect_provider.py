@@ -16,10 +16,10 @@ from jinja2 import TemplateError
 
 from mechsafety.continuations import Continuation, Request, alone, continuations, window
 from mechsafety.edit_expressions import parse_edit
-from mechsafety.errors import MechsafetyError, first_lines
+from mechsafety.errors import MechsafetyError, first_lines, needs
 from mechsafety.generation import Sampling
 from mechsafety.integrations.batching import Batches
-from mechsafety.integrations.extras import HASH_LENGTH, edit_hash, name_of, needs
+from mechsafety.integrations.extras import HASH_LENGTH, edit_hash, name_of
 from mechsafety.interventions import Edit, require_fits
 from mechsafety.models import load_model
 from mechsafety.tokens import render_chat, tokenize_text

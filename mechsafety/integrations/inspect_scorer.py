@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mechsafety.errors import MechsafetyError
-from mechsafety.integrations.extras import needs
+from mechsafety.errors import MechsafetyError, needs
 from mechsafety.judges.registry import judge_responses, load_judge
 from mechsafety.judges.verdict import Response, Verdict
 from mechsafety.models import load_model
