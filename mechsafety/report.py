@@ -13,6 +13,7 @@ from mechsafety import figures as draw
 from mechsafety.judge_chapter import chapter_blocks, chapter_figures, load_chapter
 from mechsafety.pages import plotly_script, rendered_blocks, rounded, template
 from mechsafety.plot_style import short_name
+from mechsafety.region_chapter import RegionChapter, region_chapters
 from mechsafety.runs import RunFolder
 
 if TYPE_CHECKING:
@@ -63,12 +64,22 @@ def write_report(run: RunFolder) -> Path:
         findings=_findings(tables, manifest),
         figures=_figure_blocks(tables, manifest["systems"]),
         chapter=rendered_blocks(chapter_blocks(load_chapter(run))),
+        regions=[_region_chapter(chapter) for chapter in region_chapters(run)],
         exchanges=_exchanges(run, manifest),
         selfjudge=rounded(tables["selfjudge"]) if "selfjudge" in tables else None,
         script=plotly_script(),
         short=short_name,
     )
     return run.write_text("report.html", page)
+
+
+def _region_chapter(chapter: RegionChapter) -> dict[str, Any]:
+    return {
+        "name": chapter.name,
+        "model": chapter.model,
+        "findings": chapter.findings,
+        "block": rendered_blocks([chapter.block])[0],
+    }
 
 
 def _rate_rows(rates: pd.DataFrame) -> list[dict[str, Any]]:

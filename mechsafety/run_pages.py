@@ -20,6 +20,7 @@ _PAGES = {
     "compare": "checkpoint_pages",
     "audit": "audit_pages",
     "selfjudge": "selfjudge_pages",
+    "regions": "region_pages",
 }
 """By kind, the module that gives ``figures_of(run)`` and ``page_of(run)``; it is imported when it is needed."""
 
