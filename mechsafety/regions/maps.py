@@ -138,7 +138,7 @@ def uncovered(model: TransformerBridge, maps: Sequence[LinearMap]) -> list[str]:
     return [
         name
         for layer in range(model.cfg.n_layers)
-        for name, parameter in _block(model, body, layer).named_parameters(prefix=f"blocks.{layer}")
+        for name, parameter in block_module(model, body, layer).named_parameters(prefix=f"blocks.{layer}")
         if parameter.ndim >= 2 and id(parameter) not in covered
     ]
 
@@ -192,7 +192,8 @@ def _parts(module: Any, name: str, joint: Sequence[_Joint], kinds: dict[int, str
     return [_Part(kind=kind, rows=None, places=(place,))]
 
 
-def _block(model: TransformerBridge, body: Any, layer: int) -> nn.Module:
+def block_module(model: TransformerBridge, body: Any, layer: int) -> nn.Module:
+    """The module of ``body`` that is block ``layer``."""
     if body is body_of(model):
         block: Any = model.blocks[layer]
         return block.original_component
@@ -222,7 +223,7 @@ def _runs(model: TransformerBridge, body: Any) -> list[list[tuple[nn.Module, str
     handles = [
         module.register_forward_pre_hook(watch(layer, path))
         for layer in range(model.cfg.n_layers)
-        for path, module in _block(model, body, layer).named_modules()
+        for path, module in block_module(model, body, layer).named_modules()
         if isinstance(module, nn.Linear | Conv1D)
     ]
     try:

@@ -36,7 +36,7 @@ def top_entries(scores: Scores, percent: Percent, group: Group) -> Places:
 
     Raises :class:`MechsafetyError` for a share outside 0 < percent <= 100 and for scores that are not finite.
     """
-    _require_percent("share", percent)
+    require_percent("share", percent)
     if not bool(torch.isfinite(scores).all()):
         raise MechsafetyError("the scores hold NaN or infinite entries, so that there is no order among them")
     grouped = scores if group == "row" else scores.reshape(1, -1)
@@ -71,11 +71,11 @@ def prune(
 
     ``layers`` and ``kinds`` restrict it to some maps. Raises as :func:`set_difference` does.
     """
-    _require_percent("percent", percent)
+    require_percent("percent", percent)
     return _pruning(
         f"lowest {percent:g} % by {method} per {group}",
         maps,
-        lambda m: top_entries(-attribution.scores(m, method), percent, group),
+        lambda m: lowest_places(m, attribution, method=method, percent=percent, group=group),
         scored=[attribution],
         layers=layers,
         kinds=kinds,
@@ -93,7 +93,7 @@ def top_pruning(
     kinds: Collection[str] | None = None,
 ) -> Pruning:
     """The top ``q`` % by safety alone, which the paper shows to break the model: utility needs them too."""
-    _require_percent("q", q)
+    require_percent("q", q)
     return _pruning(
         f"top {q:g} % of safety by {method} per {group}",
         maps,
@@ -124,17 +124,12 @@ def set_difference(
     Raises :class:`MechsafetyError` for p or q outside 0 < x <= 100, an empty difference, scores of other maps, and
     a layer or kind that the model lacks.
     """
-    _require_percent("p", p)
-    _require_percent("q", q)
-
-    def difference(m: LinearMap) -> Places:
-        safe = top_entries(safety.scores(m, method), q, group)
-        return without(safe, top_entries(utility.scores(m, method), p, group), size=m.d_out * m.d_in)
-
+    require_percent("p", p)
+    require_percent("q", q)
     return _pruning(
         f"set difference p={p:g} q={q:g} by {method} per {group}",
         maps,
-        difference,
+        lambda m: difference_places(m, safety, utility, method=method, p=p, q=q, group=group),
         scored=[safety, utility],
         layers=layers,
         kinds=kinds,
@@ -160,6 +155,28 @@ def random_pruning(like: Pruning, *, seed: int, group: Group = "matrix") -> Prun
             taken = row * d_in + order[row, rank]
         drawn[name] = torch.from_numpy(np.sort(taken)).to(places.dtype)
     return Pruning(label=f"random, matched to: {like.label}", entries=drawn, shapes=like.shapes)
+
+
+def lowest_places(
+    m: LinearMap, scores: Attribution, *, method: Method, percent: Percent, group: Group
+) -> Places:
+    """Places of the ``percent`` of one map's weights with the lowest scores."""
+    return top_entries(-scores.scores(m, method), percent, group)
+
+
+def difference_places(
+    m: LinearMap,
+    safety: Attribution,
+    utility: Attribution,
+    *,
+    method: Method,
+    p: Percent,
+    q: Percent,
+    group: Group,
+) -> Places:
+    """Places of one map in the top ``q`` % by safety and not in the top ``p`` % by utility; there may be none."""
+    safe = top_entries(safety.scores(m, method), q, group)
+    return without(safe, top_entries(utility.scores(m, method), p, group), size=m.d_out * m.d_in)
 
 
 def without(
@@ -225,7 +242,8 @@ def _places(chosen: Tensor) -> Places:
     return places.to(torch.int32) if chosen.numel() < 2**31 else places
 
 
-def _require_percent(name: str, value: Percent) -> None:
+def require_percent(name: str, value: Percent) -> None:
+    """Raise unless 0 < ``value`` <= 100."""
     if not 0 < value <= 100:
         raise MechsafetyError(
             f"{name} is {value:g}; it is a percentage, above 0 and at most 100 (1 is one percent)"
