@@ -295,7 +295,7 @@ class _Sums:
         if x.numel() != rows * tokens * x.shape[-1]:
             raise MechsafetyError(
                 f"{name} runs on {list(x.shape)} for {rows} x {tokens} tokens: a map that does not see all tokens in "
-                "order, an expert say, cannot be scored"
+                "order (an expert, say) cannot be scored"
             )
         return x.reshape(rows, tokens, x.shape[-1])
 

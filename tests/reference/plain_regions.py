@@ -14,7 +14,9 @@ from torch import Tensor, nn
 Ids = tuple[list[int], list[int]]
 
 
-def plain_snip(hf: Any, modules: dict[str, nn.Module], examples: Sequence[Ids], *, loss: str) -> dict[str, Tensor]:
+def plain_snip(
+    hf: Any, modules: dict[str, nn.Module], examples: Sequence[Ids], *, loss: str
+) -> dict[str, Tensor]:
     """mean over examples of |W * dL/dW| by autograd at the weights; each as its module stores it."""
     weights = {name: module.weight for name, module in modules.items()}
     sums = {name: torch.zeros(w.shape) for name, w in weights.items()}
