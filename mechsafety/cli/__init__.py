@@ -12,6 +12,8 @@ from mechsafety.cli import (
     integrations,
     judging,
     models,
+    regions,
+    robustness,
     selfjudgement,
     studies,
 )
@@ -28,6 +30,8 @@ __all__ = [
     "judging",
     "main",
     "models",
+    "regions",
+    "robustness",
     "selfjudgement",
     "studies",
 ]

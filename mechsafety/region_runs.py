@@ -1,0 +1,85 @@
+"""Safety-critical regions of one model, in a run folder: what ``mechsafety regions`` does.
+
+The way of the data: own refusals and own answers -> SNIP scores and Grams of both, in one pass each -> overlap and
+similarity of what safety and utility need -> removals, each with matched random controls -> outcomes, attacks and
+utility of the model without them -> the sweet spot -> links with the refusal direction, heads, and fine-tuning with
+the region frozen. Every state that is measured is kept when it is done; an interrupted run goes on.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+
+import pandas as pd
+
+from mechsafety.errors import MechsafetyError
+from mechsafety.models import load_model, load_record
+from mechsafety.prompts import PromptSet, load_prompts
+from mechsafety.region_config import RegionsConfig
+from mechsafety.region_followups import follow_up
+from mechsafety.region_work import RegionWork
+from mechsafety.runs import RunFolder, open_run
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegionsRun:
+    """A finished run: where it lies, its tables by name, and the sweet spot's sentence."""
+
+    path: Path
+    tables: dict[str, pd.DataFrame]
+    sweet_spot: str | None
+
+    def _repr_html_(self) -> str:
+        shown = "".join(
+            f"<h4>{escape(name)}</h4>{table.head(12).round(3).to_html(index=False, border=0)}"
+            for name, table in self.tables.items()
+        )
+        said = f"<p>{escape(self.sweet_spot)}</p>" if self.sweet_spot else ""
+        return f"<b>Regions</b> in {escape(str(self.path))}{said}{shown}"
+
+
+def run_regions(config: RegionsConfig, out: Path, *, say: Say = lambda _: None) -> RegionsRun:
+    """Run ``config`` in the folder ``out``, or go on where it was interrupted.
+
+    Attribution draws on the fit and validation prompts, evaluation on the report prompts, which must not overlap.
+    Raises :class:`MechsafetyError` for a prompt set without those splits, overlapping prompts, a model that does not
+    refuse enough of the harmful ones, and whatever loading the model raises.
+    """
+    prompts = load_prompts(config.prompts)
+    _require_splits(prompts, config.prompts)
+    asked = config.model_dump(mode="json") | {"kind": "regions", "prompts_sha256": prompts.sha256()}
+    started = time.perf_counter()
+    with open_run(out, config=asked) as run:
+        say(f"loading {config.model}")
+        model = load_model(config.model, dtype=config.dtype, device=config.device, template=config.template)
+        record = load_record(model)
+        run.record("model", record.as_dict() if record else {})
+        work = RegionWork(config=config, run=run, prompts=prompts, model=model, say=say)
+        tables = work.tables()
+        if "sweep" in config.parts:
+            tables |= follow_up(work, tables["tradeoff"])
+        for name, table in tables.items():
+            run.write_table(table, f"{name}.csv")
+        run.record_item("timings", "last_session_s", round(time.perf_counter() - started, 1))
+    return RegionsRun(path=run.path, tables=tables, sweet_spot=sweet_spot_of(run))
+
+
+def sweet_spot_of(run: RunFolder) -> str | None:
+    """The sentence about the sweet spot, where the sweep was run."""
+    return run.manifest.get("sweet_spot", {}).get("explanation")
+
+
+def _require_splits(prompts: PromptSet, name: str) -> None:
+    for split in ("fit", "report"):
+        for label in ("harmful", "harmless"):
+            if not len(prompts.where(split=split, label=label)):  # type: ignore[arg-type]
+                raise MechsafetyError(
+                    f"prompt set {name!r} has no {label} prompts in split {split!r}: weights are scored on fit (and "
+                    "validation) prompts, and removals are judged on report prompts"
+                )
