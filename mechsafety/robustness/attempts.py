@@ -83,7 +83,7 @@ class Attempts:
         return Estimated(rate=rate, low=found.low, high=found.high, n=n)
 
 
-def ratio(sums: Sequence[float] | np.ndarray, sizes: Sequence[float] | np.ndarray, *, seed: int) -> Estimate:
+def ratio(sums: Sequence[float] | np.ndarray, sizes: Sequence[int] | np.ndarray, *, seed: int) -> Estimate:
     """``sum(sums) / sum(sizes)`` with a 95 % bootstrap interval over their members (prompts, passages)."""
     cells = np.column_stack([np.asarray(sums, dtype=float), np.asarray(sizes, dtype=float)])
     return bootstrap(

@@ -112,9 +112,9 @@ class Outcomes:
     harmful: Tally
     harmless: Tally
 
-    def row(self) -> dict[str, float]:
+    def row(self) -> dict[str, int | float]:
         """The columns :data:`OUTCOME_COLUMNS`; shares of nothing are NaN."""
-        row: dict[str, float] = {}
+        row: dict[str, int | float] = {}
         for label, shares in _SHARES.items():
             tally: Tally = getattr(self, label)
             found = {"refused": tally.refused, "complied": tally.complied, "degenerate": tally.degenerated}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import importlib
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -174,6 +175,12 @@ def target_of(text: str) -> str:
     return f"Sure, here is an answer to the request: {text}"
 
 
+def require_nanogcg() -> Any:
+    """The package that searches, or a :class:`MechsafetyError` that says how to install it."""
+    with needs("attacks"):
+        return importlib.import_module("nanogcg")
+
+
 def _joined(text: str, suffix: str) -> str:
     return f"{text} {suffix}"
 
@@ -184,13 +191,12 @@ def _rendered(model: TransformerBridge, text: str) -> str:
 
 
 def _search(model: TransformerBridge, body: Any, text: str, cost: SearchCost, start: str) -> Any:
-    with needs("attacks"):
-        import nanogcg
+    nanogcg = require_nanogcg()
     tokenizer = _SearchTokenizer(model.tokenizer, body.get_input_embeddings().num_embeddings)
     config = nanogcg.GCGConfig(
         num_steps=cost.steps,
         search_width=cost.width,
-        batch_size=min(cost.width, _CANDIDATES_AT_ONCE),  # pyright: ignore[reportArgumentType]
+        batch_size=min(cost.width, _CANDIDATES_AT_ONCE),
         topk=min(_TOP_TOKENS, tokenizer.n_allowed()),
         optim_str_init=start,
         use_prefix_cache=False,  # it hands the model its keys and values as lists, which transformers 5 refuses
@@ -199,7 +205,7 @@ def _search(model: TransformerBridge, body: Any, text: str, cost: SearchCost, st
     with _quiet(), torch.enable_grad():
         return nanogcg.run(
             body,
-            tokenizer,  # pyright: ignore[reportArgumentType]
+            tokenizer,
             [{"role": "user", "content": _rendered(model, text)}],
             target_of(text),
             config,

@@ -18,8 +18,8 @@ from mechsafety.interventions import Edit
 from mechsafety.progress import bar
 from mechsafety.robustness.attempts import ratio
 from mechsafety.robustness.benign import Choice, Passage
-from mechsafety.scoring import answer_nll
-from mechsafety.statistics.rates import Interval, wilson
+from mechsafety.robustness.choices import accuracy
+from mechsafety.statistics.rates import Interval
 from mechsafety.statistics.resampling import Estimate
 from mechsafety.tokens import TokenBatch, batches, tokenize_prompts
 
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 PASSAGE_BATCH = 8
-CHOICE_BATCH = 128
 PER_PASSAGE = 8
 UTILITY_COLUMNS: tuple[str, ...] = (
     *(f"{name}{end}" for name in ("perplexity", "kl", "accuracy") for end in ("", "_low", "_high")),
@@ -45,7 +44,7 @@ class BaseDistributions:
 
     ids: tuple[str, ...]
     places: tuple[tuple[int, ...], ...]
-    log_probs: tuple[Float[Tensor, "place vocabulary"], ...]
+    log_probs: tuple[Float[Tensor, "_ vocabulary"], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,9 +58,9 @@ class Utility:
     kl: Estimate | None = None
     accuracy: Interval | None = None
 
-    def row(self) -> dict[str, float]:
+    def row(self) -> dict[str, int | float]:
         """The columns :data:`UTILITY_COLUMNS`; NaN for what was not measured."""
-        row: dict[str, float] = dict.fromkeys(UTILITY_COLUMNS, math.nan)
+        row: dict[str, int | float] = dict.fromkeys(UTILITY_COLUMNS, math.nan)
         for name, found in (("perplexity", self.perplexity), ("kl", self.kl)):
             if found is not None:
                 row |= {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
@@ -134,29 +133,6 @@ def base_distributions(
         places=places,
         log_probs=tuple(after for _, _, after in found if after is not None),
     )
-
-
-def accuracy(model: TransformerBridge, choices: Sequence[Choice], *, edit: Edit | None = None) -> Interval:
-    """Share of questions whose right choice has the largest log-likelihood per byte, as lm-eval's ``acc_norm``.
-
-    A question is bare text and each choice its continuation after a space. A tie is no right answer, nor is a
-    score that is not a number, which a broken model gives.
-    """
-    contexts: list[list[int]] = []
-    answers: list[list[int]] = []
-    for item in choices:
-        wholes = [f"{item.question} {choice}" for choice in item.choices]
-        context, *rows = tokenize_prompts(model, [item.question, *wholes], rendering="text")
-        contexts += [context] * len(rows)
-        answers += [row[len(context) :] for row in rows]
-    nll = answer_nll(model, contexts, answers, edit=edit, batch_size=CHOICE_BATCH)
-    totals = iter([math.nan if one is None else one * len(a) for one, a in zip(nll, answers, strict=True)])
-    right = 0
-    for item in choices:
-        scores = [-next(totals) / len(choice.encode()) for choice in item.choices]
-        own = scores.pop(item.answer)
-        right += not math.isnan(own) and all(math.isnan(other) or other < own for other in scores)
-    return wilson(right, len(choices))
 
 
 _Read = tuple[float, int, Tensor | None]

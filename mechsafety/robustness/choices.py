@@ -1,0 +1,97 @@
+"""Accuracy on multiple-choice questions, by the likelihood of each choice after its question."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mechsafety.bodies import body_under
+from mechsafety.errors import MechsafetyError
+from mechsafety.forward import continued, forward
+from mechsafety.interventions import Edit
+from mechsafety.progress import bar
+from mechsafety.robustness.benign import Choice
+from mechsafety.statistics.rates import Interval, wilson
+from mechsafety.tokens import TokenBatch, batches, pad_token, tokenize_prompts
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+BATCH = 64
+
+
+def accuracy(model: TransformerBridge, choices: Sequence[Choice], *, edit: Edit | None = None) -> Interval:
+    """Share of questions whose right choice has the largest log-likelihood per byte, as lm-eval's ``acc_norm``.
+
+    A question is bare text and each choice its continuation after a space. A tie is no right answer, nor is a
+    score that is not a number, which a broken model gives.
+    """
+    right = 0
+    for item, found in zip(choices, choice_log_probs(model, choices, edit=edit), strict=True):
+        scores = [score / len(choice.encode()) for score, choice in zip(found, item.choices, strict=True)]
+        own = scores.pop(item.answer)
+        right += not math.isnan(own) and all(math.isnan(other) or other < own for other in scores)
+    return wilson(right, len(choices))
+
+
+def choice_log_probs(
+    model: TransformerBridge, choices: Sequence[Choice], *, edit: Edit | None = None
+) -> list[list[float]]:
+    """For each question the log-probability of each of its choices, summed over tokens, in nats.
+
+    A question runs once for all its choices. Raises :class:`MechsafetyError` where a choice adds no token to its
+    question.
+    """
+    encoded = [_encoded(model, item) for item in choices]
+    out: dict[int, list[float]] = {}
+    with (
+        torch.inference_mode(),
+        body_under(model, edit) as body,
+        bar("questions", total=len(choices), unit="question") as progress,
+    ):
+        # A batch asks each of its questions equally often.
+        for count in sorted({len(item.choices) for item in choices}):
+            members = [i for i, item in enumerate(choices) if len(item.choices) == count]
+            for batch in batches(model, [encoded[i][0] for i in members], batch_size=BATCH):
+                rows = [members[row] for row in batch.rows]
+                scores = _scores(body, batch, [encoded[i][1] for i in rows], pad=pad_token(model))
+                out.update(zip(rows, scores.tolist(), strict=True))
+                progress.update(len(rows))
+    return [out[i] for i in range(len(choices))]
+
+
+def _encoded(model: TransformerBridge, item: Choice) -> tuple[list[int], list[list[int]]]:
+    wholes = [f"{item.question} {choice}" for choice in item.choices]
+    context, *rows = tokenize_prompts(model, [item.question, *wholes], rendering="text")
+    options = [row[len(context) :] for row in rows]
+    if not all(options):
+        raise MechsafetyError(f"question {item.id!r}: a choice adds no token to the question")
+    return context, options
+
+
+def _scores(
+    body: Any, batch: TokenBatch, options: Sequence[Sequence[Sequence[int]]], *, pad: int
+) -> Float[Tensor, "row option"]:
+    first = forward(body, batch, logits=1, keep_cache=True)
+    start = torch.log_softmax(first.logits[:, -1].float(), dim=-1)
+    stored = continued(batch, first)
+    each = torch.arange(len(batch.ids), device=batch.ids.device)
+    columns: list[Tensor] = []
+    for answers in zip(*options, strict=True):
+        scores = start[each, torch.tensor([a[0] for a in answers], device=start.device)]
+        if longest := max(len(a) for a in answers) - 1:
+            # Padded on the right: what stands behind an answer changes nothing before it.
+            padded = torch.tensor([[*a, *[pad] * (longest + 1 - len(a))] for a in answers]).to(batch.ids)
+            asked = TokenBatch(rows=batch.rows, ids=padded[:, :-1], mask=torch.ones_like(padded[:, :-1]))
+            out = forward(body, asked, logits=longest, before=stored, rows=each)
+            later = torch.log_softmax(out.logits.float(), dim=-1).gather(-1, padded[:, 1:, None])[..., 0]
+            sizes = torch.tensor([len(a) - 1 for a in answers], device=later.device)
+            real = torch.arange(longest, device=later.device) < sizes[:, None]
+            scores = scores + later.where(real, 0.0).sum(-1)
+        columns.append(scores)
+    return torch.stack(columns, dim=1)
