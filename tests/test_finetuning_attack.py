@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from mechsafety.finetuning_attack import (
     finetuned,
     freezing_table,
 )
+from mechsafety.forward import shared_prefix
 from mechsafety.judges.registry import judge_responses
 from mechsafety.judges.verdict import Response
 from mechsafety.models import generation_twin
@@ -27,6 +29,7 @@ from mechsafety.prompts import load_prompts, packaged_sets
 from mechsafety.regions.maps import linear_maps
 from mechsafety.regions.removal import Pruning
 from mechsafety.runs import Journal
+from mechsafety.tokens import tokenize_prompts
 from tests.reference.plain_finetuning import finetuned_weights
 
 EXAMPLES = [
@@ -74,18 +77,24 @@ def everything(model: Any) -> dict[str, Tensor]:
     return {f"{m} {n}": p.clone() for m, module in modules.items() for n, p in module.named_parameters()}
 
 
+@pytest.mark.parametrize("start", ["", "tell me about the river of the garden with "])
 @ARCHITECTURES
-def test_weights_and_losses_are_those_of_the_formulas(tiny: Callable[..., Any], architecture: str) -> None:
+def test_weights_and_losses_are_those_of_the_formulas(
+    tiny: Callable[..., Any], architecture: str, start: str
+) -> None:
     model = tiny(architecture)
+    examples = [replace(e, prompt=start + e.prompt) for e in EXAMPLES]
+    # A long common start runs once a batch.
+    assert bool(shared_prefix(tokenize_prompts(model, [e.prompt for e in examples]))) == bool(start)
     chosen = some_set(model)
     recipe = FinetuneRecipe(learning_rate=1e-3, epochs=5, batch_size=4, weight_decay=0.5)
-    encoded = encode(model, EXAMPLES)
+    encoded = encode(model, examples)
     settings: dict[str, Any] = {"names": list(chosen.shapes), "steps": 5, "rate": 1e-3, "decay": 0.5}
     twin = generation_twin(model)
     for frozen in (chosen, None):
         entries = chosen.entries if frozen is not None else {}
         expected, losses = finetuned_weights(twin, encoded, frozen=entries, **settings)
-        with finetuned(model, EXAMPLES, recipe=recipe, frozen=frozen, seed=0) as done:
+        with finetuned(model, examples, recipe=recipe, frozen=frozen, seed=0) as done:
             assert done.losses == pytest.approx(losses, abs=1e-4)
             for name, w in weights(model).items():
                 # A gradient near 0 has an uncertain sign in float32, and AdamW's step is the sign's.

@@ -23,8 +23,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from mechsafety.answers import Encoded, Example, answer_logits, answer_loss, collate, encode
+from mechsafety.answers import AnswerBatch, Encoded, Example, answer_logits, answer_loss, collate, encode
 from mechsafety.errors import MechsafetyError
+from mechsafety.forward import shared_prefix
 from mechsafety.places import data_folder
 from mechsafety.progress import bar
 from mechsafety.prompts import read_rows
@@ -134,8 +135,9 @@ def finetuned(
     Bridge, plain twin and TransformerLens' copies of joint projections carry the result. ``seed`` orders the examples.
     The weights of ``frozen`` keep their values through every step; None trains all.
 
-    Memory beside the model, in bytes a weight of the maps: 12 for AdamW's weights and moments in float32, 6 to 8 for
-    gradients, as many as the model has for a copy of its values, and 1 for a mask where weights are frozen.
+    Memory beside the model, in bytes a weight of the maps: in bfloat16 20 while it trains (12 for AdamW's weights and
+    moments in float32, 6 for gradients, 2 for a copy of the model's values) and 2 afterwards; in float32 16 and 4.
+    One more where weights are frozen. Of 106 million weights in bfloat16 that makes 2.1 GB.
 
     Raises :class:`MechsafetyError` without examples, for a set made for another model, and when the loss is no
     longer a number.
@@ -238,7 +240,9 @@ def _train(
     seed: int,
 ) -> tuple[float, ...]:
     body: Any = running_body(model)
-    encoded = [(prompt, answer[: recipe.answer_tokens]) for prompt, answer in encode(model, examples)]
+    pairs = encode(model, examples)
+    shared = shared_prefix([prompt for prompt, _ in pairs])
+    encoded = [(prompt[len(shared) :], answer[: recipe.answer_tokens]) for prompt, answer in pairs]
     steps = recipe.epochs * -(-len(encoded) // recipe.batch_size)
     optimiser = torch.optim.AdamW(
         [w.master for w in weights], lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
@@ -248,7 +252,7 @@ def _train(
     with bar("fine-tuning", total=steps, unit="step") as progress:
         for batch in _shuffled(encoded, recipe=recipe, seed=seed):
             answers = collate(batch, pad=pad_token(model)).to(device_of(model))
-            loss = answer_loss(answer_logits(body, answers), answers)
+            loss = answer_loss(_logits(body, shared, answers), answers)
             losses.append(float(loss.detach()))
             if not math.isfinite(losses[-1]):
                 raise MechsafetyError(
@@ -266,6 +270,23 @@ def _train(
                 weight.store()
             progress.update(1)
     return tuple(losses)
+
+
+def _logits(body: Any, shared: list[int], batch: AnswerBatch) -> Float[Tensor, "answer_token vocabulary"]:
+    """:func:`answer_logits`, with the tokens that all prompts begin with run once for the whole batch."""
+    if not shared:
+        return answer_logits(body, batch)
+    device = batch.ids.device
+    before = body.base_model(input_ids=torch.tensor([shared], device=device), use_cache=True).past_key_values
+    before.batch_repeat_interleave(len(batch.ids))
+    earlier = torch.ones((len(batch.ids), len(shared)), dtype=batch.mask.dtype, device=device)
+    states = body.base_model(
+        input_ids=batch.ids,
+        attention_mask=torch.cat([earlier, batch.mask], dim=1),
+        past_key_values=before,
+        use_cache=True,
+    ).last_hidden_state
+    return body.get_output_embeddings()(states[:, :-1][batch.weights[:, 1:] > 0])
 
 
 def _shuffled(encoded: Sequence[Encoded], *, recipe: FinetuneRecipe, seed: int) -> Iterator[list[Encoded]]:
