@@ -15,7 +15,7 @@ import pandas as pd
 from mechsafety.pages import Block
 from mechsafety.plot_style import short_name
 from mechsafety.region_figures import region_figures
-from mechsafety.region_findings import region_findings
+from mechsafety.region_findings import main_findings, region_findings
 from mechsafety.runs import MANIFEST, RunFolder, read_run
 
 FOLDER = "regions"
@@ -85,7 +85,7 @@ def _chapter(run: RunFolder) -> RegionChapter | None:
     return RegionChapter(
         name=run.path.name,
         model=name,
-        findings=region_findings(tables, name=name, sweet_spot=spot),
+        findings=main_findings(region_findings(tables, name=name, sweet_spot=spot)),
         block=Block(
             name=f"regions-{run.path.name}",
             title="",

@@ -142,7 +142,7 @@ def attack_figure(attacks: pd.DataFrame) -> go.Figure:
         rows=1,
         cols=3,
         shared_yaxes=True,
-        horizontal_spacing=0.025,
+        horizontal_spacing=0.045,
         column_widths=[0.5, 0.25, 0.25],
         subplot_titles=["attack success: answered coherently", "refused", "degenerate"],
     )
@@ -194,7 +194,7 @@ def attack_figure(attacks: pd.DataFrame) -> go.Figure:
     title = "No attack was measured"
     if top is not None:
         title = (
-            f"Highest attack success: {top['asr']:.0%} ({short_name(str(top['system']))}; {top['series']})"
+            f"Highest attack success: {top['asr']:.0%} ({short_name(str(top['system']))}, {top['series']})"
         )
     return legend_at_foot(
         styled(

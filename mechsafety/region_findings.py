@@ -85,8 +85,8 @@ def told_setting(tradeoff: pd.DataFrame, removal: str, sweet_spot: Mapping[str, 
 
 def region_findings(
     tables: Mapping[str, pd.DataFrame], *, name: str, sweet_spot: Mapping[str, Any] | None
-) -> list[str]:
-    """Every sentence that the tables allow, most important first; ``sweet_spot`` is the manifest's section."""
+) -> dict[str, list[str]]:
+    """The sentences of every table, by its name; ``sweet_spot`` is the manifest's section, ``name`` the model's."""
     told: dict[str, Callable[[pd.DataFrame], list[str]]] = {
         "tradeoff": lambda table: _tradeoff(table, name=name, sweet_spot=sweet_spot),
         "structure": _structure,
@@ -97,9 +97,13 @@ def region_findings(
         "heads": _heads,
         "freezing": _freezing,
     }
-    return [
-        said for key, say in told.items() if key in tables and len(tables[key]) for said in say(tables[key])
-    ]
+    return {key: say(tables[key]) for key, say in told.items() if key in tables and len(tables[key])}
+
+
+def main_findings(found: Mapping[str, list[str]]) -> list[str]:
+    """What stands first: removals, overlap and fine-tuning; whatever there is where the run has none of these."""
+    main = [key for key in found if key in ("tradeoff", "structure", "subspaces", "freezing")]
+    return [said for key in main or found for said in found[key]]
 
 
 def _tradeoff(table: pd.DataFrame, *, name: str, sweet_spot: Mapping[str, Any] | None) -> list[str]:
@@ -198,15 +202,15 @@ def _attacks(table: pd.DataFrame) -> list[str]:
             f"{attack_name(row)} {_rate(row['asr'], row['low'], row['high'])}"
             for row in rows.to_dict(orient="records")
         ]
-        said.append(f"Answered coherently under attack, {system}: {'; '.join(parts)}.")
+        said.append(f"Harmful prompts that {system} answers coherently under attack: {'; '.join(parts)}.")
     return said
 
 
 def attack_name(row: Mapping[Any, Any]) -> str:
-    """``decoding (any of 5)``: an attack and what counts as its success."""
+    """``decoding, any of 5``: an attack and what counts as its success."""
     if row["measure"] == "greedy":
         return str(row["attack"])
-    return f"{row['attack']} ({row['measure']} of {row['k']:g})"
+    return f"{row['attack']}, {row['measure']} of {row['k']:g}"
 
 
 def _links(table: pd.DataFrame) -> list[str]:

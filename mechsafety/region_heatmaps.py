@@ -12,6 +12,7 @@ from plotly.subplots import make_subplots
 
 from mechsafety.plot_style import COLOURS, HEAT, styled
 from mechsafety.region_findings import METHOD_NAMES, REMOVAL_NAMES
+from mechsafety.region_panels import WIDTH
 
 _DIVERGING = [[0.0, "#2166AC"], [0.5, "#F7F7F7"], [1.0, "#B2182B"]]
 _EMPTY = "#DDDDDD"
@@ -164,7 +165,7 @@ def head_heatmap(heads: pd.DataFrame) -> go.Figure:
         title,
         f"Linear probes, harmful against harmless prompts held out (n = {_most(heads['n'])}). {apart} of {len(known)} "
         "intervals lie above 0.5. Ring: the best of all, which flatters it.",
-        width=1000,
+        width=WIDTH,
         height=250 + count * max(10, min(28, 640 // max(1, count))),
     )
 
@@ -223,7 +224,7 @@ def grid_figure(tradeoff: pd.DataFrame, removal: str) -> go.Figure:
         f"{REMOVAL_NAMES.get(removal, removal).capitalize()}: every size that was measured",
         f"Means over draws; intervals and random controls are in the trade-off figure. Grey: {sizes[0]} and {sizes[1]} "
         "not run together.",
-        width=1000,
+        width=WIDTH,
         height=260 + 44 * rows[sizes[1]].nunique(),
     )
     return figure.update_annotations(font_size=13)
@@ -287,7 +288,7 @@ def _layer_maps(maps: Sequence[_Map], title: str, subtitle: str) -> go.Figure:
     figure.update_xaxes(visible=False, range=[-0.02, 1], col=2)
     figure.update_xaxes(title_text="layer", row=len(maps), col=1)
     count = max(one.rows["kind"].nunique() for one in maps)
-    figure = styled(figure, title, subtitle, width=1000, height=210 + len(maps) * (60 + 27 * count))
+    figure = styled(figure, title, subtitle, width=WIDTH, height=210 + len(maps) * (60 + 27 * count))
     return figure.update_annotations(font_size=13)
 
 

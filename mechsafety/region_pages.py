@@ -10,7 +10,7 @@ import pandas as pd
 from mechsafety.pages import Block, Page
 from mechsafety.region_chapter import model_name, region_tables, sweet_spot
 from mechsafety.region_figures import region_figures
-from mechsafety.region_findings import region_findings
+from mechsafety.region_findings import main_findings, region_findings
 from mechsafety.runs import RunFolder
 
 if TYPE_CHECKING:
@@ -88,15 +88,17 @@ def figures_of(run: RunFolder) -> dict[str, go.Figure]:
 
 def page_of(run: RunFolder) -> Page:
     tables, figures = region_tables(run), figures_of(run)
+    found = region_findings(tables, name=model_name(run), sweet_spot=sweet_spot(run))
+    first = main_findings(found)
     return Page(
         title="Where does safety stand in the weights?",
         subtitle=_subtitle(run.manifest["config"], tables),
-        findings=region_findings(tables, name=model_name(run), sweet_spot=sweet_spot(run)),
+        findings=first,
         blocks=[
             Block(
                 name=name.replace("_", "-"),
                 title=title,
-                text=text,
+                text=" ".join([text, *(said for said in found[name] if said not in first)]),
                 figures=[figure for key, figure in figures.items() if key.startswith(keys)],
                 table=tables[name],
             )

@@ -19,7 +19,7 @@ from mechsafety.plot_style import COLOURS, whiskers
 
 # Okabe and Ito's colours, for what has no colour of its own.
 HUES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#222222", "#8C8C8C")
-WIDTH = 1000
+WIDTH = 940  # pixels: the room that a page has
 LEAST_KL = 0.01  # nats: smaller values are drawn here on the logarithmic axis
 _SPOT = "#F0E442"
 _TICKS = [0.00001, 0.0001, 0.001, 0.01, 0.1, 1, 10, 100, 1000, 10000, 100000]
@@ -80,7 +80,7 @@ def outcome_panels(
     ``base`` is the unedited model's row, drawn dashed with its interval as a band; ``marked`` the place of the
     sweet spot. Without ``base`` ratios are drawn as they are.
     """
-    shown = [line for line in grid if any(_known(series, panel.column) for panel in line)]
+    shown = [line for line in grid if any(_known(series, panel.column) for panel in line)] or [grid[0]]
     wide = max(len(line) for line in shown)
     cells = [[line[i] if i < len(line) else None for i in range(wide)] for line in shown]
     figure = make_subplots(
@@ -91,10 +91,13 @@ def outcome_panels(
         horizontal_spacing=0.075,
         vertical_spacing=0.19 / max(1, len(cells) - 1) if len(cells) > 1 else 0.1,
     )
+    shapes: list[dict[str, Any]] = []
     for row, line in enumerate(cells, start=1):
         for column, panel in enumerate(line, start=1):
             if panel is not None:
-                _fill(figure, row, column, panel, series, base, marked)
+                shapes += _fill(figure, row, column, panel, series, base, marked)
+    # All at once: plotly takes long over shapes that are added one by one.
+    figure.update_layout(shapes=shapes)
     turned = len(ticks) > 8
     figure.update_xaxes(
         tickvals=list(range(len(ticks))),
@@ -122,8 +125,15 @@ def _known(series: Sequence[Series], column: str) -> bool:
     return any(column in one.rows and one.rows[column].notna().any() for one in series)
 
 
+def _unit(panel: Panel, base: pd.Series | None) -> float | None:
+    """The unedited model's value of a measure; None where there is none to compare with."""
+    if base is None or panel.column not in base or base[panel.column] != base[panel.column]:
+        return None
+    return float(base[panel.column])
+
+
 def _heading(panel: Panel, base: pd.Series | None) -> str:
-    return "perplexity" if panel.form == "ratio" and base is None else panel.title
+    return "perplexity" if panel.form == "ratio" and _unit(panel, base) is None else panel.title
 
 
 def _fill(
@@ -134,7 +144,8 @@ def _fill(
     series: Sequence[Series],
     base: pd.Series | None,
     marked: int | None,
-) -> None:
+) -> list[dict[str, Any]]:
+    """Draw one panel; returns its shapes: the unedited model's line and band, and the sweet spot."""
     where = {"row": row, "col": column}
     if not _known(series, panel.column):
         figure.add_scatter(x=[0], y=[None], showlegend=False, **where)
@@ -142,20 +153,22 @@ def _fill(
         figure.add_annotation(
             text="not measured", x=0.5, y=0.5, xref="x domain", yref="y domain", showarrow=False, **where
         )
-        return
+        return []
     spans = [value for one in series for value in _draw(figure, panel, one, base, where)]
-    _axis(figure, panel, spans, where, based=base is not None)
-    # Plotly puts no lines and bands into a panel that is still empty, so these come last.
-    _base(figure, panel, base, where)
+    _axis(figure, panel, spans, where, based=_unit(panel, base) is not None)
+    cell: Any = figure.get_subplot(row, column)
+    x, y = (axis.plotly_name.replace("axis", "") for axis in (cell.xaxis, cell.yaxis))
+    shapes = [shape | {"xref": f"{x} domain", "yref": y, "x0": 0, "x1": 1} for shape in _base(panel, base)]
     if marked is not None:
-        figure.add_vrect(
-            x0=marked - 0.48, x1=marked + 0.48, fillcolor=_SPOT, opacity=0.35, line_width=0, layer="below", **where
-        )  # fmt: skip
+        spot = {"type": "rect", "fillcolor": _SPOT, "opacity": 0.35, "line": {"width": 0}, "layer": "below"}
+        span = {"x0": marked - 0.48, "x1": marked + 0.48, "y0": 0, "y1": 1}
+        shapes.append(spot | span | {"xref": x, "yref": f"{y} domain"})
+    return shapes
 
 
 def _scaled(values: pd.Series, panel: Panel, base: pd.Series | None) -> pd.Series:
-    if panel.form == "ratio" and base is not None:
-        return values / float(base[panel.column])
+    if panel.form == "ratio":
+        return values / (_unit(panel, base) or 1.0)
     return values.clip(lower=LEAST_KL) if panel.form == "kl" else values
 
 
@@ -202,24 +215,22 @@ def _aside(place: pd.Series) -> np.ndarray:
     return (order - (number - 1) / 2) * np.minimum(0.07, 0.2 / np.maximum(number - 1, 1))
 
 
-def _base(figure: go.Figure, panel: Panel, base: pd.Series | None, where: dict[str, int]) -> None:
-    if (
-        base is None
-        or panel.form in ("kl", "share")
-        or panel.column not in base
-        or base[panel.column] != base[panel.column]
-    ):
-        return
-    scale = float(base[panel.column]) if panel.form == "ratio" else 1.0
-    low, high = (base.get(f"{panel.column}_{end}", math.nan) for end in ("low", "high"))
+def _base(panel: Panel, base: pd.Series | None) -> list[dict[str, Any]]:
+    """The unedited model's line, and the band of its interval, by height alone; none where it is 0 by definition."""
+    value = _unit(panel, base)
+    if value is None or base is None or panel.form in ("kl", "share"):
+        return []
+    scale = value if panel.form == "ratio" else 1.0
+    at = value / scale
+    ink = COLOURS["ink"]
+    shapes: list[dict[str, Any]] = [
+        {"type": "line", "y0": at, "y1": at, "line": {"color": ink, "dash": "dash", "width": 1.2}}
+    ]
+    low, high = (float(base.get(f"{panel.column}_{end}", math.nan)) / scale for end in ("low", "high"))
     if low == low and high == high:
-        figure.add_hrect(
-            y0=float(low) / scale, y1=float(high) / scale, fillcolor=COLOURS["ink"], opacity=0.08, line_width=0,
-            layer="below", **where,
-        )  # fmt: skip
-    figure.add_hline(
-        y=float(base[panel.column]) / scale, line={"color": COLOURS["ink"], "dash": "dash", "width": 1.2}, **where
-    )  # fmt: skip
+        band = {"type": "rect", "fillcolor": ink, "opacity": 0.08, "line": {"width": 0}, "layer": "below"}
+        shapes.append(band | {"y0": low, "y1": high})
+    return shapes
 
 
 def _axis(

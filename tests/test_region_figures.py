@@ -43,7 +43,7 @@ def marks(figure: go.Figure, name: str | None = None) -> list[Any]:
     ]
 
 
-def drawn(traces: list[Any], axis: str = "y") -> list[tuple[float, float, float]]:
+def drawn(traces: list[Any], axis: str = "y") -> list[tuple[float, ...]]:
     """Value and both ends of every whisker, rounded, sorted."""
     found = []
     for t in traces:
@@ -56,7 +56,7 @@ def drawn(traces: list[Any], axis: str = "y") -> list[tuple[float, float, float]
     return sorted(found)
 
 
-def expected(rows: pd.DataFrame, column: str, *, scale: float = 1.0) -> list[tuple[float, float, float]]:
+def expected(rows: pd.DataFrame, column: str, *, scale: float = 1.0) -> list[tuple[float, ...]]:
     ends = rows[[column, f"{column}_low", f"{column}_high"]].dropna() / scale
     return sorted(tuple(round(float(v), 6) for v in row) for row in ends.to_numpy())
 
@@ -157,6 +157,24 @@ def test_a_tradeoff_without_controls_or_model_is_drawn() -> None:
     assert {"perplexity"} <= {a.text for a in figure.layout.annotations}
 
 
+def test_without_the_unedited_perplexity_it_is_drawn_as_it_is() -> None:
+    table = made.tradeoff(draws=1)
+    table.loc[table["control"] == "model", "perplexity"] = math.nan
+    figure = tradeoff_figure(table, "top_safety")
+    rows = table[table["removal"] == "top_safety"]
+    assert set(expected(rows, "perplexity")) <= set(drawn(marks(figure)))
+    titles = {a.text for a in figure.layout.annotations}
+    assert "perplexity" in titles
+    assert "perplexity, times unedited" not in titles
+
+
+def test_a_table_of_nothing_measured_says_so() -> None:
+    table = made.freezing()
+    keep = ["mode", "frozen", "frozen_share", "n_examples", "seed", "harmful_n", "harmless_n"]
+    figure = freezing_figure(table.assign(**{c: math.nan for c in table if c not in keep}))
+    assert [a.text for a in figure.layout.annotations].count("not measured") == 3
+
+
 def test_grid_only_where_both_sizes_vary() -> None:
     grid = made.tradeoff(grid=True)
     assert grid_sizes(grid, "set_difference") == ("p", "q")
@@ -189,7 +207,7 @@ def test_jaccard_map_holds_every_matrix_and_marks_chance(method: str) -> None:
         assert cells[(row["layer"], row["kind"])] == row["jaccard"]
     assert "chance" in heat.colorbar.ticktext
     assert heat.colorbar.tickvals[0] == pytest.approx(0.025641)
-    edge = next(t for t in figure.data if t.mode == "text")
+    edge = next(t for t in figure.data if t.type == "scatter" and t.mode == "text")
     mean = rows[rows["kind"] == "q"]["jaccard"].mean()
     assert edge.text[0] == f"{mean:.2f} ({mean / 0.025641:.0f}×)"
 
@@ -209,10 +227,10 @@ def test_subspace_map_shows_raw_and_against_chance() -> None:
     assert np.isnan(np.asarray(excess.z, dtype=float)).sum() == 1
     # Zero is the middle of the scale: below chance and above look different.
     assert excess.zmin == -excess.zmax
-    edge = next(t for t in subspace_heatmap(table).data if t.mode == "text")
+    edge = next(t for t in subspace_heatmap(table).data if t.type == "scatter" and t.mode == "text")
     assert "chance 0.52" in edge.text[list(edge.y).index("k")]
     undefined = subspace_heatmap(table.assign(excess=math.nan))
-    assert {t.text for t in undefined.data if t.mode == "text" and "–" in t.text}
+    assert {t.text for t in undefined.data if t.type == "scatter" and t.mode == "text" and "–" in t.text}
 
 
 def test_heads_ring_the_best_and_count_those_above_chance() -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from mechsafety.errors import MechsafetyError
 from mechsafety.region_chapter import region_chapters, region_tables
-from mechsafety.region_findings import Pooled, pooled, region_findings, told_setting
+from mechsafety.region_findings import Pooled, main_findings, pooled, region_findings, told_setting
 from mechsafety.region_pages import figures_of, page_of
 from mechsafety.report import write_report
 from mechsafety.run_pages import run_figures, save_figures, write_run_page
@@ -69,7 +69,7 @@ def test_page_has_a_block_for_every_table(regions: RunFolder) -> None:
         *("tradeoff", "structure", "subspaces", "attacks", "links", "link-effects", "heads", "freezing")
     ]
     assert all(b.figures and b.text and b.table is not None for b in page.blocks)
-    assert sum(len(b.figures) for b in page.blocks) == len(figures_of(regions)) == len(run_figures(regions))
+    assert sum(len(b.figures) for b in page.blocks) == len(run_figures(regions))
     html = write_run_page(regions).read_text(encoding="utf-8")
     assert "Where does safety stand in the weights?" in html
     assert made.SWEET_SPOT["explanation"] in html
@@ -108,9 +108,10 @@ def test_hostile_text_is_escaped(tmp_path: Path) -> None:
     assert "&lt;script&gt;document.title" in html
 
 
-def test_figures_are_written_by_name(regions: RunFolder, tmp_path: Path) -> None:
-    paths = save_figures(regions, form="html", out=tmp_path / "figures")
-    assert {p.stem for p in paths} == set(figures_of(regions))
+def test_figures_are_written_by_name(tmp_path: Path) -> None:
+    run = write_regions(tmp_path / "run", {"heads": made.heads(layers=2), "attacks": made.attacks()})
+    paths = save_figures(run, form="html", out=tmp_path / "figures")
+    assert {p.stem for p in paths} == set(figures_of(run)) == {"region-heads", "region-attacks"}
 
 
 def test_numbers_are_rounded_and_missing_ones_are_dashes(tmp_path: Path) -> None:
@@ -127,7 +128,9 @@ def test_numbers_are_rounded_and_missing_ones_are_dashes(tmp_path: Path) -> None
 
 
 def test_effect_beyond_the_random_control_is_said_with_numbers() -> None:
-    found = region_findings({"tradeoff": made.tradeoff()}, name="tiny", sweet_spot=made.SWEET_SPOT)
+    found = region_findings({"tradeoff": made.tradeoff()}, name="tiny", sweet_spot=made.SWEET_SPOT)[
+        "tradeoff"
+    ]
     assert found[0].startswith("tiny as it is refuses 100% [93%, 100%] of 50 harmful")
     assert found[1] == made.SWEET_SPOT["explanation"]
     told = sentence(found, "Set difference, p=1 q=1 (the sweet spot)")
@@ -142,14 +145,16 @@ def test_no_effect_is_said_where_intervals_meet() -> None:
     measures = [c for c in table if c.startswith(("refused", "complied", "degenerate"))]
     table.loc[table["control"] == "removed", measures] = model[measures].to_numpy(dtype=float)
     table.loc[table["control"] == "random", measures] = model[measures].to_numpy(dtype=float)
-    told = sentence(region_findings({"tradeoff": table}, name="m", sweet_spot=None), "Set difference")
+    told = sentence(
+        region_findings({"tradeoff": table}, name="m", sweet_spot=None)["tradeoff"], "Set difference"
+    )
     assert "no effect beyond chance was seen" in told
     assert "No effect on refusals was seen" in told
     assert "lie apart" not in told
 
 
 def test_collapse_is_not_told_as_unsafe() -> None:
-    found = region_findings({"tradeoff": made.tradeoff()}, name="m", sweet_spot=None)
+    found = region_findings({"tradeoff": made.tradeoff()}, name="m", sweet_spot=None)["tradeoff"]
     assert "broken rather than unsafe" in sentence(found, "Top safety weights alone")
     # The control: a removal after which most answers are coherent.
     assert "broken" not in sentence(found, "Set difference")
@@ -163,11 +168,14 @@ def test_told_setting_is_the_sweet_spot_else_the_most_coherent_compliance() -> N
     assert told_setting(table, "set_difference", None) == most
     nowhere = {"removal": "set_difference", "setting": None, "explanation": "No setting meets the rule."}
     assert told_setting(table, "set_difference", nowhere) == most
-    assert "No setting meets the rule." in region_findings({"tradeoff": table}, name="m", sweet_spot=nowhere)
+    assert (
+        "No setting meets the rule."
+        in region_findings({"tradeoff": table}, name="m", sweet_spot=nowhere)["tradeoff"]
+    )
 
 
 def test_freezing_says_what_differs_and_what_does_not() -> None:
-    (told,) = region_findings({"freezing": made.freezing()}, name="m", sweet_spot=None)
+    (told,) = region_findings({"freezing": made.freezing()}, name="m", sweet_spot=None)["freezing"]
     assert "after fine-tuning on 100 benign examples" in told.lower()
     assert re.search(r"safety rewound [^;]* \(less\)", told)
     assert re.search(r"random frozen [^;]* \(no difference seen\)", told)
@@ -189,9 +197,19 @@ def test_pooled_spans_the_intervals_of_draws() -> None:
 
 def test_jaccard_is_told_against_chance() -> None:
     table = made.structure(layers=3).assign(jaccard=0.25, chance=0.025)
-    found = region_findings({"structure": table}, name="m", sweet_spot=None)
+    found = region_findings({"structure": table}, name="m", sweet_spot=None)["structure"]
     assert "10.0 times the 0.025 of random sets" in found[0]
     assert len(found) == 2
+
+
+def test_every_sentence_stands_once_on_the_page(regions: RunFolder) -> None:
+    found = region_findings(region_tables(regions), name="tiny+x", sweet_spot=made.SWEET_SPOT)
+    page = page_of(regions)
+    shown = "\n".join([*page.findings, *(b.text for b in page.blocks)])
+    assert all(shown.count(said) == 1 for sentences in found.values() for said in sentences)
+    # Where there is nothing but details, they come first.
+    assert main_findings({"heads": ["a"]}) == ["a"]
+    assert main_findings({"heads": ["a"], "tradeoff": ["b"]}) == ["b"]
 
 
 # -- the chapter ------------------------------------------------------------------------------------
