@@ -60,7 +60,7 @@ def measure(job: str, n: int, *, every: int) -> Peak:
     subject = tuned_subject(model, prompts.validation, per_label=n) if job == "sweep" else None
     residual_stream(model, prompts[:1])
     loading_peak = status("VmHWM")
-    _reset_peak()
+    reset_peak()
     loaded = status("VmRSS")
     if subject is None:
         residual_means(model, repeated(list(prompts[:_FEW]), n))
@@ -86,7 +86,7 @@ def status(name: str) -> float:
     return int(found[1]) * 1024 / 1e6
 
 
-def _reset_peak() -> None:
+def reset_peak() -> None:
     # Where the kernel does not allow it, the loading peak counts as the job's: too high, never too low.
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")

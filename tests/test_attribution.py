@@ -20,6 +20,7 @@ from mechsafety.regions.maps import LinearMap, linear_maps, running_body
 from mechsafety.regions.memory_plan import memory_plan, plan_of
 from mechsafety.regions.removal import Pruning, removed
 from mechsafety.regions.score_files import Attribution
+from mechsafety.regions.sums import Sums
 from tests.conftest import save_tokenizer
 from tests.reference.plain_regions import plain_gram, plain_inputs, plain_snip, plain_wanda
 
@@ -216,13 +217,13 @@ def test_gradients_at_padding_are_exactly_zero_and_the_model_is_left_as_it_was(
     model = tiny("llama")
     before = {name: p.clone() for name, p in model.named_parameters()}
     beyond: list[float] = []
-    add = attribution_module._Sums._add
+    add = Sums._add
 
     def look(self: Any, name: str, g: Tensor, x: Tensor) -> None:
-        beyond.extend(float(g[row, length:].abs().sum()) for row, length in enumerate(self._lengths))
+        beyond.extend(float(g[row, length:].abs().sum()) for row, length in enumerate(self.running.lengths))
         add(self, name, g, x)
 
-    monkeypatch.setattr(attribution_module._Sums, "_add", look)
+    monkeypatch.setattr(Sums, "_add", look)
     attribute(model, EXAMPLES, batch_size=4)
     assert len(beyond) == 4 * len(linear_maps(model))
     assert set(beyond) == {0.0}
@@ -262,7 +263,7 @@ def test_a_killed_run_goes_on_and_gives_the_same_bytes(
     whole, killed = tmp_path / "whole.safetensors", tmp_path / "killed.safetensors"
     attribute(model, EXAMPLES, batch_size=1, store=whole)
     batches = 0
-    begin = attribution_module._Sums.begin
+    begin = Sums.begin
 
     def counted(self: Any, *args: Any) -> None:
         nonlocal batches
@@ -274,11 +275,11 @@ def test_a_killed_run_goes_on_and_gives_the_same_bytes(
         if batches == 3:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(attribution_module._Sums, "begin", dies)
+    monkeypatch.setattr(Sums, "begin", dies)
     with pytest.raises(KeyboardInterrupt):
         attribute(model, EXAMPLES, batch_size=1, store=killed)
     assert not killed.exists()
-    monkeypatch.setattr(attribution_module._Sums, "begin", counted)
+    monkeypatch.setattr(Sums, "begin", counted)
     batches = 0
     resumed = attribute(model, EXAMPLES, batch_size=4, store=killed)
     assert batches == 2, "the two finished batches are not run again, the plan is that of the first session"
@@ -405,6 +406,16 @@ def test_a_map_that_not_every_batch_runs_is_told(tiny: Callable[..., Any]) -> No
     mlp.forward = sometimes  # the probe and the first batch run it
     with pytest.raises(MechsafetyError, match=r"blocks\.1\.gate did not run for a batch"):
         attribute(model, EXAMPLES, batch_size=1)
+
+
+def test_a_map_that_runs_twice_is_told(tiny: Callable[..., Any]) -> None:
+    """Its gradient is one sum over both calls, and no call alone has its absolute value."""
+    model = tiny("llama")
+    mlp = running_body(model).get_submodule("model.layers.1.mlp")
+    run = mlp.forward
+    mlp.forward = lambda x: run(run(x))
+    with pytest.raises(MechsafetyError, match=r"blocks\.1\.gate ran 2 times for a batch"):
+        attribute(model, EXAMPLES)
 
 
 def test_a_map_of_some_tokens_is_told(tiny: Callable[..., Any]) -> None:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from mechsafety.answers import AnswerBatch, Encoded, Example, collate, encode
@@ -31,6 +31,7 @@ from mechsafety.progress import bar
 from mechsafety.regions import score_files
 from mechsafety.regions.maps import LinearMap, linear_maps, running_body
 from mechsafety.regions.score_files import Attribution, Loss, Positions
+from mechsafety.regions.sums import Sums
 from mechsafety.tokens import device_of, pad_token, plan_batches
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def attribute(
                         f"memory ran out at batch size {batch_size}: give a smaller one, or shorter answers"
                     ) from error
             batch_size //= 2
-            sums = _Sums.empty(maps)
+            sums = Sums.empty(maps)
     result = sums.finish(facts)
     if store is None:
         return result
@@ -152,7 +153,7 @@ def _stream(
     model: TransformerBridge,
     body: Any,
     encoded: Sequence[Encoded],
-    sums: _Sums,
+    sums: Sums,
     part: _Part,
     loss: Loss,
     positions: Positions,
@@ -225,124 +226,6 @@ def _loss(body: Any, batch: AnswerBatch, loss: Loss) -> Float[Tensor, ""]:
 
 
 @dataclass(kw_only=True, eq=False)
-class _Sums:
-    """Sums over examples: |grad_W L| for every module (a joint one whole), X X^T for every site."""
-
-    maps: Sequence[LinearMap]
-    gradients: dict[str, Tensor]
-    grams: dict[str, Tensor]
-    batches: int = 0
-
-    @classmethod
-    def empty(cls, maps: Sequence[LinearMap]) -> _Sums:
-        gradients, grams = {}, {}
-        for name, module in _modules(maps).items():
-            first = module[0]
-            device = first.weight().device
-            d_out = sum(m.d_out for m in module)
-            gradients[name] = torch.zeros(d_out, first.d_in, device=device)
-            if first.site not in grams:
-                grams[first.site] = torch.zeros(first.d_in, first.d_in, device=device)
-        return cls(maps=maps, gradients=gradients, grams=grams)
-
-    def begin(self, batch: AnswerBatch, positions: Positions) -> None:
-        """What the hooks need to know of the batch that runs next."""
-        self._lengths = batch.mask.sum(-1).tolist()
-        answers = batch.weights > 0
-        self._chosen: Bool[Tensor, "row token"] = (
-            answers if positions == "paper" else answers.roll(-1, dims=-1)
-        )
-        self._ran: dict[str, int] = dict.fromkeys(self.gradients, 0)
-        self._read: set[str] = set()
-
-    def end(self) -> None:
-        """Every map must have run once, and its gradient have come back."""
-        for name, times in self._ran.items():
-            if times != 1:
-                raise MechsafetyError(
-                    f"{name} {'did not run' if not times else f'ran {times} times'} for a batch, so that its scores "
-                    "would not be those of the whole data: models that choose their maps by input cannot be scored"
-                )
-        self.batches += 1
-
-    @contextmanager
-    def watching(self) -> Iterator[None]:
-        """Hooks on every module while the block runs."""
-        handles = [
-            module[0].module.register_forward_hook(self._hook(name, module[0]))
-            for name, module in _modules(self.maps).items()
-        ]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def _hook(self, name: str, linear: LinearMap) -> Any:
-        def after(_module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-            x = self._tokens(name, args[0].detach())
-            _require_finite(x, name, "input")
-            if linear.site not in self._read:
-                self._read.add(linear.site)
-                chosen = x[self._chosen].float()
-                self.grams[linear.site].addmm_(chosen.T, chosen)
-            output.register_hook(lambda g: self._add(name, self._tokens(name, g.detach()), x))
-
-        return after
-
-    def _tokens(self, name: str, x: Tensor) -> Float[Tensor, "row token d"]:
-        rows, tokens = self._chosen.shape
-        if x.numel() != rows * tokens * x.shape[-1]:
-            raise MechsafetyError(
-                f"{name} runs on {list(x.shape)} for {rows} x {tokens} tokens: a map that does not see all tokens in "
-                "order (an expert, say) cannot be scored"
-            )
-        return x.reshape(rows, tokens, x.shape[-1])
-
-    def _add(
-        self, name: str, g: Float[Tensor, "row token d_out"], x: Float[Tensor, "row token d_in"]
-    ) -> None:
-        """sums += |G^T X| of each example: the absolute value of its own gradient, not of the batch's."""
-        _require_finite(g, name, "gradient")
-        self._ran[name] += 1
-        total = self.gradients[name]
-        product = torch.empty_like(total)
-        for row, length in enumerate(self._lengths):
-            torch.mm(g[row, :length].float().T, x[row, :length].float(), out=product)
-            total.add_(product.abs_())
-
-    def finish(self, facts: dict[str, Any]) -> Attribution:
-        """|W| times the mean over examples; the sums are used up."""
-        tensors: dict[str, Tensor] = {}
-        for name, module in _modules(self.maps).items():
-            total = self.gradients.pop(name)
-            for linear in module:
-                own = total if linear.rows is None else total[linear.rows]
-                tensors[f"snip/{linear.name}"] = own.mul_(linear.weight().float().abs()).div_(
-                    facts["n_examples"]
-                )
-        tensors |= {f"gram/{site}": gram for site, gram in self.grams.items()}
-        return Attribution(**facts, tensors=tensors)
-
-
-def _modules(maps: Sequence[LinearMap]) -> dict[str, list[LinearMap]]:
-    """The maps of each module, by the name of its first."""
-    names: dict[int, str] = {}
-    found: dict[str, list[LinearMap]] = {}
-    for linear in maps:
-        found.setdefault(names.setdefault(id(linear.module), linear.name), []).append(linear)
-    return found
-
-
-def _require_finite(x: Tensor, name: str, what: str) -> None:
-    if not bool(torch.isfinite(x).all()):
-        raise MechsafetyError(
-            f"the {what} of {name} is NaN or infinite: the weights overflow in this number format (try --dtype "
-            "float32) or are damaged"
-        )
-
-
-@dataclass(kw_only=True, eq=False)
 class _Part:
     """The checkpoint of unfinished work beside ``store``; without a store, nothing."""
 
@@ -356,9 +239,9 @@ class _Part:
         path = None if store is None else store.with_name(f"{store.stem}.part.safetensors")
         return cls(path=path, facts=json.loads(json.dumps(facts)), saved_at=time.perf_counter())
 
-    def resume(self, maps: Sequence[LinearMap], batch_size: int) -> tuple[_Sums, int, int]:
+    def resume(self, maps: Sequence[LinearMap], batch_size: int) -> tuple[Sums, int, int]:
         """Sums, batch size and number of finished batches: those of the checkpoint, if there is a fitting one."""
-        sums = _Sums.empty(maps)
+        sums = Sums.empty(maps)
         if self.path is None or not self.path.is_file():
             return sums, batch_size, 0
         stored = score_files.read_facts(self.path, kind=_PART)
@@ -373,7 +256,7 @@ class _Part:
                 kept[name] = tensors[f"{kind}/{name}"]
         return sums, stored["batch_size"], stored["batches"]
 
-    def keep(self, sums: _Sums, *, batch_size: int) -> None:
+    def keep(self, sums: Sums, *, batch_size: int) -> None:
         """Write a checkpoint if that has become cheap beside the work since the last one."""
         since = time.perf_counter() - self.saved_at
         least = self.cost / CHECKPOINT_SHARE if self.cost else FIRST_CHECKPOINT

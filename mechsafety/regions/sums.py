@@ -1,0 +1,153 @@
+"""What is added up while examples run: the absolute gradients of every weight, and the Gram matrix of every site.
+
+Hooks on the maps' modules see each batch as it passes, take what they need of it, and keep nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from mechsafety.answers import AnswerBatch
+from mechsafety.errors import MechsafetyError
+from mechsafety.regions.maps import LinearMap
+from mechsafety.regions.score_files import Attribution, Positions
+
+
+@dataclass(kw_only=True, eq=False)
+class Sums:
+    """Sums over examples: |grad_W L| for every module (a joint one whole), X X^T for every site."""
+
+    maps: Sequence[LinearMap]
+    gradients: dict[str, Tensor]
+    grams: dict[str, Tensor]
+    batches: int = 0
+    running: Running | None = None
+
+    @classmethod
+    def empty(cls, maps: Sequence[LinearMap]) -> Sums:
+        gradients, grams = {}, {}
+        for name, module in _modules(maps).items():
+            first = module[0]
+            device = first.weight().device
+            gradients[name] = torch.zeros(sum(m.d_out for m in module), first.d_in, device=device)
+            if first.site not in grams:
+                grams[first.site] = torch.zeros(first.d_in, first.d_in, device=device)
+        return cls(maps=maps, gradients=gradients, grams=grams)
+
+    def begin(self, batch: AnswerBatch, positions: Positions) -> None:
+        """What the hooks need to know of the batch that runs next."""
+        answers = batch.weights > 0
+        self.running = Running(
+            lengths=batch.mask.sum(-1).tolist(),
+            chosen=answers if positions == "paper" else answers.roll(-1, dims=-1),
+            returned=dict.fromkeys(self.gradients, 0),
+            read=set(),
+        )
+
+    def end(self) -> None:
+        """Every map must have run once, and its gradient have come back."""
+        assert self.running is not None
+        for name, times in self.running.returned.items():
+            if times != 1:
+                raise MechsafetyError(
+                    f"{name} {'did not run' if not times else f'ran {times} times'} for a batch, so that its scores "
+                    "would not be those of the whole data: models that choose their maps by input cannot be scored"
+                )
+        self.running = None
+        self.batches += 1
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Hooks on every module while the block runs."""
+        handles = [
+            module[0].module.register_forward_hook(self._hook(name, module[0]))
+            for name, module in _modules(self.maps).items()
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _hook(self, name: str, linear: LinearMap) -> Any:
+        def after(_module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+            assert self.running is not None
+            x = self.running.tokens(name, args[0].detach())
+            if linear.site not in self.running.read:
+                self.running.read.add(linear.site)
+                _require_finite(x, name, "input")
+                chosen = x[self.running.chosen].float()
+                self.grams[linear.site].addmm_(chosen.T, chosen)
+            output.register_hook(lambda g: self._add(name, g.detach(), x))
+
+        return after
+
+    def _add(self, name: str, g: Tensor, x: Float[Tensor, "row token d_in"]) -> None:
+        """sums += |G^T X| of each example: the absolute value of its own gradient, not of the batch's."""
+        assert self.running is not None
+        g = self.running.tokens(name, g)
+        _require_finite(g, name, "gradient")
+        self.running.returned[name] += 1
+        total = self.gradients[name]
+        product = torch.empty_like(total)
+        for row, length in enumerate(self.running.lengths):
+            torch.mm(g[row, :length].float().T, x[row, :length].float(), out=product)
+            total.add_(product.abs_())
+
+    def finish(self, facts: dict[str, Any]) -> Attribution:
+        """|W| times the mean over examples; the sums are used up."""
+        tensors: dict[str, Tensor] = {}
+        for name, module in _modules(self.maps).items():
+            total = self.gradients.pop(name)
+            for linear in module:
+                own = total if linear.rows is None else total[linear.rows]
+                tensors[f"snip/{linear.name}"] = own.mul_(linear.weight().float().abs()).div_(
+                    facts["n_examples"]
+                )
+        tensors |= {f"gram/{site}": gram for site, gram in self.grams.items()}
+        return Attribution(**facts, tensors=tensors)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Running:
+    """The batch under way: real tokens of each row, calibration tokens, and what has run of it."""
+
+    lengths: list[int]
+    chosen: Bool[Tensor, "row token"]
+    returned: dict[str, int]
+    read: set[str]
+
+    def tokens(self, name: str, x: Tensor) -> Float[Tensor, "row token d"]:
+        """``x`` by row and token; some blocks run their maps on all tokens in one axis."""
+        rows, tokens = self.chosen.shape
+        if x.numel() != rows * tokens * x.shape[-1]:
+            raise MechsafetyError(
+                f"{name} runs on {list(x.shape)} for {rows} x {tokens} tokens: a map that does not see all tokens in "
+                "order (an expert, say) cannot be scored"
+            )
+        return x.reshape(rows, tokens, x.shape[-1])
+
+
+def _modules(maps: Sequence[LinearMap]) -> dict[str, list[LinearMap]]:
+    """The maps of each module, by the name of its first."""
+    names: dict[int, str] = {}
+    found: dict[str, list[LinearMap]] = {}
+    for linear in maps:
+        found.setdefault(names.setdefault(id(linear.module), linear.name), []).append(linear)
+    return found
+
+
+def _require_finite(x: Tensor, name: str, what: str) -> None:
+    # A sum is one reading of x; one that overflows by itself is looked at again.
+    if not bool(torch.isfinite(x.sum())) and not bool(torch.isfinite(x).all()):
+        raise MechsafetyError(
+            f"the {what} of {name} is NaN or infinite: the weights overflow in this number format (try --dtype "
+            "float32) or are damaged"
+        )
