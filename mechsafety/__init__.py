@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from mechsafety import figures as figures
     from mechsafety import judge_figures as judge_figures
+    from mechsafety import region_figures as region_figures
     from mechsafety import statistics as statistics
     from mechsafety import sweep_figures as sweep_figures
     from mechsafety.activations import ResidualCache as ResidualCache
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from mechsafety.edit_files import load_edit as load_edit
     from mechsafety.edit_files import save_edit as save_edit
     from mechsafety.errors import MechsafetyError as MechsafetyError
+    from mechsafety.finetuning_attack import finetuned as finetuned
+    from mechsafety.finetuning_attack import freezing_table as freezing_table
     from mechsafety.generation import Sampling as Sampling
     from mechsafety.generation import generate as generate
     from mechsafety.human_labels import read_human_labels as read_human_labels
@@ -52,6 +55,27 @@ if TYPE_CHECKING:
     from mechsafety.layer_profile import profile_layers as profile_layers
     from mechsafety.models import load_model as load_model
     from mechsafety.prompts import load_prompts as load_prompts
+    from mechsafety.region_config import RegionsConfig as RegionsConfig
+    from mechsafety.region_examples import own_examples as own_examples
+    from mechsafety.region_runs import run_regions as run_regions
+    from mechsafety.regions.attribution import attribute as attribute
+    from mechsafety.regions.lora_export import export_lora as export_lora
+    from mechsafety.regions.maps import linear_maps as linear_maps
+    from mechsafety.regions.overlap import jaccard_table as jaccard_table
+    from mechsafety.regions.overlap import subspace_table as subspace_table
+    from mechsafety.regions.pruning import random_pruning as random_pruning
+    from mechsafety.regions.pruning import set_difference as set_difference
+    from mechsafety.regions.pruning import top_pruning as top_pruning
+    from mechsafety.regions.removal import removed as removed
+    from mechsafety.regions.removal_files import load_removal as load_removal
+    from mechsafety.regions.removal_files import save_removal as save_removal
+    from mechsafety.regions.score_files import Attribution as Attribution
+    from mechsafety.regions.subspaces import orthogonal_projection as orthogonal_projection
+    from mechsafety.regions.subspaces import random_low_rank as random_low_rank
+    from mechsafety.regions.subspaces import remove_top_ranks as remove_top_ranks
+    from mechsafety.robustness.attacks import attack_table as attack_table
+    from mechsafety.robustness.outcomes import outcomes as outcomes
+    from mechsafety.robustness.utility import utility as utility
     from mechsafety.selection import nearest as nearest
     from mechsafety.selection import select as select
     from mechsafety.selfjudge_runs import SelfJudgeConfig as SelfJudgeConfig
@@ -62,7 +86,7 @@ if TYPE_CHECKING:
     from mechsafety.sweep_runs import run_sweep as run_sweep
     from mechsafety.sweeps import sweep as sweep
 
-_MODULES = frozenset({"figures", "judge_figures", "statistics", "sweep_figures"})
+_MODULES = frozenset({"figures", "judge_figures", "region_figures", "statistics", "sweep_figures"})
 _HOMES = {
     "Ablate": "interventions",
     "Add": "interventions",
@@ -110,17 +134,42 @@ _HOMES = {
     "save_edit": "edit_files",
     "select": "selection",
     "sweep": "sweeps",
+    "Attribution": "regions.score_files",
+    "attribute": "regions.attribution",
+    "linear_maps": "regions.maps",
+    "removed": "regions.removal",
+    "set_difference": "regions.pruning",
+    "top_pruning": "regions.pruning",
+    "random_pruning": "regions.pruning",
+    "orthogonal_projection": "regions.subspaces",
+    "random_low_rank": "regions.subspaces",
+    "remove_top_ranks": "regions.subspaces",
+    "export_lora": "regions.lora_export",
+    "save_removal": "regions.removal_files",
+    "load_removal": "regions.removal_files",
+    "jaccard_table": "regions.overlap",
+    "subspace_table": "regions.overlap",
+    "own_examples": "region_examples",
+    "RegionsConfig": "region_config",
+    "run_regions": "region_runs",
+    "outcomes": "robustness.outcomes",
+    "utility": "robustness.utility",
+    "attack_table": "robustness.attacks",
+    "finetuned": "finetuning_attack",
+    "freezing_table": "finetuning_attack",
 }
 
 __all__ = [
     "Ablate",
     "Add",
     "AffineAblate",
+    "Attribution",
     "Comparison",
     "Direction",
     "Directions",
     "MechsafetyError",
     "Orthogonalise",
+    "RegionsConfig",
     "ResidualCache",
     "Sampling",
     "SelfJudgeConfig",
@@ -128,41 +177,63 @@ __all__ = [
     "SweepConfig",
     "VerdictCache",
     "__version__",
+    "attack_table",
+    "attribute",
     "baked",
     "compare",
     "compare_judges",
     "dose_curves",
     "edited",
+    "export_lora",
     "figures",
     "find_directions",
+    "finetuned",
+    "freezing_table",
     "generate",
     "injection_flip_rate",
+    "jaccard_table",
     "judge",
     "judge_figures",
+    "linear_maps",
     "load_annotations",
     "load_directions",
     "load_edit",
     "load_judge",
     "load_model",
     "load_prompts",
+    "load_removal",
     "logit_lens",
     "nearest",
+    "orthogonal_projection",
+    "outcomes",
+    "own_examples",
     "parse_edit",
     "plan_doses",
     "profile_layers",
+    "random_low_rank",
+    "random_pruning",
     "read_comparison",
     "read_human_labels",
     "refusal_rates",
+    "region_figures",
+    "remove_top_ranks",
+    "removed",
     "residual_means",
     "residual_stream",
+    "run_regions",
     "run_selfjudge",
     "run_study",
     "run_sweep",
     "save_edit",
+    "save_removal",
     "select",
+    "set_difference",
     "statistics",
+    "subspace_table",
     "sweep",
     "sweep_figures",
+    "top_pruning",
+    "utility",
     "verdict_table",
 ]
 

@@ -11,15 +11,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import pandas as pd
 
 from mechsafety.answers import Example
-from mechsafety.generation import Completion
 from mechsafety.head_probes import probe_heads
 from mechsafety.interventions import Edit
-from mechsafety.judges.registry import judge_responses
-from mechsafety.judges.verdict import Response
 from mechsafety.prompts import PromptSet
 from mechsafety.region_config import RegionsConfig, State, planned_states
+from mechsafety.region_examples import own_examples
 from mechsafety.regions.attribution import attribute
-from mechsafety.regions.examples import attribution_examples, require_disjoint
+from mechsafety.regions.examples import require_disjoint
 from mechsafety.regions.heads import best_heads, prune_heads, random_heads
 from mechsafety.regions.maps import LinearMap, linear_maps, uncovered
 from mechsafety.regions.overlap import jaccard_table, subspace_table
@@ -103,7 +101,7 @@ class RegionWork:
         key = ("examples", f"{kind}-{draw}")
         if not self.run.has_part(*key):
             self.say(f"own answers for {kind}, draw {draw + 1} of {config.draws}")
-            examples = attribution_examples(
+            examples = own_examples(
                 self.model,
                 self.attributed,
                 kind=kind,
@@ -111,7 +109,6 @@ class RegionWork:
                 response=config.response if kind == "safety" else "full",
                 max_new_tokens=config.answer_tokens,
                 seed=config.seed + draw,
-                keep=_refusing if kind == "safety" else _answering,
             )
             self.run.write_part(pd.DataFrame([asdict(e) for e in examples]), *key)
         rows = self.run.read_part(*key).to_dict(orient="records")
@@ -263,20 +260,6 @@ def share_of(removal: Removal | None, maps: Sequence[LinearMap]) -> float:
     if isinstance(removal, Pruning):
         return removal.sparsity
     return sum(removal.ranks().values()) / sum(m.rank for m in maps)
-
-
-def _refusing(completions: Sequence[Completion]) -> set[str]:
-    return _judged(completions, "refusal")
-
-
-def _answering(completions: Sequence[Completion]) -> set[str]:
-    return _judged(completions, "compliance")
-
-
-def _judged(completions: Sequence[Completion], label: str) -> set[str]:
-    """Ids of the answers that the judge ``rules`` finds to be ``label``."""
-    responses = [Response(id=c.id, prompt=c.prompt, text=c.text) for c in completions]
-    return {v.id for v in judge_responses(responses, ["rules"]) if v.label == label}
 
 
 def _without_nan(row: Mapping[str, Any]) -> dict[str, Any]:

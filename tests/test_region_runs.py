@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from pydantic import ValidationError
 
-from mechsafety import region_followups, region_work
+from mechsafety import region_examples, region_followups, region_work
 from mechsafety.errors import MechsafetyError
 from mechsafety.region_config import PARTS, RegionsConfig, State, planned_states
 from mechsafety.region_runs import run_regions
@@ -28,7 +28,7 @@ def prompts_file(tmp_path: Path) -> Path:
 @pytest.fixture
 def all_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """A random model refuses nothing: let every answer count as what was wanted."""
-    monkeypatch.setattr(region_work, "_judged", lambda completions, _label: {c.id for c in completions})
+    monkeypatch.setattr(region_examples, "judged_as", lambda completions, _: {c.id for c in completions})
     few = region_work.benign_passages()[:3]
     monkeypatch.setattr(region_work, "benign_passages", lambda: few)
     questions = region_work.benign_choices()[:4]
