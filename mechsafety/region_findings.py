@@ -202,7 +202,7 @@ def _attacks(table: pd.DataFrame) -> list[str]:
             f"{attack_name(row)} {_rate(row['asr'], row['low'], row['high'])}"
             for row in rows.to_dict(orient="records")
         ]
-        said.append(f"Harmful prompts that {system} answers coherently under attack: {'; '.join(parts)}.")
+        said.append(f"Answered coherently under attack ({system}): {'; '.join(parts)}.")
     return said
 
 
