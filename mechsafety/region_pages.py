@@ -120,7 +120,7 @@ def _subtitle(config: Mapping[str, Any], tables: Mapping[str, pd.DataFrame]) -> 
 def _how(config: Mapping[str, Any]) -> list[str]:
     return [
         "Brackets: 95 % intervals; of several draws, the mean and the span from the lowest to the highest end. Two "
-        "states are said to differ where these do not meet. A setting that sentences speak of was chosen on the prompts "
-        "that it is judged on, which flatters it.",
+        "states are said to differ where these do not meet. A setting that sentences speak of was chosen on the "
+        "prompts that it is judged on, which flatters it.",
         *(text.format(config[key]) for key, text in _HOW.items() if key in config),
     ]
