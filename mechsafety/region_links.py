@@ -65,10 +65,12 @@ def direction_share(
 
     dW are the weights taken out of an output map of attention (o) or MLP (down), C = sum x x^T over the calibration
     tokens of ``attribution`` and u the unit direction: the share is u^T dW C dW^T u / tr(dW C dW^T), energy along u
-    over all energy. Columns: removal, method, layer, kind, ``share_removed_on_direction`` (NaN where a map loses
-    nothing), ``chance`` = 1 / d_model, ``random`` (the mean share of ``draws`` matched random removals), ``whole``
-    (the share of W itself, which says how far the map writes there anyway) and ``n`` calibration tokens. Where a
-    norm stands between map and stream (Gemma 2) it is what enters the norm.
+    over all energy. Nothing is centred: what is the same for all tokens counts too.
+
+    Columns: removal, method, layer, kind, ``share_removed_on_direction`` (NaN where a map loses nothing), ``chance`` =
+    1 / d_model, ``random`` (the mean share of ``draws`` matched random removals), ``whole`` (the share of W itself,
+    which says how far the map writes there anyway) and ``n`` calibration tokens. Where a norm stands between map and
+    stream (Gemma 2) it is what enters the norm.
 
     Raises :class:`MechsafetyError` for scores or a direction of another model, and where no map writes.
     """

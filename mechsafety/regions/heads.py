@@ -171,7 +171,10 @@ def prune_heads(maps: Sequence[LinearMap], heads: Sequence[Head], *, n_heads: in
 
 
 def random_heads(maps: Sequence[LinearMap], heads: Sequence[Head], *, n_heads: int, seed: int) -> list[Head]:
-    """The matched control of ``heads``: as many others, drawn from all heads of the model that are not among them."""
+    """The matched control of ``heads``: as many others, drawn from all heads of the model that are not among them.
+
+    Heads are matched, not weights: with grouped-query attention the key and value rows that go along may differ.
+    """
     layers = [linear.layer for linear in _output_maps(maps, n_heads=n_heads)]
     _require_heads(heads, layers=layers, n_heads=n_heads)
     others = sorted({(layer, head) for layer in layers for head in range(n_heads)} - set(heads))
