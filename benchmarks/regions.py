@@ -84,8 +84,9 @@ def section(options: Options) -> Section:
         body="\n\n".join(
             [
                 f"SNIP and Wanda scores and the Gram matrices of {len(maps)} linear maps "
-                f"({plan.scores // 4 / 1e6:.0f} M weights) of {MODEL}, {n} safety and {n} utility examples of {sum(lengths) / len(lengths):.0f} tokens "
-                f"on average, the model's own answers of at most {options.new_tokens} tokens. The released procedure "
+                f"({plan.scores // 4 / 1e6:.0f} M weights) of {MODEL}, {n} safety and {n} utility examples "
+                f"of {sum(lengths) / len(lengths):.0f} tokens on average, the model's own answers of at most "
+                f"{options.new_tokens} tokens. The released procedure "
                 "runs the whole model over all examples anew for each layer: forward for Wanda, forward and backward "
                 f"for SNIP, one example at a time. It was timed in the same run on layers "
                 f"{', '.join(map(str, layers))} and {len(few)} examples, and scaled.",

@@ -169,7 +169,7 @@ def generate(
                 with _under(model, edit, batch, path) as (run, receipt), _seeded(batch_seed):
                     new = run(batch, max_new_tokens, sampling, stops)
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                if not _out_of_memory(error) or len(rows) == 1:
+                if not out_of_memory(error) or len(rows) == 1:
                     raise
                 middle = len(rows) // 2
                 halves = [rows[:middle], rows[middle:]]
@@ -353,7 +353,8 @@ def _seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def _out_of_memory(error: BaseException) -> bool:
+def out_of_memory(error: BaseException) -> bool:
+    """Whether torch means by ``error`` that memory ran out, on whatever device."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     text = str(error).lower()

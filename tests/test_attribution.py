@@ -257,8 +257,7 @@ def test_scores_are_of_the_weights_as_they_are(tiny: Callable[..., Any]) -> None
 def test_a_killed_run_goes_on_and_gives_the_same_bytes(
     tiny: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, architecture: str
 ) -> None:
-    monkeypatch.setattr(attribution_module, "FIRST_CHECKPOINT", 0.0)
-    monkeypatch.setattr(attribution_module, "CHECKPOINT_SHARE", 1e6)
+    monkeypatch.setattr(attribution_module, "CHECKPOINT_SHARE", 1e9)
     model = tiny(architecture)
     whole, killed = tmp_path / "whole.safetensors", tmp_path / "killed.safetensors"
     attribute(model, EXAMPLES, batch_size=1, store=whole)
@@ -353,7 +352,7 @@ def test_files_of_other_kinds_are_told(tiny: Callable[..., Any], tmp_path: Path)
 def test_a_checkpoint_of_other_work_is_told(
     tiny: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attribution_module, "FIRST_CHECKPOINT", 0.0)
+    monkeypatch.setattr(attribution_module, "CHECKPOINT_SHARE", 1e9)
     model = tiny("llama")
     monkeypatch.setattr(attribution_module._Part, "remove", lambda self: None)
     store = tmp_path / "scores.safetensors"

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from mechsafety.answers import AnswerBatch, Encoded, Example, collate, encode
 from mechsafety.errors import MechsafetyError
+from mechsafety.generation import out_of_memory
 from mechsafety.models import load_record, model_name
 from mechsafety.progress import bar
 from mechsafety.regions import score_files
@@ -41,8 +42,7 @@ DEFAULT_BATCH = 4
 _PART = "unfinished scores"
 CHECKPOINT_SHARE = 0.05
 """The most of the time that checkpoints may take."""
-FIRST_CHECKPOINT = 60.0
-"""Seconds before the first checkpoint, whose cost is not known yet."""
+_DISK = 5e8  # bytes a second: what the first checkpoint, whose cost is not known yet, is reckoned with
 
 
 def attribute(
@@ -75,16 +75,19 @@ def attribute(
     encoded = _checked(model, examples)
     maps = linear_maps(model)
     facts = _facts(model, maps, encoded, loss, positions)
-    if store is not None and store.is_file():
-        return _finished(store, facts)
     part = _Part.of(store, facts)
-    sums, batch_size, done = part.resume(maps, batch_size)
+    if store is not None and store.is_file():
+        part.remove()
+        return _finished(store, facts)
+    sums, batch_size = part.resume(maps, batch_size)
     with _gradient_through(model) as body, torch.inference_mode(False), torch.enable_grad():
         while True:
             try:
-                _stream(model, body, encoded, sums, part, loss, positions, batch_size, done)
+                _stream(model, body, encoded, sums, part, loss, positions, batch_size)
                 break
-            except (torch.OutOfMemoryError, MemoryError) as error:
+            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                if not out_of_memory(error):
+                    raise
                 if sums.batches or batch_size == 1:
                     raise MechsafetyError(
                         f"memory ran out at batch size {batch_size}: give a smaller one, or shorter answers"
@@ -158,11 +161,10 @@ def _stream(
     loss: Loss,
     positions: Positions,
     batch_size: int,
-    done: int,
 ) -> None:
-    """Add every batch of the plan but the first ``done`` to ``sums``."""
+    """Add every batch of the plan that is not in ``sums`` yet."""
     plan = plan_batches([len(prompt) + len(answer) for prompt, answer in encoded], batch_size=batch_size)
-    sums.batches = done
+    done = sums.batches
     with (
         sums.watching(),
         bar("attribution", total=len(encoded), unit="example") as progress,
@@ -239,32 +241,30 @@ class _Part:
         path = None if store is None else store.with_name(f"{store.stem}.part.safetensors")
         return cls(path=path, facts=json.loads(json.dumps(facts)), saved_at=time.perf_counter())
 
-    def resume(self, maps: Sequence[LinearMap], batch_size: int) -> tuple[Sums, int, int]:
-        """Sums, batch size and number of finished batches: those of the checkpoint, if there is a fitting one."""
+    def resume(self, maps: Sequence[LinearMap], batch_size: int) -> tuple[Sums, int]:
+        """Sums and batch size: those of the checkpoint, if there is a fitting one."""
         sums = Sums.empty(maps)
         if self.path is None or not self.path.is_file():
-            return sums, batch_size, 0
-        stored = score_files.read_facts(self.path, kind=_PART)
-        if stored["facts"] != self.facts:
+            return sums, batch_size
+        facts = score_files.read_facts(self.path, kind=_PART)
+        if facts["facts"] != self.facts:
             raise MechsafetyError(
                 f"{str(self.path)!r} holds the unfinished scores of other examples, settings or weights: name another "
                 "file, or remove it"
             )
-        tensors = score_files.load(self.path, device=next(iter(sums.grams.values())).device)
-        for kind, kept in (("gradient", sums.gradients), ("gram", sums.grams)):
-            for name in kept:
-                kept[name] = tensors[f"{kind}/{name}"]
-        return sums, stored["batch_size"], stored["batches"]
+        stored = score_files.StoredTensors(self.path)
+        for name, tensor in _named(sums).items():
+            tensor.copy_(stored[name])
+        sums.batches = facts["batches"]
+        return sums, facts["batch_size"]
 
     def keep(self, sums: Sums, *, batch_size: int) -> None:
         """Write a checkpoint if that has become cheap beside the work since the last one."""
-        since = time.perf_counter() - self.saved_at
-        least = self.cost / CHECKPOINT_SHARE if self.cost else FIRST_CHECKPOINT
-        if self.path is None or since < least:
+        tensors = _named(sums)
+        cost = self.cost or sum(t.numel() * t.element_size() for t in tensors.values()) / _DISK
+        if self.path is None or time.perf_counter() - self.saved_at < cost / CHECKPOINT_SHARE:
             return
         started = time.perf_counter()
-        tensors = {f"gradient/{name}": value for name, value in sums.gradients.items()}
-        tensors |= {f"gram/{name}": value for name, value in sums.grams.items()}
         facts = {"facts": self.facts, "batch_size": batch_size, "batches": sums.batches}
         score_files.write(self.path, tensors, kind=_PART, facts=facts)
         self.saved_at = time.perf_counter()
@@ -273,3 +273,9 @@ class _Part:
     def remove(self) -> None:
         if self.path is not None:
             self.path.unlink(missing_ok=True)
+
+
+def _named(sums: Sums) -> dict[str, Tensor]:
+    return {f"gradient/{name}": value for name, value in sums.gradients.items()} | {
+        f"gram/{name}": value for name, value in sums.grams.items()
+    }

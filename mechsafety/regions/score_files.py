@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -68,7 +67,7 @@ class Attribution:
         Raises :class:`MechsafetyError` for a missing or damaged file, one of another kind or format, and an
         unfinished one.
         """
-        return cls(**read_facts(path, kind=_KIND)["attribution"], tensors=_Stored(path))
+        return cls(**read_facts(path, kind=_KIND)["attribution"], tensors=StoredTensors(path))
 
     def save(self, path: Path) -> None:
         """Write a file that :meth:`open` reads; it is whole or not there."""
@@ -137,7 +136,7 @@ class Attribution:
         return linear.weight().float()
 
 
-class _Stored(Mapping[str, Tensor]):
+class StoredTensors(Mapping[str, Tensor]):
     """Tensors of a safetensors file, each read when it is asked for."""
 
     def __init__(self, path: Path) -> None:
@@ -220,14 +219,6 @@ def read_facts(path: Path, *, kind: str) -> dict[str, Any]:
     if kind == _KIND:
         facts["attribution"]["shapes"] = {k: tuple(v) for k, v in facts["attribution"]["shapes"].items()}
     return facts
-
-
-def load(path: Path, *, device: torch.device) -> dict[str, Tensor]:
-    """All tensors of a file on ``device``."""
-    from safetensors.torch import load_file
-
-    with _reading(path):
-        return load_file(path, device=str(device))
 
 
 def _require_named(path: Path) -> None:
