@@ -45,7 +45,7 @@ class RegionsConfig(BaseModel):
     limit: int | None = Field(default=None, ge=2)
     max_new_tokens: int = Field(default=32, ge=1)
     answer_tokens: int = Field(default=48, ge=1)
-    batch_size: int = Field(default=8, ge=1)
+    batch_size: int = Field(default=4, ge=1)
     template: str | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: str = "auto"

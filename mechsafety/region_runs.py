@@ -72,7 +72,7 @@ def run_regions(config: RegionsConfig, out: Path, *, say: Say = lambda _: None) 
 
 def sweet_spot_of(run: RunFolder) -> str | None:
     """The sentence about the sweet spot, where the sweep was run."""
-    return run.manifest.get("sweet_spot", {}).get("explanation")
+    return (run.manifest.get("sweet_spot") or {}).get("explanation")
 
 
 def _require_splits(prompts: PromptSet, name: str) -> None:

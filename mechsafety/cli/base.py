@@ -148,5 +148,7 @@ def checked(kind: Any, fields: Mapping[str, Any]) -> Any:
         return kind.model_validate(dict(fields))
     except ValidationError as error:
         first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"]) or "configuration"
+        if not first["loc"]:  # about several fields at once: the message names them, the input is all of them
+            raise MechsafetyError(first["msg"].removeprefix("Value error, ")) from None
+        name = ".".join(str(part) for part in first["loc"])
         raise MechsafetyError(f"{name}: {first['msg']} (got {first['input']!r})") from None

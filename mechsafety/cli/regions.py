@@ -23,6 +23,8 @@ from mechsafety.errors import MechsafetyError
 # Named here too, so that --help loads no torch; a test holds them together.
 _PARTS = ["structure", "sweep", "attacks", "links", "heads", "freezing"]
 _ATTACKS = ["vanilla", "decoding", "suffix"]
+_PLANNED_PROMPT = 208
+"""Tokens of a long prompt, template and all; the packaged ones have up to 80."""
 _COLUMNS = [
     *("removal", "setting", "control", "draw", "share", "refused", "refused_low", "refused_high", "complied"),
     *("degenerate", "harmless_refused", "accuracy", "perplexity", "kl"),
@@ -146,7 +148,13 @@ def _plan(config: Any) -> Shown:
     from mechsafety.hardware import free_bytes, resolve_device
     from mechsafety.regions.memory_plan import memory_plan
 
-    plan = memory_plan(config.model, dtype=config.dtype, device=config.device, batch_size=config.batch_size)
+    plan = memory_plan(
+        config.model,
+        dtype=config.dtype,
+        device=config.device,
+        batch_size=config.batch_size,
+        tokens=_PLANNED_PROMPT + config.answer_tokens,
+    )
     free = free_bytes(resolve_device(config.device))
     files = 2 * config.draws * (plan.scores + plan.grams)
     text = f"{plan.describe(free=free)}\n  files of scores in the run folder  {files / 1e9:,.2f} GB"
@@ -167,9 +175,10 @@ def _run(config: Any, folder: Path, study: Path | None) -> Shown:
     report = write_run_page(made)
     if study is not None:
         write_run_page(read_run(study))
-    sentences = region_findings(
+    found = region_findings(
         result.tables, name=short_name(config.model), sweet_spot=made.manifest.get("sweet_spot")
     )
+    sentences = [said for several in found.values() for said in several]
     facts = {
         "run": str(result.path),
         "report": str(report),
