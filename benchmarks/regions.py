@@ -24,13 +24,11 @@ from benchmarks.options import MODEL, Options
 from benchmarks.sections import Check, Section, table
 from benchmarks.timing import in_turns
 from mechsafety.answers import Encoded, Example, encode
-from mechsafety.generation import Completion
-from mechsafety.judges.registry import judge_responses
-from mechsafety.judges.verdict import Response
 from mechsafety.models import load_model
 from mechsafety.prompts import load_prompts
+from mechsafety.region_examples import own_examples
 from mechsafety.regions.attribution import DEFAULT_BATCH, attribute
-from mechsafety.regions.examples import Keep, attribution_examples
+from mechsafety.regions.examples import Kind
 from mechsafety.regions.maps import LinearMap, linear_maps, running_body
 from mechsafety.regions.memory_plan import memory_plan
 
@@ -127,23 +125,10 @@ def section(options: Options) -> Section:
 
 def _examples(model: Any, *, n: int, new_tokens: int) -> dict[str, list[Example]]:
     fit = load_prompts("default").fit
-
-    def kept(verdict: str) -> Keep:
-        def keep(completions: Sequence[Completion]) -> set[str]:
-            responses = [Response(id=c.id, prompt=c.prompt, text=c.text) for c in completions]
-            return {v.id for v in judge_responses(responses, ["rules"]) if v.label == verdict}
-
-        return keep
-
+    kinds: tuple[Kind, ...] = ("safety", "utility")
     return {
-        "safety": attribution_examples(
-            model, fit, kind="safety", response="full", n=n, max_new_tokens=new_tokens, seed=0, keep=kept("refusal")
-        ),
-        "utility": attribution_examples(
-            model, fit, kind="utility", response="full", n=n, max_new_tokens=new_tokens, seed=0,
-            keep=kept("compliance"),
-        ),
-    }  # fmt: skip
+        kind: own_examples(model, fit, kind=kind, n=n, max_new_tokens=new_tokens, seed=0) for kind in kinds
+    }
 
 
 def _of_layer(body: Any, maps: Sequence[LinearMap], examples: Sequence[Encoded]) -> None:
