@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
@@ -11,14 +11,12 @@ from mechsafety.activations import residual_stream
 from mechsafety.directions import Direction, find_directions
 from mechsafety.errors import MechsafetyError
 from mechsafety.finetuning_attack import FinetuneRecipe, benign_examples, freezing_table
-from mechsafety.interventions import Edit
 from mechsafety.region_config import State, planned_states
 from mechsafety.region_links import LINK_COLUMNS, direction_share, link_effects
 from mechsafety.region_work import RegionWork
 from mechsafety.regions.pruning import random_pruning, set_difference, top_pruning
 from mechsafety.regions.removal import Pruning
 from mechsafety.robustness.attacks import ATTACK_COLUMNS, attack_table
-from mechsafety.robustness.outcomes import outcomes
 from mechsafety.robustness.suffix import SearchCost, Suffixes, find_suffixes
 from mechsafety.robustness.tradeoff import sweet_spot
 from mechsafety.runs import Journal
@@ -26,7 +24,7 @@ from mechsafety.selection import nearest
 from mechsafety.sweeps import sweep
 
 if TYPE_CHECKING:
-    from transformer_lens.model_bridge import TransformerBridge
+    pass
 
 _DIRECTION_FIT = 128
 _DIRECTION_VALIDATION = 32
@@ -136,23 +134,13 @@ def links(work: RegionWork, state: State, direction: Direction) -> pd.DataFrame:
 
 def effects(work: RegionWork, state: State, direction: Direction) -> pd.DataFrame:
     """Removal and ablation, each alone and one after the other."""
-
-    def measure(model: TransformerBridge, edit: Edit | None) -> dict[str, Any]:
-        return outcomes(
-            model,
-            work.evaluated,
-            edit=edit,
-            max_new_tokens=work.config.max_new_tokens,
-            seed=work.config.seed,
-        ).row()
-
     return link_effects(
         work.model,
         work.removal(state),
         direction,
         fit=work.prompts.fit.sample(_DIRECTION_FIT, seed=work.config.seed),
         held_out=work.prompts.validation,
-        measure=measure,
+        measure=work.judged,
         seed=work.config.seed,
     )
 

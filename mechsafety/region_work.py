@@ -226,15 +226,18 @@ class RegionWork:
         with removed(self.model, removal, maps=self.maps):
             yield removal
 
-    def measure(self, model: TransformerBridge, edit: Edit | None = None) -> dict[str, Any]:
-        """Outcomes on the report prompts, and utility on benign text and questions."""
-        found = outcomes(
+    def judged(self, model: TransformerBridge, edit: Edit | None = None) -> dict[str, Any]:
+        """Outcomes on the report prompts."""
+        return outcomes(
             model,
             self.evaluated,
             edit=edit,
             max_new_tokens=self.config.max_new_tokens,
             seed=self.config.seed,
         ).row()
+
+    def measure(self, model: TransformerBridge, edit: Edit | None = None) -> dict[str, Any]:
+        """Outcomes on the report prompts, and utility on benign text and questions."""
         cost = utility(
             model,
             passages=self._passages,
@@ -243,7 +246,7 @@ class RegionWork:
             edit=edit,
             seed=self.config.seed,
         )
-        return found | cost.row()
+        return self.judged(model, edit) | cost.row()
 
     def part(self, name: str, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
         """The table ``name``, made if it is not there yet."""
