@@ -41,11 +41,13 @@ if TYPE_CHECKING:
 class FinetuneRecipe:
     """AdamW (Loshchilov and Hutter 2019) on all weights of the maps, with a rate that falls linearly to 0.
 
-    Answers are cut to ``answer_tokens``. Raises :class:`MechsafetyError` for a number that trains nothing.
+    Answers are cut to ``answer_tokens``. Rate and epochs were chosen among a few on validation prompts of the packaged
+    refusing model, so that 10 examples take a part of its refusals; a model of 7 billion weights wants about 2e-5.
+    Raises :class:`MechsafetyError` for a number that trains nothing.
     """
 
-    learning_rate: float = 1e-4
-    epochs: int = 5
+    learning_rate: float = 5e-4
+    epochs: int = 3
     batch_size: int = 10
     weight_decay: float = 0.01
     answer_tokens: int = 48
@@ -55,7 +57,7 @@ class FinetuneRecipe:
             if getattr(self, name) < 1:
                 raise MechsafetyError(f"{name} is {getattr(self, name)}; 1 at least")
         if not (self.learning_rate > 0 and math.isfinite(self.learning_rate)):
-            raise MechsafetyError(f"learning_rate is {self.learning_rate}; it must be above 0, such as 1e-4")
+            raise MechsafetyError(f"learning_rate is {self.learning_rate}; it must be above 0, such as 5e-4")
         if not 0 <= self.weight_decay < 1 / self.learning_rate:
             raise MechsafetyError(
                 f"weight_decay is {self.weight_decay}; it must be 0 or more, and below 1 / learning_rate"
