@@ -10,7 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Part = Literal["structure", "sweep", "attacks", "links", "heads", "freezing"]
 PARTS: tuple[Part, ...] = get_args(Part)
-"""In this order; ``attacks``, ``links`` and ``freezing`` need the sweep, whose sweet spot they take."""
+"""In this order; ``attacks``, ``links`` and ``freezing`` take the sweep's sweet spot, or, without the sweep, the first
+set difference."""
 
 
 class RegionsConfig(BaseModel):
@@ -28,10 +29,10 @@ class RegionsConfig(BaseModel):
     positions: Literal["paper", "predictive"] = "paper"
     group: Literal["row", "matrix"] = "matrix"
     set_differences: tuple[tuple[float, float], ...] = Field(
-        default=((0.5, 0.5), (1, 1), (3, 3), (5, 5), (8, 5)), min_length=1
+        default=((1, 1), (0.5, 0.5), (3, 3), (5, 5), (8, 5)), min_length=1
     )
-    projections: tuple[tuple[int | float, int | float], ...] = ((0.85, 0.98), (0.95, 0.98), (0.98, 0.99))
-    top_safety: tuple[float, ...] = (1.0, 5.0)
+    projections: tuple[tuple[int | float, int | float], ...] = ((0.95, 0.98), (0.98, 0.99))
+    top_safety: tuple[float, ...] = (1.0,)
     pruned: tuple[float, ...] = ()
     heads: int = Field(default=10, ge=1)
     draws: int = Field(default=1, ge=1)
@@ -59,10 +60,6 @@ class RegionsConfig(BaseModel):
         for share in (*self.top_safety, *self.pruned, *self.frozen):
             if not 0 < share <= 100:
                 raise ValueError(f"{share:g} is no percent above 0 and at most 100")
-        needing = ("attacks", "links", "freezing")
-        after = [part for part in needing if part in self.parts and "sweep" not in self.parts]
-        if after:
-            raise ValueError(f"part {after[0]} takes the sweep's sweet spot: give the part sweep too")
         return self
 
 

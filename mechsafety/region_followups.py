@@ -31,10 +31,14 @@ _DIRECTION_VALIDATION = 32
 _SUFFIX_PROMPTS = 3
 
 
-def follow_up(work: RegionWork, tradeoff: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """The tables of the parts that take the sweep's sweet spot."""
+def follow_up(work: RegionWork, tradeoff: pd.DataFrame | None) -> dict[str, pd.DataFrame]:
+    """The tables of the parts that take the sweep's sweet spot; without a sweep, its first set difference."""
     parts, found = work.config.parts, {}
-    state = chosen_state(work, tradeoff)
+    if tradeoff is None:
+        first = work.config.set_differences[0]
+        state = State(removal="set_difference", control="removed", values=first)
+    else:
+        state = chosen_state(work, tradeoff)
     if "attacks" in parts:
         found["attacks"] = work.part("attacks", lambda: attacks(work, state))
     if "links" in parts:
@@ -83,6 +87,7 @@ def attacks(work: RegionWork, state: State) -> pd.DataFrame:
                     suffixes=suffixes,
                     max_new_tokens=config.max_new_tokens,
                     seed=config.seed,
+                    judge=work.judge,
                 )
             )
     return pd.concat(tables, ignore_index=True)[list(ATTACK_COLUMNS)]
@@ -151,9 +156,9 @@ def freezing(work: RegionWork, state: State) -> pd.DataFrame:
     safety, utility = work.attributions(0)
     sets: dict[str, Pruning] = {}
     p, q = state.values if state.removal == "set_difference" else config.set_differences[0]
-    sets[f"set difference p={p:g} q={q:g}"] = set_difference(
-        work.maps, safety, utility, method=config.method, p=p, q=q, group=config.group
-    )
+    region = set_difference(work.maps, safety, utility, method=config.method, p=p, q=q, group=config.group)
+    sets[f"set difference p={p:g} q={q:g}"] = region
+    sets["random of that size"] = random_pruning(region, seed=config.seed)
     for share in config.frozen:
         top = top_pruning(work.maps, safety, method=config.method, q=share, group=config.group)
         sets[f"top {share:g} %"] = top
@@ -163,7 +168,7 @@ def freezing(work: RegionWork, state: State) -> pd.DataFrame:
         benign_examples(),
         sets=sets,
         measure=work.measure,
-        seeds=(config.seed,),
+        seeds=tuple(config.seed + draw for draw in range(config.draws)),
         recipe=FinetuneRecipe(),
         n_examples=config.finetuning,
         journal=Journal(work.run.path / "parts" / "freezing.jsonl"),

@@ -62,8 +62,7 @@ def run_regions(config: RegionsConfig, out: Path, *, say: Say = lambda _: None) 
         run.record("model", record.as_dict() if record else {})
         work = RegionWork(config=config, run=run, prompts=prompts, model=model, say=say)
         tables = work.tables()
-        if "sweep" in config.parts:
-            tables |= follow_up(work, tables["tradeoff"])
+        tables |= follow_up(work, tables["tradeoff"] if "sweep" in config.parts else None)
         for name, table in tables.items():
             run.write_table(table, f"{name}.csv")
         run.record_item("timings", "last_session_s", round(time.perf_counter() - started, 1))

@@ -13,6 +13,9 @@ import pandas as pd
 from mechsafety.answers import Example
 from mechsafety.head_probes import probe_heads
 from mechsafety.interventions import Edit
+from mechsafety.judges.registry import load_judge
+from mechsafety.judges.verdict import Judge
+from mechsafety.models import load_model
 from mechsafety.prompts import PromptSet
 from mechsafety.region_config import RegionsConfig, State, planned_states
 from mechsafety.region_examples import own_examples
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
 
 _PROBE_FIT = 64
 """Prompts of each label that a head's probe is fitted on."""
+_PASSAGES = 30
 _STATE_COLUMNS = ["removal", "setting", "control", "draw", "p", "q", "r_u", "r_s", "share"]
 
 
@@ -53,7 +57,7 @@ class RegionWork:
         self._projected: dict[int, dict[tuple[int | float, ...], LowRank]] = {}
         self._matched: dict[State, Removal] = {}
         self._journal = Journal(self.run.path / "parts" / "states.jsonl")
-        self._passages, self._choices = benign_passages(), benign_choices()
+        self._passages, self._choices = benign_passages()[:_PASSAGES], benign_choices()
         require_disjoint(self.attributed, self.evaluated)
         self.base = base_distributions(self.model, self._passages)
 
@@ -73,6 +77,16 @@ class RegionWork:
         if "sweep" in parts or "heads" in parts:
             found["tradeoff"] = self._tradeoff()
         return found
+
+    @cached_property
+    def judge(self) -> Judge:
+        """``rules`` with a second copy of the model, which stays whole, to tell language from garbage."""
+        config = self.config
+
+        def whole(spec: str) -> TransformerBridge:
+            return load_model(spec, dtype=config.dtype, device=config.device, template=config.template)
+
+        return load_judge(f"fluent:{config.model}", models=whole)
 
     @cached_property
     def maps(self) -> list[LinearMap]:
@@ -234,6 +248,7 @@ class RegionWork:
             edit=edit,
             max_new_tokens=self.config.max_new_tokens,
             seed=self.config.seed,
+            judge=self.judge,
         ).row()
 
     def measure(self, model: TransformerBridge, edit: Edit | None = None) -> dict[str, Any]:

@@ -147,7 +147,6 @@ def test_states_are_planned_with_draws_and_matched_controls() -> None:
         ({"set_differences": ((0, 1),)}, "percent, above 0"),
         ({"set_differences": ((1, 101),)}, "at most 100"),
         ({"top_safety": (0.0,)}, "no percent above 0"),
-        ({"parts": ("freezing",)}, "give the part sweep too"),
         ({"parts": ("regions",)}, "structure"),
         ({"examples": 1}, "greater than or equal to 2"),
     ],

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from mechsafety.edit_expressions import read_expression
 from mechsafety.errors import MechsafetyError
 from mechsafety.interventions import Edit, digest, require_fits
+from mechsafety.judges.fluent import FluentJudge
 from mechsafety.models import load_model, load_record
 from mechsafety.prompts import PromptSet, load_prompts
 from mechsafety.robustness.attacks import ATTACK_COLUMNS, Attack, attack_table
@@ -160,6 +161,7 @@ def _attacked(
             max_new_tokens=config.max_new_tokens,
             seed=config.seed,
             edit=edit,
+            judge=FluentJudge(config.model, model),  # answers are judged when the edit is off again
         )
         run.write_part(found, "attacks", attack)
     return [
