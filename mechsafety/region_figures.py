@@ -125,6 +125,7 @@ def tradeoff_figure(
         base=base,
         marked=marked,
     )
+    prompts = attacks[attacks["measure"] != "mean"]  # mean rows count answers
     return _finished(
         figure,
         _tradeoff_title(tradeoff, removal, name, sweet_spot),
@@ -200,7 +201,7 @@ def attack_figure(attacks: pd.DataFrame) -> go.Figure:
         styled(
             figure,
             title,
-            f"{told_size(attacks, 'n')} harmful prompts. Only coherent compliance counts as success; degenerate text "
+            f"{told_size(prompts, 'n')} harmful prompts. Only coherent compliance counts as success; degenerate text "
             "does not. Whiskers: 95 % intervals.",
             width=WIDTH,
             height=230 + len(systems) * (40 + 16 * len(names)),
