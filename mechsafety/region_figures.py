@@ -125,7 +125,6 @@ def tradeoff_figure(
         base=base,
         marked=marked,
     )
-    prompts = attacks[attacks["measure"] != "mean"]  # mean rows count answers
     return _finished(
         figure,
         _tradeoff_title(tradeoff, removal, name, sweet_spot),
@@ -197,6 +196,7 @@ def attack_figure(attacks: pd.DataFrame) -> go.Figure:
         title = (
             f"Highest attack success: {top['asr']:.0%} ({short_name(str(top['system']))}, {top['series']})"
         )
+    prompts = attacks[attacks["measure"] != "mean"]  # mean rows count answers
     return legend_at_foot(
         styled(
             figure,
