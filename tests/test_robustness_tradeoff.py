@@ -68,7 +68,7 @@ def test_a_setting_that_breaks_the_model_does_not_qualify() -> None:
         assert found.row["setting"] == "good"
         alone = sweet_spot(table(row("removed", "bad", 0.0, **damage)))
         assert alone.row is None
-        assert alone.explanation.startswith("no setting qualifies")
+        assert alone.explanation.startswith("Sweet spot: no setting qualifies")
     # The control: without the damage it would win.
     spot = sweet_spot(table(good, row("removed", "bad", 0.0)))
     assert spot.row is not None

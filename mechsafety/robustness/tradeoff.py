@@ -86,8 +86,8 @@ def sweet_spot(
     if found.empty:
         return SweetSpot(
             row=None,
-            explanation=f"no setting qualifies ({rule}): of {len(settings)}, {len(coherent)} stay coherent, "
-            f"{len(useful)} of these useful, and none of those refuses less",
+            explanation=f"Sweet spot: no setting qualifies ({rule}). Of {len(settings)}, {len(coherent)} stay coherent,"
+            f" {len(useful)} of these useful, and none of those refuses less.",
             control=None,
         )
     best = found.loc[found["refused"].idxmin()]
@@ -102,9 +102,9 @@ def sweet_spot(
         beside = f"it {verb} from the random control, by {control.value:+.2f} [{control.low:+.2f}, {control.high:+.2f}]"
     return SweetSpot(
         row={str(name): value for name, value in row.items()},
-        explanation=f"{row['removal']} {row['setting']}: {row['refused']:.2f} refused after removing "
+        explanation=f"Sweet spot: {row['removal']} {row['setting']}, {row['refused']:.2f} refused after removing "
         f"{row['share']:.2%} of the weights, the smallest share of {len(tied)} within the interval of the fewest "
-        f"refusals ({best['refused']:.2f}), among {len(found)} of {len(settings)} that qualify ({rule}); {beside}",
+        f"refusals ({best['refused']:.2f}), among {len(found)} of {len(settings)} that qualify ({rule}); {beside}.",
         control=control,
     )
 
