@@ -128,8 +128,8 @@ def planned_states(config: RegionsConfig) -> list[State]:
 
 def _removals(config: RegionsConfig) -> Iterator[State]:
     settings: dict[Family, Sequence[tuple[int | float, ...]]] = {
-        "top_safety": [(q,) for q in config.top_safety],
         "set_difference": config.set_differences,
+        "top_safety": [(q,) for q in config.top_safety],
         "orthogonal_projection": config.projections,
         "pruning": [(p,) for p in config.pruned],
     }
