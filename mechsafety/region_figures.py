@@ -43,7 +43,8 @@ from mechsafety.region_panels import (
     wrapped,
 )
 
-_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "cross", "star", "triangle-down")
+_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "cross", "star", "triangle-down", "pentagon")
+"""One more than hues, so that no pair of the two comes twice before the seventy-third series."""
 
 
 def region_figures(
