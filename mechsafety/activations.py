@@ -14,7 +14,7 @@ from torch import Tensor
 from mechsafety.errors import MechsafetyError
 from mechsafety.forward import forward, run_prefix, shared_prefix
 from mechsafety.hooking import observed, plain_twin_at, residual_hooks
-from mechsafety.models import body_of, load_record, model_name
+from mechsafety.models import body_of, known_fingerprint, model_name
 from mechsafety.progress import bar
 from mechsafety.prompts import Prompt
 from mechsafety.tokens import batches, device_of, tokenize_prompts
@@ -87,14 +87,13 @@ def residual_stream(
         out[rows, :, layer] = x.float().cpu()
 
     _stream(model, prompts, positions, batch_size, store)
-    record = load_record(model)
     return ResidualCache(
         activations=out,
         positions=tuple(positions),
         ids=tuple(p.id for p in prompts),
         labels=tuple(p.label for p in prompts),
         model=model_name(model),
-        fingerprint=record.fingerprint if record else "",
+        fingerprint=known_fingerprint(model),
     )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import random
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +42,17 @@ def encode(model: TransformerBridge, examples: Sequence[Example]) -> list[Encode
         )
         for prompt, e in zip(prompts, examples, strict=True)
     ]
+
+
+def shuffled(
+    encoded: Sequence[Encoded], *, epochs: int, batch_size: int, seed: int
+) -> Iterator[list[Encoded]]:
+    """Batches of ``epochs`` passes, each in an order of its own."""
+    generator = random.Random(seed)
+    for _ in range(epochs):
+        order = generator.sample(range(len(encoded)), len(encoded))
+        for start in range(0, len(order), batch_size):
+            yield [encoded[i] for i in order[start : start + batch_size]]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,13 +11,12 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from mechsafety.plot_style import COLOURS, HEAT, short_name, styled
+from mechsafety.plot_style import COLOURS, DIVERGING, HEAT, short_name, styled
 
 _PURPLE = "#CC79A7"
 _GREY = "#8C8C8C"
 _INDEX_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
 _MOST_PAIRS = 10
-_DIVERGING = [[0.0, "#2166AC"], [0.5, "#F7F7F7"], [1.0, "#B2182B"]]
 
 
 def comparison_figures(tables: Mapping[str, pd.DataFrame], *, layer: int) -> dict[str, go.Figure]:
@@ -186,7 +185,7 @@ def transfer_matrix(table: pd.DataFrame) -> go.Figure:
     figure.update_traces(
         zmin=-span,
         zmax=span,
-        colorscale=_DIVERGING,
+        colorscale=DIVERGING,
         colorbar={"title": {"text": "fall of the score"}, "thickness": 14},
     )
     figure.update_yaxes(title_text="direction from")

@@ -31,7 +31,7 @@ from mechsafety.interventions import (
     Orthogonalise,
     Site,
 )
-from mechsafety.models import load_record, model_name
+from mechsafety.models import known_fingerprint, model_name
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -330,8 +330,7 @@ def _directions(asked: EditExpression, model: TransformerBridge) -> Directions:
         several = [d for d in several if d.model == asked.values["model"]]
         if not several:
             raise asked.words["model"].wrong(f"in {source!r}, which holds directions of {held}")
-    record = load_record(model)
-    known = record.fingerprint if record else ""
+    known = known_fingerprint(model)
     same = [d for d in several if known and d.fingerprint == known]
     if same:
         return same[0]

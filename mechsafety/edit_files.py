@@ -12,7 +12,7 @@ from torch import Tensor
 from mechsafety.directions import Direction
 from mechsafety.errors import MechsafetyError, first_lines
 from mechsafety.interventions import Ablate, Add, AffineAblate, Edit, Orthogonalise, digest, require_fits
-from mechsafety.models import load_record, model_name
+from mechsafety.models import known_fingerprint, model_name
 from mechsafety.projection import VectorLike
 
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ def save_edit(edit: Edit, path: Path | str, *, model: TransformerBridge) -> None
     path = require_edit_path(path)
     kind, parameters, tensors = _parts(edit)
     require_fits(model, edit, weights=_only_weights(edit))
-    record = load_record(model)
     facts = {
         "format": FORMAT,
         "kind": kind,
@@ -43,7 +42,7 @@ def save_edit(edit: Edit, path: Path | str, *, model: TransformerBridge) -> None
         "sha256": digest(edit),
         "model": {
             "name": model_name(model),
-            "fingerprint": record.fingerprint if record else "",
+            "fingerprint": known_fingerprint(model),
             "n_layers": model.cfg.n_layers,
             "d_model": model.cfg.d_model,
             "hooks": _hooks(edit, model.cfg.n_layers),
@@ -231,8 +230,7 @@ def _require_model(
             f"edit {str(path)!r} was made for {name!r} and acts at {', '.join(missing[:3])}, a hook point that "
             f"{model_name(model)!r} does not have"
         )
-    record = load_record(model)
-    known = record.fingerprint if record else ""
+    known = known_fingerprint(model)
     if known and made_for["fingerprint"] and known != made_for["fingerprint"] and not allow_other_weights:
         raise MechsafetyError(
             f"edit {str(path)!r} was made for {name!r}, whose weights differ from {model_name(model)!r}'s; to carry "

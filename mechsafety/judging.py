@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from mechsafety.generation import Completions
+from mechsafety.generation import Completion, Completions
 from mechsafety.judges.cache import VerdictCache
 from mechsafety.judges.registry import ModelSource, judge_responses
-from mechsafety.judges.verdict import Judge, Response
+from mechsafety.judges.verdict import Judge, Label, Response
 from mechsafety.statistics import refusal_rates as rates_of
 
 
@@ -45,6 +45,12 @@ def judge(
         for v in verdicts
     ]
     return Verdicts(table=pd.DataFrame(rows, columns=["id", "label", "judge", "verdict", "tags"]))
+
+
+def judged_as(completions: Sequence[Completion], label: Label) -> set[str]:
+    """Ids of the completions that the judge ``rules`` finds to be ``label``."""
+    responses = [Response(id=c.id, prompt=c.prompt, text=c.text) for c in completions]
+    return {v.id for v in judge_responses(responses, ["rules"]) if v.label == label}
 
 
 def verdict_table(arms: Mapping[str, Verdicts], *, system: str = "model") -> pd.DataFrame:

@@ -147,6 +147,12 @@ def load_record(model: TransformerBridge) -> LoadRecord | None:
     return getattr(model, "load_record", None)
 
 
+def known_fingerprint(model: Any) -> str:
+    """The fingerprint of the weights that :func:`load_model` loaded; empty for a model the user booted."""
+    record = load_record(model)
+    return record.fingerprint if record else ""
+
+
 def is_hooked_transformer(model: Any) -> bool:
     """Whether ``model`` is a user's own ``HookedTransformer`` (transformer-lens before 4.0)."""
     return any(kind.__name__ == "HookedTransformer" for kind in type(model).__mro__)

@@ -22,6 +22,7 @@ COLOURS = {
 }
 FONT = "Inter, Helvetica Neue, Arial, DejaVu Sans, sans-serif"
 HEAT = [[0.0, "#F7FBFF"], [0.5, "#6BAED6"], [1.0, "#08306B"]]
+DIVERGING = [[0.0, "#2166AC"], [0.5, "#F7F7F7"], [1.0, "#B2182B"]]
 
 
 def whiskers(

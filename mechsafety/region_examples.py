@@ -6,9 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from mechsafety.answers import Example
-from mechsafety.generation import Completion
-from mechsafety.judges.registry import judge_responses
-from mechsafety.judges.verdict import Response as Judged
+from mechsafety.judging import judged_as
 from mechsafety.prompts import Prompt
 from mechsafety.regions.examples import Kind, Response, attribution_examples
 
@@ -42,9 +40,3 @@ def own_examples(
         seed=seed,
         keep=lambda completions: judged_as(completions, wanted),
     )
-
-
-def judged_as(completions: Sequence[Completion], label: str) -> set[str]:
-    """Ids of the answers that ``rules`` finds to be ``label``."""
-    responses = [Judged(id=c.id, prompt=c.prompt, text=c.text) for c in completions]
-    return {v.id for v in judge_responses(responses, ["rules"]) if v.label == label}

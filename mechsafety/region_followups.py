@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING
 
 import pandas as pd
 
@@ -16,15 +15,14 @@ from mechsafety.region_links import LINK_COLUMNS, direction_share, link_effects
 from mechsafety.region_work import RegionWork
 from mechsafety.regions.pruning import random_pruning, set_difference, top_pruning
 from mechsafety.regions.removal import Pruning
+from mechsafety.regions.score_files import Method
+from mechsafety.robustness.attack_runs import resumable_suffixes
 from mechsafety.robustness.attacks import ATTACK_COLUMNS, attack_table
-from mechsafety.robustness.suffix import SearchCost, Suffixes, find_suffixes
+from mechsafety.robustness.suffix import SearchCost, Suffixes
 from mechsafety.robustness.tradeoff import sweet_spot
 from mechsafety.runs import Journal
 from mechsafety.selection import nearest
 from mechsafety.sweeps import sweep
-
-if TYPE_CHECKING:
-    pass
 
 _DIRECTION_FIT = 128
 _DIRECTION_VALIDATION = 32
@@ -94,13 +92,17 @@ def attacks(work: RegionWork, state: State) -> pd.DataFrame:
 
 
 def _suffixes(work: RegionWork, system: str) -> Suffixes:
-    """Searched on fit prompts, kept in the run folder and nowhere else."""
-    key = ("suffixes", system)
-    if not work.run.has_part(*key, suffix="json"):
-        prompts = work.prompts.fit.sample(_SUFFIX_PROMPTS, seed=work.config.seed).harmful
-        found = find_suffixes(work.model, prompts, cost=SearchCost(), seed=work.config.seed)
-        work.run.write_json_part(found.as_dict(), *key)
-    return Suffixes.from_dict(work.run.read_json_part(*key))
+    """Searched on fit prompts, on the model in the state that it is in."""
+    prompts = work.prompts.fit.sample(_SUFFIX_PROMPTS, seed=work.config.seed).harmful
+    return resumable_suffixes(
+        work.run,
+        work.model,
+        prompts,
+        cost=SearchCost(),
+        seed=work.config.seed,
+        key=(system,),
+        say=work.say,
+    )
 
 
 def refusal_direction(work: RegionWork) -> Direction:
@@ -120,12 +122,11 @@ def refusal_direction(work: RegionWork) -> Direction:
 
 def links(work: RegionWork, state: State, direction: Direction) -> pd.DataFrame:
     """What the removed weights wrote along the refusal direction: by SNIP, by Wanda, and by ActSVD."""
-    safety, utility = work.attributions(0)
+    safety, _ = work.attributions(0)
     config = work.config
-    p, q = state.values if state.removal == "set_difference" else config.set_differences[0]
     tables = []
     for method in ("snip", "wanda"):
-        removal = set_difference(work.maps, safety, utility, method=method, p=p, q=q, group=config.group)
+        removal = _set_difference(work, state, method)
         tables.append(direction_share(removal, work.maps, safety, direction, method=method, seed=config.seed))
     if config.projections:
         projection = State(removal="orthogonal_projection", control="removed", values=config.projections[0])
@@ -135,6 +136,16 @@ def links(work: RegionWork, state: State, direction: Direction) -> pd.DataFrame:
             )
         )
     return pd.concat(tables, ignore_index=True)[list(LINK_COLUMNS)]
+
+
+def _values(work: RegionWork, state: State) -> tuple[int | float, ...]:
+    """p and q of ``state``, or of the first set difference where it is another removal."""
+    return state.values if state.removal == "set_difference" else work.config.set_differences[0]
+
+
+def _set_difference(work: RegionWork, state: State, method: Method) -> Pruning:
+    p, q = _values(work, state)
+    return set_difference(work.maps, *work.attributions(0), method=method, p=p, q=q, group=work.config.group)
 
 
 def effects(work: RegionWork, state: State, direction: Direction) -> pd.DataFrame:
@@ -153,12 +164,13 @@ def effects(work: RegionWork, state: State, direction: Direction) -> pd.DataFram
 def freezing(work: RegionWork, state: State) -> pd.DataFrame:
     """Benign fine-tuning with the safety set frozen, rewound, and neither; each set beside a random one of its size."""
     config = work.config
-    safety, utility = work.attributions(0)
-    sets: dict[str, Pruning] = {}
-    p, q = state.values if state.removal == "set_difference" else config.set_differences[0]
-    region = set_difference(work.maps, safety, utility, method=config.method, p=p, q=q, group=config.group)
-    sets[f"set difference p={p:g} q={q:g}"] = region
-    sets["random of that size"] = random_pruning(region, seed=config.seed)
+    safety, _ = work.attributions(0)
+    region = _set_difference(work, state, config.method)
+    p, q = _values(work, state)
+    sets = {
+        f"set difference p={p:g} q={q:g}": region,
+        "random of that size": random_pruning(region, seed=config.seed),
+    }
     for share in config.frozen:
         top = top_pruning(work.maps, safety, method=config.method, q=share, group=config.group)
         sets[f"top {share:g} %"] = top

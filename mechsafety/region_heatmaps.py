@@ -10,11 +10,10 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from mechsafety.plot_style import COLOURS, HEAT, styled
+from mechsafety.plot_style import COLOURS, DIVERGING, HEAT, styled
 from mechsafety.region_findings import METHOD_NAMES, REMOVAL_NAMES
 from mechsafety.region_panels import WIDTH
 
-_DIVERGING = [[0.0, "#2166AC"], [0.5, "#F7F7F7"], [1.0, "#B2182B"]]
 _EMPTY = "#DDDDDD"
 _GRID = (
     ("refused", "harmful refused", ".0%"),
@@ -88,7 +87,7 @@ def subspace_heatmap(subspaces: pd.DataFrame) -> go.Figure:
             rows=subspaces,
             column="excess",
             title="against chance: 0 is unrelated, 1 identical; chance within the map's range",
-            scale={"colorscale": _DIVERGING, "zmin": -span, "zmax": span, "colorbar": {}},
+            scale={"colorscale": DIVERGING, "zmin": -span, "zmax": span, "colorbar": {}},
             edge={k: _number(row["excess"]) for k, row in means.iterrows()},
         ),
     ]

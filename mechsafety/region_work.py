@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -13,25 +13,31 @@ import pandas as pd
 from mechsafety.answers import Example
 from mechsafety.head_probes import probe_heads
 from mechsafety.interventions import Edit
-from mechsafety.judges.registry import load_judge
+from mechsafety.judges.fluent import FluentJudge
 from mechsafety.judges.verdict import Judge
 from mechsafety.models import load_model
 from mechsafety.prompts import PromptSet
 from mechsafety.region_config import RegionsConfig, State, planned_states
 from mechsafety.region_examples import own_examples
+from mechsafety.region_links import random_like
 from mechsafety.regions.attribution import attribute
 from mechsafety.regions.examples import require_disjoint
 from mechsafety.regions.heads import best_heads, prune_heads, random_heads
 from mechsafety.regions.maps import LinearMap, linear_maps, uncovered
 from mechsafety.regions.overlap import jaccard_table, subspace_table
-from mechsafety.regions.pruning import prune, random_pruning, set_difference, top_pruning
+from mechsafety.regions.pruning import prune, set_difference, top_pruning
 from mechsafety.regions.removal import LowRank, Pruning, Removal, removed
 from mechsafety.regions.score_files import Attribution, Method
-from mechsafety.regions.subspaces import orthogonal_projections, random_low_rank
+from mechsafety.regions.subspaces import orthogonal_projections
 from mechsafety.robustness.benign import benign_choices, benign_passages
 from mechsafety.robustness.outcomes import OUTCOME_COLUMNS, outcomes
-from mechsafety.robustness.utility import UTILITY_COLUMNS, base_distributions, utility
-from mechsafety.runs import Journal, RunFolder
+from mechsafety.robustness.utility import (
+    UTILITY_COLUMNS,
+    BaseDistributions,
+    base_distributions,
+    utility,
+)
+from mechsafety.runs import Journal, RunFolder, finite
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -59,7 +65,6 @@ class RegionWork:
         self._journal = Journal(self.run.path / "parts" / "states.jsonl")
         self._passages, self._choices = benign_passages()[:_PASSAGES], benign_choices()
         require_disjoint(self.attributed, self.evaluated)
-        self.base = base_distributions(self.model, self._passages)
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """Every table that was asked for, by name."""
@@ -79,14 +84,20 @@ class RegionWork:
         return found
 
     @cached_property
-    def judge(self) -> Judge:
-        """``rules`` with a second copy of the model, which stays whole, to tell language from garbage."""
+    def whole(self) -> TransformerBridge:
+        """A second copy of the model, from which nothing is ever removed."""
         config = self.config
+        return load_model(config.model, dtype=config.dtype, device=config.device, template=config.template)
 
-        def whole(spec: str) -> TransformerBridge:
-            return load_model(spec, dtype=config.dtype, device=config.device, template=config.template)
+    @cached_property
+    def judge(self) -> Judge:
+        """``rules``, with the whole model to tell language from garbage."""
+        return FluentJudge(self.config.model, self.whole)
 
-        return load_judge(f"fluent:{config.model}", models=whole)
+    @cached_property
+    def base(self) -> BaseDistributions:
+        """The whole model's distributions on the benign passages."""
+        return base_distributions(self.whole, self._passages)
 
     @cached_property
     def maps(self) -> list[LinearMap]:
@@ -197,10 +208,7 @@ class RegionWork:
             self._matched = {
                 matched: self.removal(matched)
             }  # the last one only: controls follow their removal
-        like = self._matched[matched]
-        if isinstance(like, Pruning):
-            return random_pruning(like, seed=seed)
-        return random_low_rank(self.maps, like, seed=seed)
+        return random_like(self._matched[matched], self.maps, seed=seed)
 
     def _pruned_heads(self, heads: Sequence[tuple[int, int]]) -> Pruning:
         return prune_heads(self.maps, heads, n_heads=self.model.cfg.n_heads)
@@ -214,7 +222,7 @@ class RegionWork:
             if row is None:
                 self.say(f"[{number}/{len(states)}] {state.describe()}")
                 row = self._measured_state(state)
-                self._journal.put(state.key, _without_nan(row))
+                self._journal.put(state.key, finite(row))
             rows.append(row)
         return pd.DataFrame(rows, columns=[*_STATE_COLUMNS, *OUTCOME_COLUMNS, *UTILITY_COLUMNS])
 
@@ -278,7 +286,3 @@ def share_of(removal: Removal | None, maps: Sequence[LinearMap]) -> float:
     if isinstance(removal, Pruning):
         return removal.sparsity
     return sum(removal.ranks().values()) / sum(m.rank for m in maps)
-
-
-def _without_nan(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: None if isinstance(v, float) and v != v else v for k, v in row.items()}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import platform
 import re
@@ -152,6 +153,14 @@ class Journal:
             stream.flush()
             os.fsync(stream.fileno())
         self._found[key] = value
+
+
+def finite(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Facts as JSON can hold them: NaN and infinities become null."""
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in facts.items()
+    }
 
 
 def neutralised(table: pd.DataFrame) -> pd.DataFrame:

@@ -12,7 +12,7 @@ from plotly.subplots import make_subplots
 
 from mechsafety.dose_figures import dose_figure
 from mechsafety.figures import layer_sweep_table
-from mechsafety.plot_style import COLOURS, styled
+from mechsafety.plot_style import COLOURS, DIVERGING, HEAT, styled
 
 # Okabe and Ito's remaining colours, for methods.
 _METHOD_COLOURS = {
@@ -21,8 +21,6 @@ _METHOD_COLOURS = {
     "leace": COLOURS["harmless"],
     "probe": "#CC79A7",
 }
-_DIVERGING = [[0.0, "#2166AC"], [0.5, "#F7F7F7"], [1.0, "#B2182B"]]
-_SEQUENTIAL = [[0.0, "#F7FBFF"], [0.5, "#6BAED6"], [1.0, "#08306B"]]
 _WHOLE = 0.5  # the widest KL bound of the rule "auto"
 _NICE = {
     "mean_difference": "mean difference",
@@ -58,9 +56,9 @@ def score_heatmap(table: pd.DataFrame, *, name: str, selected: tuple[int, int] |
         finite = [abs(v) for line in z for v in line if v == v]
         span = max(finite, default=1.0)
         scale: dict[str, Any] = (
-            {"colorscale": _SEQUENTIAL, "zmin": -2, "zmax": 1}
+            {"colorscale": HEAT, "zmin": -2, "zmax": 1}
             if column == "kl"
-            else {"colorscale": _DIVERGING, "zmin": -span, "zmax": span}
+            else {"colorscale": DIVERGING, "zmin": -span, "zmax": span}
         )
         bar: dict[str, Any] = {
             "thickness": 12,

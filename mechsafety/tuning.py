@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from transformers.pytorch_utils import Conv1D
 
-from mechsafety.answers import Encoded, Example, answer_logits, answer_loss, collate, encode
+from mechsafety.answers import Example, answer_logits, answer_loss, collate, encode, shuffled
 from mechsafety.errors import MechsafetyError
 from mechsafety.generation import generate
 from mechsafety.hooking import plain_module_path
-from mechsafety.judges.registry import judge_responses
-from mechsafety.judges.verdict import Response
+from mechsafety.judging import judged_as
 from mechsafety.models import generation_twin, load_record
 from mechsafety.progress import bar
 from mechsafety.prompts import Prompt, PromptSet, load_prompts
@@ -95,8 +94,7 @@ def _own_answers(
     completions = generate(
         model, prompts, max_new_tokens=recipe.answer_tokens, seed=recipe.seed, label="own answers"
     )
-    responses = [Response(id=c.id, prompt=c.prompt, text=c.text) for c in completions]
-    kept = {v.id for v in judge_responses(responses, ["rules"]) if v.label == "compliance"}
+    kept = judged_as(completions, "compliance")
     return [
         Example(prompt=c.prompt, answer=c.text, whole=c.finish == "stop") for c in completions if c.id in kept
     ]
@@ -208,7 +206,7 @@ def _train(
     tuned.train()
     losses: list[float] = []
     with bar("tuning", total=steps, unit="step") as progress:
-        for batch in _shuffled(encoded, recipe):
+        for batch in shuffled(encoded, epochs=recipe.epochs, batch_size=recipe.batch_size, seed=recipe.seed):
             answers = collate(
                 batch,
                 pad=pad_token(model),
@@ -227,14 +225,6 @@ def _train(
             if len(losses) == steps:
                 break
     return tuple(losses)
-
-
-def _shuffled(encoded: list[Encoded], recipe: TuningRecipe) -> Iterator[list[Encoded]]:
-    generator = random.Random(recipe.seed)
-    for _ in range(recipe.epochs):
-        order = generator.sample(range(len(encoded)), len(encoded))
-        for start in range(0, len(order), recipe.batch_size):
-            yield [encoded[i] for i in order[start : start + recipe.batch_size]]
 
 
 def _save(model: TransformerBridge, tuned: Any, out: Path, *, strength: float) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import re
 import sys
 import warnings
@@ -116,14 +115,6 @@ template_option = click.option(
 def records(table: Any) -> list[dict[str, Any]]:
     """Rows as JSON objects; NaN becomes null."""
     return json.loads(table.to_json(orient="records"))
-
-
-def finite(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Facts as JSON can hold them: NaN and infinities become null."""
-    return {
-        key: None if isinstance(value, float) and not math.isfinite(value) else value
-        for key, value in facts.items()
-    }
 
 
 def whole_numbers(text: str, option: str) -> tuple[int, ...]:

@@ -13,7 +13,6 @@ from mechsafety.cli.base import (
     command,
     device_option,
     dtype_option,
-    finite,
     records,
     say,
     template_option,
@@ -62,6 +61,7 @@ def _direction(
     from mechsafety.directions import find_directions
     from mechsafety.models import load_model
     from mechsafety.prompts import load_prompts
+    from mechsafety.runs import finite
     from mechsafety.sweeps import sweep
 
     chosen = load_prompts(prompts)
@@ -200,6 +200,7 @@ def _select(table: Path, n_layers: int, rule: str, system: str | None, method: s
     CSV, JSON, JSONL or Parquet with columns position, layer, bypass, induce, kl, or the reference project's
     keys position, layer, refusal_score, steering_score, kl_div_score.
     """
+    from mechsafety.runs import finite
     from mechsafety.score_tables import read_score_table
     from mechsafety.selection import select
 

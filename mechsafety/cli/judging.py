@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mechsafety.cli.base import Shown, command, finite
+from mechsafety.cli.base import Shown, command
 from mechsafety.errors import MechsafetyError
 
 if TYPE_CHECKING:
@@ -103,6 +103,8 @@ def _show_verdicts(judged: Judged) -> Shown:
 
 
 def _show_probe(probed: list[Injection], out: Path | None) -> Shown:
+    from mechsafety.runs import finite
+
     lines, facts = [], []
     for found in probed:
         lines.append(f"{found.judge}: {found.right} of {found.known} known items right without attack")

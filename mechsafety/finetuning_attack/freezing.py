@@ -16,12 +16,12 @@ from mechsafety.finetuning_attack.training import (
     FinetuneRecipe,
     drawn,
     finetuned,
-    require_made_for,
 )
+from mechsafety.models import model_name
 from mechsafety.progress import bar
 from mechsafety.regions.maps import LinearMap, linear_maps
-from mechsafety.regions.removal import Pruning
-from mechsafety.runs import Journal
+from mechsafety.regions.removal import Pruning, require_made_for
+from mechsafety.runs import Journal, finite
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -65,7 +65,7 @@ def freezing_table(
         drawn(examples, n, seed=seeds[0])
     maps = linear_maps(model)
     for weights in sets.values():
-        require_made_for(maps, weights)
+        require_made_for(weights, maps, model_name(model))
     bench = _Bench(
         model=model, maps=maps, examples=examples, recipe=recipe, sets=sets, measure=measure, journal=journal
     )
@@ -145,9 +145,7 @@ class _Bench:
             **self.measure(self.model),
         }
         if self.journal is not None:
-            # JSON has no NaN.
-            finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-            self.journal.put(_key(row), finite)
+            self.journal.put(_key(row), finite(values))
         return row | values
 
     def _stored(self, row: dict[str, Any]) -> dict[str, Any] | None:

@@ -23,14 +23,23 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from mechsafety.answers import AnswerBatch, Encoded, Example, answer_logits, answer_loss, collate, encode
+from mechsafety.answers import (
+    AnswerBatch,
+    Example,
+    answer_logits,
+    answer_loss,
+    collate,
+    encode,
+    shuffled,
+)
 from mechsafety.errors import MechsafetyError
 from mechsafety.forward import shared_prefix
+from mechsafety.models import model_name
 from mechsafety.places import data_folder
 from mechsafety.progress import bar
 from mechsafety.prompts import read_rows
 from mechsafety.regions.maps import LinearMap, linear_maps, running_body
-from mechsafety.regions.removal import Pruning
+from mechsafety.regions.removal import Pruning, replace_entries, require_made_for
 from mechsafety.tokens import device_of, pad_token
 
 if TYPE_CHECKING:
@@ -84,20 +93,19 @@ class Finetuned:
 
         Raises :class:`MechsafetyError` for a set made for another model.
         """
-        require_made_for(self.maps, weights)
+        require_made_for(weights, self.maps, "the fine-tuned model")
         undo: list[tuple[LinearMap, Tensor]] = []
         try:
             for linear in self.maps:
                 entries = weights.entries.get(linear.name)
                 if entries is not None and len(entries):
-                    tuned = linear.weight().clone()
-                    undo.append((linear, tuned))
-                    own = _entries_mask(linear, entries)
-                    linear.write(torch.where(own, self._first(linear), tuned))
+                    first = self._first(linear).flatten()
+                    first = first[entries.to(first.device, torch.long)]
+                    undo.append((linear, replace_entries(linear, entries, first)))
             yield
         finally:
             for linear, tuned in undo:
-                linear.write(tuned)
+                replace_entries(linear, weights.entries[linear.name], tuned)
 
     def _first(self, linear: LinearMap) -> Float[Tensor, "d_out d_in"]:
         place = linear.places[0]
@@ -148,7 +156,7 @@ def finetuned(
         raise MechsafetyError("no examples to fine-tune on: give one at least")
     found = list(maps) if maps is not None else linear_maps(model)
     if frozen is not None:
-        require_made_for(found, frozen)
+        require_made_for(frozen, found, model_name(model))
     with torch.inference_mode(False):
         kept = {p: p.detach().clone() for p in _parameters(found)}
     try:
@@ -252,7 +260,7 @@ def _train(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: 1 - step / steps)
     losses: list[float] = []
     with bar("fine-tuning", total=steps, unit="step") as progress:
-        for batch in _shuffled(encoded, recipe=recipe, seed=seed):
+        for batch in shuffled(encoded, epochs=recipe.epochs, batch_size=recipe.batch_size, seed=seed):
             answers = collate(batch, pad=pad_token(model)).to(device_of(model))
             loss = answer_loss(_logits(body, shared, answers), answers)
             losses.append(float(loss.detach()))
@@ -291,14 +299,6 @@ def _logits(body: Any, shared: list[int], batch: AnswerBatch) -> Float[Tensor, "
     return body.get_output_embeddings()(states[:, :-1][batch.weights[:, 1:] > 0])
 
 
-def _shuffled(encoded: Sequence[Encoded], *, recipe: FinetuneRecipe, seed: int) -> Iterator[list[Encoded]]:
-    generator = random.Random(seed)
-    for _ in range(recipe.epochs):
-        order = generator.sample(range(len(encoded)), len(encoded))
-        for start in range(0, len(order), recipe.batch_size):
-            yield [encoded[i] for i in order[start : start + recipe.batch_size]]
-
-
 def _parameters(maps: Sequence[LinearMap]) -> list[nn.Parameter]:
     """Every parameter that holds a map, copies too, each once."""
     return list(dict.fromkeys(place.parameter for m in maps for place in m.places))
@@ -315,11 +315,3 @@ def _gradients(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
     finally:
         for p, wanted in before.items():
             p.requires_grad_(wanted)
-
-
-def require_made_for(maps: Sequence[LinearMap], weights: Pruning) -> None:
-    if {m.name: (m.d_out, m.d_in) for m in maps} != dict(weights.shapes):
-        raise MechsafetyError(
-            f"{weights.label} was made for other linear maps than this model's: "
-            f"{len(weights.shapes)} maps against {len(maps)}, or other shapes"
-        )

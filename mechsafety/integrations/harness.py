@@ -20,7 +20,7 @@ from mechsafety.forward import Prefix, continued, forward
 from mechsafety.generation import Sampling
 from mechsafety.integrations.extras import edit_hash, name_of
 from mechsafety.interventions import Edit, digest, require_fits
-from mechsafety.models import load_record
+from mechsafety.models import known_fingerprint, load_record
 from mechsafety.progress import bar
 from mechsafety.tokens import TokenBatch, batches, device_of, pad_token, render_chat
 
@@ -112,8 +112,7 @@ class EditedLM(TemplateLM):
         """Refuse a response cache that holds another model's answers."""
         stored: Any = cache_hook.dbdict
         if stored is not None:
-            record = load_record(self.hooked_model)
-            ours = f"{self.name} {record.fingerprint if record else ''}".strip()
+            ours = f"{self.name} {known_fingerprint(self.hooked_model)}".strip()
             owner = stored.get(_OWNER) if len(stored) else ours
             if owner != ours:
                 raise MechsafetyError(

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from mechsafety.answers import AnswerBatch, Encoded, Example, collate, encode
 from mechsafety.errors import MechsafetyError
 from mechsafety.generation import out_of_memory
-from mechsafety.models import load_record, model_name
+from mechsafety.models import known_fingerprint, model_name
 from mechsafety.progress import bar
 from mechsafety.regions import score_files
 from mechsafety.regions.maps import LinearMap, linear_maps, running_body
@@ -128,7 +128,6 @@ def _facts(
     loss: Loss,
     positions: Positions,
 ) -> dict[str, Any]:
-    record = load_record(model)
     return {
         "shapes": {m.name: (m.d_out, m.d_in) for m in maps},
         "sites": {m.name: m.site for m in maps},
@@ -137,7 +136,7 @@ def _facts(
         "loss": loss,
         "positions": positions,
         "model": model_name(model),
-        "fingerprint": record.fingerprint if record else "",
+        "fingerprint": known_fingerprint(model),
         "examples_sha256": hashlib.sha256(json.dumps(encoded).encode()).hexdigest(),
     }
 

@@ -122,7 +122,7 @@ def removed(
         if isinstance(removal, Pruning):
             for name, places in removal.entries.items():
                 if len(places):
-                    undo.append((found[name], _replaced(found[name], places, None)))
+                    undo.append((found[name], replace_entries(found[name], places, None)))
         else:
             for name, (b, a) in removal.factors.items():
                 if a.shape[0]:
@@ -131,7 +131,7 @@ def removed(
     finally:
         for linear, kept in reversed(undo):
             if isinstance(removal, Pruning):
-                _replaced(linear, removal.entries[linear.name], kept)
+                replace_entries(linear, removal.entries[linear.name], kept)
             else:
                 linear.write(kept)
 
@@ -145,8 +145,8 @@ def require_made_for(removal: Removal, maps: Sequence[LinearMap], model: str) ->
         )
 
 
-def _replaced(linear: LinearMap, places: Int[Tensor, " entry"], values: Tensor | None) -> Tensor:
-    """Put ``values`` (None: zeros) at ``places`` of W, and return what stood there."""
+def replace_entries(linear: LinearMap, places: Int[Tensor, " entry"], values: Tensor | None) -> Tensor:
+    """Put ``values`` (None: zeros) at the flat ``places`` of W, and return what stood there."""
     weight = linear.weight().clone(memory_format=torch.contiguous_format)
     flat, where = weight.view(-1), places.to(weight.device, torch.long)
     before = flat[where]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from mechsafety.errors import MechsafetyError, first_lines
-from mechsafety.models import load_record, model_name
+from mechsafety.models import known_fingerprint, model_name
 from mechsafety.regions.maps import linear_maps
 from mechsafety.regions.removal import LowRank, Pruning, Removal, Shapes, require_made_for
 from mechsafety.runs import RunFolder
@@ -36,7 +36,6 @@ def save_removal(removal: Removal, path: Path | str, *, model: TransformerBridge
     require_made_for(removal, linear_maps(model), model_name(model))
     if not path.parent.is_dir():
         raise MechsafetyError(f"folder {str(path.parent)!r} does not exist")
-    record = load_record(model)
     tensors = _tensors(removal)
     facts = {
         "format": FORMAT,
@@ -44,7 +43,7 @@ def save_removal(removal: Removal, path: Path | str, *, model: TransformerBridge
         "label": removal.label,
         "shapes": [[name, *shape] for name, shape in removal.shapes.items()],  # a list keeps their order
         "sha256": digest(removal),
-        "model": {"name": model_name(model), "fingerprint": record.fingerprint if record else ""},
+        "model": {"name": model_name(model), "fingerprint": known_fingerprint(model)},
     }
     metadata = {_KEY: json.dumps(facts, sort_keys=True)}
     try:
@@ -93,8 +92,7 @@ def load_removal(
         )
     if model is not None:
         require_made_for(removal, linear_maps(model), model_name(model))
-        record = load_record(model)
-        known = record.fingerprint if record else ""
+        known = known_fingerprint(model)
         if known and fingerprint and known != fingerprint and not allow_other_weights:
             raise MechsafetyError(
                 f"removal {str(path)!r} was made for {name!r}, whose weights differ from {model_name(model)!r}'s; to "

@@ -148,7 +148,15 @@ def _attacked(
     if not run.has_part("attacks", attack):
         suffixes = None
         if attack == "suffix" and searched is not None:
-            suffixes = _suffixes(run, model, searched, config, edit, say)
+            suffixes = resumable_suffixes(
+                run,
+                model,
+                searched,
+                cost=SearchCost(steps=config.suffix_steps, width=config.suffix_width),
+                seed=config.seed,
+                edit=edit,
+                say=say,
+            )
         say(f"{attack}: {len(prompts)} prompts")
         found = attack_table(
             model,
@@ -169,17 +177,22 @@ def _attacked(
     ]
 
 
-def _suffixes(
+def resumable_suffixes(
     run: RunFolder,
     model: TransformerBridge,
     searched: PromptSet,
-    config: RobustnessConfig,
-    edit: Edit | None,
+    *,
+    cost: SearchCost,
+    seed: int,
+    edit: Edit | None = None,
+    key: tuple[str, ...] = (),
     say: Say,
 ) -> Suffixes:
-    """A part of the run for each suffix, since each may take minutes."""
-    cost = SearchCost(steps=config.suffix_steps, width=config.suffix_width)
-    todo = [p for p in searched if not run.has_part("suffixes", p.id, suffix="json")]
+    """A part of the run for each suffix, since each may take minutes; ``key`` keeps several models' apart.
+
+    They stay in the run folder.
+    """
+    todo = [p for p in searched if not run.has_part("suffixes", *key, p.id, suffix="json")]
     if todo:
         minutes = expected_seconds(model, todo, cost=cost) / 60
         say(
@@ -187,9 +200,9 @@ def _suffixes(
             f"{minutes:.1f} minutes"
         )
     for prompt in todo:
-        found = find_suffixes(model, [prompt], cost=cost, seed=config.seed, edit=edit)
-        run.write_json_part(found.as_dict(), "suffixes", prompt.id)
-    parts = [Suffixes.from_dict(run.read_json_part("suffixes", p.id)) for p in searched]
+        found = find_suffixes(model, [prompt], cost=cost, seed=seed, edit=edit)
+        run.write_json_part(found.as_dict(), "suffixes", *key, prompt.id)
+    parts = [Suffixes.from_dict(run.read_json_part("suffixes", *key, p.id)) for p in searched]
     return Suffixes(
         prompt_ids=tuple(i for part in parts for i in part.prompt_ids),
         texts=tuple(text for part in parts for text in part.texts),
