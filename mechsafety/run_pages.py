@@ -21,6 +21,9 @@ _PAGES = {
     "audit": "audit_pages",
     "selfjudge": "selfjudge_pages",
     "regions": "region_pages",
+    "anatomy": "anatomy_pages",
+    "ladder": "ladder_pages",
+    "lab": "lab_pages",
 }
 """By kind, the module that gives ``figures_of(run)`` and ``page_of(run)``; it is imported when it is needed."""
 

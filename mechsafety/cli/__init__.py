@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mechsafety.cli import (
     agreement,
+    anatomy,
     annotation,
     audits,
     checkpoints,
@@ -11,6 +12,8 @@ from mechsafety.cli import (
     edits,
     integrations,
     judging,
+    lab,
+    ladder,
     models,
     regions,
     robustness,
@@ -21,6 +24,7 @@ from mechsafety.cli.base import main
 
 __all__ = [
     "agreement",
+    "anatomy",
     "annotation",
     "audits",
     "checkpoints",
@@ -28,6 +32,8 @@ __all__ = [
     "edits",
     "integrations",
     "judging",
+    "lab",
+    "ladder",
     "main",
     "models",
     "regions",

@@ -1,0 +1,1 @@
+"""Anatomy of a fine-tuning: what changed between a base and a tuned model."""

@@ -1,0 +1,1 @@
+"""The ladder: which systems keep refusing when directions are removed."""
