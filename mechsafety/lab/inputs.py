@@ -122,12 +122,14 @@ def draw_any(
 
     ``kinds`` says safe or unsafe: unsafe as soon as one operator is unsafe on the text.
     """
-    parts = []
-    for share, name in ((n - 2 * (2 * n // 5), "mixed"), (2 * n // 5, "A"), (2 * n // 5, "B")):
+    parts: list[Inputs] = []
+    most = 2 * n // 5
+    shares: list[tuple[int, TextClass | None]] = [(n - 2 * most, None), (most, "A"), (most, "B")]
+    for share, text_class in shares:
         if not share:
             continue
-        kind: Kind = "co_text" if name == "mixed" else "safe"
-        text_class = None if name == "mixed" else name
+        kind: Kind = "co_text" if text_class is None else "safe"
+        name = text_class or "mixed"
         texts = _split_texts(
             rules, kind, share, split=split, text_class=text_class, length=length, generator=generator
         )

@@ -66,6 +66,11 @@ class Vocabulary:
         """``<null>`` as often as the text has tokens, then ``<end>``."""
         return self._ended(torch.full_like(inputs.texts, self.id("<null>")))
 
+    def rephrased(self, inputs: Inputs) -> Int[Tensor, "input position"]:
+        """The harmless transformation of the rungs: what the first safe operator makes of the text, then ``<end>``."""
+        safe = next(i for i, o in enumerate(self.rules.operators) if o.name == "safe1")
+        return self._ended(self.rules.bijections[safe][inputs.texts])
+
     def _ended(self, output: Int[Tensor, "input length"]) -> Int[Tensor, "input position"]:
         return torch.cat([output, torch.full((len(output), 1), self.id("<end>"))], dim=1)
 
