@@ -18,8 +18,8 @@ from mechsafety.lab.vocabulary import Vocabulary
 from mechsafety.objectives import answer_log_likelihoods, dpo_loss, unlearning_loss
 from mechsafety.progress import bar
 
-PROMPT_WEIGHT = 0.1
-"""What a token of the prompt counts in pretraining: it teaches the grammar, most of which is chance."""
+PROMPT_WEIGHT = 1.0
+"""What a token of the prompt counts in pretraining: the grammar that it teaches is what unsafe texts are told by."""
 
 
 @dataclass(frozen=True, kw_only=True)
