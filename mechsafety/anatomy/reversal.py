@@ -1,0 +1,207 @@
+"""Which part of a fine-tuning carries what it taught: models with some of dW only, or with all but some of it.
+
+A causal question, asked of whole states of the model: the MLPs' matrices alone, everything but them, the strongest
+singular directions of every matrix's dW alone, all but these, and a random dW of the same norm. After Jain et al.,
+NeurIPS 2024, arXiv 2407.10264, who look at MLPs; the truncations are ours.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, get_args
+
+from jaxtyping import Float
+from torch import Tensor
+
+from mechsafety.anatomy.decompositions import singular
+from mechsafety.anatomy.interpolation import restored
+from mechsafety.anatomy.readings import OUTCOME_COLUMNS, Groups, outcome_rows
+from mechsafety.anatomy.weight_changes import MLP_KINDS, WeightChange, require_pair, weight_changes
+from mechsafety.errors import MechsafetyError
+from mechsafety.generation import DEFAULT_BATCH
+from mechsafety.judges.verdict import Judge
+from mechsafety.progress import track
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from transformer_lens.model_bridge import TransformerBridge
+
+What = Literal["base", "tuned", "matrices", "mlp", "rest", "random", "kept", "removed"]
+RANKS = (1, 4, 16)
+REVERSAL_COLUMNS = ("state", "r", "group", *OUTCOME_COLUMNS)
+_TRUNCATED = ("kept", "removed")
+_WITH_OTHERS = ("tuned", "rest", "removed")
+
+Factors = Mapping[str, tuple[Tensor, Tensor]]
+"""By map: U S [d_out, r] and V^T [r, d_in] of its dW, strongest directions first, in float32."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """A model between base and tuned.
+
+    Made from the base: ``matrices`` has dW of every matrix of the blocks, ``mlp`` of the MLPs' ones, ``random`` a
+    random dW of the same Frobenius norm for every matrix, ``kept`` the top ``r`` singular directions of every dW.
+    Made from the tuned model: ``rest`` lacks dW of the MLPs' matrices, ``removed`` the top ``r`` directions of every
+    dW. Biases, norms and embeddings are those of the model that the state is made from: with r = 0 ``kept`` is the
+    base and with full rank ``matrices``, which is the tuned model where only matrices were tuned.
+    """
+
+    what: What
+    r: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.what not in get_args(What):
+            raise MechsafetyError(f"state {self.what!r} is not one of {', '.join(get_args(What))}")
+        if (self.r is not None) != (self.what in _TRUNCATED) or (self.r is not None and self.r < 0):
+            raise MechsafetyError(
+                f"state {self.what!r} with r = {self.r}: {' and '.join(_TRUNCATED)} have a rank of 0 or more, the "
+                "others none"
+            )
+
+    @property
+    def label(self) -> str:
+        return self.what if self.r is None else f"top {self.r} {self.what}"
+
+
+def planned_states(ranks: Sequence[int] = RANKS) -> list[State]:
+    """Every state, the truncations at each of ``ranks``."""
+    whole = [State(what=what) for what in get_args(What) if what not in _TRUNCATED]
+    return whole + [State(what=what, r=r) for what in ("kept", "removed") for r in ranks]
+
+
+def top_factors(changes: Sequence[WeightChange], *, rank: int) -> Factors:
+    """The ``rank`` strongest singular directions of every dW (fewer where a matrix has fewer)."""
+    found: dict[str, tuple[Tensor, Tensor]] = {}
+    for change in track(changes, "decomposing dW", total=len(changes), unit="map"):
+        parts = singular(change.matrix(), top=min(rank, change.rank))
+        scaled = parts.left * parts.values[: parts.left.shape[1]]
+        found[change.name] = (scaled.float(), parts.right.float().contiguous())
+    return found
+
+
+@contextmanager
+def in_state(
+    base: TransformerBridge,
+    tuned: TransformerBridge,
+    state: State,
+    *,
+    seed: int,
+    factors: Factors | None = None,
+) -> Iterator[None]:
+    """``base`` turned into ``state`` while the block runs; back bit for bit afterwards, also after an exception.
+
+    ``seed`` draws the random dW. ``factors`` are :func:`top_factors` of at least ``state.r``, made here where they
+    are not given. Raises :class:`MechsafetyError` for models that are no pair, and for too few factors.
+    """
+    require_pair(base, tuned)
+    changes = weight_changes(base, tuned)
+    if state.what in _TRUNCATED:
+        factors = _enough(changes, factors, state.r or 0)
+    matrices = {id(place.parameter) for change in changes for place in change.base.places}
+    theirs = dict(tuned.named_parameters())
+    with restored(base):
+        if state.what in _WITH_OTHERS:
+            for name, parameter in base.named_parameters():
+                if id(parameter) not in matrices:
+                    parameter.detach().copy_(theirs[name].detach())
+        for change in changes:
+            # Each map is written once, after its dW was read.
+            value = _weight(change, state, factors, seed)
+            if value is not None:
+                change.base.write(value)
+        yield
+
+
+def _enough(changes: Sequence[WeightChange], factors: Factors | None, r: int) -> Factors:
+    if factors is None:
+        return top_factors(changes, rank=r)
+    for change in changes:
+        found = len(factors[change.name][1]) if change.name in factors else 0
+        if found < min(r, change.rank):
+            raise MechsafetyError(
+                f"{change.name} has {found} singular directions given, and the state needs {min(r, change.rank)}"
+            )
+    return factors
+
+
+def _weight(
+    change: WeightChange, state: State, factors: Factors | None, seed: int
+) -> Float[Tensor, "d_out d_in"] | None:
+    """The map's W in ``state``; None where it is the base's."""
+    before, after = change.base.weight(), change.tuned.weight().to(change.base.weight().device)
+    if state.what in _TRUNCATED:
+        assert factors is not None
+        r = state.r or 0
+        if r == 0 or r >= change.rank:  # not through the decomposition, so that the ends are exact
+            return after if (r == 0) == (state.what == "removed") else None
+        left, right = factors[change.name]
+        part = left[:, :r] @ right[:r]
+        whole = before.float() + part if state.what == "kept" else after.float() - part
+        return whole.to(before.dtype)
+    if state.what == "random":
+        return (before.float() + change.random(seed=seed)).to(before.dtype)
+    in_mlp = change.kind in MLP_KINDS
+    takes = {"base": False, "tuned": True, "matrices": True, "mlp": in_mlp, "rest": not in_mlp}
+    return after if takes[state.what] else None
+
+
+def reversal_rows(
+    base: TransformerBridge,
+    tuned: TransformerBridge,
+    state: State,
+    groups: Groups,
+    *,
+    judge: str | Judge,
+    max_new_tokens: int,
+    seed: int,
+    factors: Factors | None = None,
+    batch_size: int = DEFAULT_BATCH,
+) -> list[dict[str, str | int | float]]:
+    """What the model in ``state`` answers to each group, judged: a row a group, with ``state`` and ``r`` (NaN: none).
+
+    A judge that asks a model needs a copy of its own: ``base`` is changed in place.
+    """
+    with in_state(base, tuned, state, seed=seed, factors=factors):
+        rows = outcome_rows(
+            base, groups, judge=judge, max_new_tokens=max_new_tokens, seed=seed, batch_size=batch_size
+        )
+    r = math.nan if state.r is None else state.r
+    return [{"state": state.what, "r": r, **row} for row in rows]
+
+
+def reversal_table(
+    base: TransformerBridge,
+    tuned: TransformerBridge,
+    groups: Groups,
+    *,
+    judge: str | Judge,
+    max_new_tokens: int,
+    seed: int,
+    ranks: Sequence[int] = RANKS,
+    batch_size: int = DEFAULT_BATCH,
+) -> pd.DataFrame:
+    """:func:`reversal_rows` of every state. Columns: :data:`REVERSAL_COLUMNS`."""
+    import pandas as pd
+
+    factors = top_factors(weight_changes(base, tuned), rank=max(ranks, default=0))
+    states = planned_states(ranks)
+    rows = [
+        row
+        for state in track(states, "reversal", total=len(states), unit="state")
+        for row in reversal_rows(
+            base,
+            tuned,
+            state,
+            groups,
+            judge=judge,
+            max_new_tokens=max_new_tokens,
+            seed=seed,
+            factors=factors,
+            batch_size=batch_size,
+        )
+    ]
+    return pd.DataFrame(rows, columns=list(REVERSAL_COLUMNS))
