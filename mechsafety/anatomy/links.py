@@ -1,0 +1,249 @@
+"""dW beside the two other ways to find safety in a model: its refusal direction, and its safety-critical weights.
+
+A direction is compared with what dW writes to the residual stream, against random directions through the same dW and
+against what W_base writes there anyway; sets of weights by their share of ||dW||_F^2, against their size and against
+the largest weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mechsafety.activations import residual_stream
+from mechsafety.anatomy.decompositions import singular
+from mechsafety.anatomy.readings import OUTCOME_COLUMNS, UNSAFE, Groups, outcome_rows, prompt_groups
+from mechsafety.anatomy.weight_changes import TOP, WeightChange
+from mechsafety.directions import Direction, find_directions
+from mechsafety.errors import MechsafetyError
+from mechsafety.generation import DEFAULT_BATCH
+from mechsafety.interventions import Ablate
+from mechsafety.judges.verdict import Judge
+from mechsafety.progress import track
+from mechsafety.projection import VectorLike, orthonormal
+from mechsafety.prompts import Prompt
+from mechsafety.regions.pruning import Percent, require_percent, require_scored, top_entries
+from mechsafety.regions.score_files import Attribution, Method
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from transformer_lens.model_bridge import TransformerBridge
+
+WRITING_KINDS = ("o", "down")
+"""The maps whose outputs are added to the residual stream."""
+LINK_COLUMNS = ("what", "layer", "kind", "value", "low", "high", "chance", "n")
+ABLATION_COLUMNS = ("state", "layer", "group", *OUTCOME_COLUMNS)
+DRAWS = 500
+
+
+def choose_direction(
+    tuned: TransformerBridge,
+    fit: Sequence[Prompt],
+    validation: Sequence[Prompt],
+    *,
+    judge: str | Judge,
+    max_new_tokens: int,
+    seed: int,
+    layers: Sequence[int] | None = None,
+    batch_size: int = DEFAULT_BATCH,
+) -> Direction:
+    """The mean difference of ``fit`` at the last prompt token, of the layer whose ablation sets most answers free.
+
+    That is the layer with the largest share of coherent compliance among the harmful ``validation`` prompts once its
+    direction is projected out everywhere; of equals the one with fewer refusals, then the earlier. Judged by answers,
+    so that no opening words of a refusal need be known. ``layers`` restricts the search (each costs a generation).
+
+    Raises :class:`MechsafetyError` for no harmful validation prompts, an unknown layer, and where harmful and harmless
+    prompts differ at no layer.
+    """
+    cache = residual_stream(tuned, fit, batch_size=batch_size)
+    found = find_directions(cache, method="mean_difference", seed=seed)
+    groups = {name: group for name, group in prompt_groups(validation).items() if name == UNSAFE}
+    if not groups:
+        raise MechsafetyError("no harmful validation prompts to choose the layer of the refusal direction by")
+    wanted = range(found.n_layers) if layers is None else layers
+    if unknown := [layer for layer in wanted if not 0 <= layer < found.n_layers]:
+        raise MechsafetyError(
+            f"no layer {unknown[0]}: the residual stream has layers 0 to {found.n_layers - 1}"
+        )
+    usable = [layer for layer in wanted if float(found.vectors[0, layer].norm()) > 0]
+    if not usable:
+        raise MechsafetyError(
+            "harmful and harmless prompts differ at none of these layers: there is no direction"
+        )
+    scores: dict[int, tuple[float, float]] = {}
+    for layer in track(usable, "choosing the layer", total=len(usable), unit="layer"):
+        (row,) = outcome_rows(
+            tuned,
+            groups,
+            edit=Ablate(found.at(layer=layer, position=-1)),
+            judge=judge,
+            max_new_tokens=max_new_tokens,
+            seed=seed,
+            batch_size=batch_size,
+        )
+        scores[layer] = (_number(row["complied"]), -_number(row["refused"]))
+    return found.at(layer=max(scores, key=lambda layer: (*scores[layer], -layer)), position=-1)
+
+
+def direction_links(changes: Sequence[WeightChange], direction: VectorLike, *, seed: int) -> pd.DataFrame:
+    """What each dW that writes to the residual stream has to do with the unit direction u, rows a map.
+
+    By ``what``:
+
+    - ``energy``: ||u^T dW||^2 / ||dW||_F^2, the share of dW along u; chance 1 / d_model.
+    - ``energy_random``: the same of :data:`DRAWS` random directions, with the 2.5 and 97.5 % quantiles.
+    - ``energy_base``: the same of W_base, which says how far the map writes there anyway.
+    - ``cosine_first``: |<u, u_1>| with the top left singular vector; chance sqrt(2 / (pi d_model)), about.
+    - ``cosine_top``: the length of u within the span of the top ``n`` left singular vectors (at most :data:`TOP`,
+      those above rounding); chance sqrt(n / d_model).
+
+    NaN where a map did not change. ``n`` counts random draws, singular vectors or else inputs d_in. Columns:
+    :data:`LINK_COLUMNS`. Raises :class:`MechsafetyError` where no map writes, and for a direction of another width.
+    """
+    import pandas as pd
+
+    writing = [change for change in changes if change.kind in WRITING_KINDS]
+    if not writing:
+        raise MechsafetyError(f"no map of kind {' or '.join(WRITING_KINDS)} among these: nothing is written")
+    basis = orthonormal(direction)
+    width = basis.shape[1]
+    if len(basis) > 1:
+        raise MechsafetyError(f"{len(basis)} directions at once; links are of one")
+    if wrong := [c for c in writing if c.base.d_out != width]:
+        raise MechsafetyError(
+            f"the direction has {width} entries, {wrong[0].name} writes {wrong[0].base.d_out}: it is of another model"
+        )
+    generator = torch.Generator().manual_seed(seed)
+    random = torch.nn.functional.normalize(torch.randn(DRAWS, width, generator=generator), dim=-1)
+    rows: list[tuple[object, ...]] = []
+    for change in track(writing, "links to dW", total=len(writing), unit="map"):
+        matrix = change.matrix()
+        parts = singular(matrix, top=min(TOP, change.rank))
+        kept = int((parts.values[: parts.left.shape[1]] > change.rounding()).sum())
+        cosines = (basis.to(parts.left) @ parts.left[:, :kept])[0].abs()
+        drawn = energy_along(matrix, random)
+        low, high = (float(drawn.quantile(q)) for q in (0.025, 0.975))
+        nothing = kept == 0
+        found = {
+            "energy": (
+                float(energy_along(matrix, basis)[0]),
+                math.nan,
+                math.nan,
+                1 / width,
+                change.base.d_in,
+            ),
+            "energy_random": (float(drawn.mean()), low, high, 1 / width, DRAWS),
+            "energy_base": (
+                float(energy_along(change.base.weight().float(), basis)[0]),
+                *(math.nan, math.nan, 1 / width, change.base.d_in),
+            ),
+            "cosine_first": (
+                math.nan if nothing else float(cosines[0]),
+                *(math.nan, math.nan, math.sqrt(2 / (math.pi * width)), min(kept, 1)),
+            ),
+            "cosine_top": (
+                math.nan if nothing else float(cosines.norm()),
+                *(math.nan, math.nan, math.sqrt(kept / width), kept),
+            ),
+        }
+        rows += [(what, change.layer, change.kind, *values) for what, values in found.items()]
+    return pd.DataFrame(rows, columns=list(LINK_COLUMNS))
+
+
+def energy_along(
+    matrix: Float[Tensor, "d_out d_in"], directions: Float[Tensor, "k d_out"]
+) -> Float[Tensor, " k"]:
+    """||u^T M||^2 / ||M||_F^2 of each unit row u; NaN of a zero matrix."""
+    along = directions.to(matrix) @ matrix
+    return along.square().sum(-1) / matrix.square().sum()
+
+
+def set_links(
+    changes: Sequence[WeightChange],
+    attribution: Attribution,
+    *,
+    methods: Sequence[Method] = ("snip", "wanda"),
+    q: Percent = 5,
+) -> pd.DataFrame:
+    """How much of dW lies in the safety-critical weights, rows a map.
+
+    ``attribution`` are the tuned model's scores on its own refusals
+    (:func:`mechsafety.regions.attribution.attribute`). By ``what``:
+
+    - ``snip`` and ``wanda``: the share of ||dW||_F^2 in the top ``q`` % entries of the map by that score.
+    - ``magnitude``: the same of the largest |W_tuned|, to which both scores lean.
+
+    ``chance`` is the share of entries chosen, ``n`` their number. NaN where a map did not change. Columns:
+    :data:`LINK_COLUMNS`. Raises :class:`MechsafetyError` for ``q`` outside 0 < q <= 100 and scores of other maps.
+    """
+    import pandas as pd
+
+    require_percent("q", q)
+    require_scored([change.tuned for change in changes], attribution)
+    rows: list[tuple[object, ...]] = []
+    for change in track(changes, "dW in safety sets", total=len(changes), unit="map"):
+        energy = change.matrix().square().reshape(-1)
+        weight = change.tuned.weight().float()
+        for what in (*methods, "magnitude"):
+            scores = weight.abs() if what == "magnitude" else attribution.scores(change.tuned, what)
+            places = top_entries(scores, q, "matrix")
+            value, chance = share_in(energy, places), len(places) / energy.numel()
+            rows.append((what, change.layer, change.kind, value, math.nan, math.nan, chance, len(places)))
+    return pd.DataFrame(rows, columns=list(LINK_COLUMNS))
+
+
+def share_in(energy: Float[Tensor, " entry"], places: Int[Tensor, " place"]) -> float:
+    """The share of ``energy`` at ``places``; NaN where there is none at all."""
+    total = float(energy.double().sum())
+    return float(energy[places.to(energy.device).long()].double().sum()) / total if total > 0 else math.nan
+
+
+def ablation_table(
+    tuned: TransformerBridge,
+    direction: Direction,
+    groups: Groups,
+    *,
+    judge: str | Judge,
+    max_new_tokens: int,
+    seed: int,
+    batch_size: int = DEFAULT_BATCH,
+) -> pd.DataFrame:
+    """What the tuned model answers as it is, without ``direction``, and without a random one that ``seed`` draws.
+
+    ``state`` is ``tuned``, ``ablated`` or ``random_ablated``, ``layer`` the direction's. Columns:
+    :data:`ABLATION_COLUMNS`.
+    """
+    import pandas as pd
+
+    generator = torch.Generator().manual_seed(seed)
+    edits = {
+        "tuned": None,
+        "ablated": Ablate(direction),
+        "random_ablated": Ablate(torch.randn(direction.vector.shape, generator=generator)),
+    }
+    rows = [
+        {"state": state, "layer": direction.layer, **row}
+        for state, edit in track(edits.items(), "ablation", total=len(edits), unit="state")
+        for row in outcome_rows(
+            tuned,
+            groups,
+            edit=edit,
+            judge=judge,
+            max_new_tokens=max_new_tokens,
+            seed=seed,
+            batch_size=batch_size,
+        )
+    ]
+    return pd.DataFrame(rows, columns=list(ABLATION_COLUMNS))
+
+
+def _number(value: str | int | float) -> float:
+    """A share of a row, nothing measured counting lowest."""
+    found = float(value)
+    return -1.0 if math.isnan(found) else found
