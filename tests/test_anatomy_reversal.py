@@ -52,12 +52,20 @@ def test_the_ends_are_the_two_models_bit_for_bit(pair: Any, architecture: str, d
             for a, b in zip(both_logits(base), both_logits(tuned), strict=True):
                 assert torch.equal(bits(a), bits(b))
             assert answers(base) == answers(tuned)
-    whole = State(what="kept", r=FULL)
+    whole, original = State(what="kept", r=FULL), list(matrices(base).values())
     with in_state(base, tuned, State(what="matrices"), seed=0):
         changed = weights(base)
         assert not same(changed, after)  # biases and norms are the base's
     with in_state(base, tuned, whole, seed=0):
         assert same(changed, weights(base))
+    with in_state(base, tuned, State(what="others"), seed=0):
+        left = weights(base)
+        assert not same(left, before)
+        assert all(
+            torch.equal(m.weight().float(), w) for m, w in zip(linear_maps(base), original, strict=True)
+        )
+    with in_state(base, tuned, State(what="removed", r=FULL), seed=0):
+        assert same(left, weights(base))
     for state in planned_states((1,)):
         with pytest.raises(RuntimeError, match="inside"), in_state(base, tuned, state, seed=0):
             raise RuntimeError("inside")
@@ -167,9 +175,9 @@ def test_the_table_has_every_state_and_its_ends_are_the_models(pair: Any) -> Non
     settings: Any = {"judge": "rules", "max_new_tokens": 3, "seed": 0}
     table = reversal_table(base, tuned, groups, ranks=(1, 4), **settings)
     assert tuple(table.columns) == REVERSAL_COLUMNS
-    assert len(table) == 10 * 2
+    assert len(table) == 11 * 2
     assert table.groupby("state", sort=False)["r"].apply(lambda r: sorted(set(r.dropna()))).to_dict() == {
-        **{what: [] for what in ("base", "tuned", "matrices", "mlp", "rest", "random")},
+        **{what: [] for what in ("base", "tuned", "matrices", "others", "mlp", "rest", "random")},
         **{what: [1, 4] for what in ("kept", "removed")},
     }
     for state, model in (("base", base), ("tuned", tuned)):

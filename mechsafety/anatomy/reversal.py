@@ -29,11 +29,11 @@ if TYPE_CHECKING:
     import pandas as pd
     from transformer_lens.model_bridge import TransformerBridge
 
-What = Literal["base", "tuned", "matrices", "mlp", "rest", "random", "kept", "removed"]
+What = Literal["base", "tuned", "matrices", "others", "mlp", "rest", "random", "kept", "removed"]
 RANKS = (1, 4, 16)
 REVERSAL_COLUMNS = ("state", "r", "group", *OUTCOME_COLUMNS)
 _TRUNCATED = ("kept", "removed")
-_WITH_OTHERS = ("tuned", "rest", "removed")
+_WITH_OTHERS = ("tuned", "others", "rest", "removed")
 
 Factors = Mapping[str, tuple[Tensor, Tensor]]
 """By map: U S [d_out, r] and V^T [r, d_in] of its dW, strongest directions first, in float32."""
@@ -45,9 +45,10 @@ class State:
 
     Made from the base: ``matrices`` has dW of every matrix of the blocks, ``mlp`` of the MLPs' ones, ``random`` a
     random dW of the same Frobenius norm for every matrix, ``kept`` the top ``r`` singular directions of every dW.
-    Made from the tuned model: ``rest`` lacks dW of the MLPs' matrices, ``removed`` the top ``r`` directions of every
-    dW. Biases, norms and embeddings are those of the model that the state is made from: with r = 0 ``kept`` is the
-    base and with full rank ``matrices``, which is the tuned model where only matrices were tuned.
+    Made from the tuned model: ``rest`` lacks dW of the MLPs' matrices, ``others`` of every matrix, ``removed`` the top
+    ``r`` directions of every dW. Biases, norms and embeddings are those of the model that the state is made from. So
+    ``kept`` with r = 0 is the base and ``removed`` the tuned model; with full rank they are ``matrices`` and
+    ``others``, which are the tuned model and the base where only matrices were tuned.
     """
 
     what: What
@@ -145,7 +146,14 @@ def _weight(
     if state.what == "random":
         return (before.float() + change.random(seed=seed)).to(before.dtype)
     in_mlp = change.kind in MLP_KINDS
-    takes = {"base": False, "tuned": True, "matrices": True, "mlp": in_mlp, "rest": not in_mlp}
+    takes = {
+        "base": False,
+        "tuned": True,
+        "matrices": True,
+        "others": False,
+        "mlp": in_mlp,
+        "rest": not in_mlp,
+    }
     return after if takes[state.what] else None
 
 
