@@ -24,7 +24,7 @@ from mechsafety.progress import track
 from mechsafety.projection import VectorLike, orthonormal
 from mechsafety.prompts import Prompt
 from mechsafety.regions.attribution import attribute
-from mechsafety.regions.maps import LinearMap, linear_maps
+from mechsafety.regions.maps import WRITING_KINDS, LinearMap, linear_maps
 from mechsafety.regions.overlap import jaccard_table
 from mechsafety.regions.pruning import Percent, random_pruning, require_scored
 from mechsafety.regions.removal import LowRank, Pruning, Removal, removed
@@ -36,9 +36,6 @@ from mechsafety.statistics import auroc_interval
 if TYPE_CHECKING:
     import pandas as pd
     from transformer_lens.model_bridge import TransformerBridge
-
-WRITING_KINDS = ("o", "down")
-"""The maps whose outputs are added to the residual stream."""
 
 LinkMethod = Literal["snip", "wanda", "actsvd"]
 Measure = Callable[["TransformerBridge", Edit | None], Mapping[str, object]]

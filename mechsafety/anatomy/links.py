@@ -27,6 +27,7 @@ from mechsafety.judges.verdict import Judge
 from mechsafety.progress import track
 from mechsafety.projection import VectorLike, orthonormal
 from mechsafety.prompts import Prompt
+from mechsafety.regions.maps import WRITING_KINDS
 from mechsafety.regions.pruning import Percent, require_percent, require_scored, top_entries
 from mechsafety.regions.score_files import Attribution, Method
 
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from transformer_lens.model_bridge import TransformerBridge
 
-WRITING_KINDS = ("o", "down")
-"""The maps whose outputs are added to the residual stream."""
 LINK_COLUMNS = ("what", "layer", "kind", "value", "low", "high", "chance", "n")
 ABLATION_COLUMNS = ("state", "layer", "group", *OUTCOME_COLUMNS)
 DRAWS = 500

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 KINDS = ("q", "k", "v", "o", "gate", "up", "down")
+WRITING_KINDS = ("o", "down")
+"""The maps whose outputs are added to the residual stream."""
 _ATTENTION = {"q": "q", "k": "k", "v": "v", "o": "o"}
 _MLP = {"gate": "gate", "in": "up", "out": "down"}
 
