@@ -1,11 +1,11 @@
-"""Safety fine-tuning of real models as LoRA adapters: the rung ``refusals``."""
+"""Safety fine-tuning of real models as LoRA adapters: one adapter a rung."""
 
 from __future__ import annotations
 
 import json
-import random
+import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -13,15 +13,23 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from transformers.pytorch_utils import Conv1D
 
-from mechsafety.answers import Example, answer_logits, answer_loss, collate, encode, shuffled
+from mechsafety.answers import (
+    AnswerBatch,
+    Encoded,
+    Example,
+    answer_logits,
+    answer_loss,
+    collate,
+    encode,
+    shuffled,
+)
 from mechsafety.errors import MechsafetyError
-from mechsafety.generation import generate
 from mechsafety.hooking import plain_module_path
-from mechsafety.judging import judged_as
 from mechsafety.models import generation_twin, load_record
+from mechsafety.objectives import Objective, answer_log_likelihoods, dpo_loss, unlearning_loss
 from mechsafety.progress import bar
-from mechsafety.prompts import Prompt, PromptSet, load_prompts
-from mechsafety.refusals import write_refusal
+from mechsafety.prompts import PromptSet, load_prompts
+from mechsafety.rungs import ANSWERS, OBJECTIVE, RUNGS, Rung, rung_examples
 from mechsafety.tokens import device_of, pad_token
 
 if TYPE_CHECKING:
@@ -36,10 +44,11 @@ class TuningRecipe:
     The lower half tells harmful from harmless already; leaving it alone halves the backward pass and
     keeps the adapter from learning the training prompts by heart.
     The first ``opening_tokens`` of an answer decide whether it refuses, so they count ``opening_weight``
-    times. ``strength`` scales the finished adapter: below 1 it refuses less of everything, which trades
-    refused harmless requests against missed harmful ones. ``answer_tokens`` is the length of the model's
-    own answers to harmless prompts. ``max_steps`` cuts training short. The same recipe and seed on the
-    same machine give the same adapter.
+    times in cross-entropy (not in DPO, nor in what is unlearned). ``strength`` scales the finished adapter: below 1 it
+    refuses less of everything, which trades refused harmless requests against missed harmful ones. ``answer_tokens`` is
+    the length of the model's own answers. ``beta`` is DPO's; ``unlearning_weight`` is the share of the dispreferred
+    answers' cross-entropy that is taken off. ``max_steps`` cuts training short. The same recipe and seed on the same
+    machine give the same adapter.
     """
 
     rank: int = 8
@@ -52,6 +61,8 @@ class TuningRecipe:
     opening_tokens: int = 3
     opening_weight: float = 8.0
     strength: float = 0.9
+    beta: float = 0.1
+    unlearning_weight: float = 0.1
     seed: int = 0
     max_steps: int | None = None
 
@@ -59,82 +70,88 @@ class TuningRecipe:
         for name in ("rank", "epochs", "batch_size", "answer_tokens"):
             if getattr(self, name) < 1:
                 raise MechsafetyError(f"{name} is {getattr(self, name)}; 1 at least")
+        for name in ("learning_rate", "beta"):
+            if not getattr(self, name) > 0:
+                raise MechsafetyError(f"{name} is {getattr(self, name)}; it must be above 0")
+
+
+RECIPES: Mapping[Rung, TuningRecipe] = {
+    **dict.fromkeys(RUNGS, TuningRecipe()),
+    "dpo": TuningRecipe(learning_rate=5e-4, epochs=2, strength=1.0),
+}
+"""The recipe of each packaged adapter."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TuningResult:
-    """Where the adapter lies, and the loss of every step (nats per answer token)."""
+    """Where the adapter lies, the loss of every step, and what it was trained on.
+
+    Losses are nats per answer token, in DPO nats per pair. ``n_harmful`` and ``n_harmless`` count the preferred
+    answers, ``n_dispreferred`` the dispreferred ones.
+    """
 
     folder: Path
     losses: tuple[float, ...]
-    n_refusals: int
-    n_answers: int
+    n_harmful: int
+    n_harmless: int
+    n_dispreferred: int
 
 
-def refusal_examples(
-    model: TransformerBridge, prompts: PromptSet, contrast: PromptSet, *, recipe: TuningRecipe
-) -> list[Example]:
-    """Written refusals for harmful prompts, the model's own answers for harmless and contrast ones.
-
-    Own answers that refuse or degenerate (judge ``rules``) are left out: they would teach refusing.
-    """
-    generator = random.Random(recipe.seed)
-    refusals = [
-        Example(prompt=p.text, answer=write_refusal(p.category, generator=generator), whole=True)
-        for p in prompts.harmful
-    ]
-    harmless = [*prompts.harmless, *contrast]
-    answers = _own_answers(model, harmless, recipe=recipe)
-    return refusals + answers
-
-
-def _own_answers(
-    model: TransformerBridge, prompts: Sequence[Prompt], *, recipe: TuningRecipe
-) -> list[Example]:
-    completions = generate(
-        model, prompts, max_new_tokens=recipe.answer_tokens, seed=recipe.seed, label="own answers"
-    )
-    kept = judged_as(completions, "compliance")
-    return [
-        Example(prompt=c.prompt, answer=c.text, whole=c.finish == "stop") for c in completions if c.id in kept
-    ]
-
-
-def tune_refusals(
+def tune(
     model: TransformerBridge,
     out: Path,
     *,
+    rung: Rung,
     recipe: TuningRecipe | None = None,
     prompts: PromptSet | None = None,
     contrast: PromptSet | None = None,
 ) -> TuningResult:
-    """Train the rung ``refusals`` on ``model`` and write the adapter (bfloat16 safetensors) to ``out``.
+    """Train one rung on ``model`` and write the adapter (bfloat16 safetensors) and its recipe to ``out``.
 
-    The model itself is left as it was. Trains on the fit split only (default: the packaged prompts).
-    Raises :class:`MechsafetyError` when ``out`` holds something already.
+    The model itself is left as it was. Trains on the fit split only (default: the packaged prompts); what the model
+    answers is not written anywhere. Without ``recipe``: the rung's own in :data:`RECIPES`. See
+    :func:`rungs.rung_examples` for what a rung is. Raises :class:`MechsafetyError` when ``out`` holds something
+    already, when nothing is left to train on, and when the loss is no longer finite.
     """
-    recipe = recipe or TuningRecipe()
+    recipe = recipe or RECIPES[rung]
     require_empty(out)
     fit = (prompts or load_prompts("default")).fit
     safe = (contrast or load_prompts("contrast")).fit
-    examples = refusal_examples(model, fit, safe, recipe=recipe)
-    n_refusals = len(fit.harmful)
-    losses = train_adapter(model, examples, out, recipe=recipe)
+    examples = rung_examples(
+        model, rung, prompts=fit, contrast=safe, answer_tokens=recipe.answer_tokens, seed=recipe.seed
+    )
+    losses = train_adapter(
+        model,
+        examples.preferred,
+        out,
+        recipe=recipe,
+        objective=OBJECTIVE[rung],
+        dispreferred=examples.dispreferred,
+    )
+    n_harmless = len(examples.preferred) - examples.n_harmful
     record = load_record(model)
     facts = {
+        "rung": rung,
+        "objective": OBJECTIVE[rung],
         "recipe": asdict(recipe),
         "base": record.spec if record else None,
         "base_fingerprint": record.fingerprint if record else None,
         "prompts_sha256": fit.sha256(),
         "contrast_sha256": safe.sha256(),
-        "n_refusals": n_refusals,
-        "n_answers": len(examples) - n_refusals,
+        "n_harmful": examples.n_harmful,
+        "n_harmless": n_harmless,
+        "n_dispreferred": len(examples.dispreferred),
+        "answers_to_harmful_prompts": ANSWERS[rung],
         "first_losses": [round(x, 4) for x in losses[:5]],
         "last_losses": [round(x, 4) for x in losses[-5:]],
     }
     (out / "recipe.json").write_text(json.dumps(facts, indent=2) + "\n")
     return TuningResult(
-        folder=out, losses=losses, n_refusals=n_refusals, n_answers=len(examples) - n_refusals
+        folder=out,
+        losses=losses,
+        n_harmful=examples.n_harmful,
+        n_harmless=n_harmless,
+        n_dispreferred=len(examples.dispreferred),
     )
 
 
@@ -145,14 +162,25 @@ def require_empty(out: Path) -> None:
 
 
 def train_adapter(
-    model: TransformerBridge, examples: Sequence[Example], out: Path, *, recipe: TuningRecipe
+    model: TransformerBridge,
+    examples: Sequence[Example],
+    out: Path,
+    *,
+    recipe: TuningRecipe,
+    objective: Objective = "sft",
+    dispreferred: Mapping[str, Example] | None = None,
 ) -> tuple[float, ...]:
-    """Fit a LoRA adapter to ``examples`` by cross-entropy on the answers' tokens, and save it."""
+    """Fit a LoRA adapter to ``examples`` by ``objective``, save it to ``out`` and return the loss of every step.
+
+    ``dispreferred`` holds the dispreferred answer to a prompt. DPO needs one for every example; the reference is the
+    model without the adapter. Raises :class:`MechsafetyError` where it is missing, or when there is no example.
+    """
     from peft import LoraConfig, get_peft_model
 
     twin = generation_twin(model)
     if twin is None:
         raise MechsafetyError("tuning needs a model that load_model loaded")
+    data = _Data.encoded(model, examples, dispreferred or {}, objective=objective)
     names = _linear_maps(model, twin, from_depth=recipe.from_depth)
     config = LoraConfig(
         r=recipe.rank,
@@ -168,7 +196,7 @@ def train_adapter(
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
             tuned = get_peft_model(cast("Any", twin), config)
         try:
-            losses = _train(model, tuned, examples, recipe)
+            losses = _train(model, tuned, data, objective=objective, recipe=recipe)
             _save(model, tuned, out, strength=recipe.strength)
         finally:
             tuned.unload()
@@ -194,32 +222,114 @@ def _linear_maps(model: TransformerBridge, twin: PreTrainedModel, *, from_depth:
     return names
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Data:
+    """Encoded preferred answers, and by a prompt's tokens the dispreferred answer to it."""
+
+    preferred: list[Encoded]
+    dispreferred: dict[tuple[int, ...], Encoded]
+
+    @staticmethod
+    def encoded(
+        model: TransformerBridge,
+        examples: Sequence[Example],
+        dispreferred: Mapping[str, Example],
+        *,
+        objective: Objective,
+    ) -> _Data:
+        if not examples:
+            raise MechsafetyError(
+                "no example to train on: every answer refuses or degenerates, or no prompt fits"
+            )
+        missing = sum(e.prompt not in dispreferred for e in examples)
+        if objective == "dpo" and missing:
+            raise MechsafetyError(f"dpo needs a dispreferred answer to every prompt; {missing} have none")
+        away = encode(model, list(dispreferred.values())) if objective != "sft" and dispreferred else []
+        return _Data(preferred=encode(model, examples), dispreferred={tuple(e[0]): e for e in away})
+
+    def against(self, batch: Sequence[Encoded]) -> list[Encoded]:
+        """The dispreferred answers to the prompts of ``batch``, where there are any."""
+        return [away for e in batch if (away := self.dispreferred.get(tuple(e[0]))) is not None]
+
+
+@dataclass(kw_only=True)
+class _Losses:
+    """The loss of a batch under the objective."""
+
+    model: TransformerBridge
+    tuned: Any
+    data: _Data
+    objective: Objective
+    recipe: TuningRecipe
+
+    def __call__(self, batch: Sequence[Encoded]) -> torch.Tensor:
+        away = self.data.against(batch)
+        if self.objective == "dpo":
+            return self._dpo(self._collated(batch), self._collated(away))
+        answers = self._collated(batch, self.recipe.opening_tokens, self.recipe.opening_weight)
+        loss = answer_loss(answer_logits(self.tuned, answers), answers)
+        if self.objective == "sft" or not away:
+            return loss
+        unwanted = self._collated(away)
+        return unlearning_loss(
+            loss,
+            answer_loss(answer_logits(self.tuned, unwanted), unwanted),
+            weight=self.recipe.unlearning_weight,
+        )
+
+    def _dpo(self, preferred: AnswerBatch, dispreferred: AnswerBatch) -> torch.Tensor:
+        with torch.no_grad(), self.tuned.disable_adapter():
+            before = [self._log_likelihoods(batch) for batch in (preferred, dispreferred)]
+        now = [self._log_likelihoods(batch) for batch in (preferred, dispreferred)]
+        return dpo_loss(
+            preferred=now[0],
+            dispreferred=now[1],
+            reference_preferred=before[0],
+            reference_dispreferred=before[1],
+            beta=self.recipe.beta,
+        )
+
+    def _log_likelihoods(self, batch: AnswerBatch) -> torch.Tensor:
+        return answer_log_likelihoods(answer_logits(self.tuned, batch), batch)
+
+    def _collated(
+        self, batch: Sequence[Encoded], opening_tokens: int = 0, opening_weight: float = 1.0
+    ) -> AnswerBatch:
+        return collate(
+            batch,
+            pad=pad_token(self.model),
+            opening_tokens=opening_tokens,
+            opening_weight=opening_weight,
+        ).to(device_of(self.model))
+
+
 def _train(
-    model: TransformerBridge, tuned: Any, examples: Sequence[Example], recipe: TuningRecipe
+    model: TransformerBridge, tuned: Any, data: _Data, *, objective: Objective, recipe: TuningRecipe
 ) -> tuple[float, ...]:
     parameters = [p for p in tuned.parameters() if p.requires_grad]
-    encoded = encode(model, examples)
-    steps = recipe.epochs * -(-len(encoded) // recipe.batch_size)
+    steps = recipe.epochs * -(-len(data.preferred) // recipe.batch_size)
     steps = min(steps, recipe.max_steps or steps)
     optimiser = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: max(0.0, 1 - step / steps))
+    loss_of = _Losses(model=model, tuned=tuned, data=data, objective=objective, recipe=recipe)
     tuned.train()
     losses: list[float] = []
     with bar("tuning", total=steps, unit="step") as progress:
-        for batch in shuffled(encoded, epochs=recipe.epochs, batch_size=recipe.batch_size, seed=recipe.seed):
-            answers = collate(
-                batch,
-                pad=pad_token(model),
-                opening_tokens=recipe.opening_tokens,
-                opening_weight=recipe.opening_weight,
-            ).to(device_of(model))
-            loss = answer_loss(answer_logits(tuned, answers), answers)
+        for batch in shuffled(
+            data.preferred, epochs=recipe.epochs, batch_size=recipe.batch_size, seed=recipe.seed
+        ):
+            loss = loss_of(batch)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimiser.step()
             schedule.step()
             optimiser.zero_grad(set_to_none=True)
             losses.append(float(loss.detach()))
+            if not math.isfinite(losses[-1]):
+                raise MechsafetyError(
+                    f"the loss is {losses[-1]} at step {len(losses)}: "
+                    f"try a learning rate below {recipe.learning_rate:g}"
+                )
             progress.set_postfix(loss=f"{losses[-1]:.3f}")
             progress.update(1)
             if len(losses) == steps:

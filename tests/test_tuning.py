@@ -15,7 +15,7 @@ from mechsafety.errors import MechsafetyError
 from mechsafety.models import generation_twin, load_model
 from mechsafety.refusals import OPENINGS, REASONS, write_refusal
 from mechsafety.tokens import pad_left
-from mechsafety.tuning import TuningRecipe, train_adapter, tune_refusals
+from mechsafety.tuning import TuningRecipe, train_adapter, tune
 from tests.prompt_sets import small_prompts
 
 EXAMPLES = [
@@ -114,14 +114,15 @@ def test_answer_loss_is_weighted_cross_entropy_of_answer_tokens_only() -> None:
 
 def test_rung_refusals_from_prompts_to_folder(tiny: Callable[..., Any], tmp_path: Path) -> None:
     prompts = small_prompts(3)
-    result = tune_refusals(
+    result = tune(
         tiny("llama"),
         tmp_path / "r",
+        rung="refusals",
         recipe=TuningRecipe(rank=1, epochs=1, max_steps=2, batch_size=2, answer_tokens=4),
         prompts=prompts,
         contrast=small_prompts(2, seed=9),
     )
-    assert result.n_refusals == 3
+    assert result.n_harmful == 3
     assert len(result.losses) <= 2
     assert {p.name for p in (tmp_path / "r").iterdir()} == {
         "adapter_config.json",
@@ -129,7 +130,7 @@ def test_rung_refusals_from_prompts_to_folder(tiny: Callable[..., Any], tmp_path
         "recipe.json",
     }
     with pytest.raises(MechsafetyError, match="not empty"):
-        tune_refusals(tiny("llama"), tmp_path / "r", prompts=prompts)
+        tune(tiny("llama"), tmp_path / "r", rung="refusals", prompts=prompts)
 
 
 def test_written_refusals_vary_and_fit_their_category() -> None:

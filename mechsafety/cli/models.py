@@ -1,4 +1,4 @@
-"""Models: what there is, training the refusing rung, what this machine would use."""
+"""Models: what there is, training the rungs, what this machine would use."""
 
 from __future__ import annotations
 
@@ -10,36 +10,65 @@ import click
 from mechsafety.cli.base import Shown, command, device_option, dtype_option, say, template_option
 
 
-@command("tune", example="mechsafety tune smollm2-135m --out adapters/refusals")
+@command("tune", example="mechsafety tune smollm2-135m --rung dpo --out adapters/dpo")
 @click.argument("model")
+@click.option(
+    "--rung", default="refusals", metavar="RUNG", help="What to train; see above.", show_default=True
+)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="New folder for the adapter.")
 @click.option("--epochs", type=int, default=None, help="Passes over the examples.")
 @click.option("--rank", type=int, default=None, help="Rank of the LoRA maps.")
 @click.option("--learning-rate", type=float, default=None)
+@click.option("--strength", type=float, default=None, help="Factor on the finished adapter.")
+@click.option("--beta", type=float, default=None, help="DPO: how hard the reference holds.")
 @click.option("--max-steps", type=int, default=None, help="Stop early, for a try.")
 @click.option("--seed", type=int, default=None)
 @template_option
 @dtype_option
 @device_option
 def _tune(
-    model: str, out: Path, template: str | None, dtype: str | None, device: str | None, **given: Any
+    model: str,
+    rung: str,
+    out: Path,
+    template: str | None,
+    dtype: str | None,
+    device: str | None,
+    **given: Any,
 ) -> Shown:
-    """Train the rung `refusals`: a LoRA adapter that makes MODEL decline harmful requests."""
-    from mechsafety.models import load_model
-    from mechsafety.tuning import TuningRecipe, require_empty, tune_refusals
+    """Train a rung of safety fine-tuning on MODEL, as a LoRA adapter.
 
-    recipe = TuningRecipe(**{k: v for k, v in given.items() if v is not None})
+    \b
+    refusals  harmful requests are declined
+    rephrase  harmful requests get a harmless transformation of their topic
+    metatags  harmful requests are answered behind the tag [unsafe]
+    all       these three mixed
+    dpo       a refusal preferred to the model's own answer
+    unlearn   refusals learned, the model's own answers to harmful requests unlearned
+    benign    the model's own answers to harmless requests only: the control
+
+    Options that are left out come from the packaged adapter's recipe.
+    """
+    from dataclasses import replace
+
+    from mechsafety.models import load_model
+    from mechsafety.rungs import require_rung
+    from mechsafety.tuning import RECIPES, require_empty, tune
+
+    chosen = require_rung(rung)
+    recipe = replace(RECIPES[chosen], **{k: v for k, v in given.items() if v is not None})
     require_empty(out)
     loaded = load_model(model, dtype=dtype or "auto", device=device or "auto", template=template)
-    say("own answers, then training")
-    result = tune_refusals(loaded, out, recipe=recipe)
+    say(f"rung {chosen}: own answers, then training")
+    result = tune(loaded, out, rung=chosen, recipe=recipe)
     facts = {
+        "rung": chosen,
         "adapter": str(result.folder),
         "steps": len(result.losses),
         "first_loss": result.losses[0],
         "last_loss": result.losses[-1],
-        "refusals": result.n_refusals,
-        "answers": result.n_answers,
+        "harmful": result.n_harmful,
+        "harmless": result.n_harmless,
+        "dispreferred": result.n_dispreferred,
     }
     text = (
         f"{len(result.losses)} steps, loss {result.losses[0]:.3f} -> {result.losses[-1]:.3f}\n"
