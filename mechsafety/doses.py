@@ -15,21 +15,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechsafety.bodies import body_under
 from mechsafety.directions import Direction
+from mechsafety.edit_costs import EditCosts
 from mechsafety.errors import MechsafetyError
-from mechsafety.forward import all_last_logits
 from mechsafety.generation import generate
 from mechsafety.interventions import Ablate, Edit
 from mechsafety.judges.registry import judge_responses
 from mechsafety.judges.verdict import Response
 from mechsafety.progress import bar
 from mechsafety.prompts import PromptSet
-from mechsafety.refusal_scores import kl_divergence
 from mechsafety.runs import Journal
-from mechsafety.scoring import answer_nll
 from mechsafety.statistics import wilson
-from mechsafety.tokens import tokenize_prompts
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -151,7 +147,7 @@ def dose_curves(
     for label in ("harmful", "harmless"):
         if not len(prompts.where(label=label)):
             raise MechsafetyError(f"dose curves need harmful and harmless prompts; here none is {label}")
-    bench = _Bench(model=model, prompts=prompts, max_new_tokens=max_new_tokens, seed=seed, journal=journal)
+    bench = _Bench(model=model, prompts=prompts, max_new_tokens=max_new_tokens, seed=seed)
     rows = []
     measured: dict[str, Measures] = {}
     with bar("dose curves", total=len(doses), unit="dose") as progress:
@@ -180,12 +176,9 @@ class _Bench:
     prompts: PromptSet
     max_new_tokens: int
     seed: int
-    journal: Journal | None
 
     def __post_init__(self) -> None:
-        self._base: Tensor | None = None
-        self._answers: list[list[int]] | None = None
-        self.contexts = tokenize_prompts(self.model, [p.text for p in self.prompts.harmless])
+        self._costs: EditCosts | None = None
 
     def measure(self, edit: Edit | None) -> Measures:
         verdicts = self._verdicts(edit)
@@ -193,7 +186,6 @@ class _Bench:
         harmless = [verdicts[p.id] for p in self.prompts.harmless]
         refused = harmful.count("refusal")
         interval = wilson(refused, len(harmful))
-        kl = kl_divergence(self.base_logits(), self._logits(edit)) if edit is not None else torch.zeros(1)
         return {
             "n": len(harmful),
             "refused": refused / len(harmful),
@@ -203,9 +195,14 @@ class _Bench:
             "n_harmless": len(harmless),
             "harmless_refused": harmless.count("refusal") / len(harmless),
             "harmless_degenerate": harmless.count("degenerate") / len(harmless),
-            "kl": float(kl.mean()),
-            "perplexity": self._perplexity(edit),
+            **self.costs().measure(edit),
         }
+
+    def costs(self) -> EditCosts:
+        if self._costs is None:
+            self._verdicts(None)
+        assert self._costs is not None
+        return self._costs
 
     def _verdicts(self, edit: Edit | None) -> Mapping[str, str]:
         done = generate(
@@ -217,26 +214,7 @@ class _Bench:
             label="dose",
         )
         if edit is None:
-            self._answers = [list(c.tokens) for c in done if c.label == "harmless"]
+            answers = [c.tokens for c in done if c.label == "harmless"]
+            self._costs = EditCosts(model=self.model, prompts=self.prompts.harmless, answers=answers)
         responses = [Response(id=c.id, prompt=c.prompt, text=c.text) for c in done]
         return {v.id: v.label for v in judge_responses(responses, ["rules"])}
-
-    def base_logits(self) -> Float[Tensor, "prompt vocabulary"]:
-        if self._base is None:
-            self._base = self._logits(None)
-        return self._base
-
-    def _logits(self, edit: Edit | None) -> Float[Tensor, "prompt vocabulary"]:
-        with body_under(self.model, edit) as body:
-            return all_last_logits(self.model, body, self.contexts, batch_size=64)
-
-    def _perplexity(self, edit: Edit | None) -> float:
-        if self._answers is None:
-            self._verdicts(None)
-        answers = self._answers or []
-        found = answer_nll(self.model, self.contexts, answers, edit=edit)
-        pairs = [(nll, len(a)) for nll, a in zip(found, answers, strict=True) if nll is not None]
-        total = sum(n for _, n in pairs)
-        mean = sum(nll * n for nll, n in pairs) / total if total else math.nan
-        # exp overflows where the edit has destroyed the model; the logarithm then says as much.
-        return math.exp(min(mean, 700.0)) if total else math.nan
