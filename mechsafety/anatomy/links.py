@@ -19,7 +19,7 @@ from mechsafety.activations import residual_stream
 from mechsafety.anatomy.decompositions import singular
 from mechsafety.anatomy.readings import OUTCOME_COLUMNS, UNSAFE, Groups, outcome_rows, prompt_groups
 from mechsafety.anatomy.weight_changes import TOP, WeightChange
-from mechsafety.directions import Direction, find_directions
+from mechsafety.directions import Direction, Directions, find_directions
 from mechsafety.errors import MechsafetyError
 from mechsafety.generation import DEFAULT_BATCH
 from mechsafety.interventions import Ablate
@@ -30,6 +30,7 @@ from mechsafety.prompts import Prompt
 from mechsafety.regions.maps import WRITING_KINDS
 from mechsafety.regions.pruning import Percent, require_percent, require_scored, top_entries
 from mechsafety.regions.score_files import Attribution, Method
+from mechsafety.runs import Journal
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,17 +52,46 @@ def choose_direction(
     layers: Sequence[int] | None = None,
     batch_size: int = DEFAULT_BATCH,
 ) -> Direction:
-    """The mean difference of ``fit`` at the last prompt token, of the layer whose ablation sets most answers free.
+    """The mean difference of ``fit`` at the last prompt token, of the layer that :func:`freeing_layer` finds.
 
-    That is the layer with the largest share of coherent compliance among the harmful ``validation`` prompts once its
-    direction is projected out everywhere; of equals the one with fewer refusals, then the earlier. Judged by answers,
-    so that no opening words of a refusal need be known. ``layers`` restricts the search (each costs a generation).
+    Raises :class:`MechsafetyError` as that does.
+    """
+    cache = residual_stream(tuned, fit, batch_size=batch_size)
+    found = find_directions(cache, method="mean_difference", seed=seed)
+    layer = freeing_layer(
+        tuned,
+        found,
+        validation,
+        judge=judge,
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+        layers=layers,
+        batch_size=batch_size,
+    )
+    return found.at(layer=layer, position=-1)
+
+
+def freeing_layer(
+    tuned: TransformerBridge,
+    found: Directions,
+    validation: Sequence[Prompt],
+    *,
+    judge: str | Judge,
+    max_new_tokens: int,
+    seed: int,
+    layers: Sequence[int] | None = None,
+    batch_size: int = DEFAULT_BATCH,
+    journal: Journal | None = None,
+) -> int:
+    """The layer whose direction, at the last prompt token, sets most answers free when it is projected out everywhere.
+
+    That is the one with the largest share of coherent compliance among the harmful ``validation`` prompts; of equals
+    the one with fewer refusals, then the earlier. Judged by answers, so that no opening words of a refusal need be
+    known. ``layers`` restricts the search (each costs a generation); ``journal`` keeps the layers that are done.
 
     Raises :class:`MechsafetyError` for no harmful validation prompts, an unknown layer, and where harmful and harmless
     prompts differ at no layer.
     """
-    cache = residual_stream(tuned, fit, batch_size=batch_size)
-    found = find_directions(cache, method="mean_difference", seed=seed)
     groups = {name: group for name, group in prompt_groups(validation).items() if name == UNSAFE}
     if not groups:
         raise MechsafetyError("no harmful validation prompts to choose the layer of the refusal direction by")
@@ -70,24 +100,31 @@ def choose_direction(
         raise MechsafetyError(
             f"no layer {unknown[0]}: the residual stream has layers 0 to {found.n_layers - 1}"
         )
-    usable = [layer for layer in wanted if float(found.vectors[0, layer].norm()) > 0]
+    at = found.positions.index(-1)
+    usable = [layer for layer in wanted if float(found.vectors[at, layer].norm()) > 0]
     if not usable:
         raise MechsafetyError(
             "harmful and harmless prompts differ at none of these layers: there is no direction"
         )
     scores: dict[int, tuple[float, float]] = {}
     for layer in track(usable, "choosing the layer", total=len(usable), unit="layer"):
-        (row,) = outcome_rows(
-            tuned,
-            groups,
-            edit=Ablate(found.at(layer=layer, position=-1)),
-            judge=judge,
-            max_new_tokens=max_new_tokens,
-            seed=seed,
-            batch_size=batch_size,
-        )
-        scores[layer] = (_number(row["complied"]), -_number(row["refused"]))
-    return found.at(layer=max(scores, key=lambda layer: (*scores[layer], -layer)), position=-1)
+        stored = journal.get(str(layer)) if journal is not None else None
+        if stored is None:
+            (row,) = outcome_rows(
+                tuned,
+                groups,
+                edit=Ablate(found.at(layer=layer, position=-1)),
+                judge=judge,
+                max_new_tokens=max_new_tokens,
+                seed=seed,
+                batch_size=batch_size,
+            )
+            stored = [_number(row["complied"]), _number(row["refused"])]
+            if journal is not None:
+                journal.put(str(layer), stored)
+        complied, refused = stored
+        scores[layer] = (complied, -refused)
+    return max(scores, key=lambda layer: (*scores[layer], -layer))
 
 
 def direction_links(changes: Sequence[WeightChange], direction: VectorLike, *, seed: int) -> pd.DataFrame:
