@@ -1,0 +1,180 @@
+"""The anatomy of a fine-tuning, in a run folder: what ``mechsafety anatomy`` does.
+
+The way of the data: own answers of base, tuned and control -> clusters of MLP activations and the side on which attacks
+fall -> dW of the weights, its directions and its action -> sensitivity of the first token -> models on the line from
+base to tuned -> models with parts of dW -> links with the refusal direction and the safety-critical weights. Tables,
+answers and measured states are kept when they are done; an interrupted run goes on.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from mechsafety.anatomy.readings import prompt_groups
+from mechsafety.anatomy.weight_changes import require_pair, weight_changes
+from mechsafety.anatomy_answers import OwnAnswers
+from mechsafety.anatomy_config import PART_TABLES, PARTS, TABLES, AnatomyConfig, Part, Role
+from mechsafety.anatomy_work import AnatomyWork
+from mechsafety.errors import MechsafetyError
+from mechsafety.judges.registry import load_judge
+from mechsafety.judges.verdict import Judge
+from mechsafety.models import load_model, load_record
+from mechsafety.prompts import LABELS, SPLITS, Prompt, PromptSet, Split, load_prompts
+from mechsafety.runs import open_run, read_run
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+Say = Callable[[str], None]
+
+_SPLITS: Mapping[Split, tuple[Part, ...]] = {
+    "fit": ("clusters", "links"),
+    "validation": ("links",),
+    "report": PARTS,
+}
+"""Which parts need the prompts of a split."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnatomyRun:
+    """A finished run: where it lies, and its tables by name."""
+
+    path: Path
+    tables: dict[str, pd.DataFrame]
+
+    def _repr_html_(self) -> str:
+        shown = "".join(
+            f"<h4>{escape(name)}</h4>{table.head(12).round(3).to_html(index=False, border=0)}"
+            for name, table in self.tables.items()
+        )
+        return f"<b>Anatomy</b> in {escape(str(self.path))}{shown}"
+
+
+def run_anatomy(config: AnatomyConfig, out: Path, *, say: Say = lambda _: None) -> AnatomyRun:
+    """Run ``config`` in the folder ``out``, or go on where it was interrupted.
+
+    Centroids, safety sets and the direction come from fit prompts, the direction's layer from validation prompts;
+    everything is measured on report prompts and attacks. Raises :class:`MechsafetyError` for a prompt set without what
+    the parts need, attacks that are no attacks or are fit prompts, models that are no pair, and what loading raises.
+    """
+    every = load_prompts(config.prompts)
+    hostile = load_prompts(config.attacks) if config.attacks is not None else None
+    prompts, attacks = _limited(every, config), _families(hostile, config)
+    _require_splits(prompts, config)
+    _require_held_out(prompts, attacks)
+    asked = config.model_dump(mode="json") | {
+        "kind": "anatomy",
+        "prompts_sha256": every.sha256(),
+        "attacks_sha256": None if hostile is None else hostile.sha256(),
+    }
+    started = time.perf_counter()
+    judge = _judge(config)
+    models = _pair(config, say)
+    with open_run(out, config=asked) as run:
+        records = {role: load_record(model) for role, model in models.items()}
+        run.record("models", {role: record.as_dict() if record else {} for role, record in records.items()})
+        answers = OwnAnswers(
+            run=run,
+            models=models,
+            prompts=prompts,
+            attacks=attacks,
+            judge=judge,
+            max_new_tokens=config.max_new_tokens,
+            seed=config.seed,
+            say=say,
+        )
+        tables = AnatomyWork(config=config, run=run, answers=answers).tables()
+        for name, table in tables.items():
+            run.write_table(table, TABLES[name])
+        run.record_item("timings", "last_session_s", round(time.perf_counter() - started, 1))
+    return AnatomyRun(path=run.path, tables=tables)
+
+
+def read_anatomy(path: Path) -> AnatomyRun:
+    """A finished run. Raises :class:`MechsafetyError` for another kind of run and for one that is not finished."""
+    run = read_run(path)
+    config = run.manifest["config"]
+    if config.get("kind") != "anatomy":
+        raise MechsafetyError(f"run {str(path)!r} is no anatomy: mechsafety anatomy BASE TUNED makes one")
+    names = [name for part in config["parts"] for name in PART_TABLES[part]]
+    if missing := [name for name in names if not run.has_part("tables", name)]:
+        raise MechsafetyError(
+            f"anatomy {str(path)!r} has no {TABLES[missing[0]]} yet: give the command that began it again to finish it"
+        )
+    return AnatomyRun(path=run.path, tables={name: run.read_part("tables", name) for name in names})
+
+
+def _limited(prompts: PromptSet, config: AnatomyConfig) -> PromptSet:
+    if config.limit is None:
+        return prompts
+    kept = [p for s in SPLITS for p in prompts.where(split=s).sample(config.limit, seed=config.seed)]
+    return PromptSet(tuple(kept), prompts.name)
+
+
+def _families(attacks: PromptSet | None, config: AnatomyConfig) -> list[Prompt]:
+    """The attacks, family by family, as many of each as ``limit`` allows."""
+    if attacks is None:
+        return []
+    families = prompt_groups([], attacks)  # which says what is wrong with one
+    if config.limit is None:
+        return [p for family in families.values() for p in family]
+    return [
+        p
+        for family in families.values()
+        for p in PromptSet(tuple(family), attacks.name).sample(config.limit, seed=config.seed)
+    ]
+
+
+def _require_splits(prompts: PromptSet, config: AnatomyConfig) -> None:
+    needed: list[Split] = [split for split, parts in _SPLITS.items() if set(parts) & set(config.parts)]
+    for split in needed:
+        for label in LABELS:
+            if not len(prompts.where(split=split, label=label)):
+                raise MechsafetyError(
+                    f"prompt set {config.prompts!r} has no {label} prompts in split {split!r}: an anatomy fits on "
+                    "'fit', chooses on 'validation' and measures on 'report' prompts, harmful and harmless ones in each"
+                )
+
+
+def _require_held_out(prompts: PromptSet, attacks: Sequence[Prompt]) -> None:
+    def words(prompt: Prompt) -> str:
+        return " ".join(prompt.text.casefold().split())
+
+    known = {words(p): p.id for p in prompts if p.split != "report"}
+    for attack in attacks:
+        if words(attack) in known:
+            raise MechsafetyError(
+                f"attack {attack.id!r} has the text of the prompt {known[words(attack)]!r}, which centroids and "
+                "directions are found on: attacks must be others"
+            )
+
+
+def _judge(config: AnatomyConfig) -> Judge:
+    """The judge, with copies of its own of the models that it asks."""
+
+    @functools.cache
+    def model(spec: str, /) -> object:
+        template = config.template if spec in config.models.values() else None
+        return load_model(spec, dtype=config.dtype, device=config.device, template=template)
+
+    return load_judge(config.judge, models=model)
+
+
+def _pair(config: AnatomyConfig, say: Say) -> dict[Role, TransformerBridge]:
+    """The models, each of which differs from the base in weights alone."""
+    found: dict[Role, TransformerBridge] = {}
+    for role, spec in config.models.items():
+        say(f"loading {spec}")
+        found[role] = load_model(spec, dtype=config.dtype, device=config.device, template=config.template)
+        if role != "base":
+            require_pair(found["base"], found[role])
+            weight_changes(found["base"], found[role])  # raises where no matrix differs
+    return found
