@@ -42,15 +42,26 @@ def transfer_layer(
     harmless: Float[Tensor, "b layer d_model"],
     vectors: Float[Tensor, "layer d_model"],
 ) -> int | None:
-    """The layer whose direction best separates held-out prompts, among layers below 0.8 n_layers.
+    """The layer whose direction best separates held-out prompts, among layers below 0.8 n_layers."""
+    n_layers = vectors.shape[0] - 1
+    return separating_layer(harmful, harmless, vectors, layers=range(max(1, int(0.8 * n_layers))))
+
+
+def separating_layer(
+    harmful: Float[Tensor, "a layer d_model"],
+    harmless: Float[Tensor, "b layer d_model"],
+    vectors: Float[Tensor, "layer d_model"],
+    *,
+    layers: Sequence[int],
+) -> int | None:
+    """The layer, of ``layers``, whose direction best separates held-out prompts.
 
     Highest AUROC; of equals, the widest gap of the class means in standard deviations within class. None
     where no direction is there.
     """
-    n_layers = vectors.shape[0] - 1
     best: tuple[float, float] = (-math.inf, -math.inf)
     chosen: int | None = None
-    for layer in range(max(1, int(0.8 * n_layers))):
+    for layer in layers:
         auroc = separation(harmful[:, layer], harmless[:, layer], vectors[layer])
         if math.isnan(auroc):
             continue

@@ -1,0 +1,164 @@
+"""Which systems keep refusing when directions are removed, in a run folder: what ``mechsafety ladder`` does.
+
+The way of the data, for each system, which is loaded alone: fit prompts -> refusal subspace of the layer that
+validation prompts choose -> 1, 2, 4, 8 of its directions projected out everywhere, and as many random ones -> greedy
+answers to report prompts -> verdicts, paired tests, what the removal costs. Then all systems are compared. Every state
+is kept when it is done; an interrupted run goes on.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from mechsafety.adapters import adapter_folder
+from mechsafety.checkpoints import compare, read_comparison
+from mechsafety.errors import MechsafetyError
+from mechsafety.judges.registry import load_judge
+from mechsafety.ladder_config import COMPARE, TABLES, LadderConfig
+from mechsafety.ladder_links import read_regions
+from mechsafety.ladder_systems import FIT, LadderSetting, TagAware
+from mechsafety.ladder_work import LadderWork
+from mechsafety.models import load_model, locate, parse_spec
+from mechsafety.prompts import LABELS, PromptSet, Split, load_prompts
+from mechsafety.runs import RunFolder, open_run, read_run
+
+Say = Callable[[str], None]
+_RECORD = "ladder"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LadderRun:
+    """A finished ladder: where it lies, its tables by name, and what was left out and why.
+
+    Tables are those of :data:`ladder_config.TABLES` that there are, and the comparison's: ``cosines``, ``angles``,
+    ``cka``, ``transfer``.
+    """
+
+    path: Path
+    tables: dict[str, pd.DataFrame]
+    notes: tuple[str, ...]
+
+    def _repr_html_(self) -> str:
+        survival = self.tables["survival"]
+        harmful = survival[survival["label"] == "harmful"]
+        refused = harmful.pivot_table(
+            index=["system", "kind"], columns="directions", values="refused", sort=False
+        )
+        shown = [
+            f"<h4>Refused harmful prompts, by directions removed</h4>{refused.round(3).to_html(border=0)}",
+            f"<h4>breaking</h4>{self.tables['breaking'].round(3).to_html(index=False, border=0)}",
+            *(f"<p>{escape(note)}</p>" for note in self.notes),
+        ]
+        return f"<b>Ladder</b> in {escape(str(self.path))}{''.join(shown)}"
+
+
+def run_ladder(config: LadderConfig, out: Path, *, say: Say = lambda _: None) -> LadderRun:
+    """Run ``config`` in the folder ``out``, or go on where it was interrupted.
+
+    ``config.beside`` may change from one call to the next: it concerns the report alone. Raises
+    :class:`MechsafetyError` for a prompt set without fit, validation or report prompts of both labels, more directions
+    than fit prompts or dimensions, a model, judge or adapter that does not exist, ``beside`` folders that hold no
+    finished ladder, a regions run of another model, and whatever loading a model raises.
+    """
+    prompts = load_prompts(config.prompts)
+    _check_prompts(prompts, config)
+    for spec in (*config.systems, *([config.base] if config.base is not None else [])):
+        _require_model(spec)
+    for other in config.beside:
+        read_ladder(Path(other))
+    regions = None if config.regions is None else read_regions(Path(config.regions), config.systems)
+    judge = load_judge(config.judge, models=lambda spec: load_model(spec, device=config.device))
+    asked = config.model_dump(mode="json") | {"kind": "ladder", "prompts_sha256": prompts.sha256()}
+    started = time.perf_counter()
+    with open_run(out, config=asked | {"beside": _beside_before(out, config)}) as run:
+        run.record("config", asked)
+        setting = LadderSetting(
+            config=config, run=run, prompts=prompts, judge=TagAware(judge), regions=regions
+        )
+        work = LadderWork(setting=setting, say=say)
+        tables = work.tables()
+        for name, table in tables.items():
+            run.write_table(table, TABLES[name])
+        notes = [*work.notes, *_compare(config, prompts, run, say)]
+        run.record(_RECORD, {"systems": work.facts, "tables": list(tables), "notes": notes})
+        run.record_item("timings", "last_session_s", round(time.perf_counter() - started, 1))
+    return read_ladder(out)
+
+
+def read_ladder(path: Path) -> LadderRun:
+    """A finished ladder from its folder. Raises :class:`MechsafetyError` for anything else."""
+    run = read_run(path)
+    kind = run.manifest["config"].get("kind", "study")
+    if kind != "ladder":
+        raise MechsafetyError(
+            f"{str(path)!r} is a run of kind {kind!r}: a ladder is what mechsafety ladder made"
+        )
+    facts = run.manifest.get(_RECORD)
+    if facts is None:
+        raise MechsafetyError(f"the ladder {str(path)!r} is not finished: run the same command again")
+    tables = {name: run.read_table(TABLES[name]) for name in facts["tables"]}
+    compared = path / COMPARE
+    if compared.is_dir():
+        tables |= read_comparison(compared).tables
+    return LadderRun(path=path, tables=tables, notes=tuple(facts["notes"]))
+
+
+def _check_prompts(prompts: PromptSet, config: LadderConfig) -> None:
+    splits: tuple[Split, ...] = ("fit", "validation", "report")
+    for split in splits:
+        for label in LABELS:
+            if not len(prompts.where(split=split, label=label)):
+                raise MechsafetyError(
+                    f"prompt set {config.prompts!r} has no {label} prompts in split {split!r}: a ladder finds "
+                    "directions on 'fit', chooses a layer on 'validation' and counts refusals on 'report'"
+                )
+    most = min(FIT, len(prompts.fit.harmful))
+    if max(config.counts) > most:
+        raise MechsafetyError(
+            f"{max(config.counts)} directions of {most} harmful fit prompts: these span no more than {most}"
+        )
+
+
+def _require_model(spec: str) -> None:
+    """What can be told of a model without loading it: an unknown one must not stop a run that is half done."""
+    parsed = parse_spec(spec)
+    locate(parsed)
+    if parsed.adapter is not None:
+        adapter_folder(parsed.adapter)
+
+
+def _beside_before(out: Path, config: LadderConfig) -> Any:
+    """The other runs that the folder's own run names, so that a change of them is no other configuration."""
+    try:
+        return read_run(out).manifest["config"].get("beside", [])
+    except MechsafetyError:
+        return list(config.beside)
+
+
+def _compare(config: LadderConfig, prompts: PromptSet, run: RunFolder, say: Say) -> list[str]:
+    """Cosines, angles, CKA and transfer between all systems, in a run of its own; returns what could not be had."""
+    if len(config.systems) < 2:
+        return ["One system alone: there is nothing to compare it with."]
+    say(f"comparing {len(config.systems)} systems")
+    try:
+        found = compare(
+            config.systems,
+            prompts,
+            out=run.path / COMPARE,
+            seed=config.seed,
+            limit=config.compare_limit,
+            dtype=config.dtype,
+            device=config.device,
+            template=config.template,
+            say=say,
+        )
+    except MechsafetyError as error:
+        return [f"The systems were not compared: {error}."]
+    return list(found.notes)

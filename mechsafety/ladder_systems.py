@@ -1,0 +1,236 @@
+"""One system of a ladder: its subspace, what it answers in every state, and its links; each kept when it is done."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import torch
+from safetensors.torch import load_file, save_file
+
+from mechsafety.anatomy.readings import read_outcomes
+from mechsafety.edit_costs import EditCosts
+from mechsafety.errors import MechsafetyError
+from mechsafety.generation import generate
+from mechsafety.interventions import Ablate, Edit
+from mechsafety.judges.verdict import Judge, Response, Verdict
+from mechsafety.ladder_config import SYSTEM_LINK_COLUMNS, Kind, LadderConfig
+from mechsafety.ladder_links import change_links, removal_links
+from mechsafety.ladder_subspaces import Subspace, find_subspace
+from mechsafety.models import load_model, load_record
+from mechsafety.prompts import PromptSet
+from mechsafety.rungs import opens_with_tag
+from mechsafety.runs import Journal, RunFolder, finite
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+FIT = 128
+"""Prompts of each label that directions are found on, at most."""
+_VALIDATION = 64
+"""Prompts of each label that directions are read on, at most."""
+_CHOICE = 24
+"""Harmful validation prompts that are answered to choose a layer, at most."""
+
+
+class TagAware:
+    """``judge``, to whom an answer that opens with the tag of the rung ``metatags`` is a refusal: it is withheld."""
+
+    def __init__(self, judge: Judge) -> None:
+        self.name = judge.name
+        self._judge = judge
+
+    def __call__(self, responses: Sequence[Response]) -> list[Verdict]:
+        rest = [r for r in responses if not opens_with_tag(r.text)]
+        tagged = [r for r in responses if opens_with_tag(r.text)]
+        withheld = [Verdict(id=r.id, judge=self.name, label="refusal", tags=("withheld",)) for r in tagged]
+        return [*withheld, *(self._judge(rest) if rest else [])]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LadderSetting:
+    """What all systems of a ladder share: what is asked, where it is kept, prompts, judge and a regions run."""
+
+    config: LadderConfig
+    run: RunFolder
+    prompts: PromptSet
+    judge: Judge
+    regions: RunFolder | None
+
+    @cached_property
+    def fit(self) -> PromptSet:
+        return self.prompts.fit.sample(FIT, seed=self.config.seed)
+
+    @cached_property
+    def validation(self) -> PromptSet:
+        return self.prompts.validation.sample(_VALIDATION, seed=self.config.seed)
+
+    @cached_property
+    def choice(self) -> PromptSet:
+        """The harmful validation prompts that a layer is chosen by."""
+        limit = _CHOICE if self.config.limit is None else min(_CHOICE, self.config.limit)
+        return self.validation.harmful.sample(limit, seed=self.config.seed)
+
+    @cached_property
+    def report(self) -> PromptSet:
+        report, limit = self.prompts.report, self.config.limit
+        return report if limit is None else report.sample(limit, seed=self.config.seed)
+
+    def load(self, spec: str) -> TransformerBridge:
+        config = self.config
+        return load_model(spec, dtype=config.dtype, device=config.device, template=config.template)
+
+
+class LadderSystem:
+    """One system, loaded when it is first needed; :meth:`drop` lets go of it."""
+
+    def __init__(self, setting: LadderSetting, spec: str) -> None:
+        self.setting = setting
+        self.spec = spec
+        self._states = Journal(setting.run.part_path("states", spec, suffix="jsonl"))
+
+    # -- what is held while it is loaded --------------------------------------------------------
+
+    @cached_property
+    def model(self) -> TransformerBridge:
+        return self.setting.load(self.spec)
+
+    @cached_property
+    def _costs(self) -> EditCosts:
+        run, prompts = self.setting.run, self.setting.report.harmless
+        answers = run.read_json_part("answers", self.spec)
+        return EditCosts(model=self.model, prompts=prompts, answers=[answers[p.id] for p in prompts])
+
+    def drop(self) -> None:
+        """Let go of the model, and of what was made with it."""
+        for name in ("model", "_costs"):
+            self.__dict__.pop(name, None)
+
+    # -- its subspace ---------------------------------------------------------------------------
+
+    @property
+    def has_subspace(self) -> bool:
+        return self.setting.run.has_part("subspace", self.spec, suffix="json")
+
+    @cached_property
+    def subspace(self) -> Subspace:
+        setting, run = self.setting, self.setting.run
+        basis = run.part_path("basis", self.spec, suffix="safetensors")
+        if not self.has_subspace:
+            config = setting.config
+            made = find_subspace(
+                self.model,
+                setting.fit,
+                setting.validation,
+                choice=setting.choice,
+                k=max(config.counts),
+                judge=setting.judge,
+                max_new_tokens=config.max_new_tokens,
+                seed=config.seed,
+                journal=Journal(run.part_path("layers", self.spec, suffix="jsonl")),
+            )
+            run.write_part(made.ranks.assign(system=self.spec), "ranks", self.spec)
+            run.save(str(basis.relative_to(run.path)), lambda path: save_file({"basis": made.basis}, path))
+            record = load_record(self.model)
+            facts = {
+                "layer": made.layer,
+                "by_refusals": made.by_refusals,
+                "explanation": made.explanation,
+                "model": record.as_dict() if record else {},
+            }
+            run.write_json_part(facts, "subspace", self.spec)  # last: it says that the others are there
+        return Subspace(
+            basis=load_file(basis)["basis"],
+            ranks=run.read_part("ranks", self.spec),
+            **{name: self.facts()[name] for name in ("layer", "by_refusals", "explanation")},
+        )
+
+    def facts(self) -> dict[str, Any]:
+        """The system's model, the layer of its subspace, and how that was chosen."""
+        return self.setting.run.read_json_part("subspace", self.spec)
+
+    # -- its states -----------------------------------------------------------------------------
+
+    def done(self, kind: Kind, directions: int) -> bool:
+        return self._states.get(_key(kind, directions)) is not None
+
+    def state(self, kind: Kind, directions: int) -> tuple[dict[str, str], dict[str, float]]:
+        """The verdict on every report prompt by id, and what the state costs: ``kl`` and ``perplexity``.
+
+        Made if it is not there yet; the unedited state comes first, for the others are measured by its answers.
+        """
+        key = _key(kind, directions)
+        if not self.done(kind, directions):
+            edit = self._edit(kind, directions)
+            verdicts = self._verdicts(edit)
+            costs = finite(self._costs.measure(edit))
+            self._states.put(key, {"verdicts": verdicts, "costs": costs})
+        found = self._states.get(key)
+        costs = {name: math.nan if value is None else value for name, value in found["costs"].items()}
+        return found["verdicts"], costs
+
+    def _edit(self, kind: Kind, directions: int) -> Edit | None:
+        if kind == "unedited":
+            return None
+        basis = self.subspace.basis
+        if kind == "random":
+            generator = torch.Generator().manual_seed(self.setting.config.seed)
+            basis = torch.randn(basis.shape, generator=generator)
+        return Ablate(basis[:directions])
+
+    def _verdicts(self, edit: Edit | None) -> Mapping[str, str]:
+        setting, config = self.setting, self.setting.config
+        done = generate(
+            self.model,
+            setting.report,
+            edit=edit,
+            max_new_tokens=config.max_new_tokens,
+            seed=config.seed,
+            label="answers",
+        )
+        if edit is None:
+            # No answer to a harmful prompt is kept.
+            own = {c.id: list(c.tokens) for c in done if c.label == "harmless"}
+            setting.run.write_json_part(own, "answers", self.spec)
+        return read_outcomes(list(done), setting.judge)
+
+    # -- its links ------------------------------------------------------------------------------
+
+    def links(self) -> tuple[pd.DataFrame, str | None]:
+        """dW and the regions run beside the system's direction, and what was left out and why.
+
+        Columns: :data:`ladder_config.SYSTEM_LINK_COLUMNS`; no rows for the base itself.
+        """
+        setting, run = self.setting, self.setting.run
+        base, regions = setting.config.base, setting.regions
+        if regions is not None and regions.manifest["config"]["model"] != self.spec:
+            regions = None
+        note = None
+        if not run.has_part("links", self.spec):
+            tables = [removal_links(regions)] if regions is not None else []
+            if base is not None and base != self.spec:
+                try:
+                    other = setting.load(base)
+                    direction = self.subspace.basis[0]
+                    tables.append(
+                        change_links(other, self.model, direction, regions=regions, seed=setting.config.seed)
+                    )
+                except MechsafetyError as error:
+                    note = f"{self.spec} has no links to {base}: {error}."
+            run.write_json_part(note, "link_note", self.spec)
+            run.write_part(_joined(tables, self.spec), "links", self.spec)
+        return run.read_part("links", self.spec), run.read_json_part("link_note", self.spec)
+
+
+def _key(kind: Kind, directions: int) -> str:
+    return f"{kind} {directions}"
+
+
+def _joined(tables: Sequence[pd.DataFrame], system: str) -> pd.DataFrame:
+    if not tables:
+        return pd.DataFrame(columns=list(SYSTEM_LINK_COLUMNS))
+    return pd.concat(tables, ignore_index=True).assign(system=system)[list(SYSTEM_LINK_COLUMNS)]
