@@ -1,1 +1,102 @@
 """The ladder: which systems keep refusing when directions are removed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mechsafety.cli.base import (
+    Shown,
+    checked,
+    command,
+    device_option,
+    dtype_option,
+    records,
+    say,
+    template_option,
+    whole_numbers,
+)
+
+_KINDS = {"unedited": "as it is", "refusal": "without its directions", "random": "without random ones"}
+
+
+@command(
+    "ladder",
+    example="mechsafety ladder smollm2-135m+refusals smollm2-135m+rephrase --base smollm2-135m --limit 24",
+)
+@click.argument("systems", nargs=-1, metavar="SYSTEM SYSTEM...")
+@click.option("--base", default=None, metavar="MODEL", help="What all were fine-tuned from: links to dW.")
+@click.option("--prompts", default=None, metavar="SET", help="Fit, validation and report [default: default].")
+@click.option("--judge", default=None, metavar="NAME", help="Who reads the answers [default: rules].")
+@click.option("--counts", default=None, metavar="1,2,4,8", help="How many directions are removed.")
+@click.option("--limit", type=int, default=None, metavar="N", help="At most N report prompts of each label.")
+@click.option("--max-new-tokens", type=int, default=None, help="[default: 32]")
+@click.option(
+    "--compare-limit",
+    type=int,
+    default=None,
+    metavar="N",
+    help="Prompts of each label that systems are compared on [default: 32].",
+)
+@click.option(
+    "--beside",
+    multiple=True,
+    metavar="RUN",
+    help="Another finished ladder, told in the same report; may be repeated.",
+)
+@click.option("--regions", default=None, metavar="RUN", help="A regions run of one of the systems.")
+@click.option("--seed", type=int, default=None)
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=None, help="Run folder [default: runs/ladder]."
+)
+@template_option
+@dtype_option
+@device_option
+def _ladder(systems: tuple[str, ...], counts: str | None, out: Path | None, **given: Any) -> Shown:
+    """Remove 1, 2, 4 and 8 refusal directions from each SYSTEM, and as many random ones, and count refusals.
+
+    The directions are of the layer that validation prompts choose, and are projected out everywhere. Tests are exact
+    and paired; damage is told by degenerate text, KL and perplexity. All systems are then compared: cosines, angles,
+    CKA, transfer. An interrupted run goes on when the same command runs again.
+    """
+    from mechsafety.ladder_config import LadderConfig
+
+    fields = {name: value for name, value in given.items() if value not in (None, ())}
+    if counts is not None:
+        fields["counts"] = whole_numbers(counts, "--counts")
+    return _run(checked(LadderConfig, {**fields, "systems": systems}), out or Path("runs") / "ladder")
+
+
+def _run(config: Any, folder: Path) -> Shown:
+    from mechsafety.ladder_runs import run_ladder
+    from mechsafety.run_pages import save_figures, write_run_page
+    from mechsafety.runs import read_run
+
+    result = run_ladder(config, folder, say=say)
+    made = read_run(result.path)
+    say("figures and page")
+    save_figures(made, form="html")
+    report = write_run_page(made)
+    facts = {
+        "run": str(result.path),
+        "report": str(report),
+        "systems": made.manifest["ladder"]["systems"],
+        "notes": list(result.notes),
+        "tables": {name: records(table) for name, table in result.tables.items() if name != "verdicts"},
+    }
+    text = "\n".join(
+        [_survival(result.tables["survival"]), *result.notes, "", f"report: {report}", f"run:    {folder}"]
+    )
+    return facts, text
+
+
+def _survival(table: Any) -> str:
+    """Shares of harmful prompts refused: a row a system and kind of directions, a column a number of them."""
+    harmful = table[table["label"] == "harmful"]
+    wide = harmful.pivot_table(index=["system", "kind"], columns="directions", values="refused", sort=False)
+    wide = wide.rename(index=_KINDS, level="kind").sort_index(axis=1)
+    return (
+        f"harmful prompts refused, by directions removed\n{wide.to_string(na_rep='-', float_format='%.2f')}"
+    )
