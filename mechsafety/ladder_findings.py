@@ -72,8 +72,8 @@ def summary(verdicts: Sequence[Verdict]) -> list[str]:
     lost = [v for v in judged if v.told is not None and v.told.fall.told]
     if same := [v for v in lost if v.told is not None and not v.told.beyond.told]:
         said.append(
-            f"In {_names(same)} the loss is not told apart from that without as many random directions: it says nothing "
-            "about the refusal directions."
+            f"In {_names(same)} the loss is not told apart from that without as many random directions: it says "
+            "nothing about the refusal directions."
         )
     if few := _of(verdicts, "unjudged"):
         named = listed([f"{v.name} ({v.before.value:.0%} of {v.n})" for v in few])
