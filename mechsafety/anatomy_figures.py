@@ -46,11 +46,14 @@ def anatomy_figures(tables: Tables, *, names: Names) -> dict[str, go.Figure]:
                 figures[f"anatomy-tau-{positions.replace('_', '-')}"] = tau_figure(
                     rows, positions, separation=there.get("separation")
                 )
+    if "norms" in there:
+        figures["anatomy-sensitivity"] = sensitivity_figure(
+            there["norms"], names, medians=there.get("sensitivity")
+        )
     drawn: tuple[tuple[str, str, Draw], ...] = (
         ("separation", "anatomy-separation", separation_figure),
         ("separation", "anatomy-cluster-rank", rank_figure),
         ("attack_tau", "anatomy-attacks", attack_figure),
-        ("norms", "anatomy-sensitivity", sensitivity_figure),
         ("interpolation", "anatomy-alpha", alpha_figure),
     )
     for key, file, draw in drawn:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -26,7 +28,7 @@ from mechsafety.anatomy_panels import (
     spread_out,
     who,
 )
-from mechsafety.plot_style import COLOURS
+from mechsafety.plot_style import COLOURS, whiskers
 from mechsafety.region_panels import log_axis
 
 _BINS = 26
@@ -47,6 +49,7 @@ def tau_figure(tau: pd.DataFrame, positions: str, *, separation: pd.DataFrame | 
     )
     kinds = _kinds(tau)
     seen: list[str] = []
+    zeros: list[dict[str, Any]] = []
     for column, layer in enumerate(layers, start=1):
         here = tau["layer"] == layer
         edges = np.histogram_bin_edges(tau.loc[here, "tau"], bins=_BINS)
@@ -56,14 +59,19 @@ def tau_figure(tau: pd.DataFrame, positions: str, *, separation: pd.DataFrame | 
                 values = tau.loc[rows & (kinds == kind), "tau"]
                 if len(values):
                     _steps(
-                        figure, values, edges, GROUP_NAMES[kind], colour, row, column,
+                        figure, values, edges, GROUP_NAMES[kind], colour, {"row": row, "col": column},
                         filled=kind in (SAFE, UNSAFE), new=kind not in seen,
                     )  # fmt: skip
                     seen.append(kind)
-            figure.add_vline(
-                x=0, line={"color": COLOURS["ink"], "width": 1, "dash": "dot"}, row=row, col=column
-            )  # pyright: ignore[reportArgumentType]
-        figure.update_xaxes(title_text="tau", nticks=4, row=len(models), col=column)
+            cell: Any = figure.get_subplot(row, column)
+            x, y = (axis.plotly_name.replace("axis", "") for axis in (cell.xaxis, cell.yaxis))
+            zeros.append(
+                {"type": "line", "xref": x, "yref": f"{y} domain", "x0": 0, "x1": 0, "y0": 0, "y1": 1}
+            )
+        figure.update_xaxes(title_text="tau", nticks=5, row=len(models), col=column)
+    # All at once: plotly takes long over shapes that are added one by one.
+    ink = {"color": COLOURS["ink"], "width": 1, "dash": "dot"}
+    figure.update_layout(shapes=[shape | {"line": ink} for shape in zeros])
     figure.update_yaxes(tickformat=".0%", nticks=4, rangemode="tozero")
     figure.update_yaxes(title_text="share of group", col=1)
     title = f"tau {POSITIONS[positions]}: how far safe and unsafe prompts lie apart"
@@ -74,7 +82,7 @@ def tau_figure(tau: pd.DataFrame, positions: str, *, separation: pd.DataFrame | 
         figure,
         title,
         f"Activations at {where}. tau = distance to the unsafe centroid less that to the safe one; right of 0 is the "
-        "safe side.<br>A column shares its axis. Attacks are parted by what the model in the row answered.",
+        "safe side. A column shares its axis. Attacks are parted by what the model in the row answered.",
         rows=len(models),
         named=[GROUP_NAMES[kind] for kind in dict.fromkeys(seen)],
     )
@@ -92,8 +100,7 @@ def _steps(
     edges: np.ndarray,
     name: str,
     colour: str,
-    row: int,
-    column: int,
+    where: Mapping[str, int],
     *,
     filled: bool,
     new: bool,
@@ -101,18 +108,19 @@ def _steps(
 ) -> None:
     """The outline of a histogram as shares; ``filled`` below."""
     shares = np.histogram(values, edges)[0] / len(values)
+    there = np.flatnonzero(shares)
+    first, last = int(there[0]), int(there[-1])
     looks = {"fill": "tozeroy", "fillcolor": _pale(colour)} if filled else {}
     figure.add_scatter(
-        x=np.repeat(edges, 2)[1:-1] if len(edges) > 1 else edges,
-        y=np.repeat(shares, 2),
+        x=np.repeat(edges[first : last + 2], 2),
+        y=[0.0, *np.repeat(shares[first : last + 1], 2), 0.0],
         mode="lines",
         line={"color": colour, "width": 1.3, "dash": dash},
         name=name,
         legendgroup=name,
         showlegend=new,
         hovertemplate="%{x:.3g}: %{y:.0%}<extra>" + name + "</extra>",
-        row=row,
-        col=column,
+        **where,
         **looks,
     )
 
@@ -122,8 +130,13 @@ def _pale(colour: str) -> str:
     return f"rgba({red}, {green}, {blue}, 0.28)"
 
 
-def sensitivity_figure(norms: pd.DataFrame, names: Names) -> go.Figure:
-    """Histograms of the local Lipschitz constant, a panel a group, on a logarithmic axis, with medians below."""
+def sensitivity_figure(
+    norms: pd.DataFrame, names: Mapping[str, str], *, medians: pd.DataFrame | None = None
+) -> go.Figure:
+    """Histograms of the local Lipschitz constant, a panel a group, on a logarithmic axis, with medians below.
+
+    ``medians`` is the table with their intervals.
+    """
     groups, models = list(dict.fromkeys(norms["group"])), models_in(norms)
     known = norms[norms["norm"] > 0]
     columns = columns_for(len(groups))
@@ -137,43 +150,57 @@ def sensitivity_figure(norms: pd.DataFrame, names: Names) -> go.Figure:
         subplot_titles=[GROUP_NAMES.get(g, f"attacks: {g}") for g in groups],
     )
     edges = np.geomspace(known["norm"].min() * 0.999, known["norm"].max() * 1.001, _BINS)
-    medians = known.groupby(["model", "group"])["norm"].median()
+    panels = known.groupby(["group", "model"])["norm"]
+    highest = max(float(np.histogram(v, edges)[0].max()) / len(v) for _, v in panels)
+    found = panels.median()
     for place, group in enumerate(groups):
-        row, column = place // columns + 1, place % columns + 1
-        for order, model in enumerate(models):
-            values = rows_of(known, model=model, group=group)["norm"]
-            if values.empty:
-                continue
+        where = {"row": place // columns + 1, "col": place % columns + 1}
+        for order, model in enumerate(m for m in models if (group, m) in found.index):
             colour, dash = MODELS[model]
             _steps(
-                figure, values, edges, who(model, names), colour, row, column,
+                figure, panels.get_group((group, model)), edges, who(model, names), colour, where,
                 filled=model != "control", new=place == 0, dash=dash,
             )  # fmt: skip
+            middle = found[(group, model)]
             figure.add_scatter(
-                x=[medians[(model, group)]],
-                y=[-0.045 * (order + 1)],
+                x=[middle],
+                y=[-0.11 * highest * (order + 1)],
+                error_x=_interval(medians, model, group, middle, colour),
                 mode="markers",
-                marker={"color": colour, "symbol": "diamond", "size": 8},
+                marker={"color": colour, "symbol": "diamond", "size": 7},
                 showlegend=False,
                 hovertemplate="median %{x:.3g}<extra>" + model + "</extra>",
-                row=row,
-                col=column,
+                **where,
             )
         if place + columns >= len(groups):
-            figure.update_xaxes(title_text="gradient norm (logits per unit)", row=row, col=column)
+            figure.update_xaxes(title_text="gradient norm", **where)
+    step = next(s for s in (0.02, 0.05, 0.1, 0.2, 0.5) if highest / s <= 5)
     figure.update_xaxes(log_axis([float(edges[0]), float(edges[-1])], percent=False))
-    figure.update_yaxes(tickformat=".0%", nticks=5)
+    figure.update_yaxes(
+        range=[-0.11 * highest * (len(models) + 0.8), 1.06 * highest],
+        tickvals=np.arange(0, highest, step),
+        tickformat=".0%",
+    )
     figure.update_yaxes(title_text="share of prompts", col=1)
     said = [
-        f"{m} {digits(float(medians[(m, UNSAFE)]))}"
-        for m in ("tuned", "base", "control")
-        if (m, UNSAFE) in medians
+        f"{model} {digits(float(found[(UNSAFE, model)]))}"
+        for model in ("tuned", "base", "control")
+        if (UNSAFE, model) in found.index
     ]
     return finished(
         figure,
         f"Sensitivity of the first token, median over unsafe prompts: {', '.join(said) or 'none'}",
-        "Norm of the gradient of the largest logit with respect to the prompt's embeddings. Diamonds below the axis: "
-        "medians.",
+        "Norm of the gradient of the largest logit with respect to the prompt's embeddings, in logits per unit. "
+        "Diamonds below: medians with 95 % intervals.",
         rows=n_rows,
         named=[who(model, names) for model in models],
     )
+
+
+def _interval(
+    medians: pd.DataFrame | None, model: str, group: str, middle: float, colour: str
+) -> dict[str, Any] | None:
+    if medians is None:
+        return None
+    rows = rows_of(medians, model=model, group=group)
+    return whiskers([middle] * len(rows), rows["low"], rows["high"], colour=colour, thickness=1.4, width=3)

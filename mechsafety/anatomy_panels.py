@@ -14,14 +14,14 @@ from plotly.subplots import make_subplots
 
 from mechsafety.plot_style import COLOURS, legend_at_foot, short_name, styled
 from mechsafety.region_findings import Pooled
-from mechsafety.region_panels import HUES, WIDTH, log_axis
+from mechsafety.region_panels import HUES, WIDTH, log_axis, wrapped
 
 SAFE, UNSAFE = "safe", "unsafe"
 MODELS: Mapping[str, tuple[str, str]] = {
     "base": ("#8C8C8C", "solid"),
     "tuned": ("#0072B2", "solid"),
     "control": ("#CC79A7", "dash"),
-    "random": ("#222222", "dot"),
+    "random": ("#E69F00", "dot"),
 }
 """Colour and dash of each model, and of a random dW of the tuned one's norm."""
 GROUPS: Mapping[str, str] = {
@@ -142,21 +142,22 @@ def line_panels(
         vertical_spacing=gap(n_rows),
     )
     named: list[str] = []
+    axes: dict[str, Any] = {}
+    x_axis = _x_ticks([line for panel in panels for line in panel.lines])
     for place, panel in enumerate(panels):
         where = {"row": place // columns + 1, "col": place % columns + 1}
         for line in panel.lines:
             _draw(figure, line, where, new=line.name not in named)
             named += [] if line.name in named else [line.name]
         alike = [line for other in panels if other.y_title == panel.y_title for line in other.lines]
-        figure.update_yaxes(_axis(panel, alike), **where)
         follows = where["col"] > 1 and panels[place - 1].y_title == panel.y_title
-        if follows:
-            figure.update_yaxes(showticklabels=False, **where)
-        else:
-            figure.update_yaxes(title_text=panel.y_title, **where)
-        if place + columns >= len(panels):
-            figure.update_xaxes(title_text=x_title, **where)
-    figure.update_xaxes(_x_ticks([line for panel in panels for line in panel.lines]))
+        axes[f"yaxis{place + 1}"] = _axis(panel, alike) | (
+            {"showticklabels": False} if follows else {"title": {"text": panel.y_title}}
+        )
+        lowest = place + columns >= len(panels)
+        axes[f"xaxis{place + 1}"] = x_axis | ({"title": {"text": x_title}} if lowest else {})
+    # All at once: plotly takes long over axes that are changed one by one.
+    figure.update_layout(axes)
     return finished(figure, title, subtitle, rows=n_rows, named=named)
 
 
@@ -192,12 +193,17 @@ def gap(n_rows: int) -> float:
     return _GAP / (n_rows * _ROW + (n_rows - 1) * _GAP)
 
 
-def finished(figure: go.Figure, title: str, subtitle: str, *, rows: int, named: Sequence[str]) -> go.Figure:
-    """The figure in the house style, high enough for its panels, its axis titles and its legend."""
+def finished(
+    figure: go.Figure, title: str, subtitle: str, *, rows: int, named: Sequence[str], letters: int = 130
+) -> go.Figure:
+    """The figure in the house style, high enough for its panels, its axis titles and its legend.
+
+    ``letters`` fit into a line of the subtitle.
+    """
     lines = math.ceil(sum(58 + 7.2 * len(name) for name in named) / (WIDTH - 110)) if named else 0
     foot = 62 + 24 * lines
     height = _HEAD + rows * _ROW + (rows - 1) * _GAP + foot
-    figure = legend_at_foot(styled(figure, title, subtitle, width=WIDTH, height=height))
+    figure = legend_at_foot(styled(figure, title, wrapped(subtitle, letters), width=WIDTH, height=height))
     figure.update_layout(margin={"t": _HEAD, "b": foot})
     for axes in (figure.update_xaxes, figure.update_yaxes):
         axes(zeroline=False, tickfont={"size": 11}, title_font={"size": 12}, title_standoff=6)

@@ -11,6 +11,7 @@ from plotly.subplots import make_subplots
 
 from mechsafety.anatomy_panels import (
     GROUP_NAMES,
+    MODELS,
     UNSAFE,
     Line,
     LinePanel,
@@ -89,7 +90,7 @@ def outcome_bars(table: pd.DataFrame, states: Sequence[str], *, title: str, subt
         automargin=True,
         showgrid=False,
     )
-    figure = finished(figure, title, subtitle, rows=1, named=[name for name, _, _ in parts])
+    figure = finished(figure, title, subtitle, rows=1, named=[name for name, _, _ in parts], letters=112)
     margin = figure.layout.margin
     return figure.update_layout(height=margin.t + margin.b + 34 * len(states))
 
@@ -103,18 +104,13 @@ def reversal_figure(reversal: pd.DataFrame, names: Names) -> go.Figure:
     unsafe = placed[placed["group"] == UNSAFE].set_index("state")
     said = [
         f"{what} {pooled(unsafe.loc[[state]], 'refused').value:.0%}"
-        for state, what in (
-            ("tuned", "all"),
-            ("mlp", "MLPs alone"),
-            ("rest", "all but MLPs"),
-            ("random", "random"),
-        )
+        for state, what in (("tuned", "all"), ("mlp", "MLPs"), ("rest", "the rest"), ("random", "random"))
         if state in unsafe.index
     ]
     return outcome_bars(
         placed,
         [state_name(what, r) for what, r in states],
-        title=f"Unsafe prompts refused, by the part of dW: {', '.join(said)}",
+        title=f"Unsafe prompts refused with dW of: {', '.join(said)}",
         subtitle=f"{who('base', names)} and {who('tuned', names)}. {told_size(reversal, 'n')} prompts of a group at "
         "most. Whiskers: 95 % intervals of refused.",
     )
@@ -129,15 +125,15 @@ def ablation_figure(ablation: pd.DataFrame, names: Names) -> go.Figure:
         f"{what} {pooled(unsafe.loc[[state]], 'refused').value:.0%}"
         for state, what in (
             ("tuned", "as it is"),
-            ("ablated", "ablated"),
-            ("random_ablated", "random direction"),
+            ("ablated", "direction ablated"),
+            ("random_ablated", "random one ablated"),
         )
         if state in unsafe.index
     ]
     return outcome_bars(
         placed,
         [state_name(state, 0) for state in states],
-        title=f"Unsafe prompts refused, direction ablated or not: {', '.join(said)}",
+        title=f"Unsafe prompts refused: {', '.join(said)}",
         subtitle=f"{who('tuned', names)}; the direction of layer {int(ablation['layer'].max())} projected out "
         f"everywhere. {told_size(ablation, 'n')} prompts of a group at most. Whiskers: 95 % intervals of refused.",
     )
@@ -157,9 +153,9 @@ def direction_figure(links: pd.DataFrame, names: Names) -> go.Figure:
     """Energy of dW along the refusal direction, and its cosines with dW's singular vectors, by layer."""
     rows_of = {what: links[links["what"] == what] for what in dict.fromkeys(links["what"])}
     looks = {
-        "energy": ("dW", "#0072B2", "solid"),
-        "energy_base": ("W of the base", "#8C8C8C", "solid"),
-        "energy_random": ("dW, random directions (95 %)", "#222222", "dot"),
+        "energy": ("dW", *MODELS["tuned"]),
+        "energy_base": ("W of the base", *MODELS["base"]),
+        "energy_random": ("dW, random directions (95 %)", *MODELS["random"]),
     }
     kinds = list(dict.fromkeys(rows_of["energy"]["kind"]))
 

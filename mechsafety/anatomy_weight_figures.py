@@ -91,7 +91,7 @@ def spectrum_figure(spectrum: pd.DataFrame, names: Names) -> go.Figure:
         x_title="place of the singular direction",
         title=f"Spectra of dW{ratio}",
         subtitle="Top: median over layers; bands: lowest to highest layer. Below: sigma |&lt;a, v>| / ||a||, unsafe "
-        "over safe prompts.<br>Only what lies above the rounding of the weights. Random dW: of the tuned one's norm.",
+        "over safe prompts. Only what lies above the rounding of the weights. Random dW: of the tuned one's norm.",
         columns=kinds,
     )
 
@@ -115,9 +115,9 @@ def null_space_figure(changes: pd.DataFrame, energy: int, names: Names) -> go.Fi
     return line_panels(
         panels,
         x_title="layer",
-        title=f"Alignment of dW with W's left null space, above chance: {', '.join(said)}",
+        title=f"Null-space alignment of dW above chance (median): {', '.join(said)}",
         subtitle=f"Outputs beyond those that hold {energy} % of W's energy. Root mean square of ||P u|| over dW's top "
-        f"left singular<br>vectors, less what chance gives ({chance.min():.2f} to {chance.max():.2f}).",
+        f"left singular vectors, less what chance gives ({chance.min():.2f} to {chance.max():.2f}).",
         columns=columns_for(len(panels)),
     )
 
@@ -139,6 +139,6 @@ def action_figure(ratios: pd.DataFrame, names: Names) -> go.Figure:
         x_title="layer",
         title=f"dW acts on unsafe against safe prompts (median ratio): {', '.join(said)}",
         subtitle="||dW a|| / ||a||, mean over unsafe prompts over mean over safe ones; a: what the matrix reads over "
-        "the answer.<br>Bands: 95 % intervals over prompts.",
+        "the answer. Bands: 95 % intervals over prompts.",
         columns=columns_for(len(panels)),
     )

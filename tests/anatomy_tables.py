@@ -40,7 +40,8 @@ def separation(*, layers: int = 6, models: Sequence[str] = MODELS) -> pd.DataFra
     for model in models:
         for positions in POSITIONS:
             for layer in range(layers):
-                d = (1 + 5 * (layer / layers) ** 2) if model == "tuned" else 0.9
+                plain = 0.9 if model == "base" else 1.0
+                d = 1 + 5 * (layer / layers) ** 2 if model == "tuned" else plain
                 auroc = 0.5 + 0.5 * math.tanh(d / 3)
                 rows.append(
                     {
