@@ -8,14 +8,11 @@ import pandas as pd
 
 from mechsafety.ladder_words import span
 
-LINKS = {
-    "energy": "on the refusal direction",
-    "energy_random": "on random directions",
-    "energy_base": "of the base's own weights on it",
-    "cosine_first": "cosine with the first singular vector",
-    "cosine_top": "length within the top singular vectors",
+_SETS = {
+    "snip": "the 5 % of weights that refusals need most by SNIP",
+    "wanda": "the 5 % of weights that refusals need most by Wanda",
+    "magnitude": "the largest 5 % of weights",
 }
-"""What :func:`mechsafety.anatomy.links.direction_links` measures, in words."""
 
 
 def cosine_sentences(at: pd.DataFrame, names: Mapping[str, str], layer: int | None) -> list[str]:
@@ -78,28 +75,56 @@ def transfer_sentences(table: pd.DataFrame, names: Mapping[str, str]) -> list[st
 
 
 def link_sentences(table: pd.DataFrame, names: Mapping[str, str]) -> list[str]:
-    """dW beside the direction, a sentence a system; then whatever else was linked, as medians against chance."""
-    said = []
-    for system, rows in table.groupby("system", sort=False):
-        at = {str(what): part for what, part in rows.groupby("what")}
-        energy, random, base = (at.get(f"energy{end}") for end in ("", "_random", "_base"))
-        if energy is not None and energy["value"].notna().any():
-            times = (energy["value"] / energy["chance"]).dropna()
-            told = (
-                f"dW of {names.get(str(system), system)} writes {times.median():.2g} times chance along its refusal "
-                f"direction (median of {len(times)} maps, {times.min():.2g} to {times.max():.2g})"
-            )
-            if random is not None:
-                pairs = energy.merge(random, on=["layer", "kind"], suffixes=("", "_random"))
-                above = int((pairs["value"] > pairs["high_random"]).sum())
-                told += f", above 97.5 % of random directions in {above} of {len(pairs)}"
-            if base is not None and base["value"].notna().any():
-                told += f"; the base's weights write {(base['value'] / base['chance']).median():.2g} times chance there"
-            said.append(f"{told}.")
-        for what, part in at.items():
-            if what not in LINKS and part["value"].notna().any():
-                told = f"{names.get(str(system), system)}, {what.replace('_', ' ')}: {part['value'].median():.3g}"
-                if part["chance"].notna().any():
-                    told += f", where chance is {part['chance'].median():.3g}"
-                said.append(f"{told} (median of {len(part)}).")
-    return said
+    """dW beside the refusal direction and the safety-critical weights, and what these wrote along the direction."""
+    wanted = [_energy, _sets, _removed]
+    return [said for tell in wanted if (said := tell(table[table["value"].notna()], names))]
+
+
+def _energy(table: pd.DataFrame, names: Mapping[str, str]) -> str:
+    parts = []
+    for system, rows in table[table["what"] == "energy"].groupby("system", sort=False):
+        told = f"{names.get(str(system), system)} {(rows['value'] / rows['chance']).median():.2g}"
+        random = table[(table["system"] == system) & (table["what"] == "energy_random")]
+        if len(random):
+            pairs = rows.merge(random, on=["layer", "kind"], suffixes=("", "_random"))
+            above = int((pairs["value"] > pairs["high_random"]).sum())
+            told += f" (above 97.5 % of random directions in {above} of {len(pairs)})"
+        parts.append(told)
+    if not parts:
+        return ""
+    base = table[table["what"] == "energy_base"]
+    said = (
+        "Times chance that dW writes along the system's refusal direction, median over maps: "
+        f"{', '.join(parts)}. One in 40 would lie above by chance"
+    )
+    if len(base):
+        medians = (base["value"] / base["chance"]).groupby(base["system"]).median()
+        said += f"; the base's own weights write {span(medians, '.2g')} times chance there"
+    return f"{said}."
+
+
+def _sets(table: pd.DataFrame, names: Mapping[str, str]) -> str:
+    parts = []
+    for (system, what), rows in table[table["what"].isin(_SETS)].groupby(["system", "what"], sort=False):
+        parts.append(
+            f"{rows['value'].median():.1%} of {names.get(str(system), system)}'s in {_SETS[str(what)]} (chance "
+            f"{rows['chance'].median():.1%})"
+        )
+    return f"Of the energy of dW, median over maps: {'; '.join(parts)}." if parts else ""
+
+
+def _removed(table: pd.DataFrame, names: Mapping[str, str]) -> str:
+    taken = table[table["what"].str.startswith("removed_") & ~table["what"].str.endswith("_random")]
+    parts = []
+    for (system, what), rows in taken.groupby(["system", "what"], sort=False):
+        random = table[(table["system"] == system) & (table["what"] == f"{what}_random")]["value"]
+        control = f", of random weights' {random.median():.2%}" if len(random) else ""
+        parts.append(
+            f"{rows['value'].median():.2%} in {names.get(str(system), system)} "
+            f"({str(what).removeprefix('removed_')}{control}; chance {rows['chance'].median():.2%})"
+        )
+    if not parts:
+        return ""
+    return (
+        f"Of what the safety-critical weights wrote, this lay on the refusal direction: {'; '.join(parts)}."
+    )
