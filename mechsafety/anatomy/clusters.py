@@ -298,7 +298,7 @@ def _auroc_chance(tau: np.ndarray, n_safe: int, *, seed: int, permutations: int)
     return np.quantile(above / (n_safe * n_unsafe), 0.95, axis=0)
 
 
-def _means(tau: np.ndarray, *, seed: int, resamples: int) -> list[dict[str, float]]:
+def _means(tau: np.ndarray, *, seed: int, resamples: int) -> list[dict[str, int | float]]:
     """Mean of tau [prompt, layer] by layer, with its bootstrap interval."""
     n, n_layers = tau.shape
     if not n:
@@ -306,7 +306,7 @@ def _means(tau: np.ndarray, *, seed: int, resamples: int) -> list[dict[str, floa
         return [{"n": 0, **unknown} for _ in range(n_layers)]
     drawn = cluster_weights(np.random.default_rng(seed), n, resamples, width=tau.size)
     parts = [w @ tau / n for w in drawn]
-    rows: list[dict[str, float]] = []
+    rows: list[dict[str, int | float]] = []
     for layer, mean in enumerate(tau.mean(0)):
         low, high = percentiles(float(mean), [p[:, layer] for p in parts], 0.95)
         side = float((tau[:, layer] > 0).mean())

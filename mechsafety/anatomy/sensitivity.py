@@ -48,12 +48,12 @@ def sensitivity(
         raise MechsafetyError("gradients underflow in float16: load the model in bfloat16 or float32")
     body = running_body(model)
     encoded: list[Encoded] = [(s, []) for s in tokenize_prompts(model, [p.text for p in prompts])]
-    norms = torch.empty(len(prompts))
     with (
         torch.inference_mode(False),
         torch.enable_grad(),
         bar("sensitivity", total=len(prompts), unit="prompt") as progress,
     ):
+        norms = torch.empty(len(prompts))
         for rows in plan_batches([len(s) for s, _ in encoded], batch_size=batch_size):
             found = _norms(model, body, [encoded[row] for row in rows])
             if not bool(torch.isfinite(found).all()):
@@ -64,7 +64,7 @@ def sensitivity(
                 )
             norms[rows] = found
             progress.update(len(rows))
-    return norms
+        return norms
 
 
 def _norms(model: TransformerBridge, body: Any, batch: Sequence[Encoded]) -> Float[Tensor, " row"]:

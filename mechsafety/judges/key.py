@@ -19,6 +19,7 @@ from mechsafety.prompts import cell, read_rows
 ABOUT = "key:FILE: compares with the answer and the refusal that FILE (CSV, JSON, JSONL, Parquet) has for each prompt"
 
 _NEEDED = ("prompt", "answer", "refusal")
+_OPTIONAL = ("redirection", "tag")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,20 +71,16 @@ def read_keys(path: Path) -> dict[str, Key]:
     """Keys by prompt. Raises :class:`MechsafetyError`, with file and line, for what is missing or there twice."""
     keys: dict[str, Key] = {}
     for where, row in read_rows(path):
-        lacking = [name for name in _NEEDED if not cell(row.get(name))]
+        texts = {name: _joined(cell(row.get(name))) for name in (*_NEEDED, *_OPTIONAL)}
+        lacking = [name for name in _NEEDED if not texts[name]]
         if lacking:
             raise MechsafetyError(
                 f"{path}, {where}: no {', '.join(lacking)}; an answer key has {', '.join(_NEEDED)}"
             )
-        prompt = _joined(cell(row["prompt"]))
+        prompt = texts.pop("prompt")
         if prompt in keys:
             raise MechsafetyError(f"{path}, {where}: the prompt {prompt[:80]!r} has an answer already")
-        keys[prompt] = Key(
-            answer=_joined(cell(row["answer"])),
-            refusal=_joined(cell(row["refusal"])),
-            redirection=_joined(cell(row.get("redirection"))),
-            tag=_joined(cell(row.get("tag"))),
-        )
+        keys[prompt] = Key(**texts)
     if not keys:
         raise MechsafetyError(f"{str(path)!r} holds no answers")
     return keys
