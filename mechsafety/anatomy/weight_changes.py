@@ -61,7 +61,7 @@ SPECTRUM_COLUMNS = (
 
 Changed = Literal["tuned", "control", "random"]
 """The fine-tuning looked at, a benign one to compare it with, and a random dW of the former's norm."""
-Inputs = Mapping[str, Float[Tensor, "prompt d_in"]]
+Inputs = Mapping[str, Float[Tensor, "prompt _"]]
 """What the maps of a model read, by site: :func:`mechsafety.anatomy.outputs.map_inputs`."""
 
 
