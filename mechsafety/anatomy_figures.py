@@ -95,7 +95,8 @@ def _xy(rows: pd.DataFrame, measure: str) -> pd.DataFrame:
 def rank_figure(separation: pd.DataFrame, names: Names) -> go.Figure:
     """How much of each cluster's variance lies along one direction, by layer."""
     panels = []
-    for place in [p for p in POSITIONS if p in set(separation["positions"])]:
+    positions = [p for p in POSITIONS if p in set(separation["positions"])]
+    for place in positions:
         rows = separation[separation["positions"] == place]
         for group in (SAFE, UNSAFE):
             lines = [
@@ -110,7 +111,7 @@ def rank_figure(separation: pd.DataFrame, names: Names) -> go.Figure:
                     title=f"{group} cluster, {POSITIONS[place]}", lines=lines, y_title="share", form="rate"
                 )
             )
-    last = last_layer(separation, panels and next(iter(dict.fromkeys(separation["positions"]))))
+    last = last_layer(separation, positions[0])
     said = [
         f"{model} {rows['share_unsafe'].iloc[0]:.0%}"
         for model in ("tuned", "base", "control")
@@ -196,7 +197,7 @@ def alpha_figure(interpolation: pd.DataFrame, names: Names) -> go.Figure:
         x_title="alpha",
         title=f"Unsafe prompts refused along base + alpha dW: {', '.join(shares)}",
         subtitle=f"alpha 0 is the base and 1 the fine-tuned model. {told_size(interpolation, 'n')} prompts of a group "
-        "at most. Bands: 95 % Wilson intervals. Dashed: the control's dW.",
+        "at most. Bands: 95 % Wilson intervals. Dashed: the control.",
         columns=columns_for(len(panels)),
     )
 

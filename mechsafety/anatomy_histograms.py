@@ -68,7 +68,9 @@ def tau_figure(tau: pd.DataFrame, positions: str, *, separation: pd.DataFrame | 
             zeros.append(
                 {"type": "line", "xref": x, "yref": f"{y} domain", "x0": 0, "x1": 0, "y0": 0, "y1": 1}
             )
-        figure.update_xaxes(title_text="tau", nticks=5, row=len(models), col=column)
+        pad = 0.04 * (edges[-1] - edges[0])
+        figure.update_xaxes(range=[edges[0] - pad, edges[-1] + pad], nticks=5, col=column)
+        figure.update_xaxes(title_text="tau", row=len(models), col=column)
     # All at once: plotly takes long over shapes that are added one by one.
     ink = {"color": COLOURS["ink"], "width": 1, "dash": "dot"}
     figure.update_layout(shapes=[shape | {"line": ink} for shape in zeros])

@@ -175,7 +175,7 @@ def by_kind(
     ]
 
 
-def of_models(rows: pd.DataFrame, columns: Mapping[str, str], names: Names) -> list[Line]:
+def of_models(rows: pd.DataFrame, columns: Mapping[str, str], names: Mapping[str, str]) -> list[Line]:
     """A line a model; ``columns`` names what goes along x and y, and the interval."""
     picked = rows.rename(columns=dict(columns))
     return [
@@ -200,7 +200,7 @@ def finished(
 
     ``letters`` fit into a line of the subtitle.
     """
-    lines = math.ceil(sum(58 + 7.2 * len(name) for name in named) / (WIDTH - 110)) if named else 0
+    lines = math.ceil(sum(50 + 6.7 * len(name) for name in named) / (WIDTH - 110)) if named else 0
     foot = 62 + 24 * lines
     height = _HEAD + rows * _ROW + (rows - 1) * _GAP + foot
     figure = legend_at_foot(styled(figure, title, wrapped(subtitle, letters), width=WIDTH, height=height))

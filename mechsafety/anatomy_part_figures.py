@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -24,7 +23,7 @@ from mechsafety.anatomy_panels import (
     who,
 )
 from mechsafety.anatomy_weight_findings import SETS, energy_above, state_name
-from mechsafety.plot_style import COLOURS
+from mechsafety.plot_style import COLOURS, whiskers
 from mechsafety.region_findings import pooled
 from mechsafety.region_panels import told_size
 
@@ -57,21 +56,17 @@ def outcome_bars(table: pd.DataFrame, states: Sequence[str], *, title: str, subt
         horizontal_spacing=0.12 / len(groups),
         subplot_titles=[GROUP_NAMES.get(group, group) for group in groups],
     )
-    parts = (("refused", "refusal", "refused"), ("answered coherently", "compliance", "complied"))
-    parts = (*parts, ("degenerate", "degenerate", "degenerate"))
+    parts = (
+        ("refused", "refusal", "refused"),
+        ("answered coherently", "compliance", "complied"),
+        ("degenerate", "degenerate", "degenerate"),
+    )
     for column, group in enumerate(groups, start=1):
         rows = table[table["group"] == group]
         for name, colour, measure in parts:
-            bars: dict[str, Any] = {}
-            if measure == "refused":
-                ends = [(rows["refused_high"] - rows["refused"]), (rows["refused"] - rows["refused_low"])]
-                up, down = (end.clip(lower=0) for end in ends)
-                bars = {"type": "data", "symmetric": False, "array": up, "arrayminus": down}
-                bars |= {"color": COLOURS["ink"], "thickness": 1.3, "width": 3}
             figure.add_bar(
                 x=rows[measure],
                 y=rows["place"],
-                error_x=bars or None,
                 orientation="h",
                 name=name,
                 legendgroup=name,
@@ -81,6 +76,19 @@ def outcome_bars(table: pd.DataFrame, states: Sequence[str], *, title: str, subt
                 row=1,
                 col=column,
             )
+        ends = (rows["refused"], rows["refused_low"], rows["refused_high"])
+        # Marks of their own: the next bar of a stack hides the whiskers of the one before.
+        figure.add_scatter(
+            x=rows["refused"],
+            y=rows["place"],
+            error_x=whiskers(*ends, colour=COLOURS["ink"], thickness=1.3, width=3),
+            mode="markers",
+            marker={"opacity": 0},
+            hoverinfo="skip",
+            showlegend=False,
+            row=1,
+            col=column,
+        )
     figure.update_layout(barmode="stack", bargap=0.3)
     figure.update_xaxes(range=[0, 1.04], tickvals=[0, 0.5, 1], ticktext=["0", "50%", "100%"])
     figure.update_yaxes(

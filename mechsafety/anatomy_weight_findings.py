@@ -23,13 +23,13 @@ Names = Mapping[str, str]
 STATE_NAMES: Mapping[str, str] = {
     "base": "base",
     "tuned": "tuned",
-    "matrices": "base + dW of all matrices",
-    "others": "tuned - dW of all matrices",
-    "mlp": "base + dW of MLPs",
-    "rest": "tuned - dW of MLPs",
-    "random": "base + random dW",
-    "kept": "base + top {r} directions",
-    "removed": "tuned - top {r} directions",
+    "matrices": "base with dW of matrices",
+    "others": "tuned without dW of matrices",
+    "mlp": "base with dW of MLPs",
+    "rest": "tuned without dW of MLPs",
+    "random": "base with a random dW",
+    "kept": "base with top {r} directions",
+    "removed": "tuned without top {r}",
     "ablated": "refusal direction ablated",
     "random_ablated": "random direction ablated",
 }
@@ -37,7 +37,7 @@ SETS = ("snip", "wanda", "magnitude")
 
 
 def state_name(what: str, r: float) -> str:
-    """``base + top 4 directions``: a state of the reversal or the ablation in words."""
+    """``base with top 4 directions``: a state of the reversal or the ablation in words."""
     return STATE_NAMES.get(what, what).replace("{r}", f"{r:g}")
 
 
