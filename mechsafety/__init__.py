@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from mechsafety import anatomy_figures as anatomy_figures
     from mechsafety import figures as figures
     from mechsafety import judge_figures as judge_figures
+    from mechsafety import lab_figures as lab_figures
+    from mechsafety import ladder_figures as ladder_figures
     from mechsafety import region_figures as region_figures
     from mechsafety import statistics as statistics
     from mechsafety import sweep_figures as sweep_figures
@@ -20,6 +23,9 @@ if TYPE_CHECKING:
     from mechsafety.activations import residual_means as residual_means
     from mechsafety.activations import residual_stream as residual_stream
     from mechsafety.agreement_runs import compare_judges as compare_judges
+    from mechsafety.anatomy_config import AnatomyConfig as AnatomyConfig
+    from mechsafety.anatomy_runs import read_anatomy as read_anatomy
+    from mechsafety.anatomy_runs import run_anatomy as run_anatomy
     from mechsafety.annotation.export import load_annotations as load_annotations
     from mechsafety.checkpoints import Comparison as Comparison
     from mechsafety.checkpoints import compare as compare
@@ -51,6 +57,13 @@ if TYPE_CHECKING:
     from mechsafety.judging import judge as judge
     from mechsafety.judging import refusal_rates as refusal_rates
     from mechsafety.judging import verdict_table as verdict_table
+    from mechsafety.lab_config import LabConfig as LabConfig
+    from mechsafety.lab_ladder import run_lab_ladder as run_lab_ladder
+    from mechsafety.lab_runs import read_lab as read_lab
+    from mechsafety.lab_runs import run_lab as run_lab
+    from mechsafety.ladder_config import LadderConfig as LadderConfig
+    from mechsafety.ladder_runs import read_ladder as read_ladder
+    from mechsafety.ladder_runs import run_ladder as run_ladder
     from mechsafety.layer_profile import logit_lens as logit_lens
     from mechsafety.layer_profile import profile_layers as profile_layers
     from mechsafety.models import load_model as load_model
@@ -85,8 +98,21 @@ if TYPE_CHECKING:
     from mechsafety.sweep_runs import SweepConfig as SweepConfig
     from mechsafety.sweep_runs import run_sweep as run_sweep
     from mechsafety.sweeps import sweep as sweep
+    from mechsafety.tuning import TuningRecipe as TuningRecipe
+    from mechsafety.tuning import tune as tune
 
-_MODULES = frozenset({"figures", "judge_figures", "region_figures", "statistics", "sweep_figures"})
+_MODULES = frozenset(
+    {
+        "figures",
+        "judge_figures",
+        "region_figures",
+        "statistics",
+        "sweep_figures",
+        "anatomy_figures",
+        "ladder_figures",
+        "lab_figures",
+    }
+)
 _HOMES = {
     "Ablate": "interventions",
     "Add": "interventions",
@@ -157,16 +183,31 @@ _HOMES = {
     "attack_table": "robustness.attacks",
     "finetuned": "finetuning_attack",
     "freezing_table": "finetuning_attack",
+    "AnatomyConfig": "anatomy_config",
+    "run_anatomy": "anatomy_runs",
+    "read_anatomy": "anatomy_runs",
+    "LadderConfig": "ladder_config",
+    "run_ladder": "ladder_runs",
+    "read_ladder": "ladder_runs",
+    "LabConfig": "lab_config",
+    "run_lab": "lab_runs",
+    "read_lab": "lab_runs",
+    "run_lab_ladder": "lab_ladder",
+    "tune": "tuning",
+    "TuningRecipe": "tuning",
 }
 
 __all__ = [
     "Ablate",
     "Add",
     "AffineAblate",
+    "AnatomyConfig",
     "Attribution",
     "Comparison",
     "Direction",
     "Directions",
+    "LabConfig",
+    "LadderConfig",
     "MechsafetyError",
     "Orthogonalise",
     "RegionsConfig",
@@ -175,8 +216,10 @@ __all__ = [
     "SelfJudgeConfig",
     "StudyConfig",
     "SweepConfig",
+    "TuningRecipe",
     "VerdictCache",
     "__version__",
+    "anatomy_figures",
     "attack_table",
     "attribute",
     "baked",
@@ -194,6 +237,8 @@ __all__ = [
     "jaccard_table",
     "judge",
     "judge_figures",
+    "lab_figures",
+    "ladder_figures",
     "linear_maps",
     "load_annotations",
     "load_directions",
@@ -212,14 +257,21 @@ __all__ = [
     "profile_layers",
     "random_low_rank",
     "random_pruning",
+    "read_anatomy",
     "read_comparison",
     "read_human_labels",
+    "read_lab",
+    "read_ladder",
     "refusal_rates",
     "region_figures",
     "remove_top_ranks",
     "removed",
     "residual_means",
     "residual_stream",
+    "run_anatomy",
+    "run_lab",
+    "run_lab_ladder",
+    "run_ladder",
     "run_regions",
     "run_selfjudge",
     "run_study",
@@ -233,6 +285,7 @@ __all__ = [
     "sweep",
     "sweep_figures",
     "top_pruning",
+    "tune",
     "utility",
     "verdict_table",
 ]
