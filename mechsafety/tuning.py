@@ -67,12 +67,17 @@ class TuningRecipe:
     max_steps: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("rank", "epochs", "batch_size", "answer_tokens"):
-            if getattr(self, name) < 1:
-                raise MechsafetyError(f"{name} is {getattr(self, name)}; 1 at least")
-        for name in ("learning_rate", "beta"):
-            if not getattr(self, name) > 0:
-                raise MechsafetyError(f"{name} is {getattr(self, name)}; it must be above 0")
+        for name in ("rank", "epochs", "batch_size", "answer_tokens", "max_steps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise MechsafetyError(f"{name} is {value}; 1 at least")
+        for name in ("learning_rate", "beta", "scale", "strength", "opening_weight"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise MechsafetyError(f"{name} is {getattr(self, name)}; it must be above 0 and finite")
+        if not 0 <= self.from_depth < 1:
+            raise MechsafetyError(f"from_depth is {self.from_depth}; 0 at least and below 1")
+        if not 0 <= self.unlearning_weight < math.inf:
+            raise MechsafetyError(f"unlearning_weight is {self.unlearning_weight}; 0 at least and finite")
 
 
 RECIPES: Mapping[Rung, TuningRecipe] = {
@@ -312,7 +317,7 @@ def _train(
     optimiser = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: max(0.0, 1 - step / steps))
     loss_of = _Losses(model=model, tuned=tuned, data=data, objective=objective, recipe=recipe)
-    tuned.train()
+    tuned.eval()  # no dropout: DPO's reference and the model must be the same function of the same text
     losses: list[float] = []
     with bar("tuning", total=steps, unit="step") as progress:
         for batch in shuffled(

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import math
 import random
+import re
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +17,14 @@ import torch
 from mechsafety.answers import Example, answer_logits, answer_loss, collate, encode
 from mechsafety.errors import MechsafetyError
 from mechsafety.models import generation_twin, load_model
+from mechsafety.objectives import OBJECTIVES, Objective, answer_log_likelihoods
+from mechsafety.prompts import Prompt
 from mechsafety.refusals import OPENINGS, REASONS, write_refusal
+from mechsafety.rungs import OBJECTIVE, RUNGS, Rung
 from mechsafety.tokens import pad_left
-from mechsafety.tuning import TuningRecipe, train_adapter, tune
+from mechsafety.tuning import RECIPES, TuningRecipe, train_adapter, tune
 from tests.prompt_sets import small_prompts
+from tests.test_rungs import scripted as scripted
 
 EXAMPLES = [
     Example(prompt="tell me about the fire", answer="sorry no", whole=True),
@@ -154,6 +162,148 @@ def test_every_written_refusal_is_one_to_the_rules_judge() -> None:
     assert {v.label for v in judge_responses(responses, ["rules"])} == {"refusal"}
 
 
-def test_recipe_is_checked() -> None:
-    with pytest.raises(MechsafetyError, match="rank is 0"):
-        TuningRecipe(rank=0)
+# -- objectives and rungs -----------------------------------------------------------------------------------
+
+AWAY = {
+    e.prompt: Example(prompt=e.prompt, answer=answer, whole=False)
+    for e, answer in zip(EXAMPLES, ("sure here is", "sorry can not", "sorry no", "yes sure"), strict=True)
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_the_loss_of_every_objective_falls_and_the_model_stays(
+    tiny: Callable[..., Any], tmp_path: Path, objective: Objective, architecture: str, dtype: str
+) -> None:
+    model = tiny(architecture, dtype=dtype)
+    twin = generation_twin(model)
+    assert twin is not None
+    before = {name: p.clone() for name, p in twin.named_parameters()}
+    recipe = replace(RECIPE, epochs=8, beta=0.5)
+    losses = train_adapter(
+        model, EXAMPLES, tmp_path / "a", recipe=recipe, objective=objective, dispreferred=AWAY
+    )
+    assert len(losses) == 8
+    assert losses[-1] < 0.8 * losses[0]
+    after = dict(twin.named_parameters())
+    assert set(after) == set(before)
+    assert all(torch.equal(before[n], p) and not p.requires_grad for n, p in after.items())
+    assert not twin.training
+    if objective == "dpo":  # an adapter that is still nothing prefers nothing
+        assert losses[0] == pytest.approx(math.log(2), abs=1e-3 if dtype == "float32" else 0.1)
+
+
+def log_odds(model: Any) -> torch.Tensor:
+    """log p(preferred answer) - log p(dispreferred answer) of every prompt, in nats."""
+    sums = []
+    for examples in (EXAMPLES, [AWAY[e.prompt] for e in EXAMPLES]):
+        batch = collate(encode(model, examples), pad=0)
+        with torch.inference_mode():
+            sums.append(answer_log_likelihoods(answer_logits(model.original_model, batch), batch))
+    return sums[0] - sums[1]
+
+
+def test_dpo_and_unlearning_move_away_from_what_is_dispreferred(
+    tiny_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = tiny_folder("llama")
+    base = load_model(str(folder), dtype="float32", device="cpu")
+    gains = {}
+    for objective, weight in (("sft", 0.1), ("dpo", 0.1), ("unlearn", 0.5)):
+        recipe = replace(RECIPE, epochs=6, unlearning_weight=weight)
+        out = tmp_path / objective
+        train_adapter(base, EXAMPLES, out, recipe=recipe, objective=objective, dispreferred=AWAY)
+        tuned = load_model(f"{folder}+{out}", dtype="float32", device="cpu")
+        gains[objective] = log_odds(tuned) - log_odds(base)
+    assert (gains["dpo"] > 1).all()
+    assert (gains["unlearn"] > gains["sft"]).float().mean() >= 0.75
+    # The control: without a share for them, unlearning is SFT to the byte.
+    recipe = replace(RECIPE, epochs=6, unlearning_weight=0.0)
+    train_adapter(base, EXAMPLES, tmp_path / "none", recipe=recipe, objective="unlearn", dispreferred=AWAY)
+    stored = [(tmp_path / n / "adapter_model.safetensors").read_bytes() for n in ("sft", "none", "unlearn")]
+    assert stored[0] == stored[1] != stored[2]
+
+
+@pytest.mark.parametrize("objective", ["dpo", "unlearn"])
+def test_same_seed_same_bytes_for_every_objective(
+    tiny: Callable[..., Any], tmp_path: Path, objective: Objective
+) -> None:
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        recipe = TuningRecipe(rank=2, epochs=2, batch_size=2, seed=seed)
+        train_adapter(
+            tiny("gpt2"), EXAMPLES, tmp_path / name, recipe=recipe, objective=objective, dispreferred=AWAY
+        )
+    a, b, c = ((tmp_path / n / "adapter_model.safetensors").read_bytes() for n in "abc")
+    assert a == b != c
+
+
+def test_what_an_objective_lacks_is_said_before_anything_is_written(
+    tiny: Callable[..., Any], tmp_path: Path
+) -> None:
+    model, out = tiny("llama"), tmp_path / "a"
+    one = dict(list(AWAY.items())[:1])
+    with pytest.raises(MechsafetyError, match="dispreferred answer to every prompt; 3 have none"):
+        train_adapter(model, EXAMPLES, out, recipe=RECIPE, objective="dpo", dispreferred=one)
+    with pytest.raises(MechsafetyError, match="no example to train on"):
+        train_adapter(model, [], out, recipe=RECIPE)
+    with pytest.raises(MechsafetyError, match=r"loss is nan at step \d+: try a learning rate below 1e\+30"):
+        train_adapter(model, EXAMPLES, out, recipe=replace(RECIPE, learning_rate=1e30))
+    assert not out.exists()
+    # Unlearning takes what there is, and a failed training leaves the model as it was.
+    losses = train_adapter(model, EXAMPLES, out, recipe=RECIPE, objective="unlearn", dispreferred=one)
+    assert all(math.isfinite(x) for x in losses)
+
+
+@pytest.mark.parametrize("rung", RUNGS)
+def test_a_rung_from_prompts_to_folder(
+    tiny: Callable[..., Any],
+    tmp_path: Path,
+    scripted: list[Prompt],
+    rung: Rung,
+) -> None:
+    recipe = replace(RECIPES[rung], rank=1, epochs=1, max_steps=2, batch_size=2, answer_tokens=4)
+    prompts, contrast = small_prompts(5), small_prompts(2, seed=9)
+    model = tiny("llama")
+    for name in ("a", "b"):
+        result = tune(model, tmp_path / name, rung=rung, recipe=recipe, prompts=prompts, contrast=contrast)
+    a, b = ((tmp_path / n / "adapter_model.safetensors").read_bytes() for n in "ab")
+    assert a == b
+    text = (tmp_path / "a" / "recipe.json").read_text()
+    assert text == (tmp_path / "b" / "recipe.json").read_text()
+    facts = json.loads(text)
+    assert facts["rung"] == rung
+    assert facts["objective"] == OBJECTIVE[rung]
+    assert facts["recipe"] == asdict(recipe)
+    assert facts["prompts_sha256"] == prompts.fit.sha256() != prompts.sha256()
+    counts = (result.n_harmful, result.n_harmless, result.n_dispreferred)
+    assert counts == (facts["n_harmful"], facts["n_harmless"], facts["n_dispreferred"])
+    assert len(result.losses) == 2
+    # Only the fit split is asked, and no answer is kept.
+    assert {p.split for p in scripted} == {"fit"}
+    assert {p.name for p in result.folder.iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "recipe.json",
+    }
+    assert "plain answer to" not in text
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"rank": 0}, "rank is 0; 1 at least"),
+        ({"epochs": 0}, "epochs is 0; 1 at least"),
+        ({"batch_size": -1}, "batch_size is -1; 1 at least"),
+        ({"learning_rate": 0.0}, "learning_rate is 0.0; it must be above 0"),
+        ({"learning_rate": math.nan}, "learning_rate is nan; it must be above 0"),
+        ({"beta": -0.1}, "beta is -0.1; it must be above 0"),
+        ({"max_steps": 0}, "max_steps is 0; 1 at least"),
+        ({"from_depth": 1.0}, "from_depth is 1.0"),
+        ({"unlearning_weight": -1.0}, "unlearning_weight is -1.0"),
+        ({"strength": math.inf}, "strength is inf"),
+    ],
+)
+def test_a_recipe_that_cannot_be_followed_says_why(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(MechsafetyError, match=re.escape(said)):
+        TuningRecipe(**given)
