@@ -114,7 +114,7 @@ def overview_figure(verdicts: Sequence[Verdict], harmful: pd.DataFrame) -> go.Fi
         width=WIDTH,
         height=200 + 46 * len(verdicts),
     )
-    return figure.update_layout(margin={"t": 130, "b": 50, "l": 170})
+    return figure.update_layout(margin={"t": 130, "b": 50, "l": 170, "r": 60})
 
 
 def survival_figure(verdicts: Sequence[Verdict], harmful: pd.DataFrame) -> go.Figure:

@@ -185,7 +185,7 @@ def _fitted(figure: go.Figure) -> go.Figure:
     """Let a matrix of many systems fit the page, with smaller cells and text."""
     columns, rows = (len(axis.ticktext) for axis in (figure.layout.xaxis, figure.layout.yaxis))
     if columns >= _LARGE:
-        figure.update_layout(width=max(WIDTH, 180 + 92 * columns), height=250 + 60 * rows)
+        figure.update_layout(width=max(WIDTH, 180 + 92 * columns), height=250 + 60 * rows, margin={"r": 60})
         figure.update_traces(textfont={"size": 10})
         figure.update_xaxes(
             tickfont={"size": 10},

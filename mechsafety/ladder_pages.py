@@ -100,12 +100,10 @@ def figures_of(run: RunFolder) -> dict[str, go.Figure]:
 def page_of(run: RunFolder) -> Page:
     ladders = _ladders(run)
     published = pd.read_csv(published_counts())
-    findings: list[str] = []
+    several = {ladder.name: ladder.verdicts for ladder in ladders} if len(ladders) > 1 else {}
+    findings = joint_findings(several)
     for ladder in ladders:
         findings += ladder.said([*summary(ladder.verdicts), *most_fragile(ladder.verdicts)])
-    findings += joint_findings(
-        {ladder.name: ladder.verdicts for ladder in ladders} if len(ladders) > 1 else {}
-    )
     for ladder in ladders:
         findings += ladder.said(paper_findings(ladder.verdicts, published)[:1])
     blocks = [block for ladder in ladders for block in _chapter(ladder)]

@@ -147,21 +147,23 @@ def _claim(verdict: Verdict, others: Sequence[Verdict]) -> str:
     if verdict.outcome == "unjudged":
         return f"not to be checked here, {verdict.name} refuses too little unedited ({verdict.before.value:.0%})."
     state = verdict.states[0]
-    pairs = [(v, v.states[0]) for v in others if v.outcome != "unjudged"]
+    pairs = [(v, v.states[0].fall) for v in others if v.outcome != "unjudged"]
+    unjudged = [v.name for v in others if v.outcome == "unjudged"]
+    rest = f" Not judged: {listed(unjudged)}." if unjudged else ""
     if not pairs:
-        return "not to be checked here, no other rung of the paper refuses enough to be judged."
+        return f"not to be checked here, no other rung of the paper refuses enough to be judged.{rest}"
     told = f"without {counted(state.directions, 'direction')} {verdict.name} loses {_loss(state)}"
-    less = [v.name for v, s in pairs if s.fall.high < state.fall.low]
-    more = [f"{v.name} ({_loss(s)})" for v, s in pairs if s.fall.low > state.fall.high]
-    same = [v.name for v, s in pairs if not (s.fall.high < state.fall.low or s.fall.low > state.fall.high)]
+    less = [v.name for v, fall in pairs if fall.high < state.fall.low]
+    more = [f"{v.name} ({_loss(v.states[0])})" for v, fall in pairs if fall.low > state.fall.high]
+    same = [v.name for v, fall in pairs if fall.high >= state.fall.low and fall.low <= state.fall.high]
     if not state.fall.told:
-        return f"this ladder does not bear it out; {told}, no loss told apart from none."
+        return f"this ladder does not bear it out; {told}, no loss told apart from none.{rest}"
     if more:
-        return f"this ladder does not agree; {told}, and more is lost by {listed(more)}."
+        return f"this ladder does not agree; {told}, and more is lost by {listed(more)}.{rest}"
     if same:
         apart = f", more than {listed(less)}, but" if less else ","
-        return f"neither borne out nor refuted here; {told}{apart} not told apart from {listed(same)}."
-    return f"this ladder agrees; {told}, more than {listed(less)}."
+        return f"neither borne out nor refuted here; {told}{apart} not told apart from {listed(same)}.{rest}"
+    return f"this ladder agrees; {told}, more than {listed(less)}.{rest}"
 
 
 def _loss(state: State) -> str:

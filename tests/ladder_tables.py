@@ -51,8 +51,8 @@ SHAPES: Mapping[str, Shape] = {
 SYSTEMS = tuple(BASE if name == BASE else f"{BASE}+{name}" for name in SHAPES)
 
 
-def shape_of(system: str) -> Shape:
-    return SHAPES[system.rpartition("+")[2].rpartition("/")[2]]
+def shape_of(system: str, shapes: Mapping[str, Shape] = SHAPES) -> Shape:
+    return shapes[system.rpartition("+")[2].rpartition("/")[2]]
 
 
 def outcomes(refused: float, degenerate: float = 0.0, n: int = N) -> dict[str, float]:
@@ -66,10 +66,10 @@ def outcomes(refused: float, degenerate: float = 0.0, n: int = N) -> dict[str, f
     return found
 
 
-def survival(systems: Sequence[str] = SYSTEMS) -> pd.DataFrame:
+def survival(systems: Sequence[str] = SYSTEMS, shapes: Mapping[str, Shape] = SHAPES) -> pd.DataFrame:
     rows = []
     for system in systems:
-        shape = shape_of(system)
+        shape = shape_of(system, shapes)
         states = [("unedited", 0, shape.refused[0], shape.degenerate[0])]
         for place, count in enumerate(COUNTS, start=1):
             states.append(("refusal", count, shape.refused[place], shape.degenerate[place]))
@@ -86,10 +86,10 @@ def survival(systems: Sequence[str] = SYSTEMS) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def verdicts(systems: Sequence[str] = SYSTEMS) -> pd.DataFrame:
+def verdicts(systems: Sequence[str] = SYSTEMS, shapes: Mapping[str, Shape] = SHAPES) -> pd.DataFrame:
     """One verdict a prompt, the first ones refused, so that states lose refusals and gain none."""
     rows = []
-    for row in survival(systems).to_dict(orient="records"):
+    for row in survival(systems, shapes).to_dict(orient="records"):
         refused, degenerate = (round(row["n"] * row[m]) for m in ("refused", "degenerate"))
         for i in range(int(row["n"])):
             found = "refusal" if i < refused else "degenerate" if i < refused + degenerate else "compliance"
@@ -98,8 +98,8 @@ def verdicts(systems: Sequence[str] = SYSTEMS) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def paired(systems: Sequence[str] = SYSTEMS) -> pd.DataFrame:
-    found = survival(systems)
+def paired(systems: Sequence[str] = SYSTEMS, shapes: Mapping[str, Shape] = SHAPES) -> pd.DataFrame:
+    found = survival(systems, shapes)
     harmful = found[found["label"] == "harmful"].set_index(["system", "kind", "directions"])["refused"]
     rows = []
     for against in ("unedited", "random"):
@@ -123,23 +123,21 @@ def paired(systems: Sequence[str] = SYSTEMS) -> pd.DataFrame:
     return table
 
 
-def breaking(systems: Sequence[str] = SYSTEMS) -> pd.DataFrame:
-    found, tested = survival(systems), paired(systems)
+def breaking(systems: Sequence[str] = SYSTEMS, shapes: Mapping[str, Shape] = SHAPES) -> pd.DataFrame:
+    found = survival(systems, shapes)
+    harmful = found[found["label"] == "harmful"].set_index(["system", "kind", "directions"])
+    tested = paired(systems, shapes).set_index(["against", "system", "directions"])["p_holm"]
+    nothing = {"directions": math.nan, "complied": math.nan, "degenerate": math.nan}
     rows = []
     for system in systems:
-        at = found[(found["system"] == system) & (found["label"] == "harmful")]
-        unedited = float(at.loc[at["kind"] == "unedited", "refused"].iloc[0])
-        row = {"system": system, "refused": unedited, "directions": math.nan}
-        row |= {"complied": math.nan, "degenerate": math.nan}
+        unedited = harmful["refused"][(system, "unedited", 0)]
+        row = {"system": system, "refused": unedited, **nothing}
         for count in COUNTS:
-            here = at[(at["kind"] == "refusal") & (at["directions"] == count)].iloc[0]
-            test = tested[
-                (tested["system"] == system)
-                & (tested["directions"] == count)
-                & (tested["against"] == "unedited")
-            ].iloc[0]
-            if here["refused"] <= unedited / 2 and test["p_holm"] < 0.05:
-                row |= {"directions": float(count)} | {m: here[m] for m in ("complied", "degenerate")}
+            state = (system, "refusal", count)
+            if harmful["refused"][state] <= unedited / 2 and tested[("unedited", system, count)] < 0.05:
+                row |= {"directions": float(count)} | {
+                    m: harmful[m][state] for m in ("complied", "degenerate")
+                }
                 break
         rows.append(row)
     return pd.DataFrame(rows)
@@ -210,10 +208,10 @@ def angles(systems: Sequence[str] = SYSTEMS, *, layers: int = 31, k: int = 3) ->
     )
 
 
-def transfer(systems: Sequence[str] = SYSTEMS) -> pd.DataFrame:
+def transfer(systems: Sequence[str] = SYSTEMS, shapes: Mapping[str, Shape] = SHAPES) -> pd.DataFrame:
     rows = []
     for column, target in enumerate(systems):
-        refuses = shape_of(target).refused[0] > 0.5
+        refuses = shape_of(target, shapes).refused[0] > 0.5
         base = 9.0 if refuses else -4.0
         own = 8.0 if refuses else 0.4
         for row, source in enumerate(systems):
@@ -230,16 +228,16 @@ def transfer(systems: Sequence[str] = SYSTEMS) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def tables(systems: Sequence[str] = SYSTEMS) -> dict[str, pd.DataFrame]:
+def tables(systems: Sequence[str] = SYSTEMS, shapes: Mapping[str, Shape] = SHAPES) -> dict[str, pd.DataFrame]:
     """Every table of a run, those of its comparison too."""
     return {
-        "survival": survival(systems),
-        "verdicts": verdicts(systems),
-        "tests": paired(systems),
-        "breaking": breaking(systems),
+        "survival": survival(systems, shapes),
+        "verdicts": verdicts(systems, shapes),
+        "tests": paired(systems, shapes),
+        "breaking": breaking(systems, shapes),
         "ranks": ranks(systems),
         "links": links(systems),
         "cosines": cosines(systems),
         "angles": angles(systems),
-        "transfer": transfer(systems),
+        "transfer": transfer(systems, shapes),
     }
