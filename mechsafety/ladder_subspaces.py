@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 LEAST_REFUSED = 0.1
 """A system that refuses a smaller share of harmful prompts has too few refusals to choose a layer by."""
-_LAYERS = 12
+_LAYERS = 8
 """Layers that are tried, at most: each costs the answers to all chosen prompts."""
 
 
@@ -62,7 +62,7 @@ def find_subspace(
 
     The layer is the one whose mean difference, projected out everywhere, sets most of the harmful prompts ``choice``
     free (:func:`anatomy.links.freeing_layer`). A system that refuses fewer than :data:`LEAST_REFUSED` of them gets the
-    layer whose direction separates ``validation`` best. At most 12 layers are tried, evenly spread.
+    layer whose direction separates ``validation`` best. At most 8 layers are tried, evenly spread.
 
     Raises :class:`MechsafetyError` for ``k`` above d_model, and where harmful and harmless prompts differ nowhere.
     """
@@ -113,7 +113,7 @@ def find_subspace(
 
 
 def candidate_layers(n_layers: int) -> list[int]:
-    """At most 12 of the residual stream's layers, evenly spread, the last one among them and the embedding not.
+    """At most 8 of the residual stream's layers, evenly spread, the last one among them and the embedding not.
 
     At the last token of a chat template the embedding is the same for all prompts.
     """

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -33,7 +34,7 @@ FIT = 128
 """Prompts of each label that directions are found on, at most."""
 _VALIDATION = 64
 """Prompts of each label that directions are read on, at most."""
-_CHOICE = 24
+_CHOICE = 16
 """Harmful validation prompts that are answered to choose a layer, at most."""
 
 
@@ -116,38 +117,45 @@ class LadderSystem:
     def has_subspace(self) -> bool:
         return self.setting.run.has_part("subspace", self.spec, suffix="json")
 
+    def find_subspace(self) -> None:
+        """Find the subspace and keep it."""
+        setting, config, run = self.setting, self.setting.config, self.setting.run
+        made = find_subspace(
+            self.model,
+            setting.fit,
+            setting.validation,
+            choice=setting.choice,
+            k=max(config.counts),
+            judge=setting.judge,
+            max_new_tokens=config.max_new_tokens,
+            seed=config.seed,
+            journal=Journal(run.part_path("layers", self.spec, suffix="jsonl")),
+        )
+        run.write_part(made.ranks.assign(system=self.spec), "ranks", self.spec)
+        target = self._basis_path.relative_to(run.path)
+        run.save(str(target), lambda path: save_file({"basis": made.basis}, path))
+        record = load_record(self.model)
+        facts = {
+            "layer": made.layer,
+            "by_refusals": made.by_refusals,
+            "explanation": made.explanation,
+            "model": record.as_dict() if record else {},
+        }
+        run.write_json_part(facts, "subspace", self.spec)  # last: it says that the others are there
+
     @cached_property
     def subspace(self) -> Subspace:
-        setting, run = self.setting, self.setting.run
-        basis = run.part_path("basis", self.spec, suffix="safetensors")
-        if not self.has_subspace:
-            config = setting.config
-            made = find_subspace(
-                self.model,
-                setting.fit,
-                setting.validation,
-                choice=setting.choice,
-                k=max(config.counts),
-                judge=setting.judge,
-                max_new_tokens=config.max_new_tokens,
-                seed=config.seed,
-                journal=Journal(run.part_path("layers", self.spec, suffix="jsonl")),
-            )
-            run.write_part(made.ranks.assign(system=self.spec), "ranks", self.spec)
-            run.save(str(basis.relative_to(run.path)), lambda path: save_file({"basis": made.basis}, path))
-            record = load_record(self.model)
-            facts = {
-                "layer": made.layer,
-                "by_refusals": made.by_refusals,
-                "explanation": made.explanation,
-                "model": record.as_dict() if record else {},
-            }
-            run.write_json_part(facts, "subspace", self.spec)  # last: it says that the others are there
+        """The subspace that was found."""
+        facts = self.facts()
         return Subspace(
-            basis=load_file(basis)["basis"],
-            ranks=run.read_part("ranks", self.spec),
-            **{name: self.facts()[name] for name in ("layer", "by_refusals", "explanation")},
+            basis=load_file(self._basis_path)["basis"],
+            ranks=self.setting.run.read_part("ranks", self.spec),
+            **{name: facts[name] for name in ("layer", "by_refusals", "explanation")},
         )
+
+    @property
+    def _basis_path(self) -> Path:
+        return self.setting.run.part_path("basis", self.spec, suffix="safetensors")
 
     def facts(self) -> dict[str, Any]:
         """The system's model, the layer of its subspace, and how that was chosen."""
@@ -158,18 +166,19 @@ class LadderSystem:
     def done(self, kind: Kind, directions: int) -> bool:
         return self._states.get(_key(kind, directions)) is not None
 
-    def state(self, kind: Kind, directions: int) -> tuple[dict[str, str], dict[str, float]]:
-        """The verdict on every report prompt by id, and what the state costs: ``kl`` and ``perplexity``.
+    def measure(self, kind: Kind, directions: int) -> None:
+        """Answer the report prompts in a state, and keep what :meth:`state` tells.
 
-        Made if it is not there yet; the unedited state comes first, for the others are measured by its answers.
+        The unedited state comes first, for the others are measured by its answers.
         """
-        key = _key(kind, directions)
-        if not self.done(kind, directions):
-            edit = self._edit(kind, directions)
-            verdicts = self._verdicts(edit)
-            costs = finite(self._costs.measure(edit))
-            self._states.put(key, {"verdicts": verdicts, "costs": costs})
-        found = self._states.get(key)
+        edit = self._edit(kind, directions)
+        verdicts = self._verdicts(edit)
+        costs = finite(self._costs.measure(edit))
+        self._states.put(_key(kind, directions), {"verdicts": verdicts, "costs": costs})
+
+    def state(self, kind: Kind, directions: int) -> tuple[dict[str, str], dict[str, float]]:
+        """The verdict on every report prompt by id, and what a measured state costs: ``kl`` and ``perplexity``."""
+        found = self._states.get(_key(kind, directions))
         costs = {name: math.nan if value is None else value for name, value in found["costs"].items()}
         return found["verdicts"], costs
 

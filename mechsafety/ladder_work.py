@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 
@@ -31,7 +32,10 @@ class LadderWork:
         config = self.setting.config
         systems = [LadderSystem(self.setting, spec) for spec in config.systems]
         states = self._states()
-        clock = _Clock(sum(not system.done(*state) for system in systems for state in states))
+        clock = _Clock(
+            subspaces=sum(not system.has_subspace for system in systems),
+            states=sum(not system.done(*state) for system in systems for state in states),
+        )
         verdicts: list[pd.DataFrame] = []
         costs: dict[State, dict[str, float]] = {}
         ranks: list[pd.DataFrame] = []
@@ -40,17 +44,19 @@ class LadderWork:
             for number, system in enumerate(systems, start=1):
                 title = f"[{number}/{len(systems)}] {system.spec}"
                 if not system.has_subspace:
-                    self.say(f"{title} · directions and layer")
+                    self.say(f"{title} · directions and layer{clock.left()}")
+                    with clock.timed("subspace"):
+                        system.find_subspace()
                 ranks.append(system.subspace.ranks)
-                for kind, directions in states:
-                    fresh = not system.done(kind, directions)
-                    if fresh:
-                        self.say(f"{title} · {_described(kind, directions)}{clock.left()}")
-                    found, cost = system.state(kind, directions)
-                    verdicts.append(self._rows(system.spec, kind, directions, found))
-                    costs[system.spec, kind, directions] = cost
+                for state in states:
+                    if not system.done(*state):
+                        self.say(f"{title} · {_described(*state)}{clock.left()}")
+                        with clock.timed("state"):
+                            system.measure(*state)
+                    found, cost = system.state(*state)
+                    verdicts.append(self._rows(system.spec, *state, found))
+                    costs[(system.spec, *state)] = cost
                     progress.update(1)
-                    clock.count(fresh=fresh)
                 links.append(self._links(system))
                 self.facts[system.spec] = system.facts()
                 system.drop()
@@ -85,22 +91,27 @@ class LadderWork:
 
 
 class _Clock:
-    """How long the states that are left take, if they take as long as those of this session did."""
+    """How long the work takes that is left, if it takes as long as what this session has done of its kind."""
 
-    def __init__(self, left: int) -> None:
-        self._left, self._measured, self._started = left, 0, time.monotonic()
+    def __init__(self, *, subspaces: int, states: int) -> None:
+        self._left = {"subspace": subspaces, "state": states}
+        self._took: dict[str, list[float]] = {"subspace": [], "state": []}
 
-    def count(self, *, fresh: bool) -> None:
-        """One more state is there, ``fresh`` if it was measured just now."""
-        self._measured += fresh
-        self._left -= fresh
+    @contextmanager
+    def timed(self, kind: Literal["subspace", "state"]) -> Iterator[None]:
+        """One piece of work of a kind."""
+        started = time.monotonic()
+        yield
+        self._took[kind].append(time.monotonic() - started)
+        self._left[kind] -= 1
 
     def left(self) -> str:
-        """``, 3 min left``; empty as long as nothing was measured."""
-        if not self._measured:
+        """``, about 3 min left``; empty as long as no state was measured."""
+        if not self._took["state"]:
             return ""
-        minutes = (time.monotonic() - self._started) / self._measured * self._left / 60
-        return f", {minutes:.0f} min left" if minutes >= 1 else ", less than a minute left"
+        means = {kind: sum(took) / len(took) for kind, took in self._took.items() if took}
+        minutes = sum(self._left[kind] * mean for kind, mean in means.items()) / 60
+        return f", about {minutes:.0f} min left" if minutes >= 1 else ", less than a minute left"
 
 
 def _described(kind: Kind, directions: int) -> str:
