@@ -20,6 +20,7 @@ from mechsafety.anatomy_panels import (
     chance_line,
     columns_for,
     families_in,
+    level,
     line_panels,
     model_line,
     models_in,
@@ -75,7 +76,7 @@ def separation_figure(separation: pd.DataFrame, names: Names) -> go.Figure:
             ]
             if measure == "auroc":
                 chance = rows.groupby("layer")["auroc_chance"].max()
-                lines.append(chance_line(list(chance.index), chance, "95 % of permuted labels lie below"))
+                lines.append(chance_line(chance, "95 % of permuted labels lie below"))
             panels.append(LinePanel(title=f"{said}, {POSITIONS[place]}", lines=lines, y_title=said))
     return line_panels(
         panels,
@@ -105,7 +106,7 @@ def rank_figure(separation: pd.DataFrame, names: Names) -> go.Figure:
                 for part in [rows[rows["model"] == model]]
             ]
             chance = rows.groupby("layer")[f"share_{group}_chance"].max()
-            lines.append(chance_line(list(chance.index), chance, "round cloud of as many points"))
+            lines.append(chance_line(chance, "round cloud of as many points"))
             panels.append(
                 LinePanel(
                     title=f"{group} cluster, {POSITIONS[place]}", lines=lines, y_title="share", form="rate"
@@ -147,9 +148,7 @@ def attack_figure(attack_tau: pd.DataFrame, names: Names) -> go.Figure:
                     for outcome in ("success", "failed")
                     for part in [rows_of(tuned, positions=place, family=family, outcome=outcome)]
                 ),
-                chance_line(
-                    [tuned["layer"].min(), tuned["layer"].max()], [0, 0], "as near to either centroid"
-                ),
+                level(tuned["layer"], 0.0, "as near to either centroid"),
             ],
             y_title=f"mean tau, {POSITIONS[place]}",
         )

@@ -205,4 +205,4 @@ def _interval(
     if medians is None:
         return None
     rows = rows_of(medians, model=model, group=group)
-    return whiskers([middle] * len(rows), rows["low"], rows["high"], colour=colour, thickness=1.4, width=3)
+    return whiskers([middle] * len(rows), rows["low"], rows["high"], colour=colour, thickness=1.4, width=3.0)

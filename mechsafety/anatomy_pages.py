@@ -9,6 +9,7 @@ from mechsafety.anatomy_config import TABLES
 from mechsafety.anatomy_figures import anatomy_figures
 from mechsafety.anatomy_findings import anatomy_findings
 from mechsafety.anatomy_panels import who
+from mechsafety.errors import MechsafetyError
 from mechsafety.pages import Block, Page
 from mechsafety.runs import RunFolder
 
@@ -85,6 +86,7 @@ _HOW = {
     "prompts": "Prompts: {}",
     "attacks": "Attacks: {}",
     "judge": "Answers are read by the judge {}; no verdict is a person's",
+    "maps": "Matrices whose dW is taken apart: {}",
     "limit": "Prompts of each label in each split, and of each family of attacks, at most: {}",
     "max_new_tokens": "Tokens of an answer, at most: {}",
     "seed": "Seed: {}",
@@ -92,8 +94,13 @@ _HOW = {
 
 
 def anatomy_tables(run: RunFolder) -> dict[str, pd.DataFrame]:
-    """The tables that the run has, by name."""
-    return {name: run.read_table(file) for name, file in TABLES.items() if (run.path / file).is_file()}
+    """The tables that the run has, by name. Raises :class:`MechsafetyError` where it has none: it is not finished."""
+    found = {name: run.read_table(file) for name, file in TABLES.items() if (run.path / file).is_file()}
+    if not found:
+        raise MechsafetyError(
+            f"anatomy {str(run.path)!r} has no tables yet: give the command that began it again to finish it"
+        )
+    return found
 
 
 def model_names(run: RunFolder) -> dict[str, str]:

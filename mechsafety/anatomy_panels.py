@@ -119,9 +119,10 @@ def model_line(rows: pd.DataFrame, role: str, names: Mapping[str, str]) -> Line:
     return Line(name=who(role, names), rows=rows, colour=colour, dash=dash)
 
 
-def chance_line(x: Sequence[float] | pd.Series, y: Sequence[float] | pd.Series, name: str) -> Line:
-    """What chance gives: thin and dashed, in ink."""
-    return Line(name=name, rows=pd.DataFrame({"x": x, "y": y}), colour=COLOURS["ink"], dash=_CHANCE)
+def chance_line(values: pd.Series, name: str) -> Line:
+    """What chance gives, by place on the x axis: thin and dashed, in ink."""
+    rows = pd.DataFrame({"x": values.index, "y": values.to_numpy()})
+    return Line(name=name, rows=rows, colour=COLOURS["ink"], dash=_CHANCE)
 
 
 def columns_for(n: int) -> int:
@@ -184,8 +185,9 @@ def of_models(rows: pd.DataFrame, columns: Mapping[str, str], names: Mapping[str
     ]
 
 
-def level(rows: pd.DataFrame, value: float, name: str, column: str = "layer") -> Line:
-    return chance_line([rows[column].min(), rows[column].max()], [value, value], name)
+def level(places: pd.Series, value: float, name: str) -> Line:
+    """One value over all places on the x axis."""
+    return chance_line(pd.Series(value, index=[places.min(), places.max()]), name)
 
 
 def gap(n_rows: int) -> float:

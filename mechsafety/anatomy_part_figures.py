@@ -81,7 +81,7 @@ def outcome_bars(table: pd.DataFrame, states: Sequence[str], *, title: str, subt
         figure.add_scatter(
             x=rows["refused"],
             y=rows["place"],
-            error_x=whiskers(*ends, colour=COLOURS["ink"], thickness=1.3, width=3),
+            error_x=whiskers(*ends, colour=COLOURS["ink"], thickness=1.3, width=3.0),
             mode="markers",
             marker={"opacity": 0},
             hoverinfo="skip",
@@ -105,9 +105,9 @@ def outcome_bars(table: pd.DataFrame, states: Sequence[str], *, title: str, subt
 
 def reversal_figure(reversal: pd.DataFrame, names: Names) -> go.Figure:
     """What models with a part of dW answer, a row a state."""
-    states = list(dict.fromkeys(zip(reversal["state"], reversal["r"].fillna(-1), strict=True)))
+    states = list(dict.fromkeys(zip(reversal["state"], reversal["r"].fillna(-1.0), strict=True)))
     places = {state: place for place, state in enumerate(states)}
-    keys = zip(reversal["state"], reversal["r"].fillna(-1), strict=True)
+    keys = zip(reversal["state"], reversal["r"].fillna(-1.0), strict=True)
     placed = reversal.assign(place=[places[key] for key in keys])
     unsafe = placed[placed["group"] == UNSAFE].set_index("state")
     said = [
@@ -140,7 +140,7 @@ def ablation_figure(ablation: pd.DataFrame, names: Names) -> go.Figure:
     ]
     return outcome_bars(
         placed,
-        [state_name(state, 0) for state in states],
+        [state_name(state, 0.0) for state in states],
         title=f"Unsafe prompts refused: {', '.join(said)}",
         subtitle=f"{who('tuned', names)}; the direction of layer {int(ablation['layer'].max())} projected out "
         f"everywhere. {told_size(ablation, 'n')} prompts of a group at most. Whiskers: 95 % intervals of refused.",
@@ -193,7 +193,7 @@ def direction_figure(links: pd.DataFrame, names: Names) -> go.Figure:
                     title=f"{kind}: cosine with {said}",
                     lines=[
                         line(what, kind, looks["energy"]),
-                        chance_line(part["layer"], part["chance"], "chance"),
+                        chance_line(part.set_index("layer")["chance"], "chance"),
                     ],
                     y_title="cosine",
                 )
@@ -222,7 +222,7 @@ def sets_figure(held: pd.DataFrame, names: Names) -> go.Figure:
             if what in set(rows["what"])
         ]
         chance = rows.groupby("layer")["chance"].mean()
-        return [*found, chance_line(list(chance.index), chance, "as many weights by chance")]
+        return [*found, chance_line(chance, "as many weights by chance")]
 
     medians = held.groupby("what")["value"].median()
     said = [f"{name} {medians[what]:.0%}" for what, name in shown.items() if what in medians.index]

@@ -77,7 +77,7 @@ def spectrum_figure(spectrum: pd.DataFrame, names: Names) -> go.Figure:
             read,
             lambda rows: [
                 *of_models(rows, {"x": "x", "y": "y"}, names),
-                level(rows, 1.0, "safe and unsafe alike", "x"),
+                level(rows["x"], 1.0, "safe and unsafe alike"),
             ],
             y_title="read: unsafe / safe",
         )
@@ -103,7 +103,7 @@ def null_space_figure(changes: pd.DataFrame, energy: int, names: Names) -> go.Fi
         over,
         lambda rows: [
             *of_models(rows, {"layer": "x", "y": "y"}, names),
-            level(rows, 0.0, "chance"),
+            level(rows["layer"], 0.0, "chance"),
         ],
         y_title="excess over chance",
     )
@@ -127,7 +127,7 @@ def action_figure(ratios: pd.DataFrame, names: Names) -> go.Figure:
     columns = {"layer": "x", "ratio": "y", "low": "low", "high": "high"}
     panels = by_kind(
         ratios,
-        lambda rows: [*of_models(rows, columns, names), level(rows, 1.0, "safe and unsafe alike")],
+        lambda rows: [*of_models(rows, columns, names), level(rows["layer"], 1.0, "safe and unsafe alike")],
         y_title="unsafe / safe",
     )
     found = ratio_summary(ratios)

@@ -152,7 +152,7 @@ def reversal(table: pd.DataFrame, names: Names) -> list[str]:
         return []
 
     def part(what: str) -> str:
-        return f"{state_name(what, 0)} {refused[(what, -1.0)]}"
+        return f"{state_name(what, 0.0)} {refused[(what, -1.0)]}"
 
     whole = ("base", "tuned", "mlp", "rest", "matrices", "others", "random")
     parts = [part(what) for what in whole if (what, -1.0) in refused]
@@ -172,7 +172,7 @@ def reversal(table: pd.DataFrame, names: Names) -> list[str]:
         if shown:
             said.append(
                 f"Refused of {group} {'prompts' if group == SAFE else 'attacks'}: "
-                f"{'; '.join(f'{state_name(w, 0)} {found[(w, -1.0)]}' for w in shown)}."
+                f"{'; '.join(f'{state_name(w, 0.0)} {found[(w, -1.0)]}' for w in shown)}."
             )
     return said
 
