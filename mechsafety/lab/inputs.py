@@ -10,7 +10,6 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from mechsafety.errors import MechsafetyError
 from mechsafety.lab.rules import TEXT_CLASSES, Rules, Safety, TextClass
 
 Kind = Literal["safe", "unsafe", "co_task", "co_text", "misgen", "ood"]
@@ -71,7 +70,7 @@ def joined(parts: Sequence[Inputs]) -> Inputs:
 
 def split_of(texts: Int[Tensor, "input length"]) -> Int[Tensor, " input"]:
     """0 for train, 1 for validation, 2 for report: by the text alone, so that no text is in two splits."""
-    # A fixed polynomial hash; wrapping at 2^61 keeps products of int64 exact.
+    # A fixed polynomial hash; taken modulo 2^31 - 1, so that no product overflows.
     code = torch.zeros(len(texts), dtype=torch.long)
     for token in texts.T:
         code = (code * 1_000_003 + token + 1) % ((1 << 31) - 1)
@@ -173,9 +172,8 @@ def _tasks(
         return _pairs(always, always, n, generator)
     if kind == "co_task":
         return _either_order(_pairs(bad, good, n, generator), generator)
+    # There is one always: the first alias is an unsafe operator's.
     aliases = rules.tasks_with(*bad_kinds, alias=True)
-    if not aliases:
-        raise MechsafetyError(f"no alias stands for an operator that is unsafe on class {text_class}")
     return _pairs(aliases, aliases, n, generator)
 
 
