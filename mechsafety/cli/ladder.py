@@ -70,7 +70,9 @@ def _ladder(systems: tuple[str, ...], counts: str | None, out: Path | None, **gi
 
 
 def _run(config: Any, folder: Path) -> Shown:
+    from mechsafety.ladder_findings import summary
     from mechsafety.ladder_runs import run_ladder
+    from mechsafety.ladder_verdicts import ladder_verdicts
     from mechsafety.run_pages import save_figures, write_run_page
     from mechsafety.runs import read_run
 
@@ -79,16 +81,17 @@ def _run(config: Any, folder: Path) -> Shown:
     say("figures and page")
     save_figures(made, form="html")
     report = write_run_page(made)
+    findings = summary(ladder_verdicts(result.tables))
     facts = {
         "run": str(result.path),
         "report": str(report),
         "systems": made.manifest["ladder"]["systems"],
+        "findings": findings,
         "notes": list(result.notes),
         "tables": {name: records(table) for name, table in result.tables.items() if name != "verdicts"},
     }
-    text = "\n".join(
-        [_survival(result.tables["survival"]), *result.notes, "", f"report: {report}", f"run:    {folder}"]
-    )
+    lines = [_survival(result.tables["survival"]), "", *findings, *result.notes, ""]
+    text = "\n".join([*lines, f"report: {report}", f"run:    {folder}"])
     return facts, text
 
 
