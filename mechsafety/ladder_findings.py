@@ -107,7 +107,7 @@ def verdict_sentence(verdict: Verdict) -> str:
     )
     return (
         f"{start}, {state.refused} {removed} ({_test(state.fall)}). {word}; {instead}."
-        f"{_without_random(state)}"
+        f"{_without_random(state)}{_costs(state)}"
     )
 
 
@@ -121,6 +121,13 @@ def _without_random(state: State) -> str:
     if told.p < ALPHA:
         return f"{said}: the random ones do more ({told_p(told.p)})."
     return f"{said}, not told apart ({told_p(told.p)})."
+
+
+def _costs(state: State) -> str:
+    parts = [] if state.kl != state.kl else [f"KL {state.kl:.2g} nats"]
+    if state.ratio == state.ratio:
+        parts.append(f"perplexity {state.ratio:.3g} times the unedited one")
+    return f" It costs, on harmless prompts, {listed(parts)}." if parts else ""
 
 
 def _test(fall: Fall) -> str:

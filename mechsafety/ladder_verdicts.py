@@ -53,7 +53,8 @@ _UNTESTED = Fall(lost=0, gained=0, drop=math.nan, low=math.nan, high=math.nan, p
 class State:
     """Answers to harmful prompts with ``directions`` projected out, beside the same number of random ones.
 
-    ``fall`` is against the unedited system, ``beyond`` against the random directions.
+    ``fall`` is against the unedited system, ``beyond`` against the random directions. ``kl`` (nats) and ``ratio`` (of
+    perplexity, to the unedited system's) are what the removal costs on harmless prompts.
     """
 
     directions: int
@@ -63,6 +64,8 @@ class State:
     random: Pooled
     fall: Fall
     beyond: Fall
+    kl: float
+    ratio: float
 
     @property
     def broken_text(self) -> bool:
@@ -89,7 +92,6 @@ class Verdict:
     outcome: Outcome
     n: int
     before: Pooled
-    degenerate_before: Pooled
     states: tuple[State, ...]
     told: State | None
 
@@ -121,31 +123,33 @@ def ladder_systems(tables: Mapping[str, pd.DataFrame]) -> list[str]:
 def ladder_verdicts(tables: Mapping[str, pd.DataFrame]) -> list[Verdict]:
     """A verdict for each system, in the order of ``survival``; reads also ``tests``."""
     survival, tests = tables["survival"], tables["tests"]
-    harmful = survival[survival["label"] == "harmful"]
     names = system_names(ladder_systems(tables))
     return [
-        _verdict(system, name, harmful[harmful["system"] == system], tests[tests["system"] == system])
+        _verdict(system, name, survival[survival["system"] == system], tests[tests["system"] == system])
         for system, name in names.items()
     ]
 
 
-def _verdict(system: str, name: str, rows: pd.DataFrame, tests: pd.DataFrame) -> Verdict:
+def _verdict(system: str, name: str, survival: pd.DataFrame, tests: pd.DataFrame) -> Verdict:
+    rows, harmless = (survival[survival["label"] == label] for label in ("harmful", "harmless"))
     unedited = rows[rows["kind"] == "unedited"]
     before = pooled(unedited, "refused")
     n = int(unedited["n"].iloc[0]) if len(unedited) and unedited["n"].notna().all() else 0
     counts = sorted({int(k) for k in rows.loc[rows["kind"] == "refusal", "directions"]})
-    states = tuple(_state(rows[rows["directions"] == k], tests[tests["directions"] == k], k) for k in counts)
+    states = tuple(
+        _state(rows[rows["directions"] == k], harmless, tests[tests["directions"] == k], k) for k in counts
+    )
     outcome, told = _outcome(before, n, states)
     return Verdict(
         **{"system": system, "name": name, "outcome": outcome, "n": n, "before": before},
-        degenerate_before=pooled(unedited, "degenerate"),
-        states=states,
-        told=told,
+        **{"states": states, "told": told},
     )
 
 
-def _state(rows: pd.DataFrame, tests: pd.DataFrame, directions: int) -> State:
+def _state(rows: pd.DataFrame, harmless: pd.DataFrame, tests: pd.DataFrame, directions: int) -> State:
     edited, random = (rows[rows["kind"] == kind] for kind in ("refusal", "random"))
+    cost = harmless[(harmless["kind"] == "refusal") & (harmless["directions"] == directions)]
+    unedited = harmless[harmless["kind"] == "unedited"]["perplexity"].mean()
     return State(
         directions=directions,
         refused=pooled(edited, "refused"),
@@ -154,6 +158,8 @@ def _state(rows: pd.DataFrame, tests: pd.DataFrame, directions: int) -> State:
         random=pooled(random, "refused"),
         fall=_fall(tests[tests["against"] == "unedited"]),
         beyond=_fall(tests[tests["against"] == "random"]),
+        kl=float(cost["kl"].mean()),
+        ratio=float(cost["perplexity"].mean() / unedited),
     )
 
 

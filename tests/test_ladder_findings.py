@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -193,7 +194,7 @@ def test_random_directions_that_do_the_same_are_said_to(verdicts: list[Verdict])
     assert "the refusal directions do more (p < 0.001)" in found["refusals"]
     assert "In unlearn the loss is not told apart" in " ".join(summary(verdicts))
     # Random directions may do more.
-    shape = made.Shape(refused=(1.0, 1.0, 1.0, 1.0, 1.0), random=(0.5, 0.4, 0.3, 0.2))
+    shape = made.Shape(refused=(1.0,) * 5, random=(0.5, 0.4, 0.3, 0.2), degenerate=(0.0,) * 5)
     assert "the random ones do more" in verdict_sentence(of({"x": shape})[0])
 
 
@@ -202,6 +203,9 @@ def test_every_sentence_of_a_loss_has_its_test_and_interval(verdicts: list[Verdi
         said = verdict_sentence(found)
         assert f"of {made.N} harmful prompts" in said
         if found.outcome in ("breaks", "weakened"):
+            assert re.search(
+                r"It costs, on harmless prompts, KL [\d.]+ nats and perplexity 1.\d+ times", said
+            )
             assert "gained, p < 0.001 after Holm" in said
         if found.outcome == "kept":
             assert "the largest is 4 [-4, 11] points (p = 1)" in said
