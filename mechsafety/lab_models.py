@@ -23,8 +23,9 @@ def pretrained(
 ) -> GPTNeoXForCausalLM:
     """The model in ``folder``, pretrained on a rung's stream from the initialisation of ``seed``.
 
-    With ``checkpoints`` it is also saved every ``preset.checkpoint_every`` steps, in ``folder/checkpoints/step-NNNNNN``:
-    folders of their own, which :func:`models.load_model` and ``mechsafety compare`` take as a series.
+    With ``checkpoints`` it is also saved every ``preset.checkpoint_every`` steps, in
+    ``folder/checkpoints/step-NNNNNN``: folders of their own, which :func:`models.load_model` and ``mechsafety compare``
+    take as a series.
     """
 
     def train(scratch: Path) -> GPTNeoXForCausalLM:

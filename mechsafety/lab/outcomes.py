@@ -73,7 +73,7 @@ def readings(vocabulary: Vocabulary, inputs: Inputs, answers: Sequence[Sequence[
     for row, answer in enumerate(answers):
         options: list[tuple[Reading, list[int]]] = [(READINGS[k], wanted[k][row]) for k in range(3)]
         options.append(("tagged", [tag, *wanted[0][row]]))
-        fitting = [name for name, tokens in options if list(answer) == tokens]
+        fitting: list[Reading] = [name for name, tokens in options if list(answer) == tokens]
         found.append(fitting[0] if fitting else "other")
     return found
 
