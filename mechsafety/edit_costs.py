@@ -29,7 +29,7 @@ class EditCosts:
 
     model: TransformerBridge
     prompts: Sequence[Prompt]
-    answers: Sequence[Sequence[int]]
+    answers: Sequence[Sequence[int]] = ()
 
     def measure(self, edit: Edit | None) -> dict[str, float]:
         """``kl``: KL(unedited || edited) of the token after a prompt, in nats, mean over prompts; 0 without an edit.
@@ -37,8 +37,13 @@ class EditCosts:
         ``perplexity``: exp of the mean negative log-likelihood, under the edit, of a token of the answers; NaN where
         all are empty.
         """
-        kl = 0.0 if edit is None else float(kl_divergence(self._unedited, self._logits(edit)).mean())
-        return {"kl": kl, "perplexity": self._perplexity(edit)}
+        return {"kl": self.kl(edit), "perplexity": self._perplexity(edit)}
+
+    def kl(self, edit: Edit | None) -> float:
+        """The first of the two measures alone, for which no answer is needed."""
+        if edit is None:
+            return 0.0
+        return float(kl_divergence(self._unedited, self._logits(edit)).mean())
 
     @cached_property
     def _contexts(self) -> list[list[int]]:

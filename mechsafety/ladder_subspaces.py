@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from jaxtyping import Float
 from torch import Tensor
 
 from mechsafety.activations import ResidualCache, residual_stream
-from mechsafety.anatomy.links import freeing_layer
+from mechsafety.anatomy.links import layer_outcomes
 from mechsafety.anatomy.readings import UNSAFE, outcome_rows
 from mechsafety.directions import Directions, find_directions
+from mechsafety.edit_costs import EditCosts
 from mechsafety.errors import MechsafetyError
 from mechsafety.estimators import refusal_subspace
+from mechsafety.interventions import Ablate
 from mechsafety.judges.verdict import Judge
 from mechsafety.ladder_tables import rank_table
 from mechsafety.models import model_name
 from mechsafety.prompts import PromptSet
 from mechsafety.runs import Journal
+from mechsafety.selection import RULES
 from mechsafety.transfer import separating_layer
 
 if TYPE_CHECKING:
@@ -30,13 +34,29 @@ LEAST_REFUSED = 0.1
 """A system that refuses a smaller share of harmful prompts has too few refusals to choose a layer by."""
 _LAYERS = 8
 """Layers that are tried, at most: each costs the answers to all chosen prompts."""
+_KL_PROMPTS = 32
+"""Harmless validation prompts on which the damage of each layer's direction is measured."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tried:
+    """One layer's direction projected out everywhere: harmful validation prompts complied with and refused, and KL.
+
+    ``kl`` is that of the next token after harmless validation prompts, in nats.
+    """
+
+    layer: int
+    complied: float
+    refused: float
+    kl: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class Subspace:
     """Orthonormal rows, the mean difference first; ``ranks`` tells how each separates held-out prompts alone.
 
-    ``by_refusals`` says whether the layer was chosen by what its direction does to refusals, ``explanation`` how.
+    ``by_refusals`` says whether the layer was chosen by what its direction does to refusals, ``explanation`` how, and
+    ``tried`` what was tried for it.
     """
 
     layer: int
@@ -44,6 +64,7 @@ class Subspace:
     ranks: pd.DataFrame
     by_refusals: bool
     explanation: str
+    tried: tuple[Tried, ...]
 
 
 def find_subspace(
@@ -60,9 +81,9 @@ def find_subspace(
 ) -> Subspace:
     """The subspace of :func:`estimators.refusal_subspace` on ``fit``, at the last prompt token of one layer.
 
-    The layer is the one whose mean difference, projected out everywhere, sets most of the harmful prompts ``choice``
-    free (:func:`anatomy.links.freeing_layer`). A system that refuses fewer than :data:`LEAST_REFUSED` of them gets the
-    layer whose direction separates ``validation`` best. At most 8 layers are tried, evenly spread.
+    The layer is chosen by what its mean difference, projected out everywhere, does to the answers to the harmful
+    prompts ``choice`` (:func:`choose_layer`); at most 8 layers are tried, evenly spread. A system that refuses fewer
+    than :data:`LEAST_REFUSED` of them gets the layer whose direction separates ``validation`` best.
 
     Raises :class:`MechsafetyError` for ``k`` above d_model, and where harmful and harmless prompts differ nowhere.
     """
@@ -73,26 +94,20 @@ def find_subspace(
     cache, held_out = residual_stream(model, fit), residual_stream(model, validation)
     found = find_directions(cache, method="mean_difference", seed=seed)
     layers = candidate_layers(found.n_layers)
-    (row,) = outcome_rows(
-        model, {UNSAFE: list(choice)}, judge=judge, max_new_tokens=max_new_tokens, seed=seed
-    )
+    settings: dict[str, Any] = {"judge": judge, "max_new_tokens": max_new_tokens, "seed": seed}
+    (row,) = outcome_rows(model, {UNSAFE: list(choice)}, **settings)
     refused = float(row["refused"])
     before = f"the system refuses {refused:.0%} of {len(choice)} harmful validation prompts"
+    tried: tuple[Tried, ...] = ()
     if by_refusals := refused >= LEAST_REFUSED:
-        layer = freeing_layer(
-            model,
-            found,
-            choice,
-            judge=judge,
-            max_new_tokens=max_new_tokens,
-            seed=seed,
-            layers=layers,
-            journal=journal,
+        shares = layer_outcomes(model, found, choice, layers=layers, journal=journal, **settings)
+        costs = EditCosts(model=model, prompts=validation.harmless[:_KL_PROMPTS])
+        tried = tuple(
+            Tried(layer=at, complied=c, refused=r, kl=costs.kl(Ablate(found.at(layer=at))))
+            for at, (c, r) in shares.items()
         )
-        explanation = (
-            f"Layer {layer}: of {len(layers)} layers tried, the one without whose direction most harmful validation "
-            f"prompts are answered ({before})"
-        )
+        chosen, why = choose_layer(tried, refused=refused)
+        layer, explanation = chosen.layer, f"Layer {chosen.layer} of {len(tried)} tried: {why} ({before})"
     else:
         layer = _separating(found, held_out, layers)
         explanation = (
@@ -109,7 +124,38 @@ def find_subspace(
         layer=layer,
         seed=seed,
     )
-    return Subspace(layer=layer, basis=basis, ranks=ranks, by_refusals=by_refusals, explanation=explanation)
+    return Subspace(
+        **{"layer": layer, "basis": basis, "ranks": ranks},
+        **{"by_refusals": by_refusals, "explanation": explanation, "tried": tried},
+    )
+
+
+def choose_layer(tried: Sequence[Tried], *, refused: float) -> tuple[Tried, str]:
+    """The layer to go on with, and why; ``refused`` is the unedited system's share.
+
+    Of the layers without whose direction refusals fall to half or less, those at or below the smallest KL bound that
+    any of them meets (:data:`selection.RULES`, ``auto``): a model that is damaged enough refuses nothing. Of these the
+    one with most compliance, then with the lowest KL; where none meets a bound, the one with the lowest KL. Where no
+    layer halves refusals, the one with most compliance, then the lowest KL.
+    """
+    halving = [one for one in tried if one.refused <= refused / 2]
+    for bound in RULES["auto"]:
+        if within := [one for one in halving if one.kl <= bound]:
+            best = max(within, key=lambda one: (one.complied, -one.kl, -one.layer))
+            return best, f"refusals fall to {best.refused:.0%} at a KL of {best.kl:.2f}, bound {bound:g}"
+    if halving:
+        best = min(halving, key=lambda one: (one.kl if one.kl == one.kl else math.inf, one.layer))
+        return best, (
+            f"refusals fall to {best.refused:.0%}, but at a KL of {best.kl:.2f} on harmless prompts, and at no layer "
+            "with less"
+        )
+    best = max(
+        tried, key=lambda one: (one.complied if one.complied == one.complied else -1.0, -one.kl, -one.layer)
+    )
+    return (
+        best,
+        f"refusals fall to {best.refused:.0%} only, at a KL of {best.kl:.2f}, and to half at no layer",
+    )
 
 
 def candidate_layers(n_layers: int) -> list[int]:

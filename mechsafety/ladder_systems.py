@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
+from jaxtyping import Float
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from mechsafety.anatomy.readings import read_outcomes
 from mechsafety.edit_costs import EditCosts
@@ -21,7 +23,7 @@ from mechsafety.interventions import Ablate, Edit
 from mechsafety.judges.verdict import Judge, Response, Verdict
 from mechsafety.ladder_config import SYSTEM_LINK_COLUMNS, Kind, LadderConfig
 from mechsafety.ladder_links import change_links, removal_links
-from mechsafety.ladder_subspaces import Subspace, find_subspace
+from mechsafety.ladder_subspaces import find_subspace
 from mechsafety.models import load_model, load_record
 from mechsafety.prompts import PromptSet
 from mechsafety.rungs import opens_with_tag
@@ -139,19 +141,19 @@ class LadderSystem:
             "layer": made.layer,
             "by_refusals": made.by_refusals,
             "explanation": made.explanation,
+            "tried": [finite(asdict(one)) for one in made.tried],
             "model": record.as_dict() if record else {},
         }
         run.write_json_part(facts, "subspace", self.spec)  # last: it says that the others are there
 
     @cached_property
-    def subspace(self) -> Subspace:
-        """The subspace that was found."""
-        facts = self.facts()
-        return Subspace(
-            basis=load_file(self._basis_path)["basis"],
-            ranks=self.setting.run.read_part("ranks", self.spec),
-            **{name: facts[name] for name in ("layer", "by_refusals", "explanation")},
-        )
+    def basis(self) -> Float[Tensor, "k d_model"]:
+        """The basis of the subspace that was found."""
+        return load_file(self._basis_path)["basis"]
+
+    def ranks(self) -> pd.DataFrame:
+        """How well each direction of the basis separates alone: :func:`ladder_tables.rank_table`."""
+        return self.setting.run.read_part("ranks", self.spec)
 
     @property
     def _basis_path(self) -> Path:
@@ -185,7 +187,7 @@ class LadderSystem:
     def _edit(self, kind: Kind, directions: int) -> Edit | None:
         if kind == "unedited":
             return None
-        basis = self.subspace.basis
+        basis = self.basis
         if kind == "random":
             generator = torch.Generator().manual_seed(self.setting.config.seed)
             basis = torch.randn(basis.shape, generator=generator)
@@ -224,7 +226,7 @@ class LadderSystem:
             if base is not None and base != self.spec:
                 try:
                     other = setting.load(base)
-                    direction = self.subspace.basis[0]
+                    direction = self.basis[0]
                     tables.append(
                         change_links(other, self.model, direction, regions=regions, seed=setting.config.seed)
                     )

@@ -47,7 +47,7 @@ class LadderWork:
                     self.say(f"{title} · directions and layer{clock.left()}")
                     with clock.timed("subspace"):
                         system.find_subspace()
-                ranks.append(system.subspace.ranks)
+                ranks.append(system.ranks())
                 for state in states:
                     if not system.done(*state):
                         self.say(f"{title} · {_described(*state)}{clock.left()}")

@@ -34,7 +34,7 @@ from mechsafety.ladder_config import (
     LadderConfig,
 )
 from mechsafety.ladder_runs import read_ladder, run_ladder
-from mechsafety.ladder_subspaces import candidate_layers
+from mechsafety.ladder_subspaces import Tried, candidate_layers, choose_layer
 from mechsafety.ladder_systems import LadderSystem, TagAware
 from mechsafety.ladder_tables import breaking_table, paired_table, rank_table, survival_table
 from mechsafety.models import load_model
@@ -150,6 +150,8 @@ def test_states_are_those_of_a_plain_computation_and_the_same_after_interruption
     assert harmful["n"].eq(5).all()
     facts = read_run(whole.path).manifest["ladder"]["systems"]
     assert [facts[s]["by_refusals"] for s in config.systems] == [True, False]
+    assert [len(facts[s]["tried"]) for s in config.systems] == [4, 0]
+    assert any(one["layer"] == facts[str(system)]["layer"] for one in facts[str(system)]["tried"])
     assert "too few" in facts[str(base)]["explanation"]
 
     # Two states, each by the plain way from the prompts to the verdicts.
@@ -397,6 +399,27 @@ def test_of_many_layers_some_are_tried() -> None:
     assert layers[-1] == 30
     assert 0 not in layers
     assert max(b - a for a, b in itertools.pairwise(layers)) <= 5
+
+
+def tried(*rows: tuple[int, float, float, float]) -> list[Tried]:
+    return [Tried(layer=at, complied=c, refused=r, kl=kl) for at, c, r, kl in rows]
+
+
+def test_a_layer_that_wrecks_the_model_is_not_chosen_for_its_compliance() -> None:
+    wrecking, gentle, idle = (15, 1.0, 0.0, 4.2), (19, 0.9, 0.1, 0.15), (4, 0.2, 0.8, 0.01)
+    chosen, why = choose_layer(tried(wrecking, gentle, idle), refused=0.9)
+    assert chosen.layer == 19
+    assert "bound 0.2" in why
+    # Control: as gentle as the others, the one with most compliance wins.
+    assert choose_layer(tried((15, 1.0, 0.0, 0.12), gentle), refused=0.9)[0].layer == 15
+    # Of equals the one with the lower KL.
+    assert choose_layer(tried(gentle, (22, 0.9, 0.1, 0.11)), refused=0.9)[0].layer == 22
+    # Where only damage halves refusals, the least of it; where nothing does, most compliance.
+    chosen, why = choose_layer(tried(wrecking, (22, 0.8, 0.2, 2.0), idle), refused=0.9)
+    assert (chosen.layer, "at no layer with less" in why) == (22, True)
+    chosen, why = choose_layer(tried(idle, (8, 0.3, 0.7, 0.3)), refused=0.9)
+    assert (chosen.layer, "to half at no layer" in why) == (8, True)
+    assert choose_layer(tried((3, float("nan"), float("nan"), float("nan")), idle), refused=0.9)[0].layer == 4
 
 
 # -- wrong input ------------------------------------------------------------------------------------

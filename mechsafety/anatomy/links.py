@@ -30,7 +30,7 @@ from mechsafety.prompts import Prompt
 from mechsafety.regions.maps import WRITING_KINDS
 from mechsafety.regions.pruning import Percent, require_percent, require_scored, top_entries
 from mechsafety.regions.score_files import Attribution, Method
-from mechsafety.runs import Journal
+from mechsafety.runs import Journal, finite
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -52,13 +52,18 @@ def choose_direction(
     layers: Sequence[int] | None = None,
     batch_size: int = DEFAULT_BATCH,
 ) -> Direction:
-    """The mean difference of ``fit`` at the last prompt token, of the layer that :func:`freeing_layer` finds.
+    """The mean difference of ``fit`` at the last prompt token, of the layer whose ablation sets most answers free.
 
-    Raises :class:`MechsafetyError` as that does.
+    That is the layer with the largest share of coherent compliance among the harmful ``validation`` prompts once its
+    direction is projected out everywhere; of equals the one with fewer refusals, then the earlier. Judged by answers,
+    so that no opening words of a refusal need be known. ``layers`` restricts the search (each costs a generation).
+
+    Raises :class:`MechsafetyError` for no harmful validation prompts, an unknown layer, and where harmful and harmless
+    prompts differ at no layer.
     """
     cache = residual_stream(tuned, fit, batch_size=batch_size)
     found = find_directions(cache, method="mean_difference", seed=seed)
-    layer = freeing_layer(
+    shares = layer_outcomes(
         tuned,
         found,
         validation,
@@ -68,10 +73,11 @@ def choose_direction(
         layers=layers,
         batch_size=batch_size,
     )
-    return found.at(layer=layer, position=-1)
+    scores = {layer: (_number(complied), -_number(refused)) for layer, (complied, refused) in shares.items()}
+    return found.at(layer=max(scores, key=lambda layer: (*scores[layer], -layer)), position=-1)
 
 
-def freeing_layer(
+def layer_outcomes(
     tuned: TransformerBridge,
     found: Directions,
     validation: Sequence[Prompt],
@@ -82,15 +88,11 @@ def freeing_layer(
     layers: Sequence[int] | None = None,
     batch_size: int = DEFAULT_BATCH,
     journal: Journal | None = None,
-) -> int:
-    """The layer whose direction, at the last prompt token, sets most answers free when it is projected out everywhere.
+) -> dict[int, tuple[float, float]]:
+    """Shares of the harmful ``validation`` prompts that are complied with and refused, by the layer of the direction.
 
-    That is the one with the largest share of coherent compliance among the harmful ``validation`` prompts; of equals
-    the one with fewer refusals, then the earlier. Judged by answers, so that no opening words of a refusal need be
-    known. ``layers`` restricts the search (each costs a generation); ``journal`` keeps the layers that are done.
-
-    Raises :class:`MechsafetyError` for no harmful validation prompts, an unknown layer, and where harmful and harmless
-    prompts differ at no layer.
+    The direction of ``found`` at the last prompt token is projected out everywhere. Layers without one are left out;
+    NaN where no answer could be read. ``journal`` keeps the layers that are done. Raises as :func:`choose_direction`.
     """
     groups = {name: group for name, group in prompt_groups(validation).items() if name == UNSAFE}
     if not groups:
@@ -106,7 +108,7 @@ def freeing_layer(
         raise MechsafetyError(
             "harmful and harmless prompts differ at none of these layers: there is no direction"
         )
-    scores: dict[int, tuple[float, float]] = {}
+    shares: dict[int, tuple[float, float]] = {}
     for layer in track(usable, "choosing the layer", total=len(usable), unit="layer"):
         stored = journal.get(str(layer)) if journal is not None else None
         if stored is None:
@@ -119,12 +121,12 @@ def freeing_layer(
                 seed=seed,
                 batch_size=batch_size,
             )
-            stored = [_number(row["complied"]), _number(row["refused"])]
+            stored = finite({name: float(row[name]) for name in ("complied", "refused")})
             if journal is not None:
                 journal.put(str(layer), stored)
-        complied, refused = stored
-        scores[layer] = (complied, -refused)
-    return max(scores, key=lambda layer: (*scores[layer], -layer))
+        complied, refused = (math.nan if stored[n] is None else stored[n] for n in ("complied", "refused"))
+        shares[layer] = (complied, refused)
+    return shares
 
 
 def direction_links(changes: Sequence[WeightChange], direction: VectorLike, *, seed: int) -> pd.DataFrame:
@@ -279,7 +281,6 @@ def ablation_table(
     return pd.DataFrame(rows, columns=list(ABLATION_COLUMNS))
 
 
-def _number(value: str | int | float) -> float:
-    """A share of a row, nothing measured counting lowest."""
-    found = float(value)
-    return -1.0 if math.isnan(found) else found
+def _number(share: float) -> float:
+    """A share, nothing measured counting lowest."""
+    return -1.0 if math.isnan(share) else share
