@@ -290,7 +290,7 @@ def ladder_title(verdicts: Sequence[Verdict]) -> str:
 
 def _told(verdict: Verdict) -> str:
     if verdict.outcome == "breaks" and verdict.told is not None:
-        random = "" if verdict.told.beyond.told else ", random too"
+        random = ", random too" if verdict.told.as_random else ""
         return f"breaks at {verdict.told.directions}{random}"
     return _OUTCOME_WORDS[verdict.outcome]
 

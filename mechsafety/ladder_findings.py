@@ -23,6 +23,9 @@ from mechsafety.ladder_verdicts import (
 )
 from mechsafety.ladder_words import counted, listed, points, span, spread, told_p
 
+DAMAGE = 2.0
+"""The ratio of perplexities on harmless prompts from which a removal is said to harm ordinary text."""
+
 
 def ladder_findings(tables: Mapping[str, pd.DataFrame], *, layer: int | None) -> dict[str, list[str]]:
     """Sentences by section: survival, cost, ranks, cosines, angles, transfer, links; those that have a table.
@@ -65,15 +68,21 @@ def summary(verdicts: Sequence[Verdict]) -> list[str]:
     said = []
     if judged:
         said.append(f"Of {counted(len(judged), 'system')} judged, {listed(parts)}.")
-    if broken := [v for v in judged if v.outcome == "breaks" and v.told is not None and v.told.broken_text]:
+    lost = [(v, v.told) for v in judged if v.told is not None and v.told.fall.told]
+    if broken := [v for v, state in lost if v.outcome == "breaks" and state.broken_text]:
         said.append(
             f"In {_names(broken)} refusals give way mostly to degenerate text: a broken model, not a jailbroken one."
         )
-    lost = [v for v in judged if v.told is not None and v.told.fall.told]
-    if same := [v for v in lost if v.told is not None and not v.told.beyond.told]:
+    if same := [v for v, state in lost if state.as_random]:
         said.append(
             f"In {_names(same)} the loss is not told apart from that without as many random directions: it says "
             "nothing about the refusal directions."
+        )
+    if harmed := [(v.name, state) for v, state in lost if state.ratio >= DAMAGE]:
+        parts = [f"{name} {state.ratio:.2g} times, KL {state.kl:.2g} nats" for name, state in harmed]
+        said.append(
+            f"The removal also harms ordinary text, whose perplexity is {DAMAGE:g} times the unedited one or more: "
+            f"{'; '.join(parts)}."
         )
     if few := _of(verdicts, "unjudged"):
         named = listed([f"{v.name} ({v.before.value:.0%} of {v.n})" for v in few])

@@ -171,7 +171,7 @@ def _loss(state: State) -> str:
     if not state.fall.told:
         return f"{state.fall}"
     but = ["mostly to degenerate text"] if state.broken_text else []
-    if state.random.draws and not state.beyond.told:
+    if state.as_random:
         but.append("not told apart from random directions")
     return f"{state.fall}{', ' if but else ''}{listed(but) if but else ''}"
 

@@ -72,6 +72,11 @@ class State:
         """Whether more answers are degenerate than comply: a broken model, not a jailbroken one."""
         return self.degenerate.value > self.complied.value
 
+    @property
+    def as_random(self) -> bool:
+        """Whether random directions were tried, and no test tells that the refusal directions take more away."""
+        return bool(self.random.draws) and not self.beyond.told
+
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:

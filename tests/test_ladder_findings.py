@@ -188,6 +188,24 @@ def test_degenerate_text_is_not_a_jailbreak(verdicts: list[Verdict]) -> None:
     assert "98% [90%, 100%] are answered coherently" in found["refusals"]
 
 
+def test_nothing_is_said_of_random_directions_that_were_not_tried(tables: Tables) -> None:
+    survival, tests = tables["survival"], tables["tests"]
+    found = ladder_verdicts(
+        {"survival": survival[survival["kind"] != "random"], "tests": tests[tests["against"] != "random"]}
+    )
+    assert "random" not in " ".join([*summary(found), *map(verdict_sentence, found)])
+
+
+def test_harm_to_ordinary_text_is_said_of_what_loses_refusals(tables: Tables) -> None:
+    assert "ordinary text" not in " ".join(summary(ladder_verdicts(tables)))
+    survival = tables["survival"].copy()
+    broken = survival["system"].str.endswith(("refusals", "rephrase")) & (survival["kind"] == "refusal")
+    survival.loc[broken, "perplexity"] *= 4
+    said = " ".join(summary(ladder_verdicts({**tables, "survival": survival})))
+    # rephrase keeps its refusals: what a removal does to it is told with the costs.
+    assert "2 times the unedited one or more: refusals 4.2 times, KL 0.05 nats." in said
+
+
 def test_random_directions_that_do_the_same_are_said_to(verdicts: list[Verdict]) -> None:
     found = {v.name: verdict_sentence(v) for v in verdicts}
     assert "not told apart (p = 1)" in found["unlearn"]
