@@ -125,14 +125,8 @@ def rows_of(table: pd.DataFrame, **chosen: object) -> pd.DataFrame:
 
 
 @pytest.mark.usefixtures("parity")
-@pytest.mark.parametrize(("architecture", "dtype"), [("llama", "float32"), ("gpt2", "bfloat16")])
-def test_every_part_of_a_run(
-    small: Callable[..., AnatomyConfig],
-    tmp_path: Path,
-    architecture: str,
-    dtype: str,
-) -> None:
-    config = small(architecture, dtype=dtype, maps="all" if architecture == "gpt2" else "mlp")
+def test_every_part_of_a_run(small: Callable[..., AnatomyConfig], tmp_path: Path) -> None:
+    config = small()
     whole = run_anatomy(config, tmp_path / "run")
     assert list(whole.tables) == list(TABLES) == [name for part in PARTS for name in PART_TABLES[part]]
     for name, table in whole.tables.items():
@@ -141,9 +135,7 @@ def test_every_part_of_a_run(
     assert set(whole.tables["separation"]["model"]) == {"base", "tuned", "control"}
     assert tuple(dict.fromkeys(whole.tables["tau"]["group"])) == GROUPS
     assert tuple(dict.fromkeys(whole.tables["action"]["group"])) == GROUPS
-    kinds = {"up", "down"} if architecture == "gpt2" else {"gate", "up", "down"}
-    kinds |= {"q", "k", "v", "o"} if config.maps == "all" else set()
-    assert set(whole.tables["weight_changes"]["kind"]) == kinds
+    assert set(whole.tables["weight_changes"]["kind"]) == {"gate", "up", "down"}
     assert set(whole.tables["action"]["model"]) == {"tuned", "control", "random"}
     assert len(whole.tables["interpolation"]) == 2 * len(config.alphas) * len(GROUPS)
     assert len(whole.tables["reversal"]) == (7 + 2 * len(config.ranks)) * len(GROUPS)
@@ -304,6 +296,16 @@ def test_a_run_without_attacks_or_control(small: Callable[..., AnatomyConfig], t
     assert set(run.tables["weight_changes"]["model"]) == {"tuned", "random"}
     assert (tmp_path / "run" / "attack_tau.csv").is_file()
     pd.testing.assert_frame_equal(read_anatomy(tmp_path / "run").tables["action"], run.tables["action"])
+
+
+@pytest.mark.usefixtures("parity")
+def test_every_map_of_another_architecture(small: Callable[..., AnatomyConfig], tmp_path: Path) -> None:
+    config = small("gpt2", dtype="bfloat16", maps="all", parts=("weights", "sensitivity"), attacks=None)
+    run = run_anatomy(config, tmp_path / "run")
+    kinds = {"q", "k", "v", "o", "up", "down"}
+    assert len(run.tables["weight_changes"]) == 3 * 4 * len(kinds)
+    assert set(run.tables["action_ratios"]["kind"]) == kinds
+    assert run.tables["action"]["action"].notna().all()
 
 
 @pytest.mark.usefixtures("parity")
