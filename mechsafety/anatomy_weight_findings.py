@@ -135,7 +135,7 @@ def action(ratios: pd.DataFrame, names: Names) -> list[str]:
     if "tuned" in found and others:
         more = found["tuned"][0] > max(others)
         verdict = (
-            f" A benign fine-tuning and a random dW reach {digits(max(others))}."
+            f" A benign fine-tuning and a random dW reach at most {digits(max(others))}."
             if len(others) == 2
             else f" The other reaches {digits(max(others))}."
         )
@@ -279,6 +279,8 @@ def ablation(table: pd.DataFrame, names: Names) -> list[str]:
         f"refusals of unsafe prompts go from {refused['tuned']} to {refused['ablated']}; "
         f"{pooled(after, 'degenerate')} of the answers are then degenerate."
     )
+    if pooled(after, "degenerate").value > pooled(after, "complied").value:
+        said += " Most of what is no longer refused is degenerate text: the model is broken rather than unsafe."
     if not refused["ablated"].differs_from(refused["tuned"]):
         said += " The intervals meet: no effect was seen."
     if "random_ablated" in refused:

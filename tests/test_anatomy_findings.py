@@ -240,6 +240,9 @@ def test_ablation_is_told_beside_a_random_direction() -> None:
     nothing = with_shares(table, (table["state"] == "ablated") & (table["group"] == "unsafe"), 1.0)
     assert "no effect was seen" in said("ablation", nothing)
     assert said("ablation", table[table["state"] == "tuned"]) == ""
+    assert "broken rather than unsafe" not in text
+    broken = table.assign(degenerate=table["complied"], complied=0.0)
+    assert "broken rather than unsafe" in said("ablation", broken)
 
 
 # -- words ------------------------------------------------------------------------------------------
