@@ -67,7 +67,9 @@ class AnatomyWork:
             if not all(self.run.has_part("tables", name) for name in names):
                 self.say(f"[{number}/{len(self.config.parts)}] {part}")
                 for name, table in makers[part]().items():
-                    self.run.write_part(table, "tables", name)
+                    # Tensors bring their own number format; a table's numbers are Python's.
+                    single = table.select_dtypes("float32").columns
+                    self.run.write_part(table.astype(dict.fromkeys(single, float)), "tables", name)
             found |= {name: self.run.read_part("tables", name) for name in names}
         return found
 
