@@ -280,7 +280,9 @@ def ablation(table: pd.DataFrame, names: Names) -> list[str]:
         f"{pooled(after, 'degenerate')} of the answers are then degenerate."
     )
     if pooled(after, "degenerate").value > pooled(after, "complied").value:
-        said += " Most of what is no longer refused is degenerate text: the model is broken rather than unsafe."
+        said += (
+            " Most of what is no longer refused is degenerate text: the model is broken rather than unsafe."
+        )
     if not refused["ablated"].differs_from(refused["tuned"]):
         said += " The intervals meet: no effect was seen."
     if "random_ablated" in refused:
