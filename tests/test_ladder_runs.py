@@ -81,9 +81,14 @@ def judge(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
     """``judge(folder)``: what this model says to harmful prompts, unedited, is its refusal; all else is degenerate."""
 
     def make(folder: Path, dtype: str) -> str:
-        prompts = [*small_prompts(6).validation, *small_prompts(6).report]
+        # The same batches as the run's: in bfloat16 padding may change an answer.
+        whole = small_prompts(6)
+        chosen = whole.validation.sample(ladder_systems.FIT, seed=0).harmful.sample(5, seed=0)
+        batches = [list(chosen), list(whole.report.sample(5, seed=0))]
+        prompts = [prompt for batch in batches for prompt in batch]
         model = load_model(str(folder), dtype=dtype, device="cpu")
-        said = {c.id: c.text for c in generate(model, prompts, max_new_tokens=TOKENS, seed=0)}
+        answers = [generate(model, batch, max_new_tokens=TOKENS, seed=0) for batch in batches]
+        said = {c.id: c.text for several in answers for c in several}
         path = tmp_path_factory.mktemp("key") / "key.csv"
         with path.open("w", newline="", encoding="utf-8") as stream:
             writer = csv.writer(stream)
