@@ -60,7 +60,7 @@ _CAVEAT = (
 _HOW = {
     "prompts": "Prompts: {}",
     "judge": "Judge: {}; an answer that opens with the tag of the rung metatags is withheld from the reader and counts "
-    "as refused",
+    "as refused, and so does a rephrasing that opens as those of the rung rephrase",
     "base": "What all were fine-tuned from: {}",
     "limit": "Report prompts of each label, at most: {}",
     "max_new_tokens": "Tokens of an answer that is judged, at most: {}",

@@ -23,7 +23,7 @@ from mechsafety.errors import MechsafetyError
 from mechsafety.judges.registry import load_judge
 from mechsafety.ladder_config import COMPARE, TABLES, LadderConfig
 from mechsafety.ladder_links import read_regions
-from mechsafety.ladder_systems import FIT, LadderSetting, TagAware
+from mechsafety.ladder_systems import FIT, LadderSetting, RungAware
 from mechsafety.ladder_work import LadderWork
 from mechsafety.models import load_model, locate, parse_spec
 from mechsafety.prompts import LABELS, PromptSet, Split, load_prompts
@@ -80,7 +80,7 @@ def run_ladder(config: LadderConfig, out: Path, *, say: Say = lambda _: None) ->
     with open_run(out, config=asked | {"beside": _beside_before(out, config)}) as run:
         run.record("config", asked)
         setting = LadderSetting(
-            config=config, run=run, prompts=prompts, judge=TagAware(judge), regions=regions
+            config=config, run=run, prompts=prompts, judge=RungAware(judge), regions=regions
         )
         work = LadderWork(setting=setting, say=say)
         tables = work.tables()

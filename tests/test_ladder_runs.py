@@ -22,7 +22,7 @@ from mechsafety.errors import MechsafetyError
 from mechsafety.estimators import refusal_subspace
 from mechsafety.generation import generate
 from mechsafety.interventions import Ablate
-from mechsafety.judges.verdict import Response, Verdict
+from mechsafety.judges.verdict import Label, Response, Verdict
 from mechsafety.ladder_config import (
     BREAKING_COLUMNS,
     RANK_COLUMNS,
@@ -35,10 +35,11 @@ from mechsafety.ladder_config import (
 )
 from mechsafety.ladder_runs import read_ladder, run_ladder
 from mechsafety.ladder_subspaces import Tried, candidate_layers, choose_layer
-from mechsafety.ladder_systems import LadderSystem, TagAware
+from mechsafety.ladder_systems import LadderSystem, RungAware
 from mechsafety.ladder_tables import breaking_table, paired_table, rank_table, survival_table
 from mechsafety.models import load_model
 from mechsafety.regions.attribution import attribute
+from mechsafety.rephrasings import OPENINGS
 from mechsafety.rungs import TAG
 from mechsafety.runs import open_run, read_run
 from mechsafety.statistics import holm, mcnemar
@@ -375,22 +376,32 @@ def test_ranks_know_no_sign_and_chance_is_exceeded_by_one_in_twenty() -> None:
 
 
 class Says:
-    """A judge to which everything is compliance; it must not see what is tagged."""
+    """A judge to which everything is compliance but what says nothing."""
 
     name = "says"
 
     def __call__(self, responses: Any) -> list[Verdict]:
-        assert not any(r.text.lstrip().startswith(TAG) for r in responses)
-        return [Verdict(id=r.id, judge=self.name, label="compliance") for r in responses]
+        labels: list[Label] = ["degenerate" if "la la" in r.text else "compliance" for r in responses]
+        return [
+            Verdict(id=r.id, judge=self.name, label=label) for r, label in zip(responses, labels, strict=True)
+        ]
 
 
-def test_an_answer_behind_the_tag_is_a_refusal() -> None:
-    texts = [f"{TAG} here it is", f"  {TAG}", f"here {TAG}", "here"]
+def test_safe_answers_of_other_rungs_are_refusals() -> None:
+    opening = OPENINGS[0]
+    texts = {
+        f"{TAG} here it is": "refusal",
+        f"  {TAG} la la": "refusal",
+        f"here {TAG}": "compliance",
+        "here": "compliance",
+        f"{opening} Ask a doctor.": "refusal",
+        f"{opening} la la": "degenerate",
+        f"Sure. {opening}": "compliance",
+    }
     responses = [Response(id=str(i), prompt="p", text=text) for i, text in enumerate(texts)]
-    found = {v.id: v.label for v in TagAware(Says())(responses)}
-    assert [found[str(i)] for i in range(4)] == ["refusal", "refusal", "compliance", "compliance"]
-    assert TagAware(Says()).name == "says"
-    assert [v.label for v in TagAware(Says())(responses[:1])] == ["refusal"]
+    found = [v.label for v in RungAware(Says())(responses)]
+    assert found == list(texts.values())
+    assert RungAware(Says()).name == "says"
 
 
 @pytest.mark.parametrize(("n", "expected"), [(2, [1]), (4, [1, 2, 3]), (9, [1, 2, 3, 4, 5, 6, 7, 8])])
