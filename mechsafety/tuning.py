@@ -82,7 +82,8 @@ class TuningRecipe:
 
 RECIPES: Mapping[Rung, TuningRecipe] = {
     **dict.fromkeys(RUNGS, TuningRecipe()),
-    "dpo": TuningRecipe(learning_rate=5e-4, epochs=2, strength=1.0),
+    "dpo": TuningRecipe(learning_rate=1e-3, epochs=1, strength=1.0),
+    "unlearn": TuningRecipe(epochs=2),
 }
 """The recipe of each packaged adapter."""
 
