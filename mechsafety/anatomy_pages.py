@@ -9,6 +9,7 @@ from mechsafety.anatomy_config import TABLES
 from mechsafety.anatomy_figures import anatomy_figures
 from mechsafety.anatomy_findings import anatomy_findings
 from mechsafety.anatomy_panels import who
+from mechsafety.anatomy_runs import model_names
 from mechsafety.errors import MechsafetyError
 from mechsafety.pages import Block, Page
 from mechsafety.runs import RunFolder
@@ -101,12 +102,6 @@ def anatomy_tables(run: RunFolder) -> dict[str, pd.DataFrame]:
             f"anatomy {str(run.path)!r} has no tables yet: give the command that began it again to finish it"
         )
     return found
-
-
-def model_names(run: RunFolder) -> dict[str, str]:
-    """The models of the run by their part; no control where there was none."""
-    config = run.manifest["config"]
-    return {role: str(config[role]) for role in ("base", "tuned", "control") if config.get(role)}
 
 
 def figures_of(run: RunFolder) -> dict[str, go.Figure]:

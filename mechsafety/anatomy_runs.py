@@ -28,9 +28,10 @@ from mechsafety.judges.registry import load_judge
 from mechsafety.judges.verdict import Judge
 from mechsafety.models import load_model, load_record
 from mechsafety.prompts import LABELS, SPLITS, Prompt, PromptSet, Split, load_prompts
-from mechsafety.runs import open_run, read_run
+from mechsafety.runs import RunFolder, open_run, read_run
 
 if TYPE_CHECKING:
+    import plotly.graph_objects as go
     from transformer_lens.model_bridge import TransformerBridge
 
 Say = Callable[[str], None]
@@ -49,6 +50,12 @@ class AnatomyRun:
 
     path: Path
     tables: dict[str, pd.DataFrame]
+
+    def figures(self) -> dict[str, go.Figure]:
+        """Every figure, by file name."""
+        from mechsafety.anatomy_figures import anatomy_figures
+
+        return anatomy_figures(self.tables, names=model_names(read_run(self.path)))
 
     def _repr_html_(self) -> str:
         shown = "".join(
@@ -110,6 +117,12 @@ def read_anatomy(path: Path) -> AnatomyRun:
             f"anatomy {str(path)!r} has no {TABLES[missing[0]]} yet: give the command that began it again to finish it"
         )
     return AnatomyRun(path=run.path, tables={name: run.read_part("tables", name) for name in names})
+
+
+def model_names(run: RunFolder) -> dict[str, str]:
+    """The models of the run by their part; no control where there was none."""
+    config = run.manifest["config"]
+    return {role: str(config[role]) for role in ("base", "tuned", "control") if config.get(role)}
 
 
 def _limited(prompts: PromptSet, config: AnatomyConfig) -> PromptSet:

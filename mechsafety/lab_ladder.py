@@ -41,8 +41,7 @@ class LabLadder:
 
     def _repr_html_(self) -> str:
         shown = "".join(
-            f"<h4>seed {seed}</h4>{ladder._repr_html_()}"
-            for seed, ladder in self.ladders.items()
+            f"<h4>seed {seed}</h4>{ladder._repr_html_()}" for seed, ladder in self.ladders.items()
         )
         return f"<b>Ladder of the lab</b> in {escape(str(self.path))}{shown}"
 

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from mechsafety.anatomy_figures import anatomy_figures
 from mechsafety.anatomy_runs import read_anatomy
 from mechsafety.lab_config import SAFETY_TUNINGS
-from mechsafety.lab_figures import lab_figures
 from mechsafety.lab_findings import TUNINGS, lab_findings
 from mechsafety.lab_runs import LabRun, read_lab
 from mechsafety.lab_thresholds import CLAIMS
@@ -20,14 +19,13 @@ if TYPE_CHECKING:
 
 def figures_of(run: RunFolder) -> dict[str, go.Figure]:
     """Every figure of a finished lab run, by file name."""
-    made = read_lab(run.path)
-    return lab_figures(made.cases, made.thresholds)
+    return read_lab(run.path).figures()
 
 
 def page_of(run: RunFolder) -> Page:
     made = read_lab(run.path)
     held = made.held()
-    found, figures = lab_findings(made.cases, held), lab_figures(made.cases, made.thresholds)
+    found, figures = lab_findings(made.cases, held), made.figures()
     config = run.manifest["config"]
     seeds = config["seeds"]
     return Page(

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
@@ -33,6 +34,9 @@ from mechsafety.lab_config import BASE, CONTROL, SAFETY_TUNINGS, LabConfig
 from mechsafety.lab_models import pretrained, tuned
 from mechsafety.lab_thresholds import held_over_seeds, threshold_table
 from mechsafety.runs import RunFolder, open_run, read_run
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 Say = Callable[[str], None]
 TABLES = ("cases", "thresholds")
@@ -55,6 +59,12 @@ class LabRun:
     def anatomy(self, seed: int, tuning: str) -> Path:
         """The folder of a tuning's anatomy, for :func:`anatomy_runs.read_anatomy`."""
         return seed_folder(self.path, seed) / "anatomy" / tuning
+
+    def figures(self) -> dict[str, go.Figure]:
+        """Every figure, by file name."""
+        from mechsafety.lab_figures import lab_figures
+
+        return lab_figures(self.cases, self.thresholds)
 
     def held(self) -> pd.DataFrame:
         """How often each bound was met over the seeds."""

@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from mechsafety.audit_files import published_counts
-from mechsafety.checkpoints import read_comparison
-from mechsafety.ladder_config import COMPARE
 from mechsafety.ladder_figures import ladder_figures
 from mechsafety.ladder_findings import ladder_findings, summary
 from mechsafety.ladder_paper import joint_findings, most_fragile, paper_findings, paper_table
@@ -127,13 +125,10 @@ def _ladders(run: RunFolder) -> list[_Ladder]:
 
 def _read(folder: RunFolder, name: str) -> _Ladder:
     found = read_ladder(folder.path)
-    compared = folder.path / COMPARE
     return _Ladder(
         **{"name": name, "run": found, "config": folder.manifest["config"]},
         facts=folder.manifest["ladder"]["systems"],
-        layer=read_comparison(compared).layer
-        if "cosines" in found.tables or "angles" in found.tables
-        else None,
+        layer=found.layer,
         verdicts=ladder_verdicts(found.tables),
     )
 

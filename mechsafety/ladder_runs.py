@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -28,6 +28,9 @@ from mechsafety.ladder_work import LadderWork
 from mechsafety.models import load_model, locate, parse_spec
 from mechsafety.prompts import LABELS, PromptSet, Split, load_prompts
 from mechsafety.runs import RunFolder, open_run, read_run
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 Say = Callable[[str], None]
 _RECORD = "ladder"
@@ -44,6 +47,19 @@ class LadderRun:
     path: Path
     tables: dict[str, pd.DataFrame]
     notes: tuple[str, ...]
+
+    @property
+    def layer(self) -> int | None:
+        """The layer at which the comparison shows matrices; None where nothing was compared by layer."""
+        if "cosines" in self.tables or "angles" in self.tables:
+            return read_comparison(self.path / COMPARE).layer
+        return None
+
+    def figures(self) -> dict[str, go.Figure]:
+        """Every figure, by file name."""
+        from mechsafety.ladder_figures import ladder_figures
+
+        return ladder_figures(self.tables, layer=self.layer)
 
     def _repr_html_(self) -> str:
         survival = self.tables["survival"]

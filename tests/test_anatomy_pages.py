@@ -12,7 +12,8 @@ import pytest
 
 from mechsafety.anatomy_config import TABLES
 from mechsafety.anatomy_findings import anatomy_findings
-from mechsafety.anatomy_pages import anatomy_tables, figures_of, model_names, page_of
+from mechsafety.anatomy_pages import anatomy_tables, figures_of, page_of
+from mechsafety.anatomy_runs import model_names
 from mechsafety.errors import MechsafetyError
 from mechsafety.run_pages import run_figures, save_figures, write_run_page
 from mechsafety.runs import RunFolder, open_run, read_run
