@@ -102,8 +102,14 @@ def run_ladder(config: LadderConfig, out: Path, *, say: Say = lambda _: None) ->
         tables = work.tables()
         for name, table in tables.items():
             run.write_table(table, TABLES[name])
-        notes = [*work.notes, *_compare(config, prompts, run, say)]
-        run.record(_RECORD, {"systems": work.facts, "tables": list(tables), "notes": notes})
+        compared, left_out = _compare(config, prompts, run, say)
+        facts = {
+            "systems": work.facts,
+            "tables": list(tables),
+            "compared": compared,
+            "notes": [*work.notes, *left_out],
+        }
+        run.record(_RECORD, facts)
         run.record_item("timings", "last_session_s", round(time.perf_counter() - started, 1))
     return read_ladder(out)
 
@@ -120,9 +126,8 @@ def read_ladder(path: Path) -> LadderRun:
     if facts is None:
         raise MechsafetyError(f"the ladder {str(path)!r} is not finished: run the same command again")
     tables = {name: run.read_table(TABLES[name]) for name in facts["tables"]}
-    compared = path / COMPARE
-    if compared.is_dir():
-        tables |= read_comparison(compared).tables
+    if facts["compared"]:
+        tables |= read_comparison(path / COMPARE).tables
     return LadderRun(path=path, tables=tables, notes=tuple(facts["notes"]))
 
 
@@ -158,10 +163,13 @@ def _beside_before(out: Path, config: LadderConfig) -> Any:
         return list(config.beside)
 
 
-def _compare(config: LadderConfig, prompts: PromptSet, run: RunFolder, say: Say) -> list[str]:
-    """Cosines, angles, CKA and transfer between all systems, in a run of its own; returns what could not be had."""
+def _compare(config: LadderConfig, prompts: PromptSet, run: RunFolder, say: Say) -> tuple[bool, list[str]]:
+    """Cosines, angles, CKA and transfer between all systems, in a run of its own.
+
+    Returns whether there is such a comparison, and what could not be had.
+    """
     if len(config.systems) < 2:
-        return ["One system alone: there is nothing to compare it with."]
+        return False, ["One system alone: there is nothing to compare it with."]
     say(f"comparing {len(config.systems)} systems")
     try:
         found = compare(
@@ -176,5 +184,5 @@ def _compare(config: LadderConfig, prompts: PromptSet, run: RunFolder, say: Say)
             say=say,
         )
     except MechsafetyError as error:
-        return [f"The systems were not compared: {error}."]
-    return list(found.notes)
+        return False, [f"The systems were not compared: {error}."]
+    return True, list(found.notes)

@@ -65,9 +65,10 @@ def test_what_is_wrong_is_one_line(tiny_folder: Callable[..., Path], prompts: Pa
         ((system, "--counts", "0,1"), "each 1 or more"),
         ((system, "--counts", "few"), "--counts 'few'"),
         ((system, "--prompts", tmp_path / "none.csv"), "none.csv"),
-        ((system, "--prompts", prompts, "--judge", "nobody"), "nobody"),
-        ((system, "--prompts", prompts, "--beside", tmp_path), "not a run folder"),
-        ((system, "--prompts", prompts, "--regions", tmp_path), "not a run folder"),
+        ((system, "--prompts", prompts, "--judge", "nobody", "--counts", "1"), "nobody"),
+        ((system, "--prompts", prompts), "8 directions of 6"),
+        ((system, "--prompts", prompts, "--beside", tmp_path, "--counts", "1"), "not a run folder"),
+        ((system, "--prompts", prompts, "--regions", tmp_path, "--counts", "1"), "not a run folder"),
         ((system, "--limit", 1), "limit"),
     ):
         result = call(*arguments, "--out", tmp_path / "run")

@@ -42,9 +42,8 @@ def write_ladder(
             run.write_table(found[name], file)
         if finished:
             facts = {s: {"layer": 15, "explanation": f"layer 15 for {s}"} for s in systems}
-            run.record(
-                "ladder", {"systems": facts, "tables": list(TABLES), "notes": ["Something was left out."]}
-            )
+            left_out = {"compared": compared, "notes": ["Something was left out."]}
+            run.record("ladder", {"systems": facts, "tables": list(TABLES), **left_out})
     if compared:
         with open_run(path / COMPARE, config={"kind": "compare", "checkpoints": list(systems)}) as run:
             for name in COMPARED:
