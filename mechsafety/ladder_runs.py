@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 Say = Callable[[str], None]
 _RECORD = "ladder"
+_SUBSPACE = 3
+"""Directions of the subspaces whose angles are compared, where the prompts suffice."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,6 +173,8 @@ def _compare(config: LadderConfig, prompts: PromptSet, run: RunFolder, say: Say)
     if len(config.systems) < 2:
         return False, ["One system alone: there is nothing to compare it with."]
     say(f"comparing {len(config.systems)} systems")
+    # Halves of a class must span the compared subspaces, their mean taken off.
+    half = min(config.compare_limit, len(prompts.fit.harmful), len(prompts.fit.harmless)) // 2
     try:
         found = compare(
             config.systems,
@@ -178,6 +182,7 @@ def _compare(config: LadderConfig, prompts: PromptSet, run: RunFolder, say: Say)
             out=run.path / COMPARE,
             seed=config.seed,
             limit=config.compare_limit,
+            k=max(1, min(_SUBSPACE, half - 1)),
             dtype=config.dtype,
             device=config.device,
             template=config.template,

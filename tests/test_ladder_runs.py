@@ -144,7 +144,7 @@ def test_states_are_those_of_a_plain_computation_and_the_same_after_interruption
     }
     assert {name: tuple(whole.tables[name].columns) for name in TABLES} == columns
     # The two share their embedding: they are compared.
-    assert {"cosines", "angles", "cka", "transfer"} <= set(whole.tables)
+    assert {"cosines", "angles", "cka", "transfer"} <= set(whole.tables), whole.notes
     assert heard[-1] != heard[0]
     assert any("min left" in line or "minute left" in line for line in heard)
 
