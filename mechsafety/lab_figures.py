@@ -62,7 +62,9 @@ def claims_figure(thresholds: pd.DataFrame) -> go.Figure:
         width=1000,
         height=170 + 25 * len(names),
     )
-    figure.update_layout(margin={"l": 520, "t": 120, "b": 60})
+    figure.update_yaxes(range=[-0.6, len(names) - 0.4])
+    # The names take half of the width, so that the title begins at the edge of the picture.
+    figure.update_layout(margin={"l": 520, "t": 120, "b": 60}, title={"xref": "container", "x": 0.02})
     return legend_at_foot(figure)
 
 
