@@ -257,3 +257,7 @@ def test_packaged_adapters_load_by_spec_and_are_different_models() -> None:
     fingerprints = [r.fingerprint for r in records if r]
     assert len(set(fingerprints)) == len(records)
     assert fingerprints[0] == recipe_of("refusals")["base_fingerprint"]
+
+
+def test_every_rung_is_packaged() -> None:
+    assert packaged_adapters() == sorted(RUNGS)
