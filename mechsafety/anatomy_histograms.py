@@ -74,7 +74,9 @@ def tau_figure(tau: pd.DataFrame, positions: str, *, separation: pd.DataFrame | 
     # All at once: plotly takes long over shapes that are added one by one.
     ink = {"color": COLOURS["ink"], "width": 1, "dash": "dot"}
     figure.update_layout(shapes=[shape | {"line": ink} for shape in zeros])
-    figure.update_yaxes(tickformat=".0%", nticks=4, rangemode="tozero")
+    # Said, because plotly's own range reaches far beyond shares where an area is filled to zero.
+    highest = max(max(trace["y"]) for trace in figure.data)
+    figure.update_yaxes(tickformat=".0%", nticks=5, range=[0, 1.06 * highest])
     figure.update_yaxes(title_text="share of group", col=1)
     title = f"tau {POSITIONS[positions]}: how far safe and unsafe prompts lie apart"
     if separation is not None and len(separation):
