@@ -90,7 +90,8 @@ def outcome_bars(table: pd.DataFrame, states: Sequence[str], *, title: str, subt
             col=column,
         )
     figure.update_layout(barmode="stack", bargap=0.3)
-    figure.update_xaxes(range=[0, 1.04], tickvals=[0, 0.5, 1], ticktext=["0", "50%", "100%"])
+    # Without the end of the axis: it would run into the 0 of the next panel.
+    figure.update_xaxes(range=[0, 1.04], tickvals=[0, 0.5], ticktext=["0", "50%"])
     figure.update_yaxes(
         tickvals=list(range(len(states))),
         ticktext=list(states),
