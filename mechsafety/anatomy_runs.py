@@ -65,13 +65,14 @@ class AnatomyRun:
         return f"<b>Anatomy</b> in {escape(str(self.path))}{shown}"
 
 
-def run_anatomy(config: AnatomyConfig, out: Path, *, say: Say = lambda _: None) -> AnatomyRun:
+def run_anatomy(config: AnatomyConfig, out: Path | str, *, say: Say = lambda _: None) -> AnatomyRun:
     """Run ``config`` in the folder ``out``, or go on where it was interrupted.
 
     Centroids, safety sets and the direction come from fit prompts, the direction's layer from validation prompts;
     everything is measured on report prompts and attacks. Raises :class:`MechsafetyError` for a prompt set without what
     the parts need, attacks that are no attacks or are fit prompts, models that are no pair, and what loading raises.
     """
+    out = Path(out)
     every = load_prompts(config.prompts)
     hostile = load_prompts(config.attacks) if config.attacks is not None else None
     prompts, attacks = _limited(every, config), _families(hostile, config)
@@ -105,8 +106,9 @@ def run_anatomy(config: AnatomyConfig, out: Path, *, say: Say = lambda _: None) 
     return AnatomyRun(path=run.path, tables=tables)
 
 
-def read_anatomy(path: Path) -> AnatomyRun:
+def read_anatomy(path: Path | str) -> AnatomyRun:
     """A finished run. Raises :class:`MechsafetyError` for another kind of run and for one that is not finished."""
+    path = Path(path)
     run = read_run(path)
     config = run.manifest["config"]
     if config.get("kind") != "anatomy":

@@ -46,8 +46,9 @@ class LabLadder:
         return f"<b>Ladder of the lab</b> in {escape(str(self.path))}{shown}"
 
 
-def run_lab_ladder(config: LabConfig, out: Path, *, say: Say = lambda _: None) -> LabLadder:
+def run_lab_ladder(config: LabConfig, out: Path | str, *, say: Say = lambda _: None) -> LabLadder:
     """Run ``config`` in the folder ``out``, or go on where it was interrupted."""
+    out = Path(out)
     chosen = preset(config.preset)
     with open_run(out, config=config.model_dump(mode="json") | {"kind": "lab-ladder"}) as run:
         cases: list[pd.DataFrame] = []

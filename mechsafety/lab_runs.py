@@ -77,11 +77,12 @@ class LabRun:
         )
 
 
-def run_lab(config: LabConfig, out: Path, *, say: Say = lambda _: None) -> LabRun:
+def run_lab(config: LabConfig, out: Path | str, *, say: Say = lambda _: None) -> LabRun:
     """Run ``config`` in the folder ``out``, or go on where it was interrupted.
 
     Raises :class:`MechsafetyError` for a folder of another configuration, and when a training's loss is not finite.
     """
+    out = Path(out)
     chosen = preset(config.preset)
     asked = config.model_dump(mode="json") | {"kind": "lab"}
     started = time.perf_counter()

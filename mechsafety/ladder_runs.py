@@ -77,7 +77,7 @@ class LadderRun:
         return f"<b>Ladder</b> in {escape(str(self.path))}{''.join(shown)}"
 
 
-def run_ladder(config: LadderConfig, out: Path, *, say: Say = lambda _: None) -> LadderRun:
+def run_ladder(config: LadderConfig, out: Path | str, *, say: Say = lambda _: None) -> LadderRun:
     """Run ``config`` in the folder ``out``, or go on where it was interrupted.
 
     ``config.beside`` may change from one call to the next: it concerns the report alone. Raises
@@ -85,6 +85,7 @@ def run_ladder(config: LadderConfig, out: Path, *, say: Say = lambda _: None) ->
     than fit prompts or dimensions, a model, judge or adapter that does not exist, ``beside`` folders that hold no
     finished ladder, a regions run of another model, and whatever loading a model raises.
     """
+    out = Path(out)
     prompts = load_prompts(config.prompts)
     _check_prompts(prompts, config)
     for spec in (*config.systems, *([config.base] if config.base is not None else [])):
@@ -116,8 +117,9 @@ def run_ladder(config: LadderConfig, out: Path, *, say: Say = lambda _: None) ->
     return read_ladder(out)
 
 
-def read_ladder(path: Path) -> LadderRun:
+def read_ladder(path: Path | str) -> LadderRun:
     """A finished ladder from its folder. Raises :class:`MechsafetyError` for anything else."""
+    path = Path(path)
     run = read_run(path)
     kind = run.manifest["config"].get("kind", "study")
     if kind != "ladder":
