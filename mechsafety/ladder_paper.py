@@ -132,7 +132,9 @@ def joint_findings(ladders: Mapping[str, Sequence[Verdict]]) -> list[str]:
     same = [rung for rung in shared if len({found[rung].outcome for found in judged.values()}) == 1]
     parts = []
     if same:
-        parts.append("the same becomes of " + listed([f"{rung} ({_became(first[rung])})" for rung in same]))
+        # The same outcome, perhaps after other numbers of directions: each is said, in the ladders' order.
+        became = {rung: dict.fromkeys(_became(found[rung]) for found in judged.values()) for rung in same}
+        parts.append("the same becomes of " + listed([f"{r} ({', '.join(became[r])})" for r in same]))
     parts += [
         f"{rung} differs ({'; '.join(f'{name}: {_became(found[rung])}' for name, found in judged.items())})"
         for rung in shared
