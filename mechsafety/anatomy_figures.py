@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -17,6 +17,8 @@ from mechsafety.anatomy_panels import (
     UNSAFE,
     Line,
     LinePanel,
+    Names,
+    Tables,
     chance_line,
     columns_for,
     families_in,
@@ -31,8 +33,6 @@ from mechsafety.anatomy_part_figures import part_figures
 from mechsafety.anatomy_weight_figures import weight_figures
 from mechsafety.region_panels import told_size
 
-Tables = Mapping[str, pd.DataFrame]
-Names = Mapping[str, str]
 Draw = Callable[[pd.DataFrame, Names], go.Figure]
 
 

@@ -15,6 +15,8 @@ from mechsafety.anatomy_panels import (
     POSITIONS,
     SAFE,
     UNSAFE,
+    Names,
+    Tables,
     counted,
     digits,
     families_in,
@@ -25,9 +27,6 @@ from mechsafety.anatomy_panels import (
 )
 from mechsafety.anatomy_weight_findings import ablation, action, links, reversal, weights
 from mechsafety.region_findings import Pooled, pooled
-
-Tables = Mapping[str, pd.DataFrame]
-Names = Mapping[str, str]
 
 
 def anatomy_findings(tables: Tables, *, names: Names) -> dict[str, list[str]]:

@@ -16,6 +16,11 @@ from mechsafety.plot_style import COLOURS, legend_at_foot, short_name, styled
 from mechsafety.region_findings import Pooled
 from mechsafety.region_panels import HUES, WIDTH, log_axis, wrapped
 
+Tables = Mapping[str, pd.DataFrame]
+"""The tables of an anatomy, by name."""
+Names = Mapping[str, str]
+"""The models of an anatomy, by their part: base, tuned, control."""
+
 SAFE, UNSAFE = "safe", "unsafe"
 MODELS: Mapping[str, tuple[str, str]] = {
     "base": ("#8C8C8C", "solid"),

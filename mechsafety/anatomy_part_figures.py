@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -14,6 +14,8 @@ from mechsafety.anatomy_panels import (
     UNSAFE,
     Line,
     LinePanel,
+    Names,
+    Tables,
     by_kind,
     chance_line,
     columns_for,
@@ -26,9 +28,6 @@ from mechsafety.anatomy_weight_findings import SETS, energy_above, state_name
 from mechsafety.plot_style import COLOURS, whiskers
 from mechsafety.region_findings import pooled
 from mechsafety.region_panels import told_size
-
-Tables = Mapping[str, pd.DataFrame]
-Names = Mapping[str, str]
 
 
 def part_figures(tables: Tables, *, names: Names) -> dict[str, go.Figure]:

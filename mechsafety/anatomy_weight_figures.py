@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import pandas as pd
 import plotly.graph_objects as go
 
-from mechsafety.anatomy_panels import by_kind, columns_for, digits, level, line_panels, of_models
+from mechsafety.anatomy_panels import (
+    Names,
+    Tables,
+    by_kind,
+    columns_for,
+    digits,
+    level,
+    line_panels,
+    of_models,
+)
 from mechsafety.anatomy_weight_findings import excesses, ratio_summary
-
-Tables = Mapping[str, pd.DataFrame]
-Names = Mapping[str, str]
 
 
 def weight_figures(tables: Tables, *, names: Names) -> dict[str, go.Figure]:

@@ -10,6 +10,7 @@ import pandas as pd
 from mechsafety.anatomy_panels import (
     SAFE,
     UNSAFE,
+    Names,
     counted,
     digits,
     families_in,
@@ -17,8 +18,6 @@ from mechsafety.anatomy_panels import (
     who,
 )
 from mechsafety.region_findings import Pooled, pooled
-
-Names = Mapping[str, str]
 
 STATE_NAMES: Mapping[str, str] = {
     "base": "base",

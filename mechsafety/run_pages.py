@@ -45,6 +45,12 @@ def save_figures(run: RunFolder, *, form: FigureFormat, out: Path | None = None)
     return write_figures(run_figures(run), out if out is not None else run.path / "figures", form=form)
 
 
+def publish(run: RunFolder) -> Path:
+    """Write every figure of ``run`` as HTML, and its page, whose path is returned."""
+    save_figures(run, form="html")
+    return write_run_page(run)
+
+
 def write_run_page(run: RunFolder) -> Path:
     """Write the run's ``report.html``."""
     return _of_kind(run)[1](run)

@@ -32,13 +32,12 @@ def _agree(run: Path, human: Path | None, reference: str | None, seed: int) -> S
     every judge, each judge's errors, and the refusal rates that people would have found.
     """
     from mechsafety.agreement_runs import compare_judges
-    from mechsafety.run_pages import save_figures, write_run_page
+    from mechsafety.run_pages import publish
     from mechsafety.runs import read_run
 
     found = compare_judges(run, human=human, reference=reference, seed=seed)
     folder = read_run(run)
-    save_figures(folder, form="html")
-    report = write_run_page(folder)
+    report = publish(folder)
     facts: dict[str, Any] = {name: records(table) for name, table in found.tables.items()}
     return {"run": str(run), "report": str(report), **facts}, f"{_text(found)}\n\nreport: {report}"
 

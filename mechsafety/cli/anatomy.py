@@ -87,14 +87,13 @@ def _run(config: Any, folder: Path) -> Shown:
     from mechsafety.anatomy_findings import anatomy_findings
     from mechsafety.anatomy_runs import run_anatomy
     from mechsafety.plot_style import short_name
-    from mechsafety.run_pages import save_figures, write_run_page
+    from mechsafety.run_pages import publish
     from mechsafety.runs import read_run
 
     result = run_anatomy(config, folder, say=say)
     made = read_run(result.path)
     say("figures and page")
-    save_figures(made, form="html")
-    report = write_run_page(made)
+    report = publish(made)
     names = {role: short_name(spec) for role, spec in config.models.items()}
     found = anatomy_findings(result.tables, names=names)
     facts = {

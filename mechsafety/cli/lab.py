@@ -94,9 +94,7 @@ def _ladder(config: Any, out: Path) -> Shown:
 
 def _written(folder: Path) -> Path:
     """Figures and page of a run."""
-    from mechsafety.run_pages import save_figures, write_run_page
+    from mechsafety.run_pages import publish
     from mechsafety.runs import read_run
 
-    run = read_run(folder)
-    save_figures(run, form="html")
-    return write_run_page(run)
+    return publish(read_run(folder))

@@ -73,14 +73,13 @@ def _run(config: Any, folder: Path) -> Shown:
     from mechsafety.ladder_findings import summary
     from mechsafety.ladder_runs import run_ladder
     from mechsafety.ladder_verdicts import ladder_verdicts
-    from mechsafety.run_pages import save_figures, write_run_page
+    from mechsafety.run_pages import publish
     from mechsafety.runs import read_run
 
     result = run_ladder(config, folder, say=say)
     made = read_run(result.path)
     say("figures and page")
-    save_figures(made, form="html")
-    report = write_run_page(made)
+    report = publish(made)
     findings = summary(ladder_verdicts(result.tables))
     facts = {
         "run": str(result.path),

@@ -165,14 +165,13 @@ def _run(config: Any, folder: Path, study: Path | None) -> Shown:
     from mechsafety.plot_style import short_name
     from mechsafety.region_findings import region_findings
     from mechsafety.region_runs import run_regions
-    from mechsafety.run_pages import save_figures, write_run_page
+    from mechsafety.run_pages import publish, write_run_page
     from mechsafety.runs import read_run
 
     result = run_regions(config, folder, say=say)
     made = read_run(result.path)
     say("figures and page")
-    save_figures(made, form="html")
-    report = write_run_page(made)
+    report = publish(made)
     if study is not None:
         write_run_page(read_run(study))
     found = region_findings(

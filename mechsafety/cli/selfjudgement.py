@@ -49,7 +49,7 @@ def _selfjudge(
     RUN is the study's folder. Each arm is asked about both arms' answers, with controls: another prompt, length alone,
     the question reversed, the answer N/A. An interrupted run goes on when the same command runs again.
     """
-    from mechsafety.run_pages import save_figures, write_run_page
+    from mechsafety.run_pages import publish
     from mechsafety.runs import read_run
     from mechsafety.selfjudge_pages import findings
     from mechsafety.selfjudge_runs import SelfJudgeConfig, run_selfjudge
@@ -69,8 +69,7 @@ def _selfjudge(
     )
     made = read_run(result.path)
     say("figures and page")
-    save_figures(made, form="html")
-    report = write_run_page(made)
+    report = publish(made)
     sentences = findings(result.table)
     facts = {
         "run": str(result.path),

@@ -53,7 +53,7 @@ def _study(
     checked = load_config(config, overrides)
     if print_config:
         return checked.model_dump(mode="json"), commented_yaml(checked).rstrip()
-    from mechsafety.run_pages import save_figures, write_run_page
+    from mechsafety.run_pages import publish
     from mechsafety.runs import read_run
     from mechsafety.study import run_study
 
@@ -61,8 +61,7 @@ def _study(
     result = run_study(checked, folder, say=say)
     say("figures and report")
     run = read_run(result.path)
-    save_figures(run, form="html")
-    report = write_run_page(run)
+    report = publish(run)
     facts = {
         "run": str(result.path),
         "report": str(report),
@@ -81,12 +80,11 @@ def _study(
 @click.argument("run", type=click.Path(path_type=Path))
 def _report(run: Path) -> Shown:
     """Write a finished run's report.html and HTML figures again."""
-    from mechsafety.run_pages import save_figures, write_run_page
+    from mechsafety.run_pages import publish
     from mechsafety.runs import read_run
 
     folder = read_run(run)
-    save_figures(folder, form="html")
-    report = write_run_page(folder)
+    report = publish(folder)
     return {"report": str(report)}, f"report: {report}"
 
 
