@@ -1,0 +1,269 @@
+"""Tiny random models of every architecture that the theorems run over.
+
+One table, shared by all tests whose claim is about "any model": 4 blocks, width 32, float32, random biases. Each
+entry says what is special about its attention, because that is what batching has to respect: ``window`` (a sliding
+or local window, in tokens), ``alibi`` (distances instead of positions), ``state`` (recurrent or convolutional
+layers, whose cache is no list of keys).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+WINDOW = 20
+"""The sliding window of every entry that has one: prompts of these tests lie on both sides of it."""
+
+_GATED: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.3,  # wide enough that attention and positions matter to the logits
+    "tie_word_embeddings": False,
+}
+_GPT: dict[str, Any] = {"n_embd": 32, "n_layer": 4, "n_head": 4, "n_positions": 256, "initializer_range": 0.3}
+_SLIDING: dict[str, Any] = {
+    "sliding_window": WINDOW,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+}
+_MAMBA: dict[str, Any] = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_n_groups": 1, "mamba_d_state": 8}
+_EXPERTS: dict[str, Any] = {"num_local_experts": 4, "num_experts_per_tok": 2}
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A configuration class of transformers, its settings beyond the common ones, and what it attends with."""
+
+    config: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    base: str = "gated"
+    window: bool = False
+    alibi: bool = False
+    state: bool = False
+
+
+def _gated(config: str, /, *, window: bool = False, state: bool = False, **settings: Any) -> Architecture:
+    return Architecture(config, settings, window=window, state=state)
+
+
+ARCHITECTURES: dict[str, Architecture] = {
+    "llama": _gated("LlamaConfig"),
+    "llama-tied": _gated("LlamaConfig", tie_word_embeddings=True),
+    "mistral": _gated("MistralConfig", window=True, sliding_window=WINDOW),
+    "mixtral": _gated("MixtralConfig", **_EXPERTS),
+    "ministral3": _gated("Ministral3Config", head_dim=8),
+    "qwen2": _gated("Qwen2Config", tie_word_embeddings=True),
+    "qwen2-sliding": _gated(
+        "Qwen2Config", window=True, use_sliding_window=True, max_window_layers=2, sliding_window=WINDOW
+    ),
+    "qwen2-moe": _gated(
+        "Qwen2MoeConfig",
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=16,
+        shared_expert_intermediate_size=16,
+    ),
+    "qwen3": _gated("Qwen3Config", head_dim=8),
+    "qwen3-moe": _gated(
+        "Qwen3MoeConfig", head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16
+    ),
+    "qwen3-next": _gated(
+        "Qwen3NextConfig",
+        state=True,
+        head_dim=8,
+        linear_num_value_heads=4,
+        linear_num_key_heads=2,
+        linear_key_head_dim=8,
+        linear_value_head_dim=8,
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=16,
+        shared_expert_intermediate_size=16,
+    ),
+    "gemma": _gated("GemmaConfig", head_dim=8, tie_word_embeddings=True),
+    "gemma2": _gated("Gemma2Config", window=True, head_dim=8, tie_word_embeddings=True, **_SLIDING),
+    "gemma3": _gated("Gemma3TextConfig", window=True, head_dim=8, tie_word_embeddings=True, **_SLIDING),
+    "gemma4": _gated(
+        "Gemma4TextConfig",
+        window=True,
+        head_dim=8,
+        global_head_dim=8,
+        hidden_size_per_layer_input=8,
+        vocab_size_per_layer_input=160,
+        **_SLIDING,
+    ),
+    "gpt2": Architecture("GPT2Config", base="gpt"),
+    "gpt-bigcode": Architecture("GPTBigCodeConfig", base="gpt"),
+    "gptj": Architecture("GPTJConfig", {"rotary_dim": 4}, base="gpt"),
+    "codegen": Architecture("CodeGenConfig", {"rotary_dim": 4}, base="gpt"),
+    "gpt-neo": Architecture(
+        "GPTNeoConfig",
+        {
+            "hidden_size": 32,
+            "num_layers": 4,
+            "num_heads": 4,
+            "attention_types": [[["global", "local"], 2]],
+            "window_size": WINDOW,
+        },
+        window=True,
+    ),
+    "gpt-neox": _gated("GPTNeoXConfig", rotary_pct=0.5, num_key_value_heads=4),
+    "opt": _gated("OPTConfig", ffn_dim=48, word_embed_proj_dim=32, tie_word_embeddings=True),
+    "bloom": Architecture("BloomConfig", {"n_layer": 4, "n_head": 4}, alibi=True),
+    "mpt": Architecture(
+        "MptConfig",
+        {"d_model": 32, "n_heads": 4, "n_layers": 4, "expansion_ratio": 2, "max_seq_len": 256},
+        base="none",
+        alibi=True,
+    ),
+    "falcon": _gated("FalconConfig", multi_query=True, alibi=False, parallel_attn=True, bias=False),
+    "falcon-alibi": Architecture(
+        "FalconConfig",
+        {
+            "multi_query": False,
+            "alibi": True,
+            "parallel_attn": False,
+            "bias": True,
+            "num_key_value_heads": 4,
+        },
+        alibi=True,
+    ),
+    "phi": _gated("PhiConfig"),
+    "phi3": _gated("Phi3Config"),
+    "phi3-sliding": _gated("Phi3Config", window=True, sliding_window=WINDOW),
+    "olmo": _gated("OlmoConfig"),
+    "olmo2": _gated("Olmo2Config"),
+    "olmo3": _gated("Olmo3Config", window=True, **_SLIDING),
+    "olmoe": _gated("OlmoeConfig", num_experts=4, num_experts_per_tok=2),
+    "stablelm": _gated("StableLmConfig"),
+    "starcoder2": _gated("Starcoder2Config", window=True, sliding_window=WINDOW),
+    "cohere": _gated("CohereConfig", logit_scale=0.0625),
+    "cohere2": _gated("Cohere2Config", window=True, **_SLIDING),
+    "granite": _gated("GraniteConfig", residual_multiplier=0.3, logits_scaling=8.0, embedding_multiplier=2.0),
+    "granite-moe": _gated("GraniteMoeConfig", **_EXPERTS),
+    "granite-hybrid": _gated(
+        "GraniteMoeHybridConfig",
+        state=True,
+        position_embedding_type="rope",
+        layer_types=["mamba", "attention"] * 2,
+        shared_intermediate_size=16,
+        **_MAMBA,
+        **_EXPERTS,
+    ),
+    "gpt-oss": _gated(
+        "GptOssConfig",
+        window=True,
+        head_dim=8,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+        **_SLIDING,
+        **_EXPERTS,
+    ),
+    "deepseek-v3": _gated(
+        "DeepseekV3Config",
+        n_routed_experts=4,
+        num_experts_per_tok=2,
+        n_group=1,
+        topk_group=1,
+        moe_intermediate_size=16,
+        kv_lora_rank=8,
+        q_lora_rank=8,
+        qk_rope_head_dim=4,
+        qk_nope_head_dim=4,
+        v_head_dim=8,
+        first_k_dense_replace=1,
+        num_key_value_heads=4,
+    ),
+    "llama4": _gated("Llama4TextConfig", head_dim=8, num_local_experts=4, intermediate_size_mlp=48),
+    "nemotron": _gated("NemotronConfig"),
+    "exaone4": _gated("Exaone4Config", window=True, **_SLIDING),
+    "smollm3": _gated("SmolLM3Config"),
+    "glm": _gated("GlmConfig", head_dim=8),
+    "glm4": _gated("Glm4Config", head_dim=8),
+    "hunyuan": _gated("HunYuanDenseV1Config", head_dim=8),
+    "apertus": _gated("ApertusConfig"),
+    "arcee": _gated("ArceeConfig"),
+    "seed-oss": _gated("SeedOssConfig", head_dim=8),
+    "ernie": _gated("Ernie4_5Config", head_dim=8),
+    "lfm2": _gated(
+        "Lfm2Config",
+        state=True,
+        layer_types=["conv", "full_attention"] * 2,
+        block_ff_dim=48,
+        block_multiple_of=8,
+        conv_L_cache=3,
+    ),
+    "bamba": _gated("BambaConfig", state=True, attn_layer_indices=[1, 3], **_MAMBA),
+    "falcon-h1": _gated("FalconH1Config", state=True, mamba_d_ssm=64, head_dim=8, **_MAMBA),
+    "mamba": _gated("MambaConfig", state=True),
+    "mamba2": _gated(
+        "Mamba2Config",
+        state=True,
+        num_heads=8,
+        head_dim=8,
+        expand=2,
+        n_groups=1,
+        state_size=8,
+        chunk_size=16,
+    ),
+    "falcon-mamba": _gated("FalconMambaConfig", state=True),
+    "jamba": _gated(
+        "JambaConfig",
+        state=True,
+        num_experts=4,
+        num_experts_per_tok=2,
+        mamba_d_state=8,
+        attn_layer_period=2,
+        attn_layer_offset=1,
+    ),
+    "recurrent-gemma": _gated(
+        "RecurrentGemmaConfig",
+        state=True,
+        window=True,
+        attention_window_size=WINDOW,
+        lru_width=32,
+        head_dim=8,
+    ),
+    "nemotron-h": _gated("NemotronHConfig", state=True),
+    "minimax-m2": _gated("MiniMaxM2Config", head_dim=8, **_EXPERTS),
+    "xglm": _gated("XGLMConfig"),
+}
+
+
+def config_of(name: str, **overrides: Any) -> Any:
+    """The transformers configuration of an entry, with ``overrides`` on top."""
+    import transformers
+
+    entry = ARCHITECTURES[name]
+    base = {"gated": _GATED, "gpt": _GPT, "none": {}}[entry.base]
+    tokens = {"vocab_size": 160, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 1}
+    return getattr(transformers, entry.config)(**(tokens | base | entry.settings | overrides))
+
+
+def random_model(name: str, *, seed: int = 0, **overrides: Any) -> Any:
+    """A random Hugging Face model of an entry, in float32 and eval mode; its biases are random too."""
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config_of(name, **overrides), dtype=torch.float32)
+    for parameter_name, parameter in model.named_parameters():
+        if parameter_name.endswith("bias"):
+            torch.nn.init.normal_(parameter, std=0.3)
+    return model.eval()
+
+
+def save_architecture(
+    folder: Path, name: str, *, seed: int = 0, template: str | None = None, **overrides: Any
+) -> Path:
+    """Save a random model of an entry with the tests' tokenizer; ``template`` is its chat template."""
+    from mechsafety.models import PLAIN_TEMPLATE
+    from tests.conftest import save_tokenizer
+
+    random_model(name, seed=seed, **overrides).save_pretrained(folder)
+    save_tokenizer(folder, template=template or PLAIN_TEMPLATE)
+    return folder
