@@ -12,8 +12,9 @@ from benchmarks.options import MODEL, Options
 from benchmarks.sections import Check, Section, table
 from benchmarks.timing import Turns, in_turns
 from mechsafety.activations import DEFAULT_BATCH, residual_stream
-from mechsafety.forward import forward, run_prefix, shared_prefix
+from mechsafety.forward import forward, run_prefix
 from mechsafety.models import generation_twin, load_model
+from mechsafety.prefixes import shared_prefix
 from mechsafety.prompts import Prompt, load_prompts
 from mechsafety.tokens import batches, device_of, tokenize_prompts
 

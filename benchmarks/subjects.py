@@ -15,10 +15,10 @@ from torch import Tensor
 
 from mechsafety.activations import residual_stream
 from mechsafety.directions import Directions, find_directions
-from mechsafety.forward import all_last_logits
 from mechsafety.gguf_models import converted, packaged_gguf
 from mechsafety.hooking import plain_twin
 from mechsafety.models import body_of, load_model
+from mechsafety.prefixes import all_last_logits
 from mechsafety.progress import quiet
 from mechsafety.prompts import Prompt, PromptSet, load_prompts
 from mechsafety.refusal_scores import RefusalTokens, derive_refusal_tokens, refusal_scores

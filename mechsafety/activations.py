@@ -12,9 +12,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechsafety.errors import MechsafetyError
-from mechsafety.forward import forward, run_prefix, shared_prefix
+from mechsafety.forward import forward, run_prefix
 from mechsafety.hooking import observed, plain_twin_at, residual_hooks
 from mechsafety.models import body_of, known_fingerprint, model_name
+from mechsafety.prefixes import common_prefix
 from mechsafety.progress import bar
 from mechsafety.prompts import Prompt
 from mechsafety.tokens import batches, device_of, tokenize_prompts
@@ -164,7 +165,7 @@ def _stream(
     names = residual_hooks(model.cfg.n_layers)
     twin = plain_twin_at(model, names)
     body = twin if twin is not None else body_of(model)
-    shared = shared_prefix(sequences, leave=furthest)
+    shared = common_prefix(body, sequences, device_of(model), leave=furthest)
     before = run_prefix(body, shared, device_of(model))
     rows: list[int] = []
 

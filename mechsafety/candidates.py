@@ -23,9 +23,10 @@ from torch import Tensor
 from mechsafety.bodies import body_under
 from mechsafety.directions import Direction, Directions
 from mechsafety.errors import MechsafetyError
-from mechsafety.forward import NOTHING, Prefix, all_last_logits, forward, run_prefix, shared_prefix
+from mechsafety.forward import NOTHING, Prefix, forward, run_prefix
 from mechsafety.hooking import hooked, observed, plain_module_path, plain_twin_at, residual_hooks
 from mechsafety.interventions import EVERYWHERE, Ablate, Add, Edit
+from mechsafety.prefixes import all_last_logits, common_prefix
 from mechsafety.refusal_scores import DivergenceFrom, kl_divergence, refusal_scores
 from mechsafety.tokens import TokenBatch, device_of, pad_left, pad_token, plan_batches
 
@@ -126,7 +127,7 @@ class BatchedScorer:
         self.device = device_of(model)
         self.n_layers = model.cfg.n_layers
         sequences = prompts.harmful + prompts.harmless
-        self.prefix = shared_prefix(sequences)
+        self.prefix = common_prefix(twin, sequences, self.device)
         self.rests = [s[len(self.prefix) :] for s in sequences]
         self.n_harmful = len(prompts.harmful)
         self.divergence = DivergenceFrom(prompts.base_harmless)

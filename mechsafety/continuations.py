@@ -22,7 +22,7 @@ from torch import Tensor
 
 from mechsafety.bodies import body_under
 from mechsafety.errors import MechsafetyError
-from mechsafety.forward import continued, forward
+from mechsafety.forward import continued, forward, keeps_keys
 from mechsafety.generation import Sampling, stop_tokens
 from mechsafety.interventions import Edit
 from mechsafety.models import body_of, is_hooked_transformer
@@ -118,9 +118,12 @@ def continuations(
 
 
 def _run(body: Any, batch: TokenBatch, rows: Sequence[_Row], pad: int) -> None:
+    """Token by token from the cache; with a model whose cache is not only keys, all of the sequence at each step."""
     each = torch.arange(len(rows), device=batch.ids.device)
     out = forward(body, batch, logits=1, keep_cache=True)
     before = continued(batch, out)
+    on = keeps_keys(before.cache, before.n_tokens)
+    whole = batch
     while True:
         logits = out.logits[:, -1].float()
         likeliest = logits.argmax(-1).tolist()
@@ -132,8 +135,12 @@ def _run(body: Any, batch: TokenBatch, rows: Sequence[_Row], pad: int) -> None:
             return
         ids = torch.tensor(taken, device=batch.ids.device)[:, None]
         step = TokenBatch(rows=batch.rows, ids=ids, mask=torch.ones_like(ids))
-        out = forward(body, step, logits=1, before=before, rows=each, keep_cache=True)
-        before = continued(step, out, before=before)
+        if on:
+            out = forward(body, step, logits=1, before=before, rows=each, keep_cache=True)
+            before = continued(step, out, before=before)
+        else:
+            whole = whole.followed_by(step)
+            out = forward(body, whole, logits=1, prompt_columns=batch.ids.shape[1])
 
 
 @dataclass

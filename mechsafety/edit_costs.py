@@ -12,8 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechsafety.bodies import body_under
-from mechsafety.forward import all_last_logits
 from mechsafety.interventions import Edit
+from mechsafety.prefixes import all_last_logits
 from mechsafety.prompts import Prompt
 from mechsafety.refusal_scores import kl_divergence
 from mechsafety.scoring import answer_nll

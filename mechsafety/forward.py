@@ -19,13 +19,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechsafety import hooked_transformers
+from mechsafety.errors import MechsafetyError
+from mechsafety.finite import require_finite
 from mechsafety.models import body_of, is_hooked_transformer
-from mechsafety.tokens import TokenBatch, batches, device_of
+from mechsafety.tokens import TokenBatch
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
-
-_LEAST_PREFIX = 8  # shorter ones are not worth a cache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,27 @@ class Prefix:
 
 NOTHING = Prefix(n_tokens=0, cache=None)
 
+OWN_HOOKS = "_mechsafety_hooks"
+"""Where a model's body keeps how many hooks on its hook points are this package's."""
+
 _columns: ContextVar[int | None] = ContextVar("columns of the prompt", default=None)
+
+
+_trying: ContextVar[bool] = ContextVar("a pass that only tries the model", default=False)
+
+
+def trying() -> bool:
+    """Whether the running pass only tries out what the model does: hooks then read, change and count nothing."""
+    return _trying.get()
+
+
+@contextmanager
+def only_trying() -> Iterator[None]:
+    token = _trying.set(True)
+    try:
+        yield
+    finally:
+        _trying.reset(token)
 
 
 def prompt_columns() -> int | None:
@@ -72,17 +92,49 @@ def forward(
     before: Prefix = NOTHING,
     rows: Int[Tensor, " row"] | int | None = None,
     keep_cache: bool = False,
+    prompt_columns: int | None = None,
 ) -> Any:
     """Run ``body`` on ``batch`` (padded on the left) as the continuation of ``before``.
 
     ``logits`` last positions are unembedded; None stops before the unembedding. ``rows`` names the row of
     ``before`` that each row of the batch continues (default: its only one). Returns an object with ``logits``
-    and ``past_key_values`` as far as asked for. Position ids count real tokens only.
+    and ``past_key_values`` as far as asked for. Position ids count real tokens only. ``prompt_columns`` tells edits how
+    many columns are prompt where an answer runs along with it.
     """
-    cache = before.rows(len(batch.ids) if rows is None else rows) if before.cache is not None else None
+    require_paddable(body, batch)
+
+    def once() -> Any:
+        return _pass(
+            body,
+            batch,
+            logits=logits,
+            before=before,
+            rows=len(batch.ids) if rows is None else rows,
+            keep_cache=keep_cache,
+            prompt_columns=prompt_columns,
+        )
+
+    out = once()
+    if logits is not None and not trying():
+        real = batch.mask[:, -out.logits.shape[1] :].bool()
+        require_finite(body, out.logits, once, real)
+    return out
+
+
+def _pass(
+    body: Any,
+    batch: TokenBatch,
+    *,
+    logits: int | None,
+    before: Prefix,
+    rows: Int[Tensor, " row"] | int,
+    keep_cache: bool,
+    prompt_columns: int | None,
+) -> Any:
+    cache = before.rows(rows) if before.cache is not None else None
     # What follows a shared prefix is the rest of the prompt; what follows padded rows goes on from their prompts.
     in_parts = cache is not None and before.mask is None
-    columns = before.n_tokens + batch.ids.shape[1] if in_parts else None
+    columns = before.n_tokens + batch.ids.shape[1] if in_parts else prompt_columns
     if is_hooked_transformer(body):
         with _prompt_of(columns):
             return hooked_transformers.run(body, batch, logits=logits, cache=cache, keep_cache=keep_cache)
@@ -111,7 +163,7 @@ def continued(batch: TokenBatch, out: Any, *, before: Prefix = NOTHING) -> Prefi
     """What ``forward(..., keep_cache=True)`` gave for ``batch``, as the prefix of further tokens of its rows."""
     return Prefix(
         n_tokens=before.n_tokens + batch.ids.shape[1],
-        cache=out.past_key_values,
+        cache=getattr(out, "past_key_values", None),
         mask=_mask_after(batch, before),
     )
 
@@ -126,38 +178,11 @@ def last_logits(model: TransformerBridge, batch: TokenBatch) -> Float[Tensor, "r
     return forward(body_of(model), batch, logits=1).logits[:, -1, :].float()
 
 
-def all_last_logits(
-    model: TransformerBridge, body: Any, sequences: Sequence[Sequence[int]], *, batch_size: int
-) -> Float[Tensor, "sequence vocabulary"]:
-    """Last-token logits of many sequences on ``body``, in float32 on the CPU.
-
-    The tokens that all sequences begin with (the template's system prompt) run once.
-    """
-    shared = shared_prefix(sequences)
-    before = run_prefix(body, shared, device_of(model))
-    rests = [list(s[len(shared) :]) for s in sequences]
-    parts: list[tuple[TokenBatch, Tensor]] = []
-    for batch in batches(model, rests, batch_size=batch_size):
-        logits = forward(body, batch, logits=1, before=before).logits
-        parts.append((batch, logits[:, -1].float().cpu()))
-    out = torch.empty(len(sequences), parts[0][1].shape[-1])
-    for batch, logits in parts:
-        out[list(batch.rows)] = logits
-    return out
-
-
-def shared_prefix(sequences: Sequence[Sequence[int]], *, leave: int = 1) -> list[int]:
-    """The first tokens that all sequences share, at least ``leave`` being left for each; empty when short."""
-    ordered = sorted(list(s) for s in sequences)
-    first, last = ordered[0], ordered[-1]
-    most = min(len(s) for s in ordered) - leave
-    n = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), most)
-    n = min(n, most)
-    return first[:n] if n >= _LEAST_PREFIX else []
-
-
 def run_prefix(body: Any, tokens: Sequence[int], device: torch.device, *, rows: int = 1) -> Prefix:
-    """Keys and values of ``tokens``, in ``rows`` equal rows (which edits may then treat differently)."""
+    """Keys and values of ``tokens``, in ``rows`` equal rows (which edits may then treat differently).
+
+    Whether the model may go on from there is what :func:`prefixes.common_prefix` answers.
+    """
     if not tokens:
         return NOTHING
     ids = torch.tensor([list(tokens)] * rows, device=device)
@@ -167,8 +192,67 @@ def run_prefix(body: Any, tokens: Sequence[int], device: torch.device, *, rows: 
             batch = TokenBatch(rows=tuple(range(rows)), ids=ids, mask=torch.ones_like(ids))
             cache = hooked_transformers.run(body, batch, logits=None, keep_cache=True).past_key_values
         else:
-            cache = body.base_model(input_ids=ids, use_cache=True).past_key_values
+            cache = getattr(body.base_model(input_ids=ids, use_cache=True), "past_key_values", None)
     return Prefix(n_tokens=len(tokens), cache=cache)
+
+
+def keeps_keys(cache: Any, n_tokens: int) -> bool:
+    """Whether ``cache`` is all that later tokens need of ``n_tokens`` earlier ones, and takes several at a time.
+
+    So it is with keys and values that grow by appending. A recurrent or convolutional state is not: models that have
+    one take a single token after it, or begin anew without a word.
+    """
+    from transformers.cache_utils import DynamicLayer
+
+    if cache is None:
+        return False
+    if not hasattr(cache, "layers"):
+        return hasattr(cache, "entries")
+    # A layer that reads another's keys (as in Gemma 4) never has any of its own.
+    kept = [layer for layer in cache.layers if not isinstance(layer, DynamicLayer) or layer.is_initialized]
+    return bool(kept) and all(_is_keys(layer) and layer.get_seq_length() == n_tokens for layer in kept)
+
+
+def _is_keys(layer: Any) -> bool:
+    """Whether a layer of a cache is a list of keys and values, and no subclass that keeps a state beside it."""
+    from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+    return type(layer) in (DynamicLayer, DynamicSlidingWindowLayer)
+
+
+_PADDABLE = "_mechsafety_paddable"
+
+
+def require_paddable(body: Any, batch: TokenBatch) -> None:
+    """Raise for a model to which padding on the left is text, where rows of ``batch`` have any.
+
+    Tried once a model that keeps a state; attention leaves out what the mask says.
+    """
+    if not getattr(body, "_is_stateful", False) or trying() or bool(batch.mask[:, 0].all()):
+        return
+    if _PADDABLE not in body.__dict__:
+        with only_trying():
+            body.__dict__[_PADDABLE] = _ignores_padding(body, batch)
+    if not body.__dict__[_PADDABLE]:
+        raise MechsafetyError(
+            f"{type(body).__name__} takes padding for text, so that prompts of different lengths cannot share a batch: "
+            "use a batch size of 1"
+        )
+
+
+def _ignores_padding(body: Any, batch: TokenBatch) -> bool:
+    """Whether a row with padding gives the logits that it gives without."""
+    row = int((batch.mask[:, 0] == 0).nonzero()[0, 0])
+    real = batch.mask[row].bool()
+    padded = TokenBatch(rows=(0,), ids=batch.ids[row : row + 1], mask=batch.mask[row : row + 1])
+    bare = TokenBatch(rows=(0,), ids=padded.ids[:, real], mask=padded.mask[:, real])
+    far, near = (forward(body, one, logits=1).logits[0, -1] for one in (padded, bare))
+    return bool((far - near).norm() <= rounding(near.dtype) * near.norm()) or bool(near.isnan().any())
+
+
+def rounding(dtype: torch.dtype) -> float:
+    """What rounding may do to logits, as a share of their norm; a lost prefix or padding read as text does more."""
+    return 0.02 if dtype.itemsize < 4 else 1e-4
 
 
 def _mask_after(batch: TokenBatch, before: Prefix) -> Int[Tensor, "row token"]:
@@ -182,11 +266,9 @@ def _mask_after(batch: TokenBatch, before: Prefix) -> Int[Tensor, "row token"]:
 
 
 def _cache_rows(cache: Any, index: Tensor | int) -> Any:
-    from transformers.cache_utils import DynamicLayer
-
     if not hasattr(cache, "layers"):
         return hooked_transformers.cache_rows(cache, index)
-    if not all(isinstance(layer, DynamicLayer) for layer in cache.layers):
+    if not all(_is_keys(layer) for layer in cache.layers):
         # State that is written in place (convolutions, recurrences) must be copied whole.
         copied = copy.deepcopy(cache)
         if isinstance(index, int):

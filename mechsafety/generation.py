@@ -15,6 +15,8 @@ from torch import Tensor
 
 from mechsafety import hooked_transformers
 from mechsafety.errors import MechsafetyError
+from mechsafety.finite import finite_logits
+from mechsafety.forward import require_paddable
 from mechsafety.hooking import Coverage, plain_twin
 from mechsafety.interventions import Edit, edited
 from mechsafety.models import body_of, is_hooked_transformer
@@ -277,6 +279,7 @@ def _hf_generate(
 ) -> Tensor:
     from transformers import GenerationConfig
 
+    require_paddable(module, batch)
     config = GenerationConfig(
         max_new_tokens=n,
         do_sample=sampling is not None,
@@ -286,7 +289,7 @@ def _hf_generate(
         eos_token_id=sorted(stops) or None,
         pad_token_id=pad,
     )
-    with torch.inference_mode(), _own_config(module, config):
+    with torch.inference_mode(), _own_config(module, config), finite_logits(module):
         out = module.generate(input_ids=batch.ids, attention_mask=batch.mask, generation_config=config)
     return out[:, batch.ids.shape[1] :]
 
@@ -305,7 +308,7 @@ def _own_config(module: Any, config: Any) -> Iterator[None]:
 def _bridge_generate(
     model: TransformerBridge, batch: TokenBatch, n: int, sampling: Sampling | None
 ) -> Tensor:
-    with torch.inference_mode():
+    with torch.inference_mode(), finite_logits(body_of(model)):
         out: Any = model.generate(
             batch.ids,
             max_new_tokens=n,

@@ -23,6 +23,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mechsafety.finite import require_finite
 from mechsafety.tokens import TokenBatch
 
 
@@ -66,7 +67,12 @@ def empty_cache(model: Any, rows: int) -> Any:
     """A TransformerLens cache of keys and values that holds nothing yet."""
     from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
 
-    return TransformerLensKeyValueCache.init_cache(model.cfg, model.cfg.device, rows)
+    cfg = model.cfg
+    if getattr(cfg, "ungroup_grouped_query_attention", False):
+        # Keys and values are then kept for every query head; the class makes room for the grouped ones.
+        cfg = copy.copy(cfg)
+        cfg.n_key_value_heads = None
+    return TransformerLensKeyValueCache.init_cache(cfg, cfg.device, rows)
 
 
 def cache_rows(cache: Any, index: Int[Tensor, " row"] | int) -> Any:
@@ -113,13 +119,10 @@ def answer(
         made = run(model, part if cached else whole, logits=1, cache=cache, keep_cache=cached)
         assert made.logits is not None
         cache = made.past_key_values
+        require_finite(model, made.logits[:, -1:], lambda whole=whole: run(model, whole, logits=1))
         token = torch.where(finished, pad, pick(made.logits[:, -1].float()).to(finished.device))
         finished = finished | torch.isin(token, endings)
         given.append(token)
         part = TokenBatch(rows=batch.rows, ids=token[:, None], mask=torch.ones_like(token)[:, None])
-        whole = TokenBatch(
-            rows=batch.rows,
-            ids=torch.cat([whole.ids, part.ids], dim=1),
-            mask=torch.cat([whole.mask, part.mask], dim=1),
-        )
+        whole = whole.followed_by(part)
     return torch.stack(given, dim=1)

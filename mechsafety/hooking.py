@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from mechsafety.errors import MechsafetyError
-from mechsafety.forward import prompt_columns
+from mechsafety.forward import OWN_HOOKS, prompt_columns, trying
 from mechsafety.models import architecture, body_of, generation_twin, is_hooked_transformer
 from mechsafety.tokens import device_of, last_columns
 
@@ -190,13 +190,17 @@ def hooked(
     model: TransformerBridge, hooks: Sequence[tuple[str, Replace]], *, twin: PreTrainedModel | None
 ) -> Iterator[None]:
     """Put functions on named hook points of the model, or of its plain twin, while the block runs."""
+    felt = [(name, _unless_trying(replace)) for name, replace in hooks]
     if twin is None:
-        with model.hooks(fwd_hooks=[(name, _as_lens_hook(replace)) for name, replace in hooks]):
+        with (
+            _counted(body_of(model), len(felt)),
+            model.hooks(fwd_hooks=[(name, _as_lens_hook(replace)) for name, replace in felt]),
+        ):
             yield
         return
     handles: list[Any] = []
     try:
-        for name, replace in hooks:
+        for name, replace in felt:
             handles.append(_attach_plain(model, twin, name, replace))
         yield
     finally:
@@ -232,6 +236,20 @@ def residual_hooks(n_blocks: int) -> list[str]:
 
 def residual_end(n_blocks: int) -> str:
     return f"blocks.{n_blocks - 1}.hook_resid_post"
+
+
+@contextmanager
+def _counted(body: Any, n: int) -> Iterator[None]:
+    before = body.__dict__.get(OWN_HOOKS, 0)
+    body.__dict__[OWN_HOOKS] = before + n
+    try:
+        yield
+    finally:
+        body.__dict__[OWN_HOOKS] = before
+
+
+def _unless_trying(replace: Replace) -> Replace:
+    return lambda x: x if trying() else replace(x)
 
 
 def _as_lens_hook(replace: Replace) -> Callable[..., Tensor]:

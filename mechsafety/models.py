@@ -311,6 +311,7 @@ def _boot(spec: str, hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
     unembedding = hf.get_output_embeddings()
     if unembedding is not None:
         unembedding.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(), *inputs[1:]))
+    hf.__dict__["mechsafety_name"] = spec  # for messages; the copy has it too
     # Copied before booting, because booting wraps the modules; the memo keeps every tensor shared.
     shared = {id(tensor): tensor for tensor in (*hf.parameters(), *hf.buffers())}
     twin = copy.deepcopy(hf, shared)
@@ -325,8 +326,28 @@ def _boot(spec: str, hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
         ) from error
     for parameter in (*model.parameters(), *twin.parameters()):
         parameter.requires_grad_(False)
-    model.__dict__["_mechsafety_twin"] = twin
+    model.__dict__["_mechsafety_twin"] = hf.__dict__["_mechsafety_twin"] = twin
+    _require_faithful(spec, hf, twin)
     return model
+
+
+def _require_faithful(spec: str, hf: PreTrainedModel, twin: PreTrainedModel) -> None:
+    """Raise where TransformerLens' model computes other logits than transformers does with the same weights.
+
+    It runs plain attention where transformers takes a fused kernel; the two are the same up to rounding, but not in
+    every model (Falcon with ALiBi counts the distances twice).
+    """
+    vocabulary = cast("Any", twin.get_input_embeddings()).weight.shape[0]
+    device = next(twin.parameters()).device
+    ids = torch.tensor([[(7919 * i) % vocabulary for i in range(1, 17)]], device=device)
+    with torch.inference_mode():
+        ours, theirs = (m(input_ids=ids).logits[0].float() for m in cast("list[Any]", [hf, twin]))
+    apart = float((ours - theirs).norm() / theirs.norm())
+    if apart > (1e-3 if next(twin.parameters()).dtype.itemsize >= 4 else 0.1):
+        raise MechsafetyError(
+            f"TransformerLens computes other logits for {spec!r} ({type(hf).__name__}) than transformers does, by "
+            f"{apart:.1%} of their norm: its analyses would be of another model, so it is not supported"
+        )
 
 
 def load_error(spec: str, parsed: ModelSpec, error: BaseException) -> MechsafetyError:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from mechsafety.answers import Example
 from mechsafety.errors import MechsafetyError
-from mechsafety.forward import prompt_columns
+from mechsafety.forward import prompt_columns, trying
 from mechsafety.generation import Completions, generate
 from mechsafety.judging import judged_as
 from mechsafety.models import body_of, generation_twin, is_hooked_transformer
@@ -189,7 +189,7 @@ def tag_forbidden(model: TransformerBridge) -> Iterator[None]:
         fed = kwargs["input_ids"].shape[1]
         # The hook runs after what was fed has entered the cache: at the end of the prompt that holds no more than it.
         held = fed if cache is None else cache.get_seq_length()
-        if held == (prompt_columns() or fed):
+        if held == (prompt_columns() or fed) and not trying():
             output.logits[:, -1, first] = float("-inf")
         return output
 

@@ -28,8 +28,8 @@ from mechsafety.candidates import (
 )
 from mechsafety.directions import Direction, Directions
 from mechsafety.errors import MechsafetyError
-from mechsafety.forward import all_last_logits
 from mechsafety.models import load_record
+from mechsafety.prefixes import all_last_logits
 from mechsafety.progress import bar
 from mechsafety.prompts import Prompt, PromptSet
 from mechsafety.refusal_scores import RefusalTokens, derive_refusal_tokens, refusal_scores

@@ -34,6 +34,14 @@ class TokenBatch:
         """Position ids that count real tokens only, so that padding moves nothing."""
         return (self.mask.cumsum(-1) - 1).clamp(min=0)
 
+    def followed_by(self, more: TokenBatch) -> TokenBatch:
+        """The same rows with the columns of ``more`` behind."""
+        return TokenBatch(
+            rows=self.rows,
+            ids=torch.cat([self.ids, more.ids], dim=1),
+            mask=torch.cat([self.mask, more.mask], dim=1),
+        )
+
     def to(self, device: torch.device) -> TokenBatch:
         return TokenBatch(rows=self.rows, ids=self.ids.to(device), mask=self.mask.to(device))
 

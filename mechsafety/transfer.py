@@ -13,8 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechsafety.bodies import body_under
-from mechsafety.forward import all_last_logits
 from mechsafety.interventions import Ablate, Edit
+from mechsafety.prefixes import all_last_logits
 from mechsafety.progress import bar
 from mechsafety.prompts import Prompt, PromptSet
 from mechsafety.refusal_scores import derive_refusal_tokens, kl_divergence, refusal_scores

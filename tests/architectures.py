@@ -235,6 +235,14 @@ ARCHITECTURES: dict[str, Architecture] = {
 }
 
 
+UNFAITHFUL = ("falcon-alibi",)
+"""TransformerLens runs these on plain attention, where transformers itself gives other logits: refused when loaded."""
+UNPADDABLE = ("recurrent-gemma",)
+"""Padding is text to these: refused in a padded batch, right with a batch size of 1."""
+HEADLESS = ("mamba", "mamba2", "falcon-mamba", "nemotron-h", "recurrent-gemma")
+"""No attention heads, or none that are found: :func:`head_outputs` refuses them."""
+
+
 def config_of(name: str, **overrides: Any) -> Any:
     """The transformers configuration of an entry, with ``overrides`` on top."""
     import transformers

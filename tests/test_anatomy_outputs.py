@@ -13,9 +13,9 @@ import torch
 
 from mechsafety.anatomy.outputs import Answers, answered, map_inputs, with_completions
 from mechsafety.errors import MechsafetyError
-from mechsafety.forward import shared_prefix
 from mechsafety.generation import Completion, generate, stop_tokens
 from mechsafety.models import load_model
+from mechsafety.prefixes import shared_prefix
 from mechsafety.prompts import Prompt
 from mechsafety.regions.maps import linear_maps, running_body
 from mechsafety.tokens import tokenize_prompts

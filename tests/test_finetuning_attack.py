@@ -21,10 +21,10 @@ from mechsafety.finetuning_attack import (
     finetuned,
     freezing_table,
 )
-from mechsafety.forward import shared_prefix
 from mechsafety.judges.registry import judge_responses
 from mechsafety.judges.verdict import Response
 from mechsafety.models import generation_twin
+from mechsafety.prefixes import shared_prefix
 from mechsafety.prompts import load_prompts, packaged_sets
 from mechsafety.regions.maps import linear_maps
 from mechsafety.regions.removal import Pruning

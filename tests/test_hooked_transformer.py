@@ -14,11 +14,12 @@ from torch import Tensor
 from mechsafety.activations import residual_means, residual_stream
 from mechsafety.directions import find_directions
 from mechsafety.errors import MechsafetyError
-from mechsafety.forward import all_last_logits, forward, last_logits, run_blocks
+from mechsafety.forward import forward, last_logits, run_blocks
 from mechsafety.generation import Sampling, generate, stop_tokens
 from mechsafety.interventions import Ablate, Add, Edit, Orthogonalise, baked, edited
 from mechsafety.layer_profile import logit_lens
 from mechsafety.models import PLAIN_TEMPLATE, body_of, is_hooked_transformer
+from mechsafety.prefixes import all_last_logits
 from mechsafety.refusal_scores import RefusalTokens
 from mechsafety.scoring import answer_nll, option_log_probs
 from mechsafety.sweeps import sweep

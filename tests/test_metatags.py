@@ -13,11 +13,12 @@ import torch
 from mechsafety import rungs
 from mechsafety.answers import Example
 from mechsafety.errors import MechsafetyError
-from mechsafety.forward import all_last_logits, continued, forward
+from mechsafety.forward import continued, forward
 from mechsafety.generation import Completions, generate, stop_tokens
 from mechsafety.interventions import Ablate, edited
 from mechsafety.judging import judged_as
 from mechsafety.models import body_of, generation_twin, load_model
+from mechsafety.prefixes import all_last_logits
 from mechsafety.rungs import TAG, WITHHELD, opens_with_tag, tag_forbidden, withheld
 from mechsafety.tokens import pad_left, tokenize_prompts
 from mechsafety.tuning import TuningRecipe, train_adapter

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from mechsafety.errors import MechsafetyError
+from mechsafety.errors import MechsafetyError, NotFiniteError
 from mechsafety.interventions import Ablate
 from mechsafety.robustness.benign import Choice, Passage, benign_choices, benign_passages
 from mechsafety.robustness.choices import accuracy, choice_log_probs
@@ -127,12 +127,13 @@ def test_accuracy_is_that_of_a_plain_loop(architecture: str, tiny: Callable[...,
     assert 0 < sum(rights) < 3 * len(CHOICES)
 
 
-def test_a_broken_model_answers_nothing_right(tiny: Callable[..., Any]) -> None:
+def test_a_broken_model_is_no_number(tiny: Callable[..., Any]) -> None:
     model = tiny("llama")
     with torch.inference_mode():
         # The twin shares it.
         model.original_model.get_output_embeddings().weight.fill_(float("nan"))
-    assert accuracy(model, CHOICES) == wilson(0, len(CHOICES))
+    with pytest.raises(NotFiniteError, match="lm_head"):
+        accuracy(model, CHOICES)
 
 
 def test_the_row_has_every_column_and_what_was_not_measured_is_missing(tiny: Callable[..., Any]) -> None:

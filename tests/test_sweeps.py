@@ -16,9 +16,9 @@ from mechsafety.candidates import BatchedScorer, Validation, candidates_of, has_
 from mechsafety.directions import Directions, find_directions
 from mechsafety.errors import MechsafetyError
 from mechsafety.estimators import METHODS
-from mechsafety.forward import all_last_logits, shared_prefix
 from mechsafety.hooking import plain_module_path
 from mechsafety.models import body_of, generation_twin
+from mechsafety.prefixes import all_last_logits, shared_prefix
 from mechsafety.prompts import PromptSet
 from mechsafety.refusal_scores import (
     RefusalTokens,

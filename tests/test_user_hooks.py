@@ -13,11 +13,11 @@ from torch import Tensor
 from mechsafety import models
 from mechsafety.activations import residual_stream
 from mechsafety.directions import find_directions
-from mechsafety.forward import all_last_logits
 from mechsafety.generation import generate
 from mechsafety.hooking import plain_twin
 from mechsafety.interventions import Ablate, edited
 from mechsafety.models import body_of, generation_twin
+from mechsafety.prefixes import all_last_logits
 from mechsafety.refusal_scores import RefusalTokens
 from mechsafety.scoring import answer_nll
 from mechsafety.sweeps import sweep

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from mechsafety.answers import Encoded
 from mechsafety.errors import MechsafetyError
-from mechsafety.forward import forward, run_prefix, shared_prefix
+from mechsafety.forward import forward, run_prefix
 from mechsafety.generation import DEFAULT_BATCH, Completion, generate, stop_tokens
+from mechsafety.prefixes import common_prefix
 from mechsafety.progress import bar
 from mechsafety.prompts import Prompt
 from mechsafety.regions.maps import LinearMap, running_body
@@ -119,7 +120,8 @@ def map_inputs(
         raise MechsafetyError("no linear maps whose inputs could be read")
     pairs = [(p, a if positions == "output" else a[:1]) for p, a in answers.encoded]
     body = running_body(model)
-    shared = shared_prefix([prompt for prompt, _ in pairs])
+    longest = max(len(answer) for _, answer in pairs)
+    shared = common_prefix(body, [prompt for prompt, _ in pairs], device_of(model), more=longest)
     before = run_prefix(body, shared, device_of(model))
     rests = [[*prompt[len(shared) :], *answer[:-1]] for prompt, answer in pairs]
     means = _Means(maps, answers, [len(answer) for _, answer in pairs])

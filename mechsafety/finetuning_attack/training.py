@@ -33,9 +33,9 @@ from mechsafety.answers import (
     shuffled,
 )
 from mechsafety.errors import MechsafetyError
-from mechsafety.forward import shared_prefix
 from mechsafety.models import model_name
 from mechsafety.places import data_folder
+from mechsafety.prefixes import goes_on, shared_prefix
 from mechsafety.progress import bar
 from mechsafety.prompts import read_rows
 from mechsafety.regions.maps import LinearMap, linear_maps, running_body
@@ -251,7 +251,8 @@ def _train(
 ) -> tuple[float, ...]:
     body: Any = running_body(model)
     pairs = encode(model, examples)
-    shared = shared_prefix([prompt for prompt, _ in pairs])
+    # Padded on the right: no gap behind the shared tokens, so that keys to go on from are all it takes.
+    shared = shared_prefix([prompt for prompt, _ in pairs]) if goes_on(body, device_of(model)) else []
     encoded = [(prompt[len(shared) :], answer[: recipe.answer_tokens]) for prompt, answer in pairs]
     steps = recipe.epochs * -(-len(encoded) // recipe.batch_size)
     optimiser = torch.optim.AdamW(

@@ -16,13 +16,13 @@ from torch import Tensor
 from mechsafety.bodies import body_under
 from mechsafety.continuations import Request, alone, continuations, window
 from mechsafety.errors import MechsafetyError, needs
-from mechsafety.forward import Prefix, continued, forward
 from mechsafety.generation import Sampling
 from mechsafety.integrations.extras import edit_hash, name_of
 from mechsafety.interventions import Edit, digest, require_fits
 from mechsafety.models import known_fingerprint, load_record
 from mechsafety.progress import bar
-from mechsafety.tokens import TokenBatch, batches, device_of, pad_token, render_chat
+from mechsafety.scoring import continuation_logits
+from mechsafety.tokens import batches, device_of, pad_token, render_chat
 
 with needs("lm-eval"):
     from lm_eval.api.model import CacheHook, TemplateLM
@@ -168,9 +168,13 @@ class EditedLM(TemplateLM):
         ):
             for batch in batches(self.hooked_model, contexts, batch_size=self.batch_size):
                 owners = [(place, n) for place, row in enumerate(batch.rows) for n in wanted[contexts[row]]]
-                found = _score(body, batch, [(place, cut[n][1]) for place, n in owners], self)
-                for (_place, number), scored in zip(owners, found, strict=True):
-                    out[number] = scored
+                asked = [(place, cut[n][1]) for place, n in owners]
+                pad = pad_token(self.hooked_model)
+                for place, logits in continuation_logits(
+                    body, batch, asked, pad=pad, batch_size=self.batch_size
+                ):
+                    number = owners[place][1]
+                    out[number] = scored = _judged(torch.log_softmax(logits.float(), -1), asked[place][1])
                     if (named := requests[number][0]) is not None:
                         self.cache_hook.add_partial("loglikelihood", named, scored)
                 progress.update(len(owners))
@@ -248,43 +252,7 @@ class EditedLM(TemplateLM):
         )
 
 
-def _score(
-    body: Any, batch: TokenBatch, asked: Sequence[tuple[int, list[int]]], lm: EditedLM
-) -> list[Scored]:
-    """Scores of (row of ``batch``, continuation), the contexts in ``batch`` run once."""
-    first = forward(body, batch, logits=1, keep_cache=any(len(tokens) > 1 for _, tokens in asked))
-    start = torch.log_softmax(first.logits[:, -1].float(), dim=-1)
-    found: dict[int, Scored] = {
-        n: _judged(start[row][None], tokens) for n, (row, tokens) in enumerate(asked) if len(tokens) == 1
-    }
-    longer = [n for n, (_row, tokens) in enumerate(asked) if len(tokens) > 1]
-    for begin in range(0, len(longer), lm.batch_size):
-        some = longer[begin : begin + lm.batch_size]
-        before = continued(batch, first)
-        rows = torch.tensor([asked[n][0] for n in some], device=batch.ids.device)
-        assert before.mask is not None
-        chosen = Prefix(n_tokens=before.n_tokens, cache=before.rows(rows), mask=before.mask[rows])
-        rest = _padded_right([asked[n][1][:-1] for n in some], pad_token(lm.hooked_model)).to(
-            batch.ids.device
-        )
-        each = torch.arange(len(some), device=batch.ids.device)
-        logits = forward(body, rest, logits=rest.ids.shape[1], before=chosen, rows=each).logits.float()
-        later = torch.log_softmax(logits, dim=-1)
-        for place, n in enumerate(some):
-            row, tokens = asked[n]
-            found[n] = _judged(torch.cat([start[row][None], later[place, : len(tokens) - 1]]), tokens)
-    return [found[n] for n in range(len(asked))]
-
-
 def _judged(log_probs: Tensor, tokens: Sequence[int]) -> Scored:
     target = torch.tensor(tokens, device=log_probs.device)
     total = log_probs.gather(-1, target[:, None]).sum()
     return float(total), bool((log_probs.argmax(-1) == target).all())
-
-
-def _padded_right(sequences: Sequence[Sequence[int]], pad: int) -> TokenBatch:
-    # What follows a context stands next to it: the padding is at the end, where nothing comes after it.
-    width = max(len(s) for s in sequences)
-    ids = torch.tensor([[*s, *[pad] * (width - len(s))] for s in sequences])
-    mask = torch.tensor([[1] * len(s) + [0] * (width - len(s)) for s in sequences])
-    return TokenBatch(rows=tuple(range(len(sequences))), ids=ids, mask=mask)

@@ -14,7 +14,8 @@ from torch import Tensor
 from mechsafety.activations import DEFAULT_BATCH
 from mechsafety.errors import MechsafetyError
 from mechsafety.estimators import estimate
-from mechsafety.forward import forward, run_prefix, shared_prefix
+from mechsafety.forward import forward, run_prefix
+from mechsafety.prefixes import common_prefix
 from mechsafety.progress import bar
 from mechsafety.prompts import LABELS, Prompt
 from mechsafety.regions.maps import LinearMap, linear_maps, running_body
@@ -64,7 +65,7 @@ def head_outputs(
     found = torch.empty(len(prompts), len(outs), n_heads, d_head)
     body: Any = running_body(model)
     sequences = tokenize_prompts(model, [p.text for p in prompts])
-    shared = shared_prefix(sequences)
+    shared = common_prefix(body, sequences, device_of(model))
     before = run_prefix(body, shared, device_of(model))
     rows: list[int] = []
 

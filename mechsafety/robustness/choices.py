@@ -7,15 +7,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from mechsafety.bodies import body_under
 from mechsafety.errors import MechsafetyError
-from mechsafety.forward import continued, forward
 from mechsafety.interventions import Edit
 from mechsafety.progress import bar
 from mechsafety.robustness.benign import Choice
+from mechsafety.scoring import Asked, continuation_logits
 from mechsafety.statistics.rates import Interval, wilson
 from mechsafety.tokens import TokenBatch, batches, pad_token, tokenize_prompts
 
@@ -59,8 +57,10 @@ def choice_log_probs(
             members = [i for i, item in enumerate(choices) if len(item.choices) == count]
             for batch in batches(model, [encoded[i][0] for i in members], batch_size=BATCH):
                 rows = [members[row] for row in batch.rows]
-                scores = _scores(body, batch, [encoded[i][1] for i in rows], pad=pad_token(model))
-                out.update(zip(rows, scores.tolist(), strict=True))
+                asked = [(place, option) for place, i in enumerate(rows) for option in encoded[i][1]]
+                scores = _scores(body, batch, asked, pad=pad_token(model))
+                for place, i in enumerate(rows):
+                    out[i] = scores[place * count : (place + 1) * count]
                 progress.update(len(rows))
     return [out[i] for i in range(len(choices))]
 
@@ -74,24 +74,9 @@ def _encoded(model: TransformerBridge, item: Choice) -> tuple[list[int], list[li
     return context, options
 
 
-def _scores(
-    body: Any, batch: TokenBatch, options: Sequence[Sequence[Sequence[int]]], *, pad: int
-) -> Float[Tensor, "row option"]:
-    first = forward(body, batch, logits=1, keep_cache=True)
-    start = torch.log_softmax(first.logits[:, -1].float(), dim=-1)
-    stored = continued(batch, first)
-    each = torch.arange(len(batch.ids), device=batch.ids.device)
-    columns: list[Tensor] = []
-    for answers in zip(*options, strict=True):
-        scores = start[each, torch.tensor([a[0] for a in answers], device=start.device)]
-        if longest := max(len(a) for a in answers) - 1:
-            # Padded on the right: what stands behind an answer changes nothing before it.
-            padded = torch.tensor([[*a, *[pad] * (longest + 1 - len(a))] for a in answers]).to(batch.ids)
-            asked = TokenBatch(rows=batch.rows, ids=padded[:, :-1], mask=torch.ones_like(padded[:, :-1]))
-            out = forward(body, asked, logits=longest, before=stored, rows=each)
-            later = torch.log_softmax(out.logits.float(), dim=-1).gather(-1, padded[:, 1:, None])[..., 0]
-            sizes = torch.tensor([len(a) - 1 for a in answers], device=later.device)
-            real = torch.arange(longest, device=later.device) < sizes[:, None]
-            scores = scores + later.where(real, 0.0).sum(-1)
-        columns.append(scores)
-    return torch.stack(columns, dim=1)
+def _scores(body: Any, batch: TokenBatch, asked: Sequence[Asked], *, pad: int) -> list[float]:
+    scores = [math.nan] * len(asked)
+    for number, logits in continuation_logits(body, batch, asked, pad=pad, batch_size=len(batch.rows)):
+        target = torch.tensor(asked[number][1], device=logits.device)[:, None]
+        scores[number] = float(torch.log_softmax(logits.float(), dim=-1).gather(-1, target).sum())
+    return scores
