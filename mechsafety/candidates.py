@@ -284,7 +284,20 @@ def _fast_twin(model: TransformerBridge) -> Any:
     sites = [f"blocks.{layer}.hook_{site}" for layer in range(n) for site in EVERYWHERE]
     if any(name not in model.hook_dict for name in sites):
         return None
-    return plain_twin_at(model, [*sites, *residual_hooks(n)])
+    twin = plain_twin_at(model, [*sites, *residual_hooks(n)])
+    return twin if twin is not None and _by_row(model, twin, sites) else None
+
+
+def _by_row(model: TransformerBridge, twin: Any, sites: Sequence[str]) -> bool:
+    """Whether every site sees [row, token, d_model]: mixtures of experts may see the tokens of all rows in a line."""
+    if "_mechsafety_by_row" not in twin.__dict__:
+        shapes: list[int] = []
+        ids = torch.zeros((1, 2), dtype=torch.long, device=device_of(model))
+        batch = TokenBatch(rows=(0,), ids=ids, mask=torch.ones_like(ids))
+        with observed(model, [(name, lambda x: shapes.append(x.ndim)) for name in sites], twin=twin):
+            forward(twin, batch, logits=None)
+        twin.__dict__["_mechsafety_by_row"] = set(shapes) == {3}
+    return twin.__dict__["_mechsafety_by_row"]
 
 
 def _look(

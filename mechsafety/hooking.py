@@ -79,6 +79,7 @@ class _Pass:
         self.length = prompt_length or 0
         self.chosen: Bool[Tensor, "row token 1"] | None = None
         self.size = 0
+        self.shape = (0, 0)
 
     def begin(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before a Hugging Face module runs: ``args`` and ``kwargs`` are its forward's."""
@@ -102,7 +103,7 @@ class _Pass:
 
     def _cover(self, inputs: Tensor, before: int, mask: Int[Tensor, "row token"] | None) -> None:
         """``inputs`` [row, token, ...] follow ``before`` cached columns; ``mask`` is that of both."""
-        rows, width = inputs.shape[:2]
+        rows, width = self.shape = inputs.shape[0], inputs.shape[1]
         self.size = rows * width
         if self.positions == "all":
             return
@@ -137,7 +138,12 @@ class _Hook:
         coverage.fired.setdefault(target.hook, 0)
         coverage.changed.setdefault(target.hook, 0)
 
-    def __call__(self, x: Float[Tensor, "row token d_model"]) -> Float[Tensor, "row token d_model"]:
+    def __call__(self, x: Float[Tensor, "*any d_model"]) -> Float[Tensor, "*any d_model"]:
+        # A mixture of experts may see the tokens of all rows in a line.
+        in_rows = x.reshape(*self.running.shape, x.shape[-1])
+        return self._changed(in_rows).reshape(x.shape)
+
+    def _changed(self, x: Float[Tensor, "row token d_model"]) -> Float[Tensor, "row token d_model"]:
         self.coverage.fired[self.target.hook] += 1
         self.coverage.changed[self.target.hook] += self.running.size
         constant = self.constant if self.constant.device == x.device else self.target.constant.to(x.device)
@@ -182,7 +188,8 @@ def require_hooks(model: TransformerBridge, names: Sequence[str]) -> None:
         )
 
 
-Replace = Callable[[Float[Tensor, "row token d_model"]], Float[Tensor, "row token d_model"]]
+Replace = Callable[[Tensor], Tensor]
+"""What stands at a hook point instead of the activations there: [row, token, d_model] in almost every model."""
 
 
 @contextmanager
@@ -262,9 +269,18 @@ def _as_lens_hook(replace: Replace) -> Callable[..., Tensor]:
 def plain_module_path(model: TransformerBridge, hook: str) -> tuple[str, str] | None:
     """The Hugging Face module whose ``in`` or ``out`` a hook point sees, or None."""
     path, _, end = _module_names(model).get(hook, "").rpartition(".")
-    if end not in ("hook_in", "hook_out"):
+    path = path.replace("._original_component", "")
+    if end not in ("hook_in", "hook_out") or not _has_module(model.__dict__.get("_mechsafety_twin"), path):
         return None
-    return path.replace("._original_component", ""), end.removeprefix("hook_")
+    return path, end.removeprefix("hook_")
+
+
+def _has_module(twin: nn.Module | None, path: str) -> bool:
+    """Whether the plain tree has it: some bridges call a module by a name of their own (BLOOM's attention output)."""
+    try:
+        return twin is None or twin.get_submodule(path) is not None
+    except AttributeError:
+        return False
 
 
 def _module_names(model: TransformerBridge) -> dict[str, str]:

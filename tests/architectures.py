@@ -242,6 +242,12 @@ UNPADDABLE = ("recurrent-gemma",)
 HEADLESS = ("mamba", "mamba2", "falcon-mamba", "nemotron-h", "recurrent-gemma")
 """No attention heads, or none that are found: :func:`head_outputs` refuses them."""
 
+SITELESS = (
+    *("qwen3-next", "granite-hybrid", "lfm2", "bamba", "mamba", "mamba2"),
+    *("falcon-mamba", "jamba", "recurrent-gemma", "nemotron-h"),
+)
+"""Some block has no attention, so that the default sites of an ablation are not there: refused by name."""
+
 
 def config_of(name: str, **overrides: Any) -> Any:
     """The transformers configuration of an entry, with ``overrides`` on top."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 
@@ -18,12 +19,12 @@ from mechsafety.hooking import plain_module_path, residual_hooks
 from mechsafety.models import body_of, generation_twin
 from mechsafety.prefixes import all_last_logits, ignores_gaps
 from mechsafety.prompts import PromptSet, from_rows
-from mechsafety.refusal_scores import refusal_scores
+from mechsafety.refusal_scores import RefusalTokens, refusal_scores
 from mechsafety.regions.heads import head_outputs
 from mechsafety.regions.maps import linear_maps, running_body
 from mechsafety.scoring import answer_nll, option_log_probs
 from mechsafety.tokens import tokenize_prompts
-from tests.architectures import ARCHITECTURES, HEADLESS, UNFAITHFUL, UNPADDABLE, save_architecture
+from tests.architectures import ARCHITECTURES, HEADLESS, SITELESS, UNFAITHFUL, UNPADDABLE, save_architecture
 
 SYSTEM = "Instructions: help me write an answer to the question with a list \n\n"
 BARE = "{% for m in messages %}Question: {{ m['content'] }} {% endfor %}{% if add_generation_prompt %}Answer:{% endif %}"
@@ -129,6 +130,21 @@ def test_option_log_probs(one: Subject) -> None:
             assert float(got[row, column]) == pytest.approx(sum(steps), abs=CLOSE * len(option))
             if column == row % 3:
                 assert nll[row] == pytest.approx(-sum(steps) / len(option), abs=CLOSE)
+
+
+def test_sweep_scores(one: Subject) -> None:
+    """Many candidates in a batch, one direction a row, equal one candidate and one prompt at a time."""
+    directions = ms.find_directions(ms.residual_stream(one.model, prompts(), batch_size=one.batch_size))
+    tokens = RefusalTokens(ids=(5, 9, 30), texts=("a", "b", "c"), weight=(1.0, 1.0, 1.0), source="user")
+    options = {"refusal_tokens": tokens, "layers": (1, 3)}
+    try:
+        fast = ms.sweep(one.model, directions, prompts(), batch_size=one.batch_size, **options)
+    except MechsafetyError:
+        assert one.name in SITELESS
+        return
+    plain = ms.sweep(one.model, directions, prompts(), batch_size=1, path="plain", **options)
+    columns = ["auroc", "bypass", "induce", "kl"]
+    pd.testing.assert_frame_equal(fast.table[columns], plain.table[columns], atol=10 * CLOSE, rtol=10 * CLOSE)
 
 
 def test_head_outputs(one: Subject) -> None:
