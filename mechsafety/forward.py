@@ -101,6 +101,7 @@ def forward(
     and ``past_key_values`` as far as asked for. Position ids count real tokens only. ``prompt_columns`` tells edits how
     many columns are prompt where an answer runs along with it.
     """
+    assert before.cache is not None or not before.n_tokens, "earlier tokens without their keys"
     require_paddable(body, batch)
 
     def once() -> Any:

@@ -40,10 +40,12 @@ def run(
 ) -> HookedPass:
     """Run ``batch`` (padded on the left) after what ``cache`` holds, which grows by it.
 
+    ``keep_cache`` begins one where the model has any (:func:`has_cache`).
+
     ``logits`` last positions are unembedded; None stops before the unembedding.
     """
     with torch.inference_mode():
-        if cache is None and keep_cache:
+        if cache is None and keep_cache and has_cache(model):
             cache = empty_cache(model, len(batch.ids))
         # The mask is named: left to itself the model takes leading tokens for padding wherever they look like it.
         stream = model(
@@ -67,12 +69,12 @@ def empty_cache(model: Any, rows: int) -> Any:
     """A TransformerLens cache of keys and values that holds nothing yet."""
     from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
 
-    cfg = model.cfg
-    if getattr(cfg, "ungroup_grouped_query_attention", False):
-        # Keys and values are then kept for every query head; the class makes room for the grouped ones.
-        cfg = copy.copy(cfg)
-        cfg.n_key_value_heads = None
-    return TransformerLensKeyValueCache.init_cache(cfg, cfg.device, rows)
+    return TransformerLensKeyValueCache.init_cache(model.cfg, model.cfg.device, rows)
+
+
+def has_cache(model: Any) -> bool:
+    """Whether the model can keep keys: the class refuses a cache while its grouped heads are taken apart."""
+    return not getattr(model.cfg, "ungroup_grouped_query_attention", False)
 
 
 def cache_rows(cache: Any, index: Int[Tensor, " row"] | int) -> Any:
@@ -114,6 +116,7 @@ def answer(
     finished = torch.zeros(len(batch.ids), dtype=torch.bool, device=batch.ids.device)
     given: list[Tensor] = []
     whole = part = batch
+    cached = cached and has_cache(model)
     cache: Any = None
     while len(given) < max_new_tokens and not bool(finished.all()):
         made = run(model, part if cached else whole, logits=1, cache=cache, keep_cache=cached)

@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechsafety.forward import OWN_HOOKS, Prefix, forward, keeps_keys, only_trying, rounding, run_prefix
+from mechsafety.hooked_transformers import has_cache
 from mechsafety.models import is_hooked_transformer
 from mechsafety.tokens import TokenBatch, batches, device_of
 
@@ -65,6 +66,8 @@ def ignores_gaps(body: Any, width: int, device: torch.device) -> bool:
     Tried once a model for each power of 2, with made-up tokens: eight, a gap of keys that the mask hides, one more.
     The gap is as wide as the widest sequence, so that a window that any row would leave is left here.
     """
+    if is_hooked_transformer(body) and not has_cache(body):
+        return False
     body = body.__dict__.get("_mechsafety_twin", body)  # the same weights, and no hooks of the user's
     tried: dict[int, bool] = body.__dict__.setdefault(_TRIED, {})
     bucket = 1 << max(width - 1, _SHORT_GAP).bit_length()

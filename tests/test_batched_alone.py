@@ -42,12 +42,12 @@ SUBJECTS = [f"{name}, {kind}" for name in ARCHITECTURES if name not in UNFAITHFU
 class Subject:
     """One loaded architecture, and Hugging Face's own model of the same weights."""
 
-    def __init__(self, folder: Path, name: str) -> None:
+    def __init__(self, folder: Path, name: str, model: Any = None) -> None:
         from transformers import AutoModelForCausalLM
 
         self.name = name
         self.batch_size = 1 if name in UNPADDABLE else 8
-        self.model: Any = ms.load_model(str(folder), dtype="float32", device="cpu")
+        self.model: Any = model or ms.load_model(str(folder), dtype="float32", device="cpu")
         self.oracle: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
         self.sequences = tokenize_prompts(self.model, TEXTS)
         self.body = generation_twin(self.model) or body_of(self.model)

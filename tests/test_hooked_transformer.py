@@ -19,7 +19,7 @@ from mechsafety.generation import Sampling, generate, stop_tokens
 from mechsafety.interventions import Ablate, Add, Edit, Orthogonalise, baked, edited
 from mechsafety.layer_profile import logit_lens
 from mechsafety.models import PLAIN_TEMPLATE, body_of, is_hooked_transformer
-from mechsafety.prefixes import all_last_logits
+from mechsafety.prefixes import all_last_logits, ignores_gaps
 from mechsafety.refusal_scores import RefusalTokens
 from mechsafety.scoring import answer_nll, option_log_probs
 from mechsafety.sweeps import sweep
@@ -233,8 +233,9 @@ def test_residual_streams_equal_hugging_faces(
 def test_shared_tokens_run_once(both: Callable[..., tuple[Any, Any]]) -> None:
     model, _ = both("llama", template=LONG_TEMPLATE)
     widths: list[int] = []
-    handle = model.blocks[0].register_forward_pre_hook(lambda _m, args: widths.append(args[0].shape[1]))
     sequences = tokenize_prompts(model, [p.text for p in PROMPTS.report])
+    assert ignores_gaps(model, max(len(s) for s in sequences), torch.device("cpu"))
+    handle = model.blocks[0].register_forward_pre_hook(lambda _m, args: widths.append(args[0].shape[1]))
     logits = all_last_logits(model, model, sequences, batch_size=64)
     handle.remove()
     assert widths[0] >= 8
