@@ -46,8 +46,8 @@ def not_finite(body: nn.Module, again: Callable[[], object]) -> NotFiniteError:
     name = str(getattr(body, "mechsafety_name", "") or type(body).__name__)
     dtype = str(next(body.parameters()).dtype).removeprefix("torch.")
     return NotFiniteError(
-        f"{name}: logits are NaN or infinite in {dtype}, first at {_first_broken(body, again)}: take a number format "
-        "of wider range (--dtype float32 or bfloat16), or check the weights and the edit"
+        f"{name}: logits are NaN or infinite in {dtype}, first at {_first_broken(body, again)}: take another number "
+        "format (--dtype float32), or check the weights and the edit"
     )
 
 
