@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechsafety.errors import MechsafetyError
+from mechsafety.errors import MechsafetyError, NotFiniteError
 from mechsafety.forward import forward, run_prefix
 from mechsafety.hooking import observed, plain_twin_at, residual_hooks
 from mechsafety.models import body_of, known_fingerprint, model_name
@@ -173,7 +173,7 @@ def _stream(
         def read(x: Tensor) -> None:
             kept = x[:, list(positions)]
             if not bool(torch.isfinite(kept).all()):
-                raise _not_finite([prompts[row].id for row in rows], layer, kept)
+                raise _not_finite(model_name(model), [prompts[row].id for row in rows], layer, kept)
             take(rows, layer, kept)
 
         return read
@@ -189,9 +189,9 @@ def _stream(
             progress.update(len(batch.rows))
 
 
-def _not_finite(ids: list[str], layer: int, kept: Tensor) -> MechsafetyError:
+def _not_finite(system: str, ids: list[str], layer: int, kept: Tensor) -> NotFiniteError:
     bad = int((~torch.isfinite(kept)).flatten(1).any(dim=1).nonzero()[0])
-    return MechsafetyError(
-        f"the residual stream of prompt {ids[bad]!r} is NaN or infinite at layer {layer}: the weights overflow in "
+    return NotFiniteError(
+        f"{system}: the residual stream of prompt {ids[bad]!r} is NaN or infinite at layer {layer}: the weights overflow in "
         "this number format (try --dtype float32) or are damaged"
     )

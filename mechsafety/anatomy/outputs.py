@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from mechsafety.answers import Encoded
-from mechsafety.errors import MechsafetyError
+from mechsafety.errors import MechsafetyError, NotFiniteError
 from mechsafety.forward import forward, run_prefix
 from mechsafety.generation import DEFAULT_BATCH, Completion, generate, stop_tokens
 from mechsafety.prefixes import common_prefix
@@ -189,10 +189,10 @@ class _Means:
 
         return before
 
-    def _not_finite(self, name: str, mean: Float[Tensor, "row d_in"]) -> MechsafetyError:
+    def _not_finite(self, name: str, mean: Float[Tensor, "row d_in"]) -> NotFiniteError:
         assert self.batch is not None
         bad = int((~torch.isfinite(mean)).any(dim=1).nonzero()[0])
-        return MechsafetyError(
+        return NotFiniteError(
             f"the input of {name} is NaN or infinite for prompt {self.ids[self.batch.rows[bad]]!r}: the weights "
             "overflow in this number format (try --dtype float32) or are damaged"
         )

@@ -25,7 +25,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mechsafety.answers import AnswerBatch, Encoded, Example, collate, encode
-from mechsafety.errors import MechsafetyError
+from mechsafety.errors import MechsafetyError, NotFiniteError
 from mechsafety.generation import out_of_memory
 from mechsafety.models import known_fingerprint, model_name
 from mechsafety.progress import bar
@@ -174,7 +174,7 @@ def _stream(
             sums.begin(batch, positions)
             total = _loss(body, batch, loss)
             if not bool(torch.isfinite(total)):
-                raise MechsafetyError(
+                raise NotFiniteError(
                     "the loss is NaN or infinite: the weights overflow in this number format (try --dtype float32) "
                     "or are damaged"
                 )

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechsafety.activations import DEFAULT_BATCH
-from mechsafety.errors import MechsafetyError
+from mechsafety.errors import MechsafetyError, NotFiniteError
 from mechsafety.estimators import estimate
 from mechsafety.forward import forward, run_prefix
 from mechsafety.prefixes import common_prefix
@@ -87,7 +87,7 @@ def head_outputs(
         for handle in handles:
             handle.remove()
     if not bool(torch.isfinite(found).all()):
-        raise MechsafetyError(
+        raise NotFiniteError(
             "the heads' outputs hold NaN or infinite values: the weights overflow in this number format (try "
             "--dtype float32) or are damaged"
         )

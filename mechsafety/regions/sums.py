@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from mechsafety.answers import AnswerBatch
-from mechsafety.errors import MechsafetyError
+from mechsafety.errors import MechsafetyError, NotFiniteError
 from mechsafety.regions.maps import LinearMap
 from mechsafety.regions.score_files import Attribution, Positions
 
@@ -147,7 +147,7 @@ def _modules(maps: Sequence[LinearMap]) -> dict[str, list[LinearMap]]:
 def _require_finite(x: Tensor, name: str, what: str) -> None:
     # A sum is one reading of x; one that overflows by itself is looked at again.
     if not bool(torch.isfinite(x.sum())) and not bool(torch.isfinite(x).all()):
-        raise MechsafetyError(
+        raise NotFiniteError(
             f"the {what} of {name} is NaN or infinite: the weights overflow in this number format (try --dtype "
             "float32) or are damaged"
         )
