@@ -128,14 +128,15 @@ def loaded(tmp_path: Path) -> Callable[[str], Any]:
 
 
 @pytest.mark.parametrize("name", BRIDGED)
-def test_booted_models_give_it_too(loaded: Callable[[str], Any], name: str) -> None:
+def test_booted_models_give_their_own_too(loaded: Callable[[str], Any], name: str) -> None:
     model, batch = loaded(name), batch_of(pairs())
-    expected = own_loss(random_model(name), batch)
+    assert own_loss(generation_twin(model), batch) == pytest.approx(
+        own_loss(random_model(name), batch), abs=1e-4
+    )
     for module in (generation_twin(model), body_of(model)):
         with torch.no_grad():
-            assert float(answer_loss(answer_logits(module, batch), batch)) == pytest.approx(
-                expected, abs=1e-4
-            )
+            loss = float(answer_loss(answer_logits(module, batch), batch))
+        assert loss == pytest.approx(own_loss(module, batch), abs=1e-4)
 
 
 @contextmanager
