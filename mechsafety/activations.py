@@ -192,6 +192,6 @@ def _stream(
 def _not_finite(system: str, ids: list[str], layer: int, kept: Tensor) -> NotFiniteError:
     bad = int((~torch.isfinite(kept)).flatten(1).any(dim=1).nonzero()[0])
     return NotFiniteError(
-        f"{system}: the residual stream of prompt {ids[bad]!r} is NaN or infinite at layer {layer}: the weights overflow in "
-        "this number format (try --dtype float32) or are damaged"
+        f"{system}: the residual stream of prompt {ids[bad]!r} is NaN or infinite at layer {layer}: the weights "
+        "overflow in this number format (try --dtype float32) or are damaged"
     )

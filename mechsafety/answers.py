@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mechsafety.generation import stop_tokens
 from mechsafety.tokens import tokenize_prompts
+from mechsafety.turn_ends import end_of_turn
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -32,8 +33,8 @@ Encoded = tuple[list[int], list[int]]
 
 
 def encode(model: TransformerBridge, examples: Sequence[Example]) -> list[Encoded]:
-    """Prompt ids and answer ids; a whole answer ends with the token that ends the model's turns."""
-    end = min(stop_tokens(model))
+    """Prompt ids and answer ids; a whole answer ends with the model's :func:`turn_ends.end_of_turn`."""
+    end = end_of_turn(model)
     prompts = tokenize_prompts(model, [e.prompt for e in examples])
     return [
         (
@@ -95,16 +96,43 @@ def collate(
     return AnswerBatch(ids=ids, mask=mask, labels=labels, weights=weights)
 
 
-def answer_logits(module: Any, batch: AnswerBatch) -> Float[Tensor, "answer_token vocabulary"]:
+def answer_logits(
+    module: Any, batch: AnswerBatch, *, cache: Any = None, n_cached: int = 0
+) -> Float[Tensor, "answer_token vocabulary"]:
     """Logits that predict the answers' tokens, row by row; nothing else is unembedded.
 
-    ``module`` is a Hugging Face causal model, or a peft model around one.
+    ``module`` is a Hugging Face causal model, or a peft model around one. Its own forward unembeds, so that what some
+    models do to their logits (a scale, a cap, a bias) is done. ``cache`` holds the keys and values of ``n_cached``
+    tokens that stand before every row.
     """
     model = module.get_base_model() if hasattr(module, "get_base_model") else module
-    states = model.base_model(
-        input_ids=batch.ids, attention_mask=batch.mask, use_cache=False
-    ).last_hidden_state
-    return model.get_output_embeddings()(states[:, :-1][batch.weights[:, 1:] > 0])
+    kept = batch.weights[:, 1:] > 0
+    earlier = batch.mask.new_ones((len(batch.mask), n_cached))
+    given: dict[str, Any] = {
+        "input_ids": batch.ids,
+        "attention_mask": torch.cat([earlier, batch.mask], dim=1),
+        "use_cache": cache is not None,
+    }
+    if cache is not None:
+        given["past_key_values"] = cache
+    with _unembedding_only(model, kept):
+        logits = model(**given).logits
+    # An unembedding that is no module of its own has seen every position.
+    return logits[0] if logits.shape[:2] == (1, int(kept.sum())) else logits[:, :-1][kept]
+
+
+@contextmanager
+def _unembedding_only(model: Any, kept: Bool[Tensor, "row token"]) -> Iterator[None]:
+    """Hand the unembedding the positions of ``kept`` alone, as one row: those of all rows are many more."""
+    head = model.get_output_embeddings()
+    if head is None:
+        yield
+        return
+    handle = head.register_forward_pre_hook(lambda _, inputs: (inputs[0][:, :-1][kept][None], *inputs[1:]))
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def answer_loss(logits: Float[Tensor, "answer_token vocabulary"], batch: AnswerBatch) -> Float[Tensor, ""]:

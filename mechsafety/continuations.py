@@ -23,10 +23,11 @@ from torch import Tensor
 from mechsafety.bodies import body_under
 from mechsafety.errors import MechsafetyError
 from mechsafety.forward import continued, forward, keeps_keys
-from mechsafety.generation import Sampling, stop_tokens
+from mechsafety.generation import Sampling
 from mechsafety.interventions import Edit
 from mechsafety.models import body_of, is_hooked_transformer
 from mechsafety.tokens import TokenBatch, batches, pad_token
+from mechsafety.turn_ends import stop_tokens
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge

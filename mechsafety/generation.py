@@ -29,9 +29,9 @@ from mechsafety.tokens import (
     pad_left,
     pad_token,
     plan_batches,
-    render_chat,
     tokenize_prompts,
 )
+from mechsafety.turn_ends import stop_tokens
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -191,28 +191,30 @@ def generate(
     return Completions(tuple(done[row] for row in sorted(done)), coverage)
 
 
-def stop_tokens(model: TransformerBridge) -> frozenset[int]:
-    """Every token that ends a turn: the generation config's and the tokenizer's.
+_FOLLOWED = ("eos_token_id", "bos_token_id", "pad_token_id", "decoder_start_token_id")
+_NO_CHOICE = ("_", "output_", "return_dict", "use_cache", "cache_", "transformers_version")
 
-    A HookedTransformer has no generation config: the special token with which its chat template closes an
-    answer stands in.
+
+def overridden_defaults(model: TransformerBridge) -> dict[str, Any]:
+    """What the checkpoint's generation config asks for beyond transformers' defaults, and no answer here follows:
+    sampling, penalties, least and greatest lengths, suppressed tokens and the like.
+
+    Its end-of-turn tokens are followed (:func:`turn_ends.stop_tokens`). Empty for a HookedTransformer, which has no
+    such config.
     """
-    if is_hooked_transformer(model):
-        tokens = _turn_ends(model)
-    else:
-        named: Any = getattr(model.original_model.generation_config, "eos_token_id", None)
-        tokens = {named} if isinstance(named, int) else set(named or ())
-    if model.tokenizer.eos_token_id is not None:
-        tokens.add(model.tokenizer.eos_token_id)
-    return frozenset(tokens)
-
-
-def _turn_ends(model: TransformerBridge) -> set[int]:
-    answer = "answer"
-    turns = [{"role": "user", "content": "question"}, {"role": "assistant", "content": answer}]
-    rest = render_chat(model, turns, answer_next=False).rpartition(answer)[2]
-    first = model.tokenizer(rest, add_special_tokens=False)["input_ids"][:1]
-    return set(first) & set(model.tokenizer.all_special_ids)
+    config: Any = getattr(body_of(model), "generation_config", None)
+    if config is None:
+        return {}
+    defaults: Any = getattr(type(config), "_get_default_generation_params", dict)
+    neutral = type(config)().to_dict() | defaults()
+    return {
+        name: value
+        for name, value in config.to_dict().items()
+        if value is not None
+        and value != neutral.get(name)
+        and name not in _FOLLOWED
+        and not name.startswith(_NO_CHOICE)
+    }
 
 
 _Run = Callable[[TokenBatch, int, Sampling | None, frozenset[int]], Tensor]

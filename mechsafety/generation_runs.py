@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from mechsafety.edit_expressions import read_expression
 from mechsafety.edit_files import require_edit_path, save_edit
 from mechsafety.errors import MechsafetyError
-from mechsafety.generation import DEFAULT_BATCH, Sampling
+from mechsafety.generation import DEFAULT_BATCH, Sampling, overridden_defaults
 from mechsafety.interventions import baked, digest, require_fits
 from mechsafety.models import load_model, load_record
 from mechsafety.prompts import Split, load_prompts
@@ -123,6 +123,7 @@ def run_generation(
         run.write_table(table, "responses.csv")
         record = load_record(model)
         run.record("model", record.as_dict() if record else {})
+        run.record("overridden_generation_defaults", overridden_defaults(model))
         facts = None
         if edit is not None:
             facts = {

@@ -12,6 +12,7 @@ import torch
 from filelock import FileLock
 
 from mechsafety.errors import MechsafetyError, first_lines
+from mechsafety.filled_weights import load_filled
 from mechsafety.places import cache_folder
 from mechsafety.progress import quiet
 
@@ -66,12 +67,16 @@ def _convert(gguf: Path, target: Path) -> None:
     try:
         with quiet():
             tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
-            model = AutoModelForCausalLM.from_pretrained(
+            model = load_filled(
+                AutoModelForCausalLM,
                 folder,
+                source=name,
                 gguf_file=name,
                 dtype=torch.float32,
                 quantization_config=GgufConfig(dequantize=True),
             )
+    except MechsafetyError:
+        raise
     except Exception as error:
         raise MechsafetyError(f"cannot read {gguf.name} as a GGUF model: {first_lines(error)}") from error
     if hasattr(model.config, "quantization_config"):

@@ -58,11 +58,12 @@ def run(
         if logits is None:
             return HookedPass(logits=None, past_key_values=cache)
         kept = stream[:, -logits:].contiguous() if logits else stream
-        if model.cfg.normalization_type is not None:
-            kept = model.ln_final(kept)
-        out = model.unembed(kept)
-        cap = float(model.cfg.output_logits_soft_cap)
-        return HookedPass(logits=cap * torch.tanh(out / cap) if cap > 0 else out, past_key_values=cache)
+        return HookedPass(logits=read_out(model, kept), past_key_values=cache)
+
+
+def read_out(model: Any, stream: Float[Tensor, "row token d_model"]) -> Float[Tensor, "row token vocabulary"]:
+    """Logits of a residual stream behind the last block, by the model's own final norm and unembedding."""
+    return model(stream, start_at_layer=model.cfg.n_layers, return_type="logits")
 
 
 def empty_cache(model: Any, rows: int) -> Any:

@@ -12,9 +12,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mechsafety import hooked_transformers
 from mechsafety.activations import ResidualCache
 from mechsafety.directions import Direction, Directions, cosine
 from mechsafety.errors import MechsafetyError
+from mechsafety.models import body_of, is_hooked_transformer
 from mechsafety.tokens import device_of
 
 if TYPE_CHECKING:
@@ -120,19 +122,15 @@ def _explained(x: Float[Tensor, "prompt d_model"]) -> dict[str, float]:
 
 
 def logit_lens(model: TransformerBridge, direction: Direction, *, k: int = 10) -> pd.DataFrame:
-    """The tokens that the direction promotes and suppresses when read by the final norm and unembedding.
+    """The tokens that the direction promotes and suppresses when read by the final norm and the model's own head.
 
-    Unembed(norm(u)) - Unembed(norm(0)) for the unit direction u: exact up to a positive factor for RMS and
-    layer norms, since what is subtracted is their bias. Columns rank, side (promoted, suppressed), token, logit
-    (in units of the spread of all tokens' logits).
+    Head(norm(u)) - Head(norm(0)) for the unit direction u, with whatever scale or cap the model puts on its logits:
+    without a cap exact up to a positive factor for RMS and layer norms, since what is subtracted is their bias. Columns
+    rank, side (promoted, suppressed), token, logit (in units of the spread of all tokens' logits).
     """
     import pandas as pd
 
-    lens: Any = model
-    weights = next(model.parameters())
-    rows = torch.stack([direction.unit, torch.zeros_like(direction.unit)])[None]
-    with torch.inference_mode():
-        read = lens.unembed(lens.ln_final(rows.to(device_of(model), weights.dtype)))[0].float().cpu()
+    read = _read_out(model, torch.stack([direction.unit, torch.zeros_like(direction.unit)]))
     logits = (read[0] - read[1]) / (read[0] - read[1]).std()
     found = []
     for side, sign in (("promoted", 1), ("suppressed", -1)):
@@ -147,3 +145,21 @@ def logit_lens(model: TransformerBridge, direction: Direction, *, k: int = 10) -
                 }
             )
     return pd.DataFrame(found)
+
+
+def _read_out(
+    model: TransformerBridge, streams: Float[Tensor, "stream d_model"]
+) -> Float[Tensor, "stream vocabulary"]:
+    """Logits of residual streams behind the last block, in float32 on the CPU."""
+    rows = streams[None].to(device_of(model), next(model.parameters()).dtype)
+    with torch.inference_mode():
+        if is_hooked_transformer(model):
+            return hooked_transformers.read_out(model, rows)[0].float().cpu()
+        # The model's own forward, on any tokens: what its final norm would read of them is replaced.
+        lens: Any = model
+        handle = lens.ln_final.register_forward_pre_hook(lambda _, inputs: (rows, *inputs[1:]))
+        try:
+            ids = torch.zeros(rows.shape[:2], dtype=torch.long, device=rows.device)
+            return body_of(model)(input_ids=ids, use_cache=False).logits[0].float().cpu()
+        finally:
+            handle.remove()

@@ -15,6 +15,7 @@ import torch
 
 from mechsafety.adapters import adapter_folder, merge_adapter, weights_fingerprint
 from mechsafety.errors import MechsafetyError, first_lines
+from mechsafety.filled_weights import load_filled, require_rows
 from mechsafety.gguf_models import PACKAGED, converted, packaged_gguf
 from mechsafety.hardware import dtype_name, free_bytes, resolve_device, resolve_dtype
 from mechsafety.progress import quiet
@@ -118,6 +119,7 @@ def load_model(
     hf = load_weights(spec, parsed, folder, dtype=number, device=where, trust_remote_code=trust_remote_code)
     tokenizer = load_tokenizer(spec, parsed, folder, trust_remote_code=trust_remote_code)
     template_name = _set_template(spec, tokenizer, template)
+    require_rows(hf, tokenizer, source=spec)
     if parsed.adapter is None:
         fingerprint = weights_fingerprint(hf)
     else:
@@ -239,14 +241,20 @@ def load_weights(
             with torch.device("meta"):
                 shape = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
             _require_memory(spec, sum(p.numel() for p in shape.parameters()), dtype, device)
-            model = AutoModelForCausalLM.from_pretrained(
-                folder, revision=parsed.revision, dtype=dtype, trust_remote_code=trust_remote_code
+            model = load_filled(
+                AutoModelForCausalLM,
+                folder,
+                source=spec,
+                config=config,
+                revision=parsed.revision,
+                dtype=dtype,
+                trust_remote_code=trust_remote_code,
             )
     except MechsafetyError:
         raise
     except Exception as error:
         raise load_error(spec, parsed, error) from error
-    return cast("Any", model).to(device).eval()
+    return model.to(device).eval()
 
 
 def _require_memory(spec: str, n_parameters: int, dtype: torch.dtype, device: torch.device) -> None:

@@ -22,8 +22,9 @@ _KL_EPSILON = 1e-6
 
 @dataclass(frozen=True, kw_only=True)
 class RefusalTokens:
-    """The first tokens with which a model starts refusals.
+    """The first tokens with which a model starts refusals: a set, so that each id stands in it once.
 
+    A token that is given more than once has its weights added up and its texts joined by " / ".
     ``weight`` says how sure each is: its share among the model's own refusals (``source`` "own refusals"), or
     how much likelier it is after harmful than after harmless prompts ("logits"); NaN when named by the user.
     """
@@ -36,11 +37,19 @@ class RefusalTokens:
     def __post_init__(self) -> None:
         if not self.ids:
             raise MechsafetyError("no refusal tokens: name them, e.g. --refusal-tokens 'I,Sorry'")
+        texts: dict[int, list[str]] = {}
+        weight: dict[int, float] = {}
+        for token, text, share in zip(self.ids, self.texts, self.weight, strict=True):
+            texts.setdefault(token, []).append(text)
+            weight[token] = weight.get(token, 0.0) + share
+        object.__setattr__(self, "ids", tuple(texts))
+        object.__setattr__(self, "texts", tuple(" / ".join(dict.fromkeys(same)) for same in texts.values()))
+        object.__setattr__(self, "weight", tuple(weight.values()))
 
 
 def refusal_scores(logits: Float[Tensor, "row vocabulary"], tokens: Sequence[int]) -> Float[Tensor, " row"]:
-    """log P(R) - log(1 - P(R)) of the refusal tokens R, in float64 with epsilon 1e-8."""
-    p = torch.softmax(logits.double(), dim=-1)[:, list(tokens)].sum(-1)
+    """log P(R) - log(1 - P(R)) of the set R of refusal tokens, in float64 with epsilon 1e-8."""
+    p = torch.softmax(logits.double(), dim=-1)[:, sorted(set(tokens))].sum(-1)
     return torch.log(p + _EPSILON) - torch.log(1 - p + _EPSILON)
 
 

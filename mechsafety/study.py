@@ -22,7 +22,7 @@ import pandas as pd
 from mechsafety.activations import residual_stream
 from mechsafety.directions import Directions, find_directions, principal_plane, save_directions
 from mechsafety.errors import MechsafetyError
-from mechsafety.generation import Sampling
+from mechsafety.generation import Sampling, overridden_defaults
 from mechsafety.interventions import Edit, digest
 from mechsafety.judge_tables import judge_tables
 from mechsafety.judges.asking import AskingJudge
@@ -198,6 +198,7 @@ class _Study:
         record = load_record(model)
         facts = {
             "model": record.as_dict() if record else {},
+            "overridden_generation_defaults": overridden_defaults(model),
             "recipe": chosen.name,
             "recipe_about": chosen.about,
             "selection": asdict(selection),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -81,6 +82,7 @@ def page_of(run: RunFolder) -> Page:
         blocks=blocks,
         how=[
             f"Weights {model.get('fingerprint', '')[:16]}, {model.get('dtype')} on {model.get('device')}",
+            *_overridden(selected),
             f"First tokens of refusals ({selected['refusal_tokens']['source']}): {tokens}",
             f"Unedited refusal score: harmful {selected['base_refusal_score']['harmful']:.2f}, harmless "
             f"{selected['base_refusal_score']['harmless']:.2f}",
@@ -88,6 +90,11 @@ def page_of(run: RunFolder) -> Page:
             f"{run.manifest['edit']['sha256'][:16]}",
         ],
     )
+
+
+def _overridden(selected: dict[str, Any]) -> list[str]:
+    asked = selected.get("overridden_generation_defaults")
+    return [f"Of the checkpoint's generation defaults not followed: {json.dumps(asked)}"] if asked else []
 
 
 def _findings(run: RunFolder, tables: dict[str, pd.DataFrame], selected: dict[str, Any]) -> list[str]:

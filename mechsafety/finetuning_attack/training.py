@@ -290,14 +290,7 @@ def _logits(body: Any, shared: list[int], batch: AnswerBatch) -> Float[Tensor, "
     device = batch.ids.device
     before = body.base_model(input_ids=torch.tensor([shared], device=device), use_cache=True).past_key_values
     before.batch_repeat_interleave(len(batch.ids))
-    earlier = torch.ones((len(batch.ids), len(shared)), dtype=batch.mask.dtype, device=device)
-    states = body.base_model(
-        input_ids=batch.ids,
-        attention_mask=torch.cat([earlier, batch.mask], dim=1),
-        past_key_values=before,
-        use_cache=True,
-    ).last_hidden_state
-    return body.get_output_embeddings()(states[:, :-1][batch.weights[:, 1:] > 0])
+    return answer_logits(body, batch, cache=before, n_cached=len(shared))
 
 
 def _parameters(maps: Sequence[LinearMap]) -> list[nn.Parameter]:

@@ -253,6 +253,7 @@ def load_classifier(spec: str, *, dtype: str = "auto", device: str = "auto") -> 
     """
     from mechsafety import models as loading
     from mechsafety.adapters import adapter_folder, merge_adapter, weights_fingerprint
+    from mechsafety.filled_weights import require_rows
     from mechsafety.hardware import resolve_device, resolve_dtype
 
     parsed = loading.parse_spec(spec)
@@ -268,6 +269,7 @@ def load_classifier(spec: str, *, dtype: str = "auto", device: str = "auto") -> 
     tokenizer = loading.load_tokenizer(
         spec, base if not beside else parsed, str(adapter) if beside else folder, trust_remote_code=False
     )
+    require_rows(module, tokenizer, source=spec)
     if adapter is None:
         fingerprint = weights_fingerprint(module)
     else:

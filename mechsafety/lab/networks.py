@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from mechsafety.errors import MechsafetyError
+from mechsafety.filled_weights import load_filled
 from mechsafety.lab.vocabulary import Vocabulary
 from mechsafety.progress import quiet
 
@@ -74,7 +75,8 @@ def open_network(folder: Path) -> GPTNeoXForCausalLM:
     if not (folder / "config.json").is_file():
         raise MechsafetyError(f"folder {str(folder)!r} holds no config.json: it is not a saved model")
     with quiet():
-        return GPTNeoXForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        model = load_filled(GPTNeoXForCausalLM, str(folder), source=str(folder), dtype=torch.float32)
+    return model.eval()
 
 
 def embedding_table(model: GPTNeoXForCausalLM) -> Float[Tensor, "vocabulary d_model"]:

@@ -11,7 +11,6 @@ Source: Wei et al. 2024 (arXiv 2402.05162), section 3; Lee et al. 2019 (SNIP), S
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import time
 from collections.abc import Iterator, Sequence
@@ -24,7 +23,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mechsafety.answers import AnswerBatch, Encoded, Example, collate, encode
+from mechsafety.answers import AnswerBatch, Encoded, Example, answer_logits, collate, encode
 from mechsafety.errors import MechsafetyError, NotFiniteError
 from mechsafety.generation import out_of_memory
 from mechsafety.models import known_fingerprint, model_name
@@ -205,21 +204,10 @@ def _gradient_through(model: TransformerBridge) -> Iterator[Any]:
 
 
 def _loss(body: Any, batch: AnswerBatch, loss: Loss) -> Float[Tensor, ""]:
-    """The sum over examples of each one's loss, so that one backward pass gives each its own gradient.
-
-    The model's own forward unembeds (some cap or scale their logits there), at the columns that predict an answer's
-    token in any row.
-    """
-    wanted = batch.weights[:, 1:] > 0
-    columns = wanted.any(0).nonzero().flatten()
-    arguments: dict[str, Any] = {"input_ids": batch.ids, "attention_mask": batch.mask, "use_cache": False}
-    if "logits_to_keep" in inspect.signature(body.forward).parameters:
-        logits = body(**arguments, logits_to_keep=columns).logits
-    else:
-        logits = body(**arguments).logits[:, columns]
-    kept = wanted[:, columns]
-    labels = batch.labels[:, 1:][:, columns]
-    each = nn.functional.cross_entropy(logits[kept].float(), labels[kept], reduction="none")
+    """The sum over examples of each one's loss, so that one backward pass gives each its own gradient."""
+    kept = batch.weights[:, 1:] > 0
+    labels = batch.labels[:, 1:][kept]
+    each = nn.functional.cross_entropy(answer_logits(body, batch).float(), labels, reduction="none")
     if loss == "sum":
         return each.sum()
     lengths = kept.sum(-1, keepdim=True).expand_as(kept)
