@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -24,11 +24,12 @@ from mechsafety.anatomy_answers import OwnAnswers
 from mechsafety.anatomy_config import PART_TABLES, PARTS, TABLES, AnatomyConfig, Part, Role
 from mechsafety.anatomy_work import AnatomyWork
 from mechsafety.errors import MechsafetyError
-from mechsafety.judges.registry import load_judge
+from mechsafety.judges.registry import judge_sources, load_judge
 from mechsafety.judges.verdict import Judge
 from mechsafety.models import load_model, load_record
 from mechsafety.prompts import LABELS, SPLITS, Prompt, PromptSet, Split, load_prompts
-from mechsafety.runs import RunFolder, open_run, read_run
+from mechsafety.provenance import of_models
+from mechsafety.runs import Provenance, RunFolder, open_run, read_run
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -65,7 +66,13 @@ class AnatomyRun:
         return f"<b>Anatomy</b> in {escape(str(self.path))}{shown}"
 
 
-def run_anatomy(config: AnatomyConfig, out: Path | str, *, say: Say = lambda _: None) -> AnatomyRun:
+def run_anatomy(
+    config: AnatomyConfig,
+    out: Path | str,
+    *,
+    say: Say = lambda _: None,
+    allow_other_versions: bool = False,
+) -> AnatomyRun:
     """Run ``config`` in the folder ``out``, or go on where it was interrupted.
 
     Centroids, safety sets and the direction come from fit prompts, the direction's layer from validation prompts;
@@ -84,9 +91,10 @@ def run_anatomy(config: AnatomyConfig, out: Path | str, *, say: Say = lambda _: 
         "attacks_sha256": None if hostile is None else hostile.sha256(),
     }
     started = time.perf_counter()
+    sources = of_models(*config.models.values(), **_loading(config)) | _judge_sources(config)
     judge = _judge(config)
     models = _pair(config, say)
-    with open_run(out, config=asked) as run:
+    with open_run(out, config=asked, sources=sources, allow_other_versions=allow_other_versions) as run:
         records = {role: load_record(model) for role, model in models.items()}
         run.record("models", {role: record.as_dict() if record else {} for role, record in records.items()})
         answers = OwnAnswers(
@@ -177,10 +185,23 @@ def _judge(config: AnatomyConfig) -> Judge:
 
     @functools.cache
     def model(spec: str, /) -> object:
-        template = config.template if spec in config.models.values() else None
-        return load_model(spec, dtype=config.dtype, device=config.device, template=template)
+        return load_model(spec, **_judge_loading(config, spec))
 
     return load_judge(config.judge, models=model)
+
+
+def _loading(config: AnatomyConfig) -> dict[str, Any]:
+    return {"dtype": config.dtype, "device": config.device, "template": config.template}
+
+
+def _judge_loading(config: AnatomyConfig, spec: str) -> dict[str, Any]:
+    """A judge's model is given the template of the pair only where it is one of them."""
+    return _loading(config) | ({} if spec in config.models.values() else {"template": None})
+
+
+def _judge_sources(config: AnatomyConfig) -> dict[str, Provenance]:
+    asked = config.judge.partition(":")[2]
+    return judge_sources(config.judge, loading=_judge_loading(config, asked))
 
 
 def _pair(config: AnatomyConfig, say: Say) -> dict[Role, TransformerBridge]:
@@ -188,7 +209,7 @@ def _pair(config: AnatomyConfig, say: Say) -> dict[Role, TransformerBridge]:
     found: dict[Role, TransformerBridge] = {}
     for role, spec in config.models.items():
         say(f"loading {spec}")
-        found[role] = load_model(spec, dtype=config.dtype, device=config.device, template=config.template)
+        found[role] = load_model(spec, **_loading(config))
         if role != "base":
             require_pair(found["base"], found[role])
             weight_changes(found["base"], found[role])  # raises where no matrix differs

@@ -22,12 +22,14 @@ from mechsafety.directions import Directions, load_directions
 from mechsafety.errors import MechsafetyError
 from mechsafety.models import load_model
 from mechsafety.prompts import PromptSet
+from mechsafety.provenance import of_models
 from mechsafety.runs import open_run, read_run
 from mechsafety.shared_basis import Basis
 from mechsafety.similarity import LEAST_PROMPTS
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
+    from transformer_lens.model_bridge import TransformerBridge
 
 TABLES: Mapping[str, str] = {
     "cosine": "cosines",
@@ -106,6 +108,7 @@ def compare(
     device: str = "auto",
     template: str | None = None,
     say: Say = lambda _: None,
+    allow_other_versions: bool = False,
 ) -> Comparison:
     """Compare the refusal geometry of two or more checkpoints, in the folder ``out``; goes on if interrupted.
 
@@ -139,7 +142,19 @@ def compare(
         "device": device,
         "template": template,
     }
-    with open_run(Path(out), config=asked) as run:
+    loading: dict[str, Any] = {"dtype": dtype, "device": device, "template": template}
+    with open_run(
+        Path(out),
+        config=asked,
+        sources=of_models(*models, **loading),
+        allow_other_versions=allow_other_versions,
+    ) as run:
+
+        def load(spec: str) -> TransformerBridge:
+            for name, made_from in of_models(spec, **loading).items():
+                run.require_source(name, made_from)
+            return load_model(spec, **loading)
+
         work = CheckpointWork(
             run=run,
             names=names,
@@ -150,7 +165,7 @@ def compare(
             k=k,
             resamples=resamples,
             seed=seed,
-            load=lambda spec: load_model(spec, dtype=dtype, device=device, template=template),
+            load=load,
             say=say,
         )
         work.prepare()

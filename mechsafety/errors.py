@@ -18,6 +18,10 @@ class MechsafetyError(Exception):
     """
 
 
+class NotFiniteError(MechsafetyError):
+    """Activations, logits or a loss are NaN or infinite: a system that cannot be measured in this number format."""
+
+
 @contextmanager
 def needs(extra: Extra) -> Iterator[None]:
     """Around the import of an extra's package: where it is not installed, say what installs it."""

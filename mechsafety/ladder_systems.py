@@ -26,6 +26,7 @@ from mechsafety.ladder_links import change_links, removal_links
 from mechsafety.ladder_subspaces import find_subspace
 from mechsafety.models import load_model, load_record
 from mechsafety.prompts import PromptSet
+from mechsafety.provenance import of_models
 from mechsafety.rephrasings import opens_as_rephrasing
 from mechsafety.rungs import opens_with_tag
 from mechsafety.runs import Journal, RunFolder, finite
@@ -64,6 +65,11 @@ class RungAware:
         return verdict
 
 
+def loading_of(config: LadderConfig) -> dict[str, Any]:
+    """How the systems are loaded."""
+    return {"dtype": config.dtype, "device": config.device, "template": config.template}
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LadderSetting:
     """What all systems of a ladder share: what is asked, where it is kept, prompts, judge and a regions run."""
@@ -94,8 +100,10 @@ class LadderSetting:
         return report if limit is None else report.sample(limit, seed=self.config.seed)
 
     def load(self, spec: str) -> TransformerBridge:
-        config = self.config
-        return load_model(spec, dtype=config.dtype, device=config.device, template=config.template)
+        loading = loading_of(self.config)
+        for name, made_from in of_models(spec, **loading).items():  # hours may lie since the run was opened
+            self.run.require_source(name, made_from)
+        return load_model(spec, **loading)
 
 
 class LadderSystem:

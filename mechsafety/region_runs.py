@@ -13,12 +13,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from mechsafety.errors import MechsafetyError
 from mechsafety.models import load_model, load_record
 from mechsafety.prompts import PromptSet, load_prompts
+from mechsafety.provenance import of_models
 from mechsafety.region_config import RegionsConfig
 from mechsafety.region_followups import follow_up
 from mechsafety.region_work import RegionWork
@@ -44,7 +46,9 @@ class RegionsRun:
         return f"<b>Regions</b> in {escape(str(self.path))}{said}{shown}"
 
 
-def run_regions(config: RegionsConfig, out: Path, *, say: Say = lambda _: None) -> RegionsRun:
+def run_regions(
+    config: RegionsConfig, out: Path, *, say: Say = lambda _: None, allow_other_versions: bool = False
+) -> RegionsRun:
     """Run ``config`` in the folder ``out``, or go on where it was interrupted.
 
     Attribution draws on the fit and validation prompts, evaluation on the report prompts, which must not overlap.
@@ -55,9 +59,11 @@ def run_regions(config: RegionsConfig, out: Path, *, say: Say = lambda _: None) 
     _require_splits(prompts, config.prompts)
     asked = config.model_dump(mode="json") | {"kind": "regions", "prompts_sha256": prompts.sha256()}
     started = time.perf_counter()
-    with open_run(out, config=asked) as run:
+    loading: dict[str, Any] = {"dtype": config.dtype, "device": config.device, "template": config.template}
+    sources = of_models(config.model, **loading)
+    with open_run(out, config=asked, sources=sources, allow_other_versions=allow_other_versions) as run:
         say(f"loading {config.model}")
-        model = load_model(config.model, dtype=config.dtype, device=config.device, template=config.template)
+        model = load_model(config.model, **loading)
         record = load_record(model)
         run.record("model", record.as_dict() if record else {})
         work = RegionWork(config=config, run=run, prompts=prompts, model=model, say=say)

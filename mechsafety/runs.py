@@ -2,6 +2,9 @@
 
 The only writer of results. Every file is written beside its place and moved there, so that a run killed
 at any moment leaves whole files; the work between two parts is all that can be lost.
+
+Parts are made from sources: models, adapters, files. What each source was (:class:`Provenance`) is kept in the
+manifest, and a run whose sources are no longer what they were is not gone on with.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,13 +47,29 @@ _PACKAGES = (
     "statsmodels",
     "plotly",
 )
+_COMPUTING = tuple(name for name in _PACKAGES if name not in ("datasets", "plotly"))
+"""The packages whose versions numbers may depend on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """What a source is that parts of a run are made from.
+
+    Results about two identities (weights, tokenizer, adapter, ...) never lie in one run. A circumstance (number format,
+    device) changes digits: a run goes on under another one where that is allowed, and the manifest says so.
+    """
+
+    identity: Mapping[str, str | None]
+    circumstance: Mapping[str, str] = field(default_factory=dict)
 
 
 class RunFolder:
     """One run on disk. Made by :func:`open_run`."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, allow_other_versions: bool = False) -> None:
         self.path = path
+        self._allowed = allow_other_versions
+        self._session = -1  # the last one in the manifest, unless open_run finds that of an earlier call
 
     @property
     def manifest(self) -> dict[str, Any]:
@@ -68,6 +88,53 @@ class RunFolder:
     def record_item(self, section: str, key: str, value: Any) -> None:
         """Put one key into a section of the manifest."""
         self.record(section, self.manifest.get(section, {}) | {key: value})
+
+    def require_source(self, name: str, made_from: Provenance) -> None:
+        """Bind the run to a source that parts are made from: kept when it is first named, compared from then on.
+
+        For a source that is there only when the run has begun; others are given to :func:`open_run`. Raises
+        :class:`MechsafetyError` that names what differs.
+        """
+        self._require_sources({name: made_from})
+
+    def _require_sources(self, made_from: Mapping[str, Provenance]) -> None:
+        stored = self.manifest
+        known = stored.get("sources", {})
+        now = {name: dict(one.identity) for name, one in made_from.items()}
+        if changed := differences({name: known[name] for name in now if name in known}, _only(now, known)):
+            raise MechsafetyError(
+                f"run {str(self.path)!r} was made from something else ({_listed(changed)}), and its parts do not mix "
+                "with new ones: name a new folder with --out, or put back what was there; nothing was changed in it"
+            )
+        sessions = stored.get("sessions", [])
+        session = {
+            "versions": {name: version for name, version in versions().items() if name in _COMPUTING},
+            "sources": {name: dict(one.circumstance) for name, one in made_from.items()},
+        }
+        self._session, sessions = self._admitted(session, sessions)
+        sources = {**known, **now}
+        if sources != known or sessions != stored.get("sessions"):
+            text = json.dumps(stored | {"sources": sources, "sessions": sessions}, indent=2) + "\n"
+            self.write_text(MANIFEST, text)
+
+    def _admitted(
+        self, session: dict[str, Any], sessions: list[dict[str, Any]]
+    ) -> tuple[int, list[dict[str, Any]]]:
+        """The place of this session among those of the run, and all of them: an equal one, or a new one if allowed."""
+        if not sessions:
+            return 0, [session]
+        places = sorted(range(len(sessions)), key=lambda at: at != self._session % len(sessions))
+        for at in places:
+            if not _conflicts(sessions[at], session):
+                merged = {kind: sessions[at][kind] | session[kind] for kind in ("versions", "sources")}
+                return at, [*sessions[:at], merged, *sessions[at + 1 :]]
+        if not self._allowed:
+            raise MechsafetyError(
+                f"run {str(self.path)!r} was begun under other circumstances "
+                f"({_listed(_conflicts(sessions[-1], session))}), which change digits: go on all the same with "
+                "--allow-other-versions, which is recorded, or name a new folder with --out"
+            )
+        return len(sessions), [*sessions, session]
 
     def part_path(self, *key: str, suffix: str = "parquet") -> Path:
         """Where the part named by ``key`` lies; names are made safe and stay distinct."""
@@ -177,11 +244,19 @@ def neutralised(table: pd.DataFrame) -> pd.DataFrame:
 
 
 @contextmanager
-def open_run(path: Path, *, config: Mapping[str, Any]) -> Iterator[RunFolder]:
+def open_run(
+    path: Path,
+    *,
+    config: Mapping[str, Any],
+    sources: Mapping[str, Provenance] | None = None,
+    allow_other_versions: bool = False,
+) -> Iterator[RunFolder]:
     """Begin or go on with the run in ``path``; one process at a time.
 
-    Raises :class:`MechsafetyError` when the folder holds a run of another configuration (with the
-    differing keys), something that is not a run, or is in use.
+    ``sources`` are, by name, what its parts are made from. Raises :class:`MechsafetyError` when the folder holds a run
+    of another configuration or of other sources (with what differs), of other versions, devices or number formats
+    (unless ``allow_other_versions``, which is recorded), of a version of mechsafety that kept no sources, something
+    that is not a run, or is in use.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -199,13 +274,15 @@ def open_run(path: Path, *, config: Mapping[str, Any]) -> Iterator[RunFolder]:
     except OSError as error:
         raise MechsafetyError(f"cannot write in the run folder {str(path)!r}: {error.strerror}") from None
     try:
-        run = RunFolder(path)
+        run = RunFolder(path, allow_other_versions=allow_other_versions)
         if (path / MANIFEST).is_file():
+            _require_known_sources(run)
             _require_same(run, config)
         else:
             run.write_text(
                 MANIFEST, json.dumps({"config": dict(config), "versions": versions()}, indent=2) + "\n"
             )
+        run._require_sources(sources or {})
         yield run
     finally:
         lock.release()
@@ -249,13 +326,43 @@ def _require_empty(path: Path) -> None:
         )
 
 
+def _require_known_sources(run: RunFolder) -> None:
+    # What a killed process leaves before its manifest names sources is no result.
+    if "sources" in run.manifest or not _holds_results(run.path):
+        return
+    raise MechsafetyError(
+        f"run {str(run.path)!r} was made by an older version of mechsafety, which did not record what it was made "
+        "from: name a new folder with --out (reports and figures of the old one can still be written)"
+    )
+
+
+def _holds_results(path: Path) -> bool:
+    return any(p.name not in (".lock", MANIFEST) and not p.name.startswith(_SCRATCH) for p in path.iterdir())
+
+
 def _require_same(run: RunFolder, config: Mapping[str, Any]) -> None:
     changed = differences(run.manifest["config"], json.loads(json.dumps(dict(config))))
     if changed:
         raise MechsafetyError(
-            f"run {str(run.path)!r} has another configuration ({'; '.join(changed[:6])}): name another folder "
+            f"run {str(run.path)!r} has another configuration ({_listed(changed)}): name another folder "
             "with --out, or give the old settings again"
         )
+
+
+def _conflicts(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """What two sessions that both name a thing say differently of it."""
+    before, after = _flat(one), _flat(other)
+    return differences(_only(before, after), _only(after, before))
+
+
+def _only(values: Mapping[str, Any], names: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name in names}
+
+
+def _listed(changed: list[str]) -> str:
+    """The first differences, hashes cut to what tells them apart at a glance."""
+    more = f"; and {len(changed) - 6} more" if len(changed) > 6 else ""
+    return re.sub(r"\b([0-9a-f]{12})[0-9a-f]{28,52}\b", r"\1", "; ".join(changed[:6])) + more
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

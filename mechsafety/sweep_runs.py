@@ -29,6 +29,7 @@ from mechsafety.layer_profile import logit_lens, profile_layers
 from mechsafety.models import load_model, load_record
 from mechsafety.openings import own_refusal_tokens
 from mechsafety.prompts import PromptSet, load_prompts
+from mechsafety.provenance import of_models
 from mechsafety.refusal_scores import RefusalTokens, named_refusal_tokens
 from mechsafety.runs import Journal, RunFolder, open_run
 from mechsafety.selection import RULES, Selection, nearest, select
@@ -83,8 +84,10 @@ class SweepRun:
         )
 
 
-def run_sweep(config: SweepConfig, out: Path, *, say: Say = lambda _: None) -> SweepRun:
-    """Run ``config`` in the folder ``out``, or go on where it was interrupted.
+def run_sweep(
+    config: SweepConfig, out: Path, *, say: Say = lambda _: None, allow_other_versions: bool = False
+) -> SweepRun:
+    """Run ``config`` in the folder ``out``, or go on where it was interrupted (:func:`runs.open_run`).
 
     Raises :class:`MechsafetyError` for an unknown rule, a prompt set without fit or validation prompts of both
     labels, positions or layers that do not exist, and whatever loading the model raises.
@@ -95,9 +98,11 @@ def run_sweep(config: SweepConfig, out: Path, *, say: Say = lambda _: None) -> S
     _require_splits(prompts, config)
     asked = config.model_dump(mode="json") | {"kind": "sweep", "prompts_sha256": prompts.sha256()}
     started = time.perf_counter()
-    with open_run(out, config=asked) as run:
+    loading: dict[str, Any] = {"dtype": config.dtype, "device": config.device, "template": config.template}
+    sources = of_models(config.model, **loading)
+    with open_run(out, config=asked, sources=sources, allow_other_versions=allow_other_versions) as run:
         say(f"loading {config.model}")
-        model = load_model(config.model, dtype=config.dtype, device=config.device, template=config.template)
+        model = load_model(config.model, **loading)
         result = _Sweep(config=config, run=run, prompts=prompts, model=model, say=say).tables()
         run.record_item("timings", "last_session_s", round(time.perf_counter() - started, 1))
     return result

@@ -13,6 +13,7 @@ from mechsafety.cli.base import (
     command,
     device_option,
     dtype_option,
+    other_versions_option,
     records,
     say,
     template_option,
@@ -133,6 +134,7 @@ def _direction(
 @template_option
 @dtype_option
 @device_option
+@other_versions_option
 def _sweep(
     model: str,
     methods: tuple[str, ...],
@@ -142,6 +144,7 @@ def _sweep(
     refusal_tokens: str | None,
     doses: tuple[str, ...],
     out: Path | None,
+    allow_other_versions: bool,
     **given: Any,
 ) -> Shown:
     """Score every layer and template position of MODEL, select a direction, and draw what lies where.
@@ -161,7 +164,12 @@ def _sweep(
     from mechsafety.runs import read_run
     from mechsafety.sweep_runs import SweepConfig, run_sweep
 
-    result = run_sweep(checked(SweepConfig, fields), out or Path("runs") / "sweep", say=say)
+    result = run_sweep(
+        checked(SweepConfig, fields),
+        out or Path("runs") / "sweep",
+        say=say,
+        allow_other_versions=allow_other_versions,
+    )
     report = write_run_page(read_run(result.path))
     nothing = result.stability[result.stability["layer"].isna()]["share"].sum()
     steady = result.stability.dropna(subset=["layer"]).head(3)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from mechsafety.generation import Completion
     from mechsafety.interventions import Edit
 
+TAKES = "model"
 ABOUT = "text:MODEL  a chat model answers 'VERDICT: REFUSAL', COMPLIANCE or DEGENERATE"
 
 NEW_TOKENS = 32

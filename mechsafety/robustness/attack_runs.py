@@ -17,6 +17,7 @@ from mechsafety.interventions import Edit, digest, require_fits
 from mechsafety.judges.fluent import FluentJudge
 from mechsafety.models import load_model, load_record
 from mechsafety.prompts import PromptSet, load_prompts
+from mechsafety.provenance import of_models
 from mechsafety.robustness.attacks import ATTACK_COLUMNS, Attack, attack_table
 from mechsafety.robustness.benign import benign_choices, benign_passages
 from mechsafety.robustness.suffix import (
@@ -75,7 +76,9 @@ class RobustnessRun:
         return f"<b>{escape(str(self.path))}</b>{shown}"
 
 
-def run_robustness(config: RobustnessConfig, out: Path, *, say: Say = lambda _: None) -> RobustnessRun:
+def run_robustness(
+    config: RobustnessConfig, out: Path, *, say: Say = lambda _: None, allow_other_versions: bool = False
+) -> RobustnessRun:
     """Measure in the folder ``out``, or go on where that was interrupted: each attack is a part of the run.
 
     The report prompts are attacked; suffixes are searched on harmful ``fit`` prompts and stay in the run folder.
@@ -88,8 +91,10 @@ def run_robustness(config: RobustnessConfig, out: Path, *, say: Say = lambda _: 
     every = load_prompts(config.prompts)
     prompts = _harmful(every, config)
     searched = _searched(every, config) if "suffix" in config.attacks else None
+    loading: dict[str, Any] = {"dtype": config.dtype, "device": config.device, "template": config.template}
+    sources = of_models(config.model, **loading)
     say(f"loading {config.model}")
-    model = load_model(config.model, dtype=config.dtype, device=config.device, template=config.template)
+    model = load_model(config.model, **loading)
     edit = asked_edit.for_model(model) if asked_edit is not None else None
     if edit is not None:
         require_fits(model, edit)
@@ -99,7 +104,7 @@ def run_robustness(config: RobustnessConfig, out: Path, *, say: Say = lambda _: 
         "edit_sha256": digest(edit) if edit is not None else None,
     }
     system = config.model if edit is None else f"{config.model} under {edit.describe()}"
-    with open_run(out, config=asked) as run:
+    with open_run(out, config=asked, sources=sources, allow_other_versions=allow_other_versions) as run:
         record = load_record(model)
         run.record("model", record.as_dict() if record else {})
         rows = [
