@@ -27,7 +27,8 @@ from mechsafety.errors import MechsafetyError
 from mechsafety.judges.registry import judge_sources, load_judge
 from mechsafety.judges.verdict import Judge
 from mechsafety.models import load_model, load_record
-from mechsafety.prompts import LABELS, SPLITS, Prompt, PromptSet, Split, load_prompts
+from mechsafety.prompt_splits import record_repeated, require_splits
+from mechsafety.prompts import PURPOSES, SPLITS, Prompt, PromptSet, Purpose, folded, load_prompts
 from mechsafety.provenance import of_models
 from mechsafety.runs import Provenance, RunFolder, open_run, read_run
 
@@ -37,12 +38,12 @@ if TYPE_CHECKING:
 
 Say = Callable[[str], None]
 
-_SPLITS: Mapping[Split, tuple[Part, ...]] = {
-    "fit": ("clusters", "links"),
-    "validation": ("links",),
-    "report": PARTS,
+_PURPOSES: Mapping[Purpose, tuple[Part, ...]] = {
+    "estimate": ("clusters", "links"),
+    "choose": ("links",),
+    "judge": PARTS,
 }
-"""Which parts need the prompts of a split."""
+"""Which parts need prompts for what."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +84,7 @@ def run_anatomy(
     every = load_prompts(config.prompts)
     hostile = load_prompts(config.attacks) if config.attacks is not None else None
     prompts, attacks = _limited(every, config), _families(hostile, config)
-    _require_splits(prompts, config)
+    require_splits(prompts, _purposes(config), name=config.prompts)
     _require_held_out(prompts, attacks)
     asked = config.model_dump(mode="json") | {
         "kind": "anatomy",
@@ -95,6 +96,7 @@ def run_anatomy(
     judge = _judge(config)
     models = _pair(config, say)
     with open_run(out, config=asked, sources=sources, allow_other_versions=allow_other_versions) as run:
+        record_repeated(run, say, every, *([] if hostile is None else [hostile]))
         records = {role: load_record(model) for role, model in models.items()}
         run.record("models", {role: record.as_dict() if record else {} for role, record in records.items()})
         answers = OwnAnswers(
@@ -156,27 +158,25 @@ def _families(attacks: PromptSet | None, config: AnatomyConfig) -> list[Prompt]:
     ]
 
 
-def _require_splits(prompts: PromptSet, config: AnatomyConfig) -> None:
-    needed: list[Split] = [split for split, parts in _SPLITS.items() if set(parts) & set(config.parts)]
-    for split in needed:
-        for label in LABELS:
-            if not len(prompts.where(split=split, label=label)):
-                raise MechsafetyError(
-                    f"prompt set {config.prompts!r} has no {label} prompts in split {split!r}: an anatomy fits on "
-                    "'fit', chooses on 'validation' and measures on 'report' prompts, harmful and harmless ones in each"
-                )
+def _purposes(config: AnatomyConfig) -> list[Purpose]:
+    return [purpose for purpose, parts in _PURPOSES.items() if set(parts) & set(config.parts)]
 
 
 def _require_held_out(prompts: PromptSet, attacks: Sequence[Prompt]) -> None:
-    def words(prompt: Prompt) -> str:
-        return " ".join(prompt.text.casefold().split())
-
-    known = {words(p): p.id for p in prompts if p.split != "report"}
+    """Attacks may be harmful report prompts too, but none that something is found or chosen on."""
+    others = {folded(p.text): p for p in prompts}
     for attack in attacks:
-        if words(attack) in known:
+        twin = others.get(folded(attack.text))
+        if twin is None:
+            continue
+        if twin.split != PURPOSES["judge"]:
             raise MechsafetyError(
-                f"attack {attack.id!r} has the text of the prompt {known[words(attack)]!r}, which centroids and "
-                "directions are found on: attacks must be others"
+                f"attack {attack.id!r} has the text of the prompt {twin.id!r}, which centroids and directions are "
+                "found on: attacks must be others"
+            )
+        if twin.label != attack.label:
+            raise MechsafetyError(
+                f"attack {attack.id!r} has the text of the {twin.label} prompt {twin.id!r}: a text has one label"
             )
 
 

@@ -18,6 +18,7 @@ from mechsafety.errors import MechsafetyError
 from mechsafety.generation import DEFAULT_BATCH, Sampling
 from mechsafety.interventions import baked, digest, require_fits
 from mechsafety.models import load_model, load_record
+from mechsafety.prompt_splits import record_repeated
 from mechsafety.prompts import Split, load_prompts
 from mechsafety.provenance import of_models
 from mechsafety.resumable_generation import resumable_responses
@@ -114,6 +115,7 @@ def run_generation(
     with written, opened as run:
         if edit is not None and save_edit_to is not None:
             save_edit(edit, save_edit_to, model=model)
+        record_repeated(run, say, every)
         say(f"{len(prompts)} responses")
         table = resumable_responses(
             run,

@@ -26,7 +26,8 @@ from mechsafety.ladder_links import files_read, read_regions
 from mechsafety.ladder_systems import FIT, LadderSetting, RungAware, loading_of
 from mechsafety.ladder_work import LadderWork
 from mechsafety.models import load_model, locate, parse_spec
-from mechsafety.prompts import LABELS, PromptSet, Split, load_prompts
+from mechsafety.prompt_splits import record_repeated, require_splits
+from mechsafety.prompts import PURPOSES, PromptSet, load_prompts
 from mechsafety.provenance import of_files, of_models
 from mechsafety.runs import Provenance, RunFolder, open_run, read_run
 
@@ -110,6 +111,7 @@ def run_ladder(
         allow_other_versions=allow_other_versions,
     ) as run:
         run.record("config", asked)
+        record_repeated(run, say, prompts)
         setting = LadderSetting(
             config=config, run=run, prompts=prompts, judge=RungAware(judge), regions=regions
         )
@@ -148,15 +150,8 @@ def read_ladder(path: Path | str) -> LadderRun:
 
 
 def _check_prompts(prompts: PromptSet, config: LadderConfig) -> None:
-    splits: tuple[Split, ...] = ("fit", "validation", "report")
-    for split in splits:
-        for label in LABELS:
-            if not len(prompts.where(split=split, label=label)):
-                raise MechsafetyError(
-                    f"prompt set {config.prompts!r} has no {label} prompts in split {split!r}: a ladder finds "
-                    "directions on 'fit', chooses a layer on 'validation' and counts refusals on 'report'"
-                )
-    most = min(FIT, len(prompts.fit.harmful))
+    require_splits(prompts, PURPOSES, name=config.prompts)
+    most = min(FIT, len(prompts.to_estimate.harmful))
     if max(config.counts) > most:
         raise MechsafetyError(
             f"{max(config.counts)} directions of {most} harmful fit prompts: these span no more than {most}"
@@ -199,7 +194,7 @@ def _compare(
         return False, ["One system alone: there is nothing to compare it with."]
     say(f"comparing {len(config.systems)} systems")
     # Halves of a class must span the compared subspaces, their mean taken off.
-    half = min(config.compare_limit, len(prompts.fit.harmful), len(prompts.fit.harmless)) // 2
+    half = min(config.compare_limit, len(prompts.to_estimate.harmful), len(prompts.to_estimate.harmless)) // 2
     try:
         found = compare(
             config.systems,

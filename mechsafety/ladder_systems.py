@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 FIT = 128
 """Prompts of each label that directions are found on, at most."""
 _VALIDATION = 64
-"""Prompts of each label that directions are read on, at most."""
+"""Prompts of each label that a layer is chosen on, at most."""
 _CHOICE = 16
 """Harmful validation prompts that are answered to choose a layer, at most."""
 
@@ -82,11 +82,11 @@ class LadderSetting:
 
     @cached_property
     def fit(self) -> PromptSet:
-        return self.prompts.fit.sample(FIT, seed=self.config.seed)
+        return self.prompts.to_estimate.sample(FIT, seed=self.config.seed)
 
     @cached_property
     def validation(self) -> PromptSet:
-        return self.prompts.validation.sample(_VALIDATION, seed=self.config.seed)
+        return self.prompts.to_choose.sample(_VALIDATION, seed=self.config.seed)
 
     @cached_property
     def choice(self) -> PromptSet:
@@ -96,7 +96,7 @@ class LadderSetting:
 
     @cached_property
     def report(self) -> PromptSet:
-        report, limit = self.prompts.report, self.config.limit
+        report, limit = self.prompts.to_judge, self.config.limit
         return report if limit is None else report.sample(limit, seed=self.config.seed)
 
     def load(self, spec: str) -> TransformerBridge:
@@ -145,6 +145,7 @@ class LadderSystem:
             setting.fit,
             setting.validation,
             choice=setting.choice,
+            report=setting.report,
             k=max(config.counts),
             judge=setting.judge,
             max_new_tokens=config.max_new_tokens,

@@ -12,12 +12,20 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-from mechsafety.adapters import adapter_folder
+from mechsafety.adapters import adapter_folder, weights_fingerprint
 from mechsafety.errors import MechsafetyError
 from mechsafety.hardware import dtype_name, resolve_device, resolve_dtype
-from mechsafety.models import PLAIN_TEMPLATE, ModelSpec, load_error, locate, parse_spec
+from mechsafety.models import (
+    PLAIN_TEMPLATE,
+    ModelSpec,
+    body_of,
+    known_fingerprint,
+    load_error,
+    locate,
+    parse_spec,
+)
 from mechsafety.progress import quiet
 from mechsafety.runs import Provenance
 
@@ -76,6 +84,11 @@ def of_classifier(spec: str) -> Provenance:
     settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     base = of_model(str(settings.get("base_model_name_or_path")))
     return Provenance(identity={**base.identity, **_folder_kinds(folder)}, circumstance=base.circumstance)
+
+
+def loaded_fingerprint(model: Any) -> str:
+    """The fingerprint of a loaded model's weights: of the file's where it is known, else of those it has now."""
+    return known_fingerprint(model) or weights_fingerprint(body_of(model))
 
 
 def of_files(*paths: Path) -> Provenance:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 MANIFEST = "manifest.json"
 _PARTS = "parts"
 _SCRATCH = ".writing-"
+_MADE_FROM = "\x00made from"  # no piece has such a key
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _PACKAGES = (
     "mechsafety",
@@ -108,7 +109,7 @@ class RunFolder:
             )
         sessions = stored.get("sessions", [])
         session = {
-            "versions": {name: version for name, version in versions().items() if name in _COMPUTING},
+            "versions": computing_versions(),
             "sources": {name: dict(one.circumstance) for name, one in made_from.items()},
         }
         self._session, sessions = self._admitted(session, sessions)
@@ -209,6 +210,22 @@ class Journal:
                 entry = json.loads(line)
                 self._found[entry["key"]] = entry["value"]
 
+    def bind(self, **facts: object) -> None:
+        """Bind the journal to what its pieces are made from: kept at first, compared from then on.
+
+        Raises :class:`MechsafetyError` where something differs, and for pieces of which nothing is known.
+        """
+        now = {name: str(value) for name, value in facts.items()}
+        known = self.get(_MADE_FROM)
+        if known is None and not self._found:
+            self.put(_MADE_FROM, now)
+        elif known != now:
+            changed = _listed(differences(known or {}, now))
+            raise MechsafetyError(
+                f"journal {str(self.path)!r} holds pieces that were made from something else ({changed}): name another "
+                "file"
+            )
+
     def get(self, key: str) -> Any:
         """What was put under ``key``, or None."""
         return self._found.get(key)
@@ -304,6 +321,12 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             found[package] = "not installed"
     return found
+
+
+def computing_versions() -> dict[str, str]:
+    """The versions of the packages that numbers may depend on."""
+    found = versions()
+    return {name: found[name] for name in _COMPUTING}
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

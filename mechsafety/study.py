@@ -31,6 +31,7 @@ from mechsafety.judges.registry import judge_responses, judge_sources, load_judg
 from mechsafety.judges.verdict import Judge, Response, Verdict
 from mechsafety.models import load_model, load_record
 from mechsafety.openings import own_refusal_tokens
+from mechsafety.prompt_splits import record_repeated
 from mechsafety.prompts import PromptSet
 from mechsafety.provenance import of_models
 from mechsafety.recipes import Recipe, recipe
@@ -71,6 +72,7 @@ def run_study(
     for judge in config.judges:
         sources |= judge_sources(judge, loading=_loading(config))
     with open_run(out, config=asked, sources=sources, allow_other_versions=allow_other_versions) as run:
+        record_repeated(run, say, report, anchors)
         study = _Study(config=config, run=run, report=report, anchors=anchors, say=say)
         for number, spec in enumerate(config.systems, start=1):
             study.try_system(spec, f"[{number}/{len(config.systems)}] {spec}")
@@ -193,7 +195,7 @@ class _Study:
         positions: tuple[int, ...] = (-1,)
         if chosen.positions == "post_instruction":
             positions = post_instruction_positions(model)
-        cache = residual_stream(model, self.anchors.fit, positions=positions)
+        cache = residual_stream(model, self.anchors.to_estimate, positions=positions)
         found = find_directions(cache, method=chosen.method, centring=chosen.centring, seed=self.config.seed)
         target = self.run.part_path("directions", spec, suffix="safetensors")
         self.run.save(str(target.relative_to(self.run.path)), found.save)
@@ -204,8 +206,8 @@ class _Study:
     def _sweep(self, spec: str) -> None:
         model, directions, chosen = self.model(spec), self.directions(spec), self.recipe()
         # None where it hardly refuses: the sweep then goes by its logits.
-        tokens = own_refusal_tokens(model, self.anchors.validation, seed=self.config.seed)
-        swept = sweep(model, directions, self.anchors.validation, refusal_tokens=tokens)
+        tokens = own_refusal_tokens(model, self.anchors.to_choose, seed=self.config.seed)
+        swept = sweep(model, directions, self.anchors.to_choose, refusal_tokens=tokens)
         selection, note = self._select(swept.table, model.cfg.n_layers, chosen)
         direction = directions.at(layer=selection.layer, position=selection.position)
         self.run.write_part(swept.table.assign(system=spec), "sweep", spec)
@@ -249,7 +251,7 @@ class _Study:
         self, spec: str, model: TransformerBridge, directions: Directions, selection: Selection
     ) -> pd.DataFrame:
         """Validation prompts in the first two principal components at the selected layer."""
-        cache = residual_stream(model, self.anchors.validation, positions=(selection.position,))
+        cache = residual_stream(model, self.anchors.to_choose, positions=(selection.position,))
         direction = directions.at(layer=selection.layer, position=selection.position)
         return principal_plane(cache, direction).assign(system=spec)
 

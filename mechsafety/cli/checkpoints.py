@@ -32,7 +32,11 @@ _TEXT_COLUMNS = {
 )
 @click.argument("checkpoints", nargs=-1, metavar="MODEL MODEL...")
 @click.option(
-    "--prompts", default="default", show_default=True, metavar="SET", help="Fit and validation prompts."
+    "--prompts",
+    default="default",
+    show_default=True,
+    metavar="SET",
+    help="Fit, validation and report prompts.",
 )
 @click.option(
     "--measure",

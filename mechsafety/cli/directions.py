@@ -66,13 +66,15 @@ def _direction(
     from mechsafety.sweeps import sweep
 
     chosen = load_prompts(prompts)
+    if chosen.repeated:
+        say(f"{chosen.repeated} prompts stand twice in one split under one label: each is counted once")
     loaded = load_model(model, dtype=dtype or "auto", device=device or "auto", template=template)
     say("residual streams")
-    found = find_directions(residual_stream(loaded, chosen.fit), method=method, seed=seed)
+    found = find_directions(residual_stream(loaded, chosen.to_estimate), method=method, seed=seed)
     if out is not None:
         found.save(out)
     say("layer sweep")
-    swept = sweep(loaded, found, chosen.validation.sample(32, seed=seed))
+    swept = sweep(loaded, found, chosen.to_choose.sample(32, seed=seed))
     try:
         explanation = swept.select().explain()
         selected: Any = finite(vars(swept.select()))

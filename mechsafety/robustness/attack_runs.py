@@ -16,6 +16,7 @@ from mechsafety.errors import MechsafetyError
 from mechsafety.interventions import Edit, digest, require_fits
 from mechsafety.judges.fluent import FluentJudge
 from mechsafety.models import load_model, load_record
+from mechsafety.prompt_splits import record_repeated
 from mechsafety.prompts import PromptSet, load_prompts
 from mechsafety.provenance import of_models
 from mechsafety.robustness.attacks import ATTACK_COLUMNS, Attack, attack_table
@@ -105,6 +106,7 @@ def run_robustness(
     }
     system = config.model if edit is None else f"{config.model} under {edit.describe()}"
     with open_run(out, config=asked, sources=sources, allow_other_versions=allow_other_versions) as run:
+        record_repeated(run, say, every)
         record = load_record(model)
         run.record("model", record.as_dict() if record else {})
         rows = [
@@ -121,7 +123,7 @@ def run_robustness(
 
 
 def _harmful(every: PromptSet, config: RobustnessConfig) -> PromptSet:
-    found = every.where(split="report", label="harmful")
+    found = every.to_judge.harmful
     if not len(found):
         raise MechsafetyError(
             f"prompt set {config.prompts!r} has no harmful prompts in its split 'report': there is nothing to attack"
@@ -130,7 +132,7 @@ def _harmful(every: PromptSet, config: RobustnessConfig) -> PromptSet:
 
 
 def _searched(every: PromptSet, config: RobustnessConfig) -> PromptSet:
-    found = every.where(split="fit", label="harmful")
+    found = every.to_estimate.harmful
     if len(found) < config.suffixes:
         raise MechsafetyError(
             f"prompt set {config.prompts!r} has {len(found)} harmful prompts in its split 'fit', on which suffixes "
