@@ -148,7 +148,7 @@ def compare(
     with open_run(
         Path(out),
         config=asked,
-        sources=of_models(*models, **loading),
+        sources=lambda: of_models(*models, **loading),
         allow_other_versions=allow_other_versions,
     ) as run:
         record_repeated(run, say, prompts or PromptSet(()))

@@ -107,7 +107,7 @@ def run_ladder(
     with open_run(
         out,
         config=asked | {"beside": _beside_before(out, config)},
-        sources=_sources(config, regions),
+        sources=lambda: _sources(config, regions),
         allow_other_versions=allow_other_versions,
     ) as run:
         run.record("config", asked)

@@ -154,6 +154,8 @@ def _hashed(path: Path) -> str:
     try:
         now = path.stat()
         return _hashed_once(path.resolve(), now.st_size, now.st_mtime_ns, now.st_ino)
+    except FileNotFoundError:
+        raise MechsafetyError(f"file {str(path)!r} does not exist") from None
     except OSError as error:
         raise MechsafetyError(f"cannot read {str(path)!r}: {error.strerror}") from None
 

@@ -24,7 +24,7 @@ from mechsafety.provenance import of_models
 from mechsafety.region_config import RegionsConfig
 from mechsafety.region_followups import follow_up
 from mechsafety.region_work import RegionWork
-from mechsafety.runs import RunFolder, open_run
+from mechsafety.runs import Provenance, RunFolder, open_run
 
 Say = Callable[[str], None]
 
@@ -60,7 +60,10 @@ def run_regions(
     asked = config.model_dump(mode="json") | {"kind": "regions", "prompts_sha256": prompts.sha256()}
     started = time.perf_counter()
     loading: dict[str, Any] = {"dtype": config.dtype, "device": config.device, "template": config.template}
-    sources = of_models(config.model, **loading)
+
+    def sources() -> dict[str, Provenance]:
+        return of_models(config.model, **loading)
+
     with open_run(out, config=asked, sources=sources, allow_other_versions=allow_other_versions) as run:
         record_repeated(run, say, prompts)
         say(f"loading {config.model}")

@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
@@ -265,12 +266,13 @@ def open_run(
     path: Path,
     *,
     config: Mapping[str, Any],
-    sources: Mapping[str, Provenance] | None = None,
+    sources: Mapping[str, Provenance] | Callable[[], Mapping[str, Provenance]] = MappingProxyType({}),
     allow_other_versions: bool = False,
 ) -> Iterator[RunFolder]:
     """Begin or go on with the run in ``path``; one process at a time.
 
-    ``sources`` are, by name, what its parts are made from. Raises :class:`MechsafetyError` when the folder holds a run
+    ``sources`` are, by name, what its parts are made from; a function is called when the folder is known to be one for
+    this run. Raises :class:`MechsafetyError` when the folder holds a run
     of another configuration or of other sources (with what differs), of other versions, devices or number formats
     (unless ``allow_other_versions``, which is recorded), of a version of mechsafety that kept no sources, something
     that is not a run, or is in use.
@@ -299,7 +301,7 @@ def open_run(
             run.write_text(
                 MANIFEST, json.dumps({"config": dict(config), "versions": versions()}, indent=2) + "\n"
             )
-        run._require_sources(sources or {})
+        run._require_sources(sources() if callable(sources) else sources)
         yield run
     finally:
         lock.release()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import resource
 import time
+from collections import ChainMap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -36,7 +37,7 @@ from mechsafety.prompts import PromptSet
 from mechsafety.provenance import of_models
 from mechsafety.recipes import Recipe, recipe
 from mechsafety.resumable_generation import resumable_responses
-from mechsafety.runs import RunFolder, open_run
+from mechsafety.runs import Provenance, RunFolder, open_run
 from mechsafety.scoring import answer_nll
 from mechsafety.selection import Selection, candidate, nearest, select
 from mechsafety.selfjudge import Exchange, self_judge, summarise
@@ -68,9 +69,12 @@ def run_study(
         "anchors_sha256": anchors.sha256(),
     }
     started = time.perf_counter()
-    sources = of_models(*config.systems, **_loading(config))
-    for judge in config.judges:
-        sources |= judge_sources(judge, loading=_loading(config))
+
+    def sources() -> dict[str, Provenance]:
+        loading = _loading(config)
+        of_judges = [judge_sources(judge, loading=loading) for judge in config.judges]
+        return dict(ChainMap(of_models(*config.systems, **loading), *of_judges))
+
     with open_run(out, config=asked, sources=sources, allow_other_versions=allow_other_versions) as run:
         record_repeated(run, say, report, anchors)
         study = _Study(config=config, run=run, report=report, anchors=anchors, say=say)

@@ -32,7 +32,7 @@ from mechsafety.prompt_splits import record_repeated, require_splits
 from mechsafety.prompts import PromptSet, load_prompts
 from mechsafety.provenance import of_models
 from mechsafety.refusal_scores import RefusalTokens, named_refusal_tokens
-from mechsafety.runs import Journal, RunFolder, open_run
+from mechsafety.runs import Journal, Provenance, RunFolder, open_run
 from mechsafety.selection import RULES, Selection, nearest, select
 from mechsafety.sweeps import Sweep, sweep
 from mechsafety.tokens import post_instruction_positions
@@ -102,7 +102,10 @@ def run_sweep(
     asked = config.model_dump(mode="json") | {"kind": "sweep", "prompts_sha256": prompts.sha256()}
     started = time.perf_counter()
     loading: dict[str, Any] = {"dtype": config.dtype, "device": config.device, "template": config.template}
-    sources = of_models(config.model, **loading)
+
+    def sources() -> dict[str, Provenance]:
+        return of_models(config.model, **loading)
+
     with open_run(out, config=asked, sources=sources, allow_other_versions=allow_other_versions) as run:
         record_repeated(run, say, prompts)
         say(f"loading {config.model}")
