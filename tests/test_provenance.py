@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,13 +16,22 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mechsafety import provenance, runs
+from mechsafety.anatomy_config import AnatomyConfig
+from mechsafety.anatomy_runs import run_anatomy
+from mechsafety.checkpoints import compare
 from mechsafety.edit_files import save_edit
 from mechsafety.errors import MechsafetyError
 from mechsafety.generation_runs import GenerationConfig, run_generation
 from mechsafety.interventions import Ablate
 from mechsafety.judges.registry import judge_sources
+from mechsafety.ladder_config import LadderConfig
+from mechsafety.ladder_runs import run_ladder
 from mechsafety.models import PLAIN_TEMPLATE, load_model
+from mechsafety.prompts import load_prompts
 from mechsafety.provenance import of_files, of_model, of_models
+from mechsafety.region_config import RegionsConfig
+from mechsafety.region_runs import run_regions
+from mechsafety.robustness.attack_runs import RobustnessConfig, run_robustness
 from mechsafety.runs import MANIFEST, Provenance, open_run, read_run
 from mechsafety.study import run_study
 from mechsafety.study_config import StudyConfig
@@ -386,6 +396,18 @@ def test_weights_that_change_while_a_study_runs_are_noticed_before_they_are_load
         run_study(config, tmp_path / "run", say=say)
 
 
+def test_a_study_is_bound_to_its_judges_models_too(
+    tiny_folder: Callable[..., Path], folder: Path, prompts: Path, tmp_path: Path
+) -> None:
+    judge = f"logit:{folder}"
+    config = study_of(tiny_folder("gpt2"), prompts, judges=("rules", judge))
+    with pytest.raises(Cut):
+        run_study(config, tmp_path / "run", say=interrupting("original: judge logit"))
+    other_weights(folder)
+    with pytest.raises(MechsafetyError, match=re.escape(f"judge {judge}.weights")):
+        run_study(config, tmp_path / "run")
+
+
 def sweep_of(folder: Path, prompts: Path, **changed: Any) -> SweepConfig:
     fields: dict[str, Any] = {
         "model": str(folder),
@@ -444,6 +466,65 @@ def test_answers_are_of_one_model_and_one_edit(folder: Path, prompts: Path, tmp_
     with pytest.raises(MechsafetyError, match="weights"):
         run_generation(config, run)
     assert parts_of(run) == before
+
+
+LOADING: dict[str, Any] = {"dtype": "float32", "device": "cpu"}
+
+
+def regions(folder: Path, _base: Path, prompts: Path, out: Path, say: Callable[[str], None]) -> object:
+    config = RegionsConfig(
+        model=str(folder), prompts=str(prompts), parts=("structure",), examples=4, **LOADING
+    )
+    return run_regions(config, out, say=say)
+
+
+def ladder(folder: Path, _base: Path, prompts: Path, out: Path, say: Callable[[str], None]) -> object:
+    config = LadderConfig(systems=(str(folder),), prompts=str(prompts), counts=(1,), **LOADING)
+    return run_ladder(config, out, say=say)
+
+
+def robustness(folder: Path, _base: Path, prompts: Path, out: Path, say: Callable[[str], None]) -> object:
+    config = RobustnessConfig(model=str(folder), prompts=str(prompts), attacks=("vanilla",), **LOADING)
+    return run_robustness(config, out, say=say)
+
+
+def anatomy(folder: Path, base: Path, prompts: Path, out: Path, say: Callable[[str], None]) -> object:
+    models = {"base": str(base), "tuned": str(folder), "judge": "rules"}
+    config = AnatomyConfig(**models, prompts=str(prompts), parts=("sensitivity",), **LOADING)
+    return run_anatomy(config, out, say=say)
+
+
+def comparison(folder: Path, base: Path, prompts: Path, out: Path, say: Callable[[str], None]) -> object:
+    return compare([str(base), str(folder)], load_prompts(prompts), out=out, seed=0, say=say, **LOADING)
+
+
+@pytest.mark.parametrize(
+    ("experiment", "begun"),
+    [
+        (regions, "own answers"),
+        (ladder, "directions and layer"),
+        (robustness, "vanilla: "),
+        (anatomy, "sensitivity"),
+        (comparison, "residual streams"),
+    ],
+)
+@pytest.mark.parametrize(("change", "said"), [(other_weights, "weights"), (other_chat, "template")])
+def test_every_experiment_is_of_one_model(
+    folder: Path,
+    prompts: Path,
+    tmp_path: Path,
+    experiment: Callable[..., object],
+    begun: str,
+    change: Callable[[Path], None],
+    said: str,
+) -> None:
+    base = save_tiny(tmp_path / "base", "llama", seed=1)
+    for _ in range(2):  # interrupted, and again: what has not changed goes on
+        with pytest.raises(Cut):
+            experiment(folder, base, prompts, tmp_path / "run", interrupting(begun))
+    change(folder)
+    with pytest.raises(MechsafetyError, match=f"{said}: .*--out"):
+        experiment(folder, base, prompts, tmp_path / "run", lambda _: None)
 
 
 def test_models_are_told_by_name(folder: Path) -> None:
