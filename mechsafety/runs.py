@@ -19,7 +19,6 @@ import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from types import MappingProxyType
@@ -28,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 from mechsafety.errors import MechsafetyError
+from mechsafety.run_sources import Provenance, admitted, conflicts, differences, listed, only
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,18 +51,6 @@ _PACKAGES = (
 )
 _COMPUTING = tuple(name for name in _PACKAGES if name not in ("datasets", "plotly"))
 """The packages whose versions numbers may depend on."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Provenance:
-    """What a source is that parts of a run are made from.
-
-    Results about two identities (weights, tokenizer, adapter, ...) never lie in one run. A circumstance (number format,
-    device) changes digits: a run goes on under another one where that is allowed, and the manifest says so.
-    """
-
-    identity: Mapping[str, str | None]
-    circumstance: Mapping[str, str] = field(default_factory=dict)
 
 
 class RunFolder:
@@ -103,40 +91,28 @@ class RunFolder:
         stored = self.manifest
         known = stored.get("sources", {})
         now = {name: dict(one.identity) for name, one in made_from.items()}
-        if changed := differences({name: known[name] for name in now if name in known}, _only(now, known)):
+        if changed := differences({name: known[name] for name in now if name in known}, only(now, known)):
             raise MechsafetyError(
-                f"run {str(self.path)!r} was made from something else ({_listed(changed)}), and its parts do not mix "
+                f"run {str(self.path)!r} was made from something else ({listed(changed)}), and its parts do not mix "
                 "with new ones: name a new folder with --out, or put back what was there; nothing was changed in it"
             )
-        sessions = stored.get("sessions", [])
         session = {
             "versions": computing_versions(),
             "sources": {name: dict(one.circumstance) for name, one in made_from.items()},
         }
-        self._session, sessions = self._admitted(session, sessions)
-        sources = {**known, **now}
-        if sources != known or sessions != stored.get("sessions"):
-            text = json.dumps(stored | {"sources": sources, "sessions": sessions}, indent=2) + "\n"
-            self.write_text(MANIFEST, text)
-
-    def _admitted(
-        self, session: dict[str, Any], sessions: list[dict[str, Any]]
-    ) -> tuple[int, list[dict[str, Any]]]:
-        """The place of this session among those of the run, and all of them: an equal one, or a new one if allowed."""
-        if not sessions:
-            return 0, [session]
-        places = sorted(range(len(sessions)), key=lambda at: at != self._session % len(sessions))
-        for at in places:
-            if not _conflicts(sessions[at], session):
-                merged = {kind: sessions[at][kind] | session[kind] for kind in ("versions", "sources")}
-                return at, [*sessions[:at], merged, *sessions[at + 1 :]]
-        if not self._allowed:
+        before = stored.get("sessions", [])
+        found = admitted(session, before, first=self._session, allowed=self._allowed)
+        if found is None:
             raise MechsafetyError(
                 f"run {str(self.path)!r} was begun under other circumstances "
-                f"({_listed(_conflicts(sessions[-1], session))}), which change digits: go on all the same with "
+                f"({listed(conflicts(before[-1], session))}), which change digits: go on all the same with "
                 "--allow-other-versions, which is recorded, or name a new folder with --out"
             )
-        return len(sessions), [*sessions, session]
+        self._session, sessions = found
+        sources = {**known, **now}
+        if "sources" not in stored or sources != known or sessions != before:
+            text = json.dumps(stored | {"sources": sources, "sessions": sessions}, indent=2) + "\n"
+            self.write_text(MANIFEST, text)
 
     def part_path(self, *key: str, suffix: str = "parquet") -> Path:
         """Where the part named by ``key`` lies; names are made safe and stay distinct."""
@@ -221,7 +197,7 @@ class Journal:
         if known is None and not self._found:
             self.put(_MADE_FROM, now)
         elif known != now:
-            changed = _listed(differences(known or {}, now))
+            changed = listed(differences(known or {}, now))
             raise MechsafetyError(
                 f"journal {str(self.path)!r} holds pieces that were made from something else ({changed}): name another "
                 "file"
@@ -331,17 +307,6 @@ def computing_versions() -> dict[str, str]:
     return {name: found[name] for name in _COMPUTING}
 
 
-def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """``key: old -> new`` for every differing key, nested ones dotted."""
-    before, after = _flat(old), _flat(new)
-    absent = "(absent)"
-    return [
-        f"{key}: {before.get(key, absent)!r} -> {after.get(key, absent)!r}"
-        for key in dict.fromkeys([*before, *after])
-        if before.get(key, absent) != after.get(key, absent)
-    ]
-
-
 def _require_empty(path: Path) -> None:
     # A run killed while it wrote its manifest leaves the lock and a scratch file.
     strangers = [p.name for p in path.iterdir() if p.name != ".lock" and not p.name.startswith(_SCRATCH)]
@@ -369,35 +334,9 @@ def _require_same(run: RunFolder, config: Mapping[str, Any]) -> None:
     changed = differences(run.manifest["config"], json.loads(json.dumps(dict(config))))
     if changed:
         raise MechsafetyError(
-            f"run {str(run.path)!r} has another configuration ({_listed(changed)}): name another folder "
+            f"run {str(run.path)!r} has another configuration ({listed(changed)}): name another folder "
             "with --out, or give the old settings again"
         )
-
-
-def _conflicts(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """What two sessions that both name a thing say differently of it."""
-    before, after = _flat(one), _flat(other)
-    return differences(_only(before, after), _only(after, before))
-
-
-def _only(values: Mapping[str, Any], names: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if name in names}
-
-
-def _listed(changed: list[str]) -> str:
-    """The first differences, hashes cut to what tells them apart at a glance."""
-    more = f"; and {len(changed) - 6} more" if len(changed) > 6 else ""
-    return re.sub(r"\b([0-9a-f]{12})[0-9a-f]{28,52}\b", r"\1", "; ".join(changed[:6])) + more
-
-
-def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, item in value.items():
-        if isinstance(item, Mapping) and item:
-            flat |= _flat(item, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = item
-    return flat
 
 
 def _safe(name: str) -> str:
