@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
@@ -65,7 +66,8 @@ def compare_judges(
     for name, table in tables.items():
         run.write_table(table, f"{name}.csv")
     reference_name = human.name if human is not None else reference
-    run.record("agree", {"reference": reference_name, "seed": seed})
+    of_labels = hashlib.sha256(human.read_bytes()).hexdigest() if human is not None else None
+    run.record("agree", {"reference": reference_name, "labels_sha256": of_labels, "seed": seed})
     return JudgeComparison(path=path, primary=primary, tables=tables)
 
 

@@ -44,7 +44,7 @@ class OwnAnswers:
     say: Callable[[str], None]
 
     def __post_init__(self) -> None:
-        self.groups = prompt_groups(self.prompts.report, self.attacks)
+        self.groups = prompt_groups(self.prompts.to_judge, self.attacks)
         self.held_out = [prompt for group in self.groups.values() for prompt in group]
         self.group_of = {p.id: name for name, group in self.groups.items() for p in group}
         self._read: dict[tuple[Role, Which], Answers] = {}
@@ -53,7 +53,7 @@ class OwnAnswers:
         """One model's answers to the fit or to the held-out prompts."""
         if (role, which) not in self._read:
             model = self.models[role]
-            prompts = self.prompts.fit if which == "fit" else self.held_out
+            prompts = self.prompts.to_estimate if which == "fit" else self.held_out
             key = ("answers", f"{role}-{which}")
             if not self.run.has_part(*key):
                 self.say(f"answers of the {role} model to {len(prompts)} {which} prompts")

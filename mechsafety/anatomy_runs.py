@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -24,11 +24,13 @@ from mechsafety.anatomy_answers import OwnAnswers
 from mechsafety.anatomy_config import PART_TABLES, PARTS, TABLES, AnatomyConfig, Part, Role
 from mechsafety.anatomy_work import AnatomyWork
 from mechsafety.errors import MechsafetyError
-from mechsafety.judges.registry import load_judge
+from mechsafety.judges.registry import judge_sources, load_judge
 from mechsafety.judges.verdict import Judge
 from mechsafety.models import load_model, load_record
-from mechsafety.prompts import LABELS, SPLITS, Prompt, PromptSet, Split, load_prompts
-from mechsafety.runs import RunFolder, open_run, read_run
+from mechsafety.prompt_splits import record_repeated, require_splits
+from mechsafety.prompts import PURPOSES, SPLITS, Prompt, PromptSet, Purpose, folded, load_prompts
+from mechsafety.provenance import of_models
+from mechsafety.runs import Provenance, RunFolder, open_run, read_run
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -36,12 +38,12 @@ if TYPE_CHECKING:
 
 Say = Callable[[str], None]
 
-_SPLITS: Mapping[Split, tuple[Part, ...]] = {
-    "fit": ("clusters", "links"),
-    "validation": ("links",),
-    "report": PARTS,
+_PURPOSES: Mapping[Purpose, tuple[Part, ...]] = {
+    "estimate": ("clusters", "links"),
+    "choose": ("links",),
+    "judge": PARTS,
 }
-"""Which parts need the prompts of a split."""
+"""Which parts need prompts for what."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +67,13 @@ class AnatomyRun:
         return f"<b>Anatomy</b> in {escape(str(self.path))}{shown}"
 
 
-def run_anatomy(config: AnatomyConfig, out: Path | str, *, say: Say = lambda _: None) -> AnatomyRun:
+def run_anatomy(
+    config: AnatomyConfig,
+    out: Path | str,
+    *,
+    say: Say = lambda _: None,
+    allow_other_versions: bool = False,
+) -> AnatomyRun:
     """Run ``config`` in the folder ``out``, or go on where it was interrupted.
 
     Centroids, safety sets and the direction come from fit prompts, the direction's layer from validation prompts;
@@ -76,7 +84,7 @@ def run_anatomy(config: AnatomyConfig, out: Path | str, *, say: Say = lambda _: 
     every = load_prompts(config.prompts)
     hostile = load_prompts(config.attacks) if config.attacks is not None else None
     prompts, attacks = _limited(every, config), _families(hostile, config)
-    _require_splits(prompts, config)
+    require_splits(prompts, _purposes(config), name=config.prompts)
     _require_held_out(prompts, attacks)
     asked = config.model_dump(mode="json") | {
         "kind": "anatomy",
@@ -84,9 +92,11 @@ def run_anatomy(config: AnatomyConfig, out: Path | str, *, say: Say = lambda _: 
         "attacks_sha256": None if hostile is None else hostile.sha256(),
     }
     started = time.perf_counter()
+    sources = of_models(*config.models.values(), **_loading(config)) | _judge_sources(config)
     judge = _judge(config)
     models = _pair(config, say)
-    with open_run(out, config=asked) as run:
+    with open_run(out, config=asked, sources=sources, allow_other_versions=allow_other_versions) as run:
+        record_repeated(run, say, every, *([] if hostile is None else [hostile]))
         records = {role: load_record(model) for role, model in models.items()}
         run.record("models", {role: record.as_dict() if record else {} for role, record in records.items()})
         answers = OwnAnswers(
@@ -148,27 +158,25 @@ def _families(attacks: PromptSet | None, config: AnatomyConfig) -> list[Prompt]:
     ]
 
 
-def _require_splits(prompts: PromptSet, config: AnatomyConfig) -> None:
-    needed: list[Split] = [split for split, parts in _SPLITS.items() if set(parts) & set(config.parts)]
-    for split in needed:
-        for label in LABELS:
-            if not len(prompts.where(split=split, label=label)):
-                raise MechsafetyError(
-                    f"prompt set {config.prompts!r} has no {label} prompts in split {split!r}: an anatomy fits on "
-                    "'fit', chooses on 'validation' and measures on 'report' prompts, harmful and harmless ones in each"
-                )
+def _purposes(config: AnatomyConfig) -> list[Purpose]:
+    return [purpose for purpose, parts in _PURPOSES.items() if set(parts) & set(config.parts)]
 
 
 def _require_held_out(prompts: PromptSet, attacks: Sequence[Prompt]) -> None:
-    def words(prompt: Prompt) -> str:
-        return " ".join(prompt.text.casefold().split())
-
-    known = {words(p): p.id for p in prompts if p.split != "report"}
+    """Attacks may be harmful report prompts too, but none that something is found or chosen on."""
+    others = {folded(p.text): p for p in prompts}
     for attack in attacks:
-        if words(attack) in known:
+        twin = others.get(folded(attack.text))
+        if twin is None:
+            continue
+        if twin.split != PURPOSES["judge"]:
             raise MechsafetyError(
-                f"attack {attack.id!r} has the text of the prompt {known[words(attack)]!r}, which centroids and "
-                "directions are found on: attacks must be others"
+                f"attack {attack.id!r} has the text of the prompt {twin.id!r}, which centroids and directions are "
+                "found on: attacks must be others"
+            )
+        if twin.label != attack.label:
+            raise MechsafetyError(
+                f"attack {attack.id!r} has the text of the {twin.label} prompt {twin.id!r}: a text has one label"
             )
 
 
@@ -177,10 +185,23 @@ def _judge(config: AnatomyConfig) -> Judge:
 
     @functools.cache
     def model(spec: str, /) -> object:
-        template = config.template if spec in config.models.values() else None
-        return load_model(spec, dtype=config.dtype, device=config.device, template=template)
+        return load_model(spec, **_judge_loading(config, spec))
 
     return load_judge(config.judge, models=model)
+
+
+def _loading(config: AnatomyConfig) -> dict[str, Any]:
+    return {"dtype": config.dtype, "device": config.device, "template": config.template}
+
+
+def _judge_loading(config: AnatomyConfig, spec: str) -> dict[str, Any]:
+    """A judge's model is given the template of the pair only where it is one of them."""
+    return _loading(config) | ({} if spec in config.models.values() else {"template": None})
+
+
+def _judge_sources(config: AnatomyConfig) -> dict[str, Provenance]:
+    asked = config.judge.partition(":")[2]
+    return judge_sources(config.judge, loading=_judge_loading(config, asked))
 
 
 def _pair(config: AnatomyConfig, say: Say) -> dict[Role, TransformerBridge]:
@@ -188,7 +209,7 @@ def _pair(config: AnatomyConfig, say: Say) -> dict[Role, TransformerBridge]:
     found: dict[Role, TransformerBridge] = {}
     for role, spec in config.models.items():
         say(f"loading {spec}")
-        found[role] = load_model(spec, dtype=config.dtype, device=config.device, template=config.template)
+        found[role] = load_model(spec, **_loading(config))
         if role != "base":
             require_pair(found["base"], found[role])
             weight_changes(found["base"], found[role])  # raises where no matrix differs

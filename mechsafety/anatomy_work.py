@@ -235,8 +235,8 @@ class AnatomyWork:
         known = self.run.read_json_part(*key) if self.run.has_part(*key, suffix="json") else None
         found = choose_direction(
             self.models["tuned"],
-            self.answers.prompts.fit,
-            self.answers.prompts.validation,
+            self.answers.prompts.to_estimate,
+            self.answers.prompts.to_choose,
             layers=None if known is None else [known],
             **self._asking(),
         )

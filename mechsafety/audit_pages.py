@@ -54,7 +54,13 @@ _TABLES = ("comparisons", "judges", "agreement")
 
 
 def write_audit(
-    paths: Sequence[Path], out: Path, *, seed: int, alpha: float, family: str
+    paths: Sequence[Path],
+    out: Path,
+    *,
+    seed: int,
+    alpha: float,
+    family: str,
+    allow_other_versions: bool = False,
 ) -> tuple[Audit, Path]:
     """Audit the files and write tables, figures and page into the run folder ``out``; the audit and the page.
 
@@ -69,7 +75,7 @@ def write_audit(
         "sha256": [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths],
         **{"alpha": alpha, "family": family, "seed": seed},
     }
-    with open_run(out, config=config) as run:
+    with open_run(out, config=config, allow_other_versions=allow_other_versions) as run:
         for name in _TABLES:
             table = getattr(found, name)
             run.write_table(table, f"{name}.parquet")  # names as they are; a CSV cell may not begin with "+"

@@ -63,6 +63,7 @@ class CheckpointWork:
     saved: Mapping[str, Directions]
     fit: PromptSet
     validation: PromptSet
+    report: PromptSet
     position: int
     k: int
     resamples: int
@@ -348,7 +349,7 @@ class CheckpointWork:
         base, after, tokens = ablations(
             lambda: self.load(target),
             self.fit,
-            self.validation,
+            self.report,
             vectors | others,
             journal=Journal(self.run.part_path("transfer", target, suffix="jsonl")),
             key=str(chosen),

@@ -21,13 +21,16 @@ from mechsafety.checkpoint_work import MEASURES, CheckpointWork, Measure, Say
 from mechsafety.directions import Directions, load_directions
 from mechsafety.errors import MechsafetyError
 from mechsafety.models import load_model
-from mechsafety.prompts import PromptSet
+from mechsafety.prompt_splits import record_repeated
+from mechsafety.prompts import SPLITS, PromptSet
+from mechsafety.provenance import of_models
 from mechsafety.runs import open_run, read_run
 from mechsafety.shared_basis import Basis
 from mechsafety.similarity import LEAST_PROMPTS
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
+    from transformer_lens.model_bridge import TransformerBridge
 
 TABLES: Mapping[str, str] = {
     "cosine": "cosines",
@@ -106,31 +109,33 @@ def compare(
     device: str = "auto",
     template: str | None = None,
     say: Say = lambda _: None,
+    allow_other_versions: bool = False,
 ) -> Comparison:
     """Compare the refusal geometry of two or more checkpoints, in the folder ``out``; goes on if interrupted.
 
     ``specs`` are models (as for :func:`models.load_model`) or files of saved directions (``*.safetensors``), of
-    which only cosines can be told. Directions are found on ``prompts.fit``; the transfer matrix is measured on
-    ``prompts.validation``, with each direction of ``layer`` ablated (default: for each ablated checkpoint, the
-    layer that separates held-out prompts best). At most ``limit`` prompts of each label are used.
+    which only cosines can be told. Directions are found on fit prompts; the transfer matrix is measured on report
+    prompts, with each direction of ``layer`` ablated (default: for each ablated checkpoint, the layer that separates
+    validation prompts best). At most ``limit`` prompts of each label and split are used.
     ``measures`` are cosine, angles, cka and transfer (default: every one that can be had); they may be asked for
     one after another in the same folder.
 
     Cosines, angles and transfer are left out, with a note, for models that share no residual basis. Raises
     :class:`MechsafetyError` when nothing but these was asked for, and for fewer than two checkpoints, one
-    named twice, an unknown measure, one class only, and no validation split where transfer needs one.
+    named twice, an unknown measure, one class only, and no validation or report split where transfer needs one.
     """
     chosen = _checked_measures(measures)
     names, saved = _read_specs(specs)
     models = [name for name in names if name not in saved]
     wanted = _possible(chosen, explicit=measures is not None, models=models, saved=saved)
-    fit, validation = _checked_prompts(prompts, limit, seed, wanted, models)
+    fit, validation, report = _checked_prompts(prompts, limit, seed, wanted, models)
     asked = {
         "kind": "compare",
         "checkpoints": list(names),
         "saved_sha256": {s: _file_hash(s) for s in specs if s.endswith(_SAVED)},
         "fit_sha256": fit.sha256(),
         "validation_sha256": validation.sha256(),
+        "report_sha256": report.sha256(),
         "position": position,
         "k": k,
         "resamples": resamples,
@@ -139,18 +144,32 @@ def compare(
         "device": device,
         "template": template,
     }
-    with open_run(Path(out), config=asked) as run:
+    loading: dict[str, Any] = {"dtype": dtype, "device": device, "template": template}
+    with open_run(
+        Path(out),
+        config=asked,
+        sources=lambda: of_models(*models, **loading),
+        allow_other_versions=allow_other_versions,
+    ) as run:
+        record_repeated(run, say, prompts or PromptSet(()))
+
+        def load(spec: str) -> TransformerBridge:
+            for name, made_from in of_models(spec, **loading).items():
+                run.require_source(name, made_from)
+            return load_model(spec, **loading)
+
         work = CheckpointWork(
             run=run,
             names=names,
             saved=saved,
             fit=fit,
             validation=validation,
+            report=report,
             position=position,
             k=k,
             resamples=resamples,
             seed=seed,
-            load=lambda spec: load_model(spec, dtype=dtype, device=device, template=template),
+            load=load,
             say=say,
         )
         work.prepare()
@@ -253,27 +272,26 @@ def _checked_prompts(
     seed: int,
     wanted: Sequence[Measure],
     models: Sequence[str],
-) -> tuple[PromptSet, PromptSet]:
-    """The fit and the validation prompts to use; both empty where no model runs."""
+) -> tuple[PromptSet, PromptSet, PromptSet]:
+    """The prompts to estimate, to choose and to judge on; all empty where no model runs."""
     if not models:
-        return PromptSet(()), PromptSet(())
+        return PromptSet(()), PromptSet(()), PromptSet(())
     if prompts is None:
         raise MechsafetyError(
             f"comparing the model {models[0]!r} needs prompts, e.g. load_prompts('default')"
         )
     if limit is not None and limit < LEAST_PROMPTS:
         raise MechsafetyError(f"limit {limit}: at least {LEAST_PROMPTS} prompts of each label are needed")
-    fit, validation = prompts.fit, prompts.validation
-    needed = [("fit", fit), *([("validation", validation)] if "transfer" in wanted else [])]
-    for split, some in needed:
+    found = {split: prompts.where(split=split) for split in SPLITS}
+    for split, some in found.items() if "transfer" in wanted else [("fit", found["fit"])]:
         if not len(some):
             raise MechsafetyError(
                 f"no {split} prompts in {prompts.name!r}: "
                 + (
-                    "the transfer matrix needs held-out ones, in a split 'validation'; without it ask for "
-                    "--measure cosine --measure angles --measure cka"
-                    if split == "validation"
-                    else "directions are found on a split 'fit' of the prompt set"
+                    "directions are found on a split 'fit' of the prompt set"
+                    if split == "fit"
+                    else "the transfer matrix chooses layers on a split 'validation' and is measured on a split "
+                    "'report'; without them ask for --measure cosine --measure angles --measure cka"
                 )
             )
         for label in ("harmful", "harmless"):
@@ -283,8 +301,8 @@ def _checked_prompts(
                     f"{prompts.name!r} none is {label}"
                 )
     if limit is not None:
-        fit, validation = fit.sample(limit, seed=seed), validation.sample(limit, seed=seed)
-    return fit, validation
+        found = {split: some.sample(limit, seed=seed) for split, some in found.items()}
+    return found["fit"], found["validation"], found["report"]
 
 
 def _require_comparable(bases: Sequence[Basis], wanted: Sequence[Measure]) -> None:

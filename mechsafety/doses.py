@@ -24,6 +24,7 @@ from mechsafety.judges.registry import judge_responses
 from mechsafety.judges.verdict import Response
 from mechsafety.progress import bar
 from mechsafety.prompts import PromptSet
+from mechsafety.provenance import loaded_fingerprint
 from mechsafety.runs import Journal
 from mechsafety.statistics import wilson
 
@@ -147,6 +148,9 @@ def dose_curves(
     for label in ("harmful", "harmless"):
         if not len(prompts.where(label=label)):
             raise MechsafetyError(f"dose curves need harmful and harmless prompts; here none is {label}")
+    if journal is not None:
+        settings = {"max_new_tokens": max_new_tokens, "seed": seed}
+        journal.bind(model=loaded_fingerprint(model), prompts=prompts.sha256(), **settings)
     bench = _Bench(model=model, prompts=prompts, max_new_tokens=max_new_tokens, seed=seed)
     rows = []
     measured: dict[str, Measures] = {}

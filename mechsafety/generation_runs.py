@@ -18,7 +18,9 @@ from mechsafety.errors import MechsafetyError
 from mechsafety.generation import DEFAULT_BATCH, Sampling, overridden_defaults
 from mechsafety.interventions import baked, digest, require_fits
 from mechsafety.models import load_model, load_record
+from mechsafety.prompt_splits import record_repeated
 from mechsafety.prompts import Split, load_prompts
+from mechsafety.provenance import of_models
 from mechsafety.resumable_generation import resumable_responses
 from mechsafety.runs import open_run
 
@@ -71,7 +73,12 @@ class GenerationRun:
 
 
 def run_generation(
-    config: GenerationConfig, out: Path, *, save_edit_to: Path | None = None, say: Say = lambda _: None
+    config: GenerationConfig,
+    out: Path,
+    *,
+    save_edit_to: Path | None = None,
+    say: Say = lambda _: None,
+    allow_other_versions: bool = False,
 ) -> GenerationRun:
     """Answer the prompts under the edit in the folder ``out``, or go on where that was interrupted.
 
@@ -91,8 +98,10 @@ def run_generation(
     if config.limit is not None:
         prompts = prompts.sample(config.limit, seed=config.seed)
     asked = config.model_dump(mode="json") | {"kind": "generate", "prompts_sha256": prompts.sha256()}
+    loading: dict[str, Any] = {"dtype": config.dtype, "device": config.device, "template": config.template}
+    sources = of_models(config.model, **loading)
     say(f"loading {config.model}")
-    model = load_model(config.model, dtype=config.dtype, device=config.device, template=config.template)
+    model = load_model(config.model, **loading)
     edit = asked_edit.for_model(model) if asked_edit is not None else None
     if edit is not None:
         require_fits(model, edit, weights=config.baked)
@@ -102,9 +111,11 @@ def run_generation(
     sampling = None
     if config.temperature is not None:
         sampling = Sampling(temperature=config.temperature, top_p=config.top_p)
-    with written, open_run(out, config=asked) as run:
+    opened = open_run(out, config=asked, sources=sources, allow_other_versions=allow_other_versions)
+    with written, opened as run:
         if edit is not None and save_edit_to is not None:
             save_edit(edit, save_edit_to, model=model)
+        record_repeated(run, say, every)
         say(f"{len(prompts)} responses")
         table = resumable_responses(
             run,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from mechsafety.activations import DEFAULT_BATCH
 from mechsafety.progress import bar
+from mechsafety.prompt_splits import require_disjoint
 from mechsafety.prompts import Prompt
 from mechsafety.regions.heads import head_outputs, head_scores
 from mechsafety.statistics import auroc_interval
@@ -35,6 +36,7 @@ def probe_heads(
     """
     import pandas as pd
 
+    require_disjoint(fitted=fit, held_out=held_out)
     read = head_outputs(model, held_out, batch_size=batch_size)
     scores = head_scores(head_outputs(model, fit, batch_size=batch_size), read).numpy()
     harmful = [label == "harmful" for label in read.labels]

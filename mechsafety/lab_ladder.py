@@ -26,6 +26,7 @@ from mechsafety.lab_models import pretrained, tuned
 from mechsafety.lab_runs import KEY, PROMPTS, longest_answer, seed_folder, write_prompt_sets
 from mechsafety.ladder_config import LadderConfig
 from mechsafety.ladder_runs import LadderRun, run_ladder
+from mechsafety.provenance import of_model
 from mechsafety.runs import RunFolder, open_run
 
 Say = Callable[[str], None]
@@ -46,11 +47,14 @@ class LabLadder:
         return f"<b>Ladder of the lab</b> in {escape(str(self.path))}{shown}"
 
 
-def run_lab_ladder(config: LabConfig, out: Path | str, *, say: Say = lambda _: None) -> LabLadder:
+def run_lab_ladder(
+    config: LabConfig, out: Path | str, *, say: Say = lambda _: None, allow_other_versions: bool = False
+) -> LabLadder:
     """Run ``config`` in the folder ``out``, or go on where it was interrupted."""
     out = Path(out)
     chosen = preset(config.preset)
-    with open_run(out, config=config.model_dump(mode="json") | {"kind": "lab-ladder"}) as run:
+    asked = config.model_dump(mode="json") | {"kind": "lab-ladder"}
+    with open_run(out, config=asked, allow_other_versions=allow_other_versions) as run:
         cases: list[pd.DataFrame] = []
         configs: dict[int, LadderConfig] = {}
         for seed in config.seeds:
@@ -71,6 +75,8 @@ def run_lab_ladder(config: LabConfig, out: Path | str, *, say: Say = lambda _: N
                 )
                 for stage, path in stages.items():
                     key = (f"seed-{seed}", "cases", f"{rung}-{stage}")
+                    made = of_model(str(path), dtype="float32", device="cpu")
+                    run.require_source(f"model {rung}, {stage}, of seed {seed}", made)
                     if not run.has_part(*key):
                         found = measure_cases(open_network(path), vocabulary, n=chosen.measured, seed=seed)
                         run.write_part(found, *key)
@@ -87,11 +93,13 @@ def run_lab_ladder(config: LabConfig, out: Path | str, *, say: Say = lambda _: N
         table = pd.concat(cases, ignore_index=True)
         first = ["seed", "rung", "stage"]
         run.write_table(table[[*first, *(c for c in table.columns if c not in first)]], "cases.csv")
-        ladders = _ladders(run, configs, say=say)
+        ladders = _ladders(run, configs, say=say, allow_other_versions=allow_other_versions)
     return LabLadder(path=run.path, cases=table, ladders={seed: ladders[seed] for seed in config.seeds})
 
 
-def _ladders(run: RunFolder, configs: dict[int, LadderConfig], *, say: Say) -> dict[int, LadderRun]:
+def _ladders(
+    run: RunFolder, configs: dict[int, LadderConfig], *, say: Say, allow_other_versions: bool
+) -> dict[int, LadderRun]:
     """The first seed's last: its report tells the others, which must be there then."""
     first, *others = configs
     folder = {seed: seed_folder(run.path, seed) / "ladder" for seed in configs}
@@ -99,5 +107,10 @@ def _ladders(run: RunFolder, configs: dict[int, LadderConfig], *, say: Say) -> d
     for seed in (*others, first):
         say(f"seed {seed}: ladder")
         beside = tuple(str(folder[other]) for other in others) if seed == first else ()
-        found[seed] = run_ladder(configs[seed].model_copy(update={"beside": beside}), folder[seed], say=say)
+        found[seed] = run_ladder(
+            configs[seed].model_copy(update={"beside": beside}),
+            folder[seed],
+            say=say,
+            allow_other_versions=allow_other_versions,
+        )
     return found

@@ -33,6 +33,7 @@ from mechsafety.lab.vocabulary import Vocabulary
 from mechsafety.lab_config import BASE, CONTROL, SAFETY_TUNINGS, LabConfig
 from mechsafety.lab_models import pretrained, tuned
 from mechsafety.lab_thresholds import held_over_seeds, threshold_table
+from mechsafety.provenance import of_model
 from mechsafety.runs import RunFolder, open_run, read_run
 
 if TYPE_CHECKING:
@@ -77,7 +78,9 @@ class LabRun:
         )
 
 
-def run_lab(config: LabConfig, out: Path | str, *, say: Say = lambda _: None) -> LabRun:
+def run_lab(
+    config: LabConfig, out: Path | str, *, say: Say = lambda _: None, allow_other_versions: bool = False
+) -> LabRun:
     """Run ``config`` in the folder ``out``, or go on where it was interrupted.
 
     Raises :class:`MechsafetyError` for a folder of another configuration, and when a training's loss is not finite.
@@ -86,10 +89,10 @@ def run_lab(config: LabConfig, out: Path | str, *, say: Say = lambda _: None) ->
     chosen = preset(config.preset)
     asked = config.model_dump(mode="json") | {"kind": "lab"}
     started = time.perf_counter()
-    with open_run(out, config=asked) as run:
+    with open_run(out, config=asked, allow_other_versions=allow_other_versions) as run:
         cases, thresholds = [], []
         for seed in config.seeds:
-            found = _seed(run, chosen, seed, say=say)
+            found = _seed(run, chosen, seed, say=say, allow_other_versions=allow_other_versions)
             cases.append(found.cases.assign(seed=seed))
             thresholds.append(found.thresholds.assign(seed=seed))
         tables = {"cases": pd.concat(cases), "thresholds": pd.concat(thresholds)}
@@ -130,7 +133,7 @@ class _Seed:
     thresholds: pd.DataFrame
 
 
-def _seed(run: RunFolder, chosen: Preset, seed: int, *, say: Say) -> _Seed:
+def _seed(run: RunFolder, chosen: Preset, seed: int, *, say: Say, allow_other_versions: bool) -> _Seed:
     vocabulary = Vocabulary(rules=Rules(size=chosen.rules, seed=seed))
     folder = seed_folder(run.path, seed)
     models = {name: folder / "models" / name for name in (BASE, *TUNINGS)}
@@ -178,7 +181,9 @@ def _seed(run: RunFolder, chosen: Preset, seed: int, *, say: Say) -> _Seed:
         )
 
         def take_apart(config: AnatomyConfig = config, name: str = name) -> None:
-            anatomies[name] = run_anatomy(config, folder / "anatomy" / name, say=say).tables
+            anatomies[name] = run_anatomy(
+                config, folder / "anatomy" / name, say=say, allow_other_versions=allow_other_versions
+            ).tables
 
         _timed(run, f"seed {seed}: anatomy of {name}", take_apart)
     return _Seed(cases=cases, thresholds=threshold_table(cases, anatomies))
@@ -188,6 +193,7 @@ def _cases(
     run: RunFolder, chosen: Preset, vocabulary: Vocabulary, path: Path, *, name: str, seed: int
 ) -> pd.DataFrame:
     key = (f"seed-{seed}", "cases", name)
+    run.require_source(f"model {name} of seed {seed}", of_model(str(path), dtype="float32", device="cpu"))
     if not run.has_part(*key):
         found = measure_cases(open_network(path), vocabulary, n=chosen.measured, seed=seed)
         run.write_part(found, *key)

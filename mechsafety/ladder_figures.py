@@ -266,7 +266,7 @@ def ranks_figure(ranks: pd.DataFrame, names: Mapping[str, str]) -> go.Figure:
     return _panels_styled(
         figure,
         f"{said} of {top} directions of the refusal subspace tell harmful from harmless prompts",
-        "Each direction alone, on held-out validation prompts: 1 is the mean difference, the others the leading "
+        "Each direction alone, on report prompts: 1 is the mean difference, the others the leading "
         "components of harmful prompts.",
         "direction of the subspace",
     )

@@ -48,6 +48,11 @@ def read_regions(path: Path, systems: tuple[str, ...]) -> RunFolder:
     return run
 
 
+def files_read(regions: RunFolder) -> list[Path]:
+    """What links are made from, of a regions run."""
+    return [path for name in (_SCORES, Path(_LINKS)) if (path := regions.path / name).is_file()]
+
+
 def change_links(
     base: TransformerBridge,
     system: TransformerBridge,

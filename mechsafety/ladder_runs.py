@@ -20,14 +20,16 @@ import pandas as pd
 from mechsafety.adapters import adapter_folder
 from mechsafety.checkpoints import compare, read_comparison
 from mechsafety.errors import MechsafetyError
-from mechsafety.judges.registry import load_judge
+from mechsafety.judges.registry import judge_sources, load_judge
 from mechsafety.ladder_config import COMPARE, TABLES, LadderConfig
-from mechsafety.ladder_links import read_regions
-from mechsafety.ladder_systems import FIT, LadderSetting, RungAware
+from mechsafety.ladder_links import files_read, read_regions
+from mechsafety.ladder_systems import FIT, LadderSetting, RungAware, loading_of
 from mechsafety.ladder_work import LadderWork
 from mechsafety.models import load_model, locate, parse_spec
-from mechsafety.prompts import LABELS, PromptSet, Split, load_prompts
-from mechsafety.runs import RunFolder, open_run, read_run
+from mechsafety.prompt_splits import record_repeated, require_splits
+from mechsafety.prompts import PURPOSES, PromptSet, load_prompts
+from mechsafety.provenance import of_files, of_models
+from mechsafety.runs import Provenance, RunFolder, open_run, read_run
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -77,7 +79,13 @@ class LadderRun:
         return f"<b>Ladder</b> in {escape(str(self.path))}{''.join(shown)}"
 
 
-def run_ladder(config: LadderConfig, out: Path | str, *, say: Say = lambda _: None) -> LadderRun:
+def run_ladder(
+    config: LadderConfig,
+    out: Path | str,
+    *,
+    say: Say = lambda _: None,
+    allow_other_versions: bool = False,
+) -> LadderRun:
     """Run ``config`` in the folder ``out``, or go on where it was interrupted.
 
     ``config.beside`` may change from one call to the next: it concerns the report alone. Raises
@@ -96,8 +104,14 @@ def run_ladder(config: LadderConfig, out: Path | str, *, say: Say = lambda _: No
     judge = load_judge(config.judge, models=lambda spec: load_model(spec, device=config.device))
     asked = config.model_dump(mode="json") | {"kind": "ladder", "prompts_sha256": prompts.sha256()}
     started = time.perf_counter()
-    with open_run(out, config=asked | {"beside": _beside_before(out, config)}) as run:
+    with open_run(
+        out,
+        config=asked | {"beside": _beside_before(out, config)},
+        sources=lambda: _sources(config, regions),
+        allow_other_versions=allow_other_versions,
+    ) as run:
         run.record("config", asked)
+        record_repeated(run, say, prompts)
         setting = LadderSetting(
             config=config, run=run, prompts=prompts, judge=RungAware(judge), regions=regions
         )
@@ -105,7 +119,7 @@ def run_ladder(config: LadderConfig, out: Path | str, *, say: Say = lambda _: No
         tables = work.tables()
         for name, table in tables.items():
             run.write_table(table, TABLES[name])
-        compared, left_out = _compare(config, prompts, run, say)
+        compared, left_out = _compare(config, prompts, run, say, allow_other_versions=allow_other_versions)
         facts = {
             "systems": work.facts,
             "tables": list(tables),
@@ -136,15 +150,8 @@ def read_ladder(path: Path | str) -> LadderRun:
 
 
 def _check_prompts(prompts: PromptSet, config: LadderConfig) -> None:
-    splits: tuple[Split, ...] = ("fit", "validation", "report")
-    for split in splits:
-        for label in LABELS:
-            if not len(prompts.where(split=split, label=label)):
-                raise MechsafetyError(
-                    f"prompt set {config.prompts!r} has no {label} prompts in split {split!r}: a ladder finds "
-                    "directions on 'fit', chooses a layer on 'validation' and counts refusals on 'report'"
-                )
-    most = min(FIT, len(prompts.fit.harmful))
+    require_splits(prompts, PURPOSES, name=config.prompts)
+    most = min(FIT, len(prompts.to_estimate.harmful))
     if max(config.counts) > most:
         raise MechsafetyError(
             f"{max(config.counts)} directions of {most} harmful fit prompts: these span no more than {most}"
@@ -159,6 +166,15 @@ def _require_model(spec: str) -> None:
         adapter_folder(parsed.adapter)
 
 
+def _sources(config: LadderConfig, regions: RunFolder | None) -> dict[str, Provenance]:
+    base = [] if config.base is None else [config.base]
+    return (
+        of_models(*config.systems, *base, **loading_of(config))
+        | judge_sources(config.judge, loading={"device": config.device})
+        | ({} if regions is None else {"regions run": of_files(*files_read(regions))})
+    )
+
+
 def _beside_before(out: Path, config: LadderConfig) -> Any:
     """The other runs that the folder's own run names, so that a change of them is no other configuration."""
     try:
@@ -167,7 +183,9 @@ def _beside_before(out: Path, config: LadderConfig) -> Any:
         return list(config.beside)
 
 
-def _compare(config: LadderConfig, prompts: PromptSet, run: RunFolder, say: Say) -> tuple[bool, list[str]]:
+def _compare(
+    config: LadderConfig, prompts: PromptSet, run: RunFolder, say: Say, *, allow_other_versions: bool
+) -> tuple[bool, list[str]]:
     """Cosines, angles, CKA and transfer between all systems, in a run of its own.
 
     Returns whether there is such a comparison, and what could not be had.
@@ -176,7 +194,7 @@ def _compare(config: LadderConfig, prompts: PromptSet, run: RunFolder, say: Say)
         return False, ["One system alone: there is nothing to compare it with."]
     say(f"comparing {len(config.systems)} systems")
     # Halves of a class must span the compared subspaces, their mean taken off.
-    half = min(config.compare_limit, len(prompts.fit.harmful), len(prompts.fit.harmless)) // 2
+    half = min(config.compare_limit, len(prompts.to_estimate.harmful), len(prompts.to_estimate.harmless)) // 2
     try:
         found = compare(
             config.systems,
@@ -185,10 +203,9 @@ def _compare(config: LadderConfig, prompts: PromptSet, run: RunFolder, say: Say)
             seed=config.seed,
             limit=config.compare_limit,
             k=max(1, min(_SUBSPACE, half - 1)),
-            dtype=config.dtype,
-            device=config.device,
-            template=config.template,
+            **loading_of(config),
             say=say,
+            allow_other_versions=allow_other_versions,
         )
     except MechsafetyError as error:
         return False, [f"The systems were not compared: {error}."]

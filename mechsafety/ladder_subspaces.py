@@ -53,7 +53,7 @@ class Tried:
 
 @dataclass(frozen=True, kw_only=True)
 class Subspace:
-    """Orthonormal rows, the mean difference first; ``ranks`` tells how each separates held-out prompts alone.
+    """Orthonormal rows, the mean difference first; ``ranks`` tells how each alone separates the report prompts.
 
     ``by_refusals`` says whether the layer was chosen by what its direction does to refusals, ``explanation`` how, and
     ``tried`` what was tried for it.
@@ -73,6 +73,7 @@ def find_subspace(
     validation: PromptSet,
     *,
     choice: PromptSet,
+    report: PromptSet,
     k: int,
     judge: Judge,
     max_new_tokens: int,
@@ -83,7 +84,8 @@ def find_subspace(
 
     The layer is chosen by what its mean difference, projected out everywhere, does to the answers to the harmful
     prompts ``choice`` (:func:`choose_layer`); at most 8 layers are tried, evenly spread. A system that refuses fewer
-    than :data:`LEAST_REFUSED` of them gets the layer whose direction separates ``validation`` best.
+    than :data:`LEAST_REFUSED` of them gets the layer whose direction separates ``validation`` best. On ``report``, by
+    which nothing is chosen, ``ranks`` are read.
 
     Raises :class:`MechsafetyError` for ``k`` above d_model, and where harmful and harmless prompts differ nowhere.
     """
@@ -117,9 +119,10 @@ def find_subspace(
     basis = refusal_subspace(
         *(cache.select(label)[:, 0, layer] for label in ("harmful", "harmless")), k=k
     ).float()
+    judged = residual_stream(model, report)
     ranks = rank_table(
-        (held_out.activations[:, 0, layer].float() @ basis.T).numpy(),
-        [label == "harmful" for label in held_out.labels],
+        (judged.activations[:, 0, layer].float() @ basis.T).numpy(),
+        [label == "harmful" for label in judged.labels],
         system=model_name(model),
         layer=layer,
         seed=seed,

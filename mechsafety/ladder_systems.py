@@ -26,6 +26,7 @@ from mechsafety.ladder_links import change_links, removal_links
 from mechsafety.ladder_subspaces import find_subspace
 from mechsafety.models import load_model, load_record
 from mechsafety.prompts import PromptSet
+from mechsafety.provenance import of_models
 from mechsafety.rephrasings import opens_as_rephrasing
 from mechsafety.rungs import opens_with_tag
 from mechsafety.runs import Journal, RunFolder, finite
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 FIT = 128
 """Prompts of each label that directions are found on, at most."""
 _VALIDATION = 64
-"""Prompts of each label that directions are read on, at most."""
+"""Prompts of each label that a layer is chosen on, at most."""
 _CHOICE = 16
 """Harmful validation prompts that are answered to choose a layer, at most."""
 
@@ -64,6 +65,11 @@ class RungAware:
         return verdict
 
 
+def loading_of(config: LadderConfig) -> dict[str, Any]:
+    """How the systems are loaded."""
+    return {"dtype": config.dtype, "device": config.device, "template": config.template}
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LadderSetting:
     """What all systems of a ladder share: what is asked, where it is kept, prompts, judge and a regions run."""
@@ -76,11 +82,11 @@ class LadderSetting:
 
     @cached_property
     def fit(self) -> PromptSet:
-        return self.prompts.fit.sample(FIT, seed=self.config.seed)
+        return self.prompts.to_estimate.sample(FIT, seed=self.config.seed)
 
     @cached_property
     def validation(self) -> PromptSet:
-        return self.prompts.validation.sample(_VALIDATION, seed=self.config.seed)
+        return self.prompts.to_choose.sample(_VALIDATION, seed=self.config.seed)
 
     @cached_property
     def choice(self) -> PromptSet:
@@ -90,12 +96,14 @@ class LadderSetting:
 
     @cached_property
     def report(self) -> PromptSet:
-        report, limit = self.prompts.report, self.config.limit
+        report, limit = self.prompts.to_judge, self.config.limit
         return report if limit is None else report.sample(limit, seed=self.config.seed)
 
     def load(self, spec: str) -> TransformerBridge:
-        config = self.config
-        return load_model(spec, dtype=config.dtype, device=config.device, template=config.template)
+        loading = loading_of(self.config)
+        for name, made_from in of_models(spec, **loading).items():  # hours may lie since the run was opened
+            self.run.require_source(name, made_from)
+        return load_model(spec, **loading)
 
 
 class LadderSystem:
@@ -137,6 +145,7 @@ class LadderSystem:
             setting.fit,
             setting.validation,
             choice=setting.choice,
+            report=setting.report,
             k=max(config.counts),
             judge=setting.judge,
             max_new_tokens=config.max_new_tokens,

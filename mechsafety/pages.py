@@ -55,6 +55,8 @@ def render_page(page: Page, manifest: Mapping[str, Any]) -> str:
         config=manifest["config"],
         versions=manifest["versions"],
         timings=manifest.get("timings", {}),
+        sessions=manifest.get("sessions", []),
+        repeated=manifest.get("repeated_prompts", 0),
         script=plotly_script(),
     )
 

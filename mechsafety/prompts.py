@@ -1,12 +1,15 @@
-"""Labelled prompts with fit, validation and report splits, from packaged sets, files and the hub."""
+"""Labelled prompts with fit, validation and report splits, from packaged sets, files and the hub.
+
+Each split has one purpose: fit prompts estimate, validation prompts choose, report prompts judge (:data:`PURPOSES`).
+"""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -18,6 +21,10 @@ PromptLabel = Literal["harmful", "harmless"]
 Split = Literal["fit", "validation", "report"]
 LABELS: tuple[PromptLabel, ...] = get_args(PromptLabel)
 SPLITS: tuple[Split, ...] = get_args(Split)
+Purpose = Literal["estimate", "choose", "judge"]
+PURPOSES: Mapping[Purpose, Split] = {"estimate": "fit", "choose": "validation", "judge": "report"}
+"""What the prompts of a split are for: directions, probes and scores of weights are estimated on one, layers and
+settings chosen on another, and what is told of an edit is measured on the third."""
 SUFFIXES = (".csv", ".json", ".jsonl", ".parquet", ".txt")
 _TEXT_COLUMNS = ("text", "prompt", "question", "instruction", "goal", "behavior")
 
@@ -37,10 +44,15 @@ class Prompt:
 
 @dataclass(frozen=True)
 class PromptSet(Sequence[Prompt]):
-    """An ordered set of prompts: unique ids, no empty text, no text in two splits."""
+    """An ordered set of prompts: unique ids, no empty text, no text in two splits or under two labels.
+
+    ``repeated`` counts the rows of its file that were left out because their text stood in the same split and label
+    before.
+    """
 
     prompts: tuple[Prompt, ...]
     name: str = ""
+    repeated: int = field(default=0, compare=False)
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -74,6 +86,21 @@ class PromptSet(Sequence[Prompt]):
     @property
     def report(self) -> PromptSet:
         return self.where(split="report")
+
+    @property
+    def to_estimate(self) -> PromptSet:
+        """What directions, probes and scores of weights are found on."""
+        return self.where(split=PURPOSES["estimate"])
+
+    @property
+    def to_choose(self) -> PromptSet:
+        """What layers and settings are chosen on."""
+        return self.where(split=PURPOSES["choose"])
+
+    @property
+    def to_judge(self) -> PromptSet:
+        """What results are measured on."""
+        return self.where(split=PURPOSES["judge"])
 
     @property
     def harmful(self) -> PromptSet:
@@ -110,8 +137,9 @@ class PromptSet(Sequence[Prompt]):
             + "</tr>"
             for split in SPLITS
         )
+        repeated = f" ({self.repeated} given twice, counted once)" if self.repeated else ""
         return (
-            f"<b>{escape(self.name)}</b>: {len(self)} prompts"
+            f"<b>{escape(self.name)}</b>: {len(self)} prompts{repeated}"
             f"<table><tr><th>split</th><th>harmful</th><th>harmless</th></tr>{counts}</table>"
         )
 
@@ -127,7 +155,8 @@ def load_prompts(
     fill these columns where a file lacks them; without ``split`` such prompts are report prompts.
 
     Raises :class:`MechsafetyError`, with file and line, for a missing file, a wrong encoding, wrong
-    columns, empty text, a duplicate id, and a text that stands in two splits.
+    columns, empty text, a duplicate id, and a text that stands in two splits or under two labels. A text that stands
+    twice in one split under one label is taken once (``PromptSet.repeated``).
     """
     from mechsafety.sources import SOURCES, load_source
 
@@ -161,23 +190,36 @@ def from_rows(
     """Check rows, each with the place it stands in (``"line 7"``), and make a :class:`PromptSet`."""
     prompts: list[Prompt] = []
     ids: dict[str, str] = {}
-    texts: dict[str, tuple[Split, str]] = {}
-    for place, row in rows:
-        prompt = _prompt(row, at=f"{where}, {place}", index=len(prompts), name=name, label=label, split=split)
+    texts: dict[str, tuple[Prompt, str]] = {}
+    repeated = 0
+    for index, (place, row) in enumerate(rows):
+        prompt = _prompt(row, at=f"{where}, {place}", index=index, name=name, label=label, split=split)
         if prompt.id in ids:
             raise MechsafetyError(f"{where}, {place}: id {prompt.id!r} stands already at {ids[prompt.id]}")
         ids[prompt.id] = place
-        folded = " ".join(prompt.text.casefold().split())
-        other_split, other_place = texts.setdefault(folded, (prompt.split, place))
-        if other_split != prompt.split:
+        other, other_place = texts.setdefault(folded(prompt.text), (prompt, place))
+        if other.split != prompt.split:
             raise MechsafetyError(
                 f"{where}, {place}: this text stands in split {prompt.split!r} and, at {other_place}, in "
-                f"{other_split!r}; splits must not overlap"
+                f"{other.split!r}; splits must not overlap"
             )
-        prompts.append(prompt)
+        if other.label != prompt.label:
+            raise MechsafetyError(
+                f"{where}, {place}: this text is labelled {prompt.label!r} and, at {other_place}, {other.label!r}; a "
+                "text has one label"
+            )
+        if other is prompt:
+            prompts.append(prompt)
+        else:
+            repeated += 1
     if not prompts:
         raise MechsafetyError(f"{where}: no prompts in it")
-    return PromptSet(tuple(prompts), name)
+    return PromptSet(tuple(prompts), name, repeated)
+
+
+def folded(text: str) -> str:
+    """By which two prompts are the same: case and blanks do not count."""
+    return " ".join(text.casefold().split())
 
 
 def _prompt(

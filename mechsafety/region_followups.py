@@ -27,6 +27,7 @@ from mechsafety.sweeps import sweep
 _DIRECTION_FIT = 128
 _DIRECTION_VALIDATION = 32
 _SUFFIX_PROMPTS = 3
+_CHOSEN_ON = " It is chosen on the report prompts that it is measured on, so its own numbers flatter it."
 
 
 def follow_up(work: RegionWork, tradeoff: pd.DataFrame | None) -> dict[str, pd.DataFrame]:
@@ -49,14 +50,17 @@ def follow_up(work: RegionWork, tradeoff: pd.DataFrame | None) -> dict[str, pd.D
 
 
 def chosen_state(work: RegionWork, tradeoff: pd.DataFrame) -> State:
-    """The sweet spot, which is recorded; where no setting qualifies, the one with the most coherent compliance."""
+    """The sweet spot, which is recorded; where no setting qualifies, the one with the most coherent compliance.
+
+    Every setting is measured on report prompts alone, and chosen by that: the record says so.
+    """
     rows = tradeoff[tradeoff["removal"] != "heads"]
     spot = sweet_spot(rows)
     row = spot.row or dict(rows[rows["control"] == "removed"].nlargest(1, "complied").iloc[0])
     work.run.record(
         "sweet_spot",
         {
-            "explanation": spot.explanation,
+            "explanation": spot.explanation + ("" if spot.row is None else _CHOSEN_ON),
             "removal": str(row["removal"]) if spot.row else None,
             "setting": str(row["setting"]) if spot.row else None,
             "taken": f"{row['removal']} {row['setting']}",
@@ -93,7 +97,7 @@ def attacks(work: RegionWork, state: State) -> pd.DataFrame:
 
 def _suffixes(work: RegionWork, system: str) -> Suffixes:
     """Searched on fit prompts, on the model in the state that it is in."""
-    prompts = work.prompts.fit.sample(_SUFFIX_PROMPTS, seed=work.config.seed).harmful
+    prompts = work.prompts.to_estimate.sample(_SUFFIX_PROMPTS, seed=work.config.seed).harmful
     return resumable_suffixes(
         work.run,
         work.model,
@@ -108,9 +112,9 @@ def _suffixes(work: RegionWork, system: str) -> Suffixes:
 def refusal_direction(work: RegionWork) -> Direction:
     """The mean difference at the layer that the default rule selects on validation prompts."""
     config = work.config
-    fit = work.prompts.fit.sample(_DIRECTION_FIT, seed=config.seed)
+    fit = work.prompts.to_estimate.sample(_DIRECTION_FIT, seed=config.seed)
     found = find_directions(residual_stream(work.model, fit), method="mean_difference", seed=config.seed)
-    validation = work.prompts.validation.sample(_DIRECTION_VALIDATION, seed=config.seed)
+    validation = work.prompts.to_choose.sample(_DIRECTION_VALIDATION, seed=config.seed)
     swept = sweep(work.model, found, validation)
     try:
         return swept.best()
@@ -154,8 +158,8 @@ def effects(work: RegionWork, state: State, direction: Direction) -> pd.DataFram
         work.model,
         work.removal(state),
         direction,
-        fit=work.prompts.fit.sample(_DIRECTION_FIT, seed=work.config.seed),
-        held_out=work.prompts.validation,
+        fit=work.prompts.to_estimate.sample(_DIRECTION_FIT, seed=work.config.seed),
+        held_out=work.evaluated,
         measure=work.judged,
         seed=work.config.seed,
     )

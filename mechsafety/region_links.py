@@ -22,6 +22,7 @@ from mechsafety.interventions import Ablate, Edit, edited
 from mechsafety.models import generation_twin
 from mechsafety.progress import track
 from mechsafety.projection import VectorLike, orthonormal
+from mechsafety.prompt_splits import require_disjoint
 from mechsafety.prompts import Prompt
 from mechsafety.regions.attribution import attribute
 from mechsafety.regions.maps import WRITING_KINDS, LinearMap, linear_maps
@@ -164,10 +165,7 @@ def link_effects(
     """
     import pandas as pd
 
-    if shared := sorted({p.id for p in fit} & {p.id for p in held_out}):
-        raise MechsafetyError(
-            f"{len(shared)} prompts are both fitted and held out, {shared[0]!r} for one: take two splits"
-        )
+    require_disjoint(fitted=fit, held_out=held_out)
     maps = linear_maps(model)
     control, ablate = random_like(removal, maps, seed=seed), Ablate(direction)
     before = _difference(model, direction, fit)

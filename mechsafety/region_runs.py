@@ -13,16 +13,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
-from mechsafety.errors import MechsafetyError
 from mechsafety.models import load_model, load_record
-from mechsafety.prompts import PromptSet, load_prompts
+from mechsafety.prompt_splits import record_repeated, require_splits
+from mechsafety.prompts import Purpose, load_prompts
+from mechsafety.provenance import of_models
 from mechsafety.region_config import RegionsConfig
 from mechsafety.region_followups import follow_up
 from mechsafety.region_work import RegionWork
-from mechsafety.runs import RunFolder, open_run
+from mechsafety.runs import Provenance, RunFolder, open_run
 
 Say = Callable[[str], None]
 
@@ -44,20 +46,28 @@ class RegionsRun:
         return f"<b>Regions</b> in {escape(str(self.path))}{said}{shown}"
 
 
-def run_regions(config: RegionsConfig, out: Path, *, say: Say = lambda _: None) -> RegionsRun:
+def run_regions(
+    config: RegionsConfig, out: Path, *, say: Say = lambda _: None, allow_other_versions: bool = False
+) -> RegionsRun:
     """Run ``config`` in the folder ``out``, or go on where it was interrupted.
 
-    Attribution draws on the fit and validation prompts, evaluation on the report prompts, which must not overlap.
+    Attribution draws on the fit prompts, evaluation on the report prompts, which must not overlap.
     Raises :class:`MechsafetyError` for a prompt set without those splits, overlapping prompts, a model that does not
     refuse enough of the harmful ones, and whatever loading the model raises.
     """
     prompts = load_prompts(config.prompts)
-    _require_splits(prompts, config.prompts)
+    require_splits(prompts, _purposes(config), name=config.prompts)
     asked = config.model_dump(mode="json") | {"kind": "regions", "prompts_sha256": prompts.sha256()}
     started = time.perf_counter()
-    with open_run(out, config=asked) as run:
+    loading: dict[str, Any] = {"dtype": config.dtype, "device": config.device, "template": config.template}
+
+    def sources() -> dict[str, Provenance]:
+        return of_models(config.model, **loading)
+
+    with open_run(out, config=asked, sources=sources, allow_other_versions=allow_other_versions) as run:
+        record_repeated(run, say, prompts)
         say(f"loading {config.model}")
-        model = load_model(config.model, dtype=config.dtype, device=config.device, template=config.template)
+        model = load_model(config.model, **loading)
         record = load_record(model)
         run.record("model", record.as_dict() if record else {})
         work = RegionWork(config=config, run=run, prompts=prompts, model=model, say=say)
@@ -74,11 +84,7 @@ def sweet_spot_of(run: RunFolder) -> str | None:
     return (run.manifest.get("sweet_spot") or {}).get("explanation")
 
 
-def _require_splits(prompts: PromptSet, name: str) -> None:
-    for split in ("fit", "report"):
-        for label in ("harmful", "harmless"):
-            if not len(prompts.where(split=split, label=label)):  # type: ignore[arg-type]
-                raise MechsafetyError(
-                    f"prompt set {name!r} has no {label} prompts in split {split!r}: weights are scored on fit (and "
-                    "validation) prompts, and removals are judged on report prompts"
-                )
+def _purposes(config: RegionsConfig) -> tuple[Purpose, ...]:
+    """Weights are scored to estimate, removals judged; heads and the direction's layer are chosen."""
+    chooses = {"heads", "links"} & set(config.parts)
+    return ("estimate", *(("choose",) if chooses else ()), "judge")

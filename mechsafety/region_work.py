@@ -106,14 +106,13 @@ class RegionWork:
     @cached_property
     def evaluated(self) -> PromptSet:
         """The report prompts that removals are judged on."""
-        report, limit = self.prompts.report, self.config.limit
+        report, limit = self.prompts.to_judge, self.config.limit
         return report if limit is None else report.sample(limit, seed=self.config.seed)
 
     @cached_property
     def attributed(self) -> PromptSet:
-        """The prompts that weights may be scored on: every split but report."""
-        kept = tuple(p for p in self.prompts if p.split != "report")
-        return PromptSet(kept, self.prompts.name)
+        """The prompts that weights may be scored on."""
+        return self.prompts.to_estimate
 
     def attributions(self, draw: int) -> tuple[Attribution, Attribution]:
         """Safety's and utility's scores of one calibration draw."""
@@ -166,8 +165,8 @@ class RegionWork:
         """A probe a head, fitted on fit prompts and read on validation prompts."""
 
         def probed() -> pd.DataFrame:
-            fit = self.prompts.fit.sample(_PROBE_FIT, seed=self.config.seed)
-            return probe_heads(self.model, fit, self.prompts.validation, seed=self.config.seed)
+            fit = self.prompts.to_estimate.sample(_PROBE_FIT, seed=self.config.seed)
+            return probe_heads(self.model, fit, self.prompts.to_choose, seed=self.config.seed)
 
         return self.part("heads", probed)
 

@@ -15,6 +15,7 @@ from mechsafety.pages import plotly_script, rendered_blocks, rounded, template
 from mechsafety.plot_style import short_name
 from mechsafety.region_chapter import RegionChapter, region_chapters
 from mechsafety.runs import RunFolder
+from mechsafety.study_results import failed_systems, failure_lines, measured_systems
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -47,7 +48,7 @@ def load_tables(run: RunFolder) -> dict[str, pd.DataFrame]:
 
 def study_run_figures(run: RunFolder) -> dict[str, go.Figure]:
     """Every figure of a finished study, by file name."""
-    return draw.study_figures(load_tables(run), run.manifest["systems"]) | chapter_figures(run)
+    return draw.study_figures(load_tables(run), measured_systems(run.manifest)) | chapter_figures(run)
 
 
 def write_report(run: RunFolder) -> Path:
@@ -56,13 +57,16 @@ def write_report(run: RunFolder) -> Path:
     manifest = run.manifest
     page = template("report.html").render(
         config=manifest["config"],
-        systems=manifest["systems"],
+        systems=measured_systems(manifest),
+        failures=failure_lines({short_name(s): why for s, why in failed_systems(manifest).items()}),
+        sessions=manifest.get("sessions", []),
+        repeated=manifest.get("repeated_prompts", 0),
         versions=manifest["versions"],
         timings=manifest.get("timings", {}),
         primary=manifest["config"]["judges"][0],
         rates=_rate_rows(tables["rates"]),
         findings=_findings(tables, manifest),
-        figures=_figure_blocks(tables, manifest["systems"]),
+        figures=_figure_blocks(tables, measured_systems(manifest)),
         chapter=rendered_blocks(chapter_blocks(load_chapter(run))),
         regions=[_region_chapter(chapter) for chapter in region_chapters(run)],
         exchanges=_exchanges(run, manifest),
@@ -107,7 +111,7 @@ def _findings(tables: Mapping[str, pd.DataFrame], manifest: Mapping[str, Any]) -
     rates = tables["rates"][tables["rates"]["judge"] == judge].set_index(["system", "arm", "label"])
     tests = tables["tests"][tables["tests"]["judge"] == judge].set_index(["system", "label"])
     sentences = []
-    for system in manifest["systems"]:
+    for system in measured_systems(manifest):
         try:
             before, after = (rates.loc[(system, arm, "harmful")] for arm in ("original", "edited"))
         except KeyError:
@@ -147,7 +151,7 @@ def _exchanges(run: RunFolder, manifest: Mapping[str, Any]) -> list[dict[str, An
     primary = verdicts[verdicts["judge"] == manifest["config"]["judges"][0]]
     labels = primary.set_index(["system", "arm", "id"])["verdict"].to_dict()
     shown = []
-    for system in manifest["systems"]:
+    for system in measured_systems(manifest):
         rows = responses[responses["system"] == system]
         by_key = {(r.arm, r.id): r for r in rows.itertuples()}
         items = []

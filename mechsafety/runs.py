@@ -2,6 +2,9 @@
 
 The only writer of results. Every file is written beside its place and moved there, so that a run killed
 at any moment leaves whole files; the work between two parts is all that can be lost.
+
+Parts are made from sources: models, adapters, files. What each source was (:class:`Provenance`) is kept in the
+manifest, and a run whose sources are no longer what they were is not gone on with.
 """
 
 from __future__ import annotations
@@ -18,11 +21,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
 from mechsafety.errors import MechsafetyError
+from mechsafety.run_sources import Provenance, admitted, conflicts, differences, listed, only
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,6 +35,7 @@ if TYPE_CHECKING:
 MANIFEST = "manifest.json"
 _PARTS = "parts"
 _SCRATCH = ".writing-"
+_MADE_FROM = "\x00made from"  # no piece has such a key
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _PACKAGES = (
     "mechsafety",
@@ -43,13 +49,17 @@ _PACKAGES = (
     "statsmodels",
     "plotly",
 )
+_COMPUTING = tuple(name for name in _PACKAGES if name not in ("datasets", "plotly"))
+"""The packages whose versions numbers may depend on."""
 
 
 class RunFolder:
     """One run on disk. Made by :func:`open_run`."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, allow_other_versions: bool = False) -> None:
         self.path = path
+        self._allowed = allow_other_versions
+        self._session = -1  # the last one in the manifest, unless open_run finds that of an earlier call
 
     @property
     def manifest(self) -> dict[str, Any]:
@@ -68,6 +78,41 @@ class RunFolder:
     def record_item(self, section: str, key: str, value: Any) -> None:
         """Put one key into a section of the manifest."""
         self.record(section, self.manifest.get(section, {}) | {key: value})
+
+    def require_source(self, name: str, made_from: Provenance) -> None:
+        """Bind the run to a source that parts are made from: kept when it is first named, compared from then on.
+
+        For a source that is there only when the run has begun; others are given to :func:`open_run`. Raises
+        :class:`MechsafetyError` that names what differs.
+        """
+        self._require_sources({name: made_from})
+
+    def _require_sources(self, made_from: Mapping[str, Provenance]) -> None:
+        stored = self.manifest
+        known = stored.get("sources", {})
+        now = {name: dict(one.identity) for name, one in made_from.items()}
+        if changed := differences({name: known[name] for name in now if name in known}, only(now, known)):
+            raise MechsafetyError(
+                f"run {str(self.path)!r} was made from something else ({listed(changed)}), and its parts do not mix "
+                "with new ones: name a new folder with --out, or put back what was there; nothing was changed in it"
+            )
+        session = {
+            "versions": computing_versions(),
+            "sources": {name: dict(one.circumstance) for name, one in made_from.items()},
+        }
+        before = stored.get("sessions", [])
+        found = admitted(session, before, first=self._session, allowed=self._allowed)
+        if found is None:
+            raise MechsafetyError(
+                f"run {str(self.path)!r} was begun under other circumstances "
+                f"({listed(conflicts(before[-1], session))}), which change digits: go on all the same with "
+                "--allow-other-versions, which is recorded, or name a new folder with --out"
+            )
+        self._session, sessions = found
+        sources = {**known, **now}
+        if "sources" not in stored or sources != known or sessions != before:
+            text = json.dumps(stored | {"sources": sources, "sessions": sessions}, indent=2) + "\n"
+            self.write_text(MANIFEST, text)
 
     def part_path(self, *key: str, suffix: str = "parquet") -> Path:
         """Where the part named by ``key`` lies; names are made safe and stay distinct."""
@@ -142,6 +187,22 @@ class Journal:
                 entry = json.loads(line)
                 self._found[entry["key"]] = entry["value"]
 
+    def bind(self, **facts: object) -> None:
+        """Bind the journal to what its pieces are made from: kept at first, compared from then on.
+
+        Raises :class:`MechsafetyError` where something differs, and for pieces of which nothing is known.
+        """
+        now = {name: str(value) for name, value in facts.items()}
+        known = self.get(_MADE_FROM)
+        if known is None and not self._found:
+            self.put(_MADE_FROM, now)
+        elif known != now:
+            changed = listed(differences(known or {}, now))
+            raise MechsafetyError(
+                f"journal {str(self.path)!r} holds pieces that were made from something else ({changed}): name another "
+                "file"
+            )
+
     def get(self, key: str) -> Any:
         """What was put under ``key``, or None."""
         return self._found.get(key)
@@ -177,11 +238,20 @@ def neutralised(table: pd.DataFrame) -> pd.DataFrame:
 
 
 @contextmanager
-def open_run(path: Path, *, config: Mapping[str, Any]) -> Iterator[RunFolder]:
+def open_run(
+    path: Path,
+    *,
+    config: Mapping[str, Any],
+    sources: Mapping[str, Provenance] | Callable[[], Mapping[str, Provenance]] = MappingProxyType({}),
+    allow_other_versions: bool = False,
+) -> Iterator[RunFolder]:
     """Begin or go on with the run in ``path``; one process at a time.
 
-    Raises :class:`MechsafetyError` when the folder holds a run of another configuration (with the
-    differing keys), something that is not a run, or is in use.
+    ``sources`` are, by name, what its parts are made from; a function is called when the folder is known to be one for
+    this run. Raises :class:`MechsafetyError` when the folder holds a run
+    of another configuration or of other sources (with what differs), of other versions, devices or number formats
+    (unless ``allow_other_versions``, which is recorded), of a version of mechsafety that kept no sources, something
+    that is not a run, or is in use.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -199,13 +269,15 @@ def open_run(path: Path, *, config: Mapping[str, Any]) -> Iterator[RunFolder]:
     except OSError as error:
         raise MechsafetyError(f"cannot write in the run folder {str(path)!r}: {error.strerror}") from None
     try:
-        run = RunFolder(path)
+        run = RunFolder(path, allow_other_versions=allow_other_versions)
         if (path / MANIFEST).is_file():
+            _require_known_sources(run)
             _require_same(run, config)
         else:
             run.write_text(
                 MANIFEST, json.dumps({"config": dict(config), "versions": versions()}, indent=2) + "\n"
             )
+        run._require_sources(sources() if callable(sources) else sources)
         yield run
     finally:
         lock.release()
@@ -229,15 +301,10 @@ def versions() -> dict[str, str]:
     return found
 
 
-def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """``key: old -> new`` for every differing key, nested ones dotted."""
-    before, after = _flat(old), _flat(new)
-    absent = "(absent)"
-    return [
-        f"{key}: {before.get(key, absent)!r} -> {after.get(key, absent)!r}"
-        for key in dict.fromkeys([*before, *after])
-        if before.get(key, absent) != after.get(key, absent)
-    ]
+def computing_versions() -> dict[str, str]:
+    """The versions of the packages that numbers may depend on."""
+    found = versions()
+    return {name: found[name] for name in _COMPUTING}
 
 
 def _require_empty(path: Path) -> None:
@@ -249,23 +316,27 @@ def _require_empty(path: Path) -> None:
         )
 
 
+def _require_known_sources(run: RunFolder) -> None:
+    # What a killed process leaves before its manifest names sources is no result.
+    if "sources" in run.manifest or not _holds_results(run.path):
+        return
+    raise MechsafetyError(
+        f"run {str(run.path)!r} was made by an older version of mechsafety, which did not record what it was made "
+        "from: name a new folder with --out (reports and figures of the old one can still be written)"
+    )
+
+
+def _holds_results(path: Path) -> bool:
+    return any(p.name not in (".lock", MANIFEST) and not p.name.startswith(_SCRATCH) for p in path.iterdir())
+
+
 def _require_same(run: RunFolder, config: Mapping[str, Any]) -> None:
     changed = differences(run.manifest["config"], json.loads(json.dumps(dict(config))))
     if changed:
         raise MechsafetyError(
-            f"run {str(run.path)!r} has another configuration ({'; '.join(changed[:6])}): name another folder "
+            f"run {str(run.path)!r} has another configuration ({listed(changed)}): name another folder "
             "with --out, or give the old settings again"
         )
-
-
-def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, item in value.items():
-        if isinstance(item, Mapping) and item:
-            flat |= _flat(item, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = item
-    return flat
 
 
 def _safe(name: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from html import escape
 from pathlib import Path
@@ -21,12 +21,14 @@ from mechsafety.errors import MechsafetyError
 from mechsafety.human_labels import responses_sha256
 from mechsafety.interventions import Edit, digest
 from mechsafety.models import load_model, load_record
-from mechsafety.runs import RunFolder, open_run, read_run
+from mechsafety.provenance import of_models
+from mechsafety.runs import Provenance, RunFolder, differences, open_run, read_run
 from mechsafety.selfjudge import FORMS, Exchange, Form, ask_logits, ask_words
 from mechsafety.selfjudge_tables import calibration, two_by_two
 from mechsafety.statistics import ARMS, PROMPT_LABELS
 from mechsafety.study import edit_of
 from mechsafety.study_config import StudyConfig
+from mechsafety.study_results import measured_systems
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -61,7 +63,9 @@ class SelfJudgeRun:
         return f"<b>Self-judgement</b> in {escape(str(self.path))}{shown}"
 
 
-def run_selfjudge(config: SelfJudgeConfig, out: Path, *, say: Say = lambda _: None) -> SelfJudgeRun:
+def run_selfjudge(
+    config: SelfJudgeConfig, out: Path, *, say: Say = lambda _: None, allow_other_versions: bool = False
+) -> SelfJudgeRun:
     """Ask every system of the study in ``config.study`` about its answers, in the folder ``out``, or go on there.
 
     ``limit`` takes so many prompts of each label, by the seed, the same for all arms and systems. Raises
@@ -90,7 +94,9 @@ def run_selfjudge(config: SelfJudgeConfig, out: Path, *, say: Say = lambda _: No
         "edits": {system: digest(edit) for system, edit in edits.items()},
     }
     started = time.perf_counter()
-    with open_run(out, config=asked) as run:
+    sources = of_models(*systems, **_loading(asked))
+    _require_those_of(study, sources)
+    with open_run(out, config=asked, sources=sources, allow_other_versions=allow_other_versions) as run:
         work = _Work(
             run=run,
             asked=asked,
@@ -135,10 +141,26 @@ def _answers(study: RunFolder, made: StudyConfig) -> tuple[pd.DataFrame, pd.Data
 
 
 def _systems(study: RunFolder, wanted: Sequence[str]) -> tuple[str, ...]:
-    have = list(study.manifest["systems"])
+    have = list(measured_systems(study.manifest))
     if strange := [system for system in wanted if system not in have]:
         raise MechsafetyError(f"the study has no system {strange[0]!r}; it has {', '.join(have)}")
     return tuple(dict.fromkeys(wanted)) or tuple(have)
+
+
+def _loading(asked: dict[str, Any]) -> dict[str, Any]:
+    return {name: asked[name] for name in ("dtype", "device", "template")}
+
+
+def _require_those_of(study: RunFolder, sources: Mapping[str, Provenance]) -> None:
+    """The systems must be those that answered in the study; their number format and device may be others."""
+    recorded = study.manifest.get("sources", {})
+    for name, made_from in sources.items():
+        if changed := differences(recorded.get(name, made_from.identity), made_from.identity):
+            what = ", ".join(line.partition(":")[0] for line in changed)
+            raise MechsafetyError(
+                f"the {what} of {name!r} {'is' if len(changed) == 1 else 'are'} no longer what answered in the study; "
+                "run the study again"
+            )
 
 
 def _chosen(responses: pd.DataFrame, limit: int | None, *, seed: int) -> set[str]:
@@ -211,8 +233,10 @@ class _Work:
         ]
 
     def _model(self, system: str) -> TransformerBridge:
-        fields = {name: self.asked[name] for name in ("dtype", "device", "template")}
-        model = load_model(system, **fields)
+        loading = _loading(self.asked)
+        for name, made_from in of_models(system, **loading).items():
+            self.run.require_source(name, made_from)
+        model = load_model(system, **loading)
         record = load_record(model)
         if record is not None and self.fingerprints[system] not in (None, record.fingerprint):
             raise MechsafetyError(

@@ -86,7 +86,7 @@ SOURCES: dict[str, Source] = {
 
 
 def load_source(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The rows of a published set in this project's columns; prompts of repeated text come once."""
+    """The rows of a published set in this project's columns."""
     import datasets
 
     source = SOURCES[name]
@@ -102,12 +102,10 @@ def load_source(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
     for column in (source.text, source.category, source.keep_if_empty):
         if column is not None and column not in columns:
             raise MechsafetyError(f"{source.repo}: no column {column!r}; it has {', '.join(columns)}")
-    seen: set[str] = set()
     for number, row in enumerate(table, start=1):
         text = str(row[source.text] or "").strip()
-        if text in seen or (source.keep_if_empty and row[source.keep_if_empty]):
+        if source.keep_if_empty and row[source.keep_if_empty]:
             continue
-        seen.add(text)
         yield (
             f"row {number}",
             {

@@ -3,6 +3,7 @@
 The way of the data, for each system: load -> residual streams of the fit prompts -> directions -> sweep
 on the validation prompts -> one selected direction -> an edit -> responses of both arms -> verdicts of
 every judge -> self-judgement. Each arrow ends in a part on disk; a part that is there is not made again.
+A system whose numbers are not finite is left out and named; the others go on.
 """
 
 from __future__ import annotations
@@ -10,10 +11,10 @@ from __future__ import annotations
 import json
 import resource
 import time
+from collections import ChainMap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,26 +22,29 @@ import pandas as pd
 
 from mechsafety.activations import residual_stream
 from mechsafety.directions import Directions, find_directions, principal_plane, save_directions
-from mechsafety.errors import MechsafetyError
+from mechsafety.errors import MechsafetyError, NotFiniteError
 from mechsafety.generation import Sampling, overridden_defaults
 from mechsafety.interventions import Edit, digest
 from mechsafety.judge_tables import judge_tables
 from mechsafety.judges.asking import AskingJudge
 from mechsafety.judges.cache import VerdictCache
-from mechsafety.judges.registry import judge_responses, load_judge
+from mechsafety.judges.registry import judge_responses, judge_sources, load_judge
 from mechsafety.judges.verdict import Judge, Response, Verdict
 from mechsafety.models import load_model, load_record
 from mechsafety.openings import own_refusal_tokens
+from mechsafety.prompt_splits import record_repeated
 from mechsafety.prompts import PromptSet
+from mechsafety.provenance import of_models
 from mechsafety.recipes import Recipe, recipe
 from mechsafety.resumable_generation import resumable_responses
-from mechsafety.runs import RunFolder, open_run
+from mechsafety.runs import Provenance, RunFolder, open_run
 from mechsafety.scoring import answer_nll
 from mechsafety.selection import Selection, candidate, nearest, select
 from mechsafety.selfjudge import Exchange, self_judge, summarise
 from mechsafety.statistics import ARMS, agreement, paired_tests, refusal_rates
 from mechsafety.study_config import StudyConfig
 from mechsafety.study_prompts import study_prompts
+from mechsafety.study_results import StudyResult
 from mechsafety.sweeps import sweep
 from mechsafety.tokens import post_instruction_positions, tokenize_prompts
 
@@ -50,24 +54,14 @@ if TYPE_CHECKING:
 Say = Callable[[str], None]
 
 
-@dataclass(frozen=True, kw_only=True)
-class StudyResult:
-    """A finished study: where it lies, and its tables of rates and tests."""
-
-    path: Path
-    rates: pd.DataFrame
-    tests: pd.DataFrame
-
-    def _repr_html_(self) -> str:
-        table = self.rates.round(3).to_html(index=False, border=0)
-        return f"<b>Study</b> in {escape(str(self.path))}{table}"
-
-
-def run_study(config: StudyConfig, out: Path, *, say: Say = lambda _: None) -> StudyResult:
+def run_study(
+    config: StudyConfig, out: Path, *, say: Say = lambda _: None, allow_other_versions: bool = False
+) -> StudyResult:
     """Run ``config`` in the folder ``out``, or go on where it was interrupted.
 
-    The configuration and the prompts' hashes are checked against the folder's; ``say`` hears one line a
-    stage. Raises :class:`MechsafetyError` for prompts that overlap, lack a split or a label.
+    Configuration, prompts and models are checked against the folder's (:func:`runs.open_run`); ``say`` hears one line
+    a stage. A system whose numbers are not finite is left out of all tables, also when the study goes on later. Raises
+    :class:`MechsafetyError` for prompts that overlap, lack a split or a label.
     """
     report, anchors = study_prompts(config)
     asked = config.model_dump(mode="json") | {
@@ -75,10 +69,17 @@ def run_study(config: StudyConfig, out: Path, *, say: Say = lambda _: None) -> S
         "anchors_sha256": anchors.sha256(),
     }
     started = time.perf_counter()
-    with open_run(out, config=asked) as run:
+
+    def sources() -> dict[str, Provenance]:
+        loading = _loading(config)
+        of_judges = [judge_sources(judge, loading=loading) for judge in config.judges]
+        return dict(ChainMap(of_models(*config.systems, **loading), *of_judges))
+
+    with open_run(out, config=asked, sources=sources, allow_other_versions=allow_other_versions) as run:
+        record_repeated(run, say, report, anchors)
         study = _Study(config=config, run=run, report=report, anchors=anchors, say=say)
         for number, spec in enumerate(config.systems, start=1):
-            study.system(spec, f"[{number}/{len(config.systems)}] {spec}")
+            study.try_system(spec, f"[{number}/{len(config.systems)}] {spec}")
         result = study.tables()
         run.record_item("timings", "last_session_s", round(time.perf_counter() - started, 1))
         run.record_item("timings", "peak_memory_mb", peak_memory_mb())
@@ -92,6 +93,10 @@ def edit_of(run: RunFolder, config: StudyConfig, spec: str) -> Edit:
     selected = facts["selection"]
     direction = directions.at(layer=selected["layer"], position=selected["position"])
     return _recipe(config).build(direction, config.alpha, facts["model"]["n_layers"])
+
+
+def _loading(config: StudyConfig) -> dict[str, Any]:
+    return {"dtype": config.dtype, "device": config.device, "template": config.template}
 
 
 def _recipe(config: StudyConfig) -> Recipe:
@@ -122,12 +127,29 @@ class _Study:
         if spec not in self._models:
             judges = {j.partition(":")[2] for j in self.config.judges}
             self._models = {s: m for s, m in self._models.items() if s in judges}
-            self._models[spec] = load_model(
-                spec, dtype=self.config.dtype, device=self.config.device, template=self.config.template
-            )
+            for name, made_from in of_models(spec, **_loading(self.config)).items():
+                self.run.require_source(name, made_from)  # hours may lie since the run was opened
+            self._models[spec] = load_model(spec, **_loading(self.config))
         return self._models[spec]
 
     # -- one system -----------------------------------------------------------------------------
+
+    def try_system(self, spec: str, title: str) -> None:
+        """Everything about one system; where its numbers are not finite it is marked as failed."""
+        if (why := self.failure(spec)) is not None:
+            self.say(f"{title} · failed in an earlier session and is not tried again: {why}")
+            return
+        try:
+            self.system(spec, title)
+        except NotFiniteError as error:
+            self.run.write_json_part({"failed": str(error)}, "failed", spec)
+            self.say(f"{title} · failed: {error}")
+
+    def failure(self, spec: str) -> str | None:
+        """Why a system could not be measured."""
+        if not self.run.has_part("failed", spec, suffix="json"):
+            return None
+        return self.run.read_json_part("failed", spec)["failed"]
 
     def system(self, spec: str, title: str) -> None:
         """Everything about one system, part by part."""
@@ -177,7 +199,7 @@ class _Study:
         positions: tuple[int, ...] = (-1,)
         if chosen.positions == "post_instruction":
             positions = post_instruction_positions(model)
-        cache = residual_stream(model, self.anchors.fit, positions=positions)
+        cache = residual_stream(model, self.anchors.to_estimate, positions=positions)
         found = find_directions(cache, method=chosen.method, centring=chosen.centring, seed=self.config.seed)
         target = self.run.part_path("directions", spec, suffix="safetensors")
         self.run.save(str(target.relative_to(self.run.path)), found.save)
@@ -188,8 +210,8 @@ class _Study:
     def _sweep(self, spec: str) -> None:
         model, directions, chosen = self.model(spec), self.directions(spec), self.recipe()
         # None where it hardly refuses: the sweep then goes by its logits.
-        tokens = own_refusal_tokens(model, self.anchors.validation, seed=self.config.seed)
-        swept = sweep(model, directions, self.anchors.validation, refusal_tokens=tokens)
+        tokens = own_refusal_tokens(model, self.anchors.to_choose, seed=self.config.seed)
+        swept = sweep(model, directions, self.anchors.to_choose, refusal_tokens=tokens)
         selection, note = self._select(swept.table, model.cfg.n_layers, chosen)
         direction = directions.at(layer=selection.layer, position=selection.position)
         self.run.write_part(swept.table.assign(system=spec), "sweep", spec)
@@ -234,7 +256,7 @@ class _Study:
         self, spec: str, model: TransformerBridge, directions: Directions, selection: Selection
     ) -> pd.DataFrame:
         """Validation prompts in the first two principal components at the selected layer."""
-        cache = residual_stream(model, self.anchors.validation, positions=(selection.position,))
+        cache = residual_stream(model, self.anchors.to_choose, positions=(selection.position,))
         direction = directions.at(layer=selection.layer, position=selection.position)
         return principal_plane(cache, direction).assign(system=spec)
 
@@ -284,7 +306,10 @@ class _Study:
         ]
         if judge not in self._judges:
             self._judges[judge] = load_judge(judge, models=self.model)
-        verdicts = self._ask(self._judges[judge], responses)
+        try:
+            verdicts = self._ask(self._judges[judge], responses)
+        except NotFiniteError as error:  # of the judge's model, which is no fault of the system
+            raise MechsafetyError(f"judge {judge!r}: {error}") from error
         rows = pd.DataFrame(
             {
                 "system": spec,
@@ -321,7 +346,12 @@ class _Study:
 
     def tables(self) -> StudyResult:
         """Join the parts into the run's tables, in the order of the configuration."""
-        specs, run = self.config.systems, self.run
+        run, failed = self.run, {s: why for s in self.config.systems if (why := self.failure(s)) is not None}
+        specs = [spec for spec in self.config.systems if spec not in failed]
+        marks = {spec: {"failed": why} for spec, why in failed.items()}
+        if not specs:
+            run.record("systems", marks)
+            return StudyResult(path=run.path, rates=pd.DataFrame(), tests=pd.DataFrame(), failed=failed)
         self.say("tables and tests")
         arms = [(spec, arm) for spec in specs for arm in ARMS]
         responses = pd.concat([self.responses(*a) for a in arms], ignore_index=True)
@@ -349,8 +379,9 @@ class _Study:
             run.write_table(table, f"{name}.csv")
         if self.config.selfjudge:
             self._selfjudge_tables(arms, verdicts)
-        run.record("systems", {s: self.selection(s) | {"generation": self._speeds(s)} for s in specs})
-        return StudyResult(path=run.path, rates=rates, tests=tests)
+        measured = {s: self.selection(s) | {"generation": self._speeds(s)} for s in specs}
+        run.record("systems", {s: (measured | marks)[s] for s in self.config.systems})
+        return StudyResult(path=run.path, rates=rates, tests=tests, failed=failed)
 
     def _selfjudge_tables(self, arms: Sequence[tuple[str, str]], verdicts: pd.DataFrame) -> None:
         judged = pd.concat([self.run.read_part("selfjudge", *a) for a in arms], ignore_index=True)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from mechsafety.errors import MechsafetyError
+from mechsafety.prompt_splits import require_disjoint
 from mechsafety.prompts import PromptSet, load_prompts
 from mechsafety.study_config import StudyConfig
 
@@ -12,16 +15,18 @@ def study_prompts(config: StudyConfig) -> tuple[PromptSet, PromptSet]:
 
     Raises :class:`MechsafetyError` when a split or a label is missing, or when they overlap.
     """
-    report = load_prompts(config.prompts).report
+    asked = load_prompts(config.prompts)
+    report = asked.to_judge
     anchors = load_prompts(config.anchors)
     chosen = PromptSet(
         (
-            *anchors.fit.sample(config.fit, seed=config.seed),
-            *anchors.validation.sample(config.validation, seed=config.seed),
+            *anchors.to_estimate.sample(config.fit, seed=config.seed),
+            *anchors.to_choose.sample(config.validation, seed=config.seed),
         ),
         anchors.name,
+        anchors.repeated if config.anchors != config.prompts else 0,
     )
-    for split in (chosen.fit, chosen.validation):
+    for split in (chosen.to_estimate, chosen.to_choose):
         if not len(split.harmful) or not len(split.harmless):
             raise MechsafetyError(
                 f"anchors {config.anchors!r} need harmful and harmless prompts in the splits fit and validation"
@@ -30,10 +35,5 @@ def study_prompts(config: StudyConfig) -> tuple[PromptSet, PromptSet]:
         raise MechsafetyError(f"prompts {config.prompts!r} hold no report split")
     if config.limit is not None:
         report = report.sample(config.limit, seed=config.seed)
-    seen = {" ".join(p.text.casefold().split()): p.id for p in chosen}
-    for prompt in report:
-        if (twin := seen.get(" ".join(prompt.text.casefold().split()))) is not None:
-            raise MechsafetyError(
-                f"report prompt {prompt.id!r} is also anchor {twin!r}: directions must be tested on other prompts"
-            )
-    return report, chosen
+    require_disjoint(anchor=chosen, report=report)
+    return replace(report, repeated=asked.repeated), chosen

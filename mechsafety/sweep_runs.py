@@ -29,9 +29,11 @@ from mechsafety.interventions import Ablate, digest
 from mechsafety.layer_profile import logit_lens, profile_layers
 from mechsafety.models import load_model, load_record
 from mechsafety.openings import own_refusal_tokens
+from mechsafety.prompt_splits import record_repeated, require_splits
 from mechsafety.prompts import PromptSet, load_prompts
+from mechsafety.provenance import of_models
 from mechsafety.refusal_scores import RefusalTokens, named_refusal_tokens
-from mechsafety.runs import Journal, RunFolder, open_run
+from mechsafety.runs import Journal, Provenance, RunFolder, open_run
 from mechsafety.selection import RULES, Selection, nearest, select
 from mechsafety.sweeps import Sweep, sweep
 from mechsafety.tokens import post_instruction_positions
@@ -84,8 +86,10 @@ class SweepRun:
         )
 
 
-def run_sweep(config: SweepConfig, out: Path, *, say: Say = lambda _: None) -> SweepRun:
-    """Run ``config`` in the folder ``out``, or go on where it was interrupted.
+def run_sweep(
+    config: SweepConfig, out: Path, *, say: Say = lambda _: None, allow_other_versions: bool = False
+) -> SweepRun:
+    """Run ``config`` in the folder ``out``, or go on where it was interrupted (:func:`runs.open_run`).
 
     Raises :class:`MechsafetyError` for an unknown rule, a prompt set without fit or validation prompts of both
     labels, positions or layers that do not exist, and whatever loading the model raises.
@@ -93,26 +97,23 @@ def run_sweep(config: SweepConfig, out: Path, *, say: Say = lambda _: None) -> S
     if config.rule not in RULES:
         raise MechsafetyError(f"rule {config.rule!r} is not one of {', '.join(RULES)}")
     prompts = load_prompts(config.prompts)
-    _require_splits(prompts, config)
+    require_splits(
+        prompts, ("estimate", "choose", *(("judge",) if config.doses else ())), name=config.prompts
+    )
     asked = config.model_dump(mode="json") | {"kind": "sweep", "prompts_sha256": prompts.sha256()}
     started = time.perf_counter()
-    with open_run(out, config=asked) as run:
+    loading: dict[str, Any] = {"dtype": config.dtype, "device": config.device, "template": config.template}
+
+    def sources() -> dict[str, Provenance]:
+        return of_models(config.model, **loading)
+
+    with open_run(out, config=asked, sources=sources, allow_other_versions=allow_other_versions) as run:
+        record_repeated(run, say, prompts)
         say(f"loading {config.model}")
-        model = load_model(config.model, dtype=config.dtype, device=config.device, template=config.template)
+        model = load_model(config.model, **loading)
         result = _Sweep(config=config, run=run, prompts=prompts, model=model, say=say).tables()
         run.record_item("timings", "last_session_s", round(time.perf_counter() - started, 1))
     return result
-
-
-def _require_splits(prompts: PromptSet, config: SweepConfig) -> None:
-    needed = ["fit", "validation", *(["report"] if config.doses else [])]
-    for split in needed:
-        for label in ("harmful", "harmless"):
-            if not len(prompts.where(split=split, label=label)):  # type: ignore[arg-type]
-                raise MechsafetyError(
-                    f"prompt set {config.prompts!r} has no {label} prompts in split {split!r}: a sweep finds "
-                    "directions on 'fit', selects on 'validation' and draws dose curves on 'report'"
-                )
 
 
 @dataclass(kw_only=True)
@@ -125,8 +126,8 @@ class _Sweep:
 
     def __post_init__(self) -> None:
         config = self.config
-        self.fit = self.prompts.fit.sample(config.fit, seed=config.seed)
-        self.validation = self.prompts.validation.sample(config.validation, seed=config.seed)
+        self.fit = self.prompts.to_estimate.sample(config.fit, seed=config.seed)
+        self.validation = self.prompts.to_choose.sample(config.validation, seed=config.seed)
         if config.positions == "post":
             self.positions = post_instruction_positions(self.model)
         else:
@@ -256,7 +257,7 @@ class _Sweep:
             families=self.config.doses,
             seed=self.config.seed,
         )
-        report = self.prompts.report.sample(self.config.dose_prompts, seed=self.config.seed)
+        report = self.prompts.to_judge.sample(self.config.dose_prompts, seed=self.config.seed)
         curves = dose_curves(
             self.model,
             doses,

@@ -32,6 +32,7 @@ from mechsafety.models import load_record
 from mechsafety.prefixes import all_last_logits
 from mechsafety.progress import bar
 from mechsafety.prompts import Prompt, PromptSet
+from mechsafety.provenance import loaded_fingerprint
 from mechsafety.refusal_scores import RefusalTokens, derive_refusal_tokens, refusal_scores
 from mechsafety.runs import Journal
 from mechsafety.selection import Selection, select, selection_stability
@@ -127,7 +128,7 @@ def sweep(
     Prompts that the unedited model treats against their label (harmful with score <= 0, harmless with
     score >= 0) are left out where at least 8 of a label remain, as in the source. Zero vectors score NaN.
     ``path="plain"`` runs one candidate at a time and gives the same numbers. ``journal`` keeps every finished
-    candidate; those it holds already are not run again.
+    candidate; those it holds already are not run again, and those of another model or other prompts are an error.
 
     Raises :class:`MechsafetyError` when the directions were found on another model, for one class only, no
     prompts, and a layer that does not exist.
@@ -151,6 +152,13 @@ def sweep(
         refusal_ids=tokens.ids,
         batch_size=batch_size,
     )
+    if journal is not None:
+        journal.bind(
+            model=loaded_fingerprint(model),
+            method=directions.method,
+            prompts=prompts.sha256(),
+            refusal_tokens=list(tokens.ids),
+        )
     cache = residual_stream(model, prompts, positions=directions.positions, batch_size=batch_size)
     candidates = candidates_of(directions, chosen)
     scored = _score_all(model, validation, candidates, fast=path == "fast", journal=journal)

@@ -25,7 +25,7 @@ from mechsafety.tokens import tokenize_prompts
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-_TOKEN_PROMPTS = 64  # of each label, of the fit split: the held-out prompts are scored, not learned from
+_TOKEN_PROMPTS = 64  # of each label, of the fit split: report prompts are scored, not learned from
 _KL_PROMPTS = 32
 
 
@@ -76,7 +76,7 @@ def separating_layer(
 def ablations(
     load: Callable[[], TransformerBridge],
     fit: PromptSet,
-    validation: PromptSet,
+    report: PromptSet,
     directions: Mapping[str, Float[Tensor, " d_model"]],
     *,
     journal: Journal,
@@ -84,7 +84,7 @@ def ablations(
     seed: int,
     batch_size: int = 64,
 ) -> tuple[Ablation, dict[str, Ablation], tuple[str, ...]]:
-    """Score the harmful validation prompts unedited, then with each direction projected out everywhere.
+    """Score the harmful report prompts unedited, then with each direction projected out everywhere.
 
     Refusal tokens come from the model's own logits on fit prompts. ``journal`` keeps every finished ablation
     under ``key`` and the direction's name; ``load`` is called when one is missing. Returns the unedited scores,
@@ -96,8 +96,8 @@ def ablations(
         done = {name: _read(value) for name, value in stored.items()}
         return done.pop(""), done, tuple(stored[""]["tokens"])
     model = load()
-    scored = [*validation.harmful, *validation.sample(_KL_PROMPTS, seed=seed).harmless]
-    n = len(validation.harmful)
+    scored = [*report.harmful, *report.sample(_KL_PROMPTS, seed=seed).harmless]
+    n = len(report.harmful)
     shown = fit.sample(_TOKEN_PROMPTS, seed=seed)
     base = _logits(model, None, scored, batch_size)
     learned = _logits(model, None, [*shown.harmful, *shown.harmless], batch_size)

@@ -28,6 +28,7 @@ from mechsafety.hooking import plain_module_path
 from mechsafety.models import generation_twin, load_record
 from mechsafety.objectives import Objective, answer_log_likelihoods, dpo_loss, unlearning_loss
 from mechsafety.progress import bar
+from mechsafety.prompt_splits import require_disjoint
 from mechsafety.prompts import PromptSet, load_prompts
 from mechsafety.rungs import ANSWERS, OBJECTIVE, RUNGS, Rung, rung_examples
 from mechsafety.tokens import device_of, pad_token
@@ -121,8 +122,9 @@ def tune(
     """
     recipe = recipe or RECIPES[rung]
     require_empty(out)
-    fit = (prompts or load_prompts("default")).fit
-    safe = (contrast or load_prompts("contrast")).fit
+    fit = (prompts or load_prompts("default")).to_estimate
+    safe = (contrast or load_prompts("contrast")).to_estimate
+    require_disjoint(prompt=fit, contrast=safe)
     examples = rung_examples(
         model, rung, prompts=fit, contrast=safe, answer_tokens=recipe.answer_tokens, seed=recipe.seed
     )

@@ -95,7 +95,7 @@ def test_some_parts_of_a_lab_pair(lab: Path, tmp_path: Path) -> None:
 def test_every_option_is_one_of_the_configuration() -> None:
     assert list(PARTS) == anatomy._PARTS
     command = main.commands["anatomy"]
-    options = {p.name for p in command.params} - {"as_json", "out"}
+    options = {p.name for p in command.params} - {"as_json", "out", "allow_other_versions"}
     assert options <= set(AnatomyConfig.model_fields)
     maps = next(p for p in command.params if p.name == "maps")
     assert list(maps.type.choices) == list(get_args(AnatomyConfig.model_fields["maps"].annotation))  # type: ignore[attr-defined]

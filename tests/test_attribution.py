@@ -290,6 +290,20 @@ def test_a_killed_run_goes_on_and_gives_the_same_bytes(
     assert again.snip("blocks.0.q").equal(resumed.snip("blocks.0.q"))
 
 
+def test_scores_of_a_model_that_the_user_booted_are_known_by_its_weights(
+    tiny: Callable[..., Any], tmp_path: Path
+) -> None:
+    store = tmp_path / "scores.safetensors"
+    models = [tiny("llama"), tiny("llama"), tiny("llama", seed=1)]
+    for model in models:
+        object.__setattr__(model, "load_record", None)
+    first = attribute(models[0], EXAMPLES, store=store)
+    assert first.fingerprint
+    assert attribute(models[1], EXAMPLES, store=store).fingerprint == first.fingerprint
+    with pytest.raises(MechsafetyError, match="fingerprint"):
+        attribute(models[2], EXAMPLES, store=store)
+
+
 def test_a_stored_attribution_reads_map_by_map_what_memory_holds(
     tiny: Callable[..., Any], tmp_path: Path
 ) -> None:

@@ -142,7 +142,7 @@ def test_numbers_are_those_of_the_models(done: Comparison, pair: Any) -> None:
 
 def test_transfer_is_the_fall_of_the_score_under_ablation(done: Comparison, pair: Any) -> None:
     assert done.transfer is not None
-    fit, held_out = PROMPTS.fit, PROMPTS.validation.harmful
+    fit, held_out = PROMPTS.fit, PROMPTS.report.harmful
     for target in pair:
         model = load_model(target, dtype="float32", device="cpu")
         rows = done.transfer[done.transfer["target"] == target].set_index("source")
@@ -416,6 +416,11 @@ def only(prompts: PromptSet, **keep: Any) -> PromptSet:
             ["a", "b"],
             {"prompts": only(PROMPTS, split=["fit"])},
             "no validation prompts in 'mine': the transfer",
+        ),
+        (
+            ["a", "b"],
+            {"prompts": only(PROMPTS, split=["fit", "validation"])},
+            "no report prompts in 'mine': the transfer",
         ),
         (
             ["a", "b"],

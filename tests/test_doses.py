@@ -117,9 +117,12 @@ def test_curves_go_on_from_their_journal(tiny: Callable[..., Any], tmp_path: Pat
     held = path.read_text().count("\n")
     resumed = dose_curves(model, doses, report, max_new_tokens=3, seed=0, journal=Journal(path))
     pd.testing.assert_frame_equal(resumed, whole)
-    # The unedited model is measured once for both families.
-    assert held == 4
-    assert path.read_text().count("\n") == len(doses) - 1
+    # The unedited model is measured once for both families; the first line says what the doses are made from.
+    assert held == 1 + 4
+    assert path.read_text().count("\n") == 1 + len(doses) - 1
+    for other, asked in ((tiny("llama", seed=1), report), (model, small_prompts(3, seed=1).report)):
+        with pytest.raises(MechsafetyError, match="made from something else"):
+            dose_curves(other, doses, asked, max_new_tokens=3, seed=0, journal=Journal(path))
 
 
 def test_one_class_only_is_refused(tiny: Callable[..., Any]) -> None:

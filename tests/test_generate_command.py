@@ -158,7 +158,11 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(
 
 
 def test_the_model_is_as_it_was_after_a_baked_run(
-    work: Callable[..., Any], tiny: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    work: Callable[..., Any],
+    tiny_folder: Callable[..., Path],
+    tiny: Callable[..., Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from mechsafety import generation_runs
 
@@ -166,7 +170,11 @@ def test_the_model_is_as_it_was_after_a_baked_run(
     before = {name: p.clone() for name, p in model.original_model.named_parameters()}
     monkeypatch.setattr(generation_runs, "load_model", lambda *_, **__: model)
     config = GenerationConfig(
-        model="tiny", prompts=str(tmp_path / "prompts.csv"), limit=1, max_new_tokens=3, edit="ablate(random)"
+        model=str(tiny_folder("llama")),
+        prompts=str(tmp_path / "prompts.csv"),
+        limit=1,
+        max_new_tokens=3,
+        edit="ablate(random)",
     )
     result = run_generation(config.model_copy(update={"baked": True}), tmp_path / "baked")
     assert len(result.responses) == 2

@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
+from sklearn.metrics import roc_auc_score
 
 from mechsafety import ladder_systems
 from mechsafety.activations import residual_stream
@@ -181,6 +182,15 @@ def test_states_are_those_of_a_plain_computation_and_the_same_after_interruption
         assert dict(zip(rows["id"], rows["verdict"] == "refusal", strict=True)) == {
             i: same[i] for i in rows["id"]
         }
+
+    # How each direction does alone is read on the report prompts, by which no layer was chosen.
+    streams = residual_stream(model, report)
+    harmful_first = [label == "harmful" for label in streams.labels]
+    ranks = whole.tables["ranks"].query("system == @system", local_dict={"system": str(system)})
+    for row, vector in zip(ranks.itertuples(), basis.float(), strict=False):
+        projected = (streams.activations[:, 0, layer].float() @ vector).numpy()
+        expected = roc_auc_score(harmful_first, projected)
+        assert row.auroc in (pytest.approx(expected), pytest.approx(1 - expected))
 
     # Killed at a state of the first system, at the links, and in the comparison.
     measured, linked = LadderSystem.measure, LadderSystem.links

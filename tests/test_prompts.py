@@ -19,7 +19,19 @@ from hypothesis import strategies as st
 
 from mechsafety.errors import MechsafetyError
 from mechsafety.places import data_folder
-from mechsafety.prompts import LABELS, SPLITS, SUFFIXES, Prompt, PromptSet, cell, from_rows, load_prompts
+from mechsafety.prompt_splits import require_disjoint, require_splits
+from mechsafety.prompts import (
+    LABELS,
+    PURPOSES,
+    SPLITS,
+    SUFFIXES,
+    Prompt,
+    PromptSet,
+    cell,
+    folded,
+    from_rows,
+    load_prompts,
+)
 from mechsafety.sources import SOURCES
 
 ROWS = [
@@ -314,6 +326,8 @@ def test_cells() -> None:
     ("name", "content", "said"),
     [
         ("m.csv", "text,label,split\na b,harmful,fit\nc,harmful,fit\nA  B,harmful,report\n", "line 4: this text stands in split 'report' and, at line 2, in 'fit'"),
+        ("m.csv", "text,label\na b,harmful\nc,harmful\nA  B,harmless\n", "line 4: this text is labelled 'harmless' and, at line 2, 'harmful'"),
+        ("m.json", '[{"text": "Straße", "label": "harmful"}, {"text": "STRASSE", "label": "harmless"}]', "item 2: this text is labelled 'harmless' and, at item 1, 'harmful'"),
         ("m.csv", "text,label\na,harmful\n  ,harmful\n", "line 3: column 'text' is empty"),
         ("m.csv", "id,text,label\nx,a,harmful\nx,b,harmful\n", "line 3: id 'x' stands already at line 2"),
         ("m.csv", "words,label\na,harmful\n", "line 2: no text column; have words, label, want one of text, prompt"),
@@ -414,6 +428,72 @@ def test_hash_sees_every_field_and_the_order() -> None:
     assert len(set(hashes)) == 8
     a, b = changed[:2]
     assert PromptSet((a, b)).sha256() != PromptSet((b, a)).sha256()
+
+
+def test_a_text_twice_in_one_cell_is_counted_once_and_reported() -> None:
+    given = [("a b", "fit"), ("c", "fit"), ("A  b", "fit"), (" a B ", "fit"), ("d", "report")]
+    rows = [
+        (f"line {i}", {"text": text, "label": "harmful", "split": split})
+        for i, (text, split) in enumerate(given)
+    ]
+    found = from_rows(rows, where="here", name="x.csv")
+    assert [(p.id, p.text) for p in found] == [("x-0001", "a b"), ("x-0002", "c"), ("x-0005", "d")]
+    assert found.repeated == 2
+    assert "(2 given twice, counted once)" in found._repr_html_()
+    once = from_rows([rows[0], rows[1], rows[4]], where="here", name="x.csv")
+    assert once.repeated == 0
+    assert "twice" not in once._repr_html_()
+    assert [p.text for p in once] == [p.text for p in found]
+
+
+def test_every_split_has_one_purpose(default: PromptSet) -> None:
+    views = (default.to_estimate, default.to_choose, default.to_judge)
+    assert views == (default.fit, default.validation, default.report)
+    assert {PURPOSES[purpose] for purpose in PURPOSES} == set(SPLITS)
+
+
+def _made(text: str, label: Any, split: Any, number: int) -> Prompt:
+    return Prompt(id=f"{split}-{number}", text=text, label=label, split=split)
+
+
+@given(
+    texts=st.lists(st.text("aAb  ß", min_size=1).filter(str.strip), min_size=2, max_size=6), seed=st.randoms()
+)
+def test_sets_are_disjoint_exactly_where_no_folded_text_is_in_both(texts: list[str], seed: Any) -> None:
+    sides = [seed.random() < 0.5 for _ in texts]
+    one = [
+        _made(t, "harmful", "fit", i) for i, (t, side) in enumerate(zip(texts, sides, strict=True)) if side
+    ]
+    other = [
+        _made(t, "harmful", "report", i)
+        for i, (t, side) in enumerate(zip(texts, sides, strict=True))
+        if not side
+    ]
+    shared = {folded(p.text) for p in one} & {folded(p.text) for p in other}
+    if shared:
+        with pytest.raises(MechsafetyError, match=r"report prompt 'report-\d' is also fit prompt 'fit-\d'"):
+            require_disjoint(fit=one, report=other)
+    else:
+        require_disjoint(fit=one, report=other)
+
+
+def test_one_text_under_two_labels_is_told_within_a_set_too() -> None:
+    prompts = [_made("a  b", "harmful", "fit", 1), _made("A B", "harmless", "fit", 2)]
+    with pytest.raises(
+        MechsafetyError, match="'fit-2' is labelled 'harmless', and 'fit-1' of the same text 'harmful'"
+    ):
+        require_disjoint(fit=prompts)
+    require_disjoint(fit=prompts[:1])
+
+
+@pytest.mark.parametrize("purpose", PURPOSES)
+def test_a_split_that_is_needed_must_have_both_labels(default: PromptSet, purpose: Any) -> None:
+    split = PURPOSES[purpose]
+    lacking = PromptSet(tuple(p for p in default if (p.split, p.label) != (split, "harmless")), "x")
+    require_splits(default, PURPOSES, name="x")
+    require_splits(lacking, [p for p in PURPOSES if p != purpose], name="x")
+    with pytest.raises(MechsafetyError, match=f"'x' has no harmless prompts in split '{split}'"):
+        require_splits(lacking, PURPOSES, name="x")
 
 
 def test_rows_without_ids_are_numbered() -> None:

@@ -198,7 +198,7 @@ def test_bad_input_is_named(tiny: Callable[..., Any]) -> None:
         prune_heads(maps, [(1, 0)], n_heads=5)
     with pytest.raises(MechsafetyError, match="no prompts"):
         head_outputs(model, [])
-    with pytest.raises(MechsafetyError, match="both fitted and held out"):
+    with pytest.raises(MechsafetyError, match="is also fitted prompt"):
         probe_heads(model, prompts.fit, prompts.fit, seed=0)
     with pytest.raises(MechsafetyError, match="harmless prompts are too few"):
         probe_heads(model, prompts.fit.harmful, prompts.validation, seed=0)

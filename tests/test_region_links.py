@@ -275,7 +275,7 @@ def test_bad_input_is_named(tiny: Callable[..., Any]) -> None:
             seed=0,
         )
 
-    with pytest.raises(MechsafetyError, match="take two splits"):
+    with pytest.raises(MechsafetyError, match="is also fitted prompt"):
         effects(prompts.fit, prompts.fit, 3)
     with pytest.raises(MechsafetyError, match="no harmless prompts"):
         effects(prompts.fit.harmful, prompts.validation, 3)

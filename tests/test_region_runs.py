@@ -12,11 +12,12 @@ from pydantic import ValidationError
 
 from mechsafety import region_examples, region_followups, region_work
 from mechsafety.errors import MechsafetyError
+from mechsafety.prompts import SPLITS
 from mechsafety.region_config import PARTS, RegionsConfig, State, planned_states
 from mechsafety.region_runs import run_regions
 from mechsafety.robustness.outcomes import OUTCOME_COLUMNS
 from mechsafety.robustness.utility import UTILITY_COLUMNS
-from mechsafety.runs import read_run
+from mechsafety.runs import open_run, read_run
 from tests.prompt_sets import small_prompts, write_csv
 
 
@@ -119,6 +120,51 @@ def test_every_part_and_the_same_tables_after_an_interruption(
     assert read_run(tmp_path / "cut").manifest["sweet_spot"]["explanation"]
     assert whole.sweet_spot
     assert "Regions" in whole._repr_html_()
+
+
+@pytest.mark.usefixtures("all_kept")
+def test_weights_are_scored_on_fit_prompts_and_links_are_read_on_report_prompts(
+    tiny_folder: Callable[..., Path], prompts_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, set[str]] = {}
+    effects = region_followups.link_effects
+
+    def watched(*arguments: Any, fit: Any, held_out: Any, **options: Any) -> pd.DataFrame:
+        asked["fit"], asked["held_out"] = ({p.text for p in some} for some in (fit, held_out))
+        return effects(*arguments, fit=fit, held_out=held_out, **options)
+
+    monkeypatch.setattr(region_followups, "link_effects", watched)
+    config = small(str(tiny_folder("llama")), prompts_file, parts=("links",), examples=6, limit=None)
+    run = run_regions(config, tmp_path / "run")
+    parts = [pd.read_parquet(p) for p in (run.path / "parts" / "examples").glob("*.parquet")]
+    calibrated = {prompt for part in parts for prompt in part["prompt"]}
+    split = {name: {p.text for p in small_prompts(6).where(split=name)} for name in SPLITS}
+    assert calibrated == split["fit"]  # six of each label: all of them, and no other
+    assert asked == {"fit": split["fit"], "held_out": split["report"]}
+    assert not calibrated & asked["held_out"]
+    effects_table = run.tables["link_effects"].dropna(subset=["auroc_n"])
+    assert set(effects_table["auroc_n"]) == {float(len(split["report"]))}
+
+
+def test_a_sweet_spot_that_is_chosen_on_report_prompts_says_so(
+    tiny_folder: Callable[..., Path], prompts_file: Path, tmp_path: Path
+) -> None:
+    config = small(str(tiny_folder("llama")), prompts_file, parts=("sweep",), projections=(), top_safety=())
+    model, removed = planned_states(config)[:2]
+    columns = {"draw": 0, "harmful_n": 50, "degenerate": 0.0, "harmless_degenerate": 0.0, "accuracy": 0.5}
+    rows = [
+        {"removal": s.removal, "setting": s.setting, "control": s.control, "share": share, "refused": refused}
+        | {"refused_low": refused, "complied": 1 - refused, **columns}
+        for s, share, refused in ((model, 0.0, 0.9), (removed, 0.1, 0.1))
+    ]
+    with open_run(tmp_path / "run", config={}) as run:
+        work = object.__new__(region_work.RegionWork)  # no model is needed to choose
+        work.run, work.config = run, config
+        assert region_followups.chosen_state(work, pd.DataFrame(rows)) == removed
+        assert "chosen on the report prompts" in run.manifest["sweet_spot"]["explanation"]
+        none = pd.DataFrame(rows).assign(refused=0.9)
+        region_followups.chosen_state(work, none)
+        assert "chosen on the report prompts" not in run.manifest["sweet_spot"]["explanation"]
 
 
 def test_states_are_planned_with_draws_and_matched_controls() -> None:

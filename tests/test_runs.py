@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mechsafety.errors import MechsafetyError
-from mechsafety.runs import MANIFEST, RunFolder, differences, open_run, read_run, versions
+from mechsafety.runs import MANIFEST, Journal, RunFolder, differences, open_run, read_run, versions
 
 CONFIG = {"systems": ["a", "b"], "seed": 0, "sampling": {"temperature": 1.0, "top_p": 0.9}}
 TABLE = pd.DataFrame({"id": ["x", "y"], "rate": [0.5, 0.25]})
@@ -214,6 +214,26 @@ def test_reading_needs_a_manifest(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "none", Path(__file__)):
         with pytest.raises(MechsafetyError, match="is not a run folder"):
             read_run(path)
+
+
+def test_a_journal_holds_pieces_of_one_thing(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    Journal(path).bind(model="a", seed=0)
+    journal = Journal(path)
+    journal.bind(model="a", seed=0)
+    journal.put("1", [0.5])
+    before = path.read_bytes()
+    for facts, said in (
+        ({"model": "b", "seed": 0}, "'a' -> 'b'"),
+        ({"model": "a"}, "seed: '0' -> '(absent)'"),
+    ):
+        with pytest.raises(MechsafetyError, match=re.escape(said)):
+            Journal(path).bind(**facts)
+    assert path.read_bytes() == before
+    unknown = Journal(tmp_path / "unknown.jsonl")
+    unknown.put("1", [0.5])
+    with pytest.raises(MechsafetyError, match=re.escape("model: '(absent)' -> 'a'")):
+        unknown.bind(model="a")
 
 
 # -- one process at a time --------------------------------------------------------------------------

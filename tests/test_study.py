@@ -14,9 +14,14 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from click.testing import CliRunner
 
+from mechsafety import study
+from mechsafety.cli import main
 from mechsafety.directions import load_directions
-from mechsafety.errors import MechsafetyError
+from mechsafety.errors import MechsafetyError, NotFiniteError
+from mechsafety.report import write_report
+from mechsafety.runs import read_run
 from mechsafety.study import run_study
 from mechsafety.study_config import StudyConfig
 from tests.prompt_sets import small_prompts, write_csv
@@ -210,3 +215,122 @@ def test_published_recipes_run(config: StudyConfig, tmp_path: Path, recipe: Any)
         assert facts["selection"]["layer"] == int(4 * 0.6)
     positions = pd.read_parquet(result.path / "sweep.parquet")["position"].nunique()
     assert (positions > 1) == (recipe == "arditi")
+
+
+# -- a system that cannot be measured --------------------------------------------------------------
+
+
+@pytest.fixture
+def overflowing(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
+    """``overflowing(spec, stage)``: numbers of that system are not finite from that stage on."""
+
+    def make(spec: str, stage: str) -> None:
+        real = getattr(study._Study, stage)
+
+        def failing(work: Any, system: str, *rest: Any) -> Any:
+            if system == spec:
+                raise NotFiniteError(f"{spec}: logits are not finite in layer 2")
+            return real(work, system, *rest)
+
+        monkeypatch.setattr(study._Study, stage, failing)
+
+    return make
+
+
+@pytest.fixture
+def plain(config: StudyConfig) -> StudyConfig:
+    """The study without what is slow."""
+    return config.model_copy(update={"judges": ("rules",), "nll": False, "limit": 3})
+
+
+@pytest.mark.parametrize("stage", ["_directions", "_sweep", "_responses", "_selfjudge"])
+def test_a_system_that_is_not_finite_is_named_and_the_others_are_as_without_it(
+    plain: StudyConfig, tmp_path: Path, overflowing: Callable[[str, str], None], stage: str
+) -> None:
+    llama, gpt2 = plain.systems
+    alone = run_study(plain.model_copy(update={"systems": (gpt2,)}), tmp_path / "alone")
+    overflowing(llama, stage)
+    heard: list[str] = []
+    result = run_study(plain, tmp_path / "run", say=heard.append)
+    assert result.failed == {llama: f"{llama}: logits are not finite in layer 2"}
+    assert "not finite" in result._repr_html_()
+    assert_same_tables(result.path, alone.path)
+    systems = read_run(result.path).manifest["systems"]
+    assert systems[llama] == {"failed": result.failed[llama]}
+    assert systems[gpt2]["model"]["fingerprint"]
+    report = write_report(read_run(result.path)).read_text()
+    assert "Not measured" in report
+    assert "logits are not finite in layer 2" in report
+    assert "Not measured" not in write_report(read_run(alone.path)).read_text()
+
+
+def test_a_failed_system_is_not_tried_again(
+    plain: StudyConfig,
+    tmp_path: Path,
+    overflowing: Callable[[str, str], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    overflowing(plain.systems[0], "_responses")
+    first = run_study(plain, tmp_path / "run")
+    monkeypatch.undo()
+    monkeypatch.setattr("mechsafety.study.load_model", lambda *_, **__: pytest.fail("a model was loaded"))
+    heard: list[str] = []
+    again = run_study(plain, tmp_path / "run", say=heard.append)
+    assert again.failed == first.failed
+    assert any("not tried again" in line for line in heard)
+
+
+def test_a_judge_that_is_not_finite_is_no_fault_of_the_system(
+    plain: StudyConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any, **__: Any) -> Any:
+        raise NotFiniteError("logits are not finite")
+
+    monkeypatch.setattr(study, "judge_responses", broken)
+    with pytest.raises(MechsafetyError, match="judge 'rules': logits are not finite") as caught:
+        run_study(plain, tmp_path / "run")
+    assert not isinstance(caught.value, NotFiniteError)
+
+
+@pytest.mark.parametrize("failing", [1, 2])
+def test_the_command_ends_with_1_and_names_what_failed(
+    plain: StudyConfig, tmp_path: Path, overflowing: Callable[[str, str], None], failing: int
+) -> None:
+    for system in plain.systems[:failing]:
+        overflowing(system, "_directions")
+    path = tmp_path / "study.yaml"
+    path.write_text(json.dumps(plain.model_dump(mode="json")))
+    for words in ([], ["--json"]):
+        done = CliRunner().invoke(main, ["study", str(path), "--out", str(tmp_path / "run"), *words])
+        assert done.exit_code == 1, done.output
+        assert "Traceback" not in done.output
+        if words:
+            assert set(json.loads(done.stdout)["failed"]) == set(plain.systems[:failing])
+        else:
+            assert all(f"Not measured: {system}: " in done.stdout for system in plain.systems[:failing])
+    assert (
+        (tmp_path / "run" / "rates.csv").exists()
+        == (tmp_path / "run" / "report.html").exists()
+        == (failing == 1)
+    )
+    if failing == 2:
+        whole = CliRunner().invoke(main, ["study", str(path), "--out", str(tmp_path / "run")]).stdout
+        assert len(whole.strip().splitlines()) == 1
+
+
+def test_repeated_prompts_are_said_and_recorded(
+    plain: StudyConfig, tmp_path: Path, tiny_folder: Callable[..., Path]
+) -> None:
+    rows = small_prompts(10).to_rows()
+    doubled = tmp_path / "doubled.json"
+    twice = [dict(row, id=row["id"] + "-again", text=row["text"].upper()) for row in rows[:3]]
+    doubled.write_text(json.dumps([*rows, *twice]))
+    changed = {"prompts": str(doubled), "anchors": str(doubled), "systems": plain.systems[:1], "layer": 2}
+    heard: list[str] = []
+    run = run_study(plain.model_copy(update=changed), tmp_path / "run", say=heard.append)
+    assert read_run(run.path).manifest["repeated_prompts"] == 3
+    assert any(line.startswith("3 prompts stand twice") for line in heard)
+    same = plain.model_copy(update={**changed, "prompts": plain.prompts, "anchors": plain.anchors})
+    once = run_study(same, tmp_path / "once")
+    assert read_run(once.path).manifest["repeated_prompts"] == 0
+    pd.testing.assert_frame_equal(run.rates, once.rates)

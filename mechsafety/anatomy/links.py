@@ -26,7 +26,8 @@ from mechsafety.interventions import Ablate
 from mechsafety.judges.verdict import Judge
 from mechsafety.progress import track
 from mechsafety.projection import VectorLike, orthonormal
-from mechsafety.prompts import Prompt
+from mechsafety.prompts import Prompt, PromptSet
+from mechsafety.provenance import loaded_fingerprint
 from mechsafety.regions.maps import WRITING_KINDS
 from mechsafety.regions.pruning import Percent, require_percent, require_scored, top_entries
 from mechsafety.regions.score_files import Attribution, Method
@@ -108,6 +109,10 @@ def layer_outcomes(
         raise MechsafetyError(
             "harmful and harmless prompts differ at none of these layers: there is no direction"
         )
+    if journal is not None:
+        prompts = PromptSet(tuple(p for group in groups.values() for p in group))
+        settings = {"max_new_tokens": max_new_tokens, "seed": seed}
+        journal.bind(model=loaded_fingerprint(tuned), prompts=prompts.sha256(), **settings)
     shares: dict[int, tuple[float, float]] = {}
     for layer in track(usable, "choosing the layer", total=len(usable), unit="layer"):
         stored = journal.get(str(layer)) if journal is not None else None

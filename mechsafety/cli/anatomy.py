@@ -13,6 +13,7 @@ from mechsafety.cli.base import (
     command,
     device_option,
     dtype_option,
+    other_versions_option,
     records,
     say,
     template_option,
@@ -57,7 +58,8 @@ _PARTS = ["clusters", "weights", "sensitivity", "interpolation", "reversal", "li
 @template_option
 @dtype_option
 @device_option
-def _anatomy(parts: str | None, out: Path | None, **given: Any) -> Shown:
+@other_versions_option
+def _anatomy(parts: str | None, out: Path | None, allow_other_versions: bool, **given: Any) -> Shown:
     """Take apart what a fine-tuning that made TUNED of BASE did to its activations, its weights and its answers.
 
     Each look has its chance level, and, with --control, a fine-tuning that taught no refusals beside it. BASE and TUNED
@@ -72,7 +74,8 @@ def _anatomy(parts: str | None, out: Path | None, **given: Any) -> Shown:
         fields["parts"] = _known(parts)
     config = checked(AnatomyConfig, fields)
     name = short_name(config.tuned.rstrip("/")).replace("/", "-")
-    return _run(config, out or Path("runs") / f"{name}-anatomy")
+    folder = out or Path("runs") / f"{name}-anatomy"
+    return _run(config, folder, allow_other_versions=allow_other_versions)
 
 
 def _known(text: str) -> tuple[str, ...]:
@@ -82,7 +85,7 @@ def _known(text: str) -> tuple[str, ...]:
     return parts
 
 
-def _run(config: Any, folder: Path) -> Shown:
+def _run(config: Any, folder: Path, *, allow_other_versions: bool) -> Shown:
     from mechsafety.anatomy_config import TABLES
     from mechsafety.anatomy_findings import anatomy_findings
     from mechsafety.anatomy_runs import run_anatomy
@@ -90,7 +93,7 @@ def _run(config: Any, folder: Path) -> Shown:
     from mechsafety.run_pages import publish
     from mechsafety.runs import read_run
 
-    result = run_anatomy(config, folder, say=say)
+    result = run_anatomy(config, folder, say=say, allow_other_versions=allow_other_versions)
     made = read_run(result.path)
     say("figures and page")
     report = publish(made)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mechsafety.cli.base import Shown, command, records
+from mechsafety.cli.base import Shown, command, other_versions_option, records
 
 if TYPE_CHECKING:
     from mechsafety.audit import Audit
@@ -28,8 +28,15 @@ if TYPE_CHECKING:
 @click.option(
     "--out", type=click.Path(path_type=Path), default=None, help="Folder for tables, figures, page."
 )
+@other_versions_option
 def _audit(
-    files: tuple[Path, ...], published: bool, alpha: float, family: Any, seed: int, out: Path | None
+    files: tuple[Path, ...],
+    published: bool,
+    alpha: float,
+    family: Any,
+    seed: int,
+    out: Path | None,
+    allow_other_versions: bool,
 ) -> Shown:
     """Say which published differences survive intervals, correction and another judge.
 
@@ -46,7 +53,14 @@ def _audit(
     else:
         from mechsafety.audit_pages import write_audit
 
-        found, page = write_audit(paths, out, seed=seed, alpha=alpha, family=family)
+        found, page = write_audit(
+            paths,
+            out,
+            seed=seed,
+            alpha=alpha,
+            family=family,
+            allow_other_versions=allow_other_versions,
+        )
     facts = {
         "files": list(found.files),
         "alpha": found.alpha,

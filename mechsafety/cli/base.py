@@ -72,7 +72,10 @@ Shown = tuple[dict[str, Any], str]
 
 
 def _run(work: Callable[[], Shown], *, as_json: bool) -> None:
-    """Do ``work``; print its JSON or its text; turn what users can mend into one line and exit code 2."""
+    """Do ``work``; print its JSON or its text; turn what users can mend into one line and exit code 2.
+
+    Facts that name what ``failed`` of several things end in exit code 1.
+    """
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
             warnings.simplefilter("ignore")  # other packages' advice to developers
@@ -86,6 +89,8 @@ def _run(work: Callable[[], Shown], *, as_json: bool) -> None:
         say("interrupted; the same command goes on where it stopped")
         sys.exit(130)
     click.echo(json.dumps(facts) if as_json else text)
+    if facts.get("failed"):
+        sys.exit(1)
 
 
 def command(name: str, *, example: str) -> Callable[[Callable[..., Shown]], click.Command]:
@@ -112,6 +117,13 @@ dtype_option = click.option(
 device_option = click.option("--device", default=None, metavar="NAME", help="auto, cpu, cuda, ...")
 template_option = click.option(
     "--template", default=None, metavar="plain|FILE", help="For models without a chat template."
+)
+
+
+other_versions_option = click.option(
+    "--allow-other-versions",
+    is_flag=True,
+    help="Go on with a run that other versions, another device or number format began.",
 )
 
 

@@ -7,7 +7,16 @@ from typing import Any
 
 import click
 
-from mechsafety.cli.base import Shown, command, device_option, dtype_option, records, say, template_option
+from mechsafety.cli.base import (
+    Shown,
+    command,
+    device_option,
+    dtype_option,
+    other_versions_option,
+    records,
+    say,
+    template_option,
+)
 from mechsafety.errors import MechsafetyError
 
 _TEXT_COLUMNS = {
@@ -23,7 +32,11 @@ _TEXT_COLUMNS = {
 )
 @click.argument("checkpoints", nargs=-1, metavar="MODEL MODEL...")
 @click.option(
-    "--prompts", default="default", show_default=True, metavar="SET", help="Fit and validation prompts."
+    "--prompts",
+    default="default",
+    show_default=True,
+    metavar="SET",
+    help="Fit, validation and report prompts.",
 )
 @click.option(
     "--measure",
@@ -50,6 +63,7 @@ _TEXT_COLUMNS = {
 @template_option
 @dtype_option
 @device_option
+@other_versions_option
 def _compare(
     checkpoints: tuple[str, ...],
     prompts: str,
@@ -65,6 +79,7 @@ def _compare(
     template: str | None,
     dtype: str | None,
     device: str | None,
+    allow_other_versions: bool,
 ) -> Shown:
     """Compare refusal across checkpoints: cosines, principal angles, CKA, and transfer of directions.
 
@@ -93,6 +108,7 @@ def _compare(
         device=device or "auto",
         template=template,
         say=say,
+        allow_other_versions=allow_other_versions,
     )
     figures = write_figures(found.figures(), found.path / "figures", form=form)
     shown = {name: at_layer(name, table, found.layer) for name, table in found.tables.items()}

@@ -13,6 +13,7 @@ from mechsafety.cli.base import (
     command,
     device_option,
     dtype_option,
+    other_versions_option,
     records,
     say,
     template_option,
@@ -65,13 +66,15 @@ def _direction(
     from mechsafety.sweeps import sweep
 
     chosen = load_prompts(prompts)
+    if chosen.repeated:
+        say(f"{chosen.repeated} prompts stand twice in one split under one label: each is counted once")
     loaded = load_model(model, dtype=dtype or "auto", device=device or "auto", template=template)
     say("residual streams")
-    found = find_directions(residual_stream(loaded, chosen.fit), method=method, seed=seed)
+    found = find_directions(residual_stream(loaded, chosen.to_estimate), method=method, seed=seed)
     if out is not None:
         found.save(out)
     say("layer sweep")
-    swept = sweep(loaded, found, chosen.validation.sample(32, seed=seed))
+    swept = sweep(loaded, found, chosen.to_choose.sample(32, seed=seed))
     try:
         explanation = swept.select().explain()
         selected: Any = finite(vars(swept.select()))
@@ -133,6 +136,7 @@ def _direction(
 @template_option
 @dtype_option
 @device_option
+@other_versions_option
 def _sweep(
     model: str,
     methods: tuple[str, ...],
@@ -142,6 +146,7 @@ def _sweep(
     refusal_tokens: str | None,
     doses: tuple[str, ...],
     out: Path | None,
+    allow_other_versions: bool,
     **given: Any,
 ) -> Shown:
     """Score every layer and template position of MODEL, select a direction, and draw what lies where.
@@ -161,7 +166,12 @@ def _sweep(
     from mechsafety.runs import read_run
     from mechsafety.sweep_runs import SweepConfig, run_sweep
 
-    result = run_sweep(checked(SweepConfig, fields), out or Path("runs") / "sweep", say=say)
+    result = run_sweep(
+        checked(SweepConfig, fields),
+        out or Path("runs") / "sweep",
+        say=say,
+        allow_other_versions=allow_other_versions,
+    )
     report = write_run_page(read_run(result.path))
     nothing = result.stability[result.stability["layer"].isna()]["share"].sum()
     steady = result.stability.dropna(subset=["layer"]).head(3)

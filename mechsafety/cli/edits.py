@@ -14,6 +14,7 @@ from mechsafety.cli.base import (
     command,
     device_option,
     dtype_option,
+    other_versions_option,
     say,
     template_option,
 )
@@ -51,7 +52,10 @@ from mechsafety.cli.base import (
 @template_option
 @dtype_option
 @device_option
-def _generate(model: str, save_edit: Path | None, out: Path | None, **given: Any) -> Shown:
+@other_versions_option
+def _generate(
+    model: str, save_edit: Path | None, out: Path | None, allow_other_versions: bool, **given: Any
+) -> Shown:
     """Answer prompts with MODEL under an edit, or as it is without one.
 
     EXPR is a kind (ablate, affine, add, orthogonalise) of a directions file or of `random`, in quotes:
@@ -62,7 +66,13 @@ def _generate(model: str, save_edit: Path | None, out: Path | None, **given: Any
 
     fields = {k: v for k, v in given.items() if v is not None} | {"model": model}
     folder = out or Path("runs") / "generate"
-    result = run_generation(checked(GenerationConfig, fields), folder, save_edit_to=save_edit, say=say)
+    result = run_generation(
+        checked(GenerationConfig, fields),
+        folder,
+        save_edit_to=save_edit,
+        say=say,
+        allow_other_versions=allow_other_versions,
+    )
     responses = result.path / "responses.parquet"
     following = f"mechsafety judge {shlex.quote(str(responses))} --judge rules"
     facts = {

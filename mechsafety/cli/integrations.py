@@ -14,6 +14,7 @@ from mechsafety.cli.base import (
     command,
     device_option,
     dtype_option,
+    other_versions_option,
     records,
     say,
     template_option,
@@ -37,7 +38,8 @@ from mechsafety.cli.base import (
 @template_option
 @dtype_option
 @device_option
-def _evaluate(model: str, tasks: str, out: Path | None, **given: Any) -> Shown:
+@other_versions_option
+def _evaluate(model: str, tasks: str, out: Path | None, allow_other_versions: bool, **given: Any) -> Shown:
     """Run lm-eval's tasks on MODEL under an edit, or as it is without one.
 
     Most tasks fetch their data from the hub when they are first used.
@@ -46,7 +48,12 @@ def _evaluate(model: str, tasks: str, out: Path | None, **given: Any) -> Shown:
 
     names = tuple(name.strip() for name in tasks.split(",") if name.strip())
     fields = {k: v for k, v in given.items() if v is not None} | {"model": model, "tasks": names}
-    found = run_evaluation(checked(EvaluationConfig, fields), out or Path("runs") / "evaluate", say=say)
+    found = run_evaluation(
+        checked(EvaluationConfig, fields),
+        out or Path("runs") / "evaluate",
+        say=say,
+        allow_other_versions=allow_other_versions,
+    )
     assert found.path is not None
     results = found.path / "results.csv"
     facts = {

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from mechsafety.cli.base import Shown, checked, command, records, say, whole_numbers
+from mechsafety.cli.base import Shown, checked, command, other_versions_option, records, say, whole_numbers
 
 _WHAT = ["run", "ladder", "presets"]
 
@@ -24,7 +24,8 @@ _WHAT = ["run", "ladder", "presets"]
     default=None,
     help="Run folder [default: runs/lab, runs/lab-ladder].",
 )
-def _lab(what: str, name: str, seeds: str, out: Path | None) -> Shown:
+@other_versions_option
+def _lab(what: str, name: str, seeds: str, out: Path | None, allow_other_versions: bool) -> Shown:
     """Train models of a small synthetic world, tune them for safety, attack them and take the tuning apart.
 
     \b
@@ -40,8 +41,8 @@ def _lab(what: str, name: str, seeds: str, out: Path | None) -> Shown:
 
     config = checked(LabConfig, {"preset": name, "seeds": whole_numbers(seeds, "--seeds")})
     if what == "run":
-        return _run(config, out or Path("runs/lab"))
-    return _ladder(config, out or Path("runs/lab-ladder"))
+        return _run(config, out or Path("runs/lab"), allow_other_versions=allow_other_versions)
+    return _ladder(config, out or Path("runs/lab-ladder"), allow_other_versions=allow_other_versions)
 
 
 def _presets() -> Shown:
@@ -51,12 +52,12 @@ def _presets() -> Shown:
     return facts, "\n".join(f"{name:<7}{about}" for name, about in facts.items())
 
 
-def _run(config: Any, out: Path) -> Shown:
+def _run(config: Any, out: Path, *, allow_other_versions: bool) -> Shown:
     from mechsafety.lab_config import SAFETY_TUNINGS
     from mechsafety.lab_findings import lab_findings
     from mechsafety.lab_runs import run_lab
 
-    made = run_lab(config, out, say=say)
+    made = run_lab(config, out, say=say, allow_other_versions=allow_other_versions)
     say("figures and pages")
     for seed in config.seeds:
         for tuning in SAFETY_TUNINGS:
@@ -75,10 +76,10 @@ def _run(config: Any, out: Path) -> Shown:
     return facts, "\n".join([shown, "", *sentences, "", f"report: {report}"])
 
 
-def _ladder(config: Any, out: Path) -> Shown:
+def _ladder(config: Any, out: Path, *, allow_other_versions: bool) -> Shown:
     from mechsafety.lab_ladder import run_lab_ladder
 
-    made = run_lab_ladder(config, out, say=say)
+    made = run_lab_ladder(config, out, say=say, allow_other_versions=allow_other_versions)
     say("figures and pages")
     reports = {seed: str(_written(ladder.path)) for seed, ladder in made.ladders.items()}
     breaking = {seed: ladder.tables["breaking"] for seed, ladder in made.ladders.items()}

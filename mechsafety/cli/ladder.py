@@ -13,6 +13,7 @@ from mechsafety.cli.base import (
     command,
     device_option,
     dtype_option,
+    other_versions_option,
     records,
     say,
     template_option,
@@ -54,7 +55,14 @@ _KINDS = {"unedited": "as it is", "refusal": "without its directions", "random":
 @template_option
 @dtype_option
 @device_option
-def _ladder(systems: tuple[str, ...], counts: str | None, out: Path | None, **given: Any) -> Shown:
+@other_versions_option
+def _ladder(
+    systems: tuple[str, ...],
+    counts: str | None,
+    out: Path | None,
+    allow_other_versions: bool,
+    **given: Any,
+) -> Shown:
     """Remove 1, 2, 4 and 8 refusal directions from each SYSTEM, and as many random ones, and count refusals.
 
     The directions are of the layer that validation prompts choose, and are projected out everywhere. Tests are exact
@@ -66,17 +74,18 @@ def _ladder(systems: tuple[str, ...], counts: str | None, out: Path | None, **gi
     fields = {name: value for name, value in given.items() if value not in (None, ())}
     if counts is not None:
         fields["counts"] = whole_numbers(counts, "--counts")
-    return _run(checked(LadderConfig, {**fields, "systems": systems}), out or Path("runs") / "ladder")
+    config = checked(LadderConfig, {**fields, "systems": systems})
+    return _run(config, out or Path("runs") / "ladder", allow_other_versions=allow_other_versions)
 
 
-def _run(config: Any, folder: Path) -> Shown:
+def _run(config: Any, folder: Path, *, allow_other_versions: bool) -> Shown:
     from mechsafety.ladder_findings import summary
     from mechsafety.ladder_runs import run_ladder
     from mechsafety.ladder_verdicts import ladder_verdicts
     from mechsafety.run_pages import publish
     from mechsafety.runs import read_run
 
-    result = run_ladder(config, folder, say=say)
+    result = run_ladder(config, folder, say=say, allow_other_versions=allow_other_versions)
     made = read_run(result.path)
     say("figures and page")
     report = publish(made)

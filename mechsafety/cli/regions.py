@@ -14,6 +14,7 @@ from mechsafety.cli.base import (
     command,
     device_option,
     dtype_option,
+    other_versions_option,
     records,
     say,
     template_option,
@@ -97,7 +98,15 @@ _COLUMNS = [
 @template_option
 @dtype_option
 @device_option
-def _regions(model: str, study: Path | None, dry_run: bool, out: Path | None, **given: Any) -> Shown:
+@other_versions_option
+def _regions(
+    model: str,
+    study: Path | None,
+    dry_run: bool,
+    out: Path | None,
+    allow_other_versions: bool,
+    **given: Any,
+) -> Shown:
     """Score the weights that MODEL's refusals need, remove them, and measure what is left.
 
     Safety and utility are each scored in one pass over the model's own answers. Every removal is measured beside a
@@ -112,7 +121,7 @@ def _regions(model: str, study: Path | None, dry_run: bool, out: Path | None, **
     config = checked(RegionsConfig, {**fields, "model": model})
     if dry_run:
         return _plan(config)
-    return _run(config, _folder(config, study, out), study)
+    return _run(config, _folder(config, study, out), study, allow_other_versions=allow_other_versions)
 
 
 def _pair(text: str, name: str) -> tuple[float | int, float | int]:
@@ -161,14 +170,14 @@ def _plan(config: Any) -> Shown:
     return {**asdict(plan), "total": plan.total, "free": free, "files": files}, text
 
 
-def _run(config: Any, folder: Path, study: Path | None) -> Shown:
+def _run(config: Any, folder: Path, study: Path | None, *, allow_other_versions: bool) -> Shown:
     from mechsafety.plot_style import short_name
     from mechsafety.region_findings import region_findings
     from mechsafety.region_runs import run_regions
     from mechsafety.run_pages import publish, write_run_page
     from mechsafety.runs import read_run
 
-    result = run_regions(config, folder, say=say)
+    result = run_regions(config, folder, say=say, allow_other_versions=allow_other_versions)
     made = read_run(result.path)
     say("figures and page")
     report = publish(made)

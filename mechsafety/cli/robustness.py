@@ -13,6 +13,7 @@ from mechsafety.cli.base import (
     command,
     device_option,
     dtype_option,
+    other_versions_option,
     records,
     say,
     template_option,
@@ -46,7 +47,8 @@ from mechsafety.cli.base import (
 @template_option
 @dtype_option
 @device_option
-def _robustness(model: str, out: Path | None, **given: Any) -> Shown:
+@other_versions_option
+def _robustness(model: str, out: Path | None, allow_other_versions: bool, **given: Any) -> Shown:
     """Attack MODEL under an edit, or as it is, and measure its perplexity and accuracy on benign text.
 
     vanilla: greedy, in the chat template. decoding: samples of the bare request. suffix: adversarial suffixes (GCG),
@@ -56,7 +58,12 @@ def _robustness(model: str, out: Path | None, **given: Any) -> Shown:
     from mechsafety.robustness.attack_runs import RobustnessConfig, run_robustness
 
     fields = {k: v for k, v in given.items() if v is not None} | {"model": model}
-    found = run_robustness(checked(RobustnessConfig, fields), out or Path("runs") / "robustness", say=say)
+    found = run_robustness(
+        checked(RobustnessConfig, fields),
+        out or Path("runs") / "robustness",
+        say=say,
+        allow_other_versions=allow_other_versions,
+    )
     attacks, utility = found.path / "attacks.csv", found.path / "utility.csv"
     facts = {
         "run": str(found.path),

@@ -7,7 +7,16 @@ from typing import Any
 
 import click
 
-from mechsafety.cli.base import Shown, checked, command, device_option, dtype_option, records, say
+from mechsafety.cli.base import (
+    Shown,
+    checked,
+    command,
+    device_option,
+    dtype_option,
+    other_versions_option,
+    records,
+    say,
+)
 
 _COLUMNS = [
     *("system", "judge_arm", "response_arm", "form", "n", "readable", "refusals", "unparsed", "agreement"),
@@ -35,6 +44,7 @@ _COLUMNS = [
 )
 @dtype_option
 @device_option
+@other_versions_option
 def _selfjudge(
     run: Path,
     systems: tuple[str, ...],
@@ -43,6 +53,7 @@ def _selfjudge(
     out: Path | None,
     dtype: str | None,
     device: str | None,
+    allow_other_versions: bool,
 ) -> Shown:
     """Ask each system of a finished study, with and without the edit, whether its answers were refusals.
 
@@ -66,6 +77,7 @@ def _selfjudge(
         checked(SelfJudgeConfig, fields),
         out or Path("runs") / f"{run.resolve().name}-selfjudge",
         say=say,
+        allow_other_versions=allow_other_versions,
     )
     made = read_run(result.path)
     say("figures and page")

@@ -7,7 +7,16 @@ from typing import Any
 
 import click
 
-from mechsafety.cli.base import Shown, command, device_option, dtype_option, records, say, template_option
+from mechsafety.cli.base import (
+    Shown,
+    command,
+    device_option,
+    dtype_option,
+    other_versions_option,
+    records,
+    say,
+    template_option,
+)
 
 
 @command("study", example="mechsafety study --systems smollm2-135m+refusals --limit 10 --out runs/quick")
@@ -31,18 +40,21 @@ from mechsafety.cli.base import Shown, command, device_option, dtype_option, rec
 @template_option
 @dtype_option
 @device_option
+@other_versions_option
 def _study(
     config: str | None,
     out: Path | None,
     systems: str | None,
     judges: str | None,
     print_config: bool,
+    allow_other_versions: bool,
     **given: Any,
 ) -> Shown:
     """Measure refusal of every system, original and edited, and write a report.
 
     CONFIG is a preset's name or a YAML file. Without it the default study runs on the packaged model.
-    An interrupted study goes on when the same command runs again.
+    An interrupted study goes on when the same command runs again. Systems that could not be measured are named, and
+    the exit code is 1 then.
     """
     from mechsafety.study_config import commented_yaml, load_config
 
@@ -56,9 +68,14 @@ def _study(
     from mechsafety.run_pages import publish
     from mechsafety.runs import read_run
     from mechsafety.study import run_study
+    from mechsafety.study_results import failure_lines
 
     folder = out or Path("runs") / (Path(config).stem if config else "default")
-    result = run_study(checked, folder, say=say)
+    result = run_study(checked, folder, say=say, allow_other_versions=allow_other_versions)
+    failures = failure_lines(result.failed)
+    if result.rates.empty:
+        facts = {"run": str(result.path), "failed": dict(result.failed)}
+        return facts, f"No system could be measured. {' '.join(failures)}"
     say("figures and report")
     run = read_run(result.path)
     report = publish(run)
@@ -68,12 +85,13 @@ def _study(
         "rates": records(result.rates),
         "tests": records(result.tests),
         "timings": run.manifest.get("timings", {}),
+        "failed": dict(result.failed),
     }
     text = (
         f"{_rates_text(result.rates, checked.primary_judge)}\n\nreport: {report}\n"
         f"next:   mechsafety figures {result.path} --format png"
     )
-    return facts, text
+    return facts, "\n".join([*failures, text])
 
 
 @command("report", example="mechsafety report runs/default")

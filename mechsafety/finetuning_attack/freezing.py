@@ -19,6 +19,7 @@ from mechsafety.finetuning_attack.training import (
 )
 from mechsafety.models import model_name
 from mechsafety.progress import bar
+from mechsafety.provenance import loaded_fingerprint
 from mechsafety.regions.maps import LinearMap, linear_maps
 from mechsafety.regions.removal import Pruning, require_made_for
 from mechsafety.runs import Journal, finite
@@ -69,6 +70,8 @@ def freezing_table(
     bench = _Bench(
         model=model, maps=maps, examples=examples, recipe=recipe, sets=sets, measure=measure, journal=journal
     )
+    if journal is not None:
+        journal.bind(model=loaded_fingerprint(model), recipe=recipe)
     rows = [bench.untouched()]
     with bar("freezing", total=len(n_examples) * len(seeds), unit="attack") as progress:
         for n in n_examples:

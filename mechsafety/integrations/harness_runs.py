@@ -18,7 +18,8 @@ from mechsafety.errors import MechsafetyError, needs
 from mechsafety.integrations.harness import DEFAULT_BATCH, EditedLM
 from mechsafety.interventions import Edit, digest, require_fits
 from mechsafety.models import load_model
-from mechsafety.runs import open_run
+from mechsafety.provenance import of_files, of_models
+from mechsafety.runs import Provenance, open_run
 
 with needs("lm-eval"):
     from lm_eval import simple_evaluate
@@ -129,7 +130,9 @@ class EvaluationConfig(BaseModel):
     device: str = "auto"
 
 
-def run_evaluation(config: EvaluationConfig, out: Path, *, say: Callable[[str], None]) -> Evaluation:
+def run_evaluation(
+    config: EvaluationConfig, out: Path, *, say: Callable[[str], None], allow_other_versions: bool = False
+) -> Evaluation:
     """Evaluate in the folder ``out``: the manifest with the record, and ``results.csv``.
 
     ``task_folder`` holds tasks of the user's own (YAML). Raises :class:`MechsafetyError` for a wrong edit, an
@@ -140,8 +143,10 @@ def run_evaluation(config: EvaluationConfig, out: Path, *, say: Callable[[str], 
         raise MechsafetyError(f"task folder {config.task_folder!r} does not exist")
     manager = TaskManager(include_path=config.task_folder)
     _require_known(config.tasks, manager)
+    loading: dict[str, Any] = {"dtype": config.dtype, "device": config.device, "template": config.template}
+    sources = of_models(config.model, **loading) | {"lm-eval": _tasks(config)}
     say(f"loading {config.model}")
-    model = load_model(config.model, dtype=config.dtype, device=config.device, template=config.template)
+    model = load_model(config.model, **loading)
     edit = asked_edit.for_model(model) if asked_edit is not None else None
     if edit is not None:
         require_fits(model, edit)
@@ -149,7 +154,7 @@ def run_evaluation(config: EvaluationConfig, out: Path, *, say: Callable[[str], 
         "kind": "evaluate",
         "edit_sha256": digest(edit) if edit is not None else None,
     }
-    with open_run(out, config=asked) as run:
+    with open_run(out, config=asked, sources=sources, allow_other_versions=allow_other_versions) as run:
         say(f"tasks: {', '.join(config.tasks)}")
         found = evaluate(
             model,
@@ -166,6 +171,12 @@ def run_evaluation(config: EvaluationConfig, out: Path, *, say: Callable[[str], 
         run.write_table(found.table, "results.csv")
         run.record("evaluation", found.record)
         return replace(found, path=run.path)
+
+
+def _tasks(config: EvaluationConfig) -> Provenance:
+    """The user's own tasks, and the package that runs them."""
+    own = [] if config.task_folder is None else [Path(config.task_folder)]
+    return replace(of_files(*own), circumstance={"version": metadata.version("lm_eval")})
 
 
 def _require_known(tasks: Sequence[str | dict[str, Any]], manager: TaskManager) -> None:

@@ -26,6 +26,7 @@ from mechsafety.errors import MechsafetyError
 from mechsafety.judges.asking import SHOWN, AskingJudge, OnVerdict, Usage
 from mechsafety.judges.normalise import normalise, tidy
 from mechsafety.judges.verdict import Label, Response, Verdict
+from mechsafety.runs import computing_versions
 
 if TYPE_CHECKING:
     from mechsafety.models import ModelSpec
@@ -192,6 +193,7 @@ class ClassifierJudge(AskingJudge):
             "revision": {
                 "weights": self.classifier.fingerprint,
                 "dtype": str(self.classifier.module.dtype),
+                "versions": computing_versions(),
             },
             "template": hashlib.sha256(template.encode()).hexdigest(),
             "parameters": {"new_tokens": self.new_tokens, "answer_tokens": self.answer_tokens},

@@ -18,6 +18,7 @@ from mechsafety.judges.panel import VOTES, Panel, as_votes, ask_members
 from mechsafety.judges.registry import ModelSource
 from mechsafety.judges.verdict import Judge, Label, Response, Verdict
 
+TAKES = "judges"
 ABOUT = "dawid_skene:JUDGE,JUDGE,JUDGE  judges weighed by how they err (EM on all responses given)"
 
 _TIE = 1e-6  # posteriors nearer than this are a draw

@@ -28,6 +28,7 @@ from mechsafety.judges.registry import ModelSource
 from mechsafety.judges.verdict import LABELS, Judge, Label, Response, Verdict
 from mechsafety.places import data_folder
 
+TAKES = "file"
 ABOUT = (
     "embedding  a sentence encoder with a logistic head fitted on labels of the rules; embedding:HEAD.json"
 )

@@ -14,6 +14,7 @@ from mechsafety.judges.verdict import Response, Verdict
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
+TAKES = "model"
 ABOUT = "fluent:MODEL  rules, and degenerate where MODEL finds an answer very unlikely"
 
 

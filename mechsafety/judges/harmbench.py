@@ -21,6 +21,7 @@ from mechsafety.judges.classifiers import (
 from mechsafety.judges.registry import ModelSource
 from mechsafety.judges.verdict import Judge
 
+TAKES = "classifier"
 ABOUT = "harmbench  HarmBench's classifier says whether the response is harmful; harmbench:FOLDER or :HUB/ID@REVISION"
 
 DEFAULT = "cais/HarmBench-Llama-2-13b-cls"

@@ -16,6 +16,7 @@ from mechsafety.judges.registry import ModelSource
 from mechsafety.judges.verdict import Judge, Label, Response, Verdict
 from mechsafety.prompts import cell, read_rows
 
+TAKES = "file"
 ABOUT = "key:FILE: compares with the answer and the refusal that FILE (CSV, JSON, JSONL, Parquet) has for each prompt"
 
 _NEEDED = ("prompt", "answer", "refusal")

@@ -26,6 +26,7 @@ from mechsafety.judges.classifiers import (
 from mechsafety.judges.registry import ModelSource
 from mechsafety.judges.verdict import Judge
 
+TAKES = "classifier"
 ABOUT = "llamaguard  Llama Guard says whether the response is unsafe; llamaguard:FOLDER or :HUB/ID@REVISION"
 
 DEFAULT = "meta-llama/Llama-Guard-3-8B"

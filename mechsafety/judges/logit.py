@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 
+TAKES = "model"
 ABOUT = "logit:MODEL  a model compares the probabilities of 'refused' and 'answered'"
 
 OPTIONS: tuple[tuple[Label, str], ...] = (("refusal", " refused"), ("compliance", " answered"))

@@ -1,7 +1,8 @@
 """Judges by name: ``NAME`` or ``NAME:ARGUMENT``, where NAME is a module of :mod:`mechsafety.judges`.
 
 A judge is added by adding one file there that defines ``create(argument, *, models=None) -> Judge`` and a
-one-line ``ABOUT``. Modules without ``create`` are support code.
+one-line ``ABOUT``. Modules without ``create`` are support code. What verdicts depend on beside the responses is told by
+``TAKES``: what ARGUMENT names (a ``model``, a ``classifier``, a ``file``, other ``judges``).
 """
 
 from __future__ import annotations
@@ -10,15 +11,19 @@ import importlib
 import pkgutil
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from types import ModuleType
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from mechsafety.errors import MechsafetyError
 from mechsafety.judges.asking import AskingJudge, Usage
 from mechsafety.judges.cache import VerdictCache, cache_key
 from mechsafety.judges.verdict import Judge, Response, Verdict
+
+if TYPE_CHECKING:
+    from mechsafety.runs import Provenance
 
 
 @runtime_checkable
@@ -64,6 +69,29 @@ def load_judge(spec: str, *, models: ModelSource | None = None) -> Judge:
             f"judge {redacted(spec)!r} has a colon and no argument; write {name!r} or '{name}:ARGUMENT'"
         )
     return modules[name].create(argument if colon else None, models=models)
+
+
+def judge_sources(spec: str, *, loading: Mapping[str, Any] | None = None) -> dict[str, Provenance]:
+    """The models and files that a judge's verdicts are made with, as sources of a run that keeps them.
+
+    ``loading`` is how the caller loads models: dtype, device, template. What lies behind an endpoint cannot be told.
+    """
+    from mechsafety.provenance import of_classifier, of_files, of_model  # which loads torch
+
+    name, _, argument = spec.strip().partition(":")
+    module = _judge_modules().get(name)
+    takes = getattr(module, "TAKES", None)
+    if takes == "judges":
+        members = [judge_sources(member, loading=loading) for member in argument.split(",") if member.strip()]
+        return {key: value for member in members for key, value in member.items()}
+    if takes == "classifier":
+        return {f"judge {spec}": of_classifier(argument or module.DEFAULT)}  # type: ignore[union-attr]
+    if takes is None or not argument:
+        return {}
+    made_from = (
+        of_model(argument, **loading or {}) if takes == "model" else of_files(Path(argument).expanduser())
+    )
+    return {f"judge {spec}": made_from}
 
 
 def redacted(text: str) -> str:

@@ -19,6 +19,7 @@ from mechsafety.judges.logit import LEAST_MASS
 from mechsafety.judges.registry import ModelSource
 from mechsafety.judges.verdict import Judge
 
+TAKES = "classifier"
 ABOUT = "strongreject  StrongREJECT's grader says how far the response helps; strongreject:FOLDER or :HUB/ID@REVISION"
 
 DEFAULT = "qylu4156/strongreject-15k-v1"

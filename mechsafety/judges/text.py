@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from mechsafety.generation import Completion
     from mechsafety.interventions import Edit
 
+TAKES = "model"
 ABOUT = "text:MODEL  a chat model answers 'VERDICT: REFUSAL', COMPLIANCE or DEGENERATE"
 
 NEW_TOKENS = 32
@@ -66,6 +67,7 @@ class TextJudge(AskingJudge):
         """Name, weights, template and edit; None while foreign hooks are on the model, which have no digest."""
         from mechsafety.interventions import digest
         from mechsafety.models import architecture, body_of
+        from mechsafety.runs import computing_versions
 
         if any(point.fwd_hooks for point in self.model.hook_dict.values()):
             return None
@@ -76,6 +78,7 @@ class TextJudge(AskingJudge):
                 "architecture": architecture(self.model),
                 "weights": _weights_sha256(body_of(self.model)),
                 "edit": digest(self.edit) if self.edit is not None else None,
+                "versions": computing_versions(),
             },
             "template": [template_digest(), hashlib.sha256(chat.encode()).hexdigest()],
             "parameters": {"max_new_tokens": self.max_new_tokens, "longest": self.longest},

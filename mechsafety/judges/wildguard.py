@@ -16,6 +16,7 @@ from mechsafety.judges.classifiers import ClassifierJudge, Reading, load_classif
 from mechsafety.judges.registry import ModelSource
 from mechsafety.judges.verdict import Judge
 
+TAKES = "classifier"
 ABOUT = "wildguard  WildGuard says whether the response refuses, and whether it is harmful; wildguard:FOLDER or :HUB/ID"
 
 DEFAULT = "allenai/wildguard"

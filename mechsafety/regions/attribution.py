@@ -26,8 +26,9 @@ from torch import Tensor, nn
 from mechsafety.answers import AnswerBatch, Encoded, Example, answer_logits, collate, encode
 from mechsafety.errors import MechsafetyError, NotFiniteError
 from mechsafety.generation import out_of_memory
-from mechsafety.models import known_fingerprint, model_name
+from mechsafety.models import model_name
 from mechsafety.progress import bar
+from mechsafety.provenance import loaded_fingerprint
 from mechsafety.regions import score_files
 from mechsafety.regions.maps import LinearMap, linear_maps, running_body
 from mechsafety.regions.score_files import Attribution, Loss, Positions
@@ -135,7 +136,7 @@ def _facts(
         "loss": loss,
         "positions": positions,
         "model": model_name(model),
-        "fingerprint": known_fingerprint(model),
+        "fingerprint": loaded_fingerprint(model),
         "examples_sha256": hashlib.sha256(json.dumps(encoded).encode()).hexdigest(),
     }
 

@@ -16,7 +16,9 @@ from mechsafety.errors import MechsafetyError
 from mechsafety.interventions import Edit, digest, require_fits
 from mechsafety.judges.fluent import FluentJudge
 from mechsafety.models import load_model, load_record
+from mechsafety.prompt_splits import record_repeated
 from mechsafety.prompts import PromptSet, load_prompts
+from mechsafety.provenance import of_models
 from mechsafety.robustness.attacks import ATTACK_COLUMNS, Attack, attack_table
 from mechsafety.robustness.benign import benign_choices, benign_passages
 from mechsafety.robustness.suffix import (
@@ -75,7 +77,9 @@ class RobustnessRun:
         return f"<b>{escape(str(self.path))}</b>{shown}"
 
 
-def run_robustness(config: RobustnessConfig, out: Path, *, say: Say = lambda _: None) -> RobustnessRun:
+def run_robustness(
+    config: RobustnessConfig, out: Path, *, say: Say = lambda _: None, allow_other_versions: bool = False
+) -> RobustnessRun:
     """Measure in the folder ``out``, or go on where that was interrupted: each attack is a part of the run.
 
     The report prompts are attacked; suffixes are searched on harmful ``fit`` prompts and stay in the run folder.
@@ -88,8 +92,10 @@ def run_robustness(config: RobustnessConfig, out: Path, *, say: Say = lambda _: 
     every = load_prompts(config.prompts)
     prompts = _harmful(every, config)
     searched = _searched(every, config) if "suffix" in config.attacks else None
+    loading: dict[str, Any] = {"dtype": config.dtype, "device": config.device, "template": config.template}
+    sources = of_models(config.model, **loading)
     say(f"loading {config.model}")
-    model = load_model(config.model, dtype=config.dtype, device=config.device, template=config.template)
+    model = load_model(config.model, **loading)
     edit = asked_edit.for_model(model) if asked_edit is not None else None
     if edit is not None:
         require_fits(model, edit)
@@ -99,7 +105,8 @@ def run_robustness(config: RobustnessConfig, out: Path, *, say: Say = lambda _: 
         "edit_sha256": digest(edit) if edit is not None else None,
     }
     system = config.model if edit is None else f"{config.model} under {edit.describe()}"
-    with open_run(out, config=asked) as run:
+    with open_run(out, config=asked, sources=sources, allow_other_versions=allow_other_versions) as run:
+        record_repeated(run, say, every)
         record = load_record(model)
         run.record("model", record.as_dict() if record else {})
         rows = [
@@ -116,7 +123,7 @@ def run_robustness(config: RobustnessConfig, out: Path, *, say: Say = lambda _: 
 
 
 def _harmful(every: PromptSet, config: RobustnessConfig) -> PromptSet:
-    found = every.where(split="report", label="harmful")
+    found = every.to_judge.harmful
     if not len(found):
         raise MechsafetyError(
             f"prompt set {config.prompts!r} has no harmful prompts in its split 'report': there is nothing to attack"
@@ -125,7 +132,7 @@ def _harmful(every: PromptSet, config: RobustnessConfig) -> PromptSet:
 
 
 def _searched(every: PromptSet, config: RobustnessConfig) -> PromptSet:
-    found = every.where(split="fit", label="harmful")
+    found = every.to_estimate.harmful
     if len(found) < config.suffixes:
         raise MechsafetyError(
             f"prompt set {config.prompts!r} has {len(found)} harmful prompts in its split 'fit', on which suffixes "
