@@ -11,13 +11,22 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechsafety.forward import OWN_HOOKS, Prefix, forward, keeps_keys, only_trying, rounding, run_prefix
+from mechsafety.forward import (
+    OWN_HOOKS,
+    Prefix,
+    forward,
+    keeps_keys,
+    only_trying,
+    run_prefix,
+    same_but_rounding,
+)
 from mechsafety.hooked_transformers import has_cache
 from mechsafety.models import is_hooked_transformer
 from mechsafety.tokens import TokenBatch, batches, device_of
@@ -112,9 +121,11 @@ def _gap_is_nothing(body: Any, gap: int, device: torch.device) -> bool:
         return False
     last = torch.tensor([ids[-1:]], device=device)
     rest = TokenBatch(rows=(0,), ids=last, mask=torch.ones_like(last))
-    near = _centred_logits(body, rest, before)
-    far = _centred_logits(body, rest, _with_gap(before, gap, device))
-    return bool((far - near).norm() <= rounding(near.dtype) * near.norm())
+    hidden = torch.zeros((1, before.n_tokens), dtype=torch.long, device=device)
+    near = _last_logits(body, rest, before)
+    far = _last_logits(body, rest, _with_gap(before, gap, device))
+    lost = _last_logits(body, rest, replace(before, mask=hidden))
+    return same_but_rounding(far, near, control=lost)
 
 
 def _made_up(body: Any) -> list[int]:
@@ -123,9 +134,8 @@ def _made_up(body: Any) -> list[int]:
     return [(7919 * i) % half + half // 2 for i in range(1, _LEAST + 2)]
 
 
-def _centred_logits(body: Any, rest: TokenBatch, before: Prefix) -> Float[Tensor, " vocabulary"]:
-    logits = forward(body, rest, logits=1, before=before).logits[0, -1]
-    return logits - logits.mean()
+def _last_logits(body: Any, rest: TokenBatch, before: Prefix) -> Float[Tensor, " vocabulary"]:
+    return forward(body, rest, logits=1, before=before).logits[0, -1]
 
 
 def _vocabulary(body: Any) -> int:
