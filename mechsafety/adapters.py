@@ -78,9 +78,16 @@ def _require_same_maps(folder: Path, wrapped: PeftModel) -> None:
     if not file.is_file():
         return
     with safe_open(file, framework="pt") as stream:
-        stored = {key for key in stream.keys() if ".lora_" in key}  # noqa: SIM118 - no mapping
-    if unused := sorted(stored - set(get_peft_model_state_dict(wrapped))):
+        stored = set(stream.keys())
+    known = {*get_peft_model_state_dict(wrapped), *map(_plain_name, wrapped.state_dict())}
+    if unused := sorted(key for key in stored if key not in known and _plain_name(key) not in known):
         raise ValueError(f"{len(unused)} of its {len(stored)} tensors have no place in it, e.g. {unused[0]}")
+
+
+def _plain_name(key: str) -> str:
+    """A tensor's name without what peft puts into it where it wraps a whole module."""
+    wrapping = ("modules_to_save", "original_module", "base_layer", "default")
+    return ".".join(part for part in key.split(".") if part not in wrapping)
 
 
 def _adapted_fingerprint(wrapped: PeftModel) -> str:

@@ -392,6 +392,28 @@ def test_an_adapter_of_another_architecture_does_not_fit(tiny_folder: Folder, ad
     assert "Target modules" in error_of(f"{tiny_folder('gpt2')}+{adapter}")
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # peft calls transformers by old names
+def test_a_classifiers_adapter_does_not_fit(tiny_folder: Folder, tmp_path: Path) -> None:
+    import peft
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    config = tiny_config("llama")
+    config.num_labels = 2
+    for kind, task, whole in (
+        (AutoModelForSequenceClassification, "SEQ_CLS", None),
+        (AutoModelForCausalLM, "CAUSAL_LM", ["lm_head"]),
+    ):
+        lora = peft.LoraConfig(r=2, target_modules=["q_proj"], task_type=task, modules_to_save=whole)
+        folder = tmp_path / task
+        peft.get_peft_model(kind.from_config(config), lora).save_pretrained(
+            str(folder), save_embedding_layers=True
+        )
+    message = error_of(f"{tiny_folder()}+{tmp_path / 'SEQ_CLS'}")
+    assert "1 of its 10 tensors have no place in it, e.g. base_model.model.score.weight" in message
+    # The control: a head that the model has, and embeddings, may be saved with an adapter.
+    assert load(f"{tiny_folder()}+{tmp_path / 'CAUSAL_LM'}")
+
+
 def test_an_adapter_without_weights_is_said(tiny_folder: Folder, adapter: Path, tmp_path: Path) -> None:
     shutil.copy(adapter / "adapter_config.json", tmp_path)
     assert "holds no adapter_model.safetensors" in error_of(f"{tiny_folder()}+{tmp_path}")

@@ -221,3 +221,21 @@ def test_sweep_figure_marks_the_selected_layer() -> None:
     figure = layer_sweep_table(table, name="m", selected=2, base=(5.0, -4.0))
     assert figure.layout.title.text.startswith("m: layer 2 selected, AUROC 0.90")
     assert sum(s.x0 == s.x1 == 2 for s in figure.layout.shapes) == 3
+
+
+def test_generation_defaults_that_are_not_followed_are_said(run: Path) -> None:
+    path = run / "manifest.json"
+    manifest = json.loads(path.read_text())
+    system = next(iter(manifest["systems"]))
+    assert manifest["systems"][system]["overridden_generation_defaults"] == {}
+    assert "generation defaults not followed" not in write_report(read_run(run)).read_text()
+    asked = {"do_sample": True, "repetition_penalty": 1.8}
+    manifest["systems"][system]["overridden_generation_defaults"] = asked
+    path.write_text(json.dumps(manifest))
+    page = write_report(read_run(run)).read_text()
+    assert page.count("generation defaults not followed") == 1
+    assert "repetition_penalty" in page
+    # A run of an earlier version says nothing of it, and has a page all the same.
+    del manifest["systems"][system]["overridden_generation_defaults"]
+    path.write_text(json.dumps(manifest))
+    assert "generation defaults not followed" not in write_report(read_run(run)).read_text()
