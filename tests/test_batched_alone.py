@@ -82,6 +82,16 @@ class Subject:
             handle.remove()
         return torch.stack(seen)
 
+    def greedy(self, tokens: list[int], most: int) -> list[int]:
+        """The likeliest tokens, one at a time from the whole sequence, up to the end of text."""
+        whole = list(tokens)
+        while len(whole) < len(tokens) + most:
+            token = int(self.alone(whole).logits[0, -1].argmax())
+            if token == 1:
+                break
+            whole.append(token)
+        return whole[len(tokens) :]
+
     def last_logits(self) -> torch.Tensor:
         return torch.cat([self.alone(s).logits[:, -1] for s in self.sequences])
 
@@ -132,19 +142,36 @@ def test_option_log_probs(one: Subject) -> None:
                 assert nll[row] == pytest.approx(-sum(steps) / len(option), abs=CLOSE)
 
 
-def test_sweep_scores(one: Subject) -> None:
-    """Many candidates in a batch, one direction a row, equal one candidate and one prompt at a time."""
+def swept(one: Subject) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Scores of two layers, many candidates in a batch and one candidate and one prompt at a time."""
     directions = ms.find_directions(ms.residual_stream(one.model, prompts(), batch_size=one.batch_size))
     tokens = RefusalTokens(ids=(5, 9, 30), texts=("a", "b", "c"), weight=(1.0, 1.0, 1.0), source="user")
     options = {"refusal_tokens": tokens, "layers": (1, 3)}
+    fast = ms.sweep(one.model, directions, prompts(), batch_size=one.batch_size, **options)
+    plain = ms.sweep(one.model, directions, prompts(), batch_size=1, path="plain", **options)
+    columns = ["auroc", "bypass", "induce", "kl"]
+    return fast.table[columns], plain.table[columns]
+
+
+def test_sweep_scores(one: Subject) -> None:
     try:
-        fast = ms.sweep(one.model, directions, prompts(), batch_size=one.batch_size, **options)
+        fast, plain = swept(one)
     except MechsafetyError:
         assert one.name in SITELESS
         return
-    plain = ms.sweep(one.model, directions, prompts(), batch_size=1, path="plain", **options)
-    columns = ["auroc", "bypass", "induce", "kl"]
-    pd.testing.assert_frame_equal(fast.table[columns], plain.table[columns], atol=10 * CLOSE, rtol=10 * CLOSE)
+    pd.testing.assert_frame_equal(fast, plain, atol=10 * CLOSE, rtol=10 * CLOSE)
+
+
+def oracle_heads(one: Subject, tokens: list[int]) -> torch.Tensor:
+    """What enters each output map of attention at the last token of one prompt alone."""
+    outs = [m for m in linear_maps(one.model) if m.kind == "o"]
+    seen: list[torch.Tensor] = []
+    handles = [m.module.register_forward_pre_hook(lambda _m, args: seen.append(args[0][0, -1])) for m in outs]
+    with torch.no_grad():
+        running_body(one.model)(input_ids=torch.tensor([tokens]), use_cache=False)
+    for handle in handles:
+        handle.remove()
+    return torch.stack(seen).reshape(len(outs), one.model.cfg.n_heads, -1)
 
 
 def test_head_outputs(one: Subject) -> None:
@@ -153,31 +180,14 @@ def test_head_outputs(one: Subject) -> None:
     except MechsafetyError:
         assert one.name in HEADLESS
         return
-    outs = [m for m in linear_maps(one.model) if m.kind == "o"]
     for row, tokens in enumerate(one.sequences):
-        seen: list[torch.Tensor] = []
-        handles = [
-            m.module.register_forward_pre_hook(lambda _m, args, seen=seen: seen.append(args[0][0, -1]))
-            for m in outs
-        ]
-        with torch.no_grad():
-            running_body(one.model)(input_ids=torch.tensor([tokens]), use_cache=False)
-        for handle in handles:
-            handle.remove()
-        want = torch.stack(seen).reshape(got.outputs[row].shape)
+        want = oracle_heads(one, tokens)
         torch.testing.assert_close(got.outputs[row], want, atol=CLOSE * float(want.abs().max()), rtol=CLOSE)
 
 
 def test_greedy_answers(one: Subject) -> None:
     done = ms.generate(one.model, prompts(), max_new_tokens=6, seed=0, batch_size=one.batch_size)
-    for tokens, completion in zip(one.sequences, done, strict=True):
-        whole = list(tokens)
-        for _ in range(6):
-            token = int(one.alone(whole).logits[0, -1].argmax())
-            if token == 1:
-                break
-            whole.append(token)
-        assert list(completion.tokens) == whole[len(tokens) :]
+    assert [list(c.tokens) for c in done] == [one.greedy(tokens, 6) for tokens in one.sequences]
 
 
 @pytest.fixture
