@@ -9,6 +9,8 @@ with. The bound of the tests is 1e-4.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import tempfile
 import warnings
@@ -97,7 +99,8 @@ def _subject(folder: Path, name: str, kind: str, hooked: bool) -> Subject:
         return Subject(save_architecture(folder, name, template=TEMPLATES[kind]), name)
     from tests.test_batched_alone_hooked import made
 
-    return made(folder, name, kind)
+    with contextlib.redirect_stdout(io.StringIO()):  # TransformerLens says what it has loaded
+        return made(folder, name, kind)
 
 
 def _or_refused(measure: Callable[[], float | str]) -> str:

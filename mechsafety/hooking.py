@@ -171,7 +171,8 @@ def attach(
         if is_hooked_transformer(body):
             watched = [(body.blocks[layer], running.begin_block) for layer in {t.layer for t in targets}]
         else:
-            watched = [(body.base_model, running.begin)]
+            # Passes without logits call the base model alone; some heads (OPT's) go by it to the decoder within.
+            watched = [(module, running.begin) for module in dict.fromkeys([body, body.base_model])]
         for module, begin in watched:
             stack.callback(module.register_forward_pre_hook(begin, with_kwargs=True).remove)
         with hooked(model, hooks, twin=twin):

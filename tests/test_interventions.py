@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,9 +15,10 @@ from mechsafety.directions import Direction
 from mechsafety.errors import MechsafetyError
 from mechsafety.forward import forward
 from mechsafety.interventions import Ablate, Add, AffineAblate, Orthogonalise, baked, digest, edited
-from mechsafety.models import generation_twin
+from mechsafety.models import generation_twin, load_model
 from mechsafety.projection import orthonormal, project_out
 from mechsafety.tokens import TokenBatch, pad_left
+from tests.architectures import save_architecture
 
 ARCHITECTURES = ["llama", "llama-tied", "gpt2", "qwen2"]
 SEQUENCES = [[5, 9, 12, 30, 7, 21, 40, 8], [6, 11, 33], [14, 15, 16, 17, 18]]
@@ -445,3 +447,18 @@ def test_norm_preserving_weights_keep_every_length_and_lose_the_direction(
         assert torch.equal(old, again)
     with pytest.raises(MechsafetyError, match="exists only as weights: use baked"), edited(model, edit):
         pass
+
+
+@pytest.mark.parametrize("name", ["opt", "llama", "llama4"])
+def test_positions_are_known_however_a_head_reaches_its_blocks(tmp_path: Path, name: str) -> None:
+    """An edit of the last prompt token leaves the logits of earlier ones as they are."""
+    model = load_model(str(save_architecture(tmp_path, name)), dtype="float32", device="cpu")
+    ids = torch.tensor([[5, 9, 12, 30, 7, 21]])
+    vector = 3 * torch.randn(32, generator=torch.Generator().manual_seed(3))
+    add = Add(vector, layer=1, positions="last_prompt")
+    with torch.inference_mode():
+        before = model.original_model(input_ids=ids).logits
+        with edited(model, add):
+            after = model.original_model(input_ids=ids).logits
+    torch.testing.assert_close(after[:, :-1], before[:, :-1])
+    assert float((after[:, -1] - before[:, -1]).abs().max()) > 0.1
