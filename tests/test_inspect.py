@@ -39,7 +39,8 @@ from inspect_ai.model import (
 from inspect_ai.scorer import SampleScore, Score, stderr
 from inspect_ai.tool import ToolInfo
 
-from mechsafety.continuations import Request, continuations, window
+from mechsafety.continuations import Request, continuations
+from mechsafety.models import window
 from mechsafety.errors import MechsafetyError
 from mechsafety.generation import Sampling, generate
 from mechsafety.integrations.extras import edit_hash, public_name

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from mechsafety.bodies import body_under
-from mechsafety.continuations import Request, alone, continuations, window
+from mechsafety.continuations import Request, alone, continuations
 from mechsafety.errors import MechsafetyError, needs
 from mechsafety.forward import Prefix, continued, forward
 from mechsafety.generation import Sampling
 from mechsafety.integrations.extras import edit_hash, name_of
 from mechsafety.interventions import Edit, digest, require_fits
-from mechsafety.models import known_fingerprint, load_record
+from mechsafety.models import known_fingerprint, load_record, window
 from mechsafety.progress import bar
 from mechsafety.tokens import TokenBatch, batches, device_of, pad_token, render_chat
 
