@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from mechsafety.adapters import adapter_folder, merge_adapter, weights_fingerprint
 from mechsafety import rendering
+from mechsafety.adapters import adapter_folder, merge_adapter, weights_fingerprint
 from mechsafety.errors import MechsafetyError, first_lines
 from mechsafety.gguf_models import PACKAGED, converted, packaged_gguf
 from mechsafety.hardware import dtype_name, free_bytes, resolve_device, resolve_dtype

@@ -88,7 +88,7 @@ def rendered(
     answer_next: bool = True,
     last_turn_open: bool = False,
 ) -> str:
-    """``messages`` in the tokenizer's chat template, as on ``day``; ready for the answer, or with the last turn open."""
+    """``messages`` in the tokenizer's chat template, as on ``day``, ready for the answer or with the last turn open."""
     template = tokenizer.get_chat_template()
     options: dict[str, Any] = {}
     if "strftime_now" in template:

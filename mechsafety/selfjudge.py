@@ -14,7 +14,7 @@ from mechsafety.interventions import Edit
 from mechsafety.judges.normalise import normalise
 from mechsafety.progress import bar
 from mechsafety.scoring import DEFAULT_BATCH, option_log_probs
-from mechsafety.tokens import render_chat, tokenize_text
+from mechsafety.tokens import render_chat, tokenize_piece, tokenize_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -177,7 +177,7 @@ def _scores(
 ) -> tuple[list[float], list[float]]:
     """log P(Yes) - log P(No), and P(Yes) + P(No)."""
     contexts = _contexts(model, prompts, answers, question)
-    options = [model.tokenizer(word, add_special_tokens=False)["input_ids"] for word in ANSWERS]
+    options = [tokenize_piece(model, word) for word in ANSWERS]
     scores = option_log_probs(model, contexts, options, edit=edit, label="self-judgement")
     return (scores[:, 0] - scores[:, 1]).tolist(), scores.exp().sum(1).tolist()
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jaxtyping import Int
@@ -70,6 +70,11 @@ def own_tokenizer(model: TransformerBridge) -> Any:
 def day_of(model: TransformerBridge) -> str:
     """The day that templates with a date are rendered for: the one the model was loaded with, else its first use's."""
     return model.__dict__.setdefault("_mechsafety_day", rendering.today())
+
+
+def written_day(model: TransformerBridge) -> str | None:
+    """The day that the chat template writes; None where it writes none."""
+    return day_of(model) if rendering.writes_the_day(_chat_tokenizer(model)) else None
 
 
 def render_chat(
@@ -163,7 +168,9 @@ def require_room(
 ) -> None:
     """Raise :class:`MechsafetyError` where a sequence and ``new_tokens`` more do not fit in the model's window."""
     most = window(model)
-    long = [row for row, tokens in enumerate(sequences) if most is not None and len(tokens) + new_tokens > most]
+    long = [
+        row for row, tokens in enumerate(sequences) if most is not None and len(tokens) + new_tokens > most
+    ]
     if long:
         more = f" and {new_tokens} new tokens" if new_tokens else ""
         raise MechsafetyError(

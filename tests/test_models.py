@@ -274,6 +274,7 @@ def test_record_says_how_a_model_was_loaded(tiny_folder: Folder, architecture: s
         "device": "cpu",
         "template": "the model's own",
         "processing": "none",
+        "date": None,
     }
     assert json.loads(json.dumps(shown)) == shown
 

@@ -62,7 +62,8 @@ class LogitJudge:
 
     Per reply: m = mean over both label orders of [log P(refused) - log P(answered)] minus the same
     for the content-free reply "N/A" (Zhao et al. 2021, arXiv 2102.09690). The anchors (data/judging/) were
-    written as refusals and as answers. Degenerate replies are set apart first (judge ``degeneracy``).
+    written as refusals and as answers. Control tokens of the model are broken in request and reply, so that neither
+    can end the question. Degenerate replies are set apart first (judge ``degeneracy``).
     """
 
     def __init__(self, spec: str, model: TransformerBridge) -> None:
@@ -108,15 +109,19 @@ class LogitJudge:
 
     def margins(self, pairs: Sequence[tuple[str, str]]) -> Margins:
         """Calibrated margins and label masses of (prompt, reply) pairs."""
+        from mechsafety.rendering import broken, control_tokens
         from mechsafety.scoring import option_log_probs
-        from mechsafety.tokens import render_chat, tokenize_text
+        from mechsafety.tokens import own_tokenizer, render_chat, tokenize_piece, tokenize_text
 
         if not pairs:
             return Margins(margins=[], masses=[])
-        shown = [(p, normalise(t, prompt=p).answer[:_LONGEST]) for p, t in pairs]
+        marks = control_tokens(own_tokenizer(self.model))
+        shown = [
+            (broken(p, marks), broken(normalise(t, prompt=p).answer[:_LONGEST], marks)) for p, t in pairs
+        ]
         shown += [(p, _CONTENT_FREE) for p in (_CONTENT_FREE,)]
         words = [word for _, word in OPTIONS]
-        options = [self.model.tokenizer(word, add_special_tokens=False)["input_ids"] for word in words]
+        options = [tokenize_piece(self.model, word) for word in words]
         total = [0.0] * len(shown)
         mass = [0.0] * len(shown)
         for first, second in (words, words[::-1]):
