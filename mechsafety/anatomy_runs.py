@@ -24,11 +24,12 @@ from mechsafety.anatomy_answers import OwnAnswers
 from mechsafety.anatomy_config import PART_TABLES, PARTS, TABLES, AnatomyConfig, Part, Role
 from mechsafety.anatomy_work import AnatomyWork
 from mechsafety.errors import MechsafetyError
+from mechsafety.fed_prompts import rendered_examples
 from mechsafety.judges.registry import load_judge
 from mechsafety.judges.verdict import Judge
 from mechsafety.models import load_model, load_record
 from mechsafety.prompts import LABELS, SPLITS, Prompt, PromptSet, Split, load_prompts
-from mechsafety.runs import RunFolder, open_run, read_run
+from mechsafety.runs import RunFolder, open_run, pinned_date, read_run, record_date
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -84,11 +85,15 @@ def run_anatomy(config: AnatomyConfig, out: Path | str, *, say: Say = lambda _: 
         "attacks_sha256": None if hostile is None else hostile.sha256(),
     }
     started = time.perf_counter()
-    judge = _judge(config)
-    models = _pair(config, say)
+    day = pinned_date(out, config.date)
+    judge = _judge(config, day)
+    models = _pair(config, day, say)
     with open_run(out, config=asked) as run:
+        record_date(run, day)
         records = {role: load_record(model) for role, model in models.items()}
         run.record("models", {role: record.as_dict() if record else {} for role, record in records.items()})
+        for role, model in models.items():
+            run.record_item("fed", config.models[role], {"rendered": rendered_examples(model, prompts)})
         answers = OwnAnswers(
             run=run,
             models=models,
@@ -172,23 +177,25 @@ def _require_held_out(prompts: PromptSet, attacks: Sequence[Prompt]) -> None:
             )
 
 
-def _judge(config: AnatomyConfig) -> Judge:
+def _judge(config: AnatomyConfig, day: str) -> Judge:
     """The judge, with copies of its own of the models that it asks."""
 
     @functools.cache
     def model(spec: str, /) -> object:
         template = config.template if spec in config.models.values() else None
-        return load_model(spec, dtype=config.dtype, device=config.device, template=template)
+        return load_model(spec, dtype=config.dtype, device=config.device, template=template, date=day)
 
     return load_judge(config.judge, models=model)
 
 
-def _pair(config: AnatomyConfig, say: Say) -> dict[Role, TransformerBridge]:
+def _pair(config: AnatomyConfig, day: str, say: Say) -> dict[Role, TransformerBridge]:
     """The models, each of which differs from the base in weights alone."""
     found: dict[Role, TransformerBridge] = {}
     for role, spec in config.models.items():
         say(f"loading {spec}")
-        found[role] = load_model(spec, dtype=config.dtype, device=config.device, template=config.template)
+        found[role] = load_model(
+            spec, dtype=config.dtype, device=config.device, template=config.template, date=day
+        )
         if role != "base":
             require_pair(found["base"], found[role])
             weight_changes(found["base"], found[role])  # raises where no matrix differs

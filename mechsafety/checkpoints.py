@@ -22,7 +22,8 @@ from mechsafety.directions import Directions, load_directions
 from mechsafety.errors import MechsafetyError
 from mechsafety.models import load_model
 from mechsafety.prompts import PromptSet
-from mechsafety.runs import open_run, read_run
+from mechsafety.rendering import checked_day
+from mechsafety.runs import open_run, pinned_date, read_run, record_date
 from mechsafety.shared_basis import Basis
 from mechsafety.similarity import LEAST_PROMPTS
 
@@ -105,6 +106,7 @@ def compare(
     dtype: str = "auto",
     device: str = "auto",
     template: str | None = None,
+    date: str | None = None,
     say: Say = lambda _: None,
 ) -> Comparison:
     """Compare the refusal geometry of two or more checkpoints, in the folder ``out``; goes on if interrupted.
@@ -113,6 +115,7 @@ def compare(
     which only cosines can be told. Directions are found on ``prompts.fit``; the transfer matrix is measured on
     ``prompts.validation``, with each direction of ``layer`` ablated (default: for each ablated checkpoint, the
     layer that separates held-out prompts best). At most ``limit`` prompts of each label are used.
+    ``date`` is the day that templates with a date write, by default the day the run began.
     ``measures`` are cosine, angles, cka and transfer (default: every one that can be had); they may be asked for
     one after another in the same folder.
 
@@ -138,8 +141,11 @@ def compare(
         "dtype": dtype,
         "device": device,
         "template": template,
+        "date": None if date is None else checked_day(date),
     }
+    day = pinned_date(Path(out), date)
     with open_run(Path(out), config=asked) as run:
+        record_date(run, day)
         work = CheckpointWork(
             run=run,
             names=names,
@@ -150,7 +156,7 @@ def compare(
             k=k,
             resamples=resamples,
             seed=seed,
-            load=lambda spec: load_model(spec, dtype=dtype, device=device, template=template),
+            load=lambda spec: load_model(spec, dtype=dtype, device=device, template=template, date=day),
             say=say,
         )
         work.prepare()

@@ -74,24 +74,6 @@ def fed_record(model: TransformerBridge, parts: Iterable[Fed], *, escaped: bool)
     }
 
 
-def fed_sentences(record: dict[str, Any]) -> list[str]:
-    """What a page says of :func:`fed_record`, the rendered prompts aside."""
-    cut, control = record.get("truncated_prompts", {}), record.get("control_tokens", {})
-    sentences = []
-    if cut.get("n"):
-        sentences.append(
-            f"{cut['n']} prompts were cut at their end to fit in the model's window: {', '.join(cut['ids'][:10])}"
-            f"{' and others' if cut['n'] > 10 else ''}"
-        )
-    if control.get("n_prompts"):
-        done = "broken by a blank" if control["escaped"] else "left as they are"
-        sentences.append(
-            f"{control['n_prompts']} prompts hold control tokens of the model (the first is {control['first']}), "
-            f"which were {done}"
-        )
-    return sentences
-
-
 def rendered_examples(model: TransformerBridge, prompts: Iterable[Prompt]) -> dict[str, str]:
     """The first prompt of each label, as the model reads it: in its chat template."""
     first: dict[str, str] = {}

@@ -15,12 +15,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from mechsafety.edit_expressions import read_expression
 from mechsafety.edit_files import require_edit_path, save_edit
 from mechsafety.errors import MechsafetyError
+from mechsafety.fed_prompts import fed, fed_record
 from mechsafety.generation import DEFAULT_BATCH, Sampling
 from mechsafety.interventions import baked, digest, require_fits
 from mechsafety.models import load_model, load_record
 from mechsafety.prompts import Split, load_prompts
+from mechsafety.rendering import Day
 from mechsafety.resumable_generation import resumable_responses
-from mechsafety.runs import open_run
+from mechsafety.runs import open_run, pinned_date, record_date
 
 Say = Callable[[str], None]
 _COLUMNS = [
@@ -51,6 +53,9 @@ class GenerationConfig(BaseModel):
     temperature: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     top_p: float = Field(default=1.0, gt=0, le=1)
     template: str | None = None
+    date: Day | None = None
+    truncate_prompts: bool = False
+    escape_control_tokens: bool = False
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: str = "auto"
     seed: int = Field(default=0, ge=0)
@@ -92,7 +97,17 @@ def run_generation(
         prompts = prompts.sample(config.limit, seed=config.seed)
     asked = config.model_dump(mode="json") | {"kind": "generate", "prompts_sha256": prompts.sha256()}
     say(f"loading {config.model}")
-    model = load_model(config.model, dtype=config.dtype, device=config.device, template=config.template)
+    day = pinned_date(out, config.date)
+    model = load_model(
+        config.model, dtype=config.dtype, device=config.device, template=config.template, date=day
+    )
+    entered = fed(
+        model,
+        prompts,
+        new_tokens=config.max_new_tokens,
+        truncate=config.truncate_prompts,
+        escape=config.escape_control_tokens,
+    )
     edit = asked_edit.for_model(model) if asked_edit is not None else None
     if edit is not None:
         require_fits(model, edit, weights=config.baked)
@@ -103,13 +118,14 @@ def run_generation(
     if config.temperature is not None:
         sampling = Sampling(temperature=config.temperature, top_p=config.top_p)
     with written, open_run(out, config=asked) as run:
+        record_date(run, day)
         if edit is not None and save_edit_to is not None:
             save_edit(edit, save_edit_to, model=model)
         say(f"{len(prompts)} responses")
         table = resumable_responses(
             run,
             model,
-            prompts,
+            entered.prompts,
             key=(config.model,),
             edit=None if config.baked else edit,
             max_new_tokens=config.max_new_tokens,
@@ -123,6 +139,8 @@ def run_generation(
         run.write_table(table, "responses.csv")
         record = load_record(model)
         run.record("model", record.as_dict() if record else {})
+        record = fed_record(model, [entered], escaped=config.escape_control_tokens)
+        run.record_item("fed", config.model, record)
         facts = None
         if edit is not None:
             facts = {

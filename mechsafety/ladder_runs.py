@@ -27,7 +27,7 @@ from mechsafety.ladder_systems import FIT, LadderSetting, RungAware
 from mechsafety.ladder_work import LadderWork
 from mechsafety.models import load_model, locate, parse_spec
 from mechsafety.prompts import LABELS, PromptSet, Split, load_prompts
-from mechsafety.runs import RunFolder, open_run, read_run
+from mechsafety.runs import RunFolder, open_run, pinned_date, read_run, record_date
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -93,19 +93,21 @@ def run_ladder(config: LadderConfig, out: Path | str, *, say: Say = lambda _: No
     for other in config.beside:
         read_ladder(Path(other))
     regions = None if config.regions is None else read_regions(Path(config.regions), config.systems)
-    judge = load_judge(config.judge, models=lambda spec: load_model(spec, device=config.device))
+    day = pinned_date(out, config.date)
+    judge = load_judge(config.judge, models=lambda spec: load_model(spec, device=config.device, date=day))
     asked = config.model_dump(mode="json") | {"kind": "ladder", "prompts_sha256": prompts.sha256()}
     started = time.perf_counter()
     with open_run(out, config=asked | {"beside": _beside_before(out, config)}) as run:
         run.record("config", asked)
+        record_date(run, day)
         setting = LadderSetting(
-            config=config, run=run, prompts=prompts, judge=RungAware(judge), regions=regions
+            config=config, run=run, prompts=prompts, judge=RungAware(judge), regions=regions, day=day
         )
         work = LadderWork(setting=setting, say=say)
         tables = work.tables()
         for name, table in tables.items():
             run.write_table(table, TABLES[name])
-        compared, left_out = _compare(config, prompts, run, say)
+        compared, left_out = _compare(config, prompts, run, day, say)
         facts = {
             "systems": work.facts,
             "tables": list(tables),
@@ -167,7 +169,9 @@ def _beside_before(out: Path, config: LadderConfig) -> Any:
         return list(config.beside)
 
 
-def _compare(config: LadderConfig, prompts: PromptSet, run: RunFolder, say: Say) -> tuple[bool, list[str]]:
+def _compare(
+    config: LadderConfig, prompts: PromptSet, run: RunFolder, day: str, say: Say
+) -> tuple[bool, list[str]]:
     """Cosines, angles, CKA and transfer between all systems, in a run of its own.
 
     Returns whether there is such a comparison, and what could not be had.
@@ -188,6 +192,7 @@ def _compare(config: LadderConfig, prompts: PromptSet, run: RunFolder, say: Say)
             dtype=config.dtype,
             device=config.device,
             template=config.template,
+            date=day,
             say=say,
         )
     except MechsafetyError as error:

@@ -73,6 +73,7 @@ class LadderSetting:
     prompts: PromptSet
     judge: Judge
     regions: RunFolder | None
+    day: str
 
     @cached_property
     def fit(self) -> PromptSet:
@@ -95,7 +96,9 @@ class LadderSetting:
 
     def load(self, spec: str) -> TransformerBridge:
         config = self.config
-        return load_model(spec, dtype=config.dtype, device=config.device, template=config.template)
+        return load_model(
+            spec, dtype=config.dtype, device=config.device, template=config.template, date=self.day
+        )
 
 
 class LadderSystem:

@@ -17,12 +17,13 @@ from pathlib import Path
 import pandas as pd
 
 from mechsafety.errors import MechsafetyError
+from mechsafety.fed_prompts import rendered_examples
 from mechsafety.models import load_model, load_record
 from mechsafety.prompts import PromptSet, load_prompts
 from mechsafety.region_config import RegionsConfig
 from mechsafety.region_followups import follow_up
 from mechsafety.region_work import RegionWork
-from mechsafety.runs import RunFolder, open_run
+from mechsafety.runs import RunFolder, open_run, pinned_date, record_date
 
 Say = Callable[[str], None]
 
@@ -55,11 +56,16 @@ def run_regions(config: RegionsConfig, out: Path, *, say: Say = lambda _: None) 
     _require_splits(prompts, config.prompts)
     asked = config.model_dump(mode="json") | {"kind": "regions", "prompts_sha256": prompts.sha256()}
     started = time.perf_counter()
+    day = pinned_date(out, config.date)
     with open_run(out, config=asked) as run:
+        record_date(run, day)
         say(f"loading {config.model}")
-        model = load_model(config.model, dtype=config.dtype, device=config.device, template=config.template)
+        model = load_model(
+            config.model, dtype=config.dtype, device=config.device, template=config.template, date=day
+        )
         record = load_record(model)
         run.record("model", record.as_dict() if record else {})
+        run.record_item("fed", config.model, {"rendered": rendered_examples(model, prompts)})
         work = RegionWork(config=config, run=run, prompts=prompts, model=model, say=say)
         tables = work.tables()
         tables |= follow_up(work, tables["tradeoff"] if "sweep" in config.parts else None)

@@ -21,7 +21,8 @@ from mechsafety.errors import MechsafetyError
 from mechsafety.human_labels import responses_sha256
 from mechsafety.interventions import Edit, digest
 from mechsafety.models import load_model, load_record
-from mechsafety.runs import RunFolder, open_run, read_run
+from mechsafety.rendering import Day
+from mechsafety.runs import RunFolder, open_run, pinned_date, read_run, record_date
 from mechsafety.selfjudge import FORMS, Exchange, Form, ask_logits, ask_words
 from mechsafety.selfjudge_tables import calibration, two_by_two
 from mechsafety.statistics import ARMS, PROMPT_LABELS
@@ -45,6 +46,7 @@ class SelfJudgeConfig(BaseModel):
     forms: tuple[Form, ...] = Field(default=FORMS, min_length=1)
     dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = None
     device: str | None = None
+    date: Day | None = None
     seed: int | None = Field(default=None, ge=0)
 
 
@@ -86,14 +88,17 @@ def run_selfjudge(config: SelfJudgeConfig, out: Path, *, say: Say = lambda _: No
         "dtype": config.dtype or made.dtype,
         "device": config.device or made.device,
         "template": made.template,
+        "date": config.date or study.manifest.get("date") or made.date,
         "seed": seed,
         "edits": {system: digest(edit) for system, edit in edits.items()},
     }
+    day = pinned_date(out, asked["date"])
     started = time.perf_counter()
     with open_run(out, config=asked) as run:
+        record_date(run, day)
         work = _Work(
             run=run,
-            asked=asked,
+            asked=asked | {"date": day},
             responses=responses[responses["id"].isin(chosen)],
             edits=edits,
             fingerprints={s: study.manifest["systems"][s]["model"].get("fingerprint") for s in systems},
@@ -211,7 +216,7 @@ class _Work:
         ]
 
     def _model(self, system: str) -> TransformerBridge:
-        fields = {name: self.asked[name] for name in ("dtype", "device", "template")}
+        fields = {name: self.asked[name] for name in ("dtype", "device", "template", "date")}
         model = load_model(system, **fields)
         record = load_record(model)
         if record is not None and self.fingerprints[system] not in (None, record.fingerprint):

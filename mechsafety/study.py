@@ -22,6 +22,7 @@ import pandas as pd
 from mechsafety.activations import residual_stream
 from mechsafety.directions import Directions, find_directions, principal_plane, save_directions
 from mechsafety.errors import MechsafetyError
+from mechsafety.fed_prompts import Fed, fed, fed_record
 from mechsafety.generation import Sampling
 from mechsafety.interventions import Edit, digest
 from mechsafety.judge_tables import judge_tables
@@ -30,11 +31,11 @@ from mechsafety.judges.cache import VerdictCache
 from mechsafety.judges.registry import judge_responses, load_judge
 from mechsafety.judges.verdict import Judge, Response, Verdict
 from mechsafety.models import load_model, load_record
-from mechsafety.openings import own_refusal_tokens
+from mechsafety.openings import ANSWER_TOKENS, own_refusal_tokens
 from mechsafety.prompts import PromptSet
 from mechsafety.recipes import Recipe, recipe
 from mechsafety.resumable_generation import resumable_responses
-from mechsafety.runs import RunFolder, open_run
+from mechsafety.runs import RunFolder, open_run, pinned_date, record_date
 from mechsafety.scoring import answer_nll
 from mechsafety.selection import Selection, candidate, nearest, select
 from mechsafety.selfjudge import Exchange, self_judge, summarise
@@ -74,9 +75,11 @@ def run_study(config: StudyConfig, out: Path, *, say: Say = lambda _: None) -> S
         "prompts_sha256": report.sha256(),
         "anchors_sha256": anchors.sha256(),
     }
+    day = pinned_date(out, config.date)
     started = time.perf_counter()
     with open_run(out, config=asked) as run:
-        study = _Study(config=config, run=run, report=report, anchors=anchors, say=say)
+        record_date(run, day)
+        study = _Study(config=config, run=run, report=report, anchors=anchors, day=day, say=say)
         for number, spec in enumerate(config.systems, start=1):
             study.system(spec, f"[{number}/{len(config.systems)}] {spec}")
         result = study.tables()
@@ -109,9 +112,11 @@ class _Study:
     run: RunFolder
     report: PromptSet
     anchors: PromptSet
+    day: str
     say: Say
 
     def __post_init__(self) -> None:
+        self._fed: dict[str, tuple[Fed, Fed]] = {}
         self._models: dict[str, TransformerBridge] = {}
         self._judges: dict[str, Judge] = {}
 
@@ -123,9 +128,33 @@ class _Study:
             judges = {j.partition(":")[2] for j in self.config.judges}
             self._models = {s: m for s, m in self._models.items() if s in judges}
             self._models[spec] = load_model(
-                spec, dtype=self.config.dtype, device=self.config.device, template=self.config.template
+                spec,
+                dtype=self.config.dtype,
+                device=self.config.device,
+                template=self.config.template,
+                date=self.day,
             )
         return self._models[spec]
+
+    def fed(self, spec: str) -> tuple[Fed, Fed]:
+        """The report prompts and the anchors as they enter the work on one system."""
+        if spec not in self._fed:
+            sets = ((self.report, self.config.max_new_tokens), (self.anchors, ANSWER_TOKENS))
+            report, anchors = (
+                fed(
+                    self.model(spec),
+                    prompts,
+                    new_tokens=new_tokens,
+                    truncate=self.config.truncate_prompts,
+                    escape=self.config.escape_control_tokens,
+                )
+                for prompts, new_tokens in sets
+            )
+            self._fed[spec] = report, anchors
+        return self._fed[spec]
+
+    def anchors_of(self, spec: str) -> PromptSet:
+        return self.fed(spec)[1].prompts
 
     # -- one system -----------------------------------------------------------------------------
 
@@ -177,7 +206,7 @@ class _Study:
         positions: tuple[int, ...] = (-1,)
         if chosen.positions == "post_instruction":
             positions = post_instruction_positions(model)
-        cache = residual_stream(model, self.anchors.fit, positions=positions)
+        cache = residual_stream(model, self.anchors_of(spec).fit, positions=positions)
         found = find_directions(cache, method=chosen.method, centring=chosen.centring, seed=self.config.seed)
         target = self.run.part_path("directions", spec, suffix="safetensors")
         self.run.save(str(target.relative_to(self.run.path)), found.save)
@@ -188,8 +217,9 @@ class _Study:
     def _sweep(self, spec: str) -> None:
         model, directions, chosen = self.model(spec), self.directions(spec), self.recipe()
         # None where it hardly refuses: the sweep then goes by its logits.
-        tokens = own_refusal_tokens(model, self.anchors.validation, seed=self.config.seed)
-        swept = sweep(model, directions, self.anchors.validation, refusal_tokens=tokens)
+        validation = self.anchors_of(spec).validation
+        tokens = own_refusal_tokens(model, validation, seed=self.config.seed)
+        swept = sweep(model, directions, validation, refusal_tokens=tokens)
         selection, note = self._select(swept.table, model.cfg.n_layers, chosen)
         direction = directions.at(layer=selection.layer, position=selection.position)
         self.run.write_part(swept.table.assign(system=spec), "sweep", spec)
@@ -198,6 +228,7 @@ class _Study:
         record = load_record(model)
         facts = {
             "model": record.as_dict() if record else {},
+            **fed_record(model, self.fed(spec), escaped=self.config.escape_control_tokens),
             "recipe": chosen.name,
             "recipe_about": chosen.about,
             "selection": asdict(selection),
@@ -233,7 +264,7 @@ class _Study:
         self, spec: str, model: TransformerBridge, directions: Directions, selection: Selection
     ) -> pd.DataFrame:
         """Validation prompts in the first two principal components at the selected layer."""
-        cache = residual_stream(model, self.anchors.validation, positions=(selection.position,))
+        cache = residual_stream(model, self.anchors_of(spec).validation, positions=(selection.position,))
         direction = directions.at(layer=selection.layer, position=selection.position)
         return principal_plane(cache, direction).assign(system=spec)
 
@@ -252,7 +283,7 @@ class _Study:
         table = resumable_responses(
             self.run,
             model,
-            self.report,
+            self.fed(spec)[0].prompts,
             key=(spec, arm),
             edit=self.edit(spec) if arm == "edited" else None,
             max_new_tokens=self.config.max_new_tokens,

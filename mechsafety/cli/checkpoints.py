@@ -7,7 +7,16 @@ from typing import Any
 
 import click
 
-from mechsafety.cli.base import Shown, command, device_option, dtype_option, records, say, template_option
+from mechsafety.cli.base import (
+    Shown,
+    command,
+    date_option,
+    device_option,
+    dtype_option,
+    records,
+    say,
+    template_option,
+)
 from mechsafety.errors import MechsafetyError
 
 _TEXT_COLUMNS = {
@@ -48,6 +57,7 @@ _TEXT_COLUMNS = {
 )
 @click.option("--seed", type=int, default=0, show_default=True)
 @template_option
+@date_option
 @dtype_option
 @device_option
 def _compare(
@@ -63,6 +73,7 @@ def _compare(
     form: Any,
     seed: int,
     template: str | None,
+    date: str | None,
     dtype: str | None,
     device: str | None,
 ) -> Shown:
@@ -92,6 +103,7 @@ def _compare(
         dtype=dtype or "auto",
         device=device or "auto",
         template=template,
+        date=date,
         say=say,
     )
     figures = write_figures(found.figures(), found.path / "figures", form=form)

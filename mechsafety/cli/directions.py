@@ -11,11 +11,14 @@ from mechsafety.cli.base import (
     Shown,
     checked,
     command,
+    date_option,
     device_option,
     dtype_option,
+    escape_option,
     records,
     say,
     template_option,
+    truncate_option,
     whole_numbers,
 )
 from mechsafety.errors import MechsafetyError
@@ -42,6 +45,7 @@ _DOSES = ["alpha", "directions", "layers"]
 )
 @click.option("--seed", type=int, default=0, show_default=True)
 @template_option
+@date_option
 @dtype_option
 @device_option
 def _direction(
@@ -51,6 +55,7 @@ def _direction(
     out: Path | None,
     seed: int,
     template: str | None,
+    date: str | None,
     dtype: str | None,
     device: str | None,
 ) -> Shown:
@@ -65,7 +70,7 @@ def _direction(
     from mechsafety.sweeps import sweep
 
     chosen = load_prompts(prompts)
-    loaded = load_model(model, dtype=dtype or "auto", device=device or "auto", template=template)
+    loaded = load_model(model, dtype=dtype or "auto", device=device or "auto", template=template, date=date)
     say("residual streams")
     found = find_directions(residual_stream(loaded, chosen.fit), method=method, seed=seed)
     if out is not None:
@@ -131,6 +136,9 @@ def _direction(
 )
 @click.option("--seed", type=int, default=0, show_default=True)
 @template_option
+@date_option
+@truncate_option
+@escape_option
 @dtype_option
 @device_option
 def _sweep(

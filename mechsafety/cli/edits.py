@@ -12,10 +12,13 @@ from mechsafety.cli.base import (
     Shown,
     checked,
     command,
+    date_option,
     device_option,
     dtype_option,
+    escape_option,
     say,
     template_option,
+    truncate_option,
 )
 
 
@@ -49,6 +52,9 @@ from mechsafety.cli.base import (
     "--out", type=click.Path(path_type=Path), default=None, help="Run folder [default: runs/generate]."
 )
 @template_option
+@date_option
+@truncate_option
+@escape_option
 @dtype_option
 @device_option
 def _generate(model: str, save_edit: Path | None, out: Path | None, **given: Any) -> Shown:

@@ -12,6 +12,7 @@ from mechsafety.cli.base import (
     Shown,
     checked,
     command,
+    date_option,
     device_option,
     dtype_option,
     records,
@@ -35,6 +36,7 @@ from mechsafety.cli.base import (
     "--out", type=click.Path(path_type=Path), default=None, help="Run folder [default: runs/evaluate]."
 )
 @template_option
+@date_option
 @dtype_option
 @device_option
 def _evaluate(model: str, tasks: str, out: Path | None, **given: Any) -> Shown:

@@ -12,6 +12,7 @@ from mechsafety.cli.base import (
     Shown,
     checked,
     command,
+    date_option,
     device_option,
     dtype_option,
     records,
@@ -95,6 +96,7 @@ _COLUMNS = [
     "--out", type=click.Path(path_type=Path), default=None, help="Run folder [default: runs/NAME-regions]."
 )
 @template_option
+@date_option
 @dtype_option
 @device_option
 def _regions(model: str, study: Path | None, dry_run: bool, out: Path | None, **given: Any) -> Shown:

@@ -11,6 +11,7 @@ from mechsafety.cli.base import (
     Shown,
     checked,
     command,
+    date_option,
     device_option,
     dtype_option,
     records,
@@ -44,6 +45,7 @@ from mechsafety.cli.base import (
     "--out", type=click.Path(path_type=Path), default=None, help="Run folder [default: runs/robustness]."
 )
 @template_option
+@date_option
 @dtype_option
 @device_option
 def _robustness(model: str, out: Path | None, **given: Any) -> Shown:

@@ -7,7 +7,18 @@ from typing import Any
 
 import click
 
-from mechsafety.cli.base import Shown, command, device_option, dtype_option, records, say, template_option
+from mechsafety.cli.base import (
+    Shown,
+    command,
+    date_option,
+    device_option,
+    dtype_option,
+    escape_option,
+    records,
+    say,
+    template_option,
+    truncate_option,
+)
 
 
 @command("study", example="mechsafety study --systems smollm2-135m+refusals --limit 10 --out runs/quick")
@@ -29,6 +40,9 @@ from mechsafety.cli.base import Shown, command, device_option, dtype_option, rec
 @click.option("--seed", type=int, default=None, help="Every draw depends on it [default: 0].")
 @click.option("--print-config", is_flag=True, help="Print the configuration with comments, and stop.")
 @template_option
+@date_option
+@truncate_option
+@escape_option
 @dtype_option
 @device_option
 def _study(

@@ -18,7 +18,8 @@ from mechsafety.errors import MechsafetyError, needs
 from mechsafety.integrations.harness import DEFAULT_BATCH, EditedLM
 from mechsafety.interventions import Edit, digest, require_fits
 from mechsafety.models import load_model
-from mechsafety.runs import open_run
+from mechsafety.rendering import Day
+from mechsafety.runs import open_run, pinned_date, record_date
 
 with needs("lm-eval"):
     from lm_eval import simple_evaluate
@@ -125,6 +126,7 @@ class EvaluationConfig(BaseModel):
     batch_size: int = Field(default=DEFAULT_BATCH, ge=1)
     seed: int = Field(default=0, ge=0)
     template: str | None = None
+    date: Day | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: str = "auto"
 
@@ -141,7 +143,10 @@ def run_evaluation(config: EvaluationConfig, out: Path, *, say: Callable[[str], 
     manager = TaskManager(include_path=config.task_folder)
     _require_known(config.tasks, manager)
     say(f"loading {config.model}")
-    model = load_model(config.model, dtype=config.dtype, device=config.device, template=config.template)
+    day = pinned_date(out, config.date)
+    model = load_model(
+        config.model, dtype=config.dtype, device=config.device, template=config.template, date=day
+    )
     edit = asked_edit.for_model(model) if asked_edit is not None else None
     if edit is not None:
         require_fits(model, edit)
@@ -150,6 +155,7 @@ def run_evaluation(config: EvaluationConfig, out: Path, *, say: Callable[[str], 
         "edit_sha256": digest(edit) if edit is not None else None,
     }
     with open_run(out, config=asked) as run:
+        record_date(run, day)
         say(f"tasks: {', '.join(config.tasks)}")
         found = evaluate(
             model,

@@ -13,10 +13,12 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from mechsafety.edit_expressions import read_expression
 from mechsafety.errors import MechsafetyError
+from mechsafety.fed_prompts import rendered_examples
 from mechsafety.interventions import Edit, digest, require_fits
 from mechsafety.judges.fluent import FluentJudge
 from mechsafety.models import load_model, load_record
 from mechsafety.prompts import PromptSet, load_prompts
+from mechsafety.rendering import Day
 from mechsafety.robustness.attacks import ATTACK_COLUMNS, Attack, attack_table
 from mechsafety.robustness.benign import benign_choices, benign_passages
 from mechsafety.robustness.suffix import (
@@ -27,7 +29,7 @@ from mechsafety.robustness.suffix import (
     require_nanogcg,
 )
 from mechsafety.robustness.utility import UTILITY_COLUMNS, base_distributions, utility
-from mechsafety.runs import RunFolder, open_run
+from mechsafety.runs import RunFolder, open_run, pinned_date, record_date
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -52,6 +54,7 @@ class RobustnessConfig(BaseModel):
     suffix_steps: int = Field(default=100, ge=1)
     suffix_width: int = Field(default=128, ge=1)
     template: str | None = None
+    date: Day | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: str = "auto"
     seed: int = Field(default=0, ge=0)
@@ -89,7 +92,10 @@ def run_robustness(config: RobustnessConfig, out: Path, *, say: Say = lambda _: 
     prompts = _harmful(every, config)
     searched = _searched(every, config) if "suffix" in config.attacks else None
     say(f"loading {config.model}")
-    model = load_model(config.model, dtype=config.dtype, device=config.device, template=config.template)
+    day = pinned_date(out, config.date)
+    model = load_model(
+        config.model, dtype=config.dtype, device=config.device, template=config.template, date=day
+    )
     edit = asked_edit.for_model(model) if asked_edit is not None else None
     if edit is not None:
         require_fits(model, edit)
@@ -101,7 +107,9 @@ def run_robustness(config: RobustnessConfig, out: Path, *, say: Say = lambda _: 
     system = config.model if edit is None else f"{config.model} under {edit.describe()}"
     with open_run(out, config=asked) as run:
         record = load_record(model)
+        record_date(run, day)
         run.record("model", record.as_dict() if record else {})
+        run.record_item("fed", config.model, {"rendered": rendered_examples(model, prompts)})
         rows = [
             row
             for attack in config.attacks
