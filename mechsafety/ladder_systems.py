@@ -18,6 +18,7 @@ from torch import Tensor
 from mechsafety.anatomy.readings import read_outcomes
 from mechsafety.edit_costs import EditCosts
 from mechsafety.errors import MechsafetyError
+from mechsafety.fed_prompts import rendered_examples
 from mechsafety.generation import generate
 from mechsafety.interventions import Ablate, Edit
 from mechsafety.judges.verdict import Judge, Response, Verdict
@@ -113,7 +114,10 @@ class LadderSystem:
 
     @cached_property
     def model(self) -> TransformerBridge:
-        return self.setting.load(self.spec)
+        setting = self.setting
+        model = setting.load(self.spec)
+        setting.run.record_item("fed", self.spec, {"rendered": rendered_examples(model, setting.report)})
+        return model
 
     @cached_property
     def _costs(self) -> EditCosts:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import datetime
+import functools
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, cast
@@ -74,6 +75,7 @@ _DIRECTIVES = "aAbBcCdDeFgGhHIjklmMnpPrRsSTuUVwWxXyYzZ"
 _FLAGS = ("", "-", "_", "0", "^", "#")
 
 
+@functools.cache
 def _directives(day: str) -> dict[str, str]:
     """What each directive of ``strftime`` gives at the beginning of ``day``."""
     moment = datetime.datetime.fromisoformat(day)

@@ -14,7 +14,7 @@ from mechsafety.errors import MechsafetyError
 from mechsafety.forward import Prefix, continued, forward, run_prefix, shared_prefix
 from mechsafety.interventions import Edit
 from mechsafety.progress import bar
-from mechsafety.tokens import TokenBatch, batches, device_of
+from mechsafety.tokens import TokenBatch, batches, device_of, require_room
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -35,10 +35,18 @@ def option_log_probs(
     """log P(option | context), summed over the option's tokens, in nats (float64).
 
     The tokens that all contexts begin with run once, and their keys and values are shared; each context
-    runs once for all options. ``share_prefix=False`` is the plain reference that runs everything.
+    runs once for all options. ``share_prefix=False`` is the plain reference that runs everything. Raises
+    :class:`MechsafetyError` where a context with an option does not fit in the model's window.
     """
     if not contexts or not options or any(not o for o in options) or any(len(c) < 1 for c in contexts):
         raise MechsafetyError("scoring needs contexts and options, none of them empty")
+    require_room(
+        model,
+        contexts,
+        [f"{label} {number}" for number in range(1, len(contexts) + 1)],
+        new_tokens=max(map(len, options)) - 1,
+        mend="take a model that reads more",
+    )
     prefix = shared_prefix(contexts) if share_prefix else []
     out = torch.empty(len(contexts), len(options), dtype=torch.float64)
     with (

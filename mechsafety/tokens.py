@@ -164,9 +164,17 @@ def _tokenized_bare(model: TransformerBridge, text: str) -> list[int]:
 
 
 def require_room(
-    model: TransformerBridge, sequences: Sequence[Sequence[int]], ids: Sequence[str], *, new_tokens: int
+    model: TransformerBridge,
+    sequences: Sequence[Sequence[int]],
+    ids: Sequence[str],
+    *,
+    new_tokens: int,
+    mend: str = "cut them with truncate_prompts (--truncate-prompts)",
 ) -> None:
-    """Raise :class:`MechsafetyError` where a sequence and ``new_tokens`` more do not fit in the model's window."""
+    """Raise :class:`MechsafetyError` where a sequence and ``new_tokens`` more do not fit in the model's window.
+
+    ``mend`` says what else can be done than to leave them out.
+    """
     most = window(model)
     long = [
         row for row, tokens in enumerate(sequences) if most is not None and len(tokens) + new_tokens > most
@@ -176,7 +184,7 @@ def require_room(
         raise MechsafetyError(
             f"{len(long)} of {len(sequences)} prompts do not fit in the model's window of {most} tokens: the first is "
             f"{ids[long[0]]!r}, {len(sequences[long[0]])} tokens as the model reads it{more}. Leave them out, ask for "
-            "fewer tokens, or cut them with truncate_prompts (--truncate-prompts)"
+            f"fewer tokens, or {mend}"
         )
 
 

@@ -14,7 +14,7 @@ TURNS = (
     "{% if add_generation_prompt %}<|turn|> assistant \n {% endif %}"
 )
 TURNS_WITH_BOS = "{{ bos_token }} " + TURNS
-DATED = "Today: {{ strftime_now('%d %b %Y') }} \n " + TURNS
+DATED = "Today: {{ strftime_now('%-d %b %Y') }} \n " + TURNS  # the tokenizer knows single digits
 
 
 @dataclass(frozen=True, kw_only=True)
