@@ -12,7 +12,7 @@ import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, cast
 
-from pydantic import AfterValidator
+from pydantic import BeforeValidator
 
 from mechsafety.errors import MechsafetyError
 from mechsafety.progress import quiet
@@ -43,14 +43,16 @@ def checked_day(text: str) -> str:
     return text
 
 
-def _valid_day(text: str) -> str:
+def _valid_day(given: Any) -> Any:
+    if type(given) is datetime.date:  # what YAML makes of a day without quotes
+        return given.isoformat()
     try:
-        return checked_day(text)
+        return checked_day(given) if isinstance(given, str) else given
     except MechsafetyError as error:
         raise ValueError(str(error)) from None
 
 
-Day = Annotated[str, AfterValidator(_valid_day)]
+Day = Annotated[str, BeforeValidator(_valid_day)]
 """A day such as 2025-03-01, as a field of a configuration."""
 
 
