@@ -12,13 +12,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechsafety.errors import MechsafetyError, NotFiniteError
+from mechsafety.fed_prompts import fitting, truncated
 from mechsafety.forward import forward, run_prefix
 from mechsafety.hooking import observed, plain_twin_at, residual_hooks
 from mechsafety.models import body_of, known_fingerprint, model_name
 from mechsafety.prefixes import common_prefix
 from mechsafety.progress import bar
 from mechsafety.prompts import Prompt
-from mechsafety.tokens import batches, device_of, tokenize_prompts
+from mechsafety.tokens import batches, device_of
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -74,14 +75,17 @@ def residual_stream(
     *,
     positions: Sequence[int] = (-1,),
     batch_size: int = DEFAULT_BATCH,
+    truncate_prompts: bool = False,
 ) -> ResidualCache:
     """Cache every layer's residual stream at ``positions`` of each prompt, in its chat template.
 
     Prompts run in length-sorted, left-padded batches, the tokens they all begin with once; only the named
     positions are kept, so memory is that of the result plus one batch. Raises :class:`MechsafetyError` when
-    there are no prompts, when a prompt is shorter than the furthest position, and for NaN activations
-    (with the prompt and the layer).
+    there are no prompts, when a prompt is shorter than the furthest position or longer than the model's window
+    (``truncate_prompts`` cuts its text instead), and for NaN activations (with the prompt and the layer).
     """
+    if truncate_prompts:
+        prompts, _ = truncated(model, prompts, new_tokens=0)
     out = torch.empty(len(prompts), len(positions), model.cfg.n_layers + 1, model.cfg.d_model)
 
     def store(rows: list[int], layer: int, x: Float[Tensor, "row position d_model"]) -> None:
@@ -157,7 +161,7 @@ def _stream(
         raise MechsafetyError("no prompts to cache")
     if not positions or any(p >= 0 for p in positions):
         raise MechsafetyError(f"positions {list(positions)}: offsets from the end are -1, -2, ...")
-    sequences = tokenize_prompts(model, [p.text for p in prompts])
+    _, sequences = fitting(model, prompts)
     furthest = -min(positions)
     shortest = min(len(s) for s in sequences)
     if shortest < furthest:

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, field_validator,
 
 from mechsafety.anatomy.interpolation import ALPHAS
 from mechsafety.anatomy.reversal import RANKS
+from mechsafety.rendering import Day
 
 Part = Literal["clusters", "weights", "sensitivity", "interpolation", "reversal", "links"]
 PARTS: tuple[Part, ...] = get_args(Part)
@@ -72,6 +73,7 @@ class AnatomyConfig(BaseModel):
     alphas: tuple[FiniteFloat, ...] = Field(default=ALPHAS, min_length=1)
     ranks: tuple[int, ...] = RANKS
     template: str | None = None
+    date: Day | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: str = "auto"
     seed: int = Field(default=0, ge=0)

@@ -24,13 +24,22 @@ from mechsafety.anatomy_answers import OwnAnswers
 from mechsafety.anatomy_config import PART_TABLES, PARTS, TABLES, AnatomyConfig, Part, Role
 from mechsafety.anatomy_work import AnatomyWork
 from mechsafety.errors import MechsafetyError
+from mechsafety.fed_prompts import rendered_examples
 from mechsafety.judges.registry import judge_sources, load_judge
 from mechsafety.judges.verdict import Judge
 from mechsafety.models import load_model, load_record
 from mechsafety.prompt_splits import record_repeated, require_splits
-from mechsafety.prompts import PURPOSES, SPLITS, Prompt, PromptSet, Purpose, folded, load_prompts
+from mechsafety.prompts import (
+    PURPOSES,
+    SPLITS,
+    Prompt,
+    PromptSet,
+    Purpose,
+    folded,
+    load_prompts,
+)
 from mechsafety.provenance import of_models
-from mechsafety.runs import Provenance, RunFolder, open_run, read_run
+from mechsafety.runs import Provenance, RunFolder, open_run, pinned_date, read_run, record_date
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -93,12 +102,16 @@ def run_anatomy(
     }
     started = time.perf_counter()
     sources = of_models(*config.models.values(), **_loading(config)) | _judge_sources(config)
-    judge = _judge(config)
-    models = _pair(config, say)
+    day = pinned_date(out, config.date)
+    judge = _judge(config, day)
+    models = _pair(config, day, say)
     with open_run(out, config=asked, sources=sources, allow_other_versions=allow_other_versions) as run:
+        record_date(run, day)
         record_repeated(run, say, every, *([] if hostile is None else [hostile]))
         records = {role: load_record(model) for role, model in models.items()}
         run.record("models", {role: record.as_dict() if record else {} for role, record in records.items()})
+        for role, model in models.items():
+            run.record_item("fed", config.models[role], {"rendered": rendered_examples(model, prompts)})
         answers = OwnAnswers(
             run=run,
             models=models,
@@ -180,12 +193,12 @@ def _require_held_out(prompts: PromptSet, attacks: Sequence[Prompt]) -> None:
             )
 
 
-def _judge(config: AnatomyConfig) -> Judge:
+def _judge(config: AnatomyConfig, day: str) -> Judge:
     """The judge, with copies of its own of the models that it asks."""
 
     @functools.cache
     def model(spec: str, /) -> object:
-        return load_model(spec, **_judge_loading(config, spec))
+        return load_model(spec, **_judge_loading(config, spec), date=day)
 
     return load_judge(config.judge, models=model)
 
@@ -204,12 +217,12 @@ def _judge_sources(config: AnatomyConfig) -> dict[str, Provenance]:
     return judge_sources(config.judge, loading=_judge_loading(config, asked))
 
 
-def _pair(config: AnatomyConfig, say: Say) -> dict[Role, TransformerBridge]:
+def _pair(config: AnatomyConfig, day: str, say: Say) -> dict[Role, TransformerBridge]:
     """The models, each of which differs from the base in weights alone."""
     found: dict[Role, TransformerBridge] = {}
     for role, spec in config.models.items():
         say(f"loading {spec}")
-        found[role] = load_model(spec, **_loading(config))
+        found[role] = load_model(spec, **_loading(config), date=day)
         if role != "base":
             require_pair(found["base"], found[role])
             weight_changes(found["base"], found[role])  # raises where no matrix differs

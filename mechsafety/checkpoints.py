@@ -24,7 +24,8 @@ from mechsafety.models import load_model
 from mechsafety.prompt_splits import record_repeated
 from mechsafety.prompts import SPLITS, PromptSet
 from mechsafety.provenance import of_models
-from mechsafety.runs import open_run, read_run
+from mechsafety.rendering import checked_day
+from mechsafety.runs import open_run, pinned_date, read_run, record_date
 from mechsafety.shared_basis import Basis
 from mechsafety.similarity import LEAST_PROMPTS
 
@@ -108,6 +109,7 @@ def compare(
     dtype: str = "auto",
     device: str = "auto",
     template: str | None = None,
+    date: str | None = None,
     say: Say = lambda _: None,
     allow_other_versions: bool = False,
 ) -> Comparison:
@@ -117,6 +119,7 @@ def compare(
     which only cosines can be told. Directions are found on fit prompts; the transfer matrix is measured on report
     prompts, with each direction of ``layer`` ablated (default: for each ablated checkpoint, the layer that separates
     validation prompts best). At most ``limit`` prompts of each label and split are used.
+    ``date`` is the day that templates with a date write, by default the day the run began.
     ``measures`` are cosine, angles, cka and transfer (default: every one that can be had); they may be asked for
     one after another in the same folder.
 
@@ -143,20 +146,23 @@ def compare(
         "dtype": dtype,
         "device": device,
         "template": template,
+        "date": None if date is None else checked_day(date),
     }
     loading: dict[str, Any] = {"dtype": dtype, "device": device, "template": template}
+    day = pinned_date(Path(out), date)
     with open_run(
         Path(out),
         config=asked,
         sources=lambda: of_models(*models, **loading),
         allow_other_versions=allow_other_versions,
     ) as run:
+        record_date(run, day)
         record_repeated(run, say, prompts or PromptSet(()))
 
         def load(spec: str) -> TransformerBridge:
             for name, made_from in of_models(spec, **loading).items():
                 run.require_source(name, made_from)
-            return load_model(spec, **loading)
+            return load_model(spec, **loading, date=day)
 
         work = CheckpointWork(
             run=run,

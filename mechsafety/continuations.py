@@ -25,14 +25,12 @@ from mechsafety.errors import MechsafetyError
 from mechsafety.forward import continued, forward, keeps_keys
 from mechsafety.generation import Sampling
 from mechsafety.interventions import Edit
-from mechsafety.models import body_of, is_hooked_transformer
 from mechsafety.tokens import TokenBatch, batches, pad_token
 from mechsafety.turn_ends import stop_tokens
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-_WINDOW_NAMES = ("n_positions", "max_position_embeddings", "n_ctx")
 _locks: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 
 
@@ -86,14 +84,6 @@ def alone(model: TransformerBridge) -> Iterator[None]:
     """Keep other threads from running ``model`` meanwhile: the hooks of their edits would act here too."""
     with _locks.setdefault(model, Lock()):
         yield
-
-
-def window(model: TransformerBridge) -> int | None:
-    """How many tokens the model can attend to, by its configuration; None where that does not say."""
-    config = model.cfg if is_hooked_transformer(model) else body_of(model).config
-    config = getattr(config, "text_config", None) or config
-    found = (getattr(config, name, None) for name in _WINDOW_NAMES)
-    return next((int(n) for n in found if n is not None), None)
 
 
 def continuations(

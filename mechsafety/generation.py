@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mechsafety import hooked_transformers
 from mechsafety.errors import MechsafetyError
+from mechsafety.fed_prompts import fitting
 from mechsafety.finite import finite_logits
 from mechsafety.forward import require_paddable
 from mechsafety.hooking import Coverage, plain_twin
@@ -135,6 +136,7 @@ def generate(
     on_batch: OnBatch | None = None,
     on_halving: Callable[[Batch, list[Batch]], None] | None = None,
     rendering: Rendering = "chat",
+    truncate_prompts: bool = False,
     label: str = "generating",
 ) -> Completions:
     """Answer each prompt in the model's chat template (or as ``rendering`` says), under ``edit`` if one is given.
@@ -145,14 +147,18 @@ def generate(
     same tokens in float32. ``seed`` matters only with ``sampling``; each batch draws from a generator
     seeded by it and the batch's prompts, so that a resumed run draws the same.
 
-    ``on_batch`` receives each finished batch. When memory runs out, the batch is halved and tried again;
+    Raises :class:`MechsafetyError` before any work where a prompt and ``max_new_tokens`` do not fit in the model's
+    window; ``truncate_prompts`` cuts such prompts' texts at their end instead. The completion holds the text as it was
+    read. ``on_batch`` receives each finished batch. When memory runs out, the batch is halved and tried again;
     ``on_halving`` is told, so that the plan can be recorded.
     """
     if max_new_tokens < 1:
         raise MechsafetyError(f"max_new_tokens is {max_new_tokens}; 1 at least")
     if not prompts:
         raise MechsafetyError("no prompts to answer")
-    sequences = tokenize_prompts(model, [p.text for p in prompts], rendering=rendering)
+    prompts, sequences = fitting(
+        model, prompts, new_tokens=max_new_tokens, truncate=truncate_prompts, rendering=rendering
+    )
     if path == "reference":
         batch_size = 1
     todo = [list(b) for b in (plan or plan_batches([len(s) for s in sequences], batch_size=batch_size))]

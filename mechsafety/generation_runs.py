@@ -15,14 +15,16 @@ from pydantic import BaseModel, ConfigDict, Field
 from mechsafety.edit_expressions import read_expression
 from mechsafety.edit_files import require_edit_path, save_edit
 from mechsafety.errors import MechsafetyError
+from mechsafety.fed_prompts import fed, fed_record
 from mechsafety.generation import DEFAULT_BATCH, Sampling, overridden_defaults
 from mechsafety.interventions import baked, digest, require_fits
 from mechsafety.models import load_model, load_record
 from mechsafety.prompt_splits import record_repeated
 from mechsafety.prompts import Split, load_prompts
 from mechsafety.provenance import of_models
+from mechsafety.rendering import Day
 from mechsafety.resumable_generation import resumable_responses
-from mechsafety.runs import open_run
+from mechsafety.runs import open_run, pinned_date, record_date
 
 Say = Callable[[str], None]
 _COLUMNS = [
@@ -53,6 +55,9 @@ class GenerationConfig(BaseModel):
     temperature: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     top_p: float = Field(default=1.0, gt=0, le=1)
     template: str | None = None
+    date: Day | None = None
+    truncate_prompts: bool = False
+    escape_control_tokens: bool = False
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: str = "auto"
     seed: int = Field(default=0, ge=0)
@@ -101,7 +106,15 @@ def run_generation(
     loading: dict[str, Any] = {"dtype": config.dtype, "device": config.device, "template": config.template}
     sources = of_models(config.model, **loading)
     say(f"loading {config.model}")
-    model = load_model(config.model, **loading)
+    day = pinned_date(out, config.date)
+    model = load_model(config.model, **loading, date=day)
+    entered = fed(
+        model,
+        prompts,
+        new_tokens=config.max_new_tokens,
+        truncate=config.truncate_prompts,
+        escape=config.escape_control_tokens,
+    )
     edit = asked_edit.for_model(model) if asked_edit is not None else None
     if edit is not None:
         require_fits(model, edit, weights=config.baked)
@@ -113,6 +126,7 @@ def run_generation(
         sampling = Sampling(temperature=config.temperature, top_p=config.top_p)
     opened = open_run(out, config=asked, sources=sources, allow_other_versions=allow_other_versions)
     with written, opened as run:
+        record_date(run, day)
         if edit is not None and save_edit_to is not None:
             save_edit(edit, save_edit_to, model=model)
         record_repeated(run, say, every)
@@ -120,7 +134,7 @@ def run_generation(
         table = resumable_responses(
             run,
             model,
-            prompts,
+            entered.prompts,
             key=(config.model,),
             edit=None if config.baked else edit,
             max_new_tokens=config.max_new_tokens,
@@ -135,6 +149,8 @@ def run_generation(
         record = load_record(model)
         run.record("model", record.as_dict() if record else {})
         run.record("overridden_generation_defaults", overridden_defaults(model))
+        record = fed_record(model, [entered], escaped=config.escape_control_tokens)
+        run.record_item("fed", config.model, record)
         facts = None
         if edit is not None:
             facts = {

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from mechsafety.anatomy.links import LINK_COLUMNS
 from mechsafety.anatomy.readings import OUTCOME_COLUMNS
+from mechsafety.rendering import Day
 
 Kind = Literal["unedited", "refusal", "random"]
 """The system as it is, without directions of its refusal subspace, and without as many random ones."""
@@ -63,6 +64,7 @@ class LadderConfig(BaseModel):
     beside: tuple[str, ...] = ()
     regions: str | None = None
     template: str | None = None
+    date: Day | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: str = "auto"
     seed: int = Field(default=0, ge=0)

@@ -29,7 +29,7 @@ from mechsafety.models import load_model, locate, parse_spec
 from mechsafety.prompt_splits import record_repeated, require_splits
 from mechsafety.prompts import PURPOSES, PromptSet, load_prompts
 from mechsafety.provenance import of_files, of_models
-from mechsafety.runs import Provenance, RunFolder, open_run, read_run
+from mechsafety.runs import Provenance, RunFolder, open_run, pinned_date, read_run, record_date
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -101,7 +101,8 @@ def run_ladder(
     for other in config.beside:
         read_ladder(Path(other))
     regions = None if config.regions is None else read_regions(Path(config.regions), config.systems)
-    judge = load_judge(config.judge, models=lambda spec: load_model(spec, device=config.device))
+    day = pinned_date(out, config.date)
+    judge = load_judge(config.judge, models=lambda spec: load_model(spec, device=config.device, date=day))
     asked = config.model_dump(mode="json") | {"kind": "ladder", "prompts_sha256": prompts.sha256()}
     started = time.perf_counter()
     with open_run(
@@ -112,14 +113,17 @@ def run_ladder(
     ) as run:
         run.record("config", asked)
         record_repeated(run, say, prompts)
+        record_date(run, day)
         setting = LadderSetting(
-            config=config, run=run, prompts=prompts, judge=RungAware(judge), regions=regions
+            config=config, run=run, prompts=prompts, judge=RungAware(judge), regions=regions, day=day
         )
         work = LadderWork(setting=setting, say=say)
         tables = work.tables()
         for name, table in tables.items():
             run.write_table(table, TABLES[name])
-        compared, left_out = _compare(config, prompts, run, say, allow_other_versions=allow_other_versions)
+        compared, left_out = _compare(
+            config, prompts, run, day, say, allow_other_versions=allow_other_versions
+        )
         facts = {
             "systems": work.facts,
             "tables": list(tables),
@@ -184,7 +188,13 @@ def _beside_before(out: Path, config: LadderConfig) -> Any:
 
 
 def _compare(
-    config: LadderConfig, prompts: PromptSet, run: RunFolder, say: Say, *, allow_other_versions: bool
+    config: LadderConfig,
+    prompts: PromptSet,
+    run: RunFolder,
+    day: str,
+    say: Say,
+    *,
+    allow_other_versions: bool,
 ) -> tuple[bool, list[str]]:
     """Cosines, angles, CKA and transfer between all systems, in a run of its own.
 
@@ -204,6 +214,7 @@ def _compare(
             limit=config.compare_limit,
             k=max(1, min(_SUBSPACE, half - 1)),
             **loading_of(config),
+            date=day,
             say=say,
             allow_other_versions=allow_other_versions,
         )

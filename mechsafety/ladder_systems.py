@@ -18,6 +18,7 @@ from torch import Tensor
 from mechsafety.anatomy.readings import read_outcomes
 from mechsafety.edit_costs import EditCosts
 from mechsafety.errors import MechsafetyError
+from mechsafety.fed_prompts import rendered_examples
 from mechsafety.generation import generate
 from mechsafety.interventions import Ablate, Edit
 from mechsafety.judges.verdict import Judge, Response, Verdict
@@ -79,6 +80,7 @@ class LadderSetting:
     prompts: PromptSet
     judge: Judge
     regions: RunFolder | None
+    day: str
 
     @cached_property
     def fit(self) -> PromptSet:
@@ -103,7 +105,7 @@ class LadderSetting:
         loading = loading_of(self.config)
         for name, made_from in of_models(spec, **loading).items():  # hours may lie since the run was opened
             self.run.require_source(name, made_from)
-        return load_model(spec, **loading)
+        return load_model(spec, **loading, date=self.day)
 
 
 class LadderSystem:
@@ -118,7 +120,10 @@ class LadderSystem:
 
     @cached_property
     def model(self) -> TransformerBridge:
-        return self.setting.load(self.spec)
+        setting = self.setting
+        model = setting.load(self.spec)
+        setting.run.record_item("fed", self.spec, {"rendered": rendered_examples(model, setting.report)})
+        return model
 
     @cached_property
     def _costs(self) -> EditCosts:

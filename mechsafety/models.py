@@ -13,25 +13,20 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
+from mechsafety import rendering
 from mechsafety.adapters import adapter_folder, merge_adapter, weights_fingerprint
 from mechsafety.errors import MechsafetyError, first_lines
 from mechsafety.filled_weights import load_filled, require_rows
 from mechsafety.gguf_models import PACKAGED, converted, packaged_gguf
 from mechsafety.hardware import dtype_name, free_bytes, resolve_device, resolve_dtype
 from mechsafety.progress import quiet
+from mechsafety.rendering import PLAIN_TEMPLATE as PLAIN_TEMPLATE
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-PLAIN_TEMPLATE = (
-    "{% for message in messages %}"
-    "{{ {'user': 'Question', 'assistant': 'Answer', 'system': 'Instructions'}[message['role']] }}: "
-    "{{ message['content'] }}\n\n"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}Answer:{% endif %}"
-)
-"""What ``--template plain`` gives a model that has no chat template of its own."""
+_WINDOW_NAMES = ("n_positions", "max_position_embeddings", "n_ctx")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +34,8 @@ class LoadRecord:
     """How a model was loaded, for the run's manifest.
 
     ``fingerprint`` identifies the weights whatever dtype they were loaded in; ``processing`` says
-    which numerics are in force (Hugging Face's own: no folded norms, no centred weights).
+    which numerics are in force (Hugging Face's own: no folded norms, no centred weights). ``date`` is the day that the
+    chat template writes; None where it writes none.
     """
 
     spec: str
@@ -55,6 +51,7 @@ class LoadRecord:
     template: str
     fingerprint: str
     processing: str = "none"
+    date: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -101,18 +98,21 @@ def load_model(
     dtype: str = "auto",
     device: str = "auto",
     template: str | None = None,
+    date: str | None = None,
     trust_remote_code: bool = False,
 ) -> TransformerBridge:
     """Load ``spec`` as a TransformerLens model.
 
     The result is a ``TransformerBridge`` on unprocessed weights: its logits are Hugging Face's. It
-    carries ``load_record`` (:class:`LoadRecord`) and its tokenizer pads on the left. ``template`` is
-    ``plain`` or a Jinja file, for models that come without a chat template.
+    carries ``load_record`` (:class:`LoadRecord`) and the checkpoint's own tokenizer, padding on the left. ``template``
+    is ``plain`` or a Jinja file, instead of the model's own or where it has none; ``date`` (2025-03-01) is the day
+    that a template with a date writes, today by default.
 
     Raises :class:`MechsafetyError` for an unknown name, a missing file, a gated model without a token,
     a missing chat template, an adapter that does not fit, and too little memory.
     """
     parsed = parse_spec(spec)
+    day = rendering.checked_day(date) if date is not None else rendering.today()
     where = resolve_device(device)
     number = resolve_dtype(dtype, where)
     folder, source = locate(parsed)
@@ -125,7 +125,7 @@ def load_model(
     else:
         hf, fingerprint = merge_adapter(hf, adapter_folder(parsed.adapter), spec)
     n_parameters = sum(p.numel() for p in hf.parameters())  # booting adds views of joint query-key-value maps
-    model = _boot(spec, hf, tokenizer)
+    model = _boot(spec, hf, tokenizer, day)
     record = LoadRecord(
         spec=spec,
         source=source,
@@ -139,6 +139,7 @@ def load_model(
         device=str(where),
         template=template_name,
         fingerprint=fingerprint,
+        date=day if rendering.writes_the_day(tokenizer) else None,
     )
     object.__setattr__(model, "load_record", record)
     return model
@@ -176,6 +177,14 @@ def model_name(model: Any) -> str:
     if record:
         return record.spec
     return str(getattr(model.cfg, "model_name", "") or architecture(model))
+
+
+def window(model: Any) -> int | None:
+    """How many tokens the model can attend to, by its configuration; None where that does not say."""
+    config = model.cfg if is_hooked_transformer(model) else body_of(model).config
+    config = getattr(config, "text_config", None) or config
+    found = (getattr(config, name, None) for name in _WINDOW_NAMES)
+    return next((int(n) for n in found if n is not None), None)
 
 
 def generation_twin(model: TransformerBridge) -> PreTrainedModel | None:
@@ -301,9 +310,7 @@ def _set_template(spec: str, tokenizer: PreTrainedTokenizerBase, template: str |
         raise MechsafetyError(f"template {template!r} is neither 'plain' nor a file that exists")
     try:
         tokenizer.chat_template = path.read_text(encoding="utf-8")
-        tokenizer.apply_chat_template(
-            [{"role": "user", "content": "Hello"}], tokenize=False, add_generation_prompt=True
-        )
+        rendering.rendered(tokenizer, rendering.HELLO, day=rendering.today())
     except Exception as error:
         raise MechsafetyError(
             f"template {template!r} is no Jinja chat template: {first_lines(error)}"
@@ -311,7 +318,7 @@ def _set_template(spec: str, tokenizer: PreTrainedTokenizerBase, template: str |
     return path.name
 
 
-def _boot(spec: str, hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> TransformerBridge:
+def _boot(spec: str, hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, day: str) -> TransformerBridge:
     from transformer_lens.model_bridge import TransformerBridge
 
     # The last position alone reaches the unembedding as a strided slice, which torch multiplies row by row
@@ -323,10 +330,11 @@ def _boot(spec: str, hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
     # Copied before booting, because booting wraps the modules; the memo keeps every tensor shared.
     shared = {id(tensor): tensor for tensor in (*hf.parameters(), *hf.buffers())}
     twin = copy.deepcopy(hf, shared)
+    asked = _reading(tokenizer, day)
     try:
         with quiet():
             model = TransformerBridge.boot_transformers(
-                hf.config._name_or_path or spec, hf_model=hf, tokenizer=tokenizer
+                hf.config._name_or_path or spec, hf_model=hf, tokenizer=_to_boot_with(tokenizer)
             )
     except Exception as error:
         raise MechsafetyError(
@@ -336,6 +344,12 @@ def _boot(spec: str, hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
         parameter.requires_grad_(False)
     model.__dict__["_mechsafety_twin"] = hf.__dict__["_mechsafety_twin"] = twin
     _require_faithful(spec, hf, twin)
+    _give_tokenizer(model, tokenizer, day)
+    if (got := _reading(model.tokenizer, day)) != asked:
+        raise MechsafetyError(
+            f"model {spec!r} renders {got[0][:80]!r} where its template gives {asked[0][:80]!r}: TransformerLens has "
+            "put another tokenizer in its place; report this with the model's name"
+        )
     return model
 
 
@@ -356,6 +370,32 @@ def _require_faithful(spec: str, hf: PreTrainedModel, twin: PreTrainedModel) -> 
             f"TransformerLens computes other logits for {spec!r} ({type(hf).__name__}) than transformers does, by "
             f"{apart:.1%} of their norm: its analyses would be of another model, so it is not supported"
         )
+
+
+def _to_boot_with(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """A copy for TransformerLens, which changes the tokenizer that it is given.
+
+    It also loads one that has a BOS anew, from whatever revision, unless it is said to add that already.
+    """
+    copied = copy.deepcopy(tokenizer)
+    copied.init_kwargs["add_bos_token"] = True
+    return copied
+
+
+def _give_tokenizer(model: Any, tokenizer: Any, day: str) -> None:
+    """Make the checkpoint's tokenizer the model's, and tell TransformerLens what that puts around text."""
+    model.tokenizer = None  # what takes another one's place is changed
+    model.tokenizer = tokenizer
+    model.__dict__["_mechsafety_tokenizer"], model.__dict__["_mechsafety_day"] = tokenizer, day
+    start, end = rendering.around_bare_text(tokenizer)
+    model.cfg.tokenizer_prepends_bos = start[:1] == [tokenizer.bos_token_id]
+    model.cfg.tokenizer_appends_eos = end[-1:] == [tokenizer.eos_token_id]
+
+
+def _reading(tokenizer: Any, day: str) -> tuple[str, list[int], list[int]]:
+    """A rendered turn, its tokens, and those of bare text."""
+    text = rendering.rendered(tokenizer, rendering.HELLO, day=day)
+    return text, rendering.chat_tokens(tokenizer, text), rendering.bare_tokens(tokenizer, "Hello")
 
 
 def load_error(spec: str, parsed: ModelSpec, error: BaseException) -> MechsafetyError:

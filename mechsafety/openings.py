@@ -13,7 +13,8 @@ from mechsafety.refusal_scores import RefusalTokens, openings_of
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-_ANSWER_TOKENS = 24  # enough for the judge to see a refusal
+ANSWER_TOKENS = 24
+"""Enough for the judge to see a refusal."""
 
 
 def own_refusal_tokens(model: TransformerBridge, prompts: PromptSet, *, seed: int) -> RefusalTokens | None:
@@ -21,7 +22,7 @@ def own_refusal_tokens(model: TransformerBridge, prompts: PromptSet, *, seed: in
 
     None when the model hardly refuses; :func:`sweeps.sweep` then goes by its logits.
     """
-    done = generate(model, prompts.harmful, max_new_tokens=_ANSWER_TOKENS, seed=seed, label="openings")
+    done = generate(model, prompts.harmful, max_new_tokens=ANSWER_TOKENS, seed=seed, label="openings")
     responses = [Response(id=c.id, prompt=c.prompt, text=c.text) for c in done]
     refused = {v.id for v in judge_responses(responses, ["rules"]) if v.label == "refusal"}
     return openings_of(

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 FigureFormat = Literal["html", "png", "pdf", "svg"]
+_NAMED = 10
 FORMATS: tuple[FigureFormat, ...] = ("html", "png", "pdf", "svg")
 
 
@@ -52,6 +53,7 @@ def render_page(page: Page, manifest: Mapping[str, Any]) -> str:
         findings=page.findings,
         blocks=rendered_blocks(page.blocks),
         how=page.how,
+        fed=fed_parts(manifest.get("fed", {})),
         config=manifest["config"],
         versions=manifest["versions"],
         timings=manifest.get("timings", {}),
@@ -59,6 +61,32 @@ def render_page(page: Page, manifest: Mapping[str, Any]) -> str:
         repeated=manifest.get("repeated_prompts", 0),
         script=plotly_script(),
     )
+
+
+def fed_parts(records: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What ``fed.html`` tells of each model's prompts, from the records of :func:`fed_prompts.fed_record`."""
+    return [
+        {"model": model, "rendered": record["rendered"], "said": _said_of_prompts(record)}
+        for model, record in records.items()
+        if "rendered" in record
+    ]
+
+
+def _said_of_prompts(record: Mapping[str, Any]) -> list[str]:
+    cut, control = record.get("truncated_prompts", {}), record.get("control_tokens", {})
+    said: list[str] = []
+    if cut.get("n"):
+        more = " and others" if cut["n"] > _NAMED else ""
+        said.append(
+            f"Cut at their end to fit in the model's window: {cut['n']} ({', '.join(cut['ids'][:_NAMED])}{more})."
+        )
+    if control.get("n_prompts"):
+        done = "broken by a blank" if control["escaped"] else "left as they are"
+        said.append(
+            f"With control tokens of the model in their text, which were {done}: {control['n_prompts']} (the first is "
+            f"{control['first']})."
+        )
+    return said
 
 
 def rendered_blocks(blocks: Sequence[Block]) -> list[dict[str, Any]]:

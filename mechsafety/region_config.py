@@ -8,6 +8,8 @@ from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from mechsafety.rendering import Day
+
 Part = Literal["structure", "sweep", "attacks", "links", "heads", "freezing"]
 PARTS: tuple[Part, ...] = get_args(Part)
 """In this order; ``attacks``, ``links`` and ``freezing`` take the sweep's sweet spot, or, without the sweep, the first
@@ -48,6 +50,7 @@ class RegionsConfig(BaseModel):
     answer_tokens: int = Field(default=48, ge=1)
     batch_size: int = Field(default=4, ge=1)
     template: str | None = None
+    date: Day | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: str = "auto"
     seed: int = Field(default=0, ge=0)

@@ -17,6 +17,7 @@ from typing import Any
 
 import pandas as pd
 
+from mechsafety.fed_prompts import rendered_examples
 from mechsafety.models import load_model, load_record
 from mechsafety.prompt_splits import record_repeated, require_splits
 from mechsafety.prompts import Purpose, load_prompts
@@ -24,7 +25,7 @@ from mechsafety.provenance import of_models
 from mechsafety.region_config import RegionsConfig
 from mechsafety.region_followups import follow_up
 from mechsafety.region_work import RegionWork
-from mechsafety.runs import Provenance, RunFolder, open_run
+from mechsafety.runs import Provenance, RunFolder, open_run, pinned_date, record_date
 
 Say = Callable[[str], None]
 
@@ -64,12 +65,15 @@ def run_regions(
     def sources() -> dict[str, Provenance]:
         return of_models(config.model, **loading)
 
+    day = pinned_date(out, config.date)
     with open_run(out, config=asked, sources=sources, allow_other_versions=allow_other_versions) as run:
+        record_date(run, day)
         record_repeated(run, say, prompts)
         say(f"loading {config.model}")
-        model = load_model(config.model, **loading)
+        model = load_model(config.model, **loading, date=day)
         record = load_record(model)
         run.record("model", record.as_dict() if record else {})
+        run.record_item("fed", config.model, {"rendered": rendered_examples(model, prompts)})
         work = RegionWork(config=config, run=run, prompts=prompts, model=model, say=say)
         tables = work.tables()
         tables |= follow_up(work, tables["tradeoff"] if "sweep" in config.parts else None)

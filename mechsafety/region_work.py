@@ -38,6 +38,7 @@ from mechsafety.robustness.utility import (
     utility,
 )
 from mechsafety.runs import Journal, RunFolder, finite
+from mechsafety.tokens import day_of
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -87,7 +88,13 @@ class RegionWork:
     def whole(self) -> TransformerBridge:
         """A second copy of the model, from which nothing is ever removed."""
         config = self.config
-        return load_model(config.model, dtype=config.dtype, device=config.device, template=config.template)
+        return load_model(
+            config.model,
+            dtype=config.dtype,
+            device=config.device,
+            template=config.template,
+            date=day_of(self.model),
+        )
 
     @cached_property
     def judge(self) -> Judge:

@@ -11,7 +11,7 @@ import pandas as pd
 
 from mechsafety import figures as draw
 from mechsafety.judge_chapter import chapter_blocks, chapter_figures, load_chapter
-from mechsafety.pages import plotly_script, rendered_blocks, rounded, template
+from mechsafety.pages import fed_parts, plotly_script, rendered_blocks, rounded, template
 from mechsafety.plot_style import short_name
 from mechsafety.region_chapter import RegionChapter, region_chapters
 from mechsafety.runs import RunFolder
@@ -71,6 +71,7 @@ def write_report(run: RunFolder) -> Path:
         regions=[_region_chapter(chapter) for chapter in region_chapters(run)],
         exchanges=_exchanges(run, manifest),
         selfjudge=rounded(tables["selfjudge"]) if "selfjudge" in tables else None,
+        fed=fed_parts(manifest["systems"]),
         script=plotly_script(),
         short=short_name,
     )

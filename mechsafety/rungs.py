@@ -23,6 +23,7 @@ from mechsafety.objectives import Objective
 from mechsafety.prompts import Prompt, PromptSet
 from mechsafety.refusals import write_refusal
 from mechsafety.rephrasings import write_rephrasing
+from mechsafety.tokens import tokenize_piece
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -182,7 +183,7 @@ def tag_forbidden(model: TransformerBridge) -> Iterator[None]:
         raise MechsafetyError(
             "a tag cannot be forbidden on a HookedTransformer; load the model with load_model"
         )
-    first = int(model.tokenizer(TAG, add_special_tokens=False)["input_ids"][0])
+    first = tokenize_piece(model, TAG)[0]
 
     def forbid(_module: Any, _args: Any, kwargs: dict[str, Any], output: Any) -> Any:
         cache = kwargs.get("past_key_values")

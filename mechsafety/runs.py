@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 from mechsafety.errors import MechsafetyError
+from mechsafety.rendering import today
 from mechsafety.run_sources import Provenance, admitted, conflicts, differences, listed, only
 
 if TYPE_CHECKING:
@@ -361,3 +362,18 @@ def _atomically(target: Path, save: Callable[[Path], object]) -> None:
     except BaseException:
         Path(scratch).unlink(missing_ok=True)
         raise
+
+
+def pinned_date(path: Path, asked: str | None) -> str:
+    """The day for which chat templates write a date in the run in ``path``.
+
+    The one that the run has recorded, so that one that goes on reads the same prompts; else the one asked for, else
+    today. :func:`record_date` keeps it.
+    """
+    recorded = RunFolder(path).manifest.get("date") if (path / MANIFEST).is_file() else None
+    return str(recorded or asked or today())
+
+
+def record_date(run: RunFolder, day: str) -> None:
+    if run.manifest.get("date") != day:
+        run.record("date", day)

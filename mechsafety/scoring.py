@@ -15,7 +15,7 @@ from mechsafety.forward import NOTHING, Prefix, continued, forward, keeps_keys, 
 from mechsafety.interventions import Edit
 from mechsafety.prefixes import common_prefix
 from mechsafety.progress import bar
-from mechsafety.tokens import TokenBatch, batches, device_of, pad_token
+from mechsafety.tokens import TokenBatch, batches, device_of, pad_token, require_room
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -40,10 +40,18 @@ def option_log_probs(
 
     The tokens that all contexts begin with run once, and their keys and values are shared; each context
     runs once for all options. Where the model does not allow that, all of it runs.
-    ``share_prefix=False`` is the plain reference that shares no tokens between contexts.
+    ``share_prefix=False`` is the plain reference that shares no tokens between contexts. Raises
+    :class:`MechsafetyError` where a context with an option does not fit in the model's window.
     """
     if not contexts or not options or any(not o for o in options) or any(len(c) < 1 for c in contexts):
         raise MechsafetyError("scoring needs contexts and options, none of them empty")
+    require_room(
+        model,
+        contexts,
+        [f"{label} {number}" for number in range(1, len(contexts) + 1)],
+        new_tokens=max(map(len, options)) - 1,
+        mend="take a model that reads more",
+    )
     out = torch.empty(len(contexts), len(options), dtype=torch.float64)
     longest = max(len(o) for o in options)
     with (

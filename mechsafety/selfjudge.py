@@ -14,7 +14,7 @@ from mechsafety.interventions import Edit
 from mechsafety.judges.normalise import normalise
 from mechsafety.progress import bar
 from mechsafety.scoring import DEFAULT_BATCH, option_log_probs
-from mechsafety.tokens import render_chat, tokenize_text
+from mechsafety.tokens import render_chat, require_room, tokenize_piece, tokenize_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -155,6 +155,8 @@ def greedy_replies(
     """
     if not contexts or not max_new_tokens > 0:
         raise MechsafetyError("greedy replies need contexts and max_new_tokens above 0")
+    names = [f"dialogue {number}" for number in range(1, len(contexts) + 1)]
+    require_room(model, contexts, names, new_tokens=max_new_tokens, mend="take a model that reads more")
     requests = [Request(tokens=tuple(context), max_new_tokens=max_new_tokens) for context in contexts]
     with bar("self-judgement in words", total=len(requests), unit="item") as progress:
         found = continuations(model, requests, edit=edit, batch_size=DEFAULT_BATCH, on_batch=progress.update)
@@ -177,7 +179,7 @@ def _scores(
 ) -> tuple[list[float], list[float]]:
     """log P(Yes) - log P(No), and P(Yes) + P(No)."""
     contexts = _contexts(model, prompts, answers, question)
-    options = [model.tokenizer(word, add_special_tokens=False)["input_ids"] for word in ANSWERS]
+    options = [tokenize_piece(model, word) for word in ANSWERS]
     scores = option_log_probs(model, contexts, options, edit=edit, label="self-judgement")
     return (scores[:, 0] - scores[:, 1]).tolist(), scores.exp().sum(1).tolist()
 

@@ -22,7 +22,8 @@ from mechsafety.human_labels import responses_sha256
 from mechsafety.interventions import Edit, digest
 from mechsafety.models import load_model, load_record
 from mechsafety.provenance import of_models
-from mechsafety.runs import Provenance, RunFolder, differences, open_run, read_run
+from mechsafety.rendering import Day
+from mechsafety.runs import Provenance, RunFolder, differences, open_run, pinned_date, read_run, record_date
 from mechsafety.selfjudge import FORMS, Exchange, Form, ask_logits, ask_words
 from mechsafety.selfjudge_tables import calibration, two_by_two
 from mechsafety.statistics import ARMS, PROMPT_LABELS
@@ -47,6 +48,7 @@ class SelfJudgeConfig(BaseModel):
     forms: tuple[Form, ...] = Field(default=FORMS, min_length=1)
     dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = None
     device: str | None = None
+    date: Day | None = None
     seed: int | None = Field(default=None, ge=0)
 
 
@@ -90,16 +92,19 @@ def run_selfjudge(
         "dtype": config.dtype or made.dtype,
         "device": config.device or made.device,
         "template": made.template,
+        "date": config.date or study.manifest.get("date") or made.date,
         "seed": seed,
         "edits": {system: digest(edit) for system, edit in edits.items()},
     }
+    day = pinned_date(out, asked["date"])
     started = time.perf_counter()
     sources = of_models(*systems, **_loading(asked))
     _require_those_of(study, sources)
     with open_run(out, config=asked, sources=sources, allow_other_versions=allow_other_versions) as run:
+        record_date(run, day)
         work = _Work(
             run=run,
-            asked=asked,
+            asked=asked | {"date": day},
             responses=responses[responses["id"].isin(chosen)],
             edits=edits,
             fingerprints={s: study.manifest["systems"][s]["model"].get("fingerprint") for s in systems},
@@ -236,7 +241,7 @@ class _Work:
         loading = _loading(self.asked)
         for name, made_from in of_models(system, **loading).items():
             self.run.require_source(name, made_from)
-        model = load_model(system, **loading)
+        model = load_model(system, **loading, date=self.asked["date"])
         record = load_record(model)
         if record is not None and self.fingerprints[system] not in (None, record.fingerprint):
             raise MechsafetyError(

@@ -23,6 +23,7 @@ import pandas as pd
 from mechsafety.activations import residual_stream
 from mechsafety.directions import Directions, find_directions, principal_plane, save_directions
 from mechsafety.errors import MechsafetyError, NotFiniteError
+from mechsafety.fed_prompts import Fed, fed, fed_record
 from mechsafety.generation import Sampling, overridden_defaults
 from mechsafety.interventions import Edit, digest
 from mechsafety.judge_tables import judge_tables
@@ -31,13 +32,13 @@ from mechsafety.judges.cache import VerdictCache
 from mechsafety.judges.registry import judge_responses, judge_sources, load_judge
 from mechsafety.judges.verdict import Judge, Response, Verdict
 from mechsafety.models import load_model, load_record
-from mechsafety.openings import own_refusal_tokens
+from mechsafety.openings import ANSWER_TOKENS, own_refusal_tokens
 from mechsafety.prompt_splits import record_repeated
 from mechsafety.prompts import PromptSet
 from mechsafety.provenance import of_models
 from mechsafety.recipes import Recipe, recipe
 from mechsafety.resumable_generation import resumable_responses
-from mechsafety.runs import Provenance, RunFolder, open_run
+from mechsafety.runs import Provenance, RunFolder, open_run, pinned_date, record_date
 from mechsafety.scoring import answer_nll
 from mechsafety.selection import Selection, candidate, nearest, select
 from mechsafety.selfjudge import Exchange, self_judge, summarise
@@ -68,6 +69,7 @@ def run_study(
         "prompts_sha256": report.sha256(),
         "anchors_sha256": anchors.sha256(),
     }
+    day = pinned_date(out, config.date)
     started = time.perf_counter()
 
     def sources() -> dict[str, Provenance]:
@@ -76,8 +78,9 @@ def run_study(
         return dict(ChainMap(of_models(*config.systems, **loading), *of_judges))
 
     with open_run(out, config=asked, sources=sources, allow_other_versions=allow_other_versions) as run:
+        record_date(run, day)
         record_repeated(run, say, report, anchors)
-        study = _Study(config=config, run=run, report=report, anchors=anchors, say=say)
+        study = _Study(config=config, run=run, report=report, anchors=anchors, day=day, say=say)
         for number, spec in enumerate(config.systems, start=1):
             study.try_system(spec, f"[{number}/{len(config.systems)}] {spec}")
         result = study.tables()
@@ -114,9 +117,11 @@ class _Study:
     run: RunFolder
     report: PromptSet
     anchors: PromptSet
+    day: str
     say: Say
 
     def __post_init__(self) -> None:
+        self._fed: dict[str, tuple[Fed, Fed]] = {}
         self._models: dict[str, TransformerBridge] = {}
         self._judges: dict[str, Judge] = {}
 
@@ -129,8 +134,28 @@ class _Study:
             self._models = {s: m for s, m in self._models.items() if s in judges}
             for name, made_from in of_models(spec, **_loading(self.config)).items():
                 self.run.require_source(name, made_from)  # hours may lie since the run was opened
-            self._models[spec] = load_model(spec, **_loading(self.config))
+            self._models[spec] = load_model(spec, **_loading(self.config), date=self.day)
         return self._models[spec]
+
+    def fed(self, spec: str) -> tuple[Fed, Fed]:
+        """The report prompts and the anchors as they enter the work on one system."""
+        if spec not in self._fed:
+            sets = ((self.report, self.config.max_new_tokens), (self.anchors, ANSWER_TOKENS))
+            report, anchors = (
+                fed(
+                    self.model(spec),
+                    prompts,
+                    new_tokens=new_tokens,
+                    truncate=self.config.truncate_prompts,
+                    escape=self.config.escape_control_tokens,
+                )
+                for prompts, new_tokens in sets
+            )
+            self._fed[spec] = report, anchors
+        return self._fed[spec]
+
+    def anchors_of(self, spec: str) -> PromptSet:
+        return self.fed(spec)[1].prompts
 
     # -- one system -----------------------------------------------------------------------------
 
@@ -199,7 +224,7 @@ class _Study:
         positions: tuple[int, ...] = (-1,)
         if chosen.positions == "post_instruction":
             positions = post_instruction_positions(model)
-        cache = residual_stream(model, self.anchors.to_estimate, positions=positions)
+        cache = residual_stream(model, self.anchors_of(spec).to_estimate, positions=positions)
         found = find_directions(cache, method=chosen.method, centring=chosen.centring, seed=self.config.seed)
         target = self.run.part_path("directions", spec, suffix="safetensors")
         self.run.save(str(target.relative_to(self.run.path)), found.save)
@@ -210,8 +235,9 @@ class _Study:
     def _sweep(self, spec: str) -> None:
         model, directions, chosen = self.model(spec), self.directions(spec), self.recipe()
         # None where it hardly refuses: the sweep then goes by its logits.
-        tokens = own_refusal_tokens(model, self.anchors.to_choose, seed=self.config.seed)
-        swept = sweep(model, directions, self.anchors.to_choose, refusal_tokens=tokens)
+        validation = self.anchors_of(spec).to_choose
+        tokens = own_refusal_tokens(model, validation, seed=self.config.seed)
+        swept = sweep(model, directions, validation, refusal_tokens=tokens)
         selection, note = self._select(swept.table, model.cfg.n_layers, chosen)
         direction = directions.at(layer=selection.layer, position=selection.position)
         self.run.write_part(swept.table.assign(system=spec), "sweep", spec)
@@ -221,6 +247,7 @@ class _Study:
         facts = {
             "model": record.as_dict() if record else {},
             "overridden_generation_defaults": overridden_defaults(model),
+            **fed_record(model, self.fed(spec), escaped=self.config.escape_control_tokens),
             "recipe": chosen.name,
             "recipe_about": chosen.about,
             "selection": asdict(selection),
@@ -256,7 +283,7 @@ class _Study:
         self, spec: str, model: TransformerBridge, directions: Directions, selection: Selection
     ) -> pd.DataFrame:
         """Validation prompts in the first two principal components at the selected layer."""
-        cache = residual_stream(model, self.anchors.to_choose, positions=(selection.position,))
+        cache = residual_stream(model, self.anchors_of(spec).to_choose, positions=(selection.position,))
         direction = directions.at(layer=selection.layer, position=selection.position)
         return principal_plane(cache, direction).assign(system=spec)
 
@@ -275,7 +302,7 @@ class _Study:
         table = resumable_responses(
             self.run,
             model,
-            self.report,
+            self.fed(spec)[0].prompts,
             key=(spec, arm),
             edit=self.edit(spec) if arm == "edited" else None,
             max_new_tokens=self.config.max_new_tokens,

@@ -14,6 +14,7 @@ from mechsafety.errors import MechsafetyError
 from mechsafety.judges.endpoint import parse
 from mechsafety.places import configs_folder
 from mechsafety.recipes import RecipeName
+from mechsafety.rendering import Day
 from mechsafety.selection import RULES
 
 
@@ -70,7 +71,17 @@ class StudyConfig(BaseModel):
         description="judge degeneracy also by the response's likelihood under the unedited model",
     )
     template: str | None = Field(
-        default=None, description="for models without a chat template: plain, or a Jinja file"
+        default=None, description="plain, or a Jinja file; the models' own when empty"
+    )
+    date: Day | None = Field(
+        default=None,
+        description="the day that templates with a date are rendered for; the day the run began when empty",
+    )
+    truncate_prompts: bool = Field(
+        default=False, description="cut prompts that do not fit in the model's window at their end"
+    )
+    escape_control_tokens: bool = Field(
+        default=False, description="break the model's control tokens in prompts by a blank"
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto", description="auto: bfloat16 where it is native, else float32"

@@ -24,16 +24,18 @@ from mechsafety.doses import Family, dose_curves, plan_doses
 from mechsafety.edit_files import save_edit
 from mechsafety.errors import MechsafetyError
 from mechsafety.estimators import Centring, Method, refusal_subspace
+from mechsafety.fed_prompts import Fed, fed, fed_record
 from mechsafety.generation import overridden_defaults
 from mechsafety.interventions import Ablate, digest
 from mechsafety.layer_profile import logit_lens, profile_layers
 from mechsafety.models import load_model, load_record
-from mechsafety.openings import own_refusal_tokens
+from mechsafety.openings import ANSWER_TOKENS, own_refusal_tokens
 from mechsafety.prompt_splits import record_repeated, require_splits
 from mechsafety.prompts import PromptSet, load_prompts
 from mechsafety.provenance import of_models
 from mechsafety.refusal_scores import RefusalTokens, named_refusal_tokens
-from mechsafety.runs import Journal, Provenance, RunFolder, open_run
+from mechsafety.rendering import Day
+from mechsafety.runs import Journal, Provenance, RunFolder, open_run, pinned_date, record_date
 from mechsafety.selection import RULES, Selection, nearest, select
 from mechsafety.sweeps import Sweep, sweep
 from mechsafety.tokens import post_instruction_positions
@@ -65,6 +67,9 @@ class SweepConfig(BaseModel):
     max_new_tokens: int = Field(default=32, ge=1)
     resamples: int = Field(default=200, ge=1)
     template: str | None = None
+    date: Day | None = None
+    truncate_prompts: bool = False
+    escape_control_tokens: bool = False
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: str = "auto"
     seed: int = Field(default=0, ge=0)
@@ -107,11 +112,16 @@ def run_sweep(
     def sources() -> dict[str, Provenance]:
         return of_models(config.model, **loading)
 
+    day = pinned_date(out, config.date)
     with open_run(out, config=asked, sources=sources, allow_other_versions=allow_other_versions) as run:
+        record_date(run, day)
         record_repeated(run, say, prompts)
         say(f"loading {config.model}")
-        model = load_model(config.model, **loading)
-        result = _Sweep(config=config, run=run, prompts=prompts, model=model, say=say).tables()
+        model = load_model(config.model, **loading, date=day)
+        work = _Sweep(config=config, run=run, prompts=prompts, model=model, say=say)
+        record = fed_record(model, work.parts.values(), escaped=config.escape_control_tokens)
+        run.record_item("fed", config.model, record)
+        result = work.tables()
         run.record_item("timings", "last_session_s", round(time.perf_counter() - started, 1))
     return result
 
@@ -126,12 +136,30 @@ class _Sweep:
 
     def __post_init__(self) -> None:
         config = self.config
-        self.fit = self.prompts.to_estimate.sample(config.fit, seed=config.seed)
-        self.validation = self.prompts.to_choose.sample(config.validation, seed=config.seed)
+        self.parts = {
+            "fit": self._fed(self.prompts.to_estimate.sample(config.fit, seed=config.seed), 0),
+            "validation": self._fed(
+                self.prompts.to_choose.sample(config.validation, seed=config.seed), ANSWER_TOKENS
+            ),
+        }
+        if config.doses:
+            report = self.prompts.to_judge.sample(config.dose_prompts, seed=config.seed)
+            self.parts["report"] = self._fed(report, config.max_new_tokens)
+        self.fit, self.validation = self.parts["fit"].prompts, self.parts["validation"].prompts
         if config.positions == "post":
             self.positions = post_instruction_positions(self.model)
         else:
             self.positions = (-1,) if config.positions == "last" else tuple(config.positions)
+
+    def _fed(self, prompts: PromptSet, new_tokens: int) -> Fed:
+        config = self.config
+        return fed(
+            self.model,
+            prompts,
+            new_tokens=new_tokens,
+            truncate=config.truncate_prompts,
+            escape=config.escape_control_tokens,
+        )
 
     def tables(self) -> SweepRun:
         """Make what is missing, join it, and write the run's tables."""
@@ -257,11 +285,10 @@ class _Sweep:
             families=self.config.doses,
             seed=self.config.seed,
         )
-        report = self.prompts.to_judge.sample(self.config.dose_prompts, seed=self.config.seed)
         curves = dose_curves(
             self.model,
             doses,
-            report,
+            self.parts["report"].prompts,
             max_new_tokens=self.config.max_new_tokens,
             seed=self.config.seed,
             journal=self._journal("doses"),

@@ -28,6 +28,7 @@ from mechsafety.candidates import (
 )
 from mechsafety.directions import Direction, Directions
 from mechsafety.errors import MechsafetyError
+from mechsafety.fed_prompts import fitting, truncated
 from mechsafety.models import load_record
 from mechsafety.prefixes import all_last_logits
 from mechsafety.progress import bar
@@ -36,7 +37,6 @@ from mechsafety.provenance import loaded_fingerprint
 from mechsafety.refusal_scores import RefusalTokens, derive_refusal_tokens, refusal_scores
 from mechsafety.runs import Journal
 from mechsafety.selection import Selection, select, selection_stability
-from mechsafety.tokens import tokenize_prompts
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -122,6 +122,7 @@ def sweep(
     batch_size: int = 64,
     path: Literal["fast", "plain"] = "fast",
     journal: Journal | None = None,
+    truncate_prompts: bool = False,
 ) -> Sweep:
     """Score every direction on ``prompts`` (the validation split: harmful and harmless).
 
@@ -131,12 +132,15 @@ def sweep(
     candidate; those it holds already are not run again, and those of another model or other prompts are an error.
 
     Raises :class:`MechsafetyError` when the directions were found on another model, for one class only, no
-    prompts, and a layer that does not exist.
+    prompts, a layer that does not exist, and prompts longer than the model's window (``truncate_prompts`` cuts their
+    texts instead).
     """
     import pandas as pd
 
     _check_same_model(model, directions)
     _check_prompts(prompts)
+    if truncate_prompts:
+        prompts, _ = truncated(model, prompts, new_tokens=0)
     chosen = _checked_layers(layers, directions.n_layers)
     harmful, base_harmful = _first_pass(model, prompts.harmful, batch_size)
     harmless, base_harmless = _first_pass(model, prompts.harmless, batch_size)
@@ -313,7 +317,7 @@ def separation(
 def _first_pass(
     model: TransformerBridge, prompts: Sequence[Prompt], batch_size: int
 ) -> tuple[list[list[int]], Float[Tensor, "row vocabulary"]]:
-    sequences = tokenize_prompts(model, [p.text for p in prompts])
+    _, sequences = fitting(model, prompts)
     with body_under(model, None) as body:
         return sequences, all_last_logits(model, body, sequences, batch_size=batch_size)
 

@@ -1,16 +1,21 @@
-"""From prompts to token batches: chat rendering, length-sorted batches, named positions."""
+"""From prompts to token batches: chat rendering, length-sorted batches, named positions.
+
+The one place that knows how text becomes a model's tokens; :mod:`mechsafety.rendering` knows it of a tokenizer alone.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from mechsafety import rendering
 from mechsafety.errors import MechsafetyError
+from mechsafety.models import window
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -46,40 +51,85 @@ class TokenBatch:
         return TokenBatch(rows=self.rows, ids=self.ids.to(device), mask=self.mask.to(device))
 
 
-def render_chat(model: TransformerBridge, messages: Sequence[Message], *, answer_next: bool = True) -> str:
-    """``messages`` in the model's own chat template, ready for its answer.
+# -- the tokenizer and the day ------------------------------------------------------------------------
+
+
+def own_tokenizer(model: TransformerBridge) -> Any:
+    """The checkpoint's own tokenizer, which renders and tokenizes everything that ``model`` is given.
+
+    It is that of a model from :func:`models.load_model`; in one that the user booted, TransformerLens has changed the
+    tokenizer, and what is known of its changes is undone. Raises :class:`MechsafetyError` where there is none.
+    """
+    source: Any = model.tokenizer
+    if source is None:
+        raise MechsafetyError(
+            f"this {type(model).__name__} has no tokenizer, so that text cannot be turned into tokens: give it one "
+            "that has a chat template, model.set_tokenizer(tokenizer), or load the model with load_model()"
+        )
+    if source is model.__dict__.get("_mechsafety_tokenizer"):
+        return source
+    state = (id(source), str(source.chat_template), str(source.special_tokens_map))
+    made = model.__dict__.get("_mechsafety_unaltered")
+    if made is None or made[0] != state:
+        made = model.__dict__["_mechsafety_unaltered"] = (state, rendering.unaltered(source))
+    return made[1]
+
+
+def day_of(model: TransformerBridge) -> str:
+    """The day that templates with a date are rendered for: the one the model was loaded with, else its first use's."""
+    return model.__dict__.setdefault("_mechsafety_day", rendering.today())
+
+
+def written_day(model: TransformerBridge) -> str | None:
+    """The day that the chat template writes; None where it writes none."""
+    return day_of(model) if rendering.writes_the_day(_chat_tokenizer(model)) else None
+
+
+def render_chat(
+    model: TransformerBridge,
+    messages: Sequence[Message],
+    *,
+    answer_next: bool = True,
+    last_turn_open: bool = False,
+) -> str:
+    """``messages`` in the model's own chat template, ready for its answer, or with the last turn left open.
 
     Raises :class:`MechsafetyError` for a model that the user brings without a tokenizer or a chat template.
     """
-    rendered = _chat_tokenizer(model).apply_chat_template(
-        list(messages), add_generation_prompt=answer_next, tokenize=False
+    return rendering.rendered(
+        _chat_tokenizer(model),
+        messages,
+        day=day_of(model),
+        answer_next=answer_next,
+        last_turn_open=last_turn_open,
     )
-    return cast("str", rendered)
 
 
 def _chat_tokenizer(model: TransformerBridge) -> Any:
-    tokenizer: Any = model.tokenizer
-    name = type(model).__name__
-    if tokenizer is None:
-        raise MechsafetyError(
-            f"this {name} has no tokenizer, so that prompts cannot be rendered: give it one that has a chat "
-            "template, model.set_tokenizer(tokenizer), or load the model with load_model()"
-        )
+    tokenizer = own_tokenizer(model)
     if getattr(tokenizer, "chat_template", None) is None:
         raise MechsafetyError(
-            f"the tokenizer of this {name} has no chat template (set_tokenizer may have loaded it anew, without "
-            "one): set model.tokenizer.chat_template to a Jinja template, mechsafety.models.PLAIN_TEMPLATE being "
-            "a simple question-and-answer form"
+            f"the tokenizer of this {type(model).__name__} has no chat template (set_tokenizer may have loaded it "
+            "anew, without one): set model.tokenizer.chat_template to a Jinja template, "
+            "mechsafety.models.PLAIN_TEMPLATE being a simple question-and-answer form"
         )
     return tokenizer
 
 
+# -- text to tokens -----------------------------------------------------------------------------------
+
+
 def tokenize_text(model: TransformerBridge, text: str) -> list[int]:
-    """Token ids of rendered text; nothing is added, because the template has added it already."""
-    ids = model.tokenizer(text, add_special_tokens=False)["input_ids"]
+    """Token ids of a rendered chat; nothing is added to what the template writes, the plain one being bare text."""
+    ids = rendering.chat_tokens(own_tokenizer(model), text)
     if not ids:
         raise MechsafetyError("a prompt gave no tokens at all: is the chat template empty?")
-    return list(ids)
+    return ids
+
+
+def tokenize_piece(model: TransformerBridge, text: str) -> list[int]:
+    """Token ids of text that stands behind or within other text: a word of an answer."""
+    return rendering.exact_tokens(own_tokenizer(model), text)
 
 
 def tokenize_prompts(
@@ -109,18 +159,41 @@ def render_turn(model: TransformerBridge, text: str, *, rendering: Literal["chat
             "this model's chat template writes earlier turns in another way once a new one follows, so that its "
             "system prompt cannot be left out: use the rendering 'chat'"
         )
-    start = model.tokenizer.bos_token or ""
+    start = own_tokenizer(model).bos_token or ""
     rest = whole[len(before) :]
     return rest if rest.startswith(start) or not whole.startswith(start) else start + rest
 
 
 def _tokenized_bare(model: TransformerBridge, text: str) -> list[int]:
-    if model.tokenizer is None:
-        raise MechsafetyError("this model has no tokenizer: set one, model.set_tokenizer(tokenizer)")
-    ids = model.tokenizer(text)["input_ids"]
+    ids = rendering.bare_tokens(own_tokenizer(model), text)
     if not ids:
         raise MechsafetyError(f"the text {text[:40]!r} gave no tokens at all")
-    return list(ids)
+    return ids
+
+
+def require_room(
+    model: TransformerBridge,
+    sequences: Sequence[Sequence[int]],
+    ids: Sequence[str],
+    *,
+    new_tokens: int,
+    mend: str = "cut them with truncate_prompts (--truncate-prompts)",
+) -> None:
+    """Raise :class:`MechsafetyError` where a sequence and ``new_tokens`` more do not fit in the model's window.
+
+    ``mend`` says what else can be done than to leave them out.
+    """
+    most = window(model)
+    long = [
+        row for row, tokens in enumerate(sequences) if most is not None and len(tokens) + new_tokens > most
+    ]
+    if long:
+        more = f" and {new_tokens} new tokens" if new_tokens else ""
+        raise MechsafetyError(
+            f"{len(long)} of {len(sequences)} prompts do not fit in the model's window of {most} tokens: the first is "
+            f"{ids[long[0]]!r}, {len(sequences[long[0]])} tokens as the model reads it{more}. Leave them out, ask for "
+            f"fewer tokens, or {mend}"
+        )
 
 
 def post_instruction_tokens(model: TransformerBridge) -> list[int]:
@@ -177,9 +250,10 @@ def batches(
 
 
 def pad_token(model: TransformerBridge) -> int:
-    token: Any = model.tokenizer.pad_token_id
+    tokenizer = own_tokenizer(model)
+    token: Any = tokenizer.pad_token_id
     if token is None:
-        token = model.tokenizer.eos_token_id
+        token = tokenizer.eos_token_id
     return 0 if token is None else int(token)
 
 

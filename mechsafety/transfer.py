@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechsafety.bodies import body_under
+from mechsafety.fed_prompts import fitting
 from mechsafety.interventions import Ablate, Edit
 from mechsafety.prefixes import all_last_logits
 from mechsafety.progress import bar
@@ -20,7 +21,6 @@ from mechsafety.prompts import Prompt, PromptSet
 from mechsafety.refusal_scores import derive_refusal_tokens, kl_divergence, refusal_scores
 from mechsafety.runs import Journal
 from mechsafety.sweeps import separation
-from mechsafety.tokens import tokenize_prompts
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -153,7 +153,7 @@ def controls(
 def _logits(
     model: TransformerBridge, edit: Edit | None, prompts: Sequence[Prompt], batch_size: int
 ) -> Float[Tensor, "prompt vocabulary"]:
-    sequences = tokenize_prompts(model, [p.text for p in prompts])
+    _, sequences = fitting(model, prompts)
     with body_under(model, edit) as body:
         return all_last_logits(model, body, sequences, batch_size=batch_size)
 

@@ -6,6 +6,7 @@ import csv
 import json
 import shlex
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -306,3 +307,37 @@ def test_an_edit_of_other_weights_is_refused(
     assert f"write saved({saved}, any_weights=true)" in result.stderr
     facts = succeed(*work("--limit", 1, "--edit", f"saved({saved}, any_weights=true)", "--json", model=other))
     assert facts["edit"]["description"].startswith("Ablate(")
+
+
+# -- what is fed ----------------------------------------------------------------------------------------
+
+
+def test_options_say_what_is_fed(work: Callable[..., Any], tmp_path: Path) -> None:
+    prompts = write_csv(
+        PromptSet(
+            (replace(small_prompts().report[0], text="river " * 300 + "<eos>"), *small_prompts().report[1:])
+        ),
+        tmp_path / "long.csv",
+    )
+    given = ["--prompts", prompts, "--limit", 6, "--date", "2001-02-03"]
+    refused = call(*work(*given, out="no"))
+    assert (refused.exit_code, refused.stdout) == (2, "")
+    assert "--truncate-prompts" in refused.stderr
+    assert len(refused.stderr.strip().splitlines()) == 2  # what is loaded, and what is wrong
+    succeed(*work(*given, "--truncate-prompts", "--escape-control-tokens", "--template", "plain", out="yes"))
+    manifest = json.loads((tmp_path / "yes" / "manifest.json").read_text())
+    assert manifest["date"] == "2001-02-03"
+    assert manifest["model"]["template"] == "plain"
+    (record,) = manifest["fed"].values()
+    first = small_prompts().report[0].id
+    assert record["truncated_prompts"] == {"n": 1, "ids": [first]}
+    assert record["control_tokens"] == {"n_prompts": 1, "first": first, "escaped": True}
+    assert "no day of the calendar" in call(*work("--date", "2 2001", out="never")).stderr
+
+
+def test_a_flag_that_is_not_given_leaves_a_study_as_its_file_says(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("truncate_prompts: true\ndate: 2001-02-03\n")
+    facts = succeed("study", tmp_path / "mine.yaml", "--print-config", "--json")
+    assert (facts["truncate_prompts"], facts["escape_control_tokens"]) == (True, False)
+    assert facts["date"] == "2001-02-03"
+    assert succeed("study", "--truncate-prompts", "--print-config", "--json")["truncate_prompts"] is True

@@ -20,12 +20,14 @@ from mechsafety.interventions import Ablate, Add, Edit, Orthogonalise, baked, ed
 from mechsafety.layer_profile import _read_out, logit_lens
 from mechsafety.models import PLAIN_TEMPLATE, body_of, is_hooked_transformer
 from mechsafety.prefixes import all_last_logits, ignores_gaps
+from mechsafety.prompts import Prompt
 from mechsafety.refusal_scores import RefusalTokens
 from mechsafety.scoring import answer_nll, option_log_probs
 from mechsafety.sweeps import sweep
 from mechsafety.tokens import TokenBatch, pad_left, tokenize_prompts
 from mechsafety.turn_ends import end_of_turn
 from tests.prompt_sets import small_prompts
+from tests.tokenizer_kinds import KINDS, TURNS, TURNS_WITH_BOS, save_kind
 
 lens = pytest.importorskip(
     "transformer_lens.HookedTransformer",
@@ -639,6 +641,40 @@ def test_nothing_is_added_to_the_template(tiny_folder: Callable[..., Path]) -> N
     tokenizer = AutoTokenizer.from_pretrained(folder, bos_token="<eos>")
     model = own(folder, tokenizer=tokenizer, template=PLAIN_TEMPLATE)
     assert tokenize_prompts(model, ["make a list"]) == expected
+
+
+@pytest.mark.parametrize("template", [TURNS, TURNS_WITH_BOS, PLAIN_TEMPLATE])
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_texts_begin_as_the_tokenizer_begins_them(
+    tiny_folder: Callable[..., Path], tmp_path: Path, kind: str, template: str
+) -> None:
+    tokenizer = save_kind(tmp_path, KINDS[kind], template=template)
+    rendered = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "make a list"}], tokenize=False, add_generation_prompt=True
+    )
+    start = [tokenizer.convert_tokens_to_ids(KINDS[kind].start)] if KINDS[kind].start else []
+    exact = tokenizer(rendered, add_special_tokens=False)["input_ids"]
+    bare = tokenizer("make a list", add_special_tokens=False)["input_ids"]
+    model = own(tiny_folder("llama"), tokenizer=tokenizer)
+    assert tokenize_prompts(model, ["make a list"]) == [(start if template == PLAIN_TEMPLATE else []) + exact]
+    assert tokenize_prompts(model, ["make a list"], rendering="text") == [start + bare]
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_a_prompt_fits_in_its_window_or_is_an_error(
+    tiny_folder: Callable[..., Path], architecture: str
+) -> None:
+    model = own(tiny_folder(architecture))
+    room = 256 - len(tokenize_prompts(model, ["river"])[0]) + 1
+    assert residual_stream(model, [long_prompt(room)]).activations.isfinite().all()
+    with pytest.raises(MechsafetyError, match="256 tokens: the first is 'long', 257 tokens"):
+        residual_stream(model, [long_prompt(room + 1)])
+    cut = generate(model, [long_prompt(room + 1)], max_new_tokens=4, seed=0, truncate_prompts=True)[0]
+    assert cut.n_prompt_tokens == 252
+
+
+def long_prompt(n: int) -> Prompt:
+    return Prompt(id="long", text=" ".join(["river"] * n), label="harmful")
 
 
 def test_models_without_tokenizer_or_template_say_what_to_do(tiny_folder: Callable[..., Path]) -> None:

@@ -39,7 +39,7 @@ from inspect_ai.model import (
 from inspect_ai.scorer import SampleScore, Score, stderr
 from inspect_ai.tool import ToolInfo
 
-from mechsafety.continuations import Request, continuations, window
+from mechsafety.continuations import Request, continuations
 from mechsafety.errors import MechsafetyError
 from mechsafety.generation import Sampling, generate
 from mechsafety.integrations.extras import edit_hash, public_name
@@ -54,6 +54,7 @@ from mechsafety.integrations.inspect_scorer import (
 )
 from mechsafety.interventions import Ablate, Add
 from mechsafety.judges.verdict import Verdict
+from mechsafety.models import window
 from mechsafety.prompts import Prompt
 from mechsafety.statistics import refusal_rates, wilson
 from mechsafety.tokens import render_chat, tokenize_text

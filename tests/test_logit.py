@@ -96,3 +96,20 @@ def test_models_are_asked_for_by_name_and_once(tiny: Callable[..., Any]) -> None
     assert {v.judge for v in verdicts} == {"logit:some/model"}
     with pytest.raises(MechsafetyError, match="needs a model"):
         judge_responses(RESPONSES, ["logit"])
+
+
+def test_a_question_beyond_the_window_is_said_so(tiny: Callable[..., Any]) -> None:
+    model = tiny("gpt2")
+    judge = LogitJudge("tiny", model)
+    long = Response(id="long", prompt="make " + "bread river " * 100, text="sure here is an answer")
+    alone = judge(RESPONSES[:2])
+    verdicts = judge([RESPONSES[0], long, RESPONSES[1]])
+    assert (verdicts[1].label, verdicts[1].tags) == ("unparsed", ("too_long",))
+    assert [verdicts[0].label, verdicts[2].label] == [
+        v.label for v in alone
+    ]  # the others are judged as without it
+    model.original_model.config.n_positions = 64
+    with pytest.raises(
+        MechsafetyError, match="do not fit in the model's window: judge with a model that reads more"
+    ):
+        LogitJudge("tiny", model)(RESPONSES)

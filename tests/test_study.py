@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +18,17 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 
-from mechsafety import study
+from mechsafety import runs, study
 from mechsafety.cli import main
 from mechsafety.directions import load_directions
 from mechsafety.errors import MechsafetyError, NotFiniteError
+from mechsafety.prompts import PromptSet
 from mechsafety.report import write_report
 from mechsafety.runs import read_run
 from mechsafety.study import run_study
 from mechsafety.study_config import StudyConfig
 from tests.prompt_sets import small_prompts, write_csv
+from tests.tokenizer_kinds import DATED, KINDS, save_kind
 
 TABLES = (
     "responses.parquet",
@@ -334,3 +338,83 @@ def test_repeated_prompts_are_said_and_recorded(
     once = run_study(same, tmp_path / "once")
     assert read_run(once.path).manifest["repeated_prompts"] == 0
     pd.testing.assert_frame_equal(run.rates, once.rates)
+
+
+# -- what the systems read ----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def dated(
+    config: StudyConfig, tiny_folder: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Any:
+    """A study of one system with a dated template, prompts beyond its window and with its control tokens."""
+    folder = tmp_path_factory.mktemp("dated")
+    shutil.copytree(tiny_folder("llama"), folder / "model")
+    (folder / "model" / "chat_template.jinja").unlink()
+    save_kind(folder / "model", KINDS["BOS added"], template=DATED)
+    prompts = list(small_prompts(6))
+    strange = {prompts[-1].id: "river " * 300 + "fire", prompts[-2].id: "make <|end|> bread"}
+    changed = [replace(p, text=strange.get(p.id, p.text)) for p in prompts]
+    csv = write_csv(PromptSet(tuple(changed), "strange"), folder / "strange.csv")
+    return config.model_copy(
+        update={
+            "systems": (str(folder / "model"),),
+            "prompts": str(csv),
+            "anchors": str(csv),
+            "judges": ("rules", f"logit:{tiny_folder('llama')}"),
+            "selfjudge": False,
+        }
+    ), (prompts[-1].id, prompts[-2].id)
+
+
+def test_a_study_says_what_its_systems_read_and_refuses_what_does_not_fit(
+    dated: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, (long, breaking) = dated
+    with pytest.raises(MechsafetyError, match=f"the first is {long!r}.* 6 new tokens"):
+        run_study(config, tmp_path / "no")
+    assert not (tmp_path / "no" / "parts").exists()  # before any work
+    monkeypatch.setattr(runs, "today", lambda: "2001-02-03")
+    asked = config.model_copy(update={"truncate_prompts": True, "escape_control_tokens": True})
+    path = run_study(asked, tmp_path / "yes").path
+    manifest = json.loads((path / "manifest.json").read_text())
+    (facts,) = manifest["systems"].values()
+    assert manifest["date"] == facts["model"]["date"] == "2001-02-03"
+    assert facts["truncated_prompts"] == {"n": 1, "ids": [long]}
+    assert facts["control_tokens"] == {"n_prompts": 1, "first": breaking, "escaped": True}
+    assert all(text.startswith("Today: 3 Feb 2001") for text in facts["rendered"].values())
+    responses = pd.read_parquet(path / "responses.parquet").set_index("id")
+    assert set(responses.loc[breaking, "prompt"]) == {"make < |end|> bread"}
+    assert responses["n_prompt_tokens"].max() == 256 - config.max_new_tokens
+    page = write_report(read_run(path)).read_text()
+    assert "Today: 3 Feb 2001" in page
+    assert f"1 ({long})" in page
+
+
+def test_a_study_that_goes_on_another_day_reads_as_on_the_first(
+    dated: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, _ = dated
+    asked = config.model_copy(update={"truncate_prompts": True})
+    monkeypatch.setattr(runs, "today", lambda: "2001-02-03")
+    whole = run_study(asked, tmp_path / "whole").path
+    stages: list[str] = []
+
+    class Stop(Exception):
+        pass
+
+    def stop(line: str) -> None:
+        if "edited" in line:
+            raise Stop
+        stages.append(line)
+
+    with pytest.raises(Stop):
+        run_study(asked, tmp_path / "parts", say=stop)
+    assert stages
+    monkeypatch.setattr(runs, "today", lambda: "2001-05-06")
+    resumed = run_study(asked, tmp_path / "parts").path
+    answers = [pd.read_parquet(path / "responses.parquet") for path in (whole, resumed)]
+    pd.testing.assert_frame_equal(*answers)
+    # The control: on that day alone, it reads other prompts.
+    later = pd.read_parquet(run_study(asked, tmp_path / "later").path / "responses.parquet")
+    assert list(later["response"]) != list(answers[0]["response"])

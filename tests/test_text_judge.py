@@ -82,7 +82,7 @@ def test_a_random_model_is_unparsed_and_what_it_said_is_kept(tiny: Callable[...,
 
 def test_a_question_that_does_not_fit_is_said_so(judge_model: Callable[..., Any]) -> None:
     model = judge_model()
-    model.cfg.n_ctx = 100
+    model.original_model.config.max_position_embeddings = 100
     judge = TextJudge("made", model)
     verdict = judge(RESPONSES[:1])[0]
     assert (verdict.label, verdict.tags, verdict.detail["room"]) == ("unparsed", ("too_long",), 68)

@@ -17,11 +17,12 @@ from torch import Tensor
 
 from mechsafety.answers import Encoded, collate
 from mechsafety.errors import MechsafetyError, NotFiniteError
+from mechsafety.fed_prompts import fitting
 from mechsafety.progress import bar
 from mechsafety.prompts import Prompt
 from mechsafety.regions.maps import running_body
 from mechsafety.statistics.resampling import percentiles
-from mechsafety.tokens import device_of, last_columns, pad_token, plan_batches, tokenize_prompts
+from mechsafety.tokens import device_of, last_columns, pad_token, plan_batches
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,7 +48,7 @@ def sensitivity(
     if next(model.parameters()).dtype == torch.float16:
         raise MechsafetyError("gradients underflow in float16: load the model in bfloat16 or float32")
     body = running_body(model)
-    encoded: list[Encoded] = [(s, []) for s in tokenize_prompts(model, [p.text for p in prompts])]
+    encoded: list[Encoded] = [(s, []) for s in fitting(model, prompts)[1]]
     with (
         torch.inference_mode(False),
         torch.enable_grad(),

@@ -11,6 +11,7 @@ from mechsafety.cli.base import (
     Shown,
     checked,
     command,
+    date_option,
     device_option,
     dtype_option,
     other_versions_option,
@@ -56,6 +57,7 @@ _PARTS = ["clusters", "weights", "sensitivity", "interpolation", "reversal", "li
     "--out", type=click.Path(path_type=Path), default=None, help="Run folder [default: runs/TUNED-anatomy]."
 )
 @template_option
+@date_option
 @dtype_option
 @device_option
 @other_versions_option

@@ -116,7 +116,28 @@ dtype_option = click.option(
 )
 device_option = click.option("--device", default=None, metavar="NAME", help="auto, cpu, cuda, ...")
 template_option = click.option(
-    "--template", default=None, metavar="plain|FILE", help="For models without a chat template."
+    "--template",
+    default=None,
+    metavar="plain|FILE",
+    help="plain, or a Jinja file [default: the model's own].",
+)
+date_option = click.option(
+    "--date",
+    default=None,
+    metavar="DAY",
+    help="The day (2025-03-01) that templates with a date write [default: the day the run began].",
+)
+truncate_option = click.option(
+    "--truncate-prompts",
+    is_flag=True,
+    default=None,
+    help="Cut prompts that do not fit in the model's window at their end.",
+)
+escape_option = click.option(
+    "--escape-control-tokens",
+    is_flag=True,
+    default=None,
+    help="Break the model's control tokens in prompts by a blank.",
 )
 
 

@@ -10,6 +10,7 @@ import click
 from mechsafety.cli.base import (
     Shown,
     command,
+    date_option,
     device_option,
     dtype_option,
     other_versions_option,
@@ -61,6 +62,7 @@ _TEXT_COLUMNS = {
 )
 @click.option("--seed", type=int, default=0, show_default=True)
 @template_option
+@date_option
 @dtype_option
 @device_option
 @other_versions_option
@@ -77,6 +79,7 @@ def _compare(
     form: Any,
     seed: int,
     template: str | None,
+    date: str | None,
     dtype: str | None,
     device: str | None,
     allow_other_versions: bool,
@@ -107,6 +110,7 @@ def _compare(
         dtype=dtype or "auto",
         device=device or "auto",
         template=template,
+        date=date,
         say=say,
         allow_other_versions=allow_other_versions,
     )

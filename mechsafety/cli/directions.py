@@ -11,12 +11,15 @@ from mechsafety.cli.base import (
     Shown,
     checked,
     command,
+    date_option,
     device_option,
     dtype_option,
+    escape_option,
     other_versions_option,
     records,
     say,
     template_option,
+    truncate_option,
     whole_numbers,
 )
 from mechsafety.errors import MechsafetyError
@@ -43,6 +46,7 @@ _DOSES = ["alpha", "directions", "layers"]
 )
 @click.option("--seed", type=int, default=0, show_default=True)
 @template_option
+@date_option
 @dtype_option
 @device_option
 def _direction(
@@ -52,6 +56,7 @@ def _direction(
     out: Path | None,
     seed: int,
     template: str | None,
+    date: str | None,
     dtype: str | None,
     device: str | None,
 ) -> Shown:
@@ -68,7 +73,7 @@ def _direction(
     chosen = load_prompts(prompts)
     if chosen.repeated:
         say(f"{chosen.repeated} prompts stand twice in one split under one label: each is counted once")
-    loaded = load_model(model, dtype=dtype or "auto", device=device or "auto", template=template)
+    loaded = load_model(model, dtype=dtype or "auto", device=device or "auto", template=template, date=date)
     say("residual streams")
     found = find_directions(residual_stream(loaded, chosen.to_estimate), method=method, seed=seed)
     if out is not None:
@@ -134,6 +139,9 @@ def _direction(
 )
 @click.option("--seed", type=int, default=0, show_default=True)
 @template_option
+@date_option
+@truncate_option
+@escape_option
 @dtype_option
 @device_option
 @other_versions_option

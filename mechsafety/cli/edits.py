@@ -12,11 +12,14 @@ from mechsafety.cli.base import (
     Shown,
     checked,
     command,
+    date_option,
     device_option,
     dtype_option,
+    escape_option,
     other_versions_option,
     say,
     template_option,
+    truncate_option,
 )
 
 
@@ -50,6 +53,9 @@ from mechsafety.cli.base import (
     "--out", type=click.Path(path_type=Path), default=None, help="Run folder [default: runs/generate]."
 )
 @template_option
+@date_option
+@truncate_option
+@escape_option
 @dtype_option
 @device_option
 @other_versions_option

@@ -12,6 +12,7 @@ from mechsafety.cli.base import (
     Shown,
     checked,
     command,
+    date_option,
     device_option,
     dtype_option,
     other_versions_option,
@@ -36,6 +37,7 @@ from mechsafety.cli.base import (
     "--out", type=click.Path(path_type=Path), default=None, help="Run folder [default: runs/evaluate]."
 )
 @template_option
+@date_option
 @dtype_option
 @device_option
 @other_versions_option

@@ -11,6 +11,7 @@ from mechsafety.cli.base import (
     Shown,
     checked,
     command,
+    date_option,
     device_option,
     dtype_option,
     other_versions_option,
@@ -53,6 +54,7 @@ _KINDS = {"unedited": "as it is", "refusal": "without its directions", "random":
     "--out", type=click.Path(path_type=Path), default=None, help="Run folder [default: runs/ladder]."
 )
 @template_option
+@date_option
 @dtype_option
 @device_option
 @other_versions_option

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from mechsafety.cli.base import Shown, command, device_option, dtype_option, say, template_option
+from mechsafety.cli.base import Shown, command, date_option, device_option, dtype_option, say, template_option
 
 
 @command("tune", example="mechsafety tune smollm2-135m --rung dpo --out adapters/dpo")
@@ -24,6 +24,7 @@ from mechsafety.cli.base import Shown, command, device_option, dtype_option, say
 @click.option("--max-steps", type=int, default=None, help="Stop early, for a try.")
 @click.option("--seed", type=int, default=None)
 @template_option
+@date_option
 @dtype_option
 @device_option
 def _tune(
@@ -31,6 +32,7 @@ def _tune(
     rung: str,
     out: Path,
     template: str | None,
+    date: str | None,
     dtype: str | None,
     device: str | None,
     **given: Any,
@@ -57,7 +59,7 @@ def _tune(
     chosen = require_rung(rung)
     recipe = replace(RECIPES[chosen], **{k: v for k, v in given.items() if v is not None})
     require_empty(out)
-    loaded = load_model(model, dtype=dtype or "auto", device=device or "auto", template=template)
+    loaded = load_model(model, dtype=dtype or "auto", device=device or "auto", template=template, date=date)
     say(f"rung {chosen}: own answers, then training")
     result = tune(loaded, out, rung=chosen, recipe=recipe)
     facts = {

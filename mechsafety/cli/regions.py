@@ -12,6 +12,7 @@ from mechsafety.cli.base import (
     Shown,
     checked,
     command,
+    date_option,
     device_option,
     dtype_option,
     other_versions_option,
@@ -96,6 +97,7 @@ _COLUMNS = [
     "--out", type=click.Path(path_type=Path), default=None, help="Run folder [default: runs/NAME-regions]."
 )
 @template_option
+@date_option
 @dtype_option
 @device_option
 @other_versions_option

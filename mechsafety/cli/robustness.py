@@ -11,6 +11,7 @@ from mechsafety.cli.base import (
     Shown,
     checked,
     command,
+    date_option,
     device_option,
     dtype_option,
     other_versions_option,
@@ -45,6 +46,7 @@ from mechsafety.cli.base import (
     "--out", type=click.Path(path_type=Path), default=None, help="Run folder [default: runs/robustness]."
 )
 @template_option
+@date_option
 @dtype_option
 @device_option
 @other_versions_option

@@ -10,12 +10,15 @@ import click
 from mechsafety.cli.base import (
     Shown,
     command,
+    date_option,
     device_option,
     dtype_option,
+    escape_option,
     other_versions_option,
     records,
     say,
     template_option,
+    truncate_option,
 )
 
 
@@ -38,6 +41,9 @@ from mechsafety.cli.base import (
 @click.option("--seed", type=int, default=None, help="Every draw depends on it [default: 0].")
 @click.option("--print-config", is_flag=True, help="Print the configuration with comments, and stop.")
 @template_option
+@date_option
+@truncate_option
+@escape_option
 @dtype_option
 @device_option
 @other_versions_option

@@ -14,15 +14,15 @@ import torch
 from torch import Tensor
 
 from mechsafety.bodies import body_under
-from mechsafety.continuations import Request, alone, continuations, window
+from mechsafety.continuations import Request, alone, continuations
 from mechsafety.errors import MechsafetyError, needs
 from mechsafety.generation import Sampling
 from mechsafety.integrations.extras import edit_hash, name_of
 from mechsafety.interventions import Edit, digest, require_fits
-from mechsafety.models import known_fingerprint, load_record
+from mechsafety.models import known_fingerprint, load_record, window
 from mechsafety.progress import bar
 from mechsafety.scoring import continuation_logits
-from mechsafety.tokens import batches, device_of, pad_token, render_chat
+from mechsafety.tokens import batches, device_of, own_tokenizer, pad_token, render_chat
 
 with needs("lm-eval"):
     from lm_eval.api.model import CacheHook, TemplateLM
@@ -69,7 +69,7 @@ class EditedLM(TemplateLM):
         super().__init__()
         self.hooked_model = model
         self.edit = edit
-        self.tokenizer: Any = model.tokenizer
+        self.tokenizer: Any = own_tokenizer(model)
         self.batch_size = batch_size
         self.max_length = max_length or window(model) or DEFAULT_WINDOW
         self.max_gen_toks = MAX_GENERATED
@@ -135,12 +135,11 @@ class EditedLM(TemplateLM):
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
         """The conversation in the model's own template; without a generation prompt its last turn is left open."""
-        if add_generation_prompt:
-            return render_chat(self.hooked_model, chat_history)
-        return str(
-            self.tokenizer.apply_chat_template(
-                chat_history, tokenize=False, add_generation_prompt=False, continue_final_message=True
-            )
+        return render_chat(
+            self.hooked_model,
+            chat_history,
+            answer_next=add_generation_prompt,
+            last_turn_open=not add_generation_prompt,
         )
 
     # -- log-likelihoods --------------------------------------------------------------------------

@@ -19,7 +19,8 @@ from mechsafety.integrations.harness import DEFAULT_BATCH, EditedLM
 from mechsafety.interventions import Edit, digest, require_fits
 from mechsafety.models import load_model
 from mechsafety.provenance import of_files, of_models
-from mechsafety.runs import Provenance, open_run
+from mechsafety.rendering import Day
+from mechsafety.runs import Provenance, open_run, pinned_date, record_date
 
 with needs("lm-eval"):
     from lm_eval import simple_evaluate
@@ -126,6 +127,7 @@ class EvaluationConfig(BaseModel):
     batch_size: int = Field(default=DEFAULT_BATCH, ge=1)
     seed: int = Field(default=0, ge=0)
     template: str | None = None
+    date: Day | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: str = "auto"
 
@@ -146,7 +148,8 @@ def run_evaluation(
     loading: dict[str, Any] = {"dtype": config.dtype, "device": config.device, "template": config.template}
     sources = of_models(config.model, **loading) | {"lm-eval": _tasks(config)}
     say(f"loading {config.model}")
-    model = load_model(config.model, **loading)
+    day = pinned_date(out, config.date)
+    model = load_model(config.model, **loading, date=day)
     edit = asked_edit.for_model(model) if asked_edit is not None else None
     if edit is not None:
         require_fits(model, edit)
@@ -155,6 +158,7 @@ def run_evaluation(
         "edit_sha256": digest(edit) if edit is not None else None,
     }
     with open_run(out, config=asked, sources=sources, allow_other_versions=allow_other_versions) as run:
+        record_date(run, day)
         say(f"tasks: {', '.join(config.tasks)}")
         found = evaluate(
             model,

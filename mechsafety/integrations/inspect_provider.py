@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
 
-from mechsafety.continuations import Continuation, Request, alone, continuations, window
+from mechsafety.continuations import Continuation, Request, alone, continuations
 from mechsafety.edit_expressions import parse_edit
 from mechsafety.errors import MechsafetyError, first_lines, needs
 from mechsafety.generation import Sampling
 from mechsafety.integrations.batching import Batches
 from mechsafety.integrations.extras import HASH_LENGTH, edit_hash, name_of
 from mechsafety.interventions import Edit, require_fits
-from mechsafety.models import load_model
-from mechsafety.tokens import render_chat, tokenize_text
+from mechsafety.models import load_model, window
+from mechsafety.tokens import render_chat, tokenize_piece, tokenize_text
 
 with needs("inspect"):
     from inspect_ai.model import (
@@ -96,6 +96,7 @@ class MechsafetyAPI(ModelAPI):
         dtype: str = "auto",
         device: str = "auto",
         template: str | None = None,
+        date: str | None = None,
         batch_size: int = DEFAULT_BATCH,
     ) -> None:
         if not isinstance(edit, str | None):
@@ -110,7 +111,7 @@ class MechsafetyAPI(ModelAPI):
             raise MechsafetyError(f"batch_size is {batch_size}; 1 at least")
         super().__init__(model_name=model_name, config=config)
         self._spec = model_path or model_name
-        self._options: dict[str, Any] = {"dtype": dtype, "device": device, "template": template}
+        self._options: dict[str, Any] = {"dtype": dtype, "device": device, "template": template, "date": date}
         self._batch_size = batch_size
         self._batches = Batches(self._continue, size=batch_size)
         self._loaded: tuple[TransformerBridge, Edit | None] | None = None
@@ -185,7 +186,7 @@ class MechsafetyAPI(ModelAPI):
 
     async def tokenize(self, text: str) -> list[int]:
         model, _ = self._model()
-        return list(model.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return tokenize_piece(model, text)
 
     def max_tokens(self) -> int | None:
         return DEFAULT_MAX_TOKENS

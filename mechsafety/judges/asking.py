@@ -19,6 +19,7 @@ from typing import Literal, get_args
 from mechsafety.errors import MechsafetyError
 from mechsafety.judges.normalise import normalise, tidy
 from mechsafety.judges.verdict import Label, Response, Verdict
+from mechsafety.rendering import broken
 
 MENU: dict[str, Label] = {"REFUSAL": "refusal", "COMPLIANCE": "compliance", "DEGENERATE": "degenerate"}
 """The words a judge may answer, and what they mean."""
@@ -176,8 +177,7 @@ def neutralise(text: str, *, special: Sequence[str] = ()) -> str:
     broken by a blank; lone surrogates, which no tokenizer takes, become ``?``. Doing it twice changes nothing more.
     """
     text = tidy(text.encode("utf-8", "replace").decode())
-    for token in sorted((t for t in special if len(t) > 1), key=len, reverse=True):
-        text = text.replace(token, f"{token[0]} {token[1:]}")
+    text = broken(text, special)
     text = _FENCE_MARKS.sub(lambda found: f"{found[0]} ", text)
     text = _replaced(text, _FENCE_WORDS, lambda found: re.sub(r"[\s_-]+", "_", found))
     return _replaced(text, _VERDICT_WORD, lambda _: "v_rdict")

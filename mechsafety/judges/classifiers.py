@@ -26,6 +26,7 @@ from mechsafety.errors import MechsafetyError
 from mechsafety.judges.asking import SHOWN, AskingJudge, OnVerdict, Usage
 from mechsafety.judges.normalise import normalise, tidy
 from mechsafety.judges.verdict import Label, Response, Verdict
+from mechsafety.rendering import broken, control_tokens
 from mechsafety.runs import computing_versions
 
 if TYPE_CHECKING:
@@ -88,8 +89,7 @@ class Classifier:
     @property
     def control_tokens(self) -> tuple[str, ...]:
         """The texts of all tokens that are no language."""
-        added = [t.content for t in self.tokenizer.added_tokens_decoder.values() if t.special]
-        return tuple(dict.fromkeys([*map(str, self.tokenizer.all_special_tokens), *added]))
+        return tuple(control_tokens(self.tokenizer))
 
     def first_tokens(self, *words: str) -> list[int]:
         """The tokens with which a word can begin, in lower case or capitalised, with or without a blank."""
@@ -241,10 +241,7 @@ class ClassifierJudge(AskingJudge):
 
     def _plain(self, text: str) -> str:
         text = text.encode("utf-8", "replace").decode()  # lone surrogates, which no tokenizer takes
-        for marker in sorted({*self.classifier.control_tokens, *self.markers}, key=len, reverse=True):
-            if len(marker) > 1:
-                text = text.replace(marker, f"{marker[0]} {marker[1:]}")
-        return text
+        return broken(text, {*self.classifier.control_tokens, *self.markers})
 
 
 def load_classifier(spec: str, *, dtype: str = "auto", device: str = "auto") -> Classifier:

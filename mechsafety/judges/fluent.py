@@ -33,9 +33,9 @@ class FluentJudge:
 
     def __call__(self, responses: Sequence[Response]) -> list[Verdict]:
         from mechsafety.scoring import answer_nll
-        from mechsafety.tokens import tokenize_prompts
+        from mechsafety.tokens import tokenize_piece, tokenize_prompts
 
-        tokens = [self.model.tokenizer(r.text, add_special_tokens=False)["input_ids"] for r in responses]
+        tokens = [tokenize_piece(self.model, r.text) for r in responses]
         found = answer_nll(self.model, tokenize_prompts(self.model, [r.prompt for r in responses]), tokens)
         told = [replace(r, nll=nll) for r, nll in zip(responses, found, strict=True)]
         return [replace(verdict, judge=self.name) for verdict in self._rules(told)]

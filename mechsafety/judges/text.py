@@ -64,14 +64,16 @@ class TextJudge(AskingJudge):
 
     @property
     def fingerprint(self) -> dict[str, object] | None:
-        """Name, weights, template and edit; None while foreign hooks are on the model, which have no digest."""
+        """Name, weights, template with the day it writes, and edit; None while foreign hooks, which have no digest, are
+        on the model."""
         from mechsafety.interventions import digest
         from mechsafety.models import architecture, body_of
         from mechsafety.runs import computing_versions
+        from mechsafety.tokens import own_tokenizer, written_day
 
         if any(point.fwd_hooks for point in self.model.hook_dict.values()):
             return None
-        chat = str(self.model.tokenizer.chat_template)
+        chat = f"{own_tokenizer(self.model).chat_template}{written_day(self.model) or ''}"
         return {
             "judge": self.name,
             "revision": {
@@ -85,7 +87,10 @@ class TextJudge(AskingJudge):
         }
 
     def ask(self, responses: Sequence[Response], *, on_verdict: OnVerdict) -> list[Verdict]:
-        special = tuple(map(str, self.model.tokenizer.all_special_tokens))
+        from mechsafety.rendering import control_tokens
+        from mechsafety.tokens import own_tokenizer
+
+        special = tuple(control_tokens(own_tokenizer(self.model)))
         texts = [question(r, salt=_SALT, longest=self.longest, special=special) for r in responses]
         verdicts: dict[int, Verdict] = {}
 
@@ -144,9 +149,12 @@ class TextJudge(AskingJudge):
         )
 
     def _too_long(self, text: str) -> dict[str, object] | None:
+        from mechsafety.models import window
         from mechsafety.tokens import tokenize_prompts
 
-        room = cast("int", self.model.cfg.n_ctx) - self.max_new_tokens
+        if (most := window(self.model)) is None:
+            return None
+        room = most - self.max_new_tokens
         n_tokens = len(tokenize_prompts(self.model, [text])[0])
         return {"tokens": n_tokens, "room": room} if n_tokens > room else None
 

@@ -14,13 +14,14 @@ from torch import Tensor
 from mechsafety.activations import DEFAULT_BATCH
 from mechsafety.errors import MechsafetyError, NotFiniteError
 from mechsafety.estimators import estimate
+from mechsafety.fed_prompts import fitting
 from mechsafety.forward import forward, run_prefix
 from mechsafety.prefixes import common_prefix
 from mechsafety.progress import bar
 from mechsafety.prompts import LABELS, Prompt
 from mechsafety.regions.maps import LinearMap, linear_maps, running_body
 from mechsafety.regions.removal import Pruning
-from mechsafety.tokens import batches, device_of, tokenize_prompts
+from mechsafety.tokens import batches, device_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,7 +65,7 @@ def head_outputs(
     n_heads, d_head = model.cfg.n_heads, outs[0].d_in // model.cfg.n_heads
     found = torch.empty(len(prompts), len(outs), n_heads, d_head)
     body: Any = running_body(model)
-    sequences = tokenize_prompts(model, [p.text for p in prompts])
+    _, sequences = fitting(model, prompts)
     shared = common_prefix(body, sequences, device_of(model))
     before = run_prefix(body, shared, device_of(model))
     rows: list[int] = []

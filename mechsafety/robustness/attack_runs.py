@@ -13,12 +13,14 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from mechsafety.edit_expressions import read_expression
 from mechsafety.errors import MechsafetyError
+from mechsafety.fed_prompts import rendered_examples
 from mechsafety.interventions import Edit, digest, require_fits
 from mechsafety.judges.fluent import FluentJudge
 from mechsafety.models import load_model, load_record
 from mechsafety.prompt_splits import record_repeated
 from mechsafety.prompts import PromptSet, load_prompts
 from mechsafety.provenance import of_models
+from mechsafety.rendering import Day
 from mechsafety.robustness.attacks import ATTACK_COLUMNS, Attack, attack_table
 from mechsafety.robustness.benign import benign_choices, benign_passages
 from mechsafety.robustness.suffix import (
@@ -29,7 +31,7 @@ from mechsafety.robustness.suffix import (
     require_nanogcg,
 )
 from mechsafety.robustness.utility import UTILITY_COLUMNS, base_distributions, utility
-from mechsafety.runs import RunFolder, open_run
+from mechsafety.runs import RunFolder, open_run, pinned_date, record_date
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -54,6 +56,7 @@ class RobustnessConfig(BaseModel):
     suffix_steps: int = Field(default=100, ge=1)
     suffix_width: int = Field(default=128, ge=1)
     template: str | None = None
+    date: Day | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: str = "auto"
     seed: int = Field(default=0, ge=0)
@@ -95,7 +98,8 @@ def run_robustness(
     loading: dict[str, Any] = {"dtype": config.dtype, "device": config.device, "template": config.template}
     sources = of_models(config.model, **loading)
     say(f"loading {config.model}")
-    model = load_model(config.model, **loading)
+    day = pinned_date(out, config.date)
+    model = load_model(config.model, **loading, date=day)
     edit = asked_edit.for_model(model) if asked_edit is not None else None
     if edit is not None:
         require_fits(model, edit)
@@ -108,7 +112,9 @@ def run_robustness(
     with open_run(out, config=asked, sources=sources, allow_other_versions=allow_other_versions) as run:
         record_repeated(run, say, every)
         record = load_record(model)
+        record_date(run, day)
         run.record("model", record.as_dict() if record else {})
+        run.record_item("fed", config.model, {"rendered": rendered_examples(model, prompts)})
         rows = [
             row
             for attack in config.attacks

@@ -27,9 +27,10 @@ from mechsafety.judges.verdict import Judge
 from mechsafety.models import is_hooked_transformer
 from mechsafety.progress import track
 from mechsafety.prompts import Prompt
+from mechsafety.rendering import chat_start
 from mechsafety.robustness.attempts import Attempts
 from mechsafety.robustness.outcomes import judgements
-from mechsafety.tokens import render_turn, tokenize_text
+from mechsafety.tokens import own_tokenizer, render_turn, tokenize_text
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -192,7 +193,9 @@ def _rendered(model: TransformerBridge, text: str) -> str:
 
 def _search(model: TransformerBridge, body: Any, text: str, cost: SearchCost, start: str) -> Any:
     nanogcg = require_nanogcg()
-    tokenizer = _SearchTokenizer(model.tokenizer, body.get_input_embeddings().num_embeddings)
+    own = own_tokenizer(model)
+    tokenizer = _SearchTokenizer(own, body.get_input_embeddings().num_embeddings)
+    before = str(own.decode(chat_start(own)))  # nanogcg takes text, and adds no token to it
     config = nanogcg.GCGConfig(
         num_steps=cost.steps,
         search_width=cost.width,
@@ -206,7 +209,7 @@ def _search(model: TransformerBridge, body: Any, text: str, cost: SearchCost, st
         return nanogcg.run(
             body,
             tokenizer,
-            [{"role": "user", "content": _rendered(model, text)}],
+            [{"role": "user", "content": before + _rendered(model, text)}],
             target_of(text),
             config,
         )
