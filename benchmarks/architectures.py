@@ -91,7 +91,7 @@ def _measured(name: str, kind: str, hooked: bool) -> dict[str, str]:
             "sweep": _or_refused(lambda: _sweep(one)),
             "answers": _or_refused(lambda: _answers(one)),
         }
-        return {"shared": prefix_note(one.body)} | found
+        return {"shared": prefix_note(one.model)} | found
 
 
 def _subject(folder: Path, name: str, kind: str, hooked: bool) -> Subject:

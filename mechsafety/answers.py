@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mechsafety.tokens import tokenize_prompts
+from mechsafety.tokens import tokenize_piece, tokenize_prompts
 from mechsafety.turn_ends import end_of_turn
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def encode(model: TransformerBridge, examples: Sequence[Example]) -> list[Encode
     return [
         (
             prompt,
-            model.tokenizer(e.answer, add_special_tokens=False)["input_ids"] + ([end] if e.whole else []),
+            tokenize_piece(model, e.answer) + ([end] if e.whole else []),
         )
         for prompt, e in zip(prompts, examples, strict=True)
     ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-_WINDOW_NAMES = ("n_positions", "max_position_embeddings", "n_ctx")
+_WINDOW_NAMES = ("n_positions", "max_position_embeddings", "n_ctx", "max_seq_len")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,6 +146,32 @@ def load_model(
     return model
 
 
+def load_reader(spec: str, *, template: str | None = None, date: str | None = None) -> Any:
+    """What a model reads with, without its weights: an object with its tokenizer and configuration.
+
+    Everything in :mod:`mechsafety.tokens` and :mod:`mechsafety.fed_prompts` takes it for the model. Raises as
+    :func:`load_model` does.
+    """
+    parsed = parse_spec(spec)
+    day = rendering.checked_day(date) if date is not None else rendering.today()
+    folder, _ = locate(parsed)
+    tokenizer = load_tokenizer(spec, parsed, folder, trust_remote_code=False)
+    _set_template(spec, tokenizer, template)
+    config = _load_config(spec, parsed, folder)
+    reads = {"_mechsafety_tokenizer": tokenizer, "_mechsafety_day": day}
+    return SimpleNamespace(tokenizer=tokenizer, config=config, **reads)
+
+
+def _load_config(spec: str, parsed: ModelSpec, folder: str) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        with quiet():
+            return AutoConfig.from_pretrained(folder, revision=parsed.revision)
+    except Exception as error:
+        raise load_error(spec, parsed, error) from error
+
+
 def load_record(model: TransformerBridge) -> LoadRecord | None:
     """The record :func:`load_model` left on a model; None for a model the user booted."""
     return getattr(model, "load_record", None)
@@ -180,8 +207,8 @@ def model_name(model: Any) -> str:
 
 
 def window(model: Any) -> int | None:
-    """How many tokens the model can attend to, by its configuration; None where that does not say."""
-    config = model.cfg if is_hooked_transformer(model) else body_of(model).config
+    """How many tokens a model, or its body, can attend to by its configuration; None where that does not say."""
+    config = model.cfg if is_hooked_transformer(model) else getattr(model, "original_model", model).config
     config = getattr(config, "text_config", None) or config
     found = (getattr(config, name, None) for name in _WINDOW_NAMES)
     return next((int(n) for n in found if n is not None), None)

@@ -28,7 +28,7 @@ from mechsafety.forward import (
     same_but_rounding,
 )
 from mechsafety.hooked_transformers import has_cache
-from mechsafety.models import is_hooked_transformer
+from mechsafety.models import body_of, is_hooked_transformer, window
 from mechsafety.tokens import TokenBatch, batches, device_of
 
 if TYPE_CHECKING:
@@ -102,20 +102,19 @@ def has_strange_hooks(body: Any) -> bool:
     return sum(len(p.fwd_hooks) + len(p.bwd_hooks) for p in points) > body.__dict__.get(OWN_HOOKS, 0)
 
 
-def prefix_note(body: Any) -> str:
-    """How tokens that prompts share were run on ``body`` so far, for the record."""
+def prefix_note(model: Any) -> str:
+    """How the first tokens that prompts share have been run on ``model`` so far, for the record."""
+    body = body_of(model)
     tried = body.__dict__.get("_mechsafety_twin", body).__dict__.get(_TRIED, {})
     if not tried:
-        return "nothing shared"
-    return (
-        "run once" if all(tried.values()) else "run with every prompt (its attention or state counts columns)"
-    )
+        return "none were shared"
+    return "run once" if all(tried.values()) else "run with every prompt (attention or state counts columns)"
 
 
 def _gap_is_nothing(body: Any, gap: int, device: torch.device) -> bool:
     ids = _made_up(body)
     before = run_prefix(body, ids[:-1], device)
-    if (room := _room(body)) is not None:
+    if (room := window(body)) is not None:
         gap = min(gap, room - len(ids))
     if not keeps_keys(before.cache, before.n_tokens) or not _takes_gap(before.cache, gap + len(ids)):
         return False
@@ -142,12 +141,6 @@ def _vocabulary(body: Any) -> int:
     return (
         int(body.cfg.d_vocab) if is_hooked_transformer(body) else body.get_input_embeddings().weight.shape[0]
     )
-
-
-def _room(body: Any) -> int | None:
-    config = body.cfg if is_hooked_transformer(body) else body.config
-    names = ("n_positions", "max_position_embeddings", "n_ctx")
-    return next((int(n) for name in names if (n := getattr(config, name, None)) is not None), None)
 
 
 def _takes_gap(cache: Any, width: int) -> bool:

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechsafety.errors import MechsafetyError
+from mechsafety.tokens import tokenize_piece
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -123,7 +124,7 @@ def openings_of(
 
 def named_refusal_tokens(model: TransformerBridge, texts: Sequence[str]) -> RefusalTokens:
     """Refusal tokens that the user names: the first token of each text."""
-    ids = [model.tokenizer(text, add_special_tokens=False)["input_ids"][:1] for text in texts]
+    ids = [tokenize_piece(model, text)[:1] for text in texts]
     if any(not i for i in ids):
         raise MechsafetyError(f"refusal tokens {list(texts)}: each must hold at least one token")
     return RefusalTokens(

@@ -31,8 +31,9 @@ from mechsafety.judges.asking import AskingJudge
 from mechsafety.judges.cache import VerdictCache
 from mechsafety.judges.registry import judge_responses, judge_sources, load_judge
 from mechsafety.judges.verdict import Judge, Response, Verdict
-from mechsafety.models import load_model, load_record
+from mechsafety.models import load_model, load_reader, load_record
 from mechsafety.openings import ANSWER_TOKENS, own_refusal_tokens
+from mechsafety.prefixes import prefix_note
 from mechsafety.prompt_splits import record_repeated
 from mechsafety.prompts import PromptSet
 from mechsafety.provenance import of_models
@@ -81,6 +82,7 @@ def run_study(
         record_date(run, day)
         record_repeated(run, say, report, anchors)
         study = _Study(config=config, run=run, report=report, anchors=anchors, day=day, say=say)
+        study.require_room()
         for number, spec in enumerate(config.systems, start=1):
             study.try_system(spec, f"[{number}/{len(config.systems)}] {spec}")
         result = study.tables()
@@ -140,19 +142,31 @@ class _Study:
     def fed(self, spec: str) -> tuple[Fed, Fed]:
         """The report prompts and the anchors as they enter the work on one system."""
         if spec not in self._fed:
-            sets = ((self.report, self.config.max_new_tokens), (self.anchors, ANSWER_TOKENS))
-            report, anchors = (
-                fed(
-                    self.model(spec),
-                    prompts,
-                    new_tokens=new_tokens,
-                    truncate=self.config.truncate_prompts,
-                    escape=self.config.escape_control_tokens,
-                )
-                for prompts, new_tokens in sets
-            )
-            self._fed[spec] = report, anchors
+            self._fed[spec] = self._fed_to(self.model(spec))
         return self._fed[spec]
+
+    def _fed_to(self, model: Any) -> tuple[Fed, Fed]:
+        sets = ((self.report, self.config.max_new_tokens), (self.anchors, ANSWER_TOKENS))
+        report, anchors = (
+            fed(
+                model,
+                prompts,
+                new_tokens=new_tokens,
+                truncate=self.config.truncate_prompts,
+                escape=self.config.escape_control_tokens,
+            )
+            for prompts, new_tokens in sets
+        )
+        return report, anchors
+
+    def require_room(self) -> None:
+        """Before any work: every prompt fits in the window of every system that has still to read it."""
+        for spec in self.config.systems:
+            if not self.run.has_part("responses", spec, ARMS[-1]):
+                try:
+                    self._fed_to(load_reader(spec, template=self.config.template, date=self.day))
+                except MechsafetyError as error:
+                    raise MechsafetyError(f"{spec}: {error}") from None
 
     def anchors_of(self, spec: str) -> PromptSet:
         return self.fed(spec)[1].prompts
@@ -247,6 +261,7 @@ class _Study:
         facts = {
             "model": record.as_dict() if record else {},
             "overridden_generation_defaults": overridden_defaults(model),
+            "shared_tokens": prefix_note(model),
             **fed_record(model, self.fed(spec), escaped=self.config.escape_control_tokens),
             "recipe": chosen.name,
             "recipe_about": chosen.about,

@@ -83,6 +83,7 @@ def page_of(run: RunFolder) -> Page:
         how=[
             f"Weights {model.get('fingerprint', '')[:16]}, {model.get('dtype')} on {model.get('device')}",
             *_overridden(selected),
+            f"Tokens that all prompts begin with: {selected.get('shared_tokens', 'not recorded')}",
             f"First tokens of refusals ({selected['refusal_tokens']['source']}): {tokens}",
             f"Unedited refusal score: harmful {selected['base_refusal_score']['harmful']:.2f}, harmless "
             f"{selected['base_refusal_score']['harmless']:.2f}",

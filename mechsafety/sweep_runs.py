@@ -30,6 +30,7 @@ from mechsafety.interventions import Ablate, digest
 from mechsafety.layer_profile import logit_lens, profile_layers
 from mechsafety.models import load_model, load_record
 from mechsafety.openings import ANSWER_TOKENS, own_refusal_tokens
+from mechsafety.prefixes import prefix_note
 from mechsafety.prompt_splits import record_repeated, require_splits
 from mechsafety.prompts import PromptSet, load_prompts
 from mechsafety.provenance import of_models
@@ -238,6 +239,7 @@ class _Sweep:
         return {
             "model": record.as_dict() if record else {},
             "overridden_generation_defaults": overridden_defaults(self.model),
+            "shared_tokens": prefix_note(self.model),
             "refusal_tokens": asdict(swept.refusal_tokens),
             "base_refusal_score": {
                 "harmful": round(swept.base_harmful, 4),

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mechsafety.errors import MechsafetyError
 from mechsafety.models import is_hooked_transformer
-from mechsafety.tokens import render_chat
+from mechsafety.tokens import render_chat, tokenize_piece
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -60,7 +60,7 @@ def _after_answer(model: TransformerBridge, place: Literal["last", "followed"]) 
     except TemplateError:
         return []
     rest = rendered.partition(_ANSWER)[2].partition(_NEXT)[0]
-    return list(model.tokenizer(rest, add_special_tokens=False)["input_ids"])
+    return tokenize_piece(model, rest)
 
 
 def _closing(model: TransformerBridge) -> set[int]:

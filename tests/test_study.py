@@ -27,6 +27,7 @@ from mechsafety.report import write_report
 from mechsafety.runs import read_run
 from mechsafety.study import run_study
 from mechsafety.study_config import StudyConfig
+from tests.architectures import save_architecture
 from tests.prompt_sets import small_prompts, write_csv
 from tests.tokenizer_kinds import DATED, KINDS, save_kind
 
@@ -389,6 +390,16 @@ def test_a_study_says_what_its_systems_read_and_refuses_what_does_not_fit(
     page = write_report(read_run(path)).read_text()
     assert "Today: 3 Feb 2001" in page
     assert f"1 ({long})" in page
+
+
+def test_a_later_system_with_a_smaller_window_is_refused_before_the_first_works(
+    config: StudyConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = save_architecture(tmp_path / "small", "llama", max_position_embeddings=12)
+    monkeypatch.setattr("mechsafety.study.load_model", lambda *_, **__: pytest.fail("a model was loaded"))
+    asked = config.model_copy(update={"systems": (config.systems[0], str(small)), "judges": ("rules",)})
+    with pytest.raises(MechsafetyError, match=r"small: .*window of 12 tokens"):
+        run_study(asked, tmp_path / "run")
 
 
 def test_a_study_that_goes_on_another_day_reads_as_on_the_first(
