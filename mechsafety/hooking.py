@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -80,16 +81,31 @@ class _Pass:
         self.chosen: Bool[Tensor, "row token 1"] | None = None
         self.size = 0
         self.shape = (0, 0)
+        self.passes: list[Tensor] = []
 
     def begin(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before a Hugging Face module runs: ``args`` and ``kwargs`` are its forward's."""
         inputs = kwargs.get("input_ids")
         if inputs is None:
             inputs = args[0] if args else kwargs["inputs_embeds"]
-        cache = kwargs.get("past_key_values")
-        before = 0 if cache is None or self.positions == "all" else int(cache.get_seq_length())
+        before = 0
+        if self.positions != "all":
+            before = self._columns_before(kwargs.get("past_key_values", kwargs.get("cache_params")), inputs)
         mask = kwargs.get("attention_mask")
         self._cover(inputs, before, mask if mask is not None and mask.ndim == 2 else None)
+
+    def _columns_before(self, cache: Any, inputs: Tensor) -> int:
+        """How many columns ``cache`` stands for; where it is a state without a length, those that went into it here."""
+        if cache is None:
+            self.passes = [inputs]
+            return 0
+        with contextlib.suppress(AttributeError, ValueError):
+            return int(cache.get_seq_length())
+        if (
+            not self.passes or self.passes[-1] is not inputs
+        ):  # a pass begins at the model and again at its base
+            self.passes.append(inputs)
+        return sum(earlier.shape[1] for earlier in self.passes[:-1])
 
     def begin_block(self, _block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before a block of a HookedTransformer runs.

@@ -10,13 +10,14 @@ import copy
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from mechsafety import rendering
 from mechsafety.adapters import adapter_folder, merge_adapter, weights_fingerprint
 from mechsafety.errors import MechsafetyError, first_lines
+from mechsafety.faithful import require_faithful
 from mechsafety.filled_weights import load_filled, require_rows
 from mechsafety.gguf_models import PACKAGED, converted, packaged_gguf
 from mechsafety.hardware import dtype_name, free_bytes, resolve_device, resolve_dtype
@@ -117,14 +118,15 @@ def load_model(
     where = resolve_device(device)
     number = resolve_dtype(dtype, where)
     folder, source = locate(parsed)
+    adapter = None if parsed.adapter is None else adapter_folder(parsed.adapter)  # sooner than the weights
     hf = load_weights(spec, parsed, folder, dtype=number, device=where, trust_remote_code=trust_remote_code)
     tokenizer = load_tokenizer(spec, parsed, folder, trust_remote_code=trust_remote_code)
     template_name = _set_template(spec, tokenizer, template)
     require_rows(hf, tokenizer, source=spec)
-    if parsed.adapter is None:
+    if adapter is None:
         fingerprint = weights_fingerprint(hf)
     else:
-        hf, fingerprint = merge_adapter(hf, adapter_folder(parsed.adapter), spec)
+        hf, fingerprint = merge_adapter(hf, adapter, spec)
     n_parameters = sum(p.numel() for p in hf.parameters())  # booting adds views of joint query-key-value maps
     model = _boot(spec, hf, tokenizer, day)
     record = LoadRecord(
@@ -221,8 +223,13 @@ def generation_twin(model: TransformerBridge) -> PreTrainedModel | None:
     modules is wrapped. Made before booting, so only :func:`load_model`'s models have one; and None while the
     user has hooks on the bridge, which the twin would not feel.
     """
+    return None if _is_hooked(model) else plain_tree(model)
+
+
+def plain_tree(model: Any) -> Any:
+    """The plain modules over the parameters of a model or of its body, whatever hooks these have; None without any."""
     twin = model.__dict__.get("_mechsafety_twin")
-    if twin is None or _is_hooked(model):
+    if twin is None:
         return None
     # Moving the bridge may leave the twin's tensors behind.
     devices = {tensor.device for tensor in (*twin.parameters(), *twin.buffers())}
@@ -370,7 +377,7 @@ def _boot(spec: str, hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, da
     for parameter in (*model.parameters(), *twin.parameters()):
         parameter.requires_grad_(False)
     model.__dict__["_mechsafety_twin"] = hf.__dict__["_mechsafety_twin"] = twin
-    _require_faithful(spec, hf, twin)
+    require_faithful(spec, hf, twin, most=window(hf))
     _give_tokenizer(model, tokenizer, day)
     if (got := _reading(model.tokenizer, day)) != asked:
         raise MechsafetyError(
@@ -378,25 +385,6 @@ def _boot(spec: str, hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, da
             "put another tokenizer in its place; report this with the model's name"
         )
     return model
-
-
-def _require_faithful(spec: str, hf: PreTrainedModel, twin: PreTrainedModel) -> None:
-    """Raise where TransformerLens' model computes other logits than transformers does with the same weights.
-
-    It runs plain attention where transformers takes a fused kernel; the two are the same up to rounding, but not in
-    every model (Falcon with ALiBi counts the distances twice).
-    """
-    vocabulary = cast("Any", twin.get_input_embeddings()).weight.shape[0]
-    device = next(twin.parameters()).device
-    ids = torch.tensor([[(7919 * i) % vocabulary for i in range(1, 17)]], device=device)
-    with torch.inference_mode():
-        ours, theirs = (m(input_ids=ids).logits[0].float() for m in cast("list[Any]", [hf, twin]))
-    apart = float((ours - theirs).norm() / theirs.norm())
-    if apart > (1e-3 if next(twin.parameters()).dtype.itemsize >= 4 else 0.05):
-        raise MechsafetyError(
-            f"TransformerLens computes other logits for {spec!r} ({type(hf).__name__}) than transformers does, by "
-            f"{apart:.1%} of their norm: its analyses would be of another model, so it is not supported"
-        )
 
 
 def _to_boot_with(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:

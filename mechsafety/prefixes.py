@@ -28,7 +28,7 @@ from mechsafety.forward import (
     same_but_rounding,
 )
 from mechsafety.hooked_transformers import has_cache
-from mechsafety.models import body_of, is_hooked_transformer, window
+from mechsafety.models import body_of, is_hooked_transformer, plain_tree, window
 from mechsafety.tokens import TokenBatch, batches, device_of
 
 if TYPE_CHECKING:
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 _LEAST = 8  # shorter ones are not worth a cache
 _SHORT_GAP = 16
 _TRIED = "_mechsafety_prefix_gaps"
+_WAYS = "_mechsafety_prefix_ways"
+_ONCE, _EACH = "run once", "run with every prompt (padding after them would count)"
 
 
 def shared_prefix(sequences: Sequence[Sequence[int]], *, leave: int = 1) -> list[int]:
@@ -66,7 +68,9 @@ def common_prefix(
     if not shared:
         return []
     width = max(len(s) for s in sequences) + more
-    return shared if ignores_gaps(body, width, device) else []
+    once = ignores_gaps(body, width, device)
+    body.__dict__.setdefault(_WAYS, set()).add(_ONCE if once else _EACH)
+    return shared if once else []
 
 
 def ignores_gaps(body: Any, width: int, device: torch.device) -> bool:
@@ -77,7 +81,7 @@ def ignores_gaps(body: Any, width: int, device: torch.device) -> bool:
     """
     if is_hooked_transformer(body) and not has_cache(body):
         return False
-    body = body.__dict__.get("_mechsafety_twin", body)  # the same weights, and no hooks of the user's
+    body = _unhooked(body)
     tried: dict[int, bool] = body.__dict__.setdefault(_TRIED, {})
     bucket = 1 << max(width - 1, _SHORT_GAP).bit_length()
     if bucket not in tried:
@@ -104,11 +108,15 @@ def has_strange_hooks(body: Any) -> bool:
 
 def prefix_note(model: Any) -> str:
     """How the first tokens that prompts share have been run on ``model`` so far, for the record."""
-    body = body_of(model)
-    tried = body.__dict__.get("_mechsafety_twin", body).__dict__.get(_TRIED, {})
-    if not tried:
+    ways = body_of(model).__dict__.get(_WAYS, set()) | (plain_tree(model) or model).__dict__.get(_WAYS, set())
+    if not ways:
         return "none were shared"
-    return "run once" if all(tried.values()) else "run with every prompt (attention or state counts columns)"
+    return " or ".join(sorted(ways))
+
+
+def _unhooked(body: Any) -> Any:
+    """The same weights without hooks of the user's, where there are such."""
+    return body if is_hooked_transformer(body) else plain_tree(body) or body
 
 
 def _gap_is_nothing(body: Any, gap: int, device: torch.device) -> bool:
@@ -133,8 +141,8 @@ def _made_up(body: Any) -> list[int]:
     return [(7919 * i) % half + half // 2 for i in range(1, _LEAST + 2)]
 
 
-def _last_logits(body: Any, rest: TokenBatch, before: Prefix) -> Float[Tensor, " vocabulary"]:
-    return forward(body, rest, logits=1, before=before).logits[0, -1]
+def _last_logits(body: Any, rest: TokenBatch, before: Prefix) -> Float[Tensor, "1 vocabulary"]:
+    return forward(body, rest, logits=1, before=before).logits[0]
 
 
 def _vocabulary(body: Any) -> int:

@@ -169,6 +169,9 @@ def answer_nll(
     if not longest:
         return out
     with body_under(model, edit) as body:
+        if edit is not None and edit.positions != "all":
+            _nll_behind_prompts(model, body, contexts, answers, batch_size, out)
+            return out
         for batch in batches(model, full, batch_size=batch_size):
             logits = forward(body, batch, logits=longest + 1).logits
             for place, row in enumerate(batch.rows):
@@ -177,3 +180,22 @@ def answer_nll(
                     target = batch.ids[place, -n:, None]
                     out[row] = -float(predicted.gather(-1, target).mean())
     return out
+
+
+def _nll_behind_prompts(
+    model: TransformerBridge,
+    body: Any,
+    contexts: Sequence[Sequence[int]],
+    answers: Sequence[Sequence[int]],
+    batch_size: int,
+    out: list[float | None],
+) -> None:
+    """:func:`answer_nll` under an edit that tells prompt and answer apart: prompts first, answers after them."""
+    asked = [row for row, answer in enumerate(answers) if answer]
+    for batch in batches(model, [contexts[row] for row in asked], batch_size=batch_size):
+        pairs = [(place, answers[asked[row]]) for place, row in enumerate(batch.rows)]
+        scored = continuation_logits(body, batch, pairs, pad=pad_token(model), batch_size=batch_size)
+        for place, logits in scored:
+            target = torch.tensor(list(pairs[place][1]), device=logits.device)[:, None]
+            predicted = torch.log_softmax(logits.float(), dim=-1)
+            out[asked[batch.rows[place]]] = -float(predicted.gather(-1, target).mean())

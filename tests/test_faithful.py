@@ -1,0 +1,34 @@
+"""What TransformerLens computes otherwise than transformers is refused, in every number format; the rest is not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import mechsafety as ms
+from mechsafety.errors import MechsafetyError
+from tests.architectures import ARCHITECTURES, UNFAITHFUL, save_architecture
+
+HALF_REFUSED = ("codegen",)
+"""TransformerLens mixes number formats in these."""
+
+
+@pytest.mark.parametrize("name", [n for n in ARCHITECTURES if n not in UNFAITHFUL])
+def test_half_precision_is_no_other_model(tmp_path: Path, name: str) -> None:
+    """Rounding flips the choice of experts, which moves single tokens by half their size."""
+    folder = str(save_architecture(tmp_path, name))
+    if name in HALF_REFUSED:
+        with pytest.raises(MechsafetyError, match="float32"):
+            ms.load_model(folder, dtype="bfloat16", device="cpu")
+    else:
+        ms.load_model(folder, dtype="bfloat16", device="cpu")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("name", UNFAITHFUL)
+def test_other_numbers_are_refused(tmp_path: Path, name: str, seed: int, dtype: str) -> None:
+    folder = str(save_architecture(tmp_path, name, seed=seed))
+    with pytest.raises(MechsafetyError, match="other numbers"):
+        ms.load_model(folder, dtype=dtype, device="cpu")
