@@ -9,6 +9,7 @@ import pytest
 import mechsafety as ms
 from mechsafety.errors import MechsafetyError
 from tests.architectures import ARCHITECTURES, UNFAITHFUL, save_architecture
+from tests.test_batched_alone import TEMPLATES, prompts
 
 HALF_REFUSED = ("codegen",)
 """TransformerLens mixes number formats in these."""
@@ -32,3 +33,14 @@ def test_other_numbers_are_refused(tmp_path: Path, name: str, seed: int, dtype: 
     folder = str(save_architecture(tmp_path, name, seed=seed))
     with pytest.raises(MechsafetyError, match="other numbers"):
         ms.load_model(folder, dtype=dtype, device="cpu")
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize(
+    "name", ["lfm2", "bamba", "falcon-h1", "jamba", "mamba2", "nemotron-h", "qwen3-next"]
+)
+def test_half_precision_makes_no_text_of_padding(tmp_path: Path, name: str, seed: int) -> None:
+    """Models that keep a state are tried for this; ``tests/test_batched_alone.py`` has one that fails."""
+    folder = str(save_architecture(tmp_path, name, seed=seed, template=TEMPLATES["no prefix"]))
+    model = ms.load_model(folder, dtype="bfloat16", device="cpu")
+    assert len(ms.residual_stream(model, prompts()).ids) == len(prompts())
