@@ -161,7 +161,7 @@ def _stream(
         raise MechsafetyError("no prompts to cache")
     if not positions or any(p >= 0 for p in positions):
         raise MechsafetyError(f"positions {list(positions)}: offsets from the end are -1, -2, ...")
-    _, sequences = fitting(model, prompts)
+    _, sequences = fitting(model, prompts, truncate=False)
     furthest = -min(positions)
     shortest = min(len(s) for s in sequences)
     if shortest < furthest:

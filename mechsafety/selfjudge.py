@@ -156,7 +156,7 @@ def greedy_replies(
     if not contexts or not max_new_tokens > 0:
         raise MechsafetyError("greedy replies need contexts and max_new_tokens above 0")
     names = [f"dialogue {number}" for number in range(1, len(contexts) + 1)]
-    require_room(model, contexts, names, new_tokens=max_new_tokens, mend="take a model that reads more")
+    require_room(model, contexts, names, new_tokens=max_new_tokens)
     requests = [Request(tokens=tuple(context), max_new_tokens=max_new_tokens) for context in contexts]
     with bar("self-judgement in words", total=len(requests), unit="item") as progress:
         found = continuations(model, requests, edit=edit, batch_size=DEFAULT_BATCH, on_batch=progress.update)

@@ -332,7 +332,7 @@ class _Study:
     def _nll(self, model: TransformerBridge, table: pd.DataFrame) -> list[float]:
         contexts = tokenize_prompts(model, list(table["prompt"]))
         answers = [[int(t) for t in tokens] for tokens in table["tokens"]]
-        found = answer_nll(model, contexts, answers)
+        found = answer_nll(model, contexts, answers, ids=list(table["id"]))
         return [float("nan") if value is None else round(value, 5) for value in found]
 
     def responses(self, spec: str, arm: str) -> pd.DataFrame:

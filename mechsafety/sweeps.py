@@ -317,7 +317,7 @@ def separation(
 def _first_pass(
     model: TransformerBridge, prompts: Sequence[Prompt], batch_size: int
 ) -> tuple[list[list[int]], Float[Tensor, "row vocabulary"]]:
-    _, sequences = fitting(model, prompts)
+    _, sequences = fitting(model, prompts, truncate=False)
     with body_under(model, None) as body:
         return sequences, all_last_logits(model, body, sequences, batch_size=batch_size)
 
