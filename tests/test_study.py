@@ -363,7 +363,7 @@ def dated(
             "prompts": str(csv),
             "anchors": str(csv),
             "judges": ("rules", f"logit:{tiny_folder('llama')}"),
-            "selfjudge": False,
+            "selfjudge": True,
         }
     ), (prompts[-1].id, prompts[-2].id)
 
@@ -390,6 +390,10 @@ def test_a_study_says_what_its_systems_read_and_refuses_what_does_not_fit(
     page = write_report(read_run(path)).read_text()
     assert "Today: 3 Feb 2001" in page
     assert f"1 ({long})" in page
+    # Asked about the answer to a prompt that fills the window, the model has no room; about the others it has.
+    judged = pd.read_parquet(path / "selfjudge.parquet").set_index("id")
+    assert set(judged.index[judged["score"].isna()]) == {long}
+    assert list(pd.read_csv(path / "selfjudge.csv")["not_asked"]) == [1, 1]
 
 
 def test_a_later_system_with_a_smaller_window_is_refused_before_the_first_works(
