@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from mechsafety.errors import MechsafetyError
-from mechsafety.models import window
+from mechsafety.models import load_reader, window
 from mechsafety.prompts import Prompt, PromptSet
 from mechsafety.rendering import broken, control_tokens, exact_tokens, holding_control_tokens
 from mechsafety.tokens import (
@@ -63,6 +63,29 @@ def fed(
         prompts, cut = truncated(model, prompts, new_tokens=new_tokens)
     fitting(model, prompts, new_tokens=new_tokens, truncate=None if truncate is None else False)
     return Fed(prompts=prompts, cut=cut, control=control)
+
+
+def require_all_fit(
+    specs: Iterable[str],
+    parts: Iterable[tuple[PromptSet, int]],
+    *,
+    template: str | None,
+    date: str,
+    truncate: bool | None = None,
+    escape: bool = False,
+) -> None:
+    """Before any weights are loaded: all prompts, with so many new tokens, fit in the window of every system.
+
+    Raises :class:`MechsafetyError` that names the first system that a prompt is too long for.
+    """
+    parts = list(parts)
+    for spec in specs:
+        reader = load_reader(spec, template=template, date=date)
+        try:
+            for prompts, new_tokens in parts:
+                fed(reader, prompts, new_tokens=new_tokens, truncate=truncate, escape=escape)
+        except MechsafetyError as error:
+            raise MechsafetyError(f"{spec}: {error}") from None
 
 
 def fed_record(model: TransformerBridge, parts: Iterable[Fed], *, escaped: bool) -> dict[str, Any]:

@@ -20,6 +20,7 @@ import pandas as pd
 from mechsafety.adapters import adapter_folder
 from mechsafety.checkpoints import compare, read_comparison
 from mechsafety.errors import MechsafetyError
+from mechsafety.fed_prompts import require_all_fit
 from mechsafety.judges.registry import judge_sources, load_judge
 from mechsafety.ladder_config import COMPARE, TABLES, LadderConfig
 from mechsafety.ladder_links import files_read, read_regions
@@ -117,6 +118,7 @@ def run_ladder(
         setting = LadderSetting(
             config=config, run=run, prompts=prompts, judge=RungAware(judge), regions=regions, day=day
         )
+        require_all_fit(config.systems, setting.read, template=config.template, date=day)
         work = LadderWork(setting=setting, say=say)
         tables = work.tables()
         for name, table in tables.items():

@@ -101,6 +101,12 @@ class LadderSetting:
         report, limit = self.prompts.to_judge, self.config.limit
         return report if limit is None else report.sample(limit, seed=self.config.seed)
 
+    @property
+    def read(self) -> list[tuple[PromptSet, int]]:
+        """The prompts that each system reads, with the tokens that it may add."""
+        more = self.config.max_new_tokens
+        return [(self.fit, 0), (self.validation, 0), (self.choice, more), (self.report, more)]
+
     def load(self, spec: str) -> TransformerBridge:
         loading = loading_of(self.config)
         for name, made_from in of_models(spec, **loading).items():  # hours may lie since the run was opened

@@ -49,6 +49,12 @@ _PASSAGES = 30
 _STATE_COLUMNS = ["removal", "setting", "control", "draw", "p", "q", "r_u", "r_s", "share"]
 
 
+def evaluated_prompts(prompts: PromptSet, config: RegionsConfig) -> PromptSet:
+    """The report prompts that removals are judged on."""
+    report = prompts.to_judge
+    return report if config.limit is None else report.sample(config.limit, seed=config.seed)
+
+
 @dataclass(kw_only=True)
 class RegionWork:
     """One model's run: what it is asked, where it is kept, and the parts in their order."""
@@ -113,8 +119,7 @@ class RegionWork:
     @cached_property
     def evaluated(self) -> PromptSet:
         """The report prompts that removals are judged on."""
-        report, limit = self.prompts.to_judge, self.config.limit
-        return report if limit is None else report.sample(limit, seed=self.config.seed)
+        return evaluated_prompts(self.prompts, self.config)
 
     @cached_property
     def attributed(self) -> PromptSet:

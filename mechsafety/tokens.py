@@ -174,7 +174,9 @@ def _tokenized_bare(model: TransformerBridge, text: str) -> list[int]:
 MORE_ROOM = "take a model that reads more"
 
 
-def rows_that_fit(model: TransformerBridge, sequences: Sequence[Sequence[int]], *, new_tokens: int = 0) -> list[int]:
+def rows_that_fit(
+    model: TransformerBridge, sequences: Sequence[Sequence[int]], *, new_tokens: int = 0
+) -> list[int]:
     """The rows of ``sequences`` that fit in the model's window with ``new_tokens`` more."""
     most = window(model)
     return [row for row, tokens in enumerate(sequences) if most is None or len(tokens) + new_tokens <= most]
@@ -196,8 +198,8 @@ def require_room(
     if long := [row for row in range(len(sequences)) if row not in fits]:
         more = f" and {new_tokens} new tokens" if new_tokens else ""
         raise MechsafetyError(
-            f"{len(long)} of {len(sequences)} prompts do not fit in the model's window of {window(model)} tokens: the first is "
-            f"{ids[long[0]]!r}, {len(sequences[long[0]])} tokens as the model reads it{more}. Leave them out, ask for "
+            f"{len(long)} of {len(sequences)} prompts do not fit in the model's window of {window(model)} tokens: the first "
+            f"is {ids[long[0]]!r}, {len(sequences[long[0]])} tokens as the model reads it{more}. Leave them out, ask for "
             f"fewer tokens, or {mend}"
         )
 
