@@ -14,14 +14,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from mechsafety.adapters import adapter_folder, weights_fingerprint
+from mechsafety.adapters import adapter_folder
 from mechsafety.errors import MechsafetyError
 from mechsafety.hardware import dtype_name, resolve_device, resolve_dtype
 from mechsafety.models import (
     PLAIN_TEMPLATE,
     ModelSpec,
-    body_of,
-    known_fingerprint,
+    current_fingerprint,
     load_error,
     locate,
     parse_spec,
@@ -87,8 +86,8 @@ def of_classifier(spec: str) -> Provenance:
 
 
 def loaded_fingerprint(model: Any) -> str:
-    """The fingerprint of a loaded model's weights: of the file's where it is known, else of those it has now."""
-    return known_fingerprint(model) or weights_fingerprint(body_of(model))
+    """The fingerprint of a loaded model's weights: of the file's while they are those, else of what they are now."""
+    return current_fingerprint(model)
 
 
 def of_files(*paths: Path) -> Provenance:

@@ -179,9 +179,7 @@ class _Sweep:
         swept: dict[str, Sweep] = {}
         for method in self.config.methods:
             self.say(f"{method}: directions at {len(self.positions)} positions and {cache.n_layers} layers")
-            found[method] = find_directions(
-                cache, method=method, centring=self.config.centring, seed=self.config.seed
-            )
+            found[method] = self._directions(method, cache)
             self.say(
                 f"{method}: scores on {self.config.validation} + {self.config.validation} validation prompts"
             )
@@ -214,6 +212,14 @@ class _Sweep:
         facts = selections[main] | {"method": main}
         run.record("selected", facts | self._facts(swept[main]))
         return SweepRun(path=run.path, table=table, selection=facts, stability=stability)
+
+    def _directions(self, method: Method, cache: ResidualCache) -> Directions:
+        """Those that the run's first session found: its scores are of these vectors, to the last digit."""
+        target = self.run.part_path("directions", method, suffix="safetensors")
+        if not self.run.has_part("directions", method, suffix="safetensors"):
+            made = find_directions(cache, method=method, centring=self.config.centring, seed=self.config.seed)
+            self.run.save(str(target.relative_to(self.run.path)), made.save)
+        return Directions.load(target)
 
     def _main(self, selections: dict[str, dict[str, Any]]) -> str:
         """The method to go on with: the first in which a candidate passed, else the first."""

@@ -129,7 +129,7 @@ def sweep(
     Prompts that the unedited model treats against their label (harmful with score <= 0, harmless with
     score >= 0) are left out where at least 8 of a label remain, as in the source. Zero vectors score NaN.
     ``path="plain"`` runs one candidate at a time and gives the same numbers. ``journal`` keeps every finished
-    candidate; those it holds already are not run again, and those of another model or other prompts are an error.
+    candidate; those it holds already are not run again, and those of another model, other directions or other prompts are an error.
 
     Raises :class:`MechsafetyError` when the directions were found on another model, for one class only, no
     prompts, a layer that does not exist, and prompts longer than the model's window (``truncate_prompts`` cuts their
@@ -159,7 +159,7 @@ def sweep(
     if journal is not None:
         journal.bind(
             model=loaded_fingerprint(model),
-            method=directions.method,
+            directions=directions.sha256(),
             prompts=prompts.sha256(),
             refusal_tokens=list(tokens.ids),
         )

@@ -197,10 +197,11 @@ def require_room(
     fits = set(rows_that_fit(model, sequences, new_tokens=new_tokens))
     if long := [row for row in range(len(sequences)) if row not in fits]:
         more = f" and {new_tokens} new tokens" if new_tokens else ""
+        first, n_tokens = ids[long[0]], len(sequences[long[0]])
         raise MechsafetyError(
-            f"{len(long)} of {len(sequences)} prompts do not fit in the model's window of {window(model)} tokens: the first "
-            f"is {ids[long[0]]!r}, {len(sequences[long[0]])} tokens as the model reads it{more}. Leave them out, ask for "
-            f"fewer tokens, or {mend}"
+            f"{len(long)} of {len(sequences)} prompts do not fit in the model's window of {window(model)} tokens: the "
+            f"first is {first!r}, {n_tokens} tokens as the model reads it{more}. Leave them out, ask for fewer tokens, or "
+            f"{mend}"
         )
 
 
