@@ -19,7 +19,7 @@ import pandas as pd
 
 from mechsafety.adapters import adapter_folder
 from mechsafety.checkpoints import compare, read_comparison
-from mechsafety.errors import MechsafetyError
+from mechsafety.errors import MechsafetyError, NotFiniteError, RefusedRunError
 from mechsafety.fed_prompts import require_all_fit
 from mechsafety.judges.registry import judge_sources, load_judge
 from mechsafety.ladder_config import COMPARE, TABLES, LadderConfig
@@ -220,6 +220,8 @@ def _compare(
             say=say,
             allow_other_versions=allow_other_versions,
         )
+    except (NotFiniteError, RefusedRunError):
+        raise  # numbers that are none, or parts of something else: nothing to note and pass over
     except MechsafetyError as error:
         return False, [f"The systems were not compared: {error}."]
     return True, list(found.notes)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mechsafety.anatomy.readings import read_outcomes
 from mechsafety.edit_costs import EditCosts
-from mechsafety.errors import MechsafetyError
+from mechsafety.errors import MechsafetyError, NotFiniteError, RefusedRunError
 from mechsafety.fed_prompts import rendered_examples
 from mechsafety.generation import generate
 from mechsafety.interventions import Ablate, Edit
@@ -260,6 +260,8 @@ class LadderSystem:
                     tables.append(
                         change_links(other, self.model, direction, regions=regions, seed=setting.config.seed)
                     )
+                except (NotFiniteError, RefusedRunError):
+                    raise
                 except MechsafetyError as error:
                     note = f"{self.spec} has no links to {base}: {error}."
             run.write_json_part(note, "link_note", self.spec)
