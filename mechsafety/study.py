@@ -39,7 +39,7 @@ from mechsafety.prompts import PromptSet
 from mechsafety.provenance import of_models
 from mechsafety.recipes import Recipe, recipe
 from mechsafety.resumable_generation import resumable_responses
-from mechsafety.runs import Provenance, RunFolder, open_run, pinned_date, record_date
+from mechsafety.runs import Provenance, RunFolder, computing_versions, open_run, pinned_date, record_date
 from mechsafety.scoring import answer_nll
 from mechsafety.selection import Selection, candidate, nearest, select
 from mechsafety.selfjudge import Exchange, self_judge, summarise
@@ -170,15 +170,28 @@ class _Study:
     # -- one system -----------------------------------------------------------------------------
 
     def try_system(self, spec: str, title: str) -> None:
-        """Everything about one system; where its numbers are not finite it is marked as failed."""
+        """Everything about one system; where its numbers are not finite it is marked as failed.
+
+        It is tried again under other versions or on another device, where numbers may be finite.
+        """
+        part = self.run.part_path("failed", spec, suffix="json")
+        now = self._circumstance(spec)
+        again = f"name a new folder, or delete {part.relative_to(self.run.path)} in the run to try it again"
         if (why := self.failure(spec)) is not None:
-            self.say(f"{title} · failed in an earlier session and is not tried again: {why}")
-            return
+            if self.run.read_json_part("failed", spec).get("circumstance") == now:
+                self.say(f"{title} · failed in an earlier session and is not tried again: {why} ({again})")
+                return
+            part.unlink()
         try:
             self.system(spec, title)
         except NotFiniteError as error:
-            self.run.write_json_part({"failed": str(error)}, "failed", spec)
-            self.say(f"{title} · failed: {error}")
+            self.run.write_json_part({"failed": str(error), "circumstance": now}, "failed", spec)
+            self.say(f"{title} · failed: {error} ({again})")
+
+    def _circumstance(self, spec: str) -> dict[str, Any]:
+        """What may change numbers and is no part of the configuration."""
+        (made_from,) = of_models(spec, **_loading(self.config)).values()
+        return {"versions": computing_versions(), **made_from.circumstance}
 
     def failure(self, spec: str) -> str | None:
         """Why a system could not be measured."""

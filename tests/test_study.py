@@ -282,7 +282,25 @@ def test_a_failed_system_is_not_tried_again(
     heard: list[str] = []
     again = run_study(plain, tmp_path / "run", say=heard.append)
     assert again.failed == first.failed
-    assert any("not tried again" in line for line in heard)
+    assert any("not tried again" in line and "new folder" in line for line in heard)
+
+
+def test_a_failed_system_is_tried_again_under_other_versions(
+    plain: StudyConfig,
+    tmp_path: Path,
+    overflowing: Callable[[str, str], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with monkeypatch.context():
+        overflowing(plain.systems[0], "_responses")
+        assert run_study(plain, tmp_path / "run").failed
+    monkeypatch.undo()
+    newer = {**runs.computing_versions(), "torch": "99"}
+    monkeypatch.setattr(runs, "computing_versions", lambda: newer)
+    monkeypatch.setattr(study, "computing_versions", lambda: newer)
+    again = run_study(plain, tmp_path / "run", allow_other_versions=True)
+    assert not again.failed
+    assert set(again.rates["system"]) == set(plain.systems)
 
 
 def test_a_judge_that_is_not_finite_is_no_fault_of_the_system(
