@@ -141,7 +141,8 @@ def dose_curves(
     ``harmless_refused``, ``harmless_degenerate``; ``kl``, the mean divergence of the next token after harmless
     prompts, in nats; ``perplexity`` of the unedited model's own answers to harmless prompts under the edit.
 
-    ``journal`` keeps finished doses, each by its edit. Raises :class:`MechsafetyError` for one class only or no prompts.
+    ``journal`` keeps finished doses, each by its edit. Raises :class:`MechsafetyError` for one class only or no
+    prompts.
     """
     import pandas as pd
 

@@ -129,7 +129,8 @@ def sweep(
     Prompts that the unedited model treats against their label (harmful with score <= 0, harmless with
     score >= 0) are left out where at least 8 of a label remain, as in the source. Zero vectors score NaN.
     ``path="plain"`` runs one candidate at a time and gives the same numbers. ``journal`` keeps every finished
-    candidate; those it holds already are not run again, and those of another model, other directions or other prompts are an error.
+    candidate; those it holds already are not run again, and those of another model, other directions or other prompts
+    are an error.
 
     Raises :class:`MechsafetyError` when the directions were found on another model, for one class only, no
     prompts, a layer that does not exist, and prompts longer than the model's window (``truncate_prompts`` cuts their

@@ -200,8 +200,8 @@ def require_room(
         first, n_tokens = ids[long[0]], len(sequences[long[0]])
         raise MechsafetyError(
             f"{len(long)} of {len(sequences)} prompts do not fit in the model's window of {window(model)} tokens: the "
-            f"first is {first!r}, {n_tokens} tokens as the model reads it{more}. Leave them out, ask for fewer tokens, or "
-            f"{mend}"
+            f"first is {first!r}, {n_tokens} tokens as the model reads it{more}. Leave them out, ask for fewer tokens, "
+            f"or {mend}"
         )
 
 

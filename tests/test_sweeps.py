@@ -189,13 +189,13 @@ def test_a_journal_is_of_these_directions_and_these_weights(tiny: Callable[..., 
         {"covectors": directions.vectors * 2},
         {"gaps": directions.gaps + 1},
     ):
-        with pytest.raises(MechsafetyError, match="made from something else.*directions"):
+        with pytest.raises(MechsafetyError, match=r"made from something else.*directions"):
             go_on(replace(directions, **changed))
     parameter = next(model.original_model.parameters())
     with torch.inference_mode():
         before = parameter.clone()
         parameter.mul_(1.5)  # weights that were baked or pruned since the model was loaded
-        with pytest.raises(MechsafetyError, match="made from something else.*model"):
+        with pytest.raises(MechsafetyError, match=r"made from something else.*model"):
             go_on(directions)
         parameter.copy_(before)
     go_on(directions)  # the control: as it was
