@@ -16,12 +16,12 @@ from mechsafety.interventions import Edit
 from mechsafety.judges.fluent import FluentJudge
 from mechsafety.judges.verdict import Judge
 from mechsafety.models import load_model
+from mechsafety.prompt_splits import require_disjoint
 from mechsafety.prompts import PromptSet
 from mechsafety.region_config import RegionsConfig, State, planned_states
 from mechsafety.region_examples import own_examples
 from mechsafety.region_links import random_like
 from mechsafety.regions.attribution import attribute
-from mechsafety.regions.examples import require_disjoint
 from mechsafety.regions.heads import best_heads, prune_heads, random_heads
 from mechsafety.regions.maps import LinearMap, linear_maps, uncovered
 from mechsafety.regions.overlap import jaccard_table, subspace_table
@@ -71,7 +71,7 @@ class RegionWork:
         self._matched: dict[State, Removal] = {}
         self._journal = Journal(self.run.path / "parts" / "states.jsonl")
         self._passages, self._choices = benign_passages()[:_PASSAGES], benign_choices()
-        require_disjoint(self.attributed, self.evaluated)
+        require_disjoint(attribution=self.attributed, evaluation=self.evaluated)
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """Every table that was asked for, by name."""
