@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mechsafety.errors import MechsafetyError, NotFiniteError
 from mechsafety.fed_prompts import fitting, truncated
+from mechsafety.finite import not_finite_at
 from mechsafety.forward import forward, run_prefix
 from mechsafety.hooking import observed, plain_twin_at, residual_hooks
 from mechsafety.models import body_of, known_fingerprint, model_name
@@ -161,7 +162,7 @@ def _stream(
         raise MechsafetyError("no prompts to cache")
     if not positions or any(p >= 0 for p in positions):
         raise MechsafetyError(f"positions {list(positions)}: offsets from the end are -1, -2, ...")
-    _, sequences = fitting(model, prompts)
+    _, sequences = fitting(model, prompts, truncate=False)
     furthest = -min(positions)
     shortest = min(len(s) for s in sequences)
     if shortest < furthest:
@@ -195,7 +196,4 @@ def _stream(
 
 def _not_finite(system: str, ids: list[str], layer: int, kept: Tensor) -> NotFiniteError:
     bad = int((~torch.isfinite(kept)).flatten(1).any(dim=1).nonzero()[0])
-    return NotFiniteError(
-        f"{system}: the residual stream of prompt {ids[bad]!r} is NaN or infinite at layer {layer}: the weights "
-        "overflow in this number format (try --dtype float32) or are damaged"
-    )
+    return not_finite_at(system, f"the residual stream of prompt {ids[bad]!r} at layer {layer}")

@@ -72,16 +72,23 @@ def merge_adapter(hf: PreTrainedModel, folder: Path, spec: str) -> tuple[PreTrai
 def _require_same_maps(folder: Path, wrapped: PeftModel) -> None:
     # peft drops the maps of modules that the base lacks without a word.
     from peft import get_peft_model_state_dict
-    from safetensors import safe_open
 
-    file = folder / "adapter_model.safetensors"
-    if not file.is_file():
-        return
-    with safe_open(file, framework="pt") as stream:
-        stored = set(stream.keys())
+    stored = _stored_names(folder)
     known = {*get_peft_model_state_dict(wrapped), *map(_plain_name, wrapped.state_dict())}
     if unused := sorted(key for key in stored if key not in known and _plain_name(key) not in known):
         raise ValueError(f"{len(unused)} of its {len(stored)} tensors have no place in it, e.g. {unused[0]}")
+
+
+def _stored_names(folder: Path) -> set[str]:
+    """The names of an adapter's tensors; the file that peft reads, where there are two."""
+    from safetensors import safe_open
+
+    if (file := folder / "adapter_model.safetensors").is_file():
+        with safe_open(file, framework="pt") as stream:
+            return set(stream.keys())
+    if (file := folder / "adapter_model.bin").is_file():
+        return set(torch.load(file, map_location="meta", weights_only=True))
+    return set()
 
 
 def _plain_name(key: str) -> str:

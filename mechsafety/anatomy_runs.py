@@ -24,7 +24,7 @@ from mechsafety.anatomy_answers import OwnAnswers
 from mechsafety.anatomy_config import PART_TABLES, PARTS, TABLES, AnatomyConfig, Part, Role
 from mechsafety.anatomy_work import AnatomyWork
 from mechsafety.errors import MechsafetyError
-from mechsafety.fed_prompts import rendered_examples
+from mechsafety.fed_prompts import rendered_examples, require_all_fit
 from mechsafety.judges.registry import judge_sources, load_judge
 from mechsafety.judges.verdict import Judge
 from mechsafety.models import load_model, load_record
@@ -103,6 +103,8 @@ def run_anatomy(
     started = time.perf_counter()
     sources = of_models(*config.models.values(), **_loading(config)) | _judge_sources(config)
     day = pinned_date(out, config.date)
+    read = [(prompts, config.max_new_tokens), (PromptSet(tuple(attacks)), config.max_new_tokens)]
+    require_all_fit(config.models.values(), read, template=config.template, date=day)
     judge = _judge(config, day)
     models = _pair(config, day, say)
     with open_run(out, config=asked, sources=sources, allow_other_versions=allow_other_versions) as run:

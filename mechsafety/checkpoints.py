@@ -20,6 +20,7 @@ import pandas as pd
 from mechsafety.checkpoint_work import MEASURES, CheckpointWork, Measure, Say
 from mechsafety.directions import Directions, load_directions
 from mechsafety.errors import MechsafetyError
+from mechsafety.fed_prompts import require_all_fit
 from mechsafety.models import load_model
 from mechsafety.prompt_splits import record_repeated
 from mechsafety.prompts import SPLITS, PromptSet
@@ -158,6 +159,9 @@ def compare(
     ) as run:
         record_date(run, day)
         record_repeated(run, say, prompts or PromptSet(()))
+        require_all_fit(
+            models, [(part, 0) for part in (fit, validation, report)], template=template, date=day
+        )
 
         def load(spec: str) -> TransformerBridge:
             for name, made_from in of_models(spec, **loading).items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -111,6 +112,13 @@ class Directions:
         row = self.positions.index(position)
         vector = self.vectors[row, layer]
         return vector if self.method in ("mean_difference", "leace") else vector * self.gaps[row, layer]
+
+    def sha256(self) -> str:
+        """A hash of the vectors, of how long steering makes them, and of the covectors."""
+        digest = hashlib.sha256(f"{self.method} {self.positions} {tuple(self.vectors.shape)}".encode())
+        for tensor in (self.vectors, self.gaps, self.covectors):
+            digest.update(b"" if tensor is None else tensor.cpu().float().contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     def save(self, path: Path) -> None:
         """Write safetensors; the record travels in the file's metadata."""

@@ -19,7 +19,7 @@ from mechsafety.directions import Direction
 from mechsafety.edit_costs import EditCosts
 from mechsafety.errors import MechsafetyError
 from mechsafety.generation import generate
-from mechsafety.interventions import Ablate, Edit
+from mechsafety.interventions import Ablate, Edit, digest
 from mechsafety.judges.registry import judge_responses
 from mechsafety.judges.verdict import Response
 from mechsafety.progress import bar
@@ -141,7 +141,8 @@ def dose_curves(
     ``harmless_refused``, ``harmless_degenerate``; ``kl``, the mean divergence of the next token after harmless
     prompts, in nats; ``perplexity`` of the unedited model's own answers to harmless prompts under the edit.
 
-    ``journal`` keeps finished doses. Raises :class:`MechsafetyError` for one class only or no prompts.
+    ``journal`` keeps finished doses, each by its edit. Raises :class:`MechsafetyError` for one class only or no
+    prompts.
     """
     import pandas as pd
 
@@ -157,7 +158,7 @@ def dose_curves(
     with bar("dose curves", total=len(doses), unit="dose") as progress:
         for dose in doses:
             # The unedited model stands at the start of every family and is measured once.
-            key = dose.key if dose.edit is not None else "unedited"
+            key = "unedited" if dose.edit is None else f"{dose.key}|{digest(dose.edit)}"
             stored = measured.get(key) or (journal.get(key) if journal is not None else None)
             if stored is None:
                 stored = bench.measure(dose.edit)

@@ -58,7 +58,9 @@ class EditCosts:
             return all_last_logits(self.model, body, self._contexts, batch_size=64)
 
     def _perplexity(self, edit: Edit | None) -> float:
-        found = answer_nll(self.model, self._contexts, self.answers, edit=edit)
+        found = answer_nll(
+            self.model, self._contexts, self.answers, edit=edit, ids=[p.id for p in self.prompts]
+        )
         pairs = [(nll, len(a)) for nll, a in zip(found, self.answers, strict=True) if nll is not None]
         total = sum(n for _, n in pairs)
         if not total:

@@ -22,6 +22,10 @@ class NotFiniteError(MechsafetyError):
     """Activations, logits or a loss are NaN or infinite: a system that cannot be measured in this number format."""
 
 
+class RefusedRunError(MechsafetyError):
+    """A run folder, or a part of one, was made from something else or under other circumstances than asked for now."""
+
+
 @contextmanager
 def needs(extra: Extra) -> Iterator[None]:
     """Around the import of an extra's package: where it is not installed, say what installs it."""

@@ -12,10 +12,17 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from mechsafety.errors import MechsafetyError
-from mechsafety.models import window
+from mechsafety.models import load_reader, window
 from mechsafety.prompts import Prompt, PromptSet
 from mechsafety.rendering import broken, control_tokens, exact_tokens, holding_control_tokens
-from mechsafety.tokens import Rendering, own_tokenizer, render_turn, require_room, tokenize_prompts
+from mechsafety.tokens import (
+    MORE_ROOM,
+    Rendering,
+    own_tokenizer,
+    render_turn,
+    require_room,
+    tokenize_prompts,
+)
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -38,7 +45,7 @@ def fed(
     prompts: PromptSet,
     *,
     new_tokens: int,
-    truncate: bool = False,
+    truncate: bool | None = None,
     escape: bool = False,
 ) -> Fed:
     """``prompts`` with control tokens broken and long texts cut, where that is asked for.
@@ -54,8 +61,31 @@ def fed(
     cut: tuple[str, ...] = ()
     if truncate:
         prompts, cut = truncated(model, prompts, new_tokens=new_tokens)
-    fitting(model, prompts, new_tokens=new_tokens)
+    fitting(model, prompts, new_tokens=new_tokens, truncate=None if truncate is None else False)
     return Fed(prompts=prompts, cut=cut, control=control)
+
+
+def require_all_fit(
+    specs: Iterable[str],
+    parts: Iterable[tuple[PromptSet, int]],
+    *,
+    template: str | None,
+    date: str,
+    truncate: bool | None = None,
+    escape: bool = False,
+) -> None:
+    """Before any weights are loaded: all prompts, with so many new tokens, fit in the window of every system.
+
+    Raises :class:`MechsafetyError` that names the first system that a prompt is too long for.
+    """
+    parts = list(parts)
+    for spec in specs:
+        reader = load_reader(spec, template=template, date=date)
+        try:
+            for prompts, new_tokens in parts:
+                fed(reader, prompts, new_tokens=new_tokens, truncate=truncate, escape=escape)
+        except MechsafetyError as error:
+            raise MechsafetyError(f"{spec}: {error}") from None
 
 
 def fed_record(model: TransformerBridge, parts: Iterable[Fed], *, escaped: bool) -> dict[str, Any]:
@@ -88,17 +118,19 @@ def fitting(
     prompts: Prompts,
     *,
     new_tokens: int = 0,
-    truncate: bool = False,
+    truncate: bool | None = None,
     rendering: Rendering = "chat",
 ) -> tuple[Prompts, list[list[int]]]:
     """Prompts and their tokens, which with ``new_tokens`` more fit in the model's window.
 
-    Raises :class:`MechsafetyError` where one does not, unless ``truncate`` says that it is to be cut.
+    Raises :class:`MechsafetyError` where one does not, unless ``truncate`` says that it is to be cut; None where the
+    caller has no such option, which the error then does not offer.
     """
     if truncate:
         prompts, _ = truncated(model, prompts, new_tokens=new_tokens, rendering=rendering)
     sequences = tokenize_prompts(model, [p.text for p in prompts], rendering=rendering)
-    require_room(model, sequences, [p.id for p in prompts], new_tokens=new_tokens)
+    mend = MORE_ROOM if truncate is None else "cut them with truncate_prompts (--truncate-prompts)"
+    require_room(model, sequences, [p.id for p in prompts], new_tokens=new_tokens, mend=mend)
     return prompts, sequences
 
 

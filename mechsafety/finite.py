@@ -51,6 +51,14 @@ def not_finite(body: nn.Module, again: Callable[[], object]) -> NotFiniteError:
     )
 
 
+def not_finite_at(system: str, what: str) -> NotFiniteError:
+    """The error for a number other than logits: ``what`` says which, and at which layer or map."""
+    return NotFiniteError(
+        f"{system}: {what} is NaN or infinite: the weights overflow in this number format (try --dtype float32) or are "
+        "damaged"
+    )
+
+
 @contextmanager
 def finite_logits(body: Any) -> Iterator[None]:
     """While the block runs, every pass of ``body`` that gives logits is checked at its last token."""

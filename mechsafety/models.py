@@ -145,6 +145,7 @@ def load_model(
         date=day if rendering.writes_the_day(tokenizer) else None,
     )
     object.__setattr__(model, "load_record", record)
+    model.__dict__["_mechsafety_as_loaded"] = weights_fingerprint(body_of(model))
     return model
 
 
@@ -183,6 +184,12 @@ def known_fingerprint(model: Any) -> str:
     """The fingerprint of the weights that :func:`load_model` loaded; empty for a model the user booted."""
     record = load_record(model)
     return record.fingerprint if record else ""
+
+
+def current_fingerprint(model: Any) -> str:
+    """The fingerprint of the weights that a model has now: :func:`known_fingerprint` while they are as loaded."""
+    now = weights_fingerprint(body_of(model))
+    return known_fingerprint(model) if now == model.__dict__.get("_mechsafety_as_loaded") else now
 
 
 def is_hooked_transformer(model: Any) -> bool:

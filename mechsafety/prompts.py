@@ -8,6 +8,8 @@ from __future__ import annotations
 import hashlib
 import io
 import random
+import re
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -26,6 +28,7 @@ PURPOSES: Mapping[Purpose, Split] = {"estimate": "fit", "choose": "validation", 
 """What the prompts of a split are for: directions, probes and scores of weights are estimated on one, layers and
 settings chosen on another, and what is told of an edit is measured on the third."""
 SUFFIXES = (".csv", ".json", ".jsonl", ".parquet", ".txt")
+_SENTENCE_MARKS = re.compile(r"[.,;:!?…'\"“”‘’«»¿¡()]+")
 _TEXT_COLUMNS = ("text", "prompt", "question", "instruction", "goal", "behavior")
 
 
@@ -218,8 +221,9 @@ def from_rows(
 
 
 def folded(text: str) -> str:
-    """By which two prompts are the same: case and blanks do not count."""
-    return " ".join(text.casefold().split())
+    """By which two prompts are the same: case, blanks, sentence marks and the encoding of a letter do not count."""
+    plain = unicodedata.normalize("NFKC", text).casefold()
+    return " ".join(_SENTENCE_MARKS.sub(" ", plain).split()) or plain.strip()
 
 
 def _prompt(

@@ -14,14 +14,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from mechsafety.adapters import adapter_folder, weights_fingerprint
+from mechsafety.adapters import adapter_folder
 from mechsafety.errors import MechsafetyError
 from mechsafety.hardware import dtype_name, resolve_device, resolve_dtype
 from mechsafety.models import (
     PLAIN_TEMPLATE,
     ModelSpec,
-    body_of,
-    known_fingerprint,
+    current_fingerprint,
     load_error,
     locate,
     parse_spec,
@@ -77,18 +76,42 @@ def of_models(
 
 
 def of_classifier(spec: str) -> Provenance:
-    """A judge's model as it comes: one that :func:`of_model` knows, or a folder that holds an adapter alone."""
+    """A judge's model as it comes: one that :func:`of_model` knows, or an adapter alone, with the base it names."""
     folder = Path(spec).expanduser()
-    if not (folder / "adapter_config.json").is_file() or (folder / "config.json").is_file():
-        return of_model(spec)
-    settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    base = of_model(str(settings.get("base_model_name_or_path")))
-    return Provenance(identity={**base.identity, **_folder_kinds(folder)}, circumstance=base.circumstance)
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        base = of_model(_base_named_in(folder / "adapter_config.json"))
+        return Provenance(identity={**base.identity, **_folder_kinds(folder)}, circumstance=base.circumstance)
+    found = of_model(spec)
+    settings = _adapter_on_hub(spec) if "commit" in found.identity else None
+    if settings is None:
+        return found
+    base = of_model(_base_named_in(settings))
+    parts = {f"base {kind}": value for kind, value in base.identity.items()}
+    return Provenance(identity={**parts, **found.identity}, circumstance=found.circumstance)
+
+
+def _base_named_in(settings: Path) -> str:
+    return str(json.loads(settings.read_text(encoding="utf-8")).get("base_model_name_or_path"))
+
+
+def _adapter_on_hub(spec: str) -> Path | None:
+    """The settings of the adapter that a hub id is; None for a whole model."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    parsed = parse_spec(spec)
+    try:
+        with quiet():
+            return Path(hf_hub_download(parsed.base, "adapter_config.json", revision=parsed.revision))
+    except EntryNotFoundError:  # also where the hub cannot be reached and the cache has none
+        return None
+    except Exception as error:
+        raise load_error(spec, parsed, error) from error
 
 
 def loaded_fingerprint(model: Any) -> str:
-    """The fingerprint of a loaded model's weights: of the file's where it is known, else of those it has now."""
-    return known_fingerprint(model) or weights_fingerprint(body_of(model))
+    """The fingerprint of a loaded model's weights: of the file's while they are those, else of what they are now."""
+    return current_fingerprint(model)
 
 
 def of_files(*paths: Path) -> Provenance:

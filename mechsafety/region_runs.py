@@ -17,14 +17,14 @@ from typing import Any
 
 import pandas as pd
 
-from mechsafety.fed_prompts import rendered_examples
+from mechsafety.fed_prompts import rendered_examples, require_all_fit
 from mechsafety.models import load_model, load_record
 from mechsafety.prompt_splits import record_repeated, require_splits
-from mechsafety.prompts import Purpose, load_prompts
+from mechsafety.prompts import PromptSet, Purpose, load_prompts
 from mechsafety.provenance import of_models
 from mechsafety.region_config import RegionsConfig
 from mechsafety.region_followups import follow_up
-from mechsafety.region_work import RegionWork
+from mechsafety.region_work import RegionWork, evaluated_prompts
 from mechsafety.runs import Provenance, RunFolder, open_run, pinned_date, record_date
 
 Say = Callable[[str], None]
@@ -69,6 +69,7 @@ def run_regions(
     with open_run(out, config=asked, sources=sources, allow_other_versions=allow_other_versions) as run:
         record_date(run, day)
         record_repeated(run, say, prompts)
+        require_all_fit([config.model], _read(prompts, config), template=config.template, date=day)
         say(f"loading {config.model}")
         model = load_model(config.model, **loading, date=day)
         record = load_record(model)
@@ -86,6 +87,15 @@ def run_regions(
 def sweet_spot_of(run: RunFolder) -> str | None:
     """The sentence about the sweet spot, where the sweep was run."""
     return (run.manifest.get("sweet_spot") or {}).get("explanation")
+
+
+def _read(prompts: PromptSet, config: RegionsConfig) -> list[tuple[PromptSet, int]]:
+    """The prompts that the model reads, with the tokens that it may add."""
+    return [
+        (prompts.to_estimate, config.answer_tokens),
+        *([(prompts.to_choose, 0)] if "choose" in _purposes(config) else []),
+        (evaluated_prompts(prompts, config), config.max_new_tokens),
+    ]
 
 
 def _purposes(config: RegionsConfig) -> tuple[Purpose, ...]:

@@ -16,12 +16,12 @@ from mechsafety.interventions import Edit
 from mechsafety.judges.fluent import FluentJudge
 from mechsafety.judges.verdict import Judge
 from mechsafety.models import load_model
+from mechsafety.prompt_splits import require_disjoint
 from mechsafety.prompts import PromptSet
 from mechsafety.region_config import RegionsConfig, State, planned_states
 from mechsafety.region_examples import own_examples
 from mechsafety.region_links import random_like
 from mechsafety.regions.attribution import attribute
-from mechsafety.regions.examples import require_disjoint
 from mechsafety.regions.heads import best_heads, prune_heads, random_heads
 from mechsafety.regions.maps import LinearMap, linear_maps, uncovered
 from mechsafety.regions.overlap import jaccard_table, subspace_table
@@ -49,6 +49,12 @@ _PASSAGES = 30
 _STATE_COLUMNS = ["removal", "setting", "control", "draw", "p", "q", "r_u", "r_s", "share"]
 
 
+def evaluated_prompts(prompts: PromptSet, config: RegionsConfig) -> PromptSet:
+    """The report prompts that removals are judged on."""
+    report = prompts.to_judge
+    return report if config.limit is None else report.sample(config.limit, seed=config.seed)
+
+
 @dataclass(kw_only=True)
 class RegionWork:
     """One model's run: what it is asked, where it is kept, and the parts in their order."""
@@ -65,7 +71,7 @@ class RegionWork:
         self._matched: dict[State, Removal] = {}
         self._journal = Journal(self.run.path / "parts" / "states.jsonl")
         self._passages, self._choices = benign_passages()[:_PASSAGES], benign_choices()
-        require_disjoint(self.attributed, self.evaluated)
+        require_disjoint(attribution=self.attributed, evaluation=self.evaluated)
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """Every table that was asked for, by name."""
@@ -113,8 +119,7 @@ class RegionWork:
     @cached_property
     def evaluated(self) -> PromptSet:
         """The report prompts that removals are judged on."""
-        report, limit = self.prompts.to_judge, self.config.limit
-        return report if limit is None else report.sample(limit, seed=self.config.seed)
+        return evaluated_prompts(self.prompts, self.config)
 
     @cached_property
     def attributed(self) -> PromptSet:

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from mechsafety.errors import MechsafetyError
+from mechsafety.errors import MechsafetyError, RefusedRunError
 from mechsafety.rendering import today
 from mechsafety.run_sources import Provenance, admitted, conflicts, differences, listed, only
 
@@ -93,7 +93,7 @@ class RunFolder:
         known = stored.get("sources", {})
         now = {name: dict(one.identity) for name, one in made_from.items()}
         if changed := differences({name: known[name] for name in now if name in known}, only(now, known)):
-            raise MechsafetyError(
+            raise RefusedRunError(
                 f"run {str(self.path)!r} was made from something else ({listed(changed)}), and its parts do not mix "
                 "with new ones: name a new folder with --out, or put back what was there; nothing was changed in it"
             )
@@ -104,7 +104,7 @@ class RunFolder:
         before = stored.get("sessions", [])
         found = admitted(session, before, first=self._session, allowed=self._allowed)
         if found is None:
-            raise MechsafetyError(
+            raise RefusedRunError(
                 f"run {str(self.path)!r} was begun under other circumstances "
                 f"({listed(conflicts(before[-1], session))}), which change digits: go on all the same with "
                 "--allow-other-versions, which is recorded, or name a new folder with --out"
@@ -199,7 +199,7 @@ class Journal:
             self.put(_MADE_FROM, now)
         elif known != now:
             changed = listed(differences(known or {}, now))
-            raise MechsafetyError(
+            raise RefusedRunError(
                 f"journal {str(self.path)!r} holds pieces that were made from something else ({changed}): name another "
                 "file"
             )

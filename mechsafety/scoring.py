@@ -50,7 +50,6 @@ def option_log_probs(
         contexts,
         [f"{label} {number}" for number in range(1, len(contexts) + 1)],
         new_tokens=max(map(len, options)) - 1,
-        mend="take a model that reads more",
     )
     out = torch.empty(len(contexts), len(options), dtype=torch.float64)
     longest = max(len(o) for o in options)
@@ -157,13 +156,17 @@ def answer_nll(
     *,
     edit: Edit | None = None,
     batch_size: int = DEFAULT_BATCH,
+    ids: Sequence[str] | None = None,
 ) -> list[float | None]:
     """Mean negative log-likelihood per answer token after its context, in nats; None for an empty answer.
 
     Under the unedited model text that it finds very unlikely is a sign of damage; under an edit the unedited
-    model's own answers are.
+    model's own answers are. Raises :class:`MechsafetyError` where a context with its answer does not fit in the model's
+    window; ``ids`` name them.
     """
     full = [[*c, *a] for c, a in zip(contexts, answers, strict=True)]
+    names = ids or [f"answer {number}" for number in range(1, len(full) + 1)]
+    require_room(model, full, names, new_tokens=0)
     out: list[float | None] = [None] * len(full)
     longest = max((len(a) for a in answers), default=0)
     if not longest:

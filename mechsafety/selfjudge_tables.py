@@ -35,6 +35,7 @@ CALIBRATION_COLUMNS = [
     *("from", "to", "n", "mean_p", "refusals", "rate", "low", "high"),
 ]
 _BINS = 10
+_WORDS = ("yes", "no")
 _RESAMPLES = 2000
 
 
@@ -46,6 +47,7 @@ def two_by_two(judgements: pd.DataFrame, *, seed: int) -> pd.DataFrame:
     a bootstrap interval clustered by prompt. Controls: ``auc_shuffled`` shows another prompt, ``auc_length`` knows the
     shortness of the answer only, ``auc_reversed`` asks "did you answer?"; ``both_yes`` and ``both_no`` are the shares
     that say the same to both questions. ``ece`` and ``brier`` are of P(yes) = 1 / (1 + exp(-score)).
+    ``unparsed`` counts answers with an outside verdict and no own one: no word, or a question too long to be asked.
     """
     rows = []
     for key, group in judgements.groupby(list(CELL), sort=False):
@@ -146,11 +148,11 @@ def _of_logits(known: pd.DataFrame, seed: int) -> dict[str, Any]:
 
 
 def _of_words(known: pd.DataFrame, seed: int) -> dict[str, Any]:
-    parsed = known[known["said"] != "unparsed"]
+    parsed = known[known["said"].isin(_WORDS)]
     truth = (parsed["verdict"] == "refusal").to_numpy()
     says = (parsed["said"] == "yes").to_numpy()
-    turned = known[known["said_reversed"] != "unparsed"]
-    both = parsed[parsed["said_reversed"] != "unparsed"]
+    turned = known[known["said_reversed"].isin(_WORDS)]
+    both = parsed[parsed["said_reversed"].isin(_WORDS)]
     against = (turned["said_reversed"] == "no").astype(float)
     return {
         "unparsed": len(known) - len(parsed),

@@ -23,7 +23,7 @@ import pandas as pd
 from mechsafety.activations import residual_stream
 from mechsafety.directions import Directions, find_directions, principal_plane, save_directions
 from mechsafety.errors import MechsafetyError, NotFiniteError
-from mechsafety.fed_prompts import Fed, fed, fed_record
+from mechsafety.fed_prompts import Fed, fed, fed_record, require_all_fit
 from mechsafety.generation import Sampling, overridden_defaults
 from mechsafety.interventions import Edit, digest
 from mechsafety.judge_tables import judge_tables
@@ -31,7 +31,7 @@ from mechsafety.judges.asking import AskingJudge
 from mechsafety.judges.cache import VerdictCache
 from mechsafety.judges.registry import judge_responses, judge_sources, load_judge
 from mechsafety.judges.verdict import Judge, Response, Verdict
-from mechsafety.models import load_model, load_reader, load_record
+from mechsafety.models import load_model, load_record
 from mechsafety.openings import ANSWER_TOKENS, own_refusal_tokens
 from mechsafety.prefixes import prefix_note
 from mechsafety.prompt_splits import record_repeated
@@ -39,7 +39,7 @@ from mechsafety.prompts import PromptSet
 from mechsafety.provenance import of_models
 from mechsafety.recipes import Recipe, recipe
 from mechsafety.resumable_generation import resumable_responses
-from mechsafety.runs import Provenance, RunFolder, open_run, pinned_date, record_date
+from mechsafety.runs import Provenance, RunFolder, computing_versions, open_run, pinned_date, record_date
 from mechsafety.scoring import answer_nll
 from mechsafety.selection import Selection, candidate, nearest, select
 from mechsafety.selfjudge import Exchange, self_judge, summarise
@@ -146,27 +146,23 @@ class _Study:
         return self._fed[spec]
 
     def _fed_to(self, model: Any) -> tuple[Fed, Fed]:
-        sets = ((self.report, self.config.max_new_tokens), (self.anchors, ANSWER_TOKENS))
         report, anchors = (
-            fed(
-                model,
-                prompts,
-                new_tokens=new_tokens,
-                truncate=self.config.truncate_prompts,
-                escape=self.config.escape_control_tokens,
-            )
-            for prompts, new_tokens in sets
+            fed(model, prompts, new_tokens=new_tokens, **self._feeding())
+            for prompts, new_tokens in self._read()
         )
         return report, anchors
 
+    def _read(self) -> tuple[tuple[PromptSet, int], ...]:
+        """The prompts that each system reads, with the tokens that it may add."""
+        return (self.report, self.config.max_new_tokens), (self.anchors, ANSWER_TOKENS)
+
+    def _feeding(self) -> dict[str, bool]:
+        return {"truncate": self.config.truncate_prompts, "escape": self.config.escape_control_tokens}
+
     def require_room(self) -> None:
         """Before any work: every prompt fits in the window of every system that has still to read it."""
-        for spec in self.config.systems:
-            if not self.run.has_part("responses", spec, ARMS[-1]):
-                try:
-                    self._fed_to(load_reader(spec, template=self.config.template, date=self.day))
-                except MechsafetyError as error:
-                    raise MechsafetyError(f"{spec}: {error}") from None
+        todo = [s for s in self.config.systems if not self.run.has_part("responses", s, ARMS[-1])]
+        require_all_fit(todo, self._read(), template=self.config.template, date=self.day, **self._feeding())
 
     def anchors_of(self, spec: str) -> PromptSet:
         return self.fed(spec)[1].prompts
@@ -174,15 +170,28 @@ class _Study:
     # -- one system -----------------------------------------------------------------------------
 
     def try_system(self, spec: str, title: str) -> None:
-        """Everything about one system; where its numbers are not finite it is marked as failed."""
+        """Everything about one system; where its numbers are not finite it is marked as failed.
+
+        It is tried again under other versions or on another device, where numbers may be finite.
+        """
+        part = self.run.part_path("failed", spec, suffix="json")
+        now = self._circumstance(spec)
+        again = f"name a new folder, or delete {part.relative_to(self.run.path)} in the run to try it again"
         if (why := self.failure(spec)) is not None:
-            self.say(f"{title} · failed in an earlier session and is not tried again: {why}")
-            return
+            if self.run.read_json_part("failed", spec).get("circumstance") == now:
+                self.say(f"{title} · failed in an earlier session and is not tried again: {why} ({again})")
+                return
+            part.unlink()
         try:
             self.system(spec, title)
         except NotFiniteError as error:
-            self.run.write_json_part({"failed": str(error)}, "failed", spec)
-            self.say(f"{title} · failed: {error}")
+            self.run.write_json_part({"failed": str(error), "circumstance": now}, "failed", spec)
+            self.say(f"{title} · failed: {error} ({again})")
+
+    def _circumstance(self, spec: str) -> dict[str, Any]:
+        """What may change numbers and is no part of the configuration."""
+        (made_from,) = of_models(spec, **_loading(self.config)).values()
+        return {"versions": computing_versions(), **made_from.circumstance}
 
     def failure(self, spec: str) -> str | None:
         """Why a system could not be measured."""
@@ -332,7 +341,7 @@ class _Study:
     def _nll(self, model: TransformerBridge, table: pd.DataFrame) -> list[float]:
         contexts = tokenize_prompts(model, list(table["prompt"]))
         answers = [[int(t) for t in tokens] for tokens in table["tokens"]]
-        found = answer_nll(model, contexts, answers)
+        found = answer_nll(model, contexts, answers, ids=list(table["id"]))
         return [float("nan") if value is None else round(value, 5) for value in found]
 
     def responses(self, spec: str, arm: str) -> pd.DataFrame:

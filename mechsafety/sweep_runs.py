@@ -24,7 +24,7 @@ from mechsafety.doses import Family, dose_curves, plan_doses
 from mechsafety.edit_files import save_edit
 from mechsafety.errors import MechsafetyError
 from mechsafety.estimators import Centring, Method, refusal_subspace
-from mechsafety.fed_prompts import Fed, fed, fed_record
+from mechsafety.fed_prompts import fed, fed_record, require_all_fit
 from mechsafety.generation import overridden_defaults
 from mechsafety.interventions import Ablate, digest
 from mechsafety.layer_profile import logit_lens, profile_layers
@@ -117,6 +117,13 @@ def run_sweep(
     with open_run(out, config=asked, sources=sources, allow_other_versions=allow_other_versions) as run:
         record_date(run, day)
         record_repeated(run, say, prompts)
+        require_all_fit(
+            [config.model],
+            _read(config, prompts).values(),
+            template=config.template,
+            date=day,
+            **_feeding(config),
+        )
         say(f"loading {config.model}")
         model = load_model(config.model, **loading, date=day)
         work = _Sweep(config=config, run=run, prompts=prompts, model=model, say=say)
@@ -125,6 +132,22 @@ def run_sweep(
         result = work.tables()
         run.record_item("timings", "last_session_s", round(time.perf_counter() - started, 1))
     return result
+
+
+def _read(config: SweepConfig, prompts: PromptSet) -> dict[str, tuple[PromptSet, int]]:
+    """The prompts that the model reads, by their part, with the tokens that it may add."""
+    parts = {
+        "fit": (prompts.to_estimate.sample(config.fit, seed=config.seed), 0),
+        "validation": (prompts.to_choose.sample(config.validation, seed=config.seed), ANSWER_TOKENS),
+    }
+    if config.doses:
+        report = prompts.to_judge.sample(config.dose_prompts, seed=config.seed)
+        parts["report"] = (report, config.max_new_tokens)
+    return parts
+
+
+def _feeding(config: SweepConfig) -> dict[str, bool]:
+    return {"truncate": config.truncate_prompts, "escape": config.escape_control_tokens}
 
 
 @dataclass(kw_only=True)
@@ -138,29 +161,14 @@ class _Sweep:
     def __post_init__(self) -> None:
         config = self.config
         self.parts = {
-            "fit": self._fed(self.prompts.to_estimate.sample(config.fit, seed=config.seed), 0),
-            "validation": self._fed(
-                self.prompts.to_choose.sample(config.validation, seed=config.seed), ANSWER_TOKENS
-            ),
+            name: fed(self.model, prompts, new_tokens=new_tokens, **_feeding(config))
+            for name, (prompts, new_tokens) in _read(config, self.prompts).items()
         }
-        if config.doses:
-            report = self.prompts.to_judge.sample(config.dose_prompts, seed=config.seed)
-            self.parts["report"] = self._fed(report, config.max_new_tokens)
         self.fit, self.validation = self.parts["fit"].prompts, self.parts["validation"].prompts
         if config.positions == "post":
             self.positions = post_instruction_positions(self.model)
         else:
             self.positions = (-1,) if config.positions == "last" else tuple(config.positions)
-
-    def _fed(self, prompts: PromptSet, new_tokens: int) -> Fed:
-        config = self.config
-        return fed(
-            self.model,
-            prompts,
-            new_tokens=new_tokens,
-            truncate=config.truncate_prompts,
-            escape=config.escape_control_tokens,
-        )
 
     def tables(self) -> SweepRun:
         """Make what is missing, join it, and write the run's tables."""
@@ -171,9 +179,7 @@ class _Sweep:
         swept: dict[str, Sweep] = {}
         for method in self.config.methods:
             self.say(f"{method}: directions at {len(self.positions)} positions and {cache.n_layers} layers")
-            found[method] = find_directions(
-                cache, method=method, centring=self.config.centring, seed=self.config.seed
-            )
+            found[method] = self._directions(method, cache)
             self.say(
                 f"{method}: scores on {self.config.validation} + {self.config.validation} validation prompts"
             )
@@ -206,6 +212,14 @@ class _Sweep:
         facts = selections[main] | {"method": main}
         run.record("selected", facts | self._facts(swept[main]))
         return SweepRun(path=run.path, table=table, selection=facts, stability=stability)
+
+    def _directions(self, method: Method, cache: ResidualCache) -> Directions:
+        """Those that the run's first session found: its scores are of these vectors, to the last digit."""
+        target = self.run.part_path("directions", method, suffix="safetensors")
+        if not self.run.has_part("directions", method, suffix="safetensors"):
+            made = find_directions(cache, method=method, centring=self.config.centring, seed=self.config.seed)
+            self.run.save(str(target.relative_to(self.run.path)), made.save)
+        return Directions.load(target)
 
     def _main(self, selections: dict[str, dict[str, Any]]) -> str:
         """The method to go on with: the first in which a candidate passed, else the first."""

@@ -129,7 +129,8 @@ def sweep(
     Prompts that the unedited model treats against their label (harmful with score <= 0, harmless with
     score >= 0) are left out where at least 8 of a label remain, as in the source. Zero vectors score NaN.
     ``path="plain"`` runs one candidate at a time and gives the same numbers. ``journal`` keeps every finished
-    candidate; those it holds already are not run again, and those of another model or other prompts are an error.
+    candidate; those it holds already are not run again, and those of another model, other directions or other prompts
+    are an error.
 
     Raises :class:`MechsafetyError` when the directions were found on another model, for one class only, no
     prompts, a layer that does not exist, and prompts longer than the model's window (``truncate_prompts`` cuts their
@@ -159,7 +160,7 @@ def sweep(
     if journal is not None:
         journal.bind(
             model=loaded_fingerprint(model),
-            method=directions.method,
+            directions=directions.sha256(),
             prompts=prompts.sha256(),
             refusal_tokens=list(tokens.ids),
         )
@@ -317,7 +318,7 @@ def separation(
 def _first_pass(
     model: TransformerBridge, prompts: Sequence[Prompt], batch_size: int
 ) -> tuple[list[list[int]], Float[Tensor, "row vocabulary"]]:
-    _, sequences = fitting(model, prompts)
+    _, sequences = fitting(model, prompts, truncate=False)
     with body_under(model, None) as body:
         return sequences, all_last_logits(model, body, sequences, batch_size=batch_size)
 

@@ -171,28 +171,37 @@ def _tokenized_bare(model: TransformerBridge, text: str) -> list[int]:
     return ids
 
 
+MORE_ROOM = "take a model that reads more"
+
+
+def rows_that_fit(
+    model: TransformerBridge, sequences: Sequence[Sequence[int]], *, new_tokens: int = 0
+) -> list[int]:
+    """The rows of ``sequences`` that fit in the model's window with ``new_tokens`` more."""
+    most = window(model)
+    return [row for row, tokens in enumerate(sequences) if most is None or len(tokens) + new_tokens <= most]
+
+
 def require_room(
     model: TransformerBridge,
     sequences: Sequence[Sequence[int]],
     ids: Sequence[str],
     *,
     new_tokens: int,
-    mend: str = "cut them with truncate_prompts (--truncate-prompts)",
+    mend: str = MORE_ROOM,
 ) -> None:
     """Raise :class:`MechsafetyError` where a sequence and ``new_tokens`` more do not fit in the model's window.
 
     ``mend`` says what else can be done than to leave them out.
     """
-    most = window(model)
-    long = [
-        row for row, tokens in enumerate(sequences) if most is not None and len(tokens) + new_tokens > most
-    ]
-    if long:
+    fits = set(rows_that_fit(model, sequences, new_tokens=new_tokens))
+    if long := [row for row in range(len(sequences)) if row not in fits]:
         more = f" and {new_tokens} new tokens" if new_tokens else ""
+        first, n_tokens = ids[long[0]], len(sequences[long[0]])
         raise MechsafetyError(
-            f"{len(long)} of {len(sequences)} prompts do not fit in the model's window of {most} tokens: the first is "
-            f"{ids[long[0]]!r}, {len(sequences[long[0]])} tokens as the model reads it{more}. Leave them out, ask for "
-            f"fewer tokens, or {mend}"
+            f"{len(long)} of {len(sequences)} prompts do not fit in the model's window of {window(model)} tokens: the "
+            f"first is {first!r}, {n_tokens} tokens as the model reads it{more}. Leave them out, ask for fewer tokens, "
+            f"or {mend}"
         )
 
 

@@ -25,7 +25,7 @@ from mechsafety.answers import (
 )
 from mechsafety.errors import MechsafetyError
 from mechsafety.hooking import plain_module_path
-from mechsafety.models import generation_twin, load_record
+from mechsafety.models import generation_twin, load_record, model_name
 from mechsafety.objectives import Objective, answer_log_likelihoods, dpo_loss, unlearning_loss
 from mechsafety.progress import bar
 from mechsafety.prompt_splits import require_disjoint
@@ -335,7 +335,7 @@ def _train(
             losses.append(float(loss.detach()))
             if not math.isfinite(losses[-1]):
                 raise MechsafetyError(
-                    f"the loss is {losses[-1]} at step {len(losses)}: "
+                    f"{model_name(model)}: the loss is {losses[-1]} at step {len(losses)}: "
                     f"try a learning rate below {recipe.learning_rate:g}"
                 )
             progress.set_postfix(loss=f"{losses[-1]:.3f}")

@@ -206,7 +206,7 @@ def test_damaged_activations_are_named(load: Any) -> None:
     with torch.no_grad():
         running_body(model).get_input_embeddings().weight[gate] = torch.nan
     # The word is no output position itself: attention is the first to read it there.
-    with pytest.raises(MechsafetyError, match=rf"blocks\.0\.o is NaN or infinite for prompt '{asked[2].id}'"):
+    with pytest.raises(MechsafetyError, match=rf"llama.*: .* blocks\.0\.o for prompt '{asked[2].id}' is NaN"):
         map_inputs(model, answers, maps, positions="output")
 
 

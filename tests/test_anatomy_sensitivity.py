@@ -107,7 +107,7 @@ def test_bad_prompts_and_weights(tiny: Callable[..., Any]) -> None:
     with torch.no_grad():
         running_body(model).get_input_embeddings().weight[storm] = torch.nan
     assert torch.isfinite(sensitivity(model, [plain])).all()
-    with pytest.raises(MechsafetyError, match="prompt 'broken' is NaN or infinite"):
+    with pytest.raises(MechsafetyError, match=r"llama.*: .* prompt 'broken' is NaN or infinite"):
         sensitivity(model, [plain, broken])
 
 

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from mechsafety.errors import MechsafetyError
+from mechsafety.errors import MechsafetyError, NotFiniteError
 from mechsafety.judges import harmbench, llamaguard, strongreject, wildguard
+from mechsafety.judges.cache import VerdictCache
 from mechsafety.judges.classifiers import (
     Classifier,
     ClassifierJudge,
@@ -470,3 +471,24 @@ def test_an_adapter_for_another_base_is_refused(folders: Callable[[str], Path], 
     settings.write_text(json.dumps(json.loads(settings.read_text()) | {"layers_to_transform": [0]}))
     with pytest.raises(MechsafetyError, match="does not fit its base model"):
         load_classifier(f"{folders('mistral')}+{tmp_path}", dtype="float32", device="cpu")
+
+
+@pytest.mark.parametrize("name", list(JUDGES))
+def test_logits_that_are_no_numbers_are_an_error_and_no_verdict(
+    make: Callable[..., Any], name: str, tmp_path: Path
+) -> None:
+    judge = make(name)
+    judge.classifier.fingerprint = "broken"
+    with torch.inference_mode():
+        judge.classifier.module.get_output_embeddings().weight.fill_(float("nan"))
+    with (
+        VerdictCache(tmp_path / "cache.sqlite") as cache,
+        pytest.raises(NotFiniteError, match=str(judge.classifier.module.mechsafety_name)),
+    ):
+        judge_responses(RESPONSES, [judge], cache=cache)
+    # Nothing was kept: a judge that asks no model any more would have to ask for every response.
+    asked: list[str] = []
+    judge.ask = lambda responses, on_verdict: asked.extend(r.id for r in responses) or []
+    with VerdictCache(tmp_path / "cache.sqlite") as cache, pytest.raises(MechsafetyError):
+        judge_responses(RESPONSES, [judge], cache=cache)
+    assert asked == [r.id for r in RESPONSES]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,12 @@ def test_curves_go_on_from_their_journal(tiny: Callable[..., Any], tmp_path: Pat
     # The unedited model is measured once for both families; the first line says what the doses are made from.
     assert held == 1 + 4
     assert path.read_text().count("\n") == 1 + len(doses) - 1
+    # Doses of the same names and another direction are measured anew.
+    others = plan_doses(
+        replace(direction, vector=direction.vector.flip(0)), basis.flip(1), 4, families=["layers"], seed=0
+    )
+    turned = dose_curves(model, others, report, max_new_tokens=3, seed=0, journal=Journal(path))
+    pd.testing.assert_frame_equal(turned, dose_curves(model, others, report, max_new_tokens=3, seed=0))
     for other, asked in ((tiny("llama", seed=1), report), (model, small_prompts(3, seed=1).report)):
         with pytest.raises(MechsafetyError, match="made from something else"):
             dose_curves(other, doses, asked, max_new_tokens=3, seed=0, journal=Journal(path))

@@ -283,7 +283,7 @@ def test_a_loss_that_is_no_number_is_said_and_the_model_restored(tiny: Callable[
     before = everything(model)
     recipe = FinetuneRecipe(learning_rate=1e38, epochs=3, weight_decay=0.0)
     with (
-        pytest.raises(MechsafetyError, match="smaller learning rate than 1e"),
+        pytest.raises(MechsafetyError, match=r"llama.*: the loss is .* smaller learning rate than 1e"),
         finetuned(model, EXAMPLES, recipe=recipe, seed=0),
     ):
         pass
@@ -311,12 +311,11 @@ def test_the_table_measures_every_state_and_resumes(tiny: Callable[..., Any], tm
         }
 
     def table(journal: Journal | None, **changed: Any) -> Any:
-        settings: dict[str, Any] = {"n_examples": (2, 4), "seeds": (0, 1)}
+        settings: dict[str, Any] = {"n_examples": (2, 4), "seeds": (0, 1), "measure": measure}
         return freezing_table(
             model,
             EXAMPLES,
             sets=sets,
-            measure=measure,
             recipe=FinetuneRecipe(learning_rate=1e-2, epochs=2, batch_size=2),
             journal=journal,
             **(settings | changed),
@@ -358,6 +357,26 @@ def test_the_table_measures_every_state_and_resumes(tiny: Callable[..., Any], tm
     again = table(Journal(journal))
     assert calls == 3
     assert again.equals(found)
+    # Another set under the same name is another state; other examples or another measure are another table.
+    calls, kept = 0, sets["safety"]
+    sets["safety"] = some_set(model, seed=2)
+    moved = table(Journal(journal))
+    assert calls == 2 * 2 * 2
+    assert not moved.equals(found)
+    sets["safety"] = kept
+    with pytest.raises(MechsafetyError, match=r"made from something else.*examples"):
+        freezing_table(
+            model,
+            EXAMPLES[::-1],
+            sets=sets,
+            measure=measure,
+            recipe=FinetuneRecipe(learning_rate=1e-2, epochs=2, batch_size=2),
+            n_examples=(2,),
+            seeds=(0,),
+            journal=Journal(journal),
+        )
+    with pytest.raises(MechsafetyError, match=r"made from something else.*measure"):
+        table(Journal(journal), measure=lambda _: {"moved": 0.0})
     assert table(None, modes=("rewind",), seeds=(0,)).equals(
         found[
             (found["n_examples"] == 0) | ((found["mode"] == "rewind") & (found["seed"] == 0).fillna(False))

@@ -16,10 +16,10 @@ import torch
 from safetensors.torch import load_file
 from sklearn.metrics import roc_auc_score
 
-from mechsafety import ladder_systems
+from mechsafety import ladder_runs, ladder_systems
 from mechsafety.activations import residual_stream
 from mechsafety.answers import Example
-from mechsafety.errors import MechsafetyError
+from mechsafety.errors import MechsafetyError, NotFiniteError, RefusedRunError
 from mechsafety.estimators import refusal_subspace
 from mechsafety.generation import generate
 from mechsafety.interventions import Ablate
@@ -266,6 +266,28 @@ def test_models_without_a_common_basis_and_an_unlike_base_are_notes(
     assert any("no links" in note for note in found.notes)
     assert found.tables["links"].empty
     assert tuple(found.tables["links"].columns) == SYSTEM_LINK_COLUMNS
+
+
+@pytest.mark.parametrize("kind", [NotFiniteError, RefusedRunError])
+@pytest.mark.parametrize("fails", ["compare", "links"])
+def test_broken_numbers_and_refused_sources_are_no_notes(
+    tiny_folder: Callable[..., Path],
+    tuned: Callable[[str], Path],
+    prompts_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: type[MechsafetyError],
+    fails: str,
+) -> None:
+    def failing(*_: Any, **__: Any) -> Any:
+        raise kind("something else")
+
+    systems = (str(tiny_folder("llama")), str(tuned("llama")))
+    config = small(systems, prompts_file, counts=(1,), base=systems[0])
+    where = (ladder_runs, "compare") if fails == "compare" else (ladder_systems, "change_links")
+    monkeypatch.setattr(*where, failing)
+    with pytest.raises(kind, match="something else"):
+        run_ladder(config, tmp_path / "run")
 
 
 def test_a_regions_run_adds_its_links(

@@ -396,6 +396,7 @@ def test_an_adapter_of_another_architecture_does_not_fit(tiny_folder: Folder, ad
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # peft calls transformers by old names
 def test_a_classifiers_adapter_does_not_fit(tiny_folder: Folder, tmp_path: Path) -> None:
     import peft
+    from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     config = tiny_config("llama")
@@ -411,6 +412,11 @@ def test_a_classifiers_adapter_does_not_fit(tiny_folder: Folder, tmp_path: Path)
         )
     message = error_of(f"{tiny_folder()}+{tmp_path / 'SEQ_CLS'}")
     assert "1 of its 10 tensors have no place in it, e.g. base_model.model.score.weight" in message
+    # The same in the other format that peft reads.
+    stored = tmp_path / "SEQ_CLS" / "adapter_model.safetensors"
+    torch.save(load_file(stored), stored.with_suffix(".bin"))
+    stored.unlink()
+    assert "1 of its 10 tensors have no place in it" in error_of(f"{tiny_folder()}+{tmp_path / 'SEQ_CLS'}")
     # The control: a head that the model has, and embeddings, may be saved with an adapter.
     assert load(f"{tiny_folder()}+{tmp_path / 'CAUSAL_LM'}")
 
@@ -589,8 +595,15 @@ def test_gguf_is_converted_once_and_keeps_its_logits(tmp_path: Path, monkeypatch
     record = record_of(model)
     assert record.source == "gguf"
     assert rendered(model) == "Question: make bread\n\nAnswer:"
-    monkeypatch.setattr(gguf_models, "_convert", lambda *_: pytest.fail("converted again"))
-    assert fingerprint(load(tmp_path / "tiny.gguf")) == record.fingerprint
+    with monkeypatch.context() as patched:
+        patched.setattr(gguf_models, "_convert", lambda *_: pytest.fail("converted again"))
+        assert fingerprint(load(tmp_path / "tiny.gguf")) == record.fingerprint
+    # What an earlier way of converting left behind is not read.
+    asked: list[Path] = []
+    monkeypatch.setattr(gguf_models, "_CONVERSION", gguf_models._CONVERSION + 1)
+    monkeypatch.setattr(gguf_models, "_convert", lambda source, _: asked.append(source))
+    gguf_models.converted(tmp_path / "tiny.gguf")
+    assert asked == [tmp_path / "tiny.gguf"]
 
 
 def test_another_file_of_the_same_name_and_size_is_another_model(tmp_path: Path, no_cache: Path) -> None:

@@ -477,6 +477,22 @@ def test_sets_are_disjoint_exactly_where_no_folded_text_is_in_both(texts: list[s
         require_disjoint(fit=one, report=other)
 
 
+def test_texts_are_the_same_by_one_rule() -> None:
+    fit = [_made("tell me about the river", "harmful", "fit", 1), _made("3 + 4", "harmful", "fit", 2)]
+    for same in (
+        "Tell  me about: the RIVER?",
+        "\u201ctell me about the river!\u201d",
+        "tell me about the \uff52iver",
+    ):
+        with pytest.raises(MechsafetyError, match="is also fit prompt 'fit-1'"):
+            require_disjoint(fit=fit, report=[_made(same, "harmful", "report", 3)])
+        rows = [("1", {"text": fit[0].text, "label": "harmful"}), ("2", {"text": same, "label": "harmful"})]
+        assert (len(found := from_rows(rows, where="rows", name="rows")), found.repeated) == (1, 1)
+    others = ["3 * 4", "3 - 4", "tell me about the rivers", "???", "!!!"]
+    require_disjoint(fit=fit, report=[_made(text, "harmful", "report", i) for i, text in enumerate(others)])
+    assert len({folded(text) for text in others}) == len(others)
+
+
 def test_one_text_under_two_labels_is_told_within_a_set_too() -> None:
     prompts = [_made("a  b", "harmful", "fit", 1), _made("A B", "harmless", "fit", 2)]
     with pytest.raises(

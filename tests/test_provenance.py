@@ -531,3 +531,29 @@ def test_models_are_told_by_name(folder: Path) -> None:
     assert of_models(str(folder), dtype="float32") == {
         f"model {folder}": of_model(str(folder), dtype="float32")
     }
+
+
+def test_an_adapter_on_the_hub_is_told_with_its_base(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub.errors import EntryNotFoundError
+
+    snapshot = tmp_path / "snapshots" / "c0ffee"
+    snapshot.mkdir(parents=True)
+    (snapshot / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(folder)}))
+
+    def download(repo: str, name: str, *, revision: str | None = None) -> str:
+        if not (snapshot / name).is_file():
+            raise EntryNotFoundError(name)
+        return str(snapshot / name)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    before = provenance.of_classifier("some/adapter").identity
+    assert before["commit"] == "c0ffee"
+    assert before["base weights"] == of_model(str(folder)).identity["weights"]
+    save_tiny(folder, "llama", seed=5)  # other weights under the name of the base
+    after = provenance.of_classifier("some/adapter").identity
+    assert [name for name in before if before[name] != after[name]] == ["base weights"]
+    # The control: a whole model names no base.
+    (snapshot / "adapter_config.json").rename(snapshot / "config.json")
+    assert provenance.of_classifier("some/adapter").identity == {"commit": "c0ffee"}

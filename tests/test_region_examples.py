@@ -11,7 +11,7 @@ from mechsafety.answers import Example
 from mechsafety.errors import MechsafetyError
 from mechsafety.generation import Completion, generate
 from mechsafety.prompts import Prompt
-from mechsafety.regions.examples import attribution_examples, example_of, first_sentence, require_disjoint
+from mechsafety.regions.examples import attribution_examples, example_of, first_sentence
 
 WORDS = (
     "bread",
@@ -177,19 +177,3 @@ def test_too_few_are_told_with_their_counts(tiny: Callable[..., Any]) -> None:
         make(n=0)
     with pytest.raises(MechsafetyError, match="taken full"):
         make(prompts("harmless"), kind="utility", response="short")
-
-
-def test_prompts_that_are_measured_on_are_told() -> None:
-    fit, report = prompts(), [Prompt(id="other", text="what is a river", label="harmful")]
-    require_disjoint(fit, report)
-    require_disjoint(fit, [])
-    same_text = Prompt(id="new", text="Tell  me about: the RIVER?", label="harmful")
-    with pytest.raises(
-        MechsafetyError, match="1 of 12 attribution prompts are evaluation prompts too, 'tell me about"
-    ):
-        require_disjoint(fit, [*report, same_text])
-    same_id = Prompt(id="harmful-key", text="quite another text", label="harmful")
-    with pytest.raises(MechsafetyError, match="2 of 12"):
-        require_disjoint(fit, [same_id, same_text])
-    marks = [Prompt(id="x", text="???", label="harmful")], [Prompt(id="y", text="!!!", label="harmful")]
-    require_disjoint(*marks)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mechsafety.errors import MechsafetyError
+from mechsafety.errors import MechsafetyError, NotFiniteError
 from mechsafety.head_probes import HEAD_COLUMNS, probe_heads
 from mechsafety.regions.heads import (
     HeadOutputs,
@@ -206,3 +206,11 @@ def test_bad_input_is_named(tiny: Callable[..., Any]) -> None:
         maps[0].write(torch.full((maps[0].d_out, maps[0].d_in), float("nan")))
     with pytest.raises(MechsafetyError, match="NaN"):
         head_outputs(model, prompts.fit)
+
+
+def test_outputs_that_are_no_numbers_are_named_with_their_layer(tiny: Callable[..., Any]) -> None:
+    model = tiny("llama")
+    with torch.inference_mode():
+        model.original_model.model.layers[2].self_attn.v_proj.weight.fill_(float("nan"))
+    with pytest.raises(NotFiniteError, match=r"llama.*: .* at layer 2 is NaN"):
+        head_outputs(model, small_prompts(2).report)

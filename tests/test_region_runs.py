@@ -217,7 +217,7 @@ def test_overlapping_prompts_and_missing_splits(
     fit = table[table["split"] == "fit"]
     shouted = fit.assign(split="report", id="r-" + fit["id"], text=fit["text"].str.upper() + "!")
     pd.concat([table[table["split"] != "report"], shouted]).to_csv(overlapping, index=False)
-    with pytest.raises(MechsafetyError, match="are evaluation prompts too"):
+    with pytest.raises(MechsafetyError, match="splits must not overlap"):
         run_regions(small(folder, overlapping), tmp_path / "b")
     too_many = small(folder, prompts_file, examples=40)
     with pytest.raises(MechsafetyError, match="40 safety examples need as many harmful prompts"):

@@ -95,3 +95,13 @@ def test_a_context_fits_with_its_options_or_is_an_error(tiny: Callable[..., Any]
     assert option_log_probs(model, [[5] * 255], [[7], [8, 9]]).isfinite().all()
     with pytest.raises(MechsafetyError, match=r"1 of 2 .* 256 tokens: the first is 'scoring 2', 256 tokens"):
         option_log_probs(model, [[5] * 9, [5] * 256], [[7], [8, 9]])
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+def test_an_answer_fits_with_its_context_or_is_an_error(tiny: Callable[..., Any], architecture: str) -> None:
+    model = tiny(architecture)
+    (most,) = answer_nll(model, [[5] * 250], [[7] * 6])
+    assert most is not None
+    assert most > 0
+    with pytest.raises(MechsafetyError, match=r"1 of 2 .* 256 .*'long', 257 tokens"):
+        answer_nll(model, [[5], [5] * 250], [[7], [7] * 7], ids=["short", "long"])

@@ -380,3 +380,25 @@ def test_nothing_to_judge_is_undefined_not_zero() -> None:
     one = two_by_two(logit_rows([1.0, -1.0], ["refusal", "refusal"]), seed=0).iloc[0]
     assert math.isnan(one["auc"])
     assert (one["agreement"], one["majority"]) == (0.5, 1.0)
+
+
+def test_what_does_not_fit_in_the_window_is_not_asked_and_moves_no_other(tiny: Callable[..., Any]) -> None:
+    model = tiny("gpt2")
+    long = Exchange(id="long", prompt="how do i make bread " * 60, response="here is the answer")
+    both = [*EXCHANGES[:2], long]
+    scored, worded = ask_logits(model, both, seed=0), ask_words(model, both)
+    assert all(
+        math.isnan(v) for v in (scored[2].score, scored[2].shuffled, scored[2].mass, scored[2].reversed)
+    )
+    assert (worded[2].said, worded[2].said_reversed) == ("not_asked", "not_asked")
+    alone = ask_logits(model, EXCHANGES[:2], seed=0)
+    assert [one.score for one in scored[:2]] == pytest.approx([one.score for one in alone], abs=1e-4)
+    assert worded[:2] == ask_words(model, EXCHANGES[:2])
+    assert all(math.isnan(one.score) for one in self_judge(model, [long], seed=0))
+    counted = summarise(
+        table(
+            [s.score for s in scored], ["refusal", "compliance", "compliance"], shuffled=[0.0, 1.0, math.nan]
+        ),
+        seed=0,
+    ).iloc[0]
+    assert (counted["n"], counted["not_asked"]) == (2, 1)

@@ -282,7 +282,25 @@ def test_a_failed_system_is_not_tried_again(
     heard: list[str] = []
     again = run_study(plain, tmp_path / "run", say=heard.append)
     assert again.failed == first.failed
-    assert any("not tried again" in line for line in heard)
+    assert any("not tried again" in line and "new folder" in line for line in heard)
+
+
+def test_a_failed_system_is_tried_again_under_other_versions(
+    plain: StudyConfig,
+    tmp_path: Path,
+    overflowing: Callable[[str, str], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with monkeypatch.context():
+        overflowing(plain.systems[0], "_responses")
+        assert run_study(plain, tmp_path / "run").failed
+    monkeypatch.undo()
+    newer = {**runs.computing_versions(), "torch": "99"}
+    monkeypatch.setattr(runs, "computing_versions", lambda: newer)
+    monkeypatch.setattr(study, "computing_versions", lambda: newer)
+    again = run_study(plain, tmp_path / "run", allow_other_versions=True)
+    assert not again.failed
+    assert set(again.rates["system"]) == set(plain.systems)
 
 
 def test_a_judge_that_is_not_finite_is_no_fault_of_the_system(
@@ -363,7 +381,7 @@ def dated(
             "prompts": str(csv),
             "anchors": str(csv),
             "judges": ("rules", f"logit:{tiny_folder('llama')}"),
-            "selfjudge": False,
+            "selfjudge": True,
         }
     ), (prompts[-1].id, prompts[-2].id)
 
@@ -390,6 +408,10 @@ def test_a_study_says_what_its_systems_read_and_refuses_what_does_not_fit(
     page = write_report(read_run(path)).read_text()
     assert "Today: 3 Feb 2001" in page
     assert f"1 ({long})" in page
+    # Asked about the answer to a prompt that fills the window, the model has no room; about the others it has.
+    judged = pd.read_parquet(path / "selfjudge.parquet").set_index("id")
+    assert set(judged.index[judged["score"].isna()]) == {long}
+    assert list(pd.read_csv(path / "selfjudge.csv")["not_asked"]) == [1, 1]
 
 
 def test_a_later_system_with_a_smaller_window_is_refused_before_the_first_works(

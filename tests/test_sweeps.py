@@ -176,6 +176,31 @@ def test_an_interrupted_sweep_goes_on_from_its_journal(
     pd.testing.assert_frame_equal(again.table, whole.table)
 
 
+def test_a_journal_is_of_these_directions_and_these_weights(tiny: Callable[..., Any], tmp_path: Path) -> None:
+    model, prompts = tiny("llama"), small_prompts(10).validation
+    directions = directions_of(model)
+
+    def go_on(found: Directions) -> None:
+        sweep(model, found, prompts, refusal_tokens=TOKENS, journal=Journal(tmp_path / "journal.jsonl"))
+
+    go_on(directions)
+    for changed in (
+        {"vectors": directions.vectors.flip(0, 1)},
+        {"covectors": directions.vectors * 2},
+        {"gaps": directions.gaps + 1},
+    ):
+        with pytest.raises(MechsafetyError, match=r"made from something else.*directions"):
+            go_on(replace(directions, **changed))
+    parameter = next(model.original_model.parameters())
+    with torch.inference_mode():
+        before = parameter.clone()
+        parameter.mul_(1.5)  # weights that were baked or pruned since the model was loaded
+        with pytest.raises(MechsafetyError, match=r"made from something else.*model"):
+            go_on(directions)
+        parameter.copy_(before)
+    go_on(directions)  # the control: as it was
+
+
 def test_stability_counts_what_resamples_pick(tiny: Callable[..., Any]) -> None:
     model = tiny("llama")
     swept = sweep(model, directions_of(model), small_prompts(12).validation, refusal_tokens=TOKENS)

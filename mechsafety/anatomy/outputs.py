@@ -17,8 +17,10 @@ from torch import Tensor, nn
 
 from mechsafety.answers import Encoded
 from mechsafety.errors import MechsafetyError, NotFiniteError
+from mechsafety.finite import not_finite_at
 from mechsafety.forward import forward, run_prefix
 from mechsafety.generation import DEFAULT_BATCH, Completion, generate
+from mechsafety.models import model_name
 from mechsafety.prefixes import common_prefix
 from mechsafety.progress import bar
 from mechsafety.prompts import Prompt
@@ -125,7 +127,7 @@ def map_inputs(
     shared = common_prefix(body, [prompt for prompt, _ in pairs], device_of(model), more=longest)
     before = run_prefix(body, shared, device_of(model))
     rests = [[*prompt[len(shared) :], *answer[:-1]] for prompt, answer in pairs]
-    means = _Means(maps, answers, [len(answer) for _, answer in pairs])
+    means = _Means(model_name(model), maps, answers, [len(answer) for _, answer in pairs])
     with means.watching(), bar("activations", total=len(rests), unit="answer") as progress:
         for batch in batches(model, rests, batch_size=batch_size):
             means.begin(batch)
@@ -138,7 +140,10 @@ def map_inputs(
 class _Means:
     """The mean input of each site over the last columns of left-padded rows, batch by batch."""
 
-    def __init__(self, maps: Sequence[LinearMap], answers: Answers, lengths: Sequence[int]) -> None:
+    def __init__(
+        self, system: str, maps: Sequence[LinearMap], answers: Answers, lengths: Sequence[int]
+    ) -> None:
+        self.system = system  # for messages
         self.sites = {m.site: m for m in reversed(maps)}
         self.ids = [p.id for p in answers.prompts]
         self.lengths = torch.tensor(lengths)
@@ -193,7 +198,6 @@ class _Means:
     def _not_finite(self, name: str, mean: Float[Tensor, "row d_in"]) -> NotFiniteError:
         assert self.batch is not None
         bad = int((~torch.isfinite(mean)).any(dim=1).nonzero()[0])
-        return NotFiniteError(
-            f"the input of {name} is NaN or infinite for prompt {self.ids[self.batch.rows[bad]]!r}: the weights "
-            "overflow in this number format (try --dtype float32) or are damaged"
+        return not_finite_at(
+            self.system, f"the input of {name} for prompt {self.ids[self.batch.rows[bad]]!r}"
         )

@@ -16,8 +16,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechsafety.answers import Encoded, collate
-from mechsafety.errors import MechsafetyError, NotFiniteError
+from mechsafety.errors import MechsafetyError
 from mechsafety.fed_prompts import fitting
+from mechsafety.finite import not_finite_at
+from mechsafety.models import model_name
 from mechsafety.progress import bar
 from mechsafety.prompts import Prompt
 from mechsafety.regions.maps import running_body
@@ -59,10 +61,7 @@ def sensitivity(
             found = _norms(model, body, [encoded[row] for row in rows])
             if not bool(torch.isfinite(found).all()):
                 bad = prompts[rows[int((~torch.isfinite(found)).nonzero()[0])]].id
-                raise NotFiniteError(
-                    f"the gradient at the embeddings of prompt {bad!r} is NaN or infinite: the weights overflow in "
-                    "this number format (try --dtype float32) or are damaged"
-                )
+                raise not_finite_at(model_name(model), f"the gradient at the embeddings of prompt {bad!r}")
             norms[rows] = found
             progress.update(len(rows))
         return norms

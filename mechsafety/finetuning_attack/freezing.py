@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -71,7 +72,12 @@ def freezing_table(
         model=model, maps=maps, examples=examples, recipe=recipe, sets=sets, measure=measure, journal=journal
     )
     if journal is not None:
-        journal.bind(model=loaded_fingerprint(model), recipe=recipe)
+        journal.bind(
+            model=loaded_fingerprint(model),
+            recipe=recipe,
+            examples=hashlib.sha256(repr(list(examples)).encode()).hexdigest(),
+            measure=getattr(measure, "__qualname__", type(measure).__qualname__),
+        )
     rows = [bench.untouched()]
     with bar("freezing", total=len(n_examples) * len(seeds), unit="attack") as progress:
         for n in n_examples:
@@ -148,15 +154,23 @@ class _Bench:
             **self.measure(self.model),
         }
         if self.journal is not None:
-            self.journal.put(_key(row), finite(values))
+            self.journal.put(self._key(row), finite(values))
         return row | values
 
     def _stored(self, row: dict[str, Any]) -> dict[str, Any] | None:
-        values = self.journal.get(_key(row)) if self.journal is not None else None
+        values = self.journal.get(self._key(row)) if self.journal is not None else None
         if values is None:
             return None
         return row | {name: math.nan if value is None else value for name, value in values.items()}
 
+    def _key(self, row: Mapping[str, Any]) -> str:
+        """A row by its set's weights, not by the name alone."""
+        key = [row["mode"], row["frozen"], row["n_examples"], row["seed"]]
+        return json.dumps([*key, _digest(self.sets[row["frozen"]])] if row["mode"] != "none" else key)
 
-def _key(row: Mapping[str, Any]) -> str:
-    return json.dumps([row["mode"], row["frozen"], row["n_examples"], row["seed"]])
+
+def _digest(weights: Pruning) -> str:
+    digest = hashlib.sha256()
+    for name, places in sorted(weights.entries.items()):
+        digest.update(name.encode() + places.cpu().long().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -267,8 +267,8 @@ def _train(
             losses.append(float(loss.detach()))
             if not math.isfinite(losses[-1]):
                 raise MechsafetyError(
-                    f"the loss is {losses[-1]} after {len(losses) - 1} steps: choose a smaller learning rate than "
-                    f"{recipe.learning_rate:g}"
+                    f"{model_name(model)}: the loss is {losses[-1]} after {len(losses) - 1} steps: choose a smaller "
+                    f"learning rate than {recipe.learning_rate:g}"
                 )
             # Not backward(): a model that the user booted may want gradients elsewhere.
             gradients = torch.autograd.grad(loss, [w.parameter for w in weights], materialize_grads=True)

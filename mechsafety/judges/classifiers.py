@@ -67,10 +67,11 @@ def out_of_form(answer: str) -> Reading:
 class Classifier:
     """A causal language model with its tokenizer, used for greedy answers and scores of its next word."""
 
-    def __init__(self, module: Any, tokenizer: Any, *, fingerprint: str = "") -> None:
+    def __init__(self, module: Any, tokenizer: Any, *, fingerprint: str = "", name: str = "") -> None:
         from transformers import GenerationConfig
 
         self.module = module.eval().requires_grad_(False)
+        self.module.mechsafety_name = name  # for messages
         self.tokenizer = tokenizer
         self.fingerprint = fingerprint
         named = module.generation_config.eos_token_id
@@ -105,13 +106,18 @@ class Classifier:
     def answer(
         self, questions: Sequence[Sequence[int]], *, new_tokens: int, yes: str, no: str
     ) -> list[Reply]:
-        """Each question's greedy answer, in their order; they run as one left-padded batch."""
+        """Each question's greedy answer, in their order; they run as one left-padded batch.
+
+        Raises :class:`NotFiniteError` where logits are NaN or infinite, as :meth:`next_word` does.
+        """
         import torch
+
+        from mechsafety.finite import finite_logits
 
         both = self.first_tokens(yes), self.first_tokens(no)
         sides = [sorted(set(a) - set(b)) for a, b in (both, both[::-1])]
         batch = self._batch(questions)
-        with torch.inference_mode():
+        with torch.inference_mode(), finite_logits(self.module):
             out = self.module.generate(
                 input_ids=batch.ids,
                 attention_mask=batch.mask,
@@ -138,6 +144,8 @@ class Classifier:
         """
         import torch
 
+        from mechsafety.finite import finite_logits
+
         vocabulary = self.tokenizer.get_vocab()
         if missing := [word for word in words if word not in vocabulary]:
             raise MechsafetyError(
@@ -145,7 +153,7 @@ class Classifier:
             )
         ids = [vocabulary[word] for word in words]
         batch = self._batch(questions)
-        with torch.inference_mode():
+        with torch.inference_mode(), finite_logits(self.module):
             out = self.module(
                 input_ids=batch.ids, attention_mask=batch.mask, position_ids=batch.positions, logits_to_keep=1
             )
@@ -273,7 +281,7 @@ def load_classifier(spec: str, *, dtype: str = "auto", device: str = "auto") -> 
         fingerprint = weights_fingerprint(module)
     else:
         module, fingerprint = merge_adapter(module, adapter, spec)
-    return Classifier(module, tokenizer, fingerprint=fingerprint)
+    return Classifier(module, tokenizer, fingerprint=fingerprint, name=spec)
 
 
 def _adapter_alone(spec: str, parsed: ModelSpec) -> Path | None:

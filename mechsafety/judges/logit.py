@@ -168,11 +168,10 @@ class LogitJudge:
 
     def _fitting(self, orders: Sequence[Sequence[list[int]]], options: Sequence[list[int]]) -> list[int]:
         """The rows whose questions fit in the model's window with either verdict."""
-        from mechsafety.models import window
+        from mechsafety.tokens import rows_that_fit
 
-        most, more = window(self.model), max(map(len, options)) - 1
-        longest = [max(map(len, contexts)) + more for contexts in zip(*orders, strict=True)]
-        return [row for row, n_tokens in enumerate(longest) if most is None or n_tokens <= most]
+        longest = [max(contexts, key=len) for contexts in zip(*orders, strict=True)]
+        return rows_that_fit(self.model, longest, new_tokens=max(map(len, options)) - 1)
 
 
 def fit_threshold(margins: Sequence[float], refused: Sequence[bool]) -> Threshold:

@@ -24,7 +24,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mechsafety.answers import AnswerBatch, Encoded, Example, answer_logits, collate, encode
-from mechsafety.errors import MechsafetyError, NotFiniteError
+from mechsafety.errors import MechsafetyError
+from mechsafety.finite import not_finite_at
 from mechsafety.generation import out_of_memory
 from mechsafety.models import model_name
 from mechsafety.progress import bar
@@ -165,7 +166,7 @@ def _stream(
     plan = plan_batches([len(prompt) + len(answer) for prompt, answer in encoded], batch_size=batch_size)
     done = sums.batches
     with (
-        sums.watching(),
+        sums.watching(model_name(model)),
         bar("attribution", total=len(encoded), unit="example") as progress,
     ):
         progress.update(sum(len(rows) for rows in plan[:done]))
@@ -174,10 +175,7 @@ def _stream(
             sums.begin(batch, positions)
             total = _loss(body, batch, loss)
             if not bool(torch.isfinite(total)):
-                raise NotFiniteError(
-                    "the loss is NaN or infinite: the weights overflow in this number format (try --dtype float32) "
-                    "or are damaged"
-                )
+                raise not_finite_at(model_name(model), "the loss, behind the last map that is scored,")
             total.backward()
             sums.end()
             part.keep(sums, batch_size=batch_size)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import re
-import unicodedata
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -144,24 +143,3 @@ def _ends(before: str, mark: str) -> bool:
     if len(line) == 1 and word.isdigit():
         return False
     return word.lower() not in _ABBREVIATIONS and not _INITIAL.fullmatch(word)
-
-
-def require_disjoint(attribution: Sequence[Prompt], evaluation: Sequence[Prompt]) -> None:
-    """Raise :class:`MechsafetyError` when a prompt that scores are computed on is also measured on.
-
-    Prompts are the same when they have the same id, or the same words: case, accents' encoding, punctuation and
-    blanks do not count.
-    """
-    ids = {p.id for p in evaluation}
-    texts = {_words(p.text) for p in evaluation}
-    shared = [p for p in attribution if p.id in ids or _words(p.text) in texts]
-    if shared:
-        raise MechsafetyError(
-            f"{len(shared)} of {len(attribution)} attribution prompts are evaluation prompts too, "
-            f"{shared[0].text[:60]!r} for one: what is removed would be measured on the data that chose it"
-        )
-
-
-def _words(text: str) -> tuple[str, ...]:
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    return tuple(re.findall(r"\w+", folded)) or (folded.strip(),)

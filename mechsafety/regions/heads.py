@@ -12,10 +12,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechsafety.activations import DEFAULT_BATCH
-from mechsafety.errors import MechsafetyError, NotFiniteError
+from mechsafety.errors import MechsafetyError
 from mechsafety.estimators import estimate
 from mechsafety.fed_prompts import fitting
+from mechsafety.finite import not_finite_at
 from mechsafety.forward import forward, run_prefix
+from mechsafety.models import model_name
 from mechsafety.prefixes import common_prefix
 from mechsafety.progress import bar
 from mechsafety.prompts import LABELS, Prompt
@@ -87,11 +89,9 @@ def head_outputs(
     finally:
         for handle in handles:
             handle.remove()
-    if not bool(torch.isfinite(found).all()):
-        raise NotFiniteError(
-            "the heads' outputs hold NaN or infinite values: the weights overflow in this number format (try "
-            "--dtype float32) or are damaged"
-        )
+    for linear, outputs in zip(outs, found.unbind(1), strict=True):
+        if not bool(torch.isfinite(outputs).all()):
+            raise not_finite_at(model_name(model), f"a head's output at layer {linear.layer}")
     return HeadOutputs(
         outputs=found,
         layers=tuple(linear.layer for linear in outs),

@@ -15,7 +15,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from mechsafety.answers import AnswerBatch
-from mechsafety.errors import MechsafetyError, NotFiniteError
+from mechsafety.errors import MechsafetyError
+from mechsafety.finite import not_finite_at
 from mechsafety.regions.maps import LinearMap
 from mechsafety.regions.score_files import Attribution, Positions
 
@@ -29,6 +30,7 @@ class Sums:
     grams: dict[str, Tensor]
     batches: int = 0
     running: Running | None = None
+    system: str = ""  # for messages
 
     @classmethod
     def empty(cls, maps: Sequence[LinearMap]) -> Sums:
@@ -64,8 +66,9 @@ class Sums:
         self.batches += 1
 
     @contextmanager
-    def watching(self) -> Iterator[None]:
-        """Hooks on every module while the block runs."""
+    def watching(self, system: str) -> Iterator[None]:
+        """Hooks on every module of ``system`` while the block runs."""
+        self.system = system
         handles = [
             module[0].module.register_forward_hook(self._hook(name, module[0]))
             for name, module in _modules(self.maps).items()
@@ -82,7 +85,7 @@ class Sums:
             x = self.running.tokens(name, args[0].detach())
             if linear.site not in self.running.read:
                 self.running.read.add(linear.site)
-                _require_finite(x, name, "input")
+                self._require_finite(x, f"the input of {name}")
                 chosen = x[self.running.chosen].float()
                 self.grams[linear.site].addmm_(chosen.T, chosen)
             output.register_hook(lambda g: self._add(name, g.detach(), x))
@@ -93,13 +96,18 @@ class Sums:
         """sums += |G^T X| of each example: the absolute value of its own gradient, not of the batch's."""
         assert self.running is not None
         g = self.running.tokens(name, g)
-        _require_finite(g, name, "gradient")
+        self._require_finite(g, f"the gradient of {name}")
         self.running.returned[name] += 1
         total = self.gradients[name]
         product = torch.empty_like(total)
         for row, length in enumerate(self.running.lengths):
             torch.mm(g[row, :length].float().T, x[row, :length].float(), out=product)
             total.add_(product.abs_())
+
+    def _require_finite(self, x: Tensor, what: str) -> None:
+        # A sum is one reading of x; one that overflows by itself is looked at again.
+        if not bool(torch.isfinite(x.sum())) and not bool(torch.isfinite(x).all()):
+            raise not_finite_at(self.system, what)
 
     def finish(self, facts: dict[str, Any]) -> Attribution:
         """|W| times the mean over examples; the sums are used up."""
@@ -142,12 +150,3 @@ def _modules(maps: Sequence[LinearMap]) -> dict[str, list[LinearMap]]:
     for linear in maps:
         found.setdefault(names.setdefault(id(linear.module), linear.name), []).append(linear)
     return found
-
-
-def _require_finite(x: Tensor, name: str, what: str) -> None:
-    # A sum is one reading of x; one that overflows by itself is looked at again.
-    if not bool(torch.isfinite(x.sum())) and not bool(torch.isfinite(x).all()):
-        raise NotFiniteError(
-            f"the {what} of {name} is NaN or infinite: the weights overflow in this number format (try --dtype "
-            "float32) or are damaged"
-        )

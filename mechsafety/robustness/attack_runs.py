@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from mechsafety.edit_expressions import read_expression
 from mechsafety.errors import MechsafetyError
-from mechsafety.fed_prompts import rendered_examples
+from mechsafety.fed_prompts import rendered_examples, require_all_fit
 from mechsafety.interventions import Edit, digest, require_fits
 from mechsafety.judges.fluent import FluentJudge
 from mechsafety.models import load_model, load_record
@@ -97,8 +97,10 @@ def run_robustness(
     searched = _searched(every, config) if "suffix" in config.attacks else None
     loading: dict[str, Any] = {"dtype": config.dtype, "device": config.device, "template": config.template}
     sources = of_models(config.model, **loading)
-    say(f"loading {config.model}")
     day = pinned_date(out, config.date)
+    read = [(prompts, config.max_new_tokens), *([(searched, 0)] if searched is not None else [])]
+    require_all_fit([config.model], read, template=config.template, date=day)
+    say(f"loading {config.model}")
     model = load_model(config.model, **loading, date=day)
     edit = asked_edit.for_model(model) if asked_edit is not None else None
     if edit is not None:

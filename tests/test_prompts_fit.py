@@ -1,0 +1,85 @@
+"""Every experiment says that a prompt does not fit in the window of one of its systems before it loads any weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mechsafety import models
+from mechsafety.anatomy_config import AnatomyConfig
+from mechsafety.anatomy_runs import run_anatomy
+from mechsafety.checkpoints import compare
+from mechsafety.errors import MechsafetyError
+from mechsafety.ladder_config import LadderConfig
+from mechsafety.ladder_runs import run_ladder
+from mechsafety.prompts import load_prompts
+from mechsafety.region_config import RegionsConfig
+from mechsafety.region_runs import run_regions
+from mechsafety.robustness.attack_runs import RobustnessConfig, run_robustness
+from mechsafety.study import run_study
+from mechsafety.study_config import StudyConfig
+from mechsafety.sweep_runs import SweepConfig, run_sweep
+from tests.architectures import save_architecture
+from tests.prompt_sets import small_prompts, write_csv
+
+Start = Callable[[str, str, str, Path], object]
+ON: dict[str, Any] = {"dtype": "float32", "device": "cpu"}
+
+STARTS: dict[str, Start] = {
+    "study": lambda a, b, p, out: run_study(
+        StudyConfig(systems=(a, b), prompts=p, anchors=p, judges=("rules",), max_new_tokens=4, **ON), out
+    ),
+    "compare": lambda a, b, p, out: compare([a, b], load_prompts(p), out=out, seed=0, **ON),
+    "ladder": lambda a, b, p, out: run_ladder(
+        LadderConfig(systems=(a, b), prompts=p, counts=(1,), max_new_tokens=4, **ON), out
+    ),
+    "anatomy": lambda a, b, p, out: run_anatomy(AnatomyConfig(base=a, tuned=b, prompts=p, **ON), out),
+    "regions": lambda _, b, p, out: run_regions(
+        RegionsConfig(model=b, prompts=p, max_new_tokens=4, **ON), out
+    ),
+    "robustness": lambda _, b, p, out: run_robustness(
+        RobustnessConfig(model=b, prompts=p, max_new_tokens=4, **ON), out
+    ),
+    "sweep": lambda _, b, p, out: run_sweep(SweepConfig(model=b, prompts=p, **ON), out),
+}
+WITH_OPTION = {"study", "sweep"}
+
+
+class Loading(Exception):
+    """Weights are about to be loaded."""
+
+
+@pytest.fixture
+def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int], object]:
+    def loading(*_: object, **__: object) -> None:
+        raise Loading
+
+    def run(experiment: str, window: int) -> object:
+        large = save_architecture(tmp_path / "large", "gpt2", n_positions=256)
+        small = save_architecture(tmp_path / "small", "gpt2", n_positions=window)
+        prompts = write_csv(small_prompts(6), tmp_path / "prompts.csv")
+        monkeypatch.setattr(models, "load_weights", loading)
+        return STARTS[experiment](str(large), str(small), str(prompts), tmp_path / "run")
+
+    return run
+
+
+@pytest.mark.parametrize("experiment", STARTS)
+def test_what_does_not_fit_is_said_before_any_weights_are_loaded(
+    start: Callable[[str, int], object], experiment: str
+) -> None:
+    with pytest.raises(MechsafetyError, match=r"small: .*window of 6 tokens") as raised:
+        start(experiment, 6)
+    # Cutting is offered by the experiments that can.
+    assert ("--truncate-prompts" in str(raised.value)) == (experiment in WITH_OPTION)
+
+
+@pytest.mark.parametrize("experiment", STARTS)
+def test_control_what_fits_goes_on_to_the_weights(
+    start: Callable[[str, int], object], experiment: str
+) -> None:
+    with pytest.raises(Loading):
+        start(experiment, 256)
