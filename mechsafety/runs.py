@@ -17,7 +17,7 @@ import os
 import platform
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -37,7 +37,10 @@ MANIFEST = "manifest.json"
 _PARTS = "parts"
 _SCRATCH = ".writing-"
 _MADE_FROM = "\x00made from"  # no piece has such a key
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+_NAMES = frozenset({"id", "system", "judge", "judge_a", "judge_b", "annotator"})
+"""Columns that tables are joined by: written as they are, and read as text."""
 _PACKAGES = (
     "mechsafety",
     "torch",
@@ -137,11 +140,11 @@ class RunFolder:
         text = json.dumps(value, indent=2) + "\n"
         _atomically(self.part_path(*key, suffix="json"), lambda path: path.write_text(text, encoding="utf-8"))
 
-    def write_table(self, table: pd.DataFrame, name: str) -> Path:
-        """Write ``name`` (ending in .parquet or .csv) at the top of the run."""
+    def write_table(self, table: pd.DataFrame, name: str, *, names: Collection[str] = ()) -> Path:
+        """Write ``name`` (ending in .parquet or .csv) at the top of the run; ``names`` are further columns of names."""
         target = self.path / name
         if target.suffix == ".csv":
-            safe = neutralised(table)
+            safe = neutralised(table, names=names)
             _atomically(target, lambda path: safe.to_csv(path, index=False, lineterminator="\n"))
         else:
             _atomically(target, lambda path: table.to_parquet(path, index=False))
@@ -153,7 +156,10 @@ class RunFolder:
         path = self.path / name
         if not path.is_file():
             raise MechsafetyError(f"run {str(self.path)!r} has no {name}: did it finish? Run the study again")
-        return pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
+        if path.suffix != ".csv":
+            return pd.read_parquet(path)
+        named = pd.read_csv(path, usecols=lambda column: column in _NAMES, dtype=str, keep_default_na=False)
+        return pd.read_csv(path).assign(**{str(column): named[column] for column in named})
 
     def write_text(self, name: str, text: str) -> Path:
         target = self.path / name
@@ -225,17 +231,24 @@ def finite(facts: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def neutralised(table: pd.DataFrame) -> pd.DataFrame:
+def neutralised(table: pd.DataFrame, *, names: Collection[str] = ()) -> pd.DataFrame:
     """Text cells that a spreadsheet would run as a formula get an apostrophe before them, as OWASP advises.
 
-    Such cells begin with = + - @, a tab or a carriage return. Numbers are left alone.
+    Such cells begin with = + - @, a tab or the end of a line, and are no numbers. Columns by which tables are joined
+    (ids, systems, judges, annotators, and ``names``) are left alone, or a join would lose rows.
     """
     changed = {}
     for column in table.columns:
-        risky = table[column].map(lambda v: isinstance(v, str) and v.startswith(_FORMULA)).astype(bool)
+        if column in _NAMES or column in names:
+            continue
+        risky = table[column].map(_would_run).astype(bool)
         if risky.any():
             changed[column] = table[column].where(~risky, "'" + table[column].astype(str))
     return table.assign(**changed) if changed else table
+
+
+def _would_run(cell: object) -> bool:
+    return isinstance(cell, str) and cell.startswith(_FORMULA) and not _NUMBER.fullmatch(cell)
 
 
 @contextmanager
