@@ -10,7 +10,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from mechsafety.plot_style import COLOURS, legend_at_foot, short_name, styled, whiskers
+from mechsafety.plot_style import COLOURS, legend_at_foot, short_name, styled, system_names, whiskers, wrapped
 from mechsafety.region_findings import (
     REMOVAL_NAMES,
     attack_name,
@@ -40,7 +40,6 @@ from mechsafety.region_panels import (
     outcome_panels,
     panel_height,
     told_size,
-    wrapped,
 )
 
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "cross", "star", "triangle-down", "pentagon")
@@ -138,7 +137,7 @@ def attack_figure(attacks: pd.DataFrame) -> go.Figure:
     """Attack success (coherent compliance) of every attack and measure by system, beside refused and degenerate."""
     shown = attacks.assign(series=[attack_name(row) for row in attacks.to_dict(orient="records")])
     systems = list(dict.fromkeys(shown["system"]))
-    names = list(dict.fromkeys(shown["series"]))
+    named, names = system_names(systems), list(dict.fromkeys(shown["series"]))
     figure = make_subplots(
         rows=1,
         cols=3,
@@ -194,9 +193,7 @@ def attack_figure(attacks: pd.DataFrame) -> go.Figure:
     top = shown.loc[shown["asr"].idxmax()] if shown["asr"].notna().any() else None
     title = "No attack was measured"
     if top is not None:
-        title = (
-            f"Highest attack success: {top['asr']:.0%} ({short_name(str(top['system']))}, {top['series']})"
-        )
+        title = f"Highest attack success: {top['asr']:.0%} ({named[str(top['system'])]}, {top['series']})"
     prompts = attacks[attacks["measure"] != "mean"]  # mean rows count answers
     return legend_at_foot(
         styled(
