@@ -49,15 +49,16 @@ _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "cross", "star", 
 def region_figures(
     tables: Mapping[str, pd.DataFrame], *, name: str = "model", sweet_spot: Mapping[str, Any] | None = None
 ) -> dict[str, go.Figure]:
-    """Every figure that the run's tables allow, by file name; tables that are missing or empty are left out."""
+    """Every figure that the run's tables allow, by file name; tables that are missing or empty are left out.
+
+    ``name`` is the model's as it is shown.
+    """
     there = {key: table for key, table in tables.items() if len(table)}
     figures: dict[str, go.Figure] = {}
     if "tradeoff" in there:
         table = there["tradeoff"]
         for removal in removals_of(table):
-            figures[f"region-tradeoff-{_file(removal)}"] = tradeoff_figure(
-                table, removal, name=name, sweet_spot=sweet_spot
-            )
+            figures[f"region-tradeoff-{_file(removal)}"] = _tradeoff(table, removal, name, sweet_spot)
             if grid_sizes(table, removal):
                 figures[f"region-grid-{_file(removal)}"] = grid_figure(table, removal)
     if "structure" in there:
@@ -87,6 +88,12 @@ def tradeoff_figure(
 
     Settings stand in the order of the share that they remove. Every draw is a mark with its 95 % interval.
     """
+    return _tradeoff(tradeoff, removal, short_name(name), sweet_spot)
+
+
+def _tradeoff(
+    tradeoff: pd.DataFrame, removal: str, name: str, sweet_spot: Mapping[str, Any] | None
+) -> go.Figure:
     rows = tradeoff[tradeoff["removal"] == removal]
     shares = rows[rows["control"] == "removed"].groupby("setting", sort=False)["share"].mean()
     settings = list(shares.sort_values(kind="stable").index)
@@ -275,7 +282,7 @@ def _tradeoff_title(
             ("random", rows[rows["control"] == "random"]),
         )
     }
-    said = f"{short_name(name)}, {REMOVAL_NAMES.get(removal, removal)} {setting}: refusals "
+    said = f"{name}, {REMOVAL_NAMES.get(removal, removal)} {setting}: refusals "
     if values["before"] == values["before"]:
         said += f"{values['before']:.0%} to "
     said += f"{values['after']:.0%}"

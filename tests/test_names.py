@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 
 from mechsafety.audit_pages import judges_figure
 from mechsafety.checkpoint_figures import cosine_matrix
+from mechsafety.cli.regions import _folder
 from mechsafety.figures import outcome_bars, refusal_heatmap, self_judgement, study_figures
 from mechsafety.judge_figures import effect_forest
 from mechsafety.judges.verdict import LABELS
 from mechsafety.plot_style import file_names, short_name, system_names
+from mechsafety.region_chapter import region_chapters
+from mechsafety.runs import open_run, read_run
 from mechsafety.selfjudge_figures import two_by_two_figure
 from mechsafety.statistics import judge_effects, paired_tests, refusal_rates
+from tests import region_tables
+from tests.test_region_pages import write_regions
 
 SFT, DPO = "/runs/sft/checkpoint-500", "/runs/dpo/checkpoint-500"
 PAIR = [SFT, DPO]
@@ -157,3 +163,18 @@ def test_no_figure_of_a_study_is_dropped_for_its_file_name(tmp_path: Path) -> No
         (tmp_path / f"{name}.html").touch(exist_ok=False)
     titles = [f.layout.title.text for name, f in figures.items() if name.startswith("layer-sweep")]
     assert [title.rpartition(":")[0] for title in titles] == systems
+
+
+def test_regions_runs_of_one_study_have_folders_and_chapters_of_their_own(tmp_path: Path) -> None:
+    with open_run(tmp_path / "study", config={"kind": "study", "systems": PAIR}):
+        pass
+    for system in PAIR:
+        folder = _folder(SimpleNamespace(model=system), tmp_path / "study", None)
+        write_regions(folder, {"tradeoff": region_tables.tradeoff()}, model=system)
+    chapters = region_chapters(read_run(tmp_path / "study"))
+    assert sorted(chapter.name for chapter in chapters) == ["dpo-checkpoint-500", "sft-checkpoint-500"]
+    assert sorted(chapter.model for chapter in chapters) == ["dpo/checkpoint-500", "sft/checkpoint-500"]
+    for chapter in chapters:
+        assert chapter.block.figures[0].layout.title.text.startswith(f"{chapter.model}, ")
+    lone = _folder(SimpleNamespace(model=SFT), None, None)
+    assert lone == Path("runs") / "checkpoint-500-regions"
