@@ -185,7 +185,7 @@ def compare(
         tables = {TABLES[m]: table for m in wanted if (table := work.table(m, layer=layer)) is not None}
         for name, table in tables.items():
             run.write_table(table, f"{name}.parquet")
-            run.write_table(table, f"{name}.csv", names=("a", "b", "source", "target"))
+            run.write_table(table, f"{name}.csv")
         facts = {
             "layer": shown,
             "tables": list(tables),

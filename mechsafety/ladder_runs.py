@@ -120,7 +120,7 @@ def run_ladder(
         work = LadderWork(setting=setting, say=say)
         tables = work.tables()
         for name, table in tables.items():
-            run.write_table(table, TABLES[name], names=("a", "b", "source", "target"))
+            run.write_table(table, TABLES[name])
         compared, left_out = _compare(
             config, prompts, run, day, say, allow_other_versions=allow_other_versions
         )

@@ -17,7 +17,7 @@ import os
 import platform
 import re
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -39,8 +39,9 @@ _SCRATCH = ".writing-"
 _MADE_FROM = "\x00made from"  # no piece has such a key
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
-_NAMES = frozenset({"id", "system", "judge", "judge_a", "judge_b", "annotator"})
-"""Columns that tables are joined by: written as they are, and read as text."""
+_ID = "id"
+_NAMES = frozenset({_ID, "system", "judge", "judge_a", "judge_b", "annotator"})
+"""Columns that tables are joined by: text, also where it looks like a number or like nothing."""
 _PACKAGES = (
     "mechsafety",
     "torch",
@@ -140,11 +141,11 @@ class RunFolder:
         text = json.dumps(value, indent=2) + "\n"
         _atomically(self.part_path(*key, suffix="json"), lambda path: path.write_text(text, encoding="utf-8"))
 
-    def write_table(self, table: pd.DataFrame, name: str, *, names: Collection[str] = ()) -> Path:
-        """Write ``name`` (ending in .parquet or .csv) at the top of the run; ``names`` are further columns of names."""
+    def write_table(self, table: pd.DataFrame, name: str) -> Path:
+        """Write ``name`` (ending in .parquet or .csv) at the top of the run."""
         target = self.path / name
         if target.suffix == ".csv":
-            safe = neutralised(table, names=names)
+            safe = neutralised(table)
             _atomically(target, lambda path: safe.to_csv(path, index=False, lineterminator="\n"))
         else:
             _atomically(target, lambda path: table.to_parquet(path, index=False))
@@ -159,7 +160,9 @@ class RunFolder:
         if path.suffix != ".csv":
             return pd.read_parquet(path)
         named = pd.read_csv(path, usecols=lambda column: column in _NAMES, dtype=str, keep_default_na=False)
-        return pd.read_csv(path).assign(**{str(column): named[column] for column in named})
+        return pd.read_csv(path).assign(
+            **{str(c): named[c] if c == _ID else named[c].map(_restored) for c in named}
+        )
 
     def write_text(self, name: str, text: str) -> Path:
         target = self.path / name
@@ -231,15 +234,15 @@ def finite(facts: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def neutralised(table: pd.DataFrame, *, names: Collection[str] = ()) -> pd.DataFrame:
+def neutralised(table: pd.DataFrame) -> pd.DataFrame:
     """Text cells that a spreadsheet would run as a formula get an apostrophe before them, as OWASP advises.
 
-    Such cells begin with = + - @, a tab or the end of a line, and are no numbers. Columns by which tables are joined
-    (ids, systems, judges, annotators, and ``names``) are left alone, or a join would lose rows.
+    Such cells begin with = + - @, a tab or the end of a line, and are no numbers. Ids are left alone, or a join by
+    them would lose rows.
     """
     changed = {}
     for column in table.columns:
-        if column in _NAMES or column in names:
+        if column == _ID:
             continue
         risky = table[column].map(_would_run).astype(bool)
         if risky.any():
@@ -249,6 +252,11 @@ def neutralised(table: pd.DataFrame, *, names: Collection[str] = ()) -> pd.DataF
 
 def _would_run(cell: object) -> bool:
     return isinstance(cell, str) and cell.startswith(_FORMULA) and not _NUMBER.fullmatch(cell)
+
+
+def _restored(name: str) -> str:
+    bare = name.removeprefix("'")
+    return bare if _would_run(bare) else name
 
 
 @contextmanager
