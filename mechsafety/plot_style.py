@@ -166,5 +166,5 @@ def styled(figure: go.Figure, title: str, subtitle: str, *, width: int, height: 
 
 
 def _fitted(subtitle: str, width: int) -> str:
-    """A subtitle whose lines end within a picture so wide, in the widest of the fonts."""
-    return "<br>".join(wrapped(line, (width - 90) // 7) for line in subtitle.split("<br>"))
+    """A subtitle whose lines end within a picture so wide, in the widest of the fonts (6.3 pixels a letter)."""
+    return "<br>".join(wrapped(line, int((width - 80) / 6.3)) for line in subtitle.split("<br>"))
