@@ -12,9 +12,9 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from mechsafety.plot_style import COLOURS, legend_at_foot, short_name, styled
+from mechsafety.plot_style import COLOURS, legend_at_foot, short_name, styled, wrapped
 from mechsafety.region_findings import Pooled
-from mechsafety.region_panels import HUES, WIDTH, log_axis, wrapped
+from mechsafety.region_panels import HUES, WIDTH, log_axis
 
 Tables = Mapping[str, pd.DataFrame]
 """The tables of an anatomy, by name."""

@@ -15,7 +15,7 @@ from mechsafety.audit import Audit, audit
 from mechsafety.audit_files import read_evidence
 from mechsafety.errors import MechsafetyError
 from mechsafety.pages import Block, Page, render_page, write_figures
-from mechsafety.plot_style import COLOURS, legend_at_foot, short_name, styled, whiskers
+from mechsafety.plot_style import COLOURS, legend_at_foot, short_name, styled, system_names, whiskers
 from mechsafety.runs import RunFolder, open_run
 
 _LOOKS = {
@@ -140,6 +140,7 @@ def audit_figures(tables: Mapping[str, pd.DataFrame]) -> dict[str, go.Figure]:
 def forest(rows: pd.DataFrame, *, label: str, judge: str) -> go.Figure:
     """Change in refusal of each system under one judge, with its interval, the widest drop on top."""
     rows = rows.sort_values("change", ascending=False, kind="stable").reset_index(drop=True)
+    names = system_names(rows["system"])
     figure = go.Figure()
     for finding, (colour, symbol, name) in _LOOKS.items():
         part = rows[rows["finding"] == finding]
@@ -150,13 +151,13 @@ def forest(rows: pd.DataFrame, *, label: str, judge: str) -> go.Figure:
             mode="markers",
             marker={"color": colour, "symbol": symbol, "size": 11},
             error_x=whiskers(part["change"], part["low"], part["high"], colour=colour),
-            customdata=[_counts(row) for row in part.to_dict(orient="records")],
+            customdata=[_counts(row, names) for row in part.to_dict(orient="records")],
             hovertemplate="%{customdata}<extra></extra>",
             showlegend=bool(len(part)),
         )
     for row in rows[rows["change"].isna()].index:
         figure.add_annotation(x=0, y=row, text="no verdict in both arms", showarrow=False)
-    _axes(figure, [_tick(row) for row in rows.to_dict(orient="records")])
+    _axes(figure, [_tick(row, names) for row in rows.to_dict(orient="records")])
     survivors = rows[rows["finding"] == "survives"]
     tested = rows[rows["p"].notna()]
     title = f"{len(survivors)} of {len(tested)} changes in refusal survive correction"
@@ -173,6 +174,7 @@ def forest(rows: pd.DataFrame, *, label: str, judge: str) -> go.Figure:
 def judges_figure(rows: pd.DataFrame, *, label: str) -> go.Figure:
     """Change of each system under every judge: filled where it survives."""
     systems = list(dict.fromkeys(rows["system"]))[::-1]
+    names = system_names(systems)
     judges = list(dict.fromkeys(rows["judge"]))
     palette = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#222222", "#8C8C8C")
     figure = go.Figure()
@@ -192,10 +194,10 @@ def judges_figure(rows: pd.DataFrame, *, label: str) -> go.Figure:
                 "line": {"width": 2, "color": colour},
             },
             error_x=whiskers(part["change"], part["low"], part["high"], colour=colour, thickness=1.0),
-            customdata=[_counts(row) for row in part.to_dict(orient="records")],
+            customdata=[_counts(row, names) for row in part.to_dict(orient="records")],
             hovertemplate="%{customdata}<extra>" + _shown(judge) + "</extra>",
         )
-    _axes(figure, [_shown(system) for system in systems])
+    _axes(figure, [_plain(names[system]) for system in systems])
     survives = (rows["finding"] == "survives").groupby(rows["system"]).mean()
     changed = int(((survives > 0) & (survives < 1)).sum())
     return _finished(
@@ -210,7 +212,7 @@ def judges_figure(rows: pd.DataFrame, *, label: str) -> go.Figure:
 def _axes(figure: go.Figure, names: list[str]) -> None:
     figure.add_vline(x=0, line={"color": COLOURS["ink"], "dash": "dot", "width": 1})
     figure.update_xaxes(title_text="change in refusal rate (edited less original)", tickformat="+.0%")
-    # Places are numbered, since names may be the same once shortened.
+    # Places are numbered: a row a comparison, and a system may have several.
     figure.update_yaxes(
         tickvals=list(range(len(names))), ticktext=names, range=[-0.6, len(names) - 0.4], automargin=True
     )
@@ -221,23 +223,29 @@ def _finished(figure: go.Figure, title: str, subtitle: str, *, width: int, heigh
     return legend_at_foot(figure).update_layout(margin={"t": 90})
 
 
-def _tick(row: Mapping[Any, Any]) -> str:
+def _tick(row: Mapping[Any, Any], names: Mapping[str, str]) -> str:
+    name = _plain(names[row["system"]])
     return (
-        f"{_shown(row['system'])}<br><span style='font-size:10px'>{row['refused_original']}/{row['n_original']} to "
+        f"{name}<br><span style='font-size:10px'>{row['refused_original']}/{row['n_original']} to "
         f"{row['refused_edited']}/{row['n_edited']}</span>"
     )
 
 
-def _counts(row: Mapping[Any, Any]) -> str:
+def _counts(row: Mapping[Any, Any], names: Mapping[str, str]) -> str:
+    name = _plain(names[row["system"]])
     return (
-        f"{_shown(row['system'])}: {row['change']:+.1%} [{row['low']:+.1%}, {row['high']:+.1%}], p {row['p']:.2g}, "
+        f"{name}: {row['change']:+.1%} [{row['low']:+.1%}, {row['high']:+.1%}], p {row['p']:.2g}, "
         f"Holm {row['p_holm']:.2g}"
     )
 
 
 def _shown(name: str) -> str:
+    return _plain(short_name(name))
+
+
+def _plain(name: str) -> str:
     """A name from a file, without what plotly would read as markup."""
-    return short_name(name).replace("<", "‹").replace(">", "›").replace("%{", "% {")
+    return name.replace("<", "‹").replace(">", "›").replace("%{", "% {")
 
 
 def _span(values: pd.Series) -> str:

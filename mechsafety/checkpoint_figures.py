@@ -11,7 +11,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from mechsafety.plot_style import COLOURS, DIVERGING, HEAT, short_name, styled
+from mechsafety.plot_style import COLOURS, DIVERGING, HEAT, styled, system_names
 
 _PURPLE = "#CC79A7"
 _GREY = "#8C8C8C"
@@ -138,7 +138,7 @@ def cosine_matrix(table: pd.DataFrame, *, layer: int) -> go.Figure:
             z[place][place] = ceiling
             text[place][place] = "halves<br>undefined" if ceiling != ceiling else f"halves<br>{ceiling:.2f}"
     lowest = min((v for row in z for v in row if v == v), default=0.0)
-    figure = _heat(z, text, [_wrapped(n) for n in names], [_wrapped(n) for n in names])
+    figure = _heat(z, text, list(_wrapped(names).values()), list(_wrapped(names).values()))
     figure.update_traces(
         zmin=min(0.0, lowest),
         zmax=1,
@@ -167,7 +167,8 @@ def transfer_matrix(table: pd.DataFrame) -> go.Figure:
         found = [cells.get((source, target)) for target in targets]
         z.append([math.nan if row is None else float(row["drop"]) for row in found])
         text.append(["" if row is None else _drop_cell(row) for row in found])
-    labels = [_wrapped(s) for s in sources]
+    shown = _wrapped([*targets, *sources])
+    labels = [shown[s] for s in sources]
     for kind, label in (("harmless", "control:<br>harmless halves"), ("random", "control:<br>random")):
         z.append([float(of_target[t][f"{kind}_floor"]) for t in targets])
         text.append(
@@ -178,7 +179,7 @@ def transfer_matrix(table: pd.DataFrame) -> go.Figure:
         )
         labels.append(label)
     columns = [
-        f"{_wrapped(t)}<br>layer {of_target[t]['layer']}, score {of_target[t]['base']:.1f}" for t in targets
+        f"{shown[t]}<br>layer {of_target[t]['layer']}, score {of_target[t]['base']:.1f}" for t in targets
     ]
     figure = _heat(z, text, columns, labels)
     span = max((abs(v) for row in z for v in row if v == v), default=1.0) or 1.0
@@ -206,12 +207,13 @@ def transfer_matrix(table: pd.DataFrame) -> go.Figure:
 def _panels(table: pd.DataFrame) -> tuple[go.Figure, list[pd.DataFrame]]:
     """A figure with a panel for each pair (the first ten), and their rows in the order of layers."""
     pairs = [rows.sort_values("layer") for _, rows in table.groupby(["a", "b"], sort=False)][:_MOST_PAIRS]
+    names = system_names([*table["a"], *table["b"]])
     figure = make_subplots(
         rows=len(pairs),
         cols=1,
         shared_xaxes=True,
         vertical_spacing=min(0.06, 0.3 / len(pairs)),
-        subplot_titles=[f"{short_name(p['a'].iloc[0])} and {short_name(p['b'].iloc[0])}" for p in pairs],
+        subplot_titles=[f"{names[p['a'].iloc[0]]} and {names[p['b'].iloc[0]]}" for p in pairs],
     )
     return figure, pairs
 
@@ -350,7 +352,11 @@ def _drop_cell(row: Mapping[Any, Any]) -> str:
     return f"{_cell(row['drop'], row['low'], row['high'])}<br>KL {row['kl']:.2f}"
 
 
-def _wrapped(name: str) -> str:
-    """A name over several lines: divided before + and @, and after every 18 characters."""
-    pieces = re.split(r"(?=[+@])", short_name(name))
+def _wrapped(systems: Sequence[str]) -> dict[str, str]:
+    """Names over several lines: divided before + and @, and after every 18 characters."""
+    return {system: _divided(name) for system, name in system_names(systems).items()}
+
+
+def _divided(name: str) -> str:
+    pieces = re.split(r"(?=[+@])", name)
     return "<br>".join(piece[i : i + 18] for piece in pieces for i in range(0, len(piece), 18))

@@ -4,36 +4,63 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from mechsafety.plot_style import COLOURS, HEAT, short_name, styled, whiskers
+from mechsafety.layer_figures import SweepLike, layer_sweep, layer_sweep_table, named_layer_sweep
+from mechsafety.plot_style import (
+    COLOURS,
+    HEAT,
+    file_names,
+    legend_at_foot,
+    require_rows,
+    require_single,
+    short_name,
+    styled,
+    system_names,
+    whiskers,
+)
 from mechsafety.plot_titles import (
     agreement_title,
+    arm_names,
     cell,
     change_title,
     count_title,
-    number,
+    read_arm,
     selfjudge_title,
     spread_title,
     stars,
-    sweep_title,
-    wrapped_name,
 )
+
+__all__ = [
+    "SweepLike",
+    "judge_agreement",
+    "layer_sweep",
+    "layer_sweep_table",
+    "outcome_bars",
+    "pca_scatter",
+    "refusal_heatmap",
+    "self_judgement",
+    "study_figures",
+]
 
 ARMS = ("original", "edited")
 LABELS = ("harmful", "harmless")
-_PATTERNS = {"refusal": "", "compliance": "", "degenerate": "/", "unparsed": "."}
+_PATTERNS = {"refusal": "", "compliance": "", "degenerate": "/"}
 
 
 def outcome_bars(rates: pd.DataFrame, tests: pd.DataFrame, *, judge: str) -> go.Figure:
-    """What each system answers, original against edited: shares with Wilson intervals on refusals.
+    """What each system answers, original against edited: shares of the readable answers, Wilson intervals on refusals.
 
-    Stars mark the exact McNemar test of the change in refusals, corrected by Holm over systems.
+    Where the judge could not read every answer, the axis says how many it read. Stars mark the exact McNemar test of
+    the change in refusals, corrected by Holm over systems. Raises :class:`MechsafetyError` for a judge that has no
+    rates there, because it is not in the table or abstains.
     """
+    readable = rates[rates["rate"].notna()]
+    require_rows(readable[readable["judge"] == judge], f"judge {judge!r}", readable, "judge")
     chosen = rates[rates["judge"] == judge]
     systems = list(dict.fromkeys(chosen["system"]))
     figure = make_subplots(
@@ -44,79 +71,85 @@ def outcome_bars(rates: pd.DataFrame, tests: pd.DataFrame, *, judge: str) -> go.
         subplot_titles=[count_title(chosen, label) for label in LABELS],
     )
     for column, label in enumerate(LABELS, start=1):
-        rows = chosen[chosen["label"] == label].set_index(["system", "arm"])
-        keys = [(s, arm) for s in systems for arm in ARMS if (s, arm) in rows.index]
-        x = [[short_name(s) for s, _ in keys], [arm for _, arm in keys]]
-        for outcome in ("refusal", "compliance", "degenerate", "unparsed"):
-            share = [rows.loc[k, outcome] / rows.loc[k, "n"] for k in keys]
-            if outcome == "unparsed" and not any(share):
-                continue
-            figure.add_bar(
-                x=x,
-                y=share,
-                name=outcome,
-                marker={
-                    "color": COLOURS[outcome],
-                    "pattern": {"shape": _PATTERNS[outcome], "fgcolor": "white", "size": 5},
-                    "line": {"color": "white", "width": 0.5},
-                },
-                legendgroup=outcome,
-                showlegend=column == 1,
-                hovertemplate="%{x}: %{y:.0%}<extra>" + outcome + "</extra>",
-                row=1,
-                col=column,
-            )
-        # A trace of its own, drawn last: the stacked bars would cover the upper half.
-        rates_of = [number(rows.loc[k, "rate"]) for k in keys]
-        figure.add_scatter(
+        part = chosen[chosen["label"] == label]
+        marks = {s: stars(tests, system=s, label=label, judge=judge) for s in systems}
+        _bars_of_arms(figure, part, system_names(systems), marks, column=column)
+    figure.update_layout(barmode="stack", bargap=0.25)
+    figure.update_yaxes(range=[0, 1.1], tickformat=".0%", tickvals=[0, 0.25, 0.5, 0.75, 1])
+    figure.update_yaxes(title_text="share of readable responses", col=1)
+    figure.update_xaxes(tickangle=0)
+    styled(
+        figure,
+        change_title(chosen, systems),
+        f"Judge {judge}. Bars and whiskers: of the responses that it could read; whiskers: 95 % Wilson interval of "
+        "refusals. Stars: change in refusals, exact McNemar, Holm over systems (* p < .05, ** p < .01, *** p < .001, "
+        "n.s. not significant).",
+        width=max(760, 260 + 250 * len(systems)),
+        height=500,
+    )
+    return legend_at_foot(figure).update_layout(margin={"b": 120})
+
+
+def _bars_of_arms(
+    figure: go.Figure,
+    part: pd.DataFrame,
+    names: Mapping[str, str],
+    marks: Mapping[str, str],
+    *,
+    column: int,
+) -> None:
+    """The bars, whiskers and stars of one label's rows."""
+    rows = require_single(part, "system", "arm").set_index(["system", "arm"])
+    keys = [(s, arm) for s in names for arm in ARMS if (s, arm) in rows.index]
+    found = [rows.loc[k] for k in keys]
+    x = [[names[s] for s, _ in keys], [read_arm(row, arm) for row, (_, arm) in zip(found, keys, strict=True)]]
+    for outcome in ("refusal", "compliance", "degenerate"):
+        figure.add_bar(
             x=x,
-            y=rates_of,
-            mode="markers",
-            marker={"size": 1, "color": COLOURS["ink"]},
-            error_y=whiskers(
-                rates_of,
-                *([number(rows.loc[k, end]) for k in keys] for end in ("low", "high")),
-                colour=COLOURS["ink"],
-                thickness=1.6,
-                width=6.0,
-            ),
-            showlegend=False,
-            hoverinfo="skip",
+            y=[row[outcome] / max(1, row["n"] - row["unparsed"]) for row in found],
+            name=outcome,
+            marker={
+                "color": COLOURS[outcome],
+                "pattern": {"shape": _PATTERNS[outcome], "fgcolor": "white", "size": 5},
+                "line": {"color": "white", "width": 0.5},
+            },
+            legendgroup=outcome,
+            showlegend=column == 1,
+            hovertemplate="%{x}: %{y:.0%}<extra>" + outcome + "</extra>",
             row=1,
             col=column,
         )
-        for place, system in enumerate(systems):
-            mark = stars(tests, system=system, label=label, judge=judge)
-            if mark:
-                figure.add_annotation(
-                    x=2 * place + 0.5,
-                    y=1.055,
-                    text=mark,
-                    showarrow=False,
-                    row=1,
-                    col=column,
-                    font={"size": 13},
-                )
-    figure.update_layout(barmode="stack", bargap=0.25)
-    figure.update_yaxes(range=[0, 1.1], tickformat=".0%", tickvals=[0, 0.25, 0.5, 0.75, 1])
-    figure.update_yaxes(title_text="share of responses", col=1)
-    figure.update_xaxes(tickangle=0)
-    return styled(
-        figure,
-        change_title(chosen, systems),
-        f"Judge {judge}. Whiskers: 95 % Wilson interval of the share of refusals.<br>Stars: change in refusals, exact "
-        "McNemar, Holm over systems (* p < .05, ** p < .01, *** p < .001, n.s. not significant).",
-        width=max(760, 260 + 250 * len(systems)),
-        height=470,
+    # A trace of its own, drawn last: the stacked bars would cover the upper half.
+    figure.add_scatter(
+        x=x,
+        y=[row["rate"] for row in found],
+        mode="markers",
+        marker={"size": 1, "color": COLOURS["ink"]},
+        error_y=whiskers(
+            *([row[name] for row in found] for name in ("rate", "low", "high")),
+            colour=COLOURS["ink"],
+            thickness=1.6,
+            width=6.0,
+        ),
+        showlegend=False,
+        hoverinfo="skip",
+        row=1,
+        col=column,
     )
+    for system, mark in marks.items():
+        places = [place for place, (s, _) in enumerate(keys) if s == system]
+        if mark and places:
+            where = {"x": sum(places) / len(places), "y": 1.055, "row": 1, "col": column}
+            figure.add_annotation(text=mark, showarrow=False, font={"size": 13}, **where)
 
 
 def refusal_heatmap(rates: pd.DataFrame) -> go.Figure:
     """Refusal rate by judge (rows) and system and arm (columns), harmful and harmless prompts."""
-    readable = rates[rates["rate"].notna()]
+    readable = require_rows(rates[rates["rate"].notna()], "rates", rates, "judge", "label")
+    require_single(readable, "judge", "system", "arm", "label")
     judges = list(dict.fromkeys(readable["judge"]))[::-1]
     keys = list(dict.fromkeys(zip(readable["system"], readable["arm"], strict=True)))
-    names = [wrapped_name(s, arm) for s, arm in keys]
+    names = arm_names([s for s, _ in keys], [arm for _, arm in keys])
     figure = make_subplots(
         rows=1,
         cols=2,
@@ -129,126 +162,42 @@ def refusal_heatmap(rates: pd.DataFrame) -> go.Figure:
         z = [[float(table.get((judge, *key), math.nan)) for key in keys] for judge in judges]
         figure.add_heatmap(
             z=z,
-            x=names,
             y=judges,
             zmin=0,
             zmax=1,
             colorscale=HEAT,
             showscale=column == 2,
-            colorbar={"title": {"text": "refused", "side": "right"}, "tickformat": ".0%", "thickness": 14},
+            colorbar={"title": {"text": "refused", "side": "top"}, "tickformat": ".0%", "thickness": 14},
             text=[["" if v != v else f"{v:.0%}" for v in row] for row in z],
             texttemplate="%{text}",
-            hovertemplate="%{y}<br>%{x}: %{text}<extra></extra>",
+            customdata=[names] * len(judges),
+            hovertemplate="%{y}<br>%{customdata}: %{text}<extra></extra>",
             xgap=2,
             ygap=2,
             row=1,
             col=column,
         )
-    figure.update_xaxes(tickangle=0 if len(keys) <= 4 else -40, showgrid=False)
+    # Places are numbered: names over several lines need not stay distinct.
+    figure.update_xaxes(tickvals=list(range(len(names))), ticktext=names, showgrid=False, zeroline=False)
+    figure.update_xaxes(tickangle=0 if len(keys) <= 4 else -40, tickfont={"size": 11})
     figure.update_yaxes(showgrid=False)
     return styled(
         figure,
         spread_title(readable, judges),
         "Share of responses that each judge calls a refusal (unparsed ones left out of the denominator).",
-        width=max(760, 340 + 160 * len(keys)),
+        width=max(760, 300 + 220 * len(keys)) if len(keys) <= 4 else 340 + 160 * len(keys),
         height=290 + 48 * len(judges),
     )
 
 
-@runtime_checkable
-class SweepLike(Protocol):
-    """What :func:`layer_sweep` draws: ``sweeps.Sweep``, or anything with its table and base scores."""
-
-    @property
-    def table(self) -> pd.DataFrame: ...
-
-    @property
-    def model_name(self) -> str: ...
-
-    @property
-    def base_harmful(self) -> float: ...
-
-    @property
-    def base_harmless(self) -> float: ...
-
-    @property
-    def selected_layer(self) -> int | None: ...
+def pca_scatter(points: pd.DataFrame, *, name: str, layer: int, position: int = -1) -> go.Figure:
+    """Validation prompts in the plane of the first two principal components at the selected place."""
+    return _pca_scatter(points, short_name(name), layer=layer, position=position)
 
 
-def layer_sweep(sweep: SweepLike) -> go.Figure:
-    """Separation, bypass and induce, and KL by layer; dashed where a layer is selected."""
-    return layer_sweep_table(
-        sweep.table,
-        name=sweep.model_name,
-        selected=sweep.selected_layer,
-        base=(sweep.base_harmful, sweep.base_harmless),
-    )
-
-
-def layer_sweep_table(
-    table: pd.DataFrame, *, name: str, selected: int | None, base: tuple[float, float] | None = None
-) -> go.Figure:
-    """The same from a stored table (sweep.parquet); the last position is drawn where there are several."""
-    rows = table[table["position"] == table["position"].max()].sort_values("layer")
-    figure = make_subplots(
-        rows=3, cols=1, shared_xaxes=True, vertical_spacing=0.05, row_heights=[0.28, 0.44, 0.28]
-    )
-    x = rows["layer"]
-    lines: list[tuple[str, str, str, str, int]] = [
-        ("auroc", "separation of harmful and harmless", COLOURS["ink"], "circle", 1),
-        ("bypass", "bypass: harmful prompts, direction removed", COLOURS["harmful"], "circle", 2),
-        ("induce", "induce: harmless prompts, direction added", COLOURS["harmless"], "square", 2),
-        ("kl", "KL on harmless prompts, direction removed", "#CC79A7", "diamond", 3),
-    ]
-    for column, label, colour, symbol, row in lines:
-        figure.add_scatter(
-            x=x,
-            y=rows[column],
-            name=label,
-            mode="lines+markers",
-            line={"color": colour, "width": 2},
-            marker={"symbol": symbol, "size": 6},
-            hovertemplate="layer %{x}: %{y:.3g}<extra>" + column + "</extra>",
-            row=row,
-            col=1,
-        )
-    if base is not None:
-        for value, label, colour in zip(
-            base, ("harmful, unedited", "harmless, unedited"), ("harmful", "harmless"), strict=True
-        ):
-            figure.add_hline(
-                y=value,
-                line={"color": COLOURS[colour], "dash": "dot", "width": 1.3},
-                annotation={"text": label, "font": {"size": 11, "color": COLOURS[colour]}},
-                annotation_position="top left" if value > 0 else "bottom left",
-                row=2,
-                col=1,
-            )
-    figure.add_hline(y=0, line={"color": "#999999", "width": 1}, row=2, col=1)
-    if selected is not None:
-        for row in (1, 2, 3):
-            figure.add_vline(
-                x=selected, line={"color": COLOURS["ink"], "dash": "dash", "width": 1.2}, row=row, col=1
-            )
-    figure.update_yaxes(
-        title_text="AUROC", range=[min(0.45, float(rows["auroc"].min()) - 0.03), 1.03], row=1, col=1
-    )
-    figure.update_yaxes(title_text="refusal score (logit)", row=2, col=1)
-    figure.update_yaxes(
-        title_text="KL (nats)", type="log", tickvals=[0.01, 0.03, 0.1, 0.3, 1, 3, 10], row=3, col=1
-    )
-    figure.update_xaxes(title_text="layer where the direction was found (input of block)", row=3, col=1)
-    return styled(
-        figure,
-        sweep_title(rows, name, selected),
-        "Validation prompts; dashed: selected layer.",
-        width=860,
-        height=680,
-    )
-
-
-def pca_scatter(points: pd.DataFrame, *, name: str, layer: int) -> go.Figure:
-    """Validation prompts in the plane of the first two principal components at the selected layer."""
+def _pca_scatter(points: pd.DataFrame, shown: str, *, layer: int, position: int) -> go.Figure:
+    require_single(require_rows(points, "prompts", points), "id")
+    token = "the last token" if position == -1 else f"token {position}, counted from the end,"
     figure = go.Figure()
     for label, symbol in (("harmful", "circle"), ("harmless", "diamond")):
         rows = points[points["label"] == label]
@@ -272,16 +221,22 @@ def pca_scatter(points: pd.DataFrame, *, name: str, layer: int) -> go.Figure:
     figure.update_yaxes(title_text=f"second component ({second:.0%} of variance)", zeroline=True)
     return styled(
         figure,
-        f"{short_name(name)}, layer {layer}: harmful and harmless prompts",
-        "Residual stream at the last prompt token of validation prompts.",
+        f"{shown}, layer {layer}: harmful and harmless prompts",
+        f"Residual stream at {token} of validation prompts.",
         width=700,
         height=520,
     )
 
 
-def judge_agreement(agreement: pd.DataFrame, *, arm: str = "all") -> go.Figure:
-    """Cohen's kappa between every two judges, with its 95 % interval."""
-    rows = agreement[agreement["arm"] == arm]
+def judge_agreement(agreement: pd.DataFrame, *, arm: str | None = None) -> go.Figure:
+    """Cohen's kappa between every two judges, with its 95 % interval.
+
+    ``arm`` is by default ``all``, or the only one that the table holds.
+    """
+    arms = list(dict.fromkeys(agreement["arm"]))
+    chosen = arm or (arms[0] if len(arms) == 1 else "all")
+    rows = require_rows(agreement[agreement["arm"] == chosen], f"arm {chosen!r}", agreement, "arm")
+    require_single(rows, "judge_a", "judge_b")
     judges = list(dict.fromkeys([*rows["judge_a"], *rows["judge_b"]]))
     cells = {frozenset((r.judge_a, r.judge_b)): r for r in rows.itertuples()}
     z: list[list[float]] = []
@@ -306,7 +261,7 @@ def judge_agreement(agreement: pd.DataFrame, *, arm: str = "all") -> go.Figure:
             colorscale=HEAT,
             text=text,
             texttemplate="%{text}",
-            colorbar={"title": {"text": "kappa", "side": "right"}, "thickness": 14},
+            colorbar={"title": {"text": "kappa", "side": "top"}, "thickness": 14},
             hovertemplate="%{y} and %{x}: %{text}<extra></extra>",
             xgap=2,
             ygap=2,
@@ -317,7 +272,8 @@ def judge_agreement(agreement: pd.DataFrame, *, arm: str = "all") -> go.Figure:
     return styled(
         figure,
         agreement_title(rows),
-        "Cohen's kappa on refusal or not, 95 % bootstrap interval clustered by prompt.",
+        f"Cohen's kappa on refusal or not, {'both arms' if chosen == 'all' else f'{chosen} responses'}. 95 % bootstrap "
+        "interval clustered by prompt.",
         width=420 + 130 * len(judges),
         height=230 + 90 * len(judges),
     )
@@ -325,10 +281,12 @@ def judge_agreement(agreement: pd.DataFrame, *, arm: str = "all") -> go.Figure:
 
 def self_judgement(summary: pd.DataFrame) -> go.Figure:
     """How well each model tells its own refusals from its other answers, against two controls."""
+    require_single(require_rows(summary, "self-judgement", summary), "system", "arm")
     figure = go.Figure()
-    names = [wrapped_name(s, a) for s, a in zip(summary["system"], summary["arm"], strict=True)]
+    names = arm_names(list(summary["system"]), list(summary["arm"]))
+    places = list(range(len(names)))
     figure.add_scatter(
-        x=names,
+        x=places,
         y=summary["auc"],
         name="own answer",
         mode="markers",
@@ -340,7 +298,7 @@ def self_judgement(summary: pd.DataFrame) -> go.Figure:
         ("auc_length", "control: short answers are refusals", "diamond-open", COLOURS["ink"]),
     ):
         figure.add_scatter(
-            x=names,
+            x=places,
             y=summary[column],
             name=label,
             mode="markers",
@@ -352,18 +310,19 @@ def self_judgement(summary: pd.DataFrame) -> go.Figure:
         annotation={"text": "chance"},
         annotation_position="bottom left",
     )
-    missing = [n for n, v in zip(names, summary["auc"], strict=True) if v != v]
-    for name in missing:
-        figure.add_annotation(x=name, y=0.05, text="undefined:<br>one class only", showarrow=False)
+    missing = [place for place, v in zip(places, summary["auc"], strict=True) if v != v]
+    for place in missing:
+        figure.add_annotation(x=place, y=0.1, text="undefined:<br>one class only", showarrow=False)
     figure.update_yaxes(range=[0, 1.05], title_text="AUC against the primary judge")
-    figure.update_xaxes(type="category", categoryorder="array", categoryarray=names)
-    return styled(
+    figure.update_xaxes(tickvals=places, ticktext=names, range=[-0.5, len(names) - 0.5], zeroline=False)
+    styled(
         figure,
         selfjudge_title(summary),
         "Log-probability of Yes against No, asked whether it declined; 95 % bootstrap interval.",
         width=max(640, 280 + 140 * len(names)),
-        height=450,
+        height=480,
     )
+    return legend_at_foot(figure).update_layout(margin={"b": 120})
 
 
 def study_figures(tables: Mapping[str, pd.DataFrame], systems: Mapping[str, Any]) -> dict[str, go.Figure]:
@@ -378,17 +337,18 @@ def study_figures(tables: Mapping[str, pd.DataFrame], systems: Mapping[str, Any]
     if judges:
         figures["outcomes"] = outcome_bars(rates, tables["tests"], judge=judges[0])
         figures["refusal-heatmap"] = refusal_heatmap(rates)
+    names, files = system_names(systems), file_names(systems)
     for system, facts in systems.items():
-        base = facts["base_refusal_score"]
-        selected = facts["selection"]["layer"]
-        figures[f"layer-sweep-{_file_name(system)}"] = layer_sweep_table(
+        base, place = facts["base_refusal_score"], facts["selection"]
+        figures[f"layer-sweep-{files[system]}"] = named_layer_sweep(
             _of(tables["sweep"], system),
-            name=system,
-            selected=selected,
+            names[system],
+            selected=place["layer"],
             base=(base["harmful"], base["harmless"]),
+            position=place["position"],
         )
-        figures[f"pca-{_file_name(system)}"] = pca_scatter(
-            _of(tables["scatter"], system), name=system, layer=selected
+        figures[f"pca-{files[system]}"] = _pca_scatter(
+            _of(tables["scatter"], system), names[system], layer=place["layer"], position=place["position"]
         )
     if len(judges) > 1:
         figures["judge-agreement"] = judge_agreement(tables["agreement"])
@@ -399,7 +359,3 @@ def study_figures(tables: Mapping[str, pd.DataFrame], systems: Mapping[str, Any]
 
 def _of(table: pd.DataFrame, system: str) -> pd.DataFrame:
     return table[table["system"] == system]
-
-
-def _file_name(system: str) -> str:
-    return "".join(c if c.isalnum() or c in ".-+" else "_" for c in system)

@@ -82,7 +82,7 @@ def read_human_labels(path: Path, *, responses: pd.DataFrame) -> pd.DataFrame:
 
 
 def _as_known(name: str, known: set[str]) -> str:
-    """A name of the run as the run has it: :func:`mechsafety.runs.neutralised` put an apostrophe before =, -, ..."""
+    """A name of the run as the run has it: a spreadsheet, or an older export, may have put an apostrophe before it."""
     bare = name.removeprefix("'")
     return bare if name not in known and bare in known else name
 

@@ -10,7 +10,7 @@ import pandas as pd
 from mechsafety.judge_figures import judge_chapter_figures
 from mechsafety.judge_tables import REFERENCE_TABLES, STUDY_TABLES, judge_tables
 from mechsafety.pages import Block
-from mechsafety.plot_style import short_name
+from mechsafety.plot_style import system_names
 from mechsafety.runs import RunFolder
 from mechsafety.statistics import holm
 
@@ -138,10 +138,10 @@ def _some(figures: Mapping[str, go.Figure], name: str) -> list[go.Figure]:
 
 def _effects_text(flips: pd.DataFrame) -> str:
     harmful = flips[flips["label"] == "harmful"]
-    sentences = []
+    sentences, names = [], system_names(flips["system"])
     for row in harmful.to_dict(orient="records"):
         sign, level, of = (int(row[k]) for k in ("sign_flips", "significance_flips", "alternatives"))
-        name, primary = short_name(str(row["system"])), row["primary"]
+        name, primary = names[str(row["system"])], row["primary"]
         if not of:
             continue
         if not sign and not level:
@@ -171,8 +171,9 @@ def _interaction_text(interaction: pd.DataFrame) -> str:
     )
     if found.empty:
         return "No difference between two judges in how far the edit moves their rates was found. " + told
+    names = system_names(interaction["system"])
     pairs = ", ".join(
-        f"{r['judge_a']} and {r['judge_b']} ({short_name(str(r['system']))}, {r['label']})"
+        f"{r['judge_a']} and {r['judge_b']} ({names[str(r['system'])]}, {r['label']})"
         for r in found.to_dict(orient="records")
     )
     return f"The edit moves the rates of these judges differently: {pairs}. {told}"

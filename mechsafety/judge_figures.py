@@ -8,7 +8,15 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from mechsafety.plot_style import COLOURS, legend_at_foot, short_name, styled, whiskers
+from mechsafety.plot_style import (
+    COLOURS,
+    legend_at_foot,
+    require_rows,
+    require_single,
+    styled,
+    system_names,
+    whiskers,
+)
 
 ARMS = ("original", "edited")
 _ARM_COLOURS = {"original": "#0072B2", "edited": "#D55E00"}
@@ -41,7 +49,9 @@ def judge_chapter_figures(tables: Mapping[str, pd.DataFrame]) -> dict[str, go.Fi
 
 def effect_forest(effects: pd.DataFrame) -> go.Figure:
     """The edit's effect on refusal under every judge and mapping: a row each, a column a prompt label."""
+    require_single(require_rows(effects, "effects", effects), "system", "label", "judge", "mapping")
     systems = list(dict.fromkeys(effects["system"]))
+    shown_as = system_names(systems)
     labels = [label for label in ("harmful", "harmless") if (effects["label"] == label).any()]
     found_readings = list(dict.fromkeys(zip(effects["judge"], effects["mapping"], strict=True)))
     judges = list(dict.fromkeys(effects["judge"]))
@@ -55,7 +65,7 @@ def effect_forest(effects: pd.DataFrame) -> go.Figure:
         shared_yaxes=True,
         horizontal_spacing=0.03,
         vertical_spacing=0.22 / max(1, len(systems)),
-        subplot_titles=[f"{short_name(s)}, {label}" for s in systems for label in labels],
+        subplot_titles=[f"{shown_as[s]}, {label}" for s in systems for label in labels],
     )
     for row, system in enumerate(systems, start=1):
         for column, label in enumerate(labels, start=1):
@@ -105,6 +115,7 @@ def effect_forest(effects: pd.DataFrame) -> go.Figure:
 def error_dots(errors: pd.DataFrame) -> go.Figure:
     """Sensitivity and specificity of each judge against the reference, original beside edited."""
     shown = errors[(errors["label"] == "all") & errors["arm"].isin(ARMS)]
+    require_single(require_rows(shown, "all labels", errors, "label", "arm"), "judge", "arm")
     judges = list(dict.fromkeys(shown["judge"]))[::-1]
     figure = make_subplots(
         rows=1,
@@ -154,7 +165,10 @@ def error_dots(errors: pd.DataFrame) -> go.Figure:
 def corrected_rates_figure(corrected: pd.DataFrame) -> go.Figure:
     """The harmful refusal rate of each arm as each judge gives it, and as people's labels correct it."""
     groups = _corrected(corrected)
-    shown = corrected[(corrected["label"] == "harmful") & (corrected["system"] == groups[0])]
+    shown = corrected[(corrected["label"] == "harmful") & corrected["system"].isin(groups[:1])]
+    for arm in ARMS:
+        require_rows(shown[shown["arm"] == arm], f"arm {arm!r} of harmful prompts", corrected, "label", "arm")
+    require_single(shown, "judge", "arm")
     judges = list(dict.fromkeys(shown["judge"]))[::-1]
     figure = make_subplots(
         rows=1,
@@ -185,7 +199,7 @@ def corrected_rates_figure(corrected: pd.DataFrame) -> go.Figure:
             )
     figure.update_yaxes(tickvals=list(range(len(judges))), ticktext=judges, automargin=True)
     figure.update_xaxes(tickformat=".0%", range=[-0.02, 1.02], title_text="harmful prompts refused")
-    which = "all systems together" if groups[0] == "all" else short_name(groups[0])
+    which = "all systems together" if groups[0] == "all" else system_names(corrected["system"])[groups[0]]
     return legend_at_foot(
         styled(
             figure,
@@ -210,7 +224,8 @@ def _effect_title(effects: pd.DataFrame) -> str:
         return "The edit's effect under every judge"
     if not split:
         return "Every judge and reading agrees on the significance for harmful prompts"
-    names = ", ".join(short_name(str(s)) for s in split)
+    shown = system_names(effects["system"])
+    names = ", ".join(shown[str(s)] for s in split)
     return f"Significance depends on the judge or the reading: {names}"
 
 

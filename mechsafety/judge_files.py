@@ -134,6 +134,6 @@ def write_table(table: pd.DataFrame, out: Path | None) -> None:
     if out.suffix.lower() == ".csv":
         neutralised(table).to_csv(out, index=False, lineterminator="\n")
     elif out.suffix.lower() == ".jsonl":
-        table.to_json(out, orient="records", lines=True)
+        table.to_json(out, orient="records", lines=True, double_precision=15)
     else:
         table.to_parquet(out, index=False)

@@ -12,8 +12,8 @@ from plotly.subplots import make_subplots
 from mechsafety.ladder_matrices import ladder_matrices, link_figure
 from mechsafety.ladder_verdicts import State, Verdict, ladder_systems, ladder_verdicts, system_names
 from mechsafety.ladder_words import counted, span
-from mechsafety.plot_style import COLOURS, HEAT, legend_at_foot, styled, whiskers
-from mechsafety.region_panels import HUES, WIDTH, Panel, Series, outcome_panels, panel_height, wrapped
+from mechsafety.plot_style import COLOURS, HEAT, legend_at_foot, styled, whiskers, wrapped
+from mechsafety.region_panels import HUES, WIDTH, Panel, Series, outcome_panels, panel_height
 
 _COLUMNS = 4
 _RANDOM = COLOURS["ink"]

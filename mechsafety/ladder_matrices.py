@@ -10,8 +10,8 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from mechsafety.checkpoint_figures import cosine_matrix, transfer_matrix
-from mechsafety.plot_style import COLOURS, HEAT, legend_at_foot, styled, whiskers
-from mechsafety.region_panels import WIDTH, log_axis, wrapped
+from mechsafety.plot_style import COLOURS, HEAT, legend_at_foot, styled, whiskers, wrapped
+from mechsafety.region_panels import WIDTH, log_axis
 
 _LINKS = (
     (

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from mechsafety.ladder_words import points
-from mechsafety.plot_style import short_name
+from mechsafety.plot_style import distinct, name_forms, short_name
 from mechsafety.region_findings import Pooled, pooled
 
 ALPHA = 0.05
@@ -111,13 +111,12 @@ def rung_of(system: str) -> str:
 
 
 def system_names(systems: Sequence[str]) -> dict[str, str]:
-    """Short names: the last part of each, where that is enough to tell them apart; then more, then all of it."""
-    ordered = list(dict.fromkeys(systems))
-    ends = {s: short_name(re.split(r"[+/\\]", s.rstrip("/\\"))[-1]) for s in ordered}
-    for names in (ends, {s: short_name(s) for s in ordered}):
-        if len(set(names.values())) == len(ordered):
-            return names
-    return {s: s for s in ordered}
+    """Short names: the last part of each, after + or /, and where that is not enough to tell them apart, more."""
+    return distinct({s: [_end(s), *name_forms(s)] for s in systems})
+
+
+def _end(system: str) -> str:
+    return short_name(re.split(r"[+/\\]", system.rstrip("/\\"))[-1])
 
 
 def ladder_systems(tables: Mapping[str, pd.DataFrame]) -> list[str]:

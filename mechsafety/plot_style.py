@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+
+from mechsafety.errors import MechsafetyError
 
 # Okabe and Ito's palette (jfly.uni-koeln.de/color), which survives grey printing better than hues alone.
 COLOURS = {
@@ -22,6 +26,7 @@ COLOURS = {
 }
 FONT = "Inter, Helvetica Neue, Arial, DejaVu Sans, sans-serif"
 HEAT = [[0.0, "#F7FBFF"], [0.5, "#6BAED6"], [1.0, "#08306B"]]
+_LONGEST_FILE = 180  # bytes; file systems take 255, with what stands before and after
 DIVERGING = [[0.0, "#2166AC"], [0.5, "#F7F7F7"], [1.0, "#B2182B"]]
 
 
@@ -54,9 +59,84 @@ def legend_at_foot(figure: go.Figure) -> go.Figure:
 
 
 def short_name(spec: str) -> str:
-    """A system's name without its owner, at most 32 characters."""
-    name = spec.rpartition("/")[2] if "/" in spec and "+" not in spec else spec
+    """A system's name without its owner or folder, at most 32 characters."""
+    whole = spec.rstrip("/") or spec
+    return _cut(whole.rpartition("/")[2] if "+" not in whole else whole)
+
+
+def system_names(systems: Iterable[str]) -> dict[str, str]:
+    """Names under which systems stand side by side: short, and as much longer as keeps them apart."""
+    return distinct({system: name_forms(system) for system in systems})
+
+
+def name_forms(system: str) -> list[str]:
+    """A system's name from short to whole: its last part, then with more of its path."""
+    parts = system.rstrip("/").split("/") if "+" not in system else []
+    longer = ["/".join(parts[-n:]) for n in range(2, len(parts) + 1)]
+    return [short_name(system), *map(_cut, longer), system]
+
+
+def distinct(forms: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """For each key the first of its forms that no other key is shown under; its last form is the key itself."""
+    at = dict.fromkeys(forms, 0)
+    while True:
+        named = {key: forms[key][place] for key, place in at.items()}
+        counts = Counter(named.values())
+        longer = [key for key, place in at.items() if counts[named[key]] > 1 and place + 1 < len(forms[key])]
+        if not longer:
+            return named
+        for key in longer:
+            at[key] += 1
+
+
+def file_names(systems: Iterable[str]) -> dict[str, str]:
+    """What stands for each system in the names of files: safe, and distinct also where capitals do not count."""
+    plain = {system: "".join(c if c.isalnum() or c in ".-+" else "_" for c in system) for system in systems}
+    counts = Counter(name.casefold() for name in plain.values())
+    return {
+        system: name
+        if counts[name.casefold()] == 1 and len(name.encode()) <= _LONGEST_FILE
+        else f"{name[-40:]}-{hashlib.sha256(system.encode()).hexdigest()[:8]}"
+        for system, name in plain.items()
+    }
+
+
+def _cut(name: str) -> str:
     return name if len(name) <= 32 else f"{name[:14]}…{name[-17:]}"
+
+
+def wrapped(text: str, width: int = 26) -> str:
+    """Text over several lines of at most ``width`` characters, broken at spaces where there are any."""
+    lines = [""]
+    for word in text.split():
+        for piece in (word[i : i + width] for i in range(0, len(word), width)):
+            if lines[-1] and len(lines[-1]) + 1 + len(piece) > width:
+                lines.append(piece)
+            else:
+                lines[-1] = f"{lines[-1]} {piece}".strip()
+    return "<br>".join(lines)
+
+
+def require_rows(rows: pd.DataFrame, wanted: str, table: pd.DataFrame, *columns: str) -> pd.DataFrame:
+    """``rows`` unless there are none; the error says what ``columns`` of the table hold."""
+    if len(rows):
+        return rows
+    held = (f"{name}: {', '.join(map(str, table[name].unique())) or 'nothing'}" for name in columns)
+    raise MechsafetyError(
+        f"there is nothing to draw of {wanted}; the table holds {'; '.join(held) or 'no rows'}"
+    )
+
+
+def require_single(rows: pd.DataFrame, *key: str) -> pd.DataFrame:
+    """``rows`` unless two of them have the same ``key``: a line through both would be nobody's."""
+    double = rows[rows.duplicated(list(key))]
+    if double.empty:
+        return rows
+    where = ", ".join(f"{name} {double[name].iloc[0]}" for name in key)
+    apart = [name for name in ("system", "method", "judge") if name in rows and len(set(rows[name])) > 1]
+    raise MechsafetyError(
+        f"the table has several rows of {where}: filter it by {' and '.join(apart) or 'their source'}"
+    )
 
 
 def styled(figure: go.Figure, title: str, subtitle: str, *, width: int, height: int) -> go.Figure:
@@ -64,7 +144,7 @@ def styled(figure: go.Figure, title: str, subtitle: str, *, width: int, height: 
         template="plotly_white",
         title={
             "text": title,
-            "subtitle": {"text": subtitle, "font": {"size": 12, "color": "#555555"}},
+            "subtitle": {"text": _fitted(subtitle, width), "font": {"size": 12, "color": "#555555"}},
             "x": 0.0,
             "xref": "paper",
             "xanchor": "left",
@@ -83,3 +163,8 @@ def styled(figure: go.Figure, title: str, subtitle: str, *, width: int, height: 
     )
     figure.update_annotations(font_family=FONT)
     return figure
+
+
+def _fitted(subtitle: str, width: int) -> str:
+    """A subtitle whose lines end within a picture so wide, in the widest of the fonts (6.3 pixels a letter)."""
+    return "<br>".join(wrapped(line, int((width - 80) / 6.3)) for line in subtitle.split("<br>"))

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from mechsafety.plot_style import short_name
+from mechsafety.plot_style import system_names, wrapped
 
 
 def count_title(rates: pd.DataFrame, label: str) -> str:
@@ -36,24 +36,31 @@ def change_title(rates: pd.DataFrame, systems: Sequence[str]) -> str:
         return "What each system answers"
     _, system = max(changes)
     before, after = harmful[(system, "original")], harmful[(system, "edited")]
-    return f"{short_name(system)} refuses {before:.0%} of harmful prompts, {after:.0%} after the edit"
+    return (
+        f"{system_names(systems)[system]} refuses {before:.0%} of harmful prompts, {after:.0%} after the edit"
+    )
 
 
 def spread_title(rates: pd.DataFrame, judges: Sequence[str]) -> str:
     spread = rates.groupby(["system", "arm", "label"])["rate"].agg(lambda r: r.max() - r.min())
     if len(judges) < 2 or spread.empty:
         return "Refusal rates by judge"
-    return f"Judges differ by up to {spread.max():.0%} on the same responses"
+    return f"Judges differ by up to {100 * spread.max():.0f} points on the same responses"
 
 
-def sweep_title(rows: pd.DataFrame, name: str, selected: int | None) -> str:
-    best = rows.loc[rows["auroc"].idxmax()] if rows["auroc"].notna().any() else None
-    if selected is None or best is None:
-        return f"{short_name(name)}: where the direction lives"
-    at = rows[rows["layer"] == selected]["auroc"]
+def sweep_title(rows: pd.DataFrame, shown: str, selected: int | None, *, among: pd.DataFrame) -> str:
+    """What is selected, where in the prompt if ``among`` knows several places, and the widest separation of all."""
+    several = len(set(among["position"])) > 1
+    at = f"position {int(rows['position'].iloc[0])}, " if several else ""
+    known = among[among["auroc"].notna()]
+    if selected is None or known.empty:
+        return f"{shown}: where the direction lives" + (f" ({at[:-2]})" if several else "")
+    best = known.iloc[int(known["auroc"].argmax())]
+    there = rows[rows["layer"] == selected]["auroc"]
+    where = f"layer {int(best['layer'])}" + (f", position {int(best['position'])}" if several else "")
     return (
-        f"{short_name(name)}: layer {selected} selected, AUROC {float(at.iloc[0]):.2f} there "
-        f"(highest {float(best['auroc']):.2f} at layer {int(best['layer'])})"
+        f"{shown}: {at}layer {selected} selected, AUROC {float(there.iloc[0]):.2f} there "
+        f"(highest {float(best['auroc']):.2f} at {where})"
     )
 
 
@@ -82,10 +89,14 @@ def selfjudge_title(summary: pd.DataFrame) -> str:
     return f"Models tell their own refusals with AUC {span}; a control reaches {controls:.2f}"
 
 
-def wrapped_name(system: str, arm: str) -> str:
-    """A system's name and arm over several lines, for an axis."""
-    return f"{short_name(system).replace('+', '<br>+')}<br>{arm}"
+def arm_names(systems: Sequence[str], arms: Sequence[str]) -> list[str]:
+    """Each system's name and arm over several lines, for an axis: as many names as there are pairs."""
+    names = system_names(systems)
+    return [
+        f"{wrapped(names[s].replace('+', ' +'), 18)}<br>{arm}" for s, arm in zip(systems, arms, strict=True)
+    ]
 
 
-def number(value: Any) -> float:
-    return 0.0 if value != value else float(value)
+def read_arm(row: Any, arm: str) -> str:
+    """An arm's name, and how many of its answers were read where that is not all."""
+    return arm if not row["unparsed"] else f"{arm}<br>{row['n'] - row['unparsed']} of {row['n']} read"

@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from mechsafety.pages import Block
-from mechsafety.plot_style import short_name
+from mechsafety.plot_style import short_name, system_names
 from mechsafety.region_figures import region_figures
 from mechsafety.region_findings import main_findings, region_findings
 from mechsafety.runs import MANIFEST, RunFolder, read_run
@@ -61,7 +61,11 @@ def sweet_spot(run: RunFolder) -> dict[str, Any] | None:
 
 
 def model_name(run: RunFolder) -> str:
-    return short_name(str(run.manifest["config"].get("model", "model")))
+    return short_name(_model(run))
+
+
+def _model(run: RunFolder) -> str:
+    return str(run.manifest["config"].get("model", "model"))
 
 
 def region_chapters(study: RunFolder) -> list[RegionChapter]:
@@ -70,16 +74,18 @@ def region_chapters(study: RunFolder) -> list[RegionChapter]:
     if not folder.is_dir():
         return []
     runs = [read_run(path) for path in sorted(folder.iterdir()) if (path / MANIFEST).is_file()]
-    chapters = [_chapter(run) for run in runs if run.manifest["config"].get("kind") == "regions"]
+    runs = [run for run in runs if run.manifest["config"].get("kind") == "regions"]
+    names = system_names([*study.manifest["config"].get("systems", []), *map(_model, runs)])
+    chapters = [_chapter(run, names[_model(run)]) for run in runs]
     return [chapter for chapter in chapters if chapter is not None]
 
 
-def _chapter(run: RunFolder) -> RegionChapter | None:
+def _chapter(run: RunFolder, name: str) -> RegionChapter | None:
     # A run writes its tables when all are done.
     tables = region_tables(run)
     if not tables:
         return None
-    name, spot = model_name(run), sweet_spot(run)
+    spot = sweet_spot(run)
     main = {key: tables[key] for key in ("tradeoff", "structure") if key in tables}
     figures = region_figures(main, name=name, sweet_spot=spot)
     return RegionChapter(

@@ -10,7 +10,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from mechsafety.plot_style import COLOURS, legend_at_foot, short_name, styled, whiskers
+from mechsafety.plot_style import COLOURS, legend_at_foot, short_name, styled, system_names, whiskers, wrapped
 from mechsafety.region_findings import (
     REMOVAL_NAMES,
     attack_name,
@@ -40,7 +40,6 @@ from mechsafety.region_panels import (
     outcome_panels,
     panel_height,
     told_size,
-    wrapped,
 )
 
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "cross", "star", "triangle-down", "pentagon")
@@ -50,15 +49,16 @@ _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "cross", "star", 
 def region_figures(
     tables: Mapping[str, pd.DataFrame], *, name: str = "model", sweet_spot: Mapping[str, Any] | None = None
 ) -> dict[str, go.Figure]:
-    """Every figure that the run's tables allow, by file name; tables that are missing or empty are left out."""
+    """Every figure that the run's tables allow, by file name; tables that are missing or empty are left out.
+
+    ``name`` is the model's as it is shown.
+    """
     there = {key: table for key, table in tables.items() if len(table)}
     figures: dict[str, go.Figure] = {}
     if "tradeoff" in there:
         table = there["tradeoff"]
         for removal in removals_of(table):
-            figures[f"region-tradeoff-{_file(removal)}"] = tradeoff_figure(
-                table, removal, name=name, sweet_spot=sweet_spot
-            )
+            figures[f"region-tradeoff-{_file(removal)}"] = _tradeoff(table, removal, name, sweet_spot)
             if grid_sizes(table, removal):
                 figures[f"region-grid-{_file(removal)}"] = grid_figure(table, removal)
     if "structure" in there:
@@ -88,6 +88,12 @@ def tradeoff_figure(
 
     Settings stand in the order of the share that they remove. Every draw is a mark with its 95 % interval.
     """
+    return _tradeoff(tradeoff, removal, short_name(name), sweet_spot)
+
+
+def _tradeoff(
+    tradeoff: pd.DataFrame, removal: str, name: str, sweet_spot: Mapping[str, Any] | None
+) -> go.Figure:
     rows = tradeoff[tradeoff["removal"] == removal]
     shares = rows[rows["control"] == "removed"].groupby("setting", sort=False)["share"].mean()
     settings = list(shares.sort_values(kind="stable").index)
@@ -138,7 +144,7 @@ def attack_figure(attacks: pd.DataFrame) -> go.Figure:
     """Attack success (coherent compliance) of every attack and measure by system, beside refused and degenerate."""
     shown = attacks.assign(series=[attack_name(row) for row in attacks.to_dict(orient="records")])
     systems = list(dict.fromkeys(shown["system"]))
-    names = list(dict.fromkeys(shown["series"]))
+    named, names = system_names(systems), list(dict.fromkeys(shown["series"]))
     figure = make_subplots(
         rows=1,
         cols=3,
@@ -194,9 +200,7 @@ def attack_figure(attacks: pd.DataFrame) -> go.Figure:
     top = shown.loc[shown["asr"].idxmax()] if shown["asr"].notna().any() else None
     title = "No attack was measured"
     if top is not None:
-        title = (
-            f"Highest attack success: {top['asr']:.0%} ({short_name(str(top['system']))}, {top['series']})"
-        )
+        title = f"Highest attack success: {top['asr']:.0%} ({named[str(top['system'])]}, {top['series']})"
     prompts = attacks[attacks["measure"] != "mean"]  # mean rows count answers
     return legend_at_foot(
         styled(
@@ -278,7 +282,7 @@ def _tradeoff_title(
             ("random", rows[rows["control"] == "random"]),
         )
     }
-    said = f"{short_name(name)}, {REMOVAL_NAMES.get(removal, removal)} {setting}: refusals "
+    said = f"{name}, {REMOVAL_NAMES.get(removal, removal)} {setting}: refusals "
     if values["before"] == values["before"]:
         said += f"{values['before']:.0%} to "
     said += f"{values['after']:.0%}"

@@ -6,9 +6,9 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from mechsafety.plot_style import COLOURS, legend_at_foot, styled, whiskers
+from mechsafety.plot_style import COLOURS, legend_at_foot, styled, whiskers, wrapped
 from mechsafety.region_findings import METHOD_NAMES
-from mechsafety.region_panels import HARMFUL, HARMLESS, HUES, PROJECTION, WIDTH, log_axis, told_size, wrapped
+from mechsafety.region_panels import HARMFUL, HARMLESS, HUES, PROJECTION, WIDTH, log_axis, told_size
 
 
 def links_figure(links: pd.DataFrame) -> go.Figure:

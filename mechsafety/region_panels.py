@@ -285,15 +285,3 @@ def told_size(table: pd.DataFrame, column: str) -> str:
     """The largest number in a column of denominators, in words where there is none."""
     known = table[column].dropna()
     return f"{int(known.max())}" if len(known) else "an unknown number of"
-
-
-def wrapped(text: str, width: int = 26) -> str:
-    """Text over several lines of at most ``width`` characters, broken at spaces where there are any."""
-    lines = [""]
-    for word in text.split():
-        for piece in (word[i : i + width] for i in range(0, len(word), width)):
-            if lines[-1] and len(lines[-1]) + 1 + len(piece) > width:
-                lines.append(piece)
-            else:
-                lines[-1] = f"{lines[-1]} {piece}".strip()
-    return "<br>".join(lines)

@@ -12,7 +12,7 @@ import pandas as pd
 from mechsafety import figures as draw
 from mechsafety.judge_chapter import chapter_blocks, chapter_figures, load_chapter
 from mechsafety.pages import fed_parts, plotly_script, rendered_blocks, rounded, template
-from mechsafety.plot_style import short_name
+from mechsafety.plot_style import system_names
 from mechsafety.region_chapter import RegionChapter, region_chapters
 from mechsafety.runs import RunFolder
 from mechsafety.study_results import failed_systems, failure_lines, measured_systems
@@ -55,10 +55,12 @@ def write_report(run: RunFolder) -> Path:
     """Write ``report.html``: one file, no network, every response escaped."""
     tables = load_tables(run)
     manifest = run.manifest
+    names = system_names(measured_systems(manifest))
+    of_all = system_names(manifest["systems"])
     page = template("report.html").render(
         config=manifest["config"],
         systems=measured_systems(manifest),
-        failures=failure_lines({short_name(s): why for s, why in failed_systems(manifest).items()}),
+        failures=failure_lines({of_all[s]: why for s, why in failed_systems(manifest).items()}),
         sessions=manifest.get("sessions", []),
         repeated=manifest.get("repeated_prompts", 0),
         versions=manifest["versions"],
@@ -73,7 +75,7 @@ def write_report(run: RunFolder) -> Path:
         selfjudge=rounded(tables["selfjudge"]) if "selfjudge" in tables else None,
         fed=fed_parts(manifest["systems"]),
         script=plotly_script(),
-        short=short_name,
+        names=names,
     )
     return run.write_text("report.html", page)
 
@@ -111,7 +113,7 @@ def _findings(tables: Mapping[str, pd.DataFrame], manifest: Mapping[str, Any]) -
     judge = manifest["config"]["judges"][0]
     rates = tables["rates"][tables["rates"]["judge"] == judge].set_index(["system", "arm", "label"])
     tests = tables["tests"][tables["tests"]["judge"] == judge].set_index(["system", "label"])
-    sentences = []
+    sentences, names = [], system_names(measured_systems(manifest))
     for system in measured_systems(manifest):
         try:
             before, after = (rates.loc[(system, arm, "harmful")] for arm in ("original", "edited"))
@@ -119,7 +121,7 @@ def _findings(tables: Mapping[str, pd.DataFrame], manifest: Mapping[str, Any]) -
             continue
         coherent = 1 - after["degenerate"] / after["n"]
         text = (
-            f"{short_name(system)} refuses {_share(before)} of harmful prompts; after the edit {_share(after)}, "
+            f"{names[system]} refuses {_share(before)} of harmful prompts; after the edit {_share(after)}, "
             f"with {coherent:.0%} of its answers coherent."
         )
         if (system, "harmful") in tests.index:

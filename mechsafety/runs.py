@@ -37,7 +37,11 @@ MANIFEST = "manifest.json"
 _PARTS = "parts"
 _SCRATCH = ".writing-"
 _MADE_FROM = "\x00made from"  # no piece has such a key
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+_ID = "id"
+_NAMES = frozenset({_ID, "system", "judge", "judge_a", "judge_b", "annotator"})
+"""Columns that tables are joined by: text, also where it looks like a number or like nothing."""
 _PACKAGES = (
     "mechsafety",
     "torch",
@@ -153,7 +157,12 @@ class RunFolder:
         path = self.path / name
         if not path.is_file():
             raise MechsafetyError(f"run {str(self.path)!r} has no {name}: did it finish? Run the study again")
-        return pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
+        if path.suffix != ".csv":
+            return pd.read_parquet(path)
+        named = pd.read_csv(path, usecols=lambda column: column in _NAMES, dtype=str, keep_default_na=False)
+        return pd.read_csv(path).assign(
+            **{str(c): named[c] if c == _ID else named[c].map(_restored) for c in named}
+        )
 
     def write_text(self, name: str, text: str) -> Path:
         target = self.path / name
@@ -228,14 +237,26 @@ def finite(facts: Mapping[str, Any]) -> dict[str, Any]:
 def neutralised(table: pd.DataFrame) -> pd.DataFrame:
     """Text cells that a spreadsheet would run as a formula get an apostrophe before them, as OWASP advises.
 
-    Such cells begin with = + - @, a tab or a carriage return. Numbers are left alone.
+    Such cells begin with = + - @, a tab or the end of a line, and are no numbers. Ids are left alone, or a join by
+    them would lose rows.
     """
     changed = {}
     for column in table.columns:
-        risky = table[column].map(lambda v: isinstance(v, str) and v.startswith(_FORMULA)).astype(bool)
+        if column == _ID:
+            continue
+        risky = table[column].map(_would_run).astype(bool)
         if risky.any():
             changed[column] = table[column].where(~risky, "'" + table[column].astype(str))
     return table.assign(**changed) if changed else table
+
+
+def _would_run(cell: object) -> bool:
+    return isinstance(cell, str) and cell.startswith(_FORMULA) and not _NUMBER.fullmatch(cell)
+
+
+def _restored(name: str) -> str:
+    bare = name.removeprefix("'")
+    return bare if _would_run(bare) else name
 
 
 @contextmanager

@@ -8,7 +8,15 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from mechsafety.plot_style import COLOURS, legend_at_foot, short_name, styled, whiskers
+from mechsafety.plot_style import (
+    COLOURS,
+    legend_at_foot,
+    require_rows,
+    require_single,
+    styled,
+    system_names,
+    whiskers,
+)
 
 _CELL_NAMES = {
     ("original", "original"): "original<br>about its own",
@@ -115,12 +123,14 @@ def habit_figure(table: pd.DataFrame) -> go.Figure:
 
 def reliability_figure(calibration: pd.DataFrame, table: pd.DataFrame) -> go.Figure:
     """P(yes) against the share of refusals among answers with that P(yes): the diagonal is perfect."""
+    require_rows(calibration, "calibration", calibration)
     systems, kinds = _unique(calibration["system"]), _unique(calibration["kind"])
+    names = system_names(systems)
     titles = {"raw": "as given", "content_free": "less the score of N/A"}
     figure = make_subplots(
         rows=len(systems),
         cols=len(kinds),
-        subplot_titles=[f"{short_name(s)}, {titles[k]}" for s in systems for k in kinds],
+        subplot_titles=[f"{names[s]}, {titles[k]}" for s in systems for k in kinds],
         vertical_spacing=min(0.12, 0.4 / len(systems)),
         horizontal_spacing=0.08,
     )
@@ -184,7 +194,10 @@ def reliability_figure(calibration: pd.DataFrame, table: pd.DataFrame) -> go.Fig
 
 def two_by_two_title(table: pd.DataFrame) -> str:
     """How well each model tells its own refusals, against the best control that does not know the answer's text."""
-    own = table[(table["judge_arm"] == table["response_arm"]) & table["auc"].notna()]
+    about_own = table[table["judge_arm"] == table["response_arm"]]
+    if about_own.empty:
+        return "Models about the answers of the other arm"
+    own = about_own[about_own["auc"].notna()]
     if own.empty:
         return "Whether models see their own refusals is undefined: one class only"
     said = f"Models tell their own refusals with AUC {own['auc'].min():.2f} to {own['auc'].max():.2f}"
@@ -194,12 +207,16 @@ def two_by_two_title(table: pd.DataFrame) -> str:
 
 def _panels(table: pd.DataFrame) -> tuple[go.Figure, list[tuple[tuple[int, int], pd.DataFrame]]]:
     """A column a system and a row a form, with the rows of each panel in the order of :data:`_CELL_NAMES`."""
+    require_single(
+        require_rows(table, "self-judgement", table), "system", "form", "judge_arm", "response_arm"
+    )
     systems, forms = _unique(table["system"]), _unique(table["form"])
+    names = system_names(systems)
     figure = make_subplots(
         rows=len(forms),
         cols=len(systems),
         shared_yaxes=True,
-        subplot_titles=[f"{short_name(s)}, {_FORM_NAMES[f]}" for f in forms for s in systems],
+        subplot_titles=[f"{names[s]}, {_FORM_NAMES[f]}" for f in forms for s in systems],
         vertical_spacing=0.15 if len(forms) > 1 else 0.1,
         horizontal_spacing=min(0.04, 0.3 / len(systems)),
     )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from mechsafety.pages import Block, Page
-from mechsafety.plot_style import short_name
+from mechsafety.plot_style import system_names
 from mechsafety.runs import RunFolder
 from mechsafety.selfjudge import QUESTION, REVERSED
 from mechsafety.selfjudge_figures import selfjudge_figures
@@ -73,13 +73,14 @@ def page_of(run: RunFolder) -> Page:
 
 def findings(table: pd.DataFrame) -> list[str]:
     """One sentence a cell: how well refusals are told, against the controls."""
-    return [_finding(row) for row in table.to_dict(orient="records")]
+    names = system_names(table["system"])
+    return [_finding(row, names[row["system"]]) for row in table.to_dict(orient="records")]
 
 
-def _finding(row: dict[Any, Any]) -> str:
+def _finding(row: dict[Any, Any], name: str) -> str:
     whose = "its own" if row["judge_arm"] == row["response_arm"] else f"the {row['response_arm']} model's"
     how = "by log-probability" if row["form"] == "logit" else "in words"
-    said = f"{short_name(row['system'])}, {row['judge_arm']}, about {whose} answers {how}: "
+    said = f"{name}, {row['judge_arm']}, about {whose} answers {how}: "
     unreadable = f"{row['unparsed']} of {row['readable']} replies unreadable"
     if row["auc"] != row["auc"]:
         return f"{said}AUC undefined ({row['refusals']} of {row['readable']} answers are refusals, {unreadable})."

@@ -11,8 +11,9 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from mechsafety.dose_figures import dose_figure
-from mechsafety.figures import layer_sweep_table
-from mechsafety.plot_style import COLOURS, DIVERGING, HEAT, styled
+from mechsafety.errors import MechsafetyError
+from mechsafety.layer_figures import layer_sweep_table
+from mechsafety.plot_style import COLOURS, DIVERGING, HEAT, require_rows, require_single, styled
 
 # Okabe and Ito's remaining colours, for methods.
 _METHOD_COLOURS = {
@@ -22,6 +23,7 @@ _METHOD_COLOURS = {
     "probe": "#CC79A7",
 }
 _WHOLE = 0.5  # the widest KL bound of the rule "auto"
+_ROUNDING = 1e-3
 _NICE = {
     "mean_difference": "mean difference",
     "pca": "PCA",
@@ -35,6 +37,10 @@ def score_heatmap(table: pd.DataFrame, *, name: str, selected: tuple[int, int] |
 
     A ring marks the selected (position, layer). Grey cells hold no score.
     """
+    require_single(require_rows(table, "scores", table), "position", "layer")
+    if selected is not None:
+        at = table[(table["position"] == selected[0]) & (table["layer"] == selected[1])]
+        require_rows(at, f"position {selected[0]}, layer {selected[1]}", table, "position", "layer")
     positions = sorted(table["position"].unique())
     layers = sorted(table["layer"].unique())
     figure = make_subplots(
@@ -115,9 +121,11 @@ def score_heatmap(table: pd.DataFrame, *, name: str, selected: tuple[int, int] |
     )
 
 
-def method_lines(table: pd.DataFrame, *, name: str) -> go.Figure:
-    """bypass, induce and KL by layer, a line a method, at the last template token."""
-    rows = table[table["position"] == table["position"].max()]
+def method_lines(table: pd.DataFrame, *, name: str, position: int | None = None) -> go.Figure:
+    """bypass, induce and KL by layer, a line a method, at one position, by default the last."""
+    require_single(require_rows(table, "scores", table), "method", "position", "layer")
+    at = int(table["position"].max()) if position is None else position
+    rows = require_rows(table[table["position"] == at], f"position {at}", table, "position")
     figure = make_subplots(rows=3, cols=1, shared_xaxes=True, vertical_spacing=0.05)
     for method in dict.fromkeys(rows["method"]):
         one = rows[rows["method"] == method].sort_values("layer")
@@ -147,7 +155,7 @@ def method_lines(table: pd.DataFrame, *, name: str) -> go.Figure:
     whole = rows[rows["kl"] <= _WHOLE].dropna(subset=["bypass"])
     title = f"{name}: no method removes refusal with KL <= {_WHOLE:g}"
     if len(whole):
-        best = whole.loc[whole["bypass"].idxmin()]
+        best = whole.iloc[int(whole["bypass"].argmin())]
         title = (
             f"{name}: {_NICE.get(best['method'], best['method'])} removes most with KL <= {_WHOLE:g}, "
             f"at layer {int(best['layer'])}"
@@ -155,14 +163,26 @@ def method_lines(table: pd.DataFrame, *, name: str) -> go.Figure:
     return styled(
         figure,
         title,
-        "Refusal scores with the direction removed (bypass, harmful prompts) or added (induce, harmless prompts).",
+        f"Directions of position {at}. Refusal scores with the direction removed (bypass, harmful prompts) or added "
+        "(induce, harmless prompts).",
         width=860,
         height=720,
     )
 
 
-def profile_figure(profile: pd.DataFrame, *, name: str, selected: int) -> go.Figure:
-    """Layer by layer: length, separation, steadiness and explained variance on held-out prompts."""
+def profile_figure(profile: pd.DataFrame, *, name: str, selected: int | None) -> go.Figure:
+    """Layer by layer: length, separation, steadiness and explained variance on held-out prompts.
+
+    ``selected`` is the layer that the profile was made with, None for none.
+    """
+    require_single(require_rows(profile, "a profile", profile), "layer")
+    chosen = profile if selected is None else profile[profile["layer"] == selected]
+    require_rows(chosen, f"layer {selected}", profile, "layer")
+    if selected is not None and abs(float(chosen["cosine_selected"].iloc[0]) - 1) > _ROUNDING:
+        raise MechsafetyError(
+            f"this profile was not made with layer {selected}, whose direction would have cosine 1 with itself: name "
+            "the layer that profile_layers was given as selected"
+        )
     figure = make_subplots(
         rows=2,
         cols=2,
@@ -198,6 +218,7 @@ def profile_figure(profile: pd.DataFrame, *, name: str, selected: int) -> go.Fig
         y=[*band["auroc_high"], *band["auroc_low"][::-1]],
         fill="toself",
         fillcolor="rgba(0,114,178,0.18)",
+        mode="lines",
         line={"width": 0},
         name="AUROC, 95 % interval",
         hoverinfo="skip",
@@ -206,31 +227,39 @@ def profile_figure(profile: pd.DataFrame, *, name: str, selected: int) -> go.Fig
     )
     line(1, 2, "auroc", "AUROC", blue)
     line(2, 1, "cosine_previous", "with the layer before", orange)
-    line(2, 1, "cosine_selected", f"with layer {selected}", COLOURS["harmless"], "dash")
+    if selected is not None:
+        line(2, 1, "cosine_selected", f"with layer {selected}", COLOURS["harmless"], "dash")
     shades = ["#08306B", "#2171B5", "#6BAED6", "#9ECAE1", "#C6DBEF"]
     for k, shade in enumerate(shades, start=1):
         line(2, 2, f"explained_{k}", f"component {k}", shade)
-    for row in (1, 2):
-        for column in (1, 2):
-            figure.add_vline(
-                x=selected, line={"color": ink, "dash": "dash", "width": 1.1}, row=row, col=column
-            )
+    if selected is not None:
+        figure.add_vline(x=selected, line={"color": ink, "dash": "dash", "width": 1.1}, row="all", col="all")
     figure.update_yaxes(rangemode="tozero", row=1, col=1)
     figure.update_yaxes(range=[min(0.4, float(profile["auroc_low"].min()) - 0.02), 1.02], row=1, col=2)
     figure.update_yaxes(tickformat=".0%", rangemode="tozero", row=2, col=2)
     figure.update_xaxes(title_text="layer", row=2)
-    at = profile[profile["layer"] == selected].iloc[0]
     return styled(
         figure,
-        f"{name}: AUROC {at['auroc']:.2f} [{at['auroc_low']:.2f}, {at['auroc_high']:.2f}] at layer {selected}",
-        "Prompts the directions were not found on. Dashed: selected layer.",
+        f"{name}: {_separation(chosen, 'AUROC' if selected is not None else 'highest AUROC')}",
+        "Prompts the directions were not found on."
+        + (" Dashed: selected layer." if selected is not None else ""),
         width=940,
         height=620,
     )
 
 
+def _separation(rows: pd.DataFrame, said: str) -> str:
+    """The separation of the layer that separates best."""
+    known = rows[rows["auroc"].notna()]
+    if known.empty:
+        return f"{said} undefined"
+    at = known.iloc[int(known["auroc"].argmax())]
+    return f"{said} {at['auroc']:.2f} [{at['auroc_low']:.2f}, {at['auroc_high']:.2f}] at layer {int(at['layer'])}"
+
+
 def lens_figure(lens: pd.DataFrame, *, name: str, layer: int) -> go.Figure:
     """The tokens that the selected direction promotes and suppresses when it is unembedded."""
+    require_single(require_rows(lens, "tokens", lens), "side", "rank")
     figure = make_subplots(rows=1, cols=2, horizontal_spacing=0.22, subplot_titles=["suppressed", "promoted"])
     for column, (side, colour) in enumerate(
         (("suppressed", COLOURS["harmless"]), ("promoted", COLOURS["harmful"])), start=1
@@ -263,6 +292,7 @@ def lens_figure(lens: pd.DataFrame, *, name: str, layer: int) -> go.Figure:
 
 def stability_bars(stability: pd.DataFrame, *, name: str, most: int = 10) -> go.Figure:
     """How often each candidate is selected when the validation prompts are drawn again."""
+    require_single(require_rows(stability, "resamples", stability), "position", "layer")
     rows = stability.sort_values("share", ascending=False).head(most)
     names = [
         "none passes" if layer is pd.NA else f"layer {layer}, position {position}"
@@ -315,11 +345,12 @@ def sweep_figures(tables: Mapping[str, pd.DataFrame], selected: Mapping[str, Any
         figures[f"layers-{method}"] = layer_sweep_table(
             rows,
             name=title,
-            selected=at[1] if ring and at[0] == rows["position"].max() else None,
+            selected=at[1] if ring else None,
             base=(base["harmful"], base["harmless"]),
+            position=at[0],
         )
     if len(set(scores["method"])) > 1:
-        figures["methods"] = method_lines(scores, name=name)
+        figures["methods"] = method_lines(scores, name=name, position=at[0])
     figures["stability"] = stability_bars(tables["stability"], name=name)
     figures["profile"] = profile_figure(tables["profile"], name=name, selected=at[1])
     figures["lens"] = lens_figure(tables["lens"], name=name, layer=at[1])

@@ -24,7 +24,7 @@ _BLOCKS = (
         "prompts.",
         "sweep",
     ),
-    ("layers", "The last template token, layer by layer", "", None),
+    ("layers", "Layer by layer", "", None),
     ("methods", "Methods compared", "", None),
     (
         "stability",

@@ -102,8 +102,16 @@ class Sweep:
         except MechsafetyError:
             return None
 
+    @property
+    def selected_position(self) -> int | None:
+        """The position of that candidate."""
+        try:
+            return self.select().position
+        except MechsafetyError:
+            return None
+
     def plot(self) -> go.Figure:
-        """Scores by layer, as a plotly figure."""
+        """Scores by layer at the selected position, as a plotly figure; the other positions faintly."""
         from mechsafety import figures
 
         return figures.layer_sweep(self)

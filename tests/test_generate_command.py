@@ -206,7 +206,7 @@ def test_formulas_are_neutralised_in_the_csv_and_only_there(work: Callable[..., 
         rows = list(csv.DictReader(stream))
     texts = [p.text for p in prompts]
     assert list(table["prompt"]) == texts
-    assert [row["prompt"] for row in rows] == ["'=cmd", "'+1", "'-1", "'@sum", "a=b", "'quoted"]
+    assert [row["prompt"] for row in rows] == ["'=cmd", "+1", "-1", "'@sum", "a=b", "'quoted"]
 
 
 def test_numbers_and_missing_cells_are_left_alone() -> None:
@@ -215,7 +215,7 @@ def test_numbers_and_missing_cells_are_left_alone() -> None:
     safe = neutralised(table)
     assert list(safe["n"]) == [-1.5, 2.0]
     assert list(safe["whole"]) == [-1, 1]
-    assert safe["text"].iloc[0] == "'-1"
+    assert safe["text"].iloc[0] == "-1"
     assert pd.isna(safe["text"].iloc[1])
     assert list(safe["mixed"]) == [-3, "'=x"]
     assert table["text"].iloc[0] == "-1"

@@ -171,7 +171,9 @@ def test_titles_say_what_is_seen() -> None:
     bars = outcome_bars(RATES, tests, judge="rules")
     assert bars.layout.title.text == "s refuses 92% of harmful prompts, 10% after the edit"
     assert any(a.text == "***" for a in bars.layout.annotations)
-    assert refusal_heatmap(RATES).layout.title.text == "Judges differ by up to 10% on the same responses"
+    assert (
+        refusal_heatmap(RATES).layout.title.text == "Judges differ by up to 10 points on the same responses"
+    )
     shares = {t.name: t.y for t in bars.data if t.legendgroup and t.xaxis == "x"}
     for i in range(2):
         assert sum(values[i] for values in shares.values()) == pytest.approx(1)

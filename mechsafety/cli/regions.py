@@ -143,15 +143,16 @@ def _pair(text: str, name: str) -> tuple[float | int, float | int]:
 
 
 def _folder(config: Any, study: Path | None, out: Path | None) -> Path:
-    from mechsafety.plot_style import short_name
+    from mechsafety.plot_style import system_names
     from mechsafety.runs import read_run
 
-    name = short_name(config.model).replace("/", "-")
     if study is not None:
         if out is not None:
             raise MechsafetyError("--study puts the run into the study's folder: leave out --out")
-        read_run(study)
+        systems = read_run(study).manifest["config"].get("systems", [])
+        name = system_names([*systems, config.model])[config.model].replace("/", "-")
         return study / "regions" / name
+    name = system_names([config.model])[config.model].replace("/", "-")
     return out or Path("runs") / f"{name}-regions"
 
 
