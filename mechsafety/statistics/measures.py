@@ -157,12 +157,12 @@ def clustered(sums: np.ndarray, group: np.ndarray, count: int) -> np.ndarray:
 def rating_counts(
     ratings: Sequence[Sequence[object]] | np.ndarray, categories: Sequence[object]
 ) -> np.ndarray:
-    """[item, category]: how many raters said it."""
+    """[item, category]: how many raters said it; missing ratings (:func:`is_missing`) are nobody's."""
     place = {category: i for i, category in enumerate(categories)}
     counts = np.zeros((len(ratings), len(place)))
     for item, row in enumerate(ratings):
         for value in row:
-            if value is None:
+            if is_missing(value):
                 continue
             if value not in place:
                 raise MechsafetyError(
@@ -170,6 +170,11 @@ def rating_counts(
                 )
             counts[item, place[value]] += 1
     return counts
+
+
+def is_missing(rating: object) -> bool:
+    """The one rule of all agreement coefficients: None, NaN and pandas' NA and NaT are no ratings."""
+    return rating is None or rating is pd.NA or bool(rating != rating)
 
 
 def ac1_sums(counts: np.ndarray) -> np.ndarray:

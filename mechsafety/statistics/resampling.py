@@ -38,6 +38,10 @@ def cluster_codes(
         )
     # First appearance, not sorted: the draw must not depend on how ids happen to be spelt.
     codes, names = pd.factorize(pd.Series(list(clusters), dtype=object))
+    if missing := int((codes < 0).sum()):
+        raise MechsafetyError(
+            f"{missing} of {len(codes)} cluster ids are missing: name each item's prompt, or leave the item out"
+        )
     return codes, len(names)
 
 
