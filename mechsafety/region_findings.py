@@ -175,8 +175,8 @@ def _structure(table: pd.DataFrame) -> list[str]:
         said.append(
             f"{METHOD_NAMES.get(str(method), method)}: the top {q:g}% sets of safety and utility have a mean Jaccard "
             f"index of {mean:.2f} over {len(rows)} matrices (lowest in {kinds.idxmin()}, {kinds.min():.2f}; highest in "
-            f"{kinds.idxmax()}, {kinds.max():.2f}; random sets {chance:.3f}): they share {times_chance(rows):.1f} times "
-            "as many weights as random sets."
+            f"{kinds.idxmax()}, {kinds.max():.2f}; random sets {chance:.3f}): they share {times_chance(rows):.1f} "
+            "times as many weights as random sets."
         )
     return said
 

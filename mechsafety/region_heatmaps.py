@@ -58,8 +58,8 @@ def jaccard_heatmap(structure: pd.DataFrame, method: str) -> go.Figure:
     mean = found["jaccard"].mean()
     return _layer_maps(
         maps,
-        f"{METHOD_NAMES.get(method, method)}: safety and utility share weights {times_chance(found):.1f} times as often "
-        "as chance",
+        f"{METHOD_NAMES.get(method, method)}: safety and utility share weights {times_chance(found):.1f} times as "
+        "often as chance",
         f"Mean Jaccard index {mean:.2f} over {len(found)} matrices. 0: no common weight, 1: the same weights. In "
         "brackets: shared weights, times chance.",
     )

@@ -102,7 +102,7 @@ def test_the_least_detectable_drop_is_found_with_the_power_it_says(published: An
     row = published.comparisons.iloc[0]
     for drop, alpha in ((row["detectable"], 0.05), (row["detectable_corrected"], 0.005)):
         lost = np.arange(51)
-        significant = np.array([2.0 * binom.cdf(0, b, 0.5) <= alpha for b in lost])
+        significant = np.array([2.0 * binom.cdf(0, b, 0.5) < alpha for b in lost])
         assert binom.pmf(lost, 50, drop)[significant].sum() == pytest.approx(0.8, abs=1e-6)
         assert binom.pmf(lost, 50, 0.8 * drop)[significant].sum() < 0.7
 
