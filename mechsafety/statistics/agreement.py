@@ -2,7 +2,8 @@
 
 All of them are functions of a few sums over items, so a bootstrap over prompts is one matrix product: draws
 [resample, cluster] times sums [cluster, cell]. Every measure is NaN where it is undefined, never 0 or 1. A missing
-rating (None, NaN, pandas' NA) is no category in any of them: an item counts where two raters rated it.
+rating (None, NaN, pandas' NA) is no category in any of them: an item counts where two raters rated it, and in AC1's
+shares of categories where one did.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ _CELLS = 4_000_000
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A statistic with its bootstrap interval; ``n`` items in ``clusters`` clusters, NaN where undefined."""
+    """A statistic with its interval over clusters; ``n`` items in ``clusters`` clusters, NaN where undefined."""
 
     value: float
     low: float
