@@ -83,7 +83,7 @@ def test_a_rate_above_one_is_one_and_has_a_width() -> None:
 
 
 @pytest.mark.parametrize(
-    ("n", "labels", "sens", "spec"), [(50, 50, 0.9, 0.9), (400, 50, 1.0, 0.0), (400, 50, 0.95, 0.9)]
+    ("n", "labels", "sens", "spec"), [(50, 50, 0.9, 0.9), (2000, 50, 1.0, 0.0), (400, 50, 0.95, 0.9)]
 )
 def test_coverage_near_one(n: int, labels: int, sens: float, spec: float) -> None:
     found = powered_coverage(600, n=n, labels=labels, rate=0.97, sens=sens, spec=spec)
