@@ -292,8 +292,6 @@ ROWS: tuple[Callable[[int], Coverage], ...] = (
     lambda s: auroc_coverage(s, area=0.99, positives=10, negatives=40),
     lambda s: auroc_coverage(s, area=0.8, positives=20, negatives=20, per_prompt=4),
     lambda s: auroc_coverage(s, area=0.95, positives=20, negatives=20, per_prompt=4),
-    lambda s: auroc_coverage(s, area=0.8, positives=80, negatives=80, per_prompt=4),
-    lambda s: auroc_coverage(s, area=0.95, positives=80, negatives=80, per_prompt=4),
 )
 
 
