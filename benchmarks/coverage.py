@@ -12,8 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from scipy.stats import norm
 
 from mechsafety.statistics import (
+    auroc_interval,
     gwet_ac1,
     kappa,
     krippendorff_alpha,
@@ -203,6 +205,27 @@ def sensitivity_coverage(studies: int, *, n: int, rate: float, sens: float, resa
     return coverage("sensitivity", f"{n} labels, rate {rate}, sensitivity {sens}", sens, draw())
 
 
+def auroc_coverage(
+    studies: int, *, area: float, positives: int, negatives: int, per_prompt: int = 1, resamples: int = 400
+) -> Coverage:
+    """Normal scores of equal spread; with several items a prompt half of their variance is the prompt's."""
+    rng = np.random.default_rng(0)
+    truth = np.repeat([True, False], [positives, negatives])
+    prompts = np.concatenate([np.arange(positives) // per_prompt, -1 - np.arange(negatives) // per_prompt])
+    place = np.unique(prompts, return_inverse=True)[1]
+    shared = 0.0 if per_prompt == 1 else 0.5
+
+    def draw() -> Drawn:
+        for seed in range(studies):
+            own, common = rng.normal(size=len(truth)), rng.normal(size=len(truth))[place]
+            scores = truth * math.sqrt(2) * norm.ppf(area) + (1 - shared) ** 0.5 * own + shared**0.5 * common
+            found = auroc_interval(scores, truth, clusters=prompts, seed=seed, resamples=resamples)
+            yield found.low, found.high
+
+    setting = f"{positives} + {negatives} items" + (f", {per_prompt} a prompt" if per_prompt > 1 else "")
+    return coverage("AUROC", f"{setting}, area {area}", area, draw())
+
+
 def interaction_coverage(studies: int, *, prompts: int, flipped: float, resamples: int = 400) -> Coverage:
     """Two judges who differ from the truth with chance ``flipped`` in either arm: the true interaction is 0."""
     rng = np.random.default_rng(0)
@@ -239,6 +262,10 @@ ROWS: tuple[Callable[[int], Coverage], ...] = (
     lambda s: powered_coverage(s, n=2000, labels=200, rate=0.02, sens=0.9, spec=0.98),
     lambda s: powered_coverage(s, n=2000, labels=20, rate=0.3, sens=0.9, spec=1.0),
     lambda s: powered_coverage(s, n=5000, labels=100, rate=0.5, sens=0.98, spec=1.0),
+    lambda s: powered_coverage(s, n=50, labels=50, rate=0.97, sens=0.9, spec=0.9),
+    lambda s: powered_coverage(s, n=400, labels=50, rate=0.97, sens=0.95, spec=0.9),
+    lambda s: powered_coverage(s, n=2000, labels=50, rate=0.97, sens=1.0, spec=0.0),
+    lambda s: powered_coverage(s, n=2000, labels=50, rate=0.95, sens=1.0, spec=0.0),
     lambda s: powered_coverage(s, n=400, labels=60, rate=0.3, sens=0.9, spec=0.9, stratified=True),
     lambda s: powered_coverage(s, n=1000, labels=100, rate=0.1, sens=0.9, spec=0.95, stratified=True),
     lambda s: gladen_coverage(s, n=400, labels=50, rate=0.3, sens=0.95, spec=0.9),
@@ -256,6 +283,15 @@ ROWS: tuple[Callable[[int], Coverage], ...] = (
     lambda s: sensitivity_coverage(s, n=200, rate=0.5, sens=0.9),
     lambda s: sensitivity_coverage(s, n=60, rate=0.5, sens=0.95),
     lambda s: interaction_coverage(s, prompts=100, flipped=0.1),
+    *(
+        lambda s, each=each, area=area: auroc_coverage(s, area=area, positives=each, negatives=each)
+        for each in (5, 10, 25, 50)
+        for area in (0.8, 0.9, 0.95, 0.99)
+    ),
+    lambda s: auroc_coverage(s, area=0.8, positives=10, negatives=40),
+    lambda s: auroc_coverage(s, area=0.99, positives=10, negatives=40),
+    lambda s: auroc_coverage(s, area=0.8, positives=20, negatives=20, per_prompt=4),
+    lambda s: auroc_coverage(s, area=0.95, positives=20, negatives=20, per_prompt=4),
 )
 
 

@@ -215,9 +215,9 @@ def _detectable(row: pd.Series, alpha: float) -> float:
 def _finding(p: float, adjusted: float, alpha: float) -> Finding:
     if math.isnan(p):
         return "no test"
-    if adjusted <= alpha:
+    if adjusted < alpha:
         return "survives"
-    return "lost in correction" if p <= alpha else "not shown"
+    return "lost in correction" if p < alpha else "not shown"
 
 
 # -- judges -----------------------------------------------------------------------------------------
@@ -335,14 +335,14 @@ def _of_pairing(table: pd.DataFrame, alpha: float) -> Iterator[str]:
 
 
 _PAIRED: dict[str, Callable[[pd.DataFrame, float], pd.Series]] = {
-    "Whatever the pairs, a paired test would survive correction": lambda t, a: t["paired_holm_worst"] <= a,
+    "Whatever the pairs, a paired test would survive correction": lambda t, a: t["paired_holm_worst"] < a,
     "A paired test would survive in some pairings and not in others": lambda t, a: (
-        (t["paired_holm_best"] <= a) & (t["paired_holm_worst"] > a)
+        (t["paired_holm_best"] < a) & (t["paired_holm_worst"] >= a)
     ),
     "Below alpha in some pairing, but in none after correction": lambda t, a: (
-        (t["paired_p_best"] <= a) & (t["paired_holm_best"] > a)
+        (t["paired_p_best"] < a) & (t["paired_holm_best"] >= a)
     ),
-    "No pairing could reach alpha, even without correction": lambda t, a: t["paired_p_best"] > a,
+    "No pairing could reach alpha, even without correction": lambda t, a: t["paired_p_best"] >= a,
 }
 
 

@@ -30,7 +30,7 @@ def probe_heads(
 ) -> pd.DataFrame:
     """A linear probe a head, fitted on ``fit`` and read on ``held_out``: the baseline of Wei et al. 2024.
 
-    Columns: layer, head, ``auroc`` (harmful above harmless) with its 95 % bootstrap interval over prompts, ``n``
+    Columns: layer, head, ``auroc`` (harmful above harmless) with its 95 % score interval over prompts, ``n``
     held-out prompts. Every head is one of many looked at: an interval holds for it alone. Raises
     :class:`MechsafetyError` when a prompt is in both, and for fewer than 2 prompts of a label to fit.
     """

@@ -127,7 +127,7 @@ def rank_table(
     """How well each direction of a basis alone tells harmful from harmless prompts that it was not found on.
 
     ``auroc`` is of the projection, or of its negative where that is above one half: from the second on, a direction of
-    :func:`estimators.refusal_subspace` has no sign. Its 95 % interval is a bootstrap over prompts. ``auroc_chance`` is
+    :func:`estimators.refusal_subspace` has no sign. Its 95 % score interval is over prompts. ``auroc_chance`` is
     the 95 % quantile of the same statistic under permuted labels, so that no more than one in twenty directions that
     tell nothing lies above it. Columns: :data:`ladder_config.RANK_COLUMNS`.
     """

@@ -16,6 +16,7 @@ from mechsafety import hooked_transformers
 from mechsafety.activations import ResidualCache
 from mechsafety.directions import Direction, Directions, cosine
 from mechsafety.errors import MechsafetyError
+from mechsafety.mann_whitney import inflation, score_interval
 from mechsafety.models import body_of, is_hooked_transformer
 from mechsafety.tokens import device_of
 
@@ -38,7 +39,7 @@ def profile_layers(
     """How the directions of one position do on prompts they were not found on, a row a layer.
 
     Columns: layer; ``norm`` of the direction and ``relative_norm``, its share of the mean length of the stream;
-    ``auroc`` of the projection with a 95 % bootstrap interval over prompts (``auroc_low``, ``auroc_high``);
+    ``auroc`` of the projection with its 95 % score interval over prompts (``auroc_low``, ``auroc_high``);
     ``fisher``, (m1 - m0)^2 / (s1^2 + s0^2) of the projection; ``cosine_previous`` with the layer before;
     ``cosine_selected`` with the direction of layer ``selected``; ``explained_1`` ... ``explained_5``, shares of
     the held-out variance along the first principal components. A covector, where there is one, is what projects.
@@ -97,14 +98,18 @@ def _auroc(
     generator: np.random.Generator,
     resamples: int,
 ) -> tuple[float, float, float]:
-    """The share of pairs in which the harmful one projects higher, ties half, with a bootstrap interval."""
+    """The share of pairs in which the harmful one projects higher, ties half, with Newcombe's score interval.
+
+    Where it varies more over draws of prompts than that says, the interval is as much wider.
+    """
     wins = (a[:, None] > b[None]) + 0.5 * (a[:, None] == b[None])
     # Drawing prompts again only counts them differently, so every resample is one product.
     first = generator.multinomial(len(a), np.full(len(a), 1 / len(a)), size=resamples) / len(a)
     second = generator.multinomial(len(b), np.full(len(b), 1 / len(b)), size=resamples) / len(b)
     drawn = ((first @ wins) * second).sum(1)
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return float(wins.mean()), float(low), float(high)
+    value, sizes = float(wins.mean()), {"positives": len(a), "negatives": len(b)}
+    wider = inflation(value, float(drawn.var()), **sizes)
+    return value, *score_interval(value, inflation=wider, **sizes)
 
 
 def _cosine(vectors: Float[Tensor, "layer d_model"], layer: int, other: int | None) -> float:

@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from mechsafety.plot_style import COLOURS, DIVERGING, HEAT, styled
-from mechsafety.region_findings import METHOD_NAMES, REMOVAL_NAMES
+from mechsafety.region_findings import METHOD_NAMES, REMOVAL_NAMES, times_chance
 from mechsafety.region_panels import WIDTH
 
 _EMPTY = "#DDDDDD"
@@ -40,7 +40,7 @@ def jaccard_heatmap(structure: pd.DataFrame, method: str) -> go.Figure:
     maps = []
     for q, rows in found.groupby("q", sort=True):
         chance, top = float(rows["chance"].mean()), float(rows["jaccard"].max())
-        means = rows.groupby("kind", sort=False)["jaccard"].mean()
+        kinds = {str(kind): part for kind, part in rows.groupby("kind", sort=False)}
         maps.append(
             _Map(
                 rows=rows,
@@ -52,16 +52,16 @@ def jaccard_heatmap(structure: pd.DataFrame, method: str) -> go.Figure:
                     "zmax": max(top, chance),
                     "colorbar": _chance_bar(chance, top),
                 },
-                edge={k: f"{v:.2f} ({v / chance:.0f}×)" for k, v in means.items()},
+                edge={k: f"{v['jaccard'].mean():.2f} ({times_chance(v):.0f}×)" for k, v in kinds.items()},
             )
         )
-    mean, chance = found["jaccard"].mean(), found["chance"].mean()
+    mean = found["jaccard"].mean()
     return _layer_maps(
         maps,
-        f"{METHOD_NAMES.get(method, method)}: safety and utility share weights {mean / chance:.1f} times as often as "
-        "chance",
+        f"{METHOD_NAMES.get(method, method)}: safety and utility share weights {times_chance(found):.1f} times as "
+        "often as chance",
         f"Mean Jaccard index {mean:.2f} over {len(found)} matrices. 0: no common weight, 1: the same weights. In "
-        "brackets: times chance.",
+        "brackets: shared weights, times chance.",
     )
 
 

@@ -155,7 +155,7 @@ def link_effects(
     :class:`~mechsafety.interventions.Ablate` with ``direction`` at every place. Columns: state, what ``measure``
     gives for the model in that state, and at the direction's layer and position
 
-    ``auroc`` with its 95 % bootstrap interval over ``auroc_n`` prompts: how well the projection on ``direction``
+    ``auroc`` with its 95 % score interval over ``auroc_n`` prompts: how well the projection on ``direction``
     tells harmful from harmless ``held_out`` prompts; ``cosine`` of the mean difference of the ``fit`` prompts with
     that of the unedited model (NaN where no difference is left), and ``relative_norm``, its length over that
     one's. All NaN in ablated states, where

@@ -79,7 +79,7 @@ def two_by_two_figure(table: pd.DataFrame) -> go.Figure:
     figure.add_hline(y=0.5, line={"color": "#999999", "dash": "dot"})
     figure.update_yaxes(range=[-0.03, 1.05])
     figure.update_yaxes(title_text="AUC", col=1)
-    return _finished(figure, table, two_by_two_title(table), "95 % intervals, bootstrap over prompts.")
+    return _finished(figure, table, two_by_two_title(table), "95 % intervals over prompts.")
 
 
 def habit_figure(table: pd.DataFrame) -> go.Figure:

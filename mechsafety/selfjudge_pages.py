@@ -15,7 +15,7 @@ from mechsafety.selfjudge_figures import selfjudge_figures
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-_FEWEST = 5  # answers of the rarer class below which a bootstrap has nothing to draw from
+_FEWEST = 5  # answers of the rarer class below which an AUC says next to nothing
 _SHORTCUTS = ("auc_shuffled", "auc_length")
 
 

@@ -44,7 +44,7 @@ def two_by_two(judgements: pd.DataFrame, *, seed: int) -> pd.DataFrame:
 
     ``agreement`` is over answers with an outside verdict and an own one (Wilson interval), to be held against
     ``majority``, the share of the larger class among them. ``auc`` needs no threshold (in words: yes 1, no 0) and has
-    a bootstrap interval clustered by prompt. Controls: ``auc_shuffled`` shows another prompt, ``auc_length`` knows the
+    a score interval clustered by prompt. Controls: ``auc_shuffled`` shows another prompt, ``auc_length`` knows the
     shortness of the answer only, ``auc_reversed`` asks "did you answer?"; ``both_yes`` and ``both_no`` are the shares
     that say the same to both questions. ``ece`` and ``brier`` are of P(yes) = 1 / (1 + exp(-score)).
     ``unparsed`` counts answers with an outside verdict and no own one: no word, or a question too long to be asked.

@@ -19,7 +19,7 @@ from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
-from mechsafety.audit import audit
+from mechsafety.audit import _finding, audit
 from mechsafety.audit_files import published_counts, read_evidence, split_name
 from mechsafety.audit_pages import figures_of, write_audit
 from mechsafety.count_tests import counts_test, difference_interval, paired_bounds
@@ -102,7 +102,7 @@ def test_the_least_detectable_drop_is_found_with_the_power_it_says(published: An
     row = published.comparisons.iloc[0]
     for drop, alpha in ((row["detectable"], 0.05), (row["detectable_corrected"], 0.005)):
         lost = np.arange(51)
-        significant = np.array([2.0 * binom.cdf(0, b, 0.5) <= alpha for b in lost])
+        significant = np.array([2.0 * binom.cdf(0, b, 0.5) < alpha for b in lost])
         assert binom.pmf(lost, 50, drop)[significant].sum() == pytest.approx(0.8, abs=1e-6)
         assert binom.pmf(lost, 50, 0.8 * drop)[significant].sum() < 0.7
 
@@ -143,9 +143,9 @@ def test_the_test_of_counts_keeps_its_level_and_has_more_power_than_fishers() ->
 
     def power(values: np.ndarray, first: float, second: float) -> float:
         chance = np.outer(binom.pmf(range(n + 1), n, first), binom.pmf(range(n + 1), n, second))
-        return float(chance[values <= 0.05].sum())
+        return float(chance[values < 0.05].sum())
 
-    assert max(power(p, r, r) for r in np.linspace(0.01, 0.99, 99)) <= 0.05 + 1e-9
+    assert max(power(p, r, r) for r in np.linspace(0.01, 0.99, 99)) < 0.05
     assert power(p, 0.9, 0.4) > power(fisher, 0.9, 0.4) + 0.02
 
 
@@ -466,3 +466,11 @@ def test_the_forest_plot_shows_every_comparison(published: Any, tmp_path: Path) 
     by_name = {trace.name: len(trace.x) for trace in figure.data}
     assert by_name["survives correction"] == 2
     assert "2 of 10" in figure.layout.title.text
+
+
+@pytest.mark.parametrize("alpha", [0.05, 0.0625])
+def test_a_p_of_alpha_itself_is_not_below_it(alpha: float) -> None:
+    assert _finding(alpha, alpha, alpha) == "not shown"
+    below = math.nextafter(alpha, 0)
+    assert _finding(below, alpha, alpha) == "lost in correction"
+    assert _finding(below, below, alpha) == "survives"

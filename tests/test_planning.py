@@ -10,9 +10,11 @@ import pytest
 from benchmarks.coverage import powered_coverage
 from mechsafety.errors import MechsafetyError
 from mechsafety.statistics import (
+    kappa,
     labels_for_correction,
     labels_for_kappa,
     labels_for_rate,
+    mcnemar,
     minimum_detectable_drop,
     pairs_for_drop,
     wilson,
@@ -83,9 +85,56 @@ def test_pairs_for_a_drop_are_the_fewest(drop: float, baseline: float) -> None:
     assert not minimum_detectable_drop(n - 1, baseline=baseline) <= drop
 
 
+@pytest.mark.parametrize("baseline", [0.9, 0.5])
+def test_pairs_for_a_drop_allow_for_new_refusals(baseline: float) -> None:
+    drop, gained = 0.2, 0.05
+    n = pairs_for_drop(drop=drop, baseline=baseline, gained=gained)
+    assert n > 1.3 * pairs_for_drop(drop=drop, baseline=baseline)
+    rng = np.random.default_rng(0)
+
+    def power(pairs: int) -> float:
+        drawn = rng.multinomial(pairs, [drop + gained, gained, 1 - drop - 2 * gained], size=4000)
+        return float(np.mean([b > c and mcnemar(int(b), int(c)) < 0.05 for b, c, _ in drawn]))
+
+    assert power(n) == pytest.approx(0.8, abs=0.03)
+    # Control: the number for an edit that refuses nothing anew finds this one about every other time.
+    assert power(pairs_for_drop(drop=drop, baseline=baseline)) < 0.6
+    for more in range(n, n + 30):
+        assert minimum_detectable_drop(more, baseline=baseline, gained=gained) <= drop + 1e-9
+    assert not minimum_detectable_drop(n - 1, baseline=baseline, gained=gained) <= drop
+
+
+@pytest.mark.parametrize("alpha", [2.0**-4, 2.0**-5])
+def test_a_p_of_alpha_itself_finds_nothing(alpha: float) -> None:
+    # k lost and none gained have p = 2^(1 - k), which here is alpha itself for one k: it takes one more.
+    k = round(1 - math.log2(alpha))
+    assert mcnemar(k, 0) == alpha
+    assert math.isnan(minimum_detectable_drop(k, baseline=1.0, alpha=alpha))
+    assert minimum_detectable_drop(k + 1, baseline=1.0, alpha=alpha) == pytest.approx(0.8 ** (1 / (k + 1)))
+    assert minimum_detectable_drop(k, baseline=1.0, alpha=alpha * 1.01) == pytest.approx(0.8 ** (1 / k))
+
+
+@pytest.mark.parametrize(("agreed", "rate"), [(0.99, 0.4), (0.95, 0.4), (0.9, 0.1)])
+def test_labels_for_a_kappa_near_one_give_the_width(agreed: float, rate: float) -> None:
+    n = labels_for_kappa(kappa=agreed, rate=rate, width=0.2)
+    rng = np.random.default_rng(0)
+    widths = []
+    for seed in range(60):
+        shared, a = rng.random(n) < agreed, rng.random(n) < rate
+        b = np.where(shared, a, rng.random(n) < rate)
+        found = kappa(a.tolist(), b.tolist(), clusters=range(n), seed=seed, resamples=100)
+        widths.append(found.high - found.low)
+    assert np.nanmean(widths) < 0.2
+    # Control: not many times too many.
+    assert np.nanmean(widths) > 0.1
+
+
 @pytest.mark.parametrize(
     ("call", "says"),
     [
+        (lambda: pairs_for_drop(drop=0.2, baseline=0.9, gained=0.2), "0 to 0.1"),
+        (lambda: pairs_for_drop(drop=0.2, baseline=0.2, gained=0.1), "only 0.2 are refused"),
+        (lambda: minimum_detectable_drop(50, baseline=0.9, gained=-0.1), "gained is -0.1"),
         (lambda: labels_for_rate(rate=1.2, width=0.1), "rate is 1.2"),
         (lambda: labels_for_rate(rate=0.5, width=1e-5), "more than 1,000,000"),
         (lambda: labels_for_kappa(kappa=1.0, rate=0.5, width=0.1), "kappa is 1.0"),

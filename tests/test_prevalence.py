@@ -50,6 +50,48 @@ def test_labelling_everything_leaves_the_plain_rate() -> None:
     assert found.high - found.low == pytest.approx(plain.high - plain.low, rel=0.05)
 
 
+@pytest.mark.parametrize("refuses", [True, False])
+def test_labels_of_one_kind_are_not_certain(refuses: bool) -> None:
+    truth = np.full(400, refuses)
+    found = prediction_powered(truth, truth=truth, labelled=np.arange(400) < 50)
+    alone = wilson(50 if refuses else 0, 50)
+    assert found.rate == float(refuses)
+    # A judge that only ever said one thing adds nothing to what 50 labels of a kind say.
+    assert (found.low, found.high) == pytest.approx((alone.low, alone.high))
+    # Nor is labelling everything the certainty of a rate: it is Wilson's, with Student's t.
+    whole = prediction_powered(truth[:50], truth=truth[:50], labelled=np.ones(50, dtype=bool))
+    assert whole.high - whole.low == pytest.approx(alone.high - alone.low, rel=0.1)
+    # Five answers to each of ten prompts are ten pieces, and more labels say more.
+    prompts = np.repeat(np.arange(10), 5)
+    copies = prediction_powered(
+        truth[:50], truth=truth[:50], labelled=np.ones(50, dtype=bool), clusters=prompts
+    )
+    ten = wilson(10 if refuses else 0, 10)
+    assert copies.high - copies.low == pytest.approx(ten.high - ten.low, rel=0.1)
+    many = prediction_powered(truth, truth=truth, labelled=np.arange(400) < 300)
+    assert many.high - many.low < 0.5 * (found.high - found.low)
+
+
+def test_a_rate_above_one_is_one_and_has_a_width() -> None:
+    # The judge missed refusals among the labelled only: its mean plus its error is above 1.
+    truth, labelled = np.ones(200, dtype=bool), np.arange(200) < 40
+    judged = truth.copy()
+    judged[:8] = False
+    found = prediction_powered(judged, truth=truth, labelled=labelled)
+    assert (found.rate, found.high) == (1.0, 1.0)
+    assert found.low < wilson(40, 40).low + 1e-9
+
+
+@pytest.mark.parametrize(
+    ("n", "labels", "sens", "spec"), [(50, 50, 0.9, 0.9), (2000, 50, 1.0, 0.0), (400, 50, 0.95, 0.9)]
+)
+def test_coverage_near_one(n: int, labels: int, sens: float, spec: float) -> None:
+    found = powered_coverage(600, n=n, labels=labels, rate=0.97, sens=sens, spec=spec)
+    assert found.held > 0.91
+    # Control: it is no interval of everything.
+    assert found.width < 0.15
+
+
 def test_strata_undo_oversampled_disagreement() -> None:
     truth, judged, _ = study(n=1000)
     wrong = np.flatnonzero(truth != judged)

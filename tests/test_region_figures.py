@@ -208,8 +208,9 @@ def test_jaccard_map_holds_every_matrix_and_marks_chance(method: str) -> None:
     assert "chance" in heat.colorbar.ticktext
     assert heat.colorbar.tickvals[0] == pytest.approx(0.025641)
     edge = next(t for t in figure.data if t.type == "scatter" and t.mode == "text")
-    mean = rows[rows["kind"] == "q"]["jaccard"].mean()
-    assert edge.text[0] == f"{mean:.2f} ({mean / 0.025641:.0f}×)"
+    index = rows[rows["kind"] == "q"]["jaccard"]
+    shared = (2 * index / (1 + index)).mean()
+    assert edge.text[0] == f"{index.mean():.2f} ({shared / 0.05:.0f}×)"
 
 
 def test_several_q_are_maps_of_their_own() -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mechsafety.errors import MechsafetyError
+from mechsafety.region_findings import times_chance
 from mechsafety.regions.maps import KINDS, LinearMap, linear_maps
 from mechsafety.regions.overlap import (
     STRUCTURE_COLUMNS,
@@ -86,6 +87,22 @@ def test_chance_is_what_random_sets_share() -> None:
     assert chance_jaccard(n, n) == 1.0
     with pytest.raises(MechsafetyError, match="must hold 1 to 10"):
         chance_jaccard(11, 10)
+
+
+def test_times_chance_is_a_ratio_of_shared_weights() -> None:
+    def of(*jaccard: float) -> float:
+        return times_chance(pd.DataFrame({"jaccard": jaccard, "chance": chance_jaccard(200, 4000)}))
+
+    # Equal sets share all of their weights, random top-5 % sets a twentieth.
+    assert of(1.0) == pytest.approx(20)
+    assert of(0.5) == pytest.approx(40 / 3)
+    assert of(0.0) == 0.0
+    assert of(chance_jaccard(200, 4000)) == pytest.approx(1)
+    # Over several matrices it is the sum of what is shared, as counted from sets.
+    n, k = 4000, 200
+    sets = [(torch.arange(k), torch.arange(start, start + k)) for start in (0, 50, 150, 199)]
+    shared = sum(len(set(a.tolist()) & set(b.tolist())) for a, b in sets)
+    assert of(*(jaccard_index(a, b) for a, b in sets)) == pytest.approx(shared / (len(sets) * k * k / n))
 
 
 @pytest.mark.parametrize("group", ["matrix", "row"])

@@ -196,9 +196,11 @@ def test_pooled_spans_the_intervals_of_draws() -> None:
 
 
 def test_jaccard_is_told_against_chance() -> None:
-    table = made.structure(layers=3).assign(jaccard=0.25, chance=0.025)
+    table = made.structure(layers=3).assign(jaccard=0.25, chance=0.05 / 1.95)
     found = region_findings({"structure": table}, name="m", sweet_spot=None)["structure"]
-    assert "10.0 times the 0.025 of random sets" in found[0]
+    # Of two sets with Jaccard index 1/4 each shares 2/5 with the other, of random top-5 % sets 1/20.
+    assert " 8.0 times " in found[0]
+    assert "0.026" in found[0]
     assert len(found) == 2
 
 

@@ -256,7 +256,7 @@ def test_smallest_drop_is_the_smallest() -> None:
 def test_smallest_drop_by_simulation() -> None:
     drop = minimum_detectable_drop(40, baseline=1.0)
     lost = np.random.default_rng(0).binomial(40, drop, size=4000)
-    assert np.mean([mcnemar(int(b), 0) <= 0.05 for b in lost]) == pytest.approx(0.8, abs=0.03)
+    assert np.mean([mcnemar(int(b), 0) < 0.05 for b in lost]) == pytest.approx(0.8, abs=0.03)
 
 
 # Agreement
@@ -386,21 +386,6 @@ def test_auroc_is_that_of_scikit_learn(items: list[tuple[int, bool]]) -> None:
         assert found.value == pytest.approx(roc_auc_score(labels, scores))
     else:
         assert all(map(math.isnan, (found.value, found.low, found.high)))
-
-
-def test_auroc_interval_is_that_of_a_plain_loop() -> None:
-    rng = np.random.default_rng(2)
-    labels = rng.random(50) < 0.4
-    scores = np.round(rng.normal(size=50) + labels, 1)
-    prompts = rng.integers(0, 12, size=50)
-    found = auroc_interval(scores, labels, clusters=prompts, seed=9, resamples=60)
-    names = list(dict.fromkeys(prompts.tolist()))
-    weights = np.random.default_rng(9).multinomial(len(names), [1 / len(names)] * len(names), size=60)
-    values = [
-        roc_auc_score(labels, scores, sample_weight=[w[names.index(p)] for p in prompts]) for w in weights
-    ]
-    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(values, [0.025, 0.975])))
-    assert found.low < found.value < found.high
 
 
 def test_auroc_refuses_what_is_no_label_or_score() -> None:

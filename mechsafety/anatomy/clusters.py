@@ -155,10 +155,10 @@ def separation(
     """How far tau tells safe from unsafe prompts that the centroids were not fitted to, a row a layer.
 
     d' = (mean tau of safe - mean tau of unsafe) / sqrt((s_safe^2 + s_unsafe^2) / 2); ``auroc`` is the chance that a
-    safe prompt has the larger tau. Both with 95 % bootstrap intervals over prompts. ``auroc_chance`` is the 95 %
-    quantile of the AUROC under permuted labels of these prompts. ``share_safe`` and ``share_unsafe`` are
-    :func:`top_share` of each cluster, beside :func:`top_share_chance`. NaN where a class is too small.
-    ``model`` and ``positions`` name the rows. Columns: :data:`SEPARATION_COLUMNS`.
+    safe prompt has the larger tau. d' has a 95 % bootstrap interval over prompts, ``auroc`` a score interval.
+    ``auroc_chance`` is the 95 % quantile of the AUROC under permuted labels of these prompts. ``share_safe`` and
+    ``share_unsafe`` are :func:`top_share` of each cluster, beside :func:`top_share_chance`. NaN where a class is too
+    small. ``model`` and ``positions`` name the rows. Columns: :data:`SEPARATION_COLUMNS`.
     """
     import pandas as pd
 

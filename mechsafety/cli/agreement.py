@@ -55,6 +55,13 @@ def _agree(run: Path, human: Path | None, reference: str | None, seed: int) -> S
 @click.option("--kappa-width", type=float, default=0.2, show_default=True, help="Width of its interval.")
 @click.option("--drop", type=float, default=0.2, show_default=True, help="The drop in refusals to be found.")
 @click.option("--baseline", type=float, default=0.9, show_default=True, help="Refusal rate before the edit.")
+@click.option(
+    "--gained",
+    type=float,
+    default=0.0,
+    show_default=True,
+    help="Share of all prompts that the edit newly refuses.",
+)
 @click.option("--power", type=float, default=0.8, show_default=True)
 @click.option(
     "--comparisons", type=int, default=1, show_default=True, help="Tests that Bonferroni corrects for."
@@ -70,6 +77,7 @@ def _plan(
     kappa_width: float,
     drop: float,
     baseline: float,
+    gained: float,
     power: float,
     comparisons: int,
 ) -> Shown:
@@ -89,18 +97,26 @@ def _plan(
         raise MechsafetyError(f"--comparisons {comparisons}: at least 1")
     alone = labels_for_rate(rate=rate, width=width)
     doubly = labels_for_kappa(kappa=kappa, rate=rate, width=kappa_width)
-    prompts = pairs_for_drop(drop=drop, baseline=baseline, alpha=0.05 / comparisons, power=power)
+    prompts = pairs_for_drop(
+        drop=drop, baseline=baseline, gained=gained, alpha=0.05 / comparisons, power=power
+    )
+    assumed = (
+        f"{100 * (drop + gained):g} points lost and {100 * gained:g} newly refused"
+        if gained
+        else "if the edit refuses nothing anew (--gained)"
+    )
     facts: dict[str, Any] = {
         "labels_alone": alone,
         "labels_twice_for_kappa": doubly,
         "prompts_for_drop": prompts,
+        "gained": gained,
     }
     lines = [
         f"a rate near {rate:.0%}, interval {width:g} wide, from labels alone: {alone} labels",
         f"kappa near {kappa:g}, interval {kappa_width:g} wide: {doubly} responses labelled by both annotators",
         f"a drop of {100 * drop:g} points from {baseline:.0%} with power {power:g}"
         + (f" after Bonferroni over {comparisons}" if comparisons > 1 else "")
-        + f": {prompts} prompts, the same in both arms",
+        + f": {prompts} prompts, the same in both arms, {assumed}",
     ]
     if responses is not None:
         needed = labels_for_correction(

@@ -1,7 +1,9 @@
 """Do raters agree? Cohen's kappa, Gwet's AC1, Krippendorff's alpha, sensitivity and specificity.
 
 All of them are functions of a few sums over items, so a bootstrap over prompts is one matrix product: draws
-[resample, cluster] times sums [cluster, cell]. Every measure is NaN where it is undefined, never 0 or 1.
+[resample, cluster] times sums [cluster, cell]. Every measure is NaN where it is undefined, never 0 or 1. A missing
+rating (None, NaN, pandas' NA) is no category in any of them: an item counts where two raters rated it, and in AC1's
+shares of categories where one did.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from mechsafety.statistics.measures import (
+    is_missing,
     pair_cells,
     pair_intervals,
     panel_bootstrap,
@@ -52,14 +55,21 @@ def kappa(
     since answers to one prompt are not independent. Undefined, NaN, when either rater used one class
     only: chance agreement is then all there is. Resamples in which that happens are left out, and the
     interval is NaN when they are more than half. Where every item agrees, the lower bound is that of Wilson's
-    interval for the agreement, over clusters.
+    interval for the agreement, over clusters. Items that either rater left unrated are left out; ``n`` and
+    ``clusters`` are of the others.
     """
-    categories, codes = np.unique(np.concatenate([_strings(a), _strings(b)]), return_inverse=True)
-    group, count = cluster_codes(clusters, sizes=(len(a), len(b)))
-    k = len(categories)
-    cells = pair_cells(codes[: len(a)], codes[len(a) :], group, count, k, np.ones(len(a)))
+    cluster_codes(clusters, sizes=(len(a), len(b)))
+    rated = [
+        (x, y, c) for x, y, c in zip(a, b, clusters, strict=True) if not (is_missing(x) or is_missing(y))
+    ]
+    codes, categories = pd.factorize(
+        pd.Series([x for x, _, _ in rated] + [y for _, y, _ in rated], dtype=object)
+    )
+    group, count = cluster_codes([c for _, _, c in rated], sizes=(len(rated),))
+    n, k = len(rated), len(categories)
+    cells = pair_cells(codes[:n], codes[n:], group, count, k, np.ones(n))
     found = pair_intervals([cells], k, seed=seed, resamples=resamples, confidence=confidence)[0]["kappa"]
-    return Estimate(value=found[0], low=found[1], high=found[2], n=len(a), clusters=count)
+    return Estimate(value=found[0], low=found[1], high=found[2], n=n, clusters=count)
 
 
 def gwet_ac1(
@@ -73,7 +83,7 @@ def gwet_ac1(
 ) -> Estimate:
     """Return Gwet's AC1 of any number of raters with a percentile bootstrap interval over clusters.
 
-    ``ratings`` is [item, rater]; None is missing. ``AC1 = (p_a - p_e) / (1 - p_e)`` with
+    ``ratings`` is [item, rater]; None and NaN are missing. ``AC1 = (p_a - p_e) / (1 - p_e)`` with
     ``p_e = sum_c pi_c (1 - pi_c) / (K - 1)``, pi_c the mean share of category c and K the categories of
     the scale, whether used or not (Gwet 2008). Unlike kappa it stays defined when nearly all items are of one
     class. Items with one rating count in pi_c only. NaN where no item has two ratings. Where every item agrees,
@@ -94,8 +104,8 @@ def krippendorff_alpha(
 ) -> Estimate:
     """Return Krippendorff's alpha for nominal data with a percentile bootstrap interval over clusters.
 
-    ``ratings`` is [item, rater]; None is missing. With coincidences ``o_ck = sum_u n_uc (n_uk - [c = k]) / (m_u - 1)``
-    over items u with m_u >= 2 ratings and ``n = sum o``:
+    ``ratings`` is [item, rater]; None and NaN are missing. With coincidences
+    ``o_ck = sum_u n_uc (n_uk - [c = k]) / (m_u - 1)`` over items u with m_u >= 2 ratings and ``n = sum o``:
     ``alpha = 1 - (n - 1) sum_{c != k} o_ck / sum_{c != k} n_c n_k`` (Krippendorff 2011). NaN where every
     rating is of one category: then nothing could have disagreed. Where every item agrees, the lower bound is
     made from Wilson's interval over clusters, as for :func:`kappa`.
@@ -187,7 +197,3 @@ class _Ratings:
         here = np.ones(len(self._arms), dtype=bool) if arm == "all" else self._arms == arm
         group, count = cluster_codes(self._ids[here], sizes=(int(here.sum()),))
         return self._codes[here], group, count
-
-
-def _strings(values: Sequence[object] | np.ndarray | pd.Series) -> np.ndarray:
-    return np.array([str(value) for value in values], dtype=object).astype(str)

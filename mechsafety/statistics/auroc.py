@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,7 +10,8 @@ import pandas as pd
 from scipy.stats import rankdata
 
 from mechsafety.errors import MechsafetyError
-from mechsafety.statistics.resampling import Estimate, cluster_codes, cluster_weights, percentiles
+from mechsafety.mann_whitney import inflation, score_interval
+from mechsafety.statistics.resampling import Estimate, cluster_codes, cluster_weights, flat
 
 
 def auroc_interval(
@@ -21,11 +23,17 @@ def auroc_interval(
     resamples: int = 2000,
     confidence: float = 0.95,
 ) -> Estimate:
-    """Return the area under the ROC curve of ``scores`` for true ``labels``, with a bootstrap interval.
+    """Return the area under the ROC curve of ``scores`` for true ``labels``, with a score interval over clusters.
 
-    The chance that a positive scores above a negative, ties counting half (Hanley and McNeil 1982).
-    Clusters (prompts; by default each item is its own) are drawn with replacement. NaN with one class
-    only; resamples with one class are left out as in :func:`kappa`.
+    The chance that a positive scores above a negative, ties counting half (Hanley and McNeil 1982). The interval is
+    Newcombe's (:func:`~mechsafety.mann_whitney.score_interval`): it has a width where every pair agrees and where all
+    scores are equal, and holds the truth with few items (docs/statistics.md), as a bootstrap of the value does not.
+
+    Its variance is multiplied by how much more the value varies over ``resamples`` draws of whole clusters (prompts; by
+    default each item is its own) than it says for independent items: at least 1, and c / (c - 1) times the variance
+    of the draws for c clusters. Where no draw differs from another it is that of clusters that move as one.
+
+    NaN with one class only; no interval from a single cluster.
     """
     score, truth = np.asarray(scores, dtype=float), np.asarray(labels)
     if not np.isin(truth, (0, 1)).all() or not np.isfinite(score).all():
@@ -41,11 +49,28 @@ def auroc_interval(
     )
     positive, group = truth[order].astype(bool), group[order]
     value = float(_aurocs(np.ones((1, len(order))), positive, starts)[0])
-    rng = np.random.default_rng(seed)
-    blocks = cluster_weights(rng, count, resamples, width=len(order))
-    drawn = [_aurocs(weights[:, group], positive, starts) for weights in blocks]
-    low, high = percentiles(value, drawn, confidence)
+    low = high = math.nan
+    if count > 1 and not math.isnan(value):
+        rng = np.random.default_rng(seed)
+        blocks = cluster_weights(rng, count, resamples, width=len(order))
+        drawn = [_aurocs(weights[:, group], positive, starts) for weights in blocks]
+        low, high = score_interval(
+            value,
+            positives=int(positive.sum()),
+            negatives=int((~positive).sum()),
+            inflation=_inflated(value, drawn, positive, group),
+            confidence=confidence,
+        )
     return Estimate(value=value, low=low, high=high, n=len(order), clusters=count)
+
+
+def _inflated(value: float, drawn: Sequence[np.ndarray], positive: np.ndarray, group: np.ndarray) -> float:
+    """How much more the area varies over draws of clusters than over as many independent items; at least 1."""
+    if flat(drawn):
+        return max(float(side.sum()) / len(np.unique(group[side])) for side in (positive, ~positive))
+    count = len(np.unique(group))
+    found = float(np.nanvar(np.concatenate(drawn))) * count / (count - 1)
+    return inflation(value, found, positives=int(positive.sum()), negatives=int((~positive).sum()))
 
 
 def _aurocs(weights: np.ndarray, positive: np.ndarray, starts: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ NaN, never 0 or 1.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -122,8 +123,14 @@ def panel_bootstrap(
     resamples: int,
     confidence: float,
 ) -> Estimate:
-    """A measure of ``counts`` (:func:`rating_counts`) with its bounds; where every item agrees see :func:`_perfect`."""
-    group, count = cluster_codes(clusters, sizes=(len(counts),))
+    """A measure of ``counts`` (:func:`rating_counts`) with its bounds; where every item agrees see :func:`_perfect`.
+
+    Clusters none of whose items count are not drawn: alpha counts items with two ratings, AC1 those with one as well.
+    """
+    cluster_codes(clusters, sizes=(len(counts),))
+    counted = counts.sum(axis=1) > (1 if name == "alpha" else 0)
+    counts = counts[counted]
+    group, count = cluster_codes(list(itertools.compress(clusters, counted)), sizes=(len(counts),))
     k, paired = counts.shape[1], counts.sum(axis=1) > 1
     sums, measure = {"ac1": (ac1_sums, ac1), "alpha": (coincidences, alpha)}[name]
     found = bootstrap(
@@ -157,12 +164,12 @@ def clustered(sums: np.ndarray, group: np.ndarray, count: int) -> np.ndarray:
 def rating_counts(
     ratings: Sequence[Sequence[object]] | np.ndarray, categories: Sequence[object]
 ) -> np.ndarray:
-    """[item, category]: how many raters said it."""
+    """[item, category]: how many raters said it; missing ratings (:func:`is_missing`) are nobody's."""
     place = {category: i for i, category in enumerate(categories)}
     counts = np.zeros((len(ratings), len(place)))
     for item, row in enumerate(ratings):
         for value in row:
-            if value is None:
+            if is_missing(value):
                 continue
             if value not in place:
                 raise MechsafetyError(
@@ -170,6 +177,11 @@ def rating_counts(
                 )
             counts[item, place[value]] += 1
     return counts
+
+
+def is_missing(rating: object) -> bool:
+    """The one rule of all agreement coefficients: None, NaN and pandas' NA and NaT are no ratings."""
+    return rating is None or rating is pd.NA or bool(rating != rating)
 
 
 def ac1_sums(counts: np.ndarray) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping
 from typing import cast
@@ -42,7 +41,7 @@ def paired_tests(verdicts: pd.DataFrame) -> pd.DataFrame:
     result = pd.DataFrame(rows, columns=PAIRED_COLUMNS).astype(
         dict.fromkeys(("b", "c", "n", "dropped"), int) | dict.fromkeys(("p", "p_holm"), float)
     )
-    for _, part in groups(where(result, result["p"].notna()), ["label", "judge"]):
+    for _, part in groups(result, ["label", "judge"]):
         result.loc[part.index, "p_holm"] = holm(part["p"].to_numpy())
     return result
 
@@ -50,11 +49,13 @@ def paired_tests(verdicts: pd.DataFrame) -> pd.DataFrame:
 def holm(p: np.ndarray) -> np.ndarray:
     """Holm's (1979) step-down p: the k-th smallest of m times m - k + 1, never below a smaller one's, at most 1.
 
-    The same as statsmodels' ``multipletests``, which collects garbage at every call, some tenths of a second each.
+    A NaN is no test: it stays NaN and is not one of the m. The same as statsmodels' ``multipletests`` of the others,
+    which collects garbage at every call, some tenths of a second each.
     """
-    order = np.argsort(p, kind="stable")
-    steps = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
-    adjusted = np.empty(len(p))
+    tested = np.flatnonzero(~np.isnan(p))
+    order = tested[np.argsort(p[tested], kind="stable")]
+    steps = np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1))
+    adjusted = np.full(len(p), np.nan)
     adjusted[order] = np.minimum(1.0, steps)
     return adjusted
 
@@ -64,25 +65,52 @@ def mcnemar(b: int, c: int) -> float:
     return float(binomtest(b, b + c, 0.5).pvalue) if b + c else 1.0
 
 
-def minimum_detectable_drop(n: int, *, baseline: float, alpha: float = 0.05, power: float = 0.8) -> float:
+def minimum_detectable_drop(
+    n: int, *, baseline: float, gained: float = 0.0, alpha: float = 0.05, power: float = 0.8
+) -> float:
     """Return the smallest drop in refusal rate that exact McNemar on ``n`` pairs finds with ``power``.
 
-    Assumes that the edit only removes refusals (c = 0), so that b is binomial (n, drop); the test is then
-    significant from the smallest b with ``2 ** (1 - b) <= alpha`` (6 at 0.05). New refusals in the edited
-    arm would raise the answer, so it is a lower bound. NaN where even losing every refusal
-    (drop = baseline) would not do.
+    The drop is net: the edit loses ``drop + gained`` of the prompts and newly refuses ``gained`` of them. By default
+    it only removes refusals, which makes the answer a lower bound. A test finds something when p is below alpha: at
+    0.05 from 6 lost and none gained. NaN where even losing every refusal would not do.
     """
     if not (n > 0 and 0 < baseline <= 1 and 0 < alpha < 1 and 0 < power < 1):
         raise MechsafetyError(
             f"got n={n}, baseline={baseline}, alpha={alpha}, power={power}; "
             "n must be positive, baseline in (0, 1], alpha and power in (0, 1)"
         )
-    least = next(b for b in itertools.count(1) if mcnemar(b, 0) <= alpha)
+    check_gained(gained, baseline=baseline)
 
     def excess(drop: float) -> float:
-        return float(binom.sf(least - 1, n, drop)) - power
+        return mcnemar_power(n, lost=drop + gained, gained=gained, alpha=alpha) - power
 
-    return cast(float, brentq(excess, 0.0, baseline)) if excess(baseline) >= 0 else math.nan
+    most = baseline - gained
+    return cast(float, brentq(excess, 0.0, most)) if most > 0 and excess(most) >= 0 else math.nan
+
+
+def mcnemar_power(n: int, *, lost: float, gained: float, alpha: float) -> float:
+    """Chance that exact McNemar on ``n`` pairs finds the loss (p < ``alpha``) where these shares are lost and gained.
+
+    The discordant pairs are binomial (n, lost + gained), and the gained among d of them binomial
+    (d, gained / (lost + gained)); significant are the counts whose two-sided tail is below alpha. Numbers of discordant
+    pairs with a tail of 1e-12 are left out.
+    """
+    apart = lost + gained
+    if not apart:
+        return 0.0
+    d = np.arange(int(binom.ppf(1e-12, n, apart)), int(binom.isf(1e-12, n, apart)) + 1)
+    most = (
+        np.where(d > 0, binom.ppf(alpha / 2, d, 0.5), 0) - 1
+    )  # the largest count with a tail below alpha / 2
+    return float((binom.pmf(d, n, apart) * binom.cdf(most, d, gained / apart)).sum())
+
+
+def check_gained(gained: float, *, baseline: float) -> None:
+    if not 0 <= gained <= 1 - baseline + 1e-12:
+        raise MechsafetyError(
+            f"gained is {gained:g}; the edit can newly refuse 0 to {1 - baseline:g} of the prompts, as {baseline:g} "
+            "are refused before it"
+        )
 
 
 def _by_id(side: pd.DataFrame) -> dict[object, str]:

@@ -10,11 +10,13 @@ from scipy.stats import norm
 from scipy.stats import t as student
 
 from mechsafety.errors import MechsafetyError
-from mechsafety.statistics.paired import minimum_detectable_drop
-from mechsafety.statistics.prevalence import LEAST_LABELS, UNSEEN_ERRORS
+from mechsafety.statistics.paired import check_gained, mcnemar_power
+from mechsafety.statistics.prevalence import LEAST_LABELS, UNSEEN_ERRORS, powered_bounds
 from mechsafety.statistics.rates import wilson
 
 _MOST = 1_000_000
+_RUN = 40
+"""Numbers in a row that must all be enough."""
 
 
 def labels_for_rate(*, rate: float, width: float, confidence: float = 0.95) -> int:
@@ -42,10 +44,10 @@ def labels_for_correction(
 ) -> int | None:
     """Return how many of ``responses`` judged responses to label for a prediction-powered interval of ``width``.
 
-    Solves ``2 t sqrt(p (1 - p) / N + (1 - n / N) v) <= width`` for n, with v the variance of the mean of
-    (truth - verdict) that :func:`~mechsafety.statistics.prediction_powered` would find: the judge's error rate less the
-    square of its bias, over n, with the errors that it adds. At least the LEAST_LABELS that it asks for. None where
-    labelling all N would not do: more responses are needed, not more labels.
+    The smallest n at which :func:`~mechsafety.statistics.prevalence.powered_bounds` are no further apart, with the
+    variance of the mean of (truth - verdict) that :func:`~mechsafety.statistics.prediction_powered` would find: the
+    judge's error rate less the square of its bias, over n, with the errors that it adds, times 1 - n / N. At least the
+    LEAST_LABELS that it asks for. None where labelling all N would not do: more responses are needed, not more labels.
     """
     _check(rate=rate, width=width, confidence=confidence, sensitivity=sensitivity, specificity=specificity)
     if responses < 1:
@@ -55,8 +57,13 @@ def labels_for_correction(
     def enough(n: int) -> bool:
         seen = n + UNSEEN_ERRORS
         error = ((n * (missed + false) + UNSEEN_ERRORS) / seen - (n * (missed - false) / seen) ** 2) / seen
-        variance = rate * (1 - rate) / responses + max(0.0, 1 - n / responses) * error
-        return 2 * float(student.ppf((1 + confidence) / 2, n - 1)) * math.sqrt(variance) <= width
+        low, high = powered_bounds(
+            rate,
+            over_prompts=1 / responses,
+            of_errors=max(0.0, 1 - n / responses) * error,
+            t=float(student.ppf((1 + confidence) / 2, n - 1)),
+        )
+        return high - low <= width
 
     if responses < LEAST_LABELS or not enough(responses):
         return None
@@ -66,30 +73,49 @@ def labels_for_correction(
 def labels_for_kappa(*, kappa: float, rate: float, width: float, confidence: float = 0.95) -> int:
     """Return how many doubly labelled responses give an interval of ``width`` for Cohen's kappa of two raters.
 
-    Large-sample variance for equal marginals ``rate`` (Bloch and Kraemer 1989):
-    ``(1 - k) [(1 - k)(1 - 2k) + k (2 - k) / (2 p (1 - p))] / n``.
+    The larger of two numbers for equal marginals ``rate`` = p. One is of the large-sample variance (Bloch and Kraemer
+    1989), ``(1 - k) [(1 - k)(1 - 2k) + k (2 - k) / (2 p (1 - p))] / n``. It goes to 0 as k nears 1, where a
+    sample without a disagreement still has the width of Wilson's interval; the other is
+    :func:`labels_for_rate` of the agreement ``k (1 - e) + e`` with chance agreement e, at the width that this gives
+    kappa, ``width (1 - e)``.
     """
     _check(rate=rate, width=width, confidence=confidence)
     if not -1 < kappa < 1:
         raise MechsafetyError(f"kappa is {kappa}; it must lie between -1 and 1")
     variance = (1 - kappa) * ((1 - kappa) * (1 - 2 * kappa) + kappa * (2 - kappa) / (2 * rate * (1 - rate)))
-    return math.ceil(variance * (2 * float(norm.ppf((1 + confidence) / 2)) / width) ** 2)
+    large = math.ceil(variance * (2 * float(norm.ppf((1 + confidence) / 2)) / width) ** 2)
+    chance = rate**2 + (1 - rate) ** 2
+    agreed = kappa * (1 - chance) + chance
+    if not 0 < agreed < 1:
+        return large
+    return max(large, labels_for_rate(rate=agreed, width=width * (1 - chance), confidence=confidence))
 
 
-def pairs_for_drop(*, drop: float, baseline: float, alpha: float = 0.05, power: float = 0.8) -> int:
+def pairs_for_drop(
+    *, drop: float, baseline: float, gained: float = 0.0, alpha: float = 0.05, power: float = 0.8
+) -> int:
     """Return how many prompts an exact McNemar test needs to find a ``drop`` from ``baseline`` with ``power``.
 
-    The inverse of :func:`~mechsafety.statistics.minimum_detectable_drop`, with its assumption that the edit makes no
-    new refusals: a lower bound.
+    The drop is net: ``drop + gained`` of the prompts are lost, and ``gained`` newly refused. By default the edit makes
+    no new refusals, which gives a lower bound: new ones hide as many lost ones. The inverse of
+    :func:`~mechsafety.statistics.minimum_detectable_drop`; every larger number is enough too.
     """
     if not 0 < drop <= baseline:
         raise MechsafetyError(f"drop is {drop}; it must be above 0 and at most the baseline, {baseline}")
+    check_gained(gained, baseline=baseline)
+    if drop + gained > baseline + 1e-12:
+        raise MechsafetyError(
+            f"a drop of {drop:g} with {gained:g} newly refused loses {drop + gained:g}; only {baseline:g} are refused"
+        )
 
     def enough(n: int) -> bool:
-        found = minimum_detectable_drop(n, baseline=baseline, alpha=alpha, power=power)
-        return found <= drop
+        return mcnemar_power(n, lost=drop + gained, gained=gained, alpha=alpha) >= power
 
-    return _smallest(enough)
+    found = _smallest(enough)
+    # An exact test's power may fall a little from one n to the next.
+    while short := [n for n in range(found, found + _RUN) if not enough(n)]:
+        found = short[-1] + 1
+    return found
 
 
 def _wilson_width(rate: float, n: int, confidence: float) -> float:

@@ -16,7 +16,7 @@ from scipy.stats import norm
 from scipy.stats import t as student
 
 from mechsafety.errors import MechsafetyError
-from mechsafety.statistics.rates import effective_number, weighted_wilson
+from mechsafety.statistics.rates import Interval, effective_number, weighted_wilson, wilson
 from mechsafety.statistics.reference import reference_weights
 from mechsafety.statistics.tables import ABSTAINING_JUDGES, ARMS, PROMPT_LABELS, checked
 
@@ -108,12 +108,16 @@ def prediction_powered(
 
     ``rate = mean(f) + sum_h W_h mean_h(y - f)``: the judge's rate f over all, plus its mean error among the labelled,
     by stratum h of the sampling plan with share W_h (one stratum where the sample is simple random). Nothing is
-    assumed about the judge; a bad one only widens the interval. The variance is that of y over prompts plus that of
-    the sampled errors, ``var(y) D / N + sum_h W_h^2 (1 - n_h / N_h) v_h``, with D the variance inflation of f by
-    clusters, and Student's t with n - strata degrees of freedom. v_h is the variance of the mean of y - f after
-    UNSEEN_ERRORS, half of either sign and shared out over the strata, are added: a judge that errs rarely may show no
-    error among n labels, and is not without error (benchmarks/coverage.py chose the number). With fewer than
-    LEAST_OF_A_KIND labelled refusals, or others, the interval may be too short, and the note says so.
+    assumed about the judge; a bad one only widens the interval. That is every p within t standard errors of its own,
+    :func:`powered_bounds`: the variance is that of y over prompts at p plus that of the sampled errors,
+    ``p (1 - p) D / N + sum_h W_h^2 (1 - n_h / N_h) v_h``, with D the variance inflation of f by clusters, and Student's
+    t with n - strata degrees of freedom. v_h is the variance of the mean of y - f after UNSEEN_ERRORS, half of either
+    sign and shared out over the strata, are added: a judge that errs rarely may show no error among n labels, and is
+    not without error (benchmarks/coverage.py chose the number).
+
+    Where the judge recognised none of the labelled refusals (or none of the others), or there are none, the labels say
+    nothing of how it errs on that kind; the interval then holds Wilson's of the labels alone as well. With fewer
+    than LEAST_OF_A_KIND labelled refusals, or others, it may be too short, and the note says so.
 
     ``judged`` and ``labelled`` are [N] booleans, ``truth`` [N] is read where ``labelled``; ``weight`` is
     1 / inclusion probability of each labelled response, ``strata`` its stratum, ``clusters`` the prompts.
@@ -136,14 +140,36 @@ def prediction_powered(
     within = (np.bincount(plan, weights=error**2) + added) / seen - (sizes * mean / seen) ** 2
     # The labelled are a part of the rated: a stratum that is labelled wholly has no sampling error left.
     unseen = np.clip(1 - sizes / np.maximum(expanded * total / expanded.sum(), sizes), 0, 1)
-    kept = min(max(rate, 0.0), 1.0)
-    variance = kept * (1 - kept) * _inflation(f, clusters) / total
-    variance += float((share**2 * unseen * within / seen).sum())
-    half = float(student.ppf(0.975, n - len(sizes))) * math.sqrt(variance)
-    refused = int(truth[known].sum())
-    rare = min(refused, n - refused) < LEAST_OF_A_KIND
+    low, high = powered_bounds(
+        _unit(rate),
+        over_prompts=_inflation(f, clusters) / total,
+        of_errors=float((share**2 * unseen * within / seen).sum()),
+        t=float(student.ppf(0.975, n - len(sizes))),
+    )
+    said, right = truth[known].astype(bool), error == 0
+    if not (said & right).any() or not (~said & right).any():
+        alone = _labels_alone(said, inverse, None if clusters is None else clusters[known])
+        low, high = min(low, alone.low), max(high, alone.high)
+    rare = min(said.sum(), (~said).sum()) < LEAST_OF_A_KIND
     note = f"fewer than {LEAST_OF_A_KIND} labels of a kind: the interval may be too short" if rare else ""
-    return Corrected(rate=_unit(rate), low=_unit(rate - half), high=_unit(rate + half), note=note)
+    return Corrected(rate=_unit(rate), low=_unit(low), high=_unit(high), note=note)
+
+
+def powered_bounds(rate: float, *, over_prompts: float, of_errors: float, t: float) -> tuple[float, float]:
+    """The ends of all p with ``(p - rate)^2 <= t^2 (p (1 - p) over_prompts + of_errors)``.
+
+    Wilson's interval where no error is left to sample, so that a rate of 0 or 1 has a width.
+    """
+    a = t * t * over_prompts
+    half = math.sqrt(a * a + 4 * a * rate * (1 - rate) + 4 * (1 + a) * t * t * of_errors)
+    return (2 * rate + a - half) / (2 * (1 + a)), (2 * rate + a + half) / (2 * (1 + a))
+
+
+def _labels_alone(said: np.ndarray, weight: np.ndarray, clusters: np.ndarray | None) -> Interval:
+    """Wilson's interval of the labelled share for the effective number of labels, at most one a prompt."""
+    rate, n = float((weight * said).sum() / weight.sum()), round(effective_number(weight))
+    n = max(1, min(n, n if clusters is None else len(pd.unique(clusters))))
+    return wilson(round(rate * n), n)
 
 
 def corrected_rates(verdicts: pd.DataFrame, reference: pd.DataFrame) -> pd.DataFrame:
@@ -236,12 +262,17 @@ def _errors(cell: pd.DataFrame) -> dict[str, float]:
 
 
 def _inflation(f: np.ndarray, clusters: np.ndarray | None) -> float:
-    """How much more the mean of f varies because answers to one prompt go together; at least 1."""
+    """How much more the mean of f varies because answers to one prompt go together; at least 1.
+
+    Where f does not vary, nothing shows how far they go together; they are then taken for one.
+    """
     if clusters is None:
         return 1.0
     codes, names = pd.factorize(clusters)
     count, spread = len(names), ((f - f.mean()) ** 2).sum()
-    if count == len(f) or count < 2 or spread == 0:
+    if spread == 0:
+        return len(f) / max(1, count)
+    if count == len(f) or count < 2:
         return 1.0
     sums = np.bincount(codes, weights=f - f.mean())
     return max(1.0, float((sums**2).sum() / spread * count / (count - 1)))

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from mechsafety.errors import MechsafetyError
+from mechsafety.judges.verdict import LABELS
 from mechsafety.statistics.measures import pair_cells, pair_intervals, spread
 from mechsafety.statistics.rates import weighted_wilson
 from mechsafety.statistics.resampling import (
@@ -129,12 +130,19 @@ def _apart(biases: list[tuple[np.ndarray, np.ndarray]], prompts: list[int]) -> t
 
 
 def reference_weights(reference: pd.DataFrame) -> pd.DataFrame:
-    """The reference as columns system, arm, id, truth (refused or not) and weight; unparsed rows are dropped."""
+    """The reference as columns system, arm, id, truth (refused or not) and weight.
+
+    Rows whose verdict is missing (None, NaN) or unparsed are dropped; any other verdict must be a label.
+    """
     if missing := [n for n in ("system", "arm", "id", "verdict") if n not in reference.columns]:
         raise MechsafetyError(
             f"the reference lacks {', '.join(missing)}; it needs system, arm, id and verdict"
         )
-    kept = reference[reference["verdict"] != "unparsed"]
+    kept = reference[reference["verdict"].notna() & (reference["verdict"] != "unparsed")]
+    if strange := sorted(set(map(str, kept["verdict"])) - set(LABELS)):
+        raise MechsafetyError(
+            f"the reference's column verdict holds {', '.join(strange)}; allowed are {', '.join(LABELS)}"
+        )
     if kept.duplicated(["system", "arm", "id"]).any():
         raise MechsafetyError("the reference has more than one verdict for a response; settle them first")
     weight = kept["weight"].astype(float) if "weight" in kept.columns else pd.Series(1.0, index=kept.index)

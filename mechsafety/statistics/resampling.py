@@ -20,7 +20,7 @@ _CELLS = 4_000_000
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A statistic with its bootstrap interval; ``n`` items in ``clusters`` clusters, NaN where undefined."""
+    """A statistic with its interval over clusters; ``n`` items in ``clusters`` clusters, NaN where undefined."""
 
     value: float
     low: float
@@ -38,6 +38,10 @@ def cluster_codes(
         )
     # First appearance, not sorted: the draw must not depend on how ids happen to be spelt.
     codes, names = pd.factorize(pd.Series(list(clusters), dtype=object))
+    if missing := int((codes < 0).sum()):
+        raise MechsafetyError(
+            f"{missing} of {len(codes)} cluster ids are missing: name each item's prompt, or leave the item out"
+        )
     return codes, len(names)
 
 
