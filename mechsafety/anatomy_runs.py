@@ -24,7 +24,8 @@ from mechsafety.anatomy_answers import OwnAnswers
 from mechsafety.anatomy_config import PART_TABLES, PARTS, TABLES, AnatomyConfig, Part, Role
 from mechsafety.anatomy_work import AnatomyWork
 from mechsafety.errors import MechsafetyError
-from mechsafety.fed_prompts import rendered_examples, require_all_fit
+from mechsafety.fed_prompts import require_all_fit
+from mechsafety.fed_records import record_fed, record_shared_tokens
 from mechsafety.judges.registry import judge_sources, load_judge
 from mechsafety.judges.verdict import Judge
 from mechsafety.models import load_model, load_record
@@ -113,7 +114,7 @@ def run_anatomy(
         records = {role: load_record(model) for role, model in models.items()}
         run.record("models", {role: record.as_dict() if record else {} for role, record in records.items()})
         for role, model in models.items():
-            run.record_item("fed", config.models[role], {"rendered": rendered_examples(model, prompts)})
+            record_fed(run, config.models[role], model, prompts)
         answers = OwnAnswers(
             run=run,
             models=models,
@@ -127,6 +128,8 @@ def run_anatomy(
         tables = AnatomyWork(config=config, run=run, answers=answers).tables()
         for name, table in tables.items():
             run.write_table(table, TABLES[name])
+        for role, model in models.items():
+            record_shared_tokens(run, config.models[role], model)
         run.record_item("timings", "last_session_s", round(time.perf_counter() - started, 1))
     return AnatomyRun(path=run.path, tables=tables)
 

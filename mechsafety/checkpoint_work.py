@@ -19,7 +19,7 @@ from mechsafety.activations import residual_stream
 from mechsafety.cka import compare_cka, linear_cka
 from mechsafety.directions import Directions, cosine, find_directions, save_directions
 from mechsafety.errors import MechsafetyError
-from mechsafety.fed_prompts import rendered_examples
+from mechsafety.fed_records import record_fed, record_shared_tokens
 from mechsafety.models import body_of, load_record
 from mechsafety.prompts import PromptSet
 from mechsafety.runs import Journal, RunFolder
@@ -106,7 +106,8 @@ class CheckpointWork:
         parts["embedding"] = sample.rows
         found = find_directions(cache, seed=self.seed)
         record = load_record(model)
-        self.run.record_item("fed", name, {"rendered": rendered_examples(model, self.fit)})
+        record_fed(self.run, name, model, [*self.fit, *self.validation, *self.report])
+        record_shared_tokens(self.run, name, model)
         self._save("streams", name, lambda path: save_file(parts, path))
         self._save("directions", name, found.save)
         facts = {"tokens": list(sample.tokens), "model": record.as_dict() if record else {}}

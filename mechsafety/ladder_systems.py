@@ -18,7 +18,7 @@ from torch import Tensor
 from mechsafety.anatomy.readings import read_outcomes
 from mechsafety.edit_costs import EditCosts
 from mechsafety.errors import MechsafetyError, NotFiniteError, RefusedRunError
-from mechsafety.fed_prompts import rendered_examples
+from mechsafety.fed_records import record_fed, record_shared_tokens
 from mechsafety.generation import generate
 from mechsafety.interventions import Ablate, Edit
 from mechsafety.judges.verdict import Judge, Response, Verdict
@@ -128,7 +128,7 @@ class LadderSystem:
     def model(self) -> TransformerBridge:
         setting = self.setting
         model = setting.load(self.spec)
-        setting.run.record_item("fed", self.spec, {"rendered": rendered_examples(model, setting.report)})
+        record_fed(setting.run, self.spec, model, setting.report)
         return model
 
     @cached_property
@@ -139,6 +139,8 @@ class LadderSystem:
 
     def drop(self) -> None:
         """Let go of the model, and of what was made with it."""
+        if "model" in self.__dict__:
+            record_shared_tokens(self.setting.run, self.spec, self.model)
         for name in ("model", "_costs"):
             self.__dict__.pop(name, None)
 

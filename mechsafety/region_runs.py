@@ -17,7 +17,8 @@ from typing import Any
 
 import pandas as pd
 
-from mechsafety.fed_prompts import rendered_examples, require_all_fit
+from mechsafety.fed_prompts import require_all_fit
+from mechsafety.fed_records import record_fed, record_shared_tokens
 from mechsafety.models import load_model, load_record
 from mechsafety.prompt_splits import record_repeated, require_splits
 from mechsafety.prompts import PromptSet, Purpose, load_prompts
@@ -74,12 +75,13 @@ def run_regions(
         model = load_model(config.model, **loading, date=day)
         record = load_record(model)
         run.record("model", record.as_dict() if record else {})
-        run.record_item("fed", config.model, {"rendered": rendered_examples(model, prompts)})
+        record_fed(run, config.model, model, prompts)
         work = RegionWork(config=config, run=run, prompts=prompts, model=model, say=say)
         tables = work.tables()
         tables |= follow_up(work, tables["tradeoff"] if "sweep" in config.parts else None)
         for name, table in tables.items():
             run.write_table(table, f"{name}.csv")
+        record_shared_tokens(run, config.model, model)
         run.record_item("timings", "last_session_s", round(time.perf_counter() - started, 1))
     return RegionsRun(path=run.path, tables=tables, sweet_spot=sweet_spot_of(run))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ from mechsafety.checkpoints import compare
 from mechsafety.errors import MechsafetyError
 from mechsafety.ladder_config import LadderConfig
 from mechsafety.ladder_runs import run_ladder
-from mechsafety.prompts import load_prompts
+from mechsafety.prompts import PromptSet, load_prompts
 from mechsafety.region_config import RegionsConfig
 from mechsafety.region_runs import run_regions
 from mechsafety.robustness.attack_runs import RobustnessConfig, run_robustness
+from mechsafety.runs import read_run
 from mechsafety.study import run_study
 from mechsafety.study_config import StudyConfig
 from mechsafety.sweep_runs import SweepConfig, run_sweep
@@ -83,3 +85,34 @@ def test_control_what_fits_goes_on_to_the_weights(
 ) -> None:
     with pytest.raises(Loading):
         start(experiment, 256)
+
+
+RECORDED = {
+    "rendered",
+    "truncated_prompts",
+    "control_tokens",
+    "overridden_generation_defaults",
+    "shared_tokens",
+}
+
+
+@pytest.mark.parametrize("experiment", ["compare", "ladder", "robustness"])
+def test_every_experiment_records_the_same_of_what_was_read(experiment: str, tmp_path: Path) -> None:
+    begins = "tell me about the river and write a list of the garden : "
+    template = f"{{% for m in messages %}}{begins}{{{{ m['content'] }}}} \n{{% endfor %}}answer :"
+    large, other = (
+        save_architecture(tmp_path / f"m{seed}", "gpt2", seed=seed, template=template, n_positions=1024)
+        for seed in (0, 1)
+    )
+    told = small_prompts(12)
+    breaking = next(iter(told.report.harmful))
+    marked = PromptSet(tuple(replace(p, text=f"{p.text} <eos>") if p is breaking else p for p in told))
+    prompts = write_csv(marked, tmp_path / "prompts.csv")
+    STARTS[experiment](str(large), str(other), str(prompts), tmp_path / "run")
+    records = read_run(tmp_path / "run").manifest["fed"]
+    assert records
+    for record in records.values():
+        assert set(record) == RECORDED
+        assert record["control_tokens"] == {"n_prompts": 1, "first": breaking.id, "escaped": False}
+        # Generation and likelihoods run every prompt whole; residual streams and next tokens share their beginnings.
+        assert record["shared_tokens"] == ("none were shared" if experiment == "robustness" else "run once")

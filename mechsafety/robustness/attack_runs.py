@@ -13,7 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from mechsafety.edit_expressions import read_expression
 from mechsafety.errors import MechsafetyError
-from mechsafety.fed_prompts import rendered_examples, require_all_fit
+from mechsafety.fed_prompts import require_all_fit
+from mechsafety.fed_records import record_fed, record_shared_tokens
 from mechsafety.interventions import Edit, digest, require_fits
 from mechsafety.judges.fluent import FluentJudge
 from mechsafety.models import load_model, load_record
@@ -116,7 +117,7 @@ def run_robustness(
         record = load_record(model)
         record_date(run, day)
         run.record("model", record.as_dict() if record else {})
-        run.record_item("fed", config.model, {"rendered": rendered_examples(model, prompts)})
+        record_fed(run, config.model, model, prompts)
         rows = [
             row
             for attack in config.attacks
@@ -127,6 +128,7 @@ def run_robustness(
         cost = cost[["system", *UTILITY_COLUMNS]].astype(dict.fromkeys(UTILITY_COLUMNS, float))
         run.write_table(attacks, "attacks.csv")
         run.write_table(cost, "utility.csv")
+        record_shared_tokens(run, config.model, model)
     return RobustnessRun(path=run.path, attacks=attacks, utility=cost)
 
 
