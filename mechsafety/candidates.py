@@ -21,6 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechsafety.bodies import body_under
+from mechsafety.completeness import written_past_hooks
 from mechsafety.directions import Direction, Directions
 from mechsafety.errors import MechsafetyError
 from mechsafety.forward import NOTHING, Prefix, forward, run_prefix
@@ -281,11 +282,15 @@ def has_fast_path(model: TransformerBridge) -> bool:
 
 def _fast_twin(model: TransformerBridge) -> Any:
     n = model.cfg.n_layers
-    sites = [f"blocks.{layer}.hook_{site}" for layer in range(n) for site in EVERYWHERE]
+    sites = [f"blocks.{layer}.hook_{site}" for layer in range(n) for site in EVERYWHERE] + _besides(model)
     if any(name not in model.hook_dict for name in sites):
         return None
     twin = plain_twin_at(model, [*sites, *residual_hooks(n)])
     return twin if twin is not None and _by_row(model, twin, sites) else None
+
+
+def _besides(model: TransformerBridge) -> list[str]:
+    return [f"blocks.{layer}.hook_{site}" for layer, site in written_past_hooks(model)]
 
 
 def _by_row(model: TransformerBridge, twin: Any, sites: Sequence[str]) -> bool:
@@ -326,6 +331,8 @@ def _look(
         everything = dict.fromkeys([*names, *ends])
         stack.enter_context(observed(model, [(name, keep(name)) for name in everything], twin=body))
         forward(body, batch, logits=None)
+    if besides := _besides(model):
+        return [*names, *besides], tuples
     for layer in range(n):
         total = torch.stack([seen[f"blocks.{layer}.hook_{site}"] for site in EVERYWHERE]).sum(0)
         end = seen[ends[layer + 1]]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from jaxtyping import Float
 from torch import Tensor
 
+from mechsafety.completeness import is_complete, with_places, written_past_hooks
 from mechsafety.edits import (
     EVERYWHERE,
     POSITIONS,
@@ -72,6 +73,8 @@ def edited(
     Positions mean the same with and without a KV cache, padded or not. ``prompt_length`` is the number
     of columns that are prompt (padding included); without it the first uncached pass is the prompt.
     ``twin`` takes the hooks instead of the bridge (``models.generation_twin``).
+
+    An ablation everywhere acts also where some block writes to the stream past those sites (:mod:`completeness`).
 
     Yields the :class:`~mechsafety.hooking.Coverage` receipt. Raises :class:`MechsafetyError` when a site
     does not exist in the model, and, at the end, when a site was never reached by a forward pass.
@@ -133,6 +136,8 @@ def _fitting_targets(model: TransformerBridge, edit: Edit) -> list[Target]:
                 f"this model has no hook point {target.hook}: the sites of block {target.layer} of "
                 f"{architecture(model)} are {', '.join(sites) or 'none'}"
             )
+    if is_complete(edit, model.cfg.n_layers):
+        return with_places(targets, written_past_hooks(model))
     return targets
 
 
