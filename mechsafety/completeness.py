@@ -44,7 +44,7 @@ def written_past_hooks(model: TransformerBridge) -> tuple[Place, ...]:
             raise MechsafetyError(
                 f"{architecture(model)} writes to the residual stream past every hook point that it has (a "
                 f"direction that is projected out everywhere is back at {still[0][1]} of block {still[0][0]}): an "
-                "ablation everywhere is not complete there, so it is not supported; name sites or layers for a partial one"
+                "ablation everywhere is not complete there, so it is refused; name sites or layers for a partial one"
             )
         model.__dict__[_FOUND] = leaking
     return model.__dict__[_FOUND]
