@@ -189,7 +189,8 @@ def known_fingerprint(model: Any) -> str:
 def current_fingerprint(model: Any) -> str:
     """The fingerprint of the weights that a model has now: :func:`known_fingerprint` while they are as loaded."""
     now = weights_fingerprint(body_of(model))
-    return known_fingerprint(model) if now == model.__dict__.get("_mechsafety_as_loaded") else now
+    known = known_fingerprint(model)
+    return known if known and now == model.__dict__.get("_mechsafety_as_loaded") else now
 
 
 def is_hooked_transformer(model: Any) -> bool:
