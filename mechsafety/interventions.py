@@ -91,7 +91,8 @@ def baked(model: TransformerBridge, edit: Edit) -> Iterator[None]:
     site, layer and position with alpha = 1, which is the same operation. A short probe finds out in any number
     format whether the stream gets what the maps write, and refuses where it does not (a norm lies between, say);
     in float32 and float64 it compares the logits of the baked model with the hooked one's as well. Tied
-    embeddings are untied for the while. In bfloat16 the edited weights are rounded, so that a residue of about 2^-8 of the component stays; the hooks leave none.
+    embeddings are untied for the while. In bfloat16 the edited weights are rounded, so that a residue of about
+    2^-8 of the component stays; the hooks leave none.
     """
     require_fits(model, edit, weights=True)
     basis, alpha, layers, writers = _as_weights(edit, model.cfg.n_layers)
