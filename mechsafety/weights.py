@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mechsafety.errors import MechsafetyError
-from mechsafety.forward import last_logits
+from mechsafety.forward import evaluating, last_logits
 from mechsafety.hooking import Target, attach, observed
 from mechsafety.models import architecture, body_of, is_hooked_transformer
 from mechsafety.projection import project_out
@@ -21,7 +21,7 @@ from mechsafety.tokens import TokenBatch, device_of
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-# How far baked and hooked logits may lie apart on the probe in float32, as a share of the logits' spread.
+# How far baked and hooked logits may lie apart on the probe, as a share of the logits' spread.
 # In half precision nothing can be said of logits: the rounding of the weights alone comes to 0.3 after 30 layers.
 _TOLERANCE = 1e-3
 # How far what a map writes may lie from what reaches the stream, as a share of it, whatever the number format:
@@ -39,16 +39,16 @@ def write_weights(
     layers: Sequence[int],
     writers: Sequence[str],
     keep_norms: bool,
-    probe: Callable[[int], list[Target]] | None,
+    hooks: list[Target] | None,
 ) -> Iterator[None]:
     """W <- W - alpha B^T B W for the named writers, each column at its old length where ``keep_norms``.
 
-    Raises :class:`MechsafetyError` unless what the maps write reaches the stream as it is. ``probe`` gives the
-    same edit's hook targets, which the result is also compared with in float32; None where it has none.
+    Raises :class:`MechsafetyError` unless what the maps write reaches the stream as it is. ``hooks`` are the
+    same edit's, which the result is also compared with in float32 and float64; None where it has none.
     """
     _require_direct(model, layers, writers)
     whole = next(body_of(model).parameters()).dtype.itemsize >= 4
-    expected = _probe_logits(model, probe(model.cfg.n_layers)) if probe is not None and whole else None
+    expected = _probe_logits(model, hooks) if hooks is not None and whole else None
 
     def change(rows: Float[Tensor, "*input d_model"]) -> Float[Tensor, "*input d_model"]:
         new = project_out(rows, basis.to(rows.device), alpha)
@@ -83,7 +83,7 @@ def _probe_logits(model: TransformerBridge, targets: list[Target] | None) -> Flo
     if is_hooked_transformer(body):
         return last_logits(model, batch)
     # With its cache: without one TransformerLens mixes number formats in half precision in some models (OLMo 2).
-    with torch.inference_mode():
+    with torch.inference_mode(), evaluating(body):
         return body(input_ids=batch.ids, attention_mask=batch.mask).logits[:, -1].float()
 
 
