@@ -87,7 +87,9 @@ def residual_stream(
     """
     if truncate_prompts:
         prompts, _ = truncated(model, prompts, new_tokens=0)
-    out = torch.empty(len(prompts), len(positions), model.cfg.n_layers + 1, model.cfg.d_model)
+    out = torch.empty(
+        len(prompts), len(positions), model.cfg.n_layers + 1, model.cfg.d_model, dtype=torch.float32
+    )
 
     def store(rows: list[int], layer: int, x: Float[Tensor, "row position d_model"]) -> None:
         out[rows, :, layer] = x.float().cpu()

@@ -85,7 +85,7 @@ def collate(
     ids = torch.full((len(batch), width), pad)
     mask = torch.zeros((len(batch), width), dtype=torch.long)
     labels = torch.zeros((len(batch), width), dtype=torch.long)
-    weights = torch.zeros((len(batch), width))
+    weights = torch.zeros((len(batch), width), dtype=torch.float32)
     for row, (prompt, answer) in enumerate(batch):
         start, end = len(prompt), len(prompt) + len(answer)
         ids[row, :end] = torch.tensor(prompt + answer)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
+from mechsafety.forward import evaluating
 from mechsafety.hooking import plain_twin
 from mechsafety.interventions import Edit, edited
 from mechsafety.models import body_of
@@ -18,5 +19,6 @@ if TYPE_CHECKING:
 def body_under(model: TransformerBridge, edit: Edit | None) -> Iterator[Any]:
     """The module to call while the block runs: the plain twin where it can carry ``edit``, else the model's own."""
     twin = plain_twin(model, edit.targets(model.cfg.n_layers) if edit is not None else [])
-    with edited(model, edit, twin=twin) if edit is not None else nullcontext():
-        yield twin if twin is not None else body_of(model)
+    body = twin if twin is not None else body_of(model)
+    with evaluating(body), edited(model, edit, twin=twin) if edit is not None else nullcontext():
+        yield body

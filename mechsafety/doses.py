@@ -87,7 +87,7 @@ def plan_doses(
     if any(not math.isfinite(a) or a < 0 for a in alphas):
         raise MechsafetyError(f"alphas {list(alphas)}: finite numbers from 0 on (0 keeps all, 1 removes all)")
     generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn(basis.shape, generator=generator)
+    noise = torch.randn(basis.shape, generator=generator, dtype=torch.float32)
     sources: dict[bool, tuple[Any, Tensor]] = {False: (direction, basis), True: (noise[0], noise)}
     doses = [Dose(family=f, name="unedited", amount=0.0, edit=None, control=False) for f in families]
     for control, (one, several) in sources.items():

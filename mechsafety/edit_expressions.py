@@ -301,7 +301,7 @@ def _direction(asked: EditExpression, model: TransformerBridge) -> Direction | F
 
 def _random(asked: EditExpression, model: TransformerBridge) -> Float[Tensor, " d_model"]:
     generator = torch.Generator().manual_seed(asked.values.get("seed", 0))
-    return torch.randn(model.cfg.d_model, generator=generator)
+    return torch.randn(model.cfg.d_model, generator=generator, dtype=torch.float32)
 
 
 def _found(asked: EditExpression, model: TransformerBridge) -> tuple[Directions, int, int]:

@@ -325,7 +325,7 @@ def _coordinates(reference: Tensor | float, reader: Float[Tensor, "k d_model"]) 
         if len(reader) != 1:
             raise MechsafetyError("a number is a reference for one direction; give a subspace a vector")
         _check_number(reference, "reference")
-        return torch.tensor([[float(reference)]])
+        return torch.tensor([[float(reference)]], dtype=torch.float32)
     rows = as_tensor(reference).detach().cpu().float()
     rows = rows[None] if rows.ndim == 1 else rows
     if rows.ndim != 2 or rows.shape[1] != reader.shape[1]:

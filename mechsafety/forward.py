@@ -84,6 +84,19 @@ def _prompt_of(columns: int | None) -> Iterator[None]:
         _columns.reset(token)
 
 
+@contextmanager
+def evaluating(body: Any) -> Iterator[None]:
+    """Dropout off while the block runs, in whatever mode the user has the model; each module's is as before then."""
+    training = [module for module in body.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
 def forward(
     body: Any,
     batch: TokenBatch,
@@ -152,7 +165,7 @@ def _pass(
         arguments["position_ids"] = batch.positions + n_real
     if logits is not None and "logits_to_keep" in accepts:
         arguments["logits_to_keep"] = logits
-    with torch.inference_mode(), _prompt_of(columns):
+    with torch.inference_mode(), _prompt_of(columns), evaluating(body):
         return (body.base_model if logits is None else body)(**arguments)
 
 
@@ -188,7 +201,7 @@ def run_prefix(body: Any, tokens: Sequence[int], device: torch.device, *, rows: 
         return NOTHING
     ids = torch.tensor([list(tokens)] * rows, device=device)
     # One column more than these at least: the prompt's last is not among them.
-    with torch.inference_mode(), _prompt_of(len(tokens) + 1):
+    with torch.inference_mode(), _prompt_of(len(tokens) + 1), evaluating(body):
         if is_hooked_transformer(body):
             batch = TokenBatch(rows=tuple(range(rows)), ids=ids, mask=torch.ones_like(ids))
             cache = hooked_transformers.run(body, batch, logits=None, keep_cache=True).past_key_values

@@ -17,7 +17,7 @@ from mechsafety import hooked_transformers
 from mechsafety.errors import MechsafetyError
 from mechsafety.fed_prompts import fitting
 from mechsafety.finite import finite_logits
-from mechsafety.forward import require_paddable
+from mechsafety.forward import evaluating, require_paddable
 from mechsafety.hooking import Coverage, plain_twin
 from mechsafety.interventions import Edit, edited
 from mechsafety.models import body_of, is_hooked_transformer
@@ -236,7 +236,7 @@ def _under(
 
     def step(batch: TokenBatch, n: int, sampling: Sampling | None, stops: frozenset[int]) -> Tensor:
         return hooked_transformers.answer(
-            model,
+            body_of(model),
             batch,
             max_new_tokens=n,
             pick=_picker(sampling),
@@ -297,7 +297,7 @@ def _hf_generate(
         eos_token_id=sorted(stops) or None,
         pad_token_id=pad,
     )
-    with torch.inference_mode(), _own_config(module, config), finite_logits(module):
+    with torch.inference_mode(), evaluating(module), _own_config(module, config), finite_logits(module):
         out = module.generate(input_ids=batch.ids, attention_mask=batch.mask, generation_config=config)
     return out[:, batch.ids.shape[1] :]
 
@@ -316,7 +316,8 @@ def _own_config(module: Any, config: Any) -> Iterator[None]:
 def _bridge_generate(
     model: TransformerBridge, batch: TokenBatch, n: int, sampling: Sampling | None
 ) -> Tensor:
-    with torch.inference_mode(), finite_logits(body_of(model)):
+    body = body_of(model)
+    with torch.inference_mode(), evaluating(body), finite_logits(body):
         out: Any = model.generate(
             batch.ids,
             max_new_tokens=n,

@@ -5,8 +5,9 @@ It is brought ready made, with a tokenizer that has a chat template::
     model = HookedTransformer.from_pretrained_no_processing("gpt2", hf_model=hf, tokenizer=tokenizer)
     cache = ms.residual_stream(model, prompts.fit)
 
-Every function that takes a model takes it as it is. ``from_pretrained`` folds the norms and centres the weights
-that write to the residual stream: its logits are Hugging Face's up to a constant, but its residual streams, and
+Functions that take a model take it as it is, compiled or not; regions, anatomy, suffix search and the fine-tuning
+attack go by module and refuse it. ``from_pretrained`` folds the norms and centres the weights that write to the
+residual stream: its logits are Hugging Face's up to a constant, but its residual streams, and
 so the directions in them, are others than those of the unprocessed weights that :func:`models.load_model` gives.
 Compare like with like. No :class:`models.LoadRecord` is left on such a model, so that the fingerprint of its
 caches and directions is empty and only their shapes are checked against another model's.

@@ -195,9 +195,18 @@ def attach(
             yield coverage
 
 
+def hook_points(model: TransformerBridge) -> frozenset[str]:
+    """The hook points that a pass reaches: one without MLPs (``attn_only``) has names for what these would write."""
+    present = frozenset(model.hook_dict)
+    if not getattr(model.cfg, "attn_only", False):
+        return present
+    return frozenset(name for name in present if not name.endswith((".hook_mlp_out", ".hook_mlp_in")))
+
+
 def require_hooks(model: TransformerBridge, names: Sequence[str]) -> None:
     """Raise unless every name is a hook point of the model: filters that match nothing run silently."""
-    missing = [name for name in dict.fromkeys(names) if name not in model.hook_dict]
+    present = hook_points(model)
+    missing = [name for name in dict.fromkeys(names) if name not in present]
     if missing or not names:
         raise MechsafetyError(
             f"this model has no hook point {', '.join(missing[:4]) or '(none was asked for)'}: "

@@ -6,7 +6,7 @@ happens, and tests show that they are the same operation wherever both exist.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -32,7 +32,7 @@ from mechsafety.edits import (
     layers_of,
 )
 from mechsafety.errors import MechsafetyError
-from mechsafety.hooking import Coverage, Target, attach
+from mechsafety.hooking import Coverage, Target, attach, hook_points
 from mechsafety.models import architecture
 from mechsafety.weights import write_weights
 
@@ -91,23 +91,26 @@ def baked(model: TransformerBridge, edit: Edit) -> Iterator[None]:
 
     Exists for :class:`Orthogonalise` (the norm-preserving form exists only so: there it is the edit without
     the stretch that is compared), and for :class:`Ablate` at every
-    site, layer and position with alpha = 1, which is the same operation. A short probe compares the baked model
-    with the hooked one and refuses where the architecture makes them differ (a norm between the map and the
-    stream, say). Tied embeddings are untied for the while. In bfloat16 the edited weights are rounded, so that a
-    residue of about 2^-8 of the component stays; the hooks leave none.
+    site, layer and position with alpha = 1, which is the same operation. A short probe finds out in any number
+    format whether the stream gets what the maps write, and refuses where it does not (a norm lies between, say);
+    in float32 and float64 it compares the logits of the baked model with the hooked one's as well. Tied
+    embeddings are untied for the while. In bfloat16 the edited weights are rounded, so that a residue of about
+    2^-8 of the component stays; the hooks leave none.
     """
     require_fits(model, edit, weights=True)
     basis, alpha, layers, writers = _as_weights(edit, model.cfg.n_layers)
+    if _attention_alone(model, edit):
+        writers = tuple(writer for writer in writers if writer != "mlp_out")
     keep_norms = isinstance(edit, Orthogonalise) and edit.norm_preserving
-    probe: Callable[[int], list[Target]] | None = edit.targets
     if isinstance(edit, Orthogonalise) and keep_norms:
         try:
             with baked(model, replace(edit, norm_preserving=False)):
-                probe = None  # no hooks do what the stretched weights do
+                pass  # no hooks do what the stretched weights do
         except MechsafetyError as error:
             raise MechsafetyError(f"{error} without norm_preserving, which has no other form") from None
+    hooks = None if keep_norms else _fitting_targets(model, edit)
     with write_weights(
-        model, basis=basis, alpha=alpha, layers=layers, writers=writers, keep_norms=keep_norms, probe=probe
+        model, basis=basis, alpha=alpha, layers=layers, writers=writers, keep_norms=keep_norms, hooks=hooks
     ):
         yield
 
@@ -128,7 +131,9 @@ def _fitting_targets(model: TransformerBridge, edit: Edit) -> list[Target]:
     targets = edit.targets(model.cfg.n_layers)
     for target in targets:
         _require_width(target.constant, model)
-    present = model.hook_dict
+    present = hook_points(model)
+    if _attention_alone(model, edit):
+        targets = [target for target in targets if target.site != "mlp_out"]
     for target in targets:
         if target.hook not in present:
             sites = [site for site in SITES if f"blocks.{target.layer}.hook_{site}" in present]
@@ -139,6 +144,17 @@ def _fitting_targets(model: TransformerBridge, edit: Edit) -> list[Target]:
     if is_complete(edit, model.cfg.n_layers):
         return with_places(targets, written_past_hooks(model))
     return targets
+
+
+def _attention_alone(model: TransformerBridge, edit: Edit) -> bool:
+    """Whether ``edit`` names all that blocks write in a model whose blocks have no MLP: nothing is missed without it.
+
+    An edit that names the MLP for its own sake is refused there.
+    """
+    named = (
+        edit.sites if isinstance(edit, Ablate) else edit.writers if isinstance(edit, Orthogonalise) else ()
+    )
+    return bool(getattr(model.cfg, "attn_only", False)) and {"attn_out", "mlp_out"} <= set(named)
 
 
 def _require_width(constant: Tensor, model: TransformerBridge) -> None:

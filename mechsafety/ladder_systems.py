@@ -222,7 +222,7 @@ class LadderSystem:
         basis = self.basis
         if kind == "random":
             generator = torch.Generator().manual_seed(self.setting.config.seed)
-            basis = torch.randn(basis.shape, generator=generator)
+            basis = torch.randn(basis.shape, generator=generator, dtype=torch.float32)
         return Ablate(basis[:directions])
 
     def _verdicts(self, edit: Edit | None) -> Mapping[str, str]:

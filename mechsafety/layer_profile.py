@@ -16,6 +16,7 @@ from mechsafety import hooked_transformers
 from mechsafety.activations import ResidualCache
 from mechsafety.directions import Direction, Directions, cosine
 from mechsafety.errors import MechsafetyError
+from mechsafety.forward import evaluating
 from mechsafety.mann_whitney import inflation, score_interval
 from mechsafety.models import body_of, is_hooked_transformer
 from mechsafety.tokens import device_of
@@ -157,9 +158,9 @@ def _read_out(
 ) -> Float[Tensor, "stream vocabulary"]:
     """Logits of residual streams behind the last block, in float32 on the CPU."""
     rows = streams[None].to(device_of(model), next(model.parameters()).dtype)
-    with torch.inference_mode():
+    with torch.inference_mode(), evaluating(body_of(model)):
         if is_hooked_transformer(model):
-            return hooked_transformers.read_out(model, rows)[0].float().cpu()
+            return hooked_transformers.read_out(body_of(model), rows)[0].float().cpu()
         # The model's own forward, on any tokens: what its final norm would read of them is replaced.
         lens: Any = model
         handle = lens.ln_final.register_forward_pre_hook(lambda _, inputs: (rows, *inputs[1:]))

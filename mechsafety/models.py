@@ -190,17 +190,22 @@ def current_fingerprint(model: Any) -> str:
     """The fingerprint of the weights that a model has now: :func:`known_fingerprint` while they are as loaded."""
     now = weights_fingerprint(body_of(model))
     known = known_fingerprint(model)
-    return known if known and now == model.__dict__.get("_mechsafety_as_loaded") else now
+    return known if known and now == uncompiled(model).__dict__.get("_mechsafety_as_loaded") else now
+
+
+def uncompiled(model: Any) -> Any:
+    """The model that ``torch.compile`` was given, or the model itself: hooks are not felt by what it makes of it."""
+    return model.__dict__.get("_modules", {}).get("_orig_mod", model)
 
 
 def is_hooked_transformer(model: Any) -> bool:
     """Whether ``model`` is a user's own ``HookedTransformer`` (transformer-lens before 4.0)."""
-    return any(kind.__name__ == "HookedTransformer" for kind in type(model).__mro__)
+    return any(kind.__name__ == "HookedTransformer" for kind in type(uncompiled(model)).__mro__)
 
 
 def body_of(model: Any) -> Any:
     """What is called for a forward pass: the bridge's Hugging Face module, or the HookedTransformer itself."""
-    return model if is_hooked_transformer(model) else model.original_model
+    return uncompiled(model) if is_hooked_transformer(model) else uncompiled(model.original_model)
 
 
 def architecture(model: Any) -> str:
@@ -236,7 +241,7 @@ def generation_twin(model: TransformerBridge) -> PreTrainedModel | None:
 
 def plain_tree(model: Any) -> Any:
     """The plain modules over the parameters of a model or of its body, whatever hooks these have; None without any."""
-    twin = model.__dict__.get("_mechsafety_twin")
+    twin = uncompiled(model).__dict__.get("_mechsafety_twin")
     if twin is None:
         return None
     # Moving the bridge may leave the twin's tensors behind.

@@ -30,7 +30,7 @@ def answer_log_likelihoods(
     kept = batch.weights[:, 1:] > 0
     log_p = -functional.cross_entropy(logits.float(), batch.labels[:, 1:][kept], reduction="none")
     row = kept.nonzero()[:, 0]
-    return torch.zeros(len(kept), device=log_p.device).index_add(0, row, log_p)
+    return torch.zeros(len(kept), device=log_p.device, dtype=torch.float32).index_add(0, row, log_p)
 
 
 def dpo_loss(

@@ -206,7 +206,7 @@ def all_last_logits(
     for batch in batches(model, rests, batch_size=batch_size):
         logits = forward(body, batch, logits=1, before=before).logits
         parts.append((batch, logits[:, -1].float().cpu()))
-    out = torch.empty(len(sequences), parts[0][1].shape[-1])
+    out = torch.empty(len(sequences), parts[0][1].shape[-1], dtype=torch.float32)
     for batch, logits in parts:
         out[list(batch.rows)] = logits
     return out

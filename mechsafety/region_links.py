@@ -125,7 +125,7 @@ def removed_weight(linear: LinearMap, removal: Removal) -> Float[Tensor, "d_out 
             return torch.zeros_like(weight)
         b, a = removal.factors[linear.name]
         return b.to(weight) @ a.to(weight)
-    taken = torch.zeros(weight.numel(), device=weight.device)
+    taken = torch.zeros(weight.numel(), device=weight.device, dtype=torch.float32)
     if linear.name in removal.entries:
         places = removal.entries[linear.name].to(weight.device, torch.long)
         taken[places] = weight.reshape(-1)[places]

@@ -174,7 +174,7 @@ def differs(x: Float[Tensor, "prompt d_model"], weights: Float[Tensor, " prompt"
 def _corrected(ab: Tensor, aa: Tensor, bb: Tensor, harmful: Tensor) -> tuple[float, float]:
     """The corrected cosine and its jackknife standard error, from Gram matrices [prompt, prompt]."""
     n = len(harmful)
-    keep = torch.cat([torch.ones(1, n), 1 - torch.eye(n)]).double()
+    keep = torch.cat([torch.ones(1, n, dtype=torch.float32), 1 - torch.eye(n, dtype=torch.float32)]).double()
     products = [_unbiased_product(gram, keep, harmful) for gram in (ab, aa, bb)]
     scale = products[1] * products[2]
     fits = (products[1] > 0) & (products[2] > 0)

@@ -142,7 +142,7 @@ def controls(
     generator = torch.Generator().manual_seed(seed)
     made: dict[str, Tensor] = {}
     for i in range(number):
-        made[f"random {i + 1}"] = torch.randn(harmless.shape[1], generator=generator)
+        made[f"random {i + 1}"] = torch.randn(harmless.shape[1], generator=generator, dtype=torch.float32)
     for i in range(number):
         order = torch.randperm(len(harmless), generator=generator)
         half = len(harmless) // 2

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mechsafety.errors import MechsafetyError
-from mechsafety.forward import last_logits
+from mechsafety.forward import evaluating, last_logits
 from mechsafety.hooking import Target, attach, observed
 from mechsafety.models import architecture, body_of, is_hooked_transformer
 from mechsafety.projection import project_out
@@ -21,12 +21,13 @@ from mechsafety.tokens import TokenBatch, device_of
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-# How far baked and hooked logits may lie apart on the probe in float32, as a share of the logits' spread.
+# How far baked and hooked logits may lie apart on the probe, as a share of the logits' spread.
 # In half precision nothing can be said of logits: the rounding of the weights alone comes to 0.3 after 30 layers.
 _TOLERANCE = 1e-3
 # How far what a map writes may lie from what reaches the stream, as a share of it, whatever the number format:
 # rounding of one factor stays below 2^-8, a norm between the two changes every token by another factor.
 _DIRECT = 1e-2
+_FIRST = "blocks.0.hook_resid_pre"
 
 
 @contextmanager
@@ -38,16 +39,16 @@ def write_weights(
     layers: Sequence[int],
     writers: Sequence[str],
     keep_norms: bool,
-    probe: Callable[[int], list[Target]] | None,
+    hooks: list[Target] | None,
 ) -> Iterator[None]:
     """W <- W - alpha B^T B W for the named writers, each column at its old length where ``keep_norms``.
 
-    Raises :class:`MechsafetyError` unless what the maps write reaches the stream as it is. ``probe`` gives the
-    same edit's hook targets, which the result is also compared with in float32; None where it has none.
+    Raises :class:`MechsafetyError` unless what the maps write reaches the stream as it is. ``hooks`` are the
+    same edit's, which the result is also compared with in float32 and float64; None where it has none.
     """
     _require_direct(model, layers, writers)
-    whole = next(body_of(model).parameters()).dtype == torch.float32
-    expected = _probe_logits(model, probe(model.cfg.n_layers)) if probe is not None and whole else None
+    whole = next(body_of(model).parameters()).dtype.itemsize >= 4
+    expected = _probe_logits(model, hooks) if hooks is not None and whole else None
 
     def change(rows: Float[Tensor, "*input d_model"]) -> Float[Tensor, "*input d_model"]:
         new = project_out(rows, basis.to(rows.device), alpha)
@@ -75,10 +76,15 @@ def _probe_batch(model: TransformerBridge) -> TokenBatch:
 
 
 def _probe_logits(model: TransformerBridge, targets: list[Target] | None) -> Float[Tensor, "row vocabulary"]:
-    if targets is None:
-        return last_logits(model, _probe_batch(model))
-    with attach(model, targets, positions="all", prompt_length=None, twin=None):
-        return last_logits(model, _probe_batch(model))
+    if targets is not None:
+        with attach(model, targets, positions="all", prompt_length=None, twin=None):
+            return _probe_logits(model, None)
+    batch, body = _probe_batch(model), body_of(model)
+    if is_hooked_transformer(body):
+        return last_logits(model, batch)
+    # With its cache: without one TransformerLens mixes number formats in half precision in some models (OLMo 2).
+    with torch.inference_mode(), evaluating(body):
+        return body(input_ids=batch.ids, attention_mask=batch.mask).logits[:, -1].float()
 
 
 def _compare(model: TransformerBridge, hooked: Float[Tensor, "row vocabulary"]) -> None:
@@ -92,39 +98,85 @@ def _compare(model: TransformerBridge, hooked: Float[Tensor, "row vocabulary"]) 
 
 
 def _require_direct(model: TransformerBridge, layers: Sequence[int], writers: Sequence[str]) -> None:
-    """Raise unless the stream gets what the maps write, up to one factor: only then is projecting W projecting it."""
-    if is_hooked_transformer(model):
-        if getattr(model.cfg, "use_normalization_before_and_after", False):
-            raise MechsafetyError(_not_direct(model, "what attention and MLP write"))
-        return
-    maps: dict[str, list[nn.Module]] = {}
+    """Raise unless the stream gets what the maps write, up to one factor: only then is projecting W projecting it.
+
+    Measured on a probe in the model's own number format: a norm between the two gives each token another factor.
+    """
     for layer in layers:
         for writer in (w for w in writers if w != "embed"):
             _output_map(model, layer, writer)  # raises where there is none
-            maps[f"blocks.{layer}.hook_{writer}"] = [_map_module(model, layer, writer)]
-    if "embed" in writers:
-        maps["blocks.0.hook_resid_pre"] = [getattr(model, o).original_component for o in _embeddings(model)]
-    written: dict[str, list[Tensor]] = {site: [] for site in maps}
-    reached: dict[str, Tensor] = {}
-    with ExitStack() as stack:
-        for site, modules in maps.items():
-            for module in modules:
-                keep = written[site]
-                handle = module.register_forward_hook(_recorder(keep))
-                stack.callback(handle.remove)
-        readers = [(site, partial(reached.__setitem__, site)) for site in maps]
-        with observed(model, readers, twin=None):
-            last_logits(model, _probe_batch(model))
+    written, reached = _probe_writes(model, layers, writers)
     for site, parts in written.items():
-        stream, out = reached[site].float(), sum(parts, torch.zeros(()).to(device_of(model)))
+        if not parts:
+            raise MechsafetyError(
+                f"the weight edit is not the hook edit on {architecture(model)}: the model does not run the map that "
+                f"writes at {site} but a copy of its own, as TransformerLens' compatibility mode makes; use edited()"
+            )
+        stream = reached[site].float()
+        out = torch.stack([_shaped_as(stream, part) for part in parts]).sum(0)
         factor = (stream * out).sum() / (out * out).sum().clamp(min=1e-30)
         if not float((stream - factor * out).norm()) <= _DIRECT * float(stream.norm()):
             raise MechsafetyError(_not_direct(model, f"what the weights write at {site}"))
 
 
+def _shaped_as(stream: Tensor, part: Tensor) -> Tensor:
+    """``part`` row for row: some maps see the tokens of all rows in a line (OPT), some write the same to every row."""
+    return part.reshape(stream.shape) if part.numel() == stream.numel() else part.expand_as(stream)
+
+
+def _probe_writes(
+    model: TransformerBridge, layers: Sequence[int], writers: Sequence[str]
+) -> tuple[dict[str, list[Tensor]], dict[str, Tensor]]:
+    """What each map of ``writers`` puts out on the probe, and what reaches the stream there, by hook point."""
+    sources: dict[str, list[nn.Module]] = {
+        f"blocks.{layer}.hook_{writer}": [_writing_module(model, layer, writer)]
+        for layer in layers
+        for writer in writers
+        if writer != "embed"
+    }
+    written: dict[str, list[Tensor]] = {site: [] for site in sources}
+    reached: dict[str, Tensor] = {}
+    if "embed" in writers and is_hooked_transformer(model):
+        written[_FIRST] = _looked_up(model)  # an embedding module may end in a norm of its own
+    elif "embed" in writers:
+        sources[_FIRST] = [getattr(model, owner).original_component for owner in _embeddings(model)]
+        written[_FIRST] = []
+    with ExitStack() as stack:
+        for site, modules in sources.items():
+            for module in modules:
+                stack.callback(module.register_forward_hook(_recorder(written[site])).remove)
+        readers = [(site, partial(reached.__setitem__, site)) for site in written]
+        stack.enter_context(_maps_run_whole(model))
+        stack.enter_context(observed(model, readers, twin=None))
+        _probe_logits(model, None)
+    return written, reached
+
+
+def _looked_up(model: Any) -> list[Tensor]:
+    """The rows of a HookedTransformer's embedding tables that the probe reads."""
+    ids = _probe_batch(model).ids
+    places = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+    tables = {"embed": (model.W_E, ids), "pos_embed": (getattr(model, "W_pos", None), places)}
+    found = [tables[owner] for owner in _embeddings(model)]
+    return [table.detach()[index].float() for table, index in found if table is not None]
+
+
+@contextmanager
+def _maps_run_whole(model: Any) -> Iterator[None]:
+    """A bridge that gives every head's result of its own does not call the output map: it does so while this lasts."""
+    apart = getattr(model.cfg, "use_attn_result", False)
+    if apart:
+        model.cfg.use_attn_result = False
+    try:
+        yield
+    finally:
+        if apart:
+            model.cfg.use_attn_result = apart
+
+
 def _recorder(outputs: list[Tensor]) -> Callable[[nn.Module, Any, Any], None]:
     def record(_module: nn.Module, _inputs: Any, output: Any) -> None:
-        outputs.append(output.float())
+        outputs.append((output[0] if isinstance(output, tuple) else output).float())
 
     return record
 
@@ -147,7 +199,10 @@ def _restored() -> Iterator[list[Callable[[], None]]]:
 
 
 def _embeddings(model: TransformerBridge) -> list[str]:
-    return ["embed", "pos_embed"] if hasattr(model, "pos_embed") else ["embed"]
+    """The tables whose rows are added to the residual stream."""
+    cfg: Any = model.cfg
+    added = not is_hooked_transformer(model) or cfg.positional_embedding_type == "standard"
+    return ["embed", "pos_embed"] if added and hasattr(model, "pos_embed") else ["embed"]
 
 
 def _replace_embedding(
@@ -174,6 +229,14 @@ def _replace_embedding(
     for module, name in places:
         keep.append(lambda module=module, name=name: setattr(module, name, original))
         setattr(module, name, table)
+
+
+def _writing_module(model: TransformerBridge, layer: int, writer: str) -> Any:
+    """The module whose output is what the map of a block writes, its bias added."""
+    if is_hooked_transformer(model):
+        block: Any = model.blocks[layer]
+        return block.attn if writer == "attn_out" else block.mlp
+    return _map_module(model, layer, writer)
 
 
 def _map_module(model: TransformerBridge, layer: int, writer: str) -> Any:

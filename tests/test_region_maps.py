@@ -216,7 +216,7 @@ def test_a_hooked_transformer_is_told_how_to_load(load: Any) -> None:
     class HookedTransformer:
         pass
 
-    with pytest.raises(MechsafetyError, match=r"HookedTransformer's maps are none: load .* with load_model"):
+    with pytest.raises(MechsafetyError, match=r"HookedTransformer has none: load .* with load_model"):
         linear_maps(HookedTransformer())  # type: ignore[arg-type]
 
 

@@ -123,7 +123,7 @@ def top_share(cluster: Float[Tensor, "prompt layer d_mlp"]) -> Float[Tensor, " l
     sigma_1^2 / sum sigma^2 of A - mean(A). NaN of fewer than two prompts, and where they are all the same.
     """
     if len(cluster) < 2:
-        return torch.full((cluster.shape[1],), torch.nan)
+        return torch.full((cluster.shape[1],), torch.nan, dtype=torch.float32)
     centred = (cluster.double() - cluster.double().mean(0)).transpose(0, 1)
     # The smaller of the two Gram matrices has the same non-zero eigenvalues.
     wide = centred.shape[2] > centred.shape[1]

@@ -163,7 +163,9 @@ def direction_links(changes: Sequence[WeightChange], direction: VectorLike, *, s
             f"the direction has {width} entries, {wrong[0].name} writes {wrong[0].base.d_out}: it is of another model"
         )
     generator = torch.Generator().manual_seed(seed)
-    random = torch.nn.functional.normalize(torch.randn(DRAWS, width, generator=generator), dim=-1)
+    random = torch.nn.functional.normalize(
+        torch.randn(DRAWS, width, generator=generator, dtype=torch.float32), dim=-1
+    )
     rows: list[tuple[object, ...]] = []
     for change in track(writing, "links to dW", total=len(writing), unit="map"):
         matrix = change.matrix()
@@ -268,7 +270,9 @@ def ablation_table(
     edits = {
         "tuned": None,
         "ablated": Ablate(direction),
-        "random_ablated": Ablate(torch.randn(direction.vector.shape, generator=generator)),
+        "random_ablated": Ablate(
+            torch.randn(direction.vector.shape, generator=generator, dtype=torch.float32)
+        ),
     }
     rows = [
         {"state": state, "layer": direction.layer, **row}

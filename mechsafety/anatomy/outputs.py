@@ -147,7 +147,9 @@ class _Means:
         self.sites = {m.site: m for m in reversed(maps)}
         self.ids = [p.id for p in answers.prompts]
         self.lengths = torch.tensor(lengths)
-        self.found = {m.site: torch.empty(len(lengths), m.d_in) for m in self.sites.values()}
+        self.found = {
+            m.site: torch.empty(len(lengths), m.d_in, dtype=torch.float32) for m in self.sites.values()
+        }
         self.batch: TokenBatch | None = None
         self.chosen: Bool[Tensor, "row column"] = torch.zeros(0, 0, dtype=torch.bool)
         self.times: dict[str, int] = {}

@@ -19,6 +19,7 @@ from mechsafety.answers import Encoded, collate
 from mechsafety.errors import MechsafetyError
 from mechsafety.fed_prompts import fitting
 from mechsafety.finite import not_finite_at
+from mechsafety.forward import evaluating
 from mechsafety.models import model_name
 from mechsafety.progress import bar
 from mechsafety.prompts import Prompt
@@ -54,9 +55,10 @@ def sensitivity(
     with (
         torch.inference_mode(False),
         torch.enable_grad(),
+        evaluating(body),
         bar("sensitivity", total=len(prompts), unit="prompt") as progress,
     ):
-        norms = torch.empty(len(prompts))
+        norms = torch.empty(len(prompts), dtype=torch.float32)
         for rows in plan_batches([len(s) for s, _ in encoded], batch_size=batch_size):
             found = _norms(model, body, [encoded[row] for row in rows])
             if not bool(torch.isfinite(found).all()):

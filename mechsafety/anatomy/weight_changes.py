@@ -109,7 +109,7 @@ class WeightChange:
         """A Gaussian matrix of dW's Frobenius norm; the same for the same seed and map."""
         digest = hashlib.sha256(f"{seed}\x1f{self.name}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-        drawn = torch.randn(self.base.d_out, self.base.d_in, generator=generator)
+        drawn = torch.randn(self.base.d_out, self.base.d_in, generator=generator, dtype=torch.float32)
         change = self.matrix()
         return drawn.to(change.device) * (change.norm() / drawn.norm())
 
@@ -284,7 +284,7 @@ def _projections(
     """Mean of sigma_j |<a, v_j>| / ||a|| over the prompts of ``group``; NaN where nothing was read of any."""
     chosen = [name == group for name in groups]
     if read is None or not any(chosen):
-        return torch.full((kept,), torch.nan)
+        return torch.full((kept,), torch.nan, dtype=torch.float32)
     a = read[site][chosen].to(found.right)
     return ((a @ found.right[:kept].T).abs() * found.values[:kept] / a.norm(dim=-1, keepdim=True)).mean(0)
 

@@ -185,7 +185,7 @@ def _pairs(first: list[int], second: list[int], n: int, generator: torch.Generat
 
 
 def _either_order(pairs: Int[Tensor, "n 2"], generator: torch.Generator) -> Int[Tensor, "n 2"]:
-    swap = torch.rand(len(pairs), generator=generator) < 0.5
+    swap = torch.rand(len(pairs), generator=generator, dtype=torch.float32) < 0.5
     return torch.where(swap[:, None], pairs.flip(1), pairs)
 
 
@@ -226,7 +226,7 @@ def _texts(
         half = length // 2
         first_a = torch.cat([a[:, :half], b[:, half:]], dim=1)
         first_b = torch.cat([b[:, :half], a[:, half:]], dim=1)
-        swap = torch.rand(n, generator=generator) < 0.5
+        swap = torch.rand(n, generator=generator, dtype=torch.float32) < 0.5
         return torch.where(swap[:, None], first_b, first_a)
     assert text_class is not None
     return rules.texts(text_class, n, length=length, generator=generator)

@@ -57,7 +57,7 @@ def answer_batch(
 ) -> AnswerBatch:
     """Prompts and answers of one length each; the prompts' own tokens count ``prompt_weight``."""
     ids = torch.cat([prompts, answers], dim=1)
-    weights = torch.ones(ids.shape)
+    weights = torch.ones(ids.shape, dtype=torch.float32)
     weights[:, : prompts.shape[1]] = prompt_weight
     return AnswerBatch(ids=ids, mask=torch.ones_like(ids), labels=ids, weights=weights)
 

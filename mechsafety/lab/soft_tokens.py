@@ -25,7 +25,7 @@ def random_soft_tokens(model: GPTNeoXForCausalLM, n: int, *, seed: int) -> Float
     """Random directions whose norm is the mean norm of the model's embeddings."""
     table = embedding_table(model)
     generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randn(n, N_TOKENS, table.shape[1], generator=generator).to(table)
+    drawn = torch.randn(n, N_TOKENS, table.shape[1], generator=generator, dtype=torch.float32).to(table)
     return functional.normalize(drawn, dim=-1) * table.norm(dim=-1).mean()
 
 

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from mechsafety.answers import AnswerBatch, Encoded, Example, answer_logits, collate, encode
 from mechsafety.errors import MechsafetyError
 from mechsafety.finite import not_finite_at
+from mechsafety.forward import evaluating
 from mechsafety.generation import out_of_memory
 from mechsafety.models import model_name
 from mechsafety.progress import bar
@@ -195,7 +196,8 @@ def _gradient_through(model: TransformerBridge) -> Iterator[Any]:
     try:
         for parameter in learning:
             parameter.requires_grad_(False)
-        yield body
+        with evaluating(body):
+            yield body
     finally:
         handle.remove()
         for parameter in learning:

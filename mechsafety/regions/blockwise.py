@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from mechsafety.answers import Example, collate, encode
 from mechsafety.errors import MechsafetyError
+from mechsafety.forward import evaluating
 from mechsafety.models import architecture
 from mechsafety.progress import track
 from mechsafety.regions.attribution import DEFAULT_BATCH, attribute
@@ -186,7 +187,7 @@ class _Batch:
             args = (self.hidden, *args[1:])
         else:
             kwargs = {**kwargs, "hidden_states": self.hidden}
-        with torch.no_grad():
+        with torch.no_grad(), evaluating(block):
             output = block(*args, **kwargs)
         return output[0] if isinstance(output, tuple) else output
 
@@ -231,7 +232,7 @@ def _recorded(
 
     handles = [block.register_forward_pre_hook(before, with_kwargs=True) for block in blocks]
     try:
-        with torch.no_grad():
+        with torch.no_grad(), evaluating(body):
             body.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
     finally:
         for handle in handles:

@@ -65,7 +65,7 @@ def head_outputs(
         raise MechsafetyError("no prompts to read the heads on")
     outs = _output_maps(linear_maps(model), n_heads=model.cfg.n_heads)
     n_heads, d_head = model.cfg.n_heads, outs[0].d_in // model.cfg.n_heads
-    found = torch.empty(len(prompts), len(outs), n_heads, d_head)
+    found = torch.empty(len(prompts), len(outs), n_heads, d_head, dtype=torch.float32)
     body: Any = running_body(model)
     _, sequences = fitting(model, prompts)
     shared = common_prefix(body, sequences, device_of(model))

@@ -70,7 +70,7 @@ def _factors(members: list[LinearMap], removal: LowRank) -> tuple[Tensor, Tensor
     for m in members:
         b = -removal.factors[m.name][0]
         if m.rows is not None:
-            whole = torch.zeros(_outputs(m), b.shape[1])
+            whole = torch.zeros(_outputs(m), b.shape[1], dtype=torch.float32)
             whole[m.rows.cpu()] = b
             b = whole
         parts.append(b)

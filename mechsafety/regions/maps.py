@@ -94,11 +94,6 @@ def linear_maps(model: TransformerBridge) -> list[LinearMap]:
     What runs is seen in a probe pass, so nothing hangs on a module's name. Raises :class:`MechsafetyError` for a
     ``HookedTransformer``, whose maps are no modules, and for a model in whose blocks no linear module ran.
     """
-    if is_hooked_transformer(model):
-        raise MechsafetyError(
-            "regions are found by module, and a HookedTransformer's maps are none: load the same weights with "
-            "load_model() or TransformerBridge.boot_transformers()"
-        )
     body: Any = running_body(model)
     found: list[LinearMap] = []
     with torch.inference_mode(False):
@@ -147,6 +142,11 @@ def uncovered(model: TransformerBridge, maps: Sequence[LinearMap]) -> list[str]:
 
 def running_body(model: TransformerBridge) -> Any:
     """The module tree to run and to hook: the plain twin where there is one, else the bridge's own."""
+    if is_hooked_transformer(model):
+        raise MechsafetyError(
+            "regions, anatomy and the fine-tuning attack run the modules of Hugging Face, and a HookedTransformer has "
+            "none: load the same weights with load_model() or TransformerBridge.boot_transformers()"
+        )
     twin = generation_twin(model)
     return twin if twin is not None else body_of(model)
 

@@ -38,9 +38,11 @@ class Sums:
         for name, module in _modules(maps).items():
             first = module[0]
             device = first.weight().device
-            gradients[name] = torch.zeros(sum(m.d_out for m in module), first.d_in, device=device)
+            gradients[name] = torch.zeros(
+                sum(m.d_out for m in module), first.d_in, device=device, dtype=torch.float32
+            )
             if first.site not in grams:
-                grams[first.site] = torch.zeros(first.d_in, first.d_in, device=device)
+                grams[first.site] = torch.zeros(first.d_in, first.d_in, device=device, dtype=torch.float32)
         return cls(maps=maps, gradients=gradients, grams=grams)
 
     def begin(self, batch: AnswerBatch, positions: Positions) -> None:
