@@ -16,6 +16,7 @@ import torch
 
 from mechsafety import rendering
 from mechsafety.adapters import adapter_folder, merge_adapter, weights_fingerprint
+from mechsafety.booted import booted_state
 from mechsafety.errors import MechsafetyError, first_lines
 from mechsafety.faithful import require_faithful
 from mechsafety.filled_weights import load_filled, require_rows
@@ -228,9 +229,10 @@ def generation_twin(model: TransformerBridge) -> PreTrainedModel | None:
 
     It shares every tensor with the bridge, takes no memory, and generates faster because none of its
     modules is wrapped. Made before booting, so only :func:`load_model`'s models have one; and None while the
-    user has hooks on the bridge, which the twin would not feel.
+    user's bridge is another than the one that was booted, which the twin would not feel: with hooks of
+    TransformerLens or of torch, with other parameters or modules (an adapter, ``enable_compatibility_mode``).
     """
-    return None if _is_hooked(model) else plain_tree(model)
+    return None if _is_hooked(model) or _is_altered(model) else plain_tree(model)
 
 
 def plain_tree(model: Any) -> Any:
@@ -246,6 +248,13 @@ def plain_tree(model: Any) -> Any:
 def _is_hooked(model: Any) -> bool:
     """Whether the user has hooks of their own on the bridge: the twin would not feel them."""
     return any(point.fwd_hooks or point.bwd_hooks for point in model.hook_dict.values())
+
+
+def _is_altered(model: Any) -> bool:
+    """Whether a loaded bridge has other modules, parameters or torch hooks than it was booted with."""
+    booted = model.__dict__.get("_mechsafety_booted")
+    twin = model.__dict__.get("_mechsafety_twin")
+    return None not in (booted, twin) and booted != booted_state(body_of(model), twin)
 
 
 def locate(spec: ModelSpec) -> tuple[str, str]:
@@ -385,6 +394,7 @@ def _boot(spec: str, hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, da
         parameter.requires_grad_(False)
     model.__dict__["_mechsafety_twin"] = hf.__dict__["_mechsafety_twin"] = twin
     require_faithful(spec, hf, twin, most=window(hf))
+    model.__dict__["_mechsafety_booted"] = booted_state(body_of(model), twin)
     _give_tokenizer(model, tokenizer, day)
     if (got := _reading(model.tokenizer, day)) != asked:
         raise MechsafetyError(

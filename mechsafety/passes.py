@@ -139,8 +139,8 @@ class Pass:
         # The model's own generate pads on the left, where the last column is every row's.
         if stream.shape[0] > 1 and not self.answering:
             raise MechsafetyError(
-                f"edited(positions='last_prompt'): a pass of {stream.shape[0]} rows that begins at a later block has no "
-                "tokens, so that padding at their ends cannot be told: give it an attention_mask, or one row at a time"
+                f"edited(positions='last_prompt'): {stream.shape[0]} rows begin at a later block, without tokens by "
+                "which padding at their ends could be told: give an attention_mask, or one row at a time"
             )
 
     def _cover(self, inputs: Tensor, before: int, mask: Int[Tensor, "row token"] | None) -> None:
