@@ -182,15 +182,16 @@ def load_record(model: TransformerBridge) -> LoadRecord | None:
 
 
 def known_fingerprint(model: Any) -> str:
-    """The fingerprint of the weights that :func:`load_model` loaded; empty for a model the user booted."""
-    record = load_record(model)
-    return record.fingerprint if record else ""
+    """The fingerprint of the weights that a model has now, the user's own models included.
+
+    It is that of the file which :func:`load_model` loaded while they are those. A model of the user's own, of the same
+    file, has another: its parameters have other names, and may be processed.
+    """
+    now, record = weights_fingerprint(body_of(model)), load_record(model)
+    return record.fingerprint if record and now == model.__dict__.get("_mechsafety_as_loaded") else now
 
 
-def current_fingerprint(model: Any) -> str:
-    """The fingerprint of the weights that a model has now: :func:`known_fingerprint` while they are as loaded."""
-    now = weights_fingerprint(body_of(model))
-    return known_fingerprint(model) if now == model.__dict__.get("_mechsafety_as_loaded") else now
+current_fingerprint = known_fingerprint
 
 
 def is_hooked_transformer(model: Any) -> bool:
@@ -209,11 +210,15 @@ def architecture(model: Any) -> str:
 
 
 def model_name(model: Any) -> str:
-    """The spec a model was loaded by, or what its own configuration calls it."""
+    """The spec a model was loaded by, or what its own configuration calls it with eight digits of its fingerprint.
+
+    The digits tell two models of one architecture apart, and a raw one from its processed twin.
+    """
     record = load_record(model)
     if record:
         return record.spec
-    return str(getattr(model.cfg, "model_name", "") or architecture(model))
+    kind = getattr(model.cfg, "model_name", "") or architecture(model)
+    return f"{kind}-{known_fingerprint(model)[:8]}"
 
 
 def window(model: Any) -> int | None:
