@@ -109,7 +109,9 @@ def attach(
     body: Any = twin if twin is not None else body_of(model)
     with ExitStack() as stack:
         if is_hooked_transformer(body):
-            watched = [(body.blocks[layer], running.begin_block) for layer in {t.layer for t in targets}]
+            watched: list[tuple[Any, Any]] = [
+                (body.blocks[layer], running.begin_block) for layer in {t.layer for t in targets}
+            ]
             watched.append((body.embed, running.embed))
         else:
             # Passes without logits call the base model alone; some heads (OPT's) go by it to the decoder within.

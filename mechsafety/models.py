@@ -182,16 +182,21 @@ def load_record(model: TransformerBridge) -> LoadRecord | None:
 
 
 def known_fingerprint(model: Any) -> str:
-    """The fingerprint of the weights that a model has now, the user's own models included.
+    """The fingerprint of the weights that :func:`load_model` loaded; of a model of the user's own, those it has now.
 
-    It is that of the file which :func:`load_model` loaded while they are those. A model of the user's own, of the same
-    file, has another: its parameters have other names, and may be processed.
+    A loaded bridge that ``enable_compatibility_mode`` has processed is the user's own. Such a model has another
+    fingerprint than the same file loaded: its parameters have other names, and may be processed.
     """
+    record = load_record(model)
+    if record is None or getattr(model, "compatibility_mode", False):
+        return current_fingerprint(model)
+    return record.fingerprint
+
+
+def current_fingerprint(model: Any) -> str:
+    """The fingerprint of the weights that a model has now: that of its file while they are as loaded."""
     now, record = weights_fingerprint(body_of(model)), load_record(model)
     return record.fingerprint if record and now == model.__dict__.get("_mechsafety_as_loaded") else now
-
-
-current_fingerprint = known_fingerprint
 
 
 def is_hooked_transformer(model: Any) -> bool:

@@ -117,7 +117,7 @@ def test_streams_of_raw_and_processed_weights_are_the_same_under_rms_norms(
     assert apart < 1e-3 if architecture == "llama" else apart > 0.05
 
 
-def test_a_loaded_model_has_its_files_fingerprint_while_its_weights_are_the_files(
+def test_a_loaded_model_has_its_files_fingerprint_until_it_is_processed(
     tiny: Callable[..., Any],
 ) -> None:
     model = tiny("llama")
