@@ -15,11 +15,14 @@ from mechsafety.directions import Directions, find_directions, load_directions, 
 from mechsafety.edit_expressions import parse_edit
 from mechsafety.edit_files import load_edit, save_edit
 from mechsafety.errors import MechsafetyError
+from mechsafety.generation import generate
 from mechsafety.interventions import Ablate
 from mechsafety.layer_profile import profile_layers
 from mechsafety.models import known_fingerprint, load_record, model_name
 from mechsafety.refusal_scores import RefusalTokens
+from mechsafety.scoring import answer_nll
 from mechsafety.sweeps import sweep
+from mechsafety.tokens import tokenize_prompts
 from tests.prompt_sets import small_prompts
 
 PROMPTS = small_prompts(4)
@@ -136,3 +139,22 @@ def test_two_directions_of_one_model_do_not_go_into_one_file(
     with pytest.raises(MechsafetyError, match="one of each"):
         save_directions(both, tmp_path / "both.safetensors")
     assert not (tmp_path / "both.safetensors").exists()
+
+
+def test_a_bridge_without_a_tokenizer_or_a_template_says_what_helps(tiny_folder: Callable[..., Path]) -> None:
+    model = bridged(tiny_folder("llama"))
+    tokenizer = model.tokenizer
+    contexts, asked = tokenize_prompts(model, [p.text for p in PROMPTS.report]), PROMPTS.report
+    scores = answer_nll(model, contexts, [[7, 8]] * len(contexts))
+    tokenizer.chat_template = None
+    with pytest.raises(MechsafetyError, match=r"set model\.tokenizer\.chat_template"):
+        generate(model, asked, max_new_tokens=2, seed=0)
+    # Bare text needs no template, tokens need no tokenizer.
+    assert len(generate(model, asked, max_new_tokens=2, seed=0, rendering="text")) == len(asked)
+    model.tokenizer = None
+    assert answer_nll(model, contexts, [[7, 8]] * len(contexts)) == scores
+    for rendering in ("chat", "text"):
+        with pytest.raises(MechsafetyError, match=r"model\.tokenizer = tokenizer"):
+            generate(model, asked, max_new_tokens=2, seed=0, rendering=rendering)
+    model.tokenizer = tokenizer  # the remedy that is named
+    assert len(generate(model, asked, max_new_tokens=2, seed=0, rendering="text")) == len(asked)
