@@ -145,8 +145,18 @@ _TENSORS = ("vectors", "thresholds", "gaps", "stability", "split_half")
 
 
 def save_directions(several: Sequence[Directions], path: Path) -> None:
-    """Write the directions of one or more models into one safetensors file, keyed by model."""
+    """Write the directions of one or more models into one safetensors file, keyed by model.
+
+    Raises :class:`MechsafetyError` where two are of one model: only one of them could be read back.
+    """
     from safetensors.torch import save_file
+
+    names = [found.model for found in several]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise MechsafetyError(
+            f"several directions of {', '.join(map(repr, twice))} do not go into one file, which holds one of each "
+            "model: write a file for each"
+        )
 
     tensors: dict[str, Tensor] = {}
     records: dict[str, dict[str, object]] = {}

@@ -346,7 +346,7 @@ def _directions(asked: EditExpression, model: TransformerBridge) -> Directions:
             f"{source!r} holds directions of {held}, whose weights differ from {name!r}'s; to use them all the "
             "same add any_weights=true"
         )
-    # Without a fingerprint to go by, a model of the same name is the one.
+    # Of other weights, or where any will do, a model of the same name is the one.
     fitting = [d for d in fitting if d.model == name] or fitting
     if len(fitting) > 1:
         raise MechsafetyError(f"{source!r} holds several models that fit, {held}: name one with model=NAME")

@@ -62,7 +62,7 @@ def load_edit(
 
     Another model is one of another shape, one that lacks a hook point, or one with other weights
     (``allow_other_weights`` passes over the last, to carry an edit from one checkpoint to the next). Weights are
-    compared by ``LoadRecord.fingerprint``, which a model that ``load_model`` did not load does not have. Raises
+    compared by :func:`models.known_fingerprint`. Raises
     :class:`MechsafetyError` for those, a missing or damaged file, and contents that do not match their hash.
     """
     from safetensors import safe_open

@@ -22,6 +22,7 @@ from mechsafety import hooked_transformers
 from mechsafety.errors import MechsafetyError
 from mechsafety.finite import require_finite
 from mechsafety.models import body_of, is_hooked_transformer
+from mechsafety.rope_lengths import require_own_length
 from mechsafety.tokens import TokenBatch
 
 if TYPE_CHECKING:
@@ -116,6 +117,7 @@ def forward(
     """
     assert before.cache is not None or not before.n_tokens, "earlier tokens without their keys"
     require_paddable(body, batch)
+    require_same_lengths(body, batch, before=before)
 
     def once() -> Any:
         return _pass(
@@ -252,6 +254,18 @@ def require_paddable(body: Any, batch: TokenBatch) -> None:
             f"{type(body).__name__} takes padding for text, so that prompts of different lengths cannot share a batch: "
             "use a batch size of 1"
         )
+
+
+def require_same_lengths(
+    body: Any, batch: TokenBatch, *, before: Prefix = NOTHING, new_tokens: int = 0
+) -> None:
+    """Raise where the length of one row would change how another is read (:mod:`rope_lengths`)."""
+    if trying():
+        return
+    rows = len(batch.ids)
+    starts = [before.n_tokens] * rows if before.mask is None else before.mask.sum(-1).tolist()
+    ends = [start + n for start, n in zip(starts, batch.mask.sum(-1).tolist(), strict=True)]
+    require_own_length(body, ends, starts=starts, new_tokens=new_tokens)
 
 
 def _ignores_padding(body: Any, batch: TokenBatch) -> bool:

@@ -17,7 +17,7 @@ from mechsafety import hooked_transformers
 from mechsafety.errors import MechsafetyError
 from mechsafety.fed_prompts import fitting
 from mechsafety.finite import finite_logits
-from mechsafety.forward import evaluating, require_paddable
+from mechsafety.forward import evaluating, require_paddable, require_same_lengths
 from mechsafety.hooking import Coverage, plain_twin
 from mechsafety.interventions import Edit, edited
 from mechsafety.models import body_of, is_hooked_transformer
@@ -144,7 +144,9 @@ def generate(
     The fast path is Hugging Face's ``generate`` on a plain module tree that shares the bridge's
     parameters; the reference path is the bridge's own generation, one prompt at a time. A
     HookedTransformer is stepped over its own cache, or, on the reference path, without one. All give the
-    same tokens in float32. ``seed`` matters only with ``sampling``; each batch draws from a generator
+    same tokens in float32, and so does every batch size; a model whose rotary frequencies depend on the length is
+    refused where rows of one batch would be read otherwise than alone. ``seed`` matters only with ``sampling``;
+    each batch draws from a generator
     seeded by it and the batch's prompts, so that a resumed run draws the same.
 
     Raises :class:`MechsafetyError` before any work where a prompt and ``max_new_tokens`` do not fit in the model's
@@ -288,6 +290,7 @@ def _hf_generate(
     from transformers import GenerationConfig
 
     require_paddable(module, batch)
+    require_same_lengths(module, batch, new_tokens=n)
     config = GenerationConfig(
         max_new_tokens=n,
         do_sample=sampling is not None,

@@ -7,10 +7,13 @@ It is brought ready made, with a tokenizer that has a chat template::
 
 Functions that take a model take it as it is, compiled or not; regions, anatomy, suffix search and the fine-tuning
 attack go by module and refuse it. ``from_pretrained`` folds the norms and centres the weights that write to the
-residual stream: its logits are Hugging Face's up to a constant, but its residual streams, and
-so the directions in them, are others than those of the unprocessed weights that :func:`models.load_model` gives.
-Compare like with like. No :class:`models.LoadRecord` is left on such a model, so that the fingerprint of its
-caches and directions is empty and only their shapes are checked against another model's.
+residual stream: its logits are Hugging Face's up to a constant, but its residual streams, and so the directions in
+them, are others than those of the unprocessed weights that :func:`models.load_model` gives wherever a LayerNorm is
+folded: what writes to the stream is then centred. With RMS norms nothing is centred, and the residual streams of the
+two are the same. No :class:`models.LoadRecord` is left on such a model; its fingerprint and
+its name are of its own weights, so that directions of the raw model count as another model's for the processed one,
+whichever the norm. Where their streams are the same, ``any_weights=true`` in an edit's expression and
+``allow_other_weights`` carry them over.
 """
 
 from __future__ import annotations

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from mechsafety.errors import MechsafetyError
-from mechsafety.forward import OWN_HOOKS, prompt_columns, trying
+from mechsafety.forward import OWN_HOOKS, trying
 from mechsafety.models import architecture, body_of, generation_twin, is_hooked_transformer
-from mechsafety.tokens import device_of, last_columns
+from mechsafety.passes import Pass
+from mechsafety.tokens import device_of
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -67,86 +67,10 @@ class Coverage:
         }
 
 
-class _Pass:
-    """Which columns the running forward pass covers, and which of them an edit's positions name.
-
-    A cached step sees one column; how many came before is read from the cache, so that ``prompt`` and
-    ``generated`` do not depend on how the columns were cut into passes.
-    """
-
-    def __init__(self, positions: str, prompt_length: int | None) -> None:
-        self.positions = positions
-        self.fixed_length = prompt_length
-        self.length = prompt_length or 0
-        self.chosen: Bool[Tensor, "row token 1"] | None = None
-        self.size = 0
-        self.shape = (0, 0)
-        self.passes: list[Tensor] = []
-
-    def begin(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Before a Hugging Face module runs: ``args`` and ``kwargs`` are its forward's."""
-        inputs = kwargs.get("input_ids")
-        if inputs is None:
-            inputs = args[0] if args else kwargs["inputs_embeds"]
-        before = 0
-        if self.positions != "all":
-            before = self._columns_before(kwargs.get("past_key_values", kwargs.get("cache_params")), inputs)
-        mask = kwargs.get("attention_mask")
-        self._cover(inputs, before, mask if mask is not None and mask.ndim == 2 else None)
-
-    def _columns_before(self, cache: Any, inputs: Tensor) -> int:
-        """How many columns ``cache`` stands for; where it is a state without a length, those that went into it here."""
-        if cache is None:
-            self.passes = [inputs]
-            return 0
-        with contextlib.suppress(AttributeError, ValueError):
-            return int(cache.get_seq_length())
-        if (
-            not self.passes or self.passes[-1] is not inputs
-        ):  # a pass begins at the model and again at its base
-            self.passes.append(inputs)
-        return sum(earlier.shape[1] for earlier in self.passes[:-1])
-
-    def begin_block(self, _block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Before a block of a HookedTransformer runs.
-
-        The model itself may be called with strings, or begin at a later block; what reaches a block is always
-        the stream, the mask of every column so far, and its own keys and values.
-        """
-        entry = kwargs.get("past_kv_cache_entry")
-        before = 0 if entry is None else int(entry.past_keys.shape[1])
-        self._cover(args[0], before, kwargs.get("attention_mask"))
-
-    def _cover(self, inputs: Tensor, before: int, mask: Int[Tensor, "row token"] | None) -> None:
-        """``inputs`` [row, token, ...] follow ``before`` cached columns; ``mask`` is that of both."""
-        rows, width = self.shape = inputs.shape[0], inputs.shape[1]
-        self.size = rows * width
-        if self.positions == "all":
-            return
-        if self.fixed_length is None:
-            self.length = prompt_columns() or (width if before == 0 else self.length)
-        if mask is None:
-            mask = torch.ones((rows, before + width), dtype=torch.long, device=inputs.device)
-        mask = mask.to(inputs.device)
-        columns = torch.arange(before, before + width, device=inputs.device)[None]
-        real = mask[:, before : before + width].bool()
-        if self.positions == "generated":
-            chosen = real & (columns >= self.length)
-        elif self.positions == "prompt":
-            chosen = real & (columns < self.length)
-        else:
-            # Rows padded on the right end where their mask says, which only a pass over the whole prompt knows.
-            whole = before < self.length <= before + width
-            last = last_columns(mask[:, : self.length]) if whole else self.length - 1
-            chosen = real & (columns == (last[:, None] if isinstance(last, Tensor) else last))
-        self.chosen = chosen[..., None]
-        self.size = int(chosen.sum())
-
-
 class _Hook:
     """One target attached: maps activations where the pass says so, and counts."""
 
-    def __init__(self, target: Target, running: _Pass, coverage: Coverage, device: torch.device) -> None:
+    def __init__(self, target: Target, running: Pass, coverage: Coverage, device: torch.device) -> None:
         self.target = target
         self.running = running
         self.coverage = coverage
@@ -180,17 +104,22 @@ def attach(
     """Attach ``targets`` to the bridge, or to its plain ``twin``, for as long as the block runs."""
     require_hooks(model, [t.hook for t in targets])
     coverage = Coverage()
-    running = _Pass(positions, prompt_length)
+    running = Pass(positions, prompt_length, padding=_padding_token(model))
     hooks = [(target.hook, _Hook(target, running, coverage, device_of(model))) for target in targets]
     body: Any = twin if twin is not None else body_of(model)
     with ExitStack() as stack:
         if is_hooked_transformer(body):
-            watched = [(body.blocks[layer], running.begin_block) for layer in {t.layer for t in targets}]
+            watched: list[tuple[Any, Any]] = [
+                (body.blocks[layer], running.begin_block) for layer in {t.layer for t in targets}
+            ]
+            watched.append((body.embed, running.embed))
         else:
             # Passes without logits call the base model alone; some heads (OPT's) go by it to the decoder within.
             watched = [(module, running.begin) for module in dict.fromkeys([body, body.base_model])]
         for module, begin in watched:
             stack.callback(module.register_forward_pre_hook(begin, with_kwargs=True).remove)
+        for owner in dict.fromkeys([model, body, body_of(model)]):
+            stack.enter_context(running.told_of_answers(owner))
         with hooked(model, hooks, twin=twin):
             yield coverage
 
@@ -201,6 +130,10 @@ def hook_points(model: TransformerBridge) -> frozenset[str]:
     if not getattr(model.cfg, "attn_only", False):
         return present
     return frozenset(name for name in present if not name.endswith((".hook_mlp_out", ".hook_mlp_in")))
+
+
+def _padding_token(model: Any) -> int | None:
+    return getattr(model.tokenizer, "pad_token_id", None)
 
 
 def require_hooks(model: TransformerBridge, names: Sequence[str]) -> None:

@@ -70,8 +70,10 @@ def edited(
 ) -> Iterator[Coverage]:
     """Hook ``edit`` on ``model``; it is off again when the block ends, whatever happens.
 
-    Positions mean the same with and without a KV cache, padded or not. ``prompt_length`` is the number
-    of columns that are prompt (padding included); without it the first uncached pass is the prompt.
+    Positions mean the same with and without a KV cache, padded on either side or not. ``prompt_length`` is the number
+    of columns that are prompt (padding included). Without it the prompt is what the first pass of the model's own
+    ``generate`` covers, and outside of that what an uncached pass covers; an uncached pass that repeats the one before
+    and goes on is an error, because what of it is prompt cannot be known.
     ``twin`` takes the hooks instead of the bridge (``models.generation_twin``).
 
     An ablation everywhere acts also where some block writes to the stream past those sites (:mod:`completeness`).

@@ -16,6 +16,7 @@ import torch
 
 from mechsafety import rendering
 from mechsafety.adapters import adapter_folder, merge_adapter, weights_fingerprint
+from mechsafety.booted import booted_state
 from mechsafety.errors import MechsafetyError, first_lines
 from mechsafety.faithful import require_faithful
 from mechsafety.filled_weights import load_filled, require_rows
@@ -181,16 +182,22 @@ def load_record(model: TransformerBridge) -> LoadRecord | None:
 
 
 def known_fingerprint(model: Any) -> str:
-    """The fingerprint of the weights that :func:`load_model` loaded; empty for a model the user booted."""
+    """The fingerprint of the weights that :func:`load_model` loaded; of a model of the user's own, those it has now.
+
+    A loaded bridge that ``enable_compatibility_mode`` has processed is the user's own. Such a model has another
+    fingerprint than the same file loaded: its parameters have other names, and may be processed.
+    """
     record = load_record(model)
-    return record.fingerprint if record else ""
+    if record is None or getattr(model, "compatibility_mode", False):
+        return current_fingerprint(model)
+    return record.fingerprint
 
 
 def current_fingerprint(model: Any) -> str:
-    """The fingerprint of the weights that a model has now: :func:`known_fingerprint` while they are as loaded."""
-    now = weights_fingerprint(body_of(model))
-    known = known_fingerprint(model)
-    return known if known and now == uncompiled(model).__dict__.get("_mechsafety_as_loaded") else now
+    """The fingerprint of the weights that a model has now: that of its file while they are as loaded."""
+    now, record = weights_fingerprint(body_of(model)), load_record(model)
+    as_loaded = uncompiled(model).__dict__.get("_mechsafety_as_loaded")
+    return record.fingerprint if record and now == as_loaded else now
 
 
 def uncompiled(model: Any) -> Any:
@@ -214,11 +221,15 @@ def architecture(model: Any) -> str:
 
 
 def model_name(model: Any) -> str:
-    """The spec a model was loaded by, or what its own configuration calls it."""
+    """The spec a model was loaded by, or what its own configuration calls it with eight digits of its fingerprint.
+
+    The digits tell two models of one architecture apart, and a raw one from its processed twin.
+    """
     record = load_record(model)
     if record:
         return record.spec
-    return str(getattr(model.cfg, "model_name", "") or architecture(model))
+    kind = getattr(model.cfg, "model_name", "") or architecture(model)
+    return f"{kind}-{known_fingerprint(model)[:8]}"
 
 
 def window(model: Any) -> int | None:
@@ -234,9 +245,10 @@ def generation_twin(model: TransformerBridge) -> PreTrainedModel | None:
 
     It shares every tensor with the bridge, takes no memory, and generates faster because none of its
     modules is wrapped. Made before booting, so only :func:`load_model`'s models have one; and None while the
-    user has hooks on the bridge, which the twin would not feel.
+    user's bridge is another than the one that was booted, which the twin would not feel: with hooks of
+    TransformerLens or of torch, with other parameters or modules (an adapter, ``enable_compatibility_mode``).
     """
-    return None if _is_hooked(model) else plain_tree(model)
+    return None if _is_hooked(model) or _is_altered(model) else plain_tree(model)
 
 
 def plain_tree(model: Any) -> Any:
@@ -252,6 +264,13 @@ def plain_tree(model: Any) -> Any:
 def _is_hooked(model: Any) -> bool:
     """Whether the user has hooks of their own on the bridge: the twin would not feel them."""
     return any(point.fwd_hooks or point.bwd_hooks for point in model.hook_dict.values())
+
+
+def _is_altered(model: Any) -> bool:
+    """Whether a loaded bridge has other modules, parameters or torch hooks than it was booted with."""
+    booted = model.__dict__.get("_mechsafety_booted")
+    twin = model.__dict__.get("_mechsafety_twin")
+    return None not in (booted, twin) and booted != booted_state(body_of(model), twin)
 
 
 def locate(spec: ModelSpec) -> tuple[str, str]:
@@ -391,6 +410,7 @@ def _boot(spec: str, hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, da
         parameter.requires_grad_(False)
     model.__dict__["_mechsafety_twin"] = hf.__dict__["_mechsafety_twin"] = twin
     require_faithful(spec, hf, twin, most=window(hf))
+    model.__dict__["_mechsafety_booted"] = booted_state(body_of(model), twin)
     _give_tokenizer(model, tokenizer, day)
     if (got := _reading(model.tokenizer, day)) != asked:
         raise MechsafetyError(

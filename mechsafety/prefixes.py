@@ -29,6 +29,7 @@ from mechsafety.forward import (
 )
 from mechsafety.hooked_transformers import has_cache
 from mechsafety.models import body_of, is_hooked_transformer, plain_tree, window
+from mechsafety.rope_lengths import may_read_in_parts
 from mechsafety.tokens import TokenBatch, batches, device_of
 
 if TYPE_CHECKING:
@@ -68,6 +69,8 @@ def common_prefix(
     if not shared:
         return []
     width = max(len(s) for s in sequences) + more
+    if not may_read_in_parts(body, width):
+        return []
     once = ignores_gaps(body, width, device)
     body.__dict__.setdefault(_WAYS, set()).add(_ONCE if once else _EACH)
     return shared if once else []

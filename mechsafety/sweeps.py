@@ -29,7 +29,7 @@ from mechsafety.candidates import (
 from mechsafety.directions import Direction, Directions
 from mechsafety.errors import MechsafetyError
 from mechsafety.fed_prompts import fitting, truncated
-from mechsafety.models import load_record
+from mechsafety.models import known_fingerprint, model_name
 from mechsafety.prefixes import all_last_logits
 from mechsafety.progress import bar
 from mechsafety.prompts import Prompt, PromptSet
@@ -338,13 +338,12 @@ def _as_labelled(agrees: Tensor, *, least: int = 8) -> list[int]:
 
 
 def _check_same_model(model: TransformerBridge, directions: Directions) -> None:
-    record = load_record(model)
     if directions.vectors.shape[-1] != model.cfg.d_model or directions.n_layers != model.cfg.n_layers + 1:
         raise MechsafetyError(
             f"directions of shape {list(directions.vectors.shape)} do not fit a model of {model.cfg.n_layers} "
             f"layers and d_model {model.cfg.d_model}"
         )
-    if record and directions.fingerprint and record.fingerprint != directions.fingerprint:
+    if directions.fingerprint and known_fingerprint(model) != directions.fingerprint:
         raise MechsafetyError(
-            f"these directions were found on {directions.model!r}, whose weights differ from {record.spec!r}'s"
+            f"these directions were found on {directions.model!r}, whose weights differ from {model_name(model)!r}'s"
         )

@@ -63,8 +63,8 @@ def own_tokenizer(model: TransformerBridge) -> Any:
     source: Any = model.tokenizer
     if source is None:
         raise MechsafetyError(
-            f"this {type(model).__name__} has no tokenizer, so that text cannot be turned into tokens: give it one "
-            "that has a chat template, model.set_tokenizer(tokenizer), or load the model with load_model()"
+            f"this {type(model).__name__} has no tokenizer, so that text cannot be turned into tokens: give it one, "
+            f"{_how_to_give_one(model)}, or load the model with load_model()"
         )
     if source is model.__dict__.get("_mechsafety_tokenizer"):
         return source
@@ -73,6 +73,13 @@ def own_tokenizer(model: TransformerBridge) -> Any:
     if made is None or made[0] != state:
         made = model.__dict__["_mechsafety_unaltered"] = (state, rendering.unaltered(source))
     return made[1]
+
+
+def _how_to_give_one(model: Any) -> str:
+    # A bridge has no method for it.
+    return (
+        "model.set_tokenizer(tokenizer)" if hasattr(model, "set_tokenizer") else "model.tokenizer = tokenizer"
+    )
 
 
 def day_of(model: TransformerBridge) -> str:
@@ -109,7 +116,7 @@ def _chat_tokenizer(model: TransformerBridge) -> Any:
     tokenizer = own_tokenizer(model)
     if getattr(tokenizer, "chat_template", None) is None:
         raise MechsafetyError(
-            f"the tokenizer of this {type(model).__name__} has no chat template (set_tokenizer may have loaded it "
+            f"the tokenizer of this {type(model).__name__} has no chat template (TransformerLens may have loaded it "
             "anew, without one): set model.tokenizer.chat_template to a Jinja template, "
             "mechsafety.models.PLAIN_TEMPLATE being a simple question-and-answer form"
         )
@@ -259,6 +266,9 @@ def batches(
 
 
 def pad_token(model: TransformerBridge) -> int:
+    """The token that fills rows; any will do where there is no tokenizer, because the mask leaves it out."""
+    if model.tokenizer is None:
+        return 0
     tokenizer = own_tokenizer(model)
     token: Any = tokenizer.pad_token_id
     if token is None:

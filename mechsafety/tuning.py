@@ -187,7 +187,9 @@ def train_adapter(
 
     twin = generation_twin(model)
     if twin is None:
-        raise MechsafetyError("tuning needs a model that load_model loaded")
+        raise MechsafetyError(
+            "tuning needs a model that load_model loaded, without hooks, adapters or processing of your own"
+        )
     data = _Data.encoded(model, examples, dispreferred or {}, objective=objective)
     names = _linear_maps(model, twin, from_depth=recipe.from_depth)
     config = LoraConfig(

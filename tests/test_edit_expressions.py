@@ -18,6 +18,7 @@ from mechsafety.edit_expressions import _KINDS, parse_edit, read_expression
 from mechsafety.edit_files import save_edit
 from mechsafety.errors import MechsafetyError
 from mechsafety.interventions import Ablate, Add, AffineAblate, Edit, Orthogonalise, edited
+from mechsafety.models import known_fingerprint, model_name
 from tests.prompt_sets import small_prompts
 
 
@@ -163,15 +164,20 @@ def test_of_several_models_the_loaded_ones_directions_are_taken(
         assert "none with the 4 layers and the 32 entries" in said
 
 
-def test_models_without_a_record_go_by_their_name(cache: tuple[Any, ResidualCache], tmp_path: Path) -> None:
+def test_models_without_a_record_go_by_their_weights(
+    cache: tuple[Any, ResidualCache], tmp_path: Path
+) -> None:
     model, streams = cache
     found = find_directions(streams, resamples=1)
     object.__delattr__(model, "load_record")
-    model.cfg.model_name = "mine"
+    mine = replace(found, model=model_name(model), fingerprint=known_fingerprint(model))
     other = replace(found, model="other", vectors=-found.vectors)
-    mine = replace(found, model="mine")
     path = stored(tmp_path, other, mine)
     assert parse_edit(f"ablate({path}, layer=2)", model) == Ablate(found.at(layer=2))
+    # A name is no proof of the weights.
+    unknown = stored(tmp_path, other, replace(mine, fingerprint=""), name="unknown.safetensors")
+    assert "any_weights=true" in refusal(f"ablate({unknown}, layer=2)", model)
+    assert parse_edit(f"ablate({unknown}, layer=2, any_weights=true)", model) == Ablate(found.at(layer=2))
 
 
 # -- what does not go together ------------------------------------------------------------------------
@@ -243,6 +249,7 @@ class _Shape:
 
 class _Stub:
     cfg = _Shape()
+    original_model = torch.nn.Linear(2, 2)
 
 
 def _only_clear_errors(text: str) -> Edit | None:
@@ -307,7 +314,7 @@ def directions_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
         method="mean_difference",
         centring=None,
         model="stub",
-        fingerprint="",
+        fingerprint=known_fingerprint(_Stub()),
         n_harmful=2,
         n_harmless=2,
         seed=0,

@@ -229,8 +229,8 @@ def test_residual_streams_equal_hugging_faces(
     means = residual_means(model, PROMPTS.fit, positions=positions, batch_size=5)
     harmful = cache.select("harmful").double().mean(0)
     torch.testing.assert_close(means.means[means.labels.index("harmful")], harmful, rtol=1e-5, atol=1e-5)
-    assert cache.fingerprint == ""
-    assert cache.model == "custom"
+    assert cache.fingerprint not in ("", same.fingerprint)
+    assert cache.model == f"custom-{cache.fingerprint[:8]}"
 
 
 def test_shared_tokens_run_once(both: Callable[..., tuple[Any, Any]]) -> None:
@@ -379,6 +379,60 @@ def test_edits_act_however_the_user_calls_the_model(tiny_folder: Callable[..., P
         with edited(model, edit) as receipt:
             model("make a list", prepend_bos=False)
         assert receipt.summary()["positions"] == 1
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_last_prompt_is_each_rows_own_on_either_side_of_the_padding(
+    tiny_folder: Callable[..., Path], side: str
+) -> None:
+    model = own(tiny_folder("llama"))
+    model.tokenizer.padding_side = side
+    texts = ["make a list", "tell me about the river and the garden"]
+    edit = Add(VECTOR, layer=1, coefficient=3.0, positions="last_prompt")
+    with torch.inference_mode():
+        n = model.to_tokens(texts[:1], prepend_bos=False).shape[1]
+        place = n - 1 if side == "right" else -1
+        plain = model(texts, prepend_bos=False)[0, place]
+        with edited(model, edit) as receipt:
+            together = model(texts, prepend_bos=False)[0, place]
+        with edited(model, edit):
+            alone = model(texts[:1], prepend_bos=False)[0, -1]
+        assert receipt.summary()["positions"] == 2
+        torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
+        assert (together - plain).abs().max() > 0.05
+        late = Add(VECTOR, layer=2, coefficient=3.0, positions="last_prompt")
+        stream = model(texts, prepend_bos=False, stop_at_layer=2)
+        with edited(model, late):
+            model(texts, prepend_bos=False)
+            with pytest.raises(MechsafetyError, match="attention_mask"):
+                model(stream, start_at_layer=2)
+
+
+@pytest.mark.parametrize("positions", ["prompt", "last_prompt", "generated"])
+def test_the_models_own_generate_has_one_prompt_with_a_cache_and_without(
+    tiny_folder: Callable[..., Path], positions: Any
+) -> None:
+    model = own(tiny_folder("llama"))
+    edit = Add(VECTOR, layer=1, coefficient=3.0, positions=positions)
+    found = []
+    for cached in (True, False):
+        with edited(model, edit) as receipt:
+            out = model.generate(
+                torch.tensor(SEQUENCES[:1]),
+                max_new_tokens=6,
+                do_sample=False,
+                verbose=False,
+                return_type="tokens",
+                use_past_kv_cache=cached,
+                stop_at_eos=False,
+            )
+        assert receipt.summary()["positions"] > 0
+        found.append(out.tolist())
+    assert found[0] == found[1]
+    with edited(model, Add(VECTOR, layer=1, coefficient=3.0, positions="last_prompt")):
+        model(torch.tensor([[5, 9]]))
+        with pytest.raises(MechsafetyError, match="prompt_length"):
+            model(torch.tensor([[5, 9, 12]]))
 
 
 def test_missing_sites_and_untouched_models_are_errors(tiny_folder: Callable[..., Path]) -> None:

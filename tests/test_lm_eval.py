@@ -26,7 +26,9 @@ from mechsafety.integrations.harness_runs import evaluate  # noqa: E402
 from mechsafety.interventions import Ablate, Add, digest  # noqa: E402
 from mechsafety.models import load_model  # noqa: E402
 from mechsafety.scoring import option_log_probs  # noqa: E402
+from tests.conftest import save_tiny  # noqa: E402
 from tests.test_cli import call, succeed  # noqa: E402
+from tests.tokenizer_kinds import KINDS, save_kind  # noqa: E402
 
 ARCHITECTURES = ["llama", "qwen2", "gemma2", "gpt2"]
 PAIRS = [
@@ -122,6 +124,27 @@ def test_rolling_log_likelihoods_are_those_of_hflm(
 ) -> None:
     ours = rolled(EditedLM(tiny(architecture), batch_size=4, max_length=max_length))
     assert ours == pytest.approx(rolled(hflm(tiny_folder(architecture), max_length=max_length)), abs=5e-4)
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_every_number_is_hflms_whatever_begins_a_text(tmp_path: Path, kind: str) -> None:
+    folder = save_tiny(tmp_path)
+    save_kind(folder, KINDS[kind])
+    ours, theirs = (
+        EditedLM(load_model(str(folder), dtype="float32", device="cpu"), batch_size=3),
+        hflm(folder),
+    )
+    begun = ["<bos> make a list", "<eos> make a list"]
+    pairs = [*PAIRS, *((text, " with fire") for text in begun)]
+    assert_same(scored(ours, pairs), scored(theirs, pairs))
+    expected = rolled(theirs)
+    assert rolled(ours) == pytest.approx(expected, abs=5e-4)
+    for context in [*TEXTS, *begun]:
+        assert generated(ours, [context]) == generated(theirs, [context]), context
+    # The control: the number is another with one start token more.
+    assert ours.tok_encode(TEXTS[0]) == theirs.tok_encode(TEXTS[0])
+    ours.tok_encode = lambda text, *_, **__: [ours.prefix_token_id, *theirs.tok_encode(text)]  # type: ignore[method-assign]
+    assert all(abs(a - b) > 0.01 for a, b in zip(rolled(ours), expected, strict=True))
 
 
 def test_a_context_longer_than_the_window_loses_its_beginning_as_in_hflm(

@@ -111,3 +111,102 @@ def test_an_edit_on_the_bridge_is_felt_by_what_runs_inside_it(tiny: Callable[...
     unit = VECTOR / VECTOR.norm()
     assert float((inside[:, :, 1:4] @ unit).abs().max()) < 1e-4 < 0.05 < float((before @ unit).abs().max())
     assert torch.equal(caching(model), before)
+
+
+def hooked_block(model: Any) -> None:
+    model.blocks[1].register_forward_hook(
+        lambda _m, _a, out: (out[0] + 3 * VECTOR, *out[1:]) if isinstance(out, tuple) else out + 3 * VECTOR
+    )
+
+
+def hooked_input(model: Any) -> None:
+    def before(_m: Any, args: Any, kwargs: Any) -> Any:
+        if args:
+            return (args[0] + 3 * VECTOR, *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": kwargs["hidden_states"] + 3 * VECTOR}
+
+    model.blocks[2].register_forward_pre_hook(before, with_kwargs=True)
+
+
+def replaced_parameter(model: Any) -> None:
+    map_ = model.blocks[1].mlp.out.original_component
+    map_.weight = torch.nn.Parameter(map_.weight.flip(0), requires_grad=False)
+
+
+def added_to_a_map(model: Any) -> None:
+    """As an adapter does it: the map is wrapped, and more is added to what it gives."""
+    owner = model.blocks[1].mlp.out
+
+    class Wrapped(torch.nn.Module):
+        def __init__(self, base: torch.nn.Module) -> None:
+            super().__init__()
+            self.base_layer = base
+            self.more = torch.nn.Parameter(3 * VECTOR, requires_grad=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.base_layer(x) + self.more
+
+    owner._modules["_original_component"] = Wrapped(owner.original_component)
+
+
+def replaced_forward(model: Any) -> None:
+    map_ = model.blocks[1].mlp.out.original_component
+    plain = map_.forward
+    map_.forward = lambda x: plain(x) + 3 * VECTOR
+
+
+@pytest.mark.parametrize("part", [caching, generating, logits, scoring])
+@pytest.mark.parametrize(
+    "alter", [hooked_block, hooked_input, replaced_parameter, added_to_a_map, replaced_forward]
+)
+def test_what_the_user_changes_in_the_bridges_modules_is_felt(
+    tiny: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    part: Callable[[Any], Tensor],
+    alter: Callable[[Any], None],
+) -> None:
+    model, alone = tiny("llama"), tiny("llama")
+    untouched = part(model)
+    assert generation_twin(model) is not None  # what ran so far altered nothing
+    del alone.__dict__["_mechsafety_twin"]
+    for one in (model, alone):
+        alter(one)
+    felt, expected = part(model), part(alone)
+    monkeypatch.setattr(models, "_is_altered", lambda _: False)
+    unfelt = part(model)
+    torch.testing.assert_close(felt, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(unfelt, untouched, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(felt, unfelt, rtol=1e-2, atol=1e-2)
+
+
+def test_moving_and_casting_keep_the_twin(tiny: Callable[..., Any]) -> None:
+    model = tiny("llama")
+    model.run_with_cache(torch.tensor([[5, 6, 7]]))
+    model.original_model(input_ids=torch.tensor([[5, 6, 7]]), output_hidden_states=True)
+    model.half().float().train().eval()
+    assert generation_twin(model) is not None
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+def test_a_processed_bridge_runs_its_processed_weights(tiny: Callable[..., Any], architecture: str) -> None:
+    model = tiny(architecture)
+    raw = caching(model)
+    model.enable_compatibility_mode(disable_warnings=True)
+    assert generation_twin(model) is None
+    tokens = tokenize_prompts(model, [p.text for p in PROMPTS.fit])
+    got = caching(model)
+    expected = torch.stack(
+        [model.run_with_cache(torch.tensor([s]))[1]["blocks.1.hook_resid_pre"][0, -1] for s in tokens]
+    )
+    torch.testing.assert_close(got[:, 0, 1], expected, rtol=1e-4, atol=1e-4)
+    if architecture == "gpt2":  # LayerNorm: what the weights write is centred
+        assert (got - raw).abs().max() > 0.1
+    # Under an edit the processed model's own generation is what is reported.
+    sequences = tokenize_prompts(model, [p.text for p in PROMPTS.report])
+    for row, tokens in zip(generating(model), sequences, strict=True):
+        with edited(model, Ablate(OTHER), prompt_length=len(tokens)):
+            ids = model.generate(
+                torch.tensor([tokens]), max_new_tokens=8, do_sample=False, verbose=False, return_type="tokens"
+            )[0, len(tokens) :]
+        kept = [t for t in row.tolist() if t >= 0]
+        assert ids.tolist()[: len(kept)] == kept

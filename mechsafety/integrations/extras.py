@@ -6,9 +6,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mechsafety.adapters import weights_fingerprint
 from mechsafety.interventions import Edit, digest
-from mechsafety.models import body_of, load_record, model_name
+from mechsafety.models import load_record, model_name
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -36,7 +35,7 @@ def name_of(model: TransformerBridge) -> str:
     record = load_record(model)
     if record is not None:
         return public_name(record.spec, record.fingerprint)
-    return f"{_last_part(model_name(model))}-{weights_fingerprint(body_of(model))[:8]}"
+    return _last_part(model_name(model))
 
 
 def _last_part(spec: str) -> str:

@@ -19,7 +19,7 @@ from mechsafety.errors import MechsafetyError, needs
 from mechsafety.generation import Sampling
 from mechsafety.integrations.extras import edit_hash, name_of
 from mechsafety.interventions import Edit, digest, require_fits
-from mechsafety.models import known_fingerprint, load_record, window
+from mechsafety.models import known_fingerprint, window
 from mechsafety.progress import bar
 from mechsafety.scoring import continuation_logits
 from mechsafety.tokens import batches, device_of, own_tokenizer, pad_token, render_chat
@@ -99,11 +99,10 @@ class EditedLM(TemplateLM):
 
     def get_model_info(self) -> dict[str, Any]:
         """What lm-eval records of the model beside its results."""
-        record = load_record(self.hooked_model)
         return {
             "model_name": self.name,
             "model_dtype": str(next(self.hooked_model.parameters()).dtype),
-            "model_fingerprint": record.fingerprint if record else None,
+            "model_fingerprint": known_fingerprint(self.hooked_model),
             "edit": self.edit.describe() if self.edit is not None else None,
             "edit_sha256": digest(self.edit) if self.edit is not None else None,
         }
@@ -237,8 +236,10 @@ class EditedLM(TemplateLM):
                 f"a task asks for {chosen['max_gen_toks']} tokens of a model with a window of {self.max_length}: "
                 "none are left for the question; set max_gen_toks in gen_kwargs"
             )
-        special = False if has_bos_prefix(context, self.tokenizer.bos_token) else None
-        tokens = self.tok_encode(context, special)[-room:] or [self.prefix_token_id]
+        # HFLM asks for a BOS alone here, where log-likelihoods take an EOS in its place.
+        begun = has_bos_prefix(context, self.tokenizer.bos_token)
+        encoded = self.tokenizer.encode(context, **({"add_special_tokens": False} if begun else {}))
+        tokens = list(encoded)[-room:] or [self.prefix_token_id]
         sampling = None
         if chosen["do_sample"]:
             sampling = Sampling(temperature=chosen["temperature"] or 1.0, top_p=chosen.get("top_p", 1.0))

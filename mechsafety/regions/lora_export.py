@@ -36,7 +36,7 @@ def export_lora(model: TransformerBridge, removal: Removal, folder: Path | str) 
     twin = generation_twin(model)
     if twin is None:
         raise MechsafetyError(
-            "an adapter names modules of a model that load_model loaded without hooks on it"
+            "an adapter names modules of a model that load_model loaded, without hooks or changed modules on it"
         )
     maps = linear_maps(model)
     require_made_for(removal, maps, model_name(model))
