@@ -18,7 +18,7 @@ test: .venv/installed-dev
 # tests count the parameters of a bridge, to which 3.9 adds an unembedding bias of zeros.
 TL3_TESTS := hooked_transformer user_hooks models interventions activations directions generation scoring \
     sweeps doses layer_profile selfjudge logit tuning tokens turn_ends answers refusal_scores batched_alone_hooked \
-    weight_forms_hooked own_hooked
+    weight_forms_hooked own_hooked own_fingerprints
 TL3_NOT := test_twin_shares_every_parameter_and_adds_none or test_adapter_is_merged
 
 test-tl3: .venv-tl3/installed
