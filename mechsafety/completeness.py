@@ -60,7 +60,7 @@ def _left(model: TransformerBridge, places: Sequence[Place]) -> tuple[Place, ...
     """Where a norm reads some of a direction that is projected out at every site and at ``places``."""
     n = model.cfg.n_layers
     generator = torch.Generator().manual_seed(0)
-    direction = torch.randn(model.cfg.d_model, generator=generator)
+    direction = torch.randn(model.cfg.d_model, generator=generator, dtype=torch.float32)
     targets = Ablate(direction).targets(n)
     present = model.hook_dict
     if any(t.hook not in present for t in targets):
