@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from mechsafety.checkpoints import Comparison as Comparison
     from mechsafety.checkpoints import compare as compare
     from mechsafety.checkpoints import read_comparison as read_comparison
+    from mechsafety.completeness import component_left as component_left
     from mechsafety.directions import Direction as Direction
     from mechsafety.directions import Directions as Directions
     from mechsafety.directions import find_directions as find_directions
@@ -128,6 +129,7 @@ _HOMES = {
     "baked": "interventions",
     "Comparison": "checkpoints",
     "compare": "checkpoints",
+    "component_left": "completeness",
     "load_judge": "judges.registry",
     "SelfJudgeConfig": "selfjudge_runs",
     "run_selfjudge": "selfjudge_runs",
@@ -225,6 +227,7 @@ __all__ = [
     "baked",
     "compare",
     "compare_judges",
+    "component_left",
     "dose_curves",
     "edited",
     "export_lora",

@@ -22,9 +22,9 @@ from mechsafety.generation import generate
 from mechsafety.interventions import Ablate, Edit, digest
 from mechsafety.judges.registry import judge_responses
 from mechsafety.judges.verdict import Response
+from mechsafety.models import current_fingerprint
 from mechsafety.progress import bar
 from mechsafety.prompts import PromptSet
-from mechsafety.provenance import loaded_fingerprint
 from mechsafety.runs import Journal
 from mechsafety.statistics import wilson
 
@@ -151,7 +151,7 @@ def dose_curves(
             raise MechsafetyError(f"dose curves need harmful and harmless prompts; here none is {label}")
     if journal is not None:
         settings = {"max_new_tokens": max_new_tokens, "seed": seed}
-        journal.bind(model=loaded_fingerprint(model), prompts=prompts.sha256(), **settings)
+        journal.bind(model=current_fingerprint(model), prompts=prompts.sha256(), **settings)
     bench = _Bench(model=model, prompts=prompts, max_new_tokens=max_new_tokens, seed=seed)
     rows = []
     measured: dict[str, Measures] = {}

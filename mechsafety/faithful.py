@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from jaxtyping import Int
 from torch import Tensor, nn
 
 from mechsafety.errors import MechsafetyError, first_lines
@@ -14,6 +15,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _TOKENS = 32
+
+
+def made_up_tokens(vocabulary: int, n: int, device: torch.device | str = "cpu") -> Int[Tensor, "1 token"]:
+    """``n`` tokens to try a model on: of the middle half of its vocabulary, where few are special, mostly distinct."""
+    half = max(vocabulary // 2, 1)
+    return torch.tensor([[(7919 * i) % half + half // 2 for i in range(1, n + 1)]], device=device)
 
 
 def require_faithful(spec: str, hf: PreTrainedModel, twin: PreTrainedModel, *, most: int | None) -> None:
@@ -27,7 +34,7 @@ def require_faithful(spec: str, hf: PreTrainedModel, twin: PreTrainedModel, *, m
     """
     vocabulary = cast("Any", twin.get_input_embeddings()).weight.shape[0]
     n = min(_TOKENS, most or _TOKENS)
-    ids = torch.tensor([[(7919 * i) % vocabulary for i in range(1, n + 1)]], device=twin.device)
+    ids = made_up_tokens(vocabulary, n, twin.device)
     half = twin.dtype.itemsize < 4
     try:
         seen = [_first_block(m, ids) if half else {"": _logits(m, ids)} for m in (hf, twin)]

@@ -45,6 +45,8 @@ class Coverage:
 
     fired: dict[str, int] = field(default_factory=dict)
     changed: dict[str, int] = field(default_factory=dict)
+    past_hooks: tuple[str, ...] = ()
+    """Where blocks write past the sites of a partial edit, which therefore leaves some (:mod:`completeness`)."""
 
     def require_complete(self) -> None:
         """Raise if any hook never fired: an edit that touched nothing is an error."""
@@ -58,9 +60,10 @@ class Coverage:
                 f"the edit missed {len(silent)} of {len(self.fired)} sites: {', '.join(silent[:4])} never ran"
             )
 
-    def summary(self) -> dict[str, int]:
-        """Hooks, how often they fired in all, and positions changed at one hook at the most."""
-        return {
+    def summary(self) -> dict[str, Any]:
+        """Hooks, how often they fired in all, positions changed at one hook at the most, and sites passed by."""
+        past = {"past_hooks": list(self.past_hooks)} if self.past_hooks else {}
+        return past | {
             "hooks": len(self.fired),
             "fired": sum(self.fired.values()),
             "positions": max(self.changed.values(), default=0),

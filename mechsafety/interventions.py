@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from jaxtyping import Float
 from torch import Tensor
 
-from mechsafety.completeness import is_complete, with_places, written_past_hooks
+from mechsafety.completeness import is_complete, left_by_partial, with_places, written_past_hooks
 from mechsafety.edits import (
     EVERYWHERE,
     POSITIONS,
@@ -76,13 +76,17 @@ def edited(
     and goes on is an error, because what of it is prompt cannot be known.
     ``twin`` takes the hooks instead of the bridge (``models.generation_twin``).
 
-    An ablation everywhere acts also where some block writes to the stream past those sites (:mod:`completeness`).
+    An ablation everywhere acts also where some block writes to the stream past those sites (:mod:`completeness`); a
+    partial one acts where it says, and its receipt names the sites past which something is written
+    (``Coverage.past_hooks``; :func:`component_left` measures it).
 
     Yields the :class:`~mechsafety.hooking.Coverage` receipt. Raises :class:`MechsafetyError` when a site
     does not exist in the model, and, at the end, when a site was never reached by a forward pass.
     """
     targets = _fitting_targets(model, edit)
     with attach(model, targets, positions=edit.positions, prompt_length=prompt_length, twin=twin) as coverage:
+        if not is_complete(edit, model.cfg.n_layers):
+            coverage.past_hooks = left_by_partial(model, edit)
         yield coverage
     coverage.require_complete()
 

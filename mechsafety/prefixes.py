@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mechsafety.faithful import made_up_tokens
 from mechsafety.forward import (
     OWN_HOOKS,
     Prefix,
@@ -139,9 +140,7 @@ def _gap_is_nothing(body: Any, gap: int, device: torch.device) -> bool:
 
 
 def _made_up(body: Any) -> list[int]:
-    """Nine tokens that differ, from the middle of the vocabulary, where few are special."""
-    half = _vocabulary(body) // 2
-    return [(7919 * i) % half + half // 2 for i in range(1, _LEAST + 2)]
+    return made_up_tokens(_vocabulary(body), _LEAST + 1)[0].tolist()
 
 
 def _last_logits(body: Any, rest: TokenBatch, before: Prefix) -> Float[Tensor, "1 vocabulary"]:

@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from mechsafety.adapters import adapter_folder
 from mechsafety.errors import MechsafetyError
@@ -20,7 +20,6 @@ from mechsafety.hardware import dtype_name, resolve_device, resolve_dtype
 from mechsafety.models import (
     PLAIN_TEMPLATE,
     ModelSpec,
-    current_fingerprint,
     load_error,
     locate,
     parse_spec,
@@ -107,11 +106,6 @@ def _adapter_on_hub(spec: str) -> Path | None:
         return None
     except Exception as error:
         raise load_error(spec, parsed, error) from error
-
-
-def loaded_fingerprint(model: Any) -> str:
-    """The fingerprint of a loaded model's weights: of the file's while they are those, else of what they are now."""
-    return current_fingerprint(model)
 
 
 def of_files(*paths: Path) -> Provenance:

@@ -29,11 +29,10 @@ from mechsafety.candidates import (
 from mechsafety.directions import Direction, Directions
 from mechsafety.errors import MechsafetyError
 from mechsafety.fed_prompts import fitting, truncated
-from mechsafety.models import known_fingerprint, model_name
+from mechsafety.models import current_fingerprint, known_fingerprint, model_name
 from mechsafety.prefixes import all_last_logits
 from mechsafety.progress import bar
 from mechsafety.prompts import Prompt, PromptSet
-from mechsafety.provenance import loaded_fingerprint
 from mechsafety.refusal_scores import RefusalTokens, derive_refusal_tokens, refusal_scores
 from mechsafety.runs import Journal
 from mechsafety.selection import Selection, select, selection_stability
@@ -167,7 +166,7 @@ def sweep(
     )
     if journal is not None:
         journal.bind(
-            model=loaded_fingerprint(model),
+            model=current_fingerprint(model),
             directions=directions.sha256(),
             prompts=prompts.sha256(),
             refusal_tokens=list(tokens.ids),

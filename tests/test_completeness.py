@@ -70,6 +70,26 @@ def test_what_can_not_be_reached_is_refused(tmp_path: Path, monkeypatch: pytest.
         model.original_model(input_ids=IDS)  # a partial edit promises nothing
 
 
+@pytest.mark.parametrize("name", [*PAST_HOOKS, "llama"])
+def test_a_partial_edit_says_what_it_leaves(tmp_path: Path, name: str) -> None:
+    model = ms.load_model(str(save_architecture(tmp_path, name)), dtype="float32", device="cpu")
+    whole, partial, nothing = ms.Ablate(VECTOR), ms.Ablate(VECTOR, layers=(1,)), ms.Ablate(VECTOR, alpha=0.0)
+    receipts = {}
+    for edit in (whole, partial):
+        with edited(model, edit) as receipts[edit], torch.inference_mode():
+            model.original_model(input_ids=IDS)
+    assert receipts[whole].past_hooks == ()
+    past = receipts[partial].past_hooks
+    assert bool(past) == (name in PAST_HOOKS)
+    assert all(".1." in hook for hook in past)
+    assert receipts[partial].summary().get("past_hooks", []) == list(past)
+    left = ms.component_left(model, partial)
+    assert left["blocks.0.hook_resid_post"] == pytest.approx(1)
+    assert max(ms.component_left(model, nothing).values()) == pytest.approx(1)
+    assert (left["blocks.1.hook_resid_post"] < 1e-4) == (name not in PAST_HOOKS)
+    assert all(left[hook] > 1e-3 for hook in past)
+
+
 def test_half_precision_adds_no_place(tmp_path: Path) -> None:
     for name in ("llama", "mixtral", "gemma2"):
         model = ms.load_model(str(save_architecture(tmp_path / name, name)), dtype="bfloat16", device="cpu")

@@ -24,10 +24,10 @@ from mechsafety.errors import MechsafetyError
 from mechsafety.generation import DEFAULT_BATCH
 from mechsafety.interventions import Ablate
 from mechsafety.judges.verdict import Judge
+from mechsafety.models import current_fingerprint
 from mechsafety.progress import track
 from mechsafety.projection import VectorLike, orthonormal
 from mechsafety.prompts import Prompt, PromptSet
-from mechsafety.provenance import loaded_fingerprint
 from mechsafety.regions.maps import WRITING_KINDS
 from mechsafety.regions.pruning import Percent, require_percent, require_scored, top_entries
 from mechsafety.regions.score_files import Attribution, Method
@@ -112,7 +112,7 @@ def layer_outcomes(
     if journal is not None:
         prompts = PromptSet(tuple(p for group in groups.values() for p in group))
         settings = {"max_new_tokens": max_new_tokens, "seed": seed}
-        journal.bind(model=loaded_fingerprint(tuned), prompts=prompts.sha256(), **settings)
+        journal.bind(model=current_fingerprint(tuned), prompts=prompts.sha256(), **settings)
     shares: dict[int, tuple[float, float]] = {}
     for layer in track(usable, "choosing the layer", total=len(usable), unit="layer"):
         stored = journal.get(str(layer)) if journal is not None else None

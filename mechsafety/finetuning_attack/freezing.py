@@ -18,9 +18,8 @@ from mechsafety.finetuning_attack.training import (
     drawn,
     finetuned,
 )
-from mechsafety.models import model_name
+from mechsafety.models import current_fingerprint, model_name
 from mechsafety.progress import bar
-from mechsafety.provenance import loaded_fingerprint
 from mechsafety.regions.maps import LinearMap, linear_maps
 from mechsafety.regions.removal import Pruning, require_made_for
 from mechsafety.runs import Journal, finite
@@ -73,7 +72,7 @@ def freezing_table(
     )
     if journal is not None:
         journal.bind(
-            model=loaded_fingerprint(model),
+            model=current_fingerprint(model),
             recipe=recipe,
             examples=hashlib.sha256(repr(list(examples)).encode()).hexdigest(),
             measure=getattr(measure, "__qualname__", type(measure).__qualname__),

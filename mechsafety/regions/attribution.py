@@ -28,9 +28,8 @@ from mechsafety.errors import MechsafetyError
 from mechsafety.finite import not_finite_at
 from mechsafety.forward import evaluating
 from mechsafety.generation import out_of_memory
-from mechsafety.models import model_name
+from mechsafety.models import current_fingerprint, model_name
 from mechsafety.progress import bar
-from mechsafety.provenance import loaded_fingerprint
 from mechsafety.regions import score_files
 from mechsafety.regions.maps import LinearMap, linear_maps, running_body
 from mechsafety.regions.score_files import Attribution, Loss, Positions
@@ -138,7 +137,7 @@ def _facts(
         "loss": loss,
         "positions": positions,
         "model": model_name(model),
-        "fingerprint": loaded_fingerprint(model),
+        "fingerprint": current_fingerprint(model),
         "examples_sha256": hashlib.sha256(json.dumps(encoded).encode()).hexdigest(),
     }
 
