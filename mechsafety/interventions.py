@@ -84,9 +84,10 @@ def edited(
     does not exist in the model, and, at the end, when a site was never reached by a forward pass.
     """
     targets = _fitting_targets(model, edit)
+    # Found out before the edit is on: its receipt counts no pass that only looks.
+    past = () if is_complete(edit, model.cfg.n_layers) else left_by_partial(model, edit)
     with attach(model, targets, positions=edit.positions, prompt_length=prompt_length, twin=twin) as coverage:
-        if not is_complete(edit, model.cfg.n_layers):
-            coverage.past_hooks = left_by_partial(model, edit)
+        coverage.past_hooks = past
         yield coverage
     coverage.require_complete()
 

@@ -9,6 +9,7 @@ layers, whose cache is no list of keys).
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -235,7 +236,10 @@ ARCHITECTURES: dict[str, Architecture] = {
 }
 
 
-UNFAITHFUL = ("falcon-alibi",)
+UNFAITHFUL = (
+    "falcon-alibi",
+    *(("cohere", "cohere2") if version("transformer-lens").startswith("3.") else ()),
+)
 """TransformerLens runs these on plain attention, where transformers itself gives other logits: refused when loaded."""
 UNPADDABLE = ("recurrent-gemma",)
 """Padding is text to these: refused in a padded batch, right with a batch size of 1."""

@@ -18,10 +18,10 @@ from mechsafety.models import body_of, generation_twin, load_model
 from mechsafety.objectives import answer_log_likelihoods
 from mechsafety.regions.attribution import _loss
 from mechsafety.tuning import TuningRecipe, train_adapter
-from tests.architectures import ARCHITECTURES, random_model, save_architecture
+from tests.architectures import ARCHITECTURES, UNFAITHFUL, random_model, save_architecture
 
 CHANGES_LOGITS = {"gemma2": "a cap", "cohere": "a scale", "cohere2": "a scale", "granite": "a divisor"}
-BRIDGED = ["gpt2", "gptj", *CHANGES_LOGITS]
+BRIDGED = [name for name in ("gpt2", "gptj", *CHANGES_LOGITS) if name not in UNFAITHFUL]
 
 
 def pairs(*, seed: int = 0, shared: int = 0) -> list[Encoded]:
@@ -156,7 +156,7 @@ def losses_seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Tensor]]:
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # peft calls transformers by old names
-@pytest.mark.parametrize("name", ["cohere", "granite"])
+@pytest.mark.parametrize("name", [name for name in ("cohere", "granite") if name not in UNFAITHFUL])
 def test_adapters_are_trained_on_it(
     loaded: Callable[[str], Any], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
