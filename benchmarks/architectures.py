@@ -22,12 +22,12 @@ from typing import Any
 import torch
 
 import mechsafety as ms
-from mechsafety.errors import MechsafetyError
-from mechsafety.prefixes import all_last_logits, prefix_note
+from mechsafety.core.errors import MechsafetyError
+from mechsafety.generation.scoring import option_log_probs
+from mechsafety.models.prefixes import all_last_logits, prefix_note
 from mechsafety.regions.heads import head_outputs
-from mechsafety.scoring import option_log_probs
 from tests.architectures import ARCHITECTURES, save_architecture
-from tests.test_batched_alone import TEMPLATES, Subject, oracle_heads, prompts, swept
+from tests.models.test_batched_alone import TEMPLATES, Subject, oracle_heads, prompts, swept
 
 OPTIONS = [[7], [8, 9, 10, 11]]
 
@@ -97,7 +97,7 @@ def _measured(name: str, kind: str, hooked: bool) -> dict[str, str]:
 def _subject(folder: Path, name: str, kind: str, hooked: bool) -> Subject:
     if not hooked:
         return Subject(save_architecture(folder, name, template=TEMPLATES[kind]), name)
-    from tests.test_batched_alone_hooked import made
+    from tests.models.test_batched_alone_hooked import made
 
     with contextlib.redirect_stdout(io.StringIO()):  # TransformerLens says what it has loaded
         return made(folder, name, kind)

@@ -11,12 +11,12 @@ import torch
 from benchmarks.options import MODEL, Options
 from benchmarks.sections import Check, Section, table
 from benchmarks.timing import Turns, in_turns
-from mechsafety.activations import DEFAULT_BATCH, residual_stream
-from mechsafety.forward import forward, run_prefix
-from mechsafety.models import generation_twin, load_model
-from mechsafety.prefixes import shared_prefix
-from mechsafety.prompts import Prompt, load_prompts
-from mechsafety.tokens import batches, device_of, tokenize_prompts
+from mechsafety.directions.activations import DEFAULT_BATCH, residual_stream
+from mechsafety.models.chat import batches, device_of, tokenize_prompts
+from mechsafety.models.forward import forward, run_prefix
+from mechsafety.models.loading import generation_twin, load_model
+from mechsafety.models.prefixes import shared_prefix
+from mechsafety.prompts.prompt_set import Prompt, load_prompts
 
 OURS, BARE, SHARED = (
     "residual_stream, all layers, last token",

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from mechsafety.models import generation_twin
+from mechsafety.models.loading import generation_twin
 
 
 @dataclass

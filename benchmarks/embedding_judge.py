@@ -7,9 +7,9 @@ import random
 from benchmarks.options import Options
 from benchmarks.sections import Check, Section, table
 from benchmarks.timing import in_turns
+from mechsafety.core.verdict import Response
 from mechsafety.judges.embedding import BATCH, EmbeddingJudge, load_encoder, packaged_head, read_head
-from mechsafety.judges.verdict import Response
-from mechsafety.prompts import load_prompts
+from mechsafety.prompts.prompt_set import load_prompts
 
 BATCHED, SINGLE, FULL = (
     f"batches of {BATCH}, sorted by length",

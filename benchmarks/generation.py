@@ -9,14 +9,14 @@ import torch
 from benchmarks.options import MODEL, Options
 from benchmarks.sections import Check, Section, table
 from benchmarks.timing import in_turns
-from mechsafety.activations import residual_stream
-from mechsafety.directions import find_directions
-from mechsafety.generation import generate
-from mechsafety.hooking import attach
-from mechsafety.interventions import Ablate
-from mechsafety.models import generation_twin, load_model
-from mechsafety.prompts import load_prompts
-from mechsafety.tokens import device_of, pad_left, pad_token, tokenize_prompts
+from mechsafety.directions.activations import residual_stream
+from mechsafety.directions.direction import find_directions
+from mechsafety.edits.interventions import Ablate
+from mechsafety.generation.completions import generate
+from mechsafety.models.chat import device_of, pad_left, pad_token, tokenize_prompts
+from mechsafety.models.hooking import attach
+from mechsafety.models.loading import generation_twin, load_model
+from mechsafety.prompts.prompt_set import load_prompts
 
 OURS, PLAIN, SLOW = (
     "mechsafety, edited, auto dtype, batch 50",

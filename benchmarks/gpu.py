@@ -12,12 +12,12 @@ from benchmarks.options import Options
 from benchmarks.sections import Section, table
 from benchmarks.subjects import Subject, random_llama, random_subject
 from benchmarks.timing import in_turns
-from mechsafety.errors import first_lines
-from mechsafety.generation import generate
-from mechsafety.interventions import Ablate
-from mechsafety.models import generation_twin
-from mechsafety.prompts import load_prompts
-from mechsafety.tokens import device_of
+from mechsafety.core.errors import first_lines
+from mechsafety.edits.interventions import Ablate
+from mechsafety.generation.completions import generate
+from mechsafety.models.chat import device_of
+from mechsafety.models.loading import generation_twin
+from mechsafety.prompts.prompt_set import load_prompts
 
 SHAPES: dict[str, dict[str, Any]] = {
     "SmolLM2-1.7B": {

@@ -9,9 +9,9 @@ import torch
 from benchmarks.options import Options
 from benchmarks.sections import Check, Section, table
 from benchmarks.timing import in_turns
+from mechsafety.core.verdict import Response
 from mechsafety.judges.logit import LogitJudge, load_anchors
-from mechsafety.judges.verdict import Response
-from mechsafety.models import load_model
+from mechsafety.models.loading import load_model
 
 _MODEL = "smollm2-135m"
 _WANTED = 3.0

@@ -49,10 +49,10 @@ def measure(job: str, n: int, *, every: int) -> Peak:
 
     from benchmarks.caching import repeated
     from benchmarks.subjects import tuned_subject
-    from mechsafety.activations import residual_means, residual_stream
-    from mechsafety.models import generation_twin, load_model
-    from mechsafety.prompts import load_prompts
-    from mechsafety.sweeps import sweep
+    from mechsafety.directions.activations import residual_means, residual_stream
+    from mechsafety.models.loading import generation_twin, load_model
+    from mechsafety.prompts.prompt_set import load_prompts
+    from mechsafety.sweeps.sweep import sweep
 
     imports = status("VmRSS")
     model = load_model(MODEL, device="cpu")

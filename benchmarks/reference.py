@@ -18,10 +18,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from benchmarks.subjects import Subject
-from mechsafety.models import generation_twin
-from mechsafety.prompts import PromptSet
-from mechsafety.refusal_scores import kl_divergence, refusal_scores
-from mechsafety.tokens import device_of, pad_left, pad_token, tokenize_prompts
+from mechsafety.models.chat import device_of, pad_left, pad_token, tokenize_prompts
+from mechsafety.models.loading import generation_twin
+from mechsafety.prompts.prompt_set import PromptSet
+from mechsafety.sweeps.refusal_scores import kl_divergence, refusal_scores
 
 if TYPE_CHECKING:
     import pandas as pd

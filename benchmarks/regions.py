@@ -23,14 +23,14 @@ from benchmarks.memory import reset_peak, status
 from benchmarks.options import MODEL, Options
 from benchmarks.sections import Check, Section, table
 from benchmarks.timing import in_turns
-from mechsafety.answers import Encoded, Example, encode
-from mechsafety.models import load_model
-from mechsafety.prompts import load_prompts
-from mechsafety.region_examples import own_examples
+from mechsafety.generation.answers import Encoded, Example, encode
+from mechsafety.models.loading import load_model
+from mechsafety.prompts.prompt_set import load_prompts
 from mechsafety.regions.attribution import DEFAULT_BATCH, attribute
 from mechsafety.regions.examples import Kind
 from mechsafety.regions.maps import LinearMap, linear_maps, running_body
 from mechsafety.regions.memory_plan import memory_plan
+from mechsafety.regions.own_examples import own_examples
 
 _LAYERS = (
     3  # of the layer-by-layer procedure: first, middle and last, since the backward pass ends at the layer

@@ -14,10 +14,10 @@ from benchmarks.sections import Section, table
 from benchmarks.subjects import random_llama, random_subject, tuned_subject
 from benchmarks.sweeps import OURS, THEIRS, race, spread_layers
 from benchmarks.timing import Ratio
-from mechsafety.models import load_model
-from mechsafety.pages import write_figures
-from mechsafety.plot_style import COLOURS, styled
-from mechsafety.prompts import load_prompts
+from mechsafety.models.loading import load_model
+from mechsafety.pages.page import write_figures
+from mechsafety.plots.style import COLOURS, styled
+from mechsafety.prompts.prompt_set import load_prompts
 
 FIGURE = "sweep-scaling"
 _LAYERS, _PROMPTS = (8, 16, 24), (8, 16, 32, 64)

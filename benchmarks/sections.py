@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from mechsafety.runs import versions
+from mechsafety.runs.folder import versions
 
 _NUMBER_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 

@@ -13,16 +13,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechsafety.activations import residual_stream
-from mechsafety.directions import Directions, find_directions
-from mechsafety.gguf_models import converted, packaged_gguf
-from mechsafety.hooking import plain_twin
-from mechsafety.models import body_of, load_model
-from mechsafety.prefixes import all_last_logits
-from mechsafety.progress import quiet
-from mechsafety.prompts import Prompt, PromptSet, load_prompts
-from mechsafety.refusal_scores import RefusalTokens, derive_refusal_tokens, refusal_scores
-from mechsafety.tokens import post_instruction_positions, tokenize_prompts
+from mechsafety.core.progress import quiet
+from mechsafety.directions.activations import residual_stream
+from mechsafety.directions.direction import Directions, find_directions
+from mechsafety.models.chat import post_instruction_positions, tokenize_prompts
+from mechsafety.models.gguf import converted, packaged_gguf
+from mechsafety.models.hooking import plain_twin
+from mechsafety.models.loading import body_of, load_model
+from mechsafety.models.prefixes import all_last_logits
+from mechsafety.prompts.prompt_set import Prompt, PromptSet, load_prompts
+from mechsafety.sweeps.refusal_scores import RefusalTokens, derive_refusal_tokens, refusal_scores
 
 _MARGIN = 0.5  # in score: no rounding turns a prompt over, so that every loop keeps the same ones
 
@@ -93,7 +93,7 @@ def random_llama(*, dtype: str, device: str, **shape: Any) -> Iterator[Any]:
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    from mechsafety.hardware import resolve_dtype
+    from mechsafety.models.hardware import resolve_dtype
 
     folder = str(converted(packaged_gguf()))
     config = AutoConfig.from_pretrained(folder)

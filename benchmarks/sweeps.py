@@ -12,12 +12,12 @@ from benchmarks.reference import Place, released_order
 from benchmarks.sections import Check, Section, table
 from benchmarks.subjects import Subject, tuned_subject
 from benchmarks.timing import Turns, in_turns
-from mechsafety.directions import Directions
-from mechsafety.errors import MechsafetyError
-from mechsafety.models import load_model
-from mechsafety.prompts import PromptSet, load_prompts
-from mechsafety.selection import select
-from mechsafety.sweeps import sweep
+from mechsafety.core.errors import MechsafetyError
+from mechsafety.directions.direction import Directions
+from mechsafety.models.loading import load_model
+from mechsafety.prompts.prompt_set import PromptSet, load_prompts
+from mechsafety.sweeps.selection import select
+from mechsafety.sweeps.sweep import sweep
 
 if TYPE_CHECKING:
     import pandas as pd

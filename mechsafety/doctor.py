@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mechsafety.adapters import packaged_adapters
-from mechsafety.errors import MechsafetyError
-from mechsafety.gguf_models import packaged_gguf
-from mechsafety.hardware import dtype_name, free_bytes, native_bfloat16, resolve_device, resolve_dtype
-from mechsafety.pages import find_chromium
-from mechsafety.places import cache_folder
-from mechsafety.runs import versions
+from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.places import cache_folder
+from mechsafety.models.adapters import packaged_adapters
+from mechsafety.models.gguf import packaged_gguf
+from mechsafety.models.hardware import dtype_name, free_bytes, native_bfloat16, resolve_device, resolve_dtype
+from mechsafety.pages.page import find_chromium
+from mechsafety.runs.folder import versions
 
 
 @dataclass(frozen=True, kw_only=True)

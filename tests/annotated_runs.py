@@ -16,7 +16,7 @@ import pandas as pd
 
 from mechsafety.annotation.server import Session, build_app, listen, server
 from mechsafety.annotation.store import open_store
-from mechsafety.runs import RunFolder, open_run
+from mechsafety.runs.folder import RunFolder, open_run
 
 HOSTILE = "<script>alert('ran')</script><img src=x onerror=\"alert('ran')\"> then   text"
 ANSWERS = [

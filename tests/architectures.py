@@ -279,7 +279,7 @@ def save_architecture(
     folder: Path, name: str, *, seed: int = 0, template: str | None = None, **overrides: Any
 ) -> Path:
     """Save a random model of an entry with the tests' tokenizer; ``template`` is its chat template."""
-    from mechsafety.models import PLAIN_TEMPLATE
+    from mechsafety.models.loading import PLAIN_TEMPLATE
     from tests.conftest import save_tokenizer
 
     random_model(name, seed=seed, **overrides).save_pretrained(folder)

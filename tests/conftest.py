@@ -18,7 +18,7 @@ _checked = install_import_hook("mechsafety", "beartype.beartype")
 
 import torch  # noqa: E402
 
-from mechsafety.models import PLAIN_TEMPLATE, load_model  # noqa: E402
+from mechsafety.models.loading import PLAIN_TEMPLATE, load_model  # noqa: E402
 
 torch.set_num_threads(1)
 

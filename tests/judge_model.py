@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from mechsafety.models import PLAIN_TEMPLATE
+from mechsafety.models.loading import PLAIN_TEMPLATE
 
 WORDS = ["<pad>", "<eos>", "<unk>", "Answer:", "VERDICT:", "REFUSAL", "COMPLIANCE", "sorry", "again"]
 WIDTH = 16

@@ -6,7 +6,7 @@ import csv
 import random
 from pathlib import Path
 
-from mechsafety.prompts import Prompt, PromptLabel, PromptSet, Split
+from mechsafety.prompts.prompt_set import Prompt, PromptLabel, PromptSet, Split
 from tests.conftest import WORDS
 
 HARMFUL_WORDS = ("fire", "storm", "lock")

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mechsafety.anatomy.readings import SAFE, UNSAFE
 from mechsafety.anatomy.weight_changes import Inputs, WeightChange, by_model
-from mechsafety.errors import MechsafetyError
+from mechsafety.core.errors import MechsafetyError
 from mechsafety.statistics.resampling import cluster_weights, percentiles
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def action_tables(
 ) -> ActionTables:
     """The mean of ||dW a|| / ||a|| over the prompts of each group, and that of unsafe over that of safe prompts.
 
-    a is what the map reads in its own model (``inputs`` by model, :func:`mechsafety.anatomy.outputs.map_inputs`);
+    a is what the map reads in its own model (``inputs`` by model, :func:`map_inputs`);
     ``random`` is a random dW on what the tuned model reads. ``groups`` names each prompt's group, in the inputs' order.
     Intervals are 95 % bootstraps over prompts, within groups; NaN of fewer than two. Ratios are there where both
     groups are. Raises :class:`MechsafetyError` for a model without inputs, and for inputs of other prompts.

@@ -20,10 +20,10 @@ from torch import Tensor
 
 from mechsafety.anatomy.outputs import AnswerPositions, Answers, map_inputs
 from mechsafety.anatomy.readings import SAFE, UNSAFE
-from mechsafety.errors import MechsafetyError
-from mechsafety.generation import DEFAULT_BATCH
-from mechsafety.judges.verdict import Label
-from mechsafety.models import architecture
+from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.verdict import Label
+from mechsafety.generation.completions import DEFAULT_BATCH
+from mechsafety.models.loading import architecture
 from mechsafety.regions.maps import LinearMap, linear_maps
 from mechsafety.statistics.auroc import auroc_interval
 from mechsafety.statistics.resampling import cluster_weights, percentiles

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechsafety.errors import MechsafetyError
+from mechsafety.core.errors import MechsafetyError
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from mechsafety.anatomy.readings import OUTCOME_COLUMNS, Groups, outcome_rows
 from mechsafety.anatomy.weight_changes import require_pair
-from mechsafety.errors import MechsafetyError
-from mechsafety.generation import DEFAULT_BATCH
-from mechsafety.judges.verdict import Judge
-from mechsafety.progress import track
+from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.progress import track
+from mechsafety.core.verdict import Judge
+from mechsafety.generation.completions import DEFAULT_BATCH
 
 if TYPE_CHECKING:
     import pandas as pd

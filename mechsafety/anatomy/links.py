@@ -15,23 +15,23 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mechsafety.activations import residual_stream
 from mechsafety.anatomy.decompositions import singular
 from mechsafety.anatomy.readings import OUTCOME_COLUMNS, UNSAFE, Groups, outcome_rows, prompt_groups
 from mechsafety.anatomy.weight_changes import TOP, WeightChange
-from mechsafety.directions import Direction, Directions, find_directions
-from mechsafety.errors import MechsafetyError
-from mechsafety.generation import DEFAULT_BATCH
-from mechsafety.interventions import Ablate
-from mechsafety.judges.verdict import Judge
-from mechsafety.models import current_fingerprint
-from mechsafety.progress import track
-from mechsafety.projection import VectorLike, orthonormal
-from mechsafety.prompts import Prompt, PromptSet
+from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.progress import track
+from mechsafety.core.verdict import Judge
+from mechsafety.directions.activations import residual_stream
+from mechsafety.directions.direction import Direction, Directions, find_directions
+from mechsafety.edits.interventions import Ablate
+from mechsafety.generation.completions import DEFAULT_BATCH
+from mechsafety.models.loading import current_fingerprint
+from mechsafety.models.projection import VectorLike, orthonormal
+from mechsafety.prompts.prompt_set import Prompt, PromptSet
 from mechsafety.regions.maps import WRITING_KINDS
 from mechsafety.regions.pruning import Percent, require_percent, require_scored, top_entries
 from mechsafety.regions.score_files import Attribution, Method
-from mechsafety.runs import Journal, finite
+from mechsafety.runs.folder import Journal, finite
 
 if TYPE_CHECKING:
     import pandas as pd

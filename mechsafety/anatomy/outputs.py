@@ -15,18 +15,18 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from mechsafety.answers import Encoded
-from mechsafety.errors import MechsafetyError, NotFiniteError
-from mechsafety.finite import not_finite_at
-from mechsafety.forward import forward, run_prefix
-from mechsafety.generation import DEFAULT_BATCH, Completion, generate
-from mechsafety.models import model_name
-from mechsafety.prefixes import common_prefix
-from mechsafety.progress import bar
-from mechsafety.prompts import Prompt
+from mechsafety.core.errors import MechsafetyError, NotFiniteError
+from mechsafety.core.progress import bar
+from mechsafety.generation.answers import Encoded
+from mechsafety.generation.completions import DEFAULT_BATCH, Completion, generate
+from mechsafety.models.chat import TokenBatch, batches, device_of, tokenize_prompts
+from mechsafety.models.finite import not_finite_at
+from mechsafety.models.forward import forward, run_prefix
+from mechsafety.models.loading import model_name
+from mechsafety.models.prefixes import common_prefix
+from mechsafety.models.turn_ends import end_of_turn
+from mechsafety.prompts.prompt_set import Prompt
 from mechsafety.regions.maps import LinearMap, running_body
-from mechsafety.tokens import TokenBatch, batches, device_of, tokenize_prompts
-from mechsafety.turn_ends import end_of_turn
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -113,7 +113,7 @@ def map_inputs(
 ) -> dict[str, Float[Tensor, "prompt d_in"]]:
     """What ``maps`` read, by site: the mean over each prompt's ``positions``, float32 on the CPU.
 
-    Maps of the model itself (:func:`mechsafety.regions.maps.linear_maps`); the answers may be another model's, of
+    Maps of the model itself (:func:`linear_maps`); the answers may be another model's, of
     the same tokenizer. Raises :class:`MechsafetyError` for no maps, unknown ``positions``, activations that are NaN
     or infinite (with the prompt and the map), and a map that does not see every token in order (an expert, say).
     """

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from mechsafety.errors import MechsafetyError
-from mechsafety.generation import DEFAULT_BATCH, Completion, generate
-from mechsafety.interventions import Edit
+from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.verdict import Judge, Label, Response
+from mechsafety.edits.interventions import Edit
+from mechsafety.generation.completions import DEFAULT_BATCH, Completion, generate
 from mechsafety.judges.registry import judge_responses
-from mechsafety.judges.verdict import Judge, Label, Response
-from mechsafety.prompts import Prompt
+from mechsafety.prompts.prompt_set import Prompt
 from mechsafety.robustness.outcomes import Tally
 
 if TYPE_CHECKING:

@@ -15,17 +15,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechsafety.answers import Encoded, collate
-from mechsafety.errors import MechsafetyError
-from mechsafety.fed_prompts import fitting
-from mechsafety.finite import not_finite_at
-from mechsafety.forward import evaluating
-from mechsafety.models import model_name
-from mechsafety.progress import bar
-from mechsafety.prompts import Prompt
+from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.progress import bar
+from mechsafety.generation.answers import Encoded, collate
+from mechsafety.models.chat import device_of, last_columns, pad_token, plan_batches
+from mechsafety.models.finite import not_finite_at
+from mechsafety.models.forward import evaluating
+from mechsafety.models.loading import model_name
+from mechsafety.prompts.fed import fitting
+from mechsafety.prompts.prompt_set import Prompt
 from mechsafety.regions.maps import running_body
 from mechsafety.statistics.resampling import percentiles
-from mechsafety.tokens import device_of, last_columns, pad_token, plan_batches
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -25,9 +25,9 @@ from mechsafety.anatomy.decompositions import (
     stable_rank,
 )
 from mechsafety.anatomy.readings import SAFE, UNSAFE
-from mechsafety.errors import MechsafetyError
-from mechsafety.models import model_name
-from mechsafety.progress import track
+from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.progress import track
+from mechsafety.models.loading import model_name
 from mechsafety.regions.maps import LinearMap, linear_maps
 
 if TYPE_CHECKING:
@@ -207,7 +207,7 @@ def change_tables(
 
     ``relative_norm`` = ||dW||_F / ||W_base||_F. ``alignment_90`` is the root mean square of ||P_null u_j|| over the top
     ``directions`` left singular vectors: at most :data:`TOP`, and only those with sigma_j above the rounding of W
-    (:meth:`WeightChange.rounding`); NaN without any. ``chance_90`` = sqrt(null_rank_90 / d_out) is what unit vectors of
+    (:meth:`rounding`); NaN without any. ``chance_90`` = sqrt(null_rank_90 / d_out) is what unit vectors of
     any direction have, and what a random dW has up to sampling.
 
     With ``inputs`` (by model, ``random`` takes ``tuned``'s) and the group of each of their prompts, the spectrum has

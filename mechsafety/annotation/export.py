@@ -1,4 +1,4 @@
-"""Labels out of the store: a CSV that :func:`mechsafety.human_labels.read_human_labels` reads, scores for
+"""Labels out of the store: a CSV that :func:`read_human_labels` reads, scores for
 inspect_ai, and a table for notebooks."""
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from urllib.parse import quote
 
 import pandas as pd
 
+from mechsafety.annotation.labels import COLUMNS
 from mechsafety.annotation.sampling import Plan
 from mechsafety.annotation.store import Store, existing_store, require_name
-from mechsafety.errors import MechsafetyError
-from mechsafety.human_labels import COLUMNS
-from mechsafety.runs import RunFolder, read_run
+from mechsafety.core.errors import MechsafetyError
+from mechsafety.runs.folder import RunFolder, read_run
 
 EXPORTS = (".csv", ".jsonl")
 
@@ -26,7 +26,7 @@ EXPORTS = (".csv", ".jsonl")
 class Annotations:
     """The labels of a run. Made by :func:`load_annotations`.
 
-    ``table`` has the columns of :data:`mechsafety.human_labels.COLUMNS`, one row an annotator and response;
+    ``table`` has the columns of :data:`COLUMNS`, one row an annotator and response;
     ``progress`` one row an annotator: labelled, each label's count, skipped, left.
     """
 

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import pandas as pd
 
-from mechsafety.errors import MechsafetyError
+from mechsafety.core.errors import MechsafetyError
 from mechsafety.statistics import ABSTAINING_JUDGES
 
 PlanKind = Literal["uniform", "disagreement"]

@@ -36,8 +36,8 @@ from mechsafety.annotation.store import (
     require_name,
     texts,
 )
-from mechsafety.errors import MechsafetyError
-from mechsafety.runs import RunFolder
+from mechsafety.core.errors import MechsafetyError
+from mechsafety.runs.folder import RunFolder
 
 HOST = "127.0.0.1"
 BODY_LIMIT = 4096

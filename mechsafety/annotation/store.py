@@ -22,11 +22,11 @@ from typing import Any, Literal, cast, get_args
 import pandas as pd
 from filelock import FileLock
 
+from mechsafety.annotation.labels import HUMAN_LABELS, responses_sha256
 from mechsafety.annotation.sampling import Plan, draw
-from mechsafety.errors import MechsafetyError
-from mechsafety.human_labels import HUMAN_LABELS, responses_sha256
-from mechsafety.prompts import cell
-from mechsafety.runs import RunFolder
+from mechsafety.core.errors import MechsafetyError
+from mechsafety.prompts.prompt_set import cell
+from mechsafety.runs.folder import RunFolder
 
 STORE = "annotations.sqlite"
 Action = Literal["refusal", "compliance", "degenerate", "skip"]

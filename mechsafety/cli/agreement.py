@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mechsafety.cli.base import Shown, command, records
-from mechsafety.errors import MechsafetyError
+from mechsafety.core.errors import MechsafetyError
 
 if TYPE_CHECKING:
-    from mechsafety.agreement_runs import JudgeComparison
+    from mechsafety.experiments.agreement.work import JudgeComparison
 
 
 @command("agree", example="mechsafety agree runs/default --human labels.csv")
@@ -31,9 +31,9 @@ def _agree(run: Path, human: Path | None, reference: str | None, seed: int) -> S
     Writes the tables into the run, and its report again with the judge chapter: agreement, the edit's effect under
     every judge, each judge's errors, and the refusal rates that people would have found.
     """
-    from mechsafety.agreement_runs import compare_judges
-    from mechsafety.run_pages import publish
-    from mechsafety.runs import read_run
+    from mechsafety.experiments.agreement.work import compare_judges
+    from mechsafety.experiments.published import publish
+    from mechsafety.runs.folder import read_run
 
     found = compare_judges(run, human=human, reference=reference, seed=seed)
     folder = read_run(run)
@@ -148,7 +148,7 @@ def _cells(run: Path, *, sensitivity: float, specificity: float, width: float) -
     """Per arm and prompt label of a finished study: responses, the primary judge's rate, labels needed."""
     import pandas as pd
 
-    from mechsafety.runs import read_run
+    from mechsafety.runs.folder import read_run
     from mechsafety.statistics import labels_for_correction
 
     folder = read_run(run)

@@ -19,7 +19,7 @@ from mechsafety.cli.base import (
     say,
     template_option,
 )
-from mechsafety.errors import MechsafetyError
+from mechsafety.core.errors import MechsafetyError
 
 # Named here too, so that --help loads no torch; a test holds them together.
 _PARTS = ["clusters", "weights", "sensitivity", "interpolation", "reversal", "links"]
@@ -68,8 +68,8 @@ def _anatomy(parts: str | None, out: Path | None, allow_other_versions: bool, **
     are of one architecture and shape. All default prompts take about a quarter of an hour on smollm2-135m and two
     cores, --limit 16 a few minutes. An interrupted run goes on when the same command runs again.
     """
-    from mechsafety.anatomy_config import AnatomyConfig
-    from mechsafety.plot_style import short_name
+    from mechsafety.experiments.anatomy.config import AnatomyConfig
+    from mechsafety.plots.style import short_name
 
     fields = {name: value for name, value in given.items() if value is not None}
     if parts is not None:
@@ -88,12 +88,12 @@ def _known(text: str) -> tuple[str, ...]:
 
 
 def _run(config: Any, folder: Path, *, allow_other_versions: bool) -> Shown:
-    from mechsafety.anatomy_config import TABLES
-    from mechsafety.anatomy_findings import anatomy_findings
-    from mechsafety.anatomy_runs import run_anatomy
-    from mechsafety.plot_style import short_name
-    from mechsafety.run_pages import publish
-    from mechsafety.runs import read_run
+    from mechsafety.experiments.anatomy.config import TABLES
+    from mechsafety.experiments.anatomy.findings import anatomy_findings
+    from mechsafety.experiments.anatomy.runs import run_anatomy
+    from mechsafety.experiments.published import publish
+    from mechsafety.plots.style import short_name
+    from mechsafety.runs.folder import read_run
 
     result = run_anatomy(config, folder, say=say, allow_other_versions=allow_other_versions)
     made = read_run(result.path)

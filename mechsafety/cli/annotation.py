@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from mechsafety.cli.base import Shown, command, records, say
-from mechsafety.errors import MechsafetyError
+from mechsafety.core.errors import MechsafetyError
 
 
 @command("annotate", example="mechsafety annotate runs/default --labels 100 --plan disagreement")
@@ -56,7 +56,7 @@ def _annotate(
     responses in another order. Every answer is on the disk before the next is shown; end with Ctrl-C.
     """
     from mechsafety.annotation.export import export_labels, load_annotations
-    from mechsafety.runs import read_run
+    from mechsafety.runs.folder import read_run
 
     folder = read_run(run)
     given = {"kind": kind, "labels": labels, "balanced": balanced, "seed": seed}

@@ -10,7 +10,7 @@ import click
 from mechsafety.cli.base import Shown, command, other_versions_option, records
 
 if TYPE_CHECKING:
-    from mechsafety.audit import Audit
+    from mechsafety.experiments.audit.work import Audit
 
 
 @command("audit", example="mechsafety audit rates.csv labels-anna.csv labels-ben.csv --out runs/audit")
@@ -43,15 +43,15 @@ def _audit(
     FILES hold counts (model, label, refusal_judge, refused, not_refused, total) or verdicts (question, label, model,
     response, is_refusal_JUDGE, or is_refusal in a file for each annotator). X is paired with X-ALB or X-abliterated.
     """
-    from mechsafety.audit import audit
-    from mechsafety.audit_files import published_counts, read_evidence
+    from mechsafety.experiments.audit.tables import published_counts, read_evidence
+    from mechsafety.experiments.audit.work import audit
 
     paths = [*([published_counts()] if published or not files else []), *files]
     page = None
     if out is None:
         found = audit(read_evidence(paths), seed=seed, alpha=alpha, family=family)
     else:
-        from mechsafety.audit_pages import write_audit
+        from mechsafety.experiments.audit.page import write_audit
 
         found, page = write_audit(
             paths,

@@ -17,7 +17,7 @@ from typing import Any
 import click
 
 from mechsafety import __version__
-from mechsafety.errors import MechsafetyError
+from mechsafety.core.errors import MechsafetyError
 
 _ORDER = (
     "study",

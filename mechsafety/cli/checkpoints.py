@@ -18,7 +18,7 @@ from mechsafety.cli.base import (
     say,
     template_option,
 )
-from mechsafety.errors import MechsafetyError
+from mechsafety.core.errors import MechsafetyError
 
 _TEXT_COLUMNS = {
     "cosines": ["a", "b", "cosine", "low", "high", "ceiling", "corrected", "harmless_floor", "random_high"],
@@ -90,9 +90,9 @@ def _compare(
     only). Models of separate origin share no residual basis; for them only CKA is given. An interrupted
     comparison goes on when the same command runs again.
     """
-    from mechsafety.checkpoints import at_layer, compare
-    from mechsafety.pages import FORMATS, write_figures
-    from mechsafety.prompts import load_prompts
+    from mechsafety.experiments.comparison.comparison import at_layer, compare
+    from mechsafety.pages.page import FORMATS, write_figures
+    from mechsafety.prompts.prompt_set import load_prompts
 
     if form not in FORMATS:
         raise MechsafetyError(f"figure format {form!r} is not one of {', '.join(FORMATS)}")

@@ -22,7 +22,7 @@ from mechsafety.cli.base import (
     truncate_option,
     whole_numbers,
 )
-from mechsafety.errors import MechsafetyError
+from mechsafety.core.errors import MechsafetyError
 
 # Named here too, so that --help loads no torch; a test holds them together.
 _METHODS = ["mean_difference", "pca", "leace", "probe"]
@@ -63,12 +63,12 @@ def _direction(
     """Find refusal directions of MODEL at every layer, and select one."""
     if out is not None and not out.parent.is_dir():
         raise MechsafetyError(f"folder {str(out.parent)!r} does not exist")
-    from mechsafety.activations import residual_stream
-    from mechsafety.directions import find_directions
-    from mechsafety.models import load_model
-    from mechsafety.prompts import load_prompts
-    from mechsafety.runs import finite
-    from mechsafety.sweeps import sweep
+    from mechsafety.directions.activations import residual_stream
+    from mechsafety.directions.direction import find_directions
+    from mechsafety.models.loading import load_model
+    from mechsafety.prompts.prompt_set import load_prompts
+    from mechsafety.runs.folder import finite
+    from mechsafety.sweeps.sweep import sweep
 
     chosen = load_prompts(prompts)
     if chosen.repeated:
@@ -170,9 +170,9 @@ def _sweep(
         "refusal_tokens": None if refusal_tokens is None else tuple(refusal_tokens.split(",")),
         "doses": tuple(_DOSES) if "all" in doses else tuple(dict.fromkeys(doses)),
     }
-    from mechsafety.run_pages import write_run_page
-    from mechsafety.runs import read_run
-    from mechsafety.sweep_runs import SweepConfig, run_sweep
+    from mechsafety.experiments.published import write_run_page
+    from mechsafety.experiments.sweep.work import SweepConfig, run_sweep
+    from mechsafety.runs.folder import read_run
 
     result = run_sweep(
         checked(SweepConfig, fields),
@@ -218,9 +218,9 @@ def _select(table: Path, n_layers: int, rule: str, system: str | None, method: s
     CSV, JSON, JSONL or Parquet with columns position, layer, bypass, induce, kl, or the reference project's
     keys position, layer, refusal_score, steering_score, kl_div_score.
     """
-    from mechsafety.runs import finite
-    from mechsafety.score_tables import read_score_table
-    from mechsafety.selection import select
+    from mechsafety.runs.folder import finite
+    from mechsafety.sweeps.score_tables import read_score_table
+    from mechsafety.sweeps.selection import select
 
     where = {k: v for k, v in (("system", system), ("method", method)) if v is not None}
     chosen = select(read_score_table(table, n_layers=n_layers, where=where), n_layers=n_layers, rule=rule)

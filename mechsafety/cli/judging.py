@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import click
 
 from mechsafety.cli.base import Shown, command
-from mechsafety.errors import MechsafetyError
+from mechsafety.core.errors import MechsafetyError
 
 if TYPE_CHECKING:
-    from mechsafety.injection import Injection
-    from mechsafety.judge_files import Judged
+    from mechsafety.judges.files import Judged
+    from mechsafety.judges.injection import Injection
 
 
 @command(
@@ -62,7 +62,7 @@ def _judge(
         about = describe_judges()
         return {"judges": about}, "\n".join(about.values())
     if probe_injection:
-        from mechsafety.injection import probe_judges
+        from mechsafety.judges.injection import probe_judges
 
         probed = probe_judges(
             responses, judges=judges, out=out, max_calls=max_calls, cache=cache, no_cache=no_cache
@@ -70,7 +70,7 @@ def _judge(
         return _show_probe(probed, out)
     if responses is None:
         raise MechsafetyError("name a file of responses, or --list")
-    from mechsafety.judge_files import judge_file
+    from mechsafety.judges.files import judge_file
 
     judged = judge_file(
         responses, judges=judges, out=out, max_calls=max_calls, cache=cache, no_cache=no_cache
@@ -103,7 +103,7 @@ def _show_verdicts(judged: Judged) -> Shown:
 
 
 def _show_probe(probed: list[Injection], out: Path | None) -> Shown:
-    from mechsafety.runs import finite
+    from mechsafety.runs.folder import finite
 
     lines, facts = [], []
     for found in probed:

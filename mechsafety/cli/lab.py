@@ -37,7 +37,7 @@ def _lab(what: str, name: str, seeds: str, out: Path | None, allow_other_version
     """
     if what == "presets":
         return _presets()
-    from mechsafety.lab_config import LabConfig
+    from mechsafety.experiments.lab.config import LabConfig
 
     config = checked(LabConfig, {"preset": name, "seeds": whole_numbers(seeds, "--seeds")})
     if what == "run":
@@ -53,9 +53,9 @@ def _presets() -> Shown:
 
 
 def _run(config: Any, out: Path, *, allow_other_versions: bool) -> Shown:
-    from mechsafety.lab_config import SAFETY_TUNINGS
-    from mechsafety.lab_findings import lab_findings
-    from mechsafety.lab_runs import run_lab
+    from mechsafety.experiments.lab.config import SAFETY_TUNINGS
+    from mechsafety.experiments.lab.findings import lab_findings
+    from mechsafety.experiments.lab.work import run_lab
 
     made = run_lab(config, out, say=say, allow_other_versions=allow_other_versions)
     say("figures and pages")
@@ -77,7 +77,7 @@ def _run(config: Any, out: Path, *, allow_other_versions: bool) -> Shown:
 
 
 def _ladder(config: Any, out: Path, *, allow_other_versions: bool) -> Shown:
-    from mechsafety.lab_ladder import run_lab_ladder
+    from mechsafety.experiments.lab.ladder import run_lab_ladder
 
     made = run_lab_ladder(config, out, say=say, allow_other_versions=allow_other_versions)
     say("figures and pages")
@@ -95,7 +95,7 @@ def _ladder(config: Any, out: Path, *, allow_other_versions: bool) -> Shown:
 
 def _written(folder: Path) -> Path:
     """Figures and page of a run."""
-    from mechsafety.run_pages import publish
-    from mechsafety.runs import read_run
+    from mechsafety.experiments.published import publish
+    from mechsafety.runs.folder import read_run
 
     return publish(read_run(folder))

@@ -71,7 +71,7 @@ def _ladder(
     and paired; damage is told by degenerate text, KL and perplexity. All systems are then compared: cosines, angles,
     CKA, transfer. An interrupted run goes on when the same command runs again.
     """
-    from mechsafety.ladder_config import LadderConfig
+    from mechsafety.experiments.ladder.config import LadderConfig
 
     fields = {name: value for name, value in given.items() if value not in (None, ())}
     if counts is not None:
@@ -81,11 +81,11 @@ def _ladder(
 
 
 def _run(config: Any, folder: Path, *, allow_other_versions: bool) -> Shown:
-    from mechsafety.ladder_findings import summary
-    from mechsafety.ladder_runs import run_ladder
-    from mechsafety.ladder_verdicts import ladder_verdicts
-    from mechsafety.run_pages import publish
-    from mechsafety.runs import read_run
+    from mechsafety.experiments.ladder.findings import summary
+    from mechsafety.experiments.ladder.runs import run_ladder
+    from mechsafety.experiments.ladder.verdicts import ladder_verdicts
+    from mechsafety.experiments.published import publish
+    from mechsafety.runs.folder import read_run
 
     result = run_ladder(config, folder, say=say, allow_other_versions=allow_other_versions)
     made = read_run(result.path)

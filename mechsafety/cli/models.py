@@ -52,9 +52,9 @@ def _tune(
     """
     from dataclasses import replace
 
-    from mechsafety.models import load_model
-    from mechsafety.rungs import require_rung
-    from mechsafety.tuning import RECIPES, require_empty, tune
+    from mechsafety.models.loading import load_model
+    from mechsafety.tuning.rungs import require_rung
+    from mechsafety.tuning.training import RECIPES, require_empty, tune
 
     chosen = require_rung(rung)
     recipe = replace(RECIPES[chosen], **{k: v for k, v in given.items() if v is not None})
@@ -82,11 +82,11 @@ def _tune(
 @command("models", example="mechsafety models")
 def _models() -> Shown:
     """List the packaged model, adapters, prompt sets and study presets."""
-    from mechsafety.adapters import packaged_adapters
-    from mechsafety.gguf_models import PACKAGED
-    from mechsafety.prompts import packaged_sets
-    from mechsafety.sources import SOURCES
-    from mechsafety.study_config import presets
+    from mechsafety.experiments.study.config import presets
+    from mechsafety.models.adapters import packaged_adapters
+    from mechsafety.models.gguf import PACKAGED
+    from mechsafety.prompts.prompt_set import packaged_sets
+    from mechsafety.prompts.sources import SOURCES
 
     adapters = [f"{PACKAGED}+{name}" for name in packaged_adapters()]
     facts = {

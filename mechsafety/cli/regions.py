@@ -20,7 +20,7 @@ from mechsafety.cli.base import (
     say,
     template_option,
 )
-from mechsafety.errors import MechsafetyError
+from mechsafety.core.errors import MechsafetyError
 
 # Named here too, so that --help loads no torch; a test holds them together.
 _PARTS = ["structure", "sweep", "attacks", "links", "heads", "freezing"]
@@ -114,7 +114,7 @@ def _regions(
     Safety and utility are each scored in one pass over the model's own answers. Every removal is measured beside a
     random one that takes as many weights of every matrix. An interrupted run goes on when the same command runs again.
     """
-    from mechsafety.region_config import RegionsConfig
+    from mechsafety.experiments.regions.config import RegionsConfig
 
     fields = {name: value for name, value in given.items() if value not in (None, ())}
     for name in ("set_differences", "projections"):
@@ -143,8 +143,8 @@ def _pair(text: str, name: str) -> tuple[float | int, float | int]:
 
 
 def _folder(config: Any, study: Path | None, out: Path | None) -> Path:
-    from mechsafety.plot_style import system_names
-    from mechsafety.runs import read_run
+    from mechsafety.plots.style import system_names
+    from mechsafety.runs.folder import read_run
 
     if study is not None:
         if out is not None:
@@ -157,7 +157,7 @@ def _folder(config: Any, study: Path | None, out: Path | None) -> Path:
 
 
 def _plan(config: Any) -> Shown:
-    from mechsafety.hardware import free_bytes, resolve_device
+    from mechsafety.models.hardware import free_bytes, resolve_device
     from mechsafety.regions.memory_plan import memory_plan
 
     plan = memory_plan(
@@ -174,26 +174,19 @@ def _plan(config: Any) -> Shown:
 
 
 def _run(config: Any, folder: Path, study: Path | None, *, allow_other_versions: bool) -> Shown:
-    from mechsafety.plot_style import short_name
-    from mechsafety.region_findings import region_findings
-    from mechsafety.region_runs import run_regions
-    from mechsafety.run_pages import publish, write_run_page
-    from mechsafety.runs import read_run
+    from mechsafety.experiments.base import load_run
+    from mechsafety.experiments.regions.experiment import run_regions, sweet_spot
 
     result = run_regions(config, folder, say=say, allow_other_versions=allow_other_versions)
-    made = read_run(result.path)
     say("figures and page")
-    report = publish(made)
+    report = result.publish()
     if study is not None:
-        write_run_page(read_run(study))
-    found = region_findings(
-        result.tables, name=short_name(config.model), sweet_spot=made.manifest.get("sweet_spot")
-    )
-    sentences = [said for several in found.values() for said in several]
+        load_run(study).report()
+    sentences = result.findings()
     facts = {
         "run": str(result.path),
         "report": str(report),
-        "sweet_spot": made.manifest.get("sweet_spot"),
+        "sweet_spot": sweet_spot(result.run),
         "findings": sentences,
         "tables": {name: records(table) for name, table in result.tables.items()},
     }

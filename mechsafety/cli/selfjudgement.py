@@ -60,10 +60,10 @@ def _selfjudge(
     RUN is the study's folder. Each arm is asked about both arms' answers, with controls: another prompt, length alone,
     the question reversed, the answer N/A. An interrupted run goes on when the same command runs again.
     """
-    from mechsafety.run_pages import publish
-    from mechsafety.runs import read_run
-    from mechsafety.selfjudge_pages import findings
-    from mechsafety.selfjudge_runs import SelfJudgeConfig, run_selfjudge
+    from mechsafety.experiments.published import publish
+    from mechsafety.experiments.selfjudgement.page import findings
+    from mechsafety.experiments.selfjudgement.work import SelfJudgeConfig, run_selfjudge
+    from mechsafety.runs.folder import read_run
 
     fields = {
         "study": run,

@@ -62,7 +62,7 @@ def _study(
     An interrupted study goes on when the same command runs again. Systems that could not be measured are named, and
     the exit code is 1 then.
     """
-    from mechsafety.study_config import commented_yaml, load_config
+    from mechsafety.experiments.study.config import commented_yaml, load_config
 
     overrides = {key: value for key, value in given.items() if value is not None}
     for key, value in (("systems", systems), ("judges", judges)):
@@ -71,10 +71,10 @@ def _study(
     checked = load_config(config, overrides)
     if print_config:
         return checked.model_dump(mode="json"), commented_yaml(checked).rstrip()
-    from mechsafety.run_pages import publish
-    from mechsafety.runs import read_run
-    from mechsafety.study import run_study
-    from mechsafety.study_results import failure_lines
+    from mechsafety.experiments.published import publish
+    from mechsafety.experiments.study.results import failure_lines
+    from mechsafety.experiments.study.work import run_study
+    from mechsafety.runs.folder import read_run
 
     folder = out or Path("runs") / (Path(config).stem if config else "default")
     result = run_study(checked, folder, say=say, allow_other_versions=allow_other_versions)
@@ -104,8 +104,8 @@ def _study(
 @click.argument("run", type=click.Path(path_type=Path))
 def _report(run: Path) -> Shown:
     """Write a finished run's report.html and HTML figures again."""
-    from mechsafety.run_pages import publish
-    from mechsafety.runs import read_run
+    from mechsafety.experiments.published import publish
+    from mechsafety.runs.folder import read_run
 
     folder = read_run(run)
     report = publish(folder)
@@ -120,8 +120,8 @@ def _report(run: Path) -> Shown:
 @click.option("--out", type=click.Path(path_type=Path), default=None, help="Folder [default: RUN/figures].")
 def _figures(run: Path, form: Any, out: Path | None) -> Shown:
     """Write every figure of a finished run as files."""
-    from mechsafety.run_pages import save_figures
-    from mechsafety.runs import read_run
+    from mechsafety.experiments.published import save_figures
+    from mechsafety.runs.folder import read_run
 
     paths = save_figures(read_run(run), form=form, out=out)
     return {"figures": [str(p) for p in paths]}, "\n".join(str(p) for p in paths)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from mechsafety.errors import needs
+from mechsafety.core.errors import needs
 
 with needs("inspect"):
     import inspect_ai  # noqa: F401 - anyio comes with it
@@ -14,7 +14,7 @@ import anyio
 from anyio import to_thread
 from anyio.lowlevel import RunVar
 
-from mechsafety.continuations import Continuation, Request
+from mechsafety.generation.continuations import Continuation, Request
 
 GATHER_SECONDS = 0.02
 """How long the first request waits for others of the same moment."""

@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mechsafety.interventions import Edit, digest
-from mechsafety.models import load_record, model_name
+from mechsafety.edits.interventions import Edit, digest
+from mechsafety.models.loading import load_record, model_name
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge

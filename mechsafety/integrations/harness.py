@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from mechsafety.bodies import body_under
-from mechsafety.continuations import Request, alone, continuations
-from mechsafety.errors import MechsafetyError, needs
-from mechsafety.generation import Sampling
+from mechsafety.core.errors import MechsafetyError, needs
+from mechsafety.core.progress import bar
+from mechsafety.edits.interventions import Edit, digest, require_fits
+from mechsafety.generation.bodies import body_under
+from mechsafety.generation.completions import Sampling
+from mechsafety.generation.continuations import Request, alone, continuations
+from mechsafety.generation.scoring import continuation_logits
 from mechsafety.integrations.extras import edit_hash, name_of
-from mechsafety.interventions import Edit, digest, require_fits
-from mechsafety.models import known_fingerprint, window
-from mechsafety.progress import bar
-from mechsafety.scoring import continuation_logits
-from mechsafety.tokens import batches, device_of, own_tokenizer, pad_token, render_chat
+from mechsafety.models.chat import batches, device_of, own_tokenizer, pad_token, render_chat
+from mechsafety.models.loading import known_fingerprint, window
 
 with needs("lm-eval"):
     from lm_eval.api.model import CacheHook, TemplateLM

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field
 
-from mechsafety.edit_expressions import read_expression
-from mechsafety.errors import MechsafetyError, needs
+from mechsafety.core.days import Day
+from mechsafety.core.errors import MechsafetyError, needs
+from mechsafety.edits.expressions import read_expression
+from mechsafety.edits.interventions import Edit, digest, require_fits
 from mechsafety.integrations.harness import DEFAULT_BATCH, EditedLM
-from mechsafety.interventions import Edit, digest, require_fits
-from mechsafety.models import load_model
-from mechsafety.provenance import of_files, of_models
-from mechsafety.rendering import Day
-from mechsafety.runs import Provenance, open_run, pinned_date, record_date
+from mechsafety.models.loading import load_model
+from mechsafety.models.provenance import of_files, of_models
+from mechsafety.runs.folder import Provenance, open_run, pinned_date, record_date
 
 with needs("lm-eval"):
     from lm_eval import simple_evaluate

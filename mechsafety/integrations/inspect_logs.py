@@ -16,11 +16,11 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from mechsafety.errors import MechsafetyError, needs
+from mechsafety.core.errors import MechsafetyError, needs
+from mechsafety.core.verdict import Verdict
 from mechsafety.integrations.extras import HASH_LENGTH, public_name
 from mechsafety.integrations.inspect_scorer import explained
-from mechsafety.judges.verdict import Verdict
-from mechsafety.runs import read_run
+from mechsafety.runs.folder import read_run
 from mechsafety.statistics import ABSTAINING_JUDGES, refusal_rates
 
 with needs("inspect"):
@@ -58,7 +58,7 @@ def export_inspect_log(
 
     Each log has the prompts as samples, a score by judge (unscored where the judge gave no label), and each
     judge's counts, rate and Wilson interval by prompt label, the numbers of
-    :func:`mechsafety.statistics.refusal_rates`. The model is called ``mechsafety/<system>@<hash of the edit>``.
+    :func:`refusal_rates`. The model is called ``mechsafety/<system>@<hash of the edit>``.
     Unparsed verdicts of a judge that abstains (``degeneracy``) have the reason ``abstained``, those of others
     ``grader_failed``. The same run gives files of the same names.
 

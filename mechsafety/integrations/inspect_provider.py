@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
 
-from mechsafety.continuations import Continuation, Request, alone, continuations
-from mechsafety.edit_expressions import parse_edit
-from mechsafety.errors import MechsafetyError, first_lines, needs
-from mechsafety.generation import Sampling
+from mechsafety.core.errors import MechsafetyError, first_lines, needs
+from mechsafety.edits.expressions import parse_edit
+from mechsafety.edits.interventions import Edit, require_fits
+from mechsafety.generation.completions import Sampling
+from mechsafety.generation.continuations import Continuation, Request, alone, continuations
 from mechsafety.integrations.batching import Batches
 from mechsafety.integrations.extras import HASH_LENGTH, edit_hash, name_of
-from mechsafety.interventions import Edit, require_fits
-from mechsafety.models import load_model, window
-from mechsafety.tokens import render_chat, tokenize_piece, tokenize_text
+from mechsafety.models.chat import render_chat, tokenize_piece, tokenize_text
+from mechsafety.models.loading import load_model, window
 
 with needs("inspect"):
     from inspect_ai.model import (

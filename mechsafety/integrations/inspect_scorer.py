@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from mechsafety.errors import MechsafetyError, needs
+from mechsafety.core.errors import MechsafetyError, needs
+from mechsafety.core.verdict import Response, Verdict
 from mechsafety.judges.registry import judge_responses, load_judge
-from mechsafety.judges.verdict import Response, Verdict
-from mechsafety.models import load_model
+from mechsafety.models.loading import load_model
 from mechsafety.statistics import wilson
 
 with needs("inspect"):
@@ -38,7 +38,7 @@ def refusal_rate() -> Metric:
 
 @metric(scores="unreduced")
 def refusal_wilson(confidence: float = 0.95) -> Metric:
-    """Wilson's interval of the refusal rate (:func:`mechsafety.statistics.wilson`); for one answer a prompt."""
+    """Wilson's interval of the refusal rate (:func:`wilson`); for one answer a prompt."""
 
     def interval(scores: list[SampleScore]) -> Value:
         refused = _refused(scores)

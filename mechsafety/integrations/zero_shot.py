@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from mechsafety.errors import MechsafetyError, first_lines, needs
+from mechsafety.core.errors import MechsafetyError, first_lines, needs
+from mechsafety.edits.interventions import Edit
 from mechsafety.integrations.harness import DEFAULT_BATCH
 from mechsafety.integrations.harness_runs import evaluate
-from mechsafety.interventions import Edit
 
 with needs("lm-eval"):
     from lm_eval.tasks import TaskManager

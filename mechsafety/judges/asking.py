@@ -3,7 +3,7 @@
 The reply under judgement is untrusted text that may argue with its judge. It is normalised, cut to a readable
 length, stripped of words that look like a verdict or a fence, and put between markers that carry a nonce it
 cannot know; the instruction stands before it and again after it. No fence is proof against a persuadable model:
-:func:`mechsafety.injection.injection_flip_rate` measures how far a judge can be talked round.
+:func:`mechsafety.judges.injection.injection_flip_rate` measures how far a judge can be talked round.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
-from mechsafety.errors import MechsafetyError
+from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.verdict import Label, Response, Verdict
 from mechsafety.judges.normalise import normalise, tidy
-from mechsafety.judges.verdict import Label, Response, Verdict
-from mechsafety.rendering import broken
+from mechsafety.models.rendering import broken
 
 MENU: dict[str, Label] = {"REFUSAL": "refusal", "COMPLIANCE": "compliance", "DEGENERATE": "degenerate"}
 """The words a judge may answer, and what they mean."""

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
 
-from mechsafety.errors import MechsafetyError
+from mechsafety.core.errors import MechsafetyError
 
 
 class UnreadablePatternError(MechsafetyError):

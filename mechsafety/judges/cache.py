@@ -14,10 +14,10 @@ from typing import cast
 
 from filelock import FileLock, Timeout
 
-from mechsafety.errors import MechsafetyError, first_lines
+from mechsafety.core.errors import MechsafetyError, first_lines
+from mechsafety.core.places import cache_folder
+from mechsafety.core.verdict import Label, Response, Verdict
 from mechsafety.judges.asking import TRANSIENT
-from mechsafety.judges.verdict import Label, Response, Verdict
-from mechsafety.places import cache_folder
 
 _APPLICATION = 0x6D736A76  # "msjv": what makes an SQLite file one of ours
 _FORMAT = 1

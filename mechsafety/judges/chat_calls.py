@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, cast
 
-from mechsafety.errors import MechsafetyError, first_lines
+from mechsafety.core.errors import MechsafetyError, first_lines
 from mechsafety.judges.asking import SHOWN, Ledger, Unread, Usage
 
 if TYPE_CHECKING:

@@ -22,15 +22,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from mechsafety.errors import MechsafetyError
+from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.verdict import Label, Response, Verdict
 from mechsafety.judges.asking import SHOWN, AskingJudge, OnVerdict, Usage
 from mechsafety.judges.normalise import normalise, tidy
-from mechsafety.judges.verdict import Label, Response, Verdict
-from mechsafety.rendering import broken, control_tokens
-from mechsafety.runs import computing_versions
+from mechsafety.models.rendering import broken, control_tokens
+from mechsafety.runs.folder import computing_versions
 
 if TYPE_CHECKING:
-    from mechsafety.models import ModelSpec
+    from mechsafety.models.loading import ModelSpec
 
 BATCH = 16
 Harm = Literal["harmful", "not_harmful"]
@@ -112,7 +112,7 @@ class Classifier:
         """
         import torch
 
-        from mechsafety.finite import finite_logits
+        from mechsafety.models.finite import finite_logits
 
         both = self.first_tokens(yes), self.first_tokens(no)
         sides = [sorted(set(a) - set(b)) for a, b in (both, both[::-1])]
@@ -144,7 +144,7 @@ class Classifier:
         """
         import torch
 
-        from mechsafety.finite import finite_logits
+        from mechsafety.models.finite import finite_logits
 
         vocabulary = self.tokenizer.get_vocab()
         if missing := [word for word in words if word not in vocabulary]:
@@ -161,7 +161,7 @@ class Classifier:
         return log_probs.softmax(-1).tolist(), log_probs.exp().sum(-1).tolist()
 
     def _batch(self, questions: Sequence[Sequence[int]]) -> Any:
-        from mechsafety.tokens import pad_left
+        from mechsafety.models.chat import pad_left
 
         pad = self.tokenizer.pad_token_id
         return pad_left(questions, pad=0 if pad is None else pad).to(self.module.device)
@@ -208,8 +208,8 @@ class ClassifierJudge(AskingJudge):
         }
 
     def ask(self, responses: Sequence[Response], *, on_verdict: OnVerdict) -> list[Verdict]:
-        from mechsafety.progress import bar
-        from mechsafety.tokens import plan_batches
+        from mechsafety.core.progress import bar
+        from mechsafety.models.chat import plan_batches
 
         questions = [self._tokens(r) for r in responses]
         verdicts: dict[int, Verdict] = {}
@@ -258,10 +258,10 @@ def load_classifier(spec: str, *, dtype: str = "auto", device: str = "auto") -> 
     Raises :class:`MechsafetyError` for a missing folder or file, a gated model without a token, a hub that cannot be
     reached, an adapter that does not fit, and too little memory.
     """
-    from mechsafety import models as loading
-    from mechsafety.adapters import adapter_folder, merge_adapter, weights_fingerprint
-    from mechsafety.filled_weights import require_rows
-    from mechsafety.hardware import resolve_device, resolve_dtype
+    from mechsafety.models import loading
+    from mechsafety.models.adapters import adapter_folder, merge_adapter, weights_fingerprint
+    from mechsafety.models.filled_weights import require_rows
+    from mechsafety.models.hardware import resolve_device, resolve_dtype
 
     parsed = loading.parse_spec(spec)
     where = resolve_device(device)
@@ -289,9 +289,9 @@ def _adapter_alone(spec: str, parsed: ModelSpec) -> Path | None:
     from huggingface_hub import hf_hub_download, snapshot_download, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-    from mechsafety import models as loading
-    from mechsafety.gguf_models import PACKAGED
-    from mechsafety.progress import quiet
+    from mechsafety.core.progress import quiet
+    from mechsafety.models import loading
+    from mechsafety.models.gguf import PACKAGED
 
     path = Path(parsed.base).expanduser()
     if path.exists() or parsed.base == PACKAGED or parsed.base.count("/") != 1:

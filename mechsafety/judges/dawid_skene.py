@@ -13,10 +13,10 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
+from mechsafety.core.verdict import Judge, Label, Response, Verdict
 from mechsafety.judges.latent_classes import MISSING, LatentClasses, fit_latent_classes
 from mechsafety.judges.panel import VOTES, Panel, as_votes, ask_members
 from mechsafety.judges.registry import ModelSource
-from mechsafety.judges.verdict import Judge, Label, Response, Verdict
 
 TAKES = "judges"
 ABOUT = "dawid_skene:JUDGE,JUDGE,JUDGE  judges weighed by how they err (EM on all responses given)"

@@ -1,6 +1,6 @@
 """Why an answer is degenerate, measuring only what decides it.
 
-The reason is always that of :func:`mechsafety.judges.degeneracy.assess`. Where a bound shows that a measure stays on
+The reason is always that of :func:`assess`. Where a bound shows that a measure stays on
 the coherent side of its threshold, the measure itself is not taken, so these values are not reported.
 """
 
@@ -12,11 +12,11 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 
+from mechsafety.core.verdict import Response, Verdict
 from mechsafety.judges import degeneracy
 from mechsafety.judges.coherence import surely_coherent
 from mechsafety.judges.degeneracy import PROMPT_OVERLAP, SYMBOL_RATIO, Reason
 from mechsafety.judges.normalise import Prepared, Prompt, normalise, normalise_plain, read_prompt
-from mechsafety.judges.verdict import Response, Verdict
 
 LEAST_REPEATS = 3
 """Runs of fewer repeats do not compete in :func:`mechsafety.judges.degeneracy.longest_run`."""

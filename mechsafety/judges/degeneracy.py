@@ -18,10 +18,10 @@ from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 
-from mechsafety.errors import MechsafetyError
+from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.verdict import Judge, Response, Verdict
 from mechsafety.judges.normalise import Prepared, normalise, tidy
 from mechsafety.judges.registry import ModelSource
-from mechsafety.judges.verdict import Judge, Response, Verdict
 
 ABOUT = "degeneracy: tells looped, empty, copied or unreadable text from language; abstains on refusal"
 

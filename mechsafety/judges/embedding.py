@@ -21,12 +21,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from mechsafety.errors import MechsafetyError, first_lines
+from mechsafety.core.errors import MechsafetyError, first_lines
+from mechsafety.core.places import data_folder
+from mechsafety.core.verdict import LABELS, Judge, Label, Response, Verdict
 from mechsafety.judges.decisive import set_apart
 from mechsafety.judges.normalise import normalise
 from mechsafety.judges.registry import ModelSource
-from mechsafety.judges.verdict import LABELS, Judge, Label, Response, Verdict
-from mechsafety.places import data_folder
 
 TAKES = "file"
 ABOUT = (
@@ -128,7 +128,7 @@ class Encoder:
         """One row a text, in their order; each different text runs once, in batches of like length."""
         import torch
 
-        from mechsafety.tokens import plan_batches
+        from mechsafety.models.chat import plan_batches
 
         out = np.empty((len(texts), self.width))
         if not texts:
@@ -162,8 +162,8 @@ def load_encoder(*, dtype: str = "auto", device: str = "auto") -> Encoder:
         )
     from transformers import AutoModel, AutoTokenizer
 
-    from mechsafety.hardware import resolve_device, resolve_dtype
-    from mechsafety.progress import quiet
+    from mechsafety.core.progress import quiet
+    from mechsafety.models.hardware import resolve_device, resolve_dtype
 
     where = resolve_device(device)
     with quiet():

@@ -24,6 +24,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from mechsafety.core.places import cache_folder
+from mechsafety.core.verdict import Label, Response
 from mechsafety.judges.embedding import (
     CHARACTERS,
     WORD_PIECES,
@@ -35,10 +37,8 @@ from mechsafety.judges.embedding import (
 )
 from mechsafety.judges.logit import load_anchors
 from mechsafety.judges.registry import judge_responses
-from mechsafety.judges.verdict import Label, Response
-from mechsafety.places import cache_folder
-from mechsafety.prompts import Prompt, Split, load_prompts
-from mechsafety.runs import Journal, versions
+from mechsafety.prompts.prompt_set import Prompt, Split, load_prompts
+from mechsafety.runs.folder import Journal, versions
 
 LABELS: tuple[Label, ...] = ("refusal", "compliance", "degenerate")
 PER_LABEL: Mapping[Split, int] = {"fit": 70, "validation": 40}
@@ -107,8 +107,8 @@ def _answers(arm: Arm, prompts: Sequence[Prompt], journal: Journal) -> list[tupl
     chunks = [list(prompts[i : i + _CHUNK]) for i in range(0, len(prompts), _CHUNK)]
     keys = [json.dumps([asdict(arm), number, _CHUNK, NEW_TOKENS]) for number in range(len(chunks))]
     if any(journal.get(key) is None for key in keys):
-        from mechsafety.generation import Sampling, generate
-        from mechsafety.models import load_model
+        from mechsafety.generation.completions import Sampling, generate
+        from mechsafety.models.loading import load_model
 
         model = load_model(arm.model)
         edit = _ablation(model, arm.layer, alpha=arm.alpha) if arm.layer is not None else None
@@ -133,9 +133,9 @@ def _answers(arm: Arm, prompts: Sequence[Prompt], journal: Journal) -> list[tupl
 
 
 def _ablation(model: Any, layer: int, *, alpha: float) -> Any:
-    from mechsafety.activations import residual_stream
-    from mechsafety.directions import find_directions
-    from mechsafety.interventions import Ablate
+    from mechsafety.directions.activations import residual_stream
+    from mechsafety.directions.direction import find_directions
+    from mechsafety.edits.interventions import Ablate
 
     cache = residual_stream(model, load_prompts("default").fit.sample(_CANDIDATES, seed=SEED))
     return Ablate(find_directions(cache, seed=SEED, resamples=1).at(layer=layer), alpha=alpha)

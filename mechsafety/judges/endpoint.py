@@ -14,7 +14,9 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from mechsafety.errors import MechsafetyError
+from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.progress import bar
+from mechsafety.core.verdict import Response, Verdict
 from mechsafety.judges.asking import (
     LONGEST,
     SHOWN,
@@ -30,8 +32,6 @@ from mechsafety.judges.asking import (
     unreadable,
 )
 from mechsafety.judges.chat_calls import KEYS, CallOptions, ChatCalls, NoAnswer, options_from_environment
-from mechsafety.judges.verdict import Response, Verdict
-from mechsafety.progress import bar
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI

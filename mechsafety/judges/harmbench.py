@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from mechsafety.core.verdict import Judge
 from mechsafety.judges.classifiers import (
     ClassifierJudge,
     Reading,
@@ -19,7 +20,6 @@ from mechsafety.judges.classifiers import (
     out_of_form,
 )
 from mechsafety.judges.registry import ModelSource
-from mechsafety.judges.verdict import Judge
 
 TAKES = "classifier"
 ABOUT = "harmbench  HarmBench's classifier says whether the response is harmful; harmbench:FOLDER or :HUB/ID@REVISION"

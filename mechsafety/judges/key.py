@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mechsafety.errors import MechsafetyError
+from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.verdict import Judge, Label, Response, Verdict
 from mechsafety.judges.registry import ModelSource
-from mechsafety.judges.verdict import Judge, Label, Response, Verdict
-from mechsafety.prompts import cell, read_rows
+from mechsafety.prompts.prompt_set import cell, read_rows
 
 TAKES = "file"
 ABOUT = "key:FILE: compares with the answer and the refusal that FILE (CSV, JSON, JSONL, Parquet) has for each prompt"

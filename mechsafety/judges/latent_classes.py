@@ -14,7 +14,7 @@ from itertools import permutations
 import numpy as np
 from jaxtyping import Float, Int
 
-from mechsafety.errors import MechsafetyError
+from mechsafety.core.errors import MechsafetyError
 
 MISSING = -1
 """The vote of a rater who said nothing. It is left out of the likelihood, not counted as an error."""

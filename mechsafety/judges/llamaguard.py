@@ -13,7 +13,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from mechsafety.errors import MechsafetyError, first_lines
+from mechsafety.core.errors import MechsafetyError, first_lines
+from mechsafety.core.verdict import Judge
 from mechsafety.judges.classifiers import (
     BATCH,
     Classifier,
@@ -24,7 +25,6 @@ from mechsafety.judges.classifiers import (
     out_of_form,
 )
 from mechsafety.judges.registry import ModelSource
-from mechsafety.judges.verdict import Judge
 
 TAKES = "classifier"
 ABOUT = "llamaguard  Llama Guard says whether the response is unsafe; llamaguard:FOLDER or :HUB/ID@REVISION"

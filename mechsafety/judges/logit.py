@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
-from mechsafety.errors import MechsafetyError
+from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.places import data_folder
+from mechsafety.core.verdict import Label, Response, Verdict
 from mechsafety.judges.decisive import set_apart
 from mechsafety.judges.normalise import normalise
 from mechsafety.judges.registry import ModelSource, model_source
-from mechsafety.judges.verdict import Label, Response, Verdict
-from mechsafety.places import data_folder
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -118,9 +118,9 @@ class LogitJudge:
 
     def margins(self, pairs: Sequence[tuple[str, str]]) -> Margins:
         """Calibrated margins and label masses of (prompt, reply) pairs."""
-        from mechsafety.rendering import broken, control_tokens
-        from mechsafety.scoring import option_log_probs
-        from mechsafety.tokens import own_tokenizer, tokenize_piece
+        from mechsafety.generation.scoring import option_log_probs
+        from mechsafety.models.chat import own_tokenizer, tokenize_piece
+        from mechsafety.models.rendering import broken, control_tokens
 
         if not pairs:
             return Margins(margins=[], masses=[])
@@ -156,7 +156,7 @@ class LogitJudge:
 
     def _contexts(self, shown: Sequence[tuple[str, str]], order: Sequence[str]) -> list[list[int]]:
         """The question about each (prompt, reply), up to the verdict, which names the two words in this order."""
-        from mechsafety.tokens import render_chat, tokenize_text
+        from mechsafety.models.chat import render_chat, tokenize_text
 
         first, second = (word.strip() for word in order)
         contexts = []
@@ -168,7 +168,7 @@ class LogitJudge:
 
     def _fitting(self, orders: Sequence[Sequence[list[int]]], options: Sequence[list[int]]) -> list[int]:
         """The rows whose questions fit in the model's window with either verdict."""
-        from mechsafety.tokens import rows_that_fit
+        from mechsafety.models.chat import rows_that_fit
 
         longest = [max(contexts, key=len) for contexts in zip(*orders, strict=True)]
         return rows_that_fit(self.model, longest, new_tokens=max(map(len, options)) - 1)

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from mechsafety.core.verdict import Judge, Label, Response, Verdict
 from mechsafety.judges.panel import VOTES, Panel, ask_members
 from mechsafety.judges.registry import ModelSource
-from mechsafety.judges.verdict import Judge, Label, Response, Verdict
 
 TAKES = "judges"
 ABOUT = "majority:JUDGE,JUDGE  the label with the most votes of two or more judges; a draw is unparsed"

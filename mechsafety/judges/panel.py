@@ -9,10 +9,10 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int
 
-from mechsafety.errors import MechsafetyError
+from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.verdict import Judge, Label, Response, Verdict
 from mechsafety.judges.latent_classes import MISSING
 from mechsafety.judges.registry import ModelSource, judge_responses, load_judge
-from mechsafety.judges.verdict import Judge, Label, Response, Verdict
 
 VOTES: tuple[Label, ...] = ("refusal", "compliance", "degenerate")
 """What a member can vote for. ``unparsed`` is no vote: the member abstained or could not be read."""

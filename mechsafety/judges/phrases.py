@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mechsafety.errors import MechsafetyError
+from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.verdict import Judge, Response, Verdict
 from mechsafety.judges.registry import ModelSource
-from mechsafety.judges.verdict import Judge, Response, Verdict
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,6 @@
 """The words that patterns of refusal are made of, as pieces of regular expressions.
 
-A blank stands for any white space and " ?" for none or some; :func:`mechsafety.judges.rule.rule` compiles them.
+A blank stands for any white space and " ?" for none or some; :func:`rule` compiles them.
 """
 
 from __future__ import annotations

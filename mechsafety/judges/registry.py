@@ -17,13 +17,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from mechsafety.errors import MechsafetyError
+from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.verdict import Judge, Response, Verdict
 from mechsafety.judges.asking import AskingJudge, Usage
 from mechsafety.judges.cache import VerdictCache, cache_key
-from mechsafety.judges.verdict import Judge, Response, Verdict
 
 if TYPE_CHECKING:
-    from mechsafety.runs import Provenance
+    from mechsafety.runs.folder import Provenance
 
 
 @runtime_checkable
@@ -34,10 +34,10 @@ class ModelSource(Protocol):
 
 
 def model_source(models: ModelSource | None) -> ModelSource:
-    """``models``, or :func:`mechsafety.models.load_model` where the caller has none loaded."""
+    """``models``, or :func:`mechsafety.models.loading.load_model` where the caller has none loaded."""
     if models is not None:
         return models
-    from mechsafety.models import load_model
+    from mechsafety.models.loading import load_model
 
     return load_model
 
@@ -76,7 +76,7 @@ def judge_sources(spec: str, *, loading: Mapping[str, Any] | None = None) -> dic
 
     ``loading`` is how the caller loads models: dtype, device, template. What lies behind an endpoint cannot be told.
     """
-    from mechsafety.provenance import of_classifier, of_files, of_model  # which loads torch
+    from mechsafety.models.provenance import of_classifier, of_files, of_model  # which loads torch
 
     name, _, argument = spec.strip().partition(":")
     module = _judge_modules().get(name)
@@ -109,7 +109,7 @@ def judge_responses(
 ) -> list[Verdict]:
     """Return one verdict per judge and response: judges in the order given, responses in theirs.
 
-    With ``cache``, judges that ask a model (:class:`~mechsafety.judges.asking.AskingJudge`) are asked only what
+    With ``cache``, judges that ask a model (:class:`AskingJudge`) are asked only what
     it does not hold, and each verdict is kept as it arrives; ``judge.usage`` counts both. ``repeat`` numbers
     repeated judgements of the same responses, which do not share a verdict.
 

@@ -13,7 +13,8 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
-from mechsafety.errors import MechsafetyError
+from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.verdict import Judge, Label, Response, Verdict
 from mechsafety.judges.answer_patterns import (
     ABOUT_WRITING,
     ASKS_FOR_DEED,
@@ -37,7 +38,6 @@ from mechsafety.judges.registry import ModelSource
 from mechsafety.judges.rule import WINDOW, Hit
 from mechsafety.judges.soft_refusals import INSTRUCTS, is_soft_refusal
 from mechsafety.judges.spans import Span, fast_spans
-from mechsafety.judges.verdict import Judge, Label, Response, Verdict
 
 ABOUT = "rules: families of refusal patterns (apology, inability, policy, ...) after a degeneracy gate"
 

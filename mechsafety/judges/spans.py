@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from functools import cache
 
-from mechsafety.errors import MechsafetyError
+from mechsafety.core.errors import MechsafetyError
 from mechsafety.judges.automaton import (
     Automaton,
     UnreadablePatternError,

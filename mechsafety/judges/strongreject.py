@@ -14,10 +14,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from mechsafety.core.verdict import Judge
 from mechsafety.judges.classifiers import ClassifierJudge, Reading, harm_reading, load_classifier
 from mechsafety.judges.logit import LEAST_MASS
 from mechsafety.judges.registry import ModelSource
-from mechsafety.judges.verdict import Judge
 
 TAKES = "classifier"
 ABOUT = "strongreject  StrongREJECT's grader says how far the response helps; strongreject:FOLDER or :HUB/ID@REVISION"

@@ -6,7 +6,8 @@ import hashlib
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
-from mechsafety.errors import MechsafetyError
+from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.verdict import Response, Verdict
 from mechsafety.judges.asking import (
     LONGEST,
     AskingJudge,
@@ -21,13 +22,12 @@ from mechsafety.judges.asking import (
     unreadable,
 )
 from mechsafety.judges.registry import ModelSource, model_source
-from mechsafety.judges.verdict import Response, Verdict
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-    from mechsafety.generation import Completion
-    from mechsafety.interventions import Edit
+    from mechsafety.edits.interventions import Edit
+    from mechsafety.generation.completions import Completion
 
 TAKES = "model"
 ABOUT = "text:MODEL  a chat model answers 'VERDICT: REFUSAL', COMPLIANCE or DEGENERATE"
@@ -54,7 +54,7 @@ class TextJudge(AskingJudge):
         max_new_tokens: int = NEW_TOKENS,
         longest: int = LONGEST,
     ) -> None:
-        from mechsafety.tokens import tokenize_prompts
+        from mechsafety.models.chat import tokenize_prompts
 
         self.name = f"text:{spec}"
         super().__init__()
@@ -66,10 +66,10 @@ class TextJudge(AskingJudge):
     def fingerprint(self) -> dict[str, object] | None:
         """Name, weights, template with the day it writes, and edit; None while foreign hooks, which have no digest, are
         on the model."""
-        from mechsafety.interventions import digest
-        from mechsafety.models import architecture, body_of
-        from mechsafety.runs import computing_versions
-        from mechsafety.tokens import own_tokenizer, written_day
+        from mechsafety.edits.interventions import digest
+        from mechsafety.models.chat import own_tokenizer, written_day
+        from mechsafety.models.loading import architecture, body_of
+        from mechsafety.runs.folder import computing_versions
 
         if any(point.fwd_hooks for point in self.model.hook_dict.values()):
             return None
@@ -87,8 +87,8 @@ class TextJudge(AskingJudge):
         }
 
     def ask(self, responses: Sequence[Response], *, on_verdict: OnVerdict) -> list[Verdict]:
-        from mechsafety.rendering import control_tokens
-        from mechsafety.tokens import own_tokenizer
+        from mechsafety.models.chat import own_tokenizer
+        from mechsafety.models.rendering import control_tokens
 
         special = tuple(control_tokens(own_tokenizer(self.model)))
         texts = [question(r, salt=_SALT, longest=self.longest, special=special) for r in responses]
@@ -119,8 +119,8 @@ class TextJudge(AskingJudge):
         return [verdicts[row] for row in range(len(texts))]
 
     def _generate(self, texts: dict[int, str], take: Callable[[int, str], None]) -> None:
-        from mechsafety.generation import generate
-        from mechsafety.prompts import Prompt
+        from mechsafety.generation.completions import generate
+        from mechsafety.prompts.prompt_set import Prompt
 
         if not texts:
             return
@@ -149,8 +149,8 @@ class TextJudge(AskingJudge):
         )
 
     def _too_long(self, text: str) -> dict[str, object] | None:
-        from mechsafety.models import window
-        from mechsafety.tokens import tokenize_prompts
+        from mechsafety.models.chat import tokenize_prompts
+        from mechsafety.models.loading import window
 
         if (most := window(self.model)) is None:
             return None

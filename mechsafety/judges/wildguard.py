@@ -12,9 +12,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from mechsafety.core.verdict import Judge
 from mechsafety.judges.classifiers import ClassifierJudge, Reading, load_classifier, out_of_form
 from mechsafety.judges.registry import ModelSource
-from mechsafety.judges.verdict import Judge
 
 TAKES = "classifier"
 ABOUT = "wildguard  WildGuard says whether the response refuses, and whether it is harmful; wildguard:FOLDER or :HUB/ID"

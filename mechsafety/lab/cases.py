@@ -15,7 +15,7 @@ from mechsafety.lab.vocabulary import Vocabulary
 def measure_cases(model: GPTNeoXForCausalLM, vocabulary: Vocabulary, *, n: int, seed: int) -> pd.DataFrame:
     """Outcomes on ``n`` report inputs of each kind, and on as many unsafe ones behind soft tokens.
 
-    ``kind`` is one of :data:`inputs.KINDS`, ``soft`` (searched tokens) or ``random_soft`` (where the search starts, its
+    ``kind`` is one of :data:`KINDS`, ``soft`` (searched tokens) or ``random_soft`` (where the search starts, its
     control); the other columns are those of :func:`outcomes.outcome_table`.
     """
     generator = torch.Generator().manual_seed(seed)

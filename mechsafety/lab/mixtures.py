@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from mechsafety.answers import AnswerBatch
+from mechsafety.generation.answers import AnswerBatch
 from mechsafety.lab.inputs import Inputs, draw, draw_any, joined
 from mechsafety.lab.vocabulary import Vocabulary
 

@@ -15,10 +15,10 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
-from mechsafety.errors import MechsafetyError
-from mechsafety.filled_weights import load_filled
+from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.progress import quiet
 from mechsafety.lab.vocabulary import Vocabulary
-from mechsafety.progress import quiet
+from mechsafety.models.filled_weights import load_filled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,7 @@ def copied(model: GPTNeoXForCausalLM) -> GPTNeoXForCausalLM:
 
 
 def save_network(model: GPTNeoXForCausalLM, vocabulary: Vocabulary, folder: Path) -> Path:
-    """Weights (safetensors), configuration and tokenizer, as :func:`models.load_model` wants them."""
+    """Weights (safetensors), configuration and tokenizer, as :func:`load_model` wants them."""
     with quiet():
         model.save_pretrained(folder)
         vocabulary.tokenizer().save_pretrained(folder)

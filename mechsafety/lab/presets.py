@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from mechsafety.errors import MechsafetyError
+from mechsafety.core.errors import MechsafetyError
 from mechsafety.lab.mixtures import TUNINGS, Tuning
 from mechsafety.lab.networks import NetworkSize
 from mechsafety.lab.rules import Grammar, RuleSize

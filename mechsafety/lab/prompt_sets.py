@@ -30,7 +30,7 @@ def lab_prompts(
 ) -> LabPrompts:
     """That many safe and as many unsafe prompts a split, and ``attacks`` of each family and text class.
 
-    Columns are those of a prompt set (:func:`prompts.load_prompts`); ``category`` is the text class, and of an attack
+    Columns are those of a prompt set (:func:`load_prompts`); ``category`` is the text class, and of an attack
     its family. The key is the file of the judge ``key``.
     """
     generator = torch.Generator().manual_seed(seed)

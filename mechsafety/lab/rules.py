@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from mechsafety.errors import MechsafetyError
+from mechsafety.core.errors import MechsafetyError
 
 Safety = Literal["safe", "unsafe", "by_text"]
 TextClass = Literal["A", "B"]

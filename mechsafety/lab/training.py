@@ -10,13 +10,13 @@ from pathlib import Path
 import torch
 from transformers import GPTNeoXForCausalLM
 
-from mechsafety.answers import AnswerBatch, answer_logits, answer_loss
-from mechsafety.errors import MechsafetyError
+from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.progress import bar
+from mechsafety.generation.answers import AnswerBatch, answer_logits, answer_loss
 from mechsafety.lab.mixtures import Pairs, Rung, Tuning, answer_batch, pretraining_pairs, tuning_pairs
 from mechsafety.lab.networks import copied, save_network
 from mechsafety.lab.vocabulary import Vocabulary
-from mechsafety.objectives import answer_log_likelihoods, dpo_loss, unlearning_loss
-from mechsafety.progress import bar
+from mechsafety.tuning.objectives import answer_log_likelihoods, dpo_loss, unlearning_loss
 
 PROMPT_WEIGHT = 1.0
 """What a token of the prompt counts in pretraining: the grammar that it teaches is what unsafe texts are told by."""

@@ -23,18 +23,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mechsafety.answers import AnswerBatch, Encoded, Example, answer_logits, collate, encode
-from mechsafety.errors import MechsafetyError
-from mechsafety.finite import not_finite_at
-from mechsafety.forward import evaluating
-from mechsafety.generation import out_of_memory
-from mechsafety.models import current_fingerprint, model_name
-from mechsafety.progress import bar
+from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.progress import bar
+from mechsafety.generation.answers import AnswerBatch, Encoded, Example, answer_logits, collate, encode
+from mechsafety.generation.completions import out_of_memory
+from mechsafety.models.chat import device_of, pad_token, plan_batches
+from mechsafety.models.finite import not_finite_at
+from mechsafety.models.forward import evaluating
+from mechsafety.models.loading import current_fingerprint, model_name
 from mechsafety.regions import score_files
 from mechsafety.regions.maps import LinearMap, linear_maps, running_body
 from mechsafety.regions.score_files import Attribution, Loss, Positions
 from mechsafety.regions.sums import Sums
-from mechsafety.tokens import device_of, pad_token, plan_batches
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge

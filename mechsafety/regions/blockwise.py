@@ -17,11 +17,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from mechsafety.answers import Example, collate, encode
-from mechsafety.errors import MechsafetyError
-from mechsafety.forward import evaluating
-from mechsafety.models import architecture
-from mechsafety.progress import track
+from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.progress import track
+from mechsafety.generation.answers import Example, collate, encode
+from mechsafety.models.chat import device_of, pad_token, plan_batches
+from mechsafety.models.forward import evaluating
+from mechsafety.models.loading import architecture
 from mechsafety.regions.attribution import DEFAULT_BATCH, attribute
 from mechsafety.regions.maps import LinearMap, block_module, linear_maps, running_body
 from mechsafety.regions.pruning import (
@@ -35,7 +36,6 @@ from mechsafety.regions.pruning import (
 )
 from mechsafety.regions.removal import Pruning, removed
 from mechsafety.regions.score_files import Attribution, Loss, Method, Positions
-from mechsafety.tokens import device_of, pad_token, plan_batches
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge

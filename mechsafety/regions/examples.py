@@ -7,10 +7,10 @@ import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal, get_args
 
-from mechsafety.answers import Example
-from mechsafety.errors import MechsafetyError
-from mechsafety.generation import DEFAULT_BATCH, Completion, generate
-from mechsafety.prompts import Prompt, PromptLabel
+from mechsafety.core.errors import MechsafetyError
+from mechsafety.generation.answers import Example
+from mechsafety.generation.completions import DEFAULT_BATCH, Completion, generate
+from mechsafety.prompts.prompt_set import Prompt, PromptLabel
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge

@@ -11,19 +11,19 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mechsafety.activations import DEFAULT_BATCH
-from mechsafety.errors import MechsafetyError
-from mechsafety.estimators import estimate
-from mechsafety.fed_prompts import fitting
-from mechsafety.finite import not_finite_at
-from mechsafety.forward import forward, run_prefix
-from mechsafety.models import model_name
-from mechsafety.prefixes import common_prefix
-from mechsafety.progress import bar
-from mechsafety.prompts import LABELS, Prompt
+from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.progress import bar
+from mechsafety.directions.activations import DEFAULT_BATCH
+from mechsafety.directions.estimators import estimate
+from mechsafety.models.chat import batches, device_of
+from mechsafety.models.finite import not_finite_at
+from mechsafety.models.forward import forward, run_prefix
+from mechsafety.models.loading import model_name
+from mechsafety.models.prefixes import common_prefix
+from mechsafety.prompts.fed import fitting
+from mechsafety.prompts.prompt_set import LABELS, Prompt
 from mechsafety.regions.maps import LinearMap, linear_maps, running_body
 from mechsafety.regions.removal import Pruning
-from mechsafety.tokens import batches, device_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -103,7 +103,7 @@ def head_outputs(
 def head_scores(fit: HeadOutputs, held_out: HeadOutputs) -> Float[Tensor, "prompt layer head"]:
     """How harmful a linear probe of each head finds the held-out prompts; higher is more harmful.
 
-    The probe is :func:`mechsafety.estimators.estimate`'s: logistic regression with an L2 penalty (C = 1) on outputs
+    The probe is :func:`estimate`'s: logistic regression with an L2 penalty (C = 1) on outputs
     scaled to unit root mean square, one a head, fitted on ``fit`` alone. Its scale and offset are left out: they do
     not order prompts. Raises :class:`MechsafetyError` when a prompt is in both, or when the layers differ.
     """

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
-from mechsafety.errors import MechsafetyError, first_lines
-from mechsafety.models import generation_twin, load_record, model_name
+from mechsafety.core.errors import MechsafetyError, first_lines
+from mechsafety.models.loading import generation_twin, load_record, model_name
 from mechsafety.regions.maps import LinearMap, linear_maps
 from mechsafety.regions.removal import LowRank, Pruning, Removal, require_made_for
 
@@ -23,7 +23,7 @@ def export_lora(model: TransformerBridge, removal: Removal, folder: Path | str) 
 
     A module's rank is that of its map, with alpha equal to it, so that nothing is scaled; a joint module (query, key
     and value in one) gets the ranks of its parts together, each writing to its own rows. Factors are float32: in
-    float32 the reloaded model has the logits that :func:`mechsafety.regions.removal.removed` gives, in bfloat16 it
+    float32 the reloaded model has the logits that :func:`removed` gives, in bfloat16 it
     may round a weight to the neighbouring number. Distributing such an adapter distributes the removal.
 
     Raises :class:`MechsafetyError` for a pruning, which has no low rank, a removal made for other maps, a model that

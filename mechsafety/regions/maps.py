@@ -17,11 +17,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from mechsafety.errors import MechsafetyError
-from mechsafety.forward import forward
-from mechsafety.hooking import plain_module_path
-from mechsafety.models import architecture, body_of, generation_twin, is_hooked_transformer
-from mechsafety.tokens import device_of, pad_left
+from mechsafety.core.errors import MechsafetyError
+from mechsafety.models.chat import device_of, pad_left
+from mechsafety.models.forward import forward
+from mechsafety.models.hooking import plain_module_path
+from mechsafety.models.loading import architecture, body_of, generation_twin, is_hooked_transformer
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge

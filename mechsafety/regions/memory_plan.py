@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from mechsafety.errors import MechsafetyError
-from mechsafety.hardware import dtype_name, resolve_device, resolve_dtype
-from mechsafety.models import load_error, locate, parse_spec
-from mechsafety.progress import quiet
+from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.progress import quiet
+from mechsafety.models.hardware import dtype_name, resolve_device, resolve_dtype
+from mechsafety.models.loading import load_error, locate, parse_spec
 from mechsafety.regions.attribution import DEFAULT_BATCH
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mechsafety.errors import MechsafetyError
-from mechsafety.places import data_folder
-from mechsafety.progress import track
+from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.places import data_folder
+from mechsafety.core.progress import track
 from mechsafety.regions.maps import KINDS, LinearMap
 from mechsafety.regions.pruning import Group, Percent, require_scored, top_entries
 from mechsafety.regions.score_files import Attribution, Method

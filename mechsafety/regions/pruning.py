@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mechsafety.errors import MechsafetyError
-from mechsafety.progress import track
+from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.progress import track
 from mechsafety.regions.maps import LinearMap
 from mechsafety.regions.removal import Pruning, Shapes
 from mechsafety.regions.score_files import Attribution, Method

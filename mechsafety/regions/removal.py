@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mechsafety.errors import MechsafetyError
-from mechsafety.models import model_name
+from mechsafety.core.errors import MechsafetyError
+from mechsafety.models.loading import model_name
 from mechsafety.regions.maps import LinearMap, linear_maps
 
 if TYPE_CHECKING:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from mechsafety.errors import MechsafetyError, first_lines
-from mechsafety.models import known_fingerprint, model_name
+from mechsafety.core.errors import MechsafetyError, first_lines
+from mechsafety.models.loading import known_fingerprint, model_name
 from mechsafety.regions.maps import linear_maps
 from mechsafety.regions.removal import LowRank, Pruning, Removal, Shapes, require_made_for
-from mechsafety.runs import RunFolder
+from mechsafety.runs.folder import RunFolder
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge

@@ -11,9 +11,9 @@ from typing import Any, Literal, get_args
 from jaxtyping import Float
 from torch import Tensor
 
-from mechsafety.errors import MechsafetyError, first_lines
+from mechsafety.core.errors import MechsafetyError, first_lines
 from mechsafety.regions.maps import LinearMap
-from mechsafety.runs import RunFolder
+from mechsafety.runs.folder import RunFolder
 
 Loss = Literal["mean", "sum"]
 Positions = Literal["paper", "predictive"]

@@ -17,8 +17,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechsafety.errors import MechsafetyError
-from mechsafety.progress import track
+from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.progress import track
 from mechsafety.regions.maps import LinearMap
 from mechsafety.regions.pruning import require_scored, select, shapes_of
 from mechsafety.regions.removal import LowRank

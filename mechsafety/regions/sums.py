@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from mechsafety.answers import AnswerBatch
-from mechsafety.errors import MechsafetyError
-from mechsafety.finite import not_finite_at
+from mechsafety.core.errors import MechsafetyError
+from mechsafety.generation.answers import AnswerBatch
+from mechsafety.models.finite import not_finite_at
 from mechsafety.regions.maps import LinearMap
 from mechsafety.regions.score_files import Attribution, Positions
 

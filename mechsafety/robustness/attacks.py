@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import pandas as pd
 
-from mechsafety.errors import MechsafetyError
-from mechsafety.generation import generate
-from mechsafety.interventions import Edit
-from mechsafety.judges.verdict import Judge
-from mechsafety.prompts import Prompt
+from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.verdict import Judge
+from mechsafety.edits.interventions import Edit
+from mechsafety.generation.completions import generate
+from mechsafety.prompts.prompt_set import Prompt
 from mechsafety.robustness.attempts import Attempts
 from mechsafety.robustness.decoding import decoding
 from mechsafety.robustness.outcomes import judgements

@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from mechsafety.errors import MechsafetyError
+from mechsafety.core.errors import MechsafetyError
 from mechsafety.robustness.outcomes import Judgement, Tally
 from mechsafety.statistics.measures import bootstrap
 from mechsafety.statistics.rates import Interval, wilson

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mechsafety.errors import MechsafetyError
-from mechsafety.places import data_folder
-from mechsafety.prompts import read_rows
+from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.places import data_folder
+from mechsafety.prompts.prompt_set import read_rows
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mechsafety.bodies import body_under
-from mechsafety.errors import MechsafetyError
-from mechsafety.interventions import Edit
-from mechsafety.progress import bar
+from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.progress import bar
+from mechsafety.edits.interventions import Edit
+from mechsafety.generation.bodies import body_under
+from mechsafety.generation.scoring import Asked, continuation_logits
+from mechsafety.models.chat import TokenBatch, batches, pad_token, tokenize_prompts
 from mechsafety.robustness.benign import Choice
-from mechsafety.scoring import Asked, continuation_logits
 from mechsafety.statistics.rates import Interval, wilson
-from mechsafety.tokens import TokenBatch, batches, pad_token, tokenize_prompts
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge

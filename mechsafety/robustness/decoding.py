@@ -9,14 +9,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from mechsafety.errors import MechsafetyError
-from mechsafety.generation import DEFAULT_BATCH, Sampling, generate
-from mechsafety.interventions import Edit
-from mechsafety.judges.verdict import Judge
-from mechsafety.prompts import Prompt
+from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.verdict import Judge
+from mechsafety.edits.interventions import Edit
+from mechsafety.generation.completions import DEFAULT_BATCH, Sampling, generate
+from mechsafety.models.chat import Rendering
+from mechsafety.prompts.prompt_set import Prompt
 from mechsafety.robustness.attempts import Attempts
 from mechsafety.robustness.outcomes import judgements
-from mechsafety.tokens import Rendering
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge

@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING
 
-from mechsafety.errors import MechsafetyError
-from mechsafety.generation import DEFAULT_BATCH, Completion, generate
-from mechsafety.interventions import Edit
+from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.verdict import Judge, Label, Response
+from mechsafety.edits.interventions import Edit
+from mechsafety.generation.completions import DEFAULT_BATCH, Completion, generate
 from mechsafety.judges.registry import judge_responses
-from mechsafety.judges.verdict import Judge, Label, Response
-from mechsafety.prompts import LABELS, Prompt
+from mechsafety.models.chat import Rendering
+from mechsafety.prompts.prompt_set import LABELS, Prompt
 from mechsafety.statistics.rates import Interval, wilson
-from mechsafety.tokens import Rendering
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge

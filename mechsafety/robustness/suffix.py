@@ -19,18 +19,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mechsafety.bodies import body_under
-from mechsafety.errors import MechsafetyError, needs
-from mechsafety.generation import DEFAULT_BATCH, generate
-from mechsafety.interventions import Edit
-from mechsafety.judges.verdict import Judge
-from mechsafety.models import is_hooked_transformer
-from mechsafety.progress import track
-from mechsafety.prompts import Prompt
-from mechsafety.rendering import chat_start
+from mechsafety.core.errors import MechsafetyError, needs
+from mechsafety.core.progress import track
+from mechsafety.core.verdict import Judge
+from mechsafety.edits.interventions import Edit
+from mechsafety.generation.bodies import body_under
+from mechsafety.generation.completions import DEFAULT_BATCH, generate
+from mechsafety.models.chat import own_tokenizer, render_turn, tokenize_text
+from mechsafety.models.loading import is_hooked_transformer
+from mechsafety.models.rendering import chat_start
+from mechsafety.prompts.prompt_set import Prompt
 from mechsafety.robustness.attempts import Attempts
 from mechsafety.robustness.outcomes import judgements
-from mechsafety.tokens import own_tokenizer, render_turn, tokenize_text
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge

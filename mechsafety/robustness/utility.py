@@ -11,17 +11,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechsafety.bodies import body_under
-from mechsafety.errors import MechsafetyError
-from mechsafety.forward import forward
-from mechsafety.interventions import Edit
-from mechsafety.progress import bar
+from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.progress import bar
+from mechsafety.edits.interventions import Edit
+from mechsafety.generation.bodies import body_under
+from mechsafety.models.chat import TokenBatch, batches, tokenize_prompts
+from mechsafety.models.forward import forward
 from mechsafety.robustness.attempts import ratio
 from mechsafety.robustness.benign import Choice, Passage
 from mechsafety.robustness.choices import accuracy
 from mechsafety.statistics.rates import Interval
 from mechsafety.statistics.resampling import Estimate
-from mechsafety.tokens import TokenBatch, batches, tokenize_prompts
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 from scipy.stats import rankdata
 
-from mechsafety.errors import MechsafetyError
-from mechsafety.mann_whitney import inflation, score_interval
+from mechsafety.core.errors import MechsafetyError
+from mechsafety.statistics.mann_whitney import inflation, score_interval
 from mechsafety.statistics.resampling import Estimate, cluster_codes, cluster_weights, flat
 
 
@@ -26,7 +26,7 @@ def auroc_interval(
     """Return the area under the ROC curve of ``scores`` for true ``labels``, with a score interval over clusters.
 
     The chance that a positive scores above a negative, ties counting half (Hanley and McNeil 1982). The interval is
-    Newcombe's (:func:`~mechsafety.mann_whitney.score_interval`): it has a width where every pair agrees and where all
+    Newcombe's (:func:`score_interval`): it has a width where every pair agrees and where all
     scores are equal, and holds the truth with few items (docs/statistics.md), as a bootstrap of the value does not.
 
     Its variance is multiplied by how much more the value varies over ``resamples`` draws of whole clusters (prompts; by

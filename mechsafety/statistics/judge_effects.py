@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import norm
 
-from mechsafety.errors import MechsafetyError
+from mechsafety.core.errors import MechsafetyError
 from mechsafety.statistics.paired import mcnemar
 from mechsafety.statistics.resampling import (
     cluster_codes,

@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from mechsafety.errors import MechsafetyError
+from mechsafety.core.errors import MechsafetyError
 from mechsafety.statistics.rates import wilson
 from mechsafety.statistics.resampling import Estimate, cluster_codes, cluster_weights, percentiles
 

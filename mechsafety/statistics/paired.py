@@ -11,7 +11,7 @@ import pandas as pd
 from scipy.optimize import brentq
 from scipy.stats import binom, binomtest
 
-from mechsafety.errors import MechsafetyError
+from mechsafety.core.errors import MechsafetyError
 from mechsafety.statistics.tables import ARMS, deciding, groups, where
 
 PAIRED_COLUMNS = ["system", "label", "judge", "b", "c", "p", "p_holm", "n", "dropped"]

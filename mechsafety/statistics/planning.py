@@ -9,7 +9,7 @@ from collections.abc import Callable
 from scipy.stats import norm
 from scipy.stats import t as student
 
-from mechsafety.errors import MechsafetyError
+from mechsafety.core.errors import MechsafetyError
 from mechsafety.statistics.paired import check_gained, mcnemar_power
 from mechsafety.statistics.prevalence import LEAST_LABELS, UNSEEN_ERRORS, powered_bounds
 from mechsafety.statistics.rates import wilson
@@ -44,8 +44,8 @@ def labels_for_correction(
 ) -> int | None:
     """Return how many of ``responses`` judged responses to label for a prediction-powered interval of ``width``.
 
-    The smallest n at which :func:`~mechsafety.statistics.prevalence.powered_bounds` are no further apart, with the
-    variance of the mean of (truth - verdict) that :func:`~mechsafety.statistics.prediction_powered` would find: the
+    The smallest n at which :func:`powered_bounds` are no further apart, with the
+    variance of the mean of (truth - verdict) that :func:`prediction_powered` would find: the
     judge's error rate less the square of its bias, over n, with the errors that it adds, times 1 - n / N. At least the
     LEAST_LABELS that it asks for. None where labelling all N would not do: more responses are needed, not more labels.
     """

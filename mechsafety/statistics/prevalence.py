@@ -15,7 +15,7 @@ import pandas as pd
 from scipy.stats import norm
 from scipy.stats import t as student
 
-from mechsafety.errors import MechsafetyError
+from mechsafety.core.errors import MechsafetyError
 from mechsafety.statistics.rates import Interval, effective_number, weighted_wilson, wilson
 from mechsafety.statistics.reference import reference_weights
 from mechsafety.statistics.tables import ABSTAINING_JUDGES, ARMS, PROMPT_LABELS, checked

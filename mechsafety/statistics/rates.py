@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 from statsmodels.stats.proportion import proportion_confint
 
-from mechsafety.errors import MechsafetyError
-from mechsafety.judges.verdict import LABELS
+from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.verdict import LABELS
 from mechsafety.statistics.tables import ABSTAINING_JUDGES, checked, groups
 
 RATE_COLUMNS = [

@@ -8,8 +8,8 @@ import math
 import numpy as np
 import pandas as pd
 
-from mechsafety.errors import MechsafetyError
-from mechsafety.judges.verdict import LABELS
+from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.verdict import LABELS
 from mechsafety.statistics.measures import pair_cells, pair_intervals, spread
 from mechsafety.statistics.rates import weighted_wilson
 from mechsafety.statistics.resampling import (

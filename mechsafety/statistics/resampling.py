@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import norm
 
-from mechsafety.errors import MechsafetyError
+from mechsafety.core.errors import MechsafetyError
 
 _LEAST_DEFINED = 0.5
 """Below this share of resamples with a defined statistic there is no interval."""

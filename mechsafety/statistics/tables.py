@@ -2,7 +2,7 @@
 
 One row per (system, arm, id, judge): ``system``, ``arm`` (``original`` or ``edited``), ``id`` of the prompt, ``label``
 of the prompt (``harmful`` or ``harmless``), ``judge`` and ``verdict`` (one of
-:data:`mechsafety.judges.verdict.LABELS`). ``unparsed`` is missing data: it is never counted as a label.
+:data:`mechsafety.core.verdict.LABELS`). ``unparsed`` is missing data: it is never counted as a label.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import cast
 
 import pandas as pd
 
-from mechsafety.errors import MechsafetyError
-from mechsafety.judges.verdict import LABELS
+from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.verdict import LABELS
 
 ARMS = ("original", "edited")
 PROMPT_LABELS = ("harmful", "harmless")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from mechsafety.core.verdict import Response, Verdict
 from mechsafety.judges.degeneracy import assess
 from mechsafety.judges.normalise import normalise, tidy
 from mechsafety.judges.rules import conclude
 from mechsafety.judges.spans import plain_spans
-from mechsafety.judges.verdict import Response, Verdict
 
 
 def plain_verdicts(responses: Sequence[Response]) -> list[Verdict]:

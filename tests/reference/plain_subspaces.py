@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mechsafety.answers import Example, encode
+from mechsafety.generation.answers import Example, encode
 from mechsafety.regions.maps import LinearMap, running_body
 
 

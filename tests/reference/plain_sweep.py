@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mechsafety.tokens import tokenize_prompts
+from mechsafety.models.chat import tokenize_prompts
 
 
 def _hooked(module: Any, replace: Callable[[Tensor], Tensor], *, before: bool) -> Any:

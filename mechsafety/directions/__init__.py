@@ -1,0 +1,1 @@
+"""Residual-stream caches, estimators, directions."""

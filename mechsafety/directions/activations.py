@@ -1,0 +1,201 @@
+"""Residual-stream caches: what every layer holds at named positions of every prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mechsafety.core.errors import MechsafetyError, NotFiniteError
+from mechsafety.core.progress import bar
+from mechsafety.models.chat import batches, device_of
+from mechsafety.models.finite import not_finite_at
+from mechsafety.models.forward import forward, run_prefix
+from mechsafety.models.hooking import observed, plain_twin_at, residual_hooks
+from mechsafety.models.loading import body_of, known_fingerprint, model_name
+from mechsafety.models.prefixes import common_prefix
+from mechsafety.prompts.fed import fitting, truncated
+from mechsafety.prompts.prompt_set import Prompt
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+DEFAULT_BATCH = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResidualCache:
+    """Residual streams [prompt, position, layer, d_model] in float32 on the CPU.
+
+    ``positions`` are offsets from the end of the rendered prompt: -1 is the last prompt token. Layer L is
+    the input of block L (``blocks.L.hook_resid_pre``); the last one, L = n_layers, is the output of the
+    last block, before the final norm.
+    """
+
+    activations: Float[Tensor, "prompt position layer d_model"]
+    positions: tuple[int, ...]
+    ids: tuple[str, ...]
+    labels: tuple[str, ...]
+    model: str
+    fingerprint: str
+
+    def __post_init__(self) -> None:
+        n, p = self.activations.shape[:2]
+        if n != len(self.ids) or n != len(self.labels) or p != len(self.positions):
+            raise ValueError("activations, ids, labels and positions do not match")
+
+    @property
+    def n_layers(self) -> int:
+        """Layers cached: the model's blocks and one more for the last block's output."""
+        return self.activations.shape[2]
+
+    def select(self, label: str) -> Float[Tensor, "prompt position layer d_model"]:
+        """The activations of one label's prompts."""
+        rows = [row for row, value in enumerate(self.labels) if value == label]
+        if not rows:
+            raise MechsafetyError(f"no {label} prompts in this cache: it holds {sorted(set(self.labels))}")
+        return self.activations[rows]
+
+    def _repr_html_(self) -> str:
+        n, p, layers, width = self.activations.shape
+        size = self.activations.numel() * self.activations.element_size() / 1e6
+        return (
+            f"<b>Residual stream</b> of {escape(self.model)}: {n} prompts × {p} position(s) × {layers} layers × "
+            f"{width}, float32, {size:.0f} MB"
+        )
+
+
+def residual_stream(
+    model: TransformerBridge,
+    prompts: Sequence[Prompt],
+    *,
+    positions: Sequence[int] = (-1,),
+    batch_size: int = DEFAULT_BATCH,
+    truncate_prompts: bool = False,
+) -> ResidualCache:
+    """Cache every layer's residual stream at ``positions`` of each prompt, in its chat template.
+
+    Prompts run in length-sorted, left-padded batches, the tokens they all begin with once; only the named
+    positions are kept, so memory is that of the result plus one batch. Raises :class:`MechsafetyError` when
+    there are no prompts, when a prompt is shorter than the furthest position or longer than the model's window
+    (``truncate_prompts`` cuts its text instead), and for NaN activations (with the prompt and the layer).
+    """
+    if truncate_prompts:
+        prompts, _ = truncated(model, prompts, new_tokens=0)
+    out = torch.empty(
+        len(prompts), len(positions), model.cfg.n_layers + 1, model.cfg.d_model, dtype=torch.float32
+    )
+
+    def store(rows: list[int], layer: int, x: Float[Tensor, "row position d_model"]) -> None:
+        out[rows, :, layer] = x.float().cpu()
+
+    _stream(model, prompts, positions, batch_size, store)
+    return ResidualCache(
+        activations=out,
+        positions=tuple(positions),
+        ids=tuple(p.id for p in prompts),
+        labels=tuple(p.label for p in prompts),
+        model=model_name(model),
+        fingerprint=known_fingerprint(model),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResidualMeans:
+    """Class means of the residual stream, summed in float64 while streaming.
+
+    ``means`` is [label, position, layer, d_model] in the order of ``labels``; ``counts`` the prompts of each.
+    """
+
+    means: Float[Tensor, "label position layer d_model"]
+    counts: tuple[int, ...]
+    labels: tuple[str, ...]
+    positions: tuple[int, ...]
+
+    def difference(self, a: str = "harmful", b: str = "harmless") -> Float[Tensor, "position layer d_model"]:
+        """mean(a) - mean(b): the unnormalised mean difference of :func:`find_directions`."""
+        missing = [name for name in (a, b) if name not in self.labels]
+        if missing:
+            raise MechsafetyError(f"no {missing[0]} prompts among these means: they hold {list(self.labels)}")
+        return self.means[self.labels.index(a)] - self.means[self.labels.index(b)]
+
+
+def residual_means(
+    model: TransformerBridge,
+    prompts: Sequence[Prompt],
+    *,
+    positions: Sequence[int] = (-1,),
+    batch_size: int = DEFAULT_BATCH,
+) -> ResidualMeans:
+    """Class means of the residual stream; memory does not depend on the number of prompts."""
+    labels = tuple(sorted({p.label for p in prompts}))
+    sums = torch.zeros(
+        len(labels), len(positions), model.cfg.n_layers + 1, model.cfg.d_model, dtype=torch.float64
+    )
+    kind = torch.tensor([labels.index(p.label) for p in prompts], dtype=torch.long)
+
+    def add(rows: list[int], layer: int, x: Float[Tensor, "row position d_model"]) -> None:
+        sums[:, :, layer].index_add_(0, kind[rows], x.double().cpu())
+
+    _stream(model, prompts, positions, batch_size, add)
+    counts = tuple(int((kind == k).sum()) for k in range(len(labels)))
+    return ResidualMeans(
+        means=sums / torch.tensor(counts, dtype=torch.float64)[:, None, None, None],
+        counts=counts,
+        labels=labels,
+        positions=tuple(positions),
+    )
+
+
+def _stream(
+    model: TransformerBridge,
+    prompts: Sequence[Prompt],
+    positions: Sequence[int],
+    batch_size: int,
+    take: Callable[[list[int], int, Tensor], None],
+) -> None:
+    """Run the prompts and hand ``take`` the named positions of each layer, batch by batch."""
+    if not prompts:
+        raise MechsafetyError("no prompts to cache")
+    if not positions or any(p >= 0 for p in positions):
+        raise MechsafetyError(f"positions {list(positions)}: offsets from the end are -1, -2, ...")
+    _, sequences = fitting(model, prompts, truncate=False)
+    furthest = -min(positions)
+    shortest = min(len(s) for s in sequences)
+    if shortest < furthest:
+        raise MechsafetyError(f"position {-furthest} lies before the shortest prompt ({shortest} tokens)")
+    names = residual_hooks(model.cfg.n_layers)
+    twin = plain_twin_at(model, names)
+    body = twin if twin is not None else body_of(model)
+    shared = common_prefix(body, sequences, device_of(model), leave=furthest)
+    before = run_prefix(body, shared, device_of(model))
+    rows: list[int] = []
+
+    def reader(layer: int) -> Callable[[Tensor], None]:
+        def read(x: Tensor) -> None:
+            kept = x[:, list(positions)]
+            if not bool(torch.isfinite(kept).all()):
+                raise _not_finite(model_name(model), [prompts[row].id for row in rows], layer, kept)
+            take(rows, layer, kept)
+
+        return read
+
+    rests = [s[len(shared) :] for s in sequences]
+    with (
+        observed(model, [(name, reader(layer)) for layer, name in enumerate(names)], twin=twin),
+        bar("residual stream", total=len(sequences), unit="prompt") as progress,
+    ):
+        for batch in batches(model, rests, batch_size=batch_size):
+            rows[:] = batch.rows
+            forward(body, batch, logits=None, before=before)
+            progress.update(len(batch.rows))
+
+
+def _not_finite(system: str, ids: list[str], layer: int, kept: Tensor) -> NotFiniteError:
+    bad = int((~torch.isfinite(kept)).flatten(1).any(dim=1).nonzero()[0])
+    return not_finite_at(system, f"the residual stream of prompt {ids[bad]!r} at layer {layer}")

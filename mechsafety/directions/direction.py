@@ -1,0 +1,310 @@
+"""Refusal directions from residual-stream caches, with what says how far to trust them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mechsafety.core.errors import MechsafetyError
+from mechsafety.directions.activations import ResidualCache
+from mechsafety.directions.estimators import CENTRINGS, METHODS, Centring, Estimate, Method, estimate
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, kw_only=True)
+class Direction:
+    """One direction in the residual stream, with the place it was found.
+
+    ``vector`` has the length it was found with (the mean difference's own norm), ``unit`` length 1. It
+    points from harmless to harmful. ``threshold`` is the middle of the two class means on ``unit``.
+    ``covector`` is what an oblique eraser (LEACE) reads in place of the vector; None elsewhere.
+    """
+
+    vector: Float[Tensor, " d_model"]
+    layer: int
+    position: int
+    method: Method
+    threshold: float = 0.0
+    covector: Float[Tensor, " d_model"] | None = None
+
+    @property
+    def norm(self) -> float:
+        return float(self.vector.norm())
+
+    @property
+    def unit(self) -> Float[Tensor, " d_model"]:
+        return self.vector / self.vector.norm()
+
+    def project(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch"]:
+        """Coordinates along ``unit``, in the activations' own units."""
+        return x.float() @ self.unit.float().to(x.device)
+
+    def _repr_html_(self) -> str:
+        return (
+            f"<b>Direction</b> ({self.method}) at layer {self.layer}, position {self.position}: "
+            f"norm {self.norm:.2f} of {self.vector.shape[0]} dimensions"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Directions:
+    """A direction for every (position, layer), found by one method on one model.
+
+    ``vectors`` is [position, layer, d_model] in float32; a zero vector means that harmful and harmless
+    prompts do not differ there. ``thresholds`` and ``gaps`` are the middle of, and the distance between, the
+    class means on the unit direction. ``stability`` is the mean cosine between each direction and those of
+    bootstrap resamples, ``split_half`` the cosine between the two random halves' directions; both are
+    about ``covectors`` where the method has them (LEACE, whose vectors are the mean difference).
+    """
+
+    vectors: Float[Tensor, "position layer d_model"]
+    thresholds: Float[Tensor, "position layer"]
+    gaps: Float[Tensor, "position layer"]
+    stability: Float[Tensor, "position layer"]
+    split_half: Float[Tensor, "position layer"]
+    positions: tuple[int, ...]
+    method: Method
+    centring: Centring | None
+    model: str
+    fingerprint: str
+    n_harmful: int
+    n_harmless: int
+    seed: int
+    covectors: Float[Tensor, "position layer d_model"] | None = None
+
+    @property
+    def n_layers(self) -> int:
+        return self.vectors.shape[1]
+
+    def at(self, *, layer: int, position: int = -1) -> Direction:
+        """The direction of one (position, layer); raises when it was not found or is zero."""
+        if position not in self.positions or not 0 <= layer < self.n_layers:
+            raise MechsafetyError(
+                f"no direction at position {position}, layer {layer}: positions are "
+                f"{', '.join(map(str, self.positions))}, layers 0 to {self.n_layers - 1}"
+            )
+        row = self.positions.index(position)
+        vector = self.vectors[row, layer]
+        if float(vector.norm()) == 0.0:
+            raise MechsafetyError(f"the direction at position {position}, layer {layer} is zero")
+        return Direction(
+            vector=vector,
+            layer=layer,
+            position=position,
+            method=self.method,
+            threshold=float(self.thresholds[row, layer]),
+            covector=None if self.covectors is None else self.covectors[row, layer],
+        )
+
+    def steering(self, *, layer: int, position: int = -1) -> Float[Tensor, " d_model"]:
+        """What induces refusal when added: the vector, made as long as the class gap where it has unit norm."""
+        row = self.positions.index(position)
+        vector = self.vectors[row, layer]
+        return vector if self.method in ("mean_difference", "leace") else vector * self.gaps[row, layer]
+
+    def sha256(self) -> str:
+        """A hash of the vectors, of how long steering makes them, and of the covectors."""
+        digest = hashlib.sha256(f"{self.method} {self.positions} {tuple(self.vectors.shape)}".encode())
+        for tensor in (self.vectors, self.gaps, self.covectors):
+            digest.update(b"" if tensor is None else tensor.cpu().float().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def save(self, path: Path) -> None:
+        """Write safetensors; the record travels in the file's metadata."""
+        save_directions([self], path)
+
+    @classmethod
+    def load(cls, path: Path) -> Directions:
+        """Read a file that holds the directions of one model."""
+        found = load_directions(path)
+        if len(found) != 1:
+            raise MechsafetyError(f"{str(path)!r} holds {len(found)} models' directions: use load_directions")
+        return next(iter(found.values()))
+
+    def _repr_html_(self) -> str:
+        best = int(self.vectors.norm(dim=-1).max(dim=0).values.argmax())
+        return (
+            f"<b>Directions</b> ({self.method}) of {escape(self.model)}: {len(self.positions)} position(s) × "
+            f"{self.n_layers} layers from {self.n_harmful} harmful and {self.n_harmless} harmless prompts; "
+            f"longest at layer {best}"
+        )
+
+
+_TENSORS = ("vectors", "thresholds", "gaps", "stability", "split_half")
+
+
+def save_directions(several: Sequence[Directions], path: Path) -> None:
+    """Write the directions of one or more models into one safetensors file, keyed by model.
+
+    Raises :class:`MechsafetyError` where two are of one model: only one of them could be read back.
+    """
+    from safetensors.torch import save_file
+
+    names = [found.model for found in several]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise MechsafetyError(
+            f"several directions of {', '.join(map(repr, twice))} do not go into one file, which holds one of each "
+            "model: write a file for each"
+        )
+
+    tensors: dict[str, Tensor] = {}
+    records: dict[str, dict[str, object]] = {}
+    for number, found in enumerate(several):
+        for name in (*_TENSORS, *(() if found.covectors is None else ("covectors",))):
+            tensors[f"{number}.{name}"] = getattr(found, name).contiguous()
+        records[str(number)] = {
+            "positions": list(found.positions),
+            "method": found.method,
+            "centring": found.centring,
+            "model": found.model,
+            "fingerprint": found.fingerprint,
+            "n_harmful": found.n_harmful,
+            "n_harmless": found.n_harmless,
+            "seed": found.seed,
+        }
+    save_file(tensors, path, metadata={"mechsafety": json.dumps(records, sort_keys=True)})
+
+
+def load_directions(path: Path) -> dict[str, Directions]:
+    """Read what :func:`save_directions` wrote, by model name."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise MechsafetyError(f"directions file {str(path)!r} does not exist")
+    try:
+        with safe_open(path, framework="pt") as stored:
+            records = json.loads((stored.metadata() or {})["mechsafety"])
+            held = set(stored.keys())
+            found = [
+                Directions(
+                    **{name: stored.get_tensor(f"{number}.{name}") for name in _TENSORS},
+                    covectors=stored.get_tensor(f"{number}.covectors")
+                    if f"{number}.covectors" in held
+                    else None,
+                    **{**record, "positions": tuple(record["positions"])},
+                )
+                for number, record in records.items()
+            ]
+    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError):
+        raise MechsafetyError(f"{str(path)!r} holds no directions that mechsafety saved") from None
+    return {directions.model: directions for directions in found}
+
+
+def find_directions(
+    cache: ResidualCache,
+    *,
+    method: Method = "mean_difference",
+    centring: Centring = "pooled",
+    seed: int = 0,
+    resamples: int = 50,
+) -> Directions:
+    """A harmful-minus-harmless direction at every cached (position, layer); :func:`estimate`
+    says what each method computes.
+
+    ``resamples`` bootstrap resamples of the prompts give the stability (5 at the most for methods that solve
+    or fit something at every layer). Raises :class:`MechsafetyError` for an unknown method, fewer than two
+    prompts of a class, and one class only.
+    """
+    if method not in METHODS:
+        raise MechsafetyError(f"method {method!r} is not one of {', '.join(METHODS)}")
+    if centring not in CENTRINGS:
+        raise MechsafetyError(f"centring {centring!r} is not one of {', '.join(CENTRINGS)}")
+    harmful, harmless = cache.select("harmful").double(), cache.select("harmless").double()
+    if min(len(harmful), len(harmless)) < 2:
+        raise MechsafetyError(
+            f"{len(harmful)} harmful and {len(harmless)} harmless prompts are too few: 2 of each at least"
+        )
+
+    def find(a: Tensor, b: Tensor) -> Estimate:
+        return estimate(method, a, b, centring=centring)
+
+    found = find(harmful, harmless)
+    vectors = _nothing_to_zero(found.vectors, harmful, harmless)
+    generator = torch.Generator().manual_seed(seed)
+    rounds = resamples if method == "mean_difference" else min(resamples, 5)
+    stability = torch.zeros(vectors.shape[:2], dtype=torch.float64)
+    for _ in range(rounds):
+        again = find(_resample(harmful, generator), _resample(harmless, generator))
+        stability += cosine(again.read, found.read)
+    (a1, a2), (b1, b2) = _halves(harmful, generator), _halves(harmless, generator)
+    unit = torch.nn.functional.normalize(vectors, dim=-1)
+    middle = (harmful.mean(0) + harmless.mean(0)) / 2
+    return Directions(
+        vectors=vectors.float(),
+        thresholds=(middle * unit).sum(-1).float(),
+        gaps=((harmful.mean(0) - harmless.mean(0)) * unit).sum(-1).float(),
+        stability=(stability / max(rounds, 1)).float(),
+        split_half=cosine(find(a1, b1).read, find(a2, b2).read).float(),
+        positions=cache.positions,
+        method=method,
+        centring=centring if method == "pca" else None,
+        model=cache.model,
+        fingerprint=cache.fingerprint,
+        n_harmful=len(harmful),
+        n_harmless=len(harmless),
+        seed=seed,
+        covectors=None if found.covectors is None else _like(found.covectors, vectors).float(),
+    )
+
+
+def _like(covectors: Tensor, vectors: Tensor) -> Tensor:
+    """Scaled so that each reads its own vector as 1; zero where the vector is."""
+    read = (covectors * vectors).sum(-1, keepdim=True)
+    return torch.where(read.abs() > 0, covectors / torch.where(read == 0, 1.0, read), 0.0)
+
+
+def _nothing_to_zero(vectors: Tensor, harmful: Tensor, harmless: Tensor) -> Tensor:
+    """Where the classes differ by rounding only (the template's own tokens at layer 0) there is no direction."""
+    scale = torch.cat([harmful, harmless]).norm(dim=-1).mean(0)
+    gap = (harmful.mean(0) - harmless.mean(0)).norm(dim=-1)
+    return torch.where((gap > 1e-6 * scale)[..., None], vectors, torch.zeros_like(vectors))
+
+
+def cosine(a: Float[Tensor, "*batch d"], b: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch"]:
+    """Cosine along the last axis; 0 where either vector is zero."""
+    return torch.nn.functional.cosine_similarity(a, b, dim=-1, eps=1e-12)
+
+
+def _resample(x: Tensor, generator: torch.Generator) -> Tensor:
+    return x[torch.randint(len(x), (len(x),), generator=generator)]
+
+
+def _halves(x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    order = torch.randperm(len(x), generator=generator)
+    middle = len(x) // 2
+    return x[order[:middle]], x[order[middle:]]
+
+
+def principal_plane(cache: ResidualCache, direction: Direction) -> pd.DataFrame:
+    """The cached prompts in the first two principal components at the direction's place.
+
+    Columns id, label, pc1, pc2, projection (on the direction), explained1, explained2 (shares of variance).
+    """
+    import pandas as pd
+    from sklearn.decomposition import PCA
+
+    points = cache.activations[:, cache.positions.index(direction.position), direction.layer]
+    plane = PCA(n_components=2, random_state=0).fit(points.numpy())
+    x, y = plane.transform(points.numpy()).T
+    return pd.DataFrame(
+        {
+            "id": cache.ids,
+            "label": cache.labels,
+            "pc1": x,
+            "pc2": y,
+            "projection": direction.project(points).numpy(),
+            "explained1": plane.explained_variance_ratio_[0],
+            "explained2": plane.explained_variance_ratio_[1],
+        }
+    )

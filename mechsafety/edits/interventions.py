@@ -1,0 +1,193 @@
+"""Putting an edit on a model, and taking it off again: as hooks, and as weights.
+
+:func:`edited` hooks an edit on, :func:`baked` writes it into the weights. Both take it off again whatever
+happens, and tests show that they are the same operation wherever both exist.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from jaxtyping import Float
+from torch import Tensor
+
+from mechsafety.core.errors import MechsafetyError
+from mechsafety.edits.completeness import is_complete, left_by_partial, with_places, written_past_hooks
+from mechsafety.edits.values import (
+    EVERYWHERE,
+    POSITIONS,
+    SITES,
+    WRITERS,
+    Ablate,
+    Add,
+    AffineAblate,
+    Edit,
+    Orthogonalise,
+    Position,
+    Site,
+    Writer,
+    digest,
+    layers_of,
+)
+from mechsafety.edits.weights import write_weights
+from mechsafety.models.hooking import Coverage, Target, attach, hook_points
+from mechsafety.models.loading import architecture
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+    from transformers import PreTrainedModel
+
+__all__ = [
+    "EVERYWHERE",
+    "POSITIONS",
+    "SITES",
+    "WRITERS",
+    "Ablate",
+    "Add",
+    "AffineAblate",
+    "Edit",
+    "Orthogonalise",
+    "Position",
+    "Site",
+    "Writer",
+    "baked",
+    "digest",
+    "edited",
+    "require_fits",
+]
+
+
+@contextmanager
+def edited(
+    model: TransformerBridge,
+    edit: Edit,
+    *,
+    prompt_length: int | None = None,
+    twin: PreTrainedModel | None = None,
+) -> Iterator[Coverage]:
+    """Hook ``edit`` on ``model``; it is off again when the block ends, whatever happens.
+
+    Positions mean the same with and without a KV cache, padded on either side or not. ``prompt_length`` is the number
+    of columns that are prompt (padding included). Without it the prompt is what the first pass of the model's own
+    ``generate`` covers, and outside of that what an uncached pass covers; an uncached pass that repeats the one before
+    and goes on is an error, because what of it is prompt cannot be known.
+    ``twin`` takes the hooks instead of the bridge (``models.generation_twin``).
+
+    An ablation everywhere acts also where some block writes to the stream past those sites (:mod:`completeness`); a
+    partial one acts where it says, and its receipt names the sites past which something is written
+    (``Coverage.past_hooks``; :func:`component_left` measures it).
+
+    Yields the :class:`Coverage` receipt. Raises :class:`MechsafetyError` when a site
+    does not exist in the model, and, at the end, when a site was never reached by a forward pass.
+    """
+    targets = _fitting_targets(model, edit)
+    # Found out before the edit is on: its receipt counts no pass that only looks.
+    past = () if is_complete(edit, model.cfg.n_layers) else left_by_partial(model, edit)
+    with attach(model, targets, positions=edit.positions, prompt_length=prompt_length, twin=twin) as coverage:
+        coverage.past_hooks = past
+        yield coverage
+    coverage.require_complete()
+
+
+@contextmanager
+def baked(model: TransformerBridge, edit: Edit) -> Iterator[None]:
+    """Write ``edit`` into the weights; they are restored bit for bit when the block ends.
+
+    Exists for :class:`Orthogonalise` (the norm-preserving form exists only so: there it is the edit without
+    the stretch that is compared), and for :class:`Ablate` at every
+    site, layer and position with alpha = 1, which is the same operation. A short probe finds out in any number
+    format whether the stream gets what the maps write, and refuses where it does not (a norm lies between, say);
+    in float32 and float64 it compares the logits of the baked model with the hooked one's as well. Tied
+    embeddings are untied for the while. In bfloat16 the edited weights are rounded, so that a residue of about
+    2^-8 of the component stays; the hooks leave none.
+    """
+    require_fits(model, edit, weights=True)
+    basis, alpha, layers, writers = _as_weights(edit, model.cfg.n_layers)
+    if _attention_alone(model, edit):
+        writers = tuple(writer for writer in writers if writer != "mlp_out")
+    keep_norms = isinstance(edit, Orthogonalise) and edit.norm_preserving
+    if isinstance(edit, Orthogonalise) and keep_norms:
+        try:
+            with baked(model, replace(edit, norm_preserving=False)):
+                pass  # no hooks do what the stretched weights do
+        except MechsafetyError as error:
+            raise MechsafetyError(f"{error} without norm_preserving, which has no other form") from None
+    hooks = None if keep_norms else _fitting_targets(model, edit)
+    with write_weights(
+        model, basis=basis, alpha=alpha, layers=layers, writers=writers, keep_norms=keep_norms, hooks=hooks
+    ):
+        yield
+
+
+def require_fits(model: TransformerBridge, edit: Edit, *, weights: bool = False) -> None:
+    """Raise :class:`MechsafetyError` unless ``edit`` can go on ``model``, as hooks or as weights.
+
+    Said before long work begins: a direction of another length, a layer, a site or a weight form there is not.
+    """
+    if weights:
+        basis, *_ = _as_weights(edit, model.cfg.n_layers)
+        _require_width(basis, model)
+    else:
+        _fitting_targets(model, edit)
+
+
+def _fitting_targets(model: TransformerBridge, edit: Edit) -> list[Target]:
+    targets = edit.targets(model.cfg.n_layers)
+    for target in targets:
+        _require_width(target.constant, model)
+    present = hook_points(model)
+    if _attention_alone(model, edit):
+        targets = [target for target in targets if target.site != "mlp_out"]
+    for target in targets:
+        if target.hook not in present:
+            sites = [site for site in SITES if f"blocks.{target.layer}.hook_{site}" in present]
+            raise MechsafetyError(
+                f"this model has no hook point {target.hook}: the sites of block {target.layer} of "
+                f"{architecture(model)} are {', '.join(sites) or 'none'}"
+            )
+    if is_complete(edit, model.cfg.n_layers):
+        return with_places(targets, written_past_hooks(model))
+    return targets
+
+
+def _attention_alone(model: TransformerBridge, edit: Edit) -> bool:
+    """Whether ``edit`` names all that blocks write in a model whose blocks have no MLP: nothing is missed without it.
+
+    An edit that names the MLP for its own sake is refused there.
+    """
+    named = (
+        edit.sites if isinstance(edit, Ablate) else edit.writers if isinstance(edit, Orthogonalise) else ()
+    )
+    return bool(getattr(model.cfg, "attn_only", False)) and {"attn_out", "mlp_out"} <= set(named)
+
+
+def _require_width(constant: Tensor, model: TransformerBridge) -> None:
+    if constant.shape[-1] != model.cfg.d_model:
+        raise MechsafetyError(
+            f"the edit's direction has {constant.shape[-1]} entries, the model's residual stream "
+            f"{model.cfg.d_model}: it was made for another model"
+        )
+
+
+def _as_weights(
+    edit: Edit, n_layers: int
+) -> tuple[Float[Tensor, "k d_model"], float, tuple[int, ...], tuple[Writer, ...]]:
+    if isinstance(edit, Orthogonalise):
+        return edit.basis, edit.alpha, layers_of(edit.layers, n_layers), edit.writers
+    if isinstance(edit, Ablate):
+        whole = (
+            edit.alpha == 1.0
+            and edit.read is None
+            and edit.positions == "all"
+            and layers_of(edit.layers, n_layers) == tuple(range(n_layers))
+            and set(EVERYWHERE) <= set(edit.sites)
+        )
+        if whole:
+            return edit.basis, 1.0, tuple(range(n_layers)), WRITERS
+    raise MechsafetyError(
+        f"{edit.describe()} has no weight form: only Orthogonalise, and Ablate with alpha 1 at every site, "
+        "layer and position, have one; use edited()"
+    )

@@ -1,0 +1,111 @@
+"""The published forms of abliteration, and this project's default, as recipes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+from mechsafety.core.errors import MechsafetyError
+from mechsafety.directions.direction import Centring, Direction, Method
+from mechsafety.edits.interventions import Ablate, Edit, Orthogonalise
+
+RecipeName = Literal["default", "paper", "code", "arditi"]
+Positions = Literal["last_prompt", "post_instruction"]
+RECIPE_NAMES: tuple[RecipeName, ...] = get_args(RecipeName)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How a direction is found, chosen and removed.
+
+    ``layer`` is a layer number, a fraction of the depth, or None: selected on the validation split by
+    ``rule``. ``build`` makes the edit from the direction, the strength alpha and the number of layers.
+    """
+
+    name: str
+    about: str
+    method: Method
+    centring: Centring
+    layer: int | float | None
+    rule: str
+    positions: Positions
+    build: Callable[[Direction, float, int], Edit]
+
+    def layer_of(self, n_layers: int) -> int | None:
+        """The layer it fixes in a model of ``n_layers``, or None when it selects one."""
+        return int(n_layers * self.layer) if isinstance(self.layer, float) else self.layer
+
+
+def _ablate(direction: Direction, alpha: float, _n_layers: int) -> Edit:
+    return Ablate(direction, alpha=alpha)
+
+
+def _project_hidden_states(direction: Direction, alpha: float, _n_layers: int) -> Edit:
+    return Ablate(direction, alpha=alpha, sites=("resid_post",))
+
+
+def _orthogonalise_all_but_first(direction: Direction, alpha: float, n_layers: int) -> Edit:
+    return Orthogonalise(
+        direction, alpha=alpha, layers=tuple(range(1, n_layers)), writers=("attn_out", "mlp_out")
+    )
+
+
+_DEFAULT = Recipe(
+    name="default",
+    about="mean difference at the last prompt token, layer selected on the validation split (KL bound auto), "
+    "projected out at every block input, attention output and MLP output",
+    method="mean_difference",
+    centring="pooled",
+    layer=None,
+    rule="auto",
+    positions="last_prompt",
+    build=_ablate,
+)
+
+RECIPES: dict[str, Recipe] = {
+    "default": _DEFAULT,
+    "paper": replace(
+        _DEFAULT,
+        name="paper",
+        about="arXiv 2510.02768, text: first principal component of mean-centred activations at one layer, "
+        "h <- h - alpha <h, v> v on every block's output",
+        method="pca",
+        build=_project_hidden_states,
+    ),
+    "code": replace(
+        _DEFAULT,
+        name="code",
+        about="arXiv 2510.02768, released code: mean difference at layer int(0.6 n), W <- W - alpha v v^T W for "
+        "the output maps of attention and MLP in every block but the first, embedding untouched",
+        layer=0.6,
+        build=_orthogonalise_all_but_first,
+    ),
+    "arditi": replace(
+        _DEFAULT,
+        name="arditi",
+        about="arXiv 2406.11717: mean difference at every post-instruction token and layer, selected with the "
+        "published bounds (KL 0.1), projected out at every block input, attention output and MLP output",
+        rule="arditi",
+        positions="post_instruction",
+    ),
+}
+
+
+def recipe(
+    name: str,
+    *,
+    method: Method | None = None,
+    centring: Centring | None = None,
+    layer: int | None = None,
+) -> Recipe:
+    """A recipe by name, with what the user chose instead of its own choices."""
+    if name not in RECIPES:
+        raise MechsafetyError(f"recipe {name!r} is not one of {', '.join(RECIPES)}")
+    base = RECIPES[name]
+    return replace(
+        base,
+        method=base.method if method is None else method,
+        centring=base.centring if centring is None else centring,
+        layer=base.layer if layer is None else layer,
+    )

@@ -1,0 +1,370 @@
+"""Edits as values: which map acts on which sites of the residual stream, in which layers, at which positions.
+
+Every edit is frozen, describes itself and has a hash; two are equal when they describe and do the same.
+:mod:`mechsafety.edits.interventions` puts one on a model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, get_args, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mechsafety.core.errors import MechsafetyError
+from mechsafety.models.hooking import Target
+from mechsafety.models.projection import VectorLike, as_tensor, oblique, orthonormal, project_out, read_vector
+
+Site = Literal["resid_pre", "attn_out", "mlp_out", "resid_post"]
+Position = Literal["all", "prompt", "last_prompt", "generated"]
+SITES: tuple[Site, ...] = get_args(Site)
+POSITIONS: tuple[Position, ...] = get_args(Position)
+EVERYWHERE: tuple[Site, ...] = ("resid_pre", "attn_out", "mlp_out")
+
+
+@runtime_checkable
+class Edit(Protocol):
+    """What every edit offers. ``targets`` gives the maps; the rest describes it."""
+
+    @property
+    def positions(self) -> Position: ...
+
+    def targets(self, n_layers: int) -> list[Target]: ...
+
+    def describe(self) -> str: ...
+
+    def tensors(self) -> tuple[Tensor, ...]: ...
+
+
+def digest(edit: Edit) -> str:
+    """SHA-256 of the edit's description, which holds every number in full, and of its tensors in float32."""
+    hasher = hashlib.sha256(edit.describe().encode())
+    for tensor in edit.tensors():
+        hasher.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
+    return hasher.hexdigest()
+
+
+class _Value:
+    """Equality and hash by what an edit does; shown by its description, not by its tensors' entries."""
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and digest(self) == digest(other)  # type: ignore[arg-type]
+
+    def __hash__(self) -> int:
+        return hash(digest(self))  # type: ignore[arg-type]
+
+    def __repr__(self) -> str:
+        return self.describe()  # type: ignore[attr-defined]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Ablate(_Value):
+    """Project a direction out of the residual stream: h <- h - alpha B^T B h.
+
+    ``direction`` is a vector or the rows [k, d_model] of a subspace; it is orthonormalised. A direction with a
+    ``covector`` w (LEACE) is taken out obliquely: h <- h - alpha u (r . h), r = w / (w . u), which is idempotent
+    for alpha = 1 and leaves nothing that w can read (Belrose et al. 2023).
+
+    By default the projection acts at every block's input, attention output and MLP output, at every position:
+    with alpha = 1 nothing in the residual stream keeps any of the direction (Arditi et al. 2024, arXiv
+    2406.11717, section 2.4). ``layers`` restricts the blocks, ``sites`` the places in them.
+    """
+
+    direction: VectorLike
+    alpha: float = field(default=1.0, kw_only=True)
+    layers: tuple[int, ...] | None = field(default=None, kw_only=True)
+    sites: tuple[Site, ...] = field(default=EVERYWHERE, kw_only=True)
+    positions: Position = field(default="all", kw_only=True)
+    basis: Float[Tensor, "k d_model"] = field(init=False, repr=False, compare=False)
+    read: Float[Tensor, " d_model"] | None = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        _check(self.sites, SITES, "site")
+        _check((self.positions,), POSITIONS, "position")
+        _check_number(self.alpha, "alpha")
+        object.__setattr__(self, "basis", orthonormal(self.direction))
+        object.__setattr__(self, "read", _read_of(self.direction, self.basis))
+
+    def targets(self, n_layers: int) -> list[Target]:
+        if self.read is None:
+
+            def apply(x: Tensor, constant: Tensor) -> Tensor:
+                return project_out(x, constant, self.alpha)
+
+            constant = self.basis
+        else:
+
+            def apply(x: Tensor, constant: Tensor) -> Tensor:
+                return oblique(x, constant[0], constant[1], self.alpha)
+
+            constant = torch.stack([self.basis[0], self.read])
+        return [
+            Target(layer=layer, site=site, apply=apply, constant=constant)
+            for layer in layers_of(self.layers, n_layers)
+            for site in self.sites
+        ]
+
+    def describe(self) -> str:
+        kind = "" if self.read is None else "oblique, "
+        return (
+            f"Ablate({kind}k={self.basis.shape[0]}, alpha={_number(self.alpha)}, layers={_span(self.layers)}, "
+            f"sites={'+'.join(self.sites)}, positions={self.positions})"
+        )
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.basis,) if self.read is None else (self.basis, self.read)
+
+
+STREAM_SITES: tuple[Site, ...] = ("resid_pre", "resid_post")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class AffineAblate(_Value):
+    """Project to a reference point: h <- h - alpha B^T B (h - r), so that every prompt looks like r along B.
+
+    With the harmless class mean as r the edited stream keeps what harmless prompts have of the direction,
+    where :class:`Ablate` moves all of them to nought, a place that no prompt was at (the affine part of LEACE,
+    Belrose et al. 2023; Marshall et al. 2024, arXiv 2411.09003). r is left where it is, and at alpha = 1 the map
+    is idempotent. A direction with a covector is moved obliquely: h <- h - alpha u (w . (h - r)), w . u = 1; with r
+    the mean of all prompts that is LEACE itself (equation 1 there).
+
+    ``reference`` is one point [d_model] for every layer, a row a layer [layer, d_model] (layer L at block L's
+    input, one more row for the last block's output), or, for a single direction, a number t in place of the
+    point t u: the coordinate u . r on the unit direction (w . r where there is a covector). Only what r has along
+    the directions matters, so both say the same. The stream's mean differs from layer to layer: give a row a
+    layer, or restrict ``layers`` to where the reference was measured. The sites are those at which the stream
+    itself stands; what attention and MLP write are increments, which have no such mean.
+    """
+
+    direction: VectorLike
+    reference: Tensor | float = field(kw_only=True)
+    alpha: float = field(default=1.0, kw_only=True)
+    layers: tuple[int, ...] | None = field(default=None, kw_only=True)
+    sites: tuple[Site, ...] = field(default=("resid_pre",), kw_only=True)
+    positions: Position = field(default="all", kw_only=True)
+    basis: Float[Tensor, "k d_model"] = field(init=False, repr=False, compare=False)
+    read: Float[Tensor, " d_model"] | None = field(init=False, repr=False, compare=False)
+    target: Float[Tensor, "layer k"] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        _check(self.sites, STREAM_SITES, "site of an affine edit")
+        _check((self.positions,), POSITIONS, "position")
+        _check_number(self.alpha, "alpha")
+        object.__setattr__(self, "basis", orthonormal(self.direction))
+        object.__setattr__(self, "read", _read_of(self.direction, self.basis))
+        object.__setattr__(self, "target", _coordinates(self.reference, self._reader()))
+
+    def _reader(self) -> Float[Tensor, "k d_model"]:
+        return self.basis if self.read is None else self.read[None]
+
+    def targets(self, n_layers: int) -> list[Target]:
+        # The last row of a reference a layer is the last block's output.
+        if len(self.target) not in (1, n_layers, n_layers + 1):
+            raise MechsafetyError(
+                f"the reference has {len(self.target)} rows; one, or one a layer of this model ({n_layers}, or "
+                f"{n_layers + 1} with the last block's output)"
+            )
+        k = len(self.basis)
+
+        def apply(x: Tensor, constant: Tensor) -> Tensor:
+            write, read, point = constant[:k], constant[k:-1], constant[-1]
+            wide = x.float()
+            return (wide - self.alpha * ((wide - point) @ read.T) @ write).to(x.dtype)
+
+        found = []
+        for layer in layers_of(self.layers, n_layers):
+            for site in self.sites:
+                row = 0 if len(self.target) == 1 else layer + (site == "resid_post")
+                if row >= len(self.target):
+                    raise MechsafetyError("the reference has no row for the last block's output (resid_post)")
+                point = self.target[row] @ self.basis
+                constant = torch.cat([self.basis, self._reader(), point[None]])
+                found.append(Target(layer=layer, site=site, apply=apply, constant=constant))
+        return found
+
+    def describe(self) -> str:
+        kind = "" if self.read is None else "oblique, "
+        return (
+            f"AffineAblate({kind}k={self.basis.shape[0]}, alpha={_number(self.alpha)}, "
+            f"references={len(self.target)}, "
+            f"layers={_span(self.layers)}, sites={'+'.join(self.sites)}, positions={self.positions})"
+        )
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.basis, self.target) if self.read is None else (self.basis, self.read, self.target)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Add(_Value):
+    """Add a multiple of a direction in one block: h <- h + coefficient * v, v not normalised.
+
+    With the harmful-minus-harmless mean difference and coefficient +1 this induces refusal (Arditi et
+    al. 2024, equation 3). ``site`` is where in the block: its input, as there, or what attention or MLP write,
+    which is the same to all that comes after.
+    """
+
+    direction: VectorLike
+    layer: int = field(kw_only=True)
+    coefficient: float = field(default=1.0, kw_only=True)
+    site: Site = field(default="resid_pre", kw_only=True)
+    positions: Position = field(default="all", kw_only=True)
+    vector: Float[Tensor, " d_model"] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        _check((self.site,), SITES, "site")
+        _check((self.positions,), POSITIONS, "position")
+        _check_number(self.coefficient, "coefficient")
+        vector = as_tensor(self.direction)
+        if vector.ndim != 1:
+            raise MechsafetyError(f"Add takes one vector [d_model], got shape {list(vector.shape)}")
+        object.__setattr__(self, "vector", vector.detach().cpu().float())
+
+    def targets(self, n_layers: int) -> list[Target]:
+        layers_of((self.layer,), n_layers)
+
+        def apply(x: Tensor, vector: Tensor) -> Tensor:
+            return (x.float() + self.coefficient * vector).to(x.dtype)
+
+        return [Target(layer=self.layer, site=self.site, apply=apply, constant=self.vector)]
+
+    def describe(self) -> str:
+        site = "" if self.site == "resid_pre" else f"site={self.site}, "
+        return f"Add(coefficient={_number(self.coefficient)}, layer={self.layer}, {site}positions={self.positions})"
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.vector,)
+
+
+Writer = Literal["embed", "attn_out", "mlp_out"]
+WRITERS: tuple[Writer, ...] = get_args(Writer)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Orthogonalise(_Value):
+    """Take a direction out of every map that writes to the residual stream: W <- W - alpha B^T B W.
+
+    ``writers`` are the embedding and the output maps of attention and MLP (biases too). As hooks it is
+    the same projection at what they write. The granular study's released code edits ``attn_out`` and
+    ``mlp_out`` of every block but the first and leaves the embedding.
+
+    ``norm_preserving`` gives what each single input of a map writes (a column w of W, a row of the embedding, a
+    bias; d_model long) its length back afterwards: w <- |w| w' / |w'|, w' = w - alpha B^T B w. Only its angle to
+    the direction has changed; with alpha = 1 it is still orthogonal to it. A column that lay in the direction
+    (|w'| below a thousandth of |w|) is not stretched. The stretch depends on the weights, so it exists only as
+    weights (:func:`mechsafety.edits.interventions.baked`).
+
+    The projection is orthogonal: a direction's ``covector`` (LEACE) plays no part here, see :class:`Ablate`.
+    """
+
+    direction: VectorLike
+    alpha: float = field(default=1.0, kw_only=True)
+    layers: tuple[int, ...] | None = field(default=None, kw_only=True)
+    writers: tuple[Writer, ...] = field(default=WRITERS, kw_only=True)
+    norm_preserving: bool = field(default=False, kw_only=True)
+    basis: Float[Tensor, "k d_model"] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        _check(self.writers, WRITERS, "writer")
+        _check_number(self.alpha, "alpha")
+        object.__setattr__(self, "basis", orthonormal(self.direction))
+
+    @property
+    def positions(self) -> Position:
+        return "all"
+
+    def targets(self, n_layers: int) -> list[Target]:
+        if self.norm_preserving:
+            raise MechsafetyError(
+                f"{self.describe()} exists only as weights: use baked(), or --baked on the command line"
+            )
+
+        def apply(x: Tensor, basis: Tensor) -> Tensor:
+            return project_out(x, basis, self.alpha)
+
+        blocks = [
+            Target(layer=layer, site=site, apply=apply, constant=self.basis)
+            for layer in layers_of(self.layers, n_layers)
+            for site in ("attn_out", "mlp_out")
+            if site in self.writers
+        ]
+        # What the embeddings write, positions included, is the first block's input.
+        embed = [Target(layer=0, site="resid_pre", apply=apply, constant=self.basis)]
+        return (embed if "embed" in self.writers else []) + blocks
+
+    def describe(self) -> str:
+        return (
+            f"Orthogonalise(k={self.basis.shape[0]}, alpha={_number(self.alpha)}, layers={_span(self.layers)}, "
+            f"writers={'+'.join(self.writers)}{', norm_preserving' if self.norm_preserving else ''})"
+        )
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.basis,)
+
+
+def _read_of(direction: VectorLike, basis: Float[Tensor, "k d_model"]) -> Float[Tensor, " d_model"] | None:
+    """What an oblique direction reads, scaled to read the unit direction as 1; None for an ordinary one."""
+    covector = getattr(direction, "covector", None)
+    if covector is None:
+        return None
+    if len(basis) != 1 or covector.shape != basis.shape[1:]:
+        raise MechsafetyError(
+            f"a covector reads one direction of its own length: got {list(covector.shape)} for a basis of "
+            f"{list(basis.shape)}"
+        )
+    return read_vector(basis[0], covector)
+
+
+def _coordinates(reference: Tensor | float, reader: Float[Tensor, "k d_model"]) -> Float[Tensor, "layer k"]:
+    """Where the reference lies along the directions: a row for all layers, or a row a layer."""
+    if not isinstance(reference, Tensor):
+        if len(reader) != 1:
+            raise MechsafetyError("a number is a reference for one direction; give a subspace a vector")
+        _check_number(reference, "reference")
+        return torch.tensor([[float(reference)]], dtype=torch.float32)
+    rows = as_tensor(reference).detach().cpu().float()
+    rows = rows[None] if rows.ndim == 1 else rows
+    if rows.ndim != 2 or rows.shape[1] != reader.shape[1]:
+        raise MechsafetyError(
+            f"a reference is a number, [d_model] or [layer, d_model] with d_model {reader.shape[1]}, got shape "
+            f"{list(reference.shape)}"
+        )
+    return rows @ reader.T
+
+
+def layers_of(layers: Sequence[int] | None, n_layers: int) -> tuple[int, ...]:
+    """The layers meant, all of them for None; raises for none, for one twice and for one there is not."""
+    chosen = tuple(range(n_layers)) if layers is None else tuple(layers)
+    wrong = [layer for layer in chosen if not 0 <= layer < n_layers]
+    if wrong or not chosen:
+        raise MechsafetyError(f"layers {wrong or 'none'} of a model with layers 0 to {n_layers - 1}")
+    if len(set(chosen)) < len(chosen):
+        raise MechsafetyError(f"layers {', '.join(map(str, chosen))}: one is named twice")
+    return chosen
+
+
+def _span(layers: tuple[int, ...] | None) -> str:
+    return "all" if layers is None else ",".join(map(str, layers))
+
+
+def _number(value: float) -> str:
+    """As short as it can be without losing any of it: the hash of an edit is made from it."""
+    short = f"{value:g}"
+    return short if float(short) == value else repr(float(value))
+
+
+def _check_number(value: float, what: str) -> None:
+    if not math.isfinite(value):
+        raise MechsafetyError(f"{what} is {value}; a finite number is needed")
+
+
+def _check(got: tuple[str, ...], allowed: tuple[str, ...], what: str) -> None:
+    wrong = [value for value in got if value not in allowed]
+    if wrong or not got:
+        raise MechsafetyError(f"{what} {', '.join(wrong) or 'none'} is not one of {', '.join(allowed)}")
+    if len(set(got)) < len(got):
+        raise MechsafetyError(f"{what} {', '.join(got)}: one is named twice, and would be edited twice")

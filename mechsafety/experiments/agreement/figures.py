@@ -1,0 +1,233 @@
+"""Figures of the judge chapter: the effect under every judge, the judges' errors, the corrected rates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from mechsafety.plots.style import (
+    COLOURS,
+    legend_at_foot,
+    require_rows,
+    require_single,
+    styled,
+    system_names,
+    whiskers,
+)
+
+ARMS = ("original", "edited")
+_ARM_COLOURS = {"original": "#0072B2", "edited": "#D55E00"}
+_THIN = {"thickness": 1.4, "width": 4.0}
+_ESTIMATORS = (
+    ("raw", "judge alone", "#8C8C8C", "circle-open"),
+    ("human", "labelled sample alone", "#E69F00", "diamond"),
+    ("ppi", "prediction-powered", "#0072B2", "circle"),
+    ("rogan_gladen", "Rogan-Gladen", "#009E73", "square"),
+)
+_BOUNDS = {
+    "human": ("human_low", "human_high"),
+    "ppi": ("ppi_low", "ppi_high"),
+    "rogan_gladen": ("rogan_gladen_low", "rogan_gladen_high"),
+}
+
+
+def judge_chapter_figures(tables: Mapping[str, pd.DataFrame]) -> dict[str, go.Figure]:
+    """Every figure that the tables of :mod:`mechsafety.experiments.agreement.tables` allow, by file name."""
+    figures: dict[str, go.Figure] = {}
+    effects = tables["judge_effects"]
+    if not effects.empty and effects[["judge", "mapping"]].drop_duplicates().shape[0] > 1:
+        figures["judge-effects"] = effect_forest(effects)
+    if "corrected_rates" in tables and _corrected(tables["corrected_rates"]):
+        figures["judge-corrected"] = corrected_rates_figure(tables["corrected_rates"])
+    if "judge_errors" in tables and not tables["judge_errors"].empty:
+        figures["judge-errors"] = error_dots(tables["judge_errors"])
+    return figures
+
+
+def effect_forest(effects: pd.DataFrame) -> go.Figure:
+    """The edit's effect on refusal under every judge and mapping: a row each, a column a prompt label."""
+    require_single(require_rows(effects, "effects", effects), "system", "label", "judge", "mapping")
+    systems = list(dict.fromkeys(effects["system"]))
+    shown_as = system_names(systems)
+    labels = [label for label in ("harmful", "harmless") if (effects["label"] == label).any()]
+    found_readings = list(dict.fromkeys(zip(effects["judge"], effects["mapping"], strict=True)))
+    judges = list(dict.fromkeys(effects["judge"]))
+    # A judge's readings stand together; plotly draws from below.
+    readings = sorted(found_readings, key=lambda reading: judges.index(reading[0]))[::-1]
+    names = [_reading(*reading) for reading in readings]
+    figure = make_subplots(
+        rows=len(systems),
+        cols=len(labels),
+        shared_xaxes="all",
+        shared_yaxes=True,
+        horizontal_spacing=0.03,
+        vertical_spacing=0.22 / max(1, len(systems)),
+        subplot_titles=[f"{shown_as[s]}, {label}" for s in systems for label in labels],
+    )
+    for row, system in enumerate(systems, start=1):
+        for column, label in enumerate(labels, start=1):
+            part = effects[(effects["system"] == system) & (effects["label"] == label)]
+            found = part.set_index(["judge", "mapping"])
+            for significant in (True, False):
+                shown = [
+                    (name, found.loc[key])
+                    for name, key in zip(names, readings, strict=True)
+                    if key in found.index and bool(found.loc[key, "significant"]) == significant
+                ]
+                figure.add_scatter(
+                    x=[r["change"] for _, r in shown],
+                    y=[name for name, _ in shown],
+                    mode="markers",
+                    name="exact McNemar p < .05" if significant else "p ≥ .05",
+                    legendgroup=str(significant),
+                    showlegend=row == 1 and column == 1,
+                    marker={
+                        "size": 8,
+                        "color": COLOURS["line"] if significant else "white",
+                        "line": {"color": COLOURS["line"], "width": 1.5},
+                    },
+                    error_x=whiskers(
+                        *([r[name] for _, r in shown] for name in ("change", "low", "high")),
+                        colour=COLOURS["line"],
+                        **_THIN,
+                    ),
+                    hovertemplate="%{y}: %{x:+.0%}<extra></extra>",
+                    row=row,
+                    col=column,
+                )
+            figure.add_vline(x=0, line={"color": COLOURS["ink"], "width": 1}, row=row, col=column)
+    figure.update_xaxes(tickformat="+.0%")
+    figure.update_xaxes(title_text="change in refusals, edited minus original", row=len(systems))
+    figure.update_yaxes(categoryorder="array", categoryarray=names, automargin=True)
+    return styled(
+        figure,
+        _effect_title(effects),
+        "One row a judge and a reading of its labels.<br>Whiskers: 95 % interval of the paired difference "
+        "(Bonett and Price).",
+        width=360 + 330 * len(labels),
+        height=190 + len(systems) * (60 + 24 * len(readings)),
+    )
+
+
+def error_dots(errors: pd.DataFrame) -> go.Figure:
+    """Sensitivity and specificity of each judge against the reference, original beside edited."""
+    shown = errors[(errors["label"] == "all") & errors["arm"].isin(ARMS)]
+    require_single(require_rows(shown, "all labels", errors, "label", "arm"), "judge", "arm")
+    judges = list(dict.fromkeys(shown["judge"]))[::-1]
+    figure = make_subplots(
+        rows=1,
+        cols=2,
+        shared_yaxes=True,
+        horizontal_spacing=0.07,
+        subplot_titles=["refusals found (sensitivity)", "other answers left alone (specificity)"],
+    )
+    for column, measure in enumerate(("sensitivity", "specificity"), start=1):
+        for arm in ARMS:
+            part = shown[shown["arm"] == arm].set_index("judge").reindex(judges)
+            offset = 0.14 if arm == "original" else -0.14
+            figure.add_scatter(
+                x=part[measure],
+                y=[place + offset for place in range(len(judges))],
+                mode="markers",
+                name=arm,
+                legendgroup=arm,
+                showlegend=column == 1,
+                marker={"size": 8, "color": _ARM_COLOURS[arm]},
+                error_x=whiskers(
+                    part[measure],
+                    part[f"{measure}_low"],
+                    part[f"{measure}_high"],
+                    colour=_ARM_COLOURS[arm],
+                    **_THIN,
+                ),
+                customdata=part["n"],
+                hovertemplate="%{x:.0%}, %{customdata} labelled<extra>" + arm + "</extra>",
+                row=1,
+                col=column,
+            )
+    figure.update_yaxes(tickvals=list(range(len(judges))), ticktext=judges, automargin=True)
+    figure.update_xaxes(tickformat=".0%", range=[-0.03, 1.03])
+    return legend_at_foot(
+        styled(
+            figure,
+            "Do judges err more on edited responses?",
+            "Against the reference, weighted by inclusion probability. Whiskers: 95 %, bootstrap over prompts "
+            "(Wilson at 0 and 100 %).",
+            width=860,
+            height=250 + 46 * len(judges),
+        )
+    )
+
+
+def corrected_rates_figure(corrected: pd.DataFrame) -> go.Figure:
+    """The harmful refusal rate of each arm as each judge gives it, and as people's labels correct it."""
+    groups = _corrected(corrected)
+    shown = corrected[(corrected["label"] == "harmful") & corrected["system"].isin(groups[:1])]
+    for arm in ARMS:
+        require_rows(shown[shown["arm"] == arm], f"arm {arm!r} of harmful prompts", corrected, "label", "arm")
+    require_single(shown, "judge", "arm")
+    judges = list(dict.fromkeys(shown["judge"]))[::-1]
+    figure = make_subplots(
+        rows=1,
+        cols=2,
+        shared_yaxes=True,
+        horizontal_spacing=0.07,
+        subplot_titles=[
+            f"{arm}, {int(shown.loc[shown['arm'] == arm, 'labels'].max())} labelled" for arm in ARMS
+        ],
+    )
+    for column, arm in enumerate(ARMS, start=1):
+        part = shown[shown["arm"] == arm].set_index("judge").reindex(judges)
+        for step, (name, title, colour, symbol) in enumerate(_ESTIMATORS):
+            figure.add_scatter(
+                x=part[name],
+                y=[place + 0.27 - 0.18 * step for place in range(len(judges))],
+                mode="markers",
+                name=title,
+                legendgroup=name,
+                showlegend=column == 1,
+                marker={"size": 8, "color": colour, "symbol": symbol},
+                error_x=whiskers(part[name], *(part[end] for end in _BOUNDS[name]), colour=colour, **_THIN)
+                if name in _BOUNDS
+                else None,
+                hovertemplate="%{x:.0%}<extra>" + title + "</extra>",
+                row=1,
+                col=column,
+            )
+    figure.update_yaxes(tickvals=list(range(len(judges))), ticktext=judges, automargin=True)
+    figure.update_xaxes(tickformat=".0%", range=[-0.02, 1.02], title_text="harmful prompts refused")
+    which = "all systems together" if groups[0] == "all" else system_names(corrected["system"])[groups[0]]
+    return legend_at_foot(
+        styled(
+            figure,
+            "What people would have found",
+            f"{which}. Whiskers: 95 % intervals. No square: the judge's error is too large or unknown to invert.",
+            width=860,
+            height=250 + 84 * len(judges),
+        )
+    )
+
+
+def _corrected(corrected: pd.DataFrame) -> list[str]:
+    """The systems with a corrected harmful rate; all together come first."""
+    known = corrected[(corrected["label"] == "harmful") & corrected["human"].notna()]
+    return list(dict.fromkeys(known["system"]))
+
+
+def _effect_title(effects: pd.DataFrame) -> str:
+    harmful = effects[effects["label"] == "harmful"]
+    split = [s for s, p in harmful.groupby("system", sort=False) if len(set(p["significant"])) > 1]
+    if harmful.empty:
+        return "The edit's effect under every judge"
+    if not split:
+        return "Every judge and reading agrees on the significance for harmful prompts"
+    shown = system_names(effects["system"])
+    names = ", ".join(shown[str(s)] for s in split)
+    return f"Significance depends on the judge or the reading: {names}"
+
+
+def _reading(judge: str, mapping: str) -> str:
+    return judge if mapping == "refusal" else f"{judge} · {mapping}"

@@ -1,0 +1,108 @@
+"""What a run of ``mechsafety anatomy`` does, and the names by which its parts, models and tables go."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, field_validator, model_validator
+
+from mechsafety.anatomy.interpolation import ALPHAS
+from mechsafety.anatomy.reversal import RANKS
+from mechsafety.core.days import Day
+
+Part = Literal["clusters", "weights", "sensitivity", "interpolation", "reversal", "links"]
+PARTS: tuple[Part, ...] = get_args(Part)
+"""In this order; each stands alone."""
+
+Role = Literal["base", "tuned", "control"]
+"""The model before the fine-tuning, after it, and after a benign fine-tuning that taught it no refusals."""
+
+TABLES: Mapping[str, str] = {
+    "separation": "separation.csv",
+    "tau": "tau.parquet",
+    "attack_tau": "attack_tau.csv",
+    "weight_changes": "weight_changes.csv",
+    "spectrum": "spectrum.parquet",
+    "action": "action.csv",
+    "action_ratios": "action_ratios.csv",
+    "sensitivity": "sensitivity.csv",
+    "norms": "sensitivity.parquet",
+    "interpolation": "interpolation.csv",
+    "reversal": "reversal.csv",
+    "links": "links.csv",
+    "ablation": "ablation.csv",
+}
+"""The tables of a run, by name, and their files."""
+
+PART_TABLES: Mapping[Part, tuple[str, ...]] = {
+    "clusters": ("separation", "tau", "attack_tau"),
+    "weights": ("weight_changes", "spectrum", "action", "action_ratios"),
+    "sensitivity": ("sensitivity", "norms"),
+    "interpolation": ("interpolation",),
+    "reversal": ("reversal",),
+    "links": ("links", "ablation"),
+}
+
+
+def _whole_base(given: dict[str, Any]) -> str:
+    return f"fluent:{given['base']}"
+
+
+class AnatomyConfig(BaseModel):
+    """What one run does; a part of its manifest.
+
+    ``limit`` takes at most so many prompts of each label in each split, and of each family of attacks. ``maps`` are the
+    matrices whose change is taken apart in the part ``weights``: the MLPs' input and output matrices, or every linear
+    map of the blocks; other parts look at all. The default ``judge`` is ``fluent:BASE``, which tells the word salad of
+    a model that was moved too far from an answer.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    base: str
+    tuned: str
+    control: str | None = None
+    prompts: str = "default"
+    attacks: str | None = None
+    judge: str = Field(default_factory=_whole_base)
+    parts: tuple[Part, ...] = Field(default=PARTS, min_length=1)
+    maps: Literal["mlp", "all"] = "mlp"
+    limit: int | None = Field(default=None, ge=2)
+    max_new_tokens: int = Field(default=32, ge=1)
+    alphas: tuple[FiniteFloat, ...] = Field(default=ALPHAS, min_length=1)
+    ranks: tuple[int, ...] = RANKS
+    template: str | None = None
+    date: Day | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device: str = "auto"
+    seed: int = Field(default=0, ge=0)
+
+    @field_validator("parts")
+    @classmethod
+    def _in_order(cls, parts: tuple[Part, ...]) -> tuple[Part, ...]:
+        return tuple(part for part in PARTS if part in parts)
+
+    @field_validator("alphas", "ranks")
+    @classmethod
+    def _once(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(dict.fromkeys(values))
+
+    @model_validator(mode="after")
+    def _check(self) -> AnatomyConfig:
+        if len({self.base, self.tuned, self.control}) < 3:
+            raise ValueError(
+                f"base {self.base!r}, tuned {self.tuned!r} and control {self.control!r} must be three different "
+                "models: dW is what the fine-tuning changed"
+            )
+        if any(rank < 1 for rank in self.ranks):
+            raise ValueError(f"ranks {self.ranks}: 1 or more")
+        return self
+
+    @property
+    def models(self) -> dict[Role, str]:
+        """The specs of the models that there are."""
+        found: dict[Role, str] = {"base": self.base, "tuned": self.tuned}
+        if self.control is not None:
+            found["control"] = self.control
+        return found

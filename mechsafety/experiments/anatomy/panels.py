@@ -1,0 +1,284 @@
+"""What the figures and sentences of an anatomy share: names and colours, numbers in words, small multiples of lines."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from mechsafety.experiments.regions.findings import Pooled
+from mechsafety.plots.panels import HUES, WIDTH, log_axis
+from mechsafety.plots.style import COLOURS, legend_at_foot, short_name, styled, wrapped
+
+Tables = Mapping[str, pd.DataFrame]
+"""The tables of an anatomy, by name."""
+Names = Mapping[str, str]
+"""The models of an anatomy, by their part: base, tuned, control."""
+
+SAFE, UNSAFE = "safe", "unsafe"
+MODELS: Mapping[str, tuple[str, str]] = {
+    "base": ("#8C8C8C", "solid"),
+    "tuned": ("#0072B2", "solid"),
+    "control": ("#CC79A7", "dash"),
+    "random": ("#E69F00", "dot"),
+}
+"""Colour and dash of each model, and of a random dW of the tuned one's norm."""
+GROUPS: Mapping[str, str] = {
+    SAFE: COLOURS["harmless"],
+    UNSAFE: COLOURS["harmful"],
+    "success": "#CC79A7",
+    "failed": "#56B4E9",
+}
+GROUP_NAMES: Mapping[str, str] = {
+    SAFE: "safe prompts",
+    UNSAFE: "unsafe prompts",
+    "success": "successful attacks",
+    "failed": "failed attacks",
+}
+POSITIONS: Mapping[str, str] = {"output": "over the answer", "last_prompt": "last prompt token"}
+RANDOM_DW = "random dW"
+Form = Literal["plain", "rate", "log"]
+_CHANCE = "3px,3px"
+_ROW, _GAP, _HEAD = 165, 62, 112  # pixels: a row of panels, what stands between two, and the title's room
+
+
+def who(role: str, names: Mapping[str, str]) -> str:
+    """``tuned (its name)``: a model's part, and its name where there is one."""
+    if role == "random":
+        return RANDOM_DW
+    return f"{role} ({short_name(names[role])})" if role in names else role
+
+
+def models_in(table: pd.DataFrame) -> list[str]:
+    """The models of a table in the order in which they are always shown."""
+    there = set(table["model"])
+    return [model for model in MODELS if model in there]
+
+
+def families_in(table: pd.DataFrame) -> list[str]:
+    """The families of attacks of a table, in its order."""
+    return [str(group) for group in dict.fromkeys(table["group"]) if group not in (SAFE, UNSAFE)]
+
+
+def spread_out(layers: Sequence[int], most: int) -> list[int]:
+    """At most ``most`` of ``layers``, evenly spaced, the first and the last among them."""
+    ordered = sorted(set(layers))
+    places = np.linspace(0, len(ordered) - 1, min(most, len(ordered))).round().astype(int)
+    return [ordered[place] for place in places]
+
+
+def measured(row: pd.Series, column: str) -> Pooled:
+    """One row's value with the interval in its columns ``low`` and ``high``."""
+    value, low, high = (float(row[name]) for name in (column, "low", "high"))
+    return Pooled(value=value, low=low, high=high, draws=1)
+
+
+def told(found: Pooled) -> str:
+    """A number that is no share, with its interval: ``5.1 [4.8, 5.5]``."""
+    if found.value != found.value:
+        return "undefined"
+    said = digits(found.value)
+    return said if found.low != found.low else f"{said} [{digits(found.low)}, {digits(found.high)}]"
+
+
+def digits(value: float) -> str:
+    """Three significant digits, two decimals at most from 0.1 on."""
+    rounded = float(f"{value:.3g}")
+    return f"{rounded:.2f}" if 0.1 <= abs(rounded) < 10 else f"{rounded:g}"
+
+
+def counted(n: int, of: int, what: str) -> str:
+    """``4 of 6 layers``, ``1 of 1 layer``."""
+    plural = {"matrix": "matrices"}.get(what, f"{what}s")
+    return f"{n} of {of} {what if of == 1 else plural}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """A line over ``rows`` (columns ``x``, ``y`` and, where there are intervals, ``low`` and ``high``)."""
+
+    name: str
+    rows: pd.DataFrame
+    colour: str
+    dash: str = "solid"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinePanel:
+    """One small multiple. Panels with the same ``y_title`` share the range of their axes."""
+
+    title: str
+    lines: Sequence[Line]
+    y_title: str
+    form: Form = "plain"
+
+
+def model_line(rows: pd.DataFrame, role: str, names: Mapping[str, str]) -> Line:
+    colour, dash = MODELS[role]
+    return Line(name=who(role, names), rows=rows, colour=colour, dash=dash)
+
+
+def chance_line(values: pd.Series, name: str) -> Line:
+    """What chance gives, by place on the x axis: thin and dashed, in ink."""
+    rows = pd.DataFrame({"x": values.index, "y": values.to_numpy()})
+    return Line(name=name, rows=rows, colour=COLOURS["ink"], dash=_CHANCE)
+
+
+def columns_for(n: int) -> int:
+    """How many panels stand in a row where ``n`` of them are to be wrapped."""
+    return next((width for width in (3, 4) if n <= width or n % width == 0), 4 if n > 6 else 3)
+
+
+def line_panels(
+    panels: Sequence[LinePanel], *, x_title: str, title: str, subtitle: str, columns: int
+) -> go.Figure:
+    """Panels of lines with their intervals as bands, ``columns`` in a row; every name is in the legend once."""
+    n_rows = math.ceil(len(panels) / columns)
+    figure = make_subplots(
+        rows=n_rows,
+        cols=columns,
+        subplot_titles=[panel.title for panel in panels],
+        horizontal_spacing=0.16 / columns,
+        vertical_spacing=gap(n_rows),
+    )
+    named: list[str] = []
+    axes: dict[str, Any] = {}
+    x_axis = _x_ticks([line for panel in panels for line in panel.lines])
+    for place, panel in enumerate(panels):
+        where = {"row": place // columns + 1, "col": place % columns + 1}
+        for line in panel.lines:
+            _draw(figure, line, where, new=line.name not in named)
+            named += [] if line.name in named else [line.name]
+        alike = [line for other in panels if other.y_title == panel.y_title for line in other.lines]
+        follows = where["col"] > 1 and panels[place - 1].y_title == panel.y_title
+        axes[f"yaxis{place + 1}"] = _axis(panel, alike) | (
+            {"showticklabels": False} if follows else {"title": {"text": panel.y_title}}
+        )
+        lowest = place + columns >= len(panels)
+        axes[f"xaxis{place + 1}"] = x_axis | ({"title": {"text": x_title}} if lowest else {})
+    # All at once: plotly takes long over axes that are changed one by one.
+    figure.update_layout(axes)
+    return finished(figure, title, subtitle, rows=n_rows, named=named)
+
+
+def by_kind(
+    table: pd.DataFrame,
+    lines: Callable[[pd.DataFrame], list[Line]],
+    *,
+    y_title: str,
+    form: Form = "plain",
+) -> list[LinePanel]:
+    """A panel a kind of matrix; ``lines`` draws its rows."""
+    return [
+        LinePanel(title=str(kind), lines=lines(rows), y_title=y_title, form=form)
+        for kind, rows in table.groupby("kind", sort=False)
+    ]
+
+
+def of_models(rows: pd.DataFrame, columns: Mapping[str, str], names: Mapping[str, str]) -> list[Line]:
+    """A line a model; ``columns`` names what goes along x and y, and the interval."""
+    picked = rows.rename(columns=dict(columns))
+    return [
+        model_line(picked.loc[picked["model"] == model, list(columns.values())], model, names)
+        for model in models_in(rows)
+    ]
+
+
+def level(places: pd.Series, value: float, name: str) -> Line:
+    """One value over all places on the x axis."""
+    return chance_line(pd.Series(value, index=[places.min(), places.max()]), name)
+
+
+def gap(n_rows: int) -> float:
+    """The space between rows of panels as a share of the plot's height."""
+    return _GAP / (n_rows * _ROW + (n_rows - 1) * _GAP)
+
+
+def finished(
+    figure: go.Figure, title: str, subtitle: str, *, rows: int, named: Sequence[str], letters: int = 130
+) -> go.Figure:
+    """The figure in the house style, high enough for its panels, its axis titles and its legend.
+
+    ``letters`` fit into a line of the subtitle.
+    """
+    lines = math.ceil(sum(50 + 6.7 * len(name) for name in named) / (WIDTH - 110)) if named else 0
+    foot = 62 + 24 * lines
+    height = _HEAD + rows * _ROW + (rows - 1) * _GAP + foot
+    figure = legend_at_foot(styled(figure, title, wrapped(subtitle, letters), width=WIDTH, height=height))
+    figure.update_layout(margin={"t": _HEAD, "b": foot})
+    for axes in (figure.update_xaxes, figure.update_yaxes):
+        axes(zeroline=False, tickfont={"size": 11}, title_font={"size": 12}, title_standoff=6)
+    return figure.update_annotations(font_size=13)
+
+
+def _draw(figure: go.Figure, line: Line, where: Mapping[str, int], *, new: bool) -> None:
+    rows = line.rows.sort_values("x", kind="stable")
+    if "low" in rows and len(banded := rows[rows[["y", "low", "high"]].notna().all(axis=1)]):
+        figure.add_scatter(
+            x=[*banded["x"], *banded["x"][::-1]],
+            y=[*banded["high"], *banded["low"][::-1]],
+            fill="toself",
+            fillcolor=line.colour,
+            opacity=0.16,
+            mode="lines",
+            line={"width": 0},
+            hoverinfo="skip",
+            legendgroup=line.name,
+            showlegend=False,
+            **where,
+        )
+    few = len(rows) <= 12 and line.dash != _CHANCE
+    figure.add_scatter(
+        x=rows["x"],
+        y=rows["y"],
+        name=line.name,
+        legendgroup=line.name,
+        showlegend=new,
+        mode="lines+markers" if few else "lines",
+        line={"color": line.colour, "dash": line.dash, "width": 1.2 if line.dash == _CHANCE else 1.9},
+        marker={"size": 5},
+        hovertemplate="%{x}: %{y:.3g}<extra>" + line.name + "</extra>",
+        **where,
+    )
+
+
+def _axis(panel: LinePanel, lines: Sequence[Line]) -> dict[str, Any]:
+    if panel.form == "rate":
+        return {"range": [-0.05, 1.05], "tickformat": ".0%", "tickvals": [0, 0.5, 1]}
+    names = ("y", "low", "high")
+    values = [v for line in lines for name in names if name in line.rows for v in line.rows[name] if v == v]
+    if panel.form == "log":
+        return log_axis(values, percent=False)
+    low, high = min(values, default=0.0), max(values, default=1.0)
+    pad = 0.08 * (high - low) or 0.08 * abs(high) or 1.0
+    return {"range": [low - pad, high + pad], "nticks": 6}
+
+
+def _x_ticks(lines: Sequence[Line]) -> dict[str, Any]:
+    """Every place of a few, whole numbers among many."""
+    places = sorted({float(x) for line in lines for x in line.rows["x"]})
+    if not places:
+        return {}
+    pad = 0.05 * (places[-1] - places[0]) or 0.5
+    ticks: dict[str, Any] = {"range": [places[0] - pad, places[-1] + pad]}
+    whole = [x for x in places if x == round(x)]
+    step = max(1, math.ceil(len(whole) / 7))
+    step = next(s for s in (1, 2, 5, 10, 20, 50, 100, 1000) if s >= step)
+    return ticks | {"tickvals": [x for x in whole if x % step == 0]}
+
+
+def hue(order: int) -> str:
+    """A colour for what has none of its own."""
+    return HUES[order % len(HUES)]
+
+
+def rows_of(table: pd.DataFrame, **wanted: object) -> pd.DataFrame:
+    for column, value in wanted.items():
+        table = table[table[column] == value]
+    return table

@@ -1,0 +1,264 @@
+"""Figures and page of an audit: which published differences survive."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from mechsafety.core.errors import MechsafetyError
+from mechsafety.experiments.audit.tables import read_evidence
+from mechsafety.experiments.audit.work import Audit, audit
+from mechsafety.pages.page import Block, Page, render_page, write_figures
+from mechsafety.plots.style import COLOURS, legend_at_foot, short_name, styled, system_names, whiskers
+from mechsafety.runs.folder import RunFolder, open_run
+
+_LOOKS = {
+    "survives": (COLOURS["harmful"], "circle", "survives correction"),
+    "lost in correction": (COLOURS["compliance"], "diamond", "below alpha, lost in correction"),
+    "not shown": (COLOURS["degenerate"], "circle-open", "not shown to differ"),
+}
+_BLOCKS = (
+    (
+        "differences",
+        "Which differences survive?",
+        "Rate after the edit less rate before, with 95 % intervals: Newcombe's where only counts are given, Bonett and "
+        "Price's where answers are paired. p_holm is corrected for the number of comparisons, q_bh "
+        "(Benjamini-Hochberg) is for exploration. paired_p_best and paired_p_worst bound the p of a paired test. "
+        "detectable is the smallest drop that a paired test of this size finds with power 0.8 where nothing but "
+        "refusals is lost; tests on counts need more.",
+        ("differences-",),
+        "comparisons",
+    ),
+    (
+        "judges",
+        "Does another judge say the same?",
+        "That a difference survives under one judge and not under another is no proof that the judges differ.",
+        ("judges-",),
+        "judges",
+    ),
+    (
+        "agreement",
+        "Do the judges agree?",
+        "Answers on which both gave a verdict; Cohen's kappa with a bootstrap interval clustered by question.",
+        (),
+        "agreement",
+    ),
+)
+_TABLES = ("comparisons", "judges", "agreement")
+
+
+def write_audit(
+    paths: Sequence[Path],
+    out: Path,
+    *,
+    seed: int,
+    alpha: float,
+    family: str,
+    allow_other_versions: bool = False,
+) -> tuple[Audit, Path]:
+    """Audit the files and write tables, figures and page into the run folder ``out``; the audit and the page.
+
+    Raises :class:`MechsafetyError` for whatever is wrong with the files, before the folder is made, and for a folder
+    that holds another audit.
+    """
+    evidence = read_evidence(paths)
+    found = audit(evidence, seed=seed, alpha=alpha, family=family)  # type: ignore[arg-type]
+    config = {
+        "kind": "audit",
+        "files": list(evidence.files),
+        "sha256": [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths],
+        **{"alpha": alpha, "family": family, "seed": seed},
+    }
+    with open_run(out, config=config, allow_other_versions=allow_other_versions) as run:
+        for name in _TABLES:
+            table = getattr(found, name)
+            run.write_table(table, f"{name}.parquet")  # names as they are; a CSV cell may not begin with "+"
+            run.write_table(table, "audit.csv" if name == "comparisons" else f"{name}.csv")
+        run.record("sentences", list(found.sentences))
+        write_figures(figures_of(run), run.path / "figures", form="html")
+        return found, run.write_text("report.html", render_page(page_of(run), run.manifest))
+
+
+def figures_of(run: RunFolder) -> dict[str, go.Figure]:
+    """Every figure of a finished audit, by file name."""
+    return audit_figures(_tables(run))
+
+
+def page_of(run: RunFolder) -> Page:
+    tables, config = _tables(run), run.manifest["config"]
+    figures = audit_figures(tables)
+    comparisons = tables["comparisons"]
+    blocks = [
+        Block(
+            name=name,
+            title=title,
+            text=text,
+            figures=[figure for key, figure in figures.items() if key.startswith(drawn)],
+            table=tables[table],
+        )
+        for name, title, text, drawn, table in _BLOCKS
+        if len(tables[table])
+    ]
+    return Page(
+        title="What survives an audit",
+        subtitle=" · ".join(Path(name).name for name in config["files"]),
+        findings=run.manifest["sentences"],
+        blocks=blocks,
+        how=[
+            f"Tests: {', '.join(dict.fromkeys(comparisons['test']))}, two-sided; alpha {config['alpha']:g}; Holm over "
+            + ("the systems under one judge and label" if config["family"] == "judge" else "all comparisons"),
+            *(
+                f"{Path(name).name}: sha256 {sha[:16]}"
+                for name, sha in zip(config["files"], config["sha256"], strict=True)
+            ),
+        ],
+    )
+
+
+def audit_figures(tables: Mapping[str, pd.DataFrame]) -> dict[str, go.Figure]:
+    """A forest plot for each judge and label, and for each label with several judges one of all of them."""
+    table = tables["comparisons"]
+    figures = {}
+    for (label, judge), part in table.groupby(["label", "judge"], sort=False):
+        figures[_unused(f"differences-{label}-{judge}", figures)] = forest(
+            part, label=str(label), judge=str(judge)
+        )
+    several = set(zip(tables["judges"]["system"], tables["judges"]["label"], strict=True))
+    for label, part in table.groupby("label", sort=False):
+        chosen = part[[(system, label) in several for system in part["system"]]]
+        if len(chosen):
+            figures[f"judges-{label}"] = judges_figure(chosen, label=str(label))
+    return figures
+
+
+def forest(rows: pd.DataFrame, *, label: str, judge: str) -> go.Figure:
+    """Change in refusal of each system under one judge, with its interval, the widest drop on top."""
+    rows = rows.sort_values("change", ascending=False, kind="stable").reset_index(drop=True)
+    names = system_names(rows["system"])
+    figure = go.Figure()
+    for finding, (colour, symbol, name) in _LOOKS.items():
+        part = rows[rows["finding"] == finding]
+        figure.add_scatter(
+            x=part["change"],
+            y=part.index,
+            name=name,
+            mode="markers",
+            marker={"color": colour, "symbol": symbol, "size": 11},
+            error_x=whiskers(part["change"], part["low"], part["high"], colour=colour),
+            customdata=[_counts(row, names) for row in part.to_dict(orient="records")],
+            hovertemplate="%{customdata}<extra></extra>",
+            showlegend=bool(len(part)),
+        )
+    for row in rows[rows["change"].isna()].index:
+        figure.add_annotation(x=0, y=row, text="no verdict in both arms", showarrow=False)
+    _axes(figure, [_tick(row, names) for row in rows.to_dict(orient="records")])
+    survivors = rows[rows["finding"] == "survives"]
+    tested = rows[rows["p"].notna()]
+    title = f"{len(survivors)} of {len(tested)} changes in refusal survive correction"
+    return _finished(
+        figure,
+        title,
+        f"{label.capitalize()} prompts, judge {_shown(judge)}. 95 % intervals; Holm's correction over "
+        f"{_span(tested['comparisons'])} comparisons.",
+        width=900,
+        height=260 + 42 * len(rows),
+    )
+
+
+def judges_figure(rows: pd.DataFrame, *, label: str) -> go.Figure:
+    """Change of each system under every judge: filled where it survives."""
+    systems = list(dict.fromkeys(rows["system"]))[::-1]
+    names = system_names(systems)
+    judges = list(dict.fromkeys(rows["judge"]))
+    palette = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#222222", "#8C8C8C")
+    figure = go.Figure()
+    for number, judge in enumerate(judges):
+        part = rows[(rows["judge"] == judge) & rows["change"].notna()]
+        colour = palette[number % len(palette)]
+        shift = (number - (len(judges) - 1) / 2) * 0.6 / len(judges)
+        figure.add_scatter(
+            x=part["change"],
+            y=[systems.index(system) - shift for system in part["system"]],
+            name=_shown(judge),
+            mode="markers",
+            marker={
+                "color": colour,
+                "size": 10,
+                "symbol": ["circle" if f == "survives" else "circle-open" for f in part["finding"]],
+                "line": {"width": 2, "color": colour},
+            },
+            error_x=whiskers(part["change"], part["low"], part["high"], colour=colour, thickness=1.0),
+            customdata=[_counts(row, names) for row in part.to_dict(orient="records")],
+            hovertemplate="%{customdata}<extra>" + _shown(judge) + "</extra>",
+        )
+    _axes(figure, [_plain(names[system]) for system in systems])
+    survives = (rows["finding"] == "survives").groupby(rows["system"]).mean()
+    changed = int(((survives > 0) & (survives < 1)).sum())
+    return _finished(
+        figure,
+        f"{label.capitalize()} prompts: {changed} of {len(systems)} results survive under some judges only",
+        "Filled: survives Holm's correction under that judge. 95 % intervals.",
+        width=900,
+        height=270 + (30 + 16 * len(judges)) * len(systems),
+    )
+
+
+def _axes(figure: go.Figure, names: list[str]) -> None:
+    figure.add_vline(x=0, line={"color": COLOURS["ink"], "dash": "dot", "width": 1})
+    figure.update_xaxes(title_text="change in refusal rate (edited less original)", tickformat="+.0%")
+    # Places are numbered: a row a comparison, and a system may have several.
+    figure.update_yaxes(
+        tickvals=list(range(len(names))), ticktext=names, range=[-0.6, len(names) - 0.4], automargin=True
+    )
+
+
+def _finished(figure: go.Figure, title: str, subtitle: str, *, width: int, height: int) -> go.Figure:
+    styled(figure, title, subtitle, width=width, height=height)
+    return legend_at_foot(figure).update_layout(margin={"t": 90})
+
+
+def _tick(row: Mapping[Any, Any], names: Mapping[str, str]) -> str:
+    name = _plain(names[row["system"]])
+    return (
+        f"{name}<br><span style='font-size:10px'>{row['refused_original']}/{row['n_original']} to "
+        f"{row['refused_edited']}/{row['n_edited']}</span>"
+    )
+
+
+def _counts(row: Mapping[Any, Any], names: Mapping[str, str]) -> str:
+    name = _plain(names[row["system"]])
+    return (
+        f"{name}: {row['change']:+.1%} [{row['low']:+.1%}, {row['high']:+.1%}], p {row['p']:.2g}, "
+        f"Holm {row['p_holm']:.2g}"
+    )
+
+
+def _shown(name: str) -> str:
+    return _plain(short_name(name))
+
+
+def _plain(name: str) -> str:
+    """A name from a file, without what plotly would read as markup."""
+    return name.replace("<", "‹").replace(">", "›").replace("%{", "% {")
+
+
+def _span(values: pd.Series) -> str:
+    known = sorted({int(v) for v in values.dropna()})
+    return "0" if not known else str(known[0]) if len(known) == 1 else f"{known[0]} to {known[-1]}"
+
+
+def _unused(name: str, taken: Mapping[str, Any]) -> str:
+    clean = re.sub(r"[^A-Za-z0-9.-]+", "-", name).strip("-.").lower()[:100]
+    return clean if clean not in taken else f"{clean}-{len(taken)}"
+
+
+def _tables(run: RunFolder) -> dict[str, pd.DataFrame]:
+    if "sentences" not in run.manifest:
+        raise MechsafetyError(f"run {str(run.path)!r} is not finished: run the audit again")
+    return {name: run.read_table(f"{name}.parquet") for name in _TABLES}

@@ -1,0 +1,345 @@
+"""One skeleton for every experiment: check, open the run, work part by part, write tables, draw, report.
+
+An experiment is a folder with an :class:`Experiment` in its ``work.py`` and a line in :data:`EXPERIMENTS`. What it
+leaves in its run folder is a :class:`Result`, which :func:`load_run` opens again.
+"""
+
+from __future__ import annotations
+
+import importlib
+import time
+import webbrowser
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from html import escape
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+
+import pandas as pd
+
+from mechsafety.core.errors import MechsafetyError
+from mechsafety.experiments.config import Config, ModelConfig
+from mechsafety.experiments.records import record_fed
+from mechsafety.models.loading import load_model, load_record
+from mechsafety.models.provenance import of_models
+from mechsafety.pages.page import FORMATS, FigureFormat, Page, render_page, write_figures
+from mechsafety.prompts.fed import require_all_fit
+from mechsafety.prompts.prompt_set import PromptSet
+from mechsafety.prompts.splits import record_repeated
+from mechsafety.runs.folder import Provenance, RunFolder, open_run, pinned_date, read_run, record_date
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+    from transformer_lens.model_bridge import TransformerBridge
+
+C = TypeVar("C", bound=Config)
+Say = Callable[[str], None]
+Read = tuple[PromptSet, int]
+"""Prompts that a model reads, with the number of tokens that it may add to each."""
+
+EXPERIMENTS: Mapping[str, str] = MappingProxyType(
+    {
+        "regions": "regions.experiment:Regions",
+    }
+)
+"""By the kind in a run's configuration, where its experiment stands below ``mechsafety.experiments``."""
+REPORT = "report.html"
+_SHOWN_ROWS = 12
+
+
+class Experiment(ABC, Generic[C]):
+    """What one kind of run does, before, within and after its work.
+
+    An instance has a checked configuration. What concerns a finished run alone is a class method, so that any run can
+    be drawn and reported again.
+    """
+
+    kind: ClassVar[str]
+    tables: ClassVar[Mapping[str, str]]
+    """The files of the tables, by name."""
+
+    def __init__(self, config: C) -> None:
+        self.config = config
+
+    # -- before the work --------------------------------------------------------------------------------
+
+    def prompt_sets(self) -> Sequence[PromptSet]:
+        """The prompt sets as they were read, of which the run records how many prompts stand in them twice."""
+        return ()
+
+    def bound(self) -> Mapping[str, Any]:
+        """What the run is bound to besides the configuration's fields, such as hashes of prompts."""
+        return {}
+
+    def models(self) -> Sequence[str]:
+        """The models whose weights the run is bound to."""
+        return ()
+
+    def sources(self) -> Mapping[str, Provenance]:
+        """What the run's parts are made from."""
+        return of_models(*self.models(), **self.loading)
+
+    def reads(self) -> Sequence[Read]:
+        """What each of the models reads; checked against their windows before any weights are loaded."""
+        return ()
+
+    @property
+    def loading(self) -> dict[str, Any]:
+        return self.config.loading if isinstance(self.config, ModelConfig) else {}
+
+    # -- the work -----------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def work(self, session: Session) -> Mapping[str, pd.DataFrame]:
+        """Make what is missing and return every table, by its name in :attr:`tables`."""
+
+    # -- after it -------------------------------------------------------------------------------------------
+
+    @classmethod
+    @abstractmethod
+    def figures(cls, result: Result) -> dict[str, go.Figure]:
+        """Every figure, by file name."""
+
+    @classmethod
+    @abstractmethod
+    def findings(cls, result: Result) -> list[str]:
+        """What was found, in sentences."""
+
+    @classmethod
+    @abstractmethod
+    def page(cls, result: Result, figures: Mapping[str, go.Figure]) -> Page:
+        """The page, with figures that are already drawn."""
+
+    @classmethod
+    def html(cls, result: Result, figures: Mapping[str, go.Figure]) -> str:
+        """The page as one file."""
+        return render_page(cls.page(result, figures), result.manifest)
+
+    @classmethod
+    def read_tables(cls, run: RunFolder) -> dict[str, pd.DataFrame]:
+        """The tables that the run has, by name."""
+        return {
+            name: run.read_table(file) for name, file in cls.tables.items() if (run.path / file).is_file()
+        }
+
+    @classmethod
+    def next_steps(cls, result: Result) -> list[str]:
+        """Commands that go on from here."""
+        return [f"mechsafety figures {result.path} --format png"]
+
+
+@dataclass(kw_only=True)
+class Session:
+    """One session of a run under way: its folder, the pinned day, and what parts have in common."""
+
+    run: RunFolder
+    day: str
+    say: Say
+    loading: Mapping[str, Any]
+    allow_other_versions: bool = False
+
+    def load(self, spec: str, *, prompts: Sequence[Any] = ()) -> TransformerBridge:
+        """Load a model whose weights are still those that the run is bound to, and record it.
+
+        ``prompts`` are those whose rendered form the manifest shows.
+        """
+        for name, made_from in of_models(spec, **self.loading).items():
+            self.run.require_source(name, made_from)  # hours may lie since the run was opened
+        self.say(f"loading {spec}")
+        model = load_model(spec, **self.loading, date=self.day)
+        record = load_record(model)
+        self.run.record_item("models", spec, record.as_dict() if record else {})
+        if len(prompts):
+            record_fed(self.run, spec, model, prompts)
+        return model
+
+    def part(self, *key: str, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
+        """The part named by ``key``, made first where it is missing."""
+        if not self.run.has_part(*key):
+            self.run.write_part(make(), *key)
+        return self.run.read_part(*key)
+
+    def json_part(self, *key: str, make: Callable[[], Any]) -> Any:
+        """The same for a part that is kept as JSON."""
+        if not self.run.has_part(*key, suffix="json"):
+            self.run.write_json_part(make(), *key)
+        return self.run.read_json_part(*key)
+
+    @contextmanager
+    def timed(self, *keys: str) -> Iterator[None]:
+        """Add the seconds of the block to the manifest's timings under ``keys``; parts that are there take none."""
+        started = time.perf_counter()
+        yield
+        seconds = time.perf_counter() - started
+        if seconds > 0.05:
+            timings = self.run.manifest.get("timings", {})
+            place = timings
+            for key in keys[:-1]:
+                place = place.setdefault(key, {})
+            place[keys[-1]] = round(place.get(keys[-1], 0.0) + seconds, 2)
+            self.run.record("timings", timings)
+
+
+class Result:
+    """A run of any experiment on disk: its tables, figures, findings and page.
+
+    ``mechsafety.load_run(path)`` opens one. Tables are read when they are first asked for.
+
+    Example::
+
+        run = ms.load_run("runs/regions")
+        run.to_frame("tradeoff")
+        run.figures()["region-tradeoff"].show()
+    """
+
+    def __init__(self, path: str | Path, experiment: type[Experiment[Any]]) -> None:
+        self.run = read_run(Path(path))
+        self.experiment = experiment
+
+    @property
+    def path(self) -> Path:
+        return self.run.path
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        return self.run.manifest
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The configuration as the manifest has it."""
+        return self.manifest["config"]
+
+    @cached_property
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """Tables by name. Raises :class:`MechsafetyError` for a run that has none yet."""
+        found = self.experiment.read_tables(self.run)
+        if not found:
+            raise MechsafetyError(f"run {str(self.path)!r} is not finished: give the same command again")
+        return found
+
+    def to_frame(self, name: str | None = None) -> pd.DataFrame:
+        """One table, by default the first."""
+        name = next(iter(self.tables)) if name is None else name
+        if name not in self.tables:
+            raise MechsafetyError(
+                f"run {str(self.path)!r} has no table {name!r}: it has {', '.join(self.tables)}"
+            )
+        return self.tables[name]
+
+    @cached_property
+    def _drawn(self) -> dict[str, go.Figure]:
+        return self.experiment.figures(self)
+
+    def figures(self) -> dict[str, go.Figure]:
+        """Every figure, by file name. Drawn once."""
+        return dict(self._drawn)
+
+    def plot(self) -> go.Figure:
+        """The first figure."""
+        return next(iter(self.figures().values()))
+
+    def findings(self) -> list[str]:
+        """What was found, in sentences."""
+        return self.experiment.findings(self)
+
+    def save_figures(self, *, form: FigureFormat = "html", out: str | Path | None = None) -> list[Path]:
+        """Write every figure into ``out`` (default: the run's ``figures``)."""
+        if form not in FORMATS:
+            raise MechsafetyError(f"figure format {form!r} is not one of {', '.join(FORMATS)}")
+        return write_figures(
+            self.figures(), Path(out) if out is not None else self.path / "figures", form=form
+        )
+
+    def page(self) -> Page:
+        """The page before it is HTML."""
+        return self.experiment.page(self, self.figures())
+
+    def report(self) -> Path:
+        """Write the page, ``report.html``, and return its path."""
+        return self.run.write_text(REPORT, self.experiment.html(self, self.figures()))
+
+    def publish(self) -> Path:
+        """Write every figure as HTML and the page, whose path is returned."""
+        self.save_figures()
+        return self.report()
+
+    def open(self) -> None:
+        """Show the page in a browser."""
+        path = self.path / REPORT
+        webbrowser.open((path if path.is_file() else self.report()).resolve().as_uri())
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self.path)!r}, kind={self.experiment.kind!r})"
+
+    def _repr_html_(self) -> str:
+        found = "".join(f"<li>{escape(line)}</li>" for line in self.findings())
+        shown = "".join(
+            f"<h4>{escape(name)}</h4>{table.head(_SHOWN_ROWS).round(3).to_html(index=False, border=0)}"
+            for name, table in self.tables.items()
+        )
+        return f"<b>{escape(self.experiment.kind.capitalize())}</b> in {escape(str(self.path))}<ul>{found}</ul>{shown}"
+
+
+def run_experiment(
+    experiment: Experiment[Any],
+    out: str | Path,
+    *,
+    say: Say = lambda _: None,
+    allow_other_versions: bool = False,
+) -> Result:
+    """Run ``experiment`` in the folder ``out``, or go on where it was interrupted.
+
+    ``say`` receives one line per stage. Raises :class:`MechsafetyError` for whatever the experiment refuses, and for
+    a folder that holds another run (:func:`open_run`).
+    """
+    out = Path(out)
+    config = experiment.config
+    asked = config.model_dump(mode="json") | {"kind": experiment.kind, **experiment.bound()}
+    day = pinned_date(out, getattr(config, "date", None))
+    started = time.perf_counter()
+    with open_run(
+        out, config=asked, sources=experiment.sources, allow_other_versions=allow_other_versions
+    ) as run:
+        if isinstance(config, ModelConfig):
+            record_date(run, day)
+        record_repeated(run, say, *experiment.prompt_sets())
+        require_all_fit(
+            experiment.models(), experiment.reads(), template=experiment.loading.get("template"), date=day
+        )
+        session = Session(
+            run=run,
+            day=day,
+            say=say,
+            loading=experiment.loading,
+            allow_other_versions=allow_other_versions,
+        )
+        for name, table in experiment.work(session).items():
+            run.write_table(table, experiment.tables[name])
+        run.record_item("timings", "last_session_s", round(time.perf_counter() - started, 1))
+    return Result(out, type(experiment))
+
+
+def experiment_of(run: RunFolder) -> type[Experiment[Any]]:
+    """The experiment that made ``run``. Raises :class:`MechsafetyError` for a kind that has none."""
+    kind = str(run.manifest["config"].get("kind", "study"))
+    if kind not in EXPERIMENTS:
+        raise MechsafetyError(f"run {str(run.path)!r} is of kind {kind!r}, which has no figures or report")
+    module, _, name = EXPERIMENTS[kind].partition(":")
+    return getattr(importlib.import_module(f"mechsafety.experiments.{module}"), name)
+
+
+def load_run(path: str | Path) -> Result:
+    """Open the run of any experiment, finished or not.
+
+    Raises :class:`MechsafetyError` for a folder that is none, and for a kind that this version does not know.
+
+    Example::
+
+        ms.load_run("runs/default").findings()
+    """
+    run = read_run(Path(path))
+    return Result(run.path, experiment_of(run))

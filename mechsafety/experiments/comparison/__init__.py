@@ -1,0 +1,1 @@
+"""Refusal geometry across checkpoints."""

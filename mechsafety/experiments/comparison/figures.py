@@ -1,0 +1,362 @@
+"""Figures of a comparison of checkpoints: cosines, angles and CKA by layer, cosine and transfer matrices."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from mechsafety.plots.style import COLOURS, DIVERGING, HEAT, styled, system_names
+
+_PURPLE = "#CC79A7"
+_GREY = "#8C8C8C"
+_INDEX_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
+_MOST_PAIRS = 10
+
+
+def comparison_figures(tables: Mapping[str, pd.DataFrame], *, layer: int) -> dict[str, go.Figure]:
+    """Every figure of a comparison, by file name; matrices are shown at ``layer``."""
+    figures: dict[str, go.Figure] = {}
+    if "cosines" in tables:
+        figures["cosines-by-layer"] = cosines_by_layer(tables["cosines"], layer=layer)
+        figures["cosine-matrix"] = cosine_matrix(tables["cosines"], layer=layer)
+    if "angles" in tables:
+        figures["angles-by-layer"] = angles_by_layer(tables["angles"], layer=layer)
+    if "cka" in tables:
+        figures["cka-by-layer"] = cka_by_layer(tables["cka"], layer=layer)
+    if "transfer" in tables:
+        figures["transfer-matrix"] = transfer_matrix(tables["transfer"])
+    return figures
+
+
+def cosines_by_layer(table: pd.DataFrame, *, layer: int) -> go.Figure:
+    """Cosine of the two refusal directions at every layer, a panel a pair, with its ceiling and its floors."""
+    figure, pairs = _panels(table)
+    for row, rows in enumerate(pairs, start=1):
+        first = row == 1
+        _band(figure, rows, row, "cosine", COLOURS["line"])
+        for column, name, colour, dash in (
+            ("ceiling", "same direction seen through separate prompts", COLOURS["ink"], "dot"),
+            ("corrected", "cosine without sampling noise", _PURPLE, "dash"),
+            ("harmless_floor", "floor: halves of the harmless prompts", COLOURS["harmless"], "dashdot"),
+            ("random_high", "floor: random directions (95 %)", _GREY, "dot"),
+        ):
+            _line(figure, rows, row, column, name=name, colour=colour, dash=dash, legend=first)
+        _line(figure, rows, row, "cosine", name="cosine, 95 % interval", colour=COLOURS["line"], legend=first)
+    figure.update_yaxes(title_text="cosine")
+    return _finished(
+        figure,
+        table,
+        pairs,
+        _cosine_title(table, layer),
+        layer,
+        "Dotted black: ceiling from split halves; checkpoints that saw the same prompts share their errors and may lie "
+        "above it.",
+    )
+
+
+def angles_by_layer(table: pd.DataFrame, *, layer: int) -> go.Figure:
+    """Principal angles between the refusal subspaces at every layer; a panel a pair, a colour an angle."""
+    figure, pairs = _panels(table)
+    for row, rows in enumerate(pairs, start=1):
+        for index, one in rows.groupby("index"):
+            number = int(str(index))
+            colour = _INDEX_COLOURS[(number - 1) % len(_INDEX_COLOURS)]
+            _band(figure, one, row, "angle", colour)
+            one = one.assign(ceiling=one[["ceiling_a", "ceiling_b"]].mean(axis=1))
+            for column, dash in (("ceiling", "dot"), ("random_low", "dash")):
+                _line(
+                    figure, one, row, column, name=column, colour=colour, dash=dash, width=1.3, legend=False
+                )
+            _line(figure, one, row, "angle", name=f"angle {number}", colour=colour, legend=row == 1)
+    for name, dash in (
+        ("halves of the prompts, same checkpoint", "dot"),
+        ("random subspaces (lowest 5 %)", "dash"),
+    ):
+        figure.add_scatter(
+            x=[None], y=[None], name=name, mode="lines", line={"color": COLOURS["ink"], "dash": dash, "width": 1.3}
+        )  # fmt: skip
+    figure.update_yaxes(title_text="degrees", range=[-3, 93], tickvals=[0, 30, 60, 90])
+    k = int(table["index"].max())
+    at = table[table["layer"] == layer]
+    said = f"Refusal subspaces of {k} dimension{'s' * (k > 1)}: " + (
+        f"smallest angle {_span(at[at['index'] == 1]['angle'], '.0f')}°, largest "
+        f"{_span(at[at['index'] == k]['angle'], '.0f')}° at layer {layer}"
+    )
+    return _finished(
+        figure, table, pairs, said, layer, "Mean difference and the harmful prompts' leading components."
+    )
+
+
+def cka_by_layer(table: pd.DataFrame, *, layer: int) -> go.Figure:
+    """Debiased linear CKA at every layer, a panel a pair, with its floors and each model's step to its next layer."""
+    figure, pairs = _panels(table)
+    for row, rows in enumerate(pairs, start=1):
+        first = row == 1
+        _band(figure, rows, row, "cka", COLOURS["line"])
+        for column, name, colour, dash in (
+            ("next_layer_a", "first checkpoint, own next layer", COLOURS["ink"], "dot"),
+            ("next_layer_b", "second checkpoint, own next layer", _PURPLE, "dot"),
+            ("class_floor", "floor: prompts permuted within class", COLOURS["harmless"], "dashdot"),
+            ("floor_high", "floor: prompts permuted (95 %)", _GREY, "dot"),
+        ):
+            _line(figure, rows, row, column, name=name, colour=colour, dash=dash, legend=first)
+        _line(figure, rows, row, "cka", name="CKA, 95 % interval", colour=COLOURS["line"], legend=first)
+    figure.update_yaxes(title_text="CKA")
+    at = table[table["layer"] == layer]["cka"]
+    lowest = table.loc[table["cka"].idxmin()] if table["cka"].notna().any() else None
+    said = f"Representations of the same prompts: CKA {_span(at)} at layer {layer}"
+    if lowest is not None:
+        said += f", lowest {lowest['cka']:.2f} at layer {int(lowest['layer'])}"
+    return _finished(
+        figure,
+        table,
+        pairs,
+        said,
+        layer,
+        "Debiased linear CKA. Dotted black and purple: how much one block changes.",
+    )
+
+
+def cosine_matrix(table: pd.DataFrame, *, layer: int) -> go.Figure:
+    """Cosines between all checkpoints at one layer; on the diagonal the split-half ceiling of each."""
+    at = table[table["layer"] == layer]
+    names = list(dict.fromkeys([*at["a"], *at["b"]]))
+    z = [[math.nan] * len(names) for _ in names]
+    text = [[""] * len(names) for _ in names]
+    for pair in at.to_dict(orient="records"):
+        i, j = names.index(pair["a"]), names.index(pair["b"])
+        shown = _cell(pair["cosine"], pair["low"], pair["high"])
+        for row, column in ((i, j), (j, i)):
+            z[row][column], text[row][column] = pair["cosine"], shown
+        for place, ceiling in ((i, pair["ceiling_a"]), (j, pair["ceiling_b"])):
+            z[place][place] = ceiling
+            text[place][place] = "halves<br>undefined" if ceiling != ceiling else f"halves<br>{ceiling:.2f}"
+    lowest = min((v for row in z for v in row if v == v), default=0.0)
+    figure = _heat(z, text, list(_wrapped(names).values()), list(_wrapped(names).values()))
+    figure.update_traces(
+        zmin=min(0.0, lowest),
+        zmax=1,
+        colorscale=HEAT,
+        colorbar={"title": {"text": "cosine"}, "thickness": 14},
+    )
+    return styled(
+        figure,
+        _cosine_title(table, layer),
+        f"Layer {layer}, 95 % bootstrap interval over prompts. Diagonal: directions of<br>two random "
+        "halves of the prompts in the same checkpoint.",
+        width=max(720, 330 + 130 * len(names)),
+        height=250 + 95 * len(names),
+    )
+
+
+def transfer_matrix(table: pd.DataFrame) -> go.Figure:
+    """Fall of each target's refusal score with each source's direction projected out, above its controls."""
+    targets = list(dict.fromkeys(table["target"]))
+    sources = [s for s in dict.fromkeys([*targets, *table["source"]]) if s in set(table["source"])]
+    cells = {(row["source"], row["target"]): row for row in table.to_dict(orient="records")}
+    of_target = {row["target"]: row for row in table.to_dict(orient="records")}
+    z: list[list[float]] = []
+    text: list[list[str]] = []
+    for source in sources:
+        found = [cells.get((source, target)) for target in targets]
+        z.append([math.nan if row is None else float(row["drop"]) for row in found])
+        text.append(["" if row is None else _drop_cell(row) for row in found])
+    shown = _wrapped([*targets, *sources])
+    labels = [shown[s] for s in sources]
+    for kind, label in (("harmless", "control:<br>harmless halves"), ("random", "control:<br>random")):
+        z.append([float(of_target[t][f"{kind}_floor"]) for t in targets])
+        text.append(
+            [
+                f"mean {of_target[t][f'{kind}_floor']:.2f}<br>most {of_target[t][f'{kind}_max']:.2f}"
+                for t in targets
+            ]
+        )
+        labels.append(label)
+    columns = [
+        f"{shown[t]}<br>layer {of_target[t]['layer']}, score {of_target[t]['base']:.1f}" for t in targets
+    ]
+    figure = _heat(z, text, columns, labels)
+    span = max((abs(v) for row in z for v in row if v == v), default=1.0) or 1.0
+    figure.update_traces(
+        zmin=-span,
+        zmax=span,
+        colorscale=DIVERGING,
+        colorbar={"title": {"text": "fall of the score"}, "thickness": 14},
+    )
+    figure.update_yaxes(title_text="direction from")
+    figure.update_xaxes(title_text="ablated in")
+    return styled(
+        figure,
+        _transfer_title(table),
+        f"Fall of the mean refusal score (logit) of {int(table['n'].min())} held-out harmful prompts, 95 % interval; "
+        "KL on harmless ones.<br>A direction carries over when its cell is near its column's own, above both controls.",
+        width=max(780, 360 + 170 * len(targets)),
+        height=330 + 85 * len(labels),
+    )
+
+
+# -- parts ------------------------------------------------------------------------------------------
+
+
+def _panels(table: pd.DataFrame) -> tuple[go.Figure, list[pd.DataFrame]]:
+    """A figure with a panel for each pair (the first ten), and their rows in the order of layers."""
+    pairs = [rows.sort_values("layer") for _, rows in table.groupby(["a", "b"], sort=False)][:_MOST_PAIRS]
+    names = system_names([*table["a"], *table["b"]])
+    figure = make_subplots(
+        rows=len(pairs),
+        cols=1,
+        shared_xaxes=True,
+        vertical_spacing=min(0.06, 0.3 / len(pairs)),
+        subplot_titles=[f"{names[p['a'].iloc[0]]} and {names[p['b'].iloc[0]]}" for p in pairs],
+    )
+    return figure, pairs
+
+
+def _line(
+    figure: go.Figure,
+    rows: pd.DataFrame,
+    panel: int,
+    column: str,
+    *,
+    name: str,
+    colour: str,
+    legend: bool,
+    dash: str = "solid",
+    width: float = 2,
+) -> None:
+    if rows[column].isna().all():
+        return
+    figure.add_scatter(
+        x=rows["layer"],
+        y=rows[column],
+        name=name,
+        legendgroup=name,
+        legendrank=1000 if dash != "solid" else 1,
+        showlegend=legend,
+        mode="lines" if dash != "solid" else "lines+markers",
+        line={"color": colour, "dash": dash, "width": width},
+        marker={"size": 5},
+        hovertemplate="layer %{x}: %{y:.3f}<extra>" + name + "</extra>",
+        row=panel,
+        col=1,
+    )
+
+
+def _band(figure: go.Figure, rows: pd.DataFrame, panel: int, column: str, colour: str) -> None:
+    known = rows[rows["low"].notna() & rows[column].notna()]
+    if known.empty:
+        return
+    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    figure.add_scatter(
+        x=[*known["layer"], *known["layer"][::-1]],
+        y=[*known["high"], *known["low"][::-1]],
+        fill="toself",
+        fillcolor=f"rgba({red},{green},{blue},0.2)",
+        line={"width": 0},
+        mode="lines",
+        showlegend=False,
+        hoverinfo="skip",
+        row=panel,
+        col=1,
+    )
+
+
+def _finished(
+    figure: go.Figure,
+    table: pd.DataFrame,
+    pairs: Sequence[pd.DataFrame],
+    title: str,
+    layer: int,
+    about: str,
+) -> go.Figure:
+    total = len(table[["a", "b"]].drop_duplicates())
+    for panel in range(1, len(pairs) + 1):
+        figure.add_vline(
+            x=layer, line={"color": COLOURS["ink"], "dash": "dash", "width": 1}, row=panel, col=1
+        )  # fmt: skip
+    figure.update_xaxes(title_text="layer (input of block)", row=len(pairs), col=1)
+    height = 260 * len(pairs) + 250
+    styled(
+        figure,
+        title,
+        f"{about}<br>Dashed line: layer {layer}."
+        + (f" The first {len(pairs)} of {total} pairs." if total > len(pairs) else ""),
+        width=900,
+        height=height,
+    )
+    # The legend hangs below the axis title by so many pixels, whatever the number of panels.
+    figure.update_layout(legend={"y": -62 / (height - 240)}, margin={"b": 130})
+    return figure
+
+
+def _heat(z: list[list[float]], text: list[list[str]], x: list[str], y: list[str]) -> go.Figure:
+    """A heat map with the first row on top; places are numbered, since names may be the same once shortened."""
+    named = [[f"{row} → {column}".replace("<br>", " ") for column in x] for row in y]
+    figure = go.Figure(
+        go.Heatmap(
+            z=z[::-1],
+            text=text[::-1],
+            customdata=named[::-1],
+            texttemplate="%{text}",
+            hovertemplate="%{customdata}: %{text}<extra></extra>",
+            xgap=2,
+            ygap=2,
+        )
+    )
+    figure.update_xaxes(showgrid=False, zeroline=False, tickangle=0, tickvals=list(range(len(x))), ticktext=x)
+    figure.update_yaxes(showgrid=False, zeroline=False, tickvals=list(range(len(y))), ticktext=y[::-1])
+    return figure
+
+
+def _cosine_title(table: pd.DataFrame, layer: int) -> str:
+    at = table[table["layer"] == layer]
+    known = at[at["cosine"].notna()]
+    if known.empty:
+        return f"No refusal direction at layer {layer} to compare"
+    said = f"Refusal directions at layer {layer}: cosine {_span(known['cosine'])}"
+    if known["harmless_floor"].notna().any():
+        said += f"; a harmless contrast {_span(known['harmless_floor'])}"
+    return said
+
+
+def _transfer_title(table: pd.DataFrame) -> str:
+    foreign = table[(table["source"] != table["target"]) & table["share"].notna()]
+    if foreign.empty:
+        return "No checkpoint loses refusal by its own direction: nothing to transfer"
+    return (
+        f"Another checkpoint's direction does {_span(foreign['share'], '.0%')} of what the own direction does"
+    )
+
+
+def _span(values: pd.Series, form: str = ".2f") -> str:
+    known = values.dropna()
+    if known.empty:
+        return "undefined"
+    low, high = format(float(known.min()), form), format(float(known.max()), form)
+    return low if low == high else f"{low} to {high}"
+
+
+def _cell(value: float, low: float, high: float) -> str:
+    if value != value:
+        return "undefined"
+    return f"{value:.2f}" if low != low else f"{value:.2f}<br>[{low:.2f}, {high:.2f}]"
+
+
+def _drop_cell(row: Mapping[Any, Any]) -> str:
+    return f"{_cell(row['drop'], row['low'], row['high'])}<br>KL {row['kl']:.2f}"
+
+
+def _wrapped(systems: Sequence[str]) -> dict[str, str]:
+    """Names over several lines: divided before + and @, and after every 18 characters."""
+    return {system: _divided(name) for system, name in system_names(systems).items()}
+
+
+def _divided(name: str) -> str:
+    pieces = re.split(r"(?=[+@])", name)
+    return "<br>".join(piece[i : i + 18] for piece in pieces for i in range(0, len(piece), 18))

@@ -1,0 +1,1 @@
+"""The synthetic lab: published claims on models with known answers."""

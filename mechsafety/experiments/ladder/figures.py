@@ -1,0 +1,399 @@
+"""Figures of a ladder: refusals against directions removed, what is said instead, the cost, and the subspaces."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from mechsafety.experiments.ladder.matrices import ladder_matrices, link_figure
+from mechsafety.experiments.ladder.verdicts import (
+    State,
+    Verdict,
+    ladder_systems,
+    ladder_verdicts,
+    system_names,
+)
+from mechsafety.experiments.ladder.words import counted, span
+from mechsafety.plots.panels import HUES, WIDTH, Panel, Series, outcome_panels, panel_height
+from mechsafety.plots.style import COLOURS, HEAT, legend_at_foot, styled, whiskers, wrapped
+
+_COLUMNS = 4
+_RANDOM = COLOURS["ink"]
+# Two of Tol's muted colours in place of black and grey, which are the controls'.
+_HUES = (*HUES[:6], "#999933", "#882255")
+_OUTCOME_WORDS = {"weakened": "weakened", "kept": "kept", "undecided": "undecided", "unjudged": "not judged"}
+_SHOWN = (
+    ("refused", "refused", COLOURS["refusal"]),
+    ("complied", "answered coherently", COLOURS["compliance"]),
+    ("degenerate", "degenerate", COLOURS["degenerate"]),
+)
+_COST = (
+    (
+        Panel(column="kl", title="KL of the next token (nats)", form="kl"),
+        Panel(column="ratio", title="perplexity, times unedited", form="kl"),
+    ),
+    (
+        Panel(column="refused", title="harmless prompts: refused"),
+        Panel(column="degenerate", title="harmless prompts: degenerate"),
+    ),
+)
+
+
+def ladder_figures(tables: Mapping[str, pd.DataFrame], *, layer: int | None) -> dict[str, go.Figure]:
+    """Every figure of a ladder by file name; ``layer`` is the one at which its comparison shows matrices."""
+    verdicts = ladder_verdicts(tables)
+    harmful, harmless = (
+        tables["survival"][tables["survival"]["label"] == name] for name in ("harmful", "harmless")
+    )
+    figures = {
+        "ladder-overview": overview_figure(verdicts, harmful),
+        "ladder-survival": survival_figure(verdicts, harmful),
+        "ladder-answers": answers_figure(verdicts, harmful),
+    }
+    if len(harmless):
+        figures["ladder-cost"] = cost_figure(harmless)
+    names = system_names(ladder_systems(tables))
+    if len(tables.get("ranks", ())):
+        figures["ladder-ranks"] = ranks_figure(tables["ranks"], names)
+    figures |= ladder_matrices(tables, names, layer=layer)
+    if len(tables.get("links", ())):
+        figures["ladder-links"] = link_figure(tables["links"], names)
+    return figures
+
+
+def overview_figure(verdicts: Sequence[Verdict], harmful: pd.DataFrame) -> go.Figure:
+    """Refused harmful prompts, a row a system: unedited, without refusal directions, and without random ones.
+
+    Cells say which falls a test tells from chance, and where most answers are degenerate.
+    """
+    counts = sorted({s.directions for v in verdicts for s in v.states})
+    z: list[list[float]] = []
+    text: list[list[str]] = []
+    for verdict in verdicts:
+        states = [verdict.at(k) for k in counts]
+        random = [math.nan if s is None else s.random.value for s in states]
+        z.append(
+            [verdict.before.value, *(math.nan if s is None else s.refused.value for s in states), *random]
+        )
+        text.append(
+            [
+                _share(verdict.before.value),
+                *("" if s is None else _share(s.refused.value) + _marks(s) for s in states),
+                *(_share(value) for value in random),
+            ]
+        )
+    ticks = ["unedited", *(str(k) for k in counts), *(f"{k} " for k in counts)]
+    figure = go.Figure(
+        go.Heatmap(
+            **{"z": z[::-1], "text": text[::-1], "texttemplate": "%{text}", "xgap": 2, "ygap": 2},
+            **{"zmin": 0, "zmax": 1, "colorscale": HEAT, "hoverongaps": False},
+            customdata=[[f"{v.name}, {tick}" for tick in ticks] for v in verdicts[::-1]],
+            hovertemplate="%{customdata}: %{z:.0%}<extra></extra>",
+            colorbar={"title": {"text": "refused"}, "tickformat": ".0%", "thickness": 14},
+        )
+    )
+    places = list(range(len(ticks)))
+    figure.update_xaxes(tickvals=places, ticktext=ticks, showgrid=False, zeroline=False, side="top")
+    figure.update_yaxes(
+        tickvals=list(range(len(verdicts))),
+        ticktext=[f"{wrapped(v.name, 20)}<br><i>{_told(v)}</i>" for v in verdicts[::-1]],
+        showgrid=False,
+        zeroline=False,
+    )
+    for first, name in ((1, "refusal directions removed"), (1 + len(counts), "random directions removed")):
+        figure.add_annotation(
+            **{"text": name, "x": first - 0.5 + len(counts) / 2, "y": 0, "yref": "paper", "yanchor": "top"},
+            **{"yshift": -6, "showarrow": False, "font": {"size": 12}},
+        )
+    for place in (0.5, 0.5 + len(counts)):
+        figure.add_vline(x=place, line={"color": COLOURS["ink"], "width": 1.5})
+    styled(
+        figure,
+        ladder_title(verdicts),
+        f"{_number(harmful)} harmful prompts. * fewer than unedited (p < 0.05 after Holm); † more degenerate than "
+        "coherent answers.<br>Breaks: * and at most half left. Weakened: * and more left. Kept: no *, and intervals "
+        "exclude a loss of half.",
+        width=WIDTH,
+        height=200 + 46 * len(verdicts),
+    )
+    return figure.update_layout(margin={"t": 130, "b": 50, "l": 170, "r": 60})
+
+
+def survival_figure(verdicts: Sequence[Verdict], harmful: pd.DataFrame) -> go.Figure:
+    """Refused harmful prompts against the number of directions removed, a panel a system, with 95 % Wilson bands."""
+    figure, places = _grid([f"{v.name}: {_told(v)}" for v in verdicts])
+    for number, verdict in enumerate(verdicts):
+        rows = harmful[harmful["system"] == verdict.system]
+        ticks = _counts(harmful)
+        for kind, name, colour, dash in (
+            ("random", "refused, random directions removed", _RANDOM, "dash"),
+            ("refusal", "refused, refusal directions removed", COLOURS["refusal"], "solid"),
+        ):
+            part = rows[rows["kind"].isin(["unedited", kind])].sort_values("directions")
+            x = [ticks.index(k) for k in part["directions"]]
+            _band(figure, x, part["refused_low"], part["refused_high"], colour, places[number])
+            _curve(figure, x, part["refused"], name, colour, dash, "circle", number == 0, places[number])
+        part = rows[rows["kind"].isin(["unedited", "refusal"])].sort_values("directions")
+        x = [ticks.index(k) for k in part["directions"]]
+        name, grey = "degenerate, refusal directions removed", COLOURS["degenerate"]
+        _curve(figure, x, part["degenerate"], name, grey, "dot", "x", number == 0, places[number])
+    _rates(figure, [str(k) for k in _counts(harmful)])
+    return _panels_styled(
+        figure,
+        ladder_title(verdicts),
+        f"Greedy answers to {_number(harmful)} harmful prompts; bands: 95 % Wilson intervals.",
+        "directions removed",
+    )
+
+
+def answers_figure(verdicts: Sequence[Verdict], harmful: pd.DataFrame) -> go.Figure:
+    """What harmful prompts get instead of a refusal: shares of all answers, a panel a system."""
+    figure, places = _grid([v.name for v in verdicts])
+    ticks = _counts(harmful)
+    for number, verdict in enumerate(verdicts):
+        rows = harmful[(harmful["system"] == verdict.system) & harmful["kind"].isin(["unedited", "refusal"])]
+        rows = rows.sort_values("directions")
+        row, column = places[number]
+        for measure, name, colour in _SHOWN:
+            figure.add_bar(
+                x=[ticks.index(k) for k in rows["directions"]],
+                y=rows[measure],
+                name=name,
+                legendgroup=name,
+                showlegend=number == 0,
+                marker={"color": colour},
+                hovertemplate="%{y:.0%}<extra>" + name + "</extra>",
+                row=row,
+                col=column,
+            )
+    figure.update_layout(barmode="stack", bargap=0.15)
+    _rates(figure, [str(k) for k in ticks])
+    broken = [v.name for v in verdicts for s in v.states if s.broken_text and s.fall.told]
+    title = (
+        f"Refusals give way mostly to degenerate text in {counted(len(set(broken)), 'system')} of {len(verdicts)}"
+        if broken
+        else "What is no longer refused is answered coherently"
+        if any(s.fall.told for v in verdicts for s in v.states)
+        else "What harmful prompts are answered"
+    )
+    return _panels_styled(
+        figure,
+        title,
+        f"Shares of the answers to {_number(harmful)} harmful prompts. Degenerate: looped, empty, or no language.",
+        "refusal directions removed",
+    )
+
+
+def cost_figure(harmless: pd.DataFrame) -> go.Figure:
+    """What the removal costs on harmless prompts: KL, perplexity, over-refusal and degenerate text."""
+    names = system_names(list(dict.fromkeys(harmless["system"])))
+    ticks = _counts(harmless)
+    base = harmless[harmless["kind"] == "unedited"].set_index("system")["perplexity"]
+    rows = harmless.assign(
+        place=[ticks.index(k) for k in harmless["directions"]],
+        ratio=harmless["perplexity"].to_numpy() / base.reindex(harmless["system"]).to_numpy(),
+    )
+    edited, random = rows[rows["kind"] != "random"], rows[rows["kind"] == "random"]
+    series = [
+        Series(
+            name=name,
+            rows=edited[edited["system"] == system],
+            colour=_HUES[number % len(_HUES)],
+            symbol="circle" if number < len(_HUES) else "diamond",
+            offset=0.07 * (number - (len(names) - 1) / 2),
+        )
+        for number, (system, name) in enumerate(names.items())
+    ]
+    measured = ["kl", "ratio", "refused", "degenerate"]
+    control = random.groupby("place")[measured].mean().reset_index()
+    series.append(
+        Series(name="random, mean of systems", rows=control, colour=_RANDOM, symbol="x", dash="dash")
+    )
+    figure = outcome_panels(series, _COST, ticks=[str(k) for k in ticks], base=None)
+    figure.update_xaxes(title={"text": "directions removed", "font": {"size": 12}, "standoff": 4})
+    one = edited[edited["directions"] == min((k for k in ticks if k), default=0)]["kl"].dropna()
+    title = "What the removal costs on harmless prompts"
+    if len(one):
+        title += f": KL {span(one, '.2g')} nats for the first direction"
+    styled(
+        figure,
+        title,
+        f"{_number(harmless)} harmless prompts; whiskers: 95 % Wilson intervals. Perplexity: of the unedited "
+        "system's own answers.<br>KL below 0.01 nats, as of the unedited system, is drawn at 0.01.",
+        width=WIDTH,
+        height=panel_height(figure) + 60 + 20 * (len(series) // 5),
+    )
+    return legend_at_foot(figure).update_layout(margin={"b": 110 + 20 * (len(series) // 5)})
+
+
+def ranks_figure(ranks: pd.DataFrame, names: Mapping[str, str]) -> go.Figure:
+    """AUROC of each direction of the refusal subspace alone, on held-out prompts, against permuted labels."""
+    groups = {str(system): rows.sort_values("index") for system, rows in ranks.groupby("system", sort=False)}
+    figure, places = _grid(
+        [f"{names.get(s, s)}, layer {span(rows['layer'], '.0f')}" for s, rows in groups.items()]
+    )
+    telling = []
+    for number, rows in enumerate(groups.values()):
+        row, column = places[number]
+        telling.append(int((rows["auroc"] > rows["auroc_chance"]).sum()))
+        figure.add_scatter(
+            x=rows["index"],
+            y=rows["auroc"],
+            error_y=whiskers(rows["auroc"], rows["auroc_low"], rows["auroc_high"], thickness=1.2, width=3.0),
+            mode="markers",
+            marker={"color": COLOURS["line"], "size": 7},
+            name="AUROC, 95 % interval",
+            showlegend=number == 0,
+            row=row,
+            col=column,
+        )
+        figure.add_scatter(
+            x=rows["index"],
+            y=rows["auroc_chance"],
+            mode="lines",
+            line={"color": _RANDOM, "dash": "dash", "width": 1.4},
+            name="95 % of permuted labels lie below",
+            showlegend=number == 0,
+            row=row,
+            col=column,
+        )
+    low = min(0.45, float(ranks[["auroc", "auroc_low"]].min(axis=None)) - 0.03)
+    figure.update_yaxes(range=[low, 1.03], tickfont={"size": 11}, zeroline=False)
+    top = int(ranks["index"].max())
+    figure.update_xaxes(
+        tickvals=list(range(1, top + 1)), range=[0.4, top + 0.6], tickfont={"size": 11}, showgrid=False
+    )
+    few, many = min(telling), max(telling)
+    said = f"{few}" if few == many else f"{few} to {many}"
+    return _panels_styled(
+        figure,
+        f"{said} of {top} directions of the refusal subspace tell harmful from harmless prompts",
+        "Each direction alone, on report prompts: 1 is the mean difference, the others the leading "
+        "components of harmful prompts.",
+        "direction of the subspace",
+    )
+
+
+def ladder_title(verdicts: Sequence[Verdict]) -> str:
+    """How many of the judged systems break, and how many keep their refusals."""
+    judged = [v for v in verdicts if v.outcome != "unjudged"]
+    if not judged:
+        return "No system refuses enough unedited to be judged"
+    breaks, kept = (sum(v.outcome == word for v in judged) for word in ("breaks", "kept"))
+    ends = ("s" if number == 1 else "" for number in (breaks, kept))
+    return (
+        f"{breaks} of {counted(len(judged), 'system')} judged lose{next(ends)} half of the refusals or more, "
+        f"{kept} keep{next(ends)} them"
+    )
+
+
+# -- parts ------------------------------------------------------------------------------------------
+
+
+def _told(verdict: Verdict) -> str:
+    if verdict.outcome == "breaks" and verdict.told is not None:
+        random = ", random too" if verdict.told.as_random else ""
+        return f"breaks at {verdict.told.directions}{random}"
+    return _OUTCOME_WORDS[verdict.outcome]
+
+
+def _share(value: float) -> str:
+    return "" if value != value else f"{value:.0%}"
+
+
+def _marks(state: State) -> str:
+    return ("*" if state.fall.told else "") + ("†" if state.broken_text else "")
+
+
+def _number(rows: pd.DataFrame) -> str:
+    known = rows["n"].dropna()
+    return span(known, ".0f") if len(known) else "an unknown number of"
+
+
+def _counts(rows: pd.DataFrame) -> list[int]:
+    return sorted({0, *(int(k) for k in rows["directions"])})
+
+
+def _grid(titles: Sequence[str]) -> tuple[go.Figure, list[tuple[int, int]]]:
+    """Panels in rows of four, and the place of each."""
+    columns = min(_COLUMNS, len(titles))
+    rows = math.ceil(len(titles) / columns)
+    figure = make_subplots(
+        rows=rows,
+        cols=columns,
+        subplot_titles=[wrapped(title, 32) for title in titles],
+        horizontal_spacing=0.045,
+        vertical_spacing=0.22 / max(1, rows - 1) if rows > 1 else 0.1,
+    )
+    figure.update_annotations(font_size=12)
+    return figure, [(k // columns + 1, k % columns + 1) for k in range(len(titles))]
+
+
+def _rates(figure: go.Figure, ticks: Sequence[str]) -> None:
+    figure.update_yaxes(
+        range=[-0.05, 1.05], tickformat=".0%", tickvals=[0, 0.25, 0.5, 0.75, 1], tickfont={"size": 11}
+    )
+    figure.update_yaxes(zeroline=False)
+    figure.update_xaxes(
+        tickvals=list(range(len(ticks))),
+        ticktext=list(ticks),
+        range=[-0.6, len(ticks) - 0.4],
+        tickfont={"size": 11},
+        zeroline=False,
+        showgrid=False,
+    )
+
+
+def _panels_styled(figure: go.Figure, title: str, subtitle: str, x: str) -> go.Figure:
+    rows = len({axis.domain for axis in figure.select_yaxes()})
+    figure.update_xaxes(title={"text": x, "font": {"size": 11}, "standoff": 2})
+    styled(figure, title, subtitle, width=WIDTH, height=190 + 215 * rows)
+    return legend_at_foot(figure).update_layout(margin={"b": 100, "l": 55, "r": 15})
+
+
+def _band(
+    figure: go.Figure, x: Sequence[int], low: pd.Series, high: pd.Series, colour: str, place: tuple[int, int]
+) -> None:
+    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    figure.add_scatter(
+        x=[*x, *x[::-1]],
+        y=[*high, *low[::-1]],
+        fill="toself",
+        fillcolor=f"rgba({red},{green},{blue},0.15)",
+        line={"width": 0},
+        mode="lines",
+        showlegend=False,
+        hoverinfo="skip",
+        row=place[0],
+        col=place[1],
+    )
+
+
+def _curve(
+    figure: go.Figure,
+    x: Sequence[int],
+    y: pd.Series,
+    name: str,
+    colour: str,
+    dash: str,
+    symbol: str,
+    legend: bool,
+    place: tuple[int, int],
+) -> None:
+    figure.add_scatter(
+        x=x,
+        y=y,
+        name=name,
+        legendgroup=name,
+        showlegend=legend,
+        mode="lines+markers",
+        line={"color": colour, "dash": dash, "width": 2},
+        marker={"color": colour, "symbol": symbol, "size": 6},
+        hovertemplate="%{y:.0%}<extra>" + name + "</extra>",
+        row=place[0],
+        col=place[1],
+    )

@@ -1,0 +1,194 @@
+"""Figures of how a ladder's systems lie to each other (cosines, angles, transfer), and to what training changed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from mechsafety.experiments.comparison.figures import cosine_matrix, transfer_matrix
+from mechsafety.plots.panels import WIDTH, log_axis
+from mechsafety.plots.style import COLOURS, HEAT, legend_at_foot, styled, whiskers, wrapped
+
+_LINKS = (
+    (
+        "share of energy along the direction",
+        (
+            ("energy", "dW", COLOURS["line"], "circle"),
+            ("energy_base", "weights of the base", COLOURS["compliance"], "diamond"),
+        ),
+    ),
+    (
+        "length within singular vectors of dW",
+        (
+            ("cosine_first", "first singular vector", COLOURS["harmless"], "square"),
+            ("cosine_top", "top singular vectors", COLOURS["harmful"], "triangle-up"),
+        ),
+    ),
+)
+_RANDOM = "dW along random directions, 95 %"
+_LARGE = 5  # systems from which a matrix is drawn with smaller cells and text
+
+
+def ladder_matrices(
+    tables: Mapping[str, pd.DataFrame], names: Mapping[str, str], *, layer: int | None
+) -> dict[str, go.Figure]:
+    """Cosines, principal angles and transfer between all systems under their short names."""
+    figures: dict[str, go.Figure] = {}
+    if len(tables.get("cosines", ())) and layer is not None:
+        figures["ladder-cosines"] = _fitted(
+            cosine_matrix(_renamed(tables["cosines"], names, "a", "b"), layer=layer)
+        )
+    if len(tables.get("angles", ())) and layer is not None:
+        at = _renamed(tables["angles"], names, "a", "b")
+        figures["ladder-angles"] = angle_matrix(at[at["layer"] == layer], layer=layer)
+    if len(tables.get("transfer", ())):
+        figures["ladder-transfer"] = _fitted(
+            transfer_matrix(_renamed(tables["transfer"], names, "source", "target"))
+        )
+    return figures
+
+
+def angle_matrix(at: pd.DataFrame, *, layer: int) -> go.Figure:
+    """Smallest and largest principal angle of each pair of refusal subspaces; on the diagonal halves of the prompts."""
+    names = list(dict.fromkeys([*at["a"], *at["b"]]))
+    k = int(at["index"].max())
+    z = [[math.nan] * len(names) for _ in names]
+    text = [[""] * len(names) for _ in names]
+    for (a, b), rows in at.groupby(["a", "b"], sort=False):
+        i, j = names.index(str(a)), names.index(str(b))
+        for row, column, measure in (
+            (i, j, "angle"),
+            (j, i, "angle"),
+            (i, i, "ceiling_a"),
+            (j, j, "ceiling_b"),
+        ):
+            first, last = (float(rows.loc[rows["index"] == index, measure].iloc[0]) for index in (1, k))
+            z[row][column] = first
+            shown = f"{first:.0f}°" if k == 1 else f"{first:.0f} to {last:.0f}°"
+            text[row][column] = ("halves<br>" if row == column else "") + shown
+    figure = go.Figure(
+        go.Heatmap(
+            **{"z": z[::-1], "text": text[::-1], "texttemplate": "%{text}", "xgap": 2, "ygap": 2},
+            **{"zmin": 0, "zmax": 90, "colorscale": HEAT, "reversescale": True},
+            hovertemplate="%{text}<extra></extra>",
+            colorbar={"title": {"text": "smallest"}, "ticksuffix": "°", "thickness": 14},
+        )
+    )
+    places, ticks = list(range(len(names))), [wrapped(name, 16) for name in names]
+    figure.update_xaxes(tickvals=places, ticktext=ticks, showgrid=False, zeroline=False, tickangle=0)
+    figure.update_yaxes(tickvals=places, ticktext=ticks[::-1], showgrid=False, zeroline=False)
+    smallest = at[at["index"] == 1]["angle"].dropna()
+    said = f"smallest angle {smallest.min():.0f} to {smallest.max():.0f}°" if len(smallest) else "undefined"
+    styled(
+        figure,
+        f"Refusal subspaces of {k} dimension{'s' * (k > 1)}: {said}",
+        f"Smallest to largest principal angle at layer {layer}. Random subspaces: the smallest is above "
+        f"{at.loc[at['index'] == 1, 'random_low'].min():.0f}° in 95 %.<br>Diagonal: two random halves of the prompts "
+        "in the same system.",
+        width=max(720, 330 + 130 * len(names)),
+        height=230 + 62 * len(names),
+    )
+    return _fitted(figure)
+
+
+def link_figure(links: pd.DataFrame, names: Mapping[str, str]) -> go.Figure:
+    """What dW and the base's weights write along the refusal direction, over chance: medians over maps, and spans."""
+    systems = [str(s) for s in dict.fromkeys(links["system"])]
+    figure = make_subplots(
+        rows=2, cols=1, subplot_titles=[title for title, _ in _LINKS], vertical_spacing=0.2, shared_xaxes=True
+    )
+    ratio = links.assign(
+        **{name: links[name] / links["chance"] for name in ("value", "low", "high")},
+    )
+    values: dict[int, list[float]] = {1: [1.0], 2: [1.0]}
+    for row, (_, measures) in enumerate(_LINKS, start=1):
+        random = ratio[ratio["what"] == "energy_random"] if row == 1 else ratio.iloc[:0]
+        if len(random):
+            band = random.groupby("system")[["low", "high"]].median().reindex(systems)
+            middle = (band["low"] * band["high"]) ** 0.5
+            figure.add_scatter(
+                x=list(range(len(systems))),
+                y=middle,
+                error_y=whiskers(
+                    middle, band["low"], band["high"], colour="#8C8C8C", thickness=7.0, width=0.0
+                ),
+                mode="markers",
+                marker={"color": "rgba(0,0,0,0)"},
+                name=_RANDOM,
+                showlegend=False,
+                row=row,
+                col=1,
+            )
+            values[row] += [v for v in (*band["low"], *band["high"]) if v == v]
+        for number, (what, name, colour, symbol) in enumerate(measures):
+            part = ratio[(ratio["what"] == what) & ratio["value"].notna()]
+            if part.empty:
+                continue
+            found = part.groupby("system")["value"].quantile([0.25, 0.5, 0.75]).unstack().reindex(systems)
+            figure.add_scatter(
+                x=[place + 0.16 * (number + 0.5) for place in range(len(systems))],
+                y=found[0.5],
+                error_y=whiskers(
+                    found[0.5], found[0.25], found[0.75], colour=colour, thickness=1.5, width=4.0
+                ),
+                mode="markers",
+                marker={"color": colour, "symbol": symbol, "size": 9},
+                name=name,
+                hovertemplate="%{y:.2f} times chance<extra>" + name + "</extra>",
+                row=row,
+                col=1,
+            )
+            values[row] += [float(v) for v in found.to_numpy().ravel() if v == v]
+        figure.add_hline(y=1, line={"color": COLOURS["ink"], "dash": "dash", "width": 1}, row=row, col=1)
+        figure.update_yaxes(log_axis(values[row], percent=False), title_text="times chance", row=row, col=1)
+    if (ratio["what"] == "energy_random").any():
+        figure.add_scatter(
+            x=[None], y=[None], name=_RANDOM, mode="lines", line={"color": "#8C8C8C", "width": 7}
+        )  # fmt: skip
+    figure.update_xaxes(
+        tickvals=list(range(len(systems))),
+        ticktext=[wrapped(names.get(s, s), 14) for s in systems],
+        range=[-0.5, len(systems) - 0.5],
+        showgrid=False,
+        zeroline=False,
+        showticklabels=True,
+        tickangle=0,
+        tickfont={"size": 11},
+    )
+    figure.update_annotations(font_size=13)
+    median = ratio[(ratio["what"] == "energy")].groupby("system")["value"].median().dropna()
+    title = "What training changed, beside the refusal direction"
+    if len(median):
+        ends = f"{median.min():.1f}" + (f" to {median.max():.1f}" if len(median) > 1 else "")
+        title = f"Training writes {ends} times chance along the refusal direction"
+    maps = len(ratio[ratio["what"] == "energy"][["layer", "kind"]].drop_duplicates())
+    styled(
+        figure,
+        title,
+        f"dW is a system less the base. Medians and quartiles over the {maps} maps that write to the residual stream; "
+        "1 is chance.",
+        width=WIDTH,
+        height=660,
+    )
+    return legend_at_foot(figure).update_layout(margin={"b": 110})
+
+
+def _renamed(table: pd.DataFrame, names: Mapping[str, str], *columns: str) -> pd.DataFrame:
+    return table.assign(**{c: [names.get(str(v), str(v)) for v in table[c]] for c in columns})
+
+
+def _fitted(figure: go.Figure) -> go.Figure:
+    """Let a matrix of many systems fit the page, with smaller cells and text."""
+    columns, rows = (len(axis.ticktext) for axis in (figure.layout.xaxis, figure.layout.yaxis))
+    if columns >= _LARGE:
+        figure.update_layout(width=max(WIDTH, 180 + 92 * columns), height=250 + 60 * rows, margin={"r": 60})
+        figure.update_traces(textfont={"size": 10})
+        figure.update_xaxes(
+            tickfont={"size": 10},
+            ticktext=[t.replace(", score", "<br>score") for t in figure.layout.xaxis.ticktext],
+        )
+    return figure

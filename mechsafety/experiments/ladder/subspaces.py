@@ -1,0 +1,181 @@
+"""The refusal subspace of each system of a ladder: which layer it is of, and how its directions do on their own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from jaxtyping import Float
+from torch import Tensor
+
+from mechsafety.anatomy.links import layer_outcomes
+from mechsafety.anatomy.readings import UNSAFE, outcome_rows
+from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.verdict import Judge
+from mechsafety.directions.activations import ResidualCache, residual_stream
+from mechsafety.directions.direction import Directions, find_directions
+from mechsafety.directions.estimators import refusal_subspace
+from mechsafety.edits.interventions import Ablate
+from mechsafety.experiments.ladder.tables import rank_table
+from mechsafety.geometry.transfer import separating_layer
+from mechsafety.models.loading import model_name
+from mechsafety.prompts.prompt_set import PromptSet
+from mechsafety.runs.folder import Journal
+from mechsafety.sweeps.edit_costs import EditCosts
+from mechsafety.sweeps.selection import RULES
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+LEAST_REFUSED = 0.1
+"""A system that refuses a smaller share of harmful prompts has too few refusals to choose a layer by."""
+_LAYERS = 8
+"""Layers that are tried, at most: each costs the answers to all chosen prompts."""
+_KL_PROMPTS = 32
+"""Harmless validation prompts on which the damage of each layer's direction is measured."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tried:
+    """One layer's direction projected out everywhere: harmful validation prompts complied with and refused, and KL.
+
+    ``kl`` is that of the next token after harmless validation prompts, in nats.
+    """
+
+    layer: int
+    complied: float
+    refused: float
+    kl: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subspace:
+    """Orthonormal rows, the mean difference first; ``ranks`` tells how each alone separates the report prompts.
+
+    ``by_refusals`` says whether the layer was chosen by what its direction does to refusals, ``explanation`` how, and
+    ``tried`` what was tried for it.
+    """
+
+    layer: int
+    basis: Float[Tensor, "k d_model"]
+    ranks: pd.DataFrame
+    by_refusals: bool
+    explanation: str
+    tried: tuple[Tried, ...]
+
+
+def find_subspace(
+    model: TransformerBridge,
+    fit: PromptSet,
+    validation: PromptSet,
+    *,
+    choice: PromptSet,
+    report: PromptSet,
+    k: int,
+    judge: Judge,
+    max_new_tokens: int,
+    seed: int,
+    journal: Journal,
+) -> Subspace:
+    """The subspace of :func:`refusal_subspace` on ``fit``, at the last prompt token of one layer.
+
+    The layer is chosen by what its mean difference, projected out everywhere, does to the answers to the harmful
+    prompts ``choice`` (:func:`choose_layer`); at most 8 layers are tried, evenly spread. A system that refuses fewer
+    than :data:`LEAST_REFUSED` of them gets the layer whose direction separates ``validation`` best. On ``report``, by
+    which nothing is chosen, ``ranks`` are read.
+
+    Raises :class:`MechsafetyError` for ``k`` above d_model, and where harmful and harmless prompts differ nowhere.
+    """
+    if k > model.cfg.d_model:
+        raise MechsafetyError(
+            f"{k} directions of {model_name(model)!r}, whose residual stream has {model.cfg.d_model} dimensions"
+        )
+    cache, held_out = residual_stream(model, fit), residual_stream(model, validation)
+    found = find_directions(cache, method="mean_difference", seed=seed)
+    layers = candidate_layers(found.n_layers)
+    settings: dict[str, Any] = {"judge": judge, "max_new_tokens": max_new_tokens, "seed": seed}
+    (row,) = outcome_rows(model, {UNSAFE: list(choice)}, **settings)
+    refused = float(row["refused"])
+    before = f"the system refuses {refused:.0%} of {len(choice)} harmful validation prompts"
+    tried: tuple[Tried, ...] = ()
+    if by_refusals := refused >= LEAST_REFUSED:
+        shares = layer_outcomes(model, found, choice, layers=layers, journal=journal, **settings)
+        costs = EditCosts(model=model, prompts=validation.harmless[:_KL_PROMPTS])
+        tried = tuple(
+            Tried(layer=at, complied=c, refused=r, kl=costs.kl(Ablate(found.at(layer=at))))
+            for at, (c, r) in shares.items()
+        )
+        chosen, why = choose_layer(tried, refused=refused)
+        layer, explanation = chosen.layer, f"Layer {chosen.layer} of {len(tried)} tried: {why} ({before})"
+    else:
+        layer = _separating(found, held_out, layers)
+        explanation = (
+            f"Layer {layer}: the one whose direction separates held-out prompts best ({before}, too few to choose a "
+            "layer by)"
+        )
+    basis = refusal_subspace(
+        *(cache.select(label)[:, 0, layer] for label in ("harmful", "harmless")), k=k
+    ).float()
+    judged = residual_stream(model, report)
+    ranks = rank_table(
+        (judged.activations[:, 0, layer].float() @ basis.T).numpy(),
+        [label == "harmful" for label in judged.labels],
+        system=model_name(model),
+        layer=layer,
+        seed=seed,
+    )
+    return Subspace(
+        **{"layer": layer, "basis": basis, "ranks": ranks},
+        **{"by_refusals": by_refusals, "explanation": explanation, "tried": tried},
+    )
+
+
+def choose_layer(tried: Sequence[Tried], *, refused: float) -> tuple[Tried, str]:
+    """The layer to go on with, and why; ``refused`` is the unedited system's share.
+
+    Of the layers without whose direction refusals fall to half or less, those at or below the smallest KL bound that
+    any of them meets (:data:`RULES`, ``auto``): a model that is damaged enough refuses nothing. Of these the
+    one with most compliance, then with the lowest KL; where none meets a bound, the one with the lowest KL. Where no
+    layer halves refusals, the one with most compliance, then the lowest KL.
+    """
+    halving = [one for one in tried if one.refused <= refused / 2]
+    for bound in RULES["auto"]:
+        if within := [one for one in halving if one.kl <= bound]:
+            best = max(within, key=lambda one: (one.complied, -one.kl, -one.layer))
+            return best, f"refusals fall to {best.refused:.0%} at a KL of {best.kl:.2f}, bound {bound:g}"
+    if halving:
+        best = min(halving, key=lambda one: (one.kl if one.kl == one.kl else math.inf, one.layer))
+        return best, (
+            f"refusals fall to {best.refused:.0%}, but at a KL of {best.kl:.2f} on harmless prompts, and at no layer "
+            "with less"
+        )
+    best = max(
+        tried, key=lambda one: (one.complied if one.complied == one.complied else -1.0, -one.kl, -one.layer)
+    )
+    return (
+        best,
+        f"refusals fall to {best.refused:.0%} only, at a KL of {best.kl:.2f}, and to half at no layer",
+    )
+
+
+def candidate_layers(n_layers: int) -> list[int]:
+    """At most 8 of the residual stream's layers, evenly spread, the last one among them and the embedding not.
+
+    At the last token of a chat template the embedding is the same for all prompts.
+    """
+    last = n_layers - 1
+    number = min(_LAYERS, last)
+    return [round(last * (i + 1) / number) for i in range(number)]
+
+
+def _separating(found: Directions, held_out: ResidualCache, layers: Sequence[int]) -> int:
+    harmful, harmless = (held_out.select(label)[:, 0] for label in ("harmful", "harmless"))
+    layer = separating_layer(harmful, harmless, found.vectors[0], layers=layers)
+    if layer is None:
+        raise MechsafetyError(
+            f"harmful and harmless prompts differ at no layer of {found.model!r}: there is no direction"
+        )
+    return layer

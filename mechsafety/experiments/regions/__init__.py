@@ -1,0 +1,1 @@
+"""Safety-critical regions: what removing weights does."""

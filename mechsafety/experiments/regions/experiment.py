@@ -1,0 +1,136 @@
+"""Safety-critical regions of one model as an experiment: what ``mechsafety regions`` runs.
+
+Own refusals and own answers -> SNIP scores and Grams of both, in one pass each -> overlap and similarity of what safety
+and utility need -> removals, each with matched random controls -> outcomes, attacks and utility of the model without
+them -> the sweet spot -> links with the refusal direction, heads, and fine-tuning with the region frozen. Every state
+that is measured is kept when it is done; an interrupted run goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from mechsafety.experiments.base import Experiment, Read, Result, Say, Session, run_experiment
+from mechsafety.experiments.records import record_shared_tokens
+from mechsafety.experiments.regions.config import RegionsConfig
+from mechsafety.experiments.regions.figures import region_figures
+from mechsafety.experiments.regions.findings import region_findings
+from mechsafety.experiments.regions.followups import follow_up
+from mechsafety.experiments.regions.work import RegionWork, evaluated_prompts
+from mechsafety.plots.style import short_name
+from mechsafety.prompts.prompt_set import PromptSet, Purpose, load_prompts
+from mechsafety.prompts.splits import require_splits
+from mechsafety.runs.folder import RunFolder
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import plotly.graph_objects as go
+
+    from mechsafety.pages.page import Page
+
+_TABLES = ("tradeoff", "structure", "subspaces", "attacks", "links", "link_effects", "heads", "freezing")
+_TEXT = (
+    *("setting", "removal", "control", "system", "state", "mode"),
+    *("frozen", "kind", "method", "attack", "measure"),
+)
+
+
+class Regions(Experiment[RegionsConfig]):
+    """Attribution draws on the fit prompts, evaluation on the report prompts, which must not overlap."""
+
+    kind = "regions"
+    tables: ClassVar[Mapping[str, str]] = MappingProxyType({name: f"{name}.csv" for name in _TABLES})
+
+    def __init__(self, config: RegionsConfig) -> None:
+        super().__init__(config)
+        self.prompts = load_prompts(config.prompts)
+        require_splits(self.prompts, self._purposes, name=config.prompts)
+
+    def prompt_sets(self) -> Sequence[PromptSet]:
+        return [self.prompts]
+
+    def bound(self) -> Mapping[str, Any]:
+        return {"prompts_sha256": self.prompts.sha256()}
+
+    def models(self) -> Sequence[str]:
+        return [self.config.model]
+
+    def reads(self) -> Sequence[Read]:
+        chosen = [(self.prompts.to_choose, 0)] if "choose" in self._purposes else []
+        return [
+            (self.prompts.to_estimate, self.config.answer_tokens),
+            *chosen,
+            (evaluated_prompts(self.prompts, self.config), self.config.max_new_tokens),
+        ]
+
+    @property
+    def _purposes(self) -> tuple[Purpose, ...]:
+        """Weights are scored to estimate, removals judged; heads and the direction's layer are chosen."""
+        chooses = {"heads", "links"} & set(self.config.parts)
+        return ("estimate", *(("choose",) if chooses else ()), "judge")
+
+    def work(self, session: Session) -> Mapping[str, pd.DataFrame]:
+        config = self.config
+        model = session.load(config.model, prompts=self.prompts)
+        work = RegionWork(config=config, run=session.run, prompts=self.prompts, model=model, say=session.say)
+        tables = work.tables()
+        tables |= follow_up(work, tables["tradeoff"] if "sweep" in config.parts else None)
+        record_shared_tokens(session.run, config.model, model)
+        return tables
+
+    @classmethod
+    def read_tables(cls, run: RunFolder) -> dict[str, pd.DataFrame]:
+        return region_tables(run)
+
+    @classmethod
+    def figures(cls, result: Result) -> dict[str, go.Figure]:
+        return region_figures(result.tables, name=model_name(result.run), sweet_spot=sweet_spot(result.run))
+
+    @classmethod
+    def findings(cls, result: Result) -> list[str]:
+        found = region_findings(result.tables, name=model_name(result.run), sweet_spot=sweet_spot(result.run))
+        return [sentence for several in found.values() for sentence in several]
+
+    @classmethod
+    def page(cls, result: Result, figures: Mapping[str, go.Figure]) -> Page:
+        from mechsafety.experiments.regions.page import page
+
+        return page(result, figures)
+
+
+def run_regions(
+    config: RegionsConfig, out: str | Path, *, say: Say = lambda _: None, allow_other_versions: bool = False
+) -> Result:
+    """Run ``config`` in the folder ``out``, or go on where it was interrupted.
+
+    Raises :class:`MechsafetyError` for a prompt set without fit or report prompts, overlapping prompts, a model that
+    does not refuse enough of the harmful ones, and whatever loading the model raises.
+    """
+    return run_experiment(Regions(config), out, say=say, allow_other_versions=allow_other_versions)
+
+
+def region_tables(run: RunFolder) -> dict[str, pd.DataFrame]:
+    """The tables that the run has, by name; a text that is empty stays a text."""
+    found = {
+        name: run.read_table(file) for name, file in Regions.tables.items() if (run.path / file).is_file()
+    }
+    return {
+        name: table.assign(**{c: table[c].fillna("").astype(str) for c in _TEXT if c in table})
+        for name, table in found.items()
+    }
+
+
+def sweet_spot(run: RunFolder) -> dict[str, Any] | None:
+    """The manifest's section on the sweet spot, where the sweep was run."""
+    return run.manifest.get("sweet_spot") or None
+
+
+def model_of(run: RunFolder) -> str:
+    return str(run.manifest["config"].get("model", "model"))
+
+
+def model_name(run: RunFolder) -> str:
+    return short_name(model_of(run))

@@ -1,0 +1,299 @@
+"""The work of a regions run, piece by piece: each piece is a part of the run and is not done twice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+import pandas as pd
+
+from mechsafety.core.verdict import Judge
+from mechsafety.edits.interventions import Edit
+from mechsafety.experiments.regions.config import RegionsConfig, State, planned_states
+from mechsafety.generation.answers import Example
+from mechsafety.judges.fluent import FluentJudge
+from mechsafety.models.chat import day_of
+from mechsafety.models.loading import load_model
+from mechsafety.prompts.prompt_set import PromptSet
+from mechsafety.prompts.splits import require_disjoint
+from mechsafety.regions.attribution import attribute
+from mechsafety.regions.head_probes import probe_heads
+from mechsafety.regions.heads import best_heads, prune_heads, random_heads
+from mechsafety.regions.links import random_like
+from mechsafety.regions.maps import LinearMap, linear_maps, uncovered
+from mechsafety.regions.overlap import jaccard_table, subspace_table
+from mechsafety.regions.own_examples import own_examples
+from mechsafety.regions.pruning import prune, set_difference, top_pruning
+from mechsafety.regions.removal import LowRank, Pruning, Removal, removed
+from mechsafety.regions.score_files import Attribution, Method
+from mechsafety.regions.subspaces import orthogonal_projections
+from mechsafety.robustness.benign import benign_choices, benign_passages
+from mechsafety.robustness.outcomes import OUTCOME_COLUMNS, outcomes
+from mechsafety.robustness.utility import (
+    UTILITY_COLUMNS,
+    BaseDistributions,
+    base_distributions,
+    utility,
+)
+from mechsafety.runs.folder import Journal, RunFolder, finite
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+_PROBE_FIT = 64
+"""Prompts of each label that a head's probe is fitted on."""
+_PASSAGES = 30
+_STATE_COLUMNS = ["removal", "setting", "control", "draw", "p", "q", "r_u", "r_s", "share"]
+
+
+def evaluated_prompts(prompts: PromptSet, config: RegionsConfig) -> PromptSet:
+    """The report prompts that removals are judged on."""
+    report = prompts.to_judge
+    return report if config.limit is None else report.sample(config.limit, seed=config.seed)
+
+
+@dataclass(kw_only=True)
+class RegionWork:
+    """One model's run: what it is asked, where it is kept, and the parts in their order."""
+
+    config: RegionsConfig
+    run: RunFolder
+    prompts: PromptSet
+    model: TransformerBridge
+    say: Callable[[str], None]
+
+    def __post_init__(self) -> None:
+        self._attributions: dict[int, tuple[Attribution, Attribution]] = {}
+        self._projected: dict[int, dict[tuple[int | float, ...], LowRank]] = {}
+        self._matched: dict[State, Removal] = {}
+        self._journal = Journal(self.run.path / "parts" / "states.jsonl")
+        self._passages, self._choices = benign_passages()[:_PASSAGES], benign_choices()
+        require_disjoint(attribution=self.attributed, evaluation=self.evaluated)
+
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """Every table that was asked for, by name."""
+        left = uncovered(self.model, self.maps)
+        self.run.record("maps", {"covered": len(self.maps), "left_out": left})
+        if left:
+            self.say(f"no linear maps, left as they are: {', '.join(left[:3])}{', ...' if left[3:] else ''}")
+        parts = self.config.parts
+        found: dict[str, pd.DataFrame] = {}
+        if "structure" in parts:
+            found["structure"] = self.part("structure", self._structure)
+            found["subspaces"] = self.part("subspaces", self._subspaces)
+        if "heads" in parts:
+            found["heads"] = self.heads
+        if "sweep" in parts or "heads" in parts:
+            found["tradeoff"] = self._tradeoff()
+        return found
+
+    @cached_property
+    def whole(self) -> TransformerBridge:
+        """A second copy of the model, from which nothing is ever removed."""
+        config = self.config
+        return load_model(
+            config.model,
+            dtype=config.dtype,
+            device=config.device,
+            template=config.template,
+            date=day_of(self.model),
+        )
+
+    @cached_property
+    def judge(self) -> Judge:
+        """``rules``, with the whole model to tell language from garbage."""
+        return FluentJudge(self.config.model, self.whole)
+
+    @cached_property
+    def base(self) -> BaseDistributions:
+        """The whole model's distributions on the benign passages."""
+        return base_distributions(self.whole, self._passages)
+
+    @cached_property
+    def maps(self) -> list[LinearMap]:
+        return linear_maps(self.model)
+
+    @cached_property
+    def evaluated(self) -> PromptSet:
+        """The report prompts that removals are judged on."""
+        return evaluated_prompts(self.prompts, self.config)
+
+    @cached_property
+    def attributed(self) -> PromptSet:
+        """The prompts that weights may be scored on."""
+        return self.prompts.to_estimate
+
+    def attributions(self, draw: int) -> tuple[Attribution, Attribution]:
+        """Safety's and utility's scores of one calibration draw."""
+        if draw not in self._attributions:
+            self._attributions[draw] = (self._attribute("safety", draw), self._attribute("utility", draw))
+        return self._attributions[draw]
+
+    def _attribute(self, kind: Literal["safety", "utility"], draw: int) -> Attribution:
+        config = self.config
+        key = ("examples", f"{kind}-{draw}")
+        if not self.run.has_part(*key):
+            self.say(f"own answers for {kind}, draw {draw + 1} of {config.draws}")
+            examples = own_examples(
+                self.model,
+                self.attributed,
+                kind=kind,
+                n=config.examples,
+                response=config.response if kind == "safety" else "full",
+                max_new_tokens=config.answer_tokens,
+                seed=config.seed + draw,
+            )
+            self.run.write_part(pd.DataFrame([asdict(e) for e in examples]), *key)
+        rows = self.run.read_part(*key).to_dict(orient="records")
+        self.say(f"scores of {kind}, draw {draw + 1} of {config.draws}")
+        folder = self.run.path / "scores"
+        folder.mkdir(exist_ok=True)
+        return attribute(
+            self.model,
+            [Example(prompt=r["prompt"], answer=r["answer"], whole=bool(r["whole"])) for r in rows],
+            loss=config.loss,
+            positions=config.positions,
+            batch_size=config.batch_size,
+            store=folder / f"{kind}-{draw}.safetensors",
+        )
+
+    def _structure(self) -> pd.DataFrame:
+        safety, utility = self.attributions(0)
+        methods: tuple[Method, ...] = ("snip", "wanda")
+        tables = [
+            jaccard_table(self.maps, safety, utility, method=method, q=5, group=self.config.group)
+            for method in methods
+        ]
+        return pd.concat(tables, ignore_index=True)
+
+    def _subspaces(self) -> pd.DataFrame:
+        return subspace_table(self.maps, *self.attributions(0), rank=self.config.rank)
+
+    @cached_property
+    def heads(self) -> pd.DataFrame:
+        """A probe a head, fitted on fit prompts and read on validation prompts."""
+
+        def probed() -> pd.DataFrame:
+            fit = self.prompts.to_estimate.sample(_PROBE_FIT, seed=self.config.seed)
+            return probe_heads(self.model, fit, self.prompts.to_choose, seed=self.config.seed)
+
+        return self.part("heads", probed)
+
+    def removal(self, state: State) -> Removal:
+        """What ``state`` takes out of the model."""
+        if state.control == "random":
+            return self._control(state)
+        if state.removal == "heads":
+            return self._pruned_heads(best_heads(self.heads, n=self.config.heads))
+        safety, utility = self.attributions(state.draw)
+        method, group = self.config.method, self.config.group
+        if state.removal == "set_difference":
+            p, q = state.values
+            return set_difference(self.maps, safety, utility, method=method, p=p, q=q, group=group)
+        if state.removal == "orthogonal_projection":
+            return self._projections(state.draw)[state.values]
+        (percent,) = state.values
+        if state.removal == "top_safety":
+            return top_pruning(self.maps, safety, method=method, q=percent, group=group)
+        return prune(self.maps, safety, method=method, percent=percent, group=group)
+
+    def _projections(self, draw: int) -> dict[tuple[int | float, ...], LowRank]:
+        """All orthogonal projections of one draw, for which every map is decomposed once."""
+        if draw not in self._projected:
+            ranks = self.config.projections
+            found = orthogonal_projections(self.maps, *self.attributions(draw), ranks=ranks)
+            self._projected[draw] = dict(zip(ranks, found, strict=True))
+        return self._projected[draw]
+
+    def _control(self, state: State) -> Removal:
+        seed = self.config.seed + state.draw
+        if state.removal == "heads":
+            best = best_heads(self.heads, n=self.config.heads)
+            n_heads = self.model.cfg.n_heads
+            return self._pruned_heads(random_heads(self.maps, best, n_heads=n_heads, seed=seed))
+        matched = replace(state, control="removed", draw=0)
+        if matched not in self._matched:
+            self._matched = {
+                matched: self.removal(matched)
+            }  # the last one only: controls follow their removal
+        return random_like(self._matched[matched], self.maps, seed=seed)
+
+    def _pruned_heads(self, heads: Sequence[tuple[int, int]]) -> Pruning:
+        return prune_heads(self.maps, heads, n_heads=self.model.cfg.n_heads)
+
+    def _tradeoff(self) -> pd.DataFrame:
+        """A row a state: what is removed, and outcomes and utility of the model without it."""
+        states = planned_states(self.config)
+        rows = []
+        for number, state in enumerate(states, start=1):
+            row = self._journal.get(state.key)
+            if row is None:
+                self.say(f"[{number}/{len(states)}] {state.describe()}")
+                row = self._measured_state(state)
+                self._journal.put(state.key, finite(row))
+            rows.append(row)
+        return pd.DataFrame(rows, columns=[*_STATE_COLUMNS, *OUTCOME_COLUMNS, *UTILITY_COLUMNS])
+
+    def _measured_state(self, state: State) -> dict[str, Any]:
+        with self.without(state) as removal:
+            measured = self.measure(self.model)
+        described = {
+            "removal": state.removal,
+            "setting": state.setting,
+            "control": state.control,
+            "draw": state.draw,
+            "share": share_of(removal, self.maps),
+        }
+        return described | state.named | measured
+
+    @contextmanager
+    def without(self, state: State | None) -> Iterator[Removal | None]:
+        """The model without what ``state`` removes."""
+        if state is None or state.removal == "none":
+            yield None
+            return
+        removal = self.removal(state)
+        with removed(self.model, removal, maps=self.maps):
+            yield removal
+
+    def judged(self, model: TransformerBridge, edit: Edit | None = None) -> dict[str, Any]:
+        """Outcomes on the report prompts."""
+        return outcomes(
+            model,
+            self.evaluated,
+            edit=edit,
+            max_new_tokens=self.config.max_new_tokens,
+            seed=self.config.seed,
+            judge=self.judge,
+        ).row()
+
+    def measure(self, model: TransformerBridge, edit: Edit | None = None) -> dict[str, Any]:
+        """Outcomes on the report prompts, and utility on benign text and questions."""
+        cost = utility(
+            model,
+            passages=self._passages,
+            choices=self._choices,
+            base=self.base,
+            edit=edit,
+            seed=self.config.seed,
+        )
+        return self.judged(model, edit) | cost.row()
+
+    def part(self, name: str, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
+        """The table ``name``, made if it is not there yet."""
+        if not self.run.has_part("tables", name):
+            self.say(name)
+            self.run.write_part(make(), "tables", name)
+        return self.run.read_part("tables", name)
+
+
+def share_of(removal: Removal | None, maps: Sequence[LinearMap]) -> float:
+    """Weights removed as a share of all; for low ranks, ranks removed as a share of all ranks."""
+    if removal is None:
+        return 0.0
+    if isinstance(removal, Pruning):
+        return removal.sparsity
+    return sum(removal.ranks().values()) / sum(m.rank for m in maps)

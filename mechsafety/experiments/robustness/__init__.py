@@ -1,0 +1,1 @@
+"""Attack success and utility of a system."""

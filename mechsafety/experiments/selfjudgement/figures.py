@@ -1,0 +1,247 @@
+"""Figures of self-judgement: who tells whose refusals, how well calibrated, and by which habit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from mechsafety.plots.style import (
+    COLOURS,
+    legend_at_foot,
+    require_rows,
+    require_single,
+    styled,
+    system_names,
+    whiskers,
+)
+
+_CELL_NAMES = {
+    ("original", "original"): "original<br>about its own",
+    ("original", "edited"): "original<br>about the edited's",
+    ("edited", "edited"): "edited<br>about its own",
+    ("edited", "original"): "edited<br>about the original's",
+}
+_CELL_COLOURS = ("#0072B2", "#56B4E9", "#D55E00", "#E69F00")
+_FORM_NAMES = {"logit": "log-probability", "text": "in words"}
+_CONTROLS = (
+    ("auc_shuffled", "another prompt shown", "x", COLOURS["compliance"]),
+    ("auc_length", "shortness of the answer", "diamond-open", COLOURS["ink"]),
+    ("auc_reversed", "asked the other way round", "triangle-up-open", COLOURS["harmless"]),
+)
+
+
+def selfjudge_figures(table: pd.DataFrame, calibration: pd.DataFrame) -> dict[str, go.Figure]:
+    """Every figure of a run of self-judgement, by file name."""
+    figures = {"two-by-two": two_by_two_figure(table), "yes-or-no": habit_figure(table)}
+    if len(calibration):
+        figures["calibration"] = reliability_figure(calibration, table)
+    return figures
+
+
+def two_by_two_figure(table: pd.DataFrame) -> go.Figure:
+    """AUC of each arm about each arm's answers, with its controls; a panel a system and form."""
+    figure, panels = _panels(table)
+    for (row, column), part in panels:
+        first = (row, column) == (1, 1)
+        names = _names(part)
+        figure.add_scatter(
+            x=names,
+            y=part["auc"],
+            name="answer shown",
+            legendgroup="own",
+            showlegend=first,
+            mode="markers",
+            marker={"color": COLOURS["refusal"], "size": 12},
+            error_y=whiskers(
+                part["auc"], part["low"], part["high"], colour=COLOURS["refusal"], thickness=1.2, width=4.0
+            ),
+            row=row,
+            col=column,
+        )
+        for name, label, symbol, colour in _CONTROLS:
+            figure.add_scatter(
+                x=names,
+                y=part[name],
+                name=label,
+                legendgroup=name,
+                showlegend=first,
+                mode="markers",
+                marker={"color": colour, "symbol": symbol, "size": 9},
+                row=row,
+                col=column,
+            )
+        for place, value in zip(names, part["auc"], strict=True):
+            if value != value:
+                figure.add_annotation(x=place, y=0.06, text="undefined", showarrow=False, row=row, col=column)
+    figure.add_hline(y=0.5, line={"color": "#999999", "dash": "dot"})
+    figure.update_yaxes(range=[-0.03, 1.05])
+    figure.update_yaxes(title_text="AUC", col=1)
+    return _finished(figure, table, two_by_two_title(table), "95 % intervals over prompts.")
+
+
+def habit_figure(table: pd.DataFrame) -> go.Figure:
+    """How often each arm says yes, to the question and to its opposite, beside how often it should."""
+    figure, panels = _panels(table)
+    for (row, column), part in panels:
+        truth = part["refusals"] / part["readable"].where(part["readable"] > 0)
+        unparsed = part["unparsed"] / part["readable"].where(part["readable"] > 0)
+        for name, values, colour in (
+            ("refusals (outside judge)", truth, COLOURS["ink"]),
+            ("yes, I declined", part["yes"], COLOURS["refusal"]),
+            ("yes, I answered", part["yes_reversed"], COLOURS["harmless"]),
+            ("yes to both", part["both_yes"], COLOURS["harmful"]),
+            ("no readable reply", unparsed, COLOURS["degenerate"]),
+        ):
+            figure.add_bar(
+                x=_names(part),
+                y=values,
+                name=name,
+                legendgroup=name,
+                showlegend=(row, column) == (1, 1),
+                marker={"color": colour},
+                row=row,
+                col=column,
+            )
+    figure.update_layout(barmode="group", bargap=0.25)
+    figure.update_yaxes(range=[0, 1.02], tickformat=".0%")
+    unread = (table["unparsed"] / table["readable"].where(table["readable"] > 0)).max()
+    said = [
+        f"{name}: up to {value:.0%}"
+        for name, value in (("Yes to both questions", table["both_yes"].max()), ("no readable reply", unread))
+        if value == value
+    ]
+    return _finished(
+        figure,
+        table,
+        "; ".join(said) or "How often models say yes",
+        "Yes: of the readable replies. The others: of answers with an outside verdict.",
+    )
+
+
+def reliability_figure(calibration: pd.DataFrame, table: pd.DataFrame) -> go.Figure:
+    """P(yes) against the share of refusals among answers with that P(yes): the diagonal is perfect."""
+    require_rows(calibration, "calibration", calibration)
+    systems, kinds = _unique(calibration["system"]), _unique(calibration["kind"])
+    names = system_names(systems)
+    titles = {"raw": "as given", "content_free": "less the score of N/A"}
+    figure = make_subplots(
+        rows=len(systems),
+        cols=len(kinds),
+        subplot_titles=[f"{names[s]}, {titles[k]}" for s in systems for k in kinds],
+        vertical_spacing=min(0.12, 0.4 / len(systems)),
+        horizontal_spacing=0.08,
+    )
+    for row, system in enumerate(systems, start=1):
+        for column, kind in enumerate(kinds, start=1):
+            figure.add_scatter(
+                x=[0, 1],
+                y=[0, 1],
+                mode="lines",
+                line={"color": "#999999", "dash": "dot"},
+                showlegend=False,
+                row=row,
+                col=column,
+            )
+            for cell, colour in zip(_CELL_NAMES, _CELL_COLOURS, strict=True):
+                part = calibration[
+                    (calibration["system"] == system)
+                    & (calibration["kind"] == kind)
+                    & (calibration["judge_arm"] == cell[0])
+                    & (calibration["response_arm"] == cell[1])
+                ]
+                name = _CELL_NAMES[cell].replace("<br>", " ")
+                figure.add_scatter(
+                    x=part["mean_p"],
+                    y=part["rate"],
+                    name=name,
+                    legendgroup=name,
+                    showlegend=(row, column) == (1, 1),
+                    mode="lines+markers",
+                    line={"color": colour, "width": 1.5},
+                    marker={"size": 8},
+                    customdata=part["n"],
+                    hovertemplate="P(yes) %{x:.2f}, refused %{y:.0%} of %{customdata}<extra></extra>",
+                    error_y=whiskers(
+                        part["rate"], part["low"], part["high"], colour=colour, thickness=1.2, width=4.0
+                    ),
+                    row=row,
+                    col=column,
+                )
+    figure.update_xaxes(range=[-0.03, 1.03], title_text="P(yes, I declined)")
+    figure.update_yaxes(range=[-0.03, 1.03], tickformat=".0%")
+    figure.update_yaxes(title_text="refused", col=1)
+    logits = table[table["form"] == "logit"]
+    errors = logits["ece"].dropna()
+    title = "Calibration of self-judgement"
+    if len(errors):
+        title = (
+            f"Expected calibration error {errors.min():.2f} to {errors.max():.2f}; perfect probabilities would show "
+            f"{logits['ece_floor'].min():.2f} to {logits['ece_floor'].max():.2f}"
+        )
+    return legend_at_foot(
+        styled(
+            figure,
+            title,
+            "Ten equal bins of P(yes) against the outside judge; 95 % Wilson intervals.",
+            width=980,
+            height=210 + 320 * len(systems),
+        )
+    )
+
+
+def two_by_two_title(table: pd.DataFrame) -> str:
+    """How well each model tells its own refusals, against the best control that does not know the answer's text."""
+    about_own = table[table["judge_arm"] == table["response_arm"]]
+    if about_own.empty:
+        return "Models about the answers of the other arm"
+    own = about_own[about_own["auc"].notna()]
+    if own.empty:
+        return "Whether models see their own refusals is undefined: one class only"
+    said = f"Models tell their own refusals with AUC {own['auc'].min():.2f} to {own['auc'].max():.2f}"
+    control = own[["auc_shuffled", "auc_length"]].max(axis=None)
+    return said if control != control else f"{said}; a control reaches {control:.2f}"
+
+
+def _panels(table: pd.DataFrame) -> tuple[go.Figure, list[tuple[tuple[int, int], pd.DataFrame]]]:
+    """A column a system and a row a form, with the rows of each panel in the order of :data:`_CELL_NAMES`."""
+    require_single(
+        require_rows(table, "self-judgement", table), "system", "form", "judge_arm", "response_arm"
+    )
+    systems, forms = _unique(table["system"]), _unique(table["form"])
+    names = system_names(systems)
+    figure = make_subplots(
+        rows=len(forms),
+        cols=len(systems),
+        shared_yaxes=True,
+        subplot_titles=[f"{names[s]}, {_FORM_NAMES[f]}" for f in forms for s in systems],
+        vertical_spacing=0.15 if len(forms) > 1 else 0.1,
+        horizontal_spacing=min(0.04, 0.3 / len(systems)),
+    )
+    order = list(_CELL_NAMES)
+    panels = []
+    for row, form in enumerate(forms, start=1):
+        for column, system in enumerate(systems, start=1):
+            part = table[(table["form"] == form) & (table["system"] == system)]
+            places = [order.index(cell) for cell in zip(part["judge_arm"], part["response_arm"], strict=True)]
+            panels.append(((row, column), part.assign(place=places).sort_values("place")))
+    return figure, panels
+
+
+def _names(part: pd.DataFrame) -> list[str]:
+    return [_CELL_NAMES[cell] for cell in zip(part["judge_arm"], part["response_arm"], strict=True)]
+
+
+def _finished(figure: go.Figure, table: pd.DataFrame, title: str, about: str) -> go.Figure:
+    figure.update_xaxes(tickangle=0, tickfont={"size": 10})
+    columns, rows = len(_unique(table["system"])), len(_unique(table["form"]))
+    about = f"Judging model and whose answers. {about}"
+    return legend_at_foot(
+        styled(figure, title, about, width=max(760, 180 + 400 * columns), height=220 + 300 * rows)
+    )
+
+
+def _unique(values: pd.Series) -> Sequence[str]:
+    return [str(value) for value in dict.fromkeys(values)]

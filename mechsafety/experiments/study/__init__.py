@@ -1,0 +1,1 @@
+"""The granular study: every system, arm, prompt and judge."""

@@ -1,0 +1,197 @@
+"""What a study does, as one checked value; presets and files are YAML."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_core import PydanticCustomError
+
+from mechsafety.core.days import Day
+from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.places import configs_folder
+from mechsafety.directions.direction import Centring, Method
+from mechsafety.edits.recipes import RecipeName
+from mechsafety.judges.endpoint import parse
+from mechsafety.sweeps.selection import RULES
+
+
+class SamplingConfig(BaseModel):
+    """Temperature and nucleus; greedy decoding when the study has none."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+
+
+class StudyConfig(BaseModel):
+    """Systems x prompts x judges. Every field has a comment in ``mechsafety study --print-config``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    systems: tuple[str, ...] = Field(
+        default=("smollm2-135m", "smollm2-135m+refusals"),
+        min_length=1,
+        description="models, each run as it is (original) and abliterated (edited)",
+    )
+    prompts: str = Field(default="default", description="report prompts: packaged set, hub set or file")
+    anchors: str = Field(
+        default="default", description="prompts whose fit and validation splits find and select the direction"
+    )
+    limit: int | None = Field(
+        default=None, ge=1, description="at most this many report prompts of each label"
+    )
+    fit: int = Field(default=128, ge=2, description="fit prompts of each label")
+    validation: int = Field(default=32, ge=2, description="validation prompts of each label")
+    recipe: RecipeName = Field(default="default", description="default, paper, code or arditi")
+    direction: Method | None = Field(
+        default=None, description="mean_difference or pca, instead of the recipe's method"
+    )
+    centring: Centring | None = Field(default=None, description="for pca: pooled or per_class")
+    layer: int | None = Field(default=None, ge=0, description="a layer instead of the recipe's choice")
+    selection: str | None = Field(default=None, description="selection rule: auto or arditi")
+    alpha: float = Field(
+        default=1.0, allow_inf_nan=False, description="strength of the projection; 1 removes the component"
+    )
+    max_new_tokens: int = Field(default=64, ge=1, description="length of the responses")
+    batch_size: int = Field(default=50, ge=1, description="responses generated at once; part of the record")
+    sampling: SamplingConfig | None = Field(
+        default=None, description="greedy when empty; else e.g. {temperature: 0.7, top_p: 0.95}"
+    )
+    judges: tuple[str, ...] = Field(
+        default=("rules", "degeneracy", "phrases:granular", "phrases:arditi", "logit:smollm2-135m"),
+        min_length=1,
+        description="see `mechsafety judge --list`; the first one is the primary judge",
+    )
+    selfjudge: bool = Field(default=True, description="ask each model whether its own response was a refusal")
+    nll: bool = Field(
+        default=True,
+        description="judge degeneracy also by the response's likelihood under the unedited model",
+    )
+    template: str | None = Field(
+        default=None, description="plain, or a Jinja file; the models' own when empty"
+    )
+    date: Day | None = Field(
+        default=None,
+        description="the day that templates with a date are rendered for; the day the run began when empty",
+    )
+    truncate_prompts: bool = Field(
+        default=False, description="cut prompts that do not fit in the model's window at their end"
+    )
+    escape_control_tokens: bool = Field(
+        default=False, description="break the model's control tokens in prompts by a blank"
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="auto", description="auto: bfloat16 where it is native, else float32"
+    )
+    device: str = Field(default="auto", description="auto, cpu, cuda, ...")
+    seed: int = Field(default=0, ge=0, description="every draw depends on it")
+
+    @field_validator("systems", "judges")
+    @classmethod
+    def _no_repeats(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        repeated = sorted({v for v in values if values.count(v) > 1})
+        if repeated:
+            raise ValueError(f"{', '.join(repeated)} is named twice")
+        if any(not v.strip() for v in values):
+            raise ValueError("a name is empty")
+        return values
+
+    @field_validator("judges")
+    @classmethod
+    def _no_secrets(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        # The configuration is written into the manifest; an address with a password must not get there.
+        for value in values:
+            if value.startswith("endpoint:"):
+                try:
+                    parse(value.removeprefix("endpoint:"))
+                except MechsafetyError as error:
+                    raise PydanticCustomError("endpoint", "{why}", {"why": str(error)}) from None
+        return values
+
+    @field_validator("selection")
+    @classmethod
+    def _known_rule(cls, value: str | None) -> str | None:
+        if value is not None and value not in RULES:
+            raise ValueError(f"{value!r} is not one of {', '.join(RULES)}")
+        return value
+
+    @property
+    def primary_judge(self) -> str:
+        return self.judges[0]
+
+
+def load_config(source: str | None, overrides: dict[str, Any] | None = None) -> StudyConfig:
+    """The default, a preset by name, or a YAML file, with ``overrides`` on top.
+
+    Raises :class:`MechsafetyError` that names the key.
+    """
+    values: dict[str, Any] = {}
+    where = "the study's options"
+    if source is not None:
+        path = _find(source)
+        where = str(source)
+        values = _read(path)
+    values |= overrides or {}
+    try:
+        return StudyConfig.model_validate(values)
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(map(str, e['loc'])) or 'config'}: {e['msg'].removeprefix('Value error, ')}"
+            f"{_got(e['input']) if e['type'] not in ('extra_forbidden', 'endpoint') else ''}"
+            for e in error.errors()
+        )
+        known = ""
+        if any(e["type"] == "extra_forbidden" for e in error.errors()):
+            known = f". Keys are {', '.join(StudyConfig.model_fields)}"
+        raise MechsafetyError(f"{where}: {problems}{known}") from None
+
+
+def presets() -> list[str]:
+    return sorted(path.stem for path in configs_folder().glob("*.yaml"))
+
+
+def commented_yaml(config: StudyConfig) -> str:
+    """The configuration as YAML with each field's comment."""
+    lines = ["# A mechsafety study. Run it with: mechsafety study FILE.yaml --out runs/NAME"]
+    for name, field in StudyConfig.model_fields.items():
+        value = config.model_dump(mode="json")[name]
+        body = yaml.safe_dump({name: value}, sort_keys=False, default_flow_style=False).rstrip()
+        lines += ["", f"# {field.description}", body]
+    return "\n".join(lines) + "\n"
+
+
+def _got(value: object) -> str:
+    text = repr(value)
+    return f" (got {text[:60]}{'…' if len(text) > 60 else ''})"
+
+
+def _find(source: str) -> Path:
+    preset = configs_folder() / f"{source}.yaml"
+    if preset.is_file():
+        return preset
+    path = Path(source).expanduser()
+    if not path.is_file():
+        raise MechsafetyError(
+            f"study configuration {source!r} does not exist; presets are {', '.join(presets()) or 'none'}"
+        )
+    return path
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise MechsafetyError(f"{path}{line}: not YAML ({problem})") from None
+    except UnicodeDecodeError:
+        raise MechsafetyError(f"{path}: not UTF-8") from None
+    if not isinstance(values, dict):
+        raise MechsafetyError(f"{path}: keys and values are expected, got {type(values).__name__}")
+    if strange := [key for key in values if not isinstance(key, str)]:
+        raise MechsafetyError(f"{path}: key {strange[0]!r} is no text; keys are words such as systems")
+    return values

@@ -1,0 +1,361 @@
+"""Tables to plotly figures: colours that colour-blind readers tell apart, titles that say what is seen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from mechsafety.plots.style import (
+    COLOURS,
+    HEAT,
+    file_names,
+    legend_at_foot,
+    require_rows,
+    require_single,
+    short_name,
+    styled,
+    system_names,
+    whiskers,
+)
+from mechsafety.plots.titles import (
+    agreement_title,
+    arm_names,
+    cell,
+    change_title,
+    count_title,
+    read_arm,
+    selfjudge_title,
+    spread_title,
+    stars,
+)
+from mechsafety.sweeps.figures import SweepLike, layer_sweep, layer_sweep_table, named_layer_sweep
+
+__all__ = [
+    "SweepLike",
+    "judge_agreement",
+    "layer_sweep",
+    "layer_sweep_table",
+    "outcome_bars",
+    "pca_scatter",
+    "refusal_heatmap",
+    "self_judgement",
+    "study_figures",
+]
+
+ARMS = ("original", "edited")
+LABELS = ("harmful", "harmless")
+_PATTERNS = {"refusal": "", "compliance": "", "degenerate": "/"}
+
+
+def outcome_bars(rates: pd.DataFrame, tests: pd.DataFrame, *, judge: str) -> go.Figure:
+    """What each system answers, original against edited: shares of the readable answers, Wilson intervals on refusals.
+
+    Where the judge could not read every answer, the axis says how many it read. Stars mark the exact McNemar test of
+    the change in refusals, corrected by Holm over systems. Raises :class:`MechsafetyError` for a judge that has no
+    rates there, because it is not in the table or abstains.
+    """
+    readable = rates[rates["rate"].notna()]
+    require_rows(readable[readable["judge"] == judge], f"judge {judge!r}", readable, "judge")
+    chosen = rates[rates["judge"] == judge]
+    systems = list(dict.fromkeys(chosen["system"]))
+    figure = make_subplots(
+        rows=1,
+        cols=2,
+        shared_yaxes=True,
+        horizontal_spacing=0.04,
+        subplot_titles=[count_title(chosen, label) for label in LABELS],
+    )
+    for column, label in enumerate(LABELS, start=1):
+        part = chosen[chosen["label"] == label]
+        marks = {s: stars(tests, system=s, label=label, judge=judge) for s in systems}
+        _bars_of_arms(figure, part, system_names(systems), marks, column=column)
+    figure.update_layout(barmode="stack", bargap=0.25)
+    figure.update_yaxes(range=[0, 1.1], tickformat=".0%", tickvals=[0, 0.25, 0.5, 0.75, 1])
+    figure.update_yaxes(title_text="share of readable responses", col=1)
+    figure.update_xaxes(tickangle=0)
+    styled(
+        figure,
+        change_title(chosen, systems),
+        f"Judge {judge}. Bars and whiskers: of the responses that it could read; whiskers: 95 % Wilson interval of "
+        "refusals. Stars: change in refusals, exact McNemar, Holm over systems (* p < .05, ** p < .01, *** p < .001, "
+        "n.s. not significant).",
+        width=max(760, 260 + 250 * len(systems)),
+        height=500,
+    )
+    return legend_at_foot(figure).update_layout(margin={"b": 120})
+
+
+def _bars_of_arms(
+    figure: go.Figure,
+    part: pd.DataFrame,
+    names: Mapping[str, str],
+    marks: Mapping[str, str],
+    *,
+    column: int,
+) -> None:
+    """The bars, whiskers and stars of one label's rows."""
+    rows = require_single(part, "system", "arm").set_index(["system", "arm"])
+    keys = [(s, arm) for s in names for arm in ARMS if (s, arm) in rows.index]
+    found = [rows.loc[k] for k in keys]
+    x = [[names[s] for s, _ in keys], [read_arm(row, arm) for row, (_, arm) in zip(found, keys, strict=True)]]
+    for outcome in ("refusal", "compliance", "degenerate"):
+        figure.add_bar(
+            x=x,
+            y=[row[outcome] / max(1, row["n"] - row["unparsed"]) for row in found],
+            name=outcome,
+            marker={
+                "color": COLOURS[outcome],
+                "pattern": {"shape": _PATTERNS[outcome], "fgcolor": "white", "size": 5},
+                "line": {"color": "white", "width": 0.5},
+            },
+            legendgroup=outcome,
+            showlegend=column == 1,
+            hovertemplate="%{x}: %{y:.0%}<extra>" + outcome + "</extra>",
+            row=1,
+            col=column,
+        )
+    # A trace of its own, drawn last: the stacked bars would cover the upper half.
+    figure.add_scatter(
+        x=x,
+        y=[row["rate"] for row in found],
+        mode="markers",
+        marker={"size": 1, "color": COLOURS["ink"]},
+        error_y=whiskers(
+            *([row[name] for row in found] for name in ("rate", "low", "high")),
+            colour=COLOURS["ink"],
+            thickness=1.6,
+            width=6.0,
+        ),
+        showlegend=False,
+        hoverinfo="skip",
+        row=1,
+        col=column,
+    )
+    for system, mark in marks.items():
+        places = [place for place, (s, _) in enumerate(keys) if s == system]
+        if mark and places:
+            where = {"x": sum(places) / len(places), "y": 1.055, "row": 1, "col": column}
+            figure.add_annotation(text=mark, showarrow=False, font={"size": 13}, **where)
+
+
+def refusal_heatmap(rates: pd.DataFrame) -> go.Figure:
+    """Refusal rate by judge (rows) and system and arm (columns), harmful and harmless prompts."""
+    readable = require_rows(rates[rates["rate"].notna()], "rates", rates, "judge", "label")
+    require_single(readable, "judge", "system", "arm", "label")
+    judges = list(dict.fromkeys(readable["judge"]))[::-1]
+    keys = list(dict.fromkeys(zip(readable["system"], readable["arm"], strict=True)))
+    names = arm_names([s for s, _ in keys], [arm for _, arm in keys])
+    figure = make_subplots(
+        rows=1,
+        cols=2,
+        shared_yaxes=True,
+        horizontal_spacing=0.03,
+        subplot_titles=[count_title(readable, label) for label in LABELS],
+    )
+    for column, label in enumerate(LABELS, start=1):
+        table = readable[readable["label"] == label].set_index(["judge", "system", "arm"])["rate"]
+        z = [[float(table.get((judge, *key), math.nan)) for key in keys] for judge in judges]
+        figure.add_heatmap(
+            z=z,
+            y=judges,
+            zmin=0,
+            zmax=1,
+            colorscale=HEAT,
+            showscale=column == 2,
+            colorbar={"title": {"text": "refused", "side": "top"}, "tickformat": ".0%", "thickness": 14},
+            text=[["" if v != v else f"{v:.0%}" for v in row] for row in z],
+            texttemplate="%{text}",
+            customdata=[names] * len(judges),
+            hovertemplate="%{y}<br>%{customdata}: %{text}<extra></extra>",
+            xgap=2,
+            ygap=2,
+            row=1,
+            col=column,
+        )
+    # Places are numbered: names over several lines need not stay distinct.
+    figure.update_xaxes(tickvals=list(range(len(names))), ticktext=names, showgrid=False, zeroline=False)
+    figure.update_xaxes(tickangle=0 if len(keys) <= 4 else -40, tickfont={"size": 11})
+    figure.update_yaxes(showgrid=False)
+    return styled(
+        figure,
+        spread_title(readable, judges),
+        "Share of responses that each judge calls a refusal (unparsed ones left out of the denominator).",
+        width=max(760, 300 + 220 * len(keys)) if len(keys) <= 4 else 340 + 160 * len(keys),
+        height=290 + 48 * len(judges),
+    )
+
+
+def pca_scatter(points: pd.DataFrame, *, name: str, layer: int, position: int = -1) -> go.Figure:
+    """Validation prompts in the plane of the first two principal components at the selected place."""
+    return _pca_scatter(points, short_name(name), layer=layer, position=position)
+
+
+def _pca_scatter(points: pd.DataFrame, shown: str, *, layer: int, position: int) -> go.Figure:
+    require_single(require_rows(points, "prompts", points), "id")
+    token = "the last token" if position == -1 else f"token {position}, counted from the end,"
+    figure = go.Figure()
+    for label, symbol in (("harmful", "circle"), ("harmless", "diamond")):
+        rows = points[points["label"] == label]
+        figure.add_scatter(
+            x=rows["pc1"],
+            y=rows["pc2"],
+            mode="markers",
+            name=f"{label} (n = {len(rows)})",
+            marker={
+                "color": COLOURS[label],
+                "symbol": symbol,
+                "size": 9,
+                "opacity": 0.85,
+                "line": {"color": "white", "width": 0.8},
+            },
+            text=rows["id"],
+            hovertemplate="%{text}<extra>" + label + "</extra>",
+        )
+    first, second = points[["explained1", "explained2"]].iloc[0]
+    figure.update_xaxes(title_text=f"first component ({first:.0%} of variance)", zeroline=True)
+    figure.update_yaxes(title_text=f"second component ({second:.0%} of variance)", zeroline=True)
+    return styled(
+        figure,
+        f"{shown}, layer {layer}: harmful and harmless prompts",
+        f"Residual stream at {token} of validation prompts.",
+        width=700,
+        height=520,
+    )
+
+
+def judge_agreement(agreement: pd.DataFrame, *, arm: str | None = None) -> go.Figure:
+    """Cohen's kappa between every two judges, with its 95 % interval.
+
+    ``arm`` is by default ``all``, or the only one that the table holds.
+    """
+    arms = list(dict.fromkeys(agreement["arm"]))
+    chosen = arm or (arms[0] if len(arms) == 1 else "all")
+    rows = require_rows(agreement[agreement["arm"] == chosen], f"arm {chosen!r}", agreement, "arm")
+    require_single(rows, "judge_a", "judge_b")
+    judges = list(dict.fromkeys([*rows["judge_a"], *rows["judge_b"]]))
+    cells = {frozenset((r.judge_a, r.judge_b)): r for r in rows.itertuples()}
+    z: list[list[float]] = []
+    text: list[list[str]] = []
+    for a in judges[::-1]:
+        values: list[float] = []
+        words: list[str] = []
+        for b in judges:
+            pair: Any = cells.get(frozenset((a, b)))
+            value = 1.0 if a == b else (math.nan if pair is None else float(pair.kappa))
+            values.append(value)
+            words.append("" if a == b else cell(pair))
+        z.append(values)
+        text.append(words)
+    figure = go.Figure(
+        go.Heatmap(
+            z=z,
+            x=judges,
+            y=judges[::-1],
+            zmin=0,
+            zmax=1,
+            colorscale=HEAT,
+            text=text,
+            texttemplate="%{text}",
+            colorbar={"title": {"text": "kappa", "side": "top"}, "thickness": 14},
+            hovertemplate="%{y} and %{x}: %{text}<extra></extra>",
+            xgap=2,
+            ygap=2,
+        )
+    )
+    figure.update_xaxes(showgrid=False)
+    figure.update_yaxes(showgrid=False)
+    return styled(
+        figure,
+        agreement_title(rows),
+        f"Cohen's kappa on refusal or not, {'both arms' if chosen == 'all' else f'{chosen} responses'}. 95 % bootstrap "
+        "interval clustered by prompt.",
+        width=420 + 130 * len(judges),
+        height=230 + 90 * len(judges),
+    )
+
+
+def self_judgement(summary: pd.DataFrame) -> go.Figure:
+    """How well each model tells its own refusals from its other answers, against two controls."""
+    require_single(require_rows(summary, "self-judgement", summary), "system", "arm")
+    figure = go.Figure()
+    names = arm_names(list(summary["system"]), list(summary["arm"]))
+    places = list(range(len(names)))
+    figure.add_scatter(
+        x=places,
+        y=summary["auc"],
+        name="own answer",
+        mode="markers",
+        marker={"color": COLOURS["refusal"], "size": 12},
+        error_y=whiskers(summary["auc"], summary["low"], summary["high"], colour=COLOURS["refusal"]),
+    )
+    for column, label, symbol, colour in (
+        ("auc_shuffled", "control: same answer, another prompt", "x", COLOURS["compliance"]),
+        ("auc_length", "control: short answers are refusals", "diamond-open", COLOURS["ink"]),
+    ):
+        figure.add_scatter(
+            x=places,
+            y=summary[column],
+            name=label,
+            mode="markers",
+            marker={"color": colour, "symbol": symbol, "size": 10},
+        )
+    figure.add_hline(
+        y=0.5,
+        line={"color": "#999999", "dash": "dot"},
+        annotation={"text": "chance"},
+        annotation_position="bottom left",
+    )
+    missing = [place for place, v in zip(places, summary["auc"], strict=True) if v != v]
+    for place in missing:
+        figure.add_annotation(x=place, y=0.1, text="undefined:<br>one class only", showarrow=False)
+    figure.update_yaxes(range=[0, 1.05], title_text="AUC against the primary judge")
+    figure.update_xaxes(tickvals=places, ticktext=names, range=[-0.5, len(names) - 0.5], zeroline=False)
+    styled(
+        figure,
+        selfjudge_title(summary),
+        "Log-probability of Yes against No, asked whether it declined; 95 % bootstrap interval.",
+        width=max(640, 280 + 140 * len(names)),
+        height=480,
+    )
+    return legend_at_foot(figure).update_layout(margin={"b": 120})
+
+
+def study_figures(tables: Mapping[str, pd.DataFrame], systems: Mapping[str, Any]) -> dict[str, go.Figure]:
+    """Every figure of a study, by file name.
+
+    ``tables`` are the run's by name (rates, tests, agreement, sweep, scatter and, where asked, selfjudge);
+    ``systems`` is the manifest's section of that name.
+    """
+    rates = tables["rates"]
+    judges = [j for j in dict.fromkeys(rates["judge"]) if rates[rates["judge"] == j]["rate"].notna().any()]
+    figures: dict[str, go.Figure] = {}
+    if judges:
+        figures["outcomes"] = outcome_bars(rates, tables["tests"], judge=judges[0])
+        figures["refusal-heatmap"] = refusal_heatmap(rates)
+    names, files = system_names(systems), file_names(systems)
+    for system, facts in systems.items():
+        base, place = facts["base_refusal_score"], facts["selection"]
+        figures[f"layer-sweep-{files[system]}"] = named_layer_sweep(
+            _of(tables["sweep"], system),
+            names[system],
+            selected=place["layer"],
+            base=(base["harmful"], base["harmless"]),
+            position=place["position"],
+        )
+        figures[f"pca-{files[system]}"] = _pca_scatter(
+            _of(tables["scatter"], system), names[system], layer=place["layer"], position=place["position"]
+        )
+    if len(judges) > 1:
+        figures["judge-agreement"] = judge_agreement(tables["agreement"])
+    if "selfjudge" in tables:
+        figures["self-judgement"] = self_judgement(tables["selfjudge"])
+    return figures
+
+
+def _of(table: pd.DataFrame, system: str) -> pd.DataFrame:
+    return table[table["system"] == system]

@@ -1,0 +1,1 @@
+"""A layer sweep as a run."""

@@ -1,0 +1,359 @@
+"""Figures of a layer sweep: scores over (position, layer), profile, lens, stability and dose curves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from mechsafety.core.errors import MechsafetyError
+from mechsafety.experiments.sweep.dose_figures import dose_figure
+from mechsafety.plots.style import COLOURS, DIVERGING, HEAT, require_rows, require_single, styled
+from mechsafety.sweeps.figures import layer_sweep_table
+
+# Okabe and Ito's remaining colours, for methods.
+_METHOD_COLOURS = {
+    "mean_difference": COLOURS["line"],
+    "pca": COLOURS["harmful"],
+    "leace": COLOURS["harmless"],
+    "probe": "#CC79A7",
+}
+_WHOLE = 0.5  # the widest KL bound of the rule "auto"
+_ROUNDING = 1e-3
+_NICE = {
+    "mean_difference": "mean difference",
+    "pca": "PCA",
+    "leace": "LEACE",
+    "probe": "logistic probe",
+}
+
+
+def score_heatmap(table: pd.DataFrame, *, name: str, selected: tuple[int, int] | None) -> go.Figure:
+    """bypass, induce and KL of one method's candidates over position (rows) and layer (columns).
+
+    A ring marks the selected (position, layer). Grey cells hold no score.
+    """
+    require_single(require_rows(table, "scores", table), "position", "layer")
+    if selected is not None:
+        at = table[(table["position"] == selected[0]) & (table["layer"] == selected[1])]
+        require_rows(at, f"position {selected[0]}, layer {selected[1]}", table, "position", "layer")
+    positions = sorted(table["position"].unique())
+    layers = sorted(table["layer"].unique())
+    figure = make_subplots(
+        rows=3,
+        cols=1,
+        shared_xaxes=True,
+        vertical_spacing=0.09,
+        subplot_titles=[
+            "bypass: refusal score of harmful prompts, direction removed (low: removed)",
+            "induce: refusal score of harmless prompts, direction added (high: induced)",
+            "KL on harmless prompts, direction removed (nats, logarithmic; low: little changed)",
+        ],
+    )
+    height = 1 / 3 - 0.06
+    for row, column in enumerate(("bypass", "induce", "kl"), start=1):
+        values = table.pivot_table(index="position", columns="layer", values=column, dropna=False)
+        z = [[float(values.loc[p, layer]) for layer in layers] for p in positions]
+        shown = [[math.log10(max(v, 1e-4)) for v in line] for line in z] if column == "kl" else z
+        finite = [abs(v) for line in z for v in line if v == v]
+        span = max(finite, default=1.0)
+        scale: dict[str, Any] = (
+            {"colorscale": HEAT, "zmin": -2, "zmax": 1}
+            if column == "kl"
+            else {"colorscale": DIVERGING, "zmin": -span, "zmax": span}
+        )
+        bar: dict[str, Any] = {
+            "thickness": 12,
+            "len": height,
+            "y": 1 - (row - 1) * (1 / 3 + 0.03) - height / 2,
+            "yanchor": "middle",
+        }
+        if column == "kl":
+            bar |= {"tickvals": [-2, -1, 0, 1], "ticktext": ["0.01", "0.1", "1", "10"]}
+        figure.add_heatmap(
+            z=shown,
+            x=layers,
+            y=[str(p) for p in positions],
+            customdata=z,
+            colorbar=bar,
+            xgap=1,
+            ygap=1,
+            hovertemplate="position %{y}, layer %{x}: %{customdata:.3f}<extra>" + column + "</extra>",
+            row=row,
+            col=1,
+            **scale,
+        )
+        if selected is not None:
+            figure.add_scatter(
+                x=[selected[1]],
+                y=[str(selected[0])],
+                mode="markers",
+                marker={
+                    "symbol": "circle-open",
+                    "size": 15,
+                    "color": COLOURS["ink"],
+                    "line": {"width": 2.5},
+                },
+                showlegend=False,
+                hoverinfo="skip",
+                row=row,
+                col=1,
+            )
+    figure.update_yaxes(type="category", title_text="template token", showgrid=False)
+    figure.update_xaxes(showgrid=False, zeroline=False)
+    figure.update_xaxes(title_text="layer (input of block)", row=3, col=1)
+    figure.update_layout(plot_bgcolor="#DDDDDD")
+    said = (
+        f"{name}: position {selected[0]}, layer {selected[1]} selected"
+        if selected
+        else f"{name}: scores of every candidate"
+    )
+    return styled(
+        figure,
+        said,
+        "Position: offset from the end of the prompt. Ring: selected. Grey: no score.",
+        width=940,
+        height=300 + 3 * max(110, 34 * len(positions)),
+    )
+
+
+def method_lines(table: pd.DataFrame, *, name: str, position: int | None = None) -> go.Figure:
+    """bypass, induce and KL by layer, a line a method, at one position, by default the last."""
+    require_single(require_rows(table, "scores", table), "method", "position", "layer")
+    at = int(table["position"].max()) if position is None else position
+    rows = require_rows(table[table["position"] == at], f"position {at}", table, "position")
+    figure = make_subplots(rows=3, cols=1, shared_xaxes=True, vertical_spacing=0.05)
+    for method in dict.fromkeys(rows["method"]):
+        one = rows[rows["method"] == method].sort_values("layer")
+        for row, column in enumerate(("bypass", "induce", "kl"), start=1):
+            figure.add_scatter(
+                x=one["layer"],
+                y=one[column],
+                name=_NICE.get(method, method),
+                legendgroup=method,
+                showlegend=row == 1,
+                mode="lines+markers",
+                line={"color": _METHOD_COLOURS.get(method, COLOURS["ink"]), "width": 2},
+                marker={"size": 5},
+                hovertemplate="layer %{x}: %{y:.3g}<extra>" + method + "</extra>",
+                row=row,
+                col=1,
+            )
+    for row in (1, 2):
+        figure.add_hline(y=0, line={"color": "#999999", "width": 1}, row=row, col=1)
+    figure.update_yaxes(title_text="bypass", row=1, col=1)
+    figure.update_yaxes(title_text="induce", row=2, col=1)
+    figure.update_yaxes(
+        title_text="KL (nats)", type="log", tickvals=[0.01, 0.03, 0.1, 0.3, 1, 3, 10], row=3, col=1
+    )
+    figure.update_xaxes(title_text="layer (input of block)", row=3, col=1)
+    # What wrecks the model also removes refusal: only candidates that leave it whole can be said to do best.
+    whole = rows[rows["kl"] <= _WHOLE].dropna(subset=["bypass"])
+    title = f"{name}: no method removes refusal with KL <= {_WHOLE:g}"
+    if len(whole):
+        best = whole.iloc[int(whole["bypass"].argmin())]
+        title = (
+            f"{name}: {_NICE.get(best['method'], best['method'])} removes most with KL <= {_WHOLE:g}, "
+            f"at layer {int(best['layer'])}"
+        )
+    return styled(
+        figure,
+        title,
+        f"Directions of position {at}. Refusal scores with the direction removed (bypass, harmful prompts) or added "
+        "(induce, harmless prompts).",
+        width=860,
+        height=720,
+    )
+
+
+def profile_figure(profile: pd.DataFrame, *, name: str, selected: int | None) -> go.Figure:
+    """Layer by layer: length, separation, steadiness and explained variance on held-out prompts.
+
+    ``selected`` is the layer that the profile was made with, None for none.
+    """
+    require_single(require_rows(profile, "a profile", profile), "layer")
+    chosen = profile if selected is None else profile[profile["layer"] == selected]
+    require_rows(chosen, f"layer {selected}", profile, "layer")
+    if selected is not None and abs(float(chosen["cosine_selected"].iloc[0]) - 1) > _ROUNDING:
+        raise MechsafetyError(
+            f"this profile was not made with layer {selected}, whose direction would have cosine 1 with itself: name "
+            "the layer that profile_layers was given as selected"
+        )
+    figure = make_subplots(
+        rows=2,
+        cols=2,
+        shared_xaxes=True,
+        vertical_spacing=0.12,
+        horizontal_spacing=0.11,
+        subplot_titles=[
+            "length of the direction, share of the stream's",
+            "separation of held-out prompts",
+            "cosine of directions",
+            "variance along the first components",
+        ],
+    )
+    x = profile["layer"]
+    ink, blue, orange = COLOURS["ink"], COLOURS["line"], COLOURS["harmful"]
+
+    def line(row: int, column: int, y: str, label: str, colour: str, dash: str = "solid") -> None:
+        figure.add_scatter(
+            x=x,
+            y=profile[y],
+            name=label,
+            mode="lines",
+            line={"color": colour, "width": 2, "dash": dash},
+            hovertemplate="layer %{x}: %{y:.3f}<extra>" + label + "</extra>",
+            row=row,
+            col=column,
+        )
+
+    line(1, 1, "relative_norm", "relative length", ink)
+    band = profile.dropna(subset=["auroc"])
+    figure.add_scatter(
+        x=[*band["layer"], *band["layer"][::-1]],
+        y=[*band["auroc_high"], *band["auroc_low"][::-1]],
+        fill="toself",
+        fillcolor="rgba(0,114,178,0.18)",
+        mode="lines",
+        line={"width": 0},
+        name="AUROC, 95 % interval",
+        hoverinfo="skip",
+        row=1,
+        col=2,
+    )
+    line(1, 2, "auroc", "AUROC", blue)
+    line(2, 1, "cosine_previous", "with the layer before", orange)
+    if selected is not None:
+        line(2, 1, "cosine_selected", f"with layer {selected}", COLOURS["harmless"], "dash")
+    shades = ["#08306B", "#2171B5", "#6BAED6", "#9ECAE1", "#C6DBEF"]
+    for k, shade in enumerate(shades, start=1):
+        line(2, 2, f"explained_{k}", f"component {k}", shade)
+    if selected is not None:
+        figure.add_vline(x=selected, line={"color": ink, "dash": "dash", "width": 1.1}, row="all", col="all")
+    figure.update_yaxes(rangemode="tozero", row=1, col=1)
+    figure.update_yaxes(range=[min(0.4, float(profile["auroc_low"].min()) - 0.02), 1.02], row=1, col=2)
+    figure.update_yaxes(tickformat=".0%", rangemode="tozero", row=2, col=2)
+    figure.update_xaxes(title_text="layer", row=2)
+    return styled(
+        figure,
+        f"{name}: {_separation(chosen, 'AUROC' if selected is not None else 'highest AUROC')}",
+        "Prompts the directions were not found on."
+        + (" Dashed: selected layer." if selected is not None else ""),
+        width=940,
+        height=620,
+    )
+
+
+def _separation(rows: pd.DataFrame, said: str) -> str:
+    """The separation of the layer that separates best."""
+    known = rows[rows["auroc"].notna()]
+    if known.empty:
+        return f"{said} undefined"
+    at = known.iloc[int(known["auroc"].argmax())]
+    return f"{said} {at['auroc']:.2f} [{at['auroc_low']:.2f}, {at['auroc_high']:.2f}] at layer {int(at['layer'])}"
+
+
+def lens_figure(lens: pd.DataFrame, *, name: str, layer: int) -> go.Figure:
+    """The tokens that the selected direction promotes and suppresses when it is unembedded."""
+    require_single(require_rows(lens, "tokens", lens), "side", "rank")
+    figure = make_subplots(rows=1, cols=2, horizontal_spacing=0.22, subplot_titles=["suppressed", "promoted"])
+    for column, (side, colour) in enumerate(
+        (("suppressed", COLOURS["harmless"]), ("promoted", COLOURS["harmful"])), start=1
+    ):
+        rows = lens[lens["side"] == side].sort_values("rank", ascending=False)
+        figure.add_bar(
+            x=rows["logit"].abs(),
+            # Ranks keep apart tokens that print alike.
+            y=[
+                f"{token!r} {rank:>2}"
+                for token, rank in zip(rows["token"].astype(str), rows["rank"], strict=True)
+            ],
+            orientation="h",
+            marker={"color": colour},
+            showlegend=False,
+            hovertemplate="%{y}: %{x:.2f}<extra></extra>",
+            row=1,
+            col=column,
+        )
+    figure.update_xaxes(title_text="|logit|, spreads of all tokens", rangemode="tozero")
+    top = ", ".join(repr(t) for t in lens[lens["side"] == "promoted"].sort_values("rank")["token"].head(3))
+    return styled(
+        figure,
+        f"{name}, layer {layer}: the direction promotes {top}",
+        "Logit lens: final norm and unembedding applied to the unit direction.",
+        width=860,
+        height=200 + 26 * max(1, int(lens["rank"].max())),
+    )
+
+
+def stability_bars(stability: pd.DataFrame, *, name: str, most: int = 10) -> go.Figure:
+    """How often each candidate is selected when the validation prompts are drawn again."""
+    require_single(require_rows(stability, "resamples", stability), "position", "layer")
+    rows = stability.sort_values("share", ascending=False).head(most)
+    names = [
+        "none passes" if layer is pd.NA else f"layer {layer}, position {position}"
+        for position, layer in zip(rows["position"], rows["layer"], strict=True)
+    ]
+    figure = go.Figure(
+        go.Bar(
+            x=rows["share"],
+            y=names,
+            orientation="h",
+            marker={
+                "color": [COLOURS["degenerate"] if n == "none passes" else COLOURS["line"] for n in names]
+            },
+            text=[f"{v:.0%}" for v in rows["share"]],
+            textposition="outside",
+            cliponaxis=False,
+            hovertemplate="%{y}: %{x:.1%}<extra></extra>",
+        )
+    )
+    figure.update_yaxes(autorange="reversed", showgrid=False)
+    figure.update_xaxes(tickformat=".0%", range=[0, min(1.12, float(rows["share"].max()) * 1.2 + 0.02)])
+    figure.update_xaxes(title_text="share of resamples of the validation prompts")
+    return styled(
+        figure,
+        f"{name}: {names[0]} in {rows['share'].iloc[0]:.0%} of resamples",
+        "Prompts of each class drawn again with replacement, then selected by the same rule.",
+        width=760,
+        height=250 + 30 * len(rows),
+    )
+
+
+def sweep_figures(tables: Mapping[str, pd.DataFrame], selected: Mapping[str, Any]) -> dict[str, go.Figure]:
+    """Every figure of a sweep's run, by file name.
+
+    ``tables`` are the run's by name (sweep, profile, lens, stability and, where asked, doses); ``selected`` is
+    the manifest's section of that name.
+    """
+    name = str(selected["model"].get("spec", "model"))
+    place = selected["selection"]
+    at = (int(place["position"]), int(place["layer"]))
+    base = selected["base_refusal_score"]
+    figures: dict[str, go.Figure] = {}
+    scores = tables["sweep"]
+    for method in dict.fromkeys(scores["method"]):
+        rows = scores[scores["method"] == method]
+        ring = at if method == selected["method"] else None
+        title = f"{name}, {_NICE.get(method, method)}"
+        if len(set(rows["position"])) > 1:
+            figures[f"scores-{method}"] = score_heatmap(rows, name=title, selected=ring)
+        figures[f"layers-{method}"] = layer_sweep_table(
+            rows,
+            name=title,
+            selected=at[1] if ring else None,
+            base=(base["harmful"], base["harmless"]),
+            position=at[0],
+        )
+    if len(set(scores["method"])) > 1:
+        figures["methods"] = method_lines(scores, name=name, position=at[0])
+    figures["stability"] = stability_bars(tables["stability"], name=name)
+    figures["profile"] = profile_figure(tables["profile"], name=name, selected=at[1])
+    figures["lens"] = lens_figure(tables["lens"], name=name, layer=at[1])
+    if "doses" in tables:
+        figures["doses"] = dose_figure(tables["doses"], name=name)
+    return figures

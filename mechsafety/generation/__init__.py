@@ -1,0 +1,1 @@
+"""Completions, continuations and log-probabilities of answers, under an edit or none."""

@@ -1,0 +1,387 @@
+"""Completions under an edit: greedy by default, in a fixed plan of length-sorted batches."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from html import escape
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.progress import bar
+from mechsafety.edits.interventions import Edit, edited
+from mechsafety.models import hooked_transformers
+from mechsafety.models.chat import (
+    Rendering,
+    TokenBatch,
+    device_of,
+    pad_left,
+    pad_token,
+    plan_batches,
+    tokenize_prompts,
+)
+from mechsafety.models.finite import finite_logits
+from mechsafety.models.forward import evaluating, require_paddable, require_same_lengths
+from mechsafety.models.hooking import Coverage, plain_twin
+from mechsafety.models.loading import body_of, is_hooked_transformer
+from mechsafety.models.turn_ends import stop_tokens
+from mechsafety.prompts.fed import fitting
+from mechsafety.prompts.prompt_set import Prompt
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from transformer_lens.model_bridge import TransformerBridge
+
+DEFAULT_BATCH = 50
+Path_ = Literal["fast", "reference"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """Draw tokens instead of taking the likeliest."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0 or not 0 < self.top_p <= 1:
+            raise MechsafetyError(
+                f"temperature {self.temperature:g} must be above 0 and top_p {self.top_p:g} in (0, 1]; "
+                "for greedy decoding leave sampling out"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Completion:
+    """One answer: its text without special tokens, its token ids, and why it ended.
+
+    ``finish`` is ``stop`` (end of turn) or ``length`` (cut at max_new_tokens).
+    """
+
+    id: str
+    prompt: str
+    label: str
+    category: str
+    text: str
+    tokens: tuple[int, ...]
+    n_prompt_tokens: int
+    finish: Literal["stop", "length"]
+
+    @property
+    def n_tokens(self) -> int:
+        return len(self.tokens)
+
+
+@dataclass(frozen=True)
+class Completions(Sequence[Completion]):
+    """Completions in the order of the prompts, with the coverage receipt of the edit."""
+
+    items: tuple[Completion, ...]
+    coverage: Coverage | None = None
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.items[index]
+
+    def __iter__(self) -> Iterator[Completion]:
+        return iter(self.items)
+
+    def to_frame(self) -> pd.DataFrame:
+        import pandas as pd
+
+        rows = [asdict(c) | {"tokens": list(c.tokens), "n_tokens": c.n_tokens} for c in self]
+        return pd.DataFrame(rows).rename(columns={"text": "response"})
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><td>{escape(c.label)}</td><td>{escape(c.prompt)}</td><td>{escape(c.text[:300])}</td></tr>"
+            for c in self.items[:10]
+        )
+        more = f"<p>… and {len(self) - 10} more</p>" if len(self) > 10 else ""
+        head = "<tr><th>label</th><th>prompt</th><th>response</th></tr>"
+        return f"<table>{head}{rows}</table>{more}"
+
+
+Batch = list[int]
+OnBatch = Callable[[list[Completion]], None]
+
+
+def generation_plan(
+    model: TransformerBridge, prompts: Sequence[Prompt], *, batch_size: int = DEFAULT_BATCH
+) -> list[Batch]:
+    """Row numbers of ``prompts`` in batches of like length: fixed by the prompts and the batch size."""
+    lengths = [len(s) for s in tokenize_prompts(model, [p.text for p in prompts])]
+    return plan_batches(lengths, batch_size=batch_size)
+
+
+def generate(
+    model: TransformerBridge,
+    prompts: Sequence[Prompt],
+    *,
+    edit: Edit | None = None,
+    max_new_tokens: int,
+    seed: int,
+    batch_size: int = DEFAULT_BATCH,
+    sampling: Sampling | None = None,
+    path: Path_ = "fast",
+    plan: Sequence[Batch] | None = None,
+    on_batch: OnBatch | None = None,
+    on_halving: Callable[[Batch, list[Batch]], None] | None = None,
+    rendering: Rendering = "chat",
+    truncate_prompts: bool = False,
+    label: str = "generating",
+) -> Completions:
+    """Answer each prompt in the model's chat template (or as ``rendering`` says), under ``edit`` if one is given.
+
+    The fast path is Hugging Face's ``generate`` on a plain module tree that shares the bridge's
+    parameters; the reference path is the bridge's own generation, one prompt at a time. A
+    HookedTransformer is stepped over its own cache, or, on the reference path, without one. All give the
+    same tokens in float32, and so does every batch size; a model whose rotary frequencies depend on the length is
+    refused where rows of one batch would be read otherwise than alone. ``seed`` matters only with ``sampling``;
+    each batch draws from a generator
+    seeded by it and the batch's prompts, so that a resumed run draws the same.
+
+    Raises :class:`MechsafetyError` before any work where a prompt and ``max_new_tokens`` do not fit in the model's
+    window; ``truncate_prompts`` cuts such prompts' texts at their end instead. The completion holds the text as it was
+    read. ``on_batch`` receives each finished batch. When memory runs out, the batch is halved and tried again;
+    ``on_halving`` is told, so that the plan can be recorded.
+    """
+    if max_new_tokens < 1:
+        raise MechsafetyError(f"max_new_tokens is {max_new_tokens}; 1 at least")
+    if not prompts:
+        raise MechsafetyError("no prompts to answer")
+    prompts, sequences = fitting(
+        model, prompts, new_tokens=max_new_tokens, truncate=truncate_prompts, rendering=rendering
+    )
+    if path == "reference":
+        batch_size = 1
+    todo = [list(b) for b in (plan or plan_batches([len(s) for s in sequences], batch_size=batch_size))]
+    done: dict[int, Completion] = {}
+    total = sum(len(rows) for rows in todo)
+    stops = stop_tokens(model)
+    coverage: Coverage | None = None
+    with bar(label, total=total, unit="response") as progress:
+        while todo:
+            rows = todo.pop(0)
+            batch = pad_left([sequences[r] for r in rows], pad=pad_token(model), rows=rows).to(
+                device_of(model)
+            )
+            batch_seed = _batch_seed(seed, [prompts[r].id for r in rows])
+            try:
+                with _under(model, edit, batch, path) as (run, receipt), _seeded(batch_seed):
+                    new = run(batch, max_new_tokens, sampling, stops)
+            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                if not out_of_memory(error) or len(rows) == 1:
+                    raise
+                middle = len(rows) // 2
+                halves = [rows[:middle], rows[middle:]]
+                if on_halving is not None:
+                    on_halving(rows, halves)
+                todo[:0] = halves
+                continue
+            coverage = _added(coverage, receipt)
+            finished = [
+                _completion(model, prompts[r], sequences[r], tokens, stops)
+                for r, tokens in zip(rows, new.tolist(), strict=True)
+            ]
+            done.update(zip(rows, finished, strict=True))
+            if on_batch is not None:
+                on_batch(finished)
+            progress.update(len(rows))
+    return Completions(tuple(done[row] for row in sorted(done)), coverage)
+
+
+_FOLLOWED = ("eos_token_id", "bos_token_id", "pad_token_id", "decoder_start_token_id")
+_NO_CHOICE = ("_", "output_", "return_dict", "use_cache", "cache_", "transformers_version")
+
+
+def overridden_defaults(model: TransformerBridge) -> dict[str, Any]:
+    """What the checkpoint's generation config asks for beyond transformers' defaults, and no answer here follows:
+    sampling, penalties, least and greatest lengths, suppressed tokens and the like.
+
+    Its end-of-turn tokens are followed (:func:`stop_tokens`). Empty for a HookedTransformer, which has no
+    such config.
+    """
+    config: Any = getattr(body_of(model), "generation_config", None)
+    if config is None:
+        return {}
+    defaults: Any = getattr(type(config), "_get_default_generation_params", dict)
+    neutral = type(config)().to_dict() | defaults()
+    return {
+        name: value
+        for name, value in config.to_dict().items()
+        if value is not None
+        and value != neutral.get(name)
+        and name not in _FOLLOWED
+        and not name.startswith(_NO_CHOICE)
+    }
+
+
+_Run = Callable[[TokenBatch, int, Sampling | None, frozenset[int]], Tensor]
+
+
+@contextmanager
+def _under(
+    model: TransformerBridge, edit: Edit | None, batch: TokenBatch, path: Path_
+) -> Iterator[tuple[_Run, Coverage | None]]:
+    """The path's generate function, with the edit on for as long as the block runs."""
+    targets = edit.targets(model.cfg.n_layers) if edit is not None else []
+    twin = plain_twin(model, targets) if path == "fast" else None
+
+    def step(batch: TokenBatch, n: int, sampling: Sampling | None, stops: frozenset[int]) -> Tensor:
+        return hooked_transformers.answer(
+            body_of(model),
+            batch,
+            max_new_tokens=n,
+            pick=_picker(sampling),
+            stops=stops,
+            pad=pad_token(model),
+            cached=path == "fast",
+        )
+
+    def fast(batch: TokenBatch, n: int, sampling: Sampling | None, stops: frozenset[int]) -> Tensor:
+        module: Any = twin if twin is not None else body_of(model)
+        return _hf_generate(module, batch, n, sampling, stops, pad_token(model))
+
+    def reference(batch: TokenBatch, n: int, sampling: Sampling | None, _stops: frozenset[int]) -> Tensor:
+        return _bridge_generate(model, batch, n, sampling)
+
+    if is_hooked_transformer(model):
+        run = step
+    elif path == "fast":
+        run = fast
+    else:
+        run = reference
+    length = batch.ids.shape[1]
+    context = edited(model, edit, prompt_length=length, twin=twin) if edit is not None else nullcontext(None)
+    with context as receipt:
+        yield run, receipt
+
+
+def _picker(sampling: Sampling | None) -> hooked_transformers.Pick:
+    """The likeliest token, or one drawn as Hugging Face's ``generate`` draws it."""
+    from transformers import TemperatureLogitsWarper, TopPLogitsWarper
+
+    if sampling is None:
+        return lambda logits: logits.argmax(-1)
+    warpers: list[Any] = [TemperatureLogitsWarper(float(sampling.temperature))]
+    if sampling.top_p < 1:
+        warpers.append(TopPLogitsWarper(sampling.top_p))
+
+    def draw(logits: Float[Tensor, "row vocabulary"]) -> Int[Tensor, " row"]:
+        for warp in warpers:
+            logits = warp(None, logits)
+        return torch.multinomial(torch.softmax(logits, dim=-1), num_samples=1).squeeze(1)
+
+    return draw
+
+
+def _hf_generate(
+    module: Any, batch: TokenBatch, n: int, sampling: Sampling | None, stops: frozenset[int], pad: int
+) -> Tensor:
+    from transformers import GenerationConfig
+
+    require_paddable(module, batch)
+    require_same_lengths(module, batch, new_tokens=n)
+    config = GenerationConfig(
+        max_new_tokens=n,
+        do_sample=sampling is not None,
+        temperature=sampling.temperature if sampling else None,
+        top_p=sampling.top_p if sampling else None,
+        top_k=0 if sampling else None,
+        eos_token_id=sorted(stops) or None,
+        pad_token_id=pad,
+    )
+    with torch.inference_mode(), evaluating(module), _own_config(module, config), finite_logits(module):
+        out = module.generate(input_ids=batch.ids, attention_mask=batch.mask, generation_config=config)
+    return out[:, batch.ids.shape[1] :]
+
+
+@contextmanager
+def _own_config(module: Any, config: Any) -> Iterator[None]:
+    # Hugging Face fills what our config leaves open from the model's, sampling settings included.
+    theirs = module.generation_config
+    module.generation_config = config
+    try:
+        yield
+    finally:
+        module.generation_config = theirs
+
+
+def _bridge_generate(
+    model: TransformerBridge, batch: TokenBatch, n: int, sampling: Sampling | None
+) -> Tensor:
+    body = body_of(model)
+    with torch.inference_mode(), evaluating(body), finite_logits(body):
+        out: Any = model.generate(
+            batch.ids,
+            max_new_tokens=n,
+            do_sample=sampling is not None,
+            temperature=sampling.temperature if sampling else 1.0,
+            top_p=sampling.top_p if sampling else None,
+            stop_at_eos=True,
+            return_type="tokens",
+            verbose=False,
+        )
+    return out[:, batch.ids.shape[1] :]
+
+
+def _completion(
+    model: TransformerBridge,
+    prompt: Prompt,
+    sequence: Sequence[int],
+    tokens: list[int],
+    stops: frozenset[int],
+) -> Completion:
+    end = next((i for i, token in enumerate(tokens) if token in stops), None)
+    kept = tokens if end is None else tokens[:end]
+    text = model.tokenizer.decode(kept, skip_special_tokens=True)
+    return Completion(
+        id=prompt.id,
+        prompt=prompt.text,
+        label=prompt.label,
+        category=prompt.category,
+        text=str(text),
+        tokens=tuple(kept),
+        n_prompt_tokens=len(sequence),
+        finish="length" if end is None else "stop",
+    )
+
+
+def _batch_seed(seed: int, ids: Sequence[str]) -> int:
+    digest = hashlib.sha256("\x1f".join([str(seed), *ids]).encode()).digest()
+    return int.from_bytes(digest[:7], "big")
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether torch means by ``error`` that memory ran out, on whatever device."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    text = str(error).lower()
+    return "out of memory" in text or "can't allocate memory" in text
+
+
+def _added(total: Coverage | None, more: Coverage | None) -> Coverage | None:
+    if more is None:
+        return total
+    if total is None:
+        return more
+    for hook, count in more.fired.items():
+        total.fired[hook] += count
+        total.changed[hook] += more.changed[hook]
+    return total

@@ -1,0 +1,204 @@
+"""Log-probabilities of whole answer strings: what the logit judge and the self-judge ask a model for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.progress import bar
+from mechsafety.edits.interventions import Edit
+from mechsafety.generation.bodies import body_under
+from mechsafety.models.chat import TokenBatch, batches, device_of, pad_token, require_room
+from mechsafety.models.forward import NOTHING, Prefix, continued, forward, keeps_keys, run_prefix
+from mechsafety.models.prefixes import common_prefix
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+DEFAULT_BATCH = 32
+
+Asked = tuple[int, Sequence[int]]
+"""A continuation, with the row of the batch whose context it follows."""
+
+
+def option_log_probs(
+    model: TransformerBridge,
+    contexts: Sequence[Sequence[int]],
+    options: Sequence[Sequence[int]],
+    *,
+    edit: Edit | None = None,
+    batch_size: int = DEFAULT_BATCH,
+    share_prefix: bool = True,
+    label: str = "scoring",
+) -> Float[Tensor, "context option"]:
+    """log P(option | context), summed over the option's tokens, in nats (float64).
+
+    The tokens that all contexts begin with run once, and their keys and values are shared; each context
+    runs once for all options. Where the model does not allow that, all of it runs.
+    ``share_prefix=False`` is the plain reference that shares no tokens between contexts. Raises
+    :class:`MechsafetyError` where a context with an option does not fit in the model's window.
+    """
+    if not contexts or not options or any(not o for o in options) or any(len(c) < 1 for c in contexts):
+        raise MechsafetyError("scoring needs contexts and options, none of them empty")
+    require_room(
+        model,
+        contexts,
+        [f"{label} {number}" for number in range(1, len(contexts) + 1)],
+        new_tokens=max(map(len, options)) - 1,
+    )
+    out = torch.empty(len(contexts), len(options), dtype=torch.float64)
+    longest = max(len(o) for o in options)
+    with (
+        torch.inference_mode(),
+        body_under(model, edit) as module,
+        bar(label, total=len(contexts), unit="item") as progress,
+    ):
+        device = device_of(model)
+        prefix = common_prefix(module, contexts, device, more=longest) if share_prefix else []
+        stored = run_prefix(module, prefix, device)
+        rests = [list(c[len(prefix) :]) for c in contexts]
+        for batch in batches(model, rests, batch_size=batch_size):
+            asked = [(row, option) for option in options for row in range(len(batch.rows))]
+            scored = continuation_logits(
+                module, batch, asked, before=stored, pad=pad_token(model), batch_size=len(batch.rows)
+            )
+            for number, logits in scored:
+                row, option = asked[number]
+                log_probs = torch.log_softmax(logits.double(), dim=-1)
+                target = torch.tensor(option, device=logits.device)[:, None]
+                column = number // len(batch.rows)
+                out[batch.rows[row], column] = log_probs.gather(-1, target).sum().cpu()
+            progress.update(len(batch.rows))
+    return out
+
+
+def continuation_logits(
+    body: Any,
+    batch: TokenBatch,
+    asked: Sequence[Asked],
+    *,
+    before: Prefix = NOTHING,
+    pad: int,
+    batch_size: int,
+) -> Iterator[tuple[int, Float[Tensor, "token vocabulary"]]]:
+    """For each of ``asked`` its number and the logits that predict its tokens, in any order.
+
+    The contexts, the rows of ``batch`` behind ``before``, run once, and every continuation goes on from their keys;
+    ``batch_size`` continuations at a time. On a model whose state takes one token at a time each continuation runs
+    whole, with its context.
+    """
+    longer = [n for n, (_, tokens) in enumerate(asked) if len(tokens) > 1]
+    first = forward(body, batch, logits=1, before=before, keep_cache=bool(longer))
+    for number, (row, tokens) in enumerate(asked):
+        if len(tokens) == 1:
+            yield number, first.logits[row, -1:]
+    if not longer:
+        return
+    after = continued(batch, first, before=before)
+    # Alike in length, so that little is padding.
+    longer.sort(key=lambda n: -len(asked[n][1]))
+    chunks = [longer[begin : begin + batch_size] for begin in range(0, len(longer), batch_size)]
+    whole = not keeps_keys(after.cache, after.n_tokens)
+    for chunk in chunks:
+        some = [asked[n] for n in chunk]
+        if whole:
+            yield from zip(chunk, _run_whole(body, batch, some, pad), strict=True)
+        else:
+            yield from zip(chunk, _run_on(body, batch, some, first, after, pad), strict=True)
+
+
+def _run_on(
+    body: Any, batch: TokenBatch, asked: Sequence[Asked], first: Any, after: Prefix, pad: int
+) -> Iterator[Float[Tensor, "token vocabulary"]]:
+    """Continuations of two tokens or more from the keys of their contexts."""
+    device = batch.ids.device
+    rows = torch.tensor([row for row, _ in asked], device=device)
+    assert after.mask is not None
+    chosen = Prefix(n_tokens=after.n_tokens, cache=after.rows(rows), mask=after.mask[rows])
+    rest = _padded_right([tokens[:-1] for _, tokens in asked], pad).to(device)
+    each = torch.arange(len(asked), device=device)
+    later = forward(body, rest, logits=rest.ids.shape[1], before=chosen, rows=each).logits
+    for place, (row, tokens) in enumerate(asked):
+        yield torch.cat([first.logits[row, -1:], later[place, : len(tokens) - 1]])
+
+
+def _run_whole(
+    body: Any, batch: TokenBatch, asked: Sequence[Asked], pad: int
+) -> Iterator[Float[Tensor, "token vocabulary"]]:
+    """Continuations with their contexts before them, padded on both sides."""
+    rows = torch.tensor([row for row, _ in asked], device=batch.ids.device)
+    rest = _padded_right([tokens[:-1] for _, tokens in asked], pad).to(batch.ids.device)
+    contexts = TokenBatch(rows=rest.rows, ids=batch.ids[rows], mask=batch.mask[rows])
+    whole = contexts.followed_by(rest)
+    width = batch.ids.shape[1]
+    logits = forward(body, whole, logits=rest.ids.shape[1] + 1, prompt_columns=width).logits
+    for place, (_, tokens) in enumerate(asked):
+        yield logits[place, : len(tokens)]
+
+
+def _padded_right(sequences: Sequence[Sequence[int]], pad: int) -> TokenBatch:
+    # What follows a context stands next to it: the padding is at the end, where nothing comes after it.
+    width = max(len(s) for s in sequences)
+    ids = torch.tensor([[*s, *[pad] * (width - len(s))] for s in sequences])
+    mask = torch.tensor([[1] * len(s) + [0] * (width - len(s)) for s in sequences])
+    return TokenBatch(rows=tuple(range(len(sequences))), ids=ids, mask=mask)
+
+
+def answer_nll(
+    model: TransformerBridge,
+    contexts: Sequence[Sequence[int]],
+    answers: Sequence[Sequence[int]],
+    *,
+    edit: Edit | None = None,
+    batch_size: int = DEFAULT_BATCH,
+    ids: Sequence[str] | None = None,
+) -> list[float | None]:
+    """Mean negative log-likelihood per answer token after its context, in nats; None for an empty answer.
+
+    Under the unedited model text that it finds very unlikely is a sign of damage; under an edit the unedited
+    model's own answers are. Raises :class:`MechsafetyError` where a context with its answer does not fit in the model's
+    window; ``ids`` name them.
+    """
+    full = [[*c, *a] for c, a in zip(contexts, answers, strict=True)]
+    names = ids or [f"answer {number}" for number in range(1, len(full) + 1)]
+    require_room(model, full, names, new_tokens=0)
+    out: list[float | None] = [None] * len(full)
+    longest = max((len(a) for a in answers), default=0)
+    if not longest:
+        return out
+    with body_under(model, edit) as body:
+        if edit is not None and edit.positions != "all":
+            _nll_behind_prompts(model, body, contexts, answers, batch_size, out)
+            return out
+        for batch in batches(model, full, batch_size=batch_size):
+            logits = forward(body, batch, logits=longest + 1).logits
+            for place, row in enumerate(batch.rows):
+                if n := len(answers[row]):
+                    predicted = torch.log_softmax(logits[place, -n - 1 : -1].float(), dim=-1)
+                    target = batch.ids[place, -n:, None]
+                    out[row] = -float(predicted.gather(-1, target).mean())
+    return out
+
+
+def _nll_behind_prompts(
+    model: TransformerBridge,
+    body: Any,
+    contexts: Sequence[Sequence[int]],
+    answers: Sequence[Sequence[int]],
+    batch_size: int,
+    out: list[float | None],
+) -> None:
+    """:func:`answer_nll` under an edit that tells prompt and answer apart: prompts first, answers after them."""
+    asked = [row for row, answer in enumerate(answers) if answer]
+    for batch in batches(model, [contexts[row] for row in asked], batch_size=batch_size):
+        pairs = [(place, answers[asked[row]]) for place, row in enumerate(batch.rows)]
+        scored = continuation_logits(body, batch, pairs, pad=pad_token(model), batch_size=batch_size)
+        for place, logits in scored:
+            target = torch.tensor(list(pairs[place][1]), device=logits.device)[:, None]
+            predicted = torch.log_softmax(logits.float(), dim=-1)
+            out[asked[batch.rows[place]]] = -float(predicted.gather(-1, target).mean())

@@ -1,0 +1,1 @@
+"""Similarity of directions and of activations across layers and models."""

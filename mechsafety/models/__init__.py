@@ -1,0 +1,1 @@
+"""Models: loading, chat rendering and batches, one forward pass, hooks."""

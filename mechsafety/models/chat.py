@@ -1,0 +1,287 @@
+"""From prompts to token batches: chat rendering, length-sorted batches, named positions.
+
+The one place that knows how text becomes a model's tokens; :mod:`rendering` knows it of a tokenizer alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from mechsafety.core.days import today
+from mechsafety.core.errors import MechsafetyError
+from mechsafety.models import rendering
+from mechsafety.models.loading import window
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+Message = dict[str, str]
+Rendering = Literal["chat", "chat_no_system", "text"]
+"""How a request reaches the model: in its chat template; in it without the system prompt that many templates put
+first; or as bare text, begun as the tokenizer begins any text."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenBatch:
+    """Left-padded token ids; ``rows`` are the places of its members in the caller's list."""
+
+    rows: tuple[int, ...]
+    ids: Int[Tensor, "row token"]
+    mask: Int[Tensor, "row token"]
+
+    @property
+    def positions(self) -> Int[Tensor, "row token"]:
+        """Position ids that count real tokens only, so that padding moves nothing."""
+        return (self.mask.cumsum(-1) - 1).clamp(min=0)
+
+    def followed_by(self, more: TokenBatch) -> TokenBatch:
+        """The same rows with the columns of ``more`` behind."""
+        return TokenBatch(
+            rows=self.rows,
+            ids=torch.cat([self.ids, more.ids], dim=1),
+            mask=torch.cat([self.mask, more.mask], dim=1),
+        )
+
+    def to(self, device: torch.device) -> TokenBatch:
+        return TokenBatch(rows=self.rows, ids=self.ids.to(device), mask=self.mask.to(device))
+
+
+# -- the tokenizer and the day ------------------------------------------------------------------------
+
+
+def own_tokenizer(model: TransformerBridge) -> Any:
+    """The checkpoint's own tokenizer, which renders and tokenizes everything that ``model`` is given.
+
+    It is that of a model from :func:`load_model`; in one that the user booted, TransformerLens has changed the
+    tokenizer, and what is known of its changes is undone. Raises :class:`MechsafetyError` where there is none.
+    """
+    source: Any = model.tokenizer
+    if source is None:
+        raise MechsafetyError(
+            f"this {type(model).__name__} has no tokenizer, so that text cannot be turned into tokens: give it one, "
+            f"{_how_to_give_one(model)}, or load the model with load_model()"
+        )
+    if source is model.__dict__.get("_mechsafety_tokenizer"):
+        return source
+    state = (id(source), str(source.chat_template), str(source.special_tokens_map))
+    made = model.__dict__.get("_mechsafety_unaltered")
+    if made is None or made[0] != state:
+        made = model.__dict__["_mechsafety_unaltered"] = (state, rendering.unaltered(source))
+    return made[1]
+
+
+def _how_to_give_one(model: Any) -> str:
+    # A bridge has no method for it.
+    return (
+        "model.set_tokenizer(tokenizer)" if hasattr(model, "set_tokenizer") else "model.tokenizer = tokenizer"
+    )
+
+
+def day_of(model: TransformerBridge) -> str:
+    """The day that templates with a date are rendered for: the one the model was loaded with, else its first use's."""
+    return model.__dict__.setdefault("_mechsafety_day", today())
+
+
+def written_day(model: TransformerBridge) -> str | None:
+    """The day that the chat template writes; None where it writes none."""
+    return day_of(model) if rendering.writes_the_day(_chat_tokenizer(model)) else None
+
+
+def render_chat(
+    model: TransformerBridge,
+    messages: Sequence[Message],
+    *,
+    answer_next: bool = True,
+    last_turn_open: bool = False,
+) -> str:
+    """``messages`` in the model's own chat template, ready for its answer, or with the last turn left open.
+
+    Raises :class:`MechsafetyError` for a model that the user brings without a tokenizer or a chat template.
+    """
+    return rendering.rendered(
+        _chat_tokenizer(model),
+        messages,
+        day=day_of(model),
+        answer_next=answer_next,
+        last_turn_open=last_turn_open,
+    )
+
+
+def _chat_tokenizer(model: TransformerBridge) -> Any:
+    tokenizer = own_tokenizer(model)
+    if getattr(tokenizer, "chat_template", None) is None:
+        raise MechsafetyError(
+            f"the tokenizer of this {type(model).__name__} has no chat template (TransformerLens may have loaded it "
+            "anew, without one): set model.tokenizer.chat_template to a Jinja template, "
+            "mechsafety.models.loading.PLAIN_TEMPLATE being a simple question-and-answer form"
+        )
+    return tokenizer
+
+
+# -- text to tokens -----------------------------------------------------------------------------------
+
+
+def tokenize_text(model: TransformerBridge, text: str) -> list[int]:
+    """Token ids of a rendered chat; nothing is added to what the template writes, the plain one being bare text."""
+    ids = rendering.chat_tokens(own_tokenizer(model), text)
+    if not ids:
+        raise MechsafetyError("a prompt gave no tokens at all: is the chat template empty?")
+    return ids
+
+
+def tokenize_piece(model: TransformerBridge, text: str) -> list[int]:
+    """Token ids of text that stands behind or within other text: a word of an answer."""
+    return rendering.exact_tokens(own_tokenizer(model), text)
+
+
+def tokenize_prompts(
+    model: TransformerBridge, texts: Sequence[str], *, rendering: Rendering = "chat"
+) -> list[list[int]]:
+    """Each text as a single user turn in the model's own chat template, or as ``rendering`` says."""
+    if rendering == "text":
+        return [_tokenized_bare(model, text) for text in texts]
+    return [tokenize_text(model, render_turn(model, text, rendering=rendering)) for text in texts]
+
+
+def render_turn(model: TransformerBridge, text: str, *, rendering: Literal["chat", "chat_no_system"]) -> str:
+    """One user turn, ready for the answer.
+
+    Without the system prompt it is what the template makes of a later turn, where it puts none: the rest of a
+    rendered dialogue behind its first question and answer. Raises :class:`MechsafetyError` where a template renders
+    the first turn otherwise when a second one follows.
+    """
+    turn = {"role": "user", "content": text}
+    if rendering == "chat":
+        return render_chat(model, [turn])
+    earlier = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hello"}]
+    before = render_chat(model, earlier, answer_next=False)
+    whole = render_chat(model, [*earlier, turn])
+    if not whole.startswith(before):
+        raise MechsafetyError(
+            "this model's chat template writes earlier turns in another way once a new one follows, so that its "
+            "system prompt cannot be left out: use the rendering 'chat'"
+        )
+    start = own_tokenizer(model).bos_token or ""
+    rest = whole[len(before) :]
+    return rest if rest.startswith(start) or not whole.startswith(start) else start + rest
+
+
+def _tokenized_bare(model: TransformerBridge, text: str) -> list[int]:
+    ids = rendering.bare_tokens(own_tokenizer(model), text)
+    if not ids:
+        raise MechsafetyError(f"the text {text[:40]!r} gave no tokens at all")
+    return ids
+
+
+MORE_ROOM = "take a model that reads more"
+
+
+def rows_that_fit(
+    model: TransformerBridge, sequences: Sequence[Sequence[int]], *, new_tokens: int = 0
+) -> list[int]:
+    """The rows of ``sequences`` that fit in the model's window with ``new_tokens`` more."""
+    most = window(model)
+    return [row for row, tokens in enumerate(sequences) if most is None or len(tokens) + new_tokens <= most]
+
+
+def require_room(
+    model: TransformerBridge,
+    sequences: Sequence[Sequence[int]],
+    ids: Sequence[str],
+    *,
+    new_tokens: int,
+    mend: str = MORE_ROOM,
+) -> None:
+    """Raise :class:`MechsafetyError` where a sequence and ``new_tokens`` more do not fit in the model's window.
+
+    ``mend`` says what else can be done than to leave them out.
+    """
+    fits = set(rows_that_fit(model, sequences, new_tokens=new_tokens))
+    if long := [row for row in range(len(sequences)) if row not in fits]:
+        more = f" and {new_tokens} new tokens" if new_tokens else ""
+        first, n_tokens = ids[long[0]], len(sequences[long[0]])
+        raise MechsafetyError(
+            f"{len(long)} of {len(sequences)} prompts do not fit in the model's window of {window(model)} tokens: the "
+            f"first is {first!r}, {n_tokens} tokens as the model reads it{more}. Leave them out, ask for fewer tokens, "
+            f"or {mend}"
+        )
+
+
+def post_instruction_tokens(model: TransformerBridge) -> list[int]:
+    """The template's tokens after the user's text: where refusal directions are looked for.
+
+    Found by rendering two different texts and keeping the common end, never hard-coded.
+    """
+    first, second = tokenize_prompts(model, ["How do rivers form?", "List three colours"])
+    common: list[int] = []
+    for a, b in zip(reversed(first), reversed(second), strict=False):
+        if a != b:
+            break
+        common.append(a)
+    return common[::-1]
+
+
+def post_instruction_positions(model: TransformerBridge) -> tuple[int, ...]:
+    """The places of :func:`post_instruction_tokens` as offsets from the end: (-5, ..., -1), say."""
+    n = len(post_instruction_tokens(model))
+    if not n:
+        raise MechsafetyError(
+            "this model's chat template puts no token after the user's text, so there is no post-instruction "
+            "position: take the last prompt token alone (--positions last), or another --template"
+        )
+    return tuple(range(-n, 0))
+
+
+def plan_batches(lengths: Sequence[int], *, batch_size: int) -> list[list[int]]:
+    """Row numbers in batches of like length, longest first (so that memory runs out at once or never)."""
+    order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+def pad_left(
+    sequences: Sequence[Sequence[int]], *, pad: int, rows: Sequence[int] | None = None
+) -> TokenBatch:
+    width = max(len(s) for s in sequences)
+    ids = torch.full((len(sequences), width), pad, dtype=torch.long)
+    mask = torch.zeros((len(sequences), width), dtype=torch.long)
+    for row, sequence in enumerate(sequences):
+        ids[row, width - len(sequence) :] = torch.tensor(sequence, dtype=torch.long)
+        mask[row, width - len(sequence) :] = 1
+    return TokenBatch(rows=tuple(rows if rows is not None else range(len(sequences))), ids=ids, mask=mask)
+
+
+def batches(
+    model: TransformerBridge, sequences: Sequence[Sequence[int]], *, batch_size: int
+) -> Iterator[TokenBatch]:
+    """Length-sorted, left-padded batches on the model's device."""
+    pad = pad_token(model)
+    device = device_of(model)
+    for rows in plan_batches([len(s) for s in sequences], batch_size=batch_size):
+        yield pad_left([sequences[row] for row in rows], pad=pad, rows=rows).to(device)
+
+
+def pad_token(model: TransformerBridge) -> int:
+    """The token that fills rows; any will do where there is no tokenizer, because the mask leaves it out."""
+    if model.tokenizer is None:
+        return 0
+    tokenizer = own_tokenizer(model)
+    token: Any = tokenizer.pad_token_id
+    if token is None:
+        token = tokenizer.eos_token_id
+    return 0 if token is None else int(token)
+
+
+def device_of(model: TransformerBridge) -> torch.device:
+    return next(model.parameters()).device
+
+
+def last_columns(mask: Int[Tensor, "row token"]) -> Int[Tensor, " row"]:
+    """The column of each row's last real token, on whichever side it is padded."""
+    width = mask.shape[-1]
+    return width - 1 - mask.flip(-1).argmax(-1)

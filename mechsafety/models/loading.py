@@ -1,0 +1,481 @@
+"""Loading: a spec in, a TransformerLens model with its tokenizer, chat template and record out.
+
+A spec is ``BASE[@REVISION][+ADAPTER]``. BASE is ``smollm2-135m`` (the packaged model), a hub id, a
+folder, or a ``.gguf`` file; ADAPTER is a packaged adapter's name or a folder that peft can read.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mechsafety.core.days import checked_day, today
+from mechsafety.core.errors import MechsafetyError, first_lines
+from mechsafety.core.progress import quiet
+from mechsafety.models import rendering
+from mechsafety.models.adapters import adapter_folder, merge_adapter, weights_fingerprint
+from mechsafety.models.booted import booted_state
+from mechsafety.models.faithful import require_faithful
+from mechsafety.models.filled_weights import load_filled, require_rows
+from mechsafety.models.gguf import PACKAGED, converted, packaged_gguf
+from mechsafety.models.hardware import dtype_name, free_bytes, resolve_device, resolve_dtype
+from mechsafety.models.rendering import PLAIN_TEMPLATE as PLAIN_TEMPLATE
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_WINDOW_NAMES = ("n_positions", "max_position_embeddings", "n_ctx", "max_seq_len")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadRecord:
+    """How a model was loaded, for the run's manifest.
+
+    ``fingerprint`` identifies the weights whatever dtype they were loaded in; ``processing`` says
+    which numerics are in force (Hugging Face's own: no folded norms, no centred weights). ``date`` is the day that the
+    chat template writes; None where it writes none.
+    """
+
+    spec: str
+    source: str
+    revision: str | None
+    adapter: str | None
+    architecture: str
+    n_layers: int
+    d_model: int
+    n_parameters: int
+    dtype: str
+    device: str
+    template: str
+    fingerprint: str
+    processing: str = "none"
+    date: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """A model's spec in its parts: ``BASE@REVISION+ADAPTER``."""
+
+    base: str
+    revision: str | None
+    adapter: str | None
+
+
+def parse_spec(spec: str) -> ModelSpec:
+    """The parts of ``spec``; :class:`MechsafetyError` where one that is announced is missing."""
+    # Paths may hold '+' and '@': the longest part that exists is the base, else the first '+' divides.
+    pluses = [i for i, character in enumerate(spec) if character == "+"]
+    cut = next((i for i in [len(spec), *reversed(pluses)] if _exists(spec[:i])), None)
+    if cut is None:
+        cut = pluses[0] if pluses else len(spec)
+    base, plus, adapter = spec[:cut], spec[cut : cut + 1], spec[cut + 1 :]
+    if plus and not adapter:
+        raise MechsafetyError(
+            f"model {spec!r} ends in '+': name an adapter after it, e.g. {PACKAGED}+refusals"
+        )
+    base, at, revision = base.partition("@") if not _exists(base) else (base, "", "")
+    if not base:
+        raise MechsafetyError(f"model {spec!r} names no base model; try {PACKAGED} or a hub id")
+    if at and not revision:
+        raise MechsafetyError(f"model {spec!r} names no revision after '@'; leave the '@' out, or name one")
+    if at and (base == PACKAGED or _exists(base)):
+        raise MechsafetyError(f"model {spec!r}: only hub ids have revisions; leave '@{revision}' out")
+    return ModelSpec(base=base, revision=revision or None, adapter=adapter or None)
+
+
+def _exists(name: str) -> bool:
+    return bool(name) and Path(name).expanduser().exists()
+
+
+def load_model(
+    spec: str,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    template: str | None = None,
+    date: str | None = None,
+    trust_remote_code: bool = False,
+) -> TransformerBridge:
+    """Load ``spec`` as a TransformerLens model.
+
+    The result is a ``TransformerBridge`` on unprocessed weights: its logits are Hugging Face's. It
+    carries ``load_record`` (:class:`LoadRecord`) and the checkpoint's own tokenizer, padding on the left. ``template``
+    is ``plain`` or a Jinja file, instead of the model's own or where it has none; ``date`` (2025-03-01) is the day
+    that a template with a date writes, today by default.
+
+    Raises :class:`MechsafetyError` for an unknown name, a missing file, a gated model without a token,
+    a missing chat template, an adapter that does not fit, and too little memory.
+    """
+    parsed = parse_spec(spec)
+    day = checked_day(date) if date is not None else today()
+    where = resolve_device(device)
+    number = resolve_dtype(dtype, where)
+    folder, source = locate(parsed)
+    adapter = None if parsed.adapter is None else adapter_folder(parsed.adapter)  # sooner than the weights
+    hf = load_weights(spec, parsed, folder, dtype=number, device=where, trust_remote_code=trust_remote_code)
+    tokenizer = load_tokenizer(spec, parsed, folder, trust_remote_code=trust_remote_code)
+    template_name = _set_template(spec, tokenizer, template)
+    require_rows(hf, tokenizer, source=spec)
+    if adapter is None:
+        fingerprint = weights_fingerprint(hf)
+    else:
+        hf, fingerprint = merge_adapter(hf, adapter, spec)
+    n_parameters = sum(p.numel() for p in hf.parameters())  # booting adds views of joint query-key-value maps
+    model = _boot(spec, hf, tokenizer, day)
+    record = LoadRecord(
+        spec=spec,
+        source=source,
+        revision=parsed.revision,
+        adapter=parsed.adapter,
+        architecture=type(hf).__name__,
+        n_layers=model.cfg.n_layers,
+        d_model=model.cfg.d_model,
+        n_parameters=n_parameters,
+        dtype=dtype_name(number),
+        device=str(where),
+        template=template_name,
+        fingerprint=fingerprint,
+        date=day if rendering.writes_the_day(tokenizer) else None,
+    )
+    object.__setattr__(model, "load_record", record)
+    model.__dict__["_mechsafety_as_loaded"] = weights_fingerprint(body_of(model))
+    return model
+
+
+def load_reader(spec: str, *, template: str | None = None, date: str | None = None) -> Any:
+    """What a model reads with, without its weights: an object with its tokenizer and configuration.
+
+    Everything in :mod:`mechsafety.models.chat` and :mod:`mechsafety.prompts.fed` takes it for the model. Raises as
+    :func:`load_model` does.
+    """
+    parsed = parse_spec(spec)
+    day = checked_day(date) if date is not None else today()
+    folder, _ = locate(parsed)
+    tokenizer = load_tokenizer(spec, parsed, folder, trust_remote_code=False)
+    _set_template(spec, tokenizer, template)
+    config = _load_config(spec, parsed, folder)
+    reads = {"_mechsafety_tokenizer": tokenizer, "_mechsafety_day": day}
+    return SimpleNamespace(tokenizer=tokenizer, config=config, **reads)
+
+
+def _load_config(spec: str, parsed: ModelSpec, folder: str) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        with quiet():
+            return AutoConfig.from_pretrained(folder, revision=parsed.revision)
+    except Exception as error:
+        raise load_error(spec, parsed, error) from error
+
+
+def load_record(model: TransformerBridge) -> LoadRecord | None:
+    """The record :func:`load_model` left on a model; None for a model the user booted."""
+    return getattr(model, "load_record", None)
+
+
+def known_fingerprint(model: Any) -> str:
+    """The fingerprint of the weights that :func:`load_model` loaded; of a model of the user's own, those it has now.
+
+    A loaded bridge that ``enable_compatibility_mode`` has processed is the user's own. Such a model has another
+    fingerprint than the same file loaded: its parameters have other names, and may be processed.
+    """
+    record = load_record(model)
+    if record is None or getattr(model, "compatibility_mode", False):
+        return current_fingerprint(model)
+    return record.fingerprint
+
+
+def current_fingerprint(model: Any) -> str:
+    """The fingerprint of the weights that a model has now: that of its file while they are as loaded."""
+    now, record = weights_fingerprint(body_of(model)), load_record(model)
+    as_loaded = uncompiled(model).__dict__.get("_mechsafety_as_loaded")
+    return record.fingerprint if record and now == as_loaded else now
+
+
+def uncompiled(model: Any) -> Any:
+    """The model that ``torch.compile`` was given, or the model itself: hooks are not felt by what it makes of it."""
+    return model.__dict__.get("_modules", {}).get("_orig_mod", model)
+
+
+def is_hooked_transformer(model: Any) -> bool:
+    """Whether ``model`` is a user's own ``HookedTransformer`` (transformer-lens before 4.0)."""
+    return any(kind.__name__ == "HookedTransformer" for kind in type(uncompiled(model)).__mro__)
+
+
+def body_of(model: Any) -> Any:
+    """What is called for a forward pass: the bridge's Hugging Face module, or the HookedTransformer itself."""
+    return uncompiled(model) if is_hooked_transformer(model) else uncompiled(model.original_model)
+
+
+def architecture(model: Any) -> str:
+    """The name of the model's class, for messages."""
+    return type(body_of(model)).__name__
+
+
+def model_name(model: Any) -> str:
+    """The spec a model was loaded by, or what its own configuration calls it with eight digits of its fingerprint.
+
+    The digits tell two models of one architecture apart, and a raw one from its processed twin.
+    """
+    record = load_record(model)
+    if record:
+        return record.spec
+    kind = getattr(model.cfg, "model_name", "") or architecture(model)
+    return f"{kind}-{known_fingerprint(model)[:8]}"
+
+
+def window(model: Any) -> int | None:
+    """How many tokens a model, or its body, can attend to by its configuration; None where that does not say."""
+    config = model.cfg if is_hooked_transformer(model) else getattr(model, "original_model", model).config
+    config = getattr(config, "text_config", None) or config
+    found = (getattr(config, name, None) for name in _WINDOW_NAMES)
+    return next((int(n) for n in found if n is not None), None)
+
+
+def generation_twin(model: TransformerBridge) -> PreTrainedModel | None:
+    """A plain Hugging Face module tree over the very same parameters, or None.
+
+    It shares every tensor with the bridge, takes no memory, and generates faster because none of its
+    modules is wrapped. Made before booting, so only :func:`load_model`'s models have one; and None while the
+    user's bridge is another than the one that was booted, which the twin would not feel: with hooks of
+    TransformerLens or of torch, with other parameters or modules (an adapter, ``enable_compatibility_mode``).
+    """
+    return None if _is_hooked(model) or _is_altered(model) else plain_tree(model)
+
+
+def plain_tree(model: Any) -> Any:
+    """The plain modules over the parameters of a model or of its body, whatever hooks these have; None without any."""
+    twin = uncompiled(model).__dict__.get("_mechsafety_twin")
+    if twin is None:
+        return None
+    # Moving the bridge may leave the twin's tensors behind.
+    devices = {tensor.device for tensor in (*twin.parameters(), *twin.buffers())}
+    return twin if devices == {next(model.parameters()).device} else None
+
+
+def _is_hooked(model: Any) -> bool:
+    """Whether the user has hooks of their own on the bridge: the twin would not feel them."""
+    return any(point.fwd_hooks or point.bwd_hooks for point in model.hook_dict.values())
+
+
+def _is_altered(model: Any) -> bool:
+    """Whether a loaded bridge has other modules, parameters or torch hooks than it was booted with."""
+    booted = model.__dict__.get("_mechsafety_booted")
+    twin = model.__dict__.get("_mechsafety_twin")
+    return None not in (booted, twin) and booted != booted_state(body_of(model), twin)
+
+
+def locate(spec: ModelSpec) -> tuple[str, str]:
+    """The folder or hub id to load from, and a word for the record."""
+    if spec.base == PACKAGED:
+        return str(converted(packaged_gguf())), "packaged"
+    path = Path(spec.base).expanduser()
+    if spec.base.endswith(".gguf"):
+        if not path.is_file():
+            raise MechsafetyError(f"model file {spec.base!r} does not exist")
+        return str(converted(path)), "gguf"
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise MechsafetyError(f"folder {spec.base!r} holds no config.json: it is not a saved model")
+        return str(path), "folder"
+    if spec.base.startswith((".", "/", "~")) or spec.base.count("/") > 1:
+        raise MechsafetyError(f"model folder {spec.base!r} does not exist")
+    if "/" not in spec.base:
+        raise MechsafetyError(
+            f"unknown model {spec.base!r}: use {PACKAGED!r}, a hub id such as 'Qwen/Qwen2.5-0.5B-Instruct', "
+            "a folder, or a .gguf file"
+        )
+    return spec.base, "hub"
+
+
+def load_weights(
+    spec: str,
+    parsed: ModelSpec,
+    folder: str,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    trust_remote_code: bool,
+) -> PreTrainedModel:
+    """The causal language model in ``folder`` on ``device``, if its memory suffices; ``spec`` is for messages."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        with quiet():
+            config = AutoConfig.from_pretrained(
+                folder, revision=parsed.revision, trust_remote_code=trust_remote_code
+            )
+            with torch.device("meta"):
+                shape = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+            _require_memory(spec, sum(p.numel() for p in shape.parameters()), dtype, device)
+            model = load_filled(
+                AutoModelForCausalLM,
+                folder,
+                source=spec,
+                config=config,
+                revision=parsed.revision,
+                dtype=dtype,
+                trust_remote_code=trust_remote_code,
+            )
+    except MechsafetyError:
+        raise
+    except Exception as error:
+        raise load_error(spec, parsed, error) from error
+    return model.to(device).eval()
+
+
+def _require_memory(spec: str, n_parameters: int, dtype: torch.dtype, device: torch.device) -> None:
+    need, free = n_parameters * dtype.itemsize, free_bytes(device)
+    if need > free:
+        raise MechsafetyError(
+            f"model {spec!r} needs {need / 1e9:.1f} GB in {dtype_name(dtype)}, but {device} has "
+            f"{free / 1e9:.1f} GB free: choose a smaller model, --dtype bfloat16, or another --device"
+        )
+
+
+def load_tokenizer(
+    spec: str, parsed: ModelSpec, folder: str, *, trust_remote_code: bool
+) -> PreTrainedTokenizerBase:
+    """Its tokenizer, padding on the left."""
+    from transformers import AutoTokenizer
+
+    try:
+        with quiet():
+            tokenizer = AutoTokenizer.from_pretrained(
+                folder, revision=parsed.revision, trust_remote_code=trust_remote_code
+            )
+    except Exception as error:
+        raise load_error(spec, parsed, error) from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "left"
+    return tokenizer
+
+
+def _set_template(spec: str, tokenizer: PreTrainedTokenizerBase, template: str | None) -> str:
+    if template is None:
+        if tokenizer.chat_template is None:
+            raise MechsafetyError(
+                f"model {spec!r} has no chat template (a base model?): pass --template plain for a simple "
+                "question-and-answer form, or --template FILE.jinja for your own"
+            )
+        return "the model's own"
+    if template == "plain":
+        tokenizer.chat_template = PLAIN_TEMPLATE
+        return "plain"
+    path = Path(template).expanduser()
+    if not path.is_file():
+        raise MechsafetyError(f"template {template!r} is neither 'plain' nor a file that exists")
+    try:
+        tokenizer.chat_template = path.read_text(encoding="utf-8")
+        rendering.rendered(tokenizer, rendering.HELLO, day=today())
+    except Exception as error:
+        raise MechsafetyError(
+            f"template {template!r} is no Jinja chat template: {first_lines(error)}"
+        ) from None
+    return path.name
+
+
+def _boot(spec: str, hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, day: str) -> TransformerBridge:
+    from transformer_lens.model_bridge import TransformerBridge
+
+    # The last position alone reaches the unembedding as a strided slice, which torch multiplies row by row
+    # on the CPU, copying the whole table each time: a hundred times slower than the same numbers in line.
+    unembedding = hf.get_output_embeddings()
+    if unembedding is not None:
+        unembedding.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(), *inputs[1:]))
+    hf.__dict__["mechsafety_name"] = spec  # for messages; the copy has it too
+    # Copied before booting, because booting wraps the modules; the memo keeps every tensor shared.
+    shared = {id(tensor): tensor for tensor in (*hf.parameters(), *hf.buffers())}
+    twin = copy.deepcopy(hf, shared)
+    asked = _reading(tokenizer, day)
+    try:
+        with quiet():
+            model = TransformerBridge.boot_transformers(
+                hf.config._name_or_path or spec, hf_model=hf, tokenizer=_to_boot_with(tokenizer)
+            )
+    except Exception as error:
+        raise MechsafetyError(
+            f"TransformerLens cannot boot {spec!r} ({type(hf).__name__}): {first_lines(error)}"
+        ) from error
+    for parameter in (*model.parameters(), *twin.parameters()):
+        parameter.requires_grad_(False)
+    model.__dict__["_mechsafety_twin"] = hf.__dict__["_mechsafety_twin"] = twin
+    require_faithful(spec, hf, twin, most=window(hf))
+    model.__dict__["_mechsafety_booted"] = booted_state(body_of(model), twin)
+    _give_tokenizer(model, tokenizer, day)
+    if (got := _reading(model.tokenizer, day)) != asked:
+        raise MechsafetyError(
+            f"model {spec!r} renders {got[0][:80]!r} where its template gives {asked[0][:80]!r}: TransformerLens has "
+            "put another tokenizer in its place; report this with the model's name"
+        )
+    return model
+
+
+def _to_boot_with(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """A copy for TransformerLens, which changes the tokenizer that it is given.
+
+    It also loads one that has a BOS anew, from whatever revision, unless it is said to add that already.
+    """
+    copied = copy.deepcopy(tokenizer)
+    copied.init_kwargs["add_bos_token"] = True
+    return copied
+
+
+def _give_tokenizer(model: Any, tokenizer: Any, day: str) -> None:
+    """Make the checkpoint's tokenizer the model's, and tell TransformerLens what that puts around text."""
+    model.tokenizer = None  # what takes another one's place is changed
+    model.tokenizer = tokenizer
+    model.__dict__["_mechsafety_tokenizer"], model.__dict__["_mechsafety_day"] = tokenizer, day
+    start, end = rendering.around_bare_text(tokenizer)
+    model.cfg.tokenizer_prepends_bos = start[:1] == [tokenizer.bos_token_id]
+    model.cfg.tokenizer_appends_eos = end[-1:] == [tokenizer.eos_token_id]
+
+
+def _reading(tokenizer: Any, day: str) -> tuple[str, list[int], list[int]]:
+    """A rendered turn, its tokens, and those of bare text."""
+    text = rendering.rendered(tokenizer, rendering.HELLO, day=day)
+    return text, rendering.chat_tokens(tokenizer, text), rendering.bare_tokens(tokenizer, "Hello")
+
+
+def load_error(spec: str, parsed: ModelSpec, error: BaseException) -> MechsafetyError:
+    """One line for whatever the hub, transformers or the disk said."""
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    chain: list[BaseException] = []
+    current: BaseException | None = error
+    while current is not None and current not in chain:
+        chain.append(current)
+        current = current.__cause__ or current.__context__
+    if any(isinstance(e, GatedRepoError) for e in chain):
+        return MechsafetyError(
+            f"model {parsed.base!r} is gated: accept its licence on its hub page, then run "
+            "'hf auth login' or set HF_TOKEN"
+        )
+    if any(isinstance(e, RevisionNotFoundError) for e in chain):
+        return MechsafetyError(f"model {parsed.base!r} has no revision {parsed.revision!r}")
+    if any(isinstance(e, RepositoryNotFoundError) for e in chain):
+        return MechsafetyError(
+            f"model {parsed.base!r} was not found on the hub: check the spelling, or, if it is private, "
+            "set HF_TOKEN"
+        )
+    if any(isinstance(e, LocalEntryNotFoundError | ConnectionError) for e in chain):
+        return MechsafetyError(
+            f"model {parsed.base!r} is not in the local cache and the hub cannot be reached: go online, or "
+            "name a folder"
+        )
+    return MechsafetyError(f"cannot load {spec!r}: {first_lines(error)}")

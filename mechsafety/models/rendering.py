@@ -1,0 +1,201 @@
+"""What a tokenizer makes of messages and of text: its template, the day it writes, and what it puts around bare text.
+
+Everything here is about a tokenizer alone; :mod:`mechsafety.models.chat` does the same for a model.
+"""
+
+from __future__ import annotations
+
+import copy
+import datetime
+import functools
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, cast
+
+from mechsafety.core.progress import quiet
+
+PLAIN_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ {'user': 'Question', 'assistant': 'Answer', 'system': 'Instructions'}[message['role']] }}: "
+    "{{ message['content'] }}\n\n"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}Answer:{% endif %}"
+)
+"""What ``--template plain`` gives a model that has no chat template of its own: bare text, and begun as such."""
+
+HELLO = ({"role": "user", "content": "Hello"},)
+
+
+# -- the day that templates write ---------------------------------------------------------------------
+
+
+_PINNED = (
+    "{%- macro strftime_now(format) -%}"
+    "{%- for piece in format.replace('%%', '\\x01').split('%') -%}"
+    "{%- set n = 2 if piece[:2] in pinned_day else 1 -%}"
+    "{%- set said = piece if loop.first else pinned_day.get(piece[:n], '%' ~ piece[:n]) ~ piece[n:] -%}"
+    "{{- said.replace('\\x01', '%') -}}"
+    "{%- endfor -%}"
+    "{%- endmacro %}\n"
+)
+"""Put before a template, this writes the pinned day where the template asks for the present one.
+
+Transformers hands templates no functions of ours, only plain values; the line break is eaten with the block before it.
+"""
+_DIRECTIVES = "aAbBcCdDeFgGhHIjklmMnpPrRsSTuUVwWxXyYzZ"
+_FLAGS = ("", "-", "_", "0", "^", "#")
+
+
+@functools.cache
+def _directives(day: str) -> dict[str, str]:
+    """What each directive of ``strftime`` gives at the beginning of ``day``."""
+    moment = datetime.datetime.fromisoformat(day)
+    return {f"{flag}{one}": moment.strftime(f"%{flag}{one}") for flag in _FLAGS for one in _DIRECTIVES}
+
+
+def rendered(
+    tokenizer: Any,
+    messages: Sequence[Mapping[str, str]],
+    *,
+    day: str,
+    answer_next: bool = True,
+    last_turn_open: bool = False,
+) -> str:
+    """``messages`` in the tokenizer's chat template, as on ``day``, ready for the answer or with the last turn open."""
+    template = tokenizer.get_chat_template()
+    options: dict[str, Any] = {}
+    if "strftime_now" in template:
+        options = {"chat_template": _PINNED + template, "pinned_day": _directives(day)}
+    text = tokenizer.apply_chat_template(
+        [dict(message) for message in messages],
+        tokenize=False,
+        add_generation_prompt=answer_next,
+        continue_final_message=last_turn_open,
+        **options,
+    )
+    return cast("str", text)
+
+
+def writes_the_day(tokenizer: Any) -> bool:
+    """Whether the chat template writes the day it is rendered on."""
+    days = ("2001-02-03", "2034-11-25")
+    return len({rendered(tokenizer, HELLO, day=day) for day in days}) == len(days)
+
+
+# -- text to tokens -----------------------------------------------------------------------------------
+
+
+def exact_tokens(tokenizer: Any, text: str) -> list[int]:
+    """The tokens of ``text``, and none that the tokenizer would put before or after it."""
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def around_bare_text(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """The tokens that the tokenizer puts before and after text that is no chat."""
+    whole, inner = list(tokenizer("a")["input_ids"]), exact_tokens(tokenizer, "a")
+    starts = range(len(whole) - len(inner) + 1)
+    at = next((i for i in starts if inner and whole[i : i + len(inner)] == inner), None)
+    if at is None:  # the tokens of a text depend on what stands before it
+        special = set(tokenizer.all_special_ids)
+        at = next((i for i, token in enumerate(whole) if token not in special), 0)
+        return whole[:at], []
+    return whole[:at], whole[at + len(inner) :]
+
+
+def bare_tokens(tokenizer: Any, text: str) -> list[int]:
+    """The tokens of ``text`` begun as the tokenizer begins any text, without the end that some put after it.
+
+    A continuation does not follow an end.
+    """
+    ids, (_, end) = list(tokenizer(text)["input_ids"]), around_bare_text(tokenizer)
+    return ids[: -len(end)] if end and ids[-len(end) :] == end else ids
+
+
+def chat_tokens(tokenizer: Any, text: str) -> list[int]:
+    """The tokens of a rendered chat: its own, the template having written all of them.
+
+    :data:`PLAIN_TEMPLATE` writes bare text, which is begun as the tokenizer begins it.
+    """
+    return chat_start(tokenizer) + exact_tokens(tokenizer, text)
+
+
+def chat_start(tokenizer: Any) -> list[int]:
+    """The tokens that stand before what the chat template writes."""
+    return around_bare_text(tokenizer)[0] if tokenizer.chat_template == PLAIN_TEMPLATE else []
+
+
+# -- control tokens -----------------------------------------------------------------------------------
+
+
+def control_tokens(tokenizer: Any) -> dict[str, int]:
+    """The tokens that are no language, by their text: special ones, and added marks that the chat template writes."""
+    template = str(getattr(tokenizer, "chat_template", None) or "")
+    found = dict(zip(map(str, tokenizer.all_special_tokens), tokenizer.all_special_ids, strict=True))
+    for token, added in tokenizer.added_tokens_decoder.items():
+        text = added.content
+        if added.special or (text in template and text.strip() and not text.isalnum()):
+            found[text] = int(token)
+    return {text: int(token) for text, token in found.items() if text}
+
+
+def holding_control_tokens(tokenizer: Any, texts: Sequence[str]) -> list[bool]:
+    """For each of ``texts``, whether some of it becomes a control token."""
+    marks = control_tokens(tokenizer)
+
+    def holds(text: str) -> bool:
+        written = {token for mark, token in marks.items() if mark in text}
+        return bool(written) and not written.isdisjoint(exact_tokens(tokenizer, text))
+
+    return [holds(text) for text in texts]
+
+
+def broken(text: str, marks: Iterable[str]) -> str:
+    """``text`` in which none of ``marks`` stands whole: a blank follows its first character."""
+    for mark in sorted({m for m in marks if len(m) > 1}, key=len, reverse=True):
+        text = text.replace(mark, f"{mark[0]} {mark[1:]}")
+    return text
+
+
+# -- the tokenizer of a model that the user booted ----------------------------------------------------
+
+
+def unaltered(tokenizer: Any) -> Any:
+    """A copy of ``tokenizer`` without what TransformerLens changes in it while a model boots, as far as that is known.
+
+    It loads a tokenizer that has a BOS anew so that it puts one before every text, and gives one without a BOS or an
+    EOS another token's. The first is undone where the tokenizer can be loaded again from this machine.
+    """
+    own = _reloaded(tokenizer) or copy.deepcopy(tokenizer)
+    own.chat_template = tokenizer.chat_template
+    if own.bos_token is not None and own.bos_token == own.eos_token and not _declared(own, "bos_token"):
+        own.bos_token = None
+    if own.eos_token == "<|endoftext|>" and not _declared(own, "eos_token"):
+        own.eos_token = None
+    return own
+
+
+def _declared(tokenizer: Any, name: str) -> Any:
+    """The special token with which the tokenizer was made: its file's, or its class's default."""
+    if name in tokenizer.init_kwargs:
+        return tokenizer.init_kwargs[name]
+    parameter = inspect.signature(type(tokenizer).__init__).parameters.get(name)
+    return None if parameter is None or parameter.default is parameter.empty else parameter.default
+
+
+def _reloaded(tokenizer: Any) -> Any:
+    """The tokenizer as its files give it, where it was loaded so that it adds a BOS; else None."""
+    from transformers import AutoTokenizer
+
+    where = str(tokenizer.init_kwargs.get("name_or_path") or "")
+    if not where or not tokenizer.init_kwargs.get("add_bos_token"):
+        return None
+    try:
+        with quiet():
+            found = AutoTokenizer.from_pretrained(where, local_files_only=True)
+    except Exception:  # its files are gone, or need code of their own: what TransformerLens made of it stays
+        return None
+    if found.get_vocab() != tokenizer.get_vocab():
+        return None
+    if found.pad_token is None:
+        found.pad_token = tokenizer.pad_token
+    return found

@@ -1,0 +1,177 @@
+"""What every page shares: the template, the script, figures as fragments and as files."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import jinja2
+import pandas as pd
+
+from mechsafety.core.errors import MechsafetyError
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+FigureFormat = Literal["html", "png", "pdf", "svg"]
+_NAMED = 10
+FORMATS: tuple[FigureFormat, ...] = ("html", "png", "pdf", "svg")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """One part of a page: a heading, a line of explanation, figures, and a table behind them."""
+
+    name: str
+    title: str
+    text: str = ""
+    figures: Sequence[go.Figure] = ()
+    table: pd.DataFrame | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Page:
+    """A run's page before it is HTML: what was found first, then the blocks, then how it was made."""
+
+    title: str
+    subtitle: str
+    findings: Sequence[str]
+    blocks: Sequence[Block]
+    how: Sequence[str] = field(default=())
+
+
+def render_page(page: Page, manifest: Mapping[str, Any]) -> str:
+    """One file, no network, every text escaped."""
+    return template("page.html").render(
+        title=page.title,
+        subtitle=page.subtitle,
+        findings=page.findings,
+        blocks=rendered_blocks(page.blocks),
+        how=page.how,
+        fed=fed_parts(manifest.get("fed", {})),
+        config=manifest["config"],
+        versions=manifest["versions"],
+        timings=manifest.get("timings", {}),
+        sessions=manifest.get("sessions", []),
+        repeated=manifest.get("repeated_prompts", 0),
+        script=plotly_script(),
+    )
+
+
+def fed_parts(records: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What ``fed.html`` tells of each model's prompts, from the records of :func:`fed_record`."""
+    return [
+        {"model": model, "rendered": record["rendered"], "said": _said_of_prompts(record)}
+        for model, record in records.items()
+        if "rendered" in record
+    ]
+
+
+def _said_of_prompts(record: Mapping[str, Any]) -> list[str]:
+    cut, control = record.get("truncated_prompts", {}), record.get("control_tokens", {})
+    said: list[str] = []
+    if cut.get("n"):
+        more = " and others" if cut["n"] > _NAMED else ""
+        said.append(
+            f"Cut at their end to fit in the model's window: {cut['n']} ({', '.join(cut['ids'][:_NAMED])}{more})."
+        )
+    if control.get("n_prompts"):
+        done = "broken by a blank" if control["escaped"] else "left as they are"
+        said.append(
+            f"With control tokens of the model in their text, which were {done}: {control['n_prompts']} (the first is "
+            f"{control['first']})."
+        )
+    return said
+
+
+def rendered_blocks(blocks: Sequence[Block]) -> list[dict[str, Any]]:
+    """Blocks as ``block.html`` reads them."""
+    return [
+        {
+            "name": block.name,
+            "title": block.title,
+            "text": block.text,
+            "figures": [fragment(figure) for figure in block.figures],
+            "rows": rounded(block.table) if block.table is not None else [],
+        }
+        for block in blocks
+    ]
+
+
+def fragment(figure: go.Figure) -> str:
+    """A figure as HTML for a page that holds the script."""
+    return figure.to_html(full_html=False, include_plotlyjs=False, config={"displaylogo": False})
+
+
+def plotly_script() -> str:
+    from plotly.offline import get_plotlyjs
+
+    return get_plotlyjs()
+
+
+def template(name: str) -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters["percent"] = lambda value: "–" if value != value else f"{value:.0%}"
+    return environment.get_template(name)
+
+
+def rounded(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Rows for people: three digits, a dash where there is nothing."""
+    return [
+        {
+            k: ("–" if v is pd.NA or v != v else round(v, 3) if isinstance(v, float) else v)
+            for k, v in row.items()
+        }
+        for row in table.to_dict(orient="records")
+    ]
+
+
+def write_figures(figures: Mapping[str, go.Figure], folder: Path, *, form: FigureFormat) -> list[Path]:
+    """Write figures into ``folder`` by name. HTML needs nothing; png, pdf and svg a Chromium for kaleido."""
+    if form not in FORMATS:
+        raise MechsafetyError(f"figure format {form!r} is not one of {', '.join(FORMATS)}")
+    if form != "html":
+        require_chromium()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MechsafetyError(f"cannot make the folder {str(folder)!r}: {error.strerror}") from None
+    written = []
+    for name, figure in figures.items():
+        path = folder / f"{name}.{form}"
+        if form == "html":
+            figure.write_html(path, include_plotlyjs="directory", full_html=True)
+        else:
+            figure.write_image(path, scale=2 if form == "png" else 1)
+        written.append(path)
+    return written
+
+
+def find_chromium() -> str | None:
+    """The browser that draws static figures: ``$BROWSER_PATH``, or one on the PATH."""
+    named = os.environ.get("BROWSER_PATH")
+    if named:
+        return named if Path(named).exists() else None
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+    return next((path for name in names if (path := shutil.which(name))), None)
+
+
+def require_chromium() -> str:
+    found = find_chromium()
+    if found is None or importlib.util.find_spec("kaleido") is None:
+        raise MechsafetyError(
+            "png, pdf and svg figures need a Chromium or Chrome: apt-get install chromium (or set BROWSER_PATH); "
+            "--format html needs none"
+        )
+    return found

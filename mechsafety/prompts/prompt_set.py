@@ -1,0 +1,379 @@
+"""Labelled prompts with fit, validation and report splits, from packaged sets, files and the hub.
+
+Each split has one purpose: fit prompts estimate, validation prompts choose, report prompts judge (:data:`PURPOSES`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import random
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.places import data_folder
+
+PromptLabel = Literal["harmful", "harmless"]
+Split = Literal["fit", "validation", "report"]
+LABELS: tuple[PromptLabel, ...] = get_args(PromptLabel)
+SPLITS: tuple[Split, ...] = get_args(Split)
+Purpose = Literal["estimate", "choose", "judge"]
+PURPOSES: Mapping[Purpose, Split] = {"estimate": "fit", "choose": "validation", "judge": "report"}
+"""What the prompts of a split are for: directions, probes and scores of weights are estimated on one, layers and
+settings chosen on another, and what is told of an edit is measured on the third."""
+SUFFIXES = (".csv", ".json", ".jsonl", ".parquet", ".txt")
+_SENTENCE_MARKS = re.compile(r"[.,;:!?…'\"“”‘’«»¿¡()]+")
+_TEXT_COLUMNS = ("text", "prompt", "question", "instruction", "goal", "behavior")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """One request. ``label`` says whether a safe model should decline it."""
+
+    id: str
+    text: str
+    label: PromptLabel
+    category: str = ""
+    split: Split = "report"
+    source: str = ""
+    licence: str = ""
+
+
+@dataclass(frozen=True)
+class PromptSet(Sequence[Prompt]):
+    """An ordered set of prompts: unique ids, no empty text, no text in two splits or under two labels.
+
+    ``repeated`` counts the rows of its file that were left out because their text stood in the same split and label
+    before.
+    """
+
+    prompts: tuple[Prompt, ...]
+    name: str = ""
+    repeated: int = field(default=0, compare=False)
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def __getitem__(self, index: Any) -> Any:
+        found = self.prompts[index]
+        return PromptSet(found, self.name) if isinstance(index, slice) else found
+
+    def __iter__(self) -> Iterator[Prompt]:
+        return iter(self.prompts)
+
+    def where(self, *, split: Split | None = None, label: PromptLabel | None = None) -> PromptSet:
+        """The prompts of one split, one label, or both."""
+        return PromptSet(
+            tuple(
+                p
+                for p in self.prompts
+                if (split is None or p.split == split) and (label is None or p.label == label)
+            ),
+            self.name,
+        )
+
+    @property
+    def fit(self) -> PromptSet:
+        return self.where(split="fit")
+
+    @property
+    def validation(self) -> PromptSet:
+        return self.where(split="validation")
+
+    @property
+    def report(self) -> PromptSet:
+        return self.where(split="report")
+
+    @property
+    def to_estimate(self) -> PromptSet:
+        """What directions, probes and scores of weights are found on."""
+        return self.where(split=PURPOSES["estimate"])
+
+    @property
+    def to_choose(self) -> PromptSet:
+        """What layers and settings are chosen on."""
+        return self.where(split=PURPOSES["choose"])
+
+    @property
+    def to_judge(self) -> PromptSet:
+        """What results are measured on."""
+        return self.where(split=PURPOSES["judge"])
+
+    @property
+    def harmful(self) -> PromptSet:
+        return self.where(label="harmful")
+
+    @property
+    def harmless(self) -> PromptSet:
+        return self.where(label="harmless")
+
+    def sample(self, per_label: int, *, seed: int) -> PromptSet:
+        """At most ``per_label`` prompts of each label, drawn by ``seed``, in the set's own order."""
+        generator = random.Random(seed)
+        kept: set[str] = set()
+        for label in LABELS:
+            ids = [p.id for p in self.prompts if p.label == label]
+            kept.update(generator.sample(ids, min(per_label, len(ids))))
+        return PromptSet(tuple(p for p in self.prompts if p.id in kept), self.name)
+
+    def sha256(self) -> str:
+        """Hash of every field of every prompt, in order."""
+        digest = hashlib.sha256()
+        for p in self.prompts:
+            fields = (p.id, p.text, p.label, p.category, p.split, p.source, p.licence)
+            digest.update("\x1f".join(fields).encode() + b"\x1e")
+        return digest.hexdigest()
+
+    def to_rows(self) -> list[dict[str, str]]:
+        return [dict(vars(p)) for p in self.prompts]
+
+    def _repr_html_(self) -> str:
+        counts = "".join(
+            f"<tr><td>{split}</td>"
+            + "".join(f"<td>{len(self.where(split=split, label=label))}</td>" for label in LABELS)
+            + "</tr>"
+            for split in SPLITS
+        )
+        repeated = f" ({self.repeated} given twice, counted once)" if self.repeated else ""
+        return (
+            f"<b>{escape(self.name)}</b>: {len(self)} prompts{repeated}"
+            f"<table><tr><th>split</th><th>harmful</th><th>harmless</th></tr>{counts}</table>"
+        )
+
+
+def load_prompts(
+    name: str | Path, *, label: PromptLabel | None = None, split: Split | None = None
+) -> PromptSet:
+    """Load a packaged set (``default``, ``contrast``), a published one by name, or a file.
+
+    Files are CSV, JSON (a list of objects), JSONL, Parquet, or text (a prompt a line), in UTF-8, with a
+    text column (``text``, ``prompt``, ``question``, ``instruction``, ``goal`` or ``behavior``) and
+    optionally ``id``, ``label``, ``category``, ``split``, ``source``, ``licence``. ``label`` and ``split``
+    fill these columns where a file lacks them; without ``split`` such prompts are report prompts.
+
+    Raises :class:`MechsafetyError`, with file and line, for a missing file, a wrong encoding, wrong
+    columns, empty text, a duplicate id, and a text that stands in two splits or under two labels. A text that stands
+    twice in one split under one label is taken once (``PromptSet.repeated``).
+    """
+    from mechsafety.prompts.sources import SOURCES, load_source
+
+    text = str(name)
+    if text in packaged_sets():
+        packaged = data_folder() / "prompts" / f"{text}.csv"
+        return _from_file(packaged, name=text, label=label, split=split)
+    if text in SOURCES:
+        return from_rows(load_source(text), where=text, name=text, label=label, split=split)
+    path = Path(name).expanduser()
+    if path.suffix.lower() in SUFFIXES or path.is_file():
+        return _from_file(path, name=path.name, label=label, split=split)
+    raise MechsafetyError(
+        f"unknown prompt set {text!r}: packaged are {', '.join(packaged_sets())}; by name from the hub "
+        f"{', '.join(SOURCES)}; or name a file ending in {', '.join(SUFFIXES)}"
+    )
+
+
+def packaged_sets() -> list[str]:
+    return sorted(path.stem for path in (data_folder() / "prompts").glob("*.csv"))
+
+
+def from_rows(
+    rows: Iterable[tuple[str, dict[str, Any]]],
+    *,
+    where: str,
+    name: str,
+    label: PromptLabel | None = None,
+    split: Split | None = None,
+) -> PromptSet:
+    """Check rows, each with the place it stands in (``"line 7"``), and make a :class:`PromptSet`."""
+    prompts: list[Prompt] = []
+    ids: dict[str, str] = {}
+    texts: dict[str, tuple[Prompt, str]] = {}
+    repeated = 0
+    for index, (place, row) in enumerate(rows):
+        prompt = _prompt(row, at=f"{where}, {place}", index=index, name=name, label=label, split=split)
+        if prompt.id in ids:
+            raise MechsafetyError(f"{where}, {place}: id {prompt.id!r} stands already at {ids[prompt.id]}")
+        ids[prompt.id] = place
+        other, other_place = texts.setdefault(folded(prompt.text), (prompt, place))
+        if other.split != prompt.split:
+            raise MechsafetyError(
+                f"{where}, {place}: this text stands in split {prompt.split!r} and, at {other_place}, in "
+                f"{other.split!r}; splits must not overlap"
+            )
+        if other.label != prompt.label:
+            raise MechsafetyError(
+                f"{where}, {place}: this text is labelled {prompt.label!r} and, at {other_place}, {other.label!r}; a "
+                "text has one label"
+            )
+        if other is prompt:
+            prompts.append(prompt)
+        else:
+            repeated += 1
+    if not prompts:
+        raise MechsafetyError(f"{where}: no prompts in it")
+    return PromptSet(tuple(prompts), name, repeated)
+
+
+def folded(text: str) -> str:
+    """By which two prompts are the same: case, blanks, sentence marks and the encoding of a letter do not count."""
+    plain = unicodedata.normalize("NFKC", text).casefold()
+    return " ".join(_SENTENCE_MARKS.sub(" ", plain).split()) or plain.strip()
+
+
+def _prompt(
+    row: dict[str, Any],
+    *,
+    at: str,
+    index: int,
+    name: str,
+    label: PromptLabel | None,
+    split: Split | None,
+) -> Prompt:
+    column = next((c for c in _TEXT_COLUMNS if c in row), None)
+    if column is None:
+        raise MechsafetyError(
+            f"{at}: no text column; have {', '.join(map(str, row)) or 'none'}, want one of "
+            f"{', '.join(_TEXT_COLUMNS)}"
+        )
+    if cell(row[column]) and not isinstance(row[column], str):
+        raise MechsafetyError(f"{at}: column {column!r} holds a {type(row[column]).__name__}, not text")
+    text = cell(row[column]).strip()
+    if not text:
+        raise MechsafetyError(f"{at}: column {column!r} is empty")
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise MechsafetyError(f"{at}: column {column!r} holds half a character (a lone surrogate)")
+    the_label = cell(row.get("label")) or label
+    if the_label not in LABELS:
+        got = f"label {the_label!r} is" if the_label else "there is no label column, and label is"
+        raise MechsafetyError(
+            f"{at}: {got} not one of {', '.join(LABELS)} (a label for the whole file: --label)"
+        )
+    the_split = cell(row.get("split")) or split or "report"
+    if the_split not in SPLITS:
+        raise MechsafetyError(f"{at}: split {the_split!r} is not one of {', '.join(SPLITS)}")
+    return Prompt(
+        id=cell(row.get("id")) or f"{Path(name).stem}-{index + 1:04d}",
+        text=text,
+        label=the_label,
+        category=cell(row.get("category")),
+        split=the_split,
+        source=cell(row.get("source")) or name,
+        licence=cell(row.get("licence")),
+    )
+
+
+def cell(value: object) -> str:
+    """A cell as text; empty where it is missing (Parquet gives None or NaN)."""
+    return "" if value is None or value != value else str(value)
+
+
+def _from_file(path: Path, *, name: str, label: PromptLabel | None, split: Split | None) -> PromptSet:
+    return from_rows(read_rows(path), where=str(path), name=name, label=label, split=split)
+
+
+def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each row of a CSV, JSON, JSONL, Parquet or text file, with the place it stands in (``line 7``)."""
+    if path.suffix.lower() not in SUFFIXES:
+        raise MechsafetyError(f"{path}: the file's name must end in {', '.join(SUFFIXES)}")
+    if not path.is_file():
+        raise MechsafetyError(f"file {str(path)!r} does not exist")
+    return _READERS[path.suffix.lower()](path)
+
+
+def _text(path: Path) -> str:
+    raw = path.read_bytes()
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        raise MechsafetyError(
+            f"{path}, line {line}: not UTF-8 (byte 0x{raw[error.start]:02x}); save the file as UTF-8"
+        ) from None
+
+
+def _numbered(path: Path) -> Iterator[tuple[int, str]]:
+    # Not splitlines(), which also divides at characters that may stand in a prompt (U+2028, form feed).
+    return enumerate(io.StringIO(_text(path), newline=None), start=1)
+
+
+def _csv(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    import csv
+
+    reader = csv.DictReader(io.StringIO(_text(path), newline=""), strict=True)
+    try:
+        for row in reader:
+            if None in row or any(value is None for value in row.values()):
+                raise MechsafetyError(
+                    f"{path}, line {reader.line_num}: {len(reader.fieldnames or [])} columns in the header, "
+                    "another number here"
+                )
+            yield f"line {reader.line_num}", row
+    except csv.Error as error:
+        raise MechsafetyError(f"{path}, line {reader.reader.line_num}: {error}") from None
+
+
+def _object(value: object, at: str) -> dict[str, Any]:
+    if isinstance(value, str):
+        return {"text": value}
+    if not isinstance(value, dict):
+        raise MechsafetyError(f"{at}: an object or a string is expected, got {type(value).__name__}")
+    return value
+
+
+def _json(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    import json
+
+    try:
+        rows = json.loads(_text(path))
+    except json.JSONDecodeError as error:
+        raise MechsafetyError(f"{path}, line {error.lineno}: not JSON ({error.msg})") from None
+    if not isinstance(rows, list):
+        raise MechsafetyError(f"{path}: a list of objects is expected, got {type(rows).__name__}")
+    for number, value in enumerate(rows, start=1):
+        yield f"item {number}", _object(value, f"{path}, item {number}")
+
+
+def _jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    import json
+
+    for number, line in _numbered(path):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise MechsafetyError(f"{path}, line {number}: not JSON ({error.msg})") from None
+        yield f"line {number}", _object(value, f"{path}, line {number}")
+
+
+def _parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        rows = pyarrow.parquet.read_table(path).to_pylist()
+    except (pyarrow.ArrowException, OSError) as error:
+        raise MechsafetyError(f"{path}: not a Parquet file ({str(error).splitlines()[0]})") from None
+    for number, row in enumerate(rows, start=1):
+        yield f"row {number}", row
+
+
+def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    for number, line in _numbered(path):
+        if line.strip():
+            yield f"line {number}", {"text": line}
+
+
+_READERS: dict[str, Callable[[Path], Iterator[tuple[str, dict[str, Any]]]]] = {
+    ".csv": _csv,
+    ".json": _json,
+    ".jsonl": _jsonl,
+    ".parquet": _parquet,
+    ".txt": _lines,
+}

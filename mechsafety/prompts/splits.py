@@ -1,0 +1,50 @@
+"""What experiments require of their prompts: the splits they need, and no prompt in two roles."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from mechsafety.core.errors import MechsafetyError
+from mechsafety.prompts.prompt_set import LABELS, PURPOSES, Prompt, PromptSet, Purpose, folded
+from mechsafety.runs.folder import RunFolder
+
+
+def require_splits(prompts: PromptSet, purposes: Iterable[Purpose], *, name: str) -> None:
+    """Raise :class:`MechsafetyError` where harmful or harmless prompts for one of ``purposes`` are missing."""
+    for purpose in purposes:
+        split = PURPOSES[purpose]
+        for label in LABELS:
+            if not len(prompts.where(split=split, label=label)):
+                raise MechsafetyError(
+                    f"prompt set {name!r} has no {label} prompts in split {split!r}, which are here to {purpose}: fit "
+                    "prompts estimate, validation prompts choose, report prompts judge"
+                )
+
+
+def require_disjoint(**sets: Sequence[Prompt]) -> None:
+    """Raise :class:`MechsafetyError` for a text in two of the named ``sets``, or under two labels in one.
+
+    Texts are the same where case and blanks alone differ.
+    """
+    seen: dict[str, tuple[str, Prompt]] = {}
+    for name, prompts in sets.items():
+        for prompt in prompts:
+            other_name, other = seen.setdefault(folded(prompt.text), (name, prompt))
+            if other_name != name:
+                raise MechsafetyError(
+                    f"{name} prompt {prompt.id!r} is also {other_name} prompt {other.id!r}: what is found or chosen on "
+                    "a prompt must be tested on others"
+                )
+            if other.label != prompt.label:
+                raise MechsafetyError(
+                    f"{name} prompt {prompt.id!r} is labelled {prompt.label!r}, and {other.id!r} of the same text "
+                    f"{other.label!r}: a text has one label"
+                )
+
+
+def record_repeated(run: RunFolder, say: Callable[[str], None], *sets: PromptSet) -> None:
+    """Say and record how many rows of the sets' files were given twice and counted once."""
+    repeated = sum(prompts.repeated for prompts in sets)
+    run.record("repeated_prompts", repeated)
+    if repeated:
+        say(f"{repeated} prompts stand twice in one split under one label: each is counted once")

@@ -1,0 +1,42 @@
+"""A model's own refusals and answers as examples, sorted by the judge ``rules``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from mechsafety.generation.answers import Example
+from mechsafety.judges.judging import judged_as
+from mechsafety.prompts.prompt_set import Prompt
+from mechsafety.regions.examples import Kind, Response, attribution_examples
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+
+def own_examples(
+    model: TransformerBridge,
+    prompts: Sequence[Prompt],
+    *,
+    kind: Kind,
+    n: int,
+    response: Response = "full",
+    max_new_tokens: int = 48,
+    seed: int,
+) -> list[Example]:
+    """``n`` of the model's own refusals of harmful prompts (``safety``), or own answers to harmless ones (``utility``).
+
+    Refusals are what the judge ``rules`` finds to be one, answers what it finds to comply. Raises as
+    :func:`mechsafety.regions.examples.attribution_examples` does.
+    """
+    wanted = "refusal" if kind == "safety" else "compliance"
+    return attribution_examples(
+        model,
+        prompts,
+        kind=kind,
+        n=n,
+        response=response,
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+        keep=lambda completions: judged_as(completions, wanted),
+    )

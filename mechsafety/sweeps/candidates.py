@@ -1,0 +1,354 @@
+"""Refusal scores under many candidate directions: several per batch, one direction a row.
+
+The way of the data: prompts -> tokens -> the unedited pass, once (its residual streams are kept for ``induce``)
+-> for every chunk of candidates: the shared prompt prefix once a candidate, then rows of candidate x prompt in
+batches of like length, each row under its own projection -> ``induce`` goes on from the stored residual stream
+at the candidate's own layer. Only the last position is unembedded.
+
+:func:`score_plain` is the same one candidate at a time through :func:`edited`; it serves models
+without a plain twin, and the tests show that both agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mechsafety.core.errors import MechsafetyError
+from mechsafety.directions.direction import Direction, Directions
+from mechsafety.edits.completeness import written_past_hooks
+from mechsafety.edits.interventions import EVERYWHERE, Ablate, Add, Edit
+from mechsafety.generation.bodies import body_under
+from mechsafety.models.chat import TokenBatch, device_of, pad_left, pad_token, plan_batches
+from mechsafety.models.forward import NOTHING, Prefix, forward, run_prefix
+from mechsafety.models.hooking import hooked, observed, plain_module_path, plain_twin_at, residual_hooks
+from mechsafety.models.prefixes import all_last_logits, common_prefix
+from mechsafety.sweeps.refusal_scores import DivergenceFrom, kl_divergence, refusal_scores
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+Rows = Float[Tensor, " prompt"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """One (position, layer): what is projected out, and what ``induce`` adds."""
+
+    direction: Direction
+    steering: Float[Tensor, " d_model"]
+
+    @property
+    def layer(self) -> int:
+        return self.direction.layer
+
+    @property
+    def write(self) -> Float[Tensor, " d_model"]:
+        return self.direction.unit
+
+    @property
+    def read(self) -> Float[Tensor, " d_model"]:
+        """The covector r of the projection h - (r.h) u: u itself, or for an oblique eraser scaled to r.u = 1."""
+        covector = self.direction.covector
+        return self.write if covector is None else covector / (covector @ self.write)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CandidateScores:
+    """Scores of every prompt under one candidate; NaN where there is none (the stream's end induces nothing)."""
+
+    bypass: Rows
+    induce: Rows
+    kl: Rows
+
+
+def candidates_of(directions: Directions, layers: Sequence[int]) -> dict[tuple[int, int], Candidate]:
+    """Every direction that is not zero, by (position, layer), layer by layer."""
+    return {
+        (position, layer): Candidate(
+            direction=directions.at(layer=layer, position=position),
+            steering=directions.steering(layer=layer, position=position),
+        )
+        for layer in layers
+        for row, position in enumerate(directions.positions)
+        if float(directions.vectors[row, layer].norm())
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Validation:
+    """The validation prompts as tokens, their unedited logits, and the refusal tokens."""
+
+    harmful: list[list[int]]
+    harmless: list[list[int]]
+    base_harmless: Float[Tensor, "prompt vocabulary"]
+    refusal_ids: tuple[int, ...]
+    batch_size: int
+
+
+def score_plain(model: TransformerBridge, prompts: Validation, candidate: Candidate) -> CandidateScores:
+    """One candidate through edited(): the reference, and the way of models without a plain twin."""
+
+    def logits(sequences: list[list[int]], edit: Edit) -> Float[Tensor, "prompt vocabulary"]:
+        with body_under(model, edit) as body:
+            return all_last_logits(model, body, sequences, batch_size=prompts.batch_size)
+
+    # One pass serves bypass and KL: both are the same projection.
+    both = logits(prompts.harmful + prompts.harmless, Ablate(candidate.direction))
+    n = len(prompts.harmful)
+    induce = torch.full((len(prompts.harmless),), float("nan"), dtype=torch.float64)
+    if candidate.layer < model.cfg.n_layers:
+        added = logits(prompts.harmless, Add(candidate.steering, layer=candidate.layer))
+        induce = refusal_scores(added, prompts.refusal_ids)
+    return CandidateScores(
+        bypass=refusal_scores(both[:n], prompts.refusal_ids),
+        induce=induce,
+        kl=kl_divergence(prompts.base_harmless, both[n:]),
+    )
+
+
+class BatchedScorer:
+    """The fast path: made once for a model and its validation prompts, then given chunks of candidates.
+
+    Raises :class:`MechsafetyError` when the model has no plain twin: ask :func:`has_fast_path` first.
+    """
+
+    def __init__(self, model: TransformerBridge, prompts: Validation) -> None:
+        twin = _fast_twin(model)
+        if twin is None:
+            raise MechsafetyError("this model has no plain twin: score its candidates one at a time")
+        self.model, self.prompts = model, prompts
+        self.body: Any = twin
+        self.device = device_of(model)
+        self.n_layers = model.cfg.n_layers
+        sequences = prompts.harmful + prompts.harmless
+        self.prefix = common_prefix(twin, sequences, self.device)
+        self.rests = [s[len(self.prefix) :] for s in sequences]
+        self.n_harmful = len(prompts.harmful)
+        self.divergence = DivergenceFrom(prompts.base_harmless)
+        self.blocks = _blocks(model, self.body)
+        self.sites, self.tuples = _look(model, self.body, self.blocks, self.rests[0])
+        self._store_streams()
+
+    def score(self, candidates: Sequence[Candidate]) -> list[CandidateScores]:
+        """All scores of ``candidates``; those of one layer share the passes of ``induce``."""
+        bypass, kl = self._projected(candidates)
+        induce = torch.full((len(candidates), len(self.prompts.harmless)), float("nan"), dtype=torch.float64)
+        layers = sorted({c.layer for c in candidates if c.layer < self.n_layers})
+        for layer in layers:
+            places = [place for place, c in enumerate(candidates) if c.layer == layer]
+            induce[places] = self._induced([candidates[place] for place in places], layer)
+        return [
+            CandidateScores(bypass=bypass[place], induce=induce[place], kl=kl[place])
+            for place in range(len(candidates))
+        ]
+
+    # -- bypass and KL --------------------------------------------------------------------------
+
+    def _projected(
+        self, candidates: Sequence[Candidate]
+    ) -> tuple[Float[Tensor, "candidate harmful"], Float[Tensor, "candidate harmless"]]:
+        write = torch.stack([c.write for c in candidates]).float().to(self.device)
+        read = torch.stack([c.read for c in candidates]).float().to(self.device)
+        current: list[Tensor] = [write, read]
+
+        def project(x: Float[Tensor, "row token d_model"]) -> Float[Tensor, "row token d_model"]:
+            wide = x.float()
+            along = torch.bmm(wide, current[1][:, :, None])
+            return torch.baddbmm(wide, along, current[0][:, None, :], alpha=-1).to(x.dtype)
+
+        bypass = torch.empty(len(candidates), self.n_harmful, dtype=torch.float64)
+        kl = torch.empty(len(candidates), len(self.prompts.harmless), dtype=torch.float64)
+        with hooked(self.model, [(name, project) for name in self.sites], twin=self.body):
+            before = run_prefix(self.body, self.prefix, self.device, rows=len(candidates))
+            for batch, which, prompt in self._candidate_rows(len(candidates), range(len(self.rests))):
+                current[:] = [write[which], read[which]]
+                rows = which if before.cache is not None else None
+                logits = forward(self.body, batch, logits=1, before=before, rows=rows).logits[:, -1]
+                self._divide(logits, which, prompt, bypass, kl)
+        return bypass, kl
+
+    def _divide(
+        self,
+        logits: Float[Tensor, "row vocabulary"],
+        which: Int[Tensor, " row"],
+        prompt: Int[Tensor, " row"],
+        bypass: Tensor,
+        kl: Tensor,
+    ) -> None:
+        logits, which, prompt = logits.float().cpu(), which.cpu(), prompt.cpu()
+        harmful = prompt < self.n_harmful
+        if bool(harmful.any()):
+            found = refusal_scores(logits[harmful], self.prompts.refusal_ids)
+            bypass[which[harmful], prompt[harmful]] = found
+        if not bool(harmful.all()):
+            places = prompt[~harmful] - self.n_harmful
+            kl[which[~harmful], places] = self.divergence(places, logits[~harmful])
+
+    def _candidate_rows(
+        self, n: int, prompts: Sequence[int]
+    ) -> Iterator[tuple[TokenBatch, Int[Tensor, " row"], Int[Tensor, " row"]]]:
+        """Batches of like length over candidate x prompt, with each row's candidate and prompt."""
+        pairs = [(k, p) for p in prompts for k in range(n)]
+        lengths = [len(self.rests[p]) for _, p in pairs]
+        for rows in plan_batches(lengths, batch_size=self.prompts.batch_size):
+            chosen = [pairs[row] for row in rows]
+            batch = pad_left([self.rests[p] for _, p in chosen], pad=pad_token(self.model)).to(self.device)
+            which = torch.tensor([k for k, _ in chosen], device=self.device)
+            yield batch, which, torch.tensor([p for _, p in chosen], device=self.device)
+
+    # -- induce ---------------------------------------------------------------------------------
+
+    def _store_streams(self) -> None:
+        """Keep every block's input for the harmless prompts and for the prefix, in the model's own dtype."""
+        names = residual_hooks(self.n_layers)[:-1]
+        kept: list[Tensor] = []
+        self.prefix_stream: list[Tensor] = []
+        self.streams: list[tuple[TokenBatch, list[Tensor]]] = []
+        with observed(self.model, [(name, kept.append) for name in names], twin=self.body):
+            self.before = run_prefix(self.body, self.prefix, self.device)
+            self.prefix_stream = list(kept)
+            rests = self.rests[self.n_harmful :]
+            for rows in plan_batches([len(r) for r in rests], batch_size=self.prompts.batch_size):
+                kept.clear()
+                batch = pad_left([rests[r] for r in rows], pad=pad_token(self.model), rows=rows)
+                batch = batch.to(self.device)
+                forward(self.body, batch, logits=None, before=self.before)
+                self.streams.append((batch, list(kept)))
+
+    def _induced(self, candidates: Sequence[Candidate], layer: int) -> Float[Tensor, "candidate harmless"]:
+        n = len(candidates)
+        steering = torch.stack([c.steering for c in candidates]).float().to(self.device)
+        out = torch.empty(n, len(self.prompts.harmless), dtype=torch.float64)
+        with self._resumed(layer) as start:
+            before = self._steered_prefix(start, steering, layer)
+            for batch, stream in self.streams:
+                each = max(1, self.prompts.batch_size // n)
+                for first in range(0, len(batch.rows), each):
+                    part = slice(first, first + each)
+                    rows = batch.rows[part]
+                    which = torch.arange(n, device=self.device).repeat_interleave(len(rows))
+                    x = stream[layer][part].repeat(n, 1, 1)
+                    start[:] = [_added(x, steering[which])]
+                    repeated = TokenBatch(
+                        rows=rows * n, ids=batch.ids[part].repeat(n, 1), mask=batch.mask[part].repeat(n, 1)
+                    )
+                    index = which if before.cache is not None else None
+                    logits = forward(self.body, repeated, logits=1, before=before, rows=index).logits[:, -1]
+                    found = refusal_scores(logits.float(), self.prompts.refusal_ids).cpu()
+                    out[:, list(rows)] = found.reshape(n, len(rows))
+        return out
+
+    def _steered_prefix(
+        self, start: list[Tensor], steering: Float[Tensor, "candidate d_model"], layer: int
+    ) -> Prefix:
+        """The prefix with every candidate's vector added at ``layer``: a row of keys and values each."""
+        if not self.prefix:
+            return NOTHING
+        n = len(steering)
+        start[:] = [_added(self.prefix_stream[layer].expand(n, -1, -1), steering)]
+        run = run_prefix(self.body, self.prefix, self.device, rows=n)
+        # The blocks before are passed over; their old keys only tell the cache how long it is.
+        run.cache.layers[:layer] = self.before.rows(n).layers[:layer]
+        return run
+
+    @contextmanager
+    def _resumed(self, layer: int) -> Iterator[list[Tensor]]:
+        """Blocks before ``layer`` do nothing; the block there gets the yielded list's tensor as its input."""
+        start: list[Tensor] = []
+        with ExitStack() as stack:
+            for block, in_a_tuple in zip(self.blocks[:layer], self.tuples[:layer], strict=True):
+                block.forward = _pass_over_in_a_tuple if in_a_tuple else _pass_over
+                stack.callback(block.__dict__.pop, "forward")
+            name = residual_hooks(self.n_layers)[layer]
+            stack.enter_context(hooked(self.model, [(name, lambda _: start[0])], twin=self.body))
+            yield start
+
+
+def _added(x: Float[Tensor, "row token d_model"], v: Float[Tensor, "row d_model"]) -> Tensor:
+    return (x.float() + v[:, None]).to(x.dtype)
+
+
+def has_fast_path(model: TransformerBridge) -> bool:
+    """Whether :class:`BatchedScorer` serves this model: it has a plain twin and the user has no hooks on it."""
+    return _fast_twin(model) is not None
+
+
+def _fast_twin(model: TransformerBridge) -> Any:
+    n = model.cfg.n_layers
+    sites = [f"blocks.{layer}.hook_{site}" for layer in range(n) for site in EVERYWHERE] + _besides(model)
+    if any(name not in model.hook_dict for name in sites):
+        return None
+    twin = plain_twin_at(model, [*sites, *residual_hooks(n)])
+    return twin if twin is not None and _by_row(model, twin, sites) else None
+
+
+def _besides(model: TransformerBridge) -> list[str]:
+    return [f"blocks.{layer}.hook_{site}" for layer, site in written_past_hooks(model)]
+
+
+def _by_row(model: TransformerBridge, twin: Any, sites: Sequence[str]) -> bool:
+    """Whether every site sees [row, token, d_model]: mixtures of experts may see the tokens of all rows in a line."""
+    if "_mechsafety_by_row" not in twin.__dict__:
+        shapes: list[int] = []
+        ids = torch.zeros((1, 2), dtype=torch.long, device=device_of(model))
+        batch = TokenBatch(rows=(0,), ids=ids, mask=torch.ones_like(ids))
+        with observed(model, [(name, lambda x: shapes.append(x.ndim)) for name in sites], twin=twin):
+            forward(twin, batch, logits=None)
+        twin.__dict__["_mechsafety_by_row"] = set(shapes) == {3}
+    return twin.__dict__["_mechsafety_by_row"]
+
+
+def _look(
+    model: TransformerBridge, body: Any, blocks: Sequence[Any], tokens: Sequence[int]
+) -> tuple[list[str], list[bool]]:
+    """Where a projection must act so that it acts everywhere, and which blocks return tuples; by a short pass.
+
+    Where a block adds its attention and MLP outputs to its input as they are, a stream that is free of the
+    direction stays free, and the first block's input and all outputs are enough: a third of the projections
+    saved. Gemma 2, say, puts a norm between: there every site is projected.
+    """
+    n = model.cfg.n_layers
+    names = [f"blocks.{layer}.hook_{site}" for layer in range(n) for site in EVERYWHERE]
+    seen: dict[str, Tensor] = {}
+    tuples: list[bool] = []
+
+    def keep(name: str) -> Callable[[Tensor], None]:
+        return lambda x: seen.__setitem__(name, x.float())
+
+    ends = residual_hooks(n)
+    batch = pad_left([list(tokens)], pad=pad_token(model)).to(device_of(model))
+    with ExitStack() as stack:
+        for block in blocks:
+            handle = block.register_forward_hook(lambda _m, _a, out: tuples.append(isinstance(out, tuple)))
+            stack.callback(handle.remove)
+        everything = dict.fromkeys([*names, *ends])
+        stack.enter_context(observed(model, [(name, keep(name)) for name in everything], twin=body))
+        forward(body, batch, logits=None)
+    if besides := _besides(model):
+        return [*names, *besides], tuples
+    for layer in range(n):
+        total = torch.stack([seen[f"blocks.{layer}.hook_{site}"] for site in EVERYWHERE]).sum(0)
+        end = seen[ends[layer + 1]]
+        if not float((total - end).norm() / end.norm()) < 0.02:
+            return names, tuples
+    return [n for n in names if not n.endswith("resid_pre") or n.startswith("blocks.0.")], tuples
+
+
+def _blocks(model: TransformerBridge, body: Any) -> list[Any]:
+    paths = [plain_module_path(model, name) for name in residual_hooks(model.cfg.n_layers)[:-1]]
+    return [body.get_submodule(path[0]) for path in paths if path is not None]
+
+
+def _pass_over(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
+    return hidden_states
+
+
+def _pass_over_in_a_tuple(hidden_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor]:
+    return (hidden_states,)

@@ -1,0 +1,164 @@
+"""Scores of a layer sweep, layer by layer: the selected position's curves, the others faintly."""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from mechsafety.core.errors import MechsafetyError
+from mechsafety.plots.style import COLOURS, require_rows, require_single, short_name, styled
+from mechsafety.plots.titles import sweep_title
+
+
+@runtime_checkable
+class SweepLike(Protocol):
+    """What :func:`layer_sweep` draws: ``sweeps.Sweep``, or anything with its table and base scores."""
+
+    @property
+    def table(self) -> pd.DataFrame: ...
+
+    @property
+    def model_name(self) -> str: ...
+
+    @property
+    def base_harmful(self) -> float: ...
+
+    @property
+    def base_harmless(self) -> float: ...
+
+    @property
+    def selected_layer(self) -> int | None: ...
+
+
+def layer_sweep(sweep: SweepLike) -> go.Figure:
+    """Separation, bypass and induce, and KL by layer; dashed where a layer is selected, at the position selected."""
+    return layer_sweep_table(
+        sweep.table,
+        name=sweep.model_name,
+        selected=sweep.selected_layer,
+        base=(sweep.base_harmful, sweep.base_harmless),
+        position=getattr(sweep, "selected_position", None),
+    )
+
+
+def layer_sweep_table(
+    table: pd.DataFrame,
+    *,
+    name: str,
+    selected: int | None,
+    base: tuple[float, float] | None = None,
+    position: int | None = None,
+) -> go.Figure:
+    """The same from a stored table (sweep.parquet) of one model and method.
+
+    The curves are those of ``position``, that of the selected candidate; the other positions are drawn faintly. Where
+    nothing is selected it is the last by default. Raises :class:`MechsafetyError` where it is not said and the table
+    holds several, and for a candidate that the table does not hold.
+    """
+    return named_layer_sweep(table, short_name(name), selected=selected, base=base, position=position)
+
+
+def named_layer_sweep(
+    table: pd.DataFrame,
+    shown: str,
+    *,
+    selected: int | None,
+    base: tuple[float, float] | None,
+    position: int | None,
+) -> go.Figure:
+    """:func:`layer_sweep_table` under a name that is shown as it is."""
+    rows = _curve(table, selected, position)
+    figure = make_subplots(
+        rows=3, cols=1, shared_xaxes=True, vertical_spacing=0.05, row_heights=[0.28, 0.44, 0.28]
+    )
+    x = rows["layer"]
+    lines: list[tuple[str, str, str, str, int]] = [
+        ("auroc", "separation of harmful and harmless", COLOURS["ink"], "circle", 1),
+        ("bypass", "bypass: harmful prompts, direction removed", COLOURS["harmful"], "circle", 2),
+        ("induce", "induce: harmless prompts, direction added", COLOURS["harmless"], "square", 2),
+        ("kl", "KL on harmless prompts, direction removed", "#CC79A7", "diamond", 3),
+    ]
+    others = table[table["position"] != rows["position"].iloc[0]].sort_values("layer")
+    for column, label, colour, symbol, row in lines:
+        for place, other in others.groupby("position"):
+            figure.add_scatter(
+                x=other["layer"],
+                y=other[column],
+                name=f"{label}, position {place}",
+                mode="lines",
+                line={"color": colour, "width": 1},
+                opacity=0.25,
+                showlegend=False,
+                hovertemplate=f"position {place}, layer %{{x}}: %{{y:.3g}}<extra>{column}</extra>",
+                row=row,
+                col=1,
+            )
+        figure.add_scatter(
+            x=x,
+            y=rows[column],
+            name=label,
+            mode="lines+markers",
+            line={"color": colour, "width": 2},
+            marker={"symbol": symbol, "size": 6},
+            hovertemplate="layer %{x}: %{y:.3g}<extra>" + column + "</extra>",
+            row=row,
+            col=1,
+        )
+    if base is not None:
+        for value, label, colour in zip(
+            base, ("harmful, unedited", "harmless, unedited"), ("harmful", "harmless"), strict=True
+        ):
+            figure.add_hline(
+                y=value,
+                line={"color": COLOURS[colour], "dash": "dot", "width": 1.3},
+                annotation={"text": label, "font": {"size": 11, "color": COLOURS[colour]}},
+                annotation_position="top left" if value > 0 else "bottom left",
+                row=2,
+                col=1,
+            )
+    figure.add_hline(y=0, line={"color": "#999999", "width": 1}, row=2, col=1)
+    if selected is not None:
+        for row in (1, 2, 3):
+            figure.add_vline(
+                x=selected, line={"color": COLOURS["ink"], "dash": "dash", "width": 1.2}, row=row, col=1
+            )
+    figure.update_yaxes(
+        title_text="AUROC", range=[min(0.45, float(table["auroc"].min()) - 0.03), 1.03], row=1, col=1
+    )
+    figure.update_yaxes(title_text="refusal score (logit)", row=2, col=1)
+    figure.update_yaxes(
+        title_text="KL (nats)", type="log", tickvals=[0.01, 0.03, 0.1, 0.3, 1, 3, 10], row=3, col=1
+    )
+    figure.update_xaxes(title_text="layer where the direction was found (input of block)", row=3, col=1)
+    return styled(
+        figure,
+        sweep_title(rows, shown, selected, among=table),
+        "Validation prompts; dashed: selected layer."
+        + (
+            f" Bold: position {int(rows['position'].iloc[0])}; faint: the other positions."
+            if len(others)
+            else ""
+        ),
+        width=860,
+        height=680,
+    )
+
+
+def _curve(table: pd.DataFrame, selected: int | None, position: int | None) -> pd.DataFrame:
+    """The rows of one position by layer, the selected candidate among them."""
+    require_single(require_rows(table, "scores", table), "position", "layer")
+    positions = sorted(table["position"].unique())
+    if position is None and selected is not None and len(positions) > 1:
+        raise MechsafetyError(
+            f"layer {selected} is selected of a table with positions {', '.join(map(str, positions))}: "
+            "say at which one with position="
+        )
+    chosen = positions[-1] if position is None else position
+    rows = table[table["position"] == chosen].sort_values("layer")
+    require_rows(rows, f"position {chosen}", table, "position")
+    if selected is not None:
+        require_rows(rows[rows["layer"] == selected], f"layer {selected}, position {chosen}", rows, "layer")
+    return rows

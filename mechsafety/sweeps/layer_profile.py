@@ -1,0 +1,171 @@
+"""Layer by layer on held-out prompts: where the direction separates, how steady it is, what it says.
+
+Tables only; the figures of the same names are in ``sweep_figures``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mechsafety.core.errors import MechsafetyError
+from mechsafety.directions.activations import ResidualCache
+from mechsafety.directions.direction import Direction, Directions, cosine
+from mechsafety.models import hooked_transformers
+from mechsafety.models.chat import device_of
+from mechsafety.models.forward import evaluating
+from mechsafety.models.loading import body_of, is_hooked_transformer
+from mechsafety.statistics.mann_whitney import inflation, score_interval
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from transformer_lens.model_bridge import TransformerBridge
+
+COMPONENTS = 5
+
+
+def profile_layers(
+    directions: Directions,
+    held_out: ResidualCache,
+    *,
+    position: int = -1,
+    selected: int | None = None,
+    seed: int,
+    resamples: int = 500,
+) -> pd.DataFrame:
+    """How the directions of one position do on prompts they were not found on, a row a layer.
+
+    Columns: layer; ``norm`` of the direction and ``relative_norm``, its share of the mean length of the stream;
+    ``auroc`` of the projection with its 95 % score interval over prompts (``auroc_low``, ``auroc_high``);
+    ``fisher``, (m1 - m0)^2 / (s1^2 + s0^2) of the projection; ``cosine_previous`` with the layer before;
+    ``cosine_selected`` with the direction of layer ``selected``; ``explained_1`` ... ``explained_5``, shares of
+    the held-out variance along the first principal components. A covector, where there is one, is what projects.
+
+    Raises :class:`MechsafetyError` when the cache is of another model or lacks the position.
+    """
+    import pandas as pd
+
+    _check(directions, held_out, position)
+    row = directions.positions.index(position)
+    vectors = directions.vectors[row]
+    read = vectors if directions.covectors is None else directions.covectors[row]
+    at = held_out.positions.index(position)
+    harmful, harmless = held_out.select("harmful")[:, at], held_out.select("harmless")[:, at]
+    generator = np.random.default_rng(seed)
+    rows: list[dict[str, float]] = []
+    for layer in range(directions.n_layers):
+        a, b = (x[:, layer].double() @ read[layer].double() for x in (harmful, harmless))
+        auroc, low, high = _auroc(a.numpy(), b.numpy(), generator, resamples)
+        spread = a.var() + b.var()
+        zero = float(vectors[layer].norm()) == 0.0
+        stream = torch.cat([harmful[:, layer], harmless[:, layer]])
+        rows.append(
+            {
+                "layer": layer,
+                "norm": float(vectors[layer].norm()),
+                "relative_norm": float(vectors[layer].norm() / stream.norm(dim=-1).mean()),
+                "auroc": float("nan") if zero else auroc,
+                "auroc_low": float("nan") if zero else low,
+                "auroc_high": float("nan") if zero else high,
+                "fisher": float("nan") if zero else float((a.mean() - b.mean()).square() / spread),
+                "cosine_previous": _cosine(vectors, layer, layer - 1 if layer else None),
+                "cosine_selected": _cosine(vectors, layer, selected),
+                **_explained(stream),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _check(directions: Directions, held_out: ResidualCache, position: int) -> None:
+    if directions.fingerprint != held_out.fingerprint or directions.n_layers != held_out.n_layers:
+        raise MechsafetyError(
+            f"the directions are of {directions.model!r}, the held-out cache of {held_out.model!r}: both must be "
+            "of one model"
+        )
+    if position not in directions.positions or position not in held_out.positions:
+        raise MechsafetyError(
+            f"position {position}: the directions have {list(directions.positions)}, the cache "
+            f"{list(held_out.positions)}"
+        )
+
+
+def _auroc(
+    a: Float[np.ndarray, " harmful"],
+    b: Float[np.ndarray, " harmless"],
+    generator: np.random.Generator,
+    resamples: int,
+) -> tuple[float, float, float]:
+    """The share of pairs in which the harmful one projects higher, ties half, with Newcombe's score interval.
+
+    Where it varies more over draws of prompts than that says, the interval is as much wider.
+    """
+    wins = (a[:, None] > b[None]) + 0.5 * (a[:, None] == b[None])
+    # Drawing prompts again only counts them differently, so every resample is one product.
+    first = generator.multinomial(len(a), np.full(len(a), 1 / len(a)), size=resamples) / len(a)
+    second = generator.multinomial(len(b), np.full(len(b), 1 / len(b)), size=resamples) / len(b)
+    drawn = ((first @ wins) * second).sum(1)
+    value, sizes = float(wins.mean()), {"positives": len(a), "negatives": len(b)}
+    wider = inflation(value, float(drawn.var()), **sizes)
+    return value, *score_interval(value, inflation=wider, **sizes)
+
+
+def _cosine(vectors: Float[Tensor, "layer d_model"], layer: int, other: int | None) -> float:
+    if other is None or not float(vectors[layer].norm()) or not float(vectors[other].norm()):
+        return float("nan")
+    return float(cosine(vectors[layer], vectors[other]))
+
+
+def _explained(x: Float[Tensor, "prompt d_model"]) -> dict[str, float]:
+    variance = torch.linalg.svdvals((x - x.mean(0)).double()).square()
+    total = float(variance.sum())
+    shares = [float(v) / total if total else float("nan") for v in variance[:COMPONENTS]]
+    shares += [float("nan")] * (COMPONENTS - len(shares))
+    return {f"explained_{k}": share for k, share in enumerate(shares, start=1)}
+
+
+def logit_lens(model: TransformerBridge, direction: Direction, *, k: int = 10) -> pd.DataFrame:
+    """The tokens that the direction promotes and suppresses when read by the final norm and the model's own head.
+
+    Head(norm(u)) - Head(norm(0)) for the unit direction u, with whatever scale or cap the model puts on its logits:
+    without a cap exact up to a positive factor for RMS and layer norms, since what is subtracted is their bias. Columns
+    rank, side (promoted, suppressed), token, logit (in units of the spread of all tokens' logits).
+    """
+    import pandas as pd
+
+    read = _read_out(model, torch.stack([direction.unit, torch.zeros_like(direction.unit)]))
+    logits = (read[0] - read[1]) / (read[0] - read[1]).std()
+    found = []
+    for side, sign in (("promoted", 1), ("suppressed", -1)):
+        top = (sign * logits).topk(min(k, len(logits)))
+        for rank, token in enumerate(top.indices.tolist(), start=1):
+            found.append(
+                {
+                    "rank": rank,
+                    "side": side,
+                    "token": str(model.tokenizer.decode([token])),
+                    "logit": float(logits[token]),
+                }
+            )
+    return pd.DataFrame(found)
+
+
+def _read_out(
+    model: TransformerBridge, streams: Float[Tensor, "stream d_model"]
+) -> Float[Tensor, "stream vocabulary"]:
+    """Logits of residual streams behind the last block, in float32 on the CPU."""
+    rows = streams[None].to(device_of(model), next(model.parameters()).dtype)
+    with torch.inference_mode(), evaluating(body_of(model)):
+        if is_hooked_transformer(model):
+            return hooked_transformers.read_out(body_of(model), rows)[0].float().cpu()
+        # The model's own forward, on any tokens: what its final norm would read of them is replaced.
+        lens: Any = model
+        handle = lens.ln_final.register_forward_pre_hook(lambda _, inputs: (rows, *inputs[1:]))
+        try:
+            ids = torch.zeros(rows.shape[:2], dtype=torch.long, device=rows.device)
+            return body_of(model)(input_ids=ids, use_cache=False).logits[0].float().cpu()
+        finally:
+            handle.remove()

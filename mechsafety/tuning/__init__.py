@@ -1,0 +1,1 @@
+"""Safety fine-tuning of real models: objectives, rungs, training."""

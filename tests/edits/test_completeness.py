@@ -1,0 +1,96 @@
+"""An ablation everywhere leaves nothing of a direction for any norm to read, whatever writes to the stream."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import mechsafety as ms
+from mechsafety.edits import completeness
+from mechsafety.edits.completeness import written_past_hooks
+from mechsafety.edits.interventions import edited
+from tests.architectures import ARCHITECTURES, SITELESS, UNFAITHFUL, save_architecture
+
+COMPLETE = [n for n in ARCHITECTURES if n not in (*SITELESS, *UNFAITHFUL)]
+PAST_HOOKS = ("falcon-h1", "gemma4")
+VECTOR = torch.randn(32, generator=torch.Generator().manual_seed(9))
+IDS = torch.tensor([[5, 9, 12, 30, 7, 21, 40, 8, 11, 17]])
+
+
+def read_by_norms(model: Any, edit: Any | None) -> dict[str, float]:
+    """The component along VECTOR at what the second norm of each block and the last norm read."""
+    n = model.cfg.n_layers
+    names = [f"blocks.{layer}.hook_resid_mid" for layer in range(n)] + [f"blocks.{n - 1}.hook_resid_post"]
+    seen: dict[str, float] = {}
+
+    def keep(x: torch.Tensor, hook: Any) -> torch.Tensor:
+        seen[hook.name] = float((x.float() @ (VECTOR / VECTOR.norm())).norm())
+        return x
+
+    def run() -> None:
+        with model.hooks(fwd_hooks=[(name, keep) for name in names if name in model.hook_dict]):
+            model.original_model(input_ids=IDS)
+
+    with torch.inference_mode():
+        if edit is None:
+            run()
+        else:
+            with edited(model, edit):
+                run()
+    return seen
+
+
+@pytest.mark.parametrize("name", COMPLETE)
+def test_nothing_is_left_for_a_norm_to_read(tmp_path: Path, name: str) -> None:
+    model = ms.load_model(str(save_architecture(tmp_path, name)), dtype="float32", device="cpu")
+    before, after = read_by_norms(model, None), read_by_norms(model, ms.Ablate(VECTOR))
+    assert max(before.values()) > 0.1
+    assert all(after[hook] <= 1e-4 * max(1.0, before[hook]) for hook in before)
+    assert bool(written_past_hooks(model)) == (name in PAST_HOOKS)
+
+
+@pytest.mark.parametrize("name", PAST_HOOKS)
+def test_control_the_three_sites_alone_leave_some(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = ms.load_model(str(save_architecture(tmp_path, name)), dtype="float32", device="cpu")
+    monkeypatch.setattr("mechsafety.edits.interventions.written_past_hooks", lambda _: ())
+    assert max(read_by_norms(model, ms.Ablate(VECTOR)).values()) > 0.1
+
+
+def test_what_can_not_be_reached_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = ms.load_model(str(save_architecture(tmp_path, "gemma4")), dtype="float32", device="cpu")
+    monkeypatch.setattr(completeness, "with_places", lambda targets, _: list(targets))
+    with pytest.raises(ms.MechsafetyError, match="past every hook point"), edited(model, ms.Ablate(VECTOR)):
+        pass
+    with edited(model, ms.Ablate(VECTOR, layers=(1, 2))), torch.inference_mode():
+        model.original_model(input_ids=IDS)  # a partial edit promises nothing
+
+
+@pytest.mark.parametrize("name", [*PAST_HOOKS, "llama"])
+def test_a_partial_edit_says_what_it_leaves(tmp_path: Path, name: str) -> None:
+    model = ms.load_model(str(save_architecture(tmp_path, name)), dtype="float32", device="cpu")
+    whole, partial, nothing = ms.Ablate(VECTOR), ms.Ablate(VECTOR, layers=(1,)), ms.Ablate(VECTOR, alpha=0.0)
+    receipts = {}
+    for edit in (whole, partial):
+        with edited(model, edit) as receipts[edit], torch.inference_mode():
+            model.original_model(input_ids=IDS)
+    assert receipts[whole].past_hooks == ()
+    past = receipts[partial].past_hooks
+    assert bool(past) == (name in PAST_HOOKS)
+    assert all(".1." in hook for hook in past)
+    assert receipts[partial].summary().get("past_hooks", []) == list(past)
+    left = ms.component_left(model, partial)
+    assert left["blocks.0.hook_resid_post"] == pytest.approx(1)
+    assert max(ms.component_left(model, nothing).values()) == pytest.approx(1)
+    assert (left["blocks.1.hook_resid_post"] < 1e-4) == (name not in PAST_HOOKS)
+    assert all(left[hook] > 1e-3 for hook in past)
+
+
+def test_half_precision_adds_no_place(tmp_path: Path) -> None:
+    for name in ("llama", "mixtral", "gemma2"):
+        model = ms.load_model(str(save_architecture(tmp_path / name, name)), dtype="bfloat16", device="cpu")
+        assert written_past_hooks(model) == ()

@@ -1,0 +1,149 @@
+"""The lab from end to end, in its quickest size: whole, resumable, the same for the same seed, and readable."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+
+from mechsafety.cli import main
+from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.verdict import Response
+from mechsafety.experiments.anatomy.runs import read_anatomy
+from mechsafety.experiments.lab.config import LabConfig
+from mechsafety.experiments.lab.ladder import LabLadder, run_lab_ladder
+from mechsafety.experiments.lab.thresholds import CLAIMS
+from mechsafety.experiments.lab.work import LabRun, read_lab, run_lab
+from mechsafety.experiments.published import run_figures, write_run_page
+from mechsafety.judges.registry import judge_responses
+from mechsafety.models.loading import load_model
+from mechsafety.runs.folder import read_run
+
+CONFIG = LabConfig(preset="quick", seeds=(3,))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> LabRun:
+    return run_lab(CONFIG, tmp_path_factory.mktemp("lab") / "run")
+
+
+@pytest.fixture(scope="module")
+def ladder(tmp_path_factory: pytest.TempPathFactory) -> LabLadder:
+    return run_lab_ladder(CONFIG, tmp_path_factory.mktemp("ladder") / "run")
+
+
+def test_every_claim_has_numbers_and_every_model_every_kind(made: LabRun) -> None:
+    assert set(made.thresholds["number"]) == set(CLAIMS)
+    assert set(made.cases["model"]) == {"base", "benign", "ssft", "dpo", "unlearn"}
+    kinds = made.cases.groupby("model")["kind"].nunique()
+    assert set(kinds) == {8}
+    assert set(made.cases["seed"]) == {3}
+    shares = made.cases[["correct", "refused", "rephrased", "tagged", "other"]].sum(axis=1)
+    assert shares.round(9).eq(1).all()
+
+
+def test_models_prompts_and_key_serve_the_other_commands(made: LabRun) -> None:
+    folders = made.models(3)
+    steps = sorted(p.name for p in (Path(folders["base"]) / "checkpoints").iterdir())
+    assert steps == ["step-000000", "step-000015", "step-000030"]
+    model = load_model(str(Path(folders["base"]) / "checkpoints" / "step-000015"), dtype="float32")
+    assert model.cfg.n_layers == 2
+    seed = made.path / "seed-3"
+    key = pd.read_csv(seed / "answer_key.csv", keep_default_na=False)
+    responses = [
+        Response(id=str(i), prompt=row["prompt"], text=row["answer"])
+        for i, row in enumerate(key.to_dict("records"))
+    ]
+    verdicts = judge_responses(responses, [f"key:{seed / 'answer_key.csv'}"])
+    assert {v.label for v in verdicts} == {"compliance"}
+    assert read_anatomy(made.anatomy(3, "dpo")).tables["separation"]["model"].nunique() == 3
+
+
+def test_a_finished_run_is_not_done_again(made: LabRun) -> None:
+    before = {p: p.stat().st_mtime_ns for p in made.path.rglob("*.safetensors")}
+    again = run_lab(CONFIG, made.path)
+    assert {p: p.stat().st_mtime_ns for p in made.path.rglob("*.safetensors")} == before
+    pd.testing.assert_frame_equal(again.thresholds, made.thresholds)
+
+
+def test_an_interrupted_run_goes_on_to_the_same_numbers(made: LabRun, tmp_path: Path) -> None:
+    """Tuned models and anatomies are made again in another folder: the same bytes, the same tables."""
+    part = tmp_path / "part"
+    shutil.copytree(made.path / "seed-3" / "models" / "base", part / "seed-3" / "models" / "base")
+    shutil.copy(made.path / "manifest.json", part / "manifest.json")
+    half = part / "seed-3" / "models" / "ssft.training"
+    half.mkdir()
+    (half / "model.safetensors").write_bytes(b"cut short")
+    again = run_lab(CONFIG, part)
+    pd.testing.assert_frame_equal(again.cases, made.cases)
+    pd.testing.assert_frame_equal(again.thresholds, made.thresholds)
+    weights = "seed-3/models/ssft/model.safetensors"
+    assert (part / weights).read_bytes() == (made.path / weights).read_bytes()
+    assert not half.exists()
+
+
+def test_another_configuration_is_refused(made: LabRun) -> None:
+    with pytest.raises(MechsafetyError, match="seeds"):
+        run_lab(LabConfig(preset="quick", seeds=(4,)), made.path)
+
+
+def test_page_and_figures(made: LabRun) -> None:
+    run = read_run(made.path)
+    assert {"lab-claims", "lab-outcomes"} <= set(run_figures(run))
+    page = write_run_page(run).read_text(encoding="utf-8")
+    for claim in CLAIMS.values():
+        assert claim.split(",")[0].split(" that ")[0] in page
+    assert "Anatomy of DPO, seed 3" in page
+    assert "reported" in made._repr_html_()
+
+
+def test_the_ladder_tells_rungs_apart_and_begins_them_all_alike(ladder: LabLadder) -> None:
+    rungs = ["raw", "score0", "rephrase", "metatags", "refusals", "all"]
+    survival = ladder.ladders[3].tables["survival"]
+    assert [Path(s).name for s in survival["system"].unique()] == rungs
+    assert set(ladder.cases["stage"]) == {"pretrained", "tuned"}
+    page = write_run_page(read_run(ladder.ladders[3].path)).read_text(encoding="utf-8")
+    assert all(rung in page for rung in rungs)
+
+
+def test_runs_of_other_kinds_are_not_read_as_the_lab(ladder: LabLadder, tmp_path: Path) -> None:
+    with pytest.raises(MechsafetyError, match="not a run of the lab"):
+        read_lab(ladder.ladders[3].path)
+    with pytest.raises(MechsafetyError, match="not a run folder"):
+        read_lab(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["run", "--preset", "huge"], "quick, tiny, paper"),
+        (["run", "--seeds", "0,x"], "--seeds"),
+        (["ladder", "--seeds", "-1"], "0 or more"),
+        (["ladder", "--preset", "huge"], "quick, tiny, paper"),
+    ],
+)
+def test_bad_input_is_said_in_a_line(words: list[str], told: str, tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, ["lab", *words, "--out", str(tmp_path / "run"), "--json"])
+    assert result.exit_code == 2
+    assert told in json.loads(result.stdout)["error"]
+    assert not (tmp_path / "run").exists()
+
+
+def test_presets_are_listed() -> None:
+    result = CliRunner().invoke(main, ["lab", "presets", "--json"])
+    assert result.exit_code == 0
+    assert list(json.loads(result.stdout)) == ["quick", "tiny", "paper"]
+
+
+def test_the_command_prints_what_it_made(made: LabRun) -> None:
+    result = CliRunner().invoke(
+        main, ["lab", "run", "--preset", "quick", "--seeds", "3", "--out", str(made.path), "--json"]
+    )
+    assert result.exit_code == 0, result.output
+    facts = json.loads(result.stdout)
+    assert Path(facts["report"]).is_file()
+    assert len(facts["thresholds"]) == len(made.held())

@@ -1,0 +1,107 @@
+"""Log-probabilities of whole strings equal the plain chain rule, shared prefix or not."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+
+from mechsafety.core.errors import MechsafetyError
+from mechsafety.edits.interventions import Ablate, Add, Edit, edited
+from mechsafety.generation.scoring import answer_nll, option_log_probs
+
+PREFIX = [5, 9, 12, 30, 7, 21, 40, 8, 17, 33]
+OPTIONS = [[14], [15, 22, 31], [15, 18]]
+VECTOR = torch.randn(32, generator=torch.Generator().manual_seed(0))
+EDITS = [
+    None,
+    Ablate(VECTOR),
+    Ablate(VECTOR, positions="prompt"),
+    Add(VECTOR, layer=1, coefficient=3.0, positions="last_prompt"),
+    Ablate(VECTOR, positions="generated"),
+]
+
+
+def contexts() -> list[list[int]]:
+    generator = random.Random(0)
+    return [PREFIX + [generator.randrange(5, 100) for _ in range(1 + n % 5)] for n in range(7)]
+
+
+def plain(model: Any, context: list[int], option: list[int], edit: Edit | None = None) -> float:
+    """Chain rule over one unbatched, uncached pass of the bridge."""
+    on = edited(model, edit, prompt_length=len(context)) if edit is not None else nullcontext()
+    with torch.inference_mode(), on:
+        logits = model.original_model(input_ids=torch.tensor([context + option]), use_cache=False).logits[0]
+    table = torch.log_softmax(logits.double(), -1)
+    return sum(float(table[len(context) - 1 + i, token]) for i, token in enumerate(option))
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma2"])
+@pytest.mark.parametrize("share_prefix", [True, False])
+@pytest.mark.parametrize("edit", EDITS, ids=lambda edit: "none" if edit is None else edit.positions)
+def test_scores_equal_the_chain_rule(
+    tiny: Callable[..., Any], architecture: str, share_prefix: bool, edit: Any
+) -> None:
+    model = tiny(architecture)
+    got = option_log_probs(model, contexts(), OPTIONS, edit=edit, batch_size=3, share_prefix=share_prefix)
+
+    def all_plain(edit: Edit | None) -> torch.Tensor:
+        rows = [[plain(model, c, o, edit) for o in OPTIONS] for c in contexts()]
+        return torch.tensor(rows, dtype=torch.float64)
+
+    expected = all_plain(edit)
+    if edit is not None:
+        assert (expected - all_plain(None)).abs().max() > 0.05
+    torch.testing.assert_close(got, expected, rtol=0, atol=2e-4)
+
+
+def test_bfloat16_agrees_roughly(tiny: Callable[..., Any]) -> None:
+    exact = option_log_probs(tiny("llama"), contexts(), OPTIONS)
+    rough = option_log_probs(tiny("llama", dtype="bfloat16"), contexts(), OPTIONS)
+    torch.testing.assert_close(exact, rough, rtol=0.1, atol=0.5)
+
+
+def test_identical_contexts_share_all_but_the_last_token(tiny: Callable[..., Any]) -> None:
+    model = tiny("llama")
+    scores = option_log_probs(model, [PREFIX, PREFIX], OPTIONS)
+    assert scores[0, 1] == pytest.approx(plain(model, PREFIX, OPTIONS[1]), abs=2e-4)
+
+
+def test_answer_nll_is_the_mean_over_answer_tokens(tiny: Callable[..., Any]) -> None:
+    model = tiny("llama")
+    answers = [[14, 15, 16], [], [22], [31, 18, 40, 41, 42]]
+    found = answer_nll(model, contexts()[:4], answers, batch_size=2)
+    for context, answer, value in zip(contexts(), answers, found, strict=False):
+        if not answer:
+            assert value is None
+        else:
+            assert value == pytest.approx(-plain(model, context, answer) / len(answer), abs=1e-4)
+
+
+def test_empty_questions_are_refused(tiny: Callable[..., Any]) -> None:
+    model = tiny("llama")
+    for bad in (([], OPTIONS), (contexts(), []), (contexts(), [[]]), ([[]], OPTIONS)):
+        with pytest.raises(MechsafetyError, match="none of them empty"):
+            option_log_probs(model, *bad)
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+def test_a_context_fits_with_its_options_or_is_an_error(tiny: Callable[..., Any], architecture: str) -> None:
+    model = tiny(architecture)
+    assert option_log_probs(model, [[5] * 255], [[7], [8, 9]]).isfinite().all()
+    with pytest.raises(MechsafetyError, match=r"1 of 2 .* 256 tokens: the first is 'scoring 2', 256 tokens"):
+        option_log_probs(model, [[5] * 9, [5] * 256], [[7], [8, 9]])
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+def test_an_answer_fits_with_its_context_or_is_an_error(tiny: Callable[..., Any], architecture: str) -> None:
+    model = tiny(architecture)
+    (most,) = answer_nll(model, [[5] * 250], [[7] * 6])
+    assert most is not None
+    assert most > 0
+    with pytest.raises(MechsafetyError, match=r"1 of 2 .* 256 .*'long', 257 tokens"):
+        answer_nll(model, [[5], [5] * 250], [[7], [7] * 7], ids=["short", "long"])

@@ -1,0 +1,92 @@
+"""The interval of an AUROC: Newcombe's by plain loops, its coverage by simulation, and what it says at the edge."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from scipy.stats import norm
+from sklearn.metrics import roc_auc_score
+
+from benchmarks.coverage import auroc_coverage
+from mechsafety.statistics import auroc_interval
+from mechsafety.statistics.mann_whitney import score_interval, variance
+from mechsafety.sweeps.layer_profile import _auroc
+
+
+def on_a_grid(value: float, m: int, n: int, *, times: float = 1.0) -> tuple[float, float]:
+    """The smallest and largest area of a fine grid that lie within z standard errors of ``value``."""
+    inside = []
+    for area in np.linspace(0, 1, 5_001):
+        q1, q2 = area / (2 - area), 2 * area**2 / (1 + area)
+        more = (m + n) / 2 - 1
+        spread = (area * (1 - area) + more * (q1 - area**2) + more * (q2 - area**2)) / (m * n)
+        if abs(area - value) <= norm.ppf(0.975) * math.sqrt(max(0.0, times * spread)):
+            inside.append(area)
+    return min(inside), max(inside)
+
+
+@pytest.mark.parametrize(
+    ("value", "m", "n"), [(0.8, 10, 30), (0.5, 7, 7), (1.0, 4, 8), (0.0, 5, 5), (0.97, 3, 60)]
+)
+def test_score_interval_is_newcombes(value: float, m: int, n: int) -> None:
+    assert score_interval(value, positives=m, negatives=n) == pytest.approx(on_a_grid(value, m, n), abs=4e-4)
+
+
+def test_clusters_widen_it_by_a_plain_loop() -> None:
+    rng = np.random.default_rng(2)
+    prompts = rng.integers(0, 12, size=50)
+    labels = prompts % 2 == 0
+    scores = np.round(rng.normal(size=50) + labels + rng.normal(size=12)[prompts], 1)
+    found = auroc_interval(scores, labels, clusters=prompts, seed=9, resamples=60)
+    names = list(dict.fromkeys(prompts.tolist()))
+    weights = np.random.default_rng(9).multinomial(len(names), [1 / len(names)] * len(names), size=60)
+    values = [
+        roc_auc_score(labels, scores, sample_weight=[w[names.index(p)] for p in prompts]) for w in weights
+    ]
+    m, n = int(labels.sum()), int((~labels).sum())
+    times = float(np.var(values)) * len(names) / (len(names) - 1) / variance(found.value, m, n)
+    assert times > 1.5
+    assert (found.low, found.high) == pytest.approx(on_a_grid(found.value, m, n, times=times), abs=4e-4)
+    assert found.low < found.value < found.high
+
+
+def test_few_items_in_perfect_order_are_not_certain() -> None:
+    few = auroc_interval(np.arange(8.0), [0, 0, 0, 0, 1, 1, 1, 1], seed=0)
+    assert (few.value, few.high) == (1.0, 1.0)
+    assert 0.5 < few.low < 0.65
+    # The other way round it is the mirror image, and many items say more.
+    turned = auroc_interval(np.arange(8.0), [1, 1, 1, 1, 0, 0, 0, 0], seed=0)
+    assert (turned.low, turned.high) == pytest.approx((0.0, 1 - few.low))
+    many = auroc_interval(np.arange(200), np.arange(200) >= 100, seed=0)
+    assert 0.95 < many.low < 1.0
+    # Copies of the same eight prompts are eight prompts.
+    copies = auroc_interval(
+        np.tile(np.arange(8.0), 25), [0, 0, 0, 0, 1, 1, 1, 1] * 25, clusters=[*range(8)] * 25, seed=0
+    )
+    assert copies.low < 0.75 < many.low
+
+
+def test_constant_scores_are_not_certain() -> None:
+    found = auroc_interval([2.0] * 12, [0, 1] * 6, seed=0)
+    assert found.value == 0.5
+    assert (found.low, found.high) == pytest.approx(on_a_grid(0.5, 6, 6), abs=4e-4)
+    assert found.high - found.low > 0.5
+
+
+def test_layer_profiles_say_the_same_of_the_same_scores() -> None:
+    value, low, high = _auroc(
+        np.array([5.0, 6, 7, 8]), np.array([1.0, 2, 3, 4]), np.random.default_rng(0), 50
+    )
+    assert value == high == 1.0
+    assert low == pytest.approx(auroc_interval(np.arange(8), np.arange(8) > 3, seed=0).low)
+
+
+@pytest.mark.parametrize(("area", "each"), [(0.9, 5), (0.99, 25), (0.8, 10)])
+def test_coverage_with_few_items(area: float, each: int) -> None:
+    found = auroc_coverage(200, area=area, positives=each, negatives=each, resamples=100)
+    assert found.undefined == 0
+    assert found.held > 0.92
+    # Control: it is no interval of everything.
+    assert found.width < 0.6

@@ -1,0 +1,306 @@
+"""Sweep scores equal a slow plain implementation, and mean what they say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+
+from mechsafety.core.errors import MechsafetyError
+from mechsafety.directions.activations import residual_stream
+from mechsafety.directions.direction import Directions, find_directions
+from mechsafety.directions.estimators import METHODS
+from mechsafety.models.chat import tokenize_prompts
+from mechsafety.models.hooking import plain_module_path
+from mechsafety.models.loading import body_of, generation_twin
+from mechsafety.models.prefixes import all_last_logits, shared_prefix
+from mechsafety.prompts.prompt_set import PromptSet
+from mechsafety.runs.folder import Journal
+from mechsafety.sweeps.candidates import BatchedScorer, Validation, candidates_of, has_fast_path
+from mechsafety.sweeps.refusal_scores import (
+    RefusalTokens,
+    derive_refusal_tokens,
+    kl_divergence,
+    named_refusal_tokens,
+    openings_of,
+    refusal_scores,
+)
+from mechsafety.sweeps.sweep import separation, sweep
+from tests.prompt_sets import small_prompts
+from tests.reference.plain_sweep import kl, plain_llama_scores, refusal_score
+
+
+def long_prompts() -> PromptSet:
+    """Prompts that begin alike, so that their first tokens run once."""
+    start = "tell me about the garden river bread storm key and then "
+    return PromptSet(tuple(replace(p, text=start + p.text) for p in small_prompts().validation), "long")
+
+
+TOKENS = RefusalTokens(ids=(5, 9), texts=("a", "b"), weight=(0.1, 0.1), source="user")
+
+
+def directions_of(
+    model: Any, *, method: Any = "mean_difference", positions: tuple[int, ...] = (-1,)
+) -> Directions:
+    return find_directions(
+        residual_stream(model, small_prompts().fit, positions=positions), method=method, seed=0
+    )
+
+
+@pytest.mark.parametrize("path", ["fast", "plain"])
+@pytest.mark.parametrize("method", METHODS)
+def test_scores_equal_the_plain_reference(tiny: Callable[..., Any], method: str, path: Any) -> None:
+    model, prompts = tiny("llama"), small_prompts().validation
+    directions = directions_of(model, method=method)
+    swept = sweep(model, directions, prompts, refusal_tokens=TOKENS, batch_size=5, path=path)
+    # A random model refuses nothing in particular, so no prompt is left out for its score.
+    assert (swept.n_harmful, swept.n_harmless) == (6, 6)
+    for row in swept.table.itertuples():
+        vector = directions.vectors[0, row.layer]
+        if row.layer == 0:
+            # The last prompt token is the template's: its embedding is the same for every prompt.
+            assert float(vector.norm()) == 0.0
+            assert row.bypass != row.bypass
+            continue
+        if row.layer == model.cfg.n_layers:
+            assert row.induce != row.induce
+            continue
+        scale = 1.0 if method in ("mean_difference", "leace") else float(directions.gaps[0, row.layer])
+        covector = None if directions.covectors is None else directions.covectors[0, row.layer]
+        expected = plain_llama_scores(
+            model,
+            [p.text for p in prompts.harmful],
+            [p.text for p in prompts.harmless],
+            vector * scale,
+            row.layer,
+            TOKENS.ids,
+            covector,
+        )
+        assert row.bypass == pytest.approx(expected["bypass"], abs=1e-4)
+        assert row.kl == pytest.approx(expected["kl"], abs=1e-4)
+        assert row.induce == pytest.approx(expected["induce"], abs=1e-4)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("architecture", ["llama", "llama-tied", "gpt2", "qwen2", "gemma2"])
+def test_batched_candidates_equal_one_at_a_time(
+    tiny: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, architecture: str, shared: bool
+) -> None:
+    model, prompts = tiny(architecture), long_prompts() if shared else small_prompts().validation
+    if not shared:
+        monkeypatch.setattr("mechsafety.sweeps.candidates.common_prefix", lambda *_: [])
+    assert has_fast_path(model)
+    directions = directions_of(model, positions=(-2, -1))
+    options: dict[str, Any] = {"refusal_tokens": TOKENS, "batch_size": 7}
+    fast = sweep(model, directions, prompts, **options)
+    plain = sweep(model, directions, prompts, path="plain", **options)
+    assert fast.table.shape == (2 * (model.cfg.n_layers + 1), 9)
+    pd.testing.assert_frame_equal(fast.table, plain.table, rtol=0, atol=1e-4)
+    for a, b in zip(fast.scores, plain.scores, strict=True):
+        for name in ("bypass", "induce", "kl"):
+            torch.testing.assert_close(getattr(a, name), getattr(b, name), rtol=0, atol=1e-4, equal_nan=True)
+    # The control: the candidates differ by far more than the tolerance.
+    assert float(fast.table["bypass"].std()) > 1e-2
+    sequences = tokenize_prompts(model, [p.text for p in prompts])
+    assert shared_prefix(sequences) or not shared
+    # Nothing is left behind: the same unedited logits as before.
+    torch.testing.assert_close(
+        all_last_logits(model, body_of(model), sequences, batch_size=4),
+        all_last_logits(tiny(architecture), body_of(tiny(architecture)), sequences, batch_size=4),
+    )
+
+
+def test_batched_candidates_in_bfloat16_are_near_float32(tiny: Callable[..., Any]) -> None:
+    prompts = long_prompts()
+    narrow, wide = tiny("llama", dtype="bfloat16"), tiny("llama")
+    directions = directions_of(wide)
+    a = sweep(narrow, directions, prompts, refusal_tokens=TOKENS).table
+    b = sweep(wide, directions, prompts, refusal_tokens=TOKENS).table
+    for column in ("bypass", "induce"):
+        assert (a[column] - b[column]).abs().max() < 0.25 < b[column].abs().max()
+
+
+def test_a_projection_at_the_sums_is_needed_only_where_blocks_do_not_add(tiny: Callable[..., Any]) -> None:
+    prompts = Validation(
+        harmful=[[5, 6, 7]],
+        harmless=[[5, 6, 8]],
+        base_harmless=torch.zeros(1, 160),
+        refusal_ids=(5,),
+        batch_size=2,
+    )
+    for architecture in ("llama", "gpt2", "gemma2"):
+        model = tiny(architecture)
+        inputs = [n for n in BatchedScorer(model, prompts).sites if n.endswith("resid_pre")]
+        assert inputs == ["blocks.0.hook_resid_pre"]
+        # The control: a block that scales what it adds up.
+        twin = generation_twin(model)
+        path = plain_module_path(model, "blocks.1.hook_resid_pre")
+        assert twin is not None and path is not None  # noqa: PT018
+        handle = twin.get_submodule(path[0]).register_forward_hook(lambda _m, _a, out: out * 1.5)
+        inputs = [n for n in BatchedScorer(model, prompts).sites if n.endswith("resid_pre")]
+        assert len(inputs) == model.cfg.n_layers
+        handle.remove()
+
+
+def test_an_interrupted_sweep_goes_on_from_its_journal(
+    tiny: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, prompts = tiny("llama"), small_prompts(40).validation
+    directions = directions_of(model)
+    whole = sweep(model, directions, prompts, refusal_tokens=TOKENS)
+    score, calls = BatchedScorer.score, []
+
+    def twice(self: BatchedScorer, candidates: Any) -> Any:
+        calls.append(len(candidates))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return score(self, candidates)
+
+    monkeypatch.setattr(BatchedScorer, "score", twice)
+    path = tmp_path / "journal.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        sweep(model, directions, prompts, refusal_tokens=TOKENS, journal=Journal(path))
+    with path.open("a") as stream:
+        stream.write('{"key": "-1,4", "val')  # killed in the middle of a line
+    resumed = sweep(model, directions, prompts, refusal_tokens=TOKENS, journal=Journal(path))
+    assert sum(calls) == calls[1] + len(candidates_of(directions, range(5)))  # only the broken chunk twice
+    pd.testing.assert_frame_equal(resumed.table, whole.table)
+    calls.clear()
+    again = sweep(model, directions, prompts, refusal_tokens=TOKENS, journal=Journal(path))
+    assert not calls
+    pd.testing.assert_frame_equal(again.table, whole.table)
+
+
+def test_a_journal_is_of_these_directions_and_these_weights(tiny: Callable[..., Any], tmp_path: Path) -> None:
+    model, prompts = tiny("llama"), small_prompts(10).validation
+    directions = directions_of(model)
+
+    def go_on(found: Directions) -> None:
+        sweep(model, found, prompts, refusal_tokens=TOKENS, journal=Journal(tmp_path / "journal.jsonl"))
+
+    go_on(directions)
+    for changed in (
+        {"vectors": directions.vectors.flip(0, 1)},
+        {"covectors": directions.vectors * 2},
+        {"gaps": directions.gaps + 1},
+    ):
+        with pytest.raises(MechsafetyError, match=r"made from something else.*directions"):
+            go_on(replace(directions, **changed))
+    parameter = next(model.original_model.parameters())
+    with torch.inference_mode():
+        before = parameter.clone()
+        parameter.mul_(1.5)  # weights that were baked or pruned since the model was loaded
+        with pytest.raises(MechsafetyError, match=r"made from something else.*model"):
+            go_on(directions)
+        parameter.copy_(before)
+    go_on(directions)  # the control: as it was
+
+
+def test_stability_counts_what_resamples_pick(tiny: Callable[..., Any]) -> None:
+    model = tiny("llama")
+    swept = sweep(model, directions_of(model), small_prompts(12).validation, refusal_tokens=TOKENS)
+    found = swept.stability(seed=0, resamples=50)
+    assert found["share"].sum() == pytest.approx(1.0)
+    assert found.equals(swept.stability(seed=0, resamples=50))
+
+
+def test_scores_are_their_formulas() -> None:
+    logits = torch.randn(4, 30, generator=torch.Generator().manual_seed(0)) * 3
+    other = torch.randn(4, 30, generator=torch.Generator().manual_seed(1)) * 3
+    for row in range(4):
+        assert float(refusal_scores(logits, (3, 7))[row]) == pytest.approx(refusal_score(logits[row], (3, 7)))
+        assert float(kl_divergence(logits, other)[row]) == pytest.approx(kl(logits[row], other[row]))
+    assert float(kl_divergence(logits, logits).abs().max()) == 0.0
+    certain = torch.zeros(1, 30)
+    certain[0, 3] = 200.0
+    assert torch.isfinite(refusal_scores(certain, (3,))).all()
+    assert torch.isfinite(refusal_scores(certain, (4,))).all()
+
+
+def test_separation_is_one_half_for_noise_and_one_for_a_gap() -> None:
+    x = torch.randn(200, 8, generator=torch.Generator().manual_seed(0))
+    v = torch.zeros(8)
+    assert separation(x[:100], x[100:], v) != separation(x[:100], x[100:], v)
+    v[2] = 1.0
+    assert separation(x[:100], x[100:], v) == pytest.approx(0.5, abs=0.1)
+    assert separation(x[:100] + 10 * v, x[100:], v) == 1.0
+    assert separation(x[:100] + 10 * v, x[100:], -v) == 0.0
+
+
+def test_refusal_tokens_are_those_that_harmful_prompts_make_likelier() -> None:
+    harmful, harmless = torch.zeros(5, 20), torch.zeros(5, 20)
+    harmful[:, 4] = 5.0
+    harmful[:, 11] = 4.0
+    harmless[:, 2] = 5.0
+    found = derive_refusal_tokens(harmful, harmless, decode=str)
+    assert found.ids == (4, 11)
+    assert found.texts == ("4", "11")
+    nothing = derive_refusal_tokens(harmless, harmless, decode=str)
+    assert len(nothing.ids) == 1
+
+
+def test_openings_are_counted_among_own_refusals() -> None:
+    refusals = [[4, 1], [4, 2], [4], [7, 1], [9, 2], *[[4]] * 15]
+    found = openings_of(refusals, decode=str)
+    assert found is not None
+    assert found.ids == (4,)
+    assert found.weight == (0.9,)
+    both = openings_of([[4], [7], [7]], decode=str)
+    assert both is not None
+    assert both.ids == (7, 4)
+    assert openings_of([[4], [4], []], decode=str) is None
+
+
+def test_named_refusal_tokens(tiny: Callable[..., Any]) -> None:
+    model = tiny("llama")
+    found = named_refusal_tokens(model, ["sorry", "no"])
+    assert model.tokenizer.convert_ids_to_tokens(list(found.ids)) == ["sorry", "no"]
+    with pytest.raises(MechsafetyError, match="at least one token"):
+        named_refusal_tokens(model, [" "])
+
+
+def test_prompts_treated_against_their_label_are_left_out_only_where_enough_remain(
+    tiny: Callable[..., Any],
+) -> None:
+    model = tiny("llama")
+    prompts = small_prompts(20).validation
+    swept = sweep(model, directions_of(model), prompts, layers=[1])
+    assert 8 <= swept.n_harmful <= 20
+    assert swept.base_harmful > 0 or swept.n_harmful == 20
+
+
+def test_zero_vectors_score_nan(tiny: Callable[..., Any]) -> None:
+    model = tiny("llama")
+    found = directions_of(model)
+    vectors = found.vectors.clone()
+    vectors[0, 2] = 0
+    swept = sweep(model, Directions(**{**vars(found), "vectors": vectors}), small_prompts().validation)
+    row = swept.table.set_index("layer").loc[2]
+    assert row[["auroc", "bypass", "induce", "kl"]].isna().all()
+    assert swept.table.set_index("layer").loc[1].notna().all()
+
+
+def test_every_post_instruction_position_is_scored(tiny: Callable[..., Any]) -> None:
+    model = tiny("llama")
+    swept = sweep(model, directions_of(model, positions=(-2, -1)), small_prompts().validation, layers=[0, 3])
+    assert swept.table[["position", "layer"]].to_numpy().tolist() == [[-2, 0], [-2, 3], [-1, 0], [-1, 3]]
+
+
+def test_directions_of_other_weights_or_shapes_are_refused(tiny: Callable[..., Any]) -> None:
+    found = directions_of(tiny("llama"))
+    with pytest.raises(MechsafetyError, match="weights differ"):
+        sweep(tiny("llama", seed=1), found, small_prompts().validation)
+    narrow = Directions(**{**vars(found), "vectors": found.vectors[..., :16]})
+    with pytest.raises(MechsafetyError, match="do not fit"):
+        sweep(tiny("llama"), narrow, small_prompts().validation)
+    with pytest.raises(MechsafetyError, match="among these 6 none is harmless"):
+        sweep(tiny("llama"), found, small_prompts().validation.harmful)
+    with pytest.raises(MechsafetyError, match="no validation prompts"):
+        sweep(tiny("llama"), found, PromptSet(()))
+    with pytest.raises(MechsafetyError, match="layers 5, 7 do not exist: this model's are 0 to 4"):
+        sweep(tiny("llama"), found, small_prompts().validation, layers=[1, 5, 7])
