@@ -171,7 +171,8 @@ def _sweep(
         "doses": tuple(_DOSES) if "all" in doses else tuple(dict.fromkeys(doses)),
     }
     from mechsafety.experiments.published import write_run_page
-    from mechsafety.experiments.sweep.work import SweepConfig, run_sweep
+    from mechsafety.experiments.sweep.config import SweepConfig
+    from mechsafety.experiments.sweep.work import run_sweep
     from mechsafety.runs.folder import read_run
 
     result = run_sweep(

@@ -68,7 +68,8 @@ def _generate(
     "ablate(directions.safetensors, layer=22, alpha=0.5)", "ablate(random, seed=1)". An interrupted run goes on
     when the same command runs again.
     """
-    from mechsafety.experiments.generation.work import GenerationConfig, run_generation
+    from mechsafety.experiments.generation.config import GenerationConfig
+    from mechsafety.experiments.generation.work import run_generation
 
     fields = {k: v for k, v in given.items() if v is not None} | {"model": model}
     folder = out or Path("runs") / "generate"

@@ -57,7 +57,8 @@ def _robustness(model: str, out: Path | None, allow_other_versions: bool, **give
     searched on fit prompts and tried on report prompts; they stay in the run folder. Success is coherent compliance;
     the published metric, which also counts garbage, stands beside it.
     """
-    from mechsafety.experiments.robustness.work import RobustnessConfig, run_robustness
+    from mechsafety.experiments.robustness.config import RobustnessConfig
+    from mechsafety.experiments.robustness.work import run_robustness
 
     fields = {k: v for k, v in given.items() if v is not None} | {"model": model}
     found = run_robustness(

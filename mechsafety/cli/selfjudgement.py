@@ -61,8 +61,9 @@ def _selfjudge(
     the question reversed, the answer N/A. An interrupted run goes on when the same command runs again.
     """
     from mechsafety.experiments.published import publish
+    from mechsafety.experiments.selfjudgement.config import SelfJudgeConfig
     from mechsafety.experiments.selfjudgement.page import findings
-    from mechsafety.experiments.selfjudgement.work import SelfJudgeConfig, run_selfjudge
+    from mechsafety.experiments.selfjudgement.work import run_selfjudge
     from mechsafety.runs.folder import read_run
 
     fields = {

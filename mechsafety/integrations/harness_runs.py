@@ -8,15 +8,15 @@ from difflib import get_close_matches
 from html import escape
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from mechsafety.core.days import Day
 from mechsafety.core.errors import MechsafetyError, needs
 from mechsafety.edits.expressions import read_expression
 from mechsafety.edits.interventions import Edit, digest, require_fits
+from mechsafety.experiments.config import ModelConfig
 from mechsafety.integrations.harness import DEFAULT_BATCH, EditedLM
 from mechsafety.models.loading import load_model
 from mechsafety.models.provenance import of_files, of_models
@@ -111,10 +111,8 @@ def evaluate(
     return Evaluation(table=pd.DataFrame(_rows(lm.name, results), columns=_COLUMNS), record=record)
 
 
-class EvaluationConfig(BaseModel):
+class EvaluationConfig(ModelConfig):
     """What one evaluation does; a part of its manifest."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: str
     tasks: tuple[str, ...] = Field(min_length=1)
@@ -125,11 +123,6 @@ class EvaluationConfig(BaseModel):
     chat: bool = False
     system: str | None = None
     batch_size: int = Field(default=DEFAULT_BATCH, ge=1)
-    seed: int = Field(default=0, ge=0)
-    template: str | None = None
-    date: Day | None = None
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    device: str = "auto"
 
 
 def run_evaluation(

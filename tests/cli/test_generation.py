@@ -15,7 +15,8 @@ import pytest
 
 from mechsafety.directions.activations import residual_stream
 from mechsafety.directions.direction import find_directions
-from mechsafety.experiments.generation.work import GenerationConfig, run_generation
+from mechsafety.experiments.generation.config import GenerationConfig
+from mechsafety.experiments.generation.work import run_generation
 from mechsafety.generation import resumable as resumable_generation
 from mechsafety.prompts.prompt_set import PromptSet
 from mechsafety.runs.folder import neutralised, read_run

@@ -14,8 +14,9 @@ import pytest
 
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.experiments.selfjudgement import work as selfjudge_runs
+from mechsafety.experiments.selfjudgement.config import SelfJudgeConfig
 from mechsafety.experiments.selfjudgement.page import figures_of, findings, page_of
-from mechsafety.experiments.selfjudgement.work import SelfJudgeConfig, run_selfjudge
+from mechsafety.experiments.selfjudgement.work import run_selfjudge
 from mechsafety.experiments.study.config import StudyConfig
 from mechsafety.experiments.study.work import run_study
 from mechsafety.runs.folder import RunFolder, open_run, read_run

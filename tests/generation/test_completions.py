@@ -13,7 +13,8 @@ import torch
 
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.edits.interventions import Ablate, Add, Edit, Orthogonalise
-from mechsafety.experiments.generation.work import GenerationConfig, run_generation
+from mechsafety.experiments.generation.config import GenerationConfig
+from mechsafety.experiments.generation.work import run_generation
 from mechsafety.generation import completions as generation
 from mechsafety.generation.completions import (
     Completion,

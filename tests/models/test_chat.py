@@ -16,7 +16,8 @@ import torch
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.directions.activations import residual_stream
 from mechsafety.directions.direction import find_directions
-from mechsafety.experiments.generation.work import GenerationConfig, run_generation
+from mechsafety.experiments.generation.config import GenerationConfig
+from mechsafety.experiments.generation.work import run_generation
 from mechsafety.generation.completions import generate
 from mechsafety.judges.logit import LogitJudge
 from mechsafety.models import chat as tokens

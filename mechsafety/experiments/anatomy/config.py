@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, field_validator, model_validator
+from pydantic import Field, FiniteFloat, field_validator, model_validator
 
 from mechsafety.anatomy.interpolation import ALPHAS
 from mechsafety.anatomy.reversal import RANKS
-from mechsafety.core.days import Day
+from mechsafety.experiments.config import ModelConfig
 
 Part = Literal["clusters", "weights", "sensitivity", "interpolation", "reversal", "links"]
 PARTS: tuple[Part, ...] = get_args(Part)
@@ -49,7 +49,7 @@ def _whole_base(given: dict[str, Any]) -> str:
     return f"fluent:{given['base']}"
 
 
-class AnatomyConfig(BaseModel):
+class AnatomyConfig(ModelConfig):
     """What one run does; a part of its manifest.
 
     ``limit`` takes at most so many prompts of each label in each split, and of each family of attacks. ``maps`` are the
@@ -57,8 +57,6 @@ class AnatomyConfig(BaseModel):
     map of the blocks; other parts look at all. The default ``judge`` is ``fluent:BASE``, which tells the word salad of
     a model that was moved too far from an answer.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     base: str
     tuned: str
@@ -72,11 +70,6 @@ class AnatomyConfig(BaseModel):
     max_new_tokens: int = Field(default=32, ge=1)
     alphas: tuple[FiniteFloat, ...] = Field(default=ALPHAS, min_length=1)
     ranks: tuple[int, ...] = RANKS
-    template: str | None = None
-    date: Day | None = None
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    device: str = "auto"
-    seed: int = Field(default=0, ge=0)
 
     @field_validator("parts")
     @classmethod

@@ -7,22 +7,21 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, Field
 
-from mechsafety.core.days import Day
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.edits.expressions import read_expression
 from mechsafety.edits.files import require_edit_path, save_edit
 from mechsafety.edits.interventions import baked, digest, require_fits
-from mechsafety.generation.completions import DEFAULT_BATCH, Sampling, overridden_defaults
+from mechsafety.experiments.generation.config import GenerationConfig
+from mechsafety.generation.completions import Sampling, overridden_defaults
 from mechsafety.generation.resumable import resumable_responses
 from mechsafety.models.loading import load_model, load_record
 from mechsafety.models.provenance import of_models
 from mechsafety.prompts.fed import fed, fed_record
-from mechsafety.prompts.prompt_set import Split, load_prompts
+from mechsafety.prompts.prompt_set import load_prompts
 from mechsafety.prompts.splits import record_repeated
 from mechsafety.runs.folder import open_run, pinned_date, record_date
 
@@ -37,30 +36,6 @@ _COLUMNS = [
     "n_prompt_tokens",
     "n_tokens",
 ]
-
-
-class GenerationConfig(BaseModel):
-    """What one generation run does; a part of its manifest."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    model: str
-    prompts: str = "default"
-    split: Split = "report"
-    limit: int | None = Field(default=None, ge=1)
-    edit: str | None = None
-    baked: bool = False
-    max_new_tokens: int = Field(default=64, ge=1)
-    batch_size: int = Field(default=DEFAULT_BATCH, ge=1)
-    temperature: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    top_p: float = Field(default=1.0, gt=0, le=1)
-    template: str | None = None
-    date: Day | None = None
-    truncate_prompts: bool = False
-    escape_control_tokens: bool = False
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    device: str = "auto"
-    seed: int = Field(default=0, ge=0)
 
 
 @dataclass(frozen=True, kw_only=True)

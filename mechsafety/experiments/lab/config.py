@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
+from mechsafety.experiments.config import Config
 from mechsafety.lab.mixtures import Tuning
 from mechsafety.lab.presets import preset
 
@@ -13,10 +14,8 @@ BASE = "base"
 """What the pretrained model is called in tables and folders."""
 
 
-class LabConfig(BaseModel):
+class LabConfig(Config):
     """One run of the lab; a part of its manifest. Each seed is a world, a model and a training of its own."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     preset: str = "tiny"
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)

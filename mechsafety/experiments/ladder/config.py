@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from mechsafety.anatomy.links import LINK_COLUMNS
 from mechsafety.anatomy.readings import OUTCOME_COLUMNS
-from mechsafety.core.days import Day
+from mechsafety.experiments.config import ModelConfig
 
 Kind = Literal["unedited", "refusal", "random"]
 """The system as it is, without directions of its refusal subspace, and without as many random ones."""
@@ -43,15 +43,13 @@ RANK_COLUMNS = ("system", "layer", "index", "auroc", "auroc_low", "auroc_high", 
 SYSTEM_LINK_COLUMNS = ("system", *LINK_COLUMNS)
 
 
-class LadderConfig(BaseModel):
+class LadderConfig(ModelConfig):
     """What one run does; a part of its manifest.
 
     ``counts`` are the numbers of directions that are removed. ``limit`` takes at most so many report prompts of each
     label, and so many harmful validation prompts to choose a layer by; ``compare_limit`` so many prompts of each label
     for the comparison of systems. ``beside`` are folders of other finished ladders that the report tells as well.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     systems: tuple[str, ...]
     base: str | None = None
@@ -63,11 +61,6 @@ class LadderConfig(BaseModel):
     compare_limit: int = Field(default=32, ge=4)
     beside: tuple[str, ...] = ()
     regions: str | None = None
-    template: str | None = None
-    date: Day | None = None
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    device: str = "auto"
-    seed: int = Field(default=0, ge=0)
 
     @model_validator(mode="after")
     def _check(self) -> LadderConfig:

@@ -6,16 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from mechsafety.core.days import Day
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.edits.expressions import read_expression
 from mechsafety.edits.interventions import Edit, digest, require_fits
 from mechsafety.experiments.records import record_fed, record_shared_tokens
+from mechsafety.experiments.robustness.config import RobustnessConfig
 from mechsafety.judges.fluent import FluentJudge
 from mechsafety.models.loading import load_model, load_record
 from mechsafety.models.provenance import of_models
@@ -38,34 +37,6 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 Say = Callable[[str], None]
-
-
-class RobustnessConfig(BaseModel):
-    """What one run does; a part of its manifest."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    model: str
-    edit: str | None = None
-    attacks: tuple[Attack, ...] = Field(default=("vanilla", "decoding"), min_length=1)
-    prompts: str = "default"
-    limit: int | None = Field(default=None, ge=1)
-    samples: int = Field(default=5, ge=1)
-    temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
-    max_new_tokens: int = Field(default=64, ge=1)
-    suffixes: int = Field(default=3, ge=1)
-    suffix_steps: int = Field(default=100, ge=1)
-    suffix_width: int = Field(default=128, ge=1)
-    template: str | None = None
-    date: Day | None = None
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    device: str = "auto"
-    seed: int = Field(default=0, ge=0)
-
-    @field_validator("attacks")
-    @classmethod
-    def _once(cls, attacks: tuple[Attack, ...]) -> tuple[Attack, ...]:
-        return tuple(dict.fromkeys(attacks))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,20 +12,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, Field
 
 from mechsafety.annotation.labels import responses_sha256
-from mechsafety.core.days import Day
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.edits.interventions import Edit, digest
+from mechsafety.experiments.selfjudgement.config import SelfJudgeConfig
 from mechsafety.experiments.selfjudgement.tables import calibration, two_by_two
 from mechsafety.experiments.study.config import StudyConfig
 from mechsafety.experiments.study.results import measured_systems
 from mechsafety.experiments.study.work import edit_of
-from mechsafety.judges.selfjudgement import FORMS, Exchange, Form, ask_logits, ask_words
+from mechsafety.judges.selfjudgement import FORMS, Exchange, ask_logits, ask_words
 from mechsafety.models.loading import load_model, load_record
 from mechsafety.models.provenance import of_models
 from mechsafety.runs.folder import (
@@ -43,21 +42,6 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 Say = Callable[[str], None]
-
-
-class SelfJudgeConfig(BaseModel):
-    """What one run of self-judgement does; a part of its manifest. Empty fields are the study's."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    study: Path
-    systems: tuple[str, ...] = ()
-    limit: int | None = Field(default=None, ge=1)
-    forms: tuple[Form, ...] = Field(default=FORMS, min_length=1)
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = None
-    device: str | None = None
-    date: Day | None = None
-    seed: int | None = Field(default=None, ge=0)
 
 
 @dataclass(frozen=True, kw_only=True)

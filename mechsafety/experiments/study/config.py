@@ -3,33 +3,30 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator
 from pydantic_core import PydanticCustomError
 
-from mechsafety.core.days import Day
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.places import configs_folder
 from mechsafety.directions.direction import Centring, Method
 from mechsafety.edits.recipes import RecipeName
+from mechsafety.experiments.config import Config, ModelConfig
 from mechsafety.judges.endpoint import parse
 from mechsafety.sweeps.selection import RULES
 
 
-class SamplingConfig(BaseModel):
+class SamplingConfig(Config):
     """Temperature and nucleus; greedy decoding when the study has none."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     top_p: float = Field(default=1.0, gt=0, le=1)
 
 
-class StudyConfig(BaseModel):
+class StudyConfig(ModelConfig):
     """Systems x prompts x judges. Every field has a comment in ``mechsafety study --print-config``."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     systems: tuple[str, ...] = Field(
         default=("smollm2-135m", "smollm2-135m+refusals"),
@@ -70,24 +67,12 @@ class StudyConfig(BaseModel):
         default=True,
         description="judge degeneracy also by the response's likelihood under the unedited model",
     )
-    template: str | None = Field(
-        default=None, description="plain, or a Jinja file; the models' own when empty"
-    )
-    date: Day | None = Field(
-        default=None,
-        description="the day that templates with a date are rendered for; the day the run began when empty",
-    )
     truncate_prompts: bool = Field(
         default=False, description="cut prompts that do not fit in the model's window at their end"
     )
     escape_control_tokens: bool = Field(
         default=False, description="break the model's control tokens in prompts by a blank"
     )
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        default="auto", description="auto: bfloat16 where it is native, else float32"
-    )
-    device: str = Field(default="auto", description="auto, cpu, cuda, ...")
-    seed: int = Field(default=0, ge=0, description="every draw depends on it")
 
     @field_validator("systems", "judges")
     @classmethod

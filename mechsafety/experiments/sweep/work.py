@@ -13,18 +13,17 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, Field
 
-from mechsafety.core.days import Day
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.directions.activations import ResidualCache, residual_stream
 from mechsafety.directions.direction import Directions, find_directions, save_directions
-from mechsafety.directions.estimators import Centring, Method, refusal_subspace
+from mechsafety.directions.estimators import Method, refusal_subspace
 from mechsafety.edits.files import save_edit
 from mechsafety.edits.interventions import Ablate, digest
+from mechsafety.experiments.sweep.config import SweepConfig
 from mechsafety.generation.completions import overridden_defaults
 from mechsafety.models.chat import post_instruction_positions
 from mechsafety.models.loading import load_model, load_record
@@ -34,7 +33,7 @@ from mechsafety.prompts.fed import fed, fed_record, require_all_fit
 from mechsafety.prompts.prompt_set import PromptSet, load_prompts
 from mechsafety.prompts.splits import record_repeated, require_splits
 from mechsafety.runs.folder import Journal, Provenance, RunFolder, open_run, pinned_date, record_date
-from mechsafety.sweeps.doses import Family, dose_curves, plan_doses
+from mechsafety.sweeps.doses import dose_curves, plan_doses
 from mechsafety.sweeps.layer_profile import logit_lens, profile_layers
 from mechsafety.sweeps.openings import ANSWER_TOKENS, own_refusal_tokens
 from mechsafety.sweeps.refusal_scores import RefusalTokens, named_refusal_tokens
@@ -46,34 +45,6 @@ if TYPE_CHECKING:
 
 Say = Callable[[str], None]
 _DIRECTIONS_IN_CURVES = 8
-
-
-class SweepConfig(BaseModel):
-    """What one sweep does; a part of the run's manifest."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    model: str
-    prompts: str = "default"
-    methods: tuple[Method, ...] = Field(default=("mean_difference",), min_length=1)
-    centring: Centring = "pooled"
-    positions: tuple[int, ...] | Literal["last", "post"] = "post"
-    layers: tuple[int, ...] | None = None
-    fit: int = Field(default=128, ge=2)
-    validation: int = Field(default=32, ge=2)
-    refusal_tokens: tuple[str, ...] | None = None
-    rule: str = "auto"
-    doses: tuple[Family, ...] = ()
-    dose_prompts: int = Field(default=20, ge=1)
-    max_new_tokens: int = Field(default=32, ge=1)
-    resamples: int = Field(default=200, ge=1)
-    template: str | None = None
-    date: Day | None = None
-    truncate_prompts: bool = False
-    escape_control_tokens: bool = False
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    device: str = "auto"
-    seed: int = Field(default=0, ge=0)
 
 
 @dataclass(frozen=True, kw_only=True)
