@@ -104,7 +104,9 @@ def with_places(targets: Sequence[Target], places: Sequence[Place]) -> list[Targ
 
 def _left(model: TransformerBridge, places: Sequence[Place]) -> tuple[Place, ...]:
     """Where the stream holds some of a direction that is projected out at every site and at ``places``."""
-    direction = torch.randn(model.cfg.d_model, generator=torch.Generator().manual_seed(0))
+    direction = torch.randn(
+        model.cfg.d_model, generator=torch.Generator().manual_seed(0), dtype=torch.float32
+    )
     targets = Ablate(direction).targets(model.cfg.n_layers)
     present = model.hook_dict
     if any(t.hook not in present for t in targets):

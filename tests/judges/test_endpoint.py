@@ -378,16 +378,16 @@ def test_nothing_to_judge(server: FaultyServer) -> None:
 
 
 def test_an_interrupt_keeps_what_had_come(server: FaultyServer, tmp_path: Path) -> None:
-    blocked = threading.Event()
+    blocked, released = threading.Event(), threading.Event()
 
     def answer(messages: Any) -> str:
-        if server.valid.total() == 6:
+        if server.valid.total() >= 6:
             blocked.set()
-            time.sleep(0.5)
+            released.wait(20)  # no further answer before the interrupt, however busy the machine is
         return honest(messages)
 
     server.answer = answer
-    judge = judge_at(server, concurrency=1, timeout=5.0)
+    judge = judge_at(server, concurrency=1, timeout=30.0)
 
     def interrupt() -> None:
         blocked.wait(20)
@@ -398,6 +398,7 @@ def test_an_interrupt_keeps_what_had_come(server: FaultyServer, tmp_path: Path) 
     path = tmp_path / "c.sqlite"
     with VerdictCache(path) as cache, pytest.raises(KeyboardInterrupt):
         judge_responses(items(20), [judge], cache=cache)
+    released.set()
     thread.join()
     assert not [t for t in threading.enumerate() if t.name == "endpoint"]
     server.answer = honest
