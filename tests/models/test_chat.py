@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from mechsafety.core.days import today
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.directions.activations import residual_stream
 from mechsafety.directions.direction import find_directions
@@ -238,7 +239,7 @@ IN_A_MACRO = "{% macro day() %}{{ strftime_now('%Y') }}{% endmacro %}{{ day() }}
 def test_a_dated_template_renders_as_transformers_renders_it(tmp_path: Path, template: str) -> None:
     tokenizer = save_kind(tmp_path, KINDS["no BOS"], template=template)
     expected = tokenizer.apply_chat_template(ASKED, tokenize=False, add_generation_prompt=True)
-    assert rendering.rendered(tokenizer, ASKED, day=rendering.today()) == expected
+    assert rendering.rendered(tokenizer, ASKED, day=today()) == expected
     assert rendering.rendered(tokenizer, ASKED, day="2001-02-03") != expected
     assert rendering.writes_the_day(tokenizer)
 
@@ -290,9 +291,9 @@ def test_a_model_that_the_user_booted_keeps_the_day_of_its_first_use(
     kind_folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = booted(kind_folder("no BOS", DATED))
-    monkeypatch.setattr(rendering, "today", lambda: "2001-02-03")
+    monkeypatch.setattr("mechsafety.models.chat.today", lambda: "2001-02-03")
     first = render_chat(model, ASKED)
-    monkeypatch.setattr(rendering, "today", lambda: "2001-02-04")
+    monkeypatch.setattr("mechsafety.models.chat.today", lambda: "2001-02-04")
     assert render_chat(model, ASKED) == first
     assert ": 3 Feb 2001" in first
 
