@@ -16,13 +16,11 @@ test: .venv/installed-dev
 # handed to. Left out are those that ask no model anything (statistics, judges' rules, pages, run folders), and
 # those that load their models through the same load_model() once more (commands, studies, reports, notebooks). Two
 # tests count the parameters of a bridge, to which 3.9 adds an unembedding bias of zeros.
-TL3_TESTS := hooked_transformer user_hooks models interventions activations directions generation scoring \
-    sweeps doses layer_profile selfjudge logit tuning tokens turn_ends answers refusal_scores batched_alone_hooked \
-    weight_forms_hooked own_hooked own_fingerprints
+TL3_TESTS := models directions edits generation sweeps tuning judges/test_logit.py judges/test_selfjudgement.py
 TL3_NOT := test_twin_shares_every_parameter_and_adds_none or test_adapter_is_merged
 
 test-tl3: .venv-tl3/installed
-	.venv-tl3/bin/python -m pytest -n 2 --dist loadfile -k 'not ($(TL3_NOT))' $(TL3_TESTS:%=tests/test_%.py)
+	.venv-tl3/bin/python -m pytest -n 2 --dist loadfile -k 'not ($(TL3_NOT))' $(TL3_TESTS:%=tests/%)
 
 check: .venv/installed-dev
 	$(BIN)/ruff format --check .
