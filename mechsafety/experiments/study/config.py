@@ -130,7 +130,7 @@ def load_config(source: str | None, overrides: dict[str, Any] | None = None) -> 
         )
         known = ""
         if any(e["type"] == "extra_forbidden" for e in error.errors()):
-            known = f". Keys are {', '.join(StudyConfig.model_fields)}"
+            known = f". Keys are {', '.join(_keys())}"
         raise MechsafetyError(f"{where}: {problems}{known}") from None
 
 
@@ -141,11 +141,16 @@ def presets() -> list[str]:
 def commented_yaml(config: StudyConfig) -> str:
     """The configuration as YAML with each field's comment."""
     lines = ["# A mechsafety study. Run it with: mechsafety study FILE.yaml --out runs/NAME"]
-    for name, field in StudyConfig.model_fields.items():
-        value = config.model_dump(mode="json")[name]
-        body = yaml.safe_dump({name: value}, sort_keys=False, default_flow_style=False).rstrip()
-        lines += ["", f"# {field.description}", body]
+    values = config.model_dump(mode="json")
+    for name in _keys():
+        body = yaml.safe_dump({name: values[name]}, sort_keys=False, default_flow_style=False).rstrip()
+        lines += ["", f"# {StudyConfig.model_fields[name].description}", body]
     return "\n".join(lines) + "\n"
+
+
+def _keys() -> list[str]:
+    """The study's own fields, then those that every experiment with models has."""
+    return sorted(StudyConfig.model_fields, key=lambda name: name in ModelConfig.model_fields)
 
 
 def _got(value: object) -> str:
