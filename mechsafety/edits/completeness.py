@@ -40,8 +40,8 @@ def written_past_hooks(model: TransformerBridge) -> tuple[Place, ...]:
     """
     if is_hooked_transformer(model):  # its blocks write by attn_out and mlp_out, by construction
         return ()
-    leaking = _before_norms(model, _leaking(model))
-    if leaking and (still := _before_norms(model, _left(model, leaking))):
+    leaking = _before_norms(model, _found(model, ()))
+    if leaking and (still := _before_norms(model, _found(model, leaking))):
         raise MechsafetyError(
             f"{architecture(model)} writes to the residual stream past every hook point that it has (a "
             f"direction that is projected out everywhere is back at {still[0][1]} of block {still[0][0]}): an "
@@ -58,12 +58,11 @@ def left_by_partial(model: TransformerBridge, edit: Any) -> tuple[str, ...]:
     if is_hooked_transformer(model) or not set(EVERYWHERE) <= set(getattr(edit, "sites", ())):
         return ()  # an edit of single sites leaves what the others write, as it says
     layers = set(layers_of(edit.layers, model.cfg.n_layers))
-    within = {
-        (layer, "resid_post") for layer in layers if layer + 1 in layers
-    }  # cleaned by the next block's input
+    # What stands after a block is cleaned at the next one's input.
+    within = {(layer, "resid_post") for layer in layers if layer + 1 in layers}
     return tuple(
         f"blocks.{layer}.hook_{site}"
-        for layer, site in _leaking(model)
+        for layer, site in _found(model, ())
         if layer in layers and (layer, site) not in within
     )
 
@@ -89,11 +88,12 @@ def _before_norms(model: TransformerBridge, places: Sequence[Place]) -> tuple[Pl
     return tuple(place for place in places if place[1] == "resid_mid" or place[0] == model.cfg.n_layers - 1)
 
 
-def _leaking(model: TransformerBridge) -> tuple[Place, ...]:
-    """Where a direction that is projected out at every site of :data:`EVERYWHERE` is back."""
-    if _FOUND not in model.__dict__:
-        model.__dict__[_FOUND] = _left(model, ())
-    return model.__dict__[_FOUND]
+def _found(model: TransformerBridge, places: tuple[Place, ...]) -> tuple[Place, ...]:
+    """:func:`_left`, measured once for a model: every edit asks."""
+    known: dict[tuple[Place, ...], tuple[Place, ...]] = model.__dict__.setdefault(_FOUND, {})
+    if places not in known:
+        known[places] = _left(model, places)
+    return known[places]
 
 
 def with_places(targets: Sequence[Target], places: Sequence[Place]) -> list[Target]:

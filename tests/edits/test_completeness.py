@@ -90,6 +90,18 @@ def test_a_partial_edit_says_what_it_leaves(tmp_path: Path, name: str) -> None:
     assert all(left[hook] > 1e-3 for hook in past)
 
 
+def test_a_model_is_measured_once_however_many_edits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = ms.load_model(str(save_architecture(tmp_path, "gemma4")), dtype="float32", device="cpu")
+    measured: list[Any] = []
+    left = completeness._left
+    monkeypatch.setattr(completeness, "_left", lambda m, places: measured.append(places) or left(m, places))
+    for edit in (ms.Ablate(VECTOR), ms.Ablate(VECTOR), ms.Ablate(VECTOR, layers=(1,))):
+        with edited(model, edit), torch.inference_mode():
+            model.original_model(input_ids=IDS)
+    assert len(measured) == 2  # with the sites alone, and with the places that these leave
+    assert measured[0] == () != measured[1]
+
+
 def test_half_precision_adds_no_place(tmp_path: Path) -> None:
     for name in ("llama", "mixtral", "gemma2"):
         model = ms.load_model(str(save_architecture(tmp_path / name, name)), dtype="bfloat16", device="cpu")
