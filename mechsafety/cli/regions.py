@@ -174,14 +174,15 @@ def _plan(config: Any) -> Shown:
 
 
 def _run(config: Any, folder: Path, study: Path | None, *, allow_other_versions: bool) -> Shown:
-    from mechsafety.experiments.base import load_run
+    from mechsafety.experiments.published import write_run_page
     from mechsafety.experiments.regions.experiment import run_regions, sweet_spot
+    from mechsafety.runs.folder import read_run
 
     result = run_regions(config, folder, say=say, allow_other_versions=allow_other_versions)
     say("figures and page")
     report = result.publish()
     if study is not None:
-        load_run(study).report()
+        write_run_page(read_run(study))
     sentences = result.findings()
     facts = {
         "run": str(result.path),

@@ -47,6 +47,8 @@ def save_figures(run: RunFolder, *, form: FigureFormat, out: Path | None = None)
 
 def publish(run: RunFolder) -> Path:
     """Write every figure of ``run`` as HTML, and its page, whose path is returned."""
+    if run_kind(run) in EXPERIMENTS:
+        return load_run(run.path).publish()
     save_figures(run, form="html")
     return write_run_page(run)
 

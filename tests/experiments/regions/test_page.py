@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from mechsafety.core.errors import MechsafetyError
-from mechsafety.experiments.base import load_run
+from mechsafety.experiments.base import Result, load_run
 from mechsafety.experiments.published import run_figures, save_figures, write_run_page
 from mechsafety.experiments.regions.findings import (
     Pooled,
@@ -26,6 +26,7 @@ from mechsafety.experiments.regions.page import region_chapters
 from mechsafety.experiments.study.page import write_report
 from mechsafety.runs.folder import RunFolder, open_run, read_run
 from tests import region_tables as made
+from tests.cli.test_base import succeed
 from tests.experiments.study.test_work import config, finished  # noqa: F401 - fixtures
 
 HOSTILE = "<script>document.title='taken over'</script>"
@@ -262,3 +263,15 @@ def test_a_damaged_run_is_named(study: RunFolder) -> None:
     (study.path / "regions" / "bad" / "manifest.json").write_text("{", encoding="utf-8")
     with pytest.raises(MechsafetyError, match="bad"):
         write_report(study)
+
+
+def test_the_command_writes_the_studys_report_again(
+    study: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measured(_: Any, out: Path, **__: Any) -> Result:
+        return load_run(write_regions(out, made.tables(layers=3), spot=made.SWEET_SPOT).path)
+
+    monkeypatch.setattr("mechsafety.experiments.regions.experiment.run_regions", measured)
+    (study.path / "report.html").unlink(missing_ok=True)
+    succeed("regions", "tiny+x", "--study", study.path)
+    assert made.SWEET_SPOT["setting"] in (study.path / "report.html").read_text(encoding="utf-8")
