@@ -207,7 +207,7 @@ def change_tables(
 
     ``relative_norm`` = ||dW||_F / ||W_base||_F. ``alignment_90`` is the root mean square of ||P_null u_j|| over the top
     ``directions`` left singular vectors: at most :data:`TOP`, and only those with sigma_j above the rounding of W
-    (:meth:`rounding`); NaN without any. ``chance_90`` = sqrt(null_rank_90 / d_out) is what unit vectors of
+    (:meth:`WeightChange.rounding`); NaN without any. ``chance_90`` = sqrt(null_rank_90 / d_out) is what unit vectors of
     any direction have, and what a random dW has up to sampling.
 
     With ``inputs`` (by model, ``random`` takes ``tuned``'s) and the group of each of their prompts, the spectrum has

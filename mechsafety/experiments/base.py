@@ -26,7 +26,7 @@ from mechsafety.experiments.config import Config, ModelConfig
 from mechsafety.experiments.records import record_fed
 from mechsafety.models.loading import load_model, load_record
 from mechsafety.models.provenance import of_models
-from mechsafety.pages.page import FORMATS, FigureFormat, Page, render_page, write_figures
+from mechsafety.pages.page import FigureFormat, Page, render_page, write_figures
 from mechsafety.prompts.fed import require_all_fit
 from mechsafety.prompts.prompt_set import PromptSet
 from mechsafety.prompts.splits import record_repeated
@@ -187,11 +187,11 @@ class Session:
 class Result:
     """A run of any experiment on disk: its tables, figures, findings and page.
 
-    ``mechsafety.load_run(path)`` opens one. Tables are read when they are first asked for.
+    :func:`load_run` opens one. Tables are read when they are first asked for.
 
     Example::
 
-        run = ms.load_run("runs/regions")
+        run = load_run("runs/regions")
         run.to_frame("tradeoff")
         run.figures()["region-tradeoff"].show()
     """
@@ -248,8 +248,6 @@ class Result:
 
     def save_figures(self, *, form: FigureFormat = "html", out: str | Path | None = None) -> list[Path]:
         """Write every figure into ``out`` (default: the run's ``figures``)."""
-        if form not in FORMATS:
-            raise MechsafetyError(f"figure format {form!r} is not one of {', '.join(FORMATS)}")
         return write_figures(
             self.figures(), Path(out) if out is not None else self.path / "figures", form=form
         )
@@ -327,7 +325,7 @@ def experiment_of(run: RunFolder) -> type[Experiment[Any]]:
     """The experiment that made ``run``. Raises :class:`MechsafetyError` for a kind that has none."""
     kind = str(run.manifest["config"].get("kind", "study"))
     if kind not in EXPERIMENTS:
-        raise MechsafetyError(f"run {str(run.path)!r} is of kind {kind!r}, which has no figures or report")
+        raise MechsafetyError(f"run {str(run.path)!r} is of kind {kind!r}, which load_run does not open")
     module, _, name = EXPERIMENTS[kind].partition(":")
     return getattr(importlib.import_module(f"mechsafety.experiments.{module}"), name)
 
@@ -339,7 +337,7 @@ def load_run(path: str | Path) -> Result:
 
     Example::
 
-        ms.load_run("runs/default").findings()
+        load_run("runs/regions").findings()
     """
     run = read_run(Path(path))
     return Result(run.path, experiment_of(run))

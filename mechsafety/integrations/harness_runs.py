@@ -138,7 +138,7 @@ def run_evaluation(
         raise MechsafetyError(f"task folder {config.task_folder!r} does not exist")
     manager = TaskManager(include_path=config.task_folder)
     _require_known(config.tasks, manager)
-    loading: dict[str, Any] = {"dtype": config.dtype, "device": config.device, "template": config.template}
+    loading = config.loading
     sources = of_models(config.model, **loading) | {"lm-eval": _tasks(config)}
     say(f"loading {config.model}")
     day = pinned_date(out, config.date)

@@ -102,7 +102,7 @@ def run_anatomy(
         "attacks_sha256": None if hostile is None else hostile.sha256(),
     }
     started = time.perf_counter()
-    sources = of_models(*config.models.values(), **_loading(config)) | _judge_sources(config)
+    sources = of_models(*config.models.values(), **config.loading) | _judge_sources(config)
     day = pinned_date(out, config.date)
     read = [(prompts, config.max_new_tokens), (PromptSet(tuple(attacks)), config.max_new_tokens)]
     require_all_fit(config.models.values(), read, template=config.template, date=day)
@@ -208,13 +208,9 @@ def _judge(config: AnatomyConfig, day: str) -> Judge:
     return load_judge(config.judge, models=model)
 
 
-def _loading(config: AnatomyConfig) -> dict[str, Any]:
-    return {"dtype": config.dtype, "device": config.device, "template": config.template}
-
-
 def _judge_loading(config: AnatomyConfig, spec: str) -> dict[str, Any]:
     """A judge's model is given the template of the pair only where it is one of them."""
-    return _loading(config) | ({} if spec in config.models.values() else {"template": None})
+    return config.loading | ({} if spec in config.models.values() else {"template": None})
 
 
 def _judge_sources(config: AnatomyConfig) -> dict[str, Provenance]:
@@ -227,7 +223,7 @@ def _pair(config: AnatomyConfig, day: str, say: Say) -> dict[Role, TransformerBr
     found: dict[Role, TransformerBridge] = {}
     for role, spec in config.models.items():
         say(f"loading {spec}")
-        found[role] = load_model(spec, **_loading(config), date=day)
+        found[role] = load_model(spec, **config.loading, date=day)
         if role != "base":
             require_pair(found["base"], found[role])
             weight_changes(found["base"], found[role])  # raises where no matrix differs

@@ -78,7 +78,7 @@ def run_generation(
     if config.limit is not None:
         prompts = prompts.sample(config.limit, seed=config.seed)
     asked = config.model_dump(mode="json") | {"kind": "generate", "prompts_sha256": prompts.sha256()}
-    loading: dict[str, Any] = {"dtype": config.dtype, "device": config.device, "template": config.template}
+    loading = config.loading
     sources = of_models(config.model, **loading)
     say(f"loading {config.model}")
     day = pinned_date(out, config.date)

@@ -21,7 +21,7 @@ from mechsafety.core.errors import MechsafetyError, NotFiniteError, RefusedRunEr
 from mechsafety.experiments.comparison.comparison import compare, read_comparison
 from mechsafety.experiments.ladder.config import COMPARE, TABLES, LadderConfig
 from mechsafety.experiments.ladder.links import files_read, read_regions
-from mechsafety.experiments.ladder.systems import FIT, LadderSetting, RungAware, loading_of
+from mechsafety.experiments.ladder.systems import FIT, LadderSetting, RungAware
 from mechsafety.experiments.ladder.work import LadderWork
 from mechsafety.judges.registry import judge_sources, load_judge
 from mechsafety.models.adapters import adapter_folder
@@ -175,7 +175,7 @@ def _require_model(spec: str) -> None:
 def _sources(config: LadderConfig, regions: RunFolder | None) -> dict[str, Provenance]:
     base = [] if config.base is None else [config.base]
     return (
-        of_models(*config.systems, *base, **loading_of(config))
+        of_models(*config.systems, *base, **config.loading)
         | judge_sources(config.judge, loading={"device": config.device})
         | ({} if regions is None else {"regions run": of_files(*files_read(regions))})
     )
@@ -215,7 +215,7 @@ def _compare(
             seed=config.seed,
             limit=config.compare_limit,
             k=max(1, min(_SUBSPACE, half - 1)),
-            **loading_of(config),
+            **config.loading,
             date=day,
             say=say,
             allow_other_versions=allow_other_versions,

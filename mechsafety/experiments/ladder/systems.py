@@ -66,11 +66,6 @@ class RungAware:
         return verdict
 
 
-def loading_of(config: LadderConfig) -> dict[str, Any]:
-    """How the systems are loaded."""
-    return {"dtype": config.dtype, "device": config.device, "template": config.template}
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LadderSetting:
     """What all systems of a ladder share: what is asked, where it is kept, prompts, judge and a regions run."""
@@ -108,7 +103,7 @@ class LadderSetting:
         return [(self.fit, 0), (self.validation, 0), (self.choice, more), (self.report, more)]
 
     def load(self, spec: str) -> TransformerBridge:
-        loading = loading_of(self.config)
+        loading = self.config.loading
         for name, made_from in of_models(spec, **loading).items():  # hours may lie since the run was opened
             self.run.require_source(name, made_from)
         return load_model(spec, **loading, date=self.day)

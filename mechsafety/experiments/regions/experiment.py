@@ -83,7 +83,11 @@ class Regions(Experiment[RegionsConfig]):
 
     @classmethod
     def read_tables(cls, run: RunFolder) -> dict[str, pd.DataFrame]:
-        return region_tables(run)
+        """The tables that the run has, by name; a text that is empty stays a text."""
+        return {
+            name: table.assign(**{c: table[c].fillna("").astype(str) for c in _TEXT if c in table})
+            for name, table in super().read_tables(run).items()
+        }
 
     @classmethod
     def figures(cls, result: Result) -> dict[str, go.Figure]:
@@ -110,17 +114,6 @@ def run_regions(
     does not refuse enough of the harmful ones, and whatever loading the model raises.
     """
     return run_experiment(Regions(config), out, say=say, allow_other_versions=allow_other_versions)
-
-
-def region_tables(run: RunFolder) -> dict[str, pd.DataFrame]:
-    """The tables that the run has, by name; a text that is empty stays a text."""
-    found = {
-        name: run.read_table(file) for name, file in Regions.tables.items() if (run.path / file).is_file()
-    }
-    return {
-        name: table.assign(**{c: table[c].fillna("").astype(str) for c in _TEXT if c in table})
-        for name, table in found.items()
-    }
 
 
 def sweet_spot(run: RunFolder) -> dict[str, Any] | None:

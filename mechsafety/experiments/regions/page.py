@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from mechsafety.experiments.base import Result
-from mechsafety.experiments.regions.experiment import model_name, model_of, region_tables, sweet_spot
+from mechsafety.experiments.regions.experiment import Regions, model_name, model_of, sweet_spot
 from mechsafety.experiments.regions.figures import region_figures
 from mechsafety.experiments.regions.findings import main_findings, region_findings
 from mechsafety.pages.page import Block, Page
@@ -154,7 +154,7 @@ def region_chapters(study: RunFolder) -> list[RegionChapter]:
 
 def _chapter(run: RunFolder, name: str) -> RegionChapter | None:
     # A run writes its tables when all are done.
-    tables = region_tables(run)
+    tables = Regions.read_tables(run)
     if not tables:
         return None
     spot = sweet_spot(run)

@@ -96,9 +96,7 @@ class RegionWork:
         config = self.config
         return load_model(
             config.model,
-            dtype=config.dtype,
-            device=config.device,
-            template=config.template,
+            **config.loading,
             date=day_of(self.model),
         )
 

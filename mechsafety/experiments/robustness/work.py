@@ -67,7 +67,7 @@ def run_robustness(
     every = load_prompts(config.prompts)
     prompts = _harmful(every, config)
     searched = _searched(every, config) if "suffix" in config.attacks else None
-    loading: dict[str, Any] = {"dtype": config.dtype, "device": config.device, "template": config.template}
+    loading = config.loading
     sources = of_models(config.model, **loading)
     day = pinned_date(out, config.date)
     read = [(prompts, config.max_new_tokens), *([(searched, 0)] if searched is not None else [])]

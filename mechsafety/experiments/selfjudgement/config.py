@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 from pydantic import Field
 
 from mechsafety.core.days import Day
-from mechsafety.experiments.config import Config
+from mechsafety.experiments.config import Config, Dtype
 from mechsafety.judges.selfjudgement import FORMS, Form
 
 
@@ -19,7 +18,7 @@ class SelfJudgeConfig(Config):
     systems: tuple[str, ...] = ()
     limit: int | None = Field(default=None, ge=1)
     forms: tuple[Form, ...] = Field(default=FORMS, min_length=1)
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = None
+    dtype: Dtype | None = None
     device: str | None = None
     date: Day | None = None
     seed: int | None = Field(default=None, ge=0)

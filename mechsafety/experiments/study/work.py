@@ -81,7 +81,7 @@ def run_study(
     started = time.perf_counter()
 
     def sources() -> dict[str, Provenance]:
-        loading = _loading(config)
+        loading = config.loading
         of_judges = [judge_sources(judge, loading=loading) for judge in config.judges]
         return dict(ChainMap(of_models(*config.systems, **loading), *of_judges))
 
@@ -105,10 +105,6 @@ def edit_of(run: RunFolder, config: StudyConfig, spec: str) -> Edit:
     selected = facts["selection"]
     direction = directions.at(layer=selected["layer"], position=selected["position"])
     return _recipe(config).build(direction, config.alpha, facts["model"]["n_layers"])
-
-
-def _loading(config: StudyConfig) -> dict[str, Any]:
-    return {"dtype": config.dtype, "device": config.device, "template": config.template}
 
 
 def _recipe(config: StudyConfig) -> Recipe:
@@ -141,9 +137,9 @@ class _Study:
         if spec not in self._models:
             judges = {j.partition(":")[2] for j in self.config.judges}
             self._models = {s: m for s, m in self._models.items() if s in judges}
-            for name, made_from in of_models(spec, **_loading(self.config)).items():
+            for name, made_from in of_models(spec, **self.config.loading).items():
                 self.run.require_source(name, made_from)  # hours may lie since the run was opened
-            self._models[spec] = load_model(spec, **_loading(self.config), date=self.day)
+            self._models[spec] = load_model(spec, **self.config.loading, date=self.day)
         return self._models[spec]
 
     def fed(self, spec: str) -> tuple[Fed, Fed]:
@@ -197,7 +193,7 @@ class _Study:
 
     def _circumstance(self, spec: str) -> dict[str, Any]:
         """What may change numbers and is no part of the configuration."""
-        (made_from,) = of_models(spec, **_loading(self.config)).values()
+        (made_from,) = of_models(spec, **self.config.loading).values()
         return {"versions": computing_versions(), **made_from.circumstance}
 
     def failure(self, spec: str) -> str | None:

@@ -79,7 +79,7 @@ def run_sweep(
     )
     asked = config.model_dump(mode="json") | {"kind": "sweep", "prompts_sha256": prompts.sha256()}
     started = time.perf_counter()
-    loading: dict[str, Any] = {"dtype": config.dtype, "device": config.device, "template": config.template}
+    loading = config.loading
 
     def sources() -> dict[str, Provenance]:
         return of_models(config.model, **loading)
