@@ -1,7 +1,7 @@
 """One skeleton for every experiment: check, open the run, work part by part, write tables, draw, report.
 
-An experiment is a folder with an :class:`Experiment` in its ``work.py`` and a line in :data:`EXPERIMENTS`. What it
-leaves in its run folder is a :class:`Result`, which :func:`load_run` opens again.
+An experiment is a folder with an :class:`Experiment` in its ``experiment.py`` and a line in :data:`EXPERIMENTS`. What
+it leaves in its run folder is a :class:`Result`, which :func:`load_run` opens again.
 """
 
 from __future__ import annotations
