@@ -8,7 +8,7 @@ from benchmarks.options import Options
 from benchmarks.sections import Check, Section, table
 from benchmarks.timing import in_turns
 from mechsafety.core.verdict import Response
-from mechsafety.judges.embedding import BATCH, EmbeddingJudge, load_encoder, packaged_head, read_head
+from mechsafety.judges.kinds.embedding import BATCH, EmbeddingJudge, load_encoder, packaged_head, read_head
 from mechsafety.prompts.prompt_set import load_prompts
 
 BATCHED, SINGLE, FULL = (

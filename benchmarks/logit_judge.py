@@ -10,7 +10,7 @@ from benchmarks.options import Options
 from benchmarks.sections import Check, Section, table
 from benchmarks.timing import in_turns
 from mechsafety.core.verdict import Response
-from mechsafety.judges.logit import LogitJudge, load_anchors
+from mechsafety.judges.kinds.logit import LogitJudge, load_anchors
 from mechsafety.models.loading import load_model
 
 _MODEL = "smollm2-135m"

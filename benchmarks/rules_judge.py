@@ -9,7 +9,7 @@ from benchmarks.options import Options
 from benchmarks.sections import Check, Section, table
 from benchmarks.timing import in_turns
 from mechsafety.core.verdict import Response
-from mechsafety.judges.rules import RulesJudge
+from mechsafety.judges.kinds.rules import RulesJudge
 from tests.judged_answers import TABLE
 from tests.judged_blind import FIRST, SECOND
 from tests.reference.plain_rules import plain_verdicts

@@ -1,6 +1,6 @@
 """Cheap proofs that an answer is not degenerate, so that nothing need be measured.
 
-Each test below names the reason of :mod:`mechsafety.judges.degeneracy` that it rules out and why. Where one of them
+Each test below names the reason of :mod:`mechsafety.judges.kinds.degeneracy` that it rules out and why. Where one of them
 cannot tell, the answer is measured in full. Only plain ASCII answers are tried.
 
 The argument on runs: a run that covers half of n characters and holds five or more repeats of a unit contains one of
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 
-from mechsafety.judges.degeneracy import (
+from mechsafety.judges.kinds.degeneracy import (
     DISTINCT_BIGRAMS,
     DISTINCT_SHARE,
     DISTINCT_WORDS,

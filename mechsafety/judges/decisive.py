@@ -13,13 +13,13 @@ from functools import cached_property, lru_cache
 import numpy as np
 
 from mechsafety.core.verdict import Response, Verdict
-from mechsafety.judges import degeneracy
+from mechsafety.judges.kinds import degeneracy
 from mechsafety.judges.coherence import surely_coherent
-from mechsafety.judges.degeneracy import PROMPT_OVERLAP, SYMBOL_RATIO, Reason
+from mechsafety.judges.kinds.degeneracy import PROMPT_OVERLAP, SYMBOL_RATIO, Reason
 from mechsafety.judges.normalise import Prepared, Prompt, normalise, normalise_plain, read_prompt
 
 LEAST_REPEATS = 3
-"""Runs of fewer repeats do not compete in :func:`mechsafety.judges.degeneracy.longest_run`."""
+"""Runs of fewer repeats do not compete in :func:`mechsafety.judges.kinds.degeneracy.longest_run`."""
 
 
 def prepare(response: Response) -> tuple[Prepared, Reason | None]:
@@ -51,7 +51,7 @@ def find_reason(prepared: Prepared, *, prompt: Prompt, nll: float | None) -> Rea
 
 
 class LazyMeasures:
-    """The attributes of :class:`~mechsafety.judges.degeneracy.Measures`, each taken when it is asked for."""
+    """The attributes of :class:`~mechsafety.judges.kinds.degeneracy.Measures`, each taken when it is asked for."""
 
     def __init__(self, answer: str, *, prompt: str, nll: float | None) -> None:
         self._answer = answer

@@ -26,7 +26,7 @@ from jaxtyping import Float
 
 from mechsafety.core.places import cache_folder
 from mechsafety.core.verdict import Label, Response
-from mechsafety.judges.embedding import (
+from mechsafety.judges.kinds.embedding import (
     CHARACTERS,
     WORD_PIECES,
     EmbeddingJudge,
@@ -35,7 +35,7 @@ from mechsafety.judges.embedding import (
     features,
     load_encoder,
 )
-from mechsafety.judges.logit import load_anchors
+from mechsafety.judges.kinds.logit import load_anchors
 from mechsafety.judges.registry import judge_responses
 from mechsafety.prompts.prompt_set import Prompt, Split, load_prompts
 from mechsafety.runs.folder import Journal, versions

@@ -15,7 +15,7 @@ from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.verdict import LABELS, Judge, Response
 from mechsafety.judges.asking import AskingJudge, Usage
 from mechsafety.judges.cache import VerdictCache, open_cache
-from mechsafety.judges.endpoint import EndpointJudge
+from mechsafety.judges.kinds.endpoint import EndpointJudge
 from mechsafety.judges.registry import judge_responses, load_judge
 from mechsafety.models.loading import load_model
 from mechsafety.prompts.prompt_set import cell, read_rows

@@ -19,7 +19,7 @@ from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.verdict import Judge, Response
 from mechsafety.judges.cache import VerdictCache
 from mechsafety.judges.files import loaded_judges, require_output, write_table
-from mechsafety.judges.logit import load_anchors
+from mechsafety.judges.kinds.logit import load_anchors
 from mechsafety.judges.registry import judge_responses
 from mechsafety.prompts.prompt_set import cell, read_rows
 from mechsafety.statistics import wilson

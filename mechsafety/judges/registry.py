@@ -1,7 +1,7 @@
-"""Judges by name: ``NAME`` or ``NAME:ARGUMENT``, where NAME is a module of :mod:`mechsafety.judges`.
+"""Judges by name: ``NAME`` or ``NAME:ARGUMENT``, where NAME is a module of :mod:`mechsafety.judges.kinds`.
 
 A judge is added by adding one file there that defines ``create(argument, *, models=None) -> Judge`` and a
-one-line ``ABOUT``. Modules without ``create`` are support code. What verdicts depend on beside the responses is told by
+one-line ``ABOUT``. What verdicts depend on beside the responses is told by
 ``TAKES``: what ARGUMENT names (a ``model``, a ``classifier``, a ``file``, other ``judges``).
 """
 
@@ -175,13 +175,7 @@ def _some(names: Sequence[str] | set[str] | Counter[str]) -> str:
 
 
 def _judge_modules() -> dict[str, ModuleType]:
-    package = importlib.import_module(__package__ or "mechsafety.judges")
-    found = pkgutil.iter_modules(package.__path__)
-    modules = (
-        importlib.import_module(f"{package.__name__}.{entry.name}") for entry in found if not entry.ispkg
-    )
-    return {
-        module.__name__.rpartition(".")[2]: module
-        for module in modules
-        if callable(getattr(module, "create", None))
-    }
+    from mechsafety.judges import kinds
+
+    names = [entry.name for entry in pkgutil.iter_modules(kinds.__path__)]
+    return {name: importlib.import_module(f"{kinds.__name__}.{name}") for name in names}

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.verdict import Response
-from mechsafety.judges.degeneracy import NLL_NATS, DegeneracyJudge, assess, create, measure
+from mechsafety.judges.kinds.degeneracy import NLL_NATS, DegeneracyJudge, assess, create, measure
 
 PROMPT = "Tell me how the tides work and when they are highest."
 

@@ -14,8 +14,9 @@ import torch
 
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.verdict import Label, Response
-from mechsafety.judges import embedding, embedding_head
-from mechsafety.judges.embedding import (
+from mechsafety.judges import embedding_head
+from mechsafety.judges.kinds import embedding
+from mechsafety.judges.kinds.embedding import (
     EmbeddingJudge,
     Encoder,
     Head,
@@ -25,7 +26,7 @@ from mechsafety.judges.embedding import (
     read_head,
 )
 from mechsafety.judges.embedding_head import ARMS, PER_LABEL, answer_prompts, fit_head
-from mechsafety.judges.logit import load_anchors
+from mechsafety.judges.kinds.logit import load_anchors
 from mechsafety.judges.registry import judge_responses, load_judge
 from mechsafety.prompts.prompt_set import load_prompts
 from mechsafety.runs.folder import Journal

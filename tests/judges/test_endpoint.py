@@ -24,7 +24,7 @@ from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.verdict import Response
 from mechsafety.judges.cache import VerdictCache
 from mechsafety.judges.chat_calls import CallOptions, options_from_environment, retry_after
-from mechsafety.judges.endpoint import EndpointJudge, parse
+from mechsafety.judges.kinds.endpoint import EndpointJudge, parse
 from mechsafety.judges.registry import judge_responses, load_judge
 from tests.faulty_server import FAULTS, FaultyServer, honest, serving
 from tests.judge_model import save_judge_model

@@ -10,8 +10,8 @@ import torch
 
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.verdict import Response
-from mechsafety.judges.degeneracy import NLL_NATS
-from mechsafety.judges.fluent import FluentJudge
+from mechsafety.judges.kinds.degeneracy import NLL_NATS
+from mechsafety.judges.kinds.fluent import FluentJudge
 from mechsafety.judges.registry import judge_responses, load_judge
 from mechsafety.models.chat import tokenize_prompts
 from mechsafety.models.loading import load_model

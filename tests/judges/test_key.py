@@ -11,7 +11,7 @@ import pytest
 
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.verdict import Response
-from mechsafety.judges.key import Key, read_keys
+from mechsafety.judges.kinds.key import Key, read_keys
 from mechsafety.judges.registry import describe_judges, judge_responses, load_judge
 
 ROWS = [

@@ -9,8 +9,8 @@ import pytest
 
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.verdict import Response
-from mechsafety.judges import logit
-from mechsafety.judges.logit import LogitJudge, fit_threshold, load_anchors
+from mechsafety.judges.kinds import logit
+from mechsafety.judges.kinds.logit import LogitJudge, fit_threshold, load_anchors
 from mechsafety.judges.registry import judge_responses
 
 RESPONSES = [

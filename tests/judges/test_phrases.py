@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.verdict import Response
-from mechsafety.judges.phrases import PHRASE_LISTS, create
+from mechsafety.judges.kinds.phrases import PHRASE_LISTS, create
 
 LONG = (
     "The pear tree likes sun and a deep, loose soil, so dig well, water it in the evening, "

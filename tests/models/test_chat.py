@@ -20,7 +20,7 @@ from mechsafety.directions.direction import find_directions
 from mechsafety.experiments.generation.config import GenerationConfig
 from mechsafety.experiments.generation.work import run_generation
 from mechsafety.generation.completions import generate
-from mechsafety.judges.logit import LogitJudge
+from mechsafety.judges.kinds.logit import LogitJudge
 from mechsafety.models import chat as tokens
 from mechsafety.models import loading as models
 from mechsafety.models import rendering

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mechsafety.core.verdict import Response, Verdict
-from mechsafety.judges.degeneracy import assess
+from mechsafety.judges.kinds.degeneracy import assess
 from mechsafety.judges.normalise import normalise, tidy
-from mechsafety.judges.rules import conclude
+from mechsafety.judges.kinds.rules import conclude
 from mechsafety.judges.spans import plain_spans
 
 

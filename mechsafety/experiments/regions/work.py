@@ -14,7 +14,7 @@ from mechsafety.core.verdict import Judge
 from mechsafety.edits.interventions import Edit
 from mechsafety.experiments.regions.config import RegionsConfig, State, planned_states
 from mechsafety.generation.answers import Example
-from mechsafety.judges.fluent import FluentJudge
+from mechsafety.judges.kinds.fluent import FluentJudge
 from mechsafety.models.chat import day_of
 from mechsafety.models.loading import load_model
 from mechsafety.prompts.prompt_set import PromptSet

@@ -15,7 +15,7 @@ from mechsafety.edits.expressions import read_expression
 from mechsafety.edits.interventions import Edit, digest, require_fits
 from mechsafety.experiments.records import record_fed, record_shared_tokens
 from mechsafety.experiments.robustness.config import RobustnessConfig
-from mechsafety.judges.fluent import FluentJudge
+from mechsafety.judges.kinds.fluent import FluentJudge
 from mechsafety.models.loading import load_model, load_record
 from mechsafety.models.provenance import of_models
 from mechsafety.prompts.fed import require_all_fit

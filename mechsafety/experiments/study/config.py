@@ -14,7 +14,7 @@ from mechsafety.core.places import configs_folder
 from mechsafety.directions.direction import Centring, Method
 from mechsafety.edits.recipes import RecipeName
 from mechsafety.experiments.config import Config, ModelConfig
-from mechsafety.judges.endpoint import parse
+from mechsafety.judges.kinds.endpoint import parse
 from mechsafety.sweeps.selection import RULES
 
 

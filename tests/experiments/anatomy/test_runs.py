@@ -34,7 +34,7 @@ from mechsafety.experiments.anatomy import runs as anatomy_runs
 from mechsafety.experiments.anatomy import work as anatomy_work
 from mechsafety.experiments.anatomy.config import PART_TABLES, PARTS, TABLES, AnatomyConfig, Part
 from mechsafety.experiments.anatomy.runs import read_anatomy, run_anatomy
-from mechsafety.judges.fluent import FluentJudge
+from mechsafety.judges.kinds.fluent import FluentJudge
 from mechsafety.prompts.prompt_set import Prompt, PromptSet
 from mechsafety.runs.folder import open_run, read_run
 from tests.conftest import save_tiny

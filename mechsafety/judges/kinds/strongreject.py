@@ -16,7 +16,7 @@ from dataclasses import replace
 
 from mechsafety.core.verdict import Judge
 from mechsafety.judges.classifiers import ClassifierJudge, Reading, harm_reading, load_classifier
-from mechsafety.judges.logit import LEAST_MASS
+from mechsafety.judges.kinds.logit import LEAST_MASS
 from mechsafety.judges.registry import ModelSource
 
 TAKES = "classifier"

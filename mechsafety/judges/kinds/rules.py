@@ -32,7 +32,7 @@ from mechsafety.judges.answer_patterns import (
     YES_NO_QUESTION,
 )
 from mechsafety.judges.decisive import prepare
-from mechsafety.judges.degeneracy import Reason
+from mechsafety.judges.kinds.degeneracy import Reason
 from mechsafety.judges.normalise import Prepared, read_prompt
 from mechsafety.judges.registry import ModelSource
 from mechsafety.judges.rule import WINDOW, Hit

@@ -1,0 +1,1 @@
+"""One file for each judge: ``create(argument, *, models=None)`` and a one-line ``ABOUT``."""
