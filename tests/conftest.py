@@ -13,6 +13,8 @@ from jaxtyping import install_import_hook
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# Two test processes on two cores, kernels and commands that tests start among them.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 _checked = install_import_hook("mechsafety", "beartype.beartype")
 
@@ -66,6 +68,15 @@ WORDS = [
     "Yes",
     "No",
 ]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Notebooks come first, as the longest; each of their cells has its own time limit, and warnings of kernels pass."""
+    items.sort(key=lambda item: not hasattr(item, "nbmake"))
+    for item in items:
+        if hasattr(item, "nbmake"):
+            item.add_marker(pytest.mark.timeout(0))
+            item.add_marker(pytest.mark.filterwarnings("default"))
 
 
 @pytest.fixture(scope="session", autouse=True)
