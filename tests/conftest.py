@@ -21,6 +21,7 @@ _checked = install_import_hook("mechsafety", "beartype.beartype")
 import torch  # noqa: E402
 
 from mechsafety.models.loading import PLAIN_TEMPLATE, load_model  # noqa: E402
+from tests.kept_models import changed, shared  # noqa: E402
 
 torch.set_num_threads(1)
 
@@ -161,9 +162,27 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
 
 @pytest.fixture
 def tiny(tiny_folder: Callable[..., Path]) -> Callable[..., Any]:
-    """``tiny("llama", dtype="bfloat16")``: a freshly loaded random model."""
+    """``tiny("llama", dtype="bfloat16")``: a random model that tests share, and only read."""
+
+    def take(architecture: str = "llama", *, dtype: str = "float32", seed: int = 0) -> Any:
+        folder = tiny_folder(architecture, seed)
+        return shared((folder, dtype), lambda: load_model(str(folder), dtype=dtype, device="cpu"))
+
+    return take
+
+
+@pytest.fixture
+def tiny_own(tiny_folder: Callable[..., Path]) -> Callable[..., Any]:
+    """``tiny_own("llama", dtype="bfloat16")``: a freshly loaded random model, which the test may change."""
 
     def load(architecture: str = "llama", *, dtype: str = "float32", seed: int = 0) -> Any:
         return load_model(str(tiny_folder(architecture, seed)), dtype=dtype, device="cpu")
 
     return load
+
+
+@pytest.fixture(autouse=True)
+def _shared_models_are_read_only() -> Iterator[None]:
+    yield
+    left = [str(key) for key in changed()]
+    assert not left, f"the test changed a model that others share ({', '.join(left)}): take a tiny_own one"

@@ -75,17 +75,24 @@ def scoring(model: Any) -> Tensor:
     return torch.tensor([s for s in scores if s is not None])
 
 
-@pytest.mark.parametrize("hooks", [added, within])
-@pytest.mark.parametrize("name", ["blocks.1.hook_resid_pre", "blocks.2.hook_attn_out"])
+@pytest.mark.parametrize(
+    ("hooks", "name"),
+    [
+        (added, "blocks.1.hook_resid_pre"),
+        (within, "blocks.2.hook_attn_out"),
+        pytest.param(within, "blocks.1.hook_resid_pre", marks=pytest.mark.slow),
+        pytest.param(added, "blocks.2.hook_attn_out", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("part", [caching, sweeping, generating, logits, scoring])
 def test_user_hooks_are_felt(
-    tiny: Callable[..., Any],
+    tiny_own: Callable[..., Any],
     monkeypatch: pytest.MonkeyPatch,
     part: Callable[[Any], Tensor],
     hooks: Callable[..., Any],
     name: str,
 ) -> None:
-    model, alone = tiny("llama"), tiny("llama")
+    model, alone = tiny_own("llama"), tiny_own("llama")
     del alone.__dict__["_mechsafety_twin"]
     untouched = part(model)
     with hooks(model, name), hooks(alone, name):
@@ -102,8 +109,8 @@ def test_user_hooks_are_felt(
     assert generation_twin(model) is not None
 
 
-def test_an_edit_on_the_bridge_is_felt_by_what_runs_inside_it(tiny: Callable[..., Any]) -> None:
-    model = tiny("llama")
+def test_an_edit_on_the_bridge_is_felt_by_what_runs_inside_it(tiny_own: Callable[..., Any]) -> None:
+    model = tiny_own("llama")
     before = caching(model)
     with edited(model, Ablate(VECTOR)):
         assert generation_twin(model) is None
@@ -160,12 +167,12 @@ def replaced_forward(model: Any) -> None:
     "alter", [hooked_block, hooked_input, replaced_parameter, added_to_a_map, replaced_forward]
 )
 def test_what_the_user_changes_in_the_bridges_modules_is_felt(
-    tiny: Callable[..., Any],
+    tiny_own: Callable[..., Any],
     monkeypatch: pytest.MonkeyPatch,
     part: Callable[[Any], Tensor],
     alter: Callable[[Any], None],
 ) -> None:
-    model, alone = tiny("llama"), tiny("llama")
+    model, alone = tiny_own("llama"), tiny_own("llama")
     untouched = part(model)
     assert generation_twin(model) is not None  # what ran so far altered nothing
     del alone.__dict__["_mechsafety_twin"]
@@ -179,8 +186,8 @@ def test_what_the_user_changes_in_the_bridges_modules_is_felt(
     assert not torch.allclose(felt, unfelt, rtol=1e-2, atol=1e-2)
 
 
-def test_moving_and_casting_keep_the_twin(tiny: Callable[..., Any]) -> None:
-    model = tiny("llama")
+def test_moving_and_casting_keep_the_twin(tiny_own: Callable[..., Any]) -> None:
+    model = tiny_own("llama")
     model.run_with_cache(torch.tensor([[5, 6, 7]]))
     model.original_model(input_ids=torch.tensor([[5, 6, 7]]), output_hidden_states=True)
     model.half().float().train().eval()
@@ -188,8 +195,10 @@ def test_moving_and_casting_keep_the_twin(tiny: Callable[..., Any]) -> None:
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
-def test_a_processed_bridge_runs_its_processed_weights(tiny: Callable[..., Any], architecture: str) -> None:
-    model = tiny(architecture)
+def test_a_processed_bridge_runs_its_processed_weights(
+    tiny_own: Callable[..., Any], architecture: str
+) -> None:
+    model = tiny_own(architecture)
     raw = caching(model)
     model.enable_compatibility_mode(disable_warnings=True)
     assert generation_twin(model) is None
