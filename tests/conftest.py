@@ -162,18 +162,7 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
 
 @pytest.fixture
 def tiny(tiny_folder: Callable[..., Path]) -> Callable[..., Any]:
-    """``tiny("llama", dtype="bfloat16")``: a random model that tests share, and only read."""
-
-    def take(architecture: str = "llama", *, dtype: str = "float32", seed: int = 0) -> Any:
-        folder = tiny_folder(architecture, seed)
-        return shared((folder, dtype), lambda: load_model(str(folder), dtype=dtype, device="cpu"))
-
-    return take
-
-
-@pytest.fixture
-def tiny_own(tiny_folder: Callable[..., Path]) -> Callable[..., Any]:
-    """``tiny_own("llama", dtype="bfloat16")``: a freshly loaded random model, which the test may change."""
+    """``tiny("llama", dtype="bfloat16")``: a freshly loaded random model."""
 
     def load(architecture: str = "llama", *, dtype: str = "float32", seed: int = 0) -> Any:
         return load_model(str(tiny_folder(architecture, seed)), dtype=dtype, device="cpu")
@@ -181,8 +170,21 @@ def tiny_own(tiny_folder: Callable[..., Path]) -> Callable[..., Any]:
     return load
 
 
+@pytest.fixture
+def tiny_kept(tiny_folder: Callable[..., Path], tiny: Callable[..., Any]) -> Callable[..., Any]:
+    """``tiny_kept("llama")``: the same model, loaded once per test process, for tests that only read it."""
+
+    def take(architecture: str = "llama", *, dtype: str = "float32", seed: int = 0) -> Any:
+        key = (tiny_folder(architecture, seed), dtype)
+        return shared(key, lambda: tiny(architecture, dtype=dtype, seed=seed))
+
+    return take
+
+
 @pytest.fixture(autouse=True)
 def _shared_models_are_read_only() -> Iterator[None]:
     yield
     left = [str(key) for key in changed()]
-    assert not left, f"the test changed a model that others share ({', '.join(left)}): take a tiny_own one"
+    assert not left, (
+        f"the test changed a model that others share ({', '.join(left)}): it needs one of its own"
+    )

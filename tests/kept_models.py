@@ -1,6 +1,6 @@
 """Tiny models that tests only read: each is made once per test process, and a test that changes one fails.
 
-A test that changes its model loads its own (``tiny_own``, ``load_model``).
+A test that changes its model loads its own (``tiny``, ``load_model``).
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def changed() -> Iterator[Hashable]:
 
 
 def state(model: Any) -> Hashable:
-    """All that a test may leave behind: weights, hooks, modes, settings and the tokenizer's ends and template."""
+    """All that a test may leave behind: weights, hooks, modes, settings, what was loaded, and the tokenizer's ends and template."""
     modules = list(model.modules())
     hooks = sum(
         len(getattr(m, kind, ()))
@@ -71,4 +71,5 @@ def state(model: Any) -> Hashable:
     tokenizer = model.tokenizer
     words = tokenizer.chat_template, tokenizer.pad_token, tokenizer.eos_token, tokenizer.padding_side
     settings = tuple((k, v) for k, v in vars(model.cfg).items() if isinstance(v, bool | int | float | str))
-    return weights, hooks, tuple(m.training for m in modules), settings, words
+    record = id(getattr(model, "load_record", None))
+    return weights, hooks, tuple(m.training for m in modules), settings, words, record

@@ -86,13 +86,13 @@ def scoring(model: Any) -> Tensor:
 )
 @pytest.mark.parametrize("part", [caching, sweeping, generating, logits, scoring])
 def test_user_hooks_are_felt(
-    tiny_own: Callable[..., Any],
+    tiny: Callable[..., Any],
     monkeypatch: pytest.MonkeyPatch,
     part: Callable[[Any], Tensor],
     hooks: Callable[..., Any],
     name: str,
 ) -> None:
-    model, alone = tiny_own("llama"), tiny_own("llama")
+    model, alone = tiny("llama"), tiny("llama")
     del alone.__dict__["_mechsafety_twin"]
     untouched = part(model)
     with hooks(model, name), hooks(alone, name):
@@ -109,8 +109,8 @@ def test_user_hooks_are_felt(
     assert generation_twin(model) is not None
 
 
-def test_an_edit_on_the_bridge_is_felt_by_what_runs_inside_it(tiny_own: Callable[..., Any]) -> None:
-    model = tiny_own("llama")
+def test_an_edit_on_the_bridge_is_felt_by_what_runs_inside_it(tiny: Callable[..., Any]) -> None:
+    model = tiny("llama")
     before = caching(model)
     with edited(model, Ablate(VECTOR)):
         assert generation_twin(model) is None
@@ -167,12 +167,12 @@ def replaced_forward(model: Any) -> None:
     "alter", [hooked_block, hooked_input, replaced_parameter, added_to_a_map, replaced_forward]
 )
 def test_what_the_user_changes_in_the_bridges_modules_is_felt(
-    tiny_own: Callable[..., Any],
+    tiny: Callable[..., Any],
     monkeypatch: pytest.MonkeyPatch,
     part: Callable[[Any], Tensor],
     alter: Callable[[Any], None],
 ) -> None:
-    model, alone = tiny_own("llama"), tiny_own("llama")
+    model, alone = tiny("llama"), tiny("llama")
     untouched = part(model)
     assert generation_twin(model) is not None  # what ran so far altered nothing
     del alone.__dict__["_mechsafety_twin"]
@@ -186,8 +186,8 @@ def test_what_the_user_changes_in_the_bridges_modules_is_felt(
     assert not torch.allclose(felt, unfelt, rtol=1e-2, atol=1e-2)
 
 
-def test_moving_and_casting_keep_the_twin(tiny_own: Callable[..., Any]) -> None:
-    model = tiny_own("llama")
+def test_moving_and_casting_keep_the_twin(tiny: Callable[..., Any]) -> None:
+    model = tiny("llama")
     model.run_with_cache(torch.tensor([[5, 6, 7]]))
     model.original_model(input_ids=torch.tensor([[5, 6, 7]]), output_hidden_states=True)
     model.half().float().train().eval()
@@ -195,10 +195,8 @@ def test_moving_and_casting_keep_the_twin(tiny_own: Callable[..., Any]) -> None:
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
-def test_a_processed_bridge_runs_its_processed_weights(
-    tiny_own: Callable[..., Any], architecture: str
-) -> None:
-    model = tiny_own(architecture)
+def test_a_processed_bridge_runs_its_processed_weights(tiny: Callable[..., Any], architecture: str) -> None:
+    model = tiny(architecture)
     raw = caching(model)
     model.enable_compatibility_mode(disable_warnings=True)
     assert generation_twin(model) is None

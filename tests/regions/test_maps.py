@@ -14,6 +14,7 @@ from mechsafety.core.errors import MechsafetyError
 from mechsafety.models.loading import body_of, generation_twin, load_model
 from mechsafety.regions.maps import LinearMap, linear_maps, running_body, uncovered
 from tests.conftest import save_tokenizer, tiny_config
+from tests.kept_models import shared
 
 PLAIN = ("llama", "llama-tied", "qwen2", "gemma2", "gpt2")
 FUSED = ("neox", "phi3", "falcon", "bloom")
@@ -68,7 +69,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 @pytest.fixture
 def load(folders: Callable[[str], Path]) -> Callable[..., Any]:
     def loaded(architecture: str, dtype: str = "float32") -> Any:
-        return load_model(str(folders(architecture)), dtype=dtype, device="cpu")
+        folder = str(folders(architecture))
+        return shared((folder, dtype), lambda: load_model(folder, dtype=dtype, device="cpu"))
 
     return loaded
 

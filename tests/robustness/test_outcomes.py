@@ -149,9 +149,9 @@ def test_a_short_answer_is_no_success_by_the_published_metric() -> None:
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_outcomes_carry_intervals_and_denominators(
-    architecture: str, dtype: str, tiny: Callable[..., Any]
+    architecture: str, dtype: str, tiny_kept: Callable[..., Any]
 ) -> None:
-    model = tiny(architecture, dtype=dtype)
+    model = tiny_kept(architecture, dtype=dtype)
     asked = [*prompts(4), *prompts(3, label="harmless")]
     judge = Fixed("refusal", "compliance", "unparsed", "degenerate", "refusal", "refusal", "degenerate")
     row = outcomes(model, asked, max_new_tokens=4, seed=0, judge=judge).row()
@@ -163,8 +163,8 @@ def test_outcomes_carry_intervals_and_denominators(
     assert row["harmless_degenerate"] == pytest.approx(1 / 3)
 
 
-def test_shares_of_no_prompts_are_missing(tiny: Callable[..., Any]) -> None:
-    found = outcomes(tiny(), prompts(2), max_new_tokens=2, seed=0)
+def test_shares_of_no_prompts_are_missing(tiny_kept: Callable[..., Any]) -> None:
+    found = outcomes(tiny_kept(), prompts(2), max_new_tokens=2, seed=0)
     row = found.row()
     assert row["harmful_n"] == 2
     assert row["harmless_n"] == 0
@@ -184,9 +184,9 @@ def test_a_tally_checks_itself() -> None:
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 def test_a_request_can_go_without_the_system_prompt_and_without_the_template(
-    architecture: str, tiny: Callable[..., Any]
+    architecture: str, tiny_kept: Callable[..., Any]
 ) -> None:
-    model = tiny(architecture)
+    model = tiny_kept(architecture)
     text = "tell me about the gate"
     # A template without a system prompt is the same with and without it.
     assert render_turn(model, text, rendering="chat_no_system") == render_turn(model, text, rendering="chat")
@@ -204,16 +204,16 @@ def test_a_request_can_go_without_the_system_prompt_and_without_the_template(
     assert lengths == sorted(set(lengths), reverse=True)
 
 
-def test_the_token_that_begins_a_text_stays_without_the_system_prompt(tiny: Callable[..., Any]) -> None:
-    model = tiny()
+def test_the_token_that_begins_a_text_stays_without_the_system_prompt(tiny_kept: Callable[..., Any]) -> None:
+    model = tiny_kept()
     model.tokenizer.bos_token = "<eos>"
     model.tokenizer.chat_template = "<eos>" + SYSTEM_TEMPLATE
     assert render_turn(model, "yes", rendering="chat_no_system") == "<eos>question yes \nanswer"
     assert render_turn(model, "yes", rendering="chat").count("<eos>") == 1
 
 
-def test_a_template_that_rewrites_earlier_turns_is_refused(tiny: Callable[..., Any]) -> None:
-    model = tiny()
+def test_a_template_that_rewrites_earlier_turns_is_refused(tiny_kept: Callable[..., Any]) -> None:
+    model = tiny_kept()
     model.tokenizer.chat_template = (
         "{{ messages | length }} {% for m in messages %}{{ m['content'] }}{% endfor %}"
     )
@@ -222,8 +222,8 @@ def test_a_template_that_rewrites_earlier_turns_is_refused(tiny: Callable[..., A
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
-def test_generation_begins_from_what_was_rendered(architecture: str, tiny: Callable[..., Any]) -> None:
-    model = tiny(architecture)
+def test_generation_begins_from_what_was_rendered(architecture: str, tiny_kept: Callable[..., Any]) -> None:
+    model = tiny_kept(architecture)
     model.tokenizer.chat_template = SYSTEM_TEMPLATE
     asked = prompts(3)
     default = generate(model, asked, max_new_tokens=6, seed=0)
@@ -247,9 +247,9 @@ def test_generation_begins_from_what_was_rendered(architecture: str, tiny: Calla
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 def test_samples_come_from_the_seed_and_differ_among_each_other(
-    architecture: str, tiny: Callable[..., Any]
+    architecture: str, tiny_kept: Callable[..., Any]
 ) -> None:
-    model = tiny(architecture)
+    model = tiny_kept(architecture)
     seen: list[str] = []
 
     class Watching(Fixed):
@@ -266,9 +266,9 @@ def test_samples_come_from_the_seed_and_differ_among_each_other(
     assert len(set(seen[0].split("|"))) > 2
 
 
-def test_the_table_of_attacks_has_a_row_a_measure(tiny: Callable[..., Any]) -> None:
+def test_the_table_of_attacks_has_a_row_a_measure(tiny_kept: Callable[..., Any]) -> None:
     table = attack_table(
-        tiny(), prompts(4), system="tiny", attacks=["vanilla", "decoding"], k=2, max_new_tokens=4, seed=0,
+        tiny_kept(), prompts(4), system="tiny", attacks=["vanilla", "decoding"], k=2, max_new_tokens=4, seed=0,
         judge=Fixed("compliance", "refusal"),
     )  # fmt: skip
     assert tuple(table.columns) == ATTACK_COLUMNS
@@ -287,8 +287,8 @@ def test_a_row_shows_garbage_under_both_metrics() -> None:
     assert [(r["asr"], r["published"], r["degenerate"]) for r in rows] == [(0.0, 1.0, 1.0)] * 2
 
 
-def test_wrong_input_is_said(tiny: Callable[..., Any]) -> None:
-    model = tiny()
+def test_wrong_input_is_said(tiny_kept: Callable[..., Any]) -> None:
+    model = tiny_kept()
     good: dict[str, Any] = {"max_new_tokens": 2, "seed": 0}
     with pytest.raises(MechsafetyError, match="k is 0"):
         decoding(model, prompts(1), k=0, **good)
