@@ -164,11 +164,9 @@ def test_of_several_models_the_loaded_ones_directions_are_taken(
         assert "none with the 4 layers and the 32 entries" in said
 
 
-def test_models_without_a_record_go_by_their_weights(
-    cache: tuple[Any, ResidualCache], tmp_path: Path
-) -> None:
-    model, streams = cache
-    found = find_directions(streams, resamples=1)
+def test_models_without_a_record_go_by_their_weights(tiny: Callable[..., Any], tmp_path: Path) -> None:
+    model = tiny("llama")
+    found = find_directions(residual_stream(model, small_prompts().fit), resamples=1)
     object.__delattr__(model, "load_record")
     mine = replace(found, model=model_name(model), fingerprint=known_fingerprint(model))
     other = replace(found, model="other", vectors=-found.vectors)

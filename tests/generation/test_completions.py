@@ -45,8 +45,8 @@ def tokens(model: Any, **options: Any) -> dict[str, tuple[int, ...]]:
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 @pytest.mark.parametrize("name", list(EDITS))
-def test_fast_path_equals_reference_path(tiny_kept: Callable[..., Any], architecture: str, name: str) -> None:
-    model, edit = tiny_kept(architecture), EDITS[name]
+def test_fast_path_equals_reference_path(tiny: Callable[..., Any], architecture: str, name: str) -> None:
+    model, edit = tiny(architecture), EDITS[name]
     fast = tokens(model, edit=edit, batch_size=4)
     assert fast == tokens(model, edit=edit, path="reference")
     # Without the twin the bridge itself generates; with it the plain modules do.

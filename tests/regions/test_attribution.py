@@ -151,9 +151,9 @@ def test_diagonal_of_the_gram_matrix_is_the_squared_norms_and_sites_share_it(
     assert len(grams) == 4 * model.cfg.n_layers
 
 
-def test_absolute_values_come_before_the_mean(tiny_kept: Callable[..., Any]) -> None:
+def test_absolute_values_come_before_the_mean(tiny: Callable[..., Any]) -> None:
     """|mean of gradients| is another thing, and less: a control that shows what the order of the two does."""
-    model = tiny_kept("llama")
+    model = tiny("llama")
     found = attribute(model, EXAMPLES)
     linear = linear_maps(model)[0]
     weight: Any = linear.module.weight
@@ -398,8 +398,8 @@ def test_bad_input_is_told(tiny_kept: Callable[..., Any]) -> None:
         found.scores(next(m for m in linear_maps(tiny_kept("gpt2")) if m.name == "blocks.0.k"), "wanda")
 
 
-def test_numbers_that_are_none_are_told_with_their_map(tiny_kept: Callable[..., Any]) -> None:
-    model = tiny_kept("llama")
+def test_numbers_that_are_none_are_told_with_their_map(tiny: Callable[..., Any]) -> None:
+    model = tiny("llama")
     maps = {m.name: m for m in linear_maps(model)}
     maps["blocks.2.up"].write(torch.full((48, 32), torch.nan))
     with pytest.raises(MechsafetyError, match=r"llama.*: the input of blocks\.2\.down is NaN or infinite"):
@@ -421,9 +421,9 @@ def test_a_map_that_not_every_batch_runs_is_told(tiny_kept: Callable[..., Any]) 
         attribute(model, EXAMPLES, batch_size=1)
 
 
-def test_a_map_that_runs_twice_is_told(tiny_kept: Callable[..., Any]) -> None:
+def test_a_map_that_runs_twice_is_told(tiny: Callable[..., Any]) -> None:
     """Its gradient is one sum over both calls, and no call alone has its absolute value."""
-    model = tiny_kept("llama")
+    model = tiny("llama")
     mlp = running_body(model).get_submodule("model.layers.1.mlp")
     run = mlp.forward
     mlp.forward = lambda x: run(run(x))
@@ -431,8 +431,8 @@ def test_a_map_that_runs_twice_is_told(tiny_kept: Callable[..., Any]) -> None:
         attribute(model, EXAMPLES)
 
 
-def test_a_map_of_some_tokens_is_told(tiny_kept: Callable[..., Any]) -> None:
-    model = tiny_kept("llama")
+def test_a_map_of_some_tokens_is_told(tiny: Callable[..., Any]) -> None:
+    model = tiny("llama")
     mlp = running_body(model).get_submodule("model.layers.1.mlp")
     run = mlp.forward
     mlp.forward = lambda x: torch.cat([run(x[:, :2]), x[:, 2:]], dim=1)
@@ -475,10 +475,10 @@ def test_when_memory_runs_out_the_first_batch_is_halved(
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 def test_the_plan_counts_what_attribute_holds(
-    tiny_folder: Callable[..., Path], tiny_kept: Callable[..., Any], architecture: str
+    tiny_folder: Callable[..., Path], tiny: Callable[..., Any], architecture: str
 ) -> None:
     plan = memory_plan(str(tiny_folder(architecture)), dtype="float32", device="cpu")
-    model = tiny_kept(architecture)
+    model = tiny(architecture)
     found = attribute(model, EXAMPLES)
 
     def held(kind: str) -> int:

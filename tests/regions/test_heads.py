@@ -46,8 +46,8 @@ def logits_of(model: Any, silenced: dict[int, list[int]] | None = None) -> Tenso
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma2", "qwen2"])
-def test_head_outputs_are_hook_z_at_the_last_token(tiny_kept: Callable[..., Any], architecture: str) -> None:
-    model, prompts = tiny_kept(architecture), small_prompts(3).fit
+def test_head_outputs_are_hook_z_at_the_last_token(tiny: Callable[..., Any], architecture: str) -> None:
+    model, prompts = tiny(architecture), small_prompts(3).fit
     found = head_outputs(model, prompts, batch_size=4)
     assert found.layers == (0, 1, 2, 3)
     assert found.labels == tuple(p.label for p in prompts)
@@ -183,8 +183,8 @@ def test_best_heads_are_the_highest_and_never_those_not_measured() -> None:
         best_heads(table, n=4)
 
 
-def test_bad_input_is_named(tiny_kept: Callable[..., Any]) -> None:
-    model = tiny_kept("llama")
+def test_bad_input_is_named(tiny: Callable[..., Any]) -> None:
+    model = tiny("llama")
     maps, prompts = linear_maps(model), small_prompts(4)
     with pytest.raises(MechsafetyError, match="no head 4 in layer 1"):
         prune_heads(maps, [(1, 4)], n_heads=N_HEADS)
@@ -210,8 +210,8 @@ def test_bad_input_is_named(tiny_kept: Callable[..., Any]) -> None:
         head_outputs(model, prompts.fit)
 
 
-def test_outputs_that_are_no_numbers_are_named_with_their_layer(tiny_kept: Callable[..., Any]) -> None:
-    model = tiny_kept("llama")
+def test_outputs_that_are_no_numbers_are_named_with_their_layer(tiny: Callable[..., Any]) -> None:
+    model = tiny("llama")
     with torch.inference_mode():
         model.original_model.model.layers[2].self_attn.v_proj.weight.fill_(float("nan"))
     with pytest.raises(NotFiniteError, match=r"llama.*: .* at layer 2 is NaN"):

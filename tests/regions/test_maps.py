@@ -222,8 +222,8 @@ def test_a_hooked_transformer_is_told_how_to_load(load: Any) -> None:
         linear_maps(HookedTransformer())  # type: ignore[arg-type]
 
 
-def test_a_model_without_linear_maps_is_told(load: Any) -> None:
-    model = load("gpt2")
+def test_a_model_without_linear_maps_is_told(folders: Any) -> None:
+    model = load_model(str(folders("gpt2")), dtype="float32", device="cpu")
     from transformers.pytorch_utils import Conv1D
 
     class Other(torch.nn.Module):  # the same map, but no module that is known to be one
