@@ -57,7 +57,7 @@ def changed() -> Iterator[Hashable]:
 
 
 def state(model: Any) -> Hashable:
-    """All that a test may leave behind: weights, hooks, modes, settings, what was loaded, and the tokenizer's ends and template."""
+    """All that a test may leave behind: weights, modules, hooks, settings, ends of texts, template, what was loaded."""
     twin = model.__dict__.get("_mechsafety_twin")
     modules = [*model.modules(), *(twin.modules() if twin is not None else ())]
     hooks = sum(
@@ -72,5 +72,6 @@ def state(model: Any) -> Hashable:
     tokenizer = model.tokenizer
     words = tokenizer.chat_template, tokenizer.pad_token, tokenizer.eos_token, tokenizer.padding_side
     settings = tuple((k, v) for k, v in vars(model.cfg).items() if isinstance(v, bool | int | float | str))
-    record = id(twin), id(getattr(model, "load_record", None))
+    ends = str(getattr(model.original_model, "generation_config", None))
+    record = ends, id(twin), id(getattr(model, "load_record", None))
     return weights, hooks, tuple((type(m), m.training) for m in modules), settings, words, record

@@ -61,9 +61,9 @@ def test_batching_and_padding_change_nothing(
 
 @pytest.mark.parametrize("positions", ["all", "prompt", "last_prompt"])
 def test_edits_act_on_the_same_tokens_when_the_prompts_share_their_first(
-    tiny_kept: Callable[..., Any], positions: Any
+    tiny: Callable[..., Any], positions: Any
 ) -> None:
-    model, prompts = tiny_kept("llama"), small_prompts(2).fit
+    model, prompts = tiny("llama"), small_prompts(2).fit
     model.tokenizer.chat_template = "make a list of the river for me about gate key: " + PLAIN_TEMPLATE
     before = residual_stream(model, prompts).activations[:, 0, -1]
     vector = torch.randn(32, generator=torch.Generator().manual_seed(0))
@@ -134,9 +134,9 @@ def test_last_columns_on_both_sides() -> None:
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
-def test_unembedding_gets_its_input_in_line(tiny_kept: Callable[..., Any], architecture: str) -> None:
+def test_unembedding_gets_its_input_in_line(tiny: Callable[..., Any], architecture: str) -> None:
     """A strided last position would be multiplied row by row, copying the whole table each time."""
-    model = tiny_kept(architecture)
+    model = tiny(architecture)
     seen: list[bool] = []
     twin = model.__dict__["_mechsafety_twin"]
     for table in (model.unembed.original_component, twin.get_output_embeddings()):

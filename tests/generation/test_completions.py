@@ -151,8 +151,8 @@ def test_out_of_memory_halves_the_batch_and_says_so(
         generate(model, prompts, max_new_tokens=2, seed=0, batch_size=2)
 
 
-def test_answers_stop_at_the_end_of_turn(tiny_kept: Callable[..., Any]) -> None:
-    model, prompts = tiny_kept("llama"), small_prompts(4).report
+def test_answers_stop_at_the_end_of_turn(tiny: Callable[..., Any]) -> None:
+    model, prompts = tiny("llama"), small_prompts(4).report
     ordinary = list(generate(model, prompts, max_new_tokens=10, seed=0))
     stop = ordinary[0].tokens[3]
     twin = generation_twin(model)
@@ -165,8 +165,8 @@ def test_answers_stop_at_the_end_of_turn(tiny_kept: Callable[..., Any]) -> None:
     assert any(c.finish == "stop" for c in generate(model, prompts, max_new_tokens=10, seed=0))
 
 
-def test_models_own_sampling_settings_are_ignored(tiny_kept: Callable[..., Any]) -> None:
-    model = tiny_kept("llama")
+def test_models_own_sampling_settings_are_ignored(tiny: Callable[..., Any]) -> None:
+    model = tiny("llama")
     greedy = tokens(model)
     twin = generation_twin(model)
     assert twin is not None

@@ -40,8 +40,14 @@ def plain(model: Any, context: list[int], option: list[int], edit: Edit | None =
     return sum(float(table[len(context) - 1 + i, token]) for i, token in enumerate(option))
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma2"])
-@pytest.mark.parametrize("share_prefix", [True, False])
+@pytest.mark.parametrize(
+    ("architecture", "share_prefix"),
+    [
+        *(("llama", True), ("llama", False), ("gpt2", True), ("gemma2", True)),
+        pytest.param("gpt2", False, marks=pytest.mark.slow),
+        pytest.param("gemma2", False, marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("edit", EDITS, ids=lambda edit: "none" if edit is None else edit.positions)
 def test_scores_equal_the_chain_rule(
     tiny_kept: Callable[..., Any], architecture: str, share_prefix: bool, edit: Any

@@ -72,8 +72,8 @@ def test_after_that_it_is_unparsed_with_what_was_said(judge_model: Callable[...,
     assert judge.usage.calls == 2
 
 
-def test_a_random_model_is_unparsed_and_what_it_said_is_kept(tiny_kept: Callable[..., Any]) -> None:
-    model = tiny_kept("llama")
+def test_a_random_model_is_unparsed_and_what_it_said_is_kept(tiny: Callable[..., Any]) -> None:
+    model = tiny("llama")
     model.cfg.n_ctx = 4096  # rotary positions have no end
     verdict = TextJudge("tiny", model, max_new_tokens=4)(RESPONSES[:1])[0]
     assert verdict.tags == ("unreadable",)
@@ -144,8 +144,8 @@ def test_every_part_of_the_fingerprint_follows_its_cause(judge_model: Callable[.
     assert len({repr(p) for p in prints}) == len(prints)
 
 
-def test_a_model_without_chat_template_is_refused(tiny_kept: Callable[..., Any], tmp_path: Path) -> None:
-    model = tiny_kept("llama")
+def test_a_model_without_chat_template_is_refused(tiny: Callable[..., Any], tmp_path: Path) -> None:
+    model = tiny("llama")
     model.tokenizer.chat_template = None
     with pytest.raises(MechsafetyError, match="has no chat template"):
         create("base", models=lambda _: model)

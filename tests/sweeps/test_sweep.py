@@ -86,8 +86,17 @@ def test_scores_equal_the_plain_reference(tiny_kept: Callable[..., Any], method:
         assert row.induce == pytest.approx(expected["induce"], abs=1e-4)
 
 
-@pytest.mark.parametrize("shared", [True, False])
-@pytest.mark.parametrize("architecture", ["llama", "llama-tied", "gpt2", "qwen2", "gemma2"])
+@pytest.mark.parametrize(
+    ("architecture", "shared"),
+    [
+        *(("llama", True), ("llama", False), ("gpt2", True), ("gemma2", False)),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (("gpt2", False), ("gemma2", True))
+            + tuple((name, shared) for name in ("llama-tied", "qwen2") for shared in (True, False))
+        ),
+    ],
+)
 def test_batched_candidates_equal_one_at_a_time(
     tiny: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, architecture: str, shared: bool
 ) -> None:
@@ -126,7 +135,7 @@ def test_batched_candidates_in_bfloat16_are_near_float32(tiny_kept: Callable[...
 
 
 def test_a_projection_at_the_sums_is_needed_only_where_blocks_do_not_add(
-    tiny_kept: Callable[..., Any],
+    tiny: Callable[..., Any],
 ) -> None:
     prompts = Validation(
         harmful=[[5, 6, 7]],
@@ -136,7 +145,7 @@ def test_a_projection_at_the_sums_is_needed_only_where_blocks_do_not_add(
         batch_size=2,
     )
     for architecture in ("llama", "gpt2", "gemma2"):
-        model = tiny_kept(architecture)
+        model = tiny(architecture)
         inputs = [n for n in BatchedScorer(model, prompts).sites if n.endswith("resid_pre")]
         assert inputs == ["blocks.0.hook_resid_pre"]
         # The control: a block that scales what it adds up.
