@@ -387,8 +387,8 @@ def test_conversations_that_it_cannot_read_are_refused(tiny_kept: Callable[..., 
         asyncio.run(model.generate("yes", tools=[tool], config=GenerateConfig(max_tokens=2)))
 
 
-def test_templates_without_a_system_turn_say_so(tiny_kept: Callable[..., Any]) -> None:
-    hooked = tiny_kept("llama")
+def test_templates_without_a_system_turn_say_so(tiny: Callable[..., Any]) -> None:
+    hooked = tiny("llama")
     hooked.tokenizer.chat_template = (
         "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
         "{{ messages[0]['content'] }}"

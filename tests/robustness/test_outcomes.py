@@ -184,9 +184,9 @@ def test_a_tally_checks_itself() -> None:
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 def test_a_request_can_go_without_the_system_prompt_and_without_the_template(
-    architecture: str, tiny_kept: Callable[..., Any]
+    architecture: str, tiny: Callable[..., Any]
 ) -> None:
-    model = tiny_kept(architecture)
+    model = tiny(architecture)
     text = "tell me about the gate"
     # A template without a system prompt is the same with and without it.
     assert render_turn(model, text, rendering="chat_no_system") == render_turn(model, text, rendering="chat")
@@ -204,16 +204,16 @@ def test_a_request_can_go_without_the_system_prompt_and_without_the_template(
     assert lengths == sorted(set(lengths), reverse=True)
 
 
-def test_the_token_that_begins_a_text_stays_without_the_system_prompt(tiny_kept: Callable[..., Any]) -> None:
-    model = tiny_kept()
+def test_the_token_that_begins_a_text_stays_without_the_system_prompt(tiny: Callable[..., Any]) -> None:
+    model = tiny()
     model.tokenizer.bos_token = "<eos>"
     model.tokenizer.chat_template = "<eos>" + SYSTEM_TEMPLATE
     assert render_turn(model, "yes", rendering="chat_no_system") == "<eos>question yes \nanswer"
     assert render_turn(model, "yes", rendering="chat").count("<eos>") == 1
 
 
-def test_a_template_that_rewrites_earlier_turns_is_refused(tiny_kept: Callable[..., Any]) -> None:
-    model = tiny_kept()
+def test_a_template_that_rewrites_earlier_turns_is_refused(tiny: Callable[..., Any]) -> None:
+    model = tiny()
     model.tokenizer.chat_template = (
         "{{ messages | length }} {% for m in messages %}{{ m['content'] }}{% endfor %}"
     )
@@ -222,8 +222,8 @@ def test_a_template_that_rewrites_earlier_turns_is_refused(tiny_kept: Callable[.
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
-def test_generation_begins_from_what_was_rendered(architecture: str, tiny_kept: Callable[..., Any]) -> None:
-    model = tiny_kept(architecture)
+def test_generation_begins_from_what_was_rendered(architecture: str, tiny: Callable[..., Any]) -> None:
+    model = tiny(architecture)
     model.tokenizer.chat_template = SYSTEM_TEMPLATE
     asked = prompts(3)
     default = generate(model, asked, max_new_tokens=6, seed=0)
