@@ -32,18 +32,18 @@ def shared(key: Hashable, make: Callable[[], Any]) -> Any:
     return _kept[key][0]
 
 
-def kept(name: str, *, dtype: str = "float32", seed: int = 0, template: str | None = None) -> Any:
+def kept(name: str, *, dtype: str = "float32", template: str | None = None) -> Any:
     """An entry of the table of architectures, loaded: to be read only."""
-    folder = kept_folder(name, seed=seed, template=template)
+    folder = kept_folder(name, template=template)
     return shared((folder, dtype), lambda: load_model(str(folder), dtype=dtype, device="cpu"))
 
 
 @cache
-def kept_folder(name: str, *, seed: int = 0, template: str | None = None) -> Path:
+def kept_folder(name: str, *, template: str | None = None) -> Path:
     """An entry of the table of architectures, saved: to be read only."""
     folder = Path(tempfile.mkdtemp(prefix=f"{name}-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return save_architecture(folder, name, seed=seed, template=template)
+    return save_architecture(folder, name, template=template)
 
 
 def changed() -> Iterator[Hashable]:

@@ -63,8 +63,18 @@ def answers(model: Any) -> list[tuple[int, ...]]:
     return [c.tokens for c in generate(model, prompts, max_new_tokens=5, seed=0)]
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("architecture", "dtype"),
+    [
+        *((architecture, "float32") for architecture in ARCHITECTURES),
+        *(("llama", "bfloat16"), ("neox", "bfloat16")),
+        *(
+            pytest.param(architecture, "bfloat16", marks=pytest.mark.slow)
+            for architecture in ARCHITECTURES
+            if architecture not in ("llama", "neox")
+        ),
+    ],
+)
 def test_ends_are_the_two_models_bit_for_bit(pair: Any, architecture: str, dtype: str) -> None:
     base, tuned = pair(architecture, dtype)
     before, after = weights(base), weights(tuned)

@@ -30,7 +30,10 @@ from tests.regions.test_maps import FUSED, both_logits
 from tests.regions.test_removal import bits, same, weights
 
 __all__ = ["pair"]
-ARCHITECTURES = ("llama", "gpt2", *FUSED)
+OTHERS = [
+    *(("neox", "float32"), ("falcon", "float32"), ("bloom", "float32")),
+    *(("gpt2", "bfloat16"), ("phi3", "bfloat16"), ("falcon", "bfloat16"), ("bloom", "bfloat16")),
+]
 FULL = 10_000
 
 
@@ -38,8 +41,13 @@ def matrices(model: Any) -> dict[str, torch.Tensor]:
     return {m.name: m.weight().float().clone() for m in linear_maps(model)}
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("architecture", "dtype"),
+    [
+        *(("llama", "float32"), ("llama", "bfloat16"), ("gpt2", "float32"), ("phi3", "float32")),
+        *(("neox", "bfloat16"), *(pytest.param(*case, marks=pytest.mark.slow) for case in OTHERS)),
+    ],
+)
 def test_the_ends_are_the_two_models_bit_for_bit(pair: Any, architecture: str, dtype: str) -> None:
     base, tuned = pair(architecture, dtype)
     before, after = weights(base), weights(tuned)
