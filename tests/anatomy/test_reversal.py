@@ -26,7 +26,7 @@ from mechsafety.models.loading import load_model
 from mechsafety.regions.maps import linear_maps
 from tests.anatomy.test_interpolation import answers, pair
 from tests.prompt_sets import small_prompts
-from tests.regions.test_maps import FUSED, both_logits
+from tests.regions.test_maps import both_logits
 from tests.regions.test_removal import bits, same, weights
 
 __all__ = ["pair"]
