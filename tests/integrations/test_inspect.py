@@ -115,7 +115,10 @@ def answers(model: Any, edit: Any = None, texts: list[str] = TEXTS, n: int = 8) 
 # -- continuations ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen2", "gemma2", "gpt2"])
+@pytest.mark.parametrize(
+    "architecture",
+    ["llama", "gemma2", *(pytest.param(name, marks=pytest.mark.slow) for name in ("qwen2", "gpt2"))],
+)
 def test_greedy_continuations_are_those_of_generate(architecture: str, tiny_kept: Callable[..., Any]) -> None:
     model = tiny_kept(architecture)
     requests = [
