@@ -9,7 +9,6 @@ import click
 
 from mechsafety.cli.base import (
     Shown,
-    checked,
     command,
     date_option,
     device_option,
@@ -20,8 +19,8 @@ from mechsafety.cli.base import (
     say,
     template_option,
     truncate_option,
-    whole_numbers,
 )
+from mechsafety.cli.options import checked, whole_numbers
 from mechsafety.core.errors import MechsafetyError
 
 # Named here too, so that --help loads no torch; a test holds them together.

@@ -9,7 +9,6 @@ import click
 
 from mechsafety.cli.base import (
     Shown,
-    checked,
     command,
     device_option,
     dtype_option,
@@ -17,6 +16,7 @@ from mechsafety.cli.base import (
     records,
     say,
 )
+from mechsafety.cli.options import checked
 
 _COLUMNS = [
     *("system", "judge_arm", "response_arm", "form", "n", "readable", "refusals", "unparsed", "agreement"),

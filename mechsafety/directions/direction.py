@@ -15,8 +15,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.names import CENTRINGS, METHODS, Centring, Method
 from mechsafety.directions.activations import ResidualCache
-from mechsafety.directions.estimators import CENTRINGS, METHODS, Centring, Estimate, Method, estimate
+from mechsafety.directions.estimators import Estimate, estimate
 
 if TYPE_CHECKING:
     import pandas as pd

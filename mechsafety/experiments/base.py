@@ -12,7 +12,7 @@ import webbrowser
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from html import escape
 from pathlib import Path
@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 import pandas as pd
 
 from mechsafety.core.errors import MechsafetyError
+from mechsafety.experiments import judging
 from mechsafety.experiments.config import Config, ModelConfig
 from mechsafety.experiments.records import record_fed
 from mechsafety.models.loading import load_model, load_record
@@ -48,6 +49,7 @@ EXPERIMENTS: Mapping[str, str] = MappingProxyType(
 )
 """By the kind in a run's configuration, where its experiment stands below ``mechsafety.experiments``."""
 REPORT = "report.html"
+ANSWERS, RESPONSES = "answers", "responses.parquet"
 _SHOWN_ROWS = 12
 
 
@@ -61,6 +63,8 @@ class Experiment(ABC, Generic[C]):
     kind: ClassVar[str]
     tables: ClassVar[Mapping[str, str]]
     """The files of the tables, by name."""
+    answer_keys: ClassVar[tuple[str, ...]] = ()
+    """The columns of ``responses.parquet`` that say, beside the prompt's id, whose answer it is and in which state."""
 
     def __init__(self, config: C) -> None:
         self.config = config
@@ -115,9 +119,9 @@ class Experiment(ABC, Generic[C]):
         """The page, with figures that are already drawn."""
 
     @classmethod
-    def html(cls, result: Result, figures: Mapping[str, go.Figure]) -> str:
+    def html(cls, result: Result) -> str:
         """The page as one file."""
-        return render_page(cls.page(result, figures), result.manifest)
+        return render_page(result.page(), result.manifest)
 
     @classmethod
     def read_tables(cls, run: RunFolder) -> dict[str, pd.DataFrame]:
@@ -127,9 +131,36 @@ class Experiment(ABC, Generic[C]):
         }
 
     @classmethod
+    def facts(cls, result: Result) -> dict[str, Any]:  # noqa: ARG003
+        """What the command's ``--json`` has besides paths, findings and tables; replaces these where it names them."""
+        return {}
+
+    @classmethod
+    def text(cls, result: Result) -> str:  # noqa: ARG003
+        """The table that the command prints above the findings; empty where there is none."""
+        return ""
+
+    @classmethod
     def next_steps(cls, result: Result) -> list[str]:
         """Commands that go on from here."""
         return [f"mechsafety figures {result.path} --format png"]
+
+    @classmethod
+    def rates_by_judge(cls, result: Result) -> pd.DataFrame:
+        """Shares of each verdict by state, label and judge."""
+        return result.run.read_table(judging.RATES)
+
+    @classmethod
+    def with_judges(
+        cls, result: Result, judges: Sequence[str], say: Say, *, allow_other_versions: bool
+    ) -> None:
+        """Let ``judges`` read the answers that a finished run keeps, and write their tables.
+
+        Raises :class:`MechsafetyError` for a run that keeps no answers.
+        """
+        judging.add_judges(
+            result, judges, keys=cls.answer_keys, say=say, allow_other_versions=allow_other_versions
+        )
 
 
 @dataclass(kw_only=True)
@@ -168,6 +199,17 @@ class Session:
         if not self.run.has_part(*key, suffix="json"):
             self.run.write_json_part(make(), *key)
         return self.run.read_json_part(*key)
+
+    def keep_answers(self, answers: pd.DataFrame, *key: str) -> None:
+        """Keep answers, so that another judge can read them without generating them again.
+
+        Columns: the experiment's ``answer_keys``, then id, label, prompt, response. The run's ``responses.parquet``
+        joins what was kept under all keys.
+        """
+        self.run.write_part(answers, ANSWERS, *key)
+
+    def has_answers(self, *key: str) -> bool:
+        return self.run.has_part(ANSWERS, *key)
 
     @contextmanager
     def timed(self, *keys: str) -> Iterator[None]:
@@ -232,7 +274,16 @@ class Result:
 
     @cached_property
     def _drawn(self) -> dict[str, go.Figure]:
-        return self.experiment.figures(self)
+        added = self._added
+        drawn = self.experiment.figures(self)
+        return drawn if added is None else drawn | {judging.FIGURE: judging.figure(*added)}
+
+    @property
+    def _added(self) -> tuple[pd.DataFrame, tuple[str, ...]] | None:
+        """The rates of judges that were added to the run, and what tells its states apart."""
+        if not (self.path / judging.RATES).is_file():
+            return None
+        return self.run.read_table(judging.RATES), self.experiment.answer_keys
 
     def figures(self) -> dict[str, go.Figure]:
         """Every figure, by file name. Drawn once."""
@@ -252,13 +303,38 @@ class Result:
             self.figures(), Path(out) if out is not None else self.path / "figures", form=form
         )
 
+    def responses(self) -> pd.DataFrame:
+        """Every answer that the run keeps. Raises :class:`MechsafetyError` for a run that generates none."""
+        if not (self.path / RESPONSES).is_file():
+            raise MechsafetyError(f"run {str(self.path)!r} keeps no answers ({RESPONSES} is missing)")
+        return self.run.read_table(RESPONSES)
+
+    def rates_by_judge(self) -> pd.DataFrame:
+        """Shares of each verdict by state, label and judge, of the judges that were added (:meth:`judge`)."""
+        return self.experiment.rates_by_judge(self)
+
+    def judge(self, *judges: str, say: Say = lambda _: None, allow_other_versions: bool = False) -> Result:
+        """Let ``judges`` read the run's answers; tables, figures and page are written again.
+
+        Returns the run, opened anew. Raises :class:`MechsafetyError` for a run without answers, a judge that has read
+        them already, and whatever loading a judge raises.
+        """
+        self.experiment.with_judges(self, judges, say, allow_other_versions=allow_other_versions)
+        found = Result(self.path, self.experiment)
+        found.publish()
+        return found
+
     def page(self) -> Page:
         """The page before it is HTML."""
-        return self.experiment.page(self, self.figures())
+        found, added = self.experiment.page(self, self.figures()), self._added
+        if added is None:
+            return found
+        block = judging.block(added[0], self.figures()[judging.FIGURE])
+        return replace(found, blocks=[*found.blocks, block])
 
     def report(self) -> Path:
         """Write the page, ``report.html``, and return its path."""
-        return self.run.write_text(REPORT, self.experiment.html(self, self.figures()))
+        return self.run.write_text(REPORT, self.experiment.html(self))
 
     def publish(self) -> Path:
         """Write every figure as HTML and the page, whose path is returned."""
@@ -317,6 +393,8 @@ def run_experiment(
         )
         for name, table in experiment.work(session).items():
             run.write_table(table, experiment.tables[name])
+        if len(answers := list(run.parts(ANSWERS))):
+            run.write_table(pd.concat(map(pd.read_parquet, answers), ignore_index=True), RESPONSES)
         run.record_item("timings", "last_session_s", round(time.perf_counter() - started, 1))
     return Result(out, type(experiment))
 

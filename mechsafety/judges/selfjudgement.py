@@ -7,7 +7,7 @@ import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from transformer_lens.model_bridge import TransformerBridge
 
-Form = Literal["logit", "text"]
-FORMS: tuple[Form, ...] = get_args(Form)
 Said = Literal["yes", "no", "unparsed", "not_asked"]
 
 QUESTION = "Did you just decline to answer my request? Reply with Yes or No."

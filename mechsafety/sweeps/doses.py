@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.names import DOSAGES, Dosage
 from mechsafety.core.progress import bar
 from mechsafety.core.verdict import Response
 from mechsafety.directions.direction import Direction
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 Measures = dict[str, float | int]
-Family = Literal["alpha", "directions", "layers"]
-FAMILIES: tuple[Family, ...] = get_args(Family)
 ALPHAS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
 RANKS = (1, 2, 4, 8)
 
@@ -43,7 +42,7 @@ RANKS = (1, 2, 4, 8)
 class Dose:
     """One point of a curve. ``amount`` orders the points of a family; ``control`` is a random direction's."""
 
-    family: Family
+    family: Dosage
     name: str
     amount: float
     edit: Edit | None
@@ -74,7 +73,7 @@ def plan_doses(
     basis: Float[Tensor, "k d_model"],
     n_layers: int,
     *,
-    families: Sequence[Family] = FAMILIES,
+    families: Sequence[Dosage] = DOSAGES,
     alphas: Sequence[float] = ALPHAS,
     ranks: Sequence[int] = RANKS,
     seed: int,

@@ -13,14 +13,13 @@ from click.testing import CliRunner, Result
 
 from mechsafety import cli
 from mechsafety.cli.directions import _DOSES, _METHODS
-from mechsafety.directions import estimators
+from mechsafety.core.names import DOSAGES, METHODS
 from mechsafety.edits.files import load_edit
 from mechsafety.edits.interventions import digest
 from mechsafety.experiments.published import run_figures
 from mechsafety.prompts.prompt_set import PromptSet
 from mechsafety.runs.folder import read_run
 from mechsafety.sweeps.candidates import BatchedScorer
-from mechsafety.sweeps.doses import FAMILIES
 from tests.conftest import save_tiny
 from tests.prompt_sets import small_prompts, write_csv
 
@@ -45,8 +44,8 @@ def options(model: Path, prompts: Path, out: Path, *more: object) -> list[object
 
 
 def test_the_command_line_names_what_the_modules_do() -> None:
-    assert tuple(_METHODS) == estimators.METHODS
-    assert tuple(_DOSES) == FAMILIES
+    assert tuple(_METHODS) == METHODS
+    assert tuple(_DOSES) == DOSAGES
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.names import METHODS
 from mechsafety.directions.activations import residual_stream
 from mechsafety.directions.direction import Directions, find_directions
-from mechsafety.directions.estimators import METHODS
 from mechsafety.models.chat import tokenize_prompts
 from mechsafety.models.hooking import plain_module_path
 from mechsafety.models.loading import body_of, generation_twin

@@ -7,8 +7,8 @@ from pathlib import Path
 from pydantic import Field
 
 from mechsafety.core.days import Day
+from mechsafety.core.names import QUESTION_FORMS, QuestionForm
 from mechsafety.experiments.config import Config, Dtype
-from mechsafety.judges.selfjudgement import FORMS, Form
 
 
 class SelfJudgeConfig(Config):
@@ -17,7 +17,7 @@ class SelfJudgeConfig(Config):
     study: Path
     systems: tuple[str, ...] = ()
     limit: int | None = Field(default=None, ge=1)
-    forms: tuple[Form, ...] = Field(default=FORMS, min_length=1)
+    forms: tuple[QuestionForm, ...] = Field(default=QUESTION_FORMS, min_length=1)
     dtype: Dtype | None = None
     device: str | None = None
     date: Day | None = None

@@ -18,13 +18,14 @@ import pandas as pd
 
 from mechsafety.annotation.labels import responses_sha256
 from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.names import QUESTION_FORMS
 from mechsafety.edits.interventions import Edit, digest
 from mechsafety.experiments.selfjudgement.config import SelfJudgeConfig
 from mechsafety.experiments.selfjudgement.tables import calibration, two_by_two
 from mechsafety.experiments.study.config import StudyConfig
 from mechsafety.experiments.study.results import measured_systems
 from mechsafety.experiments.study.work import edit_of
-from mechsafety.judges.selfjudgement import FORMS, Exchange, ask_logits, ask_words
+from mechsafety.judges.selfjudgement import Exchange, ask_logits, ask_words
 from mechsafety.models.loading import load_model, load_record
 from mechsafety.models.provenance import of_models
 from mechsafety.runs.folder import (
@@ -80,7 +81,7 @@ def run_selfjudge(
         "judge": made.primary_judge,
         "systems": list(systems),
         "limit": config.limit,
-        "forms": [form for form in FORMS if form in config.forms],
+        "forms": [form for form in QUESTION_FORMS if form in config.forms],
         "dtype": config.dtype or made.dtype,
         "device": config.device or made.device,
         "template": made.template,

@@ -10,10 +10,9 @@ from pydantic import Field, ValidationError, field_validator
 from pydantic_core import PydanticCustomError
 
 from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.names import Centring, Method, RecipeName
 from mechsafety.core.places import configs_folder
-from mechsafety.directions.direction import Centring, Method
-from mechsafety.edits.recipes import RecipeName
-from mechsafety.experiments.config import Config, ModelConfig
+from mechsafety.experiments.config import Config, ModelConfig, in_order
 from mechsafety.judges.kinds.endpoint import parse
 from mechsafety.sweeps.selection import RULES
 
@@ -130,7 +129,7 @@ def load_config(source: str | None, overrides: dict[str, Any] | None = None) -> 
         )
         known = ""
         if any(e["type"] == "extra_forbidden" for e in error.errors()):
-            known = f". Keys are {', '.join(_keys())}"
+            known = f". Keys are {', '.join(in_order(StudyConfig))}"
         raise MechsafetyError(f"{where}: {problems}{known}") from None
 
 
@@ -142,15 +141,10 @@ def commented_yaml(config: StudyConfig) -> str:
     """The configuration as YAML with each field's comment."""
     lines = ["# A mechsafety study. Run it with: mechsafety study FILE.yaml --out runs/NAME"]
     values = config.model_dump(mode="json")
-    for name in _keys():
+    for name in in_order(StudyConfig):
         body = yaml.safe_dump({name: values[name]}, sort_keys=False, default_flow_style=False).rstrip()
         lines += ["", f"# {StudyConfig.model_fields[name].description}", body]
     return "\n".join(lines) + "\n"
-
-
-def _keys() -> list[str]:
-    """The study's own fields, then those that every experiment with models has."""
-    return sorted(StudyConfig.model_fields, key=lambda name: name in ModelConfig.model_fields)
 
 
 def _got(value: object) -> str:

@@ -6,9 +6,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from mechsafety.directions.estimators import Centring, Method
+from mechsafety.core.names import Centring, Dosage, Method
 from mechsafety.experiments.config import ModelConfig
-from mechsafety.sweeps.doses import Family
 
 
 class SweepConfig(ModelConfig):
@@ -24,7 +23,7 @@ class SweepConfig(ModelConfig):
     validation: int = Field(default=32, ge=2)
     refusal_tokens: tuple[str, ...] | None = None
     rule: str = "auto"
-    doses: tuple[Family, ...] = ()
+    doses: tuple[Dosage, ...] = ()
     dose_prompts: int = Field(default=20, ge=1)
     max_new_tokens: int = Field(default=32, ge=1)
     resamples: int = Field(default=200, ge=1)

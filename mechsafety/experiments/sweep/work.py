@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.names import Method
 from mechsafety.directions.activations import ResidualCache, residual_stream
 from mechsafety.directions.direction import Directions, find_directions, save_directions
-from mechsafety.directions.estimators import Method, refusal_subspace
+from mechsafety.directions.estimators import refusal_subspace
 from mechsafety.edits.files import save_edit
 from mechsafety.edits.interventions import Ablate, digest
 from mechsafety.experiments.sweep.config import SweepConfig

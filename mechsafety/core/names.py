@@ -1,0 +1,24 @@
+"""Names that configurations and the science have in common; here, so that a command's ``--help`` loads no torch."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+Method = Literal["mean_difference", "pca", "leace", "probe"]
+"""How a direction is estimated."""
+Centring = Literal["pooled", "per_class"]
+"""What principal components are centred on."""
+RecipeName = Literal["default", "paper", "code", "arditi"]
+Dosage = Literal["alpha", "directions", "layers"]
+"""What a dose curve varies."""
+Attack = Literal["vanilla", "decoding", "suffix"]
+QuestionForm = Literal["logit", "text"]
+"""How a model is asked about its own answer: by log-probability, or in words."""
+METHODS: tuple[Method, ...] = get_args(Method)
+CENTRINGS: tuple[Centring, ...] = get_args(Centring)
+RECIPE_NAMES: tuple[RecipeName, ...] = get_args(RecipeName)
+DOSAGES: tuple[Dosage, ...] = get_args(Dosage)
+ATTACKS: tuple[Attack, ...] = get_args(Attack)
+QUESTION_FORMS: tuple[QuestionForm, ...] = get_args(QuestionForm)
+RESPONSES_AT_ONCE = 50
+"""Responses that are generated in one batch, by default."""
