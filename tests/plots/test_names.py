@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
-from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -177,5 +176,5 @@ def test_regions_runs_of_one_study_have_folders_and_chapters_of_their_own(tmp_pa
     assert sorted(chapter.model for chapter in chapters) == ["dpo/checkpoint-500", "sft/checkpoint-500"]
     for chapter in chapters:
         assert chapter.block.figures[0].layout.title.text.startswith(f"{chapter.model}, ")
-    lone = _folder(SimpleNamespace(model=SFT), None, None)
+    lone = _folder(RegionsConfig(model=SFT), None, None)
     assert lone == Path("runs") / "checkpoint-500-regions"
