@@ -3,14 +3,17 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN ?= runs/default
 
-.PHONY: study test test-tl3 check format figures bench lab notebooks clean
+.PHONY: study test test-slow test-tl3 check format figures bench lab notebooks clean
 
 study: .venv/installed
 	$(BIN)/mechsafety study --out $(RUN)
 
 test: .venv/installed-dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile
-	$(BIN)/python -m pytest --nbmake --nbmake-timeout=300 -o addopts= notebooks
+	$(BIN)/python -m pytest -n 2 --dist worksteal --nbmake --nbmake-timeout=300 notebooks tests
+
+# The long repetitions, of each of which `make test` runs a small instance.
+test-slow: .venv/installed-dev
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m slow
 
 # The same under transformer-lens 3.9, which still has HookedTransformer: the tests of everything that a model is
 # handed to. Left out are those that ask no model anything (statistics, judges' rules, pages, run folders), and

@@ -75,8 +75,15 @@ def scoring(model: Any) -> Tensor:
     return torch.tensor([s for s in scores if s is not None])
 
 
-@pytest.mark.parametrize("hooks", [added, within])
-@pytest.mark.parametrize("name", ["blocks.1.hook_resid_pre", "blocks.2.hook_attn_out"])
+@pytest.mark.parametrize(
+    ("hooks", "name"),
+    [
+        (added, "blocks.1.hook_resid_pre"),
+        (within, "blocks.2.hook_attn_out"),
+        pytest.param(within, "blocks.1.hook_resid_pre", marks=pytest.mark.slow),
+        pytest.param(added, "blocks.2.hook_attn_out", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("part", [caching, sweeping, generating, logits, scoring])
 def test_user_hooks_are_felt(
     tiny: Callable[..., Any],

@@ -119,7 +119,10 @@ def small(systems: tuple[str, ...], prompts: Path, **changed: Any) -> LadderConf
     return LadderConfig(**fields | changed)
 
 
-@pytest.mark.parametrize(("architecture", "dtype"), [("llama", "float32"), ("gpt2", "bfloat16")])
+@pytest.mark.parametrize(
+    ("architecture", "dtype"),
+    [("llama", "float32"), pytest.param("gpt2", "bfloat16", marks=pytest.mark.slow)],
+)
 def test_states_are_those_of_a_plain_computation_and_the_same_after_interruptions(
     tiny_folder: Callable[..., Path],
     tuned: Callable[[str], Path],

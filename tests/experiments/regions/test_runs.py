@@ -63,7 +63,7 @@ def small(model: str, prompts: Path, **changed: Any) -> RegionsConfig:
 
 
 @pytest.mark.usefixtures("all_kept")
-@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+@pytest.mark.parametrize("architecture", ["llama", pytest.param("gpt2", marks=pytest.mark.slow)])
 def test_every_part_and_the_same_tables_after_an_interruption(
     tiny_folder: Callable[..., Path],
     prompts_file: Path,

@@ -132,7 +132,9 @@ def test_running_again_changes_nothing_and_loads_no_model(
     assert {p: p.read_bytes() for p in finished.rglob("*.parquet")} == before
 
 
-@pytest.mark.parametrize("parts", [2, 9, 15])
+@pytest.mark.parametrize(
+    "parts", [pytest.param(2, marks=pytest.mark.slow), 9, pytest.param(15, marks=pytest.mark.slow)]
+)
 def test_killed_study_resumes_to_the_same_tables(
     finished: Path, config: StudyConfig, tmp_path: Path, parts: int
 ) -> None:
@@ -251,7 +253,15 @@ def plain(config: StudyConfig) -> StudyConfig:
     return config.model_copy(update={"judges": ("rules",), "nll": False, "limit": 3})
 
 
-@pytest.mark.parametrize("stage", ["_directions", "_sweep", "_responses", "_selfjudge"])
+@pytest.mark.parametrize(
+    "stage",
+    [
+        pytest.param("_directions", marks=pytest.mark.slow),
+        "_sweep",
+        "_responses",
+        pytest.param("_selfjudge", marks=pytest.mark.slow),
+    ],
+)
 def test_a_system_that_is_not_finite_is_named_and_the_others_are_as_without_it(
     plain: StudyConfig, tmp_path: Path, overflowing: Callable[[str, str], None], stage: str
 ) -> None:
