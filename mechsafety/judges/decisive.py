@@ -13,8 +13,8 @@ from functools import cached_property, lru_cache
 import numpy as np
 
 from mechsafety.core.verdict import Response, Verdict
-from mechsafety.judges.kinds import degeneracy
 from mechsafety.judges.coherence import surely_coherent
+from mechsafety.judges.kinds import degeneracy
 from mechsafety.judges.kinds.degeneracy import PROMPT_OVERLAP, SYMBOL_RATIO, Reason
 from mechsafety.judges.normalise import Prepared, Prompt, normalise, normalise_plain, read_prompt
 

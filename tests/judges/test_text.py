@@ -15,8 +15,8 @@ from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.verdict import Response, Verdict
 from mechsafety.edits.interventions import Ablate, Orthogonalise, baked, edited
 from mechsafety.judges.cache import VerdictCache, cache_key
-from mechsafety.judges.registry import judge_responses
 from mechsafety.judges.kinds.text import TextJudge, create
+from mechsafety.judges.registry import judge_responses
 from mechsafety.models.loading import load_model
 from tests.conftest import save_tiny
 from tests.judge_model import SAID_SORRY, WIDTH, save_judge_model
