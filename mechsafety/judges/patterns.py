@@ -14,7 +14,7 @@ _NAME = re.compile(r"\{([A-Z_]+)\}")
 
 def read_words(name: str) -> dict[str, Any]:
     """The contents of ``words/NAME.toml``."""
-    return tomllib.loads(resources.files(__package__).joinpath("words", f"{name}.toml").read_text("utf-8"))
+    return tomllib.loads(resources.files("mechsafety.judges").joinpath("words", f"{name}.toml").read_text("utf-8"))
 
 
 def _written_out(text: str, words: dict[str, str]) -> str:
