@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 import re
-import tomllib
-from importlib import resources
-from typing import Any
 
+from mechsafety.core.places import packaged_words
 from mechsafety.judges.rule import SOFT_WINDOW, Rule, rule
 
 _NAME = re.compile(r"\{([A-Z_]+)\}")
-
-
-def read_words(name: str) -> dict[str, Any]:
-    """The contents of ``words/NAME.toml``."""
-    return tomllib.loads(resources.files("mechsafety.judges").joinpath("words", f"{name}.toml").read_text("utf-8"))
 
 
 def _written_out(text: str, words: dict[str, str]) -> str:
@@ -23,7 +16,7 @@ def _written_out(text: str, words: dict[str, str]) -> str:
 
 
 def _rules() -> tuple[Rule, ...]:
-    read = read_words("refusals")
+    read = packaged_words("mechsafety.judges", "words/refusals.toml")
     words: dict[str, str] = {}
     for name, value in read["words"].items():
         one = "(?:" + "|".join(value) + ")" if isinstance(value, list) else value
@@ -37,5 +30,8 @@ def _rules() -> tuple[Rule, ...]:
 RULES = _rules()
 """All rules of the judge ``rules``, those of soft refusals last."""
 
-ANSWERS = {name: re.compile(_written_out(text, {})) for name, text in read_words("answers").items()}
+ANSWERS = {
+    name: re.compile(_written_out(text, {}))
+    for name, text in packaged_words("mechsafety.judges", "words/answers.toml").items()
+}
 """By name, the patterns that tell an answer from a refusal."""

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.places import packaged_words
 from mechsafety.core.verdict import Judge, Response, Verdict
-from mechsafety.judges.patterns import read_words
 from mechsafety.judges.registry import ModelSource
 
 
@@ -52,7 +52,7 @@ class PhraseList:
 
 PHRASE_LISTS = {
     name: PhraseList(name=name, **entry | {"phrases": tuple(entry["phrases"])})
-    for name, entry in read_words("phrases").items()
+    for name, entry in packaged_words("mechsafety.judges", "words/phrases.toml").items()
 }
 
 ABOUT = f"phrases:{'|'.join(PHRASE_LISTS)}: published substring lists, matched as published"
