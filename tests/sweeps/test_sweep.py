@@ -92,8 +92,11 @@ def test_scores_equal_the_plain_reference(tiny_kept: Callable[..., Any], method:
         *(("llama", True), ("llama", False), ("gpt2", True), ("gemma2", False)),
         *(
             pytest.param(*case, marks=pytest.mark.slow)
-            for case in (("gpt2", False), ("gemma2", True))
-            + tuple((name, shared) for name in ("llama-tied", "qwen2") for shared in (True, False))
+            for case in (
+                ("gpt2", False),
+                ("gemma2", True),
+                *tuple((name, shared) for name in ("llama-tied", "qwen2") for shared in (True, False)),
+            )
         ),
     ],
 )
