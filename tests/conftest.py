@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -78,6 +79,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if hasattr(item, "nbmake"):
             item.add_marker(pytest.mark.timeout(0))
             item.add_marker(pytest.mark.filterwarnings("default"))
+
+
+def pytest_collection_finish() -> None:
+    """All that was imported lives as long as the process: no garbage collection walks through it again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

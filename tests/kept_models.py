@@ -74,4 +74,5 @@ def state(model: Any) -> Hashable:
     settings = tuple((k, v) for k, v in vars(model.cfg).items() if isinstance(v, bool | int | float | str))
     ends = str(getattr(model.original_model, "generation_config", None))
     record = ends, id(twin), id(getattr(model, "load_record", None))
-    return weights, hooks, tuple((type(m), m.training) for m in modules), settings, words, record
+    kinds = tuple((type(m), m.training, "forward" in m.__dict__) for m in modules)
+    return weights, hooks, kinds, settings, words, record

@@ -149,9 +149,7 @@ MISTAKES = [
 def test_a_mistake_is_one_line_and_exit_code_2(
     mistakes: dict[str, Path], monkeypatch: pytest.MonkeyPatch, line: str, said: str
 ) -> None:
-    if not line.startswith(
-        "study --systems none"
-    ):  # its judges are the packaged model, which is converted once
+    if not line.startswith("study --systems none"):  # whose judge is the packaged model, converted once
         monkeypatch.setenv("MECHSAFETY_CACHE", str(mistakes["tmp"] / "cache"))
     if "smollm2-135m" in line:
         _stop_before_weights(monkeypatch)

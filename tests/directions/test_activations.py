@@ -27,8 +27,8 @@ ARCHITECTURES = ["llama", "gpt2", "gemma2"]
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_cache_equals_hugging_face_hidden_states(tiny_kept: Callable[..., Any], architecture: str) -> None:
-    model, prompts = tiny_kept(architecture), small_prompts().fit
+def test_cache_equals_hugging_face_hidden_states(tiny: Callable[..., Any], architecture: str) -> None:
+    model, prompts = tiny(architecture), small_prompts().fit
     cache = residual_stream(model, prompts, positions=(-1, -3), batch_size=5)
     plain = model.__dict__["_mechsafety_twin"]
     for row, sequence in enumerate(tokenize_prompts(model, [p.text for p in prompts])):

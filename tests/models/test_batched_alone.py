@@ -44,8 +44,13 @@ TEXTS = [
     "write a list of bread river garden storm fire gate lock key " * 3,
 ]
 CLOSE = 1e-4
+NO_PREFIX = ("llama", "gpt2", "bloom", "gemma3", "lfm2", "mamba", "recurrent-gemma")
+"""Tried without tokens that all prompts begin with on every run."""
 SUBJECTS = [
-    pytest.param(f"{name}, {kind}", marks=() if name in KINDS else pytest.mark.slow)
+    pytest.param(
+        f"{name}, {kind}",
+        marks=() if name in (KINDS if kind == "prefix" else NO_PREFIX) else pytest.mark.slow,
+    )
     for name in ARCHITECTURES
     if name not in UNFAITHFUL
     for kind in TEMPLATES

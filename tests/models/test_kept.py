@@ -10,6 +10,7 @@ import torch
 
 from mechsafety.edits.interventions import Ablate, baked, edited
 from mechsafety.generation.completions import generate
+from mechsafety.models.loading import generation_twin
 from tests.kept_models import changed, kept, state
 from tests.prompt_sets import small_prompts
 
@@ -25,6 +26,9 @@ CHANGES: dict[str, Callable[[Any], object]] = {
     "weight": weight,
     "hook": lambda model: model.add_hook("blocks.1.hook_resid_pre", lambda x, hook: x),
     "hook of torch": lambda model: model.blocks[1].register_forward_hook(lambda *_: None),
+    "twin": lambda model: model.__dict__.pop("_mechsafety_twin"),
+    "forward": lambda model: setattr(generation_twin(model).lm_head, "forward", lambda x: x),
+    "end of a turn": lambda model: setattr(model.original_model.generation_config, "eos_token_id", 7),
     "training": lambda model: model.train(),
     "gradients": lambda model: next(model.parameters()).requires_grad_(
         not next(model.parameters()).requires_grad

@@ -162,9 +162,16 @@ def replaced_forward(model: Any) -> None:
     map_.forward = lambda x: plain(x) + 3 * VECTOR
 
 
-@pytest.mark.parametrize("part", [caching, generating, logits, scoring])
+ALTERATIONS = (hooked_block, hooked_input, replaced_parameter, added_to_a_map, replaced_forward)
+
+
 @pytest.mark.parametrize(
-    "alter", [hooked_block, hooked_input, replaced_parameter, added_to_a_map, replaced_forward]
+    ("alter", "part"),
+    [
+        pytest.param(alter, part, marks=() if part is logits or alter is hooked_block else pytest.mark.slow)
+        for alter in ALTERATIONS
+        for part in (caching, generating, logits, scoring)
+    ],
 )
 def test_what_the_user_changes_in_the_bridges_modules_is_felt(
     tiny: Callable[..., Any],

@@ -406,8 +406,8 @@ def test_numbers_that_are_none_are_told_with_their_map(tiny: Callable[..., Any])
         attribute(model, EXAMPLES)
 
 
-def test_a_map_that_not_every_batch_runs_is_told(tiny_kept: Callable[..., Any]) -> None:
-    model = tiny_kept("llama")
+def test_a_map_that_not_every_batch_runs_is_told(tiny: Callable[..., Any]) -> None:
+    model = tiny("llama")
     mlp = running_body(model).get_submodule("model.layers.1.mlp")
     run, calls = mlp.forward, 0
 
