@@ -20,5 +20,7 @@ RECIPE_NAMES: tuple[RecipeName, ...] = get_args(RecipeName)
 DOSAGES: tuple[Dosage, ...] = get_args(Dosage)
 ATTACKS: tuple[Attack, ...] = get_args(Attack)
 QUESTION_FORMS: tuple[QuestionForm, ...] = get_args(QuestionForm)
+SELECTION_RULES: dict[str, tuple[float, ...]] = {"auto": (0.1, 0.2, 0.3, 0.5), "arditi": (0.1,)}
+"""KL bounds tried in turn. ``arditi`` is the published one; small models pay more KL for the same removal."""
 RESPONSES_AT_ONCE = 50
 """Responses that are generated in one batch, by default."""

@@ -7,8 +7,9 @@ many directions are, and in which layers, each with a random control of the same
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,7 +22,7 @@ from mechsafety.core.progress import bar
 from mechsafety.core.verdict import Response
 from mechsafety.directions.direction import Direction
 from mechsafety.edits.interventions import Ablate, Edit, digest
-from mechsafety.generation.completions import generate
+from mechsafety.generation.completions import Completions, generate
 from mechsafety.judges.registry import judge_responses
 from mechsafety.models.loading import current_fingerprint
 from mechsafety.prompts.prompt_set import PromptSet
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 Measures = dict[str, float | int]
+Keep = Callable[[Completions], None]
 ALPHAS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
 RANKS = (1, 2, 4, 8)
 
@@ -132,6 +134,7 @@ def dose_curves(
     max_new_tokens: int = 32,
     seed: int,
     journal: Journal | None = None,
+    keep_state: Callable[[str, Completions], None] = lambda *_: None,
 ) -> pd.DataFrame:
     """Measure every dose on held-out ``prompts``, a row a dose.
 
@@ -140,8 +143,9 @@ def dose_curves(
     ``harmless_refused``, ``harmless_degenerate``; ``kl``, the mean divergence of the next token after harmless
     prompts, in nats; ``perplexity`` of the unedited model's own answers to harmless prompts under the edit.
 
-    ``journal`` keeps finished doses, each by its edit. Raises :class:`MechsafetyError` for one class only or no
-    prompts.
+    ``journal`` keeps finished doses, each by its edit; ``keep_state`` receives the answers of each (``unedited``, or
+    family, dose and whether it is the control with ``|`` between them). Raises :class:`MechsafetyError` for one class
+    only or no prompts.
     """
     import pandas as pd
 
@@ -160,7 +164,8 @@ def dose_curves(
             key = "unedited" if dose.edit is None else f"{dose.key}|{digest(dose.edit)}"
             stored = measured.get(key) or (journal.get(key) if journal is not None else None)
             if stored is None:
-                stored = bench.measure(dose.edit)
+                name = "unedited" if dose.edit is None else dose.key
+                stored = bench.measure(dose.edit, partial(keep_state, name))
                 if journal is not None:
                     journal.put(key, stored)
             measured[key] = stored
@@ -184,8 +189,8 @@ class _Bench:
     def __post_init__(self) -> None:
         self._costs: EditCosts | None = None
 
-    def measure(self, edit: Edit | None) -> Measures:
-        verdicts = self._verdicts(edit)
+    def measure(self, edit: Edit | None, keep: Keep) -> Measures:
+        verdicts = self._verdicts(edit, keep)
         harmful = [verdicts[p.id] for p in self.prompts.harmful]
         harmless = [verdicts[p.id] for p in self.prompts.harmless]
         refused = harmful.count("refusal")
@@ -208,7 +213,7 @@ class _Bench:
         assert self._costs is not None
         return self._costs
 
-    def _verdicts(self, edit: Edit | None) -> Mapping[str, str]:
+    def _verdicts(self, edit: Edit | None, keep: Keep = lambda _: None) -> Mapping[str, str]:
         done = generate(
             self.model,
             self.prompts,
@@ -217,6 +222,7 @@ class _Bench:
             seed=self.seed,
             label="dose",
         )
+        keep(done)
         if edit is None:
             answers = [c.tokens for c in done if c.label == "harmless"]
             self._costs = EditCosts(model=self.model, prompts=self.prompts.harmless, answers=answers)
