@@ -23,7 +23,7 @@ import pandas as pd
 
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.experiments import judging
-from mechsafety.experiments.config import Config, ModelConfig
+from mechsafety.experiments.config import Config, FedConfig, ModelConfig
 from mechsafety.experiments.records import record_fed
 from mechsafety.models.loading import load_model, load_record
 from mechsafety.models.provenance import of_models
@@ -45,6 +45,9 @@ Read = tuple[PromptSet, int]
 EXPERIMENTS: Mapping[str, str] = MappingProxyType(
     {
         "regions": "regions.experiment:Regions",
+        "selfjudge": "selfjudgement.experiment:SelfJudging",
+        "study": "study.experiment:Study",
+        "sweep": "sweep.experiment:LayerSweep",
     }
 )
 """By the kind in a run's configuration, where its experiment stands below ``mechsafety.experiments``."""
@@ -65,6 +68,9 @@ class Experiment(ABC, Generic[C]):
     """The files of the tables, by name."""
     answer_keys: ClassVar[tuple[str, ...]] = ()
     """The columns of ``responses.parquet`` that say, beside the prompt's id, whose answer it is and in which state."""
+    long: ClassVar[frozenset[str]] = frozenset()
+    """Tables with one row per answer, which neither ``--json`` nor a notebook shows whole."""
+    result_type: ClassVar[type[Result]]
 
     def __init__(self, config: C) -> None:
         self.config = config
@@ -94,6 +100,11 @@ class Experiment(ABC, Generic[C]):
     @property
     def loading(self) -> dict[str, Any]:
         return self.config.loading if isinstance(self.config, ModelConfig) else {}
+
+    @property
+    def feeding(self) -> dict[str, bool]:
+        """What may be done to prompts before they are read."""
+        return self.config.feeding if isinstance(self.config, FedConfig) else {}
 
     # -- the work -----------------------------------------------------------------------------------------
 
@@ -132,7 +143,10 @@ class Experiment(ABC, Generic[C]):
 
     @classmethod
     def facts(cls, result: Result) -> dict[str, Any]:  # noqa: ARG003
-        """What the command's ``--json`` has besides paths, findings and tables; replaces these where it names them."""
+        """What the command's ``--json`` has besides paths, findings and tables; replaces these where it names them.
+
+        Tables in it become lists of rows.
+        """
         return {}
 
     @classmethod
@@ -272,6 +286,11 @@ class Result:
             )
         return self.tables[name]
 
+    @property
+    def short_tables(self) -> dict[str, pd.DataFrame]:
+        """The tables but for those with one row per answer."""
+        return {name: table for name, table in self.tables.items() if name not in self.experiment.long}
+
     @cached_property
     def _drawn(self) -> dict[str, go.Figure]:
         added = self._added
@@ -320,7 +339,7 @@ class Result:
         them already, and whatever loading a judge raises.
         """
         self.experiment.with_judges(self, judges, say, allow_other_versions=allow_other_versions)
-        found = Result(self.path, self.experiment)
+        found = type(self)(self.path, self.experiment)
         found.publish()
         return found
 
@@ -353,9 +372,12 @@ class Result:
         found = "".join(f"<li>{escape(line)}</li>" for line in self.findings())
         shown = "".join(
             f"<h4>{escape(name)}</h4>{table.head(_SHOWN_ROWS).round(3).to_html(index=False, border=0)}"
-            for name, table in self.tables.items()
+            for name, table in self.short_tables.items()
         )
         return f"<b>{escape(self.experiment.kind.capitalize())}</b> in {escape(str(self.path))}<ul>{found}</ul>{shown}"
+
+
+Experiment.result_type = Result
 
 
 def run_experiment(
@@ -378,11 +400,16 @@ def run_experiment(
     with open_run(
         out, config=asked, sources=experiment.sources, allow_other_versions=allow_other_versions
     ) as run:
-        if isinstance(config, ModelConfig):
+        if hasattr(config, "date"):
             record_date(run, day)
         record_repeated(run, say, *experiment.prompt_sets())
+        reads = experiment.reads()
         require_all_fit(
-            experiment.models(), experiment.reads(), template=experiment.loading.get("template"), date=day
+            experiment.models() if reads else (),
+            reads,
+            template=experiment.loading.get("template"),
+            date=day,
+            **experiment.feeding,
         )
         session = Session(
             run=run,
@@ -396,7 +423,7 @@ def run_experiment(
         if len(answers := list(run.parts(ANSWERS))):
             run.write_table(pd.concat(map(pd.read_parquet, answers), ignore_index=True), RESPONSES)
         run.record_item("timings", "last_session_s", round(time.perf_counter() - started, 1))
-    return Result(out, type(experiment))
+    return experiment.result_type(out, type(experiment))
 
 
 def experiment_of(run: RunFolder) -> type[Experiment[Any]]:
@@ -418,4 +445,5 @@ def load_run(path: str | Path) -> Result:
         load_run("runs/regions").findings()
     """
     run = read_run(Path(path))
-    return Result(run.path, experiment_of(run))
+    experiment = experiment_of(run)
+    return experiment.result_type(run.path, experiment)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
@@ -55,10 +55,15 @@ def add_judges(
 
 
 def reopened(
-    run: RunFolder, judges: Sequence[str], *, allow_other_versions: bool
+    run: RunFolder,
+    judges: Sequence[str],
+    *,
+    allow_other_versions: bool,
+    loading: Mapping[str, Any] | None = None,
 ) -> AbstractContextManager[RunFolder]:
-    """The run, opened for writing and bound to what ``judges`` are made from."""
-    sources = {name: one for judge in judges for name, one in judge_sources(judge).items()}
+    """The run, opened for writing and bound to what ``judges`` are made from; ``loading`` is how models are loaded."""
+    made_from = [judge_sources(judge, loading=loading) for judge in judges]
+    sources = {name: one for several in made_from for name, one in several.items()}
     return open_run(
         run.path,
         config=run.manifest["config"],

@@ -12,10 +12,10 @@ from mechsafety.core.names import ATTACKS, Attack
 from mechsafety.core.verdict import Judge
 from mechsafety.edits.interventions import Edit
 from mechsafety.generation.completions import generate
+from mechsafety.judges.outcomes import judgements
 from mechsafety.prompts.prompt_set import Prompt
 from mechsafety.robustness.attempts import Attempts
 from mechsafety.robustness.decoding import decoding
-from mechsafety.robustness.outcomes import judgements
 from mechsafety.robustness.suffix import Suffixes, suffix_attack
 
 if TYPE_CHECKING:

@@ -23,7 +23,6 @@ from mechsafety.experiments.regions.findings import (
     told_setting,
 )
 from mechsafety.experiments.regions.page import region_chapters
-from mechsafety.experiments.study.page import write_report
 from mechsafety.runs.folder import RunFolder, open_run, read_run
 from tests import region_tables as made
 from tests.cli.test_base import succeed
