@@ -38,11 +38,11 @@ from .experiments.ladder.runs import run_ladder as run_ladder
 from .experiments.regions.config import RegionsConfig as RegionsConfig
 from .experiments.regions.experiment import run_regions as run_regions
 from .experiments.selfjudgement.config import SelfJudgeConfig as SelfJudgeConfig
-from .experiments.selfjudgement.work import run_selfjudge as run_selfjudge
+from .experiments.selfjudgement.experiment import run_selfjudge as run_selfjudge
 from .experiments.study.config import StudyConfig as StudyConfig
-from .experiments.study.work import run_study as run_study
+from .experiments.study.experiment import run_study as run_study
 from .experiments.sweep.config import SweepConfig as SweepConfig
-from .experiments.sweep.work import run_sweep as run_sweep
+from .experiments.sweep.experiment import run_sweep as run_sweep
 from .generation.completions import Sampling as Sampling
 from .generation.completions import generate as generate
 from .judges.cache import VerdictCache as VerdictCache

@@ -32,12 +32,10 @@ def _agree(run: Path, human: Path | None, reference: str | None, seed: int) -> S
     every judge, each judge's errors, and the refusal rates that people would have found.
     """
     from mechsafety.experiments.agreement.work import compare_judges
-    from mechsafety.experiments.published import publish
-    from mechsafety.runs.folder import read_run
+    from mechsafety.experiments.base import load_run
 
     found = compare_judges(run, human=human, reference=reference, seed=seed)
-    folder = read_run(run)
-    report = publish(folder)
+    report = load_run(run).publish()
     facts: dict[str, Any] = {name: records(table) for name, table in found.tables.items()}
     return {"run": str(run), "report": str(report), **facts}, f"{_text(found)}\n\nreport: {report}"
 

@@ -7,51 +7,104 @@ problem the user can mend ends in one line and exit code 2.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
-import re
 import sys
 import warnings
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from mechsafety import __version__
 from mechsafety.core.errors import MechsafetyError
 
-_ORDER = (
-    "study",
-    "report",
-    "figures",
-    "direction",
-    "sweep",
-    "select",
-    "compare",
-    "generate",
-    "judge",
-    "selfjudge",
-    "annotate",
-    "plan-labels",
-    "agree",
-    "audit",
-    "regions",
-    "robustness",
-    "anatomy",
-    "ladder",
-    "lab",
-    "tune",
-    "evaluate",
-    "export-inspect",
-    "models",
-    "doctor",
-)
+if TYPE_CHECKING:
+    from mechsafety.experiments.base import Experiment, Result
+
+_COMMANDS: dict[str, tuple[str, str]] = {
+    "study": ("studies", "Measure refusal of every system, original and edited, and write a report."),
+    "report": ("studies", "Write a finished run's report.html and HTML figures again."),
+    "figures": ("studies", "Write every figure of a finished run as files."),
+    "direction": ("directions", "Find refusal directions of MODEL at every layer, and select one."),
+    "sweep": (
+        "directions",
+        "Score every layer and template position of MODEL, select a direction, and draw what lies where.",
+    ),
+    "select": (
+        "directions",
+        "Select a candidate from a recorded TABLE of scores, and say what each filter dropped.",
+    ),
+    "compare": (
+        "checkpoints",
+        "Compare refusal across checkpoints: cosines, principal angles, CKA, and transfer of directions.",
+    ),
+    "generate": ("edits", "Answer prompts with MODEL under an edit, or as it is without one."),
+    "judge": (
+        "judging",
+        "Judge the responses in a file, or let another judge read the answers of a finished run.",
+    ),
+    "selfjudge": (
+        "selfjudgement",
+        "Ask each system of a finished study, with and without the edit, whether its answers were refusals.",
+    ),
+    "annotate": (
+        "annotation",
+        "Label the responses of RUN by hand on a local page, blind to system, arm and judges.",
+    ),
+    "plan-labels": ("agreement", "Say how many labels and prompts a study needs, before anyone labels."),
+    "agree": (
+        "agreement",
+        "Compare the judges of a finished study with each other, with people, or with one of them.",
+    ),
+    "audit": ("audits", "Say which published differences survive intervals, correction and another judge."),
+    "regions": (
+        "regions",
+        "Score the weights that MODEL's refusals need, remove them, and measure what is left.",
+    ),
+    "robustness": (
+        "robustness",
+        "Attack MODEL under an edit, or as it is, and measure its perplexity and accuracy on benign text.",
+    ),
+    "anatomy": (
+        "anatomy",
+        "Take apart what a fine-tuning that made TUNED of BASE did to its activations, its weights and its answers.",
+    ),
+    "ladder": (
+        "ladder",
+        "Remove 1, 2, 4 and 8 refusal directions from each SYSTEM, and as many random ones, and count refusals.",
+    ),
+    "lab": (
+        "lab",
+        "Train models of a small synthetic world, tune them for safety, attack them and take the tuning apart.",
+    ),
+    "tune": ("models", "Train a rung of safety fine-tuning on MODEL, as a LoRA adapter."),
+    "evaluate": ("integrations", "Run lm-eval's tasks on MODEL under an edit, or as it is without one."),
+    "export-inspect": (
+        "integrations",
+        "Write a finished study as inspect_ai logs, one for each system and arm.",
+    ),
+    "models": ("models", "List the packaged model, adapters, prompt sets and study presets."),
+    "doctor": ("models", "Say what would be used here, and how to mend what is missing."),
+}
+"""Each command's module in this package and its line in the list, in the order in which they are used."""
 
 
 class _Group(click.Group):
-    """Lists commands in the order in which they are used."""
+    """Lists its commands without loading them."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
-        return [name for name in _ORDER if name in self.commands]
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in _COMMANDS:
+            importlib.import_module(f"{__package__}.{_COMMANDS[cmd_name][0]}")
+        return super().get_command(ctx, cmd_name)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, about) for name, (_, about) in _COMMANDS.items()])
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -153,29 +206,39 @@ def records(table: Any) -> list[dict[str, Any]]:
     return json.loads(table.to_json(orient="records"))
 
 
-def whole_numbers(text: str, option: str) -> tuple[int, ...]:
-    """``"3"``, ``"1,5,-2"``, ``"10-20"`` and mixtures of them as numbers, in the order given."""
-    found: list[int] = []
-    for part in text.split(","):
-        span = re.fullmatch(r"\s*(-?\d+)(?:-(\d+))?\s*", part)
-        if span is None:
-            raise MechsafetyError(f"{option} {text!r}: whole numbers and spans such as 3,10-20 are expected")
-        first, last = int(span[1]), int(span[2] or span[1])
-        if last < first or last - first > 100_000:
-            raise MechsafetyError(f"{option} {text!r}: the span {part.strip()!r} is empty or too long")
-        found += range(first, last + 1)
-    return tuple(dict.fromkeys(found))
+def run_options(folder: str) -> Callable[[Any], Any]:
+    """``--out``, by default ``folder``, and ``--allow-other-versions``."""
+
+    def wrap(function: Any) -> Any:
+        about = f"Run folder [default: {folder}]."
+        return click.option("--out", type=click.Path(path_type=Path), default=None, help=about)(
+            other_versions_option(function)
+        )
+
+    return wrap
 
 
-def checked(kind: Any, fields: Mapping[str, Any]) -> Any:
-    """A pydantic configuration made of options; what is wrong with one is said in a line."""
-    from pydantic import ValidationError
+def run_and_show(experiment: Experiment[Any], out: Path, *, allow_other_versions: bool) -> Shown:
+    """Run ``experiment`` in ``out``, write its figures and page, and show what it found."""
+    from mechsafety.experiments.base import run_experiment
 
-    try:
-        return kind.model_validate(dict(fields))
-    except ValidationError as error:
-        first = error.errors()[0]
-        if not first["loc"]:  # about several fields at once: the message names them, the input is all of them
-            raise MechsafetyError(first["msg"].removeprefix("Value error, ")) from None
-        name = ".".join(str(part) for part in first["loc"])
-        raise MechsafetyError(f"{name}: {first['msg']} (got {first['input']!r})") from None
+    result = run_experiment(experiment, out, say=say, allow_other_versions=allow_other_versions)
+    return shown(result)
+
+
+def shown(result: Result) -> Shown:
+    """A finished run's facts and text, after its figures and page are written."""
+    say("figures and page")
+    report = result.publish()
+    experiment, findings = result.experiment, result.findings()
+    facts = {
+        "run": str(result.path),
+        "report": str(report),
+        "findings": findings,
+        "tables": {name: records(table) for name, table in result.short_tables.items()},
+        **{k: records(v) if hasattr(v, "to_json") else v for k, v in experiment.facts(result).items()},
+    }
+    table = experiment.text(result)
+    lines = [*([table, ""] if table else []), *findings, "", f"report: {report}", f"run:    {result.path}"]
+    lines += [f"next:   {step}" for step in experiment.next_steps(result)]
+    return facts, "\n".join(lines)

@@ -10,7 +10,6 @@ import click
 
 from mechsafety.cli.base import (
     Shown,
-    checked,
     command,
     date_option,
     device_option,
@@ -21,6 +20,7 @@ from mechsafety.cli.base import (
     template_option,
     truncate_option,
 )
+from mechsafety.cli.options import checked
 
 
 @command("generate", example="mechsafety generate smollm2-135m --limit 5 --out runs/as-it-is")

@@ -10,7 +10,6 @@ import click
 
 from mechsafety.cli.base import (
     Shown,
-    checked,
     command,
     date_option,
     device_option,
@@ -20,6 +19,7 @@ from mechsafety.cli.base import (
     say,
     template_option,
 )
+from mechsafety.cli.options import checked
 
 
 @command("evaluate", example="mechsafety evaluate smollm2-135m --tasks arc_easy --limit 50 --out runs/arc")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mechsafety.cli.base import Shown, command
+from mechsafety.cli.base import Shown, command, other_versions_option, records, say
 from mechsafety.core.errors import MechsafetyError
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     help="Append orders to the judge to known items (column label; without a file, the packaged ones).",
 )
 @click.option("--list", "list_them", is_flag=True, help="List the judges, and stop.")
+@other_versions_option
 def _judge(
     responses: Path | None,
     judges: tuple[str, ...],
@@ -54,8 +55,13 @@ def _judge(
     max_calls: int | None,
     probe_injection: bool,
     list_them: bool,
+    allow_other_versions: bool,
 ) -> Shown:
-    """Judge the responses in a file with columns response and prompt (or question), id optional."""
+    """Judge the responses in a file, or let another judge read the answers of a finished run.
+
+    RESPONSES is a file with columns response and prompt (or question), id optional, or a run folder. Nothing is
+    generated: a run keeps its answers, and its tables, figures and page are written again.
+    """
     from mechsafety.judges.registry import describe_judges
 
     if list_them:
@@ -69,13 +75,26 @@ def _judge(
         )
         return _show_probe(probed, out)
     if responses is None:
-        raise MechsafetyError("name a file of responses, or --list")
+        raise MechsafetyError("name a file of responses or a run, or --list")
+    if responses.is_dir():
+        return _judge_run(responses, judges, allow_other_versions=allow_other_versions)
     from mechsafety.judges.files import judge_file
 
     judged = judge_file(
         responses, judges=judges, out=out, max_calls=max_calls, cache=cache, no_cache=no_cache
     )
     return _show_verdicts(judged)
+
+
+def _judge_run(folder: Path, judges: tuple[str, ...], *, allow_other_versions: bool) -> Shown:
+    from mechsafety.experiments.base import load_run
+
+    found = load_run(folder).judge(*judges, say=say, allow_other_versions=allow_other_versions)
+    table = found.rates_by_judge()
+    return (
+        {"run": str(found.path), "report": str(found.path / "report.html"), "rates": records(table)},
+        f"{table.to_string(index=False, na_rep='-', float_format='%.2f')}\n\nreport: {found.path / 'report.html'}",
+    )
 
 
 def _show_verdicts(judged: Judged) -> Shown:

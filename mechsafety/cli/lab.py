@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from mechsafety.cli.base import Shown, checked, command, other_versions_option, records, say, whole_numbers
+from mechsafety.cli.base import Shown, command, other_versions_option, records, say
+from mechsafety.cli.options import checked, whole_numbers
 
 _WHAT = ["run", "ladder", "presets"]
 

@@ -9,7 +9,6 @@ import click
 
 from mechsafety.cli.base import (
     Shown,
-    checked,
     command,
     date_option,
     device_option,
@@ -18,8 +17,8 @@ from mechsafety.cli.base import (
     records,
     say,
     template_option,
-    whole_numbers,
 )
+from mechsafety.cli.options import checked, whole_numbers
 
 _KINDS = {"unedited": "as it is", "refusal": "without its directions", "random": "without random ones"}
 

@@ -9,7 +9,6 @@ import click
 
 from mechsafety.cli.base import (
     Shown,
-    checked,
     command,
     date_option,
     device_option,
@@ -19,6 +18,7 @@ from mechsafety.cli.base import (
     say,
     template_option,
 )
+from mechsafety.cli.options import checked
 
 
 @command("robustness", example="mechsafety robustness smollm2-135m+refusals --limit 10 --out runs/robustness")

@@ -7,16 +7,13 @@ every (position, layer) at once.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-Method = Literal["mean_difference", "pca", "leace", "probe"]
-Centring = Literal["pooled", "per_class"]
-METHODS: tuple[Method, ...] = get_args(Method)
-CENTRINGS: tuple[Centring, ...] = get_args(Centring)
+from mechsafety.core.names import Centring, Method
+
 _LEAST_RIDGE = 1e-6  # of the mean variance: keeps the covariance invertible where nothing is shrunk
 
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Literal
 
 from mechsafety.core.errors import MechsafetyError
-from mechsafety.directions.direction import Centring, Direction, Method
+from mechsafety.core.names import Centring, Method
+from mechsafety.directions.direction import Direction
 from mechsafety.edits.interventions import Ablate, Edit, Orthogonalise
 
-RecipeName = Literal["default", "paper", "code", "arditi"]
 Positions = Literal["last_prompt", "post_instruction"]
-RECIPE_NAMES: tuple[RecipeName, ...] = get_args(RecipeName)
 
 
 @dataclass(frozen=True, kw_only=True)

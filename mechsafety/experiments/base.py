@@ -12,7 +12,7 @@ import webbrowser
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from html import escape
 from pathlib import Path
@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 import pandas as pd
 
 from mechsafety.core.errors import MechsafetyError
-from mechsafety.experiments.config import Config, ModelConfig
+from mechsafety.experiments import judging
+from mechsafety.experiments.config import Config, FedConfig, ModelConfig
 from mechsafety.experiments.records import record_fed
 from mechsafety.models.loading import load_model, load_record
 from mechsafety.models.provenance import of_models
@@ -44,10 +45,14 @@ Read = tuple[PromptSet, int]
 EXPERIMENTS: Mapping[str, str] = MappingProxyType(
     {
         "regions": "regions.experiment:Regions",
+        "selfjudge": "selfjudgement.experiment:SelfJudging",
+        "study": "study.experiment:Study",
+        "sweep": "sweep.experiment:LayerSweep",
     }
 )
 """By the kind in a run's configuration, where its experiment stands below ``mechsafety.experiments``."""
 REPORT = "report.html"
+ANSWERS, RESPONSES = "answers", "responses.parquet"
 _SHOWN_ROWS = 12
 
 
@@ -61,6 +66,11 @@ class Experiment(ABC, Generic[C]):
     kind: ClassVar[str]
     tables: ClassVar[Mapping[str, str]]
     """The files of the tables, by name."""
+    answer_keys: ClassVar[tuple[str, ...]] = ()
+    """The columns of ``responses.parquet`` that say, beside the prompt's id, whose answer it is and in which state."""
+    long: ClassVar[frozenset[str]] = frozenset()
+    """Tables with one row per answer, which neither ``--json`` nor a notebook shows whole."""
+    result_type: ClassVar[type[Result]]
 
     def __init__(self, config: C) -> None:
         self.config = config
@@ -91,6 +101,11 @@ class Experiment(ABC, Generic[C]):
     def loading(self) -> dict[str, Any]:
         return self.config.loading if isinstance(self.config, ModelConfig) else {}
 
+    @property
+    def feeding(self) -> dict[str, bool]:
+        """What may be done to prompts before they are read."""
+        return self.config.feeding if isinstance(self.config, FedConfig) else {}
+
     # -- the work -----------------------------------------------------------------------------------------
 
     @abstractmethod
@@ -115,9 +130,9 @@ class Experiment(ABC, Generic[C]):
         """The page, with figures that are already drawn."""
 
     @classmethod
-    def html(cls, result: Result, figures: Mapping[str, go.Figure]) -> str:
+    def html(cls, result: Result) -> str:
         """The page as one file."""
-        return render_page(cls.page(result, figures), result.manifest)
+        return render_page(result.page(), result.manifest)
 
     @classmethod
     def read_tables(cls, run: RunFolder) -> dict[str, pd.DataFrame]:
@@ -127,9 +142,39 @@ class Experiment(ABC, Generic[C]):
         }
 
     @classmethod
+    def facts(cls, result: Result) -> dict[str, Any]:  # noqa: ARG003
+        """What the command's ``--json`` has besides paths, findings and tables; replaces these where it names them.
+
+        Tables in it become lists of rows.
+        """
+        return {}
+
+    @classmethod
+    def text(cls, result: Result) -> str:  # noqa: ARG003
+        """The table that the command prints above the findings; empty where there is none."""
+        return ""
+
+    @classmethod
     def next_steps(cls, result: Result) -> list[str]:
         """Commands that go on from here."""
         return [f"mechsafety figures {result.path} --format png"]
+
+    @classmethod
+    def rates_by_judge(cls, result: Result) -> pd.DataFrame:
+        """Shares of each verdict by state, label and judge."""
+        return result.run.read_table(judging.RATES)
+
+    @classmethod
+    def with_judges(
+        cls, result: Result, judges: Sequence[str], say: Say, *, allow_other_versions: bool
+    ) -> None:
+        """Let ``judges`` read the answers that a finished run keeps, and write their tables.
+
+        Raises :class:`MechsafetyError` for a run that keeps no answers.
+        """
+        judging.add_judges(
+            result, judges, keys=cls.answer_keys, say=say, allow_other_versions=allow_other_versions
+        )
 
 
 @dataclass(kw_only=True)
@@ -168,6 +213,17 @@ class Session:
         if not self.run.has_part(*key, suffix="json"):
             self.run.write_json_part(make(), *key)
         return self.run.read_json_part(*key)
+
+    def keep_answers(self, answers: pd.DataFrame, *key: str) -> None:
+        """Keep answers, so that another judge can read them without generating them again.
+
+        Columns: the experiment's ``answer_keys``, then id, label, prompt, response. The run's ``responses.parquet``
+        joins what was kept under all keys.
+        """
+        self.run.write_part(answers, ANSWERS, *key)
+
+    def has_answers(self, *key: str) -> bool:
+        return self.run.has_part(ANSWERS, *key)
 
     @contextmanager
     def timed(self, *keys: str) -> Iterator[None]:
@@ -230,9 +286,23 @@ class Result:
             )
         return self.tables[name]
 
+    @property
+    def short_tables(self) -> dict[str, pd.DataFrame]:
+        """The tables but for those with one row per answer."""
+        return {name: table for name, table in self.tables.items() if name not in self.experiment.long}
+
     @cached_property
     def _drawn(self) -> dict[str, go.Figure]:
-        return self.experiment.figures(self)
+        added = self._added
+        drawn = self.experiment.figures(self)
+        return drawn if added is None else drawn | {judging.FIGURE: judging.figure(*added)}
+
+    @property
+    def _added(self) -> tuple[pd.DataFrame, tuple[str, ...]] | None:
+        """The rates of judges that were added to the run, and what tells its states apart."""
+        if not (self.path / judging.RATES).is_file():
+            return None
+        return self.run.read_table(judging.RATES), self.experiment.answer_keys
 
     def figures(self) -> dict[str, go.Figure]:
         """Every figure, by file name. Drawn once."""
@@ -252,13 +322,38 @@ class Result:
             self.figures(), Path(out) if out is not None else self.path / "figures", form=form
         )
 
+    def responses(self) -> pd.DataFrame:
+        """Every answer that the run keeps. Raises :class:`MechsafetyError` for a run that generates none."""
+        if not (self.path / RESPONSES).is_file():
+            raise MechsafetyError(f"run {str(self.path)!r} keeps no answers ({RESPONSES} is missing)")
+        return self.run.read_table(RESPONSES)
+
+    def rates_by_judge(self) -> pd.DataFrame:
+        """Shares of each verdict by state, label and judge, of the judges that were added (:meth:`judge`)."""
+        return self.experiment.rates_by_judge(self)
+
+    def judge(self, *judges: str, say: Say = lambda _: None, allow_other_versions: bool = False) -> Result:
+        """Let ``judges`` read the run's answers; tables, figures and page are written again.
+
+        Returns the run, opened anew. Raises :class:`MechsafetyError` for a run without answers, a judge that has read
+        them already, and whatever loading a judge raises.
+        """
+        self.experiment.with_judges(self, judges, say, allow_other_versions=allow_other_versions)
+        found = type(self)(self.path, self.experiment)
+        found.publish()
+        return found
+
     def page(self) -> Page:
         """The page before it is HTML."""
-        return self.experiment.page(self, self.figures())
+        found, added = self.experiment.page(self, self.figures()), self._added
+        if added is None:
+            return found
+        block = judging.block(added[0], self.figures()[judging.FIGURE])
+        return replace(found, blocks=[*found.blocks, block])
 
     def report(self) -> Path:
         """Write the page, ``report.html``, and return its path."""
-        return self.run.write_text(REPORT, self.experiment.html(self, self.figures()))
+        return self.run.write_text(REPORT, self.experiment.html(self))
 
     def publish(self) -> Path:
         """Write every figure as HTML and the page, whose path is returned."""
@@ -277,9 +372,12 @@ class Result:
         found = "".join(f"<li>{escape(line)}</li>" for line in self.findings())
         shown = "".join(
             f"<h4>{escape(name)}</h4>{table.head(_SHOWN_ROWS).round(3).to_html(index=False, border=0)}"
-            for name, table in self.tables.items()
+            for name, table in self.short_tables.items()
         )
         return f"<b>{escape(self.experiment.kind.capitalize())}</b> in {escape(str(self.path))}<ul>{found}</ul>{shown}"
+
+
+Experiment.result_type = Result
 
 
 def run_experiment(
@@ -302,11 +400,16 @@ def run_experiment(
     with open_run(
         out, config=asked, sources=experiment.sources, allow_other_versions=allow_other_versions
     ) as run:
-        if isinstance(config, ModelConfig):
+        if hasattr(config, "date"):
             record_date(run, day)
         record_repeated(run, say, *experiment.prompt_sets())
+        reads = experiment.reads()
         require_all_fit(
-            experiment.models(), experiment.reads(), template=experiment.loading.get("template"), date=day
+            experiment.models() if reads else (),
+            reads,
+            template=experiment.loading.get("template"),
+            date=day,
+            **experiment.feeding,
         )
         session = Session(
             run=run,
@@ -317,8 +420,10 @@ def run_experiment(
         )
         for name, table in experiment.work(session).items():
             run.write_table(table, experiment.tables[name])
+        if len(answers := list(run.parts(ANSWERS))):
+            run.write_table(pd.concat(map(pd.read_parquet, answers), ignore_index=True), RESPONSES)
         run.record_item("timings", "last_session_s", round(time.perf_counter() - started, 1))
-    return Result(out, type(experiment))
+    return experiment.result_type(out, type(experiment))
 
 
 def experiment_of(run: RunFolder) -> type[Experiment[Any]]:
@@ -340,4 +445,5 @@ def load_run(path: str | Path) -> Result:
         load_run("runs/regions").findings()
     """
     run = read_run(Path(path))
-    return Result(run.path, experiment_of(run))
+    experiment = experiment_of(run)
+    return experiment.result_type(run.path, experiment)

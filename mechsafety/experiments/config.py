@@ -2,13 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from mechsafety.core.days import Day
+from mechsafety.core.errors import MechsafetyError
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """How a field is given on the command line, where its name and type do not say it.
+
+    Fields are annotated with it: ``Annotated[tuple[Part, ...], Option(name="--part")]``. ``argument`` makes it
+    positional; ``many`` says whether several values repeat the option or stand behind it with commas between them;
+    ``parse`` reads one text; ``default`` is shown in place of the field's default.
+    """
+
+    name: str | None = None
+    metavar: str | None = None
+    argument: bool = False
+    many: Literal["repeat", "commas"] = "repeat"
+    parse: Callable[[str], Any] | None = None
+    default: str | None = None
 
 
 class Config(BaseModel):
@@ -20,20 +41,55 @@ class Config(BaseModel):
 class ModelConfig(Config):
     """The configuration of an experiment that loads models."""
 
-    template: str | None = Field(
-        default=None, description="plain, or a Jinja file; the model's own when empty"
+    template: Annotated[str | None, Option(metavar="plain|FILE")] = Field(
+        default=None, description="chat template: plain, or a Jinja file; the model's own when empty"
     )
-    date: Day | None = Field(
+    date: Annotated[Day | None, Option(metavar="DAY")] = Field(
         default=None,
         description="the day (2025-03-01) that templates with a date write; the day the run began when empty",
     )
     dtype: Dtype = Field(
         default="auto", description="number format; auto: bfloat16 where it is native, else float32"
     )
-    device: str = Field(default="auto", description="auto, cpu, cuda, ...")
+    device: str = Field(default="auto", description="where models run: auto, cpu, cuda, ...")
     seed: int = Field(default=0, ge=0, description="every random draw depends on it")
 
     @property
     def loading(self) -> dict[str, Any]:
         """The arguments of ``load_model``, but for the date, which the run pins."""
         return {"dtype": self.dtype, "device": self.device, "template": self.template}
+
+
+class FedConfig(ModelConfig):
+    """The configuration of an experiment that can change prompts before a model reads them."""
+
+    truncate_prompts: bool = Field(
+        default=False, description="cut prompts that do not fit in the model's window at their end"
+    )
+    escape_control_tokens: bool = Field(
+        default=False, description="break the model's control tokens in prompts by a blank"
+    )
+
+    @property
+    def feeding(self) -> dict[str, bool]:
+        """The same as arguments of ``fed``."""
+        return {"truncate": self.truncate_prompts, "escape": self.escape_control_tokens}
+
+
+def in_order(kind: type[BaseModel]) -> list[str]:
+    """A configuration's own fields, then those that every experiment with models has."""
+    return sorted(kind.model_fields, key=lambda name: name in FedConfig.model_fields)
+
+
+def whole_numbers(text: str, option: str) -> tuple[int, ...]:
+    """``"3"``, ``"1,5,-2"``, ``"10-20"`` and mixtures of them as numbers, in the order given."""
+    found: list[int] = []
+    for part in text.split(","):
+        span = re.fullmatch(r"\s*(-?\d+)(?:-(\d+))?\s*", part)
+        if span is None:
+            raise MechsafetyError(f"{option} {text!r}: whole numbers and spans such as 3,10-20 are expected")
+        first, last = int(span[1]), int(span[2] or span[1])
+        if last < first or last - first > 100_000:
+            raise MechsafetyError(f"{option} {text!r}: the span {part.strip()!r} is empty or too long")
+        found += range(first, last + 1)
+    return tuple(dict.fromkeys(found))

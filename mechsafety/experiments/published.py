@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.experiments.base import EXPERIMENTS, load_run
-from mechsafety.experiments.study.page import study_run_figures, write_report
 from mechsafety.pages.page import FORMATS, FigureFormat, render_page, write_figures
 from mechsafety.runs.folder import RunFolder
 
@@ -17,10 +16,8 @@ if TYPE_CHECKING:
 
 
 _FOLDERS = {
-    "sweep": "sweep",
     "compare": "comparison",
     "audit": "audit",
-    "selfjudge": "selfjudgement",
     "anatomy": "anatomy",
     "ladder": "ladder",
     "lab": "lab",
@@ -62,8 +59,6 @@ def _of_kind(run: RunFolder) -> tuple[Any, Any]:
     kind = run_kind(run)
     if kind in EXPERIMENTS:
         return lambda run: load_run(run.path).figures(), lambda run: load_run(run.path).report()
-    if kind == "study":
-        return study_run_figures, write_report
     if kind in _FOLDERS:
         pages = importlib.import_module(f"mechsafety.experiments.{_FOLDERS[kind]}.page")
         return pages.figures_of, lambda run: run.write_text(

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.names import RESPONSES_AT_ONCE
 from mechsafety.core.progress import bar
 from mechsafety.edits.interventions import Edit, edited
 from mechsafety.models import hooked_transformers
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from transformer_lens.model_bridge import TransformerBridge
 
-DEFAULT_BATCH = 50
+DEFAULT_BATCH = RESPONSES_AT_ONCE
 Path_ = Literal["fast", "reference"]
 
 

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.names import ATTACKS, Attack
 from mechsafety.core.verdict import Judge
 from mechsafety.edits.interventions import Edit
 from mechsafety.generation.completions import generate
+from mechsafety.judges.outcomes import judgements
 from mechsafety.prompts.prompt_set import Prompt
 from mechsafety.robustness.attempts import Attempts
 from mechsafety.robustness.decoding import decoding
-from mechsafety.robustness.outcomes import judgements
 from mechsafety.robustness.suffix import Suffixes, suffix_attack
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-Attack = Literal["vanilla", "decoding", "suffix"]
-ATTACKS: tuple[Attack, ...] = get_args(Attack)
 ATTACK_COLUMNS: tuple[str, ...] = (
     *("system", "attack", "measure", "k", "n", "asr", "low", "high"),
     *("refused", "degenerate", "unparsed", "published", "published_low", "published_high"),

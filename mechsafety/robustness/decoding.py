@@ -13,10 +13,10 @@ from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.verdict import Judge
 from mechsafety.edits.interventions import Edit
 from mechsafety.generation.completions import DEFAULT_BATCH, Sampling, generate
+from mechsafety.judges.outcomes import judgements
 from mechsafety.models.chat import Rendering
 from mechsafety.prompts.prompt_set import Prompt
 from mechsafety.robustness.attempts import Attempts
-from mechsafety.robustness.outcomes import judgements
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge

@@ -25,12 +25,12 @@ from mechsafety.core.verdict import Judge
 from mechsafety.edits.interventions import Edit
 from mechsafety.generation.bodies import body_under
 from mechsafety.generation.completions import DEFAULT_BATCH, generate
+from mechsafety.judges.outcomes import judgements
 from mechsafety.models.chat import own_tokenizer, render_turn, tokenize_text
 from mechsafety.models.loading import is_hooked_transformer
 from mechsafety.models.rendering import chat_start
 from mechsafety.prompts.prompt_set import Prompt
 from mechsafety.robustness.attempts import Attempts
-from mechsafety.robustness.outcomes import judgements
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge

@@ -126,6 +126,10 @@ class RunFolder:
     def has_part(self, *key: str, suffix: str = "parquet") -> bool:
         return self.part_path(*key, suffix=suffix).is_file()
 
+    def parts(self, *key: str, suffix: str = "parquet") -> list[Path]:
+        """The files of all parts whose names begin with ``key``, in the order of their names."""
+        return sorted(Path(self.path / _PARTS, *map(_safe, key)).rglob(f"*.{suffix}"))
+
     def read_part(self, *key: str) -> pd.DataFrame:
         import pandas as pd
 

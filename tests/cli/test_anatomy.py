@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import get_args
 
+import click
 import pandas as pd
 import pytest
 
@@ -94,7 +95,7 @@ def test_some_parts_of_a_lab_pair(lab: Path, tmp_path: Path) -> None:
 
 def test_every_option_is_one_of_the_configuration() -> None:
     assert list(PARTS) == anatomy._PARTS
-    command = main.commands["anatomy"]
+    command = main.get_command(click.Context(main), "anatomy")
     options = {p.name for p in command.params} - {"as_json", "out", "allow_other_versions"}
     assert options <= set(AnatomyConfig.model_fields)
     maps = next(p for p in command.params if p.name == "maps")

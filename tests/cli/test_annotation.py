@@ -34,7 +34,7 @@ def label_one(run: RunFolder) -> None:
 
 
 def test_the_plans_of_the_option_are_the_plans_there_are() -> None:
-    (option,) = [o for o in main.commands["annotate"].params if o.name == "kind"]
+    (option,) = [o for o in main.get_command(click.Context(main), "annotate").params if o.name == "kind"]
     assert isinstance(option.type, click.Choice)
     assert tuple(option.type.choices) == PLANS
 

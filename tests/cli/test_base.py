@@ -23,7 +23,7 @@ from mechsafety.experiments.study.config import StudyConfig, load_config
 from mechsafety.prompts.sources import SOURCES
 from mechsafety.runs.folder import open_run
 
-COMMANDS = sorted(cli.main.commands)
+COMMANDS = sorted(cli.main.list_commands(click.Context(cli.main)))
 ANSWERS = [
     {"id": "0", "prompt": "How do I pick a lock?", "response": "I'm sorry, but I can't help with that."},
     {"id": "1", "prompt": "How do I bake bread?", "response": "Mix flour, water, salt and yeast, then bake."},
@@ -64,7 +64,7 @@ def test_help_of_the_group_lists_every_command_and_where_to_begin() -> None:
 def test_help_of_each_command_shows_an_example_that_parses(name: str) -> None:
     found = re.search(rf"^  Example:   mechsafety ({name}.*)$", succeed(name, "--help"), re.MULTILINE)
     assert found
-    command = cli.main.commands[name]
+    command = cli.main.get_command(click.Context(cli.main), name)
     with command.make_context(name, found[1].split()[1:]) as context:
         assert isinstance(context, click.Context)
     assert all(option.help for option in command.params if isinstance(option, click.Option) and option.name in ("as_json", "out"))  # fmt: skip
@@ -116,12 +116,12 @@ MISTAKES = [
     ("judge {answers} --judge rules --judge rules", "judge names must be unique"),
     ("judge {answers} --out {tmp}/nowhere/v.csv", "nowhere' does not exist"),
     ("judge {answers} --out {tmp}/v.txt", "must end in .csv, .jsonl, .parquet"),
-    ("judge", "name a file of responses, or --list"),
+    ("judge", "name a file of responses or a run, or --list"),
     ("report {tmp}/nowhere", "is not a run folder"),
     ("report {folder}", "is not a run folder"),
-    ("report {begun}", "did it finish? Run the study again"),
+    ("report {begun}", "is not finished: give the same command again"),
     ("figures {answers}", "is not a run folder"),
-    ("figures {begun}", "did it finish? Run the study again"),
+    ("figures {begun}", "is not finished: give the same command again"),
     ("direction none", "unknown model 'none'"),
     ("direction {folder}", "holds no config.json"),
     ("direction {broken}", "cannot read broken.gguf as a GGUF model"),
@@ -137,7 +137,6 @@ MISTAKES = [
     ("study --limit 0", "limit: Input should be greater than or equal to 1"),
     ("study --systems a,a", "systems: a is named twice"),
     ("study --systems a,", "systems: a name is empty"),
-    ("study --recipe mine", "recipe: "),
     ("study --prompts nowhere", "unknown prompt set 'nowhere'"),
     ("study --out {answers}", "is a file: name a folder for the run"),
     ("study --out {folder}", "is not a run folder (it holds 'thesis.tex')"),
@@ -189,6 +188,7 @@ def _stop_before_weights(monkeypatch: pytest.MonkeyPatch) -> None:
         ["figures", "r", "--format", "gif"],
         ["study", "--limit", "many"],
         ["study", "--dtype", "int8"],
+        ["study", "--recipe", "mine"],
         ["none"],
     ],
 )

@@ -12,15 +12,11 @@ import pytest
 from click.testing import CliRunner, Result
 
 from mechsafety import cli
-from mechsafety.cli.directions import _DOSES, _METHODS
-from mechsafety.directions import estimators
 from mechsafety.edits.files import load_edit
 from mechsafety.edits.interventions import digest
-from mechsafety.experiments.published import run_figures
+from mechsafety.experiments.base import load_run
 from mechsafety.prompts.prompt_set import PromptSet
-from mechsafety.runs.folder import read_run
 from mechsafety.sweeps.candidates import BatchedScorer
-from mechsafety.sweeps.doses import FAMILIES
 from tests.conftest import save_tiny
 from tests.prompt_sets import small_prompts, write_csv
 
@@ -42,11 +38,6 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def options(model: Path, prompts: Path, out: Path, *more: object) -> list[object]:
     return ["sweep", model, "--prompts", prompts, "--limit", 9, "--dtype", "float32", "--out", out, *more]
-
-
-def test_the_command_line_names_what_the_modules_do() -> None:
-    assert tuple(_METHODS) == estimators.METHODS
-    assert tuple(_DOSES) == FAMILIES
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +62,7 @@ def test_a_run_holds_its_tables_edit_figures_and_page(
     manifest = json.loads((finished / "manifest.json").read_text())
     edit = load_edit(finished / "edit.safetensors", model=tiny("llama"))
     assert digest(edit) == manifest["edit"]["sha256"]
-    figures = run_figures(read_run(finished))
+    figures = load_run(finished).figures()
     assert list(figures) == [
         "scores-mean_difference",
         "layers-mean_difference",

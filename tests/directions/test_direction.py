@@ -11,9 +11,9 @@ from sklearn.decomposition import PCA
 from torch import Tensor
 
 from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.names import METHODS
 from mechsafety.directions.activations import ResidualCache
 from mechsafety.directions.direction import Directions, find_directions, load_directions, save_directions
-from mechsafety.directions.estimators import METHODS
 
 D, LAYERS = 12, 3
 

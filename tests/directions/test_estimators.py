@@ -9,7 +9,8 @@ from sklearn.covariance import LedoitWolf, ledoit_wolf_shrinkage
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from mechsafety.directions.estimators import METHODS, estimate, ledoit_wolf
+from mechsafety.core.names import METHODS
+from mechsafety.directions.estimators import estimate, ledoit_wolf
 
 
 def classes(*, n: int, width: int, shift: float = 1.5, seed: int = 0) -> tuple[Tensor, Tensor]:

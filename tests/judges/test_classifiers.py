@@ -13,7 +13,6 @@ import torch
 
 from mechsafety.core.errors import MechsafetyError, NotFiniteError
 from mechsafety.core.verdict import Response
-from mechsafety.judges.kinds import harmbench, llamaguard, strongreject, wildguard
 from mechsafety.judges.cache import VerdictCache
 from mechsafety.judges.classifiers import (
     Classifier,
@@ -22,11 +21,12 @@ from mechsafety.judges.classifiers import (
     _adapter_alone,
     load_classifier,
 )
+from mechsafety.judges.kinds import harmbench, llamaguard, strongreject, wildguard
 from mechsafety.judges.kinds.harmbench import HarmBenchJudge
 from mechsafety.judges.kinds.llamaguard import LlamaGuardJudge
-from mechsafety.judges.registry import judge_responses, load_judge
 from mechsafety.judges.kinds.strongreject import GRADES, StrongRejectJudge, read_grades
 from mechsafety.judges.kinds.wildguard import WildGuardJudge
+from mechsafety.judges.registry import judge_responses, load_judge
 from mechsafety.models.loading import parse_spec
 from tests.conftest import save_tokenizer, tiny_config
 

@@ -15,6 +15,7 @@ import torch
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.verdict import Label, Response
 from mechsafety.judges import embedding_head
+from mechsafety.judges.embedding_head import ARMS, PER_LABEL, answer_prompts, fit_head
 from mechsafety.judges.kinds import embedding
 from mechsafety.judges.kinds.embedding import (
     EmbeddingJudge,
@@ -25,7 +26,6 @@ from mechsafety.judges.kinds.embedding import (
     packaged_head,
     read_head,
 )
-from mechsafety.judges.embedding_head import ARMS, PER_LABEL, answer_prompts, fit_head
 from mechsafety.judges.kinds.logit import load_anchors
 from mechsafety.judges.registry import judge_responses, load_judge
 from mechsafety.prompts.prompt_set import load_prompts

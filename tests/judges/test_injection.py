@@ -14,8 +14,8 @@ from mechsafety.core.verdict import Response, Verdict
 from mechsafety.judges.asking import AskingJudge, OnVerdict, question, read, read_verdict, unread
 from mechsafety.judges.cache import VerdictCache
 from mechsafety.judges.injection import ALL, ATTACKS, KnownItem, injection_flip_rate, known_items
-from mechsafety.judges.normalise import normalise
 from mechsafety.judges.kinds.rules import RulesJudge
+from mechsafety.judges.normalise import normalise
 from mechsafety.statistics import wilson
 
 ANY_VERDICT = re.compile(r"V\s*E\s*R\s*D\s*I\s*C\s*T\s*:\s*(REFUSAL|COMPLIANCE|DEGENERATE)\b", re.IGNORECASE)

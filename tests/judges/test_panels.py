@@ -11,8 +11,8 @@ import pytest
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.verdict import Label, Response, Verdict
 from mechsafety.judges.kinds.dawid_skene import DawidSkeneJudge
-from mechsafety.judges.latent_classes import MISSING, fit_latent_classes
 from mechsafety.judges.kinds.majority import MajorityJudge
+from mechsafety.judges.latent_classes import MISSING, fit_latent_classes
 from mechsafety.judges.panel import VOTES
 from mechsafety.judges.registry import judge_responses, load_judge
 

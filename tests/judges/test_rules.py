@@ -17,9 +17,9 @@ from sklearn.metrics import cohen_kappa_score
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.verdict import Response, Verdict
 from mechsafety.judges import spans
-from mechsafety.judges.normalise import normalise
-from mechsafety.judges.refusal_patterns import RULES
 from mechsafety.judges.kinds.rules import WINDOW, RulesJudge, blank_quotations, create, decide
+from mechsafety.judges.normalise import normalise
+from mechsafety.judges.patterns import RULES
 from tests.judged_answers import BULLY, HARMFUL, MISSED_REFUSALS, TABLE, TELL
 from tests.judged_blind import FIRST, MISSED, SECOND, THIRD
 from tests.judged_natural import MISSED as NATURAL_MISSED

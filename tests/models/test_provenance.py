@@ -30,9 +30,9 @@ from mechsafety.experiments.regions.experiment import run_regions
 from mechsafety.experiments.robustness.config import RobustnessConfig
 from mechsafety.experiments.robustness.work import run_robustness
 from mechsafety.experiments.study.config import StudyConfig
-from mechsafety.experiments.study.work import run_study
+from mechsafety.experiments.study.experiment import run_study
 from mechsafety.experiments.sweep.config import SweepConfig
-from mechsafety.experiments.sweep.work import run_sweep
+from mechsafety.experiments.sweep.experiment import run_sweep
 from mechsafety.judges.registry import judge_sources
 from mechsafety.models import provenance
 from mechsafety.models.loading import PLAIN_TEMPLATE, load_model

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
-from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -14,6 +13,7 @@ from mechsafety.core.verdict import LABELS
 from mechsafety.experiments.agreement.figures import effect_forest
 from mechsafety.experiments.audit.page import judges_figure
 from mechsafety.experiments.comparison.figures import cosine_matrix
+from mechsafety.experiments.regions.config import RegionsConfig
 from mechsafety.experiments.regions.page import region_chapters
 from mechsafety.experiments.selfjudgement.figures import two_by_two_figure
 from mechsafety.experiments.study.figures import outcome_bars, refusal_heatmap, self_judgement, study_figures
@@ -169,12 +169,12 @@ def test_regions_runs_of_one_study_have_folders_and_chapters_of_their_own(tmp_pa
     with open_run(tmp_path / "study", config={"kind": "study", "systems": PAIR}):
         pass
     for system in PAIR:
-        folder = _folder(SimpleNamespace(model=system), tmp_path / "study", None)
+        folder = _folder(RegionsConfig(model=system), tmp_path / "study", None)
         write_regions(folder, {"tradeoff": region_tables.tradeoff()}, model=system)
     chapters = region_chapters(read_run(tmp_path / "study"))
     assert sorted(chapter.name for chapter in chapters) == ["dpo-checkpoint-500", "sft-checkpoint-500"]
     assert sorted(chapter.model for chapter in chapters) == ["dpo/checkpoint-500", "sft/checkpoint-500"]
     for chapter in chapters:
         assert chapter.block.figures[0].layout.title.text.startswith(f"{chapter.model}, ")
-    lone = _folder(SimpleNamespace(model=SFT), None, None)
+    lone = _folder(RegionsConfig(model=SFT), None, None)
     assert lone == Path("runs") / "checkpoint-500-regions"

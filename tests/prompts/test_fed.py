@@ -20,9 +20,9 @@ from mechsafety.experiments.regions.experiment import run_regions
 from mechsafety.experiments.robustness.config import RobustnessConfig
 from mechsafety.experiments.robustness.work import run_robustness
 from mechsafety.experiments.study.config import StudyConfig
-from mechsafety.experiments.study.work import run_study
+from mechsafety.experiments.study.experiment import run_study
 from mechsafety.experiments.sweep.config import SweepConfig
-from mechsafety.experiments.sweep.work import run_sweep
+from mechsafety.experiments.sweep.experiment import run_sweep
 from mechsafety.models import loading as models
 from mechsafety.prompts.prompt_set import PromptSet, load_prompts
 from mechsafety.runs.folder import read_run

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from mechsafety.core.verdict import Response, Verdict
 from mechsafety.judges.kinds.degeneracy import assess
-from mechsafety.judges.normalise import normalise, tidy
 from mechsafety.judges.kinds.rules import conclude
+from mechsafety.judges.normalise import normalise, tidy
 from mechsafety.judges.spans import plain_spans
 
 

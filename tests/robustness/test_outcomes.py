@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.verdict import LABELS, Response, Verdict
 from mechsafety.generation.completions import Completion, generate
+from mechsafety.judges.outcomes import Judgement, Tally, judgements
 from mechsafety.models.chat import render_chat, render_turn, tokenize_prompts, tokenize_text
 from mechsafety.prompts.prompt_set import Prompt
 from mechsafety.robustness.attacks import ATTACK_COLUMNS, attack_rows, attack_table
 from mechsafety.robustness.attempts import Attempts
 from mechsafety.robustness.decoding import decoding
-from mechsafety.robustness.outcomes import OUTCOME_COLUMNS, Judgement, Tally, judgements, outcomes
+from mechsafety.robustness.outcomes import OUTCOME_COLUMNS, outcomes
 from mechsafety.statistics.rates import wilson
 
 SYSTEM_TEMPLATE = (

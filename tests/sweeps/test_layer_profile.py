@@ -14,9 +14,9 @@ from sklearn.decomposition import PCA
 from sklearn.metrics import roc_auc_score
 
 from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.names import METHODS
 from mechsafety.directions.activations import residual_stream
 from mechsafety.directions.direction import Direction, Directions, find_directions
-from mechsafety.directions.estimators import METHODS
 from mechsafety.models.loading import load_model
 from mechsafety.sweeps.layer_profile import _read_out, logit_lens, profile_layers
 from tests.architectures import UNFAITHFUL, random_model, save_architecture

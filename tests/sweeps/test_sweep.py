@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.names import METHODS
 from mechsafety.directions.activations import residual_stream
 from mechsafety.directions.direction import Directions, find_directions
-from mechsafety.directions.estimators import METHODS
 from mechsafety.models.chat import tokenize_prompts
 from mechsafety.models.hooking import plain_module_path
 from mechsafety.models.loading import body_of, generation_twin
@@ -93,8 +93,9 @@ def test_scores_equal_the_plain_reference(tiny_kept: Callable[..., Any], method:
         *(
             pytest.param(*case, marks=pytest.mark.slow)
             for case in (
-                *(("gpt2", False), ("gemma2", True), ("llama-tied", True), ("llama-tied", False)),
-                *(("qwen2", True), ("qwen2", False)),
+                ("gpt2", False),
+                ("gemma2", True),
+                *tuple((name, shared) for name in ("llama-tied", "qwen2") for shared in (True, False)),
             )
         ),
     ],

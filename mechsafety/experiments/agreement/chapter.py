@@ -7,36 +7,18 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from mechsafety.experiments.agreement.figures import judge_chapter_figures
-from mechsafety.experiments.agreement.tables import REFERENCE_TABLES, STUDY_TABLES, judge_tables
 from mechsafety.pages.page import Block
 from mechsafety.plots.style import system_names
-from mechsafety.runs.folder import RunFolder
 from mechsafety.statistics import holm
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 
-def load_chapter(run: RunFolder) -> dict[str, pd.DataFrame]:
-    """The chapter's tables; those that a run of an earlier version lacks are made from its verdicts."""
-    if all((run.path / f"{name}.csv").is_file() for name in STUDY_TABLES):
-        tables = {name: run.read_table(f"{name}.csv") for name in STUDY_TABLES}
-    else:
-        config = run.manifest["config"]
-        verdicts = run.read_table("verdicts.parquet")
-        tables = judge_tables(verdicts, primary=config["judges"][0], seed=int(config["seed"]))
-    for name in REFERENCE_TABLES:
-        if (run.path / f"{name}.csv").is_file():
-            tables[name] = run.read_table(f"{name}.csv")
-    return tables
-
-
-def chapter_blocks(tables: Mapping[str, pd.DataFrame]) -> list[Block]:
-    """The chapter as blocks of a page; empty where there was one judge and nobody else."""
+def chapter_blocks(tables: Mapping[str, pd.DataFrame], figures: Mapping[str, go.Figure]) -> list[Block]:
+    """The chapter as blocks of a page, with figures that are drawn; empty where there was one judge and nobody else."""
     if len({*tables["judge_effects"]["judge"]}) < 2 and "judge_errors" not in tables:
         return []
-    figures = judge_chapter_figures(tables)
     return [
         block
         for block in (
@@ -77,11 +59,6 @@ def chapter_blocks(tables: Mapping[str, pd.DataFrame]) -> list[Block]:
         )
         if block.table is None or not block.table.empty
     ]
-
-
-def chapter_figures(run: RunFolder) -> dict[str, go.Figure]:
-    """The chapter's figures, by file name."""
-    return judge_chapter_figures(load_chapter(run))
 
 
 def _people(tables: Mapping[str, pd.DataFrame], figures: Mapping[str, go.Figure]) -> list[Block]:

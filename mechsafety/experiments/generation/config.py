@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from mechsafety.core.names import RESPONSES_AT_ONCE
 from mechsafety.experiments.config import ModelConfig
-from mechsafety.generation.completions import DEFAULT_BATCH
 from mechsafety.prompts.prompt_set import Split
 
 
@@ -19,7 +19,7 @@ class GenerationConfig(ModelConfig):
     edit: str | None = None
     baked: bool = False
     max_new_tokens: int = Field(default=64, ge=1)
-    batch_size: int = Field(default=DEFAULT_BATCH, ge=1)
+    batch_size: int = Field(default=RESPONSES_AT_ONCE, ge=1)
     temperature: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     top_p: float = Field(default=1.0, gt=0, le=1)
     truncate_prompts: bool = False

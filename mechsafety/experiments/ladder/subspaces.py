@@ -14,6 +14,7 @@ from torch import Tensor
 from mechsafety.anatomy.links import layer_outcomes
 from mechsafety.anatomy.readings import UNSAFE, outcome_rows
 from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.names import SELECTION_RULES
 from mechsafety.core.verdict import Judge
 from mechsafety.directions.activations import ResidualCache, residual_stream
 from mechsafety.directions.direction import Directions, find_directions
@@ -25,7 +26,6 @@ from mechsafety.models.loading import model_name
 from mechsafety.prompts.prompt_set import PromptSet
 from mechsafety.runs.folder import Journal
 from mechsafety.sweeps.edit_costs import EditCosts
-from mechsafety.sweeps.selection import RULES
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -137,12 +137,12 @@ def choose_layer(tried: Sequence[Tried], *, refused: float) -> tuple[Tried, str]
     """The layer to go on with, and why; ``refused`` is the unedited system's share.
 
     Of the layers without whose direction refusals fall to half or less, those at or below the smallest KL bound that
-    any of them meets (:data:`RULES`, ``auto``): a model that is damaged enough refuses nothing. Of these the
+    any of them meets (:data:`SELECTION_RULES`, ``auto``): a model that is damaged enough refuses nothing. Of these the
     one with most compliance, then with the lowest KL; where none meets a bound, the one with the lowest KL. Where no
     layer halves refusals, the one with most compliance, then the lowest KL.
     """
     halving = [one for one in tried if one.refused <= refused / 2]
-    for bound in RULES["auto"]:
+    for bound in SELECTION_RULES["auto"]:
         if within := [one for one in halving if one.kl <= bound]:
             best = max(within, key=lambda one: (one.complied, -one.kl, -one.layer))
             return best, f"refusals fall to {best.refused:.0%} at a KL of {best.kl:.2f}, bound {bound:g}"

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from functools import partial
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from mechsafety.experiments.config import ModelConfig
+from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.names import Attack
+from mechsafety.experiments.config import ModelConfig, Option
 
 Part = Literal["structure", "sweep", "attacks", "links", "heads", "freezing"]
 PARTS: tuple[Part, ...] = get_args(Part)
@@ -16,37 +19,80 @@ PARTS: tuple[Part, ...] = get_args(Part)
 set difference."""
 
 
+def _pair(option: str, text: str) -> tuple[float, float]:
+    try:
+        first, second = (float(part) for part in text.split(","))
+    except ValueError:
+        raise MechsafetyError(
+            f"{option} {text!r}: two numbers with a comma between them, such as 1,1"
+        ) from None
+    return first, second
+
+
+def _ranks(text: str) -> tuple[int | float, ...]:
+    return tuple(
+        int(value) if value >= 1 and value == int(value) else value for value in _pair("--projection", text)
+    )
+
+
 class RegionsConfig(ModelConfig):
     """What one run does; a part of its manifest. ``p`` and ``q`` are percent, ranks are counts or fractions."""
 
-    model: str
-    prompts: str = "default"
-    parts: tuple[Part, ...] = Field(default=("structure", "sweep", "links", "heads"), min_length=1)
-    examples: int = Field(default=128, ge=2)
-    response: Literal["full", "short"] = "full"
-    method: Literal["snip", "wanda"] = "snip"
-    loss: Literal["mean", "sum"] = "mean"
-    positions: Literal["paper", "predictive"] = "paper"
-    group: Literal["row", "matrix"] = "matrix"
-    set_differences: tuple[tuple[float, float], ...] = Field(
-        default=((1, 1), (0.5, 0.5), (3, 3), (5, 5), (8, 5)), min_length=1
+    model: Annotated[str, Option(argument=True)]
+    prompts: Annotated[str, Option(metavar="SET")] = Field(
+        default="default", description="fit, validation and report prompts"
     )
-    projections: tuple[tuple[int | float, int | float], ...] = ((0.95, 0.98), (0.98, 0.99))
-    top_safety: tuple[float, ...] = (1.0,)
-    pruned: tuple[float, ...] = ()
-    heads: int = Field(default=10, ge=1)
-    draws: int = Field(default=1, ge=1)
-    controls: int = Field(default=3, ge=1)
-    rank: int = Field(default=100, ge=1)
-    attacks: tuple[Literal["vanilla", "decoding", "suffix"], ...] = Field(
-        default=("vanilla", "decoding"), min_length=1
+    parts: Annotated[tuple[Part, ...], Option(name="--part")] = Field(
+        default=("structure", "sweep", "links", "heads"), min_length=1, description="what to do"
     )
-    finetuning: tuple[int, ...] = Field(default=(10, 50, 100), min_length=1)
-    frozen: tuple[float, ...] = (67.0,)
-    limit: int | None = Field(default=None, ge=2)
-    max_new_tokens: int = Field(default=32, ge=1)
-    answer_tokens: int = Field(default=48, ge=1)
-    batch_size: int = Field(default=4, ge=1)
+    examples: int = Field(default=128, ge=2, description="safety and utility examples, so many of each")
+    response: Literal["full", "short"] = Field(default="full", description="whole refusals, or one sentence")
+    method: Literal["snip", "wanda"] = Field(default="snip", description="scores that the sweep ranks by")
+    loss: Literal["mean", "sum"] = Field(default="mean", description="per answer token, or per answer")
+    positions: Literal["paper", "predictive"] = Field(
+        default="paper", description="tokens whose activations the Gram matrices sum"
+    )
+    group: Literal["row", "matrix"] = Field(default="matrix", description="what weights are ranked in")
+    set_differences: Annotated[
+        tuple[tuple[float, float], ...],
+        Option(name="--set-difference", metavar="P,Q", parse=partial(_pair, "--set-difference")),
+    ] = Field(
+        default=((1, 1), (0.5, 0.5), (3, 3), (5, 5), (8, 5)),
+        min_length=1,
+        description="top Q percent by safety without top P by utility",
+    )
+    projections: Annotated[
+        tuple[tuple[int | float, int | float], ...],
+        Option(name="--projection", metavar="RU,RS", parse=_ranks),
+    ] = Field(
+        default=((0.95, 0.98), (0.98, 0.99)),
+        description="ranks of the orthogonal projection, counts or fractions",
+    )
+    top_safety: Annotated[tuple[float, ...], Option(metavar="Q")] = Field(
+        default=(1.0,), description="top Q percent by safety alone"
+    )
+    pruned: Annotated[tuple[float, ...], Option(name="--prune", metavar="P")] = Field(
+        default=(), description="lowest P percent by safety"
+    )
+    heads: int = Field(default=10, ge=1, description="how many of the best heads to prune")
+    draws: int = Field(default=1, ge=1, description="calibration draws")
+    controls: int = Field(default=3, ge=1, description="random controls of every removal")
+    rank: int = Field(default=100, ge=1, description="dimensions of the subspaces that are compared")
+    attacks: Annotated[tuple[Attack, ...], Option(name="--attack")] = Field(
+        default=("vanilla", "decoding"), min_length=1, description="attacks on the model without its region"
+    )
+    finetuning: Annotated[tuple[int, ...], Option(metavar="N")] = Field(
+        default=(10, 50, 100), min_length=1, description="benign examples to fine-tune on"
+    )
+    frozen: Annotated[tuple[float, ...], Option(metavar="P")] = Field(
+        default=(67.0,), description="percent of the weights that are frozen in fine-tuning"
+    )
+    limit: int | None = Field(default=None, ge=2, description="at most so many report prompts of each label")
+    max_new_tokens: int = Field(default=32, ge=1, description="length of the answers that are judged")
+    answer_tokens: int = Field(
+        default=48, ge=1, description="length of the answers that weights are scored on"
+    )
+    batch_size: int = Field(default=4, ge=1, description="examples in a batch of the attribution")
 
     @model_validator(mode="after")
     def _check(self) -> RegionsConfig:

@@ -37,6 +37,11 @@ _TEXT = (
     *("frozen", "kind", "method", "attack", "measure"),
 )
 
+_SHOWN = [
+    *("removal", "setting", "control", "draw", "share", "refused", "refused_low", "refused_high", "complied"),
+    *("degenerate", "harmless_refused", "accuracy", "perplexity", "kl"),
+]
+
 
 class Regions(Experiment[RegionsConfig]):
     """Attribution draws on the fit prompts, evaluation on the report prompts, which must not overlap."""
@@ -97,6 +102,16 @@ class Regions(Experiment[RegionsConfig]):
     def findings(cls, result: Result) -> list[str]:
         found = region_findings(result.tables, name=model_name(result.run), sweet_spot=sweet_spot(result.run))
         return [sentence for several in found.values() for sentence in several]
+
+    @classmethod
+    def facts(cls, result: Result) -> dict[str, Any]:
+        return {"sweet_spot": sweet_spot(result.run)}
+
+    @classmethod
+    def text(cls, result: Result) -> str:
+        if "tradeoff" not in result.tables:
+            return ""
+        return result.tables["tradeoff"][_SHOWN].to_string(index=False, na_rep="-", float_format="%.3g")
 
     @classmethod
     def page(cls, result: Result, figures: Mapping[str, go.Figure]) -> Page:

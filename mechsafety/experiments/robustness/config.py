@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pydantic import Field, field_validator
 
+from mechsafety.core.names import Attack
 from mechsafety.experiments.config import ModelConfig
-from mechsafety.robustness.attacks import Attack
 
 
 class RobustnessConfig(ModelConfig):

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.verdict import Response, Verdict
-from mechsafety.judges.registry import ModelSource, model_source
 from mechsafety.judges.kinds.rules import RulesJudge
+from mechsafety.judges.registry import ModelSource, model_source
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge

@@ -23,7 +23,6 @@ from mechsafety.experiments.regions.findings import (
     told_setting,
 )
 from mechsafety.experiments.regions.page import region_chapters
-from mechsafety.experiments.study.page import write_report
 from mechsafety.runs.folder import RunFolder, open_run, read_run
 from tests import region_tables as made
 from tests.cli.test_base import succeed
@@ -271,7 +270,7 @@ def test_the_command_writes_the_studys_report_again(
     def measured(_: Any, out: Path, **__: Any) -> Result:
         return load_run(write_regions(out, made.tables(layers=3), spot=made.SWEET_SPOT).path)
 
-    monkeypatch.setattr("mechsafety.experiments.regions.experiment.run_regions", measured)
+    monkeypatch.setattr("mechsafety.experiments.base.run_experiment", measured)
     (study.path / "report.html").unlink(missing_ok=True)
     succeed("regions", "tiny+x", "--study", study.path)
     assert made.SWEET_SPOT["setting"] in (study.path / "report.html").read_text(encoding="utf-8")

@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from mechsafety.core.errors import MechsafetyError
-from mechsafety.edits.recipes import RECIPE_NAMES, RECIPES, recipe
+from mechsafety.core.names import RECIPE_NAMES
+from mechsafety.edits.recipes import RECIPES, recipe
 from mechsafety.experiments.study.config import (
     SamplingConfig,
     StudyConfig,

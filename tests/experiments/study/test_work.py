@@ -21,10 +21,10 @@ from click.testing import CliRunner
 from mechsafety.cli import main
 from mechsafety.core.errors import MechsafetyError, NotFiniteError
 from mechsafety.directions.direction import load_directions
+from mechsafety.experiments.base import load_run
 from mechsafety.experiments.study import work as study
 from mechsafety.experiments.study.config import StudyConfig
-from mechsafety.experiments.study.page import write_report
-from mechsafety.experiments.study.work import run_study
+from mechsafety.experiments.study.experiment import run_study
 from mechsafety.prompts.prompt_set import PromptSet
 from mechsafety.runs import folder as runs
 from mechsafety.runs.folder import read_run
@@ -126,7 +126,7 @@ def test_running_again_changes_nothing_and_loads_no_model(
 ) -> None:
     before = {p: p.read_bytes() for p in finished.rglob("*.parquet")}
     monkeypatch.setattr(
-        "mechsafety.experiments.study.work.load_model", lambda *_, **__: pytest.fail("a model was loaded")
+        "mechsafety.experiments.base.load_model", lambda *_, **__: pytest.fail("a model was loaded")
     )
     run_study(config, finished)
     assert {p: p.read_bytes() for p in finished.rglob("*.parquet")} == before
@@ -140,7 +140,7 @@ def test_killed_study_resumes_to_the_same_tables(
 ) -> None:
     """kill -9 once ``parts`` parts are on disk; then the same command again."""
     program = (
-        "import sys, json; from pathlib import Path; from mechsafety.experiments.study.work import run_study;"
+        "import sys, json; from pathlib import Path; from mechsafety.experiments.study.experiment import run_study;"
         "from mechsafety.experiments.study.config import StudyConfig; import torch; torch.set_num_threads(1);"
         "run_study(StudyConfig.model_validate(json.loads(sys.argv[1])), Path(sys.argv[2]))"
     )
@@ -235,14 +235,14 @@ def overflowing(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
     """``overflowing(spec, stage)``: numbers of that system are not finite from that stage on."""
 
     def make(spec: str, stage: str) -> None:
-        real = getattr(study._Study, stage)
+        real = getattr(study.StudyWork, stage)
 
         def failing(work: Any, system: str, *rest: Any) -> Any:
             if system == spec:
                 raise NotFiniteError(f"{spec}: logits are not finite in layer 2")
             return real(work, system, *rest)
 
-        monkeypatch.setattr(study._Study, stage, failing)
+        monkeypatch.setattr(study.StudyWork, stage, failing)
 
     return make
 
@@ -276,10 +276,10 @@ def test_a_system_that_is_not_finite_is_named_and_the_others_are_as_without_it(
     systems = read_run(result.path).manifest["systems"]
     assert systems[llama] == {"failed": result.failed[llama]}
     assert systems[gpt2]["model"]["fingerprint"]
-    report = write_report(read_run(result.path)).read_text()
+    report = load_run(result.path).report().read_text()
     assert "Not measured" in report
     assert "logits are not finite in layer 2" in report
-    assert "Not measured" not in write_report(read_run(alone.path)).read_text()
+    assert "Not measured" not in load_run(alone.path).report().read_text()
 
 
 def test_a_failed_system_is_not_tried_again(
@@ -292,7 +292,7 @@ def test_a_failed_system_is_not_tried_again(
     first = run_study(plain, tmp_path / "run")
     monkeypatch.undo()
     monkeypatch.setattr(
-        "mechsafety.experiments.study.work.load_model", lambda *_, **__: pytest.fail("a model was loaded")
+        "mechsafety.experiments.base.load_model", lambda *_, **__: pytest.fail("a model was loaded")
     )
     heard: list[str] = []
     again = run_study(plain, tmp_path / "run", say=heard.append)
@@ -315,7 +315,7 @@ def test_a_failed_system_is_tried_again_under_other_versions(
     monkeypatch.setattr(study, "computing_versions", lambda: newer)
     again = run_study(plain, tmp_path / "run", allow_other_versions=True)
     assert not again.failed
-    assert set(again.rates["system"]) == set(plain.systems)
+    assert set(again.to_frame()["system"]) == set(plain.systems)
 
 
 def test_a_judge_that_is_not_finite_is_no_fault_of_the_system(
@@ -324,7 +324,7 @@ def test_a_judge_that_is_not_finite_is_no_fault_of_the_system(
     def broken(*_: Any, **__: Any) -> Any:
         raise NotFiniteError("logits are not finite")
 
-    monkeypatch.setattr(study, "judge_responses", broken)
+    monkeypatch.setattr("mechsafety.experiments.judging.judge_responses", broken)
     with pytest.raises(MechsafetyError, match="judge 'rules': logits are not finite") as caught:
         run_study(plain, tmp_path / "run")
     assert not isinstance(caught.value, NotFiniteError)
@@ -371,7 +371,7 @@ def test_repeated_prompts_are_said_and_recorded(
     same = plain.model_copy(update={**changed, "prompts": plain.prompts, "anchors": plain.anchors})
     once = run_study(same, tmp_path / "once")
     assert read_run(once.path).manifest["repeated_prompts"] == 0
-    pd.testing.assert_frame_equal(run.rates, once.rates)
+    pd.testing.assert_frame_equal(run.to_frame(), once.to_frame())
 
 
 # -- what the systems read ----------------------------------------------------------------------------
@@ -420,7 +420,7 @@ def test_a_study_says_what_its_systems_read_and_refuses_what_does_not_fit(
     responses = pd.read_parquet(path / "responses.parquet").set_index("id")
     assert set(responses.loc[breaking, "prompt"]) == {"make < |end|> bread"}
     assert responses["n_prompt_tokens"].max() == 256 - config.max_new_tokens
-    page = write_report(read_run(path)).read_text()
+    page = load_run(path).report().read_text()
     assert "Today: 3 Feb 2001" in page
     assert f"1 ({long})" in page
     # Asked about the answer to a prompt that fills the window, the model has no room; about the others it has.
@@ -434,7 +434,7 @@ def test_a_later_system_with_a_smaller_window_is_refused_before_the_first_works(
 ) -> None:
     small = save_architecture(tmp_path / "small", "llama", max_position_embeddings=12)
     monkeypatch.setattr(
-        "mechsafety.experiments.study.work.load_model", lambda *_, **__: pytest.fail("a model was loaded")
+        "mechsafety.experiments.base.load_model", lambda *_, **__: pytest.fail("a model was loaded")
     )
     asked = config.model_copy(update={"systems": (config.systems[0], str(small)), "judges": ("rules",)})
     with pytest.raises(MechsafetyError, match=r"small: .*window of 12 tokens"):

@@ -1,0 +1,159 @@
+"""Options of a command made from the fields of its configuration: name, type, default and help stand there once."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+
+import click
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from mechsafety.core.errors import MechsafetyError
+from mechsafety.experiments.config import Option, in_order, whole_numbers
+
+F = TypeVar("F", bound=Callable[..., Any])
+_TYPES: dict[Any, tuple[Any, str]] = {int: (int, "N"), float: (float, "X"), Path: (Path, "PATH")}
+
+
+def config_options(kind: type[BaseModel], *, leave_out: Collection[str] = ()) -> Callable[[F], F]:
+    """Give a command an option, or an argument, for each field of ``kind``.
+
+    The function receives ``config``, checked, in place of the fields. Fields in ``leave_out`` have no option; the
+    function then receives ``given``, the fields that were named, and makes the configuration itself.
+    """
+
+    def wrap(function: F) -> F:
+        takes_config = "config" in inspect.signature(function).parameters
+
+        @functools.wraps(function)
+        def call(**options: Any) -> Any:
+            given = _parsed(kind, {n: options.pop(n) for n in list(options) if n in kind.model_fields})
+            made = {"config": checked(kind, given)} if takes_config else {"given": given}
+            return function(**made, **options)
+
+        wrapped: Any = call
+        # click builds a command's parameters from the last one to the first.
+        for name in reversed([n for n in in_order(kind) if n not in leave_out]):
+            wrapped = _parameter(name, kind.model_fields[name])(wrapped)
+        return wrapped
+
+    return wrap
+
+
+def checked(kind: Any, fields: Mapping[str, Any]) -> Any:
+    """A configuration made of options. Raises :class:`MechsafetyError` that names the first wrong one."""
+    try:
+        return kind.model_validate(dict(fields))
+    except ValidationError as error:
+        first = error.errors()[0]
+        if not first["loc"]:  # about several fields at once: the message names them, the input is all of them
+            raise MechsafetyError(first["msg"].removeprefix("Value error, ")) from None
+        name = ".".join(str(part) for part in first["loc"])
+        raise MechsafetyError(f"{name}: {first['msg']} (got {first['input']!r})") from None
+
+
+def _parsed(kind: type[BaseModel], options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that were given, as the configuration takes them."""
+    return {
+        name: _value(name, kind.model_fields[name], value)
+        for name, value in options.items()
+        if value not in (None, ())
+    }
+
+
+def _value(name: str, field: FieldInfo, given: Any) -> Any:
+    look, inner, several = _look(field), *_inner(field)
+    if look.parse is not None:
+        return (
+            tuple(look.parse(one) for one in given)
+            if several and look.many == "repeat"
+            else look.parse(given)
+        )
+    if not several:
+        return given
+    if look.many == "repeat":
+        return tuple(dict.fromkeys(given))
+    if inner is int:
+        return whole_numbers(given, _flag(name, look))
+    values = tuple(part.strip() for part in given.split(","))
+    allowed = get_args(inner) if get_origin(inner) is Literal else values
+    if unknown := [value for value in values if value not in allowed]:
+        raise MechsafetyError(
+            f"{_flag(name, look)} {given!r}: {unknown[0]!r} is not one of {', '.join(allowed)}"
+        )
+    return values
+
+
+def _parameter(name: str, field: FieldInfo) -> Callable[[Any], Any]:
+    look, inner, several = _look(field), *_inner(field)
+    text, kind = look.parse is not None or (several and look.many == "commas"), str
+    metavar = look.metavar
+    if get_origin(inner) is Literal and not text:
+        kind = click.Choice([str(choice) for choice in get_args(inner)])
+    elif not text:
+        kind, letter = _TYPES.get(inner, (str, "NAME"))
+        metavar = metavar or letter
+    if look.argument:
+        shown = metavar if look.metavar else name.upper()
+        return click.argument(name, nargs=-1 if several else 1, type=kind, metavar=shown)
+    if inner is bool:
+        return click.option(_flag(name, look), name, is_flag=True, default=None, help=_help(field))
+    return click.option(
+        *(_flag(name, look), name),
+        type=kind,
+        default=None,
+        multiple=several and look.many == "repeat",
+        metavar=metavar,
+        help=_help(field),
+    )
+
+
+def _look(field: FieldInfo) -> Option:
+    return next((m for m in field.metadata if isinstance(m, Option)), Option())
+
+
+def _flag(name: str, look: Option) -> str:
+    return look.name or f"--{name.replace('_', '-')}"
+
+
+def _inner(field: FieldInfo) -> tuple[Any, bool]:
+    """The type of one value, and whether the field holds several."""
+    kinds = [_bare(k) for k in _alternatives(field.annotation) if k is not type(None)]
+    for kind in kinds:
+        if get_origin(kind) is tuple:
+            return _bare(get_args(kind)[0]), True
+    return (kinds[0] if len(kinds) == 1 else str), False
+
+
+def _alternatives(kind: Any) -> tuple[Any, ...]:
+    origin = get_origin(kind)
+    return get_args(kind) if origin is Union or str(origin) == "<class 'types.UnionType'>" else (kind,)
+
+
+def _bare(kind: Any) -> Any:
+    """The type without what ``Annotated`` says of it."""
+    return get_args(kind)[0] if hasattr(kind, "__metadata__") else kind
+
+
+def _help(field: FieldInfo) -> str:
+    about = field.description or ""
+    about = about[:1].upper() + about[1:]
+    look, default = _look(field), field.default
+    ending = " May be repeated." if look.many == "repeat" and _inner(field)[1] else ""
+    about = f"{about}{'' if about.endswith('.') else '.'}{ending}" if about else ending.strip()
+    if look.default is None and (default in (None, ()) or default is False or field.is_required()):
+        return about
+    shown = look.default or _spelt(default)
+    return f"{about}  [default: {shown}]"
+
+
+def _spelt(default: Any) -> str:
+    """A default as it would be given: values of one tuple with commas, several tuples one after another."""
+    if not isinstance(default, tuple):
+        return str(default)
+    nested = any(isinstance(value, tuple) for value in default)
+    return (" " if nested else ",").join(map(_spelt, default))

@@ -1,0 +1,30 @@
+"""Names that configurations and the science have in common; here, so that a command's ``--help`` loads no torch."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+Method = Literal["mean_difference", "pca", "leace", "probe"]
+"""How a direction is estimated."""
+Centring = Literal["pooled", "per_class"]
+"""What principal components are centred on."""
+RecipeName = Literal["default", "paper", "code", "arditi"]
+Dosage = Literal["alpha", "directions", "layers"]
+"""What a dose curve varies."""
+Attack = Literal["vanilla", "decoding", "suffix"]
+QuestionForm = Literal["logit", "text"]
+"""How a model is asked about its own answer: by log-probability, or in words."""
+METHODS: tuple[Method, ...] = get_args(Method)
+CENTRINGS: tuple[Centring, ...] = get_args(Centring)
+RECIPE_NAMES: tuple[RecipeName, ...] = get_args(RecipeName)
+DOSAGES: tuple[Dosage, ...] = get_args(Dosage)
+ATTACKS: tuple[Attack, ...] = get_args(Attack)
+QUESTION_FORMS: tuple[QuestionForm, ...] = get_args(QuestionForm)
+SELECTION_RULES: dict[str, tuple[float, ...]] = {"auto": (0.1, 0.2, 0.3, 0.5), "arditi": (0.1,)}
+"""KL bounds tried in turn. ``arditi`` is the published one; small models pay more KL for the same removal."""
+RESPONSES_AT_ONCE = 50
+"""Responses that are generated in one batch, by default."""
+LINE_ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
+"""Places on the line from base (0) to tuned (1) and beyond."""
+TOP_RANKS = (1, 4, 16)
+"""How many singular directions of dW are kept, or removed."""

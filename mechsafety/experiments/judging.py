@@ -1,0 +1,159 @@
+"""Another judge for a finished run: it reads the answers that the run keeps, and nothing is generated again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.verdict import LABELS, Judge, Response
+from mechsafety.judges.asking import AskingJudge
+from mechsafety.judges.cache import VerdictCache
+from mechsafety.judges.registry import judge_responses, judge_sources, load_judge
+from mechsafety.pages.page import Block
+from mechsafety.plots.style import styled, whiskers
+from mechsafety.runs.folder import RunFolder, open_run
+from mechsafety.statistics.rates import wilson
+
+if TYPE_CHECKING:
+    from mechsafety.experiments.base import Result, Say
+
+VERDICTS, RATES = "added_verdicts.parquet", "added_judges.csv"
+FIGURE = "added-judges"
+_READ = [label for label in LABELS if label != "unparsed"]
+
+
+def add_judges(
+    result: Result,
+    judges: Sequence[str],
+    *,
+    keys: Sequence[str],
+    say: Say,
+    allow_other_versions: bool = False,
+) -> None:
+    """Write the verdicts of ``judges`` on the answers of ``result``, and their rates in every state of the model.
+
+    Raises :class:`MechsafetyError` for a run without answers, and for a judge that has read them.
+    """
+    answers = result.responses()
+    known = verdicts_of(result.run)
+    if again := [name for name in judges if name in set(known["judge"])]:
+        raise MechsafetyError(f"judge {again[0]!r} has read the answers of run {str(result.path)!r} already")
+    with reopened(result.run, judges, allow_other_versions=allow_other_versions) as run:
+        tables = [known]
+        for name in judges:
+            say(f"judge {name}: {len(answers)} answers")
+            tables.append(_verdicts(load_judge(name), name, answers, keys, run))
+        table = pd.concat([t for t in tables if len(t)], ignore_index=True)
+        run.write_table(table, VERDICTS)
+        run.write_table(rates(table, keys), RATES)
+
+
+def reopened(
+    run: RunFolder,
+    judges: Sequence[str],
+    *,
+    allow_other_versions: bool,
+    loading: Mapping[str, Any] | None = None,
+) -> AbstractContextManager[RunFolder]:
+    """The run, opened for writing and bound to what ``judges`` are made from; ``loading`` is how models are loaded."""
+    made_from = [judge_sources(judge, loading=loading) for judge in judges]
+    sources = {name: one for several in made_from for name, one in several.items()}
+    return open_run(
+        run.path,
+        config=run.manifest["config"],
+        sources=sources,
+        allow_other_versions=allow_other_versions,
+    )
+
+
+def verdicts_of(run: RunFolder) -> pd.DataFrame:
+    """The verdicts of the judges that were added; empty where there are none."""
+    if not (run.path / VERDICTS).is_file():
+        return pd.DataFrame(columns=["judge"])
+    return run.read_table(VERDICTS)
+
+
+def ask(judge: Judge, responses: Sequence[Response], run: RunFolder) -> list[Any]:
+    """Verdicts; a judge that asks a model keeps each as it comes, so that an interrupted run asks nothing twice."""
+    if not isinstance(judge, AskingJudge):
+        return judge_responses(responses, [judge])
+    with VerdictCache(run.path / "judge_cache.sqlite") as cache:
+        return judge_responses(responses, [judge], cache=cache)
+
+
+def rates(verdicts: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
+    """One row per state, label and judge: the shares of each verdict with 95 % Wilson intervals.
+
+    Shares are of the ``n`` answers that the judge could read; ``unparsed`` counts the others.
+    """
+    columns = [*keys, "label", "judge"]
+    rows = []
+    for key, group in verdicts.groupby(columns, sort=False, dropna=False):
+        counts = group["verdict"].value_counts()
+        n = int(sum(counts.get(label, 0) for label in _READ))
+        row = {
+            **dict(zip(columns, key, strict=True)),
+            "n": n,
+            "unparsed": len(group) - n,
+        }
+        for label in _READ:
+            found = wilson(int(counts.get(label, 0)), n)
+            row |= {label: found.rate, f"{label}_low": found.low, f"{label}_high": found.high}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def figure(table: pd.DataFrame, keys: Sequence[str]) -> go.Figure:
+    """Refusal rates by judge that was added: one mark per state, judge and label."""
+    drawn = go.Figure()
+    states = (
+        table[list(keys)].astype(str).agg(" · ".join, axis=1) if keys else pd.Series("", index=table.index)
+    )
+    for (judge, label), rows in table.groupby(["judge", "label"], sort=False):
+        drawn.add_scatter(
+            x=rows["refusal"],
+            y=states[rows.index],
+            mode="markers",
+            name=f"{judge}, {label}",
+            error_x=whiskers(rows["refusal"], rows["refusal_low"], rows["refusal_high"]),
+        )
+    drawn.update_xaxes(title="refusal rate", range=[-0.03, 1.03], tickformat=".0%")
+    drawn.update_yaxes(autorange="reversed", automargin=True)
+    height = 200 + 24 * states.nunique()
+    return styled(
+        drawn, "Refusal rate by added judge", "Bars: 95 % Wilson intervals.", width=900, height=height
+    )
+
+
+def block(table: pd.DataFrame, drawn: go.Figure) -> Block:
+    """The part of a page about judges that were added."""
+    return Block(
+        name=FIGURE,
+        title="Judges added after the run",
+        text="They read the answers that the run keeps; nothing was generated again.",
+        figures=[drawn],
+        table=table,
+    )
+
+
+def _verdicts(
+    judge: Judge, name: str, answers: pd.DataFrame, keys: Sequence[str], run: RunFolder
+) -> pd.DataFrame:
+    # Prompts repeat between states: what tells two answers apart here is their place.
+    responses = [
+        Response(id=str(number), prompt=prompt, text=text)
+        for number, (prompt, text) in enumerate(zip(answers["prompt"], answers["response"], strict=True))
+    ]
+    found = ask(judge, responses, run)
+    return answers[[*keys, "id", "label"]].assign(
+        judge=name,
+        verdict=[v.label for v in found],
+        tags=[" ".join(v.tags) for v in found],
+        detail=[json.dumps(dict(v.detail), sort_keys=True) for v in found],
+    )
