@@ -160,7 +160,8 @@ def _help(field: FieldInfo) -> str:
     look, default = _look(field), field.default
     ending = " May be repeated." if look.many == "repeat" and _inner(field)[1] else ""
     about = f"{about}{'' if about.endswith('.') else '.'}{ending}" if about else ending.strip()
-    if look.default is None and (default in (None, (), False) or field.is_required()):
+    unsaid = default is None or default is False or default == () or field.is_required()
+    if look.default is None and unsaid:
         return about
     shown = look.default or _spelt(default)
     return f"{about}  [default: {shown}]"
@@ -168,6 +169,8 @@ def _help(field: FieldInfo) -> str:
 
 def _spelt(default: Any) -> str:
     """A default as it would be given: values of one tuple with commas, several tuples one after another."""
+    if isinstance(default, float):
+        return f"{default:g}"
     if not isinstance(default, tuple):
         return str(default)
     nested = any(isinstance(value, tuple) for value in default)

@@ -12,6 +12,8 @@ RecipeName = Literal["default", "paper", "code", "arditi"]
 Dosage = Literal["alpha", "directions", "layers"]
 """What a dose curve varies."""
 Attack = Literal["vanilla", "decoding", "suffix"]
+Measure = Literal["cosine", "angles", "cka", "transfer"]
+"""How checkpoints are compared."""
 QuestionForm = Literal["logit", "text"]
 """How a model is asked about its own answer: by log-probability, or in words."""
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -19,6 +21,7 @@ CENTRINGS: tuple[Centring, ...] = get_args(Centring)
 RECIPE_NAMES: tuple[RecipeName, ...] = get_args(RecipeName)
 DOSAGES: tuple[Dosage, ...] = get_args(Dosage)
 ATTACKS: tuple[Attack, ...] = get_args(Attack)
+MEASURES: tuple[Measure, ...] = get_args(Measure)
 QUESTION_FORMS: tuple[QuestionForm, ...] = get_args(QuestionForm)
 RESPONSES_AT_ONCE = 50
 """Responses that are generated in one batch, by default."""

@@ -44,6 +44,10 @@ Read = tuple[PromptSet, int]
 
 EXPERIMENTS: Mapping[str, str] = MappingProxyType(
     {
+        "audit": "audit.experiment:PublishedAudit",
+        "compare": "comparison.experiment:CheckpointComparison",
+        "generate": "generation.experiment:Generation",
+        "robustness": "robustness.experiment:Robustness",
         "regions": "regions.experiment:Regions",
     }
 )
@@ -66,10 +70,19 @@ class Experiment(ABC, Generic[C]):
     answer_keys: ClassVar[tuple[str, ...]] = ()
     """The columns of ``responses.parquet`` that say, beside the prompt's id, whose answer it is and in which state."""
 
+    result_type: ClassVar[type[Result]]
+    """What a run of this kind is opened as."""
+
     def __init__(self, config: C) -> None:
         self.config = config
 
     # -- before the work --------------------------------------------------------------------------------
+
+    def prepare(self, day: str, say: Say) -> None:
+        """What the run is bound to and only a loaded model tells; before the run's folder is made.
+
+        ``day`` is the one that templates with a date write.
+        """
 
     def prompt_sets(self) -> Sequence[PromptSet]:
         """The prompt sets as they were read, of which the run records how many prompts stand in them twice."""
@@ -132,7 +145,10 @@ class Experiment(ABC, Generic[C]):
 
     @classmethod
     def facts(cls, result: Result) -> dict[str, Any]:  # noqa: ARG003
-        """What the command's ``--json`` has besides paths, findings and tables; replaces these where it names them."""
+        """What the command's ``--json`` has besides paths, findings and tables; replaces these where it names them.
+
+        Tables among them become rows.
+        """
         return {}
 
     @classmethod
@@ -182,11 +198,15 @@ class Session:
             self.run.require_source(name, made_from)  # hours may lie since the run was opened
         self.say(f"loading {spec}")
         model = load_model(spec, **self.loading, date=self.day)
+        self.record_model(spec, model, prompts=prompts)
+        return model
+
+    def record_model(self, spec: str, model: TransformerBridge, *, prompts: Sequence[Any] = ()) -> None:
+        """Record a loaded model; ``prompts`` are those whose rendered form the manifest shows."""
         record = load_record(model)
         self.run.record_item("models", spec, record.as_dict() if record else {})
         if len(prompts):
             record_fed(self.run, spec, model, prompts)
-        return model
 
     def part(self, *key: str, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
         """The part named by ``key``, made first where it is missing."""
@@ -320,7 +340,7 @@ class Result:
         them already, and whatever loading a judge raises.
         """
         self.experiment.with_judges(self, judges, say, allow_other_versions=allow_other_versions)
-        found = Result(self.path, self.experiment)
+        found = type(self)(self.path, self.experiment)
         found.publish()
         return found
 
@@ -358,6 +378,9 @@ class Result:
         return f"<b>{escape(self.experiment.kind.capitalize())}</b> in {escape(str(self.path))}<ul>{found}</ul>{shown}"
 
 
+Experiment.result_type = Result
+
+
 def run_experiment(
     experiment: Experiment[Any],
     out: str | Path,
@@ -372,9 +395,10 @@ def run_experiment(
     """
     out = Path(out)
     config = experiment.config
-    asked = config.model_dump(mode="json") | {"kind": experiment.kind, **experiment.bound()}
     day = pinned_date(out, getattr(config, "date", None))
     started = time.perf_counter()
+    experiment.prepare(day, say)
+    asked = config.model_dump(mode="json") | {"kind": experiment.kind, **experiment.bound()}
     with open_run(
         out, config=asked, sources=experiment.sources, allow_other_versions=allow_other_versions
     ) as run:
@@ -396,7 +420,7 @@ def run_experiment(
         if len(answers := list(run.parts(ANSWERS))):
             run.write_table(pd.concat(map(pd.read_parquet, answers), ignore_index=True), RESPONSES)
         run.record_item("timings", "last_session_s", round(time.perf_counter() - started, 1))
-    return Result(out, type(experiment))
+    return type(experiment).result_type(out, type(experiment))
 
 
 def experiment_of(run: RunFolder) -> type[Experiment[Any]]:
@@ -418,4 +442,5 @@ def load_run(path: str | Path) -> Result:
         load_run("runs/regions").findings()
     """
     run = read_run(Path(path))
-    return Result(run.path, experiment_of(run))
+    experiment = experiment_of(run)
+    return experiment.result_type(run.path, experiment)

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 _FOLDERS = {
     "sweep": "sweep",
-    "compare": "comparison",
-    "audit": "audit",
     "selfjudge": "selfjudgement",
     "anatomy": "anatomy",
     "ladder": "ladder",

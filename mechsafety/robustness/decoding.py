@@ -16,7 +16,7 @@ from mechsafety.generation.completions import DEFAULT_BATCH, Sampling, generate
 from mechsafety.models.chat import Rendering
 from mechsafety.prompts.prompt_set import Prompt
 from mechsafety.robustness.attempts import Attempts
-from mechsafety.robustness.outcomes import judgements
+from mechsafety.robustness.outcomes import Keep, judgements
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -34,6 +34,7 @@ def decoding(
     rendering: Rendering = "text",
     judge: str | Judge = "rules",
     batch_size: int = DEFAULT_BATCH,
+    keep: Keep | None = None,
 ) -> Attempts:
     """``k`` samples for each prompt, begun from its bare text, judged. All are drawn from ``seed``.
 
@@ -54,5 +55,5 @@ def decoding(
         rendering=rendering,
         label="sampling",
     )
-    judged = judgements(list(answers), judge=judge)
+    judged = judgements(list(answers), judge=judge, keep=keep)
     return Attempts(judged=tuple(tuple(judged[i : i + k]) for i in range(0, len(judged), k)))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING
@@ -39,6 +39,10 @@ OUTCOME_COLUMNS: tuple[str, ...] = tuple(
         *(f"{name}{end}" for name in shares.values() for end in ("", "_low", "_high")),
     )
 )
+
+
+Keep = Callable[[Sequence[Completion]], None]
+"""Receives answers before they are judged, so that they can be kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,12 +156,13 @@ def outcomes(
     rendering: Rendering = "chat",
     judge: str | Judge = "rules",
     batch_size: int = DEFAULT_BATCH,
+    keep: Keep | None = None,
 ) -> Outcomes:
     """Greedy answers to ``prompts`` under ``edit``, judged.
 
     With the default rendering the model's own system prompt is there: the share of compliance with harmful requests
-    is the vanilla attack success rate. ``seed`` is handed on to generation, where nothing is drawn. Raises
-    :class:`MechsafetyError` without prompts.
+    is the vanilla attack success rate. ``seed`` is handed on to generation, where nothing is drawn. ``keep`` receives
+    the answers. Raises :class:`MechsafetyError` without prompts.
     """
     answers = generate(
         model,
@@ -169,7 +174,7 @@ def outcomes(
         rendering=rendering,
         label="answers",
     )
-    judged = judgements(list(answers), judge=judge)
+    judged = judgements(list(answers), judge=judge, keep=keep)
     by_label = {
         label: Tally.of([j for j, c in zip(judged, answers, strict=True) if c.label == label])
         for label in LABELS
@@ -177,8 +182,12 @@ def outcomes(
     return Outcomes(harmful=by_label["harmful"], harmless=by_label["harmless"])
 
 
-def judgements(answers: Sequence[Completion], *, judge: str | Judge = "rules") -> list[Judgement]:
+def judgements(
+    answers: Sequence[Completion], *, judge: str | Judge = "rules", keep: Keep | None = None
+) -> list[Judgement]:
     """The verdict of ``judge`` and of the published metric on each answer, in the answers' order."""
+    if keep is not None:
+        keep(answers)
     # Ids may repeat between samples of one prompt.
     responses = [Response(id=str(i), prompt=c.prompt, text=c.text) for i, c in enumerate(answers)]
     labels: dict[str, Label] = {v.id: v.label for v in judge_responses(responses, [judge])}

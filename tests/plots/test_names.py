@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
-from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -12,7 +11,7 @@ import pytest
 from mechsafety.cli.regions import _folder
 from mechsafety.core.verdict import LABELS
 from mechsafety.experiments.agreement.figures import effect_forest
-from mechsafety.experiments.audit.page import judges_figure
+from mechsafety.experiments.audit.figures import judges_figure
 from mechsafety.experiments.comparison.figures import cosine_matrix
 from mechsafety.experiments.regions.config import RegionsConfig
 from mechsafety.experiments.regions.page import region_chapters
@@ -177,5 +176,5 @@ def test_regions_runs_of_one_study_have_folders_and_chapters_of_their_own(tmp_pa
     assert sorted(chapter.model for chapter in chapters) == ["dpo/checkpoint-500", "sft/checkpoint-500"]
     for chapter in chapters:
         assert chapter.block.figures[0].layout.title.text.startswith(f"{chapter.model}, ")
-    lone = _folder(SimpleNamespace(model=SFT), None, None)
+    lone = _folder(RegionsConfig(model=SFT), None, None)
     assert lone == Path("runs") / "checkpoint-500-regions"

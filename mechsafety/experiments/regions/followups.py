@@ -11,7 +11,6 @@ from mechsafety.directions.activations import residual_stream
 from mechsafety.directions.direction import Direction, find_directions
 from mechsafety.experiments.regions.config import State, planned_states
 from mechsafety.experiments.regions.work import RegionWork
-from mechsafety.experiments.robustness.work import resumable_suffixes
 from mechsafety.regions.links import LINK_COLUMNS, direction_share, link_effects
 from mechsafety.regions.pruning import random_pruning, set_difference, top_pruning
 from mechsafety.regions.removal import Pruning
@@ -19,7 +18,7 @@ from mechsafety.regions.score_files import Method
 from mechsafety.robustness.attacks import ATTACK_COLUMNS, attack_table
 from mechsafety.robustness.finetuning import FinetuneRecipe, benign_examples
 from mechsafety.robustness.freezing import freezing_table
-from mechsafety.robustness.suffix import SearchCost, Suffixes
+from mechsafety.robustness.suffix import SearchCost, Suffixes, resumable_suffixes
 from mechsafety.robustness.tradeoff import sweet_spot
 from mechsafety.runs.folder import Journal
 from mechsafety.sweeps.selection import nearest
