@@ -91,7 +91,7 @@ def _value(name: str, field: FieldInfo, given: Any) -> Any:
     if not several:
         return given
     if look.many == "repeat":
-        return tuple(dict.fromkeys(given))
+        return tuple(given) if look.argument else tuple(dict.fromkeys(given))
     if inner is int:
         return whole_numbers(given, _flag(name, look))
     values = tuple(part.strip() for part in given.split(","))
@@ -122,6 +122,7 @@ def _parameter(name: str, field: FieldInfo) -> Callable[[Any], Any]:
         type=kind,
         default=None,
         multiple=several and look.many == "repeat",
+        required=field.is_required(),
         metavar=metavar,
         help=_help(field),
     )

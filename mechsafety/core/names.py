@@ -23,5 +23,7 @@ DOSAGES: tuple[Dosage, ...] = get_args(Dosage)
 ATTACKS: tuple[Attack, ...] = get_args(Attack)
 MEASURES: tuple[Measure, ...] = get_args(Measure)
 QUESTION_FORMS: tuple[QuestionForm, ...] = get_args(QuestionForm)
+CONTEXTS_AT_ONCE = 32
+"""Contexts that lm-eval's tasks run in one batch, by default."""
 RESPONSES_AT_ONCE = 50
 """Responses that are generated in one batch, by default."""

@@ -46,12 +46,13 @@ EXPERIMENTS: Mapping[str, str] = MappingProxyType(
     {
         "audit": "audit.experiment:PublishedAudit",
         "compare": "comparison.experiment:CheckpointComparison",
+        "evaluate": ".integrations.harness_runs:LmEvaluation",
         "generate": "generation.experiment:Generation",
         "robustness": "robustness.experiment:Robustness",
         "regions": "regions.experiment:Regions",
     }
 )
-"""By the kind in a run's configuration, where its experiment stands below ``mechsafety.experiments``."""
+"""By the kind in a run's configuration, where its experiment stands, from this package on."""
 REPORT = "report.html"
 ANSWERS, RESPONSES = "answers", "responses.parquet"
 _SHOWN_ROWS = 12
@@ -429,7 +430,7 @@ def experiment_of(run: RunFolder) -> type[Experiment[Any]]:
     if kind not in EXPERIMENTS:
         raise MechsafetyError(f"run {str(run.path)!r} is of kind {kind!r}, which load_run does not open")
     module, _, name = EXPERIMENTS[kind].partition(":")
-    return getattr(importlib.import_module(f"mechsafety.experiments.{module}"), name)
+    return getattr(importlib.import_module(f".{module}", __package__), name)
 
 
 def load_run(path: str | Path) -> Result:

@@ -13,19 +13,26 @@ from click.testing import CliRunner
 from pydantic import BaseModel, Field, model_validator
 
 from mechsafety.cli import base, main
+from mechsafety.cli.directions import DirectionConfig
+from mechsafety.cli.models import TuneConfig
 from mechsafety.cli.options import checked, config_options
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.experiments.audit.config import AuditConfig
 from mechsafety.experiments.comparison.config import ComparisonConfig
 from mechsafety.experiments.config import Config, ModelConfig, Option
+from mechsafety.experiments.evaluation.config import EvaluationConfig
 from mechsafety.experiments.generation.config import GenerationConfig
 from mechsafety.experiments.regions.config import RegionsConfig
 from mechsafety.experiments.robustness.config import RobustnessConfig
 
 ALWAYS = {"as_json", "out", "allow_other_versions"}
+"""Options of every command that makes a run; those that make none can have no other versions to allow."""
 COMMANDS: dict[str, tuple[type[BaseModel], set[str]]] = {
     "audit": (AuditConfig, set()),
+    "direction": (DirectionConfig, set()),
+    "tune": (TuneConfig, set()),
     "compare": (ComparisonConfig, {"form"}),
+    "evaluate": (EvaluationConfig, set()),
     "generate": (GenerationConfig, {"save_edit"}),
     "regions": (RegionsConfig, {"study", "dry_run"}),
     "robustness": (RobustnessConfig, set()),
@@ -52,7 +59,7 @@ def test_fields_and_options_are_the_same(name: str) -> None:
     kind, extras = COMMANDS[name]
     made = command(name)
     assert unmatched(kind, made, extras=extras, without=WITHOUT.get(name, ())) == set()
-    assert {p.name for p in made.params} >= {*ALWAYS, *extras}
+    assert {p.name for p in made.params} >= {"as_json", "out", *extras}
 
     class More(kind):  # type: ignore[misc, valid-type]
         another: int = 0
@@ -72,9 +79,9 @@ def test_each_option_says_what_its_field_says(name: str) -> None:
         assert field.description, f"{name} {parameter.name} has no description"
         assert parameter.help is not None
         assert field.description.rstrip(".").lower() in parameter.help.lower()
-        default = field.default
-        if isinstance(default, int | float | str) and not isinstance(default, bool):
-            assert f"[default: {default:g}]" in parameter.help or f"[default: {default}]" in parameter.help
+        if isinstance(field.default, int | float | str) and not isinstance(field.default, bool):
+            shown = f"{field.default:g}" if isinstance(field.default, float) else str(field.default)
+            assert f"[default: {shown}]" in parameter.help
 
 
 @pytest.mark.parametrize("name", base._COMMANDS)
@@ -181,7 +188,7 @@ def test_what_cannot_be_is_said_in_one_line(arguments: str, said: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("arguments", ["--tries many", "--mode c", "--modes z", "--rate high", "--tag"])
+@pytest.mark.parametrize("arguments", ["--tries many", "--mode c", "--modes z", "--rate high"])
 def test_what_click_can_tell_shows_the_usage(arguments: str) -> None:
     result = CliRunner().invoke(wanted, ["m", *arguments.split()])
     assert result.exit_code == 2
