@@ -25,9 +25,9 @@ from .experiments.agreement.work import compare_judges as compare_judges
 from .experiments.anatomy.config import AnatomyConfig as AnatomyConfig
 from .experiments.anatomy.runs import read_anatomy as read_anatomy
 from .experiments.anatomy.runs import run_anatomy as run_anatomy
-from .experiments.comparison.comparison import Comparison as Comparison
-from .experiments.comparison.comparison import compare as compare
-from .experiments.comparison.comparison import read_comparison as read_comparison
+from .experiments.comparison.experiment import Comparison as Comparison
+from .experiments.comparison.experiment import compare as compare
+from .experiments.comparison.experiment import read_comparison as read_comparison
 from .experiments.lab.config import LabConfig as LabConfig
 from .experiments.lab.ladder import run_lab_ladder as run_lab_ladder
 from .experiments.lab.work import read_lab as read_lab

@@ -141,7 +141,7 @@ def _run(work: Callable[[], Shown], *, as_json: bool) -> None:
     except KeyboardInterrupt:
         say("interrupted; the same command goes on where it stopped")
         sys.exit(130)
-    click.echo(json.dumps(facts) if as_json else text)
+    click.echo(json.dumps(facts, default=records) if as_json else text)
     if facts.get("failed"):
         sys.exit(1)
 
@@ -206,11 +206,11 @@ def records(table: Any) -> list[dict[str, Any]]:
     return json.loads(table.to_json(orient="records"))
 
 
-def run_options(folder: str) -> Callable[[Any], Any]:
-    """``--out``, by default ``folder``, and ``--allow-other-versions``."""
+def run_options(folder: str | None) -> Callable[[Any], Any]:
+    """``--out``, by default ``folder`` (None: nothing is written without it), and ``--allow-other-versions``."""
 
     def wrap(function: Any) -> Any:
-        about = f"Run folder [default: {folder}]."
+        about = "Folder for tables, figures, page." if folder is None else f"Run folder [default: {folder}]."
         return click.option("--out", type=click.Path(path_type=Path), default=None, help=about)(
             other_versions_option(function)
         )

@@ -3,59 +3,42 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import click
+from pydantic import Field
 
 from mechsafety.cli.base import (
     Shown,
     command,
-    date_option,
-    device_option,
-    dtype_option,
     records,
     run_and_show,
     run_options,
     say,
-    template_option,
 )
 from mechsafety.cli.options import config_options
 from mechsafety.core.errors import MechsafetyError
-from mechsafety.core.names import METHODS
+from mechsafety.core.names import Method
+from mechsafety.experiments.config import ModelConfig, Option
 from mechsafety.experiments.sweep.config import SweepConfig
 
 
+class DirectionConfig(ModelConfig):
+    """What ``mechsafety direction`` finds."""
+
+    model: Annotated[str, Option(argument=True)]
+    prompts: Annotated[str, Option(metavar="SET")] = Field(
+        default="default", description="fit and validation prompts"
+    )
+    direction: Method = Field(default="mean_difference", description="how directions are estimated")
+
+
 @command("direction", example="mechsafety direction smollm2-135m+refusals --out directions.safetensors")
-@click.argument("model")
-@click.option(
-    "--prompts", default="default", show_default=True, metavar="SET", help="Fit and validation prompts."
-)
-@click.option(
-    "--direction",
-    "method",
-    type=click.Choice(METHODS),
-    default="mean_difference",
-    show_default=True,
-)
+@config_options(DirectionConfig)
 @click.option(
     "--out", type=click.Path(path_type=Path), default=None, help="Where to save them (safetensors)."
 )
-@click.option("--seed", type=int, default=0, show_default=True)
-@template_option
-@date_option
-@dtype_option
-@device_option
-def _direction(
-    model: str,
-    prompts: str,
-    method: Any,
-    out: Path | None,
-    seed: int,
-    template: str | None,
-    date: str | None,
-    dtype: str | None,
-    device: str | None,
-) -> Shown:
+def _direction(config: DirectionConfig, out: Path | None) -> Shown:
     """Find refusal directions of MODEL at every layer, and select one."""
     if out is not None and not out.parent.is_dir():
         raise MechsafetyError(f"folder {str(out.parent)!r} does not exist")
@@ -66,16 +49,17 @@ def _direction(
     from mechsafety.runs.folder import finite
     from mechsafety.sweeps.sweep import sweep
 
-    chosen = load_prompts(prompts)
+    chosen = load_prompts(config.prompts)
     if chosen.repeated:
         say(f"{chosen.repeated} prompts stand twice in one split under one label: each is counted once")
-    loaded = load_model(model, dtype=dtype or "auto", device=device or "auto", template=template, date=date)
+    loaded = load_model(config.model, **config.loading, date=config.date)
     say("residual streams")
-    found = find_directions(residual_stream(loaded, chosen.to_estimate), method=method, seed=seed)
+    streams = residual_stream(loaded, chosen.to_estimate)
+    found = find_directions(streams, method=config.direction, seed=config.seed)
     if out is not None:
         found.save(out)
     say("layer sweep")
-    swept = sweep(loaded, found, chosen.to_choose.sample(32, seed=seed))
+    swept = sweep(loaded, found, chosen.to_choose.sample(32, seed=config.seed))
     try:
         explanation = swept.select().explain()
         selected: Any = finite(vars(swept.select()))

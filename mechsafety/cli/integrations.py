@@ -8,65 +8,23 @@ from typing import Any
 
 import click
 
-from mechsafety.cli.base import (
-    Shown,
-    command,
-    date_option,
-    device_option,
-    dtype_option,
-    other_versions_option,
-    records,
-    say,
-    template_option,
-)
-from mechsafety.cli.options import checked
+from mechsafety.cli.base import Shown, command, run_and_show, run_options
+from mechsafety.cli.options import config_options
+from mechsafety.experiments.evaluation.config import EvaluationConfig
 
 
 @command("evaluate", example="mechsafety evaluate smollm2-135m --tasks arc_easy --limit 50 --out runs/arc")
-@click.argument("model")
-@click.option("--tasks", required=True, metavar="NAMES", help="lm-eval's tasks, with commas between them.")
-@click.option("--task-folder", default=None, metavar="FOLDER", help="Where tasks of your own lie (YAML).")
-@click.option("--edit", default=None, metavar="FILE|EXPR", help="As in `mechsafety generate`.")
-@click.option("--limit", type=int, default=None, metavar="N", help="The first N documents of each task.")
-@click.option("--num-fewshot", type=int, default=None, metavar="N", help="Examples shown before each.")
-@click.option("--chat", is_flag=True, help="Ask in the model's chat template.")
-@click.option("--system", default=None, metavar="TEXT", help="System message, with --chat.")
-@click.option("--batch-size", type=int, default=None, metavar="N", help="Contexts run at once.")
-@click.option("--seed", type=int, default=0, show_default=True)
-@click.option(
-    "--out", type=click.Path(path_type=Path), default=None, help="Run folder [default: runs/evaluate]."
-)
-@template_option
-@date_option
-@dtype_option
-@device_option
-@other_versions_option
-def _evaluate(model: str, tasks: str, out: Path | None, allow_other_versions: bool, **given: Any) -> Shown:
+@config_options(EvaluationConfig)
+@run_options("runs/evaluate")
+def _evaluate(config: EvaluationConfig, out: Path | None, allow_other_versions: bool) -> Shown:
     """Run lm-eval's tasks on MODEL under an edit, or as it is without one.
 
     Most tasks fetch their data from the hub when they are first used.
     """
-    from mechsafety.integrations.harness_runs import EvaluationConfig, run_evaluation
+    from mechsafety.integrations.harness_runs import LmEvaluation
 
-    names = tuple(name.strip() for name in tasks.split(",") if name.strip())
-    fields = {k: v for k, v in given.items() if v is not None} | {"model": model, "tasks": names}
-    found = run_evaluation(
-        checked(EvaluationConfig, fields),
-        out or Path("runs") / "evaluate",
-        say=say,
-        allow_other_versions=allow_other_versions,
-    )
-    assert found.path is not None
-    results = found.path / "results.csv"
-    facts = {
-        "run": str(found.path),
-        "out": str(results),
-        "results": records(found.table),
-        "record": found.record,
-    }
-    shown = found.table.drop(columns=["model", "higher_is_better"]).round(4).to_string(index=False)
-    name, edit = found.record["model_name"], found.record["edit"]
-    return facts, f"{name}, {edit or 'unedited'}\n\n{shown}\n\nresults: {results}"
+    folder = out or Path("runs") / "evaluate"
+    return run_and_show(LmEvaluation(config), folder, allow_other_versions=allow_other_versions)
 
 
 @command("export-inspect", example="mechsafety export-inspect runs/first --out logs")

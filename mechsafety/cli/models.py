@@ -3,40 +3,41 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 import click
+from pydantic import Field
 
-from mechsafety.cli.base import Shown, command, date_option, device_option, dtype_option, say, template_option
+from mechsafety.cli.base import Shown, command, say
+from mechsafety.cli.options import config_options
+from mechsafety.experiments.config import ModelConfig, Option
+
+
+class TuneConfig(ModelConfig):
+    """What ``mechsafety tune`` trains; what is None comes from the packaged adapter's recipe."""
+
+    model: Annotated[str, Option(argument=True)]
+    rung: Annotated[str, Option(metavar="RUNG")] = Field(
+        default="refusals", description="what to train; see above"
+    )
+    epochs: int | None = Field(default=None, description="passes over the examples")
+    rank: int | None = Field(default=None, description="rank of the LoRA maps")
+    learning_rate: float | None = Field(default=None, description="step size of the training")
+    strength: float | None = Field(default=None, description="factor on the finished adapter")
+    beta: float | None = Field(default=None, description="DPO: how hard the reference holds")
+    max_steps: int | None = Field(default=None, description="stop early, for a try")
+    seed: int | None = Field(default=None, description="every random draw depends on it")  # type: ignore[assignment]
+
+    def recipe(self) -> dict[str, int | float]:
+        """The parts of the recipe that are given."""
+        names = ("epochs", "rank", "learning_rate", "strength", "beta", "max_steps", "seed")
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 
 @command("tune", example="mechsafety tune smollm2-135m --rung dpo --out adapters/dpo")
-@click.argument("model")
-@click.option(
-    "--rung", default="refusals", metavar="RUNG", help="What to train; see above.", show_default=True
-)
+@config_options(TuneConfig)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="New folder for the adapter.")
-@click.option("--epochs", type=int, default=None, help="Passes over the examples.")
-@click.option("--rank", type=int, default=None, help="Rank of the LoRA maps.")
-@click.option("--learning-rate", type=float, default=None)
-@click.option("--strength", type=float, default=None, help="Factor on the finished adapter.")
-@click.option("--beta", type=float, default=None, help="DPO: how hard the reference holds.")
-@click.option("--max-steps", type=int, default=None, help="Stop early, for a try.")
-@click.option("--seed", type=int, default=None)
-@template_option
-@date_option
-@dtype_option
-@device_option
-def _tune(
-    model: str,
-    rung: str,
-    out: Path,
-    template: str | None,
-    date: str | None,
-    dtype: str | None,
-    device: str | None,
-    **given: Any,
-) -> Shown:
+def _tune(config: TuneConfig, out: Path) -> Shown:
     """Train a rung of safety fine-tuning on MODEL, as a LoRA adapter.
 
     \b
@@ -56,10 +57,10 @@ def _tune(
     from mechsafety.tuning.rungs import require_rung
     from mechsafety.tuning.training import RECIPES, require_empty, tune
 
-    chosen = require_rung(rung)
-    recipe = replace(RECIPES[chosen], **{k: v for k, v in given.items() if v is not None})
+    chosen = require_rung(config.rung)
+    recipe = replace(RECIPES[chosen], **config.recipe())
     require_empty(out)
-    loaded = load_model(model, dtype=dtype or "auto", device=device or "auto", template=template, date=date)
+    loaded = load_model(config.model, **config.loading, date=config.date)
     say(f"rung {chosen}: own answers, then training")
     result = tune(loaded, out, rung=chosen, recipe=recipe)
     facts = {
@@ -74,7 +75,7 @@ def _tune(
     }
     text = (
         f"{len(result.losses)} steps, loss {result.losses[0]:.3f} -> {result.losses[-1]:.3f}\n"
-        f"adapter: {result.folder}\nnext:    mechsafety study --systems {model}+{result.folder} --out runs/tuned"
+        f"adapter: {result.folder}\nnext:    mechsafety study --systems {config.model}+{result.folder} --out runs/tuned"
     )
     return facts, text
 

@@ -76,7 +76,7 @@ def _value(name: str, field: FieldInfo, given: Any) -> Any:
     if not several:
         return given
     if look.many == "repeat":
-        return tuple(dict.fromkeys(given))
+        return tuple(given) if look.argument else tuple(dict.fromkeys(given))
     if inner is int:
         return whole_numbers(given, _flag(name, look))
     values = tuple(part.strip() for part in given.split(","))
@@ -107,6 +107,7 @@ def _parameter(name: str, field: FieldInfo) -> Callable[[Any], Any]:
         type=kind,
         default=None,
         multiple=several and look.many == "repeat",
+        required=field.is_required(),
         metavar=metavar,
         help=_help(field),
     )
@@ -153,6 +154,8 @@ def _help(field: FieldInfo) -> str:
 
 def _spelt(default: Any) -> str:
     """A default as it would be given: values of one tuple with commas, several tuples one after another."""
+    if isinstance(default, float):
+        return f"{default:g}"
     if not isinstance(default, tuple):
         return str(default)
     nested = any(isinstance(value, tuple) for value in default)

@@ -12,6 +12,8 @@ RecipeName = Literal["default", "paper", "code", "arditi"]
 Dosage = Literal["alpha", "directions", "layers"]
 """What a dose curve varies."""
 Attack = Literal["vanilla", "decoding", "suffix"]
+Measure = Literal["cosine", "angles", "cka", "transfer"]
+"""How checkpoints are compared."""
 QuestionForm = Literal["logit", "text"]
 """How a model is asked about its own answer: by log-probability, or in words."""
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -19,9 +21,12 @@ CENTRINGS: tuple[Centring, ...] = get_args(Centring)
 RECIPE_NAMES: tuple[RecipeName, ...] = get_args(RecipeName)
 DOSAGES: tuple[Dosage, ...] = get_args(Dosage)
 ATTACKS: tuple[Attack, ...] = get_args(Attack)
+MEASURES: tuple[Measure, ...] = get_args(Measure)
 QUESTION_FORMS: tuple[QuestionForm, ...] = get_args(QuestionForm)
 SELECTION_RULES: dict[str, tuple[float, ...]] = {"auto": (0.1, 0.2, 0.3, 0.5), "arditi": (0.1,)}
 """KL bounds tried in turn. ``arditi`` is the published one; small models pay more KL for the same removal."""
+CONTEXTS_AT_ONCE = 32
+"""Contexts that lm-eval's tasks run in one batch, by default."""
 RESPONSES_AT_ONCE = 50
 """Responses that are generated in one batch, by default."""
 LINE_ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)

@@ -44,13 +44,18 @@ Read = tuple[PromptSet, int]
 
 EXPERIMENTS: Mapping[str, str] = MappingProxyType(
     {
+        "audit": "audit.experiment:PublishedAudit",
+        "compare": "comparison.experiment:CheckpointComparison",
+        "evaluate": ".integrations.harness_runs:LmEvaluation",
+        "generate": "generation.experiment:Generation",
+        "robustness": "robustness.experiment:Robustness",
         "regions": "regions.experiment:Regions",
         "selfjudge": "selfjudgement.experiment:SelfJudging",
         "study": "study.experiment:Study",
         "sweep": "sweep.experiment:LayerSweep",
     }
 )
-"""By the kind in a run's configuration, where its experiment stands below ``mechsafety.experiments``."""
+"""By the kind in a run's configuration, where its experiment stands, from this package on."""
 REPORT = "report.html"
 ANSWERS, RESPONSES = "answers", "responses.parquet"
 _SHOWN_ROWS = 12
@@ -71,11 +76,18 @@ class Experiment(ABC, Generic[C]):
     long: ClassVar[frozenset[str]] = frozenset()
     """Tables with one row per answer, which neither ``--json`` nor a notebook shows whole."""
     result_type: ClassVar[type[Result]]
+    """What a run of this kind is opened as."""
 
     def __init__(self, config: C) -> None:
         self.config = config
 
     # -- before the work --------------------------------------------------------------------------------
+
+    def prepare(self, day: str, say: Say) -> None:
+        """What the run is bound to and only a loaded model tells; before the run's folder is made.
+
+        ``day`` is the one that templates with a date write.
+        """
 
     def prompt_sets(self) -> Sequence[PromptSet]:
         """The prompt sets as they were read, of which the run records how many prompts stand in them twice."""
@@ -196,11 +208,15 @@ class Session:
             self.run.require_source(name, made_from)  # hours may lie since the run was opened
         self.say(f"loading {spec}")
         model = load_model(spec, **self.loading, date=self.day)
+        self.record_model(spec, model, prompts=prompts)
+        return model
+
+    def record_model(self, spec: str, model: TransformerBridge, *, prompts: Sequence[Any] = ()) -> None:
+        """Record a loaded model; ``prompts`` are those whose rendered form the manifest shows."""
         record = load_record(model)
         self.run.record_item("models", spec, record.as_dict() if record else {})
         if len(prompts):
             record_fed(self.run, spec, model, prompts)
-        return model
 
     def part(self, *key: str, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
         """The part named by ``key``, made first where it is missing."""
@@ -394,9 +410,10 @@ def run_experiment(
     """
     out = Path(out)
     config = experiment.config
-    asked = config.model_dump(mode="json") | {"kind": experiment.kind, **experiment.bound()}
     day = pinned_date(out, getattr(config, "date", None))
     started = time.perf_counter()
+    experiment.prepare(day, say)
+    asked = config.model_dump(mode="json") | {"kind": experiment.kind, **experiment.bound()}
     with open_run(
         out, config=asked, sources=experiment.sources, allow_other_versions=allow_other_versions
     ) as run:
@@ -432,7 +449,7 @@ def experiment_of(run: RunFolder) -> type[Experiment[Any]]:
     if kind not in EXPERIMENTS:
         raise MechsafetyError(f"run {str(run.path)!r} is of kind {kind!r}, which load_run does not open")
     module, _, name = EXPERIMENTS[kind].partition(":")
-    return getattr(importlib.import_module(f"mechsafety.experiments.{module}"), name)
+    return getattr(importlib.import_module(f".{module}", __package__), name)
 
 
 def load_run(path: str | Path) -> Result:

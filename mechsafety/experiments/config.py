@@ -76,6 +76,15 @@ class FedConfig(ModelConfig):
         return {"truncate": self.truncate_prompts, "escape": self.escape_control_tokens}
 
 
+class EditedConfig(ModelConfig):
+    """The configuration of an experiment on one model under an edit, or as it is."""
+
+    model: Annotated[str, Option(argument=True)]
+    edit: Annotated[str | None, Option(metavar="FILE|EXPR")] = Field(
+        default=None, description="a saved edit, or e.g. ablate(directions.safetensors, layer=22, alpha=0.5)"
+    )
+
+
 def in_order(kind: type[BaseModel]) -> list[str]:
     """A configuration's own fields, then those that every experiment with models has."""
     return sorted(kind.model_fields, key=lambda name: name in FedConfig.model_fields)

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
 
 _FOLDERS = {
-    "compare": "comparison",
-    "audit": "audit",
     "anatomy": "anatomy",
     "ladder": "ladder",
     "lab": "lab",

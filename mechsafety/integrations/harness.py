@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mechsafety.core.errors import MechsafetyError, needs
+from mechsafety.core.names import CONTEXTS_AT_ONCE
 from mechsafety.core.progress import bar
 from mechsafety.edits.interventions import Edit, digest, require_fits
 from mechsafety.generation.bodies import body_under
@@ -32,7 +33,6 @@ with needs("lm-eval"):
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-DEFAULT_BATCH = 32
 DEFAULT_WINDOW = 2048
 MAX_GENERATED = 256
 """lm-eval's own default for tasks that do not say how long an answer may be."""
@@ -56,7 +56,7 @@ class EditedLM(TemplateLM):
         model: TransformerBridge,
         edit: Edit | None = None,
         *,
-        batch_size: int = DEFAULT_BATCH,
+        batch_size: int = CONTEXTS_AT_ONCE,
         max_length: int | None = None,
         seed: int = 0,
     ) -> None:

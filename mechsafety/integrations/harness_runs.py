@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from html import escape
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pandas as pd
-from pydantic import Field
+import plotly.graph_objects as go
 
 from mechsafety.core.errors import MechsafetyError, needs
-from mechsafety.edits.expressions import read_expression
-from mechsafety.edits.interventions import Edit, digest, require_fits
-from mechsafety.experiments.config import ModelConfig
-from mechsafety.integrations.harness import DEFAULT_BATCH, EditedLM
-from mechsafety.models.loading import load_model
-from mechsafety.models.provenance import of_files, of_models
-from mechsafety.runs.folder import Provenance, open_run, pinned_date, record_date
+from mechsafety.core.names import CONTEXTS_AT_ONCE
+from mechsafety.edits.interventions import Edit
+from mechsafety.experiments.base import Result, Session
+from mechsafety.experiments.edited import EditedExperiment
+from mechsafety.experiments.evaluation.config import EvaluationConfig
+from mechsafety.integrations.harness import EditedLM
+from mechsafety.models.provenance import of_files
+from mechsafety.pages.page import Block, Page
+from mechsafety.plots.style import styled
+from mechsafety.runs.folder import Provenance
 
 with needs("lm-eval"):
     from lm_eval import simple_evaluate
@@ -38,12 +42,11 @@ class Evaluation:
 
     Its columns are ``model`` (with the edit's hash), ``task``, ``filter``, ``metric``, ``value``, ``stderr`` (NaN
     where lm-eval gives none), ``n`` and ``higher_is_better``. ``record`` holds the model, the edit with its
-    SHA-256, the settings, and the tasks' and the package's versions. ``path`` is the run folder if there is one.
+    SHA-256, the settings, and the tasks' and the package's versions.
     """
 
     table: pd.DataFrame
     record: dict[str, Any]
-    path: Path | None = None
 
     def _repr_html_(self) -> str:
         edit = self.record["edit"] or "no edit"
@@ -55,7 +58,7 @@ def evaluate(
     tasks: Sequence[str | dict[str, Any]],
     *,
     edit: Edit | None = None,
-    batch_size: int = DEFAULT_BATCH,
+    batch_size: int = CONTEXTS_AT_ONCE,
     limit: int | None = None,
     num_fewshot: int | None = None,
     chat: bool = False,
@@ -111,63 +114,96 @@ def evaluate(
     return Evaluation(table=pd.DataFrame(_rows(lm.name, results), columns=_COLUMNS), record=record)
 
 
-class EvaluationConfig(ModelConfig):
-    """What one evaluation does; a part of its manifest."""
+class LmEvaluation(EditedExperiment[EvaluationConfig]):
+    """Most tasks fetch their data from the hub when they are first used; ``task_folder`` holds the user's own."""
 
-    model: str
-    tasks: tuple[str, ...] = Field(min_length=1)
-    task_folder: str | None = None
-    edit: str | None = None
-    limit: int | None = Field(default=None, ge=1)
-    num_fewshot: int | None = Field(default=None, ge=0)
-    chat: bool = False
-    system: str | None = None
-    batch_size: int = Field(default=DEFAULT_BATCH, ge=1)
+    kind = "evaluate"
+    tables: ClassVar[Mapping[str, str]] = MappingProxyType({"results": "results.csv"})
 
+    def __init__(self, config: EvaluationConfig) -> None:
+        super().__init__(config)
+        if config.task_folder is not None and not Path(config.task_folder).is_dir():
+            raise MechsafetyError(f"task folder {config.task_folder!r} does not exist")
+        self.manager = TaskManager(include_path=config.task_folder)
+        _require_known(config.tasks, self.manager)
 
-def run_evaluation(
-    config: EvaluationConfig, out: Path, *, say: Callable[[str], None], allow_other_versions: bool = False
-) -> Evaluation:
-    """Evaluate in the folder ``out``: the manifest with the record, and ``results.csv``.
+    def sources(self) -> Mapping[str, Provenance]:
+        return {**super().sources(), "lm-eval": _tasks(self.config)}
 
-    ``task_folder`` holds tasks of the user's own (YAML). Raises :class:`MechsafetyError` for a wrong edit, an
-    unknown task, and whatever loading raises.
-    """
-    asked_edit = read_expression(config.edit) if config.edit is not None else None
-    if config.task_folder is not None and not Path(config.task_folder).is_dir():
-        raise MechsafetyError(f"task folder {config.task_folder!r} does not exist")
-    manager = TaskManager(include_path=config.task_folder)
-    _require_known(config.tasks, manager)
-    loading = config.loading
-    sources = of_models(config.model, **loading) | {"lm-eval": _tasks(config)}
-    say(f"loading {config.model}")
-    day = pinned_date(out, config.date)
-    model = load_model(config.model, **loading, date=day)
-    edit = asked_edit.for_model(model) if asked_edit is not None else None
-    if edit is not None:
-        require_fits(model, edit)
-    asked = config.model_dump(mode="json") | {
-        "kind": "evaluate",
-        "edit_sha256": digest(edit) if edit is not None else None,
-    }
-    with open_run(out, config=asked, sources=sources, allow_other_versions=allow_other_versions) as run:
-        record_date(run, day)
-        say(f"tasks: {', '.join(config.tasks)}")
+    def work(self, session: Session) -> Mapping[str, pd.DataFrame]:
+        config = self.config
+        session.record_model(config.model, self.model)
+        session.say(f"tasks: {', '.join(config.tasks)}")
         found = evaluate(
-            model,
+            self.model,
             config.tasks,
-            edit=edit,
+            edit=self.edit,
             batch_size=config.batch_size,
             limit=config.limit,
             num_fewshot=config.num_fewshot,
             chat=config.chat,
             system=config.system,
             seed=config.seed,
-            task_manager=manager,
+            task_manager=self.manager,
         )
-        run.write_table(found.table, "results.csv")
-        run.record("evaluation", found.record)
-        return replace(found, path=run.path)
+        session.run.record("evaluation", found.record)
+        return {"results": found.table}
+
+    @classmethod
+    def figures(cls, result: Result) -> dict[str, go.Figure]:
+        """Every metric of every task, with its standard error."""
+        table, figure = result.to_frame(), go.Figure()
+        for metric, rows in table.groupby("metric", sort=False):
+            error = {"type": "data", "array": rows["stderr"]}
+            figure.add_scatter(
+                x=rows["value"], y=rows["task"], name=str(metric), mode="markers", error_x=error
+            )
+        figure.update_yaxes(autorange="reversed", automargin=True)
+        figure.update_xaxes(title="value")
+        title = f"{table['task'].nunique()} tasks, {_named(result)}"
+        height = 220 + 30 * table["task"].nunique()
+        return {"results": styled(figure, title, "Bars: standard errors.", width=900, height=height)}
+
+    @classmethod
+    def findings(cls, result: Result) -> list[str]:
+        return [
+            f"{row['task']}: {row['metric']} {row['value']:.4g}"
+            + ("" if row["stderr"] != row["stderr"] else f", standard error {row['stderr']:.2g}")
+            + f" ({row['filter']}, {row['n']} documents)."
+            for row in result.to_frame().to_dict("records")
+        ]
+
+    @classmethod
+    def page(cls, result: Result, figures: Mapping[str, go.Figure]) -> Page:
+        block = Block(
+            name="results", title="Results", figures=list(figures.values()), table=result.to_frame()
+        )
+        record = result.manifest["evaluation"]
+        return Page(
+            title="lm-eval's tasks",
+            subtitle=_named(result),
+            findings=result.findings(),
+            blocks=[block],
+            how=[f"lm-eval {record['lm_eval']}", f"Settings: {record['settings']}"],
+        )
+
+    @classmethod
+    def text(cls, result: Result) -> str:
+        shown = result.to_frame().drop(columns=["model", "higher_is_better"]).round(4)
+        return f"{_named(result)}\n\n{shown.to_string(index=False)}\n\nresults: {result.path / 'results.csv'}"
+
+    @classmethod
+    def facts(cls, result: Result) -> dict[str, Any]:
+        return {
+            "out": str(result.path / "results.csv"),
+            "results": result.to_frame(),
+            "record": result.manifest["evaluation"],
+        }
+
+
+def _named(result: Result) -> str:
+    record = result.manifest["evaluation"]
+    return f"{record['model_name']}, {record['edit'] or 'unedited'}"
 
 
 def _tasks(config: EvaluationConfig) -> Provenance:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from mechsafety.core.errors import MechsafetyError, first_lines, needs
+from mechsafety.core.names import CONTEXTS_AT_ONCE
 from mechsafety.edits.interventions import Edit
-from mechsafety.integrations.harness import DEFAULT_BATCH
 from mechsafety.integrations.harness_runs import evaluate
 
 with needs("lm-eval"):
@@ -46,7 +46,7 @@ def zero_shot(
     *,
     limit: int | None = None,
     edit: Edit | None = None,
-    batch_size: int = DEFAULT_BATCH,
+    batch_size: int = CONTEXTS_AT_ONCE,
     seed: int,
     task_manager: TaskManager | None = None,
 ) -> ZeroShot:

@@ -120,8 +120,12 @@ def labels_of(answers: Sequence[Completion], judge: str | Judge) -> list[Label]:
     return [v.label for v in judge_responses(responses, [judge])]
 
 
-def judgements(answers: Sequence[Completion], *, judge: str | Judge = "rules") -> list[Judgement]:
+def judgements(
+    answers: Completions, *, judge: str | Judge = "rules", keep: Keep | None = None
+) -> list[Judgement]:
     """The verdict of ``judge`` and of the published metric on each answer, in the answers' order."""
+    if keep is not None:
+        keep(answers)
     return with_published(answers, labels_of(answers, judge))
 
 

@@ -19,6 +19,8 @@ from mechsafety.plots.style import COLOURS, whiskers
 
 # Okabe and Ito's colours, for what has no colour of its own.
 HUES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#222222", "#8C8C8C")
+SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "cross", "star", "triangle-down", "pentagon")
+"""One more than hues, so that no pair of the two comes twice before the seventy-third series."""
 WIDTH = 940  # pixels: the room that a page has
 LEAST_KL = 0.01  # nats: smaller values are drawn here on the logarithmic axis
 _SPOT = "#F0E442"

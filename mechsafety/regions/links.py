@@ -139,6 +139,12 @@ def random_like(removal: Removal, maps: Sequence[LinearMap], *, seed: int) -> Re
     return random_low_rank(maps, removal, seed=seed)
 
 
+LINK_STATES = (
+    *("model", "ablated", "removed", "removed then ablated"),
+    *("random removed", "random removed then ablated"),
+)
+
+
 def link_effects(
     model: TransformerBridge,
     removal: Removal,
@@ -151,9 +157,8 @@ def link_effects(
 ) -> pd.DataFrame:
     """What removal leaves to ablation and ablation to removal, each beside a matched random removal; a row a state.
 
-    States: model, ablated, removed, removed then ablated, random removed, random removed then ablated. "Ablated" is
-    :class:`Ablate` with ``direction`` at every place. Columns: state, what ``measure``
-    gives for the model in that state, and at the direction's layer and position
+    States: :data:`LINK_STATES`, measured in this order. "Ablated" is :class:`Ablate` with ``direction`` at every place.
+    Columns: state, what ``measure`` gives for the model in that state, and at the direction's layer and position
 
     ``auroc`` with its 95 % score interval over ``auroc_n`` prompts: how well the projection on ``direction``
     tells harmful from harmless ``held_out`` prompts; ``cosine`` of the mean difference of the ``fit`` prompts with
@@ -175,10 +180,9 @@ def link_effects(
             "there is no direction to follow"
         )
     rows: list[dict[str, object]] = []
-    states = [("", "model", "ablated"), ("removed", "removed", "removed then ablated")]
-    states.append(("random", "random removed", "random removed then ablated"))
-    for what, plain, ablated in track(states, "links", total=len(states), unit="model"):
-        with _without(model, {"removed": removal, "random": control}.get(what), maps):
+    pairs = zip((None, removal, control), LINK_STATES[::2], LINK_STATES[1::2], strict=True)
+    for what, plain, ablated in track(list(pairs), "links", total=3, unit="model"):
+        with _without(model, what, maps):
             place = _place(model, direction, fit, held_out, before, seed)
             rows.append({"state": plain, **measure(model, None), **place})
             rows.append(

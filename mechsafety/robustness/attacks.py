@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -11,8 +12,8 @@ from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.names import ATTACKS, Attack
 from mechsafety.core.verdict import Judge
 from mechsafety.edits.interventions import Edit
-from mechsafety.generation.completions import generate
-from mechsafety.judges.outcomes import judgements
+from mechsafety.generation.completions import Completions, generate
+from mechsafety.judges.outcomes import Keep, judgements
 from mechsafety.prompts.prompt_set import Prompt
 from mechsafety.robustness.attempts import Attempts
 from mechsafety.robustness.decoding import decoding
@@ -42,36 +43,34 @@ def attack_table(
     seed: int,
     edit: Edit | None = None,
     judge: str | Judge = "rules",
+    keep: Callable[[Attack, Completions], None] = lambda *_: None,
 ) -> pd.DataFrame:
     """Attack ``model`` under ``edit`` on harmful ``prompts``; columns :data:`ATTACK_COLUMNS`.
 
     ``vanilla``: chat template and system prompt, greedy. ``decoding``: :func:`decoding`. ``suffix``: the suffixes of
-    :func:`find_suffixes`, which were made from other prompts. Raises :class:`MechsafetyError` without attacks or
-    prompts, for a prompt that is not harmful, and for the attack ``suffix`` without suffixes.
+    :func:`find_suffixes`, which were made from other prompts. ``keep`` receives the answers of each attack. Raises
+    :class:`MechsafetyError` without attacks or prompts, for a prompt that is not harmful, and for the attack
+    ``suffix`` without suffixes.
     """
     require_attackable(prompts, attacks)
     if "suffix" in attacks and suffixes is None:
         raise MechsafetyError("the attack 'suffix' needs suffixes: make them with find_suffixes()")
     rows: list[dict[str, Any]] = []
     for attack in dict.fromkeys(attacks):
+        common: dict[str, Any] = {
+            "max_new_tokens": max_new_tokens,
+            "seed": seed,
+            "edit": edit,
+            "judge": judge,
+            "keep": partial(keep, attack),
+        }
         if attack == "vanilla":
-            found = vanilla(model, prompts, max_new_tokens=max_new_tokens, seed=seed, edit=edit, judge=judge)
+            found = vanilla(model, prompts, **common)
         elif attack == "decoding":
-            found = decoding(
-                model,
-                prompts,
-                k=k,
-                temperature=temperature,
-                max_new_tokens=max_new_tokens,
-                seed=seed,
-                edit=edit,
-                judge=judge,
-            )
+            found = decoding(model, prompts, k=k, temperature=temperature, **common)
         else:
             assert suffixes is not None
-            found = suffix_attack(
-                model, prompts, suffixes, max_new_tokens=max_new_tokens, seed=seed, edit=edit, judge=judge
-            )
+            found = suffix_attack(model, prompts, suffixes, **common)
         rows += attack_rows(found, system=system, attack=attack, seed=seed)
     return pd.DataFrame(rows, columns=list(ATTACK_COLUMNS))
 
@@ -84,10 +83,11 @@ def vanilla(
     seed: int,
     edit: Edit | None = None,
     judge: str | Judge = "rules",
+    keep: Keep | None = None,
 ) -> Attempts:
     """The greedy answer to each prompt in the chat template, with the model's system prompt: no attack at all."""
     answers = generate(model, prompts, edit=edit, max_new_tokens=max_new_tokens, seed=seed, label="answers")
-    return Attempts(judged=tuple((j,) for j in judgements(list(answers), judge=judge)))
+    return Attempts(judged=tuple((j,) for j in judgements(answers, judge=judge, keep=keep)))
 
 
 def attack_rows(found: Attempts, *, system: str, attack: Attack, seed: int) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.verdict import Judge
 from mechsafety.edits.interventions import Edit
 from mechsafety.generation.completions import DEFAULT_BATCH, Sampling, generate
-from mechsafety.judges.outcomes import judgements
+from mechsafety.judges.outcomes import Keep, judgements
 from mechsafety.models.chat import Rendering
 from mechsafety.prompts.prompt_set import Prompt
 from mechsafety.robustness.attempts import Attempts
@@ -34,6 +34,7 @@ def decoding(
     rendering: Rendering = "text",
     judge: str | Judge = "rules",
     batch_size: int = DEFAULT_BATCH,
+    keep: Keep | None = None,
 ) -> Attempts:
     """``k`` samples for each prompt, begun from its bare text, judged. All are drawn from ``seed``.
 
@@ -54,5 +55,5 @@ def decoding(
         rendering=rendering,
         label="sampling",
     )
-    judged = judgements(list(answers), judge=judge)
+    judged = judgements(answers, judge=judge, keep=keep)
     return Attempts(judged=tuple(tuple(judged[i : i + k]) for i in range(0, len(judged), k)))

@@ -43,6 +43,7 @@ def freezing_table(
     n_examples: Sequence[int] = (10, 50, 100),
     modes: Sequence[Mode] = MODES,
     journal: Journal | None = None,
+    starting: Callable[[Mapping[str, Any]], None] = lambda _: None,
 ) -> pd.DataFrame:
     """``measure`` of the model before and after fine-tuning on benign examples, a row a state of the model.
 
@@ -52,7 +53,8 @@ def freezing_table(
 
     Columns: mode (none | freeze | rewind), frozen (the set's name), frozen_share (its share of all weights of the
     maps), n_examples, seed, loss_first, loss_last (mean over the first and the last epoch, nats an answer token; NaN
-    in the first row), and what ``measure`` returned. ``journal`` keeps finished rows.
+    in the first row), and what ``measure`` returned. ``journal`` keeps finished rows; ``starting`` receives each other
+    row's state before it is measured.
 
     Raises :class:`MechsafetyError` before anything is trained: for a number of examples that is not there, no seed
     or mode, repeated ones, and a set made for another model.
@@ -68,7 +70,14 @@ def freezing_table(
     for weights in sets.values():
         require_made_for(weights, maps, model_name(model))
     bench = _Bench(
-        model=model, maps=maps, examples=examples, recipe=recipe, sets=sets, measure=measure, journal=journal
+        model=model,
+        maps=maps,
+        examples=examples,
+        recipe=recipe,
+        sets=sets,
+        measure=measure,
+        journal=journal,
+        starting=starting,
     )
     if journal is not None:
         journal.bind(
@@ -97,6 +106,7 @@ class _Bench:
     sets: Mapping[str, Pruning]
     measure: Callable[[TransformerBridge], Mapping[str, float]]
     journal: Journal | None
+    starting: Callable[[Mapping[str, Any]], None]
 
     def untouched(self) -> dict[str, Any]:
         row = self._row("none", None, 0, None)
@@ -145,6 +155,7 @@ class _Bench:
         }
 
     def _measured(self, row: dict[str, Any], result: Finetuned | None) -> dict[str, Any]:
+        self.starting(row)
         losses = result.losses if result is not None else ()
         an_epoch = len(losses) // self.recipe.epochs
         values = {

@@ -12,7 +12,7 @@ import hashlib
 import importlib
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -24,13 +24,14 @@ from mechsafety.core.progress import track
 from mechsafety.core.verdict import Judge
 from mechsafety.edits.interventions import Edit
 from mechsafety.generation.bodies import body_under
-from mechsafety.generation.completions import DEFAULT_BATCH, generate
-from mechsafety.judges.outcomes import judgements
+from mechsafety.generation.completions import DEFAULT_BATCH, Completions, generate
+from mechsafety.judges.outcomes import Keep, judgements
 from mechsafety.models.chat import own_tokenizer, render_turn, tokenize_text
 from mechsafety.models.loading import is_hooked_transformer
 from mechsafety.models.rendering import chat_start
-from mechsafety.prompts.prompt_set import Prompt
+from mechsafety.prompts.prompt_set import Prompt, PromptSet
 from mechsafety.robustness.attempts import Attempts
+from mechsafety.runs.folder import RunFolder
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -114,6 +115,39 @@ def find_suffixes(
     return Suffixes(prompt_ids=tuple(p.id for p in prompts), texts=tuple(texts), losses=tuple(losses))
 
 
+def resumable_suffixes(
+    run: RunFolder,
+    model: TransformerBridge,
+    prompts: PromptSet,
+    *,
+    cost: SearchCost,
+    seed: int,
+    edit: Edit | None = None,
+    key: tuple[str, ...] = (),
+    say: Callable[[str], None],
+) -> Suffixes:
+    """A part of the run for each suffix, since each may take minutes; ``key`` keeps several models' apart.
+
+    They stay in the run folder.
+    """
+    todo = [p for p in prompts if not run.has_part("suffixes", *key, p.id, suffix="json")]
+    if todo:
+        minutes = expected_seconds(model, todo, cost=cost) / 60
+        say(
+            f"suffix: {len(todo)} searches of {cost.steps} steps with {cost.width} candidates, about "
+            f"{minutes:.1f} minutes"
+        )
+    for prompt in todo:
+        found = find_suffixes(model, [prompt], cost=cost, seed=seed, edit=edit)
+        run.write_json_part(found.as_dict(), "suffixes", *key, prompt.id)
+    parts = [Suffixes.from_dict(run.read_json_part("suffixes", *key, p.id)) for p in prompts]
+    return Suffixes(
+        prompt_ids=tuple(i for part in parts for i in part.prompt_ids),
+        texts=tuple(text for part in parts for text in part.texts),
+        losses=tuple(row for part in parts for row in part.losses),
+    )
+
+
 def suffix_attack(
     model: TransformerBridge,
     prompts: Sequence[Prompt],
@@ -124,6 +158,7 @@ def suffix_attack(
     edit: Edit | None = None,
     judge: str | Judge = "rules",
     batch_size: int = DEFAULT_BATCH,
+    keep: Keep | None = None,
 ) -> Attempts:
     """Greedy answers to each prompt with each suffix after it, without system prompt, in the chat template.
 
@@ -152,7 +187,7 @@ def suffix_attack(
         label="attacking",
     )
     plain = [replace(answer, prompt=prompts[i // k].text) for i, answer in enumerate(answers)]
-    judged = judgements(plain, judge=judge)
+    judged = judgements(Completions(items=tuple(plain)), judge=judge, keep=keep)
     return Attempts(judged=tuple(tuple(judged[i : i + k]) for i in range(0, len(judged), k)))
 
 

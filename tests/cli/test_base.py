@@ -42,6 +42,22 @@ def succeed(*arguments: object) -> Any:
     return json.loads(result.stdout) if "--json" in arguments else result.stdout
 
 
+def judged_anew(run: Path) -> pd.DataFrame:
+    """Rates after ``mechsafety judge RUN`` by two judges: of short answers of tiny models, the one finds compliance
+    in all, the other in none. Whatever generates must fail meanwhile."""
+    everything, nothing = "phrases:gcg", "phrases:wei"
+    shown = succeed("judge", run, "--judge", everything, "--judge", nothing, "--json")
+    table = pd.read_csv(run / "added_judges.csv", keep_default_na=False)
+    assert len(shown["rates"]) == len(table)
+    for judge, complies in ((everything, 1), (nothing, 0)):
+        rows = table[table["judge"] == judge]
+        assert len(rows)
+        assert (rows["compliance"] == complies).all()
+        assert (rows["refusal"] == 1 - complies).all()
+        assert judge in (run / "report.html").read_text(encoding="utf-8")
+    return table
+
+
 @pytest.fixture
 def answers(tmp_path: Path) -> Path:
     path = tmp_path / "answers.csv"
@@ -386,20 +402,23 @@ HEAVY = {
 }
 
 
+def modules_after(code: str) -> set[str]:
+    shown = f"import sys; {code}; print('\\nloaded', *sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", shown], capture_output=True, text=True, check=True)
+    return set(done.stdout.splitlines()[-1].split())
+
+
 @pytest.mark.parametrize(
-    "work",
-    [
-        "import mechsafety",
-        "from mechsafety.cli import main; main(['--help'], standalone_mode=False)",
-        "from mechsafety.cli import main; main(['study', '--help'], standalone_mode=False)",
-    ],
+    "asked",
+    [(), (["--help"],), tuple([name, "--help"] for name in COMMANDS)],
+    ids=["import", "help", "helps"],
 )
-def test_import_and_help_load_nothing_heavy(work: str) -> None:
-    code = f"import sys; {work}; print('\\nloaded', *sorted(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    loaded = set(done.stdout.splitlines()[-1].split())
+def test_import_and_help_load_nothing_heavy(asked: Sequence[list[str]]) -> None:
+    calls = f"from mechsafety.cli import main; [main(one, standalone_mode=False) for one in {list(asked)}]"
+    loaded = modules_after(calls if asked else "import mechsafety")
     assert "mechsafety" in loaded
     assert not HEAVY & loaded
+    assert not asked or "click" in loaded
 
 
 def test_the_control_an_analysis_does_load_torch() -> None:

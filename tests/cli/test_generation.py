@@ -16,11 +16,11 @@ import pytest
 from mechsafety.directions.activations import residual_stream
 from mechsafety.directions.direction import find_directions
 from mechsafety.experiments.generation.config import GenerationConfig
-from mechsafety.experiments.generation.work import run_generation
+from mechsafety.experiments.generation.experiment import run_generation
 from mechsafety.generation import resumable as resumable_generation
 from mechsafety.prompts.prompt_set import PromptSet
 from mechsafety.runs.folder import neutralised, read_run
-from tests.cli.test_base import call, succeed
+from tests.cli.test_base import call, judged_anew, succeed
 from tests.prompt_sets import small_prompts, write_csv
 
 COLUMNS = ["id", "prompt", "label", "category", "response", "finish", "n_prompt_tokens", "n_tokens"]
@@ -66,7 +66,7 @@ def test_answers_lie_in_a_run_folder_and_the_next_command_works(
     manifest = json.loads((run / "manifest.json").read_text())
     assert manifest["edit"]["description"].startswith("Ablate(k=1, alpha=0.5")
     assert manifest["config"]["edit_sha256"] == manifest["edit"]["sha256"]
-    assert manifest["model"]["n_layers"] == 4
+    assert next(iter(manifest["models"].values()))["n_layers"] == 4
     generation = manifest["generation"]
     assert generation["responses"] == 4
     assert generation["coverage"]["hooks"] == 12
@@ -166,11 +166,11 @@ def test_the_model_is_as_it_was_after_a_baked_run(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from mechsafety.experiments.generation import work as generation_runs
+    from mechsafety.experiments import edited
 
     model = tiny("llama")
     before = {name: p.clone() for name, p in model.original_model.named_parameters()}
-    monkeypatch.setattr(generation_runs, "load_model", lambda *_, **__: model)
+    monkeypatch.setattr(edited, "load_model", lambda *_, **__: model)
     config = GenerationConfig(
         model=str(tiny_folder("llama")),
         prompts=str(tmp_path / "prompts.csv"),
@@ -179,7 +179,7 @@ def test_the_model_is_as_it_was_after_a_baked_run(
         edit="ablate(random)",
     )
     result = run_generation(config.model_copy(update={"baked": True}), tmp_path / "baked")
-    assert len(result.responses) == 2
+    assert len(result.responses()) == 2
     assert "Ablate" in result._repr_html_()
     after = dict(model.original_model.named_parameters())
     assert all(torch_equal(before[name], after[name]) for name in before)
@@ -189,6 +189,22 @@ def torch_equal(a: Any, b: Any) -> bool:
     import torch
 
     return torch.equal(a, b)
+
+
+def test_another_judge_reads_the_answers_and_nothing_is_generated_again(
+    work: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    succeed(*work("--limit", 2))
+    run = tmp_path / "run"
+    kept = (run / "responses.parquet").read_bytes()
+    monkeypatch.setattr(resumable_generation, "generate", refuse)
+    rates = judged_anew(run)
+    assert (run / "responses.parquet").read_bytes() == kept
+    assert rates["n"].tolist() == [2, 2, 2, 2]  # every answer of each label, by each judge
+
+
+def refuse(*_: Any, **__: Any) -> None:
+    raise AssertionError("generated again")
 
 
 # -- text that a spreadsheet would run ----------------------------------------------------------------
@@ -328,7 +344,7 @@ def test_options_say_what_is_fed(work: Callable[..., Any], tmp_path: Path) -> No
     succeed(*work(*given, "--truncate-prompts", "--escape-control-tokens", "--template", "plain", out="yes"))
     manifest = json.loads((tmp_path / "yes" / "manifest.json").read_text())
     assert manifest["date"] == "2001-02-03"
-    assert manifest["model"]["template"] == "plain"
+    assert next(iter(manifest["models"].values()))["template"] == "plain"
     (record,) = manifest["fed"].values()
     first = small_prompts().report[0].id
     assert record["truncated_prompts"] == {"n": 1, "ids": [first]}

@@ -14,7 +14,7 @@ import torch
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.edits.interventions import Ablate, Add, Edit, Orthogonalise
 from mechsafety.experiments.generation.config import GenerationConfig
-from mechsafety.experiments.generation.work import run_generation
+from mechsafety.experiments.generation.experiment import run_generation
 from mechsafety.generation import completions as generation
 from mechsafety.generation.completions import (
     Completion,
@@ -278,4 +278,4 @@ def test_the_record_of_a_run_says_what_was_overridden(
         )
         run = run_generation(config, tmp_path / f"run {name}")
         manifest = json.loads((run.path / "manifest.json").read_text())
-        assert manifest["overridden_generation_defaults"] == settings
+        assert manifest["fed"][str(folder)]["overridden_generation_defaults"] == settings

@@ -18,7 +18,7 @@ from mechsafety.core.errors import MechsafetyError
 from mechsafety.directions.activations import residual_stream
 from mechsafety.directions.direction import find_directions
 from mechsafety.experiments.generation.config import GenerationConfig
-from mechsafety.experiments.generation.work import run_generation
+from mechsafety.experiments.generation.experiment import run_generation
 from mechsafety.generation.completions import generate
 from mechsafety.judges.kinds.logit import LogitJudge
 from mechsafety.models import chat as tokens
@@ -313,7 +313,7 @@ def test_a_run_that_goes_on_another_day_reads_the_same_prompts(
     begun = manifest(tmp_path / "one", "2001-02-03")
     shutil.rmtree(tmp_path / "one" / "parts")  # nothing is done yet, and the run has begun
     assert manifest(tmp_path / "one", "2001-03-04")["fed"] == begun["fed"]
-    assert (begun["date"], begun["model"]["date"]) == ("2001-02-03", "2001-02-03")
+    assert (begun["date"], begun["models"][config.model]["date"]) == ("2001-02-03", "2001-02-03")
     (rendered,) = (record["rendered"] for record in begun["fed"].values())
     assert set(rendered) == {"harmful", "harmless"}
     assert all(text.startswith("Today: 3 Feb 2001") for text in rendered.values())
@@ -403,7 +403,7 @@ def test_a_run_says_which_prompts_it_cut(kind_folder: Folder, tmp_path: Path) ->
     (record,) = json.loads((tmp_path / "yes" / "manifest.json").read_text())["fed"].values()
     assert record["truncated_prompts"] == {"n": 2, "ids": ["p1", "p2"]}
     # What is recorded is what was read.
-    lengths = done.responses.set_index("id")["prompt"].str.split().str.len()
+    lengths = done.responses().set_index("id")["prompt"].str.split().str.len()
     assert lengths["p1"] == lengths["p2"] < 256
     assert (lengths["p0"], lengths["p3"]) == (3, 4)
 

@@ -11,7 +11,7 @@ import pytest
 from mechsafety.cli.regions import _folder
 from mechsafety.core.verdict import LABELS
 from mechsafety.experiments.agreement.figures import effect_forest
-from mechsafety.experiments.audit.page import judges_figure
+from mechsafety.experiments.audit.figures import judges_figure
 from mechsafety.experiments.comparison.figures import cosine_matrix
 from mechsafety.experiments.regions.config import RegionsConfig
 from mechsafety.experiments.regions.page import region_chapters

@@ -12,13 +12,13 @@ import pytest
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.experiments.anatomy.config import AnatomyConfig
 from mechsafety.experiments.anatomy.runs import run_anatomy
-from mechsafety.experiments.comparison.comparison import compare
+from mechsafety.experiments.comparison.experiment import compare
 from mechsafety.experiments.ladder.config import LadderConfig
 from mechsafety.experiments.ladder.runs import run_ladder
 from mechsafety.experiments.regions.config import RegionsConfig
 from mechsafety.experiments.regions.experiment import run_regions
 from mechsafety.experiments.robustness.config import RobustnessConfig
-from mechsafety.experiments.robustness.work import run_robustness
+from mechsafety.experiments.robustness.experiment import run_robustness
 from mechsafety.experiments.study.config import StudyConfig
 from mechsafety.experiments.study.experiment import run_study
 from mechsafety.experiments.sweep.config import SweepConfig

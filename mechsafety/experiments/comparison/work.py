@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
@@ -16,9 +16,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.names import Measure
 from mechsafety.directions.activations import residual_stream
 from mechsafety.directions.direction import Directions, cosine, find_directions, save_directions
-from mechsafety.experiments.records import record_fed, record_shared_tokens
+from mechsafety.experiments.base import Session
+from mechsafety.experiments.comparison.config import ComparisonConfig
+from mechsafety.experiments.records import record_shared_tokens
 from mechsafety.geometry.cka import compare_cka, linear_cka
 from mechsafety.geometry.shared_basis import (
     Basis,
@@ -41,16 +44,13 @@ from mechsafety.geometry.similarity import (
 from mechsafety.geometry.transfer import ablations, controls, drop, transfer_layer
 from mechsafety.models.loading import body_of, load_record
 from mechsafety.prompts.prompt_set import PromptSet
-from mechsafety.runs.folder import Journal, RunFolder
+from mechsafety.runs.folder import Journal
 
 if TYPE_CHECKING:
-    from transformer_lens.model_bridge import TransformerBridge
+    pass
 
-Measure = Literal["cosine", "angles", "cka", "transfer"]
-MEASURES: tuple[Measure, ...] = get_args(Measure)
 _CONTROLS = 4  # directions of each kind that are not about refusal
 _NO_DROP = (math.nan, math.nan, math.nan)
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,21 +65,17 @@ class _Streams:
 class CheckpointWork:
     """What is to be compared and where it is kept; :func:`compare` goes through it."""
 
-    run: RunFolder
+    session: Session
+    config: ComparisonConfig
     names: tuple[str, ...]
     saved: Mapping[str, Directions]
     fit: PromptSet
     validation: PromptSet
     report: PromptSet
-    position: int
-    k: int
-    resamples: int
-    seed: int
-    load: Callable[[str], TransformerBridge]
-    say: Say
 
     def __post_init__(self) -> None:
         self._subspaces: dict[str, Subspaces] = {}
+        self.run, self.say = self.session.run, self.session.say
 
     # -- checkpoints ----------------------------------------------------------------------------
 
@@ -98,11 +94,11 @@ class CheckpointWork:
     def _prepare_model(self, name: str) -> None:
         from safetensors.torch import save_file
 
-        model = self.load(name)
-        cache = residual_stream(model, self.fit, positions=(self.position,))
+        model = self.session.load(name, prompts=[*self.fit, *self.validation, *self.report])
+        cache = residual_stream(model, self.fit, positions=(self.config.position,))
         parts = {"fit": cache.activations[:, 0].contiguous()}
         if len(self.validation):
-            held_out = residual_stream(model, self.validation, positions=(self.position,))
+            held_out = residual_stream(model, self.validation, positions=(self.config.position,))
             parts["validation"] = held_out.activations[:, 0].contiguous()
         sample = sample_embedding(
             model.tokenizer.get_vocab(),
@@ -110,9 +106,8 @@ class CheckpointWork:
             n_layers=model.cfg.n_layers,
         )
         parts["embedding"] = sample.rows
-        found = find_directions(cache, seed=self.seed)
+        found = find_directions(cache, seed=self.config.seed)
         record = load_record(model)
-        record_fed(self.run, name, model, [*self.fit, *self.validation, *self.report])
         record_shared_tokens(self.run, name, model)
         self._save("streams", name, lambda path: save_file(parts, path))
         self._save("directions", name, found.save)
@@ -140,12 +135,12 @@ class CheckpointWork:
     def vectors(self, name: str) -> Float[Tensor, "layer d_model"]:
         """A checkpoint's direction at every layer, at the position compared."""
         found = self.directions(name)
-        if self.position not in found.positions:
+        if self.config.position not in found.positions:
             raise MechsafetyError(
-                f"{name!r} holds no directions at position {self.position}: its positions are "
+                f"{name!r} holds no directions at position {self.config.position}: its positions are "
                 f"{', '.join(map(str, found.positions))}"
             )
-        return found.vectors[found.positions.index(self.position)]
+        return found.vectors[found.positions.index(self.config.position)]
 
     @property
     def models(self) -> list[str]:
@@ -153,7 +148,9 @@ class CheckpointWork:
 
     @cached_property
     def contrasts(self) -> Contrasts:
-        return draw_contrasts([p.label for p in self.fit], resamples=self.resamples, seed=self.seed)
+        return draw_contrasts(
+            [p.label for p in self.fit], resamples=self.config.resamples, seed=self.config.seed
+        )
 
     # -- bases ----------------------------------------------------------------------------------
 
@@ -204,8 +201,8 @@ class CheckpointWork:
         found = self._separating_layer(name)
         if found is None:
             raise MechsafetyError(
-                f"harmful and harmless prompts do not differ in {name!r} at position {self.position} below 0.8 of "
-                "its layers: name a layer with --layer, or another position"
+                f"harmful and harmless prompts do not differ in {name!r} at position {self.config.position} below "
+                "0.8 of its layers: name a layer with --layer, or another position"
             )
         return found
 
@@ -238,7 +235,7 @@ class CheckpointWork:
 
     def _split_half(self, name: str) -> Float[Tensor, " layer"]:
         found = self.directions(name)
-        return found.split_half[found.positions.index(self.position)]
+        return found.split_half[found.positions.index(self.config.position)]
 
     # -- measures -------------------------------------------------------------------------------
 
@@ -266,14 +263,13 @@ class CheckpointWork:
                 yield a, b
 
     def _pair(self, measure: Measure, a: str, b: str) -> pd.DataFrame:
-        if not self.run.has_part(measure, a, b):
+        def made() -> pd.DataFrame:
             self.say(f"{a} and {b} · {measure}")
             if a in self.saved or b in self.saved:
-                table = self._saved_cosines(a, b)
-            else:
-                table = {"cosine": self._cosines, "angles": self._angles, "cka": self._cka}[measure](a, b)
-            self.run.write_part(table, measure, a, b)
-        return self.run.read_part(measure, a, b)
+                return self._saved_cosines(a, b)
+            return {"cosine": self._cosines, "angles": self._angles, "cka": self._cka}[measure](a, b)
+
+        return self.session.part(measure, a, b, make=made)
 
     def _cosines(self, a: str, b: str) -> pd.DataFrame:
         x, y = self.streams(a).fit, self.streams(b).fit
@@ -308,15 +304,15 @@ class CheckpointWork:
         x, y = self.streams(a).fit, self.streams(b).fit
         for name, streams in ((a, x), (b, y)):
             if name not in self._subspaces:
-                self._subspaces[name] = subspaces(streams, self.contrasts, k=self.k)
+                self._subspaces[name] = subspaces(streams, self.contrasts, k=self.config.k)
         found = compare_subspaces(x, y, self._subspaces[a], self._subspaces[b])
-        floor, low = random_angles(x.shape[-1], k=self.k, seed=self.seed)
+        floor, low = random_angles(x.shape[-1], k=self.config.k, seed=self.config.seed)
         rows = [
             {"layer": layer, "a": a, "b": b, "index": index + 1}
             | {name: float(value[layer, index]) for name, value in vars(found).items()}
             | {"random_floor": float(floor[index]), "random_low": float(low[index])}
             for layer in range(x.shape[1])
-            for index in range(self.k)
+            for index in range(self.config.k)
         ]
         return pd.DataFrame(rows)
 
@@ -326,7 +322,7 @@ class CheckpointWork:
         rows: list[dict[str, Any]] = []
         for layer in range(deep_a + 1):
             other = round(layer * deep_b / deep_a)
-            found = compare_cka(x[:, layer], y[:, other], self.contrasts.harmful, seed=self.seed)
+            found = compare_cka(x[:, layer], y[:, other], self.contrasts.harmful, seed=self.config.seed)
             beside = [
                 linear_cka(s[:, at], s[:, at + 1]) if at < last else math.nan
                 for s, at, last in ((x, layer, deep_a), (y, other, deep_b))
@@ -352,20 +348,20 @@ class CheckpointWork:
             self.streams(target).fit[harmless, chosen],
             number=_CONTROLS,
             norm=float(found[target].norm()) or 1.0,
-            seed=self.seed,
+            seed=self.config.seed,
         )
         self.say(f"{target} · transfer: {len(vectors)} directions and {len(others)} controls, layer {chosen}")
         base, after, tokens = ablations(
-            lambda: self.load(target),
+            lambda: self.session.load(target),
             self.fit,
             self.report,
             vectors | others,
             journal=Journal(self.run.part_path("transfer", target, suffix="jsonl")),
             key=str(chosen),
-            seed=self.seed,
+            seed=self.config.seed,
         )
         drops = {
-            name: drop(base, edited, resamples=self.resamples, seed=self.seed)
+            name: drop(base, edited, resamples=self.config.resamples, seed=self.config.seed)
             for name, edited in after.items()
         }
         random = [drops[name][0] for name in others if name.startswith("random")]

@@ -2,25 +2,41 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Annotated
+
+from pydantic import Field, model_validator
 
 from mechsafety.core.names import RESPONSES_AT_ONCE
-from mechsafety.experiments.config import ModelConfig
+from mechsafety.experiments.config import EditedConfig, Option
 from mechsafety.prompts.prompt_set import Split
 
 
-class GenerationConfig(ModelConfig):
+class GenerationConfig(EditedConfig):
     """What one generation run does; a part of its manifest."""
 
-    model: str
-    prompts: str = "default"
-    split: Split = "report"
-    limit: int | None = Field(default=None, ge=1)
-    edit: str | None = None
-    baked: bool = False
-    max_new_tokens: int = Field(default=64, ge=1)
-    batch_size: int = Field(default=RESPONSES_AT_ONCE, ge=1)
-    temperature: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    top_p: float = Field(default=1.0, gt=0, le=1)
-    truncate_prompts: bool = False
-    escape_control_tokens: bool = False
+    prompts: Annotated[str, Option(metavar="SET")] = Field(
+        default="default", description="prompts: packaged, hub or file"
+    )
+    split: Split = Field(default="report", description="which of its prompts")
+    limit: int | None = Field(default=None, ge=1, description="at most N prompts of each label")
+    baked: bool = Field(default=False, description="write the edit into the weights instead of hooking it on")
+    max_new_tokens: int = Field(default=64, ge=1, description="length of the answers")
+    batch_size: int = Field(default=RESPONSES_AT_ONCE, ge=1, description="responses generated at once")
+    temperature: float | None = Field(
+        default=None, gt=0, allow_inf_nan=False, description="draw tokens; greedy without it"
+    )
+    top_p: float = Field(default=1.0, gt=0, le=1, description="nucleus to draw from")
+    truncate_prompts: bool = Field(
+        default=False, description="cut prompts that do not fit in the model's window at their end"
+    )
+    escape_control_tokens: bool = Field(
+        default=False, description="break the model's control tokens in prompts by a blank"
+    )
+
+    @model_validator(mode="after")
+    def _companions(self) -> GenerationConfig:
+        if self.edit is None and self.baked:
+            raise ValueError("--baked writes an edit into the weights: name one with --edit")
+        if self.top_p < 1 and self.temperature is None:
+            raise ValueError(f"--top-p {self.top_p:g} is about drawing tokens: give --temperature too")
+        return self

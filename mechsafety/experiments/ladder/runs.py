@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from mechsafety.core.errors import MechsafetyError, NotFiniteError, RefusedRunError
-from mechsafety.experiments.comparison.comparison import compare, read_comparison
+from mechsafety.experiments.comparison.experiment import compare, read_comparison
 from mechsafety.experiments.ladder.config import COMPARE, TABLES, LadderConfig
 from mechsafety.experiments.ladder.links import files_read, read_regions
 from mechsafety.experiments.ladder.systems import FIT, LadderSetting, RungAware

@@ -19,7 +19,7 @@ from mechsafety.experiments.regions.config import RegionsConfig
 from mechsafety.experiments.regions.figures import region_figures
 from mechsafety.experiments.regions.findings import region_findings
 from mechsafety.experiments.regions.followups import follow_up
-from mechsafety.experiments.regions.work import RegionWork, evaluated_prompts
+from mechsafety.experiments.regions.work import ANSWER_KEYS, RegionWork, evaluated_prompts
 from mechsafety.plots.style import short_name
 from mechsafety.prompts.prompt_set import PromptSet, Purpose, load_prompts
 from mechsafety.prompts.splits import require_splits
@@ -48,6 +48,7 @@ class Regions(Experiment[RegionsConfig]):
 
     kind = "regions"
     tables: ClassVar[Mapping[str, str]] = MappingProxyType({name: f"{name}.csv" for name in _TABLES})
+    answer_keys = ANSWER_KEYS
 
     def __init__(self, config: RegionsConfig) -> None:
         super().__init__(config)
@@ -80,7 +81,7 @@ class Regions(Experiment[RegionsConfig]):
     def work(self, session: Session) -> Mapping[str, pd.DataFrame]:
         config = self.config
         model = session.load(config.model, prompts=self.prompts)
-        work = RegionWork(config=config, run=session.run, prompts=self.prompts, model=model, say=session.say)
+        work = RegionWork(config=config, session=session, prompts=self.prompts, model=model)
         tables = work.tables()
         tables |= follow_up(work, tables["tradeoff"] if "sweep" in config.parts else None)
         record_shared_tokens(session.run, config.model, model)

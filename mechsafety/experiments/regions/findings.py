@@ -14,6 +14,8 @@ from typing import Any
 
 import pandas as pd
 
+from mechsafety.plots.attacks import attack_name
+
 REMOVAL_NAMES = {
     "set_difference": "set difference",
     "orthogonal_projection": "orthogonal projection",
@@ -216,13 +218,6 @@ def _attacks(table: pd.DataFrame) -> list[str]:
         ]
         said.append(f"Answered coherently under attack ({system}): {'; '.join(parts)}.")
     return said
-
-
-def attack_name(row: Mapping[Any, Any]) -> str:
-    """``decoding, any of 5``: an attack and what counts as its success."""
-    if row["measure"] == "greedy":
-        return str(row["attack"])
-    return f"{row['attack']}, {row['measure']} of {row['k']:g}"
 
 
 def _links(table: pd.DataFrame) -> list[str]:

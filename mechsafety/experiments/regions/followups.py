@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from functools import cache
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.names import Attack
 from mechsafety.directions.activations import residual_stream
 from mechsafety.directions.direction import Direction, find_directions
+from mechsafety.edits.interventions import Edit
 from mechsafety.experiments.regions.config import State, planned_states
 from mechsafety.experiments.regions.work import RegionWork
-from mechsafety.experiments.robustness.work import resumable_suffixes
-from mechsafety.regions.links import LINK_COLUMNS, direction_share, link_effects
+from mechsafety.generation.completions import Completion
+from mechsafety.regions.links import LINK_COLUMNS, LINK_STATES, direction_share, link_effects
 from mechsafety.regions.pruning import random_pruning, set_difference, top_pruning
 from mechsafety.regions.removal import Pruning
 from mechsafety.regions.score_files import Method
 from mechsafety.robustness.attacks import ATTACK_COLUMNS, attack_table
 from mechsafety.robustness.finetuning import FinetuneRecipe, benign_examples
 from mechsafety.robustness.freezing import freezing_table
-from mechsafety.robustness.suffix import SearchCost, Suffixes
+from mechsafety.robustness.suffix import SearchCost, Suffixes, resumable_suffixes
 from mechsafety.robustness.tradeoff import sweet_spot
 from mechsafety.runs.folder import Journal
 from mechsafety.sweeps.selection import nearest
 from mechsafety.sweeps.sweep import sweep
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
 
 _DIRECTION_FIT = 128
 _DIRECTION_VALIDATION = 32
@@ -78,8 +85,15 @@ def attacks(work: RegionWork, state: State) -> pd.DataFrame:
     """Every attack on the model as it is and on the model without the region; suffixes are searched on each."""
     config, harmful = work.config, work.evaluated.harmful
     tables = []
-    for system in ("model", f"{state.removal.replace('_', ' ')} {state.setting}"):
-        with work.without(None if system == "model" else state):
+    as_it_is = State(removal="none", control="model")
+
+    for system, there in (("model", as_it_is), (f"{state.removal.replace('_', ' ')} {state.setting}", state)):
+        with work.without(there):
+
+            def keep(attack: Attack, answers: Sequence[Completion], there: State = there) -> None:
+                work.answering(f"attack {attack}", there)
+                work.keep(answers)
+
             suffixes = _suffixes(work, system) if "suffix" in config.attacks else None
             tables.append(
                 attack_table(
@@ -91,6 +105,7 @@ def attacks(work: RegionWork, state: State) -> pd.DataFrame:
                     max_new_tokens=config.max_new_tokens,
                     seed=config.seed,
                     judge=work.judge,
+                    keep=keep,
                 )
             )
     return pd.concat(tables, ignore_index=True)[list(ATTACK_COLUMNS)]
@@ -155,13 +170,19 @@ def _set_difference(work: RegionWork, state: State, method: Method) -> Pruning:
 
 def effects(work: RegionWork, state: State, direction: Direction) -> pd.DataFrame:
     """Removal and ablation, each alone and one after the other."""
+    names = iter(LINK_STATES)
+
+    def judged(model: TransformerBridge, edit: Edit | None) -> dict[str, Any]:
+        work.answering("links", state, control=next(names))
+        return work.judged(model, edit)
+
     return link_effects(
         work.model,
         work.removal(state),
         direction,
         fit=work.prompts.to_estimate.sample(_DIRECTION_FIT, seed=work.config.seed),
         held_out=work.evaluated,
-        measure=work.judged,
+        measure=judged,
         seed=work.config.seed,
     )
 
@@ -180,6 +201,11 @@ def freezing(work: RegionWork, state: State) -> pd.DataFrame:
         top = top_pruning(work.maps, safety, method=config.method, q=share, group=config.group)
         sets[f"top {share:g} %"] = top
         sets[f"random {share:g} %"] = random_pruning(top, seed=config.seed)
+
+    def starting(row: Mapping[str, Any]) -> None:
+        setting = f"{row['frozen']} {row['mode']} n={row['n_examples']}"
+        work.answering("freezing", state, setting=setting, control="fine-tuned", draw=row["seed"] or 0)
+
     return freezing_table(
         work.model,
         benign_examples(),
@@ -189,4 +215,5 @@ def freezing(work: RegionWork, state: State) -> pd.DataFrame:
         recipe=FinetuneRecipe(),
         n_examples=config.finetuning,
         journal=Journal(work.run.path / "parts" / "freezing.jsonl"),
+        starting=starting,
     )

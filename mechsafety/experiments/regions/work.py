@@ -12,8 +12,10 @@ import pandas as pd
 
 from mechsafety.core.verdict import Judge
 from mechsafety.edits.interventions import Edit
+from mechsafety.experiments.base import Session
 from mechsafety.experiments.regions.config import RegionsConfig, State, planned_states
 from mechsafety.generation.answers import Example
+from mechsafety.generation.completions import Completion, answer_frame
 from mechsafety.judges.kinds.fluent import FluentJudge
 from mechsafety.models.chat import day_of
 from mechsafety.models.loading import load_model
@@ -38,7 +40,7 @@ from mechsafety.robustness.utility import (
     base_distributions,
     utility,
 )
-from mechsafety.runs.folder import Journal, RunFolder, finite
+from mechsafety.runs.folder import Journal, finite
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
 _PROBE_FIT = 64
 """Prompts of each label that a head's probe is fitted on."""
 _PASSAGES = 30
+ANSWER_KEYS = ("part", "removal", "setting", "control", "draw")
 _STATE_COLUMNS = ["removal", "setting", "control", "draw", "p", "q", "r_u", "r_s", "share"]
 
 
@@ -60,12 +63,13 @@ class RegionWork:
     """One model's run: what it is asked, where it is kept, and the parts in their order."""
 
     config: RegionsConfig
-    run: RunFolder
+    session: Session
     prompts: PromptSet
     model: TransformerBridge
-    say: Callable[[str], None]
 
     def __post_init__(self) -> None:
+        self.run, self.say = self.session.run, self.session.say
+        self._answering: dict[str, Any] = {}
         self._attributions: dict[int, tuple[Attribution, Attribution]] = {}
         self._projected: dict[int, dict[tuple[int | float, ...], LowRank]] = {}
         self._matched: dict[State, Removal] = {}
@@ -236,6 +240,7 @@ class RegionWork:
         return pd.DataFrame(rows, columns=[*_STATE_COLUMNS, *OUTCOME_COLUMNS, *UTILITY_COLUMNS])
 
     def _measured_state(self, state: State) -> dict[str, Any]:
+        self.answering("outcomes", state)
         with self.without(state) as removal:
             measured = self.measure(self.model)
         described = {
@@ -266,7 +271,18 @@ class RegionWork:
             max_new_tokens=self.config.max_new_tokens,
             seed=self.config.seed,
             judge=self.judge,
+            keep=self.keep,
         ).row()
+
+    def answering(self, part: str, state: State, **changed: Any) -> None:
+        """Say whose answers come next: to what, and in which state of the model."""
+        keys = {name: getattr(state, name) for name in ANSWER_KEYS[1:]}
+        self._answering = {"part": part, **keys, **changed}
+
+    def keep(self, answers: Sequence[Completion]) -> None:
+        """Keep answers for other judges."""
+        keys = self._answering
+        self.session.keep_answers(answer_frame(answers, **keys), " ".join(map(str, keys.values())))
 
     def measure(self, model: TransformerBridge, edit: Edit | None = None) -> dict[str, Any]:
         """Outcomes on the report prompts, and utility on benign text and questions."""
@@ -282,10 +298,12 @@ class RegionWork:
 
     def part(self, name: str, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
         """The table ``name``, made if it is not there yet."""
-        if not self.run.has_part("tables", name):
+
+        def made() -> pd.DataFrame:
             self.say(name)
-            self.run.write_part(make(), "tables", name)
-        return self.run.read_part("tables", name)
+            return make()
+
+        return self.session.part("tables", name, make=made)
 
 
 def share_of(removal: Removal | None, maps: Sequence[LinearMap]) -> float:

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import Field, field_validator
 
 from mechsafety.core.names import Attack
-from mechsafety.experiments.config import ModelConfig
+from mechsafety.experiments.config import EditedConfig, Option
 
 
-class RobustnessConfig(ModelConfig):
+class RobustnessConfig(EditedConfig):
     """What one run does; a part of its manifest."""
 
-    model: str
-    edit: str | None = None
-    attacks: tuple[Attack, ...] = Field(default=("vanilla", "decoding"), min_length=1)
-    prompts: str = "default"
-    limit: int | None = Field(default=None, ge=1)
-    samples: int = Field(default=5, ge=1)
-    temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
-    max_new_tokens: int = Field(default=64, ge=1)
-    suffixes: int = Field(default=3, ge=1)
-    suffix_steps: int = Field(default=100, ge=1)
-    suffix_width: int = Field(default=128, ge=1)
+    attacks: Annotated[tuple[Attack, ...], Option(name="--attack")] = Field(
+        default=("vanilla", "decoding"), min_length=1, description="what is tried"
+    )
+    prompts: Annotated[str, Option(metavar="SET")] = Field(
+        default="default", description="prompts: packaged, hub or file"
+    )
+    limit: int | None = Field(default=None, ge=1, description="at most N harmful report prompts")
+    samples: Annotated[int, Option(metavar="K")] = Field(
+        default=5, ge=1, description="samples of each prompt"
+    )
+    temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False, description="of the samples")
+    max_new_tokens: int = Field(default=64, ge=1, description="length of the answers")
+    suffixes: int = Field(default=3, ge=1, description="suffixes to search")
+    suffix_steps: int = Field(default=100, ge=1, description="steps of a search")
+    suffix_width: int = Field(default=128, ge=1, description="candidates per step")
 
     @field_validator("attacks")
     @classmethod

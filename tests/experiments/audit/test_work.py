@@ -20,10 +20,11 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
 from mechsafety.core.errors import MechsafetyError
-from mechsafety.experiments.audit.page import figures_of, write_audit
+from mechsafety.experiments.audit.config import AuditConfig
+from mechsafety.experiments.audit.experiment import run_audit
 from mechsafety.experiments.audit.tables import published_counts, read_evidence, split_name
 from mechsafety.experiments.audit.work import _finding, audit
-from mechsafety.runs.folder import read_run
+from mechsafety.experiments.base import load_run
 from mechsafety.statistics import holm
 from mechsafety.statistics.counts import counts_test, difference_interval, paired_bounds
 from tests.cli.test_base import call, succeed
@@ -440,7 +441,7 @@ def test_the_folder_holds_tables_figures_and_a_page(tmp_path: Path) -> None:
     assert "survives under 1 of 2 judges" in page
     stored = pd.read_csv(out / "audit.csv")
     assert stored["judge"].tolist() == ["'=one()", "two<b>"]
-    figures = figures_of(read_run(out))
+    figures = load_run(out).figures()
     assert len(figures) == 3
     assert "1 of 1 results survive under some judges only" in figures["judges-harmful"].layout.title.text
     assert {p.stem for p in (out / "figures").glob("*.html")} == set(figures)
@@ -454,13 +455,12 @@ def test_the_folder_holds_tables_figures_and_a_page(tmp_path: Path) -> None:
 def test_nothing_is_written_for_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     out = tmp_path / "out"
     with pytest.raises(MechsafetyError, match="does not exist"):
-        write_audit([tmp_path / "none.csv"], out, seed=0, alpha=0.05, family="judge")
+        run_audit(AuditConfig(files=(str(tmp_path / "none.csv"),)), out)
     assert not out.exists()
 
 
 def test_the_forest_plot_shows_every_comparison(published: Any, tmp_path: Path) -> None:
-    write_audit([published_counts()], tmp_path / "o", seed=0, alpha=0.05, family="judge")
-    (figure,) = figures_of(read_run(tmp_path / "o")).values()
+    (figure,) = run_audit(AuditConfig(), tmp_path / "o").figures().values()
     drawn = {x for trace in figure.data for x in trace.x}
     assert drawn == set(published.comparisons["change"])
     by_name = {trace.name: len(trace.x) for trace in figure.data}

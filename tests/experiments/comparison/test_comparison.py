@@ -18,9 +18,9 @@ from mechsafety.core.errors import MechsafetyError
 from mechsafety.directions.activations import residual_stream
 from mechsafety.directions.direction import Directions, cosine, find_directions, save_directions
 from mechsafety.edits.interventions import Ablate, edited
-from mechsafety.experiments.comparison import comparison as checkpoints
+from mechsafety.experiments import base
 from mechsafety.experiments.comparison import work as checkpoint_work
-from mechsafety.experiments.comparison.comparison import Comparison, compare, read_comparison
+from mechsafety.experiments.comparison.experiment import Comparison, compare, read_comparison
 from mechsafety.experiments.comparison.figures import (
     angles_by_layer,
     cka_by_layer,
@@ -219,7 +219,7 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         seen.append(spec)
         return load_model(spec, **options)
 
-    monkeypatch.setattr(checkpoints, "load_model", load)
+    monkeypatch.setattr(base, "load_model", load)
     return seen
 
 
@@ -246,7 +246,7 @@ def test_an_interrupted_comparison_goes_on(
         patched.setattr(checkpoint_work, "Journal", Broken)
         with pytest.raises(KeyboardInterrupt):
             compare(pair, PROMPTS, out=tmp_path / "run", **OPTIONS)
-    with pytest.raises(MechsafetyError, match="holds no finished comparison: run mechsafety compare again"):
+    with pytest.raises(MechsafetyError, match="is not finished: give the same command again"):
         read_comparison(tmp_path / "run")
     assert loads == [*pair, pair[0]]
     loads.clear()
@@ -293,7 +293,7 @@ def test_one_model_is_held_at_a_time(pair: Any, tmp_path: Path, monkeypatch: pyt
         alive.append(weakref.ref(model))
         return model
 
-    monkeypatch.setattr(checkpoints, "load_model", load)
+    monkeypatch.setattr(base, "load_model", load)
     compare(pair, PROMPTS, out=tmp_path / "run", measures=["cosine", "transfer"], **OPTIONS)
     assert len(alive) == 4
 
@@ -490,7 +490,7 @@ def test_figures_show_the_tables(done: Comparison) -> None:
     assert all(figure.layout.title.text for figure in figures.values())
     shown = done._repr_html_()
     assert shown.count("<table") == 4
-    assert "<b>Comparison</b>" in shown
+    assert "<b>Compare</b>" in shown
 
 
 def many(n: int) -> pd.DataFrame:
@@ -541,8 +541,8 @@ def test_the_command_prints_tables_and_writes_figures(
     result = call("compare", *line, "--measure", "cosine", "--measure", "cka", "--layer", 2)
     assert result.exit_code == 0, result.output
     assert "cosines, layer 2" in result.stdout
-    assert f"run:     {tmp_path / 'run'}" in result.stdout
-    assert "next:    mechsafety study --systems" in result.stdout
+    assert str(tmp_path / "run") in result.stdout
+    assert "mechsafety study --systems" in result.stdout
     assert (tmp_path / "run" / "figures" / "cka-by-layer.html").is_file()
     facts = json.loads(call("compare", *line, "--measure", "cosine", "--layer", 2, "--json").stdout)
     assert facts["cosines"][0]["layer"] == 2

@@ -20,6 +20,7 @@ from mechsafety.regions import own_examples as region_examples
 from mechsafety.robustness.outcomes import OUTCOME_COLUMNS
 from mechsafety.robustness.utility import UTILITY_COLUMNS
 from mechsafety.runs.folder import open_run, read_run
+from tests.cli.test_base import judged_anew
 from tests.prompt_sets import small_prompts, write_csv
 
 
@@ -122,6 +123,27 @@ def test_every_part_and_the_same_tables_after_an_interruption(
     assert read_run(tmp_path / "cut").manifest["sweet_spot"]["explanation"]
     assert whole.manifest["sweet_spot"]["explanation"]
     assert "Regions" in whole._repr_html_()
+
+    # Every answer is kept once, however the run was made, and another judge reads them all.
+    kept = whole.responses()
+    assert list(kept.columns) == [*region_work.ANSWER_KEYS, "id", "label", "prompt", "response"]
+    assert not kept.duplicated([*region_work.ANSWER_KEYS, "id"]).any()
+    asked = kept.groupby("part")["id"].size().to_dict()
+    report = 6  # three prompts of each label
+    assert asked["outcomes"] == report * len(tradeoff)
+    assert asked["links"] == report * 6
+    assert asked["freezing"] == report * len(whole.tables["freezing"])
+    assert (asked["attack vanilla"], asked["attack decoding"]) == (3 * 2, 3 * 5 * 2)
+    name = "responses.parquet"
+    assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise AssertionError("generated again")
+
+    for module in ("outcomes", "attacks", "decoding"):
+        monkeypatch.setattr(f"mechsafety.robustness.{module}.generate", fail)
+    rates = judged_anew(tmp_path / "cut")
+    assert rates["n"].sum() == 2 * len(kept)
 
 
 @pytest.mark.usefixtures("all_kept")

@@ -1,124 +1,21 @@
-"""Figures and page of an audit: which published differences survive."""
+"""Figures of an audit: which published differences survive."""
 
 from __future__ import annotations
 
-import hashlib
 import re
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
 
-from mechsafety.core.errors import MechsafetyError
-from mechsafety.experiments.audit.tables import read_evidence
-from mechsafety.experiments.audit.work import Audit, audit
-from mechsafety.pages.page import Block, Page, render_page, write_figures
 from mechsafety.plots.style import COLOURS, legend_at_foot, short_name, styled, system_names, whiskers
-from mechsafety.runs.folder import RunFolder, open_run
 
 _LOOKS = {
     "survives": (COLOURS["harmful"], "circle", "survives correction"),
     "lost in correction": (COLOURS["compliance"], "diamond", "below alpha, lost in correction"),
     "not shown": (COLOURS["degenerate"], "circle-open", "not shown to differ"),
 }
-_BLOCKS = (
-    (
-        "differences",
-        "Which differences survive?",
-        "Rate after the edit less rate before, with 95 % intervals: Newcombe's where only counts are given, Bonett and "
-        "Price's where answers are paired. p_holm is corrected for the number of comparisons, q_bh "
-        "(Benjamini-Hochberg) is for exploration. paired_p_best and paired_p_worst bound the p of a paired test. "
-        "detectable is the smallest drop that a paired test of this size finds with power 0.8 where nothing but "
-        "refusals is lost; tests on counts need more.",
-        ("differences-",),
-        "comparisons",
-    ),
-    (
-        "judges",
-        "Does another judge say the same?",
-        "That a difference survives under one judge and not under another is no proof that the judges differ.",
-        ("judges-",),
-        "judges",
-    ),
-    (
-        "agreement",
-        "Do the judges agree?",
-        "Answers on which both gave a verdict; Cohen's kappa with a bootstrap interval clustered by question.",
-        (),
-        "agreement",
-    ),
-)
-_TABLES = ("comparisons", "judges", "agreement")
-
-
-def write_audit(
-    paths: Sequence[Path],
-    out: Path,
-    *,
-    seed: int,
-    alpha: float,
-    family: str,
-    allow_other_versions: bool = False,
-) -> tuple[Audit, Path]:
-    """Audit the files and write tables, figures and page into the run folder ``out``; the audit and the page.
-
-    Raises :class:`MechsafetyError` for whatever is wrong with the files, before the folder is made, and for a folder
-    that holds another audit.
-    """
-    evidence = read_evidence(paths)
-    found = audit(evidence, seed=seed, alpha=alpha, family=family)  # type: ignore[arg-type]
-    config = {
-        "kind": "audit",
-        "files": list(evidence.files),
-        "sha256": [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths],
-        **{"alpha": alpha, "family": family, "seed": seed},
-    }
-    with open_run(out, config=config, allow_other_versions=allow_other_versions) as run:
-        for name in _TABLES:
-            table = getattr(found, name)
-            run.write_table(table, f"{name}.parquet")  # names as they are; a CSV cell may not begin with "+"
-            run.write_table(table, "audit.csv" if name == "comparisons" else f"{name}.csv")
-        run.record("sentences", list(found.sentences))
-        write_figures(figures_of(run), run.path / "figures", form="html")
-        return found, run.write_text("report.html", render_page(page_of(run), run.manifest))
-
-
-def figures_of(run: RunFolder) -> dict[str, go.Figure]:
-    """Every figure of a finished audit, by file name."""
-    return audit_figures(_tables(run))
-
-
-def page_of(run: RunFolder) -> Page:
-    tables, config = _tables(run), run.manifest["config"]
-    figures = audit_figures(tables)
-    comparisons = tables["comparisons"]
-    blocks = [
-        Block(
-            name=name,
-            title=title,
-            text=text,
-            figures=[figure for key, figure in figures.items() if key.startswith(drawn)],
-            table=tables[table],
-        )
-        for name, title, text, drawn, table in _BLOCKS
-        if len(tables[table])
-    ]
-    return Page(
-        title="What survives an audit",
-        subtitle=" · ".join(Path(name).name for name in config["files"]),
-        findings=run.manifest["sentences"],
-        blocks=blocks,
-        how=[
-            f"Tests: {', '.join(dict.fromkeys(comparisons['test']))}, two-sided; alpha {config['alpha']:g}; Holm over "
-            + ("the systems under one judge and label" if config["family"] == "judge" else "all comparisons"),
-            *(
-                f"{Path(name).name}: sha256 {sha[:16]}"
-                for name, sha in zip(config["files"], config["sha256"], strict=True)
-            ),
-        ],
-    )
 
 
 def audit_figures(tables: Mapping[str, pd.DataFrame]) -> dict[str, go.Figure]:
@@ -256,9 +153,3 @@ def _span(values: pd.Series) -> str:
 def _unused(name: str, taken: Mapping[str, Any]) -> str:
     clean = re.sub(r"[^A-Za-z0-9.-]+", "-", name).strip("-.").lower()[:100]
     return clean if clean not in taken else f"{clean}-{len(taken)}"
-
-
-def _tables(run: RunFolder) -> dict[str, pd.DataFrame]:
-    if "sentences" not in run.manifest:
-        raise MechsafetyError(f"run {str(run.path)!r} is not finished: run the audit again")
-    return {name: run.read_table(f"{name}.parquet") for name in _TABLES}

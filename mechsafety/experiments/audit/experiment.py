@@ -1,0 +1,191 @@
+"""An audit of published records of refusal: what ``mechsafety audit`` runs."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import pandas as pd
+
+from mechsafety.experiments.audit.config import AuditConfig
+from mechsafety.experiments.audit.figures import audit_figures
+from mechsafety.experiments.audit.tables import published_counts, read_evidence
+from mechsafety.experiments.audit.work import Audit, audit
+from mechsafety.experiments.base import Experiment, Result, Session, run_experiment
+from mechsafety.pages.page import Block, Page
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+_BLOCKS = (
+    (
+        "differences",
+        "Which differences survive?",
+        "Rate after the edit less rate before, with 95 % intervals: Newcombe's where only counts are given, Bonett and "
+        "Price's where answers are paired. p_holm is corrected for the number of comparisons, q_bh "
+        "(Benjamini-Hochberg) is for exploration. paired_p_best and paired_p_worst bound the p of a paired test. "
+        "detectable is the smallest drop that a paired test of this size finds with power 0.8 where nothing but "
+        "refusals is lost; tests on counts need more.",
+        ("differences-",),
+        "comparisons",
+    ),
+    (
+        "judges",
+        "Does another judge say the same?",
+        "That a difference survives under one judge and not under another is no proof that the judges differ.",
+        ("judges-",),
+        "judges",
+    ),
+    (
+        "agreement",
+        "Do the judges agree?",
+        "Answers on which both gave a verdict; Cohen's kappa with a bootstrap interval clustered by question.",
+        (),
+        "agreement",
+    ),
+)
+
+
+class PublishedAudit(Experiment[AuditConfig]):
+    """Which published differences survive intervals, correction and another judge."""
+
+    kind = "audit"
+    # Names as they are: a CSV cell may not begin with "+".
+    tables: ClassVar[Mapping[str, str]] = MappingProxyType(
+        {name: f"{name}.parquet" for name in ("comparisons", "judges", "agreement")}
+    )
+
+    def __init__(self, config: AuditConfig) -> None:
+        super().__init__(config)
+        own = [published_counts()] if config.published or not config.files else []
+        self.paths = [*own, *map(Path, config.files)]
+        self.evidence = read_evidence(self.paths)
+        self.found = audit(self.evidence, seed=config.seed, alpha=config.alpha, family=config.family)
+
+    def bound(self) -> Mapping[str, Any]:
+        return {
+            "files": list(self.evidence.files),
+            "sha256": [hashlib.sha256(path.read_bytes()).hexdigest() for path in self.paths],
+        }
+
+    def work(self, session: Session) -> Mapping[str, pd.DataFrame]:
+        tables = {name: getattr(self.found, name) for name in self.tables}
+        for name, table in tables.items():
+            session.run.write_table(table, "audit.csv" if name == "comparisons" else f"{name}.csv")
+        session.run.record("unpaired", list(self.found.unpaired))
+        session.run.record("sentences", list(self.found.sentences))
+        return tables
+
+    @classmethod
+    def figures(cls, result: Result) -> dict[str, go.Figure]:
+        return audit_figures(result.tables)
+
+    @classmethod
+    def findings(cls, result: Result) -> list[str]:
+        return list(result.manifest["sentences"])
+
+    @classmethod
+    def page(cls, result: Result, figures: Mapping[str, go.Figure]) -> Page:
+        tables, config = result.tables, result.config
+        tests = ", ".join(dict.fromkeys(tables["comparisons"]["test"]))
+        over = "the systems under one judge and label" if config["family"] == "judge" else "all comparisons"
+        hashes = zip(config["files"], config["sha256"], strict=True)
+        return Page(
+            title="What survives an audit",
+            subtitle=" · ".join(Path(name).name for name in config["files"]),
+            findings=result.findings(),
+            blocks=[
+                Block(
+                    name=name,
+                    title=title,
+                    text=text,
+                    figures=[figure for key, figure in figures.items() if key.startswith(drawn)],
+                    table=tables[table],
+                )
+                for name, title, text, drawn, table in _BLOCKS
+                if len(tables[table])
+            ],
+            how=[
+                f"Tests: {tests}, two-sided; alpha {config['alpha']:g}; Holm over {over}",
+                *(f"{Path(name).name}: sha256 {sha[:16]}" for name, sha in hashes),
+            ],
+        )
+
+    @classmethod
+    def text(cls, result: Result) -> str:
+        return comparisons_text(result.tables["comparisons"])
+
+    @classmethod
+    def facts(cls, result: Result) -> dict[str, Any]:
+        return audit_facts(found_in(result))
+
+
+def run_audit(config: AuditConfig, out: str | Path, *, allow_other_versions: bool = False) -> Result:
+    """Audit the files and write the tables into the run folder ``out``.
+
+    Raises :class:`MechsafetyError` for whatever is wrong with the files, before the folder is made, and for a folder
+    that holds another audit.
+    """
+    return run_experiment(PublishedAudit(config), out, allow_other_versions=allow_other_versions)
+
+
+def found_in(result: Result) -> Audit:
+    """The audit that a run holds."""
+    config = result.config
+    return Audit(
+        **result.tables,
+        unpaired=tuple(result.manifest["unpaired"]),
+        files=tuple(config["files"]),
+        alpha=config["alpha"],
+        family=config["family"],
+    )
+
+
+def audit_facts(found: Audit) -> dict[str, Any]:
+    """For ``--json``: with a run folder or without one."""
+    return {
+        "files": list(found.files),
+        "alpha": found.alpha,
+        "family": found.family,
+        **{name: getattr(found, name) for name in PublishedAudit.tables},
+        "unpaired": list(found.unpaired),
+        "sentences": list(found.sentences),
+    }
+
+
+def comparisons_text(table: pd.DataFrame) -> str:
+    """The comparisons as they are printed."""
+    shown = table[["system"]].copy()
+    if len(set(table["label"])) > 1:
+        shown["label"] = table["label"]
+    if len(set(table["judge"])) > 1:
+        shown["judge"] = table["judge"]
+    for arm in ("original", "edited"):
+        shown[arm] = [f"{k}/{n}" for k, n in zip(table[f"refused_{arm}"], table[f"n_{arm}"], strict=True)]
+    shown["change"] = [
+        f"{_points(change)} [{_points(low)}, {_points(high)}]"
+        for change, low, high in zip(table["change"], table["low"], table["high"], strict=True)
+    ]
+    shown["test"] = table["test"]
+    for column in ("p", "p_holm"):
+        shown[column] = table[column].map(_p)
+    shown["paired p"] = [
+        _range(*pair) for pair in zip(table["paired_p_best"], table["paired_p_worst"], strict=True)
+    ]
+    shown["finding"] = table["finding"]
+    return shown.to_string(index=False)
+
+
+def _points(value: float) -> str:
+    return "-" if value != value else f"{100 * value:+.0f}"
+
+
+def _p(value: float) -> str:
+    return "-" if value != value else f"{value:.2g}"
+
+
+def _range(best: float, worst: float) -> str:
+    return _p(best) if best == worst or best != best else f"{_p(best)} to {_p(worst)}"

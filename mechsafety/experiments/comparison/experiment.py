@@ -1,0 +1,461 @@
+"""Checkpoints compared: is it the same refusal? Cosines, angles, CKA and transfer, resumable at every part.
+
+Each checkpoint is loaded alone, and leaves its residual streams, its directions and a sample of its embedding in the
+run folder. Pairs are compared from there. For the transfer matrix each model is loaded once more. A part that is
+there is not made again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+import pandas as pd
+
+from mechsafety.core.days import checked_day
+from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.names import MEASURES, Measure
+from mechsafety.directions.direction import Directions, load_directions
+from mechsafety.experiments.base import Experiment, Read, Result, Say, Session, load_run, run_experiment
+from mechsafety.experiments.comparison.config import ComparisonConfig
+from mechsafety.experiments.comparison.figures import comparison_figures
+from mechsafety.experiments.comparison.work import CheckpointWork
+from mechsafety.geometry.shared_basis import Basis
+from mechsafety.geometry.similarity import LEAST_PROMPTS
+from mechsafety.pages.page import Block, Page
+from mechsafety.prompts.prompt_set import SPLITS, PromptSet
+from mechsafety.runs.folder import RunFolder, finite
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+TABLES: Mapping[Measure, str] = MappingProxyType(
+    {"cosine": "cosines", "angles": "angles", "cka": "cka", "transfer": "transfer"}
+)
+_SAVED = ".safetensors"
+_BLOCKS = {
+    "cosines": (
+        "Do the directions agree?",
+        "Cosine of the mean differences, with what the same checkpoint reaches against itself (ceiling) and what "
+        "directions reach that have nothing to do with refusal (floors). A cosine at the harmless floor says no more "
+        "than that the streams agree.",
+        ("cosines-by-layer", "cosine-matrix"),
+    ),
+    "angles": (
+        "Do the subspaces agree?",
+        "Principal angles, smallest first: small is alike. Dotted: the same checkpoint against itself.",
+        ("angles-by-layer",),
+    ),
+    "cka": (
+        "Do the streams agree?",
+        "Debiased linear CKA on the same prompts; it needs no shared basis, and is about the whole stream.",
+        ("cka-by-layer",),
+    ),
+    "transfer": (
+        "Does the direction carry over?",
+        "Drop of the refusal score of held-out harmful prompts when the row's direction is projected out of the "
+        "column's checkpoint. The checkpoint's own direction is the ceiling, random ones the floor.",
+        ("transfer-matrix",),
+    ),
+}
+_TEXT_COLUMNS = {
+    "cosines": ["a", "b", "cosine", "low", "high", "ceiling", "corrected", "harmless_floor", "random_high"],
+    "angles": ["a", "b", "index", "angle", "low", "high", "ceiling_a", "ceiling_b", "random_low"],
+    "cka": ["a", "b", "cka", "low", "high", "class_floor", "floor_high", "next_layer_a", "next_layer_b"],
+    "transfer": ["layer", "source", "target", "base", "drop", "low", "high", "share", "kl", "random_max"],
+}
+
+
+class Comparison(Result):
+    """A finished comparison: what was left out and why, and its tables.
+
+    A table that was not asked for, or that no pair of these checkpoints could have, is None. The columns are
+    described at :class:`Cosines`, :class:`Angles`, :func:`compare_cka` and :meth:`CheckpointWork.table`.
+    """
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self.config["checkpoints"])
+
+    @property
+    def layer(self) -> int:
+        """The one that matrices are shown at."""
+        return self._facts["layer"]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return tuple(self._facts["notes"])
+
+    @property
+    def bases(self) -> tuple[Basis, ...]:
+        """Whether each pair shares a residual basis."""
+        unknown = ("correlation", "threshold")
+        return tuple(
+            Basis(**basis | {key: math.nan for key in unknown if basis[key] is None})
+            for basis in self._facts["bases"]
+        )
+
+    @property
+    def cosines(self) -> pd.DataFrame | None:
+        return self.tables.get("cosines")
+
+    @property
+    def angles(self) -> pd.DataFrame | None:
+        return self.tables.get("angles")
+
+    @property
+    def cka(self) -> pd.DataFrame | None:
+        return self.tables.get("cka")
+
+    @property
+    def transfer(self) -> pd.DataFrame | None:
+        return self.tables.get("transfer")
+
+    def at_layer(self) -> dict[str, pd.DataFrame]:
+        """What to read first of the tables: their rows at one layer (all of the transfer matrix), rounded."""
+        return {
+            name: (table if name == "transfer" else table[table["layer"] == self.layer]).round(3)
+            for name, table in self.tables.items()
+        }
+
+    @property
+    def _facts(self) -> dict[str, Any]:
+        return self.manifest["comparison"]
+
+
+class CheckpointComparison(Experiment[ComparisonConfig]):
+    """Directions are found on fit prompts, layers chosen on validation prompts, transfer measured on report prompts.
+
+    ``prompts`` take the place of the configuration's.
+    """
+
+    kind = "compare"
+    tables: ClassVar[Mapping[str, str]] = MappingProxyType(
+        {name: f"{name}.parquet" for name in TABLES.values()}
+    )
+    result_type = Comparison
+
+    def __init__(self, config: ComparisonConfig, prompts: PromptSet | None = None) -> None:
+        super().__init__(config)
+        chosen = _checked_measures(config.measures)
+        self.names, self.saved = _read_specs(config.checkpoints)
+        models = self.models()
+        self.wanted = _possible(chosen, explicit=config.measures is not None, models=models, saved=self.saved)
+        self.prompts = prompts
+        self.parts = _checked_prompts(prompts, config.limit, config.seed, self.wanted, models)
+
+    def models(self) -> Sequence[str]:
+        return [name for name in self.names if name not in self.saved]
+
+    def prompt_sets(self) -> Sequence[PromptSet]:
+        return [] if self.prompts is None else [self.prompts]
+
+    def bound(self) -> Mapping[str, Any]:
+        """Measures, layer and limit may differ between sessions: parts are kept by what they depend on."""
+        hashes = {f"{name}_sha256": part.sha256() for name, part in zip(SPLITS, self.parts, strict=True)}
+        saved = {s: _file_hash(s) for s in self.config.checkpoints if s.endswith(_SAVED)}
+        return {"checkpoints": list(self.names), "saved_sha256": saved, **hashes}
+
+    def reads(self) -> Sequence[Read]:
+        return [(part, 0) for part in self.parts]
+
+    def work(self, session: Session) -> Mapping[str, pd.DataFrame]:
+        config, run = self.config, session.run
+        fit, validation, report = self.parts
+        work = CheckpointWork(
+            session=session,
+            config=config,
+            names=self.names,
+            saved=self.saved,
+            fit=fit,
+            validation=validation,
+            report=report,
+        )
+        work.prepare()
+        if config.measures is not None and "cka" not in self.wanted:
+            _require_comparable(work.bases, self.wanted)
+        shown = work.shown_layer(config.layer)
+        made = {TABLES[m]: work.table(m, layer=config.layer) for m in self.wanted}
+        tables = {name: table for name, table in made.items() if table is not None}
+        for name, table in tables.items():
+            run.write_table(table, f"{name}.csv")
+        facts = {
+            "layer": shown,
+            "tables": list(tables),
+            "notes": [*work.notes(self.wanted), *_unwilling(tables.get("transfer"))],
+            "bases": [finite(asdict(basis)) for basis in work.bases],
+        }
+        run.record("comparison", facts)
+        return tables
+
+    @classmethod
+    def read_tables(cls, run: RunFolder) -> dict[str, pd.DataFrame]:
+        """The tables of the last session: an earlier one may have made others."""
+        asked = run.manifest.get("comparison", {}).get("tables", ())
+        return {name: table for name, table in super().read_tables(run).items() if name in asked}
+
+    @classmethod
+    def figures(cls, result: Result) -> dict[str, go.Figure]:
+        return comparison_figures(result.tables, layer=_of(result).layer)
+
+    @classmethod
+    def findings(cls, result: Result) -> list[str]:
+        found = _of(result)
+        return [*found.notes, *_findings(found)]
+
+    @classmethod
+    def page(cls, result: Result, figures: Mapping[str, go.Figure]) -> Page:
+        found = _of(result)
+        return Page(
+            title="Is it the same refusal?",
+            subtitle=f"{' · '.join(found.names)} · matrices at layer {found.layer}",
+            findings=found.findings(),
+            blocks=[
+                Block(
+                    name=name,
+                    title=title,
+                    text=text,
+                    figures=[figures[key] for key in keys if key in figures],
+                    table=found.tables[name],
+                )
+                for name, (title, text, keys) in _BLOCKS.items()
+                if name in found.tables
+            ],
+            how=[basis.reason for basis in found.bases],
+        )
+
+    @classmethod
+    def text(cls, result: Result) -> str:
+        found = _of(result)
+        return "\n\n".join(
+            f"{name}{'' if name == 'transfer' else f', layer {found.layer}'}\n"
+            + table[_TEXT_COLUMNS[name]].to_string(index=False, na_rep="-")
+            for name, table in found.at_layer().items()
+        )
+
+    @classmethod
+    def facts(cls, result: Result) -> dict[str, Any]:
+        found = _of(result)
+        return {
+            "layer": found.layer,
+            "notes": list(found.notes),
+            "bases": [{"a": b.a, "b": b.b, "verdict": b.verdict, "reason": b.reason} for b in found.bases],
+            "figures": [str(found.path / "figures" / f"{name}.html") for name in found.figures()],
+            "tables": {},
+            **found.at_layer(),
+        }
+
+    @classmethod
+    def next_steps(cls, result: Result) -> list[str]:
+        models = [name for name in _of(result).names if _SAVED not in name]
+        if not models:
+            return ["mechsafety compare with the models themselves, for intervals, angles, CKA and transfer"]
+        return [f"mechsafety study --systems {','.join(models)} --out runs/compared"]
+
+
+def compare(
+    specs: Sequence[str],
+    prompts: PromptSet | None = None,
+    *,
+    out: Path | str,
+    seed: int,
+    measures: Sequence[str] | None = None,
+    layer: int | None = None,
+    position: int = -1,
+    k: int = 3,
+    limit: int | None = None,
+    resamples: int = 300,
+    dtype: str = "auto",
+    device: str = "auto",
+    template: str | None = None,
+    date: str | None = None,
+    say: Say = lambda _: None,
+    allow_other_versions: bool = False,
+) -> Comparison:
+    """Compare the refusal geometry of two or more checkpoints, in the folder ``out``; goes on if interrupted.
+
+    ``specs`` are models (as for :func:`load_model`) or files of saved directions (``*.safetensors``), of
+    which only cosines can be told. Directions are found on fit prompts; the transfer matrix is measured on report
+    prompts, with each direction of ``layer`` ablated (default: for each ablated checkpoint, the layer that separates
+    validation prompts best). At most ``limit`` prompts of each label and split are used.
+    ``date`` is the day that templates with a date write, by default the day the run began.
+    ``measures`` are cosine, angles, cka and transfer (default: every one that can be had); they may be asked for
+    one after another in the same folder.
+
+    Cosines, angles and transfer are left out, with a note, for models that share no residual basis. Raises
+    :class:`MechsafetyError` when nothing but these was asked for, and for fewer than two checkpoints, one
+    named twice, an unknown measure, one class only, and no validation or report split where transfer needs one.
+    """
+    config = ComparisonConfig(
+        checkpoints=tuple(specs),
+        measures=None if measures is None else tuple(measures),
+        layer=layer,
+        position=position,
+        k=k,
+        limit=limit,
+        resamples=resamples,
+        seed=seed,
+        dtype=cast("Any", dtype),
+        device=device,
+        template=template,
+        date=None if date is None else checked_day(date),
+    )
+    found = run_experiment(
+        CheckpointComparison(config, prompts), out, say=say, allow_other_versions=allow_other_versions
+    )
+    return _of(found)
+
+
+def read_comparison(path: str | Path) -> Comparison:
+    """A finished comparison from its folder. Raises :class:`MechsafetyError` where it is not finished."""
+    found = _of(load_run(path))
+    _ = found.tables
+    return found
+
+
+def _of(result: Result) -> Comparison:
+    if not isinstance(result, Comparison):
+        raise MechsafetyError(f"run {str(result.path)!r} is no comparison")
+    return result
+
+
+def _findings(found: Comparison) -> list[str]:
+    """One sentence a pair and measure, with numbers at the shown layer."""
+    sentences: list[str] = []
+    if found.cosines is not None:
+        sentences += [
+            f"{row['a']} and {row['b']}, layer {found.layer}: cosine {row['cosine']:.2f} "
+            f"{_interval(row['low'], row['high'])}; directions between halves of the harmless prompts reach "
+            f"{row['harmless_floor']:.2f}."
+            for row in found.at_layer()["cosines"].to_dict(orient="records")
+        ]
+    if found.transfer is not None:
+        sentences += [
+            f"Ablating {row['target']} along {row['source']}'s direction lowers its refusal score by "
+            f"{row['drop']:.2f} {_interval(row['low'], row['high'])} from {row['base']:.2f}."
+            for row in found.transfer.to_dict(orient="records")
+            if row["source"] in found.names and row["source"] != row["target"]
+        ]
+    return sentences
+
+
+def _interval(low: float, high: float) -> str:
+    return "(no interval)" if low != low else f"[{low:.2f}, {high:.2f}]"
+
+
+# -- what was asked -----------------------------------------------------------------------------------
+
+
+def _checked_measures(measures: Sequence[str] | None) -> tuple[Measure, ...]:
+    wrong = [m for m in measures or () if m not in MEASURES]
+    if wrong or (measures is not None and not measures):
+        raise MechsafetyError(f"measure {', '.join(wrong) or '(none)'} is not one of {', '.join(MEASURES)}")
+    return tuple(m for m in MEASURES if measures is None or m in measures)
+
+
+def _read_specs(specs: Sequence[str]) -> tuple[tuple[str, ...], dict[str, Directions]]:
+    """Names of all checkpoints, and the saved directions among them."""
+    names: list[str] = []
+    saved: dict[str, Directions] = {}
+    for spec in specs:
+        if not spec.endswith(_SAVED):
+            names.append(spec)
+            continue
+        held = load_directions(Path(spec))
+        found = {spec if len(held) == 1 else f"{spec}:{model}": d for model, d in held.items()}
+        names += found
+        saved |= found
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise MechsafetyError(f"checkpoint {twice!r} is named twice: name every checkpoint once")
+    if len(names) < 2:
+        raise MechsafetyError(
+            f"{len(names)} checkpoint{'s' * (len(names) != 1)} to compare: name two or more, e.g. smollm2-135m "
+            "smollm2-135m+refusals"
+        )
+    return tuple(names), saved
+
+
+def _possible(
+    chosen: tuple[Measure, ...], *, explicit: bool, models: Sequence[str], saved: Mapping[str, Any]
+) -> tuple[Measure, ...]:
+    """The measures that these kinds of checkpoints can have."""
+    able = {"cosine": True, "angles": len(models) > 1, "cka": len(models) > 1, "transfer": bool(models)}
+    wrong = [m for m in chosen if not able[m]]
+    if wrong and explicit:
+        raise MechsafetyError(
+            f"measure {', '.join(wrong)} needs the models themselves, and {next(iter(saved))!r} holds saved "
+            "directions only: name the models, or ask for --measure cosine"
+        )
+    return tuple(m for m in chosen if able[m])
+
+
+def _checked_prompts(
+    prompts: PromptSet | None,
+    limit: int | None,
+    seed: int,
+    wanted: Sequence[Measure],
+    models: Sequence[str],
+) -> tuple[PromptSet, PromptSet, PromptSet]:
+    """The prompts to estimate, to choose and to judge on; all empty where no model runs."""
+    if not models:
+        return PromptSet(()), PromptSet(()), PromptSet(())
+    if prompts is None:
+        raise MechsafetyError(
+            f"comparing the model {models[0]!r} needs prompts, e.g. load_prompts('default')"
+        )
+    if limit is not None and limit < LEAST_PROMPTS:
+        raise MechsafetyError(f"limit {limit}: at least {LEAST_PROMPTS} prompts of each label are needed")
+    found = {split: prompts.where(split=split) for split in SPLITS}
+    for split, some in found.items() if "transfer" in wanted else [("fit", found["fit"])]:
+        if not len(some):
+            raise MechsafetyError(
+                f"no {split} prompts in {prompts.name!r}: "
+                + (
+                    "directions are found on a split 'fit' of the prompt set"
+                    if split == "fit"
+                    else "the transfer matrix chooses layers on a split 'validation' and is measured on a split "
+                    "'report'; without them ask for --measure cosine --measure angles --measure cka"
+                )
+            )
+        for label in ("harmful", "harmless"):
+            if not len(some.where(label=label)):
+                raise MechsafetyError(
+                    f"comparing needs harmful and harmless prompts; of the {len(some)} {split} prompts in "
+                    f"{prompts.name!r} none is {label}"
+                )
+    if limit is not None:
+        found = {split: some.sample(limit, seed=seed) for split, some in found.items()}
+    return found["fit"], found["validation"], found["report"]
+
+
+def _require_comparable(bases: Sequence[Basis], wanted: Sequence[Measure]) -> None:
+    """Raise for a pair without a shared basis when nothing was asked for that such a pair can have."""
+    refused = next((basis for basis in bases if not basis.comparable), None)
+    if refused is not None:
+        raise MechsafetyError(
+            f"{refused.reason}; {' and '.join(wanted)} would compare unrelated axes. Ask for --measure cka, which "
+            "needs no common basis, or leave one of them out"
+        )
+
+
+def _unwilling(transfer: pd.DataFrame | None) -> list[str]:
+    """A sentence for every target that does not refuse: there is nothing to remove in it."""
+    if transfer is None:
+        return []
+    scores = transfer.groupby("target", sort=False)["base"].first()
+    return [
+        f"{target} hardly refuses (mean refusal score {score:.1f} on harmful prompts), so its column of the transfer "
+        "matrix says little."
+        for target, score in scores.items()
+        if score < 0
+    ]
+
+
+def _file_hash(path: str) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()

@@ -1,0 +1,199 @@
+"""Answers of one model under one edit: what ``mechsafety generate`` runs."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from mechsafety.core.errors import MechsafetyError
+from mechsafety.edits.files import require_edit_path, save_edit
+from mechsafety.edits.interventions import baked, digest
+from mechsafety.experiments.base import RESPONSES, Result, Say, Session, run_experiment
+from mechsafety.experiments.edited import EditedExperiment
+from mechsafety.experiments.generation.config import GenerationConfig
+from mechsafety.generation.completions import Sampling, overridden_defaults
+from mechsafety.generation.resumable import resumable_responses
+from mechsafety.pages.page import Block, Page
+from mechsafety.plots.style import COLOURS, short_name, styled
+from mechsafety.prompts.fed import fed, fed_record
+from mechsafety.prompts.prompt_set import LABELS, PromptSet, load_prompts
+
+if TYPE_CHECKING:
+    from mechsafety.edits.interventions import Edit
+
+_COLUMNS = ["id", "prompt", "label", "category", "response", "finish", "n_prompt_tokens", "n_tokens"]
+_SHOWN = 160
+
+
+class Generation(EditedExperiment[GenerationConfig]):
+    """Answers to the prompts of one split. ``save_edit_to`` names a file for the edit."""
+
+    kind = "generate"
+    tables: ClassVar[Mapping[str, str]] = MappingProxyType({"responses": RESPONSES})
+
+    def __init__(self, config: GenerationConfig, *, save_edit_to: Path | None = None) -> None:
+        if save_edit_to is not None:
+            if config.edit is None:
+                raise MechsafetyError("--save-edit saves an edit: name one with --edit")
+            require_edit_path(save_edit_to)
+        super().__init__(config)
+        self.save_edit_to = save_edit_to
+        self.every = load_prompts(config.prompts)
+        self.prompts = _chosen(self.every, config)
+
+    @property
+    def in_weights(self) -> bool:
+        return self.config.baked
+
+    def prompt_sets(self) -> Sequence[PromptSet]:
+        return [self.every]
+
+    def prepare(self, day: str, say: Say) -> None:
+        super().prepare(day, say)
+        self.fed = fed(
+            self.model,
+            self.prompts,
+            new_tokens=self.config.max_new_tokens,
+            truncate=self.config.truncate_prompts,
+            escape=self.config.escape_control_tokens,
+        )
+
+    def bound(self) -> Mapping[str, Any]:
+        return {"prompts_sha256": self.prompts.sha256(), **super().bound()}
+
+    def work(self, session: Session) -> Mapping[str, pd.DataFrame]:
+        config, run = self.config, session.run
+        edit = self.edit
+        if edit is not None and self.save_edit_to is not None:
+            save_edit(edit, self.save_edit_to, model=self.model)
+        session.say(f"{len(self.prompts)} responses")
+        written = baked(self.model, edit) if edit is not None and config.baked else nullcontext()
+        with written:
+            table = resumable_responses(
+                run,
+                self.model,
+                self.fed.prompts,
+                key=(config.model,),
+                edit=None if config.baked else edit,
+                max_new_tokens=config.max_new_tokens,
+                seed=config.seed,
+                batch_size=config.batch_size,
+                sampling=self._sampling,
+                say=session.say,
+            )[_COLUMNS]
+        run.write_table(table, "responses.csv")
+        self._record(session)
+        return {"responses": table}
+
+    @property
+    def _sampling(self) -> Sampling | None:
+        if self.config.temperature is None:
+            return None
+        return Sampling(temperature=self.config.temperature, top_p=self.config.top_p)
+
+    def _record(self, session: Session) -> None:
+        config, run = self.config, session.run
+        session.record_model(config.model, self.model)
+        facts = fed_record(self.model, [self.fed], escaped=config.escape_control_tokens)
+        facts["overridden_generation_defaults"] = overridden_defaults(self.model)
+        run.record_item("fed", config.model, facts)
+        if self.edit is not None:
+            run.record("edit", _described(self.edit, "weights" if config.baked else "hooks"))
+        if run.has_part("speed", config.model, suffix="json"):
+            run.record("generation", run.read_json_part("speed", config.model))
+
+    @classmethod
+    def figures(cls, result: Result) -> dict[str, go.Figure]:
+        """Lengths of the answers to each label's prompts."""
+        table, figure = result.to_frame(), go.Figure()
+        for label in LABELS:
+            rows = table[table["label"] == label]
+            figure.add_histogram(x=rows["n_tokens"], name=label, marker_color=COLOURS[label])
+        figure.update_layout(barmode="overlay", xaxis_title="tokens of an answer", yaxis_title="answers")
+        figure.update_traces(opacity=0.6)
+        longest = result.config["max_new_tokens"]
+        cut = f"{_cut(table)} of {len(table)} answers were cut at {longest} tokens"
+        return {"answer-lengths": styled(figure, cut, edit_of(result), width=900, height=420)}
+
+    @classmethod
+    def findings(cls, result: Result) -> list[str]:
+        table = result.to_frame()
+        cut = f"{_cut(table)} were cut at {result.config['max_new_tokens']} tokens"
+        return [f"{len(table)} responses, {edit_of(result)}; {cut}."]
+
+    @classmethod
+    def page(cls, result: Result, figures: Mapping[str, go.Figure]) -> Page:
+        return Page(
+            title=f"Answers of {short_name(result.config['model'])}",
+            subtitle=edit_of(result),
+            findings=result.findings(),
+            blocks=[Block(name="lengths", title="How long are the answers?", figures=list(figures.values()))],
+        )
+
+    @classmethod
+    def text(cls, result: Result) -> str:
+        shown = " ".join(str(result.to_frame()["response"].iloc[0]).split())[:_SHOWN]
+        return f"first: {shown}"
+
+    @classmethod
+    def next_steps(cls, result: Result) -> list[str]:
+        return [f"mechsafety judge {shlex.quote(str(result.path / RESPONSES))} --judge rules"]
+
+    @classmethod
+    def facts(cls, result: Result) -> dict[str, Any]:
+        """The answers stay in the run folder."""
+        return {
+            "responses": str(result.path / RESPONSES),
+            "n": len(result.to_frame()),
+            "edit": result.manifest.get("edit"),
+            "next": cls.next_steps(result)[0],
+            "tables": {},
+        }
+
+
+def run_generation(
+    config: GenerationConfig,
+    out: str | Path,
+    *,
+    save_edit_to: Path | None = None,
+    say: Say = lambda _: None,
+    allow_other_versions: bool = False,
+) -> Result:
+    """Answer the prompts under the edit in the folder ``out``, or go on where that was interrupted.
+
+    Raises :class:`MechsafetyError`, before the folder is made, for a wrong edit, an empty split, prompts that do not
+    fit, and whatever loading raises.
+    """
+    experiment = Generation(config, save_edit_to=save_edit_to)
+    return run_experiment(experiment, out, say=say, allow_other_versions=allow_other_versions)
+
+
+def edit_of(result: Result) -> str:
+    """What was edited, in words."""
+    edit = result.manifest.get("edit")
+    return edit["description"] if edit else "unedited"
+
+
+def _chosen(every: PromptSet, config: GenerationConfig) -> PromptSet:
+    prompts = every.where(split=config.split)
+    if not len(prompts):
+        splits = ", ".join(dict.fromkeys(p.split for p in every))
+        raise MechsafetyError(
+            f"prompt set {config.prompts!r} has no prompts in split {config.split!r}: --split can be {splits}"
+        )
+    return prompts if config.limit is None else prompts.sample(config.limit, seed=config.seed)
+
+
+def _described(edit: Edit, form: str) -> dict[str, str]:
+    return {"description": edit.describe(), "sha256": digest(edit), "as": form}
+
+
+def _cut(table: pd.DataFrame) -> int:
+    return int((table["finish"] == "length").sum())
