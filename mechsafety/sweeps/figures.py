@@ -57,7 +57,7 @@ def layer_sweep_table(
     """The same from a stored table (sweep.parquet) of one model and method.
 
     The curves are those of ``position``, that of the selected candidate; the other positions are drawn faintly. Where
-    nothing is selected it is the last by default. Raises :class:`MechsafetyError` where it is not said and the table
+    nothing is selected it is the last by default. Raises :class:`MechsafetyError` where it is not given and the table
     holds several, and for a candidate that the table does not hold.
     """
     return named_layer_sweep(table, short_name(name), selected=selected, base=base, position=position)

@@ -131,35 +131,35 @@ def _effects_text(flips: pd.DataFrame) -> str:
 
 
 def _interaction_text(interaction: pd.DataFrame) -> str:
-    told = (
+    about = (
         "Difference: how much more the first judge's rate moves than the second's. The p value is exact, by sign "
         "changes of each prompt's sum."
     )
     tested = interaction[interaction["p"].notna().to_numpy()]
     if tested.empty:
-        return "No two judges read the same pairs of answers. " + told
+        return "No two judges read the same pairs of answers. " + about
     corrected = holm(tested["p"].to_numpy())
     found = tested[corrected < 0.05]
-    told += (
+    about += (
         f" The table's p values are not corrected; this sentence is, by Holm over its {len(tested)} tests."
     )
     if found.empty:
-        return "No difference between two judges in how far the edit moves their rates was found. " + told
+        return "No difference between two judges in how far the edit moves their rates was found. " + about
     names = system_names(interaction["system"])
     pairs = ", ".join(
         f"{r['judge_a']} and {r['judge_b']} ({names[str(r['system'])]}, {r['label']})"
         for r in found.to_dict(orient="records")
     )
-    return f"The edit moves the rates of these judges differently: {pairs}. {told}"
+    return f"The edit moves the rates of these judges differently: {pairs}. {about}"
 
 
 def _people_text(people: pd.DataFrame) -> str:
     tied = int(people["tied"].sum())
-    told = "Labels by annotator; settled is the majority."
+    about = "Labels by annotator; settled is the majority."
     if not tied:
-        return told
+        return about
     return (
-        f"{told} {tied} responses on which annotators tie are left out of every comparison with people. They are the "
+        f"{about} {tied} responses on which annotators tie are left out of every comparison with people. They are the "
         "hard ones: without them judges look better than they are."
     )
 

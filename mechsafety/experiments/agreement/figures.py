@@ -44,7 +44,7 @@ def judge_chapter_figures(tables: Mapping[str, pd.DataFrame]) -> dict[str, go.Fi
 
 
 def effect_forest(effects: pd.DataFrame) -> go.Figure:
-    """The edit's effect on refusal under every judge and mapping: a row each, a column a prompt label."""
+    """The edit's effect on refusal under every judge and mapping: one row each, one column per prompt label."""
     require_single(require_rows(effects, "effects", effects), "system", "label", "judge", "mapping")
     systems = list(dict.fromkeys(effects["system"]))
     shown_as = system_names(systems)
@@ -95,7 +95,7 @@ def effect_forest(effects: pd.DataFrame) -> go.Figure:
     return styled(
         figure,
         _effect_title(effects),
-        "One row a judge and a reading of its labels.<br>Whiskers: 95 % interval of the paired difference "
+        "One row per judge and reading of its labels.<br>Whiskers: 95 % interval of the paired difference "
         "(Bonett and Price).",
         width=360 + 330 * len(labels),
         height=190 + len(systems) * (60 + 24 * len(readings)),

@@ -44,7 +44,7 @@ def selfjudge_figures(table: pd.DataFrame, calibration: pd.DataFrame) -> dict[st
 
 
 def two_by_two_figure(table: pd.DataFrame) -> go.Figure:
-    """AUC of each arm about each arm's answers, with its controls; a panel a system and form."""
+    """AUC of each arm about each arm's answers, with its controls; one panel per system and form."""
     figure, panels = _panels(table)
     for (row, column), part in panels:
         names = _names(part)
@@ -89,7 +89,7 @@ def habit_figure(table: pd.DataFrame) -> go.Figure:
     figure.update_layout(barmode="group", bargap=0.25)
     figure.update_yaxes(range=[0, 1.02], tickformat=".0%")
     unread = (table["unparsed"] / table["readable"].where(table["readable"] > 0)).max()
-    said = [
+    highest = [
         f"{name}: up to {value:.0%}"
         for name, value in (("Yes to both questions", table["both_yes"].max()), ("no readable reply", unread))
         if value == value
@@ -97,7 +97,7 @@ def habit_figure(table: pd.DataFrame) -> go.Figure:
     return _finished(
         figure,
         table,
-        "; ".join(said) or "How often models say yes",
+        "; ".join(highest) or "How often models say yes",
         "Yes: of the readable replies. The others: of answers with an outside verdict.",
     )
 
@@ -172,13 +172,13 @@ def two_by_two_title(table: pd.DataFrame) -> str:
     own = about_own[about_own["auc"].notna()]
     if own.empty:
         return "Whether models see their own refusals is undefined: one class only"
-    said = f"Models tell their own refusals with AUC {own['auc'].min():.2f} to {own['auc'].max():.2f}"
+    title = f"Models tell their own refusals with AUC {own['auc'].min():.2f} to {own['auc'].max():.2f}"
     control = own[["auc_shuffled", "auc_length"]].max(axis=None)
-    return said if control != control else f"{said}; a control reaches {control:.2f}"
+    return title if control != control else f"{title}; a control reaches {control:.2f}"
 
 
 def _panels(table: pd.DataFrame) -> tuple[go.Figure, list[tuple[tuple[int, int], pd.DataFrame]]]:
-    """A column a system and a row a form, with the rows of each panel in the order of :data:`_CELL_NAMES`."""
+    """One column per system and one row per form, with the rows of each panel in the order of :data:`_CELL_NAMES`."""
     require_single(
         require_rows(table, "self-judgement", table), "system", "form", "judge_arm", "response_arm"
     )

@@ -94,14 +94,14 @@ def score_heatmap(table: pd.DataFrame, *, name: str, selected: tuple[int, int] |
     figure.update_xaxes(showgrid=False, zeroline=False)
     figure.update_xaxes(title_text="layer (input of block)", row=3, col=1)
     figure.update_layout(plot_bgcolor="#DDDDDD")
-    said = (
+    title = (
         f"{name}: position {selected[0]}, layer {selected[1]} selected"
         if selected
         else f"{name}: scores of every candidate"
     )
     return styled(
         figure,
-        said,
+        title,
         "Position: offset from the end of the prompt. Ring: selected. Grey: no score.",
         width=940,
         height=300 + 3 * max(110, 34 * len(positions)),
@@ -109,7 +109,7 @@ def score_heatmap(table: pd.DataFrame, *, name: str, selected: tuple[int, int] |
 
 
 def method_lines(table: pd.DataFrame, *, name: str, position: int | None = None) -> go.Figure:
-    """bypass, induce and KL by layer, a line a method, at one position, by default the last."""
+    """bypass, induce and KL by layer, one line per method, at one position, by default the last."""
     require_single(require_rows(table, "scores", table), "method", "position", "layer")
     at = int(table["position"].max()) if position is None else position
     rows = require_rows(table[table["position"] == at], f"position {at}", table, "position")
@@ -133,7 +133,7 @@ def method_lines(table: pd.DataFrame, *, name: str, position: int | None = None)
         figure.update_yaxes(title_text=label, row=row, col=1)
     figure.update_yaxes(type="log", tickvals=KL_TICKS, row=3, col=1)
     figure.update_xaxes(title_text="layer (input of block)", row=3, col=1)
-    # What wrecks the model also removes refusal: only candidates that leave it whole can be said to do best.
+    # What wrecks the model also removes refusal: only candidates that leave it whole can do best.
     whole = rows[rows["kl"] <= _WHOLE].dropna(subset=["bypass"])
     title = f"{name}: no method removes refusal with KL <= {_WHOLE:g}"
     if len(whole):
@@ -223,13 +223,13 @@ def profile_figure(profile: pd.DataFrame, *, name: str, selected: int | None) ->
     )
 
 
-def _separation(rows: pd.DataFrame, said: str) -> str:
+def _separation(rows: pd.DataFrame, of_what: str) -> str:
     """The separation of the layer that separates best."""
     known = rows[rows["auroc"].notna()]
     if known.empty:
-        return f"{said} undefined"
+        return f"{of_what} undefined"
     at = known.iloc[int(known["auroc"].argmax())]
-    return f"{said} {at['auroc']:.2f} [{at['auroc_low']:.2f}, {at['auroc_high']:.2f}] at layer {int(at['layer'])}"
+    return f"{of_what} {at['auroc']:.2f} [{at['auroc_low']:.2f}, {at['auroc_high']:.2f}] at layer {int(at['layer'])}"
 
 
 def lens_figure(lens: pd.DataFrame, *, name: str, layer: int) -> go.Figure:
