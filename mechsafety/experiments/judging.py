@@ -11,7 +11,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from mechsafety.core.errors import MechsafetyError
-from mechsafety.core.verdict import LABELS, Judge, Response
+from mechsafety.core.verdict import LABELS, Judge, Response, Verdict
 from mechsafety.judges.asking import AskingJudge
 from mechsafety.judges.cache import VerdictCache
 from mechsafety.judges.registry import judge_responses, judge_sources, load_judge
@@ -79,12 +79,21 @@ def verdicts_of(run: RunFolder) -> pd.DataFrame:
     return run.read_table(VERDICTS)
 
 
-def ask(judge: Judge, responses: Sequence[Response], run: RunFolder) -> list[Any]:
+def ask(judge: Judge, responses: Sequence[Response], run: RunFolder) -> list[Verdict]:
     """Verdicts; a judge that asks a model keeps each as it comes, so that an interrupted run asks nothing twice."""
     if not isinstance(judge, AskingJudge):
         return judge_responses(responses, [judge])
     with VerdictCache(run.path / "judge_cache.sqlite") as cache:
         return judge_responses(responses, [judge], cache=cache)
+
+
+def verdict_columns(verdicts: Sequence[Verdict]) -> dict[str, list[str]]:
+    """Verdicts as columns of a table."""
+    return {
+        "verdict": [v.label for v in verdicts],
+        "tags": [" ".join(v.tags) for v in verdicts],
+        "detail": [json.dumps(dict(v.detail), sort_keys=True) for v in verdicts],
+    }
 
 
 def rates(verdicts: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
@@ -151,9 +160,4 @@ def _verdicts(
         for number, (prompt, text) in enumerate(zip(answers["prompt"], answers["response"], strict=True))
     ]
     found = ask(judge, responses, run)
-    return answers[[*keys, "id", "label"]].assign(
-        judge=name,
-        verdict=[v.label for v in found],
-        tags=[" ".join(v.tags) for v in found],
-        detail=[json.dumps(dict(v.detail), sort_keys=True) for v in found],
-    )
+    return answers[[*keys, "id", "label"]].assign(judge=name, **verdict_columns(found))

@@ -1,6 +1,6 @@
 """Scores per (position, layer): how far a direction separates, removes and induces refusal.
 
-One row a candidate. ``bypass`` is the mean refusal score of harmful prompts while the direction is
+One row per candidate. ``bypass`` is the mean refusal score of harmful prompts while the direction is
 projected out everywhere; ``induce`` that of harmless prompts with the direction added at its own layer;
 ``kl`` the divergence that the projection causes on harmless prompts (Arditi et al. 2024, section 2.3).
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,27 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(
     other = call(*options(model, prompts, tmp_path / "cut", "--positions", "-2,-1"))
     assert other.exit_code == 2
     assert "has another configuration (positions" in other.stderr
+
+
+def test_answers_under_every_dose_are_kept_once_and_another_judge_reads_them(
+    finished: Path,
+    tiny_folder: Callable[..., Path],
+    prompts: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    copy = Path(shutil.copytree(finished, tmp_path / "copy"))
+    answers, doses = load_run(copy).responses(), load_run(copy).to_frame("doses")
+    states = answers.drop_duplicates(["family", "dose", "direction"])
+    edited = doses[doses["dose"] != "unedited"]
+    assert len(states) == len(edited) + 1
+    assert len(answers) == 4 * len(states)
+    assert not answers.duplicated(["family", "dose", "direction", "id"]).any()
+    monkeypatch.setattr("mechsafety.sweeps.doses.answered", lambda *_, **__: pytest.fail("generated"))
+    shown = succeed("judge", copy, "--judge", "phrases:arditi")
+    assert len(shown["rates"]) == 2 * len(states)
+    assert (copy / "added_judges.csv").is_file()
+    assert "Judges added after the run" in (copy / "report.html").read_text()
 
 
 def one_class(folder: Path) -> Path:

@@ -7,8 +7,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import Field, FiniteFloat, field_validator, model_validator
 
-from mechsafety.anatomy.interpolation import ALPHAS
-from mechsafety.anatomy.reversal import RANKS
+from mechsafety.core.names import LINE_ALPHAS, TOP_RANKS
 from mechsafety.experiments.config import ModelConfig
 
 Part = Literal["clusters", "weights", "sensitivity", "interpolation", "reversal", "links"]
@@ -68,8 +67,8 @@ class AnatomyConfig(ModelConfig):
     maps: Literal["mlp", "all"] = "mlp"
     limit: int | None = Field(default=None, ge=2)
     max_new_tokens: int = Field(default=32, ge=1)
-    alphas: tuple[FiniteFloat, ...] = Field(default=ALPHAS, min_length=1)
-    ranks: tuple[int, ...] = RANKS
+    alphas: tuple[FiniteFloat, ...] = Field(default=LINE_ALPHAS, min_length=1)
+    ranks: tuple[int, ...] = TOP_RANKS
 
     @field_validator("parts")
     @classmethod

@@ -140,12 +140,12 @@ class SelfJudging(Experiment[SelfJudgeConfig]):
             edit = self.edits[system] if judge_arm == "edited" else None
             rows = responses[(responses["system"] == system) & (responses["arm"] == response_arm)]
             asked = Exchange.of(rows)
-            said = (
+            judged = (
                 ask_logits(model, asked, edit=edit, seed=self.seed)
                 if form == "logit"
                 else ask_words(model, asked, edit=edit)
             )
-            table = pd.DataFrame([asdict(one) for one in said])
+            table = pd.DataFrame([asdict(one) for one in judged])
             session.run.write_part(table, "asked", system, judge_arm, response_arm, form)
 
     def _require_weights(self, system: str, model: TransformerBridge) -> None:

@@ -19,7 +19,7 @@ def page(result: Result, figures: Mapping[str, go.Figure]) -> Page:
     blocks = [
         Block(
             name="two-by-two",
-            title="How well are refusals told, by arm?",
+            title="How well do models recognise refusals, by arm?",
             text="The model with and without the edit is asked about answers written with and without it. AUC needs no "
             "threshold; in words it is that of yes against no. Shortness alone and another prompt are controls: an AUC "
             "that does not exceed them shows no insight.",

@@ -29,7 +29,7 @@ from mechsafety.judges.registry import judge_sources
 from mechsafety.models.provenance import of_models
 from mechsafety.prompts.prompt_set import PromptSet, load_prompts
 from mechsafety.prompts.splits import require_disjoint
-from mechsafety.runs.folder import Provenance, RunFolder
+from mechsafety.runs.folder import Provenance, RunFolder, pinned_date
 from mechsafety.sweeps.openings import ANSWER_TOKENS
 
 if TYPE_CHECKING:
@@ -162,16 +162,15 @@ class Study(Experiment[StudyConfig]):
         with reopened(
             result.run, judges, loading=config.loading, allow_other_versions=allow_other_versions
         ) as run:
-            session = Session(run=run, day=run.manifest["date"], say=say, loading=config.loading)
+            day = pinned_date(run.path, config.date)
+            session = Session(run=run, day=day, say=say, loading=config.loading)
             work = StudyWork(config=config, session=session)
             work.judge_all()
             run.record("config", result.config | {"judges": list(config.judges)})
             for name, table in work.tables().items():
                 run.write_table(table, cls.tables[name])
         if "judge_errors" in result.tables:
-            say(
-                "tables on people or a reference judge are of the judges before: mechsafety agree makes them again"
-            )
+            say("tables against people or a judge lack the new one: mechsafety agree makes them again")
 
 
 def run_study(

@@ -8,7 +8,6 @@ others go on.
 
 from __future__ import annotations
 
-import json
 import resource
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -24,7 +23,7 @@ from mechsafety.edits.interventions import Edit, digest
 from mechsafety.edits.recipes import Recipe, recipe
 from mechsafety.experiments.agreement.tables import judge_tables
 from mechsafety.experiments.base import Session
-from mechsafety.experiments.judging import ask
+from mechsafety.experiments.judging import ask, verdict_columns
 from mechsafety.experiments.study.config import StudyConfig
 from mechsafety.generation.completions import Sampling, overridden_defaults
 from mechsafety.generation.resumable import resumable_responses
@@ -298,18 +297,7 @@ class StudyWork:
             verdicts = ask(self._judges[judge], responses, self.run)
         except NotFiniteError as error:  # of the judge's model, which is no fault of the system
             raise MechsafetyError(f"judge {judge!r}: {error}") from error
-        rows = pd.DataFrame(
-            {
-                "system": spec,
-                "arm": arm,
-                "id": [v.id for v in verdicts],
-                "label": list(table.set_index("id")["label"].loc[[v.id for v in verdicts]]),
-                "judge": judge,
-                "verdict": [v.label for v in verdicts],
-                "tags": [" ".join(v.tags) for v in verdicts],
-                "detail": [json.dumps(dict(v.detail), sort_keys=True) for v in verdicts],
-            }
-        )
+        rows = table[["system", "arm", "id", "label"]].assign(judge=judge, **verdict_columns(verdicts))
         self.run.write_part(rows, "verdicts", judge, spec, arm)
 
     def _selfjudge(self, spec: str, arm: str) -> None:

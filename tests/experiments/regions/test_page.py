@@ -230,17 +230,17 @@ def study(finished: Path, tmp_path: Path) -> RunFolder:  # noqa: F811
 
 
 def test_chapter_appears_only_with_a_finished_run(study: RunFolder) -> None:
-    before = steady(write_report(study).read_text(encoding="utf-8"))
+    before = steady(load_run(study.path).report().read_text(encoding="utf-8"))
     assert "Safety-critical regions" not in before
     assert region_chapters(study) == []
     (study.path / "regions").mkdir()
     write_regions(study.path / "regions" / "begun", {})
     (study.path / "regions" / "notes").mkdir()
-    assert steady(write_report(study).read_text(encoding="utf-8")) == before
+    assert steady(load_run(study.path).report().read_text(encoding="utf-8")) == before
 
     tables = {k: v for k, v in made.tables(layers=3).items() if k in ("tradeoff", "structure", "freezing")}
     write_regions(study.path / "regions" / "one", tables, spot=made.SWEET_SPOT, model=f"m{HOSTILE}")
-    after = steady(write_report(study).read_text(encoding="utf-8"))
+    after = steady(load_run(study.path).report().read_text(encoding="utf-8"))
     assert '<a href="#regions">' in after
     assert made.SWEET_SPOT["explanation"] in after
     assert 'id="regions-one"' in after
@@ -261,7 +261,7 @@ def test_a_damaged_run_is_named(study: RunFolder) -> None:
     (study.path / "regions" / "bad").mkdir(parents=True)
     (study.path / "regions" / "bad" / "manifest.json").write_text("{", encoding="utf-8")
     with pytest.raises(MechsafetyError, match="bad"):
-        write_report(study)
+        load_run(study.path).report()
 
 
 def test_the_command_writes_the_studys_report_again(

@@ -28,6 +28,7 @@ from mechsafety.experiments.study.experiment import run_study
 from mechsafety.prompts.prompt_set import PromptSet
 from mechsafety.runs import folder as runs
 from mechsafety.runs.folder import read_run
+from mechsafety.sweeps.candidates import BatchedScorer
 from tests.architectures import save_architecture
 from tests.prompt_sets import small_prompts, write_csv
 from tests.tokenizer_kinds import DATED, KINDS, save_kind
@@ -156,6 +157,68 @@ def test_killed_study_resumes_to_the_same_tables(
     assert not (run / "rates.csv").exists()
     run_study(config, run)
     assert_same_tables(run, finished)
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The layers of every candidate that is measured; each layer is measured on its own."""
+    score, layers = BatchedScorer.score, []
+
+    def counting(self: BatchedScorer, candidates: Any) -> Any:
+        layers.extend(c.layer for c in candidates)
+        if len(layers) == 2:
+            raise KeyboardInterrupt
+        return score(self, candidates)
+
+    monkeypatch.setattr("mechsafety.sweeps.sweep._ROWS_A_CHUNK", 1)
+    monkeypatch.setattr(BatchedScorer, "score", counting)
+    return layers
+
+
+def test_a_study_goes_on_within_its_sweep_and_measures_no_candidate_twice(
+    finished: Path, config: StudyConfig, tmp_path: Path, measured: list[int]
+) -> None:
+    alone = config.model_copy(update={"systems": config.systems[:1], "judges": ("rules",)})
+    with pytest.raises(KeyboardInterrupt):
+        run_study(alone, tmp_path / "run")
+    (journal,) = (tmp_path / "run" / "parts" / "scores").rglob("*.jsonl")
+    assert len(journal.read_text().splitlines()) == 1 + 1  # what it is bound to, and one candidate
+    run = run_study(alone, tmp_path / "run")
+    layers = sorted({*measured})
+    # The one that was under way when the study was interrupted is measured again.
+    assert sorted(measured) == sorted([*layers, measured[1]])
+    whole = pd.read_parquet(finished / "sweep.parquet")
+    whole = whole[whole["system"] == config.systems[0]].reset_index(drop=True)
+    pd.testing.assert_frame_equal(run.to_frame("sweep"), whole)
+
+
+@pytest.mark.parametrize("given", [{"layer": 3}, {"recipe": "code"}])
+def test_a_fixed_layer_is_the_one_candidate_that_is_measured(
+    finished: Path,
+    plain: StudyConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    given: dict[str, Any],
+) -> None:
+    score, measured = BatchedScorer.score, []
+
+    def counting(self: BatchedScorer, candidates: Any) -> Any:
+        measured.extend(c.layer for c in candidates)
+        return score(self, candidates)
+
+    monkeypatch.setattr(BatchedScorer, "score", counting)
+    alone = plain.model_copy(update={"systems": plain.systems[:1], "selfjudge": False, **given})
+    run = run_study(alone, tmp_path / "run")
+    layer = given.get("layer", int(4 * 0.6))
+    assert measured == [layer]
+    facts = run.manifest["systems"][plain.systems[0]]
+    assert (facts["selection"]["layer"], facts["selection"]["rule"]) == (layer, "fixed")
+    swept = pd.read_parquet(finished / "sweep.parquet").query(
+        "system == @plain.systems[0] and layer == @layer"
+    )
+    pd.testing.assert_frame_equal(run.to_frame("sweep"), swept.reset_index(drop=True))
+    (figure,) = (f for name, f in run.figures().items() if name.startswith("layer-sweep"))
+    assert all(list(trace.x) == [layer] for trace in figure.data)
 
 
 def test_halved_batches_are_recorded_and_resumed(
