@@ -140,8 +140,8 @@ def test_every_part_and_the_same_tables_after_an_interruption(
     def fail(*_: Any, **__: Any) -> None:
         raise AssertionError("generated again")
 
-    for module in ("outcomes", "attacks", "decoding"):
-        monkeypatch.setattr(f"mechsafety.robustness.{module}.generate", fail)
+    for module in ("judges.outcomes", "robustness.attacks", "robustness.decoding"):
+        monkeypatch.setattr(f"mechsafety.{module}.generate", fail)
     rates = judged_anew(tmp_path / "cut")
     assert rates["n"].sum() == 2 * len(kept)
 
