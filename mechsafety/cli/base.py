@@ -141,7 +141,7 @@ def _run(work: Callable[[], Shown], *, as_json: bool) -> None:
     except KeyboardInterrupt:
         say("interrupted; the same command goes on where it stopped")
         sys.exit(130)
-    click.echo(json.dumps(facts) if as_json else text)
+    click.echo(json.dumps(facts, default=records) if as_json else text)
     if facts.get("failed"):
         sys.exit(1)
 
@@ -235,8 +235,8 @@ def shown(result: Result) -> Shown:
         "run": str(result.path),
         "report": str(report),
         "findings": findings,
-        "tables": {name: records(table) for name, table in result.tables.items()},
-        **experiment.facts(result),
+        "tables": {name: records(table) for name, table in result.short_tables.items()},
+        **{k: records(v) if hasattr(v, "to_json") else v for k, v in experiment.facts(result).items()},
     }
     table = experiment.text(result)
     lines = [*([table, ""] if table else []), *findings, "", f"report: {report}", f"run:    {result.path}"]

@@ -31,7 +31,15 @@ from mechsafety.pages.page import FigureFormat, Page, render_page, write_figures
 from mechsafety.prompts.fed import require_all_fit
 from mechsafety.prompts.prompt_set import PromptSet
 from mechsafety.prompts.splits import record_repeated
-from mechsafety.runs.folder import Provenance, RunFolder, open_run, pinned_date, read_run, record_date
+from mechsafety.runs.folder import (
+    MANIFEST,
+    Provenance,
+    RunFolder,
+    open_run,
+    pinned_date,
+    read_run,
+    record_date,
+)
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -44,6 +52,10 @@ Read = tuple[PromptSet, int]
 
 EXPERIMENTS: Mapping[str, str] = MappingProxyType(
     {
+        "anatomy": "anatomy.experiment:Anatomy",
+        "lab": "lab.experiment:Lab",
+        "lab-ladder": "lab.ladder:LabLadder",
+        "ladder": "ladder.experiment:Ladder",
         "regions": "regions.experiment:Regions",
     }
 )
@@ -65,11 +77,22 @@ class Experiment(ABC, Generic[C]):
     """The files of the tables, by name."""
     answer_keys: ClassVar[tuple[str, ...]] = ()
     """The columns of ``responses.parquet`` that say, beside the prompt's id, whose answer it is and in which state."""
+    long: ClassVar[frozenset[str]] = frozenset()
+    """Tables with one row per answer, which neither ``--json`` nor a notebook shows whole."""
+    result_type: ClassVar[type[Result]]
+    may_change: ClassVar[tuple[str, ...]] = ()
+    """Fields of the configuration that concern the report alone: a call that goes on with a run may change them."""
 
     def __init__(self, config: C) -> None:
         self.config = config
 
     # -- before the work --------------------------------------------------------------------------------
+
+    def prepare(self, day: str, say: Say) -> None:
+        """What the run is bound to and only a loaded model tells; before the run's folder is made.
+
+        ``day`` is the one that templates with a date write.
+        """
 
     def prompt_sets(self) -> Sequence[PromptSet]:
         """The prompt sets as they were read, of which the run records how many prompts stand in them twice."""
@@ -132,7 +155,10 @@ class Experiment(ABC, Generic[C]):
 
     @classmethod
     def facts(cls, result: Result) -> dict[str, Any]:  # noqa: ARG003
-        """What the command's ``--json`` has besides paths, findings and tables; replaces these where it names them."""
+        """What the command's ``--json`` has besides paths, findings and tables; replaces these where it names them.
+
+        Tables in it become lists of rows.
+        """
         return {}
 
     @classmethod
@@ -182,11 +208,15 @@ class Session:
             self.run.require_source(name, made_from)  # hours may lie since the run was opened
         self.say(f"loading {spec}")
         model = load_model(spec, **self.loading, date=self.day)
+        self.record_model(spec, model, prompts=prompts)
+        return model
+
+    def record_model(self, spec: str, model: TransformerBridge, *, prompts: Sequence[Any] = ()) -> None:
+        """Record a loaded model; ``prompts`` are those whose rendered form the manifest shows."""
         record = load_record(model)
         self.run.record_item("models", spec, record.as_dict() if record else {})
         if len(prompts):
             record_fed(self.run, spec, model, prompts)
-        return model
 
     def part(self, *key: str, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
         """The part named by ``key``, made first where it is missing."""
@@ -272,6 +302,11 @@ class Result:
             )
         return self.tables[name]
 
+    @property
+    def short_tables(self) -> dict[str, pd.DataFrame]:
+        """The tables but for those with one row per answer."""
+        return {name: table for name, table in self.tables.items() if name not in self.experiment.long}
+
     @cached_property
     def _drawn(self) -> dict[str, go.Figure]:
         added = self._added
@@ -320,7 +355,7 @@ class Result:
         them already, and whatever loading a judge raises.
         """
         self.experiment.with_judges(self, judges, say, allow_other_versions=allow_other_versions)
-        found = Result(self.path, self.experiment)
+        found = type(self)(self.path, self.experiment)
         found.publish()
         return found
 
@@ -353,9 +388,12 @@ class Result:
         found = "".join(f"<li>{escape(line)}</li>" for line in self.findings())
         shown = "".join(
             f"<h4>{escape(name)}</h4>{table.head(_SHOWN_ROWS).round(3).to_html(index=False, border=0)}"
-            for name, table in self.tables.items()
+            for name, table in self.short_tables.items()
         )
         return f"<b>{escape(self.experiment.kind.capitalize())}</b> in {escape(str(self.path))}<ul>{found}</ul>{shown}"
+
+
+Experiment.result_type = Result
 
 
 def run_experiment(
@@ -372,12 +410,16 @@ def run_experiment(
     """
     out = Path(out)
     config = experiment.config
-    asked = config.model_dump(mode="json") | {"kind": experiment.kind, **experiment.bound()}
     day = pinned_date(out, getattr(config, "date", None))
     started = time.perf_counter()
+    experiment.prepare(day, say)
+    asked = config.model_dump(mode="json") | {"kind": experiment.kind, **experiment.bound()}
+    before = asked | _as_before(out, experiment.may_change)
     with open_run(
-        out, config=asked, sources=experiment.sources, allow_other_versions=allow_other_versions
+        out, config=before, sources=experiment.sources, allow_other_versions=allow_other_versions
     ) as run:
+        if before != asked:
+            run.record("config", asked)
         if isinstance(config, ModelConfig):
             record_date(run, day)
         record_repeated(run, say, *experiment.prompt_sets())
@@ -396,7 +438,13 @@ def run_experiment(
         if len(answers := list(run.parts(ANSWERS))):
             run.write_table(pd.concat(map(pd.read_parquet, answers), ignore_index=True), RESPONSES)
         run.record_item("timings", "last_session_s", round(time.perf_counter() - started, 1))
-    return Result(out, type(experiment))
+    return experiment.result_type(out, type(experiment))
+
+
+def _as_before(out: Path, fields: Sequence[str]) -> dict[str, Any]:
+    """These fields of the configuration as the run in ``out`` has them, so that a change of them is no other run."""
+    known = read_run(out).manifest["config"] if fields and (out / MANIFEST).is_file() else {}
+    return {name: known[name] for name in fields if name in known}
 
 
 def experiment_of(run: RunFolder) -> type[Experiment[Any]]:
@@ -418,4 +466,5 @@ def load_run(path: str | Path) -> Result:
         load_run("runs/regions").findings()
     """
     run = read_run(Path(path))
-    return Result(run.path, experiment_of(run))
+    experiment = experiment_of(run)
+    return experiment.result_type(run.path, experiment)

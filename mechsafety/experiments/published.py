@@ -21,9 +21,6 @@ _FOLDERS = {
     "compare": "comparison",
     "audit": "audit",
     "selfjudge": "selfjudgement",
-    "anatomy": "anatomy",
-    "ladder": "ladder",
-    "lab": "lab",
 }
 """By kind, the folder whose ``page`` gives ``figures_of(run)`` and ``page_of(run)``; imported when needed."""
 

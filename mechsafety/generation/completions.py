@@ -111,6 +111,12 @@ class Completions(Sequence[Completion]):
         return f"<table>{head}{rows}</table>{more}"
 
 
+def answer_frame(answers: Sequence[Completion], **keys: object) -> pd.DataFrame:
+    """Answers as a run keeps them for other judges: ``keys``, then id, label, prompt, response."""
+    table = Completions(tuple(answers)).to_frame()[["id", "label", "prompt", "response"]]
+    return table.assign(**keys)[[*keys, *table.columns]]
+
+
 Batch = list[int]
 OnBatch = Callable[[list[Completion]], None]
 

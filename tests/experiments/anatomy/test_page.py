@@ -8,14 +8,16 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
+import plotly.graph_objects as go
 import pytest
 
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.experiments.anatomy.config import TABLES
+from mechsafety.experiments.anatomy.experiment import model_names
 from mechsafety.experiments.anatomy.findings import anatomy_findings
-from mechsafety.experiments.anatomy.page import anatomy_tables, figures_of, page_of
-from mechsafety.experiments.anatomy.runs import model_names
+from mechsafety.experiments.base import load_run
 from mechsafety.experiments.published import run_figures, save_figures, write_run_page
+from mechsafety.pages.page import Page
 from mechsafety.runs.folder import RunFolder, open_run, read_run
 from tests import anatomy_tables as made
 
@@ -42,6 +44,14 @@ def write_anatomy(
 @pytest.fixture(scope="module")
 def anatomy(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     return write_anatomy(tmp_path_factory.mktemp("anatomy") / "run", made.tables(layers=3))
+
+
+def page_of(run: RunFolder) -> Page:
+    return load_run(run.path).page()
+
+
+def figures_of(run: RunFolder) -> dict[str, go.Figure]:
+    return load_run(run.path).figures()
 
 
 def without_library(page: str) -> str:
@@ -76,16 +86,16 @@ def test_page_has_a_block_for_every_part_and_findings_first(anatomy: RunFolder) 
 
 def test_every_sentence_stands_once_on_the_page(anatomy: RunFolder) -> None:
     page = page_of(anatomy)
-    found = anatomy_findings(anatomy_tables(anatomy), names=model_names(anatomy))
+    run = load_run(anatomy.path)
+    found = anatomy_findings(run.tables, names=model_names(run))
     shown = "\n".join([*page.findings, *(b.text for b in page.blocks)])
     assert all(shown.count(said) == 1 for sentences in found.values() for said in sentences)
 
 
 def test_tables_survive_the_disk(anatomy: RunFolder) -> None:
-    names = model_names(anatomy)
-    assert anatomy_findings(anatomy_tables(anatomy), names=names) == anatomy_findings(
-        made.tables(layers=3), names=names
-    )
+    run = load_run(anatomy.path)
+    names = model_names(run)
+    assert anatomy_findings(run.tables, names=names) == anatomy_findings(made.tables(layers=3), names=names)
 
 
 @pytest.mark.parametrize("name", ["separation", "interpolation", "links"])
@@ -100,7 +110,7 @@ def test_a_run_with_one_table_shows_that_alone(name: str, tmp_path: Path) -> Non
 def test_an_unfinished_run_is_an_error(tmp_path: Path) -> None:
     run = write_anatomy(tmp_path / "run", {})
     for make in (page_of, figures_of):
-        with pytest.raises(MechsafetyError, match="no tables yet"):
+        with pytest.raises(MechsafetyError, match="not finished"):
             make(run)
 
 

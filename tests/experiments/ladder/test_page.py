@@ -7,12 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
+import plotly.graph_objects as go
 import pytest
 
 from mechsafety.core.errors import MechsafetyError
-from mechsafety.experiments.ladder.config import COMPARE, TABLES
-from mechsafety.experiments.ladder.page import figures_of, page_of
+from mechsafety.experiments.base import load_run
+from mechsafety.experiments.ladder.tables import COMPARE, TABLES
 from mechsafety.experiments.published import run_figures, save_figures, write_run_page
+from mechsafety.pages.page import Page
 from mechsafety.runs.folder import RunFolder, open_run, read_run
 from tests import ladder_tables as made
 
@@ -55,6 +57,14 @@ def write_ladder(
 @pytest.fixture(scope="module")
 def ladder(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     return write_ladder(tmp_path_factory.mktemp("ladder") / "real", REAL)
+
+
+def page_of(run: RunFolder) -> Page:
+    return load_run(run.path).page()
+
+
+def figures_of(run: RunFolder) -> dict[str, go.Figure]:
+    return load_run(run.path).figures()
 
 
 def without_library(page: str) -> str:
