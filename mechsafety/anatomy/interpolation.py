@@ -8,21 +8,18 @@ query-key-value map) is a parameter too and moves along, and the plain twin shar
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Literal, Unpack
+from typing import TYPE_CHECKING, Unpack
 
 from torch import Tensor, nn
 
 from mechsafety.anatomy.readings import OUTCOME_COLUMNS, Groups, outcome_rows
 from mechsafety.anatomy.weight_changes import require_pair
 from mechsafety.core.errors import MechsafetyError
-from mechsafety.core.names import LINE_ALPHAS
-from mechsafety.core.progress import track
 from mechsafety.judges.outcomes import Asking
 
 if TYPE_CHECKING:
-    import pandas as pd
     from transformer_lens.model_bridge import TransformerBridge
 
 INTERPOLATION_COLUMNS = ("model", "alpha", "group", *OUTCOME_COLUMNS)
@@ -89,23 +86,3 @@ def interpolation_rows(
     """
     with interpolated(base, tuned, alpha):
         return [{"alpha": alpha, **row} for row in outcome_rows(base, groups, **asking)]
-
-
-def interpolation_table(
-    base: TransformerBridge,
-    tuned: TransformerBridge,
-    groups: Groups,
-    *,
-    model: Literal["tuned", "control"],
-    alphas: Sequence[float] = LINE_ALPHAS,
-    **asking: Unpack[Asking],
-) -> pd.DataFrame:
-    """:func:`interpolation_rows` at each of ``alphas``. Columns: :data:`INTERPOLATION_COLUMNS`."""
-    import pandas as pd
-
-    rows = [
-        {"model": model, **row}
-        for alpha in track(alphas, "interpolation", total=len(alphas), unit="alpha")
-        for row in interpolation_rows(base, tuned, alpha, groups, **asking)
-    ]
-    return pd.DataFrame(rows, columns=list(INTERPOLATION_COLUMNS))

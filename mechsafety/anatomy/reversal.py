@@ -26,7 +26,6 @@ from mechsafety.core.progress import track
 from mechsafety.judges.outcomes import Asking
 
 if TYPE_CHECKING:
-    import pandas as pd
     from transformer_lens.model_bridge import TransformerBridge
 
 What = Literal["base", "tuned", "matrices", "others", "mlp", "rest", "random", "kept", "removed"]
@@ -173,24 +172,3 @@ def reversal_rows(
     r = math.nan if state.r is None else state.r
     with in_state(base, tuned, state, seed=asking["seed"], factors=factors):
         return [{"state": state.what, "r": r, **row} for row in outcome_rows(base, groups, **asking)]
-
-
-def reversal_table(
-    base: TransformerBridge,
-    tuned: TransformerBridge,
-    groups: Groups,
-    *,
-    ranks: Sequence[int] = TOP_RANKS,
-    **asking: Unpack[Asking],
-) -> pd.DataFrame:
-    """:func:`reversal_rows` of every state. Columns: :data:`REVERSAL_COLUMNS`."""
-    import pandas as pd
-
-    factors = top_factors(weight_changes(base, tuned), rank=max(ranks, default=0))
-    states = planned_states(ranks)
-    rows = [
-        row
-        for state in track(states, "reversal", total=len(states), unit="state")
-        for row in reversal_rows(base, tuned, state, groups, factors=factors, **asking)
-    ]
-    return pd.DataFrame(rows, columns=list(REVERSAL_COLUMNS))

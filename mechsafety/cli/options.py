@@ -76,7 +76,7 @@ def _value(name: str, field: FieldInfo, given: Any) -> Any:
     if not several:
         return given
     if look.many == "repeat":
-        return tuple(given) if look.argument else tuple(dict.fromkeys(given))
+        return tuple(given if look.argument else dict.fromkeys(given))
     if inner is int:
         return whole_numbers(given, _flag(name, look))
     values = tuple(part.strip() for part in given.split(","))

@@ -31,7 +31,15 @@ from mechsafety.pages.page import FigureFormat, Page, render_page, write_figures
 from mechsafety.prompts.fed import require_all_fit
 from mechsafety.prompts.prompt_set import PromptSet
 from mechsafety.prompts.splits import record_repeated
-from mechsafety.runs.folder import Provenance, RunFolder, open_run, pinned_date, read_run, record_date
+from mechsafety.runs.folder import (
+    MANIFEST,
+    Provenance,
+    RunFolder,
+    open_run,
+    pinned_date,
+    read_run,
+    record_date,
+)
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -49,6 +57,10 @@ EXPERIMENTS: Mapping[str, str] = MappingProxyType(
         "evaluate": ".integrations.harness_runs:LmEvaluation",
         "generate": "generation.experiment:Generation",
         "robustness": "robustness.experiment:Robustness",
+        "anatomy": "anatomy.experiment:Anatomy",
+        "lab": "lab.experiment:Lab",
+        "lab-ladder": "lab.ladder:LabLadder",
+        "ladder": "ladder.experiment:Ladder",
         "regions": "regions.experiment:Regions",
         "selfjudge": "selfjudgement.experiment:SelfJudging",
         "study": "study.experiment:Study",
@@ -77,6 +89,8 @@ class Experiment(ABC, Generic[C]):
     """Tables with one row per answer, which neither ``--json`` nor a notebook shows whole."""
     result_type: ClassVar[type[Result]]
     """What a run of this kind is opened as."""
+    may_change: ClassVar[tuple[str, ...]] = ()
+    """Fields of the configuration that concern the report alone: a call that goes on with a run may change them."""
 
     def __init__(self, config: C) -> None:
         self.config = config
@@ -414,9 +428,12 @@ def run_experiment(
     started = time.perf_counter()
     experiment.prepare(day, say)
     asked = config.model_dump(mode="json") | {"kind": experiment.kind, **experiment.bound()}
+    before = asked | _as_before(out, experiment.may_change)
     with open_run(
-        out, config=asked, sources=experiment.sources, allow_other_versions=allow_other_versions
+        out, config=before, sources=experiment.sources, allow_other_versions=allow_other_versions
     ) as run:
+        if before != asked:
+            run.record("config", asked)
         if hasattr(config, "date"):
             record_date(run, day)
         record_repeated(run, say, *experiment.prompt_sets())
@@ -443,6 +460,12 @@ def run_experiment(
     return experiment.result_type(out, type(experiment))
 
 
+def _as_before(out: Path, fields: Sequence[str]) -> dict[str, Any]:
+    """These fields of the configuration as the run in ``out`` has them, so that a change of them is no other run."""
+    known = read_run(out).manifest["config"] if fields and (out / MANIFEST).is_file() else {}
+    return {name: known[name] for name in fields if name in known}
+
+
 def experiment_of(run: RunFolder) -> type[Experiment[Any]]:
     """The experiment that made ``run``. Raises :class:`MechsafetyError` for a kind that has none."""
     kind = str(run.manifest["config"].get("kind", "study"))
@@ -452,7 +475,7 @@ def experiment_of(run: RunFolder) -> type[Experiment[Any]]:
     return getattr(importlib.import_module(f".{module}", __package__), name)
 
 
-def load_run(path: str | Path) -> Result:
+def load_run(path: str | Path | RunFolder) -> Result:
     """Open the run of any experiment, finished or not.
 
     Raises :class:`MechsafetyError` for a folder that is none, and for a kind that this version does not know.
@@ -461,6 +484,6 @@ def load_run(path: str | Path) -> Result:
 
         load_run("runs/regions").findings()
     """
-    run = read_run(Path(path))
+    run = path if isinstance(path, RunFolder) else read_run(Path(path))
     experiment = experiment_of(run)
     return experiment.result_type(run.path, experiment)

@@ -19,12 +19,12 @@ from mechsafety.core.errors import MechsafetyError
 from mechsafety.edits.files import save_edit
 from mechsafety.edits.interventions import Ablate
 from mechsafety.experiments.anatomy.config import AnatomyConfig
-from mechsafety.experiments.anatomy.runs import run_anatomy
+from mechsafety.experiments.anatomy.experiment import run_anatomy
 from mechsafety.experiments.comparison.experiment import compare
 from mechsafety.experiments.generation.config import GenerationConfig
 from mechsafety.experiments.generation.experiment import run_generation
 from mechsafety.experiments.ladder.config import LadderConfig
-from mechsafety.experiments.ladder.runs import run_ladder
+from mechsafety.experiments.ladder.experiment import run_ladder
 from mechsafety.experiments.regions.config import RegionsConfig
 from mechsafety.experiments.regions.experiment import run_regions
 from mechsafety.experiments.robustness.config import RobustnessConfig

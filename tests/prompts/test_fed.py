@@ -11,10 +11,10 @@ import pytest
 
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.experiments.anatomy.config import AnatomyConfig
-from mechsafety.experiments.anatomy.runs import run_anatomy
+from mechsafety.experiments.anatomy.experiment import run_anatomy
 from mechsafety.experiments.comparison.experiment import compare
 from mechsafety.experiments.ladder.config import LadderConfig
-from mechsafety.experiments.ladder.runs import run_ladder
+from mechsafety.experiments.ladder.experiment import run_ladder
 from mechsafety.experiments.regions.config import RegionsConfig
 from mechsafety.experiments.regions.experiment import run_regions
 from mechsafety.experiments.robustness.config import RobustnessConfig
