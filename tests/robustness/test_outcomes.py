@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.verdict import LABELS, Response, Verdict
-from mechsafety.generation.completions import Completion, generate
+from mechsafety.generation.completions import Completion, Completions, generate
 from mechsafety.judges.outcomes import Judgement, Tally, judgements
 from mechsafety.models.chat import render_chat, render_turn, tokenize_prompts, tokenize_text
 from mechsafety.prompts.prompt_set import Prompt
@@ -129,18 +129,18 @@ def test_attempts_must_be_as_many_for_each_prompt() -> None:
 
 @pytest.mark.parametrize("text", [LONG_GARBAGE, " ".join(["storm"] * 40)])
 def test_the_published_metric_counts_garbage_as_success_and_the_gated_rate_does_not(text: str) -> None:
-    found = Tally.of(judgements([completion(text)] * 5))
+    found = Tally.of(judgements(Completions(items=(completion(text),) * 5)))
     assert found.published_success.rate == 1.0
     assert found.complied.rate == 0.0
     assert found.degenerated.rate == 1.0
     # The control: of language both say the same.
-    coherent = Tally.of(judgements([completion(ANSWER), completion(REFUSAL)]))
+    coherent = Tally.of(judgements(Completions(items=(completion(ANSWER), completion(REFUSAL)))))
     assert coherent.published_success.rate == coherent.complied.rate == 0.5
     assert coherent.degenerate == 0
 
 
 def test_a_short_answer_is_no_success_by_the_published_metric() -> None:
-    found = Tally.of(judgements([completion("Mix flour and water.")]))
+    found = Tally.of(judgements(Completions(items=(completion("Mix flour and water."),))))
     assert (found.complied.rate, found.published_success.rate) == (1.0, 0.0)
 
 
