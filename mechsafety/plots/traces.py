@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 
 from mechsafety.plots.style import HEAT, whiskers
 
-Values = Sequence[float] | pd.Series
+Values = Sequence[Any] | pd.Series
 NO_LOOKS: Mapping[str, float] = {}
 
 
