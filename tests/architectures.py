@@ -8,11 +8,13 @@ layers, whose cache is no list of keys).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 WINDOW = 20
@@ -251,6 +253,18 @@ SITELESS = (
     *("falcon-mamba", "jamba", "recurrent-gemma", "nemotron-h"),
 )
 """Some block has no attention, so that the default sites of an ablation are not there: refused by name."""
+
+
+KINDS = (
+    *("llama", "gpt2", "opt", "bloom", "mpt", "gemma3", "gemma4", "gpt-neo", "mixtral", "deepseek-v3"),
+    *("qwen3-next", "falcon-h1", "mamba", "lfm2", "recurrent-gemma"),
+)
+"""One of every kind: positions rotated, learned, or distances; windows, experts, latent keys, states."""
+
+
+def kinds_first(names: Iterable[str]) -> list[Any]:
+    """Parameters of a test over ``names``: one architecture of every kind on each run, the rest marked slow."""
+    return [name if name in KINDS else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 def config_of(name: str, **overrides: Any) -> Any:

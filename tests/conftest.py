@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,12 +14,15 @@ from jaxtyping import install_import_hook
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# Two test processes on two cores, kernels and commands that tests start among them.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 _checked = install_import_hook("mechsafety", "beartype.beartype")
 
 import torch  # noqa: E402
 
 from mechsafety.models.loading import PLAIN_TEMPLATE, load_model  # noqa: E402
+from tests.kept_models import changed, shared  # noqa: E402
 
 torch.set_num_threads(1)
 
@@ -66,6 +70,21 @@ WORDS = [
     "Yes",
     "No",
 ]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Notebooks come first, as the longest; each of their cells has its own time limit, and warnings of kernels pass."""
+    items.sort(key=lambda item: not hasattr(item, "nbmake"))
+    for item in items:
+        if hasattr(item, "nbmake"):
+            item.add_marker(pytest.mark.timeout(0))
+            item.add_marker(pytest.mark.filterwarnings("default"))
+
+
+def pytest_collection_finish() -> None:
+    """All that was imported lives as long as the process: no garbage collection walks through it again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -156,3 +175,23 @@ def tiny(tiny_folder: Callable[..., Path]) -> Callable[..., Any]:
         return load_model(str(tiny_folder(architecture, seed)), dtype=dtype, device="cpu")
 
     return load
+
+
+@pytest.fixture
+def tiny_kept(tiny_folder: Callable[..., Path], tiny: Callable[..., Any]) -> Callable[..., Any]:
+    """``tiny_kept("llama")``: the same model, loaded once per test process, for tests that only read it."""
+
+    def take(architecture: str = "llama", *, dtype: str = "float32", seed: int = 0) -> Any:
+        key = (tiny_folder(architecture, seed), dtype)
+        return shared(key, lambda: tiny(architecture, dtype=dtype, seed=seed))
+
+    return take
+
+
+@pytest.fixture(autouse=True)
+def _shared_models_are_read_only() -> Iterator[None]:
+    yield
+    left = [str(key) for key in changed()]
+    assert not left, (
+        f"the test changed a model that others share ({', '.join(left)}): it needs one of its own"
+    )

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Unpack
 
 import torch
 from jaxtyping import Float, Int
@@ -20,11 +21,11 @@ from mechsafety.anatomy.readings import OUTCOME_COLUMNS, UNSAFE, Groups, outcome
 from mechsafety.anatomy.weight_changes import TOP, WeightChange
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.progress import track
-from mechsafety.core.verdict import Judge
 from mechsafety.directions.activations import residual_stream
 from mechsafety.directions.direction import Direction, Directions, find_directions
 from mechsafety.edits.interventions import Ablate
 from mechsafety.generation.completions import DEFAULT_BATCH
+from mechsafety.judges.outcomes import Asking, KeepState
 from mechsafety.models.loading import current_fingerprint
 from mechsafety.models.projection import VectorLike, orthonormal
 from mechsafety.prompts.prompt_set import Prompt, PromptSet
@@ -47,33 +48,23 @@ def choose_direction(
     fit: Sequence[Prompt],
     validation: Sequence[Prompt],
     *,
-    judge: str | Judge,
-    max_new_tokens: int,
-    seed: int,
     layers: Sequence[int] | None = None,
-    batch_size: int = DEFAULT_BATCH,
+    keep_state: KeepState = lambda *_: None,
+    **asking: Unpack[Asking],
 ) -> Direction:
     """The mean difference of ``fit`` at the last prompt token, of the layer whose ablation sets most answers free.
 
     That is the layer with the largest share of coherent compliance among the harmful ``validation`` prompts once its
     direction is projected out everywhere; of equals the one with fewer refusals, then the earlier. Judged by answers,
-    so that no opening words of a refusal need be known. ``layers`` restricts the search (each costs a generation).
+    so that no opening words of a refusal need be known. ``layers`` restricts the search (each costs a generation);
+    ``keep_state`` receives the answers of ``layer N``.
 
     Raises :class:`MechsafetyError` for no harmful validation prompts, an unknown layer, and where harmful and harmless
     prompts differ at no layer.
     """
-    cache = residual_stream(tuned, fit, batch_size=batch_size)
-    found = find_directions(cache, method="mean_difference", seed=seed)
-    shares = layer_outcomes(
-        tuned,
-        found,
-        validation,
-        judge=judge,
-        max_new_tokens=max_new_tokens,
-        seed=seed,
-        layers=layers,
-        batch_size=batch_size,
-    )
+    cache = residual_stream(tuned, fit, batch_size=asking.get("batch_size", DEFAULT_BATCH))
+    found = find_directions(cache, method="mean_difference", seed=asking["seed"])
+    shares = layer_outcomes(tuned, found, validation, layers=layers, keep_state=keep_state, **asking)
     scores = {layer: (_number(complied), -_number(refused)) for layer, (complied, refused) in shares.items()}
     return found.at(layer=max(scores, key=lambda layer: (*scores[layer], -layer)), position=-1)
 
@@ -83,17 +74,16 @@ def layer_outcomes(
     found: Directions,
     validation: Sequence[Prompt],
     *,
-    judge: str | Judge,
-    max_new_tokens: int,
-    seed: int,
     layers: Sequence[int] | None = None,
-    batch_size: int = DEFAULT_BATCH,
     journal: Journal | None = None,
+    keep_state: KeepState = lambda *_: None,
+    **asking: Unpack[Asking],
 ) -> dict[int, tuple[float, float]]:
     """Shares of the harmful ``validation`` prompts that are complied with and refused, by the layer of the direction.
 
     The direction of ``found`` at the last prompt token is projected out everywhere. Layers without one are left out;
-    NaN where no answer could be read. ``journal`` keeps the layers that are done. Raises as :func:`choose_direction`.
+    NaN where no answer could be read. ``journal`` keeps the layers that are done, ``keep_state`` receives the answers
+    of ``layer N``. Raises as :func:`choose_direction`.
     """
     groups = {name: group for name, group in prompt_groups(validation).items() if name == UNSAFE}
     if not groups:
@@ -111,21 +101,15 @@ def layer_outcomes(
         )
     if journal is not None:
         prompts = PromptSet(tuple(p for group in groups.values() for p in group))
-        settings = {"max_new_tokens": max_new_tokens, "seed": seed}
+        settings = {name: asking[name] for name in ("max_new_tokens", "seed")}
         journal.bind(model=current_fingerprint(tuned), prompts=prompts.sha256(), **settings)
     shares: dict[int, tuple[float, float]] = {}
     for layer in track(usable, "choosing the layer", total=len(usable), unit="layer"):
         stored = journal.get(str(layer)) if journal is not None else None
         if stored is None:
-            (row,) = outcome_rows(
-                tuned,
-                groups,
-                edit=Ablate(found.at(layer=layer, position=-1)),
-                judge=judge,
-                max_new_tokens=max_new_tokens,
-                seed=seed,
-                batch_size=batch_size,
-            )
+            edit = Ablate(found.at(layer=layer, position=-1))
+            asking["keep"] = partial(keep_state, f"layer {layer}")
+            (row,) = outcome_rows(tuned, groups, edit=edit, **asking)
             stored = finite({name: float(row[name]) for name in ("complied", "refused")})
             if journal is not None:
                 journal.put(str(layer), stored)
@@ -254,39 +238,24 @@ def ablation_table(
     direction: Direction,
     groups: Groups,
     *,
-    judge: str | Judge,
-    max_new_tokens: int,
-    seed: int,
-    batch_size: int = DEFAULT_BATCH,
+    keep_state: KeepState = lambda *_: None,
+    **asking: Unpack[Asking],
 ) -> pd.DataFrame:
     """What the tuned model answers as it is, without ``direction``, and without a random one that ``seed`` draws.
 
-    ``state`` is ``tuned``, ``ablated`` or ``random_ablated``, ``layer`` the direction's. Columns:
-    :data:`ABLATION_COLUMNS`.
+    ``state`` is ``tuned``, ``ablated`` or ``random_ablated``, ``layer`` the direction's; ``keep_state`` receives the
+    answers of each. Columns: :data:`ABLATION_COLUMNS`.
     """
     import pandas as pd
 
-    generator = torch.Generator().manual_seed(seed)
-    edits = {
-        "tuned": None,
-        "ablated": Ablate(direction),
-        "random_ablated": Ablate(
-            torch.randn(direction.vector.shape, generator=generator, dtype=torch.float32)
-        ),
-    }
-    rows = [
-        {"state": state, "layer": direction.layer, **row}
-        for state, edit in track(edits.items(), "ablation", total=len(edits), unit="state")
-        for row in outcome_rows(
-            tuned,
-            groups,
-            edit=edit,
-            judge=judge,
-            max_new_tokens=max_new_tokens,
-            seed=seed,
-            batch_size=batch_size,
-        )
-    ]
+    generator = torch.Generator().manual_seed(asking["seed"])
+    noise = torch.randn(direction.vector.shape, generator=generator, dtype=torch.float32)
+    edits = {"tuned": None, "ablated": Ablate(direction), "random_ablated": Ablate(noise)}
+    rows = []
+    for state, edit in track(edits.items(), "ablation", total=len(edits), unit="state"):
+        asking["keep"] = partial(keep_state, state)
+        found = outcome_rows(tuned, groups, edit=edit, **asking)
+        rows += [{"state": state, "layer": direction.layer, **row} for row in found]
     return pd.DataFrame(rows, columns=list(ABLATION_COLUMNS))
 
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 from mechsafety.core.errors import MechsafetyError
-from mechsafety.core.verdict import Judge, Label, Response
+from mechsafety.core.verdict import Judge, Label
 from mechsafety.edits.interventions import Edit
-from mechsafety.generation.completions import DEFAULT_BATCH, Completion, generate
-from mechsafety.judges.registry import judge_responses
+from mechsafety.generation.completions import Completion
+from mechsafety.judges.outcomes import Asking, Tally, answered, labels_of
 from mechsafety.prompts.prompt_set import Prompt
-from mechsafety.robustness.outcomes import Tally
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -52,8 +51,10 @@ def prompt_groups(prompts: Sequence[Prompt], attacks: Sequence[Prompt] = ()) -> 
 
 def read_outcomes(completions: Sequence[Completion], judge: str | Judge) -> dict[str, Label]:
     """What ``judge`` finds each answer to be, by the prompt's id. Raises for ids that repeat."""
-    responses = [Response(id=c.id, prompt=c.prompt, text=c.text) for c in completions]
-    return {v.id: v.label for v in judge_responses(responses, [judge])}
+    ids = [c.id for c in completions]
+    if len(set(ids)) < len(ids):
+        raise MechsafetyError("ids of answers must be unique: here one repeats")
+    return dict(zip(ids, labels_of(completions, judge), strict=True))
 
 
 def outcome_row(labels: Mapping[str, Label], ids: Sequence[str]) -> dict[str, int | float]:
@@ -64,43 +65,17 @@ def outcome_row(labels: Mapping[str, Label], ids: Sequence[str]) -> dict[str, in
     """
     if missing := [i for i in ids if i not in labels]:
         raise MechsafetyError(f"{len(missing)} prompts were not judged, {missing[0]!r} for one")
-    found = [labels[i] for i in ids]
-    tally = Tally(
-        refusal=found.count("refusal"),
-        compliance=found.count("compliance"),
-        degenerate=found.count("degenerate"),
-        unparsed=found.count("unparsed"),
-        published=0,
-    )
-    row: dict[str, int | float] = {"n": tally.n}
-    shares = (tally.refused, tally.complied, tally.degenerated)
-    for name, interval in zip(OUTCOMES, shares, strict=True):
-        row |= {name: interval.rate, f"{name}_low": interval.low, f"{name}_high": interval.high}
-    return row
+    return Tally.of([labels[i] for i in ids]).row()
 
 
 def outcome_rows(
-    model: TransformerBridge,
-    groups: Groups,
-    *,
-    judge: str | Judge,
-    max_new_tokens: int,
-    seed: int,
-    edit: Edit | None = None,
-    batch_size: int = DEFAULT_BATCH,
+    model: TransformerBridge, groups: Groups, *, edit: Edit | None = None, **asking: Unpack[Asking]
 ) -> list[dict[str, str | int | float]]:
-    """Greedy, free-running answers to every group's prompts, judged: a row a group, ``group`` and the outcome columns.
+    """Greedy, free-running answers to every group's prompts, judged: one row per group, with its name in ``group``.
 
-    ``seed`` is handed on to generation, where nothing is drawn. Raises :class:`MechsafetyError` without prompts.
+    Raises :class:`MechsafetyError` without prompts.
     """
-    answers = generate(
-        model,
-        [prompt for group in groups.values() for prompt in group],
-        edit=edit,
-        max_new_tokens=max_new_tokens,
-        seed=seed,
-        batch_size=batch_size,
-        label="answers",
-    )
-    labels = read_outcomes(list(answers), judge)
+    prompts = [prompt for group in groups.values() for prompt in group]
+    answers, found = answered(model, prompts, edit=edit, **asking)
+    labels = dict(zip([c.id for c in answers], found, strict=True))
     return [{"group": name, **outcome_row(labels, [p.id for p in group])} for name, group in groups.items()]

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal, Unpack, get_args
 
 from jaxtyping import Float
 from torch import Tensor
@@ -21,16 +21,14 @@ from mechsafety.anatomy.interpolation import restored
 from mechsafety.anatomy.readings import OUTCOME_COLUMNS, Groups, outcome_rows
 from mechsafety.anatomy.weight_changes import MLP_KINDS, WeightChange, require_pair, weight_changes
 from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.names import TOP_RANKS
 from mechsafety.core.progress import track
-from mechsafety.core.verdict import Judge
-from mechsafety.generation.completions import DEFAULT_BATCH
+from mechsafety.judges.outcomes import Asking
 
 if TYPE_CHECKING:
-    import pandas as pd
     from transformer_lens.model_bridge import TransformerBridge
 
 What = Literal["base", "tuned", "matrices", "others", "mlp", "rest", "random", "kept", "removed"]
-RANKS = (1, 4, 16)
 REVERSAL_COLUMNS = ("state", "r", "group", *OUTCOME_COLUMNS)
 _TRUNCATED = ("kept", "removed")
 _WITH_OTHERS = ("tuned", "others", "rest", "removed")
@@ -68,7 +66,7 @@ class State:
         return self.what if self.r is None else f"top {self.r} {self.what}"
 
 
-def planned_states(ranks: Sequence[int] = RANKS) -> list[State]:
+def planned_states(ranks: Sequence[int] = TOP_RANKS) -> list[State]:
     """Every state, the truncations at each of ``ranks``."""
     whole = [State(what=what) for what in get_args(What) if what not in _TRUNCATED]
     return whole + [State(what=what, r=r) for what in ("kept", "removed") for r in ranks]
@@ -163,53 +161,14 @@ def reversal_rows(
     state: State,
     groups: Groups,
     *,
-    judge: str | Judge,
-    max_new_tokens: int,
-    seed: int,
     factors: Factors | None = None,
-    batch_size: int = DEFAULT_BATCH,
+    **asking: Unpack[Asking],
 ) -> list[dict[str, str | int | float]]:
-    """What the model in ``state`` answers to each group, judged: a row a group, with ``state`` and ``r`` (NaN: none).
+    """What the model in ``state`` answers to each group, judged: one row per group, with ``state`` and ``r``.
 
-    A judge that asks a model needs a copy of its own: ``base`` is changed in place.
+    ``r`` is NaN for states without a rank. A judge that asks a model needs a copy of its own: ``base`` is changed in
+    place.
     """
-    with in_state(base, tuned, state, seed=seed, factors=factors):
-        rows = outcome_rows(
-            base, groups, judge=judge, max_new_tokens=max_new_tokens, seed=seed, batch_size=batch_size
-        )
     r = math.nan if state.r is None else state.r
-    return [{"state": state.what, "r": r, **row} for row in rows]
-
-
-def reversal_table(
-    base: TransformerBridge,
-    tuned: TransformerBridge,
-    groups: Groups,
-    *,
-    judge: str | Judge,
-    max_new_tokens: int,
-    seed: int,
-    ranks: Sequence[int] = RANKS,
-    batch_size: int = DEFAULT_BATCH,
-) -> pd.DataFrame:
-    """:func:`reversal_rows` of every state. Columns: :data:`REVERSAL_COLUMNS`."""
-    import pandas as pd
-
-    factors = top_factors(weight_changes(base, tuned), rank=max(ranks, default=0))
-    states = planned_states(ranks)
-    rows = [
-        row
-        for state in track(states, "reversal", total=len(states), unit="state")
-        for row in reversal_rows(
-            base,
-            tuned,
-            state,
-            groups,
-            judge=judge,
-            max_new_tokens=max_new_tokens,
-            seed=seed,
-            factors=factors,
-            batch_size=batch_size,
-        )
-    ]
-    return pd.DataFrame(rows, columns=list(REVERSAL_COLUMNS))
+    with in_state(base, tuned, state, seed=asking["seed"], factors=factors):
+        return [{"state": state.what, "r": r, **row} for row in outcome_rows(base, groups, **asking)]

@@ -235,8 +235,8 @@ def shown(result: Result) -> Shown:
         "run": str(result.path),
         "report": str(report),
         "findings": findings,
-        "tables": {name: records(table) for name, table in result.tables.items()},
-        **experiment.facts(result),
+        "tables": {name: records(table) for name, table in result.short_tables.items()},
+        **{k: records(v) if hasattr(v, "to_json") else v for k, v in experiment.facts(result).items()},
     }
     table = experiment.text(result)
     lines = [*([table, ""] if table else []), *findings, "", f"report: {report}", f"run:    {result.path}"]

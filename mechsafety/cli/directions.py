@@ -11,24 +11,16 @@ from pydantic import Field
 from mechsafety.cli.base import (
     Shown,
     command,
-    date_option,
-    device_option,
-    dtype_option,
-    escape_option,
-    other_versions_option,
     records,
+    run_and_show,
+    run_options,
     say,
-    template_option,
-    truncate_option,
 )
-from mechsafety.cli.options import checked, config_options, whole_numbers
+from mechsafety.cli.options import config_options
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.names import Method
 from mechsafety.experiments.config import ModelConfig, Option
-
-# Named here too, so that --help loads no torch; a test holds them together.
-_METHODS = ["mean_difference", "pca", "leace", "probe"]
-_DOSES = ["alpha", "directions", "layers"]
+from mechsafety.experiments.sweep.config import SweepConfig
 
 
 class DirectionConfig(ModelConfig):
@@ -85,112 +77,18 @@ def _direction(config: DirectionConfig, out: Path | None) -> Shown:
 
 
 @command("sweep", example="mechsafety sweep smollm2-135m+refusals --positions last --out runs/sweep")
-@click.argument("model")
-@click.option("--prompts", default="default", show_default=True, metavar="SET", help="A set with splits.")
-@click.option(
-    "--method",
-    "methods",
-    type=click.Choice(_METHODS),
-    multiple=True,
-    default=("mean_difference",),
-    show_default=True,
-    help="May be repeated.",
-)
-@click.option("--centring", type=click.Choice(["pooled", "per_class"]), default="pooled", show_default=True)
-@click.option(
-    "--positions",
-    default="post",
-    show_default=True,
-    metavar="post|last|-2,-1",
-    help="Every template token after the instruction, the last one, or named ones.",
-)
-@click.option("--layers", default=None, metavar="A-B|A,B", help="Layers to score [default: all].")
-@click.option("--fit", type=int, default=128, show_default=True, help="Fit prompts of each label.")
-@click.option("--limit", type=int, default=32, show_default=True, help="Validation prompts of each label.")
-@click.option(
-    "--refusal-tokens",
-    default=None,
-    metavar="A,B",
-    help="First tokens of refusals [default: from the model's own refusals].",
-)
-@click.option("--rule", default="auto", show_default=True, metavar="NAME", help="auto or arditi.")
-@click.option(
-    "--doses",
-    type=click.Choice([*_DOSES, "all"]),
-    multiple=True,
-    help="Dose curves of the selected direction; may be repeated.",
-)
-@click.option("--dose-prompts", type=int, default=20, show_default=True, help="Report prompts of each label.")
-@click.option("--max-new-tokens", type=int, default=32, show_default=True, help="Length of their answers.")
-@click.option(
-    "--out", type=click.Path(path_type=Path), default=None, help="Run folder [default: runs/sweep]."
-)
-@click.option("--seed", type=int, default=0, show_default=True)
-@template_option
-@date_option
-@truncate_option
-@escape_option
-@dtype_option
-@device_option
-@other_versions_option
-def _sweep(
-    model: str,
-    methods: tuple[str, ...],
-    positions: str,
-    layers: str | None,
-    limit: int,
-    refusal_tokens: str | None,
-    doses: tuple[str, ...],
-    out: Path | None,
-    allow_other_versions: bool,
-    **given: Any,
-) -> Shown:
+@config_options(SweepConfig)
+@run_options("runs/sweep")
+def _sweep(config: SweepConfig, out: Path | None, allow_other_versions: bool) -> Shown:
     """Score every layer and template position of MODEL, select a direction, and draw what lies where.
 
     An interrupted sweep goes on when the same command runs again.
     """
-    fields = {k: v for k, v in given.items() if v is not None} | {
-        "model": model,
-        "methods": tuple(dict.fromkeys(methods)),
-        "positions": positions if positions in ("post", "last") else whole_numbers(positions, "--positions"),
-        "layers": None if layers is None else whole_numbers(layers, "--layers"),
-        "validation": limit,
-        "refusal_tokens": None if refusal_tokens is None else tuple(refusal_tokens.split(",")),
-        "doses": tuple(_DOSES) if "all" in doses else tuple(dict.fromkeys(doses)),
-    }
-    from mechsafety.experiments.published import write_run_page
-    from mechsafety.experiments.sweep.config import SweepConfig
-    from mechsafety.experiments.sweep.work import run_sweep
-    from mechsafety.runs.folder import read_run
+    from mechsafety.experiments.sweep.experiment import LayerSweep
 
-    result = run_sweep(
-        checked(SweepConfig, fields),
-        out or Path("runs") / "sweep",
-        say=say,
-        allow_other_versions=allow_other_versions,
+    return run_and_show(
+        LayerSweep(config), out or Path("runs") / "sweep", allow_other_versions=allow_other_versions
     )
-    report = write_run_page(read_run(result.path))
-    nothing = result.stability[result.stability["layer"].isna()]["share"].sum()
-    steady = result.stability.dropna(subset=["layer"]).head(3)
-    shares = ", ".join(
-        f"layer {layer} at {position} in {share:.0%}"
-        for position, layer, share in steady.itertuples(index=False, name=None)
-    )
-    facts = {
-        "run": str(result.path),
-        "report": str(report),
-        "selected": result.selection,
-        "stability": records(result.stability),
-        "scores": records(result.table),
-    }
-    best = result.table.sort_values("bypass").head(12).round(3).to_string(index=False)
-    text = (
-        f"lowest bypass:\n{best}\n\n{result.selection['explanation']}\n"
-        f"drawn again: {shares or 'no candidate'}; none passed in {nothing:.0%}\n\nreport: {report}\n"
-        f"edit:   {result.path / 'edit.safetensors'}\n"
-        f"next:   mechsafety generate {model} --edit {result.path / 'edit.safetensors'} --limit 10"
-    )
-    return facts, text
 
 
 @command("select", example="mechsafety select direction_evaluations.json --layers 32 --rule arditi")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import re
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
@@ -14,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from mechsafety.core.errors import MechsafetyError
-from mechsafety.experiments.config import Option, in_order
+from mechsafety.experiments.config import Option, in_order, whole_numbers
 
 F = TypeVar("F", bound=Callable[..., Any])
 _TYPES: dict[Any, tuple[Any, str]] = {int: (int, "N"), float: (float, "X"), Path: (Path, "PATH")}
@@ -57,20 +56,6 @@ def checked(kind: Any, fields: Mapping[str, Any]) -> Any:
         raise MechsafetyError(f"{name}: {first['msg']} (got {first['input']!r})") from None
 
 
-def whole_numbers(text: str, option: str) -> tuple[int, ...]:
-    """``"3"``, ``"1,5,-2"``, ``"10-20"`` and mixtures of them as numbers, in the order given."""
-    found: list[int] = []
-    for part in text.split(","):
-        span = re.fullmatch(r"\s*(-?\d+)(?:-(\d+))?\s*", part)
-        if span is None:
-            raise MechsafetyError(f"{option} {text!r}: whole numbers and spans such as 3,10-20 are expected")
-        first, last = int(span[1]), int(span[2] or span[1])
-        if last < first or last - first > 100_000:
-            raise MechsafetyError(f"{option} {text!r}: the span {part.strip()!r} is empty or too long")
-        found += range(first, last + 1)
-    return tuple(dict.fromkeys(found))
-
-
 def _parsed(kind: type[BaseModel], options: Mapping[str, Any]) -> dict[str, Any]:
     """The options that were given, as the configuration takes them."""
     return {
@@ -91,7 +76,7 @@ def _value(name: str, field: FieldInfo, given: Any) -> Any:
     if not several:
         return given
     if look.many == "repeat":
-        return tuple(given) if look.argument else tuple(dict.fromkeys(given))
+        return tuple(given if look.argument else dict.fromkeys(given))
     if inner is int:
         return whole_numbers(given, _flag(name, look))
     values = tuple(part.strip() for part in given.split(","))
@@ -161,8 +146,7 @@ def _help(field: FieldInfo) -> str:
     look, default = _look(field), field.default
     ending = " May be repeated." if look.many == "repeat" and _inner(field)[1] else ""
     about = f"{about}{'' if about.endswith('.') else '.'}{ending}" if about else ending.strip()
-    unsaid = default is None or default is False or default == () or field.is_required()
-    if look.default is None and unsaid:
+    if look.default is None and (default in (None, ()) or default is False or field.is_required()):
         return about
     shown = look.default or _spelt(default)
     return f"{about}  [default: {shown}]"

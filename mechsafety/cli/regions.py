@@ -38,10 +38,9 @@ def _regions(
     folder = _folder(config, study, out)
     found = run_and_show(Regions(config), folder, allow_other_versions=allow_other_versions)
     if study is not None:
-        from mechsafety.experiments.published import write_run_page
-        from mechsafety.runs.folder import read_run
+        from mechsafety.experiments.base import load_run
 
-        write_run_page(read_run(study))
+        load_run(study).report()
     return found
 
 

@@ -2,59 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
-from mechsafety.cli.base import (
-    Shown,
-    command,
-    date_option,
-    device_option,
-    dtype_option,
-    escape_option,
-    other_versions_option,
-    records,
-    say,
-    template_option,
-    truncate_option,
-)
+from mechsafety.cli.base import Shown, command, run_options, say, shown
+from mechsafety.cli.options import config_options
+from mechsafety.experiments.study.config import StudyConfig, commented_yaml, load_config
 
 
 @command("study", example="mechsafety study --systems smollm2-135m+refusals --limit 10 --out runs/quick")
-@click.argument("config", required=False)
-@click.option("--out", type=click.Path(path_type=Path), default=None, help="Run folder [default: runs/NAME].")
-@click.option("--systems", default=None, metavar="A,B", help="Models, with commas between them.")
-@click.option(
-    "--judges", default=None, metavar="A,B", help="Judges, with commas between them; primary first."
-)
-@click.option(
-    "--prompts", default=None, metavar="SET", help="Report prompts: a packaged or hub set, or a file."
-)
-@click.option("--limit", type=int, default=None, metavar="N", help="At most N report prompts of each label.")
-@click.option("--max-new-tokens", type=int, default=None, metavar="N", help="Length of the responses.")
-@click.option("--recipe", default=None, metavar="NAME", help="default, paper, code or arditi.")
-@click.option("--direction", default=None, metavar="METHOD", help="mean_difference or pca.")
-@click.option("--layer", type=int, default=None, metavar="L", help="A layer instead of the selected one.")
-@click.option("--alpha", type=float, default=None, help="Strength of the projection [default: 1].")
-@click.option("--seed", type=int, default=None, help="Every draw depends on it [default: 0].")
+@click.argument("source", metavar="[CONFIG]", required=False)
+@config_options(StudyConfig, leave_out=["sampling", "selfjudge", "nll"])
 @click.option("--print-config", is_flag=True, help="Print the configuration with comments, and stop.")
-@template_option
-@date_option
-@truncate_option
-@escape_option
-@dtype_option
-@device_option
-@other_versions_option
+@run_options("runs/NAME")
 def _study(
-    config: str | None,
-    out: Path | None,
-    systems: str | None,
-    judges: str | None,
+    given: Mapping[str, Any],
+    source: str | None,
     print_config: bool,
+    out: Path | None,
     allow_other_versions: bool,
-    **given: Any,
 ) -> Shown:
     """Measure refusal of every system, original and edited, and write a report.
 
@@ -62,53 +31,27 @@ def _study(
     An interrupted study goes on when the same command runs again. Systems that could not be measured are named, and
     the exit code is 1 then.
     """
-    from mechsafety.experiments.study.config import commented_yaml, load_config
-
-    overrides = {key: value for key, value in given.items() if value is not None}
-    for key, value in (("systems", systems), ("judges", judges)):
-        if value is not None:
-            overrides[key] = tuple(v.strip() for v in value.split(","))
-    checked = load_config(config, overrides)
+    config = load_config(source, given)
     if print_config:
-        return checked.model_dump(mode="json"), commented_yaml(checked).rstrip()
-    from mechsafety.experiments.published import publish
-    from mechsafety.experiments.study.results import failure_lines
-    from mechsafety.experiments.study.work import run_study
-    from mechsafety.runs.folder import read_run
+        return config.model_dump(mode="json"), commented_yaml(config).rstrip()
+    from mechsafety.experiments.study.experiment import run_study
+    from mechsafety.experiments.study.findings import failure_lines
 
-    folder = out or Path("runs") / (Path(config).stem if config else "default")
-    result = run_study(checked, folder, say=say, allow_other_versions=allow_other_versions)
-    failures = failure_lines(result.failed)
-    if result.rates.empty:
-        facts = {"run": str(result.path), "failed": dict(result.failed)}
-        return facts, f"No system could be measured. {' '.join(failures)}"
-    say("figures and report")
-    run = read_run(result.path)
-    report = publish(run)
-    facts = {
-        "run": str(result.path),
-        "report": str(report),
-        "rates": records(result.rates),
-        "tests": records(result.tests),
-        "timings": run.manifest.get("timings", {}),
-        "failed": dict(result.failed),
-    }
-    text = (
-        f"{_rates_text(result.rates, checked.primary_judge)}\n\nreport: {report}\n"
-        f"next:   mechsafety figures {result.path} --format png"
-    )
-    return facts, "\n".join([*failures, text])
+    folder = out or Path("runs") / (Path(source).stem if source else "default")
+    result = run_study(config, folder, say=say, allow_other_versions=allow_other_versions)
+    if len(result.failed) < len(config.systems):
+        return shown(result)
+    failures = " ".join(failure_lines(result.failed))
+    return {"run": str(result.path), "failed": result.failed}, f"No system could be measured. {failures}"
 
 
 @command("report", example="mechsafety report runs/default")
 @click.argument("run", type=click.Path(path_type=Path))
 def _report(run: Path) -> Shown:
     """Write a finished run's report.html and HTML figures again."""
-    from mechsafety.experiments.published import publish
-    from mechsafety.runs.folder import read_run
+    from mechsafety.experiments.base import load_run
 
-    folder = read_run(run)
-    report = publish(folder)
+    report = load_run(run).publish()
     return {"report": str(report)}, f"report: {report}"
 
 
@@ -120,16 +63,7 @@ def _report(run: Path) -> Shown:
 @click.option("--out", type=click.Path(path_type=Path), default=None, help="Folder [default: RUN/figures].")
 def _figures(run: Path, form: Any, out: Path | None) -> Shown:
     """Write every figure of a finished run as files."""
-    from mechsafety.experiments.published import save_figures
-    from mechsafety.runs.folder import read_run
+    from mechsafety.experiments.base import load_run
 
-    paths = save_figures(read_run(run), form=form, out=out)
+    paths = load_run(run).save_figures(form=form, out=out)
     return {"figures": [str(p) for p in paths]}, "\n".join(str(p) for p in paths)
-
-
-def _rates_text(rates: Any, primary: str) -> str:
-    chosen = rates[rates["judge"] == primary].drop(columns="judge")
-    shown = chosen.assign(
-        **{c: chosen[c].map(lambda v: "-" if v != v else f"{v:.2f}") for c in ("rate", "low", "high")}
-    )
-    return f"judge {primary}\n{shown.to_string(index=False)}"

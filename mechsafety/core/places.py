@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import tomllib
+from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 
@@ -30,3 +33,8 @@ def cache_folder() -> Path:
     """Where converted models are kept: ``$MECHSAFETY_CACHE``, or the user's cache folder."""
     named = os.environ.get("MECHSAFETY_CACHE")
     return Path(named).expanduser() if named else Path(platformdirs.user_cache_dir("mechsafety"))
+
+
+def packaged_words(package: str, name: str) -> dict[str, Any]:
+    """The contents of a TOML file of words or sentences that lies in a package beside the code that reads it."""
+    return tomllib.loads(resources.files(package).joinpath(name).read_text("utf-8"))

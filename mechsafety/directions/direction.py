@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -107,6 +107,13 @@ class Directions:
             threshold=float(self.thresholds[row, layer]),
             covector=None if self.covectors is None else self.covectors[row, layer],
         )
+
+    def only(self, position: int) -> Directions:
+        """Those of one position."""
+        row = [self.positions.index(position)]
+        tensors = {name: getattr(self, name)[row] for name in _TENSORS}
+        covectors = None if self.covectors is None else self.covectors[row]
+        return replace(self, positions=(position,), covectors=covectors, **tensors)
 
     def steering(self, *, layer: int, position: int = -1) -> Float[Tensor, " d_model"]:
         """What induces refusal when added: the vector, made as long as the class gap where it has unit norm."""

@@ -23,7 +23,7 @@ import pandas as pd
 
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.experiments import judging
-from mechsafety.experiments.config import Config, ModelConfig
+from mechsafety.experiments.config import Config, FedConfig, ModelConfig
 from mechsafety.experiments.records import record_fed
 from mechsafety.models.loading import load_model, load_record
 from mechsafety.models.provenance import of_models
@@ -31,7 +31,15 @@ from mechsafety.pages.page import FigureFormat, Page, render_page, write_figures
 from mechsafety.prompts.fed import require_all_fit
 from mechsafety.prompts.prompt_set import PromptSet
 from mechsafety.prompts.splits import record_repeated
-from mechsafety.runs.folder import Provenance, RunFolder, open_run, pinned_date, read_run, record_date
+from mechsafety.runs.folder import (
+    MANIFEST,
+    Provenance,
+    RunFolder,
+    open_run,
+    pinned_date,
+    read_run,
+    record_date,
+)
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -49,7 +57,14 @@ EXPERIMENTS: Mapping[str, str] = MappingProxyType(
         "evaluate": ".integrations.harness_runs:LmEvaluation",
         "generate": "generation.experiment:Generation",
         "robustness": "robustness.experiment:Robustness",
+        "anatomy": "anatomy.experiment:Anatomy",
+        "lab": "lab.experiment:Lab",
+        "lab-ladder": "lab.ladder:LabLadder",
+        "ladder": "ladder.experiment:Ladder",
         "regions": "regions.experiment:Regions",
+        "selfjudge": "selfjudgement.experiment:SelfJudging",
+        "study": "study.experiment:Study",
+        "sweep": "sweep.experiment:LayerSweep",
     }
 )
 """By the kind in a run's configuration, where its experiment stands, from this package on."""
@@ -70,9 +85,12 @@ class Experiment(ABC, Generic[C]):
     """The files of the tables, by name."""
     answer_keys: ClassVar[tuple[str, ...]] = ()
     """The columns of ``responses.parquet`` that say, beside the prompt's id, whose answer it is and in which state."""
-
+    long: ClassVar[frozenset[str]] = frozenset()
+    """Tables with one row per answer, which neither ``--json`` nor a notebook shows whole."""
     result_type: ClassVar[type[Result]]
     """What a run of this kind is opened as."""
+    may_change: ClassVar[tuple[str, ...]] = ()
+    """Fields of the configuration that concern the report alone: a call that goes on with a run may change them."""
 
     def __init__(self, config: C) -> None:
         self.config = config
@@ -108,6 +126,11 @@ class Experiment(ABC, Generic[C]):
     @property
     def loading(self) -> dict[str, Any]:
         return self.config.loading if isinstance(self.config, ModelConfig) else {}
+
+    @property
+    def feeding(self) -> dict[str, bool]:
+        """What may be done to prompts before they are read."""
+        return self.config.feeding if isinstance(self.config, FedConfig) else {}
 
     # -- the work -----------------------------------------------------------------------------------------
 
@@ -148,7 +171,7 @@ class Experiment(ABC, Generic[C]):
     def facts(cls, result: Result) -> dict[str, Any]:  # noqa: ARG003
         """What the command's ``--json`` has besides paths, findings and tables; replaces these where it names them.
 
-        Tables among them become rows.
+        Tables in it become lists of rows.
         """
         return {}
 
@@ -293,6 +316,11 @@ class Result:
             )
         return self.tables[name]
 
+    @property
+    def short_tables(self) -> dict[str, pd.DataFrame]:
+        """The tables but for those with one row per answer."""
+        return {name: table for name, table in self.tables.items() if name not in self.experiment.long}
+
     @cached_property
     def _drawn(self) -> dict[str, go.Figure]:
         added = self._added
@@ -374,7 +402,7 @@ class Result:
         found = "".join(f"<li>{escape(line)}</li>" for line in self.findings())
         shown = "".join(
             f"<h4>{escape(name)}</h4>{table.head(_SHOWN_ROWS).round(3).to_html(index=False, border=0)}"
-            for name, table in self.tables.items()
+            for name, table in self.short_tables.items()
         )
         return f"<b>{escape(self.experiment.kind.capitalize())}</b> in {escape(str(self.path))}<ul>{found}</ul>{shown}"
 
@@ -400,14 +428,22 @@ def run_experiment(
     started = time.perf_counter()
     experiment.prepare(day, say)
     asked = config.model_dump(mode="json") | {"kind": experiment.kind, **experiment.bound()}
+    before = asked | _as_before(out, experiment.may_change)
     with open_run(
-        out, config=asked, sources=experiment.sources, allow_other_versions=allow_other_versions
+        out, config=before, sources=experiment.sources, allow_other_versions=allow_other_versions
     ) as run:
-        if isinstance(config, ModelConfig):
+        if before != asked:
+            run.record("config", asked)
+        if hasattr(config, "date"):
             record_date(run, day)
         record_repeated(run, say, *experiment.prompt_sets())
+        reads = experiment.reads()
         require_all_fit(
-            experiment.models(), experiment.reads(), template=experiment.loading.get("template"), date=day
+            experiment.models() if reads else (),
+            reads,
+            template=experiment.loading.get("template"),
+            date=day,
+            **experiment.feeding,
         )
         session = Session(
             run=run,
@@ -421,7 +457,13 @@ def run_experiment(
         if len(answers := list(run.parts(ANSWERS))):
             run.write_table(pd.concat(map(pd.read_parquet, answers), ignore_index=True), RESPONSES)
         run.record_item("timings", "last_session_s", round(time.perf_counter() - started, 1))
-    return type(experiment).result_type(out, type(experiment))
+    return experiment.result_type(out, type(experiment))
+
+
+def _as_before(out: Path, fields: Sequence[str]) -> dict[str, Any]:
+    """These fields of the configuration as the run in ``out`` has them, so that a change of them is no other run."""
+    known = read_run(out).manifest["config"] if fields and (out / MANIFEST).is_file() else {}
+    return {name: known[name] for name in fields if name in known}
 
 
 def experiment_of(run: RunFolder) -> type[Experiment[Any]]:
@@ -433,7 +475,7 @@ def experiment_of(run: RunFolder) -> type[Experiment[Any]]:
     return getattr(importlib.import_module(f".{module}", __package__), name)
 
 
-def load_run(path: str | Path) -> Result:
+def load_run(path: str | Path | RunFolder) -> Result:
     """Open the run of any experiment, finished or not.
 
     Raises :class:`MechsafetyError` for a folder that is none, and for a kind that this version does not know.
@@ -442,6 +484,6 @@ def load_run(path: str | Path) -> Result:
 
         load_run("runs/regions").findings()
     """
-    run = read_run(Path(path))
+    run = path if isinstance(path, RunFolder) else read_run(Path(path))
     experiment = experiment_of(run)
     return experiment.result_type(run.path, experiment)

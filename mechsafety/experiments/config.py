@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -9,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from mechsafety.core.days import Day
+from mechsafety.core.errors import MechsafetyError
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -58,6 +60,22 @@ class ModelConfig(Config):
         return {"dtype": self.dtype, "device": self.device, "template": self.template}
 
 
+class FedConfig(ModelConfig):
+    """The configuration of an experiment that can change prompts before a model reads them."""
+
+    truncate_prompts: bool = Field(
+        default=False, description="cut prompts that do not fit in the model's window at their end"
+    )
+    escape_control_tokens: bool = Field(
+        default=False, description="break the model's control tokens in prompts by a blank"
+    )
+
+    @property
+    def feeding(self) -> dict[str, bool]:
+        """The same as arguments of ``fed``."""
+        return {"truncate": self.truncate_prompts, "escape": self.escape_control_tokens}
+
+
 class EditedConfig(ModelConfig):
     """The configuration of an experiment on one model under an edit, or as it is."""
 
@@ -69,4 +87,18 @@ class EditedConfig(ModelConfig):
 
 def in_order(kind: type[BaseModel]) -> list[str]:
     """A configuration's own fields, then those that every experiment with models has."""
-    return sorted(kind.model_fields, key=lambda name: name in ModelConfig.model_fields)
+    return sorted(kind.model_fields, key=lambda name: name in FedConfig.model_fields)
+
+
+def whole_numbers(text: str, option: str) -> tuple[int, ...]:
+    """``"3"``, ``"1,5,-2"``, ``"10-20"`` and mixtures of them as numbers, in the order given."""
+    found: list[int] = []
+    for part in text.split(","):
+        span = re.fullmatch(r"\s*(-?\d+)(?:-(\d+))?\s*", part)
+        if span is None:
+            raise MechsafetyError(f"{option} {text!r}: whole numbers and spans such as 3,10-20 are expected")
+        first, last = int(span[1]), int(span[2] or span[1])
+        if last < first or last - first > 100_000:
+            raise MechsafetyError(f"{option} {text!r}: the span {part.strip()!r} is empty or too long")
+        found += range(first, last + 1)
+    return tuple(dict.fromkeys(found))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from mechsafety.core.errors import MechsafetyError
-from mechsafety.core.verdict import LABELS, Judge, Response
+from mechsafety.core.verdict import LABELS, Judge, Response, Verdict
 from mechsafety.judges.asking import AskingJudge
 from mechsafety.judges.cache import VerdictCache
 from mechsafety.judges.registry import judge_responses, judge_sources, load_judge
@@ -55,10 +55,15 @@ def add_judges(
 
 
 def reopened(
-    run: RunFolder, judges: Sequence[str], *, allow_other_versions: bool
+    run: RunFolder,
+    judges: Sequence[str],
+    *,
+    allow_other_versions: bool,
+    loading: Mapping[str, Any] | None = None,
 ) -> AbstractContextManager[RunFolder]:
-    """The run, opened for writing and bound to what ``judges`` are made from."""
-    sources = {name: one for judge in judges for name, one in judge_sources(judge).items()}
+    """The run, opened for writing and bound to what ``judges`` are made from; ``loading`` is how models are loaded."""
+    made_from = [judge_sources(judge, loading=loading) for judge in judges]
+    sources = {name: one for several in made_from for name, one in several.items()}
     return open_run(
         run.path,
         config=run.manifest["config"],
@@ -74,12 +79,21 @@ def verdicts_of(run: RunFolder) -> pd.DataFrame:
     return run.read_table(VERDICTS)
 
 
-def ask(judge: Judge, responses: Sequence[Response], run: RunFolder) -> list[Any]:
+def ask(judge: Judge, responses: Sequence[Response], run: RunFolder) -> list[Verdict]:
     """Verdicts; a judge that asks a model keeps each as it comes, so that an interrupted run asks nothing twice."""
     if not isinstance(judge, AskingJudge):
         return judge_responses(responses, [judge])
     with VerdictCache(run.path / "judge_cache.sqlite") as cache:
         return judge_responses(responses, [judge], cache=cache)
+
+
+def verdict_columns(verdicts: Sequence[Verdict]) -> dict[str, list[str]]:
+    """Verdicts as columns of a table."""
+    return {
+        "verdict": [v.label for v in verdicts],
+        "tags": [" ".join(v.tags) for v in verdicts],
+        "detail": [json.dumps(dict(v.detail), sort_keys=True) for v in verdicts],
+    }
 
 
 def rates(verdicts: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
@@ -145,9 +159,4 @@ def _verdicts(
         for number, (prompt, text) in enumerate(zip(answers["prompt"], answers["response"], strict=True))
     ]
     found = ask(judge, responses, run)
-    return answers[[*keys, "id", "label"]].assign(
-        judge=name,
-        verdict=[v.label for v in found],
-        tags=[" ".join(v.tags) for v in found],
-        detail=[json.dumps(dict(v.detail), sort_keys=True) for v in found],
-    )
+    return answers[[*keys, "id", "label"]].assign(judge=name, **verdict_columns(found))

@@ -6,11 +6,8 @@ the coherent side of its threshold, the measure itself is not taken, so these va
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Sequence
-from functools import cached_property, lru_cache
-
-import numpy as np
+from functools import cached_property
 
 from mechsafety.core.verdict import Response, Verdict
 from mechsafety.judges.coherence import surely_coherent
@@ -45,147 +42,39 @@ def find_reason(prepared: Prepared, *, prompt: Prompt, nll: float | None) -> Rea
     if surely_coherent(prepared.answer, prompt=prompt, nll=nll):
         return None
     reason = degeneracy.find_reason(
-        prepared.answer, LazyMeasures(prepared.answer, prompt=prompt.text, nll=nll)
+        prepared.answer, BoundedMeasures(prepared.answer, prompt=prompt.text, nll=nll)
     )
     return degeneracy.refine(reason, prepared)
 
 
-class LazyMeasures:
-    """The attributes of :class:`~mechsafety.judges.kinds.degeneracy.Measures`, each taken when it is asked for."""
-
-    def __init__(self, answer: str, *, prompt: str, nll: float | None) -> None:
-        self._answer = answer
-        self._prompt = prompt
-        self.nll = nll
-        self.chars = len(answer)
-
-    @cached_property
-    def _words(self) -> list[str]:
-        return degeneracy.words_of(self._answer)
-
-    @cached_property
-    def _flat(self) -> str:
-        return " ".join(self._answer.lower().split())
-
-    @property
-    def words(self) -> int:
-        return len(self._words)
+class BoundedMeasures(degeneracy.Measures):
+    """The same measures, not taken where a bound keeps one on the coherent side of its threshold."""
 
     @property
     def unreadable_ratio(self) -> float:
         shown = self._answer.replace("\n", "").replace("\t", "")
-        return 0.0 if shown.isprintable() and "�" not in shown else degeneracy.unreadable_ratio(self._answer)
-
-    @cached_property
-    def _loop(self) -> tuple[float, int]:
-        flat = self._flat
-        periods = _periods(flat, longest=degeneracy.MOST_PERIOD)
-        return (
-            degeneracy.longest_run(np.array([ord(c) for c in flat], dtype=np.int64), periods)
-            if periods
-            else (1.0, 0)
-        )
-
-    @property
-    def loop_repeats(self) -> float:
-        return self._loop[0]
-
-    @property
-    def loop_chars(self) -> int:
-        return self._loop[1]
-
-    @property
-    def loop_coverage(self) -> float:
-        return self._loop[1] / len(self._flat) if self._flat else 0.0
-
-    @cached_property
-    def _unit(self) -> tuple[tuple[float, int], int]:
-        spoken = self._spoken
-        index = {word: i for i, word in enumerate(dict.fromkeys(spoken))}
-        codes = [index[word] for word in spoken]
-        periods = [p for p in _periods(codes, longest=degeneracy.MOST_UNIT) if p >= degeneracy.UNIT_WORDS]
-        run = degeneracy.longest_run(np.array(codes, dtype=np.int64), periods) if periods else (1.0, 0)
-        return run, len(spoken)
-
-    @property
-    def unit_repeats(self) -> float:
-        return self._unit[0][0]
-
-    @property
-    def unit_coverage(self) -> float:
-        return self._unit[0][1] / self._unit[1] if self._unit[1] else 0.0
-
-    @cached_property
-    def _sentence(self) -> tuple[str, int]:
-        return degeneracy.commonest_sentence(self._answer)
-
-    @property
-    def sentence_repeats(self) -> int:
-        return self._sentence[1]
-
-    @property
-    def sentence_coverage(self) -> float:
-        return degeneracy.sentence_coverage(*self._sentence, self._flat)
-
-    @property
-    def repeats_question(self) -> bool:
-        return degeneracy.is_question(self._sentence[0])
+        return 0.0 if shown.isprintable() and "�" not in shown else super().unreadable_ratio
 
     @property
     def symbol_ratio(self) -> float:
         # Letters and digits are kept and are no symbols.
         others = self.chars - sum(map(str.isalnum, self._answer))
-        return 0.0 if others < SYMBOL_RATIO * self.chars else degeneracy.symbol_ratio(self._answer)
+        return 0.0 if others < SYMBOL_RATIO * self.chars else super().symbol_ratio
 
-    @property
-    def odd_word_ratio(self) -> float:
-        return degeneracy.odd_word_ratio(degeneracy.words_as_written(self._answer))
-
-    @cached_property
-    def _spoken(self) -> list[str]:
-        return [word for word in self._words if not word.isdigit()]
-
-    @property
-    def spoken(self) -> int:
-        return len(self._spoken)
-
-    @property
-    def distinct_1(self) -> float:
-        return degeneracy.distinct_share(self._spoken)
-
-    @property
-    def distinct_2(self) -> float:
-        return degeneracy.distinct_share(degeneracy.grams(self._words, 2))
-
-    @property
-    def zlib_ratio(self) -> float:
-        raw = self._answer.encode("utf-8", errors="replace")
-        return len(zlib.compress(raw)) / len(raw) if raw else 1.0
+    def _periods(self, sequence: str | list[int], *, least: int, most: int) -> list[int]:
+        return [period for period in periods(sequence, most=most) if period >= least]
 
     @cached_property
     def _overlap(self) -> tuple[float, float]:
-        theirs = _prompt_words(self._prompt)
+        theirs = degeneracy.words_of_prompt(self._prompt)
         strange = len(set(self._words).difference(theirs))
         # A strange word is in a trigram that the prompt lacks; a trigram holds three words.
         if strange > 3 * (1 - PROMPT_OVERLAP) * len(self._words) or not theirs:
             return (0.0, 0.0)
-        return degeneracy.overlap(self._words, theirs)
-
-    @property
-    def prompt_overlap(self) -> float:
-        return self._overlap[0]
-
-    @property
-    def prompt_coverage(self) -> float:
-        return self._overlap[1]
+        return super()._overlap
 
 
-@lru_cache(maxsize=4096)
-def _prompt_words(prompt: str) -> tuple[str, ...]:
-    return tuple(degeneracy.words_of(prompt))
-
-
-def _periods(sequence: str | list[int], *, longest: int) -> list[int]:
+def periods(sequence: str | list[int], *, most: int) -> list[int]:
     """Return every period that a run of LEAST_REPEATS or more repeats over half of ``sequence`` can have.
 
     Such a run holds one of the two pieces of n / 6 or less that meet in the middle, and that piece again one period
@@ -193,7 +82,6 @@ def _periods(sequence: str | list[int], *, longest: int) -> list[int]:
     """
     number = len(sequence)
     size, middle = min(24, number // 6), number // 2
-    most = min(longest, number // 3)
     if size == 0:
         return list(range(1, most + 1))
     found: set[int] = set()

@@ -56,11 +56,11 @@ class Hit:
 
 
 def rule(
-    rule_id: str,
+    *,
+    id: str,
     family: Family,
     strength: Strength,
     pattern: str,
-    *,
     window: int | None = None,
     supporting: bool = False,
 ) -> Rule:
@@ -68,7 +68,7 @@ def rule(
     # Line breaks must not hide a phrase.
     spaced = pattern.replace(" ?", r"\s*").replace(" ", r"\s+")
     return Rule(
-        id=rule_id,
+        id=id,
         family=family,
         strength=strength,
         pattern=re.compile(spaced, re.IGNORECASE),

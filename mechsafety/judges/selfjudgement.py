@@ -44,6 +44,12 @@ class Exchange:
     prompt: str
     response: str
 
+    @classmethod
+    def of(cls, table: pd.DataFrame) -> list[Exchange]:
+        """One for each row of a table with columns id, prompt, response."""
+        columns = (table[name] for name in ("id", "prompt", "response"))
+        return [cls(id=i, prompt=p, response=r) for i, p, r in zip(*columns, strict=True)]
+
 
 @dataclass(frozen=True, kw_only=True)
 class SelfJudgement:

@@ -19,7 +19,7 @@ from mechsafety.judges.automaton import (
     starts_with_word,
     symbols,
 )
-from mechsafety.judges.refusal_patterns import RULES
+from mechsafety.judges.patterns import RULES
 from mechsafety.judges.rule import Rule
 
 Span = tuple[Rule, int, int]

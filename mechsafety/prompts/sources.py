@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.errors import MechsafetyError, first_lines
+from mechsafety.core.places import packaged_words
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,71 +18,17 @@ class Source:
     """
 
     repo: str
-    config: str | None
     split: str
     text: str
     label: Literal["harmful", "harmless"]
-    category: str | None
     licence: str
+    config: str | None = None
+    category: str | None = None
     keep_if_empty: str | None = None
 
 
-SOURCES: dict[str, Source] = {
-    "advbench": Source(
-        repo="walledai/AdvBench",
-        config=None,
-        split="train",
-        text="prompt",
-        label="harmful",
-        category=None,
-        licence="MIT",
-    ),
-    "harmbench": Source(
-        repo="walledai/HarmBench",
-        config="standard",
-        split="train",
-        text="prompt",
-        label="harmful",
-        category="category",
-        licence="MIT",
-    ),
-    "jailbreakbench": Source(
-        repo="JailbreakBench/JBB-Behaviors",
-        config="behaviors",
-        split="harmful",
-        text="Goal",
-        label="harmful",
-        category="Category",
-        licence="MIT",
-    ),
-    "jailbreakbench-benign": Source(
-        repo="JailbreakBench/JBB-Behaviors",
-        config="behaviors",
-        split="benign",
-        text="Goal",
-        label="harmless",
-        category="Category",
-        licence="MIT",
-    ),
-    "strongreject": Source(
-        repo="walledai/StrongREJECT",
-        config=None,
-        split="train",
-        text="prompt",
-        label="harmful",
-        category="category",
-        licence="MIT",
-    ),
-    "alpaca": Source(
-        repo="tatsu-lab/alpaca",
-        config=None,
-        split="train",
-        text="instruction",
-        label="harmless",
-        category=None,
-        licence="CC-BY-NC-4.0",
-        keep_if_empty="input",
-    ),
+SOURCES = {
+    name: Source(**entry) for name, entry in packaged_words("mechsafety.prompts", "sources.toml").items()
 }
 
 
@@ -94,8 +41,7 @@ def load_source(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
         table = datasets.load_dataset(source.repo, source.config, split=source.split)
     except Exception as error:
         raise MechsafetyError(
-            f"prompt set {name!r} ({source.repo} on the hub) could not be loaded: "
-            f"{str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__}. "
+            f"prompt set {name!r} ({source.repo} on the hub) could not be loaded: {first_lines(error)}. "
             "Go online (set HF_TOKEN if the set is gated), or name a local file"
         ) from error
     columns = list(table.column_names or [])

@@ -12,11 +12,11 @@ from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.names import ATTACKS, Attack
 from mechsafety.core.verdict import Judge
 from mechsafety.edits.interventions import Edit
-from mechsafety.generation.completions import Completion, generate
+from mechsafety.generation.completions import Completions, generate
+from mechsafety.judges.outcomes import Keep, judgements
 from mechsafety.prompts.prompt_set import Prompt
 from mechsafety.robustness.attempts import Attempts
 from mechsafety.robustness.decoding import decoding
-from mechsafety.robustness.outcomes import Keep, judgements
 from mechsafety.robustness.suffix import Suffixes, suffix_attack
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def attack_table(
     seed: int,
     edit: Edit | None = None,
     judge: str | Judge = "rules",
-    keep: Callable[[Attack, Sequence[Completion]], None] = lambda *_: None,
+    keep: Callable[[Attack, Completions], None] = lambda *_: None,
 ) -> pd.DataFrame:
     """Attack ``model`` under ``edit`` on harmful ``prompts``; columns :data:`ATTACK_COLUMNS`.
 
@@ -87,7 +87,7 @@ def vanilla(
 ) -> Attempts:
     """The greedy answer to each prompt in the chat template, with the model's system prompt: no attack at all."""
     answers = generate(model, prompts, edit=edit, max_new_tokens=max_new_tokens, seed=seed, label="answers")
-    return Attempts(judged=tuple((j,) for j in judgements(list(answers), judge=judge, keep=keep)))
+    return Attempts(judged=tuple((j,) for j in judgements(answers, judge=judge, keep=keep)))
 
 
 def attack_rows(found: Attempts, *, system: str, attack: Attack, seed: int) -> list[dict[str, Any]]:

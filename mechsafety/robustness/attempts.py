@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from mechsafety.core.errors import MechsafetyError
-from mechsafety.robustness.outcomes import Judgement, Tally
+from mechsafety.judges.outcomes import Judgement, Tally
 from mechsafety.statistics.measures import bootstrap
 from mechsafety.statistics.rates import Interval, wilson
 from mechsafety.statistics.resampling import Estimate

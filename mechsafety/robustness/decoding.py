@@ -13,10 +13,10 @@ from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.verdict import Judge
 from mechsafety.edits.interventions import Edit
 from mechsafety.generation.completions import DEFAULT_BATCH, Sampling, generate
+from mechsafety.judges.outcomes import Keep, judgements
 from mechsafety.models.chat import Rendering
 from mechsafety.prompts.prompt_set import Prompt
 from mechsafety.robustness.attempts import Attempts
-from mechsafety.robustness.outcomes import Keep, judgements
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -55,5 +55,5 @@ def decoding(
         rendering=rendering,
         label="sampling",
     )
-    judged = judgements(list(answers), judge=judge, keep=keep)
+    judged = judgements(answers, judge=judge, keep=keep)
     return Attempts(judged=tuple(tuple(judged[i : i + k]) for i in range(0, len(judged), k)))

@@ -24,13 +24,13 @@ from mechsafety.core.progress import track
 from mechsafety.core.verdict import Judge
 from mechsafety.edits.interventions import Edit
 from mechsafety.generation.bodies import body_under
-from mechsafety.generation.completions import DEFAULT_BATCH, generate
+from mechsafety.generation.completions import DEFAULT_BATCH, Completions, generate
+from mechsafety.judges.outcomes import Keep, judgements
 from mechsafety.models.chat import own_tokenizer, render_turn, tokenize_text
 from mechsafety.models.loading import is_hooked_transformer
 from mechsafety.models.rendering import chat_start
 from mechsafety.prompts.prompt_set import Prompt, PromptSet
 from mechsafety.robustness.attempts import Attempts
-from mechsafety.robustness.outcomes import Keep, judgements
 from mechsafety.runs.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -187,7 +187,7 @@ def suffix_attack(
         label="attacking",
     )
     plain = [replace(answer, prompt=prompts[i // k].text) for i, answer in enumerate(answers)]
-    judged = judgements(plain, judge=judge, keep=keep)
+    judged = judgements(Completions(items=tuple(plain)), judge=judge, keep=keep)
     return Attempts(judged=tuple(tuple(judged[i : i + k]) for i in range(0, len(judged), k)))
 
 

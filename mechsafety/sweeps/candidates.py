@@ -1,6 +1,6 @@
-"""Refusal scores under many candidate directions: several per batch, one direction a row.
+"""Refusal scores under many candidate directions: several per batch, one direction per row.
 
-The way of the data: prompts -> tokens -> the unedited pass, once (its residual streams are kept for ``induce``)
+Prompts -> tokens -> the unedited pass, once (its residual streams are kept for ``induce``)
 -> for every chunk of candidates: the shared prompt prefix once a candidate, then rows of candidate x prompt in
 batches of like length, each row under its own projection -> ``induce`` goes on from the stored residual stream
 at the candidate's own layer. Only the last position is unembedded.
@@ -93,7 +93,7 @@ class Validation:
 
 
 def score_plain(model: TransformerBridge, prompts: Validation, candidate: Candidate) -> CandidateScores:
-    """One candidate through edited(): the reference, and the way of models without a plain twin."""
+    """One candidate through edited(): the reference, and what models without a plain twin take."""
 
     def logits(sequences: list[list[int]], edit: Edit) -> Float[Tensor, "prompt vocabulary"]:
         with body_under(model, edit) as body:

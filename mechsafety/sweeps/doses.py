@@ -7,8 +7,9 @@ many directions are, and in which layers, each with a random control of the same
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,15 +19,12 @@ from torch import Tensor
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.names import DOSAGES, Dosage
 from mechsafety.core.progress import bar
-from mechsafety.core.verdict import Response
 from mechsafety.directions.direction import Direction
 from mechsafety.edits.interventions import Ablate, Edit, digest
-from mechsafety.generation.completions import generate
-from mechsafety.judges.registry import judge_responses
+from mechsafety.judges.outcomes import Keep, KeepState, Tally, answered
 from mechsafety.models.loading import current_fingerprint
-from mechsafety.prompts.prompt_set import PromptSet
+from mechsafety.prompts.prompt_set import LABELS, PromptSet
 from mechsafety.runs.folder import Journal
-from mechsafety.statistics import wilson
 from mechsafety.sweeps.edit_costs import EditCosts
 
 if TYPE_CHECKING:
@@ -34,8 +32,8 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 Measures = dict[str, float | int]
-ALPHAS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
-RANKS = (1, 2, 4, 8)
+_ALPHAS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
+_RANKS = (1, 2, 4, 8)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,8 +72,8 @@ def plan_doses(
     n_layers: int,
     *,
     families: Sequence[Dosage] = DOSAGES,
-    alphas: Sequence[float] = ALPHAS,
-    ranks: Sequence[int] = RANKS,
+    alphas: Sequence[float] = _ALPHAS,
+    ranks: Sequence[int] = _RANKS,
     seed: int,
 ) -> list[Dose]:
     """The unedited model first, then every dose with its random control.
@@ -132,16 +130,18 @@ def dose_curves(
     max_new_tokens: int = 32,
     seed: int,
     journal: Journal | None = None,
+    keep_state: KeepState = lambda *_: None,
 ) -> pd.DataFrame:
-    """Measure every dose on held-out ``prompts``, a row a dose.
+    """Measure every dose on held-out ``prompts``, one row per dose.
 
     Columns: family, dose, amount, control; for harmful prompts ``n``, ``refused`` and its Wilson interval
     (``low``, ``high``), ``degenerate`` (shares, by the judge ``rules``); for harmless prompts ``n_harmless``,
     ``harmless_refused``, ``harmless_degenerate``; ``kl``, the mean divergence of the next token after harmless
     prompts, in nats; ``perplexity`` of the unedited model's own answers to harmless prompts under the edit.
 
-    ``journal`` keeps finished doses, each by its edit. Raises :class:`MechsafetyError` for one class only or no
-    prompts.
+    ``journal`` keeps finished doses, each by its edit; ``keep_state`` receives the answers of each (``unedited``, or
+    family, dose and whether it is the control with ``|`` between them). Raises :class:`MechsafetyError` for one class
+    only or no prompts.
     """
     import pandas as pd
 
@@ -160,7 +160,8 @@ def dose_curves(
             key = "unedited" if dose.edit is None else f"{dose.key}|{digest(dose.edit)}"
             stored = measured.get(key) or (journal.get(key) if journal is not None else None)
             if stored is None:
-                stored = bench.measure(dose.edit)
+                name = "unedited" if dose.edit is None else dose.key
+                stored = bench.measure(dose.edit, partial(keep_state, name))
                 if journal is not None:
                     journal.put(key, stored)
             measured[key] = stored
@@ -184,41 +185,33 @@ class _Bench:
     def __post_init__(self) -> None:
         self._costs: EditCosts | None = None
 
-    def measure(self, edit: Edit | None) -> Measures:
-        verdicts = self._verdicts(edit)
-        harmful = [verdicts[p.id] for p in self.prompts.harmful]
-        harmless = [verdicts[p.id] for p in self.prompts.harmless]
-        refused = harmful.count("refusal")
-        interval = wilson(refused, len(harmful))
+    def measure(self, edit: Edit | None, keep: Keep) -> Measures:
+        harmful, harmless = self._answered(edit, keep)
         return {
-            "n": len(harmful),
-            "refused": refused / len(harmful),
-            "low": interval.low,
-            "high": interval.high,
-            "degenerate": harmful.count("degenerate") / len(harmful),
-            "n_harmless": len(harmless),
-            "harmless_refused": harmless.count("refusal") / len(harmless),
-            "harmless_degenerate": harmless.count("degenerate") / len(harmless),
+            "n": harmful.n,
+            "refused": harmful.refused.rate,
+            "low": harmful.refused.low,
+            "high": harmful.refused.high,
+            "degenerate": harmful.degenerated.rate,
+            "n_harmless": harmless.n,
+            "harmless_refused": harmless.refused.rate,
+            "harmless_degenerate": harmless.degenerated.rate,
             **self.costs().measure(edit),
         }
 
     def costs(self) -> EditCosts:
         if self._costs is None:
-            self._verdicts(None)
+            self._answered(None)
         assert self._costs is not None
         return self._costs
 
-    def _verdicts(self, edit: Edit | None) -> Mapping[str, str]:
-        done = generate(
-            self.model,
-            self.prompts,
-            edit=edit,
-            max_new_tokens=self.max_new_tokens,
-            seed=self.seed,
-            label="dose",
-        )
+    def _answered(self, edit: Edit | None, keep: Keep = lambda _: None) -> tuple[Tally, ...]:
+        """Verdicts on harmful and on harmless prompts, counted."""
+        settings = {"max_new_tokens": self.max_new_tokens, "seed": self.seed, "keep": keep}
+        done, labels = answered(self.model, self.prompts, edit=edit, judge="rules", **settings)
         if edit is None:
             answers = [c.tokens for c in done if c.label == "harmless"]
             self._costs = EditCosts(model=self.model, prompts=self.prompts.harmless, answers=answers)
-        responses = [Response(id=c.id, prompt=c.prompt, text=c.text) for c in done]
-        return {v.id: v.label for v in judge_responses(responses, ["rules"])}
+        return tuple(
+            Tally.of([v for c, v in zip(done, labels, strict=True) if c.label == label]) for label in LABELS
+        )

@@ -12,6 +12,8 @@ from mechsafety.core.errors import MechsafetyError
 from mechsafety.plots.style import COLOURS, require_rows, require_single, short_name, styled
 from mechsafety.plots.titles import sweep_title
 
+KL_TICKS = [0.01, 0.03, 0.1, 0.3, 1, 3, 10]
+
 
 @runtime_checkable
 class SweepLike(Protocol):
@@ -55,7 +57,7 @@ def layer_sweep_table(
     """The same from a stored table (sweep.parquet) of one model and method.
 
     The curves are those of ``position``, that of the selected candidate; the other positions are drawn faintly. Where
-    nothing is selected it is the last by default. Raises :class:`MechsafetyError` where it is not said and the table
+    nothing is selected it is the last by default. Raises :class:`MechsafetyError` where it is not given and the table
     holds several, and for a candidate that the table does not hold.
     """
     return named_layer_sweep(table, short_name(name), selected=selected, base=base, position=position)
@@ -129,9 +131,7 @@ def named_layer_sweep(
         title_text="AUROC", range=[min(0.45, float(table["auroc"].min()) - 0.03), 1.03], row=1, col=1
     )
     figure.update_yaxes(title_text="refusal score (logit)", row=2, col=1)
-    figure.update_yaxes(
-        title_text="KL (nats)", type="log", tickvals=[0.01, 0.03, 0.1, 0.3, 1, 3, 10], row=3, col=1
-    )
+    figure.update_yaxes(title_text="KL (nats)", type="log", tickvals=KL_TICKS, row=3, col=1)
     figure.update_xaxes(title_text="layer where the direction was found (input of block)", row=3, col=1)
     return styled(
         figure,

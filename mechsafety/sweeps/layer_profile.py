@@ -37,7 +37,7 @@ def profile_layers(
     seed: int,
     resamples: int = 500,
 ) -> pd.DataFrame:
-    """How the directions of one position do on prompts they were not found on, a row a layer.
+    """How the directions of one position do on prompts they were not found on, one row per layer.
 
     Columns: layer; ``norm`` of the direction and ``relative_norm``, its share of the mean length of the stream;
     ``auroc`` of the projection with its 95 % score interval over prompts (``auroc_low``, ``auroc_high``);

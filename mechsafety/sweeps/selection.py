@@ -11,12 +11,11 @@ import numpy as np
 from jaxtyping import Float
 
 from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.names import SELECTION_RULES
 
 if TYPE_CHECKING:
     import pandas as pd
 
-RULES: dict[str, tuple[float, ...]] = {"auto": (0.1, 0.2, 0.3, 0.5), "arditi": (0.1,)}
-"""KL bounds tried in turn. ``arditi`` is the published one; small models pay more KL for the same removal."""
 _LAST_FIFTH = 0.8
 
 
@@ -70,11 +69,11 @@ def select(table: pd.DataFrame, *, n_layers: int, rule: str = "auto") -> Selecti
             f"a table of scores needs rows and the columns {', '.join(needed)}; "
             f"missing: {', '.join(missing) or 'rows'}"
         )
-    if rule not in RULES:
-        raise MechsafetyError(f"rule {rule!r} is not one of {', '.join(RULES)}")
+    if rule not in SELECTION_RULES:
+        raise MechsafetyError(f"rule {rule!r} is not one of {', '.join(SELECTION_RULES)}")
     more: dict[str, int] = {}
     dropped: dict[str, int] = {}
-    for bound in RULES[rule]:
+    for bound in SELECTION_RULES[rule]:
         kept, dropped = _filter(table, n_layers=n_layers, kl_bound=bound)
         eligible, more = _dropping(kept, _STRICTER if rule == "auto" else {})
         if not eligible.empty:

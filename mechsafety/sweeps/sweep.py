@@ -1,6 +1,6 @@
 """Scores per (position, layer): how far a direction separates, removes and induces refusal.
 
-One row a candidate. ``bypass`` is the mean refusal score of harmful prompts while the direction is
+One row per candidate. ``bypass`` is the mean refusal score of harmful prompts while the direction is
 projected out everywhere; ``induce`` that of harmless prompts with the direction added at its own layer;
 ``kl`` the divergence that the projection causes on harmless prompts (Arditi et al. 2024, section 2.3).
 """
@@ -8,7 +8,7 @@ projected out everywhere; ``induce`` that of harmless prompts with the direction
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -88,6 +88,15 @@ class Sweep:
             resamples=resamples,
             seed=seed,
         )
+
+    def facts(self) -> dict[str, Any]:
+        """What a run's manifest says of the scores: refusal tokens, unedited scores, prompts used."""
+        scores = {"harmful": round(self.base_harmful, 4), "harmless": round(self.base_harmless, 4)}
+        return {
+            "refusal_tokens": asdict(self.refusal_tokens),
+            "base_refusal_score": scores,
+            "validation_prompts_used": {"harmful": self.n_harmful, "harmless": self.n_harmless},
+        }
 
     @property
     def model_name(self) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 
@@ -14,7 +15,6 @@ from mechsafety.anatomy.interpolation import (
     INTERPOLATION_COLUMNS,
     interpolated,
     interpolation_rows,
-    interpolation_table,
 )
 from mechsafety.anatomy.readings import outcome_rows, prompt_groups
 from mechsafety.core.errors import MechsafetyError
@@ -63,8 +63,18 @@ def answers(model: Any) -> list[tuple[int, ...]]:
     return [c.tokens for c in generate(model, prompts, max_new_tokens=5, seed=0)]
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("architecture", "dtype"),
+    [
+        *((architecture, "float32") for architecture in ARCHITECTURES),
+        *(("llama", "bfloat16"), ("neox", "bfloat16")),
+        *(
+            pytest.param(architecture, "bfloat16", marks=pytest.mark.slow)
+            for architecture in ARCHITECTURES
+            if architecture not in ("llama", "neox")
+        ),
+    ],
+)
 def test_ends_are_the_two_models_bit_for_bit(pair: Any, architecture: str, dtype: str) -> None:
     base, tuned = pair(architecture, dtype)
     before, after = weights(base), weights(tuned)
@@ -135,15 +145,16 @@ def test_rows_at_the_ends_are_those_of_the_two_models(pair: Any) -> None:
     base, tuned = pair("llama")
     groups = prompt_groups(list(small_prompts(3).report))
     settings: Any = {"judge": "rules", "max_new_tokens": 4, "seed": 0}
-    table = interpolation_table(base, tuned, groups, model="tuned", alphas=(0.0, 0.5, 1.0), **settings)
-    assert tuple(table.columns) == INTERPOLATION_COLUMNS
+    lines = (interpolation_rows(base, tuned, alpha, groups, **settings) for alpha in (0.0, 0.5, 1.0))
+    table = pd.DataFrame([row for rows in lines for row in rows])
+    assert ("model", *table.columns) == INTERPOLATION_COLUMNS
     assert list(zip(table["alpha"], table["group"], strict=True)) == [
         (alpha, group) for alpha in (0.0, 0.5, 1.0) for group in ("safe", "unsafe")
     ]
     for alpha, model in ((0.0, base), (1.0, tuned)):
         expected = [{"alpha": alpha, **row} for row in outcome_rows(model, groups, **settings)]
         assert interpolation_rows(base, tuned, alpha, groups, **settings) == expected
-        assert table[table["alpha"] == alpha].drop(columns=["model"]).to_dict("records") == expected
+        assert table[table["alpha"] == alpha].to_dict("records") == expected
 
 
 def test_the_models_maps_move_along(pair: Any) -> None:

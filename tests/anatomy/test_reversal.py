@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 
@@ -17,7 +18,6 @@ from mechsafety.anatomy.reversal import (
     in_state,
     planned_states,
     reversal_rows,
-    reversal_table,
     top_factors,
 )
 from mechsafety.anatomy.weight_changes import MLP_KINDS, weight_changes
@@ -26,11 +26,14 @@ from mechsafety.models.loading import load_model
 from mechsafety.regions.maps import linear_maps
 from tests.anatomy.test_interpolation import answers, pair
 from tests.prompt_sets import small_prompts
-from tests.regions.test_maps import FUSED, both_logits
+from tests.regions.test_maps import both_logits
 from tests.regions.test_removal import bits, same, weights
 
 __all__ = ["pair"]
-ARCHITECTURES = ("llama", "gpt2", *FUSED)
+OTHERS = [
+    *(("neox", "float32"), ("falcon", "float32"), ("bloom", "float32")),
+    *(("gpt2", "bfloat16"), ("phi3", "bfloat16"), ("falcon", "bfloat16"), ("bloom", "bfloat16")),
+]
 FULL = 10_000
 
 
@@ -38,8 +41,13 @@ def matrices(model: Any) -> dict[str, torch.Tensor]:
     return {m.name: m.weight().float().clone() for m in linear_maps(model)}
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("architecture", "dtype"),
+    [
+        *(("llama", "float32"), ("llama", "bfloat16"), ("gpt2", "float32"), ("phi3", "float32")),
+        *(("neox", "bfloat16"), *(pytest.param(*case, marks=pytest.mark.slow) for case in OTHERS)),
+    ],
+)
 def test_the_ends_are_the_two_models_bit_for_bit(pair: Any, architecture: str, dtype: str) -> None:
     base, tuned = pair(architecture, dtype)
     before, after = weights(base), weights(tuned)
@@ -173,7 +181,12 @@ def test_the_table_has_every_state_and_its_ends_are_the_models(pair: Any) -> Non
     base, tuned = pair("gpt2")
     groups = prompt_groups(list(small_prompts(2).report))
     settings: Any = {"judge": "rules", "max_new_tokens": 3, "seed": 0}
-    table = reversal_table(base, tuned, groups, ranks=(1, 4), **settings)
+    factors = top_factors(weight_changes(base, tuned), rank=4)
+    made = (
+        reversal_rows(base, tuned, state, groups, factors=factors, **settings)
+        for state in planned_states((1, 4))
+    )
+    table = pd.DataFrame([row for rows in made for row in rows])
     assert tuple(table.columns) == REVERSAL_COLUMNS
     assert len(table) == 11 * 2
     assert table.groupby("state", sort=False)["r"].apply(lambda r: sorted(set(r.dropna()))).to_dict() == {

@@ -49,8 +49,8 @@ def test_probability_is_drawn_over_size_in_every_stratum(kind: str, balanced: bo
         assert set(items.groupby(["system", "arm"]).size()) == {4, 5}
 
 
-def test_each_response_is_drawn_as_often_as_its_probability_says() -> None:
-    repeats = 600
+@pytest.mark.parametrize("repeats", [100, pytest.param(600, marks=pytest.mark.slow)])
+def test_each_response_is_drawn_as_often_as_its_probability_says(repeats: int) -> None:
     counts: Counter[tuple[str, ...]] = Counter()
     for seed in range(repeats):
         items = drawn(kind="disagreement", labels=9, seed=seed)
@@ -66,11 +66,12 @@ def test_each_response_is_drawn_as_often_as_its_probability_says() -> None:
         assert counts[key] / repeats == pytest.approx(expected, abs=4.5 * error)
 
 
-def test_weighting_by_the_inverse_probability_is_unbiased_and_not_weighting_is_not() -> None:
+@pytest.mark.parametrize("repeats", [50, pytest.param(300, marks=pytest.mark.slow)])
+def test_weighting_by_the_inverse_probability_is_unbiased_and_not_weighting_is_not(repeats: int) -> None:
     """Horvitz-Thompson: the mean over seeds of sum(y / p) / N is the rate of the whole run."""
     truth = {key: key in TORN for key in map(tuple, TABLE[KEY].to_numpy())}
     weighted, plain = [], []
-    for seed in range(300):
+    for seed in range(repeats):
         items = drawn(kind="disagreement", labels=9, seed=seed)
         y = np.array([truth[tuple(key)] for key in items[KEY].to_numpy()])
         weighted.append((y / items["inclusion_probability"]).sum() / len(TABLE))

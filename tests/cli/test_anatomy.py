@@ -10,10 +10,9 @@ import click
 import pandas as pd
 import pytest
 
-from mechsafety.cli import anatomy
 from mechsafety.cli.base import main
-from mechsafety.experiments.anatomy.config import PARTS, TABLES, AnatomyConfig
-from mechsafety.experiments.anatomy.runs import read_anatomy
+from mechsafety.experiments.anatomy.config import TABLES, AnatomyConfig
+from mechsafety.experiments.anatomy.experiment import read_anatomy
 from mechsafety.experiments.lab.models import pretrained, tuned
 from mechsafety.lab.presets import preset
 from mechsafety.lab.prompt_sets import lab_prompts
@@ -76,7 +75,7 @@ def test_a_lab_pair_to_its_page(lab: Path, tmp_path: Path) -> None:
     shown = succeed(*asked(lab, out))
     assert f"report: {out / 'report.html'}" in shown
     for sentence in facts["findings"]["clusters"]:
-        assert f"- {sentence}" in shown
+        assert sentence in shown
     assert {path: path.stat().st_mtime_ns for path in changed} == changed
 
 
@@ -94,7 +93,6 @@ def test_some_parts_of_a_lab_pair(lab: Path, tmp_path: Path) -> None:
 
 
 def test_every_option_is_one_of_the_configuration() -> None:
-    assert list(PARTS) == anatomy._PARTS
     command = main.get_command(click.Context(main), "anatomy")
     options = {p.name for p in command.params} - {"as_json", "out", "allow_other_versions"}
     assert options <= set(AnatomyConfig.model_fields)

@@ -135,9 +135,9 @@ MISTAKES = [
     ("judge", "name a file of responses or a run, or --list"),
     ("report {tmp}/nowhere", "is not a run folder"),
     ("report {folder}", "is not a run folder"),
-    ("report {begun}", "did it finish? Run the study again"),
+    ("report {begun}", "is not finished: give the same command again"),
     ("figures {answers}", "is not a run folder"),
-    ("figures {begun}", "did it finish? Run the study again"),
+    ("figures {begun}", "is not finished: give the same command again"),
     ("direction none", "unknown model 'none'"),
     ("direction {folder}", "holds no config.json"),
     ("direction {broken}", "cannot read broken.gguf as a GGUF model"),
@@ -153,7 +153,6 @@ MISTAKES = [
     ("study --limit 0", "limit: Input should be greater than or equal to 1"),
     ("study --systems a,a", "systems: a is named twice"),
     ("study --systems a,", "systems: a name is empty"),
-    ("study --recipe mine", "recipe: "),
     ("study --prompts nowhere", "unknown prompt set 'nowhere'"),
     ("study --out {answers}", "is a file: name a folder for the run"),
     ("study --out {folder}", "is not a run folder (it holds 'thesis.tex')"),
@@ -165,7 +164,8 @@ MISTAKES = [
 def test_a_mistake_is_one_line_and_exit_code_2(
     mistakes: dict[str, Path], monkeypatch: pytest.MonkeyPatch, line: str, said: str
 ) -> None:
-    monkeypatch.setenv("MECHSAFETY_CACHE", str(mistakes["tmp"] / "cache"))
+    if not line.startswith("study --systems none"):  # whose judge is the packaged model, converted once
+        monkeypatch.setenv("MECHSAFETY_CACHE", str(mistakes["tmp"] / "cache"))
     if "smollm2-135m" in line:
         _stop_before_weights(monkeypatch)
     arguments = line.format(**mistakes).split()
@@ -204,6 +204,7 @@ def _stop_before_weights(monkeypatch: pytest.MonkeyPatch) -> None:
         ["figures", "r", "--format", "gif"],
         ["study", "--limit", "many"],
         ["study", "--dtype", "int8"],
+        ["study", "--recipe", "mine"],
         ["none"],
     ],
 )

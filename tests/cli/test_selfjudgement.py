@@ -13,12 +13,13 @@ import pandas as pd
 import pytest
 
 from mechsafety.core.errors import MechsafetyError
-from mechsafety.experiments.selfjudgement import work as selfjudge_runs
+from mechsafety.experiments.base import load_run
+from mechsafety.experiments.selfjudgement import experiment as selfjudge_runs
 from mechsafety.experiments.selfjudgement.config import SelfJudgeConfig
-from mechsafety.experiments.selfjudgement.page import figures_of, findings, page_of
-from mechsafety.experiments.selfjudgement.work import run_selfjudge
+from mechsafety.experiments.selfjudgement.experiment import run_selfjudge
+from mechsafety.experiments.selfjudgement.findings import findings
 from mechsafety.experiments.study.config import StudyConfig
-from mechsafety.experiments.study.work import run_study
+from mechsafety.experiments.study.experiment import run_study
 from mechsafety.runs.folder import RunFolder, open_run, read_run
 from tests.cli.test_base import call, succeed
 from tests.prompt_sets import small_prompts, write_csv
@@ -125,7 +126,9 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(
     run_selfjudge(SelfJudgeConfig(study=study), tmp_path / "run")
     assert len(asked) == 2 + 3
     assert tables(tmp_path / "run") == tables(finished)
-    monkeypatch.setattr(selfjudge_runs, "load_model", lambda *_, **__: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(
+        "mechsafety.experiments.base.load_model", lambda *_, **__: pytest.fail("a model was loaded")
+    )
     run_selfjudge(SelfJudgeConfig(study=study), tmp_path / "run")
     assert tables(tmp_path / "run") == tables(finished)
 
@@ -225,9 +228,9 @@ def test_one_form_and_one_class_leave_a_page_that_says_so(study: Path, tmp_path:
     verdicts = pd.read_parquet(copy / "verdicts.parquet").assign(verdict="compliance")
     RunFolder(copy).write_table(verdicts, "verdicts.parquet")
     config = SelfJudgeConfig(study=copy, limit=2, forms=("text",))
-    run = read_run(run_selfjudge(config, tmp_path / "run").path)
-    assert set(figures_of(run)) == {"two-by-two", "yes-or-no"}
-    found = page_of(run).findings
+    run = run_selfjudge(config, tmp_path / "run")
+    assert set(run.figures()) == {"two-by-two", "yes-or-no"}
+    found = run.page().findings
     assert all("AUC undefined (0 of 4 answers are refusals, " in line for line in found)
 
 
@@ -247,7 +250,7 @@ def test_findings_hold_the_auc_against_the_controls_and_against_few_refusals() -
 
 
 def test_the_figures_show_the_table(finished: Path) -> None:
-    figures = figures_of(read_run(finished))
+    figures = load_run(finished).figures()
     table = pd.read_csv(finished / "selfjudge_2x2.csv")
     own = [trace for trace in figures["two-by-two"].data if trace.name == "answer shown"]
     drawn = [value for trace in own for value in trace.y if value == value]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from mechsafety import cli
-from mechsafety.cli.directions import _DOSES, _METHODS
-from mechsafety.core.names import DOSAGES, METHODS
 from mechsafety.edits.files import load_edit
 from mechsafety.edits.interventions import digest
-from mechsafety.experiments.published import run_figures
+from mechsafety.experiments.base import load_run
 from mechsafety.prompts.prompt_set import PromptSet
-from mechsafety.runs.folder import read_run
 from mechsafety.sweeps.candidates import BatchedScorer
 from tests.conftest import save_tiny
 from tests.prompt_sets import small_prompts, write_csv
@@ -43,11 +41,6 @@ def options(model: Path, prompts: Path, out: Path, *more: object) -> list[object
     return ["sweep", model, "--prompts", prompts, "--limit", 9, "--dtype", "float32", "--out", out, *more]
 
 
-def test_the_command_line_names_what_the_modules_do() -> None:
-    assert tuple(_METHODS) == METHODS
-    assert tuple(_DOSES) == DOSAGES
-
-
 @pytest.fixture(scope="module")
 def finished(
     tiny_folder: Callable[..., Path], prompts: Path, tmp_path_factory: pytest.TempPathFactory
@@ -70,7 +63,7 @@ def test_a_run_holds_its_tables_edit_figures_and_page(
     manifest = json.loads((finished / "manifest.json").read_text())
     edit = load_edit(finished / "edit.safetensors", model=tiny("llama"))
     assert digest(edit) == manifest["edit"]["sha256"]
-    figures = run_figures(read_run(finished))
+    figures = load_run(finished).figures()
     assert list(figures) == [
         "scores-mean_difference",
         "layers-mean_difference",
@@ -125,6 +118,27 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(
     other = call(*options(model, prompts, tmp_path / "cut", "--positions", "-2,-1"))
     assert other.exit_code == 2
     assert "has another configuration (positions" in other.stderr
+
+
+def test_answers_under_every_dose_are_kept_once_and_another_judge_reads_them(
+    finished: Path,
+    tiny_folder: Callable[..., Path],
+    prompts: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    copy = Path(shutil.copytree(finished, tmp_path / "copy"))
+    answers, doses = load_run(copy).responses(), load_run(copy).to_frame("doses")
+    states = answers.drop_duplicates(["family", "dose", "direction"])
+    edited = doses[doses["dose"] != "unedited"]
+    assert len(states) == len(edited) + 1
+    assert len(answers) == 4 * len(states)
+    assert not answers.duplicated(["family", "dose", "direction", "id"]).any()
+    monkeypatch.setattr("mechsafety.sweeps.doses.answered", lambda *_, **__: pytest.fail("generated"))
+    shown = succeed("judge", copy, "--judge", "phrases:arditi")
+    assert len(shown["rates"]) == 2 * len(states)
+    assert (copy / "added_judges.csv").is_file()
+    assert "Judges added after the run" in (copy / "report.html").read_text()
 
 
 def one_class(folder: Path) -> Path:

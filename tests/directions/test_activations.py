@@ -46,8 +46,10 @@ def test_cache_equals_hugging_face_hidden_states(tiny: Callable[..., Any], archi
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_batching_and_padding_change_nothing(tiny: Callable[..., Any], architecture: str, dtype: str) -> None:
-    model, prompts = tiny(architecture, dtype=dtype), small_prompts().fit
+def test_batching_and_padding_change_nothing(
+    tiny_kept: Callable[..., Any], architecture: str, dtype: str
+) -> None:
+    model, prompts = tiny_kept(architecture, dtype=dtype), small_prompts().fit
     together = residual_stream(model, prompts, batch_size=64)
     singly = residual_stream(model, prompts, batch_size=1)
     tolerance = 1e-4 if dtype == "float32" else 0.15
@@ -75,8 +77,8 @@ def test_edits_act_on_the_same_tokens_when_the_prompts_share_their_first(
     assert (found - before).abs().max() > 0.05
 
 
-def test_last_layer_is_the_last_blocks_output(tiny: Callable[..., Any]) -> None:
-    model, prompts = tiny("llama"), small_prompts(2).fit
+def test_last_layer_is_the_last_blocks_output(tiny_kept: Callable[..., Any]) -> None:
+    model, prompts = tiny_kept("llama"), small_prompts(2).fit
     cache = residual_stream(model, prompts)
     assert cache.n_layers == model.cfg.n_layers + 1
     norm, head = model.ln_final, model.unembed
@@ -87,8 +89,8 @@ def test_last_layer_is_the_last_blocks_output(tiny: Callable[..., Any]) -> None:
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_select_gives_the_rows_of_a_label(tiny: Callable[..., Any]) -> None:
-    cache = residual_stream(tiny("llama"), small_prompts().fit)
+def test_select_gives_the_rows_of_a_label(tiny_kept: Callable[..., Any]) -> None:
+    cache = residual_stream(tiny_kept("llama"), small_prompts().fit)
     n = len(cache.select("harmful"))
     assert n == 6
     assert torch.equal(torch.cat([cache.select("harmful"), cache.select("harmless")]), cache.activations)
@@ -97,21 +99,21 @@ def test_select_gives_the_rows_of_a_label(tiny: Callable[..., Any]) -> None:
 @pytest.mark.parametrize(
     ("positions", "message"), [((0,), "offsets"), ((), "offsets"), ((-999,), "before the shortest")]
 )
-def test_bad_positions(tiny: Callable[..., Any], positions: tuple[int, ...], message: str) -> None:
+def test_bad_positions(tiny_kept: Callable[..., Any], positions: tuple[int, ...], message: str) -> None:
     with pytest.raises(MechsafetyError, match=message):
-        residual_stream(tiny("llama"), small_prompts(2).fit, positions=positions)
+        residual_stream(tiny_kept("llama"), small_prompts(2).fit, positions=positions)
 
 
-def test_no_prompts_and_missing_labels(tiny: Callable[..., Any]) -> None:
-    model = tiny("llama")
+def test_no_prompts_and_missing_labels(tiny_kept: Callable[..., Any]) -> None:
+    model = tiny_kept("llama")
     with pytest.raises(MechsafetyError, match="no prompts"):
         residual_stream(model, [])
     with pytest.raises(MechsafetyError, match="no harmless prompts"):
         residual_stream(model, small_prompts(2).fit.harmful).select("harmless")
 
 
-def test_post_instruction_tokens_are_what_the_template_puts_last(tiny: Callable[..., Any]) -> None:
-    model = tiny("llama")
+def test_post_instruction_tokens_are_what_the_template_puts_last(tiny_kept: Callable[..., Any]) -> None:
+    model = tiny_kept("llama")
     found = post_instruction_tokens(model)
     assert model.tokenizer.convert_ids_to_tokens(found) == ["Answer", ":"] or len(found) >= 1
     for sequence in tokenize_prompts(model, ["bread", "the river"]):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +11,8 @@ import mechsafety as ms
 from mechsafety.edits import completeness
 from mechsafety.edits.completeness import written_past_hooks
 from mechsafety.edits.interventions import edited
-from tests.architectures import ARCHITECTURES, SITELESS, UNFAITHFUL, save_architecture
+from tests.architectures import ARCHITECTURES, SITELESS, UNFAITHFUL, kinds_first
+from tests.kept_models import kept, kept_folder
 
 COMPLETE = [n for n in ARCHITECTURES if n not in (*SITELESS, *UNFAITHFUL)]
 PAST_HOOKS = ("falcon-h1", "gemma4")
@@ -43,9 +43,9 @@ def read_by_norms(model: Any, edit: Any | None) -> dict[str, float]:
     return seen
 
 
-@pytest.mark.parametrize("name", COMPLETE)
-def test_nothing_is_left_for_a_norm_to_read(tmp_path: Path, name: str) -> None:
-    model = ms.load_model(str(save_architecture(tmp_path, name)), dtype="float32", device="cpu")
+@pytest.mark.parametrize("name", kinds_first(COMPLETE))
+def test_nothing_is_left_for_a_norm_to_read(name: str) -> None:
+    model = kept(name)
     before, after = read_by_norms(model, None), read_by_norms(model, ms.Ablate(VECTOR))
     assert max(before.values()) > 0.1
     assert all(after[hook] <= 1e-4 * max(1.0, before[hook]) for hook in before)
@@ -53,16 +53,14 @@ def test_nothing_is_left_for_a_norm_to_read(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PAST_HOOKS)
-def test_control_the_three_sites_alone_leave_some(
-    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = ms.load_model(str(save_architecture(tmp_path, name)), dtype="float32", device="cpu")
+def test_control_the_three_sites_alone_leave_some(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = kept(name)
     monkeypatch.setattr("mechsafety.edits.interventions.written_past_hooks", lambda _: ())
     assert max(read_by_norms(model, ms.Ablate(VECTOR)).values()) > 0.1
 
 
-def test_what_can_not_be_reached_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = ms.load_model(str(save_architecture(tmp_path, "gemma4")), dtype="float32", device="cpu")
+def test_what_can_not_be_reached_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = ms.load_model(str(kept_folder("gemma4")), dtype="float32", device="cpu")
     monkeypatch.setattr(completeness, "with_places", lambda targets, _: list(targets))
     with pytest.raises(ms.MechsafetyError, match="past every hook point"), edited(model, ms.Ablate(VECTOR)):
         pass
@@ -71,8 +69,8 @@ def test_what_can_not_be_reached_is_refused(tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("name", [*PAST_HOOKS, "llama"])
-def test_a_partial_edit_says_what_it_leaves(tmp_path: Path, name: str) -> None:
-    model = ms.load_model(str(save_architecture(tmp_path, name)), dtype="float32", device="cpu")
+def test_a_partial_edit_says_what_it_leaves(name: str) -> None:
+    model = kept(name)
     whole, partial, nothing = ms.Ablate(VECTOR), ms.Ablate(VECTOR, layers=(1,)), ms.Ablate(VECTOR, alpha=0.0)
     receipts = {}
     for edit in (whole, partial):
@@ -90,8 +88,8 @@ def test_a_partial_edit_says_what_it_leaves(tmp_path: Path, name: str) -> None:
     assert all(left[hook] > 1e-3 for hook in past)
 
 
-def test_a_model_is_measured_once_however_many_edits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = ms.load_model(str(save_architecture(tmp_path, "gemma4")), dtype="float32", device="cpu")
+def test_a_model_is_measured_once_however_many_edits(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = ms.load_model(str(kept_folder("gemma4")), dtype="float32", device="cpu")
     measured: list[Any] = []
     left = completeness._left
     monkeypatch.setattr(completeness, "_left", lambda m, places: measured.append(places) or left(m, places))
@@ -102,7 +100,7 @@ def test_a_model_is_measured_once_however_many_edits(tmp_path: Path, monkeypatch
     assert measured[0] == () != measured[1]
 
 
-def test_half_precision_adds_no_place(tmp_path: Path) -> None:
+def test_half_precision_adds_no_place() -> None:
     for name in ("llama", "mixtral", "gemma2"):
-        model = ms.load_model(str(save_architecture(tmp_path / name, name)), dtype="bfloat16", device="cpu")
+        model = kept(name, dtype="bfloat16")
         assert written_past_hooks(model) == ()

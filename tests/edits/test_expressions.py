@@ -23,8 +23,8 @@ from tests.prompt_sets import small_prompts
 
 
 @pytest.fixture
-def cache(tiny: Callable[..., Any]) -> tuple[Any, ResidualCache]:
-    model = tiny("llama")
+def cache(tiny_kept: Callable[..., Any]) -> tuple[Any, ResidualCache]:
+    model = tiny_kept("llama")
     return model, residual_stream(model, small_prompts().fit)
 
 
@@ -103,8 +103,8 @@ def test_only_ablate_reads_with_a_covector(cache: tuple[Any, ResidualCache], tmp
     assert affine.read is None
 
 
-def test_random_directions_are_drawn_by_their_seed(tiny: Callable[..., Any]) -> None:
-    model = tiny("gpt2")
+def test_random_directions_are_drawn_by_their_seed(tiny_kept: Callable[..., Any]) -> None:
+    model = tiny_kept("gpt2")
     drawn = [parse_edit(f"ablate(random, seed={seed})", model) for seed in (0, 1, 1)]
     assert drawn[1] == drawn[2] != drawn[0] == parse_edit("ablate(random)", model)
     state = torch.get_rng_state()
@@ -132,7 +132,7 @@ def test_names_with_commas_and_such_go_in_quotes(
 
 
 def test_of_several_models_the_loaded_ones_directions_are_taken(
-    cache: tuple[Any, ResidualCache], tiny: Callable[..., Any], tmp_path: Path
+    cache: tuple[Any, ResidualCache], tiny_kept: Callable[..., Any], tmp_path: Path
 ) -> None:
     model, streams = cache
     found = find_directions(streams, resamples=1)
@@ -148,7 +148,7 @@ def test_of_several_models_the_loaded_ones_directions_are_taken(
     renamed = stored(tmp_path, other, replace(found, model="renamed"), name="r.safetensors")
     assert parse_edit(f"ablate({renamed}, layer=2)", model) == expected
 
-    elsewhere = tiny("llama", seed=1)
+    elsewhere = tiny_kept("llama", seed=1)
     said = refusal(f"ablate({path}, layer=2)", elsewhere)
     assert "whose weights differ from" in said
     assert "add any_weights=true" in said
@@ -164,11 +164,9 @@ def test_of_several_models_the_loaded_ones_directions_are_taken(
         assert "none with the 4 layers and the 32 entries" in said
 
 
-def test_models_without_a_record_go_by_their_weights(
-    cache: tuple[Any, ResidualCache], tmp_path: Path
-) -> None:
-    model, streams = cache
-    found = find_directions(streams, resamples=1)
+def test_models_without_a_record_go_by_their_weights(tiny: Callable[..., Any], tmp_path: Path) -> None:
+    model = tiny("llama")
+    found = find_directions(residual_stream(model, small_prompts().fit), resamples=1)
     object.__delattr__(model, "load_record")
     mine = replace(found, model=model_name(model), fingerprint=known_fingerprint(model))
     other = replace(found, model="other", vectors=-found.vectors)

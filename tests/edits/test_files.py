@@ -47,8 +47,8 @@ EDITS: dict[str, Callable[[], Edit]] = {
 
 
 @pytest.mark.parametrize("name", EDITS)
-def test_every_edit_comes_back_bit_for_bit(tiny: Callable[..., Any], tmp_path: Path, name: str) -> None:
-    model, edit, path = tiny("llama"), EDITS[name](), tmp_path / "e.safetensors"
+def test_every_edit_comes_back_bit_for_bit(tiny_kept: Callable[..., Any], tmp_path: Path, name: str) -> None:
+    model, edit, path = tiny_kept("llama"), EDITS[name](), tmp_path / "e.safetensors"
     save_edit(edit, path, model=model)
     back = load_edit(path, model=model)
     assert (type(back), back.describe(), digest(back)) == (type(edit), edit.describe(), digest(edit))
@@ -83,9 +83,9 @@ def rewritten(path: Path, change: Callable[[dict[str, Any], dict[str, Any]], Non
 
 
 def test_hooks_a_model_lacks_and_changed_contents_are_refused(
-    tiny: Callable[..., Any], tmp_path: Path
+    tiny_kept: Callable[..., Any], tmp_path: Path
 ) -> None:
-    model, path = tiny("llama"), tmp_path / "e.safetensors"
+    model, path = tiny_kept("llama"), tmp_path / "e.safetensors"
 
     def fresh() -> Path:
         save_edit(Ablate(noise(32)), path, model=model)
@@ -113,15 +113,15 @@ def test_hooks_a_model_lacks_and_changed_contents_are_refused(
             load_edit(rewritten(fresh(), change))
 
 
-def test_other_files_are_refused(tiny: Callable[..., Any], tmp_path: Path) -> None:
+def test_other_files_are_refused(tiny_kept: Callable[..., Any], tmp_path: Path) -> None:
     with pytest.raises(MechsafetyError, match="does not exist"):
         load_edit(tmp_path / "none.safetensors")
     with pytest.raises(MechsafetyError, match=r"must end in \.safetensors"):
         load_edit(tmp_path / "edit.pt")
     with pytest.raises(MechsafetyError, match=r"must end in \.safetensors"):
-        save_edit(Ablate(noise(32)), tmp_path / "edit.pt", model=tiny("llama"))
+        save_edit(Ablate(noise(32)), tmp_path / "edit.pt", model=tiny_kept("llama"))
     with pytest.raises(MechsafetyError, match="no' does not exist"):
-        save_edit(Ablate(noise(32)), tmp_path / "no" / "e.safetensors", model=tiny("llama"))
+        save_edit(Ablate(noise(32)), tmp_path / "no" / "e.safetensors", model=tiny_kept("llama"))
     (tmp_path / "text.safetensors").write_text("no tensors")
     save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors")
     for name in ("text", "other"):
@@ -134,8 +134,8 @@ def test_other_files_are_refused(tiny: Callable[..., Any], tmp_path: Path) -> No
 
 
 @pytest.fixture
-def stored(tiny: Callable[..., Any], tmp_path: Path) -> tuple[Any, Path, Any]:
-    model = tiny("llama")
+def stored(tiny_kept: Callable[..., Any], tmp_path: Path) -> tuple[Any, Path, Any]:
+    model = tiny_kept("llama")
     found = find_directions(residual_stream(model, small_prompts().fit, positions=(-2, -1)), resamples=1)
     found.save(tmp_path / "d.safetensors")
     return model, tmp_path / "d.safetensors", found
@@ -204,10 +204,10 @@ def test_wrong_words_are_named(stored: tuple[Any, Path, Any], text: str, said: s
 
 
 def test_directions_of_other_weights_need_a_word(
-    stored: tuple[Any, Path, Any], tiny: Callable[..., Any]
+    stored: tuple[Any, Path, Any], tiny_kept: Callable[..., Any]
 ) -> None:
     _, path, found = stored
-    other = tiny("llama", seed=1)
+    other = tiny_kept("llama", seed=1)
     with pytest.raises(MechsafetyError, match="to use them all the same add any_weights=true"):
         parse_edit(f"ablate({path}, layer=2)", other)
     carried = parse_edit(f"ablate({path}, layer=2, any_weights=true)", other)
@@ -229,8 +229,10 @@ def test_any_other_text_is_one_clear_error(text: str) -> None:
 # -- damaged and strange files ------------------------------------------------------------------------
 
 
-def test_an_oblique_affine_edit_and_an_added_site_come_back(tiny: Callable[..., Any], tmp_path: Path) -> None:
-    model, path = tiny("gpt2"), tmp_path / "e.safetensors"
+def test_an_oblique_affine_edit_and_an_added_site_come_back(
+    tiny_kept: Callable[..., Any], tmp_path: Path
+) -> None:
+    model, path = tiny_kept("gpt2"), tmp_path / "e.safetensors"
     for edit in (
         AffineAblate(oblique(), reference=noise(5, 32, seed=4), sites=("resid_post",), alpha=0.123456789),
         Add(noise(32), layer=2, site="attn_out"),
@@ -240,8 +242,10 @@ def test_an_oblique_affine_edit_and_an_added_site_come_back(tiny: Callable[..., 
         assert load_edit(path) != Ablate(noise(32))
 
 
-def test_a_file_that_cannot_be_written_is_one_clear_error(tiny: Callable[..., Any], tmp_path: Path) -> None:
-    model = tiny("llama")
+def test_a_file_that_cannot_be_written_is_one_clear_error(
+    tiny_kept: Callable[..., Any], tmp_path: Path
+) -> None:
+    model = tiny_kept("llama")
     (tmp_path / "folder.safetensors").mkdir()
     with pytest.raises(MechsafetyError, match="is a folder: name a file"):
         save_edit(Ablate(noise(32)), tmp_path / "folder.safetensors", model=model)
@@ -269,21 +273,23 @@ def test_records_that_are_none_are_refused(tmp_path: Path, record: str) -> None:
 @pytest.mark.parametrize("shape", [(), (0,), (2, 3, 4), (1, 0), (40, 32)])
 @pytest.mark.parametrize("kind", ["one direction", "affine", "oblique", "add"])
 def test_tensors_of_a_wrong_shape_are_refused(
-    tiny: Callable[..., Any], tmp_path: Path, shape: tuple[int, ...], kind: str
+    tiny_kept: Callable[..., Any], tmp_path: Path, shape: tuple[int, ...], kind: str
 ) -> None:
     path = tmp_path / "e.safetensors"
     for name in ("basis", "vector", "target", "read"):
-        save_edit(EDITS[kind](), path, model=tiny("llama"))
+        save_edit(EDITS[kind](), path, model=tiny_kept("llama"))
         if name in {k for k in safe_open(path, framework="pt").keys()}:  # noqa: SIM118, C416
             with pytest.raises(MechsafetyError):
                 load_edit(rewritten(path, lambda _, t, n=name: t.update({n: torch.ones(shape)})))  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("change", ["cut", "flipped"])
-def test_a_damaged_file_is_never_another_edit(tiny: Callable[..., Any], tmp_path: Path, change: str) -> None:
+def test_a_damaged_file_is_never_another_edit(
+    tiny_kept: Callable[..., Any], tmp_path: Path, change: str
+) -> None:
     path = tmp_path / "e.safetensors"
     edit = AffineAblate(oblique(), reference=2.0)
-    save_edit(edit, path, model=tiny("llama"))
+    save_edit(edit, path, model=tiny_kept("llama"))
     whole, refused = path.read_bytes(), 0
     for at in range(0, len(whole), 7):
         bad = whole[:at] if change == "cut" else whole[:at] + bytes([whole[at] ^ 0x10]) + whole[at + 1 :]

@@ -57,9 +57,9 @@ def cached_logits(model: Any, batch: TokenBatch, first: int) -> Tensor:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("k", [None, 3])
 def test_full_ablation_by_hooks_equals_weights(
-    tiny: Callable[..., Any], architecture: str, k: int | None
+    tiny_kept: Callable[..., Any], architecture: str, k: int | None
 ) -> None:
-    model, batch, edit = tiny(architecture), padded(), Ablate(direction(k=k))
+    model, batch, edit = tiny_kept(architecture), padded(), Ablate(direction(k=k))
     before = logits(model, batch)
     with edited(model, edit):
         hooked, hooked_cached = logits(model, batch), cached_logits(model, batch, 4)
@@ -78,9 +78,9 @@ def test_full_ablation_by_hooks_equals_weights(
 @pytest.mark.parametrize("writers", [("attn_out", "mlp_out"), ("embed", "attn_out", "mlp_out"), ("mlp_out",)])
 @pytest.mark.parametrize("alpha", [1.0, 0.4])
 def test_orthogonalised_weights_equal_their_hooks(
-    tiny: Callable[..., Any], architecture: str, writers: Any, alpha: float
+    tiny_kept: Callable[..., Any], architecture: str, writers: Any, alpha: float
 ) -> None:
-    model, batch = tiny(architecture), padded()
+    model, batch = tiny_kept(architecture), padded()
     edit = Orthogonalise(direction(), alpha=alpha, layers=(1, 2), writers=writers)
     with edited(model, edit):
         hooked = logits(model, batch)
@@ -90,8 +90,10 @@ def test_orthogonalised_weights_equal_their_hooks(
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_twin_and_bridge_compute_the_same_under_hooks(tiny: Callable[..., Any], architecture: str) -> None:
-    model, batch, edit = tiny(architecture), padded(), Ablate(direction())
+def test_twin_and_bridge_compute_the_same_under_hooks(
+    tiny_kept: Callable[..., Any], architecture: str
+) -> None:
+    model, batch, edit = tiny_kept(architecture), padded(), Ablate(direction())
     twin = generation_twin(model)
     assert twin is not None
     with edited(model, edit):
@@ -104,8 +106,8 @@ def test_twin_and_bridge_compute_the_same_under_hooks(tiny: Callable[..., Any], 
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_nothing_of_the_direction_is_left(tiny: Callable[..., Any], architecture: str) -> None:
-    model, v = tiny(architecture), direction()
+def test_nothing_of_the_direction_is_left(tiny_kept: Callable[..., Any], architecture: str) -> None:
+    model, v = tiny_kept(architecture), direction()
     unit = v / v.norm()
     seen: dict[str, float] = {}
 
@@ -124,8 +126,8 @@ def test_nothing_of_the_direction_is_left(tiny: Callable[..., Any], architecture
 
 @pytest.mark.parametrize("architecture", ["llama-tied", "gpt2"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_weights_come_back_bit_for_bit(tiny: Callable[..., Any], architecture: str, dtype: str) -> None:
-    model = tiny(architecture, dtype=dtype)
+def test_weights_come_back_bit_for_bit(tiny_kept: Callable[..., Any], architecture: str, dtype: str) -> None:
+    model = tiny_kept(architecture, dtype=dtype)
     before = {name: p.clone() for name, p in model.original_model.named_parameters()}
     embedding = model.embed.original_component.weight
 
@@ -145,8 +147,8 @@ def test_weights_come_back_bit_for_bit(tiny: Callable[..., Any], architecture: s
     assert twin.get_input_embeddings().weight is embedding
 
 
-def test_tied_unembedding_is_left_alone(tiny: Callable[..., Any]) -> None:
-    model = tiny("llama-tied")
+def test_tied_unembedding_is_left_alone(tiny_kept: Callable[..., Any]) -> None:
+    model = tiny_kept("llama-tied")
     table = model.embed.original_component.weight.clone()
     with baked(model, Ablate(direction())):
         assert torch.equal(model.unembed.original_component.weight, table)
@@ -221,9 +223,9 @@ def touched(model: Any, edit: Any, batch: TokenBatch, *, cuts: list[int], prompt
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 @pytest.mark.parametrize(("positions", "prompt"), POSITION_CASES)
 def test_positions_mean_the_same_cached_and_not(
-    tiny: Callable[..., Any], architecture: str, positions: Any, prompt: int
+    tiny_kept: Callable[..., Any], architecture: str, positions: Any, prompt: int
 ) -> None:
-    model, batch = tiny(architecture), padded()
+    model, batch = tiny_kept(architecture), padded()
     edit = Add(direction(), layer=1, coefficient=3.0, positions=positions)
     whole = touched(model, edit, batch, cuts=[], prompt=prompt)
     stepped = touched(model, edit, batch, cuts=[6, 7], prompt=prompt)
@@ -241,8 +243,8 @@ def test_positions_mean_the_same_cached_and_not(
     assert torch.equal(in_parts, expected)
 
 
-def test_last_prompt_of_right_padded_rows_is_each_rows_own(tiny: Callable[..., Any]) -> None:
-    model = tiny("llama")
+def test_last_prompt_of_right_padded_rows_is_each_rows_own(tiny_kept: Callable[..., Any]) -> None:
+    model = tiny_kept("llama")
     left = padded()
     flipped = TokenBatch(rows=left.rows, ids=left.ids.clone(), mask=left.mask.flip(-1))
     edit = Add(direction(), layer=1, positions="last_prompt")
@@ -250,8 +252,8 @@ def test_last_prompt_of_right_padded_rows_is_each_rows_own(tiny: Callable[..., A
     assert got.nonzero().tolist() == [[0, 7], [1, 2], [2, 4]]
 
 
-def test_receipt_counts_hooks_and_positions(tiny: Callable[..., Any]) -> None:
-    model, batch = tiny("llama"), padded()
+def test_receipt_counts_hooks_and_positions(tiny_kept: Callable[..., Any]) -> None:
+    model, batch = tiny_kept("llama"), padded()
     with edited(model, Ablate(direction())) as coverage:
         logits(model, batch)
         logits(model, batch)
@@ -261,8 +263,8 @@ def test_receipt_counts_hooks_and_positions(tiny: Callable[..., Any]) -> None:
     assert coverage.summary()["positions"] == 3
 
 
-def test_an_edit_that_touches_nothing_is_an_error(tiny: Callable[..., Any]) -> None:
-    model = tiny("llama")
+def test_an_edit_that_touches_nothing_is_an_error(tiny_kept: Callable[..., Any]) -> None:
+    model = tiny_kept("llama")
     with pytest.raises(MechsafetyError, match="touched nothing"), edited(model, Ablate(direction())):
         pass
     with (
@@ -298,23 +300,25 @@ def test_unknown_sites_and_positions_are_refused() -> None:
         _check(("last",), POSITIONS, "position")
 
 
-def test_edits_for_another_model_are_refused(tiny: Callable[..., Any]) -> None:
-    model = tiny("llama")
+def test_edits_for_another_model_are_refused(tiny_kept: Callable[..., Any]) -> None:
+    model = tiny_kept("llama")
     with pytest.raises(MechsafetyError, match="another model"), edited(model, Ablate(torch.ones(16))):
         pass
     with pytest.raises(MechsafetyError, match="layers"), edited(model, Add(direction(), layer=9)):
         pass
 
 
-def test_only_equivalent_edits_can_be_baked(tiny: Callable[..., Any]) -> None:
-    model = tiny("llama")
+def test_only_equivalent_edits_can_be_baked(tiny_kept: Callable[..., Any]) -> None:
+    model = tiny_kept("llama")
     for edit in (Ablate(direction(), alpha=0.5), Ablate(direction(), layers=(1,)), Add(direction(), layer=1)):
         with pytest.raises(MechsafetyError, match="no weight form"), baked(model, edit):
             pass
 
 
-def test_architectures_that_norm_after_the_map_are_refused_and_restored(tiny: Callable[..., Any]) -> None:
-    model = tiny("gemma2")
+def test_architectures_that_norm_after_the_map_are_refused_and_restored(
+    tiny_kept: Callable[..., Any],
+) -> None:
+    model = tiny_kept("gemma2")
     before = {name: p.clone() for name, p in model.original_model.named_parameters()}
     with pytest.raises(MechsafetyError, match="not the hook edit"), baked(model, Ablate(direction())):
         pass
@@ -418,9 +422,9 @@ def test_affine_reference_a_layer() -> None:
 @pytest.mark.parametrize("architecture", ["llama-tied", "gpt2"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_norm_preserving_weights_keep_every_length_and_lose_the_direction(
-    tiny: Callable[..., Any], architecture: str, dtype: str
+    tiny_kept: Callable[..., Any], architecture: str, dtype: str
 ) -> None:
-    model, v = tiny(architecture, dtype=dtype), direction()
+    model, v = tiny_kept(architecture, dtype=dtype), direction()
     edit = Orthogonalise(v, norm_preserving=True)
 
     def maps() -> list[Tensor]:

@@ -117,9 +117,9 @@ def test_a_covector_reads_one_direction_only() -> None:
 
 
 def test_an_edit_that_does_not_fit_is_refused_before_anything_runs(
-    tiny: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    tiny_kept: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = tiny("llama")
+    model = tiny_kept("llama")
     for make in MADE.values():
         edit = make()
         require_fits(model, edit, weights=isinstance(edit, Orthogonalise))
@@ -178,9 +178,9 @@ HOOKED: dict[str, Callable[[], Edit]] = {
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("name", HOOKED)
 def test_edits_are_the_same_padded_or_not_cached_or_not(
-    tiny: Callable[..., Any], architecture: str, name: str
+    tiny_kept: Callable[..., Any], architecture: str, name: str
 ) -> None:
-    model, batch, edit = tiny(architecture), pad_left(SEQUENCES, pad=0), HOOKED[name]()
+    model, batch, edit = tiny_kept(architecture), pad_left(SEQUENCES, pad=0), HOOKED[name]()
     columns = batch.ids.shape[1]
     with edited(model, edit, prompt_length=columns - 2):
         whole, in_steps = logits(model, batch), stepped(model, batch, columns - 2)
@@ -203,9 +203,9 @@ def test_edits_are_the_same_padded_or_not_cached_or_not(
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_adding_to_what_the_mlp_writes_is_adding_to_the_next_blocks_input(
-    tiny: Callable[..., Any], architecture: str
+    tiny_kept: Callable[..., Any], architecture: str
 ) -> None:
-    model, batch = tiny(architecture), pad_left(SEQUENCES, pad=0)
+    model, batch = tiny_kept(architecture), pad_left(SEQUENCES, pad=0)
 
     def under(layer: int, site: Any) -> Tensor:
         with edited(model, Add(noise(32), layer=layer, site=site, coefficient=2.0)):
@@ -239,9 +239,9 @@ def seen(model: Any, edit: Edit | None, hook: str) -> Tensor:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("oblique", [False, True])
 def test_affine_edits_put_the_stream_of_a_model_at_the_reference(
-    tiny: Callable[..., Any], architecture: str, dtype: str, oblique: bool
+    tiny_kept: Callable[..., Any], architecture: str, dtype: str, oblique: bool
 ) -> None:
-    model, source = tiny(architecture, dtype=dtype), leace()
+    model, source = tiny_kept(architecture, dtype=dtype), leace()
     assert source.covector is not None
     read = source.covector / (source.covector @ source.unit) if oblique else source.unit
     hook = "blocks.2.hook_resid_pre"
@@ -310,8 +310,8 @@ def test_norm_preserving_formula_and_its_degenerate_columns(tiny: Callable[..., 
         torch.testing.assert_close(new[1], torch.zeros(32) if alpha == 1 else old[1], rtol=1e-4, atol=1e-4)
 
 
-def test_norm_preserving_also_keeps_embeddings_and_biases(tiny: Callable[..., Any]) -> None:
-    model, v = tiny("gpt2"), noise(32)
+def test_norm_preserving_also_keeps_embeddings_and_biases(tiny_kept: Callable[..., Any]) -> None:
+    model, v = tiny_kept("gpt2"), noise(32)
     unit = v / v.norm()
 
     def written() -> dict[str, Tensor]:
@@ -340,9 +340,9 @@ def test_norm_preserving_also_keeps_embeddings_and_biases(tiny: Callable[..., An
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("writers", [("attn_out",), ("mlp_out",), ("attn_out", "mlp_out")])
 def test_weights_are_refused_where_a_norm_follows_the_map(
-    tiny: Callable[..., Any], dtype: str, writers: Any
+    tiny_kept: Callable[..., Any], dtype: str, writers: Any
 ) -> None:
-    model = tiny("gemma2", dtype=dtype)
+    model = tiny_kept("gemma2", dtype=dtype)
     before = {name: p.clone() for name, p in model.original_model.named_parameters()}
     for norms in (False, True):
         edit = Orthogonalise(noise(32), writers=writers, norm_preserving=norms)
@@ -381,8 +381,8 @@ def test_a_deep_model_in_bfloat16_can_be_baked_though_its_rounding_adds_up(tmp_p
         torch.testing.assert_close(logits(whole, batch), hooked, rtol=1e-3, atol=1e-3)
 
 
-def test_norm_preserving_is_refused_where_a_norm_follows_the_map(tiny: Callable[..., Any]) -> None:
-    model = tiny("gemma2")
+def test_norm_preserving_is_refused_where_a_norm_follows_the_map(tiny_kept: Callable[..., Any]) -> None:
+    model = tiny_kept("gemma2")
     before = {name: p.clone() for name, p in model.original_model.named_parameters()}
     with (
         pytest.raises(MechsafetyError, match=r"not the hook edit .* without norm_preserving"),
@@ -393,8 +393,8 @@ def test_norm_preserving_is_refused_where_a_norm_follows_the_map(tiny: Callable[
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_norm_preserving_weights_come_back_after_an_error(tiny: Callable[..., Any]) -> None:
-    model = tiny("llama-tied", dtype="bfloat16")
+def test_norm_preserving_weights_come_back_after_an_error(tiny_kept: Callable[..., Any]) -> None:
+    model = tiny_kept("llama-tied", dtype="bfloat16")
     before = {name: p.clone() for name, p in model.original_model.named_parameters()}
 
     def fail_inside() -> None:

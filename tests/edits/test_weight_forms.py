@@ -14,6 +14,7 @@ from mechsafety.edits.interventions import Ablate, Add, Orthogonalise, baked, ed
 from mechsafety.generation.completions import generate
 from mechsafety.models.loading import body_of, load_model
 from tests.architectures import save_architecture
+from tests.kept_models import kept
 from tests.prompt_sets import small_prompts
 
 IDS = torch.tensor([[5, 9, 12, 30, 7, 21, 40, 8], [6, 11, 33, 14, 15, 16, 17, 18]])
@@ -28,6 +29,7 @@ AFTER_EMBEDDING = ("bloom",)
 """A norm follows the embedding only."""
 AFTER_MAPS = ("gemma2", "gemma3", "glm4", "olmo2", "olmo3")
 """A norm follows attention and MLP."""
+EVERY_FORMAT = ("llama", "bloom", "gemma3")
 
 
 def loaded(folder: Path, name: str, dtype: str) -> Any:
@@ -48,12 +50,18 @@ def sites_of(edit: Any) -> tuple[str, ...]:
     return ("attn_out", "mlp_out") if edit is MAPS else ("attn_out", "mlp_out", "resid_post")
 
 
-@pytest.mark.parametrize("dtype", FORMATS)
-@pytest.mark.parametrize("name", [*WHOLE, *AFTER_EMBEDDING, *AFTER_MAPS])
-def test_a_weight_form_exists_in_every_number_format_or_in_none(
-    tmp_path: Path, name: str, dtype: str
-) -> None:
-    model = loaded(tmp_path, name, dtype)
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        pytest.param(
+            name, dtype, marks=() if dtype == "float32" or name in EVERY_FORMAT else pytest.mark.slow
+        )
+        for name in (*WHOLE, *AFTER_EMBEDDING, *AFTER_MAPS)
+        for dtype in FORMATS
+    ],
+)
+def test_a_weight_form_exists_in_every_number_format_or_in_none(name: str, dtype: str) -> None:
+    model = kept(name, dtype=dtype)
     before = {key: p.clone() for key, p in model.original_model.named_parameters()}
     for edit, refused in ((MAPS, AFTER_MAPS), (Ablate(VECTOR), AFTER_MAPS + AFTER_EMBEDDING)):
         if name in refused:
@@ -90,8 +98,8 @@ def test_a_model_that_runs_copies_of_its_weights_is_refused_for_that(tmp_path: P
 @pytest.mark.parametrize(
     "edit", [Ablate(VECTOR), Add(9 * VECTOR, layer=1), MAPS], ids=["ablate", "add", "maps"]
 )
-def test_edits_by_hooks_reach_answers(tmp_path: Path, name: str, edit: Any) -> None:
-    model, prompts = loaded(tmp_path, name, "float32"), small_prompts(2).fit
+def test_edits_by_hooks_reach_answers(name: str, edit: Any) -> None:
+    model, prompts = kept(name), small_prompts(2).fit
     bare = [c.tokens for c in generate(model, prompts, max_new_tokens=6, seed=0)]
     during = generate(model, prompts, edit=edit, max_new_tokens=6, seed=0)
     assert [c.tokens for c in during] != bare

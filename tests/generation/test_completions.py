@@ -56,8 +56,10 @@ def test_fast_path_equals_reference_path(tiny: Callable[..., Any], architecture:
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
-def test_float32_tokens_do_not_depend_on_the_batch_size(tiny: Callable[..., Any], architecture: str) -> None:
-    model = tiny(architecture)
+def test_float32_tokens_do_not_depend_on_the_batch_size(
+    tiny_kept: Callable[..., Any], architecture: str
+) -> None:
+    model = tiny_kept(architecture)
     whole = tokens(model, edit=Ablate(VECTOR), batch_size=64)
     assert whole == tokens(model, edit=Ablate(VECTOR), batch_size=3)
     assert whole == tokens(model, edit=Ablate(VECTOR), batch_size=1)
@@ -65,24 +67,29 @@ def test_float32_tokens_do_not_depend_on_the_batch_size(tiny: Callable[..., Any]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_edit_is_off_afterwards(tiny: Callable[..., Any], dtype: str) -> None:
-    model = tiny("llama", dtype=dtype)
+def test_edit_is_off_afterwards(tiny_kept: Callable[..., Any], dtype: str) -> None:
+    model = tiny_kept("llama", dtype=dtype)
     before = tokens(model)
     tokens(model, edit=Ablate(VECTOR))
     assert tokens(model) == before
 
 
-def test_coverage_counts_every_step(tiny: Callable[..., Any]) -> None:
+def test_coverage_counts_every_step(tiny_kept: Callable[..., Any]) -> None:
     done = generate(
-        tiny("llama"), small_prompts(4).report, edit=Ablate(VECTOR), max_new_tokens=5, seed=0, batch_size=4
+        tiny_kept("llama"),
+        small_prompts(4).report,
+        edit=Ablate(VECTOR),
+        max_new_tokens=5,
+        seed=0,
+        batch_size=4,
     )
     assert done.coverage is not None
     assert done.coverage.summary()["hooks"] == 12
     assert min(done.coverage.fired.values()) == max(done.coverage.fired.values()) >= 2
 
 
-def test_sampling_needs_its_seed_and_only_that(tiny: Callable[..., Any]) -> None:
-    model, prompts = tiny("llama"), small_prompts(4).report
+def test_sampling_needs_its_seed_and_only_that(tiny_kept: Callable[..., Any]) -> None:
+    model, prompts = tiny_kept("llama"), small_prompts(4).report
     sampling = Sampling(temperature=1.5)
 
     def draw(seed: int) -> list[tuple[int, ...]]:
@@ -98,8 +105,8 @@ def test_sampling_needs_its_seed_and_only_that(tiny: Callable[..., Any]) -> None
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_resumed_batches_draw_the_same(tiny: Callable[..., Any]) -> None:
-    model, prompts = tiny("llama"), small_prompts(4).report
+def test_resumed_batches_draw_the_same(tiny_kept: Callable[..., Any]) -> None:
+    model, prompts = tiny_kept("llama"), small_prompts(4).report
     plan = generation_plan(model, prompts, batch_size=3)
     options: dict[str, Any] = {"max_new_tokens": 6, "seed": 0, "sampling": Sampling()}
     whole = {c.id: c.tokens for c in generate(model, prompts, plan=plan, **options)}
@@ -109,9 +116,9 @@ def test_resumed_batches_draw_the_same(tiny: Callable[..., Any]) -> None:
 
 
 def test_out_of_memory_halves_the_batch_and_says_so(
-    tiny: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    tiny_kept: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, prompts = tiny("llama"), small_prompts(4).report
+    model, prompts = tiny_kept("llama"), small_prompts(4).report
     expected = tokens(model, batch_size=8)
     real = generation._hf_generate
 
@@ -169,8 +176,8 @@ def test_models_own_sampling_settings_are_ignored(tiny: Callable[..., Any]) -> N
     assert twin.generation_config.do_sample is True
 
 
-def test_bad_requests(tiny: Callable[..., Any]) -> None:
-    model = tiny("llama")
+def test_bad_requests(tiny_kept: Callable[..., Any]) -> None:
+    model = tiny_kept("llama")
     with pytest.raises(MechsafetyError, match="1 at least"):
         generate(model, small_prompts(1).report, max_new_tokens=0, seed=0)
     with pytest.raises(MechsafetyError, match="no prompts"):

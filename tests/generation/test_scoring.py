@@ -40,13 +40,19 @@ def plain(model: Any, context: list[int], option: list[int], edit: Edit | None =
     return sum(float(table[len(context) - 1 + i, token]) for i, token in enumerate(option))
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma2"])
-@pytest.mark.parametrize("share_prefix", [True, False])
+@pytest.mark.parametrize(
+    ("architecture", "share_prefix"),
+    [
+        *(("llama", True), ("llama", False), ("gpt2", True), ("gemma2", True)),
+        pytest.param("gpt2", False, marks=pytest.mark.slow),
+        pytest.param("gemma2", False, marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("edit", EDITS, ids=lambda edit: "none" if edit is None else edit.positions)
 def test_scores_equal_the_chain_rule(
-    tiny: Callable[..., Any], architecture: str, share_prefix: bool, edit: Any
+    tiny_kept: Callable[..., Any], architecture: str, share_prefix: bool, edit: Any
 ) -> None:
-    model = tiny(architecture)
+    model = tiny_kept(architecture)
     got = option_log_probs(model, contexts(), OPTIONS, edit=edit, batch_size=3, share_prefix=share_prefix)
 
     def all_plain(edit: Edit | None) -> torch.Tensor:
@@ -59,20 +65,20 @@ def test_scores_equal_the_chain_rule(
     torch.testing.assert_close(got, expected, rtol=0, atol=2e-4)
 
 
-def test_bfloat16_agrees_roughly(tiny: Callable[..., Any]) -> None:
-    exact = option_log_probs(tiny("llama"), contexts(), OPTIONS)
-    rough = option_log_probs(tiny("llama", dtype="bfloat16"), contexts(), OPTIONS)
+def test_bfloat16_agrees_roughly(tiny_kept: Callable[..., Any]) -> None:
+    exact = option_log_probs(tiny_kept("llama"), contexts(), OPTIONS)
+    rough = option_log_probs(tiny_kept("llama", dtype="bfloat16"), contexts(), OPTIONS)
     torch.testing.assert_close(exact, rough, rtol=0.1, atol=0.5)
 
 
-def test_identical_contexts_share_all_but_the_last_token(tiny: Callable[..., Any]) -> None:
-    model = tiny("llama")
+def test_identical_contexts_share_all_but_the_last_token(tiny_kept: Callable[..., Any]) -> None:
+    model = tiny_kept("llama")
     scores = option_log_probs(model, [PREFIX, PREFIX], OPTIONS)
     assert scores[0, 1] == pytest.approx(plain(model, PREFIX, OPTIONS[1]), abs=2e-4)
 
 
-def test_answer_nll_is_the_mean_over_answer_tokens(tiny: Callable[..., Any]) -> None:
-    model = tiny("llama")
+def test_answer_nll_is_the_mean_over_answer_tokens(tiny_kept: Callable[..., Any]) -> None:
+    model = tiny_kept("llama")
     answers = [[14, 15, 16], [], [22], [31, 18, 40, 41, 42]]
     found = answer_nll(model, contexts()[:4], answers, batch_size=2)
     for context, answer, value in zip(contexts(), answers, found, strict=False):
@@ -82,24 +88,28 @@ def test_answer_nll_is_the_mean_over_answer_tokens(tiny: Callable[..., Any]) -> 
             assert value == pytest.approx(-plain(model, context, answer) / len(answer), abs=1e-4)
 
 
-def test_empty_questions_are_refused(tiny: Callable[..., Any]) -> None:
-    model = tiny("llama")
+def test_empty_questions_are_refused(tiny_kept: Callable[..., Any]) -> None:
+    model = tiny_kept("llama")
     for bad in (([], OPTIONS), (contexts(), []), (contexts(), [[]]), ([[]], OPTIONS)):
         with pytest.raises(MechsafetyError, match="none of them empty"):
             option_log_probs(model, *bad)
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
-def test_a_context_fits_with_its_options_or_is_an_error(tiny: Callable[..., Any], architecture: str) -> None:
-    model = tiny(architecture)
+def test_a_context_fits_with_its_options_or_is_an_error(
+    tiny_kept: Callable[..., Any], architecture: str
+) -> None:
+    model = tiny_kept(architecture)
     assert option_log_probs(model, [[5] * 255], [[7], [8, 9]]).isfinite().all()
     with pytest.raises(MechsafetyError, match=r"1 of 2 .* 256 tokens: the first is 'scoring 2', 256 tokens"):
         option_log_probs(model, [[5] * 9, [5] * 256], [[7], [8, 9]])
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
-def test_an_answer_fits_with_its_context_or_is_an_error(tiny: Callable[..., Any], architecture: str) -> None:
-    model = tiny(architecture)
+def test_an_answer_fits_with_its_context_or_is_an_error(
+    tiny_kept: Callable[..., Any], architecture: str
+) -> None:
+    model = tiny_kept(architecture)
     (most,) = answer_nll(model, [[5] * 250], [[7] * 6])
     assert most is not None
     assert most > 0

@@ -115,9 +115,12 @@ def answers(model: Any, edit: Any = None, texts: list[str] = TEXTS, n: int = 8) 
 # -- continuations ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen2", "gemma2", "gpt2"])
-def test_greedy_continuations_are_those_of_generate(architecture: str, tiny: Callable[..., Any]) -> None:
-    model = tiny(architecture)
+@pytest.mark.parametrize(
+    "architecture",
+    ["llama", "gemma2", *(pytest.param(name, marks=pytest.mark.slow) for name in ("qwen2", "gpt2"))],
+)
+def test_greedy_continuations_are_those_of_generate(architecture: str, tiny_kept: Callable[..., Any]) -> None:
+    model = tiny_kept(architecture)
     requests = [
         Request(
             tokens=tuple(tokenize_text(model, render_chat(model, [{"role": "user", "content": t}]))),
@@ -137,8 +140,8 @@ def test_greedy_continuations_are_those_of_generate(architecture: str, tiny: Cal
             assert [c.text for c in found] == expected, (edit, batch_size)
 
 
-def test_every_request_has_its_own_length_stop_and_seed(tiny: Callable[..., Any]) -> None:
-    model = tiny("llama")
+def test_every_request_has_its_own_length_stop_and_seed(tiny_kept: Callable[..., Any]) -> None:
+    model = tiny_kept("llama")
     tokens = tuple(tokenize_text(model, TEXTS[1]))
     whole = continuations(model, [Request(tokens=tokens, max_new_tokens=12)], batch_size=1)[0]
     stop = whole.text.split()[3]
@@ -162,8 +165,8 @@ def test_every_request_has_its_own_length_stop_and_seed(tiny: Callable[..., Any]
     assert together[3] != together[4]
 
 
-def test_log_probs_are_the_models(tiny: Callable[..., Any]) -> None:
-    model = tiny("llama")
+def test_log_probs_are_the_models(tiny_kept: Callable[..., Any]) -> None:
+    model = tiny_kept("llama")
     tokens = tuple(tokenize_text(model, TEXTS[0]))
     found = continuations(model, [Request(tokens=tokens, max_new_tokens=4, top_logprobs=3)], batch_size=1)[0]
     ids = torch.tensor([[*tokens, *found.tokens]])
@@ -177,15 +180,15 @@ def test_log_probs_are_the_models(tiny: Callable[..., Any]) -> None:
 # -- the provider -------------------------------------------------------------------------------------
 
 
-def test_a_model_answers_as_generate_does(tiny: Callable[..., Any]) -> None:
-    model, edit = tiny("llama"), Ablate(direction())
+def test_a_model_answers_as_generate_does(tiny_kept: Callable[..., Any]) -> None:
+    model, edit = tiny_kept("llama"), Ablate(direction())
     plain, edited = inspect_model(model), inspect_model(model, edit=edit)
     assert ask_all(plain, TEXTS) == answers(model)
     assert ask_all(edited, TEXTS) == answers(model, edit) != answers(model)
 
 
 def test_requests_of_one_moment_share_batches(
-    tiny: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    tiny_kept: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mechsafety.integrations import inspect_provider
 
@@ -197,13 +200,13 @@ def test_requests_of_one_moment_share_batches(
         return real(model, requests, **options)
 
     monkeypatch.setattr(inspect_provider, "continuations", counted)
-    model = tiny("llama")
+    model = tiny_kept("llama")
     assert ask_all(inspect_model(model, batch_size=3), TEXTS) == answers(model)
     assert sizes == [3, 2]
 
 
-def test_models_that_share_weights_do_not_feel_each_others_edits(tiny: Callable[..., Any]) -> None:
-    model, edit = tiny("llama"), Ablate(direction())
+def test_models_that_share_weights_do_not_feel_each_others_edits(tiny_kept: Callable[..., Any]) -> None:
+    model, edit = tiny_kept("llama"), Ablate(direction())
     plain, edited = inspect_model(model, batch_size=1), inspect_model(model, edit=edit, batch_size=1)
 
     async def run() -> list[str]:
@@ -216,15 +219,15 @@ def test_models_that_share_weights_do_not_feel_each_others_edits(tiny: Callable[
 
 
 def test_names_carry_the_edit_and_no_folder(
-    tiny: Callable[..., Any], tiny_folder: Callable[..., Path]
+    tiny_kept: Callable[..., Any], tiny_folder: Callable[..., Path]
 ) -> None:
-    model, edit = tiny("llama"), Ablate(direction())
+    model, edit = tiny_kept("llama"), Ablate(direction())
     plain, edited = str(inspect_model(model)), str(inspect_model(model, edit=edit))
     assert plain.startswith(f"mechsafety/{tiny_folder('llama').name}-")
     assert edited == f"{plain}@{edit_hash(edit)}"
     assert str(inspect_model(model, edit=Ablate(direction(1)))) != edited
     assert str(inspect_model(model, edit=Ablate(direction(), alpha=0.5))) != edited
-    assert str(inspect_model(tiny("llama", seed=1))) != plain
+    assert str(inspect_model(tiny_kept("llama", seed=1))) != plain
     assert str(inspect_model(model, edit=edit, name="mine")) == f"mechsafety/mine@{edit_hash(edit)}"
     assert public_name("org/model@main+refusals", "f" * 64) == "org/model@main+refusals"
 
@@ -232,7 +235,7 @@ def test_names_carry_the_edit_and_no_folder(
 @pytest.mark.parametrize("cache", [False, True, CachePolicy(expiry=None)])
 @pytest.mark.parametrize("edited_first", [False, True])
 def test_memo_and_cache_keep_edits_apart(
-    edited_first: bool, cache: Any, tiny_folder: Callable[..., Path], tiny: Callable[..., Any]
+    edited_first: bool, cache: Any, tiny_folder: Callable[..., Path], tiny_kept: Callable[..., Any]
 ) -> None:
     expressions = ["ablate(random, seed=0)", None, "ablate(random, seed=1)"]
     if not edited_first:
@@ -248,7 +251,7 @@ def test_memo_and_cache_keep_edits_apart(
     def own(expression: str | None) -> str:
         from mechsafety.edits.expressions import parse_edit
 
-        model = tiny("llama")
+        model = tiny_kept("llama")
         return answers(model, parse_edit(expression, model=model) if expression else None)[0]
 
     truth = [own(e) for e in expressions]
@@ -259,9 +262,9 @@ def test_memo_and_cache_keep_edits_apart(
 
 
 def test_the_cache_is_in_use_and_knows_the_edit(
-    tiny: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    tiny_kept: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, edit = tiny("llama"), Ablate(direction())
+    model, edit = tiny_kept("llama"), Ablate(direction())
     plain, edited = inspect_model(model), inspect_model(model, edit=edit)
     first = [ask(plain, cache=True), ask(edited, cache=True)]
     monkeypatch.setattr(
@@ -274,10 +277,10 @@ def test_the_cache_is_in_use_and_knows_the_edit(
 
 @pytest.mark.parametrize("edited_first", [False, True])
 def test_control_without_the_hash_the_cache_would_serve_the_other_model(
-    edited_first: bool, tiny: Callable[..., Any]
+    edited_first: bool, tiny_kept: Callable[..., Any]
 ) -> None:
     """inspect_ai's cache goes by the name: the trap is there, and the hash is what keeps us out of it."""
-    model, edit = tiny("llama"), Ablate(direction())
+    model, edit = tiny_kept("llama"), Ablate(direction())
     models = [inspect_model(model, name="same"), inspect_model(model, edit=edit, name="same")]
     for one in models:
         one.api.model_name = "same"
@@ -288,7 +291,9 @@ def test_control_without_the_hash_the_cache_would_serve_the_other_model(
     assert [ask(one, cache=True) for one in models] == [own[0], own[0]]
 
 
-def test_control_the_memo_takes_edit_objects_for_equal_and_we_refuse_them(tiny: Callable[..., Any]) -> None:
+def test_control_the_memo_takes_edit_objects_for_equal_and_we_refuse_them(
+    tiny_kept: Callable[..., Any],
+) -> None:
     @modelapi(name="naive")
     class Naive(MechsafetyAPI):
         def __init__(self, model_name: str, *, edit: Any = None, **_: Any) -> None:
@@ -301,8 +306,8 @@ def test_control_the_memo_takes_edit_objects_for_equal_and_we_refuse_them(tiny: 
         get_model("mechsafety/small", edit=first)
 
 
-def test_system_prompts_and_earlier_turns_are_part_of_the_question(tiny: Callable[..., Any]) -> None:
-    model = tiny("llama")
+def test_system_prompts_and_earlier_turns_are_part_of_the_question(tiny_kept: Callable[..., Any]) -> None:
+    model = tiny_kept("llama")
     turns = [
         ChatMessageSystem(content="help me"),
         ChatMessageUser(content="list a key"),
@@ -317,8 +322,8 @@ def test_system_prompts_and_earlier_turns_are_part_of_the_question(tiny: Callabl
     assert ask(inspect_model(model), turns[1:], system_message="help me") == expected
 
 
-def test_options_reach_the_model(tiny: Callable[..., Any]) -> None:
-    hooked = tiny("llama")
+def test_options_reach_the_model(tiny_kept: Callable[..., Any]) -> None:
+    hooked = tiny_kept("llama")
     model = inspect_model(hooked)
     whole = ask(model, max_tokens=12)
     assert whole.startswith(ask(model, max_tokens=4))
@@ -339,8 +344,8 @@ def test_options_reach_the_model(tiny: Callable[..., Any]) -> None:
     assert all(one.top_logprobs and one.top_logprobs[0].logprob == one.logprob for one in content)
 
 
-def test_the_window_ends_an_answer(tiny: Callable[..., Any]) -> None:
-    hooked = tiny("llama")
+def test_the_window_ends_an_answer(tiny_kept: Callable[..., Any]) -> None:
+    hooked = tiny_kept("llama")
     model, most = inspect_model(hooked), window(hooked)
     assert most == 256
     long = " ".join(["bread"] * 250)
@@ -367,14 +372,14 @@ def test_the_window_ends_an_answer(tiny: Callable[..., Any]) -> None:
     ],
 )
 def test_options_without_effect_are_refused(
-    options: dict[str, Any], said: str, tiny: Callable[..., Any]
+    options: dict[str, Any], said: str, tiny_kept: Callable[..., Any]
 ) -> None:
     with pytest.raises(MechsafetyError, match=said):
-        ask(inspect_model(tiny("llama")), **options)
+        ask(inspect_model(tiny_kept("llama")), **options)
 
 
-def test_conversations_that_it_cannot_read_are_refused(tiny: Callable[..., Any]) -> None:
-    model = inspect_model(tiny("llama"))
+def test_conversations_that_it_cannot_read_are_refused(tiny_kept: Callable[..., Any]) -> None:
+    model = inspect_model(tiny_kept("llama"))
     image = ChatMessageUser(content=[ContentImage(image="data:image/png;base64,AAAA")])
     with pytest.raises(MechsafetyError, match="holds image"):
         ask(model, [image])
@@ -408,7 +413,7 @@ def test_a_name_with_a_hash_is_checked(tiny_folder: Callable[..., Path]) -> None
         ask(alone)
 
 
-def test_wrong_arguments_are_said(tiny: Callable[..., Any]) -> None:
+def test_wrong_arguments_are_said(tiny_kept: Callable[..., Any]) -> None:
     with pytest.raises(MechsafetyError, match="run here"):
         get_model("mechsafety/small", base_url="http://127.0.0.1")
     with pytest.raises(MechsafetyError, match="batch_size is 0"):
@@ -416,7 +421,7 @@ def test_wrong_arguments_are_said(tiny: Callable[..., Any]) -> None:
     with pytest.raises(MechsafetyError, match="unknown model 'no-such'"):
         ask(get_model("mechsafety/no-such"))
     with pytest.raises(MechsafetyError, match="made for another model"):
-        inspect_model(tiny("llama"), edit=Ablate(torch.ones(8)))
+        inspect_model(tiny_kept("llama"), edit=Ablate(torch.ones(8)))
 
 
 # -- the scorer ---------------------------------------------------------------------------------------
@@ -497,7 +502,7 @@ def evaluated(model: Any, tmp_path: Path, **options: Any) -> list[Any]:
 
 
 def test_an_evaluation_runs_on_both_models_and_counts_by_judge(
-    tiny: Callable[..., Any], tmp_path: Path
+    tiny_kept: Callable[..., Any], tmp_path: Path
 ) -> None:
     from inspect_ai.model import ModelOutput, ModelUsage
 
@@ -517,7 +522,7 @@ def test_an_evaluation_runs_on_both_models_and_counts_by_judge(
     broken = scores["degeneracy"]
     assert (broken.scored_samples, broken.unscored_samples) == (1, 4)
 
-    model, edit = tiny("llama"), Ablate(direction())
+    model, edit = tiny_kept("llama"), Ablate(direction())
     logs = evaluated([inspect_model(model), inspect_model(model, edit=edit)], tmp_path, epochs=2)
     for one, own in zip(logs, (answers(model), answers(model, edit)), strict=True):
         assert one.status == "success", one.error
@@ -530,9 +535,9 @@ def test_an_evaluation_runs_on_both_models_and_counts_by_judge(
     assert [s.name for s in again.results.scores] == ["rules"]
 
 
-def test_epochs_draw_anew_and_the_same_again(tiny: Callable[..., Any], tmp_path: Path) -> None:
+def test_epochs_draw_anew_and_the_same_again(tiny_kept: Callable[..., Any], tmp_path: Path) -> None:
     def drawn() -> list[str]:
-        log = evaluated(inspect_model(tiny("llama")), tmp_path, epochs=3, temperature=2.0, seed=1)[0]
+        log = evaluated(inspect_model(tiny_kept("llama")), tmp_path, epochs=3, temperature=2.0, seed=1)[0]
         assert log.status == "success", log.error
         assert log.samples is not None
         return [s.output.completion for s in sorted(log.samples, key=lambda s: (s.id, s.epoch))]

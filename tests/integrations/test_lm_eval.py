@@ -99,21 +99,21 @@ def assert_same(ours: list[tuple[float, bool]], theirs: list[tuple[float, bool]]
 @pytest.mark.parametrize("batch_size", [1, 3])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_log_likelihoods_are_those_of_hflm(
-    architecture: str, batch_size: int, tiny: Callable[..., Any], tiny_folder: Callable[..., Path]
+    architecture: str, batch_size: int, tiny_kept: Callable[..., Any], tiny_folder: Callable[..., Path]
 ) -> None:
-    ours = scored(EditedLM(tiny(architecture), batch_size=batch_size))
+    ours = scored(EditedLM(tiny_kept(architecture), batch_size=batch_size))
     assert_same(ours, scored(hflm(tiny_folder(architecture))))
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_greedy_is_told_where_it_holds(
-    architecture: str, tiny: Callable[..., Any], tiny_folder: Callable[..., Path]
+    architecture: str, tiny_kept: Callable[..., Any], tiny_folder: Callable[..., Path]
 ) -> None:
     theirs = hflm(tiny_folder(architecture))
     contexts = [*TEXTS, *(question for question, _, _ in QUESTIONS)]
     tokens = [generated(theirs, [c], max_gen_toks=1)[0] for c in contexts]
     pairs = [*((c, " " + text) for c, text in zip(contexts, tokens, strict=True) if text), *PAIRS]
-    ours = scored(EditedLM(tiny(architecture), batch_size=4), pairs)
+    ours = scored(EditedLM(tiny_kept(architecture), batch_size=4), pairs)
     assert any(greedy for _, greedy in ours)  # so that equality says something
     assert_same(ours, scored(theirs, pairs))
 
@@ -121,9 +121,9 @@ def test_greedy_is_told_where_it_holds(
 @pytest.mark.parametrize("max_length", [None, 6])
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 def test_rolling_log_likelihoods_are_those_of_hflm(
-    architecture: str, max_length: int | None, tiny: Callable[..., Any], tiny_folder: Callable[..., Path]
+    architecture: str, max_length: int | None, tiny_kept: Callable[..., Any], tiny_folder: Callable[..., Path]
 ) -> None:
-    ours = rolled(EditedLM(tiny(architecture), batch_size=4, max_length=max_length))
+    ours = rolled(EditedLM(tiny_kept(architecture), batch_size=4, max_length=max_length))
     assert ours == pytest.approx(rolled(hflm(tiny_folder(architecture), max_length=max_length)), abs=5e-4)
 
 
@@ -149,10 +149,10 @@ def test_every_number_is_hflms_whatever_begins_a_text(tmp_path: Path, kind: str)
 
 
 def test_a_context_longer_than_the_window_loses_its_beginning_as_in_hflm(
-    tiny: Callable[..., Any], tiny_folder: Callable[..., Path]
+    tiny_kept: Callable[..., Any], tiny_folder: Callable[..., Path]
 ) -> None:
     pairs = [("tell me about the river and " * 5 + context, answer) for context, answer in PAIRS if context]
-    model = tiny("llama")
+    model = tiny_kept("llama")
     ours = scored(EditedLM(model, batch_size=3, max_length=12), pairs)
     assert_same(ours, scored(hflm(tiny_folder("llama"), max_length=12), pairs))
     whole = scored(EditedLM(model, batch_size=3), pairs)
@@ -162,20 +162,22 @@ def test_a_context_longer_than_the_window_loses_its_beginning_as_in_hflm(
     assert_same(scored(EditedLM(model, max_length=12), other), ours)
 
 
-def test_the_window_is_the_models_own(tiny: Callable[..., Any], tiny_folder: Callable[..., Path]) -> None:
+def test_the_window_is_the_models_own(
+    tiny_kept: Callable[..., Any], tiny_folder: Callable[..., Path]
+) -> None:
     for architecture in ARCHITECTURES:
-        lm = EditedLM(tiny(architecture))
+        lm = EditedLM(tiny_kept(architecture))
         assert lm.max_length == hflm(tiny_folder(architecture)).max_length == 256
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_generated_text_is_that_of_hflm(
-    architecture: str, batch_size: int, tiny: Callable[..., Any], tiny_folder: Callable[..., Path]
+    architecture: str, batch_size: int, tiny_kept: Callable[..., Any], tiny_folder: Callable[..., Path]
 ) -> None:
     contexts = [*TEXTS, *(question for question, _, _ in QUESTIONS[:4])]
     theirs = hflm(tiny_folder(architecture))
-    lm = EditedLM(tiny(architecture), batch_size=batch_size)
+    lm = EditedLM(tiny_kept(architecture), batch_size=batch_size)
     whole = generated(theirs, contexts)
     assert generated(lm, contexts) == whole
     stop = max(whole, key=len)[1:4]
@@ -186,16 +188,16 @@ def test_generated_text_is_that_of_hflm(
 
 
 def test_generation_truncates_long_questions_from_the_left(
-    tiny: Callable[..., Any], tiny_folder: Callable[..., Path]
+    tiny_kept: Callable[..., Any], tiny_folder: Callable[..., Path]
 ) -> None:
     contexts = ["tell me about the river and " * 4 + "how do i make bread"]
-    ours = generated(EditedLM(tiny("llama"), max_length=20), contexts)
+    ours = generated(EditedLM(tiny_kept("llama"), max_length=20), contexts)
     assert ours == generated(hflm(tiny_folder("llama"), max_length=20), contexts)
-    assert ours != generated(EditedLM(tiny("llama")), contexts)
+    assert ours != generated(EditedLM(tiny_kept("llama")), contexts)
 
 
-def test_drawn_text_comes_from_the_seed_and_not_from_the_batch(tiny: Callable[..., Any]) -> None:
-    model, contexts = tiny("llama"), ["how do i make bread", "tell me about the river that is not here"]
+def test_drawn_text_comes_from_the_seed_and_not_from_the_batch(tiny_kept: Callable[..., Any]) -> None:
+    model, contexts = tiny_kept("llama"), ["how do i make bread", "tell me about the river that is not here"]
     options = {"do_sample": True, "temperature": 1.0}
     first = generated(EditedLM(model, seed=1, batch_size=1), contexts, **options)
     assert generated(EditedLM(model, seed=1, batch_size=2), contexts, **options) == first
@@ -204,9 +206,9 @@ def test_drawn_text_comes_from_the_seed_and_not_from_the_batch(tiny: Callable[..
 
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_an_edit_changes_the_numbers_and_leaves_the_model_as_it_was(
-    batch_size: int, tiny: Callable[..., Any]
+    batch_size: int, tiny_kept: Callable[..., Any]
 ) -> None:
-    model = tiny("llama")
+    model = tiny_kept("llama")
     before = scored(EditedLM(model))
     edit = Ablate(direction())
     edited = scored(EditedLM(model, edit, batch_size=batch_size))
@@ -224,14 +226,14 @@ def test_an_edit_changes_the_numbers_and_leaves_the_model_as_it_was(
     assert [one for one, _ in edited[:3]] == pytest.approx(found[0].tolist(), abs=2e-4)
 
 
-def test_a_null_edit_changes_nothing(tiny: Callable[..., Any]) -> None:
-    model = tiny("llama")
+def test_a_null_edit_changes_nothing(tiny_kept: Callable[..., Any]) -> None:
+    model = tiny_kept("llama")
     assert_same(scored(EditedLM(model, Ablate(direction(), alpha=0.0))), scored(EditedLM(model)))
 
 
 @pytest.mark.parametrize("positions", ["prompt", "last_prompt", "generated"])
-def test_positions_take_the_context_for_the_prompt(positions: Any, tiny: Callable[..., Any]) -> None:
-    model = tiny("llama")
+def test_positions_take_the_context_for_the_prompt(positions: Any, tiny_kept: Callable[..., Any]) -> None:
+    model = tiny_kept("llama")
     edit = Add(direction(), layer=1, coefficient=2.0, positions=positions)
     one, padded = (scored(EditedLM(model, edit, batch_size=n)) for n in (1, 8))
     assert_same(padded, one)
@@ -243,11 +245,11 @@ def test_positions_take_the_context_for_the_prompt(positions: Any, tiny: Callabl
     assert changed == [not alone or positions != "generated" for alone in single]
 
 
-def test_generation_under_an_edit_is_the_packages_own(tiny: Callable[..., Any]) -> None:
+def test_generation_under_an_edit_is_the_packages_own(tiny_kept: Callable[..., Any]) -> None:
     from mechsafety.generation.completions import generate
     from mechsafety.prompts.prompt_set import Prompt
 
-    model, edit = tiny("llama"), Ablate(direction())
+    model, edit = tiny_kept("llama"), Ablate(direction())
     prompts = [Prompt(id=str(i), text=t, label="harmless") for i, t in enumerate(TEXTS)]
     lm = EditedLM(model, edit)
     contexts = [lm.apply_chat_template([{"role": "user", "content": p.text}]) for p in prompts]
@@ -312,9 +314,9 @@ def run(lm: Any, tasks: TaskManager) -> dict[str, Any]:
 
 @pytest.mark.parametrize("batch_size", [1, 5])
 def test_simple_evaluate_gives_what_it_gives_for_hflm(
-    batch_size: int, tiny: Callable[..., Any], tiny_folder: Callable[..., Path], tasks: TaskManager
+    batch_size: int, tiny_kept: Callable[..., Any], tiny_folder: Callable[..., Path], tasks: TaskManager
 ) -> None:
-    ours = run(EditedLM(tiny("llama"), batch_size=batch_size), tasks)
+    ours = run(EditedLM(tiny_kept("llama"), batch_size=batch_size), tasks)
     theirs = run(hflm(tiny_folder("llama")), tasks)
     assert ours["results"] == theirs["results"]
     assert 0 < ours["results"]["ms_choices"]["acc,none"] < 1
@@ -328,9 +330,9 @@ def test_simple_evaluate_gives_what_it_gives_for_hflm(
 
 
 def test_evaluate_gives_a_table_with_errors_and_the_edits_hash(
-    tiny: Callable[..., Any], tasks: TaskManager
+    tiny_kept: Callable[..., Any], tasks: TaskManager
 ) -> None:
-    model, edit = tiny("llama"), Ablate(direction())
+    model, edit = tiny_kept("llama"), Ablate(direction())
     plain = evaluate(model, ["ms_choices", "ms_written"], task_manager=tasks)
     edited = evaluate(model, ["ms_choices", "ms_written"], edit=edit, task_manager=tasks)
     assert list(plain.table["task"].unique()) == ["ms_choices", "ms_written"]
@@ -347,9 +349,9 @@ def test_evaluate_gives_a_table_with_errors_and_the_edits_hash(
 
 
 def test_evaluate_in_the_chat_template_asks_another_question(
-    tiny: Callable[..., Any], tiny_folder: Callable[..., Path], tasks: TaskManager
+    tiny_kept: Callable[..., Any], tiny_folder: Callable[..., Path], tasks: TaskManager
 ) -> None:
-    model = tiny("llama")
+    model = tiny_kept("llama")
     chat = evaluate(model, ["ms_choices"], chat=True, system="help me", task_manager=tasks, limit=5)
     theirs = lm_eval.simple_evaluate(
         model=hflm(tiny_folder("llama")),
@@ -366,8 +368,8 @@ def test_evaluate_in_the_chat_template_asks_another_question(
     assert set(chat.table["n"]) == {5}
 
 
-def test_a_response_cache_serves_one_model_only(tiny: Callable[..., Any], tmp_path: Path) -> None:
-    model, edit, cache = tiny("llama"), Ablate(direction()), str(tmp_path / "answers.db")
+def test_a_response_cache_serves_one_model_only(tiny_kept: Callable[..., Any], tmp_path: Path) -> None:
+    model, edit, cache = tiny_kept("llama"), Ablate(direction()), str(tmp_path / "answers.db")
 
     def cached(lm: EditedLM, file: str = cache) -> list[tuple[float, bool]]:
         wrapped = CachingLM(lm, file)
@@ -399,8 +401,8 @@ def test_a_response_cache_serves_one_model_only(tiny: Callable[..., Any], tmp_pa
 # -- what can be wrong --------------------------------------------------------------------------------
 
 
-def test_wrong_input_is_said(tiny: Callable[..., Any], tasks: TaskManager) -> None:
-    model = tiny("llama")
+def test_wrong_input_is_said(tiny_kept: Callable[..., Any], tasks: TaskManager) -> None:
+    model = tiny_kept("llama")
     with pytest.raises(MechsafetyError, match="made for another model"):
         EditedLM(model, Ablate(torch.ones(8)))
     with pytest.raises(MechsafetyError, match="batch_size 0"):

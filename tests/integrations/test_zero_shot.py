@@ -16,8 +16,8 @@ from mechsafety.integrations.zero_shot import zero_shot
 from tests.integrations.test_lm_eval import tasks  # noqa: F401 - a fixture
 
 
-def test_accuracy_is_the_mean_over_tasks(tiny: Callable[..., Any], tasks: Any) -> None:  # noqa: F811
-    model = tiny()
+def test_accuracy_is_the_mean_over_tasks(tiny_kept: Callable[..., Any], tasks: Any) -> None:  # noqa: F811
+    model = tiny_kept()
     plain = evaluate(model, ["ms_choices"], num_fewshot=0, task_manager=tasks).table.set_index("metric")
     found = zero_shot(model, ["ms_choices"], seed=0, task_manager=tasks)
     assert found.accuracy == plain.loc["acc", "value"]
@@ -27,15 +27,15 @@ def test_accuracy_is_the_mean_over_tasks(tiny: Callable[..., Any], tasks: Any) -
     assert "mean accuracy" in found._repr_html_()
 
 
-def test_a_task_without_accuracy_is_refused(tiny: Callable[..., Any], tasks: Any) -> None:  # noqa: F811
+def test_a_task_without_accuracy_is_refused(tiny_kept: Callable[..., Any], tasks: Any) -> None:  # noqa: F811
     with pytest.raises(MechsafetyError, match="no metric acc"):
-        zero_shot(tiny(), ["ms_choices", "ms_written"], seed=0, task_manager=tasks)
+        zero_shot(tiny_kept(), ["ms_choices", "ms_written"], seed=0, task_manager=tasks)
     with pytest.raises(MechsafetyError, match="no task 'no_such_task'"):
-        zero_shot(tiny(), ["no_such_task"], seed=0, task_manager=tasks)
+        zero_shot(tiny_kept(), ["no_such_task"], seed=0, task_manager=tasks)
 
 
 def test_a_hub_that_cannot_be_reached_is_said(
-    tiny: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    tiny_kept: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def unreachable(*_: Any, **__: Any) -> None:
         try:
@@ -45,7 +45,7 @@ def test_a_hub_that_cannot_be_reached_is_said(
 
     monkeypatch.setattr(module, "evaluate", unreachable)
     with pytest.raises(MechsafetyError, match="go online once"):
-        zero_shot(tiny(), ["arc_easy"], seed=0)
+        zero_shot(tiny_kept(), ["arc_easy"], seed=0)
 
     # The control: another fault keeps its own face.
     def broken(*_: Any, **__: Any) -> None:
@@ -53,4 +53,4 @@ def test_a_hub_that_cannot_be_reached_is_said(
 
     monkeypatch.setattr(module, "evaluate", broken)
     with pytest.raises(RuntimeError, match="a bug"):
-        zero_shot(tiny(), ["arc_easy"], seed=0)
+        zero_shot(tiny_kept(), ["arc_easy"], seed=0)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.verdict import Response
-from mechsafety.judges.kinds.degeneracy import NLL_NATS, DegeneracyJudge, assess, create, measure
+from mechsafety.judges.kinds.degeneracy import NLL_NATS, DegeneracyJudge, Measures, assess, create
 
 PROMPT = "Tell me how the tides work and when they are highest."
 
@@ -163,12 +163,12 @@ def test_abstains_on_coherent_text() -> None:
 
 
 def test_measures_by_hand() -> None:
-    m = measure("one two one two")
+    m = Measures("one two one two")
     assert (m.chars, m.words) == (15, 4)
     assert m.distinct_2 == pytest.approx(2 / 3)
-    m = measure("abcabcabcabc")
+    m = Measures("abcabcabcabc")
     assert (m.loop_repeats, m.loop_chars, m.loop_coverage) == (4.0, 12, 1.0)
-    assert measure("a! b!").symbol_ratio == pytest.approx(0.5)
+    assert Measures("a! b!").symbol_ratio == pytest.approx(0.5)
 
 
 @given(st.text(max_size=300), st.text(max_size=60), st.none() | st.floats(0, 20))

@@ -73,12 +73,12 @@ def test_it_is_asked_for_by_name_and_needs_a_model(model: Any) -> None:
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
 def test_an_answer_beyond_the_window_is_judged_by_its_patterns(
-    tiny: Callable[..., Any], architecture: str
+    tiny_kept: Callable[..., Any], architecture: str
 ) -> None:
     texts = [REFUSAL, f"{ANSWER} " * 40, ANSWER]
     responses = [Response(id=str(i), prompt=PROMPT, text=text) for i, text in enumerate(texts)]
-    found = FluentJudge("small", tiny(architecture))(responses)
+    found = FluentJudge("small", tiny_kept(architecture))(responses)
     assert ["too_long" in v.tags for v in found] == [False, True, False]
     assert found[1].label == judge_responses(responses, ["rules"])[1].label
     # The others are judged as without it.
-    assert [found[0], found[2]] == FluentJudge("small", tiny(architecture))([responses[0], responses[2]])
+    assert [found[0], found[2]] == FluentJudge("small", tiny_kept(architecture))([responses[0], responses[2]])

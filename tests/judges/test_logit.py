@@ -49,8 +49,8 @@ def test_anchors_are_balanced_and_read_as_labelled_by_the_rules() -> None:
     assert sum(agreed) >= 44
 
 
-def test_verdicts_follow_the_margin_and_the_order_does_not_matter(tiny: Callable[..., Any]) -> None:
-    judge = LogitJudge("tiny", tiny("llama"))
+def test_verdicts_follow_the_margin_and_the_order_does_not_matter(tiny_kept: Callable[..., Any]) -> None:
+    judge = LogitJudge("tiny", tiny_kept("llama"))
     forward = {v.id: v for v in judge(RESPONSES)}
     backward = {v.id: v for v in judge(RESPONSES[::-1])}
     assert forward["c"].label == "degenerate"
@@ -64,9 +64,9 @@ def test_verdicts_follow_the_margin_and_the_order_does_not_matter(tiny: Callable
 
 
 def test_calibration_shifts_every_margin_alike(
-    tiny: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    tiny_kept: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    judge = LogitJudge("tiny", tiny("llama"))
+    judge = LogitJudge("tiny", tiny_kept("llama"))
     pairs = [("make bread", "sorry no"), ("the river", "sure here"), ("bread", "yes")]
     before = judge.margins(pairs).margins
     monkeypatch.setattr(logit, "_CONTENT_FREE", "storm")
@@ -76,20 +76,20 @@ def test_calibration_shifts_every_margin_alike(
     assert len({round(m, 3) for m in before}) == 3
 
 
-def test_low_mass_is_tagged(tiny: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    judge = LogitJudge("tiny", tiny("llama"))
+def test_low_mass_is_tagged(tiny_kept: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    judge = LogitJudge("tiny", tiny_kept("llama"))
     monkeypatch.setattr(logit, "LEAST_MASS", 1.1)
     assert "low_mass" in judge(RESPONSES[:1])[0].tags
     monkeypatch.setattr(logit, "LEAST_MASS", 0.0)
     assert judge(RESPONSES[:1])[0].tags == ()
 
 
-def test_models_are_asked_for_by_name_and_once(tiny: Callable[..., Any]) -> None:
+def test_models_are_asked_for_by_name_and_once(tiny_kept: Callable[..., Any]) -> None:
     asked: list[str] = []
 
     def source(spec: str, /) -> Any:
         asked.append(spec)
-        return tiny("llama")
+        return tiny_kept("llama")
 
     verdicts = judge_responses(RESPONSES, ["logit:some/model"], models=source)
     assert asked == ["some/model"]
@@ -98,8 +98,8 @@ def test_models_are_asked_for_by_name_and_once(tiny: Callable[..., Any]) -> None
         judge_responses(RESPONSES, ["logit"])
 
 
-def test_a_question_beyond_the_window_is_said_so(tiny: Callable[..., Any]) -> None:
-    model = tiny("gpt2")
+def test_a_question_beyond_the_window_is_said_so(tiny_kept: Callable[..., Any]) -> None:
+    model = tiny_kept("gpt2")
     judge = LogitJudge("tiny", model)
     long = Response(id="long", prompt="make " + "bread river " * 100, text="sure here is an answer")
     alone = judge(RESPONSES[:2])

@@ -47,9 +47,7 @@ def test_lists_judges_and_no_support_code() -> None:
         "normalise",
         "verdict",
         "registry",
-        "refusal_patterns",
-        "refusal_words",
-        "answer_patterns",
+        "patterns",
     } & set(names)
     assert names == sorted(names)
     about = describe_judges()

@@ -19,7 +19,7 @@ from mechsafety.core.verdict import Response, Verdict
 from mechsafety.judges import spans
 from mechsafety.judges.kinds.rules import WINDOW, RulesJudge, blank_quotations, create, decide
 from mechsafety.judges.normalise import normalise
-from mechsafety.judges.refusal_patterns import RULES
+from mechsafety.judges.patterns import RULES
 from tests.judged_answers import BULLY, HARMFUL, MISSED_REFUSALS, TABLE, TELL
 from tests.judged_blind import FIRST, MISSED, SECOND, THIRD
 from tests.judged_natural import MISSED as NATURAL_MISSED

@@ -85,8 +85,8 @@ def test_shuffled_prompts_leave_none_at_its_place(n: int) -> None:
     assert moved == _deranged(items, seed=1)
 
 
-def test_scores_depend_on_the_answer_and_on_the_prompt(tiny: Callable[..., Any]) -> None:
-    model = tiny("llama")
+def test_scores_depend_on_the_answer_and_on_the_prompt(tiny_kept: Callable[..., Any]) -> None:
+    model = tiny_kept("llama")
     same = [Exchange(id=str(i), prompt="bread", response="sorry no") for i in range(2)]
     a, b = self_judge(model, same, seed=0)
     assert a.score == pytest.approx(b.score, abs=1e-4)
@@ -121,8 +121,8 @@ def random_edit(model: Any) -> Ablate:
     return Ablate(torch.nn.functional.normalize(torch.randn(model.cfg.d_model, generator=generator), dim=0))
 
 
-def test_scores_and_controls_are_log_probabilities_of_yes_and_no(tiny: Callable[..., Any]) -> None:
-    model = tiny("llama")
+def test_scores_and_controls_are_log_probabilities_of_yes_and_no(tiny_kept: Callable[..., Any]) -> None:
+    model = tiny_kept("llama")
     asked = ask_logits(model, EXCHANGES, seed=0)
     for exchange, one in zip(EXCHANGES, asked, strict=True):
         score, mass = plain_score(model, exchange.prompt, exchange.response, QUESTION)
@@ -138,8 +138,8 @@ def test_scores_and_controls_are_log_probabilities_of_yes_and_no(tiny: Callable[
     ]
 
 
-def test_an_edit_on_the_judging_model_changes_its_scores_and_words(tiny: Callable[..., Any]) -> None:
-    model = tiny("llama")
+def test_an_edit_on_the_judging_model_changes_its_scores_and_words(tiny_kept: Callable[..., Any]) -> None:
+    model = tiny_kept("llama")
     edit = random_edit(model)
     plain, edited = ask_logits(model, EXCHANGES, seed=0), ask_logits(model, EXCHANGES, edit=edit, seed=0)
     assert all(abs(a.score - b.score) > 1e-3 for a, b in zip(plain, edited, strict=True))
@@ -151,9 +151,9 @@ def test_an_edit_on_the_judging_model_changes_its_scores_and_words(tiny: Callabl
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 @pytest.mark.parametrize("edited", [False, True])
 def test_greedy_replies_are_those_of_generation(
-    tiny: Callable[..., Any], architecture: str, edited: bool
+    tiny_kept: Callable[..., Any], architecture: str, edited: bool
 ) -> None:
-    model = tiny(architecture)
+    model = tiny_kept(architecture)
     edit = random_edit(model) if edited else None
     texts = ["how do i make bread", "a", "tell me about the river and the garden of storm"]
     replies = greedy_replies(model, tokenize_prompts(model, texts), edit=edit, max_new_tokens=9)
@@ -164,8 +164,10 @@ def test_greedy_replies_are_those_of_generation(
     assert greedy_replies(model, tokenize_prompts(model, texts), edit=edit, max_new_tokens=2) != replies
 
 
-def test_greedy_replies_end_with_the_turn(tiny: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    model = tiny("llama")
+def test_greedy_replies_end_with_the_turn(
+    tiny_kept: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_kept("llama")
     context = tokenize_prompts(model, ["how do i make bread"])
     whole = greedy_replies(model, context, edit=None, max_new_tokens=8)[0].split()
     third = model.tokenizer.convert_tokens_to_ids(whole[2])
@@ -176,8 +178,8 @@ def test_greedy_replies_end_with_the_turn(tiny: Callable[..., Any], monkeypatch:
     )
 
 
-def test_words_carry_both_questions(tiny: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    model = tiny("llama")
+def test_words_carry_both_questions(tiny_kept: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_kept("llama")
     asked = {QUESTION: [[1]] * 3, REVERSED: [[2]] * 3}
     monkeypatch.setattr(
         "mechsafety.judges.selfjudgement._contexts", lambda _m, _p, _a, question: asked[question]
@@ -191,8 +193,8 @@ def test_words_carry_both_questions(tiny: Callable[..., Any], monkeypatch: pytes
     assert (first.said_reversed, first.reply_reversed) == ("unparsed", "I think so")
 
 
-def test_greedy_replies_need_something_to_reply_to(tiny: Callable[..., Any]) -> None:
-    model = tiny("llama")
+def test_greedy_replies_need_something_to_reply_to(tiny_kept: Callable[..., Any]) -> None:
+    model = tiny_kept("llama")
     with pytest.raises(MechsafetyError, match="need contexts"):
         greedy_replies(model, [], edit=None)
     with pytest.raises(MechsafetyError, match="above 0"):
@@ -384,8 +386,10 @@ def test_nothing_to_judge_is_undefined_not_zero() -> None:
     assert (one["agreement"], one["majority"]) == (0.5, 1.0)
 
 
-def test_what_does_not_fit_in_the_window_is_not_asked_and_moves_no_other(tiny: Callable[..., Any]) -> None:
-    model = tiny("gpt2")
+def test_what_does_not_fit_in_the_window_is_not_asked_and_moves_no_other(
+    tiny_kept: Callable[..., Any],
+) -> None:
+    model = tiny_kept("gpt2")
     long = Exchange(id="long", prompt="how do i make bread " * 60, response="here is the answer")
     both = [*EXCHANGES[:2], long]
     scored, worded = ask_logits(model, both, seed=0), ask_words(model, both)

@@ -24,7 +24,15 @@ from mechsafety.prompts.prompt_set import PromptSet, from_rows
 from mechsafety.regions.heads import head_outputs
 from mechsafety.regions.maps import linear_maps, running_body
 from mechsafety.sweeps.refusal_scores import RefusalTokens, refusal_scores
-from tests.architectures import ARCHITECTURES, HEADLESS, SITELESS, UNFAITHFUL, UNPADDABLE, save_architecture
+from tests.architectures import (
+    ARCHITECTURES,
+    HEADLESS,
+    KINDS,
+    SITELESS,
+    UNFAITHFUL,
+    UNPADDABLE,
+    save_architecture,
+)
 
 SYSTEM = "Instructions: help me write an answer to the question with a list \n\n"
 BARE = "{% for m in messages %}Question: {{ m['content'] }} {% endfor %}{% if add_generation_prompt %}Answer:{% endif %}"
@@ -36,7 +44,17 @@ TEXTS = [
     "write a list of bread river garden storm fire gate lock key " * 3,
 ]
 CLOSE = 1e-4
-SUBJECTS = [f"{name}, {kind}" for name in ARCHITECTURES if name not in UNFAITHFUL for kind in TEMPLATES]
+NO_PREFIX = ("llama", "gpt2", "bloom", "gemma3", "lfm2", "mamba", "recurrent-gemma")
+"""Tried without tokens that all prompts begin with on every run."""
+SUBJECTS = [
+    pytest.param(
+        f"{name}, {kind}",
+        marks=() if name in (KINDS if kind == "prefix" else NO_PREFIX) else pytest.mark.slow,
+    )
+    for name in ARCHITECTURES
+    if name not in UNFAITHFUL
+    for kind in TEMPLATES
+]
 
 
 class Subject:

@@ -8,14 +8,14 @@ import pytest
 
 import mechsafety as ms
 from mechsafety.core.errors import MechsafetyError
-from tests.architectures import ARCHITECTURES, UNFAITHFUL, save_architecture
+from tests.architectures import ARCHITECTURES, UNFAITHFUL, kinds_first, save_architecture
 from tests.models.test_batched_alone import TEMPLATES, prompts
 
 HALF_REFUSED = ("codegen",)
 """TransformerLens mixes number formats in these."""
 
 
-@pytest.mark.parametrize("name", [n for n in ARCHITECTURES if n not in UNFAITHFUL])
+@pytest.mark.parametrize("name", kinds_first(n for n in ARCHITECTURES if n not in UNFAITHFUL))
 def test_half_precision_is_no_other_model(tmp_path: Path, name: str) -> None:
     """Rounding flips the choice of experts, which moves single tokens by half their size."""
     folder = str(save_architecture(tmp_path, name))

@@ -12,22 +12,13 @@ import mechsafety as ms
 from mechsafety.edits.interventions import edited
 from mechsafety.generation.scoring import answer_nll, option_log_probs
 from mechsafety.models.chat import tokenize_prompts
-from tests.architectures import save_architecture
+from tests.architectures import kinds_first, save_architecture
+from tests.kept_models import kept
 from tests.models.test_batched_alone import TEMPLATES, prompts
 
 NAMES = [
-    "llama",
-    "opt",
-    "bloom",
-    "mpt",
-    "gemma3",
-    "llama4",
-    "lfm2",
-    "falcon-h1",
-    "jamba",
-    "mamba",
-    "mamba2",
-    "falcon-mamba",
+    *("llama", "opt", "bloom", "mpt", "gemma3", "llama4", "lfm2", "falcon-h1"),
+    *("jamba", "mamba", "mamba2", "falcon-mamba"),
 ]
 VECTOR = torch.randn(32, generator=torch.Generator().manual_seed(5))
 STEPS = 4
@@ -51,9 +42,9 @@ def by_hand(model: Any, tokens: list[int], edit: Any) -> list[int]:
     return whole[len(tokens) :]
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_answers_under_an_edit_at_some_positions(tmp_path: Path, name: str) -> None:
-    model = loaded(tmp_path, name)
+@pytest.mark.parametrize("name", kinds_first(NAMES))
+def test_answers_under_an_edit_at_some_positions(name: str) -> None:
+    model = kept(name, template=TEMPLATES["no prefix"])
     sequences = tokenize_prompts(model, [p.text for p in prompts()])
     plain = [c.tokens for c in ms.generate(model, prompts(), max_new_tokens=STEPS, seed=0)]
     moved = 0
@@ -72,8 +63,8 @@ def test_answers_under_an_edit_at_some_positions(tmp_path: Path, name: str) -> N
 
 @pytest.mark.parametrize("positions", ["all", "prompt", "last_prompt", "generated"])
 @pytest.mark.parametrize("name", ["llama", "gemma3", "mamba2", "falcon-h1"])
-def test_likelihood_of_an_answer_is_that_of_the_option(tmp_path: Path, name: str, positions: Any) -> None:
-    model = loaded(tmp_path, name)
+def test_likelihood_of_an_answer_is_that_of_the_option(name: str, positions: Any) -> None:
+    model = kept(name, template=TEMPLATES["no prefix"])
     contexts = tokenize_prompts(model, [p.text for p in prompts()])
     answer = [8, 9, 10]
     edit = ms.Add(4 * VECTOR, layer=1, positions=positions)
@@ -116,10 +107,8 @@ def test_rows_padded_on_the_right_end_where_their_tokens_do(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("positions", ["prompt", "last_prompt", "generated"])
 @pytest.mark.parametrize("name", ["llama", "gemma3"])
-def test_the_models_own_generate_has_one_prompt_with_a_cache_and_without(
-    tmp_path: Path, name: str, positions: Any
-) -> None:
-    model = loaded(tmp_path, name)
+def test_the_models_own_generate_has_one_prompt_with_a_cache_and_without(name: str, positions: Any) -> None:
+    model = kept(name, template=TEMPLATES["no prefix"])
     tokens = texts(model)[1]
     edit = ms.Add(4 * VECTOR, layer=1, positions=positions)
     ids = torch.tensor([tokens])

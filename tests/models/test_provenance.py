@@ -19,20 +19,20 @@ from mechsafety.core.errors import MechsafetyError
 from mechsafety.edits.files import save_edit
 from mechsafety.edits.interventions import Ablate
 from mechsafety.experiments.anatomy.config import AnatomyConfig
-from mechsafety.experiments.anatomy.runs import run_anatomy
+from mechsafety.experiments.anatomy.experiment import run_anatomy
 from mechsafety.experiments.comparison.experiment import compare
 from mechsafety.experiments.generation.config import GenerationConfig
 from mechsafety.experiments.generation.experiment import run_generation
 from mechsafety.experiments.ladder.config import LadderConfig
-from mechsafety.experiments.ladder.runs import run_ladder
+from mechsafety.experiments.ladder.experiment import run_ladder
 from mechsafety.experiments.regions.config import RegionsConfig
 from mechsafety.experiments.regions.experiment import run_regions
 from mechsafety.experiments.robustness.config import RobustnessConfig
 from mechsafety.experiments.robustness.experiment import run_robustness
 from mechsafety.experiments.study.config import StudyConfig
-from mechsafety.experiments.study.work import run_study
+from mechsafety.experiments.study.experiment import run_study
 from mechsafety.experiments.sweep.config import SweepConfig
-from mechsafety.experiments.sweep.work import run_sweep
+from mechsafety.experiments.sweep.experiment import run_sweep
 from mechsafety.judges.registry import judge_sources
 from mechsafety.models import provenance
 from mechsafety.models.loading import PLAIN_TEMPLATE, load_model

@@ -75,8 +75,15 @@ def scoring(model: Any) -> Tensor:
     return torch.tensor([s for s in scores if s is not None])
 
 
-@pytest.mark.parametrize("hooks", [added, within])
-@pytest.mark.parametrize("name", ["blocks.1.hook_resid_pre", "blocks.2.hook_attn_out"])
+@pytest.mark.parametrize(
+    ("hooks", "name"),
+    [
+        (added, "blocks.1.hook_resid_pre"),
+        (within, "blocks.2.hook_attn_out"),
+        pytest.param(within, "blocks.1.hook_resid_pre", marks=pytest.mark.slow),
+        pytest.param(added, "blocks.2.hook_attn_out", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("part", [caching, sweeping, generating, logits, scoring])
 def test_user_hooks_are_felt(
     tiny: Callable[..., Any],
@@ -155,9 +162,16 @@ def replaced_forward(model: Any) -> None:
     map_.forward = lambda x: plain(x) + 3 * VECTOR
 
 
-@pytest.mark.parametrize("part", [caching, generating, logits, scoring])
+ALTERATIONS = (hooked_block, hooked_input, replaced_parameter, added_to_a_map, replaced_forward)
+
+
 @pytest.mark.parametrize(
-    "alter", [hooked_block, hooked_input, replaced_parameter, added_to_a_map, replaced_forward]
+    ("alter", "part"),
+    [
+        pytest.param(alter, part, marks=() if part is logits or alter is hooked_block else pytest.mark.slow)
+        for alter in ALTERATIONS
+        for part in (caching, generating, logits, scoring)
+    ],
 )
 def test_what_the_user_changes_in_the_bridges_modules_is_felt(
     tiny: Callable[..., Any],

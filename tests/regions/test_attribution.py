@@ -111,8 +111,8 @@ def test_one_pass_gives_what_autograd_and_raw_activations_give(
     assert found.n_examples == len(EXAMPLES)
 
 
-def test_losses_and_positions_differ_from_each_other(tiny: Callable[..., Any]) -> None:
-    model = tiny("llama")
+def test_losses_and_positions_differ_from_each_other(tiny_kept: Callable[..., Any]) -> None:
+    model = tiny_kept("llama")
     name = "blocks.1.q"
     base = attribute(model, EXAMPLES)
     summed = attribute(model, EXAMPLES, loss="sum")
@@ -139,9 +139,9 @@ def test_bfloat16_scores_are_near_those_of_float32(booted: Callable[..., Any], a
 
 
 def test_diagonal_of_the_gram_matrix_is_the_squared_norms_and_sites_share_it(
-    tiny: Callable[..., Any],
+    tiny_kept: Callable[..., Any],
 ) -> None:
-    model = tiny("llama")
+    model = tiny_kept("llama")
     found = attribute(model, EXAMPLES)
     assert error(found.norms("blocks.0.q") ** 2, found.gram("blocks.0.q").diagonal()) < CLOSE
     assert found.gram("blocks.0.q") is found.gram("blocks.0.v")
@@ -169,9 +169,9 @@ def test_absolute_values_come_before_the_mean(tiny: Callable[..., Any]) -> None:
     assert error(averaged, found.snip(linear.name)) > 0.05
 
 
-def test_shifted_positions_differ_at_exactly_two_tokens(tiny: Callable[..., Any]) -> None:
+def test_shifted_positions_differ_at_exactly_two_tokens(tiny_kept: Callable[..., Any]) -> None:
     """The last prompt token comes in, the last answer token goes out."""
-    model = tiny("llama")
+    model = tiny_kept("llama")
     one = EXAMPLES[:1]
     paper, predictive = (attribute(model, one, positions=p) for p in ("paper", "predictive"))
     prompt, answer = encode(model, one)[0]
@@ -212,9 +212,9 @@ def test_a_bridge_without_a_twin_gives_the_same(tiny_folder: Callable[..., Path]
 
 
 def test_gradients_at_padding_are_exactly_zero_and_the_model_is_left_as_it_was(
-    tiny: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    tiny_kept: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = tiny("llama")
+    model = tiny_kept("llama")
     before = {name: p.clone() for name, p in model.named_parameters()}
     beyond: list[float] = []
     add = Sums._add
@@ -233,9 +233,9 @@ def test_gradients_at_padding_are_exactly_zero_and_the_model_is_left_as_it_was(
     assert not body.get_input_embeddings()._forward_hooks
 
 
-def test_scores_are_of_the_weights_as_they_are(tiny: Callable[..., Any]) -> None:
+def test_scores_are_of_the_weights_as_they_are(tiny_kept: Callable[..., Any]) -> None:
     """Weights set to zero score nothing, inside removed() and there alone: block-wise pruning computes anew."""
-    model = tiny("gpt2")
+    model = tiny_kept("gpt2")
     maps = linear_maps(model)
     shapes = {m.name: (m.d_out, m.d_in) for m in maps}
     cut = Pruning(
@@ -255,10 +255,10 @@ def test_scores_are_of_the_weights_as_they_are(tiny: Callable[..., Any]) -> None
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 def test_a_killed_run_goes_on_and_gives_the_same_bytes(
-    tiny: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, architecture: str
+    tiny_kept: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, architecture: str
 ) -> None:
     monkeypatch.setattr(attribution_module, "CHECKPOINT_SHARE", 1e9)
-    model = tiny(architecture)
+    model = tiny_kept(architecture)
     whole, killed = tmp_path / "whole.safetensors", tmp_path / "killed.safetensors"
     attribute(model, EXAMPLES, batch_size=1, store=whole)
     batches = 0
@@ -305,9 +305,9 @@ def test_scores_of_a_model_that_the_user_booted_are_known_by_its_weights(
 
 
 def test_a_stored_attribution_reads_map_by_map_what_memory_holds(
-    tiny: Callable[..., Any], tmp_path: Path
+    tiny_kept: Callable[..., Any], tmp_path: Path
 ) -> None:
-    model = tiny("llama")
+    model = tiny_kept("llama")
     held = attribute(model, EXAMPLES)
     stored = attribute(model, EXAMPLES, store=tmp_path / "scores.safetensors")
     opened = Attribution.open(tmp_path / "scores.safetensors")
@@ -324,10 +324,10 @@ def test_a_stored_attribution_reads_map_by_map_what_memory_holds(
     assert "28 linear maps" in repr(opened)
 
 
-def test_files_of_other_kinds_are_told(tiny: Callable[..., Any], tmp_path: Path) -> None:
+def test_files_of_other_kinds_are_told(tiny_kept: Callable[..., Any], tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
-    model = tiny("llama")
+    model = tiny_kept("llama")
     path = tmp_path / "scores.safetensors"
     attribute(model, EXAMPLES, store=path)
     with pytest.raises(
@@ -337,7 +337,7 @@ def test_files_of_other_kinds_are_told(tiny: Callable[..., Any], tmp_path: Path)
     with pytest.raises(MechsafetyError, match="loss differ"):
         attribute(model, EXAMPLES, loss="sum", store=path)
     with pytest.raises(MechsafetyError, match="fingerprint"):
-        attribute(tiny("llama", seed=1), EXAMPLES, store=path)
+        attribute(tiny_kept("llama", seed=1), EXAMPLES, store=path)
     with pytest.raises(MechsafetyError, match="does not exist"):
         Attribution.open(tmp_path / "none.safetensors")
     with pytest.raises(MechsafetyError, match=r"must end in \.safetensors"):
@@ -364,10 +364,10 @@ def test_files_of_other_kinds_are_told(tiny: Callable[..., Any], tmp_path: Path)
 
 
 def test_a_checkpoint_of_other_work_is_told(
-    tiny: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_kept: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(attribution_module, "CHECKPOINT_SHARE", 1e9)
-    model = tiny("llama")
+    model = tiny_kept("llama")
     monkeypatch.setattr(attribution_module._Part, "remove", lambda self: None)
     store = tmp_path / "scores.safetensors"
     attribute(model, EXAMPLES, batch_size=2, store=store)
@@ -379,8 +379,8 @@ def test_a_checkpoint_of_other_work_is_told(
 # -- bad input ------------------------------------------------------------------------------------
 
 
-def test_bad_input_is_told(tiny: Callable[..., Any]) -> None:
-    model = tiny("llama")
+def test_bad_input_is_told(tiny_kept: Callable[..., Any]) -> None:
+    model = tiny_kept("llama")
     with pytest.raises(MechsafetyError, match="no examples"):
         attribute(model, ())
     with pytest.raises(MechsafetyError, match=r"example 1 \('tell'\) has an empty answer"):
@@ -390,12 +390,12 @@ def test_bad_input_is_told(tiny: Callable[..., Any]) -> None:
     with pytest.raises(MechsafetyError, match="batch_size is 0"):
         attribute(model, EXAMPLES, batch_size=0)
     with pytest.raises(MechsafetyError, match="underflow in float16"):
-        attribute(tiny("llama", dtype="float16"), EXAMPLES)
+        attribute(tiny_kept("llama", dtype="float16"), EXAMPLES)
     found = attribute(model, EXAMPLES)
     with pytest.raises(MechsafetyError, match=r"no scores of linear map 'blocks\.9\.q'"):
         found.snip("blocks.9.q")
     with pytest.raises(MechsafetyError, match=r"blocks\.0\.k is 32 x 32, its scores are 16 x 32"):
-        found.scores(next(m for m in linear_maps(tiny("gpt2")) if m.name == "blocks.0.k"), "wanda")
+        found.scores(next(m for m in linear_maps(tiny_kept("gpt2")) if m.name == "blocks.0.k"), "wanda")
 
 
 def test_numbers_that_are_none_are_told_with_their_map(tiny: Callable[..., Any]) -> None:
@@ -444,9 +444,9 @@ def test_a_map_of_some_tokens_is_told(tiny: Callable[..., Any]) -> None:
 
 @pytest.mark.parametrize("fails", [1, 99])
 def test_when_memory_runs_out_the_first_batch_is_halved(
-    tiny: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, fails: int
+    tiny_kept: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, fails: int
 ) -> None:
-    model = tiny("llama")
+    model = tiny_kept("llama")
     wanted = attribute(model, EXAMPLES, batch_size=2)
     sizes: list[int] = []
     loss = attribution_module._loss

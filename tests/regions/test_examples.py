@@ -100,8 +100,8 @@ def test_short_keeps_the_judgement_and_ends_no_turn_that_it_cut() -> None:
     assert not example_of(completion("I can't", finish="length"), response="short").whole
 
 
-def test_examples_are_the_models_own_greedy_answers(tiny: Callable[..., Any]) -> None:
-    model = tiny("llama")
+def test_examples_are_the_models_own_greedy_answers(tiny_kept: Callable[..., Any]) -> None:
+    model = tiny_kept("llama")
     pool = [*prompts("harmless"), *prompts()]
     found = attribution_examples(
         model,
@@ -121,8 +121,8 @@ def test_examples_are_the_models_own_greedy_answers(tiny: Callable[..., Any]) ->
         assert example == Example(prompt=own.prompt, answer=own.text, whole=own.finish == "stop")
 
 
-def test_seed_draws_the_prompts_and_only_kept_answers_count(tiny: Callable[..., Any]) -> None:
-    model = tiny("llama")
+def test_seed_draws_the_prompts_and_only_kept_answers_count(tiny_kept: Callable[..., Any]) -> None:
+    model = tiny_kept("llama")
     asked: list[str] = []
 
     def some(completions: Sequence[Completion]) -> set[str]:
@@ -152,8 +152,8 @@ def test_seed_draws_the_prompts_and_only_kept_answers_count(tiny: Callable[..., 
     assert all(name.startswith("harmless-") for name in asked)
 
 
-def test_too_few_are_told_with_their_counts(tiny: Callable[..., Any]) -> None:
-    model = tiny("llama")
+def test_too_few_are_told_with_their_counts(tiny_kept: Callable[..., Any]) -> None:
+    model = tiny_kept("llama")
 
     def make(pool: Sequence[Prompt] | None = None, **changed: Any) -> list[Example]:
         options: dict[str, Any] = {

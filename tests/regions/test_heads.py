@@ -62,9 +62,9 @@ def test_head_outputs_are_hook_z_at_the_last_token(tiny: Callable[..., Any], arc
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "qwen2"])
 def test_pruned_heads_are_silent_and_the_others_speak_as_before(
-    tiny: Callable[..., Any], architecture: str, dtype: str
+    tiny_kept: Callable[..., Any], architecture: str, dtype: str
 ) -> None:
-    model = tiny(architecture, dtype=dtype)
+    model = tiny_kept(architecture, dtype=dtype)
     maps = linear_maps(model)
     before = logits_of(model)
     # One head whose key-value head others still read, and both heads of a group.
@@ -78,8 +78,10 @@ def test_pruned_heads_are_silent_and_the_others_speak_as_before(
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
-def test_the_transposed_slices_do_not_silence_a_head(tiny: Callable[..., Any], architecture: str) -> None:
-    model = tiny(architecture)
+def test_the_transposed_slices_do_not_silence_a_head(
+    tiny_kept: Callable[..., Any], architecture: str
+) -> None:
+    model = tiny_kept(architecture)
     maps = linear_maps(model)
     o = next(m for m in maps if m.name == "blocks.1.o")
     rows = (torch.arange(16, 24)[:, None] * o.d_in + torch.arange(o.d_in)).flatten()
@@ -107,8 +109,8 @@ def shifted_logits(model: Any) -> Tensor:
         return model(TOKENS).float()
 
 
-def test_shared_key_value_rows_go_with_their_last_query_head(tiny: Callable[..., Any]) -> None:
-    maps = linear_maps(tiny("llama"))
+def test_shared_key_value_rows_go_with_their_last_query_head(tiny_kept: Callable[..., Any]) -> None:
+    maps = linear_maps(tiny_kept("llama"))
     one = prune_heads(maps, [(1, 2)], n_heads=N_HEADS)
     assert sorted(one.entries) == ["blocks.1.o", "blocks.1.q"]
     both = prune_heads(maps, [(1, 3), (1, 2)], n_heads=N_HEADS)
@@ -116,14 +118,14 @@ def test_shared_key_value_rows_go_with_their_last_query_head(tiny: Callable[...,
     key = next(m for m in maps if m.name == "blocks.1.k")
     assert both.entries["blocks.1.k"].tolist() == list(range(8 * key.d_in, 16 * key.d_in))
     # Without shared heads each takes its own rows along.
-    own = prune_heads(linear_maps(tiny("gpt2")), [(1, 2)], n_heads=N_HEADS)
+    own = prune_heads(linear_maps(tiny_kept("gpt2")), [(1, 2)], n_heads=N_HEADS)
     assert {name: len(places) for name, places in own.entries.items()} == {
         f"blocks.1.{kind}": 8 * 32 for kind in "qkvo"
     }
 
 
-def test_random_heads_are_others_and_as_many(tiny: Callable[..., Any]) -> None:
-    maps, heads = linear_maps(tiny("llama")), [(0, 1), (3, 2), (3, 3)]
+def test_random_heads_are_others_and_as_many(tiny_kept: Callable[..., Any]) -> None:
+    maps, heads = linear_maps(tiny_kept("llama")), [(0, 1), (3, 2), (3, 3)]
     drawn = random_heads(maps, heads, n_heads=N_HEADS, seed=3)
     assert len(set(drawn)) == 3
     assert not set(drawn) & set(heads)
@@ -160,9 +162,9 @@ def test_the_planted_head_is_found_and_noise_is_not() -> None:
     assert float((share - 0.5).abs().max()) < 0.12
 
 
-def test_table_of_heads(tiny: Callable[..., Any]) -> None:
+def test_table_of_heads(tiny_kept: Callable[..., Any]) -> None:
     prompts = small_prompts(8)
-    table = probe_heads(tiny("llama"), prompts.fit, prompts.validation, seed=0, resamples=50)
+    table = probe_heads(tiny_kept("llama"), prompts.fit, prompts.validation, seed=0, resamples=50)
     assert tuple(table.columns) == HEAD_COLUMNS
     assert list(zip(table["layer"], table["head"], strict=True)) == [
         (layer, head) for layer in range(4) for head in range(4)

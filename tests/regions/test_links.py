@@ -76,8 +76,8 @@ def test_energy_share_is_that_of_explicit_outputs() -> None:
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
-def test_shares_of_rows_on_and_off_the_direction(tiny: Callable[..., Any], architecture: str) -> None:
-    maps = linear_maps(tiny(architecture))
+def test_shares_of_rows_on_and_off_the_direction(tiny_kept: Callable[..., Any], architecture: str) -> None:
+    maps = linear_maps(tiny_kept(architecture))
     scores = attribution_of(maps, seed=0)
     on = direction_share(rows_of(maps, [5]), maps, scores, axis(5), method="snip", seed=0)
     assert tuple(on.columns) == LINK_COLUMNS
@@ -97,8 +97,8 @@ def test_shares_of_rows_on_and_off_the_direction(tiny: Callable[..., Any], archi
     assert row["whole"] == pytest.approx(float(energy[5] / energy.sum()), rel=1e-5)
 
 
-def test_shares_of_low_ranks_and_of_maps_that_lose_nothing(tiny: Callable[..., Any]) -> None:
-    maps = linear_maps(tiny("llama", dtype="bfloat16"))
+def test_shares_of_low_ranks_and_of_maps_that_lose_nothing(tiny_kept: Callable[..., Any]) -> None:
+    maps = linear_maps(tiny_kept("llama", dtype="bfloat16"))
     scores = attribution_of(maps, seed=0)
     u = torch.nn.functional.normalize(torch.arange(1.0, 33.0), dim=0)
     o = next(m for m in maps if m.name == "blocks.2.o")
@@ -116,8 +116,8 @@ def test_shares_of_low_ranks_and_of_maps_that_lose_nothing(tiny: Callable[..., A
     assert (table["removal"] == "along u").all()
 
 
-def test_random_removals_write_along_a_random_direction_by_chance(tiny: Callable[..., Any]) -> None:
-    maps = linear_maps(tiny("llama"))
+def test_random_removals_write_along_a_random_direction_by_chance(tiny_kept: Callable[..., Any]) -> None:
+    maps = linear_maps(tiny_kept("llama"))
     scores = attribution_of(maps, seed=0)
     half = Pruning(
         label="half",
@@ -134,8 +134,8 @@ def test_random_removals_write_along_a_random_direction_by_chance(tiny: Callable
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
-def test_removed_weight_is_what_goes(tiny: Callable[..., Any], architecture: str, dtype: str) -> None:
-    maps = linear_maps(model := tiny(architecture, dtype=dtype))
+def test_removed_weight_is_what_goes(tiny_kept: Callable[..., Any], architecture: str, dtype: str) -> None:
+    maps = linear_maps(model := tiny_kept(architecture, dtype=dtype))
     low_rank = LowRank(
         label="low rank",
         factors={m.name: (0.1 * torch.ones(m.d_out, 1), torch.ones(1, m.d_in)) for m in maps[:3]},
@@ -173,8 +173,8 @@ class Watch:
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
-def test_states_are_measured_as_they_say(tiny: Callable[..., Any], architecture: str) -> None:
-    model, prompts = tiny(architecture), small_prompts(6)
+def test_states_are_measured_as_they_say(tiny_kept: Callable[..., Any], architecture: str) -> None:
+    model, prompts = tiny_kept(architecture), small_prompts(6)
     maps, direction = linear_maps(model), direction_of(model)
     before = [m.weight().clone() for m in maps]
     watch = Watch(maps)
@@ -210,8 +210,8 @@ def test_states_are_measured_as_they_say(tiny: Callable[..., Any], architecture:
     assert ablated[["auroc", "auroc_low", "auroc_high", "cosine", "relative_norm"]].isna().all().all()
 
 
-def test_without_writing_maps_nothing_of_the_direction_is_left(tiny: Callable[..., Any]) -> None:
-    model, prompts = tiny("llama"), small_prompts(6)
+def test_without_writing_maps_nothing_of_the_direction_is_left(tiny_kept: Callable[..., Any]) -> None:
+    model, prompts = tiny_kept("llama"), small_prompts(6)
     maps = linear_maps(model)
     table = link_effects(
         model,
@@ -231,8 +231,8 @@ def test_without_writing_maps_nothing_of_the_direction_is_left(tiny: Callable[..
 # -- scores -----------------------------------------------------------------------------------------
 
 
-def test_ablated_scores_see_nothing_of_the_direction(tiny: Callable[..., Any]) -> None:
-    model = tiny("llama")
+def test_ablated_scores_see_nothing_of_the_direction(tiny_kept: Callable[..., Any]) -> None:
+    model = tiny_kept("llama")
     maps, u = linear_maps(model), torch.nn.functional.normalize(torch.arange(32.0) - 9, dim=0)
     before = attribute(model, EXAMPLES)
     after = ablated_attribution(model, EXAMPLES, u)
@@ -250,15 +250,15 @@ def test_ablated_scores_see_nothing_of_the_direction(tiny: Callable[..., Any]) -
     assert (same[["jaccard", "mass"]] == 1.0).all().all()
 
 
-def test_bad_input_is_named(tiny: Callable[..., Any]) -> None:
-    model, prompts = tiny("llama"), small_prompts(6)
+def test_bad_input_is_named(tiny_kept: Callable[..., Any]) -> None:
+    model, prompts = tiny_kept("llama"), small_prompts(6)
     maps, direction = linear_maps(model), direction_of(model)
     scores, removal = attribution_of(maps, seed=0), rows_of(maps, [1])
     with pytest.raises(MechsafetyError, match="31 entries"):
         direction_share(removal, maps, scores, torch.ones(31), method="snip", seed=0)
     with pytest.raises(MechsafetyError, match="nothing is written"):
         direction_share(removal, maps[:3], scores, torch.ones(32), method="snip", seed=0)
-    foreign = attribution_of(linear_maps(tiny("gpt2")), seed=0)
+    foreign = attribution_of(linear_maps(tiny_kept("gpt2")), seed=0)
     with pytest.raises(MechsafetyError, match="another model"):
         direction_share(removal, maps, foreign, torch.ones(32), method="snip", seed=0)
     with pytest.raises(MechsafetyError, match="1 at least"):

@@ -147,17 +147,17 @@ def test_removals_come_back_bit_for_bit(
     assert digest(make(linear_maps(model), seed=1)) != digest(removal)
 
 
-def test_a_removal_made_for_another_model_is_refused(tiny: Callable[..., Any], tmp_path: Path) -> None:
-    model = tiny("llama")
+def test_a_removal_made_for_another_model_is_refused(tiny_kept: Callable[..., Any], tmp_path: Path) -> None:
+    model = tiny_kept("llama")
     path = save_removal(pruning(linear_maps(model)), tmp_path / "r.safetensors", model=model)
     with pytest.raises(MechsafetyError, match=r"whose weights differ from .*allow_other_weights=True"):
-        load_removal(path, model=tiny("llama", seed=1))
-    carried = load_removal(path, model=tiny("llama", seed=1), allow_other_weights=True)
-    assert digest(carried) == digest(load_removal(path, model=tiny("llama", dtype="bfloat16")))
+        load_removal(path, model=tiny_kept("llama", seed=1))
+    carried = load_removal(path, model=tiny_kept("llama", seed=1), allow_other_weights=True)
+    assert digest(carried) == digest(load_removal(path, model=tiny_kept("llama", dtype="bfloat16")))
     with pytest.raises(MechsafetyError, match="made for other linear maps"):
-        load_removal(path, model=tiny("gpt2"), allow_other_weights=True)
+        load_removal(path, model=tiny_kept("gpt2"), allow_other_weights=True)
     with pytest.raises(MechsafetyError, match="made for other linear maps"):
-        save_removal(load_removal(path), tmp_path / "s.safetensors", model=tiny("gpt2"))
+        save_removal(load_removal(path), tmp_path / "s.safetensors", model=tiny_kept("gpt2"))
 
 
 def rewritten(path: Path, change: Callable[[dict[str, Any], dict[str, Any]], None]) -> Path:
@@ -170,8 +170,8 @@ def rewritten(path: Path, change: Callable[[dict[str, Any], dict[str, Any]], Non
     return changed
 
 
-def test_damaged_and_changed_files_are_told(tiny: Callable[..., Any], tmp_path: Path) -> None:
-    model = tiny("llama")
+def test_damaged_and_changed_files_are_told(tiny_kept: Callable[..., Any], tmp_path: Path) -> None:
+    model = tiny_kept("llama")
     path = save_removal(low_rank(linear_maps(model)), tmp_path / "r.safetensors", model=model)
     assert load_removal(rewritten(path, lambda f, t: None)).label == "low rank 0"
     with pytest.raises(MechsafetyError, match="does not match its hash"):

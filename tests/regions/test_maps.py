@@ -14,6 +14,7 @@ from mechsafety.core.errors import MechsafetyError
 from mechsafety.models.loading import body_of, generation_twin, load_model
 from mechsafety.regions.maps import LinearMap, linear_maps, running_body, uncovered
 from tests.conftest import save_tokenizer, tiny_config
+from tests.kept_models import shared
 
 PLAIN = ("llama", "llama-tied", "qwen2", "gemma2", "gpt2")
 FUSED = ("neox", "phi3", "falcon", "bloom")
@@ -68,7 +69,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 @pytest.fixture
 def load(folders: Callable[[str], Path]) -> Callable[..., Any]:
     def loaded(architecture: str, dtype: str = "float32") -> Any:
-        return load_model(str(folders(architecture)), dtype=dtype, device="cpu")
+        folder = str(folders(architecture))
+        return shared((folder, dtype), lambda: load_model(folder, dtype=dtype, device="cpu"))
 
     return loaded
 
@@ -220,8 +222,8 @@ def test_a_hooked_transformer_is_told_how_to_load(load: Any) -> None:
         linear_maps(HookedTransformer())  # type: ignore[arg-type]
 
 
-def test_a_model_without_linear_maps_is_told(load: Any) -> None:
-    model = load("gpt2")
+def test_a_model_without_linear_maps_is_told(folders: Any) -> None:
+    model = load_model(str(folders("gpt2")), dtype="float32", device="cpu")
     from transformers.pytorch_utils import Conv1D
 
     class Other(torch.nn.Module):  # the same map, but no module that is known to be one

@@ -108,9 +108,9 @@ def test_times_chance_is_a_ratio_of_shared_weights() -> None:
 @pytest.mark.parametrize("group", ["matrix", "row"])
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 def test_table_of_equal_opposed_and_unrelated_scores(
-    tiny: Callable[..., Any], architecture: str, group: Any
+    tiny_kept: Callable[..., Any], architecture: str, group: Any
 ) -> None:
-    maps = linear_maps(tiny(architecture))
+    maps = linear_maps(tiny_kept(architecture))
     scores = attribution_of(maps, seed=0)
     equal = jaccard_table(maps, scores, scores, method="snip", q=10, group=group)
     assert tuple(equal.columns) == STRUCTURE_COLUMNS
@@ -126,16 +126,16 @@ def test_table_of_equal_opposed_and_unrelated_scores(
     assert float(unrelated["excess"].abs().max()) < 0.1
 
 
-def test_wanda_sets_overlap_because_the_weights_are_shared(tiny: Callable[..., Any]) -> None:
-    maps = linear_maps(tiny("llama"))
+def test_wanda_sets_overlap_because_the_weights_are_shared(tiny_kept: Callable[..., Any]) -> None:
+    maps = linear_maps(tiny_kept("llama"))
     a, b = attribution_of(maps, seed=0), attribution_of(maps, seed=1)
     table = jaccard_table(maps, a, b, method="wanda")
     assert float(table["excess"].mean()) > 0.5
     assert (table["method"] == "wanda").all()
 
 
-def test_the_papers_sparsity_follows_from_its_jaccard(tiny: Callable[..., Any]) -> None:
-    maps = linear_maps(tiny("llama"))
+def test_the_papers_sparsity_follows_from_its_jaccard(tiny_kept: Callable[..., Any]) -> None:
+    maps = linear_maps(tiny_kept("llama"))
     a, b = attribution_of(maps, seed=0), attribution_of(maps, seed=1)
     table = jaccard_table(maps, a, b, method="wanda", q=5)
     removal = set_difference(maps, a, b, method="wanda", p=5, q=5)
@@ -178,8 +178,8 @@ def test_phi_of_random_subspaces_is_rank_over_dimension() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_table_of_subspaces(tiny: Callable[..., Any], dtype: str) -> None:
-    maps = linear_maps(tiny("llama", dtype=dtype))
+def test_table_of_subspaces(tiny_kept: Callable[..., Any], dtype: str) -> None:
+    maps = linear_maps(tiny_kept("llama", dtype=dtype))
     a, b = attribution_of(maps, seed=0, n_tokens=12), attribution_of(maps, seed=1, n_tokens=9)
     same = subspace_table(maps, a, a, rank=4)
     assert tuple(same.columns) == SUBSPACE_COLUMNS
@@ -194,8 +194,8 @@ def test_table_of_subspaces(tiny: Callable[..., Any], dtype: str) -> None:
     assert (table["phi"] <= 1 + 1e-9).all()
 
 
-def test_subspaces_oracle_is_the_svd_of_what_the_map_puts_out(tiny: Callable[..., Any]) -> None:
-    maps = linear_maps(tiny("gpt2"))
+def test_subspaces_oracle_is_the_svd_of_what_the_map_puts_out(tiny_kept: Callable[..., Any]) -> None:
+    maps = linear_maps(tiny_kept("gpt2"))
     generator = torch.Generator().manual_seed(5)
     x, y = (torch.randn(32, 200, generator=generator, dtype=torch.float64) for _ in range(2))
     m = maps[0]
@@ -217,8 +217,8 @@ def test_subspaces_oracle_is_the_svd_of_what_the_map_puts_out(tiny: Callable[...
     assert float(table["phi"].iloc[0]) == pytest.approx(float((u.T @ s).square().sum() / 5), abs=1e-4)
 
 
-def test_the_whole_range_says_nothing(tiny: Callable[..., Any]) -> None:
-    maps = linear_maps(tiny("llama"))
+def test_the_whole_range_says_nothing(tiny_kept: Callable[..., Any]) -> None:
+    maps = linear_maps(tiny_kept("llama"))
     table = subspace_table(maps, attribution_of(maps, seed=0), attribution_of(maps, seed=1), rank=32)
     keys = table[table["kind"] == "k"]
     assert (keys["rank"] == 16).all()
@@ -229,8 +229,8 @@ def test_the_whole_range_says_nothing(tiny: Callable[..., Any]) -> None:
 # -- means and published numbers --------------------------------------------------------------------
 
 
-def test_means_by_kind_stand_beside_the_published_ones(tiny: Callable[..., Any]) -> None:
-    maps = linear_maps(tiny("llama"))
+def test_means_by_kind_stand_beside_the_published_ones(tiny_kept: Callable[..., Any]) -> None:
+    maps = linear_maps(tiny_kept("llama"))
     a, b = attribution_of(maps, seed=0), attribution_of(maps, seed=1)
     table = jaccard_table(maps, a, b, method="snip")
     means = means_by_kind(table)
@@ -249,8 +249,8 @@ def test_means_by_kind_stand_beside_the_published_ones(tiny: Callable[..., Any])
     assert math.isnan(float(means_by_kind(strange)["published"].iloc[-1]))
 
 
-def test_bad_input_is_named(tiny: Callable[..., Any]) -> None:
-    maps, others = linear_maps(tiny("llama")), linear_maps(tiny("gpt2"))
+def test_bad_input_is_named(tiny_kept: Callable[..., Any]) -> None:
+    maps, others = linear_maps(tiny_kept("llama")), linear_maps(tiny_kept("gpt2"))
     scores, foreign = attribution_of(maps, seed=0), attribution_of(others, seed=0)
     with pytest.raises(MechsafetyError, match="another model"):
         jaccard_table(maps, scores, foreign, method="snip")

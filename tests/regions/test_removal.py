@@ -15,6 +15,7 @@ from mechsafety.models.loading import load_model
 from mechsafety.regions.maps import LinearMap, linear_maps
 from mechsafety.regions.pruning import shapes_of
 from mechsafety.regions.removal import LowRank, Pruning, Removal, removed
+from tests.kept_models import shared
 from tests.prompt_sets import small_prompts
 from tests.regions.test_maps import FUSED, IDS, both_logits, folders
 
@@ -26,7 +27,8 @@ ARCHITECTURES = ("llama", "gpt2", "gemma2", *FUSED)
 @pytest.fixture
 def load(folders: Callable[..., Any]) -> Callable[..., Any]:
     def loaded(architecture: str, dtype: str = "float32") -> Any:
-        return load_model(str(folders(architecture)), dtype=dtype, device="cpu")
+        folder = str(folders(architecture))
+        return shared((folder, dtype), lambda: load_model(folder, dtype=dtype, device="cpu"))
 
     return loaded
 

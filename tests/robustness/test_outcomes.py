@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.verdict import LABELS, Response, Verdict
 from mechsafety.generation.completions import Completion, generate
+from mechsafety.judges.outcomes import Judgement, Tally, judgements
 from mechsafety.models.chat import render_chat, render_turn, tokenize_prompts, tokenize_text
 from mechsafety.prompts.prompt_set import Prompt
 from mechsafety.robustness.attacks import ATTACK_COLUMNS, attack_rows, attack_table
 from mechsafety.robustness.attempts import Attempts
 from mechsafety.robustness.decoding import decoding
-from mechsafety.robustness.outcomes import OUTCOME_COLUMNS, Judgement, Tally, judgements, outcomes
+from mechsafety.robustness.outcomes import OUTCOME_COLUMNS, outcomes
 from mechsafety.statistics.rates import wilson
 
 SYSTEM_TEMPLATE = (
@@ -149,9 +150,9 @@ def test_a_short_answer_is_no_success_by_the_published_metric() -> None:
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_outcomes_carry_intervals_and_denominators(
-    architecture: str, dtype: str, tiny: Callable[..., Any]
+    architecture: str, dtype: str, tiny_kept: Callable[..., Any]
 ) -> None:
-    model = tiny(architecture, dtype=dtype)
+    model = tiny_kept(architecture, dtype=dtype)
     asked = [*prompts(4), *prompts(3, label="harmless")]
     judge = Fixed("refusal", "compliance", "unparsed", "degenerate", "refusal", "refusal", "degenerate")
     row = outcomes(model, asked, max_new_tokens=4, seed=0, judge=judge).row()
@@ -163,8 +164,8 @@ def test_outcomes_carry_intervals_and_denominators(
     assert row["harmless_degenerate"] == pytest.approx(1 / 3)
 
 
-def test_shares_of_no_prompts_are_missing(tiny: Callable[..., Any]) -> None:
-    found = outcomes(tiny(), prompts(2), max_new_tokens=2, seed=0)
+def test_shares_of_no_prompts_are_missing(tiny_kept: Callable[..., Any]) -> None:
+    found = outcomes(tiny_kept(), prompts(2), max_new_tokens=2, seed=0)
     row = found.row()
     assert row["harmful_n"] == 2
     assert row["harmless_n"] == 0
@@ -247,9 +248,9 @@ def test_generation_begins_from_what_was_rendered(architecture: str, tiny: Calla
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 def test_samples_come_from_the_seed_and_differ_among_each_other(
-    architecture: str, tiny: Callable[..., Any]
+    architecture: str, tiny_kept: Callable[..., Any]
 ) -> None:
-    model = tiny(architecture)
+    model = tiny_kept(architecture)
     seen: list[str] = []
 
     class Watching(Fixed):
@@ -266,9 +267,9 @@ def test_samples_come_from_the_seed_and_differ_among_each_other(
     assert len(set(seen[0].split("|"))) > 2
 
 
-def test_the_table_of_attacks_has_a_row_a_measure(tiny: Callable[..., Any]) -> None:
+def test_the_table_of_attacks_has_a_row_a_measure(tiny_kept: Callable[..., Any]) -> None:
     table = attack_table(
-        tiny(), prompts(4), system="tiny", attacks=["vanilla", "decoding"], k=2, max_new_tokens=4, seed=0,
+        tiny_kept(), prompts(4), system="tiny", attacks=["vanilla", "decoding"], k=2, max_new_tokens=4, seed=0,
         judge=Fixed("compliance", "refusal"),
     )  # fmt: skip
     assert tuple(table.columns) == ATTACK_COLUMNS
@@ -287,8 +288,8 @@ def test_a_row_shows_garbage_under_both_metrics() -> None:
     assert [(r["asr"], r["published"], r["degenerate"]) for r in rows] == [(0.0, 1.0, 1.0)] * 2
 
 
-def test_wrong_input_is_said(tiny: Callable[..., Any]) -> None:
-    model = tiny()
+def test_wrong_input_is_said(tiny_kept: Callable[..., Any]) -> None:
+    model = tiny_kept()
     good: dict[str, Any] = {"max_new_tokens": 2, "seed": 0}
     with pytest.raises(MechsafetyError, match="k is 0"):
         decoding(model, prompts(1), k=0, **good)

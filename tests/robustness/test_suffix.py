@@ -55,9 +55,9 @@ def loss_of(model: Any, suffix: str) -> float:
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 def test_the_search_finds_a_suffix_that_makes_the_answer_likelier(
-    architecture: str, tiny: Callable[..., Any]
+    architecture: str, tiny_kept: Callable[..., Any]
 ) -> None:
-    model = tiny(architecture)
+    model = tiny_kept(architecture)
     found = search(model)
     assert found.prompt_ids == ("fit-0",)
     assert len(found.losses[0]) == COST.steps
@@ -66,8 +66,8 @@ def test_the_search_finds_a_suffix_that_makes_the_answer_likelier(
     assert loss_of(model, found.texts[0]) < loss_of(model, START)
 
 
-def test_the_search_hangs_on_the_seed_and_runs_under_an_edit(tiny: Callable[..., Any]) -> None:
-    model = tiny("llama", dtype="bfloat16")
+def test_the_search_hangs_on_the_seed_and_runs_under_an_edit(tiny_kept: Callable[..., Any]) -> None:
+    model = tiny_kept("llama", dtype="bfloat16")
     first = search(model)
     torch.rand(3)
     assert search(model) == first
@@ -77,9 +77,9 @@ def test_the_search_hangs_on_the_seed_and_runs_under_an_edit(tiny: Callable[...,
 
 
 def test_the_search_shows_no_suffix_and_leaves_everything_as_it_was(
-    tiny: Callable[..., Any], capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+    tiny_kept: Callable[..., Any], capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    model = tiny()
+    model = tiny_kept()
     template = model.tokenizer.chat_template
     state = torch.get_rng_state()
     deterministic = torch.are_deterministic_algorithms_enabled()
@@ -104,8 +104,8 @@ def test_the_search_shows_no_suffix_and_leaves_everything_as_it_was(
     assert not any(p.requires_grad or p.grad is not None for p in twin.parameters())
 
 
-def test_no_special_token_becomes_part_of_a_suffix(tiny: Callable[..., Any]) -> None:
-    model = tiny()
+def test_no_special_token_becomes_part_of_a_suffix(tiny_kept: Callable[..., Any]) -> None:
+    model = tiny_kept()
     tokenizer = module._SearchTokenizer(model.tokenizer, 160)
     forbidden = [i for i in range(160) if not (tokenizer.decode([i]).isascii() and tokenizer.decode([i]).isprintable())]  # fmt: skip
     assert set(model.tokenizer.all_special_ids) <= set(forbidden)
@@ -119,12 +119,12 @@ def test_no_special_token_becomes_part_of_a_suffix(tiny: Callable[..., Any]) -> 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 def test_the_attack_appends_each_suffix_and_the_judge_reads_the_request(
-    architecture: str, tiny: Callable[..., Any]
+    architecture: str, tiny_kept: Callable[..., Any]
 ) -> None:
     from mechsafety.core.verdict import Verdict
     from mechsafety.generation.completions import generate
 
-    model = tiny(architecture)
+    model = tiny_kept(architecture)
     suffixes = Suffixes(prompt_ids=("fit-0", "fit-1"), texts=("river of", "key"), losses=((1.0,), (2.0,)))
     read: list[Any] = []
 
@@ -149,9 +149,9 @@ def test_suffixes_are_stored_and_read_again() -> None:
 
 
 def test_the_expected_time_grows_with_the_search(
-    tiny: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    tiny_kept: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = tiny()
+    model = tiny_kept()
     ticks = iter([0.0, 1.0] * 2)
     monkeypatch.setattr(module.time, "perf_counter", lambda: next(ticks))
     few = expected_seconds(model, SEARCHED, cost=SearchCost(steps=2, width=8))
@@ -160,8 +160,8 @@ def test_the_expected_time_grows_with_the_search(
     assert many == pytest.approx(4 * few)
 
 
-def test_wrong_input_is_said(tiny: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    model = tiny()
+def test_wrong_input_is_said(tiny_kept: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_kept()
     suffixes = Suffixes(prompt_ids=("report-0",), texts=("river",), losses=((1.0,),))
     with pytest.raises(MechsafetyError, match="must differ"):
         suffix_attack(model, REPORT, suffixes, max_new_tokens=2, seed=0)

@@ -44,9 +44,9 @@ def tolerance(dtype: str) -> float:
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_perplexity_is_exp_of_the_mean_over_all_tokens(
-    architecture: str, dtype: str, tiny: Callable[..., Any]
+    architecture: str, dtype: str, tiny_kept: Callable[..., Any]
 ) -> None:
-    model = tiny(architecture, dtype=dtype)
+    model = tiny_kept(architecture, dtype=dtype)
     losses: list[float] = []
     for text in TEXTS:
         ids, log_probs = logits_of(model, text)
@@ -63,8 +63,8 @@ def test_perplexity_is_exp_of_the_mean_over_all_tokens(
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
-def test_divergence_is_that_of_a_plain_loop(architecture: str, tiny: Callable[..., Any]) -> None:
-    model, other = tiny(architecture), tiny(architecture, seed=1)
+def test_divergence_is_that_of_a_plain_loop(architecture: str, tiny_kept: Callable[..., Any]) -> None:
+    model, other = tiny_kept(architecture), tiny_kept(architecture, seed=1)
     base = base_distributions(model, PASSAGES, per_passage=3)
     total = count = 0.0
     for text, places in zip(TEXTS, base.places, strict=True):
@@ -81,9 +81,9 @@ def test_divergence_is_that_of_a_plain_loop(architecture: str, tiny: Callable[..
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_model_is_no_distance_from_itself_and_some_from_its_edit(
-    dtype: str, tiny: Callable[..., Any]
+    dtype: str, tiny_kept: Callable[..., Any]
 ) -> None:
-    model = tiny("llama", dtype=dtype)
+    model = tiny_kept("llama", dtype=dtype)
     base = base_distributions(model, PASSAGES)
     same = utility(model, passages=PASSAGES, base=base, seed=0)
     assert same.kl is not None
@@ -96,8 +96,8 @@ def test_a_model_is_no_distance_from_itself_and_some_from_its_edit(
     assert utility(model, passages=PASSAGES, base=base, seed=0) == same
 
 
-def test_places_are_spread_and_have_something_before_them(tiny: Callable[..., Any]) -> None:
-    model = tiny()
+def test_places_are_spread_and_have_something_before_them(tiny_kept: Callable[..., Any]) -> None:
+    model = tiny_kept()
     base = base_distributions(model, PASSAGES, per_passage=3)
     for text, places, rows in zip(TEXTS, base.places, base.log_probs, strict=True):
         n = len(model.tokenizer(text)["input_ids"])
@@ -106,10 +106,10 @@ def test_places_are_spread_and_have_something_before_them(tiny: Callable[..., An
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
-def test_accuracy_is_that_of_a_plain_loop(architecture: str, tiny: Callable[..., Any]) -> None:
+def test_accuracy_is_that_of_a_plain_loop(architecture: str, tiny_kept: Callable[..., Any]) -> None:
     rights = []
     for seed in range(3):
-        model = tiny(architecture, seed=seed)
+        model = tiny_kept(architecture, seed=seed)
         right = 0
         batched = choice_log_probs(model, CHOICES)
         for item, ours in zip(CHOICES, batched, strict=True):
@@ -136,8 +136,8 @@ def test_a_broken_model_is_no_number(tiny: Callable[..., Any]) -> None:
         accuracy(model, CHOICES)
 
 
-def test_the_row_has_every_column_and_what_was_not_measured_is_missing(tiny: Callable[..., Any]) -> None:
-    model = tiny()
+def test_the_row_has_every_column_and_what_was_not_measured_is_missing(tiny_kept: Callable[..., Any]) -> None:
+    model = tiny_kept()
     row = utility(
         model, passages=PASSAGES, choices=CHOICES, base=base_distributions(model, PASSAGES), seed=0
     ).row()
@@ -176,8 +176,8 @@ def test_the_packaged_questions_have_balanced_answers() -> None:
     assert longest / len(questions) < 0.5
 
 
-def test_wrong_input_is_said(tiny: Callable[..., Any], tmp_path: Path) -> None:
-    model = tiny()
+def test_wrong_input_is_said(tiny_kept: Callable[..., Any], tmp_path: Path) -> None:
+    model = tiny_kept()
     with pytest.raises(MechsafetyError, match="needs passages"):
         utility(model, seed=0)
     with pytest.raises(MechsafetyError, match="of the same"):

@@ -85,7 +85,7 @@ def test_pairs_for_a_drop_are_the_fewest(drop: float, baseline: float) -> None:
     assert not minimum_detectable_drop(n - 1, baseline=baseline) <= drop
 
 
-@pytest.mark.parametrize("baseline", [0.9, 0.5])
+@pytest.mark.parametrize("baseline", [0.9, pytest.param(0.5, marks=pytest.mark.slow)])
 def test_pairs_for_a_drop_allow_for_new_refusals(baseline: float) -> None:
     drop, gained = 0.2, 0.05
     n = pairs_for_drop(drop=drop, baseline=baseline, gained=gained)

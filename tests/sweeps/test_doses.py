@@ -45,8 +45,8 @@ def test_subspace_begins_with_the_mean_difference_and_is_orthonormal() -> None:
     assert (rest @ basis[1]).square().sum() >= (rest @ others.T).square().sum(0).max()
 
 
-def test_plan_holds_every_dose_with_its_control(tiny: Callable[..., Any]) -> None:
-    direction, basis = direction_and_basis(tiny("llama"))
+def test_plan_holds_every_dose_with_its_control(tiny_kept: Callable[..., Any]) -> None:
+    direction, basis = direction_and_basis(tiny_kept("llama"))
     doses = plan_doses(direction, basis, 4, seed=0)
     keys = [d.key for d in doses]
     assert len(set(keys)) == len(keys)
@@ -73,8 +73,8 @@ def test_layer_sets_lie_in_the_model(n_layers: int) -> None:
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
-def test_each_measure_equals_a_plain_computation(tiny: Callable[..., Any], architecture: str) -> None:
-    model, report = tiny(architecture), small_prompts(5).report
+def test_each_measure_equals_a_plain_computation(tiny_kept: Callable[..., Any], architecture: str) -> None:
+    model, report = tiny_kept(architecture), small_prompts(5).report
     direction, basis = direction_and_basis(model)
     doses = plan_doses(direction, basis, 4, families=["alpha"], alphas=[1.0], seed=0)
     table = dose_curves(model, doses, report, max_new_tokens=6, seed=0)
@@ -108,8 +108,8 @@ def test_each_measure_equals_a_plain_computation(tiny: Callable[..., Any], archi
     assert table["kl"][1] != pytest.approx(table["kl"][2], rel=0.01)
 
 
-def test_curves_go_on_from_their_journal(tiny: Callable[..., Any], tmp_path: Path) -> None:
-    model, report = tiny("llama"), small_prompts(3).report
+def test_curves_go_on_from_their_journal(tiny_kept: Callable[..., Any], tmp_path: Path) -> None:
+    model, report = tiny_kept("llama"), small_prompts(3).report
     direction, basis = direction_and_basis(model)
     doses = plan_doses(direction, basis, 4, families=["directions", "layers"], seed=0)
     whole = dose_curves(model, doses, report, max_new_tokens=3, seed=0)
@@ -127,12 +127,12 @@ def test_curves_go_on_from_their_journal(tiny: Callable[..., Any], tmp_path: Pat
     )
     turned = dose_curves(model, others, report, max_new_tokens=3, seed=0, journal=Journal(path))
     pd.testing.assert_frame_equal(turned, dose_curves(model, others, report, max_new_tokens=3, seed=0))
-    for other, asked in ((tiny("llama", seed=1), report), (model, small_prompts(3, seed=1).report)):
+    for other, asked in ((tiny_kept("llama", seed=1), report), (model, small_prompts(3, seed=1).report)):
         with pytest.raises(MechsafetyError, match="made from something else"):
             dose_curves(other, doses, asked, max_new_tokens=3, seed=0, journal=Journal(path))
 
 
-def test_one_class_only_is_refused(tiny: Callable[..., Any]) -> None:
+def test_one_class_only_is_refused(tiny_kept: Callable[..., Any]) -> None:
     dose = Dose(family="alpha", name="unedited", amount=0.0, edit=None, control=False)
     with pytest.raises(MechsafetyError, match="here none is harmless"):
-        dose_curves(tiny("llama"), [dose], small_prompts().report.harmful, seed=0)
+        dose_curves(tiny_kept("llama"), [dose], small_prompts().report.harmful, seed=0)

@@ -32,8 +32,8 @@ def found_and_held_out(model: Any, method: Any = "mean_difference") -> tuple[Dir
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_profile_equals_plain_formulas(tiny: Callable[..., Any], method: str) -> None:
-    directions, held_out = found_and_held_out(tiny("llama"), method)
+def test_profile_equals_plain_formulas(tiny_kept: Callable[..., Any], method: str) -> None:
+    directions, held_out = found_and_held_out(tiny_kept("llama"), method)
     table = profile_layers(directions, held_out, selected=3, seed=0, resamples=50).set_index("layer")
     read = directions.vectors if directions.covectors is None else directions.covectors
     for layer in range(1, 5):
@@ -67,9 +67,9 @@ def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
     assert 0.90 <= inside / 300 <= 0.98
 
 
-def test_profile_refuses_another_models_cache(tiny: Callable[..., Any]) -> None:
-    directions, held_out = found_and_held_out(tiny("llama"))
-    other = residual_stream(tiny("llama", seed=1), small_prompts().validation)
+def test_profile_refuses_another_models_cache(tiny_kept: Callable[..., Any]) -> None:
+    directions, held_out = found_and_held_out(tiny_kept("llama"))
+    other = residual_stream(tiny_kept("llama", seed=1), small_prompts().validation)
     with pytest.raises(MechsafetyError, match="both must be of one model"):
         profile_layers(directions, other, seed=0)
     with pytest.raises(MechsafetyError, match=r"position -2: the directions have \[-1\]"):
@@ -78,9 +78,9 @@ def test_profile_refuses_another_models_cache(tiny: Callable[..., Any]) -> None:
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma2"])
 def test_lens_names_the_token_whose_unembedding_the_direction_is(
-    tiny: Callable[..., Any], architecture: str
+    tiny_kept: Callable[..., Any], architecture: str
 ) -> None:
-    model = tiny(architecture)
+    model = tiny_kept(architecture)
     head = model.original_model.get_output_embeddings().original_component.weight.float()
     base = model.original_model.base_model
     norm = base.ln_f if architecture == "gpt2" else base.norm

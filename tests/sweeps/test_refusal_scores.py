@@ -54,8 +54,8 @@ def test_equal_tokens_are_merged() -> None:
         RefusalTokens(ids=(4, 7), texts=("I",), weight=(1.0, 1.0), source="user")
 
 
-def test_texts_that_begin_alike_score_as_one(tiny: Callable[..., Any]) -> None:
-    model, prompts = tiny("llama"), small_prompts(12)
+def test_texts_that_begin_alike_score_as_one(tiny_kept: Callable[..., Any]) -> None:
+    model, prompts = tiny_kept("llama"), small_prompts(12)
     named = named_refusal_tokens(model, ["sorry can not", "sorry", "sorry no"])
     assert len(named.ids) == 1
     directions = find_directions(residual_stream(model, prompts.fit), resamples=1)

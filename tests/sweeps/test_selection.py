@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mechsafety.core.errors import MechsafetyError
-from mechsafety.sweeps.selection import RULES, candidate, nearest, select
+from mechsafety.core.names import SELECTION_RULES
+from mechsafety.sweeps.selection import candidate, nearest, select
 
 COLUMNS = ["position", "layer", "bypass", "induce", "kl"]
 
@@ -49,7 +50,7 @@ def test_lowest_bypass_among_those_that_pass() -> None:
         (8, -5.0, 0.5, 0.01),
         (5, -6.0, math.nan, 0.01),
     )
-    for rule in RULES:
+    for rule in SELECTION_RULES:
         chosen = select(scores, n_layers=10, rule=rule)
         assert (chosen.layer, chosen.bypass, chosen.rule, chosen.kl_bound) == (2, -2.0, rule, 0.1)
         assert (chosen.kept, chosen.total) == (2, 6)
@@ -169,7 +170,7 @@ def outcome(function: Any, scores: pd.DataFrame, **options: Any) -> Any:
         return str(error)
 
 
-@given(rows=ROWS, rule=st.sampled_from(list(RULES)), seed=st.integers(0, 99))
+@given(rows=ROWS, rule=st.sampled_from(list(SELECTION_RULES)), seed=st.integers(0, 99))
 def test_row_order_and_index_do_not_matter(rows: list[tuple[float, ...]], rule: str, seed: int) -> None:
     scores = table(*rows)
     shuffled = scores.iloc[np.random.default_rng(seed).permutation(len(scores))]

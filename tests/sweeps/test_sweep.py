@@ -54,8 +54,8 @@ def directions_of(
 
 @pytest.mark.parametrize("path", ["fast", "plain"])
 @pytest.mark.parametrize("method", METHODS)
-def test_scores_equal_the_plain_reference(tiny: Callable[..., Any], method: str, path: Any) -> None:
-    model, prompts = tiny("llama"), small_prompts().validation
+def test_scores_equal_the_plain_reference(tiny_kept: Callable[..., Any], method: str, path: Any) -> None:
+    model, prompts = tiny_kept("llama"), small_prompts().validation
     directions = directions_of(model, method=method)
     swept = sweep(model, directions, prompts, refusal_tokens=TOKENS, batch_size=5, path=path)
     # A random model refuses nothing in particular, so no prompt is left out for its score.
@@ -86,8 +86,20 @@ def test_scores_equal_the_plain_reference(tiny: Callable[..., Any], method: str,
         assert row.induce == pytest.approx(expected["induce"], abs=1e-4)
 
 
-@pytest.mark.parametrize("shared", [True, False])
-@pytest.mark.parametrize("architecture", ["llama", "llama-tied", "gpt2", "qwen2", "gemma2"])
+@pytest.mark.parametrize(
+    ("architecture", "shared"),
+    [
+        *(("llama", True), ("llama", False), ("gpt2", True), ("gemma2", False)),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                ("gpt2", False),
+                ("gemma2", True),
+                *tuple((name, shared) for name in ("llama-tied", "qwen2") for shared in (True, False)),
+            )
+        ),
+    ],
+)
 def test_batched_candidates_equal_one_at_a_time(
     tiny: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, architecture: str, shared: bool
 ) -> None:
@@ -115,9 +127,9 @@ def test_batched_candidates_equal_one_at_a_time(
     )
 
 
-def test_batched_candidates_in_bfloat16_are_near_float32(tiny: Callable[..., Any]) -> None:
+def test_batched_candidates_in_bfloat16_are_near_float32(tiny_kept: Callable[..., Any]) -> None:
     prompts = long_prompts()
-    narrow, wide = tiny("llama", dtype="bfloat16"), tiny("llama")
+    narrow, wide = tiny_kept("llama", dtype="bfloat16"), tiny_kept("llama")
     directions = directions_of(wide)
     a = sweep(narrow, directions, prompts, refusal_tokens=TOKENS).table
     b = sweep(wide, directions, prompts, refusal_tokens=TOKENS).table
@@ -125,7 +137,9 @@ def test_batched_candidates_in_bfloat16_are_near_float32(tiny: Callable[..., Any
         assert (a[column] - b[column]).abs().max() < 0.25 < b[column].abs().max()
 
 
-def test_a_projection_at_the_sums_is_needed_only_where_blocks_do_not_add(tiny: Callable[..., Any]) -> None:
+def test_a_projection_at_the_sums_is_needed_only_where_blocks_do_not_add(
+    tiny: Callable[..., Any],
+) -> None:
     prompts = Validation(
         harmful=[[5, 6, 7]],
         harmless=[[5, 6, 8]],
@@ -148,9 +162,9 @@ def test_a_projection_at_the_sums_is_needed_only_where_blocks_do_not_add(tiny: C
 
 
 def test_an_interrupted_sweep_goes_on_from_its_journal(
-    tiny: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_kept: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, prompts = tiny("llama"), small_prompts(40).validation
+    model, prompts = tiny_kept("llama"), small_prompts(40).validation
     directions = directions_of(model)
     whole = sweep(model, directions, prompts, refusal_tokens=TOKENS)
     score, calls = BatchedScorer.score, []
@@ -176,8 +190,10 @@ def test_an_interrupted_sweep_goes_on_from_its_journal(
     pd.testing.assert_frame_equal(again.table, whole.table)
 
 
-def test_a_journal_is_of_these_directions_and_these_weights(tiny: Callable[..., Any], tmp_path: Path) -> None:
-    model, prompts = tiny("llama"), small_prompts(10).validation
+def test_a_journal_is_of_these_directions_and_these_weights(
+    tiny_kept: Callable[..., Any], tmp_path: Path
+) -> None:
+    model, prompts = tiny_kept("llama"), small_prompts(10).validation
     directions = directions_of(model)
 
     def go_on(found: Directions) -> None:
@@ -201,8 +217,8 @@ def test_a_journal_is_of_these_directions_and_these_weights(tiny: Callable[..., 
     go_on(directions)  # the control: as it was
 
 
-def test_stability_counts_what_resamples_pick(tiny: Callable[..., Any]) -> None:
-    model = tiny("llama")
+def test_stability_counts_what_resamples_pick(tiny_kept: Callable[..., Any]) -> None:
+    model = tiny_kept("llama")
     swept = sweep(model, directions_of(model), small_prompts(12).validation, refusal_tokens=TOKENS)
     found = swept.stability(seed=0, resamples=50)
     assert found["share"].sum() == pytest.approx(1.0)
@@ -256,8 +272,8 @@ def test_openings_are_counted_among_own_refusals() -> None:
     assert openings_of([[4], [4], []], decode=str) is None
 
 
-def test_named_refusal_tokens(tiny: Callable[..., Any]) -> None:
-    model = tiny("llama")
+def test_named_refusal_tokens(tiny_kept: Callable[..., Any]) -> None:
+    model = tiny_kept("llama")
     found = named_refusal_tokens(model, ["sorry", "no"])
     assert model.tokenizer.convert_ids_to_tokens(list(found.ids)) == ["sorry", "no"]
     with pytest.raises(MechsafetyError, match="at least one token"):
@@ -265,17 +281,17 @@ def test_named_refusal_tokens(tiny: Callable[..., Any]) -> None:
 
 
 def test_prompts_treated_against_their_label_are_left_out_only_where_enough_remain(
-    tiny: Callable[..., Any],
+    tiny_kept: Callable[..., Any],
 ) -> None:
-    model = tiny("llama")
+    model = tiny_kept("llama")
     prompts = small_prompts(20).validation
     swept = sweep(model, directions_of(model), prompts, layers=[1])
     assert 8 <= swept.n_harmful <= 20
     assert swept.base_harmful > 0 or swept.n_harmful == 20
 
 
-def test_zero_vectors_score_nan(tiny: Callable[..., Any]) -> None:
-    model = tiny("llama")
+def test_zero_vectors_score_nan(tiny_kept: Callable[..., Any]) -> None:
+    model = tiny_kept("llama")
     found = directions_of(model)
     vectors = found.vectors.clone()
     vectors[0, 2] = 0
@@ -285,22 +301,22 @@ def test_zero_vectors_score_nan(tiny: Callable[..., Any]) -> None:
     assert swept.table.set_index("layer").loc[1].notna().all()
 
 
-def test_every_post_instruction_position_is_scored(tiny: Callable[..., Any]) -> None:
-    model = tiny("llama")
+def test_every_post_instruction_position_is_scored(tiny_kept: Callable[..., Any]) -> None:
+    model = tiny_kept("llama")
     swept = sweep(model, directions_of(model, positions=(-2, -1)), small_prompts().validation, layers=[0, 3])
     assert swept.table[["position", "layer"]].to_numpy().tolist() == [[-2, 0], [-2, 3], [-1, 0], [-1, 3]]
 
 
-def test_directions_of_other_weights_or_shapes_are_refused(tiny: Callable[..., Any]) -> None:
-    found = directions_of(tiny("llama"))
+def test_directions_of_other_weights_or_shapes_are_refused(tiny_kept: Callable[..., Any]) -> None:
+    found = directions_of(tiny_kept("llama"))
     with pytest.raises(MechsafetyError, match="weights differ"):
-        sweep(tiny("llama", seed=1), found, small_prompts().validation)
+        sweep(tiny_kept("llama", seed=1), found, small_prompts().validation)
     narrow = Directions(**{**vars(found), "vectors": found.vectors[..., :16]})
     with pytest.raises(MechsafetyError, match="do not fit"):
-        sweep(tiny("llama"), narrow, small_prompts().validation)
+        sweep(tiny_kept("llama"), narrow, small_prompts().validation)
     with pytest.raises(MechsafetyError, match="among these 6 none is harmless"):
-        sweep(tiny("llama"), found, small_prompts().validation.harmful)
+        sweep(tiny_kept("llama"), found, small_prompts().validation.harmful)
     with pytest.raises(MechsafetyError, match="no validation prompts"):
-        sweep(tiny("llama"), found, PromptSet(()))
+        sweep(tiny_kept("llama"), found, PromptSet(()))
     with pytest.raises(MechsafetyError, match="layers 5, 7 do not exist: this model's are 0 to 4"):
-        sweep(tiny("llama"), found, small_prompts().validation, layers=[1, 5, 7])
+        sweep(tiny_kept("llama"), found, small_prompts().validation, layers=[1, 5, 7])

@@ -98,9 +98,19 @@ def stepped(model: Any, prompts: Sequence[Prompt], *, steps: int, edit: Any = No
     return answers
 
 
-@pytest.mark.parametrize("with_edit", [False, True], ids=["unedited", "edited"])
-@pytest.mark.parametrize("batch_size", [1, 6], ids=["unpadded", "padded"])
-@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+@pytest.mark.parametrize(
+    ("architecture", "batch_size", "with_edit"),
+    [
+        *(("llama", 6, True), ("llama", 1, False), ("gpt2", 6, False)),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                *(("llama", 6, False), ("llama", 1, True)),
+                *(("gpt2", 6, True), ("gpt2", 1, False), ("gpt2", 1, True)),
+            )
+        ),
+    ],
+)
 def test_no_answer_opens_with_a_forbidden_tag(
     tagging: Callable[..., Any], architecture: str, batch_size: int, with_edit: bool
 ) -> None:

@@ -7,81 +7,55 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from mechsafety.experiments.agreement.figures import judge_chapter_figures
-from mechsafety.experiments.agreement.tables import REFERENCE_TABLES, STUDY_TABLES, judge_tables
 from mechsafety.pages.page import Block
 from mechsafety.plots.style import system_names
-from mechsafety.runs.folder import RunFolder
 from mechsafety.statistics import holm
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 
-def load_chapter(run: RunFolder) -> dict[str, pd.DataFrame]:
-    """The chapter's tables; those that a run of an earlier version lacks are made from its verdicts."""
-    if all((run.path / f"{name}.csv").is_file() for name in STUDY_TABLES):
-        tables = {name: run.read_table(f"{name}.csv") for name in STUDY_TABLES}
-    else:
-        config = run.manifest["config"]
-        verdicts = run.read_table("verdicts.parquet")
-        tables = judge_tables(verdicts, primary=config["judges"][0], seed=int(config["seed"]))
-    for name in REFERENCE_TABLES:
-        if (run.path / f"{name}.csv").is_file():
-            tables[name] = run.read_table(f"{name}.csv")
-    return tables
-
-
-def chapter_blocks(tables: Mapping[str, pd.DataFrame]) -> list[Block]:
-    """The chapter as blocks of a page; empty where there was one judge and nobody else."""
+def chapter_blocks(tables: Mapping[str, pd.DataFrame], figures: Mapping[str, go.Figure]) -> list[Block]:
+    """The chapter as blocks of a page, with figures that are drawn; empty where there was one judge and nobody else."""
     if len({*tables["judge_effects"]["judge"]}) < 2 and "judge_errors" not in tables:
         return []
-    figures = judge_chapter_figures(tables)
-    return [
-        block
-        for block in (
-            Block(
-                name="judge-effects",
-                title="Does it matter who judges?",
-                text=_effects_text(tables["judge_flips"]),
-                figures=_some(figures, "judge-effects"),
-                table=tables["judge_effects"].drop(columns="dropped"),
-            ),
-            Block(
-                name="judge-flips",
-                title="",
-                text="Per system: the change that the primary judge finds, and the judges and readings under which its "
-                "sign or its significance is another.",
-                table=tables["judge_flips"],
-            ),
-            Block(
-                name="judge-interaction",
-                title="Does the edit change what the judges disagree about?",
-                text=_interaction_text(tables["judge_interaction"]),
-                table=tables["judge_interaction"],
-            ),
-            Block(
-                name="judge-rankings",
-                title="Would another judge rank the systems otherwise?",
-                text="Kendall's tau between two judges' orders of the systems; intervals resample prompts.",
-                table=tables["judge_rankings"].dropna(subset="tau"),
-            ),
-            Block(
-                name="panel",
-                title="All judges together",
-                text="Krippendorff's alpha and Gwet's AC1 of all judges on refusal or not. AC1 stays defined where "
-                "nearly every answer is of one kind.",
-                table=tables["panel_agreement"],
-            ),
-            *_people(tables, figures),
-        )
-        if block.table is None or not block.table.empty
+    blocks = [
+        Block(
+            name="judge-effects",
+            title="Does it matter who judges?",
+            text=_effects_text(tables["judge_flips"]),
+            figures=_some(figures, "judge-effects"),
+            table=tables["judge_effects"].drop(columns="dropped"),
+        ),
+        Block(
+            name="judge-flips",
+            title="",
+            text="Per system: the change that the primary judge finds, and the judges and readings under which its "
+            "sign or its significance is another.",
+            table=tables["judge_flips"],
+        ),
+        Block(
+            name="judge-interaction",
+            title="Does the edit change what the judges disagree about?",
+            text=_interaction_text(tables["judge_interaction"]),
+            table=tables["judge_interaction"],
+        ),
+        Block(
+            name="judge-rankings",
+            title="Would another judge rank the systems otherwise?",
+            text="Kendall's tau between two judges' orders of the systems; intervals resample prompts.",
+            table=tables["judge_rankings"].dropna(subset="tau"),
+        ),
+        Block(
+            name="panel",
+            title="All judges together",
+            text="Krippendorff's alpha and Gwet's AC1 of all judges on refusal or not. AC1 stays defined where "
+            "nearly every answer is of one kind.",
+            table=tables["panel_agreement"],
+        ),
+        *_people(tables, figures),
     ]
-
-
-def chapter_figures(run: RunFolder) -> dict[str, go.Figure]:
-    """The chapter's figures, by file name."""
-    return judge_chapter_figures(load_chapter(run))
+    return [block for block in blocks if block.table is None or not block.table.empty]
 
 
 def _people(tables: Mapping[str, pd.DataFrame], figures: Mapping[str, go.Figure]) -> list[Block]:
@@ -157,35 +131,35 @@ def _effects_text(flips: pd.DataFrame) -> str:
 
 
 def _interaction_text(interaction: pd.DataFrame) -> str:
-    told = (
+    about = (
         "Difference: how much more the first judge's rate moves than the second's. The p value is exact, by sign "
         "changes of each prompt's sum."
     )
     tested = interaction[interaction["p"].notna().to_numpy()]
     if tested.empty:
-        return "No two judges read the same pairs of answers. " + told
+        return "No two judges read the same pairs of answers. " + about
     corrected = holm(tested["p"].to_numpy())
     found = tested[corrected < 0.05]
-    told += (
+    about += (
         f" The table's p values are not corrected; this sentence is, by Holm over its {len(tested)} tests."
     )
     if found.empty:
-        return "No difference between two judges in how far the edit moves their rates was found. " + told
+        return "No difference between two judges in how far the edit moves their rates was found. " + about
     names = system_names(interaction["system"])
     pairs = ", ".join(
         f"{r['judge_a']} and {r['judge_b']} ({names[str(r['system'])]}, {r['label']})"
         for r in found.to_dict(orient="records")
     )
-    return f"The edit moves the rates of these judges differently: {pairs}. {told}"
+    return f"The edit moves the rates of these judges differently: {pairs}. {about}"
 
 
 def _people_text(people: pd.DataFrame) -> str:
     tied = int(people["tied"].sum())
-    told = "Labels by annotator; settled is the majority."
+    about = "Labels by annotator; settled is the majority."
     if not tied:
-        return told
+        return about
     return (
-        f"{told} {tied} responses on which annotators tie are left out of every comparison with people. They are the "
+        f"{about} {tied} responses on which annotators tie are left out of every comparison with people. They are the "
         "hard ones: without them judges look better than they are."
     )
 

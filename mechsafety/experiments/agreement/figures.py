@@ -15,8 +15,8 @@ from mechsafety.plots.style import (
     require_single,
     styled,
     system_names,
-    whiskers,
 )
+from mechsafety.plots.traces import dots, in_legend
 
 ARMS = ("original", "edited")
 _ARM_COLOURS = {"original": "#0072B2", "edited": "#D55E00"}
@@ -27,11 +27,7 @@ _ESTIMATORS = (
     ("ppi", "prediction-powered", "#0072B2", "circle"),
     ("rogan_gladen", "Rogan-Gladen", "#009E73", "square"),
 )
-_BOUNDS = {
-    "human": ("human_low", "human_high"),
-    "ppi": ("ppi_low", "ppi_high"),
-    "rogan_gladen": ("rogan_gladen_low", "rogan_gladen_high"),
-}
+_BOUNDS = {name: (f"{name}_low", f"{name}_high") for name in ("human", "ppi", "rogan_gladen")}
 
 
 def judge_chapter_figures(tables: Mapping[str, pd.DataFrame]) -> dict[str, go.Figure]:
@@ -48,7 +44,7 @@ def judge_chapter_figures(tables: Mapping[str, pd.DataFrame]) -> dict[str, go.Fi
 
 
 def effect_forest(effects: pd.DataFrame) -> go.Figure:
-    """The edit's effect on refusal under every judge and mapping: a row each, a column a prompt label."""
+    """The edit's effect on refusal under every judge and mapping: one row each, one column per prompt label."""
     require_single(require_rows(effects, "effects", effects), "system", "label", "judge", "mapping")
     systems = list(dict.fromkeys(effects["system"]))
     shown_as = system_names(systems)
@@ -77,26 +73,20 @@ def effect_forest(effects: pd.DataFrame) -> go.Figure:
                     for name, key in zip(names, readings, strict=True)
                     if key in found.index and bool(found.loc[key, "significant"]) == significant
                 ]
-                figure.add_scatter(
-                    x=[r["change"] for _, r in shown],
-                    y=[name for name, _ in shown],
-                    mode="markers",
+                change, low, high = ([r[name] for _, r in shown] for name in ("change", "low", "high"))
+                line = {"color": COLOURS["line"], "width": 1.5}
+                dots(
+                    figure,
+                    [name for name, _ in shown],
+                    change,
                     name="exact McNemar p < .05" if significant else "p ≥ .05",
-                    legendgroup=str(significant),
-                    showlegend=row == 1 and column == 1,
-                    marker={
-                        "size": 8,
-                        "color": COLOURS["line"] if significant else "white",
-                        "line": {"color": COLOURS["line"], "width": 1.5},
-                    },
-                    error_x=whiskers(
-                        *([r[name] for _, r in shown] for name in ("change", "low", "high")),
-                        colour=COLOURS["line"],
-                        **_THIN,
-                    ),
+                    marker={"size": 8, "color": COLOURS["line"] if significant else "white", "line": line},
+                    bounds=(low, high),
+                    colour=COLOURS["line"],
+                    looks=_THIN,
+                    across=True,
                     hovertemplate="%{y}: %{x:+.0%}<extra></extra>",
-                    row=row,
-                    col=column,
+                    **in_legend(str(significant), first=row == column == 1, row=row, col=column),
                 )
             figure.add_vline(x=0, line={"color": COLOURS["ink"], "width": 1}, row=row, col=column)
     figure.update_xaxes(tickformat="+.0%")
@@ -105,7 +95,7 @@ def effect_forest(effects: pd.DataFrame) -> go.Figure:
     return styled(
         figure,
         _effect_title(effects),
-        "One row a judge and a reading of its labels.<br>Whiskers: 95 % interval of the paired difference "
+        "One row per judge and reading of its labels.<br>Whiskers: 95 % interval of the paired difference "
         "(Bonett and Price).",
         width=360 + 330 * len(labels),
         height=190 + len(systems) * (60 + 24 * len(readings)),
@@ -128,25 +118,18 @@ def error_dots(errors: pd.DataFrame) -> go.Figure:
         for arm in ARMS:
             part = shown[shown["arm"] == arm].set_index("judge").reindex(judges)
             offset = 0.14 if arm == "original" else -0.14
-            figure.add_scatter(
-                x=part[measure],
-                y=[place + offset for place in range(len(judges))],
-                mode="markers",
+            dots(
+                figure,
+                [place + offset for place in range(len(judges))],
+                part[measure],
                 name=arm,
-                legendgroup=arm,
-                showlegend=column == 1,
                 marker={"size": 8, "color": _ARM_COLOURS[arm]},
-                error_x=whiskers(
-                    part[measure],
-                    part[f"{measure}_low"],
-                    part[f"{measure}_high"],
-                    colour=_ARM_COLOURS[arm],
-                    **_THIN,
-                ),
+                bounds=(part[f"{measure}_low"], part[f"{measure}_high"]),
+                looks=_THIN,
+                across=True,
                 customdata=part["n"],
                 hovertemplate="%{x:.0%}, %{customdata} labelled<extra>" + arm + "</extra>",
-                row=1,
-                col=column,
+                **in_legend(arm, first=column == 1, row=1, col=column),
             )
     figure.update_yaxes(tickvals=list(range(len(judges))), ticktext=judges, automargin=True)
     figure.update_xaxes(tickformat=".0%", range=[-0.03, 1.03])
@@ -182,20 +165,18 @@ def corrected_rates_figure(corrected: pd.DataFrame) -> go.Figure:
     for column, arm in enumerate(ARMS, start=1):
         part = shown[shown["arm"] == arm].set_index("judge").reindex(judges)
         for step, (name, title, colour, symbol) in enumerate(_ESTIMATORS):
-            figure.add_scatter(
-                x=part[name],
-                y=[place + 0.27 - 0.18 * step for place in range(len(judges))],
-                mode="markers",
+            low, high = _BOUNDS.get(name, (None, None))
+            dots(
+                figure,
+                [place + 0.27 - 0.18 * step for place in range(len(judges))],
+                part[name],
                 name=title,
-                legendgroup=name,
-                showlegend=column == 1,
                 marker={"size": 8, "color": colour, "symbol": symbol},
-                error_x=whiskers(part[name], *(part[end] for end in _BOUNDS[name]), colour=colour, **_THIN)
-                if name in _BOUNDS
-                else None,
+                bounds=(part[low], part[high]) if low else None,
+                looks=_THIN,
+                across=True,
                 hovertemplate="%{x:.0%}<extra>" + title + "</extra>",
-                row=1,
-                col=column,
+                **in_legend(name, first=column == 1, row=1, col=column),
             )
     figure.update_yaxes(tickvals=list(range(len(judges))), ticktext=judges, automargin=True)
     figure.update_xaxes(tickformat=".0%", range=[-0.02, 1.02], title_text="harmful prompts refused")

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from mechsafety.anatomy.outputs import Answers, with_completions
 from mechsafety.anatomy.readings import outcome_row, prompt_groups, read_outcomes
-from mechsafety.core.verdict import Judge, Label
+from mechsafety.core.verdict import Label
 from mechsafety.experiments.anatomy.config import Role
+from mechsafety.experiments.base import Session
 from mechsafety.generation.answers import Example
-from mechsafety.generation.completions import Completion, generate
+from mechsafety.generation.completions import Completion, Completions, answer_frame, generate
+from mechsafety.judges.outcomes import Asking
 from mechsafety.prompts.prompt_set import Prompt, PromptSet
 from mechsafety.regions.examples import example_of
-from mechsafety.runs.folder import RunFolder
 
 if TYPE_CHECKING:
+    import pandas as pd
     from transformer_lens.model_bridge import TransformerBridge
 
 Which = Literal["fit", "held-out"]
@@ -28,20 +31,17 @@ _SCORED = 128
 
 @dataclass(kw_only=True)
 class OwnAnswers:
-    """Greedy answers of each model, and verdicts on them, as parts of ``run``.
+    """Greedy answers of each model, and verdicts on them, as parts of the run.
 
     Held-out prompts go group by group, all in one call, as those of the models between base and tuned do: a model that
     is one of ``models`` gives the very same answers there.
     """
 
-    run: RunFolder
+    session: Session
     models: Mapping[Role, TransformerBridge]
     prompts: PromptSet
     attacks: Sequence[Prompt]
-    judge: Judge
-    max_new_tokens: int
-    seed: int
-    say: Callable[[str], None]
+    asking: Asking
 
     def __post_init__(self) -> None:
         self.groups = prompt_groups(self.prompts.to_judge, self.attacks)
@@ -52,32 +52,36 @@ class OwnAnswers:
     def __call__(self, role: Role, which: Which) -> Answers:
         """One model's answers to the fit or to the held-out prompts."""
         if (role, which) not in self._read:
-            model = self.models[role]
             prompts = self.prompts.to_estimate if which == "fit" else self.held_out
-            key = ("answers", f"{role}-{which}")
-            if not self.run.has_part(*key):
-                self.say(f"answers of the {role} model to {len(prompts)} {which} prompts")
-                done = generate(
-                    model,
-                    prompts,
-                    max_new_tokens=self.max_new_tokens,
-                    seed=self.seed,
-                    label=f"{role} answers",
-                )
-                self.run.write_part(done.to_frame(), *key)
-            rows = self.run.read_part(*key).to_dict(orient="records")
-            self._read[role, which] = with_completions(model, prompts, [_completion(r) for r in rows])
+            make = partial(self._answer, role, which, prompts)
+            rows = self.session.part("completions", f"{role}-{which}", make=make).to_dict(orient="records")
+            made = [_completion(row) for row in rows]
+            self._read[role, which] = with_completions(self.models[role], prompts, made)
         return self._read[role, which]
+
+    def _answer(self, role: Role, which: Which, prompts: Sequence[Prompt]) -> pd.DataFrame:
+        self.session.say(f"answers of the {role} model to {len(prompts)} {which} prompts")
+        model, more = self.models[role], self.asking["max_new_tokens"]
+        done = generate(
+            model, prompts, max_new_tokens=more, seed=self.asking["seed"], label=f"{role} answers"
+        )
+        self.keep("own answers", role, which, done)
+        return done.to_frame()
+
+    def keep(self, part: str, model: str, state: str, answers: Completions) -> None:
+        """Keep the answers of a model in a state, for other judges."""
+        rows = answer_frame(answers, part=part, model=model, state=state)
+        self.session.keep_answers(rows, part, model, state)
 
     def verdicts(self, role: Role, which: Which) -> dict[str, Label]:
         """What the judge finds these answers to be, by the prompt's id."""
-        key = ("verdicts", f"{role}-{which}")
-        if not self.run.has_part(*key, suffix="json"):
-            self.run.write_json_part(read_outcomes(self(role, which).completions, self.judge), *key)
-        return self.run.read_json_part(*key)
+        return self.session.json_part(
+            *("verdicts", f"{role}-{which}"),
+            make=lambda: read_outcomes(self(role, which).completions, self.asking["judge"]),
+        )
 
     def outcomes(self, role: Role) -> list[dict[str, Any]]:
-        """A row a group of what the model as it is answers: :func:`outcome_rows`."""
+        """One row per group of what the model as it is answers: :func:`outcome_rows`."""
         labels = self.verdicts(role, "held-out")
         return [
             {"group": name, **outcome_row(labels, [p.id for p in group])}

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, FiniteFloat, field_validator, model_validator
 
-from mechsafety.anatomy.interpolation import ALPHAS
-from mechsafety.anatomy.reversal import RANKS
-from mechsafety.experiments.config import ModelConfig
+from mechsafety.core.names import LINE_ALPHAS, TOP_RANKS
+from mechsafety.experiments.config import ModelConfig, Option
 
 Part = Literal["clusters", "weights", "sensitivity", "interpolation", "reversal", "links"]
 PARTS: tuple[Part, ...] = get_args(Part)
@@ -52,24 +51,42 @@ def _whole_base(given: dict[str, Any]) -> str:
 class AnatomyConfig(ModelConfig):
     """What one run does; a part of its manifest.
 
-    ``limit`` takes at most so many prompts of each label in each split, and of each family of attacks. ``maps`` are the
-    matrices whose change is taken apart in the part ``weights``: the MLPs' input and output matrices, or every linear
-    map of the blocks; other parts look at all. The default ``judge`` is ``fluent:BASE``, which tells the word salad of
-    a model that was moved too far from an answer.
+    The default ``judge``, ``fluent:BASE``, tells an answer from the word salad of a model that was moved too far.
     """
 
-    base: str
-    tuned: str
-    control: str | None = None
-    prompts: str = "default"
-    attacks: str | None = None
-    judge: str = Field(default_factory=_whole_base)
-    parts: tuple[Part, ...] = Field(default=PARTS, min_length=1)
-    maps: Literal["mlp", "all"] = "mlp"
-    limit: int | None = Field(default=None, ge=2)
-    max_new_tokens: int = Field(default=32, ge=1)
-    alphas: tuple[FiniteFloat, ...] = Field(default=ALPHAS, min_length=1)
-    ranks: tuple[int, ...] = RANKS
+    base: Annotated[str, Option(argument=True)]
+    tuned: Annotated[str, Option(argument=True)]
+    control: Annotated[str | None, Option(metavar="MODEL")] = Field(
+        default=None, description="BASE after a fine-tuning that taught no refusals"
+    )
+    prompts: Annotated[str, Option(metavar="SET")] = Field(
+        default="default", description="fit, validation and report prompts"
+    )
+    attacks: Annotated[str | None, Option(metavar="SET")] = Field(
+        default=None, description="harmful prompts; their category names the family"
+    )
+    judge: Annotated[str, Option(default="fluent:BASE")] = Field(
+        default_factory=_whole_base, description="who reads the answers"
+    )
+    parts: Annotated[tuple[Part, ...], Option(metavar="P,P,...", many="commas")] = Field(
+        default=PARTS, min_length=1, description="what to do"
+    )
+    maps: Literal["mlp", "all"] = Field(
+        default="mlp",
+        description="matrices whose change is taken apart in the part weights: the MLPs', or all of the blocks",
+    )
+    limit: int | None = Field(
+        default=None, ge=2, description="at most N prompts of each label, split and family"
+    )
+    max_new_tokens: int = Field(default=32, ge=1, description="length of the answers that are judged")
+    alphas: Annotated[tuple[FiniteFloat, ...], Option(metavar="A,A,...", many="commas")] = Field(
+        default=LINE_ALPHAS,
+        min_length=1,
+        description="models on the line from BASE (0) to TUNED (1) and beyond",
+    )
+    ranks: Annotated[tuple[int, ...], Option(metavar="R,R,...", many="commas")] = Field(
+        default=TOP_RANKS, description="how many singular directions of the change are kept, or removed"
+    )
 
     @field_validator("parts")
     @classmethod

@@ -2,126 +2,124 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+from plotly.subplots import make_subplots
 
-from mechsafety.experiments.anatomy.findings import last_layer, of_alpha, told_alphas, told_primes
-from mechsafety.experiments.anatomy.histograms import sensitivity_figure, tau_figure
-from mechsafety.experiments.anatomy.panels import (
+from mechsafety.experiments.anatomy.findings import last_layer, main_alphas, of_alpha
+from mechsafety.experiments.anatomy.naming import (
     GROUP_NAMES,
     GROUPS,
+    MODELS,
     POSITIONS,
     SAFE,
     UNSAFE,
-    Line,
-    LinePanel,
     Names,
     Tables,
-    chance_line,
-    columns_for,
+    along,
+    by_model,
+    digits,
     families_in,
-    level,
-    line_panels,
-    model_line,
     models_in,
+    of_models,
     rows_of,
     who,
 )
-from mechsafety.experiments.anatomy.part_figures import part_figures
 from mechsafety.experiments.anatomy.weight_figures import weight_figures
-from mechsafety.plots.panels import told_size
+from mechsafety.plots.lines import (
+    Line,
+    LinePanel,
+    chance_line,
+    columns_for,
+    finished,
+    gap,
+    level,
+    line_panels,
+    spread_out,
+)
+from mechsafety.plots.panels import log_axis, told_size
+from mechsafety.plots.style import COLOURS, whiskers
 
-Draw = Callable[[pd.DataFrame, Names], go.Figure]
+_BINS = 26
+_TITLED = ("tuned", "base", "control")
+"""The models of a title, in this order."""
 
 
 def anatomy_figures(tables: Tables, *, names: Names) -> dict[str, go.Figure]:
     """Every figure that the tables allow, by file name; ``names`` are the models' by their part."""
     there = {key: table for key, table in tables.items() if len(table)}
+    separation, medians = there.get("separation"), there.get("sensitivity")
     figures: dict[str, go.Figure] = {}
-    if "tau" in there:
-        for positions in POSITIONS:
-            rows = there["tau"][there["tau"]["positions"] == positions]
-            if len(rows):
-                figures[f"anatomy-tau-{positions.replace('_', '-')}"] = tau_figure(
-                    rows, positions, separation=there.get("separation")
-                )
-    if "norms" in there:
-        figures["anatomy-sensitivity"] = sensitivity_figure(
-            there["norms"], names, medians=there.get("sensitivity")
-        )
-    drawn: tuple[tuple[str, str, Draw], ...] = (
+    for positions in _positions(there["tau"]) if "tau" in there else ():
+        rows = rows_of(there["tau"], positions=positions)
+        figure = tau_figure(rows, positions, separation=separation)
+        figures[f"anatomy-tau-{positions.replace('_', '-')}"] = figure
+    drawn: tuple[tuple[str, str, Callable[[pd.DataFrame, Names], go.Figure]], ...] = (
+        ("norms", "anatomy-sensitivity", lambda t, n: sensitivity_figure(t, n, medians=medians)),
         ("separation", "anatomy-separation", separation_figure),
         ("separation", "anatomy-cluster-rank", rank_figure),
         ("attack_tau", "anatomy-attacks", attack_figure),
         ("interpolation", "anatomy-alpha", alpha_figure),
     )
-    for key, file, draw in drawn:
-        if key in there:
-            figures[file] = draw(there[key], names)
-    return figures | weight_figures(there, names=names) | part_figures(there, names=names)
+    figures |= {file: draw(there[key], names) for key, file, draw in drawn if key in there}
+    return figures | weight_figures(there, names=names)
+
+
+def _positions(table: pd.DataFrame) -> list[str]:
+    return [p for p in POSITIONS if p in set(table["positions"])]
+
+
+def _primes(separation: pd.DataFrame, positions: str) -> str:
+    """``tuned 5.1, base 0.9``: d' of the last layer, for a title."""
+    last = last_layer(separation, positions).set_index("model")["d_prime"]
+    return by_model(last.to_dict(), digits, *_TITLED)
 
 
 def separation_figure(separation: pd.DataFrame, names: Names) -> go.Figure:
     """d' and AUROC of tau by layer, with intervals, for every model and position."""
-    positions = [p for p in POSITIONS if p in set(separation["positions"])]
-    panels = []
-    for measure, said in (("d_prime", "d'"), ("auroc", "AUROC")):
+    positions, panels = _positions(separation), []
+    for measure, name in (("d_prime", "d'"), ("auroc", "AUROC")):
         for place in positions:
             rows = separation[separation["positions"] == place]
-            lines = [
-                model_line(_xy(rows[rows["model"] == model], measure), model, names)
-                for model in models_in(rows)
-            ]
+            lines = of_models(rows, along("layer", measure), names)
             if measure == "auroc":
                 chance = rows.groupby("layer")["auroc_chance"].max()
                 lines.append(chance_line(chance, "95 % of permuted labels lie below"))
-            panels.append(LinePanel(title=f"{said}, {POSITIONS[place]}", lines=lines, y_title=said))
+            panels.append(LinePanel(title=f"{name}, {POSITIONS[place]}", lines=lines, y_title=name))
     return line_panels(
         panels,
         x_title="layer",
-        title=f"Safe against unsafe prompts, last layer: d' {told_primes(separation, positions[0])}",
+        title=f"Safe against unsafe prompts, last layer: d' {_primes(separation, positions[0])}",
         subtitle=f"tau of {told_size(separation, 'n_safe')} safe and {told_size(separation, 'n_unsafe')} unsafe "
         "prompts that the centroids were not fitted to. Bands: 95 % intervals over prompts.",
         columns=len(positions),
     )
 
 
-def _xy(rows: pd.DataFrame, measure: str) -> pd.DataFrame:
-    columns = {"layer": "x", measure: "y", f"{measure}_low": "low", f"{measure}_high": "high"}
-    return rows.rename(columns=columns)[list(columns.values())]
-
-
 def rank_figure(separation: pd.DataFrame, names: Names) -> go.Figure:
     """How much of each cluster's variance lies along one direction, by layer."""
-    panels = []
-    positions = [p for p in POSITIONS if p in set(separation["positions"])]
+    panels, positions = [], _positions(separation)
     for place in positions:
         rows = separation[separation["positions"] == place]
         for group in (SAFE, UNSAFE):
-            lines = [
-                model_line(pd.DataFrame({"x": part["layer"], "y": part[f"share_{group}"]}), model, names)
-                for model in models_in(rows)
-                for part in [rows[rows["model"] == model]]
-            ]
             chance = rows.groupby("layer")[f"share_{group}_chance"].max()
-            lines.append(chance_line(chance, "round cloud of as many points"))
-            panels.append(
-                LinePanel(
-                    title=f"{group} cluster, {POSITIONS[place]}", lines=lines, y_title="share", form="rate"
-                )
-            )
-    last = last_layer(separation, positions[0])
-    said = [
-        f"{model} {rows['share_unsafe'].iloc[0]:.0%}"
-        for model in ("tuned", "base", "control")
-        if len(rows := last[last["model"] == model])
-    ]
+            lines = [
+                *of_models(rows, {"layer": "x", f"share_{group}": "y"}, names),
+                chance_line(chance, "round cloud of as many points"),
+            ]
+            title = f"{group} cluster, {POSITIONS[place]}"
+            panels.append(LinePanel(title=title, lines=lines, y_title="share", form="rate"))
+    last = last_layer(separation, positions[0]).set_index("model")["share_unsafe"]
+    shares = by_model(last.to_dict(), "{:.0%}".format, *_TITLED)
     return line_panels(
         panels,
         x_title="layer",
-        title=f"Variance of the unsafe cluster along one direction, last layer: {', '.join(said)}",
+        title=f"Variance of the unsafe cluster along one direction, last layer: {shares}",
         subtitle="Share of a cluster's centred variance along its first singular direction; at 100 % it is a "
         "line.",
         columns=2,
@@ -129,27 +127,22 @@ def rank_figure(separation: pd.DataFrame, names: Names) -> go.Figure:
 
 
 def attack_figure(attack_tau: pd.DataFrame, names: Names) -> go.Figure:
-    """Mean tau of successful and of failed attacks on the tuned model by layer: a row a position, a column a family."""
+    """Mean tau of successful and of failed attacks on the tuned model by layer: one row per position."""
     tuned = attack_tau[attack_tau["model"] == "tuned"]
-    families = list(dict.fromkeys(tuned["family"]))
-    families = [*(f for f in families if f == "all"), *(f for f in families if f != "all")]
-    positions = [p for p in POSITIONS if p in set(tuned["positions"])]
+    families = sorted(dict.fromkeys(tuned["family"]), key=lambda family: family != "all")
+    positions = _positions(tuned)
+    nearer = level(tuned["layer"], 0.0, "as near to either centroid")
+
+    def mean(place: str, family: str, outcome: str) -> Line:
+        part = rows_of(tuned, positions=place, family=family, outcome=outcome)
+        rows = part.rename(columns={"layer": "x", "tau": "y"})[["x", "y", "low", "high"]]
+        return Line(name=GROUP_NAMES[outcome], rows=rows, colour=GROUPS[outcome])
+
     panels = [
         LinePanel(
             title=("all attacks" if family == "all" else str(family))
             + ("" if i else f"<br>{POSITIONS[place]}"),
-            lines=[
-                *(
-                    Line(
-                        name=GROUP_NAMES[outcome],
-                        rows=part.rename(columns={"layer": "x", "tau": "y"})[["x", "y", "low", "high"]],
-                        colour=GROUPS[outcome],
-                    )
-                    for outcome in ("success", "failed")
-                    for part in [rows_of(tuned, positions=place, family=family, outcome=outcome)]
-                ),
-                level(tuned["layer"], 0.0, "as near to either centroid"),
-            ],
+            lines=[*(mean(place, family, outcome) for outcome in ("success", "failed")), nearer],
             y_title=f"mean tau, {POSITIONS[place]}",
         )
         for place in positions
@@ -178,10 +171,7 @@ def alpha_figure(interpolation: pd.DataFrame, names: Names) -> go.Figure:
     panels = [
         LinePanel(
             title=f"{GROUP_NAMES.get(group, group)}: {measure}",
-            lines=[
-                model_line(_along(rows_of(interpolation, model=model, group=group), measure), model, names)
-                for model in models_in(interpolation)
-            ],
+            lines=of_models(rows_of(interpolation, group=group), along("alpha", measure), names),
             y_title="share",
             form="rate",
         )
@@ -189,7 +179,7 @@ def alpha_figure(interpolation: pd.DataFrame, names: Names) -> go.Figure:
     ]
     shares = [
         f"{of_alpha(interpolation, 'tuned', UNSAFE, alpha, 'refused').value:.0%} at {alpha:g}"
-        for alpha in told_alphas(interpolation["alpha"])
+        for alpha in main_alphas(interpolation["alpha"])
     ]
     return line_panels(
         panels,
@@ -201,6 +191,176 @@ def alpha_figure(interpolation: pd.DataFrame, names: Names) -> go.Figure:
     )
 
 
-def _along(rows: pd.DataFrame, measure: str) -> pd.DataFrame:
-    columns = {"alpha": "x", measure: "y", f"{measure}_low": "low", f"{measure}_high": "high"}
-    return rows.rename(columns=columns)[list(columns.values())]
+# -- histograms -------------------------------------------------------------------------------------
+
+
+def tau_figure(tau: pd.DataFrame, positions: str, *, separation: pd.DataFrame | None = None) -> go.Figure:
+    """Histograms of tau: rows of models, columns of layers (six of many), safe and unsafe prompts and attacks."""
+    models, layers = models_in(tau), spread_out(list(tau["layer"]), 6)
+    figure = make_subplots(
+        rows=len(models),
+        cols=len(layers),
+        shared_xaxes=True,
+        shared_yaxes=True,
+        horizontal_spacing=0.012,
+        vertical_spacing=0.05,
+        column_titles=[f"layer {layer}" for layer in layers],
+        row_titles=models,
+    )
+    kinds = _kinds(tau)
+    seen: list[str] = []
+    zeros: list[dict[str, Any]] = []
+    for column, layer in enumerate(layers, start=1):
+        here = tau["layer"] == layer
+        edges = np.histogram_bin_edges(tau.loc[here, "tau"], bins=_BINS)
+        for row, model in enumerate(models, start=1):
+            rows = here & (tau["model"] == model)
+            for kind, colour in GROUPS.items():
+                values = tau.loc[rows & (kinds == kind), "tau"]
+                if len(values):
+                    _steps(
+                        figure, values, edges, GROUP_NAMES[kind], colour, {"row": row, "col": column},
+                        filled=kind in (SAFE, UNSAFE), new=kind not in seen,
+                    )  # fmt: skip
+                    seen.append(kind)
+            cell: Any = figure.get_subplot(row, column)
+            x, y = (axis.plotly_name.replace("axis", "") for axis in (cell.xaxis, cell.yaxis))
+            zeros.append(
+                {"type": "line", "xref": x, "yref": f"{y} domain", "x0": 0, "x1": 0, "y0": 0, "y1": 1}
+            )
+        pad = 0.04 * (edges[-1] - edges[0])
+        figure.update_xaxes(range=[edges[0] - pad, edges[-1] + pad], nticks=5, col=column)
+        figure.update_xaxes(title_text="tau", row=len(models), col=column)
+    # All at once: plotly takes long over shapes that are added one by one.
+    ink = {"color": COLOURS["ink"], "width": 1, "dash": "dot"}
+    figure.update_layout(shapes=[shape | {"line": ink} for shape in zeros])
+    # Said, because plotly's own range reaches far beyond shares where an area is filled to zero.
+    highest = max(max(trace["y"]) for trace in figure.data)
+    figure.update_yaxes(tickformat=".0%", nticks=5, range=[0, 1.06 * highest])
+    figure.update_yaxes(title_text="share of group", col=1)
+    title = f"tau {POSITIONS[positions]}: how far safe and unsafe prompts lie apart"
+    if separation is not None and len(separation):
+        title = f"tau {POSITIONS[positions]}, last layer: d' {_primes(separation, positions)}"
+    where = "answer tokens" if positions == "output" else "the last prompt token"
+    return finished(
+        figure,
+        title,
+        f"Activations at {where}. tau = distance to the unsafe centroid less that to the safe one; right of 0 is the "
+        "safe side. A column shares its axis. Attacks are parted by what the model in the row answered.",
+        rows=len(models),
+        named=[GROUP_NAMES[kind] for kind in dict.fromkeys(seen)],
+    )
+
+
+def _kinds(tau: pd.DataFrame) -> pd.Series:
+    """``safe``, ``unsafe``, and attacks as ``success`` or ``failed``; unparsed answers are neither."""
+    outcome = tau["label"].map({"compliance": "success", "refusal": "failed", "degenerate": "failed"})
+    return tau["group"].where(tau["group"].isin([SAFE, UNSAFE]), outcome)
+
+
+def _steps(
+    figure: go.Figure,
+    values: pd.Series,
+    edges: np.ndarray,
+    name: str,
+    colour: str,
+    where: Mapping[str, int],
+    *,
+    filled: bool,
+    new: bool,
+    dash: str = "solid",
+) -> None:
+    """The outline of a histogram as shares; ``filled`` below."""
+    shares = np.histogram(values, edges)[0] / len(values)
+    there = np.flatnonzero(shares)
+    first, last = int(there[0]), int(there[-1])
+    looks = {"fill": "tozeroy", "fillcolor": _pale(colour)} if filled else {}
+    figure.add_scatter(
+        x=np.repeat(edges[first : last + 2], 2),
+        y=[0.0, *np.repeat(shares[first : last + 1], 2), 0.0],
+        mode="lines",
+        line={"color": colour, "width": 1.3, "dash": dash},
+        name=name,
+        legendgroup=name,
+        showlegend=new,
+        hovertemplate="%{x:.3g}: %{y:.0%}<extra>" + name + "</extra>",
+        **where,
+        **looks,
+    )
+
+
+def _pale(colour: str) -> str:
+    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    return f"rgba({red}, {green}, {blue}, 0.28)"
+
+
+def sensitivity_figure(
+    norms: pd.DataFrame, names: Names, *, medians: pd.DataFrame | None = None
+) -> go.Figure:
+    """Histograms of the local Lipschitz constant, one panel per group, on a logarithmic axis, with medians below.
+
+    ``medians`` is the table with their intervals.
+    """
+    groups, models = list(dict.fromkeys(norms["group"])), models_in(norms)
+    known = norms[norms["norm"] > 0]
+    columns = columns_for(len(groups))
+    n_rows = math.ceil(len(groups) / columns)
+    figure = make_subplots(
+        rows=n_rows,
+        cols=columns,
+        shared_yaxes=True,
+        horizontal_spacing=0.04,
+        vertical_spacing=gap(n_rows),
+        subplot_titles=[GROUP_NAMES.get(g, f"attacks: {g}") for g in groups],
+    )
+    edges = np.geomspace(known["norm"].min() * 0.999, known["norm"].max() * 1.001, _BINS)
+    panels = known.groupby(["group", "model"])["norm"]
+    highest = max(float(np.histogram(v, edges)[0].max()) / len(v) for _, v in panels)
+    found = panels.median()
+    for place, group in enumerate(groups):
+        where = {"row": place // columns + 1, "col": place % columns + 1}
+        for order, model in enumerate(m for m in models if (group, m) in found.index):
+            colour, dash = MODELS[model]
+            _steps(
+                figure, panels.get_group((group, model)), edges, who(model, names), colour, where,
+                filled=model != "control", new=place == 0, dash=dash,
+            )  # fmt: skip
+            middle = found[(group, model)]
+            figure.add_scatter(
+                x=[middle],
+                y=[-0.11 * highest * (order + 1)],
+                error_x=_interval(medians, model, group, middle, colour),
+                mode="markers",
+                marker={"color": colour, "symbol": "diamond", "size": 7},
+                showlegend=False,
+                hovertemplate="median %{x:.3g}<extra>" + model + "</extra>",
+                **where,
+            )
+        if place + columns >= len(groups):
+            figure.update_xaxes(title_text="gradient norm", **where)
+    step = next(s for s in (0.02, 0.05, 0.1, 0.2, 0.5) if highest / s <= 5)
+    figure.update_xaxes(log_axis([float(edges[0]), float(edges[-1])], percent=False))
+    figure.update_yaxes(
+        range=[-0.11 * highest * (len(models) + 0.8), 1.06 * highest],
+        tickvals=np.arange(0, highest, step),
+        tickformat=".0%",
+    )
+    figure.update_yaxes(title_text="share of prompts", col=1)
+    unsafe = {model: float(value) for (group, model), value in found.items() if group == UNSAFE}
+    return finished(
+        figure,
+        f"Sensitivity of the first token, median over unsafe prompts: {by_model(unsafe, digits, *_TITLED) or 'none'}",
+        "Norm of the gradient of the largest logit with respect to the prompt's embeddings, in logits per unit. "
+        "Diamonds below: medians with 95 % intervals.",
+        rows=n_rows,
+        named=[who(model, names) for model in models],
+    )
+
+
+def _interval(
+    medians: pd.DataFrame | None, model: str, group: str, middle: float, colour: str
+) -> dict[str, Any] | None:
+    if medians is None:
+        return None
+    rows = rows_of(medians, model=model, group=group)
+    return whiskers([middle] * len(rows), rows["low"], rows["high"], colour=colour, thickness=1.4, width=3.0)

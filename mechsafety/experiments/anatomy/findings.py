@@ -1,7 +1,7 @@
 """What an anatomy found, as sentences with numbers: for its page, its figures' titles and whatever prints it.
 
-Two values are said to differ only where their 95 % intervals do not meet. What is told of one layer is told of the
-last, which was fixed before anything was seen.
+Two values are said to differ only where their 95 % intervals do not meet. Sentences about one
+layer are about the last, which was fixed before anything was seen.
 """
 
 from __future__ import annotations
@@ -11,18 +11,17 @@ from itertools import pairwise
 
 import pandas as pd
 
-from mechsafety.experiments.anatomy.panels import (
+from mechsafety.experiments.anatomy.naming import (
     POSITIONS,
     SAFE,
     UNSAFE,
     Names,
     Tables,
-    counted,
-    digits,
+    counted_of,
     families_in,
     measured,
     models_in,
-    told,
+    spelt,
     who,
 )
 from mechsafety.experiments.anatomy.weight_findings import ablation, action, links, reversal, weights
@@ -51,7 +50,7 @@ def anatomy_findings(tables: Tables, *, names: Names) -> dict[str, list[str]]:
         for section, (table, say) in sections.items()
         if table in tables and len(tables[table])
     }
-    return {section: said for section, said in found.items() if said}
+    return {section: sentences for section, sentences in found.items() if sentences}
 
 
 def last_layer(table: pd.DataFrame, positions: str) -> pd.DataFrame:
@@ -61,7 +60,7 @@ def last_layer(table: pd.DataFrame, positions: str) -> pd.DataFrame:
 
 
 def clusters(separation: pd.DataFrame, names: Names) -> list[str]:
-    said = []
+    sentences = []
     for positions in POSITIONS:
         rows = separation[separation["positions"] == positions]
         if rows.empty:
@@ -69,16 +68,16 @@ def clusters(separation: pd.DataFrame, names: Names) -> list[str]:
         last = {model: _only(last_layer(rows, positions), model) for model in models_in(rows)}
         where = "averaged over the answer's tokens" if positions == "output" else "at the last prompt token"
         size = next(iter(last.values())).iloc[0]
-        called = {} if said else names
-        parts = [f"{who(model, called)} {told(pooled(row, 'd_prime'))}" for model, row in last.items()]
-        said.append(
+        called = {} if sentences else names
+        parts = [f"{who(model, called)} {spelt(pooled(row, 'd_prime'))}" for model, row in last.items()]
+        sentences.append(
             f"Activations {where}, last layer: tau sets safe and unsafe prompts apart by d' = {'; '.join(parts)} "
             f"({size['n_safe']:g} safe and {size['n_unsafe']:g} unsafe prompts that the centroids were not fitted to)."
             + _beyond_base(rows)
         )
-        said.append(_aurocs(last, where))
-        said.append(_ranks(last, where))
-    return said
+        sentences.append(_aurocs(last, where))
+        sentences.append(_ranks(last, where))
+    return sentences
 
 
 def _beyond_base(rows: pd.DataFrame) -> str:
@@ -89,10 +88,12 @@ def _beyond_base(rows: pd.DataFrame) -> str:
     if not above:
         text = " At no layer does the tuned model's d' lie above the base's with its interval: no more than before."
     else:
-        text = f" The tuned model's d' lies above the base's, intervals apart, at {counted(len(above), of, 'layer')}"
-        text += f" ({told_layers(above)})."
+        text = f" The tuned model's d' lies above the base's, intervals apart, at {counted_of(len(above), of, 'layer')}"
+        text += f" ({spelt_layers(above)})."
     if "control" in set(rows["model"]):
-        text += f" The control's does at {counted(len(layers_above(rows, 'control', 'base')), of, 'layer')}."
+        text += (
+            f" The control's does at {counted_of(len(layers_above(rows, 'control', 'base')), of, 'layer')}."
+        )
     return text
 
 
@@ -106,7 +107,7 @@ def layers_above(rows: pd.DataFrame, model: str, other: str) -> list[int]:
     return [int(str(layer)) for layer in apart.index[apart]]
 
 
-def told_layers(layers: Sequence[int]) -> str:
+def spelt_layers(layers: Sequence[int]) -> str:
     """``2 to 5, 7``."""
     runs: list[list[int]] = []
     for layer in sorted(layers):
@@ -122,7 +123,7 @@ def _aurocs(last: Mapping[str, pd.DataFrame], where: str) -> str:
     for model, row in last.items():
         found, chance = pooled(row, "auroc"), float(row["auroc_chance"].iloc[0])
         note = "" if found.value > chance else ", no more than chance"
-        parts.append(f"{model} {told(found)} (permuted labels: below {chance:.2f} in 95 %{note})")
+        parts.append(f"{model} {spelt(found)} (permuted labels: below {chance:.2f} in 95 %{note})")
     return f"AUROC of tau {where}, last layer: {'; '.join(parts)}."
 
 
@@ -139,7 +140,7 @@ def _ranks(last: Mapping[str, pd.DataFrame], where: str) -> str:
 
 
 def attacks(attack_tau: pd.DataFrame, names: Names) -> list[str]:
-    said = []
+    sentences = []
     tuned = attack_tau[attack_tau["model"] == "tuned"]
     for positions in POSITIONS:
         rows = last_layer(tuned, positions)
@@ -147,15 +148,15 @@ def attacks(attack_tau: pd.DataFrame, names: Names) -> list[str]:
             continue
         where = "over the answer" if positions == "output" else "at the last prompt token"
         together = rows[rows["family"] == "all"]
-        said.append(
-            f"Attacks on {who('tuned', {} if said else names)}, last layer, tau {where}: {_sides(together)}"
+        sentences.append(
+            f"Attacks on {who('tuned', {} if sentences else names)}, last layer, tau {where}: {_sides(together)}"
             f"{_verdict(together)}"
         )
         families = [str(f) for f in dict.fromkeys(rows["family"]) if f != "all"]
         parts = [f"{family}: {_sides(rows[rows['family'] == family])}" for family in families]
         if len(parts) > 1:
-            said.append(f"By family, {where}: {'; '.join(parts)}.")
-    return said
+            sentences.append(f"By family, {where}: {'; '.join(parts)}.")
+    return sentences
 
 
 def _sides(rows: pd.DataFrame) -> str:
@@ -167,7 +168,7 @@ def _sides(rows: pd.DataFrame) -> str:
             continue
         one = row.iloc[0]
         parts.append(
-            f"{one['n']:g} {name}, mean {told(measured(one, 'tau'))}, {one['on_safe_side']:.0%} on the safe side"
+            f"{one['n']:g} {name}, mean {spelt(measured(one, 'tau'))}, {one['on_safe_side']:.0%} on the safe side"
         )
     return ", ".join(parts)
 
@@ -185,37 +186,37 @@ def _verdict(rows: pd.DataFrame) -> str:
 
 
 def sensitivity(table: pd.DataFrame, names: Names) -> list[str]:
-    said = []
+    sentences = []
     # Unsafe prompts are what the fine-tuning is about.
     for group in sorted(dict.fromkeys(table["group"]), key=lambda group: group != UNSAFE):
         rows = {model: row for model in models_in(table) if len(row := _only(table, model, group))}
         values = {model: measured(row.iloc[0], "median") for model, row in rows.items()}
-        called = {} if said else names
-        parts = [f"{who(model, called)} {told(value)}" for model, value in values.items()]
+        called = {} if sentences else names
+        parts = [f"{who(model, called)} {spelt(value)}" for model, value in values.items()]
         note = ""
         if {"base", "tuned"} <= set(values) and values["base"].value > 0:
             apart = "lie apart" if values["tuned"].differs_from(values["base"]) else "meet"
             times = values["tuned"].value / values["base"].value
             note = f" Tuned is {times:.2f} times base; the intervals {apart}."
         kind = f"{group} prompts" if group in (SAFE, UNSAFE) else f"attacks ({group})"
-        said.append(
+        sentences.append(
             f"Local Lipschitz constant of the first token, median over {kind}: {'; '.join(parts)}.{note}"
         )
-    return said
+    return sentences
 
 
 def interpolation(table: pd.DataFrame, names: Names) -> list[str]:
-    said = []
+    sentences = []
     for model in ("tuned", "control"):
         rows = _only(table, model, UNSAFE).sort_values("alpha")
         if rows.empty:
             continue
-        shares = [f"{a:g}: {of_alpha(rows, model, UNSAFE, a, 'refused')}" for a in told_alphas(rows["alpha"])]
+        shares = [f"{a:g}: {of_alpha(rows, model, UNSAFE, a, 'refused')}" for a in main_alphas(rows["alpha"])]
         text = f"On the line from base to {who(model, names)}, unsafe prompts refused at alpha {'; '.join(shares)}."
-        said.append(text + (_monotone(rows) if model == "tuned" else ""))
+        sentences.append(text + (_monotone(rows) if model == "tuned" else ""))
         if model == "tuned" and (beyond := _beyond_tuned(_only(table, model))):
-            said.append(beyond)
-    return said
+            sentences.append(beyond)
+    return sentences
 
 
 def _monotone(rows: pd.DataFrame) -> str:
@@ -261,15 +262,7 @@ def of_alpha(table: pd.DataFrame, model: str, group: str, alpha: float, measure:
     return pooled(rows[rows["alpha"] == alpha], measure)
 
 
-def told_primes(separation: pd.DataFrame, positions: str) -> str:
-    """``tuned 5.1, base 0.9``: d' of the last layer, for a title."""
-    rows = last_layer(separation, positions)
-    found = {model: pooled(rows[rows["model"] == model], "d_prime").value for model in models_in(rows)}
-    order = [model for model in ("tuned", "base", "control") if model in found]
-    return ", ".join(f"{model} {digits(found[model])}" for model in order)
-
-
-def told_alphas(alphas: Sequence[float] | pd.Series) -> list[float]:
+def main_alphas(alphas: Sequence[float] | pd.Series) -> list[float]:
     """The ends of the line, its middle and the farthest point, of those that were measured."""
     there = {float(alpha) for alpha in alphas}
     return [alpha for alpha in dict.fromkeys((0.0, 0.5, 1.0, max(there))) if alpha in there]

@@ -5,17 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from mechsafety.core.errors import MechsafetyError
-from mechsafety.experiments.anatomy.config import TABLES
-from mechsafety.experiments.anatomy.figures import anatomy_figures
 from mechsafety.experiments.anatomy.findings import anatomy_findings
-from mechsafety.experiments.anatomy.panels import who
-from mechsafety.experiments.anatomy.runs import model_names
+from mechsafety.experiments.anatomy.naming import Names, Tables, who
 from mechsafety.pages.page import Block, Page
-from mechsafety.runs.folder import RunFolder
 
 if TYPE_CHECKING:
-    import pandas as pd
     import plotly.graph_objects as go
 
 _BLOCKS: Mapping[str, tuple[str, str, tuple[str, ...], str]] = {
@@ -94,29 +88,15 @@ _HOW = {
 }
 
 
-def anatomy_tables(run: RunFolder) -> dict[str, pd.DataFrame]:
-    """The tables that the run has, by name. Raises :class:`MechsafetyError` where it has none: it is not finished."""
-    found = {name: run.read_table(file) for name, file in TABLES.items() if (run.path / file).is_file()}
-    if not found:
-        raise MechsafetyError(
-            f"anatomy {str(run.path)!r} has no tables yet: give the command that began it again to finish it"
-        )
-    return found
-
-
-def figures_of(run: RunFolder) -> dict[str, go.Figure]:
-    """Every figure of a finished anatomy, by file name."""
-    return anatomy_figures(anatomy_tables(run), names=model_names(run))
-
-
-def page_of(run: RunFolder) -> Page:
-    tables, names = anatomy_tables(run), model_names(run)
-    figures = anatomy_figures(tables, names=names)
+def page(
+    tables: Tables, figures: Mapping[str, go.Figure], *, config: Mapping[str, Any], names: Names
+) -> Page:
+    """The page of an anatomy; ``names`` are the models' by their part."""
     found = anatomy_findings(tables, names=names)
     return Page(
         title="What did the fine-tuning do?",
         subtitle=" · ".join(who(role, names) for role in names),
-        findings=[said[0] for said in found.values()],
+        findings=[sentences[0] for sentences in found.values()],
         blocks=[
             Block(
                 name=name,
@@ -128,7 +108,7 @@ def page_of(run: RunFolder) -> Page:
             for name, (title, text, keys, table) in _BLOCKS.items()
             if table in tables and len(tables[table])
         ],
-        how=_how(run.manifest["config"]),
+        how=_how(config),
     )
 
 

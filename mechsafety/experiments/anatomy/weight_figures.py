@@ -1,67 +1,91 @@
-"""Figures of a fine-tuning's weights: spectra, null space, action, states that keep a part, links to other findings."""
+"""Figures of a fine-tuning's weights: what dW is, what parts of it do, and dW beside directions and weight sets."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import pandas as pd
 import plotly.graph_objects as go
+from plotly.subplots import make_subplots
 
-from mechsafety.experiments.anatomy.panels import (
+from mechsafety.experiments.anatomy.naming import (
+    GROUP_NAMES,
+    MODELS,
+    UNSAFE,
     Names,
     Tables,
-    by_kind,
-    columns_for,
+    by_model,
     digits,
+    of_models,
+    rows_of,
+    who,
+)
+from mechsafety.experiments.anatomy.weight_findings import (
+    SETS,
+    energy_above,
+    excesses,
+    ratio_summary,
+    state_name,
+)
+from mechsafety.experiments.regions.findings import pooled
+from mechsafety.plots.lines import (
+    Line,
+    LinePanel,
+    by_kind,
+    chance_line,
+    columns_for,
+    finished,
     level,
     line_panels,
-    of_models,
 )
-from mechsafety.experiments.anatomy.weight_findings import excesses, ratio_summary
+from mechsafety.plots.panels import HUES, told_size
+from mechsafety.plots.style import COLOURS, whiskers
+
+_TITLED = ("tuned", "control", "random")
+"""The models of a title, in this order."""
 
 
 def weight_figures(tables: Tables, *, names: Names) -> dict[str, go.Figure]:
-    """Every figure of weights that the tables allow, by file name."""
+    """Every figure of weights and of their parts that the tables allow, by file name."""
     drawn: tuple[tuple[str, str, Callable[[pd.DataFrame, Names], go.Figure]], ...] = (
         ("weight_changes", "anatomy-size", size_figure),
         ("spectrum", "anatomy-spectrum", spectrum_figure),
         ("weight_changes", "anatomy-null-space-90", lambda t, n: null_space_figure(t, 90, n)),
         ("weight_changes", "anatomy-null-space-99", lambda t, n: null_space_figure(t, 99, n)),
         ("action_ratios", "anatomy-action", action_figure),
+        ("reversal", "anatomy-reversal", reversal_figure),
+        ("directions", "anatomy-direction", direction_figure),
+        ("sets", "anatomy-weight-sets", sets_figure),
+        ("ablation", "anatomy-ablation", ablation_figure),
     )
-    return {file: draw(tables[key], names) for key, file, draw in drawn if key in tables}
+    there = dict(tables)
+    if "links" in tables:
+        what = tables["links"]["what"]
+        there["sets"] = tables["links"][what.isin(SETS)]
+        there["directions"] = tables["links"] if "energy" in set(what) else tables["links"].iloc[:0]
+    return {file: draw(there[key], names) for key, file, draw in drawn if key in there and len(there[key])}
 
 
 def size_figure(changes: pd.DataFrame, names: Names) -> go.Figure:
     """How large dW is beside W, and its effective rank, by layer and kind."""
     sized = changes[changes["model"] != "random"].assign(percent=lambda t: 100 * t["relative_norm"])
-    panels = [
-        *by_kind(
-            sized,
-            lambda rows: of_models(rows, {"layer": "x", "percent": "y"}, names),
-            y_title="||dW|| / ||W||, %",
-            form="log",
-        ),
-        *by_kind(
-            changes,
-            lambda rows: of_models(rows, {"layer": "x", "effective_rank": "y"}, names),
-            y_title="effective rank",
-            form="log",
-        ),
+
+    def panels(table: pd.DataFrame, column: str, title: str) -> list[LinePanel]:
+        lines = {"layer": "x", column: "y"}
+        return by_kind(table, lambda rows: of_models(rows, lines, names), y_title=title, form="log")
+
+    both = [
+        *panels(sized, "percent", "||dW|| / ||W||, %"),
+        *panels(changes, "effective_rank", "effective rank"),
     ]
-    medians = changes.groupby("model")[["relative_norm", "effective_rank"]].median()
-    said = [
-        f"{model} {medians.loc[model, 'relative_norm']:.1%}"
-        for model in ("tuned", "control")
-        if model in medians.index
-    ]
+    sizes = changes.groupby("model")["relative_norm"].median().to_dict()
     return line_panels(
-        panels,
+        both,
         x_title="layer",
-        title=f"Size of dW beside the base's weights (median): {', '.join(said)}",
+        title=f"Size of dW beside the base's weights (median): {by_model(sizes, '{:.1%}'.format, 'tuned', 'control')}",
         subtitle="Top: Frobenius norms. Below: effective rank of dW (exponential of the entropy of its energies). "
         "Logarithmic.",
-        columns=len(panels) // 2,
+        columns=len(both) // 2,
     )
 
 
@@ -114,14 +138,12 @@ def null_space_figure(changes: pd.DataFrame, energy: int, names: Names) -> go.Fi
         y_title="excess over chance",
     )
     found = excesses(changes, energy)
-    said = [
-        f"{model} {found[model].median:+.3f}" for model in ("tuned", "control", "random") if model in found
-    ]
+    medians = by_model({model: one.median for model, one in found.items()}, "{:+.3f}".format, *_TITLED)
     chance = changes[f"chance_{energy}"]
     return line_panels(
         panels,
         x_title="layer",
-        title=f"Null-space alignment of dW above chance (median): {', '.join(said)}",
+        title=f"Null-space alignment of dW above chance (median): {medians}",
         subtitle=f"Outputs beyond those that hold {energy} % of W's energy. Root mean square of ||P u|| over dW's top "
         f"left singular vectors, less what chance gives ({chance.min():.2f} to {chance.max():.2f}).",
         columns=columns_for(len(panels)),
@@ -136,15 +158,194 @@ def action_figure(ratios: pd.DataFrame, names: Names) -> go.Figure:
         lambda rows: [*of_models(rows, columns, names), level(rows["layer"], 1.0, "safe and unsafe alike")],
         y_title="unsafe / safe",
     )
-    found = ratio_summary(ratios)
-    said = [
-        f"{model} {digits(found[model][0])}" for model in ("tuned", "control", "random") if model in found
-    ]
+    medians = {model: median for model, (median, _, _) in ratio_summary(ratios).items()}
     return line_panels(
         panels,
         x_title="layer",
-        title=f"dW acts on unsafe against safe prompts (median ratio): {', '.join(said)}",
+        title=f"dW acts on unsafe against safe prompts (median ratio): {by_model(medians, digits, *_TITLED)}",
         subtitle="||dW a|| / ||a||, mean over unsafe prompts over mean over safe ones; a: what the matrix reads over "
         "the answer. Bands: 95 % intervals over prompts.",
+        columns=columns_for(len(panels)),
+    )
+
+
+def outcome_bars(table: pd.DataFrame, *, title: str, subtitle: str) -> go.Figure:
+    """Refused, answered and degenerate of every group as stacked bars, one row per state; whiskers: of refused."""
+    ranks = table["r"].fillna(-1.0) if "r" in table else [0.0] * len(table)
+    keys = list(zip(table["state"], ranks, strict=True))
+    places = {state: place for place, state in enumerate(dict.fromkeys(keys))}
+    states = [state_name(what, r) for what, r in places]
+    table = table.assign(place=[places[key] for key in keys])
+    groups = [str(group) for group in dict.fromkeys(table["group"])]
+    figure = make_subplots(
+        rows=1,
+        cols=len(groups),
+        shared_yaxes=True,
+        horizontal_spacing=0.12 / len(groups),
+        subplot_titles=[GROUP_NAMES.get(group, group) for group in groups],
+    )
+    parts = (
+        ("refused", "refusal", "refused"),
+        ("answered coherently", "compliance", "complied"),
+        ("degenerate", "degenerate", "degenerate"),
+    )
+    for column, group in enumerate(groups, start=1):
+        rows = table[table["group"] == group]
+        for name, colour, measure in parts:
+            figure.add_bar(
+                x=rows[measure],
+                y=rows["place"],
+                orientation="h",
+                name=name,
+                legendgroup=name,
+                showlegend=column == 1,
+                marker={"color": COLOURS[colour], "line": {"width": 0}},
+                hovertemplate="%{x:.0%}<extra>" + name + "</extra>",
+                row=1,
+                col=column,
+            )
+        ends = (rows["refused"], rows["refused_low"], rows["refused_high"])
+        # Marks of their own: the next bar of a stack hides the whiskers of the one before.
+        figure.add_scatter(
+            x=rows["refused"],
+            y=rows["place"],
+            error_x=whiskers(*ends, colour=COLOURS["ink"], thickness=1.3, width=3.0),
+            mode="markers",
+            marker={"opacity": 0},
+            hoverinfo="skip",
+            showlegend=False,
+            row=1,
+            col=column,
+        )
+    figure.update_layout(barmode="stack", bargap=0.3)
+    # Without the end of the axis: it would run into the 0 of the next panel.
+    figure.update_xaxes(range=[0, 1.04], tickvals=[0, 0.5], ticktext=["0", "50%"])
+    figure.update_yaxes(
+        tickvals=list(range(len(states))),
+        ticktext=list(states),
+        range=[len(states) - 0.4, -0.6],
+        automargin=True,
+        showgrid=False,
+    )
+    figure = finished(figure, title, subtitle, rows=1, named=[name for name, _, _ in parts], letters=112)
+    margin = figure.layout.margin
+    return figure.update_layout(height=margin.t + margin.b + 34 * len(states))
+
+
+def _refused(table: pd.DataFrame, shown: Mapping[str, str]) -> str:
+    """``all 90%, MLPs 40%``: unsafe prompts refused in the states ``shown``, under the names given."""
+    unsafe = rows_of(table, group=UNSAFE)
+    shares = {
+        name: pooled(rows, "refused").value
+        for state, name in shown.items()
+        if len(rows := rows_of(unsafe, state=state))
+    }
+    return by_model(shares, "{:.0%}".format, *shares)
+
+
+def reversal_figure(reversal: pd.DataFrame, names: Names) -> go.Figure:
+    """What models with a part of dW answer, one row per state."""
+    shown = {"tuned": "all", "mlp": "MLPs", "rest": "the rest", "random": "random"}
+    return outcome_bars(
+        reversal,
+        title=f"Unsafe prompts refused with dW of: {_refused(reversal, shown)}",
+        subtitle=f"{who('base', names)} and {who('tuned', names)}. {told_size(reversal, 'n')} prompts of a group at "
+        "most. Whiskers: 95 % intervals of refused.",
+    )
+
+
+def ablation_figure(ablation: pd.DataFrame, names: Names) -> go.Figure:
+    """What the tuned model answers without its refusal direction, and without a random one."""
+    shown = {
+        "tuned": "as it is",
+        "ablated": "direction ablated",
+        "random_ablated": "random one ablated",
+    }
+    return outcome_bars(
+        ablation,
+        title=f"Unsafe prompts refused: {_refused(ablation, shown)}",
+        subtitle=f"{who('tuned', names)}; the direction of layer {int(ablation['layer'].max())} projected out "
+        f"everywhere. {told_size(ablation, 'n')} prompts of a group at most. Whiskers: 95 % intervals of refused.",
+    )
+
+
+def direction_figure(links: pd.DataFrame, names: Names) -> go.Figure:
+    """Energy of dW along the refusal direction, and its cosines with dW's singular vectors, by layer."""
+    of_what = {str(what): rows for what, rows in links.groupby("what", sort=False)}
+    looks = {
+        "energy": ("dW", *MODELS["tuned"]),
+        "energy_base": ("W of the base", *MODELS["base"]),
+        "energy_random": ("dW, random directions (95 %)", *MODELS["random"]),
+    }
+    kinds = list(dict.fromkeys(of_what["energy"]["kind"]))
+
+    def line(what: str, kind: str, look: tuple[str, str, str]) -> Line:
+        rows = of_what[what]
+        columns = {"layer": "x", "value": "y", "low": "low", "high": "high"}
+        picked = rows[rows["kind"] == kind].rename(columns=columns)[list(columns.values())]
+        return Line(name=look[0], rows=picked, colour=look[1], dash=look[2])
+
+    panels = [
+        LinePanel(
+            title=f"{kind}: energy along the direction",
+            lines=[line(what, kind, look) for what, look in looks.items() if what in of_what],
+            y_title="share of energy",
+            form="log",
+        )
+        for kind in kinds
+    ]
+    for what, sentence in (
+        ("cosine_first", "first left singular vector"),
+        ("cosine_top", "top singular vectors"),
+    ):
+        for kind in kinds if what in of_what else ():
+            part = of_what[what][of_what[what]["kind"] == kind]
+            panels.append(
+                LinePanel(
+                    title=f"{kind}: cosine with {sentence}",
+                    lines=[
+                        line(what, kind, looks["energy"]),
+                        chance_line(part.set_index("layer")["chance"], "chance"),
+                    ],
+                    y_title="cosine",
+                )
+            )
+    above, n = energy_above(links)
+    return line_panels(
+        panels,
+        x_title="layer",
+        title=f"dW along the refusal direction: above 97.5 % of random directions in {above} of {n} matrices",
+        subtitle=f"{who('tuned', names)}. Matrices that write to the residual stream. Energy: ||u<sup>T</sup> dW||² / "
+        "||dW||², logarithmic.",
+        columns=len(kinds),
+    )
+
+
+def sets_figure(held: pd.DataFrame, names: Names) -> go.Figure:
+    """How much of dW's energy the safety-critical weights hold, by layer and kind."""
+    shown = {"snip": "SNIP", "wanda": "Wanda", "magnitude": "largest weights"}
+    columns = {"layer": "x", "value": "y"}
+
+    def lines(rows: pd.DataFrame) -> list[Line]:
+        picked = rows.rename(columns=columns)
+        found = [
+            Line(
+                name=name, rows=picked.loc[picked["what"] == what, ["x", "y"]], colour=HUES[order % len(HUES)]
+            )
+            for order, (what, name) in enumerate(shown.items())
+            if what in set(rows["what"])
+        ]
+        chance = rows.groupby("layer")["chance"].mean()
+        return [*found, chance_line(chance, "as many weights by chance")]
+
+    medians = held.groupby("what")["value"].median()
+    sentences = [f"{name} {medians[what]:.0%}" for what, name in shown.items() if what in medians.index]
+    panels = by_kind(held, lines, y_title="share of ||dW||²", form="log")
+    return line_panels(
+        panels,
+        x_title="layer",
+        title=f"Energy of dW in {held['chance'].median():.0%} of the weights (median): {', '.join(sentences)}",
+        subtitle=f"{who('tuned', names)}. The weights of each matrix with the highest scores on the model's own "
+        "refusals, and the largest ones. Logarithmic.",
         columns=columns_for(len(panels)),
     )

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from mechsafety.experiments.anatomy.panels import (
+from mechsafety.experiments.anatomy.naming import (
     SAFE,
     UNSAFE,
     Names,
-    counted,
+    counted_of,
     digits,
     families_in,
     models_in,
@@ -86,14 +86,14 @@ def weights(changes: pd.DataFrame, names: Names) -> list[str]:
     ]
     ranks = [f"{model} {digits(rows['effective_rank'].median())}" for model, rows in by_model.items()]
     number = len(next(iter(by_model.values())))
-    said = [
+    sentences = [
         f"dW beside the base's weights, ||dW|| / ||W||, median over {number} matrices: {'; '.join(sizes)}. Effective "
         f"rank of dW: {'; '.join(ranks)}."
     ]
     for energy in (90, 99):
         found = excesses(changes, energy)
         parts = [
-            f"{who(model, {})} {one.median:+.3f} ({counted(one.above, one.n, 'matrix')} above)"
+            f"{who(model, {})} {one.median:+.3f} ({counted_of(one.above, one.n, 'matrix')} above)"
             for model, one in found.items()
         ]
         place = beyond_random(found)
@@ -104,11 +104,11 @@ def weights(changes: pd.DataFrame, names: Names) -> list[str]:
             "within": " That is no more than a random dW has.",
         }[place]
         if parts:
-            said.append(
+            sentences.append(
                 f"Alignment of dW's top directions with the left null space of W ({energy} % energy), median "
                 f"excess over chance: {'; '.join(parts)}.{verdict}"
             )
-    return said
+    return sentences
 
 
 def ratio_summary(ratios: pd.DataFrame) -> dict[str, tuple[float, int, int]]:
@@ -126,7 +126,7 @@ def action(ratios: pd.DataFrame, names: Names) -> list[str]:
     if not found:
         return []
     parts = [
-        f"{who(model, names)} {digits(median)} ({counted(above, n, 'matrix')} with intervals above 1)"
+        f"{who(model, names)} {digits(median)} ({counted_of(above, n, 'matrix')} with intervals above 1)"
         for model, (median, above, n) in found.items()
     ]
     verdict = ""
@@ -156,7 +156,7 @@ def reversal(table: pd.DataFrame, names: Names) -> list[str]:
     whole = ("base", "tuned", "mlp", "rest", "matrices", "others", "random")
     parts = [part(what) for what in whole if (what, -1.0) in refused]
     number = int(table.loc[table["group"] == UNSAFE, "n"].max())
-    said = [
+    sentences = [
         f"Refused of {number} unsafe prompts between {who('base', names)} and {who('tuned', names)}: "
         f"{'; '.join(parts)}.{_carriers(refused)}"
     ]
@@ -164,16 +164,18 @@ def reversal(table: pd.DataFrame, names: Names) -> list[str]:
         ranks = sorted(r for name, r in refused if name == what)
         if ranks:
             shares = "; ".join(f"r = {r:g}: {refused[(what, r)]}" for r in ranks)
-            said.append(f"{verb}, unsafe prompts refused: {shares}.{_rank_verdict(refused, what, ranks)}")
+            sentences.append(
+                f"{verb}, unsafe prompts refused: {shares}.{_rank_verdict(refused, what, ranks)}"
+            )
     for group in (SAFE, *families_in(table)):
         found = _by_state(table, group)
         shown = [what for what in ("base", "tuned", "mlp", "rest") if (what, -1.0) in found]
         if shown:
-            said.append(
+            sentences.append(
                 f"Refused of {group} {'prompts' if group == SAFE else 'attacks'}: "
                 f"{'; '.join(f'{state_name(w, 0.0)} {found[(w, -1.0)]}' for w in shown)}."
             )
-    return said
+    return sentences
 
 
 def _by_state(table: pd.DataFrame, group: str) -> dict[tuple[str, float], Pooled]:
@@ -193,9 +195,9 @@ def _carriers(refused: Mapping[tuple[str, float], Pooled]) -> str:
         return ""
     if not tuned.differs_from(base):
         return " Base and tuned do not differ: there is nothing to trace."
-    said = ""
+    sentence = ""
     if (mlp := refused.get(("mlp", -1.0))) is not None:
-        said += {
+        sentence += {
             (True, False): " The MLPs' dW alone does what the whole fine-tuning does (the intervals meet).",
             (False, True): " The MLPs' dW alone does nothing that is seen.",
             (False, False): " The MLPs' dW alone does a part of it.",
@@ -203,8 +205,8 @@ def _carriers(refused: Mapping[tuple[str, float], Pooled]) -> str:
         }[(not mlp.differs_from(tuned), not mlp.differs_from(base))]
     if (random := refused.get(("random", -1.0))) is not None:
         same = not random.differs_from(base)
-        said += f" A random dW of the same norm {'leaves the base as it is' if same else 'changes the base, too'}."
-    return said
+        sentence += f" A random dW of the same norm {'leaves the base as it is' if same else 'changes the base, too'}."
+    return sentence
 
 
 def _rank_verdict(refused: Mapping[tuple[str, float], Pooled], what: str, ranks: Sequence[float]) -> str:
@@ -223,14 +225,14 @@ def _rank_verdict(refused: Mapping[tuple[str, float], Pooled], what: str, ranks:
 
 
 def links(table: pd.DataFrame, names: Names) -> list[str]:
-    said = []
+    sentences = []
     energy, random, before = (_median(table, what) for what in ("energy", "energy_random", "energy_base"))
     if energy == energy:
         above, n = energy_above(table)
-        said.append(
+        sentences.append(
             f"Along the refusal direction lies a median {energy:.2%} of the energy of dW of {who('tuned', names)}, "
             f"over {n} matrices that write to the residual stream; along random directions {random:.2%}, and of W's "
-            f"own {before:.2%}. In {counted(above, n, 'matrix')} it is more than 97.5 % of random directions have."
+            f"own {before:.2%}. In {counted_of(above, n, 'matrix')} it is more than 97.5 % of random directions have."
         )
     for what, name in (
         ("cosine_first", "|cosine| of the direction with dW's first left singular vector"),
@@ -239,7 +241,7 @@ def links(table: pd.DataFrame, names: Names) -> list[str]:
         value, chance = _median(table, what), _median(table, what, "chance")
         if value == value:
             note = "" if value > chance else ": no more than chance"
-            said.append(f"{name}, median: {value:.2f}; chance {chance:.2f}{note}.")
+            sentences.append(f"{name}, median: {value:.2f}; chance {chance:.2f}{note}.")
     shares = {what: _median(table, what) for what in SETS}
     parts = [f"{what} {value:.1%}" for what, value in shares.items() if value == value]
     if parts:
@@ -248,11 +250,11 @@ def links(table: pd.DataFrame, names: Names) -> list[str]:
         note = ""
         if scores and shares["magnitude"] == shares["magnitude"] and max(scores) <= shares["magnitude"]:
             note = " Safety-critical weights hold no more of dW than the largest weights do."
-        said.append(
+        sentences.append(
             f"Share of dW's energy in the {chance:.0%} of weights with the highest score, median over matrices: "
             f"{'; '.join(parts)}; chance {chance:.0%}.{note}"
         )
-    return said
+    return sentences
 
 
 def energy_above(table: pd.DataFrame) -> tuple[int, int]:
@@ -273,17 +275,17 @@ def ablation(table: pd.DataFrame, names: Names) -> list[str]:
         return []
     refused = {state: pooled(rows.loc[[state]], "refused") for state in rows.index}
     after = rows.loc[["ablated"]]
-    said = (
+    sentence = (
         f"With the refusal direction of layer {int(after['layer'].iloc[0])} projected out of {who('tuned', names)}, "
         f"refusals of unsafe prompts go from {refused['tuned']} to {refused['ablated']}; "
         f"{pooled(after, 'degenerate')} of the answers are then degenerate."
     )
     if pooled(after, "degenerate").value > pooled(after, "complied").value:
-        said += (
+        sentence += (
             " Most of what is no longer refused is degenerate text: the model is broken rather than unsafe."
         )
     if not refused["ablated"].differs_from(refused["tuned"]):
-        said += " The intervals meet: no effect was seen."
+        sentence += " The intervals meet: no effect was seen."
     if "random_ablated" in refused:
-        said += f" A random direction instead: {refused['random_ablated']}."
-    return [said]
+        sentence += f" A random direction instead: {refused['random_ablated']}."
+    return [sentence]

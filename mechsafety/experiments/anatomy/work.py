@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -28,8 +28,13 @@ from mechsafety.anatomy.weight_changes import MLP_KINDS, Inputs, WeightChange, c
 from mechsafety.directions.direction import Direction
 from mechsafety.experiments.anatomy.answers import OwnAnswers
 from mechsafety.experiments.anatomy.config import PART_TABLES, AnatomyConfig, Part, Role
+from mechsafety.experiments.base import Session
+from mechsafety.judges.outcomes import Asking
 from mechsafety.regions.attribution import attribute
-from mechsafety.runs.folder import Journal, RunFolder, finite
+from mechsafety.runs.folder import Journal, finite
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
 
 Rows = Sequence[Mapping[str, Any]]
 Tables = dict[str, pd.DataFrame]
@@ -43,11 +48,11 @@ class AnatomyWork:
     """
 
     config: AnatomyConfig
-    run: RunFolder
+    session: Session
     answers: OwnAnswers
 
     def __post_init__(self) -> None:
-        self.models, self.say = self.answers.models, self.answers.say
+        self.models, self.say, self.run = self.answers.models, self.session.say, self.session.run
         self.tunings: tuple[Role, ...] = tuple(role for role in self.models if role != "base")
         self._states = Journal(self.run.path / "parts" / "states.jsonl")
 
@@ -110,15 +115,13 @@ class AnatomyWork:
     def _sensitivity(self) -> Tables:
         norms = []
         for role, model in self.models.items():
-            key = ("norms", role)
-            if not self.run.has_part(*key):
-                found = sensitivity(model, self.answers.held_out)
-                self.run.write_part(
-                    norm_table(found, self.answers.held_out, model=role, groups=self.answers.group_of), *key
-                )
-            norms.append(self.run.read_part(*key))
+            norms.append(self.session.part("norms", role, make=partial(self._norms, role, model)))
         table = pd.concat(norms, ignore_index=True)
         return {"sensitivity": sensitivity_table(table, seed=self.config.seed), "norms": table}
+
+    def _norms(self, role: Role, model: TransformerBridge) -> pd.DataFrame:
+        held_out, groups = self.answers.held_out, self.answers.group_of
+        return norm_table(sensitivity(model, held_out), held_out, model=role, groups=groups)
 
     # -- weights --------------------------------------------------------------------------------
 
@@ -162,12 +165,8 @@ class AnatomyWork:
             self._states.put(key, rows)
         return rows
 
-    def _asking(self) -> dict[str, Any]:
-        return {
-            "judge": self.answers.judge,
-            "max_new_tokens": self.config.max_new_tokens,
-            "seed": self.config.seed,
-        }
+    def _asking(self, part: str, model: str, state: str) -> Asking:
+        return {**self.answers.asking, "keep": partial(self.answers.keep, part, model, state)}
 
     def _interpolation(self) -> Tables:
         rows = [
@@ -183,7 +182,8 @@ class AnatomyWork:
             if alpha in (0, 1):  # the base and the model itself, which have answered already
                 return [{"alpha": alpha, **row} for row in self.answers.outcomes(role if alpha else "base")]
             models = self.models["base"], self.models[role]
-            return interpolation_rows(*models, alpha, self.answers.groups, **self._asking())
+            asking = self._asking("interpolation", role, f"alpha {alpha:g}")
+            return interpolation_rows(*models, alpha, self.answers.groups, **asking)
 
         return rows
 
@@ -206,7 +206,7 @@ class AnatomyWork:
                 state,
                 self.answers.groups,
                 factors=None if state.r is None else self._factors,
-                **self._asking(),
+                **self._asking("reversal", "tuned", state.label),
             )
 
         return rows
@@ -215,7 +215,11 @@ class AnatomyWork:
 
     def _links(self) -> Tables:
         direction, changes = self._direction(), self._changes("tuned")
-        ablation = ablation_table(self.models["tuned"], direction, self.answers.groups, **self._asking())
+        ablation = ablation_table(
+            *(self.models["tuned"], direction, self.answers.groups),
+            keep_state=partial(self.answers.keep, "ablation", "tuned"),
+            **self.answers.asking,
+        )
         found = [direction_links(changes, direction, seed=self.config.seed)]
         refusals = self.answers.refusals("tuned")
         self.run.record("links", {"layer": direction.layer, "refusals_scored": len(refusals)})
@@ -238,7 +242,8 @@ class AnatomyWork:
             self.answers.prompts.to_estimate,
             self.answers.prompts.to_choose,
             layers=None if known is None else [known],
-            **self._asking(),
+            keep_state=partial(self.answers.keep, "choice of the layer", "tuned"),
+            **self.answers.asking,
         )
         self.run.write_json_part(found.layer, *key)
         return found

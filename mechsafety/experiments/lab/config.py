@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Annotated
+
 from pydantic import Field, field_validator
 
-from mechsafety.experiments.config import Config
-from mechsafety.lab.mixtures import Tuning
-from mechsafety.lab.presets import preset
+from mechsafety.experiments.config import Config, Option
+
+if TYPE_CHECKING:
+    from mechsafety.lab.mixtures import Tuning
 
 SAFETY_TUNINGS: tuple[Tuning, ...] = ("ssft", "dpo", "unlearn")
 CONTROL: Tuning = "benign"
@@ -17,12 +20,16 @@ BASE = "base"
 class LabConfig(Config):
     """One run of the lab; a part of its manifest. Each seed is a world, a model and a training of its own."""
 
-    preset: str = "tiny"
-    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+    preset: str = Field(default="tiny", description="size; see mechsafety lab presets")
+    seeds: Annotated[tuple[int, ...], Option(metavar="N,N,...", many="commas")] = Field(
+        default=(0,), min_length=1, description="one world and one model each"
+    )
 
     @field_validator("preset")
     @classmethod
     def _known(cls, name: str) -> str:
+        from mechsafety.lab.presets import preset  # which loads torch
+
         return preset(name).name
 
     @field_validator("seeds")

@@ -14,7 +14,7 @@ _READINGS = {"correct": ("answered correctly", "compliance"), "refused": ("refus
 
 
 def lab_figures(cases: pd.DataFrame, thresholds: pd.DataFrame) -> dict[str, go.Figure]:
-    """Every figure, by file name. The tables are those of :class:`mechsafety.experiments.lab.work.LabRun`."""
+    """Every figure, by file name. The tables are those of :class:`LabResult`."""
     return {"lab-claims": claims_figure(thresholds), "lab-outcomes": outcomes_figure(cases)}
 
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 import pandas as pd
 
+from mechsafety.core.wording import span
+
 TUNINGS: Mapping[str, str] = {
     "ssft": "supervised safety fine-tuning",
     "dpo": "DPO",
@@ -28,7 +30,7 @@ _ATTACKS = ("co_task", "co_text", "misgen", "ood", "soft")
 def lab_findings(cases: pd.DataFrame, held: pd.DataFrame) -> dict[str, list[str]]:
     """Sentences by section: ``claims`` and ``attacks``.
 
-    ``cases`` has the columns of :attr:`lab_runs.LabRun.cases`, ``held`` those of
+    ``cases`` has the columns of the run's ``cases``, ``held`` those of
     :func:`mechsafety.experiments.lab.thresholds.held_over_seeds`.
     """
     return {"claims": _claims(held), "attacks": _attacks(cases)}
@@ -44,7 +46,7 @@ def _claims(held: pd.DataFrame) -> list[str]:
     ]
     sentences += [
         f"Claim {row['number']}, {TUNINGS.get(row['model'], row['model'])}: {row['what']} was "
-        f"{_span(row['lowest'], row['highest'])}, not {row['bound']}, in {int(row['seeds'] - row['held'])} of "
+        f"{span([row['lowest'], row['highest']], '.3g')}, not {row['bound']}, in {int(row['seeds'] - row['held'])} of "
         f"{int(row['seeds'])} seeds."
         for row in bounds[~always].to_dict("records")
     ]
@@ -59,13 +61,9 @@ def _attacks(cases: pd.DataFrame) -> list[str]:
             continue
         share = rows.groupby("kind")["correct"].mean().reindex(_ATTACKS)
         direct = cases[(cases["model"] == model) & (cases["kind"] == "unsafe")]["correct"].mean()
-        told = ", ".join(f"{KINDS[str(kind)]} {value:.0%}" for kind, value in share.items())
+        shares = ", ".join(f"{KINDS[str(kind)]} {value:.0%}" for kind, value in share.items())
         sentences.append(
             f"After {name}, the model answers {direct:.0%} of direct unsafe inputs, and of attacks, averaged over "
-            f"seeds and text classes: {told}."
+            f"seeds and text classes: {shares}."
         )
     return sentences
-
-
-def _span(low: float, high: float) -> str:
-    return f"{low:.3g}" if f"{low:.3g}" == f"{high:.3g}" else f"{low:.3g} to {high:.3g}"

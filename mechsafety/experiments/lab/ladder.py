@@ -1,116 +1,147 @@
-"""The safety-pretraining ladder in the lab: what ``mechsafety lab ladder`` does.
+"""The safety-pretraining ladder in the lab as an experiment: what ``mechsafety lab ladder`` runs.
 
 For each seed, six models from one initialisation are pretrained on the six mixtures of :data:`RUNGS`, each
 gets the same short safety tuning, and ``mechsafety ladder`` then removes directions from all of them. A folder
 ``seed-N`` holds ``pretrained/RUNG``, ``rungs/RUNG``, the prompt sets and the answer key, and the ladder's run in
-``ladder``; the first seed's report tells the other seeds too.
+``ladder``; the first seed's report shows the other seeds too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from html import escape
+from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pandas as pd
 
+from mechsafety.experiments.base import REPORT, Experiment, Result, Say, Session, run_experiment
 from mechsafety.experiments.lab.config import LabConfig
 from mechsafety.experiments.lab.models import pretrained, tuned
-from mechsafety.experiments.lab.work import KEY, PROMPTS, longest_answer, seed_folder, write_prompt_sets
+from mechsafety.experiments.lab.seeds import LabSeed, seed_folder
 from mechsafety.experiments.ladder.config import LadderConfig
-from mechsafety.experiments.ladder.runs import LadderRun, run_ladder
-from mechsafety.lab.cases import measure_cases
+from mechsafety.experiments.ladder.experiment import Ladder, LadderResult, read_ladder, run_ladder
 from mechsafety.lab.mixtures import RUNGS
-from mechsafety.lab.networks import open_network
-from mechsafety.lab.presets import preset
-from mechsafety.lab.rules import Rules
-from mechsafety.lab.vocabulary import Vocabulary
-from mechsafety.models.provenance import of_model
-from mechsafety.runs.folder import RunFolder, open_run
 
-Say = Callable[[str], None]
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+    from mechsafety.pages.page import Page
 
 
-@dataclass(frozen=True, kw_only=True)
-class LabLadder:
-    """A finished ladder of the lab: what every rung answers before and after its tuning, and a ladder's run a seed."""
+class LabLadderResult(Result):
+    """What every rung answers before and after its tuning (``cases``), and one ladder per seed."""
 
-    path: Path
-    cases: pd.DataFrame
-    ladders: dict[int, LadderRun]
+    @cached_property
+    def ladders(self) -> dict[int, LadderResult]:
+        """The ladders by seed; the first has the others beside it."""
+        return {seed: read_ladder(ladder_folder(self.path, seed)) for seed in self.config["seeds"]}
 
-    def _repr_html_(self) -> str:
-        shown = "".join(
-            f"<h4>seed {seed}</h4>{ladder._repr_html_()}" for seed, ladder in self.ladders.items()
+    @property
+    def first(self) -> LadderResult:
+        return next(iter(self.ladders.values()))
+
+    def publish(self) -> Path:
+        """Write the figures and pages of every seed's ladder and of the run, whose page's path is returned."""
+        for ladder in self.ladders.values():
+            ladder.publish()
+        return super().publish()
+
+
+class LabLadder(Experiment[LabConfig]):
+    """Six pretraining mixtures, the same safety tuning for each, then directions removed from all."""
+
+    kind = "lab-ladder"
+    tables: ClassVar[Mapping[str, str]] = {"cases": "cases.csv"}
+    long = frozenset({"cases"})
+    result_type = LabLadderResult
+
+    def work(self, session: Session) -> Mapping[str, pd.DataFrame]:
+        seeds = LabSeed.each(session, self.config)
+        cases = [table for seed in seeds for table in _trained_and_measured(seed)]
+        # The first seed's last: its report shows the others, which must be there then.
+        first, *others = seeds
+        for seed in (*others, first):
+            seed.say("ladder")
+            beside = [str(ladder_folder(session.run.path, o.seed)) for o in others] if seed is first else []
+            run_ladder(
+                LadderConfig(
+                    systems=tuple(str(seed.folder / "rungs" / rung) for rung in RUNGS),
+                    beside=tuple(beside),
+                    **seed.reading,
+                ),
+                ladder_folder(session.run.path, seed.seed),
+                say=session.say,
+                allow_other_versions=session.allow_other_versions,
+            )
+        return {"cases": pd.concat(cases, ignore_index=True)}
+
+    @classmethod
+    def figures(cls, result: Result) -> dict[str, go.Figure]:
+        return as_lab_ladder(result).first.figures()
+
+    @classmethod
+    def findings(cls, result: Result) -> list[str]:
+        ladders = as_lab_ladder(result).ladders
+        return [
+            f"Seed {seed}: {sentence}" for seed, ladder in ladders.items() for sentence in ladder.findings()
+        ]
+
+    @classmethod
+    def facts(cls, result: Result) -> dict[str, Any]:
+        ladders = as_lab_ladder(result).ladders
+        return {
+            "reports": {seed: str(ladder.path / REPORT) for seed, ladder in ladders.items()},
+            "breaking": {seed: ladder.tables["breaking"] for seed, ladder in ladders.items()},
+            "cases": result.tables["cases"],
+        }
+
+    @classmethod
+    def text(cls, result: Result) -> str:
+        breaking = {s: ladder.tables["breaking"] for s, ladder in as_lab_ladder(result).ladders.items()}
+        return "\n\n".join(
+            f"seed {seed}\n{table.to_string(index=False, na_rep='-')}" for seed, table in breaking.items()
         )
-        return f"<b>Ladder of the lab</b> in {escape(str(self.path))}{shown}"
+
+    @classmethod
+    def page(cls, result: Result, figures: Mapping[str, go.Figure]) -> Page:
+        return Ladder.page(as_lab_ladder(result).first, figures)
 
 
 def run_lab_ladder(
-    config: LabConfig, out: Path | str, *, say: Say = lambda _: None, allow_other_versions: bool = False
-) -> LabLadder:
+    config: LabConfig, out: str | Path, *, say: Say = lambda _: None, allow_other_versions: bool = False
+) -> LabLadderResult:
     """Run ``config`` in the folder ``out``, or go on where it was interrupted."""
-    out = Path(out)
-    chosen = preset(config.preset)
-    asked = config.model_dump(mode="json") | {"kind": "lab-ladder"}
-    with open_run(out, config=asked, allow_other_versions=allow_other_versions) as run:
-        cases: list[pd.DataFrame] = []
-        configs: dict[int, LadderConfig] = {}
-        for seed in config.seeds:
-            vocabulary = Vocabulary(rules=Rules(size=chosen.rules, seed=seed))
-            folder = seed_folder(run.path, seed)
-            for rung in RUNGS:
-                say(f"seed {seed}: rung {rung}")
-                stages = {"pretrained": folder / "pretrained" / rung, "tuned": folder / "rungs" / rung}
-                pretrained(chosen, vocabulary, stages["pretrained"], rung=rung, seed=seed, checkpoints=False)
-                tuned(
-                    chosen,
-                    vocabulary,
-                    stages["pretrained"],
-                    stages["tuned"],
-                    tuning="ssft",
-                    schedule=chosen.instruct,
-                    seed=seed,
-                )
-                for stage, path in stages.items():
-                    key = (f"seed-{seed}", "cases", f"{rung}-{stage}")
-                    made = of_model(str(path), dtype="float32", device="cpu")
-                    run.require_source(f"model {rung}, {stage}, of seed {seed}", made)
-                    if not run.has_part(*key):
-                        found = measure_cases(open_network(path), vocabulary, n=chosen.measured, seed=seed)
-                        run.write_part(found, *key)
-                    cases.append(run.read_part(*key).assign(seed=seed, rung=rung, stage=stage))
-            write_prompt_sets(chosen, vocabulary, folder, seed=seed)
-            configs[seed] = LadderConfig(
-                systems=tuple(str(folder / "rungs" / rung) for rung in RUNGS),
-                prompts=str(folder / PROMPTS),
-                judge=f"key:{folder / KEY}",
-                max_new_tokens=longest_answer(vocabulary),
-                dtype="float32",
-                seed=seed,
-            )
-        table = pd.concat(cases, ignore_index=True)
-        first = ["seed", "rung", "stage"]
-        run.write_table(table[[*first, *(c for c in table.columns if c not in first)]], "cases.csv")
-        ladders = _ladders(run, configs, say=say, allow_other_versions=allow_other_versions)
-    return LabLadder(path=run.path, cases=table, ladders={seed: ladders[seed] for seed in config.seeds})
+    made = run_experiment(LabLadder(config), out, say=say, allow_other_versions=allow_other_versions)
+    return as_lab_ladder(made)
 
 
-def _ladders(
-    run: RunFolder, configs: dict[int, LadderConfig], *, say: Say, allow_other_versions: bool
-) -> dict[int, LadderRun]:
-    """The first seed's last: its report tells the others, which must be there then."""
-    first, *others = configs
-    folder = {seed: seed_folder(run.path, seed) / "ladder" for seed in configs}
-    found: dict[int, LadderRun] = {}
-    for seed in (*others, first):
-        say(f"seed {seed}: ladder")
-        beside = tuple(str(folder[other]) for other in others) if seed == first else ()
-        found[seed] = run_ladder(
-            configs[seed].model_copy(update={"beside": beside}),
-            folder[seed],
-            say=say,
-            allow_other_versions=allow_other_versions,
-        )
-    return found
+def as_lab_ladder(result: Result) -> LabLadderResult:
+    assert isinstance(result, LabLadderResult)
+    return result
+
+
+def ladder_folder(run: Path, seed: int) -> Path:
+    """Where the ladder of a seed lies."""
+    return seed_folder(run, seed) / "ladder"
+
+
+def _trained_and_measured(seed: LabSeed) -> list[pd.DataFrame]:
+    """Train the rungs of a seed that are not there yet; what each answers before and after its tuning."""
+    cases = []
+    for rung in RUNGS:
+        seed.say(f"rung {rung}")
+        stages = {name: seed.folder / folder / rung for name, folder in _STAGES.items()}
+        before, after = stages.values()
+        given = {"seed": seed.seed}
+        pretrained(seed.chosen, seed.vocabulary, before, rung=rung, checkpoints=False, **given)
+        how = {"tuning": "ssft", "schedule": seed.chosen.instruct}
+        tuned(seed.chosen, seed.vocabulary, before, after, **how, **given)  # type: ignore[arg-type]
+        cases += [
+            seed.cases(path, f"{rung}-{stage}", rung=rung, stage=stage) for stage, path in stages.items()
+        ]
+    seed.write_prompt_sets()
+    return cases
+
+
+_STAGES = {"pretrained": "pretrained", "tuned": "rungs"}

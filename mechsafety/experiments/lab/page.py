@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from mechsafety.experiments.anatomy.experiment import read_anatomy
 from mechsafety.experiments.anatomy.figures import anatomy_figures
-from mechsafety.experiments.anatomy.runs import read_anatomy
 from mechsafety.experiments.lab.config import SAFETY_TUNINGS
+from mechsafety.experiments.lab.experiment import LabResult
 from mechsafety.experiments.lab.findings import TUNINGS, lab_findings
 from mechsafety.experiments.lab.thresholds import CLAIMS
-from mechsafety.experiments.lab.work import LabRun, read_lab
 from mechsafety.pages.page import Block, Page
-from mechsafety.runs.folder import RunFolder
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
+_SHOWN = (
+    "anatomy-tau-output",
+    "anatomy-separation",
+    "anatomy-sensitivity",
+    "anatomy-alpha",
+    "anatomy-spectrum",
+)
+_TABLES = ("tau", "separation", "norms", "sensitivity", "interpolation", "spectrum")
+"""What these are drawn of."""
 
-def figures_of(run: RunFolder) -> dict[str, go.Figure]:
-    """Every figure of a finished lab run, by file name."""
-    return read_lab(run.path).figures()
 
-
-def page_of(run: RunFolder) -> Page:
-    made = read_lab(run.path)
-    held = made.held()
-    found, figures = lab_findings(made.cases, held), made.figures()
-    config = run.manifest["config"]
+def page(result: LabResult, figures: Mapping[str, go.Figure]) -> Page:
+    """The page of a run of the lab."""
+    cases, held = result.tables["cases"], result.held()
+    found, config = lab_findings(cases, held), result.config
     seeds = config["seeds"]
     return Page(
         title="What does safety fine-tuning do to a model?",
@@ -48,9 +52,9 @@ def page_of(run: RunFolder) -> Page:
                 text="Answers are greedy and free-running, compared exactly with what the rules of the world say. A "
                 "and B are the harmless and the dangerous class of texts.",
                 figures=[figures["lab-outcomes"]],
-                table=made.cases,
+                table=cases,
             ),
-            *_anatomies(made, seeds[0]),
+            *_anatomies(result, seeds[0]),
         ],
         how=[
             "One seed is one world (grammar, operators), one initialisation and one order of training.",
@@ -60,11 +64,12 @@ def page_of(run: RunFolder) -> Page:
     )
 
 
-def _anatomies(made: LabRun, seed: int) -> list[Block]:
+def _anatomies(result: LabResult, seed: int) -> list[Block]:
     blocks = []
     for tuning in SAFETY_TUNINGS:
         names = {"base": "pretrained", "tuned": tuning, "control": "benign"}
-        figures = anatomy_figures(read_anatomy(made.anatomy(seed, tuning)).tables, names=names)
+        tables = read_anatomy(result.anatomy(seed, tuning)).tables
+        figures = anatomy_figures({name: tables[name] for name in _TABLES}, names=names)
         blocks.append(
             Block(
                 name=f"anatomy-{tuning}",
@@ -73,12 +78,3 @@ def _anatomies(made: LabRun, seed: int) -> list[Block]:
             )
         )
     return blocks
-
-
-_SHOWN = (
-    "anatomy-tau-output",
-    "anatomy-separation",
-    "anatomy-sensitivity",
-    "anatomy-alpha",
-    "anatomy-spectrum",
-)

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from mechsafety.core.wording import counted, span
 from mechsafety.experiments.ladder.matrices import ladder_matrices, link_figure
 from mechsafety.experiments.ladder.verdicts import (
-    State,
-    Verdict,
+    Ablated,
+    SystemVerdict,
     ladder_systems,
     ladder_verdicts,
     system_names,
 )
-from mechsafety.experiments.ladder.words import counted, span
 from mechsafety.plots.panels import HUES, WIDTH, Panel, Series, outcome_panels, panel_height
 from mechsafety.plots.style import COLOURS, HEAT, legend_at_foot, styled, whiskers, wrapped
 
@@ -65,7 +66,7 @@ def ladder_figures(tables: Mapping[str, pd.DataFrame], *, layer: int | None) -> 
     return figures
 
 
-def overview_figure(verdicts: Sequence[Verdict], harmful: pd.DataFrame) -> go.Figure:
+def overview_figure(verdicts: Sequence[SystemVerdict], harmful: pd.DataFrame) -> go.Figure:
     """Refused harmful prompts, a row a system: unedited, without refusal directions, and without random ones.
 
     Cells say which falls a test tells from chance, and where most answers are degenerate.
@@ -100,7 +101,7 @@ def overview_figure(verdicts: Sequence[Verdict], harmful: pd.DataFrame) -> go.Fi
     figure.update_xaxes(tickvals=places, ticktext=ticks, showgrid=False, zeroline=False, side="top")
     figure.update_yaxes(
         tickvals=list(range(len(verdicts))),
-        ticktext=[f"{wrapped(v.name, 20)}<br><i>{_told(v)}</i>" for v in verdicts[::-1]],
+        ticktext=[f"{wrapped(v.name, 20)}<br><i>{_became(v)}</i>" for v in verdicts[::-1]],
         showgrid=False,
         zeroline=False,
     )
@@ -123,25 +124,35 @@ def overview_figure(verdicts: Sequence[Verdict], harmful: pd.DataFrame) -> go.Fi
     return figure.update_layout(margin={"t": 130, "b": 50, "l": 170, "r": 60})
 
 
-def survival_figure(verdicts: Sequence[Verdict], harmful: pd.DataFrame) -> go.Figure:
-    """Refused harmful prompts against the number of directions removed, a panel a system, with 95 % Wilson bands."""
-    figure, places = _grid([f"{v.name}: {_told(v)}" for v in verdicts])
-    for number, verdict in enumerate(verdicts):
-        rows = harmful[harmful["system"] == verdict.system]
-        ticks = _counts(harmful)
-        for kind, name, colour, dash in (
-            ("random", "refused, random directions removed", _RANDOM, "dash"),
-            ("refusal", "refused, refusal directions removed", COLOURS["refusal"], "solid"),
-        ):
-            part = rows[rows["kind"].isin(["unedited", kind])].sort_values("directions")
+def survival_figure(verdicts: Sequence[SystemVerdict], harmful: pd.DataFrame) -> go.Figure:
+    """Refused harmful prompts by directions removed, one panel per system, with 95 % Wilson bands."""
+    figure, places = _grid([f"{v.name}: {_became(v)}" for v in verdicts])
+    ticks = _counts(harmful)
+    curves = (
+        ("random", "refused", "refused, random directions removed", _RANDOM, "dash", "circle"),
+        (
+            *("refusal", "refused", "refused, refusal directions removed"),
+            *(COLOURS["refusal"], "solid", "circle"),
+        ),
+        (
+            *("refusal", "degenerate", "degenerate, refusal directions removed"),
+            *(COLOURS["degenerate"], "dot", "x"),
+        ),
+    )
+    for number, (verdict, where) in enumerate(zip(verdicts, places, strict=True)):
+        rows = harmful[harmful["system"] == verdict.system].sort_values("directions")
+        for kind, measure, name, colour, dash, symbol in curves:
+            part = rows[rows["kind"].isin(["unedited", kind])]
             x = [ticks.index(k) for k in part["directions"]]
-            _band(figure, x, part["refused_low"], part["refused_high"], colour, places[number])
-            _curve(figure, x, part["refused"], name, colour, dash, "circle", number == 0, places[number])
-        part = rows[rows["kind"].isin(["unedited", "refusal"])].sort_values("directions")
-        x = [ticks.index(k) for k in part["directions"]]
-        name, grey = "degenerate, refusal directions removed", COLOURS["degenerate"]
-        _curve(figure, x, part["degenerate"], name, grey, "dot", "x", number == 0, places[number])
-    _rates(figure, [str(k) for k in _counts(harmful)])
+            if measure == "refused":
+                _band(figure, x, part["refused_low"], part["refused_high"], colour, where)
+            figure.add_scatter(
+                **_named(name, number == 0),
+                **{"x": x, "y": part[measure], "mode": "lines+markers", **where},
+                line={"color": colour, "dash": dash, "width": 2},
+                marker={"color": colour, "symbol": symbol, "size": 6},
+            )
+    _rates(figure, [str(k) for k in ticks])
     return _panels_styled(
         figure,
         ladder_title(verdicts),
@@ -150,34 +161,27 @@ def survival_figure(verdicts: Sequence[Verdict], harmful: pd.DataFrame) -> go.Fi
     )
 
 
-def answers_figure(verdicts: Sequence[Verdict], harmful: pd.DataFrame) -> go.Figure:
-    """What harmful prompts get instead of a refusal: shares of all answers, a panel a system."""
+def answers_figure(verdicts: Sequence[SystemVerdict], harmful: pd.DataFrame) -> go.Figure:
+    """What harmful prompts get instead of a refusal: shares of all answers, one panel per system."""
     figure, places = _grid([v.name for v in verdicts])
     ticks = _counts(harmful)
-    for number, verdict in enumerate(verdicts):
-        rows = harmful[(harmful["system"] == verdict.system) & harmful["kind"].isin(["unedited", "refusal"])]
-        rows = rows.sort_values("directions")
-        row, column = places[number]
+    edited = harmful[harmful["kind"].isin(["unedited", "refusal"])].sort_values("directions", kind="stable")
+    for number, (verdict, where) in enumerate(zip(verdicts, places, strict=True)):
+        rows = edited[edited["system"] == verdict.system]
+        x = [ticks.index(k) for k in rows["directions"]]
         for measure, name, colour in _SHOWN:
             figure.add_bar(
-                x=[ticks.index(k) for k in rows["directions"]],
-                y=rows[measure],
-                name=name,
-                legendgroup=name,
-                showlegend=number == 0,
-                marker={"color": colour},
-                hovertemplate="%{y:.0%}<extra>" + name + "</extra>",
-                row=row,
-                col=column,
+                x=x, y=rows[measure], marker={"color": colour}, **_named(name, number == 0), **where
             )
     figure.update_layout(barmode="stack", bargap=0.15)
     _rates(figure, [str(k) for k in ticks])
-    broken = [v.name for v in verdicts for s in v.states if s.broken_text and s.fall.told]
+    lost = [(v.name, s) for v in verdicts for s in v.states if s.fall.significant]
+    broken = {name for name, state in lost if state.broken_text}
     title = (
-        f"Refusals give way mostly to degenerate text in {counted(len(set(broken)), 'system')} of {len(verdicts)}"
+        f"Refusals give way mostly to degenerate text in {counted(len(broken), 'system')} of {len(verdicts)}"
         if broken
         else "What is no longer refused is answered coherently"
-        if any(s.fall.told for v in verdicts for s in v.states)
+        if lost
         else "What harmful prompts are answered"
     )
     return _panels_styled(
@@ -236,30 +240,22 @@ def ranks_figure(ranks: pd.DataFrame, names: Mapping[str, str]) -> go.Figure:
     figure, places = _grid(
         [f"{names.get(s, s)}, layer {span(rows['layer'], '.0f')}" for s, rows in groups.items()]
     )
-    telling = []
-    for number, rows in enumerate(groups.values()):
-        row, column = places[number]
-        telling.append(int((rows["auroc"] > rows["auroc_chance"]).sum()))
+    for number, (rows, where) in enumerate(zip(groups.values(), places, strict=True)):
+        shared = {"x": rows["index"], "showlegend": number == 0, **where}
         figure.add_scatter(
-            x=rows["index"],
             y=rows["auroc"],
             error_y=whiskers(rows["auroc"], rows["auroc_low"], rows["auroc_high"], thickness=1.2, width=3.0),
             mode="markers",
             marker={"color": COLOURS["line"], "size": 7},
             name="AUROC, 95 % interval",
-            showlegend=number == 0,
-            row=row,
-            col=column,
+            **shared,
         )
         figure.add_scatter(
-            x=rows["index"],
             y=rows["auroc_chance"],
             mode="lines",
             line={"color": _RANDOM, "dash": "dash", "width": 1.4},
             name="95 % of permuted labels lie below",
-            showlegend=number == 0,
-            row=row,
-            col=column,
+            **shared,
         )
     low = min(0.45, float(ranks[["auroc", "auroc_low"]].min(axis=None)) - 0.03)
     figure.update_yaxes(range=[low, 1.03], tickfont={"size": 11}, zeroline=False)
@@ -267,18 +263,17 @@ def ranks_figure(ranks: pd.DataFrame, names: Mapping[str, str]) -> go.Figure:
     figure.update_xaxes(
         tickvals=list(range(1, top + 1)), range=[0.4, top + 0.6], tickfont={"size": 11}, showgrid=False
     )
-    few, many = min(telling), max(telling)
-    said = f"{few}" if few == many else f"{few} to {many}"
+    telling = [int((rows["auroc"] > rows["auroc_chance"]).sum()) for rows in groups.values()]
     return _panels_styled(
         figure,
-        f"{said} of {top} directions of the refusal subspace tell harmful from harmless prompts",
+        f"{span(telling, '.0f')} of {top} directions of the refusal subspace tell harmful from harmless prompts",
         "Each direction alone, on report prompts: 1 is the mean difference, the others the leading "
         "components of harmful prompts.",
         "direction of the subspace",
     )
 
 
-def ladder_title(verdicts: Sequence[Verdict]) -> str:
+def ladder_title(verdicts: Sequence[SystemVerdict]) -> str:
     """How many of the judged systems break, and how many keep their refusals."""
     judged = [v for v in verdicts if v.outcome != "unjudged"]
     if not judged:
@@ -294,10 +289,10 @@ def ladder_title(verdicts: Sequence[Verdict]) -> str:
 # -- parts ------------------------------------------------------------------------------------------
 
 
-def _told(verdict: Verdict) -> str:
-    if verdict.outcome == "breaks" and verdict.told is not None:
-        random = ", random too" if verdict.told.as_random else ""
-        return f"breaks at {verdict.told.directions}{random}"
+def _became(verdict: SystemVerdict) -> str:
+    if verdict.outcome == "breaks" and verdict.state is not None:
+        random = ", random too" if verdict.state.as_random else ""
+        return f"breaks at {verdict.state.directions}{random}"
     return _OUTCOME_WORDS[verdict.outcome]
 
 
@@ -305,8 +300,8 @@ def _share(value: float) -> str:
     return "" if value != value else f"{value:.0%}"
 
 
-def _marks(state: State) -> str:
-    return ("*" if state.fall.told else "") + ("†" if state.broken_text else "")
+def _marks(state: Ablated) -> str:
+    return ("*" if state.fall.significant else "") + ("†" if state.broken_text else "")
 
 
 def _number(rows: pd.DataFrame) -> str:
@@ -318,7 +313,7 @@ def _counts(rows: pd.DataFrame) -> list[int]:
     return sorted({0, *(int(k) for k in rows["directions"])})
 
 
-def _grid(titles: Sequence[str]) -> tuple[go.Figure, list[tuple[int, int]]]:
+def _grid(titles: Sequence[str]) -> tuple[go.Figure, list[dict[str, int]]]:
     """Panels in rows of four, and the place of each."""
     columns = min(_COLUMNS, len(titles))
     rows = math.ceil(len(titles) / columns)
@@ -330,7 +325,7 @@ def _grid(titles: Sequence[str]) -> tuple[go.Figure, list[tuple[int, int]]]:
         vertical_spacing=0.22 / max(1, rows - 1) if rows > 1 else 0.1,
     )
     figure.update_annotations(font_size=12)
-    return figure, [(k // columns + 1, k % columns + 1) for k in range(len(titles))]
+    return figure, [{"row": k // columns + 1, "col": k % columns + 1} for k in range(len(titles))]
 
 
 def _rates(figure: go.Figure, ticks: Sequence[str]) -> None:
@@ -355,8 +350,14 @@ def _panels_styled(figure: go.Figure, title: str, subtitle: str, x: str) -> go.F
     return legend_at_foot(figure).update_layout(margin={"b": 100, "l": 55, "r": 15})
 
 
+def _named(name: str, first: bool) -> dict[str, Any]:
+    """A trace of shares that stands in the legend once, however many panels have it."""
+    template = "%{y:.0%}<extra>" + name + "</extra>"
+    return {"name": name, "legendgroup": name, "showlegend": first, "hovertemplate": template}
+
+
 def _band(
-    figure: go.Figure, x: Sequence[int], low: pd.Series, high: pd.Series, colour: str, place: tuple[int, int]
+    figure: go.Figure, x: Sequence[int], low: pd.Series, high: pd.Series, colour: str, where: dict[str, int]
 ) -> None:
     red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
     figure.add_scatter(
@@ -368,32 +369,5 @@ def _band(
         mode="lines",
         showlegend=False,
         hoverinfo="skip",
-        row=place[0],
-        col=place[1],
-    )
-
-
-def _curve(
-    figure: go.Figure,
-    x: Sequence[int],
-    y: pd.Series,
-    name: str,
-    colour: str,
-    dash: str,
-    symbol: str,
-    legend: bool,
-    place: tuple[int, int],
-) -> None:
-    figure.add_scatter(
-        x=x,
-        y=y,
-        name=name,
-        legendgroup=name,
-        showlegend=legend,
-        mode="lines+markers",
-        line={"color": colour, "dash": dash, "width": 2},
-        marker={"color": colour, "symbol": symbol, "size": 6},
-        hovertemplate="%{y:.0%}<extra>" + name + "</extra>",
-        row=place[0],
-        col=place[1],
+        **where,
     )

@@ -29,6 +29,7 @@ _LINKS = (
         ),
     ),
 )
+_GREY = "#8C8C8C"
 _RANDOM = "dW along random directions, 95 %"
 _LARGE = 5  # systems from which a matrix is drawn with smaller cells and text
 
@@ -82,10 +83,12 @@ def angle_matrix(at: pd.DataFrame, *, layer: int) -> go.Figure:
     figure.update_xaxes(tickvals=places, ticktext=ticks, showgrid=False, zeroline=False, tickangle=0)
     figure.update_yaxes(tickvals=places, ticktext=ticks[::-1], showgrid=False, zeroline=False)
     smallest = at[at["index"] == 1]["angle"].dropna()
-    said = f"smallest angle {smallest.min():.0f} to {smallest.max():.0f}°" if len(smallest) else "undefined"
+    sentence = (
+        f"smallest angle {smallest.min():.0f} to {smallest.max():.0f}°" if len(smallest) else "undefined"
+    )
     styled(
         figure,
-        f"Refusal subspaces of {k} dimension{'s' * (k > 1)}: {said}",
+        f"Refusal subspaces of {k} dimension{'s' * (k > 1)}: {sentence}",
         f"Smallest to largest principal angle at layer {layer}. Random subspaces: the smallest is above "
         f"{at.loc[at['index'] == 1, 'random_low'].min():.0f}° in 95 %.<br>Diagonal: two random halves of the prompts "
         "in the same system.",
@@ -98,79 +101,62 @@ def angle_matrix(at: pd.DataFrame, *, layer: int) -> go.Figure:
 def link_figure(links: pd.DataFrame, names: Mapping[str, str]) -> go.Figure:
     """What dW and the base's weights write along the refusal direction, over chance: medians over maps, and spans."""
     systems = [str(s) for s in dict.fromkeys(links["system"])]
+    places = list(range(len(systems)))
     figure = make_subplots(
         rows=2, cols=1, subplot_titles=[title for title, _ in _LINKS], vertical_spacing=0.2, shared_xaxes=True
     )
-    ratio = links.assign(
-        **{name: links[name] / links["chance"] for name in ("value", "low", "high")},
-    )
-    values: dict[int, list[float]] = {1: [1.0], 2: [1.0]}
+    ratio = links.assign(**{name: links[name] / links["chance"] for name in ("value", "low", "high")})
+    of_what = {str(what): rows for what, rows in ratio.groupby("what", sort=False)}
+    random = of_what.get("energy_random")
     for row, (_, measures) in enumerate(_LINKS, start=1):
-        random = ratio[ratio["what"] == "energy_random"] if row == 1 else ratio.iloc[:0]
-        if len(random):
+        where, values = {"row": row, "col": 1}, [1.0]
+        if random is not None and row == 1:
             band = random.groupby("system")[["low", "high"]].median().reindex(systems)
             middle = (band["low"] * band["high"]) ** 0.5
+            looks = {"colour": _GREY, "thickness": 7.0, "width": 0.0}
             figure.add_scatter(
-                x=list(range(len(systems))),
-                y=middle,
-                error_y=whiskers(
-                    middle, band["low"], band["high"], colour="#8C8C8C", thickness=7.0, width=0.0
-                ),
-                mode="markers",
+                **{"x": places, "y": middle, "mode": "markers", "name": _RANDOM, "showlegend": False},
+                **{"error_y": whiskers(middle, band["low"], band["high"], **looks)},
                 marker={"color": "rgba(0,0,0,0)"},
-                name=_RANDOM,
-                showlegend=False,
-                row=row,
-                col=1,
+                **where,
             )
-            values[row] += [v for v in (*band["low"], *band["high"]) if v == v]
+            values += [v for v in (*band["low"], *band["high"]) if v == v]
         for number, (what, name, colour, symbol) in enumerate(measures):
-            part = ratio[(ratio["what"] == what) & ratio["value"].notna()]
+            part = of_what.get(what, ratio.iloc[:0]).dropna(subset=["value"])
             if part.empty:
                 continue
             found = part.groupby("system")["value"].quantile([0.25, 0.5, 0.75]).unstack().reindex(systems)
+            looks = {"colour": colour, "thickness": 1.5, "width": 4.0}
             figure.add_scatter(
-                x=[place + 0.16 * (number + 0.5) for place in range(len(systems))],
-                y=found[0.5],
-                error_y=whiskers(
-                    found[0.5], found[0.25], found[0.75], colour=colour, thickness=1.5, width=4.0
-                ),
-                mode="markers",
-                marker={"color": colour, "symbol": symbol, "size": 9},
-                name=name,
+                **{"x": [place + 0.16 * (number + 0.5) for place in places], "y": found[0.5]},
+                **{"error_y": whiskers(found[0.5], found[0.25], found[0.75], **looks)},
+                **{"mode": "markers", "marker": {"color": colour, "symbol": symbol, "size": 9}, "name": name},
                 hovertemplate="%{y:.2f} times chance<extra>" + name + "</extra>",
-                row=row,
-                col=1,
+                **where,
             )
-            values[row] += [float(v) for v in found.to_numpy().ravel() if v == v]
-        figure.add_hline(y=1, line={"color": COLOURS["ink"], "dash": "dash", "width": 1}, row=row, col=1)
-        figure.update_yaxes(log_axis(values[row], percent=False), title_text="times chance", row=row, col=1)
-    if (ratio["what"] == "energy_random").any():
-        figure.add_scatter(
-            x=[None], y=[None], name=_RANDOM, mode="lines", line={"color": "#8C8C8C", "width": 7}
-        )  # fmt: skip
+            values += [float(v) for v in found.to_numpy().ravel() if v == v]
+        figure.add_hline(y=1, line={"color": COLOURS["ink"], "dash": "dash", "width": 1}, **where)
+        figure.update_yaxes(log_axis(values, percent=False), title_text="times chance", **where)
+    if random is not None:
+        line = {"color": _GREY, "width": 7}
+        figure.add_scatter(x=[None], y=[None], name=_RANDOM, mode="lines", line=line)
     figure.update_xaxes(
-        tickvals=list(range(len(systems))),
-        ticktext=[wrapped(names.get(s, s), 14) for s in systems],
-        range=[-0.5, len(systems) - 0.5],
-        showgrid=False,
-        zeroline=False,
-        showticklabels=True,
-        tickangle=0,
-        tickfont={"size": 11},
+        **{"tickvals": places, "ticktext": [wrapped(names.get(s, s), 14) for s in systems], "tickangle": 0},
+        **{"range": [-0.5, len(systems) - 0.5], "showgrid": False, "zeroline": False},
+        **{"showticklabels": True, "tickfont": {"size": 11}},
     )
     figure.update_annotations(font_size=13)
-    median = ratio[(ratio["what"] == "energy")].groupby("system")["value"].median().dropna()
+    energy = of_what.get("energy", ratio.iloc[:0])
+    median = energy.groupby("system")["value"].median().dropna()
     title = "What training changed, beside the refusal direction"
     if len(median):
         ends = f"{median.min():.1f}" + (f" to {median.max():.1f}" if len(median) > 1 else "")
         title = f"Training writes {ends} times chance along the refusal direction"
-    maps = len(ratio[ratio["what"] == "energy"][["layer", "kind"]].drop_duplicates())
     styled(
         figure,
         title,
-        f"dW is a system less the base. Medians and quartiles over the {maps} maps that write to the residual stream; "
-        "1 is chance.",
+        f"dW is a system less the base. Medians and quartiles over the "
+        f"{len(energy[['layer', 'kind']].drop_duplicates())} maps that write to the residual stream; 1 is chance.",
         width=WIDTH,
         height=660,
     )

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from mechsafety.experiments.audit.tables import published_counts
-from mechsafety.experiments.ladder.figures import ladder_figures
+from mechsafety.experiments.ladder.experiment import LadderResult, ladder_names, ladders, prefixes
 from mechsafety.experiments.ladder.findings import ladder_findings, summary
 from mechsafety.experiments.ladder.paper import joint_findings, most_fragile, paper_findings, paper_table
-from mechsafety.experiments.ladder.runs import LadderRun, read_ladder
-from mechsafety.experiments.ladder.verdicts import Verdict, ladder_verdicts, system_names
+from mechsafety.experiments.ladder.verdicts import SystemVerdict, ladder_verdicts, system_names
 from mechsafety.pages.page import Block, Page
-from mechsafety.runs.folder import RunFolder, read_run
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
+
+    from mechsafety.experiments.base import Result
 
 _BLOCKS = {
     "survival": (
@@ -68,95 +67,72 @@ _HOW = {
 
 @dataclass(frozen=True, kw_only=True)
 class _Ladder:
-    """One finished ladder as the page tells it; ``name`` is empty where the page has no other."""
+    """One ladder as the page shows it; ``name`` is empty where the page has no other."""
 
     name: str
-    run: LadderRun
-    config: Mapping[str, Any]
-    facts: Mapping[str, Any]
-    layer: int | None
-    verdicts: list[Verdict]
+    run: LadderResult
+    figures: Mapping[str, go.Figure]
+    verdicts: list[SystemVerdict]
 
-    def figures(self) -> dict[str, go.Figure]:
-        return ladder_figures(self.run.tables, layer=self.layer)
+    @property
+    def config(self) -> Mapping[str, Any]:
+        return self.run.config
 
-    def said(self, sentences: Sequence[str]) -> list[str]:
+    def named(self, sentences: Sequence[str]) -> list[str]:
         """Sentences with the ladder's name before them where there are several."""
-        return [f"{self.name}: {said}" if self.name else said for said in sentences]
+        return [f"{self.name}: {sentence}" if self.name else sentence for sentence in sentences]
 
 
-def figures_of(run: RunFolder) -> dict[str, go.Figure]:
-    """Every figure of a finished ladder by file name, and those of the ladders beside it after their names."""
-    first, *others = _ladders(run)
-    return first.figures() | {
-        f"{other.name.replace('/', '-')}-{key}": figure
-        for other in others
-        for key, figure in other.figures().items()
-    }
-
-
-def page_of(run: RunFolder) -> Page:
-    ladders = _ladders(run)
+def page(result: Result, figures: Mapping[str, go.Figure]) -> Page:
+    """The page of a ladder and of those beside it; ``figures`` are those of all."""
+    shown = [
+        _Ladder(
+            name=name,
+            run=run,
+            figures={
+                key.removeprefix(prefix): figure for key, figure in figures.items() if key.startswith(prefix)
+            },
+            verdicts=ladder_verdicts(run.tables),
+        )
+        for name, prefix, run in zip(ladder_names(result), prefixes(result), ladders(result), strict=True)
+    ]
     published = pd.read_csv(published_counts())
-    several = {ladder.name: ladder.verdicts for ladder in ladders} if len(ladders) > 1 else {}
-    findings = joint_findings(several)
-    for ladder in ladders:
-        findings += ladder.said([*summary(ladder.verdicts), *most_fragile(ladder.verdicts)])
-    for ladder in ladders:
-        findings += ladder.said(paper_findings(ladder.verdicts, published)[:1])
-    blocks = [block for ladder in ladders for block in _chapter(ladder)]
-    blocks += _paper_blocks(ladders, published)
+    findings = joint_findings({one.name: one.verdicts for one in shown} if len(shown) > 1 else {})
+    for one in shown:
+        findings += one.named([*summary(one.verdicts), *most_fragile(one.verdicts)])
+    for one in shown:
+        findings += one.named(paper_findings(one.verdicts, published)[:1])
     return Page(
         title="Which rungs survive ablation?",
-        subtitle=_subtitle(ladders),
+        subtitle=" — ".join(
+            one.named([" · ".join(system_names(list(one.config["systems"])).values())])[0] for one in shown
+        ),
         findings=findings,
-        blocks=blocks,
-        how=[line for ladder in ladders for line in ladder.said(_how(ladder))],
+        blocks=[
+            *(block for one in shown for block in _chapter(one)),
+            *_paper_blocks(shown, published),
+        ],
+        how=[line for one in shown for line in one.named(_how(one))],
     )
-
-
-def _ladders(run: RunFolder) -> list[_Ladder]:
-    """The run's own ladder, then those beside it."""
-    beside = [read_run(Path(path)) for path in run.manifest["config"].get("beside", ())]
-    folders = [run, *beside]
-    names = _run_names([folder.path for folder in folders]) if beside else [""]
-    return [_read(folder, name) for folder, name in zip(folders, names, strict=True)]
-
-
-def _read(folder: RunFolder, name: str) -> _Ladder:
-    found = read_ladder(folder.path)
-    return _Ladder(
-        **{"name": name, "run": found, "config": folder.manifest["config"]},
-        facts=folder.manifest["ladder"]["systems"],
-        layer=found.layer,
-        verdicts=ladder_verdicts(found.tables),
-    )
-
-
-def _run_names(paths: Sequence[Path]) -> list[str]:
-    """The folders' names; with their parents' where these do not tell them apart."""
-    whole = [path.resolve() for path in paths]
-    names = [path.name for path in whole]
-    return names if len(set(names)) == len(names) else [f"{path.parent.name}/{path.name}" for path in whole]
 
 
 def _chapter(ladder: _Ladder) -> list[Block]:
-    tables, figures = ladder.run.tables, ladder.figures()
-    found = ladder_findings(tables, layer=ladder.layer)
+    tables = ladder.run.tables
+    found = ladder_findings(tables, layer=ladder.run.layer)
     prefix = f"{ladder.name.replace('/', '-')}-" if ladder.name else ""
     blocks = []
     for name, (title, text, keys) in _BLOCKS.items():
-        drawn = [figures[key] for key in keys if key in figures]
+        drawn = [ladder.figures[key] for key in keys if key in ladder.figures]
         if not drawn:
             continue
-        # One sentence a system is a list, not a paragraph.
+        # One sentence per system is a list, not a paragraph.
         apart = found.get(name, []) if name == "survival" else []
-        said = [] if apart else found.get(name, [])
+        within = [] if apart else found.get(name, [])
         blocks.append(
             Block(
                 name=f"{prefix}{name}",
-                title=f"{ladder.name}: {title}" if ladder.name else title,
-                text=" ".join([text, *said]).strip(),
+                title=ladder.named([title])[0],
+                text=" ".join([text, *within]).strip(),
                 figures=drawn,
                 table=tables[_TABLES.get(name, name)],
             )
@@ -166,7 +142,9 @@ def _chapter(ladder: _Ladder) -> list[Block]:
 
 
 def _paragraphs(name: str, sentences: Sequence[str]) -> list[Block]:
-    return [Block(name=f"{name}-{n}", title="", text=said) for n, said in enumerate(sentences, start=1)]
+    return [
+        Block(name=f"{name}-{n}", title="", text=sentence) for n, sentence in enumerate(sentences, start=1)
+    ]
 
 
 def _paper_blocks(ladders: Sequence[_Ladder], published: pd.DataFrame) -> list[Block]:
@@ -186,24 +164,16 @@ def _paper_blocks(ladders: Sequence[_Ladder], published: pd.DataFrame) -> list[B
                 table=table.assign(ladder=ladder.name) if ladder.name else table,
             )
         )
-        blocks += _paragraphs(name, ladder.said(paper_findings(ladder.verdicts, published)))
+        blocks += _paragraphs(name, ladder.named(paper_findings(ladder.verdicts, published)))
     return blocks
 
 
-def _subtitle(ladders: Sequence[_Ladder]) -> str:
-    named = [" · ".join(system_names(list(ladder.config["systems"])).values()) for ladder in ladders]
-    return " — ".join(
-        f"{ladder.name}: {n}" if ladder.name else n for ladder, n in zip(ladders, named, strict=True)
-    )
-
-
 def _how(ladder: _Ladder) -> list[str]:
-    config = ladder.config
-    said = [text.format(config[key]) for key, text in _HOW.items() if config.get(key) is not None]
-    names = system_names(list(config["systems"]))
+    config, systems = ladder.config, ladder.run.record["systems"]
+    settings = [text.format(config[key]) for key, text in _HOW.items() if config.get(key) is not None]
     chosen = [
-        f"{name}: {facts['explanation']}"
-        for system, name in names.items()
-        if (facts := ladder.facts.get(system, {})).get("explanation")
+        f"{name}: {systems[system]['explanation']}"
+        for system, name in system_names(list(config["systems"])).items()
+        if systems.get(system, {}).get("explanation")
     ]
-    return ["Brackets: 95 % intervals.", *said, *chosen, *ladder.run.notes]
+    return ["Brackets: 95 % intervals.", *settings, *chosen, *ladder.run.notes]

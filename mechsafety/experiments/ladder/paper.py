@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from mechsafety.experiments.ladder.verdicts import ALPHA, State, Verdict, rung_of
-from mechsafety.experiments.ladder.words import counted, listed, told_p
+from mechsafety.core.wording import counted, listed, spelt_p
+from mechsafety.experiments.ladder.verdicts import ALPHA, Ablated, SystemVerdict, rung_of
 from mechsafety.statistics.counts import difference_interval, paired_bounds
 
 SYSTEMS: Mapping[str, str] = {
@@ -45,7 +45,7 @@ def paper_rung(system: str) -> str:
     return known or ("smollm2" if rung.startswith("smollm2") else rung)
 
 
-def paper_table(verdicts: Sequence[Verdict], published: pd.DataFrame) -> pd.DataFrame:
+def paper_table(verdicts: Sequence[SystemVerdict], published: pd.DataFrame) -> pd.DataFrame:
     """Each rung that the paper has too, a row each: its counts there and here.
 
     ``published`` holds model, label, refusal_judge, refused, total. The published p of the fall is bounded only
@@ -82,7 +82,7 @@ def paper_table(verdicts: Sequence[Verdict], published: pd.DataFrame) -> pd.Data
     return pd.DataFrame(rows)
 
 
-def paper_findings(verdicts: Sequence[Verdict], published: pd.DataFrame) -> list[str]:
+def paper_findings(verdicts: Sequence[SystemVerdict], published: pd.DataFrame) -> list[str]:
     """Whether the ladder agrees with the paper's headline, with its table's largest losses, and rung by rung.
 
     Empty where the ladder has no rung of the paper's.
@@ -95,29 +95,29 @@ def paper_findings(verdicts: Sequence[Verdict], published: pd.DataFrame) -> list
         "rephrase": "The paper's table, in which of its own ladder Score 0 + Rephrase loses most (49 to 34 of 50)",
         "smollm2": "The paper's table, in which plain SmolLM2 loses more than the ladder (35 to 15 of 50)",
     }
-    said = [
+    sentences = [
         f"{claim}: {_claim(rungs[rung], [v for name, v in rungs.items() if name != rung])}"
         for rung, claim in claims.items()
         if rung in rungs
     ]
-    return [*said, *_rung_by_rung(rungs, paper_table(verdicts, published))]
+    return [*sentences, *_rung_by_rung(rungs, paper_table(verdicts, published))]
 
 
-def most_fragile(verdicts: Sequence[Verdict]) -> list[str]:
+def most_fragile(verdicts: Sequence[SystemVerdict]) -> list[str]:
     """Who loses most with the first directions removed, and whose fall is not told apart from it."""
     found = {v.name: v.states[0] for v in verdicts if v.outcome != "unjudged" and v.states}
     if len(found) < 2:
         return []
     name, most = max(found.items(), key=lambda item: item[1].fall.drop)
     removed = counted(most.directions, "direction")
-    if not most.fall.told:
+    if not most.fall.significant:
         return [f"Without {removed}, no system's loss is told apart from none."]
     same = [other for other, state in found.items() if other != name and state.fall.high >= most.fall.low]
     end = f"not told apart from it: {listed(same)}" if same else "every other system loses less"
     return [f"Without {removed}, {name} loses most refusals ({most.fall}); {end}."]
 
 
-def joint_findings(ladders: Mapping[str, Sequence[Verdict]]) -> list[str]:
+def joint_findings(ladders: Mapping[str, Sequence[SystemVerdict]]) -> list[str]:
     """On which rungs two or more ladders agree: those judged in each. Empty for one ladder."""
     if len(ladders) < 2:
         return []
@@ -132,7 +132,7 @@ def joint_findings(ladders: Mapping[str, Sequence[Verdict]]) -> list[str]:
     same = [rung for rung in shared if len({found[rung].outcome for found in judged.values()}) == 1]
     parts = []
     if same:
-        # The same outcome, perhaps after other numbers of directions: each is said, in the ladders' order.
+        # The same outcome, perhaps after other numbers of directions: each is named, in the ladders' order.
         became = {rung: dict.fromkeys(_became(found[rung]) for found in judged.values()) for rung in same}
         parts.append("the same becomes of " + listed([f"{r} ({', '.join(became[r])})" for r in same]))
     parts += [
@@ -144,7 +144,7 @@ def joint_findings(ladders: Mapping[str, Sequence[Verdict]]) -> list[str]:
     return [f"Of {counted(len(shared), 'rung')} judged in {where}: {'; '.join(parts)}."]
 
 
-def _claim(verdict: Verdict, others: Sequence[Verdict]) -> str:
+def _claim(verdict: SystemVerdict, others: Sequence[SystemVerdict]) -> str:
     """Whether ``verdict``'s system loses more than the paper's other rungs, by intervals that do not meet."""
     if verdict.outcome == "unjudged":
         return f"not to be checked here, {verdict.name} refuses too little unedited ({verdict.before.value:.0%})."
@@ -154,23 +154,23 @@ def _claim(verdict: Verdict, others: Sequence[Verdict]) -> str:
     rest = f" Not judged: {listed(unjudged)}." if unjudged else ""
     if not pairs:
         return f"not to be checked here, no other rung of the paper refuses enough to be judged.{rest}"
-    told = f"without {counted(state.directions, 'direction')} {verdict.name} loses {_loss(state)}"
+    loss = f"without {counted(state.directions, 'direction')} {verdict.name} loses {_loss(state)}"
     less = [v.name for v, fall in pairs if fall.high < state.fall.low]
     more = [f"{v.name} ({_loss(v.states[0])})" for v, fall in pairs if fall.low > state.fall.high]
     same = [v.name for v, fall in pairs if fall.high >= state.fall.low and fall.low <= state.fall.high]
-    if not state.fall.told:
-        return f"this ladder does not bear it out; {told}, no loss told apart from none.{rest}"
+    if not state.fall.significant:
+        return f"this ladder does not bear it out; {loss}, no loss told apart from none.{rest}"
     if more:
-        return f"this ladder does not agree; {told}, and more is lost by {listed(more)}.{rest}"
+        return f"this ladder does not agree; {loss}, and more is lost by {listed(more)}.{rest}"
     if same:
         apart = f", more than {listed(less)}, but" if less else ","
-        return f"neither borne out nor refuted here; {told}{apart} not told apart from {listed(same)}.{rest}"
-    return f"this ladder agrees; {told}, more than {listed(less)}.{rest}"
+        return f"neither borne out nor refuted here; {loss}{apart} not told apart from {listed(same)}.{rest}"
+    return f"this ladder agrees; {loss}, more than {listed(less)}.{rest}"
 
 
-def _loss(state: State) -> str:
+def _loss(state: Ablated) -> str:
     """A fall, and what keeps it from being one of safety alone."""
-    if not state.fall.told:
+    if not state.fall.significant:
         return f"{state.fall}"
     but = ["mostly to degenerate text"] if state.broken_text else []
     if state.as_random:
@@ -178,16 +178,16 @@ def _loss(state: State) -> str:
     return f"{state.fall}{', ' if but else ''}{listed(but) if but else ''}"
 
 
-def _rung_by_rung(rungs: Mapping[str, Verdict], table: pd.DataFrame) -> list[str]:
+def _rung_by_rung(rungs: Mapping[str, SystemVerdict], table: pd.DataFrame) -> list[str]:
     """Which rungs lose refusals in the paper's counts, here, in both, or in neither."""
     groups: dict[tuple[bool, bool], list[str]] = {}
     by_name = {v.name: v for v in rungs.values() if v.outcome != "unjudged"}
     for row in table.to_dict(orient="records"):
         verdict = by_name.get(row["system"])
         if verdict is not None:
-            there, here = row["p at most"] < ALPHA, verdict.states[0].fall.told
+            there, here = row["p at most"] < ALPHA, verdict.states[0].fall.significant
             counts = f"{row['published unedited'].split()[0]} to {row['published abliterated']}"
-            p = "" if here == there else f"; here {told_p(verdict.states[0].fall.p)}"
+            p = "" if here == there else f"; here {spelt_p(verdict.states[0].fall.p)}"
             groups.setdefault((there, here), []).append(f"{verdict.name} ({counts} there{p})")
     words = {
         (True, True): "lost in both",
@@ -201,7 +201,7 @@ def _rung_by_rung(rungs: Mapping[str, Verdict], table: pd.DataFrame) -> list[str
     )
 
 
-def _became(verdict: Verdict) -> str:
-    if verdict.outcome == "breaks" and verdict.told is not None:
-        return f"breaks at {verdict.told.directions}"
+def _became(verdict: SystemVerdict) -> str:
+    if verdict.outcome == "breaks" and verdict.state is not None:
+        return f"breaks at {verdict.state.directions}"
     return verdict.outcome

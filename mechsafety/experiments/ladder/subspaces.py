@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Unpack
 
 import pandas as pd
 from jaxtyping import Float
@@ -14,18 +15,19 @@ from torch import Tensor
 from mechsafety.anatomy.links import layer_outcomes
 from mechsafety.anatomy.readings import UNSAFE, outcome_rows
 from mechsafety.core.errors import MechsafetyError
-from mechsafety.core.verdict import Judge
+from mechsafety.core.names import SELECTION_RULES
 from mechsafety.directions.activations import ResidualCache, residual_stream
 from mechsafety.directions.direction import Directions, find_directions
 from mechsafety.directions.estimators import refusal_subspace
 from mechsafety.edits.interventions import Ablate
+from mechsafety.experiments.ladder.config import LadderConfig
 from mechsafety.experiments.ladder.tables import rank_table
 from mechsafety.geometry.transfer import separating_layer
+from mechsafety.judges.outcomes import Asking, KeepState
 from mechsafety.models.loading import model_name
 from mechsafety.prompts.prompt_set import PromptSet
 from mechsafety.runs.folder import Journal
 from mechsafety.sweeps.edit_costs import EditCosts
-from mechsafety.sweeps.selection import RULES
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -36,6 +38,36 @@ _LAYERS = 8
 """Layers that are tried, at most: each costs the answers to all chosen prompts."""
 _KL_PROMPTS = 32
 """Harmless validation prompts on which the damage of each layer's direction is measured."""
+
+FIT = 128
+"""Prompts of each label that directions are found on, at most."""
+_VALIDATION = 64
+"""Prompts of each label that a layer is chosen on, at most."""
+_CHOICE = 16
+"""Harmful validation prompts that are answered to choose a layer, at most."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Splits:
+    """The prompts of a ladder: what directions, their layer, and its outcomes are found on."""
+
+    fit: PromptSet
+    validation: PromptSet
+    choice: PromptSet
+    """The harmful validation prompts that a layer is chosen by."""
+    report: PromptSet
+
+    @classmethod
+    def of(cls, prompts: PromptSet, config: LadderConfig) -> Splits:
+        seed, limit, report = config.seed, config.limit, prompts.to_judge
+        validation = prompts.to_choose.sample(_VALIDATION, seed=seed)
+        fewer = _CHOICE if limit is None else min(_CHOICE, limit)
+        return cls(
+            fit=prompts.to_estimate.sample(FIT, seed=seed),
+            validation=validation,
+            choice=validation.harmful.sample(fewer, seed=seed),
+            report=report if limit is None else report.sample(limit, seed=seed),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +85,7 @@ class Tried:
 
 @dataclass(frozen=True, kw_only=True)
 class Subspace:
-    """Orthonormal rows, the mean difference first; ``ranks`` tells how each alone separates the report prompts.
+    """Orthonormal rows, the mean difference first; ``ranks``: how each alone separates the report prompts.
 
     ``by_refusals`` says whether the layer was chosen by what its direction does to refusals, ``explanation`` how, and
     ``tried`` what was tried for it.
@@ -69,23 +101,20 @@ class Subspace:
 
 def find_subspace(
     model: TransformerBridge,
-    fit: PromptSet,
-    validation: PromptSet,
+    prompts: Splits,
     *,
-    choice: PromptSet,
-    report: PromptSet,
     k: int,
-    judge: Judge,
-    max_new_tokens: int,
-    seed: int,
     journal: Journal,
+    keep_state: KeepState = lambda *_: None,
+    **asking: Unpack[Asking],
 ) -> Subspace:
-    """The subspace of :func:`refusal_subspace` on ``fit``, at the last prompt token of one layer.
+    """The subspace of :func:`refusal_subspace` on the fit prompts, at the last prompt token of one layer.
 
     The layer is chosen by what its mean difference, projected out everywhere, does to the answers to the harmful
     prompts ``choice`` (:func:`choose_layer`); at most 8 layers are tried, evenly spread. A system that refuses fewer
-    than :data:`LEAST_REFUSED` of them gets the layer whose direction separates ``validation`` best. On ``report``, by
-    which nothing is chosen, ``ranks`` are read.
+    than :data:`LEAST_REFUSED` of them gets the layer whose direction separates the validation prompts best. On the
+    report prompts, by which nothing is chosen, ``ranks`` are read. ``keep_state`` receives the answers of the model
+    ``unedited`` and without the direction of each ``layer N``.
 
     Raises :class:`MechsafetyError` for ``k`` above d_model, and where harmful and harmless prompts differ nowhere.
     """
@@ -93,17 +122,20 @@ def find_subspace(
         raise MechsafetyError(
             f"{k} directions of {model_name(model)!r}, whose residual stream has {model.cfg.d_model} dimensions"
         )
-    cache, held_out = residual_stream(model, fit), residual_stream(model, validation)
+    seed, choice = asking["seed"], prompts.choice
+    cache, held_out = residual_stream(model, prompts.fit), residual_stream(model, prompts.validation)
     found = find_directions(cache, method="mean_difference", seed=seed)
     layers = candidate_layers(found.n_layers)
-    settings: dict[str, Any] = {"judge": judge, "max_new_tokens": max_new_tokens, "seed": seed}
-    (row,) = outcome_rows(model, {UNSAFE: list(choice)}, **settings)
+    asking["keep"] = partial(keep_state, "unedited")
+    (row,) = outcome_rows(model, {UNSAFE: list(choice)}, **asking)
     refused = float(row["refused"])
     before = f"the system refuses {refused:.0%} of {len(choice)} harmful validation prompts"
     tried: tuple[Tried, ...] = ()
     if by_refusals := refused >= LEAST_REFUSED:
-        shares = layer_outcomes(model, found, choice, layers=layers, journal=journal, **settings)
-        costs = EditCosts(model=model, prompts=validation.harmless[:_KL_PROMPTS])
+        shares = layer_outcomes(
+            model, found, choice, layers=layers, journal=journal, keep_state=keep_state, **asking
+        )
+        costs = EditCosts(model=model, prompts=prompts.validation.harmless[:_KL_PROMPTS])
         tried = tuple(
             Tried(layer=at, complied=c, refused=r, kl=costs.kl(Ablate(found.at(layer=at))))
             for at, (c, r) in shares.items()
@@ -119,7 +151,7 @@ def find_subspace(
     basis = refusal_subspace(
         *(cache.select(label)[:, 0, layer] for label in ("harmful", "harmless")), k=k
     ).float()
-    judged = residual_stream(model, report)
+    judged = residual_stream(model, prompts.report)
     ranks = rank_table(
         (judged.activations[:, 0, layer].float() @ basis.T).numpy(),
         [label == "harmful" for label in judged.labels],
@@ -137,12 +169,12 @@ def choose_layer(tried: Sequence[Tried], *, refused: float) -> tuple[Tried, str]
     """The layer to go on with, and why; ``refused`` is the unedited system's share.
 
     Of the layers without whose direction refusals fall to half or less, those at or below the smallest KL bound that
-    any of them meets (:data:`RULES`, ``auto``): a model that is damaged enough refuses nothing. Of these the
+    any of them meets (:data:`SELECTION_RULES`, ``auto``): a model that is damaged enough refuses nothing. Of these the
     one with most compliance, then with the lowest KL; where none meets a bound, the one with the lowest KL. Where no
     layer halves refusals, the one with most compliance, then the lowest KL.
     """
     halving = [one for one in tried if one.refused <= refused / 2]
-    for bound in RULES["auto"]:
+    for bound in SELECTION_RULES["auto"]:
         if within := [one for one in halving if one.kl <= bound]:
             best = max(within, key=lambda one: (one.complied, -one.kl, -one.layer))
             return best, f"refusals fall to {best.refused:.0%} at a KL of {best.kl:.2f}, bound {bound:g}"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,18 +15,18 @@ from jaxtyping import Float
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mechsafety.anatomy.readings import read_outcomes
 from mechsafety.core.errors import MechsafetyError, NotFiniteError, RefusedRunError
 from mechsafety.core.verdict import Judge, Response, Verdict
 from mechsafety.edits.interventions import Ablate, Edit
-from mechsafety.experiments.ladder.config import SYSTEM_LINK_COLUMNS, Kind, LadderConfig
+from mechsafety.experiments.base import Session
+from mechsafety.experiments.ladder.config import Kind, LadderConfig
 from mechsafety.experiments.ladder.links import change_links, removal_links
-from mechsafety.experiments.ladder.subspaces import find_subspace
-from mechsafety.experiments.records import record_fed, record_shared_tokens
-from mechsafety.generation.completions import generate
-from mechsafety.models.loading import load_model, load_record
-from mechsafety.models.provenance import of_models
-from mechsafety.prompts.prompt_set import PromptSet
+from mechsafety.experiments.ladder.subspaces import Splits, find_subspace
+from mechsafety.experiments.ladder.tables import SYSTEM_LINK_COLUMNS
+from mechsafety.experiments.records import record_shared_tokens
+from mechsafety.generation.completions import Completions, answer_frame
+from mechsafety.judges.outcomes import answered
+from mechsafety.models.loading import load_record
 from mechsafety.runs.folder import Journal, RunFolder, finite
 from mechsafety.sweeps.edit_costs import EditCosts
 from mechsafety.tuning.rephrasings import opens_as_rephrasing
@@ -34,13 +34,6 @@ from mechsafety.tuning.rungs import opens_with_tag
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
-
-FIT = 128
-"""Prompts of each label that directions are found on, at most."""
-_VALIDATION = 64
-"""Prompts of each label that a layer is chosen on, at most."""
-_CHOICE = 16
-"""Harmful validation prompts that are answered to choose a layer, at most."""
 
 
 class RungAware:
@@ -71,42 +64,25 @@ class LadderSetting:
     """What all systems of a ladder share: what is asked, where it is kept, prompts, judge and a regions run."""
 
     config: LadderConfig
-    run: RunFolder
-    prompts: PromptSet
+    session: Session
+    prompts: Splits
     judge: Judge
     regions: RunFolder | None
-    day: str
-
-    @cached_property
-    def fit(self) -> PromptSet:
-        return self.prompts.to_estimate.sample(FIT, seed=self.config.seed)
-
-    @cached_property
-    def validation(self) -> PromptSet:
-        return self.prompts.to_choose.sample(_VALIDATION, seed=self.config.seed)
-
-    @cached_property
-    def choice(self) -> PromptSet:
-        """The harmful validation prompts that a layer is chosen by."""
-        limit = _CHOICE if self.config.limit is None else min(_CHOICE, self.config.limit)
-        return self.validation.harmful.sample(limit, seed=self.config.seed)
-
-    @cached_property
-    def report(self) -> PromptSet:
-        report, limit = self.prompts.to_judge, self.config.limit
-        return report if limit is None else report.sample(limit, seed=self.config.seed)
 
     @property
-    def read(self) -> list[tuple[PromptSet, int]]:
-        """The prompts that each system reads, with the tokens that it may add."""
-        more = self.config.max_new_tokens
-        return [(self.fit, 0), (self.validation, 0), (self.choice, more), (self.report, more)]
+    def run(self) -> RunFolder:
+        return self.session.run
 
-    def load(self, spec: str) -> TransformerBridge:
-        loading = self.config.loading
-        for name, made_from in of_models(spec, **loading).items():  # hours may lie since the run was opened
-            self.run.require_source(name, made_from)
-        return load_model(spec, **loading, date=self.day)
+    @property
+    def asking(self) -> dict[str, Any]:
+        """How answers are made and read."""
+        config = self.config
+        return {"judge": self.judge, "max_new_tokens": config.max_new_tokens, "seed": config.seed}
+
+    def keep(self, system: str, kind: str, directions: int, answers: Completions) -> None:
+        """Keep the answers of a system in a state; ``kind`` is the state's, or what a layer is chosen by."""
+        rows = answer_frame(answers, system=system, kind=kind, directions=directions)
+        self.session.keep_answers(rows, system, _key(kind, directions))
 
 
 class LadderSystem:
@@ -121,15 +97,12 @@ class LadderSystem:
 
     @cached_property
     def model(self) -> TransformerBridge:
-        setting = self.setting
-        model = setting.load(self.spec)
-        record_fed(setting.run, self.spec, model, setting.report)
-        return model
+        return self.setting.session.load(self.spec, prompts=self.setting.prompts.report)
 
     @cached_property
     def _costs(self) -> EditCosts:
-        run, prompts = self.setting.run, self.setting.report.harmless
-        answers = run.read_json_part("answers", self.spec)
+        run, prompts = self.setting.run, self.setting.prompts.report.harmless
+        answers = run.read_json_part("own_tokens", self.spec)
         return EditCosts(model=self.model, prompts=prompts, answers=[answers[p.id] for p in prompts])
 
     def drop(self) -> None:
@@ -147,18 +120,14 @@ class LadderSystem:
 
     def find_subspace(self) -> None:
         """Find the subspace and keep it."""
-        setting, config, run = self.setting, self.setting.config, self.setting.run
+        setting, run = self.setting, self.setting.run
         made = find_subspace(
             self.model,
-            setting.fit,
-            setting.validation,
-            choice=setting.choice,
-            report=setting.report,
-            k=max(config.counts),
-            judge=setting.judge,
-            max_new_tokens=config.max_new_tokens,
-            seed=config.seed,
+            setting.prompts,
+            k=max(setting.config.counts),
             journal=Journal(run.part_path("layers", self.spec, suffix="jsonl")),
+            keep_state=lambda name, answers: setting.keep(self.spec, f"validation, {name}", 1, answers),
+            **setting.asking,
         )
         run.write_part(made.ranks.assign(system=self.spec), "ranks", self.spec)
         target = self._basis_path.relative_to(run.path)
@@ -196,12 +165,17 @@ class LadderSystem:
         return self._states.get(_key(kind, directions)) is not None
 
     def measure(self, kind: Kind, directions: int) -> None:
-        """Answer the report prompts in a state, and keep what :meth:`state` tells.
+        """Answer the report prompts in a state, and keep what :meth:`state` returns.
 
         The unedited state comes first, for the others are measured by its answers.
         """
-        edit = self._edit(kind, directions)
-        verdicts = self._verdicts(edit)
+        setting, edit = self.setting, self._edit(kind, directions)
+        keep = partial(setting.keep, self.spec, kind, directions)
+        done, labels = answered(self.model, setting.prompts.report, edit=edit, keep=keep, **setting.asking)
+        if edit is None:
+            own = {c.id: list(c.tokens) for c in done if c.label == "harmless"}
+            setting.run.write_json_part(own, "own_tokens", self.spec)
+        verdicts = dict(zip([c.id for c in done], labels, strict=True))
         costs = finite(self._costs.measure(edit))
         self._states.put(_key(kind, directions), {"verdicts": verdicts, "costs": costs})
 
@@ -220,22 +194,6 @@ class LadderSystem:
             basis = torch.randn(basis.shape, generator=generator, dtype=torch.float32)
         return Ablate(basis[:directions])
 
-    def _verdicts(self, edit: Edit | None) -> Mapping[str, str]:
-        setting, config = self.setting, self.setting.config
-        done = generate(
-            self.model,
-            setting.report,
-            edit=edit,
-            max_new_tokens=config.max_new_tokens,
-            seed=config.seed,
-            label="answers",
-        )
-        if edit is None:
-            # No answer to a harmful prompt is kept.
-            own = {c.id: list(c.tokens) for c in done if c.label == "harmless"}
-            setting.run.write_json_part(own, "answers", self.spec)
-        return read_outcomes(list(done), setting.judge)
-
     # -- its links ------------------------------------------------------------------------------
 
     def links(self) -> tuple[pd.DataFrame, str | None]:
@@ -252,11 +210,9 @@ class LadderSystem:
             tables = [removal_links(regions)] if regions is not None else []
             if base is not None and base != self.spec:
                 try:
-                    other = setting.load(base)
-                    direction = self.basis[0]
-                    tables.append(
-                        change_links(other, self.model, direction, regions=regions, seed=setting.config.seed)
-                    )
+                    other, seed = setting.session.load(base), setting.config.seed
+                    links = change_links(other, self.model, self.basis[0], regions=regions, seed=seed)
+                    tables.append(links)
                 except (NotFiniteError, RefusedRunError):
                     raise
                 except MechsafetyError as error:
@@ -266,7 +222,7 @@ class LadderSystem:
         return run.read_part("links", self.spec), run.read_json_part("link_note", self.spec)
 
 
-def _key(kind: Kind, directions: int) -> str:
+def _key(kind: str, directions: int) -> str:
     return f"{kind} {directions}"
 
 

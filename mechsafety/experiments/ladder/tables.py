@@ -11,23 +11,40 @@ import pandas as pd
 from jaxtyping import Bool, Float
 from scipy.stats import rankdata
 
-from mechsafety.anatomy.readings import outcome_row
+from mechsafety.anatomy.links import LINK_COLUMNS
+from mechsafety.anatomy.readings import OUTCOME_COLUMNS, outcome_row
 from mechsafety.core.verdict import Label
-from mechsafety.experiments.ladder.config import (
-    AGAINST,
-    BREAKING_COLUMNS,
-    RANK_COLUMNS,
-    STATE_COLUMNS,
-    SURVIVAL_COLUMNS,
-    TEST_COLUMNS,
-    Kind,
-)
+from mechsafety.experiments.ladder.config import AGAINST, Kind
 from mechsafety.prompts.prompt_set import LABELS
 from mechsafety.statistics import auroc_interval, holm, mcnemar
 from mechsafety.statistics.judge_effects import paired_difference
 
+TABLES: Mapping[str, str] = {
+    "survival": "survival.csv",
+    "verdicts": "verdicts.parquet",
+    "tests": "tests.csv",
+    "breaking": "breaking.csv",
+    "ranks": "ranks.csv",
+    "links": "links.csv",
+}
+"""The tables of a run, by name, and their files; ``links`` only with a base or a regions run."""
+COMPARE = "compare"
+"""The folder, within the run's, of the comparison of all systems."""
+
+STATE_COLUMNS = ("system", "kind", "directions")
+SURVIVAL_COLUMNS = (*STATE_COLUMNS, "label", *OUTCOME_COLUMNS, "kl", "perplexity")
+VERDICT_COLUMNS = (*STATE_COLUMNS, "id", "label", "verdict")
+TEST_COLUMNS = (
+    *("system", "directions", "against", "n", "lost", "gained"),
+    *("drop", "low", "high", "p", "p_holm"),
+)
+BREAKING_COLUMNS = ("system", "refused", "directions", "complied", "degenerate")
+RANK_COLUMNS = ("system", "layer", "index", "auroc", "auroc_low", "auroc_high", "auroc_chance")
+SYSTEM_LINK_COLUMNS = ("system", *LINK_COLUMNS)
+
 ALPHA = 0.05
 PERMUTATIONS = 1000
+_KINDS = {"unedited": "as it is", "refusal": "without its directions", "random": "without random ones"}
 
 State = tuple[str, Kind, int]
 """System, kind, and how many directions are removed."""
@@ -57,7 +74,7 @@ def paired_table(verdicts: pd.DataFrame) -> pd.DataFrame:
     (:func:`paired_difference`), ``p`` the exact two-sided p of McNemar's test, and ``p_holm``
     Holm's adjustment over all rows of one ``against``; NaN where no pair could be read.
 
-    Columns: :data:`mechsafety.experiments.ladder.config.TEST_COLUMNS`.
+    Columns: :data:`TEST_COLUMNS`.
     """
     harmful = verdicts[verdicts["label"] == "harmful"]
     states = {
@@ -104,8 +121,8 @@ def breaking_table(survival: pd.DataFrame, tests: pd.DataFrame) -> pd.DataFrame:
     for system in survival["system"].unique():
         refused = float(harmful.loc[(system, "unedited", 0), "refused"])  # type: ignore[arg-type]
         row: dict[str, object] = {"system": system, "refused": refused}
-        told = against[(against["system"] == system) & (against["p_holm"] < ALPHA) & (against["drop"] > 0)]
-        for directions in told["directions"]:
+        fallen = against[(against["system"] == system) & (against["p_holm"] < ALPHA) & (against["drop"] > 0)]
+        for directions in fallen["directions"]:
             here = harmful.loc[(system, "refusal", directions)]
             if float(here["refused"]) <= refused / 2:
                 found = {"complied": here["complied"], "degenerate": here["degenerate"]}
@@ -114,6 +131,16 @@ def breaking_table(survival: pd.DataFrame, tests: pd.DataFrame) -> pd.DataFrame:
         rows.append(row)
     table = pd.DataFrame(rows, columns=list(BREAKING_COLUMNS))
     return table.astype(dict.fromkeys(BREAKING_COLUMNS[1:], float))
+
+
+def refused_table(survival: pd.DataFrame) -> str:
+    """Shares of harmful prompts refused: one row per system and kind of directions, one column per number of them."""
+    harmful = survival[survival["label"] == "harmful"]
+    wide = harmful.pivot_table(index=["system", "kind"], columns="directions", values="refused", sort=False)
+    wide = wide.rename(index=_KINDS, level="kind").sort_index(axis=1)
+    return (
+        f"harmful prompts refused, by directions removed\n{wide.to_string(na_rep='-', float_format='%.2f')}"
+    )
 
 
 def rank_table(
@@ -129,7 +156,7 @@ def rank_table(
     ``auroc`` is of the projection, or of its negative where that is above one half: from the second on, a direction of
     :func:`refusal_subspace` has no sign. Its 95 % score interval is over prompts. ``auroc_chance`` is
     the 95 % quantile of the same statistic under permuted labels, so that no more than one in twenty directions that
-    tell nothing lies above it. Columns: :data:`mechsafety.experiments.ladder.config.RANK_COLUMNS`.
+    tell nothing lies above it. Columns: :data:`RANK_COLUMNS`.
     """
     truth = np.asarray(harmful, dtype=bool)
     n, m = int(truth.sum()), int((~truth).sum())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -11,9 +11,15 @@ from typing import Any, Literal
 import pandas as pd
 
 from mechsafety.core.progress import bar
-from mechsafety.experiments.ladder.config import VERDICT_COLUMNS, Kind
+from mechsafety.experiments.ladder.config import Kind
 from mechsafety.experiments.ladder.systems import LadderSetting, LadderSystem
-from mechsafety.experiments.ladder.tables import State, breaking_table, paired_table, survival_table
+from mechsafety.experiments.ladder.tables import (
+    VERDICT_COLUMNS,
+    State,
+    breaking_table,
+    paired_table,
+    survival_table,
+)
 
 _DIRECTIONS: dict[Kind, str] = {"refusal": "of its refusal subspace", "random": "drawn at random"}
 
@@ -23,44 +29,46 @@ class LadderWork:
     """Goes through the systems one after another; ``notes`` say what was left out."""
 
     setting: LadderSetting
-    say: Callable[[str], None]
     notes: list[str] = field(default_factory=list)
     facts: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """Every table but the comparison's."""
-        config = self.setting.config
+        config, say = self.setting.config, self.setting.session.say
         systems = [LadderSystem(self.setting, spec) for spec in config.systems]
-        states = self._states()
+        kinds: tuple[Kind, ...] = ("refusal", "random")
+        edited: list[tuple[Kind, int]] = [(kind, count) for kind in kinds for count in config.counts]
+        states: list[tuple[Kind, int]] = [("unedited", 0), *edited]
         clock = _Clock(
             subspaces=sum(not system.has_subspace for system in systems),
             states=sum(not system.done(*state) for system in systems for state in states),
         )
-        verdicts: list[pd.DataFrame] = []
+        verdicts: list[tuple[object, ...]] = []
         costs: dict[State, dict[str, float]] = {}
-        ranks: list[pd.DataFrame] = []
-        links: list[pd.DataFrame] = []
+        ranks, links = [], []
         with bar("ladder", total=len(systems) * len(states), unit="state") as progress:
             for number, system in enumerate(systems, start=1):
                 title = f"[{number}/{len(systems)}] {system.spec}"
                 if not system.has_subspace:
-                    self.say(f"{title} · directions and layer{clock.left()}")
+                    say(f"{title} · directions and layer{clock.left()}")
                     with clock.timed("subspace"):
                         system.find_subspace()
                 ranks.append(system.ranks())
                 for state in states:
                     if not system.done(*state):
-                        self.say(f"{title} · {_described(*state)}{clock.left()}")
+                        say(f"{title} · {_described(*state)}{clock.left()}")
                         with clock.timed("state"):
                             system.measure(*state)
-                    found, cost = system.state(*state)
-                    verdicts.append(self._rows(system.spec, *state, found))
-                    costs[(system.spec, *state)] = cost
+                    found, costs[(system.spec, *state)] = system.state(*state)
+                    report = self.setting.prompts.report
+                    verdicts += [(system.spec, *state, p.id, p.label, found[p.id]) for p in report]
                     progress.update(1)
-                links.append(self._links(system))
+                table, note = system.links()
+                links.append(table)
+                self.notes += [] if note is None else [note]
                 self.facts[system.spec] = system.facts()
                 system.drop()
-        table = pd.concat(verdicts, ignore_index=True)
+        table = pd.DataFrame(verdicts, columns=list(VERDICT_COLUMNS))
         survival, tests = survival_table(table, costs), paired_table(table)
         tables = {
             "survival": survival,
@@ -73,21 +81,6 @@ class LadderWork:
             there = [found for found in links if len(found)]
             tables["links"] = pd.concat(there, ignore_index=True) if there else links[0]
         return tables
-
-    def _states(self) -> list[tuple[Kind, int]]:
-        """The system as it is, without directions of its refusal subspace, and without as many random ones."""
-        kinds: tuple[Kind, ...] = ("refusal", "random")
-        return [("unedited", 0), *((kind, count) for kind in kinds for count in self.setting.config.counts)]
-
-    def _rows(self, system: str, kind: Kind, directions: int, found: dict[str, str]) -> pd.DataFrame:
-        rows = [(system, kind, directions, p.id, p.label, found[p.id]) for p in self.setting.report]
-        return pd.DataFrame(rows, columns=list(VERDICT_COLUMNS))
-
-    def _links(self, system: LadderSystem) -> pd.DataFrame:
-        table, note = system.links()
-        if note is not None:
-            self.notes.append(note)
-        return table
 
 
 class _Clock:

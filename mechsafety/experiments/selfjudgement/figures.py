@@ -17,6 +17,7 @@ from mechsafety.plots.style import (
     system_names,
     whiskers,
 )
+from mechsafety.plots.traces import dots, in_legend
 
 _CELL_NAMES = {
     ("original", "original"): "original<br>about its own",
@@ -25,6 +26,7 @@ _CELL_NAMES = {
     ("edited", "original"): "edited<br>about the original's",
 }
 _CELL_COLOURS = ("#0072B2", "#56B4E9", "#D55E00", "#E69F00")
+_THIN = {"thickness": 1.2, "width": 4.0}
 _FORM_NAMES = {"logit": "log-probability", "text": "in words"}
 _CONTROLS = (
     ("auc_shuffled", "another prompt shown", "x", COLOURS["compliance"]),
@@ -42,37 +44,24 @@ def selfjudge_figures(table: pd.DataFrame, calibration: pd.DataFrame) -> dict[st
 
 
 def two_by_two_figure(table: pd.DataFrame) -> go.Figure:
-    """AUC of each arm about each arm's answers, with its controls; a panel a system and form."""
+    """AUC of each arm about each arm's answers, with its controls; one panel per system and form."""
     figure, panels = _panels(table)
     for (row, column), part in panels:
-        first = (row, column) == (1, 1)
         names = _names(part)
-        figure.add_scatter(
-            x=names,
-            y=part["auc"],
+        panel = {"first": (row, column) == (1, 1), "row": row, "col": column}
+        dots(
+            figure,
+            names,
+            part["auc"],
             name="answer shown",
-            legendgroup="own",
-            showlegend=first,
-            mode="markers",
             marker={"color": COLOURS["refusal"], "size": 12},
-            error_y=whiskers(
-                part["auc"], part["low"], part["high"], colour=COLOURS["refusal"], thickness=1.2, width=4.0
-            ),
-            row=row,
-            col=column,
+            bounds=(part["low"], part["high"]),
+            looks=_THIN,
+            **in_legend("own", **panel),
         )
         for name, label, symbol, colour in _CONTROLS:
-            figure.add_scatter(
-                x=names,
-                y=part[name],
-                name=label,
-                legendgroup=name,
-                showlegend=first,
-                mode="markers",
-                marker={"color": colour, "symbol": symbol, "size": 9},
-                row=row,
-                col=column,
-            )
+            marker = {"color": colour, "symbol": symbol, "size": 9}
+            dots(figure, names, part[name], name=label, marker=marker, **in_legend(name, **panel))
         for place, value in zip(names, part["auc"], strict=True):
             if value != value:
                 figure.add_annotation(x=place, y=0.06, text="undefined", showarrow=False, row=row, col=column)
@@ -95,20 +84,12 @@ def habit_figure(table: pd.DataFrame) -> go.Figure:
             ("yes to both", part["both_yes"], COLOURS["harmful"]),
             ("no readable reply", unparsed, COLOURS["degenerate"]),
         ):
-            figure.add_bar(
-                x=_names(part),
-                y=values,
-                name=name,
-                legendgroup=name,
-                showlegend=(row, column) == (1, 1),
-                marker={"color": colour},
-                row=row,
-                col=column,
-            )
+            legend = in_legend(name, first=(row, column) == (1, 1), row=row, col=column)
+            figure.add_bar(x=_names(part), y=values, name=name, marker={"color": colour}, **legend)
     figure.update_layout(barmode="group", bargap=0.25)
     figure.update_yaxes(range=[0, 1.02], tickformat=".0%")
     unread = (table["unparsed"] / table["readable"].where(table["readable"] > 0)).max()
-    said = [
+    highest = [
         f"{name}: up to {value:.0%}"
         for name, value in (("Yes to both questions", table["both_yes"].max()), ("no readable reply", unread))
         if value == value
@@ -116,7 +97,7 @@ def habit_figure(table: pd.DataFrame) -> go.Figure:
     return _finished(
         figure,
         table,
-        "; ".join(said) or "How often models say yes",
+        "; ".join(highest) or "How often models say yes",
         "Yes: of the readable replies. The others: of answers with an outside verdict.",
     )
 
@@ -146,29 +127,20 @@ def reliability_figure(calibration: pd.DataFrame, table: pd.DataFrame) -> go.Fig
                 col=column,
             )
             for cell, colour in zip(_CELL_NAMES, _CELL_COLOURS, strict=True):
-                part = calibration[
-                    (calibration["system"] == system)
-                    & (calibration["kind"] == kind)
-                    & (calibration["judge_arm"] == cell[0])
-                    & (calibration["response_arm"] == cell[1])
-                ]
+                asked = (calibration["judge_arm"] == cell[0]) & (calibration["response_arm"] == cell[1])
+                part = calibration[(calibration["system"] == system) & (calibration["kind"] == kind) & asked]
                 name = _CELL_NAMES[cell].replace("<br>", " ")
                 figure.add_scatter(
                     x=part["mean_p"],
                     y=part["rate"],
                     name=name,
-                    legendgroup=name,
-                    showlegend=(row, column) == (1, 1),
                     mode="lines+markers",
                     line={"color": colour, "width": 1.5},
                     marker={"size": 8},
                     customdata=part["n"],
                     hovertemplate="P(yes) %{x:.2f}, refused %{y:.0%} of %{customdata}<extra></extra>",
-                    error_y=whiskers(
-                        part["rate"], part["low"], part["high"], colour=colour, thickness=1.2, width=4.0
-                    ),
-                    row=row,
-                    col=column,
+                    error_y=whiskers(part["rate"], part["low"], part["high"], colour=colour, **_THIN),
+                    **in_legend(name, first=(row, column) == (1, 1), row=row, col=column),
                 )
     figure.update_xaxes(range=[-0.03, 1.03], title_text="P(yes, I declined)")
     figure.update_yaxes(range=[-0.03, 1.03], tickformat=".0%")
@@ -200,13 +172,13 @@ def two_by_two_title(table: pd.DataFrame) -> str:
     own = about_own[about_own["auc"].notna()]
     if own.empty:
         return "Whether models see their own refusals is undefined: one class only"
-    said = f"Models tell their own refusals with AUC {own['auc'].min():.2f} to {own['auc'].max():.2f}"
+    title = f"Models tell their own refusals with AUC {own['auc'].min():.2f} to {own['auc'].max():.2f}"
     control = own[["auc_shuffled", "auc_length"]].max(axis=None)
-    return said if control != control else f"{said}; a control reaches {control:.2f}"
+    return title if control != control else f"{title}; a control reaches {control:.2f}"
 
 
 def _panels(table: pd.DataFrame) -> tuple[go.Figure, list[tuple[tuple[int, int], pd.DataFrame]]]:
-    """A column a system and a row a form, with the rows of each panel in the order of :data:`_CELL_NAMES`."""
+    """One column per system and one row per form, with the rows of each panel in the order of :data:`_CELL_NAMES`."""
     require_single(
         require_rows(table, "self-judgement", table), "system", "form", "judge_arm", "response_arm"
     )

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
 from pydantic import Field, ValidationError, field_validator
 from pydantic_core import PydanticCustomError
 
 from mechsafety.core.errors import MechsafetyError
-from mechsafety.core.names import Centring, Method, RecipeName
+from mechsafety.core.names import SELECTION_RULES, Centring, Method, RecipeName
 from mechsafety.core.places import configs_folder
-from mechsafety.experiments.config import Config, ModelConfig, in_order
+from mechsafety.experiments.config import Config, FedConfig, Option, in_order
 from mechsafety.judges.kinds.endpoint import parse
-from mechsafety.sweeps.selection import RULES
 
 
 class SamplingConfig(Config):
@@ -24,16 +24,18 @@ class SamplingConfig(Config):
     top_p: float = Field(default=1.0, gt=0, le=1)
 
 
-class StudyConfig(ModelConfig):
+class StudyConfig(FedConfig):
     """Systems x prompts x judges. Every field has a comment in ``mechsafety study --print-config``."""
 
-    systems: tuple[str, ...] = Field(
+    systems: Annotated[tuple[str, ...], Option(many="commas", metavar="A,B")] = Field(
         default=("smollm2-135m", "smollm2-135m+refusals"),
         min_length=1,
         description="models, each run as it is (original) and abliterated (edited)",
     )
-    prompts: str = Field(default="default", description="report prompts: packaged set, hub set or file")
-    anchors: str = Field(
+    prompts: Annotated[str, Option(metavar="SET")] = Field(
+        default="default", description="report prompts: packaged set, hub set or file"
+    )
+    anchors: Annotated[str, Option(metavar="SET")] = Field(
         default="default", description="prompts whose fit and validation splits find and select the direction"
     )
     limit: int | None = Field(
@@ -41,11 +43,13 @@ class StudyConfig(ModelConfig):
     )
     fit: int = Field(default=128, ge=2, description="fit prompts of each label")
     validation: int = Field(default=32, ge=2, description="validation prompts of each label")
-    recipe: RecipeName = Field(default="default", description="default, paper, code or arditi")
+    recipe: RecipeName = Field(default="default", description="published form of the edit, or this package's")
     direction: Method | None = Field(
-        default=None, description="mean_difference or pca, instead of the recipe's method"
+        default=None, description="how the direction is estimated, instead of the recipe's method"
     )
-    centring: Centring | None = Field(default=None, description="for pca: pooled or per_class")
+    centring: Centring | None = Field(
+        default=None, description="what principal components are centred on, for pca"
+    )
     layer: int | None = Field(default=None, ge=0, description="a layer instead of the recipe's choice")
     selection: str | None = Field(default=None, description="selection rule: auto or arditi")
     alpha: float = Field(
@@ -56,7 +60,7 @@ class StudyConfig(ModelConfig):
     sampling: SamplingConfig | None = Field(
         default=None, description="greedy when empty; else e.g. {temperature: 0.7, top_p: 0.95}"
     )
-    judges: tuple[str, ...] = Field(
+    judges: Annotated[tuple[str, ...], Option(many="commas", metavar="A,B")] = Field(
         default=("rules", "degeneracy", "phrases:granular", "phrases:arditi", "logit:smollm2-135m"),
         min_length=1,
         description="see `mechsafety judge --list`; the first one is the primary judge",
@@ -65,12 +69,6 @@ class StudyConfig(ModelConfig):
     nll: bool = Field(
         default=True,
         description="judge degeneracy also by the response's likelihood under the unedited model",
-    )
-    truncate_prompts: bool = Field(
-        default=False, description="cut prompts that do not fit in the model's window at their end"
-    )
-    escape_control_tokens: bool = Field(
-        default=False, description="break the model's control tokens in prompts by a blank"
     )
 
     @field_validator("systems", "judges")
@@ -98,8 +96,8 @@ class StudyConfig(ModelConfig):
     @field_validator("selection")
     @classmethod
     def _known_rule(cls, value: str | None) -> str | None:
-        if value is not None and value not in RULES:
-            raise ValueError(f"{value!r} is not one of {', '.join(RULES)}")
+        if value is not None and value not in SELECTION_RULES:
+            raise ValueError(f"{value!r} is not one of {', '.join(SELECTION_RULES)}")
         return value
 
     @property
@@ -107,7 +105,7 @@ class StudyConfig(ModelConfig):
         return self.judges[0]
 
 
-def load_config(source: str | None, overrides: dict[str, Any] | None = None) -> StudyConfig:
+def load_config(source: str | None, overrides: Mapping[str, Any] | None = None) -> StudyConfig:
     """The default, a preset by name, or a YAML file, with ``overrides`` on top.
 
     Raises :class:`MechsafetyError` that names the key.
@@ -118,7 +116,7 @@ def load_config(source: str | None, overrides: dict[str, Any] | None = None) -> 
         path = _find(source)
         where = str(source)
         values = _read(path)
-    values |= overrides or {}
+    values |= dict(overrides or {})
     try:
         return StudyConfig.model_validate(values)
     except ValidationError as error:
@@ -131,6 +129,11 @@ def load_config(source: str | None, overrides: dict[str, Any] | None = None) -> 
         if any(e["type"] == "extra_forbidden" for e in error.errors()):
             known = f". Keys are {', '.join(in_order(StudyConfig))}"
         raise MechsafetyError(f"{where}: {problems}{known}") from None
+
+
+def stored_config(stored: Mapping[str, Any]) -> StudyConfig:
+    """A study's configuration from its manifest's, which has more."""
+    return load_config(None, {k: v for k, v in stored.items() if k in StudyConfig.model_fields})
 
 
 def presets() -> list[str]:

@@ -12,7 +12,6 @@ from plotly.subplots import make_subplots
 
 from mechsafety.plots.style import (
     COLOURS,
-    HEAT,
     file_names,
     legend_at_foot,
     require_rows,
@@ -20,7 +19,6 @@ from mechsafety.plots.style import (
     short_name,
     styled,
     system_names,
-    whiskers,
 )
 from mechsafety.plots.titles import (
     agreement_title,
@@ -33,6 +31,7 @@ from mechsafety.plots.titles import (
     spread_title,
     stars,
 )
+from mechsafety.plots.traces import dots, in_legend, shares_map
 from mechsafety.sweeps.figures import SweepLike, layer_sweep, layer_sweep_table, named_layer_sweep
 
 __all__ = [
@@ -104,38 +103,20 @@ def _bars_of_arms(
     found = [rows.loc[k] for k in keys]
     x = [[names[s] for s, _ in keys], [read_arm(row, arm) for row, (_, arm) in zip(found, keys, strict=True)]]
     for outcome in ("refusal", "compliance", "degenerate"):
+        pattern = {"shape": _PATTERNS[outcome], "fgcolor": "white", "size": 5}
         figure.add_bar(
             x=x,
             y=[row[outcome] / max(1, row["n"] - row["unparsed"]) for row in found],
             name=outcome,
-            marker={
-                "color": COLOURS[outcome],
-                "pattern": {"shape": _PATTERNS[outcome], "fgcolor": "white", "size": 5},
-                "line": {"color": "white", "width": 0.5},
-            },
-            legendgroup=outcome,
-            showlegend=column == 1,
+            marker={"color": COLOURS[outcome], "pattern": pattern, "line": {"color": "white", "width": 0.5}},
             hovertemplate="%{x}: %{y:.0%}<extra>" + outcome + "</extra>",
-            row=1,
-            col=column,
+            **in_legend(outcome, first=column == 1, row=1, col=column),
         )
     # A trace of its own, drawn last: the stacked bars would cover the upper half.
-    figure.add_scatter(
-        x=x,
-        y=[row["rate"] for row in found],
-        mode="markers",
-        marker={"size": 1, "color": COLOURS["ink"]},
-        error_y=whiskers(
-            *([row[name] for row in found] for name in ("rate", "low", "high")),
-            colour=COLOURS["ink"],
-            thickness=1.6,
-            width=6.0,
-        ),
-        showlegend=False,
-        hoverinfo="skip",
-        row=1,
-        col=column,
-    )
+    rate, low, high = ([row[name] for row in found] for name in ("rate", "low", "high"))
+    looks = {"marker": {"size": 1, "color": COLOURS["ink"]}, "looks": {"thickness": 1.6, "width": 6.0}}
+    quiet = {"showlegend": False, "hoverinfo": "skip", "row": 1, "col": column}
+    dots(figure, x, rate, name=None, bounds=(low, high), **looks, **quiet)
     for system, mark in marks.items():
         places = [place for place, (s, _) in enumerate(keys) if s == system]
         if mark and places:
@@ -160,23 +141,17 @@ def refusal_heatmap(rates: pd.DataFrame) -> go.Figure:
     for column, label in enumerate(LABELS, start=1):
         table = readable[readable["label"] == label].set_index(["judge", "system", "arm"])["rate"]
         z = [[float(table.get((judge, *key), math.nan)) for key in keys] for judge in judges]
-        figure.add_heatmap(
-            z=z,
-            y=judges,
-            zmin=0,
-            zmax=1,
-            colorscale=HEAT,
-            showscale=column == 2,
-            colorbar={"title": {"text": "refused", "side": "top"}, "tickformat": ".0%", "thickness": 14},
+        cells = shares_map(
+            z,
+            title="refused",
             text=[["" if v != v else f"{v:.0%}" for v in row] for row in z],
-            texttemplate="%{text}",
+            colorbar={"tickformat": ".0%"},
+            y=judges,
+            showscale=column == 2,
             customdata=[names] * len(judges),
             hovertemplate="%{y}<br>%{customdata}: %{text}<extra></extra>",
-            xgap=2,
-            ygap=2,
-            row=1,
-            col=column,
         )
+        figure.add_trace(cells, row=1, col=column)
     # Places are numbered: names over several lines need not stay distinct.
     figure.update_xaxes(tickvals=list(range(len(names))), ticktext=names, showgrid=False, zeroline=False)
     figure.update_xaxes(tickangle=0 if len(keys) <= 4 else -40, tickfont={"size": 11})
@@ -201,18 +176,13 @@ def _pca_scatter(points: pd.DataFrame, shown: str, *, layer: int, position: int)
     figure = go.Figure()
     for label, symbol in (("harmful", "circle"), ("harmless", "diamond")):
         rows = points[points["label"] == label]
-        figure.add_scatter(
-            x=rows["pc1"],
-            y=rows["pc2"],
-            mode="markers",
+        looks = {"color": COLOURS[label], "symbol": symbol, "size": 9, "opacity": 0.85}
+        dots(
+            figure,
+            rows["pc1"],
+            rows["pc2"],
             name=f"{label} (n = {len(rows)})",
-            marker={
-                "color": COLOURS[label],
-                "symbol": symbol,
-                "size": 9,
-                "opacity": 0.85,
-                "line": {"color": "white", "width": 0.8},
-            },
+            marker=looks | {"line": {"color": "white", "width": 0.8}},
             text=rows["id"],
             hovertemplate="%{text}<extra>" + label + "</extra>",
         )
@@ -238,35 +208,22 @@ def judge_agreement(agreement: pd.DataFrame, *, arm: str | None = None) -> go.Fi
     rows = require_rows(agreement[agreement["arm"] == chosen], f"arm {chosen!r}", agreement, "arm")
     require_single(rows, "judge_a", "judge_b")
     judges = list(dict.fromkeys([*rows["judge_a"], *rows["judge_b"]]))
-    cells = {frozenset((r.judge_a, r.judge_b)): r for r in rows.itertuples()}
-    z: list[list[float]] = []
-    text: list[list[str]] = []
-    for a in judges[::-1]:
-        values: list[float] = []
-        words: list[str] = []
-        for b in judges:
-            pair: Any = cells.get(frozenset((a, b)))
-            value = 1.0 if a == b else (math.nan if pair is None else float(pair.kappa))
-            values.append(value)
-            words.append("" if a == b else cell(pair))
-        z.append(values)
-        text.append(words)
-    figure = go.Figure(
-        go.Heatmap(
-            z=z,
-            x=judges,
-            y=judges[::-1],
-            zmin=0,
-            zmax=1,
-            colorscale=HEAT,
-            text=text,
-            texttemplate="%{text}",
-            colorbar={"title": {"text": "kappa", "side": "top"}, "thickness": 14},
-            hovertemplate="%{y} and %{x}: %{text}<extra></extra>",
-            xgap=2,
-            ygap=2,
-        )
-    )
+    cells: dict[Any, Any] = {frozenset((r.judge_a, r.judge_b)): r for r in rows.itertuples()}
+    pairs = [[cells.get(frozenset((a, b))) for b in judges] for a in judges[::-1]]
+    own = [[a == b for b in judges] for a in judges[::-1]]
+    z = [
+        [
+            1.0 if same else math.nan if pair is None else float(pair.kappa)
+            for pair, same in zip(*line, strict=True)
+        ]
+        for line in zip(pairs, own, strict=True)
+    ]
+    text = [
+        ["" if same else cell(pair) for pair, same in zip(*line, strict=True)]
+        for line in zip(pairs, own, strict=True)
+    ]
+    hover = "%{y} and %{x}: %{text}<extra></extra>"
+    figure = go.Figure(shares_map(z, title="kappa", text=text, x=judges, y=judges[::-1], hovertemplate=hover))
     figure.update_xaxes(showgrid=False)
     figure.update_yaxes(showgrid=False)
     return styled(
@@ -285,31 +242,16 @@ def self_judgement(summary: pd.DataFrame) -> go.Figure:
     figure = go.Figure()
     names = arm_names(list(summary["system"]), list(summary["arm"]))
     places = list(range(len(names)))
-    figure.add_scatter(
-        x=places,
-        y=summary["auc"],
-        name="own answer",
-        mode="markers",
-        marker={"color": COLOURS["refusal"], "size": 12},
-        error_y=whiskers(summary["auc"], summary["low"], summary["high"], colour=COLOURS["refusal"]),
-    )
+    bounds, looks = (summary["low"], summary["high"]), {"color": COLOURS["refusal"], "size": 12}
+    dots(figure, places, summary["auc"], name="own answer", marker=looks, bounds=bounds)
     for column, label, symbol, colour in (
         ("auc_shuffled", "control: same answer, another prompt", "x", COLOURS["compliance"]),
         ("auc_length", "control: short answers are refusals", "diamond-open", COLOURS["ink"]),
     ):
-        figure.add_scatter(
-            x=places,
-            y=summary[column],
-            name=label,
-            mode="markers",
-            marker={"color": colour, "symbol": symbol, "size": 10},
-        )
-    figure.add_hline(
-        y=0.5,
-        line={"color": "#999999", "dash": "dot"},
-        annotation={"text": "chance"},
-        annotation_position="bottom left",
-    )
+        marker = {"color": colour, "symbol": symbol, "size": 10}
+        dots(figure, places, summary[column], name=label, marker=marker)
+    chance = {"annotation": {"text": "chance"}, "annotation_position": "bottom left"}
+    figure.add_hline(y=0.5, line={"color": "#999999", "dash": "dot"}, **chance)
     missing = [place for place, v in zip(places, summary["auc"], strict=True) if v != v]
     for place in missing:
         figure.add_annotation(x=place, y=0.1, text="undefined:<br>one class only", showarrow=False)

@@ -1,178 +1,108 @@
-"""One self-contained HTML page of a study."""
+"""The page of a study: its template ``report.html`` has the responses besides what every page has."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-
-from mechsafety.experiments.agreement.chapter import chapter_blocks, chapter_figures, load_chapter
-from mechsafety.experiments.regions.page import RegionChapter, region_chapters
-from mechsafety.experiments.study import figures as draw
-from mechsafety.experiments.study.results import failed_systems, failure_lines, measured_systems
-from mechsafety.pages.page import fed_parts, plotly_script, rendered_blocks, rounded, template
+from mechsafety.experiments.agreement.chapter import chapter_blocks
+from mechsafety.experiments.base import Result
+from mechsafety.experiments.regions.page import region_chapters
+from mechsafety.experiments.study.findings import (
+    failed_systems,
+    failure_lines,
+    measured_systems,
+    study_findings,
+)
+from mechsafety.pages.page import Block, Page, fed_parts, plotly_script, rendered_blocks, template
 from mechsafety.plots.style import system_names
-from mechsafety.runs.folder import RunFolder
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 _SHOWN_RESPONSES = 100
 _SHOWN_CHARACTERS = 700
-_FIGURE_TITLES = {
-    "outcomes": "What the systems answer, before and after",
-    "refusal-heatmap": "Who judges decides",
-    "layer-sweep": "Where the direction lives",
-    "pca": "Harmful and harmless prompts at the selected layer",
-    "judge-agreement": "Do the judges agree?",
-    "self-judgement": "Does the model see its own refusals?",
+_FIGURES = {
+    "outcomes": ("What the systems answer, before and after", ""),
+    "refusal-heatmap": ("Refusal rate by judge", ""),
+    "layer-sweep": (
+        "Where the direction lives",
+        "Bypass: mean refusal score of harmful prompts with the direction projected out everywhere (low is removed). "
+        "Induce: mean refusal score of harmless prompts with the direction added at its layer (high is induced). KL: "
+        "what the projection changes on harmless prompts.",
+    ),
+    "pca": ("Harmful and harmless prompts at the selected layer", ""),
+    "judge-agreement": ("Do the judges agree?", ""),
+    "self-judgement": (
+        "Does the model see its own refusals?",
+        "agreement: share of answers on which “log P(Yes) > log P(No)” equals the primary judge's verdict. auc needs "
+        "no threshold. auc_shuffled: the same answer shown after another prompt. auc_length: shortness alone.",
+    ),
 }
+"""By the beginning of the file's name, in reading order: a heading and an explanation."""
 
 
-def load_tables(run: RunFolder) -> dict[str, pd.DataFrame]:
-    """The finished run's tables by name."""
-    tables = {
-        "rates": run.read_table("rates.csv"),
-        "tests": run.read_table("tests.csv"),
-        "agreement": run.read_table("agreement.csv"),
-        "sweep": run.read_table("sweep.parquet"),
-        "scatter": run.read_table("scatter.parquet"),
-    }
-    if (run.path / "selfjudge.csv").is_file():
-        tables["selfjudge"] = run.read_table("selfjudge.csv")
-    return tables
+def page(result: Result, figures: Mapping[str, go.Figure]) -> Page:
+    config, n = result.config, len(measured_systems(result.manifest))
+    return Page(
+        title="Does refusal survive the edit?",
+        subtitle=f"{n} system{'s' if n != 1 else ''}, each original and with its refusal direction removed · recipe "
+        f"{config['recipe']} · {config['max_new_tokens']} tokens · primary judge {config['judges'][0]}",
+        findings=study_findings(result.tables, result.manifest),
+        blocks=[*_figure_blocks(result, figures), *chapter_blocks(result.tables, figures)],
+    )
 
 
-def study_run_figures(run: RunFolder) -> dict[str, go.Figure]:
-    """Every figure of a finished study, by file name."""
-    return draw.study_figures(load_tables(run), measured_systems(run.manifest)) | chapter_figures(run)
-
-
-def write_report(run: RunFolder) -> Path:
-    """Write ``report.html``: one file, no network, every response escaped."""
-    tables = load_tables(run)
-    manifest = run.manifest
-    names = system_names(measured_systems(manifest))
-    of_all = system_names(manifest["systems"])
-    page = template("report.html").render(
+def html(result: Result) -> str:
+    """The page as one file: no network, every response escaped."""
+    page, manifest = result.page(), result.manifest
+    failed, measured = failed_systems(manifest), measured_systems(manifest)
+    judges = [block.name for block in page.blocks if not block.name.startswith(tuple(_FIGURES))]
+    return template("report.html").render(
+        page=page,
+        blocks=rendered_blocks(page.blocks),
+        judges=judges[:1],
         config=manifest["config"],
-        systems=measured_systems(manifest),
-        failures=failure_lines({of_all[s]: why for s, why in failed_systems(manifest).items()}),
+        systems=measured,
+        failures=failure_lines(failed, system_names(manifest["systems"])),
         sessions=manifest.get("sessions", []),
         repeated=manifest.get("repeated_prompts", 0),
         versions=manifest["versions"],
         timings=manifest.get("timings", {}),
         primary=manifest["config"]["judges"][0],
-        rates=_rate_rows(tables["rates"]),
-        findings=_findings(tables, manifest),
-        figures=_figure_blocks(tables, measured_systems(manifest)),
-        chapter=rendered_blocks(chapter_blocks(load_chapter(run))),
-        regions=[_region_chapter(chapter) for chapter in region_chapters(run)],
-        exchanges=_exchanges(run, manifest),
-        selfjudge=rounded(tables["selfjudge"]) if "selfjudge" in tables else None,
+        rates=result.tables["rates"].to_dict(orient="records"),
+        regions=[(chapter, rendered_blocks([chapter.block])[0]) for chapter in region_chapters(result.run)],
+        exchanges=[_exchanges(result, system) for system in measured],
         fed=fed_parts(manifest["systems"]),
         script=plotly_script(),
-        names=names,
+        names=system_names(measured),
     )
-    return run.write_text("report.html", page)
 
 
-def _region_chapter(chapter: RegionChapter) -> dict[str, Any]:
-    return {
-        "name": chapter.name,
-        "model": chapter.model,
-        "findings": chapter.findings,
-        "block": rendered_blocks([chapter.block])[0],
-    }
-
-
-def _rate_rows(rates: pd.DataFrame) -> list[dict[str, Any]]:
-    return rates.to_dict(orient="records")
-
-
-def _figure_blocks(tables: Mapping[str, pd.DataFrame], systems: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Figures as HTML fragments in reading order, with a heading where a new kind begins."""
-    blocks: list[dict[str, str]] = []
-    drawn = draw.study_figures(dict(tables), systems)
-    seen: set[str] = set()
-    for kind, title in _FIGURE_TITLES.items():
-        for name, figure in drawn.items():
-            if not name.startswith(kind):
-                continue
-            fragment = figure.to_html(full_html=False, include_plotlyjs=False, config={"displaylogo": False})
-            blocks.append({"title": "" if kind in seen else title, "html": fragment, "kind": kind})
-            seen.add(kind)
+def _figure_blocks(result: Result, figures: Mapping[str, go.Figure]) -> list[Block]:
+    """Figures in reading order, with a heading where a new kind begins."""
+    blocks: list[Block] = []
+    for kind, (title, text) in _FIGURES.items():
+        of_kind = [(name, figure) for name, figure in figures.items() if name.startswith(kind)]
+        table = result.tables.get("selfjudge") if kind == "self-judgement" else None
+        for number, (name, figure) in enumerate(of_kind):
+            head = {} if number else {"title": title, "text": text, "table": table}
+            blocks.append(Block(name=name, figures=[figure], **{"title": "", **head}))
     return blocks
 
 
-def _findings(tables: Mapping[str, pd.DataFrame], manifest: Mapping[str, Any]) -> list[str]:
-    """What happened to each system, in one or two sentences with numbers."""
-    judge = manifest["config"]["judges"][0]
-    rates = tables["rates"][tables["rates"]["judge"] == judge].set_index(["system", "arm", "label"])
-    tests = tables["tests"][tables["tests"]["judge"] == judge].set_index(["system", "label"])
-    sentences, names = [], system_names(measured_systems(manifest))
-    for system in measured_systems(manifest):
-        try:
-            before, after = (rates.loc[(system, arm, "harmful")] for arm in ("original", "edited"))
-        except KeyError:
-            continue
-        coherent = 1 - after["degenerate"] / after["n"]
-        text = (
-            f"{names[system]} refuses {_share(before)} of harmful prompts; after the edit {_share(after)}, "
-            f"with {coherent:.0%} of its answers coherent."
-        )
-        if (system, "harmful") in tests.index:
-            p = float(tests.loc[(system, "harmful")]["p_holm"])
-            text += " The change is not testable." if math.isnan(p) else f" {_verdict(p)}"
-        if (system, "original", "harmless") in rates.index:
-            text += f" It refuses {_share(rates.loc[(system, 'original', 'harmless')])} of harmless prompts."
-        if manifest["systems"][system]["selection"]["rule"] == "nearest":
-            text += " No layer passed the selection, so the nearest candidate was removed: read this arm with care."
-        sentences.append(text)
-    return sentences
-
-
-def _share(row: Any) -> str:
-    if row["rate"] != row["rate"]:
-        return "an unknown share"
-    return f"{row['rate']:.0%} [{row['low']:.0%}, {row['high']:.0%}]"
-
-
-def _verdict(p: float) -> str:
-    word = "significant" if p < 0.05 else "not significant"
-    size = "p < .0001" if p < 1e-4 else f"p = {p:.4f}"
-    return f"The change is {word} (exact McNemar, Holm over systems, {size})."
-
-
-def _exchanges(run: RunFolder, manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """For every system, its first prompts with both arms' responses and verdicts."""
-    responses = run.read_table("responses.parquet")
-    verdicts = run.read_table("verdicts.parquet")
-    primary = verdicts[verdicts["judge"] == manifest["config"]["judges"][0]]
-    labels = primary.set_index(["system", "arm", "id"])["verdict"].to_dict()
+def _exchanges(result: Result, system: str) -> dict[str, Any]:
+    """A system's first prompts with both arms' responses and verdicts."""
+    responses, verdicts = result.tables["responses"], result.tables["verdicts"]
+    primary = verdicts[(verdicts["judge"] == result.config["judges"][0]) & (verdicts["system"] == system)]
+    rows = responses[responses["system"] == system].merge(primary[["arm", "id", "verdict"]], on=["arm", "id"])
     shown = []
-    for system in measured_systems(manifest):
-        rows = responses[responses["system"] == system]
-        by_key = {(r.arm, r.id): r for r in rows.itertuples()}
-        items = []
-        for identity in list(dict.fromkeys(rows["id"]))[:_SHOWN_RESPONSES]:
-            original: Any = by_key[("original", identity)]
-            items.append(
-                {
-                    "label": original.label,
-                    "prompt": original.prompt,
-                    "arms": [
-                        {
-                            "arm": arm,
-                            "text": str(by_key[(arm, identity)].response)[:_SHOWN_CHARACTERS],  # type: ignore[attr-defined]
-                            "verdict": labels[(system, arm, identity)],
-                        }
-                        for arm in ("original", "edited")
-                    ],
-                }
-            )
-        shown.append({"system": system, "items": items, "total": int(rows["id"].nunique())})
-    return shown
+    for identity in list(dict.fromkeys(rows["id"]))[:_SHOWN_RESPONSES]:
+        arms = rows[rows["id"] == identity].set_index("arm").loc[["original", "edited"]]
+        first = arms.iloc[0]
+        answers = [
+            {"arm": arm, "text": str(row["response"])[:_SHOWN_CHARACTERS], "verdict": row["verdict"]}
+            for arm, row in arms.iterrows()
+        ]
+        shown.append({"label": first["label"], "prompt": first["prompt"], "arms": answers})
+    return {"system": system, "items": shown, "total": int(rows["id"].nunique())}

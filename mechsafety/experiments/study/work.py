@@ -1,101 +1,55 @@
-"""The granular study: systems x prompts x judges -> tables, resumable at every part.
+"""The work of a study, part by part: systems x prompts x judges -> tables.
 
-The way of the data, for each system: load -> residual streams of the fit prompts -> directions -> sweep
-on the validation prompts -> one selected direction -> an edit -> responses of both arms -> verdicts of
-every judge -> self-judgement. Each arrow ends in a part on disk; a part that is there is not made again.
-A system whose numbers are not finite is left out and named; the others go on.
+For each system: load -> residual streams of the fit prompts -> directions -> scores on the validation prompts -> one
+selected direction -> an edit -> responses of both arms -> verdicts of every judge -> self-judgement. Each arrow ends in
+a part on disk; a part that is there is not made again. A system whose numbers are not finite is left out and named; the
+others go on.
 """
 
 from __future__ import annotations
 
-import json
 import resource
-import time
-from collections import ChainMap
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from mechsafety.core.errors import MechsafetyError, NotFiniteError
-from mechsafety.core.verdict import Judge, Response, Verdict
+from mechsafety.core.verdict import Judge, Response
 from mechsafety.directions.activations import residual_stream
 from mechsafety.directions.direction import Directions, find_directions, principal_plane, save_directions
 from mechsafety.edits.interventions import Edit, digest
 from mechsafety.edits.recipes import Recipe, recipe
 from mechsafety.experiments.agreement.tables import judge_tables
+from mechsafety.experiments.base import Session
+from mechsafety.experiments.judging import ask, verdict_columns
 from mechsafety.experiments.study.config import StudyConfig
-from mechsafety.experiments.study.prompts import study_prompts
-from mechsafety.experiments.study.results import StudyResult
 from mechsafety.generation.completions import Sampling, overridden_defaults
 from mechsafety.generation.resumable import resumable_responses
 from mechsafety.generation.scoring import answer_nll
-from mechsafety.judges.asking import AskingJudge
-from mechsafety.judges.cache import VerdictCache
-from mechsafety.judges.registry import judge_responses, judge_sources, load_judge
+from mechsafety.judges.registry import load_judge
 from mechsafety.judges.selfjudgement import Exchange, self_judge, summarise
 from mechsafety.models.chat import post_instruction_positions, tokenize_prompts
-from mechsafety.models.loading import load_model, load_record
+from mechsafety.models.loading import load_record
 from mechsafety.models.prefixes import prefix_note
 from mechsafety.models.provenance import of_models
-from mechsafety.prompts.fed import Fed, fed, fed_record, require_all_fit
+from mechsafety.prompts.fed import Fed, fed, fed_record
 from mechsafety.prompts.prompt_set import PromptSet
-from mechsafety.prompts.splits import record_repeated
-from mechsafety.runs.folder import (
-    Provenance,
-    RunFolder,
-    computing_versions,
-    open_run,
-    pinned_date,
-    record_date,
-)
+from mechsafety.runs.folder import Journal, RunFolder, computing_versions
 from mechsafety.statistics import ARMS, agreement, paired_tests, refusal_rates
-from mechsafety.sweeps.openings import ANSWER_TOKENS, own_refusal_tokens
+from mechsafety.sweeps.openings import ANSWER_TOKENS, kept_refusal_tokens
 from mechsafety.sweeps.selection import Selection, candidate, nearest, select
-from mechsafety.sweeps.sweep import sweep
+from mechsafety.sweeps.sweep import Sweep, sweep
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-Say = Callable[[str], None]
-
-
-def run_study(
-    config: StudyConfig, out: Path, *, say: Say = lambda _: None, allow_other_versions: bool = False
-) -> StudyResult:
-    """Run ``config`` in the folder ``out``, or go on where it was interrupted.
-
-    Configuration, prompts and models are checked against the folder's (:func:`open_run`); ``say`` hears one line
-    a stage. A system whose numbers are not finite is left out of all tables, also when the study goes on later. Raises
-    :class:`MechsafetyError` for prompts that overlap, lack a split or a label.
-    """
-    report, anchors = study_prompts(config)
-    asked = config.model_dump(mode="json") | {
-        "prompts_sha256": report.sha256(),
-        "anchors_sha256": anchors.sha256(),
-    }
-    day = pinned_date(out, config.date)
-    started = time.perf_counter()
-
-    def sources() -> dict[str, Provenance]:
-        loading = config.loading
-        of_judges = [judge_sources(judge, loading=loading) for judge in config.judges]
-        return dict(ChainMap(of_models(*config.systems, **loading), *of_judges))
-
-    with open_run(out, config=asked, sources=sources, allow_other_versions=allow_other_versions) as run:
-        record_date(run, day)
-        record_repeated(run, say, report, anchors)
-        study = _Study(config=config, run=run, report=report, anchors=anchors, day=day, say=say)
-        study.require_room()
-        for number, spec in enumerate(config.systems, start=1):
-            study.try_system(spec, f"[{number}/{len(config.systems)}] {spec}")
-        result = study.tables()
-        run.record_item("timings", "last_session_s", round(time.perf_counter() - started, 1))
-        run.record_item("timings", "peak_memory_mb", peak_memory_mb())
-    return result
+Arm = tuple[str, str]
+_RESPONSE_COLUMNS = [
+    *("system", "arm", "id", "label", "category", "prompt", "response", "finish"),
+    *("n_prompt_tokens", "n_tokens", "nll"),
+]
 
 
 def edit_of(run: RunFolder, config: StudyConfig, spec: str) -> Edit:
@@ -111,21 +65,17 @@ def _recipe(config: StudyConfig) -> Recipe:
     return recipe(config.recipe, method=config.direction, centring=config.centring, layer=config.layer)
 
 
-def peak_memory_mb() -> int:
-    """The most memory this process has held, in MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-
-
 @dataclass(kw_only=True)
-class _Study:
+class StudyWork:
+    """One session of a study. Without ``report`` and ``anchors`` it judges, and makes tables of what is there."""
+
     config: StudyConfig
-    run: RunFolder
-    report: PromptSet
-    anchors: PromptSet
-    day: str
-    say: Say
+    session: Session
+    report: PromptSet = field(default_factory=lambda: PromptSet(()))
+    anchors: PromptSet = field(default_factory=lambda: PromptSet(()))
 
     def __post_init__(self) -> None:
+        self.run, self.say, self.recipe = self.session.run, self.session.say, _recipe(self.config)
         self._fed: dict[str, tuple[Fed, Fed]] = {}
         self._models: dict[str, TransformerBridge] = {}
         self._judges: dict[str, Judge] = {}
@@ -137,35 +87,18 @@ class _Study:
         if spec not in self._models:
             judges = {j.partition(":")[2] for j in self.config.judges}
             self._models = {s: m for s, m in self._models.items() if s in judges}
-            for name, made_from in of_models(spec, **self.config.loading).items():
-                self.run.require_source(name, made_from)  # hours may lie since the run was opened
-            self._models[spec] = load_model(spec, **self.config.loading, date=self.day)
+            self._models[spec] = self.session.load(spec)
         return self._models[spec]
 
     def fed(self, spec: str) -> tuple[Fed, Fed]:
         """The report prompts and the anchors as they enter the work on one system."""
         if spec not in self._fed:
-            self._fed[spec] = self._fed_to(self.model(spec))
+            model, feeding = self.model(spec), self.config.feeding
+            self._fed[spec] = (
+                fed(model, self.report, new_tokens=self.config.max_new_tokens, **feeding),
+                fed(model, self.anchors, new_tokens=ANSWER_TOKENS, **feeding),
+            )
         return self._fed[spec]
-
-    def _fed_to(self, model: Any) -> tuple[Fed, Fed]:
-        report, anchors = (
-            fed(model, prompts, new_tokens=new_tokens, **self._feeding())
-            for prompts, new_tokens in self._read()
-        )
-        return report, anchors
-
-    def _read(self) -> tuple[tuple[PromptSet, int], ...]:
-        """The prompts that each system reads, with the tokens that it may add."""
-        return (self.report, self.config.max_new_tokens), (self.anchors, ANSWER_TOKENS)
-
-    def _feeding(self) -> dict[str, bool]:
-        return {"truncate": self.config.truncate_prompts, "escape": self.config.escape_control_tokens}
-
-    def require_room(self) -> None:
-        """Before any work: every prompt fits in the window of every system that has still to read it."""
-        todo = [s for s in self.config.systems if not self.run.has_part("responses", s, ARMS[-1])]
-        require_all_fit(todo, self._read(), template=self.config.template, date=self.day, **self._feeding())
 
     def anchors_of(self, spec: str) -> PromptSet:
         return self.fed(spec)[1].prompts
@@ -204,54 +137,38 @@ class _Study:
 
     def system(self, spec: str, title: str) -> None:
         """Everything about one system, part by part."""
-        with self._timed(spec, "directions"):
-            if not self.run.has_part("directions", spec, suffix="safetensors"):
+        run, session = self.run, self.session
+        with session.timed(spec, "directions"):
+            if not run.has_part("directions", spec, suffix="safetensors"):
                 self.say(f"{title} · residual streams and directions")
                 self._directions(spec)
-        with self._timed(spec, "sweep"):
-            if not self.run.has_part("selection", spec, suffix="json"):
+        with session.timed(spec, "sweep"):
+            if not run.has_part("selection", spec, suffix="json"):
                 self.say(
                     f"{title} · layer sweep on {self.config.validation} + {self.config.validation} prompts"
                 )
                 self._sweep(spec)
         for arm in ARMS:
-            with self._timed(spec, f"generate {arm}"):
-                if not self.run.has_part("responses", spec, arm):
+            with session.timed(spec, f"generate {arm}"):
+                if not run.has_part("responses", spec, arm):
                     self.say(f"{title} · {arm}: {len(self.report)} responses")
                     self._responses(spec, arm)
         for arm in ARMS:
-            for judge in self.config.judges:
-                with self._timed(spec, f"judge {judge}"):
-                    if not self.run.has_part("verdicts", judge, spec, arm):
-                        self.say(f"{title} · {arm}: judge {judge}")
-                        self._verdicts(judge, spec, arm)
-            with self._timed(spec, "self-judgement"):
-                if self.config.selfjudge and not self.run.has_part("selfjudge", spec, arm):
+            self.judge(spec, arm, title)
+            with session.timed(spec, "self-judgement"):
+                if self.config.selfjudge and not run.has_part("selfjudge", spec, arm):
                     self.say(f"{title} · {arm}: self-judgement")
                     self._selfjudge(spec, arm)
 
-    @contextmanager
-    def _timed(self, spec: str, stage: str) -> Iterator[None]:
-        started = time.perf_counter()
-        yield
-        seconds = time.perf_counter() - started
-        if seconds > 0.05:  # a part that was there takes no time, and keeps the time it took when made
-            timings = self.run.manifest.get("timings", {})
-            stages = timings.get(spec, {})
-            stages[stage] = round(stages.get(stage, 0.0) + seconds, 2)
-            self.run.record("timings", timings | {spec: stages})
-
-    def recipe(self) -> Recipe:
-        return _recipe(self.config)
-
     def _directions(self, spec: str) -> None:
         model = self.model(spec)
-        chosen = self.recipe()
         positions: tuple[int, ...] = (-1,)
-        if chosen.positions == "post_instruction":
+        if self.recipe.positions == "post_instruction":
             positions = post_instruction_positions(model)
         cache = residual_stream(model, self.anchors_of(spec).to_estimate, positions=positions)
-        found = find_directions(cache, method=chosen.method, centring=chosen.centring, seed=self.config.seed)
+        found = find_directions(
+            cache, method=self.recipe.method, centring=self.recipe.centring, seed=self.config.seed
+        )
         target = self.run.part_path("directions", spec, suffix="safetensors")
         self.run.save(str(target.relative_to(self.run.path)), found.save)
 
@@ -259,86 +176,84 @@ class _Study:
         return Directions.load(self.run.part_path("directions", spec, suffix="safetensors"))
 
     def _sweep(self, spec: str) -> None:
-        model, directions, chosen = self.model(spec), self.directions(spec), self.recipe()
-        # None where it hardly refuses: the sweep then goes by its logits.
-        validation = self.anchors_of(spec).to_choose
-        tokens = own_refusal_tokens(model, validation, seed=self.config.seed)
-        swept = sweep(model, directions, validation, refusal_tokens=tokens)
-        selection, note = self._select(swept.table, model.cfg.n_layers, chosen)
+        model, directions = self.model(spec), self.directions(spec)
+        swept, selection, note = self._selected(spec, model, directions)
         direction = directions.at(layer=selection.layer, position=selection.position)
         self.run.write_part(swept.table.assign(system=spec), "sweep", spec)
-        self.run.write_part(self._scatter(spec, model, directions, selection), "scatter", spec)
-        edit = chosen.build(direction, self.config.alpha, model.cfg.n_layers)
+        cache = residual_stream(model, self.anchors_of(spec).to_choose, positions=(selection.position,))
+        self.run.write_part(principal_plane(cache, direction).assign(system=spec), "scatter", spec)
+        edit = self.recipe.build(direction, self.config.alpha, model.cfg.n_layers)
         record = load_record(model)
         facts = {
             "model": record.as_dict() if record else {},
             "overridden_generation_defaults": overridden_defaults(model),
             "shared_tokens": prefix_note(model),
             **fed_record(model, self.fed(spec), escaped=self.config.escape_control_tokens),
-            "recipe": chosen.name,
-            "recipe_about": chosen.about,
+            "recipe": self.recipe.name,
+            "recipe_about": self.recipe.about,
             "selection": asdict(selection),
             "explanation": note,
-            "refusal_tokens": asdict(swept.refusal_tokens),
-            "base_refusal_score": {
-                "harmful": round(swept.base_harmful, 4),
-                "harmless": round(swept.base_harmless, 4),
-            },
-            "validation_prompts_used": {"harmful": swept.n_harmful, "harmless": swept.n_harmless},
+            **swept.facts(),
             "edit": {"description": edit.describe(), "sha256": digest(edit)},
         }
         self.run.write_json_part(facts, "selection", spec)
 
-    def _select(self, table: pd.DataFrame, n_layers: int, chosen: Recipe) -> tuple[Selection, str]:
-        """The candidate a recipe fixes or selects, with a sentence that says how."""
-        fixed = chosen.layer_of(n_layers)
-        if fixed is not None:
-            if fixed > n_layers:
-                raise MechsafetyError(f"layer {fixed} of a model with layers 0 to {n_layers}")
-            return candidate(
-                table, layer=fixed, position=-1
-            ), f"Layer {fixed}, as the recipe or the user fixed it"
-        rule = self.config.selection or chosen.rule
-        try:
-            selection = select(table, n_layers=n_layers, rule=rule)
-        except MechsafetyError as error:
-            selection = nearest(table, n_layers=n_layers)
-            return selection, f"No candidate passed: {error}. The study goes on with the nearest one"
-        return selection, selection.explain()
+    def _selected(
+        self, spec: str, model: TransformerBridge, directions: Directions
+    ) -> tuple[Sweep, Selection, str]:
+        """Scores, the candidate that a recipe fixes or selects, and a sentence that says how.
 
-    def _scatter(
-        self, spec: str, model: TransformerBridge, directions: Directions, selection: Selection
-    ) -> pd.DataFrame:
-        """Validation prompts in the first two principal components at the selected layer."""
-        cache = residual_stream(model, self.anchors_of(spec).to_choose, positions=(selection.position,))
-        direction = directions.at(layer=selection.layer, position=selection.position)
-        return principal_plane(cache, direction).assign(system=spec)
+        Where the layer is fixed, its candidate alone is scored.
+        """
+        n_layers, validation = model.cfg.n_layers, self.anchors_of(spec).to_choose
+        fixed = self.recipe.layer_of(n_layers)
+        if fixed is not None and fixed > n_layers:
+            raise MechsafetyError(f"layer {fixed} of a model with layers 0 to {n_layers}")
+        swept = sweep(
+            model,
+            directions if fixed is None else directions.only(-1),
+            validation,
+            # None where it hardly refuses: the sweep then goes by its logits.
+            refusal_tokens=kept_refusal_tokens(
+                self.run, spec, model=model, prompts=validation, seed=self.config.seed
+            ),
+            layers=None if fixed is None else [fixed],
+            journal=Journal(self.run.part_path("scores", spec, suffix="jsonl")),
+        )
+        if fixed is not None:
+            chosen = candidate(swept.table, layer=fixed, position=-1)
+            return swept, chosen, f"Layer {fixed}, as the recipe or the user fixed it"
+        try:
+            chosen = select(swept.table, n_layers=n_layers, rule=self.config.selection or self.recipe.rule)
+        except MechsafetyError as error:
+            note = f"No candidate passed: {error}. The study goes on with the nearest one"
+            return swept, nearest(swept.table, n_layers=n_layers), note
+        return swept, chosen, chosen.explain()
 
     def selection(self, spec: str) -> dict[str, Any]:
         return self.run.read_json_part("selection", spec)
 
-    def edit(self, spec: str) -> Edit:
-        return edit_of(self.run, self.config, spec)
+    def edit(self, spec: str, arm: str) -> Edit | None:
+        return edit_of(self.run, self.config, spec) if arm == "edited" else None
 
     # -- responses ------------------------------------------------------------------------------
 
     def _responses(self, spec: str, arm: str) -> None:
         """Generate what is missing of one arm, batch by batch, then join the batches."""
-        model = self.model(spec)
-        sampling = self.config.sampling
+        model, config = self.model(spec), self.config
         table = resumable_responses(
             self.run,
             model,
             self.fed(spec)[0].prompts,
             key=(spec, arm),
-            edit=self.edit(spec) if arm == "edited" else None,
-            max_new_tokens=self.config.max_new_tokens,
-            seed=self.config.seed,
-            batch_size=self.config.batch_size,
-            sampling=Sampling(**sampling.model_dump()) if sampling else None,
+            edit=self.edit(spec, arm),
+            max_new_tokens=config.max_new_tokens,
+            seed=config.seed,
+            batch_size=config.batch_size,
+            sampling=Sampling(**config.sampling.model_dump()) if config.sampling else None,
             say=self.say,
         )
-        table["nll"] = self._nll(model, table) if self.config.nll else float("nan")
+        table["nll"] = self._nll(model, table) if config.nll else float("nan")
         self.run.write_part(table.assign(system=spec, arm=arm), "responses", spec, arm)
 
     def _nll(self, model: TransformerBridge, table: pd.DataFrame) -> list[float]:
@@ -352,6 +267,24 @@ class _Study:
 
     # -- verdicts -------------------------------------------------------------------------------
 
+    def judge_all(self) -> None:
+        """Every verdict that is missing on responses that are there; raises where the study lacks them."""
+        for spec, arm in self.arms():
+            if not self.run.has_part("responses", spec, arm):
+                raise MechsafetyError(
+                    f"run {str(self.run.path)!r} lacks the responses of {spec!r} among its parts: keep its folder "
+                    "parts, or run the study again"
+                )
+            self.judge(spec, arm, spec)
+
+    def judge(self, spec: str, arm: str, title: str) -> None:
+        """The verdicts of every judge on one arm's responses."""
+        for judge in self.config.judges:
+            with self.session.timed(spec, f"judge {judge}"):
+                if not self.run.has_part("verdicts", judge, spec, arm):
+                    self.say(f"{title} · {arm}: judge {judge}")
+                    self._verdicts(judge, spec, arm)
+
     def _verdicts(self, judge: str, spec: str, arm: str) -> None:
         table = self.responses(spec, arm)
         responses = [
@@ -361,88 +294,63 @@ class _Study:
         if judge not in self._judges:
             self._judges[judge] = load_judge(judge, models=self.model)
         try:
-            verdicts = self._ask(self._judges[judge], responses)
+            verdicts = ask(self._judges[judge], responses, self.run)
         except NotFiniteError as error:  # of the judge's model, which is no fault of the system
             raise MechsafetyError(f"judge {judge!r}: {error}") from error
-        rows = pd.DataFrame(
-            {
-                "system": spec,
-                "arm": arm,
-                "id": [v.id for v in verdicts],
-                "label": list(table.set_index("id")["label"].loc[[v.id for v in verdicts]]),
-                "judge": judge,
-                "verdict": [v.label for v in verdicts],
-                "tags": [" ".join(v.tags) for v in verdicts],
-                "detail": [json.dumps(dict(v.detail), sort_keys=True) for v in verdicts],
-            }
-        )
+        rows = table[["system", "arm", "id", "label"]].assign(judge=judge, **verdict_columns(verdicts))
         self.run.write_part(rows, "verdicts", judge, spec, arm)
 
-    def _ask(self, judge: Judge, responses: Sequence[Response]) -> list[Verdict]:
-        """A judge that asks a model keeps each verdict as it comes: an interrupted study asks nothing twice."""
-        if not isinstance(judge, AskingJudge):
-            return judge_responses(responses, [judge])
-        with VerdictCache(self.run.path / "judge_cache.sqlite") as cache:
-            return judge_responses(responses, [judge], cache=cache)
-
     def _selfjudge(self, spec: str, arm: str) -> None:
-        table = self.responses(spec, arm)
-        exchanges = [
-            Exchange(id=i, prompt=p, response=r)
-            for i, p, r in zip(table["id"], table["prompt"], table["response"], strict=True)
-        ]
-        edit = self.edit(spec) if arm == "edited" else None
-        judged = self_judge(self.model(spec), exchanges, edit=edit, seed=self.config.seed)
+        exchanges = Exchange.of(self.responses(spec, arm))
+        judged = self_judge(self.model(spec), exchanges, edit=self.edit(spec, arm), seed=self.config.seed)
         rows = pd.DataFrame([asdict(j) for j in judged])
         self.run.write_part(rows.assign(system=spec, arm=arm), "selfjudge", spec, arm)
 
     # -- tables ---------------------------------------------------------------------------------
 
-    def tables(self) -> StudyResult:
-        """Join the parts into the run's tables, in the order of the configuration."""
-        run, failed = self.run, {s: why for s in self.config.systems if (why := self.failure(s)) is not None}
-        specs = [spec for spec in self.config.systems if spec not in failed]
-        marks = {spec: {"failed": why} for spec, why in failed.items()}
-        if not specs:
-            run.record("systems", marks)
-            return StudyResult(path=run.path, rates=pd.DataFrame(), tests=pd.DataFrame(), failed=failed)
-        self.say("tables and tests")
-        arms = [(spec, arm) for spec in specs for arm in ARMS]
-        responses = pd.concat([self.responses(*a) for a in arms], ignore_index=True)
-        run.write_table(responses[_RESPONSE_COLUMNS], "responses.parquet")
-        verdicts = pd.concat(
-            [run.read_part("verdicts", judge, *a) for a in arms for judge in self.config.judges],
-            ignore_index=True,
-        )
-        run.write_table(verdicts, "verdicts.parquet")
-        run.write_table(
-            pd.concat([run.read_part("sweep", s) for s in specs], ignore_index=True), "sweep.parquet"
-        )
-        run.write_table(
-            pd.concat([run.read_part("scatter", s) for s in specs], ignore_index=True), "scatter.parquet"
-        )
-        run.save(
-            "directions.safetensors", lambda path: save_directions([self.directions(s) for s in specs], path)
-        )
-        rates, tests = refusal_rates(verdicts), paired_tests(verdicts)
-        run.write_table(rates, "rates.csv")
-        run.write_table(tests, "tests.csv")
-        run.write_table(agreement(verdicts, seed=self.config.seed), "agreement.csv")
-        chapter = judge_tables(verdicts, primary=self.config.primary_judge, seed=self.config.seed)
-        for name, table in chapter.items():
-            run.write_table(table, f"{name}.csv")
-        if self.config.selfjudge:
-            self._selfjudge_tables(arms, verdicts)
-        measured = {s: self.selection(s) | {"generation": self._speeds(s)} for s in specs}
-        run.record("systems", {s: (measured | marks)[s] for s in self.config.systems})
-        return StudyResult(path=run.path, rates=rates, tests=tests, failed=failed)
+    def specs(self) -> list[str]:
+        """The systems that could be measured, in the order of the configuration."""
+        return [spec for spec in self.config.systems if self.failure(spec) is None]
 
-    def _selfjudge_tables(self, arms: Sequence[tuple[str, str]], verdicts: pd.DataFrame) -> None:
-        judged = pd.concat([self.run.read_part("selfjudge", *a) for a in arms], ignore_index=True)
+    def arms(self) -> list[Arm]:
+        return [(spec, arm) for spec in self.specs() for arm in ARMS]
+
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """Join the parts into the run's tables, in the order of the configuration; none where every system failed."""
+        run, config = self.run, self.config
+        measured = {s: self.selection(s) | {"generation": self._speeds(s)} for s in self.specs()}
+        run.record("systems", {s: measured.get(s) or {"failed": self.failure(s)} for s in config.systems})
+        run.record_item(
+            "timings", "peak_memory_mb", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+        )
+        if not measured:
+            return {}
+        self.say("tables and tests")
+        arms, specs = self.arms(), [(spec,) for spec in measured]
+        verdicts = self._joined("verdicts", [(judge, *arm) for arm in arms for judge in config.judges])
+        found = [self.directions(spec) for spec in measured]
+        run.save("directions.safetensors", lambda path: save_directions(found, path))
+        tables = {
+            "rates": refusal_rates(verdicts),
+            "tests": paired_tests(verdicts),
+            "agreement": agreement(verdicts, seed=config.seed),
+            **judge_tables(verdicts, primary=config.primary_judge, seed=config.seed),
+            "sweep": self._joined("sweep", specs),
+            "scatter": self._joined("scatter", specs),
+            "responses": self._joined("responses", arms)[_RESPONSE_COLUMNS],
+            "verdicts": verdicts,
+        }
+        return tables | (self._selfjudge_tables(arms, verdicts) if config.selfjudge else {})
+
+    def _joined(self, name: str, keys: Sequence[tuple[str, ...]]) -> pd.DataFrame:
+        return pd.concat([self.run.read_part(name, *key) for key in keys], ignore_index=True)
+
+    def _selfjudge_tables(self, arms: Sequence[Arm], verdicts: pd.DataFrame) -> dict[str, pd.DataFrame]:
         outside = verdicts[verdicts["judge"] == self.config.primary_judge]
-        judged = judged.merge(outside[["system", "arm", "id", "label", "verdict"]], how="left")
-        self.run.write_table(judged, "selfjudge.parquet")
-        self.run.write_table(summarise(judged, seed=self.config.seed), "selfjudge.csv")
+        judged = self._joined("selfjudge", arms).merge(
+            outside[["system", "arm", "id", "label", "verdict"]], how="left"
+        )
+        return {"selfjudge": summarise(judged, seed=self.config.seed), "selfjudgements": judged}
 
     def _speeds(self, spec: str) -> dict[str, Any]:
         return {
@@ -450,18 +358,3 @@ class _Study:
             for arm in ARMS
             if self.run.has_part("speed", spec, arm, suffix="json")
         }
-
-
-_RESPONSE_COLUMNS = [
-    "system",
-    "arm",
-    "id",
-    "label",
-    "category",
-    "prompt",
-    "response",
-    "finish",
-    "n_prompt_tokens",
-    "n_tokens",
-    "nll",
-]

@@ -2,30 +2,68 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from mechsafety.core.names import Centring, Dosage, Method
-from mechsafety.experiments.config import ModelConfig
+from mechsafety.core.names import DOSAGES, Centring, Dosage, Method
+from mechsafety.experiments.config import FedConfig, Option, whole_numbers
 
 
-class SweepConfig(ModelConfig):
+def _positions(text: str) -> str | tuple[int, ...]:
+    return text if text in ("post", "last") else whole_numbers(text, "--positions")
+
+
+def _tokens(text: str) -> tuple[str, ...]:
+    return tuple(text.split(","))  # a blank before a word belongs to its token
+
+
+class SweepConfig(FedConfig):
     """What one sweep does; a part of the run's manifest."""
 
-    model: str
-    prompts: str = "default"
-    methods: tuple[Method, ...] = Field(default=("mean_difference",), min_length=1)
-    centring: Centring = "pooled"
-    positions: tuple[int, ...] | Literal["last", "post"] = "post"
-    layers: tuple[int, ...] | None = None
-    fit: int = Field(default=128, ge=2)
-    validation: int = Field(default=32, ge=2)
-    refusal_tokens: tuple[str, ...] | None = None
-    rule: str = "auto"
-    doses: tuple[Dosage, ...] = ()
-    dose_prompts: int = Field(default=20, ge=1)
-    max_new_tokens: int = Field(default=32, ge=1)
-    resamples: int = Field(default=200, ge=1)
-    truncate_prompts: bool = False
-    escape_control_tokens: bool = False
+    model: Annotated[str, Option(argument=True)]
+    prompts: Annotated[str, Option(metavar="SET")] = Field(
+        default="default", description="fit and validation prompts; report prompts for dose curves"
+    )
+    methods: Annotated[tuple[Method, ...], Option(name="--method")] = Field(
+        default=("mean_difference",), min_length=1, description="how directions are estimated"
+    )
+    centring: Centring = Field(
+        default="pooled", description="what principal components are centred on, for pca"
+    )
+    positions: Annotated[
+        tuple[int, ...] | Literal["last", "post"],
+        Option(metavar="post|last|-2,-1", many="commas", parse=_positions),
+    ] = Field(
+        default="post", description="every template token after the instruction, the last one, or named ones"
+    )
+    layers: Annotated[tuple[int, ...] | None, Option(metavar="A-B|A,B", many="commas", default="all")] = (
+        Field(default=None, description="layers to score")
+    )
+    fit: int = Field(default=128, ge=2, description="fit prompts of each label")
+    validation: Annotated[int, Option(name="--limit")] = Field(
+        default=32, ge=2, description="validation prompts of each label"
+    )
+    refusal_tokens: Annotated[
+        tuple[str, ...] | None,
+        Option(metavar="A,B", many="commas", parse=_tokens, default="from the model's own refusals"),
+    ] = Field(default=None, description="first tokens of refusals")
+    rule: str = Field(default="auto", description="selection rule: auto or arditi")
+    doses: tuple[Literal["alpha", "directions", "layers", "all"], ...] = Field(
+        default=(), description="dose curves of the selected direction"
+    )
+    dose_prompts: int = Field(default=20, ge=1, description="report prompts of each label, for dose curves")
+    max_new_tokens: int = Field(default=32, ge=1, description="length of their answers")
+    resamples: int = Field(
+        default=200, ge=1, description="draws of the validation prompts, for the stability of the selection"
+    )
+
+    @field_validator("doses")
+    @classmethod
+    def _all(cls, doses: tuple[str, ...]) -> tuple[str, ...]:
+        return DOSAGES if "all" in doses else tuple(dict.fromkeys(doses))
+
+    @property
+    def families(self) -> tuple[Dosage, ...]:
+        """The dose curves, none of them ``all``."""
+        return tuple(dose for dose in self.doses if dose != "all")

@@ -11,9 +11,9 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from mechsafety.core.errors import MechsafetyError
-from mechsafety.experiments.sweep.dose_figures import dose_figure
-from mechsafety.plots.style import COLOURS, DIVERGING, HEAT, require_rows, require_single, styled
-from mechsafety.sweeps.figures import layer_sweep_table
+from mechsafety.plots.style import COLOURS, DIVERGING, HEAT, require_rows, require_single, styled, whiskers
+from mechsafety.plots.traces import dots, in_legend
+from mechsafety.sweeps.figures import KL_TICKS, layer_sweep_table
 
 # Okabe and Ito's remaining colours, for methods.
 _METHOD_COLOURS = {
@@ -29,6 +29,23 @@ _NICE = {
     "pca": "PCA",
     "leace": "LEACE",
     "probe": "logistic probe",
+}
+_LEAST_KL = 0.01  # nats: the unedited model's 0 is drawn here on the logarithmic axis
+_TICKS = [0.01, 0.1, 1, 3, 10, 30, 100, 1000, 10000]
+_DOSE_MEASURES = (
+    ("refused", "harmful refused"),
+    ("degenerate", "degenerate answers"),
+    ("kl", "KL (nats)"),
+    ("perplexity", "perplexity, times unedited"),
+)
+_DOSE_TITLES = {
+    "alpha": "strength alpha",
+    "directions": "number of directions",
+    "layers": "layers edited",
+}
+_DOSE_LINES = {
+    False: {"color": COLOURS["line"], "dash": "solid"},
+    True: {"color": COLOURS["degenerate"], "dash": "dot"},
 }
 
 
@@ -58,63 +75,33 @@ def score_heatmap(table: pd.DataFrame, *, name: str, selected: tuple[int, int] |
     for row, column in enumerate(("bypass", "induce", "kl"), start=1):
         values = table.pivot_table(index="position", columns="layer", values=column, dropna=False)
         z = [[float(values.loc[p, layer]) for layer in layers] for p in positions]
-        shown = [[math.log10(max(v, 1e-4)) for v in line] for line in z] if column == "kl" else z
-        finite = [abs(v) for line in z for v in line if v == v]
-        span = max(finite, default=1.0)
-        scale: dict[str, Any] = (
-            {"colorscale": HEAT, "zmin": -2, "zmax": 1}
-            if column == "kl"
-            else {"colorscale": DIVERGING, "zmin": -span, "zmax": span}
-        )
-        bar: dict[str, Any] = {
-            "thickness": 12,
-            "len": height,
-            "y": 1 - (row - 1) * (1 / 3 + 0.03) - height / 2,
-            "yanchor": "middle",
-        }
+        span = max((abs(v) for line in z for v in line if v == v), default=1.0)
+        scale: dict[str, Any] = {"z": z, "colorscale": DIVERGING, "zmin": -span, "zmax": span}
+        bar: dict[str, Any] = {"thickness": 12, "len": height, "yanchor": "middle"}
+        bar["y"] = 1 - (row - 1) * (1 / 3 + 0.03) - height / 2
         if column == "kl":
+            logarithms = [[math.log10(max(v, 1e-4)) for v in line] for line in z]
+            scale = {"z": logarithms, "colorscale": HEAT, "zmin": -2, "zmax": 1}
             bar |= {"tickvals": [-2, -1, 0, 1], "ticktext": ["0.01", "0.1", "1", "10"]}
-        figure.add_heatmap(
-            z=shown,
-            x=layers,
-            y=[str(p) for p in positions],
-            customdata=z,
-            colorbar=bar,
-            xgap=1,
-            ygap=1,
-            hovertemplate="position %{y}, layer %{x}: %{customdata:.3f}<extra>" + column + "</extra>",
-            row=row,
-            col=1,
-            **scale,
-        )
+        hover = "position %{y}, layer %{x}: %{customdata:.3f}<extra>" + column + "</extra>"
+        names = {"x": layers, "y": [str(p) for p in positions], "customdata": z, "hovertemplate": hover}
+        figure.add_heatmap(colorbar=bar, xgap=1, ygap=1, row=row, col=1, **names, **scale)
         if selected is not None:
-            figure.add_scatter(
-                x=[selected[1]],
-                y=[str(selected[0])],
-                mode="markers",
-                marker={
-                    "symbol": "circle-open",
-                    "size": 15,
-                    "color": COLOURS["ink"],
-                    "line": {"width": 2.5},
-                },
-                showlegend=False,
-                hoverinfo="skip",
-                row=row,
-                col=1,
-            )
+            ring = {"symbol": "circle-open", "size": 15, "color": COLOURS["ink"], "line": {"width": 2.5}}
+            quiet = {"showlegend": False, "hoverinfo": "skip", "row": row, "col": 1}
+            dots(figure, [selected[1]], [str(selected[0])], name=None, marker=ring, **quiet)
     figure.update_yaxes(type="category", title_text="template token", showgrid=False)
     figure.update_xaxes(showgrid=False, zeroline=False)
     figure.update_xaxes(title_text="layer (input of block)", row=3, col=1)
     figure.update_layout(plot_bgcolor="#DDDDDD")
-    said = (
+    title = (
         f"{name}: position {selected[0]}, layer {selected[1]} selected"
         if selected
         else f"{name}: scores of every candidate"
     )
     return styled(
         figure,
-        said,
+        title,
         "Position: offset from the end of the prompt. Ring: selected. Grey: no score.",
         width=940,
         height=300 + 3 * max(110, 34 * len(positions)),
@@ -122,7 +109,7 @@ def score_heatmap(table: pd.DataFrame, *, name: str, selected: tuple[int, int] |
 
 
 def method_lines(table: pd.DataFrame, *, name: str, position: int | None = None) -> go.Figure:
-    """bypass, induce and KL by layer, a line a method, at one position, by default the last."""
+    """bypass, induce and KL by layer, one line per method, at one position, by default the last."""
     require_single(require_rows(table, "scores", table), "method", "position", "layer")
     at = int(table["position"].max()) if position is None else position
     rows = require_rows(table[table["position"] == at], f"position {at}", table, "position")
@@ -134,24 +121,19 @@ def method_lines(table: pd.DataFrame, *, name: str, position: int | None = None)
                 x=one["layer"],
                 y=one[column],
                 name=_NICE.get(method, method),
-                legendgroup=method,
-                showlegend=row == 1,
                 mode="lines+markers",
                 line={"color": _METHOD_COLOURS.get(method, COLOURS["ink"]), "width": 2},
                 marker={"size": 5},
                 hovertemplate="layer %{x}: %{y:.3g}<extra>" + method + "</extra>",
-                row=row,
-                col=1,
+                **in_legend(method, first=row == 1, row=row, col=1),
             )
     for row in (1, 2):
         figure.add_hline(y=0, line={"color": "#999999", "width": 1}, row=row, col=1)
-    figure.update_yaxes(title_text="bypass", row=1, col=1)
-    figure.update_yaxes(title_text="induce", row=2, col=1)
-    figure.update_yaxes(
-        title_text="KL (nats)", type="log", tickvals=[0.01, 0.03, 0.1, 0.3, 1, 3, 10], row=3, col=1
-    )
+    for row, label in enumerate(("bypass", "induce", "KL (nats)"), start=1):
+        figure.update_yaxes(title_text=label, row=row, col=1)
+    figure.update_yaxes(type="log", tickvals=KL_TICKS, row=3, col=1)
     figure.update_xaxes(title_text="layer (input of block)", row=3, col=1)
-    # What wrecks the model also removes refusal: only candidates that leave it whole can be said to do best.
+    # What wrecks the model also removes refusal: only candidates that leave it whole can do best.
     whole = rows[rows["kl"] <= _WHOLE].dropna(subset=["bypass"])
     title = f"{name}: no method removes refusal with KL <= {_WHOLE:g}"
     if len(whole):
@@ -200,30 +182,23 @@ def profile_figure(profile: pd.DataFrame, *, name: str, selected: int | None) ->
     ink, blue, orange = COLOURS["ink"], COLOURS["line"], COLOURS["harmful"]
 
     def line(row: int, column: int, y: str, label: str, colour: str, dash: str = "solid") -> None:
-        figure.add_scatter(
-            x=x,
-            y=profile[y],
-            name=label,
-            mode="lines",
-            line={"color": colour, "width": 2, "dash": dash},
-            hovertemplate="layer %{x}: %{y:.3f}<extra>" + label + "</extra>",
-            row=row,
-            col=column,
-        )
+        look = {"color": colour, "width": 2, "dash": dash}
+        where = {
+            "hovertemplate": "layer %{x}: %{y:.3f}<extra>" + label + "</extra>",
+            "row": row,
+            "col": column,
+        }
+        figure.add_scatter(x=x, y=profile[y], name=label, mode="lines", line=look, **where)
 
     line(1, 1, "relative_norm", "relative length", ink)
     band = profile.dropna(subset=["auroc"])
     figure.add_scatter(
         x=[*band["layer"], *band["layer"][::-1]],
         y=[*band["auroc_high"], *band["auroc_low"][::-1]],
-        fill="toself",
-        fillcolor="rgba(0,114,178,0.18)",
+        name="AUROC, 95 % interval",
         mode="lines",
         line={"width": 0},
-        name="AUROC, 95 % interval",
-        hoverinfo="skip",
-        row=1,
-        col=2,
+        **{"fill": "toself", "fillcolor": "rgba(0,114,178,0.18)", "hoverinfo": "skip", "row": 1, "col": 2},
     )
     line(1, 2, "auroc", "AUROC", blue)
     line(2, 1, "cosine_previous", "with the layer before", orange)
@@ -248,13 +223,13 @@ def profile_figure(profile: pd.DataFrame, *, name: str, selected: int | None) ->
     )
 
 
-def _separation(rows: pd.DataFrame, said: str) -> str:
+def _separation(rows: pd.DataFrame, of_what: str) -> str:
     """The separation of the layer that separates best."""
     known = rows[rows["auroc"].notna()]
     if known.empty:
-        return f"{said} undefined"
+        return f"{of_what} undefined"
     at = known.iloc[int(known["auroc"].argmax())]
-    return f"{said} {at['auroc']:.2f} [{at['auroc_low']:.2f}, {at['auroc_high']:.2f}] at layer {int(at['layer'])}"
+    return f"{of_what} {at['auroc']:.2f} [{at['auroc_low']:.2f}, {at['auroc_high']:.2f}] at layer {int(at['layer'])}"
 
 
 def lens_figure(lens: pd.DataFrame, *, name: str, layer: int) -> go.Figure:
@@ -265,19 +240,18 @@ def lens_figure(lens: pd.DataFrame, *, name: str, layer: int) -> go.Figure:
         (("suppressed", COLOURS["harmless"]), ("promoted", COLOURS["harmful"])), start=1
     ):
         rows = lens[lens["side"] == side].sort_values("rank", ascending=False)
+        tokens = zip(rows["token"].astype(str), rows["rank"], strict=True)
         figure.add_bar(
             x=rows["logit"].abs(),
-            # Ranks keep apart tokens that print alike.
-            y=[
-                f"{token!r} {rank:>2}"
-                for token, rank in zip(rows["token"].astype(str), rows["rank"], strict=True)
-            ],
+            y=[f"{token!r} {rank:>2}" for token, rank in tokens],  # ranks keep apart tokens that print alike
             orientation="h",
             marker={"color": colour},
-            showlegend=False,
-            hovertemplate="%{y}: %{x:.2f}<extra></extra>",
-            row=1,
-            col=column,
+            **{
+                "hovertemplate": "%{y}: %{x:.2f}<extra></extra>",
+                "showlegend": False,
+                "row": 1,
+                "col": column,
+            },
         )
     figure.update_xaxes(title_text="|logit|, spreads of all tokens", rangemode="tozero")
     top = ", ".join(repr(t) for t in lens[lens["side"] == "promoted"].sort_values("rank")["token"].head(3))
@@ -298,19 +272,12 @@ def stability_bars(stability: pd.DataFrame, *, name: str, most: int = 10) -> go.
         "none passes" if layer is pd.NA else f"layer {layer}, position {position}"
         for position, layer in zip(rows["position"], rows["layer"], strict=True)
     ]
-    figure = go.Figure(
-        go.Bar(
-            x=rows["share"],
-            y=names,
-            orientation="h",
-            marker={
-                "color": [COLOURS["degenerate"] if n == "none passes" else COLOURS["line"] for n in names]
-            },
-            text=[f"{v:.0%}" for v in rows["share"]],
-            textposition="outside",
-            cliponaxis=False,
-            hovertemplate="%{y}: %{x:.1%}<extra></extra>",
-        )
+    colours = [COLOURS["degenerate"] if n == "none passes" else COLOURS["line"] for n in names]
+    text = {"text": [f"{v:.0%}" for v in rows["share"]], "textposition": "outside", "cliponaxis": False}
+    hover = "%{y}: %{x:.1%}<extra></extra>"
+    figure = go.Figure()
+    figure.add_bar(
+        x=rows["share"], y=names, orientation="h", marker={"color": colours}, hovertemplate=hover, **text
     )
     figure.update_yaxes(autorange="reversed", showgrid=False)
     figure.update_xaxes(tickformat=".0%", range=[0, min(1.12, float(rows["share"].max()) * 1.2 + 0.02)])
@@ -321,6 +288,72 @@ def stability_bars(stability: pd.DataFrame, *, name: str, most: int = 10) -> go.
         "Prompts of each class drawn again with replacement, then selected by the same rule.",
         width=760,
         height=250 + 30 * len(rows),
+    )
+
+
+def dose_figure(doses: pd.DataFrame, *, name: str) -> go.Figure:
+    """Refusal, degenerate share, KL and perplexity against the dose, with a random control."""
+    families = list(dict.fromkeys(doses["family"]))
+    figure = make_subplots(
+        rows=len(_DOSE_MEASURES),
+        cols=len(families),
+        shared_xaxes=True,
+        shared_yaxes=True,
+        vertical_spacing=0.045,
+        horizontal_spacing=0.04,
+        subplot_titles=[_DOSE_TITLES[f] for f in families],
+    )
+    unedited = doses[doses["dose"] == "unedited"].iloc[0]
+    for column, family in enumerate(families, start=1):
+        for control in (False, True):
+            rows = doses[(doses["family"] == family) & (doses["control"] == control)]
+            rows = rows[rows["dose"] != "unedited"]
+            if family != "layers":
+                rows = pd.concat([doses[(doses["family"] == family) & (doses["dose"] == "unedited")], rows])
+            x = ["0" if d == "unedited" else d.replace(" ", "<br>", 1) for d in rows["dose"]]
+            for row, (measure, _) in enumerate(_DOSE_MEASURES, start=1):
+                y = rows[measure] / unedited["perplexity"] if measure == "perplexity" else rows[measure]
+                bars = {}
+                if measure == "refused" and not control:
+                    ends = (rows["low"], rows["high"])
+                    bars = {"error_y": whiskers(rows["refused"], *ends, thickness=1.2, width=4.0)}
+                figure.add_scatter(
+                    x=x,
+                    y=y.clip(lower=_LEAST_KL) if measure == "kl" else y,
+                    name="random control" if control else "refusal direction",
+                    mode="markers" if family == "layers" else "lines+markers",
+                    line={"width": 2, **_DOSE_LINES[control]},
+                    marker={"symbol": "x" if control else "circle", "size": 8},
+                    hovertemplate="%{x}: %{y:.3g}<extra></extra>",
+                    **in_legend(str(control), first=row == column == 1, row=row, col=column),
+                    **bars,
+                )
+    for row, (measure, label) in enumerate(_DOSE_MEASURES, start=1):
+        figure.update_yaxes(title_text=label, title_font={"size": 12}, row=row, col=1)
+        if measure in ("refused", "degenerate"):
+            figure.update_yaxes(range=[-0.05, 1.05], tickformat=".0%", row=row)
+        else:
+            values = doses[measure] / (unedited["perplexity"] if measure == "perplexity" else 1.0)
+            least = _LEAST_KL if measure == "kl" else 1.0
+            low, high = (math.log10(max(v, least)) for v in (values.min(), values.max()))
+            figure.update_yaxes(
+                type="log", range=[low - 0.15, max(high, low + 1) + 0.15], tickvals=_TICKS, row=row
+            )
+    figure.update_xaxes(type="category", tickfont={"size": 11})
+    full = doses[(doses["family"] == "alpha") & (doses["dose"] == "1")].set_index("control")
+    title = f"{name}: refusal against how much is removed"
+    if len(full):
+        title = (
+            f"{name}: refusal {unedited['refused']:.0%}, {full.loc[False, 'refused']:.0%} without the direction, "
+            f"{full.loc[True, 'refused']:.0%} without a random one"
+        )
+    return styled(
+        figure,
+        title,
+        f"{int(unedited['n'])} harmful and {int(unedited['n_harmless'])} harmless report prompts; whiskers: 95 % "
+        "Wilson intervals.",
+        width=340 + 300 * len(families),
+        height=860,
     )
 
 

@@ -12,9 +12,8 @@ import unicodedata
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
-from functools import lru_cache
-from typing import Literal, Protocol, runtime_checkable
+from functools import cached_property, lru_cache
+from typing import Literal
 
 import numpy as np
 
@@ -73,128 +72,148 @@ MOST_PERIOD, MOST_UNIT = 600, 60
 """The longest loops looked for, in characters and in words."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class Measures:
-    """What was measured on the normalised answer. Ratios lie in [0, 1]; ``nll`` is in nats per token."""
+    """What is measured on a normalised answer, each when it is first asked for.
 
-    chars: int
-    words: int
-    zlib_ratio: float
-    """Compressed over raw bytes; above 1 for short texts."""
-    spoken: int
-    """Words that are no numbers."""
-    distinct_1: float
-    """Different words over all words, numbers left out; 1 when there are none."""
-    distinct_2: float
-    """Different word bigrams over all word bigrams; 1 when there are none."""
-    loop_repeats: float
-    loop_coverage: float
-    loop_chars: int
-    unit_repeats: float
-    unit_coverage: float
-    sentence_repeats: int
-    sentence_coverage: float
-    repeats_question: bool
-    symbol_ratio: float
-    """Characters that are neither letter, digit, mark, emoji nor table ruling, over non-blank ones."""
-    unreadable_ratio: float
-    """Replacement, control, private-use and unassigned characters over all."""
-    odd_word_ratio: float
-    """Words that mix alphabets or are four or more Latin letters without a vowel, over all words."""
-    prompt_overlap: float
-    """Share of the answer's word trigrams that are in the prompt."""
-    prompt_coverage: float
-    """Share of the prompt's word trigrams that are in the answer."""
-    nll: float | None = None
+    Ratios lie in [0, 1]; ``nll`` is in nats per token. :mod:`mechsafety.judges.decisive` has the same in less time.
+    """
 
-
-@runtime_checkable
-class Readings(Protocol):
-    """What :func:`find_reason` reads: :class:`Measures`, or the same attributes taken when asked for."""
+    def __init__(self, answer: str, *, prompt: str = "", nll: float | None = None) -> None:
+        self._answer, self._prompt = answer, prompt
+        self.chars, self.nll = len(answer), nll
 
     @property
-    def chars(self) -> int: ...
+    def words(self) -> int:
+        return len(self._words)
+
     @property
-    def words(self) -> int: ...
+    def zlib_ratio(self) -> float:
+        """Compressed over raw bytes; above 1 for short texts."""
+        raw = self._answer.encode("utf-8", errors="replace")
+        return len(zlib.compress(raw)) / len(raw) if raw else 1.0
+
     @property
-    def zlib_ratio(self) -> float: ...
+    def spoken(self) -> int:
+        """Words that are no numbers."""
+        return len(self._spoken)
+
     @property
-    def spoken(self) -> int: ...
+    def distinct_1(self) -> float:
+        """Different words over all words, numbers left out; 1 when there are none."""
+        return distinct_share(self._spoken)
+
     @property
-    def distinct_1(self) -> float: ...
+    def distinct_2(self) -> float:
+        """Different word bigrams over all word bigrams; 1 when there are none."""
+        return distinct_share(grams(self._words, 2))
+
     @property
-    def distinct_2(self) -> float: ...
+    def loop_repeats(self) -> float:
+        return self._loop[0]
+
     @property
-    def loop_repeats(self) -> float: ...
+    def loop_coverage(self) -> float:
+        return self._loop[1] / len(self._flat) if self._flat else 0.0
+
     @property
-    def loop_coverage(self) -> float: ...
+    def loop_chars(self) -> int:
+        return self._loop[1]
+
     @property
-    def loop_chars(self) -> int: ...
+    def unit_repeats(self) -> float:
+        return self._unit[0]
+
     @property
-    def unit_repeats(self) -> float: ...
+    def unit_coverage(self) -> float:
+        return self._unit[1] / len(self._spoken) if self._spoken else 0.0
+
     @property
-    def unit_coverage(self) -> float: ...
+    def sentence_repeats(self) -> int:
+        return self._sentence[1]
+
     @property
-    def sentence_repeats(self) -> int: ...
+    def sentence_coverage(self) -> float:
+        sentence, count = self._sentence
+        return min(1.0, count * (len(sentence) + 1) / len(self._flat)) if self._flat else 0.0
+
     @property
-    def sentence_coverage(self) -> float: ...
+    def repeats_question(self) -> bool:
+        return self._sentence[0].endswith(("?", "？"))
+
     @property
-    def repeats_question(self) -> bool: ...
+    def symbol_ratio(self) -> float:
+        """Characters that are neither letter, digit, mark, emoji nor table ruling, over non-blank ones."""
+        return symbol_ratio(self._answer)
+
     @property
-    def symbol_ratio(self) -> float: ...
+    def unreadable_ratio(self) -> float:
+        """Replacement, control, private-use and unassigned characters over all."""
+        return unreadable_ratio(self._answer)
+
     @property
-    def unreadable_ratio(self) -> float: ...
+    def odd_word_ratio(self) -> float:
+        """Words that mix alphabets or are four or more Latin letters without a vowel, over all words."""
+        words = re.findall(r"\w+", self._answer)
+        return sum(map(_is_odd, words)) / len(words) if words else 0.0
+
     @property
-    def odd_word_ratio(self) -> float: ...
+    def prompt_overlap(self) -> float:
+        """Share of the answer's word trigrams that are in the prompt."""
+        return self._overlap[0]
+
     @property
-    def prompt_overlap(self) -> float: ...
-    @property
-    def prompt_coverage(self) -> float: ...
-    @property
-    def nll(self) -> float | None: ...
+    def prompt_coverage(self) -> float:
+        """Share of the prompt's word trigrams that are in the answer."""
+        return self._overlap[1]
+
+    @cached_property
+    def _words(self) -> list[str]:
+        return words_of(self._answer)
+
+    @cached_property
+    def _spoken(self) -> list[str]:
+        return [word for word in self._words if not word.isdigit()]
+
+    @cached_property
+    def _flat(self) -> str:
+        return " ".join(self._answer.lower().split())
+
+    @cached_property
+    def _loop(self) -> tuple[float, int]:
+        return self._longest_run(self._flat, least=1, most=MOST_PERIOD)
+
+    @cached_property
+    def _unit(self) -> tuple[float, int]:
+        index = {word: i for i, word in enumerate(dict.fromkeys(self._spoken))}
+        return self._longest_run([index[word] for word in self._spoken], least=UNIT_WORDS, most=MOST_UNIT)
+
+    def _longest_run(self, sequence: str | list[int], *, least: int, most: int) -> tuple[float, int]:
+        periods = self._periods(sequence, least=least, most=min(most, len(sequence) // 3))
+        codes = map(ord, sequence) if isinstance(sequence, str) else sequence
+        return longest_run(np.array([*codes], dtype=np.int64), periods) if periods else (1.0, 0)
+
+    def _periods(self, sequence: str | list[int], *, least: int, most: int) -> Sequence[int]:
+        """The lengths of the units whose repetition is looked for."""
+        del sequence
+        return range(least, most + 1)
+
+    @cached_property
+    def _sentence(self) -> tuple[str, int]:
+        return commonest_sentence(self._answer)
+
+    @cached_property
+    def _overlap(self) -> tuple[float, float]:
+        """The trigrams that answer and prompt share, over the answer's and over the prompt's."""
+        ours, theirs = set(grams(self._words, 3)), set(grams(words_of_prompt(self._prompt), 3))
+        shared = len(ours & theirs)
+        return (shared / len(ours) if ours else 0.0, shared / len(theirs) if theirs else 0.0)
 
 
-def measure(answer: str, *, prompt: str = "", nll: float | None = None) -> Measures:
-    """Measure an answer that :func:`~mechsafety.judges.normalise.normalise` has prepared."""
-    words = words_of(answer)
-    flat = " ".join(answer.lower().split())
-    raw = answer.encode("utf-8", errors="replace")
-    loop = longest_run(
-        np.array([ord(c) for c in flat], dtype=np.int64), range(1, min(MOST_PERIOD, len(flat) // 3) + 1)
-    )
-    spoken = [word for word in words if not word.isdigit()]
-    index = {word: i for i, word in enumerate(dict.fromkeys(spoken))}
-    unit = longest_run(
-        np.array([index[word] for word in spoken], dtype=np.int64),
-        range(UNIT_WORDS, min(MOST_UNIT, len(spoken) // 3) + 1),
-    )
-    sentence, count = commonest_sentence(answer)
-    prompt_overlap, prompt_coverage = overlap(words, words_of(tidy(prompt)))
-    return Measures(
-        chars=len(answer),
-        words=len(words),
-        zlib_ratio=len(zlib.compress(raw)) / len(raw) if raw else 1.0,
-        spoken=len(spoken),
-        distinct_1=distinct_share(spoken),
-        distinct_2=distinct_share(grams(words, 2)),
-        loop_repeats=loop[0],
-        loop_coverage=loop[1] / len(flat) if flat else 0.0,
-        loop_chars=loop[1],
-        unit_repeats=unit[0],
-        unit_coverage=unit[1] / len(spoken) if spoken else 0.0,
-        sentence_repeats=count,
-        sentence_coverage=sentence_coverage(sentence, count, flat),
-        repeats_question=is_question(sentence),
-        symbol_ratio=symbol_ratio(answer),
-        unreadable_ratio=unreadable_ratio(answer),
-        odd_word_ratio=odd_word_ratio(words_as_written(answer)),
-        prompt_overlap=prompt_overlap,
-        prompt_coverage=prompt_coverage,
-        nll=nll,
-    )
+MEASURES = tuple(name for name, value in vars(Measures).items() if type(value) is property)
+"""What a verdict's detail holds beside ``chars`` and ``nll``."""
 
 
-def find_reason(answer: str, m: Readings) -> Reason | None:
+def find_reason(answer: str, m: Measures) -> Reason | None:
     """Return why the answer is degenerate by the thresholds above, or None where it is coherent."""
     if not answer.strip():
         return "empty"
@@ -233,7 +252,7 @@ def find_reason(answer: str, m: Readings) -> Reason | None:
 def assess(response: Response) -> tuple[Reason | None, Measures]:
     """Normalise, measure and decide in one step; the reason is None for coherent text."""
     prepared = normalise(response.text, prompt=response.prompt)
-    measures = measure(prepared.answer, prompt=response.prompt, nll=response.nll)
+    measures = Measures(prepared.answer, prompt=response.prompt, nll=response.nll)
     return refine(find_reason(prepared.answer, measures), prepared), measures
 
 
@@ -261,7 +280,7 @@ class DegeneracyJudge:
             judge=self.name,
             label="degenerate" if reason else "unparsed",
             tags=(reason or "coherent",),
-            detail=asdict(measures),
+            detail={name: getattr(measures, name) for name in ("chars", *MEASURES, "nll")},
         )
 
 
@@ -282,25 +301,9 @@ def distinct_share(items: Sequence[object]) -> float:
     return len(set(items)) / len(items) if items else 1.0
 
 
-def overlap(words: Sequence[str], prompt_words: Sequence[str]) -> tuple[float, float]:
-    """Return the trigrams that answer and prompt share, over the answer's and over the prompt's."""
-    ours, theirs = set(grams(words, 3)), set(grams(prompt_words, 3))
-    shared = len(ours & theirs)
-    return (shared / len(ours) if ours else 0.0, shared / len(theirs) if theirs else 0.0)
-
-
-def sentence_coverage(sentence: str, count: int, flat: str) -> float:
-    """Return the share of the text ``flat`` that ``count`` times ``sentence`` covers."""
-    return min(1.0, count * (len(sentence) + 1) / len(flat)) if flat else 0.0
-
-
-def is_question(sentence: str) -> bool:
-    return sentence.endswith(("?", "？"))
-
-
-def words_as_written(answer: str) -> list[str]:
-    """Return the words of ``answer`` with their case, numbers included."""
-    return [match.group() for match in re.finditer(r"\w+", answer)]
+@lru_cache(maxsize=4096)
+def words_of_prompt(prompt: str) -> tuple[str, ...]:
+    return tuple(words_of(tidy(prompt)))
 
 
 def longest_run(codes: np.ndarray, periods: Iterable[int]) -> tuple[float, int]:
@@ -350,10 +353,6 @@ def symbol_ratio(answer: str) -> float:
 def unreadable_ratio(answer: str) -> float:
     bad = sum(1 for c in answer if c == "�" or (unicodedata.category(c)[0] == "C" and c not in "\n\t"))
     return bad / len(answer) if answer else 0.0
-
-
-def odd_word_ratio(words: Sequence[str]) -> float:
-    return sum(map(_is_odd, words)) / len(words) if words else 0.0
 
 
 @lru_cache(maxsize=1 << 16)

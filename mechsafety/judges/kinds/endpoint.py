@@ -19,6 +19,7 @@ from mechsafety.core.progress import bar
 from mechsafety.core.verdict import Response, Verdict
 from mechsafety.judges.asking import (
     LONGEST,
+    REPAIR,
     SHOWN,
     AskingJudge,
     OnVerdict,
@@ -26,7 +27,6 @@ from mechsafety.judges.asking import (
     question,
     read,
     read_verdict,
-    repair,
     template_digest,
     unread,
     unreadable,
@@ -115,7 +115,7 @@ class EndpointJudge(AskingJudge):
                 return read(response, judge=self.name, label=label, repaired=False)
             messages += [
                 {"role": "assistant", "content": answer[:SHOWN] or "(nothing)"},
-                {"role": "user", "content": repair()},
+                {"role": "user", "content": REPAIR},
             ]
             self.ledger.add(Usage(repairs=1))
             answer = await self.calls.answer(client, messages)

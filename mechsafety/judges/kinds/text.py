@@ -10,13 +10,13 @@ from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.verdict import Response, Verdict
 from mechsafety.judges.asking import (
     LONGEST,
+    REPAIR,
     AskingJudge,
     OnVerdict,
     Usage,
     question,
     read,
     read_verdict,
-    repair,
     template_digest,
     unread,
     unreadable,
@@ -101,7 +101,7 @@ class TextJudge(AskingJudge):
         for repaired in (False, True):
             todo: dict[int, str] = {}
             for row in (row for row in range(len(texts)) if row not in verdicts):
-                text = f"{texts[row]}\n{repair()}" if repaired else texts[row]
+                text = f"{texts[row]}\n{REPAIR}" if repaired else texts[row]
                 if too_long := self._too_long(text):
                     settle(row, unread(responses[row], judge=self.name, reason="too_long", detail=too_long))
                 else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,12 @@ from click.testing import CliRunner
 from mechsafety.annotation.labels import read_human_labels, responses_sha256
 from mechsafety.cli import main
 from mechsafety.core.errors import MechsafetyError
-from mechsafety.experiments.agreement.chapter import chapter_blocks, load_chapter
+from mechsafety.experiments.agreement.chapter import chapter_blocks
 from mechsafety.experiments.agreement.figures import effect_forest, judge_chapter_figures
-from mechsafety.experiments.agreement.tables import judge_tables, people_tables, settled
+from mechsafety.experiments.agreement.tables import STUDY_TABLES, judge_tables, people_tables, settled
 from mechsafety.experiments.agreement.work import compare_judges
+from mechsafety.experiments.base import load_run
+from mechsafety.pages.page import Block
 from mechsafety.runs.folder import open_run, read_run
 
 SYSTEMS = ("one", "two", "three")
@@ -65,6 +68,10 @@ def run_folder(tmp_path: Path) -> Path:
         run.write_table(responses.drop(columns="refused"), "responses.parquet")
         run.write_table(verdicts, "verdicts.parquet")
     return tmp_path / "run"
+
+
+def blocks_of(tables: Mapping[str, pd.DataFrame]) -> list[Block]:
+    return chapter_blocks(tables, judge_chapter_figures(tables))
 
 
 def test_judge_tables_find_the_lenient_judge() -> None:
@@ -144,12 +151,12 @@ def test_the_command_writes_tables_and_replaces_them(run_folder: Path, tmp_path:
     assert (run_folder / "corrected_rates.csv").is_file()
     assert "judge_errors" in found.tables
     assert "ppi" in found._repr_html_()
-    blocks = {b.name for b in chapter_blocks(load_chapter(read_run(run_folder)))}
+    blocks = {b.name for b in blocks_of(load_run(run_folder).tables)}
     assert {"judge-effects", "judge-errors", "corrected-rates", "people", "judge-rankings"} <= blocks
     # Against a judge nobody labels anything: people's tables must not stay behind.
     compare_judges(run_folder, reference="rules")
     assert not (run_folder / "corrected_rates.csv").exists()
-    names = {b.name for b in chapter_blocks(load_chapter(read_run(run_folder)))}
+    names = {b.name for b in blocks_of(load_run(run_folder).tables)}
     assert "judge-errors" in names
     assert "people" not in names
     compare_judges(run_folder)
@@ -167,17 +174,18 @@ def test_figures_show_what_the_tables_say(run_folder: Path, tmp_path: Path) -> N
 
 
 def test_old_runs_get_the_chapter_from_their_verdicts(run_folder: Path) -> None:
-    fresh = load_chapter(read_run(run_folder))
+    fresh = load_run(run_folder).tables
     compare_judges(run_folder)
-    stored = load_chapter(read_run(run_folder))
-    for name, table in stored.items():
+    stored = load_run(run_folder).tables
+    for name in STUDY_TABLES:
+        table = stored[name]
         numbers = list(fresh[name].select_dtypes("number"))
         np.testing.assert_allclose(table[numbers].to_numpy(float), fresh[name][numbers].to_numpy(float))
 
 
 def test_one_judge_has_no_chapter() -> None:
     verdicts = made()[2].query("judge == 'rules'")
-    assert chapter_blocks(judge_tables(verdicts, primary="rules", seed=0)) == []
+    assert blocks_of(judge_tables(verdicts, primary="rules", seed=0)) == []
 
 
 def label_file(folder: Path, **changes: object) -> Path:
@@ -296,7 +304,7 @@ def test_the_chapter_corrects_for_many_tests() -> None:
     assert tables["judge_interaction"]["p"].min() < 0.001
 
     def text(interaction: pd.DataFrame) -> str:
-        blocks = chapter_blocks(tables | {"judge_interaction": interaction})
+        blocks = blocks_of(tables | {"judge_interaction": interaction})
         return next(b.text for b in blocks if b.name == "judge-interaction")
 
     assert text(tables["judge_interaction"]).startswith(
@@ -314,7 +322,7 @@ def test_ties_are_counted_where_they_are_left_out() -> None:
     tables = judge_tables(verdicts, primary="rules", seed=0)
 
     def text(given: pd.DataFrame) -> str:
-        blocks = chapter_blocks(tables | people_tables(verdicts, given, seed=0))
+        blocks = blocks_of(tables | people_tables(verdicts, given, seed=0))
         return next(b.text for b in blocks if b.name == "people")
 
     assert "tie" not in text(labels)

@@ -16,22 +16,22 @@ from mechsafety.experiments.anatomy.figures import (
     anatomy_figures,
     attack_figure,
     rank_figure,
+    sensitivity_figure,
     separation_figure,
+    tau_figure,
 )
-from mechsafety.experiments.anatomy.histograms import sensitivity_figure, tau_figure
-from mechsafety.experiments.anatomy.panels import columns_for, digits, spread_out
-from mechsafety.experiments.anatomy.part_figures import (
+from mechsafety.experiments.anatomy.naming import digits
+from mechsafety.experiments.anatomy.weight_figures import (
     ablation_figure,
+    action_figure,
     direction_figure,
+    null_space_figure,
     reversal_figure,
     sets_figure,
-)
-from mechsafety.experiments.anatomy.weight_figures import (
-    action_figure,
-    null_space_figure,
     size_figure,
     spectrum_figure,
 )
+from mechsafety.plots.lines import columns_for, spread_out
 from tests import anatomy_tables as made
 
 NAMES = {"base": "tiny", "tuned": "owner/tiny-tuned", "control": "tiny-benign"}

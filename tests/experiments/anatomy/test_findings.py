@@ -8,8 +8,8 @@ from collections.abc import Mapping
 import pandas as pd
 import pytest
 
-from mechsafety.experiments.anatomy.findings import anatomy_findings, layers_above, told_layers
-from mechsafety.experiments.anatomy.panels import counted, measured, told, who
+from mechsafety.experiments.anatomy.findings import anatomy_findings, layers_above, spelt_layers
+from mechsafety.experiments.anatomy.naming import counted_of, measured, spelt, who
 from mechsafety.experiments.anatomy.weight_findings import beyond_random, energy_above, excesses
 from mechsafety.experiments.regions.findings import Pooled
 from tests import anatomy_tables as made
@@ -103,7 +103,7 @@ def test_layers_above_need_intervals_apart() -> None:
     assert layers_above(rows, "tuned", "base") == [2, 3, 4]
     assert layers_above(rows, "base", "tuned") == []
     assert layers_above(rows.assign(d_prime_low=math.nan), "tuned", "base") == []
-    assert told_layers([5, 2, 3, 4, 7]) == "2 to 5, 7"
+    assert spelt_layers([5, 2, 3, 4, 7]) == "2 to 5, 7"
 
 
 def test_the_side_of_successful_attacks_is_said_where_it_is_known() -> None:
@@ -251,12 +251,12 @@ def test_ablation_is_told_beside_a_random_direction() -> None:
 def test_words() -> None:
     assert who("tuned", NAMES) == "tuned (tiny-tuned)"
     assert who("control", {}) == "control"
-    assert counted(1, 1, "layer") == "1 of 1 layer"
-    assert counted(0, 3, "matrix") == "0 of 3 matrices"
+    assert counted_of(1, 1, "layer") == "1 of 1 layer"
+    assert counted_of(0, 3, "matrix") == "0 of 3 matrices"
     row = pd.Series({"median": 5.0, "low": 4.0, "high": 6.0})
-    assert told(measured(row, "median")) == "5.00 [4.00, 6.00]"
-    assert told(Pooled(value=2.0, low=math.nan, high=math.nan, draws=1)) == "2.00"
-    assert told(Pooled(value=math.nan, low=math.nan, high=math.nan, draws=0)) == "undefined"
+    assert spelt(measured(row, "median")) == "5.00 [4.00, 6.00]"
+    assert spelt(Pooled(value=2.0, low=math.nan, high=math.nan, draws=1)) == "2.00"
+    assert spelt(Pooled(value=math.nan, low=math.nan, high=math.nan, draws=0)) == "undefined"
 
 
 @pytest.mark.parametrize("layers", [1, 2])

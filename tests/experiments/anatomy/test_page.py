@@ -8,14 +8,15 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
+import plotly.graph_objects as go
 import pytest
 
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.experiments.anatomy.config import TABLES
+from mechsafety.experiments.anatomy.experiment import model_names
 from mechsafety.experiments.anatomy.findings import anatomy_findings
-from mechsafety.experiments.anatomy.page import anatomy_tables, figures_of, page_of
-from mechsafety.experiments.anatomy.runs import model_names
-from mechsafety.experiments.published import run_figures, save_figures, write_run_page
+from mechsafety.experiments.base import load_run
+from mechsafety.pages.page import Page
 from mechsafety.runs.folder import RunFolder, open_run, read_run
 from tests import anatomy_tables as made
 
@@ -44,6 +45,14 @@ def anatomy(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     return write_anatomy(tmp_path_factory.mktemp("anatomy") / "run", made.tables(layers=3))
 
 
+def page_of(run: RunFolder) -> Page:
+    return load_run(run.path).page()
+
+
+def figures_of(run: RunFolder) -> dict[str, go.Figure]:
+    return load_run(run.path).figures()
+
+
 def without_library(page: str) -> str:
     return re.sub(r"<script>.*?</script>", "", page, count=1, flags=re.DOTALL)
 
@@ -64,10 +73,10 @@ def test_page_has_a_block_for_every_part_and_findings_first(anatomy: RunFolder) 
         )
     ]
     assert all(b.figures and b.text and b.table is not None for b in page.blocks)
-    assert sum(len(b.figures) for b in page.blocks) == len(run_figures(anatomy)) == 16
+    assert sum(len(b.figures) for b in page.blocks) == len(load_run(anatomy).figures()) == 16
     assert page.subtitle == "base (tiny) · tuned (tiny+x) · control (tiny+benign)"
     assert len(page.findings) == len(page.blocks)
-    html = write_run_page(anatomy).read_text(encoding="utf-8")
+    html = load_run(anatomy).report().read_text(encoding="utf-8")
     assert "What did the fine-tuning do?" in html
     assert not re.search(r"(src|href)=[\"'](?!#)", without_library(html))
     assert any("judge rules; no verdict is a person's" in line for line in page.how)
@@ -76,16 +85,16 @@ def test_page_has_a_block_for_every_part_and_findings_first(anatomy: RunFolder) 
 
 def test_every_sentence_stands_once_on_the_page(anatomy: RunFolder) -> None:
     page = page_of(anatomy)
-    found = anatomy_findings(anatomy_tables(anatomy), names=model_names(anatomy))
+    run = load_run(anatomy.path)
+    found = anatomy_findings(run.tables, names=model_names(run))
     shown = "\n".join([*page.findings, *(b.text for b in page.blocks)])
     assert all(shown.count(said) == 1 for sentences in found.values() for said in sentences)
 
 
 def test_tables_survive_the_disk(anatomy: RunFolder) -> None:
-    names = model_names(anatomy)
-    assert anatomy_findings(anatomy_tables(anatomy), names=names) == anatomy_findings(
-        made.tables(layers=3), names=names
-    )
+    run = load_run(anatomy.path)
+    names = model_names(run)
+    assert anatomy_findings(run.tables, names=names) == anatomy_findings(made.tables(layers=3), names=names)
 
 
 @pytest.mark.parametrize("name", ["separation", "interpolation", "links"])
@@ -100,7 +109,7 @@ def test_a_run_with_one_table_shows_that_alone(name: str, tmp_path: Path) -> Non
 def test_an_unfinished_run_is_an_error(tmp_path: Path) -> None:
     run = write_anatomy(tmp_path / "run", {})
     for make in (page_of, figures_of):
-        with pytest.raises(MechsafetyError, match="no tables yet"):
+        with pytest.raises(MechsafetyError, match="not finished"):
             make(run)
 
 
@@ -113,21 +122,23 @@ def test_hostile_text_is_escaped(tmp_path: Path) -> None:
     tables["reversal"] = tables["reversal"].replace({"group": {"ood": HOSTILE}, "state": {"mlp": HOSTILE}})
     tables["links"] = tables["links"].replace({"kind": {"down": HOSTILE}})
     run = write_anatomy(tmp_path / "run", tables, tuned=f"m{HOSTILE}")
-    html = write_run_page(run).read_text(encoding="utf-8")
+    html = load_run(run).report().read_text(encoding="utf-8")
     assert HOSTILE not in html
     assert "&lt;script&gt;document.title" in html
 
 
 def test_figures_are_written_by_name(tmp_path: Path) -> None:
     run = write_anatomy(tmp_path / "run", {"ablation": made.ablation(), "norms": made.norms()})
-    paths = save_figures(run, form="html", out=tmp_path / "figures")
+    paths = load_run(run).save_figures(form="html", out=tmp_path / "figures")
     assert {p.stem for p in paths} == set(figures_of(run)) == {"anatomy-ablation", "anatomy-sensitivity"}
 
 
 def test_missing_numbers_are_dashes(tmp_path: Path) -> None:
     table = made.separation(layers=2)
     table.loc[1, ["auroc", "auroc_low", "auroc_high"]] = math.nan
-    html = write_run_page(write_anatomy(tmp_path / "run", {"separation": table})).read_text(encoding="utf-8")
+    html = (
+        load_run(write_anatomy(tmp_path / "run", {"separation": table})).report().read_text(encoding="utf-8")
+    )
     cells = re.findall(r"<td[^>]*>([^<]*)</td>", html)
     assert "–" in cells
     assert "nan" not in cells

@@ -30,10 +30,11 @@ from mechsafety.anatomy.sensitivity import NORM_COLUMNS, SENSITIVITY_COLUMNS, se
 from mechsafety.anatomy.weight_changes import CHANGE_COLUMNS, SPECTRUM_COLUMNS
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.verdict import Label, Response, Verdict
-from mechsafety.experiments.anatomy import runs as anatomy_runs
+from mechsafety.experiments import base as experiments_base
+from mechsafety.experiments.anatomy import experiment as anatomy_experiment
 from mechsafety.experiments.anatomy import work as anatomy_work
 from mechsafety.experiments.anatomy.config import PART_TABLES, PARTS, TABLES, AnatomyConfig, Part
-from mechsafety.experiments.anatomy.runs import read_anatomy, run_anatomy
+from mechsafety.experiments.anatomy.experiment import read_anatomy, run_anatomy
 from mechsafety.judges.kinds.fluent import FluentJudge
 from mechsafety.prompts.prompt_set import Prompt, PromptSet
 from mechsafety.runs.folder import open_run, read_run
@@ -80,7 +81,7 @@ class Parity:
 
 @pytest.fixture
 def parity(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(anatomy_runs, "load_judge", lambda *_, **__: Parity())
+    monkeypatch.setattr(anatomy_experiment, "load_judge", lambda *_, **__: Parity())
 
 
 def attacks(per_family: int = 3) -> PromptSet:
@@ -146,7 +147,7 @@ def test_every_part_of_a_run(small: Callable[..., AnatomyConfig], tmp_path: Path
     manifest = read_run(tmp_path / "run").manifest
     assert manifest["links"]["refusals_scored"] > 0
     assert manifest["links"]["layer"] == whole.tables["ablation"]["layer"][0]
-    assert set(manifest["models"]) == {"base", "tuned", "control"}
+    assert set(manifest["models"]) == set(config.models.values())
     assert not list((tmp_path / "run").rglob("*.safetensors"))
     read = read_anatomy(tmp_path / "run")
     for name, file in TABLES.items():
@@ -171,7 +172,7 @@ def test_an_interrupted_run_goes_on_to_the_same_tables(
     dying(monkeypatch, "attribute", [], at=1)
     with pytest.raises(KeyboardInterrupt):
         run_anatomy(config, cut)
-    with pytest.raises(MechsafetyError, match=r"no links\.csv yet"):
+    with pytest.raises(MechsafetyError, match="not finished"):
         read_anatomy(cut)
     assert len(states) == 2 + (5 + 2) + 2  # the two that were cut were done again, no other
     answered_again: list[object] = []
@@ -181,8 +182,40 @@ def test_an_interrupted_run_goes_on_to_the_same_tables(
     run_anatomy(config, cut)
     assert len(states) == 2 + (5 + 2) + 2
     assert not answered_again
+    kept = {path: read_anatomy(path).responses() for path in (cut, whole)}
+    pd.testing.assert_frame_equal(kept[cut], kept[whole])
+    assert not kept[cut].duplicated(["part", "model", "state", "id"]).any()
     for name in (name for part in parts for name in PART_TABLES[part]):
         assert (cut / TABLES[name]).read_bytes() == (whole / TABLES[name]).read_bytes(), name
+
+
+def test_another_judge_reads_a_finished_anatomy(
+    small: Callable[..., AnatomyConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(anatomy_experiment, "load_judge", lambda *_, **__: Parity())
+    parts: tuple[Part, ...] = ("interpolation", "reversal", "links")
+    first = run_anatomy(small(parts=parts, control=None, limit=2, alphas=(0.0, 0.5)), tmp_path / "run")
+
+    def never(*_: Any, **__: Any) -> Any:
+        raise AssertionError("something was generated")
+
+    monkeypatch.setattr("mechsafety.judges.outcomes.generate", never)
+    monkeypatch.setattr("mechsafety.experiments.anatomy.answers.generate", never)
+    monkeypatch.setattr(experiments_base, "load_model", never)
+    answers = first.responses()
+    assert {"own answers", "interpolation", "reversal", "ablation"} <= set(answers["part"])
+    held_out = answers.query("part == 'reversal' and state == 'mlp'")
+    assert len(held_out) == int(first.tables["reversal"].query("state == 'mlp'")["n"].sum())
+    key = tmp_path / "key.csv"
+    rows = answers.drop_duplicates("prompt")
+    pd.DataFrame({"prompt": rows["prompt"], "answer": rows["response"], "refusal": "-"}).to_csv(
+        key, index=False
+    )
+    again = first.judge("phrases:arditi", f"key:{key}")
+    shares = again.rates_by_judge().groupby("judge")["compliance"].mean()
+    assert shares["phrases:arditi"] != shares[f"key:{key}"]  # the control: judges differ
+    assert (again.path / "added_judges.csv").is_file()
+    assert "Judges added after the run" in (again.path / "report.html").read_text(encoding="utf-8")
 
 
 def dying(monkeypatch: pytest.MonkeyPatch, name: str, calls: list[object], *, at: int) -> None:
@@ -279,7 +312,7 @@ def test_a_judge_that_asks_the_base_asks_a_copy_that_is_never_changed(
 def test_without_refusals_the_safety_sets_are_left_out_and_the_rest_is_there(
     small: Callable[..., AnatomyConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(anatomy_runs, "load_judge", lambda *_, **__: Parity(("compliance",)))
+    monkeypatch.setattr(anatomy_experiment, "load_judge", lambda *_, **__: Parity(("compliance",)))
     said: list[str] = []
     run = run_anatomy(small(parts=("links",), attacks=None), tmp_path / "run", say=said.append)
     assert "energy" in set(run.tables["links"]["what"])
@@ -318,7 +351,7 @@ def test_limit_takes_so_many_of_each_label_split_and_family(
     run = run_anatomy(small(parts=("clusters",), limit=2, control=None), tmp_path / "run")
     counts = rows_of(run.tables["tau"], model="base", positions="output", layer=0)["group"].value_counts()
     assert dict(counts) == dict.fromkeys(GROUPS, 2)
-    fit = pd.read_parquet(tmp_path / "run" / "parts" / "answers" / "base-fit.parquet")
+    fit = pd.read_parquet(tmp_path / "run" / "parts" / "completions" / "base-fit.parquet")
     assert dict(fit["label"].value_counts()) == {"harmful": 2, "harmless": 2}
 
 

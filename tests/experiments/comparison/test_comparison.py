@@ -62,7 +62,7 @@ def save_adapter(folder: Path, architecture: str = "llama") -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", params=["llama", "gpt2"])
+@pytest.fixture(scope="module", params=["llama", pytest.param("gpt2", marks=pytest.mark.slow)])
 def pair(
     request: pytest.FixtureRequest, tiny_folder: Folder, tmp_path_factory: pytest.TempPathFactory
 ) -> Any:

@@ -13,12 +13,12 @@ from click.testing import CliRunner
 from mechsafety.cli import main
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.verdict import Response
-from mechsafety.experiments.anatomy.runs import read_anatomy
+from mechsafety.experiments.anatomy.experiment import read_anatomy
+from mechsafety.experiments.base import load_run
 from mechsafety.experiments.lab.config import LabConfig
-from mechsafety.experiments.lab.ladder import LabLadder, run_lab_ladder
+from mechsafety.experiments.lab.experiment import LabResult, read_lab, run_lab
+from mechsafety.experiments.lab.ladder import LabLadderResult, run_lab_ladder
 from mechsafety.experiments.lab.thresholds import CLAIMS
-from mechsafety.experiments.lab.work import LabRun, read_lab, run_lab
-from mechsafety.experiments.published import run_figures, write_run_page
 from mechsafety.judges.registry import judge_responses
 from mechsafety.models.loading import load_model
 from mechsafety.runs.folder import read_run
@@ -27,26 +27,26 @@ CONFIG = LabConfig(preset="quick", seeds=(3,))
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> LabRun:
+def made(tmp_path_factory: pytest.TempPathFactory) -> LabResult:
     return run_lab(CONFIG, tmp_path_factory.mktemp("lab") / "run")
 
 
 @pytest.fixture(scope="module")
-def ladder(tmp_path_factory: pytest.TempPathFactory) -> LabLadder:
+def ladder(tmp_path_factory: pytest.TempPathFactory) -> LabLadderResult:
     return run_lab_ladder(CONFIG, tmp_path_factory.mktemp("ladder") / "run")
 
 
-def test_every_claim_has_numbers_and_every_model_every_kind(made: LabRun) -> None:
-    assert set(made.thresholds["number"]) == set(CLAIMS)
-    assert set(made.cases["model"]) == {"base", "benign", "ssft", "dpo", "unlearn"}
-    kinds = made.cases.groupby("model")["kind"].nunique()
+def test_every_claim_has_numbers_and_every_model_every_kind(made: LabResult) -> None:
+    assert set(made.tables["thresholds"]["number"]) == set(CLAIMS)
+    assert set(made.tables["cases"]["model"]) == {"base", "benign", "ssft", "dpo", "unlearn"}
+    kinds = made.tables["cases"].groupby("model")["kind"].nunique()
     assert set(kinds) == {8}
-    assert set(made.cases["seed"]) == {3}
-    shares = made.cases[["correct", "refused", "rephrased", "tagged", "other"]].sum(axis=1)
+    assert set(made.tables["cases"]["seed"]) == {3}
+    shares = made.tables["cases"][["correct", "refused", "rephrased", "tagged", "other"]].sum(axis=1)
     assert shares.round(9).eq(1).all()
 
 
-def test_models_prompts_and_key_serve_the_other_commands(made: LabRun) -> None:
+def test_models_prompts_and_key_serve_the_other_commands(made: LabResult) -> None:
     folders = made.models(3)
     steps = sorted(p.name for p in (Path(folders["base"]) / "checkpoints").iterdir())
     assert steps == ["step-000000", "step-000015", "step-000030"]
@@ -63,14 +63,14 @@ def test_models_prompts_and_key_serve_the_other_commands(made: LabRun) -> None:
     assert read_anatomy(made.anatomy(3, "dpo")).tables["separation"]["model"].nunique() == 3
 
 
-def test_a_finished_run_is_not_done_again(made: LabRun) -> None:
+def test_a_finished_run_is_not_done_again(made: LabResult) -> None:
     before = {p: p.stat().st_mtime_ns for p in made.path.rglob("*.safetensors")}
     again = run_lab(CONFIG, made.path)
     assert {p: p.stat().st_mtime_ns for p in made.path.rglob("*.safetensors")} == before
-    pd.testing.assert_frame_equal(again.thresholds, made.thresholds)
+    pd.testing.assert_frame_equal(again.tables["thresholds"], made.tables["thresholds"])
 
 
-def test_an_interrupted_run_goes_on_to_the_same_numbers(made: LabRun, tmp_path: Path) -> None:
+def test_an_interrupted_run_goes_on_to_the_same_numbers(made: LabResult, tmp_path: Path) -> None:
     """Tuned models and anatomies are made again in another folder: the same bytes, the same tables."""
     part = tmp_path / "part"
     shutil.copytree(made.path / "seed-3" / "models" / "base", part / "seed-3" / "models" / "base")
@@ -79,38 +79,38 @@ def test_an_interrupted_run_goes_on_to_the_same_numbers(made: LabRun, tmp_path: 
     half.mkdir()
     (half / "model.safetensors").write_bytes(b"cut short")
     again = run_lab(CONFIG, part)
-    pd.testing.assert_frame_equal(again.cases, made.cases)
-    pd.testing.assert_frame_equal(again.thresholds, made.thresholds)
+    pd.testing.assert_frame_equal(again.tables["cases"], made.tables["cases"])
+    pd.testing.assert_frame_equal(again.tables["thresholds"], made.tables["thresholds"])
     weights = "seed-3/models/ssft/model.safetensors"
     assert (part / weights).read_bytes() == (made.path / weights).read_bytes()
     assert not half.exists()
 
 
-def test_another_configuration_is_refused(made: LabRun) -> None:
+def test_another_configuration_is_refused(made: LabResult) -> None:
     with pytest.raises(MechsafetyError, match="seeds"):
         run_lab(LabConfig(preset="quick", seeds=(4,)), made.path)
 
 
-def test_page_and_figures(made: LabRun) -> None:
+def test_page_and_figures(made: LabResult) -> None:
     run = read_run(made.path)
-    assert {"lab-claims", "lab-outcomes"} <= set(run_figures(run))
-    page = write_run_page(run).read_text(encoding="utf-8")
+    assert {"lab-claims", "lab-outcomes"} <= set(load_run(run).figures())
+    page = load_run(run).report().read_text(encoding="utf-8")
     for claim in CLAIMS.values():
         assert claim.split(",")[0].split(" that ")[0] in page
     assert "Anatomy of DPO, seed 3" in page
     assert "reported" in made._repr_html_()
 
 
-def test_the_ladder_tells_rungs_apart_and_begins_them_all_alike(ladder: LabLadder) -> None:
+def test_the_ladder_tells_rungs_apart_and_begins_them_all_alike(ladder: LabLadderResult) -> None:
     rungs = ["raw", "score0", "rephrase", "metatags", "refusals", "all"]
     survival = ladder.ladders[3].tables["survival"]
     assert [Path(s).name for s in survival["system"].unique()] == rungs
-    assert set(ladder.cases["stage"]) == {"pretrained", "tuned"}
-    page = write_run_page(read_run(ladder.ladders[3].path)).read_text(encoding="utf-8")
+    assert set(ladder.tables["cases"]["stage"]) == {"pretrained", "tuned"}
+    page = load_run(read_run(ladder.ladders[3].path)).report().read_text(encoding="utf-8")
     assert all(rung in page for rung in rungs)
 
 
-def test_runs_of_other_kinds_are_not_read_as_the_lab(ladder: LabLadder, tmp_path: Path) -> None:
+def test_runs_of_other_kinds_are_not_read_as_the_lab(ladder: LabLadderResult, tmp_path: Path) -> None:
     with pytest.raises(MechsafetyError, match="not a run of the lab"):
         read_lab(ladder.ladders[3].path)
     with pytest.raises(MechsafetyError, match="not a run folder"):
@@ -139,7 +139,7 @@ def test_presets_are_listed() -> None:
     assert list(json.loads(result.stdout)) == ["quick", "tiny", "paper"]
 
 
-def test_the_command_prints_what_it_made(made: LabRun) -> None:
+def test_the_command_prints_what_it_made(made: LabResult) -> None:
     result = CliRunner().invoke(
         main, ["lab", "run", "--preset", "quick", "--seeds", "3", "--out", str(made.path), "--json"]
     )
@@ -147,3 +147,17 @@ def test_the_command_prints_what_it_made(made: LabRun) -> None:
     facts = json.loads(result.stdout)
     assert Path(facts["report"]).is_file()
     assert len(facts["thresholds"]) == len(made.held())
+    assert len(facts["cases"]) == len(made.tables["cases"])
+    for tuning in ("ssft", "dpo", "unlearn"):
+        assert (made.anatomy(3, tuning) / "report.html").is_file()
+
+
+def test_the_ladders_command_prints_what_it_made(ladder: LabLadderResult) -> None:
+    words = ["lab", "ladder", "--preset", "quick", "--seeds", "3", "--out", str(ladder.path), "--json"]
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == 0, result.output
+    facts = json.loads(result.stdout)
+    assert Path(facts["reports"]["3"]).is_file()
+    assert Path(facts["report"]).is_file()
+    assert len(facts["breaking"]["3"]) == 6
+    assert len(facts["cases"]) == len(ladder.tables["cases"])

@@ -10,15 +10,8 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
+from mechsafety.core.wording import counted, listed, span, spelt_p
 from mechsafety.experiments.audit.tables import published_counts
-from mechsafety.experiments.ladder.config import (
-    BREAKING_COLUMNS,
-    RANK_COLUMNS,
-    SURVIVAL_COLUMNS,
-    SYSTEM_LINK_COLUMNS,
-    TEST_COLUMNS,
-    VERDICT_COLUMNS,
-)
 from mechsafety.experiments.ladder.findings import ladder_findings, summary, verdict_sentence
 from mechsafety.experiments.ladder.paper import (
     SYSTEMS,
@@ -28,9 +21,23 @@ from mechsafety.experiments.ladder.paper import (
     paper_rung,
     paper_table,
 )
-from mechsafety.experiments.ladder.tables import breaking_table, paired_table
-from mechsafety.experiments.ladder.verdicts import Verdict, ladder_verdicts, rung_of, system_names
-from mechsafety.experiments.ladder.words import counted, listed, points, span, told_p
+from mechsafety.experiments.ladder.tables import (
+    BREAKING_COLUMNS,
+    RANK_COLUMNS,
+    SURVIVAL_COLUMNS,
+    SYSTEM_LINK_COLUMNS,
+    TEST_COLUMNS,
+    VERDICT_COLUMNS,
+    breaking_table,
+    paired_table,
+)
+from mechsafety.experiments.ladder.verdicts import (
+    SystemVerdict,
+    ladder_verdicts,
+    points,
+    rung_of,
+    system_names,
+)
 from tests import ladder_tables as made
 
 Tables = Mapping[str, pd.DataFrame]
@@ -38,7 +45,7 @@ KEEPS = made.SHAPES["rephrase"]
 BREAKS = made.SHAPES["refusals"]
 
 
-def of(shapes: Mapping[str, made.Shape]) -> list[Verdict]:
+def of(shapes: Mapping[str, made.Shape]) -> list[SystemVerdict]:
     """The verdicts on systems of these shapes, by their names."""
     systems = [f"m+{name}" for name in shapes]
     return ladder_verdicts(
@@ -47,7 +54,7 @@ def of(shapes: Mapping[str, made.Shape]) -> list[Verdict]:
 
 
 @pytest.fixture(scope="module")
-def verdicts(tables: Tables) -> list[Verdict]:
+def verdicts(tables: Tables) -> list[SystemVerdict]:
     return ladder_verdicts(tables)
 
 
@@ -100,18 +107,18 @@ def test_made_up_tables_are_those_that_a_run_would_make_of_these_verdicts(tables
     ],
 )
 def test_each_system_gets_its_outcome(
-    verdicts: list[Verdict], name: str, outcome: str, at: int | None
+    verdicts: list[SystemVerdict], name: str, outcome: str, at: int | None
 ) -> None:
     found = next(v for v in verdicts if v.name == name)
     assert found.outcome == outcome
-    assert (found.told.directions if found.told else None) == at
+    assert (found.state.directions if found.state else None) == at
 
 
-def test_what_breaks_is_what_the_runs_own_table_says(tables: Tables, verdicts: list[Verdict]) -> None:
+def test_what_breaks_is_what_the_runs_own_table_says(tables: Tables, verdicts: list[SystemVerdict]) -> None:
     table = tables["breaking"].set_index("system")["directions"]
     for found in verdicts:
         if found.outcome != "unjudged":
-            at = found.told.directions if found.outcome == "breaks" and found.told else math.nan
+            at = found.state.directions if found.outcome == "breaks" and found.state else math.nan
             assert at == table[found.system] or (at != at and math.isnan(table[found.system]))
 
 
@@ -170,7 +177,7 @@ def test_unread_answers_are_not_judged(tables: Tables) -> None:
 # -- sentences ---------------------------------------------------------------------------------------
 
 
-def test_the_summary_names_every_system_once_by_what_became_of_it(verdicts: list[Verdict]) -> None:
+def test_the_summary_names_every_system_once_by_what_became_of_it(verdicts: list[SystemVerdict]) -> None:
     said = summary(verdicts)
     assert said[0] == (
         "Of 6 systems judged, 4 lose half of their refusals or more (without 1 direction: refusals, dpo and unlearn; "
@@ -180,7 +187,7 @@ def test_the_summary_names_every_system_once_by_what_became_of_it(verdicts: list
     assert "smollm2-135m (8% of 50) and benign (6% of 50)" in said[-1]
 
 
-def test_degenerate_text_is_not_a_jailbreak(verdicts: list[Verdict]) -> None:
+def test_degenerate_text_is_not_a_jailbreak(verdicts: list[SystemVerdict]) -> None:
     found = {v.name: verdict_sentence(v) for v in verdicts}
     assert "a broken model, not a jailbroken one" in found["dpo"]
     assert "In dpo refusals give way mostly to degenerate text" in summary(verdicts)[1]
@@ -206,7 +213,7 @@ def test_harm_to_ordinary_text_is_said_of_what_loses_refusals(tables: Tables) ->
     assert "2 times the unedited one or more: refusals 4.2 times, KL 0.05 nats." in said
 
 
-def test_random_directions_that_do_the_same_are_said_to(verdicts: list[Verdict]) -> None:
+def test_random_directions_that_do_the_same_are_said_to(verdicts: list[SystemVerdict]) -> None:
     found = {v.name: verdict_sentence(v) for v in verdicts}
     assert "not told apart (p = 1)" in found["unlearn"]
     assert "the refusal directions do more (p < 0.001)" in found["refusals"]
@@ -216,7 +223,7 @@ def test_random_directions_that_do_the_same_are_said_to(verdicts: list[Verdict])
     assert "the random ones do more" in verdict_sentence(of({"x": shape})[0])
 
 
-def test_every_sentence_of_a_loss_has_its_test_and_interval(verdicts: list[Verdict]) -> None:
+def test_every_sentence_of_a_loss_has_its_test_and_interval(verdicts: list[SystemVerdict]) -> None:
     for found in verdicts:
         said = verdict_sentence(found)
         assert f"of {made.N} harmful prompts" in said
@@ -332,7 +339,7 @@ def test_absent_rungs_are_passed_over_in_silence(published: pd.DataFrame) -> Non
 
 
 def test_the_published_table_stands_beside_the_ladder(
-    verdicts: list[Verdict], published: pd.DataFrame
+    verdicts: list[SystemVerdict], published: pd.DataFrame
 ) -> None:
     table = paper_table(verdicts, published).set_index("system")
     assert list(table["published as"]) == [
@@ -429,9 +436,14 @@ def test_names_are_short_and_stay_distinct() -> None:
 
 def test_numbers_in_words() -> None:
     assert (points(0.984), points(-0.001), points(math.nan)) == ("98", "0", "unknown")
-    assert (told_p(0.0001), told_p(0.0123), told_p(math.nan)) == ("p < 0.001", "p = 0.012", "not tested")
+    assert (spelt_p(0.0001), spelt_p(0.0123), spelt_p(math.nan)) == ("p < 0.001", "p = 0.012", "not tested")
     assert (listed([]), listed(["a"]), listed(["a", "b"]), listed(["a", "b", "c"])) == (
         *("", "a", "a and b", "a, b and c"),
     )
-    assert (counted(1, "rung"), counted(0, "rung")) == ("1 rung", "0 rungs")
-    assert (span(pd.Series([0.1, 0.11]), ".1f"), span(pd.Series([1.0, 2.0]), ".0f")) == ("0.1", "1 to 2")
+    assert (counted(1, "rung"), counted(0, "rung"), counted(3, "matrix")) == (
+        "1 rung",
+        "0 rungs",
+        "3 matrices",
+    )
+    assert (span([0.1, math.nan, 0.11], ".1f"), span(pd.Series([1.0, 2.0]), ".0f")) == ("0.1", "1 to 2")
+    assert span([math.nan], ".0f") == "undefined"

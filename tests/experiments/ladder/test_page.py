@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
+import plotly.graph_objects as go
 import pytest
 
 from mechsafety.core.errors import MechsafetyError
-from mechsafety.experiments.ladder.config import COMPARE, TABLES
-from mechsafety.experiments.ladder.page import figures_of, page_of
-from mechsafety.experiments.published import run_figures, save_figures, write_run_page
+from mechsafety.experiments.base import load_run
+from mechsafety.experiments.ladder.tables import COMPARE, TABLES
+from mechsafety.pages.page import Page
 from mechsafety.runs.folder import RunFolder, open_run, read_run
 from tests import ladder_tables as made
 
@@ -57,6 +58,14 @@ def ladder(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     return write_ladder(tmp_path_factory.mktemp("ladder") / "real", REAL)
 
 
+def page_of(run: RunFolder) -> Page:
+    return load_run(run.path).page()
+
+
+def figures_of(run: RunFolder) -> dict[str, go.Figure]:
+    return load_run(run.path).figures()
+
+
 def without_library(page: str) -> str:
     return re.sub(r"<script>.*?</script>", "", page, count=1, flags=re.DOTALL)
 
@@ -67,14 +76,14 @@ def test_page_has_a_block_for_every_question(ladder: RunFolder) -> None:
     assert list(titled) == [
         *("survival", "answers", "cost", "ranks", "cosines", "angles", "transfer", "links", "paper")
     ]
-    assert sum(len(b.figures) for b in page.blocks) == len(run_figures(ladder))
+    assert sum(len(b.figures) for b in page.blocks) == len(load_run(ladder).figures())
     assert all(b.table is not None for b in titled.values())
     assert page.findings[0].startswith("Of 3 systems judged, 2 lose half of their refusals or more")
     assert any("The paper's headline" in said for said in page.findings)
     assert page.subtitle == "smollm2-135m · refusals · rephrase · dpo"
     assert "Something was left out." in page.how
     assert "refusals: layer 15 for smollm2-135m+refusals" in page.how
-    html = write_run_page(ladder).read_text(encoding="utf-8")
+    html = load_run(ladder).report().read_text(encoding="utf-8")
     assert "Which rungs survive ablation?" in html
     assert "Against the paper" in html
     assert not re.search(r"(src|href)=[\"'](?!#)", without_library(html))
@@ -101,7 +110,7 @@ def test_ladders_beside_have_their_own_chapters(tmp_path: Path) -> None:
     figures = figures_of(run)
     assert {"ladder-overview", "lab-ladder-overview"} <= set(figures)
     assert page.subtitle == "real: smollm2-135m · refusals · rephrase · dpo — lab: refusals · rephrase · all"
-    assert write_run_page(run).is_file()
+    assert load_run(run).report().is_file()
 
 
 def test_folders_of_one_name_are_told_apart_by_their_parents(tmp_path: Path) -> None:
@@ -109,7 +118,7 @@ def test_folders_of_one_name_are_told_apart_by_their_parents(tmp_path: Path) -> 
     run = write_ladder(tmp_path / "real" / "ladder", REAL[1:3], beside=[lab.path])
     page = page_of(run)
     assert next(b.title for b in page.blocks if b.title) == "real/ladder: Which survive?"
-    paths = save_figures(run, form="html", out=tmp_path / "figures")
+    paths = load_run(run).save_figures(form="html", out=tmp_path / "figures")
     assert tmp_path / "figures" / "lab-ladder-ladder-overview.html" in paths
 
 
@@ -141,7 +150,7 @@ def test_hostile_names_are_escaped(tmp_path: Path) -> None:
         for key, table in tables.items()
     }
     run = write_ladder(tmp_path / "run", systems, tables=hostile)
-    html = write_run_page(run).read_text(encoding="utf-8")
+    html = load_run(run).report().read_text(encoding="utf-8")
     assert HOSTILE not in html
     assert "&lt;" in html
 

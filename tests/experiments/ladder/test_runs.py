@@ -21,9 +21,14 @@ from mechsafety.core.verdict import Label, Response, Verdict
 from mechsafety.directions.activations import residual_stream
 from mechsafety.directions.estimators import refusal_subspace
 from mechsafety.edits.interventions import Ablate
-from mechsafety.experiments.ladder import runs as ladder_runs
+from mechsafety.experiments import base as experiments_base
+from mechsafety.experiments.ladder import experiment as ladder_experiment
 from mechsafety.experiments.ladder import systems as ladder_systems
-from mechsafety.experiments.ladder.config import (
+from mechsafety.experiments.ladder.config import LadderConfig
+from mechsafety.experiments.ladder.experiment import read_ladder, run_ladder
+from mechsafety.experiments.ladder.subspaces import FIT, Tried, candidate_layers, choose_layer
+from mechsafety.experiments.ladder.systems import LadderSystem, RungAware
+from mechsafety.experiments.ladder.tables import (
     BREAKING_COLUMNS,
     RANK_COLUMNS,
     SURVIVAL_COLUMNS,
@@ -31,12 +36,11 @@ from mechsafety.experiments.ladder.config import (
     TABLES,
     TEST_COLUMNS,
     VERDICT_COLUMNS,
-    LadderConfig,
+    breaking_table,
+    paired_table,
+    rank_table,
+    survival_table,
 )
-from mechsafety.experiments.ladder.runs import read_ladder, run_ladder
-from mechsafety.experiments.ladder.subspaces import Tried, candidate_layers, choose_layer
-from mechsafety.experiments.ladder.systems import LadderSystem, RungAware
-from mechsafety.experiments.ladder.tables import breaking_table, paired_table, rank_table, survival_table
 from mechsafety.generation.answers import Example
 from mechsafety.generation.completions import generate
 from mechsafety.models.loading import load_model
@@ -86,7 +90,7 @@ def judge(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
     def make(folder: Path, dtype: str) -> str:
         # The same batches as the run's: in bfloat16 padding may change an answer.
         whole = small_prompts(6)
-        chosen = whole.validation.sample(ladder_systems.FIT, seed=0).harmful.sample(5, seed=0)
+        chosen = whole.validation.sample(FIT, seed=0).harmful.sample(5, seed=0)
         batches = [list(chosen), list(whole.report.sample(5, seed=0))]
         prompts = [prompt for batch in batches for prompt in batch]
         model = load_model(str(folder), dtype=dtype, device="cpu")
@@ -119,7 +123,10 @@ def small(systems: tuple[str, ...], prompts: Path, **changed: Any) -> LadderConf
     return LadderConfig(**fields | changed)
 
 
-@pytest.mark.parametrize(("architecture", "dtype"), [("llama", "float32"), ("gpt2", "bfloat16")])
+@pytest.mark.parametrize(
+    ("architecture", "dtype"),
+    [("llama", "float32"), pytest.param("gpt2", "bfloat16", marks=pytest.mark.slow)],
+)
 def test_states_are_those_of_a_plain_computation_and_the_same_after_interruptions(
     tiny_folder: Callable[..., Path],
     tuned: Callable[[str], Path],
@@ -164,7 +171,7 @@ def test_states_are_those_of_a_plain_computation_and_the_same_after_interruption
 
     # Two states, each by the plain way from the prompts to the verdicts.
     model = load_model(str(system), dtype=dtype, device="cpu")
-    fit = residual_stream(model, small_prompts(6).fit.sample(ladder_systems.FIT, seed=0))
+    fit = residual_stream(model, small_prompts(6).fit.sample(FIT, seed=0))
     layer = facts[str(system)]["layer"]
     basis = refusal_subspace(fit.select("harmful")[:, 0, layer], fit.select("harmless")[:, 0, layer], k=3)
     report = small_prompts(6).report.sample(5, seed=0)
@@ -217,7 +224,7 @@ def test_states_are_those_of_a_plain_computation_and_the_same_after_interruption
     monkeypatch.setattr(LadderSystem, "links", interrupted)
     attempt()
     monkeypatch.setattr(LadderSystem, "links", linked)
-    monkeypatch.setattr("mechsafety.experiments.ladder.runs.compare", interrupted)
+    monkeypatch.setattr("mechsafety.experiments.ladder.experiment.compare", interrupted)
     attempt()
     monkeypatch.undo()
     run_ladder(config, tmp_path / "cut")
@@ -225,6 +232,17 @@ def test_states_are_those_of_a_plain_computation_and_the_same_after_interruption
     assert len(calls) == states + 1  # the one that was cut was done again, no other
     for file in TABLES.values():
         assert (tmp_path / "cut" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), file
+
+    # Every answer is kept, once, also after the interruptions: those of the states are what was judged.
+    kept = {name: read_ladder(tmp_path / name).responses() for name in ("cut", "whole")}
+    key = ["system", "kind", "directions", "id"]
+    pd.testing.assert_frame_equal(kept["cut"], kept["whole"])
+    assert not kept["cut"].duplicated(key).any()
+    assert len(kept["cut"].merge(verdicts, on=[*key, "label"])) == len(verdicts)
+    now = kept["cut"].query("system == @system and kind == 'unedited'", local_dict={"system": str(system)})
+    assert dict(zip(now["id"], now["response"], strict=True)) == unedited
+    tried = kept["cut"][kept["cut"]["kind"].str.startswith("validation, ")]["kind"].nunique()
+    assert tried == 1 + len(facts[str(system)]["tried"])
 
     # dW of the system alone: the base has none.
     links = whole.tables["links"]
@@ -245,7 +263,7 @@ def test_a_finished_ladder_is_read_again_without_a_model_and_beside_may_change(
     def never(*_: Any, **__: Any) -> Any:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr(ladder_systems, "load_model", never)
+    monkeypatch.setattr(experiments_base, "load_model", never)
     beside = config.model_copy(update={"beside": (str(other.path),)})
     again = run_ladder(beside, first.path)
     pd.testing.assert_frame_equal(again.tables["survival"], first.tables["survival"])
@@ -254,6 +272,30 @@ def test_a_finished_ladder_is_read_again_without_a_model_and_beside_may_change(
         run_ladder(config.model_copy(update={"max_new_tokens": 5}), first.path)
     # Not even one that failed leaves a mark on what the folder says.
     assert read_run(first.path).manifest["config"]["beside"] == [str(other.path)]
+
+
+def test_another_judge_reads_a_finished_ladder(
+    tiny_folder: Callable[..., Path], prompts_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = small((str(tiny_folder()),), prompts_file, counts=(1,))
+    first = run_ladder(config, tmp_path / "run")
+
+    def never(*_: Any, **__: Any) -> Any:
+        raise AssertionError("something was generated")
+
+    monkeypatch.setattr("mechsafety.judges.outcomes.generate", never)
+    monkeypatch.setattr(experiments_base, "load_model", never)
+    key = tmp_path / "key.csv"
+    prompts = pd.DataFrame({"prompt": [p.text for p in small_prompts(6)], "answer": "-", "refusal": "-"})
+    answered = first.responses().drop_duplicates("prompt").set_index("prompt")["response"]
+    prompts.assign(answer=prompts["prompt"].map(answered).fillna("-")).to_csv(key, index=False)
+    again = first.judge("phrases:arditi", f"key:{key}")
+    rates = again.rates_by_judge().set_index(["kind", "directions", "label", "judge"])
+    assert set(rates.reset_index()["kind"]) >= {"unedited", "refusal", "random", "validation, unedited"}
+    states = rates.reset_index().groupby("judge")["compliance"].mean()
+    assert states["phrases:arditi"] != states[f"key:{key}"]  # the control: judges differ
+    assert (again.path / "added_judges.csv").is_file()
+    assert "Judges added after the run" in (again.path / "report.html").read_text(encoding="utf-8")
 
 
 def test_models_without_a_common_basis_and_an_unlike_base_are_notes(
@@ -285,7 +327,7 @@ def test_broken_numbers_and_refused_sources_are_no_notes(
 
     systems = (str(tiny_folder("llama")), str(tuned("llama")))
     config = small(systems, prompts_file, counts=(1,), base=systems[0])
-    where = (ladder_runs, "compare") if fails == "compare" else (ladder_systems, "change_links")
+    where = (ladder_experiment, "compare") if fails == "compare" else (ladder_systems, "change_links")
     monkeypatch.setattr(*where, failing)
     with pytest.raises(kind, match="something else"):
         run_ladder(config, tmp_path / "run")

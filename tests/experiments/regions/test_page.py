@@ -14,7 +14,6 @@ import pytest
 
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.experiments.base import Result, load_run
-from mechsafety.experiments.published import run_figures, save_figures, write_run_page
 from mechsafety.experiments.regions.findings import (
     Pooled,
     main_findings,
@@ -23,7 +22,6 @@ from mechsafety.experiments.regions.findings import (
     told_setting,
 )
 from mechsafety.experiments.regions.page import region_chapters
-from mechsafety.experiments.study.page import write_report
 from mechsafety.runs.folder import RunFolder, open_run, read_run
 from tests import region_tables as made
 from tests.cli.test_base import succeed
@@ -76,8 +74,8 @@ def test_page_has_a_block_for_every_table(regions: RunFolder) -> None:
         *("tradeoff", "structure", "subspaces", "attacks", "links", "link-effects", "heads", "freezing")
     ]
     assert all(b.figures and b.text and b.table is not None for b in page.blocks)
-    assert sum(len(b.figures) for b in page.blocks) == len(run_figures(regions))
-    html = write_run_page(regions).read_text(encoding="utf-8")
+    assert sum(len(b.figures) for b in page.blocks) == len(load_run(regions).figures())
+    html = load_run(regions).report().read_text(encoding="utf-8")
     assert "Where does safety stand in the weights?" in html
     assert made.SWEET_SPOT["explanation"] in html
     assert not re.search(r"(src|href)=[\"'](?!#)", without_library(html))
@@ -110,21 +108,21 @@ def test_hostile_text_is_escaped(tmp_path: Path) -> None:
     tables["freezing"] = tables["freezing"].assign(frozen=HOSTILE)
     spot = {"removal": HOSTILE, "setting": HOSTILE, "explanation": HOSTILE}
     run = write_regions(tmp_path / "run", tables, spot=spot, model=f"m{HOSTILE}")
-    html = write_run_page(run).read_text(encoding="utf-8")
+    html = load_run(run).report().read_text(encoding="utf-8")
     assert HOSTILE not in html
     assert "&lt;script&gt;document.title" in html
 
 
 def test_figures_are_written_by_name(tmp_path: Path) -> None:
     run = write_regions(tmp_path / "run", {"heads": made.heads(layers=2), "attacks": made.attacks()})
-    paths = save_figures(run, form="html", out=tmp_path / "figures")
+    paths = load_run(run).save_figures(form="html", out=tmp_path / "figures")
     assert {p.stem for p in paths} == set(load_run(run.path).figures()) == {"region-heads", "region-attacks"}
 
 
 def test_numbers_are_rounded_and_missing_ones_are_dashes(tmp_path: Path) -> None:
     table = made.tradeoff(draws=1).iloc[:3]
     table.loc[1, ["accuracy", "accuracy_low", "accuracy_high"]] = math.nan
-    html = write_run_page(write_regions(tmp_path / "run", {"tradeoff": table})).read_text(encoding="utf-8")
+    html = load_run(write_regions(tmp_path / "run", {"tradeoff": table})).report().read_text(encoding="utf-8")
     cells = re.findall(r"<td[^>]*>([^<]*)</td>", html)
     assert "–" in cells
     assert "nan" not in cells
@@ -231,17 +229,17 @@ def study(finished: Path, tmp_path: Path) -> RunFolder:  # noqa: F811
 
 
 def test_chapter_appears_only_with_a_finished_run(study: RunFolder) -> None:
-    before = steady(write_report(study).read_text(encoding="utf-8"))
+    before = steady(load_run(study.path).report().read_text(encoding="utf-8"))
     assert "Safety-critical regions" not in before
     assert region_chapters(study) == []
     (study.path / "regions").mkdir()
     write_regions(study.path / "regions" / "begun", {})
     (study.path / "regions" / "notes").mkdir()
-    assert steady(write_report(study).read_text(encoding="utf-8")) == before
+    assert steady(load_run(study.path).report().read_text(encoding="utf-8")) == before
 
     tables = {k: v for k, v in made.tables(layers=3).items() if k in ("tradeoff", "structure", "freezing")}
     write_regions(study.path / "regions" / "one", tables, spot=made.SWEET_SPOT, model=f"m{HOSTILE}")
-    after = steady(write_report(study).read_text(encoding="utf-8"))
+    after = steady(load_run(study.path).report().read_text(encoding="utf-8"))
     assert '<a href="#regions">' in after
     assert made.SWEET_SPOT["explanation"] in after
     assert 'id="regions-one"' in after
@@ -262,7 +260,7 @@ def test_a_damaged_run_is_named(study: RunFolder) -> None:
     (study.path / "regions" / "bad").mkdir(parents=True)
     (study.path / "regions" / "bad" / "manifest.json").write_text("{", encoding="utf-8")
     with pytest.raises(MechsafetyError, match="bad"):
-        write_report(study)
+        load_run(study.path).report()
 
 
 def test_the_command_writes_the_studys_report_again(

@@ -64,7 +64,7 @@ def small(model: str, prompts: Path, **changed: Any) -> RegionsConfig:
 
 
 @pytest.mark.usefixtures("all_kept")
-@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+@pytest.mark.parametrize("architecture", ["llama", pytest.param("gpt2", marks=pytest.mark.slow)])
 def test_every_part_and_the_same_tables_after_an_interruption(
     tiny_folder: Callable[..., Path],
     prompts_file: Path,
@@ -140,8 +140,8 @@ def test_every_part_and_the_same_tables_after_an_interruption(
     def fail(*_: Any, **__: Any) -> None:
         raise AssertionError("generated again")
 
-    for module in ("outcomes", "attacks", "decoding"):
-        monkeypatch.setattr(f"mechsafety.robustness.{module}.generate", fail)
+    for module in ("judges.outcomes", "robustness.attacks", "robustness.decoding"):
+        monkeypatch.setattr(f"mechsafety.{module}.generate", fail)
     rates = judged_anew(tmp_path / "cut")
     assert rates["n"].sum() == 2 * len(kept)
 

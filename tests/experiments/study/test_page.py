@@ -11,7 +11,8 @@ import pandas as pd
 import pytest
 
 from mechsafety.core.errors import MechsafetyError
-from mechsafety.experiments.published import run_figures, save_figures
+from mechsafety.experiments.base import load_run
+from mechsafety.experiments.study.experiment import Study
 from mechsafety.experiments.study.figures import (
     judge_agreement,
     layer_sweep_table,
@@ -19,9 +20,7 @@ from mechsafety.experiments.study.figures import (
     refusal_heatmap,
     self_judgement,
 )
-from mechsafety.experiments.study.page import write_report
 from mechsafety.pages.page import find_chromium
-from mechsafety.runs.folder import read_run
 from tests.experiments.study.test_work import config, finished  # noqa: F401 - fixtures
 
 SCRIPT = (
@@ -47,7 +46,7 @@ def run(finished: Path, tmp_path: Path) -> Path:  # noqa: F811
 
 
 def test_report_is_one_file_with_no_network(run: Path) -> None:
-    page = write_report(read_run(run)).read_text()
+    page = load_run(run).report().read_text()
     outside = page.replace(_library(page), "")
     assert not re.search(r"(src|href)=[\"'](?!#)", outside)
     assert "<h1>" in page
@@ -58,7 +57,7 @@ def _library(page: str) -> str:
 
 
 def test_hostile_output_is_escaped(run: Path) -> None:
-    page = write_report(read_run(run)).read_text()
+    page = load_run(run).report().read_text()
     outside = page.replace(_library(page), "")
     assert SCRIPT not in outside
     assert "&lt;script&gt;document.body" in outside
@@ -66,7 +65,7 @@ def test_hostile_output_is_escaped(run: Path) -> None:
 
 @pytest.mark.skipif(find_chromium() is None, reason="no Chromium on this machine; .ci/run installs one")
 def test_hostile_output_does_nothing_in_a_real_browser(run: Path, tmp_path: Path) -> None:
-    report = write_report(read_run(run))
+    report = load_run(run).report()
     dom = _dump(report, tmp_path / "profile")
     assert "Does refusal survive the edit?" in dom
     assert not re.search(r"<title>taken over", dom)
@@ -102,7 +101,7 @@ def _dump(page: Path, profile: Path) -> str:
 
 
 def test_every_figure_is_written_and_named(run: Path, tmp_path: Path) -> None:
-    paths = save_figures(read_run(run), form="html", out=tmp_path / "figures")
+    paths = load_run(run).save_figures(form="html", out=tmp_path / "figures")
     names = {p.stem.split("-_")[0].split("-system")[0] for p in paths}
     for wanted in ("outcomes", "refusal-heatmap", "judge-agreement", "self-judgement"):
         assert wanted in names
@@ -113,7 +112,7 @@ def test_every_figure_is_written_and_named(run: Path, tmp_path: Path) -> None:
 
 
 def test_every_figure_has_a_title_axes_and_a_caption(run: Path) -> None:
-    for name, figure in run_figures(read_run(run)).items():
+    for name, figure in load_run(run).figures().items():
         layout = figure.to_dict()["layout"]
         assert len(layout["title"]["text"]) > 10, name
         assert len(layout["title"]["subtitle"]["text"]) > 10, name
@@ -124,19 +123,17 @@ def test_every_figure_has_a_title_axes_and_a_caption(run: Path) -> None:
 
 @pytest.mark.skipif(find_chromium() is None, reason="no Chromium on this machine; .ci/run installs one")
 def test_static_figures_are_pictures(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import mechsafety.experiments.published as run_pages
-
-    one = dict(list(run_figures(read_run(run)).items())[:1])
-    monkeypatch.setattr(run_pages, "run_figures", lambda _: one)
+    one = dict(list(load_run(run).figures().items())[:1])
+    monkeypatch.setattr(Study, "figures", lambda _: one)
     for form, magic in (("png", b"\x89PNG"), ("svg", b"<svg"), ("pdf", b"%PDF")):
-        (path,) = save_figures(read_run(run), form=form, out=tmp_path)  # type: ignore[arg-type]
+        (path,) = load_run(run).save_figures(form=form, out=tmp_path)  # type: ignore[arg-type]
         assert path.read_bytes().startswith(magic)
 
 
 def test_without_chromium_static_figures_say_what_to_do(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mechsafety.pages.page.find_chromium", lambda: None)
     with pytest.raises(MechsafetyError, match="apt-get install chromium"):
-        save_figures(read_run(run), form="png")
+        load_run(run).save_figures(form="png")
 
 
 def rates(refused: dict[tuple[str, str], int]) -> pd.DataFrame:
@@ -230,14 +227,14 @@ def test_generation_defaults_that_are_not_followed_are_said(run: Path) -> None:
     manifest = json.loads(path.read_text())
     system = next(iter(manifest["systems"]))
     assert manifest["systems"][system]["overridden_generation_defaults"] == {}
-    assert "generation defaults not followed" not in write_report(read_run(run)).read_text()
+    assert "generation defaults not followed" not in load_run(run).report().read_text()
     asked = {"do_sample": True, "repetition_penalty": 1.8}
     manifest["systems"][system]["overridden_generation_defaults"] = asked
     path.write_text(json.dumps(manifest))
-    page = write_report(read_run(run)).read_text()
+    page = load_run(run).report().read_text()
     assert page.count("generation defaults not followed") == 1
     assert "repetition_penalty" in page
     # A run of an earlier version says nothing of it, and has a page all the same.
     del manifest["systems"][system]["overridden_generation_defaults"]
     path.write_text(json.dumps(manifest))
-    assert "generation defaults not followed" not in write_report(read_run(run)).read_text()
+    assert "generation defaults not followed" not in load_run(run).report().read_text()

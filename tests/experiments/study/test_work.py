@@ -21,13 +21,14 @@ from click.testing import CliRunner
 from mechsafety.cli import main
 from mechsafety.core.errors import MechsafetyError, NotFiniteError
 from mechsafety.directions.direction import load_directions
+from mechsafety.experiments.base import load_run
 from mechsafety.experiments.study import work as study
 from mechsafety.experiments.study.config import StudyConfig
-from mechsafety.experiments.study.page import write_report
-from mechsafety.experiments.study.work import run_study
+from mechsafety.experiments.study.experiment import run_study
 from mechsafety.prompts.prompt_set import PromptSet
 from mechsafety.runs import folder as runs
 from mechsafety.runs.folder import read_run
+from mechsafety.sweeps.candidates import BatchedScorer
 from tests.architectures import save_architecture
 from tests.prompt_sets import small_prompts, write_csv
 from tests.tokenizer_kinds import DATED, KINDS, save_kind
@@ -126,19 +127,21 @@ def test_running_again_changes_nothing_and_loads_no_model(
 ) -> None:
     before = {p: p.read_bytes() for p in finished.rglob("*.parquet")}
     monkeypatch.setattr(
-        "mechsafety.experiments.study.work.load_model", lambda *_, **__: pytest.fail("a model was loaded")
+        "mechsafety.experiments.base.load_model", lambda *_, **__: pytest.fail("a model was loaded")
     )
     run_study(config, finished)
     assert {p: p.read_bytes() for p in finished.rglob("*.parquet")} == before
 
 
-@pytest.mark.parametrize("parts", [2, 9, 15])
+@pytest.mark.parametrize(
+    "parts", [pytest.param(2, marks=pytest.mark.slow), 9, pytest.param(15, marks=pytest.mark.slow)]
+)
 def test_killed_study_resumes_to_the_same_tables(
     finished: Path, config: StudyConfig, tmp_path: Path, parts: int
 ) -> None:
     """kill -9 once ``parts`` parts are on disk; then the same command again."""
     program = (
-        "import sys, json; from pathlib import Path; from mechsafety.experiments.study.work import run_study;"
+        "import sys, json; from pathlib import Path; from mechsafety.experiments.study.experiment import run_study;"
         "from mechsafety.experiments.study.config import StudyConfig; import torch; torch.set_num_threads(1);"
         "run_study(StudyConfig.model_validate(json.loads(sys.argv[1])), Path(sys.argv[2]))"
     )
@@ -154,6 +157,68 @@ def test_killed_study_resumes_to_the_same_tables(
     assert not (run / "rates.csv").exists()
     run_study(config, run)
     assert_same_tables(run, finished)
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The layers of every candidate that is measured; each layer is measured on its own."""
+    score, layers = BatchedScorer.score, []
+
+    def counting(self: BatchedScorer, candidates: Any) -> Any:
+        layers.extend(c.layer for c in candidates)
+        if len(layers) == 2:
+            raise KeyboardInterrupt
+        return score(self, candidates)
+
+    monkeypatch.setattr("mechsafety.sweeps.sweep._ROWS_A_CHUNK", 1)
+    monkeypatch.setattr(BatchedScorer, "score", counting)
+    return layers
+
+
+def test_a_study_goes_on_within_its_sweep_and_measures_no_candidate_twice(
+    finished: Path, config: StudyConfig, tmp_path: Path, measured: list[int]
+) -> None:
+    alone = config.model_copy(update={"systems": config.systems[:1], "judges": ("rules",)})
+    with pytest.raises(KeyboardInterrupt):
+        run_study(alone, tmp_path / "run")
+    (journal,) = (tmp_path / "run" / "parts" / "scores").rglob("*.jsonl")
+    assert len(journal.read_text().splitlines()) == 1 + 1  # what it is bound to, and one candidate
+    run = run_study(alone, tmp_path / "run")
+    layers = sorted({*measured})
+    # The one that was under way when the study was interrupted is measured again.
+    assert sorted(measured) == sorted([*layers, measured[1]])
+    whole = pd.read_parquet(finished / "sweep.parquet")
+    whole = whole[whole["system"] == config.systems[0]].reset_index(drop=True)
+    pd.testing.assert_frame_equal(run.to_frame("sweep"), whole)
+
+
+@pytest.mark.parametrize("given", [{"layer": 3}, {"recipe": "code"}])
+def test_a_fixed_layer_is_the_one_candidate_that_is_measured(
+    finished: Path,
+    plain: StudyConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    given: dict[str, Any],
+) -> None:
+    score, measured = BatchedScorer.score, []
+
+    def counting(self: BatchedScorer, candidates: Any) -> Any:
+        measured.extend(c.layer for c in candidates)
+        return score(self, candidates)
+
+    monkeypatch.setattr(BatchedScorer, "score", counting)
+    alone = plain.model_copy(update={"systems": plain.systems[:1], "selfjudge": False, **given})
+    run = run_study(alone, tmp_path / "run")
+    layer = given.get("layer", int(4 * 0.6))
+    assert measured == [layer]
+    facts = run.manifest["systems"][plain.systems[0]]
+    assert (facts["selection"]["layer"], facts["selection"]["rule"]) == (layer, "fixed")
+    swept = pd.read_parquet(finished / "sweep.parquet").query(
+        "system == @plain.systems[0] and layer == @layer"
+    )
+    pd.testing.assert_frame_equal(run.to_frame("sweep"), swept.reset_index(drop=True))
+    (figure,) = (f for name, f in run.figures().items() if name.startswith("layer-sweep"))
+    assert all(list(trace.x) == [layer] for trace in figure.data)
 
 
 def test_halved_batches_are_recorded_and_resumed(
@@ -233,14 +298,14 @@ def overflowing(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
     """``overflowing(spec, stage)``: numbers of that system are not finite from that stage on."""
 
     def make(spec: str, stage: str) -> None:
-        real = getattr(study._Study, stage)
+        real = getattr(study.StudyWork, stage)
 
         def failing(work: Any, system: str, *rest: Any) -> Any:
             if system == spec:
                 raise NotFiniteError(f"{spec}: logits are not finite in layer 2")
             return real(work, system, *rest)
 
-        monkeypatch.setattr(study._Study, stage, failing)
+        monkeypatch.setattr(study.StudyWork, stage, failing)
 
     return make
 
@@ -251,7 +316,15 @@ def plain(config: StudyConfig) -> StudyConfig:
     return config.model_copy(update={"judges": ("rules",), "nll": False, "limit": 3})
 
 
-@pytest.mark.parametrize("stage", ["_directions", "_sweep", "_responses", "_selfjudge"])
+@pytest.mark.parametrize(
+    "stage",
+    [
+        pytest.param("_directions", marks=pytest.mark.slow),
+        "_sweep",
+        "_responses",
+        pytest.param("_selfjudge", marks=pytest.mark.slow),
+    ],
+)
 def test_a_system_that_is_not_finite_is_named_and_the_others_are_as_without_it(
     plain: StudyConfig, tmp_path: Path, overflowing: Callable[[str, str], None], stage: str
 ) -> None:
@@ -266,10 +339,10 @@ def test_a_system_that_is_not_finite_is_named_and_the_others_are_as_without_it(
     systems = read_run(result.path).manifest["systems"]
     assert systems[llama] == {"failed": result.failed[llama]}
     assert systems[gpt2]["model"]["fingerprint"]
-    report = write_report(read_run(result.path)).read_text()
+    report = load_run(result.path).report().read_text()
     assert "Not measured" in report
     assert "logits are not finite in layer 2" in report
-    assert "Not measured" not in write_report(read_run(alone.path)).read_text()
+    assert "Not measured" not in load_run(alone.path).report().read_text()
 
 
 def test_a_failed_system_is_not_tried_again(
@@ -282,7 +355,7 @@ def test_a_failed_system_is_not_tried_again(
     first = run_study(plain, tmp_path / "run")
     monkeypatch.undo()
     monkeypatch.setattr(
-        "mechsafety.experiments.study.work.load_model", lambda *_, **__: pytest.fail("a model was loaded")
+        "mechsafety.experiments.base.load_model", lambda *_, **__: pytest.fail("a model was loaded")
     )
     heard: list[str] = []
     again = run_study(plain, tmp_path / "run", say=heard.append)
@@ -305,7 +378,7 @@ def test_a_failed_system_is_tried_again_under_other_versions(
     monkeypatch.setattr(study, "computing_versions", lambda: newer)
     again = run_study(plain, tmp_path / "run", allow_other_versions=True)
     assert not again.failed
-    assert set(again.rates["system"]) == set(plain.systems)
+    assert set(again.to_frame()["system"]) == set(plain.systems)
 
 
 def test_a_judge_that_is_not_finite_is_no_fault_of_the_system(
@@ -314,7 +387,7 @@ def test_a_judge_that_is_not_finite_is_no_fault_of_the_system(
     def broken(*_: Any, **__: Any) -> Any:
         raise NotFiniteError("logits are not finite")
 
-    monkeypatch.setattr(study, "judge_responses", broken)
+    monkeypatch.setattr("mechsafety.experiments.judging.judge_responses", broken)
     with pytest.raises(MechsafetyError, match="judge 'rules': logits are not finite") as caught:
         run_study(plain, tmp_path / "run")
     assert not isinstance(caught.value, NotFiniteError)
@@ -361,7 +434,7 @@ def test_repeated_prompts_are_said_and_recorded(
     same = plain.model_copy(update={**changed, "prompts": plain.prompts, "anchors": plain.anchors})
     once = run_study(same, tmp_path / "once")
     assert read_run(once.path).manifest["repeated_prompts"] == 0
-    pd.testing.assert_frame_equal(run.rates, once.rates)
+    pd.testing.assert_frame_equal(run.to_frame(), once.to_frame())
 
 
 # -- what the systems read ----------------------------------------------------------------------------
@@ -410,7 +483,7 @@ def test_a_study_says_what_its_systems_read_and_refuses_what_does_not_fit(
     responses = pd.read_parquet(path / "responses.parquet").set_index("id")
     assert set(responses.loc[breaking, "prompt"]) == {"make < |end|> bread"}
     assert responses["n_prompt_tokens"].max() == 256 - config.max_new_tokens
-    page = write_report(read_run(path)).read_text()
+    page = load_run(path).report().read_text()
     assert "Today: 3 Feb 2001" in page
     assert f"1 ({long})" in page
     # Asked about the answer to a prompt that fills the window, the model has no room; about the others it has.
@@ -424,7 +497,7 @@ def test_a_later_system_with_a_smaller_window_is_refused_before_the_first_works(
 ) -> None:
     small = save_architecture(tmp_path / "small", "llama", max_position_embeddings=12)
     monkeypatch.setattr(
-        "mechsafety.experiments.study.work.load_model", lambda *_, **__: pytest.fail("a model was loaded")
+        "mechsafety.experiments.base.load_model", lambda *_, **__: pytest.fail("a model was loaded")
     )
     asked = config.model_copy(update={"systems": (config.systems[0], str(small)), "judges": ("rules",)})
     with pytest.raises(MechsafetyError, match=r"small: .*window of 12 tokens"):

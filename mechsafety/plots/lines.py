@@ -1,4 +1,4 @@
-"""What the figures and sentences of an anatomy share: names and colours, numbers in words, small multiples of lines."""
+"""Small multiples of lines with their intervals as bands, beside what chance gives."""
 
 from __future__ import annotations
 
@@ -12,91 +12,12 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from mechsafety.experiments.regions.findings import Pooled
-from mechsafety.plots.panels import HUES, WIDTH, log_axis
-from mechsafety.plots.style import COLOURS, legend_at_foot, short_name, styled, wrapped
+from mechsafety.plots.panels import WIDTH, log_axis
+from mechsafety.plots.style import COLOURS, legend_at_foot, styled, wrapped
 
-Tables = Mapping[str, pd.DataFrame]
-"""The tables of an anatomy, by name."""
-Names = Mapping[str, str]
-"""The models of an anatomy, by their part: base, tuned, control."""
-
-SAFE, UNSAFE = "safe", "unsafe"
-MODELS: Mapping[str, tuple[str, str]] = {
-    "base": ("#8C8C8C", "solid"),
-    "tuned": ("#0072B2", "solid"),
-    "control": ("#CC79A7", "dash"),
-    "random": ("#E69F00", "dot"),
-}
-"""Colour and dash of each model, and of a random dW of the tuned one's norm."""
-GROUPS: Mapping[str, str] = {
-    SAFE: COLOURS["harmless"],
-    UNSAFE: COLOURS["harmful"],
-    "success": "#CC79A7",
-    "failed": "#56B4E9",
-}
-GROUP_NAMES: Mapping[str, str] = {
-    SAFE: "safe prompts",
-    UNSAFE: "unsafe prompts",
-    "success": "successful attacks",
-    "failed": "failed attacks",
-}
-POSITIONS: Mapping[str, str] = {"output": "over the answer", "last_prompt": "last prompt token"}
-RANDOM_DW = "random dW"
 Form = Literal["plain", "rate", "log"]
 _CHANCE = "3px,3px"
 _ROW, _GAP, _HEAD = 165, 62, 112  # pixels: a row of panels, what stands between two, and the title's room
-
-
-def who(role: str, names: Mapping[str, str]) -> str:
-    """``tuned (its name)``: a model's part, and its name where there is one."""
-    if role == "random":
-        return RANDOM_DW
-    return f"{role} ({short_name(names[role])})" if role in names else role
-
-
-def models_in(table: pd.DataFrame) -> list[str]:
-    """The models of a table in the order in which they are always shown."""
-    there = set(table["model"])
-    return [model for model in MODELS if model in there]
-
-
-def families_in(table: pd.DataFrame) -> list[str]:
-    """The families of attacks of a table, in its order."""
-    return [str(group) for group in dict.fromkeys(table["group"]) if group not in (SAFE, UNSAFE)]
-
-
-def spread_out(layers: Sequence[int], most: int) -> list[int]:
-    """At most ``most`` of ``layers``, evenly spaced, the first and the last among them."""
-    ordered = sorted(set(layers))
-    places = np.linspace(0, len(ordered) - 1, min(most, len(ordered))).round().astype(int)
-    return [ordered[place] for place in places]
-
-
-def measured(row: pd.Series, column: str) -> Pooled:
-    """One row's value with the interval in its columns ``low`` and ``high``."""
-    value, low, high = (float(row[name]) for name in (column, "low", "high"))
-    return Pooled(value=value, low=low, high=high, draws=1)
-
-
-def told(found: Pooled) -> str:
-    """A number that is no share, with its interval: ``5.1 [4.8, 5.5]``."""
-    if found.value != found.value:
-        return "undefined"
-    said = digits(found.value)
-    return said if found.low != found.low else f"{said} [{digits(found.low)}, {digits(found.high)}]"
-
-
-def digits(value: float) -> str:
-    """Three significant digits, two decimals at most from 0.1 on."""
-    rounded = float(f"{value:.3g}")
-    return f"{rounded:.2f}" if 0.1 <= abs(rounded) < 10 else f"{rounded:g}"
-
-
-def counted(n: int, of: int, what: str) -> str:
-    """``4 of 6 layers``, ``1 of 1 layer``."""
-    plural = {"matrix": "matrices"}.get(what, f"{what}s")
-    return f"{n} of {of} {what if of == 1 else plural}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,11 +40,6 @@ class LinePanel:
     form: Form = "plain"
 
 
-def model_line(rows: pd.DataFrame, role: str, names: Mapping[str, str]) -> Line:
-    colour, dash = MODELS[role]
-    return Line(name=who(role, names), rows=rows, colour=colour, dash=dash)
-
-
 def chance_line(values: pd.Series, name: str) -> Line:
     """What chance gives, by place on the x axis: thin and dashed, in ink."""
     rows = pd.DataFrame({"x": values.index, "y": values.to_numpy()})
@@ -133,6 +49,13 @@ def chance_line(values: pd.Series, name: str) -> Line:
 def columns_for(n: int) -> int:
     """How many panels stand in a row where ``n`` of them are to be wrapped."""
     return next((width for width in (3, 4) if n <= width or n % width == 0), 4 if n > 6 else 3)
+
+
+def spread_out(layers: Sequence[int], most: int) -> list[int]:
+    """At most ``most`` of ``layers``, evenly spaced, the first and the last among them."""
+    ordered = sorted(set(layers))
+    places = np.linspace(0, len(ordered) - 1, min(most, len(ordered))).round().astype(int)
+    return [ordered[place] for place in places]
 
 
 def line_panels(
@@ -178,15 +101,6 @@ def by_kind(
     return [
         LinePanel(title=str(kind), lines=lines(rows), y_title=y_title, form=form)
         for kind, rows in table.groupby("kind", sort=False)
-    ]
-
-
-def of_models(rows: pd.DataFrame, columns: Mapping[str, str], names: Mapping[str, str]) -> list[Line]:
-    """A line a model; ``columns`` names what goes along x and y, and the interval."""
-    picked = rows.rename(columns=dict(columns))
-    return [
-        model_line(picked.loc[picked["model"] == model, list(columns.values())], model, names)
-        for model in models_in(rows)
     ]
 
 
@@ -271,14 +185,3 @@ def _x_ticks(lines: Sequence[Line]) -> dict[str, Any]:
     step = max(1, math.ceil(len(whole) / 7))
     step = next(s for s in (1, 2, 5, 10, 20, 50, 100, 1000) if s >= step)
     return ticks | {"tickvals": [x for x in whole if x % step == 0]}
-
-
-def hue(order: int) -> str:
-    """A colour for what has none of its own."""
-    return HUES[order % len(HUES)]
-
-
-def rows_of(table: pd.DataFrame, **wanted: object) -> pd.DataFrame:
-    for column, value in wanted.items():
-        table = table[table[column] == value]
-    return table

@@ -1,0 +1,246 @@
+"""Self-judgement of a finished study as an experiment: what ``mechsafety selfjudge`` runs.
+
+Each system is asked, with and without the edit, about the answers that it gave with and without the edit. Every
+(system, judging arm, judged arm, form) is a part of the run; a part that is there is not made again.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import pandas as pd
+
+from mechsafety.annotation.labels import responses_sha256
+from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.names import QUESTION_FORMS
+from mechsafety.edits.interventions import Edit, digest
+from mechsafety.experiments.base import Experiment, Result, Say, Session, run_experiment
+from mechsafety.experiments.selfjudgement import page as pages
+from mechsafety.experiments.selfjudgement.config import SelfJudgeConfig
+from mechsafety.experiments.selfjudgement.figures import selfjudge_figures
+from mechsafety.experiments.selfjudgement.findings import findings
+from mechsafety.experiments.selfjudgement.tables import CELL, calibration, two_by_two
+from mechsafety.experiments.study.config import StudyConfig, stored_config
+from mechsafety.experiments.study.findings import measured_systems
+from mechsafety.experiments.study.work import edit_of
+from mechsafety.judges.selfjudgement import Exchange, ask_logits, ask_words
+from mechsafety.models.loading import load_record
+from mechsafety.runs.folder import Provenance, RunFolder, differences, read_run
+from mechsafety.statistics import ARMS, PROMPT_LABELS
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+    from transformer_lens.model_bridge import TransformerBridge
+
+    from mechsafety.pages.page import Page
+
+Cell = tuple[str, str, str, str]
+_SHOWN = [
+    *("system", "judge_arm", "response_arm", "form", "n", "readable", "refusals", "unparsed", "agreement"),
+    *("majority", "auc", "low", "high", "auc_shuffled", "auc_length", "both_yes", "ece"),
+]
+
+
+class SelfJudging(Experiment[SelfJudgeConfig]):
+    """Questions to the systems of the study in ``config.study``, about the answers that it keeps."""
+
+    kind = "selfjudge"
+    tables: ClassVar[Mapping[str, str]] = MappingProxyType(
+        {
+            "cells": "selfjudge_2x2.csv",
+            "calibration": "calibration.csv",
+            "judgements": "judgements.parquet",
+        }
+    )
+    long = frozenset({"judgements"})
+
+    def __init__(self, config: SelfJudgeConfig) -> None:
+        self.study = read_run(config.study)
+        self.made = _study_config(self.study)
+        day = config.date or self.study.manifest.get("date") or self.made.date
+        super().__init__(
+            config.model_copy(
+                update={
+                    "systems": _systems(self.study, config.systems),
+                    "forms": tuple(form for form in QUESTION_FORMS if form in config.forms),
+                    "dtype": config.dtype or self.made.dtype,
+                    "device": config.device or self.made.device,
+                    "date": day,
+                    "seed": self.made.seed if config.seed is None else config.seed,
+                }
+            )
+        )
+        self.responses = self.study.read_table("responses.parquet")
+        self.edits = {system: _edit(self.study, self.made, system) for system in self.config.systems}
+
+    @property
+    def seed(self) -> int:
+        return self.config.seed or 0
+
+    @property
+    def loading(self) -> dict[str, Any]:
+        config = self.config
+        return {"dtype": config.dtype, "device": config.device, "template": self.made.template}
+
+    def bound(self) -> Mapping[str, Any]:
+        return {
+            "study": self.config.study.name,
+            "responses_sha256": responses_sha256(self.responses),
+            "judge": self.made.primary_judge,
+            "template": self.made.template,
+            "edits": {system: digest(edit) for system, edit in self.edits.items()},
+        }
+
+    def models(self) -> Sequence[str]:
+        return self.config.systems
+
+    def sources(self) -> Mapping[str, Provenance]:
+        """The systems, which must be those that answered in the study; their number format and device may be others."""
+        sources, recorded = super().sources(), self.study.manifest.get("sources", {})
+        for name, made_from in sources.items():
+            if changed := differences(recorded.get(name, made_from.identity), made_from.identity):
+                what = ", ".join(line.partition(":")[0] for line in changed)
+                raise MechsafetyError(
+                    f"the {what} of {name!r} {'is' if len(changed) == 1 else 'are'} no longer what answered in the "
+                    "study; run the study again"
+                )
+        return sources
+
+    def work(self, session: Session) -> Mapping[str, pd.DataFrame]:
+        chosen = _chosen(self.responses, self.config.limit, seed=self.seed)
+        responses = self.responses[self.responses["id"].isin(chosen)]
+        for system in self.config.systems:
+            self._ask(session, system, responses)
+        verdicts = self.study.read_table("verdicts.parquet").rename(columns={"arm": "response_arm"})
+        primary = verdicts[verdicts["judge"] == self.made.primary_judge]
+        joined = ["system", "response_arm", "id"]
+        judgements = self._judgements(session.run).merge(
+            primary[[*joined, "label", "verdict"]], on=joined, how="left", validate="many_to_one"
+        )
+        session.say("tables")
+        cells = two_by_two(judgements, seed=self.seed)
+        return {"cells": cells, "calibration": calibration(judgements), "judgements": judgements}
+
+    def _ask(self, session: Session, system: str, responses: pd.DataFrame) -> None:
+        """Every cell of one system that is not there yet; the model is loaded for the first of them."""
+        todo = [cell for cell in self._cells(system) if not session.run.has_part("asked", *cell)]
+        if not todo:
+            return
+        model = session.load(system)
+        self._require_weights(system, model)
+        for number, (_, judge_arm, response_arm, form) in enumerate(todo, start=1):
+            session.say(
+                f"{system} [{number}/{len(todo)}] {form}: {judge_arm} model about {response_arm} answers"
+            )
+            edit = self.edits[system] if judge_arm == "edited" else None
+            rows = responses[(responses["system"] == system) & (responses["arm"] == response_arm)]
+            asked = Exchange.of(rows)
+            judged = (
+                ask_logits(model, asked, edit=edit, seed=self.seed)
+                if form == "logit"
+                else ask_words(model, asked, edit=edit)
+            )
+            table = pd.DataFrame([asdict(one) for one in judged])
+            session.run.write_part(table, "asked", system, judge_arm, response_arm, form)
+
+    def _require_weights(self, system: str, model: TransformerBridge) -> None:
+        record = load_record(model)
+        known = self.study.manifest["systems"][system]["model"].get("fingerprint")
+        if record is not None and known not in (None, record.fingerprint):
+            raise MechsafetyError(
+                f"the weights of {system!r} are no longer those that answered in the study; run the study again"
+            )
+
+    def _judgements(self, run: RunFolder) -> pd.DataFrame:
+        """All parts, in the order of the systems."""
+        cells = [cell for system in self.config.systems for cell in self._cells(system)]
+        parts = [run.read_part("asked", *cell).assign(**dict(zip(CELL, cell, strict=True))) for cell in cells]
+        return pd.concat(parts, ignore_index=True)
+
+    def _cells(self, system: str) -> list[Cell]:
+        return [
+            (system, judge_arm, response_arm, form)
+            for form in self.config.forms
+            for judge_arm in ARMS
+            for response_arm in ARMS
+        ]
+
+    @classmethod
+    def figures(cls, result: Result) -> dict[str, go.Figure]:
+        return selfjudge_figures(result.tables["cells"], result.tables["calibration"])
+
+    @classmethod
+    def findings(cls, result: Result) -> list[str]:
+        return findings(result.tables["cells"])
+
+    @classmethod
+    def page(cls, result: Result, figures: Mapping[str, go.Figure]) -> Page:
+        return pages.page(result, figures)
+
+    @classmethod
+    def facts(cls, result: Result) -> dict[str, Any]:
+        return {name: result.tables[name] for name in ("cells", "calibration")}
+
+    @classmethod
+    def text(cls, result: Result) -> str:
+        return result.tables["cells"][_SHOWN].to_string(index=False, na_rep="-", float_format="%.2f")
+
+
+def run_selfjudge(
+    config: SelfJudgeConfig, out: str | Path, *, say: Say = lambda _: None, allow_other_versions: bool = False
+) -> Result:
+    """Ask every system of the study in ``config.study`` about its answers, in the folder ``out``, or go on there.
+
+    ``limit`` takes so many prompts of each label, by the seed, the same for all arms and systems. Raises
+    :class:`MechsafetyError` for a run that is no finished study, systems that it does not have, weights that are no
+    longer those of the study, and edits that cannot be rebuilt as they were.
+    """
+    return run_experiment(SelfJudging(config), out, say=say, allow_other_versions=allow_other_versions)
+
+
+def _study_config(study: RunFolder) -> StudyConfig:
+    stored = study.manifest["config"]
+    if "judges" not in stored or "systems" not in study.manifest:
+        raise MechsafetyError(
+            f"run {str(study.path)!r} is no finished study (it is of kind {stored.get('kind', 'study')!r}): run "
+            "mechsafety study first, and name its folder"
+        )
+    return stored_config(stored)
+
+
+def _systems(study: RunFolder, wanted: Sequence[str]) -> tuple[str, ...]:
+    have = list(measured_systems(study.manifest))
+    if strange := [system for system in wanted if system not in have]:
+        raise MechsafetyError(f"the study has no system {strange[0]!r}; it has {', '.join(have)}")
+    return tuple(dict.fromkeys(wanted)) or tuple(have)
+
+
+def _chosen(responses: pd.DataFrame, limit: int | None, *, seed: int) -> set[str]:
+    ids = responses[["id", "label"]].drop_duplicates()
+    chosen: set[str] = set()
+    for label in PROMPT_LABELS:
+        every = list(ids["id"][ids["label"] == label])
+        chosen.update(every if limit is None else random.Random(seed).sample(every, min(limit, len(every))))
+    return chosen
+
+
+def _edit(study: RunFolder, made: StudyConfig, system: str) -> Edit:
+    """The edit under which the study's answers were written, checked against its record."""
+    if not study.has_part("selection", system, suffix="json"):
+        raise MechsafetyError(
+            f"run {str(study.path)!r} lacks the parts from which the edit of {system!r} is rebuilt: keep its folder "
+            "parts, or run the study again"
+        )
+    edit = edit_of(study, made, system)
+    recorded = study.manifest["systems"][system]["edit"]["sha256"]
+    if digest(edit) != recorded:
+        raise MechsafetyError(
+            f"the edit of {system!r} rebuilt from {str(study.path)!r} has the hash {digest(edit)[:16]}, the study used "
+            f"{recorded[:16]}: its parts were changed; run the study again"
+        )
+    return edit

@@ -1,0 +1,215 @@
+"""The granular study as an experiment: systems x prompts x judges, what ``mechsafety study`` runs."""
+
+from __future__ import annotations
+
+from collections import ChainMap
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from html import escape
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from mechsafety.core.errors import MechsafetyError
+from mechsafety.experiments.agreement.figures import judge_chapter_figures
+from mechsafety.experiments.agreement.tables import REFERENCE_TABLES, STUDY_TABLES, judge_tables
+from mechsafety.experiments.base import Experiment, Read, Result, Say, Session, run_experiment
+from mechsafety.experiments.judging import reopened
+from mechsafety.experiments.study import page as pages
+from mechsafety.experiments.study.config import StudyConfig, stored_config
+from mechsafety.experiments.study.figures import study_figures
+from mechsafety.experiments.study.findings import (
+    failed_systems,
+    failure_lines,
+    measured_systems,
+    study_findings,
+)
+from mechsafety.experiments.study.work import StudyWork
+from mechsafety.judges.registry import judge_sources
+from mechsafety.models.provenance import of_models
+from mechsafety.prompts.prompt_set import PromptSet, load_prompts
+from mechsafety.prompts.splits import require_disjoint
+from mechsafety.runs.folder import Provenance, RunFolder, pinned_date
+from mechsafety.sweeps.openings import ANSWER_TOKENS
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import plotly.graph_objects as go
+
+    from mechsafety.pages.page import Page
+
+_TABLES = ("rates", "tests", "agreement", "selfjudge", *STUDY_TABLES, *REFERENCE_TABLES)
+_LONG = ("sweep", "scatter", "responses", "verdicts")
+
+
+class StudyResult(Result):
+    """A study on disk. Systems in ``failed`` could not be measured; where all failed there are no tables."""
+
+    @property
+    def failed(self) -> dict[str, str]:
+        """Why each system that could not be measured could not."""
+        return failed_systems(self.manifest)
+
+    def _repr_html_(self) -> str:
+        failed = "".join(f"<p>{escape(line)}</p>" for line in failure_lines(self.failed))
+        measured = measured_systems(self.manifest)
+        table = self.tables["rates"].round(3).to_html(index=False, border=0) if measured else ""
+        return f"<b>Study</b> in {escape(str(self.path))}{failed}{table}"
+
+
+class Study(Experiment[StudyConfig]):
+    """Every system, original and edited, on the report prompts; anchors find and select the direction."""
+
+    kind = "study"
+    tables: ClassVar[Mapping[str, str]] = MappingProxyType(
+        {name: f"{name}.csv" for name in _TABLES}
+        | {name: f"{name}.parquet" for name in _LONG}
+        | {"selfjudgements": "selfjudge.parquet"}
+    )
+    long = frozenset({*_LONG, "selfjudgements"})
+    answer_keys = ("system", "arm")
+    result_type = StudyResult
+
+    def __init__(self, config: StudyConfig) -> None:
+        super().__init__(config)
+        self.report, self.anchors = study_prompts(config)
+
+    def prompt_sets(self) -> Sequence[PromptSet]:
+        return [self.report, self.anchors]
+
+    def bound(self) -> Mapping[str, Any]:
+        return {"prompts_sha256": self.report.sha256(), "anchors_sha256": self.anchors.sha256()}
+
+    def models(self) -> Sequence[str]:
+        return self.config.systems
+
+    def sources(self) -> Mapping[str, Provenance]:
+        of_judges = [judge_sources(judge, loading=self.loading) for judge in self.config.judges]
+        return dict(ChainMap(of_models(*self.models(), **self.loading), *of_judges))
+
+    def reads(self) -> Sequence[Read]:
+        return [(self.report, self.config.max_new_tokens), (self.anchors, ANSWER_TOKENS)]
+
+    def work(self, session: Session) -> Mapping[str, pd.DataFrame]:
+        work = StudyWork(config=self.config, session=session, report=self.report, anchors=self.anchors)
+        for number, spec in enumerate(self.config.systems, start=1):
+            work.try_system(spec, f"[{number}/{len(self.config.systems)}] {spec}")
+        return work.tables()
+
+    @classmethod
+    def read_tables(cls, run: RunFolder) -> dict[str, pd.DataFrame]:
+        """The tables that the run has; those on judges are made from its verdicts where it lacks them."""
+        tables, config = super().read_tables(run), run.manifest["config"]
+        if "verdicts" in tables and not tables.keys() >= {*STUDY_TABLES}:
+            tables |= judge_tables(tables["verdicts"], primary=config["judges"][0], seed=int(config["seed"]))
+        return tables
+
+    @classmethod
+    def figures(cls, result: Result) -> dict[str, go.Figure]:
+        own = study_figures(result.tables, measured_systems(result.manifest))
+        return own | judge_chapter_figures(result.tables)
+
+    @classmethod
+    def findings(cls, result: Result) -> list[str]:
+        return [
+            *failure_lines(failed_systems(result.manifest)),
+            *study_findings(result.tables, result.manifest),
+        ]
+
+    @classmethod
+    def page(cls, result: Result, figures: Mapping[str, go.Figure]) -> Page:
+        return pages.page(result, figures)
+
+    @classmethod
+    def html(cls, result: Result) -> str:
+        return pages.html(result)
+
+    @classmethod
+    def facts(cls, result: Result) -> dict[str, Any]:
+        manifest = result.manifest
+        return {
+            **{name: result.tables[name] for name in ("rates", "tests")},
+            "timings": manifest.get("timings", {}),
+            "failed": failed_systems(manifest),
+        }
+
+    @classmethod
+    def text(cls, result: Result) -> str:
+        rates, primary = result.tables["rates"], result.config["judges"][0]
+        chosen = rates[rates["judge"] == primary].drop(columns="judge")
+        shown = chosen.to_string(index=False, na_rep="-", float_format="%.2f")
+        return f"judge {primary}\n{shown}"
+
+    @classmethod
+    def rates_by_judge(cls, result: Result) -> pd.DataFrame:
+        return result.tables["rates"]
+
+    @classmethod
+    def with_judges(
+        cls, result: Result, judges: Sequence[str], say: Say, *, allow_other_versions: bool
+    ) -> None:
+        """Make ``judges`` members of the study: what they say of its responses goes into every table.
+
+        Nothing is generated, and no system is loaded, unless a judge asks it. Raises :class:`MechsafetyError` for a
+        judge that the study has, and for a study without its parts.
+        """
+        known = [*dict.fromkeys(result.tables["verdicts"]["judge"])]
+        if again := [name for name in judges if name in known]:
+            raise MechsafetyError(
+                f"judge {again[0]!r} has read the answers of run {str(result.path)!r} already"
+            )
+        config = stored_config(result.config | {"judges": [*known, *judges]})
+        with reopened(
+            result.run, judges, loading=config.loading, allow_other_versions=allow_other_versions
+        ) as run:
+            day = pinned_date(run.path, config.date)
+            session = Session(run=run, day=day, say=say, loading=config.loading)
+            work = StudyWork(config=config, session=session)
+            work.judge_all()
+            run.record("config", result.config | {"judges": list(config.judges)})
+            for name, table in work.tables().items():
+                run.write_table(table, cls.tables[name])
+        if "judge_errors" in result.tables:
+            say("tables against people or a judge lack the new one: mechsafety agree makes them again")
+
+
+def run_study(
+    config: StudyConfig, out: str | Path, *, say: Say = lambda _: None, allow_other_versions: bool = False
+) -> StudyResult:
+    """Run ``config`` in the folder ``out``, or go on where it was interrupted.
+
+    A system whose numbers are not finite is left out of all tables, also when the study goes on later. Raises
+    :class:`MechsafetyError` for prompts that overlap, lack a split or a label, and for another configuration, other
+    prompts or models than the folder's.
+    """
+    run = run_experiment(Study(config), out, say=say, allow_other_versions=allow_other_versions)
+    return StudyResult(run.path, Study)
+
+
+def study_prompts(config: StudyConfig) -> tuple[PromptSet, PromptSet]:
+    """Report prompts and anchors (fit and validation), sampled as the configuration says.
+
+    Raises :class:`MechsafetyError` when a split or a label is missing, or when they overlap.
+    """
+    asked = load_prompts(config.prompts)
+    report = asked.to_judge
+    anchors = load_prompts(config.anchors)
+    chosen = PromptSet(
+        (
+            *anchors.to_estimate.sample(config.fit, seed=config.seed),
+            *anchors.to_choose.sample(config.validation, seed=config.seed),
+        ),
+        anchors.name,
+        anchors.repeated if config.anchors != config.prompts else 0,
+    )
+    for split in (chosen.to_estimate, chosen.to_choose):
+        if not len(split.harmful) or not len(split.harmless):
+            raise MechsafetyError(
+                f"anchors {config.anchors!r} need harmful and harmless prompts in the splits fit and validation"
+            )
+    if not len(report):
+        raise MechsafetyError(f"prompts {config.prompts!r} hold no report split")
+    if config.limit is not None:
+        report = report.sample(config.limit, seed=config.seed)
+    require_disjoint(anchor=chosen, report=report)
+    return replace(report, repeated=asked.repeated), chosen

@@ -1,0 +1,37 @@
+"""The word lists and patterns of the judges, read from ``words/``, which says how they are written."""
+
+from __future__ import annotations
+
+import re
+
+from mechsafety.core.places import packaged_words
+from mechsafety.judges.rule import SOFT_WINDOW, Rule, rule
+
+_NAME = re.compile(r"\{([A-Z_]+)\}")
+
+
+def _written_out(text: str, words: dict[str, str]) -> str:
+    """``text`` in one line, with the words that it names."""
+    return _NAME.sub(lambda match: words[match.group(1)], re.sub(r"(?:\A|\n) {2,}", "", text))
+
+
+def _rules() -> tuple[Rule, ...]:
+    read = packaged_words("mechsafety.judges", "words/refusals.toml")
+    words: dict[str, str] = {}
+    for name, value in read["words"].items():
+        one = "(?:" + "|".join(value) + ")" if isinstance(value, list) else value
+        words[name] = _written_out(one, words)
+    soft = ({"strength": "weak", "supporting": True, "window": SOFT_WINDOW} | entry for entry in read["soft"])
+    return tuple(
+        rule(**entry | {"pattern": _written_out(entry["pattern"], words)}) for entry in (*read["rule"], *soft)
+    )
+
+
+RULES = _rules()
+"""All rules of the judge ``rules``, those of soft refusals last."""
+
+ANSWERS = {
+    name: re.compile(_written_out(text, {}))
+    for name, text in packaged_words("mechsafety.judges", "words/answers.toml").items()
+}
+"""By name, the patterns that tell an answer from a refusal."""

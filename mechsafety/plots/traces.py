@@ -1,0 +1,52 @@
+"""Traces that figures of several experiments have: marks with intervals, and maps with a number in every cell."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from mechsafety.plots.style import HEAT, whiskers
+
+Values = Sequence[float] | pd.Series
+NO_LOOKS: Mapping[str, float] = {}
+
+
+def dots(
+    figure: go.Figure,
+    places: Sequence[Any] | pd.Series,
+    values: Values,
+    *,
+    name: str | None,
+    marker: Mapping[str, Any],
+    bounds: tuple[Values, Values] | None = None,
+    across: bool = False,
+    looks: Mapping[str, float] = NO_LOOKS,
+    colour: str | None = None,
+    **more: Any,
+) -> None:
+    """Marks at ``values``, with whiskers from ``bounds``; with ``across`` the values lie along the x axis.
+
+    ``looks`` are the whiskers' thickness and width, ``colour`` their colour where it is not the marker's.
+    """
+    x, y = (values, places) if across else (places, values)
+    if bounds is not None:
+        bars = whiskers(values, *bounds, colour=colour or marker.get("color"), **looks)
+        more["error_x" if across else "error_y"] = bars
+    figure.add_scatter(x=x, y=y, mode="markers", name=name, marker=marker, **more)
+
+
+def in_legend(group: str, *, first: bool, row: int, col: int) -> dict[str, Any]:
+    """One panel's trace of those that stand in the legend once, under ``group``."""
+    return {"legendgroup": group, "showlegend": first, "row": row, "col": col}
+
+
+def shares_map(
+    z: Sequence[Sequence[float]], *, title: str, text: Sequence[Sequence[str]], **more: Any
+) -> go.Heatmap:
+    """Numbers from 0 to 1 as a map with the text of every cell; ``title`` stands above its scale."""
+    bar = {"title": {"text": title, "side": "top"}, "thickness": 14, **more.pop("colorbar", {})}
+    looks = {"zmin": 0, "zmax": 1, "colorscale": HEAT, "xgap": 2, "ygap": 2, "texttemplate": "%{text}"}
+    return go.Heatmap(z=z, text=text, colorbar=bar, **looks, **more)

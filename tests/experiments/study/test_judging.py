@@ -1,0 +1,148 @@
+"""A judge that is added to a finished study is a member of it as if it had been there from the start."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+
+from mechsafety.cli import main
+from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.verdict import Response, Verdict
+from mechsafety.experiments import base
+from mechsafety.experiments.base import load_run
+from mechsafety.experiments.study import work as study
+from mechsafety.experiments.study.config import StudyConfig
+from mechsafety.experiments.study.experiment import run_study
+from mechsafety.runs.folder import read_run
+from tests.prompt_sets import small_prompts, write_csv
+
+ADDED = "phrases:granular"
+TABLES = (
+    *("rates.csv", "tests.csv", "agreement.csv", "selfjudge.csv", "verdicts.parquet", "judge_effects.csv"),
+    *("judge_flips.csv", "judge_rankings.csv", "judge_interaction.csv", "panel_agreement.csv"),
+)
+
+
+class Compliant:
+    """Calls every answer compliance."""
+
+    name = "compliant"
+
+    def __call__(self, responses: Sequence[Response]) -> list[Verdict]:
+        return [Verdict(id=r.id, label="compliance", judge=self.name) for r in responses]
+
+
+@pytest.fixture(scope="module")
+def config(tiny_folder: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> StudyConfig:
+    csv = write_csv(small_prompts(8), tmp_path_factory.mktemp("prompts") / "small.csv")
+    fields: dict[str, Any] = {"prompts": str(csv), "anchors": str(csv), "limit": 4, "layer": 2}
+    fields |= {"judges": ("rules",), "max_new_tokens": 4, "dtype": "float32", "device": "cpu"}
+    return StudyConfig(systems=(str(tiny_folder("llama")), str(tiny_folder("gpt2"))), **fields)
+
+
+@pytest.fixture(scope="module")
+def finished(config: StudyConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run_study(config, tmp_path_factory.mktemp("runs") / "study").path
+
+
+@pytest.fixture
+def copied(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the study, in which nothing is generated and no system is loaded any more."""
+    monkeypatch.setattr(base, "load_model", lambda *_, **__: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(study, "resumable_responses", lambda *_, **__: pytest.fail("generated"))
+    return Path(shutil.copytree(finished, tmp_path / "copy"))
+
+
+def test_an_added_judge_gives_the_tables_of_a_study_that_had_it_from_the_start(
+    config: StudyConfig, copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = CliRunner().invoke(main, ["judge", str(copied), "--judge", ADDED, "--json"])
+    assert done.exit_code == 0, done.output
+    facts = json.loads(done.stdout)
+    assert {row["judge"] for row in facts["rates"]} == {"rules", ADDED}
+    assert facts["report"] == str(copied / "report.html")
+    assert ADDED in (copied / "report.html").read_text()
+    assert (copied / "figures" / "judge-agreement.html").is_file()
+    assert read_run(copied).manifest["config"]["judges"] == ["rules", ADDED]
+    monkeypatch.undo()
+    asked = config.model_copy(update={"judges": ("rules", ADDED)})
+    whole = run_study(asked, tmp_path / "whole")
+    for name in TABLES:
+        assert (copied / name).read_bytes() == (whole.path / name).read_bytes(), name
+    # It goes on as a study of both judges.
+    assert run_study(asked, copied).to_frame().equals(whole.to_frame())
+
+
+def test_a_judge_that_sees_compliance_everywhere_gives_other_rates(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(study, "load_judge", lambda *_, **__: Compliant())
+    monkeypatch.setattr(base.judging, "judge_sources", lambda *_, **__: {})
+    rates = load_run(copied).judge("compliant").rates_by_judge()
+    mine = rates[rates["judge"] == "compliant"]
+    assert (mine["compliance"] == mine["n"]).all()
+    assert not (mine["compliance"].to_numpy() == rates[rates["judge"] == "rules"]["compliance"]).all()
+
+
+def test_a_judge_of_a_model_loads_that_model_alone(
+    config: StudyConfig, copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[str] = []
+    monkeypatch.undo()
+    load = base.load_model
+
+    def counting(spec: str, **options: Any) -> Any:
+        loaded.append(spec)
+        return load(spec, **options)
+
+    monkeypatch.setattr(base, "load_model", counting)
+    load_run(copied).judge(f"logit:{config.systems[0]}")
+    assert loaded == [config.systems[0]]
+
+
+def test_an_interrupted_judge_goes_on_and_judges_nothing_twice(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, asked = study.ask, []
+
+    def second(*arguments: Any) -> Any:
+        asked.append(1)
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(study, "ask", second)
+    before = (copied / "rates.csv").read_bytes()
+    with pytest.raises(KeyboardInterrupt):
+        load_run(copied).judge(ADDED)
+    assert (copied / "rates.csv").read_bytes() == before
+    assert load_run(copied).config["judges"] == ["rules"]
+    table = load_run(copied).judge(ADDED).rates_by_judge()
+    assert len(asked) == 2 + 3
+    assert set(table["judge"]) == {"rules", ADDED}
+
+
+def test_judges_that_cannot_be_added_are_one_line(copied: Path) -> None:
+    with pytest.raises(MechsafetyError, match="'rules' has read the answers"):
+        load_run(copied).judge("rules")
+    with pytest.raises(MechsafetyError, match="no judge is called 'oracle'"):
+        load_run(copied).judge("oracle")
+    assert load_run(copied).config["judges"] == ["rules"]
+    shutil.rmtree(copied / "parts" / "responses")
+    with pytest.raises(MechsafetyError, match="keep its folder parts"):
+        load_run(copied).judge(ADDED)
+
+
+def test_a_comparison_with_a_reference_says_that_it_lacks_the_judge(copied: Path) -> None:
+    assert CliRunner().invoke(main, ["judge", str(copied), "--judge", ADDED]).exit_code == 0
+    assert CliRunner().invoke(main, ["agree", str(copied), "--reference", "rules"]).exit_code == 0
+    assert set(pd.read_csv(copied / "judge_errors.csv")["judge"]) == {ADDED}
+    done = CliRunner().invoke(main, ["judge", str(copied), "--judge", "phrases:arditi"])
+    assert "mechsafety agree makes them again" in done.stderr
