@@ -109,7 +109,8 @@ class Comparison(Result):
     cka = property(partial(_table, "cka"))
     transfer = property(partial(_table, "transfer"))
 
-    def at_layer(self) -> dict[str, pd.DataFrame]:
+    @property
+    def short_tables(self) -> dict[str, pd.DataFrame]:
         """What to read first of the tables: their rows at one layer (all of the transfer matrix), rounded."""
         return {
             name: (table if name == "transfer" else table[table["layer"] == self.layer]).round(3)
@@ -228,7 +229,7 @@ class CheckpointComparison(Experiment[ComparisonConfig]):
         return "\n\n".join(
             f"{name}{'' if name == 'transfer' else f', layer {found.layer}'}\n"
             + table[_TEXT_COLUMNS[name]].to_string(index=False, na_rep="-")
-            for name, table in found.at_layer().items()
+            for name, table in found.short_tables.items()
         )
 
     @classmethod
@@ -239,8 +240,7 @@ class CheckpointComparison(Experiment[ComparisonConfig]):
             "notes": list(found.notes),
             "bases": [{"a": b.a, "b": b.b, "verdict": b.verdict, "reason": b.reason} for b in found.bases],
             "figures": [str(found.path / "figures" / f"{name}.html") for name in found.figures()],
-            "tables": {},
-            **found.at_layer(),
+            **found.short_tables,
         }
 
     @classmethod
@@ -301,7 +301,7 @@ def _findings(found: Comparison) -> list[str]:
             f"{row['a']} and {row['b']}, layer {found.layer}: cosine {row['cosine']:.2f} "
             f"{_interval(row['low'], row['high'])}; directions between halves of the harmless prompts reach "
             f"{row['harmless_floor']:.2f}."
-            for row in found.at_layer()["cosines"].to_dict(orient="records")
+            for row in found.short_tables["cosines"].to_dict(orient="records")
         ]
     if found.transfer is not None:
         sentences += [
