@@ -121,9 +121,8 @@ def rates(verdicts: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
 def figure(table: pd.DataFrame, keys: Sequence[str]) -> go.Figure:
     """Refusal rates by judge that was added: one mark per state, judge and label."""
     drawn = go.Figure()
-    states = (
-        table[list(keys)].astype(str).agg(" · ".join, axis=1) if keys else pd.Series("", index=table.index)
-    )
+    named = table[list(keys)].astype(object).fillna("").astype(str)  # an empty text is NaN in a CSV file
+    states = pd.Series([" · ".join(filter(None, row)) for row in named.to_numpy()], index=table.index)
     for (judge, label), rows in table.groupby(["judge", "label"], sort=False):
         drawn.add_scatter(
             x=rows["refusal"],

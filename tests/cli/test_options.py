@@ -13,33 +13,49 @@ from click.testing import CliRunner
 from pydantic import BaseModel, Field, model_validator
 
 from mechsafety.cli import base, main
+from mechsafety.cli.agreement import PlanConfig
 from mechsafety.cli.directions import DirectionConfig
 from mechsafety.cli.models import TuneConfig
 from mechsafety.cli.options import checked, config_options
 from mechsafety.core.errors import MechsafetyError
+from mechsafety.experiments.anatomy.config import AnatomyConfig
 from mechsafety.experiments.audit.config import AuditConfig
 from mechsafety.experiments.comparison.config import ComparisonConfig
 from mechsafety.experiments.config import Config, ModelConfig, Option
 from mechsafety.experiments.evaluation.config import EvaluationConfig
 from mechsafety.experiments.generation.config import GenerationConfig
+from mechsafety.experiments.lab.config import LabConfig
+from mechsafety.experiments.ladder.config import LadderConfig
 from mechsafety.experiments.regions.config import RegionsConfig
 from mechsafety.experiments.robustness.config import RobustnessConfig
+from mechsafety.experiments.selfjudgement.config import SelfJudgeConfig
+from mechsafety.experiments.study.config import StudyConfig
+from mechsafety.experiments.sweep.config import SweepConfig
 
 ALWAYS = {"as_json", "out", "allow_other_versions"}
 """Options of every command that makes a run; those that make none can have no other versions to allow."""
 COMMANDS: dict[str, tuple[type[BaseModel], set[str]]] = {
+    "anatomy": (AnatomyConfig, set()),
     "audit": (AuditConfig, set()),
-    "direction": (DirectionConfig, set()),
-    "tune": (TuneConfig, set()),
     "compare": (ComparisonConfig, {"form"}),
+    "direction": (DirectionConfig, set()),
     "evaluate": (EvaluationConfig, set()),
     "generate": (GenerationConfig, {"save_edit"}),
+    "lab": (LabConfig, {"what"}),
+    "ladder": (LadderConfig, set()),
+    "plan-labels": (PlanConfig, {"run"}),
     "regions": (RegionsConfig, {"study", "dry_run"}),
     "robustness": (RobustnessConfig, set()),
+    "selfjudge": (SelfJudgeConfig, set()),
+    "study": (StudyConfig, {"source", "print_config"}),
+    "sweep": (SweepConfig, set()),
+    "tune": (TuneConfig, set()),
 }
 """By command, its configuration and the options that are none of its fields."""
-WITHOUT: dict[str, tuple[str, ...]] = {}
-"""By command, the fields that have no option, for a reason that stands where the command is."""
+WITHOUT: dict[str, set[str]] = {"study": {"sampling", "selfjudge", "nll"}}
+"""By command, the fields that have no option: sections of a study, which stand in its file."""
+BARE = {"report", "figures", "select", "judge", "annotate", "agree", "export-inspect", "models", "doctor"}
+"""Commands without a configuration: they read what there is."""
 
 
 def command(name: str) -> click.Command:
@@ -48,25 +64,26 @@ def command(name: str) -> click.Command:
     return found
 
 
-def unmatched(kind: type[BaseModel], made: click.Command, *, extras: set[str], without: Any = ()) -> set[str]:
+def unmatched(kind: type[BaseModel], made: click.Command, *, extras: set[str], without: set[str]) -> set[str]:
     """Fields without an option, and options without a field."""
     options = {p.name for p in made.params if p.name is not None}
-    return (set(kind.model_fields) - set(without)) ^ (options - ALWAYS - extras)
+    return (set(kind.model_fields) - without) ^ (options - ALWAYS - extras)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_fields_and_options_are_the_same(name: str) -> None:
     kind, extras = COMMANDS[name]
-    made = command(name)
-    assert unmatched(kind, made, extras=extras, without=WITHOUT.get(name, ())) == set()
-    assert {p.name for p in made.params} >= {"as_json", "out", *extras}
+    made, without = command(name), WITHOUT.get(name, set())
+    assert unmatched(kind, made, extras=extras, without=without) == set()
+    assert {p.name for p in made.params} >= {"as_json", *extras}
 
     class More(kind):  # type: ignore[misc, valid-type]
         another: int = 0
 
     # The controls: a field that has no option, and an option that no field has.
-    assert unmatched(More, made, extras=extras, without=WITHOUT.get(name, ())) == {"another"}
-    assert unmatched(kind, made, extras={*extras, "seed"}, without=WITHOUT.get(name, ())) == {"seed"}
+    assert unmatched(More, made, extras=extras, without=without) == {"another"}
+    first = next(field for field in kind.model_fields if field not in without)
+    assert unmatched(kind, made, extras={*extras, first}, without=without) == {first}
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -94,6 +111,8 @@ def test_every_command_of_a_module_is_listed() -> None:
     for module in {module for module, _ in base._COMMANDS.values()}:
         importlib.import_module(f"mechsafety.cli.{module}")
     assert set(main.commands) == set(base._COMMANDS)
+    assert set(base._COMMANDS) == set(COMMANDS) | BARE
+    assert not set(COMMANDS) & BARE
 
 
 # -- values -----------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from lm_eval.tasks import TaskManager  # noqa: E402
 
 from mechsafety.core.errors import MechsafetyError  # noqa: E402
 from mechsafety.edits.interventions import Ablate, Add, digest  # noqa: E402
+from mechsafety.experiments.base import load_run  # noqa: E402
 from mechsafety.generation.scoring import option_log_probs  # noqa: E402
 from mechsafety.integrations.harness import EditedLM  # noqa: E402
 from mechsafety.integrations.harness_runs import evaluate  # noqa: E402
@@ -436,6 +437,13 @@ def test_the_command_writes_a_run_and_refuses_what_is_wrong(
     assert manifest["evaluation"] == facts["record"]
     assert manifest["config"]["edit_sha256"] == facts["record"]["edit_sha256"]
     assert [row["value"] for row in facts["results"]] == pytest.approx(list(table["value"]))
+    again = load_run(tmp_path / "run")
+    assert list(again.to_frame()["value"]) == list(table["value"])
+    assert all(
+        f"{row['value']:.4g}" in line for row, line in zip(facts["results"], again.findings(), strict=True)
+    )
+    assert [list(trace.x) for trace in again.plot().data] == [[value] for value in table["value"]]
+    assert "ms_choices" in (tmp_path / "run" / "report.html").read_text()
     for wrong, said in (
         (["--tasks", "ms_choice", "--task-folder", tmp_path / "tasks"], "near it are ms_choices"),
         (["--tasks", ","], "tasks:"),

@@ -28,16 +28,8 @@ COMPARISON_COLUMNS = [
     *("refused_original", "n_original", "original", "original_low", "original_high"),
     *("refused_edited", "n_edited", "edited", "edited_low", "edited_high"),
     *("change", "low", "high", "test", "p", "p_holm", "q_bh", "comparisons"),
-    *(
-        "b",
-        "c",
-        "pairs",
-        "dropped",
-        "paired_p_best",
-        "paired_p_worst",
-        "paired_holm_best",
-        "paired_holm_worst",
-    ),
+    *("b", "c", "pairs", "dropped"),
+    *("paired_p_best", "paired_p_worst", "paired_holm_best", "paired_holm_worst"),
     *("detectable", "detectable_corrected", "finding"),
 ]
 JUDGE_COLUMNS = [
@@ -115,18 +107,9 @@ def audit(evidence: Evidence, *, seed: int, alpha: float = 0.05, family: Family 
 
 
 _REAL = [
-    *(
-        "original",
-        "original_low",
-        "original_high",
-        "edited",
-        "edited_low",
-        "edited_high",
-        "change",
-        "low",
-        "high",
-    ),
-    *("p", "p_holm", "q_bh", "paired_p_best", "paired_p_worst", "paired_holm_best", "paired_holm_worst"),
+    *("original", "original_low", "original_high", "edited", "edited_low", "edited_high"),
+    *("change", "low", "high", "p", "p_holm", "q_bh"),
+    *("paired_p_best", "paired_p_worst", "paired_holm_best", "paired_holm_worst"),
     *("detectable", "detectable_corrected"),
 ]
 _COUNTED = ["b", "c", "pairs", "dropped", "comparisons"]

@@ -11,13 +11,13 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pandas as pd
 
-from mechsafety.core.days import checked_day
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.names import MEASURES, Measure
 from mechsafety.directions.direction import Directions, load_directions
@@ -71,6 +71,10 @@ _TEXT_COLUMNS = {
 }
 
 
+def _table(name: str, result: Result) -> Any:
+    return result.tables.get(name)
+
+
 class Comparison(Result):
     """A finished comparison: what was left out and why, and its tables.
 
@@ -100,23 +104,13 @@ class Comparison(Result):
             for basis in self._facts["bases"]
         )
 
-    @property
-    def cosines(self) -> pd.DataFrame | None:
-        return self.tables.get("cosines")
+    cosines = property(partial(_table, "cosines"))
+    angles = property(partial(_table, "angles"))
+    cka = property(partial(_table, "cka"))
+    transfer = property(partial(_table, "transfer"))
 
     @property
-    def angles(self) -> pd.DataFrame | None:
-        return self.tables.get("angles")
-
-    @property
-    def cka(self) -> pd.DataFrame | None:
-        return self.tables.get("cka")
-
-    @property
-    def transfer(self) -> pd.DataFrame | None:
-        return self.tables.get("transfer")
-
-    def at_layer(self) -> dict[str, pd.DataFrame]:
+    def short_tables(self) -> dict[str, pd.DataFrame]:
         """What to read first of the tables: their rows at one layer (all of the transfer matrix), rounded."""
         return {
             name: (table if name == "transfer" else table[table["layer"] == self.layer]).round(3)
@@ -235,7 +229,7 @@ class CheckpointComparison(Experiment[ComparisonConfig]):
         return "\n\n".join(
             f"{name}{'' if name == 'transfer' else f', layer {found.layer}'}\n"
             + table[_TEXT_COLUMNS[name]].to_string(index=False, na_rep="-")
-            for name, table in found.at_layer().items()
+            for name, table in found.short_tables.items()
         )
 
     @classmethod
@@ -246,8 +240,7 @@ class CheckpointComparison(Experiment[ComparisonConfig]):
             "notes": list(found.notes),
             "bases": [{"a": b.a, "b": b.b, "verdict": b.verdict, "reason": b.reason} for b in found.bases],
             "figures": [str(found.path / "figures" / f"{name}.html") for name in found.figures()],
-            "tables": {},
-            **found.at_layer(),
+            **found.short_tables,
         }
 
     @classmethod
@@ -263,52 +256,28 @@ def compare(
     prompts: PromptSet | None = None,
     *,
     out: Path | str,
-    seed: int,
-    measures: Sequence[str] | None = None,
-    layer: int | None = None,
-    position: int = -1,
-    k: int = 3,
-    limit: int | None = None,
-    resamples: int = 300,
-    dtype: str = "auto",
-    device: str = "auto",
-    template: str | None = None,
-    date: str | None = None,
     say: Say = lambda _: None,
     allow_other_versions: bool = False,
+    **settings: Any,
 ) -> Comparison:
     """Compare the refusal geometry of two or more checkpoints, in the folder ``out``; goes on if interrupted.
 
     ``specs`` are models (as for :func:`load_model`) or files of saved directions (``*.safetensors``), of
-    which only cosines can be told. Directions are found on fit prompts; the transfer matrix is measured on report
+    which only cosines can be computed. Directions are found on fit prompts; the transfer matrix is measured on report
     prompts, with each direction of ``layer`` ablated (default: for each ablated checkpoint, the layer that separates
-    validation prompts best). At most ``limit`` prompts of each label and split are used.
-    ``date`` is the day that templates with a date write, by default the day the run began.
-    ``measures`` are cosine, angles, cka and transfer (default: every one that can be had); they may be asked for
-    one after another in the same folder.
+    validation prompts best).
+
+    ``settings`` are the fields of :class:`ComparisonConfig`: ``measures`` (cosine, angles, cka, transfer; default:
+    every one that can be had; they may be asked for one after another in the same folder), ``layer``, ``limit``
+    (prompts of each label and split), ``k``, ``resamples``, ``position``, ``seed``, ``dtype``, ``device``,
+    ``template``, ``date``.
 
     Cosines, angles and transfer are left out, with a note, for models that share no residual basis. Raises
     :class:`MechsafetyError` when nothing but these was asked for, and for fewer than two checkpoints, one
     named twice, an unknown measure, one class only, and no validation or report split where transfer needs one.
     """
-    config = ComparisonConfig(
-        checkpoints=tuple(specs),
-        measures=None if measures is None else tuple(measures),
-        layer=layer,
-        position=position,
-        k=k,
-        limit=limit,
-        resamples=resamples,
-        seed=seed,
-        dtype=cast("Any", dtype),
-        device=device,
-        template=template,
-        date=None if date is None else checked_day(date),
-    )
-    found = run_experiment(
-        CheckpointComparison(config, prompts), out, say=say, allow_other_versions=allow_other_versions
-    )
-    return _of(found)
+    experiment = CheckpointComparison(ComparisonConfig(checkpoints=tuple(specs), **settings), prompts)
+    return _of(run_experiment(experiment, out, say=say, allow_other_versions=allow_other_versions))
 
 
 def read_comparison(path: str | Path) -> Comparison:
@@ -332,7 +301,7 @@ def _findings(found: Comparison) -> list[str]:
             f"{row['a']} and {row['b']}, layer {found.layer}: cosine {row['cosine']:.2f} "
             f"{_interval(row['low'], row['high'])}; directions between halves of the harmless prompts reach "
             f"{row['harmless_floor']:.2f}."
-            for row in found.at_layer()["cosines"].to_dict(orient="records")
+            for row in found.short_tables["cosines"].to_dict(orient="records")
         ]
     if found.transfer is not None:
         sentences += [

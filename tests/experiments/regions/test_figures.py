@@ -13,6 +13,8 @@ import pytest
 from mechsafety.experiments.regions.figures import (
     attack_figure,
     freezing_figure,
+    link_effects_figure,
+    links_figure,
     region_figures,
     tradeoff_figure,
 )
@@ -24,7 +26,6 @@ from mechsafety.experiments.regions.heatmaps import (
     jaccard_heatmap,
     subspace_heatmap,
 )
-from mechsafety.experiments.regions.link_figures import link_effects_figure, links_figure
 from tests import region_tables as made
 
 ALL = {
