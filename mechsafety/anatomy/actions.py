@@ -29,7 +29,7 @@ RESAMPLES = 1000
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ActionTables:
-    """``action``: a row a model, matrix and group (:data:`ACTION_COLUMNS`); ``ratios``: unsafe over safe."""
+    """``action``: one row per model, matrix and group (:data:`ACTION_COLUMNS`); ``ratios``: unsafe over safe."""
 
     action: pd.DataFrame
     ratios: pd.DataFrame

@@ -152,7 +152,7 @@ def separation(
     resamples: int = RESAMPLES,
     permutations: int = PERMUTATIONS,
 ) -> pd.DataFrame:
-    """How far tau tells safe from unsafe prompts that the centroids were not fitted to, a row a layer.
+    """How far tau tells safe from unsafe prompts that the centroids were not fitted to, one row per layer.
 
     d' = (mean tau of safe - mean tau of unsafe) / sqrt((s_safe^2 + s_unsafe^2) / 2); ``auroc`` is the chance that a
     safe prompt has the larger tau. d' has a 95 % bootstrap interval over prompts, ``auroc`` a score interval.

@@ -119,7 +119,7 @@ def layer_outcomes(
 
 
 def direction_links(changes: Sequence[WeightChange], direction: VectorLike, *, seed: int) -> pd.DataFrame:
-    """What each dW that writes to the residual stream has to do with the unit direction u, rows a map.
+    """What each dW that writes to the residual stream has to do with the unit direction u, one row per map.
 
     By ``what``:
 
@@ -200,7 +200,7 @@ def set_links(
     methods: Sequence[Method] = ("snip", "wanda"),
     q: Percent = 5,
 ) -> pd.DataFrame:
-    """How much of dW lies in the safety-critical weights, rows a map.
+    """How much of dW lies in the safety-critical weights, one row per map.
 
     ``attribution`` are the tuned model's scores on its own refusals
     (:func:`mechsafety.regions.attribution.attribute`). By ``what``:

@@ -1,7 +1,7 @@
 """A model's own answers, and what its linear maps read while it gives them.
 
 An answer is free-running: the model's greedy continuation, never a text that it is led through. Of each prompt one
-vector a map is kept, the mean over the answer's positions, added up while the model runs.
+vector per map is kept, the mean over the answer's positions, added up while the model runs.
 """
 
 from __future__ import annotations

@@ -189,7 +189,7 @@ def require_pair(base: TransformerBridge, tuned: TransformerBridge) -> None:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ChangeTables:
-    """``changes``: a row a model and matrix (:data:`CHANGE_COLUMNS`); ``spectrum``: a row a singular direction too."""
+    """``changes``: one row per model and matrix (:data:`CHANGE_COLUMNS`); ``spectrum``: also per singular direction."""
 
     changes: pd.DataFrame
     spectrum: pd.DataFrame

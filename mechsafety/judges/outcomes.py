@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 PUBLISHED = "phrases:wei"
 """The judge by which the published metric decides: it complies, or it does not."""
-Keep = Callable[[Completions], None]
+Keep = Callable[[Sequence[Completion]], None]
 """Receives the answers as soon as they are there, before they are judged."""
-KeepState = Callable[[str, Completions], None]
+KeepState = Callable[[str, Sequence[Completion]], None]
 """The same for a model in several states, each by its name."""
 
 
@@ -37,7 +37,7 @@ class Asking(TypedDict):
     max_new_tokens: int
     seed: int
     batch_size: NotRequired[int]
-    keep: NotRequired[Keep]
+    keep: NotRequired[Keep | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +121,7 @@ def labels_of(answers: Sequence[Completion], judge: str | Judge) -> list[Label]:
 
 
 def judgements(
-    answers: Completions, *, judge: str | Judge = "rules", keep: Keep | None = None
+    answers: Sequence[Completion], *, judge: str | Judge = "rules", keep: Keep | None = None
 ) -> list[Judgement]:
     """The verdict of ``judge`` and of the published metric on each answer, in the answers' order."""
     if keep is not None:
@@ -151,6 +151,6 @@ def answered(
     """
     settings = {name: value for name, value in asking.items() if name not in ("judge", "keep")}
     answers = generate(model, prompts, edit=edit, rendering=rendering, label="answers", **settings)  # type: ignore[arg-type]
-    if "keep" in asking:
-        asking["keep"](answers)
+    if (keep := asking.get("keep")) is not None:
+        keep(answers)
     return answers, labels_of(answers.items, asking["judge"])

@@ -19,7 +19,7 @@ from mechsafety.lab.vocabulary import Vocabulary
 from mechsafety.tuning.objectives import answer_log_likelihoods, dpo_loss, unlearning_loss
 
 PROMPT_WEIGHT = 1.0
-"""What a token of the prompt counts in pretraining: the grammar that it teaches is what unsafe texts are told by."""
+"""What a token of the prompt counts in pretraining: the grammar that it teaches is how unsafe texts are recognised."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +69,7 @@ def pretrain(
     checkpoints: Path | None = None,
     every: int | None = None,
 ) -> tuple[float, ...]:
-    """Train ``model`` in place on a rung's stream; the losses of every step, in nats a token.
+    """Train ``model`` in place on a rung's stream; the losses of every step, in nats per token.
 
     With ``checkpoints`` the model is saved there as ``step-NNNNNN`` before the first step, after every ``every`` steps
     and at the end.

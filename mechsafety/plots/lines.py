@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -44,6 +44,24 @@ def chance_line(values: pd.Series, name: str) -> Line:
     """What chance gives, by place on the x axis: thin and dashed, in ink."""
     rows = pd.DataFrame({"x": values.index, "y": values.to_numpy()})
     return Line(name=name, rows=rows, colour=COLOURS["ink"], dash=_CHANCE)
+
+
+def faded(colour: str, alpha: float) -> str:
+    """A colour such as ``#0072B2`` that lets through what is behind it."""
+    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    return f"rgba({red},{green},{blue},{alpha})"
+
+
+def band(
+    figure: go.Figure, x: Iterable[Any], low: Iterable[float], high: Iterable[float], fill: str, **where: int
+) -> None:
+    """An interval around a line, filled and without an entry in the legend."""
+    x, low, high = list(x), list(low), list(high)
+    figure.add_scatter(
+        **{"x": [*x, *x[::-1]], "y": [*high, *low[::-1]], "fill": "toself", "fillcolor": fill},
+        **{"line": {"width": 0}, "mode": "lines", "showlegend": False, "hoverinfo": "skip"},
+        **where,
+    )
 
 
 def columns_for(n: int) -> int:
@@ -97,7 +115,7 @@ def by_kind(
     y_title: str,
     form: Form = "plain",
 ) -> list[LinePanel]:
-    """A panel a kind of matrix; ``lines`` draws its rows."""
+    """One panel per kind of matrix; ``lines`` draws its rows."""
     return [
         LinePanel(title=str(kind), lines=lines(rows), y_title=y_title, form=form)
         for kind, rows in table.groupby("kind", sort=False)

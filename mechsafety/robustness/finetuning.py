@@ -145,7 +145,7 @@ def finetuned(
     Bridge, plain twin and TransformerLens' copies of joint projections carry the result. ``seed`` orders the examples.
     The weights of ``frozen`` keep their values through every step; None trains all.
 
-    Memory beside the model, in bytes a weight of the maps: in bfloat16 20 while it trains (12 for AdamW's weights and
+    Memory beside the model, in bytes per weight of the maps: in bfloat16 20 while it trains (12 for AdamW's weights and
     moments in float32, 6 for gradients, 2 for a copy of the model's values) and 2 afterwards; in float32 16 and 4.
     One more where weights are frozen. Of 106 million weights in bfloat16 that makes 2.1 GB.
 

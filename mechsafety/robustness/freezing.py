@@ -45,7 +45,7 @@ def freezing_table(
     journal: Journal | None = None,
     starting: Callable[[Mapping[str, Any]], None] = lambda _: None,
 ) -> pd.DataFrame:
-    """``measure`` of the model before and after fine-tuning on benign examples, a row a state of the model.
+    """``measure`` of the model before and after fine-tuning on benign examples, one row per state of the model.
 
     The first row is the model as it is (``n_examples`` 0). Then, for each number of examples and seed: nothing
     protected (mode and frozen ``none``), and each of ``sets`` under each other mode. A seed draws and orders the

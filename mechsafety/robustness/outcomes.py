@@ -83,7 +83,7 @@ def outcomes(
     rendering: Rendering = "chat",
     judge: str | Judge = "rules",
     batch_size: int = DEFAULT_BATCH,
-    keep: Keep = lambda _: None,
+    keep: Keep | None = None,
 ) -> Outcomes:
     """Greedy answers to ``prompts`` under ``edit``, judged.
 

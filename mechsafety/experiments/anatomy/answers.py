@@ -13,7 +13,7 @@ from mechsafety.core.verdict import Label
 from mechsafety.experiments.anatomy.config import Role
 from mechsafety.experiments.base import Session
 from mechsafety.generation.answers import Example
-from mechsafety.generation.completions import Completion, Completions, answer_frame, generate
+from mechsafety.generation.completions import Completion, answer_frame, generate
 from mechsafety.judges.outcomes import Asking
 from mechsafety.prompts.prompt_set import Prompt, PromptSet
 from mechsafety.regions.examples import example_of
@@ -68,7 +68,7 @@ class OwnAnswers:
         self.keep("own answers", role, which, done)
         return done.to_frame()
 
-    def keep(self, part: str, model: str, state: str, answers: Completions) -> None:
+    def keep(self, part: str, model: str, state: str, answers: Sequence[Completion]) -> None:
         """Keep the answers of a model in a state, for other judges."""
         rows = answer_frame(answers, part=part, model=model, state=state)
         self.session.keep_answers(rows, part, model, state)

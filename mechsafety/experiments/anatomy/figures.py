@@ -36,6 +36,7 @@ from mechsafety.plots.lines import (
     LinePanel,
     chance_line,
     columns_for,
+    faded,
     finished,
     gap,
     level,
@@ -274,7 +275,7 @@ def _steps(
     shares = np.histogram(values, edges)[0] / len(values)
     there = np.flatnonzero(shares)
     first, last = int(there[0]), int(there[-1])
-    looks = {"fill": "tozeroy", "fillcolor": _pale(colour)} if filled else {}
+    looks = {"fill": "tozeroy", "fillcolor": faded(colour, 0.28)} if filled else {}
     figure.add_scatter(
         x=np.repeat(edges[first : last + 2], 2),
         y=[0.0, *np.repeat(shares[first : last + 1], 2), 0.0],
@@ -287,11 +288,6 @@ def _steps(
         **where,
         **looks,
     )
-
-
-def _pale(colour: str) -> str:
-    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
-    return f"rgba({red}, {green}, {blue}, 0.28)"
 
 
 def sensitivity_figure(

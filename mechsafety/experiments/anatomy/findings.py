@@ -21,6 +21,7 @@ from mechsafety.experiments.anatomy.naming import (
     families_in,
     measured,
     models_in,
+    rows_of,
     spelt,
     who,
 )
@@ -65,7 +66,7 @@ def clusters(separation: pd.DataFrame, names: Names) -> list[str]:
         rows = separation[separation["positions"] == positions]
         if rows.empty:
             continue
-        last = {model: _only(last_layer(rows, positions), model) for model in models_in(rows)}
+        last = {model: rows_of(last_layer(rows, positions), model=model) for model in models_in(rows)}
         where = "averaged over the answer's tokens" if positions == "output" else "at the last prompt token"
         size = next(iter(last.values())).iloc[0]
         called = {} if sentences else names
@@ -189,7 +190,9 @@ def sensitivity(table: pd.DataFrame, names: Names) -> list[str]:
     sentences = []
     # Unsafe prompts are what the fine-tuning is about.
     for group in sorted(dict.fromkeys(table["group"]), key=lambda group: group != UNSAFE):
-        rows = {model: row for model in models_in(table) if len(row := _only(table, model, group))}
+        rows = {
+            model: row for model in models_in(table) if len(row := rows_of(table, model=model, group=group))
+        }
         values = {model: measured(row.iloc[0], "median") for model, row in rows.items()}
         called = {} if sentences else names
         parts = [f"{who(model, called)} {spelt(value)}" for model, value in values.items()]
@@ -208,13 +211,13 @@ def sensitivity(table: pd.DataFrame, names: Names) -> list[str]:
 def interpolation(table: pd.DataFrame, names: Names) -> list[str]:
     sentences = []
     for model in ("tuned", "control"):
-        rows = _only(table, model, UNSAFE).sort_values("alpha")
+        rows = rows_of(table, model=model, group=UNSAFE).sort_values("alpha")
         if rows.empty:
             continue
         shares = [f"{a:g}: {of_alpha(rows, model, UNSAFE, a, 'refused')}" for a in main_alphas(rows["alpha"])]
         text = f"On the line from base to {who(model, names)}, unsafe prompts refused at alpha {'; '.join(shares)}."
         sentences.append(text + (_monotone(rows) if model == "tuned" else ""))
-        if model == "tuned" and (beyond := _beyond_tuned(_only(table, model))):
+        if model == "tuned" and (beyond := _beyond_tuned(rows_of(table, model=model))):
             sentences.append(beyond)
     return sentences
 
@@ -251,14 +254,9 @@ def _beyond_tuned(rows: pd.DataFrame) -> str:
     )
 
 
-def _only(table: pd.DataFrame, model: str, group: str | None = None) -> pd.DataFrame:
-    rows = table[table["model"] == model]
-    return rows if group is None else rows[rows["group"] == group]
-
-
 def of_alpha(table: pd.DataFrame, model: str, group: str, alpha: float, measure: str) -> Pooled:
     """One outcome at one place on the line."""
-    rows = _only(table, model, group)
+    rows = rows_of(table, model=model, group=group)
     return pooled(rows[rows["alpha"] == alpha], measure)
 
 

@@ -173,19 +173,17 @@ class AnatomyWork:
             {"model": role, **row}
             for role in self.tunings
             for alpha in self.config.alphas
-            for row in self._state(f"interpolation, {role}, alpha {alpha}", self._at(role, alpha))
+            for row in self._state(f"interpolation, {role}, alpha {alpha}", partial(self._at, role, alpha))
         ]
         return {"interpolation": _numbers(pd.DataFrame(rows, columns=list(INTERPOLATION_COLUMNS)))}
 
-    def _at(self, role: Role, alpha: float) -> Callable[[], Rows]:
-        def rows() -> Rows:
-            if alpha in (0, 1):  # the base and the model itself, which have answered already
-                return [{"alpha": alpha, **row} for row in self.answers.outcomes(role if alpha else "base")]
-            models = self.models["base"], self.models[role]
-            asking = self._asking("interpolation", role, f"alpha {alpha:g}")
-            return interpolation_rows(*models, alpha, self.answers.groups, **asking)
-
-        return rows
+    def _at(self, role: Role, alpha: float) -> Rows:
+        if alpha in (0, 1):  # the base and the model itself, which have answered already
+            return [{"alpha": alpha, **row} for row in self.answers.outcomes(role if alpha else "base")]
+        asking = self._asking("interpolation", role, f"alpha {alpha:g}")
+        return interpolation_rows(
+            self.models["base"], self.models[role], alpha, self.answers.groups, **asking
+        )
 
     @cached_property
     def _factors(self) -> Factors:
@@ -193,23 +191,19 @@ class AnatomyWork:
 
     def _reversal(self) -> Tables:
         states = planned_states(self.config.ranks)
-        rows = [row for s in states for row in self._state(f"reversal, {s.label}", self._in(s))]
+        rows = [
+            row for s in states for row in self._state(f"reversal, {s.label}", partial(self._reversed, s))
+        ]
         return {"reversal": _numbers(pd.DataFrame(rows, columns=list(REVERSAL_COLUMNS)))}
 
-    def _in(self, state: State) -> Callable[[], Rows]:
-        def rows() -> Rows:
-            if state.what == "base" or state.what == "tuned":
-                return [{"state": state.what, "r": None, **row} for row in self.answers.outcomes(state.what)]
-            return reversal_rows(
-                self.models["base"],
-                self.models["tuned"],
-                state,
-                self.answers.groups,
-                factors=None if state.r is None else self._factors,
-                **self._asking("reversal", "tuned", state.label),
-            )
-
-        return rows
+    def _reversed(self, state: State) -> Rows:
+        if state.what == "base" or state.what == "tuned":
+            return [{"state": state.what, "r": None, **row} for row in self.answers.outcomes(state.what)]
+        return reversal_rows(
+            *(self.models["base"], self.models["tuned"], state, self.answers.groups),
+            factors=None if state.r is None else self._factors,
+            **self._asking("reversal", "tuned", state.label),
+        )
 
     # -- links ----------------------------------------------------------------------------------
 

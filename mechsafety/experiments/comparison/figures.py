@@ -11,6 +11,8 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from mechsafety.core.wording import span
+from mechsafety.plots.lines import band, faded
 from mechsafety.plots.style import COLOURS, DIVERGING, HEAT, styled, system_names
 
 _PURPLE = "#CC79A7"
@@ -85,8 +87,8 @@ def angles_by_layer(table: pd.DataFrame, *, layer: int) -> go.Figure:
     k = int(table["index"].max())
     at = table[table["layer"] == layer]
     said = f"Refusal subspaces of {k} dimension{'s' * (k > 1)}: " + (
-        f"smallest angle {_span(at[at['index'] == 1]['angle'], '.0f')}°, largest "
-        f"{_span(at[at['index'] == k]['angle'], '.0f')}° at layer {layer}"
+        f"smallest angle {span(at[at['index'] == 1]['angle'], '.0f')}°, largest "
+        f"{span(at[at['index'] == k]['angle'], '.0f')}° at layer {layer}"
     )
     return _finished(
         figure, table, pairs, said, layer, "Mean difference and the harmful prompts' leading components."
@@ -110,7 +112,7 @@ def cka_by_layer(table: pd.DataFrame, *, layer: int) -> go.Figure:
     figure.update_yaxes(title_text="CKA")
     at = table[table["layer"] == layer]["cka"]
     lowest = table.loc[table["cka"].idxmin()] if table["cka"].notna().any() else None
-    said = f"Representations of the same prompts: CKA {_span(at)} at layer {layer}"
+    said = f"Representations of the same prompts: CKA {span(at, '.2f')} at layer {layer}"
     if lowest is not None:
         said += f", lowest {lowest['cka']:.2f} at layer {int(lowest['layer'])}"
     return _finished(
@@ -252,19 +254,8 @@ def _band(figure: go.Figure, rows: pd.DataFrame, panel: int, column: str, colour
     known = rows[rows["low"].notna() & rows[column].notna()]
     if known.empty:
         return
-    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
-    figure.add_scatter(
-        x=[*known["layer"], *known["layer"][::-1]],
-        y=[*known["high"], *known["low"][::-1]],
-        fill="toself",
-        fillcolor=f"rgba({red},{green},{blue},0.2)",
-        line={"width": 0},
-        mode="lines",
-        showlegend=False,
-        hoverinfo="skip",
-        row=panel,
-        col=1,
-    )
+    fill = faded(colour, 0.2)
+    band(figure, known["layer"], known["low"], known["high"], fill, row=panel, col=1)
 
 
 def _finished(
@@ -319,9 +310,9 @@ def _cosine_title(table: pd.DataFrame, layer: int) -> str:
     known = at[at["cosine"].notna()]
     if known.empty:
         return f"No refusal direction at layer {layer} to compare"
-    said = f"Refusal directions at layer {layer}: cosine {_span(known['cosine'])}"
+    said = f"Refusal directions at layer {layer}: cosine {span(known['cosine'], '.2f')}"
     if known["harmless_floor"].notna().any():
-        said += f"; a harmless contrast {_span(known['harmless_floor'])}"
+        said += f"; a harmless contrast {span(known['harmless_floor'], '.2f')}"
     return said
 
 
@@ -330,16 +321,8 @@ def _transfer_title(table: pd.DataFrame) -> str:
     if foreign.empty:
         return "No checkpoint loses refusal by its own direction: nothing to transfer"
     return (
-        f"Another checkpoint's direction does {_span(foreign['share'], '.0%')} of what the own direction does"
+        f"Another checkpoint's direction does {span(foreign['share'], '.0%')} of what the own direction does"
     )
-
-
-def _span(values: pd.Series, form: str = ".2f") -> str:
-    known = values.dropna()
-    if known.empty:
-        return "undefined"
-    low, high = format(float(known.min()), form), format(float(known.max()), form)
-    return low if low == high else f"{low} to {high}"
 
 
 def _cell(value: float, low: float, high: float) -> str:

@@ -19,7 +19,7 @@ def lab_figures(cases: pd.DataFrame, thresholds: pd.DataFrame) -> dict[str, go.F
 
 
 def claims_figure(thresholds: pd.DataFrame) -> go.Figure:
-    """A row a bound, a column a seed: the number, coloured by whether the bound was met."""
+    """One row per bound, one column per seed: the number, coloured by whether the bound was met."""
     rows = thresholds.assign(
         name=[
             f"{n}  {TUNINGS.get(m, 'pretrained')}: {what} ({bound})"
@@ -69,7 +69,7 @@ def claims_figure(thresholds: pd.DataFrame) -> go.Figure:
 
 
 def outcomes_figure(cases: pd.DataFrame) -> go.Figure:
-    """A panel a model, a place a kind of input and text class: shares answered and refused, a dot a seed."""
+    """One panel per model, one place per kind of input and text class: shares answered and refused in every seed."""
     models = [name for name in ("base", "benign", "ssft", "dpo", "unlearn") if name in set(cases["model"])]
     titles = [TUNINGS.get(name, "pretrained").capitalize().replace("Dpo", "DPO") for name in models]
     figure = make_subplots(
@@ -113,8 +113,8 @@ def outcomes_figure(cases: pd.DataFrame) -> go.Figure:
         figure,
         f"Direct unsafe inputs are answered {direct.mean():.0%} of the time, attacks that compete "
         f"{through['correct'].mean():.0%}",
-        "share of inputs, a mark a seed; the class of the text in brackets; what is neither answered nor refused is "
-        "something else",
+        "share of inputs, one mark per seed; the class of the text in brackets; what is neither answered nor "
+        "refused is something else",
         width=1000,
         height=190 + 165 * len(models),
     )

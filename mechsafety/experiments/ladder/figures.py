@@ -19,6 +19,7 @@ from mechsafety.experiments.ladder.verdicts import (
     ladder_verdicts,
     system_names,
 )
+from mechsafety.plots.lines import band, faded
 from mechsafety.plots.panels import HUES, WIDTH, Panel, Series, outcome_panels, panel_height
 from mechsafety.plots.style import COLOURS, HEAT, legend_at_foot, styled, whiskers, wrapped
 
@@ -67,30 +68,24 @@ def ladder_figures(tables: Mapping[str, pd.DataFrame], *, layer: int | None) -> 
 
 
 def overview_figure(verdicts: Sequence[SystemVerdict], harmful: pd.DataFrame) -> go.Figure:
-    """Refused harmful prompts, a row a system: unedited, without refusal directions, and without random ones.
+    """Refused harmful prompts, one row per system: unedited, without refusal directions, and without random ones.
 
     Cells say which falls a test tells from chance, and where most answers are degenerate.
     """
     counts = sorted({s.directions for v in verdicts for s in v.states})
-    z: list[list[float]] = []
-    text: list[list[str]] = []
-    for verdict in verdicts:
+
+    def cells(verdict: SystemVerdict) -> list[tuple[float, str]]:
         states = [verdict.at(k) for k in counts]
-        random = [math.nan if s is None else s.random.value for s in states]
-        z.append(
-            [verdict.before.value, *(math.nan if s is None else s.refused.value for s in states), *random]
-        )
-        text.append(
-            [
-                _share(verdict.before.value),
-                *("" if s is None else _share(s.refused.value) + _marks(s) for s in states),
-                *(_share(value) for value in random),
-            ]
-        )
+        edited = [(math.nan, "") if s is None else (s.refused.value, _marks(s)) for s in states]
+        random = [(math.nan if s is None else s.random.value, "") for s in states]
+        return [(v, _share(v) + marks) for v, marks in [(verdict.before.value, ""), *edited, *random]]
+
+    rows = [cells(v) for v in verdicts[::-1]]
+    z, text = ([[cell[part] for cell in row] for row in rows] for part in (0, 1))
     ticks = ["unedited", *(str(k) for k in counts), *(f"{k} " for k in counts)]
     figure = go.Figure(
         go.Heatmap(
-            **{"z": z[::-1], "text": text[::-1], "texttemplate": "%{text}", "xgap": 2, "ygap": 2},
+            **{"z": z, "text": text, "texttemplate": "%{text}", "xgap": 2, "ygap": 2},
             **{"zmin": 0, "zmax": 1, "colorscale": HEAT, "hoverongaps": False},
             customdata=[[f"{v.name}, {tick}" for tick in ticks] for v in verdicts[::-1]],
             hovertemplate="%{customdata}: %{z:.0%}<extra></extra>",
@@ -145,7 +140,7 @@ def survival_figure(verdicts: Sequence[SystemVerdict], harmful: pd.DataFrame) ->
             part = rows[rows["kind"].isin(["unedited", kind])]
             x = [ticks.index(k) for k in part["directions"]]
             if measure == "refused":
-                _band(figure, x, part["refused_low"], part["refused_high"], colour, where)
+                band(figure, x, part["refused_low"], part["refused_high"], faded(colour, 0.15), **where)
             figure.add_scatter(
                 **_named(name, number == 0),
                 **{"x": x, "y": part[measure], "mode": "lines+markers", **where},
@@ -354,20 +349,3 @@ def _named(name: str, first: bool) -> dict[str, Any]:
     """A trace of shares that stands in the legend once, however many panels have it."""
     template = "%{y:.0%}<extra>" + name + "</extra>"
     return {"name": name, "legendgroup": name, "showlegend": first, "hovertemplate": template}
-
-
-def _band(
-    figure: go.Figure, x: Sequence[int], low: pd.Series, high: pd.Series, colour: str, where: dict[str, int]
-) -> None:
-    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
-    figure.add_scatter(
-        x=[*x, *x[::-1]],
-        y=[*high, *low[::-1]],
-        fill="toself",
-        fillcolor=f"rgba({red},{green},{blue},0.15)",
-        line={"width": 0},
-        mode="lines",
-        showlegend=False,
-        hoverinfo="skip",
-        **where,
-    )

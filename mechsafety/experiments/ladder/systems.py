@@ -24,7 +24,7 @@ from mechsafety.experiments.ladder.links import change_links, removal_links
 from mechsafety.experiments.ladder.subspaces import Splits, find_subspace
 from mechsafety.experiments.ladder.tables import SYSTEM_LINK_COLUMNS
 from mechsafety.experiments.records import record_shared_tokens
-from mechsafety.generation.completions import Completions, answer_frame
+from mechsafety.generation.completions import Completion, answer_frame
 from mechsafety.judges.outcomes import answered
 from mechsafety.models.loading import load_record
 from mechsafety.runs.folder import Journal, RunFolder, finite
@@ -79,7 +79,7 @@ class LadderSetting:
         config = self.config
         return {"judge": self.judge, "max_new_tokens": config.max_new_tokens, "seed": config.seed}
 
-    def keep(self, system: str, kind: str, directions: int, answers: Completions) -> None:
+    def keep(self, system: str, kind: str, directions: int, answers: Sequence[Completion]) -> None:
         """Keep the answers of a system in a state; ``kind`` is the state's, or what a layer is chosen by."""
         rows = answer_frame(answers, system=system, kind=kind, directions=directions)
         self.session.keep_answers(rows, system, _key(kind, directions))

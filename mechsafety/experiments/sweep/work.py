@@ -17,7 +17,7 @@ from mechsafety.edits.files import save_edit
 from mechsafety.edits.interventions import Ablate, digest
 from mechsafety.experiments.base import Read, Session
 from mechsafety.experiments.sweep.config import SweepConfig
-from mechsafety.generation.completions import Completions, overridden_defaults
+from mechsafety.generation.completions import Completion, answer_frame
 from mechsafety.models.chat import post_instruction_positions
 from mechsafety.models.loading import load_record
 from mechsafety.models.prefixes import prefix_note
@@ -163,12 +163,11 @@ class SweepWork:
             keep_state=self._keep,
         )
 
-    def _keep(self, state: str, answers: Completions) -> None:
+    def _keep(self, state: str, answers: Sequence[Completion]) -> None:
         """Keep the answers under one dose (``unedited``, or ``family|dose|direction``)."""
         family, dose, direction = state.split("|") if "|" in state else ("none", state, "none")
-        table = answers.to_frame()[["id", "label", "prompt", "response"]]
-        table = table.assign(family=family, dose=dose, direction=direction)
-        self.session.keep_answers(table[["family", "dose", "direction", *table.columns[:4]]], state)
+        found = answer_frame(answers, family=family, dose=dose, direction=direction)
+        self.session.keep_answers(found, state)
 
     def _journal(self, *key: str) -> Journal:
         return Journal(self.run.part_path(*key, suffix="jsonl"))
