@@ -8,21 +8,19 @@ query-key-value map) is a parameter too and moves along, and the plain twin shar
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 from mechsafety.anatomy.readings import OUTCOME_COLUMNS, Groups, outcome_rows
 from mechsafety.anatomy.weight_changes import require_pair
 from mechsafety.core.errors import MechsafetyError
-from mechsafety.core.progress import track
 from mechsafety.core.verdict import Judge
 from mechsafety.generation.completions import DEFAULT_BATCH
 
 if TYPE_CHECKING:
-    import pandas as pd
     from transformer_lens.model_bridge import TransformerBridge
 
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
@@ -97,35 +95,3 @@ def interpolation_rows(
             base, groups, judge=judge, max_new_tokens=max_new_tokens, seed=seed, batch_size=batch_size
         )
     return [{"alpha": alpha, **row} for row in rows]
-
-
-def interpolation_table(
-    base: TransformerBridge,
-    tuned: TransformerBridge,
-    groups: Groups,
-    *,
-    model: Literal["tuned", "control"],
-    judge: str | Judge,
-    max_new_tokens: int,
-    seed: int,
-    alphas: Sequence[float] = ALPHAS,
-    batch_size: int = DEFAULT_BATCH,
-) -> pd.DataFrame:
-    """:func:`interpolation_rows` at each of ``alphas``. Columns: :data:`INTERPOLATION_COLUMNS`."""
-    import pandas as pd
-
-    rows = [
-        {"model": model, **row}
-        for alpha in track(alphas, "interpolation", total=len(alphas), unit="alpha")
-        for row in interpolation_rows(
-            base,
-            tuned,
-            alpha,
-            groups,
-            judge=judge,
-            max_new_tokens=max_new_tokens,
-            seed=seed,
-            batch_size=batch_size,
-        )
-    ]
-    return pd.DataFrame(rows, columns=list(INTERPOLATION_COLUMNS))

@@ -26,7 +26,6 @@ from mechsafety.core.verdict import Judge
 from mechsafety.generation.completions import DEFAULT_BATCH
 
 if TYPE_CHECKING:
-    import pandas as pd
     from transformer_lens.model_bridge import TransformerBridge
 
 What = Literal["base", "tuned", "matrices", "others", "mlp", "rest", "random", "kept", "removed"]
@@ -179,37 +178,3 @@ def reversal_rows(
         )
     r = math.nan if state.r is None else state.r
     return [{"state": state.what, "r": r, **row} for row in rows]
-
-
-def reversal_table(
-    base: TransformerBridge,
-    tuned: TransformerBridge,
-    groups: Groups,
-    *,
-    judge: str | Judge,
-    max_new_tokens: int,
-    seed: int,
-    ranks: Sequence[int] = RANKS,
-    batch_size: int = DEFAULT_BATCH,
-) -> pd.DataFrame:
-    """:func:`reversal_rows` of every state. Columns: :data:`REVERSAL_COLUMNS`."""
-    import pandas as pd
-
-    factors = top_factors(weight_changes(base, tuned), rank=max(ranks, default=0))
-    states = planned_states(ranks)
-    rows = [
-        row
-        for state in track(states, "reversal", total=len(states), unit="state")
-        for row in reversal_rows(
-            base,
-            tuned,
-            state,
-            groups,
-            judge=judge,
-            max_new_tokens=max_new_tokens,
-            seed=seed,
-            factors=factors,
-            batch_size=batch_size,
-        )
-    ]
-    return pd.DataFrame(rows, columns=list(REVERSAL_COLUMNS))

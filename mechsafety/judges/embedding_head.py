@@ -142,11 +142,7 @@ def _ablation(model: Any, layer: int, *, alpha: float) -> Any:
 
 
 def fit_head(
-    x: Float[np.ndarray, "response feature"],
-    labels: Sequence[Label],
-    *,
-    groups: Sequence[str],
-    seed: int,
+    x: Float[np.ndarray, "response feature"], labels: Sequence[Label], *, groups: Sequence[str], seed: int
 ) -> tuple[Head, float]:
     """The head, and the penalty C that grouped cross-validation took (all answers to a prompt in one fold)."""
     from sklearn.linear_model import LogisticRegression

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pydantic import TypeAdapter
 
@@ -30,7 +30,7 @@ class Preset:
     pretraining: Schedule
     checkpoint_every: int
     tunings: Mapping[Tuning, Schedule]
-    settings: TuningSettings = TuningSettings()
+    settings: TuningSettings = field(default_factory=TuningSettings)
     instruct: Schedule
     measured: int
     anatomy: int

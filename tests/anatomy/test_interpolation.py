@@ -14,7 +14,6 @@ from mechsafety.anatomy.interpolation import (
     INTERPOLATION_COLUMNS,
     interpolated,
     interpolation_rows,
-    interpolation_table,
 )
 from mechsafety.anatomy.readings import outcome_rows, prompt_groups
 from mechsafety.core.errors import MechsafetyError
@@ -135,15 +134,12 @@ def test_rows_at_the_ends_are_those_of_the_two_models(pair: Any) -> None:
     base, tuned = pair("llama")
     groups = prompt_groups(list(small_prompts(3).report))
     settings: Any = {"judge": "rules", "max_new_tokens": 4, "seed": 0}
-    table = interpolation_table(base, tuned, groups, model="tuned", alphas=(0.0, 0.5, 1.0), **settings)
-    assert tuple(table.columns) == INTERPOLATION_COLUMNS
-    assert list(zip(table["alpha"], table["group"], strict=True)) == [
-        (alpha, group) for alpha in (0.0, 0.5, 1.0) for group in ("safe", "unsafe")
-    ]
     for alpha, model in ((0.0, base), (1.0, tuned)):
         expected = [{"alpha": alpha, **row} for row in outcome_rows(model, groups, **settings)]
-        assert interpolation_rows(base, tuned, alpha, groups, **settings) == expected
-        assert table[table["alpha"] == alpha].drop(columns=["model"]).to_dict("records") == expected
+        found = interpolation_rows(base, tuned, alpha, groups, **settings)
+        assert found == expected
+        assert ("model", *found[0]) == INTERPOLATION_COLUMNS
+        assert [row["group"] for row in found] == ["safe", "unsafe"]
 
 
 def test_the_models_maps_move_along(pair: Any) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 
@@ -17,7 +18,6 @@ from mechsafety.anatomy.reversal import (
     in_state,
     planned_states,
     reversal_rows,
-    reversal_table,
     top_factors,
 )
 from mechsafety.anatomy.weight_changes import MLP_KINDS, weight_changes
@@ -173,7 +173,10 @@ def test_the_table_has_every_state_and_its_ends_are_the_models(pair: Any) -> Non
     base, tuned = pair("gpt2")
     groups = prompt_groups(list(small_prompts(2).report))
     settings: Any = {"judge": "rules", "max_new_tokens": 3, "seed": 0}
-    table = reversal_table(base, tuned, groups, ranks=(1, 4), **settings)
+    factors = top_factors(weight_changes(base, tuned), rank=4)
+    states = planned_states((1, 4))
+    rows = [row for s in states for row in reversal_rows(base, tuned, s, groups, factors=factors, **settings)]
+    table = pd.DataFrame(rows)
     assert tuple(table.columns) == REVERSAL_COLUMNS
     assert len(table) == 11 * 2
     assert table.groupby("state", sort=False)["r"].apply(lambda r: sorted(set(r.dropna()))).to_dict() == {
