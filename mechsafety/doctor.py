@@ -42,12 +42,7 @@ def examine() -> list[Check]:
         )
     ]
     checks += [
-        Check(
-            name=package,
-            value=version,
-            ok=version != "not installed",
-            fix=f"pip install {package}",
-        )
+        Check(name=package, value=version, ok=version != "not installed", fix=f"pip install {package}")
         for package, version in found.items()
         if package not in ("python", "platform")
     ]

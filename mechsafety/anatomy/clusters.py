@@ -39,7 +39,7 @@ SEPARATION_COLUMNS = [
 ]
 TAU_COLUMNS = ["model", "positions", "layer", "id", "group", "label", "tau"]
 ATTACK_COLUMNS = [
-    *("model", "positions", "layer", "family", "outcome", "n", "tau", "low", "high", "on_safe_side"),
+    *("model", "positions", "layer", "family", "outcome", "n", "tau", "low", "high", "on_safe_side")
 ]
 OUTCOMES: dict[str, tuple[Label, ...]] = {"success": ("compliance",), "failed": ("refusal", "degenerate")}
 """Which verdicts of an attack's answer are its success; unparsed ones are neither."""
@@ -63,11 +63,7 @@ def output_maps(model: TransformerBridge) -> list[LinearMap]:
 
 
 def mlp_activations(
-    model: TransformerBridge,
-    answers: Answers,
-    *,
-    positions: AnswerPositions,
-    batch_size: int = DEFAULT_BATCH,
+    model: TransformerBridge, answers: Answers, *, positions: AnswerPositions, batch_size: int = DEFAULT_BATCH
 ) -> Float[Tensor, "prompt layer d_mlp"]:
     """What every block's MLP output matrix reads, averaged over ``positions`` of each prompt; float32 on the CPU."""
     maps = output_maps(model)

@@ -216,9 +216,7 @@ def build_app(store: Store, run: RunFolder, session: Session) -> ASGIApp:
         Route("/api/enter", call(lambda body: store.enter(body["annotator"])), methods=["POST"]),
         Route("/api/answer", call(record), methods=["POST"]),
         Route(
-            "/api/undo",
-            call(lambda body: store.undo(body["annotator"], body.get("item"))),
-            methods=["POST"],
+            "/api/undo", call(lambda body: store.undo(body["annotator"], body.get("item"))), methods=["POST"]
         ),
     ]
     return Guard(Starlette(routes=routes), session=session)

@@ -315,10 +315,7 @@ def _create(run: RunFolder, responses: pd.DataFrame, plan: Plan) -> tuple[str, .
 def _plan_of(meta: Mapping[str, str]) -> Plan:
     kind: Any = meta["kind"]
     return Plan(
-        kind=kind,
-        labels=int(meta["labels"]),
-        seed=int(meta["seed"]),
-        balanced=meta["balanced"] == "True",
+        kind=kind, labels=int(meta["labels"]), seed=int(meta["seed"]), balanced=meta["balanced"] == "True"
     )
 
 

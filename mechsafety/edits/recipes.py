@@ -92,11 +92,7 @@ RECIPES: dict[str, Recipe] = {
 
 
 def recipe(
-    name: str,
-    *,
-    method: Method | None = None,
-    centring: Centring | None = None,
-    layer: int | None = None,
+    name: str, *, method: Method | None = None, centring: Centring | None = None, layer: int | None = None
 ) -> Recipe:
     """A recipe by name, with what the user chose instead of its own choices."""
     if name not in RECIPES:

@@ -206,10 +206,7 @@ def _embeddings(model: TransformerBridge) -> list[str]:
 
 
 def _replace_embedding(
-    model: TransformerBridge,
-    owner: str,
-    change: Callable[[Tensor], Tensor],
-    keep: list[Callable[[], None]],
+    model: TransformerBridge, owner: str, change: Callable[[Tensor], Tensor], keep: list[Callable[[], None]]
 ) -> None:
     """Give the embedding a projected table of its own; a tied unembedding keeps the old one."""
     part = getattr(model, owner)

@@ -37,10 +37,7 @@ def encode(model: TransformerBridge, examples: Sequence[Example]) -> list[Encode
     end = end_of_turn(model)
     prompts = tokenize_prompts(model, [e.prompt for e in examples])
     return [
-        (
-            prompt,
-            tokenize_piece(model, e.answer) + ([end] if e.whole else []),
-        )
+        (prompt, tokenize_piece(model, e.answer) + ([end] if e.whole else []))
         for prompt, e in zip(prompts, examples, strict=True)
     ]
 

@@ -143,11 +143,7 @@ class EditedLM(TemplateLM):
 
     # -- log-likelihoods --------------------------------------------------------------------------
 
-    def _loglikelihood_tokens(
-        self,
-        requests: Sequence[Pair],
-        **_: Any,
-    ) -> list[Scored]:
+    def _loglikelihood_tokens(self, requests: Sequence[Pair], **_: Any) -> list[Scored]:
         """(log P(continuation | context), whether greedy decoding gives it), in nats.
 
         Requests of one context run it once.

@@ -15,9 +15,6 @@ from mechsafety.judges.kinds import degeneracy
 from mechsafety.judges.kinds.degeneracy import PROMPT_OVERLAP, SYMBOL_RATIO, Reason
 from mechsafety.judges.normalise import Prepared, Prompt, normalise, normalise_plain, read_prompt
 
-LEAST_REPEATS = 3
-"""Runs of fewer repeats do not compete in :func:`mechsafety.judges.kinds.degeneracy.longest_run`."""
-
 
 def prepare(response: Response) -> tuple[Prepared, Reason | None]:
     """The normalised answer of a response, and why it is degenerate or None."""
@@ -75,7 +72,7 @@ class BoundedMeasures(degeneracy.Measures):
 
 
 def periods(sequence: str | list[int], *, most: int) -> list[int]:
-    """Return every period that a run of LEAST_REPEATS or more repeats over half of ``sequence`` can have.
+    """Return every period that a run of three or more repeats over half of ``sequence`` can have.
 
     Such a run holds one of the two pieces of n / 6 or less that meet in the middle, and that piece again one period
     further on or back (see :mod:`mechsafety.judges.coherence`, where five repeats allow n / 4).

@@ -34,7 +34,7 @@ _HARMONY_FINAL = re.compile(r"\A(.*)<\|channel\|>\s*final\s*<\|message\|>", re.I
 # What follows the start of another user turn was not said in answer to this prompt.
 _NEXT_TURN = re.compile(
     r"<\|im_start\|>\s*user\b|<\|user\|>|<\|start_header_id\|>\s*user\b|<start_of_turn>\s*user\b|\[INST\]"
-    r"|\n\s*#{2,6}\s*(?:Instruction|Human|User)\s*:|\n\nHuman:",
+    r"|\n\s*#{2,6}\s*(?:Instruction|Human|User)\s*:|\n\nHuman:"
 )
 _SPECIAL = re.compile(
     r"<\|[^|<>\n]{1,40}\|>|</?s>|\[/?INST\]|\[/?SYS\]|<</?SYS>>"

@@ -62,11 +62,7 @@ def readings(vocabulary: Vocabulary, inputs: Inputs, answers: Sequence[Sequence[
     """
     wanted: list[list[list[int]]] = [
         output[:, :-1].tolist()
-        for output in (
-            vocabulary.answers(inputs),
-            vocabulary.refusals(inputs),
-            vocabulary.rephrased(inputs),
-        )
+        for output in (vocabulary.answers(inputs), vocabulary.refusals(inputs), vocabulary.rephrased(inputs))
     ]
     tag = vocabulary.id("<tag>")
     found: list[Reading] = []

@@ -69,11 +69,7 @@ def _rows(
         inputs = draw(vocabulary.rules, kind, n, split=_SPLITS[split], generator=generator)
         answers, refusals, rephrased = (
             [vocabulary.text(row[:-1]) for row in ids.tolist()]
-            for ids in (
-                vocabulary.answers(inputs),
-                vocabulary.refusals(inputs),
-                vocabulary.rephrased(inputs),
-            )
+            for ids in (vocabulary.answers(inputs), vocabulary.refusals(inputs), vocabulary.rephrased(inputs))
         )
         for i, text in enumerate(prompt_text(vocabulary, inputs)):
             if text in keys or len(rows) == n:

@@ -30,12 +30,7 @@ def random_soft_tokens(model: GPTNeoXForCausalLM, n: int, *, seed: int) -> Float
 
 
 def search_soft_tokens(
-    model: GPTNeoXForCausalLM,
-    vocabulary: Vocabulary,
-    inputs: Inputs,
-    *,
-    seed: int,
-    steps: int = STEPS,
+    model: GPTNeoXForCausalLM, vocabulary: Vocabulary, inputs: Inputs, *, seed: int, steps: int = STEPS
 ) -> Float[Tensor, "input soft d_model"]:
     """Soft tokens that make the answers of the operators likelier, one pair an input.
 

@@ -166,10 +166,7 @@ def _descend(
     after: Callable[[int], None] = lambda _: None,
 ) -> tuple[float, ...]:
     optimiser = torch.optim.AdamW(
-        model.parameters(),
-        lr=schedule.learning_rate,
-        betas=(0.9, 0.98),
-        weight_decay=schedule.weight_decay,
+        model.parameters(), lr=schedule.learning_rate, betas=(0.9, 0.98), weight_decay=schedule.weight_decay
     )
     rate = torch.optim.lr_scheduler.LambdaLR(optimiser, schedule.factor)
     model.requires_grad_(True).train()

@@ -184,11 +184,6 @@ def continued(batch: TokenBatch, out: Any, *, before: Prefix = NOTHING) -> Prefi
     )
 
 
-def run_blocks(model: TransformerBridge, batch: TokenBatch) -> None:
-    """Run every block, so that the hooks fire, without unembedding anything."""
-    forward(body_of(model), batch, logits=None)
-
-
 def last_logits(model: TransformerBridge, batch: TokenBatch) -> Float[Tensor, "row vocabulary"]:
     """Float32 logits at each row's last token. ``batch`` is padded on the left."""
     return forward(body_of(model), batch, logits=1).logits[:, -1, :].float()

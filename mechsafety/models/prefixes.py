@@ -54,12 +54,7 @@ def shared_prefix(sequences: Sequence[Sequence[int]], *, leave: int = 1) -> list
 
 
 def common_prefix(
-    body: Any,
-    sequences: Sequence[Sequence[int]],
-    device: torch.device,
-    *,
-    leave: int = 1,
-    more: int = 0,
+    body: Any, sequences: Sequence[Sequence[int]], device: torch.device, *, leave: int = 1, more: int = 0
 ) -> list[int]:
     """:func:`shared_prefix` where ``body`` gives the same after it as without it; nothing where it does not.
 

@@ -18,13 +18,7 @@ from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.progress import quiet
 from mechsafety.models.adapters import adapter_folder
 from mechsafety.models.hardware import dtype_name, resolve_device, resolve_dtype
-from mechsafety.models.loading import (
-    PLAIN_TEMPLATE,
-    ModelSpec,
-    load_error,
-    locate,
-    parse_spec,
-)
+from mechsafety.models.loading import PLAIN_TEMPLATE, ModelSpec, load_error, locate, parse_spec
 from mechsafety.runs.folder import Provenance
 
 WHOLE = 2**31

@@ -227,13 +227,7 @@ def folded(text: str) -> str:
 
 
 def _prompt(
-    row: dict[str, Any],
-    *,
-    at: str,
-    index: int,
-    name: str,
-    label: PromptLabel | None,
-    split: Split | None,
+    row: dict[str, Any], *, at: str, index: int, name: str, label: PromptLabel | None, split: Split | None
 ) -> Prompt:
     column = next((c for c in _TEXT_COLUMNS if c in row), None)
     if column is None:

@@ -165,10 +165,7 @@ def _stream(
     """Add every batch of the plan that is not in ``sums`` yet."""
     plan = plan_batches([len(prompt) + len(answer) for prompt, answer in encoded], batch_size=batch_size)
     done = sums.batches
-    with (
-        sums.watching(model_name(model)),
-        bar("attribution", total=len(encoded), unit="example") as progress,
-    ):
+    with sums.watching(model_name(model)), bar("attribution", total=len(encoded), unit="example") as progress:
         progress.update(sum(len(rows) for rows in plan[:done]))
         for rows in plan[done:]:
             batch = collate([encoded[row] for row in rows], pad=pad_token(model)).to(device_of(model))

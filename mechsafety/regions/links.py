@@ -18,19 +18,15 @@ from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.progress import track
 from mechsafety.directions.activations import residual_means, residual_stream
 from mechsafety.directions.direction import Direction, cosine
-from mechsafety.edits.interventions import Ablate, Edit, edited
-from mechsafety.generation.answers import Example
+from mechsafety.edits.interventions import Ablate, Edit
 from mechsafety.geometry.similarity import NOTHING
-from mechsafety.models.loading import generation_twin
 from mechsafety.models.projection import VectorLike, orthonormal
 from mechsafety.prompts.prompt_set import Prompt
 from mechsafety.prompts.splits import require_disjoint
-from mechsafety.regions.attribution import attribute
 from mechsafety.regions.maps import WRITING_KINDS, LinearMap, linear_maps
-from mechsafety.regions.overlap import jaccard_table
-from mechsafety.regions.pruning import Percent, random_pruning, require_scored
+from mechsafety.regions.pruning import random_pruning, require_scored
 from mechsafety.regions.removal import LowRank, Pruning, Removal, removed
-from mechsafety.regions.score_files import Attribution, Loss, Positions
+from mechsafety.regions.score_files import Attribution
 from mechsafety.regions.subspaces import random_low_rank
 from mechsafety.statistics import auroc_interval
 
@@ -223,35 +219,3 @@ def _place(
     angle = float(cosine(now, before)) if length > NOTHING else math.nan
     values = (found.value, found.low, found.high, float(found.n), angle, length)
     return dict(zip(_PLACE_COLUMNS, values, strict=True))
-
-
-def ablated_attribution(
-    model: TransformerBridge,
-    examples: Sequence[Example],
-    direction: VectorLike,
-    *,
-    loss: Loss = "mean",
-    positions: Positions = "paper",
-) -> Attribution:
-    """The scores of ``examples`` while ``direction`` is projected out of every place, in memory.
-
-    Gradients pass through the projection: what no longer reaches the answer by the direction counts for nothing.
-    """
-    with edited(model, Ablate(direction), twin=generation_twin(model)):
-        return attribute(model, examples, loss=loss, positions=positions)
-
-
-def score_changes(
-    maps: Sequence[LinearMap], before: Attribution, after: Attribution, *, q: Percent = 5
-) -> pd.DataFrame:
-    """How far ablation moves the safety scores (SNIP): the columns of a Jaccard table of the two top-q% sets, and
-    ``mass``, the sum of a map's scores after over before.
-
-    A Jaccard near 1 says that the weights the answers need are the same without the direction; the mass may rise all
-    the same, since the loss, and with it every gradient, grows when the answers become unlikely.
-    """
-    table = jaccard_table(maps, before, after, method="snip", q=q)
-    sums = [
-        (float(after.snip(m.name).double().sum()), float(before.snip(m.name).double().sum())) for m in maps
-    ]
-    return table.assign(mass=[now / then if then > 0 else math.nan for now, then in sums])

@@ -10,9 +10,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechsafety.core.errors import MechsafetyError
-from mechsafety.core.places import data_folder
 from mechsafety.core.progress import track
-from mechsafety.regions.maps import KINDS, LinearMap
+from mechsafety.regions.maps import LinearMap
 from mechsafety.regions.pruning import Group, Percent, require_scored, top_entries
 from mechsafety.regions.score_files import Attribution, Method
 from mechsafety.regions.subspaces import left_subspaces
@@ -71,14 +70,6 @@ def chance_jaccard(k: int, n: int) -> float:
     return common / (2 * k - common)
 
 
-def expected_sparsity(q: Percent, jaccard: float) -> float:
-    """The share of weights in the set difference at p = q, both in percent: q (1 - 2 J / (1 + J)).
-
-    Two sets of equal size k with Jaccard index J share 2 J / (1 + J) of each.
-    """
-    return q * (1 - 2 * jaccard / (1 + jaccard))
-
-
 def subspace_table(
     maps: Sequence[LinearMap], safety: Attribution, utility: Attribution, *, rank: int
 ) -> pd.DataFrame:
@@ -113,36 +104,6 @@ def similarity(u: Float[Tensor, "d_out r_u"], s: Float[Tensor, "d_out r_s"]) -> 
     The mean squared cosine of the principal angles; r / d_out for random subspaces of rank r.
     """
     return float((u.double().T @ s.double()).square().sum() / min(u.shape[1], s.shape[1]))
-
-
-def means_by_kind(table: pd.DataFrame) -> pd.DataFrame:
-    """The mean over layers of a :func:`jaccard_table` or :func:`subspace_table`, a row a kind of map.
-
-    Columns: kind, ``n`` (maps), ``mean``, ``chance``, ``excess`` (means too) and ``published``, the paper's value
-    for Llama-2-7B-chat (NaN for a kind it has none for). One method and one q at a time.
-    """
-    import pandas as pd
-
-    measure = "jaccard" if "jaccard" in table else "phi"
-    mixed = [name for name in ("method", "q") if name in table and len(table[name].unique()) > 1]
-    if mixed:
-        raise MechsafetyError(f"the table holds several values of {mixed[0]}: choose the rows of one first")
-    named = published()
-    named = named[named["measure"] == measure].set_index("kind")["value"]
-    found = table.groupby("kind", sort=False).agg(
-        n=(measure, "size"), mean=(measure, "mean"), chance=("chance", "mean"), excess=("excess", "mean")
-    )
-    known = [kind for kind in KINDS if kind in found.index]
-    found = found.loc[[*known, *(kind for kind in found.index if kind not in known)]]
-    found["published"] = pd.Series(named, dtype=float).reindex(found.index)
-    return found.rename_axis("kind").reset_index()
-
-
-def published() -> pd.DataFrame:
-    """The numbers of Wei et al. 2024, one a row (data/published/README.md)."""
-    import pandas as pd
-
-    return pd.read_csv(data_folder() / "published" / "safety_regions.csv")
 
 
 def _subspace(linear: LinearMap, attribution: Attribution, rank: int) -> Float[Tensor, "d_out r"]:

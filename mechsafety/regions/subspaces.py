@@ -88,14 +88,6 @@ def left_subspaces(linear: LinearMap, attribution: Attribution) -> LeftSubspaces
     )
 
 
-def projector(
-    weight: Float[Tensor, "d_out d_in"], gram: Float[Tensor, "d_in d_in"], rank: Rank
-) -> Float[Tensor, "d_out r"]:
-    """U with orthonormal columns: U U^T projects on the ``rank`` strongest output directions of W X, in float64."""
-    count = rank_count(rank, full=min(weight.shape), what="rank")
-    return _decomposed(weight.double(), gram.double())[0][:, :count]
-
-
 def rank_count(rank: Rank, *, full: int, what: str) -> int:
     """A fraction of ``full`` to the nearest whole number, halves up, or the number itself.
 

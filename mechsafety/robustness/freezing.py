@@ -16,12 +16,7 @@ from mechsafety.generation.answers import Example
 from mechsafety.models.loading import current_fingerprint, model_name
 from mechsafety.regions.maps import LinearMap, linear_maps
 from mechsafety.regions.removal import Pruning, require_made_for
-from mechsafety.robustness.finetuning import (
-    Finetuned,
-    FinetuneRecipe,
-    drawn,
-    finetuned,
-)
+from mechsafety.robustness.finetuning import Finetuned, FinetuneRecipe, drawn, finetuned
 from mechsafety.runs.folder import Journal, finite
 
 if TYPE_CHECKING:

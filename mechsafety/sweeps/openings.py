@@ -28,8 +28,7 @@ def own_refusal_tokens(model: TransformerBridge, prompts: PromptSet, *, seed: in
     responses = [Response(id=c.id, prompt=c.prompt, text=c.text) for c in done]
     refused = {v.id for v in judge_responses(responses, ["rules"]) if v.label == "refusal"}
     return openings_of(
-        [c.tokens for c in done if c.id in refused],
-        decode=lambda token: str(model.tokenizer.decode([token])),
+        [c.tokens for c in done if c.id in refused], decode=lambda token: str(model.tokenizer.decode([token]))
     )
 
 

@@ -306,10 +306,7 @@ class _Losses:
         self, batch: Sequence[Encoded], opening_tokens: int = 0, opening_weight: float = 1.0
     ) -> AnswerBatch:
         return collate(
-            batch,
-            pad=pad_token(self.model),
-            opening_tokens=opening_tokens,
-            opening_weight=opening_weight,
+            batch, pad=pad_token(self.model), opening_tokens=opening_tokens, opening_weight=opening_weight
         ).to(device_of(self.model))
 
 

@@ -18,9 +18,9 @@ from mechsafety.models.chat import (
     post_instruction_tokens,
     tokenize_prompts,
 )
-from mechsafety.models.forward import run_blocks
+from mechsafety.models.forward import forward
 from mechsafety.models.hooking import observed
-from mechsafety.models.loading import PLAIN_TEMPLATE
+from mechsafety.models.loading import PLAIN_TEMPLATE, body_of
 from tests.prompt_sets import small_prompts
 
 ARCHITECTURES = ["llama", "gpt2", "gemma2"]
@@ -72,7 +72,7 @@ def test_edits_act_on_the_same_tokens_when_the_prompts_share_their_first(
         found = residual_stream(model, prompts).activations[:, 0, -1]
         with observed(model, [("blocks.3.hook_resid_post", lambda x: seen.append(x[0, -1]))], twin=None):
             for sequence in tokenize_prompts(model, [p.text for p in prompts]):
-                run_blocks(model, pad_left([sequence], pad=0))
+                forward(body_of(model), pad_left([sequence], pad=0), logits=None)
     torch.testing.assert_close(found, torch.stack(seen), rtol=1e-4, atol=1e-4)
     assert (found - before).abs().max() > 0.05
 

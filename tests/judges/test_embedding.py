@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks import embedding_head
+from benchmarks.embedding_head import ARMS, PER_LABEL, answer_prompts, fit_head
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.verdict import Label, Response
-from mechsafety.judges import embedding_head
-from mechsafety.judges.embedding_head import ARMS, PER_LABEL, answer_prompts, fit_head
 from mechsafety.judges.kinds import embedding
 from mechsafety.judges.kinds.embedding import (
     EmbeddingJudge,

@@ -18,7 +18,7 @@ from mechsafety.edits.interventions import Ablate, Add, Edit, Orthogonalise, bak
 from mechsafety.generation.completions import Sampling, generate, stop_tokens
 from mechsafety.generation.scoring import answer_nll, option_log_probs
 from mechsafety.models.chat import TokenBatch, pad_left, tokenize_prompts
-from mechsafety.models.forward import forward, last_logits, run_blocks
+from mechsafety.models.forward import forward, last_logits
 from mechsafety.models.loading import PLAIN_TEMPLATE, body_of, is_hooked_transformer
 from mechsafety.models.prefixes import all_last_logits, ignores_gaps
 from mechsafety.models.turn_ends import end_of_turn
@@ -681,7 +681,7 @@ def test_user_hooks_act_in_every_part(tiny_folder: Callable[..., Path]) -> None:
     assert with_hook == answers_of(model)
     model.reset_hooks()
     assert answers_of(model) == plain_answers
-    run_blocks(model, padded())
+    forward(body_of(model), padded(), logits=None)
 
 
 # -- the tokenizer it brings ---------------------------------------------------------------------------

@@ -12,17 +12,15 @@ import torch
 from torch import Tensor
 
 from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.places import data_folder
 from mechsafety.experiments.regions.findings import times_chance
 from mechsafety.regions.maps import KINDS, LinearMap, linear_maps
 from mechsafety.regions.overlap import (
     STRUCTURE_COLUMNS,
     SUBSPACE_COLUMNS,
     chance_jaccard,
-    expected_sparsity,
     jaccard_index,
     jaccard_table,
-    means_by_kind,
-    published,
     similarity,
     subspace_table,
 )
@@ -134,6 +132,11 @@ def test_wanda_sets_overlap_because_the_weights_are_shared(tiny_kept: Callable[.
     assert (table["method"] == "wanda").all()
 
 
+def expected_sparsity(q: float, jaccard: float) -> float:
+    """The share of weights in the set difference at p = q: of two sets of equal size 2 J / (1 + J) is common."""
+    return q * (1 - 2 * jaccard / (1 + jaccard))
+
+
 def test_the_papers_sparsity_follows_from_its_jaccard(tiny_kept: Callable[..., Any]) -> None:
     maps = linear_maps(tiny_kept("llama"))
     a, b = attribution_of(maps, seed=0), attribution_of(maps, seed=1)
@@ -144,7 +147,7 @@ def test_the_papers_sparsity_follows_from_its_jaccard(tiny_kept: Callable[..., A
         whole = round(0.05 * m.d_out * m.d_in) / (m.d_out * m.d_in)
         assert counted == pytest.approx(expected_sparsity(whole, row.jaccard), abs=1e-9)
     # Llama-2-7B: q, k, v, o are 4096 x 4096, the others 4096 x 11008.
-    rows = published()
+    rows = pd.read_csv(data_folder() / "published" / "safety_regions.csv")
     index = rows[rows["measure"] == "jaccard"].set_index("kind")["value"]
     size = {kind: 4096 * (4096 if kind in "qkvo" else 11008) for kind in KINDS}
     sparsity = sum(expected_sparsity(5, index[kind]) * size[kind] for kind in KINDS) / sum(size.values())
@@ -224,29 +227,6 @@ def test_the_whole_range_says_nothing(tiny_kept: Callable[..., Any]) -> None:
     assert (keys["rank"] == 16).all()
     torch.testing.assert_close(torch.tensor(keys["phi"].to_numpy()), torch.ones(4, dtype=torch.float64))
     assert keys["excess"].isna().all()
-
-
-# -- means and published numbers --------------------------------------------------------------------
-
-
-def test_means_by_kind_stand_beside_the_published_ones(tiny_kept: Callable[..., Any]) -> None:
-    maps = linear_maps(tiny_kept("llama"))
-    a, b = attribution_of(maps, seed=0), attribution_of(maps, seed=1)
-    table = jaccard_table(maps, a, b, method="snip")
-    means = means_by_kind(table)
-    assert tuple(means["kind"]) == KINDS
-    assert (means["n"] == 4).all()
-    assert means["published"].tolist() == [0.447, 0.427, 0.361, 0.372, 0.305, 0.353, 0.338]
-    for row in means.itertuples():
-        assert row.mean == pytest.approx(float(table.loc[table["kind"] == row.kind, "jaccard"].mean()))
-    phi = means_by_kind(subspace_table(maps, a, b, rank=4))
-    assert phi["published"].tolist() == [0.363, 0.378, 0.25, 0.176, 0.238, 0.188, 0.134]
-    both = pd.concat([table, jaccard_table(maps, a, b, method="wanda")])
-    with pytest.raises(MechsafetyError, match="several values of method"):
-        means_by_kind(both)
-    strange = table.assign(kind=table["kind"].replace("up", "experts"))
-    assert means_by_kind(strange)["kind"].tolist() == ["q", "k", "v", "o", "gate", "down", "experts"]
-    assert math.isnan(float(means_by_kind(strange)["published"].iloc[-1]))
 
 
 def test_bad_input_is_named(tiny_kept: Callable[..., Any]) -> None:

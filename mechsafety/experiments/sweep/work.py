@@ -17,7 +17,7 @@ from mechsafety.edits.files import save_edit
 from mechsafety.edits.interventions import Ablate, digest
 from mechsafety.experiments.base import Read, Session
 from mechsafety.experiments.sweep.config import SweepConfig
-from mechsafety.generation.completions import Completion, answer_frame
+from mechsafety.generation.completions import Completion, answer_frame, overridden_defaults
 from mechsafety.models.chat import post_instruction_positions
 from mechsafety.models.loading import load_record
 from mechsafety.models.prefixes import prefix_note

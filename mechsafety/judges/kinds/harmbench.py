@@ -13,13 +13,7 @@ from collections.abc import Sequence
 
 from mechsafety.core.places import packaged_words
 from mechsafety.core.verdict import Judge
-from mechsafety.judges.classifiers import (
-    ClassifierJudge,
-    Reading,
-    harm_reading,
-    load_classifier,
-    out_of_form,
-)
+from mechsafety.judges.classifiers import ClassifierJudge, Reading, harm_reading, load_classifier, out_of_form
 from mechsafety.judges.registry import ModelSource
 
 TAKES = "classifier"

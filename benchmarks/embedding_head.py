@@ -1,6 +1,6 @@
 """Fits the head of the judge ``embedding`` and writes it with its recipe.
 
-``python -m mechsafety.judges.embedding_head --out data/judging/embedding_head.json``
+``python -m benchmarks.embedding_head --out data/judging/embedding_head.json``
 
 The training data is made here: the packaged models answer prompts of the packaged set, unedited and with a
 mean-difference direction projected out, and the judge ``rules`` (with its degeneracy gate) labels the answers. These
@@ -142,11 +142,7 @@ def _ablation(model: Any, layer: int, *, alpha: float) -> Any:
 
 
 def fit_head(
-    x: Float[np.ndarray, "response feature"],
-    labels: Sequence[Label],
-    *,
-    groups: Sequence[str],
-    seed: int,
+    x: Float[np.ndarray, "response feature"], labels: Sequence[Label], *, groups: Sequence[str], seed: int
 ) -> tuple[Head, float]:
     """The head, and the penalty C that grouped cross-validation took (all answers to a prompt in one fold)."""
     from sklearn.linear_model import LogisticRegression
@@ -244,7 +240,7 @@ def _sha256(examples: Sequence[Example]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse, answer, fit, write."""
-    parser = argparse.ArgumentParser(prog="python -m mechsafety.judges.embedding_head", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.embedding_head", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="the head's JSON file")
     parser.add_argument(
         "--work", type=Path, default=cache_folder() / "embedding_head", help="where answers are kept"
