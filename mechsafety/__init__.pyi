@@ -25,6 +25,8 @@ from .experiments.agreement.work import compare_judges as compare_judges
 from .experiments.anatomy.config import AnatomyConfig as AnatomyConfig
 from .experiments.anatomy.experiment import read_anatomy as read_anatomy
 from .experiments.anatomy.experiment import run_anatomy as run_anatomy
+from .experiments.base import Result as Result
+from .experiments.base import load_run as load_run
 from .experiments.comparison.experiment import Comparison as Comparison
 from .experiments.comparison.experiment import compare as compare
 from .experiments.comparison.experiment import read_comparison as read_comparison

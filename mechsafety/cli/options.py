@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import click
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from mechsafety.core.errors import MechsafetyError
-from mechsafety.experiments.config import Option, in_order, whole_numbers
+from mechsafety.experiments.config import Option, checked, in_order, whole_numbers
 
 F = TypeVar("F", bound=Callable[..., Any])
 _TYPES: dict[Any, tuple[Any, str]] = {int: (int, "N"), float: (float, "X"), Path: (Path, "PATH")}
@@ -42,18 +42,6 @@ def config_options(kind: type[BaseModel], *, leave_out: Collection[str] = ()) ->
         return wrapped
 
     return wrap
-
-
-def checked(kind: Any, fields: Mapping[str, Any]) -> Any:
-    """A configuration made of options. Raises :class:`MechsafetyError` that names the first wrong one."""
-    try:
-        return kind.model_validate(dict(fields))
-    except ValidationError as error:
-        first = error.errors()[0]
-        if not first["loc"]:  # about several fields at once: the message names them, the input is all of them
-            raise MechsafetyError(first["msg"].removeprefix("Value error, ")) from None
-        name = ".".join(str(part) for part in first["loc"])
-        raise MechsafetyError(f"{name}: {first['msg']} (got {first['input']!r})") from None
 
 
 def _parsed(kind: type[BaseModel], options: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mechsafety.core.days import Day
 from mechsafety.core.errors import MechsafetyError
 
+C = TypeVar("C", bound=BaseModel)
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
@@ -102,3 +103,15 @@ def whole_numbers(text: str, option: str) -> tuple[int, ...]:
             raise MechsafetyError(f"{option} {text!r}: the span {part.strip()!r} is empty or too long")
         found += range(first, last + 1)
     return tuple(dict.fromkeys(found))
+
+
+def checked(kind: type[C], fields: Mapping[str, Any]) -> C:
+    """A configuration made of its fields. Raises :class:`MechsafetyError` that names the first wrong one."""
+    try:
+        return kind.model_validate(dict(fields))
+    except ValidationError as error:
+        first = error.errors()[0]
+        if not first["loc"]:  # about several fields at once: the message names them, the input is all of them
+            raise MechsafetyError(first["msg"].removeprefix("Value error, ")) from None
+        name = ".".join(str(part) for part in first["loc"])
+        raise MechsafetyError(f"{name}: {first['msg']} (got {first['input']!r})") from None

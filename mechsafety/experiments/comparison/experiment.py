@@ -25,6 +25,7 @@ from mechsafety.experiments.base import Experiment, Read, Result, Say, Session, 
 from mechsafety.experiments.comparison.config import ComparisonConfig
 from mechsafety.experiments.comparison.figures import comparison_figures
 from mechsafety.experiments.comparison.work import CheckpointWork
+from mechsafety.experiments.config import Dtype, checked
 from mechsafety.geometry.shared_basis import Basis
 from mechsafety.geometry.similarity import LEAST_PROMPTS
 from mechsafety.pages.page import Block, Page
@@ -256,9 +257,19 @@ def compare(
     prompts: PromptSet | None = None,
     *,
     out: Path | str,
+    measures: Sequence[str] | None = None,
+    layer: int | None = None,
+    limit: int | None = None,
+    k: int = 3,
+    resamples: int = 300,
+    position: int = -1,
+    seed: int = 0,
+    dtype: Dtype = "auto",
+    device: str = "auto",
+    template: str | None = None,
+    date: str | None = None,
     say: Say = lambda _: None,
     allow_other_versions: bool = False,
-    **settings: Any,
 ) -> Comparison:
     """Compare the refusal geometry of two or more checkpoints, in the folder ``out``; goes on if interrupted.
 
@@ -267,16 +278,21 @@ def compare(
     prompts, with each direction of ``layer`` ablated (default: for each ablated checkpoint, the layer that separates
     validation prompts best).
 
-    ``settings`` are the fields of :class:`ComparisonConfig`: ``measures`` (cosine, angles, cka, transfer; default:
-    every one that can be had; they may be asked for one after another in the same folder), ``layer``, ``limit``
-    (prompts of each label and split), ``k``, ``resamples``, ``position``, ``seed``, ``dtype``, ``device``,
-    ``template``, ``date``.
+    ``measures`` are cosine, angles, cka and transfer (default: every one that can be had; they may be asked for one
+    after another in the same folder). ``limit`` is of prompts of each label and split; the other settings are those of
+    :class:`ComparisonConfig`.
 
     Cosines, angles and transfer are left out, with a note, for models that share no residual basis. Raises
     :class:`MechsafetyError` when nothing but these was asked for, and for fewer than two checkpoints, one
     named twice, an unknown measure, one class only, and no validation or report split where transfer needs one.
     """
-    experiment = CheckpointComparison(ComparisonConfig(checkpoints=tuple(specs), **settings), prompts)
+    settings = {
+        "checkpoints": tuple(specs),
+        "measures": None if measures is None else tuple(measures),
+        **{"layer": layer, "limit": limit, "k": k, "resamples": resamples, "position": position},
+        **{"seed": seed, "dtype": dtype, "device": device, "template": template, "date": date},
+    }
+    experiment = CheckpointComparison(checked(ComparisonConfig, settings), prompts)
     return _of(run_experiment(experiment, out, say=say, allow_other_versions=allow_other_versions))
 
 
