@@ -74,13 +74,14 @@ def labels_table(store: Store) -> pd.DataFrame:
     return table[list(COLUMNS)].sort_values(order, ignore_index=True)
 
 
-def export_labels(run: RunFolder, out: Path, *, annotator: str | None = None) -> list[Path]:
+def export_labels(run: RunFolder, out: str | Path, *, annotator: str | None = None) -> list[Path]:
     """Write the labels of ``run`` (of one annotator) to ``out``, which ends in .csv or .jsonl.
 
     The CSV is one file. The .jsonl are what inspect_ai's scorer ``precomputed_scores`` reads, which finds a sample
     by its id alone: where the labels belong to several (system, arm), each gets its own file
     ``NAME.SYSTEM.ARM.jsonl``. Returns what was written.
     """
+    out = Path(out)
     if out.suffix.lower() not in EXPORTS:
         raise MechsafetyError(f"--export {str(out)!r} must end in {' or '.join(EXPORTS)}")
     if not out.parent.is_dir():

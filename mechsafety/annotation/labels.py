@@ -33,13 +33,14 @@ def responses_sha256(responses: pd.DataFrame) -> str:
     return digest.hexdigest()
 
 
-def read_human_labels(path: Path, *, responses: pd.DataFrame) -> pd.DataFrame:
+def read_human_labels(path: str | Path, *, responses: pd.DataFrame) -> pd.DataFrame:
     """Labels of a CSV, JSONL or Parquet file that belong to ``responses`` (columns system, arm, id, response).
 
     Optional columns get their defaults: annotator ``"1"``, probability 1, stratum ``"all"``. Raises
     :class:`MechsafetyError` for missing columns, labels outside the menu, a response labelled twice by one annotator
     or drawn with two probabilities, responses that the run does not have, or a file made for other responses.
     """
+    path = Path(path)
     known = set(responses[["system", "arm", "id"]].astype(str).itertuples(index=False, name=None))
     systems, ids = {system for system, _, _ in known}, {name for _, _, name in known}
     fingerprint = responses_sha256(responses)

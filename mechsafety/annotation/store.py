@@ -106,7 +106,8 @@ def require_action(action: object) -> Action:
 class Store:
     """The open store of a run. Made by :func:`open_store`."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: str | Path) -> None:
+        path = Path(path)
         self.path = path
 
     @property

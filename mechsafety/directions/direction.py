@@ -128,13 +128,15 @@ class Directions:
             digest.update(b"" if tensor is None else tensor.cpu().float().contiguous().numpy().tobytes())
         return digest.hexdigest()
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | Path) -> None:
         """Write safetensors; the record travels in the file's metadata."""
+        path = Path(path)
         save_directions([self], path)
 
     @classmethod
-    def load(cls, path: Path) -> Directions:
+    def load(cls, path: str | Path) -> Directions:
         """Read a file that holds the directions of one model."""
+        path = Path(path)
         found = load_directions(path)
         if len(found) != 1:
             raise MechsafetyError(f"{str(path)!r} holds {len(found)} models' directions: use load_directions")
@@ -152,11 +154,12 @@ class Directions:
 _TENSORS = ("vectors", "thresholds", "gaps", "stability", "split_half")
 
 
-def save_directions(several: Sequence[Directions], path: Path) -> None:
+def save_directions(several: Sequence[Directions], path: str | Path) -> None:
     """Write the directions of one or more models into one safetensors file, keyed by model.
 
     Raises :class:`MechsafetyError` where two are of one model: only one of them could be read back.
     """
+    path = Path(path)
     from safetensors.torch import save_file
 
     names = [found.model for found in several]
@@ -184,8 +187,9 @@ def save_directions(several: Sequence[Directions], path: Path) -> None:
     save_file(tensors, path, metadata={"mechsafety": json.dumps(records, sort_keys=True)})
 
 
-def load_directions(path: Path) -> dict[str, Directions]:
+def load_directions(path: str | Path) -> dict[str, Directions]:
     """Read what :func:`save_directions` wrote, by model name."""
+    path = Path(path)
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():

@@ -102,8 +102,9 @@ def load_edit(
     return edit
 
 
-def is_edit_file(path: Path) -> bool:
+def is_edit_file(path: str | Path) -> bool:
     """Whether a safetensors file holds an edit (and not, say, directions)."""
+    path = Path(path)
     return _KEY in _metadata(path)
 
 
@@ -126,8 +127,9 @@ def _named(path: Path | str) -> Path:
     return path
 
 
-def is_file(path: Path) -> bool:
+def is_file(path: str | Path) -> bool:
     """Whether there is such a file; False too for names that the file system refuses."""
+    path = Path(path)
     return _holds(path.is_file)
 
 

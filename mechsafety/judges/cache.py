@@ -42,7 +42,8 @@ class VerdictCache:
     written to. It is a context manager; use it in the thread that made it.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: str | Path) -> None:
+        path = Path(path)
         self.path = path
         if path.is_dir() or not path.parent.is_dir():
             raise MechsafetyError(f"verdict cache {str(path)!r}: name a file in a folder that exists")
@@ -168,8 +169,9 @@ class VerdictCache:
 
 
 @contextmanager
-def open_cache(path: Path | None) -> Iterator[VerdictCache]:
+def open_cache(path: str | Path | None) -> Iterator[VerdictCache]:
     """The cache at ``path``, or at the default place, whose folder is made."""
+    path = None if path is None else Path(path)
     if path is None:
         path = default_cache_path()
         with contextlib.suppress(OSError):  # the cache itself says what is wrong with the place

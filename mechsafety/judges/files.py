@@ -24,8 +24,9 @@ from mechsafety.runs.folder import neutralised
 OUTPUTS = (".csv", ".jsonl", ".parquet")
 
 
-def read_responses(path: Path) -> list[Response]:
+def read_responses(path: str | Path) -> list[Response]:
     """Responses of a file with columns ``response`` and ``prompt`` or ``question``; ``id`` optional."""
+    path = Path(path)
     responses = []
     for number, (place, row) in enumerate(read_rows(path), start=1):
         prompt = next((row[c] for c in ("prompt", "question") if c in row), None)
@@ -51,12 +52,12 @@ class Judged:
 
 
 def judge_file(
-    path: Path,
+    path: str | Path,
     *,
     judges: Sequence[str],
-    out: Path | None,
+    out: str | Path | None,
     max_calls: int | None = None,
-    cache: Path | None = None,
+    cache: str | Path | None = None,
     no_cache: bool = False,
 ) -> Judged:
     """Judge every response of ``path`` and write the verdicts to ``out``: id, judge, label, tags, detail (JSON).
@@ -64,6 +65,9 @@ def judge_file(
     Verdicts of judges that ask a model are kept in ``cache`` (by default a file in the user's cache folder), so that
     an interrupted run goes on where it stopped. ``max_calls`` caps the calls of each endpoint judge.
     """
+    path = Path(path)
+    out = None if out is None else Path(out)
+    cache = None if cache is None else Path(cache)
     require_output(out)
     responses = read_responses(path)
     with loaded_judges(judges, max_calls=max_calls, cache=cache, no_cache=no_cache) as (loaded, kept):
@@ -91,9 +95,10 @@ def judge_file(
 
 @contextmanager
 def loaded_judges(
-    specs: Sequence[str], *, max_calls: int | None, cache: Path | None, no_cache: bool
+    specs: Sequence[str], *, max_calls: int | None, cache: str | Path | None, no_cache: bool
 ) -> Iterator[tuple[list[Judge], VerdictCache | None]]:
     """The judges, and the open cache if one of them can use it or a file is named."""
+    cache = None if cache is None else Path(cache)
     if cache is not None and no_cache:
         raise MechsafetyError("--cache names a file and --no-cache forbids one: give one of them")
     # A cache of the wrong kind is told before a model is loaded for nothing.
@@ -119,16 +124,18 @@ def _limit(judges: Sequence[Judge], max_calls: int) -> None:
         judge.limit(max_calls=max_calls)
 
 
-def require_output(out: Path | None) -> None:
+def require_output(out: str | Path | None) -> None:
     """Raise MechsafetyError unless :func:`write_table` can write ``out``."""
+    out = None if out is None else Path(out)
     if out is not None and out.suffix.lower() not in OUTPUTS:
         raise MechsafetyError(f"--out {str(out)!r} must end in {', '.join(OUTPUTS)}")
     if out is not None and not out.parent.is_dir():
         raise MechsafetyError(f"folder {str(out.parent)!r} does not exist")
 
 
-def write_table(table: pd.DataFrame, out: Path | None) -> None:
+def write_table(table: pd.DataFrame, out: str | Path | None) -> None:
     """Write ``table`` as CSV, JSON lines or Parquet, by the ending of ``out``."""
+    out = None if out is None else Path(out)
     if out is None:
         return
     if out.suffix.lower() == ".csv":

@@ -145,8 +145,9 @@ def _rate(judge: str, variant: str, outcomes: Sequence[tuple[str, str]]) -> Flip
     )
 
 
-def known_items(path: Path | None) -> list[KnownItem]:
+def known_items(path: str | Path | None) -> list[KnownItem]:
     """Known items of a file with columns prompt (or question), response and label; without one the anchors."""
+    path = None if path is None else Path(path)
     rows = [(f"anchor {a['id']}", dict(a)) for a in load_anchors()] if path is None else read_rows(path)
     items = []
     for number, (place, row) in enumerate(rows, start=1):
@@ -166,15 +167,18 @@ def known_items(path: Path | None) -> list[KnownItem]:
 
 
 def probe_judges(
-    path: Path | None,
+    path: str | Path | None,
     *,
     judges: Sequence[str],
-    out: Path | None,
+    out: str | Path | None,
     max_calls: int | None = None,
-    cache: Path | None = None,
+    cache: str | Path | None = None,
     no_cache: bool = False,
 ) -> list[Injection]:
     """:func:`injection_flip_rate` of each judge on :func:`known_items`; the rows are written to ``out``."""
+    path = None if path is None else Path(path)
+    out = None if out is None else Path(out)
+    cache = None if cache is None else Path(cache)
     require_output(out)
     items = known_items(path)
     with loaded_judges(judges, max_calls=max_calls, cache=cache, no_cache=no_cache) as (loaded, kept):

@@ -137,8 +137,9 @@ def rounded(table: pd.DataFrame) -> list[dict[str, Any]]:
     ]
 
 
-def write_figures(figures: Mapping[str, go.Figure], folder: Path, *, form: FigureFormat) -> list[Path]:
+def write_figures(figures: Mapping[str, go.Figure], folder: str | Path, *, form: FigureFormat) -> list[Path]:
     """Write figures into ``folder`` by name. HTML needs nothing; png, pdf and svg a Chromium for kaleido."""
+    folder = Path(folder)
     if form not in FORMATS:
         raise MechsafetyError(f"figure format {form!r} is not one of {', '.join(FORMATS)}")
     if form != "html":

@@ -271,8 +271,9 @@ def _from_file(path: Path, *, name: str, label: PromptLabel | None, split: Split
     return from_rows(read_rows(path), where=str(path), name=name, label=label, split=split)
 
 
-def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def read_rows(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Each row of a CSV, JSON, JSONL, Parquet or text file, with the place it stands in (``line 7``)."""
+    path = Path(path)
     if path.suffix.lower() not in SUFFIXES:
         raise MechsafetyError(f"{path}: the file's name must end in {', '.join(SUFFIXES)}")
     if not path.is_file():

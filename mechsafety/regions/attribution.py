@@ -53,7 +53,7 @@ def attribute(
     loss: Loss = "mean",
     positions: Positions = "paper",
     batch_size: int = DEFAULT_BATCH,
-    store: Path | None = None,
+    store: str | Path | None = None,
 ) -> Attribution:
     """SNIP scores and Gram matrices of every linear map over ``examples``, in one pass.
 
@@ -71,6 +71,7 @@ def attribute(
     that are NaN or infinite (with the map), a map that does not run on all tokens in order (an expert, say), and
     a ``store`` that holds other scores.
     """
+    store = None if store is None else Path(store)
     if batch_size < 1:
         raise MechsafetyError(f"batch_size is {batch_size}; 1 at least")
     encoded = _checked(model, examples)

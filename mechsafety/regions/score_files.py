@@ -61,16 +61,18 @@ class Attribution:
             )
 
     @classmethod
-    def open(cls, path: Path) -> Attribution:
+    def open(cls, path: str | Path) -> Attribution:
         """The scores that :func:`attribute` stored; a map is read when it is asked for.
 
         Raises :class:`MechsafetyError` for a missing or damaged file, one of another kind or format, and an
         unfinished one.
         """
+        path = Path(path)
         return cls(**read_facts(path, kind=_KIND)["attribution"], tensors=StoredTensors(path))
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | Path) -> None:
         """Write a file that :meth:`open` reads; it is whole or not there."""
+        path = Path(path)
         facts = {
             name: getattr(self, name)
             for name in (
@@ -179,8 +181,9 @@ class _reading:
             ) from None
 
 
-def write(path: Path, tensors: Mapping[str, Tensor], *, kind: str, facts: Mapping[str, Any]) -> None:
+def write(path: str | Path, tensors: Mapping[str, Tensor], *, kind: str, facts: Mapping[str, Any]) -> None:
     """A safetensors file of ``kind``, whole or not there; ``facts`` are its JSON record."""
+    path = Path(path)
     from safetensors.torch import save_file
 
     _require_named(path)
@@ -194,8 +197,9 @@ def write(path: Path, tensors: Mapping[str, Tensor], *, kind: str, facts: Mappin
         raise MechsafetyError(f"cannot write score file {str(path)!r}: {first_lines(error)}") from None
 
 
-def read_facts(path: Path, *, kind: str) -> dict[str, Any]:
+def read_facts(path: str | Path, *, kind: str) -> dict[str, Any]:
     """The record of a file that :func:`write` wrote; :class:`MechsafetyError` where it is none of ``kind``."""
+    path = Path(path)
     from safetensors import safe_open
 
     _require_named(path)

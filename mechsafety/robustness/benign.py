@@ -46,16 +46,18 @@ class Choice:
             raise MechsafetyError(f"question {self.id!r}: the question or a choice is empty")
 
 
-def benign_passages(path: Path | None = None) -> list[Passage]:
+def benign_passages(path: str | Path | None = None) -> list[Passage]:
     """The 60 packaged passages of 60 to 120 words, or those of a JSONL file with id, topic and text."""
+    path = None if path is None else Path(path)
     return [
         Passage(id=str(row["id"]), topic=str(row["topic"]), text=str(row["text"]))
         for row in _rows(path or _packaged("passages"), ("id", "topic", "text"))
     ]
 
 
-def benign_choices(path: Path | None = None) -> list[Choice]:
+def benign_choices(path: str | Path | None = None) -> list[Choice]:
     """The 130 packaged questions (106 with four choices, 24 with two), or those of a JSONL file."""
+    path = None if path is None else Path(path)
     fields = ("id", "subject", "question", "choices", "answer")
     return [
         Choice(

@@ -61,7 +61,8 @@ _COMPUTING = tuple(name for name in _PACKAGES if name not in ("datasets", "plotl
 class RunFolder:
     """One run on disk. Made by :func:`open_run`."""
 
-    def __init__(self, path: Path, *, allow_other_versions: bool = False) -> None:
+    def __init__(self, path: str | Path, *, allow_other_versions: bool = False) -> None:
+        path = Path(path)
         self.path = path
         self._allowed = allow_other_versions
         self._session = -1  # the last one in the manifest, unless open_run finds that of an earlier call
@@ -187,7 +188,8 @@ class Journal:
     its piece done again.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: str | Path) -> None:
+        path = Path(path)
         self.path = path
         self._found: dict[str, Any] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -265,7 +267,7 @@ def _restored(name: str) -> str:
 
 @contextmanager
 def open_run(
-    path: Path,
+    path: str | Path,
     *,
     config: Mapping[str, Any],
     sources: Mapping[str, Provenance] | Callable[[], Mapping[str, Provenance]] = MappingProxyType({}),
@@ -279,6 +281,7 @@ def open_run(
     (unless ``allow_other_versions``, which is recorded), of a version of mechsafety that kept no sources, something
     that is not a run, or is in use.
     """
+    path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
@@ -309,8 +312,9 @@ def open_run(
         lock.release()
 
 
-def read_run(path: Path) -> RunFolder:
+def read_run(path: str | Path) -> RunFolder:
     """A finished or unfinished run, for reading."""
+    path = Path(path)
     if not (path / MANIFEST).is_file():
         raise MechsafetyError(f"{str(path)!r} is not a run folder: it holds no {MANIFEST}")
     return RunFolder(path)
@@ -389,12 +393,13 @@ def _atomically(target: Path, save: Callable[[Path], object]) -> None:
         raise
 
 
-def pinned_date(path: Path, asked: str | None) -> str:
+def pinned_date(path: str | Path, asked: str | None) -> str:
     """The day for which chat templates write a date in the run in ``path``.
 
     The one that the run has recorded, so that one that goes on reads the same prompts; else the one asked for, else
     today. :func:`record_date` keeps it.
     """
+    path = Path(path)
     recorded = RunFolder(path).manifest.get("date") if (path / MANIFEST).is_file() else None
     return str(recorded or asked or today())
 

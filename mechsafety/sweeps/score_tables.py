@@ -23,13 +23,14 @@ NAMES: dict[str, tuple[str, ...]] = {
 _GROUPS = ("system", "method")
 
 
-def read_score_table(path: Path, *, n_layers: int, where: dict[str, str] | None = None) -> pd.DataFrame:
+def read_score_table(path: str | Path, *, n_layers: int, where: dict[str, str] | None = None) -> pd.DataFrame:
     """Columns position, layer, bypass, induce, kl from a CSV, JSON, JSONL or Parquet file.
 
     ``where`` picks the rows of one system or method in a table that holds several. Empty cells and nulls are
     NaN. Raises :class:`MechsafetyError`, with file and line, for a missing column, a cell that is no number, a
     layer beyond ``n_layers``, and two rows for one (position, layer).
     """
+    path = Path(path)
     import pandas as pd
 
     if n_layers < 1:

@@ -106,7 +106,7 @@ class TuningResult:
 
 def tune(
     model: TransformerBridge,
-    out: Path,
+    out: str | Path,
     *,
     rung: Rung,
     recipe: TuningRecipe | None = None,
@@ -120,6 +120,7 @@ def tune(
     :func:`rung_examples` for what a rung is. Raises :class:`MechsafetyError` when ``out`` holds something
     already, when nothing is left to train on, and when the loss is no longer finite.
     """
+    out = Path(out)
     recipe = recipe or RECIPES[rung]
     require_empty(out)
     fit = (prompts or load_prompts("default")).to_estimate
@@ -163,8 +164,9 @@ def tune(
     )
 
 
-def require_empty(out: Path) -> None:
+def require_empty(out: str | Path) -> None:
     """Raise when ``out`` is a file or holds something already."""
+    out = Path(out)
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise MechsafetyError(f"{str(out)!r} is not empty: name a new folder for the adapter")
 
@@ -172,7 +174,7 @@ def require_empty(out: Path) -> None:
 def train_adapter(
     model: TransformerBridge,
     examples: Sequence[Example],
-    out: Path,
+    out: str | Path,
     *,
     recipe: TuningRecipe,
     objective: Objective = "sft",
@@ -183,6 +185,7 @@ def train_adapter(
     ``dispreferred`` holds the dispreferred answer to a prompt. DPO needs one for every example; the reference is the
     model without the adapter. Raises :class:`MechsafetyError` where it is missing, or when there is no example.
     """
+    out = Path(out)
     from peft import LoraConfig, get_peft_model
 
     twin = generation_twin(model)

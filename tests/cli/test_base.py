@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import inspect
 import json
 import re
 import subprocess
@@ -15,6 +16,7 @@ import click
 import pandas as pd
 import pytest
 from click.testing import CliRunner, Result
+from pydantic import BaseModel
 
 import mechsafety
 from mechsafety import cli, doctor
@@ -447,3 +449,26 @@ def test_public_names_are_the_lazy_ones() -> None:
     assert all(getattr(mechsafety, name) is not None for name in dir(mechsafety))
     with pytest.raises(AttributeError, match="ablate"):
         _ = mechsafety.ablate
+
+
+def _path_parameters(function: Any) -> dict[str, str]:
+    """The parameters of a function that are annotated as a path, with their annotations."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return {}
+    return {p.name: str(p.annotation) for p in parameters if re.search(r"\bPath\b", str(p.annotation))}
+
+
+def test_paths_are_strings_too_wherever_the_public_names_take_one() -> None:
+    found = {}
+    for name in mechsafety.__all__:
+        value = getattr(mechsafety, name)
+        if inspect.isclass(value) and issubclass(value, BaseModel):
+            continue  # which makes paths of strings
+        methods = vars(value).items() if inspect.isclass(value) else ()
+        for at, one in [(name, value), *((f"{name}.{n}", getattr(value, n)) for n, _ in methods)]:
+            found |= {f"{at}({p})": annotation for p, annotation in _path_parameters(one).items()}
+    assert len(found) > 20
+    assert not {at for at, annotation in found.items() if not re.search(r"\bstr\b", annotation)}
+    assert _path_parameters(lambda path: path) == {}

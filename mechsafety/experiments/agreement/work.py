@@ -39,13 +39,15 @@ class JudgeComparison:
 
 
 def compare_judges(
-    path: Path, *, human: Path | None = None, reference: str | None = None, seed: int = 0
+    path: str | Path, *, human: str | Path | None = None, reference: str | None = None, seed: int = 0
 ) -> JudgeComparison:
     """Write the judge tables of the study in ``path``; with ``human`` or ``reference`` also the judges' errors.
 
     ``human`` is a file of labels (:mod:`mechsafety.annotation.labels`), ``reference`` a judge of the run taken for the
     truth. Tables of an earlier comparison with people are replaced, or removed where this one has none.
     """
+    path = Path(path)
+    human = None if human is None else Path(human)
     if human is not None and reference is not None:
         raise MechsafetyError("--human and --reference exclude each other: one reference at a time")
     run = read_run(path)

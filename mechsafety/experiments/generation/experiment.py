@@ -38,7 +38,8 @@ class Generation(EditedExperiment[GenerationConfig]):
     kind = "generate"
     tables: ClassVar[Mapping[str, str]] = MappingProxyType({"responses": RESPONSES})
 
-    def __init__(self, config: GenerationConfig, *, save_edit_to: Path | None = None) -> None:
+    def __init__(self, config: GenerationConfig, *, save_edit_to: str | Path | None = None) -> None:
+        save_edit_to = None if save_edit_to is None else Path(save_edit_to)
         if save_edit_to is not None:
             if config.edit is None:
                 raise MechsafetyError("--save-edit saves an edit: name one with --edit")
@@ -162,7 +163,7 @@ def run_generation(
     config: GenerationConfig,
     out: str | Path,
     *,
-    save_edit_to: Path | None = None,
+    save_edit_to: str | Path | None = None,
     say: Say = lambda _: None,
     allow_other_versions: bool = False,
 ) -> Result:
@@ -171,6 +172,7 @@ def run_generation(
     Raises :class:`MechsafetyError`, before the folder is made, for a wrong edit, an empty split, prompts that do not
     fit, and whatever loading raises.
     """
+    save_edit_to = None if save_edit_to is None else Path(save_edit_to)
     experiment = Generation(config, save_edit_to=save_edit_to)
     return run_experiment(experiment, out, say=say, allow_other_versions=allow_other_versions)
 

@@ -121,8 +121,9 @@ def as_lab_ladder(result: Result) -> LabLadderResult:
     return result
 
 
-def ladder_folder(run: Path, seed: int) -> Path:
+def ladder_folder(run: str | Path, seed: int) -> Path:
     """Where the ladder of a seed lies."""
+    run = Path(run)
     return seed_folder(run, seed) / "ladder"
 
 

@@ -23,12 +23,13 @@ _SCORES = Path("scores") / "safety-0.safetensors"
 _LINKS = "links.csv"
 
 
-def read_regions(path: Path, systems: tuple[str, ...]) -> RunFolder:
+def read_regions(path: str | Path, systems: tuple[str, ...]) -> RunFolder:
     """A regions run of one of ``systems``.
 
     Raises :class:`MechsafetyError` for a folder that is no regions run, one of another model, and one that holds
     neither scores nor links.
     """
+    path = Path(path)
     run = read_run(path)
     config = run.manifest["config"]
     if config.get("kind") != "regions":

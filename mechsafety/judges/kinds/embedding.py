@@ -81,8 +81,9 @@ class Head:
         return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
-def read_head(path: Path) -> Head:
+def read_head(path: str | Path) -> Head:
     """The head stored in ``path``. Raises MechsafetyError for a file that is none."""
+    path = Path(path)
     if not path.is_file():
         raise MechsafetyError(
             f"head {str(path)!r} does not exist: write 'embedding', or name a head's JSON file"

@@ -68,8 +68,9 @@ class KeyJudge:
         return Verdict(id=response.id, judge=self.name, label=label, tags=tags)
 
 
-def read_keys(path: Path) -> dict[str, Key]:
+def read_keys(path: str | Path) -> dict[str, Key]:
     """Keys by prompt. Raises :class:`MechsafetyError`, with file and line, for what is missing or there twice."""
+    path = Path(path)
     keys: dict[str, Key] = {}
     for where, row in read_rows(path):
         texts = {name: _joined(cell(row.get(name))) for name in (*_NEEDED, *_OPTIONAL)}
