@@ -97,6 +97,15 @@ class Experiment(ABC, Generic[C]):
 
     # -- before the work --------------------------------------------------------------------------------
 
+    def require_fit(self, day: str) -> None:
+        """Raise :class:`MechsafetyError` for a prompt that does not fit in the window of a model that reads it.
+
+        No weights are loaded. Whoever loads a model in :meth:`prepare` asks before.
+        """
+        if reads := self.reads():
+            template = self.loading.get("template")
+            require_all_fit(self.models(), reads, template=template, date=day, **self.feeding)
+
     def prepare(self, day: str, say: Say) -> None:
         """What the run is bound to and only a loaded model tells; before the run's folder is made.
 
@@ -437,14 +446,7 @@ def run_experiment(
         if hasattr(config, "date"):
             record_date(run, day)
         record_repeated(run, say, *experiment.prompt_sets())
-        reads = experiment.reads()
-        require_all_fit(
-            experiment.models() if reads else (),
-            reads,
-            template=experiment.loading.get("template"),
-            date=day,
-            **experiment.feeding,
-        )
+        experiment.require_fit(day)
         session = Session(
             run=run,
             day=day,

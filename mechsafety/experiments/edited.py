@@ -52,6 +52,7 @@ class EditedExperiment(Experiment[C]):
         return self._sources
 
     def prepare(self, day: str, say: Say) -> None:
+        self.require_fit(day)
         self._sources = of_models(self.config.model, **self.loading)
         say(f"loading {self.config.model}")
         self.model = load_model(self.config.model, **self.loading, date=day)

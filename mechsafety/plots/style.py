@@ -152,7 +152,7 @@ def styled(figure: go.Figure, title: str, subtitle: str, *, width: int, height: 
             "yref": "container",
             "yanchor": "top",
             "pad": {"t": 14},
-            "font": {"size": 17},
+            "font": {"size": _title_size(title, width)},
         },
         font={"family": FONT, "size": 13, "color": COLOURS["ink"]},
         legend={"orientation": "h", "yanchor": "top", "y": -0.14, "x": 0, "xanchor": "left"},
@@ -163,6 +163,12 @@ def styled(figure: go.Figure, title: str, subtitle: str, *, width: int, height: 
     )
     figure.update_annotations(font_family=FONT)
     return figure
+
+
+def _title_size(title: str, width: int) -> int:
+    """The font size of a title that ends within a picture so wide, from 17 down to 12; a letter takes .55 of it."""
+    longest = max(len(line) for line in title.split("<br>"))
+    return max(12, min(17, int((width - 100) / (0.55 * max(longest, 1)))))
 
 
 def _fitted(subtitle: str, width: int) -> str:

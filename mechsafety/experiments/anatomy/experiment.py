@@ -21,11 +21,10 @@ from mechsafety.experiments.anatomy.config import PARTS, TABLES, AnatomyConfig, 
 from mechsafety.experiments.anatomy.figures import anatomy_figures
 from mechsafety.experiments.anatomy.findings import anatomy_findings
 from mechsafety.experiments.anatomy.work import AnatomyWork
-from mechsafety.experiments.base import Experiment, Result, Say, Session, load_run, run_experiment
+from mechsafety.experiments.base import Experiment, Read, Result, Say, Session, load_run, run_experiment
 from mechsafety.experiments.records import record_shared_tokens
 from mechsafety.judges.registry import judge_sources, load_judge
 from mechsafety.models.loading import load_model
-from mechsafety.prompts.fed import require_all_fit
 from mechsafety.prompts.prompt_set import (
     PURPOSES,
     SPLITS,
@@ -72,9 +71,8 @@ class Anatomy(Experiment[AnatomyConfig]):
 
     def prepare(self, day: str, say: Say) -> None:
         """Load the judge and the models, each of which differs from the base in weights alone."""
-        config, more = self.config, self.config.max_new_tokens
-        read = [(self.prompts, more), (PromptSet(tuple(self.attacks)), more)]
-        require_all_fit(self.models(), read, template=config.template, date=day)
+        config = self.config
+        self.require_fit(day)
 
         @functools.cache  # copies of its own: the base's weights change in place while a state is measured
         def asked(spec: str, /) -> object:
@@ -88,6 +86,10 @@ class Anatomy(Experiment[AnatomyConfig]):
             if role != "base":
                 require_pair(self.pair["base"], self.pair[role])
                 weight_changes(self.pair["base"], self.pair[role])  # raises where no matrix differs
+
+    def reads(self) -> Sequence[Read]:
+        more = self.config.max_new_tokens
+        return [(self.prompts, more), (PromptSet(tuple(self.attacks)), more)]
 
     def prompt_sets(self) -> Sequence[PromptSet]:
         return [self.every, *([] if self.hostile is None else [self.hostile])]
