@@ -18,6 +18,7 @@ from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.names import CENTRINGS, METHODS, Centring, Method
 from mechsafety.directions.activations import ResidualCache
 from mechsafety.directions.estimators import Estimate, estimate
+from mechsafety.models.bound_files import FileKind
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -190,26 +191,20 @@ def save_directions(several: Sequence[Directions], path: str | Path) -> None:
 def load_directions(path: str | Path) -> dict[str, Directions]:
     """Read what :func:`save_directions` wrote, by model name."""
     path = Path(path)
-    from safetensors import SafetensorError, safe_open
-
+    kind = FileKind(noun="directions", key="mechsafety", holds="directions")
     if not path.is_file():
         raise MechsafetyError(f"directions file {str(path)!r} does not exist")
-    try:
-        with safe_open(path, framework="pt") as stored:
-            records = json.loads((stored.metadata() or {})["mechsafety"])
-            held = set(stored.keys())
-            found = [
-                Directions(
-                    **{name: stored.get_tensor(f"{number}.{name}") for name in _TENSORS},
-                    covectors=stored.get_tensor(f"{number}.covectors")
-                    if f"{number}.covectors" in held
-                    else None,
-                    **{**record, "positions": tuple(record["positions"])},
-                )
-                for number, record in records.items()
-            ]
-    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError):
-        raise MechsafetyError(f"{str(path)!r} holds no directions that mechsafety saved") from None
+    with kind.opened(path) as stored:
+        records = json.loads((stored.metadata() or {})[kind.key])
+        held = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - no mapping
+        found = [
+            Directions(
+                **{name: held[f"{number}.{name}"] for name in _TENSORS},
+                covectors=held.get(f"{number}.covectors"),
+                **{**record, "positions": tuple(record["positions"])},
+            )
+            for number, record in records.items()
+        ]
     return {directions.model: directions for directions in found}
 
 

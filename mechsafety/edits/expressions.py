@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.directions.direction import Direction, Directions, load_directions
-from mechsafety.edits.files import is_edit_file, is_file, load_edit
+from mechsafety.edits.files import is_edit_file, load_edit
 from mechsafety.edits.interventions import (
     POSITIONS,
     SITES,
@@ -31,6 +31,7 @@ from mechsafety.edits.interventions import (
     Site,
 )
 from mechsafety.edits.values import STREAM_SITES
+from mechsafety.models.bound_files import is_file
 from mechsafety.models.loading import known_fingerprint, model_name
 
 if TYPE_CHECKING:

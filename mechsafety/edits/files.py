@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from mechsafety.core.errors import MechsafetyError, first_lines
+from mechsafety.core.errors import MechsafetyError
 from mechsafety.directions.direction import Direction
 from mechsafety.edits.interventions import (
     Ablate,
@@ -20,14 +18,15 @@ from mechsafety.edits.interventions import (
     digest,
     require_fits,
 )
-from mechsafety.models.loading import known_fingerprint, model_name
+from mechsafety.models.bound_files import FileKind, made_for, metadata_of
+from mechsafety.models.loading import model_name
 from mechsafety.models.projection import VectorLike
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-FORMAT = 1
 _KEY = "mechsafety_edit"
+_FILES = FileKind(noun="edit", key=_KEY, holds="edit")
 
 
 def save_edit(edit: Edit, path: Path | str, *, model: TransformerBridge) -> None:
@@ -36,31 +35,22 @@ def save_edit(edit: Edit, path: Path | str, *, model: TransformerBridge) -> None
     Raises :class:`MechsafetyError` for a name that does not end in .safetensors, a folder that does not exist or
     cannot be written to, and an edit that does not fit the model.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
     path = require_edit_path(path)
     kind, parameters, tensors = _parts(edit)
     require_fits(model, edit, weights=_only_weights(edit))
     facts = {
-        "format": FORMAT,
         "kind": kind,
         "parameters": parameters,
         "description": edit.describe(),
         "sha256": digest(edit),
         "model": {
-            "name": model_name(model),
-            "fingerprint": known_fingerprint(model),
+            **made_for(model),
             "n_layers": model.cfg.n_layers,
             "d_model": model.cfg.d_model,
             "hooks": _hooks(edit, model.cfg.n_layers),
         },
     }
-    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    try:
-        save_file(contiguous, path, metadata={_KEY: json.dumps(facts, sort_keys=True)})
-    except (SafetensorError, OSError) as error:
-        raise MechsafetyError(f"cannot write edit file {str(path)!r}: {first_lines(error)}") from None
+    _FILES.write(path, tensors, facts)
 
 
 def load_edit(
@@ -73,101 +63,26 @@ def load_edit(
     compared by :func:`mechsafety.models.loading.known_fingerprint`. Raises
     :class:`MechsafetyError` for those, a missing or damaged file, and contents that do not match their hash.
     """
-    from safetensors import safe_open
-
-    path = _named(path)
-    if not is_file(path):
-        raise MechsafetyError(f"edit file {str(path)!r} does not exist")
-    try:
-        with safe_open(path, framework="pt") as stored:
-            facts = json.loads((stored.metadata() or {})[_KEY])
-            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - no mapping
-        if facts["format"] != FORMAT:
-            raise MechsafetyError(
-                f"edit file {str(path)!r} has format {facts['format']}; this version reads format {FORMAT}"
-            )
-        edit = _rebuilt(facts["kind"], facts["parameters"], tensors)
-        recorded = str(facts["sha256"])
-        made_for = _made_for(**facts["model"])
-    except MechsafetyError:
-        raise
-    except Exception:  # whatever a file of unknown contents brings about in torch, json or safetensors
-        raise MechsafetyError(_no_edit(path)) from None
-    if digest(edit) != recorded:
-        raise MechsafetyError(
-            f"edit file {str(path)!r} does not match its hash: it was changed after it was saved"
-        )
+    path = _FILES.existing(path)
+    if "mechsafety" in (found := metadata_of(path)) and _KEY not in found:
+        raise MechsafetyError(f"{str(path)!r} holds directions, not an edit: write ablate({path}, layer=L)")
+    edit, made = _FILES.read(path, _rebuilt, digest=digest)
     if model is not None:
-        _require_model(path, made_for, model, allow_other_weights=allow_other_weights)
+        _require_model(path, made, model)
+    if model is not None and not allow_other_weights:
+        hint = f"write saved({path}, any_weights=true), in Python allow_other_weights=True"
+        _FILES.require_weights(path, made, model, hint=hint)
     return edit
 
 
 def is_edit_file(path: str | Path) -> bool:
     """Whether a safetensors file holds an edit (and not, say, directions)."""
-    path = Path(path)
-    return _KEY in _metadata(path)
+    return _KEY in metadata_of(Path(path))
 
 
 def require_edit_path(path: Path | str) -> Path:
     """``path`` as one that an edit can be saved at, which can be asked before the work begins."""
-    path = _named(path)
-    if not _holds(path.parent.is_dir):
-        raise MechsafetyError(f"folder {str(path.parent)!r} does not exist")
-    if _holds(path.is_dir):
-        raise MechsafetyError(f"edit file {str(path)!r} is a folder: name a file")
-    return path
-
-
-def _named(path: Path | str) -> Path:
-    path = Path(path)
-    if path.suffix != ".safetensors":
-        raise MechsafetyError(
-            f"edit file {str(path)!r}: the name must end in .safetensors, e.g. {path.stem or 'edit'}.safetensors"
-        )
-    return path
-
-
-def is_file(path: str | Path) -> bool:
-    """Whether there is such a file; False too for names that the file system refuses."""
-    path = Path(path)
-    return _holds(path.is_file)
-
-
-def _holds(question: Callable[[], bool]) -> bool:
-    try:
-        return question()
-    except (OSError, ValueError):  # too long, a nought byte, a folder that may not be looked into
-        return False
-
-
-def _metadata(path: Path) -> dict[str, str]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as stored:
-            return stored.metadata() or {}
-    except (SafetensorError, OSError):
-        return {}
-
-
-def _no_edit(path: Path) -> str:
-    found = _metadata(path)
-    if "mechsafety" in found and _KEY not in found:
-        return f"{str(path)!r} holds directions, not an edit: write ablate({path}, layer=L)"
-    return f"{str(path)!r} holds no edit that mechsafety saved, or is damaged"
-
-
-def _made_for(
-    *, name: str, fingerprint: str, n_layers: int, d_model: int, hooks: list[str]
-) -> dict[str, Any]:
-    """The record of the model, with exactly these entries."""
-    return {
-        "name": str(name),
-        "fingerprint": str(fingerprint),
-        "n_layers": int(n_layers),
-        "d_model": int(d_model),
-        "hooks": [str(hook) for hook in hooks],
-    }
+    return _FILES.writable(path)
 
 
 def _only_weights(edit: Edit) -> bool:
@@ -204,8 +119,13 @@ def _parts(edit: Edit) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
     )
 
 
-def _rebuilt(kind: str, parameters: dict[str, Any], tensors: dict[str, Tensor]) -> Edit:
-    options: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in parameters.items()}
+def _rebuilt(facts: dict[str, Any], tensors: dict[str, Tensor]) -> Edit:
+    kind, model = facts["kind"], facts["model"]
+    model["n_layers"], model["d_model"] = int(model["n_layers"]), int(model["d_model"])
+    model["hooks"] = [str(hook) for hook in model["hooks"]]
+    options: dict[str, Any] = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in facts["parameters"].items()
+    }
     if kind in ("ablate", "affine"):
         source: VectorLike = tensors["basis"]
         if "read" in tensors:
@@ -223,26 +143,16 @@ def _rebuilt(kind: str, parameters: dict[str, Any], tensors: dict[str, Tensor]) 
     raise KeyError(kind)
 
 
-def _require_model(
-    path: Path, made_for: dict[str, Any], model: TransformerBridge, *, allow_other_weights: bool
-) -> None:
-    name = made_for["name"]
-    shape = (made_for["n_layers"], made_for["d_model"])
-    if shape != (model.cfg.n_layers, model.cfg.d_model):
+def _require_model(path: Path | str, made: dict[str, Any], model: TransformerBridge) -> None:
+    if (made["n_layers"], made["d_model"]) != (model.cfg.n_layers, model.cfg.d_model):
         raise MechsafetyError(
-            f"edit {str(path)!r} was made for {name!r} ({shape[0]} layers, d_model {shape[1]}); "
+            f"edit {str(path)!r} was made for {made['name']!r} ({made['n_layers']} layers, d_model {made['d_model']}); "
             f"{model_name(model)!r} has {model.cfg.n_layers} layers and d_model {model.cfg.d_model}"
         )
     present = model.hook_dict
-    missing = [hook for hook in made_for["hooks"] if hook not in present]
+    missing = [hook for hook in made["hooks"] if hook not in present]
     if missing:
         raise MechsafetyError(
-            f"edit {str(path)!r} was made for {name!r} and acts at {', '.join(missing[:3])}, a hook point that "
+            f"edit {str(path)!r} was made for {made['name']!r} and acts at {', '.join(missing[:3])}, a hook point that "
             f"{model_name(model)!r} does not have"
-        )
-    known = known_fingerprint(model)
-    if known and made_for["fingerprint"] and known != made_for["fingerprint"] and not allow_other_weights:
-        raise MechsafetyError(
-            f"edit {str(path)!r} was made for {name!r}, whose weights differ from {model_name(model)!r}'s; to carry "
-            f"it over all the same write saved({path}, any_weights=true), in Python allow_other_weights=True"
         )

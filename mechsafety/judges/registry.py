@@ -1,8 +1,9 @@
 """Judges by name: ``NAME`` or ``NAME:ARGUMENT``, where NAME is a module of :mod:`mechsafety.judges.kinds`.
 
-A judge is added by adding one file there that defines ``create(argument, *, models=None) -> Judge`` and a
-one-line ``ABOUT``. What verdicts depend on beside the responses is told by
-``TAKES``: what ARGUMENT names (a ``model``, a ``classifier``, a ``file``, other ``judges``).
+A judge is added by adding one file there with a one-line ``ABOUT``. ``TAKES`` says what ARGUMENT names, on which
+verdicts depend beside the responses: ``nothing``, a ``model``, a ``chat model``, a ``classifier``, a ``file``, other
+``judges``. The file holds the judge's class as ``JUDGE``, which is made by :func:`load_judge` as ``TAKES`` asks, or
+makes its judge itself: ``create(argument, *, models=None) -> Judge``.
 """
 
 from __future__ import annotations
@@ -68,7 +69,29 @@ def load_judge(spec: str, *, models: ModelSource | None = None) -> Judge:
         raise MechsafetyError(
             f"judge {redacted(spec)!r} has a colon and no argument; write {name!r} or '{name}:ARGUMENT'"
         )
-    return modules[name].create(argument if colon else None, models=models)
+    if hasattr(modules[name], "JUDGE"):
+        return _made(name, modules[name], argument, models=models)
+    return modules[name].create(argument or None, models=models)
+
+
+def _made(name: str, module: ModuleType, argument: str, *, models: ModelSource | None) -> Judge:
+    """The judge of a module that has its class as ``JUDGE``."""
+    takes = module.TAKES
+    if takes == "nothing":
+        if argument:
+            raise MechsafetyError(f"judge {name!r} takes no argument, got {argument!r}; write {name!r}")
+        return module.JUDGE()
+    if takes == "judges":
+        return module.JUDGE.of(argument, models=models)
+    if takes == "classifier":
+        from mechsafety.judges.classifiers import load_classifier
+
+        return module.JUDGE(
+            f"{name}:{argument}" if argument else name, load_classifier(argument or module.DEFAULT)
+        )
+    if not argument:
+        raise MechsafetyError(f"judge {name!r} needs a {takes}: {name}:smollm2-135m, or {name}:HUB/ID")
+    return module.JUDGE(argument, model_source(models)(argument))
 
 
 def judge_sources(spec: str, *, loading: Mapping[str, Any] | None = None) -> dict[str, Provenance]:
@@ -86,10 +109,10 @@ def judge_sources(spec: str, *, loading: Mapping[str, Any] | None = None) -> dic
         return {key: value for member in members for key, value in member.items()}
     if takes == "classifier":
         return {f"judge {spec}": of_classifier(argument or module.DEFAULT)}  # type: ignore[union-attr]
-    if takes is None or not argument:
+    if takes in (None, "nothing") or not argument:
         return {}
     made_from = (
-        of_model(argument, **loading or {}) if takes == "model" else of_files(Path(argument).expanduser())
+        of_files(Path(argument).expanduser()) if takes == "file" else of_model(argument, **loading or {})
     )
     return {f"judge {spec}": made_from}
 

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 import jinja2
@@ -61,6 +62,38 @@ def render_page(page: Page, manifest: Mapping[str, Any]) -> str:
         repeated=manifest.get("repeated_prompts", 0),
         script=plotly_script(),
     )
+
+
+def told_blocks(
+    words: Mapping[str, Mapping[str, Any]],
+    tables: Mapping[str, pd.DataFrame],
+    figures: Mapping[str, go.Figure],
+    *,
+    added: Mapping[str, Sequence[str]] = MappingProxyType({}),
+    drawn: bool = False,
+) -> list[Block]:
+    """The blocks of a page whose tables have rows; with ``drawn`` those of which there are figures.
+
+    ``words`` are the section ``blocks`` of an experiment's ``page.toml``: by name a title, a text, the beginnings of
+    the figures' names, and the table (by default the one of that name). ``added`` are sentences after each text.
+    """
+    blocks = []
+    for name, block in words.items():
+        table = tables.get(block.get("table", name))
+        starts = block.get("figures", ())
+        shown = [figure for start in starts for key, figure in figures.items() if key.startswith(start)]
+        if shown if drawn else table is not None and len(table):
+            text = " ".join([block.get("text", ""), *added.get(name, ())]).strip()
+            title = block.get("title", "")
+            blocks.append(
+                Block(name=name.replace("_", "-"), title=title, text=text, figures=shown, table=table)
+            )
+    return blocks
+
+
+def told_settings(words: Mapping[str, str], config: Mapping[str, Any]) -> list[str]:
+    """A line for each setting that ``words`` has a form for and ``config`` a value."""
+    return [text.format(config[key]) for key, text in words.items() if config.get(key) is not None]
 
 
 def fed_parts(records: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -251,7 +251,7 @@ class _Part:
             return
         started = time.perf_counter()
         facts = {"facts": self.facts, "batch_size": batch_size, "batches": sums.batches}
-        score_files.write(self.path, tensors, kind=_PART, facts=facts)
+        score_files.FILES.write(self.path, tensors, {"kind": _PART, **facts})
         self.saved_at = time.perf_counter()
         self.cost = self.saved_at - started
 

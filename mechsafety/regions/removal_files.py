@@ -9,17 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from mechsafety.core.errors import MechsafetyError, first_lines
-from mechsafety.models.loading import known_fingerprint, model_name
+from mechsafety.models.bound_files import FileKind, made_for
+from mechsafety.models.loading import model_name
 from mechsafety.regions.maps import linear_maps
 from mechsafety.regions.removal import LowRank, Pruning, Removal, Shapes, require_made_for
-from mechsafety.runs.folder import RunFolder
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-FORMAT = 1
-_KEY = "mechsafety_removal"
+_FILES = FileKind(noun="removal", key="mechsafety_removal", holds="removal")
 
 
 def save_removal(removal: Removal, path: Path | str, *, model: TransformerBridge) -> Path:
@@ -29,29 +27,16 @@ def save_removal(removal: Removal, path: Path | str, *, model: TransformerBridge
     outputs. Raises :class:`MechsafetyError` for a name that does not end in .safetensors, a folder that does not
     exist or cannot be written to, and a removal that does not fit the model.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    path = _named(path)
+    path = _FILES.writable(path)
     require_made_for(removal, linear_maps(model), model_name(model))
-    if not path.parent.is_dir():
-        raise MechsafetyError(f"folder {str(path.parent)!r} does not exist")
-    tensors = _tensors(removal)
     facts = {
-        "format": FORMAT,
         "kind": "pruning" if isinstance(removal, Pruning) else "low rank",
         "label": removal.label,
         "shapes": [[name, *shape] for name, shape in removal.shapes.items()],  # a list keeps their order
         "sha256": digest(removal),
-        "model": {"name": model_name(model), "fingerprint": known_fingerprint(model)},
+        "model": made_for(model),
     }
-    metadata = {_KEY: json.dumps(facts, sort_keys=True)}
-    try:
-        return RunFolder(path.parent).save(
-            path.name, lambda file: save_file(tensors, file, metadata=metadata)
-        )
-    except (SafetensorError, OSError) as error:
-        raise MechsafetyError(f"cannot write removal file {str(path)!r}: {first_lines(error)}") from None
+    return _FILES.write(path, _tensors(removal), facts)
 
 
 def load_removal(
@@ -63,41 +48,11 @@ def load_removal(
     latter, to carry a removal from one checkpoint to the next). Raises :class:`MechsafetyError` for those, a missing
     or damaged file, and contents that do not match their hash.
     """
-    from safetensors import safe_open
-
-    path = _named(path)
-    if not path.is_file():
-        raise MechsafetyError(f"removal file {str(path)!r} does not exist")
-    try:
-        with safe_open(path, framework="pt") as stored:
-            facts = json.loads((stored.metadata() or {})[_KEY])
-            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - no mapping
-        if facts["format"] != FORMAT:
-            raise MechsafetyError(
-                f"removal file {str(path)!r} has format {facts['format']}; this version reads format {FORMAT}"
-            )
-        removal = _rebuilt(facts, tensors)
-        recorded, name, fingerprint = (
-            str(x) for x in (facts["sha256"], facts["model"]["name"], facts["model"]["fingerprint"])
-        )
-    except MechsafetyError:
-        raise
-    except Exception:  # whatever a file of unknown contents brings about in torch, json or safetensors
-        raise MechsafetyError(
-            f"{str(path)!r} holds no removal that mechsafety saved, or is damaged"
-        ) from None
-    if digest(removal) != recorded:
-        raise MechsafetyError(
-            f"removal file {str(path)!r} does not match its hash: it was changed after it was saved"
-        )
+    removal, made = _FILES.read(path, _rebuilt, digest=digest)
     if model is not None:
         require_made_for(removal, linear_maps(model), model_name(model))
-        known = known_fingerprint(model)
-        if known and fingerprint and known != fingerprint and not allow_other_weights:
-            raise MechsafetyError(
-                f"removal {str(path)!r} was made for {name!r}, whose weights differ from {model_name(model)!r}'s; to "
-                "carry it over all the same give allow_other_weights=True"
-            )
+    if model is not None and not allow_other_weights:
+        _FILES.require_weights(path, made, model, hint="give allow_other_weights=True")
     return removal
 
 
@@ -132,13 +87,3 @@ def _rebuilt(facts: dict[str, Any], tensors: dict[str, Tensor]) -> Removal:
         factors = {n: (tensors[f"b/{n}"], tensors[f"a/{n}"]) for n in shapes if f"b/{n}" in tensors}
         return LowRank(label=label, factors=factors, shapes=shapes)
     raise KeyError(kind)
-
-
-def _named(path: Path | str) -> Path:
-    path = Path(path)
-    if path.suffix != ".safetensors":
-        raise MechsafetyError(
-            f"removal file {str(path)!r}: the name must end in .safetensors, e.g. "
-            f"{path.stem or 'removal'}.safetensors"
-        )
-    return path

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,16 +10,15 @@ from typing import Any, Literal, get_args
 from jaxtyping import Float
 from torch import Tensor
 
-from mechsafety.core.errors import MechsafetyError, first_lines
+from mechsafety.core.errors import MechsafetyError
+from mechsafety.models.bound_files import FileKind
 from mechsafety.regions.maps import LinearMap
-from mechsafety.runs.folder import RunFolder
 
 Loss = Literal["mean", "sum"]
 Positions = Literal["paper", "predictive"]
 Method = Literal["snip", "wanda"]
 
-FORMAT = 1
-_KEY = "mechsafety_attribution"
+FILES = FileKind(noun="score", key="mechsafety_attribution", holds="scores")
 _KIND = "scores"
 
 
@@ -85,7 +83,7 @@ class Attribution:
                 "examples_sha256",
             )
         } | {"shapes": {k: list(v) for k, v in self.shapes.items()}, "sites": dict(self.sites)}
-        write(path, self.tensors, kind=_KIND, facts={"attribution": facts})
+        FILES.write(path, self.tensors, {"kind": _KIND, "attribution": facts})
 
     def snip(self, name: str) -> Float[Tensor, "d_out d_in"]:
         """E_x |W * grad_W L(x)| of map ``name``: a mean over examples, L the answer's negative log-likelihood."""
@@ -145,77 +143,25 @@ class StoredTensors(Mapping[str, Tensor]):
         self.path = path
 
     def __getitem__(self, name: str) -> Tensor:
-        from safetensors import safe_open
-
-        with _reading(self.path), safe_open(self.path, framework="pt") as stored:
+        with FILES.opened(self.path) as stored:
             if name not in stored.keys():  # noqa: SIM118 - no mapping
                 raise MechsafetyError(f"score file {str(self.path)!r} lacks {name}: it is damaged")
             return stored.get_tensor(name)
 
     def __iter__(self) -> Iterator[str]:
-        from safetensors import safe_open
-
-        with _reading(self.path), safe_open(self.path, framework="pt") as stored:
+        with FILES.opened(self.path) as stored:
             return iter(list(stored.keys()))
 
     def __len__(self) -> int:
         return len(list(iter(self)))
 
 
-class _reading:
-    """Turn what torch or safetensors says of a broken file into one line."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        from safetensors import SafetensorError
-
-        if isinstance(error, SafetensorError | OSError):
-            raise MechsafetyError(
-                f"score file {str(self.path)!r} cannot be read, it is damaged or no safetensors file: "
-                f"{first_lines(error)}"
-            ) from None
-
-
-def write(path: str | Path, tensors: Mapping[str, Tensor], *, kind: str, facts: Mapping[str, Any]) -> None:
-    """A safetensors file of ``kind``, whole or not there; ``facts`` are its JSON record."""
-    path = Path(path)
-    from safetensors.torch import save_file
-
-    _require_named(path)
-    # One entry, since the order of several is left to chance: equal contents shall be equal bytes.
-    record = {_KEY: json.dumps({"format": FORMAT, "kind": kind, **facts}, sort_keys=True)}
-    try:
-        RunFolder(path.parent).save(
-            path.name, lambda scratch: save_file(dict(tensors), scratch, metadata=record)
-        )
-    except OSError as error:
-        raise MechsafetyError(f"cannot write score file {str(path)!r}: {first_lines(error)}") from None
-
-
 def read_facts(path: str | Path, *, kind: str) -> dict[str, Any]:
-    """The record of a file that :func:`write` wrote; :class:`MechsafetyError` where it is none of ``kind``."""
-    path = Path(path)
-    from safetensors import safe_open
-
-    _require_named(path)
-    if not path.is_file():
-        raise MechsafetyError(f"score file {str(path)!r} does not exist")
-    with _reading(path), safe_open(path, framework="pt") as stored:
-        metadata = stored.metadata() or {}
-    try:
-        facts = json.loads(metadata[_KEY])
-        found, number = facts["kind"], facts["format"]
-    except (KeyError, TypeError, ValueError):
-        raise MechsafetyError(f"{str(path)!r} holds no scores that mechsafety stored") from None
-    if number != FORMAT:
-        raise MechsafetyError(
-            f"score file {str(path)!r} has format {number}; this version reads format {FORMAT}"
-        )
+    """The record of a score file; :class:`MechsafetyError` where it is none of ``kind``."""
+    path = FILES.existing(path)
+    with FILES.opened(path) as stored:
+        facts = FILES.record(path, stored)
+        found = facts["kind"]
     if found != kind:
         raise MechsafetyError(
             f"{str(path)!r} holds {found}, not {kind}: give it the name of a finished score file"
@@ -223,10 +169,3 @@ def read_facts(path: str | Path, *, kind: str) -> dict[str, Any]:
     if kind == _KIND:
         facts["attribution"]["shapes"] = {k: tuple(v) for k, v in facts["attribution"]["shapes"].items()}
     return facts
-
-
-def _require_named(path: Path) -> None:
-    if path.suffix != ".safetensors":
-        raise MechsafetyError(
-            f"score file {str(path)!r}: the name must end in .safetensors, e.g. {path.stem or 'scores'}.safetensors"
-        )

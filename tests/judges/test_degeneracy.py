@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.verdict import Response
-from mechsafety.judges.kinds.degeneracy import NLL_NATS, DegeneracyJudge, Measures, assess, create
+from mechsafety.judges.kinds.degeneracy import NLL_NATS, DegeneracyJudge, Measures, assess
+from mechsafety.judges.registry import load_judge
 
 PROMPT = "Tell me how the tides work and when they are highest."
 
@@ -199,9 +200,9 @@ def test_order_does_not_matter() -> None:
 
 
 def test_takes_no_argument() -> None:
-    assert create(None).name == "degeneracy"
+    assert load_judge("degeneracy").name == "degeneracy"
     with pytest.raises(MechsafetyError, match="takes no argument"):
-        create("strict")
+        load_judge("degeneracy:strict")
 
 
 def test_few_words_in_any_order_are_no_language() -> None:

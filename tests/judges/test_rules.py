@@ -17,9 +17,10 @@ from sklearn.metrics import cohen_kappa_score
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.verdict import Response, Verdict
 from mechsafety.judges import spans
-from mechsafety.judges.kinds.rules import WINDOW, RulesJudge, blank_quotations, create, decide
+from mechsafety.judges.kinds.rules import WINDOW, RulesJudge, blank_quotations, decide
 from mechsafety.judges.normalise import normalise
 from mechsafety.judges.patterns import RULES
+from mechsafety.judges.registry import load_judge
 from tests.judged_answers import BULLY, HARMFUL, MISSED_REFUSALS, TABLE, TELL
 from tests.judged_blind import FIRST, MISSED, SECOND, THIRD
 from tests.judged_natural import MISSED as NATURAL_MISSED
@@ -291,9 +292,9 @@ def test_long_texts_take_no_time() -> None:
 
 
 def test_takes_no_argument() -> None:
-    assert create(None).name == "rules"
+    assert load_judge("rules").name == "rules"
     with pytest.raises(MechsafetyError, match="takes no argument"):
-        create("strict")
+        load_judge("rules:strict")
 
 
 @pytest.fixture

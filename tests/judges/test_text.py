@@ -15,8 +15,8 @@ from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.verdict import Response, Verdict
 from mechsafety.edits.interventions import Ablate, Orthogonalise, baked, edited
 from mechsafety.judges.cache import VerdictCache, cache_key
-from mechsafety.judges.kinds.text import TextJudge, create
-from mechsafety.judges.registry import judge_responses
+from mechsafety.judges.kinds.text import TextJudge
+from mechsafety.judges.registry import judge_responses, load_judge
 from mechsafety.models.loading import load_model
 from tests.conftest import save_tiny
 from tests.judge_model import SAID_SORRY, WIDTH, save_judge_model
@@ -148,9 +148,9 @@ def test_a_model_without_chat_template_is_refused(tiny: Callable[..., Any], tmp_
     model = tiny("llama")
     model.tokenizer.chat_template = None
     with pytest.raises(MechsafetyError, match="has no chat template"):
-        create("base", models=lambda _: model)
-    with pytest.raises(MechsafetyError, match="needs a chat model; write text:"):
-        create(None)
+        load_judge("text:base", models=lambda _: model)
+    with pytest.raises(MechsafetyError, match="needs a chat model: text:"):
+        load_judge("text")
     folder = save_tiny(tmp_path / "base", template=None)
     (tmp_path / "r.csv").write_text("prompt,response\na,b\n")
     result = CliRunner().invoke(

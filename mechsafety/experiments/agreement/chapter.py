@@ -3,111 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from mechsafety.pages.page import Block
+from mechsafety.core.places import packaged_words
+from mechsafety.pages.page import Block, told_blocks
 from mechsafety.plots.style import system_names
 from mechsafety.statistics import holm
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
+_WORDS = packaged_words("mechsafety.experiments.agreement", "chapter.toml")
+
 
 def chapter_blocks(tables: Mapping[str, pd.DataFrame], figures: Mapping[str, go.Figure]) -> list[Block]:
     """The chapter as blocks of a page, with figures that are drawn; empty where there was one judge and nobody else."""
     if len({*tables["judge_effects"]["judge"]}) < 2 and "judge_errors" not in tables:
         return []
-    blocks = [
-        Block(
-            name="judge-effects",
-            title="Does it matter who judges?",
-            text=_effects_text(tables["judge_flips"]),
-            figures=_some(figures, "judge-effects"),
-            table=tables["judge_effects"].drop(columns="dropped"),
-        ),
-        Block(
-            name="judge-flips",
-            title="",
-            text="Per system: the change that the primary judge finds, and the judges and readings under which its "
-            "sign or its significance is another.",
-            table=tables["judge_flips"],
-        ),
-        Block(
-            name="judge-interaction",
-            title="Does the edit change what the judges disagree about?",
-            text=_interaction_text(tables["judge_interaction"]),
-            table=tables["judge_interaction"],
-        ),
-        Block(
-            name="judge-rankings",
-            title="Would another judge rank the systems otherwise?",
-            text="Kendall's tau between two judges' orders of the systems; intervals resample prompts.",
-            table=tables["judge_rankings"].dropna(subset="tau"),
-        ),
-        Block(
-            name="panel",
-            title="All judges together",
-            text="Krippendorff's alpha and Gwet's AC1 of all judges on refusal or not. AC1 stays defined where "
-            "nearly every answer is of one kind.",
-            table=tables["panel_agreement"],
-        ),
-        *_people(tables, figures),
-    ]
-    return [block for block in blocks if block.table is None or not block.table.empty]
-
-
-def _people(tables: Mapping[str, pd.DataFrame], figures: Mapping[str, go.Figure]) -> list[Block]:
-    if "judge_errors" not in tables:
-        return []
-    blocks = [
-        Block(
-            name="judge-errors",
-            title="Judges against " + ("people" if "people" in tables else "the reference"),
-            text=_errors_text(tables["judge_error_change"]),
-            figures=_some(figures, "judge-errors"),
-            table=tables["judge_errors"],
-        ),
-        Block(
-            name="judge-error-change",
-            title="",
-            text="Bias of an arm: the judge's rate minus the reference's among what both read. Change: edited minus "
-            "original.",
-            table=tables["judge_error_change"],
-        ),
-    ]
+    texts = {
+        "judge_effects": _effects_text(tables["judge_flips"]),
+        "judge_interaction": _interaction_text(tables["judge_interaction"]),
+    }
+    shown = {**tables, "judge_rankings": tables["judge_rankings"].dropna(subset="tau")}
+    words = dict(_WORDS["blocks"])
+    if "judge_errors" in tables:
+        texts["judge_errors"] = _errors_text(tables["judge_error_change"])
     if "people" in tables:
-        blocks += [
-            Block(
-                name="corrected-rates",
-                title="What people would have found",
-                text="The refusal rate from people's labels on a sample, alone and joined with each judge's verdicts "
-                "on everything. Prediction-powered inference assumes nothing about the judge; Rogan-Gladen inverts the "
-                "sensitivity and specificity found in the same arm and prompt label, all systems together. "
-                + _notes_text(tables["corrected_rates"]),
-                figures=_some(figures, "judge-corrected"),
-                table=tables["corrected_rates"].drop(columns="note"),
-            ),
-            Block(
-                name="people",
-                title="Who labelled",
-                text=_people_text(tables["people"]),
-                table=tables["people"],
-            ),
-            Block(
-                name="people-agreement",
-                title="",
-                text="Agreement between annotators on refusal or not, on the labelled sample as it is: not weighted, "
-                "so a sample rich in hard cases shows less of it.",
-                table=tables["people_agreement"],
-            ),
-        ]
-    return blocks
-
-
-def _some(figures: Mapping[str, go.Figure], name: str) -> list[go.Figure]:
-    return [figures[name]] if name in figures else []
+        words["judge_errors"] = {**words["judge_errors"], "title": "Judges against people"}
+        texts["corrected_rates"] = _notes_text(tables["corrected_rates"])
+        texts["people"] = _people_text(tables["people"])
+    blocks = told_blocks(words, shown, figures, added={name: [text] for name, text in texts.items()})
+    return [
+        replace(block, table=block.table.drop(columns=["dropped", "note"], errors="ignore"))
+        for block in blocks
+        if block.table is not None
+    ]
 
 
 def _effects_text(flips: pd.DataFrame) -> str:

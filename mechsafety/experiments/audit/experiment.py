@@ -10,43 +10,18 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import pandas as pd
 
+from mechsafety.core.places import packaged_words
 from mechsafety.experiments.audit.config import AuditConfig
 from mechsafety.experiments.audit.figures import audit_figures
 from mechsafety.experiments.audit.tables import published_counts, read_evidence
 from mechsafety.experiments.audit.work import Audit, audit
 from mechsafety.experiments.base import Experiment, Result, Session, run_experiment
-from mechsafety.pages.page import Block, Page
+from mechsafety.pages.page import Page, told_blocks
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-_BLOCKS = (
-    (
-        "differences",
-        "Which differences survive?",
-        "Rate after the edit less rate before, with 95 % intervals: Newcombe's where only counts are given, Bonett and "
-        "Price's where answers are paired. p_holm is corrected for the number of comparisons, q_bh "
-        "(Benjamini-Hochberg) is for exploration. paired_p_best and paired_p_worst bound the p of a paired test. "
-        "detectable is the smallest drop that a paired test of this size finds with power 0.8 where nothing but "
-        "refusals is lost; tests on counts need more.",
-        ("differences-",),
-        "comparisons",
-    ),
-    (
-        "judges",
-        "Does another judge say the same?",
-        "That a difference survives under one judge and not under another is no proof that the judges differ.",
-        ("judges-",),
-        "judges",
-    ),
-    (
-        "agreement",
-        "Do the judges agree?",
-        "Answers on which both gave a verdict; Cohen's kappa with a bootstrap interval clustered by question.",
-        (),
-        "agreement",
-    ),
-)
+_WORDS = packaged_words("mechsafety.experiments.audit", "page.toml")
 
 
 class PublishedAudit(Experiment[AuditConfig]):
@@ -97,17 +72,7 @@ class PublishedAudit(Experiment[AuditConfig]):
             title="What survives an audit",
             subtitle=" · ".join(Path(name).name for name in config["files"]),
             findings=result.findings(),
-            blocks=[
-                Block(
-                    name=name,
-                    title=title,
-                    text=text,
-                    figures=[figure for key, figure in figures.items() if key.startswith(drawn)],
-                    table=tables[table],
-                )
-                for name, title, text, drawn, table in _BLOCKS
-                if len(tables[table])
-            ],
+            blocks=told_blocks(_WORDS["blocks"], tables, figures),
             how=[
                 f"Tests: {tests}, two-sided; alpha {config['alpha']:g}; Holm over {over}",
                 *(f"{Path(name).name}: sha256 {sha[:16]}" for name, sha in hashes),

@@ -20,6 +20,7 @@ import pandas as pd
 
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.names import MEASURES, Measure
+from mechsafety.core.places import packaged_words
 from mechsafety.directions.direction import Directions, load_directions
 from mechsafety.experiments.base import Experiment, Read, Result, Say, Session, load_run, run_experiment
 from mechsafety.experiments.comparison.config import ComparisonConfig
@@ -28,7 +29,7 @@ from mechsafety.experiments.comparison.work import CheckpointWork
 from mechsafety.experiments.config import Dtype, checked
 from mechsafety.geometry.shared_basis import Basis
 from mechsafety.geometry.similarity import LEAST_PROMPTS
-from mechsafety.pages.page import Block, Page
+from mechsafety.pages.page import Page, told_blocks
 from mechsafety.prompts.prompt_set import SPLITS, PromptSet
 from mechsafety.runs.folder import RunFolder, finite
 
@@ -39,31 +40,7 @@ TABLES: Mapping[Measure, str] = MappingProxyType(
     {"cosine": "cosines", "angles": "angles", "cka": "cka", "transfer": "transfer"}
 )
 _SAVED = ".safetensors"
-_BLOCKS = {
-    "cosines": (
-        "Do the directions agree?",
-        "Cosine of the mean differences, with what the same checkpoint reaches against itself (ceiling) and what "
-        "directions reach that have nothing to do with refusal (floors). A cosine at the harmless floor says no more "
-        "than that the streams agree.",
-        ("cosines-by-layer", "cosine-matrix"),
-    ),
-    "angles": (
-        "Do the subspaces agree?",
-        "Principal angles, smallest first: small is alike. Dotted: the same checkpoint against itself.",
-        ("angles-by-layer",),
-    ),
-    "cka": (
-        "Do the streams agree?",
-        "Debiased linear CKA on the same prompts; it needs no shared basis, and is about the whole stream.",
-        ("cka-by-layer",),
-    ),
-    "transfer": (
-        "Does the direction carry over?",
-        "Drop of the refusal score of held-out harmful prompts when the row's direction is projected out of the "
-        "column's checkpoint. The checkpoint's own direction is the ceiling, random ones the floor.",
-        ("transfer-matrix",),
-    ),
-}
+_WORDS = packaged_words("mechsafety.experiments.comparison", "page.toml")
 _TEXT_COLUMNS = {
     "cosines": ["a", "b", "cosine", "low", "high", "ceiling", "corrected", "harmless_floor", "random_high"],
     "angles": ["a", "b", "index", "angle", "low", "high", "ceiling_a", "ceiling_b", "random_low"],
@@ -210,17 +187,7 @@ class CheckpointComparison(Experiment[ComparisonConfig]):
             title="Is it the same refusal?",
             subtitle=f"{' · '.join(found.names)} · matrices at layer {found.layer}",
             findings=found.findings(),
-            blocks=[
-                Block(
-                    name=name,
-                    title=title,
-                    text=text,
-                    figures=[figures[key] for key in keys if key in figures],
-                    table=found.tables[name],
-                )
-                for name, (title, text, keys) in _BLOCKS.items()
-                if name in found.tables
-            ],
+            blocks=told_blocks(_WORDS["blocks"], found.tables, figures),
             how=[basis.reason for basis in found.bases],
         )
 

@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from mechsafety.core.places import packaged_words
 from mechsafety.experiments.anatomy.experiment import read_anatomy
 from mechsafety.experiments.anatomy.figures import anatomy_figures
 from mechsafety.experiments.lab.config import SAFETY_TUNINGS
 from mechsafety.experiments.lab.experiment import LabResult
 from mechsafety.experiments.lab.findings import TUNINGS, lab_findings
 from mechsafety.experiments.lab.thresholds import CLAIMS
-from mechsafety.pages.page import Block, Page
+from mechsafety.pages.page import Block, Page, told_blocks
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
+_WORDS = packaged_words("mechsafety.experiments.lab", "page.toml")
 _SHOWN = (
     "anatomy-tau-output",
     "anatomy-separation",
@@ -37,22 +39,11 @@ def page(result: LabResult, figures: Mapping[str, go.Figure]) -> Page:
         subtitle=f"Preset {config['preset']} · seeds {', '.join(map(str, seeds))}",
         findings=[found["claims"][0], *found["attacks"]],
         blocks=[
-            Block(
-                name="claims",
-                title="Which claims held?",
-                text=" ".join(
-                    [*(f"{number}. {claim}" for number, claim in CLAIMS.items()), *found["claims"][1:]]
-                ),
-                figures=[figures["lab-claims"]],
-                table=held,
-            ),
-            Block(
-                name="outcomes",
-                title="What does every model answer?",
-                text="Answers are greedy and free-running, compared exactly with what the rules of the world say. A "
-                "and B are the harmless and the dangerous class of texts.",
-                figures=[figures["lab-outcomes"]],
-                table=cases,
+            *told_blocks(
+                _WORDS["blocks"],
+                {"claims": held, "cases": cases},
+                figures,
+                added={"claims": [*(f"{n}. {claim}" for n, claim in CLAIMS.items()), *found["claims"][1:]]},
             ),
             *_anatomies(result, seeds[0]),
         ],

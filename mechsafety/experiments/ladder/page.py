@@ -3,66 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from mechsafety.core.places import packaged_words
 from mechsafety.experiments.audit.tables import published_counts
 from mechsafety.experiments.ladder.experiment import LadderResult, ladder_names, ladders, prefixes
 from mechsafety.experiments.ladder.findings import ladder_findings, summary
 from mechsafety.experiments.ladder.paper import joint_findings, most_fragile, paper_findings, paper_table
 from mechsafety.experiments.ladder.verdicts import SystemVerdict, ladder_verdicts, system_names
-from mechsafety.pages.page import Block, Page
+from mechsafety.pages.page import Block, Page, told_blocks, told_settings
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
     from mechsafety.experiments.base import Result
 
-_BLOCKS = {
-    "survival": (
-        "Which survive?",
-        "Each system's own refusal directions are projected out of every layer; as many random ones are the control. "
-        "Tests are exact McNemar tests on the same prompts, with Holm's correction over all systems and numbers.",
-        ("ladder-overview", "ladder-survival"),
-    ),
-    "answers": (
-        "What is said instead?",
-        "A loss of refusals is a jailbreak only where the answers are coherent. Degenerate text counts as neither.",
-        ("ladder-answers",),
-    ),
-    "cost": ("What does the removal cost?", "", ("ladder-cost",)),
-    "ranks": ("How many directions are there?", "", ("ladder-ranks",)),
-    "cosines": (
-        "Is it the same direction?",
-        "A cosine no higher than that of a contrast without refusal says only that the systems are alike.",
-        ("ladder-cosines",),
-    ),
-    "angles": ("Is it the same subspace?", "", ("ladder-angles",)),
-    "transfer": ("Does one system's direction break another?", "", ("ladder-transfer",)),
-    "links": (
-        "Is it what training changed?",
-        "dW is a system's weights less the base's.",
-        ("ladder-links",),
-    ),
-}
-_TABLES = {"answers": "breaking", "cost": "survival", "survival": "tests"}
-"""The table that is shown with a block, where it has another name."""
+_WORDS = packaged_words("mechsafety.experiments.ladder", "page.toml")
 _CAVEAT = (
     "The paper's systems are 1.7B models pretrained on 600B tokens, read by another judge on other prompts, with one "
     "direction taken out of their weights: what becomes of a rung can be compared, not by how much. Two systems are "
     "said to lose differently only where the 95 % intervals of their falls do not meet."
 )
-_HOW = {
-    "prompts": "Prompts: {}",
-    "judge": "Judge: {}; an answer that opens with the tag of the rung metatags is withheld from the reader and counts "
-    "as refused, and so does a rephrasing that opens as those of the rung rephrase",
-    "base": "What all were fine-tuned from: {}",
-    "limit": "Report prompts of each label, at most: {}",
-    "max_new_tokens": "Tokens of an answer that is judged, at most: {}",
-    "seed": "Seed: {}",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,24 +84,13 @@ def _chapter(ladder: _Ladder) -> list[Block]:
     tables = ladder.run.tables
     found = ladder_findings(tables, layer=ladder.run.layer)
     prefix = f"{ladder.name.replace('/', '-')}-" if ladder.name else ""
-    blocks = []
-    for name, (title, text, keys) in _BLOCKS.items():
-        drawn = [ladder.figures[key] for key in keys if key in ladder.figures]
-        if not drawn:
-            continue
-        # One sentence per system is a list, not a paragraph.
-        apart = found.get(name, []) if name == "survival" else []
-        within = [] if apart else found.get(name, [])
-        blocks.append(
-            Block(
-                name=f"{prefix}{name}",
-                title=ladder.named([title])[0],
-                text=" ".join([text, *within]).strip(),
-                figures=drawn,
-                table=tables[_TABLES.get(name, name)],
-            )
-        )
-        blocks += _paragraphs(f"{prefix}{name}", apart)
+    # One sentence per system is a list, not a paragraph.
+    apart = {"survival": found.pop("survival", [])}
+    blocks: list[Block] = []
+    for block in told_blocks(_WORDS["blocks"], tables, ladder.figures, added=found, drawn=True):
+        name = f"{prefix}{block.name}"
+        blocks.append(replace(block, name=name, title=ladder.named([block.title])[0]))
+        blocks += _paragraphs(name, apart.get(block.name, []))
     return blocks
 
 
@@ -170,7 +123,7 @@ def _paper_blocks(ladders: Sequence[_Ladder], published: pd.DataFrame) -> list[B
 
 def _how(ladder: _Ladder) -> list[str]:
     config, systems = ladder.config, ladder.run.record["systems"]
-    settings = [text.format(config[key]) for key, text in _HOW.items() if config.get(key) is not None]
+    settings = told_settings(_WORDS["how"], config)
     chosen = [
         f"{name}: {systems[system]['explanation']}"
         for system, name in system_names(list(config["systems"])).items()

@@ -5,51 +5,26 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from mechsafety.core.places import packaged_words
 from mechsafety.experiments.base import Result
 from mechsafety.experiments.selfjudgement.findings import findings
 from mechsafety.judges.selfjudgement import QUESTION, REVERSED
-from mechsafety.pages.page import Block, Page
+from mechsafety.pages.page import Page, told_blocks
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 
+_WORDS = packaged_words("mechsafety.experiments.selfjudgement", "page.toml")
+
+
 def page(result: Result, figures: Mapping[str, go.Figure]) -> Page:
-    table, config = result.tables["cells"], result.config
-    blocks = [
-        Block(
-            name="two-by-two",
-            title="How well do models recognise refusals, by arm?",
-            text="The model with and without the edit is asked about answers written with and without it. AUC needs no "
-            "threshold; in words it is that of yes against no. Shortness alone and another prompt are controls: an AUC "
-            "that does not exceed them shows no insight.",
-            figures=[figures["two-by-two"]],
-            table=table,
-        ),
-        Block(
-            name="yes-or-no",
-            title="How often do models say yes to both questions?",
-            text="Asked the other way round, a model that knows says the other word. majority is the agreement of "
-            "always saying what is more frequent.",
-            figures=[figures["yes-or-no"]],
-        ),
-    ]
-    if "calibration" in figures:
-        blocks.append(
-            Block(
-                name="calibration",
-                title="Is P(yes) a probability?",
-                text="The expected calibration error is above 0 even for perfect probabilities; ece_floor is what "
-                "those would show.",
-                figures=[figures["calibration"]],
-                table=result.tables["calibration"],
-            )
-        )
+    config = result.config
     return Page(
         title="Can a model see its own refusals?",
         subtitle=f"Answers of study {config['study']}, outside judge {config['judge']}",
-        findings=findings(table),
-        blocks=blocks,
+        findings=findings(result.tables["cells"]),
+        blocks=told_blocks(_WORDS["blocks"], result.tables, figures, drawn=True),
         how=[
             f"Asked: {QUESTION}",
             f"Reversed: {REVERSED}",

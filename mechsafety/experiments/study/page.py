@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from mechsafety.core.places import packaged_words
 from mechsafety.experiments.agreement.chapter import chapter_blocks
 from mechsafety.experiments.base import Result
 from mechsafety.experiments.regions.page import region_chapters
@@ -22,23 +23,7 @@ if TYPE_CHECKING:
 
 _SHOWN_RESPONSES = 100
 _SHOWN_CHARACTERS = 700
-_FIGURES = {
-    "outcomes": ("What the systems answer, before and after", ""),
-    "refusal-heatmap": ("Refusal rate by judge", ""),
-    "layer-sweep": (
-        "Where the direction lives",
-        "Bypass: mean refusal score of harmful prompts with the direction projected out everywhere (low is removed). "
-        "Induce: mean refusal score of harmless prompts with the direction added at its layer (high is induced). KL: "
-        "what the projection changes on harmless prompts.",
-    ),
-    "pca": ("Harmful and harmless prompts at the selected layer", ""),
-    "judge-agreement": ("Do the judges agree?", ""),
-    "self-judgement": (
-        "Does the model see its own refusals?",
-        "agreement: share of answers on which “log P(Yes) > log P(No)” equals the primary judge's verdict. auc needs "
-        "no threshold. auc_shuffled: the same answer shown after another prompt. auc_length: shortness alone.",
-    ),
-}
+_KINDS = packaged_words("mechsafety.experiments.study", "page.toml")["blocks"]
 """By the beginning of the file's name, in reading order: a heading and an explanation."""
 
 
@@ -57,7 +42,7 @@ def html(result: Result) -> str:
     """The page as one file: no network, every response escaped."""
     page, manifest = result.page(), result.manifest
     failed, measured = failed_systems(manifest), measured_systems(manifest)
-    judges = [block.name for block in page.blocks if not block.name.startswith(tuple(_FIGURES))]
+    judges = [block.name for block in page.blocks if not block.name.startswith(tuple(_KINDS))]
     return template("report.html").render(
         page=page,
         blocks=rendered_blocks(page.blocks),
@@ -82,12 +67,12 @@ def html(result: Result) -> str:
 def _figure_blocks(result: Result, figures: Mapping[str, go.Figure]) -> list[Block]:
     """Figures in reading order, with a heading where a new kind begins."""
     blocks: list[Block] = []
-    for kind, (title, text) in _FIGURES.items():
+    for kind, head in _KINDS.items():
         of_kind = [(name, figure) for name, figure in figures.items() if name.startswith(kind)]
         table = result.tables.get("selfjudge") if kind == "self-judgement" else None
         for number, (name, figure) in enumerate(of_kind):
-            head = {} if number else {"title": title, "text": text, "table": table}
-            blocks.append(Block(name=name, figures=[figure], **{"title": "", **head}))
+            first = {} if number else {**head, "table": table}
+            blocks.append(Block(name=name, figures=[figure], **{"title": "", **first}))
     return blocks
 
 

@@ -6,61 +6,20 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from mechsafety.core.places import packaged_words
 from mechsafety.experiments.base import Result
 from mechsafety.experiments.sweep.findings import sweep_findings
-from mechsafety.pages.page import Block, Page
+from mechsafety.pages.page import Page, told_blocks
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-_BLOCKS = (
-    (
-        "scores",
-        "Scores by position and layer",
-        "Bypass: mean refusal score of harmful prompts with the direction projected out everywhere. Induce: that of "
-        "harmless prompts with the direction added at its own layer. KL: what the projection changes on harmless "
-        "prompts.",
-        "sweep",
-    ),
-    ("layers", "Layer by layer", "", None),
-    ("methods", "Methods compared", "", None),
-    (
-        "stability",
-        "How steady is the selection?",
-        "A layer that is picked in few resamples is one of several that do as well, or luck.",
-        "stability",
-    ),
-    (
-        "profile",
-        "Where harmful and harmless part",
-        "Separation alone shows that the model tells the prompts apart, not that it refuses because of it.",
-        "profile",
-    ),
-    (
-        "lens",
-        "What the direction says",
-        "Tokens whose logits the direction raises or lowers when it is read by the final norm and the unembedding.",
-        "lens",
-    ),
-    (
-        "doses",
-        "Where removal ends and damage begins",
-        "The control projects out random directions in the same way: what it does not do, the direction does.",
-        "doses",
-    ),
-)
+_WORDS = packaged_words("mechsafety.experiments.sweep", "page.toml")
 
 
 def page(result: Result, figures: Mapping[str, go.Figure]) -> Page:
     tables, manifest = result.tables, result.manifest
     selected, edit = manifest["selected"], manifest["edit"]
-    blocks = []
-    for name, title, text, table in _BLOCKS:
-        drawn = [figure for key, figure in figures.items() if key == name or key.startswith(f"{name}-")]
-        if drawn:
-            blocks.append(
-                Block(name=name, title=title, text=text, figures=drawn, table=tables.get(table or ""))
-            )
     model, used, score = (
         selected["model"],
         selected["validation_prompts_used"],
@@ -75,7 +34,7 @@ def page(result: Result, figures: Mapping[str, go.Figure]) -> Page:
             f"{result.config['rule']}"
         ),
         findings=sweep_findings(tables, manifest),
-        blocks=blocks,
+        blocks=told_blocks(_WORDS["blocks"], tables, figures, drawn=True),
         how=[
             f"Weights {model.get('fingerprint', '')[:16]}, {model.get('dtype')} on {model.get('device')}",
             *_overridden(selected),

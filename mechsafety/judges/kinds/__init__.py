@@ -1,1 +1,1 @@
-"""One file for each judge: ``create(argument, *, models=None)`` and a one-line ``ABOUT``."""
+"""One file for each judge: a one-line ``ABOUT``, what it ``TAKES``, and its class as ``JUDGE`` or ``create``."""

@@ -13,10 +13,9 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
-from mechsafety.core.verdict import Judge, Label, Response, Verdict
+from mechsafety.core.verdict import Label, Response, Verdict
 from mechsafety.judges.latent_classes import MISSING, LatentClasses, fit_latent_classes
 from mechsafety.judges.panel import VOTES, Panel, as_votes, ask_members
-from mechsafety.judges.registry import ModelSource
 
 TAKES = "judges"
 ABOUT = "dawid_skene:JUDGE,JUDGE,JUDGE  judges weighed by how they err (EM on all responses given)"
@@ -95,6 +94,4 @@ def _shares(row: Float[np.ndarray, " label"]) -> dict[str, float]:
     return {label: round(float(p), 4) for label, p in zip(VOTES, row, strict=True)}
 
 
-def create(argument: str | None, *, models: ModelSource | None = None) -> Judge:
-    """``argument`` lists the members' specs, comma-separated."""
-    return DawidSkeneJudge.of(argument, models=models)
+JUDGE = DawidSkeneJudge

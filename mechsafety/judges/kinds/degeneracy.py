@@ -17,11 +17,10 @@ from typing import Literal
 
 import numpy as np
 
-from mechsafety.core.errors import MechsafetyError
-from mechsafety.core.verdict import Judge, Response, Verdict
+from mechsafety.core.verdict import Response, Verdict
 from mechsafety.judges.normalise import Prepared, normalise, tidy
-from mechsafety.judges.registry import ModelSource
 
+TAKES = "nothing"
 ABOUT = "degeneracy: tells looped, empty, copied or unreadable text from language; abstains on refusal"
 
 Reason = Literal[
@@ -284,11 +283,7 @@ class DegeneracyJudge:
         )
 
 
-def create(argument: str | None, *, models: ModelSource | None = None) -> Judge:  # noqa: ARG001
-    """Make the judge; it takes no argument."""
-    if argument is not None:
-        raise MechsafetyError(f"judge 'degeneracy' takes no argument, got {argument!r}; write 'degeneracy'")
-    return DegeneracyJudge()
+JUDGE = DegeneracyJudge
 
 
 def words_of(text: str) -> list[str]:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
-from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.verdict import Response, Verdict
 from mechsafety.judges.kinds.rules import RulesJudge
-from mechsafety.judges.registry import ModelSource, model_source
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -48,8 +46,4 @@ class FluentJudge:
         ]
 
 
-def create(argument: str | None, *, models: ModelSource | None = None) -> FluentJudge:
-    """``argument`` is a model spec; ``models`` gives loaded models, so that one is not loaded twice."""
-    if not argument:
-        raise MechsafetyError("judge 'fluent' needs a model: fluent:smollm2-135m, or fluent:HUB/ID")
-    return FluentJudge(argument, cast("Any", model_source(models)(argument)))
+JUDGE = FluentJudge

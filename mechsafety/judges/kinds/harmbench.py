@@ -12,9 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mechsafety.core.places import packaged_words
-from mechsafety.core.verdict import Judge
-from mechsafety.judges.classifiers import ClassifierJudge, Reading, harm_reading, load_classifier, out_of_form
-from mechsafety.judges.registry import ModelSource
+from mechsafety.judges.classifiers import ClassifierJudge, Reading, harm_reading, out_of_form
 
 TAKES = "classifier"
 ABOUT = "harmbench  HarmBench's classifier says whether the response is harmful; harmbench:FOLDER or :HUB/ID@REVISION"
@@ -46,7 +44,4 @@ class HarmBenchJudge(ClassifierJudge):
         return [read_answer(r.text, score=r.shares[0] if r.shares else None) for r in replies]
 
 
-def create(argument: str | None, *, models: ModelSource | None = None) -> Judge:  # noqa: ARG001
-    """``argument`` is a folder or hub id of a classifier with the same template."""
-    name = f"harmbench:{argument}" if argument else "harmbench"
-    return HarmBenchJudge(name, load_classifier(argument or DEFAULT))
+JUDGE = HarmBenchJudge

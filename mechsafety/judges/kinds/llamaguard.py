@@ -14,17 +14,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from mechsafety.core.errors import MechsafetyError, first_lines
-from mechsafety.core.verdict import Judge
 from mechsafety.judges.classifiers import (
     BATCH,
     Classifier,
     ClassifierJudge,
     Reading,
     harm_reading,
-    load_classifier,
     out_of_form,
 )
-from mechsafety.judges.registry import ModelSource
 
 TAKES = "classifier"
 ABOUT = "llamaguard  Llama Guard says whether the response is unsafe; llamaguard:FOLDER or :HUB/ID@REVISION"
@@ -91,7 +88,4 @@ class LlamaGuardJudge(ClassifierJudge):
         return all(text in shown for text in _PROBE) and "{'type'" not in shown
 
 
-def create(argument: str | None, *, models: ModelSource | None = None) -> Judge:  # noqa: ARG001
-    """``argument`` is a folder or hub id of a Llama Guard."""
-    name = f"llamaguard:{argument}" if argument else "llamaguard"
-    return LlamaGuardJudge(name, load_classifier(argument or DEFAULT))
+JUDGE = LlamaGuardJudge

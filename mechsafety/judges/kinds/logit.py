@@ -6,14 +6,13 @@ import csv
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.places import data_folder, packaged_words
 from mechsafety.core.verdict import Label, Response, Verdict
 from mechsafety.judges.decisive import set_apart
 from mechsafety.judges.normalise import normalise
-from mechsafety.judges.registry import ModelSource, model_source
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -194,8 +193,4 @@ def load_anchors() -> list[dict[str, str]]:
         return list(csv.DictReader(stream))
 
 
-def create(argument: str | None, *, models: ModelSource | None = None) -> LogitJudge:
-    """``argument`` is a model spec; ``models`` gives loaded models, so that one is not loaded twice."""
-    if not argument:
-        raise MechsafetyError("judge 'logit' needs a model: logit:smollm2-135m, or logit:HUB/ID")
-    return LogitJudge(argument, cast("Any", model_source(models)(argument)))
+JUDGE = LogitJudge

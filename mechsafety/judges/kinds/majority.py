@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from mechsafety.core.verdict import Judge, Label, Response, Verdict
+from mechsafety.core.verdict import Label, Response, Verdict
 from mechsafety.judges.panel import VOTES, Panel, ask_members
-from mechsafety.judges.registry import ModelSource
 
 TAKES = "judges"
 ABOUT = "majority:JUDGE,JUDGE  the label with the most votes of two or more judges; a draw is unparsed"
@@ -41,6 +40,4 @@ class MajorityJudge(Panel):
         )
 
 
-def create(argument: str | None, *, models: ModelSource | None = None) -> Judge:
-    """``argument`` lists the members' specs, comma-separated."""
-    return MajorityJudge.of(argument, models=models)
+JUDGE = MajorityJudge

@@ -13,17 +13,16 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
-from mechsafety.core.errors import MechsafetyError
-from mechsafety.core.verdict import Judge, Label, Response, Verdict
+from mechsafety.core.verdict import Label, Response, Verdict
 from mechsafety.judges.decisive import prepare
 from mechsafety.judges.kinds.degeneracy import Reason
 from mechsafety.judges.normalise import Prepared, read_prompt
 from mechsafety.judges.patterns import ANSWERS
-from mechsafety.judges.registry import ModelSource
 from mechsafety.judges.rule import WINDOW, Hit
 from mechsafety.judges.soft_refusals import is_soft_refusal
 from mechsafety.judges.spans import Span, fast_spans
 
+TAKES = "nothing"
 ABOUT = "rules: families of refusal patterns (apology, inability, policy, ...) after a degeneracy gate"
 
 LATE_WORDS = 100
@@ -107,11 +106,7 @@ def conclude(
     return Verdict(id=response_id, judge=RulesJudge.name, label=label, tags=tags, detail=detail)
 
 
-def create(argument: str | None, *, models: ModelSource | None = None) -> Judge:  # noqa: ARG001
-    """Make the judge; it takes no argument."""
-    if argument is not None:
-        raise MechsafetyError(f"judge 'rules' takes no argument, got {argument!r}; write 'rules'")
-    return RulesJudge()
+JUDGE = RulesJudge
 
 
 def decide(

@@ -15,10 +15,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from mechsafety.core.places import packaged_words
-from mechsafety.core.verdict import Judge
-from mechsafety.judges.classifiers import ClassifierJudge, Reading, harm_reading, load_classifier
+from mechsafety.judges.classifiers import ClassifierJudge, Reading, harm_reading
 from mechsafety.judges.kinds.logit import LEAST_MASS
-from mechsafety.judges.registry import ModelSource
 
 TAKES = "classifier"
 ABOUT = "strongreject  StrongREJECT's grader says how far the response helps; strongreject:FOLDER or :HUB/ID@REVISION"
@@ -56,7 +54,4 @@ class StrongRejectJudge(ClassifierJudge):
         return [read_grades(s, mass=m) for s, m in zip(shares, masses, strict=True)]
 
 
-def create(argument: str | None, *, models: ModelSource | None = None) -> Judge:  # noqa: ARG001
-    """``argument`` is a folder or hub id: a whole model, or an adapter that names its base."""
-    name = f"strongreject:{argument}" if argument else "strongreject"
-    return StrongRejectJudge(name, load_classifier(argument or DEFAULT))
+JUDGE = StrongRejectJudge

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.verdict import Response, Verdict
 from mechsafety.judges.asking import (
     LONGEST,
@@ -21,7 +20,6 @@ from mechsafety.judges.asking import (
     unread,
     unreadable,
 )
-from mechsafety.judges.registry import ModelSource, model_source
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -29,7 +27,7 @@ if TYPE_CHECKING:
     from mechsafety.edits.interventions import Edit
     from mechsafety.generation.completions import Completion
 
-TAKES = "model"
+TAKES = "chat model"
 ABOUT = "text:MODEL  a chat model answers 'VERDICT: REFUSAL', COMPLIANCE or DEGENERATE"
 
 NEW_TOKENS = 32
@@ -171,8 +169,4 @@ def _weights_sha256(body: Any) -> str:
     return hasher.hexdigest()
 
 
-def create(argument: str | None, *, models: ModelSource | None = None) -> TextJudge:
-    """``argument`` is a model spec; ``models`` gives loaded models, so that one is not loaded twice."""
-    if not argument:
-        raise MechsafetyError("judge 'text' needs a chat model; write text:smollm2-135m, or text:HUB/ID")
-    return TextJudge(argument, cast("Any", model_source(models)(argument)))
+JUDGE = TextJudge

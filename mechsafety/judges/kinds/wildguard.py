@@ -13,9 +13,7 @@ import re
 from collections.abc import Sequence
 
 from mechsafety.core.places import packaged_words
-from mechsafety.core.verdict import Judge
-from mechsafety.judges.classifiers import ClassifierJudge, Reading, load_classifier, out_of_form
-from mechsafety.judges.registry import ModelSource
+from mechsafety.judges.classifiers import ClassifierJudge, Reading, out_of_form
 
 TAKES = "classifier"
 ABOUT = "wildguard  WildGuard says whether the response refuses, and whether it is harmful; wildguard:FOLDER or :HUB/ID"
@@ -62,7 +60,4 @@ class WildGuardJudge(ClassifierJudge):
         return [read_answer(r.text, shares=r.shares) for r in replies]
 
 
-def create(argument: str | None, *, models: ModelSource | None = None) -> Judge:  # noqa: ARG001
-    """``argument`` is a folder or hub id of a classifier with the same template."""
-    name = f"wildguard:{argument}" if argument else "wildguard"
-    return WildGuardJudge(name, load_classifier(argument or DEFAULT))
+JUDGE = WildGuardJudge
