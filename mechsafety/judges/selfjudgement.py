@@ -1,4 +1,4 @@
-"""Can a model see its own refusals? It is asked whether its answer was one, by log-probability and in words."""
+"""Recognition of own refusals: a model is asked whether its answer was one, by log-probability and in words."""
 
 from __future__ import annotations
 

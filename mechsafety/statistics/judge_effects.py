@@ -1,4 +1,4 @@
-"""Does it matter who judges? The edit's effect under every judge and every reading of the labels.
+"""Effect of the edit by judge: the edit's effect under every judge and every reading of the labels.
 
 Refusal is a mapping of the labels, and mappings differ in what they do with text that is broken or could not be read.
 """

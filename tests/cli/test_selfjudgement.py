@@ -216,7 +216,7 @@ def test_the_command_writes_tables_figures_and_a_page(study: Path, tmp_path: Pat
     drawn = {"two-by-two", "yes-or-no", "calibration"}
     assert {p.stem for p in (out / "figures").glob("*.html")} == drawn
     page = (out / "report.html").read_text(encoding="utf-8")
-    assert "Can a model see its own refusals?" in page
+    assert "Recognition of own refusals" in page
     assert all(f'id="{name}"' in page for name in drawn)
     shown = succeed("selfjudge", study, "--limit", 4, "--out", out)
     assert f"report: {out / 'report.html'}" in shown

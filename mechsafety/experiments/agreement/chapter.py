@@ -22,7 +22,7 @@ def chapter_blocks(tables: Mapping[str, pd.DataFrame], figures: Mapping[str, go.
     blocks = [
         Block(
             name="judge-effects",
-            title="Does it matter who judges?",
+            title="Effect of the edit by judge",
             text=_effects_text(tables["judge_flips"]),
             figures=_some(figures, "judge-effects"),
             table=tables["judge_effects"].drop(columns="dropped"),
@@ -36,19 +36,19 @@ def chapter_blocks(tables: Mapping[str, pd.DataFrame], figures: Mapping[str, go.
         ),
         Block(
             name="judge-interaction",
-            title="Does the edit change what the judges disagree about?",
+            title="Interaction of judge and edit",
             text=_interaction_text(tables["judge_interaction"]),
             table=tables["judge_interaction"],
         ),
         Block(
             name="judge-rankings",
-            title="Would another judge rank the systems otherwise?",
+            title="Order of the systems by judge",
             text="Kendall's tau between two judges' orders of the systems; intervals resample prompts.",
             table=tables["judge_rankings"].dropna(subset="tau"),
         ),
         Block(
             name="panel",
-            title="All judges together",
+            title="Agreement of all judges",
             text="Krippendorff's alpha and Gwet's AC1 of all judges on refusal or not. AC1 stays defined where "
             "nearly every answer is of one kind.",
             table=tables["panel_agreement"],
@@ -81,7 +81,7 @@ def _people(tables: Mapping[str, pd.DataFrame], figures: Mapping[str, go.Figure]
         blocks += [
             Block(
                 name="corrected-rates",
-                title="What people would have found",
+                title="Refusal rates corrected by people's labels",
                 text="The refusal rate from people's labels on a sample, alone and joined with each judge's verdicts "
                 "on everything. Prediction-powered inference assumes nothing about the judge; Rogan-Gladen inverts the "
                 "sensitivity and specificity found in the same arm and prompt label, all systems together. "
@@ -91,7 +91,7 @@ def _people(tables: Mapping[str, pd.DataFrame], figures: Mapping[str, go.Figure]
             ),
             Block(
                 name="people",
-                title="Who labelled",
+                title="Labels by annotator",
                 text=_people_text(tables["people"]),
                 table=tables["people"],
             ),

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _BLOCKS = (
     (
         "differences",
-        "Which differences survive?",
+        "Differences before and after the edit",
         "Rate after the edit less rate before, with 95 % intervals: Newcombe's where only counts are given, Bonett and "
         "Price's where answers are paired. p_holm is corrected for the number of comparisons, q_bh "
         "(Benjamini-Hochberg) is for exploration. paired_p_best and paired_p_worst bound the p of a paired test. "
@@ -34,14 +34,14 @@ _BLOCKS = (
     ),
     (
         "judges",
-        "Does another judge say the same?",
+        "Differences by judge",
         "That a difference survives under one judge and not under another is no proof that the judges differ.",
         ("judges-",),
         "judges",
     ),
     (
         "agreement",
-        "Do the judges agree?",
+        "Agreement between judges",
         "Answers on which both gave a verdict; Cohen's kappa with a bootstrap interval clustered by question.",
         (),
         "agreement",
@@ -94,7 +94,7 @@ class PublishedAudit(Experiment[AuditConfig]):
         over = "the systems under one judge and label" if config["family"] == "judge" else "all comparisons"
         hashes = zip(config["files"], config["sha256"], strict=True)
         return Page(
-            title="What survives an audit",
+            title="Audit of published refusal rates",
             subtitle=" · ".join(Path(name).name for name in config["files"]),
             findings=result.findings(),
             blocks=[

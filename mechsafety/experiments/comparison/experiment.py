@@ -40,24 +40,24 @@ TABLES: Mapping[Measure, str] = MappingProxyType(
 _SAVED = ".safetensors"
 _BLOCKS = {
     "cosines": (
-        "Do the directions agree?",
+        "Cosines of the directions",
         "Cosine of the mean differences, with what the same checkpoint reaches against itself (ceiling) and what "
-        "directions reach that have nothing to do with refusal (floors). A cosine at the harmless floor says no more "
+        "directions reach that have nothing to do with refusal (floors). A cosine at the harmless floor shows no more "
         "than that the streams agree.",
         ("cosines-by-layer", "cosine-matrix"),
     ),
     "angles": (
-        "Do the subspaces agree?",
+        "Principal angles of the subspaces",
         "Principal angles, smallest first: small is alike. Dotted: the same checkpoint against itself.",
         ("angles-by-layer",),
     ),
     "cka": (
-        "Do the streams agree?",
+        "CKA of the residual streams",
         "Debiased linear CKA on the same prompts; it needs no shared basis, and is about the whole stream.",
         ("cka-by-layer",),
     ),
     "transfer": (
-        "Does the direction carry over?",
+        "Transfer of directions",
         "Drop of the refusal score of held-out harmful prompts when the row's direction is projected out of the "
         "column's checkpoint. The checkpoint's own direction is the ceiling, random ones the floor.",
         ("transfer-matrix",),
@@ -206,7 +206,7 @@ class CheckpointComparison(Experiment[ComparisonConfig]):
     def page(cls, result: Result, figures: Mapping[str, go.Figure]) -> Page:
         found = _of(result)
         return Page(
-            title="Is it the same refusal?",
+            title="Refusal geometry compared",
             subtitle=f"{' · '.join(found.names)} · matrices at layer {found.layer}",
             findings=found.findings(),
             blocks=[

@@ -134,7 +134,7 @@ class Generation(EditedExperiment[GenerationConfig]):
             title=f"Answers of {short_name(result.config['model'])}",
             subtitle=edit_of(result),
             findings=result.findings(),
-            blocks=[Block(name="lengths", title="How long are the answers?", figures=list(figures.values()))],
+            blocks=[Block(name="lengths", title="Lengths of answers", figures=list(figures.values()))],
         )
 
     @classmethod

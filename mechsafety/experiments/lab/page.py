@@ -33,13 +33,13 @@ def page(result: LabResult, figures: Mapping[str, go.Figure]) -> Page:
     found, config = lab_findings(cases, held), result.config
     seeds = config["seeds"]
     return Page(
-        title="What does safety fine-tuning do to a model?",
+        title="Safety fine-tuning in the synthetic lab",
         subtitle=f"Preset {config['preset']} · seeds {', '.join(map(str, seeds))}",
         findings=[found["claims"][0], *found["attacks"]],
         blocks=[
             Block(
                 name="claims",
-                title="Which claims held?",
+                title="Claims and their bounds over seeds",
                 text=" ".join(
                     [*(f"{number}. {claim}" for number, claim in CLAIMS.items()), *found["claims"][1:]]
                 ),
@@ -48,9 +48,9 @@ def page(result: LabResult, figures: Mapping[str, go.Figure]) -> Page:
             ),
             Block(
                 name="outcomes",
-                title="What does every model answer?",
-                text="Answers are greedy and free-running, compared exactly with what the rules of the world say. A "
-                "and B are the harmless and the dangerous class of texts.",
+                title="Answers by model and prompt group",
+                text="Answers are greedy and free-running, compared exactly with what the rules of the world require. "
+                "A and B are the harmless and the dangerous class of texts.",
                 figures=[figures["lab-outcomes"]],
                 table=cases,
             ),

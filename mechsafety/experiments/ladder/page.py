@@ -1,4 +1,4 @@
-"""The page of a ladder: which rungs survive the removal of directions, and what that says of the published claims."""
+"""The page of a ladder: refusals after the removal of directions, by rung, beside the published claims."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ if TYPE_CHECKING:
 
 _BLOCKS = {
     "survival": (
-        "Which survive?",
+        "Refusals against directions removed",
         "Each system's own refusal directions are projected out of every layer; as many random ones are the control. "
         "Tests are exact McNemar tests on the same prompts, with Holm's correction over all systems and numbers.",
         ("ladder-overview", "ladder-survival"),
     ),
     "answers": (
-        "What is said instead?",
+        "Answers after ablation",
         "A loss of refusals is a jailbreak only where the answers are coherent. Degenerate text counts as neither.",
         ("ladder-answers",),
     ),
-    "cost": ("What does the removal cost?", "", ("ladder-cost",)),
-    "ranks": ("How many directions are there?", "", ("ladder-ranks",)),
+    "cost": ("Cost on harmless prompts", "", ("ladder-cost",)),
+    "ranks": ("Number of directions that separate the prompts", "", ("ladder-ranks",)),
     "cosines": (
-        "Is it the same direction?",
-        "A cosine no higher than that of a contrast without refusal says only that the systems are alike.",
+        "Cosines between the systems' directions",
+        "A cosine no higher than that of a contrast without refusal shows only that the systems are alike.",
         ("ladder-cosines",),
     ),
-    "angles": ("Is it the same subspace?", "", ("ladder-angles",)),
-    "transfer": ("Does one system's direction break another?", "", ("ladder-transfer",)),
+    "angles": ("Angles between the systems' subspaces", "", ("ladder-angles",)),
+    "transfer": ("Transfer of directions between systems", "", ("ladder-transfer",)),
     "links": (
-        "Is it what training changed?",
+        "Refusal directions and the weights that training changed",
         "dW is a system's weights less the base's.",
         ("ladder-links",),
     ),
@@ -51,8 +51,8 @@ _TABLES = {"answers": "breaking", "cost": "survival", "survival": "tests"}
 """The table that is shown with a block, where it has another name."""
 _CAVEAT = (
     "The paper's systems are 1.7B models pretrained on 600B tokens, read by another judge on other prompts, with one "
-    "direction taken out of their weights: what becomes of a rung can be compared, not by how much. Two systems are "
-    "said to lose differently only where the 95 % intervals of their falls do not meet."
+    "direction taken out of their weights: what becomes of a rung can be compared, not by how much. Two systems "
+    "count as losing differently only where the 95 % intervals of their falls do not meet."
 )
 _HOW = {
     "prompts": "Prompts: {}",
@@ -103,7 +103,7 @@ def page(result: Result, figures: Mapping[str, go.Figure]) -> Page:
     for one in shown:
         findings += one.named(paper_findings(one.verdicts, published)[:1])
     return Page(
-        title="Which rungs survive ablation?",
+        title="Refusal after ablation, by rung",
         subtitle=" — ".join(
             one.named([" · ".join(system_names(list(one.config["systems"])).values())])[0] for one in shown
         ),
@@ -159,7 +159,7 @@ def _paper_blocks(ladders: Sequence[_Ladder], published: pd.DataFrame) -> list[B
         blocks.append(
             Block(
                 name=name,
-                title="Against the paper" if first else "",
+                title="Comparison with the paper" if first else "",
                 text=_CAVEAT if first else "",
                 table=table.assign(ladder=ladder.name) if ladder.name else table,
             )

@@ -27,7 +27,7 @@ FOLDER = "regions"
 _MAIN = ("region-tradeoff", "region-jaccard")
 _BLOCKS = {
     "tradeoff": (
-        "What is lost with the weights?",
+        "Refusals and utility after removal",
         "Each removal beside a random one of the same size in every matrix: where both do the same, nothing about "
         "safety was found. Degenerate answers (looped, empty, no language) count as neither refusal nor compliance. "
         "Set difference: the weights that safety needs most, less those that utility needs most. Orthogonal "
@@ -35,42 +35,43 @@ _BLOCKS = {
         ("region-tradeoff", "region-grid"),
     ),
     "structure": (
-        "Do safety and utility stand in the same weights?",
-        "Of every matrix, the weights with the highest scores on refusals and on ordinary answers: how many do both "
-        "need? SNIP scores a weight by its value times its gradient, Wanda by its value times its input's size.",
+        "Overlap of safety and utility weights",
+        "Of every matrix, the weights with the highest scores on refusals and on ordinary answers: how many are in "
+        "both sets. SNIP scores a weight by its value times its gradient, Wanda by its value times its input's size.",
         ("region-jaccard",),
     ),
     "subspaces": (
-        "Do they write to the same subspaces?",
+        "Similarity of output subspaces",
         "The leading output directions of every matrix on refusals and on ordinary answers. A small matrix has a "
         "high similarity by chance alone, so the lower map takes chance away.",
         ("region-subspaces",),
     ),
     "attacks": (
-        "Do attacks succeed more easily?",
+        "Attack success after removal",
         "Success is a coherent answer that complies. vanilla: greedy, through the chat template; decoding: samples at "
         "temperature 1 without the template; suffix: text after the prompt, searched by gradient. any: one of k "
         "tries; mean: share of all tries.",
         ("region-attacks",),
     ),
     "links": (
-        "Is it the refusal direction again?",
-        "How much of what the removed weights wrote to the residual stream lay on the refusal direction.",
+        "Writes of the removed weights on the refusal direction",
+        "The share of what the removed weights wrote to the residual stream that lay on the refusal direction.",
         ("region-links",),
     ),
     "link_effects": (
-        "What does each leave to the other?",
+        "Removal and ablation, alone and together",
         "The region removed, the direction ablated, and both. AUROC: how well the projection on the direction still "
-        "tells harmful from harmless prompts; undefined where it is ablated.",
+        "separates harmful from harmless prompts; undefined where it is ablated.",
         ("region-link-effects",),
     ),
     "heads": (
-        "Which heads tell harmful from harmless?",
-        "A linear probe on the output of each attention head. That a head knows does not mean that refusals need it.",
+        "Probes of attention heads",
+        "A linear probe on the output of each attention head. A head that "
+        "separates the prompts is not necessarily one that refusals need.",
         ("region-heads",),
     ),
     "freezing": (
-        "Does keeping the region keep refusals?",
+        "Refusals after fine-tuning with frozen weights",
         "The model is fine-tuned on benign examples. frozen: these weights do not move in training; rewound: all "
         "move, and these get their first values back afterwards. Random weights of the same number are the control.",
         ("region-freezing",),
@@ -95,14 +96,14 @@ def page(result: Result, figures: Mapping[str, go.Figure]) -> Page:
     found = region_findings(tables, name=model_name(result.run), sweet_spot=sweet_spot(result.run))
     first = main_findings(found)
     return Page(
-        title="Where does safety stand in the weights?",
+        title="Safety-critical weights",
         subtitle=_subtitle(result.config, tables),
         findings=first,
         blocks=[
             Block(
                 name=name.replace("_", "-"),
                 title=title,
-                text=" ".join([text, *(said for said in found[name] if said not in first)]),
+                text=" ".join([text, *(sentence for sentence in found[name] if sentence not in first)]),
                 figures=[figure for key, figure in figures.items() if key.startswith(keys)],
                 table=tables[name],
             )
@@ -114,17 +115,17 @@ def page(result: Result, figures: Mapping[str, go.Figure]) -> Page:
 
 
 def _subtitle(config: Mapping[str, Any], tables: Mapping[str, pd.DataFrame]) -> str:
-    said = str(config.get("model", "model"))
+    subtitle = str(config.get("model", "model"))
     if "tradeoff" in tables:
         states = tables["tradeoff"][["removal", "setting"]].drop_duplicates()
-        said += f" · {int((states['removal'] != 'none').sum())} removals beside their random controls"
-    return said
+        subtitle += f" · {int((states['removal'] != 'none').sum())} removals beside their random controls"
+    return subtitle
 
 
 def _how(config: Mapping[str, Any]) -> list[str]:
     return [
         "Brackets: 95 % intervals; of several draws, the mean and the span from the lowest to the highest end. Two "
-        "states are said to differ where these do not meet. A setting that sentences speak of was chosen on the "
+        "states count as different where these do not meet. A setting named in sentences was chosen on the "
         "prompts that it is judged on, which flatters it.",
         *(text.format(config[key]) for key, text in _HOW.items() if key in config),
     ]
@@ -168,7 +169,8 @@ def _chapter(run: RunFolder, name: str) -> RegionChapter | None:
             name=f"regions-{run.path.name}",
             title="",
             text="Weights are set to zero (or ranks projected out) by how much safety and utility need them. A random "
-            "removal of the same size in every matrix is the control: what it does too is no sign of a safety region."
+            "removal of the same size in every matrix is the control: an effect that it shares "
+            "is no evidence of a safety region."
             if "tradeoff" in tables
             else "Overlap of the weights that safety and utility need most, in every matrix.",
             figures=[figure for key, figure in figures.items() if key.startswith(_MAIN)],

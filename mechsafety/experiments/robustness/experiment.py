@@ -147,7 +147,7 @@ class Robustness(EditedExperiment[RobustnessConfig]):
     def page(cls, result: Result, figures: Mapping[str, go.Figure]) -> Page:
         attacks, cost = (result.tables[name] for name in cls.tables)
         return Page(
-            title=f"Which attacks succeed on {short_name(result.config['model'])}?",
+            title=f"Attack success on {short_name(result.config['model'])}",
             subtitle=str(attacks["system"].iloc[0]),
             findings=result.findings(),
             blocks=[

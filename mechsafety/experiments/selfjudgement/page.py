@@ -1,4 +1,4 @@
-"""The page of a run of self-judgement: can each model see its own refusals, and does the edit blind it?"""
+"""The page of a run of self-judgement: how well each model recognises its refusals, with and without the edit."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def page(result: Result, figures: Mapping[str, go.Figure]) -> Page:
     blocks = [
         Block(
             name="two-by-two",
-            title="How well do models recognise refusals, by arm?",
+            title="Recognition of refusals, by arm",
             text="The model with and without the edit is asked about answers written with and without it. AUC needs no "
             "threshold; in words it is that of yes against no. Shortness alone and another prompt are controls: an AUC "
             "that does not exceed them shows no insight.",
@@ -28,9 +28,9 @@ def page(result: Result, figures: Mapping[str, go.Figure]) -> Page:
         ),
         Block(
             name="yes-or-no",
-            title="How often do models say yes to both questions?",
-            text="Asked the other way round, a model that knows says the other word. majority is the agreement of "
-            "always saying what is more frequent.",
+            title="Yes to the question and to its opposite",
+            text="Asked the other way round, a model that recognises its refusals gives the other word. majority is "
+            "the agreement of always giving the more frequent answer.",
             figures=[figures["yes-or-no"]],
         ),
     ]
@@ -38,7 +38,7 @@ def page(result: Result, figures: Mapping[str, go.Figure]) -> Page:
         blocks.append(
             Block(
                 name="calibration",
-                title="Is P(yes) a probability?",
+                title="Calibration of P(yes)",
                 text="The expected calibration error is above 0 even for perfect probabilities; ece_floor is what "
                 "those would show.",
                 figures=[figures["calibration"]],
@@ -46,7 +46,7 @@ def page(result: Result, figures: Mapping[str, go.Figure]) -> Page:
             )
         )
     return Page(
-        title="Can a model see its own refusals?",
+        title="Recognition of own refusals",
         subtitle=f"Answers of study {config['study']}, outside judge {config['judge']}",
         findings=findings(table),
         blocks=blocks,

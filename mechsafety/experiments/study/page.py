@@ -23,18 +23,18 @@ if TYPE_CHECKING:
 _SHOWN_RESPONSES = 100
 _SHOWN_CHARACTERS = 700
 _FIGURES = {
-    "outcomes": ("What the systems answer, before and after", ""),
+    "outcomes": ("Answers before and after the edit", ""),
     "refusal-heatmap": ("Refusal rate by judge", ""),
     "layer-sweep": (
-        "Where the direction lives",
+        "Scores of directions by layer",
         "Bypass: mean refusal score of harmful prompts with the direction projected out everywhere (low is removed). "
         "Induce: mean refusal score of harmless prompts with the direction added at its layer (high is induced). KL: "
         "what the projection changes on harmless prompts.",
     ),
     "pca": ("Harmful and harmless prompts at the selected layer", ""),
-    "judge-agreement": ("Do the judges agree?", ""),
+    "judge-agreement": ("Agreement between judges", ""),
     "self-judgement": (
-        "Does the model see its own refusals?",
+        "Recognition of own refusals",
         "agreement: share of answers on which “log P(Yes) > log P(No)” equals the primary judge's verdict. auc needs "
         "no threshold. auc_shuffled: the same answer shown after another prompt. auc_length: shortness alone.",
     ),
@@ -45,7 +45,7 @@ _FIGURES = {
 def page(result: Result, figures: Mapping[str, go.Figure]) -> Page:
     config, n = result.config, len(measured_systems(result.manifest))
     return Page(
-        title="Does refusal survive the edit?",
+        title="Refusal rates before and after the edit",
         subtitle=f"{n} system{'s' if n != 1 else ''}, each original and with its refusal direction removed · recipe "
         f"{config['recipe']} · {config['max_new_tokens']} tokens · primary judge {config['judges'][0]}",
         findings=study_findings(result.tables, result.manifest),

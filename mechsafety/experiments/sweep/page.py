@@ -22,30 +22,30 @@ _BLOCKS = (
         "prompts.",
         "sweep",
     ),
-    ("layers", "Layer by layer", "", None),
-    ("methods", "Methods compared", "", None),
+    ("layers", "Scores by layer", "", None),
+    ("methods", "Comparison of methods", "", None),
     (
         "stability",
-        "How steady is the selection?",
+        "Stability of the selection",
         "A layer that is picked in few resamples is one of several that do as well, or luck.",
         "stability",
     ),
     (
         "profile",
-        "Where harmful and harmless part",
-        "Separation alone shows that the model tells the prompts apart, not that it refuses because of it.",
+        "Separation of harmful and harmless prompts by layer",
+        "Separation alone shows that the model distinguishes the prompts, not that it refuses because of it.",
         "profile",
     ),
     (
         "lens",
-        "What the direction says",
+        "Tokens that the direction raises and lowers",
         "Tokens whose logits the direction raises or lowers when it is read by the final norm and the unembedding.",
         "lens",
     ),
     (
         "doses",
-        "Where removal ends and damage begins",
-        "The control projects out random directions in the same way: what it does not do, the direction does.",
+        "Removal and damage by dose",
+        "The control projects out random directions in the same way: an effect beyond it is the direction's.",
         "doses",
     ),
 )
@@ -68,7 +68,7 @@ def page(result: Result, figures: Mapping[str, go.Figure]) -> Page:
     )
     tokens = " ".join(repr(t) for t in selected["refusal_tokens"]["texts"])
     return Page(
-        title=f"Where does {model.get('spec', 'the model')} keep its refusal?",
+        title=f"Refusal direction of {model.get('spec', 'the model')} by layer",
         subtitle=(
             f"{model.get('architecture', '')}, {model.get('n_layers', '?')} layers · "
             f"{used['harmful']} harmful and {used['harmless']} harmless validation prompts · rule "

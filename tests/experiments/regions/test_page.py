@@ -76,7 +76,7 @@ def test_page_has_a_block_for_every_table(regions: RunFolder) -> None:
     assert all(b.figures and b.text and b.table is not None for b in page.blocks)
     assert sum(len(b.figures) for b in page.blocks) == len(load_run(regions).figures())
     html = load_run(regions).report().read_text(encoding="utf-8")
-    assert "Where does safety stand in the weights?" in html
+    assert "Safety-critical weights" in html
     assert made.SWEET_SPOT["explanation"] in html
     assert not re.search(r"(src|href)=[\"'](?!#)", without_library(html))
 

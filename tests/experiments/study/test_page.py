@@ -67,7 +67,7 @@ def test_hostile_output_is_escaped(run: Path) -> None:
 def test_hostile_output_does_nothing_in_a_real_browser(run: Path, tmp_path: Path) -> None:
     report = load_run(run).report()
     dom = _dump(report, tmp_path / "profile")
-    assert "Does refusal survive the edit?" in dom
+    assert "Refusal rates before and after the edit" in dom
     assert not re.search(r"<title>taken over", dom)
     assert "<body>taken over" not in dom
     # Plotly drew: the offline library works.
