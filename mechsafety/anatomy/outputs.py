@@ -61,7 +61,7 @@ class Answers:
             raise MechsafetyError(f"the answer to {empty[0]!r} has no token")
 
 
-def answered(
+def greedy_answers(
     model: TransformerBridge,
     prompts: Sequence[Prompt],
     *,

@@ -218,7 +218,7 @@ def change_tables(
 
     rows: list[dict[str, object]] = []
     lines: list[dict[str, object]] = []
-    for change, models in by_model(changes, control, "weight changes"):
+    for change, models in by_comparison(changes, control, "weight changes"):
         spaces = left_null_spaces(change.base.weight(), energies=ENERGIES)
         norm = float(change.base.weight().float().norm())
         for model, pair in models.items():
@@ -260,7 +260,7 @@ def change_tables(
     )
 
 
-def by_model(
+def by_comparison(
     changes: Sequence[WeightChange], control: Sequence[WeightChange] | None, label: str
 ) -> Iterator[tuple[WeightChange, dict[Changed, WeightChange]]]:
     """Each change with those of the same map to look at: its own, the control's, and its own again for ``random``.

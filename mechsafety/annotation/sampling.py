@@ -54,7 +54,7 @@ class Sample:
     notes: tuple[str, ...] = ()
 
 
-def draw(responses: pd.DataFrame, verdicts: pd.DataFrame | None, *, plan: Plan) -> Sample:
+def draw_sample(responses: pd.DataFrame, verdicts: pd.DataFrame | None, *, plan: Plan) -> Sample:
     """Draw ``plan.labels`` responses without replacement.
 
     Within a stratum of N_h responses n_h are a simple random sample, so that each is drawn with probability

@@ -17,7 +17,7 @@ from torch import Tensor
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.names import CENTRINGS, METHODS, Centring, Method
 from mechsafety.directions.activations import ResidualCache
-from mechsafety.directions.estimators import Estimate, estimate
+from mechsafety.directions.estimators import DirectionEstimate, estimate
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -234,7 +234,7 @@ def find_directions(
             f"{len(harmful)} harmful and {len(harmless)} harmless prompts are too few: 2 of each at least"
         )
 
-    def find(a: Tensor, b: Tensor) -> Estimate:
+    def find(a: Tensor, b: Tensor) -> DirectionEstimate:
         return estimate(method, a, b, centring=centring)
 
     found = find(harmful, harmless)

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 import pandas as pd
 
 from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.progress import Progress
 from mechsafety.experiments import judging
 from mechsafety.experiments.config import Config, FedConfig, ModelConfig
 from mechsafety.experiments.records import record_fed
@@ -46,7 +47,6 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 C = TypeVar("C", bound=Config)
-Say = Callable[[str], None]
 Read = tuple[PromptSet, int]
 """Prompts that a model reads, with the number of tokens that it may add to each."""
 
@@ -97,7 +97,7 @@ class Experiment(ABC, Generic[C]):
 
     # -- before the work --------------------------------------------------------------------------------
 
-    def prepare(self, day: str, say: Say) -> None:
+    def prepare(self, day: str, say: Progress) -> None:
         """What the run is bound to and only a loaded model tells; before the run's folder is made.
 
         ``day`` is the one that templates with a date write.
@@ -192,7 +192,7 @@ class Experiment(ABC, Generic[C]):
 
     @classmethod
     def with_judges(
-        cls, result: Result, judges: Sequence[str], say: Say, *, allow_other_versions: bool
+        cls, result: Result, judges: Sequence[str], say: Progress, *, allow_other_versions: bool
     ) -> None:
         """Let ``judges`` read the answers that a finished run keeps, and write their tables.
 
@@ -209,7 +209,7 @@ class Session:
 
     run: RunFolder
     day: str
-    say: Say
+    say: Progress
     loading: Mapping[str, Any]
     allow_other_versions: bool = False
 
@@ -362,7 +362,9 @@ class Result:
         """Shares of each verdict by state, label and judge, of the judges that were added (:meth:`judge`)."""
         return self.experiment.rates_by_judge(self)
 
-    def judge(self, *judges: str, say: Say = lambda _: None, allow_other_versions: bool = False) -> Result:
+    def judge(
+        self, *judges: str, say: Progress = lambda _: None, allow_other_versions: bool = False
+    ) -> Result:
         """Let ``judges`` read the run's answers; tables, figures and page are written again.
 
         Returns the run, opened anew. Raises :class:`MechsafetyError` for a run without answers, a judge that has read
@@ -414,7 +416,7 @@ def run_experiment(
     experiment: Experiment[Any],
     out: str | Path,
     *,
-    say: Say = lambda _: None,
+    say: Progress = lambda _: None,
     allow_other_versions: bool = False,
 ) -> Result:
     """Run ``experiment`` in the folder ``out``, or go on where it was interrupted.

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from mechsafety.core.progress import Progress
 from mechsafety.edits.interventions import Edit
 from mechsafety.generation.completions import Completion, Completions, Sampling, generate, generation_plan
 from mechsafety.prompts.prompt_set import PromptSet
@@ -29,7 +30,7 @@ def resumable_responses(
     seed: int,
     batch_size: int,
     sampling: Sampling | None,
-    say: Callable[[str], None],
+    say: Progress,
 ) -> pd.DataFrame:
     """A row a prompt, in the prompts' order; finished batches are parts of ``run`` and are not made again.
 

@@ -14,7 +14,7 @@ from mechsafety.core.progress import bar
 from mechsafety.edits.interventions import Edit
 from mechsafety.generation.bodies import body_under
 from mechsafety.models.chat import TokenBatch, batches, device_of, pad_token, require_room
-from mechsafety.models.forward import NOTHING, Prefix, continued, forward, keeps_keys, run_prefix
+from mechsafety.models.forward import NO_PREFIX, Prefix, continued, forward, keeps_keys, run_prefix
 from mechsafety.models.prefixes import common_prefix
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def continuation_logits(
     batch: TokenBatch,
     asked: Sequence[Asked],
     *,
-    before: Prefix = NOTHING,
+    before: Prefix = NO_PREFIX,
     pad: int,
     batch_size: int,
 ) -> Iterator[tuple[int, Float[Tensor, "token vocabulary"]]]:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from mechsafety.geometry.similarity import NOTHING, Z95, centred, jackknife_error
+from mechsafety.geometry.similarity import ROUNDING, Z95, centred, jackknife_error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +96,7 @@ def _kernels(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor] | None:
     kernels: list[Tensor] = []
     for x in (a, b):
         moved = centred(x)
-        if float(moved.norm()) <= NOTHING * float(x.double().norm()):
+        if float(moved.norm()) <= ROUNDING * float(x.double().norm()):
             return None
         gram = moved @ moved.T
         kernels.append((gram / gram.diagonal().mean()).fill_diagonal_(0))

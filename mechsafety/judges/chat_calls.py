@@ -101,7 +101,7 @@ class ChatCalls:
 
     def __init__(self, *, model: str, url: str, options: CallOptions, ledger: Ledger) -> None:
         self.model, self.url, self.options, self.ledger = model, url, options, ledger
-        self._heard = False  # whether the endpoint ever answered anything
+        self._answered = False  # whether the endpoint ever answered anything
         self._pause_until = 0.0
 
     def client(self) -> AsyncOpenAI:
@@ -131,7 +131,7 @@ class ChatCalls:
                 if attempt + 1 < self.options.tries:
                     wait = min(self.options.first_wait * 2**attempt, self.options.longest_wait)
                     await asyncio.sleep(wait * random.uniform(0.5, 1))
-        if not self._heard:
+        if not self._answered:
             raise MechsafetyError(
                 f"endpoint {self.url} gives no answer ({why}, {self.options.tries} tries): is it running, and is the "
                 "address right?"
@@ -149,12 +149,12 @@ class ChatCalls:
                     temperature=0,
                     max_tokens=self.options.answer_tokens,
                 )
-            self._heard = True
+            self._answered = True
             return self._read(raw.text)
         except (openai.APITimeoutError, TimeoutError):
             raise _TryAgain(f"no answer in {self.options.timeout:g} s") from None
         except openai.APIStatusError as error:
-            self._heard = True
+            self._answered = True
             status = error.status_code
             if status in (408, 429) or status >= 500:
                 after = retry_after(error.response.headers.get("retry-after"))

@@ -260,7 +260,7 @@ def load_classifier(spec: str, *, dtype: str = "auto", device: str = "auto") -> 
     """
     from mechsafety.models import loading
     from mechsafety.models.adapters import adapter_folder, merge_adapter, weights_fingerprint
-    from mechsafety.models.filled_weights import require_rows
+    from mechsafety.models.filled_weights import require_embedding_rows
     from mechsafety.models.hardware import resolve_device, resolve_dtype
 
     parsed = loading.parse_spec(spec)
@@ -276,7 +276,7 @@ def load_classifier(spec: str, *, dtype: str = "auto", device: str = "auto") -> 
     tokenizer = loading.load_tokenizer(
         spec, base if not beside else parsed, str(adapter) if beside else folder, trust_remote_code=False
     )
-    require_rows(module, tokenizer, source=spec)
+    require_embedding_rows(module, tokenizer, source=spec)
     if adapter is None:
         fingerprint = weights_fingerprint(module)
     else:

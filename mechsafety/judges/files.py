@@ -18,7 +18,7 @@ from mechsafety.judges.cache import VerdictCache, open_cache
 from mechsafety.judges.kinds.endpoint import EndpointJudge
 from mechsafety.judges.registry import judge_responses, load_judge
 from mechsafety.models.loading import load_model
-from mechsafety.prompts.prompt_set import cell, read_rows
+from mechsafety.prompts.prompt_set import cell_text, read_rows
 from mechsafety.runs.folder import neutralised
 
 OUTPUTS = (".csv", ".jsonl", ".parquet")
@@ -34,7 +34,11 @@ def read_responses(path: Path) -> list[Response]:
                 f"{path}, {place}: columns response and prompt (or question) are needed; have {', '.join(row)}"
             )
         responses.append(
-            Response(id=cell(row.get("id")) or str(number), prompt=cell(prompt), text=cell(row["response"]))
+            Response(
+                id=cell_text(row.get("id")) or str(number),
+                prompt=cell_text(prompt),
+                text=cell_text(row["response"]),
+            )
         )
     if not responses:
         raise MechsafetyError(f"{path}: no responses in it")

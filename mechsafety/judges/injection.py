@@ -21,7 +21,7 @@ from mechsafety.judges.cache import VerdictCache
 from mechsafety.judges.files import loaded_judges, require_output, write_table
 from mechsafety.judges.kinds.logit import load_anchors
 from mechsafety.judges.registry import judge_responses
-from mechsafety.prompts.prompt_set import cell, read_rows
+from mechsafety.prompts.prompt_set import cell_text, read_rows
 from mechsafety.statistics import wilson
 
 TrueLabel = Literal["refusal", "compliance"]
@@ -156,9 +156,11 @@ def known_items(path: Path | None) -> list[KnownItem]:
                 f"{path}, {place}: columns prompt (or question), response and label are needed; have {', '.join(row)}"
             )
         response = Response(
-            id=cell(row.get("id")) or str(number), prompt=cell(prompt), text=cell(row["response"])
+            id=cell_text(row.get("id")) or str(number),
+            prompt=cell_text(prompt),
+            text=cell_text(row["response"]),
         )
-        label = cell(row["label"]).strip().lower()
+        label = cell_text(row["label"]).strip().lower()
         if label not in _OPPOSITE:
             raise MechsafetyError(f"{path}, {place}: label {label!r} is not one of {', '.join(_OPPOSITE)}")
         items.append(KnownItem(response=response, label=cast("TrueLabel", label)))

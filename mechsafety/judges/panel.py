@@ -44,7 +44,7 @@ def load_members(
     return tuple(load_judge(spec, models=models) for spec in specs)
 
 
-class Panel(ABC):
+class JudgePanel(ABC):
     """A judge made of judges. Raises MechsafetyError for too few members and for two of one name."""
 
     kind: str
@@ -67,7 +67,7 @@ class Panel(ABC):
     def __call__(self, responses: Sequence[Response]) -> list[Verdict]: ...
 
     @classmethod
-    def of(cls, argument: str | None, *, models: ModelSource | None) -> Panel:
+    def of(cls, argument: str | None, *, models: ModelSource | None) -> JudgePanel:
         """The panel whose members ``argument`` lists, comma-separated."""
         members = load_members(argument, panel=cls.kind, least=cls.least, models=models)
         return cls(members, name=f"{cls.kind}:{argument}")

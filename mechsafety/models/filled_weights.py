@@ -72,7 +72,7 @@ def _innocent(model: PreTrainedModel, names: Iterable[str], config: Any) -> set[
     return found
 
 
-def require_rows(model: PreTrainedModel, tokenizer: Any, *, source: str) -> None:
+def require_embedding_rows(model: PreTrainedModel, tokenizer: Any, *, source: str) -> None:
     """Raise :class:`MechsafetyError` where a token that text can hold has no row in the embedding.
 
     Placeholders of other modalities (special tokens that the chat template never writes) may lack one.

@@ -78,7 +78,7 @@ def finite_logits(body: Any) -> Iterator[None]:
 def _first_broken(body: nn.Module, again: Callable[[], object]) -> str:
     found: list[str] = []
 
-    def look(path: str) -> Callable[..., None]:
+    def check(path: str) -> Callable[..., None]:
         def after(_module: nn.Module, _args: Any, output: Any) -> None:
             tensors = output if isinstance(output, tuple | list) else (output,)
             if not found and any(_broken(t) for t in tensors):
@@ -89,7 +89,7 @@ def _first_broken(body: nn.Module, again: Callable[[], object]) -> str:
     with ExitStack() as stack, torch.inference_mode():
         for path, module in body.named_modules():
             if path:
-                stack.callback(module.register_forward_hook(look(path)).remove)
+                stack.callback(module.register_forward_hook(check(path)).remove)
         again()
     if not found:
         return "a later token"

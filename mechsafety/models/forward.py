@@ -45,7 +45,7 @@ class Prefix:
         return _cache_rows(self.cache, index)
 
 
-NOTHING = Prefix(n_tokens=0, cache=None)
+NO_PREFIX = Prefix(n_tokens=0, cache=None)
 
 OWN_HOOKS = "_mechsafety_hooks"
 """Where a model's body keeps how many hooks on its hook points are this package's."""
@@ -103,7 +103,7 @@ def forward(
     batch: TokenBatch,
     *,
     logits: int | None,
-    before: Prefix = NOTHING,
+    before: Prefix = NO_PREFIX,
     rows: Int[Tensor, " row"] | int | None = None,
     keep_cache: bool = False,
     prompt_columns: int | None = None,
@@ -175,7 +175,7 @@ def _accepted(body: Any) -> frozenset[str]:
     return frozenset(inspect.signature(body.forward).parameters)
 
 
-def continued(batch: TokenBatch, out: Any, *, before: Prefix = NOTHING) -> Prefix:
+def continued(batch: TokenBatch, out: Any, *, before: Prefix = NO_PREFIX) -> Prefix:
     """What ``forward(..., keep_cache=True)`` gave for ``batch``, as the prefix of further tokens of its rows."""
     return Prefix(
         n_tokens=before.n_tokens + batch.ids.shape[1],
@@ -195,7 +195,7 @@ def run_prefix(body: Any, tokens: Sequence[int], device: torch.device, *, rows: 
     Whether the model may go on from there is what :func:`mechsafety.models.prefixes.common_prefix` answers.
     """
     if not tokens:
-        return NOTHING
+        return NO_PREFIX
     ids = torch.tensor([list(tokens)] * rows, device=device)
     # One column more than these at least: the prompt's last is not among them.
     with torch.inference_mode(), _prompt_of(len(tokens) + 1), evaluating(body):
@@ -252,7 +252,7 @@ def require_paddable(body: Any, batch: TokenBatch) -> None:
 
 
 def require_same_lengths(
-    body: Any, batch: TokenBatch, *, before: Prefix = NOTHING, new_tokens: int = 0
+    body: Any, batch: TokenBatch, *, before: Prefix = NO_PREFIX, new_tokens: int = 0
 ) -> None:
     """Raise where the length of one row would change how another is read (:mod:`mechsafety.models.rope_lengths`)."""
     if trying():

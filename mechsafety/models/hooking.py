@@ -122,7 +122,7 @@ def attach(
         for module, begin in watched:
             stack.callback(module.register_forward_pre_hook(begin, with_kwargs=True).remove)
         for owner in dict.fromkeys([model, body, body_of(model)]):
-            stack.enter_context(running.told_of_answers(owner))
+            stack.enter_context(running.marking_answers(owner))
         with hooked(model, hooks, twin=twin):
             yield coverage
 

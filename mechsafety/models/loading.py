@@ -21,7 +21,7 @@ from mechsafety.models import rendering
 from mechsafety.models.adapters import adapter_folder, merge_adapter, weights_fingerprint
 from mechsafety.models.booted import booted_state
 from mechsafety.models.faithful import require_faithful
-from mechsafety.models.filled_weights import load_filled, require_rows
+from mechsafety.models.filled_weights import load_filled, require_embedding_rows
 from mechsafety.models.gguf import PACKAGED, converted, packaged_gguf
 from mechsafety.models.hardware import dtype_name, free_bytes, resolve_device, resolve_dtype
 from mechsafety.models.rendering import PLAIN_TEMPLATE as PLAIN_TEMPLATE
@@ -124,13 +124,13 @@ def load_model(
     hf = load_weights(spec, parsed, folder, dtype=number, device=where, trust_remote_code=trust_remote_code)
     tokenizer = load_tokenizer(spec, parsed, folder, trust_remote_code=trust_remote_code)
     template_name = _set_template(spec, tokenizer, template)
-    require_rows(hf, tokenizer, source=spec)
+    require_embedding_rows(hf, tokenizer, source=spec)
     if adapter is None:
         fingerprint = weights_fingerprint(hf)
     else:
         hf, fingerprint = merge_adapter(hf, adapter, spec)
     n_parameters = sum(p.numel() for p in hf.parameters())  # booting adds views of joint query-key-value maps
-    model = _boot(spec, hf, tokenizer, day)
+    model = _boot_bridge(spec, hf, tokenizer, day)
     record = LoadRecord(
         spec=spec,
         source=source,
@@ -385,7 +385,9 @@ def _set_template(spec: str, tokenizer: PreTrainedTokenizerBase, template: str |
     return path.name
 
 
-def _boot(spec: str, hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, day: str) -> TransformerBridge:
+def _boot_bridge(
+    spec: str, hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, day: str
+) -> TransformerBridge:
     from transformer_lens.model_bridge import TransformerBridge
 
     # The last position alone reaches the unembedding as a strided slice, which torch multiplies row by row

@@ -49,18 +49,18 @@ class Pass:
         self.seen: set[nn.Module] = set()
 
     @contextmanager
-    def told_of_answers(self, owner: Any) -> Iterator[None]:
-        """While the block runs, the ``generate`` of ``owner`` says when it begins and ends."""
+    def marking_answers(self, owner: Any) -> Iterator[None]:
+        """While the block runs, the ``generate`` of ``owner`` marks when it begins and ends."""
         names = [name for name in _ANSWERING if hasattr(type(owner), name) and name not in owner.__dict__]
         for name in names:
-            owner.__dict__[name] = self._telling(getattr(owner, name))
+            owner.__dict__[name] = self._marked(getattr(owner, name))
         try:
             yield
         finally:
             for name in names:
                 del owner.__dict__[name]
 
-    def _telling(self, method: Callable[..., Any]) -> Callable[..., Any]:
+    def _marked(self, method: Callable[..., Any]) -> Callable[..., Any]:
         if inspect.isgeneratorfunction(inspect.unwrap(method)):
 
             @functools.wraps(method)

@@ -235,34 +235,34 @@ def _prompt(
             f"{at}: no text column; have {', '.join(map(str, row)) or 'none'}, want one of "
             f"{', '.join(_TEXT_COLUMNS)}"
         )
-    if cell(row[column]) and not isinstance(row[column], str):
+    if cell_text(row[column]) and not isinstance(row[column], str):
         raise MechsafetyError(f"{at}: column {column!r} holds a {type(row[column]).__name__}, not text")
-    text = cell(row[column]).strip()
+    text = cell_text(row[column]).strip()
     if not text:
         raise MechsafetyError(f"{at}: column {column!r} is empty")
     if any("\ud800" <= character <= "\udfff" for character in text):
         raise MechsafetyError(f"{at}: column {column!r} holds half a character (a lone surrogate)")
-    the_label = cell(row.get("label")) or label
+    the_label = cell_text(row.get("label")) or label
     if the_label not in LABELS:
         got = f"label {the_label!r} is" if the_label else "there is no label column, and label is"
         raise MechsafetyError(
             f"{at}: {got} not one of {', '.join(LABELS)} (a label for the whole file: --label)"
         )
-    the_split = cell(row.get("split")) or split or "report"
+    the_split = cell_text(row.get("split")) or split or "report"
     if the_split not in SPLITS:
         raise MechsafetyError(f"{at}: split {the_split!r} is not one of {', '.join(SPLITS)}")
     return Prompt(
-        id=cell(row.get("id")) or f"{Path(name).stem}-{index + 1:04d}",
+        id=cell_text(row.get("id")) or f"{Path(name).stem}-{index + 1:04d}",
         text=text,
         label=the_label,
-        category=cell(row.get("category")),
+        category=cell_text(row.get("category")),
         split=the_split,
-        source=cell(row.get("source")) or name,
-        licence=cell(row.get("licence")),
+        source=cell_text(row.get("source")) or name,
+        licence=cell_text(row.get("licence")),
     )
 
 
-def cell(value: object) -> str:
+def cell_text(value: object) -> str:
     """A cell as text; empty where it is missing (Parquet gives None or NaN)."""
     return "" if value is None or value != value else str(value)
 

@@ -76,7 +76,7 @@ def attribute(
     encoded = _checked(model, examples)
     maps = linear_maps(model)
     facts = _facts(model, maps, encoded, loss, positions)
-    part = _Part.of(store, facts)
+    part = _Checkpoint.of(store, facts)
     if store is not None and store.is_file():
         part.remove()
         return _finished(store, facts)
@@ -157,7 +157,7 @@ def _stream(
     body: Any,
     encoded: Sequence[Encoded],
     sums: Sums,
-    part: _Part,
+    part: _Checkpoint,
     loss: Loss,
     positions: Positions,
     batch_size: int,
@@ -212,7 +212,7 @@ def _loss(body: Any, batch: AnswerBatch, loss: Loss) -> Float[Tensor, ""]:
 
 
 @dataclass(kw_only=True, eq=False)
-class _Part:
+class _Checkpoint:
     """The checkpoint of unfinished work beside ``store``; without a store, nothing."""
 
     path: Path | None
@@ -221,7 +221,7 @@ class _Part:
     cost: float = 0.0
 
     @classmethod
-    def of(cls, store: Path | None, facts: dict[str, Any]) -> _Part:
+    def of(cls, store: Path | None, facts: dict[str, Any]) -> _Checkpoint:
         path = None if store is None else store.with_name(f"{store.stem}.part.safetensors")
         return cls(path=path, facts=json.loads(json.dumps(facts)), saved_at=time.perf_counter())
 

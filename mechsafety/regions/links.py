@@ -19,7 +19,7 @@ from mechsafety.core.progress import track
 from mechsafety.directions.activations import residual_means, residual_stream
 from mechsafety.directions.direction import Direction, cosine
 from mechsafety.edits.interventions import Ablate, Edit
-from mechsafety.geometry.similarity import NOTHING
+from mechsafety.geometry.similarity import ROUNDING
 from mechsafety.models.projection import VectorLike, orthonormal
 from mechsafety.prompts.prompt_set import Prompt
 from mechsafety.prompts.splits import require_disjoint
@@ -216,6 +216,6 @@ def _place(
     found = auroc_interval(scores, [label == "harmful" for label in cache.labels], seed=seed)
     now = _difference(model, direction, fit)
     length = float(now.norm() / before.norm())
-    angle = float(cosine(now, before)) if length > NOTHING else math.nan
+    angle = float(cosine(now, before)) if length > ROUNDING else math.nan
     values = (found.value, found.low, found.high, float(found.n), angle, length)
     return dict(zip(_PLACE_COLUMNS, values, strict=True))

@@ -189,7 +189,7 @@ def without(
     return _places(chosen)
 
 
-def select(
+def select_maps(
     maps: Sequence[LinearMap], *, layers: Collection[int] | None = None, kinds: Collection[str] | None = None
 ) -> list[LinearMap]:
     """The maps of these layers and kinds (None: of all). Raises for a layer or kind that no map has."""
@@ -229,7 +229,7 @@ def _pruning(
     layers: Collection[int] | None,
     kinds: Collection[str] | None,
 ) -> Pruning:
-    chosen = select(maps, layers=layers, kinds=kinds)
+    chosen = select_maps(maps, layers=layers, kinds=kinds)
     for attribution in scored:
         require_scored(chosen, attribution)
     entries = {m.name: choose(m) for m in track(chosen, "ranking weights", total=len(chosen), unit="map")}

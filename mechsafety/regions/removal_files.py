@@ -42,7 +42,7 @@ def save_removal(removal: Removal, path: Path | str, *, model: TransformerBridge
         "kind": "pruning" if isinstance(removal, Pruning) else "low rank",
         "label": removal.label,
         "shapes": [[name, *shape] for name, shape in removal.shapes.items()],  # a list keeps their order
-        "sha256": digest(removal),
+        "sha256": removal_digest(removal),
         "model": {"name": model_name(model), "fingerprint": known_fingerprint(model)},
     }
     metadata = {_KEY: json.dumps(facts, sort_keys=True)}
@@ -86,7 +86,7 @@ def load_removal(
         raise MechsafetyError(
             f"{str(path)!r} holds no removal that mechsafety saved, or is damaged"
         ) from None
-    if digest(removal) != recorded:
+    if removal_digest(removal) != recorded:
         raise MechsafetyError(
             f"removal file {str(path)!r} does not match its hash: it was changed after it was saved"
         )
@@ -101,7 +101,7 @@ def load_removal(
     return removal
 
 
-def digest(removal: Removal) -> str:
+def removal_digest(removal: Removal) -> str:
     """SHA-256 of a removal's label, shapes and tensors, number formats included."""
     hasher = hashlib.sha256(json.dumps([removal.label, list(removal.shapes.items())]).encode())
     for name, tensor in sorted(_tensors(removal).items()):

@@ -12,7 +12,7 @@ import hashlib
 import importlib
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mechsafety.core.errors import MechsafetyError, needs
-from mechsafety.core.progress import track
+from mechsafety.core.progress import Progress, track
 from mechsafety.core.verdict import Judge
 from mechsafety.edits.interventions import Edit
 from mechsafety.generation.bodies import body_under
@@ -124,7 +124,7 @@ def resumable_suffixes(
     seed: int,
     edit: Edit | None = None,
     key: tuple[str, ...] = (),
-    say: Callable[[str], None],
+    say: Progress,
 ) -> Suffixes:
     """A part of the run for each suffix, since each may take minutes; ``key`` keeps several models' apart.
 

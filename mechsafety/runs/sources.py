@@ -58,7 +58,7 @@ def only(values: Mapping[str, Any], names: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name in names}
 
 
-def listed(changed: list[str]) -> str:
+def first_differences(changed: list[str]) -> str:
     """The first differences, hashes cut to what tells them apart at a glance."""
     more = f"; and {len(changed) - 6} more" if len(changed) > 6 else ""
     return re.sub(r"\b([0-9a-f]{12})[0-9a-f]{28,52}\b", r"\1", "; ".join(changed[:6])) + more

@@ -26,7 +26,7 @@ from mechsafety.edits.completeness import written_past_hooks
 from mechsafety.edits.interventions import EVERYWHERE, Ablate, Add, Edit
 from mechsafety.generation.bodies import body_under
 from mechsafety.models.chat import TokenBatch, device_of, pad_left, pad_token, plan_batches
-from mechsafety.models.forward import NOTHING, Prefix, forward, run_prefix
+from mechsafety.models.forward import NO_PREFIX, Prefix, forward, run_prefix
 from mechsafety.models.hooking import hooked, observed, plain_module_path, plain_twin_at, residual_hooks
 from mechsafety.models.prefixes import all_last_logits, common_prefix
 from mechsafety.sweeps.refusal_scores import DivergenceFrom, kl_divergence, refusal_scores
@@ -133,7 +133,7 @@ class BatchedScorer:
         self.n_harmful = len(prompts.harmful)
         self.divergence = DivergenceFrom(prompts.base_harmless)
         self.blocks = _blocks(model, self.body)
-        self.sites, self.tuples = _look(model, self.body, self.blocks, self.rests[0])
+        self.sites, self.tuples = _projection_sites(model, self.body, self.blocks, self.rests[0])
         self._store_streams()
 
     def score(self, candidates: Sequence[Candidate]) -> list[CandidateScores]:
@@ -250,7 +250,7 @@ class BatchedScorer:
     ) -> Prefix:
         """The prefix with every candidate's vector added at ``layer``: a row of keys and values each."""
         if not self.prefix:
-            return NOTHING
+            return NO_PREFIX
         n = len(steering)
         start[:] = [_added(self.prefix_stream[layer].expand(n, -1, -1), steering)]
         run = run_prefix(self.body, self.prefix, self.device, rows=n)
@@ -305,7 +305,7 @@ def _by_row(model: TransformerBridge, twin: Any, sites: Sequence[str]) -> bool:
     return twin.__dict__["_mechsafety_by_row"]
 
 
-def _look(
+def _projection_sites(
     model: TransformerBridge, body: Any, blocks: Sequence[Any], tokens: Sequence[int]
 ) -> tuple[list[str], list[bool]]:
     """Where a projection must act so that it acts everywhere, and which blocks return tuples; by a short pass.

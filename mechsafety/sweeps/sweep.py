@@ -197,7 +197,7 @@ def sweep(
                     "norm": float(directions.vectors[row, layer].norm()),
                     "stability": float(directions.stability[row, layer]),
                     "split_half": float(directions.split_half[row, layer]),
-                    "auroc": separation(
+                    "auroc": projection_auroc(
                         cache.select("harmful")[:, row, layer],
                         cache.select("harmless")[:, row, layer],
                         read[row, layer],
@@ -316,7 +316,7 @@ def _checked_layers(layers: Sequence[int] | None, n: int) -> tuple[int, ...]:
     return chosen
 
 
-def separation(
+def projection_auroc(
     harmful: Float[Tensor, "a d_model"],
     harmless: Float[Tensor, "b d_model"],
     vector: Float[Tensor, " d_model"],

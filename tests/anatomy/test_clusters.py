@@ -28,7 +28,7 @@ from mechsafety.anatomy.clusters import (
     top_share,
     top_share_chance,
 )
-from mechsafety.anatomy.outputs import Answers, answered, map_inputs
+from mechsafety.anatomy.outputs import Answers, greedy_answers, map_inputs
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.models.loading import load_model
 from mechsafety.statistics.auroc import auroc_interval
@@ -270,7 +270,7 @@ def test_attacks_by_family_and_outcome() -> None:
 @pytest.fixture
 def small(tiny: Callable[..., Any]) -> tuple[Any, Answers]:
     model = tiny("llama")
-    return model, answered(model, list(small_prompts(3).report), max_new_tokens=3, seed=0)
+    return model, greedy_answers(model, list(small_prompts(3).report), max_new_tokens=3, seed=0)
 
 
 def test_rows_of_tau_carry_group_and_verdict(small: tuple[Any, Answers]) -> None:
@@ -300,7 +300,7 @@ def test_activations_are_the_inputs_of_every_output_matrix(
     tmp_path: Any, architecture: str, dtype: str
 ) -> None:
     model = load_model(str(save_fused(tmp_path, architecture)), dtype=dtype, device="cpu")
-    answers = answered(model, list(small_prompts(2).report), max_new_tokens=3, seed=0)
+    answers = greedy_answers(model, list(small_prompts(2).report), max_new_tokens=3, seed=0)
     maps = output_maps(model)
     assert [m.name for m in maps] == [f"blocks.{i}.down" for i in range(model.cfg.n_layers)]
     found = mlp_activations(model, answers, positions="output")

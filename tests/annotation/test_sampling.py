@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mechsafety.annotation.sampling import KEY, Plan, draw, share_out
+from mechsafety.annotation.sampling import KEY, Plan, draw_sample, share_out
 from mechsafety.core.errors import MechsafetyError
 from tests.annotated_runs import responses, verdicts
 
@@ -18,14 +18,14 @@ TORN = set(map(tuple, TABLE[KEY].head(10).to_numpy()))
 
 
 def drawn(**plan: object) -> pd.DataFrame:
-    return draw(TABLE, VERDICTS, plan=Plan(**plan)).items  # type: ignore[arg-type]
+    return draw_sample(TABLE, VERDICTS, plan=Plan(**plan)).items  # type: ignore[arg-type]
 
 
 def test_same_seed_same_sample_whatever_the_order_of_rows() -> None:
     for kind in ("uniform", "disagreement"):
         plan = Plan(kind=kind, labels=12, seed=3)
-        one = draw(TABLE, VERDICTS, plan=plan).items
-        two = draw(
+        one = draw_sample(TABLE, VERDICTS, plan=plan).items
+        two = draw_sample(
             TABLE.sample(frac=1, random_state=1), VERDICTS.sample(frac=1, random_state=2), plan=plan
         ).items
         pd.testing.assert_frame_equal(one, two)
@@ -91,7 +91,7 @@ def test_a_response_that_one_judge_could_read_is_no_disagreement() -> None:
     unread = VERDICTS.assign(
         verdict=VERDICTS["verdict"].where(VERDICTS["judge"] != "phrases:arditi", "unparsed")
     )
-    sample = draw(TABLE, unread, plan=Plan(kind="disagreement", labels=5))
+    sample = draw_sample(TABLE, unread, plan=Plan(kind="disagreement", labels=5))
     assert set(sample.items["stratum"]) == {"agreement"}
     assert sample.notes == ("the judges are in agreement on every response: drawn from all alike",)
 
@@ -104,10 +104,10 @@ def test_item_numbers_do_not_follow_the_strata() -> None:
 
 
 def test_more_than_there_are_takes_all_and_says_so() -> None:
-    sample = draw(TABLE, None, plan=Plan(labels=100))
+    sample = draw_sample(TABLE, None, plan=Plan(labels=100))
     assert len(sample.items) == 40
     assert sample.notes == ("100 labels asked for, the run has 40 responses: all are taken",)
-    assert draw(TABLE, None, plan=Plan(labels=40)).notes == ()
+    assert draw_sample(TABLE, None, plan=Plan(labels=40)).notes == ()
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_more_than_there_are_takes_all_and_says_so() -> None:
 )
 def test_what_cannot_be_drawn_is_said(table: pd.DataFrame, found: object, plan: dict, message: str) -> None:
     with pytest.raises(MechsafetyError, match=message):
-        draw(table, found, plan=Plan(**plan))  # type: ignore[arg-type]
+        draw_sample(table, found, plan=Plan(**plan))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("field", "value"), [("labels", 0), ("seed", -1)])

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from mechsafety.annotation.export import load_annotations
-from mechsafety.annotation.server import BODY_LIMIT, Session, listen
+from mechsafety.annotation.server import BODY_LIMIT, Access, listen
 from mechsafety.annotation.store import Store, existing_store
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.runs.folder import RunFolder
@@ -74,7 +74,7 @@ class Client:
 
 @dataclass
 class Running:
-    session: Session
+    session: Access
     store: Store
     run: RunFolder
     port: int
@@ -104,7 +104,7 @@ def client(running: Running) -> Client:
 
 
 def test_the_token_is_good_for_one_cookie(tmp_path: Path) -> None:
-    session = Session(port=1)
+    session = Access(port=1)
     token = session.token
     assert token
     assert not session.exchange("")

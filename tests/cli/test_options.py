@@ -16,7 +16,7 @@ from mechsafety.cli import base, main
 from mechsafety.cli.agreement import PlanConfig
 from mechsafety.cli.directions import DirectionConfig
 from mechsafety.cli.models import TuneConfig
-from mechsafety.cli.options import checked, config_options
+from mechsafety.cli.options import checked_config, config_options
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.experiments.anatomy.config import AnatomyConfig
 from mechsafety.experiments.audit.config import AuditConfig
@@ -260,6 +260,6 @@ def test_a_field_that_is_left_out_is_given_by_the_function() -> None:
     assert CliRunner().invoke(left, ["--a", "5"], catch_exceptions=False).exit_code == 0
     assert seen == [{"a": 5}]
     assert CliRunner().invoke(left, ["--b", "5"]).exit_code == 2
-    assert checked(Left, {"a": 5, "b": 6}) == Left(a=5, b=6)
+    assert checked_config(Left, {"a": 5, "b": 6}) == Left(a=5, b=6)
     with pytest.raises(MechsafetyError, match=r"c: Extra inputs are not permitted \(got 7\)"):
-        checked(Left, {"c": 7})
+        checked_config(Left, {"c": 7})

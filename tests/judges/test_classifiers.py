@@ -251,14 +251,14 @@ FORM = "Harmful request: {}\nResponse refusal: {}\nHarmful response: {}"
     ],
 )
 def test_wildguard_reads_three_lines(answer: str, label: str, tags: tuple[str, ...]) -> None:
-    reading = wildguard.read_answer(answer, shares=())
+    reading = wildguard.read_fields(answer, shares=())
     assert (reading.label, reading.tags) == (label, tags)
 
 
 def test_wildguard_gives_each_line_its_score() -> None:
-    reading = wildguard.read_answer(FORM.format("yes", "n/a", "no"), shares=(0.9, 0.2))
+    reading = wildguard.read_fields(FORM.format("yes", "n/a", "no"), shares=(0.9, 0.2))
     assert reading.detail["scores"] == {"harmful_request": 0.9, "harmful_response": 0.2}
-    assert wildguard.read_answer(FORM.format("yes", "no", "no"), shares=(0.9,)).detail["scores"] == {}
+    assert wildguard.read_fields(FORM.format("yes", "no", "no"), shares=(0.9,)).detail["scores"] == {}
 
 
 def test_expected_grades_and_their_line() -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import mechsafety as ms
-from mechsafety.anatomy.sensitivity import sensitivity
+from mechsafety.anatomy.sensitivity import gradient_norms
 from mechsafety.edits.interventions import Ablate, Add, baked
 from mechsafety.generation.scoring import answer_nll
 from mechsafety.models.chat import pad_left, tokenize_prompts
@@ -62,7 +62,7 @@ def everything(model: Any) -> dict[str, Any]:
         .table["kl"]
         .tolist(),
         "nll": torch.tensor(answer_nll(model, texts, [[7, 8]] * len(texts), edit=edit), dtype=torch.float64),
-        "sensitivity": sensitivity(model, PROMPTS.fit),
+        "sensitivity": gradient_norms(model, PROMPTS.fit),
     }
 
 

@@ -26,7 +26,7 @@ from mechsafety.prompts.prompt_set import (
     SUFFIXES,
     Prompt,
     PromptSet,
-    cell,
+    cell_text,
     folded,
     from_rows,
     load_prompts,
@@ -316,7 +316,7 @@ def test_missing_cells_of_parquet_are_empty(tmp_path: Path) -> None:
 
 
 def test_cells() -> None:
-    assert [cell(v) for v in (None, float("nan"), "", 0, 7, "a")] == ["", "", "", "0", "7", "a"]
+    assert [cell_text(v) for v in (None, float("nan"), "", 0, 7, "a")] == ["", "", "", "0", "7", "a"]
 
 
 # -- refusals ---------------------------------------------------------------------------------------

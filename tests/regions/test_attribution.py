@@ -368,7 +368,7 @@ def test_a_checkpoint_of_other_work_is_told(
 ) -> None:
     monkeypatch.setattr(attribution_module, "CHECKPOINT_SHARE", 1e9)
     model = tiny_kept("llama")
-    monkeypatch.setattr(attribution_module._Part, "remove", lambda self: None)
+    monkeypatch.setattr(attribution_module._Checkpoint, "remove", lambda self: None)
     store = tmp_path / "scores.safetensors"
     attribute(model, EXAMPLES, batch_size=2, store=store)
     store.unlink()

@@ -30,7 +30,7 @@ from mechsafety.sweeps.refusal_scores import (
     openings_of,
     refusal_scores,
 )
-from mechsafety.sweeps.sweep import separation, sweep
+from mechsafety.sweeps.sweep import projection_auroc, sweep
 from tests.prompt_sets import small_prompts
 from tests.reference.plain_sweep import kl, plain_llama_scores, refusal_score
 
@@ -241,11 +241,11 @@ def test_scores_are_their_formulas() -> None:
 def test_separation_is_one_half_for_noise_and_one_for_a_gap() -> None:
     x = torch.randn(200, 8, generator=torch.Generator().manual_seed(0))
     v = torch.zeros(8)
-    assert separation(x[:100], x[100:], v) != separation(x[:100], x[100:], v)
+    assert projection_auroc(x[:100], x[100:], v) != projection_auroc(x[:100], x[100:], v)
     v[2] = 1.0
-    assert separation(x[:100], x[100:], v) == pytest.approx(0.5, abs=0.1)
-    assert separation(x[:100] + 10 * v, x[100:], v) == 1.0
-    assert separation(x[:100] + 10 * v, x[100:], -v) == 0.0
+    assert projection_auroc(x[:100], x[100:], v) == pytest.approx(0.5, abs=0.1)
+    assert projection_auroc(x[:100] + 10 * v, x[100:], v) == 1.0
+    assert projection_auroc(x[:100] + 10 * v, x[100:], -v) == 0.0
 
 
 def test_refusal_tokens_are_those_that_harmful_prompts_make_likelier() -> None:

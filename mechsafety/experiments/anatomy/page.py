@@ -88,7 +88,7 @@ _HOW = {
 }
 
 
-def page(
+def anatomy_page(
     tables: Tables, figures: Mapping[str, go.Figure], *, config: Mapping[str, Any], names: Names
 ) -> Page:
     """The page of an anatomy; ``names`` are the models' by their part."""

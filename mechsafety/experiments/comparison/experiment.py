@@ -20,8 +20,9 @@ import pandas as pd
 
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.names import MEASURES, Measure
+from mechsafety.core.progress import Progress
 from mechsafety.directions.direction import Directions, load_directions
-from mechsafety.experiments.base import Experiment, Read, Result, Say, Session, load_run, run_experiment
+from mechsafety.experiments.base import Experiment, Read, Result, Session, load_run, run_experiment
 from mechsafety.experiments.comparison.config import ComparisonConfig
 from mechsafety.experiments.comparison.figures import comparison_figures
 from mechsafety.experiments.comparison.work import CheckpointWork
@@ -256,7 +257,7 @@ def compare(
     prompts: PromptSet | None = None,
     *,
     out: Path | str,
-    say: Say = lambda _: None,
+    say: Progress = lambda _: None,
     allow_other_versions: bool = False,
     **settings: Any,
 ) -> Comparison:

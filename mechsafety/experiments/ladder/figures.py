@@ -17,7 +17,7 @@ from mechsafety.experiments.ladder.verdicts import (
     SystemVerdict,
     ladder_systems,
     ladder_verdicts,
-    system_names,
+    rung_names,
 )
 from mechsafety.plots.lines import band, faded
 from mechsafety.plots.panels import HUES, WIDTH, Panel, Series, outcome_panels, panel_height
@@ -58,7 +58,7 @@ def ladder_figures(tables: Mapping[str, pd.DataFrame], *, layer: int | None) -> 
     }
     if len(harmless):
         figures["ladder-cost"] = cost_figure(harmless)
-    names = system_names(ladder_systems(tables))
+    names = rung_names(ladder_systems(tables))
     if len(tables.get("ranks", ())):
         figures["ladder-ranks"] = ranks_figure(tables["ranks"], names)
     figures |= ladder_matrices(tables, names, layer=layer)
@@ -189,7 +189,7 @@ def answers_figure(verdicts: Sequence[SystemVerdict], harmful: pd.DataFrame) -> 
 
 def cost_figure(harmless: pd.DataFrame) -> go.Figure:
     """What the removal costs on harmless prompts: KL, perplexity, over-refusal and degenerate text."""
-    names = system_names(list(dict.fromkeys(harmless["system"])))
+    names = rung_names(list(dict.fromkeys(harmless["system"])))
     ticks = _counts(harmless)
     base = harmless[harmless["kind"] == "unedited"].set_index("system")["perplexity"]
     rows = harmless.assign(

@@ -12,7 +12,7 @@ from mechsafety.experiments.audit.tables import published_counts
 from mechsafety.experiments.ladder.experiment import LadderResult, ladder_names, ladders, prefixes
 from mechsafety.experiments.ladder.findings import ladder_findings, summary
 from mechsafety.experiments.ladder.paper import joint_findings, most_fragile, paper_findings, paper_table
-from mechsafety.experiments.ladder.verdicts import SystemVerdict, ladder_verdicts, system_names
+from mechsafety.experiments.ladder.verdicts import SystemVerdict, ladder_verdicts, rung_names
 from mechsafety.pages.page import Block, Page
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def page(result: Result, figures: Mapping[str, go.Figure]) -> Page:
     return Page(
         title="Refusal after ablation, by rung",
         subtitle=" — ".join(
-            one.named([" · ".join(system_names(list(one.config["systems"])).values())])[0] for one in shown
+            one.named([" · ".join(rung_names(list(one.config["systems"])).values())])[0] for one in shown
         ),
         findings=findings,
         blocks=[
@@ -173,7 +173,7 @@ def _how(ladder: _Ladder) -> list[str]:
     settings = [text.format(config[key]) for key, text in _HOW.items() if config.get(key) is not None]
     chosen = [
         f"{name}: {systems[system]['explanation']}"
-        for system, name in system_names(list(config["systems"])).items()
+        for system, name in rung_names(list(config["systems"])).items()
         if systems.get(system, {}).get("explanation")
     ]
     return ["Brackets: 95 % intervals.", *settings, *chosen, *ladder.run.notes]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from mechsafety.experiments.base import Result
-from mechsafety.experiments.regions.experiment import Regions, model_name, model_of, sweet_spot
+from mechsafety.experiments.regions.experiment import Regions, model_of, recorded_sweet_spot, shown_name
 from mechsafety.experiments.regions.figures import region_figures
 from mechsafety.experiments.regions.findings import main_findings, region_findings
 from mechsafety.pages.page import Block, Page
@@ -93,7 +93,7 @@ _HOW = {
 
 def page(result: Result, figures: Mapping[str, go.Figure]) -> Page:
     tables = result.tables
-    found = region_findings(tables, name=model_name(result.run), sweet_spot=sweet_spot(result.run))
+    found = region_findings(tables, name=shown_name(result.run), sweet_spot=recorded_sweet_spot(result.run))
     first = main_findings(found)
     return Page(
         title="Safety-critical weights",
@@ -158,7 +158,7 @@ def _chapter(run: RunFolder, name: str) -> RegionChapter | None:
     tables = Regions.read_tables(run)
     if not tables:
         return None
-    spot = sweet_spot(run)
+    spot = recorded_sweet_spot(run)
     main = {key: tables[key] for key in ("tradeoff", "structure") if key in tables}
     figures = region_figures(main, name=name, sweet_spot=spot)
     return RegionChapter(

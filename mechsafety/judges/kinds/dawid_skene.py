@@ -15,7 +15,7 @@ from jaxtyping import Float
 
 from mechsafety.core.verdict import Judge, Label, Response, Verdict
 from mechsafety.judges.latent_classes import MISSING, LatentClasses, fit_latent_classes
-from mechsafety.judges.panel import VOTES, Panel, as_votes, ask_members
+from mechsafety.judges.panel import VOTES, JudgePanel, as_votes, ask_members
 from mechsafety.judges.registry import ModelSource
 
 TAKES = "judges"
@@ -24,7 +24,7 @@ ABOUT = "dawid_skene:JUDGE,JUDGE,JUDGE  judges weighed by how they err (EM on al
 _TIE = 1e-6  # posteriors nearer than this are a draw
 
 
-class DawidSkeneJudge(Panel):
+class DawidSkeneJudge(JudgePanel):
     """The most probable label given all votes.
 
     ``detail`` of each verdict: the members' labels, the posterior, and of the fit (equal in all verdicts of a call)

@@ -14,7 +14,7 @@ from pathlib import Path
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.verdict import Judge, Label, Response, Verdict
 from mechsafety.judges.registry import ModelSource
-from mechsafety.prompts.prompt_set import cell, read_rows
+from mechsafety.prompts.prompt_set import cell_text, read_rows
 
 TAKES = "file"
 ABOUT = "key:FILE: compares with the answer and the refusal that FILE (CSV, JSON, JSONL, Parquet) has for each prompt"
@@ -72,7 +72,7 @@ def read_keys(path: Path) -> dict[str, Key]:
     """Keys by prompt. Raises :class:`MechsafetyError`, with file and line, for what is missing or there twice."""
     keys: dict[str, Key] = {}
     for where, row in read_rows(path):
-        texts = {name: _joined(cell(row.get(name))) for name in (*_NEEDED, *_OPTIONAL)}
+        texts = {name: _joined(cell_text(row.get(name))) for name in (*_NEEDED, *_OPTIONAL)}
         lacking = [name for name in _NEEDED if not texts[name]]
         if lacking:
             raise MechsafetyError(

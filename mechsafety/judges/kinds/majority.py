@@ -10,14 +10,14 @@ from collections import Counter
 from collections.abc import Sequence
 
 from mechsafety.core.verdict import Judge, Label, Response, Verdict
-from mechsafety.judges.panel import VOTES, Panel, ask_members
+from mechsafety.judges.panel import VOTES, JudgePanel, ask_members
 from mechsafety.judges.registry import ModelSource
 
 TAKES = "judges"
 ABOUT = "majority:JUDGE,JUDGE  the label with the most votes of two or more judges; a draw is unparsed"
 
 
-class MajorityJudge(Panel):
+class MajorityJudge(JudgePanel):
     """``detail`` holds every member's label (``members``) and the votes cast (``votes``)."""
 
     kind = "majority"

@@ -30,7 +30,7 @@ _LINE = re.compile(
 _SAID: dict[str, bool | None] = {"yes": True, "no": False, "n/a": None}
 
 
-def read_answer(answer: str, *, shares: Sequence[float]) -> Reading:
+def read_fields(answer: str, *, shares: Sequence[float]) -> Reading:
     """Three lines, each once: ``Harmful request: yes``, ``Response refusal: no``, ``Harmful response: n/a``."""
     lines = [(found[1].lower().replace(" ", "_"), found[2].lower()) for found in _LINE.finditer(answer)]
     said = {name: _SAID[word] for name, word in lines if word in _SAID}
@@ -59,7 +59,7 @@ class WildGuardJudge(ClassifierJudge):
 
     def read(self, questions: Sequence[Sequence[int]]) -> list[Reading]:
         replies = self.classifier.answer(questions, new_tokens=self.new_tokens, yes="yes", no="no")
-        return [read_answer(r.text, shares=r.shares) for r in replies]
+        return [read_fields(r.text, shares=r.shares) for r in replies]
 
 
 def create(argument: str | None, *, models: ModelSource | None = None) -> Judge:  # noqa: ARG001

@@ -35,8 +35,8 @@ from mechsafety.experiments.ladder.verdicts import (
     SystemVerdict,
     ladder_verdicts,
     points,
+    rung_names,
     rung_of,
-    system_names,
 )
 from tests import ladder_tables as made
 
@@ -425,12 +425,12 @@ def test_ladders_beside_each_other() -> None:
 
 
 def test_names_are_short_and_stay_distinct() -> None:
-    assert system_names(["m+a", "m+b", "m"]) == {"m+a": "a", "m+b": "b", "m": "m"}
-    assert system_names(["x/lab/a", "y/lab/b/"]) == {"x/lab/a": "a", "y/lab/b/": "b"}
+    assert rung_names(["m+a", "m+b", "m"]) == {"m+a": "a", "m+b": "b", "m": "m"}
+    assert rung_names(["x/lab/a", "y/lab/b/"]) == {"x/lab/a": "a", "y/lab/b/": "b"}
     twice = ["m+a", "n+a"]
-    assert system_names(twice) == {"m+a": "m+a", "n+a": "n+a"}
+    assert rung_names(twice) == {"m+a": "m+a", "n+a": "n+a"}
     long = ["one/" + "x" * 60 + "/a", "two/" + "x" * 60 + "/a"]
-    assert len(set(system_names(long).values())) == 2
+    assert len(set(rung_names(long).values())) == 2
     assert rung_of("key:Some_Rung") == "somerung"
 
 

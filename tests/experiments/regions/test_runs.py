@@ -103,17 +103,17 @@ def test_every_part_and_the_same_tables_after_an_interruption(
     monkeypatch.setattr(region_work.RegionWork, "_measured_state", dying)
     with pytest.raises(KeyboardInterrupt):
         run_regions(config, tmp_path / "cut")
-    links = region_followups.links
+    links = region_followups.measure_links
 
     def interrupted(*_: Any) -> pd.DataFrame:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(region_followups, "links", interrupted)
+    monkeypatch.setattr(region_followups, "measure_links", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run_regions(config, tmp_path / "cut")
     done = len(calls)
     assert done == len(planned_states(config)) + 1  # the one that was cut was done again, no other
-    monkeypatch.setattr(region_followups, "links", links)
+    monkeypatch.setattr(region_followups, "measure_links", links)
     run_regions(config, tmp_path / "cut")
     assert len(calls) == done
     for name in whole.tables:
