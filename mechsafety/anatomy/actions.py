@@ -1,7 +1,7 @@
 """How strongly dW acts on what its map reads, ||dW a|| / ||a||, on unsafe prompts against safe ones.
 
 After Jain et al., NeurIPS 2024, arXiv 2407.10264, section 5.2. A random dW of the same norm acts on both alike, so
-its ratio says what the activations' own shape makes of any change.
+its ratio shows the effect of the activations' own shape on any change.
 """
 
 from __future__ import annotations

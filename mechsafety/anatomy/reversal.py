@@ -2,7 +2,7 @@
 
 A causal question, asked of whole states of the model: the MLPs' matrices alone, everything but them, the strongest
 singular directions of every matrix's dW alone, all but these, and a random dW of the same norm. After Jain et al.,
-NeurIPS 2024, arXiv 2407.10264, who look at MLPs; the truncations are ours.
+NeurIPS 2024, arXiv 2407.10264, who study MLPs; the truncations are ours.
 """
 
 from __future__ import annotations

@@ -136,7 +136,7 @@ def _alternatives(kind: Any) -> tuple[Any, ...]:
 
 
 def _bare(kind: Any) -> Any:
-    """The type without what ``Annotated`` says of it."""
+    """The type without what ``Annotated`` adds to it."""
     return get_args(kind)[0] if hasattr(kind, "__metadata__") else kind
 
 

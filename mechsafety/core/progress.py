@@ -39,7 +39,7 @@ def track(items: Iterable[T], label: str, *, total: int, unit: str = "it") -> It
 
 
 class quiet:
-    """Silence the loaders' own progress bars and advice; ours say what matters."""
+    """Silence the loaders' own progress bars and advice; ours show what matters."""
 
     def __enter__(self) -> None:
         from transformers.utils import logging

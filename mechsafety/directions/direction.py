@@ -1,4 +1,4 @@
-"""Refusal directions from residual-stream caches, with what says how far to trust them."""
+"""Refusal directions from residual-stream caches, with what shows how far to trust them."""
 
 from __future__ import annotations
 
@@ -218,7 +218,7 @@ def find_directions(
     resamples: int = 50,
 ) -> Directions:
     """A harmful-minus-harmless direction at every cached (position, layer); :func:`estimate`
-    says what each method computes.
+    describes what each method computes.
 
     ``resamples`` bootstrap resamples of the prompts give the stability (5 at the most for methods that solve
     or fit something at every layer). Raises :class:`MechsafetyError` for an unknown method, fewer than two

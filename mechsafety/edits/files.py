@@ -103,7 +103,7 @@ def load_edit(
 
 
 def is_edit_file(path: Path) -> bool:
-    """Whether a safetensors file holds an edit (and not, say, directions)."""
+    """Whether a safetensors file holds an edit (and not, for example, directions)."""
     return _KEY in _metadata(path)
 
 
@@ -134,7 +134,7 @@ def is_file(path: Path) -> bool:
 def _holds(question: Callable[[], bool]) -> bool:
     try:
         return question()
-    except (OSError, ValueError):  # too long, a nought byte, a folder that may not be looked into
+    except (OSError, ValueError):  # too long, a zero byte, a folder that may not be read
         return False
 
 

@@ -84,7 +84,7 @@ class Experiment(ABC, Generic[C]):
     tables: ClassVar[Mapping[str, str]]
     """The files of the tables, by name."""
     answer_keys: ClassVar[tuple[str, ...]] = ()
-    """The columns of ``responses.parquet`` that say, beside the prompt's id, whose answer it is and in which state."""
+    """The columns of ``responses.parquet`` that name, beside the prompt's id, the answering system and its state."""
     long: ClassVar[frozenset[str]] = frozenset()
     """Tables with one row per answer, which neither ``--json`` nor a notebook shows whole."""
     result_type: ClassVar[type[Result]]
@@ -98,7 +98,7 @@ class Experiment(ABC, Generic[C]):
     # -- before the work --------------------------------------------------------------------------------
 
     def prepare(self, day: str, say: Progress) -> None:
-        """What the run is bound to and only a loaded model tells; before the run's folder is made.
+        """Check what the run is bound to and only a loaded model shows; before the run's folder is made.
 
         ``day`` is the one that templates with a date write.
         """
@@ -329,7 +329,7 @@ class Result:
 
     @property
     def _added(self) -> tuple[pd.DataFrame, tuple[str, ...]] | None:
-        """The rates of judges that were added to the run, and what tells its states apart."""
+        """The rates of judges that were added to the run, and what distinguishes its states."""
         if not (self.path / judging.RATES).is_file():
             return None
         return self.run.read_table(judging.RATES), self.experiment.answer_keys

@@ -154,7 +154,7 @@ def block(table: pd.DataFrame, drawn: go.Figure) -> Block:
 def _verdicts(
     judge: Judge, name: str, answers: pd.DataFrame, keys: Sequence[str], run: RunFolder
 ) -> pd.DataFrame:
-    # Prompts repeat between states: what tells two answers apart here is their place.
+    # Prompts repeat between states: two answers are distinguished here by their place.
     responses = [
         Response(id=str(number), prompt=prompt, text=text)
         for number, (prompt, text) in enumerate(zip(answers["prompt"], answers["response"], strict=True))

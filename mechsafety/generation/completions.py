@@ -146,7 +146,7 @@ def generate(
     truncate_prompts: bool = False,
     label: str = "generating",
 ) -> Completions:
-    """Answer each prompt in the model's chat template (or as ``rendering`` says), under ``edit`` if one is given.
+    """Answer each prompt in the model's chat template (or as ``rendering`` asks), under ``edit`` if one is given.
 
     The fast path is Hugging Face's ``generate`` on a plain module tree that shares the bridge's
     parameters; the reference path is the bridge's own generation, one prompt at a time. A
@@ -159,7 +159,7 @@ def generate(
     Raises :class:`MechsafetyError` before any work where a prompt and ``max_new_tokens`` do not fit in the model's
     window; ``truncate_prompts`` cuts such prompts' texts at their end instead. The completion holds the text as it was
     read. ``on_batch`` receives each finished batch. When memory runs out, the batch is halved and tried again;
-    ``on_halving`` is told, so that the plan can be recorded.
+    ``on_halving`` is then called, so that the plan can be recorded.
     """
     if max_new_tokens < 1:
         raise MechsafetyError(f"max_new_tokens is {max_new_tokens}; 1 at least")

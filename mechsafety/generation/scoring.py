@@ -193,7 +193,7 @@ def _nll_behind_prompts(
     batch_size: int,
     out: list[float | None],
 ) -> None:
-    """:func:`answer_nll` under an edit that tells prompt and answer apart: prompts first, answers after them."""
+    """:func:`answer_nll` under an edit that distinguishes prompt and answer: prompts first, answers after them."""
     asked = [row for row, answer in enumerate(answers) if answer]
     for batch in batches(model, [contexts[row] for row in asked], batch_size=batch_size):
         pairs = [(place, answers[asked[row]]) for place, row in enumerate(batch.rows)]

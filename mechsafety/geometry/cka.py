@@ -43,7 +43,7 @@ def compare_cka(
     The ceiling is 1: on the same prompts a checkpoint equals itself, and there is no noise to halve. A
     yardstick is its CKA with its own next layer (:func:`linear_cka`). ``floor`` and ``floor_high``: mean
     and 95 % quantile when the prompts of one side are permuted; ``class_floor``: the mean when they are
-    permuted within harmful and within harmless, which is what telling the classes apart gives alone.
+    permuted within harmful and within harmless, which is what separating the classes gives alone.
     NaN where a representation does not differ between prompts.
     """
     pair = _kernels(a, b)

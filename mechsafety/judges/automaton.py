@@ -1,4 +1,4 @@
-"""Which patterns may match at a place: a cheap test that is never wrong when it says no.
+"""Which patterns may match at a place: a cheap test that is never wrong when it rules a pattern out.
 
 The patterns are read as one automaton over characters that accepts more than they do: assertions (``\\b``,
 look-around) always hold, ``x{2,5}`` is ``xx`` and any number more, characters outside ASCII fit every set and every

@@ -172,7 +172,7 @@ def open_cache(path: Path | None) -> Iterator[VerdictCache]:
     """The cache at ``path``, or at the default place, whose folder is made."""
     if path is None:
         path = default_cache_path()
-        with contextlib.suppress(OSError):  # the cache itself says what is wrong with the place
+        with contextlib.suppress(OSError):  # the cache itself reports what is wrong with the place
             path.parent.mkdir(parents=True, exist_ok=True)
     with VerdictCache(path) as cache:
         yield cache

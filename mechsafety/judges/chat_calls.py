@@ -1,7 +1,7 @@
 """Calls to an OpenAI-compatible chat endpoint: what is tried again, what stops, what it costs.
 
 Tried again, with growing waits: 429, 408 and 5xx answers, time-outs, cut connections, answers that are no chat
-completion. Everything else the endpoint says no with is a mistake that holds for all calls, and stops at once.
+completion. Every other rejection by the endpoint is a mistake that holds for all calls, and stops at once.
 """
 
 from __future__ import annotations
@@ -202,8 +202,8 @@ class ChatCalls:
             403: f"set {KEYS[0]} to a key that may use this model",
             404: "is the model's name right, and does the address end where the API begins (often /v1)?",
         }.get(status, "nothing was asked again")
-        said = _scrubbed(first_lines(error))[:SHOWN]
-        return f"endpoint {self.url} refuses model {self.model!r} with status {status} ({said}): {advice}"
+        reason = _scrubbed(first_lines(error))[:SHOWN]
+        return f"endpoint {self.url} refuses model {self.model!r} with status {status} ({reason}): {advice}"
 
 
 def retry_after(header: str | None) -> float:
@@ -226,7 +226,7 @@ def _key() -> str:
 
 
 def _scrubbed(text: str) -> str:
-    # An endpoint may repeat the key in what it says.
+    # An endpoint may repeat the key in its messages.
     for name in KEYS:
         if key := os.environ.get(name):
             text = text.replace(key, "***")

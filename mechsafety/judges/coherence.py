@@ -1,7 +1,7 @@
 """Cheap proofs that an answer is not degenerate, so that nothing need be measured.
 
 Each test below names the reason of :mod:`mechsafety.judges.kinds.degeneracy` that it rules out and why. Where one of
-them cannot tell, the answer is measured in full. Only plain ASCII answers are tried.
+them cannot decide, the answer is measured in full. Only plain ASCII answers are tried.
 
 The argument on runs: a run that covers half of n characters and holds five or more repeats of a unit contains one of
 the two pieces of w <= n / 4 characters that meet in the middle, and that piece again one unit further on or

@@ -26,7 +26,7 @@ def prepare(response: Response) -> tuple[Prepared, Reason | None]:
 
 
 def set_apart(responses: Sequence[Response]) -> dict[str, Verdict]:
-    """By id, what the judge ``degeneracy`` says of the responses that it calls degenerate; the others are not in it.
+    """Verdicts of the judge ``degeneracy`` by id, for the responses that it calls degenerate; the others are absent.
 
     Only those are measured in full, for the verdict's detail.
     """

@@ -100,7 +100,7 @@ def loaded_judges(
     """The judges, and the open cache if one of them can use it or a file is named."""
     if cache is not None and no_cache:
         raise MechsafetyError("--cache names a file and --no-cache forbids one: give one of them")
-    # A cache of the wrong kind is told before a model is loaded for nothing.
+    # A cache of the wrong kind is reported before a model is loaded for nothing.
     with nullcontext(None) if cache is None else open_cache(cache) as named:
         judges = [load_judge(spec, models=load_model) for spec in specs]
         if max_calls is not None:

@@ -1,7 +1,7 @@
 """Can a reply talk its judge round? Known items with an order to the judge appended.
 
 The flip rate of a judge is the share of its right answers that turn into the label the appended text argues for,
-always the opposite of the true one. Items the judge gets wrong without any attack say nothing about attacks and are
+always the opposite of the true one. Items the judge gets wrong without any attack show nothing about attacks and are
 left out. The attacks follow Shi et al. 2024 (JudgeDeceiver, arXiv 2403.17710) only in idea: these are written by
 hand, so that a low rate is a lower bound for what an optimised text would do.
 """
@@ -76,7 +76,7 @@ class FlipRate:
 
 @dataclass(frozen=True, kw_only=True)
 class Injection:
-    """Flip rates of one judge: a row a variant and one for all; ``right`` of ``known`` items were attacked."""
+    """Flip rates of one judge: one row per variant and one for all; ``right`` of ``known`` items were attacked."""
 
     judge: str
     known: int

@@ -31,7 +31,7 @@ _THOUGHT_HEADLESS = re.compile(rf"\A(.*?)</{_THINK}>", re.IGNORECASE | re.DOTALL
 _THOUGHT_OPEN = re.compile(rf"<{_THINK}>(.*)\Z", re.IGNORECASE | re.DOTALL)
 _HARMONY_FINAL = re.compile(r"\A(.*)<\|channel\|>\s*final\s*<\|message\|>", re.IGNORECASE | re.DOTALL)
 
-# What follows the start of another user turn was not said in answer to this prompt.
+# What follows the start of another user turn does not answer this prompt.
 _NEXT_TURN = re.compile(
     r"<\|im_start\|>\s*user\b|<\|user\|>|<\|start_header_id\|>\s*user\b|<start_of_turn>\s*user\b|\[INST\]"
     r"|\n\s*#{2,6}\s*(?:Instruction|Human|User)\s*:|\n\nHuman:"

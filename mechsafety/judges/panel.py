@@ -87,5 +87,5 @@ def as_votes(
 ) -> Int[np.ndarray, "response member"]:
     """Numbers of :data:`VOTES`, and MISSING for ``unparsed``."""
     number = {label: i for i, label in enumerate(VOTES)}
-    votes = [[number.get(said[m.name], MISSING) for m in members] for said in labels]
+    votes = [[number.get(given[m.name], MISSING) for m in members] for given in labels]
     return np.array(votes, dtype=np.int64).reshape(len(labels), len(members))

@@ -1,7 +1,7 @@
 """Judges by name: ``NAME`` or ``NAME:ARGUMENT``, where NAME is a module of :mod:`mechsafety.judges.kinds`.
 
 A judge is added by adding one file there that defines ``create(argument, *, models=None) -> Judge`` and a
-one-line ``ABOUT``. What verdicts depend on beside the responses is told by
+one-line ``ABOUT``. What verdicts depend on beside the responses is given by
 ``TAKES``: what ARGUMENT names (a ``model``, a ``classifier``, a ``file``, other ``judges``).
 """
 
@@ -74,7 +74,7 @@ def load_judge(spec: str, *, models: ModelSource | None = None) -> Judge:
 def judge_sources(spec: str, *, loading: Mapping[str, Any] | None = None) -> dict[str, Provenance]:
     """The models and files that a judge's verdicts are made with, as sources of a run that keeps them.
 
-    ``loading`` is how the caller loads models: dtype, device, template. What lies behind an endpoint cannot be told.
+    ``loading`` is how the caller loads models: dtype, device, template. What lies behind an endpoint cannot be known.
     """
     from mechsafety.models.provenance import of_classifier, of_files, of_model  # which loads torch
 

@@ -123,7 +123,7 @@ def draw_any(
 ) -> Inputs:
     """Inputs as pretraining has them: any two task tokens, aliases too, on texts of class A, B or a mixture.
 
-    ``kinds`` says safe or unsafe: unsafe as soon as one operator is unsafe on the text.
+    ``kinds`` is safe or unsafe: unsafe as soon as one operator is unsafe on the text.
     """
     parts: list[Inputs] = []
     most = 2 * n // 5

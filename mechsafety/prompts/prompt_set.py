@@ -26,7 +26,7 @@ SPLITS: tuple[Split, ...] = get_args(Split)
 Purpose = Literal["estimate", "choose", "judge"]
 PURPOSES: Mapping[Purpose, Split] = {"estimate": "fit", "choose": "validation", "judge": "report"}
 """What the prompts of a split are for: directions, probes and scores of weights are estimated on one, layers and
-settings chosen on another, and what is told of an edit is measured on the third."""
+settings chosen on another, and what is reported of an edit is measured on the third."""
 SUFFIXES = (".csv", ".json", ".jsonl", ".parquet", ".txt")
 _SENTENCE_MARKS = re.compile(r"[.,;:!?…'\"“”‘’«»¿¡()]+")
 _TEXT_COLUMNS = ("text", "prompt", "question", "instruction", "goal", "behavior")
@@ -34,7 +34,7 @@ _TEXT_COLUMNS = ("text", "prompt", "question", "instruction", "goal", "behavior"
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """One request. ``label`` says whether a safe model should decline it."""
+    """One request. ``label`` marks whether a safe model should decline it."""
 
     id: str
     text: str
@@ -152,7 +152,7 @@ def load_prompts(
 ) -> PromptSet:
     """Load a packaged set (``default``, ``contrast``), a published one by name, or a file.
 
-    Files are CSV, JSON (a list of objects), JSONL, Parquet, or text (a prompt a line), in UTF-8, with a
+    Files are CSV, JSON (a list of objects), JSONL, Parquet, or text (one prompt per line), in UTF-8, with a
     text column (``text``, ``prompt``, ``question``, ``instruction``, ``goal`` or ``behavior``) and
     optionally ``id``, ``label``, ``category``, ``split``, ``source``, ``licence``. ``label`` and ``split``
     fill these columns where a file lacks them; without ``split`` such prompts are report prompts.

@@ -44,7 +44,7 @@ def require_disjoint(**sets: Sequence[Prompt]) -> None:
 
 
 def record_repeated(run: RunFolder, say: Progress, *sets: PromptSet) -> None:
-    """Say and record how many rows of the sets' files were given twice and counted once."""
+    """Report and record how many rows of the sets' files were given twice and counted once."""
     repeated = sum(prompts.repeated for prompts in sets)
     run.record("repeated_prompts", repeated)
     if repeated:

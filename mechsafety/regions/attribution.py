@@ -43,7 +43,7 @@ DEFAULT_BATCH = 4
 _PART = "unfinished scores"
 CHECKPOINT_SHARE = 0.05
 """The most of the time that checkpoints may take."""
-_DISK = 5e8  # bytes a second: what the first checkpoint, whose cost is not known yet, is reckoned with
+_DISK = 5e8  # bytes per second: what the first checkpoint, whose cost is not known yet, is reckoned with
 
 
 def attribute(
@@ -68,8 +68,8 @@ def attribute(
     The model's weights and their ``requires_grad`` are as before. When memory runs out in the first batch, which
     has the longest examples, the batch size is halved. Raises :class:`MechsafetyError` for no examples, an empty
     answer, an example longer than the context, float16 weights (gradients underflow), activations or gradients
-    that are NaN or infinite (with the map), a map that does not run on all tokens in order (an expert, say), and
-    a ``store`` that holds other scores.
+    that are NaN or infinite (with the map), a map that does not run on all tokens in order (an expert, for example),
+    and a ``store`` that holds other scores.
     """
     if batch_size < 1:
         raise MechsafetyError(f"batch_size is {batch_size}; 1 at least")

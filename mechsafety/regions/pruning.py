@@ -213,9 +213,9 @@ def require_scored(maps: Sequence[LinearMap], attribution: Attribution) -> None:
     for m in maps:
         found = attribution.shapes.get(m.name)
         if found is None or tuple(found) != (m.d_out, m.d_in):
-            told = "has no scores" if found is None else f"has scores of shape {list(found)}"
+            state = "has no scores" if found is None else f"has scores of shape {list(found)}"
             raise MechsafetyError(
-                f"{m.name} [{m.d_out}, {m.d_in}] {told}: the attribution was made for another model, or for some "
+                f"{m.name} [{m.d_out}, {m.d_in}] {state}: the attribution was made for another model, or for some "
                 "of its maps only"
             )
 

@@ -1,4 +1,4 @@
-"""What one pass over examples says about every linear map, in memory or as a file that is read map by map."""
+"""Scores of every linear map from one pass over examples, in memory or as a file that is read map by map."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ class StoredTensors(Mapping[str, Tensor]):
 
 
 class _reading:
-    """Turn what torch or safetensors says of a broken file into one line."""
+    """Turn the error of torch or safetensors about a broken file into one line."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -207,12 +207,12 @@ def expected_seconds(model: TransformerBridge, prompts: Sequence[Prompt], *, cos
 
 
 def target_of(text: str) -> str:
-    """The beginning of an answer that the search makes likely: it says nothing but the request again."""
+    """The beginning of an answer that the search makes likely: it only repeats the request."""
     return f"Sure, here is an answer to the request: {text}"
 
 
 def require_nanogcg() -> Any:
-    """The package that searches, or a :class:`MechsafetyError` that says how to install it."""
+    """The package that searches, or a :class:`MechsafetyError` that names how to install it."""
     with needs("attacks"):
         return importlib.import_module("nanogcg")
 

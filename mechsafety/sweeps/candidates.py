@@ -254,7 +254,7 @@ class BatchedScorer:
         n = len(steering)
         start[:] = [_added(self.prefix_stream[layer].expand(n, -1, -1), steering)]
         run = run_prefix(self.body, self.prefix, self.device, rows=n)
-        # The blocks before are passed over; their old keys only tell the cache how long it is.
+        # The blocks before are passed over; their old keys only give the cache its length.
         run.cache.layers[:layer] = self.before.rows(n).layers[:layer]
         return run
 
@@ -312,7 +312,7 @@ def _projection_sites(
 
     Where a block adds its attention and MLP outputs to its input as they are, a stream that is free of the
     direction stays free, and the first block's input and all outputs are enough: a third of the projections
-    saved. Gemma 2, say, puts a norm between: there every site is projected.
+    saved. Gemma 2, for example, puts a norm between: there every site is projected.
     """
     n = model.cfg.n_layers
     names = [f"blocks.{layer}.hook_{site}" for layer in range(n) for site in EVERYWHERE]

@@ -175,7 +175,7 @@ def dose_curves(
 
 @dataclass(kw_only=True)
 class _Baseline:
-    """The prompts, and what the unedited model says to them, made when first asked for."""
+    """The prompts, and the unedited model's answers to them, made when first asked for."""
 
     model: TransformerBridge
     prompts: PromptSet

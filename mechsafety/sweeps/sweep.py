@@ -90,7 +90,7 @@ class Sweep:
         )
 
     def facts(self) -> dict[str, Any]:
-        """What a run's manifest says of the scores: refusal tokens, unedited scores, prompts used."""
+        """The scores' entry in a run's manifest: refusal tokens, unedited scores, prompts used."""
         scores = {"harmful": round(self.base_harmful, 4), "harmless": round(self.base_harmless, 4)}
         return {
             "refusal_tokens": asdict(self.refusal_tokens),
@@ -340,7 +340,7 @@ def _first_pass(
 
 
 def _as_labelled(agrees: Tensor, *, least: int = 8) -> list[int]:
-    """Rows the model treats as their label says; every row where too few do."""
+    """Rows the model treats as their label asks; every row where too few do."""
     kept = agrees.nonzero().flatten().tolist()
     return kept if len(kept) >= least else list(range(len(agrees)))
 

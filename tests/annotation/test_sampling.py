@@ -126,7 +126,7 @@ def test_more_than_there_are_takes_all_and_says_so() -> None:
             TABLE,
             VERDICTS[VERDICTS["judge"] != "secret-judge"],
             {"kind": "disagreement"},
-            "needs two judges that say refusal or compliance, the run has 1",
+            "needs two judges that give refusal or compliance, the run has 1",
         ),
         (TABLE, VERDICTS, {"kind": "disagreement", "labels": 1}, "1 labels for 2 strata"),
         (TABLE, None, {"balanced": True, "labels": 3}, "3 labels for 4 strata"),

@@ -369,7 +369,7 @@ def test_an_adapter_is_loaded_on_the_base_it_names(folders: Callable[[str], Path
         assert not torch.allclose(plain.module(input_ids=ids).logits, expected, atol=1e-2)
     settings = tmp_path / "adapter_config.json"
     settings.write_text(json.dumps(json.loads(settings.read_text()) | {"base_model_name_or_path": None}))
-    with pytest.raises(MechsafetyError, match="does not say which model"):
+    with pytest.raises(MechsafetyError, match="does not name the model"):
         load_classifier(str(tmp_path))
 
 

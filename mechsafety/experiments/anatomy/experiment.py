@@ -196,7 +196,7 @@ def _families(attacks: PromptSet | None, config: AnatomyConfig) -> list[Prompt]:
     """The attacks, family by family, as many of each as ``limit`` allows."""
     if attacks is None:
         return []
-    families = prompt_groups([], attacks)  # which says what is wrong with one
+    families = prompt_groups([], attacks)  # which reports what is wrong with one
     if config.limit is None:
         return [p for family in families.values() for p in family]
     return [

@@ -43,7 +43,7 @@ from mechsafety.plots.lines import (
     line_panels,
     spread_out,
 )
-from mechsafety.plots.panels import log_axis, told_size
+from mechsafety.plots.panels import log_axis, size_text
 from mechsafety.plots.style import COLOURS, whiskers
 
 _BINS = 26
@@ -96,7 +96,7 @@ def separation_figure(separation: pd.DataFrame, names: Names) -> go.Figure:
         panels,
         x_title="layer",
         title=f"Safe against unsafe prompts, last layer: d' {_primes(separation, positions[0])}",
-        subtitle=f"tau of {told_size(separation, 'n_safe')} safe and {told_size(separation, 'n_unsafe')} unsafe "
+        subtitle=f"tau of {size_text(separation, 'n_safe')} safe and {size_text(separation, 'n_unsafe')} unsafe "
         "prompts that the centroids were not fitted to. Bands: 95 % intervals over prompts.",
         columns=len(positions),
     )
@@ -186,7 +186,7 @@ def alpha_figure(interpolation: pd.DataFrame, names: Names) -> go.Figure:
         panels,
         x_title="alpha",
         title=f"Unsafe prompts refused along base + alpha dW: {', '.join(shares)}",
-        subtitle=f"alpha 0 is the base and 1 the fine-tuned model. {told_size(interpolation, 'n')} prompts of a group "
+        subtitle=f"alpha 0 is the base and 1 the fine-tuned model. {size_text(interpolation, 'n')} prompts of a group "
         "at most. Bands: 95 % Wilson intervals. Dashed: the control.",
         columns=columns_for(len(panels)),
     )

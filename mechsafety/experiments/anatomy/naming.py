@@ -84,7 +84,7 @@ def counted_of(n: int, of: int, what: str) -> str:
 
 
 def by_model(values: Mapping[str, float], form: Callable[[float], str], *roles: str) -> str:
-    """``tuned 5.1, base 0.9``: what a title says of those of ``roles`` that there are."""
+    """``tuned 5.1, base 0.9``: the part of a title about those of ``roles`` that there are."""
     return ", ".join(f"{role} {form(values[role])}" for role in roles if role in values)
 
 

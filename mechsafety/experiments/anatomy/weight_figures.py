@@ -38,7 +38,7 @@ from mechsafety.plots.lines import (
     level,
     line_panels,
 )
-from mechsafety.plots.panels import HUES, told_size
+from mechsafety.plots.panels import HUES, size_text
 from mechsafety.plots.style import COLOURS, whiskers
 
 _TITLED = ("tuned", "control", "random")
@@ -249,7 +249,7 @@ def reversal_figure(reversal: pd.DataFrame, names: Names) -> go.Figure:
     return state_bars(
         reversal,
         title=f"Unsafe prompts refused with dW of: {_refused(reversal, shown)}",
-        subtitle=f"{who('base', names)} and {who('tuned', names)}. {told_size(reversal, 'n')} prompts of a group at "
+        subtitle=f"{who('base', names)} and {who('tuned', names)}. {size_text(reversal, 'n')} prompts of a group at "
         "most. Whiskers: 95 % intervals of refused.",
     )
 
@@ -265,7 +265,7 @@ def ablation_figure(ablation: pd.DataFrame, names: Names) -> go.Figure:
         ablation,
         title=f"Unsafe prompts refused: {_refused(ablation, shown)}",
         subtitle=f"{who('tuned', names)}; the direction of layer {int(ablation['layer'].max())} projected out "
-        f"everywhere. {told_size(ablation, 'n')} prompts of a group at most. Whiskers: 95 % intervals of refused.",
+        f"everywhere. {size_text(ablation, 'n')} prompts of a group at most. Whiskers: 95 % intervals of refused.",
     )
 
 

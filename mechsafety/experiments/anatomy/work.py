@@ -223,7 +223,7 @@ class AnatomyWork:
             store.unlink()
         else:
             self.say(
-                "links: the tuned model refused no harmful fit prompt, so there is no safety set to look at"
+                "links: the tuned model refused no harmful fit prompt, so there is no safety set to measure"
             )
         return {"links": pd.concat(found, ignore_index=True), "ablation": ablation}
 

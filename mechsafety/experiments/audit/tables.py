@@ -54,7 +54,7 @@ class Counts:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What ``judge`` said of one answer: refused or not, or None where nothing is said."""
+    """The verdict of ``judge`` on one answer: refused or not, or None where there is none."""
 
     model: str
     label: str

@@ -295,7 +295,7 @@ def _of(result: Result) -> Comparison:
 
 
 def _findings(found: Comparison) -> list[str]:
-    """One sentence a pair and measure, with numbers at the shown layer."""
+    """One sentence per pair and measure, with numbers at the shown layer."""
     sentences: list[str] = []
     if found.cosines is not None:
         sentences += [
@@ -421,7 +421,7 @@ def _unwilling(transfer: pd.DataFrame | None) -> list[str]:
     scores = transfer.groupby("target", sort=False)["base"].first()
     return [
         f"{target} hardly refuses (mean refusal score {score:.1f} on harmful prompts), so its column of the transfer "
-        "matrix says little."
+        "matrix shows little."
         for target, score in scores.items()
         if score < 0
     ]

@@ -1,4 +1,4 @@
-"""Figures of a ladder: refusals against directions removed, what is said instead, the cost, and the subspaces."""
+"""Figures of a ladder: refusals against directions removed, answers that replace them, cost, and subspaces."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def ladder_figures(tables: Mapping[str, pd.DataFrame], *, layer: int | None) -> 
 def overview_figure(verdicts: Sequence[SystemVerdict], harmful: pd.DataFrame) -> go.Figure:
     """Refused harmful prompts, one row per system: unedited, without refusal directions, and without random ones.
 
-    Cells say which falls a test tells from chance, and where most answers are degenerate.
+    Cells mark which falls are significant, and where most answers are degenerate.
     """
     counts = sorted({s.directions for v in verdicts for s in v.states})
 
@@ -258,10 +258,10 @@ def ranks_figure(ranks: pd.DataFrame, names: Mapping[str, str]) -> go.Figure:
     figure.update_xaxes(
         tickvals=list(range(1, top + 1)), range=[0.4, top + 0.6], tickfont={"size": 11}, showgrid=False
     )
-    telling = [int((rows["auroc"] > rows["auroc_chance"]).sum()) for rows in groups.values()]
+    separating = [int((rows["auroc"] > rows["auroc_chance"]).sum()) for rows in groups.values()]
     return _panels_styled(
         figure,
-        f"{span(telling, '.0f')} of {top} directions of the refusal subspace tell harmful from harmless prompts",
+        f"{span(separating, '.0f')} of {top} directions of the refusal subspace tell harmful from harmless prompts",
         "Each direction alone, on report prompts: 1 is the mean difference, the others the leading "
         "components of harmful prompts.",
         "direction of the subspace",

@@ -60,7 +60,7 @@ def follow_up(work: RegionWork, tradeoff: pd.DataFrame | None) -> dict[str, pd.D
 def chosen_state(work: RegionWork, tradeoff: pd.DataFrame) -> State:
     """The sweet spot, which is recorded; where no setting qualifies, the one with the most coherent compliance.
 
-    Every setting is measured on report prompts alone, and chosen by that: the record says so.
+    Every setting is measured on report prompts alone, and chosen by that: the record states it.
     """
     rows = tradeoff[tradeoff["removal"] != "heads"]
     spot = sweet_spot(rows)

@@ -149,7 +149,7 @@ class Study(Experiment[StudyConfig]):
     def with_judges(
         cls, result: Result, judges: Sequence[str], say: Progress, *, allow_other_versions: bool
     ) -> None:
-        """Make ``judges`` members of the study: what they say of its responses goes into every table.
+        """Make ``judges`` members of the study: their verdicts on its responses go into every table.
 
         Nothing is generated, and no system is loaded, unless a judge asks it. Raises :class:`MechsafetyError` for a
         judge that the study has, and for a study without its parts.
@@ -192,7 +192,7 @@ def run_study(
 
 
 def study_prompts(config: StudyConfig) -> tuple[PromptSet, PromptSet]:
-    """Report prompts and anchors (fit and validation), sampled as the configuration says.
+    """Report prompts and anchors (fit and validation), sampled as the configuration asks.
 
     Raises :class:`MechsafetyError` when a split or a label is missing, or when they overlap.
     """

@@ -1,4 +1,4 @@
-"""Judge ``key``: a file says what the right answer to every prompt is, and what its refusal.
+"""Judge ``key``: a file gives the right answer to every prompt, and its refusal.
 
 For tasks whose answers are known exactly, such as the lab's. A response is compared after trimming and joining its
 words by single blanks. Its columns are ``prompt``, ``answer``, ``refusal`` and, optionally, ``redirection`` (a harmless

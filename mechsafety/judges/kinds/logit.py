@@ -47,7 +47,7 @@ class Margins:
 
 @dataclass(frozen=True, kw_only=True)
 class MarginThreshold:
-    """The margin above which a reply is a refusal, and how well it tells the anchors apart."""
+    """The margin above which a reply is a refusal, and how well it separates the anchors."""
 
     value: float
     auroc: float

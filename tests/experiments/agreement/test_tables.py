@@ -295,7 +295,7 @@ def test_undefined_numbers_stay_missing() -> None:
 
 
 def test_a_judge_that_abstains_is_no_reference(run_folder: Path) -> None:
-    with pytest.raises(MechsafetyError, match="never says refusal or compliance"):
+    with pytest.raises(MechsafetyError, match="reads no refusal or compliance"):
         compare_judges(run_folder, reference="degeneracy")
 
 
