@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
@@ -136,7 +136,7 @@ def sweep(
     refusal_tokens: RefusalTokens | None = None,
     layers: Sequence[int] | None = None,
     batch_size: int = 64,
-    path: Literal["fast", "plain"] = "fast",
+    fast_path: bool = True,
     journal: Journal | None = None,
     truncate_prompts: bool = False,
 ) -> Sweep:
@@ -144,9 +144,9 @@ def sweep(
 
     Prompts that the unedited model treats against their label (harmful with score <= 0, harmless with
     score >= 0) are left out where at least 8 of a label remain, as in the source. Zero vectors score NaN.
-    ``path="plain"`` runs one candidate at a time and gives the same numbers. ``journal`` keeps every finished
-    candidate; those it holds already are not run again, and those of another model, other directions or other prompts
-    are an error.
+    Without ``fast_path`` the sweep runs one candidate at a time and gives the same numbers. ``journal`` keeps every
+    finished candidate; those it holds already are not run again, and those of another model, other directions or
+    other prompts are an error.
 
     Raises :class:`MechsafetyError` when the directions were found on another model, for one class only, no
     prompts, a layer that does not exist, and prompts longer than the model's window (``truncate_prompts`` cuts their
@@ -182,7 +182,7 @@ def sweep(
         )
     cache = residual_stream(model, prompts, positions=directions.positions, batch_size=batch_size)
     candidates = candidates_of(directions, chosen)
-    scored = _score_all(model, validation, candidates, fast=path == "fast", journal=journal)
+    scored = _score_all(model, validation, candidates, fast=fast_path, journal=journal)
     rows: list[dict[str, Any]] = []
     kept: list[CandidateScores] = []
     for row, position in enumerate(directions.positions):

@@ -49,10 +49,11 @@ def everything(model: Any) -> dict[str, Any]:
     found = directions.at(layer=2, position=-1)
     texts = tokenize_prompts(model, [p.text for p in PROMPTS.fit])
     answers = {
-        path: [
-            c.tokens for c in ms.generate(model, PROMPTS.fit, edit=edit, max_new_tokens=3, seed=0, path=path)
+        "fast" if fast_path else "reference": [
+            c.tokens
+            for c in ms.generate(model, PROMPTS.fit, edit=edit, max_new_tokens=3, seed=0, fast_path=fast_path)
         ]
-        for path in ("fast", "reference")
+        for fast_path in (True, False)
     }
     return answers | {
         "stream": cache.activations,

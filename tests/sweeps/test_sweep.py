@@ -52,12 +52,14 @@ def directions_of(
     )
 
 
-@pytest.mark.parametrize("path", ["fast", "plain"])
+@pytest.mark.parametrize("fast_path", [True, False])
 @pytest.mark.parametrize("method", METHODS)
-def test_scores_equal_the_plain_reference(tiny_kept: Callable[..., Any], method: str, path: Any) -> None:
+def test_scores_equal_the_plain_reference(
+    tiny_kept: Callable[..., Any], method: str, fast_path: bool
+) -> None:
     model, prompts = tiny_kept("llama"), small_prompts().validation
     directions = directions_of(model, method=method)
-    swept = sweep(model, directions, prompts, refusal_tokens=TOKENS, batch_size=5, path=path)
+    swept = sweep(model, directions, prompts, refusal_tokens=TOKENS, batch_size=5, fast_path=fast_path)
     # A random model refuses nothing in particular, so no prompt is left out for its score.
     assert (swept.n_harmful, swept.n_harmless) == (6, 6)
     for row in swept.table.itertuples():
@@ -110,7 +112,7 @@ def test_batched_candidates_equal_one_at_a_time(
     directions = directions_of(model, positions=(-2, -1))
     options: dict[str, Any] = {"refusal_tokens": TOKENS, "batch_size": 7}
     fast = sweep(model, directions, prompts, **options)
-    plain = sweep(model, directions, prompts, path="plain", **options)
+    plain = sweep(model, directions, prompts, fast_path=False, **options)
     assert fast.table.shape == (2 * (model.cfg.n_layers + 1), 9)
     pd.testing.assert_frame_equal(fast.table, plain.table, rtol=0, atol=1e-4)
     for a, b in zip(fast.scores, plain.scores, strict=True):
