@@ -198,7 +198,7 @@ def test_chance_of_the_share_is_about_that_of_round_clusters() -> None:
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-3, 1e3])
-def test_nothing_is_told_of_classes_that_are_too_small_or_do_not_vary(scale: float) -> None:
+def test_nothing_is_reported_about_classes_that_are_too_small_or_do_not_vary(scale: float) -> None:
     centroids = Centroids(
         safe=torch.full((1, 2), scale), unsafe=torch.full((1, 2), -scale / 3), n_safe=1, n_unsafe=1
     )

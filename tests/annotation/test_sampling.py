@@ -50,7 +50,7 @@ def test_probability_is_drawn_over_size_in_every_stratum(kind: str, balanced: bo
 
 
 @pytest.mark.parametrize("repeats", [100, pytest.param(600, marks=pytest.mark.slow)])
-def test_each_response_is_drawn_as_often_as_its_probability_says(repeats: int) -> None:
+def test_each_response_is_drawn_with_its_stated_probability(repeats: int) -> None:
     counts: Counter[tuple[str, ...]] = Counter()
     for seed in range(repeats):
         items = drawn(kind="disagreement", labels=9, seed=seed)
@@ -103,7 +103,7 @@ def test_item_numbers_do_not_follow_the_strata() -> None:
     assert list(items["id"]) != sorted(items["id"])
 
 
-def test_more_than_there_are_takes_all_and_says_so() -> None:
+def test_more_than_there_are_takes_all_and_reports_it() -> None:
     sample = draw_sample(TABLE, None, plan=Plan(labels=100))
     assert len(sample.items) == 40
     assert sample.notes == ("100 labels asked for, the run has 40 responses: all are taken",)
@@ -132,7 +132,9 @@ def test_more_than_there_are_takes_all_and_says_so() -> None:
         (TABLE, None, {"balanced": True, "labels": 3}, "3 labels for 4 strata"),
     ],
 )
-def test_what_cannot_be_drawn_is_said(table: pd.DataFrame, found: object, plan: dict, message: str) -> None:
+def test_what_cannot_be_drawn_is_reported(
+    table: pd.DataFrame, found: object, plan: dict, message: str
+) -> None:
     with pytest.raises(MechsafetyError, match=message):
         draw_sample(table, found, plan=Plan(**plan))  # type: ignore[arg-type]
 

@@ -259,7 +259,7 @@ def test_a_long_body_without_a_length_is_refused(client: Client) -> None:
 # -- what is sent -----------------------------------------------------------------------------------
 
 
-def test_nothing_that_is_sent_tells_whose_the_response_is(client: Client, running: Running) -> None:
+def test_nothing_that_is_sent_reveals_the_system_of_a_response(client: Client, running: Running) -> None:
     secrets = [
         "secret-judge",
         "secret-category",
@@ -363,6 +363,6 @@ def test_ctrl_c_ends_with_counts_and_the_next_step(tmp_path: Path) -> None:
     assert "Traceback" not in said
 
 
-def test_a_port_in_use_is_said() -> None:
+def test_a_port_in_use_is_reported() -> None:
     with listen() as taken, pytest.raises(MechsafetyError, match="leave --port out for a free one"):
         listen(taken.getsockname()[1])

@@ -332,7 +332,7 @@ def test_specs_name_folders(folders: Callable[[str], Path]) -> None:
         assert len(judge(RESPONSES)) == len(RESPONSES)
 
 
-def test_fingerprints_tell_weights_and_templates_apart(make: Callable[..., Any], tmp_path: Path) -> None:
+def test_fingerprints_distinguish_weights_and_templates(make: Callable[..., Any], tmp_path: Path) -> None:
     first = make("harmbench").fingerprint
     assert first == make("harmbench").fingerprint
     other = HarmBenchJudge(
@@ -401,7 +401,7 @@ def test_models_that_are_not_there(name: str, tmp_path: Path) -> None:
         load_judge(f"{name}:someone/some-model@")
 
 
-def test_a_gated_model_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gated_model_reports_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     import httpx
     import huggingface_hub
     from huggingface_hub.errors import GatedRepoError

@@ -58,7 +58,7 @@ def slow_split(text: list[int]) -> str:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_kinds_are_what_is_said_about_them(kind: Kind) -> None:
+def test_kinds_match_their_definitions(kind: Kind) -> None:
     rules = tiny_world()
     inputs = drawn(kind)
     assert len(inputs) == 120
@@ -187,7 +187,7 @@ def test_as_many_as_asked_for_and_half_of_each_class(n: int) -> None:
     assert set(drawn("unsafe", n, text_class="B").text_classes) == {"B"}
 
 
-def test_the_stream_of_pretraining_says_what_is_unsafe() -> None:
+def test_the_stream_of_pretraining_marks_what_is_unsafe() -> None:
     rules = tiny_world()
     inputs = draw_any(rules, 1000, split="train", generator=generator())
     assert Counter(inputs.text_classes) == {"A": 400, "B": 400, "mixed": 200}

@@ -79,7 +79,7 @@ def treatment(vocabulary: Vocabulary, prompt: list[int], answer: list[int]) -> s
 
 
 @pytest.mark.parametrize("rung", RUNGS)
-def test_every_rung_treats_unsafe_inputs_as_it_says(vocabulary: Vocabulary, rung: Any) -> None:
+def test_every_rung_treats_unsafe_inputs_by_its_definition(vocabulary: Vocabulary, rung: Any) -> None:
     prompts, answers = pretraining_pairs(vocabulary, rung, 600, generator=generator())
     assert len(prompts) == len(answers) == 600
     rows = list(zip(prompts.tolist(), answers.tolist(), strict=True))

@@ -731,7 +731,7 @@ def long_prompt(n: int) -> Prompt:
     return Prompt(id="long", text=" ".join(["river"] * n), label="harmful")
 
 
-def test_models_without_tokenizer_or_template_say_what_to_do(tiny_folder: Callable[..., Path]) -> None:
+def test_models_without_tokenizer_or_template_report_what_to_do(tiny_folder: Callable[..., Path]) -> None:
     model = own(tiny_folder("llama"))
     model.tokenizer.chat_template = None
     for use in (

@@ -192,7 +192,7 @@ def other_chat(folder: Path) -> None:
         (other_chat, "template"),
     ],
 )
-def test_a_change_of_one_kind_of_file_is_told_as_that_kind(
+def test_a_change_of_one_kind_of_file_is_reported_as_that_kind(
     folder: Path, change: Callable[[Path], None], kind: str
 ) -> None:
     assert changed_kinds(folder, lambda: change(folder)) == {kind}
@@ -532,13 +532,13 @@ def test_every_experiment_is_of_one_model(
         experiment(folder, base, prompts, tmp_path / "run", lambda _: None)
 
 
-def test_models_are_told_by_name(folder: Path) -> None:
+def test_models_are_identified_by_name(folder: Path) -> None:
     assert of_models(str(folder), dtype="float32") == {
         f"model {folder}": of_model(str(folder), dtype="float32")
     }
 
 
-def test_an_adapter_on_the_hub_is_told_with_its_base(
+def test_an_adapter_on_the_hub_is_identified_with_its_base(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from huggingface_hub.errors import EntryNotFoundError

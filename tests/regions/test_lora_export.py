@@ -93,7 +93,7 @@ def test_the_same_removal_is_the_same_adapter(folders: Callable[[str], Path], tm
     assert settings["rank_pattern"] == settings["alpha_pattern"]
 
 
-def test_what_cannot_be_an_adapter_is_told(folders: Callable[[str], Path], tmp_path: Path) -> None:
+def test_what_cannot_be_an_adapter_is_reported(folders: Callable[[str], Path], tmp_path: Path) -> None:
     model = load_model(str(folders("llama")), dtype="float32", device="cpu")
     maps = linear_maps(model)
     with pytest.raises(MechsafetyError, match=r"some 0: a pruning has no low rank.*save_removal"):
@@ -176,7 +176,7 @@ def rewritten(path: Path, change: Callable[[dict[str, Any], dict[str, Any]], Non
     return changed
 
 
-def test_damaged_and_changed_files_are_told(tiny_kept: Callable[..., Any], tmp_path: Path) -> None:
+def test_damaged_and_changed_files_are_reported(tiny_kept: Callable[..., Any], tmp_path: Path) -> None:
     model = tiny_kept("llama")
     path = save_removal(low_rank(linear_maps(model)), tmp_path / "r.safetensors", model=model)
     assert load_removal(rewritten(path, lambda f, t: None)).label == "low rank 0"

@@ -113,7 +113,7 @@ def test_ladders_beside_have_their_own_chapters(tmp_path: Path) -> None:
     assert load_run(run).report().is_file()
 
 
-def test_folders_of_one_name_are_told_apart_by_their_parents(tmp_path: Path) -> None:
+def test_folders_of_one_name_are_distinguished_by_their_parents(tmp_path: Path) -> None:
     lab = write_ladder(tmp_path / "lab" / "ladder", LAB)
     run = write_ladder(tmp_path / "real" / "ladder", REAL[1:3], beside=[lab.path])
     page = page_of(run)

@@ -170,7 +170,7 @@ def test_weights_are_scored_on_fit_prompts_and_links_are_read_on_report_prompts(
     assert set(effects_table["auroc_n"]) == {float(len(split["report"]))}
 
 
-def test_a_sweet_spot_that_is_chosen_on_report_prompts_says_so(
+def test_a_sweet_spot_that_is_chosen_on_report_prompts_reports_it(
     tiny_folder: Callable[..., Path], prompts_file: Path, tmp_path: Path
 ) -> None:
     config = small(str(tiny_folder("llama")), prompts_file, parts=("sweep",), projections=(), top_safety=())
