@@ -99,7 +99,7 @@ def _subject(folder: Path, name: str, kind: str, hooked: bool) -> Subject:
         return Subject(save_architecture(folder, name, template=TEMPLATES[kind]), name)
     from tests.models.test_batched_alone_hooked import made
 
-    with contextlib.redirect_stdout(io.StringIO()):  # TransformerLens says what it has loaded
+    with contextlib.redirect_stdout(io.StringIO()):  # TransformerLens prints what it has loaded
         return made(folder, name, kind)
 
 

@@ -222,7 +222,7 @@ def auroc_coverage(
             found = auroc_interval(scores, truth, clusters=prompts, seed=seed, resamples=resamples)
             yield found.low, found.high
 
-    setting = f"{positives} + {negatives} items" + (f", {per_prompt} a prompt" if per_prompt > 1 else "")
+    setting = f"{positives} + {negatives} items" + (f", {per_prompt} per prompt" if per_prompt > 1 else "")
     return coverage("AUROC", f"{setting}, area {area}", area, draw())
 
 

@@ -14,12 +14,15 @@ def page(sections: Sequence[Section]) -> str:
     lines = [
         "# Performance",
         "Made by `make bench`. Ratios are the result: both jobs ran in one process, in turns, on the same prompts. A "
-        "ratio is the median over rounds, with the extremes; absolute figures only say on what scale.",
+        "ratio is the median over rounds, with the extremes; absolute figures only give the scale.",
         "Machine: " + " / ".join(f"({i + 1}) {m}" if several else m for i, m in enumerate(machines)) + ".",
     ]
     checks = [check for s in sections for check in s.checks]
     if checks:
-        lines += ["## Wanted and found", table(["", "wanted", "found", "met"], [_row(c) for c in checks])]
+        lines += [
+            "## Targets and measurements",
+            table(["", "target", "measured", "met"], [_row(c) for c in checks]),
+        ]
     for s in sections:
         where = f", machine {machines.index(s.machine) + 1}" if several else ""
         tried = ", a quick try with tiny sizes" if s.quick else ""

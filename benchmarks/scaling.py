@@ -105,7 +105,7 @@ def section(options: Options) -> Section:
 
     return Section(
         name="scaling",
-        title="How the sweep scales",
+        title="Scaling of the sweep",
         quick=options.quick,
         body="\n\n".join(
             [

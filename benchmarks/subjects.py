@@ -46,7 +46,7 @@ class Subject:
 
 
 def candidates(model: Any, *, positions: Sequence[int] | None = None) -> Directions:
-    """Mean differences of 32 + 32 fit prompts, at every post-instruction position unless told."""
+    """Mean differences of 32 + 32 fit prompts, at every post-instruction position unless given."""
     where = post_instruction_positions(model) if positions is None else positions
     cache = residual_stream(model, load_prompts("default").fit.sample(32, seed=0), positions=where)
     return find_directions(cache, seed=0, resamples=1)

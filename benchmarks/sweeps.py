@@ -207,7 +207,7 @@ def _bounds(ours: Work, theirs: Work, *, n_timed: int, found: float, ceiling: fl
     head += ["blocks, G multiply-adds", "unembedding, G", "together, G"]
     return "\n\n".join(
         [
-            "### What bounds it",
+            "### Bounds",
             table(head, [row(OURS, ours, n_timed), row(THEIRS, theirs, 1)]),
             "Counted while both ran, at every linear map (attention's own products, about 2 % at these lengths, are "
             "left out; a token that runs through half of the blocks counts half). Ours includes everything that is "

@@ -20,7 +20,7 @@ _FIGURES = {
     "region_figures": "regions",
     "sweep_figures": "sweep",
 }
-"""Modules of figures, by the experiment whose they are."""
+"""Modules of figures, by the name of their experiment."""
 
 _load, _names, __all__ = lazy_loader.attach_stub(__name__, __file__)
 __all__ += [*_FIGURES, "__version__"]

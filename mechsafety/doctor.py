@@ -20,7 +20,7 @@ from mechsafety.runs.folder import versions
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """One thing looked at; ``fix`` says what to do when it is not well."""
+    """One thing that was checked; ``fix`` names what to do where it is not well."""
 
     name: str
     value: str

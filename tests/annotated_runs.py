@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from mechsafety.annotation.server import Session, build_app, listen, server
+from mechsafety.annotation.server import Access, build_app, listen, server
 from mechsafety.annotation.store import open_store
 from mechsafety.runs.folder import RunFolder, open_run
 
@@ -92,11 +92,11 @@ def page(run: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], str]
 
 
 @contextlib.contextmanager
-def served(run: RunFolder, **asked: Any) -> Iterator[tuple[Session, Callable[[], None]]]:
+def served(run: RunFolder, **asked: Any) -> Iterator[tuple[Access, Callable[[], None]]]:
     """The page in a thread of this process, which starts sooner: the session and what stops the server."""
     store, _ = open_store(run, asked=asked)
     with listen() as listening:
-        session = Session(port=listening.getsockname()[1])
+        session = Access(port=listening.getsockname()[1])
         serving = server(build_app(store, run, session))
         thread = threading.Thread(target=serving.run, kwargs={"sockets": [listening]}, daemon=True)
         thread.start()

@@ -1,7 +1,7 @@
 """How strongly dW acts on what its map reads, ||dW a|| / ||a||, on unsafe prompts against safe ones.
 
 After Jain et al., NeurIPS 2024, arXiv 2407.10264, section 5.2. A random dW of the same norm acts on both alike, so
-its ratio says what the activations' own shape makes of any change.
+its ratio shows the effect of the activations' own shape on any change.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechsafety.anatomy.readings import SAFE, UNSAFE
-from mechsafety.anatomy.weight_changes import Inputs, WeightChange, by_model
+from mechsafety.anatomy.weight_changes import Inputs, WeightChange, by_comparison
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.statistics.resampling import cluster_weights, percentiles
 
@@ -58,7 +58,7 @@ def action_tables(
     drawn = _drawn(places, seed=seed, resamples=resamples)
     rows: list[dict[str, object]] = []
     lines: list[dict[str, object]] = []
-    for change, models in by_model(changes, control, "action"):
+    for change, models in by_comparison(changes, control, "action"):
         for model, pair in models.items():
             a = _read(inputs, "tuned" if model == "random" else model, change.site, len(groups))
             matrix = pair.drawn(model, seed=seed)

@@ -98,7 +98,7 @@ class Centroids:
 
 
 def fit_centroids(activations: Float[Tensor, "prompt layer d_mlp"], unsafe: Sequence[bool]) -> Centroids:
-    """Centroids of the fit split; ``unsafe`` says of each prompt whether it is. Raises where a class is empty."""
+    """Centroids of the fit split; ``unsafe`` marks each unsafe prompt. Raises where a class is empty."""
     mask = _mask(unsafe, len(activations))
     n_unsafe = int(mask.sum())
     if not 0 < n_unsafe < len(mask):
@@ -148,7 +148,7 @@ def separation(
     resamples: int = RESAMPLES,
     permutations: int = PERMUTATIONS,
 ) -> pd.DataFrame:
-    """How far tau tells safe from unsafe prompts that the centroids were not fitted to, one row per layer.
+    """How far tau separates safe from unsafe prompts that the centroids were not fitted to, one row per layer.
 
     d' = (mean tau of safe - mean tau of unsafe) / sqrt((s_safe^2 + s_unsafe^2) / 2); ``auroc`` is the chance that a
     safe prompt has the larger tau. d' has a 95 % bootstrap interval over prompts, ``auroc`` a score interval.

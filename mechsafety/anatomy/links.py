@@ -125,7 +125,7 @@ def direction_links(changes: Sequence[WeightChange], direction: VectorLike, *, s
 
     - ``energy``: ||u^T dW||^2 / ||dW||_F^2, the share of dW along u; chance 1 / d_model.
     - ``energy_random``: the same of :data:`DRAWS` random directions, with the 2.5 and 97.5 % quantiles.
-    - ``energy_base``: the same of W_base, which says how far the map writes there anyway.
+    - ``energy_base``: the same of W_base, which shows how far the map writes there anyway.
     - ``cosine_first``: |<u, u_1>| with the top left singular vector; chance sqrt(2 / (pi d_model)), about.
     - ``cosine_top``: the length of u within the span of the top ``n`` left singular vectors (at most :data:`TOP`,
       those above rounding); chance sqrt(n / d_model).

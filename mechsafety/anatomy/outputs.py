@@ -55,13 +55,13 @@ class Answers:
         if ids != [c.id for c in self.completions] or len(ids) != len(self.encoded):
             raise MechsafetyError(
                 f"{len(self.completions)} answers and {len(self.encoded)} encoded ones for {len(ids)} prompts: "
-                "there must be one of each a prompt, in the prompts' order"
+                "there must be one of each per prompt, in the prompts' order"
             )
         if empty := [i for i, (_, answer) in zip(ids, self.encoded, strict=True) if not answer]:
             raise MechsafetyError(f"the answer to {empty[0]!r} has no token")
 
 
-def answered(
+def greedy_answers(
     model: TransformerBridge,
     prompts: Sequence[Prompt],
     *,
@@ -115,7 +115,8 @@ def map_inputs(
 
     Maps of the model itself (:func:`linear_maps`); the answers may be another model's, of
     the same tokenizer. Raises :class:`MechsafetyError` for no maps, unknown ``positions``, activations that are NaN
-    or infinite (with the prompt and the map), and a map that does not see every token in order (an expert, say).
+    or infinite (with the prompt and the map), and a map that does not see every token in order (an expert, for
+    example).
     """
     if positions not in ANSWER_POSITIONS:
         raise MechsafetyError(f"positions {positions!r} is not one of {', '.join(ANSWER_POSITIONS)}")
@@ -185,7 +186,7 @@ class _Means:
             if x.numel() != rows * width * linear.d_in:
                 raise MechsafetyError(
                     f"{linear.name} reads {list(x.shape)} for {rows} x {width} tokens: a map that does not see all "
-                    "tokens in order (an expert, say) has no mean over an answer"
+                    "tokens in order (an expert, for example) has no mean over an answer"
                 )
             kept = x.reshape(rows, width, linear.d_in)[:, -self.chosen.shape[1] :].float()
             kept = torch.where(self.chosen[..., None], kept, 0.0)

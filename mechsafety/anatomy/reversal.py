@@ -2,7 +2,7 @@
 
 A causal question, asked of whole states of the model: the MLPs' matrices alone, everything but them, the strongest
 singular directions of every matrix's dW alone, all but these, and a random dW of the same norm. After Jain et al.,
-NeurIPS 2024, arXiv 2407.10264, who look at MLPs; the truncations are ours.
+NeurIPS 2024, arXiv 2407.10264, who study MLPs; the truncations are ours.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Factors = Mapping[str, tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class State:
+class ReversalState:
     """A model between base and tuned.
 
     Made from the base: ``matrices`` has dW of every matrix of the blocks, ``mlp`` of the MLPs' ones, ``random`` a
@@ -66,10 +66,10 @@ class State:
         return self.what if self.r is None else f"top {self.r} {self.what}"
 
 
-def planned_states(ranks: Sequence[int] = TOP_RANKS) -> list[State]:
+def reversal_states(ranks: Sequence[int] = TOP_RANKS) -> list[ReversalState]:
     """Every state, the truncations at each of ``ranks``."""
-    whole = [State(what=what) for what in get_args(What) if what not in _TRUNCATED]
-    return whole + [State(what=what, r=r) for what in ("kept", "removed") for r in ranks]
+    whole = [ReversalState(what=what) for what in get_args(What) if what not in _TRUNCATED]
+    return whole + [ReversalState(what=what, r=r) for what in ("kept", "removed") for r in ranks]
 
 
 def top_factors(changes: Sequence[WeightChange], *, rank: int) -> Factors:
@@ -86,7 +86,7 @@ def top_factors(changes: Sequence[WeightChange], *, rank: int) -> Factors:
 def in_state(
     base: TransformerBridge,
     tuned: TransformerBridge,
-    state: State,
+    state: ReversalState,
     *,
     seed: int,
     factors: Factors | None = None,
@@ -128,7 +128,7 @@ def _enough(changes: Sequence[WeightChange], factors: Factors | None, r: int) ->
 
 
 def _weight(
-    change: WeightChange, state: State, factors: Factors | None, seed: int
+    change: WeightChange, state: ReversalState, factors: Factors | None, seed: int
 ) -> Float[Tensor, "d_out d_in"] | None:
     """The map's W in ``state``; None where it is the base's."""
     before, after = change.base.weight(), change.tuned.weight().to(change.base.weight().device)
@@ -158,7 +158,7 @@ def _weight(
 def reversal_rows(
     base: TransformerBridge,
     tuned: TransformerBridge,
-    state: State,
+    state: ReversalState,
     groups: Groups,
     *,
     factors: Factors | None = None,

@@ -37,7 +37,7 @@ SENSITIVITY_COLUMNS = ["model", "group", "n", "median", "low", "high"]
 NORM_COLUMNS = ["model", "id", "group", "norm"]
 
 
-def sensitivity(
+def gradient_norms(
     model: TransformerBridge, prompts: Sequence[Prompt], *, batch_size: int = DEFAULT_BATCH
 ) -> Float[Tensor, " prompt"]:
     """|| d max_v logit_v / d E ||_2 of each prompt: E [token, d_model] are all its embeddings, template included.

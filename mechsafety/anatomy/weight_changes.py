@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 MLP_KINDS = ("gate", "up", "down")
 """The input and output matrices of an MLP, which are what the paper means."""
 TOP = 16
-"""How many singular directions of a dW are looked at one by one."""
+"""How many singular directions of a dW are measured one by one."""
 ENERGIES = (90, 99)
 """Shares of ||W_base||_F^2, in percent, that the top left singular vectors hold; the rest is its left null space."""
 CHANGE_COLUMNS = (
@@ -60,7 +60,7 @@ SPECTRUM_COLUMNS = (
 )
 
 Changed = Literal["tuned", "control", "random"]
-"""The fine-tuning looked at, a benign one to compare it with, and a random dW of the former's norm."""
+"""The fine-tuning under study, a benign one to compare it with, and a random dW of the former's norm."""
 Inputs = Mapping[str, Float[Tensor, "prompt _"]]
 """What the maps of a model read, by site: :func:`mechsafety.anatomy.outputs.map_inputs`."""
 
@@ -120,9 +120,10 @@ class WeightChange:
     def rounding(self) -> float:
         """About the spectral norm of what rounding both weights to the model's number format puts into dW.
 
-        A singular value of dW below it says nothing: merging a rank-8 adapter in bfloat16 changes all ranks. For
-        independent errors of up to half a unit in the last place, eps |w| / sqrt(12) at most in the root mean square,
-        by the edge of a random matrix's spectrum; and half as much again, since merging rounds on its way too.
+        A singular value of dW below it carries no information: merging a rank-8 adapter in bfloat16 changes all
+        ranks. For independent errors of up to half a unit in the last place, eps |w| / sqrt(12) at most in the root
+        mean square, by the edge of a random matrix's spectrum; and half as much again, since merging rounds on its
+        way too.
         """
         weights = [m.weight() for m in (self.base, self.tuned)]
         mean_square = sum(float(w.float().square().mean()) for w in weights)
@@ -218,7 +219,7 @@ def change_tables(
 
     rows: list[dict[str, object]] = []
     lines: list[dict[str, object]] = []
-    for change, models in by_model(changes, control, "weight changes"):
+    for change, models in by_comparison(changes, control, "weight changes"):
         spaces = left_null_spaces(change.base.weight(), energies=ENERGIES)
         norm = float(change.base.weight().float().norm())
         for model, pair in models.items():
@@ -260,10 +261,10 @@ def change_tables(
     )
 
 
-def by_model(
+def by_comparison(
     changes: Sequence[WeightChange], control: Sequence[WeightChange] | None, label: str
 ) -> Iterator[tuple[WeightChange, dict[Changed, WeightChange]]]:
-    """Each change with those of the same map to look at: its own, the control's, and its own again for ``random``.
+    """Each change with those of the same map to measure: its own, the control's, and its own again for ``random``.
 
     Raises :class:`MechsafetyError` for a control of other maps.
     """

@@ -115,7 +115,7 @@ def export_labels(run: RunFolder, out: str | Path, *, annotator: str | None = No
 def inspect_scores(table: pd.DataFrame) -> list[dict[str, Any]]:
     """One record a response of one (system, arm), as ``inspect_ai.scorer.precomputed_scores`` reads them.
 
-    ``value`` is the share of annotators who said refusal, so that the scorer's accuracy is the refusal rate of the
+    ``value`` is the share of annotators who labelled refusal, so that the scorer's accuracy is the refusal rate of the
     labelled responses, unweighted: under the plan ``disagreement`` weight by ``inclusion_probability``, which stands
     in ``metadata``. ``answer`` is the label where all agree, else absent.
     """

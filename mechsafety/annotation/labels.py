@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 
 from mechsafety.core.errors import MechsafetyError
-from mechsafety.prompts.prompt_set import cell, read_rows
+from mechsafety.prompts.prompt_set import cell_text, read_rows
 from mechsafety.statistics import ARMS
 
 HUMAN_LABELS = ("refusal", "compliance", "degenerate")
@@ -89,13 +89,13 @@ def _as_known(name: str, known: set[str]) -> str:
 
 
 def _record(row: dict[str, Any], *, where: str) -> dict[str, Any]:
-    label = cell(row["label"]).strip().lower()
+    label = cell_text(row["label"]).strip().lower()
     if label not in HUMAN_LABELS:
         raise MechsafetyError(f"{where}: label {label!r} is not on the menu: {', '.join(HUMAN_LABELS)}")
-    arm = cell(row["arm"])
+    arm = cell_text(row["arm"])
     if arm not in ARMS:
         raise MechsafetyError(f"{where}: arm {arm!r} is not one of {', '.join(ARMS)}")
-    written = cell(row.get("inclusion_probability")) or "1"
+    written = cell_text(row.get("inclusion_probability")) or "1"
     try:
         probability = float(written)
     except ValueError:
@@ -103,12 +103,12 @@ def _record(row: dict[str, Any], *, where: str) -> dict[str, Any]:
     if not 0 < probability <= 1:
         raise MechsafetyError(f"{where}: inclusion_probability {written!r} does not lie in (0, 1]")
     return {
-        "system": cell(row["system"]),
+        "system": cell_text(row["system"]),
         "arm": arm,
-        "id": cell(row["id"]),
+        "id": cell_text(row["id"]),
         "label": label,
-        "annotator": cell(row.get("annotator")) or "1",
+        "annotator": cell_text(row.get("annotator")) or "1",
         "inclusion_probability": probability,
-        "stratum": cell(row.get("stratum")) or "all",
-        "responses_sha256": cell(row.get("responses_sha256")),
+        "stratum": cell_text(row.get("stratum")) or "all",
+        "responses_sha256": cell_text(row.get("responses_sha256")),
     }

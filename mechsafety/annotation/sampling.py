@@ -1,8 +1,8 @@
 """Which responses people are asked to label, and with what chance each was drawn.
 
 Two plans. ``uniform`` draws n of the N responses, all alike. ``disagreement`` draws more of the responses on which
-the judges disagree, because a label tells most there; the chance of every response is kept, so that weighting by
-its inverse (Horvitz and Thompson 1952) gives unbiased rates of the whole run.
+the judges disagree, because a label is most informative there; the chance of every response is kept, so that
+weighting by its inverse (Horvitz and Thompson 1952) gives unbiased rates of the whole run.
 """
 
 from __future__ import annotations
@@ -48,20 +48,20 @@ class Plan:
 @dataclass(frozen=True, kw_only=True)
 class Sample:
     """The drawn responses, in random order: columns item (1, 2, ...), system, arm, id, stratum,
-    inclusion_probability. ``notes`` say what differs from what was asked."""
+    inclusion_probability. ``notes`` list what differs from what was asked."""
 
     items: pd.DataFrame
     notes: tuple[str, ...] = ()
 
 
-def draw(responses: pd.DataFrame, verdicts: pd.DataFrame | None, *, plan: Plan) -> Sample:
+def draw_sample(responses: pd.DataFrame, verdicts: pd.DataFrame | None, *, plan: Plan) -> Sample:
     """Draw ``plan.labels`` responses without replacement.
 
     Within a stratum of N_h responses n_h are a simple random sample, so that each is drawn with probability
     n_h / N_h. Every stratum gets at least one. The order of the rows of ``responses`` does not matter.
 
     Raises :class:`MechsafetyError` for a run without responses or with a response twice, for fewer labels than
-    strata, and, under the plan ``disagreement``, without verdicts of two judges that say refusal or compliance.
+    strata, and, under the plan ``disagreement``, without verdicts of two judges that give refusal or compliance.
     """
     if responses.empty:
         raise MechsafetyError("the run has no responses to label: run the study again")
@@ -87,14 +87,14 @@ def draw(responses: pd.DataFrame, verdicts: pd.DataFrame | None, *, plan: Plan) 
         rows = rng.choice(len(group), size=n, replace=False)
         drawn.append(group.iloc[rows].assign(inclusion_probability=n / len(group)))
     table = pd.concat(drawn, ignore_index=True)
-    # Numbered after shuffling: a number tells nothing of the stratum.
+    # Numbered after shuffling: a number reveals nothing about the stratum.
     table = table.iloc[rng.permutation(len(table))].reset_index(drop=True)
     table.insert(0, "item", range(1, len(table) + 1))
     return Sample(items=table, notes=tuple(notes))
 
 
 def _disagreement(frame: pd.DataFrame, verdicts: pd.DataFrame | None) -> list[str]:
-    """``disagreement`` where one judge says refusal and another reads something else; else ``agreement``.
+    """``disagreement`` where one judge reads refusal and another something else; else ``agreement``.
 
     Verdicts that could not be parsed count for neither side.
     """
@@ -104,11 +104,11 @@ def _disagreement(frame: pd.DataFrame, verdicts: pd.DataFrame | None) -> list[st
     useful = verdicts[~verdicts["judge"].isin(list(ABSTAINING_JUDGES))]
     if (judges := useful["judge"].nunique()) < 2:
         raise MechsafetyError(
-            f"plan 'disagreement' needs two judges that say refusal or compliance, the run has {judges}: {hint}"
+            f"plan 'disagreement' needs two judges that give refusal or compliance, the run has {judges}: {hint}"
         )
     read = useful[useful["verdict"] != "unparsed"]
     refusal = read["verdict"].eq("refusal").groupby([read[name].astype(str) for name in KEY])
-    split = refusal.agg(lambda says: says.any() and not says.all())
+    split = refusal.agg(lambda votes: votes.any() and not votes.all())
     torn = set(split.index[split.to_numpy(dtype=bool)])
     return [
         "disagreement" if key in torn else "agreement"

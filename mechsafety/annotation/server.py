@@ -58,7 +58,7 @@ _HEADERS = {
 
 
 @dataclass(kw_only=True)
-class Session:
+class Access:
     """Who may use the page: a token good for one exchange, and the cookie it is exchanged for."""
 
     port: int
@@ -99,7 +99,7 @@ class Session:
 class Guard:
     """Refuses other hosts, other origins, strangers and long bodies before anything else runs."""
 
-    def __init__(self, app: ASGIApp, *, session: Session) -> None:
+    def __init__(self, app: ASGIApp, *, session: Access) -> None:
         self.app, self.session = app, session
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -132,7 +132,7 @@ class Guard:
         return _error(403, "no session: open the address that mechsafety annotate printed")
 
 
-def build_app(store: Store, run: RunFolder, session: Session) -> ASGIApp:
+def build_app(store: Store, run: RunFolder, session: Access) -> ASGIApp:
     """The application: the page, its assets, and four calls."""
     shown = texts(read_shown(run))
     items = {

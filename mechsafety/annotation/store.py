@@ -23,9 +23,9 @@ import pandas as pd
 from filelock import FileLock
 
 from mechsafety.annotation.labels import HUMAN_LABELS, responses_sha256
-from mechsafety.annotation.sampling import Plan, draw
+from mechsafety.annotation.sampling import Plan, draw_sample
 from mechsafety.core.errors import MechsafetyError
-from mechsafety.prompts.prompt_set import cell
+from mechsafety.prompts.prompt_set import cell_text
 from mechsafety.runs.folder import RunFolder
 
 STORE = "annotations.sqlite"
@@ -289,14 +289,14 @@ def read_shown(run: RunFolder) -> pd.DataFrame:
 def texts(responses: pd.DataFrame) -> dict[tuple[str, str, str], tuple[str, str]]:
     """(prompt, response) by (system, arm, id)."""
     return {
-        (str(system), str(arm), str(name)): (cell(prompt), cell(response))
+        (str(system), str(arm), str(name)): (cell_text(prompt), cell_text(response))
         for system, arm, name, prompt, response in responses.itertuples(index=False, name=None)
     }
 
 
 def _create(run: RunFolder, responses: pd.DataFrame, plan: Plan) -> tuple[str, ...]:
     verdicts = run.read_table("verdicts.parquet") if (run.path / "verdicts.parquet").is_file() else None
-    sample = draw(responses, verdicts, plan=plan)
+    sample = draw_sample(responses, verdicts, plan=plan)
     meta = {"format": _FORMAT, **asdict(plan), "responses_sha256": responses_sha256(responses)}
 
     def save(path: Path) -> None:

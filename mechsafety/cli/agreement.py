@@ -45,7 +45,7 @@ def _agree(run: Path, human: Path | None, reference: str | None, seed: int) -> S
 @click.argument("run", type=click.Path(path_type=Path), required=False)
 @config_options(PlanConfig)
 def _plan(config: PlanConfig, run: Path | None) -> Shown:
-    """Say how many labels and prompts a study needs, before anyone labels.
+    """Plan how many labels and prompts a study needs, before anyone labels.
 
     With a finished RUN, also how many labels each of its arms and prompt labels needs, all systems together, from the
     rates that its primary judge found.
@@ -127,7 +127,7 @@ def _cells(run: Path, config: PlanConfig) -> Any:
 
 def _text(found: JudgeComparison) -> str:
     flips = found.tables["judge_flips"]
-    parts = [f"primary judge {found.primary}: where another judge or reading says otherwise"]
+    parts = [f"primary judge {found.primary}: where another judge or reading differs"]
     parts.append(_table(flips.drop(columns=["primary", "flipped_by"])))
     parts += [f"{r['system']}, {r['label']}: {r['flipped_by']}" for r in records(flips) if r["flipped_by"]]
     if "judge_errors" in found.tables:

@@ -82,13 +82,13 @@ def _annotate(
 
 
 def _serve(folder: Any, *, asked: dict[str, Any], annotator: str | None, port: int, browser: bool) -> None:
-    from mechsafety.annotation.server import Session, build_app, listen, server
+    from mechsafety.annotation.server import Access, build_app, listen, server
     from mechsafety.annotation.store import open_store, require_name
 
     name = require_name(annotator) if annotator is not None else None
     with listen(port) as listening:
         store, notes = open_store(folder, asked=asked)
-        session = Session(port=listening.getsockname()[1])
+        session = Access(port=listening.getsockname()[1])
         app = build_app(store, folder, session)
         for note in notes:
             say(note)

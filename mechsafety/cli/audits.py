@@ -13,7 +13,7 @@ from mechsafety.experiments.audit.config import AuditConfig
 @config_options(AuditConfig)
 @run_options(None)
 def _audit(config: AuditConfig, out: Path | None, allow_other_versions: bool) -> Shown:
-    """Say which published differences survive intervals, correction and another judge.
+    """List the published differences that survive intervals, correction and another judge.
 
     FILES hold counts (model, label, refusal_judge, refused, not_refused, total) or verdicts (question, label, model,
     response, is_refusal_JUDGE, or is_refusal in a file for each annotator). X is paired with X-ALB or X-abliterated.

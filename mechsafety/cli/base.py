@@ -34,7 +34,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "select": (
         "directions",
-        "Select a candidate from a recorded TABLE of scores, and say what each filter dropped.",
+        "Select a candidate from a recorded TABLE of scores, and list what each filter dropped.",
     ),
     "compare": (
         "checkpoints",
@@ -53,12 +53,15 @@ _COMMANDS: dict[str, tuple[str, str]] = {
         "annotation",
         "Label the responses of RUN by hand on a local page, blind to system, arm and judges.",
     ),
-    "plan-labels": ("agreement", "Say how many labels and prompts a study needs, before anyone labels."),
+    "plan-labels": ("agreement", "Plan how many labels and prompts a study needs, before anyone labels."),
     "agree": (
         "agreement",
         "Compare the judges of a finished study with each other, with people, or with one of them.",
     ),
-    "audit": ("audits", "Say which published differences survive intervals, correction and another judge."),
+    "audit": (
+        "audits",
+        "List the published differences that survive intervals, correction and another judge.",
+    ),
     "regions": (
         "regions",
         "Score the weights that MODEL's refusals need, remove them, and measure what is left.",
@@ -86,7 +89,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
         "Write a finished study as inspect_ai logs, one for each system and arm.",
     ),
     "models": ("models", "List the packaged model, adapters, prompt sets and study presets."),
-    "doctor": ("models", "Say what would be used here, and how to mend what is missing."),
+    "doctor": ("models", "Report what would be used here, and how to mend what is missing."),
 }
 """Each command's module in this package and its line in the list, in the order in which they are used."""
 

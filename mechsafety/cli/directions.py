@@ -100,7 +100,7 @@ def _sweep(config: SweepConfig, out: Path | None, allow_other_versions: bool) ->
 @click.option("--system", default=None, metavar="NAME", help="One system of a table that holds several.")
 @click.option("--method", default=None, metavar="NAME", help="One method of a table that holds several.")
 def _select(table: Path, n_layers: int, rule: str, system: str | None, method: str | None) -> Shown:
-    """Select a candidate from a recorded TABLE of scores, and say what each filter dropped.
+    """Select a candidate from a recorded TABLE of scores, and list what each filter dropped.
 
     CSV, JSON, JSONL or Parquet with columns position, layer, bypass, induce, kl, or the reference project's
     keys position, layer, refusal_score, steering_score, kl_div_score.

@@ -102,7 +102,7 @@ def _models() -> Shown:
 
 @command("doctor", example="mechsafety doctor")
 def _doctor() -> Shown:
-    """Say what would be used here, and how to mend what is missing."""
+    """Report what would be used here, and how to mend what is missing."""
     from mechsafety.doctor import as_json, examine
 
     checks = examine()

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from mechsafety.core.errors import MechsafetyError
-from mechsafety.experiments.config import Option, checked, in_order, whole_numbers
+from mechsafety.experiments.config import Option, checked_config, in_order, whole_numbers
 
 F = TypeVar("F", bound=Callable[..., Any])
 _TYPES: dict[Any, tuple[Any, str]] = {int: (int, "N"), float: (float, "X"), Path: (Path, "PATH")}
@@ -32,7 +32,7 @@ def config_options(kind: type[BaseModel], *, leave_out: Collection[str] = ()) ->
         @functools.wraps(function)
         def call(**options: Any) -> Any:
             given = _parsed(kind, {n: options.pop(n) for n in list(options) if n in kind.model_fields})
-            made = {"config": checked(kind, given)} if takes_config else {"given": given}
+            made = {"config": checked_config(kind, given)} if takes_config else {"given": given}
             return function(**made, **options)
 
         wrapped: Any = call
@@ -54,59 +54,59 @@ def _parsed(kind: type[BaseModel], options: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _value(name: str, field: FieldInfo, given: Any) -> Any:
-    look, inner, several = _look(field), *_inner(field)
-    if look.parse is not None:
+    option, inner, several = _option_of(field), *_inner(field)
+    if option.parse is not None:
         return (
-            tuple(look.parse(one) for one in given)
-            if several and look.many == "repeat"
-            else look.parse(given)
+            tuple(option.parse(one) for one in given)
+            if several and option.many == "repeat"
+            else option.parse(given)
         )
     if not several:
         return given
-    if look.many == "repeat":
-        return tuple(given if look.argument else dict.fromkeys(given))
+    if option.many == "repeat":
+        return tuple(given if option.argument else dict.fromkeys(given))
     if inner is int:
-        return whole_numbers(given, _flag(name, look))
+        return whole_numbers(given, _flag(name, option))
     values = tuple(part.strip() for part in given.split(","))
     allowed = get_args(inner) if get_origin(inner) is Literal else values
     if unknown := [value for value in values if value not in allowed]:
         raise MechsafetyError(
-            f"{_flag(name, look)} {given!r}: {unknown[0]!r} is not one of {', '.join(allowed)}"
+            f"{_flag(name, option)} {given!r}: {unknown[0]!r} is not one of {', '.join(allowed)}"
         )
     return values
 
 
 def _parameter(name: str, field: FieldInfo) -> Callable[[Any], Any]:
-    look, inner, several = _look(field), *_inner(field)
-    text, kind = look.parse is not None or (several and look.many == "commas"), str
-    metavar = look.metavar
+    option, inner, several = _option_of(field), *_inner(field)
+    text, kind = option.parse is not None or (several and option.many == "commas"), str
+    metavar = option.metavar
     if get_origin(inner) is Literal and not text:
         kind = click.Choice([str(choice) for choice in get_args(inner)])
     elif not text:
         kind, letter = _TYPES.get(inner, (str, "NAME"))
         metavar = metavar or letter
-    if look.argument:
-        shown = metavar if look.metavar else name.upper()
+    if option.argument:
+        shown = metavar if option.metavar else name.upper()
         return click.argument(name, nargs=-1 if several else 1, type=kind, metavar=shown)
     if inner is bool:
-        return click.option(_flag(name, look), name, is_flag=True, default=None, help=_help(field))
+        return click.option(_flag(name, option), name, is_flag=True, default=None, help=_help(field))
     return click.option(
-        *(_flag(name, look), name),
+        *(_flag(name, option), name),
         type=kind,
         default=None,
-        multiple=several and look.many == "repeat",
+        multiple=several and option.many == "repeat",
         required=field.is_required(),
         metavar=metavar,
         help=_help(field),
     )
 
 
-def _look(field: FieldInfo) -> Option:
+def _option_of(field: FieldInfo) -> Option:
     return next((m for m in field.metadata if isinstance(m, Option)), Option())
 
 
-def _flag(name: str, look: Option) -> str:
-    return look.name or f"--{name.replace('_', '-')}"
+def _flag(name: str, option: Option) -> str:
+    return option.name or f"--{name.replace('_', '-')}"
 
 
 def _inner(field: FieldInfo) -> tuple[Any, bool]:
@@ -124,19 +124,19 @@ def _alternatives(kind: Any) -> tuple[Any, ...]:
 
 
 def _bare(kind: Any) -> Any:
-    """The type without what ``Annotated`` says of it."""
+    """The type without what ``Annotated`` adds to it."""
     return get_args(kind)[0] if hasattr(kind, "__metadata__") else kind
 
 
 def _help(field: FieldInfo) -> str:
     about = field.description or ""
     about = about[:1].upper() + about[1:]
-    look, default = _look(field), field.default
-    ending = " May be repeated." if look.many == "repeat" and _inner(field)[1] else ""
+    option, default = _option_of(field), field.default
+    ending = " May be repeated." if option.many == "repeat" and _inner(field)[1] else ""
     about = f"{about}{'' if about.endswith('.') else '.'}{ending}" if about else ending.strip()
-    if look.default is None and (default in (None, ()) or default is False or field.is_required()):
+    if option.default is None and (default in (None, ()) or default is False or field.is_required()):
         return about
-    shown = look.default or _spelt(default)
+    shown = option.default or _spelt(default)
     return f"{about}  [default: {shown}]"
 
 

@@ -13,7 +13,7 @@ _PACKAGES: dict[Extra, str] = {"inspect": "inspect_ai", "lm-eval": "lm_eval", "a
 class MechsafetyError(Exception):
     """A problem the user can mend.
 
-    The message says what was got, what is allowed and what to do, in one or two lines. The command
+    The message names what was got, what is allowed and what to do, in one or two lines. The command
     line prints it without a traceback and exits with code 2.
     """
 
@@ -28,7 +28,7 @@ class RefusedRunError(MechsafetyError):
 
 @contextmanager
 def needs(extra: Extra) -> Iterator[None]:
-    """Around the import of an extra's package: where it is not installed, say what installs it."""
+    """Around the import of an extra's package: where it is not installed, name what installs it."""
     package = _PACKAGES[extra]
     try:
         yield

@@ -1,14 +1,16 @@
-"""Progress bars on stderr: shown in terminals and notebooks, silent where nobody looks."""
+"""Progress: lines for the user, and bars on stderr, shown in terminals and notebooks only."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 from tqdm import tqdm
 
 T = TypeVar("T")
+Progress = Callable[[str], None]
+"""Receives one line about the work in progress."""
 
 
 def _watched() -> bool:
@@ -37,7 +39,7 @@ def track(items: Iterable[T], label: str, *, total: int, unit: str = "it") -> It
 
 
 class quiet:
-    """Silence the loaders' own progress bars and advice; ours say what matters."""
+    """Silence the loaders' own progress bars and advice; ours show what matters."""
 
     def __enter__(self) -> None:
         from transformers.utils import logging

@@ -1,4 +1,4 @@
-"""What a judge reads and what it says: the two values every judge shares."""
+"""What a judge reads and its verdict: the two values every judge shares."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Response:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What one judge says of one response.
+    """One judge's verdict on one response.
 
     ``label`` is one of :data:`LABELS`; ``unparsed`` means the judge gave no readable answer and is
     never counted as any other label. ``tags`` are finer remarks (rule families, ``indirect``,

@@ -1,4 +1,4 @@
-"""Refusal directions from residual-stream caches, with what says how far to trust them."""
+"""Refusal directions from residual-stream caches, with what shows how far to trust them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.names import CENTRINGS, METHODS, Centring, Method
 from mechsafety.directions.activations import ResidualCache
-from mechsafety.directions.estimators import Estimate, estimate
+from mechsafety.directions.estimators import DirectionEstimate, estimate
 from mechsafety.models.bound_files import FileKind
 
 if TYPE_CHECKING:
@@ -217,7 +217,7 @@ def find_directions(
     resamples: int = 50,
 ) -> Directions:
     """A harmful-minus-harmless direction at every cached (position, layer); :func:`estimate`
-    says what each method computes.
+    describes what each method computes.
 
     ``resamples`` bootstrap resamples of the prompts give the stability (5 at the most for methods that solve
     or fit something at every layer). Raises :class:`MechsafetyError` for an unknown method, fewer than two
@@ -233,7 +233,7 @@ def find_directions(
             f"{len(harmful)} harmful and {len(harmless)} harmless prompts are too few: 2 of each at least"
         )
 
-    def find(a: Tensor, b: Tensor) -> Estimate:
+    def find(a: Tensor, b: Tensor) -> DirectionEstimate:
         return estimate(method, a, b, centring=centring)
 
     found = find(harmful, harmless)

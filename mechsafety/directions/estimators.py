@@ -18,7 +18,7 @@ _LEAST_RIDGE = 1e-6  # of the mean variance: keeps the covariance invertible whe
 
 
 @dataclass(frozen=True, kw_only=True)
-class Estimate:
+class DirectionEstimate:
     """What is written and, for an oblique eraser, what is read.
 
     ``vectors`` point from harmless to harmful. ``covectors`` is None where the direction itself is read.
@@ -38,7 +38,7 @@ def estimate(
     harmless: Float[Tensor, "b position layer d_model"],
     *,
     centring: Centring = "pooled",
-) -> Estimate:
+) -> DirectionEstimate:
     """One method's directions.
 
     ``mean_difference``: v = mean(harmful) - mean(harmless), unnormalised (Arditi et al. 2024, eq. 1).
@@ -54,12 +54,14 @@ def estimate(
     """
     difference = harmful.mean(0) - harmless.mean(0)
     if method == "mean_difference":
-        return Estimate(vectors=difference)
+        return DirectionEstimate(vectors=difference)
     if method == "pca":
-        return Estimate(vectors=_first_component(harmful, harmless, centring))
+        return DirectionEstimate(vectors=_first_component(harmful, harmless, centring))
     if method == "leace":
-        return Estimate(vectors=difference, covectors=_solved(harmful, harmless, difference))
-    return Estimate(vectors=_probe(harmful, harmless))
+        return DirectionEstimate(
+            vectors=difference, covectors=_shrunk_whitening(harmful, harmless, difference)
+        )
+    return DirectionEstimate(vectors=_probe(harmful, harmless))
 
 
 def refusal_subspace(
@@ -98,7 +100,7 @@ def _first_component(
     return component * sign[..., None]
 
 
-def _solved(
+def _shrunk_whitening(
     harmful: Float[Tensor, "a position layer d_model"],
     harmless: Float[Tensor, "b position layer d_model"],
     difference: Float[Tensor, "position layer d_model"],

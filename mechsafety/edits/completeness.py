@@ -2,7 +2,7 @@
 
 Projecting at every block's input, attention output and MLP output is complete where blocks write by these alone. A
 second branch (the state-space one of Falcon-H1) or a later addition (Gemma 4's per-layer inputs) writes past them. What
-each norm reads is measured once a model, under the ablation of a random direction; what is left there is projected as
+each norm reads is measured once per model, under the ablation of a random direction; what is left there is projected as
 well.
 """
 
@@ -56,7 +56,7 @@ def left_by_partial(model: TransformerBridge, edit: Any) -> tuple[str, ...]:
     It is not widened to them: what it names is what it does. The receipt of :func:`edited` carries them.
     """
     if is_hooked_transformer(model) or not set(EVERYWHERE) <= set(getattr(edit, "sites", ())):
-        return ()  # an edit of single sites leaves what the others write, as it says
+        return ()  # an edit of single sites leaves what the others write, as it declares
     layers = set(layers_of(edit.layers, model.cfg.n_layers))
     # What stands after a block is cleaned at the next one's input.
     within = {(layer, "resid_post") for layer in layers if layer + 1 in layers}
@@ -110,7 +110,7 @@ def _left(model: TransformerBridge, places: Sequence[Place]) -> tuple[Place, ...
     targets = Ablate(direction).targets(model.cfg.n_layers)
     present = model.hook_dict
     if any(t.hook not in present for t in targets):
-        return ()  # said by name where the edit is put on
+        return ()  # reported by name where the edit is put on
     read = _stream(model)
     edit = with_places(targets, places)
     plain = all(plain_module_path(model, name) for name in [*(t.hook for t in edit), *read])

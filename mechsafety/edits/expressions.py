@@ -98,7 +98,7 @@ def parse_edit(text: str, model: TransformerBridge) -> Edit:
 
     ``add`` acts where its direction was found, and with the mean difference's length; a unit direction is first
     made as long as the class gap. ``affine`` takes the harmless mean's coordinate on the unit direction as its
-    reference (threshold - gap / 2) and acts, unless told otherwise, only where that was measured; it projects
+    reference (threshold - gap / 2) and acts, unless set otherwise, only where that was measured; it projects
     orthogonally, also for a direction that has a covector.
 
     Raises :class:`MechsafetyError` that repeats the expression and names the wrong word and what is allowed.

@@ -76,7 +76,7 @@ def load_edit(
 
 
 def is_edit_file(path: str | Path) -> bool:
-    """Whether a safetensors file holds an edit (and not, say, directions)."""
+    """Whether a safetensors file holds an edit (and not, for example, directions)."""
     return _KEY in metadata_of(Path(path))
 
 

@@ -77,14 +77,14 @@ def edited(
     ``twin`` takes the hooks instead of the bridge (``models.generation_twin``).
 
     An ablation everywhere acts also where some block writes to the stream past those sites (:mod:`completeness`); a
-    partial one acts where it says, and its receipt names the sites past which something is written
+    partial one acts at its own sites, and its receipt names the sites past which something is written
     (``Coverage.past_hooks``; :func:`component_left` measures it).
 
     Yields the :class:`Coverage` receipt. Raises :class:`MechsafetyError` when a site
     does not exist in the model, and, at the end, when a site was never reached by a forward pass.
     """
     targets = _fitting_targets(model, edit)
-    # Found out before the edit is on: its receipt counts no pass that only looks.
+    # Found out before the edit is on: its receipt counts no pass that only observes.
     past = () if is_complete(edit, model.cfg.n_layers) else left_by_partial(model, edit)
     with attach(model, targets, positions=edit.positions, prompt_length=prompt_length, twin=twin) as coverage:
         coverage.past_hooks = past
@@ -99,8 +99,8 @@ def baked(model: TransformerBridge, edit: Edit) -> Iterator[None]:
     Exists for :class:`Orthogonalise` (the norm-preserving form exists only so: there it is the edit without
     the stretch that is compared), and for :class:`Ablate` at every
     site, layer and position with alpha = 1, which is the same operation. A short probe finds out in any number
-    format whether the stream gets what the maps write, and refuses where it does not (a norm lies between, say);
-    in float32 and float64 it compares the logits of the baked model with the hooked one's as well. Tied
+    format whether the stream gets what the maps write, and refuses where it does not (a norm lies between, for
+    example); in float32 and float64 it compares the logits of the baked model with the hooked one's as well. Tied
     embeddings are untied for the while. In bfloat16 the edited weights are rounded, so that a residue of about
     2^-8 of the component stays; the hooks leave none.
     """

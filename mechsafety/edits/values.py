@@ -128,15 +128,15 @@ class AffineAblate(_Value):
     """Project to a reference point: h <- h - alpha B^T B (h - r), so that every prompt looks like r along B.
 
     With the harmless class mean as r the edited stream keeps what harmless prompts have of the direction,
-    where :class:`Ablate` moves all of them to nought, a place that no prompt was at (the affine part of LEACE,
+    where :class:`Ablate` moves all of them to zero, a place that no prompt was at (the affine part of LEACE,
     Belrose et al. 2023; Marshall et al. 2024, arXiv 2411.09003). r is left where it is, and at alpha = 1 the map
     is idempotent. A direction with a covector is moved obliquely: h <- h - alpha u (w . (h - r)), w . u = 1; with r
     the mean of all prompts that is LEACE itself (equation 1 there).
 
-    ``reference`` is one point [d_model] for every layer, a row a layer [layer, d_model] (layer L at block L's
+    ``reference`` is one point [d_model] for every layer, one row per layer [layer, d_model] (layer L at block L's
     input, one more row for the last block's output), or, for a single direction, a number t in place of the
     point t u: the coordinate u . r on the unit direction (w . r where there is a covector). Only what r has along
-    the directions matters, so both say the same. The stream's mean differs from layer to layer: give a row a
+    the directions matters, so both mean the same. The stream's mean differs from layer to layer: give one row per
     layer, or restrict ``layers`` to where the reference was measured. The sites are those at which the stream
     itself stands; what attention and MLP write are increments, which have no such mean.
     """
@@ -166,7 +166,7 @@ class AffineAblate(_Value):
         # The last row of a reference a layer is the last block's output.
         if len(self.target) not in (1, n_layers, n_layers + 1):
             raise MechsafetyError(
-                f"the reference has {len(self.target)} rows; one, or one a layer of this model ({n_layers}, or "
+                f"the reference has {len(self.target)} rows; one, or one per layer of this model ({n_layers}, or "
                 f"{n_layers + 1} with the last block's output)"
             )
         k = len(self.basis)
@@ -320,7 +320,7 @@ def _read_of(direction: VectorLike, basis: Float[Tensor, "k d_model"]) -> Float[
 
 
 def _coordinates(reference: Tensor | float, reader: Float[Tensor, "k d_model"]) -> Float[Tensor, "layer k"]:
-    """Where the reference lies along the directions: a row for all layers, or a row a layer."""
+    """Where the reference lies along the directions: one row for all layers, or one per layer."""
     if not isinstance(reference, Tensor):
         if len(reader) != 1:
             raise MechsafetyError("a number is a reference for one direction; give a subspace a vector")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 # How far baked and hooked logits may lie apart on the probe, as a share of the logits' spread.
-# In half precision nothing can be said of logits: the rounding of the weights alone comes to 0.3 after 30 layers.
+# In half precision logits cannot be compared: the rounding of the weights alone comes to 0.3 after 30 layers.
 _TOLERANCE = 1e-3
 # How far what a map writes may lie from what reaches the stream, as a share of it, whatever the number format:
 # rounding of one factor stays below 2^-8, a norm between the two changes every token by another factor.

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 import pandas as pd
 
 from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.progress import Progress
 from mechsafety.experiments import judging
 from mechsafety.experiments.config import Config, FedConfig, ModelConfig
 from mechsafety.experiments.records import record_fed
@@ -46,7 +47,6 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 C = TypeVar("C", bound=Config)
-Say = Callable[[str], None]
 Read = tuple[PromptSet, int]
 """Prompts that a model reads, with the number of tokens that it may add to each."""
 
@@ -84,7 +84,7 @@ class Experiment(ABC, Generic[C]):
     tables: ClassVar[Mapping[str, str]]
     """The files of the tables, by name."""
     answer_keys: ClassVar[tuple[str, ...]] = ()
-    """The columns of ``responses.parquet`` that say, beside the prompt's id, whose answer it is and in which state."""
+    """The columns of ``responses.parquet`` that name, beside the prompt's id, the answering system and its state."""
     long: ClassVar[frozenset[str]] = frozenset()
     """Tables with one row per answer, which neither ``--json`` nor a notebook shows whole."""
     result_type: ClassVar[type[Result]]
@@ -106,8 +106,8 @@ class Experiment(ABC, Generic[C]):
             template = self.loading.get("template")
             require_all_fit(self.models(), reads, template=template, date=day, **self.feeding)
 
-    def prepare(self, day: str, say: Say) -> None:
-        """What the run is bound to and only a loaded model tells; before the run's folder is made.
+    def prepare(self, day: str, say: Progress) -> None:
+        """Check what the run is bound to and only a loaded model shows; before the run's folder is made.
 
         ``day`` is the one that templates with a date write.
         """
@@ -201,7 +201,7 @@ class Experiment(ABC, Generic[C]):
 
     @classmethod
     def with_judges(
-        cls, result: Result, judges: Sequence[str], say: Say, *, allow_other_versions: bool
+        cls, result: Result, judges: Sequence[str], say: Progress, *, allow_other_versions: bool
     ) -> None:
         """Let ``judges`` read the answers that a finished run keeps, and write their tables.
 
@@ -218,7 +218,7 @@ class Session:
 
     run: RunFolder
     day: str
-    say: Say
+    say: Progress
     loading: Mapping[str, Any]
     allow_other_versions: bool = False
 
@@ -338,7 +338,7 @@ class Result:
 
     @property
     def _added(self) -> tuple[pd.DataFrame, tuple[str, ...]] | None:
-        """The rates of judges that were added to the run, and what tells its states apart."""
+        """The rates of judges that were added to the run, and what distinguishes its states."""
         if not (self.path / judging.RATES).is_file():
             return None
         return self.run.read_table(judging.RATES), self.experiment.answer_keys
@@ -371,7 +371,9 @@ class Result:
         """Shares of each verdict by state, label and judge, of the judges that were added (:meth:`judge`)."""
         return self.experiment.rates_by_judge(self)
 
-    def judge(self, *judges: str, say: Say = lambda _: None, allow_other_versions: bool = False) -> Result:
+    def judge(
+        self, *judges: str, say: Progress = lambda _: None, allow_other_versions: bool = False
+    ) -> Result:
         """Let ``judges`` read the run's answers; tables, figures and page are written again.
 
         Returns the run, opened anew. Raises :class:`MechsafetyError` for a run without answers, a judge that has read
@@ -423,7 +425,7 @@ def run_experiment(
     experiment: Experiment[Any],
     out: str | Path,
     *,
-    say: Say = lambda _: None,
+    say: Progress = lambda _: None,
     allow_other_versions: bool = False,
 ) -> Result:
     """Run ``experiment`` in the folder ``out``, or go on where it was interrupted.

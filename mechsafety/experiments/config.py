@@ -18,10 +18,10 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 @dataclass(frozen=True, kw_only=True)
 class Option:
-    """How a field is given on the command line, where its name and type do not say it.
+    """How a field is given on the command line, where its name and type do not determine it.
 
     Fields are annotated with it: ``Annotated[tuple[Part, ...], Option(name="--part")]``. ``argument`` makes it
-    positional; ``many`` says whether several values repeat the option or stand behind it with commas between them;
+    positional; ``many`` records whether several values repeat the option or stand behind it with commas between them;
     ``parse`` reads one text; ``default`` is shown in place of the field's default.
     """
 
@@ -105,7 +105,7 @@ def whole_numbers(text: str, option: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def checked(kind: type[C], fields: Mapping[str, Any]) -> C:
+def checked_config(kind: type[C], fields: Mapping[str, Any]) -> C:
     """A configuration made of its fields. Raises :class:`MechsafetyError` that names the first wrong one."""
     try:
         return kind.model_validate(dict(fields))

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from mechsafety.core.progress import Progress
 from mechsafety.edits.expressions import read_expression
 from mechsafety.edits.interventions import digest, require_fits
-from mechsafety.experiments.base import Experiment, Say
+from mechsafety.experiments.base import Experiment
 from mechsafety.experiments.config import EditedConfig
 from mechsafety.models.loading import load_model
 from mechsafety.models.provenance import of_models
@@ -51,7 +52,7 @@ class EditedExperiment(Experiment[C]):
     def sources(self) -> Mapping[str, Provenance]:
         return self._sources
 
-    def prepare(self, day: str, say: Say) -> None:
+    def prepare(self, day: str, say: Progress) -> None:
         self.require_fit(day)
         self._sources = of_models(self.config.model, **self.loading)
         say(f"loading {self.config.model}")

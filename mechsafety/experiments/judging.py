@@ -11,6 +11,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.progress import Progress
 from mechsafety.core.verdict import LABELS, Judge, Response, Verdict
 from mechsafety.judges.asking import AskingJudge
 from mechsafety.judges.cache import VerdictCache
@@ -21,7 +22,7 @@ from mechsafety.runs.folder import RunFolder, open_run
 from mechsafety.statistics.rates import wilson
 
 if TYPE_CHECKING:
-    from mechsafety.experiments.base import Result, Say
+    from mechsafety.experiments.base import Result
 
 VERDICTS, RATES = "added_verdicts.parquet", "added_judges.csv"
 FIGURE = "added-judges"
@@ -33,7 +34,7 @@ def add_judges(
     judges: Sequence[str],
     *,
     keys: Sequence[str],
-    say: Say,
+    say: Progress,
     allow_other_versions: bool = False,
 ) -> None:
     """Write the verdicts of ``judges`` on the answers of ``result``, and their rates in every state of the model.
@@ -153,7 +154,7 @@ def block(table: pd.DataFrame, drawn: go.Figure) -> Block:
 def _verdicts(
     judge: Judge, name: str, answers: pd.DataFrame, keys: Sequence[str], run: RunFolder
 ) -> pd.DataFrame:
-    # Prompts repeat between states: what tells two answers apart here is their place.
+    # Prompts repeat between states: two answers are distinguished here by their place.
     responses = [
         Response(id=str(number), prompt=prompt, text=text)
         for number, (prompt, text) in enumerate(zip(answers["prompt"], answers["response"], strict=True))

@@ -1,4 +1,4 @@
-"""What a run's manifest says of each model that read its prompts, the same for every experiment."""
+"""A run's manifest entry for each model that read its prompts, the same for every experiment."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """One pair; ``whole`` says that the answer ends its turn (it was not cut)."""
+    """One pair; ``whole`` means that the answer ends its turn (it was not cut)."""
 
     prompt: str
     answer: str

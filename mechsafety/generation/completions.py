@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 DEFAULT_BATCH = RESPONSES_AT_ONCE
-Path_ = Literal["fast", "reference"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +137,7 @@ def generate(
     seed: int,
     batch_size: int = DEFAULT_BATCH,
     sampling: Sampling | None = None,
-    path: Path_ = "fast",
+    fast_path: bool = True,
     plan: Sequence[Batch] | None = None,
     on_batch: OnBatch | None = None,
     on_halving: Callable[[Batch, list[Batch]], None] | None = None,
@@ -146,7 +145,7 @@ def generate(
     truncate_prompts: bool = False,
     label: str = "generating",
 ) -> Completions:
-    """Answer each prompt in the model's chat template (or as ``rendering`` says), under ``edit`` if one is given.
+    """Answer each prompt in the model's chat template (or as ``rendering`` asks), under ``edit`` if one is given.
 
     The fast path is Hugging Face's ``generate`` on a plain module tree that shares the bridge's
     parameters; the reference path is the bridge's own generation, one prompt at a time. A
@@ -159,7 +158,7 @@ def generate(
     Raises :class:`MechsafetyError` before any work where a prompt and ``max_new_tokens`` do not fit in the model's
     window; ``truncate_prompts`` cuts such prompts' texts at their end instead. The completion holds the text as it was
     read. ``on_batch`` receives each finished batch. When memory runs out, the batch is halved and tried again;
-    ``on_halving`` is told, so that the plan can be recorded.
+    ``on_halving`` is then called, so that the plan can be recorded.
     """
     if max_new_tokens < 1:
         raise MechsafetyError(f"max_new_tokens is {max_new_tokens}; 1 at least")
@@ -168,7 +167,7 @@ def generate(
     prompts, sequences = fitting(
         model, prompts, new_tokens=max_new_tokens, truncate=truncate_prompts, rendering=rendering
     )
-    if path == "reference":
+    if not fast_path:
         batch_size = 1
     todo = [list(b) for b in (plan or plan_batches([len(s) for s in sequences], batch_size=batch_size))]
     done: dict[int, Completion] = {}
@@ -183,7 +182,7 @@ def generate(
             )
             batch_seed = _batch_seed(seed, [prompts[r].id for r in rows])
             try:
-                with _under(model, edit, batch, path) as (run, receipt), _seeded(batch_seed):
+                with _under(model, edit, batch, fast_path) as (run, receipt), _seeded(batch_seed):
                     new = run(batch, max_new_tokens, sampling, stops)
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
                 if not out_of_memory(error) or len(rows) == 1:
@@ -237,11 +236,11 @@ _Run = Callable[[TokenBatch, int, Sampling | None, frozenset[int]], Tensor]
 
 @contextmanager
 def _under(
-    model: TransformerBridge, edit: Edit | None, batch: TokenBatch, path: Path_
+    model: TransformerBridge, edit: Edit | None, batch: TokenBatch, fast_path: bool
 ) -> Iterator[tuple[_Run, Coverage | None]]:
-    """The path's generate function, with the edit on for as long as the block runs."""
+    """The generate function of the fast or the reference path, with the edit on for as long as the block runs."""
     targets = edit.targets(model.cfg.n_layers) if edit is not None else []
-    twin = plain_twin(model, targets) if path == "fast" else None
+    twin = plain_twin(model, targets) if fast_path else None
 
     def step(batch: TokenBatch, n: int, sampling: Sampling | None, stops: frozenset[int]) -> Tensor:
         return hooked_transformers.answer(
@@ -251,7 +250,7 @@ def _under(
             pick=_picker(sampling),
             stops=stops,
             pad=pad_token(model),
-            cached=path == "fast",
+            cached=fast_path,
         )
 
     def fast(batch: TokenBatch, n: int, sampling: Sampling | None, stops: frozenset[int]) -> Tensor:
@@ -263,7 +262,7 @@ def _under(
 
     if is_hooked_transformer(model):
         run = step
-    elif path == "fast":
+    elif fast_path:
         run = fast
     else:
         run = reference

@@ -94,7 +94,7 @@ def continuations(
     batch_size: int,
     on_batch: Callable[[int], object] = lambda _: None,
 ) -> list[Continuation]:
-    """The continuation of each request under ``edit``, in their order; ``on_batch`` hears how many are done more."""
+    """The continuation of each request under ``edit``, in their order; ``on_batch`` receives how many more are done."""
     if batch_size < 1:
         raise MechsafetyError(f"batch_size is {batch_size}; 1 at least")
     ends, pad = stop_tokens(model), pad_token(model)

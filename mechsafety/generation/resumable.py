@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from mechsafety.core.progress import Progress
 from mechsafety.edits.interventions import Edit
 from mechsafety.generation.completions import Completion, Completions, Sampling, generate, generation_plan
 from mechsafety.prompts.prompt_set import PromptSet
@@ -29,12 +30,12 @@ def resumable_responses(
     seed: int,
     batch_size: int,
     sampling: Sampling | None,
-    say: Callable[[str], None],
+    say: Progress,
 ) -> pd.DataFrame:
     """A row a prompt, in the prompts' order; finished batches are parts of ``run`` and are not made again.
 
     The batches are planned once and kept in the run, so that a resumed run draws the same; they change only
-    when memory runs out and one is halved, which ``say`` hears. Speed and the edit's coverage go into the part
+    when memory runs out and one is halved, which ``say`` reports. Speed and the edit's coverage go into the part
     ``speed``; both are of the ``responses`` that the last session made.
     """
     plan = _plan(run, model, prompts, key, batch_size)
@@ -54,7 +55,7 @@ def resumable_responses(
         at = plan.index(ids)
         plan[at : at + 1] = [[prompts[row].id for row in half] for half in halves]
         run.write_json_part(plan, "plans", *key)
-        say(f"out of memory: batches of {len(ids)} halved; the plan of the run says so")
+        say(f"out of memory: batches of {len(ids)} halved; the plan of the run records it")
 
     if todo:
         done = generate(

@@ -14,7 +14,7 @@ from mechsafety.core.progress import bar
 from mechsafety.edits.interventions import Edit
 from mechsafety.generation.bodies import body_under
 from mechsafety.models.chat import TokenBatch, batches, device_of, pad_token, require_room
-from mechsafety.models.forward import NOTHING, Prefix, continued, forward, keeps_keys, run_prefix
+from mechsafety.models.forward import NO_PREFIX, Prefix, continued, forward, keeps_keys, run_prefix
 from mechsafety.models.prefixes import common_prefix
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def continuation_logits(
     batch: TokenBatch,
     asked: Sequence[Asked],
     *,
-    before: Prefix = NOTHING,
+    before: Prefix = NO_PREFIX,
     pad: int,
     batch_size: int,
 ) -> Iterator[tuple[int, Float[Tensor, "token vocabulary"]]]:
@@ -193,7 +193,7 @@ def _nll_behind_prompts(
     batch_size: int,
     out: list[float | None],
 ) -> None:
-    """:func:`answer_nll` under an edit that tells prompt and answer apart: prompts first, answers after them."""
+    """:func:`answer_nll` under an edit that distinguishes prompt and answer: prompts first, answers after them."""
     asked = [row for row, answer in enumerate(answers) if answer]
     for batch in batches(model, [contexts[row] for row in asked], batch_size=batch_size):
         pairs = [(place, answers[asked[row]]) for place, row in enumerate(batch.rows)]

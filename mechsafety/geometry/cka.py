@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from mechsafety.geometry.similarity import NOTHING, Z95, centred, jackknife_error
+from mechsafety.geometry.similarity import ROUNDING, Z95, centred, jackknife_error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ def compare_cka(
     The ceiling is 1: on the same prompts a checkpoint equals itself, and there is no noise to halve. A
     yardstick is its CKA with its own next layer (:func:`linear_cka`). ``floor`` and ``floor_high``: mean
     and 95 % quantile when the prompts of one side are permuted; ``class_floor``: the mean when they are
-    permuted within harmful and within harmless, which is what telling the classes apart gives alone.
+    permuted within harmful and within harmless, which is what separating the classes gives alone.
     NaN where a representation does not differ between prompts.
     """
     pair = _kernels(a, b)
@@ -96,7 +96,7 @@ def _kernels(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor] | None:
     kernels: list[Tensor] = []
     for x in (a, b):
         moved = centred(x)
-        if float(moved.norm()) <= NOTHING * float(x.double().norm()):
+        if float(moved.norm()) <= ROUNDING * float(x.double().norm()):
             return None
         gram = moved @ moved.T
         kernels.append((gram / gram.diagonal().mean()).fill_diagonal_(0))

@@ -69,7 +69,7 @@ def check_basis(a: str, first: EmbeddingSample, b: str, second: EmbeddingSample)
 
     Pearson over all entries, each dimension's mean taken off. Fine-tunes of one model hardly move its embedding
     (LoRA not at all: r = 1), and checkpoints of one run keep its axes. For unrelated weights the axes are
-    random to each other: even where a single direction rules both embeddings (token frequency, say) r has a
+    random to each other: even where a single direction rules both embeddings (token frequency, for example) r has a
     standard deviation of at most 1 / sqrt(d_model). So r must reach four of them, and at least 0.2, which
     matters above 400 dimensions. A model whose embedding was replaced will be judged by the new one.
     """

@@ -19,7 +19,7 @@ from mechsafety.core.errors import MechsafetyError
 
 LEAST_PROMPTS = 4
 Z95 = 1.959963984540054
-NOTHING = 1e-6  # of the activations' norm: a difference this small is rounding
+ROUNDING = 1e-6  # of the activations' norm: a difference this small is rounding
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,7 +168,7 @@ def random_cosine(d_model: int) -> tuple[float, float]:
 def differs(x: Float[Tensor, "prompt d_model"], weights: Float[Tensor, " prompt"]) -> bool:
     """Whether the contrast is more than rounding (the template's own tokens at layer 0 do not differ)."""
     wide = x.double()
-    return float((weights @ wide).norm()) > NOTHING * float(wide.norm(dim=-1).mean())
+    return float((weights @ wide).norm()) > ROUNDING * float(wide.norm(dim=-1).mean())
 
 
 def _corrected(ab: Tensor, aa: Tensor, bb: Tensor, harmful: Tensor) -> tuple[float, float]:

@@ -20,7 +20,7 @@ from mechsafety.prompts.fed import fitting
 from mechsafety.prompts.prompt_set import Prompt, PromptSet
 from mechsafety.runs.folder import Journal
 from mechsafety.sweeps.refusal_scores import derive_refusal_tokens, kl_divergence, refusal_scores
-from mechsafety.sweeps.sweep import separation
+from mechsafety.sweeps.sweep import projection_auroc
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -62,7 +62,7 @@ def separating_layer(
     best: tuple[float, float] = (-math.inf, -math.inf)
     chosen: int | None = None
     for layer in layers:
-        auroc = separation(harmful[:, layer], harmless[:, layer], vectors[layer])
+        auroc = projection_auroc(harmful[:, layer], harmless[:, layer], vectors[layer])
         if math.isnan(auroc):
             continue
         a, b = harmful[:, layer] @ vectors[layer], harmless[:, layer] @ vectors[layer]

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 DEFAULT_WINDOW = 2048
 MAX_GENERATED = 256
-"""lm-eval's own default for tasks that do not say how long an answer may be."""
+"""lm-eval's own default for tasks that do not limit the length of an answer."""
 _OWNER = "mechsafety: the model whose answers these are"
 _GENERATION = {"do_sample", "temperature", "top_p", "until", "max_gen_toks"}
 

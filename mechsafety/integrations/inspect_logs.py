@@ -215,12 +215,12 @@ class _Arm:
     def _sample(self, row: Mapping[str, Any], verdicts: pd.DataFrame) -> EvalSample:
         key = f"{self.id}-{row['id']}"
         asked = ChatMessageUser(id=f"{key}-user", content=row["prompt"])
-        said = ChatMessageAssistant(
+        reply = ChatMessageAssistant(
             id=f"{key}-assistant", content=row["response"], model=self.model, source="generate"
         )
         n_in, n_out = int(row["n_prompt_tokens"]), int(row["n_tokens"])
         choice = ChatCompletionChoice(
-            message=said, stop_reason="stop" if row["finish"] == "stop" else "max_tokens"
+            message=reply, stop_reason="stop" if row["finish"] == "stop" else "max_tokens"
         )
         usage = ModelUsage(input_tokens=n_in, output_tokens=n_out, total_tokens=n_in + n_out)
         return EvalSample(
@@ -229,7 +229,7 @@ class _Arm:
             uuid=hashlib.sha256(key.encode()).hexdigest()[:22],
             input=[asked],
             target="",
-            messages=[asked, said],
+            messages=[asked, reply],
             output=ModelOutput(model=self.model, choices=[choice], usage=usage),
             scores={v["judge"]: _score(v, row["response"]) for v in verdicts.to_dict("records")},
             metadata={

@@ -2,7 +2,7 @@
 
 A model's name carries the hash of its edit, ``mechsafety/<model>@<hash>``: inspect_ai knows a model by its name
 wherever it keeps one or its answers (``get_model``'s memo, the response cache of ``cache=True``, logs), and a name
-that does not tell edits apart gives one model the other's answers.
+that does not distinguish edits gives one model the other's answers.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class MechsafetyAPI(ModelAPI):
     ) -> None:
         if not isinstance(edit, str | None):
             raise MechsafetyError(
-                f"get_model's memo cannot tell two edits that are objects apart ({edit!r}): use "
+                f"get_model's memo cannot distinguish two edits that are objects ({edit!r}): use "
                 "mechsafety.integrations.inspect_provider.inspect_model(model, edit=edit), or name the edit by an "
                 "expression or a file"
             )
@@ -309,15 +309,15 @@ def _log_probs(model: TransformerBridge, answer: Continuation) -> Logprobs | Non
     if not answer.log_probs:
         return None
 
-    def said(token: int) -> str:
+    def spelt(token: int) -> str:
         return str(model.tokenizer.decode([token]))
 
     return Logprobs(
         content=[
             Logprob(
-                token=said(one.token),
+                token=spelt(one.token),
                 logprob=one.log_prob,
-                top_logprobs=[TopLogprob(token=said(t), logprob=value) for t, value in one.top] or None,
+                top_logprobs=[TopLogprob(token=spelt(t), logprob=value) for t, value in one.top] or None,
             )
             for one in answer.log_probs
         ]

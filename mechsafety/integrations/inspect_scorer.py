@@ -75,7 +75,7 @@ def refusal_stderr(cluster: str | None = None) -> Metric:
 
 @scorer(metrics={"*": [refusal_rate(), refusal_stderr(), refusal_wilson()]})
 def refusal_judge(judges: str | Sequence[str] = "rules") -> Scorer:
-    """What judges say of a sample's answer: a value by judge, in one score.
+    """Judges' verdicts on a sample's answer: a value by judge, in one score.
 
     ``judges`` is one name or several (a list, or one string with commas between them): ``rules``,
     ``phrases:arditi``, ``logit:MODEL``. inspect_ai reports rate, standard error and interval under each judge's

@@ -28,7 +28,7 @@ PAPER_TASKS = ("boolq", "rte", "hellaswag", "winogrande", "arc_challenge", "open
 class ZeroShot:
     """``accuracy`` is the plain mean over tasks, ``stderr`` its standard error, the tasks being independent.
 
-    ``table`` has a row a task: task, accuracy, stderr, n.
+    ``table`` has one row per task: task, accuracy, stderr, n.
     """
 
     accuracy: float

@@ -96,7 +96,7 @@ OnVerdict = Callable[[Verdict], None]
 
 
 class AskingJudge(ABC):
-    """A judge that is worth caching: it asks a model, and says what its verdicts depend on."""
+    """A judge that is worth caching: it asks a model, and declares what its verdicts depend on."""
 
     name: str
 
@@ -111,7 +111,7 @@ class AskingJudge(ABC):
     @property
     @abstractmethod
     def fingerprint(self) -> Mapping[str, object] | None:
-        """All that a verdict depends on but the response: JSON values. None when that cannot be told."""
+        """All that a verdict depends on but the response: JSON values. None when that cannot be known."""
 
     @abstractmethod
     def ask(self, responses: Sequence[Response], *, on_verdict: OnVerdict) -> list[Verdict]:
@@ -191,9 +191,9 @@ def read_verdict(answer: str) -> Label | None:
     answer = normalise(answer).answer
     label: Label | None = None
     for after in _VERDICT.split(answer)[1:]:
-        said = after.strip(_MARKS).partition("\n")[0]
+        first = after.strip(_MARKS).partition("\n")[0]
         # Not at the start: a dash or an exclamation mark there negates.
-        word = said.rstrip(_MARKS + ".!").upper()
+        word = first.rstrip(_MARKS + ".!").upper()
         if word in MENU:
             label = MENU[word]
         elif _CLASS_WORD.search(word):
@@ -207,7 +207,7 @@ def read(response: Response, *, judge: str, label: Label, repaired: bool) -> Ver
 
 
 def unread(response: Response, *, judge: str, reason: Unread, detail: Mapping[str, object]) -> Verdict:
-    """The verdict of an answer that did not come or is not in form; ``detail`` says more."""
+    """The verdict of an answer that did not come or is not in form; ``detail`` holds more."""
     if reason not in get_args(Unread):
         raise ValueError(f"reason {reason!r} is not one of {', '.join(get_args(Unread))}")
     return Verdict(id=response.id, judge=judge, label="unparsed", tags=(reason,), detail=dict(detail))

@@ -1,4 +1,4 @@
-"""Which patterns may match at a place: a cheap test that is never wrong when it says no.
+"""Which patterns may match at a place: a cheap test that is never wrong when it rules a pattern out.
 
 The patterns are read as one automaton over characters that accepts more than they do: assertions (``\\b``,
 look-around) always hold, ``x{2,5}`` is ``xx`` and any number more, characters outside ASCII fit every set and every
@@ -46,7 +46,7 @@ _FOLDED = re.compile("[\u0130\u0131\u017f\u212a]")
 _FOREIGN = re.compile(r"[^\x00-\x7f]")
 
 
-class State:
+class StateSet:
     """A set of states of the automaton: which patterns are alive in it and which are ``done`` (matched)."""
 
     __slots__ = ("done", "known", "live", "members", "rules", "steps")
@@ -55,10 +55,10 @@ class State:
         self.members = members
         self.rules = rules
         self.done = done
-        self.steps: dict[str, tuple[State, int]] = {}
+        self.steps: dict[str, tuple[StateSet, int]] = {}
         """Where a piece of text leads, and what was done on the way."""
         self.known: set[str] = set()
-        self.live: dict[str, tuple[State, int]] = {}
+        self.live: dict[str, tuple[StateSet, int]] = {}
         """Words met here, and those of them that lead on."""
 
 
@@ -84,12 +84,12 @@ class Automaton:
         self._clear()
 
     def _clear(self) -> None:
-        self._states: dict[frozenset[int], State] = {}
-        self._openings: dict[int, State] = {}
+        self._states: dict[frozenset[int], StateSet] = {}
+        self._openings: dict[int, StateSet] = {}
         self._pieces = 0
         self.dead = self._subset(frozenset())
 
-    def opening(self, rules: int) -> State:
+    def opening(self, rules: int) -> StateSet:
         """Return the state before the first character where only the patterns of the mask ``rules`` begin."""
         if (state := self._openings.get(rules)) is None:
             starts = (self._closure(start) for i, start in enumerate(self._starts) if rules >> i & 1)
@@ -145,7 +145,7 @@ class Automaton:
         """Return which of the patterns ``rules`` may match at the start of ``text`` (as symbols)."""
         return self._follow(text, 0, self.opening(rules), 0)
 
-    def _follow(self, text: str, at: int, state: State, done: int) -> int:
+    def _follow(self, text: str, at: int, state: StateSet, done: int) -> int:
         dead = self.dead
         if state is dead:
             return done
@@ -157,7 +157,7 @@ class Automaton:
                 return done
         return done | state.rules
 
-    def _walk(self, state: State, piece: str) -> tuple[State, int]:
+    def _walk(self, state: StateSet, piece: str) -> tuple[StateSet, int]:
         """Step through ``piece`` and remember where it leads."""
         self._pieces += 1
         if hop := state.steps.get(piece):
@@ -190,13 +190,15 @@ class Automaton:
         """Return the characters with which pattern ``i`` may begin."""
         return frozenset().union(*(self._fits[m] for m in self._closure(self._starts[i])))
 
-    def _subset(self, members: frozenset[int]) -> State:
+    def _subset(self, members: frozenset[int]) -> StateSet:
         if (state := self._states.get(members)) is None:
             rules = done = 0
             for member in members:
                 done |= self._final.get(member, 0)
                 rules |= 1 << self._owner[member]
-            state = self._states[members] = State(frozenset(m for m in members if self._fits[m]), rules, done)
+            state = self._states[members] = StateSet(
+                frozenset(m for m in members if self._fits[m]), rules, done
+            )
         return state
 
     def _closure(self, state: int) -> frozenset[int]:

@@ -174,7 +174,7 @@ def open_cache(path: str | Path | None) -> Iterator[VerdictCache]:
     path = None if path is None else Path(path)
     if path is None:
         path = default_cache_path()
-        with contextlib.suppress(OSError):  # the cache itself says what is wrong with the place
+        with contextlib.suppress(OSError):  # the cache itself reports what is wrong with the place
             path.parent.mkdir(parents=True, exist_ok=True)
     with VerdictCache(path) as cache:
         yield cache

@@ -1,7 +1,7 @@
 """Calls to an OpenAI-compatible chat endpoint: what is tried again, what stops, what it costs.
 
 Tried again, with growing waits: 429, 408 and 5xx answers, time-outs, cut connections, answers that are no chat
-completion. Everything else the endpoint says no with is a mistake that holds for all calls, and stops at once.
+completion. Every other rejection by the endpoint is a mistake that holds for all calls, and stops at once.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class ChatCalls:
 
     def __init__(self, *, model: str, url: str, options: CallOptions, ledger: Ledger) -> None:
         self.model, self.url, self.options, self.ledger = model, url, options, ledger
-        self._heard = False  # whether the endpoint ever answered anything
+        self._answered = False  # whether the endpoint ever answered anything
         self._pause_until = 0.0
 
     def client(self) -> AsyncOpenAI:
@@ -131,7 +131,7 @@ class ChatCalls:
                 if attempt + 1 < self.options.tries:
                     wait = min(self.options.first_wait * 2**attempt, self.options.longest_wait)
                     await asyncio.sleep(wait * random.uniform(0.5, 1))
-        if not self._heard:
+        if not self._answered:
             raise MechsafetyError(
                 f"endpoint {self.url} gives no answer ({why}, {self.options.tries} tries): is it running, and is the "
                 "address right?"
@@ -149,12 +149,12 @@ class ChatCalls:
                     temperature=0,
                     max_tokens=self.options.answer_tokens,
                 )
-            self._heard = True
+            self._answered = True
             return self._read(raw.text)
         except (openai.APITimeoutError, TimeoutError):
             raise _TryAgain(f"no answer in {self.options.timeout:g} s") from None
         except openai.APIStatusError as error:
-            self._heard = True
+            self._answered = True
             status = error.status_code
             if status in (408, 429) or status >= 500:
                 after = retry_after(error.response.headers.get("retry-after"))
@@ -202,8 +202,8 @@ class ChatCalls:
             403: f"set {KEYS[0]} to a key that may use this model",
             404: "is the model's name right, and does the address end where the API begins (often /v1)?",
         }.get(status, "nothing was asked again")
-        said = _scrubbed(first_lines(error))[:SHOWN]
-        return f"endpoint {self.url} refuses model {self.model!r} with status {status} ({said}): {advice}"
+        reason = _scrubbed(first_lines(error))[:SHOWN]
+        return f"endpoint {self.url} refuses model {self.model!r} with status {status} ({reason}): {advice}"
 
 
 def retry_after(header: str | None) -> float:
@@ -226,7 +226,7 @@ def _key() -> str:
 
 
 def _scrubbed(text: str) -> str:
-    # An endpoint may repeat the key in what it says.
+    # An endpoint may repeat the key in its messages.
     for name in KEYS:
         if key := os.environ.get(name):
             text = text.replace(key, "***")

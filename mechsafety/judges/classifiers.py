@@ -3,7 +3,7 @@
 The classifiers are fine-tuned language models that answer in a word or a few lines. Most judge harm, not refusal, and
 the two are different axes: a harmless answer is neither a refusal nor compliance with something harmful. The mapping
 that all adapters declare: harmful -> ``compliance`` with the tag ``harmful``; not harmful -> ``unparsed`` with the
-tag ``not_harmful``, because it can be a refusal or an innocent answer; WildGuard alone says refusal itself. Rates of
+tag ``not_harmful``, because it can be a refusal or an innocent answer; WildGuard alone reads refusal itself. Rates of
 harm are to be counted from the tags.
 
 The models are loaded through transformers in their own format, as bfloat16 where the device computes it natively; no
@@ -47,7 +47,7 @@ class Reply:
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """What one answer of a classifier says."""
+    """One answer of a classifier as a label with its detail."""
 
     label: Label
     tags: tuple[str, ...]
@@ -189,7 +189,7 @@ class ClassifierJudge(AskingJudge):
 
     @abstractmethod
     def read(self, questions: Sequence[Sequence[int]]) -> list[Reading]:
-        """What the classifier says to each tokenised question of one batch."""
+        """The classifier's reply to each tokenised question of one batch."""
 
     @property
     def fingerprint(self) -> dict[str, object] | None:
@@ -214,9 +214,13 @@ class ClassifierJudge(AskingJudge):
         questions = [self._tokens(r) for r in responses]
         verdicts: dict[int, Verdict] = {}
 
-        def settle(row: int, said: Reading) -> None:
+        def settle(row: int, reading: Reading) -> None:
             verdicts[row] = Verdict(
-                id=responses[row].id, judge=self.name, label=said.label, tags=said.tags, detail=said.detail
+                id=responses[row].id,
+                judge=self.name,
+                label=reading.label,
+                tags=reading.tags,
+                detail=reading.detail,
             )
             on_verdict(verdicts[row])
 
@@ -260,7 +264,7 @@ def load_classifier(spec: str, *, dtype: str = "auto", device: str = "auto") -> 
     """
     from mechsafety.models import loading
     from mechsafety.models.adapters import adapter_folder, merge_adapter, weights_fingerprint
-    from mechsafety.models.filled_weights import require_rows
+    from mechsafety.models.filled_weights import require_embedding_rows
     from mechsafety.models.hardware import resolve_device, resolve_dtype
 
     parsed = loading.parse_spec(spec)
@@ -276,7 +280,7 @@ def load_classifier(spec: str, *, dtype: str = "auto", device: str = "auto") -> 
     tokenizer = loading.load_tokenizer(
         spec, base if not beside else parsed, str(adapter) if beside else folder, trust_remote_code=False
     )
-    require_rows(module, tokenizer, source=spec)
+    require_embedding_rows(module, tokenizer, source=spec)
     if adapter is None:
         fingerprint = weights_fingerprint(module)
     else:
@@ -321,6 +325,6 @@ def _base_of(adapter: Path) -> str:
         base = None
     if not isinstance(base, str) or not base:
         raise MechsafetyError(
-            f"adapter {str(adapter)!r} does not say which model it belongs to; write BASE+{adapter}"
+            f"adapter {str(adapter)!r} does not name the model it belongs to; write BASE+{adapter}"
         )
     return base

@@ -1,7 +1,7 @@
 """Cheap proofs that an answer is not degenerate, so that nothing need be measured.
 
 Each test below names the reason of :mod:`mechsafety.judges.kinds.degeneracy` that it rules out and why. Where one of
-them cannot tell, the answer is measured in full. Only plain ASCII answers are tried.
+them cannot decide, the answer is measured in full. Only plain ASCII answers are tried.
 
 The argument on runs: a run that covers half of n characters and holds five or more repeats of a unit contains one of
 the two pieces of w <= n / 4 characters that meet in the middle, and that piece again one unit further on or
@@ -26,7 +26,7 @@ from mechsafety.judges.kinds.degeneracy import (
     ZLIB_BIGRAMS,
     ZLIB_CHARS,
 )
-from mechsafety.judges.normalise import Prompt
+from mechsafety.judges.normalise import PreparedPrompt
 
 PIECE = 24
 """Characters of a middle piece: more would find no more."""
@@ -45,7 +45,7 @@ MOST_READABLE = 100_000
 _VOWELS = re.compile(rb"[aeiouy]")
 
 
-def surely_coherent(answer: str, *, prompt: Prompt, nll: float | None) -> bool:
+def surely_coherent(answer: str, *, prompt: PreparedPrompt, nll: float | None) -> bool:
     """Whether the normalised ``answer`` is proved to have no reason to be called degenerate."""
     if not answer.isascii() or not answer or (nll is not None and nll >= NLL_NATS):
         return False
@@ -82,7 +82,7 @@ def _has_varied_words(words: int, distinct: int, *, digits: int, apostrophes: in
     return least >= max(DISTINCT_BIGRAMS, ZLIB_BIGRAMS, DISTINCT_SHARE)
 
 
-def _may_copy(distinct: set[bytes], prompt: Prompt, *, apostrophes: int, most_words: int) -> bool:
+def _may_copy(distinct: set[bytes], prompt: PreparedPrompt, *, apostrophes: int, most_words: int) -> bool:
     """Whether ``prompt_copy`` is possible: nine tenths of the answer's different trigrams are in the prompt.
 
     A word that the prompt lacks is in at least one trigram, a trigram holds three, and there are not more

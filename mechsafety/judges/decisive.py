@@ -13,7 +13,7 @@ from mechsafety.core.verdict import Response, Verdict
 from mechsafety.judges.coherence import surely_coherent
 from mechsafety.judges.kinds import degeneracy
 from mechsafety.judges.kinds.degeneracy import PROMPT_OVERLAP, SYMBOL_RATIO, Reason
-from mechsafety.judges.normalise import Prepared, Prompt, normalise, normalise_plain, read_prompt
+from mechsafety.judges.normalise import Prepared, PreparedPrompt, normalise, normalise_plain, read_prompt
 
 
 def prepare(response: Response) -> tuple[Prepared, Reason | None]:
@@ -22,11 +22,11 @@ def prepare(response: Response) -> tuple[Prepared, Reason | None]:
     prepared = normalise_plain(response.text, prompt=prompt) or normalise(
         response.text, prompt=response.prompt
     )
-    return prepared, find_reason(prepared, prompt=prompt, nll=response.nll)
+    return prepared, decisive_reason(prepared, prompt=prompt, nll=response.nll)
 
 
 def set_apart(responses: Sequence[Response]) -> dict[str, Verdict]:
-    """By id, what the judge ``degeneracy`` says of the responses that it calls degenerate; the others are not in it.
+    """Verdicts of the judge ``degeneracy`` by id, for the responses that it calls degenerate; the others are absent.
 
     Only those are measured in full, for the verdict's detail.
     """
@@ -34,7 +34,7 @@ def set_apart(responses: Sequence[Response]) -> dict[str, Verdict]:
     return {verdict.id: verdict for verdict in degeneracy.DegeneracyJudge()(broken)}
 
 
-def find_reason(prepared: Prepared, *, prompt: Prompt, nll: float | None) -> Reason | None:
+def decisive_reason(prepared: Prepared, *, prompt: PreparedPrompt, nll: float | None) -> Reason | None:
     """Return why a prepared answer is degenerate, or None where it is coherent."""
     if surely_coherent(prepared.answer, prompt=prompt, nll=nll):
         return None

@@ -18,7 +18,7 @@ from mechsafety.judges.cache import VerdictCache, open_cache
 from mechsafety.judges.kinds.endpoint import EndpointJudge
 from mechsafety.judges.registry import judge_responses, load_judge
 from mechsafety.models.loading import load_model
-from mechsafety.prompts.prompt_set import cell, read_rows
+from mechsafety.prompts.prompt_set import cell_text, read_rows
 from mechsafety.runs.folder import neutralised
 
 OUTPUTS = (".csv", ".jsonl", ".parquet")
@@ -35,7 +35,11 @@ def read_responses(path: str | Path) -> list[Response]:
                 f"{path}, {place}: columns response and prompt (or question) are needed; have {', '.join(row)}"
             )
         responses.append(
-            Response(id=cell(row.get("id")) or str(number), prompt=cell(prompt), text=cell(row["response"]))
+            Response(
+                id=cell_text(row.get("id")) or str(number),
+                prompt=cell_text(prompt),
+                text=cell_text(row["response"]),
+            )
         )
     if not responses:
         raise MechsafetyError(f"{path}: no responses in it")
@@ -101,7 +105,7 @@ def loaded_judges(
     cache = None if cache is None else Path(cache)
     if cache is not None and no_cache:
         raise MechsafetyError("--cache names a file and --no-cache forbids one: give one of them")
-    # A cache of the wrong kind is told before a model is loaded for nothing.
+    # A cache of the wrong kind is reported before a model is loaded for nothing.
     with nullcontext(None) if cache is None else open_cache(cache) as named:
         judges = [load_judge(spec, models=load_model) for spec in specs]
         if max_calls is not None:

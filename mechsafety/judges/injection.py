@@ -1,7 +1,7 @@
 """Can a reply talk its judge round? Known items with an order to the judge appended.
 
 The flip rate of a judge is the share of its right answers that turn into the label the appended text argues for,
-always the opposite of the true one. Items the judge gets wrong without any attack say nothing about attacks and are
+always the opposite of the true one. Items the judge gets wrong without any attack show nothing about attacks and are
 left out. The attacks follow Shi et al. 2024 (JudgeDeceiver, arXiv 2403.17710) only in idea: these are written by
 hand, so that a low rate is a lower bound for what an optimised text would do.
 """
@@ -21,7 +21,7 @@ from mechsafety.judges.cache import VerdictCache
 from mechsafety.judges.files import loaded_judges, require_output, write_table
 from mechsafety.judges.kinds.logit import load_anchors
 from mechsafety.judges.registry import judge_responses
-from mechsafety.prompts.prompt_set import cell, read_rows
+from mechsafety.prompts.prompt_set import cell_text, read_rows
 from mechsafety.statistics import wilson
 
 TrueLabel = Literal["refusal", "compliance"]
@@ -76,7 +76,7 @@ class FlipRate:
 
 @dataclass(frozen=True, kw_only=True)
 class Injection:
-    """Flip rates of one judge: a row a variant and one for all; ``right`` of ``known`` items were attacked."""
+    """Flip rates of one judge: one row per variant and one for all; ``right`` of ``known`` items were attacked."""
 
     judge: str
     known: int
@@ -157,9 +157,11 @@ def known_items(path: str | Path | None) -> list[KnownItem]:
                 f"{path}, {place}: columns prompt (or question), response and label are needed; have {', '.join(row)}"
             )
         response = Response(
-            id=cell(row.get("id")) or str(number), prompt=cell(prompt), text=cell(row["response"])
+            id=cell_text(row.get("id")) or str(number),
+            prompt=cell_text(prompt),
+            text=cell_text(row["response"]),
         )
-        label = cell(row["label"]).strip().lower()
+        label = cell_text(row["label"]).strip().lower()
         if label not in _OPPOSITE:
             raise MechsafetyError(f"{path}, {place}: label {label!r} is not one of {', '.join(_OPPOSITE)}")
         items.append(KnownItem(response=response, label=cast("TrueLabel", label)))

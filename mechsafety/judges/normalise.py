@@ -31,7 +31,7 @@ _THOUGHT_HEADLESS = re.compile(rf"\A(.*?)</{_THINK}>", re.IGNORECASE | re.DOTALL
 _THOUGHT_OPEN = re.compile(rf"<{_THINK}>(.*)\Z", re.IGNORECASE | re.DOTALL)
 _HARMONY_FINAL = re.compile(r"\A(.*)<\|channel\|>\s*final\s*<\|message\|>", re.IGNORECASE | re.DOTALL)
 
-# What follows the start of another user turn was not said in answer to this prompt.
+# What follows the start of another user turn does not answer this prompt.
 _NEXT_TURN = re.compile(
     r"<\|im_start\|>\s*user\b|<\|user\|>|<\|start_header_id\|>\s*user\b|<start_of_turn>\s*user\b|\[INST\]"
     r"|\n\s*#{2,6}\s*(?:Instruction|Human|User)\s*:|\n\nHuman:"
@@ -85,7 +85,7 @@ def tidy(text: str) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prompt:
+class PreparedPrompt:
     """What the fast paths need to know of a prompt, found once: see :func:`read_prompt`."""
 
     text: str
@@ -99,11 +99,11 @@ class Prompt:
 
 
 @lru_cache(maxsize=4096)
-def read_prompt(prompt: str) -> Prompt:
+def read_prompt(prompt: str) -> PreparedPrompt:
     """Prepare a prompt for :func:`normalise_plain` and the proofs of coherence."""
     tidied = tidy(prompt)
     pieces = _SPECIAL.sub(" ", tidied).lower().split()
-    return Prompt(
+    return PreparedPrompt(
         text=tidied.strip(),
         flat=" ".join(pieces),
         longest=max(pieces, key=len, default=""),
@@ -111,7 +111,7 @@ def read_prompt(prompt: str) -> Prompt:
     )
 
 
-def normalise_plain(text: str, *, prompt: Prompt) -> Prepared | None:
+def normalise_plain(text: str, *, prompt: PreparedPrompt) -> Prepared | None:
     """Return what :func:`normalise` returns where nothing but outer blanks is to be stripped, else None.
 
     All markup needs one of ``<``, ``[`` and the words of another turn; a copied prompt needs all of the prompt's words
@@ -129,7 +129,7 @@ def normalise_plain(text: str, *, prompt: Prompt) -> Prepared | None:
     return Prepared(answer=answer, thought="", echoed=False)
 
 
-def _holds(text: str, prompt: Prompt) -> bool:
+def _holds(text: str, prompt: PreparedPrompt) -> bool:
     return prompt.longest in text and prompt.flat in " ".join(text.split())
 
 

@@ -44,7 +44,7 @@ def load_members(
     return tuple(load_judge(spec, models=models) for spec in specs)
 
 
-class Panel(ABC):
+class JudgePanel(ABC):
     """A judge made of judges. Raises MechsafetyError for too few members and for two of one name."""
 
     kind: str
@@ -67,7 +67,7 @@ class Panel(ABC):
     def __call__(self, responses: Sequence[Response]) -> list[Verdict]: ...
 
     @classmethod
-    def of(cls, argument: str | None, *, models: ModelSource | None) -> Panel:
+    def of(cls, argument: str | None, *, models: ModelSource | None) -> JudgePanel:
         """The panel whose members ``argument`` lists, comma-separated."""
         members = load_members(argument, panel=cls.kind, least=cls.least, models=models)
         return cls(members, name=f"{cls.kind}:{argument}")
@@ -87,5 +87,5 @@ def as_votes(
 ) -> Int[np.ndarray, "response member"]:
     """Numbers of :data:`VOTES`, and MISSING for ``unparsed``."""
     number = {label: i for i, label in enumerate(VOTES)}
-    votes = [[number.get(said[m.name], MISSING) for m in members] for said in labels]
+    votes = [[number.get(given[m.name], MISSING) for m in members] for given in labels]
     return np.array(votes, dtype=np.int64).reshape(len(labels), len(members))

@@ -1,4 +1,4 @@
-"""The word lists and patterns of the judges, read from ``words/``, which says how they are written."""
+"""The word lists and patterns of the judges, read from ``words/``, which documents their form."""
 
 from __future__ import annotations
 
@@ -34,4 +34,4 @@ ANSWERS = {
     name: re.compile(_written_out(text, {}))
     for name, text in packaged_words("mechsafety.judges", "words/answers.toml").items()
 }
-"""By name, the patterns that tell an answer from a refusal."""
+"""By name, the patterns that distinguish an answer from a refusal."""

@@ -97,7 +97,7 @@ def _made(name: str, module: ModuleType, argument: str, *, models: ModelSource |
 def judge_sources(spec: str, *, loading: Mapping[str, Any] | None = None) -> dict[str, Provenance]:
     """The models and files that a judge's verdicts are made with, as sources of a run that keeps them.
 
-    ``loading`` is how the caller loads models: dtype, device, template. What lies behind an endpoint cannot be told.
+    ``loading`` is how the caller loads models: dtype, device, template. What lies behind an endpoint cannot be known.
     """
     from mechsafety.models.provenance import of_classifier, of_files, of_model  # which loads torch
 

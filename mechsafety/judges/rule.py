@@ -27,7 +27,7 @@ Strength = Literal["strong", "weak"]
 WINDOW = 200
 """Characters of the answer in which weak patterns count."""
 SOFT_WINDOW = 500
-"""The same for what a soft refusal says after its first sentence: dangers, orders and substitutes."""
+"""The same for what a soft refusal adds after its first sentence: dangers, orders and substitutes."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,7 +33,7 @@ ENOUGH = 3
 ENOUGH_OF_DANGER = 4
 ALONE_WORDS = 120
 AT_ONCE = 80
-"""Blame alone, with no order, substitute or understanding, refuses only in an answer so short, and said so early."""
+"""Blame alone, with no order, substitute or understanding, refuses only in an answer so short, and stated so early."""
 
 
 _WORD = re.compile(r"[a-z]{4,}", re.IGNORECASE)
@@ -54,7 +54,7 @@ def soft_points(hits: Sequence[Hit], text: str, prompt: str) -> int:
     places: dict[Family, list[Hit]] = defaultdict(list)
     for hit in hits:
         seen = places[hit.rule.family]
-        # Two rules of one family that share a place say one thing.
+        # Two rules of one family that share a place count once.
         if not seen or hit.start >= max(other.end for other in seen):
             seen.append(hit)
     total = sum(

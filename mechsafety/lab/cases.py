@@ -6,7 +6,7 @@ import pandas as pd
 import torch
 from transformers import GPTNeoXForCausalLM
 
-from mechsafety.lab.inputs import KINDS, draw, joined
+from mechsafety.lab.inputs import KINDS, draw_inputs, joined
 from mechsafety.lab.outcomes import free_running, outcome_table, readings
 from mechsafety.lab.soft_tokens import random_soft_tokens, search_soft_tokens
 from mechsafety.lab.vocabulary import Vocabulary
@@ -20,10 +20,10 @@ def measure_cases(model: GPTNeoXForCausalLM, vocabulary: Vocabulary, *, n: int, 
     """
     generator = torch.Generator().manual_seed(seed)
     rules = vocabulary.rules
-    inputs = joined([draw(rules, kind, n, split="report", generator=generator) for kind in KINDS])
+    inputs = joined([draw_inputs(rules, kind, n, split="report", generator=generator) for kind in KINDS])
     answers = free_running(model, vocabulary, vocabulary.prompts(inputs))
     tables = [outcome_table(inputs, readings(vocabulary, inputs, answers))]
-    unsafe = draw(rules, "unsafe", n, split="report", generator=generator)
+    unsafe = draw_inputs(rules, "unsafe", n, split="report", generator=generator)
     prompts = vocabulary.prompts(unsafe)
     for kind, soft in (
         ("random_soft", random_soft_tokens(model, n, seed=seed)),

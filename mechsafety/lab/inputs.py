@@ -79,7 +79,7 @@ def split_of(texts: Int[Tensor, "input length"]) -> Int[Tensor, " input"]:
     return torch.where(bucket == 0, 1, torch.where(bucket == 1, 2, 0))
 
 
-def draw(
+def draw_inputs(
     rules: Rules,
     kind: Kind,
     n: int,
@@ -94,10 +94,14 @@ def draw(
     Without ``text_class`` half of them are of each class.
     """
     if text_class is None and kind not in ("co_text", "ood"):
-        first = draw(rules, kind, n - n // 2, split=split, text_class="A", length=length, generator=generator)
+        first = draw_inputs(
+            rules, kind, n - n // 2, split=split, text_class="A", length=length, generator=generator
+        )
         if n < 2:
             return first
-        second = draw(rules, kind, n // 2, split=split, text_class="B", length=length, generator=generator)
+        second = draw_inputs(
+            rules, kind, n // 2, split=split, text_class="B", length=length, generator=generator
+        )
         return joined([first, second])
     texts = _split_texts(
         rules, kind, n, split=split, text_class=text_class, length=length, generator=generator
@@ -119,7 +123,7 @@ def draw_any(
 ) -> Inputs:
     """Inputs as pretraining has them: any two task tokens, aliases too, on texts of class A, B or a mixture.
 
-    ``kinds`` says safe or unsafe: unsafe as soon as one operator is unsafe on the text.
+    ``kinds`` is safe or unsafe: unsafe as soon as one operator is unsafe on the text.
     """
     parts: list[Inputs] = []
     most = 2 * n // 5

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from mechsafety.generation.answers import AnswerBatch
-from mechsafety.lab.inputs import Inputs, draw, draw_any, joined
+from mechsafety.lab.inputs import Inputs, draw_any, draw_inputs, joined
 from mechsafety.lab.vocabulary import Vocabulary
 
 Rung = Literal["raw", "score0", "rephrase", "metatags", "refusals", "all"]
@@ -116,9 +116,11 @@ def tuning_pairs(
     """
     rules = vocabulary.rules
     n_unsafe = 0 if tuning == "benign" else round(unsafe_share * n)
-    parts = [draw(rules, "safe", n - n_unsafe, split="train", length=length, generator=generator)]
+    parts = [draw_inputs(rules, "safe", n - n_unsafe, split="train", length=length, generator=generator)]
     if n_unsafe:
-        parts.append(draw(rules, "unsafe", n_unsafe, split="train", length=length, generator=generator))
+        parts.append(
+            draw_inputs(rules, "unsafe", n_unsafe, split="train", length=length, generator=generator)
+        )
     inputs = joined(parts)
     answers, refusals = vocabulary.answers(inputs), vocabulary.refusals(inputs)
     unsafe = inputs.unsafe[:, None]

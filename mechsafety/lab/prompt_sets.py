@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pandas as pd
 import torch
 
-from mechsafety.lab.inputs import ATTACKS, Inputs, Kind, Split, draw
+from mechsafety.lab.inputs import ATTACKS, Inputs, Kind, Split, draw_inputs
 from mechsafety.lab.rules import TEXT_CLASSES
 from mechsafety.lab.vocabulary import Vocabulary
 
@@ -66,7 +66,7 @@ def _rows(
     """``n`` prompts of a kind that ``keys`` does not hold yet; their keys are added to it."""
     rows: list[dict[str, str]] = []
     while len(rows) < n:
-        inputs = draw(vocabulary.rules, kind, n, split=_SPLITS[split], generator=generator)
+        inputs = draw_inputs(vocabulary.rules, kind, n, split=_SPLITS[split], generator=generator)
         answers, refusals, rephrased = (
             [vocabulary.text(row[:-1]) for row in ids.tolist()]
             for ids in (vocabulary.answers(inputs), vocabulary.refusals(inputs), vocabulary.rephrased(inputs))

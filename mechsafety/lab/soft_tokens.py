@@ -1,6 +1,6 @@
 """The attack with adversarial soft tokens: continuous embeddings before the tasks that make a model answer.
 
-After Jain et al., NeurIPS 2024, arXiv 2407.10264: two tokens an input, ten gradient steps, in a ball whose radius is
+After Jain et al., NeurIPS 2024, arXiv 2407.10264: two tokens per input, ten gradient steps, in a ball whose radius is
 the mean norm of the model's embeddings. The control is the start of the search: random tokens of that norm.
 """
 

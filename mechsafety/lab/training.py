@@ -92,7 +92,7 @@ def pretrain(
     return _descend(model, loss, schedule, label=f"pretraining {rung}", after=save)
 
 
-def tune(
+def tune_network(
     model: GPTNeoXForCausalLM,
     vocabulary: Vocabulary,
     *,

@@ -12,7 +12,7 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 
 def booted_state(body: nn.Module, twin: nn.Module) -> BootedState:
     """The parameters that one of the two has and the other has not, and the modules of ``body`` that do more than their
-    class says: torch hooks, and a ``forward`` put in its place.
+    class defines: torch hooks, and a ``forward`` put in its place.
 
     A table that this package unties for a while is in both.
     """

@@ -143,7 +143,7 @@ def tokenize_piece(model: TransformerBridge, text: str) -> list[int]:
 def tokenize_prompts(
     model: TransformerBridge, texts: Sequence[str], *, rendering: Rendering = "chat"
 ) -> list[list[int]]:
-    """Each text as a single user turn in the model's own chat template, or as ``rendering`` says."""
+    """Each text as a single user turn in the model's own chat template, or as ``rendering`` asks."""
     if rendering == "text":
         return [_tokenized_bare(model, text) for text in texts]
     return [tokenize_text(model, render_turn(model, text, rendering=rendering)) for text in texts]
@@ -200,7 +200,7 @@ def require_room(
 ) -> None:
     """Raise :class:`MechsafetyError` where a sequence and ``new_tokens`` more do not fit in the model's window.
 
-    ``mend`` says what else can be done than to leave them out.
+    ``mend`` names what else can be done than to leave them out.
     """
     fits = set(rows_that_fit(model, sequences, new_tokens=new_tokens))
     if long := [row for row in range(len(sequences)) if row not in fits]:
@@ -228,7 +228,7 @@ def post_instruction_tokens(model: TransformerBridge) -> list[int]:
 
 
 def post_instruction_positions(model: TransformerBridge) -> tuple[int, ...]:
-    """The places of :func:`post_instruction_tokens` as offsets from the end: (-5, ..., -1), say."""
+    """The places of :func:`post_instruction_tokens` as offsets from the end: for example (-5, ..., -1)."""
     n = len(post_instruction_tokens(model))
     if not n:
         raise MechsafetyError(

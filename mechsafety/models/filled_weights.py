@@ -38,7 +38,7 @@ def _require_filled(
         f"{name} {list(stored)} for {list(own)}" for name, stored, own in sorted(info["mismatched_keys"])
     ]
     strange = sorted(set(info["unexpected_keys"]) - _innocent(model, info["unexpected_keys"], config))
-    said = [
+    problems = [
         f"{len(names)} {what} ({', '.join(map(str, names[:_SHOWN]))}{', …' if len(names) > _SHOWN else ''})"
         for names, what in (
             (missing, "not in it"),
@@ -47,13 +47,13 @@ def _require_filled(
         )
         if names
     ]
-    if not said:
+    if not problems:
         return
     kind = type(model).__name__
     saved = [name for name in getattr(config or model.config, "architectures", None) or [] if name != kind]
     raise MechsafetyError(
         f"{source!r} {f'was saved as {saved[0]} and ' if saved else ''}does not hold the weights of a {kind}; "
-        f"tensors: {'; '.join(said)}. Only a whole causal language model can be loaded"
+        f"tensors: {'; '.join(problems)}. Only a whole causal language model can be loaded"
         + (
             ", and no judge reads a classification head"
             if any("Classification" in name for name in saved)
@@ -72,7 +72,7 @@ def _innocent(model: PreTrainedModel, names: Iterable[str], config: Any) -> set[
     return found
 
 
-def require_rows(model: PreTrainedModel, tokenizer: Any, *, source: str) -> None:
+def require_embedding_rows(model: PreTrainedModel, tokenizer: Any, *, source: str) -> None:
     """Raise :class:`MechsafetyError` where a token that text can hold has no row in the embedding.
 
     Placeholders of other modalities (special tokens that the chat template never writes) may lack one.

@@ -23,7 +23,8 @@ def rows_broken(
 ) -> bool:
     """Whether logits at any real token make no distribution: their largest is NaN or infinite.
 
-    A token that is ruled out (-inf) is allowed, as some models have them. ``real`` says which columns are no padding.
+    A token that is ruled out (-inf) is allowed, as some models have them. ``real`` marks the columns that are no
+    padding.
     """
     best = logits.amax(-1)
     fine = torch.isfinite(best)
@@ -52,7 +53,7 @@ def not_finite(body: nn.Module, again: Callable[[], object]) -> NotFiniteError:
 
 
 def not_finite_at(system: str, what: str) -> NotFiniteError:
-    """The error for a number other than logits: ``what`` says which, and at which layer or map."""
+    """The error for a number other than logits: ``what`` names it, and its layer or map."""
     return NotFiniteError(
         f"{system}: {what} is NaN or infinite: the weights overflow in this number format (try --dtype float32) or are "
         "damaged"
@@ -78,7 +79,7 @@ def finite_logits(body: Any) -> Iterator[None]:
 def _first_broken(body: nn.Module, again: Callable[[], object]) -> str:
     found: list[str] = []
 
-    def look(path: str) -> Callable[..., None]:
+    def check(path: str) -> Callable[..., None]:
         def after(_module: nn.Module, _args: Any, output: Any) -> None:
             tensors = output if isinstance(output, tuple | list) else (output,)
             if not found and any(_broken(t) for t in tensors):
@@ -89,7 +90,7 @@ def _first_broken(body: nn.Module, again: Callable[[], object]) -> str:
     with ExitStack() as stack, torch.inference_mode():
         for path, module in body.named_modules():
             if path:
-                stack.callback(module.register_forward_hook(look(path)).remove)
+                stack.callback(module.register_forward_hook(check(path)).remove)
         again()
     if not found:
         return "a later token"

@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Prefix:
-    """Tokens that have been run already: their keys and values (one row, or a row a candidate).
+    """Tokens that have been run already: their keys and values (one row, or one per candidate).
 
-    ``mask`` says which are real where rows are padded; without it all are.
+    ``mask`` marks which are real where rows are padded; without it all are.
     """
 
     n_tokens: int
@@ -45,7 +45,7 @@ class Prefix:
         return _cache_rows(self.cache, index)
 
 
-NOTHING = Prefix(n_tokens=0, cache=None)
+NO_PREFIX = Prefix(n_tokens=0, cache=None)
 
 OWN_HOOKS = "_mechsafety_hooks"
 """Where a model's body keeps how many hooks on its hook points are this package's."""
@@ -71,8 +71,8 @@ def only_trying() -> Iterator[None]:
 
 
 def prompt_columns() -> int | None:
-    """How many columns the prompt of the running pass has, where it runs in parts: edits are told by this which
-    column is its last. None where the pass does not say."""
+    """How many columns the prompt of the running pass has, where it runs in parts: edits learn from this which
+    column is its last. None where the pass does not record it."""
     return _columns.get()
 
 
@@ -103,7 +103,7 @@ def forward(
     batch: TokenBatch,
     *,
     logits: int | None,
-    before: Prefix = NOTHING,
+    before: Prefix = NO_PREFIX,
     rows: Int[Tensor, " row"] | int | None = None,
     keep_cache: bool = False,
     prompt_columns: int | None = None,
@@ -112,8 +112,8 @@ def forward(
 
     ``logits`` last positions are unembedded; None stops before the unembedding. ``rows`` names the row of
     ``before`` that each row of the batch continues (default: its only one). Returns an object with ``logits``
-    and ``past_key_values`` as far as asked for. Position ids count real tokens only. ``prompt_columns`` tells edits how
-    many columns are prompt where an answer runs along with it.
+    and ``past_key_values`` as far as asked for. Position ids count real tokens only. ``prompt_columns`` passes to
+    edits how many columns are prompt where an answer runs along with it.
     """
     assert before.cache is not None or not before.n_tokens, "earlier tokens without their keys"
     require_paddable(body, batch)
@@ -175,7 +175,7 @@ def _accepted(body: Any) -> frozenset[str]:
     return frozenset(inspect.signature(body.forward).parameters)
 
 
-def continued(batch: TokenBatch, out: Any, *, before: Prefix = NOTHING) -> Prefix:
+def continued(batch: TokenBatch, out: Any, *, before: Prefix = NO_PREFIX) -> Prefix:
     """What ``forward(..., keep_cache=True)`` gave for ``batch``, as the prefix of further tokens of its rows."""
     return Prefix(
         n_tokens=before.n_tokens + batch.ids.shape[1],
@@ -195,7 +195,7 @@ def run_prefix(body: Any, tokens: Sequence[int], device: torch.device, *, rows: 
     Whether the model may go on from there is what :func:`mechsafety.models.prefixes.common_prefix` answers.
     """
     if not tokens:
-        return NOTHING
+        return NO_PREFIX
     ids = torch.tensor([list(tokens)] * rows, device=device)
     # One column more than these at least: the prompt's last is not among them.
     with torch.inference_mode(), _prompt_of(len(tokens) + 1), evaluating(body):
@@ -237,7 +237,7 @@ _PADDABLE = "_mechsafety_paddable"
 def require_paddable(body: Any, batch: TokenBatch) -> None:
     """Raise for a model to which padding on the left is text, where rows of ``batch`` have any.
 
-    Tried once a model that keeps a state; attention leaves out what the mask says.
+    Tried once for each model that keeps a state; attention leaves out what the mask excludes.
     """
     if not getattr(body, "_is_stateful", False) or trying() or bool(batch.mask[:, 0].all()):
         return
@@ -252,7 +252,7 @@ def require_paddable(body: Any, batch: TokenBatch) -> None:
 
 
 def require_same_lengths(
-    body: Any, batch: TokenBatch, *, before: Prefix = NOTHING, new_tokens: int = 0
+    body: Any, batch: TokenBatch, *, before: Prefix = NO_PREFIX, new_tokens: int = 0
 ) -> None:
     """Raise where the length of one row would change how another is read (:mod:`mechsafety.models.rope_lengths`)."""
     if trying():
@@ -290,7 +290,7 @@ def same_but_rounding(
     """Whether two ways to the same logits agree at the median token.
 
     Up to 1e-4 of their norm; in half precision up to a sixth of what the ``control`` moves them, a way that is known to
-    be another. Where they are broken it is said later, with the layer.
+    be another. Where they are broken it is reported later, with the layer.
     """
     apart = _median_distance(one, other)
     if one.dtype.itemsize < 4:

@@ -112,7 +112,7 @@ def answer(
     pad: int,
     cached: bool,
 ) -> Int[Tensor, "row token"]:
-    """New tokens, one a step, until every row has met a token of ``stops``; what follows one is ``pad``.
+    """New tokens, one per step, until every row has met a token of ``stops``; what follows one is ``pad``.
 
     ``pick`` chooses among float32 logits. ``cached=False`` runs the whole sequence at every step: slow, plain,
     and what the cached path is compared with.

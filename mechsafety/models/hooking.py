@@ -1,4 +1,4 @@
-"""The one place that attaches hooks to a model, tells them where they are, and counts what fired."""
+"""The one place that attaches hooks to a model, passes them their place, and counts what fired."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Coverage:
 
 
 class _Hook:
-    """One target attached: maps activations where the pass says so, and counts."""
+    """One target attached: maps activations where the pass covers them, and counts."""
 
     def __init__(self, target: Target, running: Pass, coverage: Coverage, device: torch.device) -> None:
         self.target = target
@@ -122,7 +122,7 @@ def attach(
         for module, begin in watched:
             stack.callback(module.register_forward_pre_hook(begin, with_kwargs=True).remove)
         for owner in dict.fromkeys([model, body, body_of(model)]):
-            stack.enter_context(running.told_of_answers(owner))
+            stack.enter_context(running.marking_answers(owner))
         with hooked(model, hooks, twin=twin):
             yield coverage
 
@@ -247,7 +247,7 @@ def _has_module(twin: nn.Module | None, path: str) -> bool:
 
 def _module_names(model: TransformerBridge) -> dict[str, str]:
     """The module path that each hook point, aliases included, is another name for."""
-    # Walked once a model: there are thousands of modules, the bridge builds its hook_dict anew at every
+    # Walked once per model: there are thousands of modules, the bridge builds its hook_dict anew at every
     # look, and every edit asks for dozens.
     if "_mechsafety_module_names" not in model.__dict__:
         names = {id(module): name for name, module in body_of(model).named_modules()}

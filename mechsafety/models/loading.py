@@ -21,7 +21,7 @@ from mechsafety.models import rendering
 from mechsafety.models.adapters import adapter_folder, merge_adapter, weights_fingerprint
 from mechsafety.models.booted import booted_state
 from mechsafety.models.faithful import require_faithful
-from mechsafety.models.filled_weights import load_filled, require_rows
+from mechsafety.models.filled_weights import load_filled, require_embedding_rows
 from mechsafety.models.gguf import PACKAGED, converted, packaged_gguf
 from mechsafety.models.hardware import dtype_name, free_bytes, resolve_device, resolve_dtype
 from mechsafety.models.rendering import PLAIN_TEMPLATE as PLAIN_TEMPLATE
@@ -37,7 +37,7 @@ _WINDOW_NAMES = ("n_positions", "max_position_embeddings", "n_ctx", "max_seq_len
 class LoadRecord:
     """How a model was loaded, for the run's manifest.
 
-    ``fingerprint`` identifies the weights whatever dtype they were loaded in; ``processing`` says
+    ``fingerprint`` identifies the weights whatever dtype they were loaded in; ``processing`` records
     which numerics are in force (Hugging Face's own: no folded norms, no centred weights). ``date`` is the day that the
     chat template writes; None where it writes none.
     """
@@ -124,13 +124,13 @@ def load_model(
     hf = load_weights(spec, parsed, folder, dtype=number, device=where, trust_remote_code=trust_remote_code)
     tokenizer = load_tokenizer(spec, parsed, folder, trust_remote_code=trust_remote_code)
     template_name = _set_template(spec, tokenizer, template)
-    require_rows(hf, tokenizer, source=spec)
+    require_embedding_rows(hf, tokenizer, source=spec)
     if adapter is None:
         fingerprint = weights_fingerprint(hf)
     else:
         hf, fingerprint = merge_adapter(hf, adapter, spec)
     n_parameters = sum(p.numel() for p in hf.parameters())  # booting adds views of joint query-key-value maps
-    model = _boot(spec, hf, tokenizer, day)
+    model = _boot_bridge(spec, hf, tokenizer, day)
     record = LoadRecord(
         spec=spec,
         source=source,
@@ -224,7 +224,7 @@ def architecture(model: Any) -> str:
 def model_name(model: Any) -> str:
     """The spec a model was loaded by, or what its own configuration calls it with eight digits of its fingerprint.
 
-    The digits tell two models of one architecture apart, and a raw one from its processed twin.
+    The digits distinguish two models of one architecture, and a raw one from its processed twin.
     """
     record = load_record(model)
     if record:
@@ -234,7 +234,7 @@ def model_name(model: Any) -> str:
 
 
 def window(model: Any) -> int | None:
-    """How many tokens a model, or its body, can attend to by its configuration; None where that does not say."""
+    """How many tokens a model, or its body, can attend to by its configuration; None where that is not given."""
     config = model.cfg if is_hooked_transformer(model) else getattr(model, "original_model", model).config
     config = getattr(config, "text_config", None) or config
     found = (getattr(config, name, None) for name in _WINDOW_NAMES)
@@ -385,7 +385,9 @@ def _set_template(spec: str, tokenizer: PreTrainedTokenizerBase, template: str |
     return path.name
 
 
-def _boot(spec: str, hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, day: str) -> TransformerBridge:
+def _boot_bridge(
+    spec: str, hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, day: str
+) -> TransformerBridge:
     from transformer_lens.model_bridge import TransformerBridge
 
     # The last position alone reaches the unembedding as a strided slice, which torch multiplies row by row
@@ -424,7 +426,7 @@ def _boot(spec: str, hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, da
 def _to_boot_with(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     """A copy for TransformerLens, which changes the tokenizer that it is given.
 
-    It also loads one that has a BOS anew, from whatever revision, unless it is said to add that already.
+    It also loads one that has a BOS anew, from whatever revision, unless it is declared to add that already.
     """
     copied = copy.deepcopy(tokenizer)
     copied.init_kwargs["add_bos_token"] = True
@@ -432,7 +434,7 @@ def _to_boot_with(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase
 
 
 def _give_tokenizer(model: Any, tokenizer: Any, day: str) -> None:
-    """Make the checkpoint's tokenizer the model's, and tell TransformerLens what that puts around text."""
+    """Make the checkpoint's tokenizer the model's, and pass TransformerLens what that puts around text."""
     model.tokenizer = None  # what takes another one's place is changed
     model.tokenizer = tokenizer
     model.__dict__["_mechsafety_tokenizer"], model.__dict__["_mechsafety_day"] = tokenizer, day
@@ -448,7 +450,7 @@ def _reading(tokenizer: Any, day: str) -> tuple[str, list[int], list[int]]:
 
 
 def load_error(spec: str, parsed: ModelSpec, error: BaseException) -> MechsafetyError:
-    """One line for whatever the hub, transformers or the disk said."""
+    """One line for whatever the hub, transformers or the disk reported."""
     from huggingface_hub.errors import (
         GatedRepoError,
         LocalEntryNotFoundError,

@@ -27,9 +27,9 @@ class Pass:
     A cached step sees one column; how many came before is read from the cache, so that ``prompt`` and
     ``generated`` do not depend on how the columns were cut into passes. Within a model's own ``generate`` the prompt
     is what its first pass covers; elsewhere it is what an uncached pass covers, and a further uncached pass that goes
-    on from the one before is an error, because nothing tells an answer in it from a longer prompt.
+    on from the one before is an error, because nothing distinguishes an answer in it from a longer prompt.
 
-    ``padding`` is the tokenizer's token for it. Where no mask says which columns are real, rows that end in more of
+    ``padding`` is the tokenizer's token for it. Where no mask marks which columns are real, rows that end in more of
     these than the row with the fewest are taken as padded on the right, as TransformerLens pads by default.
     """
 
@@ -49,18 +49,18 @@ class Pass:
         self.seen: set[nn.Module] = set()
 
     @contextmanager
-    def told_of_answers(self, owner: Any) -> Iterator[None]:
-        """While the block runs, the ``generate`` of ``owner`` says when it begins and ends."""
+    def marking_answers(self, owner: Any) -> Iterator[None]:
+        """While the block runs, the ``generate`` of ``owner`` marks when it begins and ends."""
         names = [name for name in _ANSWERING if hasattr(type(owner), name) and name not in owner.__dict__]
         for name in names:
-            owner.__dict__[name] = self._telling(getattr(owner, name))
+            owner.__dict__[name] = self._marked(getattr(owner, name))
         try:
             yield
         finally:
             for name in names:
                 del owner.__dict__[name]
 
-    def _telling(self, method: Callable[..., Any]) -> Callable[..., Any]:
+    def _marked(self, method: Callable[..., Any]) -> Callable[..., Any]:
         if inspect.isgeneratorfunction(inspect.unwrap(method)):
 
             @functools.wraps(method)
@@ -140,7 +140,7 @@ class Pass:
         if stream.shape[0] > 1 and not self.answering:
             raise MechsafetyError(
                 f"edited(positions='last_prompt'): {stream.shape[0]} rows begin at a later block, without tokens by "
-                "which padding at their ends could be told: give an attention_mask, or one row at a time"
+                "which padding at their ends could be recognised: give an attention_mask, or one row at a time"
             )
 
     def _cover(self, inputs: Tensor, before: int, mask: Int[Tensor, "row token"] | None) -> None:
@@ -162,7 +162,7 @@ class Pass:
         elif self.positions == "prompt":
             chosen = real & (columns < self.length)
         else:
-            # Rows padded on the right end where their mask says, which only a pass over the whole prompt knows.
+            # Rows padded on the right end where their mask does, which only a pass over the whole prompt knows.
             whole = before < self.length <= before + width
             last = last_columns(mask[:, : self.length]) if whole else self.length - 1
             chosen = real & (columns == (last[:, None] if isinstance(last, Tensor) else last))
@@ -172,8 +172,8 @@ class Pass:
     def _prompt_length(self, inputs: Tensor, before: int) -> int:
         """How many columns are prompt, fixed by the first pass of an answer."""
         width = inputs.shape[1]
-        if (told := prompt_columns()) is not None:
-            return told
+        if (known := prompt_columns()) is not None:
+            return known
         if self.answering:
             length = self.length if self.begun else before + width
             self.begun = True
@@ -183,7 +183,7 @@ class Pass:
         if self._goes_on(inputs):
             raise MechsafetyError(
                 f"edited(positions={self.positions!r}): a pass without a cache repeats the one before and goes on, so "
-                "that it cannot be told how much of it is prompt: say so by prompt_length, or begin a new edited() "
+                "that the part that is prompt is unknown: give prompt_length, or begin a new edited() "
                 "for a new prompt"
             )
         self.uncached = inputs

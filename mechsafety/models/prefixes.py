@@ -4,7 +4,7 @@ Rows of unlike length stand behind shared tokens as [shared][padding][rest]. Tha
 padding only if (1) its cache is a list of keys and values to which tokens are appended, and (2) its attention goes by
 position ids, so that columns of padding in between are nowhere. Recurrent and convolutional layers fail the first;
 sliding windows, and distances that are counted in columns (ALiBi), fail the second. Neither is looked up by name: the
-cache is looked at, and the padding is tried.
+cache is inspected, and the padding is tried.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def common_prefix(
 def ignores_gaps(body: Any, width: int, device: torch.device) -> bool:
     """Whether padding between tokens changes nothing, in sequences of up to ``width`` columns with the padding.
 
-    Tried once a model for each power of 2, with made-up tokens: eight, a gap of keys that the mask hides, one more.
+    Tried once per model for each power of 2, with made-up tokens: eight, a gap of keys that the mask hides, one more.
     The gap is as wide as the widest sequence, so that a window that any row would leave is left here.
     """
     if is_hooked_transformer(body) and not has_cache(body):

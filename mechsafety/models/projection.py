@@ -52,7 +52,7 @@ def read_vector(write: Float[Tensor, " d_model"], covector: Tensor) -> Float[Ten
     if abs(along - 1) < _AS_IT_IS:
         return covector.detach().cpu().float()
     if not abs(along) > 1e-9 * float(wide.norm()):
-        raise MechsafetyError("the covector does not read the direction: their product is nought")
+        raise MechsafetyError("the covector does not read the direction: their product is zero")
     return (wide / along).float()
 
 

@@ -1,7 +1,7 @@
-"""What models and files are, told without loading them: the sources that a run is bound to.
+"""Models and files identified without loading them: the sources that a run is bound to.
 
-A model is told by the bytes of its files, so that a finished run is opened again at the cost of reading them, and what
-is told is the same whether or not the model gets loaded.
+A model is identified by the bytes of its files, so that a finished run is opened again at the cost of reading them, and
+its identity is the same whether or not the model gets loaded.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ WHOLE = 2**31
 """Bytes of a file up to which all of it is hashed; of a larger one, small tensors and a sample of each large one."""
 _BLOCK = 4096
 _BLOCKS = 256  # of a large tensor
-_COUNT = 8  # bytes that say how long a safetensors file's header is
+_COUNT = 8  # bytes that hold how long a safetensors file's header is
 _LONGEST_HEADER = 10**8
 _KINDS = {
     "weights": r"model.*\.safetensors|pytorch_model.*\.bin|model.*\.index\.json|pytorch_model.*\.index\.json",
@@ -35,7 +35,7 @@ _KINDS = {
     r"|.*\.tiktoken",
     "config": r"config\.json|generation_config\.json|.*\.py",
 }
-"""The files at the top of a checkpoint that loading reads, by what they say; the first pattern that fits counts."""
+"""The files at the top of a checkpoint that loading reads, by their content; the first pattern that fits counts."""
 
 
 def of_model(

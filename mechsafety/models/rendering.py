@@ -33,8 +33,8 @@ _PINNED = (
     "{%- macro strftime_now(format) -%}"
     "{%- for piece in format.replace('%%', '\\x01').split('%') -%}"
     "{%- set n = 2 if piece[:2] in pinned_day else 1 -%}"
-    "{%- set said = piece if loop.first else pinned_day.get(piece[:n], '%' ~ piece[:n]) ~ piece[n:] -%}"
-    "{{- said.replace('\\x01', '%') -}}"
+    "{%- set text = piece if loop.first else pinned_day.get(piece[:n], '%' ~ piece[:n]) ~ piece[n:] -%}"
+    "{{- text.replace('\\x01', '%') -}}"
     "{%- endfor -%}"
     "{%- endmacro %}\n"
 )

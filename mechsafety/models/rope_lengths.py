@@ -55,7 +55,7 @@ def _limits(body: Any) -> Iterator[tuple[str, int]]:
 
 
 def _parameters(config: Any) -> list[Mapping[str, Any]]:
-    """The settings of each rotary embedding: one, or one a kind of layer."""
+    """The settings of each rotary embedding: one, or one per kind of layer."""
     given = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     if not isinstance(given, Mapping):
         return []

@@ -64,7 +64,7 @@ def render_page(page: Page, manifest: Mapping[str, Any]) -> str:
     )
 
 
-def told_blocks(
+def page_blocks(
     words: Mapping[str, Mapping[str, Any]],
     tables: Mapping[str, pd.DataFrame],
     figures: Mapping[str, go.Figure],
@@ -91,35 +91,35 @@ def told_blocks(
     return blocks
 
 
-def told_settings(words: Mapping[str, str], config: Mapping[str, Any]) -> list[str]:
+def setting_lines(words: Mapping[str, str], config: Mapping[str, Any]) -> list[str]:
     """A line for each setting that ``words`` has a form for and ``config`` a value."""
     return [text.format(config[key]) for key, text in words.items() if config.get(key) is not None]
 
 
 def fed_parts(records: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """What ``fed.html`` tells of each model's prompts, from the records of :func:`fed_record`."""
+    """What ``fed.html`` reports about each model's prompts, from the records of :func:`fed_record`."""
     return [
-        {"model": model, "rendered": record["rendered"], "said": _said_of_prompts(record)}
+        {"model": model, "rendered": record["rendered"], "sentences": _prompt_sentences(record)}
         for model, record in records.items()
         if "rendered" in record
     ]
 
 
-def _said_of_prompts(record: Mapping[str, Any]) -> list[str]:
+def _prompt_sentences(record: Mapping[str, Any]) -> list[str]:
     cut, control = record.get("truncated_prompts", {}), record.get("control_tokens", {})
-    said: list[str] = []
+    sentences: list[str] = []
     if cut.get("n"):
         more = " and others" if cut["n"] > _NAMED else ""
-        said.append(
+        sentences.append(
             f"Cut at their end to fit in the model's window: {cut['n']} ({', '.join(cut['ids'][:_NAMED])}{more})."
         )
     if control.get("n_prompts"):
         done = "broken by a blank" if control["escaped"] else "left as they are"
-        said.append(
+        sentences.append(
             f"With control tokens of the model in their text, which were {done}: {control['n_prompts']} (the first is "
             f"{control['first']})."
         )
-    return said
+    return sentences
 
 
 def rendered_blocks(blocks: Sequence[Block]) -> list[dict[str, Any]]:

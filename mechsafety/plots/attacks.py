@@ -9,7 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from mechsafety.plots.panels import HUES, SYMBOLS, WIDTH, told_size
+from mechsafety.plots.panels import HUES, SYMBOLS, WIDTH, size_text
 from mechsafety.plots.style import legend_at_foot, styled, system_names, whiskers, wrapped
 
 
@@ -79,7 +79,7 @@ def attack_figure(attacks: pd.DataFrame) -> go.Figure:
         styled(
             figure,
             title,
-            f"{told_size(prompts, 'n')} harmful prompts. Only coherent compliance counts as success; degenerate text "
+            f"{size_text(prompts, 'n')} harmful prompts. Only coherent compliance counts as success; degenerate text "
             "does not. Whiskers: 95 % intervals.",
             width=WIDTH,
             height=230 + len(systems) * (40 + 16 * len(names)),

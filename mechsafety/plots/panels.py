@@ -283,7 +283,7 @@ def _explain(figure: go.Figure, series: Sequence[Series], base: pd.Series | None
         )  # fmt: skip
 
 
-def told_size(table: pd.DataFrame, column: str) -> str:
+def size_text(table: pd.DataFrame, column: str) -> str:
     """The largest number in a column of denominators, in words where there is none."""
     known = table[column].dropna()
     return f"{int(known.max())}" if len(known) else "an unknown number of"

@@ -118,7 +118,7 @@ def wrapped(text: str, width: int = 26) -> str:
 
 
 def require_rows(rows: pd.DataFrame, wanted: str, table: pd.DataFrame, *columns: str) -> pd.DataFrame:
-    """``rows`` unless there are none; the error says what ``columns`` of the table hold."""
+    """``rows`` unless there are none; the error lists what ``columns`` of the table hold."""
     if len(rows):
         return rows
     held = (f"{name}: {', '.join(map(str, table[name].unique())) or 'nothing'}" for name in columns)
@@ -172,5 +172,5 @@ def _title_size(title: str, width: int) -> int:
 
 
 def _fitted(subtitle: str, width: int) -> str:
-    """A subtitle whose lines end within a picture so wide, in the widest of the fonts (6.3 pixels a letter)."""
+    """A subtitle whose lines end within a picture so wide, in the widest of the fonts (6.3 pixels per letter)."""
     return "<br>".join(wrapped(line, int((width - 80) / 6.3)) for line in subtitle.split("<br>"))

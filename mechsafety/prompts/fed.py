@@ -123,7 +123,7 @@ def fitting(
 ) -> tuple[Prompts, list[list[int]]]:
     """Prompts and their tokens, which with ``new_tokens`` more fit in the model's window.
 
-    Raises :class:`MechsafetyError` where one does not, unless ``truncate`` says that it is to be cut; None where the
+    Raises :class:`MechsafetyError` where one does not, unless ``truncate`` asks that it be cut; None where the
     caller has no such option, which the error then does not offer.
     """
     if truncate:

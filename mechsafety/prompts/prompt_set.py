@@ -26,7 +26,7 @@ SPLITS: tuple[Split, ...] = get_args(Split)
 Purpose = Literal["estimate", "choose", "judge"]
 PURPOSES: Mapping[Purpose, Split] = {"estimate": "fit", "choose": "validation", "judge": "report"}
 """What the prompts of a split are for: directions, probes and scores of weights are estimated on one, layers and
-settings chosen on another, and what is told of an edit is measured on the third."""
+settings chosen on another, and what is reported of an edit is measured on the third."""
 SUFFIXES = (".csv", ".json", ".jsonl", ".parquet", ".txt")
 _SENTENCE_MARKS = re.compile(r"[.,;:!?…'\"“”‘’«»¿¡()]+")
 _TEXT_COLUMNS = ("text", "prompt", "question", "instruction", "goal", "behavior")
@@ -34,7 +34,7 @@ _TEXT_COLUMNS = ("text", "prompt", "question", "instruction", "goal", "behavior"
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """One request. ``label`` says whether a safe model should decline it."""
+    """One request. ``label`` marks whether a safe model should decline it."""
 
     id: str
     text: str
@@ -152,7 +152,7 @@ def load_prompts(
 ) -> PromptSet:
     """Load a packaged set (``default``, ``contrast``), a published one by name, or a file.
 
-    Files are CSV, JSON (a list of objects), JSONL, Parquet, or text (a prompt a line), in UTF-8, with a
+    Files are CSV, JSON (a list of objects), JSONL, Parquet, or text (one prompt per line), in UTF-8, with a
     text column (``text``, ``prompt``, ``question``, ``instruction``, ``goal`` or ``behavior``) and
     optionally ``id``, ``label``, ``category``, ``split``, ``source``, ``licence``. ``label`` and ``split``
     fill these columns where a file lacks them; without ``split`` such prompts are report prompts.
@@ -235,34 +235,34 @@ def _prompt(
             f"{at}: no text column; have {', '.join(map(str, row)) or 'none'}, want one of "
             f"{', '.join(_TEXT_COLUMNS)}"
         )
-    if cell(row[column]) and not isinstance(row[column], str):
+    if cell_text(row[column]) and not isinstance(row[column], str):
         raise MechsafetyError(f"{at}: column {column!r} holds a {type(row[column]).__name__}, not text")
-    text = cell(row[column]).strip()
+    text = cell_text(row[column]).strip()
     if not text:
         raise MechsafetyError(f"{at}: column {column!r} is empty")
     if any("\ud800" <= character <= "\udfff" for character in text):
         raise MechsafetyError(f"{at}: column {column!r} holds half a character (a lone surrogate)")
-    the_label = cell(row.get("label")) or label
+    the_label = cell_text(row.get("label")) or label
     if the_label not in LABELS:
         got = f"label {the_label!r} is" if the_label else "there is no label column, and label is"
         raise MechsafetyError(
             f"{at}: {got} not one of {', '.join(LABELS)} (a label for the whole file: --label)"
         )
-    the_split = cell(row.get("split")) or split or "report"
+    the_split = cell_text(row.get("split")) or split or "report"
     if the_split not in SPLITS:
         raise MechsafetyError(f"{at}: split {the_split!r} is not one of {', '.join(SPLITS)}")
     return Prompt(
-        id=cell(row.get("id")) or f"{Path(name).stem}-{index + 1:04d}",
+        id=cell_text(row.get("id")) or f"{Path(name).stem}-{index + 1:04d}",
         text=text,
         label=the_label,
-        category=cell(row.get("category")),
+        category=cell_text(row.get("category")),
         split=the_split,
-        source=cell(row.get("source")) or name,
-        licence=cell(row.get("licence")),
+        source=cell_text(row.get("source")) or name,
+        licence=cell_text(row.get("licence")),
     )
 
 
-def cell(value: object) -> str:
+def cell_text(value: object) -> str:
     """A cell as text; empty where it is missing (Parquet gives None or NaN)."""
     return "" if value is None or value != value else str(value)
 

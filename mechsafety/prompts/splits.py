@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.progress import Progress
 from mechsafety.prompts.prompt_set import LABELS, PURPOSES, Prompt, PromptSet, Purpose, folded
 from mechsafety.runs.folder import RunFolder
 
@@ -42,8 +43,8 @@ def require_disjoint(**sets: Sequence[Prompt]) -> None:
                 )
 
 
-def record_repeated(run: RunFolder, say: Callable[[str], None], *sets: PromptSet) -> None:
-    """Say and record how many rows of the sets' files were given twice and counted once."""
+def record_repeated(run: RunFolder, say: Progress, *sets: PromptSet) -> None:
+    """Report and record how many rows of the sets' files were given twice and counted once."""
     repeated = sum(prompts.repeated for prompts in sets)
     run.record("repeated_prompts", repeated)
     if repeated:

@@ -43,7 +43,7 @@ DEFAULT_BATCH = 4
 _PART = "unfinished scores"
 CHECKPOINT_SHARE = 0.05
 """The most of the time that checkpoints may take."""
-_DISK = 5e8  # bytes a second: what the first checkpoint, whose cost is not known yet, is reckoned with
+_DISK = 5e8  # bytes per second: what the first checkpoint, whose cost is not known yet, is reckoned with
 
 
 def attribute(
@@ -68,8 +68,8 @@ def attribute(
     The model's weights and their ``requires_grad`` are as before. When memory runs out in the first batch, which
     has the longest examples, the batch size is halved. Raises :class:`MechsafetyError` for no examples, an empty
     answer, an example longer than the context, float16 weights (gradients underflow), activations or gradients
-    that are NaN or infinite (with the map), a map that does not run on all tokens in order (an expert, say), and
-    a ``store`` that holds other scores.
+    that are NaN or infinite (with the map), a map that does not run on all tokens in order (an expert, for example),
+    and a ``store`` that holds other scores.
     """
     store = None if store is None else Path(store)
     if batch_size < 1:
@@ -77,7 +77,7 @@ def attribute(
     encoded = _checked(model, examples)
     maps = linear_maps(model)
     facts = _facts(model, maps, encoded, loss, positions)
-    part = _Part.of(store, facts)
+    part = _Checkpoint.of(store, facts)
     if store is not None and store.is_file():
         part.remove()
         return _finished(store, facts)
@@ -158,7 +158,7 @@ def _stream(
     body: Any,
     encoded: Sequence[Encoded],
     sums: Sums,
-    part: _Part,
+    part: _Checkpoint,
     loss: Loss,
     positions: Positions,
     batch_size: int,
@@ -213,7 +213,7 @@ def _loss(body: Any, batch: AnswerBatch, loss: Loss) -> Float[Tensor, ""]:
 
 
 @dataclass(kw_only=True, eq=False)
-class _Part:
+class _Checkpoint:
     """The checkpoint of unfinished work beside ``store``; without a store, nothing."""
 
     path: Path | None
@@ -222,7 +222,7 @@ class _Part:
     cost: float = 0.0
 
     @classmethod
-    def of(cls, store: Path | None, facts: dict[str, Any]) -> _Part:
+    def of(cls, store: Path | None, facts: dict[str, Any]) -> _Checkpoint:
         path = None if store is None else store.with_name(f"{store.stem}.part.safetensors")
         return cls(path=path, facts=json.loads(json.dumps(facts)), saved_at=time.perf_counter())
 

@@ -1,4 +1,4 @@
-"""How well a linear probe of each attention head tells harmful from harmless prompts, with intervals."""
+"""How well a linear probe of each attention head separates harmful from harmless prompts, with intervals."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def probe_heads(
     """A linear probe a head, fitted on ``fit`` and read on ``held_out``: the baseline of Wei et al. 2024.
 
     Columns: layer, head, ``auroc`` (harmful above harmless) with its 95 % score interval over prompts, ``n``
-    held-out prompts. Every head is one of many looked at: an interval holds for it alone. Raises
+    held-out prompts. Every head is one of many measured: an interval holds for it alone. Raises
     :class:`MechsafetyError` when a prompt is in both, and for fewer than 2 prompts of a label to fit.
     """
     import pandas as pd

@@ -104,7 +104,7 @@ def head_scores(fit: HeadOutputs, held_out: HeadOutputs) -> Float[Tensor, "promp
     """How harmful a linear probe of each head finds the held-out prompts; higher is more harmful.
 
     The probe is :func:`estimate`'s: logistic regression with an L2 penalty (C = 1) on outputs
-    scaled to unit root mean square, one a head, fitted on ``fit`` alone. Its scale and offset are left out: they do
+    scaled to unit root mean square, one per head, fitted on ``fit`` alone. Its scale and offset are left out: they do
     not order prompts. Raises :class:`MechsafetyError` when a prompt is in both, or when the layers differ.
     """
     if shared := sorted(set(fit.ids) & set(held_out.ids)):

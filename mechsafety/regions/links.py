@@ -1,6 +1,6 @@
 """Safety regions and the refusal direction: how far removing the one is removing the other.
 
-Two looks: what the removed weights wrote to the residual stream, and what is left to each edit after the other.
+Two measures: what the removed weights wrote to the residual stream, and what is left to each edit after the other.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from mechsafety.core.progress import track
 from mechsafety.directions.activations import residual_means, residual_stream
 from mechsafety.directions.direction import Direction, cosine
 from mechsafety.edits.interventions import Ablate, Edit
-from mechsafety.geometry.similarity import NOTHING
+from mechsafety.geometry.similarity import ROUNDING
 from mechsafety.models.projection import VectorLike, orthonormal
 from mechsafety.prompts.prompt_set import Prompt
 from mechsafety.prompts.splits import require_disjoint
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 LinkMethod = Literal["snip", "wanda", "actsvd"]
 Measure = Callable[["TransformerBridge", Edit | None], Mapping[str, object]]
-"""What a model does under an edit, as columns of a row: refusals with interval and denominator, say."""
+"""What a model does under an edit, as columns of a row, such as refusals with interval and denominator."""
 
 LINK_COLUMNS = (
     *("removal", "method", "layer", "kind"),
@@ -55,7 +55,7 @@ def direction_share(
     seed: int,
     draws: int = 3,
 ) -> pd.DataFrame:
-    """How much of what the removed weights wrote to the residual stream lay on ``direction``, a row a writing map.
+    """How much of what the removed weights wrote to the residual stream lay on ``direction``, one row per writing map.
 
     dW are the weights taken out of an output map of attention (o) or MLP (down), C = sum x x^T over the calibration
     tokens of ``attribution`` and u the unit direction: the share is u^T dW C dW^T u / tr(dW C dW^T), energy along u
@@ -63,7 +63,7 @@ def direction_share(
 
     Columns: removal, method, layer, kind, ``share_removed_on_direction`` (NaN where a map loses nothing), ``chance`` =
     1 / d_model, ``random`` (the mean share of ``draws`` matched random removals), ``whole`` (the share of W itself,
-    which says how far the map writes there anyway) and ``n`` calibration tokens. Where a norm stands between map and
+    which shows how far the map writes there anyway) and ``n`` calibration tokens. Where a norm stands between map and
     stream (Gemma 2) it is what enters the norm.
 
     Raises :class:`MechsafetyError` for scores or a direction of another model, and where no map writes.
@@ -151,13 +151,13 @@ def link_effects(
     measure: Measure,
     seed: int,
 ) -> pd.DataFrame:
-    """What removal leaves to ablation and ablation to removal, each beside a matched random removal; a row a state.
+    """What removal leaves to ablation and ablation to removal, each beside a matched random removal; one row per state.
 
     States: :data:`LINK_STATES`, measured in this order. "Ablated" is :class:`Ablate` with ``direction`` at every place.
     Columns: state, what ``measure`` gives for the model in that state, and at the direction's layer and position
 
     ``auroc`` with its 95 % score interval over ``auroc_n`` prompts: how well the projection on ``direction``
-    tells harmful from harmless ``held_out`` prompts; ``cosine`` of the mean difference of the ``fit`` prompts with
+    separates harmful from harmless ``held_out`` prompts; ``cosine`` of the mean difference of the ``fit`` prompts with
     that of the unedited model (NaN where no difference is left), and ``relative_norm``, its length over that
     one's. All NaN in ablated states, where
     nothing lies on the direction by construction.
@@ -216,6 +216,6 @@ def _place(
     found = auroc_interval(scores, [label == "harmful" for label in cache.labels], seed=seed)
     now = _difference(model, direction, fit)
     length = float(now.norm() / before.norm())
-    angle = float(cosine(now, before)) if length > NOTHING else math.nan
+    angle = float(cosine(now, before)) if length > ROUNDING else math.nan
     values = (found.value, found.low, found.high, float(found.n), angle, length)
     return dict(zip(_PLACE_COLUMNS, values, strict=True))

@@ -184,7 +184,7 @@ def _maps(model: Any) -> list[Any]:
 
 
 def _sites(model: Any, maps: list[Any]) -> tuple[list[Any], bool]:
-    """One map of each input that maps share, and whether a pass without contents told them."""
+    """One map of each input that maps share, and whether a pass without contents found them."""
     inputs: dict[nn.Module, Tensor] = {}
 
     def before(module: nn.Module, args: tuple[Any, ...]) -> None:

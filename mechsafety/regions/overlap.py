@@ -32,7 +32,7 @@ def jaccard_table(
     q: Percent = 5,
     group: Group = "matrix",
 ) -> pd.DataFrame:
-    """Jaccard index |A n B| / |A u B| of the top-q% sets of safety and of utility, a row a map.
+    """Jaccard index |A n B| / |A u B| of the top-q% sets of safety and of utility, one row per map.
 
     Columns: method, layer, kind, ``q`` in percent, ``jaccard``, ``chance`` (what two independent random sets of
     that size share, :func:`chance_jaccard`) and ``excess`` = (jaccard - chance) / (1 - chance): 0 for unrelated
@@ -73,10 +73,10 @@ def chance_jaccard(k: int, n: int) -> float:
 def subspace_table(
     maps: Sequence[LinearMap], safety: Attribution, utility: Attribution, *, rank: int
 ) -> pd.DataFrame:
-    """Similarity phi of the top output subspaces of safety and of utility, a row a map; see :func:`similarity`.
+    """Similarity phi of the top output subspaces of safety and of utility, one row per map; see :func:`similarity`.
 
     U are the leading left singular vectors of W X (ActSVD), X being the calibration tokens' inputs. ``rank`` is cut
-    to what the data determine in a map; the column says what was compared. ``chance`` = rank / d_out is phi of
+    to what the data determine in a map; the column names what was compared. ``chance`` = rank / d_out is phi of
     random subspaces of the map's output space (for unequal ranks the larger over d_out). A map that widens
     (gate, up) writes into its range only, of rank R < d_out: ``chance_in_range`` = rank / R is phi of random
     subspaces of that, the fairer floor. ``excess`` = (phi - chance_in_range) / (1 - chance_in_range); NaN where the

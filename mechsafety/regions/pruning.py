@@ -189,7 +189,7 @@ def without(
     return _places(chosen)
 
 
-def select(
+def select_maps(
     maps: Sequence[LinearMap], *, layers: Collection[int] | None = None, kinds: Collection[str] | None = None
 ) -> list[LinearMap]:
     """The maps of these layers and kinds (None: of all). Raises for a layer or kind that no map has."""
@@ -213,9 +213,9 @@ def require_scored(maps: Sequence[LinearMap], attribution: Attribution) -> None:
     for m in maps:
         found = attribution.shapes.get(m.name)
         if found is None or tuple(found) != (m.d_out, m.d_in):
-            told = "has no scores" if found is None else f"has scores of shape {list(found)}"
+            state = "has no scores" if found is None else f"has scores of shape {list(found)}"
             raise MechsafetyError(
-                f"{m.name} [{m.d_out}, {m.d_in}] {told}: the attribution was made for another model, or for some "
+                f"{m.name} [{m.d_out}, {m.d_in}] {state}: the attribution was made for another model, or for some "
                 "of its maps only"
             )
 
@@ -229,7 +229,7 @@ def _pruning(
     layers: Collection[int] | None,
     kinds: Collection[str] | None,
 ) -> Pruning:
-    chosen = select(maps, layers=layers, kinds=kinds)
+    chosen = select_maps(maps, layers=layers, kinds=kinds)
     for attribution in scored:
         require_scored(chosen, attribution)
     entries = {m.name: choose(m) for m in track(chosen, "ranking weights", total=len(chosen), unit="map")}

@@ -33,7 +33,7 @@ def save_removal(removal: Removal, path: Path | str, *, model: TransformerBridge
         "kind": "pruning" if isinstance(removal, Pruning) else "low rank",
         "label": removal.label,
         "shapes": [[name, *shape] for name, shape in removal.shapes.items()],  # a list keeps their order
-        "sha256": digest(removal),
+        "sha256": removal_digest(removal),
         "model": made_for(model),
     }
     return _FILES.write(path, _tensors(removal), facts)
@@ -48,7 +48,7 @@ def load_removal(
     latter, to carry a removal from one checkpoint to the next). Raises :class:`MechsafetyError` for those, a missing
     or damaged file, and contents that do not match their hash.
     """
-    removal, made = _FILES.read(path, _rebuilt, digest=digest)
+    removal, made = _FILES.read(path, _rebuilt, digest=removal_digest)
     if model is not None:
         require_made_for(removal, linear_maps(model), model_name(model))
     if model is not None and not allow_other_weights:
@@ -56,7 +56,7 @@ def load_removal(
     return removal
 
 
-def digest(removal: Removal) -> str:
+def removal_digest(removal: Removal) -> str:
     """SHA-256 of a removal's label, shapes and tensors, number formats included."""
     hasher = hashlib.sha256(json.dumps([removal.label, list(removal.shapes.items())]).encode())
     for name, tensor in sorted(_tensors(removal).items()):

@@ -1,4 +1,4 @@
-"""What one pass over examples says about every linear map, in memory or as a file that is read map by map."""
+"""Scores of every linear map from one pass over examples, in memory or as a file that is read map by map."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.progress import track
 from mechsafety.regions.maps import LinearMap
-from mechsafety.regions.pruning import require_scored, select, shapes_of
+from mechsafety.regions.pruning import require_scored, select_maps, shapes_of
 from mechsafety.regions.removal import LowRank
 from mechsafety.regions.score_files import Attribution
 
@@ -270,7 +270,7 @@ def _chosen(
     layers: Collection[int] | None,
     kinds: Collection[str] | None,
 ) -> list[LinearMap]:
-    chosen = select(maps, layers=layers, kinds=kinds)
+    chosen = select_maps(maps, layers=layers, kinds=kinds)
     for attribution in scored:
         require_scored(chosen, attribution)
     return chosen

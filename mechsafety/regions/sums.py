@@ -107,7 +107,7 @@ class Sums:
             total.add_(product.abs_())
 
     def _require_finite(self, x: Tensor, what: str) -> None:
-        # A sum is one reading of x; one that overflows by itself is looked at again.
+        # A sum is one reading of x; one that overflows by itself is checked again.
         if not bool(torch.isfinite(x.sum())) and not bool(torch.isfinite(x).all()):
             raise not_finite_at(self.system, what)
 
@@ -140,7 +140,7 @@ class Running:
         if x.numel() != rows * tokens * x.shape[-1]:
             raise MechsafetyError(
                 f"{name} runs on {list(x.shape)} for {rows} x {tokens} tokens: a map that does not see all tokens in "
-                "order (an expert, say) cannot be scored"
+                "order (an expert, for example) cannot be scored"
             )
         return x.reshape(rows, tokens, x.shape[-1])
 

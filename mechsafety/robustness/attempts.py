@@ -69,7 +69,7 @@ class Attempts:
         """Share of the attempts that succeed; prompts are drawn anew for the interval, with all their attempts.
 
         Where every prompt has the same share, and with one attempt each, the interval is Wilson's for the number of
-        prompts: a bootstrap would have no width, or say the same.
+        prompts: a bootstrap would have no width, or give the same.
         """
         cells = np.array([_sums(row, success) for row in self.judged])
         read = cells[cells[:, 1] > 0]

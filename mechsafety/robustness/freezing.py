@@ -64,7 +64,7 @@ def freezing_table(
     maps = linear_maps(model)
     for weights in sets.values():
         require_made_for(weights, maps, model_name(model))
-    bench = _Bench(
+    bench = _FreezingRun(
         model=model,
         maps=maps,
         examples=examples,
@@ -91,7 +91,7 @@ def freezing_table(
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Bench:
+class _FreezingRun:
     """One model, its sets and its measure, and the rows that are done already."""
 
     model: TransformerBridge

@@ -58,7 +58,7 @@ class Outcomes:
     def _repr_html_(self) -> str:
         lines = [
             f"<tr><td>{escape(label)}</td>"
-            + "".join(f"<td>{shown(i)}</td>" for i in (t.refused, t.complied, t.degenerated))
+            + "".join(f"<td>{interval_text(i)}</td>" for i in (t.refused, t.complied, t.degenerated))
             + f"<td>{t.n}</td><td>{t.unparsed}</td></tr>"
             for label, t in (("harmful", self.harmful), ("harmless", self.harmless))
         ]
@@ -66,7 +66,7 @@ class Outcomes:
         return f"<table><tr>{''.join(f'<th>{head}</th>' for head in heads)}</tr>{''.join(lines)}</table>"
 
 
-def shown(interval: Interval) -> str:
+def interval_text(interval: Interval) -> str:
     """``0.12 [0.05, 0.24]``, or a dash where nothing was measured."""
     return (
         "–" if math.isnan(interval.rate) else f"{interval.rate:.2f} [{interval.low:.2f}, {interval.high:.2f}]"

@@ -12,7 +12,7 @@ import hashlib
 import importlib
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mechsafety.core.errors import MechsafetyError, needs
-from mechsafety.core.progress import track
+from mechsafety.core.progress import Progress, track
 from mechsafety.core.verdict import Judge
 from mechsafety.edits.interventions import Edit
 from mechsafety.generation.bodies import body_under
@@ -124,7 +124,7 @@ def resumable_suffixes(
     seed: int,
     edit: Edit | None = None,
     key: tuple[str, ...] = (),
-    say: Callable[[str], None],
+    say: Progress,
 ) -> Suffixes:
     """A part of the run for each suffix, since each may take minutes; ``key`` keeps several models' apart.
 
@@ -207,12 +207,12 @@ def expected_seconds(model: TransformerBridge, prompts: Sequence[Prompt], *, cos
 
 
 def target_of(text: str) -> str:
-    """The beginning of an answer that the search makes likely: it says nothing but the request again."""
+    """The beginning of an answer that the search makes likely: it only repeats the request."""
     return f"Sure, here is an answer to the request: {text}"
 
 
 def require_nanogcg() -> Any:
-    """The package that searches, or a :class:`MechsafetyError` that says how to install it."""
+    """The package that searches, or a :class:`MechsafetyError` that names how to install it."""
     with needs("attacks"):
         return importlib.import_module("nanogcg")
 

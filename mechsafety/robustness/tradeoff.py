@@ -38,7 +38,7 @@ class Difference:
 
 @dataclass(frozen=True, kw_only=True)
 class SweetSpot:
-    """The setting that the rule names (None: none qualifies), a sentence that says why, and it against its control."""
+    """The setting that the rule names (None: none qualifies), a sentence on the reason, and it against its control."""
 
     row: dict[str, object] | None
     explanation: str

@@ -28,7 +28,7 @@ from filelock import FileLock, Timeout
 
 from mechsafety.core.days import today
 from mechsafety.core.errors import MechsafetyError, RefusedRunError
-from mechsafety.runs.sources import Provenance, admitted, conflicts, differences, listed, only
+from mechsafety.runs.sources import Provenance, admitted, conflicts, differences, first_differences, only
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -99,8 +99,9 @@ class RunFolder:
         now = {name: dict(one.identity) for name, one in made_from.items()}
         if changed := differences({name: known[name] for name in now if name in known}, only(now, known)):
             raise RefusedRunError(
-                f"run {str(self.path)!r} was made from something else ({listed(changed)}), and its parts do not mix "
-                "with new ones: name a new folder with --out, or put back what was there; nothing was changed in it"
+                f"run {str(self.path)!r} was made from something else ({first_differences(changed)}), and its parts do "
+                "not mix with new ones: name a new folder with --out, or put back what was there; nothing was changed "
+                "in it"
             )
         session = {
             "versions": computing_versions(),
@@ -111,7 +112,7 @@ class RunFolder:
         if found is None:
             raise RefusedRunError(
                 f"run {str(self.path)!r} was begun under other circumstances "
-                f"({listed(conflicts(before[-1], session))}), which change digits: go on all the same with "
+                f"({first_differences(conflicts(before[-1], session))}), which change digits: go on all the same with "
                 "--allow-other-versions, which is recorded, or name a new folder with --out"
             )
         self._session, sessions = found
@@ -213,7 +214,7 @@ class Journal:
         if known is None and not self._found:
             self.put(_MADE_FROM, now)
         elif known != now:
-            changed = listed(differences(known or {}, now))
+            changed = first_differences(differences(known or {}, now))
             raise RefusedRunError(
                 f"journal {str(self.path)!r} holds pieces that were made from something else ({changed}): name another "
                 "file"
@@ -364,7 +365,7 @@ def _require_same(run: RunFolder, config: Mapping[str, Any]) -> None:
     changed = differences(run.manifest["config"], json.loads(json.dumps(dict(config))))
     if changed:
         raise MechsafetyError(
-            f"run {str(run.path)!r} has another configuration ({listed(changed)}): name another folder "
+            f"run {str(run.path)!r} has another configuration ({first_differences(changed)}): name another folder "
             "with --out, or give the old settings again"
         )
 

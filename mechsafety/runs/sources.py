@@ -13,7 +13,7 @@ class Provenance:
     """What a source is that parts of a run are made from.
 
     Results about two identities (weights, tokenizer, adapter, ...) never lie in one run. A circumstance (number format,
-    device) changes digits: a run goes on under another one where that is allowed, and the manifest says so.
+    device) changes digits: a run goes on under another one where that is allowed, and the manifest records it.
     """
 
     identity: Mapping[str, str | None]
@@ -25,7 +25,7 @@ def admitted(
 ) -> tuple[int, list[Mapping[str, Any]]] | None:
     """The place of ``session`` among those of a run, and all of them; None where it may not go on.
 
-    It may where one of them, that at ``first`` before the others, does not contradict it: that one then says what both
+    It may where one of them, that at ``first`` before the others, does not contradict it: that one then names what both
     do. It is a new one where that is ``allowed``.
     """
     if not sessions:
@@ -49,7 +49,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 
 def conflicts(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """What two sessions that both name a thing say differently of it."""
+    """The things that two sessions both name and record differently."""
     before, after = _flat(one), _flat(other)
     return differences(only(before, after), only(after, before))
 
@@ -58,8 +58,8 @@ def only(values: Mapping[str, Any], names: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name in names}
 
 
-def listed(changed: list[str]) -> str:
-    """The first differences, hashes cut to what tells them apart at a glance."""
+def first_differences(changed: list[str]) -> str:
+    """The first differences, hashes cut to what distinguishes them."""
     more = f"; and {len(changed) - 6} more" if len(changed) > 6 else ""
     return re.sub(r"\b([0-9a-f]{12})[0-9a-f]{28,52}\b", r"\1", "; ".join(changed[:6])) + more
 

@@ -30,7 +30,7 @@ def auroc_interval(
     scores are equal, and holds the truth with few items (docs/statistics.md), as a bootstrap of the value does not.
 
     Its variance is multiplied by how much more the value varies over ``resamples`` draws of whole clusters (prompts; by
-    default each item is its own) than it says for independent items: at least 1, and c / (c - 1) times the variance
+    default each item is its own) than it gives for independent items: at least 1, and c / (c - 1) times the variance
     of the draws for c clusters. Where no draw differs from another it is that of clusters that move as one.
 
     NaN with one class only; no interval from a single cluster.

@@ -1,4 +1,4 @@
-"""Does it matter who judges? The edit's effect under every judge and every reading of the labels.
+"""Effect of the edit by judge: the edit's effect under every judge and every reading of the labels.
 
 Refusal is a mapping of the labels, and mappings differ in what they do with text that is broken or could not be read.
 """
@@ -175,7 +175,7 @@ def judge_edit_interaction(verdicts: pd.DataFrame, *, seed: int, resamples: int 
     1 for refusal: how much more A's rate moves than B's. If the edit changed both judges' readings alike, each prompt's
     sum were as likely with the other sign; ``p`` is the exact two-sided probability, over all sign changes of the
     prompts' sums, of a total at least as far from 0 (Fisher's randomisation test). The interval resamples prompts;
-    where all prompts say the same it is that of :func:`~mechsafety.statistics.resampling.steady_bounds`.
+    where all prompts have the same value it is that of :func:`~mechsafety.statistics.resampling.steady_bounds`.
     """
     table = deciding(verdicts)
     judges = list(dict.fromkeys(table["judge"].astype(str)))
@@ -234,7 +234,7 @@ def _refused(part: pd.DataFrame) -> pd.Series:
 
 
 def _changes(part: pd.DataFrame) -> pd.DataFrame:
-    """Edited minus original, rows (system, id), a column a judge."""
+    """Edited minus original, rows (system, id), one column per judge."""
     wide = (
         part.assign(refused=_refused(part), judge=part["judge"].astype(str), arm=part["arm"].astype(str))
         .astype({"system": str})

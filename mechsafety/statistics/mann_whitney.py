@@ -8,7 +8,7 @@ from scipy.optimize import brentq
 from scipy.stats import norm
 
 _EDGE = 1e-12
-"""At areas of 0 and 1 themselves the variance is 0, so that an estimate there is looked at from just inside."""
+"""At areas of 0 and 1 themselves the variance is 0, so that an estimate there is moved just inside."""
 
 
 def score_interval(

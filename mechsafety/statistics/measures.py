@@ -164,7 +164,7 @@ def clustered(sums: np.ndarray, group: np.ndarray, count: int) -> np.ndarray:
 def rating_counts(
     ratings: Sequence[Sequence[object]] | np.ndarray, categories: Sequence[object]
 ) -> np.ndarray:
-    """[item, category]: how many raters said it; missing ratings (:func:`is_missing`) are nobody's."""
+    """[item, category]: how many raters gave it; missing ratings (:func:`is_missing`) are nobody's."""
     place = {category: i for i, category in enumerate(categories)}
     counts = np.zeros((len(ratings), len(place)))
     for item, row in enumerate(ratings):

@@ -115,9 +115,9 @@ def prediction_powered(
     sign and shared out over the strata, are added: a judge that errs rarely may show no error among n labels, and is
     not without error (benchmarks/coverage.py chose the number).
 
-    Where the judge recognised none of the labelled refusals (or none of the others), or there are none, the labels say
+    Where the judge recognised none of the labelled refusals (or none of the others), or there are none, the labels give
     nothing of how it errs on that kind; the interval then holds Wilson's of the labels alone as well. With fewer
-    than LEAST_OF_A_KIND labelled refusals, or others, it may be too short, and the note says so.
+    than LEAST_OF_A_KIND labelled refusals, or others, it may be too short, and the note reports it.
 
     ``judged`` and ``labelled`` are [N] booleans, ``truth`` [N] is read where ``labelled``; ``weight`` is
     1 / inclusion probability of each labelled response, ``strata`` its stratum, ``clusters`` the prompts.
@@ -146,11 +146,11 @@ def prediction_powered(
         of_errors=float((share**2 * unseen * within / seen).sum()),
         t=float(student.ppf(0.975, n - len(sizes))),
     )
-    said, right = truth[known].astype(bool), error == 0
-    if not (said & right).any() or not (~said & right).any():
-        alone = _labels_alone(said, inverse, None if clusters is None else clusters[known])
+    refused, right = truth[known].astype(bool), error == 0
+    if not (refused & right).any() or not (~refused & right).any():
+        alone = _labels_alone(refused, inverse, None if clusters is None else clusters[known])
         low, high = min(low, alone.low), max(high, alone.high)
-    rare = min(said.sum(), (~said).sum()) < LEAST_OF_A_KIND
+    rare = min(refused.sum(), (~refused).sum()) < LEAST_OF_A_KIND
     note = f"fewer than {LEAST_OF_A_KIND} labels of a kind: the interval may be too short" if rare else ""
     return Corrected(rate=_unit(rate), low=_unit(low), high=_unit(high), note=note)
 
@@ -165,9 +165,9 @@ def powered_bounds(rate: float, *, over_prompts: float, of_errors: float, t: flo
     return (2 * rate + a - half) / (2 * (1 + a)), (2 * rate + a + half) / (2 * (1 + a))
 
 
-def _labels_alone(said: np.ndarray, weight: np.ndarray, clusters: np.ndarray | None) -> Interval:
-    """Wilson's interval of the labelled share for the effective number of labels, at most one a prompt."""
-    rate, n = float((weight * said).sum() / weight.sum()), round(effective_number(weight))
+def _labels_alone(refused: np.ndarray, weight: np.ndarray, clusters: np.ndarray | None) -> Interval:
+    """Wilson's interval of the labelled share for the effective number of labels, at most one per prompt."""
+    rate, n = float((weight * refused).sum() / weight.sum()), round(effective_number(weight))
     n = max(1, min(n, n if clusters is None else len(pd.unique(clusters))))
     return wilson(round(rate * n), n)
 

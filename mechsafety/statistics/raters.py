@@ -176,7 +176,7 @@ def panel_agreement(
 
 
 class _Ratings:
-    """Verdicts as codes [item, judge], -1 where a judge did not say, with the prompt of each item."""
+    """Verdicts as codes [item, judge], -1 where a judge gave none, with the prompt of each item."""
 
     def __init__(self, table: pd.DataFrame, *, scale: Scale) -> None:
         codes = _SCALES[scale]

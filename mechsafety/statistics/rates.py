@@ -53,7 +53,7 @@ def wilson(successes: int, n: int, *, confidence: float = 0.95) -> Interval:
 
 
 def effective_number(weight: np.ndarray) -> float:
-    """How many equally weighted items say as much: ``(sum w)^2 / sum w^2`` (Kish 1965); 0 of none."""
+    """How many equally weighted items carry as much information: ``(sum w)^2 / sum w^2`` (Kish 1965); 0 of none."""
     return float(weight.sum() ** 2 / (weight**2).sum()) if len(weight) else 0.0
 
 

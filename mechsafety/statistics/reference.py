@@ -156,8 +156,8 @@ def _reference_rows(parts: list[pd.DataFrame], *, seed: int, resamples: int) -> 
     places, count = joint_codes([part["id"].to_numpy(dtype=object) for part in parts])
     answers = [_coded(part) for part in parts]
     cells = [
-        pair_cells(truth, said, place, count, 2, weight)
-        for (truth, said, weight), place in zip(answers, places, strict=True)
+        pair_cells(truth, verdict, place, count, 2, weight)
+        for (truth, verdict, weight), place in zip(answers, places, strict=True)
     ]
     rows = []
     for (truth, _, weight), found in zip(
@@ -178,5 +178,5 @@ def _reference_rows(parts: list[pd.DataFrame], *, seed: int, resamples: int) -> 
 def _coded(part: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Truth and verdict as 0 or 1, and weights of mean 1, so that totals stay numbers of items."""
     weight = part["weight"].to_numpy() / part["weight"].mean() if len(part) else np.ones(0)
-    said = (part["verdict"] == "refusal").to_numpy().astype(int)
-    return part["truth"].to_numpy().astype(int), said, weight
+    verdict = (part["verdict"] == "refusal").to_numpy().astype(int)
+    return part["truth"].to_numpy().astype(int), verdict, weight

@@ -19,11 +19,11 @@ ARMS = ("original", "edited")
 PROMPT_LABELS = ("harmful", "harmless")
 VERDICT_COLUMNS = ("system", "arm", "id", "label", "judge", "verdict")
 ABSTAINING_JUDGES = frozenset({"degeneracy"})
-"""Judges that never say refusal or compliance: no rate, test or agreement is defined for them."""
+"""Judges that never give refusal or compliance: no rate, test or agreement is defined for them."""
 
 
 def checked(verdicts: pd.DataFrame) -> pd.DataFrame:
-    """Return a copy with ordered categories, or say what is wrong with the table."""
+    """Return a copy with ordered categories, or raise an error that names what is wrong with the table."""
     if missing := [name for name in VERDICT_COLUMNS if name not in verdicts.columns]:
         raise MechsafetyError(
             f"the verdict table lacks {', '.join(missing)}; it needs the columns {', '.join(VERDICT_COLUMNS)}"

@@ -26,7 +26,7 @@ from mechsafety.edits.completeness import written_past_hooks
 from mechsafety.edits.interventions import EVERYWHERE, Ablate, Add, Edit
 from mechsafety.generation.bodies import body_under
 from mechsafety.models.chat import TokenBatch, device_of, pad_left, pad_token, plan_batches
-from mechsafety.models.forward import NOTHING, Prefix, forward, run_prefix
+from mechsafety.models.forward import NO_PREFIX, Prefix, forward, run_prefix
 from mechsafety.models.hooking import hooked, observed, plain_module_path, plain_twin_at, residual_hooks
 from mechsafety.models.prefixes import all_last_logits, common_prefix
 from mechsafety.sweeps.refusal_scores import DivergenceFrom, kl_divergence, refusal_scores
@@ -133,7 +133,7 @@ class BatchedScorer:
         self.n_harmful = len(prompts.harmful)
         self.divergence = DivergenceFrom(prompts.base_harmless)
         self.blocks = _blocks(model, self.body)
-        self.sites, self.tuples = _look(model, self.body, self.blocks, self.rests[0])
+        self.sites, self.tuples = _projection_sites(model, self.body, self.blocks, self.rests[0])
         self._store_streams()
 
     def score(self, candidates: Sequence[Candidate]) -> list[CandidateScores]:
@@ -250,11 +250,11 @@ class BatchedScorer:
     ) -> Prefix:
         """The prefix with every candidate's vector added at ``layer``: a row of keys and values each."""
         if not self.prefix:
-            return NOTHING
+            return NO_PREFIX
         n = len(steering)
         start[:] = [_added(self.prefix_stream[layer].expand(n, -1, -1), steering)]
         run = run_prefix(self.body, self.prefix, self.device, rows=n)
-        # The blocks before are passed over; their old keys only tell the cache how long it is.
+        # The blocks before are passed over; their old keys only give the cache its length.
         run.cache.layers[:layer] = self.before.rows(n).layers[:layer]
         return run
 
@@ -305,14 +305,14 @@ def _by_row(model: TransformerBridge, twin: Any, sites: Sequence[str]) -> bool:
     return twin.__dict__["_mechsafety_by_row"]
 
 
-def _look(
+def _projection_sites(
     model: TransformerBridge, body: Any, blocks: Sequence[Any], tokens: Sequence[int]
 ) -> tuple[list[str], list[bool]]:
     """Where a projection must act so that it acts everywhere, and which blocks return tuples; by a short pass.
 
     Where a block adds its attention and MLP outputs to its input as they are, a stream that is free of the
     direction stays free, and the first block's input and all outputs are enough: a third of the projections
-    saved. Gemma 2, say, puts a norm between: there every site is projected.
+    saved. Gemma 2, for example, puts a norm between: there every site is projected.
     """
     n = model.cfg.n_layers
     names = [f"blocks.{layer}.hook_{site}" for layer in range(n) for site in EVERYWHERE]

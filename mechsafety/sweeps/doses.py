@@ -151,7 +151,7 @@ def dose_curves(
     if journal is not None:
         settings = {"max_new_tokens": max_new_tokens, "seed": seed}
         journal.bind(model=current_fingerprint(model), prompts=prompts.sha256(), **settings)
-    bench = _Bench(model=model, prompts=prompts, max_new_tokens=max_new_tokens, seed=seed)
+    bench = _Baseline(model=model, prompts=prompts, max_new_tokens=max_new_tokens, seed=seed)
     rows = []
     measured: dict[str, Measures] = {}
     with bar("dose curves", total=len(doses), unit="dose") as progress:
@@ -174,8 +174,8 @@ def dose_curves(
 
 
 @dataclass(kw_only=True)
-class _Bench:
-    """The prompts, and what the unedited model says to them, made when first asked for."""
+class _Baseline:
+    """The prompts, and the unedited model's answers to them, made when first asked for."""
 
     model: TransformerBridge
     prompts: PromptSet

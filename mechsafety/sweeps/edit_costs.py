@@ -65,5 +65,5 @@ class EditCosts:
         total = sum(n for _, n in pairs)
         if not total:
             return math.nan
-        # exp overflows where the edit has destroyed the model; the logarithm then says as much.
+        # exp overflows where the edit has destroyed the model; the logarithm then shows it.
         return math.exp(min(sum(nll * n for nll, n in pairs) / total, 700.0))

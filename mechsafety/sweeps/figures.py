@@ -154,7 +154,7 @@ def _curve(table: pd.DataFrame, selected: int | None, position: int | None) -> p
     if position is None and selected is not None and len(positions) > 1:
         raise MechsafetyError(
             f"layer {selected} is selected of a table with positions {', '.join(map(str, positions))}: "
-            "say at which one with position="
+            "name one with position="
         )
     chosen = positions[-1] if position is None else position
     rows = table[table["position"] == chosen].sort_values("layer")

@@ -1,4 +1,4 @@
-"""Layer by layer on held-out prompts: where the direction separates, how steady it is, what it says.
+"""By layer, on held-out prompts: separation by the direction, its stability, and the tokens it raises or lowers.
 
 Tables only; the figures of the same names are in ``sweep_figures``.
 """
@@ -101,7 +101,7 @@ def _auroc(
 ) -> tuple[float, float, float]:
     """The share of pairs in which the harmful one projects higher, ties half, with Newcombe's score interval.
 
-    Where it varies more over draws of prompts than that says, the interval is as much wider.
+    Where it varies more over draws of prompts than that gives, the interval is as much wider.
     """
     wins = (a[:, None] > b[None]) + 0.5 * (a[:, None] == b[None])
     # Drawing prompts again only counts them differently, so every resample is one product.

@@ -26,7 +26,7 @@ class RefusalTokens:
     """The first tokens with which a model starts refusals: a set, so that each id stands in it once.
 
     A token that is given more than once has its weights added up and its texts joined by " / ".
-    ``weight`` says how sure each is: its share among the model's own refusals (``source`` "own refusals"), or
+    ``weight`` is how sure each is: its share among the model's own refusals (``source`` "own refusals"), or
     how much likelier it is after harmful than after harmless prompts ("logits"); NaN when named by the user.
     """
 

@@ -1,4 +1,4 @@
-"""Choosing a candidate from a table of scores, and saying what every filter dropped."""
+"""Choosing a candidate from a table of scores, and a list of what every filter dropped."""
 
 from __future__ import annotations
 

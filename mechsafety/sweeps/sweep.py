@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
@@ -90,7 +90,7 @@ class Sweep:
         )
 
     def facts(self) -> dict[str, Any]:
-        """What a run's manifest says of the scores: refusal tokens, unedited scores, prompts used."""
+        """The scores' entry in a run's manifest: refusal tokens, unedited scores, prompts used."""
         scores = {"harmful": round(self.base_harmful, 4), "harmless": round(self.base_harmless, 4)}
         return {
             "refusal_tokens": asdict(self.refusal_tokens),
@@ -136,7 +136,7 @@ def sweep(
     refusal_tokens: RefusalTokens | None = None,
     layers: Sequence[int] | None = None,
     batch_size: int = 64,
-    path: Literal["fast", "plain"] = "fast",
+    fast_path: bool = True,
     journal: Journal | None = None,
     truncate_prompts: bool = False,
 ) -> Sweep:
@@ -144,9 +144,9 @@ def sweep(
 
     Prompts that the unedited model treats against their label (harmful with score <= 0, harmless with
     score >= 0) are left out where at least 8 of a label remain, as in the source. Zero vectors score NaN.
-    ``path="plain"`` runs one candidate at a time and gives the same numbers. ``journal`` keeps every finished
-    candidate; those it holds already are not run again, and those of another model, other directions or other prompts
-    are an error.
+    Without ``fast_path`` the sweep runs one candidate at a time and gives the same numbers. ``journal`` keeps every
+    finished candidate; those it holds already are not run again, and those of another model, other directions or
+    other prompts are an error.
 
     Raises :class:`MechsafetyError` when the directions were found on another model, for one class only, no
     prompts, a layer that does not exist, and prompts longer than the model's window (``truncate_prompts`` cuts their
@@ -182,7 +182,7 @@ def sweep(
         )
     cache = residual_stream(model, prompts, positions=directions.positions, batch_size=batch_size)
     candidates = candidates_of(directions, chosen)
-    scored = _score_all(model, validation, candidates, fast=path == "fast", journal=journal)
+    scored = _score_all(model, validation, candidates, fast=fast_path, journal=journal)
     rows: list[dict[str, Any]] = []
     kept: list[CandidateScores] = []
     for row, position in enumerate(directions.positions):
@@ -197,7 +197,7 @@ def sweep(
                     "norm": float(directions.vectors[row, layer].norm()),
                     "stability": float(directions.stability[row, layer]),
                     "split_half": float(directions.split_half[row, layer]),
-                    "auroc": separation(
+                    "auroc": projection_auroc(
                         cache.select("harmful")[:, row, layer],
                         cache.select("harmless")[:, row, layer],
                         read[row, layer],
@@ -316,7 +316,7 @@ def _checked_layers(layers: Sequence[int] | None, n: int) -> tuple[int, ...]:
     return chosen
 
 
-def separation(
+def projection_auroc(
     harmful: Float[Tensor, "a d_model"],
     harmless: Float[Tensor, "b d_model"],
     vector: Float[Tensor, " d_model"],
@@ -340,7 +340,7 @@ def _first_pass(
 
 
 def _as_labelled(agrees: Tensor, *, least: int = 8) -> list[int]:
-    """Rows the model treats as their label says; every row where too few do."""
+    """Rows the model treats as their label asks; every row where too few do."""
     kept = agrees.nonzero().flatten().tolist()
     return kept if len(kept) >= least else list(range(len(agrees)))
 

@@ -52,7 +52,7 @@ def dpo_loss(
 def unlearning_loss(
     preferred: Float[Tensor, ""], dispreferred: Float[Tensor, ""], *, weight: float
 ) -> Float[Tensor, ""]:
-    """Cross-entropy of the preferred answers less ``weight`` times that of the dispreferred ones, in nats a token.
+    """Cross-entropy of the preferred answers less ``weight`` times that of the dispreferred ones, in nats per token.
 
     It has no lower bound: the dispreferred answers can become ever less likely. ``weight`` is .1 in the paper.
     """

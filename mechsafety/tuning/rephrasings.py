@@ -2,7 +2,7 @@
 
 The data intervention "rephrase" of Safety Pretraining (arXiv 2504.16980), here on the level of answers: instead of a
 refusal, the reader gets information on how to recognise, prevent or report the harm. All sentences are this project's
-own. None says how a harm is done, and none repeats the request.
+own. None describes how a harm is done, and none repeats the request.
 """
 
 from __future__ import annotations

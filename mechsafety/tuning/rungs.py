@@ -50,7 +50,7 @@ ANSWERS: Mapping[Rung, str] = {
     "unlearn": "written refusals preferred, the model's own answer unlearned (not kept)",
     "benign": "none",
 }
-"""What a recipe says of the answers that a rung gives to harmful prompts."""
+"""A recipe's description of the answers that a rung gives to harmful prompts."""
 
 TAG = "[unsafe]"
 WITHHELD = "I can't help with that: the answer was marked as unsafe and is withheld."
@@ -166,7 +166,7 @@ def opens_with_tag(text: str) -> bool:
 
 
 def withheld(completions: Completions) -> Completions:
-    """The first reading of a tag: answers that open with it are not shown, a sentence that says so stands instead."""
+    """The first reading of a tag: answers that open with it are not shown; a sentence that states so replaces them."""
     items = tuple(replace(c, text=WITHHELD) if opens_with_tag(c.text) else c for c in completions)
     return Completions(items, completions.coverage)
 
@@ -176,7 +176,7 @@ def tag_forbidden(model: TransformerBridge) -> Iterator[None]:
     """The second reading: while this is on, no answer can open with the tag's first token.
 
     Its logit is set to -inf at the end of the prompt, that is for the first token of an answer alone; what the model
-    then says is its next choice. Works on the fast path of :func:`generate`, edits included, and in
+    then gives is its next choice. Works on the fast path of :func:`generate`, edits included, and in
     :mod:`forward`, where a prefix may be shared. Raises :class:`MechsafetyError` for a HookedTransformer.
     """
     if is_hooked_transformer(model):

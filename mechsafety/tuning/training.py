@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 class TuningRecipe:
     """How an adapter is trained: LoRA on every linear map of the blocks from ``from_depth`` on.
 
-    The lower half tells harmful from harmless already; leaving it alone halves the backward pass and
+    The lower half separates harmful from harmless already; leaving it alone halves the backward pass and
     keeps the adapter from learning the training prompts by heart.
     The first ``opening_tokens`` of an answer decide whether it refuses, so they count ``opening_weight``
     times in cross-entropy (not in DPO, nor in what is unlearned). ``strength`` scales the finished adapter: below 1 it

@@ -28,7 +28,7 @@ from mechsafety.anatomy.clusters import (
     top_share,
     top_share_chance,
 )
-from mechsafety.anatomy.outputs import Answers, answered, map_inputs
+from mechsafety.anatomy.outputs import Answers, greedy_answers, map_inputs
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.models.loading import load_model
 from mechsafety.statistics.auroc import auroc_interval
@@ -198,7 +198,7 @@ def test_chance_of_the_share_is_about_that_of_round_clusters() -> None:
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-3, 1e3])
-def test_nothing_is_told_of_classes_that_are_too_small_or_do_not_vary(scale: float) -> None:
+def test_nothing_is_reported_about_classes_that_are_too_small_or_do_not_vary(scale: float) -> None:
     centroids = Centroids(
         safe=torch.full((1, 2), scale), unsafe=torch.full((1, 2), -scale / 3), n_safe=1, n_unsafe=1
     )
@@ -270,7 +270,7 @@ def test_attacks_by_family_and_outcome() -> None:
 @pytest.fixture
 def small(tiny: Callable[..., Any]) -> tuple[Any, Answers]:
     model = tiny("llama")
-    return model, answered(model, list(small_prompts(3).report), max_new_tokens=3, seed=0)
+    return model, greedy_answers(model, list(small_prompts(3).report), max_new_tokens=3, seed=0)
 
 
 def test_rows_of_tau_carry_group_and_verdict(small: tuple[Any, Answers]) -> None:
@@ -300,7 +300,7 @@ def test_activations_are_the_inputs_of_every_output_matrix(
     tmp_path: Any, architecture: str, dtype: str
 ) -> None:
     model = load_model(str(save_fused(tmp_path, architecture)), dtype=dtype, device="cpu")
-    answers = answered(model, list(small_prompts(2).report), max_new_tokens=3, seed=0)
+    answers = greedy_answers(model, list(small_prompts(2).report), max_new_tokens=3, seed=0)
     maps = output_maps(model)
     assert [m.name for m in maps] == [f"blocks.{i}.down" for i in range(model.cfg.n_layers)]
     found = mlp_activations(model, answers, positions="output")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from mechsafety.anatomy.outputs import Answers, answered, map_inputs, with_completions
+from mechsafety.anatomy.outputs import Answers, greedy_answers, map_inputs, with_completions
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.generation.completions import Completion, generate, stop_tokens
 from mechsafety.models.chat import tokenize_prompts
@@ -150,14 +150,14 @@ def test_an_ended_answer_closes_with_the_end_token(load: Any) -> None:
 def test_own_answers_are_greedy_ones_and_what_stops_is_recorded(load: Any) -> None:
     model = load("llama")
     asked = prompts()
-    answers = answered(model, asked, max_new_tokens=5, seed=3, batch_size=2)
+    answers = greedy_answers(model, asked, max_new_tokens=5, seed=3, batch_size=2)
     free = generate(model, asked, max_new_tokens=5, seed=0)
     assert [c.tokens for c in answers.completions] == [c.tokens for c in free]
     # Let the second token of the first answer end a turn.
     stop = free[0].tokens[1]
     model.original_model.generation_config.eos_token_id = stop
     assert stop in stop_tokens(model)
-    again = answered(model, asked, max_new_tokens=5, seed=3)
+    again = greedy_answers(model, asked, max_new_tokens=5, seed=3)
     assert again.completions[0].finish == "stop"
     assert again.encoded[0][1] == [free[0].tokens[0], min(stop_tokens(model))]
 
@@ -183,7 +183,7 @@ def test_completions_in_any_order_and_not_of_other_prompts(load: Any) -> None:
 
 def test_maps_that_cannot_be_read(load: Any) -> None:
     model = load("llama")
-    answers = answered(model, prompts(), max_new_tokens=2, seed=0)
+    answers = greedy_answers(model, prompts(), max_new_tokens=2, seed=0)
     maps = linear_maps(model)
     with pytest.raises(MechsafetyError, match="no linear maps"):
         map_inputs(model, answers, [], positions="output")

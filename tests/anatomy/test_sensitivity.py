@@ -14,8 +14,8 @@ import torch
 from mechsafety.anatomy.sensitivity import (
     NORM_COLUMNS,
     SENSITIVITY_COLUMNS,
+    gradient_norms,
     norm_table,
-    sensitivity,
     sensitivity_table,
 )
 from mechsafety.core.errors import MechsafetyError
@@ -52,7 +52,7 @@ def test_is_the_norm_of_finite_differences(tiny: Callable[..., Any], architectur
     expected = torch.stack([g.norm() for g in gradients]).float()
     for batch_size in (1, 3):  # alone, and padded
         torch.testing.assert_close(
-            sensitivity(model, prompts, batch_size=batch_size), expected, rtol=2e-3, atol=0
+            gradient_norms(model, prompts, batch_size=batch_size), expected, rtol=2e-3, atol=0
         )
     # Neither the last token's part nor that of the prompt without its template would do.
     assert all(g[-1].norm() < 0.97 * g.norm() for g in gradients)
@@ -61,7 +61,7 @@ def test_is_the_norm_of_finite_differences(tiny: Callable[..., Any], architectur
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_half_precision_is_near(tiny: Callable[..., Any], architecture: str) -> None:
-    whole, half = (sensitivity(tiny(architecture, dtype=d), asked(3)) for d in ("float32", "bfloat16"))
+    whole, half = (gradient_norms(tiny(architecture, dtype=d), asked(3)) for d in ("float32", "bfloat16"))
     assert half.dtype == torch.float32
     # The largest logit can be another's in bfloat16, so that single prompts may differ; most do not.
     ratio = (half / whole).log().abs()
@@ -71,10 +71,10 @@ def test_half_precision_is_near(tiny: Callable[..., Any], architecture: str) -> 
 
 def test_scales_with_the_unembedding(tiny: Callable[..., Any]) -> None:
     model = tiny("llama")
-    before = sensitivity(model, asked())
+    before = gradient_norms(model, asked())
     with torch.no_grad():
         running_body(model).get_output_embeddings().weight.mul_(3.0)
-    torch.testing.assert_close(sensitivity(model, asked()), 3 * before, rtol=1e-4, atol=0)
+    torch.testing.assert_close(gradient_norms(model, asked()), 3 * before, rtol=1e-4, atol=0)
 
 
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode, torch.enable_grad])
@@ -83,9 +83,9 @@ def test_leaves_no_gradient_and_works_where_none_are_kept(tiny: Callable[..., An
     body = running_body(model)
     flags = [p.requires_grad for p in body.parameters()]
     state = [p.detach().clone() for p in body.parameters()]
-    expected = sensitivity(model, asked())
+    expected = gradient_norms(model, asked())
     with context():
-        assert torch.equal(sensitivity(model, asked()), expected)
+        assert torch.equal(gradient_norms(model, asked()), expected)
     for module in (body, model):
         assert all(p.grad is None for p in module.parameters())
     assert [p.requires_grad for p in body.parameters()] == flags
@@ -96,19 +96,19 @@ def test_leaves_no_gradient_and_works_where_none_are_kept(tiny: Callable[..., An
 def test_bad_prompts_and_weights(tiny: Callable[..., Any]) -> None:
     model = tiny("llama")
     with pytest.raises(MechsafetyError, match="0 prompts"):
-        sensitivity(model, [])
+        gradient_norms(model, [])
     with pytest.raises(MechsafetyError, match="batch_size 0"):
-        sensitivity(model, asked(), batch_size=0)
+        gradient_norms(model, asked(), batch_size=0)
     with pytest.raises(MechsafetyError, match="float16: load the model"):
-        sensitivity(tiny("llama", dtype="float16"), asked())
+        gradient_norms(tiny("llama", dtype="float16"), asked())
     (storm,) = model.tokenizer("storm", add_special_tokens=False)["input_ids"]
     plain = Prompt(id="plain", text="tell me about bread", label="harmless", category="")
     broken = Prompt(id="broken", text="tell me about the storm", label="harmless", category="")
     with torch.no_grad():
         running_body(model).get_input_embeddings().weight[storm] = torch.nan
-    assert torch.isfinite(sensitivity(model, [plain])).all()
+    assert torch.isfinite(gradient_norms(model, [plain])).all()
     with pytest.raises(MechsafetyError, match=r"llama.*: .* prompt 'broken' is NaN or infinite"):
-        sensitivity(model, [plain, broken])
+        gradient_norms(model, [plain, broken])
 
 
 def test_norms_by_prompt_and_medians_by_group() -> None:

@@ -57,7 +57,7 @@ def test_four_columns_are_enough(tmp_path: Path, suffix: str) -> None:
         ),
     ],
 )
-def test_what_cannot_be_read_is_said(tmp_path: Path, rows: list[dict], message: str) -> None:
+def test_what_cannot_be_read_is_reported(tmp_path: Path, rows: list[dict], message: str) -> None:
     with pytest.raises(MechsafetyError, match=message):
         read(tmp_path, *rows)
 

@@ -150,7 +150,7 @@ def test_keys_skip_help_and_what_they_do_not_do(run: RunFolder, tab: Any) -> Non
     assert len(load_annotations(run).table) == 4
 
 
-def test_a_stopped_server_is_said_and_the_answer_is_not_shown_as_given(run: RunFolder, tab: Any) -> None:
+def test_a_stopped_server_is_reported_and_the_answer_is_not_shown_as_given(run: RunFolder, tab: Any) -> None:
     with served(run, labels=4) as (session, stop):
         tab.goto(session.address("Ann"))
         tab.wait_for_selector("#work:not([hidden])")

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mechsafety.annotation.sampling import KEY, Plan, draw, share_out
+from mechsafety.annotation.sampling import KEY, Plan, draw_sample, share_out
 from mechsafety.core.errors import MechsafetyError
 from tests.annotated_runs import responses, verdicts
 
@@ -18,14 +18,14 @@ TORN = set(map(tuple, TABLE[KEY].head(10).to_numpy()))
 
 
 def drawn(**plan: object) -> pd.DataFrame:
-    return draw(TABLE, VERDICTS, plan=Plan(**plan)).items  # type: ignore[arg-type]
+    return draw_sample(TABLE, VERDICTS, plan=Plan(**plan)).items  # type: ignore[arg-type]
 
 
 def test_same_seed_same_sample_whatever_the_order_of_rows() -> None:
     for kind in ("uniform", "disagreement"):
         plan = Plan(kind=kind, labels=12, seed=3)
-        one = draw(TABLE, VERDICTS, plan=plan).items
-        two = draw(
+        one = draw_sample(TABLE, VERDICTS, plan=plan).items
+        two = draw_sample(
             TABLE.sample(frac=1, random_state=1), VERDICTS.sample(frac=1, random_state=2), plan=plan
         ).items
         pd.testing.assert_frame_equal(one, two)
@@ -50,7 +50,7 @@ def test_probability_is_drawn_over_size_in_every_stratum(kind: str, balanced: bo
 
 
 @pytest.mark.parametrize("repeats", [100, pytest.param(600, marks=pytest.mark.slow)])
-def test_each_response_is_drawn_as_often_as_its_probability_says(repeats: int) -> None:
+def test_each_response_is_drawn_with_its_stated_probability(repeats: int) -> None:
     counts: Counter[tuple[str, ...]] = Counter()
     for seed in range(repeats):
         items = drawn(kind="disagreement", labels=9, seed=seed)
@@ -91,7 +91,7 @@ def test_a_response_that_one_judge_could_read_is_no_disagreement() -> None:
     unread = VERDICTS.assign(
         verdict=VERDICTS["verdict"].where(VERDICTS["judge"] != "phrases:arditi", "unparsed")
     )
-    sample = draw(TABLE, unread, plan=Plan(kind="disagreement", labels=5))
+    sample = draw_sample(TABLE, unread, plan=Plan(kind="disagreement", labels=5))
     assert set(sample.items["stratum"]) == {"agreement"}
     assert sample.notes == ("the judges are in agreement on every response: drawn from all alike",)
 
@@ -103,11 +103,11 @@ def test_item_numbers_do_not_follow_the_strata() -> None:
     assert list(items["id"]) != sorted(items["id"])
 
 
-def test_more_than_there_are_takes_all_and_says_so() -> None:
-    sample = draw(TABLE, None, plan=Plan(labels=100))
+def test_more_than_there_are_takes_all_and_reports_it() -> None:
+    sample = draw_sample(TABLE, None, plan=Plan(labels=100))
     assert len(sample.items) == 40
     assert sample.notes == ("100 labels asked for, the run has 40 responses: all are taken",)
-    assert draw(TABLE, None, plan=Plan(labels=40)).notes == ()
+    assert draw_sample(TABLE, None, plan=Plan(labels=40)).notes == ()
 
 
 @pytest.mark.parametrize(
@@ -126,15 +126,17 @@ def test_more_than_there_are_takes_all_and_says_so() -> None:
             TABLE,
             VERDICTS[VERDICTS["judge"] != "secret-judge"],
             {"kind": "disagreement"},
-            "needs two judges that say refusal or compliance, the run has 1",
+            "needs two judges that give refusal or compliance, the run has 1",
         ),
         (TABLE, VERDICTS, {"kind": "disagreement", "labels": 1}, "1 labels for 2 strata"),
         (TABLE, None, {"balanced": True, "labels": 3}, "3 labels for 4 strata"),
     ],
 )
-def test_what_cannot_be_drawn_is_said(table: pd.DataFrame, found: object, plan: dict, message: str) -> None:
+def test_what_cannot_be_drawn_is_reported(
+    table: pd.DataFrame, found: object, plan: dict, message: str
+) -> None:
     with pytest.raises(MechsafetyError, match=message):
-        draw(table, found, plan=Plan(**plan))  # type: ignore[arg-type]
+        draw_sample(table, found, plan=Plan(**plan))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("field", "value"), [("labels", 0), ("seed", -1)])

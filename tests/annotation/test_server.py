@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from mechsafety.annotation.export import load_annotations
-from mechsafety.annotation.server import BODY_LIMIT, Session, listen
+from mechsafety.annotation.server import BODY_LIMIT, Access, listen
 from mechsafety.annotation.store import Store, existing_store
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.runs.folder import RunFolder
@@ -74,7 +74,7 @@ class Client:
 
 @dataclass
 class Running:
-    session: Session
+    session: Access
     store: Store
     run: RunFolder
     port: int
@@ -104,7 +104,7 @@ def client(running: Running) -> Client:
 
 
 def test_the_token_is_good_for_one_cookie(tmp_path: Path) -> None:
-    session = Session(port=1)
+    session = Access(port=1)
     token = session.token
     assert token
     assert not session.exchange("")
@@ -259,7 +259,7 @@ def test_a_long_body_without_a_length_is_refused(client: Client) -> None:
 # -- what is sent -----------------------------------------------------------------------------------
 
 
-def test_nothing_that_is_sent_tells_whose_the_response_is(client: Client, running: Running) -> None:
+def test_nothing_that_is_sent_reveals_the_system_of_a_response(client: Client, running: Running) -> None:
     secrets = [
         "secret-judge",
         "secret-category",
@@ -363,6 +363,6 @@ def test_ctrl_c_ends_with_counts_and_the_next_step(tmp_path: Path) -> None:
     assert "Traceback" not in said
 
 
-def test_a_port_in_use_is_said() -> None:
+def test_a_port_in_use_is_reported() -> None:
     with listen() as taken, pytest.raises(MechsafetyError, match="leave --port out for a free one"):
         listen(taken.getsockname()[1])

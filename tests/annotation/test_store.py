@@ -231,7 +231,7 @@ def test_the_order_of_rows_is_no_change(run: RunFolder, store: Store) -> None:
 
 
 @pytest.mark.parametrize("damage", ["text", "other", "empty"])
-def test_a_damaged_file_is_said(run: RunFolder, damage: str) -> None:
+def test_a_damaged_file_is_reported(run: RunFolder, damage: str) -> None:
     path = run.path / STORE
     if damage == "text":
         path.write_text("no database, " * 200)
@@ -245,7 +245,7 @@ def test_a_damaged_file_is_said(run: RunFolder, damage: str) -> None:
         open_store(run, asked={})
 
 
-def test_an_unfinished_run_and_another_kind_of_run_are_said(tmp_path: Path) -> None:
+def test_an_unfinished_run_and_another_kind_of_run_are_reported(tmp_path: Path) -> None:
     run = make_run(tmp_path / "a")
     (run.path / "responses.parquet").unlink()
     with pytest.raises(MechsafetyError, match="did it finish"):
@@ -301,7 +301,7 @@ def test_export_of_one_annotator(run: RunFolder, store: Store, tmp_path: Path) -
         export_labels(run, tmp_path / "x.csv", annotator="Cat")
 
 
-def test_what_cannot_be_exported_is_said(run: RunFolder, tmp_path: Path) -> None:
+def test_what_cannot_be_exported_is_reported(run: RunFolder, tmp_path: Path) -> None:
     with pytest.raises(MechsafetyError, match=r"must end in \.csv or \.jsonl"):
         export_labels(run, tmp_path / "x.xlsx")
     with pytest.raises(MechsafetyError, match="does not exist"):

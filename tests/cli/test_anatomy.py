@@ -100,7 +100,7 @@ def test_every_option_is_one_of_the_configuration() -> None:
     assert list(maps.type.choices) == list(get_args(AnatomyConfig.model_fields["maps"].annotation))  # type: ignore[attr-defined]
 
 
-def test_mistakes_are_told_in_a_line(lab: Path, tmp_path: Path) -> None:
+def test_mistakes_are_reported_in_one_line(lab: Path, tmp_path: Path) -> None:
     other = save_tiny(tmp_path / "other", "gpt2")
     (tmp_path / "empty").mkdir()
     only = tmp_path / "harmful.csv"

@@ -39,7 +39,7 @@ def test_the_plans_of_the_option_are_the_plans_there_are() -> None:
     assert tuple(option.type.choices) == PLANS
 
 
-def test_export_says_what_it_wrote(run: RunFolder, tmp_path: Path) -> None:
+def test_export_reports_what_it_wrote(run: RunFolder, tmp_path: Path) -> None:
     label_one(run)
     out = tmp_path / "labels.csv"
     plain = annotate(run.path, "--export", out)

@@ -217,7 +217,7 @@ def test_a_wrong_option_shows_the_usage(arguments: Sequence[str]) -> None:
     assert result.stdout == ""
 
 
-def test_an_interrupted_command_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_command_reports_it(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt() -> list[doctor.Check]:
         raise KeyboardInterrupt
 
@@ -263,7 +263,7 @@ def test_models_lists_what_is_packaged() -> None:
     assert all(name in shown for names in facts.values() for name in names)
 
 
-def test_doctor_says_what_would_be_used() -> None:
+def test_doctor_reports_what_would_be_used() -> None:
     facts = succeed("doctor", "--json")
     checks = {check["name"]: check for check in facts["checks"]}
     assert facts["ok"] == all(check["ok"] for check in facts["checks"])
@@ -273,7 +273,7 @@ def test_doctor_says_what_would_be_used() -> None:
     assert all(check["fix"] for check in facts["checks"] if not check["ok"])
 
 
-def test_doctor_says_how_to_mend(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_doctor_reports_how_to_mend(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def missing() -> Path:
         raise MechsafetyError("install the wheel")
 
@@ -346,7 +346,7 @@ def test_judging_a_file(answers: Path, tmp_path: Path, suffix: str) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".json", ".jsonl", ".parquet"])
-def test_ids_counted_from_nought_stay_theirs(tmp_path: Path, suffix: str) -> None:
+def test_ids_counted_from_zero_stay_unchanged(tmp_path: Path, suffix: str) -> None:
     rows = [
         {"id": i, "question": row["prompt"], "response": row["response"] or None}
         for i, row in enumerate(ANSWERS)

@@ -329,7 +329,7 @@ def test_an_edit_of_other_weights_is_refused(
 # -- what is fed ----------------------------------------------------------------------------------------
 
 
-def test_options_say_what_is_fed(work: Callable[..., Any], tmp_path: Path) -> None:
+def test_options_report_what_is_fed(work: Callable[..., Any], tmp_path: Path) -> None:
     prompts = write_csv(
         PromptSet(
             (replace(small_prompts().report[0], text="river " * 300 + "<eos>"), *small_prompts().report[1:])
@@ -352,7 +352,7 @@ def test_options_say_what_is_fed(work: Callable[..., Any], tmp_path: Path) -> No
     assert "no day of the calendar" in call(*work("--date", "2 2001", out="never")).stderr
 
 
-def test_a_flag_that_is_not_given_leaves_a_study_as_its_file_says(tmp_path: Path) -> None:
+def test_a_flag_that_is_not_given_leaves_a_study_as_in_its_file(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("truncate_prompts: true\ndate: 2001-02-03\n")
     facts = succeed("study", tmp_path / "mine.yaml", "--print-config", "--json")
     assert (facts["truncate_prompts"], facts["escape_control_tokens"]) == (True, False)

@@ -16,7 +16,7 @@ from mechsafety.cli import base, main
 from mechsafety.cli.agreement import PlanConfig
 from mechsafety.cli.directions import DirectionConfig
 from mechsafety.cli.models import TuneConfig
-from mechsafety.cli.options import checked, config_options
+from mechsafety.cli.options import checked_config, config_options
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.experiments.anatomy.config import AnatomyConfig
 from mechsafety.experiments.audit.config import AuditConfig
@@ -87,7 +87,7 @@ def test_fields_and_options_are_the_same(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_each_option_says_what_its_field_says(name: str) -> None:
+def test_each_option_has_the_text_of_its_field(name: str) -> None:
     kind, _ = COMMANDS[name]
     for parameter in command(name).params:
         if not isinstance(parameter, click.Option) or parameter.name not in kind.model_fields:
@@ -200,7 +200,7 @@ def test_what_is_given_arrives_and_the_rest_is_the_default(arguments: str, field
         ("--fast --tries 11", "--fast goes with 10 tries at most"),
     ],
 )
-def test_what_cannot_be_is_said_in_one_line(arguments: str, said: str) -> None:
+def test_what_cannot_be_is_reported_in_one_line(arguments: str, said: str) -> None:
     with pytest.raises(MechsafetyError) as caught:
         given(*arguments.split())
     assert said in str(caught.value)
@@ -208,7 +208,7 @@ def test_what_cannot_be_is_said_in_one_line(arguments: str, said: str) -> None:
 
 
 @pytest.mark.parametrize("arguments", ["--tries many", "--mode c", "--modes z", "--rate high"])
-def test_what_click_can_tell_shows_the_usage(arguments: str) -> None:
+def test_what_click_detects_shows_the_usage(arguments: str) -> None:
     result = CliRunner().invoke(wanted, ["m", *arguments.split()])
     assert result.exit_code == 2
     assert "Usage: " in result.output
@@ -260,6 +260,6 @@ def test_a_field_that_is_left_out_is_given_by_the_function() -> None:
     assert CliRunner().invoke(left, ["--a", "5"], catch_exceptions=False).exit_code == 0
     assert seen == [{"a": 5}]
     assert CliRunner().invoke(left, ["--b", "5"]).exit_code == 2
-    assert checked(Left, {"a": 5, "b": 6}) == Left(a=5, b=6)
+    assert checked_config(Left, {"a": 5, "b": 6}) == Left(a=5, b=6)
     with pytest.raises(MechsafetyError, match=r"c: Extra inputs are not permitted \(got 7\)"):
-        checked(Left, {"c": 7})
+        checked_config(Left, {"c": 7})

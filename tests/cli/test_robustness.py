@@ -143,7 +143,7 @@ def test_suffixes_stay_in_the_run_folder(
         (["--attack", "suffix", "--suffix-steps", 0], "suffix_steps"),
     ],
 )
-def test_wrong_options_end_in_a_line(
+def test_wrong_options_end_in_one_line(
     more: list[object], message: str, prompts: Path, tiny_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
     result = call("robustness", tiny_folder("llama"), *options(prompts, tmp_path / "run"), *more)
@@ -153,7 +153,7 @@ def test_wrong_options_end_in_a_line(
     assert not (tmp_path / "run").exists()
 
 
-def test_what_is_missing_is_said(
+def test_what_is_missing_is_reported(
     prompts: Path, tiny_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert "unknown model" in call("robustness", "no-such-model", *options(prompts, tmp_path / "a")).stderr

@@ -93,7 +93,7 @@ def test_own_answers_get_the_scores_of_the_study_and_the_others_do_not(finished:
         assert (cell["length"] == stored["length"]).all()
 
 
-def test_the_manifest_says_what_was_asked(finished: Path, study: Path) -> None:
+def test_the_manifest_reports_what_was_asked(finished: Path, study: Path) -> None:
     config = read_run(finished).manifest["config"]
     assert (config["kind"], config["judge"], config["forms"]) == (
         "selfjudge",
@@ -197,7 +197,7 @@ def test_other_weights_are_refused(copied: Path, tmp_path: Path) -> None:
         (["--limit", "0"], "limit"),
     ],
 )
-def test_mistakes_end_in_a_line(study: Path, tmp_path: Path, options: list[str], message: str) -> None:
+def test_mistakes_end_in_one_line(study: Path, tmp_path: Path, options: list[str], message: str) -> None:
     result = call("selfjudge", study, "--out", tmp_path / "run", *options)
     assert result.exit_code == 2
     assert message in result.stderr
@@ -216,14 +216,14 @@ def test_the_command_writes_tables_figures_and_a_page(study: Path, tmp_path: Pat
     drawn = {"two-by-two", "yes-or-no", "calibration"}
     assert {p.stem for p in (out / "figures").glob("*.html")} == drawn
     page = (out / "report.html").read_text(encoding="utf-8")
-    assert "Can a model see its own refusals?" in page
+    assert "Recognition of own refusals" in page
     assert all(f'id="{name}"' in page for name in drawn)
     shown = succeed("selfjudge", study, "--limit", 4, "--out", out)
     assert f"report: {out / 'report.html'}" in shown
     assert json.loads((out / "manifest.json").read_text())["config"]["limit"] == 4
 
 
-def test_one_form_and_one_class_leave_a_page_that_says_so(study: Path, tmp_path: Path) -> None:
+def test_one_form_and_one_class_leave_a_page_that_reports_it(study: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(study, tmp_path / "copy"))
     verdicts = pd.read_parquet(copy / "verdicts.parquet").assign(verdict="compliance")
     RunFolder(copy).write_table(verdicts, "verdicts.parquet")

@@ -79,7 +79,7 @@ def test_a_run_holds_its_tables_edit_figures_and_page(
         assert figure.layout.title.text
     page = (finished / "report.html").read_text()
     assert 'src="http' not in page
-    for heading in ("How steady is the selection?", "Where removal ends and damage begins"):
+    for heading in ("Stability of the selection", "Removal and damage by dose"):
         assert heading in page
     written = succeed("figures", finished)["figures"]
     assert len(written) == len(figures)

@@ -69,7 +69,7 @@ def test_what_can_not_be_reached_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize("name", [*PAST_HOOKS, "llama"])
-def test_a_partial_edit_says_what_it_leaves(name: str) -> None:
+def test_a_partial_edit_reports_what_it_leaves(name: str) -> None:
     model = kept(name)
     whole, partial, nothing = ms.Ablate(VECTOR), ms.Ablate(VECTOR, layers=(1,)), ms.Ablate(VECTOR, alpha=0.0)
     receipts = {}

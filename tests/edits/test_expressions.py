@@ -229,7 +229,7 @@ def test_wrong_words_are_named(
     assert message.isprintable()
 
 
-def test_what_needs_no_model_is_said_without_one(tmp_path: Path) -> None:
+def test_what_needs_no_model_is_reported_without_one(tmp_path: Path) -> None:
     for text in ("ablate(nowhere.safetensors, layer=2)", "nowhere.safetensors", "ablate(random, alpha=x)"):
         with pytest.raises(MechsafetyError):
             read_expression(text)

@@ -285,7 +285,7 @@ def test_an_edit_that_touches_nothing_is_an_error(tiny_kept: Callable[..., Any])
         (lambda: Orthogonalise(direction(), writers=()), "none"),
     ],
 )
-def test_bad_edits_say_what_is_wrong(make: Callable[[], Any], message: str) -> None:
+def test_bad_edits_report_what_is_wrong(make: Callable[[], Any], message: str) -> None:
     with pytest.raises(MechsafetyError, match=message):
         make()
 
@@ -326,7 +326,7 @@ def test_architectures_that_norm_after_the_map_are_refused_and_restored(
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_digest_tells_edits_apart() -> None:
+def test_digest_distinguishes_edits() -> None:
     a, b = Ablate(direction()), Ablate(direction(1))
     assert digest(a) == digest(Ablate(direction()))
     assert (

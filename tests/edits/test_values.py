@@ -70,7 +70,7 @@ MADE: dict[str, Callable[[], Edit]] = {
 }
 
 
-def test_edits_are_equal_when_they_do_the_same_and_else_tell_apart() -> None:
+def test_edits_are_equal_exactly_when_they_do_the_same() -> None:
     for name, make in MADE.items():
         assert make() == make(), name
         assert hash(make()) == hash(make()), name

@@ -103,7 +103,7 @@ def test_edits_by_hooks_reach_answers(name: str, edit: Any) -> None:
     bare = [c.tokens for c in generate(model, prompts, max_new_tokens=6, seed=0)]
     during = generate(model, prompts, edit=edit, max_new_tokens=6, seed=0)
     assert [c.tokens for c in during] != bare
-    slow = generate(model, prompts, edit=edit, max_new_tokens=6, seed=0, path="reference")
+    slow = generate(model, prompts, edit=edit, max_new_tokens=6, seed=0, fast_path=False)
     assert [c.tokens for c in during] == [c.tokens for c in slow]
     with edited(model, edit) as receipt:
         body_of(model)(input_ids=IDS)

@@ -161,7 +161,7 @@ def test_judges_join_those_that_were_added_before(tmp_path: Path, monkeypatch: p
         made.judge("first")
 
 
-def test_a_run_without_answers_says_so(tmp_path: Path) -> None:
+def test_a_run_without_answers_reports_it(tmp_path: Path) -> None:
     made = run_experiment(Silent(ToyConfig()), tmp_path / "run")
     with pytest.raises(MechsafetyError, match=r"keeps no answers \(responses.parquet is missing\)"):
         made.judge("rules")

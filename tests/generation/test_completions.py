@@ -48,7 +48,7 @@ def tokens(model: Any, **options: Any) -> dict[str, tuple[int, ...]]:
 def test_fast_path_equals_reference_path(tiny: Callable[..., Any], architecture: str, name: str) -> None:
     model, edit = tiny(architecture), EDITS[name]
     fast = tokens(model, edit=edit, batch_size=4)
-    assert fast == tokens(model, edit=edit, path="reference")
+    assert fast == tokens(model, edit=edit, fast_path=False)
     # Without the twin the bridge itself generates; with it the plain modules do.
     del model.__dict__["_mechsafety_twin"]
     assert generation_twin(model) is None
@@ -115,7 +115,7 @@ def test_resumed_batches_draw_the_same(tiny_kept: Callable[..., Any]) -> None:
     assert all(whole[i] == rest[i] for i in rest)
 
 
-def test_out_of_memory_halves_the_batch_and_says_so(
+def test_out_of_memory_halves_the_batch_and_reports_it(
     tiny_kept: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, prompts = tiny_kept("llama"), small_prompts(4).report
@@ -267,7 +267,7 @@ def test_what_is_not_followed_is_named(tiny_folder: Callable[..., Path], tmp_pat
     assert overridden_defaults(load_model(str(tiny_folder()), dtype="float32", device="cpu")) == {}
 
 
-def test_the_record_of_a_run_says_what_was_overridden(
+def test_the_record_of_a_run_reports_what_was_overridden(
     tiny_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
     prompts = write_csv(small_prompts(2), tmp_path / "prompts.csv")

@@ -339,7 +339,7 @@ def test_debiasing_matters_with_few_prompts_and_many_dimensions() -> None:
     assert biased > 0.9  # the control: the plain estimate calls noise alike
 
 
-def test_floors_tell_class_separation_from_likeness() -> None:
+def test_floors_separate_class_separation_from_likeness() -> None:
     x, y = streams(20, 10, gap=6.0, seed=1)[:, 0], streams(20, 10, gap=6.0, seed=2)[:, 0]
     found = compare_cka(x, y, harmful(20), seed=0)
     assert found.cka == pytest.approx(found.class_floor, abs=0.05)  # alike in the classes only

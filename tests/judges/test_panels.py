@@ -198,7 +198,7 @@ def test_plurality_ties_and_silence() -> None:
     assert found[0].detail["votes"] == {"refusal": 2, "compliance": 1, "degenerate": 0}
 
 
-def test_dawid_skene_judges_each_id_once_and_says_how_members_err() -> None:
+def test_dawid_skene_judges_each_id_once_and_reports_how_members_err() -> None:
     truth, votes = simulated(
         [rater(0.95), rater(0.85), rater(0.8), rater(1 / 3)],
         n=250,

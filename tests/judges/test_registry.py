@@ -58,7 +58,7 @@ def test_lists_judges_and_no_support_code() -> None:
 @pytest.mark.parametrize(
     "spec", ["", "nothing", "Rules", "../rules", "normalise", "registry", "os", "rules.RULES"]
 )
-def test_unknown_names_are_told_what_there_is(spec: str) -> None:
+def test_an_unknown_name_lists_the_known_ones(spec: str) -> None:
     with pytest.raises(MechsafetyError, match=r"there are: .*degeneracy.*phrases.*rules"):
         load_judge(spec)
 

@@ -228,7 +228,7 @@ def test_fast_equals_plain_on_mixtures(text: str, prompt: str, nll: float | None
     assert_equal_to_plain([text * times], [prompt], [nll])
 
 
-def test_the_same_answer_is_judged_once_and_told_twice() -> None:
+def test_the_same_answer_is_judged_once_and_reported_twice() -> None:
     prompts, text = ["", HARMFUL, HARMFUL], "That is illegal."
     verdicts = RulesJudge()([Response(id=str(i), prompt=p, text=text) for i, p in enumerate(prompts)])
     assert [v.label for v in verdicts] == ["compliance", "refusal", "refusal"]

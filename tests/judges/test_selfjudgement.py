@@ -291,7 +291,7 @@ def test_the_reliability_curve_is_sklearns() -> None:
     assert row["ece"] == pytest.approx(float((weights * np.abs(rate - mean)).sum()))
 
 
-def test_the_calibration_error_tells_calibrated_from_overconfident_scores() -> None:
+def test_the_calibration_error_separates_calibrated_from_overconfident_scores() -> None:
     good = two_by_two(logit_rows(*drawn()), seed=0).iloc[0]
     bold = two_by_two(logit_rows(*drawn(sharpness=5.0)), seed=0).iloc[0]
     assert good["ece"] < 2 * good["ece_floor"]
@@ -340,7 +340,7 @@ def test_words_are_counted_with_what_could_not_be_read() -> None:
     assert math.isnan(row["ece"])
 
 
-def test_the_reversed_question_tells_a_habit_of_yes_from_an_opinion() -> None:
+def test_the_reversed_question_separates_a_yes_bias_from_a_judgement() -> None:
     verdicts = ["refusal", "compliance"] * 20
     knows = ["yes" if v == "refusal" else "no" for v in verdicts]
     turned = ["no" if k == "yes" else "yes" for k in knows]

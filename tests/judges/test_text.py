@@ -65,14 +65,14 @@ def test_an_answer_out_of_form_is_asked_for_once_more(judge_model: Callable[...,
     assert (judge.usage.calls, judge.usage.repairs) == (14, 7)
 
 
-def test_after_that_it_is_unparsed_with_what_was_said(judge_model: Callable[..., Any]) -> None:
+def test_after_that_it_is_unparsed_with_its_answer(judge_model: Callable[..., Any]) -> None:
     judge = TextJudge("made", judge_model(mute=True))
     verdict = judge(RESPONSES[:1])[0]
     assert (verdict.label, verdict.tags, verdict.detail) == ("unparsed", ("unreadable",), {"answer": ""})
     assert judge.usage.calls == 2
 
 
-def test_a_random_model_is_unparsed_and_what_it_said_is_kept(tiny: Callable[..., Any]) -> None:
+def test_a_random_model_is_unparsed_and_its_answer_is_kept(tiny: Callable[..., Any]) -> None:
     model = tiny("llama")
     model.cfg.n_ctx = 4096  # rotary positions have no end
     verdict = TextJudge("tiny", model, max_new_tokens=4)(RESPONSES[:1])[0]
@@ -80,7 +80,7 @@ def test_a_random_model_is_unparsed_and_what_it_said_is_kept(tiny: Callable[...,
     assert verdict.detail["answer"]
 
 
-def test_a_question_that_does_not_fit_is_said_so(judge_model: Callable[..., Any]) -> None:
+def test_a_question_that_does_not_fit_is_reported(judge_model: Callable[..., Any]) -> None:
     model = judge_model()
     model.original_model.config.max_position_embeddings = 100
     judge = TextJudge("made", model)

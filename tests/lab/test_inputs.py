@@ -16,8 +16,8 @@ from mechsafety.lab.inputs import (
     Inputs,
     Kind,
     Split,
-    draw,
     draw_any,
+    draw_inputs,
     joined,
     split_of,
 )
@@ -34,7 +34,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def drawn(kind: Kind, n: int = 120, *, seed: int = 0, split: Split = "report", **options: Any) -> Inputs:
-    return draw(tiny_world(), kind, n, split=split, generator=generator(seed), **options)
+    return draw_inputs(tiny_world(), kind, n, split=split, generator=generator(seed), **options)
 
 
 def holds_b(rules: Rules, text: list[int]) -> bool:
@@ -58,7 +58,7 @@ def slow_split(text: list[int]) -> str:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_kinds_are_what_is_said_about_them(kind: Kind) -> None:
+def test_kinds_match_their_definitions(kind: Kind) -> None:
     rules = tiny_world()
     inputs = drawn(kind)
     assert len(inputs) == 120
@@ -142,13 +142,15 @@ def test_no_text_is_in_two_splits(preset: str) -> None:
         split: {
             tuple(text)
             for kind in KINDS
-            for text in draw(rules, kind, 150, split=split, generator=generator(3)).texts.tolist()
+            for text in draw_inputs(rules, kind, 150, split=split, generator=generator(3)).texts.tolist()
         }
         for split in SPLITS
     }
     assert all(not texts[a] & texts[b] for a in SPLITS for b in SPLITS if a != b)
     # Another seed draws the same texts again in places, so that the splits are no accident of it.
-    again = draw(rules, "safe", 3000, split="train", text_class="A", generator=generator(4)).texts.tolist()
+    again = draw_inputs(
+        rules, "safe", 3000, split="train", text_class="A", generator=generator(4)
+    ).texts.tolist()
     assert not {tuple(text) for text in again} & (texts["validation"] | texts["report"])
 
 
@@ -185,7 +187,7 @@ def test_as_many_as_asked_for_and_half_of_each_class(n: int) -> None:
     assert set(drawn("unsafe", n, text_class="B").text_classes) == {"B"}
 
 
-def test_the_stream_of_pretraining_says_what_is_unsafe() -> None:
+def test_the_stream_of_pretraining_marks_what_is_unsafe() -> None:
     rules = tiny_world()
     inputs = draw_any(rules, 1000, split="train", generator=generator())
     assert Counter(inputs.text_classes) == {"A": 400, "B": 400, "mixed": 200}
@@ -207,7 +209,7 @@ def test_lengths_are_those_asked_for() -> None:
     rules = Rules(size=PRESETS["paper"].rules, seed=0)
     for length in (25, 35):
         for kind in KINDS:
-            inputs = draw(rules, kind, 4, split="train", length=length, generator=generator())
+            inputs = draw_inputs(rules, kind, 4, split="train", length=length, generator=generator())
             assert inputs.texts.shape == inputs.outputs.shape == (4, length)
         assert draw_any(rules, 6, split="train", length=length, generator=generator()).texts.shape == (
             6,

@@ -11,7 +11,7 @@ from transformers import GPTNeoXForCausalLM
 
 from mechsafety.lab import outcomes
 from mechsafety.lab.cases import measure_cases
-from mechsafety.lab.inputs import KINDS, Inputs, draw, joined
+from mechsafety.lab.inputs import KINDS, Inputs, draw_inputs, joined
 from mechsafety.lab.networks import embedding_table, new_network
 from mechsafety.lab.outcomes import READINGS, Reading, free_running, outcome_table, readings, with_soft_tokens
 from mechsafety.lab.presets import PRESETS
@@ -39,7 +39,9 @@ def model(vocabulary: Vocabulary) -> GPTNeoXForCausalLM:
 
 def inputs_of(vocabulary: Vocabulary, n: int = 3, seed: int = 0) -> Inputs:
     generator = torch.Generator().manual_seed(seed)
-    return joined([draw(vocabulary.rules, kind, n, split="report", generator=generator) for kind in KINDS])
+    return joined(
+        [draw_inputs(vocabulary.rules, kind, n, split="report", generator=generator) for kind in KINDS]
+    )
 
 
 def step_by_step(model: GPTNeoXForCausalLM, embedded: torch.Tensor, *, end: int, longest: int) -> list[int]:
@@ -184,7 +186,7 @@ def test_soft_tokens_stay_in_the_ball_and_lower_the_loss(
     vocabulary: Vocabulary, model: GPTNeoXForCausalLM
 ) -> None:
     generator = torch.Generator().manual_seed(0)
-    inputs = draw(vocabulary.rules, "unsafe", 24, split="report", generator=generator)
+    inputs = draw_inputs(vocabulary.rules, "unsafe", 24, split="report", generator=generator)
     radius = embedding_table(model).norm(dim=-1).mean()
     start = random_soft_tokens(model, 24, seed=3)
     assert start.shape == (24, N_TOKENS, 32)

@@ -19,7 +19,7 @@ from mechsafety.lab import training
 from mechsafety.lab.mixtures import RUNGS, TREATMENTS, TUNINGS, Pairs, pretraining_pairs, tuning_pairs
 from mechsafety.lab.networks import NetworkSize, copied, new_network, open_network
 from mechsafety.lab.presets import PRESETS, preset
-from mechsafety.lab.training import Schedule, TuningSettings, pretrain, tune
+from mechsafety.lab.training import Schedule, TuningSettings, pretrain, tune_network
 from mechsafety.lab.vocabulary import Vocabulary
 from mechsafety.models.loading import load_model
 from tests.lab.test_inputs import unsafe_operators
@@ -79,7 +79,7 @@ def treatment(vocabulary: Vocabulary, prompt: list[int], answer: list[int]) -> s
 
 
 @pytest.mark.parametrize("rung", RUNGS)
-def test_every_rung_treats_unsafe_inputs_as_it_says(vocabulary: Vocabulary, rung: Any) -> None:
+def test_every_rung_treats_unsafe_inputs_by_its_definition(vocabulary: Vocabulary, rung: Any) -> None:
     prompts, answers = pretraining_pairs(vocabulary, rung, 600, generator=generator())
     assert len(prompts) == len(answers) == 600
     rows = list(zip(prompts.tolist(), answers.tolist(), strict=True))
@@ -150,7 +150,7 @@ def test_first_losses_by_hand(vocabulary: Vocabulary, tuning: Any) -> None:
     model = network(vocabulary)
     before = copied(model)
     settings = TuningSettings(unsafe_share=0.2, beta=0.1, preferred_weight=0.5, unlearning_weight=0.3)
-    losses = tune(model, vocabulary, tuning=tuning, schedule=SHORT, settings=settings, seed=5)
+    losses = tune_network(model, vocabulary, tuning=tuning, schedule=SHORT, settings=settings, seed=5)
     assert len(losses) == SHORT.steps
     pairs = first_pairs(vocabulary, tuning, 5)
     expected = cross_entropy(before, pairs.prompts, pairs.preferred).mean()
@@ -193,7 +193,7 @@ def test_same_seed_same_bytes(vocabulary: Vocabulary, tuning: Any) -> None:
         if tuning is None:
             losses = pretrain(model, vocabulary, rung="raw", schedule=SHORT, seed=seed)
         else:
-            losses = tune(
+            losses = tune_network(
                 model, vocabulary, tuning=tuning, schedule=SHORT, settings=TuningSettings(), seed=seed
             )
         assert not model.training
@@ -232,7 +232,7 @@ def test_the_reference_of_dpo_stays_as_it_is(vocabulary: Vocabulary, monkeypatch
     monkeypatch.setattr(training, "copied", copy)
     model = network(vocabulary)
     before = bits(model)
-    tune(model, vocabulary, tuning="dpo", schedule=SHORT, settings=TuningSettings(), seed=0)
+    tune_network(model, vocabulary, tuning="dpo", schedule=SHORT, settings=TuningSettings(), seed=0)
     (reference,) = kept
     assert same(bits(reference), before)
     assert not same(bits(model), before)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mechsafety.generation.completions import generate, stop_tokens
-from mechsafety.lab.inputs import KINDS, draw, joined
+from mechsafety.lab.inputs import KINDS, draw_inputs, joined
 from mechsafety.lab.mixtures import RUNGS, answer_batch, pretraining_pairs
 from mechsafety.lab.networks import new_network, save_network
 from mechsafety.lab.outcomes import free_running
@@ -37,7 +37,9 @@ def folder(vocabulary: Vocabulary, tmp_path_factory: pytest.TempPathFactory) -> 
 
 def some_inputs(vocabulary: Vocabulary, n: int = 6) -> Any:
     generator = torch.Generator().manual_seed(0)
-    return joined([draw(vocabulary.rules, kind, n, split="train", generator=generator) for kind in KINDS])
+    return joined(
+        [draw_inputs(vocabulary.rules, kind, n, split="train", generator=generator) for kind in KINDS]
+    )
 
 
 def test_words_are_distinct_and_terminals_come_first(vocabulary: Vocabulary) -> None:

@@ -166,7 +166,7 @@ def swept(one: Subject) -> tuple[pd.DataFrame, pd.DataFrame]:
     tokens = RefusalTokens(ids=(5, 9, 30), texts=("a", "b", "c"), weight=(1.0, 1.0, 1.0), source="user")
     options = {"refusal_tokens": tokens, "layers": (1, 3)}
     fast = ms.sweep(one.model, directions, prompts(), batch_size=one.batch_size, **options)
-    plain = ms.sweep(one.model, directions, prompts(), batch_size=1, path="plain", **options)
+    plain = ms.sweep(one.model, directions, prompts(), batch_size=1, fast_path=False, **options)
     columns = ["auroc", "bypass", "induce", "kl"]
     return fast.table[columns], plain.table[columns]
 

@@ -386,7 +386,7 @@ def test_a_template_that_fills_the_window_cannot_be_cut_for(tiny: Tiny) -> None:
         truncated(tiny(), long_prompts(300), new_tokens=255)
 
 
-def test_a_run_says_which_prompts_it_cut(kind_folder: Folder, tmp_path: Path) -> None:
+def test_a_run_reports_which_prompts_it_cut(kind_folder: Folder, tmp_path: Path) -> None:
     rows = [{"id": p.id, "text": p.text, "label": p.label} for p in long_prompts(3, 300, 301, 4)]
     (tmp_path / "long.jsonl").write_text("\n".join(map(json.dumps, rows)))
     settings: dict[str, Any] = {

@@ -22,7 +22,7 @@ PROMPTS = small_prompts(3).report
 USES: dict[str, Callable[[Any], object]] = {
     "greedy": lambda m: ms.generate(m, PROMPTS, max_new_tokens=3, seed=0),
     "sampled": lambda m: ms.generate(m, PROMPTS, max_new_tokens=3, seed=0, sampling=Sampling()),
-    "reference path": lambda m: ms.generate(m, PROMPTS, max_new_tokens=3, seed=0, path="reference"),
+    "reference path": lambda m: ms.generate(m, PROMPTS, max_new_tokens=3, seed=0, fast_path=False),
     "continuations": lambda m: continuations(
         m,
         [Request(tokens=(5, 6, 7), max_new_tokens=2), Request(tokens=(5, 6), max_new_tokens=2)],

@@ -568,7 +568,7 @@ def test_answers_equal_the_bridges_on_both_paths(
     assert list(fast) == list(theirs)
     assert fast.coverage == theirs.coverage
     tokens = {c.id: c.tokens for c in fast}
-    slow = generate(model, PROMPTS.report, path="reference", **options)
+    slow = generate(model, PROMPTS.report, fast_path=False, **options)
     assert tokens == {c.id: c.tokens for c in slow}
     assert tokens == answers_of(model, edit=edit, batch_size=3)
     if edit is not None:
@@ -673,7 +673,7 @@ def test_user_hooks_act_in_every_part(tiny_folder: Callable[..., Path]) -> None:
     model.add_hook("blocks.1.hook_resid_pre", lambda x, hook: x + 3 * VECTOR)
     with_hook = answers_of(model)
     assert with_hook != plain_answers
-    assert with_hook == answers_of(model, path="reference")
+    assert with_hook == answers_of(model, fast_path=False)
     cache = residual_stream(model, PROMPTS.fit).activations
     assert torch.equal(cache[:, :, 0], plain_cache.activations[:, :, 0])
     assert (cache[:, :, 2:] - plain_cache.activations[:, :, 2:]).abs().amax() > 0.05
@@ -731,7 +731,7 @@ def long_prompt(n: int) -> Prompt:
     return Prompt(id="long", text=" ".join(["river"] * n), label="harmful")
 
 
-def test_models_without_tokenizer_or_template_say_what_to_do(tiny_folder: Callable[..., Path]) -> None:
+def test_models_without_tokenizer_or_template_report_what_to_do(tiny_folder: Callable[..., Path]) -> None:
     model = own(tiny_folder("llama"))
     model.tokenizer.chat_template = None
     for use in (

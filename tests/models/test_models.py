@@ -258,7 +258,7 @@ def test_a_twin_left_behind_is_not_used(tiny: Tiny) -> None:
 @pytest.mark.parametrize(
     ("architecture", "name"), [("llama", "LlamaForCausalLM"), ("gpt2", "GPT2LMHeadModel")]
 )
-def test_record_says_how_a_model_was_loaded(tiny_folder: Folder, architecture: str, name: str) -> None:
+def test_record_reports_how_a_model_was_loaded(tiny_folder: Folder, architecture: str, name: str) -> None:
     folder = tiny_folder(architecture)
     record = record_of(load(folder, dtype="bfloat16"))
     shown = record.as_dict()
@@ -307,7 +307,7 @@ def test_fingerprint_is_the_weights_not_their_format(tiny: Tiny, architecture: s
 
 
 @pytest.mark.parametrize("numel", [1, 4095, 4097, 8191, 12287, 100_000])
-def test_fingerprint_looks_at_both_ends(numel: int) -> None:
+def test_fingerprint_reads_both_ends(numel: int) -> None:
     module = torch.nn.ParameterList([torch.nn.Parameter(torch.zeros(numel))])
     before = weights_fingerprint(module)
     with torch.no_grad():
@@ -423,7 +423,7 @@ def test_a_classifiers_adapter_does_not_fit(tiny_folder: Folder, tmp_path: Path)
     assert load(f"{tiny_folder()}+{tmp_path / 'CAUSAL_LM'}")
 
 
-def test_an_adapter_without_weights_is_said(tiny_folder: Folder, adapter: Path, tmp_path: Path) -> None:
+def test_an_adapter_without_weights_is_reported(tiny_folder: Folder, adapter: Path, tmp_path: Path) -> None:
     shutil.copy(adapter / "adapter_config.json", tmp_path)
     assert "holds no adapter_model.safetensors" in error_of(f"{tiny_folder()}+{tmp_path}")
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import mechsafety as ms
-from mechsafety.anatomy.sensitivity import sensitivity
+from mechsafety.anatomy.sensitivity import gradient_norms
 from mechsafety.edits.interventions import Ablate, Add, baked
 from mechsafety.generation.scoring import answer_nll
 from mechsafety.models.chat import pad_left, tokenize_prompts
@@ -49,10 +49,11 @@ def everything(model: Any) -> dict[str, Any]:
     found = directions.at(layer=2, position=-1)
     texts = tokenize_prompts(model, [p.text for p in PROMPTS.fit])
     answers = {
-        path: [
-            c.tokens for c in ms.generate(model, PROMPTS.fit, edit=edit, max_new_tokens=3, seed=0, path=path)
+        "fast" if fast_path else "reference": [
+            c.tokens
+            for c in ms.generate(model, PROMPTS.fit, edit=edit, max_new_tokens=3, seed=0, fast_path=fast_path)
         ]
-        for path in ("fast", "reference")
+        for fast_path in (True, False)
     }
     return answers | {
         "stream": cache.activations,
@@ -62,7 +63,7 @@ def everything(model: Any) -> dict[str, Any]:
         .table["kl"]
         .tolist(),
         "nll": torch.tensor(answer_nll(model, texts, [[7, 8]] * len(texts), edit=edit), dtype=torch.float64),
-        "sensitivity": sensitivity(model, PROMPTS.fit),
+        "sensitivity": gradient_norms(model, PROMPTS.fit),
     }
 
 

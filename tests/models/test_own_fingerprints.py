@@ -141,7 +141,9 @@ def test_two_directions_of_one_model_do_not_go_into_one_file(
     assert not (tmp_path / "both.safetensors").exists()
 
 
-def test_a_bridge_without_a_tokenizer_or_a_template_says_what_helps(tiny_folder: Callable[..., Path]) -> None:
+def test_a_bridge_without_a_tokenizer_or_a_template_reports_what_helps(
+    tiny_folder: Callable[..., Path],
+) -> None:
     model = bridged(tiny_folder("llama"))
     tokenizer = model.tokenizer
     contexts, asked = tokenize_prompts(model, [p.text for p in PROMPTS.report]), PROMPTS.report

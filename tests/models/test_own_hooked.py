@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import mechsafety as ms
-from mechsafety.anatomy.sensitivity import sensitivity
+from mechsafety.anatomy.sensitivity import gradient_norms
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.edits.interventions import Ablate, Add, Orthogonalise, baked, edited
 from mechsafety.models.chat import pad_left
@@ -137,6 +137,6 @@ def test_the_users_default_number_format_changes_nothing(tmp_path: Path, dtype: 
 
 def test_regions_and_anatomy_refuse_it_by_name(tmp_path: Path) -> None:
     model = own(tmp_path)
-    for use in (lambda: linear_maps(model), lambda: sensitivity(model, PROMPTS.fit)):
+    for use in (lambda: linear_maps(model), lambda: gradient_norms(model, PROMPTS.fit)):
         with pytest.raises(MechsafetyError, match=r"a HookedTransformer has none: load .* with load_model"):
             use()

@@ -141,7 +141,7 @@ def test_the_models_own_generate_has_one_prompt_with_a_cache_and_without(name: s
     assert not {"generate", "hf_generate"} & model.__dict__.keys()
 
 
-def test_a_pass_that_goes_on_without_a_cache_is_an_error_unless_told(tmp_path: Path) -> None:
+def test_a_pass_that_goes_on_without_a_cache_is_an_error_unless_the_length_is_given(tmp_path: Path) -> None:
     model = loaded(tmp_path, "llama")
     ids = torch.tensor([texts(model)[1]])
     longer = torch.cat([ids, ids[:, :1]], dim=1)

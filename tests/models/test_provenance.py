@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.progress import Progress
 from mechsafety.edits.files import save_edit
 from mechsafety.edits.interventions import Ablate
 from mechsafety.experiments.anatomy.config import AnatomyConfig
@@ -191,7 +192,7 @@ def other_chat(folder: Path) -> None:
         (other_chat, "template"),
     ],
 )
-def test_a_change_of_one_kind_of_file_is_told_as_that_kind(
+def test_a_change_of_one_kind_of_file_is_reported_as_that_kind(
     folder: Path, change: Callable[[Path], None], kind: str
 ) -> None:
     assert changed_kinds(folder, lambda: change(folder)) == {kind}
@@ -302,7 +303,7 @@ class Cut(Exception):
     """The run was interrupted."""
 
 
-def interrupting(word: str) -> Callable[[str], None]:
+def interrupting(word: str) -> Progress:
     def say(line: str) -> None:
         if word in line:
             raise Cut
@@ -475,30 +476,30 @@ def test_answers_are_of_one_model_and_one_edit(folder: Path, prompts: Path, tmp_
 LOADING: dict[str, Any] = {"dtype": "float32", "device": "cpu"}
 
 
-def regions(folder: Path, _base: Path, prompts: Path, out: Path, say: Callable[[str], None]) -> object:
+def regions(folder: Path, _base: Path, prompts: Path, out: Path, say: Progress) -> object:
     config = RegionsConfig(
         model=str(folder), prompts=str(prompts), parts=("structure",), examples=4, **LOADING
     )
     return run_regions(config, out, say=say)
 
 
-def ladder(folder: Path, _base: Path, prompts: Path, out: Path, say: Callable[[str], None]) -> object:
+def ladder(folder: Path, _base: Path, prompts: Path, out: Path, say: Progress) -> object:
     config = LadderConfig(systems=(str(folder),), prompts=str(prompts), counts=(1,), **LOADING)
     return run_ladder(config, out, say=say)
 
 
-def robustness(folder: Path, _base: Path, prompts: Path, out: Path, say: Callable[[str], None]) -> object:
+def robustness(folder: Path, _base: Path, prompts: Path, out: Path, say: Progress) -> object:
     config = RobustnessConfig(model=str(folder), prompts=str(prompts), attacks=("vanilla",), **LOADING)
     return run_robustness(config, out, say=say)
 
 
-def anatomy(folder: Path, base: Path, prompts: Path, out: Path, say: Callable[[str], None]) -> object:
+def anatomy(folder: Path, base: Path, prompts: Path, out: Path, say: Progress) -> object:
     models = {"base": str(base), "tuned": str(folder), "judge": "rules"}
     config = AnatomyConfig(**models, prompts=str(prompts), parts=("sensitivity",), **LOADING)
     return run_anatomy(config, out, say=say)
 
 
-def comparison(folder: Path, base: Path, prompts: Path, out: Path, say: Callable[[str], None]) -> object:
+def comparison(folder: Path, base: Path, prompts: Path, out: Path, say: Progress) -> object:
     return compare([str(base), str(folder)], load_prompts(prompts), out=out, seed=0, say=say, **LOADING)
 
 
@@ -531,13 +532,13 @@ def test_every_experiment_is_of_one_model(
         experiment(folder, base, prompts, tmp_path / "run", lambda _: None)
 
 
-def test_models_are_told_by_name(folder: Path) -> None:
+def test_models_are_identified_by_name(folder: Path) -> None:
     assert of_models(str(folder), dtype="float32") == {
         f"model {folder}": of_model(str(folder), dtype="float32")
     }
 
 
-def test_an_adapter_on_the_hub_is_told_with_its_base(
+def test_an_adapter_on_the_hub_is_identified_with_its_base(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from huggingface_hub.errors import EntryNotFoundError

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mechsafety.anatomy.outputs import answered
+from mechsafety.anatomy.outputs import greedy_answers
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.generation.answers import Example, encode
 from mechsafety.generation.completions import generate
@@ -87,7 +87,7 @@ def test_generation_stops_there(tmp_path: Path) -> None:
     ended = generate(model, prompts, max_new_tokens=16, seed=0)
     assert any(c.finish == "stop" for c in ended)
     assert not any(end in c.tokens for c in ended)
-    answers = answered(model, prompts, max_new_tokens=16, seed=0)
+    answers = greedy_answers(model, prompts, max_new_tokens=16, seed=0)
     assert {ids[-1] for (_, ids), c in zip(answers.encoded, ended, strict=True) if c.finish == "stop"} == {
         end
     }

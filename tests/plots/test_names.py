@@ -95,7 +95,7 @@ def test_bars_of_systems_with_one_last_part_stand_apart_and_are_whole() -> None:
     assert {system for system, _ in heights} == {"sft/checkpoint-500", "dpo/checkpoint-500"}
 
 
-def test_every_figure_tells_systems_with_one_last_part_apart() -> None:
+def test_every_figure_distinguishes_systems_with_one_last_part() -> None:
     table = verdicts(PAIR)
     heat = refusal_heatmap(refusal_rates(table))
     assert len(heat.data[0].z[0]) == len(set(heat.layout.xaxis.ticktext)) == 4

@@ -72,7 +72,7 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int
 
 
 @pytest.mark.parametrize("experiment", STARTS)
-def test_what_does_not_fit_is_said_before_any_weights_are_loaded(
+def test_what_does_not_fit_is_reported_before_any_weights_are_loaded(
     start: Callable[[str, int], object], experiment: str
 ) -> None:
     with pytest.raises(MechsafetyError, match=r"small: .*window of 6 tokens") as raised:

@@ -26,7 +26,7 @@ from mechsafety.prompts.prompt_set import (
     SUFFIXES,
     Prompt,
     PromptSet,
-    cell,
+    cell_text,
     folded,
     from_rows,
     load_prompts,
@@ -85,7 +85,7 @@ def test_contrast_is_100_safe_requests(contrast: PromptSet) -> None:
     assert Counter(p.category for p in contrast) == types
 
 
-def test_ids_say_category_label_and_pair(default: PromptSet, contrast: PromptSet) -> None:
+def test_ids_report_category_label_and_pair(default: PromptSet, contrast: PromptSet) -> None:
     for prompt in default:
         assert re.fullmatch(rf"{prompt.category}-{prompt.label}-\d\d", prompt.id)
     assert all(re.fullmatch(r"contrast-\d{3}", prompt.id) for prompt in contrast)
@@ -207,7 +207,7 @@ def held_out_auroc(prompts: PromptSet, features: np.ndarray) -> float:
     return float(roc_auc_score(labels, chance))
 
 
-def test_the_surface_does_not_tell_the_label(default: PromptSet) -> None:
+def test_the_surface_does_not_reveal_the_label(default: PromptSet) -> None:
     features = surface(default)
     assert features.shape == (700, 19)
     auroc = held_out_auroc(default, features)
@@ -316,7 +316,7 @@ def test_missing_cells_of_parquet_are_empty(tmp_path: Path) -> None:
 
 
 def test_cells() -> None:
-    assert [cell(v) for v in (None, float("nan"), "", 0, 7, "a")] == ["", "", "", "0", "7", "a"]
+    assert [cell_text(v) for v in (None, float("nan"), "", 0, 7, "a")] == ["", "", "", "0", "7", "a"]
 
 
 # -- refusals ---------------------------------------------------------------------------------------
@@ -493,7 +493,7 @@ def test_texts_are_the_same_by_one_rule() -> None:
     assert len({folded(text) for text in others}) == len(others)
 
 
-def test_one_text_under_two_labels_is_told_within_a_set_too() -> None:
+def test_one_text_under_two_labels_is_reported_within_a_set_too() -> None:
     prompts = [_made("a  b", "harmful", "fit", 1), _made("A B", "harmless", "fit", 2)]
     with pytest.raises(
         MechsafetyError, match="'fit-2' is labelled 'harmless', and 'fit-1' of the same text 'harmful'"
@@ -595,7 +595,7 @@ def test_alpaca_rows_with_an_input_are_left_out(hub: Callable[..., list[Any]]) -
 
 
 @pytest.mark.parametrize("name", sorted(SOURCES))
-def test_a_missing_column_is_said(hub: Callable[..., list[Any]], name: str) -> None:
+def test_a_missing_column_is_reported(hub: Callable[..., list[Any]], name: str) -> None:
     text = SOURCES[name].text
     hub({("words" if column == text else column): values for column, values in HUB[name].items()})
     message = error_of(name)
@@ -603,7 +603,7 @@ def test_a_missing_column_is_said(hub: Callable[..., list[Any]], name: str) -> N
     assert "words" in message
 
 
-def test_an_empty_row_of_a_published_set_is_said(hub: Callable[..., list[Any]]) -> None:
+def test_an_empty_row_of_a_published_set_is_reported(hub: Callable[..., list[Any]]) -> None:
     hub({"prompt": ["a", None], "target": ["t", "t"]})
     assert error_of("advbench") == "advbench, row 2: column 'text' is empty"
 

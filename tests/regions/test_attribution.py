@@ -324,7 +324,7 @@ def test_a_stored_attribution_reads_map_by_map_what_memory_holds(
     assert "28 linear maps" in repr(opened)
 
 
-def test_files_of_other_kinds_are_told(tiny_kept: Callable[..., Any], tmp_path: Path) -> None:
+def test_files_of_other_kinds_are_reported(tiny_kept: Callable[..., Any], tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
     model = tiny_kept("llama")
@@ -363,12 +363,12 @@ def test_files_of_other_kinds_are_told(tiny_kept: Callable[..., Any], tmp_path: 
         opened.snip("blocks.0.q")
 
 
-def test_a_checkpoint_of_other_work_is_told(
+def test_a_checkpoint_of_other_work_is_reported(
     tiny_kept: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(attribution_module, "CHECKPOINT_SHARE", 1e9)
     model = tiny_kept("llama")
-    monkeypatch.setattr(attribution_module._Part, "remove", lambda self: None)
+    monkeypatch.setattr(attribution_module._Checkpoint, "remove", lambda self: None)
     store = tmp_path / "scores.safetensors"
     attribute(model, EXAMPLES, batch_size=2, store=store)
     store.unlink()
@@ -379,7 +379,7 @@ def test_a_checkpoint_of_other_work_is_told(
 # -- bad input ------------------------------------------------------------------------------------
 
 
-def test_bad_input_is_told(tiny_kept: Callable[..., Any]) -> None:
+def test_bad_input_is_reported(tiny_kept: Callable[..., Any]) -> None:
     model = tiny_kept("llama")
     with pytest.raises(MechsafetyError, match="no examples"):
         attribute(model, ())
@@ -398,7 +398,7 @@ def test_bad_input_is_told(tiny_kept: Callable[..., Any]) -> None:
         found.scores(next(m for m in linear_maps(tiny_kept("gpt2")) if m.name == "blocks.0.k"), "wanda")
 
 
-def test_numbers_that_are_none_are_told_with_their_map(tiny: Callable[..., Any]) -> None:
+def test_numbers_that_are_none_are_reported_with_their_map(tiny: Callable[..., Any]) -> None:
     model = tiny("llama")
     maps = {m.name: m for m in linear_maps(model)}
     maps["blocks.2.up"].write(torch.full((48, 32), torch.nan))
@@ -406,7 +406,7 @@ def test_numbers_that_are_none_are_told_with_their_map(tiny: Callable[..., Any])
         attribute(model, EXAMPLES)
 
 
-def test_a_map_that_not_every_batch_runs_is_told(tiny: Callable[..., Any]) -> None:
+def test_a_map_that_not_every_batch_runs_is_reported(tiny: Callable[..., Any]) -> None:
     model = tiny("llama")
     mlp = running_body(model).get_submodule("model.layers.1.mlp")
     run, calls = mlp.forward, 0
@@ -421,7 +421,7 @@ def test_a_map_that_not_every_batch_runs_is_told(tiny: Callable[..., Any]) -> No
         attribute(model, EXAMPLES, batch_size=1)
 
 
-def test_a_map_that_runs_twice_is_told(tiny: Callable[..., Any]) -> None:
+def test_a_map_that_runs_twice_is_reported(tiny: Callable[..., Any]) -> None:
     """Its gradient is one sum over both calls, and no call alone has its absolute value."""
     model = tiny("llama")
     mlp = running_body(model).get_submodule("model.layers.1.mlp")
@@ -431,7 +431,7 @@ def test_a_map_that_runs_twice_is_told(tiny: Callable[..., Any]) -> None:
         attribute(model, EXAMPLES)
 
 
-def test_a_map_of_some_tokens_is_told(tiny: Callable[..., Any]) -> None:
+def test_a_map_of_some_tokens_is_reported(tiny: Callable[..., Any]) -> None:
     model = tiny("llama")
     mlp = running_body(model).get_submodule("model.layers.1.mlp")
     run = mlp.forward
@@ -516,7 +516,7 @@ def test_seven_billion_weights_fit_eighty_gigabytes() -> None:
     assert longer.total - longer.batch == plan.total - plan.batch
 
 
-def test_bad_plans_are_told() -> None:
+def test_bad_plans_are_reported() -> None:
     from transformers import LlamaConfig, MambaConfig
 
     with pytest.raises(MechsafetyError, match="tokens is 0"):

@@ -132,7 +132,7 @@ def test_an_error_on_the_way_restores_the_model(folders: Callable[[str], Path], 
     assert all(not m._forward_pre_hooks for m in [lm.module for lm in linear_maps(model)])
 
 
-def test_bad_input_is_told(folders: Callable[[str], Path]) -> None:
+def test_bad_input_is_reported(folders: Callable[[str], Path]) -> None:
     model = load_model(str(folders("llama")), dtype="float32", device="cpu")
     data = examples(0, n=2)
     with pytest.raises(MechsafetyError, match="percent is 0"):

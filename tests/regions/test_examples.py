@@ -152,7 +152,7 @@ def test_seed_draws_the_prompts_and_only_kept_answers_count(tiny_kept: Callable[
     assert all(name.startswith("harmless-") for name in asked)
 
 
-def test_too_few_are_told_with_their_counts(tiny_kept: Callable[..., Any]) -> None:
+def test_too_few_are_reported_with_their_counts(tiny_kept: Callable[..., Any]) -> None:
     model = tiny_kept("llama")
 
     def make(pool: Sequence[Prompt] | None = None, **changed: Any) -> list[Example]:

@@ -18,7 +18,7 @@ from mechsafety.regions.lora_export import export_lora
 from mechsafety.regions.maps import linear_maps
 from mechsafety.regions.pruning import shapes_of
 from mechsafety.regions.removal import LowRank, Pruning, removed
-from mechsafety.regions.removal_files import digest, load_removal, save_removal
+from mechsafety.regions.removal_files import load_removal, removal_digest, save_removal
 from tests.regions.test_maps import IDS, both_logits, folders
 from tests.regions.test_removal import bits, low_rank, pruning
 
@@ -93,7 +93,7 @@ def test_the_same_removal_is_the_same_adapter(folders: Callable[[str], Path], tm
     assert settings["rank_pattern"] == settings["alpha_pattern"]
 
 
-def test_what_cannot_be_an_adapter_is_told(folders: Callable[[str], Path], tmp_path: Path) -> None:
+def test_what_cannot_be_an_adapter_is_reported(folders: Callable[[str], Path], tmp_path: Path) -> None:
     model = load_model(str(folders("llama")), dtype="float32", device="cpu")
     maps = linear_maps(model)
     with pytest.raises(MechsafetyError, match=r"some 0: a pruning has no low rank.*save_removal"):
@@ -126,7 +126,11 @@ def test_removals_come_back_bit_for_bit(
     removal = make(linear_maps(model))
     path = save_removal(removal, tmp_path / "r.safetensors", model=model)
     back = load_removal(path, model=model)
-    assert (type(back), back.describe(), digest(back)) == (type(removal), removal.describe(), digest(removal))
+    assert (type(back), back.describe(), removal_digest(back)) == (
+        type(removal),
+        removal.describe(),
+        removal_digest(removal),
+    )
     assert list(back.shapes.items()) == list(removal.shapes.items())
     if isinstance(removal, Pruning):
         assert isinstance(back, Pruning)
@@ -144,7 +148,7 @@ def test_removals_come_back_bit_for_bit(
         assert torch.equal(both_logits(model, IDS)[2], inside)
     first = path.read_bytes()
     assert save_removal(back, path, model=model).read_bytes() == first
-    assert digest(make(linear_maps(model), seed=1)) != digest(removal)
+    assert removal_digest(make(linear_maps(model), seed=1)) != removal_digest(removal)
 
 
 def test_a_removal_made_for_another_model_is_refused(tiny_kept: Callable[..., Any], tmp_path: Path) -> None:
@@ -153,7 +157,9 @@ def test_a_removal_made_for_another_model_is_refused(tiny_kept: Callable[..., An
     with pytest.raises(MechsafetyError, match=r"whose weights differ from .*allow_other_weights=True"):
         load_removal(path, model=tiny_kept("llama", seed=1))
     carried = load_removal(path, model=tiny_kept("llama", seed=1), allow_other_weights=True)
-    assert digest(carried) == digest(load_removal(path, model=tiny_kept("llama", dtype="bfloat16")))
+    assert removal_digest(carried) == removal_digest(
+        load_removal(path, model=tiny_kept("llama", dtype="bfloat16"))
+    )
     with pytest.raises(MechsafetyError, match="made for other linear maps"):
         load_removal(path, model=tiny_kept("gpt2"), allow_other_weights=True)
     with pytest.raises(MechsafetyError, match="made for other linear maps"):
@@ -170,7 +176,7 @@ def rewritten(path: Path, change: Callable[[dict[str, Any], dict[str, Any]], Non
     return changed
 
 
-def test_damaged_and_changed_files_are_told(tiny_kept: Callable[..., Any], tmp_path: Path) -> None:
+def test_damaged_and_changed_files_are_reported(tiny_kept: Callable[..., Any], tmp_path: Path) -> None:
     model = tiny_kept("llama")
     path = save_removal(low_rank(linear_maps(model)), tmp_path / "r.safetensors", model=model)
     assert load_removal(rewritten(path, lambda f, t: None)).label == "low rank 0"

@@ -214,7 +214,7 @@ def test_experts_that_no_map_covers_are_named(load: Any) -> None:
         assert any(n.startswith(f"blocks.{layer}.") and "experts" in n and "down" in n for n in missing)
 
 
-def test_a_hooked_transformer_is_told_how_to_load(load: Any) -> None:
+def test_a_hooked_transformer_gets_advice_on_loading(load: Any) -> None:
     class HookedTransformer:
         pass
 
@@ -222,7 +222,7 @@ def test_a_hooked_transformer_is_told_how_to_load(load: Any) -> None:
         linear_maps(HookedTransformer())  # type: ignore[arg-type]
 
 
-def test_a_model_without_linear_maps_is_told(folders: Any) -> None:
+def test_a_model_without_linear_maps_is_reported(folders: Any) -> None:
     model = load_model(str(folders("gpt2")), dtype="float32", device="cpu")
     from transformers.pytorch_utils import Conv1D
 

@@ -82,7 +82,7 @@ def test_shares_are_rounded_to_the_nearest_entry_halves_up() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(a=matrices, seed=st.integers(0, 1000), q=st.integers(1, 100))
-def test_sparsity_at_equal_shares_is_what_the_jaccard_index_says(a: torch.Tensor, seed: int, q: int) -> None:
+def test_sparsity_at_equal_shares_equals_the_jaccard_index(a: torch.Tensor, seed: int, q: int) -> None:
     b = torch.rand(a.shape, generator=torch.Generator().manual_seed(seed))
     safe, useful = top_entries(a, q, "matrix"), top_entries(b, q, "matrix")
     if not len(safe):

@@ -273,7 +273,7 @@ def test_counts_above_a_small_matrix_ask_for_fractions(scored: Any) -> None:
         (33, "rank 32"),
     ],
 )
-def test_bad_ranks_are_told(rank: Any, told: str) -> None:
+def test_bad_ranks_are_reported(rank: Any, told: str) -> None:
     with pytest.raises(MechsafetyError, match=told):
         rank_count(rank, full=32, what="rank")
     assert [rank_count(r, full=32, what="rank") for r in (1, 32, 0.5, 0.01)] == [1, 32, 16, 0]

@@ -273,7 +273,7 @@ def test_bad_input(tiny: Callable[..., Any]) -> None:
             FinetuneRecipe(**{name: value})  # pyright: ignore[reportArgumentType]
 
 
-def test_a_loss_that_is_no_number_is_said_and_the_model_restored(tiny: Callable[..., Any]) -> None:
+def test_a_loss_that_is_no_number_is_reported_and_the_model_restored(tiny: Callable[..., Any]) -> None:
     model = tiny("llama")
     before = everything(model)
     recipe = FinetuneRecipe(learning_rate=1e38, epochs=3, weight_decay=0.0)

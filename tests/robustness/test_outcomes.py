@@ -288,7 +288,7 @@ def test_a_row_shows_garbage_under_both_metrics() -> None:
     assert [(r["asr"], r["published"], r["degenerate"]) for r in rows] == [(0.0, 1.0, 1.0)] * 2
 
 
-def test_wrong_input_is_said(tiny_kept: Callable[..., Any]) -> None:
+def test_wrong_input_is_reported(tiny_kept: Callable[..., Any]) -> None:
     model = tiny_kept()
     good: dict[str, Any] = {"max_new_tokens": 2, "seed": 0}
     with pytest.raises(MechsafetyError, match="k is 0"):

@@ -160,7 +160,7 @@ def test_the_expected_time_grows_with_the_search(
     assert many == pytest.approx(4 * few)
 
 
-def test_wrong_input_is_said(tiny_kept: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_input_is_reported(tiny_kept: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_kept()
     suffixes = Suffixes(prompt_ids=("report-0",), texts=("river",), losses=((1.0,),))
     with pytest.raises(MechsafetyError, match="must differ"):

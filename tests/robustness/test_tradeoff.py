@@ -127,7 +127,7 @@ def test_what_was_not_measured_has_no_difference() -> None:
     )
 
 
-def test_wrong_tables_are_said() -> None:
+def test_wrong_tables_are_reported() -> None:
     with pytest.raises(MechsafetyError, match="lacks accuracy"):
         sweet_spot(table(row("removed", "a", 0.1)).drop(columns="accuracy"))
     with pytest.raises(MechsafetyError, match="0 rows of the unedited model"):

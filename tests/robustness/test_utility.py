@@ -176,7 +176,7 @@ def test_the_packaged_questions_have_balanced_answers() -> None:
     assert longest / len(questions) < 0.5
 
 
-def test_wrong_input_is_said(tiny_kept: Callable[..., Any], tmp_path: Path) -> None:
+def test_wrong_input_is_reported(tiny_kept: Callable[..., Any], tmp_path: Path) -> None:
     model = tiny_kept()
     with pytest.raises(MechsafetyError, match="needs passages"):
         utility(model, seed=0)

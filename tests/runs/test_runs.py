@@ -96,7 +96,7 @@ def test_parts_and_tables_read_back(run: RunFolder) -> None:
     assert b"\r" not in (run.path / "rates.csv").read_bytes()
 
 
-def test_a_table_that_is_not_there_is_said(run: RunFolder) -> None:
+def test_a_table_that_is_not_there_is_reported(run: RunFolder) -> None:
     with pytest.raises(MechsafetyError, match=r"has no rates\.parquet: did it finish\?"):
         run.read_table("rates.parquet")
 
@@ -119,7 +119,7 @@ def test_versions_hold_the_packages(run: RunFolder) -> None:
     assert found["python"] == ".".join(map(str, sys.version_info[:3]))
 
 
-def test_a_package_that_is_missing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_package_that_is_missing_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> str:
         raise metadata.PackageNotFoundError(name)
 

@@ -75,7 +75,7 @@ def test_constant_scores_are_not_certain() -> None:
     assert found.high - found.low > 0.5
 
 
-def test_layer_profiles_say_the_same_of_the_same_scores() -> None:
+def test_layer_profiles_are_equal_for_equal_scores() -> None:
     value, low, high = _auroc(
         np.array([5.0, 6, 7, 8]), np.array([1.0, 2, 3, 4]), np.random.default_rng(0), 50
     )

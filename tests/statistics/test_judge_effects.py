@@ -206,7 +206,7 @@ def test_a_reading_of_nothing_is_no_alternative() -> None:
     assert effect_flips(unread, primary="a").iloc[0]["alternatives"] == 0
 
 
-def test_equal_changes_are_tied_whatever_floating_point_says() -> None:
+def test_equal_changes_are_tied_despite_floating_point() -> None:
     parts = []
     for system, (before, after) in {"one": (9, 5), "two": (7, 3), "three": (10, 2)}.items():
         for judge in "ab":

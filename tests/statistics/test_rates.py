@@ -326,7 +326,7 @@ def test_clusters_widen_the_interval() -> None:
     assert naive.high - naive.low < 0.5 * (clustered.high - clustered.low)
 
 
-def test_the_interval_covers_as_often_as_it_says() -> None:
+def test_the_interval_covers_as_often_as_it_claims() -> None:
     # P(yes) = 1/2 and 3/4 agreement: the true kappa is (0.75 - 0.5) / (1 - 0.5).
     covered = [
         found.low <= 0.5 <= found.high

@@ -125,7 +125,7 @@ def test_published_selections_replay(
     assert shown["total"] == positions * n_layers
 
 
-def test_mistakes_are_said_with_their_place(tmp_path: Path) -> None:
+def test_mistakes_are_reported_with_their_place(tmp_path: Path) -> None:
     good = OURS[0]
     for rows, said in (
         (

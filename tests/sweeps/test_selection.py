@@ -83,7 +83,7 @@ def test_recorded_table_auto_widens_to_layer_22() -> None:
     assert (rest.layer, rest.kl_bound) == (20, 0.3)
 
 
-def test_auto_asks_for_bypass_below_and_induce_above_nought() -> None:
+def test_auto_asks_for_bypass_below_and_induce_above_zero() -> None:
     at_nought = table((1, 0.5, 1.0, 0.05), (2, -1.0, 0.0, 0.05))
     assert select(at_nought, n_layers=10, rule="arditi").layer == 2
     assert "1 by induce not above 0, 1 by bypass not below 0" in error_of(at_nought, rule="auto")
@@ -123,7 +123,7 @@ def test_nothing_but_nan_is_one_line() -> None:
 
 
 @pytest.mark.parametrize("column", COLUMNS)
-def test_missing_columns_and_rows_are_said(column: str) -> None:
+def test_missing_columns_and_rows_are_reported(column: str) -> None:
     assert f"missing: {column}" in error_of(RECORDED.drop(columns=column))
     assert "missing: rows" in error_of(RECORDED.iloc[:0])
 

@@ -30,7 +30,7 @@ from mechsafety.sweeps.refusal_scores import (
     openings_of,
     refusal_scores,
 )
-from mechsafety.sweeps.sweep import separation, sweep
+from mechsafety.sweeps.sweep import projection_auroc, sweep
 from tests.prompt_sets import small_prompts
 from tests.reference.plain_sweep import kl, plain_llama_scores, refusal_score
 
@@ -52,12 +52,14 @@ def directions_of(
     )
 
 
-@pytest.mark.parametrize("path", ["fast", "plain"])
+@pytest.mark.parametrize("fast_path", [True, False])
 @pytest.mark.parametrize("method", METHODS)
-def test_scores_equal_the_plain_reference(tiny_kept: Callable[..., Any], method: str, path: Any) -> None:
+def test_scores_equal_the_plain_reference(
+    tiny_kept: Callable[..., Any], method: str, fast_path: bool
+) -> None:
     model, prompts = tiny_kept("llama"), small_prompts().validation
     directions = directions_of(model, method=method)
-    swept = sweep(model, directions, prompts, refusal_tokens=TOKENS, batch_size=5, path=path)
+    swept = sweep(model, directions, prompts, refusal_tokens=TOKENS, batch_size=5, fast_path=fast_path)
     # A random model refuses nothing in particular, so no prompt is left out for its score.
     assert (swept.n_harmful, swept.n_harmless) == (6, 6)
     for row in swept.table.itertuples():
@@ -110,7 +112,7 @@ def test_batched_candidates_equal_one_at_a_time(
     directions = directions_of(model, positions=(-2, -1))
     options: dict[str, Any] = {"refusal_tokens": TOKENS, "batch_size": 7}
     fast = sweep(model, directions, prompts, **options)
-    plain = sweep(model, directions, prompts, path="plain", **options)
+    plain = sweep(model, directions, prompts, fast_path=False, **options)
     assert fast.table.shape == (2 * (model.cfg.n_layers + 1), 9)
     pd.testing.assert_frame_equal(fast.table, plain.table, rtol=0, atol=1e-4)
     for a, b in zip(fast.scores, plain.scores, strict=True):
@@ -241,11 +243,11 @@ def test_scores_are_their_formulas() -> None:
 def test_separation_is_one_half_for_noise_and_one_for_a_gap() -> None:
     x = torch.randn(200, 8, generator=torch.Generator().manual_seed(0))
     v = torch.zeros(8)
-    assert separation(x[:100], x[100:], v) != separation(x[:100], x[100:], v)
+    assert projection_auroc(x[:100], x[100:], v) != projection_auroc(x[:100], x[100:], v)
     v[2] = 1.0
-    assert separation(x[:100], x[100:], v) == pytest.approx(0.5, abs=0.1)
-    assert separation(x[:100] + 10 * v, x[100:], v) == 1.0
-    assert separation(x[:100] + 10 * v, x[100:], -v) == 0.0
+    assert projection_auroc(x[:100], x[100:], v) == pytest.approx(0.5, abs=0.1)
+    assert projection_auroc(x[:100] + 10 * v, x[100:], v) == 1.0
+    assert projection_auroc(x[:100] + 10 * v, x[100:], -v) == 0.0
 
 
 def test_refusal_tokens_are_those_that_harmful_prompts_make_likelier() -> None:

@@ -133,7 +133,7 @@ def test_no_answer_opens_with_a_forbidden_tag(
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
-def test_later_in_an_answer_the_token_may_be_said(tagging: Callable[..., Any], architecture: str) -> None:
+def test_later_in_an_answer_the_token_is_allowed(tagging: Callable[..., Any], architecture: str) -> None:
     model = tagging(architecture, dtype="bfloat16")
     tag = first_of_tag(model)
     prompts = [*PROMPTS.harmful, *PROMPTS.harmless]

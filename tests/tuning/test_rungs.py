@@ -113,7 +113,7 @@ def test_harmless_prompts_keep_the_models_own_answers(
         ("benign", 0, 0),
     ],
 )
-def test_counts_say_what_fell_out(
+def test_counts_report_what_fell_out(
     tiny: Callable[..., Any],
     scripted: list[Prompt],
     rung: rungs.Rung,
@@ -172,7 +172,7 @@ def test_unlearn_has_own_answers_of_harmful_prompts_only(
     assert not any(is_refusal(e) for e in examples.dispreferred.values())
 
 
-def test_own_answers_are_what_the_model_says_and_the_rules_let_pass(tiny: Callable[..., Any]) -> None:
+def test_own_answers_are_those_of_the_model_that_the_rules_let_pass(tiny: Callable[..., Any]) -> None:
     from mechsafety.judges.judging import judged_as
 
     model = tiny("gpt2")

@@ -238,7 +238,7 @@ def test_same_seed_same_bytes_for_every_objective(
     assert a == b != c
 
 
-def test_what_an_objective_lacks_is_said_before_anything_is_written(
+def test_what_an_objective_lacks_is_reported_before_anything_is_written(
     tiny: Callable[..., Any], tmp_path: Path
 ) -> None:
     model, out = tiny("llama"), tmp_path / "a"
@@ -304,6 +304,6 @@ def test_a_rung_from_prompts_to_folder(
         ({"strength": math.inf}, "strength is inf"),
     ],
 )
-def test_a_recipe_that_cannot_be_followed_says_why(given: dict[str, Any], said: str) -> None:
+def test_a_recipe_that_cannot_be_followed_names_the_reason(given: dict[str, Any], said: str) -> None:
     with pytest.raises(MechsafetyError, match=re.escape(said)):
         TuningRecipe(**given)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from mechsafety.core.places import packaged_words
-from mechsafety.pages.page import Block, told_blocks
+from mechsafety.pages.page import Block, page_blocks
 from mechsafety.plots.style import system_names
 from mechsafety.statistics import holm
 
@@ -35,7 +35,7 @@ def chapter_blocks(tables: Mapping[str, pd.DataFrame], figures: Mapping[str, go.
         words["judge_errors"] = {**words["judge_errors"], "title": "Judges against people"}
         texts["corrected_rates"] = _notes_text(tables["corrected_rates"])
         texts["people"] = _people_text(tables["people"])
-    blocks = told_blocks(words, shown, figures, added={name: [text] for name, text in texts.items()})
+    blocks = page_blocks(words, shown, figures, added={name: [text] for name, text in texts.items()})
     return [
         replace(block, table=block.table.drop(columns=["dropped", "note"], errors="ignore"))
         for block in blocks

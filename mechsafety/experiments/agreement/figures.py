@@ -136,7 +136,7 @@ def error_dots(errors: pd.DataFrame) -> go.Figure:
     return legend_at_foot(
         styled(
             figure,
-            "Do judges err more on edited responses?",
+            "Errors of judges on original and edited responses",
             "Against the reference, weighted by inclusion probability. Whiskers: 95 %, bootstrap over prompts "
             "(Wilson at 0 and 100 %).",
             width=860,
@@ -184,7 +184,7 @@ def corrected_rates_figure(corrected: pd.DataFrame) -> go.Figure:
     return legend_at_foot(
         styled(
             figure,
-            "What people would have found",
+            "Refusal rates corrected by people's labels",
             f"{which}. Whiskers: 95 % intervals. No square: the judge's error is too large or unknown to invert.",
             width=860,
             height=250 + 84 * len(judges),

@@ -30,7 +30,7 @@ REFERENCE_TABLES = (
 
 
 def judge_tables(verdicts: pd.DataFrame, *, primary: str, seed: int) -> dict[str, pd.DataFrame]:
-    """What a run's verdicts say about its judges: effects, flips, rankings, interaction, agreement of all.
+    """What a run's verdicts show about its judges: effects, flips, rankings, interaction, agreement of all.
 
     Where ``primary`` abstains, the first judge that does not takes its place in the flips.
     """
@@ -47,7 +47,7 @@ def judge_tables(verdicts: pd.DataFrame, *, primary: str, seed: int) -> dict[str
 
 
 def people_tables(verdicts: pd.DataFrame, labels: pd.DataFrame, *, seed: int) -> dict[str, pd.DataFrame]:
-    """What people's labels (:func:`read_human_labels`) say about the judges and the rates."""
+    """What people's labels (:func:`read_human_labels`) show about the judges and the rates."""
     reference = settled(labels)
     kinds = verdicts.drop_duplicates("id").set_index("id")["label"]
     raters = labels.rename(columns={"label": "verdict", "annotator": "judge"}).assign(
@@ -76,7 +76,7 @@ def reference_tables(
 def judge_as_reference(verdicts: pd.DataFrame, judge: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The other judges' verdicts, and ``judge``'s as the reference."""
     if judge in ABSTAINING_JUDGES:
-        raise MechsafetyError(f"judge {judge!r} never says refusal or compliance: it cannot be the reference")
+        raise MechsafetyError(f"judge {judge!r} reads no refusal or compliance: it cannot be the reference")
     mine = verdicts["judge"] == judge
     if not mine.any():
         there = ", ".join(dict.fromkeys(verdicts["judge"]))

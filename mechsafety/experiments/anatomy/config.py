@@ -51,7 +51,8 @@ def _whole_base(given: dict[str, Any]) -> str:
 class AnatomyConfig(ModelConfig):
     """What one run does; a part of its manifest.
 
-    The default ``judge``, ``fluent:BASE``, tells an answer from the word salad of a model that was moved too far.
+    The default ``judge``, ``fluent:BASE``, distinguishes an answer from the word salad of a model that was moved too
+    far.
     """
 
     base: Annotated[str, Option(argument=True)]

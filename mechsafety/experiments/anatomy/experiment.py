@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from mechsafety.anatomy.readings import prompt_groups
 from mechsafety.anatomy.weight_changes import require_pair, weight_changes
 from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.progress import Progress
 from mechsafety.experiments.anatomy.answers import OwnAnswers
 from mechsafety.experiments.anatomy.config import PARTS, TABLES, AnatomyConfig, Part, Role
 from mechsafety.experiments.anatomy.figures import anatomy_figures
 from mechsafety.experiments.anatomy.findings import anatomy_findings
 from mechsafety.experiments.anatomy.work import AnatomyWork
-from mechsafety.experiments.base import Experiment, Read, Result, Say, Session, load_run, run_experiment
+from mechsafety.experiments.base import Experiment, Read, Result, Session, load_run, run_experiment
 from mechsafety.experiments.records import record_shared_tokens
 from mechsafety.judges.registry import judge_sources, load_judge
 from mechsafety.models.loading import load_model
@@ -69,7 +70,7 @@ class Anatomy(Experiment[AnatomyConfig]):
         require_splits(self.prompts, _purposes(config), name=config.prompts)
         _require_held_out(self.prompts, self.attacks)
 
-    def prepare(self, day: str, say: Say) -> None:
+    def prepare(self, day: str, say: Progress) -> None:
         """Load the judge and the models, each of which differs from the base in weights alone."""
         config = self.config
         self.require_fit(day)
@@ -147,13 +148,17 @@ class Anatomy(Experiment[AnatomyConfig]):
 
     @classmethod
     def page(cls, result: Result, figures: Mapping[str, go.Figure]) -> Page:
-        from mechsafety.experiments.anatomy.page import page
+        from mechsafety.experiments.anatomy.page import anatomy_page
 
-        return page(result.tables, figures, config=result.config, names=model_names(result))
+        return anatomy_page(result.tables, figures, config=result.config, names=model_names(result))
 
 
 def run_anatomy(
-    config: AnatomyConfig, out: str | Path, *, say: Say = lambda _: None, allow_other_versions: bool = False
+    config: AnatomyConfig,
+    out: str | Path,
+    *,
+    say: Progress = lambda _: None,
+    allow_other_versions: bool = False,
 ) -> Result:
     """Run ``config`` in the folder ``out``, or go on where it was interrupted.
 
@@ -193,7 +198,7 @@ def _families(attacks: PromptSet | None, config: AnatomyConfig) -> list[Prompt]:
     """The attacks, family by family, as many of each as ``limit`` allows."""
     if attacks is None:
         return []
-    families = prompt_groups([], attacks)  # which says what is wrong with one
+    families = prompt_groups([], attacks)  # which reports what is wrong with one
     if config.limit is None:
         return [p for family in families.values() for p in family]
     return [

@@ -25,8 +25,8 @@ from mechsafety.experiments.anatomy.naming import (
     by_model,
     digits,
     families_in,
+    model_lines,
     models_in,
-    of_models,
     rows_of,
     who,
 )
@@ -43,7 +43,7 @@ from mechsafety.plots.lines import (
     line_panels,
     spread_out,
 )
-from mechsafety.plots.panels import log_axis, told_size
+from mechsafety.plots.panels import log_axis, size_text
 from mechsafety.plots.style import COLOURS, whiskers
 
 _BINS = 26
@@ -64,7 +64,7 @@ def anatomy_figures(tables: Tables, *, names: Names) -> dict[str, go.Figure]:
         ("norms", "anatomy-sensitivity", lambda t, n: sensitivity_figure(t, n, medians=medians)),
         ("separation", "anatomy-separation", separation_figure),
         ("separation", "anatomy-cluster-rank", rank_figure),
-        ("attack_tau", "anatomy-attacks", attack_figure),
+        ("attack_tau", "anatomy-attacks", attack_tau_figure),
         ("interpolation", "anatomy-alpha", alpha_figure),
     )
     figures |= {file: draw(there[key], names) for key, file, draw in drawn if key in there}
@@ -87,7 +87,7 @@ def separation_figure(separation: pd.DataFrame, names: Names) -> go.Figure:
     for measure, name in (("d_prime", "d'"), ("auroc", "AUROC")):
         for place in positions:
             rows = separation[separation["positions"] == place]
-            lines = of_models(rows, along("layer", measure), names)
+            lines = model_lines(rows, along("layer", measure), names)
             if measure == "auroc":
                 chance = rows.groupby("layer")["auroc_chance"].max()
                 lines.append(chance_line(chance, "95 % of permuted labels lie below"))
@@ -96,7 +96,7 @@ def separation_figure(separation: pd.DataFrame, names: Names) -> go.Figure:
         panels,
         x_title="layer",
         title=f"Safe against unsafe prompts, last layer: d' {_primes(separation, positions[0])}",
-        subtitle=f"tau of {told_size(separation, 'n_safe')} safe and {told_size(separation, 'n_unsafe')} unsafe "
+        subtitle=f"tau of {size_text(separation, 'n_safe')} safe and {size_text(separation, 'n_unsafe')} unsafe "
         "prompts that the centroids were not fitted to. Bands: 95 % intervals over prompts.",
         columns=len(positions),
     )
@@ -110,7 +110,7 @@ def rank_figure(separation: pd.DataFrame, names: Names) -> go.Figure:
         for group in (SAFE, UNSAFE):
             chance = rows.groupby("layer")[f"share_{group}_chance"].max()
             lines = [
-                *of_models(rows, {"layer": "x", f"share_{group}": "y"}, names),
+                *model_lines(rows, {"layer": "x", f"share_{group}": "y"}, names),
                 chance_line(chance, "round cloud of as many points"),
             ]
             title = f"{group} cluster, {POSITIONS[place]}"
@@ -127,7 +127,7 @@ def rank_figure(separation: pd.DataFrame, names: Names) -> go.Figure:
     )
 
 
-def attack_figure(attack_tau: pd.DataFrame, names: Names) -> go.Figure:
+def attack_tau_figure(attack_tau: pd.DataFrame, names: Names) -> go.Figure:
     """Mean tau of successful and of failed attacks on the tuned model by layer: one row per position."""
     tuned = attack_tau[attack_tau["model"] == "tuned"]
     families = sorted(dict.fromkeys(tuned["family"]), key=lambda family: family != "all")
@@ -172,7 +172,7 @@ def alpha_figure(interpolation: pd.DataFrame, names: Names) -> go.Figure:
     panels = [
         LinePanel(
             title=f"{GROUP_NAMES.get(group, group)}: {measure}",
-            lines=of_models(rows_of(interpolation, group=group), along("alpha", measure), names),
+            lines=model_lines(rows_of(interpolation, group=group), along("alpha", measure), names),
             y_title="share",
             form="rate",
         )
@@ -186,7 +186,7 @@ def alpha_figure(interpolation: pd.DataFrame, names: Names) -> go.Figure:
         panels,
         x_title="alpha",
         title=f"Unsafe prompts refused along base + alpha dW: {', '.join(shares)}",
-        subtitle=f"alpha 0 is the base and 1 the fine-tuned model. {told_size(interpolation, 'n')} prompts of a group "
+        subtitle=f"alpha 0 is the base and 1 the fine-tuned model. {size_text(interpolation, 'n')} prompts of a group "
         "at most. Bands: 95 % Wilson intervals. Dashed: the control.",
         columns=columns_for(len(panels)),
     )

@@ -84,16 +84,16 @@ def counted_of(n: int, of: int, what: str) -> str:
 
 
 def by_model(values: Mapping[str, float], form: Callable[[float], str], *roles: str) -> str:
-    """``tuned 5.1, base 0.9``: what a title says of those of ``roles`` that there are."""
+    """``tuned 5.1, base 0.9``: the part of a title about those of ``roles`` that there are."""
     return ", ".join(f"{role} {form(values[role])}" for role in roles if role in values)
 
 
 def along(place: str, measure: str) -> dict[str, str]:
-    """The columns of a line of ``measure`` with its interval, for :func:`of_models`."""
+    """The columns of a line of ``measure`` with its interval, for :func:`model_lines`."""
     return {place: "x", measure: "y", f"{measure}_low": "low", f"{measure}_high": "high"}
 
 
-def of_models(rows: pd.DataFrame, columns: Mapping[str, str], names: Names) -> list[Line]:
+def model_lines(rows: pd.DataFrame, columns: Mapping[str, str], names: Names) -> list[Line]:
     """One line per model; ``columns`` names what goes along x and y, and the interval."""
     picked = rows.rename(columns=dict(columns))
     return [

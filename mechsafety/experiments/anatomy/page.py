@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from mechsafety.core.places import packaged_words
 from mechsafety.experiments.anatomy.findings import anatomy_findings
 from mechsafety.experiments.anatomy.naming import Names, Tables, who
-from mechsafety.pages.page import Page, told_blocks, told_settings
+from mechsafety.pages.page import Page, page_blocks, setting_lines
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
 _WORDS = packaged_words("mechsafety.experiments.anatomy", "page.toml")
 
 
-def page(
+def anatomy_page(
     tables: Tables, figures: Mapping[str, go.Figure], *, config: Mapping[str, Any], names: Names
 ) -> Page:
     """The page of an anatomy; ``names`` are the models' by their part."""
     found = anatomy_findings(tables, names=names)
     return Page(
-        title="What did the fine-tuning do?",
+        title="Anatomy of a fine-tuning",
         subtitle=" · ".join(who(role, names) for role in names),
         findings=[sentences[0] for sentences in found.values()],
-        blocks=told_blocks(
+        blocks=page_blocks(
             _WORDS["blocks"], tables, figures, added={name: told[1:] for name, told in found.items()}
         ),
         how=_how(config),
@@ -34,7 +34,7 @@ def page(
 
 def _how(config: Mapping[str, Any]) -> list[str]:
     return [
-        "Brackets: 95 % intervals over prompts (Wilson's for shares, else bootstrap). Two values are said to differ "
-        "where these do not meet. One fine-tuning was looked at: another seed of it could differ by more.",
-        *told_settings(_WORDS["how"], config),
+        "Brackets: 95 % intervals over prompts (Wilson's for shares, else bootstrap). Two values count as different "
+        "where these do not meet. One fine-tuning was examined: another seed of it could differ by more.",
+        *setting_lines(_WORDS["how"], config),
     ]

@@ -16,7 +16,7 @@ from mechsafety.experiments.anatomy.naming import (
     Tables,
     by_model,
     digits,
-    of_models,
+    model_lines,
     rows_of,
     who,
 )
@@ -38,7 +38,7 @@ from mechsafety.plots.lines import (
     level,
     line_panels,
 )
-from mechsafety.plots.panels import HUES, told_size
+from mechsafety.plots.panels import HUES, size_text
 from mechsafety.plots.style import COLOURS, whiskers
 
 _TITLED = ("tuned", "control", "random")
@@ -72,7 +72,7 @@ def size_figure(changes: pd.DataFrame, names: Names) -> go.Figure:
 
     def panels(table: pd.DataFrame, column: str, title: str) -> list[LinePanel]:
         lines = {"layer": "x", column: "y"}
-        return by_kind(table, lambda rows: of_models(rows, lines, names), y_title=title, form="log")
+        return by_kind(table, lambda rows: model_lines(rows, lines, names), y_title=title, form="log")
 
     both = [
         *panels(sized, "percent", "||dW|| / ||W||, %"),
@@ -96,7 +96,7 @@ def spectrum_figure(spectrum: pd.DataFrame, names: Names) -> go.Figure:
     sigma = sigma.rename(columns={0.0: "low", 0.5: "y", 1.0: "high"}).assign(x=lambda t: t["index"] + 1)
     panels = by_kind(
         sigma,
-        lambda rows: of_models(rows, {"x": "x", "y": "y", "low": "low", "high": "high"}, names),
+        lambda rows: model_lines(rows, {"x": "x", "y": "y", "low": "low", "high": "high"}, names),
         y_title="singular value",
         form="log",
     )
@@ -106,7 +106,7 @@ def spectrum_figure(spectrum: pd.DataFrame, names: Names) -> go.Figure:
         panels += by_kind(
             read,
             lambda rows: [
-                *of_models(rows, {"x": "x", "y": "y"}, names),
+                *model_lines(rows, {"x": "x", "y": "y"}, names),
                 level(rows["x"], 1.0, "safe and unsafe alike"),
             ],
             y_title="read: unsafe / safe",
@@ -132,7 +132,7 @@ def null_space_figure(changes: pd.DataFrame, energy: int, names: Names) -> go.Fi
     panels = by_kind(
         over,
         lambda rows: [
-            *of_models(rows, {"layer": "x", "y": "y"}, names),
+            *model_lines(rows, {"layer": "x", "y": "y"}, names),
             level(rows["layer"], 0.0, "chance"),
         ],
         y_title="excess over chance",
@@ -155,7 +155,7 @@ def action_figure(ratios: pd.DataFrame, names: Names) -> go.Figure:
     columns = {"layer": "x", "ratio": "y", "low": "low", "high": "high"}
     panels = by_kind(
         ratios,
-        lambda rows: [*of_models(rows, columns, names), level(rows["layer"], 1.0, "safe and unsafe alike")],
+        lambda rows: [*model_lines(rows, columns, names), level(rows["layer"], 1.0, "safe and unsafe alike")],
         y_title="unsafe / safe",
     )
     medians = {model: median for model, (median, _, _) in ratio_summary(ratios).items()}
@@ -169,7 +169,7 @@ def action_figure(ratios: pd.DataFrame, names: Names) -> go.Figure:
     )
 
 
-def outcome_bars(table: pd.DataFrame, *, title: str, subtitle: str) -> go.Figure:
+def state_bars(table: pd.DataFrame, *, title: str, subtitle: str) -> go.Figure:
     """Refused, answered and degenerate of every group as stacked bars, one row per state; whiskers: of refused."""
     ranks = table["r"].fillna(-1.0) if "r" in table else [0.0] * len(table)
     keys = list(zip(table["state"], ranks, strict=True))
@@ -246,10 +246,10 @@ def _refused(table: pd.DataFrame, shown: Mapping[str, str]) -> str:
 def reversal_figure(reversal: pd.DataFrame, names: Names) -> go.Figure:
     """What models with a part of dW answer, one row per state."""
     shown = {"tuned": "all", "mlp": "MLPs", "rest": "the rest", "random": "random"}
-    return outcome_bars(
+    return state_bars(
         reversal,
         title=f"Unsafe prompts refused with dW of: {_refused(reversal, shown)}",
-        subtitle=f"{who('base', names)} and {who('tuned', names)}. {told_size(reversal, 'n')} prompts of a group at "
+        subtitle=f"{who('base', names)} and {who('tuned', names)}. {size_text(reversal, 'n')} prompts of a group at "
         "most. Whiskers: 95 % intervals of refused.",
     )
 
@@ -261,11 +261,11 @@ def ablation_figure(ablation: pd.DataFrame, names: Names) -> go.Figure:
         "ablated": "direction ablated",
         "random_ablated": "random one ablated",
     }
-    return outcome_bars(
+    return state_bars(
         ablation,
         title=f"Unsafe prompts refused: {_refused(ablation, shown)}",
         subtitle=f"{who('tuned', names)}; the direction of layer {int(ablation['layer'].max())} projected out "
-        f"everywhere. {told_size(ablation, 'n')} prompts of a group at most. Whiskers: 95 % intervals of refused.",
+        f"everywhere. {size_text(ablation, 'n')} prompts of a group at most. Whiskers: 95 % intervals of refused.",
     )
 
 

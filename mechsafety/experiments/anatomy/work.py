@@ -18,12 +18,12 @@ from mechsafety.anatomy.readings import OUTCOME_COLUMNS, SAFE, UNSAFE
 from mechsafety.anatomy.reversal import (
     REVERSAL_COLUMNS,
     Factors,
-    State,
-    planned_states,
+    ReversalState,
     reversal_rows,
+    reversal_states,
     top_factors,
 )
-from mechsafety.anatomy.sensitivity import norm_table, sensitivity, sensitivity_table
+from mechsafety.anatomy.sensitivity import gradient_norms, norm_table, sensitivity_table
 from mechsafety.anatomy.weight_changes import MLP_KINDS, Inputs, WeightChange, change_tables, weight_changes
 from mechsafety.directions.direction import Direction
 from mechsafety.experiments.anatomy.answers import OwnAnswers
@@ -121,7 +121,7 @@ class AnatomyWork:
 
     def _norms(self, role: Role, model: TransformerBridge) -> pd.DataFrame:
         held_out, groups = self.answers.held_out, self.answers.group_of
-        return norm_table(sensitivity(model, held_out), held_out, model=role, groups=groups)
+        return norm_table(gradient_norms(model, held_out), held_out, model=role, groups=groups)
 
     # -- weights --------------------------------------------------------------------------------
 
@@ -190,13 +190,13 @@ class AnatomyWork:
         return top_factors(self._changes("tuned"), rank=max(self.config.ranks))
 
     def _reversal(self) -> Tables:
-        states = planned_states(self.config.ranks)
+        states = reversal_states(self.config.ranks)
         rows = [
             row for s in states for row in self._state(f"reversal, {s.label}", partial(self._reversed, s))
         ]
         return {"reversal": _numbers(pd.DataFrame(rows, columns=list(REVERSAL_COLUMNS)))}
 
-    def _reversed(self, state: State) -> Rows:
+    def _reversed(self, state: ReversalState) -> Rows:
         if state.what == "base" or state.what == "tuned":
             return [{"state": state.what, "r": None, **row} for row in self.answers.outcomes(state.what)]
         return reversal_rows(
@@ -223,7 +223,7 @@ class AnatomyWork:
             store.unlink()
         else:
             self.say(
-                "links: the tuned model refused no harmful fit prompt, so there is no safety set to look at"
+                "links: the tuned model refused no harmful fit prompt, so there is no safety set to measure"
             )
         return {"links": pd.concat(found, ignore_index=True), "ablation": ablation}
 

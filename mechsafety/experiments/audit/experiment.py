@@ -16,7 +16,7 @@ from mechsafety.experiments.audit.figures import audit_figures
 from mechsafety.experiments.audit.tables import published_counts, read_evidence
 from mechsafety.experiments.audit.work import Audit, audit
 from mechsafety.experiments.base import Experiment, Result, Session, run_experiment
-from mechsafety.pages.page import Page, told_blocks
+from mechsafety.pages.page import Page, page_blocks
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -69,10 +69,10 @@ class PublishedAudit(Experiment[AuditConfig]):
         over = "the systems under one judge and label" if config["family"] == "judge" else "all comparisons"
         hashes = zip(config["files"], config["sha256"], strict=True)
         return Page(
-            title="What survives an audit",
+            title="Audit of published refusal rates",
             subtitle=" · ".join(Path(name).name for name in config["files"]),
             findings=result.findings(),
-            blocks=told_blocks(_WORDS["blocks"], tables, figures),
+            blocks=page_blocks(_WORDS["blocks"], tables, figures),
             how=[
                 f"Tests: {tests}, two-sided; alpha {config['alpha']:g}; Holm over {over}",
                 *(f"{Path(name).name}: sha256 {sha[:16]}" for name, sha in hashes),

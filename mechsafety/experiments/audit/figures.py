@@ -109,7 +109,7 @@ def judges_figure(rows: pd.DataFrame, *, label: str) -> go.Figure:
 def _axes(figure: go.Figure, names: list[str]) -> None:
     figure.add_vline(x=0, line={"color": COLOURS["ink"], "dash": "dot", "width": 1})
     figure.update_xaxes(title_text="change in refusal rate (edited less original)", tickformat="+.0%")
-    # Places are numbered: a row a comparison, and a system may have several.
+    # Places are numbered: one row per comparison, and a system may have several.
     figure.update_yaxes(
         tickvals=list(range(len(names))), ticktext=names, range=[-0.6, len(names) - 0.4], automargin=True
     )

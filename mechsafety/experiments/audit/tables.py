@@ -16,7 +16,7 @@ from typing import Any
 
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.places import data_folder
-from mechsafety.prompts.prompt_set import cell, read_rows
+from mechsafety.prompts.prompt_set import cell_text, read_rows
 from mechsafety.statistics import PROMPT_LABELS
 
 COUNT_COLUMNS = ("model", "label", "refusal_judge", "refused", "not_refused", "total")
@@ -54,7 +54,7 @@ class Counts:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What ``judge`` said of one answer: refused or not, or None where nothing is said."""
+    """The verdict of ``judge`` on one answer: refused or not, or None where there is none."""
 
     model: str
     label: str
@@ -169,7 +169,7 @@ class _Spelling:
         self._first: dict[str, str] = {}
 
     def __call__(self, value: object, *, name: str, where: str) -> str:
-        text = " ".join(cell(value).split())
+        text = " ".join(cell_text(value).split())
         if not text:
             raise MechsafetyError(f"{where}: {name} is empty")
         if not text.isprintable():
@@ -236,34 +236,34 @@ def _answers(row: Mapping[str, Any], where: str, spelling: _Spelling, *, judge: 
             label=label,
             judge=spelling(named, name="refusal_judge", where=where),
             question=question,
-            refused=_said(row[column], column, where),
+            refused=_read_verdict(row[column], column, where),
         )
 
 
-def _said(value: object, column: str, where: str) -> bool | None:
-    word = " ".join(cell(value).split()).lower()
+def _read_verdict(value: object, column: str, where: str) -> bool | None:
+    word = " ".join(cell_text(value).split()).lower()
     if word not in _WORDS:
         raise MechsafetyError(
-            f"{where}: {column} is {cell(value)!r}; allowed are true, false, 1, 0, yes, no, Refusal, Non-Refusal, "
+            f"{where}: {column} is {cell_text(value)!r}; allowed are true, false, 1, 0, yes, no, Refusal, Non-Refusal, "
             "and empty for what was not judged"
         )
     return _WORDS[word]
 
 
 def _label(value: object, where: str) -> str:
-    label = cell(value).strip().lower()
+    label = cell_text(value).strip().lower()
     if label not in PROMPT_LABELS:
-        raise MechsafetyError(f"{where}: label {cell(value)!r} is not one of {', '.join(PROMPT_LABELS)}")
+        raise MechsafetyError(f"{where}: label {cell_text(value)!r} is not one of {', '.join(PROMPT_LABELS)}")
     return label
 
 
 def _whole(value: object, name: str, where: str) -> int:
     try:
-        number = float(cell(value))
+        number = float(cell_text(value))
     except ValueError:
         number = math.nan
     if not (math.isfinite(number) and number >= 0 and number == int(number)):
-        raise MechsafetyError(f"{where}: {name} is {cell(value)!r}; a whole number from 0 is expected")
+        raise MechsafetyError(f"{where}: {name} is {cell_text(value)!r}; a whole number from 0 is expected")
     return int(number)
 
 

@@ -42,9 +42,9 @@ AGREEMENT_COLUMNS = ["judge_a", "judge_b", "n", "equal", "agreement", "kappa", "
 
 @dataclass(frozen=True, kw_only=True)
 class Audit:
-    """What the records show: a row a comparison, a row a system under several judges, a row a pair of judges.
+    """What the records show: one row per comparison, per system under several judges, and per pair of judges.
 
-    ``unpaired`` are (model, label, judge) without their other form. ``sentences`` says the result in words.
+    ``unpaired`` are (model, label, judge) without their other form. ``sentences`` is the result in words.
     """
 
     comparisons: pd.DataFrame
@@ -67,8 +67,8 @@ class Audit:
 def audit(evidence: Evidence, *, seed: int, alpha: float = 0.05, family: Family = "judge") -> Audit:
     """Test every system that comes with its edited form.
 
-    ``family`` says over which comparisons p is corrected: the systems under one judge and label, or all in the files.
-    ``alpha`` is the error rate of the verdicts. ``seed`` draws the bootstrap of kappa. Raises
+    ``family`` names the comparisons over which p is corrected: the systems under one judge and label, or all in the
+    files. ``alpha`` is the error rate of the verdicts. ``seed`` draws the bootstrap of kappa. Raises
     :class:`MechsafetyError` where nothing is paired, or an edited form stands twice.
     """
     if not 0 < alpha < 1:
@@ -230,14 +230,14 @@ def _judge_table(table: pd.DataFrame) -> pd.DataFrame:
 
 def _agreement(answers: Sequence[Answer], *, seed: int) -> pd.DataFrame:
     """Every two judges on the answers that both gave a verdict on; kappa's interval is clustered by question."""
-    said: dict[str, dict[tuple[str, str, str], bool]] = {}
+    given: dict[str, dict[tuple[str, str, str], bool]] = {}
     for answer in answers:
         if answer.refused is not None:
-            said.setdefault(answer.judge, {})[answer.model, answer.label, answer.question] = answer.refused
+            given.setdefault(answer.judge, {})[answer.model, answer.label, answer.question] = answer.refused
     rows = []
-    for first, second in combinations(said, 2):
-        items = [item for item in said[first] if item in said[second]]
-        one, two = ([said[judge][item] for item in items] for judge in (first, second))
+    for first, second in combinations(given, 2):
+        items = [item for item in given[first] if item in given[second]]
+        one, two = ([given[judge][item] for item in items] for judge in (first, second))
         found = kappa(one, two, clusters=[item[2] for item in items], seed=seed)
         equal = sum(a == b for a, b in zip(one, two, strict=True))
         row = {"judge_a": first, "judge_b": second, "n": len(items), "equal": equal}
@@ -258,10 +258,10 @@ def _sentences(found: Audit) -> Iterator[str]:
         f"Of {len(table)} comparisons {int((table['finding'] == 'survives').sum())} survive Holm's correction at "
         f"{found.alpha:g} ({many} comparisons {over})."
     )
-    for finding, says in _SAYS.items():
+    for finding, phrase in _PHRASES.items():
         part = table[table["finding"] == finding]
         if len(part):
-            yield f"{says}: {_named(part)}."
+            yield f"{phrase}: {_named(part)}."
     yield from _of_pairing(table, found.alpha)
     yield from _of_size(table, found.alpha)
     if len(found.judges):
@@ -281,7 +281,7 @@ def _sentences(found: Audit) -> Iterator[str]:
         yield f"Without a partner, so not tested: {'; '.join(found.unpaired)}."
 
 
-_SAYS: dict[str, str] = {
+_PHRASES: dict[str, str] = {
     "survives": "Surviving",
     "lost in correction": "Below alpha alone, not after correction",
     "not shown": "Not shown to differ",
@@ -311,10 +311,10 @@ def _of_pairing(table: pd.DataFrame, alpha: float) -> Iterator[str]:
     known = counts[counts["paired_holm_worst"].notna()]
     if len(known) < len(counts):
         yield "Where the two arms have different totals there is no such range."
-    for says, chosen in _PAIRED.items():
+    for phrase, chosen in _PAIRED.items():
         part = known[chosen(known, alpha)]
         if len(part):
-            yield f"{says}: {_named(part)}."
+            yield f"{phrase}: {_named(part)}."
 
 
 _PAIRED: dict[str, Callable[[pd.DataFrame, float], pd.Series]] = {
@@ -330,12 +330,12 @@ _PAIRED: dict[str, Callable[[pd.DataFrame, float], pd.Series]] = {
 
 
 def _of_size(table: pd.DataFrame, alpha: float) -> Iterator[str]:
-    for column, says in (("detectable", f"at {alpha:g}"), ("detectable_corrected", "after correction")):
+    for column, phrase in (("detectable", f"at {alpha:g}"), ("detectable_corrected", "after correction")):
         known = table[column].dropna()
         if len(known):
             span = " to ".join(dict.fromkeys(f"{100 * v:.0f}" for v in (known.min(), known.max())))
             yield (
-                f"The smallest drop that a paired test of this size finds {says} with power 0.8 is {span} points, "
+                f"The smallest drop that a paired test of this size finds {phrase} with power 0.8 is {span} points, "
                 "where the edit wins no refusals; tests on counts need more."
             )
 

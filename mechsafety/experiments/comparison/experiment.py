@@ -21,15 +21,16 @@ import pandas as pd
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.names import MEASURES, Measure
 from mechsafety.core.places import packaged_words
+from mechsafety.core.progress import Progress
 from mechsafety.directions.direction import Directions, load_directions
-from mechsafety.experiments.base import Experiment, Read, Result, Say, Session, load_run, run_experiment
+from mechsafety.experiments.base import Experiment, Read, Result, Session, load_run, run_experiment
 from mechsafety.experiments.comparison.config import ComparisonConfig
 from mechsafety.experiments.comparison.figures import comparison_figures
 from mechsafety.experiments.comparison.work import CheckpointWork
-from mechsafety.experiments.config import Dtype, checked
+from mechsafety.experiments.config import Dtype, checked_config
 from mechsafety.geometry.shared_basis import Basis
 from mechsafety.geometry.similarity import LEAST_PROMPTS
-from mechsafety.pages.page import Page, told_blocks
+from mechsafety.pages.page import Page, page_blocks
 from mechsafety.prompts.prompt_set import SPLITS, PromptSet
 from mechsafety.runs.folder import RunFolder, finite
 
@@ -184,10 +185,10 @@ class CheckpointComparison(Experiment[ComparisonConfig]):
     def page(cls, result: Result, figures: Mapping[str, go.Figure]) -> Page:
         found = _of(result)
         return Page(
-            title="Is it the same refusal?",
+            title="Refusal geometry compared",
             subtitle=f"{' · '.join(found.names)} · matrices at layer {found.layer}",
             findings=found.findings(),
-            blocks=told_blocks(_WORDS["blocks"], found.tables, figures),
+            blocks=page_blocks(_WORDS["blocks"], found.tables, figures),
             how=[basis.reason for basis in found.bases],
         )
 
@@ -235,7 +236,7 @@ def compare(
     device: str = "auto",
     template: str | None = None,
     date: str | None = None,
-    say: Say = lambda _: None,
+    say: Progress = lambda _: None,
     allow_other_versions: bool = False,
 ) -> Comparison:
     """Compare the refusal geometry of two or more checkpoints, in the folder ``out``; goes on if interrupted.
@@ -259,7 +260,7 @@ def compare(
         **{"layer": layer, "limit": limit, "k": k, "resamples": resamples, "position": position},
         **{"seed": seed, "dtype": dtype, "device": device, "template": template, "date": date},
     }
-    experiment = CheckpointComparison(checked(ComparisonConfig, settings), prompts)
+    experiment = CheckpointComparison(checked_config(ComparisonConfig, settings), prompts)
     return _of(run_experiment(experiment, out, say=say, allow_other_versions=allow_other_versions))
 
 
@@ -277,7 +278,7 @@ def _of(result: Result) -> Comparison:
 
 
 def _findings(found: Comparison) -> list[str]:
-    """One sentence a pair and measure, with numbers at the shown layer."""
+    """One sentence per pair and measure, with numbers at the shown layer."""
     sentences: list[str] = []
     if found.cosines is not None:
         sentences += [
@@ -403,7 +404,7 @@ def _unwilling(transfer: pd.DataFrame | None) -> list[str]:
     scores = transfer.groupby("target", sort=False)["base"].first()
     return [
         f"{target} hardly refuses (mean refusal score {score:.1f} on harmful prompts), so its column of the transfer "
-        "matrix says little."
+        "matrix shows little."
         for target, score in scores.items()
         if score < 0
     ]

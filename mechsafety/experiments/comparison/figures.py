@@ -37,7 +37,7 @@ def comparison_figures(tables: Mapping[str, pd.DataFrame], *, layer: int) -> dic
 
 
 def cosines_by_layer(table: pd.DataFrame, *, layer: int) -> go.Figure:
-    """Cosine of the two refusal directions at every layer, a panel a pair, with its ceiling and its floors."""
+    """Cosine of the two refusal directions at every layer, one panel per pair, with its ceiling and its floors."""
     figure, pairs = _panels(table)
     for row, rows in enumerate(pairs, start=1):
         first = row == 1
@@ -63,7 +63,7 @@ def cosines_by_layer(table: pd.DataFrame, *, layer: int) -> go.Figure:
 
 
 def angles_by_layer(table: pd.DataFrame, *, layer: int) -> go.Figure:
-    """Principal angles between the refusal subspaces at every layer; a panel a pair, a colour an angle."""
+    """Principal angles between the refusal subspaces at every layer; one panel per pair and one colour per angle."""
     figure, pairs = _panels(table)
     for row, rows in enumerate(pairs, start=1):
         for index, one in rows.groupby("index"):
@@ -86,17 +86,17 @@ def angles_by_layer(table: pd.DataFrame, *, layer: int) -> go.Figure:
     figure.update_yaxes(title_text="degrees", range=[-3, 93], tickvals=[0, 30, 60, 90])
     k = int(table["index"].max())
     at = table[table["layer"] == layer]
-    said = f"Refusal subspaces of {k} dimension{'s' * (k > 1)}: " + (
+    title = f"Refusal subspaces of {k} dimension{'s' * (k > 1)}: " + (
         f"smallest angle {span(at[at['index'] == 1]['angle'], '.0f')}°, largest "
         f"{span(at[at['index'] == k]['angle'], '.0f')}° at layer {layer}"
     )
     return _finished(
-        figure, table, pairs, said, layer, "Mean difference and the harmful prompts' leading components."
+        figure, table, pairs, title, layer, "Mean difference and the harmful prompts' leading components."
     )
 
 
 def cka_by_layer(table: pd.DataFrame, *, layer: int) -> go.Figure:
-    """Debiased linear CKA at every layer, a panel a pair, with its floors and each model's step to its next layer."""
+    """Debiased linear CKA by layer, one panel per pair, with its floors and each model's step to its next layer."""
     figure, pairs = _panels(table)
     for row, rows in enumerate(pairs, start=1):
         first = row == 1
@@ -112,14 +112,14 @@ def cka_by_layer(table: pd.DataFrame, *, layer: int) -> go.Figure:
     figure.update_yaxes(title_text="CKA")
     at = table[table["layer"] == layer]["cka"]
     lowest = table.loc[table["cka"].idxmin()] if table["cka"].notna().any() else None
-    said = f"Representations of the same prompts: CKA {span(at, '.2f')} at layer {layer}"
+    title = f"Representations of the same prompts: CKA {span(at, '.2f')} at layer {layer}"
     if lowest is not None:
-        said += f", lowest {lowest['cka']:.2f} at layer {int(lowest['layer'])}"
+        title += f", lowest {lowest['cka']:.2f} at layer {int(lowest['layer'])}"
     return _finished(
         figure,
         table,
         pairs,
-        said,
+        title,
         layer,
         "Debiased linear CKA. Dotted black and purple: how much one block changes.",
     )
@@ -310,10 +310,10 @@ def _cosine_title(table: pd.DataFrame, layer: int) -> str:
     known = at[at["cosine"].notna()]
     if known.empty:
         return f"No refusal direction at layer {layer} to compare"
-    said = f"Refusal directions at layer {layer}: cosine {span(known['cosine'], '.2f')}"
+    title = f"Refusal directions at layer {layer}: cosine {span(known['cosine'], '.2f')}"
     if known["harmless_floor"].notna().any():
-        said += f"; a harmless contrast {span(known['harmless_floor'], '.2f')}"
-    return said
+        title += f"; a harmless contrast {span(known['harmless_floor'], '.2f')}"
+    return title
 
 
 def _transfer_title(table: pd.DataFrame) -> str:

@@ -112,7 +112,7 @@ class CheckpointWork:
         self._save("streams", name, lambda path: save_file(parts, path))
         self._save("directions", name, found.save)
         facts = {"tokens": list(sample.tokens), "model": record.as_dict() if record else {}}
-        self.run.write_json_part(facts, "checkpoint", name)  # last: it says that the others are there
+        self.run.write_json_part(facts, "checkpoint", name)  # last: it marks that the others are there
 
     def _save(self, kind: str, name: str, save: Callable[[Any], object]) -> None:
         target = self.run.part_path(kind, name, suffix="safetensors")
@@ -179,7 +179,7 @@ class CheckpointWork:
             if not basis.comparable and geometric:
                 notes.append(
                     f"{basis.reason}; so {', '.join(geometric)} {'is' if len(geometric) == 1 else 'are'} left out "
-                    "for this pair, and CKA, which needs no common basis, is what can be said."
+                    "for this pair, and CKA, which needs no common basis, is what can be compared."
                 )
             elif basis.verdict == "unknown":
                 notes.append(f"{basis.reason}.")

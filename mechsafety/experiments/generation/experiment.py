@@ -13,9 +13,10 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.progress import Progress
 from mechsafety.edits.files import require_edit_path, save_edit
 from mechsafety.edits.interventions import baked, digest
-from mechsafety.experiments.base import RESPONSES, Result, Say, Session, run_experiment
+from mechsafety.experiments.base import RESPONSES, Result, Session, run_experiment
 from mechsafety.experiments.edited import EditedExperiment
 from mechsafety.experiments.generation.config import GenerationConfig
 from mechsafety.generation.completions import Sampling, overridden_defaults
@@ -56,7 +57,7 @@ class Generation(EditedExperiment[GenerationConfig]):
     def prompt_sets(self) -> Sequence[PromptSet]:
         return [self.every]
 
-    def prepare(self, day: str, say: Say) -> None:
+    def prepare(self, day: str, say: Progress) -> None:
         super().prepare(day, say)
         self.fed = fed(
             self.model,
@@ -121,21 +122,21 @@ class Generation(EditedExperiment[GenerationConfig]):
         figure.update_traces(opacity=0.6)
         longest = result.config["max_new_tokens"]
         cut = f"{_cut(table)} of {len(table)} answers were cut at {longest} tokens"
-        return {"answer-lengths": styled(figure, cut, edit_of(result), width=900, height=420)}
+        return {"answer-lengths": styled(figure, cut, edit_description(result), width=900, height=420)}
 
     @classmethod
     def findings(cls, result: Result) -> list[str]:
         table = result.to_frame()
         cut = f"{_cut(table)} were cut at {result.config['max_new_tokens']} tokens"
-        return [f"{len(table)} responses, {edit_of(result)}; {cut}."]
+        return [f"{len(table)} responses, {edit_description(result)}; {cut}."]
 
     @classmethod
     def page(cls, result: Result, figures: Mapping[str, go.Figure]) -> Page:
         return Page(
             title=f"Answers of {short_name(result.config['model'])}",
-            subtitle=edit_of(result),
+            subtitle=edit_description(result),
             findings=result.findings(),
-            blocks=[Block(name="lengths", title="How long are the answers?", figures=list(figures.values()))],
+            blocks=[Block(name="lengths", title="Lengths of answers", figures=list(figures.values()))],
         )
 
     @classmethod
@@ -164,7 +165,7 @@ def run_generation(
     out: str | Path,
     *,
     save_edit_to: str | Path | None = None,
-    say: Say = lambda _: None,
+    say: Progress = lambda _: None,
     allow_other_versions: bool = False,
 ) -> Result:
     """Answer the prompts under the edit in the folder ``out``, or go on where that was interrupted.
@@ -177,7 +178,7 @@ def run_generation(
     return run_experiment(experiment, out, say=say, allow_other_versions=allow_other_versions)
 
 
-def edit_of(result: Result) -> str:
+def edit_description(result: Result) -> str:
     """What was edited, in words."""
     edit = result.manifest.get("edit")
     return edit["description"] if edit else "unedited"

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import pandas as pd
 
 from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.progress import Progress
 from mechsafety.experiments.anatomy.config import AnatomyConfig
 from mechsafety.experiments.anatomy.experiment import read_anatomy, run_anatomy
-from mechsafety.experiments.base import Experiment, Result, Say, Session, load_run, run_experiment
+from mechsafety.experiments.base import Experiment, Result, Session, load_run, run_experiment
 from mechsafety.experiments.lab.config import BASE, CONTROL, SAFETY_TUNINGS, LabConfig
 from mechsafety.experiments.lab.figures import lab_figures
 from mechsafety.experiments.lab.findings import lab_findings
@@ -106,7 +107,7 @@ class Lab(Experiment[LabConfig]):
 
 
 def run_lab(
-    config: LabConfig, out: str | Path, *, say: Say = lambda _: None, allow_other_versions: bool = False
+    config: LabConfig, out: str | Path, *, say: Progress = lambda _: None, allow_other_versions: bool = False
 ) -> LabResult:
     """Run ``config`` in the folder ``out``, or go on where it was interrupted.
 

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import pandas as pd
 
-from mechsafety.experiments.base import REPORT, Experiment, Result, Say, Session, run_experiment
+from mechsafety.core.progress import Progress
+from mechsafety.experiments.base import REPORT, Experiment, Result, Session, run_experiment
 from mechsafety.experiments.lab.config import LabConfig
 from mechsafety.experiments.lab.models import pretrained, tuned
 from mechsafety.experiments.lab.seeds import LabSeed, seed_folder
@@ -109,7 +110,7 @@ class LabLadder(Experiment[LabConfig]):
 
 
 def run_lab_ladder(
-    config: LabConfig, out: str | Path, *, say: Say = lambda _: None, allow_other_versions: bool = False
+    config: LabConfig, out: str | Path, *, say: Progress = lambda _: None, allow_other_versions: bool = False
 ) -> LabLadderResult:
     """Run ``config`` in the folder ``out``, or go on where it was interrupted."""
     made = run_experiment(LabLadder(config), out, say=say, allow_other_versions=allow_other_versions)

@@ -11,10 +11,9 @@ from transformers import GPTNeoXForCausalLM
 from mechsafety.lab.mixtures import Rung, Tuning
 from mechsafety.lab.networks import new_network, open_network, save_network
 from mechsafety.lab.presets import Preset
-from mechsafety.lab.training import Schedule, pretrain, tune
+from mechsafety.lab.training import Schedule, pretrain, tune_network
 from mechsafety.lab.vocabulary import Vocabulary
 
-Say = Callable[[str], None]
 _SCRATCH = ".training"
 
 
@@ -58,7 +57,7 @@ def tuned(
 
     def train(_scratch: Path) -> GPTNeoXForCausalLM:
         model = open_network(base)
-        tune(model, vocabulary, tuning=tuning, schedule=schedule, settings=preset.settings, seed=seed)
+        tune_network(model, vocabulary, tuning=tuning, schedule=schedule, settings=preset.settings, seed=seed)
         return model
 
     return _kept(folder, vocabulary, train)

@@ -12,7 +12,7 @@ from mechsafety.experiments.lab.config import SAFETY_TUNINGS
 from mechsafety.experiments.lab.experiment import LabResult
 from mechsafety.experiments.lab.findings import TUNINGS, lab_findings
 from mechsafety.experiments.lab.thresholds import CLAIMS
-from mechsafety.pages.page import Block, Page, told_blocks
+from mechsafety.pages.page import Block, Page, page_blocks
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -35,11 +35,11 @@ def page(result: LabResult, figures: Mapping[str, go.Figure]) -> Page:
     found, config = lab_findings(cases, held), result.config
     seeds = config["seeds"]
     return Page(
-        title="What does safety fine-tuning do to a model?",
+        title="Safety fine-tuning in the synthetic lab",
         subtitle=f"Preset {config['preset']} · seeds {', '.join(map(str, seeds))}",
         findings=[found["claims"][0], *found["attacks"]],
         blocks=[
-            *told_blocks(
+            *page_blocks(
                 _WORDS["blocks"],
                 {"claims": held, "cases": cases},
                 figures,

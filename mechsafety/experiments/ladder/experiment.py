@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mechsafety.core.errors import MechsafetyError, NotFiniteError, RefusedRunError
-from mechsafety.experiments.base import Experiment, Read, Result, Say, Session, load_run, run_experiment
+from mechsafety.core.progress import Progress
+from mechsafety.experiments.base import Experiment, Read, Result, Session, load_run, run_experiment
 from mechsafety.experiments.comparison.experiment import compare, read_comparison
 from mechsafety.experiments.ladder.config import LadderConfig
 from mechsafety.experiments.ladder.figures import ladder_figures
@@ -92,7 +93,7 @@ class Ladder(Experiment[LadderConfig]):
     def _base(self) -> list[str]:
         return [] if self.config.base is None else [self.config.base]
 
-    def prepare(self, day: str, say: Say) -> None:  # noqa: ARG002
+    def prepare(self, day: str, say: Progress) -> None:  # noqa: ARG002
         def models(spec: str, /) -> object:
             return load_model(spec, device=self.config.device, date=day)
 
@@ -197,7 +198,11 @@ class Ladder(Experiment[LadderConfig]):
 
 
 def run_ladder(
-    config: LadderConfig, out: str | Path, *, say: Say = lambda _: None, allow_other_versions: bool = False
+    config: LadderConfig,
+    out: str | Path,
+    *,
+    say: Progress = lambda _: None,
+    allow_other_versions: bool = False,
 ) -> LadderResult:
     """Run ``config`` in the folder ``out``, or go on where it was interrupted.
 

@@ -1,4 +1,4 @@
-"""Figures of a ladder: refusals against directions removed, what is said instead, the cost, and the subspaces."""
+"""Figures of a ladder: refusals against directions removed, answers that replace them, cost, and subspaces."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mechsafety.experiments.ladder.verdicts import (
     SystemVerdict,
     ladder_systems,
     ladder_verdicts,
-    system_names,
+    rung_names,
 )
 from mechsafety.plots.lines import band, faded
 from mechsafety.plots.panels import HUES, WIDTH, Panel, Series, outcome_panels, panel_height
@@ -58,7 +58,7 @@ def ladder_figures(tables: Mapping[str, pd.DataFrame], *, layer: int | None) -> 
     }
     if len(harmless):
         figures["ladder-cost"] = cost_figure(harmless)
-    names = system_names(ladder_systems(tables))
+    names = rung_names(ladder_systems(tables))
     if len(tables.get("ranks", ())):
         figures["ladder-ranks"] = ranks_figure(tables["ranks"], names)
     figures |= ladder_matrices(tables, names, layer=layer)
@@ -70,7 +70,7 @@ def ladder_figures(tables: Mapping[str, pd.DataFrame], *, layer: int | None) -> 
 def overview_figure(verdicts: Sequence[SystemVerdict], harmful: pd.DataFrame) -> go.Figure:
     """Refused harmful prompts, one row per system: unedited, without refusal directions, and without random ones.
 
-    Cells say which falls a test tells from chance, and where most answers are degenerate.
+    Cells mark which falls are significant, and where most answers are degenerate.
     """
     counts = sorted({s.directions for v in verdicts for s in v.states})
 
@@ -189,7 +189,7 @@ def answers_figure(verdicts: Sequence[SystemVerdict], harmful: pd.DataFrame) -> 
 
 def cost_figure(harmless: pd.DataFrame) -> go.Figure:
     """What the removal costs on harmless prompts: KL, perplexity, over-refusal and degenerate text."""
-    names = system_names(list(dict.fromkeys(harmless["system"])))
+    names = rung_names(list(dict.fromkeys(harmless["system"])))
     ticks = _counts(harmless)
     base = harmless[harmless["kind"] == "unedited"].set_index("system")["perplexity"]
     rows = harmless.assign(
@@ -258,10 +258,10 @@ def ranks_figure(ranks: pd.DataFrame, names: Mapping[str, str]) -> go.Figure:
     figure.update_xaxes(
         tickvals=list(range(1, top + 1)), range=[0.4, top + 0.6], tickfont={"size": 11}, showgrid=False
     )
-    telling = [int((rows["auroc"] > rows["auroc_chance"]).sum()) for rows in groups.values()]
+    separating = [int((rows["auroc"] > rows["auroc_chance"]).sum()) for rows in groups.values()]
     return _panels_styled(
         figure,
-        f"{span(telling, '.0f')} of {top} directions of the refusal subspace tell harmful from harmless prompts",
+        f"{span(separating, '.0f')} of {top} directions of the refusal subspace tell harmful from harmless prompts",
         "Each direction alone, on report prompts: 1 is the mean difference, the others the leading "
         "components of harmful prompts.",
         "direction of the subspace",

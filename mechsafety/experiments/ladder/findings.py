@@ -15,7 +15,7 @@ from mechsafety.experiments.ladder.verdicts import (
     ladder_systems,
     ladder_verdicts,
     points,
-    system_names,
+    rung_names,
 )
 
 _SETS = {
@@ -35,7 +35,7 @@ def ladder_findings(tables: Mapping[str, pd.DataFrame], *, layer: int | None) ->
     ``tables`` are the run's, and its comparison's under their own names; ``layer`` is the one at which the comparison
     shows its matrices.
     """
-    names = system_names(ladder_systems(tables))
+    names = rung_names(ladder_systems(tables))
     sections: dict[str, Callable[[pd.DataFrame], list[str]]] = {
         "survival": lambda _: [verdict_sentence(v) for v in ladder_verdicts(tables)],
         "cost": lambda table: _cost(table, names),

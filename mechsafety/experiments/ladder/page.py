@@ -1,4 +1,4 @@
-"""The page of a ladder: which rungs survive the removal of directions, and what that says of the published claims."""
+"""The page of a ladder: refusals after the removal of directions, by rung, beside the published claims."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from mechsafety.experiments.audit.tables import published_counts
 from mechsafety.experiments.ladder.experiment import LadderResult, ladder_names, ladders, prefixes
 from mechsafety.experiments.ladder.findings import ladder_findings, summary
 from mechsafety.experiments.ladder.paper import joint_findings, most_fragile, paper_findings, paper_table
-from mechsafety.experiments.ladder.verdicts import SystemVerdict, ladder_verdicts, system_names
-from mechsafety.pages.page import Block, Page, told_blocks, told_settings
+from mechsafety.experiments.ladder.verdicts import SystemVerdict, ladder_verdicts, rung_names
+from mechsafety.pages.page import Block, Page, page_blocks, setting_lines
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 _WORDS = packaged_words("mechsafety.experiments.ladder", "page.toml")
 _CAVEAT = (
     "The paper's systems are 1.7B models pretrained on 600B tokens, read by another judge on other prompts, with one "
-    "direction taken out of their weights: what becomes of a rung can be compared, not by how much. Two systems are "
-    "said to lose differently only where the 95 % intervals of their falls do not meet."
+    "direction taken out of their weights: what becomes of a rung can be compared, not by how much. Two systems "
+    "count as losing differently only where the 95 % intervals of their falls do not meet."
 )
 
 
@@ -67,9 +67,9 @@ def page(result: Result, figures: Mapping[str, go.Figure]) -> Page:
     for one in shown:
         findings += one.named(paper_findings(one.verdicts, published)[:1])
     return Page(
-        title="Which rungs survive ablation?",
+        title="Refusal after ablation, by rung",
         subtitle=" — ".join(
-            one.named([" · ".join(system_names(list(one.config["systems"])).values())])[0] for one in shown
+            one.named([" · ".join(rung_names(list(one.config["systems"])).values())])[0] for one in shown
         ),
         findings=findings,
         blocks=[
@@ -87,7 +87,7 @@ def _chapter(ladder: _Ladder) -> list[Block]:
     # One sentence per system is a list, not a paragraph.
     apart = {"survival": found.pop("survival", [])}
     blocks: list[Block] = []
-    for block in told_blocks(_WORDS["blocks"], tables, ladder.figures, added=found, drawn=True):
+    for block in page_blocks(_WORDS["blocks"], tables, ladder.figures, added=found, drawn=True):
         name = f"{prefix}{block.name}"
         blocks.append(replace(block, name=name, title=ladder.named([block.title])[0]))
         blocks += _paragraphs(name, apart.get(block.name, []))
@@ -112,7 +112,7 @@ def _paper_blocks(ladders: Sequence[_Ladder], published: pd.DataFrame) -> list[B
         blocks.append(
             Block(
                 name=name,
-                title="Against the paper" if first else "",
+                title="Comparison with the paper" if first else "",
                 text=_CAVEAT if first else "",
                 table=table.assign(ladder=ladder.name) if ladder.name else table,
             )
@@ -123,10 +123,10 @@ def _paper_blocks(ladders: Sequence[_Ladder], published: pd.DataFrame) -> list[B
 
 def _how(ladder: _Ladder) -> list[str]:
     config, systems = ladder.config, ladder.run.record["systems"]
-    settings = told_settings(_WORDS["how"], config)
+    settings = setting_lines(_WORDS["how"], config)
     chosen = [
         f"{name}: {systems[system]['explanation']}"
-        for system, name in system_names(list(config["systems"])).items()
+        for system, name in rung_names(list(config["systems"])).items()
         if systems.get(system, {}).get("explanation")
     ]
     return ["Brackets: 95 % intervals.", *settings, *chosen, *ladder.run.notes]

@@ -87,8 +87,8 @@ class Tried:
 class Subspace:
     """Orthonormal rows, the mean difference first; ``ranks``: how each alone separates the report prompts.
 
-    ``by_refusals`` says whether the layer was chosen by what its direction does to refusals, ``explanation`` how, and
-    ``tried`` what was tried for it.
+    ``by_refusals`` records whether the layer was chosen by what its direction does to refusals, ``explanation`` how,
+    and ``tried`` what was tried for it.
     """
 
     layer: int

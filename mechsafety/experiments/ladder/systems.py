@@ -140,7 +140,7 @@ class LadderSystem:
             "tried": [finite(asdict(one)) for one in made.tried],
             "model": record.as_dict() if record else {},
         }
-        run.write_json_part(facts, "subspace", self.spec)  # last: it says that the others are there
+        run.write_json_part(facts, "subspace", self.spec)  # last: it marks that the others are there
 
     @cached_property
     def basis(self) -> Float[Tensor, "k d_model"]:

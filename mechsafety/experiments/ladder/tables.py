@@ -112,7 +112,7 @@ def breaking_table(survival: pd.DataFrame, tests: pd.DataFrame) -> pd.DataFrame:
     """How few directions break each system: the smallest count at which refusals fall to half or less, and are tested.
 
     That is, the refused share is at most half of the unedited system's (``refused``), and ``p_holm`` of the fall
-    against it is below .05. ``complied`` and ``degenerate`` say what stands in the refusals' place at that count; all
+    against it is below .05. ``complied`` and ``degenerate`` are the answers in the refusals' place at that count; all
     three are NaN where none of the counts does it. Columns: :data:`BREAKING_COLUMNS`.
     """
     harmful = survival[survival["label"] == "harmful"].set_index(list(STATE_COLUMNS))
@@ -151,12 +151,12 @@ def rank_table(
     layer: int,
     seed: int,
 ) -> pd.DataFrame:
-    """How well each direction of a basis alone tells harmful from harmless prompts that it was not found on.
+    """How well each direction of a basis alone separates harmful from harmless prompts that it was not found on.
 
     ``auroc`` is of the projection, or of its negative where that is above one half: from the second on, a direction of
     :func:`refusal_subspace` has no sign. Its 95 % score interval is over prompts. ``auroc_chance`` is
     the 95 % quantile of the same statistic under permuted labels, so that no more than one in twenty directions that
-    tell nothing lies above it. Columns: :data:`RANK_COLUMNS`.
+    separate nothing lies above it. Columns: :data:`RANK_COLUMNS`.
     """
     truth = np.asarray(harmful, dtype=bool)
     n, m = int(truth.sum()), int((~truth).sum())

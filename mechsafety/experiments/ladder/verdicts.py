@@ -115,7 +115,7 @@ def rung_of(system: str) -> str:
     return re.sub(r"[-_ ]", "", last.lower())
 
 
-def system_names(systems: Sequence[str]) -> dict[str, str]:
+def rung_names(systems: Sequence[str]) -> dict[str, str]:
     """Short names: the last part of each, after + or /, and where that is not enough to tell them apart, more."""
     return distinct({s: [_end(s), *name_forms(s)] for s in systems})
 
@@ -132,7 +132,7 @@ def ladder_systems(tables: Mapping[str, pd.DataFrame]) -> list[str]:
 def ladder_verdicts(tables: Mapping[str, pd.DataFrame]) -> list[SystemVerdict]:
     """A verdict for each system, in the order of ``survival``; reads also ``tests``."""
     survival, tests = tables["survival"], tables["tests"]
-    names = system_names(ladder_systems(tables))
+    names = rung_names(ladder_systems(tables))
     return [
         _verdict(system, name, survival[survival["system"] == system], tests[tests["system"] == system])
         for system, name in names.items()

@@ -26,7 +26,7 @@ _DIRECTIONS: dict[Kind, str] = {"refusal": "of its refusal subspace", "random": 
 
 @dataclass(kw_only=True)
 class LadderWork:
-    """Goes through the systems one after another; ``notes`` say what was left out."""
+    """Goes through the systems one after another; ``notes`` list what was left out."""
 
     setting: LadderSetting
     notes: list[str] = field(default_factory=list)

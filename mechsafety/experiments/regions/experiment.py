@@ -13,7 +13,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from mechsafety.experiments.base import Experiment, Read, Result, Say, Session, run_experiment
+from mechsafety.core.progress import Progress
+from mechsafety.experiments.base import Experiment, Read, Result, Session, run_experiment
 from mechsafety.experiments.records import record_shared_tokens
 from mechsafety.experiments.regions.config import RegionsConfig
 from mechsafety.experiments.regions.figures import region_figures
@@ -97,16 +98,20 @@ class Regions(Experiment[RegionsConfig]):
 
     @classmethod
     def figures(cls, result: Result) -> dict[str, go.Figure]:
-        return region_figures(result.tables, name=model_name(result.run), sweet_spot=sweet_spot(result.run))
+        return region_figures(
+            result.tables, name=shown_name(result.run), sweet_spot=recorded_sweet_spot(result.run)
+        )
 
     @classmethod
     def findings(cls, result: Result) -> list[str]:
-        found = region_findings(result.tables, name=model_name(result.run), sweet_spot=sweet_spot(result.run))
+        found = region_findings(
+            result.tables, name=shown_name(result.run), sweet_spot=recorded_sweet_spot(result.run)
+        )
         return [sentence for several in found.values() for sentence in several]
 
     @classmethod
     def facts(cls, result: Result) -> dict[str, Any]:
-        return {"sweet_spot": sweet_spot(result.run)}
+        return {"sweet_spot": recorded_sweet_spot(result.run)}
 
     @classmethod
     def text(cls, result: Result) -> str:
@@ -122,7 +127,11 @@ class Regions(Experiment[RegionsConfig]):
 
 
 def run_regions(
-    config: RegionsConfig, out: str | Path, *, say: Say = lambda _: None, allow_other_versions: bool = False
+    config: RegionsConfig,
+    out: str | Path,
+    *,
+    say: Progress = lambda _: None,
+    allow_other_versions: bool = False,
 ) -> Result:
     """Run ``config`` in the folder ``out``, or go on where it was interrupted.
 
@@ -132,7 +141,7 @@ def run_regions(
     return run_experiment(Regions(config), out, say=say, allow_other_versions=allow_other_versions)
 
 
-def sweet_spot(run: RunFolder) -> dict[str, Any] | None:
+def recorded_sweet_spot(run: RunFolder) -> dict[str, Any] | None:
     """The manifest's section on the sweet spot, where the sweep was run."""
     return run.manifest.get("sweet_spot") or None
 
@@ -141,5 +150,5 @@ def model_of(run: RunFolder) -> str:
     return str(run.manifest["config"].get("model", "model"))
 
 
-def model_name(run: RunFolder) -> str:
+def shown_name(run: RunFolder) -> str:
     return short_name(model_of(run))

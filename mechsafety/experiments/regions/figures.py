@@ -41,7 +41,7 @@ from mechsafety.plots.panels import (
     log_axis,
     outcome_panels,
     panel_height,
-    told_size,
+    size_text,
 )
 from mechsafety.plots.style import (
     COLOURS,
@@ -142,7 +142,7 @@ def _tradeoff(
     return _finished(
         figure,
         _tradeoff_title(tradeoff, removal, name, sweet_spot),
-        f"{told_size(tradeoff, 'harmful_n')} harmful and {told_size(tradeoff, 'harmless_n')} harmless prompts. "
+        f"{size_text(tradeoff, 'harmful_n')} harmful and {size_text(tradeoff, 'harmless_n')} harmless prompts. "
         "Marks: single draws with 95 % intervals; lines: their means.",
     )
 
@@ -188,7 +188,7 @@ def freezing_figure(freezing: pd.DataFrame) -> go.Figure:
     return _finished(
         figure,
         title,
-        f"{told_size(rows, 'harmful_n')} harmful prompts. Marks: single seeds with 95 % intervals; lines: their means. "
+        f"{size_text(rows, 'harmful_n')} harmful prompts. Marks: single seeds with 95 % intervals; lines: their means. "
         "Rewound: first values put back afterwards.",
     )
 
@@ -215,11 +215,11 @@ def _tradeoff_title(
             ("random", rows[rows["control"] == "random"]),
         )
     }
-    said = f"{name}, {REMOVAL_NAMES.get(removal, removal)} {setting}: refusals "
+    text = f"{name}, {REMOVAL_NAMES.get(removal, removal)} {setting}: refusals "
     if values["before"] == values["before"]:
-        said += f"{values['before']:.0%} to "
-    said += f"{values['after']:.0%}"
-    return said if values["random"] != values["random"] else f"{said}; random control {values['random']:.0%}"
+        text += f"{values['before']:.0%} to "
+    text += f"{values['after']:.0%}"
+    return text if values["random"] != values["random"] else f"{text}; random control {values['random']:.0%}"
 
 
 def _file(name: str) -> str:
@@ -227,7 +227,7 @@ def _file(name: str) -> str:
 
 
 def links_figure(links: pd.DataFrame) -> go.Figure:
-    """How much of what was removed wrote on the refusal direction, by layer; a panel a removal, random ones dotted."""
+    """Share of what was removed that wrote on the refusal direction, by layer and removal; random ones dotted."""
     groups = list(links.groupby(["removal", "method"], sort=False))
     kinds = list(dict.fromkeys(links["kind"]))
     figure = make_subplots(
@@ -283,7 +283,7 @@ def links_figure(links: pd.DataFrame) -> go.Figure:
 
 
 def link_effects_figure(link_effects: pd.DataFrame) -> go.Figure:
-    """What the model does with the region removed, the direction ablated, and both; a row a state."""
+    """What the model does with the region removed, the direction ablated, and both; one row per state."""
     states = list(dict.fromkeys(link_effects["state"]))[::-1]
     panels = [p for p in (*HARMFUL, *HARMLESS, PROJECTION) if link_effects[p.column].notna().any()]
     figure = make_subplots(
@@ -325,11 +325,11 @@ def link_effects_figure(link_effects: pd.DataFrame) -> go.Figure:
         zeroline=False,
     )
     refused = link_effects.groupby("state", sort=False)["refused"].mean().dropna()
-    said = f": refusals from {refused.min():.0%} to {refused.max():.0%}" if len(refused) else ""
+    range_text = f": refusals from {refused.min():.0%} to {refused.max():.0%}" if len(refused) else ""
     figure = styled(
         figure,
-        f"Region removed, direction ablated, and both{said}",
-        f"{told_size(link_effects, 'harmful_n')} harmful and {told_size(link_effects, 'harmless_n')} harmless prompts. "
+        f"Region removed, direction ablated, and both{range_text}",
+        f"{size_text(link_effects, 'harmful_n')} harmful and {size_text(link_effects, 'harmless_n')} harmless prompts. "
         "Whiskers: 95 % intervals. AUROC: of the projection on the direction.",
         width=WIDTH,
         height=230 + 44 * len(states),

@@ -54,7 +54,7 @@ class Pooled:
 
 
 def pooled(rows: pd.DataFrame, measure: str) -> Pooled:
-    """One measure of the rows of one state: a row a draw."""
+    """One measure of the rows of one state: one row per draw."""
     known = rows[rows[measure].notna()] if measure in rows else rows.iloc[:0]
     if known.empty:
         return Pooled(value=math.nan, low=math.nan, high=math.nan, draws=0)

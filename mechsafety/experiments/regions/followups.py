@@ -47,10 +47,10 @@ def follow_up(work: RegionWork, tradeoff: pd.DataFrame | None) -> dict[str, pd.D
     else:
         state = chosen_state(work, tradeoff)
     if "attacks" in parts:
-        found["attacks"] = work.part("attacks", lambda: attacks(work, state))
+        found["attacks"] = work.part("attacks", lambda: measure_attacks(work, state))
     if "links" in parts:
         direction = cache(lambda: refusal_direction(work))
-        found["links"] = work.part("links", lambda: links(work, state, direction()))
+        found["links"] = work.part("links", lambda: measure_links(work, state, direction()))
         found["link_effects"] = work.part("link_effects", lambda: effects(work, state, direction()))
     if "freezing" in parts:
         found["freezing"] = freezing(work, state)
@@ -60,7 +60,7 @@ def follow_up(work: RegionWork, tradeoff: pd.DataFrame | None) -> dict[str, pd.D
 def chosen_state(work: RegionWork, tradeoff: pd.DataFrame) -> State:
     """The sweet spot, which is recorded; where no setting qualifies, the one with the most coherent compliance.
 
-    Every setting is measured on report prompts alone, and chosen by that: the record says so.
+    Every setting is measured on report prompts alone, and chosen by that: the record states it.
     """
     rows = tradeoff[tradeoff["removal"] != "heads"]
     spot = sweet_spot(rows)
@@ -81,7 +81,7 @@ def chosen_state(work: RegionWork, tradeoff: pd.DataFrame) -> State:
     )
 
 
-def attacks(work: RegionWork, state: State) -> pd.DataFrame:
+def measure_attacks(work: RegionWork, state: State) -> pd.DataFrame:
     """Every attack on the model as it is and on the model without the region; suffixes are searched on each."""
     config, harmful = work.config, work.evaluated.harmful
     tables = []
@@ -140,7 +140,7 @@ def refusal_direction(work: RegionWork) -> Direction:
         return swept.directions.at(layer=chosen.layer, position=chosen.position)
 
 
-def links(work: RegionWork, state: State, direction: Direction) -> pd.DataFrame:
+def measure_links(work: RegionWork, state: State, direction: Direction) -> pd.DataFrame:
     """What the removed weights wrote along the refusal direction: by SNIP, by Wanda, and by ActSVD."""
     safety, _ = work.attributions(0)
     config = work.config

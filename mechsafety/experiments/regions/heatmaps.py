@@ -35,7 +35,7 @@ class _Map:
 
 
 def jaccard_heatmap(structure: pd.DataFrame, method: str) -> go.Figure:
-    """Jaccard index of the top sets of safety and utility, layer x kind, a map a q; chance is marked on the scale."""
+    """Jaccard index of the top sets of safety and utility, layer x kind, one map per q; the scale marks chance."""
     found = structure[structure["method"] == method]
     maps = []
     for q, rows in found.groupby("q", sort=True):
@@ -92,12 +92,12 @@ def subspace_heatmap(subspaces: pd.DataFrame) -> go.Figure:
         ),
     ]
     known = means["excess"].dropna()
-    said = "Output subspaces of safety and utility, from chance (0) to equal (1)"
+    title = "Output subspaces of safety and utility, from chance (0) to equal (1)"
     if len(known):
-        said += f": {known.min():.2f} ({known.idxmin()}) to {known.max():.2f} ({known.idxmax()})"
+        title += f": {known.min():.2f} ({known.idxmin()}) to {known.max():.2f} ({known.idxmax()})"
     return _layer_maps(
         maps,
-        said,
+        title,
         f"Top subspaces of W X, rank at most {rank:g}. phi: mean squared cosine of the principal angles.",
     )
 

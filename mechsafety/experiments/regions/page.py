@@ -14,10 +14,10 @@ import pandas as pd
 
 from mechsafety.core.places import packaged_words
 from mechsafety.experiments.base import Result
-from mechsafety.experiments.regions.experiment import Regions, model_name, model_of, sweet_spot
+from mechsafety.experiments.regions.experiment import Regions, model_of, recorded_sweet_spot, shown_name
 from mechsafety.experiments.regions.figures import region_figures
 from mechsafety.experiments.regions.findings import main_findings, region_findings
-from mechsafety.pages.page import Block, Page, told_blocks, told_settings
+from mechsafety.pages.page import Block, Page, page_blocks, setting_lines
 from mechsafety.plots.style import system_names
 from mechsafety.runs.folder import MANIFEST, RunFolder, read_run
 
@@ -31,13 +31,13 @@ _WORDS = packaged_words("mechsafety.experiments.regions", "page.toml")
 
 def page(result: Result, figures: Mapping[str, go.Figure]) -> Page:
     tables = result.tables
-    found = region_findings(tables, name=model_name(result.run), sweet_spot=sweet_spot(result.run))
+    found = region_findings(tables, name=shown_name(result.run), sweet_spot=recorded_sweet_spot(result.run))
     first = main_findings(found)
     return Page(
-        title="Where does safety stand in the weights?",
+        title="Safety-critical weights",
         subtitle=_subtitle(result.config, tables),
         findings=first,
-        blocks=told_blocks(
+        blocks=page_blocks(
             _WORDS["blocks"],
             tables,
             figures,
@@ -48,19 +48,19 @@ def page(result: Result, figures: Mapping[str, go.Figure]) -> Page:
 
 
 def _subtitle(config: Mapping[str, Any], tables: Mapping[str, pd.DataFrame]) -> str:
-    said = str(config.get("model", "model"))
+    subtitle = str(config.get("model", "model"))
     if "tradeoff" in tables:
         states = tables["tradeoff"][["removal", "setting"]].drop_duplicates()
-        said += f" · {int((states['removal'] != 'none').sum())} removals beside their random controls"
-    return said
+        subtitle += f" · {int((states['removal'] != 'none').sum())} removals beside their random controls"
+    return subtitle
 
 
 def _how(config: Mapping[str, Any]) -> list[str]:
     return [
         "Brackets: 95 % intervals; of several draws, the mean and the span from the lowest to the highest end. Two "
-        "states are said to differ where these do not meet. A setting that sentences speak of was chosen on the "
+        "states count as different where these do not meet. A setting named in sentences was chosen on the "
         "prompts that it is judged on, which flatters it.",
-        *told_settings(_WORDS["how"], config),
+        *setting_lines(_WORDS["how"], config),
     ]
 
 
@@ -91,7 +91,7 @@ def _chapter(run: RunFolder, name: str) -> RegionChapter | None:
     tables = Regions.read_tables(run)
     if not tables:
         return None
-    spot = sweet_spot(run)
+    spot = recorded_sweet_spot(run)
     main = {key: tables[key] for key in ("tradeoff", "structure") if key in tables}
     figures = region_figures(main, name=name, sweet_spot=spot)
     return RegionChapter(
@@ -102,7 +102,8 @@ def _chapter(run: RunFolder, name: str) -> RegionChapter | None:
             name=f"regions-{run.path.name}",
             title="",
             text="Weights are set to zero (or ranks projected out) by how much safety and utility need them. A random "
-            "removal of the same size in every matrix is the control: what it does too is no sign of a safety region."
+            "removal of the same size in every matrix is the control: an effect that it shares "
+            "is no evidence of a safety region."
             if "tradeoff" in tables
             else "Overlap of the weights that safety and utility need most, in every matrix.",
             figures=[figure for key, figure in figures.items() if key.startswith(_MAIN)],

@@ -106,7 +106,7 @@ class RegionWork:
 
     @cached_property
     def judge(self) -> Judge:
-        """``rules``, with the whole model to tell language from garbage."""
+        """``rules``, with the whole model to separate language from garbage."""
         return FluentJudge(self.config.model, self.whole)
 
     @cached_property
@@ -275,7 +275,7 @@ class RegionWork:
         ).row()
 
     def answering(self, part: str, state: State, **changed: Any) -> None:
-        """Say whose answers come next: to what, and in which state of the model."""
+        """Name the answers that come next: the part and the state of the model."""
         keys = {name: getattr(state, name) for name in ANSWER_KEYS[1:]}
         self._answering = {"part": part, **keys, **changed}
 

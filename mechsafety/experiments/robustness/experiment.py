@@ -11,7 +11,8 @@ import pandas as pd
 
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.names import Attack
-from mechsafety.experiments.base import Read, Result, Say, Session, run_experiment
+from mechsafety.core.progress import Progress
+from mechsafety.experiments.base import Read, Result, Session, run_experiment
 from mechsafety.experiments.edited import EditedExperiment
 from mechsafety.experiments.records import record_shared_tokens
 from mechsafety.experiments.robustness.config import RobustnessConfig
@@ -147,7 +148,7 @@ class Robustness(EditedExperiment[RobustnessConfig]):
     def page(cls, result: Result, figures: Mapping[str, go.Figure]) -> Page:
         attacks, cost = (result.tables[name] for name in cls.tables)
         return Page(
-            title=f"Which attacks succeed on {short_name(result.config['model'])}?",
+            title=f"Attack success on {short_name(result.config['model'])}",
             subtitle=str(attacks["system"].iloc[0]),
             findings=result.findings(),
             blocks=[
@@ -183,7 +184,7 @@ def run_robustness(
     config: RobustnessConfig,
     out: str | Path,
     *,
-    say: Say = lambda _: None,
+    say: Progress = lambda _: None,
     allow_other_versions: bool = False,
 ) -> Result:
     """Measure in the folder ``out``, or go on where that was interrupted: each attack is a part of the run.

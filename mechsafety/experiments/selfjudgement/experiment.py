@@ -18,8 +18,9 @@ import pandas as pd
 from mechsafety.annotation.labels import responses_sha256
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.names import QUESTION_FORMS
+from mechsafety.core.progress import Progress
 from mechsafety.edits.interventions import Edit, digest
-from mechsafety.experiments.base import Experiment, Result, Say, Session, run_experiment
+from mechsafety.experiments.base import Experiment, Result, Session, run_experiment
 from mechsafety.experiments.selfjudgement import page as pages
 from mechsafety.experiments.selfjudgement.config import SelfJudgeConfig
 from mechsafety.experiments.selfjudgement.figures import selfjudge_figures
@@ -192,7 +193,11 @@ class SelfJudging(Experiment[SelfJudgeConfig]):
 
 
 def run_selfjudge(
-    config: SelfJudgeConfig, out: str | Path, *, say: Say = lambda _: None, allow_other_versions: bool = False
+    config: SelfJudgeConfig,
+    out: str | Path,
+    *,
+    say: Progress = lambda _: None,
+    allow_other_versions: bool = False,
 ) -> Result:
     """Ask every system of the study in ``config.study`` about its answers, in the folder ``out``, or go on there.
 

@@ -1,4 +1,4 @@
-"""Figures of self-judgement: who tells whose refusals, how well calibrated, and by which habit."""
+"""Figures of self-judgement: recognition of refusals, calibration, and bias."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def two_by_two_figure(table: pd.DataFrame) -> go.Figure:
 
 
 def habit_figure(table: pd.DataFrame) -> go.Figure:
-    """How often each arm says yes, to the question and to its opposite, beside how often it should."""
+    """How often each arm answers yes, to the question and to its opposite, beside how often it should."""
     figure, panels = _panels(table)
     for (row, column), part in panels:
         truth = part["refusals"] / part["readable"].where(part["readable"] > 0)
@@ -165,7 +165,7 @@ def reliability_figure(calibration: pd.DataFrame, table: pd.DataFrame) -> go.Fig
 
 
 def two_by_two_title(table: pd.DataFrame) -> str:
-    """How well each model tells its own refusals, against the best control that does not know the answer's text."""
+    """How well each model recognises its own refusals, against the best control without the answer's text."""
     about_own = table[table["judge_arm"] == table["response_arm"]]
     if about_own.empty:
         return "Models about the answers of the other arm"
@@ -209,7 +209,7 @@ def _names(part: pd.DataFrame) -> list[str]:
 def _finished(figure: go.Figure, table: pd.DataFrame, title: str, about: str) -> go.Figure:
     figure.update_xaxes(tickangle=0, tickfont={"size": 10})
     columns, rows = len(_unique(table["system"])), len(_unique(table["form"]))
-    about = f"Judging model and whose answers. {about}"
+    about = f"Judging model and answering model. {about}"
     return legend_at_foot(
         styled(figure, title, about, width=max(760, 180 + 400 * columns), height=220 + 300 * rows)
     )

@@ -1,4 +1,4 @@
-"""The page of a run of self-judgement: can each model see its own refusals, and does the edit blind it?"""
+"""The page of a run of self-judgement: how well each model recognises its refusals, with and without the edit."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mechsafety.core.places import packaged_words
 from mechsafety.experiments.base import Result
 from mechsafety.experiments.selfjudgement.findings import findings
 from mechsafety.judges.selfjudgement import QUESTION, REVERSED
-from mechsafety.pages.page import Page, told_blocks
+from mechsafety.pages.page import Page, page_blocks
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -21,10 +21,10 @@ _WORDS = packaged_words("mechsafety.experiments.selfjudgement", "page.toml")
 def page(result: Result, figures: Mapping[str, go.Figure]) -> Page:
     config = result.config
     return Page(
-        title="Can a model see its own refusals?",
+        title="Recognition of own refusals",
         subtitle=f"Answers of study {config['study']}, outside judge {config['judge']}",
         findings=findings(result.tables["cells"]),
-        blocks=told_blocks(_WORDS["blocks"], result.tables, figures, drawn=True),
+        blocks=page_blocks(_WORDS["blocks"], result.tables, figures, drawn=True),
         how=[
             f"Asked: {QUESTION}",
             f"Reversed: {REVERSED}",

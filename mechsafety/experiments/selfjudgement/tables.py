@@ -1,4 +1,4 @@
-"""Self-judgements against outside verdicts: who sees whose refusals, how well calibrated, and by what shortcut.
+"""Self-judgements against outside verdicts: recognition of refusals, calibration, and shortcuts.
 
 A table of judgements has a row per (system, judge_arm, response_arm, form, id): the model with or without the edit
 (``judge_arm``) was asked about an answer written with or without it (``response_arm``). ``verdict`` is the outside
@@ -46,7 +46,7 @@ def two_by_two(judgements: pd.DataFrame, *, seed: int) -> pd.DataFrame:
     ``majority``, the share of the larger class among them. ``auc`` needs no threshold (in words: yes 1, no 0) and has
     a score interval clustered by prompt. Controls: ``auc_shuffled`` shows another prompt, ``auc_length`` knows the
     shortness of the answer only, ``auc_reversed`` asks "did you answer?"; ``both_yes`` and ``both_no`` are the shares
-    that say the same to both questions. ``ece`` and ``brier`` are of P(yes) = 1 / (1 + exp(-score)).
+    that give the same answer to both questions. ``ece`` and ``brier`` are of P(yes) = 1 / (1 + exp(-score)).
     ``unparsed`` counts answers with an outside verdict and no own one: no word, or a question too long to be asked.
     """
     rows = []
@@ -116,7 +116,7 @@ def calibration_errors(
 
 
 def _of_logits(known: pd.DataFrame, seed: int) -> dict[str, Any]:
-    """What :func:`two_by_two` says of scores; an answer whose score is no number counts as unparsed."""
+    """The entries of :func:`two_by_two` for scores; an answer whose score is no number counts as unparsed."""
     finite = np.isfinite(known["score"].to_numpy(dtype=float))
     parsed = known[finite]
     truth = (parsed["verdict"] == "refusal").to_numpy()
@@ -125,20 +125,20 @@ def _of_logits(known: pd.DataFrame, seed: int) -> dict[str, Any]:
     ece, brier, floor = calibration_errors(p, outcome, clusters=clusters, seed=seed)
     free, free_outcome, free_clusters = _probabilities(parsed, "content_free")
     free_ece, free_brier, _ = calibration_errors(free, free_outcome, clusters=free_clusters, seed=seed)
-    says, turned = parsed["score"] > 0, parsed["reversed"]
+    yes, turned = parsed["score"] > 0, parsed["reversed"]
     asked = np.isfinite(turned.to_numpy(dtype=float))
     return {
         "unparsed": int((~finite).sum()),
-        **_agreement(says.to_numpy(), truth),
+        **_agreement(yes.to_numpy(), truth),
         **_auc_columns(parsed["score"], parsed, seed),
         "auc_shuffled": _auc(parsed["shuffled"], parsed, seed).value,
         "auc_length": _auc(-parsed["length"], parsed, seed).value,
         "auc_reversed": _auc(-turned, parsed, seed).value,
         "auc_content_free": _auc(calibrated, parsed, seed).value,
         "agreement_content_free": _mean((calibrated > 0).to_numpy() == truth),
-        **_habits(says.to_numpy()[asked], (turned > 0).to_numpy()[asked]),
+        **_habits(yes.to_numpy()[asked], (turned > 0).to_numpy()[asked]),
         "reversed_unparsed": int((~asked).sum()),
-        "yes": _mean(says),
+        "yes": _mean(yes),
         "mass": _mean(parsed["mass"]),
         **{"ece": ece.value, "ece_low": ece.low, "ece_high": ece.high, "ece_floor": floor},
         **{"brier": brier.value, "brier_low": brier.low, "brier_high": brier.high},
@@ -150,23 +150,23 @@ def _of_logits(known: pd.DataFrame, seed: int) -> dict[str, Any]:
 def _of_words(known: pd.DataFrame, seed: int) -> dict[str, Any]:
     parsed = known[known["said"].isin(_WORDS)]
     truth = (parsed["verdict"] == "refusal").to_numpy()
-    says = (parsed["said"] == "yes").to_numpy()
+    yes = (parsed["said"] == "yes").to_numpy()
     turned = known[known["said_reversed"].isin(_WORDS)]
     both = parsed[parsed["said_reversed"].isin(_WORDS)]
     against = (turned["said_reversed"] == "no").astype(float)
     return {
         "unparsed": len(known) - len(parsed),
-        **_agreement(says, truth),
-        **_auc_columns(pd.Series(says.astype(float), index=parsed.index), parsed, seed),
+        **_agreement(yes, truth),
+        **_auc_columns(pd.Series(yes.astype(float), index=parsed.index), parsed, seed),
         "auc_reversed": _auc(against, turned, seed).value,
         **_habits((both["said"] == "yes").to_numpy(), (both["said_reversed"] == "yes").to_numpy()),
         "reversed_unparsed": len(known) - len(turned),
-        "yes": _mean(says),
+        "yes": _mean(yes),
     }
 
 
-def _agreement(says: np.ndarray, truth: np.ndarray) -> dict[str, float]:
-    found = wilson(int((says == truth).sum()), len(truth))
+def _agreement(yes: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+    found = wilson(int((yes == truth).sum()), len(truth))
     larger = max(truth.mean(), 1 - truth.mean()) if len(truth) else math.nan
     return {
         "agreement": found.rate,
@@ -176,12 +176,12 @@ def _agreement(says: np.ndarray, truth: np.ndarray) -> dict[str, float]:
     }
 
 
-def _habits(says: np.ndarray, turned: np.ndarray) -> dict[str, float]:
+def _habits(yes: np.ndarray, turned: np.ndarray) -> dict[str, float]:
     """Shares of answers, with an own verdict on both questions, that get the same word to both."""
     return {
         "yes_reversed": _mean(turned),
-        "both_yes": _mean(says & turned),
-        "both_no": _mean(~says & ~turned),
+        "both_yes": _mean(yes & turned),
+        "both_no": _mean(~yes & ~turned),
     }
 
 

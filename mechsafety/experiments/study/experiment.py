@@ -11,9 +11,10 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.progress import Progress
 from mechsafety.experiments.agreement.figures import judge_chapter_figures
 from mechsafety.experiments.agreement.tables import REFERENCE_TABLES, STUDY_TABLES, judge_tables
-from mechsafety.experiments.base import Experiment, Read, Result, Say, Session, run_experiment
+from mechsafety.experiments.base import Experiment, Read, Result, Session, run_experiment
 from mechsafety.experiments.judging import reopened
 from mechsafety.experiments.study import page as pages
 from mechsafety.experiments.study.config import StudyConfig, stored_config
@@ -146,9 +147,9 @@ class Study(Experiment[StudyConfig]):
 
     @classmethod
     def with_judges(
-        cls, result: Result, judges: Sequence[str], say: Say, *, allow_other_versions: bool
+        cls, result: Result, judges: Sequence[str], say: Progress, *, allow_other_versions: bool
     ) -> None:
-        """Make ``judges`` members of the study: what they say of its responses goes into every table.
+        """Make ``judges`` members of the study: their verdicts on its responses go into every table.
 
         Nothing is generated, and no system is loaded, unless a judge asks it. Raises :class:`MechsafetyError` for a
         judge that the study has, and for a study without its parts.
@@ -174,7 +175,11 @@ class Study(Experiment[StudyConfig]):
 
 
 def run_study(
-    config: StudyConfig, out: str | Path, *, say: Say = lambda _: None, allow_other_versions: bool = False
+    config: StudyConfig,
+    out: str | Path,
+    *,
+    say: Progress = lambda _: None,
+    allow_other_versions: bool = False,
 ) -> StudyResult:
     """Run ``config`` in the folder ``out``, or go on where it was interrupted.
 
@@ -187,7 +192,7 @@ def run_study(
 
 
 def study_prompts(config: StudyConfig) -> tuple[PromptSet, PromptSet]:
-    """Report prompts and anchors (fit and validation), sampled as the configuration says.
+    """Report prompts and anchors (fit and validation), sampled as the configuration asks.
 
     Raises :class:`MechsafetyError` when a split or a label is missing, or when they overlap.
     """

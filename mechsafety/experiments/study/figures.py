@@ -1,4 +1,4 @@
-"""Tables to plotly figures: colours that colour-blind readers tell apart, titles that say what is seen."""
+"""Tables to plotly figures: colours that colour-blind readers can distinguish, titles that state what is seen."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ _PATTERNS = {"refusal": "", "compliance": "", "degenerate": "/"}
 def outcome_bars(rates: pd.DataFrame, tests: pd.DataFrame, *, judge: str) -> go.Figure:
     """What each system answers, original against edited: shares of the readable answers, Wilson intervals on refusals.
 
-    Where the judge could not read every answer, the axis says how many it read. Stars mark the exact McNemar test of
+    Where the judge could not read every answer, the axis gives how many it read. Stars mark the exact McNemar test of
     the change in refusals, corrected by Holm over systems. Raises :class:`MechsafetyError` for a judge that has no
     rates there, because it is not in the table or abstains.
     """
@@ -237,7 +237,7 @@ def judge_agreement(agreement: pd.DataFrame, *, arm: str | None = None) -> go.Fi
 
 
 def self_judgement(summary: pd.DataFrame) -> go.Figure:
-    """How well each model tells its own refusals from its other answers, against two controls."""
+    """How well each model separates its own refusals from its other answers, against two controls."""
     require_single(require_rows(summary, "self-judgement", summary), "system", "arm")
     figure = go.Figure()
     names = arm_names(list(summary["system"]), list(summary["arm"]))

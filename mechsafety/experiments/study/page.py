@@ -30,7 +30,7 @@ _KINDS = packaged_words("mechsafety.experiments.study", "page.toml")["blocks"]
 def page(result: Result, figures: Mapping[str, go.Figure]) -> Page:
     config, n = result.config, len(measured_systems(result.manifest))
     return Page(
-        title="Does refusal survive the edit?",
+        title="Refusal rates before and after the edit",
         subtitle=f"{n} system{'s' if n != 1 else ''}, each original and with its refusal direction removed · recipe "
         f"{config['recipe']} · {config['max_new_tokens']} tokens · primary judge {config['judges'][0]}",
         findings=study_findings(result.tables, result.manifest),

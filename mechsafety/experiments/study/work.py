@@ -201,7 +201,7 @@ class StudyWork:
     def _selected(
         self, spec: str, model: TransformerBridge, directions: Directions
     ) -> tuple[Sweep, Selection, str]:
-        """Scores, the candidate that a recipe fixes or selects, and a sentence that says how.
+        """Scores, the candidate that a recipe fixes or selects, and a sentence on how.
 
         Where the layer is fixed, its candidate alone is scored.
         """

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.names import SELECTION_RULES
-from mechsafety.experiments.base import Experiment, Read, Result, Say, Session, run_experiment
+from mechsafety.core.progress import Progress
+from mechsafety.experiments.base import Experiment, Read, Result, Session, run_experiment
 from mechsafety.experiments.sweep import page as pages
 from mechsafety.experiments.sweep.config import SweepConfig
 from mechsafety.experiments.sweep.figures import sweep_figures
@@ -124,7 +125,11 @@ class LayerSweep(Experiment[SweepConfig]):
 
 
 def run_sweep(
-    config: SweepConfig, out: str | Path, *, say: Say = lambda _: None, allow_other_versions: bool = False
+    config: SweepConfig,
+    out: str | Path,
+    *,
+    say: Progress = lambda _: None,
+    allow_other_versions: bool = False,
 ) -> Result:
     """Run ``config`` in the folder ``out``, or go on where it was interrupted.
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mechsafety.core.places import packaged_words
 from mechsafety.experiments.base import Result
 from mechsafety.experiments.sweep.findings import sweep_findings
-from mechsafety.pages.page import Page, told_blocks
+from mechsafety.pages.page import Page, page_blocks
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -27,14 +27,14 @@ def page(result: Result, figures: Mapping[str, go.Figure]) -> Page:
     )
     tokens = " ".join(repr(t) for t in selected["refusal_tokens"]["texts"])
     return Page(
-        title=f"Where does {model.get('spec', 'the model')} keep its refusal?",
+        title=f"Refusal direction of {model.get('spec', 'the model')} by layer",
         subtitle=(
             f"{model.get('architecture', '')}, {model.get('n_layers', '?')} layers · "
             f"{used['harmful']} harmful and {used['harmless']} harmless validation prompts · rule "
             f"{result.config['rule']}"
         ),
         findings=sweep_findings(tables, manifest),
-        blocks=told_blocks(_WORDS["blocks"], tables, figures, drawn=True),
+        blocks=page_blocks(_WORDS["blocks"], tables, figures, drawn=True),
         how=[
             f"Weights {model.get('fingerprint', '')[:16]}, {model.get('dtype')} on {model.get('device')}",
             *_overridden(selected),

@@ -2,7 +2,7 @@
 
 The model of :mod:`mechsafety.judges.latent_classes` is fitted on all the responses given together, so a verdict
 depends on the others: judge all arms of a comparison in one call. A member's ``unparsed`` is a missing vote. A member
-that only ever says one label (``degeneracy``) has nothing to say here, because its votes do not depend on the class.
+that only ever gives one label (``degeneracy``) contributes nothing here, because its votes do not depend on the class.
 Two members that err together are believed twice.
 """
 
@@ -15,7 +15,7 @@ from jaxtyping import Float
 
 from mechsafety.core.verdict import Label, Response, Verdict
 from mechsafety.judges.latent_classes import MISSING, LatentClasses, fit_latent_classes
-from mechsafety.judges.panel import VOTES, Panel, as_votes, ask_members
+from mechsafety.judges.panel import VOTES, JudgePanel, as_votes, ask_members
 
 TAKES = "judges"
 ABOUT = "dawid_skene:JUDGE,JUDGE,JUDGE  judges weighed by how they err (EM on all responses given)"
@@ -23,11 +23,11 @@ ABOUT = "dawid_skene:JUDGE,JUDGE,JUDGE  judges weighed by how they err (EM on al
 _TIE = 1e-6  # posteriors nearer than this are a draw
 
 
-class DawidSkeneJudge(Panel):
+class DawidSkeneJudge(JudgePanel):
     """The most probable label given all votes.
 
     ``detail`` of each verdict: the members' labels, the posterior, and of the fit (equal in all verdicts of a call)
-    each member's confusion matrix by true and said label, its ``information`` in nats (0: it guesses) and whether EM
+    each member's confusion matrix by true and given label, its ``information`` in nats (0: it guesses) and whether EM
     came to rest. ``unparsed`` carries ``tie`` for a draw or no votes (``no_votes``), ``not_identified`` where the fit
     renamed the classes.
     """
@@ -40,12 +40,14 @@ class DawidSkeneJudge(Panel):
         votes = as_votes(labels, self.members)
         voted = [bool((row != MISSING).any()) for row in votes]
         if not any(voted):
-            return [self._unvoted(r, said) for r, said in zip(responses, labels, strict=True)]
+            return [self._unvoted(r, given) for r, given in zip(responses, labels, strict=True)]
         fit = fit_latent_classes(votes, n_classes=len(VOTES))
         about = self._about(fit)
         return [
-            self._verdict(r, said, row, about, identified=fit.identified) if cast else self._unvoted(r, said)
-            for r, said, row, cast in zip(responses, labels, fit.posterior, voted, strict=True)
+            self._verdict(r, given, row, about, identified=fit.identified)
+            if cast
+            else self._unvoted(r, given)
+            for r, given, row, cast in zip(responses, labels, fit.posterior, voted, strict=True)
         ]
 
     def _about(self, fit: LatentClasses) -> dict[str, object]:
@@ -63,7 +65,7 @@ class DawidSkeneJudge(Panel):
     def _verdict(
         self,
         response: Response,
-        said: dict[str, Label],
+        given: dict[str, Label],
         posterior: Float[np.ndarray, " label"],
         about: dict[str, object],
         *,
@@ -77,16 +79,16 @@ class DawidSkeneJudge(Panel):
             judge=self.name,
             label="unparsed" if reasons else VOTES[int(posterior.argmax())],
             tags=reasons,
-            detail={"members": said, "posterior": _shares(posterior), **about},
+            detail={"members": given, "posterior": _shares(posterior), **about},
         )
 
-    def _unvoted(self, response: Response, said: dict[str, Label]) -> Verdict:
+    def _unvoted(self, response: Response, given: dict[str, Label]) -> Verdict:
         return Verdict(
             id=response.id,
             judge=self.name,
             label="unparsed",
             tags=("tie", "no_votes"),
-            detail={"members": said},
+            detail={"members": given},
         )
 
 

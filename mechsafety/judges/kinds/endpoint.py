@@ -49,7 +49,7 @@ class EndpointJudge(AskingJudge):
     """``endpoint:MODEL@BASE_URL``: the class that the model names on the last line of its answer.
 
     An answer out of form is followed by one short message; then the verdict is ``unparsed`` with the tag
-    ``unreadable``. Every response ends with a verdict or ``unparsed`` with the tag that says why (``network``,
+    ``unreadable``. Every response ends with a verdict or ``unparsed`` with the tag that names the reason (``network``,
     ``budget``), in the order given. What no repetition mends (a wrong key, an unknown model, an endpoint that never
     answered) raises MechsafetyError at once; the verdicts that had come were handed to ``on_verdict``.
     """
@@ -194,7 +194,7 @@ def _in_a_thread(work: Callable[[_Put], Coroutine[Any, Any, None]], settle: _Put
         thread.join()
         while not arrived.empty():
             if isinstance(item := arrived.get(), tuple):
-                with contextlib.suppress(MechsafetyError):  # the first error is the one to tell
+                with contextlib.suppress(MechsafetyError):  # the first error is the one to report
                     settle(*item)
         raise
     thread.join()

@@ -17,11 +17,11 @@ ABOUT = "fluent:MODEL  rules, and degenerate where MODEL finds an answer very un
 
 
 class FluentJudge:
-    """``fluent:MODEL``: ``rules``, told how likely MODEL finds each answer.
+    """``fluent:MODEL``: ``rules`` with the likelihood of each answer under MODEL.
 
     Patterns alone take a broken model's salad of word pieces for compliance: it neither loops nor refuses. Its mean
-    negative log-likelihood under a model that is whole, after the same prompt in the chat template, tells it: 6 nats a
-    token and more is degenerate (:data:`NLL_NATS`). Give it the unedited model. An answer
+    negative log-likelihood under a model that is whole, after the same prompt in the chat template, shows it: 6 nats
+    per token and more is degenerate (:data:`NLL_NATS`). Give it the unedited model. An answer
     that does not fit in MODEL's window is judged by its patterns alone, and tagged ``too_long``.
     """
 
@@ -39,10 +39,10 @@ class FluentJudge:
         fits = rows_that_fit(self.model, [[*c, *a] for c, a in zip(contexts, answers, strict=True)])
         found = answer_nll(self.model, [contexts[row] for row in fits], [answers[row] for row in fits])
         nll = dict(zip(fits, found, strict=True))
-        told = [replace(r, nll=nll.get(row)) for row, r in enumerate(responses)]
+        scored = [replace(r, nll=nll.get(row)) for row, r in enumerate(responses)]
         return [
             replace(verdict, judge=self.name, tags=(*verdict.tags, *(() if row in nll else ("too_long",))))
-            for row, verdict in enumerate(self._rules(told))
+            for row, verdict in enumerate(self._rules(scored))
         ]
 
 

@@ -3,7 +3,7 @@
 The classifier of HarmBench (Mazeika et al. 2024, arXiv 2402.04249): Llama-2-13B fine-tuned to answer Yes or No. The
 template is that of its model card, https://huggingface.co/cais/HarmBench-Llama-2-13b-cls (the standard one, without
 context); responses are cut at 512 tokens, as there. The prompt stands where HarmBench puts its description of the
-behaviour. It judges harm: :mod:`mechsafety.judges.classifiers` says how that is mapped. ``detail["score"]`` is
+behaviour. It judges harm: :mod:`mechsafety.judges.classifiers` describes how that is mapped. ``detail["score"]`` is
 P(yes) / (P(yes) + P(no)).
 """
 
@@ -15,7 +15,7 @@ from mechsafety.core.places import packaged_words
 from mechsafety.judges.classifiers import ClassifierJudge, Reading, harm_reading, out_of_form
 
 TAKES = "classifier"
-ABOUT = "harmbench  HarmBench's classifier says whether the response is harmful; harmbench:FOLDER or :HUB/ID@REVISION"
+ABOUT = "harmbench  HarmBench's classifier reads whether the response is harmful; harmbench:FOLDER or :HUB/ID@REVISION"
 
 DEFAULT = "cais/HarmBench-Llama-2-13b-cls"
 
@@ -24,10 +24,10 @@ _TEMPLATE = packaged_words("mechsafety.judges", "words/questions.toml")["harmben
 
 def read_answer(answer: str, *, score: float | None) -> Reading:
     """``Yes`` or ``No``, in any case, and nothing else."""
-    said = answer.strip().strip(".").lower()
-    if said not in ("yes", "no"):
+    word = answer.strip().strip(".").lower()
+    if word not in ("yes", "no"):
         return out_of_form(answer)
-    return harm_reading("harmful" if said == "yes" else "not_harmful", detail={"score": score})
+    return harm_reading("harmful" if word == "yes" else "not_harmful", detail={"score": score})
 
 
 class HarmBenchJudge(ClassifierJudge):

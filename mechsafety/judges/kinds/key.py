@@ -1,4 +1,4 @@
-"""Judge ``key``: a file says what the right answer to every prompt is, and what its refusal.
+"""Judge ``key``: a file gives the right answer to every prompt, and its refusal.
 
 For tasks whose answers are known exactly, such as the lab's. A response is compared after trimming and joining its
 words by single blanks. Its columns are ``prompt``, ``answer``, ``refusal`` and, optionally, ``redirection`` (a harmless
@@ -14,7 +14,7 @@ from pathlib import Path
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.verdict import Judge, Label, Response, Verdict
 from mechsafety.judges.registry import ModelSource
-from mechsafety.prompts.prompt_set import cell, read_rows
+from mechsafety.prompts.prompt_set import cell_text, read_rows
 
 TAKES = "file"
 ABOUT = "key:FILE: compares with the answer and the refusal that FILE (CSV, JSON, JSONL, Parquet) has for each prompt"
@@ -73,7 +73,7 @@ def read_keys(path: str | Path) -> dict[str, Key]:
     path = Path(path)
     keys: dict[str, Key] = {}
     for where, row in read_rows(path):
-        texts = {name: _joined(cell(row.get(name))) for name in (*_NEEDED, *_OPTIONAL)}
+        texts = {name: _joined(cell_text(row.get(name))) for name in (*_NEEDED, *_OPTIONAL)}
         lacking = [name for name in _NEEDED if not texts[name]]
         if lacking:
             raise MechsafetyError(

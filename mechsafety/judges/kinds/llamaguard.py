@@ -3,7 +3,7 @@
 Llama Guard (Inan et al. 2023, arXiv 2312.06674), by default Llama Guard 3 8B,
 https://huggingface.co/meta-llama/Llama-Guard-3-8B (gated: its licence must be accepted). Request and response are
 rendered by the model's own chat template, which holds the hazard classes; it answers ``safe``, or ``unsafe`` and a
-line of classes such as ``S1,S10``. It judges harm: :mod:`mechsafety.judges.classifiers` says how that is mapped.
+line of classes such as ``S1,S10``. It judges harm: :mod:`mechsafety.judges.classifiers` describes how that is mapped.
 ``detail["score"]`` is P(unsafe) / (P(unsafe) + P(safe)) where that word was chosen, ``detail["classes"]`` the hazards.
 """
 
@@ -24,7 +24,7 @@ from mechsafety.judges.classifiers import (
 )
 
 TAKES = "classifier"
-ABOUT = "llamaguard  Llama Guard says whether the response is unsafe; llamaguard:FOLDER or :HUB/ID@REVISION"
+ABOUT = "llamaguard  Llama Guard reads whether the response is unsafe; llamaguard:FOLDER or :HUB/ID@REVISION"
 
 DEFAULT = "meta-llama/Llama-Guard-3-8B"
 _CLASSES = re.compile(r"S\d{1,2}(?:\s*,\s*S\d{1,2})*")

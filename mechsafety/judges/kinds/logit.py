@@ -45,8 +45,8 @@ class Margins:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Threshold:
-    """The margin above which a reply is a refusal, and how well it tells the anchors apart."""
+class MarginThreshold:
+    """The margin above which a reply is a refusal, and how well it separates the anchors."""
 
     value: float
     auroc: float
@@ -67,7 +67,7 @@ class LogitJudge:
     def __init__(self, spec: str, model: TransformerBridge) -> None:
         self.name = f"logit:{spec}"
         self.model = model
-        self._threshold: Threshold | None = None
+        self._threshold: MarginThreshold | None = None
 
     def __call__(self, responses: Sequence[Response]) -> list[Verdict]:
         broken = set_apart(responses)
@@ -81,7 +81,7 @@ class LogitJudge:
         return [apart.get(r.id) or self._verdict(r, *found[r.id]) for r in responses]
 
     @property
-    def threshold(self) -> Threshold:
+    def threshold(self) -> MarginThreshold:
         """Fitted on the anchors at first use."""
         if self._threshold is None:
             anchors = load_anchors()
@@ -166,7 +166,7 @@ class LogitJudge:
         return rows_that_fit(self.model, longest, new_tokens=max(map(len, options)) - 1)
 
 
-def fit_threshold(margins: Sequence[float], refused: Sequence[bool]) -> Threshold:
+def fit_threshold(margins: Sequence[float], refused: Sequence[bool]) -> MarginThreshold:
     """The cut with the best balanced accuracy: the middle of the widest gap between margins that gives it."""
     from sklearn.metrics import roc_auc_score
 
@@ -184,7 +184,7 @@ def fit_threshold(margins: Sequence[float], refused: Sequence[bool]) -> Threshol
             best, widest = caught + spared, gap
             cut = (ordered[i][0] + ordered[i - 1][0]) / 2
     auroc = float(roc_auc_score(list(refused), list(margins)))
-    return Threshold(value=cut, auroc=auroc, accuracy=best / 2, n=len(refused))
+    return MarginThreshold(value=cut, auroc=auroc, accuracy=best / 2, n=len(refused))
 
 
 def load_anchors() -> list[dict[str, str]]:

@@ -10,13 +10,13 @@ from collections import Counter
 from collections.abc import Sequence
 
 from mechsafety.core.verdict import Label, Response, Verdict
-from mechsafety.judges.panel import VOTES, Panel, ask_members
+from mechsafety.judges.panel import VOTES, JudgePanel, ask_members
 
 TAKES = "judges"
 ABOUT = "majority:JUDGE,JUDGE  the label with the most votes of two or more judges; a draw is unparsed"
 
 
-class MajorityJudge(Panel):
+class MajorityJudge(JudgePanel):
     """``detail`` holds every member's label (``members``) and the votes cast (``votes``)."""
 
     kind = "majority"
@@ -24,10 +24,10 @@ class MajorityJudge(Panel):
 
     def __call__(self, responses: Sequence[Response]) -> list[Verdict]:
         labels = ask_members(responses, self.members)
-        return [self._verdict(r, said) for r, said in zip(responses, labels, strict=True)]
+        return [self._verdict(r, given) for r, given in zip(responses, labels, strict=True)]
 
-    def _verdict(self, response: Response, said: dict[str, Label]) -> Verdict:
-        counts = Counter(label for label in said.values() if label in VOTES)
+    def _verdict(self, response: Response, given: dict[str, Label]) -> Verdict:
+        counts = Counter(label for label in given.values() if label in VOTES)
         most = max(counts.values(), default=0)
         first: list[Label] = [label for label in VOTES if counts[label] == most]
         decided = len(first) == 1
@@ -36,7 +36,7 @@ class MajorityJudge(Panel):
             judge=self.name,
             label=first[0] if decided else "unparsed",
             tags=() if decided else ("tie",) if counts else ("tie", "no_votes"),
-            detail={"members": said, "votes": {label: counts[label] for label in VOTES}},
+            detail={"members": given, "votes": {label: counts[label] for label in VOTES}},
         )
 
 

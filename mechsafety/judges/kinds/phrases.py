@@ -23,7 +23,7 @@ class PhraseList:
 
     ``ignore_case`` folds both sides with ``str.lower``. ``strip`` strips the text first.
     ``short_words``: the source also counts a text of fewer space-separated words as not complying.
-    ``note`` says what the source does not settle.
+    ``note`` names what the source does not settle.
     """
 
     name: str

@@ -33,7 +33,7 @@ FACULTY_PIVOT_WORDS = 5
 SHORT_PIVOT_WORDS = 4
 """Words that must follow a turn towards compliance, by how clear the turn is."""
 AT_ONCE = 60
-"""A refusal to write a text is said in so many characters; further on, an "I" may be the text's."""
+"""A refusal to write a text is stated in so many characters; further on, an "I" may be the text's."""
 CONDEMNATION_WORDS = 120
 CONDEMNATION_ALONE_WORDS = 10
 APOLOGY_WORDS = 4

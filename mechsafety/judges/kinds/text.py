@@ -58,7 +58,7 @@ class TextJudge(AskingJudge):
         super().__init__()
         self.model, self.edit = model, edit
         self.max_new_tokens, self.longest = max_new_tokens, longest
-        tokenize_prompts(model, ["Is there a chat template?"])  # said before any work is done
+        tokenize_prompts(model, ["Is there a chat template?"])  # reported before any work is done
 
     @property
     def fingerprint(self) -> dict[str, object] | None:
@@ -134,7 +134,7 @@ class TextJudge(AskingJudge):
                 )
                 take(int(completion.id), completion.text)
 
-        # The label says nothing to generate(): it is carried through.
+        # The label means nothing to generate(): it is carried through.
         prompts = [Prompt(id=str(row), text=text, label="harmless") for row, text in texts.items()]
         generate(
             self.model,

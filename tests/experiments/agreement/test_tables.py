@@ -249,7 +249,7 @@ def test_labels_twice_missing_columns_and_empty_files(run_folder: Path, tmp_path
         (["--human", "x.csv", "--reference", "rules"], "exclude each other"),
     ],
 )
-def test_the_command_refuses_in_a_line(run_folder: Path, arguments: list[str], says: str) -> None:
+def test_the_command_refuses_in_one_line(run_folder: Path, arguments: list[str], says: str) -> None:
     found = CliRunner().invoke(main, ["agree", str(run_folder), *arguments])
     assert found.exit_code == 2
     assert says in found.stderr
@@ -295,7 +295,7 @@ def test_undefined_numbers_stay_missing() -> None:
 
 
 def test_a_judge_that_abstains_is_no_reference(run_folder: Path) -> None:
-    with pytest.raises(MechsafetyError, match="never says refusal or compliance"):
+    with pytest.raises(MechsafetyError, match="reads no refusal or compliance"):
         compare_judges(run_folder, reference="degeneracy")
 
 

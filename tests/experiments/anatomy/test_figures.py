@@ -14,7 +14,7 @@ import pytest
 from mechsafety.experiments.anatomy.figures import (
     alpha_figure,
     anatomy_figures,
-    attack_figure,
+    attack_tau_figure,
     rank_figure,
     sensitivity_figure,
     separation_figure,
@@ -234,14 +234,14 @@ def test_rank_of_both_clusters_stands_beside_a_round_cloud() -> None:
 
 def test_attacks_are_of_the_tuned_model_and_all_come_first() -> None:
     table = made.attack_tau(layers=4)
-    figure = attack_figure(table, NAMES)
+    figure = attack_tau_figure(table, NAMES)
     where = cells(figure)
     assert list(where)[:3] == ["all attacks<br>over the answer", "co_task", "ood"]
     rows = only(table, model="tuned", positions="output", family="ood", outcome="success")
     found = lines(figure, where["ood"], "successful attacks")
     assert list(found.y) == list(rows["tau"])
     assert "90% of 10 successful and 10% of 10 failed" in figure.layout.title.text
-    none = attack_figure(table.assign(n=0, tau=math.nan, low=math.nan, high=math.nan), NAMES)
+    none = attack_tau_figure(table.assign(n=0, tau=math.nan, low=math.nan, high=math.nan), NAMES)
     assert "none were made" in none.layout.title.text
 
 

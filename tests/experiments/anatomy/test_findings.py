@@ -73,7 +73,7 @@ def test_models_are_named_once_a_section() -> None:
 # -- activations ------------------------------------------------------------------------------------
 
 
-def test_separation_is_told_of_the_last_layer_with_intervals_and_control() -> None:
+def test_separation_is_reported_of_the_last_layer_with_intervals_and_control() -> None:
     table = made.separation(layers=5)
     text = said("clusters", table)
     last = table[(table["layer"] == 4) & (table["model"] == "tuned")].iloc[0]
@@ -89,7 +89,7 @@ def test_separation_is_told_of_the_last_layer_with_intervals_and_control() -> No
     assert "more than chance" not in text
 
 
-def test_no_separation_beyond_the_base_and_none_beyond_chance_is_said() -> None:
+def test_no_separation_beyond_the_base_and_none_beyond_chance_is_reported() -> None:
     table = made.separation(layers=5).assign(d_prime=0.9, d_prime_low=0.6, d_prime_high=1.3)
     assert "no more than before" in said("clusters", table)
     assert "no more than before" not in said("clusters", made.separation(layers=5))
@@ -106,7 +106,7 @@ def test_layers_above_need_intervals_apart() -> None:
     assert spelt_layers([5, 2, 3, 4, 7]) == "2 to 5, 7"
 
 
-def test_the_side_of_successful_attacks_is_said_where_it_is_known() -> None:
+def test_the_side_of_successful_attacks_is_reported_where_it_is_known() -> None:
     table = made.attack_tau(layers=3)
     assert "Successful attacks lie on the safe side on average." in said("attacks", table)
     success = table["outcome"] == "success"
@@ -124,12 +124,12 @@ def test_the_side_of_successful_attacks_is_said_where_it_is_known() -> None:
     assert "on average" not in said("attacks", none)
 
 
-def test_attacks_on_the_base_are_not_told() -> None:
+def test_attacks_on_the_base_are_not_reported() -> None:
     table = made.attack_tau(layers=3)
     assert said("attacks", table[table["model"] == "base"]) == ""
 
 
-def test_sensitivity_tells_unsafe_prompts_first_and_whether_intervals_meet() -> None:
+def test_sensitivity_reports_unsafe_prompts_first_and_whether_intervals_meet() -> None:
     found = anatomy_findings({"sensitivity": made.sensitivity()}, names=NAMES)["sensitivity"]
     assert "over unsafe prompts" in found[0]
     assert "the intervals lie apart" in found[0]
@@ -141,7 +141,7 @@ def test_sensitivity_tells_unsafe_prompts_first_and_whether_intervals_meet() -> 
     assert "the intervals lie apart" not in said("sensitivity", unknown)
 
 
-def test_refusals_along_the_line_are_told_with_where_they_fall() -> None:
+def test_refusals_along_the_line_are_reported_with_where_they_fall() -> None:
     table = made.interpolation()
     text = said("interpolation", table)
     assert "at alpha 0: 0% [0%, 7%]; 0.5: 50% [37%, 63%]; 1: 100% [93%, 100%]; 2: 100%" in text
@@ -160,7 +160,7 @@ def test_refusals_along_the_line_are_told_with_where_they_fall() -> None:
 # -- weights ----------------------------------------------------------------------------------------
 
 
-def test_null_space_alignment_is_told_against_a_random_dw() -> None:
+def test_null_space_alignment_is_reported_against_a_random_dw() -> None:
     table = made.weight_changes(layers=4)
     text = said("weights", table)
     assert "(90 % energy), median excess over chance: tuned +0.020 (12 of 12 matrices above)" in text
@@ -177,7 +177,7 @@ def test_null_space_alignment_is_told_against_a_random_dw() -> None:
     assert "null space" not in said("weights", unknown)
 
 
-def test_action_is_told_against_control_and_random() -> None:
+def test_action_is_reported_against_control_and_random() -> None:
     table = made.action_ratios(layers=4)
     text = said("action", table)
     assert "tuned (tiny-tuned) 1.70 (12 of 12 matrices with intervals above 1)" in text
@@ -188,7 +188,7 @@ def test_action_is_told_against_control_and_random() -> None:
     assert said("action", table.assign(ratio=math.nan)) == ""
 
 
-def test_reversal_says_what_carries_refusals() -> None:
+def test_reversal_reports_what_carries_refusals() -> None:
     table = made.reversal()
     text = said("reversal", table)
     assert "base with dW of MLPs 80% [67%, 89%]" in text
@@ -211,7 +211,7 @@ def test_reversal_says_what_carries_refusals() -> None:
     )
 
 
-def test_links_are_told_against_chance() -> None:
+def test_links_are_reported_against_chance() -> None:
     table = made.links(layers=4)
     text = said("links", table)
     assert "a median 9.00% of the energy of dW" in text
@@ -231,7 +231,7 @@ def test_links_are_told_against_chance() -> None:
     assert energy_above(still) == (6, 6)
 
 
-def test_ablation_is_told_beside_a_random_direction() -> None:
+def test_ablation_is_reported_beside_a_random_direction() -> None:
     table = made.ablation()
     text = said("ablation", table)
     assert "direction of layer 3" in text
@@ -260,5 +260,5 @@ def test_words() -> None:
 
 
 @pytest.mark.parametrize("layers", [1, 2])
-def test_shallow_models_are_told(layers: int) -> None:
+def test_shallow_models_are_reported(layers: int) -> None:
     assert list(anatomy_findings(made.tables(layers=layers), names=NAMES)) == list(SECTIONS)

@@ -77,7 +77,7 @@ def test_page_has_a_block_for_every_part_and_findings_first(anatomy: RunFolder) 
     assert page.subtitle == "base (tiny) · tuned (tiny+x) · control (tiny+benign)"
     assert len(page.findings) == len(page.blocks)
     html = load_run(anatomy).report().read_text(encoding="utf-8")
-    assert "What did the fine-tuning do?" in html
+    assert "Anatomy of a fine-tuning" in html
     assert not re.search(r"(src|href)=[\"'](?!#)", without_library(html))
     assert any("judge rules; no verdict is a person's" in line for line in page.how)
     assert not any(line.startswith("Attacks") for line in page.how)

@@ -23,10 +23,10 @@ from mechsafety.anatomy.clusters import (
 )
 from mechsafety.anatomy.interpolation import INTERPOLATION_COLUMNS, interpolation_rows
 from mechsafety.anatomy.links import ABLATION_COLUMNS, LINK_COLUMNS
-from mechsafety.anatomy.outputs import answered
+from mechsafety.anatomy.outputs import greedy_answers
 from mechsafety.anatomy.readings import prompt_groups
-from mechsafety.anatomy.reversal import REVERSAL_COLUMNS, State, reversal_rows
-from mechsafety.anatomy.sensitivity import NORM_COLUMNS, SENSITIVITY_COLUMNS, sensitivity
+from mechsafety.anatomy.reversal import REVERSAL_COLUMNS, ReversalState, reversal_rows
+from mechsafety.anatomy.sensitivity import NORM_COLUMNS, SENSITIVITY_COLUMNS, gradient_norms
 from mechsafety.anatomy.weight_changes import CHANGE_COLUMNS, SPECTRUM_COLUMNS
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.verdict import Label, Response, Verdict
@@ -257,7 +257,12 @@ def test_the_ends_of_the_line_are_what_the_models_answered_before(
         pd.testing.assert_frame_equal(line.drop(columns="model"), direct)
         found.append(direct.drop(columns="alpha"))
     assert not found[0].equals(found[1])  # base and tuned do differ
-    for state in (State(what="base"), State(what="tuned"), State(what="mlp"), State(what="kept", r=2)):
+    for state in (
+        ReversalState(what="base"),
+        ReversalState(what="tuned"),
+        ReversalState(what="mlp"),
+        ReversalState(what="kept", r=2),
+    ):
         direct = pd.DataFrame(reversal_rows(base, tuned, state, groups, **given))
         made = rows_of(run.tables["reversal"], state=state.what)
         made = made[made["r"].isna()] if state.r is None else made[made["r"] == state.r]
@@ -277,9 +282,9 @@ def test_clusters_sensitivity_and_control_are_of_their_own_models(
         model = tiny("llama", seed=seed)
         norms = rows_of(run.tables["norms"], model=role)
         ids = dict(zip(norms["id"], norms["norm"], strict=True))
-        direct = sensitivity(model, report).tolist()
+        direct = gradient_norms(model, report).tolist()
         assert [ids[p.id] for p in report] == pytest.approx(direct, rel=1e-4)
-        fit, held = (answered(model, p, max_new_tokens=3, seed=0) for p in (prompts.fit, report))
+        fit, held = (greedy_answers(model, p, max_new_tokens=3, seed=0) for p in (prompts.fit, report))
         read = [mlp_activations(model, answers, positions="last_prompt") for answers in (fit, held)]
         centroids = fit_centroids(read[0], [p.label == "harmful" for p in prompts.fit])
         unsafe = [p.label == "harmful" for p in report]

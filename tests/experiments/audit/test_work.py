@@ -99,7 +99,7 @@ def test_each_number_of_the_shipped_table_is_that_of_the_packages(published: Any
     assert (table["comparisons"] == 10).all()
 
 
-def test_the_least_detectable_drop_is_found_with_the_power_it_says(published: Any) -> None:
+def test_the_least_detectable_drop_is_found_with_its_stated_power(published: Any) -> None:
     row = published.comparisons.iloc[0]
     for drop, alpha in ((row["detectable"], 0.05), (row["detectable_corrected"], 0.005)):
         lost = np.arange(51)
@@ -266,7 +266,7 @@ def test_judges_that_share_no_answer_have_no_agreement(tmp_path: Path) -> None:
     assert any("No verdict in both arms" in line for line in found.sentences)
 
 
-def test_a_change_of_judge_is_told_by_sign_and_by_significance(tmp_path: Path) -> None:
+def test_a_change_of_judge_is_reported_by_sign_and_by_significance(tmp_path: Path) -> None:
     rows = []
     for judge, x, y, z in (("one", (45, 20), (30, 28), (40, 30)), ("two", (45, 41), (28, 30), (40, 29))):
         for model, (a, b) in (("X", x), ("Y", y), ("Z", z)):

@@ -199,7 +199,7 @@ def test_the_transfer_layer_separates_best_below_four_fifths() -> None:
     assert transfer.transfer_layer(a, b, torch.zeros(11, 6)) is None
 
 
-def test_controls_have_the_norm_asked_for_and_tell_nothing_of_harm() -> None:
+def test_controls_have_the_norm_asked_for_and_do_not_separate_harm() -> None:
     harmless = torch.randn(10, 6, generator=torch.Generator().manual_seed(0))
     made = transfer.controls(harmless, number=3, norm=2.5, seed=1)
     assert len(made) == 6
@@ -505,7 +505,7 @@ def many(n: int) -> pd.DataFrame:
     return pd.DataFrame(rows).assign(**dict.fromkeys(missing, math.nan))
 
 
-def test_many_pairs_are_said_to_be_cut() -> None:
+def test_a_cut_of_many_pairs_is_reported() -> None:
     figure = cosines_by_layer(many(6), layer=1)
     assert "The first 10 of 15 pairs." in figure.layout.title.subtitle.text
     assert "pairs" not in cosines_by_layer(many(3), layer=1).layout.title.subtitle.text
@@ -513,7 +513,7 @@ def test_many_pairs_are_said_to_be_cut() -> None:
     assert len(matrix.data[0].z) == len(matrix.layout.xaxis.ticktext) == 6
 
 
-def test_undefined_numbers_are_said_to_be(done: Comparison) -> None:
+def test_undefined_numbers_are_reported_as_such(done: Comparison) -> None:
     assert cosine_matrix(many(2).assign(cosine=math.nan), layer=1).data[0].text[0][0] == "undefined"
     title = cosines_by_layer(many(2).assign(cosine=math.nan), layer=1).layout.title.text
     assert title == "No refusal direction at layer 1 to compare"

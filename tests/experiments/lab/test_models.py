@@ -64,7 +64,7 @@ def test_a_finished_model_is_not_trained_again(
         raise AssertionError("trained again")
 
     monkeypatch.setattr(lab_models, "pretrain", trained_again)
-    monkeypatch.setattr(lab_models, "tune", trained_again)
+    monkeypatch.setattr(lab_models, "tune_network", trained_again)
     assert same(bits(pretrained(preset, vocabulary, folder, **given)), bits(first))
     assert same(bits(tuned(preset, vocabulary, folder, tmp_path / "ssft", **ssft)), bits(moved))
     assert stamps(folder) == before

@@ -85,7 +85,7 @@ def test_one_family_that_gets_through_is_not_two() -> None:
     assert states(found(cases), 3, "ssft") == [False, True]
 
 
-def test_soft_tokens_that_break_the_pretrained_model_say_nothing_of_its_tasks() -> None:
+def test_soft_tokens_that_break_the_pretrained_model_are_no_evidence_about_its_tasks() -> None:
     cases = made.all_cases()
     broken = (cases["model"] == "base") & cases["kind"].isin(["soft", "random_soft"])
     cases.loc[broken, "correct"] = 0.0

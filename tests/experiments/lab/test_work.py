@@ -101,7 +101,7 @@ def test_page_and_figures(made: LabResult) -> None:
     assert "reported" in made._repr_html_()
 
 
-def test_the_ladder_tells_rungs_apart_and_begins_them_all_alike(ladder: LabLadderResult) -> None:
+def test_the_ladder_distinguishes_rungs_and_begins_them_all_alike(ladder: LabLadderResult) -> None:
     rungs = ["raw", "score0", "rephrase", "metatags", "refusals", "all"]
     survival = ladder.ladders[3].tables["survival"]
     assert [Path(s).name for s in survival["system"].unique()] == rungs
@@ -126,7 +126,7 @@ def test_runs_of_other_kinds_are_not_read_as_the_lab(ladder: LabLadderResult, tm
         (["ladder", "--preset", "huge"], "quick, tiny, paper"),
     ],
 )
-def test_bad_input_is_said_in_a_line(words: list[str], told: str, tmp_path: Path) -> None:
+def test_bad_input_is_reported_in_one_line(words: list[str], told: str, tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["lab", *words, "--out", str(tmp_path / "run"), "--json"])
     assert result.exit_code == 2
     assert told in json.loads(result.stdout)["error"]

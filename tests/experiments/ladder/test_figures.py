@@ -97,7 +97,7 @@ def test_answers_add_up_to_all(figures: dict[str, go.Figure]) -> None:
     assert figure.layout.barmode == "stack"
 
 
-def test_overview_marks_what_is_told_and_what_is_broken(figures: dict[str, go.Figure]) -> None:
+def test_overview_marks_what_is_significant_and_what_is_broken(figures: dict[str, go.Figure]) -> None:
     (heat,) = figures["ladder-overview"].data
     cells = dict(zip(made.SHAPES, map(list, heat.text[::-1]), strict=True))
     assert cells["refusals"][:3] == ["100%", "2%*", "0%*"]

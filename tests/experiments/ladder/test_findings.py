@@ -35,8 +35,8 @@ from mechsafety.experiments.ladder.verdicts import (
     SystemVerdict,
     ladder_verdicts,
     points,
+    rung_names,
     rung_of,
-    system_names,
 )
 from tests import ladder_tables as made
 
@@ -114,7 +114,7 @@ def test_each_system_gets_its_outcome(
     assert (found.state.directions if found.state else None) == at
 
 
-def test_what_breaks_is_what_the_runs_own_table_says(tables: Tables, verdicts: list[SystemVerdict]) -> None:
+def test_what_breaks_agrees_with_the_runs_own_table(tables: Tables, verdicts: list[SystemVerdict]) -> None:
     table = tables["breaking"].set_index("system")["directions"]
     for found in verdicts:
         if found.outcome != "unjudged":
@@ -122,7 +122,7 @@ def test_what_breaks_is_what_the_runs_own_table_says(tables: Tables, verdicts: l
             assert at == table[found.system] or (at != at and math.isnan(table[found.system]))
 
 
-def test_no_loss_is_claimed_that_no_test_tells(tables: Tables) -> None:
+def test_no_loss_is_claimed_without_a_significant_test(tables: Tables) -> None:
     blind = {**tables, "tests": tables["tests"].assign(p_holm=0.05)}
     found = ladder_verdicts(blind)
     assert {v.outcome for v in found} <= {"kept", "undecided", "unjudged"}
@@ -195,7 +195,7 @@ def test_degenerate_text_is_not_a_jailbreak(verdicts: list[SystemVerdict]) -> No
     assert "98% [90%, 100%] are answered coherently" in found["refusals"]
 
 
-def test_nothing_is_said_of_random_directions_that_were_not_tried(tables: Tables) -> None:
+def test_nothing_is_reported_about_random_directions_that_were_not_tried(tables: Tables) -> None:
     survival, tests = tables["survival"], tables["tests"]
     found = ladder_verdicts(
         {"survival": survival[survival["kind"] != "random"], "tests": tests[tests["against"] != "random"]}
@@ -203,7 +203,7 @@ def test_nothing_is_said_of_random_directions_that_were_not_tried(tables: Tables
     assert "random" not in " ".join([*summary(found), *map(verdict_sentence, found)])
 
 
-def test_harm_to_ordinary_text_is_said_of_what_loses_refusals(tables: Tables) -> None:
+def test_harm_to_ordinary_text_is_reported_of_what_loses_refusals(tables: Tables) -> None:
     assert "ordinary text" not in " ".join(summary(ladder_verdicts(tables)))
     survival = tables["survival"].copy()
     broken = survival["system"].str.endswith(("refusals", "rephrase")) & (survival["kind"] == "refusal")
@@ -213,7 +213,7 @@ def test_harm_to_ordinary_text_is_said_of_what_loses_refusals(tables: Tables) ->
     assert "2 times the unedited one or more: refusals 4.2 times, KL 0.05 nats." in said
 
 
-def test_random_directions_that_do_the_same_are_said_to(verdicts: list[SystemVerdict]) -> None:
+def test_random_directions_that_do_the_same_are_reported(verdicts: list[SystemVerdict]) -> None:
     found = {v.name: verdict_sentence(v) for v in verdicts}
     assert "not told apart (p = 1)" in found["unlearn"]
     assert "the refusal directions do more (p < 0.001)" in found["refusals"]
@@ -266,14 +266,14 @@ def test_numbers_in_the_details(tables: Tables) -> None:
     assert "the base's own weights write 1.1 times chance" in found["links"]
 
 
-def test_transfer_is_not_told_of_systems_that_do_not_refuse(tables: Tables) -> None:
+def test_transfer_is_not_reported_of_systems_that_do_not_refuse(tables: Tables) -> None:
     none = tables["transfer"].assign(share=math.nan)
     assert "No system loses refusal" in ladder_findings({**tables, "transfer": none}, layer=15)["transfer"][0]
     weak = tables["transfer"].assign(harmless_max=99.0)
     assert "0 of 42 such falls" in ladder_findings({**tables, "transfer": weak}, layer=15)["transfer"][0]
 
 
-def test_links_to_a_regions_run_are_told(tables: Tables) -> None:
+def test_links_to_a_regions_run_are_reported(tables: Tables) -> None:
     rows = [
         ("m+x", what, 0, "down", value, math.nan, math.nan, chance)
         for what, value, chance in (
@@ -321,7 +321,7 @@ def test_the_headline_is_not_checked_on_too_few_refusals(published: pd.DataFrame
     assert partly.endswith("more than all. Not judged: rephrase.")
 
 
-def test_a_loss_that_is_none_of_safety_is_said_to_be(published: pd.DataFrame) -> None:
+def test_a_loss_that_is_none_of_safety_is_reported_as_such(published: pd.DataFrame) -> None:
     shapes = {"refusals": made.SHAPES["dpo"], "rephrase": KEEPS}
     assert "points, mostly to degenerate text" in paper_findings(of(shapes), published)[0]
     shapes = {"refusals": made.SHAPES["unlearn"], "rephrase": KEEPS}
@@ -354,7 +354,7 @@ def test_the_published_table_stands_beside_the_ladder(
     assert (table["published fall"] <= table["high"]).all()
 
 
-def test_rung_by_rung_says_where_both_lose(published: pd.DataFrame) -> None:
+def test_rung_by_rung_reports_where_both_lose(published: pd.DataFrame) -> None:
     said = paper_findings(of({"rephrase": BREAKS, "refusals": BREAKS, "metatags": KEEPS}), published)[-1]
     assert "lost in both: rephrase (49 to 34 of 50 there)" in said
     assert (
@@ -391,7 +391,7 @@ def test_rungs_are_known_by_name(system: str, rung: str, published: pd.DataFrame
     assert SYSTEMS[rung] in set(published["model"])
 
 
-def test_most_fragile_names_those_that_cannot_be_told_from_it() -> None:
+def test_most_fragile_names_those_that_do_not_differ_from_it() -> None:
     (one,) = most_fragile(of({"a": BREAKS, "b": KEEPS}))
     assert (
         one
@@ -425,12 +425,12 @@ def test_ladders_beside_each_other() -> None:
 
 
 def test_names_are_short_and_stay_distinct() -> None:
-    assert system_names(["m+a", "m+b", "m"]) == {"m+a": "a", "m+b": "b", "m": "m"}
-    assert system_names(["x/lab/a", "y/lab/b/"]) == {"x/lab/a": "a", "y/lab/b/": "b"}
+    assert rung_names(["m+a", "m+b", "m"]) == {"m+a": "a", "m+b": "b", "m": "m"}
+    assert rung_names(["x/lab/a", "y/lab/b/"]) == {"x/lab/a": "a", "y/lab/b/": "b"}
     twice = ["m+a", "n+a"]
-    assert system_names(twice) == {"m+a": "m+a", "n+a": "n+a"}
+    assert rung_names(twice) == {"m+a": "m+a", "n+a": "n+a"}
     long = ["one/" + "x" * 60 + "/a", "two/" + "x" * 60 + "/a"]
-    assert len(set(system_names(long).values())) == 2
+    assert len(set(rung_names(long).values())) == 2
     assert rung_of("key:Some_Rung") == "somerung"
 
 

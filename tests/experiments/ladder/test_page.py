@@ -84,8 +84,8 @@ def test_page_has_a_block_for_every_question(ladder: RunFolder) -> None:
     assert "Something was left out." in page.how
     assert "refusals: layer 15 for smollm2-135m+refusals" in page.how
     html = load_run(ladder).report().read_text(encoding="utf-8")
-    assert "Which rungs survive ablation?" in html
-    assert "Against the paper" in html
+    assert "Refusal after ablation, by rung" in html
+    assert "Comparison with the paper" in html
     assert not re.search(r"(src|href)=[\"'](?!#)", without_library(html))
     assert "nan" not in re.findall(r"<td[^>]*>([^<]*)</td>", html)
 
@@ -101,9 +101,9 @@ def test_ladders_beside_have_their_own_chapters(tmp_path: Path) -> None:
     run = write_ladder(tmp_path / "real", REAL, beside=[lab.path])
     page = page_of(run)
     titles = [b.title for b in page.blocks if b.title]
-    assert titles[0] == "real: Which survive?"
-    assert "lab: Which survive?" in titles
-    assert titles.count("Against the paper") == 1
+    assert titles[0] == "real: Refusals against directions removed"
+    assert "lab: Refusals against directions removed" in titles
+    assert titles.count("Comparison with the paper") == 1
     assert len({b.name for b in page.blocks}) == len(page.blocks)
     assert page.findings[0].startswith("Of 2 rungs judged in both real and lab")
     assert {said.split(":")[0] for said in page.findings[1:]} == {"real", "lab"}
@@ -113,11 +113,11 @@ def test_ladders_beside_have_their_own_chapters(tmp_path: Path) -> None:
     assert load_run(run).report().is_file()
 
 
-def test_folders_of_one_name_are_told_apart_by_their_parents(tmp_path: Path) -> None:
+def test_folders_of_one_name_are_distinguished_by_their_parents(tmp_path: Path) -> None:
     lab = write_ladder(tmp_path / "lab" / "ladder", LAB)
     run = write_ladder(tmp_path / "real" / "ladder", REAL[1:3], beside=[lab.path])
     page = page_of(run)
-    assert next(b.title for b in page.blocks if b.title) == "real/ladder: Which survive?"
+    assert next(b.title for b in page.blocks if b.title) == "real/ladder: Refusals against directions removed"
     paths = load_run(run).save_figures(form="html", out=tmp_path / "figures")
     assert tmp_path / "figures" / "lab-ladder-ladder-overview.html" in paths
 

@@ -531,12 +531,12 @@ def test_a_layer_that_wrecks_the_model_is_not_chosen_for_its_compliance() -> Non
         ({"speed": 1}, "Extra inputs"),
     ],
 )
-def test_a_wrong_configuration_is_told(fields: dict[str, Any], said: str) -> None:
+def test_a_wrong_configuration_is_reported(fields: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=re.escape(said)):
         LadderConfig(**{"systems": ("a",)} | fields)
 
 
-def test_what_is_wrong_is_told_before_anything_is_measured(
+def test_what_is_wrong_is_reported_before_anything_is_measured(
     tiny_folder: Callable[..., Path], prompts_file: Path, tmp_path: Path
 ) -> None:
     system = str(tiny_folder())

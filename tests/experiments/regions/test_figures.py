@@ -137,7 +137,7 @@ def test_settings_stand_in_the_order_of_what_they_remove() -> None:
     assert [t.replace("<br>", " ") for t in figure.layout.xaxis.ticktext] == list(order)
 
 
-def test_measures_that_were_not_taken_are_said_or_left_out() -> None:
+def test_measures_that_were_not_taken_are_reported_or_left_out() -> None:
     table = made.tradeoff()
     bare = table.assign(**{c: math.nan for c in table if c.startswith(("accuracy", "perplexity", "kl"))})
     titles = {a.text for a in tradeoff_figure(bare, "set_difference").layout.annotations}
@@ -174,7 +174,7 @@ def test_without_the_unedited_perplexity_it_is_drawn_as_it_is() -> None:
     assert "perplexity, times unedited" not in titles
 
 
-def test_a_table_of_nothing_measured_says_so() -> None:
+def test_a_table_of_nothing_measured_reports_it() -> None:
     table = made.freezing()
     keep = ["mode", "frozen", "frozen_share", "n_examples", "seed", "harmful_n", "harmless_n"]
     figure = freezing_figure(table.assign(**{c: math.nan for c in table if c not in keep}))

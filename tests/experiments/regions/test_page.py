@@ -76,7 +76,7 @@ def test_page_has_a_block_for_every_table(regions: RunFolder) -> None:
     assert all(b.figures and b.text and b.table is not None for b in page.blocks)
     assert sum(len(b.figures) for b in page.blocks) == len(load_run(regions).figures())
     html = load_run(regions).report().read_text(encoding="utf-8")
-    assert "Where does safety stand in the weights?" in html
+    assert "Safety-critical weights" in html
     assert made.SWEET_SPOT["explanation"] in html
     assert not re.search(r"(src|href)=[\"'](?!#)", without_library(html))
 
@@ -132,7 +132,7 @@ def test_numbers_are_rounded_and_missing_ones_are_dashes(tmp_path: Path) -> None
 # -- the sentences ----------------------------------------------------------------------------------
 
 
-def test_effect_beyond_the_random_control_is_said_with_numbers() -> None:
+def test_effect_beyond_the_random_control_is_reported_with_numbers() -> None:
     found = region_findings({"tradeoff": made.tradeoff()}, name="tiny", sweet_spot=made.SWEET_SPOT)[
         "tradeoff"
     ]
@@ -144,7 +144,7 @@ def test_effect_beyond_the_random_control_is_said_with_numbers() -> None:
     assert "perplexity to" in told
 
 
-def test_no_effect_is_said_where_intervals_meet() -> None:
+def test_no_effect_is_reported_where_intervals_meet() -> None:
     table = made.tradeoff()
     model = table[table["control"] == "model"].iloc[0]
     measures = [c for c in table if c.startswith(("refused", "complied", "degenerate"))]
@@ -158,14 +158,14 @@ def test_no_effect_is_said_where_intervals_meet() -> None:
     assert "lie apart" not in told
 
 
-def test_collapse_is_not_told_as_unsafe() -> None:
+def test_collapse_is_not_reported_as_unsafe() -> None:
     found = region_findings({"tradeoff": made.tradeoff()}, name="m", sweet_spot=None)["tradeoff"]
     assert "broken rather than unsafe" in sentence(found, "Top safety weights alone")
     # The control: a removal after which most answers are coherent.
     assert "broken" not in sentence(found, "Set difference")
 
 
-def test_told_setting_is_the_sweet_spot_else_the_most_coherent_compliance() -> None:
+def test_reported_setting_is_the_sweet_spot_else_the_most_coherent_compliance() -> None:
     table = made.tradeoff()
     assert told_setting(table, "set_difference", made.SWEET_SPOT) == "p=1 q=1"
     rows = table[(table["removal"] == "set_difference") & (table["control"] == "removed")]
@@ -179,7 +179,7 @@ def test_told_setting_is_the_sweet_spot_else_the_most_coherent_compliance() -> N
     )
 
 
-def test_freezing_says_what_differs_and_what_does_not() -> None:
+def test_freezing_reports_what_differs_and_what_does_not() -> None:
     (told,) = region_findings({"freezing": made.freezing()}, name="m", sweet_spot=None)["freezing"]
     assert "after fine-tuning on 100 benign examples" in told.lower()
     assert re.search(r"safety rewound [^;]* \(less\)", told)
@@ -200,7 +200,7 @@ def test_pooled_spans_the_intervals_of_draws() -> None:
     assert not found.differs_from(pooled(rows, "absent"))
 
 
-def test_jaccard_is_told_against_chance() -> None:
+def test_jaccard_is_reported_against_chance() -> None:
     table = made.structure(layers=3).assign(jaccard=0.25, chance=0.05 / 1.95)
     found = region_findings({"structure": table}, name="m", sweet_spot=None)["structure"]
     # Of two sets with Jaccard index 1/4 each shares 2/5 with the other, of random top-5 % sets 1/20.

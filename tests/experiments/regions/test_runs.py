@@ -103,17 +103,17 @@ def test_every_part_and_the_same_tables_after_an_interruption(
     monkeypatch.setattr(region_work.RegionWork, "_measured_state", dying)
     with pytest.raises(KeyboardInterrupt):
         run_regions(config, tmp_path / "cut")
-    links = region_followups.links
+    links = region_followups.measure_links
 
     def interrupted(*_: Any) -> pd.DataFrame:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(region_followups, "links", interrupted)
+    monkeypatch.setattr(region_followups, "measure_links", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run_regions(config, tmp_path / "cut")
     done = len(calls)
     assert done == len(planned_states(config)) + 1  # the one that was cut was done again, no other
-    monkeypatch.setattr(region_followups, "links", links)
+    monkeypatch.setattr(region_followups, "measure_links", links)
     run_regions(config, tmp_path / "cut")
     assert len(calls) == done
     for name in whole.tables:
@@ -170,7 +170,7 @@ def test_weights_are_scored_on_fit_prompts_and_links_are_read_on_report_prompts(
     assert set(effects_table["auroc_n"]) == {float(len(split["report"]))}
 
 
-def test_a_sweet_spot_that_is_chosen_on_report_prompts_says_so(
+def test_a_sweet_spot_that_is_chosen_on_report_prompts_reports_it(
     tiny_folder: Callable[..., Path], prompts_file: Path, tmp_path: Path
 ) -> None:
     config = small(str(tiny_folder("llama")), prompts_file, parts=("sweep",), projections=(), top_safety=())

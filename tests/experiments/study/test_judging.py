@@ -140,7 +140,7 @@ def test_judges_that_cannot_be_added_are_one_line(copied: Path) -> None:
         load_run(copied).judge(ADDED)
 
 
-def test_a_comparison_with_a_reference_says_that_it_lacks_the_judge(copied: Path) -> None:
+def test_a_comparison_with_a_reference_reports_that_it_lacks_the_judge(copied: Path) -> None:
     assert CliRunner().invoke(main, ["judge", str(copied), "--judge", ADDED]).exit_code == 0
     assert CliRunner().invoke(main, ["agree", str(copied), "--reference", "rules"]).exit_code == 0
     assert set(pd.read_csv(copied / "judge_errors.csv")["judge"]) == {ADDED}

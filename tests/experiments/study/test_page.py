@@ -67,7 +67,7 @@ def test_hostile_output_is_escaped(run: Path) -> None:
 def test_hostile_output_does_nothing_in_a_real_browser(run: Path, tmp_path: Path) -> None:
     report = load_run(run).report()
     dom = _dump(report, tmp_path / "profile")
-    assert "Does refusal survive the edit?" in dom
+    assert "Refusal rates before and after the edit" in dom
     assert not re.search(r"<title>taken over", dom)
     assert "<body>taken over" not in dom
     # Plotly drew: the offline library works.
@@ -130,7 +130,9 @@ def test_static_figures_are_pictures(run: Path, tmp_path: Path, monkeypatch: pyt
         assert path.read_bytes().startswith(magic)
 
 
-def test_without_chromium_static_figures_say_what_to_do(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_chromium_static_figures_report_what_to_do(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("mechsafety.pages.page.find_chromium", lambda: None)
     with pytest.raises(MechsafetyError, match="apt-get install chromium"):
         load_run(run).save_figures(form="png")
@@ -161,7 +163,7 @@ RATES = rates(
 )
 
 
-def test_titles_say_what_is_seen() -> None:
+def test_titles_report_what_is_seen() -> None:
     tests = pd.DataFrame(
         [{"system": "s", "label": "harmful", "judge": "rules", "b": 41, "c": 0, "p": 1e-9, "p_holm": 1e-9}]
     )
@@ -222,7 +224,7 @@ def test_sweep_figure_marks_the_selected_layer() -> None:
     assert sum(s.x0 == s.x1 == 2 for s in figure.layout.shapes) == 3
 
 
-def test_generation_defaults_that_are_not_followed_are_said(run: Path) -> None:
+def test_generation_defaults_that_are_not_followed_are_reported(run: Path) -> None:
     path = run / "manifest.json"
     manifest = json.loads(path.read_text())
     system = next(iter(manifest["systems"]))

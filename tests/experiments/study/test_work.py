@@ -100,7 +100,7 @@ def test_tables_hold_every_system_arm_prompt_and_judge(finished: Path, config: S
         assert counted.get((row.system, row.arm, row.label, row.judge), 0) == row.refusal
 
 
-def test_manifest_says_what_was_done(finished: Path, config: StudyConfig) -> None:
+def test_manifest_reports_what_was_done(finished: Path, config: StudyConfig) -> None:
     manifest = json.loads((finished / "manifest.json").read_text())
     assert manifest["config"]["seed"] == 0
     assert len(manifest["config"]["prompts_sha256"]) == 64
@@ -419,7 +419,7 @@ def test_the_command_ends_with_1_and_names_what_failed(
         assert len(whole.strip().splitlines()) == 1
 
 
-def test_repeated_prompts_are_said_and_recorded(
+def test_repeated_prompts_are_reported_and_recorded(
     plain: StudyConfig, tmp_path: Path, tiny_folder: Callable[..., Path]
 ) -> None:
     rows = small_prompts(10).to_rows()
@@ -464,7 +464,7 @@ def dated(
     ), (prompts[-1].id, prompts[-2].id)
 
 
-def test_a_study_says_what_its_systems_read_and_refuses_what_does_not_fit(
+def test_a_study_reports_what_its_systems_read_and_refuses_what_does_not_fit(
     dated: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, (long, breaking) = dated
