@@ -123,7 +123,9 @@ def _rebuilt(facts: dict[str, Any], tensors: dict[str, Tensor]) -> Edit:
     kind, model = facts["kind"], facts["model"]
     model["n_layers"], model["d_model"] = int(model["n_layers"]), int(model["d_model"])
     model["hooks"] = [str(hook) for hook in model["hooks"]]
-    options = {k: tuple(v) if isinstance(v, list) else v for k, v in facts["parameters"].items()}
+    options: dict[str, Any] = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in facts["parameters"].items()
+    }
     if kind in ("ablate", "affine"):
         source: VectorLike = tensors["basis"]
         if "read" in tensors:
