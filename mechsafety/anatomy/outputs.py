@@ -22,6 +22,7 @@ from mechsafety.generation.completions import DEFAULT_BATCH, Completion, generat
 from mechsafety.models.chat import TokenBatch, batches, device_of, tokenize_prompts
 from mechsafety.models.finite import not_finite_at
 from mechsafety.models.forward import forward, run_prefix
+from mechsafety.models.handles import attached
 from mechsafety.models.loading import model_name
 from mechsafety.models.prefixes import common_prefix
 from mechsafety.models.turn_ends import end_of_turn
@@ -173,11 +174,8 @@ class _Means:
     @contextmanager
     def watching(self) -> Iterator[None]:
         handles = [m.module.register_forward_pre_hook(self._reader(m)) for m in self.sites.values()]
-        try:
+        with attached(handles):
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def _reader(self, linear: LinearMap) -> Any:
         def before(_module: nn.Module, args: tuple[Any, ...]) -> None:

@@ -160,9 +160,9 @@ class Experiment(ABC, Generic[C]):
         """What was found, in sentences."""
 
     @classmethod
-    @abstractmethod
     def page(cls, result: Result, figures: Mapping[str, go.Figure]) -> Page:
-        """The page, with figures that are already drawn."""
+        """The page, with figures that are already drawn; by default made by the ``page.py`` beside the experiment."""
+        return importlib.import_module(f"{cls.__module__.rpartition('.')[0]}.page").page(result, figures)
 
     @classmethod
     def html(cls, result: Result) -> str:

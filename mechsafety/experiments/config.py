@@ -33,6 +33,10 @@ class Option:
     default: str | None = None
 
 
+SplitPrompts = Annotated[str, Option(metavar="SET"), Field(description="fit, validation and report prompts")]
+AnyPrompts = Annotated[str, Option(metavar="SET"), Field(description="prompts: packaged, hub or file")]
+
+
 class Config(BaseModel):
     """A checked, frozen configuration. Descriptions of its fields are the help texts of the command's options."""
 

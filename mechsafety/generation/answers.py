@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mechsafety.models.chat import tokenize_piece, tokenize_prompts
+from mechsafety.models.handles import attached
 from mechsafety.models.turn_ends import end_of_turn
 
 if TYPE_CHECKING:
@@ -126,10 +127,8 @@ def _unembedding_only(model: Any, kept: Bool[Tensor, "row token"]) -> Iterator[N
         yield
         return
     handle = head.register_forward_pre_hook(lambda _, inputs: (inputs[0][:, :-1][kept][None], *inputs[1:]))
-    try:
+    with attached([handle]):
         yield
-    finally:
-        handle.remove()
 
 
 def answer_loss(logits: Float[Tensor, "answer_token vocabulary"], batch: AnswerBatch) -> Float[Tensor, ""]:

@@ -10,6 +10,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from mechsafety.core.errors import MechsafetyError, first_lines
+from mechsafety.models.handles import attached
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -80,10 +81,6 @@ def _first_block(model: nn.Module, ids: Tensor) -> dict[str, Tensor]:
         number = re.search(r"(?:^|\.)(\d+)(?:\.|$)", path)
         if number is not None and number[1] == "0":
             handles.append(module.register_forward_hook(keep(path)))
-    try:
-        with torch.inference_mode():
-            model(input_ids=ids)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with attached(handles), torch.inference_mode():
+        model(input_ids=ids)
     return seen

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from mechsafety.core.errors import NotFiniteError
+from mechsafety.models.handles import attached
 
 
 def rows_broken(
@@ -70,10 +71,8 @@ def finite_logits(body: Any) -> Iterator[None]:
             raise not_finite(module, lambda: module(*args, **(kwargs | {"past_key_values": None})))
 
     handle = body.register_forward_hook(check, with_kwargs=True)
-    try:
+    with attached([handle]):
         yield
-    finally:
-        handle.remove()
 
 
 def _first_broken(body: nn.Module, again: Callable[[], object]) -> str:

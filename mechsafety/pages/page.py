@@ -46,21 +46,27 @@ class Page:
     how: Sequence[str] = field(default=())
 
 
-def render_page(page: Page, manifest: Mapping[str, Any]) -> str:
-    """One file, no network, every text escaped."""
-    return template("page.html").render(
+def render_page(
+    page: Page, manifest: Mapping[str, Any], *, fed: str = "fed", form: str = "page.html", **more: Any
+) -> str:
+    """One file, no network, every text escaped.
+
+    ``fed`` is the section of the manifest that has what models were fed, ``more`` what the template ``form`` shows
+    besides the page.
+    """
+    about = {name: manifest.get(name, {}) for name in ("config", "versions", "timings")}
+    return template(form).render(
         title=page.title,
         subtitle=page.subtitle,
         findings=page.findings,
         blocks=rendered_blocks(page.blocks),
         how=page.how,
-        fed=fed_parts(manifest.get("fed", {})),
-        config=manifest["config"],
-        versions=manifest["versions"],
-        timings=manifest.get("timings", {}),
+        fed=fed_parts(manifest.get(fed, {})),
         sessions=manifest.get("sessions", []),
         repeated=manifest.get("repeated_prompts", 0),
         script=plotly_script(),
+        **about,
+        **more,
     )
 
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
-from mechsafety.plots.panels import HUES, SYMBOLS, WIDTH, size_text
-from mechsafety.plots.style import legend_at_foot, styled, system_names, whiskers, wrapped
+from mechsafety.plots.panels import HUES, SYMBOLS, footed, size_text
+from mechsafety.plots.style import system_names, whiskers, wrapped
+from mechsafety.plots.traces import side_by_side
 
 
 def attack_figure(attacks: pd.DataFrame) -> go.Figure:
@@ -18,13 +18,10 @@ def attack_figure(attacks: pd.DataFrame) -> go.Figure:
     shown = attacks.assign(series=[attack_name(row) for row in attacks.to_dict(orient="records")])
     systems = list(dict.fromkeys(shown["system"]))
     named, names = system_names(systems), list(dict.fromkeys(shown["series"]))
-    figure = make_subplots(
-        rows=1,
-        cols=3,
-        shared_yaxes=True,
-        horizontal_spacing=0.045,
+    figure = side_by_side(
+        ["attack success: answered coherently", "refused", "degenerate"],
+        gap=0.045,
         column_widths=[0.5, 0.25, 0.25],
-        subplot_titles=["attack success: answered coherently", "refused", "degenerate"],
     )
     step = 0.76 / max(1, len(names))
     for order, series in enumerate(names):
@@ -75,16 +72,13 @@ def attack_figure(attacks: pd.DataFrame) -> go.Figure:
     if top is not None:
         title = f"Highest attack success: {top['asr']:.0%} ({named[str(top['system'])]}, {top['series']})"
     prompts = attacks[attacks["measure"] != "mean"]  # mean rows count answers
-    return legend_at_foot(
-        styled(
-            figure,
-            title,
-            f"{size_text(prompts, 'n')} harmful prompts. Only coherent compliance counts as success; degenerate text "
-            "does not. Whiskers: 95 % intervals.",
-            width=WIDTH,
-            height=230 + len(systems) * (40 + 16 * len(names)),
-        )
-    ).update_annotations(font_size=13)
+    return footed(
+        figure,
+        title,
+        f"{size_text(prompts, 'n')} harmful prompts. Only coherent compliance counts as success; degenerate text "
+        "does not. Whiskers: 95 % intervals.",
+        height=230 + len(systems) * (40 + 16 * len(names)),
+    )
 
 
 def attack_name(row: Mapping[Any, Any]) -> str:

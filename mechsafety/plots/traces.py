@@ -1,4 +1,4 @@
-"""Traces that figures of several experiments have: marks with intervals, and maps with a number in every cell."""
+"""What figures of several experiments have: panels in a line, marks with intervals, maps with numbers."""
 
 from __future__ import annotations
 
@@ -7,11 +7,24 @@ from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
+from plotly.subplots import make_subplots
 
 from mechsafety.plots.style import HEAT, whiskers
 
 Values = Sequence[Any] | pd.Series
 NO_LOOKS: Mapping[str, float] = {}
+
+
+def side_by_side(titles: Sequence[str], *, gap: float, **more: Any) -> go.Figure:
+    """Panels beside each other that share the y axis."""
+    shape = {"rows": 1, "cols": len(titles), "subplot_titles": list(titles)}
+    return make_subplots(**shape, shared_yaxes=True, horizontal_spacing=gap, **more)
+
+
+def stacked(titles: Sequence[str], *, gap: float) -> go.Figure:
+    """Panels above each other that share the x axis."""
+    shape = {"rows": len(titles), "cols": 1, "subplot_titles": list(titles)}
+    return make_subplots(**shape, shared_xaxes=True, vertical_spacing=gap)
 
 
 def dots(

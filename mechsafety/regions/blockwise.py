@@ -22,6 +22,7 @@ from mechsafety.core.progress import track
 from mechsafety.generation.answers import Example, collate, encode
 from mechsafety.models.chat import device_of, pad_token, plan_batches
 from mechsafety.models.forward import evaluating
+from mechsafety.models.handles import attached
 from mechsafety.models.loading import architecture
 from mechsafety.regions.attribution import DEFAULT_BATCH, attribute
 from mechsafety.regions.maps import LinearMap, block_module, linear_maps, running_body
@@ -231,12 +232,8 @@ def _recorded(
         calls.append(((None, *args[1:]) if args else (), others))  # hidden states are made anew
 
     handles = [block.register_forward_pre_hook(before, with_kwargs=True) for block in blocks]
-    try:
-        with torch.no_grad(), evaluating(body):
-            body.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with attached(handles), torch.no_grad(), evaluating(body):
+        body.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
     if len(calls) != len(blocks):
         raise MechsafetyError(
             f"{len(blocks)} blocks of {architecture(model)} ran {len(calls)} times: they are not one chain, so that "
@@ -268,13 +265,10 @@ def _measured(
 
     readers = {m.site: m for m in reversed(maps)}.values()
     handles = [m.module.register_forward_pre_hook(watch(m)) for m in readers]
-    try:
+    with attached(handles):
         for batch in stream:
             chosen[:] = [batch.chosen]
             batch.run(block, layer)
-    finally:
-        for handle in handles:
-            handle.remove()
     return Attribution(
         shapes=shapes_of(maps),
         sites={m.name: m.site for m in maps},

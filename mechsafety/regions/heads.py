@@ -18,6 +18,7 @@ from mechsafety.directions.estimators import estimate
 from mechsafety.models.chat import batches, device_of
 from mechsafety.models.finite import not_finite_at
 from mechsafety.models.forward import forward, run_prefix
+from mechsafety.models.handles import attached
 from mechsafety.models.loading import model_name
 from mechsafety.models.prefixes import common_prefix
 from mechsafety.prompts.fed import fitting
@@ -79,16 +80,12 @@ def head_outputs(
         return read
 
     handles = [linear.module.register_forward_pre_hook(reader(place)) for place, linear in enumerate(outs)]
-    try:
-        with bar("attention heads", total=len(prompts), unit="prompt") as progress:
-            rests = [s[len(shared) :] for s in sequences]
-            for batch in batches(model, rests, batch_size=batch_size):
-                rows[:] = batch.rows
-                forward(body, batch, logits=None, before=before)
-                progress.update(len(rows))
-    finally:
-        for handle in handles:
-            handle.remove()
+    with attached(handles), bar("attention heads", total=len(prompts), unit="prompt") as progress:
+        rests = [s[len(shared) :] for s in sequences]
+        for batch in batches(model, rests, batch_size=batch_size):
+            rows[:] = batch.rows
+            forward(body, batch, logits=None, before=before)
+            progress.update(len(rows))
     for linear, outputs in zip(outs, found.unbind(1), strict=True):
         if not bool(torch.isfinite(outputs).all()):
             raise not_finite_at(model_name(model), f"a head's output at layer {linear.layer}")

@@ -20,6 +20,7 @@ from transformers.pytorch_utils import Conv1D
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.models.chat import device_of, pad_left
 from mechsafety.models.forward import forward
+from mechsafety.models.handles import attached
 from mechsafety.models.hooking import plain_module_path
 from mechsafety.models.loading import architecture, body_of, generation_twin, is_hooked_transformer
 
@@ -228,11 +229,8 @@ def _runs(model: TransformerBridge, body: Any) -> list[list[tuple[nn.Module, str
         for path, module in block_module(model, body, layer).named_modules()
         if isinstance(module, nn.Linear | Conv1D)
     ]
-    try:
+    with attached(handles):
         forward(body, pad_left([[0, 1, 2, 3]], pad=0).to(device_of(model)), logits=None)
-    finally:
-        for handle in handles:
-            handle.remove()
     return seen
 
 

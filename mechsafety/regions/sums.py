@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.generation.answers import AnswerBatch
 from mechsafety.models.finite import not_finite_at
+from mechsafety.models.handles import attached
 from mechsafety.regions.maps import LinearMap
 from mechsafety.regions.score_files import Attribution, Positions
 
@@ -75,11 +76,8 @@ class Sums:
             module[0].module.register_forward_hook(self._hook(name, module[0]))
             for name, module in _modules(self.maps).items()
         ]
-        try:
+        with attached(handles):
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def _hook(self, name: str, linear: LinearMap) -> Any:
         def after(_module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:

@@ -18,6 +18,7 @@ from mechsafety.directions.direction import Direction, Directions, cosine
 from mechsafety.models import hooked_transformers
 from mechsafety.models.chat import device_of
 from mechsafety.models.forward import evaluating
+from mechsafety.models.handles import attached
 from mechsafety.models.loading import body_of, is_hooked_transformer
 from mechsafety.statistics.mann_whitney import inflation, score_interval
 
@@ -164,8 +165,6 @@ def _read_out(
         # The model's own forward, on any tokens: what its final norm would read of them is replaced.
         lens: Any = model
         handle = lens.ln_final.register_forward_pre_hook(lambda _, inputs: (rows, *inputs[1:]))
-        try:
+        with attached([handle]):
             ids = torch.zeros(rows.shape[:2], dtype=torch.long, device=rows.device)
             return body_of(model)(input_ids=ids, use_cache=False).logits[0].float().cpu()
-        finally:
-            handle.remove()

@@ -16,7 +16,7 @@ from mechsafety.plots.style import (
     styled,
     system_names,
 )
-from mechsafety.plots.traces import dots, in_legend
+from mechsafety.plots.traces import dots, in_legend, side_by_side
 
 ARMS = ("original", "edited")
 _ARM_COLOURS = {"original": "#0072B2", "edited": "#D55E00"}
@@ -107,12 +107,8 @@ def error_dots(errors: pd.DataFrame) -> go.Figure:
     shown = errors[(errors["label"] == "all") & errors["arm"].isin(ARMS)]
     require_single(require_rows(shown, "all labels", errors, "label", "arm"), "judge", "arm")
     judges = list(dict.fromkeys(shown["judge"]))[::-1]
-    figure = make_subplots(
-        rows=1,
-        cols=2,
-        shared_yaxes=True,
-        horizontal_spacing=0.07,
-        subplot_titles=["refusals found (sensitivity)", "other answers left alone (specificity)"],
+    figure = side_by_side(
+        ["refusals found (sensitivity)", "other answers left alone (specificity)"], gap=0.07
     )
     for column, measure in enumerate(("sensitivity", "specificity"), start=1):
         for arm in ARMS:
@@ -153,14 +149,8 @@ def corrected_rates_figure(corrected: pd.DataFrame) -> go.Figure:
         require_rows(shown[shown["arm"] == arm], f"arm {arm!r} of harmful prompts", corrected, "label", "arm")
     require_single(shown, "judge", "arm")
     judges = list(dict.fromkeys(shown["judge"]))[::-1]
-    figure = make_subplots(
-        rows=1,
-        cols=2,
-        shared_yaxes=True,
-        horizontal_spacing=0.07,
-        subplot_titles=[
-            f"{arm}, {int(shown.loc[shown['arm'] == arm, 'labels'].max())} labelled" for arm in ARMS
-        ],
+    figure = side_by_side(
+        [f"{arm}, {int(shown.loc[shown['arm'] == arm, 'labels'].max())} labelled" for arm in ARMS], gap=0.07
     )
     for column, arm in enumerate(ARMS, start=1):
         part = shown[shown["arm"] == arm].set_index("judge").reindex(judges)

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Field, FiniteFloat, field_validator, model_validator
 
 from mechsafety.core.names import LINE_ALPHAS, TOP_RANKS
-from mechsafety.experiments.config import ModelConfig, Option
+from mechsafety.experiments.config import ModelConfig, Option, SplitPrompts
 
 Part = Literal["clusters", "weights", "sensitivity", "interpolation", "reversal", "links"]
 PARTS: tuple[Part, ...] = get_args(Part)
@@ -60,9 +60,7 @@ class AnatomyConfig(ModelConfig):
     control: Annotated[str | None, Option(metavar="MODEL")] = Field(
         default=None, description="BASE after a fine-tuning that taught no refusals"
     )
-    prompts: Annotated[str, Option(metavar="SET")] = Field(
-        default="default", description="fit, validation and report prompts"
-    )
+    prompts: SplitPrompts = "default"
     attacks: Annotated[str | None, Option(metavar="SET")] = Field(
         default=None, description="harmful prompts; their category names the family"
     )

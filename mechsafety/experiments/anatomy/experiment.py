@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
     from transformer_lens.model_bridge import TransformerBridge
 
-    from mechsafety.pages.page import Page
 
 _PURPOSES: Mapping[Purpose, tuple[Part, ...]] = {
     "estimate": ("clusters", "links"),
@@ -145,12 +144,6 @@ class Anatomy(Experiment[AnatomyConfig]):
     @classmethod
     def facts(cls, result: Result) -> dict[str, Any]:
         return {"findings": _by_section(result)}
-
-    @classmethod
-    def page(cls, result: Result, figures: Mapping[str, go.Figure]) -> Page:
-        from mechsafety.experiments.anatomy.page import anatomy_page
-
-        return anatomy_page(result.tables, figures, config=result.config, names=model_names(result))
 
 
 def run_anatomy(

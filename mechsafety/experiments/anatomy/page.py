@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from mechsafety.core.places import packaged_words
+from mechsafety.experiments.anatomy.experiment import model_names
 from mechsafety.experiments.anatomy.findings import anatomy_findings
-from mechsafety.experiments.anatomy.naming import Names, Tables, who
+from mechsafety.experiments.anatomy.naming import who
+from mechsafety.experiments.base import Result
 from mechsafety.pages.page import Page, page_blocks, setting_lines
 
 if TYPE_CHECKING:
@@ -16,10 +18,9 @@ if TYPE_CHECKING:
 _WORDS = packaged_words("mechsafety.experiments.anatomy", "page.toml")
 
 
-def anatomy_page(
-    tables: Tables, figures: Mapping[str, go.Figure], *, config: Mapping[str, Any], names: Names
-) -> Page:
-    """The page of an anatomy; ``names`` are the models' by their part."""
+def page(result: Result, figures: Mapping[str, go.Figure]) -> Page:
+    """The page of an anatomy."""
+    tables, names = result.tables, model_names(result)
     found = anatomy_findings(tables, names=names)
     return Page(
         title="Anatomy of a fine-tuning",
@@ -28,7 +29,7 @@ def anatomy_page(
         blocks=page_blocks(
             _WORDS["blocks"], tables, figures, added={name: told[1:] for name, told in found.items()}
         ),
-        how=_how(config),
+        how=_how(result.config),
     )
 
 

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 
 import pandas as pd
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
 from mechsafety.experiments.anatomy.naming import (
     GROUP_NAMES,
@@ -40,6 +39,7 @@ from mechsafety.plots.lines import (
 )
 from mechsafety.plots.panels import HUES, size_text
 from mechsafety.plots.style import COLOURS, whiskers
+from mechsafety.plots.traces import side_by_side
 
 _TITLED = ("tuned", "control", "random")
 """The models of a title, in this order."""
@@ -177,13 +177,7 @@ def state_bars(table: pd.DataFrame, *, title: str, subtitle: str) -> go.Figure:
     states = [state_name(what, r) for what, r in places]
     table = table.assign(place=[places[key] for key in keys])
     groups = [str(group) for group in dict.fromkeys(table["group"])]
-    figure = make_subplots(
-        rows=1,
-        cols=len(groups),
-        shared_yaxes=True,
-        horizontal_spacing=0.12 / len(groups),
-        subplot_titles=[GROUP_NAMES.get(group, group) for group in groups],
-    )
+    figure = side_by_side([GROUP_NAMES.get(group, group) for group in groups], gap=0.12 / len(groups))
     parts = (
         ("refused", "refusal", "refused"),
         ("answered coherently", "compliance", "complied"),

@@ -9,6 +9,8 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
+from mechsafety.core.wording import span
+from mechsafety.plots.panels import HUES
 from mechsafety.plots.style import COLOURS, legend_at_foot, short_name, styled, system_names, whiskers
 
 _LOOKS = {
@@ -62,7 +64,7 @@ def forest(rows: pd.DataFrame, *, label: str, judge: str) -> go.Figure:
         figure,
         title,
         f"{label.capitalize()} prompts, judge {_shown(judge)}. 95 % intervals; Holm's correction over "
-        f"{_span(tested['comparisons'])} comparisons.",
+        f"{span(tested['comparisons'] if len(tested) else [0], '.0f')} comparisons.",
         width=900,
         height=260 + 42 * len(rows),
     )
@@ -73,11 +75,10 @@ def judges_figure(rows: pd.DataFrame, *, label: str) -> go.Figure:
     systems = list(dict.fromkeys(rows["system"]))[::-1]
     names = system_names(systems)
     judges = list(dict.fromkeys(rows["judge"]))
-    palette = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#222222", "#8C8C8C")
     figure = go.Figure()
     for number, judge in enumerate(judges):
         part = rows[(rows["judge"] == judge) & rows["change"].notna()]
-        colour = palette[number % len(palette)]
+        colour = HUES[number % len(HUES)]
         shift = (number - (len(judges) - 1) / 2) * 0.6 / len(judges)
         figure.add_scatter(
             x=part["change"],
@@ -143,11 +144,6 @@ def _shown(name: str) -> str:
 def _plain(name: str) -> str:
     """A name from a file, without what plotly would read as markup."""
     return name.replace("<", "‹").replace(">", "›").replace("%{", "% {")
-
-
-def _span(values: pd.Series) -> str:
-    known = sorted({int(v) for v in values.dropna()})
-    return "0" if not known else str(known[0]) if len(known) == 1 else f"{known[0]} to {known[-1]}"
 
 
 def _unused(name: str, taken: Mapping[str, Any]) -> str:

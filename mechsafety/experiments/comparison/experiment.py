@@ -22,6 +22,7 @@ from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.names import MEASURES, Measure
 from mechsafety.core.places import packaged_words
 from mechsafety.core.progress import Progress
+from mechsafety.core.wording import interval
 from mechsafety.directions.direction import Directions, load_directions
 from mechsafety.experiments.base import Experiment, Read, Result, Session, load_run, run_experiment
 from mechsafety.experiments.comparison.config import ComparisonConfig
@@ -283,22 +284,18 @@ def _findings(found: Comparison) -> list[str]:
     if found.cosines is not None:
         sentences += [
             f"{row['a']} and {row['b']}, layer {found.layer}: cosine {row['cosine']:.2f} "
-            f"{_interval(row['low'], row['high'])}; directions between halves of the harmless prompts reach "
+            f"{interval(row['low'], row['high'])}; directions between halves of the harmless prompts reach "
             f"{row['harmless_floor']:.2f}."
             for row in found.short_tables["cosines"].to_dict(orient="records")
         ]
     if found.transfer is not None:
         sentences += [
             f"Ablating {row['target']} along {row['source']}'s direction lowers its refusal score by "
-            f"{row['drop']:.2f} {_interval(row['low'], row['high'])} from {row['base']:.2f}."
+            f"{row['drop']:.2f} {interval(row['low'], row['high'])} from {row['base']:.2f}."
             for row in found.transfer.to_dict(orient="records")
             if row["source"] in found.names and row["source"] != row["target"]
         ]
     return sentences
-
-
-def _interval(low: float, high: float) -> str:
-    return "(no interval)" if low != low else f"[{low:.2f}, {high:.2f}]"
 
 
 # -- what was asked -----------------------------------------------------------------------------------

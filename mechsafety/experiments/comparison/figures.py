@@ -9,11 +9,11 @@ from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
 from mechsafety.core.wording import span
 from mechsafety.plots.lines import band, faded
 from mechsafety.plots.style import COLOURS, DIVERGING, HEAT, styled, system_names
+from mechsafety.plots.traces import stacked
 
 _PURPLE = "#CC79A7"
 _GREY = "#8C8C8C"
@@ -38,19 +38,13 @@ def comparison_figures(tables: Mapping[str, pd.DataFrame], *, layer: int) -> dic
 
 def cosines_by_layer(table: pd.DataFrame, *, layer: int) -> go.Figure:
     """Cosine of the two refusal directions at every layer, one panel per pair, with its ceiling and its floors."""
-    figure, pairs = _panels(table)
-    for row, rows in enumerate(pairs, start=1):
-        first = row == 1
-        _band(figure, rows, row, "cosine", COLOURS["line"])
-        for column, name, colour, dash in (
-            ("ceiling", "same direction seen through separate prompts", COLOURS["ink"], "dot"),
-            ("corrected", "cosine without sampling noise", _PURPLE, "dash"),
-            ("harmless_floor", "floor: halves of the harmless prompts", COLOURS["harmless"], "dashdot"),
-            ("random_high", "floor: random directions (95 %)", _GREY, "dot"),
-        ):
-            _line(figure, rows, row, column, name=name, colour=colour, dash=dash, legend=first)
-        _line(figure, rows, row, "cosine", name="cosine, 95 % interval", colour=COLOURS["line"], legend=first)
-    figure.update_yaxes(title_text="cosine")
+    beside = (
+        ("ceiling", "same direction seen through separate prompts", COLOURS["ink"], "dot"),
+        ("corrected", "cosine without sampling noise", _PURPLE, "dash"),
+        ("harmless_floor", "floor: halves of the harmless prompts", COLOURS["harmless"], "dashdot"),
+        ("random_high", "floor: random directions (95 %)", _GREY, "dot"),
+    )
+    figure, pairs = _measured(table, "cosine", "cosine", beside)
     return _finished(
         figure,
         table,
@@ -97,19 +91,13 @@ def angles_by_layer(table: pd.DataFrame, *, layer: int) -> go.Figure:
 
 def cka_by_layer(table: pd.DataFrame, *, layer: int) -> go.Figure:
     """Debiased linear CKA by layer, one panel per pair, with its floors and each model's step to its next layer."""
-    figure, pairs = _panels(table)
-    for row, rows in enumerate(pairs, start=1):
-        first = row == 1
-        _band(figure, rows, row, "cka", COLOURS["line"])
-        for column, name, colour, dash in (
-            ("next_layer_a", "first checkpoint, own next layer", COLOURS["ink"], "dot"),
-            ("next_layer_b", "second checkpoint, own next layer", _PURPLE, "dot"),
-            ("class_floor", "floor: prompts permuted within class", COLOURS["harmless"], "dashdot"),
-            ("floor_high", "floor: prompts permuted (95 %)", _GREY, "dot"),
-        ):
-            _line(figure, rows, row, column, name=name, colour=colour, dash=dash, legend=first)
-        _line(figure, rows, row, "cka", name="CKA, 95 % interval", colour=COLOURS["line"], legend=first)
-    figure.update_yaxes(title_text="CKA")
+    beside = (
+        ("next_layer_a", "first checkpoint, own next layer", COLOURS["ink"], "dot"),
+        ("next_layer_b", "second checkpoint, own next layer", _PURPLE, "dot"),
+        ("class_floor", "floor: prompts permuted within class", COLOURS["harmless"], "dashdot"),
+        ("floor_high", "floor: prompts permuted (95 %)", _GREY, "dot"),
+    )
+    figure, pairs = _measured(table, "cka", "CKA", beside)
     at = table[table["layer"] == layer]["cka"]
     lowest = table.loc[table["cka"].idxmin()] if table["cka"].notna().any() else None
     title = f"Representations of the same prompts: CKA {span(at, '.2f')} at layer {layer}"
@@ -210,13 +198,25 @@ def _panels(table: pd.DataFrame) -> tuple[go.Figure, list[pd.DataFrame]]:
     """A figure with a panel for each pair (the first ten), and their rows in the order of layers."""
     pairs = [rows.sort_values("layer") for _, rows in table.groupby(["a", "b"], sort=False)][:_MOST_PAIRS]
     names = system_names([*table["a"], *table["b"]])
-    figure = make_subplots(
-        rows=len(pairs),
-        cols=1,
-        shared_xaxes=True,
-        vertical_spacing=min(0.06, 0.3 / len(pairs)),
-        subplot_titles=[f"{names[p['a'].iloc[0]]} and {names[p['b'].iloc[0]]}" for p in pairs],
+    figure = stacked(
+        [f"{names[p['a'].iloc[0]]} and {names[p['b'].iloc[0]]}" for p in pairs],
+        gap=min(0.06, 0.3 / len(pairs)),
     )
+    return figure, pairs
+
+
+def _measured(
+    table: pd.DataFrame, measure: str, title: str, beside: Sequence[tuple[str, str, str, str]]
+) -> tuple[go.Figure, list[pd.DataFrame]]:
+    """The panels of one measure with its interval, and the lines (column, name, colour, dash) beside it."""
+    figure, pairs = _panels(table)
+    for row, rows in enumerate(pairs, start=1):
+        _band(figure, rows, row, measure, COLOURS["line"])
+        for column, name, colour, dash in beside:
+            _line(figure, rows, row, column, name=name, colour=colour, dash=dash, legend=row == 1)
+        own = f"{title}, 95 % interval"
+        _line(figure, rows, row, measure, name=own, colour=COLOURS["line"], legend=row == 1)
+    figure.update_yaxes(title_text=title)
     return figure, pairs
 
 

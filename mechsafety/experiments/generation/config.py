@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 from pydantic import Field, model_validator
 
 from mechsafety.core.names import RESPONSES_AT_ONCE
-from mechsafety.experiments.config import EditedConfig, Option
+from mechsafety.experiments.config import AnyPrompts, EditedConfig, FedConfig
 from mechsafety.prompts.prompt_set import Split
 
 
-class GenerationConfig(EditedConfig):
+class GenerationConfig(EditedConfig, FedConfig):
     """What one generation run does; a part of its manifest."""
 
-    prompts: Annotated[str, Option(metavar="SET")] = Field(
-        default="default", description="prompts: packaged, hub or file"
-    )
+    prompts: AnyPrompts = "default"
     split: Split = Field(default="report", description="which of its prompts")
     limit: int | None = Field(default=None, ge=1, description="at most N prompts of each label")
     baked: bool = Field(default=False, description="write the edit into the weights instead of hooking it on")
@@ -26,12 +22,6 @@ class GenerationConfig(EditedConfig):
         default=None, gt=0, allow_inf_nan=False, description="draw tokens; greedy without it"
     )
     top_p: float = Field(default=1.0, gt=0, le=1, description="nucleus to draw from")
-    truncate_prompts: bool = Field(
-        default=False, description="cut prompts that do not fit in the model's window at their end"
-    )
-    escape_control_tokens: bool = Field(
-        default=False, description="break the model's control tokens in prompts by a blank"
-    )
 
     @model_validator(mode="after")
     def _companions(self) -> GenerationConfig:

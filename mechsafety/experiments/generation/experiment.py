@@ -59,13 +59,7 @@ class Generation(EditedExperiment[GenerationConfig]):
 
     def prepare(self, day: str, say: Progress) -> None:
         super().prepare(day, say)
-        self.fed = fed(
-            self.model,
-            self.prompts,
-            new_tokens=self.config.max_new_tokens,
-            truncate=self.config.truncate_prompts,
-            escape=self.config.escape_control_tokens,
-        )
+        self.fed = fed(self.model, self.prompts, new_tokens=self.config.max_new_tokens, **self.feeding)
 
     def bound(self) -> Mapping[str, Any]:
         return {"prompts_sha256": self.prompts.sha256(), **super().bound()}

@@ -34,8 +34,6 @@ from mechsafety.runs.folder import read_run
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-    from mechsafety.pages.page import Page
-
 
 class LabResult(Result):
     """A run of the lab: what every model answers (``cases``), and the claims' numbers by seed (``thresholds``)."""
@@ -98,12 +96,6 @@ class Lab(Experiment[LabConfig]):
     @classmethod
     def text(cls, result: Result) -> str:
         return as_lab(result).held().to_string(index=False, na_rep="-", float_format="%.3g")
-
-    @classmethod
-    def page(cls, result: Result, figures: Mapping[str, go.Figure]) -> Page:
-        from mechsafety.experiments.lab.page import page
-
-        return page(as_lab(result), figures)
 
 
 def run_lab(

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from mechsafety.experiments.config import ModelConfig, Option
+from mechsafety.experiments.config import ModelConfig, Option, SplitPrompts
 
 Kind = Literal["unedited", "refusal", "random"]
 """The system as it is, without directions of its refusal subspace, and without as many random ones."""
@@ -24,9 +24,7 @@ class LadderConfig(ModelConfig):
     base: Annotated[str | None, Option(metavar="MODEL")] = Field(
         default=None, description="what all were fine-tuned from: links to dW"
     )
-    prompts: Annotated[str, Option(metavar="SET")] = Field(
-        default="default", description="fit, validation and report prompts"
-    )
+    prompts: SplitPrompts = "default"
     judge: str = Field(default="rules", description="who reads the answers")
     counts: Annotated[tuple[int, ...], Option(metavar="N,N,...", many="commas")] = Field(
         default=(1, 2, 4, 8), description="how many directions are removed"

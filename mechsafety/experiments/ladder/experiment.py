@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
 
-    from mechsafety.pages.page import Page
 
 _RECORD = "ladder"
 _SUBSPACE = 3
@@ -189,12 +188,6 @@ class Ladder(Experiment[LadderConfig]):
     def text(cls, result: Result) -> str:
         """Shares of harmful prompts refused by directions removed, and what was left out."""
         return "\n".join([refused_table(result.tables["survival"]), "", *as_ladder(result).notes]).strip()
-
-    @classmethod
-    def page(cls, result: Result, figures: Mapping[str, go.Figure]) -> Page:
-        from mechsafety.experiments.ladder.page import page
-
-        return page(result, figures)
 
 
 def run_ladder(

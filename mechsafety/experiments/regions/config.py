@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.names import Attack
-from mechsafety.experiments.config import ModelConfig, Option
+from mechsafety.experiments.config import ModelConfig, Option, SplitPrompts
 
 Part = Literal["structure", "sweep", "attacks", "links", "heads", "freezing"]
 PARTS: tuple[Part, ...] = get_args(Part)
@@ -39,9 +39,7 @@ class RegionsConfig(ModelConfig):
     """What one run does; a part of its manifest. ``p`` and ``q`` are percent, ranks are counts or fractions."""
 
     model: Annotated[str, Option(argument=True)]
-    prompts: Annotated[str, Option(metavar="SET")] = Field(
-        default="default", description="fit, validation and report prompts"
-    )
+    prompts: SplitPrompts = "default"
     parts: Annotated[tuple[Part, ...], Option(name="--part")] = Field(
         default=("structure", "sweep", "links", "heads"), min_length=1, description="what to do"
     )

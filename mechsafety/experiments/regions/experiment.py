@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
 
-    from mechsafety.pages.page import Page
 
 _TABLES = ("tradeoff", "structure", "subspaces", "attacks", "links", "link_effects", "heads", "freezing")
 _TEXT = (
@@ -118,12 +117,6 @@ class Regions(Experiment[RegionsConfig]):
         if "tradeoff" not in result.tables:
             return ""
         return result.tables["tradeoff"][_SHOWN].to_string(index=False, na_rep="-", float_format="%.3g")
-
-    @classmethod
-    def page(cls, result: Result, figures: Mapping[str, go.Figure]) -> Page:
-        from mechsafety.experiments.regions.page import page
-
-        return page(result, figures)
 
 
 def run_regions(

@@ -8,7 +8,6 @@ from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
 from mechsafety.experiments.regions.findings import (
     METHOD_NAMES,
@@ -38,6 +37,7 @@ from mechsafety.plots.panels import (
     WEIGHTS,
     WIDTH,
     Series,
+    footed,
     log_axis,
     outcome_panels,
     panel_height,
@@ -45,12 +45,12 @@ from mechsafety.plots.panels import (
 )
 from mechsafety.plots.style import (
     COLOURS,
-    legend_at_foot,
     short_name,
     styled,
     whiskers,
     wrapped,
 )
+from mechsafety.plots.traces import side_by_side, stacked
 
 
 def region_figures(
@@ -197,9 +197,7 @@ def freezing_figure(freezing: pd.DataFrame) -> go.Figure:
 
 
 def _finished(figure: go.Figure, title: str, subtitle: str) -> go.Figure:
-    height = panel_height(figure)
-    figure = legend_at_foot(styled(figure, title, subtitle, width=WIDTH, height=height))
-    return figure.update_annotations(font_size=13)
+    return footed(figure, title, subtitle, height=panel_height(figure))
 
 
 def _tradeoff_title(
@@ -230,14 +228,9 @@ def links_figure(links: pd.DataFrame) -> go.Figure:
     """Share of what was removed that wrote on the refusal direction, by layer and removal; random ones dotted."""
     groups = list(links.groupby(["removal", "method"], sort=False))
     kinds = list(dict.fromkeys(links["kind"]))
-    figure = make_subplots(
-        rows=len(groups),
-        cols=1,
-        shared_xaxes=True,
-        vertical_spacing=min(0.09, 0.3 / len(groups)),
-        subplot_titles=[
-            f"{removal} ({METHOD_NAMES.get(str(method), method)})" for (removal, method), _ in groups
-        ],
+    figure = stacked(
+        [f"{removal} ({METHOD_NAMES.get(str(method), method)})" for (removal, method), _ in groups],
+        gap=min(0.09, 0.3 / len(groups)),
     )
 
     def line(row: int, x: pd.Series, y: pd.Series, name: str, colour: str, dash: str) -> None:
@@ -270,29 +263,20 @@ def links_figure(links: pd.DataFrame) -> go.Figure:
     title = "What the removed weights write on the refusal direction"
     if middle == middle:
         title = f"Removed weights write {middle:.1f} times as much on the refusal direction as random ones (median)"
-    return legend_at_foot(
-        styled(
-            figure,
-            title,
-            "Share of the removed output's energy that lies on the direction; logarithmic. Dotted: matched random "
-            "removals.",
-            width=WIDTH,
-            height=240 + 190 * len(groups),
-        )
-    ).update_annotations(font_size=13)
+    return footed(
+        figure,
+        title,
+        "Share of the removed output's energy that lies on the direction; logarithmic. Dotted: matched random "
+        "removals.",
+        height=240 + 190 * len(groups),
+    )
 
 
 def link_effects_figure(link_effects: pd.DataFrame) -> go.Figure:
     """What the model does with the region removed, the direction ablated, and both; one row per state."""
     states = list(dict.fromkeys(link_effects["state"]))[::-1]
     panels = [p for p in (*HARMFUL, *HARMLESS, PROJECTION) if link_effects[p.column].notna().any()]
-    figure = make_subplots(
-        rows=1,
-        cols=len(panels),
-        shared_yaxes=True,
-        horizontal_spacing=0.02,
-        subplot_titles=[panel.title.replace(": ", ":<br>") for panel in panels],
-    )
+    figure = side_by_side([panel.title.replace(": ", ":<br>") for panel in panels], gap=0.02)
     for column, panel in enumerate(panels, start=1):
         colour = COLOURS["harmful" if panel in HARMFUL else "harmless" if panel in HARMLESS else "ink"]
         ends = (link_effects[f"{panel.column}_{end}"] for end in ("low", "high"))

@@ -15,6 +15,7 @@ from typing import Any
 import pandas as pd
 
 from mechsafety.plots.attacks import attack_name
+from mechsafety.plots.panels import size_text
 
 REMOVAL_NAMES = {
     "set_difference": "set difference",
@@ -113,8 +114,8 @@ def _tradeoff(table: pd.DataFrame, *, name: str, sweet_spot: Mapping[str, Any] |
     said = []
     if len(model):
         said.append(
-            f"{name} as it is refuses {pooled(model, 'refused')} of {_count(model['harmful_n'])} harmful and "
-            f"{pooled(model, 'harmless_refused')} of {_count(model['harmless_n'])} harmless prompts."
+            f"{name} as it is refuses {pooled(model, 'refused')} of {size_text(model, 'harmful_n')} harmful and "
+            f"{pooled(model, 'harmless_refused')} of {size_text(model, 'harmless_n')} harmless prompts."
         )
     if sweet_spot and sweet_spot.get("explanation"):
         said.append(str(sweet_spot["explanation"]))
@@ -275,7 +276,7 @@ def _freezing(table: pd.DataFrame) -> list[str]:
                 else " (no difference seen)"
             )
         parts.append(f"{named} {found}{note}")
-    n = _count(most["n_examples"])
+    n = size_text(most, "n_examples")
     return [
         f"After fine-tuning on {n} benign examples, coherent compliance with harmful prompts: {'; '.join(parts)}."
     ]
@@ -298,8 +299,3 @@ def _share(rows: pd.DataFrame) -> str:
 
 def _rate(value: float, low: float, high: float) -> str:
     return str(Pooled(value=value, low=low, high=high, draws=1))
-
-
-def _count(values: pd.Series) -> str:
-    known = values.dropna()
-    return f"{int(known.max())}" if len(known) else "an unknown number of"

@@ -13,6 +13,7 @@ from plotly.subplots import make_subplots
 from mechsafety.experiments.regions.findings import METHOD_NAMES, REMOVAL_NAMES, times_chance
 from mechsafety.plots.panels import WIDTH
 from mechsafety.plots.style import COLOURS, DIVERGING, HEAT, styled
+from mechsafety.plots.traces import side_by_side
 
 _EMPTY = "#DDDDDD"
 _GRID = (
@@ -186,13 +187,7 @@ def grid_figure(tradeoff: pd.DataFrame, removal: str) -> go.Figure:
     sizes = grid_sizes(tradeoff, removal) or ("p", "q")
     rows = tradeoff[(tradeoff["removal"] == removal) & (tradeoff["control"] == "removed")]
     shown = [part for part in _GRID if rows[part[0]].notna().any()]
-    figure = make_subplots(
-        rows=1,
-        cols=len(shown),
-        shared_yaxes=True,
-        horizontal_spacing=0.03,
-        subplot_titles=[title for _, title, _ in shown],
-    )
+    figure = side_by_side([title for _, title, _ in shown], gap=0.03)
     for column, (measure, _, form) in enumerate(shown, start=1):
         table = rows.pivot_table(
             index=sizes[1], columns=sizes[0], values=measure, aggfunc="mean", dropna=False

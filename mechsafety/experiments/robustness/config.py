@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field, field_validator
 
 from mechsafety.core.names import Attack
-from mechsafety.experiments.config import EditedConfig, Option
+from mechsafety.experiments.config import AnyPrompts, EditedConfig, Option
 
 
 class RobustnessConfig(EditedConfig):
@@ -16,9 +16,7 @@ class RobustnessConfig(EditedConfig):
     attacks: Annotated[tuple[Attack, ...], Option(name="--attack")] = Field(
         default=("vanilla", "decoding"), min_length=1, description="what is tried"
     )
-    prompts: Annotated[str, Option(metavar="SET")] = Field(
-        default="default", description="prompts: packaged, hub or file"
-    )
+    prompts: AnyPrompts = "default"
     limit: int | None = Field(default=None, ge=1, description="at most N harmful report prompts")
     samples: Annotated[int, Option(metavar="K")] = Field(
         default=5, ge=1, description="samples of each prompt"

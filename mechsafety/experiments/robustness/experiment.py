@@ -11,6 +11,7 @@ import pandas as pd
 
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.names import Attack
+from mechsafety.core.places import packaged_words
 from mechsafety.core.progress import Progress
 from mechsafety.experiments.base import Read, Result, Session, run_experiment
 from mechsafety.experiments.edited import EditedExperiment
@@ -18,7 +19,7 @@ from mechsafety.experiments.records import record_shared_tokens
 from mechsafety.experiments.robustness.config import RobustnessConfig
 from mechsafety.generation.completions import Completion, answer_frame
 from mechsafety.judges.kinds.fluent import FluentJudge
-from mechsafety.pages.page import Block, Page
+from mechsafety.pages.page import Page, page_blocks
 from mechsafety.plots.attacks import attack_figure, attack_name
 from mechsafety.plots.style import short_name
 from mechsafety.prompts.prompt_set import PromptSet, load_prompts
@@ -29,6 +30,8 @@ from mechsafety.robustness.utility import UTILITY_COLUMNS, base_distributions, u
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
+
+_WORDS = packaged_words("mechsafety.experiments.robustness", "page.toml")
 
 
 class Robustness(EditedExperiment[RobustnessConfig]):
@@ -146,23 +149,11 @@ class Robustness(EditedExperiment[RobustnessConfig]):
 
     @classmethod
     def page(cls, result: Result, figures: Mapping[str, go.Figure]) -> Page:
-        attacks, cost = (result.tables[name] for name in cls.tables)
         return Page(
             title=f"Attack success on {short_name(result.config['model'])}",
-            subtitle=str(attacks["system"].iloc[0]),
+            subtitle=str(result.tables["attacks"]["system"].iloc[0]),
             findings=result.findings(),
-            blocks=[
-                Block(
-                    name="attacks",
-                    title="Attacks",
-                    text="vanilla: greedy, in the chat template; decoding: samples of the bare request; suffix: "
-                    "adversarial suffixes (GCG), searched on fit prompts and tried on report prompts. Success is "
-                    "coherent compliance; the published metric, which also counts garbage, stands beside it.",
-                    figures=list(figures.values()),
-                    table=attacks,
-                ),
-                Block(name="utility", title="Benign text and questions", table=cost),
-            ],
+            blocks=page_blocks(_WORDS["blocks"], result.tables, figures),
         )
 
     @classmethod

@@ -21,7 +21,6 @@ from mechsafety.core.names import QUESTION_FORMS
 from mechsafety.core.progress import Progress
 from mechsafety.edits.interventions import Edit, digest
 from mechsafety.experiments.base import Experiment, Result, Session, run_experiment
-from mechsafety.experiments.selfjudgement import page as pages
 from mechsafety.experiments.selfjudgement.config import SelfJudgeConfig
 from mechsafety.experiments.selfjudgement.figures import selfjudge_figures
 from mechsafety.experiments.selfjudgement.findings import findings
@@ -38,7 +37,6 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
     from transformer_lens.model_bridge import TransformerBridge
 
-    from mechsafety.pages.page import Page
 
 Cell = tuple[str, str, str, str]
 _SHOWN = [
@@ -178,10 +176,6 @@ class SelfJudging(Experiment[SelfJudgeConfig]):
     @classmethod
     def findings(cls, result: Result) -> list[str]:
         return findings(result.tables["cells"])
-
-    @classmethod
-    def page(cls, result: Result, figures: Mapping[str, go.Figure]) -> Page:
-        return pages.page(result, figures)
 
     @classmethod
     def facts(cls, result: Result) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from mechsafety.core.wording import interval
 from mechsafety.plots.style import system_names
 
 _FEWEST = 5  # answers of the rarer class below which an AUC says next to nothing
@@ -25,7 +26,7 @@ def _finding(row: dict[Any, Any], name: str) -> str:
     unreadable = f"{row['unparsed']} of {row['readable']} replies unreadable"
     if row["auc"] != row["auc"]:
         return f"{text}AUC undefined ({row['refusals']} of {row['readable']} answers are refusals, {unreadable})."
-    text += f"AUC {row['auc']:.2f} {_interval(row['low'], row['high'])}"
+    text += f"AUC {row['auc']:.2f} {interval(row['low'], row['high'])}"
     fewest = min(row["refusals"], row["readable"] - row["refusals"])
     if fewest < _FEWEST:
         text += f", from {row['refusals']} refusals among {row['readable']} answers: too few to say"
@@ -37,7 +38,3 @@ def _finding(row: dict[Any, Any], name: str) -> str:
         f"{row['majority']:.0%}"
     )
     return f"{text}; {unreadable}." if row["unparsed"] else f"{text}."
-
-
-def _interval(low: float, high: float) -> str:
-    return "(no interval)" if low != low else f"[{low:.2f}, {high:.2f}]"

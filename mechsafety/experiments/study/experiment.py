@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
 
-    from mechsafety.pages.page import Page
 
 _TABLES = ("rates", "tests", "agreement", "selfjudge", *STUDY_TABLES, *REFERENCE_TABLES)
 _LONG = ("sweep", "scatter", "responses", "verdicts")
@@ -116,10 +115,6 @@ class Study(Experiment[StudyConfig]):
             *failure_lines(failed_systems(result.manifest)),
             *study_findings(result.tables, result.manifest),
         ]
-
-    @classmethod
-    def page(cls, result: Result, figures: Mapping[str, go.Figure]) -> Page:
-        return pages.page(result, figures)
 
     @classmethod
     def html(cls, result: Result) -> str:

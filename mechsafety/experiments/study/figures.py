@@ -8,7 +8,6 @@ from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
 from mechsafety.plots.style import (
     COLOURS,
@@ -31,7 +30,7 @@ from mechsafety.plots.titles import (
     spread_title,
     stars,
 )
-from mechsafety.plots.traces import dots, in_legend, shares_map
+from mechsafety.plots.traces import dots, in_legend, shares_map, side_by_side
 from mechsafety.sweeps.figures import SweepLike, layer_sweep, layer_sweep_table, named_layer_sweep
 
 __all__ = [
@@ -62,13 +61,7 @@ def outcome_bars(rates: pd.DataFrame, tests: pd.DataFrame, *, judge: str) -> go.
     require_rows(readable[readable["judge"] == judge], f"judge {judge!r}", readable, "judge")
     chosen = rates[rates["judge"] == judge]
     systems = list(dict.fromkeys(chosen["system"]))
-    figure = make_subplots(
-        rows=1,
-        cols=2,
-        shared_yaxes=True,
-        horizontal_spacing=0.04,
-        subplot_titles=[count_title(chosen, label) for label in LABELS],
-    )
+    figure = side_by_side([count_title(chosen, label) for label in LABELS], gap=0.04)
     for column, label in enumerate(LABELS, start=1):
         part = chosen[chosen["label"] == label]
         marks = {s: stars(tests, system=s, label=label, judge=judge) for s in systems}
@@ -131,13 +124,7 @@ def refusal_heatmap(rates: pd.DataFrame) -> go.Figure:
     judges = list(dict.fromkeys(readable["judge"]))[::-1]
     keys = list(dict.fromkeys(zip(readable["system"], readable["arm"], strict=True)))
     names = arm_names([s for s, _ in keys], [arm for _, arm in keys])
-    figure = make_subplots(
-        rows=1,
-        cols=2,
-        shared_yaxes=True,
-        horizontal_spacing=0.03,
-        subplot_titles=[count_title(readable, label) for label in LABELS],
-    )
+    figure = side_by_side([count_title(readable, label) for label in LABELS], gap=0.03)
     for column, label in enumerate(LABELS, start=1):
         table = readable[readable["label"] == label].set_index(["judge", "system", "arm"])["rate"]
         z = [[float(table.get((judge, *key), math.nan)) for key in keys] for judge in judges]

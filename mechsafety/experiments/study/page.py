@@ -15,7 +15,7 @@ from mechsafety.experiments.study.findings import (
     measured_systems,
     study_findings,
 )
-from mechsafety.pages.page import Block, Page, fed_parts, plotly_script, rendered_blocks, template
+from mechsafety.pages.page import Block, Page, render_page, rendered_blocks
 from mechsafety.plots.style import system_names
 
 if TYPE_CHECKING:
@@ -40,26 +40,19 @@ def page(result: Result, figures: Mapping[str, go.Figure]) -> Page:
 
 def html(result: Result) -> str:
     """The page as one file: no network, every response escaped."""
-    page, manifest = result.page(), result.manifest
-    failed, measured = failed_systems(manifest), measured_systems(manifest)
-    judges = [block.name for block in page.blocks if not block.name.startswith(tuple(_KINDS))]
-    return template("report.html").render(
-        page=page,
-        blocks=rendered_blocks(page.blocks),
-        judges=judges[:1],
-        config=manifest["config"],
+    manifest = result.manifest
+    measured = measured_systems(manifest)
+    return render_page(
+        result.page(),
+        manifest,
+        fed="systems",
+        form="report.html",
         systems=measured,
-        failures=failure_lines(failed, system_names(manifest["systems"])),
-        sessions=manifest.get("sessions", []),
-        repeated=manifest.get("repeated_prompts", 0),
-        versions=manifest["versions"],
-        timings=manifest.get("timings", {}),
+        failures=failure_lines(failed_systems(manifest), system_names(manifest["systems"])),
         primary=manifest["config"]["judges"][0],
         rates=result.tables["rates"].to_dict(orient="records"),
         regions=[(chapter, rendered_blocks([chapter.block])[0]) for chapter in region_chapters(result.run)],
         exchanges=[_exchanges(result, system) for system in measured],
-        fed=fed_parts(manifest["systems"]),
-        script=plotly_script(),
         names=system_names(measured),
     )
 

@@ -17,7 +17,6 @@ from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.names import SELECTION_RULES
 from mechsafety.core.progress import Progress
 from mechsafety.experiments.base import Experiment, Read, Result, Session, run_experiment
-from mechsafety.experiments.sweep import page as pages
 from mechsafety.experiments.sweep.config import SweepConfig
 from mechsafety.experiments.sweep.figures import sweep_figures
 from mechsafety.experiments.sweep.findings import drawn_again, sweep_findings
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
 
-    from mechsafety.pages.page import Page
 
 _LOWEST = 12
 
@@ -98,10 +96,6 @@ class LayerSweep(Experiment[SweepConfig]):
     @classmethod
     def findings(cls, result: Result) -> list[str]:
         return sweep_findings(result.tables, result.manifest)
-
-    @classmethod
-    def page(cls, result: Result, figures: Mapping[str, go.Figure]) -> Page:
-        return pages.page(result, figures)
 
     @classmethod
     def facts(cls, result: Result) -> dict[str, Any]:

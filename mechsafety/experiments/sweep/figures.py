@@ -12,7 +12,7 @@ from plotly.subplots import make_subplots
 
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.plots.style import COLOURS, DIVERGING, HEAT, require_rows, require_single, styled, whiskers
-from mechsafety.plots.traces import dots, in_legend
+from mechsafety.plots.traces import dots, in_legend, stacked
 from mechsafety.sweeps.figures import KL_TICKS, layer_sweep_table
 
 # Okabe and Ito's remaining colours, for methods.
@@ -60,16 +60,13 @@ def score_heatmap(table: pd.DataFrame, *, name: str, selected: tuple[int, int] |
         require_rows(at, f"position {selected[0]}, layer {selected[1]}", table, "position", "layer")
     positions = sorted(table["position"].unique())
     layers = sorted(table["layer"].unique())
-    figure = make_subplots(
-        rows=3,
-        cols=1,
-        shared_xaxes=True,
-        vertical_spacing=0.09,
-        subplot_titles=[
+    figure = stacked(
+        [
             "bypass: refusal score of harmful prompts, direction removed (low: removed)",
             "induce: refusal score of harmless prompts, direction added (high: induced)",
             "KL on harmless prompts, direction removed (nats, logarithmic; low: little changed)",
         ],
+        gap=0.09,
     )
     height = 1 / 3 - 0.06
     for row, column in enumerate(("bypass", "induce", "kl"), start=1):
