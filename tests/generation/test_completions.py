@@ -241,7 +241,7 @@ def test_greedy_is_greedy_whatever_the_checkpoint_asks_for(
     expected = [greedy_by_hand(plain, ids, set(named), 16) for ids in sequences]
     assert min(map(len, expected)) < 12
     # Through the fast path, in batches and alone, through the bridge's own, and as continuations.
-    for options in ({}, {"batch_size": 1}, {"path": "reference"}):
+    for options in ({}, {"batch_size": 1}, {"fast_path": False}):
         done = generate(model, prompts, max_new_tokens=16, seed=0, **options)
         assert [c.tokens for c in done] == expected
     requests = [Request(tokens=tuple(ids), max_new_tokens=16) for ids in sequences]
