@@ -72,7 +72,7 @@ def state(model: Any) -> Hashable:
     tokenizer = model.tokenizer
     words = tokenizer.chat_template, tokenizer.pad_token, tokenizer.eos_token, tokenizer.padding_side
     settings = tuple((k, v) for k, v in vars(model.cfg).items() if isinstance(v, bool | int | float | str))
-    ends = str(getattr(model.original_model, "generation_config", None))
+    ends = tuple(str(getattr(model.original_model, n, None)) for n in ("generation_config", "config"))
     record = ends, id(twin), id(getattr(model, "load_record", None))
     kinds = tuple((type(m), m.training, "forward" in m.__dict__) for m in modules)
     return weights, hooks, kinds, settings, words, record

@@ -98,7 +98,9 @@ def test_models_are_asked_for_by_name_and_once(tiny_kept: Callable[..., Any]) ->
         judge_responses(RESPONSES, ["logit"])
 
 
-def test_a_question_beyond_the_window_is_reported(tiny_kept: Callable[..., Any]) -> None:
+def test_a_question_beyond_the_window_is_reported(
+    tiny_kept: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = tiny_kept("gpt2")
     judge = LogitJudge("tiny", model)
     long = Response(id="long", prompt="make " + "bread river " * 100, text="sure here is an answer")
@@ -108,7 +110,7 @@ def test_a_question_beyond_the_window_is_reported(tiny_kept: Callable[..., Any])
     assert [verdicts[0].label, verdicts[2].label] == [
         v.label for v in alone
     ]  # the others are judged as without it
-    model.original_model.config.n_positions = 64
+    monkeypatch.setattr(model.original_model.config, "n_positions", 64)
     with pytest.raises(
         MechsafetyError, match="do not fit in the model's window: judge with a model that reads more"
     ):

@@ -436,9 +436,7 @@ def test_a_map_of_some_tokens_is_reported(tiny: Callable[..., Any]) -> None:
     mlp = running_body(model).get_submodule("model.layers.1.mlp")
     run = mlp.forward
     mlp.forward = lambda x: torch.cat([run(x[:, :2]), x[:, 2:]], dim=1)
-    with pytest.raises(
-        MechsafetyError, match=r"blocks\.1\.gate runs on \[2, 2, 32\] for 2 x 16 tokens: "
-    ):
+    with pytest.raises(MechsafetyError, match=r"blocks\.1\.gate runs on \[2, 2, 32\] for 2 x 16 tokens: "):
         attribute(model, EXAMPLES, batch_size=2)
 
 
