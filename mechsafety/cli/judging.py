@@ -76,6 +76,8 @@ def _judge(
         return _show_probe(probed, out)
     if responses is None:
         raise MechsafetyError("name a file of responses or a run, or --list")
+    if not responses.suffix and not responses.exists():
+        raise MechsafetyError(f"{str(responses)!r} does not exist: name a file of responses or a run folder")
     if responses.is_dir():
         return _judge_run(responses, judges, allow_other_versions=allow_other_versions)
     from mechsafety.judges.files import judge_file

@@ -106,6 +106,7 @@ def test_the_probe_reports_flips_by_variant(server: FaultyServer, answers: Path,
 TWICE = "id,prompt,response\n1,a,b\n1,c,d\n"
 MISTAKES = [
     ("{none}", "does not exist"),
+    ("{tmp}/nowhere", "name a file of responses or a run folder"),
     ("{empty}", "no responses in it"),
     ("{blank}", "no responses in it"),
     ("{wrong}", "columns response and prompt (or question) are needed; have id, text"),
