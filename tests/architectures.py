@@ -240,9 +240,9 @@ ARCHITECTURES: dict[str, Architecture] = {
 
 UNFAITHFUL = (
     "falcon-alibi",
-    *(("cohere", "cohere2") if version("transformer-lens").startswith("3.") else ()),
+    *(("cohere", "cohere2", "deepseek-v3") if version("transformer-lens").startswith("3.") else ()),
 )
-"""TransformerLens runs these on plain attention, where transformers itself gives other logits: refused when loaded."""
+"""TransformerLens computes other logits for these than transformers does: refused when loaded."""
 UNPADDABLE = ("recurrent-gemma",)
 """Padding is text to these: refused in a padded batch, right with a batch size of 1."""
 HEADLESS = ("mamba", "mamba2", "falcon-mamba", "nemotron-h", "recurrent-gemma")
