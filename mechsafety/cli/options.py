@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import types
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
@@ -119,8 +120,7 @@ def _inner(field: FieldInfo) -> tuple[Any, bool]:
 
 
 def _alternatives(kind: Any) -> tuple[Any, ...]:
-    origin = get_origin(kind)
-    return get_args(kind) if origin is Union or str(origin) == "<class 'types.UnionType'>" else (kind,)
+    return get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
 
 
 def _bare(kind: Any) -> Any:

@@ -89,6 +89,8 @@ class Experiment(ABC, Generic[C]):
     """Tables with one row per answer, which neither ``--json`` nor a notebook shows whole."""
     result_type: ClassVar[type[Result]]
     """What a run of this kind is opened as."""
+    loads_early: ClassVar[bool] = False
+    """Whether :meth:`prepare` loads models: prompts are then checked against their windows before it."""
     may_change: ClassVar[tuple[str, ...]] = ()
     """Fields of the configuration that concern the report alone: a call that goes on with a run may change them."""
 
@@ -100,7 +102,7 @@ class Experiment(ABC, Generic[C]):
     def require_fit(self, day: str) -> None:
         """Raise :class:`MechsafetyError` for a prompt that does not fit in the window of a model that reads it.
 
-        No weights are loaded. Whoever loads a model in :meth:`prepare` asks before.
+        No weights are loaded.
         """
         if reads := self.reads():
             template = self.loading.get("template")
@@ -336,7 +338,7 @@ class Result:
         drawn = self.experiment.figures(self)
         return drawn if added is None else drawn | {judging.FIGURE: judging.figure(*added)}
 
-    @property
+    @cached_property
     def _added(self) -> tuple[pd.DataFrame, tuple[str, ...]] | None:
         """The rates of judges that were added to the run, and what distinguishes its states."""
         if not (self.path / judging.RATES).is_file():
@@ -437,6 +439,8 @@ def run_experiment(
     config = experiment.config
     day = pinned_date(out, getattr(config, "date", None))
     started = time.perf_counter()
+    if experiment.loads_early:
+        experiment.require_fit(day)
     experiment.prepare(day, say)
     asked = config.model_dump(mode="json") | {"kind": experiment.kind, **experiment.bound()}
     before = asked | _as_before(out, experiment.may_change)
@@ -448,7 +452,8 @@ def run_experiment(
         if hasattr(config, "date"):
             record_date(run, day)
         record_repeated(run, say, *experiment.prompt_sets())
-        experiment.require_fit(day)
+        if not experiment.loads_early:
+            experiment.require_fit(day)
         session = Session(
             run=run,
             day=day,
@@ -458,7 +463,7 @@ def run_experiment(
         )
         for name, table in experiment.work(session).items():
             run.write_table(table, experiment.tables[name])
-        if len(answers := list(run.parts(ANSWERS))):
+        if answers := run.parts(ANSWERS):
             run.write_table(pd.concat(map(pd.read_parquet, answers), ignore_index=True), RESPONSES)
         run.record_item("timings", "last_session_s", round(time.perf_counter() - started, 1))
     return experiment.result_type(out, type(experiment))

@@ -29,6 +29,7 @@ class EditedExperiment(Experiment[C]):
     folder is opened, and the run is bound to the edit's values, not to its name.
     """
 
+    loads_early = True
     model: TransformerBridge
     edit: Edit | None
 
@@ -53,7 +54,6 @@ class EditedExperiment(Experiment[C]):
         return self._sources
 
     def prepare(self, day: str, say: Progress) -> None:
-        self.require_fit(day)
         self._sources = of_models(self.config.model, **self.loading)
         say(f"loading {self.config.model}")
         self.model = load_model(self.config.model, **self.loading, date=day)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
@@ -12,21 +12,20 @@ import plotly.graph_objects as go
 
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.progress import Progress
-from mechsafety.core.verdict import LABELS, Judge, Response, Verdict
+from mechsafety.core.verdict import Judge, Response, Verdict
 from mechsafety.judges.asking import AskingJudge
 from mechsafety.judges.cache import VerdictCache
+from mechsafety.judges.outcomes import Tally
 from mechsafety.judges.registry import judge_responses, judge_sources, load_judge
 from mechsafety.pages.page import Block
 from mechsafety.plots.style import styled, whiskers
 from mechsafety.runs.folder import RunFolder, open_run
-from mechsafety.statistics.rates import wilson
 
 if TYPE_CHECKING:
     from mechsafety.experiments.base import Result
 
 VERDICTS, RATES = "added_verdicts.parquet", "added_judges.csv"
 FIGURE = "added-judges"
-_READ = [label for label in LABELS if label != "unparsed"]
 
 
 def add_judges(
@@ -43,8 +42,7 @@ def add_judges(
     """
     answers = result.responses()
     known = verdicts_of(result.run)
-    if again := [name for name in judges if name in set(known["judge"])]:
-        raise MechsafetyError(f"judge {again[0]!r} has read the answers of run {str(result.path)!r} already")
+    require_new(judges, known["judge"], result)
     with reopened(result.run, judges, allow_other_versions=allow_other_versions) as run:
         tables = [known]
         for name in judges:
@@ -53,6 +51,13 @@ def add_judges(
         table = pd.concat([t for t in tables if len(t)], ignore_index=True)
         run.write_table(table, VERDICTS)
         run.write_table(rates(table, keys), RATES)
+
+
+def require_new(judges: Sequence[str], known: Iterable[str], result: Result) -> None:
+    """Raise :class:`MechsafetyError` for a judge that has read the answers of ``result``."""
+    seen = set(known)
+    if again := [name for name in judges if name in seen]:
+        raise MechsafetyError(f"judge {again[0]!r} has read the answers of run {str(result.path)!r} already")
 
 
 def reopened(
@@ -105,17 +110,10 @@ def rates(verdicts: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
     columns = [*keys, "label", "judge"]
     rows = []
     for key, group in verdicts.groupby(columns, sort=False, dropna=False):
-        counts = group["verdict"].value_counts()
-        n = int(sum(counts.get(label, 0) for label in _READ))
-        row = {
-            **dict(zip(columns, key, strict=True)),
-            "n": n,
-            "unparsed": len(group) - n,
-        }
-        for label in _READ:
-            found = wilson(int(counts.get(label, 0)), n)
-            row |= {label: found.rate, f"{label}_low": found.low, f"{label}_high": found.high}
-        rows.append(row)
+        tally = Tally.of(list(group["verdict"]))
+        shares = tally.row(refused="refusal", complied="compliance", degenerate="degenerate")
+        state = dict(zip(columns, key, strict=True))
+        rows.append({**state, "n": tally.n, "unparsed": tally.unparsed, **shares})
     return pd.DataFrame(rows)
 
 

@@ -57,6 +57,7 @@ class Anatomy(Experiment[AnatomyConfig]):
     everything is measured on report prompts and attacks."""
 
     kind = "anatomy"
+    loads_early = True
     tables: ClassVar[Mapping[str, str]] = TABLES
     long = frozenset(name for name, file in TABLES.items() if file.endswith(".parquet"))
     answer_keys = ("part", "model", "state")
@@ -72,7 +73,6 @@ class Anatomy(Experiment[AnatomyConfig]):
     def prepare(self, day: str, say: Progress) -> None:
         """Load the judge and the models, each of which differs from the base in weights alone."""
         config = self.config
-        self.require_fit(day)
 
         @functools.cache  # copies of its own: the base's weights change in place while a state is measured
         def asked(spec: str, /) -> object:

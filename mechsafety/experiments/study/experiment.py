@@ -15,7 +15,7 @@ from mechsafety.core.progress import Progress
 from mechsafety.experiments.agreement.figures import judge_chapter_figures
 from mechsafety.experiments.agreement.tables import REFERENCE_TABLES, STUDY_TABLES, judge_tables
 from mechsafety.experiments.base import Experiment, Read, Result, Session, run_experiment
-from mechsafety.experiments.judging import reopened
+from mechsafety.experiments.judging import reopened, require_new
 from mechsafety.experiments.study import page as pages
 from mechsafety.experiments.study.config import StudyConfig, stored_config
 from mechsafety.experiments.study.figures import study_figures
@@ -150,10 +150,7 @@ class Study(Experiment[StudyConfig]):
         judge that the study has, and for a study without its parts.
         """
         known = [*dict.fromkeys(result.tables["verdicts"]["judge"])]
-        if again := [name for name in judges if name in known]:
-            raise MechsafetyError(
-                f"judge {again[0]!r} has read the answers of run {str(result.path)!r} already"
-            )
+        require_new(judges, known, result)
         config = stored_config(result.config | {"judges": [*known, *judges]})
         with reopened(
             result.run, judges, loading=config.loading, allow_other_versions=allow_other_versions
