@@ -183,20 +183,6 @@ date_option = click.option(
     metavar="DAY",
     help="The day (2025-03-01) that templates with a date write [default: the day the run began].",
 )
-truncate_option = click.option(
-    "--truncate-prompts",
-    is_flag=True,
-    default=None,
-    help="Cut prompts that do not fit in the model's window at their end.",
-)
-escape_option = click.option(
-    "--escape-control-tokens",
-    is_flag=True,
-    default=None,
-    help="Break the model's control tokens in prompts by a blank.",
-)
-
-
 other_versions_option = click.option(
     "--allow-other-versions",
     is_flag=True,

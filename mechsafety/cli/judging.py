@@ -89,14 +89,13 @@ def _judge(
 
 
 def _judge_run(folder: Path, judges: tuple[str, ...], *, allow_other_versions: bool) -> Shown:
-    from mechsafety.experiments.base import load_run
+    from mechsafety.experiments.base import REPORT, load_run
 
     found = load_run(folder).judge(*judges, say=say, allow_other_versions=allow_other_versions)
-    table = found.rates_by_judge()
-    return (
-        {"run": str(found.path), "report": str(found.path / "report.html"), "rates": records(table)},
-        f"{table.to_string(index=False, na_rep='-', float_format='%.2f')}\n\nreport: {found.path / 'report.html'}",
-    )
+    table, report = found.rates_by_judge(), found.path / REPORT
+    shown = table.to_string(index=False, na_rep="-", float_format="%.2f")
+    facts = {"run": str(found.path), "report": str(report), "rates": records(table)}
+    return facts, f"{shown}\n\nreport: {report}"
 
 
 def _show_verdicts(judged: Judged) -> Shown:

@@ -263,9 +263,6 @@ class Session:
         """
         self.run.write_part(answers, ANSWERS, *key)
 
-    def has_answers(self, *key: str) -> bool:
-        return self.run.has_part(ANSWERS, *key)
-
     @contextmanager
     def timed(self, *keys: str) -> Iterator[None]:
         """Add the seconds of the block to the manifest's timings under ``keys``; parts that are there take none."""
