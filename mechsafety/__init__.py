@@ -5,9 +5,14 @@ Names load when they are first used, so that ``import mechsafety`` and ``mechsaf
 """
 
 import importlib
+import os
 from typing import Any
 
 import lazy_loader
+
+# Before torch loads OpenMP: where another process has a core, threads that spin while they wait for the last one made
+# generation on two cores 9 to 18 times slower.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __version__ = "0.1.0"
 

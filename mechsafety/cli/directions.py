@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -62,7 +63,7 @@ def _direction(config: DirectionConfig, out: Path | None) -> Shown:
     swept = sweep(loaded, found, chosen.to_choose.sample(32, seed=config.seed))
     try:
         explanation = swept.select().explain()
-        selected: Any = finite(vars(swept.select()))
+        selected: Any = finite(asdict(swept.select()))
     except MechsafetyError as error:
         explanation, selected = str(error), None
     table = swept.table.round(3).to_string(index=False)
@@ -97,18 +98,33 @@ def _sweep(config: SweepConfig, out: Path | None, allow_other_versions: bool) ->
     "--layers", "n_layers", type=int, required=True, metavar="N", help="The model's number of layers."
 )
 @click.option("--rule", default="auto", show_default=True, metavar="NAME", help="auto or arditi.")
+@click.option("--harmful", type=float, metavar="X", help="Unedited mean score of harmful prompts, for auto.")
+@click.option(
+    "--harmless", type=float, metavar="X", help="Unedited mean score of harmless prompts, for auto."
+)
 @click.option("--system", default=None, metavar="NAME", help="One system of a table that holds several.")
 @click.option("--method", default=None, metavar="NAME", help="One method of a table that holds several.")
-def _select(table: Path, n_layers: int, rule: str, system: str | None, method: str | None) -> Shown:
+def _select(
+    table: Path,
+    n_layers: int,
+    rule: str,
+    harmful: float | None,
+    harmless: float | None,
+    system: str | None,
+    method: str | None,
+) -> Shown:
     """Select a candidate from a recorded TABLE of scores, and list what each filter dropped.
 
     CSV, JSON, JSONL or Parquet with columns position, layer, bypass, induce, kl, or the reference project's
-    keys position, layer, refusal_score, steering_score, kl_div_score.
+    keys position, layer, refusal_score, steering_score, kl_div_score. Rule auto needs the unedited model's mean scores
+    too: columns harmful and harmless, or the options of these names.
     """
     from mechsafety.runs.folder import finite
     from mechsafety.sweeps.score_tables import read_score_table
     from mechsafety.sweeps.selection import select
 
     where = {k: v for k, v in (("system", system), ("method", method)) if v is not None}
-    chosen = select(read_score_table(table, n_layers=n_layers, where=where), n_layers=n_layers, rule=rule)
-    return finite(vars(chosen)) | {"explanation": chosen.explain()}, chosen.explain()
+    unedited = {k: v for k, v in (("harmful", harmful), ("harmless", harmless)) if v is not None}
+    scores = read_score_table(table, n_layers=n_layers, where=where).assign(**unedited)
+    chosen = select(scores, n_layers=n_layers, rule=rule)
+    return finite(asdict(chosen)) | {"explanation": chosen.explain()}, chosen.explain()

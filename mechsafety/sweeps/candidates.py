@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -33,8 +33,6 @@ from mechsafety.sweeps.refusal_scores import DivergenceFrom, kl_divergence, refu
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
-
-Rows = Float[Tensor, " prompt"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,9 +61,9 @@ class Candidate:
 class CandidateScores:
     """Scores of every prompt under one candidate; NaN where there is none (the stream's end induces nothing)."""
 
-    bypass: Rows
-    induce: Rows
-    kl: Rows
+    bypass: Float[Tensor, " harmful"]
+    induce: Float[Tensor, " harmless"]
+    kl: Float[Tensor, " harmless"]
 
 
 def candidates_of(directions: Directions, layers: Sequence[int]) -> dict[tuple[int, int], Candidate]:
@@ -91,9 +89,27 @@ class Validation:
     refusal_ids: tuple[int, ...]
     batch_size: int
 
+    def of(self, harmful: Sequence[int] | None, harmless: Sequence[int] | None) -> Validation:
+        """The named prompts alone; all of a class by default."""
+        a = range(len(self.harmful)) if harmful is None else harmful
+        b = range(len(self.harmless)) if harmless is None else harmless
+        return replace(
+            self,
+            harmful=[self.harmful[row] for row in a],
+            harmless=[self.harmless[row] for row in b],
+            base_harmless=self.base_harmless[list(b)],
+        )
 
-def score_plain(model: TransformerBridge, prompts: Validation, candidate: Candidate) -> CandidateScores:
+
+def score_plain(
+    model: TransformerBridge,
+    prompts: Validation,
+    candidate: Candidate,
+    harmful: Sequence[int] | None = None,
+    harmless: Sequence[int] | None = None,
+) -> CandidateScores:
     """One candidate through edited(): the reference, and what models without a plain twin take."""
+    prompts = prompts.of(harmful, harmless)
 
     def logits(sequences: list[list[int]], edit: Edit) -> Float[Tensor, "prompt vocabulary"]:
         with body_under(model, edit) as body:
@@ -136,14 +152,21 @@ class BatchedScorer:
         self.sites, self.tuples = _projection_sites(model, self.body, self.blocks, self.rests[0])
         self._store_streams()
 
-    def score(self, candidates: Sequence[Candidate]) -> list[CandidateScores]:
-        """All scores of ``candidates``; those of one layer share the passes of ``induce``."""
-        bypass, kl = self._projected(candidates)
-        induce = torch.full((len(candidates), len(self.prompts.harmless)), float("nan"), dtype=torch.float64)
+    def score(
+        self,
+        candidates: Sequence[Candidate],
+        harmful: Sequence[int] | None = None,
+        harmless: Sequence[int] | None = None,
+    ) -> list[CandidateScores]:
+        """Scores of ``candidates`` on the named prompts, all by default; one layer's share ``induce``'s passes."""
+        a = range(self.n_harmful) if harmful is None else harmful
+        b = range(len(self.prompts.harmless)) if harmless is None else harmless
+        bypass, kl = self._projected(candidates, a, b)
+        induce = torch.full((len(candidates), len(b)), float("nan"), dtype=torch.float64)
         layers = sorted({c.layer for c in candidates if c.layer < self.n_layers})
         for layer in layers:
             places = [place for place, c in enumerate(candidates) if c.layer == layer]
-            induce[places] = self._induced([candidates[place] for place in places], layer)
+            induce[places] = self._induced([candidates[place] for place in places], layer, b)
         return [
             CandidateScores(bypass=bypass[place], induce=induce[place], kl=kl[place])
             for place in range(len(candidates))
@@ -152,7 +175,7 @@ class BatchedScorer:
     # -- bypass and KL --------------------------------------------------------------------------
 
     def _projected(
-        self, candidates: Sequence[Candidate]
+        self, candidates: Sequence[Candidate], harmful: Sequence[int], harmless: Sequence[int]
     ) -> tuple[Float[Tensor, "candidate harmful"], Float[Tensor, "candidate harmless"]]:
         write = torch.stack([c.write for c in candidates]).float().to(self.device)
         read = torch.stack([c.read for c in candidates]).float().to(self.device)
@@ -167,12 +190,13 @@ class BatchedScorer:
         kl = torch.empty(len(candidates), len(self.prompts.harmless), dtype=torch.float64)
         with hooked(self.model, [(name, project) for name in self.sites], twin=self.body):
             before = run_prefix(self.body, self.prefix, self.device, rows=len(candidates))
-            for batch, which, prompt in self._candidate_rows(len(candidates), range(len(self.rests))):
+            prompts = [*harmful, *(self.n_harmful + row for row in harmless)]
+            for batch, which, prompt in self._candidate_rows(len(candidates), prompts):
                 current[:] = [write[which], read[which]]
                 rows = which if before.cache is not None else None
                 logits = forward(self.body, batch, logits=1, before=before, rows=rows).logits[:, -1]
                 self._divide(logits, which, prompt, bypass, kl)
-        return bypass, kl
+        return bypass[:, list(harmful)], kl[:, list(harmless)]
 
     def _divide(
         self,
@@ -222,17 +246,21 @@ class BatchedScorer:
                 forward(self.body, batch, logits=None, before=self.before)
                 self.streams.append((batch, list(kept)))
 
-    def _induced(self, candidates: Sequence[Candidate], layer: int) -> Float[Tensor, "candidate harmless"]:
+    def _induced(
+        self, candidates: Sequence[Candidate], layer: int, harmless: Sequence[int]
+    ) -> Float[Tensor, "candidate harmless"]:
         n = len(candidates)
         steering = torch.stack([c.steering for c in candidates]).float().to(self.device)
         out = torch.empty(n, len(self.prompts.harmless), dtype=torch.float64)
+        asked = frozenset(harmless)
         with self._resumed(layer) as start:
             before = self._steered_prefix(start, steering, layer)
             for batch, stream in self.streams:
                 each = max(1, self.prompts.batch_size // n)
-                for first in range(0, len(batch.rows), each):
-                    part = slice(first, first + each)
-                    rows = batch.rows[part]
+                wanted = [place for place, row in enumerate(batch.rows) if row in asked]
+                for first in range(0, len(wanted), each):
+                    part = wanted[first : first + each]
+                    rows = tuple(batch.rows[place] for place in part)
                     which = torch.arange(n, device=self.device).repeat_interleave(len(rows))
                     x = stream[layer][part].repeat(n, 1, 1)
                     start[:] = [_added(x, steering[which])]
@@ -243,7 +271,7 @@ class BatchedScorer:
                     logits = forward(self.body, repeated, logits=1, before=before, rows=index).logits[:, -1]
                     found = refusal_scores(logits.float(), self.prompts.refusal_ids).cpu()
                     out[:, list(rows)] = found.reshape(n, len(rows))
-        return out
+        return out[:, list(harmless)]
 
     def _steered_prefix(
         self, start: list[Tensor], steering: Float[Tensor, "candidate d_model"], layer: int

@@ -20,11 +20,16 @@ NAMES: dict[str, tuple[str, ...]] = {
     "kl": ("kl", "kl_div_score"),
 }
 """Our column, and the keys it may have in a file; the second ones are the reference project's (arXiv 2406.11717)."""
+OPTIONAL = (
+    *("harmful", "harmless", "gap_low", "gap_high", "n_harmful", "n_harmless"),
+    *("n_answers", "refused", "complied", "degenerate", "nll"),
+)
+"""Read where the file has them: unedited means and their gap's interval, prompts scored, and what the model wrote."""
 _GROUPS = ("system", "method")
 
 
 def read_score_table(path: str | Path, *, n_layers: int, where: dict[str, str] | None = None) -> pd.DataFrame:
-    """Columns position, layer, bypass, induce, kl from a CSV, JSON, JSONL or Parquet file.
+    """Columns position, layer, bypass, induce, kl from a CSV, JSON, JSONL or Parquet file, and those of ``OPTIONAL``.
 
     ``where`` picks the rows of one system or method in a table that holds several. Empty cells and nulls are
     NaN. Raises :class:`MechsafetyError`, with file and line, for a missing column, a cell that is no number, a
@@ -47,6 +52,7 @@ def read_score_table(path: str | Path, *, n_layers: int, where: dict[str, str] |
         _one_group(path, groups)
         at = f"{path}, {place}"
         found = {ours: _number(row, ours, keys, at) for ours, keys in NAMES.items()}
+        found |= {name: _number(row, name, (name,), at) for name in OPTIONAL if name in row}
         key = (_whole(found, "position", at), _whole(found, "layer", at))
         if not 0 <= key[1] <= n_layers:
             raise MechsafetyError(f"{at}: layer {key[1]} of a model with {n_layers} layers (--layers)")
@@ -56,11 +62,11 @@ def read_score_table(path: str | Path, *, n_layers: int, where: dict[str, str] |
                 "candidate once"
             )
         seen[key] = place
-        rows.append(found | {"position": key[0], "layer": key[1]})
+        rows.append({name: found[name] for name in NAMES} | found | {"position": key[0], "layer": key[1]})
     if not rows:
         given = " with " + ", ".join(f"{k} {v!r}" for k, v in where.items()) if where else ""
         raise MechsafetyError(f"{path}: no rows{given}")
-    return pd.DataFrame(rows, columns=list(NAMES))
+    return pd.DataFrame(rows)
 
 
 def _one_group(path: Path, groups: dict[str, set[str]]) -> None:

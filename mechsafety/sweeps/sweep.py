@@ -2,15 +2,18 @@
 
 One row per candidate. ``bypass`` is the mean refusal score of harmful prompts while the direction is
 projected out everywhere; ``induce`` that of harmless prompts with the direction added at its own layer;
-``kl`` the divergence that the projection causes on harmless prompts (Arditi et al. 2024, section 2.3).
+``kl`` the divergence that the projection causes on harmless prompts (Arditi et al. 2024, section 2.3). ``harmful`` and
+``harmless`` are the unedited model's means on the same prompts, ``removed`` and ``caused`` the shares of their gap.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -34,15 +37,19 @@ from mechsafety.sweeps.candidates import (
     has_fast_path,
     score_plain,
 )
+from mechsafety.sweeps.racing import Raced, Scored, Unedited, exhaustive, race
 from mechsafety.sweeps.refusal_scores import RefusalTokens, derive_refusal_tokens, refusal_scores
-from mechsafety.sweeps.selection import Selection, select, selection_stability
+from mechsafety.sweeps.selection import Place, Selection, select, selection_stability, with_shares
 
 if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
     from transformer_lens.model_bridge import TransformerBridge
 
-SCORE_COLUMNS = ("position", "layer", "norm", "stability", "split_half", "auroc", "bypass", "induce", "kl")
+SCORE_COLUMNS = (
+    *("position", "layer", "norm", "stability", "split_half", "auroc", "bypass", "induce", "kl"),
+    *("harmful", "harmless", "gap_low", "gap_high", "n_harmful", "n_harmless", "removed", "caused"),
+)
 _ROWS_A_CHUNK = 256  # of candidate x prompt: enough that batches hold prompts of like length
 
 
@@ -50,8 +57,9 @@ _ROWS_A_CHUNK = 256  # of candidate x prompt: enough that batches hold prompts o
 class Sweep:
     """The table of scores, and what it was measured against.
 
-    ``base_harmful`` and ``base_harmless`` are the unedited model's mean refusal scores. ``scores`` holds the
-    score of every prompt under every candidate, in the order of the table's rows.
+    ``base_harmful`` and ``base_harmless`` are the unedited model's mean refusal scores, ``unedited`` those of every
+    prompt. ``scores`` holds the score of every prompt under every candidate, in the order of the table's rows; NaN
+    where racing (``cost`` below 1: the share of prompts scored) took none.
     """
 
     table: pd.DataFrame
@@ -63,6 +71,8 @@ class Sweep:
     n_harmless: int
     n_layers: int
     scores: tuple[CandidateScores, ...]
+    unedited: Unedited
+    cost: float = 1.0
 
     def select(self, *, rule: str = "auto") -> Selection:
         """The selected candidate and what every filter dropped; see :func:`select`."""
@@ -74,7 +84,7 @@ class Sweep:
         return self.directions.at(layer=chosen.layer, position=chosen.position)
 
     def stability(self, *, seed: int, rule: str = "auto", resamples: int = 200) -> pd.DataFrame:
-        """How often the rule picks each candidate when the prompts are drawn again, with replacement.
+        """How often the rule picks each candidate by its scores when the prompts are drawn again, with replacement.
 
         Columns position, layer, share; the row with no layer is the share in which nothing passed.
         """
@@ -83,6 +93,7 @@ class Sweep:
             bypass=torch.stack([s.bypass for s in self.scores]).numpy(),
             induce=torch.stack([s.induce for s in self.scores]).numpy(),
             kl=torch.stack([s.kl for s in self.scores]).numpy(),
+            unedited=(self.unedited.harmful, self.unedited.harmless),
             n_layers=self.n_layers,
             rule=rule,
             resamples=resamples,
@@ -96,6 +107,7 @@ class Sweep:
             "refusal_tokens": asdict(self.refusal_tokens),
             "base_refusal_score": scores,
             "validation_prompts_used": {"harmful": self.n_harmful, "harmless": self.n_harmless},
+            "share_of_prompts_scored": round(self.cost, 4),
         }
 
     @property
@@ -139,14 +151,19 @@ def sweep(
     fast_path: bool = True,
     journal: Journal | None = None,
     truncate_prompts: bool = False,
+    racing: bool = False,
+    threshold: float | None = None,
+    seed: int = 0,
 ) -> Sweep:
     """Score every direction on ``prompts`` (the validation split: harmful and harmless).
 
-    Prompts that the unedited model treats against their label (harmful with score <= 0, harmless with
-    score >= 0) are left out where at least 8 of a label remain, as in the source. Zero vectors score NaN.
-    Without ``fast_path`` the sweep runs one candidate at a time and gives the same numbers. ``journal`` keeps every
-    finished candidate; those it holds already are not run again, and those of another model, other directions or
-    other prompts are an error.
+    Prompts that the unedited model treats against their label (harmful ones that score no higher, or harmless ones that
+    score no lower, than ``threshold``: the middle between the means of the classes by default, 0 in the source) are
+    left out where at least 8 of a label remain. Zero vectors score NaN. With ``racing`` candidates that cannot come
+    among the first are not scored on all prompts (:func:`mechsafety.sweeps.racing.race`, with ``seed``), and those in
+    the last fifth of the layers, which no rule selects, on none. Without ``fast_path`` the sweep runs one candidate at
+    a time and gives the same numbers. ``journal`` keeps every finished candidate; those it holds already are not run
+    again, and those of another model, other directions or other prompts are an error.
 
     Raises :class:`MechsafetyError` when the directions were found on another model, for one class only, no
     prompts, a layer that does not exist, and prompts longer than the model's window (``truncate_prompts`` cuts their
@@ -164,8 +181,9 @@ def sweep(
     tokens = refusal_tokens or derive_refusal_tokens(
         base_harmful, base_harmless, decode=lambda i: str(model.tokenizer.decode([i]))
     )
-    keep_a = _as_labelled(refusal_scores(base_harmful, tokens.ids) > 0)
-    keep_b = _as_labelled(refusal_scores(base_harmless, tokens.ids) < 0)
+    score_a, score_b = (refusal_scores(base, tokens.ids) for base in (base_harmful, base_harmless))
+    at = float(score_a.mean() + score_b.mean()) / 2 if threshold is None else threshold
+    keep_a, keep_b = _as_labelled(score_a > at), _as_labelled(score_b < at)
     validation = Validation(
         harmful=[harmful[i] for i in keep_a],
         harmless=[harmless[i] for i in keep_b],
@@ -179,15 +197,20 @@ def sweep(
             directions=directions.sha256(),
             prompts=prompts.sha256(),
             refusal_tokens=list(tokens.ids),
+            threshold=threshold,
         )
     cache = residual_stream(model, prompts, positions=directions.positions, batch_size=batch_size)
     candidates = candidates_of(directions, chosen)
-    scored = _score_all(model, validation, candidates, fast=fast_path, journal=journal)
+    unedited = Unedited(harmful=score_a[keep_a].numpy(), harmless=score_b[keep_b].numpy())
+    scored = _score_all(
+        model, validation, candidates, unedited, fast=fast_path, journal=journal, racing=racing, seed=seed
+    )
+    gap_low, gap_high = _gap_interval(score_a.numpy(), score_b.numpy())
     rows: list[dict[str, Any]] = []
     kept: list[CandidateScores] = []
     for row, position in enumerate(directions.positions):
         for layer in chosen:
-            one = scored.get((position, layer)) or _no_scores(len(keep_a), len(keep_b))
+            one, a, b = scored.of((position, layer))
             read = directions.vectors if directions.covectors is None else directions.covectors
             kept.append(one)
             rows.append(
@@ -202,52 +225,122 @@ def sweep(
                         cache.select("harmless")[:, row, layer],
                         read[row, layer],
                     ),
-                    "bypass": float(one.bypass.mean()),
-                    "induce": float(one.induce.mean()),
-                    "kl": float(one.kl.mean()),
+                    "bypass": float(one.bypass[a].mean()),
+                    "induce": float(one.induce[b].mean()),
+                    "kl": float(one.kl[b].mean()),
+                    "harmful": float(unedited.harmful[a].mean()) if a else math.nan,
+                    "harmless": float(unedited.harmless[b].mean()) if b else math.nan,
+                    "gap_low": gap_low,
+                    "gap_high": gap_high,
+                    "n_harmful": len(a),
+                    "n_harmless": len(b),
                 }
             )
     return Sweep(
-        table=pd.DataFrame(rows, columns=list(SCORE_COLUMNS)),
+        table=with_shares(pd.DataFrame(rows))[list(SCORE_COLUMNS)],
         directions=directions,
         refusal_tokens=tokens,
-        base_harmful=float(refusal_scores(base_harmful, tokens.ids)[keep_a].mean()),
-        base_harmless=float(refusal_scores(base_harmless, tokens.ids)[keep_b].mean()),
+        base_harmful=float(unedited.harmful.mean()),
+        base_harmless=float(unedited.harmless.mean()),
         n_harmful=len(keep_a),
         n_harmless=len(keep_b),
         n_layers=model.cfg.n_layers,
         scores=tuple(kept),
+        unedited=unedited,
+        cost=scored.cost,
     )
 
 
-Place = tuple[int, int]
+def _gap_interval(harmful: Float[np.ndarray, " a"], harmless: Float[np.ndarray, " b"]) -> tuple[float, float]:
+    """Welch's 95 % interval of the difference of the class means; NaN for fewer than two prompts of a class."""
+    from scipy.stats import ttest_ind
+
+    if min(len(harmful), len(harmless)) < 2 or max(np.ptp(harmful), np.ptp(harmless)) == 0:
+        return math.nan, math.nan
+    found: Any = ttest_ind(harmful, harmless, equal_var=False)
+    interval = found.confidence_interval()
+    return float(interval.low), float(interval.high)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _AllScores:
+    """Scores of every candidate with a direction, and the prompts of each class that they were taken on."""
+
+    places: Mapping[Place, int]
+    raced: Raced
+
+    def of(self, place: Place) -> tuple[CandidateScores, list[int], list[int]]:
+        """One candidate's scores, and the rows of harmful and of harmless prompts; NaN on all for a zero vector."""
+        raced, at = self.raced, self.places.get(place)
+        found = raced.scores
+        if at is None:
+            shape_a, shape_b = found.bypass.shape[1], found.kl.shape[1]
+            nothing = (torch.full((n,), math.nan, dtype=torch.float64) for n in (shape_a, shape_b, shape_b))
+            bypass, induce, kl = nothing
+            return CandidateScores(bypass=bypass, induce=induce, kl=kl), [*range(shape_a)], [*range(shape_b)]
+        rows_a = sorted(raced.harmful_order[: raced.n_harmful[at]])
+        rows_b = sorted(raced.harmless_order[: raced.n_harmless[at]])
+        bypass, induce, kl = (torch.from_numpy(part[at]) for part in (found.bypass, found.induce, found.kl))
+        return CandidateScores(bypass=bypass, induce=induce, kl=kl), rows_a, rows_b
+
+    @property
+    def cost(self) -> float:
+        return self.raced.cost
 
 
 def _score_all(
     model: TransformerBridge,
     validation: Validation,
     candidates: Mapping[Place, Candidate],
+    unedited: Unedited,
     *,
     fast: bool,
     journal: Journal | None,
-) -> dict[Place, CandidateScores]:
-    """Scores by (position, layer): from the journal where it has them, else run and written there."""
-    done = {place: _from_journal(journal, place) for place in candidates}
-    scored = {place: scores for place, scores in done.items() if scores is not None}
-    todo = {place: c for place, c in candidates.items() if place not in scored}
-    batched = fast and has_fast_path(model)
-    with bar("layer sweep", total=len(candidates), unit="candidate") as progress:
-        progress.update(len(scored))
-        scorer = BatchedScorer(model, validation) if batched and todo else None
-        n_prompts = len(validation.harmful) + len(validation.harmless)
-        for chunk in _chunks(todo, least=max(1, _ROWS_A_CHUNK // n_prompts) if scorer else 1):
-            some = [todo[place] for place in chunk]
-            found = scorer.score(some) if scorer else [score_plain(model, validation, one) for one in some]
-            for place, scores in zip(chunk, found, strict=True):
-                scored[place] = scores
-                _to_journal(journal, place, scores)
-            progress.update(len(chunk))
-    return scored
+    racing: bool,
+    seed: int,
+) -> _AllScores:
+    """Scores of the candidates: from the journal where it has them, else run and written there."""
+    places = list(candidates)
+    scorer: BatchedScorer | None = None
+
+    def score(some: Sequence[int], harmful: Sequence[int], harmless: Sequence[int]) -> Scored:
+        nonlocal scorer
+        # The prompts are part of the key: a candidate that races has an entry for each round.
+        rounds = f"{','.join(map(str, harmful))}|{','.join(map(str, harmless))}" if racing else ""
+        keys = {places[at]: _key(places[at], rounds) for at in some}
+        done = {place: _from_journal(journal, key) for place, key in keys.items()}
+        scored = {place: scores for place, scores in done.items() if scores is not None}
+        todo = {place: candidates[place] for place in keys if place not in scored}
+        if fast and todo and scorer is None and has_fast_path(model):
+            scorer = BatchedScorer(model, validation)
+        n_prompts = len(harmful) + len(harmless)
+        title = f"layer sweep, {n_prompts} prompts" if racing else "layer sweep"
+        with bar(title, total=len(keys), unit="candidate") as progress:
+            progress.update(len(scored))
+            for chunk in _chunks(todo, least=max(1, _ROWS_A_CHUNK // n_prompts) if scorer else 1):
+                ones = [todo[place] for place in chunk]
+                if scorer is not None:
+                    found = scorer.score(ones, harmful, harmless)
+                else:
+                    found = [score_plain(model, validation, one, harmful, harmless) for one in ones]
+                for place, scores in zip(chunk, found, strict=True):
+                    scored[place] = scores
+                    _to_journal(journal, keys[place], scores)
+                progress.update(len(chunk))
+        sizes = dict(zip(_PARTS, (len(harmful), len(harmless), len(harmless)), strict=True))
+        parts = {name: np.empty((len(keys), n)) for name, n in sizes.items()}
+        for row, place in enumerate(keys):
+            for name in _PARTS:
+                parts[name][row] = getattr(scored[place], name).numpy()
+        return Scored(**parts)
+
+    layers = [layer for _, layer in places]
+    n_harmful, n_harmless = len(validation.harmful), len(validation.harmless)
+    if racing:
+        raced = race(score, unedited, layers, n_layers=model.cfg.n_layers, seed=seed)
+    else:
+        raced = exhaustive(score, len(places), n_harmful, n_harmless)
+    return _AllScores(places={place: at for at, place in enumerate(places)}, raced=raced)
 
 
 def _chunks(todo: Mapping[Place, Candidate], *, least: int) -> Iterator[list[Place]]:
@@ -262,36 +355,29 @@ def _chunks(todo: Mapping[Place, Candidate], *, least: int) -> Iterator[list[Pla
         yield chunk
 
 
-def _from_journal(journal: Journal | None, place: Place) -> CandidateScores | None:
-    stored = journal.get(_key(place)) if journal is not None else None
+_PARTS = ("bypass", "induce", "kl")
+
+
+def _from_journal(journal: Journal | None, key: str) -> CandidateScores | None:
+    stored = journal.get(key) if journal is not None else None
     if stored is None:
         return None
     parts = {
-        name: torch.tensor([float("nan") if v is None else v for v in stored[name]], dtype=torch.float64)
-        for name in ("bypass", "induce", "kl")
+        name: torch.tensor([math.nan if v is None else v for v in stored[name]], dtype=torch.float64)
+        for name in _PARTS
     }
     return CandidateScores(**parts)
 
 
-def _to_journal(journal: Journal | None, place: Place, scores: CandidateScores) -> None:
+def _to_journal(journal: Journal | None, key: str, scores: CandidateScores) -> None:
     if journal is not None:
         # JSON has no NaN.
-        parts = {
-            name: [None if v != v else v for v in getattr(scores, name).tolist()]
-            for name in ("bypass", "induce", "kl")
-        }
-        journal.put(_key(place), parts)
+        parts = {name: [None if v != v else v for v in getattr(scores, name).tolist()] for name in _PARTS}
+        journal.put(key, parts)
 
 
-def _key(place: Place) -> str:
-    return f"{place[0]},{place[1]}"
-
-
-def _no_scores(n_harmful: int, n_harmless: int) -> CandidateScores:
-    def nothing(n: int) -> Tensor:
-        return torch.full((n,), float("nan"), dtype=torch.float64)
-
-    return CandidateScores(bypass=nothing(n_harmful), induce=nothing(n_harmless), kl=nothing(n_harmless))
+def _key(place: Place, rounds: str) -> str:
+    return f"{place[0]},{place[1]}" + (f"|{rounds}" if rounds else "")
 
 
 def _check_prompts(prompts: PromptSet) -> None:

@@ -100,11 +100,11 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(
     whole = succeed(*options(model, prompts, tmp_path / "whole", "--positions", "last"))
     score, calls = BatchedScorer.score, []
 
-    def once(self: BatchedScorer, candidates: Any) -> Any:
+    def once(self: BatchedScorer, candidates: Any, *prompts: Any) -> Any:
         calls.append(len(candidates))
         if len(calls) == 1:
             raise KeyboardInterrupt
-        return score(self, candidates)
+        return score(self, candidates, *prompts)
 
     monkeypatch.setattr(BatchedScorer, "score", once)
     stopped = call(*options(model, prompts, tmp_path / "cut", "--positions", "last"))

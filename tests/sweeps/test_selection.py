@@ -1,8 +1,10 @@
-"""The selection rule on tables made by hand, and on one that was recorded."""
+"""The selection rules on tables made by hand, and on recorded ones."""
 
 from __future__ import annotations
 
+import json
 import math
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.names import SELECTION_RULES
-from mechsafety.sweeps.selection import candidate, nearest, select
+from mechsafety.sweeps.selection import Selection, candidate, nearest, select, shortlist
 
 COLUMNS = ["position", "layer", "bypass", "induce", "kl"]
 
@@ -34,6 +36,13 @@ def table(*rows: tuple[float, ...]) -> pd.DataFrame:
     return pd.DataFrame([(-1, *row) for row in rows], columns=COLUMNS)
 
 
+def shares(*rows: tuple[float, ...], harmful: float = 10.0, harmless: float = 0.0) -> pd.DataFrame:
+    """Rows of (layer, removed, caused, kl): with these unedited means, shares of a gap of 10."""
+    gap = harmful - harmless
+    scored = [(layer, harmful - r * gap, harmless + c * gap, kl) for layer, r, c, kl in rows]
+    return table(*scored).assign(harmful=harmful, harmless=harmless)
+
+
 def error_of(scores: pd.DataFrame, *, n_layers: int = 10, rule: str = "auto") -> str:
     with pytest.raises(MechsafetyError) as caught:
         select(scores, n_layers=n_layers, rule=rule)
@@ -41,7 +50,7 @@ def error_of(scores: pd.DataFrame, *, n_layers: int = 10, rule: str = "auto") ->
     return str(caught.value)
 
 
-def test_lowest_bypass_among_those_that_pass() -> None:
+def test_arditi_takes_the_lowest_bypass_among_those_that_pass() -> None:
     scores = table(
         (1, -1.0, 0.5, 0.05),
         (2, -2.0, 0.5, 0.10),  # the bound itself passes
@@ -50,18 +59,18 @@ def test_lowest_bypass_among_those_that_pass() -> None:
         (8, -5.0, 0.5, 0.01),
         (5, -6.0, math.nan, 0.01),
     )
-    for rule in SELECTION_RULES:
-        chosen = select(scores, n_layers=10, rule=rule)
-        assert (chosen.layer, chosen.bypass, chosen.rule, chosen.kl_bound) == (2, -2.0, rule, 0.1)
-        assert (chosen.kept, chosen.total) == (2, 6)
-        drops = {"NaN": 1, "layer >= 8": 1, "KL > 0.1": 1, "induce below 0": 1}
-        assert {name: n for name, n in chosen.dropped.items() if n} == drops
-        assert sum(chosen.dropped.values()) + chosen.kept == chosen.total
+    chosen = select(scores, n_layers=10, rule="arditi")
+    assert (chosen.layer, chosen.bypass, chosen.rule, chosen.kl_bound) == (2, -2.0, "arditi", 0.1)
+    assert (chosen.kept, chosen.total) == (2, 6)
+    drops = {"NaN": 1, "layer >= 8": 1, "KL > 0.1": 1, "induce below 0": 1}
+    assert {name: n for name, n in chosen.dropped.items() if n} == drops
+    assert sum(chosen.dropped.values()) + chosen.kept == chosen.total
 
 
-def test_filters_count_in_order() -> None:
+def test_arditi_counts_filters_in_order() -> None:
     everything_wrong = (9, 3.0, -1.0, 9.0)
-    chosen = select(table((1, -1.0, 1.0, 0.0), everything_wrong, (9, math.nan, -1.0, 9.0)), n_layers=10)
+    scores = table((1, -1.0, 1.0, 0.0), everything_wrong, (9, math.nan, -1.0, 9.0))
+    chosen = select(scores, n_layers=10, rule="arditi")
     assert {name: n for name, n in chosen.dropped.items() if n} == {"NaN": 1, "layer >= 8": 1}
 
 
@@ -71,34 +80,231 @@ def test_recorded_table_arditi_leaves_none_and_counts() -> None:
     assert "nearest is layer 22, position -1 with bypass -5.21, induce 2.31, KL 0.20" in message
 
 
-def test_recorded_table_auto_widens_to_layer_22() -> None:
-    chosen = select(RECORDED, n_layers=30, rule="auto")
+def test_recorded_table_auto_takes_layer_22() -> None:
+    """Unedited means as recorded with the table: 5.05 and -4.90."""
+    scores = RECORDED.assign(harmful=5.05, harmless=-4.90)
+    chosen = select(scores, n_layers=30)
     assert (chosen.layer, chosen.kl_bound, chosen.kept, chosen.total) == (22, 0.2, 1, 9)
-    said = chosen.explain()
-    assert "Layer 22, position -1: the lowest bypass (-5.21) of 1 candidates out of 9" in said
-    assert "3 by layer >= 24, 5 by KL > 0.2" in said
-    assert said.endswith("rule auto, KL bound 0.2")
+    assert chosen.removed == pytest.approx((5.05 + 5.21) / 9.95)
+    assert chosen.caused == pytest.approx((2.31 + 4.90) / 9.95)
     # The control: without layer 22 the next bound is needed.
-    rest = select(RECORDED[RECORDED["layer"] != 22], n_layers=30)
+    rest = select(scores[scores["layer"] != 22], n_layers=30)
     assert (rest.layer, rest.kl_bound) == (20, 0.3)
 
 
-def test_auto_asks_for_bypass_below_and_induce_above_zero() -> None:
-    at_nought = table((1, 0.5, 1.0, 0.05), (2, -1.0, 0.0, 0.05))
-    assert select(at_nought, n_layers=10, rule="arditi").layer == 2
-    assert "1 by induce not above 0, 1 by bypass not below 0" in error_of(at_nought, rule="auto")
+# A natively safety-trained chat model of 24 blocks, last prompt token, 32 + 32 validation prompts. By what it wrote
+# afterwards (50 harmful report prompts, 29 refused unedited): layer 6 leaves 18 refusals, 12: 21, 13: 4, 14: 2, 15 to
+# 18: 1, 20: 7, 22: 4. The published filters on absolute scores leave none, and once named layer 6.
+FOREIGN = pd.DataFrame(
+    [
+        (1, -2.8852, -2.9665, 1.2237),
+        (6, -2.0422, -2.8898, 0.0330),
+        (9, -2.4774, -2.7565, 0.0790),
+        (10, -2.7928, -2.7323, 0.1870),
+        (12, -0.8172, -2.5505, 0.6740),
+        (13, -2.3444, -2.1141, 0.0540),
+        (14, -3.3988, -2.1262, 0.1250),
+        (15, -3.3261, -1.7868, 0.0500),
+        (16, -3.2776, -1.8231, 0.0650),
+        (17, -3.2898, -1.8473, 0.0730),
+        (18, -2.9867, -1.8596, 0.0400),
+        (20, -2.6838, -1.8959, 0.0390),
+        (22, -2.7080, -1.7141, 0.0390),
+    ],
+    columns=COLUMNS[1:],
+).assign(position=-1, harmful=-1.7626, harmless=-2.9747)
 
 
-def test_auto_takes_the_smallest_bound_not_the_lowest_bypass() -> None:
-    scores = table((1, -0.1, 0.1, 0.29), (2, -9.0, 9.0, 0.31))
+def test_a_foreign_model_whose_scores_are_all_below_zero() -> None:
+    chosen = select(FOREIGN, n_layers=24)
+    assert 14 <= chosen.layer <= 18
+    assert chosen.rule == "auto"
+    assert {layer for _, layer in shortlist(FOREIGN, n_layers=24)} == {14, 15, 16, 17, 18}
+    # The control: the same scores under the published rule, which holds them against 0.
+    assert "by induce below 0" in error_of(FOREIGN, n_layers=24, rule="arditi")
+    # So does the nearest where the filters on shares leave none.
+    weak = FOREIGN.assign(induce=FOREIGN["harmless"])
+    assert nearest(weak, n_layers=24).layer in (15, 16, 17, 18)
+
+
+def test_auto_ranks_by_what_is_removed_up_to_all_and_then_by_kl() -> None:
+    scores = shares((1, 0.9, 1.0, 0.01), (2, 1.0, 1.0, 0.08), (3, 3.0, 1.0, 0.05), (4, 1.5, 1.0, 0.11))
+    assert select(scores, n_layers=10).layer == 3
+    assert select(scores[scores["layer"] != 3], n_layers=10).layer == 2
+    assert [layer for _, layer in shortlist(scores, n_layers=10)] == [3, 2, 1, 4]
+
+
+def test_auto_takes_the_smallest_bound_that_leaves_one() -> None:
+    scores = shares((1, 0.6, 0.6, 0.29), (2, 2.0, 2.0, 0.31))
     chosen = select(scores, n_layers=10)
-    assert (chosen.layer, chosen.kl_bound) == (1, 0.3)
-    assert "KL > 0.5" in error_of(table((1, -1.0, 1.0, 0.51)))
+    assert (chosen.layer, chosen.kl_bound, chosen.kept) == (1, 0.3, 1)
+    assert "KL > 0.5" in error_of(shares((1, 0.9, 0.9, 0.51)))
+
+
+def test_every_filter_that_dropped_something_is_named_with_its_count() -> None:
+    scores = shares(
+        (1, 1.0, 0.5, 0.05),  # the bounds themselves pass
+        *((2, 0.49, 1.0, 0.05), (3, 1.0, 0.49, 0.05), (4, 1.0, 1.0, 0.2)),
+        *((8, 1.0, 1.0, 0.05), (5, math.nan, 1.0, 0.05), (6, math.inf, 1.0, 0.05)),
+    )
+    chosen = select(scores, n_layers=10)
+    assert (chosen.layer, chosen.kept) == (1, 1)
+    dropped = {name: n for name, n in chosen.dropped.items() if n}
+    assert list(dropped.values()) == [1, 2, 1, 1, 1]
+    assert all(name in chosen.explain() for name in dropped)
+    assert any("induce" in name for name in dropped)
+
+
+ROUNDED = st.floats(-3, 3).map(lambda x: round(x, 3))
+SHARES = st.lists(
+    st.tuples(st.integers(0, 11), ROUNDED, ROUNDED, st.sampled_from([0.02, 0.05, 0.15, 0.25, 0.4, 0.9, 3.0])),
+    min_size=1,
+    max_size=12,
+    unique_by=lambda row: row[0],
+)
+
+
+@given(
+    rows=SHARES,
+    harmful=st.floats(-5, 5),
+    gap=st.floats(-3, 10),
+    constant=st.floats(-50, 50),
+    factor=st.floats(0.01, 100),
+)
+def test_no_choice_depends_on_the_zero_or_the_unit_of_the_scores(
+    rows: list[tuple[float, ...]], harmful: float, gap: float, constant: float, factor: float
+) -> None:
+    gap = gap if abs(gap) > 1e-3 else 1.0
+    scores = shares(*rows, harmful=harmful, harmless=harmful - gap)
+    scores = scores.assign(gap_low=gap - 1.0, gap_high=gap + 1.0)
+    other = scores.copy()
+    for column in ("bypass", "induce", "harmful", "harmless"):
+        other[column] = factor * scores[column] + constant
+    for column in ("gap_low", "gap_high"):
+        other[column] = factor * scores[column]
+    for function in (select, nearest, shortlist):
+        found, again = (outcome(function, one) for one in (scores, other))
+        assert place_of(found) == place_of(again)
+
+
+def place_of(found: Any) -> Any:
+    """Where an outcome stands, and what it was dropped for; of an error that it is one."""
+    if isinstance(found, Selection):
+        return found.position, found.layer, found.failed, found.kept, found.dropped
+    return "error" if isinstance(found, str) else found
+
+
+def test_the_published_rule_does_depend_on_the_zero() -> None:
+    """The control of the theorem above."""
+    scores = shares((1, 1.0, 1.0, 0.05), (2, 0.9, 0.4, 0.05), harmful=5.0, harmless=-5.0)
+    picks = {
+        outcome(select, scores.assign(induce=scores["induce"] + c), rule="arditi").layer for c in (0.0, 2.0)
+    }
+    assert picks == {1}
+    assert "induce below 0" in error_of(scores.assign(induce=scores["induce"] - 6), rule="arditi")
+
+
+@given(rows=SHARES)
+def test_auto_is_a_plain_reading_of_its_rule(rows: list[tuple[float, ...]]) -> None:
+    early = [r for r in rows if r[0] < 8 and r[1] >= 0.5 and r[2] >= 0.5]
+    bounds = [b for b in (0.1, 0.2, 0.3, 0.5) if any(r[3] <= b for r in early)]
+    found = outcome(select, shares(*rows))
+    if not bounds:
+        assert "leaves none of" in found
+        return
+    passing = [r for r in early if r[3] <= bounds[0]]
+    first = min(passing, key=lambda r: (-min(r[1], 1.0), r[3], r[0]))
+    assert (found.layer, found.kl_bound, found.kept) == (first[0], bounds[0], len(passing))
+
+
+@given(rows=SHARES)
+def test_nearest_never_prefers_what_removes_less_at_no_more_kl(rows: list[tuple[float, ...]]) -> None:
+    found = outcome(nearest, shares(*rows))
+    assert isinstance(found, Selection)
+    usable = [r for r in rows if r[0] < 8] or rows
+    assert not [r for r in usable if min(r[1], 1.0) > min(found.removed, 1.0) + 1e-9 and r[3] <= found.kl]
+
+
+def test_nearest_drops_the_fewest_filters_and_names_them() -> None:
+    by_induce = (3, 0.9, 0.1, 0.05)
+    by_two = (4, 0.9, 0.1, 2.0)
+    found = nearest(shares(by_induce, by_two), n_layers=10)
+    assert found.layer == 3
+    assert len(found.failed) == 1
+    assert "induce" in found.failed[0]
+    assert len(nearest(shares(by_two), n_layers=10).failed) == 2
+    assert nearest(shares((3, 0.9, 0.9, 0.05)), n_layers=10).failed == ()
+
+
+@pytest.mark.parametrize(("low", "shown"), [(-0.1, False), (0.0, False), (0.1, True)])
+def test_without_a_gap_there_is_no_refusal_to_remove(low: float, shown: bool) -> None:
+    scores = shares((1, 1.0, 1.0, 0.05)).assign(gap_low=low, gap_high=20.0)
+    if shown:
+        assert select(scores, n_layers=10).layer == 1
+    else:
+        assert "no refusal to remove" in error_of(scores)
+    reversed_gap = shares((1, 1.0, 1.0, 0.05), harmful=0.0, harmless=3.0)
+    assert "no refusal to remove" in error_of(reversed_gap)
+    assert nearest(reversed_gap, n_layers=10).layer == 1
+
+
+def answers(scores: pd.DataFrame, found: dict[int, tuple[float, float]], n: int = 32) -> pd.DataFrame:
+    """Of some layers the share of coherent compliance and the nll."""
+    complied = scores["layer"].map({layer: c for layer, (c, _) in found.items()})
+    nll = scores["layer"].map({layer: v for layer, (_, v) in found.items()})
+    return scores.assign(
+        complied=complied, refused=1 - complied, degenerate=0.0 * complied, nll=nll, n_answers=n
+    )
+
+
+def test_answers_decide_among_the_candidates_that_were_read() -> None:
+    scores = shares((1, 1.0, 1.0, 0.05), (2, 0.9, 1.0, 0.05), (3, 0.8, 1.0, 0.05), (4, 0.7, 1.0, 0.05))
+    read = answers(scores, {1: (0.5, 0.1), 2: (0.94, 0.5), 3: (0.91, 0.2)})
+    chosen = select(read, n_layers=10)
+    # Layer 3 is within one standard error of layer 2 and costs less; layer 1 is not; layer 4 was not read.
+    assert chosen.layer == 3
+    assert chosen.confirmed is not None
+    assert (chosen.confirmed.candidates, chosen.confirmed.runner_up) == (3, (-1, 2))
+    assert chosen.confirmed.margin == pytest.approx(-1 / 32)
+    assert chosen.confirmed.margin_low < chosen.confirmed.margin < chosen.confirmed.margin_high
+    # Without the columns, or with no cell filled, the scores decide; the published rule never asks.
+    for unread in (scores, read.assign(complied=math.nan)):
+        assert select(unread, n_layers=10).layer == 1
+        assert select(unread, n_layers=10).confirmed is None
+    published = read.assign(bypass=read["bypass"] - 10)
+    assert select(published, n_layers=10, rule="arditi").layer == 1
+    # The control: with far more prompts layer 2 is better beyond one standard error.
+    assert select(answers(scores, {2: (0.94, 0.5), 3: (0.91, 0.2)}, n=3200), n_layers=10).layer == 2
+
+
+def test_a_record_is_read_back_as_it_was() -> None:
+    scores = shares((1, 1.0, 1.0, 0.05), (2, 0.9, 0.1, 0.05))
+    read = answers(scores, {1: (0.5, 0.1), 2: (0.9, 0.5)})
+    for chosen in (select(scores, n_layers=10), select(read, n_layers=10), nearest(read, n_layers=10)):
+        assert Selection.from_record(json.loads(json.dumps(asdict(chosen)))) == chosen
+
+
+def test_candidates_that_racing_dropped_are_not_chosen() -> None:
+    scores = shares((1, 1.0, 1.0, 0.01), (2, 0.8, 0.8, 0.05)).assign(n_harmful=[6, 32], n_harmless=[6, 32])
+    chosen = select(scores, n_layers=10)
+    assert (chosen.layer, chosen.dropped["racing"]) == (2, 1)
+    assert nearest(scores, n_layers=10).layer == 2
+    assert select(scores.assign(n_harmful=32, n_harmless=32), n_layers=10).layer == 1
+
+
+def test_the_shortlist_has_at_most_two_candidates_a_layer() -> None:
+    scores = pd.concat(
+        [
+            shares((5, 1.0, 1.0, 0.01 * (1 - p)), (6, 0.9, 1.0, 0.05)).assign(position=p)
+            for p in (-1, -2, -3, -4)
+        ]
+    )
+    assert shortlist(scores, n_layers=10) == [(-1, 5), (-2, 5), (-4, 6), (-3, 6)]
 
 
 @pytest.mark.parametrize("column", ["bypass", "induce", "kl"])
 def test_nan_is_never_chosen(column: str) -> None:
-    scores = table((1, -9.0, 1.0, 0.0), (2, -1.0, 1.0, 0.05))
+    scores = shares((1, 1.0, 1.0, 0.0), (2, 0.9, 1.0, 0.05))
     assert select(scores, n_layers=10).layer == 1
     scores.loc[0, column] = math.nan
     chosen = select(scores, n_layers=10)
@@ -109,16 +315,19 @@ def test_nan_is_never_chosen(column: str) -> None:
 @pytest.mark.parametrize("n_layers", [2, 4, 5, 12, 18, 24, 30, 32, 80])
 def test_layers_from_int_four_fifths_on_are_left_out(n_layers: int) -> None:
     first_out = (4 * n_layers) // 5
-    scores = table(*((layer, -1.0 - layer, 1.0, 0.0) for layer in range(n_layers + 1)))
-    assert select(scores, n_layers=n_layers).layer == first_out - 1
+    scores = shares(*((layer, 0.6 + layer / 1000, 1.0, 0.0) for layer in range(n_layers + 1)))
+    for rule in SELECTION_RULES:
+        assert select(scores.assign(induce=1.0 + scores["induce"]), n_layers=n_layers, rule=rule).layer == (
+            first_out - 1
+        )
     only_late = scores[scores["layer"] >= first_out]
     message = error_of(only_late, n_layers=n_layers)
     assert f"{len(only_late)} by layer >= {first_out}" in message
-    assert "none of" in message.partition(";")[2]
+    assert nearest(only_late, n_layers=n_layers).failed == (f"layer >= {first_out}",)
 
 
 def test_nothing_but_nan_is_one_line() -> None:
-    scores = table((1, math.nan, math.nan, math.nan))
+    scores = shares((1, math.nan, math.nan, math.nan))
     assert "rule 'auto' leaves none of 1 candidates (1 by NaN); none of 1 candidates" in error_of(scores)
 
 
@@ -126,6 +335,11 @@ def test_nothing_but_nan_is_one_line() -> None:
 def test_missing_columns_and_rows_are_reported(column: str) -> None:
     assert f"missing: {column}" in error_of(RECORDED.drop(columns=column))
     assert "missing: rows" in error_of(RECORDED.iloc[:0])
+
+
+def test_auto_without_the_unedited_means_says_what_is_missing() -> None:
+    assert "missing: harmful, harmless" in error_of(RECORDED)
+    assert nearest(RECORDED, n_layers=30).layer == 22
 
 
 def test_unknown_rule() -> None:
@@ -140,14 +354,6 @@ def test_the_named_candidate_is_taken_unfiltered() -> None:
     for layer, position in ((9, -1), (28, -2)):
         with pytest.raises(MechsafetyError, match=f"layer {layer}, position {position} is not in the table"):
             candidate(RECORDED, layer=layer, position=position)
-
-
-def test_nearest_prefers_candidates_that_induce() -> None:
-    scores = table((1, -1.0, -1.0, 0.01), (2, 5.0, 0.1, 3.0), (3, -1.0, 1.0, 4.0), (9, -1.0, 1.0, 0.0))
-    assert nearest(scores, n_layers=10).layer == 2
-    assert nearest(scores[scores["layer"] == 1], n_layers=10).layer == 1
-    with pytest.raises(MechsafetyError, match="none of 1 candidates"):
-        nearest(scores[scores["layer"] == 9], n_layers=10)
 
 
 ROWS = st.lists(
@@ -172,7 +378,7 @@ def outcome(function: Any, scores: pd.DataFrame, **options: Any) -> Any:
 
 @given(rows=ROWS, rule=st.sampled_from(list(SELECTION_RULES)), seed=st.integers(0, 99))
 def test_row_order_and_index_do_not_matter(rows: list[tuple[float, ...]], rule: str, seed: int) -> None:
-    scores = table(*rows)
+    scores = table(*rows).assign(harmful=2.0, harmless=-1.0)
     shuffled = scores.iloc[np.random.default_rng(seed).permutation(len(scores))]
     pieces = shuffled.set_axis([0] * len(shuffled), axis="index")  # as concatenated tables have it
     for other in (shuffled, pieces):

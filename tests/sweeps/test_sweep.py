@@ -30,7 +30,7 @@ from mechsafety.sweeps.refusal_scores import (
     openings_of,
     refusal_scores,
 )
-from mechsafety.sweeps.sweep import projection_auroc, sweep
+from mechsafety.sweeps.sweep import SCORE_COLUMNS, projection_auroc, sweep
 from tests.prompt_sets import small_prompts
 from tests.reference.plain_sweep import kl, plain_llama_scores, refusal_score
 
@@ -113,8 +113,12 @@ def test_batched_candidates_equal_one_at_a_time(
     options: dict[str, Any] = {"refusal_tokens": TOKENS, "batch_size": 7}
     fast = sweep(model, directions, prompts, **options)
     plain = sweep(model, directions, prompts, fast_path=False, **options)
-    assert fast.table.shape == (2 * (model.cfg.n_layers + 1), 9)
-    pd.testing.assert_frame_equal(fast.table, plain.table, rtol=0, atol=1e-4)
+    assert fast.table.shape == (2 * (model.cfg.n_layers + 1), len(SCORE_COLUMNS))
+    # Shares of the small gap of a random model would stretch the tolerance.
+    shares = ["removed", "caused"]
+    pd.testing.assert_frame_equal(
+        fast.table.drop(columns=shares), plain.table.drop(columns=shares), rtol=0, atol=1e-4
+    )
     for a, b in zip(fast.scores, plain.scores, strict=True):
         for name in ("bypass", "induce", "kl"):
             torch.testing.assert_close(getattr(a, name), getattr(b, name), rtol=0, atol=1e-4, equal_nan=True)
@@ -171,11 +175,11 @@ def test_an_interrupted_sweep_goes_on_from_its_journal(
     whole = sweep(model, directions, prompts, refusal_tokens=TOKENS)
     score, calls = BatchedScorer.score, []
 
-    def twice(self: BatchedScorer, candidates: Any) -> Any:
+    def twice(self: BatchedScorer, candidates: Any, *prompts: Any) -> Any:
         calls.append(len(candidates))
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return score(self, candidates)
+        return score(self, candidates, *prompts)
 
     monkeypatch.setattr(BatchedScorer, "score", twice)
     path = tmp_path / "journal.jsonl"
@@ -287,9 +291,18 @@ def test_prompts_treated_against_their_label_are_left_out_only_where_enough_rema
 ) -> None:
     model = tiny_kept("llama")
     prompts = small_prompts(20).validation
-    swept = sweep(model, directions_of(model), prompts, layers=[1])
-    assert 8 <= swept.n_harmful <= 20
-    assert swept.base_harmful > 0 or swept.n_harmful == 20
+    found = directions_of(model)
+    swept = sweep(model, found, prompts, layers=[1])
+    assert 8 <= swept.n_harmful < 20
+    assert 8 <= swept.n_harmless < 20
+    # What is left stands on its own side of the middle of the class means; where no prompt does, all are kept.
+    assert swept.unedited.harmful.min() > swept.unedited.harmless.max()
+    for threshold, kept in ((-1e3, (20, 20)), (1e3, (20, 20)), (0.0, None)):
+        again = sweep(model, found, prompts, layers=[1], threshold=threshold)
+        if kept is not None:
+            assert (again.n_harmful, again.n_harmless) == kept
+        elif again.n_harmful < 20:
+            assert again.unedited.harmful.min() > 0
 
 
 def test_zero_vectors_score_nan(tiny_kept: Callable[..., Any]) -> None:
