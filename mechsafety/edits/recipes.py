@@ -19,7 +19,7 @@ class Recipe:
     """How a direction is found, chosen and removed.
 
     ``layer`` is a layer number, a fraction of the depth, or None: selected on the validation split by
-    ``rule``. ``build`` makes the edit from the direction, the strength alpha and the number of layers.
+    ``rule``, on the prompts that score beyond ``threshold`` (None: the middle of the classes). ``build`` makes the edit from the direction, the strength alpha and the number of layers.
     """
 
     name: str
@@ -29,6 +29,7 @@ class Recipe:
     layer: int | float | None
     rule: str
     positions: Positions
+    threshold: float | None = None
     build: Callable[[Direction, float, int], Edit]
 
     def layer_of(self, n_layers: int) -> int | None:
@@ -52,13 +53,13 @@ def _orthogonalise_all_but_first(direction: Direction, alpha: float, n_layers: i
 
 _DEFAULT = Recipe(
     name="default",
-    about="mean difference at the last prompt token, layer selected on the validation split (KL bound auto), "
+    about="mean difference at every post-instruction token, position and layer selected on the validation split, "
     "projected out at every block input, attention output and MLP output",
     method="mean_difference",
     centring="pooled",
     layer=None,
     rule="auto",
-    positions="last_prompt",
+    positions="post_instruction",
     build=_ablate,
 )
 
@@ -70,6 +71,7 @@ RECIPES: dict[str, Recipe] = {
         about="arXiv 2510.02768, text: first principal component of mean-centred activations at one layer, "
         "h <- h - alpha <h, v> v on every block's output",
         method="pca",
+        positions="last_prompt",
         build=_project_hidden_states,
     ),
     "code": replace(
@@ -78,6 +80,7 @@ RECIPES: dict[str, Recipe] = {
         about="arXiv 2510.02768, released code: mean difference at layer int(0.6 n), W <- W - alpha v v^T W for "
         "the output maps of attention and MLP in every block but the first, embedding untouched",
         layer=0.6,
+        positions="last_prompt",
         build=_orthogonalise_all_but_first,
     ),
     "arditi": replace(
@@ -86,7 +89,7 @@ RECIPES: dict[str, Recipe] = {
         about="arXiv 2406.11717: mean difference at every post-instruction token and layer, selected with the "
         "published bounds (KL 0.1), projected out at every block input, attention output and MLP output",
         rule="arditi",
-        positions="post_instruction",
+        threshold=0.0,
     ),
 }
 

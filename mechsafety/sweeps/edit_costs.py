@@ -57,13 +57,16 @@ class EditCosts:
         with body_under(self.model, edit) as body:
             return all_last_logits(self.model, body, self._contexts, batch_size=64)
 
-    def _perplexity(self, edit: Edit | None) -> float:
+    def nll(self, edit: Edit | None) -> float:
+        """Mean negative log-likelihood of a token of the answers, in nats; NaN where all are empty."""
         found = answer_nll(
             self.model, self._contexts, self.answers, edit=edit, ids=[p.id for p in self.prompts]
         )
         pairs = [(nll, len(a)) for nll, a in zip(found, self.answers, strict=True) if nll is not None]
         total = sum(n for _, n in pairs)
-        if not total:
-            return math.nan
+        return sum(nll * n for nll, n in pairs) / total if total else math.nan
+
+    def _perplexity(self, edit: Edit | None) -> float:
+        nll = self.nll(edit)
         # exp overflows where the edit has destroyed the model; the logarithm then shows it.
-        return math.exp(min(sum(nll * n for nll, n in pairs) / total, 700.0))
+        return nll if math.isnan(nll) else math.exp(min(nll, 700.0))

@@ -170,7 +170,7 @@ def test_a_projection_at_the_sums_is_needed_only_where_blocks_do_not_add(
 def test_an_interrupted_sweep_goes_on_from_its_journal(
     tiny_kept: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, prompts = tiny_kept("llama"), small_prompts(40).validation
+    model, prompts = tiny_kept("llama"), small_prompts(100).validation
     directions = directions_of(model)
     whole = sweep(model, directions, prompts, refusal_tokens=TOKENS)
     score, calls = BatchedScorer.score, []
