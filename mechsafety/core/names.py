@@ -8,6 +8,8 @@ Method = Literal["mean_difference", "pca", "leace", "probe"]
 """How a direction is estimated."""
 Centring = Literal["pooled", "per_class"]
 """What principal components are centred on."""
+Positions = Literal["last_prompt", "post_instruction"]
+"""At which tokens directions are found: the last of the prompt, or every one of the template after the user's text."""
 RecipeName = Literal["default", "paper", "code", "arditi"]
 Dosage = Literal["alpha", "directions", "layers"]
 """What a dose curve varies."""

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Protocol
 
 from mechsafety.core.errors import MechsafetyError
-from mechsafety.core.names import Centring, Method
+from mechsafety.core.names import Centring, Method, Positions
 from mechsafety.directions.direction import Direction
 from mechsafety.edits.interventions import Ablate, Edit, Orthogonalise
 
-Positions = Literal["last_prompt", "post_instruction"]
+
+class Build(Protocol):
+    """Makes the edit from a direction, the strength alpha and the number of layers."""
+
+    def __call__(self, direction: Direction, *, alpha: float, n_layers: int) -> Edit: ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """How a direction is found, chosen and removed.
 
-    ``layer`` is a layer number, a fraction of the depth, or None: selected on the validation split by
-    ``rule``, on the prompts that score beyond ``threshold`` (None: the middle of the classes). ``build`` makes the edit from the direction, the strength alpha and the number of layers.
+    ``layer`` is a layer number, a fraction of the depth, or None: selected on the validation split by ``rule``, on the
+    prompts that score beyond ``threshold`` (None: the middle of the class means). ``build`` makes the edit from the
+    direction, the strength alpha and the number of layers.
     """
 
     name: str
@@ -30,22 +34,22 @@ class Recipe:
     rule: str
     positions: Positions
     threshold: float | None = None
-    build: Callable[[Direction, float, int], Edit]
+    build: Build
 
     def layer_of(self, n_layers: int) -> int | None:
         """The layer it fixes in a model of ``n_layers``, or None when it selects one."""
         return int(n_layers * self.layer) if isinstance(self.layer, float) else self.layer
 
 
-def _ablate(direction: Direction, alpha: float, _n_layers: int) -> Edit:
+def _ablate(direction: Direction, *, alpha: float, n_layers: int) -> Edit:  # noqa: ARG001 - one form for all
     return Ablate(direction, alpha=alpha)
 
 
-def _project_hidden_states(direction: Direction, alpha: float, _n_layers: int) -> Edit:
+def _project_hidden_states(direction: Direction, *, alpha: float, n_layers: int) -> Edit:  # noqa: ARG001 - one form for all
     return Ablate(direction, alpha=alpha, sites=("resid_post",))
 
 
-def _orthogonalise_all_but_first(direction: Direction, alpha: float, n_layers: int) -> Edit:
+def _orthogonalise_all_but_first(direction: Direction, *, alpha: float, n_layers: int) -> Edit:
     return Orthogonalise(
         direction, alpha=alpha, layers=tuple(range(1, n_layers)), writers=("attn_out", "mlp_out")
     )
@@ -95,7 +99,12 @@ RECIPES: dict[str, Recipe] = {
 
 
 def recipe(
-    name: str, *, method: Method | None = None, centring: Centring | None = None, layer: int | None = None
+    name: str,
+    *,
+    method: Method | None = None,
+    centring: Centring | None = None,
+    layer: int | None = None,
+    positions: Positions | None = None,
 ) -> Recipe:
     """A recipe by name, with what the user chose instead of its own choices."""
     if name not in RECIPES:
@@ -106,4 +115,5 @@ def recipe(
         method=base.method if method is None else method,
         centring=base.centring if centring is None else centring,
         layer=base.layer if layer is None else layer,
+        positions=base.positions if positions is None else positions,
     )

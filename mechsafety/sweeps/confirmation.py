@@ -59,7 +59,9 @@ def confirm(
     """
     for label in ("harmful", "harmless"):
         if not len(prompts.where(label=label)):
-            raise MechsafetyError(f"to confirm candidates harmful and harmless prompts are needed; none is {label}")
+            raise MechsafetyError(
+                f"to confirm candidates harmful and harmless prompts are needed; none is {label}"
+            )
     places = shortlist(table, n_layers=model.cfg.n_layers, size=candidates)
     edits = {place: edit(directions.at(position=place[0], layer=place[1])) for place in places}
     if journal is not None:

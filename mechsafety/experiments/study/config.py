@@ -11,7 +11,7 @@ from pydantic import Field, ValidationError, field_validator
 from pydantic_core import PydanticCustomError
 
 from mechsafety.core.errors import MechsafetyError
-from mechsafety.core.names import SELECTION_RULES, Centring, Method, RecipeName
+from mechsafety.core.names import SELECTION_RULES, Centring, Method, Positions, RecipeName
 from mechsafety.core.places import configs_folder
 from mechsafety.experiments.config import Config, FedConfig, Option, in_order
 from mechsafety.judges.kinds.endpoint import parse
@@ -51,7 +51,19 @@ class StudyConfig(FedConfig):
         default=None, description="what principal components are centred on, for pca"
     )
     layer: int | None = Field(default=None, ge=0, description="a layer instead of the recipe's choice")
+    positions: Positions | None = Field(
+        default=None, description="template tokens whose directions compete, instead of the recipe's"
+    )
     selection: str | None = Field(default=None, description="selection rule: auto or arditi")
+    racing: bool = Field(
+        default=True,
+        description="score candidates on all prompts only where they can come among the first (auto)",
+    )
+    confirm: int = Field(
+        default=5,
+        ge=0,
+        description="first candidates whose answers to validation prompts are read before one is taken (auto)",
+    )
     alpha: float = Field(
         default=1.0, allow_inf_nan=False, description="strength of the projection; 1 removes the component"
     )

@@ -11,6 +11,7 @@ from __future__ import annotations
 import resource
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -38,9 +39,10 @@ from mechsafety.prompts.fed import Fed, fed, fed_record
 from mechsafety.prompts.prompt_set import PromptSet
 from mechsafety.runs.folder import Journal, RunFolder, computing_versions
 from mechsafety.statistics import ARMS, agreement, paired_tests, refusal_rates
+from mechsafety.sweeps.confirmation import confirm
 from mechsafety.sweeps.openings import ANSWER_TOKENS, kept_refusal_tokens
-from mechsafety.sweeps.selection import Selection, candidate, nearest, select
-from mechsafety.sweeps.sweep import Sweep, sweep
+from mechsafety.sweeps.selection import Selection, candidate, nearest, no_gap, select
+from mechsafety.sweeps.sweep import sweep
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -58,11 +60,12 @@ def edit_of(run: RunFolder, config: StudyConfig, spec: str) -> Edit:
     directions = Directions.load(run.part_path("directions", spec, suffix="safetensors"))
     selected = facts["selection"]
     direction = directions.at(layer=selected["layer"], position=selected["position"])
-    return _recipe(config).build(direction, config.alpha, facts["model"]["n_layers"])
+    return _recipe(config).build(direction, alpha=config.alpha, n_layers=facts["model"]["n_layers"])
 
 
 def _recipe(config: StudyConfig) -> Recipe:
-    return recipe(config.recipe, method=config.direction, centring=config.centring, layer=config.layer)
+    own = {"method": config.direction, "centring": config.centring}
+    return recipe(config.recipe, layer=config.layer, positions=config.positions, **own)
 
 
 @dataclass(kw_only=True)
@@ -143,11 +146,14 @@ class StudyWork:
                 self.say(f"{title} · residual streams and directions")
                 self._directions(spec)
         with session.timed(spec, "sweep"):
-            if not run.has_part("selection", spec, suffix="json"):
+            if not run.has_part("swept", spec, suffix="json"):
                 self.say(
                     f"{title} · layer sweep on {self.config.validation} + {self.config.validation} prompts"
                 )
                 self._sweep(spec)
+        with session.timed(spec, "selection"):
+            if not run.has_part("selection", spec, suffix="json"):
+                self._select(spec, title)
         for arm in ARMS:
             with session.timed(spec, f"generate {arm}"):
                 if not run.has_part("responses", spec, arm):
@@ -176,13 +182,45 @@ class StudyWork:
         return Directions.load(self.run.part_path("directions", spec, suffix="safetensors"))
 
     def _sweep(self, spec: str) -> None:
+        """Scores of every candidate; of the one whose layer a recipe or the user fixes alone."""
         model, directions = self.model(spec), self.directions(spec)
-        swept, selection, note = self._selected(spec, model, directions)
-        direction = directions.at(layer=selection.layer, position=selection.position)
+        n_layers, validation, seed = model.cfg.n_layers, self.anchors_of(spec).to_choose, self.config.seed
+        fixed = self.recipe.layer_of(n_layers)
+        if fixed is not None and fixed > n_layers:
+            raise MechsafetyError(f"layer {fixed} of a model with layers 0 to {n_layers}")
+        swept = sweep(
+            model,
+            directions if fixed is None else directions.only(-1),
+            validation,
+            # None where it hardly refuses: the sweep then goes by its logits.
+            refusal_tokens=kept_refusal_tokens(self.run, spec, model=model, prompts=validation, seed=seed),
+            layers=None if fixed is None else [fixed],
+            journal=Journal(self.run.part_path("scores", spec, suffix="jsonl")),
+            racing=self.config.racing and fixed is None and self._rule == "auto",
+            threshold=self.recipe.threshold,
+            seed=seed,
+        )
         self.run.write_part(swept.table.assign(system=spec), "sweep", spec)
+        self.run.write_json_part(swept.facts(), "swept", spec)
+
+    @property
+    def _rule(self) -> str:
+        return self.config.selection or self.recipe.rule
+
+    def _select(self, spec: str, title: str) -> None:
+        """One candidate, by its scores and by what the model writes under the first ones, and its edit."""
+        model, directions = self.model(spec), self.directions(spec)
+        table = self.run.read_part("sweep", spec)
+        if self.config.confirm and self._rule == "auto" and len(table) > 1 and no_gap(table) is None:
+            n = len(self.anchors_of(spec).to_choose.harmful)
+            self.say(f"{title} · {n} answers under each of the first {self.config.confirm} candidates")
+            table = self._confirmed(spec, model, directions, table)
+            self.run.write_part(table, "sweep", spec)
+        selection, note = self._selected(table, model.cfg.n_layers)
+        direction = directions.at(layer=selection.layer, position=selection.position)
         cache = residual_stream(model, self.anchors_of(spec).to_choose, positions=(selection.position,))
         self.run.write_part(principal_plane(cache, direction).assign(system=spec), "scatter", spec)
-        edit = self.recipe.build(direction, self.config.alpha, model.cfg.n_layers)
+        edit = self.recipe.build(direction, alpha=self.config.alpha, n_layers=model.cfg.n_layers)
         record = load_record(model)
         facts = {
             "model": record.as_dict() if record else {},
@@ -193,42 +231,40 @@ class StudyWork:
             "recipe_about": self.recipe.about,
             "selection": asdict(selection),
             "explanation": note,
-            **swept.facts(),
+            **self.run.read_json_part("swept", spec),
             "edit": {"description": edit.describe(), "sha256": digest(edit)},
         }
         self.run.write_json_part(facts, "selection", spec)
 
-    def _selected(
-        self, spec: str, model: TransformerBridge, directions: Directions
-    ) -> tuple[Sweep, Selection, str]:
-        """Scores, the candidate that a recipe fixes or selects, and a sentence on how.
-
-        Where the layer is fixed, its candidate alone is scored.
-        """
-        n_layers, validation = model.cfg.n_layers, self.anchors_of(spec).to_choose
+    def _selected(self, table: pd.DataFrame, n_layers: int) -> tuple[Selection, str]:
+        """The candidate that a recipe fixes or selects, and a sentence on how."""
         fixed = self.recipe.layer_of(n_layers)
-        if fixed is not None and fixed > n_layers:
-            raise MechsafetyError(f"layer {fixed} of a model with layers 0 to {n_layers}")
-        swept = sweep(
-            model,
-            directions if fixed is None else directions.only(-1),
-            validation,
-            # None where it hardly refuses: the sweep then goes by its logits.
-            refusal_tokens=kept_refusal_tokens(
-                self.run, spec, model=model, prompts=validation, seed=self.config.seed
-            ),
-            layers=None if fixed is None else [fixed],
-            journal=Journal(self.run.part_path("scores", spec, suffix="jsonl")),
-        )
         if fixed is not None:
-            chosen = candidate(swept.table, layer=fixed, position=-1)
-            return swept, chosen, f"Layer {fixed}, as the recipe or the user fixed it"
+            return candidate(
+                table, layer=fixed, position=-1
+            ), f"Layer {fixed}, as the recipe or the user fixed it"
         try:
-            chosen = select(swept.table, n_layers=n_layers, rule=self.config.selection or self.recipe.rule)
+            chosen = select(table, n_layers=n_layers, rule=self._rule)
         except MechsafetyError as error:
             note = f"No candidate passed: {error}. The study goes on with the nearest one"
-            return swept, nearest(swept.table, n_layers=n_layers), note
-        return swept, chosen, chosen.explain()
+            return nearest(table, n_layers=n_layers), note
+        return chosen, chosen.explain()
+
+    def _confirmed(
+        self, spec: str, model: TransformerBridge, directions: Directions, table: pd.DataFrame
+    ) -> pd.DataFrame:
+        """The scores with what the model writes under the first candidates; no report prompt is read."""
+        return confirm(
+            model,
+            table,
+            directions,
+            self.anchors_of(spec).to_choose,
+            edit=partial(self.recipe.build, alpha=self.config.alpha, n_layers=model.cfg.n_layers),
+            candidates=self.config.confirm,
+            max_new_tokens=self.config.max_new_tokens,
+            seed=self.config.seed,
+            journal=Journal(self.run.part_path("confirmation", spec, suffix="jsonl")),
+        )
 
     def selection(self, spec: str) -> dict[str, Any]:
         return self.run.read_json_part("selection", spec)
