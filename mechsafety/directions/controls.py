@@ -48,13 +48,6 @@ class Control:
     energy_direction: float
     cosine: float
 
-    def in_place_of(self, direction: Direction) -> Direction:
-        """The draw as a direction at the same place, to be removed in the same way.
-
-        Of an oblique eraser (LEACE) it is the control of the written direction: it is read where it is written.
-        """
-        return replace(direction, vector=self.unit, threshold=0.0, covector=None)
-
 
 @dataclass(frozen=True, kw_only=True)
 class ControlBasis:
@@ -116,6 +109,14 @@ def control_bases(
     """
     source = _Source(harmful, harmless, kind=kind, seed=seed, system=system)
     return source.bases(basis, n)
+
+
+def in_place_of(direction: Direction, unit: Float[Tensor, " d_model"]) -> Direction:
+    """A random direction at the place of ``direction``, to be removed in the same way.
+
+    Of an oblique eraser (LEACE) it is the control of the written direction: it is read where it is written.
+    """
+    return replace(direction, vector=unit, threshold=0.0, covector=None)
 
 
 def energies(

@@ -19,6 +19,7 @@ from mechsafety.directions.controls import (
     control_directions,
     control_table,
     energies,
+    in_place_of,
     within_class_draws,
 )
 from mechsafety.directions.direction import Direction
@@ -162,7 +163,7 @@ def test_a_control_stands_at_the_directions_place_and_reads_where_it_writes() ->
     v = difference(a, b)
     direction = Direction(vector=v, layer=7, position=-2, method="leace", threshold=3.0, covector=v.flip(0))
     control = control_directions(a, b, direction.vector, **ASKED)[0]
-    there = control.in_place_of(direction)
+    there = in_place_of(direction, control.unit)
     assert (there.layer, there.position, there.covector) == (7, -2, None)
     torch.testing.assert_close(there.unit, control.unit)
 
