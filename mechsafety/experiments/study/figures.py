@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
+from mechsafety.core.wording import counted
 from mechsafety.plots.style import (
     COLOURS,
     file_names,
@@ -67,16 +68,16 @@ def outcome_bars(
     require_rows(readable[readable["judge"] == judge], f"judge {judge!r}", readable, "judge")
     chosen = rates[rates["judge"] == judge]
     systems = list(dict.fromkeys(chosen["system"]))
-    figure = side_by_side([count_title(chosen, label) for label in LABELS], gap=0.04)
+    random = 0 if controls is None else int(controls.groupby("system")["refused"].count().max())
+    widths = {"column_widths": [3, 2]} if random else {}
+    figure = side_by_side([count_title(chosen, label) for label in LABELS], gap=0.04, **widths)
     for column, label in enumerate(LABELS, start=1):
         part = chosen[chosen["label"] == label]
         marks = {s: stars(tests, system=s, label=label, judge=judge) for s in systems}
         bars = _arm_bars(part, systems)
         if label == "harmful" and controls is not None:
             bars += [bar for s in systems if (bar := _random_bar(controls[controls["system"] == s], s))]
-        bars.sort(key=lambda bar: systems.index(bar.system))
         _draw_bars(figure, bars, system_names(systems), marks, column=column)
-    random = controls is not None and controls["refused"].notna().any()
     figure.update_layout(barmode="stack", bargap=0.25)
     figure.update_yaxes(range=[0, 1.1], tickformat=".0%", tickvals=[0, 0.25, 0.5, 0.75, 1])
     figure.update_yaxes(title_text="share of readable responses", col=1)
@@ -88,12 +89,12 @@ def outcome_bars(
         "refusals. Stars: change in refusals, exact McNemar, Holm over systems (* p < .05, ** p < .01, *** p < .001, "
         "n.s. not significant)."
         + (
-            " Random: matched random directions removed instead, mean over draws, whisker from the lowest to the "
-            "highest draw."
+            f" Random: mean over {counted(random, 'matched random direction')} removed instead, whisker from the "
+            "lowest to the highest."
             if random
             else ""
         ),
-        width=max(760, 260 + (310 if random else 250) * len(systems)),
+        width=max(760, 260 + (320 if random else 250) * len(systems)),
         height=520 if random else 500,
     )
     return legend_at_foot(figure).update_layout(margin={"b": 120, "t": 128 if random else 110})
@@ -136,7 +137,7 @@ def _random_bar(drawn: pd.DataFrame, system: str) -> _Bar | None:
     refused = known["refused"]
     return _Bar(
         system=system,
-        name=f"{len(known)} random",
+        name="random",
         shares={outcome: float(known[column].mean()) for outcome, column in columns.items()},
         **{"rate": float(refused.mean()), "low": float(refused.min()), "high": float(refused.max())},
         starred=False,
@@ -151,7 +152,7 @@ def _draw_bars(
     *,
     column: int,
 ) -> None:
-    """The bars, whiskers and stars of one label."""
+    """The bars, whiskers and stars of one label; random ones come last in ``bars``, so that they stand last in all."""
     x = [[names[bar.system] for bar in bars], [bar.name for bar in bars]]
     for outcome, shape in _PATTERNS.items():
         pattern = {"shape": shape, "fgcolor": "white", "size": 5}
@@ -168,8 +169,11 @@ def _draw_bars(
     quiet = {"showlegend": False, "hoverinfo": "skip", "row": 1, "col": column}
     bounds = ([bar.low for bar in bars], [bar.high for bar in bars])
     dots(figure, x, [bar.rate for bar in bars], name=None, bounds=bounds, **looks, **quiet)
+    # An axis of two levels has its groups, and the bars within each, in the order in which their names first come.
+    order = list(dict.fromkeys(bar.name for bar in bars))
+    shown = sorted(bars, key=lambda bar: (list(names).index(bar.system), order.index(bar.name)))
     for system, mark in marks.items():
-        places = [place for place, bar in enumerate(bars) if bar.system == system and bar.starred]
+        places = [place for place, bar in enumerate(shown) if bar.system == system and bar.starred]
         if mark and places:
             where = {"x": sum(places) / len(places), "y": 1.055, "row": 1, "col": column}
             figure.add_annotation(text=mark, showarrow=False, font={"size": 13}, **where)

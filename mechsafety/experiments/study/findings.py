@@ -109,9 +109,7 @@ def _beyond(drawn: pd.DataFrame, before: Any, after: Any, p: float) -> str:
     change = after["rate"] - before["rate"]
     if p < _ALPHA and change != 0 and fewer == (change < 0):
         return f"the {'fall' if fewer else 'rise'} goes beyond {draws} ({tested})"
-    return (
-        f"the edited model refuses {'fewer' if fewer else 'more'} prompts than with any of {draws} ({tested})"
-    )
+    return f"the edited model refuses {'fewer' if fewer else 'more'} prompts than with each of {draws} ({tested})"
 
 
 def _rank(drawn: pd.DataFrame) -> str:
@@ -119,7 +117,7 @@ def _rank(drawn: pd.DataFrame) -> str:
     if math.isnan(rank):
         return ""
     as_few = round(rank * (n + 1)) - 1
-    return f" {as_few or 'None'} of {n} draws leave{'s' * (as_few == 1)} as few refusals (rank {_p(rank)})."
+    return f" {as_few or 'None'} of {n} draws leave{'s' * (as_few < 2)} as few refusals or fewer (rank {_p(rank)})."
 
 
 def _share(row: Any) -> str:
