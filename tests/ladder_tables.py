@@ -75,7 +75,8 @@ def survival(systems: Sequence[str] = SYSTEMS, shapes: Mapping[str, Shape] = SHA
             states.append(("refusal", count, shape.refused[place], shape.degenerate[place]))
             states.append(("random", count, shape.random[place - 1], 0.0))
         for kind, count, refused, degenerate in states:
-            key = {"system": system, "kind": kind, "directions": count}
+            key = {"system": system, "kind": kind, "directions": count, "draw": int(kind == "random")}
+            key |= {"energy": 0.1 * count}
             rows.append(key | {"label": "harmful"} | outcomes(refused, degenerate))
             damage = count * (0.05 if kind == "refusal" else 0.01)
             harmless = outcomes(0.04, min(1.0, degenerate / 2)) | {
@@ -93,7 +94,7 @@ def verdicts(systems: Sequence[str] = SYSTEMS, shapes: Mapping[str, Shape] = SHA
         refused, degenerate = (round(row["n"] * row[m]) for m in ("refused", "degenerate"))
         for i in range(int(row["n"])):
             found = "refusal" if i < refused else "degenerate" if i < refused + degenerate else "compliance"
-            key = {name: row[name] for name in ("system", "kind", "directions", "label")}
+            key = {name: row[name] for name in ("system", "kind", "directions", "draw", "label")}
             rows.append(key | {"id": f"{row['label']}-{i}", "verdict": found})
     return pd.DataFrame(rows)
 
@@ -112,6 +113,7 @@ def paired(systems: Sequence[str] = SYSTEMS, shapes: Mapping[str, Shape] = SHAPE
                 rows.append(
                     {
                         **{"system": system, "directions": count, "against": against, "n": N},
+                        "draw": int(against == "random"),
                         **{"lost": lost, "gained": gained, "drop": change / N, "low": low, "high": high},
                         "p": mcnemar(lost, gained),
                     }

@@ -1,6 +1,10 @@
 """The public names of the statistics, each with its home."""
 
 from .auroc import auroc_interval as auroc_interval
+from .controls import CONTROL_TEST_COLUMNS as CONTROL_TEST_COLUMNS
+from .controls import control_tests as control_tests
+from .controls import largest_p as largest_p
+from .controls import rank_p as rank_p
 from .judge_effects import EFFECT_COLUMNS as EFFECT_COLUMNS
 from .judge_effects import MAPPINGS as MAPPINGS
 from .judge_effects import effect_flips as effect_flips

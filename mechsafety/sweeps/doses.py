@@ -1,13 +1,13 @@
 """Dose curves: where removal ends and damage begins.
 
 Refusal, degenerate text, KL and perplexity together, against how much of a direction is removed (alpha), how
-many directions are, and in which layers, each with a random control of the same size.
+many directions are, and in which layers, each with random controls of the same size and of like energy.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from torch import Tensor
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.names import DOSAGES, Dosage
 from mechsafety.core.progress import bar
+from mechsafety.directions.controls import control_bases, control_directions, energies
 from mechsafety.directions.direction import Direction
 from mechsafety.edits.interventions import Ablate, Edit, digest
 from mechsafety.judges.outcomes import Keep, KeepState, Tally, answered
@@ -38,17 +39,25 @@ _RANKS = (1, 2, 4, 8)
 
 @dataclass(frozen=True, kw_only=True)
 class Dose:
-    """One point of a curve. ``amount`` orders the points of a family; ``control`` is a random direction's."""
+    """One point of a curve. ``amount`` orders the points of a family; ``draw`` numbers random controls, from 1.
+
+    ``energy`` is the share of the fit activations' mean square that the full projection takes away.
+    """
 
     family: Dosage
     name: str
     amount: float
     edit: Edit | None
-    control: bool
+    draw: int = 0
+    energy: float = 0.0
+
+    @property
+    def control(self) -> bool:
+        return self.draw > 0
 
     @property
     def key(self) -> str:
-        return f"{self.family}|{self.name}|{'control' if self.control else 'refusal'}"
+        return f"{self.family}|{self.name}|{f'control-{self.draw}' if self.control else 'refusal'}"
 
 
 def layer_sets(n_layers: int, selected: int) -> dict[str, tuple[int, ...]]:
@@ -66,60 +75,86 @@ def layer_sets(n_layers: int, selected: int) -> dict[str, tuple[int, ...]]:
     return {name: tuple(layers) for name, layers in sets.items() if len(layers)}
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Removed:
+    """What the doses of one curve remove: one direction, or the first rows of a basis, with their energies."""
+
+    draw: int
+    one: Any
+    energy: float
+    several: Float[Tensor, "k d_model"]
+    energies: Sequence[float]
+
+
 def plan_doses(
     direction: Direction,
     basis: Float[Tensor, "k d_model"],
     n_layers: int,
     *,
+    activations: tuple[Float[Tensor, "a d_model"], Float[Tensor, "b d_model"]],
+    system: str,
+    controls: int = 3,
     families: Sequence[Dosage] = DOSAGES,
     alphas: Sequence[float] = _ALPHAS,
     ranks: Sequence[int] = _RANKS,
     seed: int,
 ) -> list[Dose]:
-    """The unedited model first, then every dose with its random control.
+    """The unedited model first, then every dose, then the same doses of every random control.
 
-    ``basis`` spans the subspace whose first row is the direction (:func:`refusal_subspace`); the
-    control draws as many directions from a normal distribution.
+    ``basis`` spans the subspace whose first row is the direction (:func:`refusal_subspace`). ``activations`` are the
+    harmful and the harmless fit prompts' at the direction's place, from which ``controls`` random directions
+    (:func:`control_directions`) and bases (:func:`control_bases`) are drawn; the bases have no more rows than the
+    activations have dimensions within classes.
     """
     if any(not math.isfinite(a) or a < 0 for a in alphas):
         raise MechsafetyError(f"alphas {list(alphas)}: finite numbers from 0 on (0 keeps all, 1 removes all)")
-    generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn(basis.shape, generator=generator, dtype=torch.float32)
-    sources: dict[bool, tuple[Any, Tensor]] = {False: (direction, basis), True: (noise[0], noise)}
-    doses = [Dose(family=f, name="unedited", amount=0.0, edit=None, control=False) for f in families]
-    for control, (one, several) in sources.items():
-        if "alpha" in families:
-            doses += [
-                Dose(family="alpha", name=f"{a:g}", amount=a, edit=Ablate(one, alpha=a), control=control)
-                for a in alphas
-                if a
-            ]
-        if "directions" in families:
-            doses += [
-                Dose(
-                    family="directions",
-                    name=str(k),
-                    amount=float(k),
-                    edit=Ablate(several[:k]),
-                    control=control,
-                )
-                for k in ranks
-                if 0 < k <= len(basis)
-            ]
-        if "layers" in families:
-            doses += [
-                Dose(
-                    family="layers",
-                    name=name,
-                    amount=float(number),
-                    edit=Ablate(one, layers=layers),
-                    control=control,
-                )
-                for number, (name, layers) in enumerate(
-                    layer_sets(n_layers, direction.layer).items(), start=1
-                )
-            ]
+    both = torch.cat(activations)
+    own = _Removed(
+        draw=0,
+        one=direction,
+        energy=float(energies(both, direction.unit[None])[0]),
+        several=basis,
+        energies=energies(both, basis).tolist(),
+    )
+    asked: dict[str, Any] = {"n": controls, "seed": seed, "system": system}
+    ones = control_directions(*activations, direction.unit, **asked)
+    several = control_bases(*activations, basis[: max(1, len(both) - 2)], **asked)
+    random = [
+        _Removed(draw=draw, one=one.unit, energy=one.energy, several=rows.rows, energies=rows.energies)
+        for draw, (one, rows) in enumerate(zip(ones, several, strict=True), start=1)
+    ]
+    layers = layer_sets(n_layers, direction.layer)
+    doses = [Dose(family=f, name="unedited", amount=0.0, edit=None) for f in families]
+    for removed in (own, *random):
+        doses += _doses_of(removed, families, alphas, ranks, layers)
     return doses
+
+
+def _doses_of(
+    removed: _Removed,
+    families: Sequence[Dosage],
+    alphas: Sequence[float],
+    ranks: Sequence[int],
+    layers: Mapping[str, tuple[int, ...]],
+) -> list[Dose]:
+    one, several = removed.one, removed.several
+    energy, energies = removed.energy, removed.energies
+    points: dict[Dosage, list[tuple[str, float, Edit, float]]] = {
+        "alpha": [(f"{a:g}", a, Ablate(one, alpha=a), energy) for a in alphas if a],
+        "directions": [
+            (str(k), float(k), Ablate(several[:k]), sum(energies[:k])) for k in ranks if 0 < k <= len(several)
+        ],
+        "layers": [
+            (name, float(number), Ablate(one, layers=those), energy)
+            for number, (name, those) in enumerate(layers.items(), start=1)
+        ],
+    }
+    return [
+        Dose(family=family, name=name, amount=amount, edit=edit, draw=removed.draw, energy=taken)
+        for family in DOSAGES
+        if family in families
+        for name, amount, edit, taken in points[family]
+    ]
 
 
 def dose_curves(
@@ -134,14 +169,14 @@ def dose_curves(
 ) -> pd.DataFrame:
     """Measure every dose on held-out ``prompts``, one row per dose.
 
-    Columns: family, dose, amount, control; for harmful prompts ``n``, ``refused`` and its Wilson interval
+    Columns: family, dose, amount, control, draw, energy; for harmful prompts ``n``, ``refused`` and its Wilson interval
     (``low``, ``high``), ``degenerate`` (shares, by the judge ``rules``); for harmless prompts ``n_harmless``,
     ``harmless_refused``, ``harmless_degenerate``; ``kl``, the mean divergence of the next token after harmless
     prompts, in nats; ``perplexity`` of the unedited model's own answers to harmless prompts under the edit.
 
     ``journal`` keeps finished doses, each by its edit; ``keep_state`` receives the answers of each (``unedited``, or
-    family, dose and whether it is the control with ``|`` between them). Raises :class:`MechsafetyError` for one class
-    only or no prompts.
+    family, dose and ``refusal`` or the draw of the control with ``|`` between them). Raises :class:`MechsafetyError`
+    for one class only or no prompts.
     """
     import pandas as pd
 
@@ -166,8 +201,11 @@ def dose_curves(
                     journal.put(key, stored)
             measured[key] = stored
             rows.append(
-                {"family": dose.family, "dose": dose.name, "amount": dose.amount, "control": dose.control}
-                | stored
+                {
+                    **{"family": dose.family, "dose": dose.name, "amount": dose.amount},
+                    **{"control": dose.control, "draw": dose.draw, "energy": dose.energy},
+                    **stored,
+                }
             )
             progress.update(1)
     return pd.DataFrame(rows)

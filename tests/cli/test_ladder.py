@@ -52,7 +52,7 @@ def test_it_measures_reports_and_goes_on_where_it_was_interrupted(
     facts = json.loads(again.stdout)
     assert {"run", "report", "systems", "findings", "notes", "tables"} == set(facts)
     assert {"survival", "tests", "breaking", "ranks", "links"} <= set(facts["tables"])
-    assert len(facts["tables"]["survival"]) == 2 * 5 * 2
+    assert len(facts["tables"]["survival"]) == 2 * (1 + 2 + 2 * 3) * 2
     assert facts["systems"][str(systems[0])]["explanation"].startswith("Layer ")
 
 

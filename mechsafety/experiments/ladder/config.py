@@ -29,6 +29,9 @@ class LadderConfig(ModelConfig):
     counts: Annotated[tuple[int, ...], Option(metavar="N,N,...", many="commas")] = Field(
         default=(1, 2, 4, 8), description="how many directions are removed"
     )
+    controls: int = Field(
+        default=3, ge=0, le=200, description="draws of as many random directions of like energy; 0: none"
+    )
     limit: int | None = Field(
         default=None,
         ge=2,

@@ -74,7 +74,7 @@ class Ladder(Experiment[LadderConfig]):
     kind = "ladder"
     tables: ClassVar[Mapping[str, str]] = TABLES
     long = frozenset({"verdicts"})
-    answer_keys = ("system", "kind", "directions")
+    answer_keys = ("system", "kind", "directions", "draw")
     result_type = LadderResult
     may_change = ("beside",)
 

@@ -19,6 +19,7 @@ from mechsafety.experiments.ladder.verdicts import (
     ladder_verdicts,
     rung_names,
 )
+from mechsafety.experiments.regions.findings import pooled
 from mechsafety.plots.lines import band, faded
 from mechsafety.plots.panels import HUES, WIDTH, Panel, Series, outcome_panels, panel_height
 from mechsafety.plots.style import COLOURS, HEAT, legend_at_foot, styled, whiskers, wrapped
@@ -120,7 +121,10 @@ def overview_figure(verdicts: Sequence[SystemVerdict], harmful: pd.DataFrame) ->
 
 
 def survival_figure(verdicts: Sequence[SystemVerdict], harmful: pd.DataFrame) -> go.Figure:
-    """Refused harmful prompts by directions removed, one panel per system, with 95 % Wilson bands."""
+    """Refused harmful prompts by directions removed, one panel per system, with 95 % Wilson bands.
+
+    Of random directions the mean over draws is drawn, with the span of their intervals.
+    """
     figure, places = _grid([f"{v.name}: {_became(v)}" for v in verdicts])
     ticks = _counts(harmful)
     curves = (
@@ -138,12 +142,14 @@ def survival_figure(verdicts: Sequence[SystemVerdict], harmful: pd.DataFrame) ->
         rows = harmful[harmful["system"] == verdict.system].sort_values("directions")
         for kind, measure, name, colour, dash, symbol in curves:
             part = rows[rows["kind"].isin(["unedited", kind])]
-            x = [ticks.index(k) for k in part["directions"]]
+            shares = {int(str(k)): pooled(of, measure) for k, of in part.groupby("directions")}
+            x = [ticks.index(k) for k in shares]
             if measure == "refused":
-                band(figure, x, part["refused_low"], part["refused_high"], faded(colour, 0.15), **where)
+                low, high = ([getattr(one, end) for one in shares.values()] for end in ("low", "high"))
+                band(figure, x, low, high, faded(colour, 0.15), **where)
             figure.add_scatter(
                 **_named(name, number == 0),
-                **{"x": x, "y": part[measure], "mode": "lines+markers", **where},
+                **{"x": x, "y": [one.value for one in shares.values()], "mode": "lines+markers", **where},
                 line={"color": colour, "dash": dash, "width": 2},
                 marker={"color": colour, "symbol": symbol, "size": 6},
             )
@@ -151,7 +157,8 @@ def survival_figure(verdicts: Sequence[SystemVerdict], harmful: pd.DataFrame) ->
     return _panels_styled(
         figure,
         ladder_title(verdicts),
-        f"Greedy answers to {_number(harmful)} harmful prompts; bands: 95 % Wilson intervals.",
+        f"Greedy answers to {_number(harmful)} harmful prompts; bands: 95 % Wilson intervals, of random directions "
+        "their span over draws, around the mean.",
         "directions removed",
     )
 
@@ -210,7 +217,9 @@ def cost_figure(harmless: pd.DataFrame) -> go.Figure:
     measured = ["kl", "ratio", "refused", "degenerate"]
     control = random.groupby("place")[measured].mean().reset_index()
     series.append(
-        Series(name="random, mean of systems", rows=control, colour=_RANDOM, symbol="x", dash="dash")
+        Series(
+            name="random, mean of systems and draws", rows=control, colour=_RANDOM, symbol="x", dash="dash"
+        )
     )
     figure = outcome_panels(series, _COST, ticks=[str(k) for k in ticks], base=None)
     figure.update_xaxes(title={"text": "directions removed", "font": {"size": 12}, "standoff": 4})

@@ -126,7 +126,8 @@ def _without_random(state: Ablated) -> str:
     if not state.random.draws:
         return ""
     beyond = state.beyond
-    sentence = f" Without {counted(state.directions, 'random direction')} it refuses {state.random}"
+    draws = f", mean of {counted(state.random.draws, 'draw')}" if state.random.draws > 1 else ""
+    sentence = f" Without {counted(state.directions, 'random direction')} it refuses {state.random}{draws}"
     if beyond.significant:
         return f"{sentence}: the refusal directions do more ({spelt_p(beyond.p)})."
     if beyond.p < ALPHA:

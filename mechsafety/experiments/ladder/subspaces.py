@@ -17,6 +17,7 @@ from mechsafety.anatomy.readings import UNSAFE, outcome_rows
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.names import SELECTION_RULES
 from mechsafety.directions.activations import ResidualCache, residual_stream
+from mechsafety.directions.controls import ControlBasis, control_bases
 from mechsafety.directions.direction import Directions, find_directions
 from mechsafety.directions.estimators import refusal_subspace
 from mechsafety.edits.interventions import Ablate
@@ -87,12 +88,13 @@ class Tried:
 class Subspace:
     """Orthonormal rows, the mean difference first; ``ranks``: how each alone separates the report prompts.
 
-    ``by_refusals`` records whether the layer was chosen by what its direction does to refusals, ``explanation`` how,
-    and ``tried`` what was tried for it.
+    ``controls`` are random bases of as many rows (:func:`control_bases`). ``by_refusals`` records whether the layer was
+    chosen by what its direction does to refusals, ``explanation`` how, and ``tried`` what was tried for it.
     """
 
     layer: int
     basis: Float[Tensor, "k d_model"]
+    controls: tuple[ControlBasis, ...]
     ranks: pd.DataFrame
     by_refusals: bool
     explanation: str
@@ -104,6 +106,8 @@ def find_subspace(
     prompts: Splits,
     *,
     k: int,
+    controls: int,
+    system: str,
     journal: Journal,
     keep_state: KeepState = lambda *_: None,
     **asking: Unpack[Asking],
@@ -114,9 +118,11 @@ def find_subspace(
     prompts ``choice`` (:func:`choose_layer`); at most 8 layers are tried, evenly spread. A system that refuses fewer
     than :data:`LEAST_REFUSED` of them gets the layer whose direction separates the validation prompts best. On the
     report prompts, by which nothing is chosen, ``ranks`` are read. ``keep_state`` receives the answers of the model
-    ``unedited`` and without the direction of each ``layer N``.
+    ``unedited`` and without the direction of each ``layer N``. ``controls`` random bases are drawn at the same place,
+    by the name of the ``system``.
 
-    Raises :class:`MechsafetyError` for ``k`` above d_model, and where harmful and harmless prompts differ nowhere.
+    Raises :class:`MechsafetyError` for ``k`` above d_model, where harmful and harmless prompts differ nowhere, and for
+    fewer fit prompts than random bases can be drawn from.
     """
     if k > model.cfg.d_model:
         raise MechsafetyError(
@@ -148,9 +154,9 @@ def find_subspace(
             f"Layer {layer}: the one whose direction separates held-out prompts best ({before}, too few to choose a "
             "layer by)"
         )
-    basis = refusal_subspace(
-        *(cache.select(label)[:, 0, layer] for label in ("harmful", "harmless")), k=k
-    ).float()
+    harmful, harmless = (cache.select(label)[:, 0, layer] for label in ("harmful", "harmless"))
+    basis = refusal_subspace(harmful, harmless, k=k).float()
+    random = control_bases(harmful, harmless, basis, n=controls, seed=seed, system=system)
     judged = residual_stream(model, prompts.report)
     ranks = rank_table(
         (judged.activations[:, 0, layer].float() @ basis.T).numpy(),
@@ -160,7 +166,7 @@ def find_subspace(
         seed=seed,
     )
     return Subspace(
-        **{"layer": layer, "basis": basis, "ranks": ranks},
+        **{"layer": layer, "basis": basis, "controls": tuple(random), "ranks": ranks},
         **{"by_refusals": by_refusals, "explanation": explanation, "tried": tried},
     )
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-import torch
 from jaxtyping import Float
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -79,10 +78,10 @@ class LadderSetting:
         config = self.config
         return {"judge": self.judge, "max_new_tokens": config.max_new_tokens, "seed": config.seed}
 
-    def keep(self, system: str, kind: str, directions: int, answers: Sequence[Completion]) -> None:
+    def keep(self, system: str, kind: str, directions: int, draw: int, answers: Sequence[Completion]) -> None:
         """Keep the answers of a system in a state; ``kind`` is the state's, or what a layer is chosen by."""
-        rows = answer_frame(answers, system=system, kind=kind, directions=directions)
-        self.session.keep_answers(rows, system, _key(kind, directions))
+        rows = answer_frame(answers, system=system, kind=kind, directions=directions, draw=draw)
+        self.session.keep_answers(rows, system, _key(kind, directions, draw))
 
 
 class LadderSystem:
@@ -125,27 +124,36 @@ class LadderSystem:
             self.model,
             setting.prompts,
             k=max(setting.config.counts),
+            controls=setting.config.controls,
+            system=self.spec,
             journal=Journal(run.part_path("layers", self.spec, suffix="jsonl")),
-            keep_state=lambda name, answers: setting.keep(self.spec, f"validation, {name}", 1, answers),
+            keep_state=lambda name, answers: setting.keep(self.spec, f"validation, {name}", 1, 0, answers),
             **setting.asking,
         )
         run.write_part(made.ranks.assign(system=self.spec), "ranks", self.spec)
         target = self._basis_path.relative_to(run.path)
-        run.save(str(target), lambda path: save_file({"basis": made.basis}, path))
+        bases = {"basis": made.basis} | {_draw(n): one.rows for n, one in enumerate(made.controls, start=1)}
+        run.save(str(target), lambda path: save_file(bases, path))
         record = load_record(self.model)
         facts = {
             "layer": made.layer,
             "by_refusals": made.by_refusals,
             "explanation": made.explanation,
             "tried": [finite(asdict(one)) for one in made.tried],
+            "energies": {_draw(n): one.energies for n, one in enumerate(made.controls, start=1)}
+            | ({"basis": made.controls[0].energies_basis} if made.controls else {}),
             "model": record.as_dict() if record else {},
         }
         run.write_json_part(facts, "subspace", self.spec)  # last: it marks that the others are there
 
     @cached_property
+    def _bases(self) -> dict[str, Tensor]:
+        return load_file(self._basis_path)
+
+    @property
     def basis(self) -> Float[Tensor, "k d_model"]:
         """The basis of the subspace that was found."""
-        return load_file(self._basis_path)["basis"]
+        return self._bases["basis"]
 
     def ranks(self) -> pd.DataFrame:
         """How well each direction of the basis separates alone: :func:`rank_table`."""
@@ -161,38 +169,43 @@ class LadderSystem:
 
     # -- its states -----------------------------------------------------------------------------
 
-    def done(self, kind: Kind, directions: int) -> bool:
-        return self._states.get(_key(kind, directions)) is not None
+    def done(self, kind: Kind, directions: int, draw: int) -> bool:
+        return self._states.get(_key(kind, directions, draw)) is not None
 
-    def measure(self, kind: Kind, directions: int) -> None:
+    def measure(self, kind: Kind, directions: int, draw: int) -> None:
         """Answer the report prompts in a state, and keep what :meth:`state` returns.
 
         The unedited state comes first, for the others are measured by its answers.
         """
-        setting, edit = self.setting, self._edit(kind, directions)
-        keep = partial(setting.keep, self.spec, kind, directions)
+        setting, edit = self.setting, self._edit(kind, directions, draw)
+        keep = partial(setting.keep, self.spec, kind, directions, draw)
         done, labels = answered(self.model, setting.prompts.report, edit=edit, keep=keep, **setting.asking)
         if edit is None:
             own = {c.id: list(c.tokens) for c in done if c.label == "harmless"}
             setting.run.write_json_part(own, "own_tokens", self.spec)
         verdicts = dict(zip([c.id for c in done], labels, strict=True))
         costs = finite(self._costs.measure(edit))
-        self._states.put(_key(kind, directions), {"verdicts": verdicts, "costs": costs})
+        self._states.put(_key(kind, directions, draw), {"verdicts": verdicts, "costs": costs})
 
-    def state(self, kind: Kind, directions: int) -> tuple[dict[str, str], dict[str, float]]:
-        """The verdict on every report prompt by id, and what a measured state costs: ``kl`` and ``perplexity``."""
-        found = self._states.get(_key(kind, directions))
+    def state(self, kind: Kind, directions: int, draw: int) -> tuple[dict[str, str], dict[str, float]]:
+        """The verdict on every report prompt by id, and what a measured state costs: ``kl`` and ``perplexity``.
+
+        Beside them ``energy``: the share of the fit activations' mean square at the subspace's place that is removed.
+        """
+        found = self._states.get(_key(kind, directions, draw))
         costs = {name: math.nan if value is None else value for name, value in found["costs"].items()}
-        return found["verdicts"], costs
+        return found["verdicts"], costs | {"energy": self._energy(kind, directions, draw)}
 
-    def _edit(self, kind: Kind, directions: int) -> Edit | None:
+    def _edit(self, kind: Kind, directions: int, draw: int) -> Edit | None:
         if kind == "unedited":
             return None
-        basis = self.basis
-        if kind == "random":
-            generator = torch.Generator().manual_seed(self.setting.config.seed)
-            basis = torch.randn(basis.shape, generator=generator, dtype=torch.float32)
-        return Ablate(basis[:directions])
+        return Ablate(self._bases[_draw(draw) if kind == "random" else "basis"][:directions])
+
+    def _energy(self, kind: Kind, directions: int, draw: int) -> float:
+        if kind == "unedited":
+            return 0.0
+        rows = self.facts()["energies"].get(_draw(draw) if kind == "random" else "basis")
+        return math.nan if rows is None else sum(rows[:directions])
 
     # -- its links ------------------------------------------------------------------------------
 
@@ -222,8 +235,13 @@ class LadderSystem:
         return run.read_part("links", self.spec), run.read_json_part("link_note", self.spec)
 
 
-def _key(kind: str, directions: int) -> str:
-    return f"{kind} {directions}"
+def _key(kind: str, directions: int, draw: int) -> str:
+    return f"{kind} {directions}" + (f" draw {draw}" if draw else "")
+
+
+def _draw(number: int) -> str:
+    """Under what the basis of a random draw is kept."""
+    return f"control-{number}"
 
 
 def _joined(tables: Sequence[pd.DataFrame], system: str) -> pd.DataFrame:

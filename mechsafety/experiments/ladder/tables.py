@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -16,7 +16,7 @@ from mechsafety.anatomy.readings import OUTCOME_COLUMNS, outcome_row
 from mechsafety.core.verdict import Label
 from mechsafety.experiments.ladder.config import AGAINST, Kind
 from mechsafety.prompts.prompt_set import LABELS
-from mechsafety.statistics import auroc_interval, holm, mcnemar
+from mechsafety.statistics import auroc_interval, holm, largest_p, mcnemar
 from mechsafety.statistics.judge_effects import paired_difference
 
 TABLES: Mapping[str, str] = {
@@ -31,11 +31,11 @@ TABLES: Mapping[str, str] = {
 COMPARE = "compare"
 """The folder, within the run's, of the comparison of all systems."""
 
-STATE_COLUMNS = ("system", "kind", "directions")
-SURVIVAL_COLUMNS = (*STATE_COLUMNS, "label", *OUTCOME_COLUMNS, "kl", "perplexity")
+STATE_COLUMNS = ("system", "kind", "directions", "draw")
+SURVIVAL_COLUMNS = (*STATE_COLUMNS, "label", *OUTCOME_COLUMNS, "energy", "kl", "perplexity")
 VERDICT_COLUMNS = (*STATE_COLUMNS, "id", "label", "verdict")
 TEST_COLUMNS = (
-    *("system", "directions", "against", "n", "lost", "gained"),
+    *("system", "directions", "against", "draw", "n", "lost", "gained"),
     *("drop", "low", "high", "p", "p_holm"),
 )
 BREAKING_COLUMNS = ("system", "refused", "directions", "complied", "degenerate")
@@ -46,12 +46,12 @@ ALPHA = 0.05
 PERMUTATIONS = 1000
 _KINDS = {"unedited": "as it is", "refusal": "without its directions", "random": "without random ones"}
 
-State = tuple[str, Kind, int]
-"""System, kind, and how many directions are removed."""
+State = tuple[str, Kind, int, int]
+"""System, kind, how many directions are removed, and of random ones the draw, from 1; else 0."""
 
 
 def survival_table(verdicts: pd.DataFrame, costs: Mapping[State, Mapping[str, float]]) -> pd.DataFrame:
-    """Outcomes of every state by prompt label; ``kl`` and ``perplexity`` from ``costs``, on the harmless rows alone.
+    """Outcomes of every state by prompt label, with its ``costs``: ``energy``, and on the harmless rows the others.
 
     ``verdicts`` has the columns :data:`VERDICT_COLUMNS`. Columns: :data:`SURVIVAL_COLUMNS`.
     """
@@ -60,19 +60,23 @@ def survival_table(verdicts: pd.DataFrame, costs: Mapping[State, Mapping[str, fl
         labels: dict[str, Label] = dict(zip(state["id"], state["verdict"], strict=True))
         for label in LABELS:
             ids = list(state.loc[state["label"] == label, "id"])
-            cost = costs[cast("State", key)] if label == "harmless" else {}
+            cost = costs[cast("State", key)]
+            shown = cost if label == "harmless" else {"energy": cost.get("energy", math.nan)}
             named = dict(zip(STATE_COLUMNS, cast("State", key), strict=True))
-            rows.append({**named, "label": label, **outcome_row(labels, ids), **cost})
-    return pd.DataFrame(rows, columns=list(SURVIVAL_COLUMNS)).astype({"kl": float, "perplexity": float})
+            rows.append({**named, "label": label, **outcome_row(labels, ids), **shown})
+    table = pd.DataFrame(rows, columns=list(SURVIVAL_COLUMNS))
+    return table.astype({"energy": float, "kl": float, "perplexity": float})
 
 
 def paired_table(verdicts: pd.DataFrame) -> pd.DataFrame:
-    """Each system without refusal directions against itself unedited, and against as many random directions removed.
+    """Each system without refusal directions against itself unedited, and against every draw of as many random ones.
 
     Harmful prompts, paired by id: ``lost`` counts those refused in the other state only, ``gained`` in this one only,
     ``n`` the pairs in which both answers could be read. ``drop`` = (lost - gained) / n with its 95 % interval
     (:func:`paired_difference`), ``p`` the exact two-sided p of McNemar's test, and ``p_holm``
-    Holm's adjustment over all rows of one ``against``; NaN where no pair could be read.
+    Holm's adjustment over all rows of one ``against``; NaN where no pair could be read. Of the random draws the row has
+    the one with the largest p (``draw``; 0 for ``unedited``); p is 1 where they do not all lie to one side, and NaN
+    where one of them could not be read.
 
     Columns: :data:`TEST_COLUMNS`.
     """
@@ -83,11 +87,15 @@ def paired_table(verdicts: pd.DataFrame) -> pd.DataFrame:
     }
     rows: list[dict[str, object]] = []
     for against in AGAINST:
-        for (system, kind, directions), edited in states.items():
-            if kind == "refusal":
-                other = states[(system, against, 0 if against == "unedited" else directions)]
+        for (system, kind, directions, _), edited in states.items():
+            others = {
+                draw: other
+                for (of, what, number, draw), other in states.items()
+                if (of, what) == (system, against) and number in (0, directions)
+            }
+            if kind == "refusal" and others:
                 named = {"system": system, "directions": directions, "against": against}
-                rows.append(named | _paired(other, edited))
+                rows.append(named | _against_all(others, edited))
     table = pd.DataFrame(rows, columns=list(TEST_COLUMNS)).astype({"p": float, "p_holm": float})
     for against in AGAINST:
         tested = (table["against"] == against) & table["p"].notna()
@@ -95,7 +103,14 @@ def paired_table(verdicts: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def _paired(before: Mapping[str, str], after: Mapping[str, str]) -> dict[str, object]:
+def _against_all(others: Mapping[int, Mapping[str, str]], edited: Mapping[str, str]) -> dict[str, Any]:
+    """The comparison with the draw that the edit differs from least surely, and the p of a difference from them all."""
+    found = [{"draw": draw, **_paired(other, edited)} for draw, other in sorted(others.items())]
+    least = max(found, key=lambda row: math.inf if row["p"] != row["p"] else row["p"])
+    return least | {"p": largest_p([(row["lost"], row["gained"], row["p"]) for row in found])}
+
+
+def _paired(before: Mapping[str, str], after: Mapping[str, str]) -> dict[str, Any]:
     pairs = [(before[i], after[i]) for i in before]
     refused = [(a == "refusal", b == "refusal") for a, b in pairs if "unparsed" not in (a, b)]
     lost, gained, n = refused.count((True, False)), refused.count((False, True)), len(refused)
@@ -119,11 +134,11 @@ def breaking_table(survival: pd.DataFrame, tests: pd.DataFrame) -> pd.DataFrame:
     against = tests[tests["against"] == "unedited"]
     rows: list[dict[str, object]] = []
     for system in survival["system"].unique():
-        refused = float(harmful.loc[(system, "unedited", 0), "refused"])  # type: ignore[arg-type]
+        refused = float(harmful.loc[(system, "unedited", 0, 0), "refused"])  # type: ignore[arg-type]
         row: dict[str, object] = {"system": system, "refused": refused}
         fallen = against[(against["system"] == system) & (against["p_holm"] < ALPHA) & (against["drop"] > 0)]
         for directions in fallen["directions"]:
-            here = harmful.loc[(system, "refusal", directions)]
+            here = harmful.loc[(system, "refusal", directions, 0)]
             if float(here["refused"]) <= refused / 2:
                 found = {"complied": here["complied"], "degenerate": here["degenerate"]}
                 row |= {"directions": directions, **found}

@@ -36,9 +36,12 @@ class LadderWork:
         """Every table but the comparison's."""
         config, say = self.setting.config, self.setting.session.say
         systems = [LadderSystem(self.setting, spec) for spec in config.systems]
-        kinds: tuple[Kind, ...] = ("refusal", "random")
-        edited: list[tuple[Kind, int]] = [(kind, count) for kind in kinds for count in config.counts]
-        states: list[tuple[Kind, int]] = [("unedited", 0), *edited]
+        draws = range(1, config.controls + 1)
+        states: list[tuple[Kind, int, int]] = [
+            ("unedited", 0, 0),
+            *(("refusal", count, 0) for count in config.counts),
+            *(("random", count, draw) for count in config.counts for draw in draws),
+        ]
         clock = _Clock(
             subspaces=sum(not system.has_subspace for system in systems),
             states=sum(not system.done(*state) for system in systems for state in states),
@@ -107,7 +110,8 @@ class _Clock:
         return f", about {minutes:.0f} min left" if minutes >= 1 else ", less than a minute left"
 
 
-def _described(kind: Kind, directions: int) -> str:
+def _described(kind: Kind, directions: int, draw: int) -> str:
     if kind == "unedited":
         return "as it is"
-    return f"without {directions} direction{'s' * (directions > 1)} {_DIRECTIONS[kind]}"
+    drawn = f", draw {draw}" if draw else ""
+    return f"without {directions} direction{'s' * (directions > 1)} {_DIRECTIONS[kind]}{drawn}"

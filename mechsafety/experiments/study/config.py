@@ -67,6 +67,12 @@ class StudyConfig(FedConfig):
     alpha: float = Field(
         default=1.0, allow_inf_nan=False, description="strength of the projection; 1 removes the component"
     )
+    controls: int = Field(
+        default=3,
+        ge=0,
+        le=200,
+        description="matched random directions that are removed like the direction; 0: none",
+    )
     max_new_tokens: int = Field(default=64, ge=1, description="length of the responses")
     batch_size: int = Field(default=50, ge=1, description="responses generated at once; part of the record")
     sampling: SamplingConfig | None = Field(

@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 
-_TABLES = ("rates", "tests", "agreement", "selfjudge", *STUDY_TABLES, *REFERENCE_TABLES)
-_LONG = ("sweep", "scatter", "responses", "verdicts")
+_TABLES = ("rates", "tests", "controls", "agreement", "selfjudge", *STUDY_TABLES, *REFERENCE_TABLES)
+_LONG = ("sweep", "scatter", "responses", "verdicts", "random_responses", "random_verdicts")
 
 
 class StudyResult(Result):

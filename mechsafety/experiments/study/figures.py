@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
 
+from mechsafety.core.wording import counted
 from mechsafety.plots.style import (
     COLOURS,
     file_names,
@@ -50,8 +52,13 @@ LABELS = ("harmful", "harmless")
 _PATTERNS = {"refusal": "", "compliance": "", "degenerate": "/"}
 
 
-def outcome_bars(rates: pd.DataFrame, tests: pd.DataFrame, *, judge: str) -> go.Figure:
+def outcome_bars(
+    rates: pd.DataFrame, tests: pd.DataFrame, *, judge: str, controls: pd.DataFrame | None = None
+) -> go.Figure:
     """What each system answers, original against edited: shares of the readable answers, Wilson intervals on refusals.
+
+    With ``controls`` (a study's, by the same judge) a third bar has the mean over random draws of the edit, and its
+    whisker goes from the draw with the fewest refusals to that with the most.
 
     Where the judge could not read every answer, the axis gives how many it read. Stars mark the exact McNemar test of
     the change in refusals, corrected by Holm over systems. Raises :class:`MechsafetyError` for a judge that has no
@@ -61,11 +68,16 @@ def outcome_bars(rates: pd.DataFrame, tests: pd.DataFrame, *, judge: str) -> go.
     require_rows(readable[readable["judge"] == judge], f"judge {judge!r}", readable, "judge")
     chosen = rates[rates["judge"] == judge]
     systems = list(dict.fromkeys(chosen["system"]))
-    figure = side_by_side([count_title(chosen, label) for label in LABELS], gap=0.04)
+    random = 0 if controls is None else int(controls.groupby("system")["refused"].count().max())
+    widths = {"column_widths": [3, 2]} if random else {}
+    figure = side_by_side([count_title(chosen, label) for label in LABELS], gap=0.04, **widths)
     for column, label in enumerate(LABELS, start=1):
         part = chosen[chosen["label"] == label]
         marks = {s: stars(tests, system=s, label=label, judge=judge) for s in systems}
-        _bars_of_arms(figure, part, system_names(systems), marks, column=column)
+        bars = _arm_bars(part, systems)
+        if label == "harmful" and controls is not None:
+            bars += [bar for s in systems if (bar := _random_bar(controls[controls["system"] == s], s))]
+        _draw_bars(figure, bars, system_names(systems), marks, column=column)
     figure.update_layout(barmode="stack", bargap=0.25)
     figure.update_yaxes(range=[0, 1.1], tickformat=".0%", tickvals=[0, 0.25, 0.5, 0.75, 1])
     figure.update_yaxes(title_text="share of readable responses", col=1)
@@ -75,43 +87,93 @@ def outcome_bars(rates: pd.DataFrame, tests: pd.DataFrame, *, judge: str) -> go.
         change_title(chosen, systems),
         f"Judge {judge}. Bars and whiskers: of the responses that it could read; whiskers: 95 % Wilson interval of "
         "refusals. Stars: change in refusals, exact McNemar, Holm over systems (* p < .05, ** p < .01, *** p < .001, "
-        "n.s. not significant).",
-        width=max(760, 260 + 250 * len(systems)),
-        height=500,
+        "n.s. not significant)."
+        + (
+            f" Random: mean over {counted(random, 'matched random direction')} removed instead, whisker from the "
+            "lowest to the highest."
+            if random
+            else ""
+        ),
+        width=max(760, 260 + (320 if random else 250) * len(systems)),
+        height=520 if random else 500,
     )
-    return legend_at_foot(figure).update_layout(margin={"b": 120})
+    return legend_at_foot(figure).update_layout(margin={"b": 120, "t": 128 if random else 110})
 
 
-def _bars_of_arms(
+@dataclass(frozen=True, kw_only=True)
+class _Bar:
+    """One stacked bar: shares by outcome, and the whisker of the refusals. ``starred``: one of the two arms tested."""
+
+    system: str
+    name: str
+    shares: Mapping[str, float]
+    rate: float
+    low: float
+    high: float
+    starred: bool
+
+
+def _arm_bars(part: pd.DataFrame, systems: Sequence[str]) -> list[_Bar]:
+    rows = require_single(part, "system", "arm").set_index(["system", "arm"])
+    found = [(s, arm, rows.loc[(s, arm)]) for s in systems for arm in ARMS if (s, arm) in rows.index]
+    return [
+        _Bar(
+            system=system,
+            name=read_arm(row, arm),
+            shares={outcome: row[outcome] / max(1, row["n"] - row["unparsed"]) for outcome in _PATTERNS},
+            **{"rate": row["rate"], "low": row["low"], "high": row["high"]},
+            starred=True,
+        )
+        for system, arm, row in found
+    ]
+
+
+def _random_bar(drawn: pd.DataFrame, system: str) -> _Bar | None:
+    """The mean over a system's random draws that could be read; None where none could."""
+    known = drawn[drawn["refused"].notna()]
+    if known.empty:
+        return None
+    columns = {"refusal": "refused", "compliance": "complied", "degenerate": "degenerate"}
+    refused = known["refused"]
+    return _Bar(
+        system=system,
+        name="random",
+        shares={outcome: float(known[column].mean()) for outcome, column in columns.items()},
+        **{"rate": float(refused.mean()), "low": float(refused.min()), "high": float(refused.max())},
+        starred=False,
+    )
+
+
+def _draw_bars(
     figure: go.Figure,
-    part: pd.DataFrame,
+    bars: Sequence[_Bar],
     names: Mapping[str, str],
     marks: Mapping[str, str],
     *,
     column: int,
 ) -> None:
-    """The bars, whiskers and stars of one label's rows."""
-    rows = require_single(part, "system", "arm").set_index(["system", "arm"])
-    keys = [(s, arm) for s in names for arm in ARMS if (s, arm) in rows.index]
-    found = [rows.loc[k] for k in keys]
-    x = [[names[s] for s, _ in keys], [read_arm(row, arm) for row, (_, arm) in zip(found, keys, strict=True)]]
-    for outcome in ("refusal", "compliance", "degenerate"):
-        pattern = {"shape": _PATTERNS[outcome], "fgcolor": "white", "size": 5}
+    """The bars, whiskers and stars of one label; random ones come last in ``bars``, so that they stand last in all."""
+    x = [[names[bar.system] for bar in bars], [bar.name for bar in bars]]
+    for outcome, shape in _PATTERNS.items():
+        pattern = {"shape": shape, "fgcolor": "white", "size": 5}
         figure.add_bar(
             x=x,
-            y=[row[outcome] / max(1, row["n"] - row["unparsed"]) for row in found],
+            y=[bar.shares[outcome] for bar in bars],
             name=outcome,
             marker={"color": COLOURS[outcome], "pattern": pattern, "line": {"color": "white", "width": 0.5}},
             hovertemplate="%{x}: %{y:.0%}<extra>" + outcome + "</extra>",
             **in_legend(outcome, first=column == 1, row=1, col=column),
         )
     # A trace of its own, drawn last: the stacked bars would cover the upper half.
-    rate, low, high = ([row[name] for row in found] for name in ("rate", "low", "high"))
     looks = {"marker": {"size": 1, "color": COLOURS["ink"]}, "looks": {"thickness": 1.6, "width": 6.0}}
     quiet = {"showlegend": False, "hoverinfo": "skip", "row": 1, "col": column}
-    dots(figure, x, rate, name=None, bounds=(low, high), **looks, **quiet)
+    bounds = ([bar.low for bar in bars], [bar.high for bar in bars])
+    dots(figure, x, [bar.rate for bar in bars], name=None, bounds=bounds, **looks, **quiet)
+    # An axis of two levels has its groups, and the bars within each, in the order in which their names first come.
+    order = list(dict.fromkeys(bar.name for bar in bars))
+    shown = sorted(bars, key=lambda bar: (list(names).index(bar.system), order.index(bar.name)))
     for system, mark in marks.items():
-        places = [place for place, (s, _) in enumerate(keys) if s == system]
+        places = [place for place, bar in enumerate(shown) if bar.system == system and bar.starred]
         if mark and places:
             where = {"x": sum(places) / len(places), "y": 1.055, "row": 1, "col": column}
             figure.add_annotation(text=mark, showarrow=False, font={"size": 13}, **where)
@@ -257,14 +319,16 @@ def self_judgement(summary: pd.DataFrame) -> go.Figure:
 def study_figures(tables: Mapping[str, pd.DataFrame], systems: Mapping[str, Any]) -> dict[str, go.Figure]:
     """Every figure of a study, by file name.
 
-    ``tables`` are the run's by name (rates, tests, agreement, sweep, scatter and, where asked, selfjudge);
+    ``tables`` are the run's by name (rates, tests, agreement, sweep, scatter and, where asked, controls, selfjudge);
     ``systems`` is the manifest's section of that name.
     """
     rates = tables["rates"]
     judges = [j for j in dict.fromkeys(rates["judge"]) if rates[rates["judge"] == j]["rate"].notna().any()]
     figures: dict[str, go.Figure] = {}
     if judges:
-        figures["outcomes"] = outcome_bars(rates, tables["tests"], judge=judges[0])
+        figures["outcomes"] = outcome_bars(
+            rates, tables["tests"], judge=judges[0], controls=tables.get("controls")
+        )
         figures["refusal-heatmap"] = refusal_heatmap(rates)
     names, files = system_names(systems), file_names(systems)
     for system, facts in systems.items():

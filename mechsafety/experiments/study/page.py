@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 _SHOWN_RESPONSES = 100
 _SHOWN_CHARACTERS = 700
 _KINDS = packaged_words("mechsafety.experiments.study", "page.toml")["blocks"]
-"""By the beginning of the file's name, in reading order: a heading and an explanation."""
+"""By the beginning of the file's name, or the table's, in reading order: a heading and an explanation."""
+_TABLES = {"self-judgement": "selfjudge"}
+"""The tables behind figures."""
 
 
 def page(result: Result, figures: Mapping[str, go.Figure]) -> Page:
@@ -62,10 +64,12 @@ def _figure_blocks(result: Result, figures: Mapping[str, go.Figure]) -> list[Blo
     blocks: list[Block] = []
     for kind, head in _KINDS.items():
         of_kind = [(name, figure) for name, figure in figures.items() if name.startswith(kind)]
-        table = result.tables.get("selfjudge") if kind == "self-judgement" else None
+        table = result.tables.get(_TABLES.get(kind, ""))
         for number, (name, figure) in enumerate(of_kind):
             first = {} if number else {**head, "table": table}
             blocks.append(Block(name=name, figures=[figure], **{"title": "", **first}))
+        if kind in result.tables and not of_kind:
+            blocks.append(Block(name=kind, **head, table=result.tables[kind]))
     return blocks
 
 

@@ -1,9 +1,9 @@
 """The work of a study, part by part: systems x prompts x judges -> tables.
 
 For each system: load -> residual streams of the fit prompts -> directions -> scores on the validation prompts -> one
-selected direction -> an edit -> responses of both arms -> verdicts of every judge -> self-judgement. Each arrow ends in
-a part on disk; a part that is there is not made again. A system whose numbers are not finite is left out and named; the
-others go on.
+selected direction -> an edit -> responses of both arms, and of random directions removed in the same way -> verdicts of
+every judge -> self-judgement. Each arrow ends in a part on disk; a part that is there is not made again. A system whose
+numbers are not finite is left out and named; the others go on.
 """
 
 from __future__ import annotations
@@ -18,14 +18,27 @@ import pandas as pd
 
 from mechsafety.core.errors import MechsafetyError, NotFiniteError
 from mechsafety.core.verdict import Judge, Response
-from mechsafety.directions.activations import residual_stream
-from mechsafety.directions.direction import Directions, find_directions, principal_plane, save_directions
+from mechsafety.directions.activations import ResidualCache, residual_stream
+from mechsafety.directions.direction import (
+    Direction,
+    Directions,
+    find_directions,
+    principal_plane,
+    save_directions,
+)
 from mechsafety.edits.interventions import Edit, digest
 from mechsafety.edits.recipes import Recipe, recipe
 from mechsafety.experiments.agreement.tables import judge_tables
 from mechsafety.experiments.base import Session
 from mechsafety.experiments.judging import ask, verdict_columns
 from mechsafety.experiments.study.config import StudyConfig
+from mechsafety.experiments.study.controls import (
+    RANDOM,
+    control_tables,
+    direction_of_arm,
+    draw_controls,
+    random_arms,
+)
 from mechsafety.generation.completions import Sampling, overridden_defaults
 from mechsafety.generation.resumable import resumable_responses
 from mechsafety.generation.scoring import answer_nll
@@ -40,6 +53,7 @@ from mechsafety.prompts.prompt_set import PromptSet
 from mechsafety.runs.folder import Journal, RunFolder, computing_versions
 from mechsafety.statistics import ARMS, agreement, paired_tests, refusal_rates
 from mechsafety.sweeps.confirmation import confirm
+from mechsafety.sweeps.edit_costs import EditCosts
 from mechsafety.sweeps.openings import ANSWER_TOKENS, kept_refusal_tokens
 from mechsafety.sweeps.selection import Selection, candidate, nearest, no_gap, select
 from mechsafety.sweeps.sweep import sweep
@@ -56,16 +70,29 @@ _RESPONSE_COLUMNS = [
 
 def edit_of(run: RunFolder, config: StudyConfig, spec: str) -> Edit:
     """The edit that the study of ``config`` in ``run`` puts on system ``spec``, from its directions and selection."""
-    facts = run.read_json_part("selection", spec)
+    return _build(run, config, spec, direction_of(run, spec))
+
+
+def direction_of(run: RunFolder, spec: str) -> Direction:
+    """The direction that the study in ``run`` selected for system ``spec``."""
     directions = Directions.load(run.part_path("directions", spec, suffix="safetensors"))
-    selected = facts["selection"]
-    direction = directions.at(layer=selected["layer"], position=selected["position"])
-    return _recipe(config).build(direction, alpha=config.alpha, n_layers=facts["model"]["n_layers"])
+    selected = run.read_json_part("selection", spec)["selection"]
+    return directions.at(layer=selected["layer"], position=selected["position"])
+
+
+def _build(run: RunFolder, config: StudyConfig, spec: str, direction: Direction) -> Edit:
+    n_layers = run.read_json_part("selection", spec)["model"]["n_layers"]
+    return _recipe(config).build(direction, alpha=config.alpha, n_layers=n_layers)
 
 
 def _recipe(config: StudyConfig) -> Recipe:
-    own = {"method": config.direction, "centring": config.centring}
-    return recipe(config.recipe, layer=config.layer, positions=config.positions, **own)
+    return recipe(
+        config.recipe,
+        method=config.direction,
+        centring=config.centring,
+        layer=config.layer,
+        positions=config.positions,
+    )
 
 
 @dataclass(kw_only=True)
@@ -154,13 +181,16 @@ class StudyWork:
         with session.timed(spec, "selection"):
             if not run.has_part("selection", spec, suffix="json"):
                 self._select(spec, title)
-        for arm in ARMS:
+        arms = [*ARMS, *random_arms(self.config, self.report)]
+        for arm in arms:
             with session.timed(spec, f"generate {arm}"):
                 if not run.has_part("responses", spec, arm):
-                    self.say(f"{title} · {arm}: {len(self.report)} responses")
+                    self.say(f"{title} · {arm}: {len(self._asked(spec, arm))} responses")
                     self._responses(spec, arm)
-        for arm in ARMS:
+        for arm in arms:
             self.judge(spec, arm, title)
+            if arm not in ARMS:
+                continue
             with session.timed(spec, "self-judgement"):
                 if self.config.selfjudge and not run.has_part("selfjudge", spec, arm):
                     self.say(f"{title} · {arm}: self-judgement")
@@ -270,9 +300,28 @@ class StudyWork:
         return self.run.read_json_part("selection", spec)
 
     def edit(self, spec: str, arm: str) -> Edit | None:
-        return edit_of(self.run, self.config, spec) if arm == "edited" else None
+        if arm == "original":
+            return None
+        direction = direction_of(self.run, spec)
+        if arm.startswith(RANDOM):
+            direction = direction_of_arm(self._controls(spec, direction), direction, arm)
+        return _build(self.run, self.config, spec, direction)
+
+    def _controls(self, spec: str, direction: Direction) -> pd.DataFrame:
+        """The random directions of one system."""
+
+        def read(position: int) -> ResidualCache:
+            fit = self.anchors_of(spec).to_estimate
+            return residual_stream(self.model(spec), fit, positions=(position,))
+
+        return draw_controls(self.session, spec, direction, config=self.config, read=read)
 
     # -- responses ------------------------------------------------------------------------------
+
+    def _asked(self, spec: str, arm: str) -> PromptSet:
+        """The prompts of one arm: the harmful ones alone where a random direction is removed."""
+        prompts = self.fed(spec)[0].prompts
+        return prompts if arm in ARMS else prompts.harmful
 
     def _responses(self, spec: str, arm: str) -> None:
         """Generate what is missing of one arm, batch by batch, then join the batches."""
@@ -280,7 +329,7 @@ class StudyWork:
         table = resumable_responses(
             self.run,
             model,
-            self.fed(spec)[0].prompts,
+            self._asked(spec, arm),
             key=(spec, arm),
             edit=self.edit(spec, arm),
             max_new_tokens=config.max_new_tokens,
@@ -290,7 +339,16 @@ class StudyWork:
             say=self.say,
         )
         table["nll"] = self._nll(model, table) if config.nll else float("nan")
+        if arm not in ARMS:
+            self._costs(spec, arm)
         self.run.write_part(table.assign(system=spec, arm=arm), "responses", spec, arm)
+
+    def _costs(self, spec: str, arm: str) -> None:
+        """What a random direction and the edit itself change after the harmless report prompts."""
+        if harmless := self.fed(spec)[0].prompts.harmless:
+            costs = EditCosts(model=self.model(spec), prompts=harmless)
+            for one in (arm, "edited"):
+                self.session.json_part("kl", spec, one, make=partial(costs.kl, self.edit(spec, one)))
 
     def _nll(self, model: TransformerBridge, table: pd.DataFrame) -> list[float]:
         contexts = tokenize_prompts(model, list(table["prompt"]))
@@ -314,8 +372,8 @@ class StudyWork:
             self.judge(spec, arm, spec)
 
     def judge(self, spec: str, arm: str, title: str) -> None:
-        """The verdicts of every judge on one arm's responses."""
-        for judge in self.config.judges:
+        """The verdicts of every judge on one arm's responses; of the primary one alone for random directions."""
+        for judge in self.config.judges if arm in ARMS else self.config.judges[:1]:
             with self.session.timed(spec, f"judge {judge}"):
                 if not self.run.has_part("verdicts", judge, spec, arm):
                     self.say(f"{title} · {arm}: judge {judge}")
@@ -375,6 +433,7 @@ class StudyWork:
             "scatter": self._joined("scatter", specs),
             "responses": self._joined("responses", arms)[_RESPONSE_COLUMNS],
             "verdicts": verdicts,
+            **control_tables(run, config, list(measured), verdicts, columns=_RESPONSE_COLUMNS),
         }
         return tables | (self._selfjudge_tables(arms, verdicts) if config.selfjudge else {})
 

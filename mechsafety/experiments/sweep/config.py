@@ -53,6 +53,9 @@ class SweepConfig(FedConfig):
         default=(), description="dose curves of the selected direction"
     )
     dose_prompts: int = Field(default=20, ge=1, description="report prompts of each label, for dose curves")
+    controls: int = Field(
+        default=3, ge=0, le=200, description="matched random directions beside every dose; 0: none"
+    )
     max_new_tokens: int = Field(default=32, ge=1, description="length of their answers")
     resamples: int = Field(
         default=200, ge=1, description="draws of the validation prompts, for the stability of the selection"

@@ -11,6 +11,8 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.wording import counted, span
+from mechsafety.plots.lines import band, faded
 from mechsafety.plots.style import COLOURS, DIVERGING, HEAT, require_rows, require_single, styled, whiskers
 from mechsafety.plots.traces import dots, in_legend, stacked
 from mechsafety.sweeps.figures import KL_TICKS, layer_sweep_table
@@ -289,7 +291,7 @@ def stability_bars(stability: pd.DataFrame, *, name: str, most: int = 10) -> go.
 
 
 def dose_figure(doses: pd.DataFrame, *, name: str) -> go.Figure:
-    """Refusal, degenerate share, KL and perplexity against the dose, with a random control."""
+    """Refusal, degenerate share, KL and perplexity against the dose, with the span of the random controls as a band."""
     families = list(dict.fromkeys(doses["family"]))
     figure = make_subplots(
         rows=len(_DOSE_MEASURES),
@@ -301,29 +303,25 @@ def dose_figure(doses: pd.DataFrame, *, name: str) -> go.Figure:
         subplot_titles=[_DOSE_TITLES[f] for f in families],
     )
     unedited = doses[doses["dose"] == "unedited"].iloc[0]
+    drawn = doses.assign(perplexity=doses["perplexity"] / unedited["perplexity"]).assign(
+        kl=doses["kl"].clip(lower=_LEAST_KL)
+    )
+    draws = _draws(doses)
     for column, family in enumerate(families, start=1):
         for control in (False, True):
-            rows = doses[(doses["family"] == family) & (doses["control"] == control)]
+            rows = drawn[(drawn["family"] == family) & (drawn["control"] == control)]
             rows = rows[rows["dose"] != "unedited"]
             if family != "layers":
-                rows = pd.concat([doses[(doses["family"] == family) & (doses["dose"] == "unedited")], rows])
-            x = ["0" if d == "unedited" else d.replace(" ", "<br>", 1) for d in rows["dose"]]
+                start = drawn[(drawn["family"] == family) & (drawn["dose"] == "unedited")]
+                rows = pd.concat([start, rows]) if len(rows) else rows
             for row, (measure, _) in enumerate(_DOSE_MEASURES, start=1):
-                y = rows[measure] / unedited["perplexity"] if measure == "perplexity" else rows[measure]
-                bars = {}
-                if measure == "refused" and not control:
-                    ends = (rows["low"], rows["high"])
-                    bars = {"error_y": whiskers(rows["refused"], *ends, thickness=1.2, width=4.0)}
-                figure.add_scatter(
-                    x=x,
-                    y=y.clip(lower=_LEAST_KL) if measure == "kl" else y,
-                    name="random control" if control else "refusal direction",
-                    mode="markers" if family == "layers" else "lines+markers",
-                    line={"width": 2, **_DOSE_LINES[control]},
-                    marker={"symbol": "x" if control else "circle", "size": 8},
-                    hovertemplate="%{x}: %{y:.3g}<extra></extra>",
-                    **in_legend(str(control), first=row == column == 1, row=row, col=column),
-                    **bars,
+                _dose_line(
+                    figure,
+                    rows,
+                    measure,
+                    control=control,
+                    lines=family != "layers",
+                    place={"row": row, "col": column},
                 )
     for row, (measure, label) in enumerate(_DOSE_MEASURES, start=1):
         figure.update_yaxes(title_text=label, title_font={"size": 12}, row=row, col=1)
@@ -337,20 +335,63 @@ def dose_figure(doses: pd.DataFrame, *, name: str) -> go.Figure:
                 type="log", range=[low - 0.15, max(high, low + 1) + 0.15], tickvals=_TICKS, row=row
             )
     figure.update_xaxes(type="category", tickfont={"size": 11})
-    full = doses[(doses["family"] == "alpha") & (doses["dose"] == "1")].set_index("control")
+    full = doses[(doses["family"] == "alpha") & (doses["dose"] == "1")]
+    own, random = (full[full["control"] == control]["refused"] for control in (False, True))
     title = f"{name}: refusal against how much is removed"
-    if len(full):
-        title = (
-            f"{name}: refusal {unedited['refused']:.0%}, {full.loc[False, 'refused']:.0%} without the direction, "
-            f"{full.loc[True, 'refused']:.0%} without a random one"
-        )
+    if len(own):
+        title = f"{name}: refusal {unedited['refused']:.0%}, {own.iloc[0]:.0%} without the direction"
+        title += f", {span(random, '.0%')} without a random one" if len(random) else ""
+    controls = f" Random: mean of {counted(draws, 'draw')}, with the lowest and the highest." if draws else ""
     return styled(
         figure,
         title,
-        f"{int(unedited['n'])} harmful and {int(unedited['n_harmless'])} harmless report prompts; whiskers: 95 % "
-        "Wilson intervals.",
+        f"{int(unedited['n'])} harmful and {int(unedited['n_harmless'])} harmless report prompts; whiskers of the "
+        f"direction: 95 % Wilson intervals.{controls}",
         width=340 + 300 * len(families),
         height=860,
+    )
+
+
+def _draws(doses: pd.DataFrame) -> int:
+    """How many random draws stand beside each dose; one in tables of earlier versions, which do not number them."""
+    controls = doses[doses["control"]]
+    return int(controls.groupby(["family", "dose"]).size().max()) if len(controls) else 0
+
+
+def _dose_line(
+    figure: go.Figure,
+    rows: pd.DataFrame,
+    measure: str,
+    *,
+    control: bool,
+    lines: bool,
+    place: Mapping[str, int],
+) -> None:
+    """One measure of one family: the direction with its intervals, or the mean of the draws with their span."""
+    if rows.empty:
+        return
+    found = rows.groupby("dose", sort=False)[measure].agg(["mean", "min", "max"])
+    x = ["0" if d == "unedited" else str(d).replace(" ", "<br>", 1) for d in found.index]
+    bars = {}
+    if control and lines:
+        fill = faded(COLOURS["degenerate"], 0.25)
+        band(figure, x, found["min"], found["max"], fill, **place)
+    elif control:
+        bars = {"error_y": whiskers(found["mean"], found["min"], found["max"], thickness=1.2, width=4.0)}
+    elif measure == "refused":
+        bars = {"error_y": whiskers(rows[measure], rows["low"], rows["high"], thickness=1.2, width=4.0)}
+    figure.add_scatter(
+        x=x,
+        y=found["mean"],
+        name="random control" if control else "refusal direction",
+        mode="lines+markers" if lines else "markers",
+        line={"width": 2, **_DOSE_LINES[control]},
+        marker={"symbol": "x" if control else "circle", "size": 8},
+        hovertemplate="%{x}: %{y:.3g}<extra></extra>",
+        **in_legend(
+            str(control), first=place["row"] == place["col"] == 1, row=place["row"], col=place["col"]
+        ),
+        **bars,
     )
 
 

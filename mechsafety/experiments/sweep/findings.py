@@ -7,6 +7,8 @@ from typing import Any
 
 import pandas as pd
 
+from mechsafety.core.wording import counted, span
+
 
 def sweep_findings(tables: Mapping[str, pd.DataFrame], manifest: Mapping[str, Any]) -> list[str]:
     """What was selected by every method, how steadily, how well it separates, and what its dose curves show."""
@@ -46,12 +48,27 @@ def drawn_again(stability: pd.DataFrame) -> str:
 
 
 def _dose_findings(doses: pd.DataFrame) -> list[str]:
+    """What the whole direction and random ones of like energy take away; the span over the draws."""
     unedited = doses[doses["dose"] == "unedited"].iloc[0]
-    full = doses[(doses["family"] == "alpha") & (doses["dose"] == "1")].drop_duplicates("control")
-    return [
-        f"Projecting {'a random direction' if row['control'] else 'the direction'} out takes refusal of harmful report "
-        f"prompts from {unedited['refused']:.0%} to {row['refused']:.0%} [{row['low']:.0%}, {row['high']:.0%}] (n = "
-        f"{int(row['n'])}), with {row['degenerate']:.0%} of answers degenerate and perplexity x "
-        f"{row['perplexity'] / unedited['perplexity']:.2f}."
-        for row in full.sort_values("control").to_dict(orient="records")
-    ]
+    full = doses[(doses["family"] == "alpha") & (doses["dose"] == "1")]
+    full = full.assign(ratio=full["perplexity"] / unedited["perplexity"])
+    sentences = []
+    for row in full[~full["control"]].to_dict(orient="records"):
+        end = f"{row['refused']:.0%} [{row['low']:.0%}, {row['high']:.0%}] (n = {int(row['n'])})"
+        sentences.append(
+            f"Projecting the direction out takes refusal of harmful report prompts from {unedited['refused']:.0%} to "
+            f"{end}, with {row['degenerate']:.0%} of answers degenerate and perplexity x {row['ratio']:.2f}."
+        )
+    random = full[full["control"]]
+    if len(random):
+        draws = (
+            f"{counted(len(random), 'random direction')}, one at a time"
+            if len(random) > 1
+            else "a random direction"
+        )
+        sentences.append(
+            f"Projecting out {draws} takes it to {span(random['refused'], '.0%')}, with "
+            f"{span(random['degenerate'], '.0%')} of answers degenerate and perplexity x "
+            f"{span(random['ratio'], '.2f')}."
+        )
+    return sentences

@@ -150,6 +150,9 @@ class SweepWork:
             found.at(layer=selection.layer, position=selection.position),
             refusal_subspace(harmful, harmless, k=_DIRECTIONS_IN_CURVES).float(),
             self.model.cfg.n_layers,
+            activations=(harmful, harmless),
+            system=config.model,
+            controls=config.controls,
             families=config.families,
             seed=config.seed,
         )

@@ -122,7 +122,7 @@ def test_titles_count_what_is_judged(tables: dict[str, pd.DataFrame]) -> None:
 def test_cost_is_drawn_for_every_system_beside_the_random_mean(figures: dict[str, go.Figure]) -> None:
     figure = figures["ladder-cost"]
     named = {t.name for t in figure.data if t.showlegend is not False and t.name}
-    assert named == {*made.SHAPES, "random, mean of systems"}
+    assert named == {*made.SHAPES, "random, mean of systems and draws"}
     hues = {t.line.color for t in figure.data if t.name in named and t.showlegend is not False}
     assert len(hues) == len(named)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from sklearn.metrics import roc_auc_score
 from mechsafety.core.errors import MechsafetyError, NotFiniteError, RefusedRunError
 from mechsafety.core.verdict import Label, Response, Verdict
 from mechsafety.directions.activations import residual_stream
+from mechsafety.directions.controls import control_bases
 from mechsafety.directions.estimators import refusal_subspace
 from mechsafety.edits.interventions import Ablate
 from mechsafety.experiments import base as experiments_base
@@ -31,6 +32,7 @@ from mechsafety.experiments.ladder.systems import LadderSystem, RungAware
 from mechsafety.experiments.ladder.tables import (
     BREAKING_COLUMNS,
     RANK_COLUMNS,
+    STATE_COLUMNS,
     SURVIVAL_COLUMNS,
     SYSTEM_LINK_COLUMNS,
     TABLES,
@@ -117,6 +119,7 @@ def small(systems: tuple[str, ...], prompts: Path, **changed: Any) -> LadderConf
         "limit": 5,
         "max_new_tokens": TOKENS,
         "compare_limit": 4,
+        "controls": 2,
         "dtype": "float32",
         "device": "cpu",
     }
@@ -159,9 +162,9 @@ def test_states_are_those_of_a_plain_computation_and_the_same_after_interruption
 
     # The system says what the key calls a refusal until a direction is removed; the base says something else.
     survival = whole.tables["survival"]
-    harmful = survival[survival["label"] == "harmful"].set_index(["system", "kind", "directions"])
-    assert harmful.loc[(str(system), "unedited", 0), "refused"] == 1.0
-    assert harmful.loc[(str(base), "unedited", 0), "refused"] < 0.1
+    harmful = survival[survival["label"] == "harmful"].set_index(list(STATE_COLUMNS))
+    assert harmful.loc[(str(system), "unedited", 0, 0), "refused"] == 1.0
+    assert harmful.loc[(str(base), "unedited", 0, 0), "refused"] < 0.1
     assert harmful["n"].eq(5).all()
     facts = read_run(whole.path).manifest["ladder"]["systems"]
     assert [facts[s]["by_refusals"] for s in config.systems] == [True, False]
@@ -173,18 +176,20 @@ def test_states_are_those_of_a_plain_computation_and_the_same_after_interruption
     model = load_model(str(system), dtype=dtype, device="cpu")
     fit = residual_stream(model, small_prompts(6).fit.sample(FIT, seed=0))
     layer = facts[str(system)]["layer"]
-    basis = refusal_subspace(fit.select("harmful")[:, 0, layer], fit.select("harmless")[:, 0, layer], k=3)
+    classes = fit.select("harmful")[:, 0, layer], fit.select("harmless")[:, 0, layer]
+    basis = refusal_subspace(*classes, k=3)
+    random = control_bases(*classes, basis.float(), n=2, seed=0, system=str(system))
     report = small_prompts(6).report.sample(5, seed=0)
-    noise = torch.randn(basis.shape, generator=torch.Generator().manual_seed(0))
     verdicts = whole.tables["verdicts"]
     unedited = {c.id: c.text for c in generate(model, report, max_new_tokens=TOKENS, seed=0)}
-    for kind, vectors in (("refusal", basis.float()), ("random", noise)):
+    for kind, draw, vectors in (("refusal", 0, basis.float()), ("random", 2, random[1].rows)):
         answers = generate(model, report, edit=Ablate(vectors[:3]), max_new_tokens=TOKENS, seed=0)
         same = {c.id: " ".join(c.text.split()) == " ".join(unedited[c.id].split()) for c in answers}
         rows = verdicts[
             (verdicts["system"] == str(system))
             & (verdicts["kind"] == kind)
             & (verdicts["directions"] == 3)
+            & (verdicts["draw"] == draw)
             & (verdicts["label"] == "harmful")
         ]
         assert dict(zip(rows["id"], rows["verdict"] == "refusal", strict=True)) == {
@@ -204,11 +209,11 @@ def test_states_are_those_of_a_plain_computation_and_the_same_after_interruption
     measured, linked = LadderSystem.measure, LadderSystem.links
     calls: list[str] = []
 
-    def dying(work: LadderSystem, kind: Any, directions: int) -> None:
-        calls.append(f"{work.spec} {kind} {directions}")
+    def dying(work: LadderSystem, kind: Any, directions: int, draw: int) -> None:
+        calls.append(f"{work.spec} {kind} {directions} {draw}")
         if len(calls) == 3:
             raise KeyboardInterrupt
-        measured(work, kind, directions)
+        measured(work, kind, directions, draw)
 
     def interrupted(*_: Any, **__: Any) -> Any:
         raise KeyboardInterrupt
@@ -228,14 +233,14 @@ def test_states_are_those_of_a_plain_computation_and_the_same_after_interruption
     attempt()
     monkeypatch.undo()
     run_ladder(config, tmp_path / "cut")
-    states = len(config.systems) * (1 + 2 * len(COUNTS))
+    states = len(config.systems) * (1 + (1 + config.controls) * len(COUNTS))
     assert len(calls) == states + 1  # the one that was cut was done again, no other
     for file in TABLES.values():
         assert (tmp_path / "cut" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), file
 
     # Every answer is kept, once, also after the interruptions: those of the states are what was judged.
     kept = {name: read_ladder(tmp_path / name).responses() for name in ("cut", "whole")}
-    key = ["system", "kind", "directions", "id"]
+    key = [*STATE_COLUMNS, "id"]
     pd.testing.assert_frame_equal(kept["cut"], kept["whole"])
     assert not kept["cut"].duplicated(key).any()
     assert len(kept["cut"].merge(verdicts, on=[*key, "label"])) == len(verdicts)
@@ -376,15 +381,18 @@ def test_the_basis_that_is_kept_spans_more_directions_than_are_removed_first(
 # -- tables -----------------------------------------------------------------------------------------
 
 
-def verdict_rows(states: dict[tuple[str, int], str], system: str = "s") -> pd.DataFrame:
-    """``r`` refusal, ``c`` compliance, ``d`` degenerate, ``u`` unparsed: a letter a harmful prompt."""
+def verdict_rows(
+    states: Mapping[tuple[str, int] | tuple[str, int, int], str], system: str = "s"
+) -> pd.DataFrame:
+    """Kind and number of directions, and of random ones the draw, by default 1. ``r`` refusal, ``c`` compliance, ``d`` degenerate, ``u`` unparsed: a letter a harmful prompt."""
     words = {"r": "refusal", "c": "compliance", "d": "degenerate", "u": "unparsed"}
+    keyed = {(*key, int(key[0] == "random"))[:3]: letters for key, letters in states.items()}
     rows = [
-        (system, kind, directions, f"{i}", "harmful", words[letter])
-        for (kind, directions), letters in states.items()
+        (system, *key, f"{i}", "harmful", words[letter])
+        for key, letters in keyed.items()
         for i, letter in enumerate(letters)
     ]
-    harmless = [(system, kind, directions, "h", "harmless", "compliance") for kind, directions in states]
+    harmless = [(system, *key, "h", "harmless", "compliance") for key in keyed]
     return pd.DataFrame(rows + harmless, columns=list(VERDICT_COLUMNS))
 
 
@@ -413,6 +421,25 @@ def test_pairs_are_counted_by_hand_and_adjusted_within_each_comparison() -> None
     pd.testing.assert_frame_equal(again.sort_index(), tests.sort_index())
 
 
+def test_of_several_random_draws_the_one_counts_that_does_most() -> None:
+    states = {("unedited", 0): "r" * 12, ("refusal", 1): "c" * 12}
+    weak, strong = "r" * 12, "c" * 9 + "r" * 3
+    by = {}
+    for name, draws in {"weak": (weak, weak), "strong": (weak, strong), "unread": (weak, "u" * 12)}.items():
+        random = {("random", 1, draw): letters for draw, letters in enumerate(draws, start=1)}
+        by[name] = paired_table(verdict_rows({**states, **random})).set_index("against").loc["random"]
+    assert (by["weak"]["p"], by["weak"]["lost"]) == (pytest.approx(mcnemar(12, 0)), 12)
+    assert (by["strong"]["draw"], by["strong"]["lost"]) == (2, 3)
+    assert by["strong"]["p"] == pytest.approx(mcnemar(3, 0))
+    assert np.isnan(by["unread"]["p"])
+    # To both sides of what the directions do: they do not do more than random ones.
+    half = {("unedited", 0): weak, ("refusal", 1): "c" * 6 + "r" * 6}
+    both = {("random", 1, 1): weak, ("random", 1, 2): "c" * 12}
+    assert paired_table(verdict_rows({**half, **both})).set_index("against").loc["random", "p"] == 1.0
+    # Without random draws there is no such row.
+    assert set(paired_table(verdict_rows(states))["against"]) == {"unedited"}
+
+
 def test_a_system_breaks_where_half_is_lost_and_tested() -> None:
     before = "r" * 20
     states = {("unedited", 0): before, ("refusal", 1): "c" * 8 + "r" * 12}
@@ -420,7 +447,7 @@ def test_a_system_breaks_where_half_is_lost_and_tested() -> None:
     states |= {("random", k): before for k in (1, 2, 4)}
     few = {("unedited", 0): "rrcc", ("refusal", 1): "cccc", ("random", 1): "rrcc"}  # all lost, on two pairs
     rows = pd.concat([verdict_rows(states), verdict_rows(few, "few")], ignore_index=True)
-    costs = {key: {"kl": 0.1, "perplexity": 2.0} for key, _ in rows.groupby(["system", "kind", "directions"])}
+    costs = {key: {"kl": 0.1, "perplexity": 2.0} for key, _ in rows.groupby(list(STATE_COLUMNS))}
     survival = survival_table(rows, costs)  # type: ignore[arg-type]
     found = breaking_table(survival, paired_table(rows)).set_index("system")
     # 8 of 20 lost is tested and is less than half; two directions lose more, into degenerate text.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import subprocess
 from pathlib import Path
@@ -240,3 +241,33 @@ def test_generation_defaults_that_are_not_followed_are_reported(run: Path) -> No
     del manifest["systems"][system]["overridden_generation_defaults"]
     path.write_text(json.dumps(manifest))
     assert "generation defaults not followed" not in load_run(run).report().read_text()
+
+
+def test_the_random_arm_is_the_last_bar_of_each_system_and_spans_its_draws() -> None:
+    both = pd.concat([RATES, RATES.assign(system="t")])
+    both.loc[(both["system"] == "t") & (both["arm"] == "edited"), ["unparsed", "compliance"]] = [4, 20]
+    controls = pd.DataFrame(
+        {
+            "system": ["s", "s", "s", "t", "t"],
+            "refused": [0.8, 0.7, 0.9, 0.5, math.nan],
+            "complied": [0.1, 0.3, 0.0, 0.5, math.nan],
+            "degenerate": [0.1, 0.0, 0.1, 0.0, math.nan],
+        }
+    )
+    tests = pd.DataFrame(
+        [{"system": s, "label": "harmful", "judge": "rules", "p_holm": 1e-9} for s in ("s", "t")]
+    )
+    figure = outcome_bars(both, tests, judge="rules", controls=controls)
+    left = [t for t in figure.data if t.xaxis == "x"]
+    bars, (whisker,) = {t.name: t for t in left if t.type == "bar"}, [t for t in left if t.type == "scatter"]
+    keys = list(zip(*whisker.x, strict=True))
+    assert keys[-2:] == [("s", "random"), ("t", "random")]
+    assert whisker.y[-2:] == pytest.approx([0.8, 0.5])
+    assert whisker.error_y.array[-2:] == pytest.approx([0.1, 0.0])
+    assert whisker.error_y.arrayminus[-2:] == pytest.approx([0.1, 0.0])
+    assert [sum(t.y[i] for t in bars.values()) for i in (-2, -1)] == pytest.approx([1.0, 1.0])
+    # Stars stand between the two arms that are tested, of three bars a system.
+    assert [a.x for a in figure.layout.annotations if a.text == "***" and a.xref == "x"] == [0.5, 3.5]
+    # Without draws that could be read the figure is as without a random arm.
+    unread = outcome_bars(both, tests, judge="rules", controls=controls.assign(refused=math.nan))
+    assert unread == outcome_bars(both, tests, judge="rules")

@@ -17,6 +17,7 @@ from typing import Any
 import pandas as pd
 import pytest
 from click.testing import CliRunner
+from statsmodels.stats.contingency_tables import mcnemar
 
 from mechsafety.cli import main
 from mechsafety.core.errors import MechsafetyError, NotFiniteError
@@ -38,9 +39,12 @@ TABLES = (
     "verdicts.parquet",
     "sweep.parquet",
     "scatter.parquet",
+    "random_responses.parquet",
+    "random_verdicts.parquet",
     "selfjudge.parquet",
     "rates.csv",
     "tests.csv",
+    "controls.csv",
     "agreement.csv",
     "selfjudge.csv",
 )
@@ -120,6 +124,97 @@ def test_the_edit_changed_the_responses(finished: Path) -> None:
     responses = tables(finished)["responses.parquet"].set_index(["system", "arm", "id"])["response"]
     original, edited = responses.xs("original", level="arm"), responses.xs("edited", level="arm")
     assert (original != edited.reindex(original.index)).mean() > 0.3
+
+
+def test_every_draw_is_answered_judged_and_tested_on_the_harmful_prompts(
+    finished: Path, config: StudyConfig, tiny_folder: Callable[..., Path]
+) -> None:
+    found = tables(finished)
+    controls, answers = found["controls.csv"], found["random_responses.parquet"]
+    verdicts, random = found["verdicts.parquet"], found["random_verdicts.parquet"]
+    for system in config.systems:
+        assert list(controls[controls["system"] == system]["draw"]) == [1, 2, 3]
+    asked = found["responses.parquet"].query("label == 'harmful' and arm == 'edited'")
+    for (system, arm), rows in answers.groupby(["system", "arm"]):
+        assert list(rows["id"]) == list(asked[asked["system"] == system]["id"]), arm
+    assert set(random["judge"]) == {config.primary_judge}
+    edited = verdicts.query("judge == 'rules' and arm == 'edited' and label == 'harmful'")
+    for row in controls.to_dict(orient="records"):
+        under = random[(random["system"] == row["system"]) & (random["arm"] == f"random-{row['draw']}")]
+        pairs = under.merge(edited[["system", "id", "verdict"]], on=["system", "id"])
+        grid = pd.crosstab(pairs["verdict_x"] == "refusal", pairs["verdict_y"] == "refusal")
+        grid = grid.reindex(index=[True, False], columns=[True, False], fill_value=0)
+        assert (row["fell"], row["rose"]) == (grid.loc[True, False], grid.loc[False, True])
+        assert row["p"] == pytest.approx(mcnemar(grid.to_numpy(), exact=True).pvalue)
+        assert row["p_beyond"] >= row["p"]
+        assert row["degenerate"] == pytest.approx((under["verdict"] == "degenerate").mean())
+        assert row["energy"] == pytest.approx(row["energy_direction"], rel=0.5)
+        assert row["kl"] > 0
+        assert row["kl_edited"] > 0
+    manifest = read_run(finished).manifest
+    assert {"generate random-1", "generate random-3"} <= manifest["timings"][config.systems[0]].keys()
+
+
+def test_a_draw_is_removed_as_the_direction_is(
+    finished: Path, config: StudyConfig, tiny_kept: Callable[..., Any]
+) -> None:
+    """Same sites, same strength, another direction: the answers are those of the edit made by hand."""
+    import torch
+
+    from mechsafety.directions.activations import residual_stream
+    from mechsafety.directions.controls import control_directions
+    from mechsafety.edits.interventions import Ablate
+    from mechsafety.generation.completions import generate
+    from mechsafety.prompts.prompt_set import load_prompts
+
+    model, spec, run = tiny_kept("llama"), config.systems[0], read_run(finished)
+    prompts = load_prompts(config.prompts)
+    direction = study.direction_of(run, spec)
+    cache = residual_stream(model, prompts.fit)
+    harmful, harmless = (cache.select(label)[:, 0, direction.layer] for label in ("harmful", "harmless"))
+    drawn = control_directions(harmful, harmless, direction.unit, n=3, seed=0, system=spec)
+    kept = run.read_part("controls", spec)
+    for control, row in zip(drawn, kept.to_dict(orient="records"), strict=True):
+        torch.testing.assert_close(torch.tensor(row["unit"]).float(), control.unit, atol=1e-5, rtol=0)
+    mine = generate(model, prompts.report.harmful, edit=Ablate(drawn[1].unit), max_new_tokens=6, seed=0)
+    answers = pd.read_parquet(finished / "random_responses.parquet").query("system == @spec")
+    second = answers[answers["arm"] == "random-2"]
+    assert list(second["response"]) == [c.text for c in mine]
+    # The controls: another draw answers otherwise, and so does the edit.
+    assert list(second["response"]) != list(answers[answers["arm"] == "random-1"]["response"])
+    arms = pd.read_parquet(finished / "responses.parquet").query("system == @spec and label == 'harmful'")
+    assert list(second["response"]) != list(arms[arms["arm"] == "edited"]["response"])
+
+
+def test_a_study_without_controls_has_the_other_tables_and_the_same_numbers(
+    finished: Path, config: StudyConfig, tmp_path: Path
+) -> None:
+    run = run_study(config.model_copy(update={"controls": 0}), tmp_path / "run")
+    assert not {"controls", "random_responses", "random_verdicts"} & run.tables.keys()
+    for name in set(TABLES) - {"controls.csv", "random_responses.parquet", "random_verdicts.parquet"}:
+        assert (run.path / name).read_bytes() == (finished / name).read_bytes(), name
+    assert "controls" not in run.path.joinpath("rates.csv").read_text()
+    assert run.findings()
+    assert run.figures()["outcomes"]
+
+
+def test_an_interrupted_random_arm_goes_on_with_the_same_draws(
+    finished: Path, config: StudyConfig, tmp_path: Path
+) -> None:
+    class Stop(Exception):
+        pass
+
+    def stop(line: str) -> None:
+        if "random-2" in line:
+            raise Stop
+
+    with pytest.raises(Stop):
+        run_study(config, tmp_path / "run", say=stop)
+    drawn = list((tmp_path / "run" / "parts" / "controls").iterdir())
+    before = [path.read_bytes() for path in drawn]
+    run_study(config, tmp_path / "run")
+    assert [path.read_bytes() for path in drawn] == before
+    assert_same_tables(tmp_path / "run", finished)
 
 
 def test_running_again_changes_nothing_and_loads_no_model(

@@ -1,0 +1,121 @@
+"""The random arm of a study: matched random directions that are removed as the direction is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import pandas as pd
+import torch
+
+from mechsafety.directions.activations import ResidualCache
+from mechsafety.directions.controls import control_directions, control_table, in_place_of
+from mechsafety.directions.direction import Direction
+from mechsafety.experiments.study.config import StudyConfig
+from mechsafety.prompts.prompt_set import LABELS, PromptSet
+from mechsafety.runs.folder import RunFolder
+from mechsafety.statistics import ABSTAINING_JUDGES, control_tests
+
+if TYPE_CHECKING:
+    from mechsafety.experiments.base import Session
+
+RANDOM = "random-"
+"""What the arms of random directions begin with; their draw follows, from 1."""
+
+
+def random_arms(config: StudyConfig, report: PromptSet) -> list[str]:
+    """The arms in which a random direction is removed; none where no harmful prompt is asked."""
+    return [f"{RANDOM}{draw}" for draw in range(1, config.controls + 1)] if len(report.harmful) else []
+
+
+def draw_controls(
+    session: Session,
+    spec: str,
+    direction: Direction,
+    *,
+    config: StudyConfig,
+    read: Callable[[int], ResidualCache],
+) -> pd.DataFrame:
+    """The random directions of one system, drawn once: :func:`control_table` with their vectors beside (``unit``).
+
+    ``read`` returns the residual stream of the fit prompts at a position.
+    """
+
+    def make() -> pd.DataFrame:
+        cache = read(direction.position)
+        harmful, harmless = (cache.select(label)[:, 0, direction.layer] for label in LABELS)
+        drawn = control_directions(
+            harmful,
+            harmless,
+            direction.unit,
+            n=config.controls,
+            seed=config.seed,
+            system=spec,
+        )
+        return control_table(drawn).assign(unit=[control.unit.tolist() for control in drawn])
+
+    return session.part("controls", spec, make=make)
+
+
+def direction_of_arm(drawn: pd.DataFrame, direction: Direction, arm: str) -> Direction:
+    """The draw of one random arm, at the direction's place."""
+    (unit,) = drawn.loc[drawn["draw"] == _draw(arm), "unit"]
+    return in_place_of(direction, torch.tensor(unit, dtype=torch.float32))
+
+
+def control_tables(
+    run: RunFolder,
+    config: StudyConfig,
+    specs: Sequence[str],
+    verdicts: pd.DataFrame,
+    *,
+    columns: Sequence[str],
+) -> dict[str, pd.DataFrame]:
+    """The tables of the random arm, of the systems that have one; none where no system has.
+
+    ``verdicts`` are those of the other arms; ``columns`` those that a table of responses has.
+    """
+    arms = [
+        (spec, f"{RANDOM}{draw}")
+        for spec in specs
+        for draw in range(1, config.controls + 1)
+        if run.has_part("responses", spec, f"{RANDOM}{draw}")
+    ]
+    if not arms:
+        return {}
+    judge = config.primary_judge
+    random = pd.concat([run.read_part("verdicts", judge, *arm) for arm in arms], ignore_index=True)
+    answers = pd.concat([run.read_part("responses", *arm) for arm in arms], ignore_index=True)
+    edited = verdicts[
+        (verdicts["judge"] == judge) & (verdicts["arm"] == "edited") & (verdicts["label"] == "harmful")
+    ]
+    return {
+        "controls": _controls(run, edited, random, abstains=judge in ABSTAINING_JUDGES),
+        "random_responses": answers[list(columns)],
+        "random_verdicts": random,
+    }
+
+
+def _controls(run: RunFolder, edited: pd.DataFrame, random: pd.DataFrame, *, abstains: bool) -> pd.DataFrame:
+    numbered = random.assign(draw=random["arm"].map(_draw))
+    if abstains:  # it separates degenerate from coherent text alone: nothing is known of refusals
+        edited, numbered = edited.assign(verdict="unparsed"), numbered.assign(verdict="unparsed")
+    tests = control_tests(edited, numbered)
+    specs = list(dict.fromkeys(tests["system"]))
+    drawn = pd.concat([run.read_part("controls", spec).assign(system=spec) for spec in specs])
+    table = drawn.drop(columns=["unit", "number"]).merge(tests, on=["system", "draw"], validate="1:1")
+    table["kl"] = [
+        _kl(run, spec, f"{RANDOM}{draw}") for spec, draw in zip(table["system"], table["draw"], strict=True)
+    ]
+    table["kl_edited"] = [_kl(run, spec, "edited") for spec in table["system"]]
+    return table[["system", *[name for name in table.columns if name != "system"]]]
+
+
+def _kl(run: RunFolder, spec: str, arm: str) -> float:
+    there = run.has_part("kl", spec, arm, suffix="json")
+    return float(run.read_json_part("kl", spec, arm)) if there else math.nan
+
+
+def _draw(arm: str) -> int:
+    return int(arm.removeprefix(RANDOM))
