@@ -61,6 +61,7 @@ from .regions.maps import linear_maps as linear_maps
 from .regions.overlap import jaccard_table as jaccard_table
 from .regions.overlap import subspace_table as subspace_table
 from .regions.own_examples import own_examples as own_examples
+from .regions.pruning import matched_pruning as matched_pruning
 from .regions.pruning import random_pruning as random_pruning
 from .regions.pruning import set_difference as set_difference
 from .regions.pruning import top_pruning as top_pruning

@@ -62,6 +62,8 @@ def _state(removal: str, control: str, draw: int, share: float, **sizes: float) 
         "draw": draw,
         **{name: sizes.get(name, math.nan) for name in ("p", "q", "r_u", "r_s")},
         "share": share,
+        "mean_weight": math.nan if control == "model" else 0.09 if control == "random" else 0.15,
+        "energy": share * (1 if control == "random" else 3),
     }
 
 
@@ -86,13 +88,13 @@ def tradeoff(*, draws: int = 3, grid: bool = False) -> pd.DataFrame:
 
     settings = tuple((p, q) for p in (1, 3, 5, 8) for q in (1, 3, 5)) if grid else _SETTINGS
     for p, q in settings:
-        for control in ("removed", "random"):
+        for control in ("removed", "random", "matched"):
             add("set_difference", control, draws, 0.0068 * q * (1.3 - 0.06 * p), 0.12 * q, p=p, q=q)
     for r_u, r_s in _RANKS:
-        for control in ("removed", "random"):
+        for control in ("removed", "random", "matched"):
             add("orthogonal_projection", control, draws, 1 - r_s, 0.3, r_u=r_u, r_s=r_s)
     for q in (1.0, 5.0):
-        for control in ("removed", "random"):
+        for control in ("removed", "random", "matched"):
             add("top_safety", control, draws, q / 100, 0.7 + 0.05 * q, q=q)
     return pd.DataFrame(rows)
 

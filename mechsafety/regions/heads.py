@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from transformer_lens.model_bridge import TransformerBridge
 
+_NEAR = 5
+"""Heads among which one of like size is drawn."""
 Head = tuple[int, int]
 """(layer, head), both from 0."""
 
@@ -169,19 +171,36 @@ def prune_heads(maps: Sequence[LinearMap], heads: Sequence[Head], *, n_heads: in
     )
 
 
-def random_heads(maps: Sequence[LinearMap], heads: Sequence[Head], *, n_heads: int, seed: int) -> list[Head]:
-    """The matched control of ``heads``: as many others, drawn from all heads of the model that are not among them.
+def random_heads(
+    maps: Sequence[LinearMap], heads: Sequence[Head], *, n_heads: int, seed: int, in_size: bool = False
+) -> list[Head]:
+    """The random control of ``heads``: as many others, drawn from all heads of the model that are not among them.
 
     Heads are matched, not weights: with grouped-query attention the key and value rows that go along may differ.
+    ``in_size`` draws for each head one of the few others whose columns of W_O have the norm nearest to its own.
     """
-    layers = [linear.layer for linear in _output_maps(maps, n_heads=n_heads)]
+    outs = _output_maps(maps, n_heads=n_heads)
+    layers = [linear.layer for linear in outs]
     _require_heads(heads, layers=layers, n_heads=n_heads)
     others = sorted({(layer, head) for layer in layers for head in range(n_heads)} - set(heads))
     if len(others) < len(heads):
         raise MechsafetyError(
             f"{len(heads)} heads leave {len(others)} others to draw as many from: choose at most half of them"
         )
-    return sorted(random.Random(seed).sample(others, len(heads)))
+    generator = random.Random(seed)
+    if not in_size:
+        return sorted(generator.sample(others, len(heads)))
+    norms = {
+        (linear.layer, head): float(columns.norm())
+        for linear in outs
+        for head, columns in enumerate(linear.weight().float().chunk(n_heads, dim=1))
+    }
+    drawn: list[Head] = []
+    for head in generator.sample(list(heads), len(heads)):
+        near = sorted(others, key=lambda other: abs(norms[other] - norms[head]))[:_NEAR]
+        drawn.append(generator.choice(near))
+        others.remove(drawn[-1])
+    return sorted(drawn)
 
 
 def _output_maps(maps: Sequence[LinearMap], *, n_heads: int) -> list[LinearMap]:

@@ -24,8 +24,8 @@ from mechsafety.models.projection import VectorLike, orthonormal
 from mechsafety.prompts.prompt_set import Prompt
 from mechsafety.prompts.splits import require_disjoint
 from mechsafety.regions.maps import WRITING_KINDS, LinearMap, linear_maps
-from mechsafety.regions.pruning import random_pruning, require_scored
-from mechsafety.regions.removal import LowRank, Pruning, Removal, removed
+from mechsafety.regions.pruning import matched_pruning, random_pruning, require_scored
+from mechsafety.regions.removal import LowRank, Removal, removed
 from mechsafety.regions.score_files import Attribution
 from mechsafety.regions.subspaces import random_low_rank
 from mechsafety.statistics import auroc_interval
@@ -128,11 +128,14 @@ def removed_weight(linear: LinearMap, removal: Removal) -> Float[Tensor, "d_out 
     return taken.view(weight.shape)
 
 
-def random_like(removal: Removal, maps: Sequence[LinearMap], *, seed: int) -> Removal:
-    """The matched random control: as many weights of each map, or as many ranks."""
-    if isinstance(removal, Pruning):
-        return random_pruning(removal, seed=seed)
-    return random_low_rank(maps, removal, seed=seed)
+def random_like(removal: Removal, maps: Sequence[LinearMap], *, seed: int, in_size: bool = False) -> Removal:
+    """The random control: as many weights of each map, or as many ranks.
+
+    ``in_size``: weights as large as the removed ones too, or ranks that hold as much of ||W||_F^2, however many.
+    """
+    if isinstance(removal, LowRank):
+        return random_low_rank(maps, removal, seed=seed, match="energy" if in_size else "rank")
+    return matched_pruning(removal, maps, seed=seed) if in_size else random_pruning(removal, seed=seed)
 
 
 LINK_STATES = (

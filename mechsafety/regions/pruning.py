@@ -17,9 +17,11 @@ from torch import Tensor
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.progress import track
 from mechsafety.regions.maps import LinearMap
-from mechsafety.regions.removal import Pruning, Shapes
+from mechsafety.regions.removal import Pruning, Shapes, require_made_for
 from mechsafety.regions.score_files import Attribution, Method
 
+STRATA = 20
+"""Of |w| in a matrix: within one of them a matched weight may be smaller or larger than the removed one."""
 Group = Literal["row", "matrix"]
 """What a share is taken of: every row of W by itself (one output), or the whole matrix."""
 
@@ -140,7 +142,7 @@ def random_pruning(like: Pruning, *, seed: int, group: Group = "matrix") -> Prun
     """The matched control: as many weights of each map as ``like`` removes, drawn uniformly without replacement.
 
     With ``group="row"`` as many of each row, which is stricter: it also keeps how ``like`` spreads over outputs.
-    What it removes has no more to do with scores than chance; magnitudes are not matched.
+    What it removes has no more to do with scores than chance; magnitudes are not matched (:func:`matched_pruning`).
     """
     generator = np.random.default_rng(seed)
     drawn = {}
@@ -155,6 +157,51 @@ def random_pruning(like: Pruning, *, seed: int, group: Group = "matrix") -> Prun
             taken = row * d_in + order[row, rank]
         drawn[name] = torch.from_numpy(np.sort(taken)).to(places.dtype)
     return Pruning(label=f"random, matched to: {like.label}", entries=drawn, shapes=like.shapes)
+
+
+def matched_pruning(like: Pruning, maps: Sequence[LinearMap], *, seed: int, strata: int = STRATA) -> Pruning:
+    """The stricter control: as many weights of each map, and of each stratum of |w| in it, as ``like`` removes.
+
+    Within a stratum (:func:`magnitude_strata`) weights are drawn uniformly without replacement, those that ``like``
+    removes among them: a removal of the largest weights has no control but itself. ``maps`` are those of the whole
+    model, from which nothing is removed.
+    """
+    require_made_for(like, maps, "these maps")
+    generator = np.random.default_rng(seed)
+    by_name = {m.name: m for m in maps}
+    drawn = {}
+    for name in track(sorted(like.entries), "matching weights", total=len(like.entries), unit="map"):
+        places = like.entries[name]
+        sizes = by_name[name].weight().float().abs().reshape(-1).cpu().numpy()
+        removed = places.cpu().numpy()
+        stratum = magnitude_strata(sizes, removed, strata)
+        taken = [
+            generator.choice(np.flatnonzero(stratum == one), count, replace=False, shuffle=False)
+            for one, count in enumerate(np.bincount(stratum[removed]))
+        ]
+        found = np.concatenate([np.zeros(0, dtype=np.int64), *taken])
+        drawn[name] = torch.from_numpy(np.sort(found)).to(places.dtype)
+    return Pruning(label=f"random, matched in size to: {like.label}", entries=drawn, shapes=like.shapes)
+
+
+def magnitude_strata(sizes: np.ndarray, removed: np.ndarray, strata: int = STRATA) -> np.ndarray:
+    """For each weight of a matrix the number of its stratum, -1 for one smaller or larger than all ``removed``.
+
+    ``sizes`` are |w|, ``removed`` places. The strata are cut at the quantiles of the removed weights' own sizes, so
+    that each holds 1 / ``strata`` of them (two at least) wherever they lie, and no scale matters. Quantiles of all
+    sizes would put a removal of the largest 1 % into one stratum with four times as many smaller weights. Equal
+    sizes are of one stratum.
+    """
+    if not len(removed):
+        return np.full(len(sizes), -1, dtype=np.int16)
+    own = np.sort(sizes[removed])
+    number = max(1, min(strata, len(own) // 2))
+    edges = own[np.arange(1, number) * len(own) // number]
+    found = np.zeros(len(sizes), dtype=np.int16)
+    for edge in edges:  # faster than a search for each weight
+        found += sizes >= edge
+    found[(sizes < own[0]) | (sizes > own[-1])] = -1
+    return found
 
 
 def lowest_places(

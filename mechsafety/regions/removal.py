@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -100,6 +101,31 @@ class LowRank:
 
 
 Removal = Pruning | LowRank
+
+
+def product_energy(b: Float[Tensor, "d_out r"], a: Float[Tensor, "r d_in"]) -> float:
+    """||B A||_F^2, without the d_out x d_in matrix."""
+    return float(((b.T @ b) * (a @ a.T)).sum())
+
+
+def removed_sizes(removal: Removal, maps: Sequence[LinearMap]) -> dict[str, float]:
+    """How large what is removed is, read off the whole model's ``maps``.
+
+    ``mean_weight`` is the mean |w| of the removed weights (NaN where ranks are removed), ``energy`` the sum of squares
+    of what is taken out over that of all weights.
+    """
+    whole = sum(float(m.weight().float().square().sum()) for m in maps)
+    if isinstance(removal, LowRank):
+        energy = sum(product_energy(b, a) for b, a in removal.factors.values())
+        return {"mean_weight": math.nan, "energy": energy / whole}
+    taken = torch.cat(
+        [
+            m.weight().reshape(-1)[removal.entries[m.name].to(m.weight().device, torch.long)].double().cpu()
+            for m in maps
+            if m.name in removal.entries
+        ]
+    )
+    return {"mean_weight": float(taken.abs().mean()), "energy": float(taken.square().sum()) / whole}
 
 
 @contextmanager

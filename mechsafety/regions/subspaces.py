@@ -21,7 +21,7 @@ from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.progress import track
 from mechsafety.regions.maps import LinearMap
 from mechsafety.regions.pruning import require_scored, select_maps, shapes_of
-from mechsafety.regions.removal import LowRank
+from mechsafety.regions.removal import LowRank, product_energy
 from mechsafety.regions.score_files import Attribution
 
 Rank = int | float
@@ -226,9 +226,7 @@ def random_low_rank(
 
 
 def _rank_of_energy(m: LinearMap, b: Tensor, a: Tensor) -> int:
-    # ||B A||_F^2 = <B^T B, A A^T>, which needs no d_out x d_in matrix.
-    removed = float(((b.T @ b) * (a @ a.T)).sum())
-    share = removed / float(m.weight().float().square().sum())
+    share = product_energy(b, a) / float(m.weight().float().square().sum())
     return min(m.d_out, max(1, round(share * m.d_out)))
 
 

@@ -15,11 +15,13 @@ _NEEDED = (
     *("degenerate", "harmless_degenerate", "accuracy"),
 )
 _KEY = ["removal", "setting"]
+CONTROLS = ("random", "matched")
+"""What a removal is compared with: as many random weights, and as many random weights of the same sizes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """Removed less random control: the difference of two shares with its 95 % interval; ``n`` prompts on each side.
+    """Removed less control: the difference of two shares with its 95 % interval; ``n`` prompts on each side.
 
     ``draws`` random controls were averaged.
     """
@@ -38,11 +40,14 @@ class Difference:
 
 @dataclass(frozen=True, kw_only=True)
 class SweetSpot:
-    """The setting that the rule names (None: none qualifies), a sentence on the reason, and it against its control."""
+    """The setting that the rule names (None: none qualifies), a sentence on the reason, and it against its controls.
+
+    ``controls`` has what was measured of ``random`` (as many weights) and ``matched`` (as many and as large).
+    """
 
     row: dict[str, object] | None
     explanation: str
-    control: Difference | None
+    controls: dict[str, Difference]
 
 
 def sweet_spot(
@@ -88,38 +93,49 @@ def sweet_spot(
             row=None,
             explanation=f"Sweet spot: no setting qualifies ({rule}). Of {len(settings)}, {len(coherent)} stay coherent,"
             f" {len(useful)} of these useful, and none of those refuses less.",
-            control=None,
+            controls={},
         )
     best = found.loc[found["refused"].idxmin()]
     n = int(best["harmful_n"])
     high = wilson(round(float(best["refused"]) * n), n).high
     tied = found[found["refused"] <= high]
     row = tied.loc[tied["share"].idxmin()]
-    control = against_control(table, removal=str(row["removal"]), setting=str(row["setting"]))
-    beside = "no random control was measured"
-    if control is not None:
-        verb = "differs" if control.differs else "does not differ"
-        beside = f"it {verb} from the random control, by {control.value:+.2f} [{control.low:+.2f}, {control.high:+.2f}]"
+    this = {"removal": str(row["removal"]), "setting": str(row["setting"])}
+    controls = {
+        name: one for name in CONTROLS if (one := against_control(table, **this, control=name)) is not None
+    }
+    compared = [
+        f"it {'differs' if one.differs else 'does not differ'} from the {name} control, by {one.value:+.2f} "
+        f"[{one.low:+.2f}, {one.high:+.2f}]"
+        for name, one in controls.items()
+    ]
+    beside = "; ".join(compared) or "no random control was measured"
     return SweetSpot(
         row={str(name): value for name, value in row.items()},
         explanation=f"Sweet spot: {row['removal']} {row['setting']}, {row['refused']:.2f} refused after removing "
         f"{row['share']:.2%} of the weights, the smallest share of {len(tied)} within the interval of the fewest "
         f"refusals ({best['refused']:.2f}), among {len(found)} of {len(settings)} that qualify ({rule}); {beside}.",
-        control=control,
+        controls=controls,
     )
 
 
 def against_control(
-    table: pd.DataFrame, *, removal: str, setting: str, column: str = "refused", count: str = "harmful_n"
+    table: pd.DataFrame,
+    *,
+    removal: str,
+    setting: str,
+    control: str = "random",
+    column: str = "refused",
+    count: str = "harmful_n",
 ) -> Difference | None:
-    """``column`` of the removed rows less that of their random controls; None where either was not measured.
+    """``column`` of the removed rows less that of the rows of ``control``; None where either was not measured.
 
     The interval is Newcombe's for two independent proportions (1998, method 10: from two Wilson intervals). Draws
     are averaged and count as one, since they answer the same prompts. That both sides answer the same prompts is
     not used either, which makes the interval wider as a rule.
     """
     of_setting = table[(table["removal"] == removal) & (table["setting"].fillna("") == setting)]
-    sides = [of_setting[of_setting["control"] == control] for control in ("removed", "random")]
+    sides = [of_setting[of_setting["control"] == side] for side in ("removed", control)]
     if any(side.empty or bool(side[column].isna().any()) for side in sides):
         return None
     n = min(int(side[count].min()) for side in sides)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -24,6 +26,7 @@ from mechsafety.regions.heads import (
 from mechsafety.regions.maps import linear_maps
 from mechsafety.regions.removal import Pruning, removed
 from tests.prompt_sets import small_prompts
+from tests.regions.test_subspaces import fake
 
 TOKENS = torch.tensor([[5, 9, 13, 20, 31, 8]])
 N_HEADS = 4
@@ -134,6 +137,32 @@ def test_random_heads_are_others_and_as_many(tiny_kept: Callable[..., Any]) -> N
     most = [(layer, head) for layer in range(4) for head in range(3)]
     with pytest.raises(MechsafetyError, match="at most half"):
         random_heads(maps, most, n_heads=N_HEADS, seed=0)
+
+
+def test_heads_of_like_size_have_output_weights_of_near_norms() -> None:
+    sizes = np.random.default_rng(0).permutation(np.geomspace(0.1, 10, 48)).reshape(6, 8)
+    maps = []
+    for layer in range(6):
+        columns = torch.from_numpy(np.repeat(sizes[layer], 4)).float()
+        linear, _ = fake(columns * torch.ones(16, 1), torch.ones(32, 1))
+        maps.append(replace(linear, name=f"blocks.{layer}.o", layer=layer, kind="o"))
+    order = [(int(i // 8), int(i % 8)) for i in sizes.argsort(axis=None)]
+    place = {head: i for i, head in enumerate(order)}
+    heads = [order[i] for i in (3, 44, 45, 46, 47)]
+
+    def ranks(seed: int, *, in_size: bool) -> list[int]:
+        drawn = random_heads(maps, heads, n_heads=8, seed=seed, in_size=in_size)
+        assert len(set(drawn)) == len(heads)
+        assert not set(drawn) & set(heads)
+        return sorted(place[head] for head in drawn)
+
+    found = [ranks(seed, in_size=True) for seed in range(20)]
+    assert ranks(3, in_size=True) == found[3]
+    assert len({tuple(r) for r in found}) > 5
+    # One near the small head, and four of the eight that are nearest below the four largest.
+    assert all(r[0] <= 8 and r[1] >= 44 - 8 for r in found)
+    # The control: of all heads at random they are seldom so.
+    assert sum(r[0] <= 8 and r[1] >= 44 - 8 for r in (ranks(s, in_size=False) for s in range(20))) < 5
 
 
 def planted(n: int, *, seed: int, prefix: str) -> HeadOutputs:

@@ -29,7 +29,8 @@ from mechsafety.regions.links import (
 )
 from mechsafety.regions.maps import LinearMap, linear_maps
 from mechsafety.regions.overlap import jaccard_table
-from mechsafety.regions.removal import LowRank, Pruning, removed
+from mechsafety.regions.removal import LowRank, Pruning, removed, removed_sizes
+from mechsafety.regions.subspaces import remove_top_ranks
 from tests.prompt_sets import small_prompts
 from tests.regions.test_overlap import attribution_of
 
@@ -150,6 +151,24 @@ def test_removed_weight_is_what_goes(tiny_kept: Callable[..., Any], architecture
             torch.testing.assert_close(removed_weight(m, removal), gone, rtol=0.02, atol=0.02)
     assert isinstance(random_like(low_rank, maps, seed=0), LowRank)
     assert random_like(rows_of(maps, [1]), maps, seed=0).shapes == shapes_of(maps)
+
+
+def test_random_sets_of_like_size_take_as_much_as_the_removal(tiny_kept: Callable[..., Any]) -> None:
+    maps = linear_maps(tiny_kept("llama"))
+    largest = Pruning(
+        label="largest",
+        entries={m.name: m.weight().abs().flatten().topk(200).indices[::2].sort().values for m in maps},
+        shapes=shapes_of(maps),
+    )
+    ranks = remove_top_ranks(maps, attribution_of(maps, seed=0), rank=4)
+    for removal in (largest, ranks):
+        whole = removed_sizes(removal, maps)["energy"]
+        matched, plain = (
+            removed_sizes(random_like(removal, maps, seed=0, in_size=in_size), maps)["energy"]
+            for in_size in (True, False)
+        )
+        assert matched == pytest.approx(whole, rel=0.1)
+        assert plain < 0.7 * whole
 
 
 # -- states -----------------------------------------------------------------------------------------

@@ -16,6 +16,8 @@ from mechsafety.regions.attribution import attribute
 from mechsafety.regions.maps import linear_maps
 from mechsafety.regions.pruning import (
     count_of,
+    magnitude_strata,
+    matched_pruning,
     prune,
     random_pruning,
     set_difference,
@@ -24,7 +26,7 @@ from mechsafety.regions.pruning import (
     without,
 )
 from mechsafety.regions.removal import Pruning
-from tests.regions.test_subspaces import examples
+from tests.regions.test_subspaces import examples, fake
 
 
 @pytest.fixture(scope="module")
@@ -212,3 +214,147 @@ def test_random_sets_are_uniform(group: Any) -> None:
         hits[random_pruning(like, seed=seed, group=group).entries["m"].numpy()] += 1 / 2000
     wanted = np.repeat([0.5, 0.5, 0, 0], 4) if group == "row" else np.full(16, 0.25)
     np.testing.assert_allclose(hits, wanted, atol=0.05)
+
+
+# -- random sets of as large weights ----------------------------------------------------------------
+
+
+def heavy(*shape: int, seed: int = 0) -> torch.Tensor:
+    """Weights with outliers: Student's t with three degrees of freedom."""
+    return torch.from_numpy(np.random.default_rng(seed).standard_t(3, shape).astype(np.float32))
+
+
+def of(weight: torch.Tensor, places: Any) -> tuple[Pruning, list[Any]]:
+    """A removal of these places of one map, and the map."""
+    linear, _ = fake(weight, torch.ones(weight.shape[1], 1))
+    chosen = torch.as_tensor(np.sort(np.asarray(places)))
+    return Pruning(label="x", entries={linear.name: chosen}, shapes={linear.name: tuple(weight.shape)}), [
+        linear
+    ]
+
+
+def drawn_from(like: Pruning, maps: list[Any], *, seed: int = 0, strata: int = 20) -> np.ndarray:
+    return matched_pruning(like, maps, seed=seed, strata=strata).entries[maps[0].name].numpy()
+
+
+def kolmogorov(a: np.ndarray, b: np.ndarray) -> float:
+    """The largest distance of two empirical distributions."""
+    points = np.concatenate([a, b])
+    below = [np.searchsorted(np.sort(x), points, side="right") / len(x) for x in (a, b)]
+    return float(np.abs(below[0] - below[1]).max())
+
+
+def plain_strata(sizes: np.ndarray, removed: np.ndarray, strata: int) -> list[int]:
+    """The stratum of every weight, one by one."""
+    own = sorted(sizes[removed])
+    number = max(1, min(strata, len(own) // 2))
+    edges = [own[k * len(own) // number] for k in range(1, number)]
+    return [-1 if not own[0] <= s <= own[-1] else sum(s >= edge for edge in edges) for s in sizes]
+
+
+KINDS_OF_REMOVAL: dict[str, Any] = {
+    "largest": lambda size, rng: np.argsort(size)[-50:],
+    "smallest": lambda size, rng: np.argsort(size)[:60],
+    "by chance": lambda size, rng: rng.choice(len(size), 333, replace=False),
+    "large rather than small": lambda size, rng: np.argsort(size * rng.random(len(size)))[-200:],
+    "five": lambda size, rng: np.argsort(size * rng.random(len(size)))[-5:],
+    "one": lambda size, rng: np.array([7]),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS_OF_REMOVAL)
+@pytest.mark.parametrize("strata", [1, 20])
+def test_matched_sets_have_the_removals_counts_in_each_stratum(kind: str, strata: int) -> None:
+    weight = heavy(50, 100)
+    sizes = weight.abs().flatten().numpy()
+    like, maps = of(weight, KINDS_OF_REMOVAL[kind](sizes, np.random.default_rng(1)))
+    removed = like.entries[maps[0].name].numpy()
+    plain = np.array(plain_strata(sizes, removed, strata))
+    np.testing.assert_array_equal(magnitude_strata(sizes, removed, strata), plain)
+    counts = np.bincount(plain[removed])
+    assert (counts >= min(2, len(removed))).all()
+    for seed in range(3):
+        drawn = drawn_from(like, maps, seed=seed, strata=strata)
+        assert (np.diff(drawn) > 0).all()
+        assert (plain[drawn] >= 0).all()
+        np.testing.assert_array_equal(np.bincount(plain[drawn]), counts)
+        np.testing.assert_array_equal(drawn, drawn_from(like, maps, seed=seed, strata=strata))
+
+
+@pytest.mark.parametrize("method", ["snip", "wanda"])
+def test_counts_of_every_map_of_a_model(scored: Any, method: Any) -> None:
+    maps, safety, utility = scored("gpt2")
+    like = set_difference(maps, safety, utility, method=method, p=10, q=10)
+    drawn = matched_pruning(like, maps, seed=3)
+    assert drawn.counts() == like.counts()
+    assert drawn.shapes == like.shapes
+    assert any(not torch.equal(drawn.entries[n], like.entries[n]) for n in like.entries)
+
+
+@pytest.mark.parametrize("kind", ["largest", "smallest", "large rather than small", "by chance"])
+def test_sizes_are_distributed_as_the_removed_ones(kind: str) -> None:
+    weight = heavy(100, 200)
+    sizes = weight.abs().flatten().numpy()
+    like, maps = of(weight, KINDS_OF_REMOVAL[kind](sizes, np.random.default_rng(1)))
+    removed = like.entries[maps[0].name].numpy()
+    for seed in range(3):
+        drawn = drawn_from(like, maps, seed=seed)
+        # Both have the same share below every edge, and a stratum holds a twentieth, rounded up to whole weights.
+        assert kolmogorov(sizes[removed], sizes[drawn]) <= 1 / 20 + 1 / len(removed)
+        assert sizes[drawn].mean() == pytest.approx(sizes[removed].mean(), rel=0.05)
+        # The control: a plain draw has another distribution, unless the removal is one itself.
+        plain = random_pruning(like, seed=seed).entries[maps[0].name].numpy()
+        assert (kolmogorov(sizes[removed], sizes[plain]) > 0.3) is (kind != "by chance")
+
+
+def test_the_largest_weights_have_no_control_but_themselves() -> None:
+    weight = heavy(50, 100)
+    order = np.argsort(weight.abs().flatten().numpy())
+    like, maps = of(weight, order[-50:])
+    assert set(drawn_from(like, maps)) == set(order[-50:])
+    # The control: every second of the largest has.
+    like, maps = of(weight, order[-100::2])
+    assert set(drawn_from(like, maps)) != set(order[-100::2])
+
+
+def test_matched_sets_are_uniform_within_a_stratum() -> None:
+    # Two strata of removed sizes, [2, 5] and [6, 9]: of four weights, and of eight.
+    small, large = [2.0, 5.0, 3.0, -4.0], [6.0, 9.0, -7.0, 7.5, 8.0, -8.5, 6.5, 6.25]
+    outside = [1.0, -1.5, 9.5, -20.0]
+    weight = torch.tensor([*small, *large, *outside])[:, None]
+    like, maps = of(weight, [0, 1, 4, 5])
+    hits = np.zeros(len(weight))
+    for seed in range(3000):
+        hits[drawn_from(like, maps, seed=seed)] += 1 / 3000
+    np.testing.assert_allclose(hits, np.repeat([0.5, 0.25, 0], [4, 8, 4]), atol=0.04)
+
+
+@pytest.mark.parametrize("factor", [2.0**-20, 3.0, 1e4])
+def test_scale_and_sign_of_the_weights_change_no_draw(factor: float) -> None:
+    weight = heavy(40, 50)
+    places = np.argsort(weight.abs().flatten().numpy() * np.random.default_rng(2).random(2000))[-150:]
+    drawn = drawn_from(*of(weight, places))
+    signs = torch.from_numpy(np.random.default_rng(3).choice([-1.0, 1.0], weight.shape))
+    np.testing.assert_array_equal(drawn, drawn_from(*of(weight.double() * factor * signs, places)))
+    # The control: another order of sizes changes it.
+    assert set(drawn) != set(drawn_from(*of(weight.flip(0), places)))
+
+
+def test_of_equal_weights_a_matched_draw_is_a_plain_one() -> None:
+    like, maps = of(0.5 * torch.ones(20, 30), np.arange(45))
+    for seed in range(3):
+        plain = random_pruning(like, seed=seed).entries[maps[0].name].numpy()
+        np.testing.assert_array_equal(drawn_from(like, maps, seed=seed), plain)
+
+
+def test_maps_that_lose_nothing_and_maps_of_another_model(scored: Any) -> None:
+    maps, safety, utility = scored("llama")
+    like = set_difference(maps, safety, utility, method="snip", p=5, q=5, kinds=["q"])
+    empty = Pruning(
+        label="x",
+        entries={**like.entries, "blocks.0.up": torch.zeros(0, dtype=torch.int32)},
+        shapes=like.shapes,
+    )
+    assert matched_pruning(empty, maps, seed=0).counts() == like.counts()
+    with pytest.raises(MechsafetyError, match="other linear maps"):
+        matched_pruning(like, scored("gpt2")[0], seed=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,9 +13,10 @@ from mechsafety.core.errors import MechsafetyError
 from mechsafety.edits.interventions import Ablate
 from mechsafety.generation.completions import generate
 from mechsafety.models.loading import load_model
+from mechsafety.regions.links import removed_weight
 from mechsafety.regions.maps import LinearMap, linear_maps
 from mechsafety.regions.pruning import shapes_of
-from mechsafety.regions.removal import LowRank, Pruning, Removal, removed
+from mechsafety.regions.removal import LowRank, Pruning, Removal, removed, removed_sizes
 from tests.kept_models import shared
 from tests.prompt_sets import small_prompts
 from tests.regions.test_maps import FUSED, IDS, both_logits, folders
@@ -251,3 +253,18 @@ def test_logits_move_with_the_size_of_what_is_removed(load: Any) -> None:
         with removed(model, pruning(maps, share=share)):
             gaps.append(float((both_logits(model, IDS)[2] - first).norm()))
     assert gaps == sorted(gaps)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+@pytest.mark.parametrize("kind", MAKERS)
+def test_removed_sizes_are_those_of_what_goes(load: Callable[..., Any], architecture: str, kind: str) -> None:
+    maps = linear_maps(load(architecture))
+    removal = MAKERS[kind](maps, names=[m.name for m in maps[:5]])
+    gone = torch.cat([removed_weight(m, removal).flatten() for m in maps])
+    weights = torch.cat([m.weight().flatten() for m in maps])
+    found = removed_sizes(removal, maps)
+    assert found["energy"] == pytest.approx(float(gone.norm() ** 2 / weights.norm() ** 2), rel=1e-4)
+    if isinstance(removal, Pruning):
+        assert found["mean_weight"] == pytest.approx(float(gone[gone != 0].abs().mean()), rel=1e-4)
+    else:
+        assert math.isnan(found["mean_weight"])

@@ -50,7 +50,7 @@ def test_the_fewest_refusals_win_and_of_equals_the_smallest_removal() -> None:
     assert found.row["setting"] == "b"
     assert "0.04 refused" in found.explanation
     assert "no random control" in found.explanation
-    assert found.control is None
+    assert not found.controls
 
 
 def test_a_setting_that_breaks_the_model_does_not_qualify() -> None:
@@ -107,12 +107,14 @@ def test_the_difference_from_the_control_is_newcombes() -> None:
     assert (found.value, found.n, found.draws) == (pytest.approx(-0.56), 50, 2)
     assert found.differs
     spot = sweet_spot(rows)
-    assert spot.control == found
+    assert spot.controls == {"random": found}
     assert "it differs from the random control" in spot.explanation
+    # A control of as large weights that does what the removal does.
+    both = sweet_spot(pd.concat([rows, table(row("matched", "a", 0.06)).iloc[1:]])).controls
+    assert {name: one.differs for name, one in both.items()} == {"random": True, "matched": False}
     # The control: where random does the same, nothing differs.
     same = sweet_spot(table(row("removed", "a", 0.04), row("random", "a", 0.06)))
-    assert same.control is not None
-    assert not same.control.differs
+    assert not same.controls["random"].differs
     assert "does not differ" in same.explanation
 
 

@@ -74,7 +74,10 @@ class RegionsConfig(ModelConfig):
     )
     heads: int = Field(default=10, ge=1, description="how many of the best heads to prune")
     draws: int = Field(default=1, ge=1, description="calibration draws")
-    controls: int = Field(default=3, ge=1, description="random controls of every removal")
+    controls: int = Field(default=1, ge=1, description="random controls of every removal, as many weights")
+    matched_controls: int = Field(
+        default=2, ge=0, description="random controls of every removal, as many and as large weights"
+    )
     rank: int = Field(default=100, ge=1, description="dimensions of the subspaces that are compared")
     attacks: Annotated[tuple[Attack, ...], Option(name="--attack")] = Field(
         default=("vanilla", "decoding"), min_length=1, description="attacks on the model without its region"
@@ -104,7 +107,7 @@ class RegionsConfig(ModelConfig):
 
 
 Family = Literal["none", "set_difference", "orthogonal_projection", "top_safety", "pruning", "heads"]
-Control = Literal["model", "removed", "random"]
+Control = Literal["model", "removed", "random", "matched"]
 
 
 VALUES: dict[Family, tuple[str, ...]] = {
@@ -123,7 +126,7 @@ class State:
     """One state of the model that is measured: what is removed, by which calibration draw or random seed.
 
     ``values`` are the setting's, in the order of :data:`VALUES`. ``control`` is ``model`` for the model as it is,
-    ``removed`` for the removal, ``random`` for its matched random control.
+    ``removed`` for the removal, ``random`` for its random control and ``matched`` for one that is as large too.
     """
 
     removal: Family
@@ -143,7 +146,7 @@ class State:
     def describe(self) -> str:
         if self.control == "model":
             return "the model as it is"
-        which = f"random control {self.draw + 1}" if self.control == "random" else f"draw {self.draw + 1}"
+        which = f"{'draw' if self.control == 'removed' else f'{self.control} control'} {self.draw + 1}"
         return f"{self.removal.replace('_', ' ')} {self.setting}, {which}"
 
     @property
@@ -154,15 +157,16 @@ class State:
 def planned_states(config: RegionsConfig) -> list[State]:
     """The model first, then every removal with each calibration draw and the controls of the first.
 
-    A control is matched to the first draw's removal: the same number of weights of every matrix, or the same rank.
+    A control is like the first draw's removal: the same number of weights of every matrix, or the same rank. A matched
+    one takes as large weights, or ranks of the same energy.
     """
     states = [State(removal="none", control="model")]
     if "sweep" in config.parts:
         for removal in _removals(config):
-            states += _with_controls(removal, draws=config.draws, controls=config.controls)
+            states += _with_controls(removal, config, draws=config.draws)
     if "heads" in config.parts:
         heads = State(removal="heads", control="removed", values=(config.heads,))
-        states += _with_controls(heads, draws=1, controls=config.controls)
+        states += _with_controls(heads, config, draws=1)
     return states
 
 
@@ -178,8 +182,10 @@ def _removals(config: RegionsConfig) -> Iterator[State]:
             yield State(removal=removal, control="removed", values=tuple(values))
 
 
-def _with_controls(removal: State, *, draws: int, controls: int) -> Iterator[State]:
+def _with_controls(removal: State, config: RegionsConfig, *, draws: int) -> Iterator[State]:
     for draw in range(draws):
         yield replace(removal, draw=draw)
-    for seed in range(controls):
+    for seed in range(config.controls):
         yield replace(removal, control="random", draw=seed)
+    for seed in range(config.matched_controls):
+        yield replace(removal, control="matched", draw=seed)

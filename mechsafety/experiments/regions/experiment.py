@@ -1,7 +1,7 @@
 """Safety-critical regions of one model as an experiment: what ``mechsafety regions`` runs.
 
 Own refusals and own answers -> SNIP scores and Grams of both, in one pass each -> overlap and similarity of what safety
-and utility need -> removals, each with matched random controls -> outcomes, attacks and utility of the model without
+and utility need -> removals, each with random controls -> outcomes, attacks and utility of the model without
 them -> the sweet spot -> links with the refusal direction, heads, and fine-tuning with the region frozen. Every state
 that is measured is kept when it is done; an interrupted run goes on.
 """
@@ -38,7 +38,8 @@ _TEXT = (
 )
 
 _SHOWN = [
-    *("removal", "setting", "control", "draw", "share", "refused", "refused_low", "refused_high", "complied"),
+    *("removal", "setting", "control", "draw", "share", "mean_weight", "energy"),
+    *("refused", "refused_low", "refused_high", "complied"),
     *("degenerate", "harmless_refused", "accuracy", "perplexity", "kl"),
 ]
 
@@ -116,7 +117,9 @@ class Regions(Experiment[RegionsConfig]):
     def text(cls, result: Result) -> str:
         if "tradeoff" not in result.tables:
             return ""
-        return result.tables["tradeoff"][_SHOWN].to_string(index=False, na_rep="-", float_format="%.3g")
+        table = result.tables["tradeoff"]
+        shown = [name for name in _SHOWN if name in table]
+        return table[shown].to_string(index=False, na_rep="-", float_format="%.3g")
 
 
 def run_regions(

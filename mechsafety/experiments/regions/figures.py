@@ -10,6 +10,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from mechsafety.experiments.regions.findings import (
+    CONTROL_NAMES,
     METHOD_NAMES,
     REMOVAL_NAMES,
     mode_name,
@@ -51,6 +52,7 @@ from mechsafety.plots.style import (
     wrapped,
 )
 from mechsafety.plots.traces import side_by_side, stacked
+from mechsafety.robustness.tradeoff import CONTROLS
 
 
 def region_figures(
@@ -91,7 +93,7 @@ def tradeoff_figure(
     name: str = "model",
     sweet_spot: Mapping[str, Any] | None = None,
 ) -> go.Figure:
-    """Refusal, coherence and utility at every setting of one removal, beside its matched random control.
+    """Refusal, coherence and utility at every setting of one removal, beside its random and its matched control.
 
     Settings stand in the order of the share that they remove. Every draw is a mark with its 95 % interval.
     """
@@ -115,15 +117,22 @@ def _tradeoff(
             name=REMOVAL_NAMES.get(removal, removal),
             rows=rows[rows["control"] == "removed"],
             colour=COLOURS["harmful"],
-            offset=-0.15,
+            offset=-0.25,
         ),
         Series(
-            name="random control of the same size",
+            name=CONTROL_NAMES["random"],
             rows=rows[rows["control"] == "random"],
             colour=COLOURS["degenerate"],
             symbol="square",
             dash="dot",
-            offset=0.15,
+        ),
+        Series(
+            name=CONTROL_NAMES["matched"],
+            rows=rows[rows["control"] == "matched"],
+            colour=COLOURS["line"],
+            symbol="diamond",
+            dash="dashdot",
+            offset=0.25,
         ),
     ]
     spot = sweet_spot or {}
@@ -210,14 +219,15 @@ def _tradeoff_title(
         for key, part in (
             ("before", tradeoff[tradeoff["control"] == "model"]),
             ("after", rows[rows["control"] == "removed"]),
-            ("random", rows[rows["control"] == "random"]),
+            *((control, rows[rows["control"] == control]) for control in CONTROLS),
         )
     }
     text = f"{name}, {REMOVAL_NAMES.get(removal, removal)} {setting}: refusals "
     if values["before"] == values["before"]:
         text += f"{values['before']:.0%} to "
     text += f"{values['after']:.0%}"
-    return text if values["random"] != values["random"] else f"{text}; random control {values['random']:.0%}"
+    known = [f"{control} {values[control]:.0%}" for control in CONTROLS if values[control] == values[control]]
+    return "; ".join([text, *known[:1]]) + "".join(f", {one}" for one in known[1:])
 
 
 def _file(name: str) -> str:

@@ -16,6 +16,7 @@ import pandas as pd
 
 from mechsafety.plots.attacks import attack_name
 from mechsafety.plots.panels import size_text
+from mechsafety.robustness.tradeoff import CONTROLS
 
 REMOVAL_NAMES = {
     "set_difference": "set difference",
@@ -23,6 +24,10 @@ REMOVAL_NAMES = {
     "top_safety": "top safety weights alone",
     "pruning": "plain pruning",
     "heads": "best heads",
+}
+CONTROL_NAMES = {
+    "random": "random control, matched in number",
+    "matched": "random control, matched in size",
 }
 METHOD_NAMES = {"snip": "SNIP", "wanda": "Wanda", "actsvd": "ActSVD"}
 MODE_NAMES = {"freeze": "frozen", "rewind": "rewound"}
@@ -128,7 +133,7 @@ def _removal(
     rows = table[table["removal"] == removal]
     setting = told_setting(table, removal, sweet_spot)
     rows = rows[rows["setting"] == setting]
-    removed, random = (rows[rows["control"] == control] for control in ("removed", "random"))
+    removed = rows[rows["control"] == "removed"]
     refused, complied, degenerate = (pooled(removed, m) for m in ("refused", "complied", "degenerate"))
     several = len(set(table[table["removal"] == removal]["setting"])) > 1
     chosen = (sweet_spot or {}).get("removal") == removal and (sweet_spot or {}).get("setting") == setting
@@ -138,8 +143,8 @@ def _removal(
         f"{_share(removed)}: {refused} of harmful prompts are then refused, {complied} answered coherently and "
         f"{degenerate} degenerate{_draws(removed)}."
     )
-    if len(random):
-        said += _against_random(refused, complied, random)
+    for control in CONTROLS:
+        said += _against(refused, complied, rows[rows["control"] == control], control)
     if len(model):
         before = pooled(model, "refused")
         if not refused.differs_from(before):
@@ -150,12 +155,17 @@ def _removal(
     return said
 
 
-def _against_random(refused: Pooled, complied: Pooled, random: pd.DataFrame) -> str:
-    control, obeyed = pooled(random, "refused"), pooled(random, "complied")
-    said = f" A random removal of the same size: {control} refused, {obeyed} answered coherently{_draws(random)};"
-    if refused.differs_from(control):
+def _against(refused: Pooled, complied: Pooled, rows: pd.DataFrame, control: str) -> str:
+    if rows.empty:
+        return ""
+    left, obeyed = pooled(rows, "refused"), pooled(rows, "complied")
+    said = (
+        f" {CONTROL_NAMES[control].capitalize()}: {left} refused, {obeyed} answered coherently{_draws(rows)};"
+    )
+    if refused.differs_from(left):
         return f"{said} the intervals lie apart in {'both' if complied.differs_from(obeyed) else 'refusals'}."
-    return f"{said} the intervals of refusals meet, so no effect beyond chance was seen."
+    beyond = "chance" if control == "random" else "the size of what is removed"
+    return f"{said} the intervals of refusals meet, so no effect beyond {beyond} was seen."
 
 
 def _cost(removed: pd.DataFrame, model: pd.DataFrame) -> str:

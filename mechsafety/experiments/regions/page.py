@@ -102,8 +102,8 @@ def _chapter(run: RunFolder, name: str) -> RegionChapter | None:
             name=f"regions-{run.path.name}",
             title="",
             text="Weights are set to zero (or ranks projected out) by how much safety and utility need them. A random "
-            "removal of the same size in every matrix is the control: an effect that it shares "
-            "is no evidence of a safety region."
+            "removal of as many weights of every matrix, and one of as many and as large weights, are the controls: an "
+            "effect that they share is no evidence of a safety region."
             if "tradeoff" in tables
             else "Overlap of the weights that safety and utility need most, in every matrix.",
             figures=[figure for key, figure in figures.items() if key.startswith(_MAIN)],

@@ -29,7 +29,7 @@ from mechsafety.regions.maps import LinearMap, linear_maps, uncovered
 from mechsafety.regions.overlap import jaccard_table, subspace_table
 from mechsafety.regions.own_examples import own_examples
 from mechsafety.regions.pruning import prune, set_difference, top_pruning
-from mechsafety.regions.removal import LowRank, Pruning, Removal, removed
+from mechsafety.regions.removal import LowRank, Pruning, Removal, removed, removed_sizes
 from mechsafety.regions.score_files import Attribution, Method
 from mechsafety.regions.subspaces import orthogonal_projections
 from mechsafety.robustness.benign import benign_choices, benign_passages
@@ -49,7 +49,10 @@ _PROBE_FIT = 64
 """Prompts of each label that a head's probe is fitted on."""
 _PASSAGES = 30
 ANSWER_KEYS = ("part", "removal", "setting", "control", "draw")
-_STATE_COLUMNS = ["removal", "setting", "control", "draw", "p", "q", "r_u", "r_s", "share"]
+_STATE_COLUMNS = [
+    *("removal", "setting", "control", "draw", "p", "q", "r_u", "r_s"),
+    *("share", "mean_weight", "energy"),
+]
 
 
 def evaluated_prompts(prompts: PromptSet, config: RegionsConfig) -> PromptSet:
@@ -72,7 +75,7 @@ class RegionWork:
         self._answering: dict[str, Any] = {}
         self._attributions: dict[int, tuple[Attribution, Attribution]] = {}
         self._projected: dict[int, dict[tuple[int | float, ...], LowRank]] = {}
-        self._matched: dict[State, Removal] = {}
+        self._like: dict[State, Removal] = {}
         self._journal = Journal(self.run.path / "parts" / "states.jsonl")
         self._passages, self._choices = benign_passages()[:_PASSAGES], benign_choices()
         require_disjoint(attribution=self.attributed, evaluation=self.evaluated)
@@ -186,8 +189,8 @@ class RegionWork:
 
     def removal(self, state: State) -> Removal:
         """What ``state`` takes out of the model."""
-        if state.control == "random":
-            return self._control(state)
+        if state.control in ("random", "matched"):
+            return self._control(state, in_size=state.control == "matched")
         if state.removal == "heads":
             return self._pruned_heads(best_heads(self.heads, n=self.config.heads))
         safety, utility = self.attributions(state.draw)
@@ -210,18 +213,18 @@ class RegionWork:
             self._projected[draw] = dict(zip(ranks, found, strict=True))
         return self._projected[draw]
 
-    def _control(self, state: State) -> Removal:
+    def _control(self, state: State, *, in_size: bool) -> Removal:
         seed = self.config.seed + state.draw
         if state.removal == "heads":
             best = best_heads(self.heads, n=self.config.heads)
             n_heads = self.model.cfg.n_heads
-            return self._pruned_heads(random_heads(self.maps, best, n_heads=n_heads, seed=seed))
-        matched = replace(state, control="removed", draw=0)
-        if matched not in self._matched:
-            self._matched = {
-                matched: self.removal(matched)
-            }  # the last one only: controls follow their removal
-        return random_like(self._matched[matched], self.maps, seed=seed)
+            return self._pruned_heads(
+                random_heads(self.maps, best, n_heads=n_heads, seed=seed, in_size=in_size)
+            )
+        like = replace(state, control="removed", draw=0)
+        if like not in self._like:
+            self._like = {like: self.removal(like)}  # the last one only: controls follow their removal
+        return random_like(self._like[like], self.maps, seed=seed, in_size=in_size)
 
     def _pruned_heads(self, heads: Sequence[tuple[int, int]]) -> Pruning:
         return prune_heads(self.maps, heads, n_heads=self.model.cfg.n_heads)
@@ -249,6 +252,7 @@ class RegionWork:
             "control": state.control,
             "draw": state.draw,
             "share": share_of(removal, self.maps),
+            **({"energy": 0.0} if removal is None else removed_sizes(removal, self.maps)),
         }
         return described | state.named | measured
 

@@ -149,7 +149,7 @@ def test_no_effect_is_reported_where_intervals_meet() -> None:
     model = table[table["control"] == "model"].iloc[0]
     measures = [c for c in table if c.startswith(("refused", "complied", "degenerate"))]
     table.loc[table["control"] == "removed", measures] = model[measures].to_numpy(dtype=float)
-    table.loc[table["control"] == "random", measures] = model[measures].to_numpy(dtype=float)
+    table.loc[table["control"].isin(["random", "matched"]), measures] = model[measures].to_numpy(dtype=float)
     told = sentence(
         region_findings({"tradeoff": table}, name="m", sweet_spot=None)["tradeoff"], "Set difference"
     )

@@ -52,6 +52,7 @@ def small(model: str, prompts: Path, **changed: Any) -> RegionsConfig:
         "rank": 4,
         "draws": 1,
         "controls": 1,
+        "matched_controls": 1,
         "finetuning": (2,),
         "frozen": (50.0,),
         "limit": 3,
@@ -89,6 +90,16 @@ def test_every_part_and_the_same_tables_after_an_interruption(
     )
     same = pairs[pairs.index.get_level_values("removal") != "heads"]
     assert same["removed"].to_numpy() == pytest.approx(same["random"].to_numpy())
+    weights = same.drop(index="orthogonal_projection", level="removal")
+    assert weights["removed"].to_numpy() == pytest.approx(weights["matched"].to_numpy())
+    # Matched controls are as large as the removal too, plain ones are not.
+    sizes = tradeoff[tradeoff["removal"].isin(["set_difference", "top_safety"])].pivot(
+        index=["removal", "setting"], columns="control", values="mean_weight"
+    )
+    assert sizes["matched"].to_numpy() == pytest.approx(sizes["removed"].to_numpy(), rel=0.02)
+    assert (sizes["random"] < 0.9 * sizes["removed"]).all()
+    assert tradeoff["energy"].iloc[0] == 0
+    assert (tradeoff["energy"].iloc[1:] > 0).all()
 
     # Killed at the third state and again among what follows the sweep.
     measured = region_work.RegionWork._measured_state
@@ -200,15 +211,19 @@ def test_states_are_planned_with_draws_and_matched_controls() -> None:
         top_safety=(),
         draws=2,
         controls=3,
+        matched_controls=2,
     )
     states = planned_states(config)
     assert [(s.control, s.draw) for s in states] == [
         ("model", 0),
         *[("removed", draw) for draw in (0, 1)],
         *[("random", seed) for seed in (0, 1, 2)],
+        *[("matched", seed) for seed in (0, 1)],
     ]
     assert {s.setting for s in states[1:]} == {"p=1 q=2"}
     assert len({s.key for s in states}) == len(states)
+    none = planned_states(config.model_copy(update={"matched_controls": 0}))
+    assert none == [s for s in states if s.control != "matched"]
 
 
 @pytest.mark.parametrize(
