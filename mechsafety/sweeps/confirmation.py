@@ -91,7 +91,10 @@ def confirm(
 
 def _shares(tally: Tally) -> dict[str, float]:
     shares = (tally.refused.rate, tally.complied.rate, tally.degenerated.rate)
-    return {"n_answers": float(tally.n), **dict(zip(("refused", "complied", "degenerate"), shares, strict=True))}
+    return {
+        "n_answers": float(tally.n),
+        **dict(zip(("refused", "complied", "degenerate"), shares, strict=True)),
+    }
 
 
 def _own_answers(

@@ -25,13 +25,12 @@ from mechsafety.experiments.study.findings import (
     measured_systems,
     study_findings,
 )
-from mechsafety.experiments.study.work import StudyWork
+from mechsafety.experiments.study.work import StudyWork, anchor_tokens
 from mechsafety.judges.registry import judge_sources
 from mechsafety.models.provenance import of_models
 from mechsafety.prompts.prompt_set import PromptSet, load_prompts
 from mechsafety.prompts.splits import require_disjoint
 from mechsafety.runs.folder import Provenance, RunFolder, pinned_date
-from mechsafety.sweeps.openings import ANSWER_TOKENS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -88,7 +87,7 @@ class Study(Experiment[StudyConfig]):
         return dict(ChainMap(of_models(*self.models(), **self.loading), *of_judges))
 
     def reads(self) -> Sequence[Read]:
-        return [(self.report, self.config.max_new_tokens), (self.anchors, ANSWER_TOKENS)]
+        return [(self.report, self.config.max_new_tokens), (self.anchors, anchor_tokens(self.config))]
 
     def work(self, session: Session) -> Mapping[str, pd.DataFrame]:
         work = StudyWork(config=self.config, session=session, report=self.report, anchors=self.anchors)

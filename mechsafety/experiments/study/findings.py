@@ -56,8 +56,10 @@ def study_findings(tables: Mapping[str, pd.DataFrame], manifest: Mapping[str, An
             text += control_sentences(drawn[drawn["system"] == system], before, after, p)
         if (system, "original", "harmless") in rates.index:
             text += f" It refuses {_share(rates.loc[(system, 'original', 'harmless')])} of harmless prompts."
-        if facts["selection"]["rule"] == "nearest":
-            text += " No layer passed the selection, so the nearest candidate was removed: read this arm with care."
+        if (why := facts.get("no_gap")) is not None:
+            text += f" By its scores {why}; the nearest candidate was removed."
+        elif failed := facts["selection"].get("failed"):
+            text += f" The candidate that was removed fails {listed(failed)}: read this arm with care."
         sentences.append(text)
     return sentences
 

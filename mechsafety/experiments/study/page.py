@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import pandas as pd
+
 from mechsafety.core.places import packaged_words
 from mechsafety.experiments.agreement.chapter import chapter_blocks
 from mechsafety.experiments.base import Result
@@ -36,8 +38,24 @@ def page(result: Result, figures: Mapping[str, go.Figure]) -> Page:
         subtitle=f"{n} system{'s' if n != 1 else ''}, each original and with its refusal direction removed · recipe "
         f"{config['recipe']} · {config['max_new_tokens']} tokens · primary judge {config['judges'][0]}",
         findings=study_findings(result.tables, result.manifest),
-        blocks=[*_figure_blocks(result, figures), *chapter_blocks(result.tables, figures)],
+        blocks=[
+            *_figure_blocks(result, figures),
+            *chapter_blocks(result.tables, figures),
+            *_stage_block(result.manifest),
+        ],
     )
+
+
+def _stage_block(manifest: Mapping[str, Any]) -> list[Block]:
+    """Seconds by stage and system, summed over sessions; the timings are by system, and then by stage."""
+    systems = system_names(measured_systems(manifest))
+    timings = {s: t for s, t in manifest.get("timings", {}).items() if s in systems and isinstance(t, dict)}
+    if not timings:
+        return []
+    table = pd.DataFrame({systems[system]: stages for system, stages in timings.items()}).fillna(0.0)
+    table.loc["all stages"] = table.sum()
+    table = table.round(1).rename_axis("stage").reset_index()
+    return [Block(name="seconds", title="Seconds by stage", table=table)]
 
 
 def html(result: Result) -> str:

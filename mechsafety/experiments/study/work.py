@@ -85,6 +85,11 @@ def _build(run: RunFolder, config: StudyConfig, spec: str, direction: Direction)
     return _recipe(config).build(direction, alpha=config.alpha, n_layers=n_layers)
 
 
+def anchor_tokens(config: StudyConfig) -> int:
+    """The longest answer to an anchor: to tell refusals apart, and to confirm candidates."""
+    return max(ANSWER_TOKENS, config.max_new_tokens if config.confirm else 0)
+
+
 def _recipe(config: StudyConfig) -> Recipe:
     return recipe(
         config.recipe,
@@ -126,7 +131,7 @@ class StudyWork:
             model, feeding = self.model(spec), self.config.feeding
             self._fed[spec] = (
                 fed(model, self.report, new_tokens=self.config.max_new_tokens, **feeding),
-                fed(model, self.anchors, new_tokens=ANSWER_TOKENS, **feeding),
+                fed(model, self.anchors, new_tokens=anchor_tokens(self.config), **feeding),
             )
         return self._fed[spec]
 
@@ -241,7 +246,8 @@ class StudyWork:
         """One candidate, by its scores and by what the model writes under the first ones, and its edit."""
         model, directions = self.model(spec), self.directions(spec)
         table = self.run.read_part("sweep", spec)
-        if self.config.confirm and self._rule == "auto" and len(table) > 1 and no_gap(table) is None:
+        nothing = no_gap(table)
+        if self.config.confirm and self._rule == "auto" and len(table) > 1 and nothing is None:
             n = len(self.anchors_of(spec).to_choose.harmful)
             self.say(f"{title} · {n} answers under each of the first {self.config.confirm} candidates")
             table = self._confirmed(spec, model, directions, table)
@@ -261,6 +267,7 @@ class StudyWork:
             "recipe_about": self.recipe.about,
             "selection": asdict(selection),
             "explanation": note,
+            "no_gap": nothing,
             **self.run.read_json_part("swept", spec),
             "edit": {"description": edit.describe(), "sha256": digest(edit)},
         }
@@ -270,9 +277,8 @@ class StudyWork:
         """The candidate that a recipe fixes or selects, and a sentence on how."""
         fixed = self.recipe.layer_of(n_layers)
         if fixed is not None:
-            return candidate(
-                table, layer=fixed, position=-1
-            ), f"Layer {fixed}, as the recipe or the user fixed it"
+            chosen = candidate(table, layer=fixed, position=-1)
+            return chosen, f"Layer {fixed}, as the recipe or the user fixed it"
         try:
             chosen = select(table, n_layers=n_layers, rule=self._rule)
         except MechsafetyError as error:

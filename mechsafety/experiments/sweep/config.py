@@ -49,6 +49,15 @@ class SweepConfig(FedConfig):
         Option(metavar="A,B", many="commas", parse=_tokens, default="from the model's own refusals"),
     ] = Field(default=None, description="first tokens of refusals")
     rule: str = Field(default="auto", description="selection rule: auto or arditi")
+    racing: bool = Field(
+        default=False,
+        description="score candidates on all prompts only where they can come among the first (auto)",
+    )
+    confirm: int = Field(
+        default=5,
+        ge=0,
+        description="first candidates whose answers to validation prompts are read before one is taken (auto)",
+    )
     doses: tuple[Literal["alpha", "directions", "layers", "all"], ...] = Field(
         default=(), description="dose curves of the selected direction"
     )
@@ -56,7 +65,7 @@ class SweepConfig(FedConfig):
     controls: int = Field(
         default=3, ge=0, le=200, description="matched random directions beside every dose; 0: none"
     )
-    max_new_tokens: int = Field(default=32, ge=1, description="length of their answers")
+    max_new_tokens: int = Field(default=32, ge=1, description="length of all answers")
     resamples: int = Field(
         default=200, ge=1, description="draws of the validation prompts, for the stability of the selection"
     )

@@ -71,7 +71,10 @@ class LayerSweep(Experiment[SweepConfig]):
         config, prompts = self.config, self.prompts
         read = [
             (prompts.to_estimate.sample(config.fit, seed=config.seed), 0),
-            (prompts.to_choose.sample(config.validation, seed=config.seed), ANSWER_TOKENS),
+            (
+                prompts.to_choose.sample(config.validation, seed=config.seed),
+                max(ANSWER_TOKENS, config.max_new_tokens if config.confirm else 0),
+            ),
         ]
         if config.doses:
             report = prompts.to_judge.sample(config.dose_prompts, seed=config.seed)

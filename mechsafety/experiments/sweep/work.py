@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -23,11 +23,12 @@ from mechsafety.models.loading import load_record
 from mechsafety.models.prefixes import prefix_note
 from mechsafety.prompts.fed import fed, fed_record
 from mechsafety.runs.folder import Journal
+from mechsafety.sweeps.confirmation import confirm
 from mechsafety.sweeps.doses import dose_curves, plan_doses
 from mechsafety.sweeps.layer_profile import logit_lens, profile_layers
 from mechsafety.sweeps.openings import kept_refusal_tokens
 from mechsafety.sweeps.refusal_scores import RefusalTokens, named_refusal_tokens
-from mechsafety.sweeps.selection import Selection, nearest, select
+from mechsafety.sweeps.selection import Selection, nearest, no_gap, select
 from mechsafety.sweeps.sweep import Sweep, sweep
 
 if TYPE_CHECKING:
@@ -64,15 +65,20 @@ class SweepWork:
         cache = residual_stream(self.model, self.fit, positions=self.positions)
         tokens = self._tokens()
         swept = {method: self._scores(method, cache, tokens) for method in config.methods}
+        selections = {method: self._select(one) for method, one in swept.items()}
+        if config.confirm and config.rule == "auto":
+            first = _main(selections)
+            swept[first] = self._confirmed(first, swept[first])
+            selections[first] = self._select(swept[first])
         table = pd.concat([s.table.assign(method=m) for m, s in swept.items()], ignore_index=True)
         table = table[["method", *[c for c in table.columns if c != "method"]]]
         run.write_table(table, "sweep.csv")
-        selections = {method: self._select(one) for method, one in swept.items()}
         run.record("selections", selections)
         main = _main(selections)
         self.say("stability of the selection")
         stability = swept[main].stability(seed=config.seed, rule=config.rule, resamples=config.resamples)
-        found, selection = swept[main].directions, Selection(**selections[main]["selection"])
+        found = swept[main].directions
+        selection = Selection.from_record(selections[main]["selection"])
         analyses = self._analyses(found, selection)
         if config.doses:
             analyses["doses"] = self._doses(found, selection, cache)
@@ -101,7 +107,30 @@ class SweepWork:
             refusal_tokens=tokens,
             layers=config.layers,
             journal=self._journal("scores", method),
+            racing=config.racing and config.rule == "auto",
+            seed=config.seed,
         )
+
+    def _confirmed(self, method: str, swept: Sweep) -> Sweep:
+        """With what the model writes under the first candidates of the method that the run goes on with."""
+        config = self.config
+        if (why := no_gap(swept.table)) is not None:
+            self.say(f"{method}: no candidate is confirmed, {why}")
+            return swept
+        self.say(
+            f"{method}: answers to {config.validation} validation prompts under {config.confirm} candidates"
+        )
+        table = confirm(
+            self.model,
+            swept.table,
+            swept.directions,
+            self.validation,
+            candidates=config.confirm,
+            max_new_tokens=config.max_new_tokens,
+            seed=config.seed,
+            journal=self._journal("confirmation", method),
+        )
+        return replace(swept, table=table)
 
     def _directions(self, method: Method, cache: ResidualCache) -> Directions:
         """Those that the run's first session found: its scores are of these vectors, to the last digit."""
