@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from mechsafety.core.errors import MechsafetyError
-from mechsafety.core.names import Centring, Method, Positions
+from mechsafety.core.names import Centring, FitOn, Method, Positions
 from mechsafety.directions.direction import Direction
 from mechsafety.edits.interventions import Ablate, Edit, Orthogonalise
 
 
+@runtime_checkable
 class Build(Protocol):
     """Makes the edit from a direction, the strength alpha and the number of layers."""
 
@@ -22,7 +23,8 @@ class Recipe:
     """How a direction is found, chosen and removed.
 
     ``layer`` is a layer number, a fraction of the depth, or None: selected on the validation split by ``rule``, on the
-    prompts that score beyond ``threshold`` (None: the middle of the class means). ``build`` makes the edit from the
+    prompts that score beyond ``threshold`` (None: the middle of the class means). ``fit_on`` are the prompts that the
+    direction is found on. ``build`` makes the edit from the
     direction, the strength alpha and the number of layers.
     """
 
@@ -34,6 +36,7 @@ class Recipe:
     rule: str
     positions: Positions
     threshold: float | None = None
+    fit_on: FitOn = "behaviour"
     build: Build
 
     def layer_of(self, n_layers: int) -> int | None:
@@ -76,6 +79,7 @@ RECIPES: dict[str, Recipe] = {
         "h <- h - alpha <h, v> v on every block's output",
         method="pca",
         positions="last_prompt",
+        fit_on="labels",
         build=_project_hidden_states,
     ),
     "code": replace(
@@ -85,6 +89,7 @@ RECIPES: dict[str, Recipe] = {
         "the output maps of attention and MLP in every block but the first, embedding untouched",
         layer=0.6,
         positions="last_prompt",
+        fit_on="labels",
         build=_orthogonalise_all_but_first,
     ),
     "arditi": replace(
@@ -105,6 +110,7 @@ def recipe(
     centring: Centring | None = None,
     layer: int | None = None,
     positions: Positions | None = None,
+    fit_on: FitOn | None = None,
 ) -> Recipe:
     """A recipe by name, with what the user chose instead of its own choices."""
     if name not in RECIPES:
@@ -116,4 +122,5 @@ def recipe(
         centring=base.centring if centring is None else centring,
         layer=base.layer if layer is None else layer,
         positions=base.positions if positions is None else positions,
+        fit_on=base.fit_on if fit_on is None else fit_on,
     )

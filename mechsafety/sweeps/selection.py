@@ -191,7 +191,8 @@ def select(table: pd.DataFrame, *, n_layers: int, rule: str = "auto") -> Selecti
     compliance lies within one standard error of the highest, the one with the lowest nll.
 
     Raises :class:`MechsafetyError` when nothing is left, with the counts and the nearest candidate, and under ``auto``
-    when harmful prompts do not score higher than harmless ones: there is no refusal to remove.
+    when harmful prompts do not score higher than harmless ones, and no answers were read: there is no refusal to
+    remove.
     """
     scores = _arrays(table)
     if rule not in SELECTION_RULES:
@@ -215,10 +216,10 @@ def _select_by_shares(scores: _Scores, *, n_layers: int) -> Selection:
             f"rule 'auto' needs the unedited model's mean scores, in columns harmful and harmless; missing: "
             f"{', '.join(missing)}. Rule 'arditi' does without"
         )
-    if (why := _no_gap(scores)) is not None:
+    read = _answered(scores)
+    if (why := _no_gap(scores)) is not None and not len(read):
         raise MechsafetyError(why)
     kept, bound, dropped = _passing(scores, n_layers=n_layers)
-    read = _answered(scores)
     if not len(kept) and not len(read):
         raise MechsafetyError(_nothing_left(scores, n_layers=n_layers, rule="auto", dropped=dropped))
     best, confirmed = (int(kept[0]), None) if not len(read) else _by_answers(scores, read)

@@ -22,12 +22,11 @@ from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.progress import bar
 from mechsafety.directions.activations import residual_stream
 from mechsafety.directions.direction import Direction, Directions
-from mechsafety.generation.bodies import body_under
 from mechsafety.models.loading import current_fingerprint, known_fingerprint, model_name
-from mechsafety.models.prefixes import all_last_logits
-from mechsafety.prompts.fed import fitting, truncated
-from mechsafety.prompts.prompt_set import Prompt, PromptSet
+from mechsafety.prompts.fed import truncated
+from mechsafety.prompts.prompt_set import PromptSet
 from mechsafety.runs.folder import Journal
+from mechsafety.sweeps.behaviour import last_logits, rows_as_labelled
 from mechsafety.sweeps.candidates import (
     BatchedScorer,
     Candidate,
@@ -176,14 +175,13 @@ def sweep(
     if truncate_prompts:
         prompts, _ = truncated(model, prompts, new_tokens=0)
     chosen = _checked_layers(layers, directions.n_layers)
-    harmful, base_harmful = _first_pass(model, prompts.harmful, batch_size)
-    harmless, base_harmless = _first_pass(model, prompts.harmless, batch_size)
+    harmful, base_harmful = last_logits(model, prompts.harmful, batch_size)
+    harmless, base_harmless = last_logits(model, prompts.harmless, batch_size)
     tokens = refusal_tokens or derive_refusal_tokens(
         base_harmful, base_harmless, decode=lambda i: str(model.tokenizer.decode([i]))
     )
     score_a, score_b = (refusal_scores(base, tokens.ids) for base in (base_harmful, base_harmless))
-    at = float(score_a.mean() + score_b.mean()) / 2 if threshold is None else threshold
-    keep_a, keep_b = _as_labelled(score_a > at), _as_labelled(score_b < at)
+    keep_a, keep_b = rows_as_labelled(score_a, score_b, threshold)
     validation = Validation(
         harmful=[harmful[i] for i in keep_a],
         harmless=[harmless[i] for i in keep_b],
@@ -415,20 +413,6 @@ def projection_auroc(
     scores = torch.cat([harmful, harmless]) @ vector
     truth = [1] * len(harmful) + [0] * len(harmless)
     return float(roc_auc_score(truth, scores.numpy()))
-
-
-def _first_pass(
-    model: TransformerBridge, prompts: Sequence[Prompt], batch_size: int
-) -> tuple[list[list[int]], Float[Tensor, "row vocabulary"]]:
-    _, sequences = fitting(model, prompts, truncate=False)
-    with body_under(model, None) as body:
-        return sequences, all_last_logits(model, body, sequences, batch_size=batch_size)
-
-
-def _as_labelled(agrees: Tensor, *, least: int = 8) -> list[int]:
-    """Rows the model treats as their label asks; every row where too few do."""
-    kept = agrees.nonzero().flatten().tolist()
-    return kept if len(kept) >= least else list(range(len(agrees)))
 
 
 def _check_same_model(model: TransformerBridge, directions: Directions) -> None:

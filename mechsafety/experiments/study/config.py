@@ -11,7 +11,7 @@ from pydantic import Field, ValidationError, field_validator
 from pydantic_core import PydanticCustomError
 
 from mechsafety.core.errors import MechsafetyError
-from mechsafety.core.names import SELECTION_RULES, Centring, Method, Positions, RecipeName
+from mechsafety.core.names import SELECTION_RULES, Centring, FitOn, Method, Positions, RecipeName
 from mechsafety.core.places import configs_folder
 from mechsafety.experiments.config import Config, FedConfig, Option, in_order
 from mechsafety.judges.kinds.endpoint import parse
@@ -53,6 +53,11 @@ class StudyConfig(FedConfig):
     layer: int | None = Field(default=None, ge=0, description="a layer instead of the recipe's choice")
     positions: Positions | None = Field(
         default=None, description="template tokens whose directions compete, instead of the recipe's"
+    )
+    fit_on: FitOn | None = Field(
+        default=None,
+        description="fit prompts that the model treats as their label says (behaviour), or all (labels), instead of "
+        "the recipe's",
     )
     selection: str | None = Field(default=None, description="selection rule: auto or arditi")
     racing: bool = Field(

@@ -57,7 +57,13 @@ def study_findings(tables: Mapping[str, pd.DataFrame], manifest: Mapping[str, An
         if (system, "original", "harmless") in rates.index:
             text += f" It refuses {_share(rates.loc[(system, 'original', 'harmless')])} of harmless prompts."
         if (why := facts.get("no_gap")) is not None:
-            text += f" By its scores {why}; the nearest candidate was removed."
+            read = facts["selection"].get("confirmed") is not None
+            taken = (
+                "the candidate was taken by what the model writes"
+                if read
+                else "the nearest candidate was removed"
+            )
+            text += f" By its scores {why}; {taken}."
         elif failed := facts["selection"].get("failed"):
             text += f" The candidate that was removed fails {listed(failed)}: read this arm with care."
         sentences.append(text)

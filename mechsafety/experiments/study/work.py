@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import resource
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -52,9 +52,11 @@ from mechsafety.prompts.fed import Fed, fed, fed_record
 from mechsafety.prompts.prompt_set import PromptSet
 from mechsafety.runs.folder import Journal, RunFolder, computing_versions
 from mechsafety.statistics import ARMS, agreement, paired_tests, refusal_rates
+from mechsafety.sweeps.behaviour import treated_as_labelled
 from mechsafety.sweeps.confirmation import confirm
 from mechsafety.sweeps.edit_costs import EditCosts
 from mechsafety.sweeps.openings import ANSWER_TOKENS, kept_refusal_tokens
+from mechsafety.sweeps.refusal_scores import RefusalTokens
 from mechsafety.sweeps.selection import Selection, candidate, nearest, no_gap, select
 from mechsafety.sweeps.sweep import sweep
 
@@ -97,6 +99,7 @@ def _recipe(config: StudyConfig) -> Recipe:
         centring=config.centring,
         layer=config.layer,
         positions=config.positions,
+        fit_on=config.fit_on,
     )
 
 
@@ -206,12 +209,31 @@ class StudyWork:
         positions: tuple[int, ...] = (-1,)
         if self.recipe.positions == "post_instruction":
             positions = post_instruction_positions(model)
-        cache = residual_stream(model, self.anchors_of(spec).to_estimate, positions=positions)
+        cache = residual_stream(model, self.fit_prompts(spec), positions=positions)
         found = find_directions(
             cache, method=self.recipe.method, centring=self.recipe.centring, seed=self.config.seed
         )
         target = self.run.part_path("directions", spec, suffix="safetensors")
         self.run.save(str(target.relative_to(self.run.path)), found.save)
+
+    def refusal_tokens(self, spec: str) -> RefusalTokens | None:
+        """The first tokens of the model's own refusals; None where it hardly refuses, and its logits decide."""
+        validation = self.anchors_of(spec).to_choose
+        return kept_refusal_tokens(
+            self.run, spec, model=self.model(spec), prompts=validation, seed=self.config.seed
+        )
+
+    def fit_prompts(self, spec: str) -> PromptSet:
+        """The prompts that directions are found on."""
+        prompts = self.anchors_of(spec).to_estimate
+        if self.recipe.fit_on == "labels":
+            return prompts
+        if not self.run.has_part("fit", spec, suffix="json"):
+            tokens, threshold = self.refusal_tokens(spec), self.recipe.threshold
+            used = treated_as_labelled(self.model(spec), prompts, refusal_tokens=tokens, threshold=threshold)
+            self.run.write_json_part([p.id for p in used], "fit", spec)
+        kept = set(self.run.read_json_part("fit", spec))
+        return replace(prompts, prompts=tuple(p for p in prompts if p.id in kept))
 
     def directions(self, spec: str) -> Directions:
         return Directions.load(self.run.part_path("directions", spec, suffix="safetensors"))
@@ -227,8 +249,7 @@ class StudyWork:
             model,
             directions if fixed is None else directions.only(-1),
             validation,
-            # None where it hardly refuses: the sweep then goes by its logits.
-            refusal_tokens=kept_refusal_tokens(self.run, spec, model=model, prompts=validation, seed=seed),
+            refusal_tokens=self.refusal_tokens(spec),
             layers=None if fixed is None else [fixed],
             journal=Journal(self.run.part_path("scores", spec, suffix="jsonl")),
             racing=self.config.racing and fixed is None and self._rule == "auto",
@@ -247,7 +268,9 @@ class StudyWork:
         model, directions = self.model(spec), self.directions(spec)
         table = self.run.read_part("sweep", spec)
         nothing = no_gap(table)
-        if self.config.confirm and self._rule == "auto" and len(table) > 1 and nothing is None:
+        # Where the scores show no refusal, but the model writes some, what it writes decides.
+        refuses = nothing is None or self.refusal_tokens(spec) is not None
+        if self.config.confirm and self._rule == "auto" and len(table) > 1 and refuses:
             n = len(self.anchors_of(spec).to_choose.harmful)
             self.say(f"{title} · {n} answers under each of the first {self.config.confirm} candidates")
             table = self._confirmed(spec, model, directions, table)
@@ -268,6 +291,8 @@ class StudyWork:
             "selection": asdict(selection),
             "explanation": note,
             "no_gap": nothing,
+            "fit_on": self.recipe.fit_on,
+            "fit_prompts_used": {"harmful": directions.n_harmful, "harmless": directions.n_harmless},
             **self.run.read_json_part("swept", spec),
             "edit": {"description": edit.describe(), "sha256": digest(edit)},
         }
@@ -317,8 +342,7 @@ class StudyWork:
         """The random directions of one system."""
 
         def read(position: int) -> ResidualCache:
-            fit = self.anchors_of(spec).to_estimate
-            return residual_stream(self.model(spec), fit, positions=(position,))
+            return residual_stream(self.model(spec), self.fit_prompts(spec), positions=(position,))
 
         return draw_controls(self.session, spec, direction, config=self.config, read=read)
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from mechsafety.core.names import DOSAGES, Centring, Dosage, Method
+from mechsafety.core.names import DOSAGES, Centring, Dosage, FitOn, Method
 from mechsafety.experiments.config import FedConfig, Option, whole_numbers
 
 
@@ -41,6 +41,10 @@ class SweepConfig(FedConfig):
         Field(default=None, description="layers to score")
     )
     fit: int = Field(default=128, ge=2, description="fit prompts of each label")
+    fit_on: FitOn = Field(
+        default="behaviour",
+        description="fit prompts that the model treats as their label says (behaviour), or all (labels)",
+    )
     validation: Annotated[int, Option(name="--limit")] = Field(
         default=32, ge=2, description="validation prompts of each label"
     )

@@ -40,9 +40,19 @@ def page(result: Result, figures: Mapping[str, go.Figure]) -> Page:
             *_overridden(selected),
             f"Tokens that all prompts begin with: {selected.get('shared_tokens', 'not recorded')}",
             f"First tokens of refusals ({selected['refusal_tokens']['source']}): {tokens}",
+            *_fit_line(selected),
             f"Unedited refusal score: harmful {score['harmful']:.2f}, harmless {score['harmless']:.2f}",
             f"Edit saved in edit.safetensors: {edit['description']}, sha256 {edit['sha256'][:16]}",
         ],
+    )
+
+
+def _fit_line(selected: Mapping[str, Any]) -> list[str]:
+    used = selected.get("fit_prompts_used")
+    return (
+        [f"Directions found on {used['harmful']} harmful and {used['harmless']} harmless prompts"]
+        if used
+        else []
     )
 
 

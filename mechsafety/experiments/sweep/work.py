@@ -23,6 +23,7 @@ from mechsafety.models.loading import load_record
 from mechsafety.models.prefixes import prefix_note
 from mechsafety.prompts.fed import fed, fed_record
 from mechsafety.runs.folder import Journal
+from mechsafety.sweeps.behaviour import treated_as_labelled
 from mechsafety.sweeps.confirmation import confirm
 from mechsafety.sweeps.doses import dose_curves, plan_doses
 from mechsafety.sweeps.layer_profile import logit_lens, profile_layers
@@ -61,14 +62,16 @@ class SweepWork:
     def tables(self) -> dict[str, pd.DataFrame]:
         """Make what is missing, and join it."""
         run, config = self.run, self.config
+        tokens = self._tokens()
+        if config.fit_on == "behaviour":
+            self.fit = treated_as_labelled(self.model, self.fit, refusal_tokens=tokens)
         self.say("residual streams")
         cache = residual_stream(self.model, self.fit, positions=self.positions)
-        tokens = self._tokens()
         swept = {method: self._scores(method, cache, tokens) for method in config.methods}
         selections = {method: self._select(one) for method, one in swept.items()}
         if config.confirm and config.rule == "auto":
             first = _main(selections)
-            swept[first] = self._confirmed(first, swept[first])
+            swept[first] = self._confirmed(first, swept[first], refuses=tokens is not None)
             selections[first] = self._select(swept[first])
         table = pd.concat([s.table.assign(method=m) for m, s in swept.items()], ignore_index=True)
         table = table[["method", *[c for c in table.columns if c != "method"]]]
@@ -89,6 +92,7 @@ class SweepWork:
             "model": record.as_dict() if record else {},
             "overridden_generation_defaults": overridden_defaults(self.model),
             "shared_tokens": prefix_note(self.model),
+            "fit_prompts_used": {"harmful": found.n_harmful, "harmless": found.n_harmless},
             **swept[main].facts(),
         }
         run.record("selected", facts)
@@ -111,10 +115,10 @@ class SweepWork:
             seed=config.seed,
         )
 
-    def _confirmed(self, method: str, swept: Sweep) -> Sweep:
+    def _confirmed(self, method: str, swept: Sweep, *, refuses: bool) -> Sweep:
         """With what the model writes under the first candidates of the method that the run goes on with."""
         config = self.config
-        if (why := no_gap(swept.table)) is not None:
+        if (why := no_gap(swept.table)) is not None and not refuses:
             self.say(f"{method}: no candidate is confirmed, {why}")
             return swept
         self.say(

@@ -165,12 +165,14 @@ def test_a_draw_is_removed_as_the_direction_is(
     from mechsafety.directions.controls import control_directions
     from mechsafety.edits.interventions import Ablate
     from mechsafety.generation.completions import generate
-    from mechsafety.prompts.prompt_set import load_prompts
+    from mechsafety.prompts.prompt_set import PromptSet, load_prompts
 
     model, spec, run = tiny_kept("llama"), config.systems[0], read_run(finished)
     prompts = load_prompts(config.prompts)
     direction = study.direction_of(run, spec)
-    cache = residual_stream(model, prompts.fit)
+    used = set(run.read_json_part("fit", spec))
+    fit = PromptSet(tuple(p for p in prompts.fit if p.id in used))
+    cache = residual_stream(model, fit, positions=(direction.position,))
     harmful, harmless = (cache.select(label)[:, 0, direction.layer] for label in ("harmful", "harmless"))
     drawn = control_directions(harmful, harmless, direction.unit, n=3, seed=0, system=spec)
     kept = run.read_part("controls", spec)
@@ -259,11 +261,11 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The layers of every candidate that is measured; each layer is measured on its own."""
     score, layers = BatchedScorer.score, []
 
-    def counting(self: BatchedScorer, candidates: Any) -> Any:
+    def counting(self: BatchedScorer, candidates: Any, *prompts: Any) -> Any:
         layers.extend(c.layer for c in candidates)
         if len(layers) == 2:
             raise KeyboardInterrupt
-        return score(self, candidates)
+        return score(self, candidates, *prompts)
 
     monkeypatch.setattr("mechsafety.sweeps.sweep._ROWS_A_CHUNK", 1)
     monkeypatch.setattr(BatchedScorer, "score", counting)
@@ -273,7 +275,8 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_a_study_goes_on_within_its_sweep_and_measures_no_candidate_twice(
     finished: Path, config: StudyConfig, tmp_path: Path, measured: list[int]
 ) -> None:
-    alone = config.model_copy(update={"systems": config.systems[:1], "judges": ("rules",)})
+    exhaustive = {"racing": False, "positions": "last_prompt"}
+    alone = config.model_copy(update={"systems": config.systems[:1], "judges": ("rules",), **exhaustive})
     with pytest.raises(KeyboardInterrupt):
         run_study(alone, tmp_path / "run")
     (journal,) = (tmp_path / "run" / "parts" / "scores").rglob("*.jsonl")
@@ -282,8 +285,7 @@ def test_a_study_goes_on_within_its_sweep_and_measures_no_candidate_twice(
     layers = sorted({*measured})
     # The one that was under way when the study was interrupted is measured again.
     assert sorted(measured) == sorted([*layers, measured[1]])
-    whole = pd.read_parquet(finished / "sweep.parquet")
-    whole = whole[whole["system"] == config.systems[0]].reset_index(drop=True)
+    whole = run_study(alone, tmp_path / "whole").to_frame("sweep")
     pd.testing.assert_frame_equal(run.to_frame("sweep"), whole)
 
 
@@ -297,9 +299,9 @@ def test_a_fixed_layer_is_the_one_candidate_that_is_measured(
 ) -> None:
     score, measured = BatchedScorer.score, []
 
-    def counting(self: BatchedScorer, candidates: Any) -> Any:
+    def counting(self: BatchedScorer, candidates: Any, *prompts: Any) -> Any:
         measured.extend(c.layer for c in candidates)
-        return score(self, candidates)
+        return score(self, candidates, *prompts)
 
     monkeypatch.setattr(BatchedScorer, "score", counting)
     alone = plain.model_copy(update={"systems": plain.systems[:1], "selfjudge": False, **given})
@@ -308,9 +310,10 @@ def test_a_fixed_layer_is_the_one_candidate_that_is_measured(
     assert measured == [layer]
     facts = run.manifest["systems"][plain.systems[0]]
     assert (facts["selection"]["layer"], facts["selection"]["rule"]) == (layer, "fixed")
-    swept = pd.read_parquet(finished / "sweep.parquet").query(
-        "system == @plain.systems[0] and layer == @layer"
-    )
+    # As it is among all of them, where the direction is found on the same prompts.
+    every = {"racing": False, "positions": "last_prompt", "confirm": 0, "fit_on": facts["fit_on"]}
+    whole = plain.model_copy(update={"systems": plain.systems[:1], "selfjudge": False, **every})
+    swept = run_study(whole, tmp_path / "whole").to_frame("sweep").query("layer == @layer")
     pd.testing.assert_frame_equal(run.to_frame("sweep"), swept.reset_index(drop=True))
     (figure,) = (f for name, f in run.figures().items() if name.startswith("layer-sweep"))
     assert all(list(trace.x) == [layer] for trace in figure.data)
