@@ -12,6 +12,8 @@ Positions = Literal["last_prompt", "post_instruction"]
 """At which tokens directions are found: the last of the prompt, or every one of the template after the user's text."""
 FitOn = Literal["behaviour", "labels"]
 """On which fit prompts directions are found: those that the model treats as their label says, or all."""
+Search = Literal["race", "exhaustive"]
+"""Whether candidates of a sweep race, or each is scored on all prompts."""
 RecipeName = Literal["default", "paper", "code", "arditi"]
 Dosage = Literal["alpha", "directions", "layers"]
 """What a dose curve varies."""

@@ -11,7 +11,7 @@ from pydantic import Field, ValidationError, field_validator
 from pydantic_core import PydanticCustomError
 
 from mechsafety.core.errors import MechsafetyError
-from mechsafety.core.names import SELECTION_RULES, Centring, FitOn, Method, Positions, RecipeName
+from mechsafety.core.names import SELECTION_RULES, Centring, FitOn, Method, Positions, RecipeName, Search
 from mechsafety.core.places import configs_folder
 from mechsafety.experiments.config import Config, FedConfig, Option, in_order
 from mechsafety.judges.kinds.endpoint import parse
@@ -60,9 +60,9 @@ class StudyConfig(FedConfig):
         "the recipe's",
     )
     selection: str | None = Field(default=None, description="selection rule: auto or arditi")
-    racing: bool = Field(
-        default=True,
-        description="score candidates on all prompts only where they can come among the first (auto)",
+    search: Search = Field(
+        default="race",
+        description="score every candidate on all prompts, or only those that can come among the first (auto)",
     )
     confirm: int = Field(
         default=5,

@@ -252,7 +252,7 @@ class StudyWork:
             refusal_tokens=self.refusal_tokens(spec),
             layers=None if fixed is None else [fixed],
             journal=Journal(self.run.part_path("scores", spec, suffix="jsonl")),
-            racing=self.config.racing and fixed is None and self._rule == "auto",
+            racing=self.config.search == "race" and fixed is None and self._rule == "auto",
             threshold=self.recipe.threshold,
             seed=seed,
         )

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from mechsafety.core.names import DOSAGES, Centring, Dosage, FitOn, Method
+from mechsafety.core.names import DOSAGES, Centring, Dosage, FitOn, Method, Search
 from mechsafety.experiments.config import FedConfig, Option, whole_numbers
 
 
@@ -53,9 +53,9 @@ class SweepConfig(FedConfig):
         Option(metavar="A,B", many="commas", parse=_tokens, default="from the model's own refusals"),
     ] = Field(default=None, description="first tokens of refusals")
     rule: str = Field(default="auto", description="selection rule: auto or arditi")
-    racing: bool = Field(
-        default=False,
-        description="score candidates on all prompts only where they can come among the first (auto)",
+    search: Search = Field(
+        default="exhaustive",
+        description="score every candidate on all prompts, or only those that can come among the first (auto)",
     )
     confirm: int = Field(
         default=5,

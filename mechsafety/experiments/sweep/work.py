@@ -111,7 +111,7 @@ class SweepWork:
             refusal_tokens=tokens,
             layers=config.layers,
             journal=self._journal("scores", method),
-            racing=config.racing and config.rule == "auto",
+            racing=config.search == "race" and config.rule == "auto",
             seed=config.seed,
         )
 

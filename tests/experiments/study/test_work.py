@@ -275,7 +275,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_a_study_goes_on_within_its_sweep_and_measures_no_candidate_twice(
     finished: Path, config: StudyConfig, tmp_path: Path, measured: list[int]
 ) -> None:
-    exhaustive = {"racing": False, "positions": "last_prompt"}
+    exhaustive = {"search": "exhaustive", "positions": "last_prompt"}
     alone = config.model_copy(update={"systems": config.systems[:1], "judges": ("rules",), **exhaustive})
     with pytest.raises(KeyboardInterrupt):
         run_study(alone, tmp_path / "run")
@@ -311,7 +311,7 @@ def test_a_fixed_layer_is_the_one_candidate_that_is_measured(
     facts = run.manifest["systems"][plain.systems[0]]
     assert (facts["selection"]["layer"], facts["selection"]["rule"]) == (layer, "fixed")
     # As it is among all of them, where the direction is found on the same prompts.
-    every = {"racing": False, "positions": "last_prompt", "confirm": 0, "fit_on": facts["fit_on"]}
+    every = {"search": "exhaustive", "positions": "last_prompt", "confirm": 0, "fit_on": facts["fit_on"]}
     whole = plain.model_copy(update={"systems": plain.systems[:1], "selfjudge": False, **every})
     swept = run_study(whole, tmp_path / "whole").to_frame("sweep").query("layer == @layer")
     pd.testing.assert_frame_equal(run.to_frame("sweep"), swept.reset_index(drop=True))
