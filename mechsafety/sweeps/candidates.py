@@ -6,7 +6,8 @@ batches of like length, each row under its own projection -> ``induce`` goes on 
 at the candidate's own layer. Only the last position is unembedded.
 
 :func:`score_plain` is the same one candidate at a time through :func:`edited`; it serves models
-without a plain twin, and the tests show that both agree.
+without a plain twin, and the tests show that both agree. It alone scores written answers, whose tokens run behind
+those of the prompts.
 """
 
 from __future__ import annotations
@@ -23,13 +24,14 @@ from torch import Tensor
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.directions.direction import Direction, Directions
 from mechsafety.edits.completeness import written_past_hooks
-from mechsafety.edits.interventions import EVERYWHERE, Ablate, Add, Edit
+from mechsafety.edits.interventions import EVERYWHERE, Ablate, Add
 from mechsafety.generation.bodies import body_under
 from mechsafety.models.chat import TokenBatch, device_of, pad_left, pad_token, plan_batches
 from mechsafety.models.forward import NO_PREFIX, Prefix, forward, run_prefix
 from mechsafety.models.hooking import hooked, observed, plain_module_path, plain_twin_at, residual_hooks
 from mechsafety.models.prefixes import all_last_logits, common_prefix
-from mechsafety.sweeps.refusal_scores import DivergenceFrom, kl_divergence, refusal_scores
+from mechsafety.sweeps.measures import RefusalMeasure, TokenMeasure
+from mechsafety.sweeps.refusal_scores import DivergenceFrom, kl_divergence, log_odds, token_probabilities
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -59,11 +61,17 @@ class Candidate:
 
 @dataclass(frozen=True, kw_only=True)
 class CandidateScores:
-    """Scores of every prompt under one candidate; NaN where there is none (the stream's end induces nothing)."""
+    """Scores of every prompt under one candidate; NaN where there is none (the stream's end induces nothing).
+
+    ``bypass_tokens`` and ``induce_tokens`` hold P of every refusal token, in the order of their ids, where the scores
+    are by first tokens.
+    """
 
     bypass: Float[Tensor, " harmful"]
     induce: Float[Tensor, " harmless"]
     kl: Float[Tensor, " harmless"]
+    bypass_tokens: Float[Tensor, "harmful token"] | None = None
+    induce_tokens: Float[Tensor, "harmless token"] | None = None
 
 
 def candidates_of(directions: Directions, layers: Sequence[int]) -> dict[tuple[int, int], Candidate]:
@@ -81,12 +89,12 @@ def candidates_of(directions: Directions, layers: Sequence[int]) -> dict[tuple[i
 
 @dataclass(frozen=True, kw_only=True)
 class Validation:
-    """The validation prompts as tokens, their unedited logits, and the refusal tokens."""
+    """The validation prompts as tokens, their unedited logits, and what refusal scores are about."""
 
     harmful: list[list[int]]
     harmless: list[list[int]]
     base_harmless: Float[Tensor, "prompt vocabulary"]
-    refusal_ids: tuple[int, ...]
+    measure: RefusalMeasure
     batch_size: int
 
     def of(self, harmful: Sequence[int] | None, harmless: Sequence[int] | None) -> Validation:
@@ -110,35 +118,41 @@ def score_plain(
 ) -> CandidateScores:
     """One candidate through edited(): the reference, and what models without a plain twin take."""
     prompts = prompts.of(harmful, harmless)
-
-    def logits(sequences: list[list[int]], edit: Edit) -> Float[Tensor, "prompt vocabulary"]:
-        with body_under(model, edit) as body:
-            return all_last_logits(model, body, sequences, batch_size=prompts.batch_size)
-
-    # One pass serves bypass and KL: both are the same projection.
-    both = logits(prompts.harmful + prompts.harmless, Ablate(candidate.direction))
-    n = len(prompts.harmful)
-    induce = torch.full((len(prompts.harmless),), float("nan"), dtype=torch.float64)
+    sized: dict[str, Any] = {"batch_size": prompts.batch_size}
+    ablated = Ablate(candidate.direction)
+    bypass = prompts.measure.measure(model, prompts.harmful, edit=ablated, **sized)
+    with body_under(model, ablated) as body:
+        projected = all_last_logits(model, body, prompts.harmless, **sized)
     if candidate.layer < model.cfg.n_layers:
-        added = logits(prompts.harmless, Add(candidate.steering, layer=candidate.layer))
-        induce = refusal_scores(added, prompts.refusal_ids)
+        added = Add(candidate.steering, layer=candidate.layer)
+        induce = prompts.measure.measure(model, prompts.harmless, edit=added, **sized)
+        induced, induced_tokens = induce.scores, induce.tokens
+    else:
+        induced = torch.full((len(prompts.harmless),), float("nan"), dtype=torch.float64)
+        induced_tokens = None if bypass.tokens is None else induced[:, None].repeat(1, bypass.tokens.shape[1])
     return CandidateScores(
-        bypass=refusal_scores(both[:n], prompts.refusal_ids),
-        induce=induce,
-        kl=kl_divergence(prompts.base_harmless, both[n:]),
+        bypass=bypass.scores,
+        induce=induced,
+        kl=kl_divergence(prompts.base_harmless, projected),
+        bypass_tokens=bypass.tokens,
+        induce_tokens=induced_tokens,
     )
 
 
 class BatchedScorer:
     """The fast path: made once for a model and its validation prompts, then given chunks of candidates.
 
-    Raises :class:`MechsafetyError` when the model has no plain twin: ask :func:`has_fast_path` first.
+    Raises :class:`MechsafetyError` when the model has no plain twin (ask :func:`has_fast_path` first), and where
+    scores are about written answers.
     """
 
     def __init__(self, model: TransformerBridge, prompts: Validation) -> None:
         twin = _fast_twin(model)
         if twin is None:
             raise MechsafetyError("this model has no plain twin: score its candidates one at a time")
+        if not isinstance(prompts.measure, TokenMeasure):
+            raise MechsafetyError("written answers are scored one candidate at a time, with score_plain()")
+        self.measure = prompts.measure
         self.model, self.prompts = model, prompts
         self.body: Any = twin
         self.device = device_of(model)
@@ -162,13 +176,20 @@ class BatchedScorer:
         a = range(self.n_harmful) if harmful is None else harmful
         b = range(len(self.prompts.harmless)) if harmless is None else harmless
         bypass, kl = self._projected(candidates, a, b)
-        induce = torch.full((len(candidates), len(b)), float("nan"), dtype=torch.float64)
+        shape = (len(candidates), len(b), len(self.measure.ids))
+        induce = torch.full(shape, float("nan"), dtype=torch.float64)
         layers = sorted({c.layer for c in candidates if c.layer < self.n_layers})
         for layer in layers:
             places = [place for place, c in enumerate(candidates) if c.layer == layer]
             induce[places] = self._induced([candidates[place] for place in places], layer, b)
         return [
-            CandidateScores(bypass=bypass[place], induce=induce[place], kl=kl[place])
+            CandidateScores(
+                bypass=log_odds(bypass[place]),
+                induce=log_odds(induce[place]),
+                kl=kl[place],
+                bypass_tokens=bypass[place],
+                induce_tokens=induce[place],
+            )
             for place in range(len(candidates))
         ]
 
@@ -176,7 +197,8 @@ class BatchedScorer:
 
     def _projected(
         self, candidates: Sequence[Candidate], harmful: Sequence[int], harmless: Sequence[int]
-    ) -> tuple[Float[Tensor, "candidate harmful"], Float[Tensor, "candidate harmless"]]:
+    ) -> tuple[Float[Tensor, "candidate harmful token"], Float[Tensor, "candidate harmless"]]:
+        """P of every refusal token, and KL."""
         write = torch.stack([c.write for c in candidates]).float().to(self.device)
         read = torch.stack([c.read for c in candidates]).float().to(self.device)
         current: list[Tensor] = [write, read]
@@ -186,7 +208,8 @@ class BatchedScorer:
             along = torch.bmm(wide, current[1][:, :, None])
             return torch.baddbmm(wide, along, current[0][:, None, :], alpha=-1).to(x.dtype)
 
-        bypass = torch.empty(len(candidates), self.n_harmful, dtype=torch.float64)
+        shape = (len(candidates), self.n_harmful, len(self.measure.ids))
+        bypass = torch.empty(shape, dtype=torch.float64)
         kl = torch.empty(len(candidates), len(self.prompts.harmless), dtype=torch.float64)
         with hooked(self.model, [(name, project) for name in self.sites], twin=self.body):
             before = run_prefix(self.body, self.prefix, self.device, rows=len(candidates))
@@ -209,7 +232,7 @@ class BatchedScorer:
         logits, which, prompt = logits.float().cpu(), which.cpu(), prompt.cpu()
         harmful = prompt < self.n_harmful
         if bool(harmful.any()):
-            found = refusal_scores(logits[harmful], self.prompts.refusal_ids)
+            found = token_probabilities(logits[harmful], self.measure.ids)
             bypass[which[harmful], prompt[harmful]] = found
         if not bool(harmful.all()):
             places = prompt[~harmful] - self.n_harmful
@@ -248,10 +271,10 @@ class BatchedScorer:
 
     def _induced(
         self, candidates: Sequence[Candidate], layer: int, harmless: Sequence[int]
-    ) -> Float[Tensor, "candidate harmless"]:
-        n = len(candidates)
+    ) -> Float[Tensor, "candidate harmless token"]:
+        n, ids = len(candidates), self.measure.ids
         steering = torch.stack([c.steering for c in candidates]).float().to(self.device)
-        out = torch.empty(n, len(self.prompts.harmless), dtype=torch.float64)
+        out = torch.empty(n, len(self.prompts.harmless), len(ids), dtype=torch.float64)
         asked = frozenset(harmless)
         with self._resumed(layer) as start:
             before = self._steered_prefix(start, steering, layer)
@@ -269,8 +292,8 @@ class BatchedScorer:
                     )
                     index = which if before.cache is not None else None
                     logits = forward(self.body, repeated, logits=1, before=before, rows=index).logits[:, -1]
-                    found = refusal_scores(logits.float(), self.prompts.refusal_ids).cpu()
-                    out[:, list(rows)] = found.reshape(n, len(rows))
+                    found = token_probabilities(logits.float(), ids).cpu()
+                    out[:, list(rows)] = found.reshape(n, len(rows), len(ids))
         return out[:, list(harmless)]
 
     def _steered_prefix(

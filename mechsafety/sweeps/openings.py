@@ -1,4 +1,4 @@
-"""How a model's own refusals begin: the refusal tokens of a sweep, from answers that a judge has read."""
+"""How a model's own refusals begin, from answers that a judge has read."""
 
 from __future__ import annotations
 
@@ -10,37 +10,37 @@ from mechsafety.generation.completions import generate
 from mechsafety.judges.registry import judge_responses
 from mechsafety.prompts.prompt_set import PromptSet
 from mechsafety.runs.folder import RunFolder
-from mechsafety.sweeps.refusal_scores import RefusalTokens, openings_of
+from mechsafety.sweeps.refusal_scores import OwnRefusals
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 ANSWER_TOKENS = 24
 """Enough for the judge to see a refusal."""
+_OPENING_TOKENS = 6
 
 
-def own_refusal_tokens(model: TransformerBridge, prompts: PromptSet, *, seed: int) -> RefusalTokens | None:
-    """First tokens of what the judge ``rules`` calls a refusal among the model's answers to harmful prompts.
-
-    None when the model hardly refuses; :func:`mechsafety.sweeps.sweep.sweep` then goes by its logits.
-    """
+def own_refusals(model: TransformerBridge, prompts: PromptSet, *, seed: int) -> OwnRefusals:
+    """What the judge ``rules`` calls a refusal among the model's answers to the harmful ones of ``prompts``."""
     done = generate(model, prompts.harmful, max_new_tokens=ANSWER_TOKENS, seed=seed, label="openings")
     responses = [Response(id=c.id, prompt=c.prompt, text=c.text) for c in done]
     refused = {v.id for v in judge_responses(responses, ["rules"]) if v.label == "refusal"}
-    return openings_of(
-        [c.tokens for c in done if c.id in refused], decode=lambda token: str(model.tokenizer.decode([token]))
+    return OwnRefusals(
+        asked=tuple(c.id for c in done),
+        refused=tuple(c.id for c in done if c.id in refused),
+        openings=tuple(tuple(c.tokens[:_OPENING_TOKENS]) for c in done if c.id in refused),
     )
 
 
-def kept_refusal_tokens(
+def kept_own_refusals(
     run: RunFolder, *key: str, model: TransformerBridge, prompts: PromptSet, seed: int
-) -> RefusalTokens | None:
-    """:func:`own_refusal_tokens`, found once and kept in the part ``tokens`` of ``run``."""
-    if not run.has_part("tokens", *key, suffix="json"):
-        tokens = own_refusal_tokens(model, prompts, seed=seed)
-        run.write_json_part(asdict(tokens) if tokens is not None else None, "tokens", *key)
-    stored = run.read_json_part("tokens", *key)
-    if stored is None:
-        return None
-    lists = {name: tuple(stored[name]) for name in ("ids", "texts", "weight")}
-    return RefusalTokens(**lists, source=stored["source"])
+) -> OwnRefusals:
+    """:func:`own_refusals`, found once and kept in the part ``refusals`` of ``run``."""
+    if not run.has_part("refusals", *key, suffix="json"):
+        run.write_json_part(asdict(own_refusals(model, prompts, seed=seed)), "refusals", *key)
+    stored = run.read_json_part("refusals", *key)
+    return OwnRefusals(
+        asked=tuple(stored["asked"]),
+        refused=tuple(stored["refused"]),
+        openings=tuple(map(tuple, stored["openings"])),
+    )

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 _EPSILON = 1e-8
 _KL_EPSILON = 1e-6
+LEAST_REFUSALS = 3
+"""With fewer of a model's own refusals there is too little to go by."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,10 +50,34 @@ class RefusalTokens:
         object.__setattr__(self, "weight", tuple(weight.values()))
 
 
+@dataclass(frozen=True, kw_only=True)
+class OwnRefusals:
+    """What a model's answers to harmful prompts show of its refusals: ids of the prompts, and how the answers begin.
+
+    ``asked`` are all prompts whose answers were read; ``openings`` the first tokens of the answers to the ``refused``.
+    """
+
+    asked: tuple[str, ...]
+    refused: tuple[str, ...]
+    openings: tuple[tuple[int, ...], ...]
+
+
 def refusal_scores(logits: Float[Tensor, "row vocabulary"], tokens: Sequence[int]) -> Float[Tensor, " row"]:
     """log P(R) - log(1 - P(R)) of the set R of refusal tokens, in float64 with epsilon 1e-8."""
-    p = torch.softmax(logits.double(), dim=-1)[:, sorted(set(tokens))].sum(-1)
-    return torch.log(p + _EPSILON) - torch.log(1 - p + _EPSILON)
+    return log_odds(token_probabilities(logits, sorted(set(tokens))))
+
+
+def token_probabilities(
+    logits: Float[Tensor, "row vocabulary"], tokens: Sequence[int]
+) -> Float[Tensor, "row token"]:
+    """P of each of ``tokens``, in float64."""
+    return torch.softmax(logits.double(), dim=-1)[:, list(tokens)]
+
+
+def log_odds(p: Float[Tensor, "*row token"]) -> Float[Tensor, "*row"]:
+    """log P(R) - log(1 - P(R)) from the probabilities of the distinct tokens in R, with epsilon 1e-8."""
+    total = p.sum(-1)
+    return torch.log(total + _EPSILON) - torch.log(1 - total + _EPSILON)
 
 
 def kl_divergence(
@@ -110,7 +136,7 @@ def openings_of(
     """
     firsts = Counter(tokens[0] for tokens in refusals if tokens)
     total = sum(firsts.values())
-    if total < 3:
+    if total < LEAST_REFUSALS:
         return None
     kept = [(token, n / total) for token, n in sorted(firsts.items(), key=lambda i: (-i[1], i[0]))]
     kept = [(token, share) for token, share in kept if share >= least_share] or kept[:1]

@@ -26,7 +26,7 @@ from mechsafety.models.loading import current_fingerprint, known_fingerprint, mo
 from mechsafety.prompts.fed import truncated
 from mechsafety.prompts.prompt_set import PromptSet
 from mechsafety.runs.folder import Journal
-from mechsafety.sweeps.behaviour import last_logits, rows_as_labelled
+from mechsafety.sweeps.behaviour import rows_as_labelled
 from mechsafety.sweeps.candidates import (
     BatchedScorer,
     Candidate,
@@ -36,9 +36,11 @@ from mechsafety.sweeps.candidates import (
     has_fast_path,
     score_plain,
 )
+from mechsafety.sweeps.measures import MeasureChoice, TokenMeasure, refusal_measure
 from mechsafety.sweeps.racing import Raced, Scored, Unedited, exhaustive, race
-from mechsafety.sweeps.refusal_scores import RefusalTokens, derive_refusal_tokens, refusal_scores
+from mechsafety.sweeps.refusal_scores import RefusalTokens
 from mechsafety.sweeps.selection import Place, Selection, select, selection_stability, with_shares
+from mechsafety.sweeps.token_sets import TokenScores, TokenStability, token_stability
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -56,14 +58,15 @@ _ROWS_A_CHUNK = 256  # of candidate x prompt: enough that batches hold prompts o
 class Sweep:
     """The table of scores, and what it was measured against.
 
-    ``base_harmful`` and ``base_harmless`` are the unedited model's mean refusal scores, ``unedited`` those of every
-    prompt. ``scores`` holds the score of every prompt under every candidate, in the order of the table's rows; NaN
-    where racing (``cost`` below 1: the share of prompts scored) took none.
+    ``measure`` is what the scores are about, and why. ``base_harmful`` and ``base_harmless`` are the unedited model's
+    mean refusal scores, ``unedited`` those of every prompt. ``scores`` holds the score of every prompt under every
+    candidate, in the order of the table's rows; NaN where racing (``cost`` below 1: the share of prompts scored) took
+    none. ``token_scores`` hold P of every refusal token, where the scores are about first tokens.
     """
 
     table: pd.DataFrame
     directions: Directions
-    refusal_tokens: RefusalTokens
+    measure: MeasureChoice
     base_harmful: float
     base_harmless: float
     n_harmful: int
@@ -71,6 +74,7 @@ class Sweep:
     n_layers: int
     scores: tuple[CandidateScores, ...]
     unedited: Unedited
+    token_scores: TokenScores | None = None
     cost: float = 1.0
 
     def select(self, *, rule: str = "auto") -> Selection:
@@ -99,15 +103,35 @@ class Sweep:
             seed=seed,
         )
 
-    def facts(self) -> dict[str, Any]:
-        """The scores' entry in a run's manifest: refusal tokens, unedited scores, prompts used."""
+    def token_stability(self, *, rule: str = "auto", seed: int = 0) -> TokenStability | None:
+        """How often half of the refusal tokens picks another candidate; None for one token and for written answers.
+
+        Every set of half of the tokens (rounded down), or 50 drawn with ``seed`` where there are more.
+        """
+        if self.token_scores is None:
+            return None
+        return token_stability(self.table, self.token_scores, n_layers=self.n_layers, rule=rule, seed=seed)
+
+    def facts(self, *, rule: str | None = "auto") -> dict[str, Any]:
+        """The scores' entry in a run's manifest: refusal tokens, measure, unedited scores, prompts used.
+
+        Under ``rule`` half of the refusal tokens is tried; not where it is None, no candidate being selected.
+        """
         scores = {"harmful": round(self.base_harmful, 4), "harmless": round(self.base_harmless, 4)}
+        stability = None if rule is None else self.token_stability(rule=rule)
         return {
             "refusal_tokens": asdict(self.refusal_tokens),
+            "refusal_measure": self.measure.facts(),
+            "token_stability": None if stability is None else asdict(stability),
             "base_refusal_score": scores,
             "validation_prompts_used": {"harmful": self.n_harmful, "harmless": self.n_harmless},
             "share_of_prompts_scored": round(self.cost, 4),
         }
+
+    @property
+    def refusal_tokens(self) -> RefusalTokens:
+        """The first tokens of refusals, whether or not the scores are about them."""
+        return self.measure.refusal_tokens
 
     @property
     def model_name(self) -> str:
@@ -145,6 +169,7 @@ def sweep(
     prompts: PromptSet,
     *,
     refusal_tokens: RefusalTokens | None = None,
+    measure: MeasureChoice | None = None,
     layers: Sequence[int] | None = None,
     batch_size: int = 64,
     fast_path: bool = True,
@@ -156,6 +181,10 @@ def sweep(
 ) -> Sweep:
     """Score every direction on ``prompts`` (the validation split: harmful and harmless).
 
+    Scores are by ``measure``, which :func:`mechsafety.sweeps.measures.refusal_measure` takes on these prompts, here too
+    where none is given: of ``refusal_tokens``, or of the first tokens that harmful prompts make likelier, or of written
+    answers where these tell more.
+
     Prompts that the unedited model treats against their label (harmful ones that score no higher, or harmless ones that
     score no lower, than ``threshold``: the middle between the means of the classes by default, 0 in the source) are
     left out where at least 8 of a label remain. Zero vectors score NaN. With ``racing`` candidates that cannot come
@@ -165,8 +194,8 @@ def sweep(
     again, and those of another model, other directions or other prompts are an error.
 
     Raises :class:`MechsafetyError` when the directions were found on another model, for one class only, no
-    prompts, a layer that does not exist, and prompts longer than the model's window (``truncate_prompts`` cuts their
-    texts instead).
+    prompts, a layer that does not exist, a measure of other prompts, and prompts longer than the model's window
+    (``truncate_prompts`` cuts their texts instead).
     """
     import pandas as pd
 
@@ -175,18 +204,20 @@ def sweep(
     if truncate_prompts:
         prompts, _ = truncated(model, prompts, new_tokens=0)
     chosen = _checked_layers(layers, directions.n_layers)
-    harmful, base_harmful = last_logits(model, prompts.harmful, batch_size)
-    harmless, base_harmless = last_logits(model, prompts.harmless, batch_size)
-    tokens = refusal_tokens or derive_refusal_tokens(
-        base_harmful, base_harmless, decode=lambda i: str(model.tokenizer.decode([i]))
-    )
-    score_a, score_b = (refusal_scores(base, tokens.ids) for base in (base_harmful, base_harmless))
+    if measure is None:
+        measure = refusal_measure(model, prompts, refusal_tokens=refusal_tokens, batch_size=batch_size)
+    elif measure.prompts_sha256 != prompts.sha256():
+        raise MechsafetyError(
+            "this measure was taken on other prompts: take one with refusal_measure() on these"
+        )
+    score_a, score_b = measure.harmful.scores, measure.harmless.scores
     keep_a, keep_b = rows_as_labelled(score_a, score_b, threshold)
+    harmful, harmless = measure.passes
     validation = Validation(
-        harmful=[harmful[i] for i in keep_a],
-        harmless=[harmless[i] for i in keep_b],
-        base_harmless=base_harmless[keep_b],
-        refusal_ids=tokens.ids,
+        harmful=[harmful.sequences[i] for i in keep_a],
+        harmless=[harmless.sequences[i] for i in keep_b],
+        base_harmless=harmless.logits[keep_b],
+        measure=measure.taken,
         batch_size=batch_size,
     )
     if journal is not None:
@@ -194,7 +225,7 @@ def sweep(
             model=current_fingerprint(model),
             directions=directions.sha256(),
             prompts=prompts.sha256(),
-            refusal_tokens=list(tokens.ids),
+            measure=measure.taken.made_from(),
             threshold=threshold,
         )
     cache = residual_stream(model, prompts, positions=directions.positions, batch_size=batch_size)
@@ -237,7 +268,7 @@ def sweep(
     return Sweep(
         table=with_shares(pd.DataFrame(rows))[list(SCORE_COLUMNS)],
         directions=directions,
-        refusal_tokens=tokens,
+        measure=measure,
         base_harmful=float(unedited.harmful.mean()),
         base_harmless=float(unedited.harmless.mean()),
         n_harmful=len(keep_a),
@@ -245,7 +276,30 @@ def sweep(
         n_layers=model.cfg.n_layers,
         scores=tuple(kept),
         unedited=unedited,
+        token_scores=_token_scores(scored, directions, chosen, measure, (keep_a, keep_b)),
         cost=scored.cost,
+    )
+
+
+def _token_scores(
+    scored: _AllScores,
+    directions: Directions,
+    layers: Sequence[int],
+    measure: MeasureChoice,
+    kept: tuple[list[int], list[int]],
+) -> TokenScores | None:
+    """P of every refusal token in the order of the table's rows; None for written answers."""
+    if scored.tokens is None or measure.harmful.tokens is None or measure.harmless.tokens is None:
+        return None
+    bypass, induce = scored.tokens
+    rows = [scored.places.get((position, layer)) for position in directions.positions for layer in layers]
+    nothing = (np.full(part.shape[1:], math.nan) for part in (bypass, induce))
+    no_bypass, no_induce = nothing
+    return TokenScores(
+        bypass=np.stack([no_bypass if at is None else bypass[at] for at in rows]),
+        induce=np.stack([no_induce if at is None else induce[at] for at in rows]),
+        harmful=measure.harmful.tokens[kept[0]].numpy(),
+        harmless=measure.harmless.tokens[kept[1]].numpy(),
     )
 
 
@@ -262,10 +316,14 @@ def _gap_interval(harmful: Float[np.ndarray, " a"], harmless: Float[np.ndarray, 
 
 @dataclass(frozen=True, kw_only=True)
 class _AllScores:
-    """Scores of every candidate with a direction, and the prompts of each class that they were taken on."""
+    """Scores of every candidate with a direction, and the prompts of each class that they were taken on.
+
+    ``tokens`` are P of the refusal tokens of harmful prompts (bypass) and harmless ones (induce), by candidate.
+    """
 
     places: Mapping[Place, int]
     raced: Raced
+    tokens: tuple[np.ndarray, np.ndarray] | None = None
 
     def of(self, place: Place) -> tuple[CandidateScores, list[int], list[int]]:
         """One candidate's scores, and the rows of harmful and of harmless prompts; NaN on all for a zero vector."""
@@ -300,6 +358,14 @@ def _score_all(
     """Scores of the candidates: from the journal where it has them, else run and written there."""
     places = list(candidates)
     scorer: BatchedScorer | None = None
+    n_harmful, n_harmless = len(validation.harmful), len(validation.harmless)
+    tokens: tuple[np.ndarray, np.ndarray] | None = None
+    if isinstance(validation.measure, TokenMeasure):
+        n_tokens = len(validation.measure.ids)
+        tokens = (
+            np.full((len(places), n_harmful, n_tokens), math.nan),
+            np.full((len(places), n_harmless, n_tokens), math.nan),
+        )
 
     def score(some: Sequence[int], harmful: Sequence[int], harmless: Sequence[int]) -> Scored:
         nonlocal scorer
@@ -309,7 +375,7 @@ def _score_all(
         done = {place: _from_journal(journal, key) for place, key in keys.items()}
         scored = {place: scores for place, scores in done.items() if scores is not None}
         todo = {place: candidates[place] for place in keys if place not in scored}
-        if fast and todo and scorer is None and has_fast_path(model):
+        if fast and tokens is not None and todo and scorer is None and has_fast_path(model):
             scorer = BatchedScorer(model, validation)
         n_prompts = len(harmful) + len(harmless)
         title = f"layer sweep, {n_prompts} prompts" if racing else "layer sweep"
@@ -325,20 +391,26 @@ def _score_all(
                     scored[place] = scores
                     _to_journal(journal, keys[place], scores)
                 progress.update(len(chunk))
+        found = [scored[place] for place in keys]
+        if tokens is not None:
+            for at, one in zip(some, found, strict=True):
+                assert one.bypass_tokens is not None
+                assert one.induce_tokens is not None
+                tokens[0][at, list(harmful)] = one.bypass_tokens.numpy()
+                tokens[1][at, list(harmless)] = one.induce_tokens.numpy()
         sizes = dict(zip(_PARTS, (len(harmful), len(harmless), len(harmless)), strict=True))
         parts = {name: np.empty((len(keys), n)) for name, n in sizes.items()}
-        for row, place in enumerate(keys):
+        for row, one in enumerate(found):
             for name in _PARTS:
-                parts[name][row] = getattr(scored[place], name).numpy()
+                parts[name][row] = getattr(one, name).numpy()
         return Scored(**parts)
 
     layers = [layer for _, layer in places]
-    n_harmful, n_harmless = len(validation.harmful), len(validation.harmless)
     if racing:
         raced = race(score, unedited, layers, n_layers=model.cfg.n_layers, seed=seed)
     else:
         raced = exhaustive(score, len(places), n_harmful, n_harmless)
-    return _AllScores(places={place: at for at, place in enumerate(places)}, raced=raced)
+    return _AllScores(places={place: at for at, place in enumerate(places)}, raced=raced, tokens=tokens)
 
 
 def _chunks(todo: Mapping[Place, Candidate], *, least: int) -> Iterator[list[Place]]:
@@ -354,24 +426,31 @@ def _chunks(todo: Mapping[Place, Candidate], *, least: int) -> Iterator[list[Pla
 
 
 _PARTS = ("bypass", "induce", "kl")
+_TOKEN_PARTS = ("bypass_tokens", "induce_tokens")
 
 
 def _from_journal(journal: Journal | None, key: str) -> CandidateScores | None:
     stored = journal.get(key) if journal is not None else None
     if stored is None:
         return None
-    parts = {
-        name: torch.tensor([math.nan if v is None else v for v in stored[name]], dtype=torch.float64)
-        for name in _PARTS
-    }
+    # Token by token, so that no prompt at all still has a shape.
+    parts = {name: torch.tensor(_with_nan(stored[name]), dtype=torch.float64).t() for name in stored}
     return CandidateScores(**parts)
 
 
 def _to_journal(journal: Journal | None, key: str, scores: CandidateScores) -> None:
     if journal is not None:
-        # JSON has no NaN.
-        parts = {name: [None if v != v else v for v in getattr(scores, name).tolist()] for name in _PARTS}
-        journal.put(key, parts)
+        parts = {name: getattr(scores, name) for name in (*_PARTS, *_TOKEN_PARTS)}
+        journal.put(key, {name: _with_null(p.t().tolist()) for name, p in parts.items() if p is not None})
+
+
+def _with_null(values: list[Any]) -> list[Any]:
+    """JSON has no NaN."""
+    return [_with_null(v) if isinstance(v, list) else None if v != v else v for v in values]
+
+
+def _with_nan(values: list[Any]) -> list[Any]:
+    return [_with_nan(v) if isinstance(v, list) else math.nan if v is None else v for v in values]
 
 
 def _key(place: Place, rounds: str) -> str:

@@ -12,6 +12,7 @@ from mechsafety.models.chat import tokenize_prompts
 from mechsafety.models.loading import body_of
 from mechsafety.prompts.prompt_set import PromptSet
 from mechsafety.sweeps.behaviour import rows_as_labelled, treated_as_labelled
+from mechsafety.sweeps.measures import TokenMeasure
 from tests.prompt_sets import small_prompts
 from tests.sweeps.test_sweep import TOKENS
 
@@ -32,7 +33,8 @@ def test_prompts_are_kept_on_their_own_side_of_the_middle(
     tiny_kept: Callable[..., Any], architecture: str
 ) -> None:
     model, prompts = tiny_kept(architecture), small_prompts(40).fit
-    kept = treated_as_labelled(model, prompts, refusal_tokens=TOKENS, batch_size=7)
+    measure = TokenMeasure(tokens=TOKENS)
+    kept = treated_as_labelled(model, prompts, measure=measure, batch_size=7)
     scores = plain_scores(model, prompts)
     means = [sum(scores[p.id] for p in some) / len(some) for some in (prompts.harmful, prompts.harmless)]
     middle = sum(means) / 2
@@ -42,7 +44,7 @@ def test_prompts_are_kept_on_their_own_side_of_the_middle(
     assert 16 <= len(expected) < len(prompts)  # the control: some are left out
     assert [p.id for p in kept] == [p.id for p in prompts if p.id in expected]
     # Beyond every score nothing agrees, and then all stay.
-    assert len(treated_as_labelled(model, prompts, refusal_tokens=TOKENS, threshold=1e3).harmful) == 40
+    assert len(treated_as_labelled(model, prompts, measure=measure, threshold=1e3).harmful) == 40
 
 
 @pytest.mark.parametrize(("constant", "factor"), [(30.0, 1.0), (-4.0, 0.01), (0.0, 50.0)])

@@ -22,6 +22,7 @@ from mechsafety.models.prefixes import all_last_logits, shared_prefix
 from mechsafety.prompts.prompt_set import PromptSet
 from mechsafety.runs.folder import Journal
 from mechsafety.sweeps.candidates import BatchedScorer, Validation, candidates_of, has_fast_path
+from mechsafety.sweeps.measures import TokenMeasure
 from mechsafety.sweeps.refusal_scores import (
     RefusalTokens,
     derive_refusal_tokens,
@@ -150,7 +151,7 @@ def test_a_projection_at_the_sums_is_needed_only_where_blocks_do_not_add(
         harmful=[[5, 6, 7]],
         harmless=[[5, 6, 8]],
         base_harmless=torch.zeros(1, 160),
-        refusal_ids=(5,),
+        measure=TokenMeasure(tokens=replace(TOKENS, ids=(5,), texts=("a",), weight=(0.1,))),
         batch_size=2,
     )
     for architecture in ("llama", "gpt2", "gemma2"):

@@ -19,6 +19,7 @@ from mechsafety.experiments.study.findings import (
 )
 from mechsafety.pages.page import Block, Page, render_page, rendered_blocks
 from mechsafety.plots.style import system_names
+from mechsafety.sweeps.measures import measure_lines
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -68,6 +69,7 @@ def html(result: Result) -> str:
         fed="systems",
         form="report.html",
         systems=measured,
+        measures={system: measure_lines(facts) for system, facts in measured.items()},
         failures=failure_lines(failed_systems(manifest), system_names(manifest["systems"])),
         primary=manifest["config"]["judges"][0],
         rates=result.tables["rates"].to_dict(orient="records"),

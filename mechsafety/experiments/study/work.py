@@ -55,8 +55,9 @@ from mechsafety.statistics import ARMS, agreement, paired_tests, refusal_rates
 from mechsafety.sweeps.behaviour import treated_as_labelled
 from mechsafety.sweeps.confirmation import confirm
 from mechsafety.sweeps.edit_costs import EditCosts
-from mechsafety.sweeps.openings import ANSWER_TOKENS, kept_refusal_tokens
-from mechsafety.sweeps.refusal_scores import RefusalTokens
+from mechsafety.sweeps.measures import MeasureChoice, refusal_measure
+from mechsafety.sweeps.openings import ANSWER_TOKENS, kept_own_refusals
+from mechsafety.sweeps.refusal_scores import LEAST_REFUSALS, OwnRefusals
 from mechsafety.sweeps.selection import Selection, candidate, nearest, no_gap, select
 from mechsafety.sweeps.sweep import sweep
 
@@ -117,6 +118,7 @@ class StudyWork:
         self._fed: dict[str, tuple[Fed, Fed]] = {}
         self._models: dict[str, TransformerBridge] = {}
         self._judges: dict[str, Judge] = {}
+        self._measures: dict[str, MeasureChoice] = {}
 
     # -- models ---------------------------------------------------------------------------------
 
@@ -216,12 +218,21 @@ class StudyWork:
         target = self.run.part_path("directions", spec, suffix="safetensors")
         self.run.save(str(target.relative_to(self.run.path)), found.save)
 
-    def refusal_tokens(self, spec: str) -> RefusalTokens | None:
-        """The first tokens of the model's own refusals; None where it hardly refuses, and its logits decide."""
+    def refusals(self, spec: str) -> OwnRefusals:
+        """The model's own refusals of validation prompts."""
         validation = self.anchors_of(spec).to_choose
-        return kept_refusal_tokens(
+        return kept_own_refusals(
             self.run, spec, model=self.model(spec), prompts=validation, seed=self.config.seed
         )
+
+    def measure(self, spec: str) -> MeasureChoice:
+        """What refusal scores are about, taken on validation prompts; that of the last system is kept."""
+        if spec not in self._measures:
+            # The published thresholds are of first tokens.
+            options = {"refusals": self.refusals(spec), "written_answers": self._rule == "auto"}
+            chosen = refusal_measure(self.model(spec), self.anchors_of(spec).to_choose, **options)
+            self._measures = {spec: chosen}
+        return self._measures[spec]
 
     def fit_prompts(self, spec: str) -> PromptSet:
         """The prompts that directions are found on."""
@@ -229,8 +240,8 @@ class StudyWork:
         if self.recipe.fit_on == "labels":
             return prompts
         if not self.run.has_part("fit", spec, suffix="json"):
-            tokens, threshold = self.refusal_tokens(spec), self.recipe.threshold
-            used = treated_as_labelled(self.model(spec), prompts, refusal_tokens=tokens, threshold=threshold)
+            measure, threshold = self.measure(spec).taken, self.recipe.threshold
+            used = treated_as_labelled(self.model(spec), prompts, measure=measure, threshold=threshold)
             self.run.write_json_part([p.id for p in used], "fit", spec)
         kept = set(self.run.read_json_part("fit", spec))
         return replace(prompts, prompts=tuple(p for p in prompts if p.id in kept))
@@ -249,7 +260,7 @@ class StudyWork:
             model,
             directions if fixed is None else directions.only(-1),
             validation,
-            refusal_tokens=self.refusal_tokens(spec),
+            measure=self.measure(spec),
             layers=None if fixed is None else [fixed],
             journal=Journal(self.run.part_path("scores", spec, suffix="jsonl")),
             racing=self.config.search == "race" and fixed is None and self._rule == "auto",
@@ -257,7 +268,8 @@ class StudyWork:
             seed=seed,
         )
         self.run.write_part(swept.table.assign(system=spec), "sweep", spec)
-        self.run.write_json_part(swept.facts(), "swept", spec)
+        facts = swept.facts(rule=None if fixed is not None else self._rule)
+        self.run.write_json_part(facts, "swept", spec)
 
     @property
     def _rule(self) -> str:
@@ -269,7 +281,7 @@ class StudyWork:
         table = self.run.read_part("sweep", spec)
         nothing = no_gap(table)
         # Where the scores show no refusal, but the model writes some, what it writes decides.
-        refuses = nothing is None or self.refusal_tokens(spec) is not None
+        refuses = nothing is None or len(self.refusals(spec).refused) >= LEAST_REFUSALS
         if self.config.confirm and self._rule == "auto" and len(table) > 1 and refuses:
             n = len(self.anchors_of(spec).to_choose.harmful)
             self.say(f"{title} · {n} answers under each of the first {self.config.confirm} candidates")

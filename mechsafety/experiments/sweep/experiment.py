@@ -70,7 +70,10 @@ class LayerSweep(Experiment[SweepConfig]):
         """Fit, validation and, for dose curves, report prompts."""
         config, prompts = self.config, self.prompts
         read = [
-            (prompts.to_estimate.sample(config.fit, seed=config.seed), 0),
+            (
+                prompts.to_estimate.sample(config.fit, seed=config.seed),
+                ANSWER_TOKENS if config.fit_on == "behaviour" else 0,
+            ),
             (
                 prompts.to_choose.sample(config.validation, seed=config.seed),
                 max(ANSWER_TOKENS, config.max_new_tokens if config.confirm else 0),

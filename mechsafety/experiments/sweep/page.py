@@ -10,6 +10,7 @@ from mechsafety.core.places import packaged_words
 from mechsafety.experiments.base import Result
 from mechsafety.experiments.sweep.findings import sweep_findings
 from mechsafety.pages.page import Page, page_blocks
+from mechsafety.sweeps.measures import measure_lines
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -41,6 +42,7 @@ def page(result: Result, figures: Mapping[str, go.Figure]) -> Page:
             f"Tokens that all prompts begin with: {selected.get('shared_tokens', 'not recorded')}",
             f"First tokens of refusals ({selected['refusal_tokens']['source']}): {tokens}",
             *_fit_line(selected),
+            *measure_lines(selected),
             f"Unedited refusal score: harmful {score['harmful']:.2f}, harmless {score['harmless']:.2f}",
             f"Edit saved in edit.safetensors: {edit['description']}, sha256 {edit['sha256'][:16]}",
         ],

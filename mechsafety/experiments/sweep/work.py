@@ -27,8 +27,9 @@ from mechsafety.sweeps.behaviour import treated_as_labelled
 from mechsafety.sweeps.confirmation import confirm
 from mechsafety.sweeps.doses import dose_curves, plan_doses
 from mechsafety.sweeps.layer_profile import logit_lens, profile_layers
-from mechsafety.sweeps.openings import kept_refusal_tokens
-from mechsafety.sweeps.refusal_scores import RefusalTokens, named_refusal_tokens
+from mechsafety.sweeps.measures import MeasureChoice, refusal_measure
+from mechsafety.sweeps.openings import kept_own_refusals
+from mechsafety.sweeps.refusal_scores import LEAST_REFUSALS, named_refusal_tokens
 from mechsafety.sweeps.selection import Selection, nearest, no_gap, select
 from mechsafety.sweeps.sweep import Sweep, sweep
 
@@ -62,16 +63,16 @@ class SweepWork:
     def tables(self) -> dict[str, pd.DataFrame]:
         """Make what is missing, and join it."""
         run, config = self.run, self.config
-        tokens = self._tokens()
+        measure, refuses = self._measure()
         if config.fit_on == "behaviour":
-            self.fit = treated_as_labelled(self.model, self.fit, refusal_tokens=tokens)
+            self.fit = treated_as_labelled(self.model, self.fit, measure=measure.taken)
         self.say("residual streams")
         cache = residual_stream(self.model, self.fit, positions=self.positions)
-        swept = {method: self._scores(method, cache, tokens) for method in config.methods}
+        swept = {method: self._scores(method, cache, measure) for method in config.methods}
         selections = {method: self._select(one) for method, one in swept.items()}
         if config.confirm and config.rule == "auto":
             first = _main(selections)
-            swept[first] = self._confirmed(first, swept[first], refuses=tokens is not None)
+            swept[first] = self._confirmed(first, swept[first], refuses=refuses)
             selections[first] = self._select(swept[first])
         table = pd.concat([s.table.assign(method=m) for m, s in swept.items()], ignore_index=True)
         table = table[["method", *[c for c in table.columns if c != "method"]]]
@@ -93,12 +94,12 @@ class SweepWork:
             "overridden_generation_defaults": overridden_defaults(self.model),
             "shared_tokens": prefix_note(self.model),
             "fit_prompts_used": {"harmful": found.n_harmful, "harmless": found.n_harmless},
-            **swept[main].facts(),
+            **swept[main].facts(rule=config.rule),
         }
         run.record("selected", facts)
         return {"sweep": table, "stability": stability, **analyses}
 
-    def _scores(self, method: Method, cache: ResidualCache, tokens: RefusalTokens | None) -> Sweep:
+    def _scores(self, method: Method, cache: ResidualCache, measure: MeasureChoice) -> Sweep:
         config = self.config
         self.say(f"{method}: directions at {len(self.positions)} positions and {cache.n_layers} layers")
         found = self._directions(method, cache)
@@ -108,7 +109,7 @@ class SweepWork:
             self.model,
             found,
             self.validation,
-            refusal_tokens=tokens,
+            measure=measure,
             layers=config.layers,
             journal=self._journal("scores", method),
             racing=config.search == "race" and config.rule == "auto",
@@ -144,11 +145,18 @@ class SweepWork:
             self.run.save(str(target.relative_to(self.run.path)), made.save)
         return Directions.load(target)
 
-    def _tokens(self) -> RefusalTokens | None:
-        if self.config.refusal_tokens is not None:
-            return named_refusal_tokens(self.model, self.config.refusal_tokens)
-        self.say("refusal tokens, from the model's own refusals")
-        return kept_refusal_tokens(self.run, model=self.model, prompts=self.validation, seed=self.config.seed)
+    def _measure(self) -> tuple[MeasureChoice, bool]:
+        """What scores are about, and whether the model refuses at all as far as that is known."""
+        named, model, validation = self.config.refusal_tokens, self.model, self.validation
+        if named is not None:
+            tokens = named_refusal_tokens(model, named)
+            return refusal_measure(model, validation, refusal_tokens=tokens), True
+        self.say("the model's own refusals, and how they begin")
+        own = kept_own_refusals(self.run, model=model, prompts=validation, seed=self.config.seed)
+        # The published thresholds are of first tokens.
+        answers = self.config.rule == "auto"
+        measure = refusal_measure(model, validation, refusals=own, written_answers=answers)
+        return measure, len(own.refused) >= LEAST_REFUSALS
 
     def _select(self, swept: Sweep) -> dict[str, Any]:
         try:
