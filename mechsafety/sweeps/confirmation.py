@@ -8,7 +8,8 @@ the table, by which :func:`mechsafety.sweeps.selection.select` decides.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from mechsafety.core.errors import MechsafetyError
@@ -16,7 +17,7 @@ from mechsafety.core.progress import bar
 from mechsafety.directions.direction import Direction, Directions
 from mechsafety.edits.interventions import Ablate, Edit, digest
 from mechsafety.generation.completions import Completion, generate
-from mechsafety.judges.outcomes import Keep, Tally, answered
+from mechsafety.judges.outcomes import Tally, answered
 from mechsafety.models.loading import current_fingerprint
 from mechsafety.prompts.prompt_set import PromptSet
 from mechsafety.runs.folder import Journal
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
 
 JUDGE = "rules"
 ANSWER_COLUMNS = ("n_answers", "refused", "complied", "degenerate", "nll")
-KeepAnswers = Callable[[Place], Keep]
+KeepAnswers = Callable[[Place, Sequence[Completion]], None]
+"""Receives the answers under one candidate as soon as they are there."""
 
 
 def confirm(
@@ -78,7 +80,7 @@ def confirm(
                     own = _own_answers(model, prompts, max_new_tokens, seed, journal)
                     costs = EditCosts(model=model, prompts=prompts.harmless, answers=own)
                 asking: dict[str, Any] = {"max_new_tokens": max_new_tokens, "seed": seed, "judge": judge}
-                kept = None if keep is None else keep(place)
+                kept = None if keep is None else partial(keep, place)
                 _, labels = answered(model, prompts.harmful, edit=edits[place], keep=kept, **asking)
                 stored = _shares(Tally.of(labels)) | {"nll": costs.nll(edits[place])}
                 if journal is not None:
@@ -87,6 +89,15 @@ def confirm(
             progress.update(1)
     rows = [found.get(place, {}) for place in zip(table["position"], table["layer"], strict=True)]
     return table.assign(**{name: [row.get(name, math.nan) for row in rows] for name in ANSWER_COLUMNS})
+
+
+def confirmed_rows(table: pd.DataFrame) -> pd.DataFrame:
+    """Of a table of scores the candidates whose answers were read, with what they were chosen by; often none."""
+    if "complied" not in table.columns:
+        return table.iloc[:0]
+    groups = [name for name in ("system", "method") if name in table.columns]
+    columns = [*groups, "position", "layer", "removed", "caused", "kl", *ANSWER_COLUMNS]
+    return table.loc[table["complied"].notna(), columns].reset_index(drop=True)
 
 
 def _shares(tally: Tally) -> dict[str, float]:

@@ -83,6 +83,8 @@ def named_layer_sweep(
         ("induce", "induce: harmless prompts, direction added", COLOURS["harmless"], "square", 2),
         ("kl", "KL on harmless prompts, direction removed", "#CC79A7", "diamond", 3),
     ]
+    dropped = _dropped(rows)
+    sizes = [3 if small else 7 for small in dropped]
     others = table[table["position"] != rows["position"].iloc[0]].sort_values("layer")
     for column, label, colour, symbol, row in lines:
         for place, other in others.groupby("position"):
@@ -104,7 +106,7 @@ def named_layer_sweep(
             name=label,
             mode="lines+markers",
             line={"color": colour, "width": 2},
-            marker={"symbol": symbol, "size": 6},
+            marker={"symbol": symbol, "size": sizes},
             hovertemplate="layer %{x}: %{y:.3g}<extra>" + column + "</extra>",
             row=row,
             col=1,
@@ -141,10 +143,18 @@ def named_layer_sweep(
             f" Bold: position {int(rows['position'].iloc[0])}; faint: the other positions."
             if len(others)
             else ""
-        ),
+        )
+        + (" Small: dropped by racing, scored on fewer prompts." if any(dropped) else ""),
         width=860,
         height=680,
     )
+
+
+def _dropped(rows: pd.DataFrame) -> list[bool]:
+    """Which candidates racing dropped before they were scored on every prompt."""
+    if "n_harmful" not in rows.columns:
+        return [False] * len(rows)
+    return list(rows["n_harmful"] < rows["n_harmful"].max())
 
 
 def _curve(table: pd.DataFrame, selected: int | None, position: int | None) -> pd.DataFrame:

@@ -38,7 +38,10 @@ if TYPE_CHECKING:
 
 
 _TABLES = ("rates", "tests", "controls", "agreement", "selfjudge", *STUDY_TABLES, *REFERENCE_TABLES)
-_LONG = ("sweep", "scatter", "responses", "verdicts", "random_responses", "random_verdicts")
+_LONG = (
+    *("sweep", "scatter", "responses", "verdicts", "random_responses", "random_verdicts"),
+    "confirmation_responses",
+)
 
 
 class StudyResult(Result):

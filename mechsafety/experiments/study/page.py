@@ -19,6 +19,7 @@ from mechsafety.experiments.study.findings import (
 )
 from mechsafety.pages.page import Block, Page, render_page, rendered_blocks
 from mechsafety.plots.style import system_names
+from mechsafety.sweeps.confirmation import confirmed_rows
 from mechsafety.sweeps.measures import measure_lines
 
 if TYPE_CHECKING:
@@ -90,6 +91,8 @@ def _figure_blocks(result: Result, figures: Mapping[str, go.Figure]) -> list[Blo
             blocks.append(Block(name=name, figures=[figure], **{"title": "", **first}))
         if kind in result.tables and not of_kind:
             blocks.append(Block(name=kind, **head, table=result.tables[kind]))
+        if kind == "confirmation" and len(read := confirmed_rows(result.tables["sweep"])):
+            blocks.append(Block(name=kind, **head, table=read))
     return blocks
 
 

@@ -39,7 +39,7 @@ from mechsafety.experiments.study.controls import (
     draw_controls,
     random_arms,
 )
-from mechsafety.generation.completions import Sampling, overridden_defaults
+from mechsafety.generation.completions import Completion, Sampling, answer_frame, overridden_defaults
 from mechsafety.generation.resumable import resumable_responses
 from mechsafety.generation.scoring import answer_nll
 from mechsafety.judges.registry import load_judge
@@ -58,7 +58,7 @@ from mechsafety.sweeps.edit_costs import EditCosts
 from mechsafety.sweeps.measures import MeasureChoice, refusal_measure
 from mechsafety.sweeps.openings import ANSWER_TOKENS, kept_own_refusals
 from mechsafety.sweeps.refusal_scores import LEAST_REFUSALS, OwnRefusals
-from mechsafety.sweeps.selection import Selection, candidate, nearest, no_gap, select
+from mechsafety.sweeps.selection import Place, Selection, candidate, nearest, no_gap, select
 from mechsafety.sweeps.sweep import sweep
 
 if TYPE_CHECKING:
@@ -337,7 +337,13 @@ class StudyWork:
             max_new_tokens=self.config.max_new_tokens,
             seed=self.config.seed,
             journal=Journal(self.run.part_path("confirmation", spec, suffix="jsonl")),
+            keep=partial(self._keep_confirmed, spec),
         )
+
+    def _keep_confirmed(self, spec: str, place: Place, answers: Sequence[Completion]) -> None:
+        position, layer = place
+        found = answer_frame(answers, system=spec, position=position, layer=layer)
+        self.run.write_part(found, "confirmed", spec, f"{position},{layer}")
 
     def selection(self, spec: str) -> dict[str, Any]:
         return self.run.read_json_part("selection", spec)
@@ -475,9 +481,19 @@ class StudyWork:
             "scatter": self._joined("scatter", specs),
             "responses": self._joined("responses", arms)[_RESPONSE_COLUMNS],
             "verdicts": verdicts,
+            **self._confirmation_table(list(measured)),
             **control_tables(run, config, list(measured), verdicts, columns=_RESPONSE_COLUMNS),
         }
         return tables | (self._selfjudge_tables(arms, verdicts) if config.selfjudge else {})
+
+    def _confirmation_table(self, specs: Sequence[str]) -> dict[str, pd.DataFrame]:
+        """The answers by which candidates were confirmed; none where scores alone decided."""
+        parts = [part for spec in specs for part in self.run.parts("confirmed", spec)]
+        if not parts:
+            return {}
+        return {
+            "confirmation_responses": pd.concat([pd.read_parquet(part) for part in parts], ignore_index=True)
+        }
 
     def _joined(self, name: str, keys: Sequence[tuple[str, ...]]) -> pd.DataFrame:
         return pd.concat([self.run.read_part(name, *key) for key in keys], ignore_index=True)

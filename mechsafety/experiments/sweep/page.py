@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 from mechsafety.core.places import packaged_words
 from mechsafety.experiments.base import Result
 from mechsafety.experiments.sweep.findings import sweep_findings
-from mechsafety.pages.page import Page, page_blocks
+from mechsafety.pages.page import Block, Page, page_blocks
+from mechsafety.sweeps.confirmation import confirmed_rows
 from mechsafety.sweeps.measures import measure_lines
 
 if TYPE_CHECKING:
+    import pandas as pd
     import plotly.graph_objects as go
 
 _WORDS = packaged_words("mechsafety.experiments.sweep", "page.toml")
@@ -35,7 +37,7 @@ def page(result: Result, figures: Mapping[str, go.Figure]) -> Page:
             f"{result.config['rule']}"
         ),
         findings=sweep_findings(tables, manifest),
-        blocks=page_blocks(_WORDS["blocks"], tables, figures, drawn=True),
+        blocks=_blocks(tables, figures),
         how=[
             f"Weights {model.get('fingerprint', '')[:16]}, {model.get('dtype')} on {model.get('device')}",
             *_overridden(selected),
@@ -47,6 +49,16 @@ def page(result: Result, figures: Mapping[str, go.Figure]) -> Page:
             f"Edit saved in edit.safetensors: {edit['description']}, sha256 {edit['sha256'][:16]}",
         ],
     )
+
+
+def _blocks(tables: Mapping[str, pd.DataFrame], figures: Mapping[str, go.Figure]) -> list[Block]:
+    """Blocks with figures, and the candidates whose answers were read."""
+    drawn = page_blocks(_WORDS["blocks"], tables, figures, drawn=True)
+    read = confirmed_rows(tables["sweep"])
+    if not len(read):
+        return drawn
+    words = {"confirmation": _WORDS["blocks"]["confirmation"]}
+    return [*drawn[:1], *page_blocks(words, {"confirmation": read}, {}), *drawn[1:]]
 
 
 def _fit_line(selected: Mapping[str, Any]) -> list[str]:
