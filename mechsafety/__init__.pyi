@@ -7,6 +7,7 @@ from .core.errors import MechsafetyError as MechsafetyError
 from .directions.activations import ResidualCache as ResidualCache
 from .directions.activations import residual_means as residual_means
 from .directions.activations import residual_stream as residual_stream
+from .directions.controls import control_directions as control_directions
 from .directions.direction import Direction as Direction
 from .directions.direction import Directions as Directions
 from .directions.direction import find_directions as find_directions
@@ -77,12 +78,15 @@ from .robustness.finetuning import finetuned as finetuned
 from .robustness.freezing import freezing_table as freezing_table
 from .robustness.outcomes import outcomes as outcomes
 from .robustness.utility import utility as utility
+from .sweeps.behaviour import treated_as_labelled as treated_as_labelled
+from .sweeps.confirmation import confirm as confirm
 from .sweeps.doses import dose_curves as dose_curves
 from .sweeps.doses import plan_doses as plan_doses
 from .sweeps.layer_profile import logit_lens as logit_lens
 from .sweeps.layer_profile import profile_layers as profile_layers
 from .sweeps.selection import nearest as nearest
 from .sweeps.selection import select as select
+from .sweeps.selection import shortlist as shortlist
 from .sweeps.sweep import sweep as sweep
 from .tuning.training import TuningRecipe as TuningRecipe
 from .tuning.training import tune as tune
