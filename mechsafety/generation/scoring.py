@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechsafety.core.errors import MechsafetyError
@@ -83,17 +83,22 @@ def continuation_logits(
     asked: Sequence[Asked],
     *,
     before: Prefix = NO_PREFIX,
+    rows: Int[Tensor, " row"] | None = None,
     pad: int,
     batch_size: int,
+    entering: Callable[[Int[Tensor, " row"]], None] = lambda _: None,
 ) -> Iterator[tuple[int, Float[Tensor, "token vocabulary"]]]:
     """For each of ``asked`` its number and the logits that predict its tokens, in any order.
 
     The contexts, the rows of ``batch`` behind ``before``, run once, and every continuation goes on from their keys;
-    ``batch_size`` continuations at a time. On a model whose state takes one token at a time each continuation runs
-    whole, with its context.
+    ``batch_size`` continuations at a time. ``rows`` names the row of ``before`` that each row of the batch stands
+    behind (default: its only one), and ``entering`` is told before each pass which rows of the batch it is about, for
+    edits that differ from row to row. On a model whose state takes one token at a time each continuation runs whole,
+    with its context.
     """
     longer = [n for n, (_, tokens) in enumerate(asked) if len(tokens) > 1]
-    first = forward(body, batch, logits=1, before=before, keep_cache=bool(longer))
+    entering(torch.arange(len(batch.ids), device=batch.ids.device))
+    first = forward(body, batch, logits=1, before=before, rows=rows, keep_cache=bool(longer))
     for number, (row, tokens) in enumerate(asked):
         if len(tokens) == 1:
             yield number, first.logits[row, -1:]
@@ -106,6 +111,7 @@ def continuation_logits(
     whole = not keeps_keys(after.cache, after.n_tokens)
     for chunk in chunks:
         some = [asked[n] for n in chunk]
+        entering(torch.tensor([row for row, _ in some], device=batch.ids.device))
         if whole:
             yield from zip(chunk, _run_whole(body, batch, some, pad), strict=True)
         else:

@@ -6,8 +6,8 @@ batches of like length, each row under its own projection -> ``induce`` goes on 
 at the candidate's own layer. Only the last position is unembedded.
 
 :func:`score_plain` is the same one candidate at a time through :func:`edited`; it serves models
-without a plain twin, and the tests show that both agree. It alone scores written answers, whose tokens run behind
-those of the prompts.
+without a plain twin, and the tests show that both agree. Where scores are about written answers, these run behind the
+prompts' keys, each row again under its own edit; ``induce`` then runs whole.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ from mechsafety.directions.direction import Direction, Directions
 from mechsafety.edits.completeness import written_past_hooks
 from mechsafety.edits.interventions import EVERYWHERE, Ablate, Add
 from mechsafety.generation.bodies import body_under
+from mechsafety.generation.scoring import continuation_logits
 from mechsafety.models.chat import TokenBatch, device_of, pad_left, pad_token, plan_batches
 from mechsafety.models.forward import NO_PREFIX, Prefix, forward, run_prefix
 from mechsafety.models.hooking import hooked, observed, plain_module_path, plain_twin_at, residual_hooks
 from mechsafety.models.prefixes import all_last_logits, common_prefix
-from mechsafety.sweeps.measures import RefusalMeasure, TokenMeasure
+from mechsafety.sweeps.measures import AnswerMeasure, RefusalMeasure, TokenMeasure
 from mechsafety.sweeps.refusal_scores import DivergenceFrom, kl_divergence, log_odds, token_probabilities
 
 if TYPE_CHECKING:
@@ -121,8 +122,11 @@ def score_plain(
     sized: dict[str, Any] = {"batch_size": prompts.batch_size}
     ablated = Ablate(candidate.direction)
     bypass = prompts.measure.measure(model, prompts.harmful, edit=ablated, **sized)
-    with body_under(model, ablated) as body:
-        projected = all_last_logits(model, body, prompts.harmless, **sized)
+    kl = torch.empty(0, dtype=torch.float64)
+    if prompts.harmless:
+        with body_under(model, ablated) as body:
+            projected = all_last_logits(model, body, prompts.harmless, **sized)
+        kl = kl_divergence(prompts.base_harmless, projected)
     if candidate.layer < model.cfg.n_layers:
         added = Add(candidate.steering, layer=candidate.layer)
         induce = prompts.measure.measure(model, prompts.harmless, edit=added, **sized)
@@ -133,7 +137,7 @@ def score_plain(
     return CandidateScores(
         bypass=bypass.scores,
         induce=induced,
-        kl=kl_divergence(prompts.base_harmless, projected),
+        kl=kl,
         bypass_tokens=bypass.tokens,
         induce_tokens=induced_tokens,
     )
@@ -142,29 +146,28 @@ def score_plain(
 class BatchedScorer:
     """The fast path: made once for a model and its validation prompts, then given chunks of candidates.
 
-    Raises :class:`MechsafetyError` when the model has no plain twin (ask :func:`has_fast_path` first), and where
-    scores are about written answers.
+    Raises :class:`MechsafetyError` when the model has no plain twin: ask :func:`has_fast_path` first.
     """
 
     def __init__(self, model: TransformerBridge, prompts: Validation) -> None:
         twin = _fast_twin(model)
         if twin is None:
             raise MechsafetyError("this model has no plain twin: score its candidates one at a time")
-        if not isinstance(prompts.measure, TokenMeasure):
-            raise MechsafetyError("written answers are scored one candidate at a time, with score_plain()")
-        self.measure = prompts.measure
         self.model, self.prompts = model, prompts
         self.body: Any = twin
         self.device = device_of(model)
         self.n_layers = model.cfg.n_layers
         sequences = prompts.harmful + prompts.harmless
-        self.prefix = common_prefix(twin, sequences, self.device)
+        answers = prompts.measure.answers if isinstance(prompts.measure, AnswerMeasure) else []
+        longest = max(map(len, answers), default=0)
+        self.prefix = common_prefix(twin, sequences, self.device, more=longest)
         self.rests = [s[len(self.prefix) :] for s in sequences]
         self.n_harmful = len(prompts.harmful)
         self.divergence = DivergenceFrom(prompts.base_harmless)
         self.blocks = _blocks(model, self.body)
         self.sites, self.tuples = _projection_sites(model, self.body, self.blocks, self.rests[0])
-        self._store_streams()
+        if isinstance(prompts.measure, TokenMeasure):
+            self._store_streams()
 
     def score(
         self,
@@ -175,13 +178,18 @@ class BatchedScorer:
         """Scores of ``candidates`` on the named prompts, all by default; one layer's share ``induce``'s passes."""
         a = range(self.n_harmful) if harmful is None else harmful
         b = range(len(self.prompts.harmless)) if harmless is None else harmless
-        bypass, kl = self._projected(candidates, a, b)
-        shape = (len(candidates), len(b), len(self.measure.ids))
+        measure = self.prompts.measure
+        by_layer = {
+            layer: [place for place, c in enumerate(candidates) if c.layer == layer]
+            for layer in sorted({c.layer for c in candidates if c.layer < self.n_layers})
+        }
+        if isinstance(measure, AnswerMeasure):
+            return self._by_answers(measure, candidates, by_layer, a, b)
+        bypass, kl = self._projected(candidates, a, b, measure.ids)
+        shape = (len(candidates), len(b), len(measure.ids))
         induce = torch.full(shape, float("nan"), dtype=torch.float64)
-        layers = sorted({c.layer for c in candidates if c.layer < self.n_layers})
-        for layer in layers:
-            places = [place for place, c in enumerate(candidates) if c.layer == layer]
-            induce[places] = self._induced([candidates[place] for place in places], layer, b)
+        for layer, places in by_layer.items():
+            induce[places] = self._induced([candidates[place] for place in places], layer, b, measure.ids)
         return [
             CandidateScores(
                 bypass=log_odds(bypass[place]),
@@ -196,29 +204,25 @@ class BatchedScorer:
     # -- bypass and KL --------------------------------------------------------------------------
 
     def _projected(
-        self, candidates: Sequence[Candidate], harmful: Sequence[int], harmless: Sequence[int]
+        self,
+        candidates: Sequence[Candidate],
+        harmful: Sequence[int],
+        harmless: Sequence[int],
+        ids: Sequence[int],
     ) -> tuple[Float[Tensor, "candidate harmful token"], Float[Tensor, "candidate harmless"]]:
-        """P of every refusal token, and KL."""
-        write = torch.stack([c.write for c in candidates]).float().to(self.device)
-        read = torch.stack([c.read for c in candidates]).float().to(self.device)
-        current: list[Tensor] = [write, read]
-
-        def project(x: Float[Tensor, "row token d_model"]) -> Float[Tensor, "row token d_model"]:
-            wide = x.float()
-            along = torch.bmm(wide, current[1][:, :, None])
-            return torch.baddbmm(wide, along, current[0][:, None, :], alpha=-1).to(x.dtype)
-
-        shape = (len(candidates), self.n_harmful, len(self.measure.ids))
+        """P of the tokens ``ids``, and KL."""
+        project = _Projection(candidates, self.device)
+        shape = (len(candidates), self.n_harmful, len(ids))
         bypass = torch.empty(shape, dtype=torch.float64)
         kl = torch.empty(len(candidates), len(self.prompts.harmless), dtype=torch.float64)
         with hooked(self.model, [(name, project) for name in self.sites], twin=self.body):
             before = run_prefix(self.body, self.prefix, self.device, rows=len(candidates))
             prompts = [*harmful, *(self.n_harmful + row for row in harmless)]
             for batch, which, prompt in self._candidate_rows(len(candidates), prompts):
-                current[:] = [write[which], read[which]]
+                project.rows = which
                 rows = which if before.cache is not None else None
                 logits = forward(self.body, batch, logits=1, before=before, rows=rows).logits[:, -1]
-                self._divide(logits, which, prompt, bypass, kl)
+                self._divide(logits, which, prompt, bypass, kl, ids)
         return bypass[:, list(harmful)], kl[:, list(harmless)]
 
     def _divide(
@@ -228,11 +232,12 @@ class BatchedScorer:
         prompt: Int[Tensor, " row"],
         bypass: Tensor,
         kl: Tensor,
+        ids: Sequence[int],
     ) -> None:
         logits, which, prompt = logits.float().cpu(), which.cpu(), prompt.cpu()
         harmful = prompt < self.n_harmful
         if bool(harmful.any()):
-            found = token_probabilities(logits[harmful], self.measure.ids)
+            found = token_probabilities(logits[harmful], ids)
             bypass[which[harmful], prompt[harmful]] = found
         if not bool(harmful.all()):
             places = prompt[~harmful] - self.n_harmful
@@ -249,6 +254,67 @@ class BatchedScorer:
             batch = pad_left([self.rests[p] for _, p in chosen], pad=pad_token(self.model)).to(self.device)
             which = torch.tensor([k for k, _ in chosen], device=self.device)
             yield batch, which, torch.tensor([p for _, p in chosen], device=self.device)
+
+    # -- written answers ------------------------------------------------------------------------
+
+    def _by_answers(
+        self,
+        measure: AnswerMeasure,
+        candidates: Sequence[Candidate],
+        by_layer: dict[int, list[int]],
+        harmful: Sequence[int],
+        harmless: Sequence[int],
+    ) -> list[CandidateScores]:
+        _, kl = self._projected(candidates, [], harmless, [])
+        project = _Projection(candidates, self.device)
+        bypass = self._answered(measure, len(candidates), harmful, self.sites, project)
+        induce = torch.full((len(candidates), len(harmless)), float("nan"), dtype=torch.float64)
+        rows = [self.n_harmful + row for row in harmless]
+        for layer, places in by_layer.items():
+            add = _Addition([candidates[place] for place in places], self.device)
+            name = residual_hooks(self.n_layers)[layer]
+            induce[places] = self._answered(measure, len(places), rows, [name], add)
+        return [
+            CandidateScores(bypass=bypass[place], induce=induce[place], kl=kl[place])
+            for place in range(len(candidates))
+        ]
+
+    def _answered(
+        self,
+        measure: AnswerMeasure,
+        n: int,
+        prompts: Sequence[int],
+        names: Sequence[str],
+        change: _Projection | _Addition,
+    ) -> Float[Tensor, "candidate prompt"]:
+        """Scores of the named rows of all prompts under ``change`` at the hook points ``names``."""
+        answers = measure.answers
+        found = torch.empty(n, len(self.rests), len(answers), dtype=torch.float64)
+        with hooked(self.model, [(name, change) for name in names], twin=self.body):
+            before = run_prefix(self.body, self.prefix, self.device, rows=n)
+            for batch, which, prompt in self._candidate_rows(n, prompts):
+
+                def entering(rows: Int[Tensor, " row"], which: Int[Tensor, " row"] = which) -> None:
+                    change.rows = which[rows]
+
+                asked = [(row, answer) for answer in answers for row in range(len(batch.rows))]
+                scored = continuation_logits(
+                    self.body,
+                    batch,
+                    asked,
+                    before=before,
+                    rows=which if before.cache is not None else None,
+                    pad=pad_token(self.model),
+                    batch_size=self.prompts.batch_size,
+                    entering=entering,
+                )
+                for number, logits in scored:
+                    row, answer = asked[number]
+                    log_probs = torch.log_softmax(logits.double(), dim=-1)
+                    target = torch.tensor(answer, device=logits.device)[:, None]
+                    total = log_probs.gather(-1, target).sum().cpu()
+                    found[int(which[row]), int(prompt[row]), number // len(batch.rows)] = total
+        return measure.of_log_probs(found[:, list(prompts)])
 
     # -- induce ---------------------------------------------------------------------------------
 
@@ -270,9 +336,9 @@ class BatchedScorer:
                 self.streams.append((batch, list(kept)))
 
     def _induced(
-        self, candidates: Sequence[Candidate], layer: int, harmless: Sequence[int]
+        self, candidates: Sequence[Candidate], layer: int, harmless: Sequence[int], ids: Sequence[int]
     ) -> Float[Tensor, "candidate harmless token"]:
-        n, ids = len(candidates), self.measure.ids
+        n = len(candidates)
         steering = torch.stack([c.steering for c in candidates]).float().to(self.device)
         out = torch.empty(n, len(self.prompts.harmless), len(ids), dtype=torch.float64)
         asked = frozenset(harmless)
@@ -320,6 +386,31 @@ class BatchedScorer:
             name = residual_hooks(self.n_layers)[layer]
             stack.enter_context(hooked(self.model, [(name, lambda _: start[0])], twin=self.body))
             yield start
+
+
+class _Projection:
+    """Each row of a batch without what its candidate removes; ``rows`` are the candidates of the batch's rows."""
+
+    def __init__(self, candidates: Sequence[Candidate], device: torch.device) -> None:
+        self.write = torch.stack([c.write for c in candidates]).float().to(device)
+        self.read = torch.stack([c.read for c in candidates]).float().to(device)
+        self.rows: Int[Tensor, " row"] = torch.arange(len(candidates), device=device)
+
+    def __call__(self, x: Float[Tensor, "row token d_model"]) -> Float[Tensor, "row token d_model"]:
+        wide = x.float()
+        along = torch.bmm(wide, self.read[self.rows][:, :, None])
+        return torch.baddbmm(wide, along, self.write[self.rows][:, None, :], alpha=-1).to(x.dtype)
+
+
+class _Addition:
+    """Each row of a batch with its candidate's vector added; ``rows`` are the candidates of the batch's rows."""
+
+    def __init__(self, candidates: Sequence[Candidate], device: torch.device) -> None:
+        self.steering = torch.stack([c.steering for c in candidates]).float().to(device)
+        self.rows: Int[Tensor, " row"] = torch.arange(len(candidates), device=device)
+
+    def __call__(self, x: Float[Tensor, "row token d_model"]) -> Float[Tensor, "row token d_model"]:
+        return _added(x, self.steering[self.rows])
 
 
 def _added(x: Float[Tensor, "row token d_model"], v: Float[Tensor, "row d_model"]) -> Tensor:

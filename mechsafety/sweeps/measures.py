@@ -75,6 +75,8 @@ class TokenMeasure:
     def measure(
         self, model: TransformerBridge, prompts: Sequences, *, edit: Edit | None = None, batch_size: int
     ) -> Measured:
+        if not prompts:
+            return self.of_logits(torch.empty(0, max(self.ids) + 1))
         with body_under(model, edit) as body:
             return self.of_logits(all_last_logits(model, body, prompts, batch_size=batch_size))
 
@@ -98,17 +100,26 @@ class AnswerMeasure:
     def measure(
         self, model: TransformerBridge, prompts: Sequences, *, edit: Edit | None = None, batch_size: int
     ) -> Measured:
-        options = [*self.refusals, *self.openings]
-        found = option_log_probs(model, prompts, options, edit=edit, batch_size=batch_size)
+        if not prompts:
+            return Measured(scores=torch.empty(0, dtype=torch.float64))
+        found = option_log_probs(model, prompts, self.answers, edit=edit, batch_size=batch_size)
+        return Measured(scores=self.of_log_probs(found))
+
+    @property
+    def answers(self) -> list[tuple[int, ...]]:
+        return [*self.refusals, *self.openings]
+
+    def of_log_probs(self, found: Float[Tensor, "*row answer"]) -> Float[Tensor, "*row"]:
+        """From log P of each of ``answers``."""
         n = len(self.refusals)
-        return Measured(scores=found[:, :n].logsumexp(-1) - found[:, n:].logsumexp(-1))
+        return found[..., :n].logsumexp(-1) - found[..., n:].logsumexp(-1)
 
     def made_from(self) -> dict[str, Any]:
         return {name: [list(tokens) for tokens in getattr(self, name)] for name in ("refusals", "openings")}
 
     def fits(self, model: TransformerBridge, prompts: Sequences) -> bool:
         """Whether every prompt and the longest answer fit in the model's window."""
-        longest = max(map(len, (*self.refusals, *self.openings)))
+        longest = max(map(len, self.answers))
         return len(rows_that_fit(model, prompts, new_tokens=longest - 1)) == len(prompts)
 
 

@@ -375,7 +375,7 @@ def _score_all(
         done = {place: _from_journal(journal, key) for place, key in keys.items()}
         scored = {place: scores for place, scores in done.items() if scores is not None}
         todo = {place: candidates[place] for place in keys if place not in scored}
-        if fast and tokens is not None and todo and scorer is None and has_fast_path(model):
+        if fast and todo and scorer is None and has_fast_path(model):
             scorer = BatchedScorer(model, validation)
         n_prompts = len(harmful) + len(harmless)
         title = f"layer sweep, {n_prompts} prompts" if racing else "layer sweep"

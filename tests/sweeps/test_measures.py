@@ -16,11 +16,13 @@ from mechsafety.core.errors import MechsafetyError
 from mechsafety.directions.activations import residual_stream
 from mechsafety.directions.direction import Directions, find_directions
 from mechsafety.edits.interventions import Ablate, Add, Edit, edited
+from mechsafety.generation.bodies import body_under
 from mechsafety.models.chat import tokenize_piece, tokenize_prompts
 from mechsafety.models.loading import load_model
+from mechsafety.models.prefixes import all_last_logits
 from mechsafety.runs.folder import Journal
 from mechsafety.sweeps import measures
-from mechsafety.sweeps.candidates import BatchedScorer, Validation
+from mechsafety.sweeps.candidates import BatchedScorer, Validation, candidates_of, score_plain
 from mechsafety.sweeps.measures import (
     AnswerMeasure,
     FirstPass,
@@ -35,6 +37,7 @@ from mechsafety.sweeps.refusal_scores import OwnRefusals, RefusalTokens
 from mechsafety.sweeps.sweep import sweep
 from tests.architectures import KINDS, UNPADDABLE, save_architecture
 from tests.prompt_sets import small_prompts
+from tests.sweeps.test_sweep import TOKENS, long_prompts
 
 VECTOR = torch.randn(32, generator=torch.Generator().manual_seed(0))
 EDITS: list[Edit | None] = [None, Ablate(VECTOR), Add(VECTOR, layer=1, coefficient=2.0)]
@@ -162,16 +165,39 @@ def test_the_measure_is_part_of_what_a_journal_was_made_from(
         sweep(model, directions, small_prompts(7).validation, measure=tokens)
 
 
-def test_the_fast_path_is_of_first_tokens(tiny_kept: Callable[..., Any]) -> None:
-    prompts = Validation(
-        harmful=[[5, 6, 7]],
-        harmless=[[5, 6, 8]],
-        base_harmless=torch.zeros(1, 160),
-        measure=MEASURE,
-        batch_size=2,
-    )
-    with pytest.raises(MechsafetyError, match="score_plain"):
-        BatchedScorer(tiny_kept("llama"), prompts)
+@pytest.mark.parametrize("measure", [MEASURE, TokenMeasure(tokens=TOKENS)], ids=["answers", "tokens"])
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize(
+    "architecture", ["llama", "gpt2", "gemma2", pytest.param("qwen2", marks=pytest.mark.slow)]
+)
+def test_batched_candidates_equal_one_at_a_time(
+    tiny_kept: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    architecture: str,
+    shared: bool,
+    measure: Any,
+) -> None:
+    model, prompts = tiny_kept(architecture), long_prompts() if shared else small_prompts().validation
+    if not shared:
+        monkeypatch.setattr("mechsafety.sweeps.candidates.common_prefix", lambda *_, **__: [])
+    found = find_directions(residual_stream(model, small_prompts().fit, positions=(-2, -1)), resamples=1)
+    a, b = (tokenize_prompts(model, [p.text for p in part]) for part in (prompts.harmful, prompts.harmless))
+    with body_under(model, None) as body:
+        base = all_last_logits(model, body, b, batch_size=8)
+    validation = Validation(harmful=a, harmless=b, base_harmless=base, measure=measure, batch_size=7)
+    candidates = list(candidates_of(found, [1, 3, 4]).values())
+    fast = BatchedScorer(model, validation)
+    assert bool(fast.prefix) == shared
+    # A round of a race may ask for one class alone.
+    for some in (([0, 3, 5], [1, 2]), (None, None), ([], [4]), ([2], [])):
+        for one, got in zip(candidates, fast.score(candidates, *some), strict=True):
+            want = score_plain(model, validation, one, *some)
+            for name in ("bypass", "induce", "kl"):
+                torch.testing.assert_close(
+                    getattr(got, name), getattr(want, name), rtol=0, atol=2e-4, equal_nan=True
+                )
+    bypass = torch.stack([s.bypass.mean() for s in fast.score(candidates)])
+    assert bypass.std() > 0.01  # the control: the candidates differ by far more than the tolerance
 
 
 # -- the choice ---------------------------------------------------------------------------------------

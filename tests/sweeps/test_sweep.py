@@ -108,7 +108,7 @@ def test_batched_candidates_equal_one_at_a_time(
 ) -> None:
     model, prompts = tiny(architecture), long_prompts() if shared else small_prompts().validation
     if not shared:
-        monkeypatch.setattr("mechsafety.sweeps.candidates.common_prefix", lambda *_: [])
+        monkeypatch.setattr("mechsafety.sweeps.candidates.common_prefix", lambda *_, **__: [])
     assert has_fast_path(model)
     directions = directions_of(model, positions=(-2, -1))
     options: dict[str, Any] = {"refusal_tokens": TOKENS, "batch_size": 7}
