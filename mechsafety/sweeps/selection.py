@@ -113,8 +113,8 @@ class Selection:
         elif self.rule == "auto":
             first = "the first of" if self.confirmed is None else "by its answers, where the scores keep"
             text += (
-                f": {first} {self.kept} candidates out of {self.total} (dropped: {drops}); {shares}{scores}; rule auto, "
-                f"KL bound {self.kl_bound:g}"
+                f": {first} {self.kept} candidates out of {self.total} (dropped: {drops}); {shares}{scores}; rule "
+                f"auto, KL bound {self.kl_bound:g}"
             )
         else:
             text += (
