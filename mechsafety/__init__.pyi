@@ -84,6 +84,8 @@ from .sweeps.doses import dose_curves as dose_curves
 from .sweeps.doses import plan_doses as plan_doses
 from .sweeps.layer_profile import logit_lens as logit_lens
 from .sweeps.layer_profile import profile_layers as profile_layers
+from .sweeps.measures import refusal_measure as refusal_measure
+from .sweeps.openings import own_refusals as own_refusals
 from .sweeps.selection import nearest as nearest
 from .sweeps.selection import select as select
 from .sweeps.selection import shortlist as shortlist
