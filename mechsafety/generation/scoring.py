@@ -64,15 +64,16 @@ def option_log_probs(
         rests = [list(c[len(prefix) :]) for c in contexts]
         for batch in batches(model, rests, batch_size=batch_size):
             asked = [(row, option) for option in options for row in range(len(batch.rows))]
+            at_once = max(batch_size, len(batch.rows))
             scored = continuation_logits(
-                module, batch, asked, before=stored, pad=pad_token(model), batch_size=len(batch.rows)
+                module, batch, asked, before=stored, pad=pad_token(model), batch_size=at_once
             )
             for number, logits in scored:
                 row, option = asked[number]
-                log_probs = torch.log_softmax(logits.double(), dim=-1)
+                wide = logits.double()
                 target = torch.tensor(option, device=logits.device)[:, None]
-                column = number // len(batch.rows)
-                out[batch.rows[row], column] = log_probs.gather(-1, target).sum().cpu()
+                log_probs = wide.gather(-1, target)[:, 0] - wide.logsumexp(-1)
+                out[batch.rows[row], number // len(batch.rows)] = log_probs.sum().cpu()
             progress.update(len(batch.rows))
     return out
 

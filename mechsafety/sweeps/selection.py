@@ -111,10 +111,10 @@ class Selection:
             fails = f"it fails {' and '.join(self.failed)}" if self.failed else "it passes every filter"
             text += f": the nearest of {self.total} candidates (dropped: {drops}); {fails}; {shares}{scores}"
         elif self.rule == "auto":
-            first = "the first of" if self.confirmed is None else "by its answers, where the scores keep"
+            first = "the first" if self.confirmed is None else "taken by what the model writes; scores keep"
             text += (
-                f": {first} {self.kept} candidates out of {self.total} (dropped: {drops}); {shares}{scores}; rule "
-                f"auto, KL bound {self.kl_bound:g}"
+                f": {first} {'of ' if self.confirmed is None else ''}{self.kept} of {self.total} candidates (dropped: "
+                f"{drops}); {shares}{scores}; rule auto, KL bound {self.kl_bound:g}"
             )
         else:
             text += (

@@ -209,7 +209,7 @@ class StudyWork:
     def _directions(self, spec: str) -> None:
         model = self.model(spec)
         positions: tuple[int, ...] = (-1,)
-        if self.recipe.positions == "post_instruction":
+        if self.recipe.positions == "post_instruction" and not self._last_token_alone(spec):
             positions = post_instruction_positions(model)
         cache = residual_stream(model, self.fit_prompts(spec), positions=positions)
         found = find_directions(
@@ -217,6 +217,15 @@ class StudyWork:
         )
         target = self.run.part_path("directions", spec, suffix="safetensors")
         self.run.save(str(target.relative_to(self.run.path)), found.save)
+
+    def _last_token_alone(self, spec: str) -> bool:
+        """Whether candidates of the last token alone compete because each takes long to score.
+
+        Written answers are scored one candidate at a time; who names the positions has asked for all of them.
+        """
+        if self.config.positions is not None or self.recipe.positions != "post_instruction":
+            return False
+        return self.recipe.fit_on == "behaviour" and self.measure(spec).taken.kind == "answers"
 
     def refusals(self, spec: str) -> OwnRefusals:
         """The model's own refusals of validation prompts."""
@@ -288,6 +297,10 @@ class StudyWork:
             table = self._confirmed(spec, model, directions, table)
             self.run.write_part(table, "sweep", spec)
         selection, note = self._selected(table, model.cfg.n_layers)
+        if self._last_token_alone(spec):
+            note += (
+                ". Scored by written answers, which takes long, directions of the last token alone compete"
+            )
         direction = directions.at(layer=selection.layer, position=selection.position)
         cache = residual_stream(model, self.anchors_of(spec).to_choose, positions=(selection.position,))
         self.run.write_part(principal_plane(cache, direction).assign(system=spec), "scatter", spec)
