@@ -310,10 +310,11 @@ class BatchedScorer:
                 )
                 for number, logits in scored:
                     row, answer = asked[number]
-                    log_probs = torch.log_softmax(logits.double(), dim=-1)
+                    wide = logits.double()
                     target = torch.tensor(answer, device=logits.device)[:, None]
-                    total = log_probs.gather(-1, target).sum().cpu()
-                    found[int(which[row]), int(prompt[row]), number // len(batch.rows)] = total
+                    log_probs = wide.gather(-1, target)[:, 0] - wide.logsumexp(-1)
+                    place = (int(which[row]), int(prompt[row]), number // len(batch.rows))
+                    found[place] = log_probs.sum().cpu()
         return measure.of_log_probs(found[:, list(prompts)])
 
     # -- induce ---------------------------------------------------------------------------------
