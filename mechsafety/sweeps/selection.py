@@ -111,11 +111,11 @@ class Selection:
             fails = f"it fails {' and '.join(self.failed)}" if self.failed else "it passes every filter"
             text += f": the nearest of {self.total} candidates (dropped: {drops}); {fails}; {shares}{scores}"
         elif self.rule == "auto":
-            first = "the first" if self.confirmed is None else "taken by what the model writes; scores keep"
-            text += (
-                f": {first} {'of ' if self.confirmed is None else ''}{self.kept} of {self.total} candidates (dropped: "
-                f"{drops}); {shares}{scores}; rule auto, KL bound {self.kl_bound:g}"
+            passed = f"{self.kept} of {self.total} candidates pass (dropped: {drops})"
+            why = (
+                "the first of those that pass" if self.confirmed is None else "taken by what the model writes"
             )
+            text += f": {why}; {passed}; {shares}{scores}; rule auto, KL bound {self.kl_bound:g}"
         else:
             text += (
                 f": the lowest bypass ({self.bypass:.2f}) of {self.kept} candidates out of {self.total} (dropped: "
