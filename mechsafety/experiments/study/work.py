@@ -221,7 +221,7 @@ class StudyWork:
     def _last_token_alone(self, spec: str) -> bool:
         """Whether candidates of the last token alone compete because each takes long to score.
 
-        Written answers are scored one candidate at a time; who names the positions has asked for all of them.
+        Written answers take several times as long as first tokens; who names the positions has asked for all of them.
         """
         if self.config.positions is not None or self.recipe.positions != "post_instruction":
             return False
