@@ -76,7 +76,7 @@ class TokenMeasure:
         self, model: TransformerBridge, prompts: Sequences, *, edit: Edit | None = None, batch_size: int
     ) -> Measured:
         if not prompts:
-            return self.of_logits(torch.empty(0, max(self.ids) + 1))
+            return self.of_logits(torch.empty(0, max(self.ids) + 1, dtype=torch.float32))
         with body_under(model, edit) as body:
             return self.of_logits(all_last_logits(model, body, prompts, batch_size=batch_size))
 
