@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.counting import Work, counted
 from benchmarks.options import MODEL, Options
@@ -17,7 +17,7 @@ from mechsafety.directions.direction import Directions
 from mechsafety.models.loading import load_model
 from mechsafety.prompts.prompt_set import PromptSet, load_prompts
 from mechsafety.sweeps.selection import select
-from mechsafety.sweeps.sweep import sweep
+from mechsafety.sweeps.sweep import Sweep, sweep
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,6 +43,12 @@ def spread_layers(n_layers: int, every: int) -> list[int]:
     return list(range(every // 2, n_layers, every))
 
 
+def _swept(subject: Subject, prompts: PromptSet, **options: Any) -> Sweep:
+    """Ours, on the prompts that the reference keeps: those that score beyond 0."""
+    tokens = subject.tokens
+    return sweep(subject.model, subject.directions, prompts, refusal_tokens=tokens, threshold=0.0, **options)
+
+
 def race(subject: Subject, prompts: PromptSet, *, layers: Sequence[int], few: int, rounds: int) -> Turns:
     """Candidates per second of both loops, end to end.
 
@@ -55,14 +61,7 @@ def race(subject: Subject, prompts: PromptSet, *, layers: Sequence[int], few: in
     some = places[:: max(1, len(places) // few)][:few]
 
     def ours() -> float:
-        sweep(
-            subject.model,
-            subject.directions,
-            prompts,
-            refusal_tokens=subject.tokens,
-            layers=layers,
-            threshold=0.0,
-        )
+        _swept(subject, prompts, layers=layers)
         return len(places)
 
     def theirs() -> float:
@@ -70,14 +69,7 @@ def race(subject: Subject, prompts: PromptSet, *, layers: Sequence[int], few: in
         return len(some) + 1
 
     def raced() -> float:
-        sweep(
-            subject.model,
-            subject.directions,
-            prompts,
-            refusal_tokens=subject.tokens,
-            racing=True,
-            threshold=0.0,
-        )
+        _swept(subject, prompts, racing=True)
         return every
 
     return in_turns({OURS: ours, RACED: raced, THEIRS: theirs}, rounds=rounds)
@@ -86,14 +78,7 @@ def race(subject: Subject, prompts: PromptSet, *, layers: Sequence[int], few: in
 def arithmetic(subject: Subject, prompts: PromptSet, layers: Sequence[int]) -> tuple[Work, Work]:
     """What ours does for all candidates in ``layers``, and the reference for one of them, its first passes aside."""
     with counted(subject.model) as ours:
-        sweep(
-            subject.model,
-            subject.directions,
-            prompts,
-            refusal_tokens=subject.tokens,
-            layers=layers,
-            threshold=0.0,
-        )
+        _swept(subject, prompts, layers=layers)
     with counted(subject.model) as first:
         released_order(subject, prompts, [])
     with counted(subject.model) as theirs:
@@ -132,9 +117,7 @@ def agreement(subject: Subject, prompts: PromptSet, layers: Sequence[int]) -> Ag
         prompts=subject.prompts,
         tokens=subject.tokens,
     )
-    found = sweep(
-        last.model, last.directions, prompts, refusal_tokens=last.tokens, layers=layers, threshold=0.0
-    )
+    found = _swept(last, prompts, layers=layers)
     unedited = {"harmful": found.base_harmful, "harmless": found.base_harmless}
     theirs = released_order(last, prompts, places_of(last.directions, layers)).assign(**unedited)
     n_layers = found.n_layers
