@@ -16,11 +16,14 @@ import pandas as pd
 import torch
 
 from benchmarks.sections import table
+from mechsafety.core.verdict import Response
 from mechsafety.directions.direction import Directions
 from mechsafety.edits.interventions import Ablate
 from mechsafety.experiments.study.config import StudyConfig
 from mechsafety.experiments.study.experiment import StudyResult, run_study
-from mechsafety.judges.outcomes import Tally, answered
+from mechsafety.generation.completions import answer_frame, generate
+from mechsafety.judges.outcomes import Tally
+from mechsafety.judges.registry import judge_responses
 from mechsafety.models.loading import load_model
 from mechsafety.prompts.prompt_set import PromptSet, load_prompts
 from mechsafety.statistics.rates import Interval, wilson
@@ -75,23 +78,37 @@ def _shown(row: Any) -> str:
 
 
 def _searched(study: StudyResult, config: StudyConfig, out: Path, *, step: int) -> pd.DataFrame:
-    """Refused and coherent shares of the harmful report prompts, by layer; kept in the run's folder."""
-    file = out / "searched.csv"
-    if file.is_file():
-        return pd.read_csv(file)
+    """Refused and coherent shares of the harmful report prompts, by layer; the answers are kept in the run's folder."""
+    file = out / "searched.parquet"
+    if not file.is_file():
+        _answers(study, config, step=step).to_parquet(file)
+    answers = pd.read_parquet(file)
+    responses = [
+        Response(id=str(number), prompt=row["prompt"], text=row["response"])
+        for number, row in enumerate(answers.to_dict("records"))
+    ]
+    answers["label"] = [verdict.label for verdict in judge_responses(responses, config.judges)]
+    tallies = {layer: Tally.of(list(rows["label"])) for layer, rows in answers.groupby("layer")}
+    return pd.DataFrame(
+        [
+            {"layer": layer, "refused": tally.refused.rate, "complied": tally.complied.rate}
+            for layer, tally in tallies.items()
+        ]
+    )
+
+
+def _answers(study: StudyResult, config: StudyConfig, *, step: int) -> pd.DataFrame:
     system = config.systems[0]
     model = load_model(system, template=config.template, dtype=config.dtype)
     found = Directions.load(study.run.part_path("directions", system, suffix="safetensors"))
     prompts: PromptSet = load_prompts(config.prompts).to_judge.sample(_PROMPTS, seed=config.seed).harmful
-    rows = []
+    tables = []
     for layer in range(step, int(0.8 * model.cfg.n_layers) + 1, step):
         edit = Ablate(found.at(layer=layer, position=-1))
-        _, labels = answered(model, prompts, edit=edit, judge="rules", max_new_tokens=_TOKENS, seed=0)
-        tally = Tally.of(labels)
-        rows.append({"layer": layer, "refused": tally.refused.rate, "complied": tally.complied.rate})
-        print(rows[-1], flush=True)
-    pd.DataFrame(rows).to_csv(file, index=False)
-    return pd.DataFrame(rows)
+        answers = generate(model, prompts, edit=edit, max_new_tokens=_TOKENS, seed=0)
+        tables.append(answer_frame(list(answers), layer=layer))
+        print(f"answers under layer {layer}", flush=True)
+    return pd.concat(tables, ignore_index=True)
 
 
 def main() -> None:
