@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from typing import TYPE_CHECKING
 
@@ -60,6 +60,11 @@ class ResidualCache:
         if not rows:
             raise MechsafetyError(f"no {label} prompts in this cache: it holds {sorted(set(self.labels))}")
         return self.activations[rows]
+
+    def at(self, position: int) -> ResidualCache:
+        """The cache of one of its positions alone."""
+        place = self.positions.index(position)
+        return replace(self, activations=self.activations[:, place : place + 1], positions=(position,))
 
     def _repr_html_(self) -> str:
         n, p, layers, width = self.activations.shape

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.edits.completeness import is_complete, left_by_partial, with_places, written_past_hooks
+from mechsafety.edits.side_by_side import SideBySide, grouped
 from mechsafety.edits.values import (
     EVERYWHERE,
     POSITIONS,
@@ -51,6 +52,7 @@ __all__ = [
     "Edit",
     "Orthogonalise",
     "Position",
+    "SideBySide",
     "Site",
     "Writer",
     "baked",
@@ -85,7 +87,7 @@ def edited(
     """
     targets = _fitting_targets(model, edit)
     # Found out before the edit is on: its receipt counts no pass that only observes.
-    past = () if is_complete(edit, model.cfg.n_layers) else left_by_partial(model, edit)
+    past = _past_hooks(model, edit)
     with attach(model, targets, positions=edit.positions, prompt_length=prompt_length, twin=twin) as coverage:
         coverage.past_hooks = past
         yield coverage
@@ -134,7 +136,15 @@ def require_fits(model: TransformerBridge, edit: Edit, *, weights: bool = False)
         _fitting_targets(model, edit)
 
 
+def _past_hooks(model: TransformerBridge, edit: Edit) -> tuple[str, ...]:
+    if isinstance(edit, SideBySide):
+        return tuple(dict.fromkeys(name for each in edit.edits for name in _past_hooks(model, each)))
+    return () if is_complete(edit, model.cfg.n_layers) else left_by_partial(model, edit)
+
+
 def _fitting_targets(model: TransformerBridge, edit: Edit) -> list[Target]:
+    if isinstance(edit, SideBySide):
+        return grouped([_fitting_targets(model, each) for each in edit.edits])
     targets = edit.targets(model.cfg.n_layers)
     for target in targets:
         _require_width(target.constant, model)

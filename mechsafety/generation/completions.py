@@ -16,7 +16,7 @@ from torch import Tensor
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.names import RESPONSES_AT_ONCE
 from mechsafety.core.progress import bar
-from mechsafety.edits.interventions import Edit, edited
+from mechsafety.edits.interventions import Edit, SideBySide, edited
 from mechsafety.models import hooked_transformers
 from mechsafety.models.chat import (
     Rendering,
@@ -173,6 +173,7 @@ def generate(
     done: dict[int, Completion] = {}
     total = sum(len(rows) for rows in todo)
     stops = stop_tokens(model)
+    n_groups = len(edit.edits) if isinstance(edit, SideBySide) else 1
     coverage: Coverage | None = None
     with bar(label, total=total, unit="response") as progress:
         while todo:
@@ -185,10 +186,9 @@ def generate(
                 with _under(model, edit, batch, fast_path) as (run, receipt), _seeded(batch_seed):
                     new = run(batch, max_new_tokens, sampling, stops)
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                if not out_of_memory(error) or len(rows) == 1:
+                if not out_of_memory(error) or len(rows) == n_groups:
                     raise
-                middle = len(rows) // 2
-                halves = [rows[:middle], rows[middle:]]
+                halves = _halves(rows, n_groups)
                 if on_halving is not None:
                     on_halving(rows, halves)
                 todo[:0] = halves
@@ -203,6 +203,14 @@ def generate(
                 on_batch(finished)
             progress.update(len(rows))
     return Completions(tuple(done[row] for row in sorted(done)), coverage)
+
+
+def _halves(rows: Batch, n_groups: int) -> list[Batch]:
+    """The first and the second half of each group of rows."""
+    size = len(rows) // n_groups
+    groups = [rows[start : start + size] for start in range(0, len(rows), size)]
+    middle = size // 2
+    return [[row for group in groups for row in group[part]] for part in (slice(middle), slice(middle, None))]
 
 
 _FOLLOWED = ("eos_token_id", "bos_token_id", "pad_token_id", "decoder_start_token_id")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -12,6 +13,7 @@ import pandas as pd
 from mechsafety.core.progress import Progress
 from mechsafety.edits.interventions import Edit
 from mechsafety.generation.completions import Completion, Completions, Sampling, generate, generation_plan
+from mechsafety.generation.side_by_side import generate_under_each
 from mechsafety.prompts.prompt_set import PromptSet
 from mechsafety.runs.folder import RunFolder
 
@@ -38,39 +40,113 @@ def resumable_responses(
     when memory runs out and one is halved, which ``say`` reports. Speed and the edit's coverage go into the part
     ``speed``; both are of the ``responses`` that the last session made.
     """
-    plan = _plan(run, model, prompts, key, batch_size)
-    rows = {p.id: row for row, p in enumerate(prompts)}
-    todo = [batch for batch in plan if not run.has_part("batches", *key, _batch_name(batch))]
-    started = time.perf_counter()
-    made = 0
 
-    def keep(finished: list[Completion]) -> None:
-        nonlocal made
-        made += sum(c.n_tokens for c in finished)
-        table = Completions(tuple(finished)).to_frame()
-        run.write_part(table, "batches", *key, _batch_name([c.id for c in finished]))
-
-    def halve(batch: list[int], halves: list[list[int]]) -> None:
-        ids = [prompts[row].id for row in batch]
-        at = plan.index(ids)
-        plan[at : at + 1] = [[prompts[row].id for row in half] for half in halves]
-        run.write_json_part(plan, "plans", *key)
-        say(f"out of memory: batches of {len(ids)} halved; the plan of the run records it")
-
-    if todo:
-        done = generate(
+    def answer(batches: _Batches) -> Completions:
+        return generate(
             model,
             prompts,
             edit=edit,
             max_new_tokens=max_new_tokens,
             seed=seed,
             sampling=sampling,
-            plan=[[rows[i] for i in batch] for batch in todo],
-            on_batch=keep,
-            on_halving=halve,
+            plan=batches.todo(),
+            on_batch=lambda answers: batches.keep([answers]),
+            on_halving=batches.halve,
             label=" ".join(key),
         )
+
+    return _resumed(run, model, prompts, key, batch_size, say, answer)
+
+
+def resumable_under_each(
+    run: RunFolder,
+    model: TransformerBridge,
+    prompts: PromptSet,
+    *,
+    key: tuple[str, ...],
+    edits: Mapping[str, Edit],
+    max_new_tokens: int,
+    seed: int,
+    batch_size: int,
+    say: Progress,
+) -> pd.DataFrame:
+    """:func:`resumable_responses` under several edits, which share batches: a row an edit (``arm``) and prompt."""
+
+    def answer(batches: _Batches) -> Completions:
+        done = generate_under_each(
+            model,
+            prompts,
+            list(edits.values()),
+            max_new_tokens=max_new_tokens,
+            seed=seed,
+            plan=batches.todo(),
+            on_batch=lambda groups: batches.keep(groups, arms=list(edits)),
+            on_halving=batches.halve,
+            label=" ".join(key),
+        )
+        return Completions(tuple(c for each in done for c in each), done[0].coverage)
+
+    at_once = max(1, batch_size // len(edits))
+    return _resumed(run, model, prompts, key, at_once, say, answer)
+
+
+@dataclass(kw_only=True, eq=False)
+class _Batches:
+    """The plan of a run's batches, which is kept there with what is finished of it."""
+
+    run: RunFolder
+    prompts: PromptSet
+    key: tuple[str, ...]
+    plan: list[list[str]]
+    say: Progress
+
+    def todo(self) -> list[list[int]]:
+        """Rows of the prompts in the batches that are missing."""
+        rows = {p.id: row for row, p in enumerate(self.prompts)}
+        return [[rows[i] for i in batch] for batch in self.plan if not self._there(batch)]
+
+    def _there(self, batch: Sequence[str]) -> bool:
+        return self.run.has_part("batches", *self.key, _batch_name(batch))
+
+    def keep(self, groups: Sequence[Sequence[Completion]], arms: Sequence[str] = ()) -> None:
+        tables = [Completions(tuple(group)).to_frame() for group in groups]
+        if arms:
+            tables = [table.assign(arm=arm) for table, arm in zip(tables, arms, strict=True)]
+        table = pd.concat(tables, ignore_index=True)
+        self.run.write_part(table, "batches", *self.key, _batch_name([c.id for c in groups[0]]))
+
+    def halve(self, batch: list[int], halves: list[list[int]]) -> None:
+        ids = [self.prompts[row].id for row in batch]
+        at = self.plan.index(ids)
+        self.plan[at : at + 1] = [[self.prompts[row].id for row in half] for half in halves]
+        self.run.write_json_part(self.plan, "plans", *self.key)
+        self.say(f"out of memory: batches of {len(ids)} halved; the plan of the run records it")
+
+    def table(self) -> pd.DataFrame:
+        """All finished batches, in the order of the prompts."""
+        parts = [self.run.read_part("batches", *self.key, _batch_name(batch)) for batch in self.plan]
+        order = {p.id: row for row, p in enumerate(self.prompts)}
+        return pd.concat(parts).sort_values(
+            "id", key=lambda ids: ids.map(order), kind="stable", ignore_index=True
+        )
+
+
+def _resumed(
+    run: RunFolder,
+    model: TransformerBridge,
+    prompts: PromptSet,
+    key: tuple[str, ...],
+    batch_size: int,
+    say: Progress,
+    answer: Callable[[_Batches], Completions],
+) -> pd.DataFrame:
+    plan = _plan(run, model, prompts, key, batch_size)
+    batches = _Batches(run=run, prompts=prompts, key=key, plan=plan, say=say)
+    if batches.todo():
+        started = time.perf_counter()
+        done = answer(batches)
         seconds = time.perf_counter() - started
+        made = sum(c.n_tokens for c in done)
         speed = {
             "responses": len(done),
             "tokens": made,
@@ -80,8 +156,7 @@ def resumable_responses(
         if done.coverage is not None:
             speed["coverage"] = done.coverage.summary()
         run.write_json_part(speed, "speed", *key)
-    parts = [run.read_part("batches", *key, _batch_name(batch)) for batch in plan]
-    return pd.concat(parts).set_index("id").loc[[p.id for p in prompts]].reset_index()
+    return batches.table()
 
 
 def _plan(

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.progress import bar
 from mechsafety.directions.direction import Direction, Directions
 from mechsafety.edits.interventions import Ablate, Edit, digest
-from mechsafety.generation.completions import Completion, generate
-from mechsafety.judges.outcomes import Tally, answered
+from mechsafety.generation.completions import DEFAULT_BATCH, Completion, generate
+from mechsafety.generation.side_by_side import generate_under_each
+from mechsafety.judges.outcomes import Tally, labels_of
 from mechsafety.models.loading import current_fingerprint
 from mechsafety.prompts.prompt_set import PromptSet
 from mechsafety.runs.folder import Journal
@@ -45,6 +46,7 @@ def confirm(
     judge: str = JUDGE,
     max_new_tokens: int = 64,
     seed: int = 0,
+    batch_size: int = DEFAULT_BATCH,
     journal: Journal | None = None,
     keep: KeepAnswers | None = None,
 ) -> pd.DataFrame:
@@ -53,7 +55,8 @@ def confirm(
     ``prompts`` are validation prompts. Columns, NaN for the other candidates: ``n_answers`` to harmful prompts, the
     shares of them that ``judge`` calls ``refused``, ``complied`` (coherent compliance) and ``degenerate``, and ``nll``:
     the mean negative log-likelihood, in nats a token, of the unedited model's own answers to the harmless prompts.
-    ``edit`` makes the edit of a direction. ``journal`` keeps finished candidates; ``keep`` receives their answers.
+    ``edit`` makes the edit of a direction; all candidates' answers share batches of ``batch_size``. ``journal`` keeps
+    finished batches and candidates; ``keep`` receives a candidate's answers.
 
     Raises :class:`MechsafetyError` for one class only or no prompts.
 
@@ -69,26 +72,34 @@ def confirm(
     if journal is not None:
         settings = {"judge": judge, "max_new_tokens": max_new_tokens, "seed": seed}
         journal.bind(model=current_fingerprint(model), prompts=prompts.sha256(), **settings)
-    found: dict[Place, dict[str, float]] = {}
-    costs: EditCosts | None = None
-    with bar("confirmation by answers", total=len(places), unit="candidate") as progress:
-        for place in places:
-            key = digest(edits[place])
-            stored = journal.get(key) if journal is not None else None
-            if stored is None:
-                if costs is None:
-                    own = _own_answers(model, prompts, max_new_tokens, seed, journal)
-                    costs = EditCosts(model=model, prompts=prompts.harmless, answers=own)
-                asking: dict[str, Any] = {"max_new_tokens": max_new_tokens, "seed": seed, "judge": judge}
-                kept = None if keep is None else partial(keep, place)
-                _, labels = answered(model, prompts.harmful, edit=edits[place], keep=kept, **asking)
-                stored = _shares(Tally.of(labels)) | {"nll": costs.nll(edits[place])}
+    found: dict[Place, dict[str, Any]] = {}
+    if journal is not None:
+        stored = {place: journal.get(digest(edits[place])) for place in places}
+        found = {place: shares for place, shares in stored.items() if shares is not None}
+    if missing := [place for place in places if place not in found]:
+        asking: dict[str, Any] = {"max_new_tokens": max_new_tokens, "seed": seed}
+        own = _own_answers(model, prompts, max_new_tokens, seed, journal)
+        costs = EditCosts(model=model, prompts=prompts.harmless, answers=own)
+        answers = _answers(
+            model,
+            prompts.harmful,
+            [edits[place] for place in missing],
+            journal,
+            **asking,
+            batch_size=batch_size,
+        )
+        with bar("likelihood of own answers", total=len(missing), unit="candidate") as progress:
+            for place, written in zip(missing, answers, strict=True):
+                if keep is not None:
+                    keep(place, written)
+                shares = _shares(Tally.of(labels_of(written, judge))) | {"nll": costs.nll(edits[place])}
+                found[place] = {name: None if v != v else v for name, v in shares.items()}
                 if journal is not None:
-                    journal.put(key, {name: None if v != v else v for name, v in stored.items()})
-            found[place] = {name: math.nan if v is None else float(v) for name, v in stored.items()}
-            progress.update(1)
+                    journal.put(digest(edits[place]), found[place])
+                progress.update(1)
     rows = [found.get(place, {}) for place in zip(table["position"], table["layer"], strict=True)]
-    return table.assign(**{name: [row.get(name, math.nan) for row in rows] for name in ANSWER_COLUMNS})
+    columns = {name: [_number(row.get(name)) for row in rows] for name in ANSWER_COLUMNS}
+    return table.assign(**columns)
 
 
 def confirmed_rows(table: pd.DataFrame) -> pd.DataFrame:
@@ -98,6 +109,43 @@ def confirmed_rows(table: pd.DataFrame) -> pd.DataFrame:
     groups = [name for name in ("system", "method") if name in table.columns]
     columns = [*groups, "position", "layer", "removed", "caused", "kl", *ANSWER_COLUMNS]
     return table.loc[table["complied"].notna(), columns].reset_index(drop=True)
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _answers(
+    model: TransformerBridge,
+    prompts: PromptSet,
+    edits: Sequence[Edit],
+    journal: Journal | None,
+    **asking: Any,
+) -> list[list[Completion]]:
+    """Answers to ``prompts`` under each of ``edits``; those of finished batches are in the journal."""
+    names = [digest(edit) for edit in edits]
+    stored = {
+        (name, p.id): (journal.get(f"{name} {p.id}") if journal is not None else None)
+        for name in names
+        for p in prompts
+    }
+    done = {
+        key: Completion(**{**answer, "tokens": tuple(answer["tokens"])})
+        for key, answer in stored.items()
+        if answer is not None
+    }
+
+    def put(groups: list[list[Completion]]) -> None:
+        for name, group in zip(names, groups, strict=True):
+            for answer in group:
+                done[name, answer.id] = answer
+                if journal is not None:
+                    journal.put(f"{name} {answer.id}", asdict(answer))
+
+    left = [p for p in prompts if any((name, p.id) not in done for name in names)]
+    if left:
+        generate_under_each(model, left, edits, on_batch=put, label="answers under candidates", **asking)
+    return [[done[name, p.id] for p in prompts] for name in names]
 
 
 def _shares(tally: Tally) -> dict[str, float]:

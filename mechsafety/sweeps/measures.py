@@ -329,21 +329,18 @@ def refusal_measure(
     weak = weakness(tokens, told, refusals)
     if refusal_tokens is not None:
         return replace(kept, why="the first tokens were named" + (f"; {weak}" if weak else ""))
-    enough = f"the first tokens separate the classes with AUROC {told.auroc:.2f}"
+    if weak is None:
+        return replace(kept, why=f"the first tokens separate the classes with AUROC {told.auroc:.2f}")
     if not written_answers:
-        return replace(kept, why=f"{weak or enough}; written answers were not asked for")
+        return replace(kept, why=f"{weak}; written answers were not asked for")
     by_answers = answer_measure(model, refusals)
     if by_answers is None:
-        return replace(
-            kept, why=f"{weak or enough}; the tokenizer does not know the words of written answers"
-        )
+        return replace(kept, why=f"{weak}; the tokenizer does not know the words of written answers")
     if not by_answers.fits(model, [*a.sequences, *b.sequences]):
-        return replace(kept, why=f"{weak or enough}; written answers do not fit in the model's window")
+        return replace(kept, why=f"{weak}; written answers do not fit in the model's window")
     c, d = (by_answers.measure(model, part.sequences, batch_size=batch_size) for part in parts)
     answered = tells(c.scores, d.scores, refused)
     kept = replace(kept, answers=answered)
-    if weak is None:
-        return replace(kept, why=enough)
     compared = f"AUROC {answered.auroc:.2f} against {told.auroc:.2f}"
     if not answered.auroc > told.auroc:
         return replace(kept, why=f"{weak}, but written answers tell no more ({compared})")

@@ -1,7 +1,7 @@
 """Racing: every candidate on few prompts first, and on more only where it can still come among the first.
 
 After each round the prompts scored so far are drawn again (the Bayesian bootstrap), all candidates on the same draws,
-and ranked in every draw as :func:`mechsafety.sweeps.selection.select` ranks them; a candidate that comes among the
+and listed in every draw as :func:`mechsafety.sweeps.selection.shortlist` lists them; a candidate that comes among the
 first in no draw is not scored further. Exhaustive scoring is the reference.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from mechsafety.sweeps.selection import SHORTLISTED, first_late_layer, rank_keys, spread
+from mechsafety.sweeps.selection import SHORTLISTED, failures, first_late_layer, in_turns, rank_keys, spread
 
 FIRST_ROUND = 6
 _DRAWS = 400
@@ -148,8 +148,10 @@ def _hopeful(
     keys = [np.where(usable[:, None], key, np.inf) for key in rank_keys(removed, caused, kl)]
     among = np.zeros(len(alive), dtype=bool)
     orders: Any = np.lexsort(keys[::-1], axis=0)
-    for draw in orders.T:
-        places = [(int(row), int(layers[alive[row]])) for row in draw]
+    level, kind = failures(removed, caused, kl)
+    for number, draw in enumerate(orders.T):
+        order = in_turns(draw[usable[draw]].tolist(), level[:, number], kind[:, number])
+        places = [(row, int(layers[alive[row]])) for row in order]
         among[[row for row, _ in spread(places, size=first)]] = True
     return usable & among
 

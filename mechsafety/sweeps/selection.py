@@ -7,6 +7,7 @@ removes and causes, so that a constant added to all scores, or a positive factor
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -291,16 +292,47 @@ def _nearest(scores: _Scores, order: Int[np.ndarray, " usable"]) -> int:
 def shortlist(
     table: pd.DataFrame, *, n_layers: int, size: int = SHORTLISTED, a_layer: int = _SHORTLISTED_A_LAYER
 ) -> list[Place]:
-    """The first ``size`` candidates of the ranking, at most ``a_layer`` of one layer; nearest ones where few pass."""
+    """The first ``size`` candidates of the ranking, at most ``a_layer`` of one layer.
+
+    Where few pass all filters, the nearest ones follow, those that fail this or that filter in turns: KL at the next
+    token is no sure sign of damage, and adding a direction need not cause what removing it ends.
+    """
     scores = _arrays(table)
     order = _ordered(scores, n_layers=n_layers)
     if not len(order):
         return []
-    if _failed(scores, int(order[0]), n_layers):
-        first = _nearest(scores, order)
-        order = np.array([first, *(i for i in order if i != first)])
+    nearest_first = bool(_failed(scores, int(order[0]), n_layers))
+    first = [_nearest(scores, order)] if nearest_first else []
+    if "removed" in scores:
+        shares = (scores[name][order] for name in ("removed", "caused", "kl"))
+        order = order[in_turns(range(len(order)), *failures(*shares))]
+    order = np.array([*first, *(i for i in order if i not in first)])
     places = [(int(scores["position"][i]), int(scores["layer"][i])) for i in order]
     return spread(places, size=size, a_layer=a_layer)
+
+
+def failures(
+    removed: Float[np.ndarray, "*draw candidate"],
+    caused: Float[np.ndarray, "*draw candidate"],
+    kl: Float[np.ndarray, "*draw candidate"],
+) -> tuple[Shaped[np.ndarray, "*draw candidate"], Shaped[np.ndarray, "*draw candidate"]]:
+    """How far candidates are from passing all filters (as :func:`rank_keys` begins), and which filters they fail."""
+    fails, little, *_ = rank_keys(removed, caused, kl)
+    which = little + 2 * (caused < _LEAST_SHARE) + 4 * (kl > SELECTION_RULES["auto"][-1])
+    return 2 * fails + little, which
+
+
+def in_turns(
+    order: Sequence[int], level: Shaped[np.ndarray, " candidate"], kind: Shaped[np.ndarray, " candidate"]
+) -> list[int]:
+    """``order`` with the kinds of each level in turns: which filter is the wrong one is for the answers to tell."""
+    seen: Counter[tuple[int, int]] = Counter()
+    turns: dict[int, tuple[int, int]] = {}
+    for i in order:
+        group = (int(level[i]), int(kind[i]))
+        turns[i] = (group[0], seen[group])
+        seen[group] += 1
+    return sorted(order, key=turns.__getitem__)
 
 
 def spread(

@@ -76,24 +76,34 @@ def test_finished_candidates_are_kept_and_only_validation_prompts_are_read(
     table, directions, prompts = swept(model)
     whole = confirm(model, table, directions, prompts, candidates=3, **SETTINGS)
     asked: list[str] = []
-    answered, calls = confirmation.answered, []
+    under_each = confirmation.generate_under_each
 
-    def second(model: Any, prompts: Any, **options: Any) -> Any:
-        calls.append(1)
+    def interrupted(model: Any, prompts: Any, edits: Any, *, on_batch: Any, **options: Any) -> Any:
         asked.extend(p.id for p in prompts)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return answered(model, prompts, **options)
 
-    monkeypatch.setattr(confirmation, "answered", second)
+        def keep(groups: Any) -> None:
+            on_batch(groups)
+            raise KeyboardInterrupt
+
+        return under_each(model, prompts, edits, on_batch=keep, **options)
+
     path = tmp_path / "journal.jsonl"
-    options: dict[str, Any] = {"candidates": 3, **SETTINGS}
+    options: dict[str, Any] = {"candidates": 3, "batch_size": 6, **SETTINGS}
+    monkeypatch.setattr(confirmation, "generate_under_each", interrupted)
     with pytest.raises(KeyboardInterrupt):
         confirm(model, table, directions, prompts, journal=Journal(path), **options)
+    with pytest.raises(KeyboardInterrupt):
+        confirm(model, table, directions, prompts, journal=Journal(path), **options)
+    n = len(prompts.harmful)
+    assert len(asked) == n + n - 2  # the two prompts of the first batch were answered once
+    assert set(asked) == {p.id for p in prompts.harmful}
+    monkeypatch.setattr(confirmation, "generate_under_each", under_each)
     resumed = confirm(model, table, directions, prompts, journal=Journal(path), **options)
     pd.testing.assert_frame_equal(resumed, whole)
-    assert len(calls) == 4  # the interrupted candidate twice
-    assert set(asked) == {p.id for p in prompts.harmful}
+    # Nothing is left to answer.
+    monkeypatch.setattr(confirmation, "generate_under_each", interrupted)
+    again = confirm(model, table, directions, prompts, journal=Journal(path), **options)
+    pd.testing.assert_frame_equal(again, whole)
     with pytest.raises(MechsafetyError, match="made from something else"):
         confirm(model, table, directions, prompts, journal=Journal(path), candidates=3, max_new_tokens=7)
 

@@ -292,6 +292,16 @@ def test_candidates_that_racing_dropped_are_not_chosen() -> None:
     assert select(scores.assign(n_harmful=32, n_harmless=32), n_layers=10).layer == 1
 
 
+def test_where_none_passes_each_filter_is_tried_as_the_wrong_one() -> None:
+    low_cause = [(layer, 0.6, 0.1, 0.01 * layer) for layer in (1, 2, 3, 4)]
+    high_kl = [(layer, 0.6, 0.9, 0.1 * layer) for layer in (6, 7)]
+    scores = shares(*low_cause, *high_kl, (5, 0.2, 0.2, 0.2))
+    assert [layer for _, layer in shortlist(scores, n_layers=10)] == [1, 6, 2, 7, 3]
+    # The control: what passes all filters stands before what fails one.
+    passing = shares(*low_cause, *high_kl, (5, 0.6, 0.6, 0.4))
+    assert [layer for _, layer in shortlist(passing, n_layers=10)] == [5, 1, 6, 2, 7]
+
+
 def test_the_shortlist_has_at_most_two_candidates_a_layer() -> None:
     scores = pd.concat(
         [

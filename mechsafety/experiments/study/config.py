@@ -11,7 +11,16 @@ from pydantic import Field, ValidationError, field_validator
 from pydantic_core import PydanticCustomError
 
 from mechsafety.core.errors import MechsafetyError
-from mechsafety.core.names import SELECTION_RULES, Centring, FitOn, Method, Positions, RecipeName, Search
+from mechsafety.core.names import (
+    RESPONSES_AT_ONCE,
+    SELECTION_RULES,
+    Centring,
+    FitOn,
+    Method,
+    Positions,
+    RecipeName,
+    Search,
+)
 from mechsafety.core.places import configs_folder
 from mechsafety.experiments.config import Config, FedConfig, Option, in_order
 from mechsafety.judges.kinds.endpoint import parse
@@ -79,7 +88,9 @@ class StudyConfig(FedConfig):
         description="matched random directions that are removed like the direction; 0: none",
     )
     max_new_tokens: int = Field(default=64, ge=1, description="length of the responses")
-    batch_size: int = Field(default=50, ge=1, description="responses generated at once; part of the record")
+    batch_size: int = Field(
+        default=RESPONSES_AT_ONCE, ge=1, description="responses generated at once; part of the record"
+    )
     sampling: SamplingConfig | None = Field(
         default=None, description="greedy when empty; else e.g. {temperature: 0.7, top_p: 0.95}"
     )

@@ -40,7 +40,7 @@ from mechsafety.experiments.study.controls import (
     random_arms,
 )
 from mechsafety.generation.completions import Completion, Sampling, answer_frame, overridden_defaults
-from mechsafety.generation.resumable import resumable_responses
+from mechsafety.generation.resumable import resumable_responses, resumable_under_each
 from mechsafety.generation.scoring import answer_nll
 from mechsafety.judges.registry import load_judge
 from mechsafety.judges.selfjudgement import Exchange, self_judge, summarise
@@ -69,6 +69,8 @@ _RESPONSE_COLUMNS = [
     *("system", "arm", "id", "label", "category", "prompt", "response", "finish"),
     *("n_prompt_tokens", "n_tokens", "nll"),
 ]
+_KEPT_STREAM = 2**30
+"""Bytes of the fit prompts' residual stream that are kept for the random directions, which else read it anew."""
 
 
 def edit_of(run: RunFolder, config: StudyConfig, spec: str) -> Edit:
@@ -119,6 +121,7 @@ class StudyWork:
         self._models: dict[str, TransformerBridge] = {}
         self._judges: dict[str, Judge] = {}
         self._measures: dict[str, MeasureChoice] = {}
+        self._streams: dict[str, ResidualCache] = {}
 
     # -- models ---------------------------------------------------------------------------------
 
@@ -191,13 +194,18 @@ class StudyWork:
         with session.timed(spec, "selection"):
             if not run.has_part("selection", spec, suffix="json"):
                 self._select(spec, title)
-        arms = [*ARMS, *random_arms(self.config, self.report)]
-        for arm in arms:
+        for arm in ARMS:
             with session.timed(spec, f"generate {arm}"):
                 if not run.has_part("responses", spec, arm):
                     self.say(f"{title} · {arm}: {len(self._asked(spec, arm))} responses")
                     self._responses(spec, arm)
-        for arm in arms:
+        random = random_arms(self.config, self.report)
+        with session.timed(spec, "generate random"):
+            if missing := [arm for arm in random if not run.has_part("responses", spec, arm)]:
+                n = len(self._asked(spec, random[0]))
+                self.say(f"{title} · {len(missing)} random directions: {n} responses to each")
+                self._random_responses(spec, missing)
+        for arm in [*ARMS, *random]:
             self.judge(spec, arm, title)
             if arm not in ARMS:
                 continue
@@ -212,6 +220,8 @@ class StudyWork:
         if self.recipe.positions == "post_instruction" and not self._last_token_alone(spec):
             positions = post_instruction_positions(model)
         cache = residual_stream(model, self.fit_prompts(spec), positions=positions)
+        if self.config.controls and cache.activations.nbytes <= _KEPT_STREAM:
+            self._streams = {spec: cache}
         found = find_directions(
             cache, method=self.recipe.method, centring=self.recipe.centring, seed=self.config.seed
         )
@@ -349,6 +359,7 @@ class StudyWork:
             candidates=self.config.confirm,
             max_new_tokens=self.config.max_new_tokens,
             seed=self.config.seed,
+            batch_size=self.config.batch_size,
             journal=Journal(self.run.part_path("confirmation", spec, suffix="jsonl")),
             keep=partial(self._keep_confirmed, spec),
         )
@@ -362,8 +373,9 @@ class StudyWork:
         return self.run.read_json_part("selection", spec)
 
     def edit(self, spec: str, arm: str) -> Edit | None:
-        if arm == "original":
-            return None
+        return None if arm == "original" else self._edit(spec, arm)
+
+    def _edit(self, spec: str, arm: str) -> Edit:
         direction = direction_of(self.run, spec)
         if arm.startswith(RANDOM):
             direction = direction_of_arm(self._controls(spec, direction), direction, arm)
@@ -373,6 +385,9 @@ class StudyWork:
         """The random directions of one system."""
 
         def read(position: int) -> ResidualCache:
+            kept = self._streams.pop(spec, None)
+            if kept is not None:
+                return kept.at(position)
             return residual_stream(self.model(spec), self.fit_prompts(spec), positions=(position,))
 
         return draw_controls(self.session, spec, direction, config=self.config, read=read)
@@ -399,17 +414,37 @@ class StudyWork:
             sampling=Sampling(**config.sampling.model_dump()) if config.sampling else None,
             say=self.say,
         )
-        table["nll"] = self._nll(model, table) if config.nll else float("nan")
-        if arm not in ARMS:
-            self._costs(spec, arm)
-        self.run.write_part(table.assign(system=spec, arm=arm), "responses", spec, arm)
+        self._write_responses(spec, arm, table)
 
-    def _costs(self, spec: str, arm: str) -> None:
-        """What a random direction and the edit itself change after the harmless report prompts."""
+    def _random_responses(self, spec: str, arms: Sequence[str]) -> None:
+        """The same for random directions, which share batches where nothing is drawn."""
+        config = self.config
+        edits = {arm: self._edit(spec, arm) for arm in arms}
+        if config.sampling:
+            for arm in arms:
+                self._responses(spec, arm)
+        else:
+            table = resumable_under_each(
+                self.run,
+                self.model(spec),
+                self._asked(spec, arms[0]),
+                key=(spec, "random"),
+                edits=edits,
+                max_new_tokens=config.max_new_tokens,
+                seed=config.seed,
+                batch_size=config.batch_size,
+                say=self.say,
+            )
+            for arm, rows in table.groupby("arm", sort=False):
+                self._write_responses(spec, str(arm), rows.drop(columns="arm").reset_index(drop=True))
         if harmless := self.fed(spec)[0].prompts.harmless:
             costs = EditCosts(model=self.model(spec), prompts=harmless)
-            for one in (arm, "edited"):
-                self.session.json_part("kl", spec, one, make=partial(costs.kl, self.edit(spec, one)))
+            for arm, edit in {"edited": self._edit(spec, "edited"), **edits}.items():
+                self.session.json_part("kl", spec, arm, make=partial(costs.kl, edit))
+
+    def _write_responses(self, spec: str, arm: str, table: pd.DataFrame) -> None:
+        table["nll"] = self._nll(self.model(spec), table) if self.config.nll else float("nan")
+        self.run.write_part(table.assign(system=spec, arm=arm), "responses", spec, arm)
 
     def _nll(self, model: TransformerBridge, table: pd.DataFrame) -> list[float]:
         contexts = tokenize_prompts(model, list(table["prompt"]))

@@ -152,7 +152,7 @@ def test_every_draw_is_answered_judged_and_tested_on_the_harmful_prompts(
         assert row["kl"] > 0
         assert row["kl_edited"] > 0
     manifest = read_run(finished).manifest
-    assert {"generate random-1", "generate random-3"} <= manifest["timings"][config.systems[0]].keys()
+    assert "generate random" in manifest["timings"][config.systems[0]]
 
 
 def test_a_draw_is_removed_as_the_direction_is(

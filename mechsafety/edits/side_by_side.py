@@ -1,0 +1,68 @@
+"""Several edits in one batch, each on rows of its own: what one pass over many rows saves."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mechsafety.core.errors import MechsafetyError
+from mechsafety.edits.values import Edit, Position
+from mechsafety.models.hooking import Target
+
+
+@dataclass(frozen=True)
+class SideBySide:
+    """Of n edits, each on one of n equal groups of consecutive rows: the first edit on the first rows, and so on.
+
+    All act at the same ``positions``. Raises :class:`MechsafetyError` for no edit, or for edits that do not.
+    """
+
+    edits: tuple[Edit, ...]
+
+    def __post_init__(self) -> None:
+        if len({edit.positions for edit in self.edits}) != 1:
+            raise MechsafetyError("edits side by side are one or more, all at the same positions")
+
+    @property
+    def positions(self) -> Position:
+        return self.edits[0].positions
+
+    def targets(self, n_layers: int) -> list[Target]:
+        return grouped([edit.targets(n_layers) for edit in self.edits])
+
+    def describe(self) -> str:
+        return f"SideBySide({', '.join(edit.describe() for edit in self.edits)})"
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        return tuple(tensor for edit in self.edits for tensor in edit.tensors())
+
+
+def grouped(targets: Sequence[Sequence[Target]]) -> list[Target]:
+    """One target for each hook point: group k of the rows gets the maps of ``targets[k]`` there."""
+    at: dict[str, list[tuple[int, Target]]] = defaultdict(list)
+    for group, found in enumerate(targets):
+        for target in found:
+            at[target.hook].append((group, target))
+    return [_together(len(targets), found) for found in at.values()]
+
+
+def _together(n: int, found: Sequence[tuple[int, Target]]) -> Target:
+    """The maps of ``found`` (group, target), all at one hook point, as one map of n groups of rows."""
+    shapes = [target.constant.shape for _, target in found]
+    sizes = [shape.numel() for shape in shapes]
+
+    def apply(x: Tensor, constant: Tensor) -> Tensor:
+        if len(x) % n:
+            raise MechsafetyError(f"{len(x)} rows are no {n} equal groups, one for each edit")
+        groups = list(x.chunk(n))
+        for (group, target), part, shape in zip(found, constant.split(sizes), shapes, strict=True):
+            groups[group] = target.apply(groups[group], part.reshape(shape))
+        return torch.cat(groups)
+
+    first = found[0][1]
+    constant = torch.cat([target.constant.flatten() for _, target in found])
+    return Target(layer=first.layer, site=first.site, apply=apply, constant=constant)
