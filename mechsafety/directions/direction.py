@@ -242,8 +242,12 @@ def find_directions(
     rounds = resamples if method == "mean_difference" else min(resamples, 5)
     stability = torch.zeros(vectors.shape[:2], dtype=torch.float64)
     for _ in range(rounds):
-        again = find(_resample(harmful, generator), _resample(harmless, generator))
-        stability += cosine(again.read, found.read)
+        drawn = [_resample(x, generator) for x in (harmful, harmless)]
+        if method == "mean_difference":  # a mean of drawn rows is a product, which copies none of them
+            again = _mean_of(harmful, drawn[0]) - _mean_of(harmless, drawn[1])
+        else:
+            again = find(harmful[drawn[0]], harmless[drawn[1]]).read
+        stability += cosine(again, found.read)
     (a1, a2), (b1, b2) = _halves(harmful, generator), _halves(harmless, generator)
     unit = torch.nn.functional.normalize(vectors, dim=-1)
     middle = (harmful.mean(0) + harmless.mean(0)) / 2
@@ -284,7 +288,13 @@ def cosine(a: Float[Tensor, "*batch d"], b: Float[Tensor, "*batch d"]) -> Float[
 
 
 def _resample(x: Tensor, generator: torch.Generator) -> Tensor:
-    return x[torch.randint(len(x), (len(x),), generator=generator)]
+    """Rows drawn with replacement."""
+    return torch.randint(len(x), (len(x),), generator=generator)
+
+
+def _mean_of(x: Tensor, rows: Tensor) -> Tensor:
+    weights = torch.bincount(rows, minlength=len(x)).to(x.dtype) / len(rows)
+    return (weights @ x.flatten(1)).reshape(x.shape[1:])
 
 
 def _halves(x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:

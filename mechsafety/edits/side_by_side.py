@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +14,18 @@ from torch import Tensor
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.edits.values import Edit, Position
 from mechsafety.models.hooking import Target
+
+_sizes: ContextVar[list[int] | None] = ContextVar("rows of each group", default=None)
+
+
+@contextmanager
+def of_groups(sizes: list[int]) -> Iterator[None]:
+    """While the block runs, the groups have so many rows, and not equally many."""
+    token = _sizes.set(sizes)
+    try:
+        yield
+    finally:
+        _sizes.reset(token)
 
 
 @dataclass(frozen=True)
@@ -53,13 +67,14 @@ def grouped(targets: Sequence[Sequence[Target]]) -> list[Target]:
 def _together(n: int, found: Sequence[tuple[int, Target]]) -> Target:
     """The maps of ``found`` (group, target), all at one hook point, as one map of n groups of rows."""
     shapes = [target.constant.shape for _, target in found]
-    sizes = [shape.numel() for shape in shapes]
+    lengths = [shape.numel() for shape in shapes]
 
     def apply(x: Tensor, constant: Tensor) -> Tensor:
-        if len(x) % n:
+        sizes = _sizes.get()
+        if sizes is None and len(x) % n:
             raise MechsafetyError(f"{len(x)} rows are no {n} equal groups, one for each edit")
-        groups = list(x.chunk(n))
-        for (group, target), part, shape in zip(found, constant.split(sizes), shapes, strict=True):
+        groups = list(x.split(sizes or len(x) // n))
+        for (group, target), part, shape in zip(found, constant.split(lengths), shapes, strict=True):
             groups[group] = target.apply(groups[group], part.reshape(shape))
         return torch.cat(groups)
 

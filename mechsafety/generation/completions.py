@@ -17,6 +17,7 @@ from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.names import RESPONSES_AT_ONCE
 from mechsafety.core.progress import bar
 from mechsafety.edits.interventions import Edit, SideBySide, edited
+from mechsafety.generation.hugging_face import Asking, Sampling, hf_answers
 from mechsafety.models import hooked_transformers
 from mechsafety.models.chat import (
     Rendering,
@@ -28,7 +29,7 @@ from mechsafety.models.chat import (
     tokenize_prompts,
 )
 from mechsafety.models.finite import finite_logits
-from mechsafety.models.forward import evaluating, require_paddable, require_same_lengths
+from mechsafety.models.forward import evaluating
 from mechsafety.models.hooking import Coverage, plain_twin
 from mechsafety.models.loading import body_of, is_hooked_transformer
 from mechsafety.models.turn_ends import stop_tokens
@@ -40,21 +41,6 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 DEFAULT_BATCH = RESPONSES_AT_ONCE
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """Draw tokens instead of taking the likeliest."""
-
-    temperature: float = 1.0
-    top_p: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not self.temperature > 0 or not 0 < self.top_p <= 1:
-            raise MechsafetyError(
-                f"temperature {self.temperature:g} must be above 0 and top_p {self.top_p:g} in (0, 1]; "
-                "for greedy decoding leave sampling out"
-            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +159,7 @@ def generate(
     done: dict[int, Completion] = {}
     total = sum(len(rows) for rows in todo)
     stops = stop_tokens(model)
-    n_groups = len(edit.edits) if isinstance(edit, SideBySide) else 1
+    n_groups = _groups_of(edit)
     coverage: Coverage | None = None
     with bar(label, total=total, unit="response") as progress:
         while todo:
@@ -263,7 +249,8 @@ def _under(
 
     def fast(batch: TokenBatch, n: int, sampling: Sampling | None, stops: frozenset[int]) -> Tensor:
         module: Any = twin if twin is not None else body_of(model)
-        return _hf_generate(module, batch, n, sampling, stops, pad_token(model))
+        asking = Asking(most=n, sampling=sampling, stops=stops, pad=pad_token(model), groups=_groups_of(edit))
+        return hf_answers(module, batch, asking)
 
     def reference(batch: TokenBatch, n: int, sampling: Sampling | None, _stops: frozenset[int]) -> Tensor:
         return _bridge_generate(model, batch, n, sampling)
@@ -278,6 +265,10 @@ def _under(
     context = edited(model, edit, prompt_length=length, twin=twin) if edit is not None else nullcontext(None)
     with context as receipt:
         yield run, receipt
+
+
+def _groups_of(edit: Edit | None) -> int:
+    return len(edit.edits) if isinstance(edit, SideBySide) else 1
 
 
 def _picker(sampling: Sampling | None) -> hooked_transformers.Pick:
@@ -296,38 +287,6 @@ def _picker(sampling: Sampling | None) -> hooked_transformers.Pick:
         return torch.multinomial(torch.softmax(logits, dim=-1), num_samples=1).squeeze(1)
 
     return draw
-
-
-def _hf_generate(
-    module: Any, batch: TokenBatch, n: int, sampling: Sampling | None, stops: frozenset[int], pad: int
-) -> Tensor:
-    from transformers import GenerationConfig
-
-    require_paddable(module, batch)
-    require_same_lengths(module, batch, new_tokens=n)
-    config = GenerationConfig(
-        max_new_tokens=n,
-        do_sample=sampling is not None,
-        temperature=sampling.temperature if sampling else None,
-        top_p=sampling.top_p if sampling else None,
-        top_k=0 if sampling else None,
-        eos_token_id=sorted(stops) or None,
-        pad_token_id=pad,
-    )
-    with torch.inference_mode(), evaluating(module), _own_config(module, config), finite_logits(module):
-        out = module.generate(input_ids=batch.ids, attention_mask=batch.mask, generation_config=config)
-    return out[:, batch.ids.shape[1] :]
-
-
-@contextmanager
-def _own_config(module: Any, config: Any) -> Iterator[None]:
-    # Hugging Face fills what our config leaves open from the model's, sampling settings included.
-    theirs = module.generation_config
-    module.generation_config = config
-    try:
-        yield
-    finally:
-        module.generation_config = theirs
 
 
 def _bridge_generate(

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 JUDGE = "rules"
+_OWN_TOKENS = 32
+"""The longest own answer whose likelihood is measured: a thousand tokens of 32 prompts tell candidates apart."""
 ANSWER_COLUMNS = ("n_answers", "refused", "complied", "degenerate", "nll")
 KeepAnswers = Callable[[Place, Sequence[Completion]], None]
 """Receives the answers under one candidate as soon as they are there."""
@@ -78,7 +80,7 @@ def confirm(
         found = {place: shares for place, shares in stored.items() if shares is not None}
     if missing := [place for place in places if place not in found]:
         asking: dict[str, Any] = {"max_new_tokens": max_new_tokens, "seed": seed}
-        own = _own_answers(model, prompts, max_new_tokens, seed, journal)
+        own = _own_answers(model, prompts, min(max_new_tokens, _OWN_TOKENS), seed, journal)
         costs = EditCosts(model=model, prompts=prompts.harmless, answers=own)
         answers = _answers(
             model,

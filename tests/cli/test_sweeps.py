@@ -246,7 +246,7 @@ def test_generate_goes_on_where_it_stopped(
 
     model = tiny_folder("llama")
     succeed(*generation(model, prompts, tmp_path / "whole", "--batch-size", 3))
-    generate, calls = module._hf_generate, []
+    generate, calls = module.hf_answers, []
 
     def third(*arguments: Any) -> Any:
         calls.append(1)
@@ -254,7 +254,7 @@ def test_generate_goes_on_where_it_stopped(
             raise KeyboardInterrupt
         return generate(*arguments)
 
-    monkeypatch.setattr(module, "_hf_generate", third)
+    monkeypatch.setattr(module, "hf_answers", third)
     assert call(*generation(model, prompts, tmp_path / "cut", "--batch-size", 3)).exit_code == 130
     succeed(*generation(model, prompts, tmp_path / "cut", "--batch-size", 3))
     assert len(calls) == 4  # two, the broken one, and that one again

@@ -120,14 +120,14 @@ def test_out_of_memory_halves_the_batch_and_reports_it(
 ) -> None:
     model, prompts = tiny_kept("llama"), small_prompts(4).report
     expected = tokens(model, batch_size=8)
-    real = generation._hf_generate
+    real = generation.hf_answers
 
     def small_memory(module: Any, batch: Any, *rest: Any) -> Any:
         if len(batch.rows) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return real(module, batch, *rest)
 
-    monkeypatch.setattr(generation, "_hf_generate", small_memory)
+    monkeypatch.setattr(generation, "hf_answers", small_memory)
     halvings: list[tuple[list[int], list[list[int]]]] = []
     written: list[Completion] = []
     done = generate(
@@ -146,7 +146,7 @@ def test_out_of_memory_halves_the_batch_and_reports_it(
     def no_memory(*_: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(generation, "_hf_generate", no_memory)
+    monkeypatch.setattr(generation, "hf_answers", no_memory)
     with pytest.raises(torch.OutOfMemoryError):
         generate(model, prompts, max_new_tokens=2, seed=0, batch_size=2)
 

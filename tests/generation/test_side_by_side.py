@@ -121,14 +121,14 @@ def test_little_memory_changes_no_answer(
     """Four rows hold one prompt under all edits; two do not, so that each edit then answers alone."""
     model, prompts = tiny_kept("llama"), small_prompts(3).report
     named = {f"edit {number}": edit for number, edit in enumerate(edits())}
-    real = completions._hf_generate
+    real = completions.hf_answers
 
     def small(module: Any, batch: Any, *rest: Any) -> Any:
         if len(batch.rows) > most:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return real(module, batch, *rest)
 
-    monkeypatch.setattr(completions, "_hf_generate", small)
+    monkeypatch.setattr(completions, "hf_answers", small)
     said: list[str] = []
     settings: dict[str, Any] = {**ASKING, "batch_size": 64, "say": said.append}
     with open_run(tmp_path / "run", config={}) as run:

@@ -326,14 +326,14 @@ def test_halved_batches_are_recorded_and_resumed(
 
     from mechsafety.generation import completions as generation
 
-    real = generation._hf_generate
+    real = generation.hf_answers
 
     def small_memory(module: Any, batch: Any, *rest: Any) -> Any:
         if len(batch.rows) > 4:
             raise torch.OutOfMemoryError("out of memory")
         return real(module, batch, *rest)
 
-    monkeypatch.setattr(generation, "_hf_generate", small_memory)
+    monkeypatch.setattr(generation, "hf_answers", small_memory)
     said: list[str] = []
     run_study(config, tmp_path / "run", say=said.append)
     assert any("halved" in line for line in said)
