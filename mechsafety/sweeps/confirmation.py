@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.progress import bar
 from mechsafety.directions.direction import Direction, Directions
 from mechsafety.edits.interventions import Ablate, Edit, digest
@@ -20,9 +19,10 @@ from mechsafety.generation.completions import Completion, generate
 from mechsafety.judges.outcomes import Tally, answered
 from mechsafety.models.loading import current_fingerprint
 from mechsafety.prompts.prompt_set import PromptSet
+from mechsafety.prompts.splits import require_classes
 from mechsafety.runs.folder import Journal
 from mechsafety.sweeps.edit_costs import EditCosts
-from mechsafety.sweeps.selection import SHORTLISTED, Place, shortlist
+from mechsafety.sweeps.ranking import SHORTLISTED, Place, shortlist
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -59,11 +59,7 @@ def confirm(
 
     Example: ``confirm(model, swept.table, directions, prompts.validation.sample(32, seed=0))``.
     """
-    for label in ("harmful", "harmless"):
-        if not len(prompts.where(label=label)):
-            raise MechsafetyError(
-                f"to confirm candidates harmful and harmless prompts are needed; none is {label}"
-            )
+    require_classes(prompts, "confirm candidates")
     places = shortlist(table, n_layers=model.cfg.n_layers, size=candidates)
     edits = {place: edit(directions.at(position=place[0], layer=place[1])) for place in places}
     if journal is not None:

@@ -15,14 +15,13 @@ import pytest
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.experiments.base import Result, load_run
 from mechsafety.experiments.regions.findings import (
-    Pooled,
     main_findings,
-    pooled,
     region_findings,
     told_setting,
 )
 from mechsafety.experiments.regions.page import region_chapters
 from mechsafety.runs.folder import RunFolder, open_run, read_run
+from mechsafety.statistics.pooled import Pooled, pooled
 from tests import region_tables as made
 from tests.cli.test_base import succeed
 from tests.experiments.study.test_work import config, finished  # noqa: F401 - fixtures

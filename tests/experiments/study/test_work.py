@@ -267,7 +267,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
             raise KeyboardInterrupt
         return score(self, candidates, *prompts)
 
-    monkeypatch.setattr("mechsafety.sweeps.sweep._ROWS_A_CHUNK", 1)
+    monkeypatch.setattr("mechsafety.sweeps.scoring.ROWS_A_CHUNK", 1)
     monkeypatch.setattr(BatchedScorer, "score", counting)
     return layers
 
