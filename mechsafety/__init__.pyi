@@ -86,9 +86,9 @@ from .sweeps.layer_profile import logit_lens as logit_lens
 from .sweeps.layer_profile import profile_layers as profile_layers
 from .sweeps.measures import refusal_measure as refusal_measure
 from .sweeps.openings import own_refusals as own_refusals
+from .sweeps.ranking import shortlist as shortlist
 from .sweeps.selection import nearest as nearest
 from .sweeps.selection import select as select
-from .sweeps.selection import shortlist as shortlist
 from .sweeps.sweep import sweep as sweep
 from .tuning.training import TuningRecipe as TuningRecipe
 from .tuning.training import tune as tune

@@ -257,7 +257,7 @@ SITELESS = (
 
 KINDS = (
     *("llama", "gpt2", "opt", "bloom", "mpt", "gemma3", "gemma4", "gpt-neo", "mixtral", "deepseek-v3"),
-    *("qwen3-next", "falcon-h1", "mamba", "lfm2", "recurrent-gemma"),
+    *("qwen3-next", "mamba", "lfm2", "recurrent-gemma"),
 )
 """One of every kind: positions rotated, learned, or distances; windows, experts, latent keys, states."""
 

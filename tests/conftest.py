@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 from hypothesis import settings
-from jaxtyping import install_import_hook
+
+from tests.checked_calls import check_calls
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
@@ -22,7 +23,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
-_checked = install_import_hook("mechsafety", "beartype.beartype")
+_checked = check_calls("mechsafety")
 
 import torch  # noqa: E402
 

@@ -19,7 +19,7 @@ from mechsafety.cli.base import (
 )
 from mechsafety.cli.options import config_options
 from mechsafety.core.errors import MechsafetyError
-from mechsafety.core.names import Method
+from mechsafety.core.names import FitOn, Method
 from mechsafety.experiments.config import ModelConfig, Option
 from mechsafety.experiments.sweep.config import SweepConfig
 
@@ -32,6 +32,10 @@ class DirectionConfig(ModelConfig):
         default="default", description="fit and validation prompts"
     )
     direction: Method = Field(default="mean_difference", description="how directions are estimated")
+    fit_on: FitOn = Field(
+        default="behaviour",
+        description="fit prompts that the model treats as their label says (behaviour), or all (labels)",
+    )
 
 
 @command("direction", example="mechsafety direction smollm2-135m+refusals --out directions.safetensors")
@@ -47,20 +51,30 @@ def _direction(config: DirectionConfig, out: Path | None) -> Shown:
     from mechsafety.directions.direction import find_directions
     from mechsafety.models.loading import load_model
     from mechsafety.prompts.prompt_set import load_prompts
+    from mechsafety.prompts.splits import require_splits
     from mechsafety.runs.folder import finite
+    from mechsafety.sweeps.behaviour import treated_as_labelled
+    from mechsafety.sweeps.measures import refusal_measure
+    from mechsafety.sweeps.openings import own_refusals
     from mechsafety.sweeps.sweep import sweep
 
     chosen = load_prompts(config.prompts)
     if chosen.repeated:
         say(f"{chosen.repeated} prompts stand twice in one split under one label: each is counted once")
+    require_splits(chosen, ("estimate", "choose"), name=config.prompts)
     loaded = load_model(config.model, **config.loading, date=config.date)
-    say("residual streams")
-    streams = residual_stream(loaded, chosen.to_estimate)
+    validation, fit = chosen.to_choose.sample(32, seed=config.seed), chosen.to_estimate
+    say("the model's own refusals, and how they begin")
+    measure = refusal_measure(loaded, validation, refusals=own_refusals(loaded, validation, seed=config.seed))
+    if config.fit_on == "behaviour":
+        fit = treated_as_labelled(loaded, fit, measure=measure.taken)
+    say(f"residual streams of {len(fit.harmful)} harmful and {len(fit.harmless)} harmless prompts")
+    streams = residual_stream(loaded, fit)
     found = find_directions(streams, method=config.direction, seed=config.seed)
     if out is not None:
         found.save(out)
     say("layer sweep")
-    swept = sweep(loaded, found, chosen.to_choose.sample(32, seed=config.seed))
+    swept = sweep(loaded, found, validation, measure=measure)
     try:
         explanation = swept.select().explain()
         selected: Any = finite(asdict(swept.select()))
@@ -70,6 +84,8 @@ def _direction(config: DirectionConfig, out: Path | None) -> Shown:
     facts = {
         "scores": records(swept.table),
         "n_layers": swept.n_layers,
+        "fit_on": config.fit_on,
+        "fit_prompts_used": {"harmful": found.n_harmful, "harmless": found.n_harmless},
         "selected": selected,
         "refusal_tokens": list(swept.refusal_tokens.texts),
         "out": str(out) if out else None,

@@ -22,6 +22,15 @@ def require_splits(prompts: PromptSet, purposes: Iterable[Purpose], *, name: str
                 )
 
 
+def require_classes(prompts: PromptSet, purpose: str) -> None:
+    """Raise :class:`MechsafetyError` where none of ``prompts`` is harmful, or none harmless; ``purpose`` is a verb."""
+    for label in LABELS:
+        if not len(prompts.where(label=label)):
+            raise MechsafetyError(
+                f"to {purpose} harmful and harmless prompts are needed; of these {len(prompts)} none is {label}"
+            )
+
+
 def require_disjoint(**sets: Sequence[Prompt]) -> None:
     """Raise :class:`MechsafetyError` for a text in two of the named ``sets``, or under two labels in one.
 

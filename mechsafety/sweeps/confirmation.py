@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.progress import bar
 from mechsafety.directions.direction import Direction, Directions
 from mechsafety.edits.interventions import Ablate, Edit, digest
@@ -21,9 +20,10 @@ from mechsafety.generation.side_by_side import generate_under_each
 from mechsafety.judges.outcomes import Tally, labels_of
 from mechsafety.models.loading import current_fingerprint
 from mechsafety.prompts.prompt_set import PromptSet
+from mechsafety.prompts.splits import require_classes
 from mechsafety.runs.folder import Journal
 from mechsafety.sweeps.edit_costs import EditCosts
-from mechsafety.sweeps.selection import SHORTLISTED, Place, shortlist
+from mechsafety.sweeps.ranking import SHORTLISTED, Place, shortlist
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,11 +64,7 @@ def confirm(
 
     Example: ``confirm(model, swept.table, directions, prompts.validation.sample(32, seed=0))``.
     """
-    for label in ("harmful", "harmless"):
-        if not len(prompts.where(label=label)):
-            raise MechsafetyError(
-                f"to confirm candidates harmful and harmless prompts are needed; none is {label}"
-            )
+    require_classes(prompts, "confirm candidates")
     places = shortlist(table, n_layers=model.cfg.n_layers, size=candidates)
     edits = {place: edit(directions.at(position=place[0], layer=place[1])) for place in places}
     if journal is not None:

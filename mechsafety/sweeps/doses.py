@@ -25,6 +25,7 @@ from mechsafety.edits.interventions import Ablate, Edit, digest
 from mechsafety.judges.outcomes import Keep, KeepState, Tally, answered
 from mechsafety.models.loading import current_fingerprint
 from mechsafety.prompts.prompt_set import LABELS, PromptSet
+from mechsafety.prompts.splits import require_classes
 from mechsafety.runs.folder import Journal
 from mechsafety.sweeps.edit_costs import EditCosts
 
@@ -180,9 +181,7 @@ def dose_curves(
     """
     import pandas as pd
 
-    for label in ("harmful", "harmless"):
-        if not len(prompts.where(label=label)):
-            raise MechsafetyError(f"dose curves need harmful and harmless prompts; here none is {label}")
+    require_classes(prompts, "measure dose curves")
     if journal is not None:
         settings = {"max_new_tokens": max_new_tokens, "seed": seed}
         journal.bind(model=current_fingerprint(model), prompts=prompts.sha256(), **settings)

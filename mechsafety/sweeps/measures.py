@@ -17,7 +17,6 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.places import packaged_words
 from mechsafety.edits.interventions import Edit
 from mechsafety.generation.bodies import body_under
@@ -26,6 +25,7 @@ from mechsafety.models.chat import own_tokenizer, render_chat, rows_that_fit, to
 from mechsafety.models.prefixes import all_last_logits
 from mechsafety.prompts.fed import fitting
 from mechsafety.prompts.prompt_set import Prompt, PromptSet
+from mechsafety.prompts.splits import require_classes
 from mechsafety.sweeps.refusal_scores import (
     OwnRefusals,
     RefusalTokens,
@@ -302,9 +302,7 @@ def refusal_measure(
 
     Example: ``refusal_measure(model, validation, refusals=own_refusals(model, validation, seed=0))``.
     """
-    for label in ("harmful", "harmless"):
-        if not len(prompts.where(label=label)):
-            raise MechsafetyError(f"a measure needs harmful and harmless prompts; none of these is {label}")
+    require_classes(prompts, "take a measure")
     parts = [FirstPass.of(model, part, batch_size=batch_size) for part in (prompts.harmful, prompts.harmless)]
     a, b = parts
     tokens = refusal_tokens or _tokens(model, a.logits, b.logits, refusals)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from mechsafety.sweeps.selection import SHORTLISTED, failures, first_late_layer, in_turns, rank_keys, spread
+from mechsafety.sweeps.ranking import SHORTLISTED, failures, first_late_layer, in_turns, rank_keys, spread
 
 FIRST_ROUND = 6
 _DRAWS = 400

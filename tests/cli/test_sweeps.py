@@ -10,14 +10,20 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 from click.testing import CliRunner, Result
 
 from mechsafety import cli
+from mechsafety.directions.activations import residual_stream
+from mechsafety.directions.direction import Directions, find_directions
 from mechsafety.edits.files import load_edit
 from mechsafety.edits.interventions import digest
 from mechsafety.experiments.base import load_run
 from mechsafety.prompts.prompt_set import PromptSet
+from mechsafety.sweeps.behaviour import treated_as_labelled
 from mechsafety.sweeps.candidates import BatchedScorer
+from mechsafety.sweeps.measures import refusal_measure
+from mechsafety.sweeps.openings import own_refusals
 from tests.conftest import save_tiny
 from tests.prompt_sets import small_prompts, write_csv
 
@@ -304,3 +310,24 @@ def test_generate_from_a_split_that_is_empty_is_one_line(
     result = call(*generation(tiny_folder("llama"), prompts, tmp_path / "run", "--split", "validation"))
     assert result.exit_code == 2
     assert "has no prompts in split 'validation'" in result.stderr
+
+
+def test_a_direction_is_found_on_what_the_model_does_or_on_all_prompts(
+    tiny_folder: Callable[..., Path], tiny_kept: Callable[..., Any], tmp_path: Path
+) -> None:
+    prompts = small_prompts(20)
+    model, path = tiny_kept("llama"), write_csv(prompts, tmp_path / "p.csv")
+    own = own_refusals(model, prompts.validation, seed=0)
+    measure = refusal_measure(model, prompts.validation, refusals=own)
+    kept = treated_as_labelled(model, prompts.fit, measure=measure.taken)
+    counts = {"harmful": len(kept.harmful), "harmless": len(kept.harmless)}
+    assert counts != {"harmful": 20, "harmless": 20}
+    options = ("direction", tiny_folder("llama"), "--prompts", path, "--dtype", "float32")
+    shown = succeed(*options, "--out", tmp_path / "own.safetensors")
+    assert (shown["fit_on"], shown["fit_prompts_used"]) == ("behaviour", counts)
+    found = Directions.load(tmp_path / "own.safetensors")
+    torch.testing.assert_close(found.vectors, find_directions(residual_stream(model, kept), seed=0).vectors)
+    shown = succeed(*options, "--fit-on", "labels")
+    assert shown["fit_prompts_used"] == {"harmful": 20, "harmless": 20}
+    refused = call(*options[:3], no_validation(tmp_path))
+    assert (refused.exit_code, "split 'validation'" in refused.stderr) == (2, True)

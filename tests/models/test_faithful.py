@@ -27,7 +27,7 @@ def test_half_precision_is_no_other_model(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", UNFAITHFUL)
 def test_other_numbers_are_refused(tmp_path: Path, name: str, seed: int, dtype: str) -> None:
     folder = str(save_architecture(tmp_path, name, seed=seed))
@@ -35,7 +35,7 @@ def test_other_numbers_are_refused(tmp_path: Path, name: str, seed: int, dtype: 
         ms.load_model(folder, dtype=dtype, device="cpu")
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "name", ["lfm2", "bamba", "falcon-h1", "jamba", "mamba2", "nemotron-h", "qwen3-next"]
 )

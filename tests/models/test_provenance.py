@@ -323,6 +323,7 @@ def study_of(folder: Path, prompts: Path, **changed: Any) -> StudyConfig:
         "device": "cpu",
         "selfjudge": False,
         "nll": False,
+        "controls": 0,
     }
     return StudyConfig(**fields | changed)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import product
 from typing import Any
 
 import pytest
@@ -76,15 +77,23 @@ def scoring(model: Any) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("hooks", "name"),
+    ("part", "hooks", "name"),
     [
-        (added, "blocks.1.hook_resid_pre"),
-        (within, "blocks.2.hook_attn_out"),
-        pytest.param(within, "blocks.1.hook_resid_pre", marks=pytest.mark.slow),
-        pytest.param(added, "blocks.2.hook_attn_out", marks=pytest.mark.slow),
+        *((part, added, "blocks.1.hook_resid_pre") for part in (caching, sweeping, logits, scoring)),
+        *((part, within, "blocks.2.hook_attn_out") for part in (caching, generating, logits, scoring)),
+        *(
+            pytest.param(part, *case, marks=pytest.mark.slow)
+            for part, case in (
+                (sweeping, (within, "blocks.2.hook_attn_out")),
+                (generating, (added, "blocks.1.hook_resid_pre")),
+                *product(
+                    (caching, sweeping, generating, logits, scoring),
+                    ((within, "blocks.1.hook_resid_pre"), (added, "blocks.2.hook_attn_out")),
+                ),
+            )
+        ),
     ],
 )
-@pytest.mark.parametrize("part", [caching, sweeping, generating, logits, scoring])
 def test_user_hooks_are_felt(
     tiny: Callable[..., Any],
     monkeypatch: pytest.MonkeyPatch,

@@ -21,7 +21,8 @@ from mechsafety.prompts.prompt_set import PromptSet
 from mechsafety.runs.folder import Journal
 from mechsafety.sweeps import confirmation
 from mechsafety.sweeps.confirmation import ANSWER_COLUMNS, confirm
-from mechsafety.sweeps.selection import nearest, shortlist
+from mechsafety.sweeps.ranking import shortlist
+from mechsafety.sweeps.selection import nearest
 from mechsafety.sweeps.sweep import sweep
 from tests.prompt_sets import small_prompts
 from tests.sweeps.test_sweep import TOKENS, directions_of

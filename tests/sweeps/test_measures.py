@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +65,16 @@ def tokens_of(model: Any, n: int = 7) -> list[list[int]]:
     return tokenize_prompts(model, texts)
 
 
-@pytest.mark.parametrize("edit", EDITS, ids=["none", "ablate", "add"])
-@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma2"])
+@pytest.mark.parametrize(
+    ("architecture", "edit"),
+    [
+        *(("llama", edit) for edit in EDITS),
+        ("gpt2", EDITS[1]),
+        ("gemma2", EDITS[2]),
+        *(pytest.param("gpt2", edit, marks=pytest.mark.slow) for edit in (EDITS[0], EDITS[2])),
+        *(pytest.param("gemma2", edit, marks=pytest.mark.slow) for edit in EDITS[:2]),
+    ],
+)
 def test_a_score_by_answers_is_that_of_a_plain_loop(
     tiny_kept: Callable[..., Any], architecture: str, edit: Edit | None
 ) -> None:
@@ -165,18 +174,28 @@ def test_the_measure_is_part_of_what_a_journal_was_made_from(
         sweep(model, directions, small_prompts(7).validation, measure=tokens)
 
 
-@pytest.mark.parametrize("measure", [MEASURE, TokenMeasure(tokens=TOKENS)], ids=["answers", "tokens"])
-@pytest.mark.parametrize("shared", [True, False])
+BATCHED = (
+    *(("llama", True, "answers"), ("llama", False, "tokens")),
+    *(("gpt2", False, "answers"), ("gemma2", True, "tokens")),
+)
+"""Architecture, prefix or none, and what is measured: what runs each time."""
+
+
 @pytest.mark.parametrize(
-    "architecture", ["llama", "gpt2", "gemma2", pytest.param("qwen2", marks=pytest.mark.slow)]
+    ("architecture", "shared", "measured"),
+    [
+        pytest.param(*case, marks=() if case in BATCHED else pytest.mark.slow)
+        for case in product(("llama", "gpt2", "gemma2", "qwen2"), (True, False), ("answers", "tokens"))
+    ],
 )
 def test_batched_candidates_equal_one_at_a_time(
     tiny_kept: Callable[..., Any],
     monkeypatch: pytest.MonkeyPatch,
     architecture: str,
     shared: bool,
-    measure: Any,
+    measured: str,
 ) -> None:
+    measure = MEASURE if measured == "answers" else TokenMeasure(tokens=TOKENS)
     model, prompts = tiny_kept(architecture), long_prompts() if shared else small_prompts().validation
     if not shared:
         monkeypatch.setattr("mechsafety.sweeps.candidates.common_prefix", lambda *_, **__: [])

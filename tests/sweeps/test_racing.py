@@ -14,7 +14,8 @@ import torch
 from mechsafety.runs.folder import Journal
 from mechsafety.sweeps.candidates import BatchedScorer
 from mechsafety.sweeps.racing import Scored, Unedited, exhaustive, race, rounds
-from mechsafety.sweeps.selection import first_late_layer, nearest, select, shortlist
+from mechsafety.sweeps.ranking import first_late_layer, shortlist
+from mechsafety.sweeps.selection import nearest, select
 from mechsafety.sweeps.sweep import sweep
 from tests.prompt_sets import small_prompts
 from tests.sweeps.test_sweep import TOKENS, directions_of

@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.names import SELECTION_RULES
-from mechsafety.sweeps.selection import Selection, candidate, nearest, select, shortlist
+from mechsafety.sweeps.ranking import shortlist
+from mechsafety.sweeps.selected import Selection
+from mechsafety.sweeps.selection import candidate, nearest, select
 
 COLUMNS = ["position", "layer", "bypass", "induce", "kl"]
 

@@ -330,7 +330,7 @@ def test_directions_of_other_weights_or_shapes_are_refused(tiny_kept: Callable[.
     narrow = Directions(**{**vars(found), "vectors": found.vectors[..., :16]})
     with pytest.raises(MechsafetyError, match="do not fit"):
         sweep(tiny_kept("llama"), narrow, small_prompts().validation)
-    with pytest.raises(MechsafetyError, match="among these 6 none is harmless"):
+    with pytest.raises(MechsafetyError, match="of these 6 none is harmless"):
         sweep(tiny_kept("llama"), found, small_prompts().validation.harmful)
     with pytest.raises(MechsafetyError, match="no validation prompts"):
         sweep(tiny_kept("llama"), found, PromptSet(()))

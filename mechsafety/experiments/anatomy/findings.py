@@ -26,7 +26,7 @@ from mechsafety.experiments.anatomy.naming import (
     who,
 )
 from mechsafety.experiments.anatomy.weight_findings import ablation, action, links, reversal, weights
-from mechsafety.experiments.regions.findings import Pooled, pooled
+from mechsafety.statistics.pooled import Pooled, pooled
 
 
 def anatomy_findings(tables: Tables, *, names: Names) -> dict[str, list[str]]:

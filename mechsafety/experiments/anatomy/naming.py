@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 import pandas as pd
 
 from mechsafety.core.wording import counted
-from mechsafety.experiments.regions.findings import Pooled
 from mechsafety.plots.lines import Line
 from mechsafety.plots.style import COLOURS, short_name
+from mechsafety.statistics.pooled import Pooled
 
 Tables = Mapping[str, pd.DataFrame]
 """The tables of an anatomy, by name."""

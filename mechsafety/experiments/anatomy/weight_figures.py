@@ -26,7 +26,6 @@ from mechsafety.experiments.anatomy.weight_findings import (
     ratio_summary,
     state_name,
 )
-from mechsafety.experiments.regions.findings import pooled
 from mechsafety.plots.lines import (
     Line,
     LinePanel,
@@ -40,6 +39,7 @@ from mechsafety.plots.lines import (
 from mechsafety.plots.panels import HUES, size_text
 from mechsafety.plots.style import COLOURS, whiskers
 from mechsafety.plots.traces import side_by_side
+from mechsafety.statistics.pooled import pooled
 
 _TITLED = ("tuned", "control", "random")
 """The models of a title, in this order."""

@@ -17,7 +17,7 @@ from mechsafety.experiments.anatomy.naming import (
     models_in,
     who,
 )
-from mechsafety.experiments.regions.findings import Pooled, pooled
+from mechsafety.statistics.pooled import Pooled, pooled
 
 STATE_NAMES: Mapping[str, str] = {
     "base": "base",

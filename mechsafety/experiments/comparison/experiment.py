@@ -33,6 +33,7 @@ from mechsafety.geometry.shared_basis import Basis
 from mechsafety.geometry.similarity import LEAST_PROMPTS
 from mechsafety.pages.page import Page, page_blocks
 from mechsafety.prompts.prompt_set import SPLITS, PromptSet
+from mechsafety.prompts.splits import require_classes
 from mechsafety.runs.folder import RunFolder, finite
 
 if TYPE_CHECKING:
@@ -373,12 +374,7 @@ def _checked_prompts(
                     "'report'; without them ask for --measure cosine --measure angles --measure cka"
                 )
             )
-        for label in ("harmful", "harmless"):
-            if not len(some.where(label=label)):
-                raise MechsafetyError(
-                    f"comparing needs harmful and harmless prompts; of the {len(some)} {split} prompts in "
-                    f"{prompts.name!r} none is {label}"
-                )
+        require_classes(some, f"compare on {split} prompts")
     if limit is not None:
         found = {split: some.sample(limit, seed=seed) for split, some in found.items()}
     return found["fit"], found["validation"], found["report"]

@@ -6,6 +6,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
+from mechsafety.core.names import FitOn
 from mechsafety.experiments.config import ModelConfig, Option, SplitPrompts
 
 Kind = Literal["unedited", "refusal", "random"]
@@ -28,6 +29,10 @@ class LadderConfig(ModelConfig):
     judge: str = Field(default="rules", description="who reads the answers")
     counts: Annotated[tuple[int, ...], Option(metavar="N,N,...", many="commas")] = Field(
         default=(1, 2, 4, 8), description="how many directions are removed"
+    )
+    fit_on: FitOn = Field(
+        default="behaviour",
+        description="fit prompts that the system treats as their label says (behaviour), or all (labels)",
     )
     controls: int = Field(
         default=3, ge=0, le=200, description="draws of as many random directions of like energy; 0: none"

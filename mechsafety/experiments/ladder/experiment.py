@@ -32,6 +32,7 @@ from mechsafety.models.provenance import of_files, of_models
 from mechsafety.prompts.prompt_set import PURPOSES, PromptSet, load_prompts
 from mechsafety.prompts.splits import require_splits
 from mechsafety.runs.folder import Provenance, RunFolder, read_run
+from mechsafety.sweeps.openings import ANSWER_TOKENS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -116,7 +117,8 @@ class Ladder(Experiment[LadderConfig]):
 
     def reads(self) -> Sequence[Read]:
         prompts, more = Splits.of(self.prompts, self.config), self.config.max_new_tokens
-        return [(prompts.fit, 0), (prompts.validation, 0), (prompts.choice, more), (prompts.report, more)]
+        chosen = max(more, ANSWER_TOKENS if self.config.fit_on == "behaviour" else 0)
+        return [(prompts.fit, 0), (prompts.validation, 0), (prompts.choice, chosen), (prompts.report, more)]
 
     def work(self, session: Session) -> Mapping[str, pd.DataFrame]:
         setting = LadderSetting(

@@ -19,10 +19,10 @@ from mechsafety.experiments.ladder.verdicts import (
     ladder_verdicts,
     rung_names,
 )
-from mechsafety.experiments.regions.findings import pooled
 from mechsafety.plots.lines import band, faded
 from mechsafety.plots.panels import HUES, WIDTH, Panel, Series, outcome_panels, panel_height
 from mechsafety.plots.style import COLOURS, HEAT, legend_at_foot, styled, whiskers, wrapped
+from mechsafety.statistics.pooled import pooled
 
 _COLUMNS = 4
 _RANDOM = COLOURS["ink"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Unpack
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from mechsafety.anatomy.links import layer_outcomes
 from mechsafety.anatomy.readings import UNSAFE, outcome_rows
 from mechsafety.core.errors import MechsafetyError
-from mechsafety.core.names import SELECTION_RULES
+from mechsafety.core.names import SELECTION_RULES, FitOn
 from mechsafety.directions.activations import ResidualCache, residual_stream
 from mechsafety.directions.controls import ControlBasis, control_bases
 from mechsafety.directions.direction import Directions, find_directions
@@ -28,7 +28,10 @@ from mechsafety.judges.outcomes import Asking, KeepState
 from mechsafety.models.loading import model_name
 from mechsafety.prompts.prompt_set import PromptSet
 from mechsafety.runs.folder import Journal
+from mechsafety.sweeps.behaviour import treated_as_labelled
 from mechsafety.sweeps.edit_costs import EditCosts
+from mechsafety.sweeps.measures import refusal_measure
+from mechsafety.sweeps.openings import own_refusals
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -88,11 +91,13 @@ class Tried:
 class Subspace:
     """Orthonormal rows, the mean difference first; ``ranks``: how each alone separates the report prompts.
 
-    ``controls`` are random bases of as many rows (:func:`control_bases`). ``by_refusals`` records whether the layer was
+    ``fit`` are the prompts that they are found on, ``controls`` random bases of as many rows (:func:`control_bases`).
+    ``by_refusals`` records whether the layer was
     chosen by what its direction does to refusals, ``explanation`` how, and ``tried`` what was tried for it.
     """
 
     layer: int
+    fit: PromptSet
     basis: Float[Tensor, "k d_model"]
     controls: tuple[ControlBasis, ...]
     ranks: pd.DataFrame
@@ -106,6 +111,7 @@ def find_subspace(
     prompts: Splits,
     *,
     k: int,
+    fit_on: FitOn,
     controls: int,
     system: str,
     journal: Journal,
@@ -113,6 +119,9 @@ def find_subspace(
     **asking: Unpack[Asking],
 ) -> Subspace:
     """The subspace of :func:`refusal_subspace` on the fit prompts, at the last prompt token of one layer.
+
+    Under ``fit_on`` behaviour these are the fit prompts that the model treats as their label says
+    (:func:`treated_as_labelled`), or all of them where ``k`` directions need more.
 
     The layer is chosen by what its mean difference, projected out everywhere, does to the answers to the harmful
     prompts ``choice`` (:func:`choose_layer`); at most 8 layers are tried, evenly spread. A system that refuses fewer
@@ -129,7 +138,8 @@ def find_subspace(
             f"{k} directions of {model_name(model)!r}, whose residual stream has {model.cfg.d_model} dimensions"
         )
     seed, choice = asking["seed"], prompts.choice
-    cache, held_out = residual_stream(model, prompts.fit), residual_stream(model, prompts.validation)
+    fit = _as_labelled(model, prompts, least=k, seed=seed) if fit_on == "behaviour" else prompts.fit
+    cache, held_out = residual_stream(model, fit), residual_stream(model, prompts.validation)
     found = find_directions(cache, method="mean_difference", seed=seed)
     layers = candidate_layers(found.n_layers)
     asking["keep"] = partial(keep_state, "unedited")
@@ -154,6 +164,7 @@ def find_subspace(
             f"Layer {layer}: the one whose direction separates held-out prompts best ({before}, too few to choose a "
             "layer by)"
         )
+    explanation += f"; found on {len(fit.harmful)} harmful and {len(fit.harmless)} harmless fit prompts"
     harmful, harmless = (cache.select(label)[:, 0, layer] for label in ("harmful", "harmless"))
     basis = refusal_subspace(harmful, harmless, k=k).float()
     random = control_bases(harmful, harmless, basis, n=controls, seed=seed, system=system)
@@ -166,9 +177,18 @@ def find_subspace(
         seed=seed,
     )
     return Subspace(
-        **{"layer": layer, "basis": basis, "controls": tuple(random), "ranks": ranks},
+        **{"layer": layer, "fit": fit, "basis": basis, "controls": tuple(random), "ranks": ranks},
         **{"by_refusals": by_refusals, "explanation": explanation, "tried": tried},
     )
+
+
+def _as_labelled(model: TransformerBridge, prompts: Splits, *, least: int, seed: int) -> PromptSet:
+    """The fit prompts that the model treats as labelled; all where fewer than ``least`` of them are harmful."""
+    asked = (*prompts.choice, *prompts.validation.harmless[: len(prompts.choice)])
+    measured = replace(prompts.validation, prompts=asked)
+    measure = refusal_measure(model, measured, refusals=own_refusals(model, measured, seed=seed))
+    kept = treated_as_labelled(model, prompts.fit, measure=measure.taken)
+    return kept if len(kept.harmful) >= least else prompts.fit
 
 
 def choose_layer(tried: Sequence[Tried], *, refused: float) -> tuple[Tried, str]:

@@ -124,6 +124,7 @@ class LadderSystem:
             self.model,
             setting.prompts,
             k=max(setting.config.counts),
+            fit_on=setting.config.fit_on,
             controls=setting.config.controls,
             system=self.spec,
             journal=Journal(run.part_path("layers", self.spec, suffix="jsonl")),
@@ -139,6 +140,7 @@ class LadderSystem:
             "layer": made.layer,
             "by_refusals": made.by_refusals,
             "explanation": made.explanation,
+            "fit_prompts_used": {"harmful": len(made.fit.harmful), "harmless": len(made.fit.harmless)},
             "tried": [finite(asdict(one)) for one in made.tried],
             "energies": {_draw(n): one.energies for n, one in enumerate(made.controls, start=1)}
             | ({"basis": made.controls[0].energies_basis} if made.controls else {}),

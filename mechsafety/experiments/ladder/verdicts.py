@@ -16,8 +16,8 @@ from typing import Any, Literal
 import pandas as pd
 
 from mechsafety.experiments.ladder.tables import ALPHA
-from mechsafety.experiments.regions.findings import Pooled, pooled
 from mechsafety.plots.style import distinct, name_forms, short_name
+from mechsafety.statistics.pooled import Pooled, pooled
 
 LEAST_REFUSALS = 6  # 5 refusals, all lost, have an exact p of 2^-4 > 0.05 before any correction
 LEAST_SHARE = 0.25

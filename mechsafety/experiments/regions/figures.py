@@ -14,7 +14,6 @@ from mechsafety.experiments.regions.findings import (
     METHOD_NAMES,
     REMOVAL_NAMES,
     mode_name,
-    pooled,
     removals_of,
     told_setting,
 )
@@ -53,6 +52,7 @@ from mechsafety.plots.style import (
 )
 from mechsafety.plots.traces import side_by_side, stacked
 from mechsafety.robustness.tradeoff import CONTROLS
+from mechsafety.statistics.pooled import pooled
 
 
 def region_figures(

@@ -7,9 +7,7 @@ are said to differ only where these spans do not meet.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
@@ -17,6 +15,7 @@ import pandas as pd
 from mechsafety.plots.attacks import attack_name
 from mechsafety.plots.panels import size_text
 from mechsafety.robustness.tradeoff import CONTROLS
+from mechsafety.statistics.pooled import Pooled, pooled
 
 REMOVAL_NAMES = {
     "set_difference": "set difference",
@@ -32,48 +31,6 @@ CONTROL_NAMES = {
 METHOD_NAMES = {"snip": "SNIP", "wanda": "Wanda", "actsvd": "ActSVD"}
 MODE_NAMES = {"freeze": "frozen", "rewind": "rewound"}
 _UNRELATED = 0.5  # AUROC of a coin
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pooled:
-    """The mean of one measure over draws, with the span of their intervals; NaN where nothing was measured."""
-
-    value: float
-    low: float
-    high: float
-    draws: int
-
-    def differs_from(self, other: Pooled) -> bool:
-        """Whether the two spans do not meet."""
-        return self.low > other.high or self.high < other.low
-
-    def above(self, other: Pooled) -> bool:
-        """Whether this span lies above the other's."""
-        return self.low > other.high
-
-    def __str__(self) -> str:
-        if self.value != self.value:
-            return "an unknown share"
-        if self.low != self.low:
-            return f"{self.value:.0%}"
-        return f"{self.value:.0%} [{self.low:.0%}, {self.high:.0%}]"
-
-
-def pooled(rows: pd.DataFrame, measure: str) -> Pooled:
-    """One measure of the rows of one state: one row per draw."""
-    known = rows[rows[measure].notna()] if measure in rows else rows.iloc[:0]
-    if known.empty:
-        return Pooled(value=math.nan, low=math.nan, high=math.nan, draws=0)
-    ends = [
-        known[f"{measure}_{end}"] if f"{measure}_{end}" in known else known[measure]
-        for end in ("low", "high")
-    ]
-    return Pooled(
-        value=float(known[measure].mean()),
-        low=float(ends[0].min()),
-        high=float(ends[1].max()),
-        draws=len(known),
-    )
 
 
 def removals_of(tradeoff: pd.DataFrame) -> list[str]:

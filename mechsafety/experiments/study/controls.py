@@ -72,36 +72,48 @@ def control_tables(
     *,
     columns: Sequence[str],
 ) -> dict[str, pd.DataFrame]:
-    """The tables of the random arm, of the systems that have one; none where no system has.
+    """The tables of the random arm, of the systems that have one, by every judge that read all of it; else none.
 
     ``verdicts`` are those of the other arms; ``columns`` those that a table of responses has.
     """
-    arms = [
-        (spec, f"{RANDOM}{draw}")
-        for spec in specs
-        for draw in range(1, config.controls + 1)
-        if run.has_part("responses", spec, f"{RANDOM}{draw}")
-    ]
+    arms = answered_draws(run, config, specs)
     if not arms:
         return {}
-    judge = config.primary_judge
-    random = pd.concat([run.read_part("verdicts", judge, *arm) for arm in arms], ignore_index=True)
-    answers = pd.concat([run.read_part("responses", *arm) for arm in arms], ignore_index=True)
-    edited = verdicts[
-        (verdicts["judge"] == judge) & (verdicts["arm"] == "edited") & (verdicts["label"] == "harmful")
-    ]
+    # The primary judge reads every draw; the others those of a run in which they were asked to.
+    judges = [judge for judge in config.judges if all(run.has_part("verdicts", judge, *arm) for arm in arms)]
+    read = {judge: _joined(run, [("verdicts", judge, *arm) for arm in arms]) for judge in judges}
+    edited = verdicts[(verdicts["arm"] == "edited") & (verdicts["label"] == "harmful")]
+    found = [_controls(run, edited[edited["judge"] == judge], random) for judge, random in read.items()]
     return {
-        "controls": _controls(run, edited, random, abstains=judge in ABSTAINING_JUDGES),
-        "random_responses": answers[list(columns)],
-        "random_verdicts": random,
+        "controls": pd.concat(found, ignore_index=True),
+        "random_responses": _joined(run, [("responses", *arm) for arm in arms])[list(columns)],
+        "random_verdicts": pd.concat(read.values(), ignore_index=True),
     }
 
 
-def _controls(run: RunFolder, edited: pd.DataFrame, random: pd.DataFrame, *, abstains: bool) -> pd.DataFrame:
+def answered_draws(run: RunFolder, config: StudyConfig, specs: Sequence[str]) -> list[tuple[str, str]]:
+    """The systems and random arms that have answers."""
+    return [
+        (spec, arm)
+        for spec in specs
+        for draw in range(1, config.controls + 1)
+        if run.has_part("responses", spec, arm := f"{RANDOM}{draw}")
+    ]
+
+
+def _joined(run: RunFolder, parts: Sequence[tuple[str, ...]]) -> pd.DataFrame:
+    return pd.concat([run.read_part(*part) for part in parts], ignore_index=True)
+
+
+def _controls(run: RunFolder, edited: pd.DataFrame, random: pd.DataFrame) -> pd.DataFrame:
+    """The table of one judge."""
+    (judge,) = set(random["judge"])
     numbered = random.assign(draw=random["arm"].map(_draw))
-    if abstains:  # it separates degenerate from coherent text alone: nothing is known of refusals
+    if (
+        judge in ABSTAINING_JUDGES
+    ):  # it separates degenerate from coherent text alone: nothing is known of refusals
         edited, numbered = edited.assign(verdict="unparsed"), numbered.assign(verdict="unparsed")
-    tests = control_tests(edited, numbered)
+    tests = control_tests(edited, numbered).assign(judge=judge)
     specs = list(dict.fromkeys(tests["system"]))
     drawn = pd.concat([run.read_part("controls", spec).assign(system=spec) for spec in specs])
     table = drawn.drop(columns=["unit", "number"]).merge(tests, on=["system", "draw"], validate="1:1")
@@ -109,7 +121,8 @@ def _controls(run: RunFolder, edited: pd.DataFrame, random: pd.DataFrame, *, abs
         _kl(run, spec, f"{RANDOM}{draw}") for spec, draw in zip(table["system"], table["draw"], strict=True)
     ]
     table["kl_edited"] = [_kl(run, spec, "edited") for spec in table["system"]]
-    return table[["system", *[name for name in table.columns if name != "system"]]]
+    first = ["system", "judge"]
+    return table[[*first, *[name for name in table.columns if name not in first]]]
 
 
 def _kl(run: RunFolder, spec: str, arm: str) -> float:

@@ -18,6 +18,7 @@ from mechsafety.experiments.base import Experiment, Read, Result, Session, run_e
 from mechsafety.experiments.judging import reopened, require_new
 from mechsafety.experiments.study import page as pages
 from mechsafety.experiments.study.config import StudyConfig, stored_config
+from mechsafety.experiments.study.controls import answered_draws
 from mechsafety.experiments.study.figures import study_figures
 from mechsafety.experiments.study.findings import (
     failed_systems,
@@ -148,24 +149,36 @@ class Study(Experiment[StudyConfig]):
     ) -> None:
         """Make ``judges`` members of the study: their verdicts on its responses go into every table.
 
-        Nothing is generated, and no system is loaded, unless a judge asks it. Raises :class:`MechsafetyError` for a
-        judge that the study has, and for a study without its parts.
+        They read the random arm too. Nothing is generated, and no system is loaded, unless a judge asks it. Raises
+        :class:`MechsafetyError` for a judge that has read all responses, and for a study without its parts.
         """
         known = [*dict.fromkeys(result.tables["verdicts"]["judge"])]
-        require_new(judges, known, result)
-        config = stored_config(result.config | {"judges": [*known, *judges]})
+        # A member other than the primary judge has not read the random arm.
+        of_draws = result.tables.get("random_verdicts")
+        require_new(judges, known if of_draws is None else set(known) & {*of_draws["judge"]}, result)
+        config = stored_config(result.config | {"judges": [*dict.fromkeys([*known, *judges])]})
         with reopened(
             result.run, judges, loading=config.loading, allow_other_versions=allow_other_versions
         ) as run:
             day = pinned_date(run.path, config.date)
             session = Session(run=run, day=day, say=say, loading=config.loading)
             work = StudyWork(config=config, session=session)
-            work.judge_all()
+            for judge in judges:
+                judge_everything(
+                    StudyWork(config=config.model_copy(update={"judges": (judge,)}), session=session)
+                )
             run.record("config", result.config | {"judges": list(config.judges)})
             for name, table in work.tables().items():
                 run.write_table(table, cls.tables[name])
         if "judge_errors" in result.tables:
             say("tables against people or a judge lack the new one: mechsafety agree makes them again")
+
+
+def judge_everything(work: StudyWork) -> None:
+    """The verdicts of the judges of ``work`` that are missing; its primary one also reads the random arm."""
+    work.judge_all()
+    for spec, arm in answered_draws(work.run, work.config, work.specs()):
+        work.judge(spec, arm, spec)
 
 
 def run_study(

@@ -57,7 +57,7 @@ def outcome_bars(
 ) -> go.Figure:
     """What each system answers, original against edited: shares of the readable answers, Wilson intervals on refusals.
 
-    With ``controls`` (a study's, by the same judge) a third bar has the mean over random draws of the edit, and its
+    With ``controls`` (a study's) a third bar has the mean over random draws of the edit, and its
     whisker goes from the draw with the fewest refusals to that with the most.
 
     Where the judge could not read every answer, the axis gives how many it read. Stars mark the exact McNemar test of
@@ -68,7 +68,10 @@ def outcome_bars(
     require_rows(readable[readable["judge"] == judge], f"judge {judge!r}", readable, "judge")
     chosen = rates[rates["judge"] == judge]
     systems = list(dict.fromkeys(chosen["system"]))
-    random = 0 if controls is None else int(controls.groupby("system")["refused"].count().max())
+    controls = None if controls is None else controls[controls["judge"] == judge]
+    random = (
+        0 if controls is None or controls.empty else int(controls.groupby("system")["refused"].count().max())
+    )
     widths = {"column_widths": [3, 2]} if random else {}
     figure = side_by_side([count_title(chosen, label) for label in LABELS], gap=0.04, **widths)
     for column, label in enumerate(LABELS, start=1):

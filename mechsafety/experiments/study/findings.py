@@ -53,7 +53,8 @@ def study_findings(tables: Mapping[str, pd.DataFrame], manifest: Mapping[str, An
             text += " The change is not testable." if math.isnan(p) else f" {_verdict(p)}"
         if "controls" in tables:
             drawn = tables["controls"]
-            text += control_sentences(drawn[drawn["system"] == system], before, after, p)
+            of_system = drawn[(drawn["system"] == system) & (drawn["judge"] == judge)]
+            text += control_sentences(of_system, before, after, p)
         if (system, "original", "harmless") in rates.index:
             text += f" It refuses {_share(rates.loc[(system, 'original', 'harmless')])} of harmless prompts."
         if (why := facts.get("no_gap")) is not None:

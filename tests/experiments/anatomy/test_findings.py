@@ -11,7 +11,7 @@ import pytest
 from mechsafety.experiments.anatomy.findings import anatomy_findings, layers_above, spelt_layers
 from mechsafety.experiments.anatomy.naming import counted_of, measured, spelt, who
 from mechsafety.experiments.anatomy.weight_findings import beyond_random, energy_above, excesses
-from mechsafety.experiments.regions.findings import Pooled
+from mechsafety.statistics.pooled import Pooled
 from tests import anatomy_tables as made
 
 NAMES = {"base": "tiny", "tuned": "owner/tiny-tuned", "control": "tiny-benign"}

@@ -428,7 +428,7 @@ def only(prompts: PromptSet, **keep: Any) -> PromptSet:
         (
             ["a", "b"],
             {"prompts": only(PROMPTS, label=["harmful"])},
-            "of the 12 fit prompts in 'mine' none is harmless",
+            "on fit prompts harmful and harmless prompts are needed; of these 12 none is harmless",
         ),
         (["a", "none.safetensors"], {}, "directions file 'none.safetensors' does not exist"),
         (["a", "b"], {}, "unknown model 'a'"),

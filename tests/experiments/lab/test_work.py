@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -15,15 +17,25 @@ from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.verdict import Response
 from mechsafety.experiments.anatomy.experiment import read_anatomy
 from mechsafety.experiments.base import load_run
+from mechsafety.experiments.lab import ladder as lab_ladder
 from mechsafety.experiments.lab.config import LabConfig
 from mechsafety.experiments.lab.experiment import LabResult, read_lab, run_lab
 from mechsafety.experiments.lab.ladder import LabLadderResult, run_lab_ladder
 from mechsafety.experiments.lab.thresholds import CLAIMS
+from mechsafety.experiments.ladder.config import LadderConfig
 from mechsafety.judges.registry import judge_responses
 from mechsafety.models.loading import load_model
 from mechsafety.runs.folder import read_run
 
 CONFIG = LabConfig(preset="quick", seeds=(3,))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _small_ladders() -> Iterator[None]:
+    """Ladders of six rungs with fewer states than by default."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lab_ladder, "LadderConfig", partial(LadderConfig, counts=(1, 2), controls=1))
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 import pandas as pd
@@ -11,7 +12,7 @@ import plotly.graph_objects as go
 import pytest
 
 from mechsafety.core.errors import MechsafetyError
-from mechsafety.experiments.base import load_run
+from mechsafety.experiments.base import Result, load_run
 from mechsafety.experiments.ladder.tables import COMPARE, TABLES
 from mechsafety.pages.page import Page
 from mechsafety.runs.folder import RunFolder, open_run, read_run
@@ -53,17 +54,23 @@ def write_ladder(
     return read_run(path)
 
 
+@cache
+def opened(path: Path) -> Result:
+    """A finished run, which does not change: its figures are drawn once."""
+    return load_run(path)
+
+
 @pytest.fixture(scope="module")
 def ladder(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     return write_ladder(tmp_path_factory.mktemp("ladder") / "real", REAL)
 
 
 def page_of(run: RunFolder) -> Page:
-    return load_run(run.path).page()
+    return opened(run.path).page()
 
 
 def figures_of(run: RunFolder) -> dict[str, go.Figure]:
-    return load_run(run.path).figures()
+    return opened(run.path).figures()
 
 
 def without_library(page: str) -> str:
@@ -76,14 +83,14 @@ def test_page_has_a_block_for_every_question(ladder: RunFolder) -> None:
     assert list(titled) == [
         *("survival", "answers", "cost", "ranks", "cosines", "angles", "transfer", "links", "paper")
     ]
-    assert sum(len(b.figures) for b in page.blocks) == len(load_run(ladder).figures())
+    assert sum(len(b.figures) for b in page.blocks) == len(opened(ladder.path).figures())
     assert all(b.table is not None for b in titled.values())
     assert page.findings[0].startswith("Of 3 systems judged, 2 lose half of their refusals or more")
     assert any("The paper's headline" in said for said in page.findings)
     assert page.subtitle == "smollm2-135m · refusals · rephrase · dpo"
     assert "Something was left out." in page.how
     assert "refusals: layer 15 for smollm2-135m+refusals" in page.how
-    html = load_run(ladder).report().read_text(encoding="utf-8")
+    html = opened(ladder.path).report().read_text(encoding="utf-8")
     assert "Refusal after ablation, by rung" in html
     assert "Comparison with the paper" in html
     assert not re.search(r"(src|href)=[\"'](?!#)", without_library(html))
@@ -110,7 +117,7 @@ def test_ladders_beside_have_their_own_chapters(tmp_path: Path) -> None:
     figures = figures_of(run)
     assert {"ladder-overview", "lab-ladder-overview"} <= set(figures)
     assert page.subtitle == "real: smollm2-135m · refusals · rephrase · dpo — lab: refusals · rephrase · all"
-    assert load_run(run).report().is_file()
+    assert opened(run.path).report().is_file()
 
 
 def test_folders_of_one_name_are_distinguished_by_their_parents(tmp_path: Path) -> None:
@@ -118,7 +125,7 @@ def test_folders_of_one_name_are_distinguished_by_their_parents(tmp_path: Path) 
     run = write_ladder(tmp_path / "real" / "ladder", REAL[1:3], beside=[lab.path])
     page = page_of(run)
     assert next(b.title for b in page.blocks if b.title) == "real/ladder: Refusals against directions removed"
-    paths = load_run(run).save_figures(form="html", out=tmp_path / "figures")
+    paths = opened(run.path).save_figures(form="html", out=tmp_path / "figures")
     assert tmp_path / "figures" / "lab-ladder-ladder-overview.html" in paths
 
 
@@ -150,7 +157,7 @@ def test_hostile_names_are_escaped(tmp_path: Path) -> None:
         for key, table in tables.items()
     }
     run = write_ladder(tmp_path / "run", systems, tables=hostile)
-    html = load_run(run).report().read_text(encoding="utf-8")
+    html = opened(run.path).report().read_text(encoding="utf-8")
     assert HOSTILE not in html
     assert "&lt;" in html
 

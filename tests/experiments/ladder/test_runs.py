@@ -171,6 +171,7 @@ def test_states_are_those_of_a_plain_computation_and_the_same_after_interruption
     assert [len(facts[s]["tried"]) for s in config.systems] == [4, 0]
     assert any(one["layer"] == facts[str(system)]["layer"] for one in facts[str(system)]["tried"])
     assert "too few" in facts[str(base)]["explanation"]
+    assert facts[str(base)]["fit_prompts_used"] == {"harmful": 6, "harmless": 6}  # too few to leave any out
 
     # Two states, each by the plain way from the prompts to the verdicts.
     model = load_model(str(system), dtype=dtype, device="cpu")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +16,18 @@ import pytest
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.experiments.base import Result, load_run
 from mechsafety.experiments.regions.findings import (
-    Pooled,
     main_findings,
-    pooled,
     region_findings,
     told_setting,
 )
 from mechsafety.experiments.regions.page import region_chapters
+from mechsafety.experiments.study.config import StudyConfig
+from mechsafety.experiments.study.experiment import run_study
 from mechsafety.runs.folder import RunFolder, open_run, read_run
+from mechsafety.statistics.pooled import Pooled, pooled
 from tests import region_tables as made
 from tests.cli.test_base import succeed
-from tests.experiments.study.test_work import config, finished  # noqa: F401 - fixtures
+from tests.prompt_sets import small_prompts, write_csv
 
 HOSTILE = "<script>document.title='taken over'</script>"
 
@@ -52,6 +54,12 @@ def regions(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     return write_regions(path, made.tables(layers=3), spot=made.SWEET_SPOT)
 
 
+@cache
+def opened(path: Path) -> Result:
+    """A run that does not change any more: its figures are drawn once."""
+    return load_run(path)
+
+
 def without_library(page: str) -> str:
     return re.sub(r"<script>.*?</script>", "", page, count=1, flags=re.DOTALL)
 
@@ -69,13 +77,13 @@ def sentence(found: list[str], start: str) -> str:
 
 
 def test_page_has_a_block_for_every_table(regions: RunFolder) -> None:
-    page = load_run(regions.path).page()
+    page = opened(regions.path).page()
     assert [b.name for b in page.blocks] == [
         *("tradeoff", "structure", "subspaces", "attacks", "links", "link-effects", "heads", "freezing")
     ]
     assert all(b.figures and b.text and b.table is not None for b in page.blocks)
-    assert sum(len(b.figures) for b in page.blocks) == len(load_run(regions).figures())
-    html = load_run(regions).report().read_text(encoding="utf-8")
+    assert sum(len(b.figures) for b in page.blocks) == len(opened(regions.path).figures())
+    html = opened(regions.path).report().read_text(encoding="utf-8")
     assert "Safety-critical weights" in html
     assert made.SWEET_SPOT["explanation"] in html
     assert not re.search(r"(src|href)=[\"'](?!#)", without_library(html))
@@ -210,8 +218,8 @@ def test_jaccard_is_reported_against_chance() -> None:
 
 
 def test_every_sentence_stands_once_on_the_page(regions: RunFolder) -> None:
-    found = region_findings(load_run(regions.path).tables, name="tiny+x", sweet_spot=made.SWEET_SPOT)
-    page = load_run(regions.path).page()
+    found = region_findings(opened(regions.path).tables, name="tiny+x", sweet_spot=made.SWEET_SPOT)
+    page = opened(regions.path).page()
     shown = "\n".join([*page.findings, *(b.text for b in page.blocks)])
     assert all(shown.count(said) == 1 for sentences in found.values() for said in sentences)
     # Where there is nothing but details, they come first.
@@ -222,8 +230,19 @@ def test_every_sentence_stands_once_on_the_page(regions: RunFolder) -> None:
 # -- the chapter ------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def finished(tiny_folder: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small study."""
+    folder = tmp_path_factory.mktemp("study")
+    csv = str(write_csv(small_prompts(6), folder / "small.csv"))
+    fields: dict[str, Any] = {"prompts": csv, "anchors": csv, "limit": 3, "layer": 2, "controls": 0}
+    fields |= {"judges": ("rules",), "selfjudge": False, "nll": False, "max_new_tokens": 4}
+    config = StudyConfig(systems=(str(tiny_folder("llama")),), dtype="float32", device="cpu", **fields)
+    return run_study(config, folder / "run").path
+
+
 @pytest.fixture
-def study(finished: Path, tmp_path: Path) -> RunFolder:  # noqa: F811
+def study(finished: Path, tmp_path: Path) -> RunFolder:
     shutil.copytree(finished, tmp_path / "study")
     return read_run(tmp_path / "study")
 

@@ -32,7 +32,7 @@ def tables(arms: Sequence[Sequence[str]], energies: Sequence[float]) -> dict[str
     return {
         "rates": refusal_rates(own),
         "tests": paired_tests(own),
-        "controls": tested.assign(energy=list(energies)[: len(tested)], energy_direction=0.1),
+        "controls": tested.assign(judge="rules", energy=list(energies)[: len(tested)], energy_direction=0.1),
     }
 
 

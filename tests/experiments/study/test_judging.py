@@ -20,7 +20,9 @@ from mechsafety.experiments.base import load_run
 from mechsafety.experiments.study import work as study
 from mechsafety.experiments.study.config import StudyConfig
 from mechsafety.experiments.study.experiment import run_study
+from mechsafety.judges.kinds.rules import RulesJudge
 from mechsafety.runs.folder import read_run
+from mechsafety.statistics import control_tests
 from tests.prompt_sets import small_prompts, write_csv
 
 ADDED = "phrases:granular"
@@ -37,6 +39,16 @@ class Compliant:
 
     def __call__(self, responses: Sequence[Response]) -> list[Verdict]:
         return [Verdict(id=r.id, label="compliance", judge=self.name) for r in responses]
+
+
+class Opposite:
+    """Refusal where the rules see none, and the reverse."""
+
+    name = "opposite"
+
+    def __call__(self, responses: Sequence[Response]) -> list[Verdict]:
+        turned = {v.id: "compliance" if v.label == "refusal" else "refusal" for v in RulesJudge()(responses)}
+        return [Verdict(id=i, label=label, judge=self.name) for i, label in turned.items()]
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +88,13 @@ def test_an_added_judge_gives_the_tables_of_a_study_that_had_it_from_the_start(
     whole = run_study(asked, tmp_path / "whole")
     for name in TABLES:
         assert (copied / name).read_bytes() == (whole.path / name).read_bytes(), name
+    # Asked to, the study of both lets its second judge read the random arm too; none of them does so twice.
+    assert set(whole.tables["controls"]["judge"]) == {"rules"}
+    load_run(whole.path).judge(ADDED)
+    for name in ("controls.csv", "random_verdicts.parquet", *TABLES):
+        assert (copied / name).read_bytes() == (whole.path / name).read_bytes(), name
+    with pytest.raises(MechsafetyError, match="has read the answers"):
+        load_run(whole.path).judge(ADDED)
     # It goes on as a study of both judges.
     assert run_study(asked, copied).to_frame().equals(whole.to_frame())
 
@@ -89,6 +108,37 @@ def test_a_judge_that_sees_compliance_everywhere_gives_other_rates(
     mine = rates[rates["judge"] == "compliant"]
     assert (mine["compliance"] == mine["n"]).all()
     assert not (mine["compliance"].to_numpy() == rates[rates["judge"] == "rules"]["compliance"]).all()
+
+
+def test_an_added_judge_reads_the_random_arm_and_the_first_stays_primary(copied: Path) -> None:
+    before, headline = pd.read_csv(copied / "controls.csv"), load_run(copied).findings()
+    load_run(copied).judge(ADDED)
+    controls = pd.read_csv(copied / "controls.csv")
+    pd.testing.assert_frame_equal(controls[controls["judge"] == "rules"], before)
+    assert load_run(copied).findings() == headline
+    verdicts, random = (
+        pd.read_parquet(copied / f"{name}.parquet") for name in ("verdicts", "random_verdicts")
+    )
+    assert len(random) == 2 * len(pd.read_parquet(copied / "random_responses.parquet"))
+    edited = verdicts.query("judge == @ADDED and arm == 'edited' and label == 'harmful'")
+    under = random[random["judge"] == ADDED]
+    draws = under["arm"].str.removeprefix("random-").astype(int)
+    mine = controls[controls["judge"] == ADDED].reset_index(drop=True)
+    expected = control_tests(edited, under.assign(draw=draws))
+    pd.testing.assert_frame_equal(mine[list(expected.columns)], expected)
+
+
+def test_a_judge_of_opposite_verdicts_reverses_the_tests_against_the_draws(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(study, "load_judge", lambda *_, **__: Opposite())
+    monkeypatch.setattr(base.judging, "judge_sources", lambda *_, **__: {})
+    load_run(copied).judge("opposite")
+    controls = pd.read_csv(copied / "controls.csv").set_index(["judge", "system", "draw"])
+    mine, primary = controls.loc["opposite"], controls.loc["rules"]
+    assert list(mine["refused"] + primary["refused"]) == pytest.approx([1.0] * len(mine))
+    assert (mine["fell"] == primary["rose"]).all()
+    assert (mine["p"] == primary["p"]).all()
 
 
 def test_a_judge_of_a_model_loads_that_model_alone(
@@ -108,7 +158,7 @@ def test_a_judge_of_a_model_loads_that_model_alone(
 
 
 def test_an_interrupted_judge_goes_on_and_judges_nothing_twice(
-    copied: Path, monkeypatch: pytest.MonkeyPatch
+    config: StudyConfig, copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real, asked = study.ask, []
 
@@ -125,7 +175,7 @@ def test_an_interrupted_judge_goes_on_and_judges_nothing_twice(
     assert (copied / "rates.csv").read_bytes() == before
     assert load_run(copied).config["judges"] == ["rules"]
     table = load_run(copied).judge(ADDED).rates_by_judge()
-    assert len(asked) == 2 + 3
+    assert len(asked) == 2 + 3 + 2 * config.controls  # four arms, and the draws of two systems
     assert set(table["judge"]) == {"rules", ADDED}
 
 

@@ -249,6 +249,7 @@ def test_the_random_arm_is_the_last_bar_of_each_system_and_spans_its_draws() -> 
     controls = pd.DataFrame(
         {
             "system": ["s", "s", "s", "t", "t"],
+            "judge": "rules",
             "refused": [0.8, 0.7, 0.9, 0.5, math.nan],
             "complied": [0.1, 0.3, 0.0, 0.5, math.nan],
             "degenerate": [0.1, 0.0, 0.1, 0.0, math.nan],
@@ -268,6 +269,9 @@ def test_the_random_arm_is_the_last_bar_of_each_system_and_spans_its_draws() -> 
     assert [sum(t.y[i] for t in bars.values()) for i in (-2, -1)] == pytest.approx([1.0, 1.0])
     # Stars stand between the two arms that are tested, of three bars a system.
     assert [a.x for a in figure.layout.annotations if a.text == "***" and a.xref == "x"] == [0.5, 3.5]
+    # Draws that another judge read as well change nothing.
+    others = pd.concat([controls, controls.assign(judge="other", refused=0.0)])
+    assert outcome_bars(both, tests, judge="rules", controls=others) == figure
     # Without draws that could be read the figure is as without a random arm.
     unread = outcome_bars(both, tests, judge="rules", controls=controls.assign(refused=math.nan))
     assert unread == outcome_bars(both, tests, judge="rules")

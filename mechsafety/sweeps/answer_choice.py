@@ -1,0 +1,54 @@
+"""A candidate taken by what the model writes: coherent compliance, then the likelihood of its own answers."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from mechsafety.sweeps.ranking import Scores
+from mechsafety.sweeps.selected import Confirmation
+
+
+def answered_rows(scores: Scores) -> Int[np.ndarray, " read"]:
+    return np.flatnonzero(~np.isnan(scores["complied"])) if "complied" in scores else np.array([], dtype=int)
+
+
+def by_answers(scores: Scores, read: Int[np.ndarray, " read"]) -> tuple[int, Confirmation]:
+    """Within one standard error of the highest coherent compliance the lowest nll, and the margin to the next."""
+    n = int(scores["n_answers"][read[0]])
+    complied, nll = scores["complied"], scores["nll"]
+    places = [scores[name][read] for name in ("position", "layer")]
+    order = read[np.lexsort([*places, nll[read], -complied[read]])]
+    highest = float(complied[order[0]])
+    p = (highest * n + 1) / (n + 2)  # never a standard error of 0
+    close = order[complied[order] >= highest - math.sqrt(2 * p * (1 - p) / n)]
+    places = [scores[name][close] for name in ("position", "layer")]
+    best = int(close[np.lexsort([*places, -complied[close], nll[close]])[0]])
+    others = [int(i) for i in order if i != best]
+    margin, low, high = math.nan, math.nan, math.nan
+    if others:
+        a, b = (round(float(complied[i]) * n) for i in (best, others[0]))
+        margin, low, high = _difference(a, b, n)
+    return best, Confirmation(
+        n=n,
+        refused=float(scores["refused"][best]),
+        complied=float(complied[best]),
+        degenerate=float(scores["degenerate"][best]),
+        nll=float(nll[best]),
+        candidates=len(read),
+        runner_up=(int(scores["position"][others[0]]), int(scores["layer"][others[0]])) if others else None,
+        margin=margin,
+        margin_low=low,
+        margin_high=high,
+    )
+
+
+def _difference(a: int, b: int, n: int) -> tuple[float, float, float]:
+    """(a - b) / n with Newcombe's 95 % interval."""
+    from statsmodels.stats.proportion import confint_proportions_2indep
+
+    bounds: Any = confint_proportions_2indep(a, n, b, n, method="newcomb", compare="diff")
+    return (a - b) / n, float(bounds[0]), float(bounds[1])

@@ -1,0 +1,105 @@
+"""Every call of the package is checked while tests run: shapes by jaxtyping, all other types by beartype alone.
+
+jaxtyping makes two checking functions of each function that is defined and binds the arguments of each call, which took
+a large part of the tests' time although most functions have no shapes in their signatures. Here a function is
+looked at when it is first called, and only those with shapes are handed to jaxtyping.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from functools import cache, partial, wraps
+from types import CodeType, FunctionType
+from typing import Any, get_args
+
+import jaxtyping
+from beartype import beartype
+from beartype.door import die_if_unbearable
+
+_jaxtyped = jaxtyping.jaxtyped
+
+
+def check_calls(package: str) -> Any:
+    """Check the calls of what is imported from ``package`` from now on, until the returned hook is uninstalled."""
+    jaxtyping.jaxtyped = _checked
+    return jaxtyping.install_import_hook(package, "beartype.beartype")
+
+
+def _checked(made: Any = None, *, typechecker: Any) -> Any:
+    """What the import hook calls on every function and class, in the place of ``jaxtyping.jaxtyped``."""
+    if made is None:
+        return partial(_checked, typechecker=typechecker)
+    if inspect.isclass(made):
+        if dataclasses.is_dataclass(made) and "__init__" in vars(made):
+            made.__init__ = _checked(made.__init__, typechecker=typechecker)
+        return made
+    checking: list[Callable[..., Any]] = []
+
+    @wraps(made)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        __tracebackhide__ = True
+        if not checking:
+            checking.append(_checking(made))
+        return checking[0](*args, **kwargs)
+
+    return call
+
+
+def _checking(function: FunctionType) -> Callable[..., Any]:
+    """The function with its arguments and its result checked."""
+    hints = {name: _resolved(hint, function) for name, hint in function.__annotations__.items()}
+    if any(_has_shape(hint) for hint in hints.values()):
+        return _jaxtyped(function, typechecker=beartype)
+    if "<locals>" in function.__qualname__:
+        return _bound(function, hints)
+    plain = FunctionType(
+        function.__code__,
+        function.__globals__,
+        function.__name__,
+        function.__defaults__,
+        function.__closure__,
+    )
+    plain.__kwdefaults__, plain.__annotations__ = function.__kwdefaults__, hints
+    plain.__qualname__, plain.__module__ = function.__qualname__, function.__module__
+    return beartype(plain)
+
+
+def _bound(function: FunctionType, hints: dict[str, Any]) -> Callable[..., Any]:
+    """The same for a function within another, which is defined anew too often to compile a check each time."""
+    names, result = _plain_arguments(function.__code__), hints.get("return", Any)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        __tracebackhide__ = True
+        for name, value in (*zip(names, args, strict=False), *kwargs.items()):
+            if name in hints:
+                die_if_unbearable(value, hints[name])
+        returned = function(*args, **kwargs)
+        die_if_unbearable(returned, result)
+        return returned
+
+    return call
+
+
+@cache
+def _plain_arguments(code: CodeType) -> tuple[str, ...]:
+    return code.co_varnames[: code.co_argcount]
+
+
+def _resolved(hint: Any, function: FunctionType) -> Any:
+    """An annotation as an object; Any for one whose names are imported for type checkers alone."""
+    if not isinstance(hint, str):
+        return hint
+    try:
+        return eval(hint, function.__globals__)
+    except Exception:
+        return Any
+
+
+def _has_shape(hint: Any) -> bool:
+    if isinstance(hint, list):  # the arguments of a Callable
+        return any(map(_has_shape, hint))
+    if inspect.isclass(hint) and issubclass(hint, jaxtyping.AbstractArray):
+        return True
+    return any(map(_has_shape, get_args(hint)))
