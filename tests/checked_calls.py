@@ -12,7 +12,7 @@ import inspect
 from collections.abc import Callable
 from functools import cache, partial, wraps
 from types import CodeType, FunctionType
-from typing import Any, get_args
+from typing import Any, get_args, get_type_hints
 
 import jaxtyping
 from beartype import beartype
@@ -88,11 +88,13 @@ def _plain_arguments(code: CodeType) -> tuple[str, ...]:
 
 
 def _resolved(hint: Any, function: FunctionType) -> Any:
-    """An annotation as an object; Any for one whose names are imported for type checkers alone."""
-    if not isinstance(hint, str):
-        return hint
+    """An annotation as an object; Any for one whose names, or those in it, are imported for type checkers alone."""
+
+    def annotated() -> None: ...
+
+    annotated.__annotations__ = {"hint": hint}
     try:
-        return eval(hint, function.__globals__)
+        return get_type_hints(annotated, function.__globals__, include_extras=True)["hint"]
     except Exception:
         return Any
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +39,15 @@ def unknown(path: Path) -> int:
     return path  # pyright: ignore[reportReturnType]
 
 
+Files = Mapping[str, "Path"]
+
+
+@checked
+def within(paths: Files) -> int:
+    """The same, within the name of another type."""
+    return len(paths)
+
+
 @checked
 @dataclass(frozen=True)
 class Pair:
@@ -62,6 +71,7 @@ def test_what_fits_passes() -> None:
     assert dots(torch.ones(2, 3), torch.ones(3)).tolist() == [3.0, 3.0]
     assert named("ab", 1, 2, sure=True, x=0.5) == 4
     assert unknown(3) == 3  # pyright: ignore[reportArgumentType]
+    assert within({}) == 0
     assert Pair(1, Later()).second is not None
     assert closure()(0, b=["c"]) == "c"
 

@@ -53,6 +53,7 @@ def finished(
 ) -> Path:
     out = tmp_path_factory.mktemp("runs") / "sweep"
     more = ["--method", "mean_difference", "--method", "leace", "--positions", "-2,-1", "--doses", "all"]
+    more += ["--controls", "1", "--resamples", "20"]
     shown = succeed(
         *options(tiny_folder("llama"), prompts, out, *more, "--dose-prompts", 2, "--max-new-tokens", 3)
     )
@@ -102,8 +103,8 @@ def test_a_run_holds_its_tables_edit_figures_and_page(
 def test_an_interrupted_run_goes_on_and_ends_the_same(
     tiny_folder: Callable[..., Path], prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = tiny_folder("llama")
-    whole = succeed(*options(model, prompts, tmp_path / "whole", "--positions", "last"))
+    model, last = tiny_folder("llama"), ("--positions", "last", "--confirm", 0, "--resamples", 20)
+    whole = succeed(*options(model, prompts, tmp_path / "whole", *last))
     score, calls = BatchedScorer.score, []
 
     def once(self: BatchedScorer, candidates: Any, *prompts: Any) -> Any:
@@ -113,15 +114,15 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(
         return score(self, candidates, *prompts)
 
     monkeypatch.setattr(BatchedScorer, "score", once)
-    stopped = call(*options(model, prompts, tmp_path / "cut", "--positions", "last"))
+    stopped = call(*options(model, prompts, tmp_path / "cut", *last))
     assert stopped.exit_code == 130
     assert "goes on where it stopped" in stopped.stderr
-    resumed = succeed(*options(model, prompts, tmp_path / "cut", "--positions", "last"))
+    resumed = succeed(*options(model, prompts, tmp_path / "cut", *last))
     assert resumed["scores"] == whole["scores"]
     done = len(calls)
-    again = succeed(*options(model, prompts, tmp_path / "cut", "--positions", "last"))
+    again = succeed(*options(model, prompts, tmp_path / "cut", *last))
     assert (again["selected"], len(calls)) == (whole["selected"], done)
-    other = call(*options(model, prompts, tmp_path / "cut", "--positions", "-2,-1"))
+    other = call(*options(model, prompts, tmp_path / "cut", *last[2:], "--positions", "-2,-1"))
     assert other.exit_code == 2
     assert "has another configuration (positions" in other.stderr
 

@@ -69,6 +69,7 @@ class LabLadder(Experiment[LabConfig]):
                 LadderConfig(
                     systems=tuple(str(seed.folder / "rungs" / rung) for rung in RUNGS),
                     beside=tuple(beside),
+                    fit_on="labels",  # its models refuse in words of their own, and read 24 tokens
                     **seed.reading,
                 ),
                 ladder_folder(session.run.path, seed.seed),
