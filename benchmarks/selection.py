@@ -19,9 +19,11 @@ from benchmarks.sections import table
 from mechsafety.core.verdict import Response
 from mechsafety.directions.direction import Directions
 from mechsafety.edits.interventions import Ablate
+from mechsafety.experiments.config import Dtype
 from mechsafety.experiments.study.config import StudyConfig
 from mechsafety.experiments.study.experiment import StudyResult, run_study
-from mechsafety.generation.completions import answer_frame, generate
+from mechsafety.generation.completions import answer_frame
+from mechsafety.generation.side_by_side import generate_under_each
 from mechsafety.judges.outcomes import Tally
 from mechsafety.judges.registry import judge_responses
 from mechsafety.models.loading import load_model
@@ -33,7 +35,7 @@ HEAD = ["system", "pick", "removed", "caused", "KL", "refused before", "after", 
 HEAD += ["best layer by behaviour", "refused there", "coherent there", "regret"]
 
 
-def measured(system: str, out: Path, *, template: str | None, step: int) -> list[str]:
+def measured(system: str, out: Path, *, template: str | None, step: int, dtype: Dtype) -> list[str]:
     """One row of the table."""
     config = StudyConfig(
         systems=(system,),
@@ -43,7 +45,7 @@ def measured(system: str, out: Path, *, template: str | None, step: int) -> list
         selfjudge=False,
         nll=False,
         template=template,
-        dtype="float32",
+        dtype=dtype,
     )
     study = run_study(config, out, say=print)
     (facts,) = study.manifest["systems"].values()
@@ -102,12 +104,10 @@ def _answers(study: StudyResult, config: StudyConfig, *, step: int) -> pd.DataFr
     model = load_model(system, template=config.template, dtype=config.dtype)
     found = Directions.load(study.run.part_path("directions", system, suffix="safetensors"))
     prompts: PromptSet = load_prompts(config.prompts).to_judge.sample(_PROMPTS, seed=config.seed).harmful
-    tables = []
-    for layer in range(step, int(0.8 * model.cfg.n_layers) + 1, step):
-        edit = Ablate(found.at(layer=layer, position=-1))
-        answers = generate(model, prompts, edit=edit, max_new_tokens=_TOKENS, seed=0)
-        tables.append(answer_frame(list(answers), layer=layer))
-        print(f"answers under layer {layer}", flush=True)
+    layers = list(range(step, int(0.8 * model.cfg.n_layers) + 1, step))
+    edits = [Ablate(found.at(layer=layer, position=-1)) for layer in layers]
+    answers = generate_under_each(model, prompts, edits, max_new_tokens=_TOKENS, seed=0)
+    tables = [answer_frame(done, layer=layer) for layer, done in zip(layers, answers, strict=True)]
     return pd.concat(tables, ignore_index=True)
 
 
@@ -116,13 +116,20 @@ def main() -> None:
     parser.add_argument("systems", nargs="+", metavar="SYSTEM")
     parser.add_argument("--template", default=None, help="chat template file, for all systems")
     parser.add_argument("--step", type=int, default=2, help="layers between two of the search")
+    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto")
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--out", type=Path, default=Path("runs/selection"))
     given = parser.parse_args()
     if given.threads:
         torch.set_num_threads(given.threads)
     rows = [
-        measured(system, given.out / system.replace("/", "_"), template=given.template, step=given.step)
+        measured(
+            system,
+            given.out / system.replace("/", "_"),
+            template=given.template,
+            step=given.step,
+            dtype=given.dtype,
+        )
         for system in given.systems
     ]
     print(table(HEAD, rows))
