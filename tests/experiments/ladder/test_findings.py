@@ -343,7 +343,8 @@ def test_the_published_table_stands_beside_the_ladder(
 ) -> None:
     table = paper_table(verdicts, published).set_index("system")
     assert list(table["published as"]) == [
-        *("SmolLM2", "+ Refusals", "Score 0 + Rephrase", "+ Metatags", "Safety Oracle")
+        *("SmolLM2", "Score 0 + Rephrase + Refusals", "Score 0 + Rephrase"),
+        *("Score 0 + Rephrase + Metatags", "Safety Oracle"),
     ]
     assert table.loc["rephrase", "published unedited"] == "49 of 50"
     assert table.loc["rephrase", "published fall"] == pytest.approx(0.3)
