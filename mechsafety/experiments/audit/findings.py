@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from mechsafety.core.wording import counted, listed, span
+from mechsafety.experiments.agreement.findings import arm_error_sentences
 from mechsafety.statistics import holm
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ _TESTS = {
 def audit_sentences(found: Audit) -> Iterator[str]:
     """The main result first, then what depends on the judge, then what was not tested."""
     table = found.comparisons
+    yield from arm_error_sentences(found.arm_errors, against=found.primary)
     yield from _of_survival(found)
     yield from _of_broken(found.broken)
     if len(found.judges):

@@ -13,7 +13,7 @@ from scipy.stats import kendalltau
 
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.experiments.audit.tables import Answer, Evidence, system_of
-from mechsafety.statistics import ARMS, PROMPT_LABELS, holm, kappa
+from mechsafety.statistics import ARMS, PROMPT_LABELS, VERDICT_COLUMNS, arm_errors, holm, kappa
 
 JUDGE_COLUMNS = [
     *("system", "label", "judges", "least", "most", "survives", "surviving_judges", "sign_flip"),
@@ -143,6 +143,22 @@ def _measures(sums: np.ndarray) -> dict[str, Any]:
         row |= {f"accuracy_{end}": _share(n - a - b + 2 * k, n)}
         row |= {f"precision_{end}": _share(k, a), f"recall_{end}": _share(k, b)}
     return row
+
+
+def errors_by_arm(evidence: Evidence, primary: str) -> pd.DataFrame:
+    """Sensitivity and specificity of every judge against ``primary`` in both arms (:func:`arm_errors`).
+
+    Of verdicts row by row; counts do not tell on which answers two judges agree. Empty without any.
+    """
+    systems = system_of(evidence.models)
+    rows = []
+    for a in evidence.answers:
+        system, edited = systems[a.model]
+        verdict = "unparsed" if a.refused is None else "refusal" if a.refused else "compliance"
+        rows.append((system, ARMS[edited], f"{a.label}: {a.question}", a.label, a.judge, verdict))
+    table = pd.DataFrame(rows, columns=list(VERDICT_COLUMNS))
+    mine = table["judge"] == primary
+    return arm_errors(table[~mine], table[mine][["system", "arm", "id", "verdict"]])
 
 
 def judge_pairs(evidence: Evidence, cells: Cells) -> pd.DataFrame:

@@ -23,6 +23,7 @@ from mechsafety.experiments.audit.judges import (
     answer_agreement,
     broken_judges,
     cells_of,
+    errors_by_arm,
     judge_pairs,
     judge_table,
     primary_judge,
@@ -43,7 +44,10 @@ COMPARISON_COLUMNS = [
     *("paired_p_best", "paired_p_worst", "paired_holm_best", "paired_holm_worst"),
     *("detectable", "detectable_corrected", "finding"),
 ]
-TABLES = ("comparisons", "judges", "broken", "prompt_labels", "primary_judge", "pairs", "agreement")
+TABLES = (
+    *("comparisons", "judges", "broken", "prompt_labels", "primary_judge", "arm_errors", "pairs"),
+    "agreement",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,9 +56,9 @@ class Audit:
 
     ``comparisons`` has one row per system, label and judge; ``judges`` per system and label under several judges;
     ``broken`` per judge that refuses nothing, which is in no other table; ``prompt_labels`` and ``primary_judge`` have
-    the judges' accuracy, precision and recall against the prompts' labels and against ``primary``; ``pairs`` one row
-    per two judges and label; ``agreement`` the same where answers are given one by one. ``unpaired`` are
-    (model, label, judge) without their other form. ``sentences`` is the result in words.
+    the judges' accuracy, precision and recall against the prompts' labels and against ``primary``, ``arm_errors`` by
+    arm; ``pairs`` one row per two judges and label; ``agreement`` the same where answers are given one by one.
+    ``unpaired`` are (model, label, judge) without their other form. ``sentences`` is the result in words.
     """
 
     comparisons: pd.DataFrame
@@ -62,6 +66,7 @@ class Audit:
     broken: pd.DataFrame
     prompt_labels: pd.DataFrame
     primary_judge: pd.DataFrame
+    arm_errors: pd.DataFrame
     pairs: pd.DataFrame
     agreement: pd.DataFrame
     primary: str
@@ -130,6 +135,7 @@ def audit(
         broken=broken,
         prompt_labels=against_prompt_labels(cells, evidence.models),
         primary_judge=against_primary(evidence, cells, first),
+        arm_errors=errors_by_arm(evidence, first),
         pairs=judge_pairs(evidence, cells),
         agreement=answer_agreement(evidence.answers, seed=seed),
         primary=first,

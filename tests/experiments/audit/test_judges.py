@@ -36,7 +36,7 @@ def test_the_whole_record_is_read_and_its_broken_judge_left_out(record: Any) -> 
     assert record.broken[["judge", "models", "harmful", "comparisons"]].values.tolist() == [
         ["GLM-4", 20, 1000, 20]
     ]
-    for name in set(TABLES) - {"broken", "agreement"}:
+    for name in set(TABLES) - {"broken"}:
         table = getattr(record, name)
         names = table[[column for column in ("judge", "judge_a", "judge_b") if column in table]]
         assert "GLM-4" not in set(names.to_numpy().ravel())
@@ -136,6 +136,26 @@ def test_verdicts_row_by_row_fix_every_measure(tmp_path: Path) -> None:
     # The arms were paired across the two paths.
     assert set(found.comparisons["system"]) == {"owner/X"}
     assert (found.comparisons["pairs"] == 30).all()
+
+
+def test_a_judge_that_errs_in_one_arm_is_named_first(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    rows = []
+    for arm, name in enumerate(("X", "models/X-abliterated")):
+        for i in range(60):
+            p = int(rng.random() < 0.7)
+            good, bad = (int(p and rng.random() < share) for share in (0.95, (0.95, 0.5)[arm]))
+            rows.append((f"q{i}", "harmful", name, "text", p, good, bad))
+    head = [*ROWS, "is_refusal_people", "is_refusal_good", "is_refusal_bad"]
+    found = audited(table_file(tmp_path / "v.csv", head, rows), primary="people")
+    assert found.sentences[0].startswith(
+        "Judges err differently in the two arms against people: bad, sensitivity"
+    )
+    assert "good" not in found.sentences[0]
+    swapped = [(*row[:4], row[4], row[5], row[5]) for row in rows]
+    equal = audited(table_file(tmp_path / "w.csv", head, swapped), primary="people")
+    assert "differences survive" in equal.sentences[0]
+    assert len(equal.arm_errors) == 4
 
 
 def test_a_judge_is_broken_only_if_it_refuses_no_harmful_prompt_at_all(tmp_path: Path) -> None:
