@@ -43,7 +43,11 @@ def audit_sentences(found: Audit) -> Iterator[str]:
     yield from _of_primary(found.primary_judge)
     yield from _of_prompts(found.prompt_labels)
     yield from _of_orders(found.pairs, found.alpha)
-    for row in found.agreement.to_dict(orient="records"):
+    agreement = found.agreement
+    if len(agreement) > _NAMED:
+        # Of many judges the table has every pair.
+        agreement = agreement[(agreement[["judge_a", "judge_b"]] == found.primary).any(axis=1)]
+    for row in agreement.to_dict(orient="records"):
         if not row["n"]:
             yield f"{row['judge_a']} and {row['judge_b']} have no answer in common."
             continue
@@ -83,8 +87,8 @@ def _adjusted(tested: pd.DataFrame, by: list[str]) -> np.ndarray:
 def _of_broken(broken: pd.DataFrame) -> Iterator[str]:
     for row in broken.to_dict(orient="records"):
         yield (
-            f"{row['judge']} is broken: it calls none of {row['harmful']} answers to harmful prompts a refusal, over "
-            f"{counted(row['models'], 'model')}. It is left out of every number here."
+            f"The judge {row['judge']} is broken: it calls none of {row['harmful']} answers to harmful prompts a "
+            f"refusal, over {counted(row['models'], 'model')}. It is left out of every number here."
         )
 
 

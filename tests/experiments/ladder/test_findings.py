@@ -389,7 +389,7 @@ def test_rung_by_rung_reports_where_both_lose(published: pd.DataFrame) -> None:
 )
 def test_rungs_are_known_by_name(system: str, rung: str, published: pd.DataFrame) -> None:
     assert paper_rung(system) == rung
-    assert SYSTEMS[rung] in set(published["model"])
+    assert SYSTEMS[rung] in set(published["system"])
 
 
 def test_most_fragile_names_those_that_do_not_differ_from_it() -> None:
