@@ -25,6 +25,7 @@ from mechsafety.statistics import (
     wilson,
 )
 from mechsafety.statistics.judge_effects import judge_edit_interaction
+from mechsafety.statistics.prevalence import difference_of
 from mechsafety.statistics.reference import against_reference
 
 Drawn = Iterator[tuple[float, float]]
@@ -111,6 +112,43 @@ def powered_coverage(
 
     name = "prediction-powered" + (", by disagreement" if stratified else "")
     return coverage(name, f"{n} responses, {labels} labels, rate {rate}, judge {sens} / {spec}", rate, draw())
+
+
+def change_coverage(
+    studies: int,
+    *,
+    n: int,
+    labels: int,
+    rates: tuple[float, float],
+    sens: tuple[float, float],
+    spec: float,
+    shared: float = 0.0,
+) -> tuple[Coverage, float]:
+    """Corrected change between two arms under a judge whose sensitivity differs between them, and its mean raw change.
+
+    ``shared``: the share of the prompts that both arms refuse or answer by the same draw.
+    """
+    rng = np.random.default_rng(0)
+    raw: list[float] = []
+
+    def draw() -> Drawn:
+        for _ in range(studies):
+            common, same = rng.random(n), rng.random(n) < shared
+            ends = []
+            for rate, sensitivity in zip(rates, sens, strict=True):
+                truth = np.where(same, common, rng.random(n)) < rate
+                said = np.where(truth, rng.random(n) < sensitivity, rng.random(n) >= spec)
+                labelled = np.zeros(n, dtype=bool)
+                labelled[rng.choice(n, labels, replace=False)] = True
+                found = prediction_powered(said, truth=truth, labelled=labelled)
+                ends.append((found.rate, found.low, found.high, float(said.mean())))
+            raw.append(ends[1][3] - ends[0][3])
+            yield difference_of(ends[0][:3], ends[1][:3])[1:]
+
+    setting = f"2 x {n} responses, {labels} labels each, rates {rates[0]} / {rates[1]}, "
+    setting += f"sensitivity {sens[0]} / {sens[1]}" + (f", {shared} in step" if shared else "")
+    found = coverage("corrected change", setting, rates[1] - rates[0], draw())
+    return found, float(np.mean(raw))
 
 
 def gladen_coverage(
@@ -247,6 +285,7 @@ def interaction_coverage(studies: int, *, prompts: int, flipped: float, resample
     return coverage("judge x edit", f"{prompts} prompts, judges wrong {flipped}", 0.0, draw())
 
 
+_MOVING = {"rates": (0.9, 0.5), "sens": (0.93, 0.81), "spec": 0.97}
 ROWS: tuple[Callable[[int], Coverage], ...] = (
     lambda s: wilson_coverage(s, n=50, rate=0.9),
     lambda s: wilson_coverage(s, n=50, rate=0.05),
@@ -268,6 +307,10 @@ ROWS: tuple[Callable[[int], Coverage], ...] = (
     lambda s: powered_coverage(s, n=2000, labels=50, rate=0.95, sens=1.0, spec=0.0),
     lambda s: powered_coverage(s, n=400, labels=60, rate=0.3, sens=0.9, spec=0.9, stratified=True),
     lambda s: powered_coverage(s, n=1000, labels=100, rate=0.1, sens=0.9, spec=0.95, stratified=True),
+    lambda s: change_coverage(s, n=400, labels=60, rates=(0.6, 0.6), sens=(0.95, 0.7), spec=0.95)[0],
+    lambda s: change_coverage(s, n=400, labels=60, **_MOVING)[0],
+    lambda s: change_coverage(s, n=50, labels=25, **_MOVING)[0],
+    lambda s: change_coverage(s, n=50, labels=25, shared=0.9, **_MOVING)[0],
     lambda s: gladen_coverage(s, n=400, labels=50, rate=0.3, sens=0.95, spec=0.9),
     lambda s: gladen_coverage(s, n=1000, labels=100, rate=0.9, sens=0.95, spec=0.9),
     lambda s: gladen_coverage(s, n=2000, labels=200, rate=0.02, sens=0.9, spec=0.98),

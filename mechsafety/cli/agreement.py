@@ -22,20 +22,33 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     default=None,
     metavar="FILE",
-    help="Labels that people gave: CSV, JSONL or Parquet with system, arm, id, label.",
+    help="Labels that people gave: CSV, JSONL or Parquet with system, arm, id, label [default: the run's own].",
 )
-@click.option("--reference", default=None, metavar="JUDGE", help="A judge of the run to take for the truth.")
+@click.option(
+    "--reference",
+    default=None,
+    metavar="JUDGE",
+    help="A judge of the run to take for the truth; with --labels any judge.",
+)
+@click.option(
+    "--labels",
+    type=click.IntRange(min=1),
+    default=None,
+    metavar="N",
+    help="Let the judge --reference read a random sample of N responses.",
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the bootstrap.")
-def _agree(run: Path, human: Path | None, reference: str | None, seed: int) -> Shown:
+def _agree(run: Path, human: Path | None, reference: str | None, labels: int | None, seed: int) -> Shown:
     """Compare the judges of a finished study with each other, with people, or with one of them.
 
     Writes the tables into the run, and its report again with the judge chapter: agreement, the edit's effect under
-    every judge, each judge's errors, and the refusal rates that people would have found.
+    every judge, each judge's errors in both arms, and the refusal rates that the reference would have found: labels of
+    people (--human, or those given with mechsafety annotate), or a judge (--reference).
     """
     from mechsafety.experiments.agreement.work import compare_judges
     from mechsafety.experiments.base import load_run
 
-    found = compare_judges(run, human=human, reference=reference, seed=seed)
+    found = compare_judges(run, human=human, reference=reference, labels=labels, seed=seed)
     report = load_run(run).publish()
     facts: dict[str, Any] = {name: records(table) for name, table in found.tables.items()}
     return {"run": str(run), "report": str(report), **facts}, f"{_text(found)}\n\nreport: {report}"
@@ -108,24 +121,22 @@ def _labels(config: PlanConfig, *, rate: float, responses: int) -> int | None:
 
 def _cells(run: Path, config: PlanConfig) -> Any:
     """Per arm and prompt label of a finished study: responses, the primary judge's rate, labels needed."""
-    import pandas as pd
-
+    from mechsafety.experiments.agreement.planning import label_plan
     from mechsafety.runs.folder import read_run
 
     folder = read_run(run)
-    rates = folder.read_table("rates.csv")
-    mine = rates[(rates["judge"] == folder.manifest["config"]["judges"][0]).to_numpy()]
-    rows = []
-    for (arm, label), group in mine.groupby(["arm", "label"], sort=False):
-        read = int((group["n"] - group["unparsed"]).sum())
-        # The plan divides by the variance at the rate: one refusal more or less keeps it off 0 and 1.
-        rate = (group["refusal"].sum() + 1) / (read + 2)
-        needed = _labels(config, rate=float(rate), responses=max(1, read))
-        rows.append({"arm": arm, "label": label, "responses": read, "rate": rate, "labels": needed})
-    return pd.DataFrame(rows).astype({"labels": "Int64"})
+    return label_plan(
+        folder.read_table("rates.csv"),
+        folder.manifest["config"]["judges"][0],
+        width=config.width,
+        sensitivity=config.sensitivity,
+        specificity=config.specificity,
+    )
 
 
 def _text(found: JudgeComparison) -> str:
+    from mechsafety.experiments.agreement.findings import arm_error_summary
+
     flips = found.tables["judge_flips"]
     parts = [f"primary judge {found.primary}: where another judge or reading differs"]
     parts.append(_table(flips.drop(columns=["primary", "flipped_by"])))
@@ -135,10 +146,10 @@ def _text(found: JudgeComparison) -> str:
         shown = errors[(errors["label"] == "all").to_numpy()]
         columns = ["judge", "arm", "n", "kappa", "kappa_low", "kappa_high", "sensitivity", "specificity"]
         parts += ["", "against the reference", _table(shown[columns])]
-    if "corrected_rates" in found.tables:
-        rates = found.tables["corrected_rates"]
-        columns = ["system", "arm", "label", "judge", "labels", "raw", "ppi", "ppi_low", "ppi_high"]
-        parts += ["", "refusal rates corrected by people's labels", _table(rates[columns])]
+        parts += ["", arm_error_summary(found.tables["arm_errors"], primary=found.primary)]
+    if "corrected_changes" in found.tables:
+        parts += ["", "refusal rates corrected by the reference, and their change"]
+        parts += [_table(found.tables["corrected_changes"])]
     return "\n".join(parts)
 
 

@@ -13,10 +13,11 @@ from mechsafety.experiments.audit.config import AuditConfig
 @config_options(AuditConfig)
 @run_options(None)
 def _audit(config: AuditConfig, out: Path | None, allow_other_versions: bool) -> Shown:
-    """List the published differences that survive intervals, correction and another judge.
+    """List the published differences that survive intervals, correction and another judge, and compare the judges.
 
-    FILES hold counts (model, label, refusal_judge, refused, not_refused, total) or verdicts (question, label, model,
-    response, is_refusal_JUDGE, or is_refusal in a file for each annotator). X is paired with X-ALB or X-abliterated.
+    FILES hold counts (model, label, refusal_judge, refused, not_refused, total; or system, arm, label, judge, refused,
+    n) or verdicts (question, label, model, response, is_refusal_JUDGE, or is_refusal in a file per annotator). X is
+    paired with X-ALB, X-abliterated or models/X-abliterated. Without FILES the counts of arXiv 2510.02768 are audited.
     """
     from mechsafety.experiments.audit.experiment import PublishedAudit, audit_facts, comparisons_text
 

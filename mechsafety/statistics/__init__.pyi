@@ -1,5 +1,7 @@
 """The public names of the statistics, each with its home."""
 
+from .arm_errors import ARM_ERROR_COLUMNS as ARM_ERROR_COLUMNS
+from .arm_errors import arm_errors as arm_errors
 from .auroc import auroc_interval as auroc_interval
 from .controls import CONTROL_TEST_COLUMNS as CONTROL_TEST_COLUMNS
 from .controls import control_tests as control_tests
@@ -23,6 +25,7 @@ from .planning import labels_for_kappa as labels_for_kappa
 from .planning import labels_for_rate as labels_for_rate
 from .planning import pairs_for_drop as pairs_for_drop
 from .prevalence import Corrected as Corrected
+from .prevalence import corrected_changes as corrected_changes
 from .prevalence import corrected_rates as corrected_rates
 from .prevalence import prediction_powered as prediction_powered
 from .prevalence import rogan_gladen as rogan_gladen

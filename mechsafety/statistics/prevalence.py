@@ -41,6 +41,12 @@ CORRECTED_COLUMNS = [
         "note",
     ),
 ]
+CHANGE_COLUMNS = [
+    *("system", "label", "judge", "labels_original", "labels_edited"),
+    *("raw_original", "raw_edited", "raw_change"),
+    *("original", "original_low", "original_high", "edited", "edited_low", "edited_high"),
+    *("change", "low", "high"),
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +148,7 @@ def prediction_powered(
     unseen = np.clip(1 - sizes / np.maximum(expanded * total / expanded.sum(), sizes), 0, 1)
     low, high = powered_bounds(
         _unit(rate),
-        over_prompts=_inflation(f, clusters) / total,
+        over_prompts=inflation(f, clusters) / total,
         of_errors=float((share**2 * unseen * within / seen).sum()),
         t=float(student.ppf(0.975, n - len(sizes))),
     )
@@ -205,6 +211,43 @@ def corrected_rates(verdicts: pd.DataFrame, reference: pd.DataFrame) -> pd.DataF
     return pd.DataFrame(rows, columns=CORRECTED_COLUMNS)
 
 
+def corrected_changes(corrected: pd.DataFrame) -> pd.DataFrame:
+    """Prediction-powered rates of both arms, and their difference, from the rows of :func:`corrected_rates`.
+
+    ``change`` is edited minus original, with the interval of :func:`difference_of`; ``raw_change`` is the judge's own.
+    Each arm is corrected by the errors in that arm, so that a judge whose errors move with the edit is no trouble. Rows
+    without both arms, or with an arm that has no corrected rate, are left out.
+    """
+    rows = []
+    for (system, label, judge), group in corrected.groupby(["system", "label", "judge"], sort=False):
+        arms = {row["arm"]: row for row in group.to_dict(orient="records") if not math.isnan(row["ppi"])}
+        if set(arms) != set(ARMS):
+            continue
+        row: dict[str, object] = {"system": system, "label": label, "judge": judge}
+        for arm in ARMS:
+            mine = arms[arm]
+            row |= {f"labels_{arm}": mine["labels"], f"raw_{arm}": mine["raw"], arm: mine["ppi"]}
+            row |= {f"{arm}_low": mine["ppi_low"], f"{arm}_high": mine["ppi_high"]}
+        ends = [(arms[arm]["ppi"], arms[arm]["ppi_low"], arms[arm]["ppi_high"]) for arm in ARMS]
+        row |= dict(zip(("change", "low", "high"), difference_of(*ends), strict=True))
+        rows.append(row | {"raw_change": arms["edited"]["raw"] - arms["original"]["raw"]})
+    return pd.DataFrame(rows, columns=CHANGE_COLUMNS)
+
+
+def difference_of(
+    first: tuple[float, float, float], second: tuple[float, float, float]
+) -> tuple[float, float, float]:
+    """The second rate minus the first with its interval, from each one's (value, low, high), taken as independent.
+
+    Square-and-add of the distances to the ends (Newcombe 1998, method 10; Zou and Donner 2008), which keeps the
+    asymmetry of both. Too wide where both are of the same prompts and go up and down together.
+    """
+    (a, a_low, a_high), (b, b_low, b_high) = first, second
+    down = math.hypot(max(0.0, b - b_low), max(0.0, a_high - a))
+    up = math.hypot(max(0.0, b_high - b), max(0.0, a - a_low))
+    return b - a, max(-1.0, b - a - down), min(1.0, b - a + up)
+
+
 def _row(part: pd.DataFrame, errors: dict[str, float]) -> dict[str, object]:
     judged = (part["verdict"] == "refusal").to_numpy()
     known = part["truth"].notna().to_numpy()
@@ -261,7 +304,7 @@ def _errors(cell: pd.DataFrame) -> dict[str, float]:
     return found
 
 
-def _inflation(f: np.ndarray, clusters: np.ndarray | None) -> float:
+def inflation(f: np.ndarray, clusters: np.ndarray | None) -> float:
     """How much more the mean of f varies because answers to one prompt go together; at least 1.
 
     Where f does not vary, nothing shows how far they go together; they are then taken for one.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from mechsafety.core.places import packaged_words
+from mechsafety.experiments.agreement.findings import arm_error_summary
 from mechsafety.pages.page import Block, page_blocks
 from mechsafety.plots.style import system_names
 from mechsafety.statistics import holm
@@ -30,10 +31,10 @@ def chapter_blocks(tables: Mapping[str, pd.DataFrame], figures: Mapping[str, go.
     shown = {**tables, "judge_rankings": tables["judge_rankings"].dropna(subset="tau")}
     words = dict(_WORDS["blocks"])
     if "judge_errors" in tables:
-        texts["judge_errors"] = _errors_text(tables["judge_error_change"])
+        texts["arm_errors"] = arm_error_summary(tables["arm_errors"])
+        texts["corrected_rates"] = _notes_text(tables["corrected_rates"])
     if "people" in tables:
         words["judge_errors"] = {**words["judge_errors"], "title": "Judges against people"}
-        texts["corrected_rates"] = _notes_text(tables["corrected_rates"])
         texts["people"] = _people_text(tables["people"])
     blocks = page_blocks(words, shown, figures, added={name: [text] for name, text in texts.items()})
     return [
@@ -95,22 +96,6 @@ def _people_text(people: pd.DataFrame) -> str:
         f"{about} {tied} responses on which annotators tie are left out of every comparison with people. They are the "
         "hard ones: without them judges look better than they are."
     )
-
-
-def _errors_text(change: pd.DataFrame) -> str:
-    whole = change[(change["label"] == "all").to_numpy()]
-    off = whole[((whole["low"] > 0) | (whole["high"] < 0)).to_numpy()]
-    if whole.empty:
-        return "Too few responses of both arms were labelled to compare a judge's errors between them."
-    net = (
-        "Bias is the net error: misses and false alarms can cancel, so read sensitivity and specificity too."
-    )
-    if off.empty:
-        return f"No judge's bias was found to differ between original and edited responses (95 % intervals). {net}"
-    named = ", ".join(
-        f"{r['judge']} ({100 * r['change']:+.0f} points)" for r in off.to_dict(orient="records")
-    )
-    return f"The bias of these judges differs on edited responses: {named}. {net}"
 
 
 def _notes_text(corrected: pd.DataFrame) -> str:

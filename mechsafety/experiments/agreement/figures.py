@@ -174,7 +174,7 @@ def corrected_rates_figure(corrected: pd.DataFrame) -> go.Figure:
     return legend_at_foot(
         styled(
             figure,
-            "Refusal rates corrected by people's labels",
+            "Refusal rates corrected by the reference",
             f"{which}. Whiskers: 95 % intervals. No square: the judge's error is too large or unknown to invert.",
             width=860,
             height=250 + 84 * len(judges),

@@ -11,6 +11,8 @@ from mechsafety.statistics import (
     ABSTAINING_JUDGES,
     against_reference,
     agreement,
+    arm_errors,
+    corrected_changes,
     corrected_rates,
     effect_flips,
     error_change,
@@ -24,7 +26,7 @@ STUDY_TABLES = ("judge_effects", "judge_flips", "judge_rankings", "judge_interac
 """What every study has."""
 REFERENCE_TABLES = (
     *("people", "people_agreement", "people_panel"),
-    *("judge_errors", "judge_error_change", "corrected_rates"),
+    *("judge_errors", "judge_error_change", "arm_errors", "corrected_rates", "corrected_changes"),
 )
 """What ``mechsafety agree`` can add, with people or a judge as the reference."""
 
@@ -53,23 +55,25 @@ def people_tables(verdicts: pd.DataFrame, labels: pd.DataFrame, *, seed: int) ->
     raters = labels.rename(columns={"label": "verdict", "annotator": "judge"}).assign(
         label=labels["id"].map(kinds).to_numpy()
     )
-    errors = reference_tables(verdicts, reference, seed=seed)
     return {
         "people": _counts(labels, reference),
         "people_agreement": agreement(raters, seed=seed),
         "people_panel": panel_agreement(raters, seed=seed),
-        **errors,
-        "corrected_rates": corrected_rates(verdicts, reference),
+        **reference_tables(verdicts, reference, seed=seed),
     }
 
 
 def reference_tables(
     verdicts: pd.DataFrame, reference: pd.DataFrame, *, seed: int
 ) -> dict[str, pd.DataFrame]:
-    """Each judge's errors against a reference, and whether they differ between original and edited."""
+    """Each judge's errors against a reference, whether they differ between the arms, and the rates so corrected."""
+    corrected = corrected_rates(verdicts, reference)
     return {
         "judge_errors": against_reference(verdicts, reference, seed=seed),
         "judge_error_change": error_change(verdicts, reference, seed=seed),
+        "arm_errors": arm_errors(verdicts, reference),
+        "corrected_rates": corrected,
+        "corrected_changes": corrected_changes(corrected),
     }
 
 

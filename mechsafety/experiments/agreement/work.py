@@ -10,8 +10,12 @@ from pathlib import Path
 
 import pandas as pd
 
+from mechsafety.annotation.export import load_annotations
 from mechsafety.annotation.labels import read_human_labels
+from mechsafety.annotation.sampling import KEY, Plan, draw_sample
+from mechsafety.annotation.store import STORE
 from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.verdict import Response
 from mechsafety.experiments.agreement.tables import (
     REFERENCE_TABLES,
     judge_as_reference,
@@ -19,7 +23,10 @@ from mechsafety.experiments.agreement.tables import (
     people_tables,
     reference_tables,
 )
+from mechsafety.experiments.judging import ask
+from mechsafety.judges.registry import load_judge
 from mechsafety.runs.folder import RunFolder, read_run
+from mechsafety.statistics import ABSTAINING_JUDGES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,45 +39,91 @@ class JudgeComparison:
 
     def _repr_html_(self) -> str:
         shown = [
-            self.tables[n] for n in ("judge_flips", "judge_errors", "corrected_rates") if n in self.tables
+            self.tables[n] for n in ("judge_flips", "arm_errors", "corrected_changes") if n in self.tables
         ]
         tables = "".join(table.round(3).to_html(index=False, border=0) for table in shown)
         return f"<b>Judges of {escape(str(self.path))}</b>{tables}"
 
 
 def compare_judges(
-    path: str | Path, *, human: str | Path | None = None, reference: str | None = None, seed: int = 0
+    path: str | Path,
+    *,
+    human: str | Path | None = None,
+    reference: str | None = None,
+    labels: int | None = None,
+    seed: int = 0,
 ) -> JudgeComparison:
-    """Write the judge tables of the study in ``path``; with ``human`` or ``reference`` also the judges' errors.
+    """Write the judge tables of the study in ``path``; with labels also the judges' errors and the corrected rates.
 
-    ``human`` is a file of labels (:mod:`mechsafety.annotation.labels`), ``reference`` a judge of the run taken for the
-    truth. Tables of an earlier comparison with people are replaced, or removed where this one has none.
+    ``human`` is a file of labels (:mod:`mechsafety.annotation.labels`); without it, the labels that the run holds.
+    ``reference`` is a judge of the run taken for the truth, or, with ``labels``, any judge, which then reads a random
+    sample of that many responses. Tables of an earlier comparison are replaced, or removed where this one has none.
     """
     path = Path(path)
     human = None if human is None else Path(human)
     if human is not None and reference is not None:
         raise MechsafetyError("--human and --reference exclude each other: one reference at a time")
+    if labels is not None and reference is None:
+        raise MechsafetyError("--labels says how many responses the judge --reference reads: name one")
     run = read_run(path)
     if run.manifest["config"].get("kind", "study") != "study":
         raise MechsafetyError(f"run {str(path)!r} is not a study: it has no verdicts to compare")
     verdicts = _nonempty(run, "verdicts.parquet")
     primary = run.manifest["config"]["judges"][0]
     tables = judge_tables(verdicts, primary=primary, seed=seed)
+    people = None
     if human is not None:
-        labels = read_human_labels(human, responses=_nonempty(run, "responses.parquet"))
-        tables |= people_tables(verdicts, labels, seed=seed)
-    elif reference is not None:
-        others, truth = judge_as_reference(verdicts, reference)
+        people = read_human_labels(human, responses=_nonempty(run, "responses.parquet"))
+    elif reference is None:
+        people = own_labels(run)
+    elif labels is None:
+        tables |= reference_tables(*judge_as_reference(verdicts, reference), seed=seed)
+    else:
+        others = verdicts[(verdicts["judge"] != reference).to_numpy()]
+        truth = sampled_reference(run, verdicts, reference, labels=labels, seed=seed)
         tables |= reference_tables(others, truth, seed=seed)
+    if people is not None:
+        tables |= people_tables(verdicts, people, seed=seed)
     for name in REFERENCE_TABLES:
         if name not in tables:
             (run.path / f"{name}.csv").unlink(missing_ok=True)
     for name, table in tables.items():
         run.write_table(table, f"{name}.csv")
-    reference_name = human.name if human is not None else reference
+    reference_name = human.name if human is not None else STORE if people is not None else reference
     of_labels = hashlib.sha256(human.read_bytes()).hexdigest() if human is not None else None
-    run.record("agree", {"reference": reference_name, "labels_sha256": of_labels, "seed": seed})
+    asked = {"reference": reference_name, "labels": labels, "labels_sha256": of_labels, "seed": seed}
+    run.record("agree", asked)
     return JudgeComparison(path=path, primary=primary, tables=tables)
+
+
+def own_labels(run: RunFolder) -> pd.DataFrame | None:
+    """The labels that people gave to the run's responses with ``mechsafety annotate``; None where there are none."""
+    if not (run.path / STORE).is_file():
+        return None
+    table = load_annotations(run).table
+    return table if len(table) else None
+
+
+def sampled_reference(
+    run: RunFolder, verdicts: pd.DataFrame, judge: str, *, labels: int, seed: int
+) -> pd.DataFrame:
+    """The verdicts of ``judge`` on ``labels`` random responses, as many of every system and arm, with their weights.
+
+    A judge that asks a model keeps its verdicts in the run, and is asked nothing twice.
+    """
+    if judge in ABSTAINING_JUDGES:
+        raise MechsafetyError(f"judge {judge!r} reads no refusal or compliance: it cannot be the reference")
+    responses = _nonempty(run, "responses.parquet").astype(dict.fromkeys(KEY, str))
+    drawn = draw_sample(responses, verdicts, plan=Plan(labels=labels, seed=seed, balanced=True)).items
+    shown = drawn.merge(responses[[*KEY, "prompt", "response"]], on=KEY)
+    asked = [
+        Response(id=str(row.item), prompt=str(row.prompt), text=str(row.response))
+        for row in shown.itertuples()
+    ]
+    found = ask(load_judge(judge), asked, run)
+    return shown[[*KEY, "stratum"]].assign(
+        verdict=[verdict.label for verdict in found], weight=1 / shown["inclusion_probability"]
+    )
 
 
 def _nonempty(run: RunFolder, name: str) -> pd.DataFrame:

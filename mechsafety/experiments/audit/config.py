@@ -14,9 +14,12 @@ class AuditConfig(Config):
 
     files: Annotated[tuple[str, ...], Option(argument=True)] = ()
     published: bool = Field(default=False, description="the counts of arXiv 2510.02768, as without FILES")
+    primary: Annotated[str | None, Option(metavar="JUDGE")] = Field(
+        default=None, description="judge that the others are compared with, by default the first of the files"
+    )
     alpha: float = Field(default=0.05, description="error rate of the verdicts")
-    family: Literal["judge", "all"] = Field(
-        default="judge",
-        description="correct over the systems under one judge and label, or over all comparisons",
+    family: Literal["all", "judge"] = Field(
+        default="all",
+        description="correct over all comparisons, or over the systems under one judge and label",
     )
     seed: int = Field(default=0, description="for the bootstrap of kappa")

@@ -14,7 +14,7 @@ from mechsafety.core.places import packaged_words
 from mechsafety.experiments.audit.config import AuditConfig
 from mechsafety.experiments.audit.figures import audit_figures
 from mechsafety.experiments.audit.tables import published_counts, read_evidence
-from mechsafety.experiments.audit.work import Audit, audit
+from mechsafety.experiments.audit.work import TABLES, Audit, audit
 from mechsafety.experiments.base import Experiment, Result, Session, run_experiment
 from mechsafety.pages.page import Page, page_blocks
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 _WORDS = packaged_words("mechsafety.experiments.audit", "page.toml")
+_PRINTED = 60  # comparisons
 
 
 class PublishedAudit(Experiment[AuditConfig]):
@@ -29,16 +30,20 @@ class PublishedAudit(Experiment[AuditConfig]):
 
     kind = "audit"
     # Names as they are: a CSV cell may not begin with "+".
-    tables: ClassVar[Mapping[str, str]] = MappingProxyType(
-        {name: f"{name}.parquet" for name in ("comparisons", "judges", "agreement")}
-    )
+    tables: ClassVar[Mapping[str, str]] = MappingProxyType({name: f"{name}.parquet" for name in TABLES})
 
     def __init__(self, config: AuditConfig) -> None:
         super().__init__(config)
         own = [published_counts()] if config.published or not config.files else []
         self.paths = [*own, *map(Path, config.files)]
         self.evidence = read_evidence(self.paths)
-        self.found = audit(self.evidence, seed=config.seed, alpha=config.alpha, family=config.family)
+        self.found = audit(
+            self.evidence,
+            seed=config.seed,
+            alpha=config.alpha,
+            family=config.family,
+            primary=config.primary,
+        )
 
     def bound(self) -> Mapping[str, Any]:
         return {
@@ -50,13 +55,14 @@ class PublishedAudit(Experiment[AuditConfig]):
         tables = {name: getattr(self.found, name) for name in self.tables}
         for name, table in tables.items():
             session.run.write_table(table, "audit.csv" if name == "comparisons" else f"{name}.csv")
+        session.run.record("primary", self.found.primary)
         session.run.record("unpaired", list(self.found.unpaired))
         session.run.record("sentences", list(self.found.sentences))
         return tables
 
     @classmethod
     def figures(cls, result: Result) -> dict[str, go.Figure]:
-        return audit_figures(result.tables)
+        return audit_figures(result.tables, primary=result.manifest["primary"])
 
     @classmethod
     def findings(cls, result: Result) -> list[str]:
@@ -67,6 +73,13 @@ class PublishedAudit(Experiment[AuditConfig]):
         tables, config = result.tables, result.config
         tests = ", ".join(dict.fromkeys(tables["comparisons"]["test"]))
         over = "the systems under one judge and label" if config["family"] == "judge" else "all comparisons"
+        paired = (
+            "one by one"
+            if (tables["comparisons"]["data"] == "verdicts").all()
+            else (
+                "as counts: which answers belong to one prompt is not known, so that these tests are unpaired"
+            )
+        )
         hashes = zip(config["files"], config["sha256"], strict=True)
         return Page(
             title="Audit of published refusal rates",
@@ -74,7 +87,8 @@ class PublishedAudit(Experiment[AuditConfig]):
             findings=result.findings(),
             blocks=page_blocks(_WORDS["blocks"], tables, figures),
             how=[
-                f"Tests: {tests}, two-sided; alpha {config['alpha']:g}; Holm over {over}",
+                f"Tests: {tests}, two-sided; alpha {config['alpha']:g}; Holm over {over}; answers are given {paired}",
+                f"Primary judge: {result.manifest['primary']}",
                 *(f"{Path(name).name}: sha256 {sha[:16]}" for name, sha in hashes),
             ],
         )
@@ -102,6 +116,7 @@ def found_in(result: Result) -> Audit:
     config = result.config
     return Audit(
         **result.tables,
+        primary=result.manifest["primary"],
         unpaired=tuple(result.manifest["unpaired"]),
         files=tuple(config["files"]),
         alpha=config["alpha"],
@@ -115,6 +130,7 @@ def audit_facts(found: Audit) -> dict[str, Any]:
         "files": list(found.files),
         "alpha": found.alpha,
         "family": found.family,
+        "primary": found.primary,
         **{name: getattr(found, name) for name in PublishedAudit.tables},
         "unpaired": list(found.unpaired),
         "sentences": list(found.sentences),
@@ -122,7 +138,11 @@ def audit_facts(found: Audit) -> dict[str, Any]:
 
 
 def comparisons_text(table: pd.DataFrame) -> str:
-    """The comparisons as they are printed."""
+    """The comparisons as they are printed; of very many those below alpha alone."""
+    left_out = 0
+    if len(table) > _PRINTED:
+        found = table["finding"].isin(["survives", "lost in correction"])
+        left_out, table = int((~found).sum()), table[found]
     shown = table[["system"]].copy()
     if len(set(table["label"])) > 1:
         shown["label"] = table["label"]
@@ -141,7 +161,10 @@ def comparisons_text(table: pd.DataFrame) -> str:
         _range(*pair) for pair in zip(table["paired_p_best"], table["paired_p_worst"], strict=True)
     ]
     shown["finding"] = table["finding"]
-    return shown.to_string(index=False)
+    text = shown.to_string(index=False) if len(shown) else "no difference is below alpha"
+    return (
+        f"{text}\n\n{left_out} differences that are not shown to be any: --json, --out" if left_out else text
+    )
 
 
 def _points(value: float) -> str:

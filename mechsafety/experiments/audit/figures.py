@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -10,8 +11,16 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from mechsafety.core.wording import span
-from mechsafety.plots.panels import HUES
-from mechsafety.plots.style import COLOURS, legend_at_foot, short_name, styled, system_names, whiskers
+from mechsafety.plots.style import (
+    COLOURS,
+    DIVERGING,
+    legend_at_foot,
+    short_name,
+    styled,
+    system_names,
+    whiskers,
+    wrapped,
+)
 
 _LOOKS = {
     "survives": (COLOURS["harmful"], "circle", "survives correction"),
@@ -20,19 +29,27 @@ _LOOKS = {
 }
 
 
-def audit_figures(tables: Mapping[str, pd.DataFrame]) -> dict[str, go.Figure]:
-    """A forest plot for each judge and label, and for each label with several judges one of all of them."""
-    table = tables["comparisons"]
+_FORESTS = 4
+"""Judges up to which each has a forest plot; of more the primary one alone has."""
+
+
+def audit_figures(tables: Mapping[str, pd.DataFrame], *, primary: str) -> dict[str, go.Figure]:
+    """Forest plots by judge and label, and by label the changes under every judge and how the judges correlate."""
+    table, pairs = tables["comparisons"], tables["pairs"]
     figures = {}
     for (label, judge), part in table.groupby(["label", "judge"], sort=False):
-        figures[_unused(f"differences-{label}-{judge}", figures)] = forest(
-            part, label=str(label), judge=str(judge)
-        )
+        if judge == primary or table["judge"].nunique() <= _FORESTS:
+            figures[_unused(f"differences-{label}-{judge}", figures)] = forest(
+                part, label=str(label), judge=str(judge)
+            )
     several = set(zip(tables["judges"]["system"], tables["judges"]["label"], strict=True))
     for label, part in table.groupby("label", sort=False):
         chosen = part[[(system, label) in several for system in part["system"]]]
         if len(chosen):
             figures[f"judges-{label}"] = judges_figure(chosen, label=str(label))
+    for label, part in pairs.groupby("label", sort=False):
+        if part["pearson"].notna().any():
+            figures[f"correlations-{label}"] = correlations(part, label=str(label))
     return figures
 
 
@@ -71,40 +88,91 @@ def forest(rows: pd.DataFrame, *, label: str, judge: str) -> go.Figure:
 
 
 def judges_figure(rows: pd.DataFrame, *, label: str) -> go.Figure:
-    """Change of each system under every judge: filled where it survives."""
-    systems = list(dict.fromkeys(rows["system"]))[::-1]
+    """Change of each system under every judge, in points; bold where it survives."""
+    systems, judges = (list(dict.fromkeys(rows[column])) for column in ("system", "judge"))
     names = system_names(systems)
-    judges = list(dict.fromkeys(rows["judge"]))
-    figure = go.Figure()
-    for number, judge in enumerate(judges):
-        part = rows[(rows["judge"] == judge) & rows["change"].notna()]
-        colour = HUES[number % len(HUES)]
-        shift = (number - (len(judges) - 1) / 2) * 0.6 / len(judges)
-        figure.add_scatter(
-            x=part["change"],
-            y=[systems.index(system) - shift for system in part["system"]],
-            name=_shown(judge),
-            mode="markers",
-            marker={
-                "color": colour,
-                "size": 10,
-                "symbol": ["circle" if f == "survives" else "circle-open" for f in part["finding"]],
-                "line": {"width": 2, "color": colour},
-            },
-            error_x=whiskers(part["change"], part["low"], part["high"], colour=colour, thickness=1.0),
-            customdata=[_counts(row, names) for row in part.to_dict(orient="records")],
-            hovertemplate="%{customdata}<extra>" + _shown(judge) + "</extra>",
-        )
-    _axes(figure, [_plain(names[system]) for system in systems])
+    cells: dict[tuple[Any, Any], Any] = {(row.judge, row.system): row for row in rows.itertuples()}
+    grid = [[cells.get((judge, system)) for system in systems] for judge in judges[::-1]]
+    figure = _map(
+        [[math.nan if cell is None else 100 * cell.change for cell in line] for line in grid],
+        text=[["" if cell is None else _points(cell) for cell in line] for line in grid],
+        x=[wrapped(_plain(names[system]), 14) for system in systems],
+        y=[_shown(judge) for judge in judges[::-1]],
+        most=max(1.0, 100 * float(rows["change"].abs().max())),
+        scale="points",
+    )
     survives = (rows["finding"] == "survives").groupby(rows["system"]).mean()
     changed = int(((survives > 0) & (survives < 1)).sum())
-    return _finished(
+    figure.update_yaxes(title_text="judge").update_xaxes(title_text="system")
+    return styled(
         figure,
         f"{label.capitalize()} prompts: {changed} of {len(systems)} results survive under some judges only",
-        "Filled: survives Holm's correction under that judge. 95 % intervals.",
-        width=900,
-        height=270 + (30 + 16 * len(judges)) * len(systems),
+        "Refusal rate after the edit less before, in points, by judge and system. Bold with a star: survives "
+        "Holm's correction.",
+        width=max(620, 280 + 74 * len(systems)),
+        height=230 + 40 * len(judges),
     )
+
+
+def correlations(pairs: pd.DataFrame, *, label: str) -> go.Figure:
+    """Correlations of two judges: below the diagonal Pearson's, or phi of single verdicts, above it Kendall's tau.
+
+    Judges without any are left out.
+    """
+    rows = pairs[pairs["pearson"].notna() | pairs["phi"].notna()]
+    judges = list(dict.fromkeys([*rows["judge_a"], *rows["judge_b"]]))
+    by_answer = bool(rows["phi"].notna().any())
+    linear = "phi" if by_answer else "pearson"
+    found: dict[tuple[str, str], float] = {}
+    for row in rows.to_dict(orient="records"):
+        first, second = sorted((row["judge_a"], row["judge_b"]), key=judges.index)
+        found[second, first], found[first, second] = row[linear], row["tau"]
+    grid = [[found.get((judge, other), math.nan) for other in judges] for judge in judges]
+    shown = [_shown(judge) for judge in judges]
+    figure = _map(
+        grid[::-1],
+        text=[["" if value != value else f"{value:.2f}" for value in line] for line in grid[::-1]],
+        x=[wrapped(name, 14) for name in shown],
+        y=shown[::-1],
+        most=1.0,
+        scale="correlation",
+    )
+    taus = rows["tau"].dropna()
+    below = (
+        "phi, of the verdicts on single answers" if by_answer else "Pearson's, of the models' refusal rates"
+    )
+    return styled(
+        figure,
+        f"{label.capitalize()} prompts: two judges' orders of the models have a tau of {span(taus, '.2f')}",
+        f"Below the diagonal: {below}. Above: Kendall's tau-b of the refusal rates of "
+        f"{int(rows['models'].max())} models, edited ones for themselves. Blank: a judge finds all equal.",
+        width=max(620, 280 + 68 * len(judges)),
+        height=250 + 40 * len(judges),
+    )
+
+
+def _map(
+    z: list[list[float]], *, text: list[list[str]], x: list[str], y: list[str], most: float, scale: str
+) -> go.Figure:
+    """Numbers around 0 as a map, each with its text."""
+    bar = {"title": {"text": scale, "side": "top"}, "thickness": 14}
+    looks = {"colorscale": DIVERGING, "zmin": -most, "zmax": most, "xgap": 2, "ygap": 2}
+    figure = go.Figure(go.Heatmap(z=z, text=text, texttemplate="%{text}", colorbar=bar, **looks))
+    figure.update_traces(textfont={"size": 13})
+    figure.update_traces(hovertemplate="%{z:.2f}<extra></extra>", hoverongaps=False)
+    # Places are numbered: two names may read alike.
+    for axis, ticks in ((figure.update_xaxes, x), (figure.update_yaxes, y)):
+        axis(
+            tickvals=list(range(len(ticks))), ticktext=ticks, showgrid=False, zeroline=False, automargin=True
+        )
+    return figure.update_xaxes(tickfont={"size": 11}, tickangle=0)
+
+
+def _points(cell: Any) -> str:
+    if math.isnan(cell.change):
+        return ""
+    text = f"{100 * cell.change:+.0f}" if cell.change else "0"
+    return f"<b>{text}*</b>" if cell.finding == "survives" else text
 
 
 def _axes(figure: go.Figure, names: list[str]) -> None:

@@ -1,25 +1,27 @@
 """Published records of refusal: counts per system, and verdicts row by row.
 
-Counts: ``model, label, refusal_judge, refused, not_refused, total``. Verdicts: ``question, label, model, response``
-and a column ``is_refusal_<judge>`` for each judge, or a file for each annotator with one column ``is_refusal``, whose
-judge is then the file's name. Headings, labels and names are matched without regard to case and spaces.
+Counts: ``model, label, refusal_judge, refused, not_refused, total``, or ``system, arm, label, judge, refused, n`` with
+the arm in a column of its own. Verdicts: ``question, label, model, response`` and a column ``is_refusal_<judge>`` for
+each judge, or a file for each annotator with one column ``is_refusal``, whose judge is then the file's name. Headings,
+labels and names are matched without regard to case and spaces.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.places import data_folder
 from mechsafety.prompts.prompt_set import cell_text, read_rows
-from mechsafety.statistics import PROMPT_LABELS
+from mechsafety.statistics import ARMS, PROMPT_LABELS
 
 COUNT_COLUMNS = ("model", "label", "refusal_judge", "refused", "not_refused", "total")
+ARM_COLUMNS = ("system", "arm", "label", "judge", "refused", "n")
 ROW_COLUMNS = ("question", "label", "model", "response")
 EDITED_ENDINGS = ("ALB", "abliterated")
 """``X-ALB``, ``X - ALB``, ``X_ALB``, ``X-abliterated``: the edited form of ``X``, in any case."""
@@ -79,6 +81,23 @@ class Evidence:
                     f"{' / '.join(key)} is given as counts and row by row: name one of the two files"
                 )
 
+    @property
+    def judges(self) -> list[str]:
+        """In the order of the files."""
+        return list(dict.fromkeys(row.judge for row in (*self.counts, *self.answers)))
+
+    @property
+    def models(self) -> list[str]:
+        return list(dict.fromkeys(row.model for row in (*self.counts, *self.answers)))
+
+    def without(self, judges: Collection[str]) -> Evidence:
+        """The same but for what these judges gave."""
+        return replace(
+            self,
+            counts=tuple(row for row in self.counts if row.judge not in judges),
+            answers=tuple(row for row in self.answers if row.judge not in judges),
+        )
+
 
 Side = Counts | dict[str, bool | None]
 """One form of a system under one judge: its counts, or the verdict on each question."""
@@ -86,7 +105,7 @@ Side = Counts | dict[str, bool | None]
 
 def published_counts() -> Path:
     """The shipped counts of Agnihotri et al. 2025 (data/published/README.md)."""
-    return data_folder() / "published" / "granular_study.csv"
+    return data_folder() / "published" / "granular-480.csv"
 
 
 def split_name(model: str) -> tuple[str, bool]:
@@ -114,8 +133,8 @@ def read_evidence(paths: Sequence[Path]) -> Evidence:
             rows += 1
             where = f"{path}, {place}"
             row = _headed(raw, where)
-            if _is_counts(row, where):
-                found = _counts(row, where, spelling)
+            if (read := _reader_of_counts(row, where)) is not None:
+                found = read(row, where, spelling)
                 _add(counts, (found.model, found.label, found.judge), found, where)
             else:
                 for answer in _answers(row, where, spelling, judge=path.stem):
@@ -128,14 +147,45 @@ def read_evidence(paths: Sequence[Path]) -> Evidence:
     )
 
 
+def system_of(models: Iterable[str]) -> dict[str, tuple[str, bool]]:
+    """By model the system that it belongs to, and whether it is the edited form.
+
+    ``X-ALB`` belongs to ``X``; where there is no such model, to the only one whose name ends alike after another path:
+    ``models/X-abliterated`` to ``owner/X``. Raises :class:`MechsafetyError` where there are several.
+    """
+    forms = {model: split_name(model) for model in models}
+    edited = {base.casefold() for base, is_edited in forms.values() if is_edited}
+    plain = {model.casefold(): model for model, (_, is_edited) in forms.items() if not is_edited}
+    alone: dict[str, list[str]] = {}
+    for key, model in plain.items():
+        if key not in edited:
+            alone.setdefault(_last(model), []).append(model)
+    found = {model: (model, False) for model in plain.values()}
+    for model, (base, is_edited) in forms.items():
+        if not is_edited:
+            continue
+        candidates = [plain[base.casefold()]] if base.casefold() in plain else alone.get(_last(base), [base])
+        if len(candidates) > 1:
+            raise MechsafetyError(
+                f"{model!r} could be the edited form of {' and of '.join(map(repr, candidates))}: rename one of them"
+            )
+        found[model] = (candidates[0], True)
+    return found
+
+
+def _last(name: str) -> str:
+    return name.rpartition("/")[2].casefold()
+
+
 def paired_forms(evidence: Evidence) -> tuple[list[tuple[tuple[str, str, str], Side, Side]], list[str]]:
     """((system, label, judge), original, edited) in the order of the files, and what has no partner.
 
     Raises :class:`MechsafetyError` where a system has two edited forms.
     """
+    systems = system_of(evidence.models)
     sides: dict[tuple[str, str, str], dict[bool, tuple[str, Side]]] = {}
     for model, label, judge, side in _sides(evidence):
-        base, edited = split_name(model)
+        base, edited = systems[model]
         both = sides.setdefault((base.casefold(), label, judge), {})
         if edited in both:
             raise MechsafetyError(
@@ -195,15 +245,17 @@ def _judges(column: str) -> bool:
     return column == _JUDGED or column.startswith(f"{_JUDGED}_")
 
 
-def _is_counts(row: Mapping[str, Any], where: str) -> bool:
+def _reader_of_counts(row: Mapping[str, Any], where: str) -> Callable[..., Counts] | None:
+    """What reads a row of counts; None for a row of verdicts."""
     judged = any(map(_judges, row))
-    needed = ROW_COLUMNS if judged else COUNT_COLUMNS
+    by_arm = not judged and "arm" in row
+    needed = ROW_COLUMNS if judged else ARM_COLUMNS if by_arm else COUNT_COLUMNS
     if missing := [name for name in needed if name not in row]:
         raise MechsafetyError(
-            f"{where}: lacks {', '.join(missing)}; counts have the columns {', '.join(COUNT_COLUMNS)}, verdicts "
-            f"{', '.join(ROW_COLUMNS)} and {_JUDGED}_JUDGE (or {_JUDGED})"
+            f"{where}: lacks {', '.join(missing)}; counts have the columns {', '.join(COUNT_COLUMNS)}, or "
+            f"{', '.join(ARM_COLUMNS)}, and verdicts {', '.join(ROW_COLUMNS)} and {_JUDGED}_JUDGE (or {_JUDGED})"
         )
-    return not judged
+    return None if judged else _arm_counts if by_arm else _counts
 
 
 def _counts(row: Mapping[str, Any], where: str, spelling: _Spelling) -> Counts:
@@ -212,12 +264,31 @@ def _counts(row: Mapping[str, Any], where: str, spelling: _Spelling) -> Counts:
         raise MechsafetyError(
             f"{where}: {refused} refused and {other} not refused are {refused + other}, but total is {total}"
         )
+    return _counted(row["model"], row["refusal_judge"], row["label"], refused, total, where, spelling)
+
+
+def _arm_counts(row: Mapping[str, Any], where: str, spelling: _Spelling) -> Counts:
+    arm = cell_text(row["arm"]).strip().lower()
+    if arm not in ARMS:
+        raise MechsafetyError(f"{where}: arm {cell_text(row['arm'])!r} is not one of {', '.join(ARMS)}")
+    refused, n = (_whole(row[name], name, where) for name in ("refused", "n"))
+    if refused > n:
+        raise MechsafetyError(f"{where}: {refused} refused of {n}; at most all can be")
+    # The name that an edited form has where the arm is no column.
+    name = cell_text(row["system"]).strip()
+    model = f"{name}-{EDITED_ENDINGS[0]}" if arm == "edited" and name else name
+    return _counted(model, row["judge"], row["label"], refused, n, where, spelling)
+
+
+def _counted(
+    model: object, judge: object, label: object, refused: int, total: int, where: str, spelling: _Spelling
+) -> Counts:
     if not total:
         raise MechsafetyError(f"{where}: total is 0, so that there is no rate; leave the row out")
     return Counts(
-        model=spelling(row["model"], name="model", where=where),
-        label=_label(row["label"], where),
-        judge=spelling(row["refusal_judge"], name="refusal_judge", where=where),
+        model=spelling(model, name="model", where=where),
+        label=_label(label, where),
+        judge=spelling(judge, name="refusal_judge", where=where),
         refused=refused,
         total=total,
     )

@@ -7,20 +7,32 @@ given it is tested on pairs; where only counts are, on the two counts, with the 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import combinations
+from functools import cache
 from typing import Any, Literal, get_args
 
 import pandas as pd
 from scipy.stats import false_discovery_control
 
 from mechsafety.core.errors import MechsafetyError
-from mechsafety.experiments.audit.tables import EDITED_ENDINGS, Answer, Counts, Evidence, Side, paired_forms
-from mechsafety.statistics import holm, kappa, mcnemar, minimum_detectable_drop, paired_difference, wilson
+from mechsafety.experiments.audit.findings import audit_sentences
+from mechsafety.experiments.audit.judges import (
+    against_primary,
+    against_prompt_labels,
+    answer_agreement,
+    broken_judges,
+    cells_of,
+    errors_by_arm,
+    judge_pairs,
+    judge_table,
+    primary_judge,
+)
+from mechsafety.experiments.audit.tables import EDITED_ENDINGS, Counts, Evidence, Side, paired_forms
+from mechsafety.statistics import holm, mcnemar, minimum_detectable_drop, paired_difference, wilson
 from mechsafety.statistics.counts import counts_test, difference_interval, paired_bounds
 
-Family = Literal["judge", "all"]
+Family = Literal["all", "judge"]
 FAMILIES: tuple[Family, ...] = get_args(Family)
 Finding = Literal["survives", "lost in correction", "not shown", "no test"]
 COMPARISON_COLUMNS = [
@@ -32,24 +44,32 @@ COMPARISON_COLUMNS = [
     *("paired_p_best", "paired_p_worst", "paired_holm_best", "paired_holm_worst"),
     *("detectable", "detectable_corrected", "finding"),
 ]
-JUDGE_COLUMNS = [
-    *("system", "label", "judges", "least", "most", "survives", "surviving_judges", "sign_flip"),
-    "significance_flip",
-]
-_NAMED = 10  # comparisons that a sentence names
-AGREEMENT_COLUMNS = ["judge_a", "judge_b", "n", "equal", "agreement", "kappa", "low", "high"]
+TABLES = (
+    *("comparisons", "judges", "broken", "prompt_labels", "primary_judge", "arm_errors", "pairs"),
+    "agreement",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Audit:
-    """What the records show: one row per comparison, per system under several judges, and per pair of judges.
+    """What the records show.
 
+    ``comparisons`` has one row per system, label and judge; ``judges`` per system and label under several judges;
+    ``broken`` per judge that refuses nothing, which is in no other table; ``prompt_labels`` and ``primary_judge`` have
+    the judges' accuracy, precision and recall against the prompts' labels and against ``primary``, ``arm_errors`` by
+    arm; ``pairs`` one row per two judges and label; ``agreement`` the same where answers are given one by one.
     ``unpaired`` are (model, label, judge) without their other form. ``sentences`` is the result in words.
     """
 
     comparisons: pd.DataFrame
     judges: pd.DataFrame
+    broken: pd.DataFrame
+    prompt_labels: pd.DataFrame
+    primary_judge: pd.DataFrame
+    arm_errors: pd.DataFrame
+    pairs: pd.DataFrame
     agreement: pd.DataFrame
+    primary: str
     unpaired: tuple[str, ...]
     files: tuple[str, ...]
     alpha: float
@@ -57,19 +77,28 @@ class Audit:
 
     @property
     def sentences(self) -> tuple[str, ...]:
-        return tuple(_sentences(self))
+        return tuple(audit_sentences(self))
 
     def _repr_html_(self) -> str:
         shown = self.comparisons[["system", "label", "judge", "change", "low", "high", "p_holm", "finding"]]
         return f"<b>Audit</b>{shown.round(3).to_html(index=False, border=0)}"
 
 
-def audit(evidence: Evidence, *, seed: int, alpha: float = 0.05, family: Family = "judge") -> Audit:
-    """Test every system that comes with its edited form.
+def audit(
+    evidence: Evidence,
+    *,
+    seed: int,
+    alpha: float = 0.05,
+    family: Family = "all",
+    primary: str | None = None,
+) -> Audit:
+    """Test every system that comes with its edited form, and compare the judges.
 
-    ``family`` names the comparisons over which p is corrected: the systems under one judge and label, or all in the
-    files. ``alpha`` is the error rate of the verdicts. ``seed`` draws the bootstrap of kappa. Raises
-    :class:`MechsafetyError` where nothing is paired, or an edited form stands twice.
+    A judge without a refusal on any harmful prompt is broken, and left out. ``family`` names the comparisons over
+    which p is corrected: all in the files, or the systems under one judge and label. ``alpha`` is the error rate of
+    the verdicts. ``primary`` is the judge that the others are compared with, by default the first. ``seed`` draws the
+    bootstrap of kappa. Raises :class:`MechsafetyError` where nothing is paired, or an edited form stands twice, and
+    where every judge is broken.
     """
     if not 0 < alpha < 1:
         raise MechsafetyError(f"alpha is {alpha}; it must lie between 0 and 1, for example 0.05")
@@ -82,7 +111,11 @@ def audit(evidence: Evidence, *, seed: int, alpha: float = 0.05, family: Family 
         raise MechsafetyError(
             f"no model comes with its edited form (X and {endings}); the models are {names}"
         )
-    rows = [_comparison(system, before, after) for system, before, after in pairs]
+    broken = broken_judges(cells_of(evidence), [judge for (_, _, judge), _, _ in pairs])
+    out = set(broken["judge"])
+    evidence = evidence.without(out)
+    first = primary_judge(primary, evidence.judges)
+    rows = [_comparison(key, before, after) for key, before, after in pairs if key[2] not in out]
     table = pd.DataFrame(rows, columns=COMPARISON_COLUMNS)
     table = table.astype(dict.fromkeys(_REAL, float) | dict.fromkeys(_COUNTED, "Int64"))
     families = [part.index for _, part in table.groupby(["label", "judge"], sort=False)]
@@ -95,10 +128,17 @@ def audit(evidence: Evidence, *, seed: int, alpha: float = 0.05, family: Family 
     table["finding"] = [
         _finding(p, adjusted, alpha) for p, adjusted in zip(table["p"], table["p_holm"], strict=True)
     ]
+    cells = cells_of(evidence)
     return Audit(
         comparisons=table,
-        judges=_judge_table(table),
-        agreement=_agreement(evidence.answers, seed=seed),
+        judges=judge_table(table),
+        broken=broken,
+        prompt_labels=against_prompt_labels(cells, evidence.models),
+        primary_judge=against_primary(evidence, cells, first),
+        arm_errors=errors_by_arm(evidence, first),
+        pairs=judge_pairs(evidence, cells),
+        agreement=answer_agreement(evidence.answers, seed=seed),
+        primary=first,
         unpaired=tuple(unpaired),
         files=evidence.files,
         alpha=alpha,
@@ -132,7 +172,7 @@ def _comparison(system: tuple[str, str, str], before: Side, after: Side) -> dict
 
 def _of_counts(before: Counts, after: Counts) -> dict[str, Any]:
     sides = (before.refused, before.total, after.refused, after.total)
-    p, test = counts_test(*sides)
+    p, test = _counts_test(*sides)
     low, high = difference_interval(*sides)
     best, worst = math.nan, math.nan
     if before.total == after.total:
@@ -192,7 +232,16 @@ def _correct(table: pd.DataFrame, rows: pd.Index) -> None:
 
 def _detectable(row: pd.Series, alpha: float) -> float:
     n, baseline = int(min(row["n_original"], row["n_edited"])), float(row["original"])
-    return minimum_detectable_drop(n, baseline=baseline, alpha=alpha) if n and baseline > 0 else math.nan
+    return _least_drop(n, baseline, alpha) if n and baseline > 0 else math.nan
+
+
+@cache
+def _least_drop(n: int, baseline: float, alpha: float) -> float:
+    return minimum_detectable_drop(n, baseline=baseline, alpha=alpha)
+
+
+_counts_test = cache(counts_test)
+"""A record of many judges gives the same two counts again and again."""
 
 
 def _finding(p: float, adjusted: float, alpha: float) -> Finding:
@@ -201,153 +250,3 @@ def _finding(p: float, adjusted: float, alpha: float) -> Finding:
     if adjusted < alpha:
         return "survives"
     return "lost in correction" if p < alpha else "not shown"
-
-
-# -- judges -----------------------------------------------------------------------------------------
-
-
-def _judge_table(table: pd.DataFrame) -> pd.DataFrame:
-    """What a change of judge does to each system's result; only systems that several judges tested."""
-    rows = []
-    for (system, label), part in table[table["p"].notna()].groupby(["system", "label"], sort=False):
-        if len(part) < 2:
-            continue
-        surviving = list(part["judge"][part["finding"] == "survives"])
-        row = {
-            "system": system,
-            "label": label,
-            "judges": len(part),
-            "least": float(part["change"].min()),
-            "most": float(part["change"].max()),
-            "survives": len(surviving),
-            "surviving_judges": ", ".join(surviving),
-            "sign_flip": bool((part["change"] < 0).any() and (part["change"] > 0).any()),
-            "significance_flip": 0 < len(surviving) < len(part),
-        }
-        rows.append(row)
-    return pd.DataFrame(rows, columns=JUDGE_COLUMNS)
-
-
-def _agreement(answers: Sequence[Answer], *, seed: int) -> pd.DataFrame:
-    """Every two judges on the answers that both gave a verdict on; kappa's interval is clustered by question."""
-    given: dict[str, dict[tuple[str, str, str], bool]] = {}
-    for answer in answers:
-        if answer.refused is not None:
-            given.setdefault(answer.judge, {})[answer.model, answer.label, answer.question] = answer.refused
-    rows = []
-    for first, second in combinations(given, 2):
-        items = [item for item in given[first] if item in given[second]]
-        one, two = ([given[judge][item] for item in items] for judge in (first, second))
-        found = kappa(one, two, clusters=[item[2] for item in items], seed=seed)
-        equal = sum(a == b for a, b in zip(one, two, strict=True))
-        row = {"judge_a": first, "judge_b": second, "n": len(items), "equal": equal}
-        row |= {"agreement": equal / len(items) if items else math.nan, "kappa": found.value}
-        rows.append(row | {"low": found.low, "high": found.high})
-    return pd.DataFrame(rows, columns=AGREEMENT_COLUMNS)
-
-
-# -- words ------------------------------------------------------------------------------------------
-
-
-def _sentences(found: Audit) -> Iterator[str]:
-    table = found.comparisons
-    over = "under one judge and label" if found.family == "judge" else "in all files"
-    m = sorted(set(table["comparisons"].dropna().astype(int)))
-    many = f"{m[0]}" if len(m) == 1 else f"{m[0]} to {m[-1]}" if m else "0"
-    yield (
-        f"Of {len(table)} comparisons {int((table['finding'] == 'survives').sum())} survive Holm's correction at "
-        f"{found.alpha:g} ({many} comparisons {over})."
-    )
-    for finding, phrase in _PHRASES.items():
-        part = table[table["finding"] == finding]
-        if len(part):
-            yield f"{phrase}: {_named(part)}."
-    yield from _of_pairing(table, found.alpha)
-    yield from _of_size(table, found.alpha)
-    if len(found.judges):
-        yield from _of_judges(found.judges)
-    elif len(set(table["judge"])) == 1:
-        yield f"One judge only ({table['judge'].iloc[0]}): whether another would say the same is not tested."
-    for row in found.agreement.to_dict(orient="records"):
-        if not row["n"]:
-            yield f"{row['judge_a']} and {row['judge_b']} have no answer in common."
-            continue
-        chance = "undefined" if row["kappa"] != row["kappa"] else f"{row['kappa']:.2f}"
-        yield (
-            f"{row['judge_a']} and {row['judge_b']} agree on {row['equal']} of {row['n']} answers "
-            f"({row['agreement']:.1%}), kappa {chance}."
-        )
-    if found.unpaired:
-        yield f"Without a partner, so not tested: {'; '.join(found.unpaired)}."
-
-
-_PHRASES: dict[str, str] = {
-    "survives": "Surviving",
-    "lost in correction": "Below alpha alone, not after correction",
-    "not shown": "Not shown to differ",
-    "no test": "No verdict in both arms, so no test",
-}
-
-
-def _named(part: pd.DataFrame) -> str:
-    several = len(set(part["judge"])) > 1 or len(set(part["label"])) > 1
-    shown = "; ".join(
-        f"{row['system']}{' (' + row['label'] + ', ' + row['judge'] + ')' if several else ''} "
-        f"{row['refused_original']}/{row['n_original']} to {row['refused_edited']}/{row['n_edited']}"
-        for row in part.head(_NAMED).to_dict(orient="records")
-    )
-    return shown if len(part) <= _NAMED else f"{shown}; and {len(part) - _NAMED} more (see the table)"
-
-
-def _of_pairing(table: pd.DataFrame, alpha: float) -> Iterator[str]:
-    counts = table[table["data"] == "counts"]
-    if counts.empty:
-        return
-    yield (
-        f"{len(counts)} comparisons are tested on counts alone, as if the two arms had answered different prompts. "
-        "Paired tests on the same prompts would mostly be stronger; counts fix only b - c, so their p is known as a "
-        "range."
-    )
-    known = counts[counts["paired_holm_worst"].notna()]
-    if len(known) < len(counts):
-        yield "Where the two arms have different totals there is no such range."
-    for phrase, chosen in _PAIRED.items():
-        part = known[chosen(known, alpha)]
-        if len(part):
-            yield f"{phrase}: {_named(part)}."
-
-
-_PAIRED: dict[str, Callable[[pd.DataFrame, float], pd.Series]] = {
-    "Whatever the pairs, a paired test would survive correction": lambda t, a: t["paired_holm_worst"] < a,
-    "A paired test would survive in some pairings and not in others": lambda t, a: (
-        (t["paired_holm_best"] < a) & (t["paired_holm_worst"] >= a)
-    ),
-    "Below alpha in some pairing, but in none after correction": lambda t, a: (
-        (t["paired_p_best"] < a) & (t["paired_holm_best"] >= a)
-    ),
-    "No pairing could reach alpha, even without correction": lambda t, a: t["paired_p_best"] >= a,
-}
-
-
-def _of_size(table: pd.DataFrame, alpha: float) -> Iterator[str]:
-    for column, phrase in (("detectable", f"at {alpha:g}"), ("detectable_corrected", "after correction")):
-        known = table[column].dropna()
-        if len(known):
-            span = " to ".join(dict.fromkeys(f"{100 * v:.0f}" for v in (known.min(), known.max())))
-            yield (
-                f"The smallest drop that a paired test of this size finds {phrase} with power 0.8 is {span} points, "
-                "where the edit wins no refusals; tests on counts need more."
-            )
-
-
-def _of_judges(judges: pd.DataFrame) -> Iterator[str]:
-    signs, tests = judges[judges["sign_flip"]], judges[judges["significance_flip"]]
-    yield (
-        f"Of {len(judges)} results under several judges {len(signs)} change their sign with the judge and {len(tests)} "
-        "survive under some judges only (which is no proof that those judges differ)."
-    )
-    for row in tests.to_dict(orient="records"):
-        yield (
-            f"{row['system']}, {row['label']}: survives under {row['survives']} of {row['judges']} judges "
-            f"({row['surviving_judges']}), change {row['least']:+.0%} to {row['most']:+.0%}."
-        )

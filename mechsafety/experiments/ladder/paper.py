@@ -12,14 +12,15 @@ import pandas as pd
 
 from mechsafety.core.wording import counted, listed, spelt_p
 from mechsafety.experiments.ladder.verdicts import ALPHA, Ablated, SystemVerdict, rung_of
+from mechsafety.statistics import ARMS
 from mechsafety.statistics.counts import difference_interval, paired_bounds
 
 SYSTEMS: Mapping[str, str] = {
-    "raw": "Raw data",
+    "raw": "Raw Data",
     "score0": "Score 0",
     "rephrase": "Score 0 + Rephrase",
-    "metatags": "+ Metatags",
-    "refusals": "+ Refusals",
+    "metatags": "Score 0 + Rephrase + Metatags",
+    "refusals": "Score 0 + Rephrase + Refusals",
     "all": "Safety Oracle",
     "smollm2": "SmolLM2",
 }
@@ -34,8 +35,7 @@ _REPOSITORIES = {
     "mildref45metadata5p": "all",
 }
 """The published checkpoints' repositories, by a part of their names."""
-_JUDGE = "ChatGPT-5"  # the paper's primary one
-_EDITED = "-ALB"
+_JUDGE = "ChatGPT5"  # the paper's primary one
 
 
 def paper_rung(system: str) -> str:
@@ -48,23 +48,18 @@ def paper_rung(system: str) -> str:
 def paper_table(verdicts: Sequence[SystemVerdict], published: pd.DataFrame) -> pd.DataFrame:
     """Each rung that the paper has too, a row each: its counts there and here.
 
-    ``published`` holds model, label, refusal_judge, refused, total. The published p of the fall is bounded only
+    ``published`` holds system, arm, label, judge, refused, n. The published p of the fall is bounded only
     (:func:`paired_bounds`): counts do not say which prompts two arms share. Here: the removal of as few
     directions as were tried, Holm's p.
     """
-    counts = published[(published["label"] == "harmful") & (published["refusal_judge"] == _JUDGE)].set_index(
-        "model"
-    )
+    mine = published[(published["label"] == "harmful") & (published["judge"] == _JUDGE)]
+    counts = {(row.system, row.arm): (int(row.refused), int(row.n)) for row in mine.itertuples()}
     rows = []
     for verdict in verdicts:
         name = SYSTEMS.get(paper_rung(verdict.system))
-        if name is None or name not in counts.index or f"{name}{_EDITED}" not in counts.index:
+        if name is None or not {(name, arm) for arm in ARMS} <= counts.keys():
             continue
-        before, n = int(counts.loc[name, "refused"]), int(counts.loc[name, "total"])
-        after, m = (
-            int(counts.loc[f"{name}{_EDITED}", "refused"]),
-            int(counts.loc[f"{name}{_EDITED}", "total"]),
-        )
+        (before, n), (after, m) = (counts[name, arm] for arm in ARMS)
         low, high = difference_interval(after, m, before, n)
         best, worst = paired_bounds(before, after, n)
         row = {"system": verdict.name, "published as": name, "published unedited": f"{before} of {n}"}

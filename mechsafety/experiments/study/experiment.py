@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.progress import Progress
 from mechsafety.experiments.agreement.figures import judge_chapter_figures
-from mechsafety.experiments.agreement.tables import REFERENCE_TABLES, STUDY_TABLES, judge_tables
+from mechsafety.experiments.agreement.tables import (
+    REFERENCE_TABLES,
+    STUDY_TABLES,
+    judge_tables,
+    people_tables,
+)
+from mechsafety.experiments.agreement.work import own_labels
 from mechsafety.experiments.base import Experiment, Read, Result, Session, run_experiment
 from mechsafety.experiments.judging import reopened, require_new
 from mechsafety.experiments.study import page as pages
@@ -23,8 +29,8 @@ from mechsafety.experiments.study.figures import study_figures
 from mechsafety.experiments.study.findings import (
     failed_systems,
     failure_lines,
+    headline,
     measured_systems,
-    study_findings,
 )
 from mechsafety.experiments.study.work import StudyWork, anchor_tokens
 from mechsafety.judges.registry import judge_sources
@@ -101,10 +107,12 @@ class Study(Experiment[StudyConfig]):
 
     @classmethod
     def read_tables(cls, run: RunFolder) -> dict[str, pd.DataFrame]:
-        """The tables that the run has; those on judges are made from its verdicts where it lacks them."""
+        """The tables that the run has; those on judges are made from its verdicts and labels where it lacks them."""
         tables, config = super().read_tables(run), run.manifest["config"]
         if "verdicts" in tables and not tables.keys() >= {*STUDY_TABLES}:
             tables |= judge_tables(tables["verdicts"], primary=config["judges"][0], seed=int(config["seed"]))
+        if "verdicts" in tables and "judge_errors" not in tables and (labels := own_labels(run)) is not None:
+            tables |= people_tables(tables["verdicts"], labels, seed=int(config["seed"]))
         return tables
 
     @classmethod
@@ -116,7 +124,7 @@ class Study(Experiment[StudyConfig]):
     def findings(cls, result: Result) -> list[str]:
         return [
             *failure_lines(failed_systems(result.manifest)),
-            *study_findings(result.tables, result.manifest),
+            *headline(result.tables, result.manifest),
         ]
 
     @classmethod

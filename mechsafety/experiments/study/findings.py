@@ -9,6 +9,8 @@ from typing import Any
 import pandas as pd
 
 from mechsafety.core.wording import counted, listed, span
+from mechsafety.experiments.agreement.findings import arm_error_sentences, corrected_sentences
+from mechsafety.experiments.agreement.planning import plan_sentences
 from mechsafety.plots.style import system_names
 
 _ALPHA = 0.05
@@ -29,6 +31,24 @@ def failed_systems(manifest: Mapping[str, Any]) -> dict[str, str]:
 def failure_lines(failed: Mapping[str, str], names: Mapping[str, str] | None = None) -> list[str]:
     """A sentence for every system that could not be measured, under the names that are shown."""
     return [f"Not measured: {(names or {}).get(system, system)}: {why}" for system, why in failed.items()]
+
+
+def headline(tables: Mapping[str, pd.DataFrame], manifest: Mapping[str, Any]) -> list[str]:
+    """What the page begins with.
+
+    A judge that errs differently in the two arms comes first, then rates and changes corrected by labels; the raw ones
+    follow. Without labels the last sentence is how many it would take.
+    """
+    judge = manifest["config"]["judges"][0]
+    raw = study_findings(tables, manifest)
+    if "arm_errors" not in tables:
+        return [*raw, *plan_sentences(tables["rates"], judge)]
+    corrected = corrected_sentences(tables, primary=judge)
+    if corrected:
+        raw = [f"Raw, by {judge} alone: {text}" for text in raw]
+    elif judge in set(tables["judge_errors"]["judge"]):
+        raw += plan_sentences(tables["rates"], judge)
+    return [*arm_error_sentences(tables["arm_errors"], primary=judge), *corrected, *raw]
 
 
 def study_findings(tables: Mapping[str, pd.DataFrame], manifest: Mapping[str, Any]) -> list[str]:

@@ -14,8 +14,8 @@ from mechsafety.experiments.regions.page import region_chapters
 from mechsafety.experiments.study.findings import (
     failed_systems,
     failure_lines,
+    headline,
     measured_systems,
-    study_findings,
 )
 from mechsafety.pages.page import Block, Page, render_page, rendered_blocks
 from mechsafety.plots.style import system_names
@@ -39,7 +39,7 @@ def page(result: Result, figures: Mapping[str, go.Figure]) -> Page:
         title="Refusal rates before and after the edit",
         subtitle=f"{n} system{'s' if n != 1 else ''}, each original and with its refusal direction removed · recipe "
         f"{config['recipe']} · {config['max_new_tokens']} tokens · primary judge {config['judges'][0]}",
-        findings=study_findings(result.tables, result.manifest),
+        findings=headline(result.tables, result.manifest),
         blocks=[
             *_figure_blocks(result, figures),
             *chapter_blocks(result.tables, figures),
@@ -73,11 +73,22 @@ def html(result: Result) -> str:
         measures={system: measure_lines(facts) for system, facts in measured.items()},
         failures=failure_lines(failed_systems(manifest), system_names(manifest["systems"])),
         primary=manifest["config"]["judges"][0],
+        corrected=_corrected(result),
         rates=result.tables["rates"].to_dict(orient="records"),
         regions=[(chapter, rendered_blocks([chapter.block])[0]) for chapter in region_chapters(result.run)],
         exchanges=[_exchanges(result, system) for system in measured],
         names=system_names(measured),
     )
+
+
+def _corrected(result: Result) -> list[dict[str, Any]]:
+    """Corrected and raw rates of the primary judge, one row per system and prompt label; none without labels."""
+    if "corrected_changes" not in result.tables:
+        return []
+    table = result.tables["corrected_changes"]
+    names = {"all": "all systems", **system_names(measured_systems(result.manifest))}
+    mine = table[(table["judge"] == result.config["judges"][0]).to_numpy()]
+    return [{**row, "name": names[row["system"]]} for row in mine.to_dict(orient="records")]
 
 
 def _figure_blocks(result: Result, figures: Mapping[str, go.Figure]) -> list[Block]:

@@ -16,9 +16,18 @@ from mechsafety.cli import main
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.experiments.agreement.chapter import chapter_blocks
 from mechsafety.experiments.agreement.figures import effect_forest, judge_chapter_figures
-from mechsafety.experiments.agreement.tables import STUDY_TABLES, judge_tables, people_tables, settled
+from mechsafety.experiments.agreement.findings import arm_error_sentences, arm_error_summary
+from mechsafety.experiments.agreement.planning import label_plan, plan_sentences
+from mechsafety.experiments.agreement.tables import (
+    REFERENCE_TABLES,
+    STUDY_TABLES,
+    judge_tables,
+    people_tables,
+    settled,
+)
 from mechsafety.experiments.agreement.work import compare_judges
 from mechsafety.experiments.base import load_run
+from mechsafety.experiments.study.findings import headline
 from mechsafety.pages.page import Block
 from mechsafety.runs.folder import open_run, read_run
 
@@ -65,7 +74,7 @@ def labels_of(
 def run_folder(tmp_path: Path) -> Path:
     responses, _, verdicts = made()
     with open_run(tmp_path / "run", config={"judges": ["rules", "lenient", "degeneracy"], "seed": 0}) as run:
-        run.write_table(responses.drop(columns="refused"), "responses.parquet")
+        run.write_table(responses.drop(columns="refused").assign(prompt="p"), "responses.parquet")
         run.write_table(verdicts, "verdicts.parquet")
     return tmp_path / "run"
 
@@ -150,17 +159,18 @@ def test_the_command_writes_tables_and_replaces_them(run_folder: Path, tmp_path:
     found = compare_judges(run_folder, human=file)
     assert (run_folder / "corrected_rates.csv").is_file()
     assert "judge_errors" in found.tables
-    assert "ppi" in found._repr_html_()
+    assert "raw_change" in found._repr_html_()
     blocks = {b.name for b in blocks_of(load_run(run_folder).tables)}
     assert {"judge-effects", "judge-errors", "corrected-rates", "people", "judge-rankings"} <= blocks
     # Against a judge nobody labels anything: people's tables must not stay behind.
     compare_judges(run_folder, reference="rules")
-    assert not (run_folder / "corrected_rates.csv").exists()
+    assert not (run_folder / "people.csv").exists()
+    assert set(pd.read_csv(run_folder / "corrected_rates.csv")["judge"]) == {"lenient"}
     names = {b.name for b in blocks_of(load_run(run_folder).tables)}
     assert "judge-errors" in names
     assert "people" not in names
     compare_judges(run_folder)
-    assert not (run_folder / "judge_errors.csv").exists()
+    assert not any((run_folder / f"{name}.csv").exists() for name in REFERENCE_TABLES)
 
 
 def test_figures_show_what_the_tables_say(run_folder: Path, tmp_path: Path) -> None:
@@ -247,6 +257,9 @@ def test_labels_twice_missing_columns_and_empty_files(run_folder: Path, tmp_path
         (["--human", "nowhere.csv"], "does not exist"),
         (["--reference", "nobody"], "there are: rules"),
         (["--human", "x.csv", "--reference", "rules"], "exclude each other"),
+        (["--labels", "20"], "name one"),
+        (["--reference", "rules", "--labels", "2"], "2 labels for 6 strata"),
+        (["--reference", "degeneracy", "--labels", "20"], "reads no refusal or compliance"),
     ],
 )
 def test_the_command_refuses_in_one_line(run_folder: Path, arguments: list[str], says: str) -> None:
@@ -329,3 +342,110 @@ def test_ties_are_counted_where_they_are_left_out() -> None:
     last = labels.iloc[-1]["label"]
     labels.loc[labels.index[-1], "label"] = "compliance" if last == "refusal" else "refusal"
     assert "1 responses on which annotators tie" in text(labels)
+
+
+# -- labels that the run holds, a judge that reads a sample, and what the study begins with -----------
+
+
+def labelled_run(folder: Path) -> Path:
+    """The run after someone labelled a sample of it on the page, as the truth has it."""
+    from mechsafety.annotation.store import open_store
+
+    truth = made()[1].set_index(["system", "arm", "id"])["refused"]
+    store, _ = open_store(read_run(folder), asked={"labels": 144, "balanced": True})
+    items = store.items().set_index("item")[["system", "arm", "id"]]
+    now = store.enter("anna").item
+    while now is not None:
+        refused = truth[tuple(items.loc[now])]
+        now = store.answer("anna", now, "refusal" if refused else "compliance").item
+    return folder
+
+
+def test_labels_of_the_page_are_read_without_a_file(run_folder: Path) -> None:
+    before = load_run(run_folder).tables
+    assert "people" not in before
+    tables = load_run(labelled_run(run_folder)).tables
+    assert list(tables["people"]["annotator"]) == ["anna", "settled"]
+    found = compare_judges(run_folder)
+    assert found.tables["people"]["labels"].tolist() == [144, 144]
+    assert read_run(run_folder).manifest["agree"]["reference"] == "annotations.sqlite"
+    pd.testing.assert_frame_equal(found.tables["corrected_changes"], tables["corrected_changes"])
+
+
+def test_a_judge_reads_a_sample_and_corrects_the_others(run_folder: Path) -> None:
+    responses = read_run(run_folder).read_table("responses.parquet")
+    refused = made()[1]["refused"].to_numpy()
+    with open_run(run_folder, config=read_run(run_folder).manifest["config"]) as run:
+        text = np.where(refused, "I'm sorry, but I can't help with that.", "Here is a recipe for bread.")
+        run.write_table(responses.assign(response=text), "responses.parquet")
+    found = compare_judges(run_folder, reference="phrases:arditi", labels=144).tables
+    assert "people" not in found
+    pooled = found["corrected_changes"].query("system == 'all' and label == 'harmful'").set_index("judge")
+    lenient = pooled.loc["lenient"]
+    assert lenient["labels_original"] + lenient["labels_edited"] < 144
+    harmful = made()[1][made()[1]["id"].str.startswith("harmful")].groupby("arm")["refused"].mean()
+    change = harmful["edited"] - harmful["original"]
+    assert lenient["low"] < change < lenient["high"]
+    assert lenient["raw_change"] < lenient["low"]
+    assert read_run(run_folder).manifest["agree"]["labels"] == 144
+
+
+def facts_of(judges: list[str]) -> dict[str, object]:
+    systems = {name: {"selection": {"rule": "auto"}} for name in SYSTEMS}
+    return {"config": {"judges": judges}, "systems": systems}
+
+
+def study_tables(verdicts: pd.DataFrame, primary: str) -> dict[str, pd.DataFrame]:
+    from mechsafety.statistics import paired_tests, refusal_rates
+
+    own = {"rates": refusal_rates(verdicts), "tests": paired_tests(verdicts)}
+    return own | judge_tables(verdicts, primary=primary, seed=0)
+
+
+def test_a_study_begins_with_the_judges_error_and_the_corrected_rates() -> None:
+    _, truth, verdicts = made(n=60)
+    manifest = facts_of(["lenient", "rules", "degeneracy"])
+    alone = study_tables(verdicts, "lenient")
+    plain = headline(alone, manifest)
+    tables = alone | people_tables(verdicts, labels_of(truth), seed=0)
+    lines = headline(tables, manifest)
+    assert lines[0].startswith(
+        "The primary judge, lenient, errs differently in the two arms against the reference: "
+    )
+    assert not any("rules errs" in line for line in lines)
+    row = (
+        tables["corrected_changes"]
+        .query("system == 'all' and label == 'harmful' and judge == 'lenient'")
+        .iloc[0]
+    )
+    assert f"{100 * row['change']:+.0f} points" in lines[1]
+    assert f"Raw, by lenient alone: {row['raw_original']:.0%}, {row['raw_edited']:.0%}" in lines[1]
+    # Without labels the sentences are the raw ones, and the last is what labels it would take.
+    assert plain[0] in lines[-len(SYSTEMS)]
+    assert "--labels" in plain[-1]
+    assert not any("--labels" in line for line in lines)
+
+
+def test_no_judge_is_named_where_labels_are_random() -> None:
+    _, truth, verdicts = made(n=60)
+    rng = np.random.default_rng(0)
+    shuffled = truth.assign(refused=rng.permutation(truth["refused"].to_numpy()))
+    mixed = verdicts.assign(verdict=rng.permutation(verdicts["verdict"].to_numpy()))
+    tables = people_tables(mixed, labels_of(shuffled), seed=0)
+    assert arm_error_sentences(tables["arm_errors"], primary="rules") == []
+    assert arm_error_summary(tables["arm_errors"]).startswith("No judge's")
+
+
+def test_the_plan_of_labels_is_enough_and_not_too_many() -> None:
+    tables = study_tables(made(n=60)[2], "rules")
+    plan = label_plan(tables["rates"], "rules", width=0.2)
+    wide, narrow = (label_plan(tables["rates"], "rules", width=width)["labels"] for width in (0.3, 0.1))
+    assert (wide < plan["labels"]).all()
+    assert narrow[plan["label"] == "harmful"].isna().all()
+    (line,) = plan_sentences(tables["rates"], "rules")
+    harmful = plan[plan["label"] == "harmful"]
+    # As many harmless responses as harmful ones, and the larger need of the two arms.
+    assert f"--labels {4 * harmful['labels'].max()} " in line
+    assert "more than the 180 responses" in line
+    assert plan_sentences(tables["rates"], "degeneracy") == []
+    assert plan_sentences(tables["rates"].assign(judge="key:file"), "key:file") == []

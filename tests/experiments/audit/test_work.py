@@ -22,8 +22,9 @@ from statsmodels.stats.proportion import proportion_confint
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.experiments.audit.config import AuditConfig
 from mechsafety.experiments.audit.experiment import run_audit
+from mechsafety.experiments.audit.figures import audit_figures
 from mechsafety.experiments.audit.tables import published_counts, read_evidence, split_name
-from mechsafety.experiments.audit.work import _finding, audit
+from mechsafety.experiments.audit.work import TABLES, _finding, audit
 from mechsafety.experiments.base import load_run
 from mechsafety.statistics import holm
 from mechsafety.statistics.counts import counts_test, difference_interval, paired_bounds
@@ -54,15 +55,24 @@ def verdict_rows(original: list[Any], edited: list[Any], *, model: str = "X") ->
 
 
 def audited(*paths: Path, **options: Any) -> Any:
-    return audit(read_evidence(paths), **{"seed": 0, **options})
+    return audit(read_evidence(paths), **{"seed": 0, "family": "judge", **options})
 
 
 # -- the shipped counts -----------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def published() -> Any:
-    return audited(published_counts())
+def record() -> Any:
+    return audit(read_evidence([published_counts()]), seed=0)
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The primary judge's counts on harmful prompts alone."""
+    table = pd.read_csv(published_counts()).query("judge == 'ChatGPT5' and label == 'harmful'")
+    path = tmp_path_factory.mktemp("published") / "primary.csv"
+    table.to_csv(path, index=False)
+    return audited(path)
 
 
 def test_two_of_ten_published_drops_survive(published: Any) -> None:
@@ -73,7 +83,7 @@ def test_two_of_ten_published_drops_survive(published: Any) -> None:
     assert table.loc["Score 0 + Rephrase", ["refused_original", "refused_edited"]].tolist() == [49, 34]
     assert published.unpaired == ()
     said = "\n".join(published.sentences)
-    assert "2 survive" in said
+    assert "2 of 10 differences survive" in said
     assert "Paired tests on the same prompts would mostly be stronger" in said
     # Not even the luckiest pairing makes the other eight significant; the control are the two survivors.
     others = table[~table.index.isin(list(SURVIVORS))]
@@ -419,8 +429,9 @@ def test_sentences_name_a_few_comparisons_and_count_the_rest(tmp_path: Path) -> 
 
 def test_the_command_audits_the_shipped_counts_when_no_file_is_named() -> None:
     facts = succeed("audit", "--json")
-    assert facts == succeed("audit", "--published", "--json")
-    assert [r["system"] for r in facts["comparisons"] if r["finding"] == "survives"] == sorted(SURVIVORS)
+    assert len(facts["comparisons"]) == 220
+    primary = [r for r in facts["comparisons"] if r["judge"] == facts["primary"] == "ChatGPT5"]
+    assert [r["system"] for r in primary if r["finding"] == "survives"] == sorted(SURVIVORS)
     assert facts["comparisons"][0]["b"] is None
     shown = succeed("audit")
     assert "49/50" in shown
@@ -459,8 +470,10 @@ def test_nothing_is_written_for_a_file_that_cannot_be_read(tmp_path: Path) -> No
     assert not out.exists()
 
 
-def test_the_forest_plot_shows_every_comparison(published: Any, tmp_path: Path) -> None:
-    (figure,) = run_audit(AuditConfig(), tmp_path / "o").figures().values()
+def test_the_forest_plot_shows_every_comparison(published: Any) -> None:
+    (figure,) = audit_figures(
+        {name: getattr(published, name) for name in TABLES}, primary="ChatGPT5"
+    ).values()
     drawn = {x for trace in figure.data for x in trace.x}
     assert drawn == set(published.comparisons["change"])
     by_name = {trace.name: len(trace.x) for trace in figure.data}

@@ -343,7 +343,8 @@ def test_the_published_table_stands_beside_the_ladder(
 ) -> None:
     table = paper_table(verdicts, published).set_index("system")
     assert list(table["published as"]) == [
-        *("SmolLM2", "+ Refusals", "Score 0 + Rephrase", "+ Metatags", "Safety Oracle")
+        *("SmolLM2", "Score 0 + Rephrase + Refusals", "Score 0 + Rephrase"),
+        *("Score 0 + Rephrase + Metatags", "Safety Oracle"),
     ]
     assert table.loc["rephrase", "published unedited"] == "49 of 50"
     assert table.loc["rephrase", "published fall"] == pytest.approx(0.3)
@@ -388,7 +389,7 @@ def test_rung_by_rung_reports_where_both_lose(published: pd.DataFrame) -> None:
 )
 def test_rungs_are_known_by_name(system: str, rung: str, published: pd.DataFrame) -> None:
     assert paper_rung(system) == rung
-    assert SYSTEMS[rung] in set(published["model"])
+    assert SYSTEMS[rung] in set(published["system"])
 
 
 def test_most_fragile_names_those_that_do_not_differ_from_it() -> None:
