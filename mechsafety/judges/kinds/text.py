@@ -86,9 +86,9 @@ class TextJudge(AskingJudge):
 
     def ask(self, responses: Sequence[Response], *, on_verdict: OnVerdict) -> list[Verdict]:
         from mechsafety.models.chat import own_tokenizer
-        from mechsafety.models.rendering import control_tokens
+        from mechsafety.models.rendering import control_strings
 
-        special = tuple(control_tokens(own_tokenizer(self.model)))
+        special = control_strings(own_tokenizer(self.model))
         texts = [question(r, salt=_SALT, longest=self.longest, special=special) for r in responses]
         verdicts: dict[int, Verdict] = {}
 
