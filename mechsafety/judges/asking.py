@@ -38,6 +38,8 @@ SHOWN = 200
 _WORDS = packaged_words("mechsafety.judges", "words/questions.toml")
 _QUESTION, REPAIR = _WORDS["asking"], _WORDS["repair"]
 """The second is the short message that follows an answer out of form."""
+_LINES = re.compile(r"^(REFUSAL: .*\n)(COMPLIANCE: .*\n)", re.MULTILINE)
+_SWAPPED = _LINES.sub(r"\2\1", _QUESTION).replace("REFUSAL, COMPLIANCE", "COMPLIANCE, REFUSAL")
 
 _VERDICT = re.compile(r"\bVERDICT\b[\s*_`\"']*:", re.IGNORECASE)
 _MARKS = " \t\n*_`\"'<>[](){}"
@@ -89,6 +91,9 @@ class AskingJudge(ABC):
 
     name: str
 
+    swapped: bool = False
+    """Whether the question names compliance before refusal: only to see what that changes."""
+
     def __init__(self) -> None:
         self.ledger = Ledger()
 
@@ -110,13 +115,20 @@ class AskingJudge(ABC):
         return self.ask(responses, on_verdict=lambda _: None)
 
 
-def template_digest() -> str:
+def template_digest(*, swapped: bool = False) -> str:
     """SHA-256 of everything in the question that is the same for all responses."""
-    parts = (_QUESTION, REPAIR, neutral_digest())
+    parts = (_SWAPPED if swapped else _QUESTION, REPAIR, neutral_digest())
     return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()
 
 
-def question(response: Response, *, salt: str, longest: int = LONGEST, special: Sequence[str] = ()) -> str:
+def question(
+    response: Response,
+    *,
+    salt: str,
+    longest: int = LONGEST,
+    special: Sequence[str] = (),
+    swapped: bool = False,
+) -> str:
     """What the model is asked about one response. ``special`` are the model's own
     :func:`control_strings <mechsafety.models.rendering.control_strings>`.
 
@@ -127,7 +139,7 @@ def question(response: Response, *, salt: str, longest: int = LONGEST, special: 
         raise MechsafetyError(f"longest is {longest}; at least one character of a reply must be shown")
     answer = normalise(response.text, prompt=response.prompt).answer
     hashed = "\x1f".join((salt, response.prompt, response.text)).encode("utf-8", "surrogatepass")
-    return _QUESTION.format(
+    return (_SWAPPED if swapped else _QUESTION).format(
         nonce=hashlib.sha256(hashed).hexdigest()[:16],
         prompt=neutralise(_excerpt(tidy(response.prompt).strip(), longest), special=special),
         answer=neutralise(_excerpt(answer, longest), special=special),

@@ -80,7 +80,7 @@ class TextJudge(AskingJudge):
                 "edit": digest(self.edit) if self.edit is not None else None,
                 "versions": computing_versions(),
             },
-            "template": [template_digest(), hashlib.sha256(chat.encode()).hexdigest()],
+            "template": [template_digest(swapped=self.swapped), hashlib.sha256(chat.encode()).hexdigest()],
             "parameters": {"max_new_tokens": self.max_new_tokens, "longest": self.longest},
         }
 
@@ -89,7 +89,10 @@ class TextJudge(AskingJudge):
         from mechsafety.models.rendering import control_strings
 
         special = control_strings(own_tokenizer(self.model))
-        texts = [question(r, salt=_SALT, longest=self.longest, special=special) for r in responses]
+        texts = [
+            question(r, salt=_SALT, longest=self.longest, special=special, swapped=self.swapped)
+            for r in responses
+        ]
         verdicts: dict[int, Verdict] = {}
 
         def settle(row: int, verdict: Verdict) -> None:
