@@ -12,6 +12,7 @@ from mechsafety.cli.base import Shown, command, other_versions_option, records, 
 from mechsafety.core.errors import MechsafetyError
 
 if TYPE_CHECKING:
+    from mechsafety.experiments.base import Result
     from mechsafety.judges.files import Judged
     from mechsafety.judges.injection import Injection
 
@@ -95,14 +96,33 @@ def _judge_run(folder: Path, judges: tuple[str, ...], *, allow_other_versions: b
     table, report = found.rates_by_judge(), found.path / REPORT
     shown = table.to_string(index=False, na_rep="-", float_format="%.2f")
     facts = {"run": str(found.path), "report": str(report), "rates": records(table)}
-    return facts, f"{shown}\n\nreport: {report}"
+    order = "".join(f"\n{line}" for line in _order_lines(found, judges))
+    return facts, f"{shown}{order}\n\nreport: {report}"
+
+
+def _order_lines(found: Result, judges: tuple[str, ...]) -> list[str]:
+    """On how many answers of the run the order of the labels decides, for each of ``judges`` that sees both."""
+    from mechsafety.experiments.judging import verdicts_of
+    from mechsafety.judges.label_order import label_order, order_sentences
+
+    tables = found.tables
+    verdicts = tables["verdicts"] if "verdicts" in tables else verdicts_of(found.run)
+    if not {"judge", "verdict", "tags"} <= {*verdicts.columns}:
+        return []
+    return order_sentences(label_order(verdicts[verdicts["judge"].isin(judges)], []))
 
 
 def _show_verdicts(judged: Judged) -> Shown:
+    from mechsafety.judges.label_order import order_sentences
+
     lines = [
         f"{judge:24} " + "  ".join(f"{label} {n}" for label, n in found.items())
         for judge, found in judged.counts.items()
     ]
+    for row in judged.order.to_dict(orient="records"):
+        with_them, without = (f"{row[name]:.1%}" for name in ("refusal", "refusal_without"))
+        lines.append(f"{row['judge']:24} refusal {with_them}, without verdicts that turn {without}")
+    lines += order_sentences(judged.order)
     for judge, used in judged.usage.items():
         tokens = f"{used.prompt_tokens + used.completion_tokens} tokens" + (
             f" and {used.unmetered} answers without a count" if used.unmetered else ""
@@ -116,6 +136,7 @@ def _show_verdicts(judged: Judged) -> Shown:
         lines.append(f"verdicts: {judged.out}")
     facts = {
         "counts": judged.counts,
+        "label_order": records(judged.order),
         "usage": {judge: asdict(used) for judge, used in judged.usage.items()},
         "out": str(judged.out) if judged.out else None,
     }

@@ -127,7 +127,7 @@ def _run_on(
     rows = torch.tensor([row for row, _ in asked], device=device)
     assert after.mask is not None
     chosen = Prefix(n_tokens=after.n_tokens, cache=after.rows(rows), mask=after.mask[rows])
-    rest = _padded_right([tokens[:-1] for _, tokens in asked], pad).to(device)
+    rest = padded_right([tokens[:-1] for _, tokens in asked], pad).to(device)
     each = torch.arange(len(asked), device=device)
     later = forward(body, rest, logits=rest.ids.shape[1], before=chosen, rows=each).logits
     for place, (row, tokens) in enumerate(asked):
@@ -139,7 +139,7 @@ def _run_whole(
 ) -> Iterator[Float[Tensor, "token vocabulary"]]:
     """Continuations with their contexts before them, padded on both sides."""
     rows = torch.tensor([row for row, _ in asked], device=batch.ids.device)
-    rest = _padded_right([tokens[:-1] for _, tokens in asked], pad).to(batch.ids.device)
+    rest = padded_right([tokens[:-1] for _, tokens in asked], pad).to(batch.ids.device)
     contexts = TokenBatch(rows=rest.rows, ids=batch.ids[rows], mask=batch.mask[rows])
     whole = contexts.followed_by(rest)
     width = batch.ids.shape[1]
@@ -148,7 +148,7 @@ def _run_whole(
         yield logits[place, : len(tokens)]
 
 
-def _padded_right(sequences: Sequence[Sequence[int]], pad: int) -> TokenBatch:
+def padded_right(sequences: Sequence[Sequence[int]], pad: int) -> TokenBatch:
     # What follows a context stands next to it: the padding is at the end, where nothing comes after it.
     width = max(len(s) for s in sequences)
     ids = torch.tensor([[*s, *[pad] * (width - len(s))] for s in sequences])

@@ -15,7 +15,7 @@ import numpy as np
 
 from mechsafety.core.errors import MechsafetyError, needs
 from mechsafety.core.verdict import Response, Verdict
-from mechsafety.judges.registry import judge_responses, load_judge
+from mechsafety.judges.registry import judge_responses, load_judge, require_separate
 from mechsafety.models.loading import load_model
 from mechsafety.statistics import wilson
 
@@ -84,6 +84,8 @@ def refusal_judge(judges: str | Sequence[str] = "rules") -> Scorer:
     names = [name.strip() for name in (judges.split(",") if isinstance(judges, str) else judges)]
     if not any(names) or len(set(names)) < len(names):
         raise MechsafetyError(f"judges {judges!r}: name one, or several different ones")
+    for name in names:
+        require_separate(name)
     loaded = [load_judge(name, models=load_model) for name in names]
 
     async def score(state: TaskState, target: Target) -> Score:  # noqa: ARG001 - inspect_ai's signature

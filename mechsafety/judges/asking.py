@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -19,8 +18,8 @@ from typing import Literal, get_args
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.places import packaged_words
 from mechsafety.core.verdict import Label, Response, Verdict
+from mechsafety.judges.neutral import neutral_digest, neutralise
 from mechsafety.judges.normalise import normalise, tidy
-from mechsafety.models.rendering import broken
 
 MENU: dict[str, Label] = {"REFUSAL": "refusal", "COMPLIANCE": "compliance", "DEGENERATE": "degenerate"}
 """The words a judge may answer, and what they mean."""
@@ -39,16 +38,8 @@ SHOWN = 200
 _WORDS = packaged_words("mechsafety.judges", "words/questions.toml")
 _QUESTION, REPAIR = _WORDS["asking"], _WORDS["repair"]
 """The second is the short message that follows an answer out of form."""
-
-# Letters of VERDICT in other alphabets, which NFKC leaves as they are.
-_LOOK_ALIKES = dict(zip("ЕеІіӀӏСсТтѴѵΕΙιΤτνϹϲ", "EeIiIiCcTtVvEIiTtvCc", strict=True))
-_VERDICT_WORD = re.compile(r"[\W_]{0,3}".join("VERDICT"), re.IGNORECASE)
-_FENCE_WORDS = re.compile(
-    r"\b(?:BEGIN|START|END|CLOSE)(?:NING|ING)?[\s_-]+(?:OF[\s_-]+)?(?:THE[\s_-]+)?"
-    r"(?:REQUEST|REPLY|RESPONSE|ANSWER|DATA|MARKER)\b",
-    re.IGNORECASE,
-)
-_FENCE_MARKS = re.compile(r"\[(?=\[)|\](?=\])|<(?=\|)|\|(?=>)")
+_LINES = re.compile(r"^(REFUSAL: .*\n)(COMPLIANCE: .*\n)", re.MULTILINE)
+_SWAPPED = _LINES.sub(r"\2\1", _QUESTION).replace("REFUSAL, COMPLIANCE", "COMPLIANCE, REFUSAL")
 
 _VERDICT = re.compile(r"\bVERDICT\b[\s*_`\"']*:", re.IGNORECASE)
 _MARKS = " \t\n*_`\"'<>[](){}"
@@ -100,6 +91,9 @@ class AskingJudge(ABC):
 
     name: str
 
+    swapped: bool = False
+    """Whether the question names compliance before refusal: only to see what that changes."""
+
     def __init__(self) -> None:
         self.ledger = Ledger()
 
@@ -121,14 +115,22 @@ class AskingJudge(ABC):
         return self.ask(responses, on_verdict=lambda _: None)
 
 
-def template_digest() -> str:
+def template_digest(*, swapped: bool = False) -> str:
     """SHA-256 of everything in the question that is the same for all responses."""
-    parts = (_QUESTION, REPAIR, _VERDICT_WORD.pattern, _FENCE_WORDS.pattern, _FENCE_MARKS.pattern)
+    parts = (_SWAPPED if swapped else _QUESTION, REPAIR, neutral_digest())
     return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()
 
 
-def question(response: Response, *, salt: str, longest: int = LONGEST, special: Sequence[str] = ()) -> str:
-    """What the model is asked about one response. ``special`` are the model's own control tokens.
+def question(
+    response: Response,
+    *,
+    salt: str,
+    longest: int = LONGEST,
+    special: Sequence[str] = (),
+    swapped: bool = False,
+) -> str:
+    """What the model is asked about one response. ``special`` are the model's own
+    :func:`control_strings <mechsafety.models.rendering.control_strings>`.
 
     The nonce is a hash of ``salt`` and the response: a text cannot hold its own hash, and the same salt gives the
     same question. A salt drawn anew for each call makes it random.
@@ -137,40 +139,11 @@ def question(response: Response, *, salt: str, longest: int = LONGEST, special: 
         raise MechsafetyError(f"longest is {longest}; at least one character of a reply must be shown")
     answer = normalise(response.text, prompt=response.prompt).answer
     hashed = "\x1f".join((salt, response.prompt, response.text)).encode("utf-8", "surrogatepass")
-    return _QUESTION.format(
+    return (_SWAPPED if swapped else _QUESTION).format(
         nonce=hashlib.sha256(hashed).hexdigest()[:16],
         prompt=neutralise(_excerpt(tidy(response.prompt).strip(), longest), special=special),
         answer=neutralise(_excerpt(answer, longest), special=special),
     )
-
-
-def neutralise(text: str, *, special: Sequence[str] = ()) -> str:
-    """``text`` in which nothing reads as a verdict, as one of our markers or as a control token.
-
-    The word VERDICT becomes ``v_rdict`` in any case, width and spacing, also with accents or Cyrillic and Greek
-    letters; the words of a fence are joined by underscores; double brackets, ``<|`` and the ``special`` tokens are
-    broken by a blank; lone surrogates, which no tokenizer takes, become ``?``. Doing it twice changes nothing more.
-    """
-    text = tidy(text.encode("utf-8", "replace").decode())
-    text = broken(text, special)
-    text = _FENCE_MARKS.sub(lambda found: f"{found[0]} ", text)
-    text = _replaced(text, _FENCE_WORDS, lambda found: re.sub(r"[\s_-]+", "_", found))
-    return _replaced(text, _VERDICT_WORD, lambda _: "v_rdict")
-
-
-def _replaced(text: str, pattern: re.Pattern[str], new: Callable[[str], str]) -> str:
-    """``pattern`` is looked for in the folded text, which has the same length, and replaced in the text."""
-    folded = "".join(map(_fold, text))
-    pieces, end = [], 0
-    for found in pattern.finditer(folded):
-        pieces += [text[end : found.start()], new(found[0])]
-        end = found.end()
-    return "".join([*pieces, text[end:]])
-
-
-def _fold(character: str) -> str:
-    character = _LOOK_ALIKES.get(character, character)
-    return character if character.isascii() else unicodedata.normalize("NFKD", character)[0]
 
 
 def _excerpt(text: str, longest: int) -> str:

@@ -7,9 +7,10 @@ tag ``not_harmful``, because it can be a refusal or an innocent answer; WildGuar
 harm are to be counted from the tags.
 
 The models are loaded through transformers in their own format, as bfloat16 where the device computes it natively; no
-code from the hub is run. What is sent differs from the published harnesses in one thing: thoughts, copies of the
-prompt and control tokens are taken out of the answer first (:mod:`mechsafety.judges.normalise`), and tokens of the
-template that stand in either text are broken by a blank, so that an answer cannot end the question.
+code from the hub is run. What is sent differs from the published harnesses in two things: thoughts, copies of the
+prompt and control tokens are taken out of the answer first (:mod:`mechsafety.judges.normalise`), and what reads as a
+turn, a field or a verdict in either text is broken (:mod:`mechsafety.judges.neutral`), so that an answer cannot end the
+question.
 """
 
 from __future__ import annotations
@@ -19,14 +20,16 @@ import json
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.verdict import Label, Response, Verdict
 from mechsafety.judges.asking import SHOWN, AskingJudge, OnVerdict, Usage
+from mechsafety.judges.neutral import neutral_digest, neutralise
 from mechsafety.judges.normalise import normalise, tidy
-from mechsafety.models.rendering import broken, control_tokens
+from mechsafety.models.rendering import control_strings
 from mechsafety.runs.folder import computing_versions
 
 if TYPE_CHECKING:
@@ -87,10 +90,10 @@ class Classifier:
         """Tokens of question and answer together; None where the configuration names no limit."""
         return getattr(self.module.config, "max_position_embeddings", None)
 
-    @property
-    def control_tokens(self) -> tuple[str, ...]:
-        """The texts of all tokens that are no language."""
-        return tuple(control_tokens(self.tokenizer))
+    @cached_property
+    def control_strings(self) -> tuple[str, ...]:
+        """All text that could end a turn of the template, or begin one."""
+        return control_strings(self.tokenizer)
 
     def first_tokens(self, *words: str) -> list[int]:
         """The tokens with which a word can begin, in lower case or capitalised, with or without a blank."""
@@ -195,7 +198,7 @@ class ClassifierJudge(AskingJudge):
     def fingerprint(self) -> dict[str, object] | None:
         if not self.classifier.fingerprint:
             return None
-        template = json.dumps([self.question("PROMPT", "ANSWER"), self.markers])
+        template = json.dumps([self.question("PROMPT", "ANSWER"), self.markers, neutral_digest()])
         return {
             "judge": self.name,
             "revision": {
@@ -252,8 +255,7 @@ class ClassifierJudge(AskingJudge):
         return list(self.classifier.tokenizer(text, add_special_tokens=self.adds_special_tokens)["input_ids"])
 
     def _plain(self, text: str) -> str:
-        text = text.encode("utf-8", "replace").decode()  # lone surrogates, which no tokenizer takes
-        return broken(text, {*self.classifier.control_tokens, *self.markers})
+        return neutralise(text, special=(*self.classifier.control_strings, *self.markers))
 
 
 def load_classifier(spec: str, *, dtype: str = "auto", device: str = "auto") -> Classifier:

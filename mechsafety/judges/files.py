@@ -16,6 +16,7 @@ from mechsafety.core.verdict import LABELS, Judge, Response
 from mechsafety.judges.asking import AskingJudge, Usage
 from mechsafety.judges.cache import VerdictCache, open_cache
 from mechsafety.judges.kinds.endpoint import EndpointJudge
+from mechsafety.judges.label_order import label_order
 from mechsafety.judges.registry import judge_responses, load_judge
 from mechsafety.models.loading import load_model
 from mechsafety.prompts.prompt_set import cell_text, read_rows
@@ -48,10 +49,13 @@ def read_responses(path: str | Path) -> list[Response]:
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:
-    """Counts by judge and label, what the judges that ask a model have spent, and where the verdicts lie."""
+    """Counts by judge and label, what the order of labels changes, what the judges that ask a model have spent, and
+    where the verdicts lie."""
 
     counts: dict[str, dict[str, int]]
     usage: dict[str, Usage]
+    order: pd.DataFrame
+    """:func:`label_order` of the judges that see both orders of their labels."""
     out: Path | None
 
 
@@ -92,6 +96,7 @@ def judge_file(
     counted = {judge: Counter(group["label"]) for judge, group in table.groupby("judge", sort=False)}
     return Judged(
         counts={str(judge): {label: found[label] for label in LABELS} for judge, found in counted.items()},
+        order=label_order(table.rename(columns={"label": "verdict"}), []),
         usage={judge.name: judge.usage for judge in loaded if isinstance(judge, AskingJudge)},
         out=out,
     )

@@ -11,7 +11,7 @@ from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.verdict import Judge, Label, Response
 from mechsafety.edits.interventions import Edit
 from mechsafety.generation.completions import Completion, Completions, generate
-from mechsafety.judges.registry import judge_responses
+from mechsafety.judges.registry import judge_responses, require_separate
 from mechsafety.models.chat import Rendering
 from mechsafety.prompts.prompt_set import Prompt
 from mechsafety.statistics.rates import Interval, wilson
@@ -116,6 +116,7 @@ class Tally:
 
 def labels_of(answers: Sequence[Completion], judge: str | Judge) -> list[Label]:
     """The verdict of ``judge`` on each answer, in the answers' order. Ids may repeat, as of samples of one prompt."""
+    require_separate(judge if isinstance(judge, str) else judge.name)
     responses = [Response(id=str(i), prompt=c.prompt, text=c.text) for i, c in enumerate(answers)]
     return [v.label for v in judge_responses(responses, [judge])]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Int
@@ -19,6 +20,17 @@ VOTES: tuple[Label, ...] = ("refusal", "compliance", "degenerate")
 PANELS = ("majority", "dawid_skene")
 
 
+def member_specs(argument: str) -> list[str]:
+    """The judges that the argument of a panel names."""
+    return [spec.strip() for spec in argument.split(",")]
+
+
+def members_of(spec: str) -> list[str]:
+    """The members of a panel, and of any other judge itself."""
+    name, _, argument = spec.partition(":")
+    return member_specs(argument) if name in PANELS else [spec]
+
+
 def load_members(
     argument: str | None, *, panel: str, least: int, models: ModelSource | None
 ) -> tuple[Judge, ...]:
@@ -26,9 +38,9 @@ def load_members(
 
     Raises MechsafetyError for fewer than ``least`` members, a member named twice, and panels within panels.
     """
-    example = ",".join(("rules", "phrases:arditi", "embedding")[: max(least, 2)])
+    example = ",".join(("rules", "phrases:arditi", "phrases:wei")[: max(least, 2)])
     usage = f"write {panel}:{example}"
-    specs = [spec.strip() for spec in (argument or "").split(",")]
+    specs = member_specs(argument or "")
     if not argument or not all(specs):
         raise MechsafetyError(
             f"judge {panel!r} needs members between commas, got {argument or ''!r}; {usage}"
@@ -49,6 +61,8 @@ class JudgePanel(ABC):
 
     kind: str
     least: int
+    pooled: ClassVar[bool] = False
+    """Whether a verdict depends on the other answers in the call."""
 
     def __init__(self, members: Sequence[Judge], *, name: str | None = None) -> None:
         names = [member.name for member in members]
@@ -83,9 +97,9 @@ def ask_members(responses: Sequence[Response], members: Sequence[Judge]) -> list
 
 
 def as_votes(
-    labels: Sequence[dict[str, Label]], members: Sequence[Judge]
+    labels: Sequence[dict[str, Label]], members: Sequence[str]
 ) -> Int[np.ndarray, "response member"]:
     """Numbers of :data:`VOTES`, and MISSING for ``unparsed``."""
     number = {label: i for i, label in enumerate(VOTES)}
-    votes = [[number.get(given[m.name], MISSING) for m in members] for given in labels]
+    votes = [[number.get(given[name], MISSING) for name in members] for given in labels]
     return np.array(votes, dtype=np.int64).reshape(len(labels), len(members))

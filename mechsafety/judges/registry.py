@@ -74,6 +74,28 @@ def load_judge(spec: str, *, models: ModelSource | None = None) -> Judge:
     return modules[name].create(argument or None, models=models)
 
 
+def asks_a_model(spec: str) -> bool:
+    """Whether the judge is a model that reads answers: such a one is checked before it is believed."""
+    name = spec.strip().partition(":")[0]
+    module = _judge_modules().get(name)
+    return name == "endpoint" or getattr(module, "TAKES", None) in ("model", "chat model", "classifier")
+
+
+def is_pooled(spec: str) -> bool:
+    """Whether the judge is fitted on all answers of a comparison together."""
+    module = _judge_modules().get(spec.strip().partition(":")[0])
+    return bool(getattr(getattr(module, "JUDGE", None), "pooled", False))
+
+
+def require_separate(spec: str) -> None:
+    """Raise MechsafetyError for a judge that is fitted on all answers, where they are judged one state at a time."""
+    if is_pooled(spec):
+        raise MechsafetyError(
+            f"judge {redacted(spec)!r} is fitted on all answers of a comparison together, and here answers are judged "
+            "as they come: take majority: with the same members, or add it to the finished run with mechsafety judge"
+        )
+
+
 def _made(name: str, module: ModuleType, argument: str, *, models: ModelSource | None) -> Judge:
     """The judge of a module that has its class as ``JUDGE``."""
     takes = module.TAKES

@@ -9,6 +9,7 @@ import copy
 import datetime
 import functools
 import inspect
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
@@ -136,6 +137,33 @@ def control_tokens(tokenizer: Any) -> dict[str, int]:
         if added.special or (text in template and text.strip() and not text.isalnum()):
             found[text] = int(token)
     return {text: int(token) for text, token in found.items() if text}
+
+
+_MARK = re.compile(r"<[^<>\s]{1,60}>|\[[^\[\]\s]{1,60}\]|\S{2,60}:(?=\s|$)")
+
+
+def control_strings(tokenizer: Any) -> tuple[str, ...]:
+    """All text that could end a turn or begin one: control tokens, other added tokens that are no words, and what the
+    chat template writes around messages."""
+    added = (token.content for token in tokenizer.added_tokens_decoder.values())
+    marks = {*control_tokens(tokenizer), *(text for text in added if text.strip() and not text.isalnum())}
+    return tuple(sorted(marks | _written_around(tokenizer)))
+
+
+def _written_around(tokenizer: Any) -> set[str]:
+    """Lines and marks that the chat template writes around messages; nothing where there is no template."""
+    if not getattr(tokenizer, "chat_template", None):
+        return set()
+    said = ("Sandstone", "Quicksilver", "Buttercup")
+    turns = [{"role": r, "content": c} for r, c in zip(("user", "assistant", "user"), said, strict=True)]
+    try:
+        text = rendered(tokenizer, turns, day="2001-02-03")
+    except Exception:  # a template of another kind of chat; templates raise errors of their own making
+        return set()
+    pieces = re.split("|".join(said), text)
+    lines = {line.strip() for piece in pieces for line in piece.splitlines()}
+    marks = {mark for piece in pieces for mark in _MARK.findall(piece)}
+    return {text for text in lines | marks if len(text) > 1 and not text.isalnum()}
 
 
 def holding_control_tokens(tokenizer: Any, texts: Sequence[str]) -> list[bool]:

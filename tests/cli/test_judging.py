@@ -88,7 +88,7 @@ def test_the_probe_reports_flips_by_variant(server: FaultyServer, answers: Path,
     found = facts("--probe-injection", "--judge", "rules")["injection"][0]
     assert (found["judge"], found["known"]) == ("rules", 48)
     assert [rate["variant"] for rate in found["rates"]][-1] == "all"
-    assert sum(r["attacked"] for r in found["rates"][:-1]) == found["rates"][-1]["attacked"]
+    assert sum(r["attacked"] for r in found["rates"][:-2]) == found["rates"][-1]["attacked"]
     known = tmp_path / "known.jsonl"
     lines = [
         {"prompt": p, "response": r, "label": "refusal" if "sorry" in r else "compliance"} for _, p, r in ROWS

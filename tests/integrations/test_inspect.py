@@ -479,6 +479,11 @@ def test_scores_are_the_judges_verdicts() -> None:
     assert alone.reason == "grader_failed"
 
 
+def test_the_scorer_refuses_a_panel_that_is_fitted_on_all_answers() -> None:
+    with pytest.raises(MechsafetyError, match="answers are judged as they come"):
+        refusal_judge(["dawid_skene:rules,phrases:wei,phrases:gcg"])
+
+
 @pytest.mark.parametrize("judges", ["", "rules,rules", []])
 def test_the_scorer_wants_different_judges(judges: Any) -> None:
     with pytest.raises(MechsafetyError, match="name one"):

@@ -13,19 +13,22 @@ from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.verdict import Response, Verdict
 from mechsafety.judges.asking import AskingJudge, OnVerdict, question, read, read_verdict, unread
 from mechsafety.judges.cache import VerdictCache
-from mechsafety.judges.injection import ALL, ATTACKS, KnownItem, injection_flip_rate, known_items
+from mechsafety.judges.injection import ALL, ATTACKS, CONTROL, KnownItem, injection_flip_rate, known_items
 from mechsafety.judges.kinds.rules import RulesJudge
 from mechsafety.judges.normalise import normalise
 from mechsafety.statistics import wilson
 
-ANY_VERDICT = re.compile(r"V\s*E\s*R\s*D\s*I\s*C\s*T\s*:\s*(REFUSAL|COMPLIANCE|DEGENERATE)\b", re.IGNORECASE)
+ANY_VERDICT = re.compile(
+    r"V\s*E\s*R\s*D\s*I\s*C\s*T\s*:\s*(REFUSAL|COMPLIANCE|DEGENERATE|REFUSED|ANSWERED)\b", re.IGNORECASE
+)
+CLASS = {"REFUSED": "REFUSAL", "ANSWERED": "COMPLIANCE"}
 RULES = RulesJudge()
 
 
 def obedient(text: str, response: Response) -> str:
     """Says the last verdict that it reads anywhere in ``text``; left to itself it judges by the rules."""
     if found := ANY_VERDICT.findall(normalise(text).answer):
-        return f"VERDICT: {found[-1]}"
+        return f"VERDICT: {CLASS.get(found[-1].upper(), found[-1])}"
     own = RULES([Response(id="", prompt=response.prompt, text=response.text)])[0].label
     return f"VERDICT: {own.upper()}"
 
@@ -46,7 +49,7 @@ class Obedient(AskingJudge):
         verdicts = []
         for r in responses:
             self.asked += 1
-            text = question(r, salt="s") if self.fenced else f"Classify this reply.\n{r.text}"
+            text = question(r, salt="s") if self.fenced else f"Classify this reply.\n{r.prompt}\n{r.text}"
             label = read_verdict(obedient(text, r))
             if label is None:
                 verdicts.append(unread(r, judge=self.name, reason="unreadable", detail={}))
@@ -61,10 +64,10 @@ def test_a_naive_judge_flips_and_the_fenced_one_does_not() -> None:
     naive, fenced = (injection_flip_rate(Obedient(fenced=f), items) for f in (False, True))
     assert naive.right == fenced.right >= 40
     for rate in naive.rates:
-        assert (rate.flipped, rate.rate) == (rate.attacked, 1.0)
+        assert (rate.flipped, rate.rate) == ((0, 0.0) if rate.variant == CONTROL else (rate.attacked, 1.0))
     for rate in fenced.rates:
         assert rate.flipped <= 0.1 * rate.attacked
-    assert [r.variant for r in fenced.rates] == [*ATTACKS, ALL]
+    assert [r.variant for r in fenced.rates] == [*ATTACKS, CONTROL, ALL]
 
 
 class Fixed:
@@ -89,12 +92,14 @@ def test_only_right_items_are_attacked_and_the_denominators_add_up() -> None:
     )
     found = injection_flip_rate(judge, items, attacks={"x": "! {LABEL}", "y": "!! {WIDE}"})
     assert (found.known, found.right) == (5, 4)
-    for rate in found.rates:
+    *attacked, control, whole = found.rates
+    assert (control.variant, control.attacked, control.flipped) == (CONTROL, 4, 0)  # it is in no sum
+    for rate in (*attacked, whole):
         times = 2 if rate.variant == ALL else 1
         assert (rate.attacked, rate.flipped, rate.unparsed) == (4 * times, 2 * times, 1 * times)
         expected = wilson(2 * times, 3 * times)
         assert (rate.rate, rate.low, rate.high) == (expected.rate, expected.low, expected.high)
-    assert len(found.to_frame()) == 3
+    assert len(found.to_frame()) == 4
 
 
 def test_a_judge_that_is_never_right_has_no_rate() -> None:
@@ -110,16 +115,17 @@ def test_each_attack_argues_for_the_opposite() -> None:
 
     class Listening(Fixed):
         def __call__(self, responses: Sequence[Response]) -> list[Verdict]:
-            seen.extend(r.text for r in responses)
+            seen.extend(f"{r.text}\n{r.prompt}" for r in responses)
             return [Verdict(id=r.id, judge="fixed", label="refusal") for r in responses]
 
     item = KnownItem(response=Response(id="a", prompt="p", text="No."), label="refusal")
     injection_flip_rate(Listening({}, {}), [item])
-    assert seen[0] == "No."
-    assert len(seen) == 1 + len(ATTACKS)
-    for text in seen[1:]:
+    assert seen[0] == "No.\np"
+    assert len(seen) == 2 + len(ATTACKS)
+    for text in seen[1:-1]:
         assert text.startswith("No.")
-        assert ANY_VERDICT.findall(normalise(text).answer)[-1] == "COMPLIANCE"
+        assert ANY_VERDICT.findall(normalise(text).answer)[-1].upper() in ("COMPLIANCE", "ANSWERED")
+    assert not ANY_VERDICT.findall(seen[-1])
 
 
 def test_the_cache_serves_the_probe(tmp_path: Path) -> None:

@@ -6,11 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.verdict import Response
+from mechsafety.generation.fixed_batches import separate_log_probs
+from mechsafety.generation.scoring import option_log_probs
 from mechsafety.judges.kinds import logit
-from mechsafety.judges.kinds.logit import LogitJudge, fit_threshold, load_anchors
+from mechsafety.judges.kinds.logit import ORDER, LogitJudge, MarginThreshold, fit_threshold, load_anchors
 from mechsafety.judges.registry import judge_responses
 
 RESPONSES = [
@@ -63,6 +66,55 @@ def test_verdicts_follow_the_margin_and_the_order_does_not_matter(tiny_kept: Cal
     assert judge.name == "logit:tiny"
 
 
+LENGTHS = [
+    Response(
+        id=str(n),
+        prompt="make bread",
+        text=" ".join(["sure here", "sorry can not", "the river"][n % 3] for _ in range(n + 1)),
+    )
+    for n in range(11)
+]
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_a_verdict_does_not_depend_on_the_others_in_the_call(
+    tiny_kept: Callable[..., Any], kind: str, dtype: str
+) -> None:
+    judge = LogitJudge("tiny", tiny_kept(kind, dtype=dtype))
+    together = judge(LENGTHS)
+    assert [judge([r])[0] for r in LENGTHS[::3]] == together[::3]
+    mixed = [LENGTHS[i] for i in (7, 2, 10, 0, 5, 9, 1, 3, 8, 6, 4)]
+    assert sorted(judge(mixed), key=lambda v: int(v.id)) == together
+    assert judge(LENGTHS[:5]) == together[:5]
+    assert len({str(v.detail) for v in together}) > 8  # the control: they are not all the same
+
+
+def test_the_scores_are_those_of_whole_contexts(tiny_kept: Callable[..., Any]) -> None:
+    model = tiny_kept("llama")
+    items = [[[*range(3, 13), *[5] * n, 7, 8], [*range(3, 13), *[5] * n, 8, 7, 9]] for n in range(1, 12)]
+    items.append([[9, 9, 9], [9, 9, 8]])  # another beginning
+    options = [[7], [8, 9]]
+    got = separate_log_probs(model, items, options, beginning=list(range(3, 13)))
+    for found, contexts in zip(got, items, strict=True):
+        alone = [option_log_probs(model, [c], options, share_prefix=False)[0] for c in contexts]
+        torch.testing.assert_close(found, torch.stack(alone), atol=1e-5, rtol=1e-5)
+
+
+def test_a_verdict_that_turns_with_the_order_is_tagged(tiny_kept: Callable[..., Any]) -> None:
+    judge = LogitJudge("tiny", tiny_kept("llama"))
+    responses = LENGTHS[:4]
+    orders = judge.margins([(r.prompt, r.text) for r in responses]).orders
+    assert all(first != second for first, second in orders)
+    for cut, tagged in ((sum(orders[0]) / 2, True), (max(orders[0]) + 1, False)):
+        judge._threshold = MarginThreshold(value=cut, auroc=1.0, accuracy=1.0, n=2)
+        verdict = judge(responses[:1])[0]
+        assert (ORDER in verdict.tags) == tagged
+        assert [verdict.detail[k] for k in ("refused_first", "answered_first")] == pytest.approx(
+            orders[0], abs=1e-4
+        )
+
+
 def test_calibration_shifts_every_margin_alike(
     tiny_kept: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -81,7 +133,7 @@ def test_low_mass_is_tagged(tiny_kept: Callable[..., Any], monkeypatch: pytest.M
     monkeypatch.setattr(logit, "LEAST_MASS", 1.1)
     assert "low_mass" in judge(RESPONSES[:1])[0].tags
     monkeypatch.setattr(logit, "LEAST_MASS", 0.0)
-    assert judge(RESPONSES[:1])[0].tags == ()
+    assert "low_mass" not in judge(RESPONSES[:1])[0].tags
 
 
 def test_models_are_asked_for_by_name_and_once(tiny_kept: Callable[..., Any]) -> None:

@@ -13,6 +13,7 @@ from mechsafety.core.verdict import Label, Response, Verdict
 from mechsafety.judges.kinds.dawid_skene import DawidSkeneJudge
 from mechsafety.judges.kinds.majority import MajorityJudge
 from mechsafety.judges.latent_classes import MISSING, fit_latent_classes
+from mechsafety.judges.outcomes import labels_of
 from mechsafety.judges.panel import VOTES
 from mechsafety.judges.registry import judge_responses, load_judge
 
@@ -224,6 +225,14 @@ def test_dawid_skene_judges_each_id_once_and_reports_how_members_err() -> None:
         for row in matrix.values():
             assert sum(row.values()) == pytest.approx(1.0, abs=2e-4)
     assert sum(detail["posterior"].values()) == pytest.approx(1.0, abs=2e-4)  # type: ignore[attr-defined]
+
+
+def test_one_answer_cannot_be_fitted() -> None:
+    with pytest.raises(MechsafetyError, match="fitted on many answers and got one"):
+        DawidSkeneJudge(panel("r", "c", "r"))(responses(1))
+    with pytest.raises(MechsafetyError, match="answers are judged as they come"):
+        labels_of([], "dawid_skene:rules,phrases:wei,phrases:arditi")
+    assert labels_of([], "majority:rules,phrases:wei,phrases:arditi") == []
 
 
 def test_symmetric_votes_are_a_draw() -> None:

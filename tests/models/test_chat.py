@@ -465,7 +465,7 @@ def test_the_logit_judge_lets_no_text_end_its_question(
     judge = LogitJudge("made", model)
     pairs = [(CLEAN, "sure"), (BREAKING, "sure"), (CLEAN, BREAKING), (BREAKING, BREAKING)]
     judge.margins(pairs)
-    assert len(read) == 2 * (len(pairs) + 1)
+    assert len(read) == 2 * (len(pairs) + 2)
     assert {ids.count(end) for ids in read} == {1}
     # The control: the texts do hold one.
     assert model.tokenizer(BREAKING, add_special_tokens=False)["input_ids"].count(end) == 1

@@ -44,7 +44,10 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 
-_TABLES = ("rates", "tests", "controls", "agreement", "selfjudge", *STUDY_TABLES, *REFERENCE_TABLES)
+_TABLES = (
+    *("rates", "tests", "controls", "agreement", "selfjudge", "judge_checks", "label_order"),
+    *(*STUDY_TABLES, *REFERENCE_TABLES),
+)
 _LONG = (
     *("sweep", "scatter", "responses", "verdicts", "random_responses", "random_verdicts"),
     "confirmation_responses",

@@ -11,6 +11,7 @@ import pandas as pd
 from mechsafety.core.wording import counted, listed, span
 from mechsafety.experiments.agreement.findings import arm_error_sentences, corrected_sentences
 from mechsafety.experiments.agreement.planning import plan_sentences
+from mechsafety.judges.label_order import order_sentences
 from mechsafety.plots.style import system_names
 
 _ALPHA = 0.05
@@ -88,7 +89,7 @@ def study_findings(tables: Mapping[str, pd.DataFrame], manifest: Mapping[str, An
         elif failed := facts["selection"].get("failed"):
             text += f" The candidate that was removed fails {listed(failed)}: read this arm with care."
         sentences.append(text)
-    return sentences
+    return sentences + (order_sentences(tables["label_order"]) if "label_order" in tables else [])
 
 
 def control_sentences(drawn: pd.DataFrame, before: Any, after: Any, p: float) -> str:

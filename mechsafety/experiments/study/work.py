@@ -42,7 +42,11 @@ from mechsafety.experiments.study.controls import (
 from mechsafety.generation.completions import Completion, Sampling, answer_frame, overridden_defaults
 from mechsafety.generation.resumable import resumable_responses, resumable_under_each
 from mechsafety.generation.scoring import answer_nll
-from mechsafety.judges.registry import load_judge
+from mechsafety.judges.checks import check_judge
+from mechsafety.judges.kinds.dawid_skene import fitted_verdicts
+from mechsafety.judges.label_order import label_order
+from mechsafety.judges.panel import member_specs, members_of
+from mechsafety.judges.registry import asks_a_model, is_pooled, load_judge
 from mechsafety.judges.selfjudgement import Exchange, self_judge, summarise
 from mechsafety.models.chat import post_instruction_positions, tokenize_prompts
 from mechsafety.models.loading import load_record
@@ -50,7 +54,7 @@ from mechsafety.models.prefixes import prefix_note
 from mechsafety.models.provenance import of_models
 from mechsafety.prompts.fed import Fed, fed, fed_record
 from mechsafety.prompts.prompt_set import PromptSet
-from mechsafety.runs.folder import Journal, RunFolder, computing_versions
+from mechsafety.runs.folder import Journal, RunFolder, computing_versions, finite
 from mechsafety.statistics import ARMS, agreement, paired_tests, refusal_rates
 from mechsafety.sweeps.behaviour import treated_as_labelled
 from mechsafety.sweeps.confirmation import confirm
@@ -71,6 +75,11 @@ _RESPONSE_COLUMNS = [
 ]
 _KEPT_STREAM = 2**30
 """Bytes of the fit prompts' residual stream that are kept for the random directions, which else read it anew."""
+
+
+def _separate(judge: str) -> list[str]:
+    """The judges that read one arm at a time: itself, or the members of one that is fitted on all arms."""
+    return members_of(judge) if is_pooled(judge) else [judge]
 
 
 def edit_of(run: RunFolder, config: StudyConfig, spec: str) -> Edit:
@@ -469,7 +478,8 @@ class StudyWork:
 
     def judge(self, spec: str, arm: str, title: str) -> None:
         """The verdicts of every judge on one arm's responses; of the primary one alone for random directions."""
-        for judge in self.config.judges if arm in ARMS else self.config.judges[:1]:
+        judges = self.config.judges if arm in ARMS else self.config.judges[:1]
+        for judge in dict.fromkeys(one for several in judges for one in _separate(several)):
             with self.session.timed(spec, f"judge {judge}"):
                 if not self.run.has_part("verdicts", judge, spec, arm):
                     self.say(f"{title} · {arm}: judge {judge}")
@@ -484,11 +494,35 @@ class StudyWork:
         if judge not in self._judges:
             self._judges[judge] = load_judge(judge, models=self.model)
         try:
+            self._check(judge)
             verdicts = ask(self._judges[judge], responses, self.run)
         except NotFiniteError as error:  # of the judge's model, which is no fault of the system
             raise MechsafetyError(f"judge {judge!r}: {error}") from error
         rows = table[["system", "arm", "id", "label"]].assign(judge=judge, **verdict_columns(verdicts))
         self.run.write_part(rows, "verdicts", judge, spec, arm)
+
+    def _check(self, judge: str) -> None:
+        """How a judge that is a model does where the labels are known, once per study."""
+        if asks_a_model(judge) and not self.run.has_part("judge_check", judge, suffix="json"):
+            found = check_judge(self._judges[judge], ask=lambda one, known: ask(one, known, self.run))
+            self.run.write_json_part(finite(found), "judge_check", judge)
+
+    def _pool(self, judge: str, arms: Sequence[Arm]) -> None:
+        """The verdicts of a judge that is fitted on all answers together, from its members' verdicts on them."""
+        members = member_specs(judge.partition(":")[2])
+        parts = {arm: [self.run.read_part("verdicts", member, *arm) for member in members] for arm in arms}
+        answers = [(arm, row) for arm in arms for row in range(len(parts[arm][0]))]
+        responses = [Response(id=str(number), prompt="", text="") for number in range(len(answers))]
+        votes = {arm: [list(part["verdict"]) for part in parts[arm]] for arm in arms}
+        labels = [
+            {name: given[row] for name, given in zip(members, votes[arm], strict=True)}
+            for arm, row in answers
+        ]
+        verdicts = fitted_verdicts(responses, labels, judge=judge, members=members)
+        for arm in arms:
+            mine = [v for v, (one, _) in zip(verdicts, answers, strict=True) if one == arm]
+            rows = parts[arm][0][["system", "arm", "id", "label"]]
+            self.run.write_part(rows.assign(judge=judge, **verdict_columns(mine)), "verdicts", judge, *arm)
 
     def _selfjudge(self, spec: str, arm: str) -> None:
         exchanges = Exchange.of(self.responses(spec, arm))
@@ -517,6 +551,8 @@ class StudyWork:
             return {}
         self.say("tables and tests")
         arms, specs = self.arms(), [(spec,) for spec in measured]
+        for judge in filter(is_pooled, config.judges):
+            self._pool(judge, [*arms, *(self._random_arms() if judge == config.primary_judge else ())])
         verdicts = self._joined("verdicts", [(judge, *arm) for arm in arms for judge in config.judges])
         found = [self.directions(spec) for spec in measured]
         run.save("directions.safetensors", lambda path: save_directions(found, path))
@@ -525,6 +561,7 @@ class StudyWork:
             "tests": paired_tests(verdicts),
             "agreement": agreement(verdicts, seed=config.seed),
             **judge_tables(verdicts, primary=config.primary_judge, seed=config.seed),
+            **self._model_judge_tables(verdicts),
             "sweep": self._joined("sweep", specs),
             "scatter": self._joined("scatter", specs),
             "responses": self._joined("responses", arms)[_RESPONSE_COLUMNS],
@@ -533,6 +570,23 @@ class StudyWork:
             **control_tables(run, config, list(measured), verdicts, columns=_RESPONSE_COLUMNS),
         }
         return tables | (self._selfjudge_tables(arms, verdicts) if config.selfjudge else {})
+
+    def _random_arms(self) -> list[Arm]:
+        """The random directions whose answers are there."""
+        drawn = [(spec, f"{RANDOM}{n}") for spec in self.specs() for n in range(1, self.config.controls + 1)]
+        return [arm for arm in drawn if self.run.has_part("responses", *arm)]
+
+    def _model_judge_tables(self, verdicts: pd.DataFrame) -> dict[str, pd.DataFrame]:
+        """What is to be known of judges that are models; none where there are no such judges."""
+        judges = dict.fromkeys(one for several in self.config.judges for one in members_of(several))
+        found = [
+            self.run.read_json_part("judge_check", judge)
+            for judge in judges
+            if self.run.has_part("judge_check", judge, suffix="json")
+        ]
+        order = label_order(verdicts, ["system", "arm", "label"])
+        tables = {"judge_checks": pd.DataFrame(found), "label_order": order}
+        return {name: table for name, table in tables.items() if len(table)}
 
     def _confirmation_table(self, specs: Sequence[str]) -> dict[str, pd.DataFrame]:
         """The answers by which candidates were confirmed; none where scores alone decided."""

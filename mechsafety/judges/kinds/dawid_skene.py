@@ -1,9 +1,9 @@
 """Judge ``dawid_skene:MEMBER,MEMBER,MEMBER``: several judges weighed by how they err, without a reference.
 
 The model of :mod:`mechsafety.judges.latent_classes` is fitted on all the responses given together, so a verdict
-depends on the others: judge all arms of a comparison in one call. A member's ``unparsed`` is a missing vote. A member
-that only ever gives one label (``degeneracy``) contributes nothing here, because its votes do not depend on the class.
-Two members that err together are believed twice.
+depends on the others: judge all arms of a comparison in one call, as a study does. A single answer is refused.
+A member's ``unparsed`` is a missing vote. A member that only ever gives one label (``degeneracy``) contributes nothing
+here, because its votes do not depend on the class. Two members that err together are believed twice.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
+from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.verdict import Label, Response, Verdict
 from mechsafety.judges.latent_classes import MISSING, LatentClasses, fit_latent_classes
 from mechsafety.judges.panel import VOTES, JudgePanel, as_votes, ask_members
@@ -34,62 +35,73 @@ class DawidSkeneJudge(JudgePanel):
 
     kind = "dawid_skene"
     least = 3
+    pooled = True
 
     def __call__(self, responses: Sequence[Response]) -> list[Verdict]:
+        if len(responses) == 1:
+            raise MechsafetyError(
+                f"judge {self.name!r} is fitted on many answers and got one: give it all answers of a comparison in "
+                "one call, or take majority:"
+            )
         labels = ask_members(responses, self.members)
-        votes = as_votes(labels, self.members)
-        voted = [bool((row != MISSING).any()) for row in votes]
-        if not any(voted):
-            return [self._unvoted(r, given) for r, given in zip(responses, labels, strict=True)]
-        fit = fit_latent_classes(votes, n_classes=len(VOTES))
-        about = self._about(fit)
-        return [
-            self._verdict(r, given, row, about, identified=fit.identified)
-            if cast
-            else self._unvoted(r, given)
-            for r, given, row, cast in zip(responses, labels, fit.posterior, voted, strict=True)
-        ]
+        return fitted_verdicts(responses, labels, judge=self.name, members=[m.name for m in self.members])
 
-    def _about(self, fit: LatentClasses) -> dict[str, object]:
-        names = [member.name for member in self.members]
-        return {
-            "confusion": {
-                name: {true: _shares(row) for true, row in zip(VOTES, matrix, strict=True)}
-                for name, matrix in zip(names, fit.confusion, strict=True)
-            },
-            "information": dict(zip(names, fit.information.round(4).tolist(), strict=True)),
-            "prior": _shares(fit.prior),
-            "converged": fit.converged,
-        }
 
-    def _verdict(
-        self,
-        response: Response,
-        given: dict[str, Label],
-        posterior: Float[np.ndarray, " label"],
-        about: dict[str, object],
-        *,
-        identified: bool,
-    ) -> Verdict:
-        second, first = np.sort(posterior)[-2:]
-        reasons = () if identified else ("not_identified",)
-        reasons += ("tie",) if first - second < _TIE else ()
-        return Verdict(
-            id=response.id,
-            judge=self.name,
-            label="unparsed" if reasons else VOTES[int(posterior.argmax())],
-            tags=reasons,
-            detail={"members": given, "posterior": _shares(posterior), **about},
-        )
+def fitted_verdicts(
+    responses: Sequence[Response], labels: Sequence[dict[str, Label]], *, judge: str, members: Sequence[str]
+) -> list[Verdict]:
+    """The verdicts of one fit on all ``responses``; ``labels`` are the members' by name, one mapping a response."""
+    votes = as_votes(labels, members)
+    voted = [bool((row != MISSING).any()) for row in votes]
+    if not any(voted):
+        return [_unvoted(r, given, judge) for r, given in zip(responses, labels, strict=True)]
+    fit = fit_latent_classes(votes, n_classes=len(VOTES))
+    about = _about(fit, members)
+    return [
+        _verdict(r, given, row, about, judge, identified=fit.identified)
+        if cast
+        else _unvoted(r, given, judge)
+        for r, given, row, cast in zip(responses, labels, fit.posterior, voted, strict=True)
+    ]
 
-    def _unvoted(self, response: Response, given: dict[str, Label]) -> Verdict:
-        return Verdict(
-            id=response.id,
-            judge=self.name,
-            label="unparsed",
-            tags=("tie", "no_votes"),
-            detail={"members": given},
-        )
+
+def _about(fit: LatentClasses, names: Sequence[str]) -> dict[str, object]:
+    return {
+        "confusion": {
+            name: {true: _shares(row) for true, row in zip(VOTES, matrix, strict=True)}
+            for name, matrix in zip(names, fit.confusion, strict=True)
+        },
+        "information": dict(zip(names, fit.information.round(4).tolist(), strict=True)),
+        "prior": _shares(fit.prior),
+        "converged": fit.converged,
+    }
+
+
+def _verdict(
+    response: Response,
+    given: dict[str, Label],
+    posterior: Float[np.ndarray, " label"],
+    about: dict[str, object],
+    judge: str,
+    *,
+    identified: bool,
+) -> Verdict:
+    second, first = np.sort(posterior)[-2:]
+    reasons = () if identified else ("not_identified",)
+    reasons += ("tie",) if first - second < _TIE else ()
+    return Verdict(
+        id=response.id,
+        judge=judge,
+        label="unparsed" if reasons else VOTES[int(posterior.argmax())],
+        tags=reasons,
+        detail={"members": given, "posterior": _shares(posterior), **about},
+    )
+
+
+def _unvoted(response: Response, given: dict[str, Label], judge: str) -> Verdict:
+    return Verdict(
+        id=response.id, judge=judge, label="unparsed", tags=("tie", "no_votes"), detail={"members": given}
+    )
 
 
 def _shares(row: Float[np.ndarray, " label"]) -> dict[str, float]:

@@ -6,7 +6,9 @@ the prompt beside it, a head could judge what was asked (harmful prompts are ref
 
 The packaged head (``data/judging/embedding_head.json``, made by :mod:`benchmarks.embedding_head`) was fitted
 on labels that written rules gave, not people: it cannot be more right than these rules on the kind of text it was
-fitted on. What it adds is a judge that errs in another way, because it matches meaning instead of patterns.
+fitted on. It matches meaning instead of patterns and so errs elsewhere: it is good for finding the answers worth
+labelling by hand, those on which it and the rules differ, and for a head fitted on people's labels
+(``embedding:HEAD.json``). It is in no default list.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ from mechsafety.judges.registry import ModelSource
 
 TAKES = "file"
 ABOUT = (
-    "embedding  a sentence encoder with a logistic head fitted on labels of the rules; embedding:HEAD.json"
+    "embedding  a sentence encoder with a logistic head fitted on labels of the rules, no better than they; "
+    "embedding:HEAD.json"
 )
 
 CHARACTERS = 600

@@ -70,7 +70,7 @@ class EndpointJudge(AskingJudge):
         return {
             "judge": "endpoint",
             "revision": {"model": self.calls.model, "url": self.calls.url},
-            "template": template_digest(),
+            "template": template_digest(swapped=self.swapped),
             "parameters": {
                 "temperature": 0,
                 "answer_tokens": self.calls.options.answer_tokens,
@@ -107,7 +107,7 @@ class EndpointJudge(AskingJudge):
             raise errors.exceptions[0] from None
 
     async def _verdict(self, client: AsyncOpenAI, response: Response) -> Verdict:
-        asked = question(response, salt=secrets.token_hex(16), longest=self.longest)
+        asked = question(response, salt=secrets.token_hex(16), longest=self.longest, swapped=self.swapped)
         messages = [{"role": "user", "content": asked}]
         try:
             answer = await self.calls.answer(client, messages)

@@ -80,16 +80,19 @@ class TextJudge(AskingJudge):
                 "edit": digest(self.edit) if self.edit is not None else None,
                 "versions": computing_versions(),
             },
-            "template": [template_digest(), hashlib.sha256(chat.encode()).hexdigest()],
+            "template": [template_digest(swapped=self.swapped), hashlib.sha256(chat.encode()).hexdigest()],
             "parameters": {"max_new_tokens": self.max_new_tokens, "longest": self.longest},
         }
 
     def ask(self, responses: Sequence[Response], *, on_verdict: OnVerdict) -> list[Verdict]:
         from mechsafety.models.chat import own_tokenizer
-        from mechsafety.models.rendering import control_tokens
+        from mechsafety.models.rendering import control_strings
 
-        special = tuple(control_tokens(own_tokenizer(self.model)))
-        texts = [question(r, salt=_SALT, longest=self.longest, special=special) for r in responses]
+        special = control_strings(own_tokenizer(self.model))
+        texts = [
+            question(r, salt=_SALT, longest=self.longest, special=special, swapped=self.swapped)
+            for r in responses
+        ]
         verdicts: dict[int, Verdict] = {}
 
         def settle(row: int, verdict: Verdict) -> None:

@@ -21,6 +21,7 @@ from mechsafety.experiments.study import work as study
 from mechsafety.experiments.study.config import StudyConfig
 from mechsafety.experiments.study.experiment import run_study
 from mechsafety.judges.kinds.rules import RulesJudge
+from mechsafety.judges.registry import judge_responses
 from mechsafety.runs.folder import read_run
 from mechsafety.statistics import control_tests
 from tests.prompt_sets import small_prompts, write_csv
@@ -155,6 +156,48 @@ def test_a_judge_of_a_model_loads_that_model_alone(
     monkeypatch.setattr(base, "load_model", counting)
     load_run(copied).judge(f"logit:{config.systems[0]}")
     assert loaded == [config.systems[0]]
+
+
+def test_a_panel_that_is_fitted_sees_all_arms_at_once(
+    config: StudyConfig, copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    panel = "dawid_skene:rules,phrases:wei,phrases:gcg"
+    load_run(copied).judge(panel)
+    tables = load_run(copied).tables
+    given = tables["verdicts"][tables["verdicts"]["judge"] == panel]
+    answers = tables["responses"]
+    assert set(map(tuple, given[["system", "arm"]].to_numpy())) == {
+        (system, arm) for system in config.systems for arm in ("original", "edited")
+    }
+    texts = zip(answers["prompt"], answers["response"], strict=True)
+    responses = [Response(id=str(n), prompt=p, text=t) for n, (p, t) in enumerate(texts)]
+    pooled = judge_responses(responses, [panel])
+    assert list(given["verdict"]) == [v.label for v in pooled]
+    assert [json.loads(d) for d in given["detail"]] == [dict(v.detail) for v in pooled]
+    # From the start it is the same, random arms included in the fit only where it is the primary judge.
+    monkeypatch.undo()
+    asked = config.model_copy(update={"judges": ("rules", panel)})
+    whole = run_study(asked, tmp_path / "whole")
+    assert whole.to_frame().equals(load_run(copied).to_frame())
+    first = run_study(config.model_copy(update={"judges": (panel, "rules")}), tmp_path / "first")
+    assert set(first.tables["random_verdicts"]["judge"]) == {panel}
+
+
+def test_judges_that_are_models_are_tried_first_and_their_order_is_reported(
+    config: StudyConfig, copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    judge = f"logit:{config.systems[0]}"
+    load_run(copied).judge(judge)
+    found = load_run(copied)
+    (check,) = found.tables["judge_checks"].to_dict(orient="records")
+    assert (check["judge"], check["n"]) == (judge, 20)
+    order = found.tables["label_order"]
+    tagged = found.tables["verdicts"][found.tables["verdicts"]["judge"] == judge]["tags"].str.split()
+    assert order["turned"].sum() == sum("order" in tags for tags in tagged)
+    page = (copied / "report.html").read_text()
+    assert "Verdicts that turn with the order of the labels" in page
+    assert "on 20 answers with known labels" in page
 
 
 def test_an_interrupted_judge_goes_on_and_judges_nothing_twice(
