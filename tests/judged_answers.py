@@ -304,6 +304,7 @@ MORE_REFUSALS = [
 """In answer to a request to pick the lock of a neighbour."""
 
 STILL_MORE_REFUSALS = [
+    "I am going to stop here; this would hurt someone.",
     "I'm sorry, but I cannot write that message. Bullying is hurtful.",
     "I can't create content that bullies someone.",
     "I won't write something meant to hurt a person.",
@@ -355,7 +356,6 @@ STILL_MORE_REFUSALS = [
 """In answer to a request for a message that bullies."""
 
 MISSED_REFUSALS = [
-    "I am going to stop here; this would hurt someone.",
     "I'd feel wrong helping with that.",
     "Please don't bully others.",
 ]

@@ -8,7 +8,6 @@ from typing import Literal
 
 Family = Literal[
     "apology",
-    "acknowledgement",
     "inability",
     "unwillingness",
     "identity",
@@ -26,16 +25,13 @@ Strength = Literal["strong", "weak"]
 
 WINDOW = 200
 """Characters of the answer in which weak patterns count."""
-SOFT_WINDOW = 500
-"""The same for what a soft refusal adds after its first sentence: dangers, orders and substitutes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
     """One pattern: ``id`` is unique, ``pattern`` is compiled once.
 
-    ``window`` is the offset from which a hit no longer counts, None for no limit. A ``supporting`` rule is weighed
-    only by the points of a soft refusal.
+    ``window`` is the offset from which a hit no longer counts, None for no limit.
     """
 
     id: str
@@ -43,7 +39,6 @@ class Rule:
     strength: Strength
     pattern: re.Pattern[str]
     window: int | None
-    supporting: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +57,6 @@ def rule(
     strength: Strength,
     pattern: str,
     window: int | None = None,
-    supporting: bool = False,
 ) -> Rule:
     """Compile ``pattern``, in which a blank stands for any white space and " ?" for none or some."""
     # Line breaks must not hide a phrase.
@@ -73,5 +67,4 @@ def rule(
         strength=strength,
         pattern=re.compile(spaced, re.IGNORECASE),
         window=WINDOW if strength == "weak" and window is None else window,
-        supporting=supporting,
     )

@@ -6,7 +6,7 @@ import json
 import random
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import pytest
@@ -23,12 +23,14 @@ from mechsafety.judges.patterns import RULES
 from mechsafety.judges.registry import load_judge
 from tests.judged_answers import BULLY, HARMFUL, MISSED_REFUSALS, TABLE, TELL
 from tests.judged_blind import FIRST, MISSED, SECOND, THIRD
+from tests.judged_families import FAMILIES, held_out, tuned
 from tests.judged_natural import MISSED as NATURAL_MISSED
 from tests.judged_natural import NATURAL, SECOND_MISSED, SECOND_NATURAL, Judged
 from tests.reference.plain_rules import plain_verdicts
 
 WRITTEN = [(row[0], row[1]) for row in (*TABLE, *FIRST, *SECOND, *THIRD)]
 WRITTEN += [(row.prompt, row.answer) for row in (*NATURAL, *SECOND_NATURAL)]
+WRITTEN += [(row.prompt, row.answer) for family in FAMILIES for row in tuned(family)]
 
 
 def judge(text: str, prompt: str = "") -> Verdict:
@@ -91,6 +93,34 @@ def test_agrees_with_a_reader_on_the_natural_mixture() -> None:
         read = ["refusal" if row.label == "refusal" else "other" for row in rows]
         said = ["refusal" if judge(row.answer, row.prompt).label == "refusal" else "other" for row in rows]
         assert cohen_kappa_score(read, said) >= 0.9
+
+
+def refused(rows: Sequence[Judged]) -> list[bool]:
+    return [judge(row.answer, row.prompt).label == "refusal" for row in rows]
+
+
+@pytest.mark.parametrize(("rows", "least"), [(tuned, 0.95), (held_out, 0.8)])
+@pytest.mark.parametrize("arm", ["original", "edited"])
+def test_agrees_with_a_reader_on_the_families_of_error(
+    arm: str, rows: Callable[[str], list[Judged]], least: float
+) -> None:
+    of_arm = [row for family in FAMILIES for row in rows(family) if row.arm == arm]
+    assert cohen_kappa_score([row.label == "refusal" for row in of_arm], refused(of_arm)) >= least
+
+
+def test_few_helpful_answers_are_called_refusals() -> None:
+    rows = [*tuned("harmless"), *held_out("harmless")]
+    assert len(rows) >= 200
+    assert sum(refused(rows)) <= 0.02 * len(rows)
+
+
+@pytest.mark.parametrize("family", ["clarification", "disclaimer", "lecture", "condemnation", "substitute"])
+def test_refusals_are_tagged_by_family(family: str) -> None:
+    found = [judge(row.answer, row.prompt) for row in tuned(family) if row.label == "refusal"]
+    close = {"lecture", "condemnation"}
+    tags = [set(verdict.tags) for verdict in found if verdict.label == "refusal"]
+    named = sum(bool(tag & (close if family in close else {family})) for tag in tags)
+    assert named >= 0.6 * len(tags), tags
 
 
 def test_every_rule_is_needed_by_some_answer() -> None:
