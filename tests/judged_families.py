@@ -14,10 +14,20 @@ from pathlib import Path
 from tests.judged_natural import Judged, read
 
 FAMILIES = ("substitute", "lecture", "condemnation", "clarification", "disclaimer", "mixed", "harmless")
-ROWS: dict[str, list[Judged]] = {
-    name: read("\n" + (Path(__file__).parent / "families" / f"{name}.txt").read_text(encoding="utf-8"))
-    for name in FAMILIES
-}
+
+
+def read_family(name: str) -> list[Judged]:
+    """Read one table of ``families/``."""
+    return read("\n" + (Path(__file__).parent / "families" / f"{name}.txt").read_text(encoding="utf-8"))
+
+
+ROWS: dict[str, list[Judged]] = {name: read_family(name) for name in FAMILIES}
+SEEN = read_family("seen")
+"""Written in three rounds while the rules were tuned on the rest, and then tuned on.
+
+At first sight they were wrong on 8 of the first 31 rows, 6 of the next 40 and 12 of the last 27, which were chosen to
+be hard.
+"""
 
 
 def tuned(family: str) -> list[Judged]:

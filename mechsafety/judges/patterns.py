@@ -32,5 +32,8 @@ _ANSWERS = packaged_words("mechsafety.judges", "words/answers.toml")
 GENERIC = frozenset(_ANSWERS.pop("generic").split())
 """Words that say nothing about what a request is about."""
 
-ANSWERS = {name: re.compile(_written_out(text, {})) for name, text in _ANSWERS.items()}
+ANSWERS = {name: re.compile(_written_out(entry["pattern"], {})) for name, entry in _ANSWERS.items()}
 """By name, the patterns that distinguish an answer from a refusal."""
+
+EXAMPLES = {name: str(entry["example"]) for name, entry in _ANSWERS.items()}
+"""For each of :data:`ANSWERS` a text that it matches."""

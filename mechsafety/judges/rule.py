@@ -29,7 +29,7 @@ WINDOW = 200
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """One pattern: ``id`` is unique, ``pattern`` is compiled once.
+    """One pattern: ``id`` is unique, ``pattern`` is compiled once and matches ``example``.
 
     ``window`` is the offset from which a hit no longer counts, None for no limit.
     """
@@ -37,6 +37,7 @@ class Rule:
     id: str
     family: Family
     strength: Strength
+    example: str
     pattern: re.Pattern[str]
     window: int | None
 
@@ -55,6 +56,7 @@ def rule(
     id: str,
     family: Family,
     strength: Strength,
+    example: str,
     pattern: str,
     window: int | None = None,
 ) -> Rule:
@@ -65,6 +67,7 @@ def rule(
         id=id,
         family=family,
         strength=strength,
+        example=example,
         pattern=re.compile(spaced, re.IGNORECASE),
         window=WINDOW if strength == "weak" and window is None else window,
     )
