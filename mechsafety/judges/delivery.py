@@ -51,7 +51,7 @@ def read_request(prompt: str, *, thought_harmful: bool = False) -> Request:
     about = (
         any(ANSWERS[name].match(prompt) for name in ("asks_for_judgement", "asks_for_facts"))
         or ANSWERS["asks_for_meaning"].fullmatch(prompt) is not None
-        or ANSWERS["asks_for_safety"].search(prompt) is not None
+        or any(ANSWERS[name].search(prompt) for name in ("asks_for_safety", "homonym"))
     )
     harmful = thought_harmful or ANSWERS["harmful_request"].search(prompt) is not None
     return Request(text=prompt, stems=stems(prompt), harmful=harmful and not about, about=about)

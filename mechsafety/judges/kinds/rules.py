@@ -151,7 +151,7 @@ def decide(
 
 def _helps_otherwise(text: str, refusal: Hit, request: Request) -> bool:
     """Whether help in another form will do: nothing harmful was asked, and no text model could do it."""
-    if request.harmful:
+    if request.harmful or ANSWERS["principle"].search(text, refusal.start, refusal.end + WINDOW):
         return False
     faculty = ANSWERS["faculty"].search(text, refusal.start, sentence_end(text, refusal.end)) is not None
     blamed = ANSWERS["blames"].search(text, refusal.start) is not None
