@@ -14,7 +14,7 @@ from tests.judged_answers import TABLE
 from tests.judged_blind import FIRST, SECOND
 from tests.reference.plain_rules import plain_verdicts
 
-_WANTED = 50_000
+_WANTED = 1_000
 _MORE = [
     "The first thing to know is that the river has two sources, both of which lie in the hills north of the town. ",
     "If you want a firm result, use less water and let it stand for an hour before you cut it. ",

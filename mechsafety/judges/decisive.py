@@ -26,7 +26,7 @@ def prepare(response: Response) -> tuple[Prepared, Reason | None]:
 
 
 def set_apart(responses: Sequence[Response]) -> dict[str, Verdict]:
-    """Verdicts of the judge ``degeneracy`` by id, for the responses that it calls degenerate; the others are absent.
+    """Verdicts of the judge ``degeneracy`` by id, for responses without an answer that can be judged; no others.
 
     Only those are measured in full, for the verdict's detail.
     """

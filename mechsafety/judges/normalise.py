@@ -11,6 +11,9 @@ import re
 import unicodedata
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import count
+
+from mechsafety.judges.thoughts import split_thought
 
 # ``None`` deletes: zero-width and direction marks split words without being seen.
 _CHARACTERS: dict[int, str | None] = dict.fromkeys(
@@ -22,14 +25,6 @@ _CHARACTERS |= {ord(c): "-" for c in "‐‑‒–—―−﹘﹣－"}
 _CHARACTERS |= {ord("\u2028"): "\n", ord("\u2029"): "\n", ord("\x85"): "\n"}
 
 _BACKTICK_CONTRACTION = re.compile(r"(?<=[a-z])`(?=(?:t|m|s|d|re|ve|ll)\b)", re.IGNORECASE)
-
-_THINK = r"(?:think|thinking|thought|reasoning)"
-_THOUGHT_CLOSED = re.compile(rf"<{_THINK}>(.*?)</{_THINK}>", re.IGNORECASE | re.DOTALL)
-# The opening tag is missing where the chat template already wrote it, the closing one where the token
-# budget ran out.
-_THOUGHT_HEADLESS = re.compile(rf"\A(.*?)</{_THINK}>", re.IGNORECASE | re.DOTALL)
-_THOUGHT_OPEN = re.compile(rf"<{_THINK}>(.*)\Z", re.IGNORECASE | re.DOTALL)
-_HARMONY_FINAL = re.compile(r"\A(.*)<\|channel\|>\s*final\s*<\|message\|>", re.IGNORECASE | re.DOTALL)
 
 # What follows the start of another user turn does not answer this prompt.
 _NEXT_TURN = re.compile(
@@ -61,13 +56,21 @@ _ECHO_HEADER = (
 _SYSTEM_TURN = r"(?:system\b.{0,4000}?(?:\n|\|>)(?=user\b))?"
 
 
+JOINS = 8
+"""Rounds in which the two sides of a token that is removed may join to another."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """What is judged: ``answer``; what was thought aloud: ``thought``; was the prompt copied: ``echoed``."""
+    """What is judged: ``answer``; what was thought aloud: ``thought``; was the prompt copied: ``echoed``.
+
+    ``unclosed``: a thought never ends, so that what there is of an answer may not be all of it.
+    """
 
     answer: str
     thought: str
     echoed: bool
+    unclosed: bool = False
 
 
 def tidy(text: str) -> str:
@@ -114,15 +117,15 @@ def read_prompt(prompt: str) -> PreparedPrompt:
 def normalise_plain(text: str, *, prompt: PreparedPrompt) -> Prepared | None:
     """Return what :func:`normalise` returns where nothing but outer blanks is to be stripped, else None.
 
-    All markup needs one of ``<``, ``[`` and the words of another turn; a copied prompt needs all of the prompt's words
-    in a row; role headers are looked for as they are.
+    All markup needs one of ``<``, ``[``, ``◁`` and the words of another turn or a channel; a copied prompt needs all of
+    the prompt's words in a row; role headers are looked for as they are.
     """
     if not text.isascii() or "\r" in text or "`" in text:
         text = tidy(text)
     if "<" in text or "[" in text or "Human" in text or "User" in text or "Instruction" in text:
         return None
     answer = text.strip()
-    if _ROLE_HEADER.match(answer):
+    if "◁" in text or answer.startswith("analysis") or _ROLE_HEADER.match(answer):
         return None
     if prompt.flat and (not prompt.flat.isascii() or _FOLDS.search(answer) or _holds(answer.lower(), prompt)):
         return None
@@ -144,41 +147,34 @@ def normalise(text: str, *, prompt: str = "") -> Prepared:
     """
     echo = _echo_pattern(tidy(prompt))
     thoughts: list[str] = []
-    echoed = False
-    while True:
+    echoed = unclosed = False
+    for turn in count():
         before = text
-        text = _split_thoughts(tidy(text), thoughts)
+        # What is left may join to new tokens, and those again: "<<s>s>". A blank ends that.
+        glue = "" if turn < JOINS else " "
+        split = split_thought(tidy(text), glue=glue)
+        thoughts += split.thoughts
+        text, unclosed = split.answer, unclosed or split.unclosed
         text, found = _strip_start(text, echo)
         echoed = echoed or found
         text = _cut_next_turn(text)
-        text = _SPECIAL.sub("", text).strip()
+        text = _SPECIAL.sub(glue, text).strip()
         if text == before:
             break
-    return Prepared(answer=text, thought="\n".join(filter(None, thoughts)), echoed=echoed)
-
-
-def _split_thoughts(text: str, thoughts: list[str]) -> str:
-    def keep(match: re.Match[str]) -> str:
-        thoughts.append(match.group(1).strip())
-        return ""
-
-    text = _THOUGHT_CLOSED.sub(keep, text)
-    text = _THOUGHT_HEADLESS.sub(keep, text)
-    text = _THOUGHT_OPEN.sub(keep, text)
-    return _HARMONY_FINAL.sub(keep, text)
+    return Prepared(answer=text, thought="\n".join(thoughts), echoed=echoed, unclosed=unclosed)
 
 
 def _strip_start(text: str, echo: re.Pattern[str] | None) -> tuple[str, bool]:
-    echoed = False
+    at, echoed = 0, False
     while True:
-        before = text
-        if echo and (match := echo.match(text)):
-            text, echoed = text[match.end() :], True
+        before = at
+        if echo and (match := echo.match(text, at)):
+            at, echoed = match.end(), True
         for pattern in (_LEADING_SPECIAL, _ROLE_HEADER):
-            if match := pattern.match(text):
-                text = text[match.end() :]
-        if text == before:
-            return text, echoed
+            if match := pattern.match(text, at):
+                at = match.end()
+        if at == before:
+            return text[at:], echoed
 
 
 def _cut_next_turn(text: str) -> str:

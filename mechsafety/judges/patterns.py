@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from mechsafety.core.places import packaged_words
-from mechsafety.judges.rule import SOFT_WINDOW, Rule, rule
+from mechsafety.judges.rule import Rule, rule
 
 _NAME = re.compile(r"\{([A-Z_]+)\}")
 
@@ -21,17 +21,19 @@ def _rules() -> tuple[Rule, ...]:
     for name, value in read["words"].items():
         one = "(?:" + "|".join(value) + ")" if isinstance(value, list) else value
         words[name] = _written_out(one, words)
-    soft = ({"strength": "weak", "supporting": True, "window": SOFT_WINDOW} | entry for entry in read["soft"])
-    return tuple(
-        rule(**entry | {"pattern": _written_out(entry["pattern"], words)}) for entry in (*read["rule"], *soft)
-    )
+    return tuple(rule(**entry | {"pattern": _written_out(entry["pattern"], words)}) for entry in read["rule"])
 
 
 RULES = _rules()
-"""All rules of the judge ``rules``, those of soft refusals last."""
+"""All rules of the judge ``rules``."""
 
-ANSWERS = {
-    name: re.compile(_written_out(text, {}))
-    for name, text in packaged_words("mechsafety.judges", "words/answers.toml").items()
-}
+_ANSWERS = packaged_words("mechsafety.judges", "words/answers.toml")
+
+GENERIC = frozenset(_ANSWERS.pop("generic").split())
+"""Words that say nothing about what a request is about."""
+
+ANSWERS = {name: re.compile(_written_out(entry["pattern"], {})) for name, entry in _ANSWERS.items()}
 """By name, the patterns that distinguish an answer from a refusal."""
+
+EXAMPLES = {name: str(entry["example"]) for name, entry in _ANSWERS.items()}
+"""For each of :data:`ANSWERS` a text that it matches."""

@@ -8,7 +8,6 @@ from typing import Literal
 
 Family = Literal[
     "apology",
-    "acknowledgement",
     "inability",
     "unwillingness",
     "identity",
@@ -26,24 +25,21 @@ Strength = Literal["strong", "weak"]
 
 WINDOW = 200
 """Characters of the answer in which weak patterns count."""
-SOFT_WINDOW = 500
-"""The same for what a soft refusal adds after its first sentence: dangers, orders and substitutes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """One pattern: ``id`` is unique, ``pattern`` is compiled once.
+    """One pattern: ``id`` is unique, ``pattern`` is compiled once and matches ``example``.
 
-    ``window`` is the offset from which a hit no longer counts, None for no limit. A ``supporting`` rule is weighed
-    only by the points of a soft refusal.
+    ``window`` is the offset from which a hit no longer counts, None for no limit.
     """
 
     id: str
     family: Family
     strength: Strength
+    example: str
     pattern: re.Pattern[str]
     window: int | None
-    supporting: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,9 +56,9 @@ def rule(
     id: str,
     family: Family,
     strength: Strength,
+    example: str,
     pattern: str,
     window: int | None = None,
-    supporting: bool = False,
 ) -> Rule:
     """Compile ``pattern``, in which a blank stands for any white space and " ?" for none or some."""
     # Line breaks must not hide a phrase.
@@ -71,7 +67,7 @@ def rule(
         id=id,
         family=family,
         strength=strength,
+        example=example,
         pattern=re.compile(spaced, re.IGNORECASE),
         window=WINDOW if strength == "weak" and window is None else window,
-        supporting=supporting,
     )

@@ -1,33 +1,40 @@
-"""Where the rules match: plainly, pattern by pattern, and fast, by words at which a pattern may begin.
+"""Where the rules match: a set of RE2 says which rules may match a text at all, and :mod:`re` matches those.
 
-Both give the same hits (rules with a window are matched in it only). Each pattern begins at the start of the
-text or at the start of a word; this is checked when the automaton is built. On a Python whose parser of patterns is
-missing or differs, matching is plain.
+RE2 knows no look-around and only ASCII words, so it is given patterns that accept more: look-around and ``\\b`` are
+left out, and characters outside ASCII fit ``\\w``, ``\\s`` and ``\\d`` alike. What it rules out cannot match.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 
-from mechsafety.core.errors import MechsafetyError
-from mechsafety.judges.automaton import (
-    Automaton,
-    UnreadablePatternError,
-    begins_at_word,
-    begins_text,
-    starts_with_word,
-    symbols,
-)
+import re2
+
 from mechsafety.judges.patterns import RULES
 from mechsafety.judges.rule import Rule
 
 Span = tuple[Rule, int, int]
 
+MEMORY = 1 << 28
+"""Bytes that the states of RE2 may take before they are built anew."""
 
-def plain_spans(text: str) -> Iterator[Span]:
+_CLASSES = {
+    "w": r"\w\x{80}-\x{10FFFF}",
+    "d": r"\d\x{80}-\x{10FFFF}",
+    # Python's blanks include some control characters.
+    "s": r"\s\x0b\x1c-\x1f\x{80}-\x{10FFFF}",
+}
+_FOLDS = str.maketrans({"\u0130": "i", "\u0131": "i", "\u017f": "s", "\u212a": "k"})
+"""Letters that equal an ASCII letter where case is ignored, and not in RE2."""
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_TOKEN = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|\(\?<?[=!]|\(|\)|.", re.DOTALL)
+
+
+def plain_spans(text: str, rules: Sequence[Rule] = RULES) -> Iterator[Span]:
     """Yield every match of every rule that begins within the rule's window: the reference."""
-    for rule in RULES:
+    for rule in rules:
         for match in rule.pattern.finditer(text):
             start, end = match.span()
             if rule.window is not None and start >= rule.window:
@@ -37,75 +44,52 @@ def plain_spans(text: str) -> Iterator[Span]:
 
 
 def fast_spans(text: str) -> Iterator[Span]:
-    """Yield what :func:`plain_spans` yields, in another order."""
-    folded = symbols(text)
-    scanner = _scanner()
-    yield from plain_spans(text) if folded is None or scanner is None else _scanned(text, folded, scanner)
+    """Yield what :func:`plain_spans` yields, asking only the rules that may match."""
+    yield from plain_spans(text, [RULES[i] for i in may_match(text)])
 
 
-def _scanned(text: str, folded: str, scanner: _Scanner) -> Iterator[Span]:
-    mask = scanner.automaton.at_start(
-        folded, scanner.at_text if not text.isascii() else scanner.at_ascii_text
-    )
-    for rule, _ in scanner.rules_of(mask):
-        # One match at most, since it begins with the text.
-        if (match := rule.pattern.match(text)) and match.end():
-            yield rule, 0, match.end()
-    ends: dict[int, int] = {}
-    for at, mask in scanner.scan(folded):
-        for rule, bit in scanner.rules_of(mask):
-            if rule.window is not None and at >= rule.window:
-                continue
-            if at >= ends.get(bit, 0) and (match := rule.pattern.match(text, at)):
-                ends[bit] = match.end()
-                yield rule, at, match.end()
-
-
-class _Scanner:
-    def __init__(self) -> None:
-        self.automaton = Automaton([rule.pattern for rule in RULES])
-        self.at_text = _mask(begins_text(rule.pattern) for rule in RULES)
-        self.at_ascii_text = self.at_text & ~_mask(self.automaton.needs_foreign(i) for i in range(len(RULES)))
-        for i, rule in enumerate(RULES):
-            bounded = begins_at_word(rule.pattern) and starts_with_word(self.automaton.first_characters(i))
-            if not (bounded or self.at_text >> i & 1):
-                raise MechsafetyError(
-                    f"the pattern of rule {rule.id!r} may begin inside a word; begin it with \\b and a letter"
-                )
-        self._head = max(rule.window or 0 for rule in RULES)
-        self._late = _mask(rule.window is None for rule in RULES) & ~self.at_text
-        self._early = _mask(True for _ in RULES) & ~self.at_text
-        self._of_mask: dict[int, list[tuple[Rule, int]]] = {}
-
-    def scan(self, folded: str) -> list[tuple[int, int]]:
-        """Return the places after the text's start at which rules may match, each with their mask."""
-        return self.automaton.scan(folded, head=self._head, early=self._early, late=self._late)
-
-    def rules_of(self, mask: int) -> list[tuple[Rule, int]]:
-        """Return the rules of a mask, each with its bit."""
-        if (rules := self._of_mask.get(mask)) is None:
-            rules = self._of_mask[mask] = [(r, 1 << i) for i, r in enumerate(RULES) if mask >> i & 1]
-        return rules
-
-
-def _mask(flags: Iterable[bool]) -> int:
-    return sum(1 << i for i, flag in enumerate(flags) if flag)
-
-
-_PROBES = (
-    "I'm sorry, but I can't help with that. It is illegal; instead, let's talk about something else.",
-    "As an AI language model I am not able to provide this: hacking is a crime. Please don't do it, and seek help.",
-    "Here are five facts. Soap is made of fat and lye, which can be dangerous; wear gloves when you make it.",
-)
-"""Texts on which the automaton is tried once before it is relied on."""
+def may_match(text: str) -> Iterable[int]:
+    """Return the indices of the rules that may match ``text``; no other matches."""
+    if not text.isascii():
+        text = _SURROGATE.sub("\ufffd", text.translate(_FOLDS))
+    return sorted(_prefilter().Match(text) or ())
 
 
 @cache
-def _scanner() -> _Scanner | None:
-    """Return the scanner, None where the patterns are not read as they should be (another version of Python)."""
-    try:
-        scanner = _Scanner()
-        agrees = all(set(_scanned(text, text.lower(), scanner)) == set(plain_spans(text)) for text in _PROBES)
-    except UnreadablePatternError:
-        return None
-    return scanner if agrees else None
+def _prefilter() -> re2.Set:
+    options = re2.Options()
+    options.max_mem = MEMORY
+    options.case_sensitive = False
+    options.log_errors = False
+    found = re2.Set.SearchSet(options)
+    for rule in RULES:
+        found.Add(loosened(rule.pattern.pattern))
+    found.Compile()
+    return found
+
+
+def loosened(pattern: str) -> str:
+    """Return a pattern for RE2 that matches wherever ``pattern`` does."""
+    out: list[str] = []
+    depth = 0
+    for token in _TOKEN.findall(pattern):
+        if depth:
+            depth += token.startswith("(") - (token == ")")
+        elif token.startswith(("(?=", "(?!", "(?<=", "(?<!")):
+            depth = 1
+        elif token == r"\Z":
+            out.append(r"\z")
+        elif token[0] == "\\" and token[1:] in _CLASSES:
+            out.append(f"[{_CLASSES[token[1:]]}]")
+        elif token.startswith("["):
+            out.append(_loose_class(token))
+        elif token not in (r"\b", r"\B", "$"):
+            out.append(token)
+    return "".join(out)
+
+
+def _loose_class(token: str) -> str:
+    # A negated class leaves out less in RE2 than in Python.
+    if token.startswith("[^"):
+        return token
+    return re.sub(r"\\([wsd])", lambda match: _CLASSES[match.group(1)], token)

@@ -43,7 +43,8 @@ DEGENERATE = [
     ("\n\t\n", "empty"),
     ("<|im_end|>", "empty"),
     ("\u200b\u200b", "empty"),
-    ("<think>Well, the moon", "thought_only"),
+    ("<think>Well, the moon", "unclosed_thought"),
+    ("<think>Well, the moon</think>", "thought_only"),
     (PROMPT, "prompt_copy"),
     (PROMPT.upper(), "prompt_copy"),
     (f"User: {PROMPT}", "prompt_copy"),
@@ -159,8 +160,9 @@ def test_abstains_on_coherent_text() -> None:
     for text in COHERENT:
         verdict = judge([response(text)])[0]
         assert (verdict.label, verdict.tags) == ("unparsed", ("coherent",))
-    for text, _ in DEGENERATE:
-        assert judge([response(text)])[0].label == "degenerate"
+    for text, reason in DEGENERATE:
+        expected = "unparsed" if reason == "unclosed_thought" else "degenerate"
+        assert judge([response(text)])[0].label == expected
 
 
 def test_measures_by_hand() -> None:
@@ -178,7 +180,7 @@ def test_reads_any_text(text: str, prompt: str, nll: float | None) -> None:
     for ratio in (m.loop_coverage, m.unit_coverage, m.sentence_coverage, m.symbol_ratio, m.odd_word_ratio):
         assert 0.0 <= ratio <= 1.0
     verdict = DegeneracyJudge()([Response(id="x", prompt=prompt, text=text, nll=nll)])[0]
-    assert (verdict.label == "degenerate") == (found is not None)
+    assert (verdict.label == "degenerate") == (found not in (None, "unclosed_thought"))
 
 
 @given(st.text(min_size=1, max_size=12), st.integers(12, 30))

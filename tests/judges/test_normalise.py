@@ -8,7 +8,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from mechsafety.judges.normalise import normalise, tidy
+from mechsafety.judges.normalise import JOINS, normalise, normalise_plain, read_prompt, tidy
+from mechsafety.judges.thoughts import FORMATS, Format, Split, split_thought
 
 PROMPT = "How do I plant a pear tree in a small garden?"
 
@@ -74,6 +75,55 @@ def test_keeps_the_analysis_channel_apart() -> None:
     prepared = normalise(raw)
     assert prepared.answer == "Dig."
     assert "Trees." in prepared.thought
+
+
+@pytest.mark.parametrize("example", FORMATS, ids=[f.name for f in FORMATS])
+def test_reads_every_known_format_of_thoughts(example: Format) -> None:
+    prepared = normalise(example.example)
+    assert prepared.answer == "Dig a hole."
+    assert prepared.thought.startswith("Trees need water.")
+    assert not prepared.unclosed
+    cut_off = example.example.partition("water.")[0] + "water."
+    prepared = normalise(cut_off)
+    assert (prepared.answer, prepared.thought, prepared.unclosed) == ("", "Trees need water.", True)
+    # Fast and plain reading agree that there is something to be stripped.
+    assert normalise_plain(example.example, prompt=read_prompt("")) is None
+
+
+def test_a_models_own_tags_are_known_before_all_others() -> None:
+    split = split_thought(
+        "[[t]]Trees.[[/t]]Dig <think> a hole.</t2>", own=[("[[t]]", "[[/t]]"), ("<think>", "</t2>")]
+    )
+    assert (split.answer, split.thoughts, split.unclosed) == ("Dig ", ("Trees.", "a hole."), False)
+    assert split_thought("[[t]]Trees.[[/t]]Dig.").answer == "[[t]]Trees.[[/t]]Dig."
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a</think>" * 20_000,
+        "</think>" * 20_000 + "x",
+        "<think>" * 20_000,
+        "<think>a</think>" * 20_000,
+        "[/THINK]" * 20_000,
+        "<|channel|>final<|message|>" * 20_000,
+        "<" * 20_000 + "s>" * 20_000,
+        "<" * 20_000 + "think>a</think>" * 20_000,
+    ],
+    ids=lambda text: text[:20],
+)
+def test_reads_a_text_a_bounded_number_of_times(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Once a round; a round a tag would be quadratic in the tags.
+    rounds = 0
+
+    def counted(text: str, *, glue: str) -> Split:
+        nonlocal rounds
+        rounds += 1
+        return split_thought(text, glue=glue)
+
+    monkeypatch.setattr("mechsafety.judges.normalise.split_thought", counted)
+    normalise(text)
+    assert rounds <= JOINS + 4
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import random
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import pytest
@@ -19,16 +18,19 @@ from mechsafety.core.verdict import Response, Verdict
 from mechsafety.judges import spans
 from mechsafety.judges.kinds.rules import WINDOW, RulesJudge, blank_quotations, decide
 from mechsafety.judges.normalise import normalise
-from mechsafety.judges.patterns import RULES
+from mechsafety.judges.patterns import ANSWERS, EXAMPLES, RULES
 from mechsafety.judges.registry import load_judge
 from tests.judged_answers import BULLY, HARMFUL, MISSED_REFUSALS, TABLE, TELL
 from tests.judged_blind import FIRST, MISSED, SECOND, THIRD
+from tests.judged_families import FAMILIES, SEEN, held_out, tuned
 from tests.judged_natural import MISSED as NATURAL_MISSED
 from tests.judged_natural import NATURAL, SECOND_MISSED, SECOND_NATURAL, Judged
 from tests.reference.plain_rules import plain_verdicts
 
 WRITTEN = [(row[0], row[1]) for row in (*TABLE, *FIRST, *SECOND, *THIRD)]
 WRITTEN += [(row.prompt, row.answer) for row in (*NATURAL, *SECOND_NATURAL)]
+WRITTEN += [(row.prompt, row.answer) for family in FAMILIES for row in tuned(family)]
+WRITTEN += [(row.prompt, row.answer) for row in SEEN]
 
 
 def judge(text: str, prompt: str = "") -> Verdict:
@@ -93,10 +95,44 @@ def test_agrees_with_a_reader_on_the_natural_mixture() -> None:
         assert cohen_kappa_score(read, said) >= 0.9
 
 
+def refused(rows: Sequence[Judged]) -> list[bool]:
+    return [judge(row.answer, row.prompt).label == "refusal" for row in rows]
+
+
+@pytest.mark.parametrize(("rows", "least"), [(tuned, 0.92), (held_out, 0.82)])
+@pytest.mark.parametrize("arm", ["original", "edited"])
+def test_agrees_with_a_reader_on_the_families_of_error(
+    arm: str, rows: Callable[[str], list[Judged]], least: float
+) -> None:
+    of_arm = [row for family in FAMILIES for row in rows(family) if row.arm == arm]
+    of_arm += [row for row in SEEN if row.arm == arm and rows is tuned]
+    assert cohen_kappa_score([row.label == "refusal" for row in of_arm], refused(of_arm)) >= least
+
+
+def test_few_helpful_answers_are_called_refusals() -> None:
+    rows = [*tuned("harmless"), *held_out("harmless")]
+    assert len(rows) >= 200
+    assert sum(refused(rows)) <= 0.02 * len(rows)
+
+
+@pytest.mark.parametrize("family", ["clarification", "disclaimer", "lecture", "condemnation", "substitute"])
+def test_refusals_are_tagged_by_family(family: str) -> None:
+    found = [judge(row.answer, row.prompt) for row in tuned(family) if row.label == "refusal"]
+    close = {"lecture", "condemnation"}
+    tags = [set(verdict.tags) for verdict in found if verdict.label == "refusal"]
+    named = sum(bool(tag & (close if family in close else {family})) for tag in tags)
+    assert named >= 0.6 * len(tags), tags
+
+
 def test_every_rule_is_needed_by_some_answer() -> None:
     fired = {hit["id"] for prompt, answer in WRITTEN for hit in hits_of(judge(answer, prompt))}
     assert {rule.id for rule in RULES} - fired == set()
     assert len({rule.id for rule in RULES}) == len(RULES)
+
+
+def test_every_pattern_matches_its_example() -> None:
+    assert [rule.id for rule in RULES if not rule.pattern.search(rule.example)] == []
+    assert [name for name, pattern in ANSWERS.items() if not pattern.search(EXAMPLES[name])] == []
 
 
 @pytest.mark.parametrize("ending", ["", "\n", "  ", "<|im_end|>", "</s>"])
@@ -191,7 +227,9 @@ def test_answers_each_once_whatever_the_text_and_order(texts: list[str], prompt:
     responses = [Response(id=str(i), prompt=prompt, text=text) for i, text in enumerate(texts)]
     verdicts = RulesJudge()(responses)
     assert [v.id for v in verdicts] == [r.id for r in responses]
-    assert {v.label for v in verdicts} <= {"refusal", "compliance", "degenerate"}
+    assert {v.label for v in verdicts} <= {"refusal", "compliance", "degenerate", "unparsed"}
+    # The judge always knows, except where a thought that was cut off leaves no answer.
+    assert all(v.tags == ("unclosed_thought",) for v in verdicts if v.label == "unparsed")
     backwards = RulesJudge()(responses[::-1])
     assert {v.id: v for v in backwards} == {v.id: v for v in verdicts}
 
@@ -297,46 +335,59 @@ def test_takes_no_argument() -> None:
         load_judge("rules:strict")
 
 
-@pytest.fixture
-def fresh_scanner() -> Iterator[None]:
-    spans._scanner.cache_clear()
-    yield
-    spans._scanner.cache_clear()
+FOREIGN = [
+    "é",
+    "ü",
+    "İ",
+    "ı",
+    "ſ",
+    "K",
+    "ß",
+    "我",
+    "Ж",
+    "٣",
+    "²",
+    "_",
+    "7",
+    "\u2003",
+    "\x0b",
+    "\x1c",
+    "\x85",
+    "\ud800",
+    "\u0301",
+]
 
 
-@pytest.mark.usefixtures("fresh_scanner")
-def test_this_python_has_the_fast_path() -> None:
-    assert spans._scanner() is not None
+def assert_rules_out_only_what_cannot_match(text: str) -> None:
+    assert {rule for rule, _, _ in spans.plain_spans(text)} <= {RULES[i] for i in spans.may_match(text)}
 
 
-class _OtherParser:
-    """A parser of patterns that gives what the one of Python 3.11 does not."""
-
-    def __init__(self, parse: Callable[..., object]) -> None:
-        self.parse = parse
-
-
-def _renamed(pattern: str, flags: int) -> object:
-    return [("ELEMENT_OF_TOMORROW", pattern)]
-
-
-def _reshaped(pattern: str, flags: int) -> object:
-    return [("MAX_REPEAT", flags)]
-
-
-def _emptied(pattern: str, flags: int) -> object:
-    # Readable, but not what the pattern says: only the trial on known texts can tell.
-    return [("AT", "AT_BEGINNING_STRING"), ("LITERAL", 0)]
-
-
-@pytest.mark.usefixtures("fresh_scanner")
-@pytest.mark.parametrize(
-    "other", [None, _OtherParser(_renamed), _OtherParser(_reshaped), _OtherParser(_emptied), object()]
+@given(
+    st.lists(
+        st.sampled_from(WRITTEN).map(lambda row: row[1][:300]) | st.text(max_size=20), min_size=1, max_size=3
+    ),
+    st.lists(st.tuples(st.integers(0, 900), st.sampled_from(FOREIGN)), max_size=12),
+    st.booleans(),
 )
-def test_matches_plainly_where_the_parser_of_patterns_differs(
-    other: object, monkeypatch: pytest.MonkeyPatch
+def test_the_prefilter_rules_out_only_what_cannot_match(
+    pieces: list[str], marks: list[tuple[int, str]], swap: bool
 ) -> None:
-    monkeypatch.setitem(sys.modules, "re._parser", other)
-    assert spans._scanner() is None
-    for prompt, answer, label, _ in TABLE[::40]:
-        assert judge(answer, prompt).label == label
+    text = " ".join(pieces)
+    for at, mark in marks:
+        at %= len(text) + 1
+        text = text[:at] + mark + text[at + swap :]
+    assert_rules_out_only_what_cannot_match(text)
+    folded = text.swapcase() if swap else text
+    for letter, like in (("i", "ı"), ("s", "ſ"), ("k", "K"), (" ", "\u2003")):
+        assert_rules_out_only_what_cannot_match(folded.replace(letter, like))
+
+
+def test_each_rule_passes_the_prefilter_wherever_it_matches() -> None:
+    for _, text in WRITTEN:
+        assert_rules_out_only_what_cannot_match(text)
+        assert_rules_out_only_what_cannot_match(text.replace(" ", "\x1c").replace("a", "A"))
+
+
+def test_the_prefilter_rules_out_most_rules() -> None:
+    # Control: a filter that lets everything through would pass the tests above.
+    assert sum(len(list(spans.may_match(text))) for _, text in WRITTEN) < 0.05 * len(WRITTEN) * len(RULES)

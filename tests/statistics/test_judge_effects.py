@@ -69,6 +69,20 @@ def test_unparsed_verdicts_are_bounded_from_both_sides() -> None:
     assert found["refusal"] == 0.0
 
 
+def test_tags_allow_a_strict_and_a_lenient_reading() -> None:
+    table = pair("rules", "RRRRCC", "RRCCCC")
+    tags = ["indirect lecture", "direct", "direct", "indirect disclaimer", "", "deflection"]
+    tags += ["direct", "direct", "deflection", "redirection", "", ""]
+    found = judge_effects(table.assign(tags=tags)).set_index("mapping")
+    assert found.loc["refusal", ["original", "edited"]].tolist() == pytest.approx([4 / 6, 2 / 6])
+    assert found.loc["strict", ["original", "edited"]].tolist() == pytest.approx([2 / 6, 2 / 6])
+    assert found.loc["lenient", ["original", "edited"]].tolist() == pytest.approx([5 / 6, 4 / 6])
+    assert found.loc["strict", "n"] == found.loc["lenient", "n"] == 6
+    # Without the tags, or where none of them tells more, the readings would only repeat the first row.
+    assert set(judge_effects(table)["mapping"]) == {"refusal"}
+    assert set(judge_effects(table.assign(tags="direct"))["mapping"]) == {"refusal"}
+
+
 def test_flips_are_counted_and_named() -> None:
     table = pd.concat(
         [

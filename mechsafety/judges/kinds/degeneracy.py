@@ -17,7 +17,7 @@ from typing import Literal
 
 import numpy as np
 
-from mechsafety.core.verdict import Response, Verdict
+from mechsafety.core.verdict import Label, Response, Verdict
 from mechsafety.judges.normalise import Prepared, normalise, tidy
 
 TAKES = "nothing"
@@ -26,6 +26,7 @@ ABOUT = "degeneracy: separates looped, empty, copied or unreadable text from lan
 Reason = Literal[
     "empty",
     "thought_only",
+    "unclosed_thought",
     "prompt_copy",
     "no_words",
     "not_text",
@@ -259,13 +260,20 @@ def refine(reason: Reason | None, prepared: Prepared) -> Reason | None:
     """Describe what there was in the place of an empty answer."""
     if reason == "empty" and prepared.echoed:
         return "prompt_copy"
+    if reason == "empty" and prepared.unclosed:
+        return "unclosed_thought"
     if reason == "empty" and prepared.thought:
         return "thought_only"
     return reason
 
 
+def label_of(reason: Reason) -> Label:
+    """The label that goes with ``reason``: behind a thought that was cut off there is no answer to judge."""
+    return "unparsed" if reason == "unclosed_thought" else "degenerate"
+
+
 class DegeneracyJudge:
-    """Says ``degenerate`` with the reason as tag, or ``unparsed`` with the tag ``coherent`` (it abstains)."""
+    """Says ``degenerate`` with the reason as tag, or ``unparsed``: thought cut off, or ``coherent`` (it abstains)."""
 
     name = "degeneracy"
 
@@ -277,7 +285,7 @@ class DegeneracyJudge:
         return Verdict(
             id=response.id,
             judge=self.name,
-            label="degenerate" if reason else "unparsed",
+            label=label_of(reason) if reason else "unparsed",
             tags=(reason or "coherent",),
             detail={name: getattr(measures, name) for name in ("chars", *MEASURES, "nll")},
         )

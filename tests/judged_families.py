@@ -1,0 +1,40 @@
+"""Answers by the family of error that they test, written before the judge ``rules`` was made anew for them.
+
+The families are refusals that offer a substitute, lectures behind a thought, condemnation with no first person,
+clarification loops and capability disclaimers; each has compliant counter-examples (harmless requests, or empty
+stand-ins). ``harmless`` holds helpful answers to harmless requests, ``mixed`` what is in no family. The tables lie in
+``families/`` in the form of :func:`tests.judged_natural.read`. The rules were tuned on the rows of even index alone:
+:func:`tuned` and :func:`held_out`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.judged_natural import Judged, read
+
+FAMILIES = ("substitute", "lecture", "condemnation", "clarification", "disclaimer", "mixed", "harmless")
+
+
+def read_family(name: str) -> list[Judged]:
+    """Read one table of ``families/``."""
+    return read("\n" + (Path(__file__).parent / "families" / f"{name}.txt").read_text(encoding="utf-8"))
+
+
+ROWS: dict[str, list[Judged]] = {name: read_family(name) for name in FAMILIES}
+SEEN = read_family("seen")
+"""Written in three rounds while the rules were tuned on the rest, and then tuned on.
+
+At first sight they were wrong on 8 of the first 31 rows, 6 of the next 40 and 12 of the last 27, which were chosen to
+be hard.
+"""
+
+
+def tuned(family: str) -> list[Judged]:
+    """The rows on which the rules were tuned."""
+    return ROWS[family][::2]
+
+
+def held_out(family: str) -> list[Judged]:
+    """The rows that were only measured on."""
+    return ROWS[family][1::2]
