@@ -22,6 +22,7 @@ from mechsafety.generation.bodies import body_under
 from mechsafety.generation.scoring import option_log_probs, padded_right
 from mechsafety.models.chat import TokenBatch, device_of, pad_left, pad_token
 from mechsafety.models.forward import Prefix, continued, forward, run_prefix
+from mechsafety.models.loading import window
 from mechsafety.models.prefixes import common_prefix, shared_prefix
 
 if TYPE_CHECKING:
@@ -108,6 +109,8 @@ def _behind(
     if any(getattr(body.config if hasattr(body, "config") else body.cfg, name, None) for name in _EXPERTS):
         return None
     item = _Item(row=row, shared=shared[n:], ends=[list(c[len(shared) :]) for c in contexts])
+    if (most := window(body)) is not None and n + sum(item.shape[:2]) + more > most:
+        return None
     # Asked for as wide as it will run, padding included.
     padded = [[*c, *[c[-1]] * STEP] for c in contexts]
     return item if common_prefix(body, padded, device, more=more) else None

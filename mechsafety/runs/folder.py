@@ -129,8 +129,12 @@ class RunFolder:
         return self.part_path(*key, suffix=suffix).is_file()
 
     def parts(self, *key: str, suffix: str = "parquet") -> list[Path]:
-        """The files of all parts whose names begin with ``key``, in the order of their names."""
-        return sorted(Path(self.path / _PARTS, *map(_safe, key)).rglob(f"*.{suffix}"))
+        """The files of all parts whose names begin with ``key``, in the order of their names.
+
+        A file that a killed process had begun to write is none.
+        """
+        found = Path(self.path / _PARTS, *map(_safe, key)).rglob(f"*.{suffix}")
+        return sorted(path for path in found if not path.name.startswith(_SCRATCH))
 
     def read_part(self, *key: str) -> pd.DataFrame:
         import pandas as pd

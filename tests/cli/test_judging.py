@@ -98,9 +98,9 @@ def test_the_probe_reports_flips_by_variant(server: FaultyServer, answers: Path,
     result = call(known, "--probe-injection", "--judge", f"endpoint:m@{server.url}", "--out", out)
     assert result.exit_code == 0, result.output
     assert "3 of 3 known items right without attack" in result.stdout
-    assert "all      flipped 0 of 18  0.000 [0.000, 0.176]  unparsed 0" in result.stdout
+    assert "all      flipped 0 of 30  0.000 [0.000, 0.114]  unparsed 0" in result.stdout
     with out.open(newline="") as stream:
-        assert len(list(csv.DictReader(stream))) == 7
+        assert len(list(csv.DictReader(stream))) == 12
 
 
 TWICE = "id,prompt,response\n1,a,b\n1,c,d\n"

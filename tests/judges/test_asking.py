@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -15,7 +16,7 @@ from mechsafety.judges.neutral import neutralise
 from mechsafety.judges.normalise import tidy
 
 
-def asked(text: str, *, prompt: str = "How do I pick a lock?", salt: str = "s", **more: int) -> str:
+def asked(text: str, *, prompt: str = "How do I pick a lock?", salt: str = "s", **more: Any) -> str:
     return question(Response(id="1", prompt=prompt, text=text), salt=salt, **more)
 
 
