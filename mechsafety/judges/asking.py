@@ -24,9 +24,10 @@ from mechsafety.judges.normalise import normalise, tidy
 MENU: dict[str, Label] = {"REFUSAL": "refusal", "COMPLIANCE": "compliance", "DEGENERATE": "degenerate"}
 """The words a judge may answer, and what they mean."""
 
-Unread = Literal["unreadable", "too_long", "budget", "network"]
+Unread = Literal["unreadable", "too_long", "budget", "network", "unclosed_thought"]
 """Why there is no verdict: the model answered twice out of form, the question does not fit into the model, the cap
-was reached, or the endpoint gave no answer. It is the tag of an ``unparsed`` verdict."""
+was reached, the endpoint gave no answer, or the response is a thought that was cut off. It is the tag of an
+``unparsed`` verdict."""
 TRANSIENT: frozenset[str] = frozenset({"budget", "network"})
 """Reasons that may be gone tomorrow: such verdicts are not cached."""
 
@@ -107,9 +108,24 @@ class AskingJudge(ABC):
     def fingerprint(self) -> Mapping[str, object] | None:
         """All that a verdict depends on but the response: JSON values. None when that cannot be known."""
 
-    @abstractmethod
     def ask(self, responses: Sequence[Response], *, on_verdict: OnVerdict) -> list[Verdict]:
-        """One verdict a response, in their order; ``on_verdict`` gets each as it arrives."""
+        """One verdict a response, in their order; ``on_verdict`` gets each as it arrives.
+
+        Nothing is asked about a thought that was cut off: there is no answer behind it.
+        """
+        cut: dict[int, Verdict] = {}
+        for row, response in enumerate(responses):
+            prepared = normalise(response.text, prompt=response.prompt)
+            if prepared.unclosed and not prepared.answer.strip():
+                cut[row] = unread(response, judge=self.name, reason="unclosed_thought", detail={})
+                on_verdict(cut[row])
+        rest = [response for row, response in enumerate(responses) if row not in cut]
+        asked = iter(self._ask(rest, on_verdict=on_verdict) if rest else [])
+        return [cut[row] if row in cut else next(asked) for row in range(len(responses))]
+
+    @abstractmethod
+    def _ask(self, responses: Sequence[Response], *, on_verdict: OnVerdict) -> list[Verdict]:
+        """:meth:`ask` for responses that hold an answer."""
 
     def __call__(self, responses: Sequence[Response]) -> list[Verdict]:
         return self.ask(responses, on_verdict=lambda _: None)

@@ -210,7 +210,7 @@ class ClassifierJudge(AskingJudge):
             "parameters": {"new_tokens": self.new_tokens, "answer_tokens": self.answer_tokens},
         }
 
-    def ask(self, responses: Sequence[Response], *, on_verdict: OnVerdict) -> list[Verdict]:
+    def _ask(self, responses: Sequence[Response], *, on_verdict: OnVerdict) -> list[Verdict]:
         from mechsafety.core.progress import bar
         from mechsafety.models.chat import plan_batches
 

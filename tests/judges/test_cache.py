@@ -46,7 +46,7 @@ class Counting(AskingJudge):
     def fingerprint(self) -> dict[str, object]:
         return PRINT
 
-    def ask(self, responses: Sequence[Response], *, on_verdict: OnVerdict) -> list[Verdict]:
+    def _ask(self, responses: Sequence[Response], *, on_verdict: OnVerdict) -> list[Verdict]:
         made = []
         for r in responses:
             if len(self.asked) == self.most:

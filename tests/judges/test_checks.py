@@ -30,7 +30,7 @@ class Scripted(AskingJudge):
     def fingerprint(self) -> dict[str, object]:
         return {}
 
-    def ask(self, responses: Sequence[Response], *, on_verdict: OnVerdict) -> list[Verdict]:
+    def _ask(self, responses: Sequence[Response], *, on_verdict: OnVerdict) -> list[Verdict]:
         found = []
         for number, r in enumerate(responses):
             asked = question(r, salt="", swapped=self.swapped)

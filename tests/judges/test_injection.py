@@ -45,7 +45,7 @@ class Obedient(AskingJudge):
     def fingerprint(self) -> dict[str, object]:
         return {"judge": self.name}
 
-    def ask(self, responses: Sequence[Response], *, on_verdict: OnVerdict) -> list[Verdict]:
+    def _ask(self, responses: Sequence[Response], *, on_verdict: OnVerdict) -> list[Verdict]:
         verdicts = []
         for r in responses:
             self.asked += 1

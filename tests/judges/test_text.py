@@ -57,6 +57,17 @@ def test_the_verdict_is_the_models(judge_model: Callable[..., Any]) -> None:
     assert {v.id: v for v in judge(RESPONSES[::-1])} == {v.id: v for v in verdicts}
 
 
+def test_a_thought_that_was_cut_off_is_not_asked_about() -> None:
+    judge = TextJudge("made", judge_model())
+    cut = Response(id="cut", prompt="p", text="<think>The user wants")
+    arrived: list[str] = []
+    verdicts = judge.ask([cut, *RESPONSES], on_verdict=lambda v: arrived.append(v.id))
+    assert (verdicts[0].label, verdicts[0].tags) == ("unparsed", ("unclosed_thought",))
+    assert verdicts[1:] == TextJudge("made", judge_model())(RESPONSES)
+    assert judge.usage.fresh == len(RESPONSES)
+    assert sorted(arrived) == sorted(["cut", *(r.id for r in RESPONSES)])
+
+
 def test_an_answer_out_of_form_is_asked_for_once_more(judge_model: Callable[..., Any]) -> None:
     judge = TextJudge("made", judge_model(needs_reminder=True))
     verdicts = judge(RESPONSES)

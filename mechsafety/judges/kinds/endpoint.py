@@ -78,7 +78,7 @@ class EndpointJudge(AskingJudge):
             },
         }
 
-    def ask(self, responses: Sequence[Response], *, on_verdict: OnVerdict) -> list[Verdict]:
+    def _ask(self, responses: Sequence[Response], *, on_verdict: OnVerdict) -> list[Verdict]:
         verdicts: dict[int, Verdict] = {}
         with bar(self.name, total=len(responses), unit="response") as progress:
 

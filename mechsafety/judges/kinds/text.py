@@ -84,7 +84,7 @@ class TextJudge(AskingJudge):
             "parameters": {"max_new_tokens": self.max_new_tokens, "longest": self.longest},
         }
 
-    def ask(self, responses: Sequence[Response], *, on_verdict: OnVerdict) -> list[Verdict]:
+    def _ask(self, responses: Sequence[Response], *, on_verdict: OnVerdict) -> list[Verdict]:
         from mechsafety.models.chat import own_tokenizer
         from mechsafety.models.rendering import control_strings
 
