@@ -57,7 +57,7 @@ def test_the_verdict_is_the_models(judge_model: Callable[..., Any]) -> None:
     assert {v.id: v for v in judge(RESPONSES[::-1])} == {v.id: v for v in verdicts}
 
 
-def test_a_thought_that_was_cut_off_is_not_asked_about() -> None:
+def test_a_thought_that_was_cut_off_is_not_asked_about(judge_model: Callable[..., Any]) -> None:
     judge = TextJudge("made", judge_model())
     cut = Response(id="cut", prompt="p", text="<think>The user wants")
     arrived: list[str] = []
