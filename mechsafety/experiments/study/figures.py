@@ -68,7 +68,8 @@ def outcome_bars(
     require_rows(readable[readable["judge"] == judge], f"judge {judge!r}", readable, "judge")
     chosen = rates[rates["judge"] == judge]
     systems = list(dict.fromkeys(chosen["system"]))
-    controls = None if controls is None else controls[controls["judge"] == judge]
+    if controls is not None and "judge" in controls:  # else of the primary judge alone, as it was before
+        controls = controls[controls["judge"] == judge]
     random = (
         0 if controls is None or controls.empty else int(controls.groupby("system")["refused"].count().max())
     )
