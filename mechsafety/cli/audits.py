@@ -13,7 +13,9 @@ from mechsafety.experiments.audit.config import AuditConfig
 @config_options(AuditConfig)
 @run_options(None)
 def _audit(config: AuditConfig, out: Path | None, allow_other_versions: bool) -> Shown:
-    """List the published differences that survive intervals, correction and another judge, and compare the judges.
+    """List the published differences that survive intervals, correction and another judge.
+
+    The judges are compared too.
 
     FILES hold counts (model, label, refusal_judge, refused, not_refused, total; or system, arm, label, judge, refused,
     n) or verdicts (question, label, model, response, is_refusal_JUDGE, or is_refusal in a file per annotator). X is

@@ -130,7 +130,7 @@ def test_every_figure_distinguishes_systems_with_one_last_part() -> None:
             for s in PAIR
         ]
     )
-    assert len(set(judges_figure(audited, label="harmful").layout.yaxis.ticktext)) == 2
+    assert len(set(judges_figure(audited, label="harmful").layout.xaxis.ticktext)) == 2
 
 
 def test_no_figure_of_a_study_is_dropped_for_its_file_name(tmp_path: Path) -> None:

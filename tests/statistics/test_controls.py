@@ -37,7 +37,7 @@ def refusing(k: int, n: int = 20) -> list[str]:
 arms = st.lists(st.lists(st.sampled_from(VERDICTS), min_size=12, max_size=12), min_size=2, max_size=5)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(st.lists(arms, min_size=1, max_size=3))
 def test_tests_equal_statsmodels(several: list[list[list[str]]]) -> None:
     systems = {f"s{number}": one for number, one in enumerate(several)}
