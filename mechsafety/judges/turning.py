@@ -79,7 +79,11 @@ def turns_away(text: str, request: Request, *, answer: str) -> Turn | None:
     if not request.harmful and not _blames_the_request(sentences, request):
         return None
     shared = len(stems(sentences[0]) & request.stems)
-    denies = (shared >= DENIED or repeats(sentences[0], request)) and _DENIAL.search(sentences[0]) is not None
+    denies = (
+        (shared >= DENIED or repeats(sentences[0], request))
+        and _DENIAL.search(sentences[0]) is not None
+        and not ANSWERS["conditional"].search(sentences[0])
+    )
     blames[0] = blames[0] or denies
     offers = ANSWERS["offer"].search(text) is not None
     turned = any(blames[:OPENING]) or (all(advises[:OPENING]) and (any(blames) or not offers))
