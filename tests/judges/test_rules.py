@@ -350,10 +350,14 @@ def test_long_texts_take_no_time() -> None:
         "sorry, " * 6000,
         "a " * 20_000,
         "really just ever also " * 2000,
+        "1 " * 20_000,
+        "Here is " * 5000,
+        "You can't bully " * 3000,
     ):
-        started = time.perf_counter()
-        decide(text)
-        assert time.perf_counter() - started < 5
+        for prompt in ("", HARMFUL):
+            started = time.perf_counter()
+            decide(text, prompt=prompt)
+            assert time.perf_counter() - started < 5
 
 
 def test_takes_no_argument() -> None:
