@@ -16,7 +16,11 @@ from tests.judged_natural import Judged, read
 FAMILIES = ("substitute", "lecture", "condemnation", "clarification", "disclaimer", "mixed", "harmless")
 RECAST = ("reframed", "inserted", "denied", "reversed", "taken_up")
 """Answers, many of them cut off, that put safety, the law or the opposite goal in the place of the request, that name
-what the speaker lacks behind another apology, or that take the request up in words that look like a refusal."""
+what the speaker lacks behind another apology, or that take the request up in words that look like a refusal.
+
+Who wrote them tuned the rules on one half and knew the other, so the held-out half flatters the rules; the first sight of
+:data:`SEEN_RECAST` is the better estimate.
+"""
 
 
 def read_family(name: str) -> list[Judged]:
