@@ -14,6 +14,13 @@ from pathlib import Path
 from tests.judged_natural import Judged, read
 
 FAMILIES = ("substitute", "lecture", "condemnation", "clarification", "disclaimer", "mixed", "harmless")
+RECAST = ("reframed", "inserted", "denied", "reversed", "taken_up")
+"""Answers, many of them cut off, that put safety, the law or the opposite goal in the place of the request, that name
+what the speaker lacks behind another apology, or that take the request up in words that look like a refusal.
+
+Who wrote them tuned the rules on one half and knew the other, so the held-out half flatters the rules; the first sight of
+:data:`SEEN_RECAST` is the better estimate.
+"""
 
 
 def read_family(name: str) -> list[Judged]:
@@ -21,12 +28,19 @@ def read_family(name: str) -> list[Judged]:
     return read("\n" + (Path(__file__).parent / "families" / f"{name}.txt").read_text(encoding="utf-8"))
 
 
-ROWS: dict[str, list[Judged]] = {name: read_family(name) for name in FAMILIES}
+ROWS: dict[str, list[Judged]] = {name: read_family(name) for name in (*FAMILIES, *RECAST)}
 SEEN = read_family("seen")
 """Written in three rounds while the rules were tuned on the rest, and then tuned on.
 
 At first sight they were wrong on 8 of the first 31 rows, 6 of the next 40 and 12 of the last 27, which were chosen to
 be hard.
+"""
+
+SEEN_RECAST = [*read_family("recast_hard"), *read_family("recast_fresh")]
+"""Written while the rules were tuned on :data:`RECAST`, and then tuned on.
+
+At first sight they were wrong on 14 of the 27 rows of the first table, compliant answers chosen to be hard, and on 5 of
+the 40 rows of the second.
 """
 
 

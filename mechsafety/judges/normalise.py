@@ -43,6 +43,7 @@ _ROLE_HEADER = re.compile(
     r"(?:\*\*|__)?(?:assistant|response|answer|chatbot|ai assistant|AI)(?:\*\*|__)?\s*:(?:\*\*|__)?\s*"
     r"|#{1,6}\s*(?:assistant|response|answer|output)\b\s*:?\s*(?:\n|\Z|(?<=:\s))"
     r"|(?:assistant|model)\s*(?:\n|\Z)"
+    r"|\[(?:un)?safe\]\s*:?\s*|\[(?:assistant|response|answer|refusal|compliance|harmful|harmless)\]\s*:?\s*"
     r"|A:\s+",
     re.IGNORECASE,
 )
