@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from mechsafety.edits.interventions import Ablate, SideBySide
+from mechsafety.edits.interventions import Ablate, Add, SideBySide
 from mechsafety.generation import completions, hugging_face
 from mechsafety.generation.completions import Sampling, generate
 from mechsafety.prompts.prompt_set import Prompt
 from tests.architectures import ARCHITECTURES, UNFAITHFUL, UNPADDABLE, kinds_first
 from tests.kept_models import kept
+from tests.models.test_batched_alone import BARE, SYSTEM
 from tests.prompt_sets import small_prompts
 
 MOST = 24
@@ -84,3 +85,35 @@ def test_drawn_tokens_do_not_depend_on_when_others_end(
     stopping(model, prompts, monkeypatch)
     _, rows = answers(model, prompts, monkeypatch, first=2, sampling=Sampling())
     assert rows == [len(prompts)]
+
+
+@pytest.mark.parametrize("positions", ["all", "prompt", "last_prompt", "generated"])
+def test_edits_act_alike_where_first_tokens_run_once(positions: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, prompts = kept("llama", template=SYSTEM + BARE), list(small_prompts(3).report)
+    edits = [
+        Add(
+            torch.randn(32, generator=torch.Generator().manual_seed(n)),
+            layer=1,
+            coefficient=4.0,
+            positions=positions,
+        )
+        for n in (0, 1)
+    ]
+    shared: list[int] = []
+    real = hugging_face.run_prefix
+
+    def counted(module: Any, tokens: Any, *rest: Any, rows: int) -> Any:
+        shared.append(rows)
+        return real(module, tokens, *rest, rows=rows)
+
+    monkeypatch.setattr(hugging_face, "run_prefix", counted)
+    n = len(prompts)
+    options: dict[str, Any] = {"edit": SideBySide(tuple(edits)), "plan": [list(range(2 * n))]}
+    together, _ = answers(model, prompts * 2, monkeypatch, first=4, **options)
+    assert shared == [2]
+    for number, edit in enumerate(edits):
+        alone, _ = answers(model, prompts, monkeypatch, first=MOST, edit=edit, batch_size=1)
+        assert together[number * n : (number + 1) * n] == alone
+    assert shared == [2]  # a prompt alone runs whole
+    # The control: the edit does something.
+    assert answers(model, prompts, monkeypatch, first=MOST, batch_size=1)[0] != together[:n]
