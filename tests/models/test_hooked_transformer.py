@@ -566,7 +566,11 @@ def test_answers_equal_the_bridges_on_both_paths(
     fast = generate(model, PROMPTS.report, batch_size=4, **options)
     theirs = generate(bridge, PROMPTS.report, batch_size=4, **options)
     assert list(fast) == list(theirs)
-    assert fast.coverage == theirs.coverage
+    assert fast.coverage is not None
+    assert theirs.coverage is not None
+    assert (
+        fast.coverage.fired.keys() == theirs.coverage.fired.keys()
+    )  # shared tokens may run once on one of them
     tokens = {c.id: c.tokens for c in fast}
     slow = generate(model, PROMPTS.report, fast_path=False, **options)
     assert tokens == {c.id: c.tokens for c in slow}
