@@ -103,9 +103,9 @@ def _in_parts(module: Any, batch: TokenBatch, cache: Any, asking: Asking) -> Int
         answers[rows, done : done + new.shape[1]] = new
         done += new.shape[1]
         left = (~torch.isin(new, stops).any(1)).nonzero().flatten()
-        before = Prefix(n_tokens=ids.shape[1] + new.shape[1] - 1, cache=out.get("past_key_values"))
-        if done < asking.most and len(left):
-            cache = before.rows(left)
+        cache = out.get("past_key_values")
+        if done < asking.most and 0 < len(left) < len(rows):
+            cache = Prefix(n_tokens=ids.shape[1] + new.shape[1] - 1, cache=cache).rows(left)
         ids, mask = torch.cat([ids, new], dim=1)[left], torch.cat([mask, torch.ones_like(new)], dim=1)[left]
         rows = rows[left]
     return answers
