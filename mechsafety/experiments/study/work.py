@@ -34,6 +34,7 @@ from mechsafety.experiments.judging import ask, verdict_columns
 from mechsafety.experiments.study.config import StudyConfig
 from mechsafety.experiments.study.controls import (
     RANDOM,
+    answered_draws,
     control_tables,
     direction_of_arm,
     draw_controls,
@@ -429,6 +430,11 @@ class StudyWork:
         """The same for random directions, which share batches where nothing is drawn."""
         config = self.config
         edits = {arm: self._edit(spec, arm) for arm in arms}
+        # Before the responses, whose presence tells a resumed study that the arm is done.
+        if harmless := self.fed(spec)[0].prompts.harmless:
+            costs = EditCosts(model=self.model(spec), prompts=harmless)
+            for arm, edit in {"edited": self._edit(spec, "edited"), **edits}.items():
+                self.session.json_part("kl", spec, arm, make=partial(costs.kl, edit))
         if config.sampling:
             for arm in arms:
                 self._responses(spec, arm)
@@ -446,10 +452,6 @@ class StudyWork:
             )
             for arm, rows in table.groupby("arm", sort=False):
                 self._write_responses(spec, str(arm), rows.drop(columns="arm").reset_index(drop=True))
-        if harmless := self.fed(spec)[0].prompts.harmless:
-            costs = EditCosts(model=self.model(spec), prompts=harmless)
-            for arm, edit in {"edited": self._edit(spec, "edited"), **edits}.items():
-                self.session.json_part("kl", spec, arm, make=partial(costs.kl, edit))
 
     def _write_responses(self, spec: str, arm: str, table: pd.DataFrame) -> None:
         table["nll"] = self._nll(self.model(spec), table) if self.config.nll else float("nan")
@@ -552,7 +554,8 @@ class StudyWork:
         self.say("tables and tests")
         arms, specs = self.arms(), [(spec,) for spec in measured]
         for judge in filter(is_pooled, config.judges):
-            self._pool(judge, [*arms, *(self._random_arms() if judge == config.primary_judge else ())])
+            random = answered_draws(run, config, list(measured)) if judge == config.primary_judge else []
+            self._pool(judge, [*arms, *random])
         verdicts = self._joined("verdicts", [(judge, *arm) for arm in arms for judge in config.judges])
         found = [self.directions(spec) for spec in measured]
         run.save("directions.safetensors", lambda path: save_directions(found, path))
@@ -570,11 +573,6 @@ class StudyWork:
             **control_tables(run, config, list(measured), verdicts, columns=_RESPONSE_COLUMNS),
         }
         return tables | (self._selfjudge_tables(arms, verdicts) if config.selfjudge else {})
-
-    def _random_arms(self) -> list[Arm]:
-        """The random directions whose answers are there."""
-        drawn = [(spec, f"{RANDOM}{n}") for spec in self.specs() for n in range(1, self.config.controls + 1)]
-        return [arm for arm in drawn if self.run.has_part("responses", *arm)]
 
     def _model_judge_tables(self, verdicts: pd.DataFrame) -> dict[str, pd.DataFrame]:
         """What is to be known of judges that are models; none where there are no such judges."""
