@@ -26,6 +26,7 @@ from mechsafety.experiments.base import load_run
 from mechsafety.experiments.study import work as study
 from mechsafety.experiments.study.config import StudyConfig
 from mechsafety.experiments.study.experiment import run_study
+from mechsafety.experiments.study.work import StudyWork
 from mechsafety.prompts.prompt_set import PromptSet
 from mechsafety.runs import folder as runs
 from mechsafety.runs.folder import read_run
@@ -646,3 +647,25 @@ def test_a_study_that_goes_on_another_day_reads_as_on_the_first(
     # The control: on that day alone, it reads other prompts.
     later = pd.read_parquet(run_study(asked, tmp_path / "later").path / "responses.parquet")
     assert list(later["response"]) != list(answers[0]["response"])
+
+
+def test_a_study_that_ends_before_its_random_arm_is_kept_lacks_no_cost(
+    finished: Path, config: StudyConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = config.model_copy(update={"systems": config.systems[:1], "judges": ("rules",), "selfjudge": False})
+    write = StudyWork._write_responses
+
+    def stops(self: StudyWork, spec: str, arm: str, table: pd.DataFrame) -> None:
+        write(self, spec, arm, table)
+        if arm == "random-3":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(StudyWork, "_write_responses", stops)
+    with pytest.raises(KeyboardInterrupt):
+        run_study(one, tmp_path / "run")
+    monkeypatch.undo()
+    found = run_study(one, tmp_path / "run").tables["controls"]
+    whole = read_run(finished).path / "controls.csv"
+    expected = pd.read_csv(whole).query("system == @one.systems[0] and judge == 'rules'")
+    assert list(found["kl"]) == pytest.approx(list(expected["kl"]))
+    assert found["kl_edited"].notna().all()
