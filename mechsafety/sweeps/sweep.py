@@ -231,10 +231,11 @@ def sweep(
     gap_low, gap_high = _gap_interval(score_a.numpy(), score_b.numpy())
     rows: list[dict[str, Any]] = []
     kept: list[CandidateScores] = []
+    held_out = cache.select("harmful"), cache.select("harmless")
+    read = directions.vectors if directions.covectors is None else directions.covectors
     for row, position in enumerate(directions.positions):
         for layer in chosen:
             one, a, b = scored.of((position, layer))
-            read = directions.vectors if directions.covectors is None else directions.covectors
             kept.append(one)
             rows.append(
                 {
@@ -243,11 +244,7 @@ def sweep(
                     "norm": float(directions.vectors[row, layer].norm()),
                     "stability": float(directions.stability[row, layer]),
                     "split_half": float(directions.split_half[row, layer]),
-                    "auroc": projection_auroc(
-                        cache.select("harmful")[:, row, layer],
-                        cache.select("harmless")[:, row, layer],
-                        read[row, layer],
-                    ),
+                    "auroc": projection_auroc(*(x[:, row, layer] for x in held_out), read[row, layer]),
                     "bypass": float(one.bypass[a].mean()),
                     "induce": float(one.induce[b].mean()),
                     "kl": float(one.kl[b].mean()),
