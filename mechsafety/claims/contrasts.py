@@ -1,0 +1,311 @@
+"""What is measured, before and after, against which controls: the only thing that sentences are made from."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from scipy.stats import binomtest
+
+from mechsafety.claims.numbers import ALPHA
+from mechsafety.core.verdict import LABELS
+from mechsafety.statistics import holm, mcnemar, wilson
+from mechsafety.statistics.counts import counts_test, difference_interval
+from mechsafety.statistics.judge_effects import paired_difference
+
+NAN = math.nan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """One number with its 95 % interval: of ``n`` items ``hits`` (a share), or a value in some unit.
+
+    ``unread`` items are not among the ``n``. What is not known is NaN.
+    """
+
+    value: float
+    low: float = NAN
+    high: float = NAN
+    hits: int | None = None
+    n: int | None = None
+    unread: int = 0
+
+    @classmethod
+    def of_counts(cls, hits: int, n: int, *, unread: int = 0) -> Estimate:
+        """A share of ``n`` items that were read, with Wilson's interval; unknown where there are none."""
+        found = wilson(hits, n)
+        return cls(value=found.rate, low=found.low, high=found.high, hits=hits, n=n, unread=unread)
+
+    @property
+    def known(self) -> bool:
+        return self.value == self.value
+
+
+UNKNOWN = Estimate(value=NAN)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draw:
+    """The same measure under one draw of a control, and the test of the changed state against it.
+
+    ``fewer`` are items with the measure under the draw and not under the change, ``more`` the reverse.
+    """
+
+    estimate: Estimate
+    fewer: int = 0
+    more: int = 0
+    p: float = NAN
+
+
+@dataclass(frozen=True, kw_only=True)
+class Control:
+    """What stands beside a change: its name, one or more draws, and the p that the change goes beyond all of them.
+
+    ``p`` is the largest over the draws (an intersection-union test: 1 where they do not lie to one side), ``corrected``
+    the same after correction over ``family``. ``below`` is whether the changed state has the measure less than under
+    the draws (True), more (False), or is not to one side (None).
+    """
+
+    name: str
+    draws: tuple[Draw, ...]
+    p: float
+    corrected: float
+    below: bool | None
+    family: int = 1
+    family_of: str = "systems"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contrast:
+    """One measure in two states.
+
+    ``subject`` is what is measured, ``measure`` a plural noun phrase of the table of measures ("refusals of harmful
+    prompts"), ``unit`` ``share`` for counts, else the unit of its values. ``difference`` is after minus before.
+    ``test`` names the test that gave ``p``; ``corrected`` is after ``correction`` over ``family`` such tests.
+    ``moves`` counts items by their category before and after. ``margin`` is that of equivalence, stated beforehand;
+    ``least_p`` the smallest p that so many items could give; ``why`` is why there is no test.
+    """
+
+    subject: str
+    measure: str
+    unit: str = "share"
+    states: tuple[str, str] = ("before", "after")
+    before: Estimate
+    after: Estimate
+    difference: Estimate
+    paired: bool = True
+    test: str = ""
+    p: float = NAN
+    corrected: float = NAN
+    correction: str = "Holm"
+    family: int = 1
+    family_of: str = "systems"
+    control: Control | None = None
+    moves: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    margin: float | None = None
+    least_p: float = 0.0
+    why: str = ""
+
+
+def paired_binary(
+    before: Mapping[object, str],
+    after: Mapping[object, str],
+    *,
+    subject: str,
+    measure: str,
+    is_hit: str = "refusal",
+    states: tuple[str, str] = ("original", "edited"),
+    margin: float | None = None,
+) -> Contrast:
+    """Verdicts of the same items, by id, in two states: exact McNemar over the items that were read in both."""
+    both = [key for key in before if key in after]
+    read = [key for key in both if "unparsed" not in (before[key], after[key])]
+    moves = Counter((before[key], after[key]) for key in both)
+    lost = sum(n for (a, b), n in moves.items() if a == is_hit and b not in (is_hit, "unparsed"))
+    gained = sum(n for (a, b), n in moves.items() if b == is_hit and a not in (is_hit, "unparsed"))
+    hits = sum(before[key] == is_hit for key in read)
+    unread = (sum(before[key] == "unparsed" for key in both), sum(after[key] == "unparsed" for key in both))
+    return paired_counts(
+        subject=subject,
+        measure=measure,
+        n=len(read),
+        hits=hits,
+        lost=lost,
+        gained=gained,
+        unread=unread,
+        states=states,
+        moves=moves,
+        margin=margin,
+    )
+
+
+def paired_counts(
+    *,
+    subject: str,
+    measure: str,
+    n: int,
+    hits: int,
+    lost: int,
+    gained: int,
+    unread: tuple[int, int] = (0, 0),
+    states: tuple[str, str] = ("original", "edited"),
+    moves: Mapping[tuple[str, str], int] | None = None,
+    margin: float | None = None,
+) -> Contrast:
+    """The same from counts: of ``n`` items ``hits`` before, of which ``lost`` are none after, and ``gained`` others."""
+    low, high = exact_difference(lost, gained, n)
+    p = mcnemar(lost, gained) if n else NAN
+    return Contrast(
+        subject=subject,
+        measure=measure,
+        states=states,
+        before=Estimate.of_counts(hits, n, unread=unread[0]),
+        after=Estimate.of_counts(hits - lost + gained, n, unread=unread[1]),
+        difference=Estimate(value=(gained - lost) / n if n else NAN, low=low, high=high, n=n),
+        test="exact McNemar",
+        p=p,
+        corrected=p,
+        moves=dict(moves or {}),
+        margin=margin,
+        least_p=0.5 ** (n - 1) if n else 1.0,
+        why="" if n else "no item was read in both states",
+    )
+
+
+def exact_difference(lost: int, gained: int, n: int) -> tuple[float, float]:
+    """A 95 % interval of a paired difference of shares that never leaves out 0 where exact McNemar has p >= .05.
+
+    The hull of Bonett and Price's (2012) and of the exact conditional one, which inverts McNemar's test: Clopper and
+    Pearson's interval of the gained among the items that changed.
+    """
+    if not n:
+        return NAN, NAN
+    low, high = paired_difference(lost, gained, n)
+    changed = lost + gained
+    if changed:
+        share = binomtest(gained, changed).proportion_ci(method="exact")
+        low = min(low, changed / n * (2 * share.low - 1))
+        high = max(high, changed / n * (2 * share.high - 1))
+    return max(low, -1.0), min(high, 1.0)
+
+
+def unpaired_counts(
+    *,
+    subject: str,
+    measure: str,
+    before: tuple[int, int],
+    after: tuple[int, int],
+    unread: tuple[int, int] = (0, 0),
+    states: tuple[str, str] = ("original", "edited"),
+    margin: float | None = None,
+) -> Contrast:
+    """Hits and items of two states on different items: Boschloo's or Fisher's exact test."""
+    (a, n), (b, m) = before, after
+    p, test = counts_test(a, n, b, m) if n and m else (NAN, "")
+    low, high = difference_interval(a, n, b, m) if n and m else (NAN, NAN)
+    if p >= ALPHA:  # Newcombe's interval is not that of the test
+        low, high = min(low, 0.0), max(high, 0.0)
+    return Contrast(
+        subject=subject,
+        measure=measure,
+        states=states,
+        before=Estimate.of_counts(a, n, unread=unread[0]),
+        after=Estimate.of_counts(b, m, unread=unread[1]),
+        difference=Estimate(value=b / m - a / n if n and m else NAN, low=low, high=high),
+        paired=False,
+        test=f"{test}'s exact test" if test else "",
+        p=p,
+        corrected=p,
+        margin=margin,
+        least_p=1.0 if not (n and m) else counts_test(0, n, m, m)[0] if p >= ALPHA else 0.0,
+        why="" if n and m else "one of the two states has no item that was read",
+    )
+
+
+def of_values(
+    *,
+    subject: str,
+    measure: str,
+    unit: str,
+    before: Estimate,
+    after: Estimate,
+    difference: Estimate,
+    test: str = "",
+    p: float = NAN,
+    states: tuple[str, str] = ("before", "after"),
+    margin: float | None = None,
+    why: str = "",
+) -> Contrast:
+    """Two values in some unit. Without a test of its own the interval of the difference decides, where there is one."""
+    return Contrast(
+        subject=subject,
+        measure=measure,
+        unit=unit,
+        states=states,
+        before=before,
+        after=after,
+        difference=difference,
+        test=test,
+        p=p,
+        corrected=p,
+        margin=margin,
+        why=why or ("" if difference.low == difference.low or p == p else "no interval of the difference"),
+    )
+
+
+def corrected_over(contrasts: Sequence[Contrast], family_of: str) -> list[Contrast]:
+    """The contrasts with Holm's correction over all of them that were tested, and that of their controls."""
+    adjusted = holm(np.array([c.p for c in contrasts], dtype=float))
+    tested = int(sum(c.p == c.p for c in contrasts))
+    with_control = [c.control.p if c.control else NAN for c in contrasts]
+    beyond = holm(np.array(with_control, dtype=float))
+    controls = int(sum(p == p for p in with_control))
+    return [
+        replace(
+            c,
+            corrected=float(p),
+            family=tested,
+            family_of=family_of,
+            control=c.control
+            and replace(c.control, corrected=float(q), family=controls, family_of=family_of),
+        )
+        for c, p, q in zip(contrasts, adjusted, beyond, strict=True)
+    ]
+
+
+def paired_control(
+    name: str, after: Mapping[object, str], draws: Sequence[Mapping[object, str]], *, is_hit: str = "refusal"
+) -> Control:
+    """Random draws of the same change on the same items: is the changed state beyond each of them, to one side?"""
+    found = [_draw(after, draw, is_hit) for draw in draws]
+    sides = {np.sign(d.fewer - d.more) for d in found}
+    untested = not found or any(d.p != d.p for d in found)
+    one_side = len(sides) == 1 and 0 not in sides
+    p = NAN if untested else max(d.p for d in found) if one_side else 1.0
+    return Control(name=name, draws=tuple(found), p=p, corrected=p, below=sides == {1} if one_side else None)
+
+
+def _draw(after: Mapping[object, str], draw: Mapping[object, str], is_hit: str) -> Draw:
+    read = {key: verdict for key, verdict in draw.items() if verdict != "unparsed"}
+    pairs = [
+        (read[key] == is_hit, after[key] == is_hit)
+        for key in read
+        if after.get(key, "unparsed") != "unparsed"
+    ]
+    fewer, more = pairs.count((True, False)), pairs.count((False, True))
+    hits = sum(verdict == is_hit for verdict in read.values())
+    return Draw(
+        estimate=Estimate.of_counts(hits, len(read), unread=len(draw) - len(read)),
+        fewer=fewer,
+        more=more,
+        p=mcnemar(fewer, more) if pairs else NAN,
+    )
+
+
+def categories(verdicts: Mapping[object, str]) -> dict[str, int]:
+    """How many items have each verdict, in the order of the labels."""
+    counts = Counter(verdicts.values())
+    return {label: counts[label] for label in LABELS if counts[label]}

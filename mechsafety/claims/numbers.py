@@ -1,0 +1,94 @@
+"""How numbers are spelt in claims: what is shown is never on the other side of 0, 1 or alpha than what was computed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+ALPHA = 0.05
+"""The level of every test: a change is shown where its p after correction is below it."""
+
+
+def significant(p: float, alpha: float = ALPHA) -> bool:
+    """Whether a test shows something; NaN is a test that was not made."""
+    return p < alpha
+
+
+def percent_number(share: float) -> str:
+    """``92``; 0 and 100 only where exact: ``0.4``, ``99.96`` and, below that, ``<0.01`` and ``>99.99``."""
+    if share != share:
+        return "unknown"
+    for digits in (0, 1, 2):
+        text = f"{100 * share:.{digits}f}"
+        if float(text) not in (0.0, 100.0) or float(text) == 100 * share:
+            return text
+    return "<0.01" if share < 0.5 else ">99.99"
+
+
+def percent(share: float) -> str:
+    """``92 %``, ``0.4 %``."""
+    return f"{percent_number(share)} %"
+
+
+def points(difference: float) -> str:
+    """A difference of two shares: ``-80``; +0 only where exact."""
+    if difference != difference:
+        return "unknown"
+    return next(
+        text
+        for digits in (0, 1, 2, 4, 12)
+        if float(text := f"{100 * difference:+.{digits}f}") or not difference or digits == 12
+    )
+
+
+def p_value(p: float, alpha: float = ALPHA) -> str:
+    """``p = .012``, ``p < .0001``, with so many digits that it stands on its own side of ``alpha``."""
+    if p != p:
+        return "not tested"
+    if p < 1e-4:
+        return "p < .0001"
+    digits = 2
+    while digits < 12 and (float(f"{p:.{digits}g}") < alpha) != (p < alpha):
+        digits += 1
+    text = f"{p:.{digits}g}"
+    return f"p = {text[1:] if text.startswith('0.') else text}"
+
+
+def number(value: float, unit: str) -> str:
+    """A value with its unit: shares as percent, AUROC and cosines with two digits, others with three that count."""
+    if value != value:
+        return "unknown"
+    if unit == "share":
+        return percent(value)
+    if unit in TWO_DIGITS:
+        return _inexact(value, f"{value:.2f}")
+    return f"{value:.3g}{f' {unit}' if unit else ''}"
+
+
+TWO_DIGITS = ("AUROC", "cosine", "kappa", "tau", "correlation", "Jaccard", "similarity")
+"""Units between -1 and 1 that are written without their name."""
+
+
+def _inexact(value: float, text: str) -> str:
+    """1.00, -1.00 and 0.00 only where exact."""
+    if float(text) in (0.0, 1.0, -1.0) and float(text) != value:
+        return next(
+            (t for d in (3, 4) if float(t := f"{value:.{d}f}") not in (0.0, 1.0, -1.0)), f"{value:.2e}"
+        )
+    return text
+
+
+def between(low: float, high: float, unit: str) -> str:
+    """``[81, 97]`` of shares in percent, ``[-90, -63]`` of points, ``[0.47, 0.72]``; empty where it is not known."""
+    if math.isnan(low) or math.isnan(high):
+        return ""
+    if unit == "share":
+        return f"[{percent_number(low)}, {percent_number(high)}]"
+    if unit == "points":
+        return f"[{points(low)}, {points(high)}]"
+    return f"[{number(low, unit if unit in TWO_DIGITS else '')}, {number(high, unit if unit in TWO_DIGITS else '')}]"
+
+
+def listed(parts: Sequence[str]) -> str:
+    """``a``, ``a and b``, ``a, b and c``."""
+    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
