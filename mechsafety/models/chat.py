@@ -245,9 +245,14 @@ def plan_batches(lengths: Sequence[int], *, batch_size: int) -> list[list[int]]:
 
 
 def pad_left(
-    sequences: Sequence[Sequence[int]], *, pad: int, rows: Sequence[int] | None = None
+    sequences: Sequence[Sequence[int]],
+    *,
+    pad: int,
+    rows: Sequence[int] | None = None,
+    width: int | None = None,
 ) -> TokenBatch:
-    width = max(len(s) for s in sequences)
+    """Rows of one width, by default that of the longest, with ``pad`` before their tokens."""
+    width = width or max(len(s) for s in sequences)
     ids = torch.full((len(sequences), width), pad, dtype=torch.long)
     mask = torch.zeros((len(sequences), width), dtype=torch.long)
     for row, sequence in enumerate(sequences):
