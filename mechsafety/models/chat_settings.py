@@ -136,7 +136,7 @@ def _template_input(settings_json: str, tokenizer: Any, _template: str, day: str
         system_prompt=settings.system_prompt,
         arguments={**off.arguments, **given},
         prefix=off.prefix + (settings.answer_prefix or ""),
-        thinking=f"off: {off.how}",
+        thinking=f"off: {off.how}" if off.certain else f"not switched off: {off.how}",
     )
 
 

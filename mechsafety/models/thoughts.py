@@ -1,4 +1,4 @@
-"""What a model thinks aloud, told from its answer: one function and one table of formats, for all that reads answers."""
+"""What a model thinks aloud, told from its answer: one function and one table of formats."""
 
 from __future__ import annotations
 
