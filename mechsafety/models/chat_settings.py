@@ -28,14 +28,16 @@ class ChatSettings:
 
     ``system_prompt`` is the first message of role system where the messages have none (None: the template's own);
     ``template_arguments`` are passed to the template by name; every answer begins with ``answer_prefix``, which stands
-    behind the generation prompt. Raises :class:`MechsafetyError` for an answer prefix of a model that is left thinking,
-    and for arguments that JSON does not have.
+    behind the generation prompt; a model that is left thinking may think for ``max_thought_tokens`` before each answer,
+    whose own length does not count them. Raises :class:`MechsafetyError` for an answer prefix of a model that is left
+    thinking, and for arguments that JSON does not have.
     """
 
     system_prompt: str | None = None
     template_arguments: Mapping[str, Any] = field(default_factory=dict)
     answer_prefix: str | None = None
     thinking: Thinking = "off"
+    max_thought_tokens: int = 1024
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "template_arguments", dict(self.template_arguments))
@@ -47,6 +49,8 @@ class ChatSettings:
             ) from None
         if self.thinking not in get_args(Thinking):
             raise MechsafetyError(f"thinking {self.thinking!r} is not one of {', '.join(get_args(Thinking))}")
+        if self.max_thought_tokens < 1:
+            raise MechsafetyError(f"max_thought_tokens is {self.max_thought_tokens}; 1 at least")
         if self.answer_prefix and self.thinking == "model":
             raise MechsafetyError(
                 "an answer prefix leaves no thought before the answer: leave out the prefix, or thinking: model"
