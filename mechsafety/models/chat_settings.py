@@ -59,6 +59,12 @@ class ChatSettings:
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
+    def as_text(self) -> str:
+        """What differs from the default settings, as JSON; empty where nothing does."""
+        default = ChatSettings().as_dict()
+        other = {name: value for name, value in self.as_dict().items() if value != default[name]}
+        return json.dumps(other, sort_keys=True) if other else ""
+
     @property
     def is_default(self) -> bool:
         return self == ChatSettings()
@@ -114,10 +120,7 @@ class TemplateInput:
 
 
 def template_input(settings: ChatSettings, tokenizer: Any, *, day: str) -> TemplateInput:
-    """``settings`` in the chat template of ``tokenizer``, as on ``day``.
-
-    Raises :class:`MechsafetyError` for an argument with which thinking would be on again.
-    """
+    """``settings`` in the chat template of ``tokenizer``, as on ``day``."""
     return _template_input(
         json.dumps(settings.as_dict(), sort_keys=True), tokenizer, tokenizer.get_chat_template(), day
     )
@@ -130,15 +133,9 @@ def _template_input(settings_json: str, tokenizer: Any, _template: str, day: str
     if settings.thinking == "model":
         return TemplateInput(system_prompt=settings.system_prompt, arguments=given)
     off = thinking_off(tokenizer, day=day)
-    for name, value in off.arguments.items():
-        if name in given and given[name] != value:
-            raise MechsafetyError(
-                f"chat argument {name}={json.dumps(given[name])} switches thinking on, which thinking: off forbids: "
-                "leave out the argument, or give thinking: model (--thinking model)"
-            )
     return TemplateInput(
         system_prompt=settings.system_prompt,
-        arguments={**off.arguments, **given},
+        arguments={**given, **off.arguments},
         prefix=off.prefix + (settings.answer_prefix or ""),
         thinking=f"off: {off.how}" if off.certain else f"not switched off: {off.how}",
     )
@@ -150,7 +147,8 @@ def record_of(settings: ChatSettings, tokenizer: Any, *, day: str) -> dict[str, 
 
 
 def require_taken(settings: ChatSettings, tokenizer: Any, *, source: str, day: str) -> None:
-    """Raise :class:`MechsafetyError` where the chat template has no such argument, or takes no system prompt."""
+    """Raise :class:`MechsafetyError` where the chat template has no such argument, one with which a model that shall
+    not think thinks, or takes no system prompt."""
     known = template_variables(tokenizer.get_chat_template()) - _SET_BY_US
     if unknown := sorted(set(settings.template_arguments) - known):
         raise MechsafetyError(
@@ -158,16 +156,27 @@ def require_taken(settings: ChatSettings, tokenizer: Any, *, source: str, day: s
             f"{', '.join(sorted(known)) or 'none'}"
         )
     found = template_input(settings, tokenizer, day=day)
+    for name, value in settings.template_arguments.items():
+        if found.arguments[name] != value:
+            raise MechsafetyError(
+                f"chat argument {name}={json.dumps(value)} switches thinking on, which thinking: off forbids: leave "
+                "out the argument, or give thinking: model (--thinking model)"
+            )
     plain = TemplateInput(arguments=found.arguments)
-    try:
-        rendering.rendered(tokenizer, rendering.HELLO, day=day, given=plain)
-    except Exception as error:  # templates raise errors of their own making
-        raise MechsafetyError(
-            f"chat arguments {settings.template_arguments}: the chat template of {source!r} fails with them: "
-            f"{first_lines(error)}"
-        ) from None
+    if settings.template_arguments:
+        _require_renders(tokenizer, plain, source=source, day=day)
     if settings.system_prompt is not None:
         _require_system_prompt(tokenizer, plain, source=source, day=day)
+
+
+def _require_renders(tokenizer: Any, given: TemplateInput, *, source: str, day: str) -> None:
+    try:
+        rendering.rendered(tokenizer, rendering.HELLO, day=day, given=given)
+    except Exception as error:  # templates raise errors of their own making
+        raise MechsafetyError(
+            f"chat arguments {json.dumps(given.arguments)}: the chat template of {source!r} fails with them: "
+            f"{first_lines(error)}"
+        ) from None
 
 
 def _require_system_prompt(tokenizer: Any, given: TemplateInput, *, source: str, day: str) -> None:

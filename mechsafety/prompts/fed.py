@@ -20,6 +20,7 @@ from mechsafety.models.chat import (
     require_room,
     tokenize_prompts,
 )
+from mechsafety.models.chat_settings import ChatSettings
 from mechsafety.models.loading import load_reader, window
 from mechsafety.models.rendering import broken, control_tokens, exact_tokens, holding_control_tokens
 from mechsafety.models.thought_reading import thought_budget
@@ -72,6 +73,7 @@ def require_all_fit(
     *,
     template: str | None,
     date: str,
+    chat: ChatSettings | None = None,
     truncate: bool | None = None,
     escape: bool = False,
 ) -> None:
@@ -81,7 +83,7 @@ def require_all_fit(
     """
     parts = list(parts)
     for spec in specs:
-        reader = load_reader(spec, template=template, date=date)
+        reader = load_reader(spec, template=template, date=date, chat=chat)
         try:
             for prompts, new_tokens in parts:
                 fed(reader, prompts, new_tokens=new_tokens, truncate=truncate, escape=escape)
