@@ -80,6 +80,11 @@ class ChatConfig(Config):
     thinking: Annotated[Thinking, BeforeValidator(lambda given: "off" if given is False else given)] = Field(
         default="off", description="whether a model is kept from thinking before it answers"
     )
+    max_thought_tokens: int = Field(
+        default=1024,
+        ge=1,
+        description="longest thought of a model that is left thinking; a longer one has no answer",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> ChatConfig:

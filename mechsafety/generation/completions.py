@@ -22,6 +22,7 @@ from mechsafety.models import hooked_transformers
 from mechsafety.models.chat import (
     Rendering,
     TokenBatch,
+    after_thoughts,
     device_of,
     pad_left,
     pad_token,
@@ -50,7 +51,8 @@ class Completion:
     """One response: its text without special tokens, its token ids, and why it ended.
 
     A thought stands in ``text`` before the answer, between ``<think>`` and ``</think>`` whatever the model's own marks
-    are, and without the latter where it was cut off; ``n_thought_tokens`` of ``tokens`` are its. ``finish`` is ``stop``
+    are, and without the latter where it was cut off; ``n_thought_tokens`` of ``tokens`` are its, with the blank lines
+    before the answer. ``finish`` is ``stop``
     (end of turn) or ``length`` (the answer was cut at max_new_tokens, or the thought at max_thought_tokens).
     """
 
@@ -67,6 +69,11 @@ class Completion:
     @property
     def n_tokens(self) -> int:
         return len(self.tokens)
+
+    @property
+    def answer_tokens(self) -> tuple[int, ...]:
+        """The tokens behind the thought."""
+        return self.tokens[self.n_thought_tokens :]
 
     @property
     def answer(self) -> str:
@@ -125,7 +132,8 @@ def generation_plan(
     model: TransformerBridge, prompts: Sequence[Prompt], *, batch_size: int = DEFAULT_BATCH
 ) -> list[Batch]:
     """Row numbers of ``prompts`` in batches of like length: fixed by the prompts and the batch size."""
-    lengths = [len(s) for s in tokenize_prompts(model, [p.text for p in prompts])]
+    with after_thoughts(model, {}):
+        lengths = [len(s) for s in tokenize_prompts(model, [p.text for p in prompts])]
     return plan_batches(lengths, batch_size=batch_size)
 
 
@@ -168,9 +176,10 @@ def generate(
         raise MechsafetyError(f"max_new_tokens is {max_new_tokens}; 1 at least")
     if not prompts:
         raise MechsafetyError("no prompts to answer")
-    prompts, sequences = fitting(
-        model, prompts, new_tokens=max_new_tokens, truncate=truncate_prompts, rendering=rendering
-    )
+    with after_thoughts(model, {}):
+        prompts, sequences = fitting(
+            model, prompts, new_tokens=max_new_tokens, truncate=truncate_prompts, rendering=rendering
+        )
     if not fast_path:
         batch_size = 1
     todo = [list(b) for b in (plan or plan_batches([len(s) for s in sequences], batch_size=batch_size))]

@@ -5,7 +5,8 @@ The one place that knows how text becomes a model's tokens; :mod:`rendering` kno
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -152,10 +153,28 @@ def tokenize_piece(model: TransformerBridge, text: str) -> list[int]:
 def tokenize_prompts(
     model: TransformerBridge, texts: Sequence[str], *, rendering: Rendering = "chat"
 ) -> list[list[int]]:
-    """Each text as a single user turn in the model's own chat template, or as ``rendering`` asks."""
+    """Each text as a single user turn in the model's own chat template, or as ``rendering`` asks.
+
+    Inside :func:`after_thoughts` the model's thought about it stands behind the turn.
+    """
     if rendering == "text":
         return [_tokenized_bare(model, text) for text in texts]
-    return [tokenize_text(model, render_turn(model, text, rendering=rendering)) for text in texts]
+    thoughts = model.__dict__.get("_mechsafety_thoughts") or {}
+    return [
+        [*tokenize_text(model, render_turn(model, text, rendering=rendering)), *thoughts.get(text, ())]
+        for text in texts
+    ]
+
+
+@contextmanager
+def after_thoughts(model: TransformerBridge, thoughts: Mapping[str, Sequence[int]]) -> Iterator[None]:
+    """For as long as the block runs, prompts are read with the tokens of ``thoughts`` (by their text) behind them."""
+    before = model.__dict__.get("_mechsafety_thoughts")
+    model.__dict__["_mechsafety_thoughts"] = dict(thoughts)
+    try:
+        yield
+    finally:
+        model.__dict__["_mechsafety_thoughts"] = before
 
 
 def render_turn(model: TransformerBridge, text: str, *, rendering: Literal["chat", "chat_no_system"]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -52,14 +53,12 @@ class ThoughtReader:
         return last if len(tokens) >= last else None
 
     def thought_tokens(self, tokens: Sequence[int]) -> int:
-        """How many of ``tokens`` belong to the thought that they begin with, its marks included."""
+        """How many of ``tokens`` belong to the thought that they begin with, its marks and blanks behind it too."""
         state, n = self._read(tokens)
-        return len(tokens) if state == "thinking" else n
-
-    def answer_begins(self, tokens: Sequence[int]) -> int | None:
-        """How many of ``tokens`` stand before the answer where a thought was ended; None where none was."""
-        state, n = self._read(tokens)
-        return n if state == "ended" else None
+        if state == "thinking":
+            return len(tokens)
+        blank = itertools.takewhile(lambda token: self._raw([token]).isspace(), tokens[n:])
+        return n + len(list(blank)) if n else 0
 
     def text(self, tokens: Sequence[int]) -> str:
         """``tokens`` as a response is recorded: the thought between :data:`TAGS`, and the answer, without control

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -49,15 +50,20 @@ def plain(model: Any, ids: Sequence[int], n_thought: int, n_answer: int) -> tupl
     stops = stop_tokens(model)
     out: list[int] = []
     thinks, n = opens in ids, 0
+
+    def thought() -> int:
+        blank = itertools.takewhile(
+            lambda t: t in model.tokenizer.convert_tokens_to_ids(["\n", "\n\n"]), out[n:]
+        )
+        return len(out) if thinks else n + len(list(blank)) if n else 0
+
     with torch.inference_mode():
         while True:
-            if thinks and len(out) == n_thought:
-                return out, len(out)
-            if not thinks and len(out) - n == n_answer:
-                return out, n
+            if len(out) == n_thought if thinks else len(out) - n == n_answer:
+                return out, thought()
             token = int(model.original_model(torch.tensor([[*ids, *out]])).logits[0, -1].argmax())
             if token in stops:
-                return out, len(out) if thinks else n
+                return out, thought()
             out.append(token)
             if len(out) == 1 and token == opens:
                 thinks = True

@@ -283,6 +283,7 @@ def test_record_reports_how_a_model_was_loaded(tiny_folder: Folder, architecture
             "template_arguments": {},
             "answer_prefix": None,
             "thinking": "off: does not think",
+            "max_thought_tokens": 1024,
         },
     }
     assert json.loads(json.dumps(shown)) == shown
