@@ -105,8 +105,9 @@ class Experiment(ABC, Generic[C]):
         No weights are loaded.
         """
         if reads := self.reads():
-            reading = {name: self.loading.get(name) for name in ("template", "chat")}
-            require_all_fit(self.models(), reads, date=day, **reading, **self.feeding)
+            loading = self.loading
+            template, chat = loading.get("template"), loading.get("chat")
+            require_all_fit(self.models(), reads, template=template, chat=chat, date=day, **self.feeding)
 
     def prepare(self, day: str, say: Progress) -> None:
         """Check what the run is bound to and only a loaded model shows; before the run's folder is made.

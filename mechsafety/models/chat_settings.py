@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -82,6 +82,17 @@ def chat_of(model: TransformerBridge) -> ChatSettings:
     return _kept(model).get("_mechsafety_chat") or ChatSettings()
 
 
+def chat_text(model: TransformerBridge) -> str:
+    """What of a model's settings differs from the default ones, as JSON; empty where nothing does."""
+    return chat_of(model).as_text()
+
+
+def chat_bound(model: TransformerBridge) -> dict[str, str]:
+    """The same as facts of what is made with a model; none where nothing differs."""
+    text = chat_text(model)
+    return {"chat": text} if text else {}
+
+
 @contextmanager
 def chatting(model: TransformerBridge, settings: ChatSettings) -> Iterator[None]:
     """``model`` under other settings for as long as the block runs, such as those of a judge's question."""
@@ -92,6 +103,11 @@ def chatting(model: TransformerBridge, settings: ChatSettings) -> Iterator[None]
         yield
     finally:
         kept["_mechsafety_chat"] = before
+
+
+def judging(model: TransformerBridge) -> AbstractContextManager[None]:
+    """``model`` as a judge: its own question is put to it with none of the settings that it is studied under."""
+    return chatting(model, ChatSettings())
 
 
 def _kept(model: Any) -> dict[str, Any]:

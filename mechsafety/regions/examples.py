@@ -88,9 +88,9 @@ def example_of(completion: Completion, *, response: Response) -> Example:
     """A completion as a pair of prompt and answer."""
     ended = completion.finish == "stop"
     if response == "full":
-        return Example(prompt=completion.prompt, answer=completion.text, whole=ended)
+        return Example(prompt=completion.asked, answer=completion.text, whole=ended)
     short = first_sentence(completion.text)
-    return Example(prompt=completion.prompt, answer=short, whole=ended and short == completion.text.strip())
+    return Example(prompt=completion.asked, answer=short, whole=ended and short == completion.text.strip())
 
 
 # Words whose full stop ends no sentence. "no." and "etc." do end sentences.

@@ -111,7 +111,7 @@ def rung_examples(
     answers = own_answers(model, harmless, answer_tokens=answer_tokens, seed=seed, label="own answers")
     dispreferred: dict[str, Example] = {}
     if rung in ("dpo", "unlearn"):
-        dispreferred |= {example.prompt: example for example in own.values()}
+        dispreferred |= {str(example.prompt): example for example in own.values()}
     if rung == "dpo":
         replies = [reply for reply in replies if reply.prompt in dispreferred]
         dispreferred |= {
