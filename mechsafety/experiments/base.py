@@ -25,7 +25,7 @@ from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.progress import Progress
 from mechsafety.experiments import judging
 from mechsafety.experiments.config import Config, FedConfig, ModelConfig
-from mechsafety.experiments.records import record_fed
+from mechsafety.experiments.records import mixed_templates, record_fed, template_lines
 from mechsafety.models.loading import load_model, load_record
 from mechsafety.models.provenance import of_models
 from mechsafety.pages.page import FigureFormat, Page, render_page, write_figures
@@ -237,6 +237,8 @@ class Session:
         self.say(f"loading {spec}")
         model = load_model(spec, **loading, date=self.day)
         self.record_model(spec, model, prompts=prompts)
+        if judging:
+            self.run.record_item("models", spec, self.run.manifest["models"][spec] | {"judges": True})
         return model
 
     def record_model(self, spec: str, model: TransformerBridge, *, prompts: Sequence[Any] = ()) -> None:
@@ -355,7 +357,7 @@ class Result:
 
     def findings(self) -> list[str]:
         """What was found, in sentences."""
-        return self.experiment.findings(self)
+        return [*self.experiment.findings(self), *mixed_templates(self.manifest)]
 
     def save_figures(self, *, form: FigureFormat = "html", out: str | Path | None = None) -> list[Path]:
         """Write every figure into ``out`` (default: the run's ``figures``)."""
@@ -389,6 +391,7 @@ class Result:
     def page(self) -> Page:
         """The page before it is HTML."""
         found, added = self.experiment.page(self, self.figures()), self._added
+        found = replace(found, how=[*found.how, *template_lines(self.manifest)])
         if added is None:
             return found
         block = judging.block(added[0], self.figures()[judging.FIGURE])

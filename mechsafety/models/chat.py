@@ -94,7 +94,9 @@ def day_of(model: TransformerBridge) -> str:
 
 def written_day(model: TransformerBridge) -> str | None:
     """The day that the chat template writes; None where it writes none."""
-    return day_of(model) if rendering.writes_the_day(_chat_tokenizer(model), _given(model)) else None
+    return (
+        day_of(model) if rendering.writes_the_day(_chat_tokenizer(model), given_to_template(model)) else None
+    )
 
 
 def render_chat(
@@ -116,7 +118,7 @@ def render_chat(
         day=day_of(model),
         answer_next=answer_next,
         last_turn_open=last_turn_open,
-        given=_given(model),
+        given=given_to_template(model),
     )
 
 
@@ -130,7 +132,7 @@ def without_prefix(model: TransformerBridge, answer: str) -> str:
     return answer.removeprefix(answer_prefix(model))
 
 
-def _given(model: TransformerBridge) -> TemplateInput:
+def given_to_template(model: TransformerBridge) -> TemplateInput:
     """What the model's template gets beside the messages."""
     return template_input(chat_of(model), _chat_tokenizer(model), day=day_of(model))
 

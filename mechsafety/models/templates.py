@@ -12,6 +12,8 @@ from mechsafety.models.rendering import BARE_TEMPLATES, HELLO, OWN_OR, rendered
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+OWN = "the model's own"
+"""What a model's own template is called in its record."""
 NAMES = (*BARE_TEMPLATES, *(OWN_OR + name for name in BARE_TEMPLATES))
 """What ``template`` can be beside a file; ``own-or-plain`` is plain for models without a template of their own."""
 
@@ -20,7 +22,7 @@ def set_template(spec: str, tokenizer: PreTrainedTokenizerBase, template: str | 
     """Give ``tokenizer`` the template; what it is called in the record."""
     own = template is None or template.startswith(OWN_OR)
     if tokenizer.chat_template is not None and own:
-        return "the model's own"
+        return OWN
     if template is None:
         raise MechsafetyError(
             f"model {spec!r} has no chat template (a base model?): pass --template plain for a simple "
