@@ -99,8 +99,10 @@ class ChatConfig(Config):
 class ModelConfig(Config):
     """The configuration of an experiment that loads models."""
 
-    template: Annotated[str | None, Option(metavar="plain|FILE")] = Field(
-        default=None, description="chat template: plain, or a Jinja file; the model's own when empty"
+    template: Annotated[str | None, Option(metavar="NAME|FILE")] = Field(
+        default=None,
+        description="chat template: plain, few-shot, or a Jinja file; own-or-plain and own-or-few-shot for models "
+        "without one alone; the model's own when empty",
     )
     date: Annotated[Day | None, Option(metavar="DAY")] = Field(
         default=None,

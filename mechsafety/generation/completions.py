@@ -23,6 +23,7 @@ from mechsafety.models.chat import (
     Rendering,
     TokenBatch,
     after_thoughts,
+    answer_prefix,
     device_of,
     pad_left,
     pad_token,
@@ -33,10 +34,12 @@ from mechsafety.models.finite import finite_logits
 from mechsafety.models.forward import evaluating
 from mechsafety.models.hooking import Coverage, plain_twin
 from mechsafety.models.loading import body_of, is_hooked_transformer
+from mechsafety.models.rendering import NEXT_QUESTION, is_bare
 from mechsafety.models.thought_reading import ThoughtReader, thought_reader
 from mechsafety.models.thoughts import split_thought
 from mechsafety.models.turn_ends import stop_tokens
 from mechsafety.prompts.fed import fitting
+from mechsafety.prompts.messages import Turns, as_messages, read_turns, turns_text
 from mechsafety.prompts.prompt_set import Prompt
 
 if TYPE_CHECKING:
@@ -52,8 +55,9 @@ class Completion:
 
     A thought stands in ``text`` before the answer, between ``<think>`` and ``</think>`` whatever the model's own marks
     are, and without the latter where it was cut off; ``n_thought_tokens`` of ``tokens`` are its, with the blank lines
-    before the answer. ``finish`` is ``stop``
-    (end of turn) or ``length`` (the answer was cut at max_new_tokens, or the thought at max_thought_tokens).
+    before the answer. ``finish`` is ``stop`` (end of turn) or ``length`` (the answer was cut at max_new_tokens, or the
+    thought at max_thought_tokens). An answer prefix, which the model is fed, is part of the text and of the prompt's
+    tokens. ``messages`` are those of a prompt that is a conversation.
     """
 
     id: str
@@ -65,6 +69,12 @@ class Completion:
     n_prompt_tokens: int
     finish: Literal["stop", "length"]
     n_thought_tokens: int = 0
+    messages: Turns = ()
+
+    @property
+    def asked(self) -> str | list[dict[str, str]]:
+        """What the model was asked: the prompt's text, or the whole conversation."""
+        return as_messages(self.messages) if self.messages else self.prompt
 
     @property
     def n_tokens(self) -> int:
@@ -106,7 +116,8 @@ class Completions(Sequence[Completion]):
         import pandas as pd
 
         rows = [asdict(c) | {"tokens": list(c.tokens), "n_tokens": c.n_tokens} for c in self]
-        return pd.DataFrame(rows).rename(columns={"text": "response"})
+        table = pd.DataFrame(rows).rename(columns={"text": "response"})
+        return _with_conversations(table, [c.messages for c in self])
 
     def _repr_html_(self) -> str:
         rows = "".join(
@@ -118,9 +129,29 @@ class Completions(Sequence[Completion]):
         return f"<table>{head}{rows}</table>{more}"
 
 
+def _with_conversations(table: pd.DataFrame, several: Sequence[Turns]) -> pd.DataFrame:
+    """``table`` with the column ``messages``, as JSON text, where some prompts are conversations."""
+    kept = table.drop(columns="messages", errors="ignore")
+    return kept.assign(messages=[turns_text(turns) for turns in several]) if any(several) else kept
+
+
+def conversations(table: pd.DataFrame) -> list[Turns]:
+    """The messages of each row of a table of answers; none for prompts of one turn."""
+    if "messages" not in table.columns:
+        return [()] * len(table)
+    return [read_turns(given, at=f"answer {row}") for row, given in enumerate(table["messages"])]
+
+
+def asked_in(table: pd.DataFrame) -> list[str | list[dict[str, str]]]:
+    """What the model was asked in each row of a table of answers."""
+    pairs = zip(table["prompt"], conversations(table), strict=True)
+    return [as_messages(turns) if turns else str(prompt) for prompt, turns in pairs]
+
+
 def answer_frame(answers: Sequence[Completion], **keys: object) -> pd.DataFrame:
     """Answers as a run keeps them for other judges: ``keys``, then id, label, prompt, response."""
     table = Completions(tuple(answers)).to_frame()[["id", "label", "prompt", "response"]]
+    table = _with_conversations(table, [c.messages for c in answers])
     return table.assign(**keys)[[*keys, *table.columns]]
 
 
@@ -133,7 +164,7 @@ def generation_plan(
 ) -> list[Batch]:
     """Row numbers of ``prompts`` in batches of like length: fixed by the prompts and the batch size."""
     with after_thoughts(model, {}):
-        lengths = [len(s) for s in tokenize_prompts(model, [p.text for p in prompts])]
+        lengths = [len(s) for s in tokenize_prompts(model, [p.asked for p in prompts])]
     return plan_batches(lengths, batch_size=batch_size)
 
 
@@ -185,7 +216,7 @@ def generate(
     todo = [list(b) for b in (plan or plan_batches([len(s) for s in sequences], batch_size=batch_size))]
     done: dict[int, Completion] = {}
     total = sum(len(rows) for rows in todo)
-    stops = stop_tokens(model)
+    stops, prefix = stop_tokens(model), "" if rendering == "text" else answer_prefix(model)
     reader = thought_reader(model, n_answer=max_new_tokens, rendering=rendering)
     n_groups = _groups_of(edit)
     coverage: Coverage | None = None
@@ -209,7 +240,7 @@ def generate(
                 continue
             coverage = _added(coverage, receipt)
             finished = [
-                _completion(reader, prompts[r], sequences[r], tokens, stops)
+                _completion(model, reader, prompts[r], sequences[r], tokens, stops, prefix=prefix)
                 for r, tokens in zip(rows, new.tolist(), strict=True)
             ]
             done.update(zip(rows, finished, strict=True))
@@ -349,26 +380,56 @@ def _bridge_generate(
 
 
 def _completion(
+    model: TransformerBridge,
     reader: ThoughtReader,
     prompt: Prompt,
     sequence: Sequence[int],
     tokens: list[int],
     stops: frozenset[int],
+    *,
+    prefix: str,
 ) -> Completion:
     stop = next((i for i, token in enumerate(tokens) if token in stops), len(tokens))
     end = reader.end(tokens[:stop])
-    kept = tokens[: stop if end is None else end]
+    kept, finish = (tokens[:stop], "stop") if end is None else (tokens[:end], "length")
+    text = _continued(model, sequence, kept, prefix) if prefix else reader.text(kept)
+    if is_bare(model.tokenizer) and NEXT_QUESTION in text:
+        (kept, text), finish = _before_the_next_question(model, kept, text), "stop"
     return Completion(
         id=prompt.id,
         prompt=prompt.text,
         label=prompt.label,
         category=prompt.category,
-        text=reader.text(kept),
+        text=text,
         tokens=tuple(kept),
         n_prompt_tokens=len(sequence),
-        finish="stop" if end is None else "length",
+        finish=finish,
         n_thought_tokens=reader.thought_tokens(kept),
+        messages=prompt.messages,
     )
+
+
+def _before_the_next_question(
+    model: TransformerBridge, tokens: list[int], text: str
+) -> tuple[list[int], str]:
+    """An answer without the question that a base model goes on with: its tokens and its text."""
+    over = len(text) - len(answer := text.partition(NEXT_QUESTION)[0])
+    whole = len(_decoded(model, tokens))
+    n = next(n for n in range(len(tokens), -1, -1) if len(_decoded(model, tokens[:n])) <= whole - over)
+    return tokens[:n], answer.rstrip()
+
+
+def _decoded(model: TransformerBridge, tokens: Sequence[int]) -> str:
+    return str(model.tokenizer.decode(tokens, skip_special_tokens=True))
+
+
+def _continued(model: TransformerBridge, prompt: Sequence[int], answer: Sequence[int], prefix: str) -> str:
+    """``prefix`` and the text that ``answer`` adds to the prompt that ends with it.
+
+    Decoded together: alone, some tokens lose the blank before them.
+    """
+    before, whole = _decoded(model, prompt), _decoded(model, [*prompt, *answer])
+    return prefix + (whole[len(before) :] if whole.startswith(before) else _decoded(model, answer))
 
 
 def _batch_seed(seed: int, ids: Sequence[str]) -> int:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.names import THOUGHT_END
 from mechsafety.generation.completions import DEFAULT_BATCH, Completion, generate
+from mechsafety.models.chat import tokenize_prompts
 from mechsafety.models.chat_settings import chat_of
 from mechsafety.models.thought_reading import thought_budget
 from mechsafety.prompts.prompt_set import Prompt
@@ -20,8 +21,8 @@ _ANSWER = 4  # tokens: blank lines behind a thought are among the first
 
 def own_thoughts(
     model: TransformerBridge, prompts: Sequence[Prompt], *, batch_size: int = DEFAULT_BATCH
-) -> dict[str, tuple[int, ...]]:
-    """The tokens of the model's own greedy thought about each prompt, by its text, up to where the answer begins.
+) -> dict[tuple[int, ...], tuple[int, ...]]:
+    """The tokens of the model's own greedy thought about each prompt, by its tokens, up to where the answer begins.
 
     With them behind the prompts (:func:`mechsafety.models.chat.after_thoughts`) the last prompt position is the end of
     the thought. Raises :class:`MechsafetyError` for a model that does not think or is kept from it, and where a prompt
@@ -50,7 +51,8 @@ def own_thoughts(
         "are answered without a thought",
         "leave them out",
     )
-    return {c.prompt: c.tokens[: c.n_thought_tokens] for c in done}
+    asked = map(tuple, tokenize_prompts(model, [c.asked for c in done]))
+    return {ids: c.tokens[: c.n_thought_tokens] for ids, c in zip(asked, done, strict=True)}
 
 
 def _require(wrong: Sequence[Completion], n: int, what: str, mend: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 Thinking = Literal["off", "model"]
 """Whether a model is kept from thinking before it answers, or left as its template has it."""
+NOT_OFF = "not switched off"
+"""How the record of a model begins that could not be kept from thinking."""
 _SET_BY_US = frozenset({"messages", "add_generation_prompt", "pinned_day", "strftime_now", "raise_exception"})
 _MARK = "Sandstone"
 
@@ -86,6 +88,17 @@ def chat_of(model: TransformerBridge) -> ChatSettings:
     return _kept(model).get("_mechsafety_chat") or ChatSettings()
 
 
+def chat_text(model: TransformerBridge) -> str:
+    """What of a model's settings differs from the default ones, as JSON; empty where nothing does."""
+    return chat_of(model).as_text()
+
+
+def chat_bound(model: TransformerBridge) -> dict[str, str]:
+    """The same as facts of what is made with a model; none where nothing differs."""
+    text = chat_text(model)
+    return {"chat": text} if text else {}
+
+
 @contextmanager
 def chatting(model: TransformerBridge, settings: ChatSettings) -> Iterator[None]:
     """``model`` under other settings for as long as the block runs, such as those of a judge's question."""
@@ -96,6 +109,11 @@ def chatting(model: TransformerBridge, settings: ChatSettings) -> Iterator[None]
         yield
     finally:
         kept["_mechsafety_chat"] = before
+
+
+def judging(model: TransformerBridge) -> AbstractContextManager[None]:
+    """``model`` as a judge: its own question is put to it with none of the settings that it is studied under."""
+    return chatting(model, ChatSettings())
 
 
 def _kept(model: Any) -> dict[str, Any]:
@@ -137,7 +155,7 @@ def _template_input(settings_json: str, tokenizer: Any, _template: str, day: str
         system_prompt=settings.system_prompt,
         arguments={**given, **off.arguments},
         prefix=off.prefix + (settings.answer_prefix or ""),
-        thinking=f"off: {off.how}" if off.certain else f"not switched off: {off.how}",
+        thinking=f"off: {off.how}" if off.certain else f"{NOT_OFF}: {off.how}",
     )
 
 

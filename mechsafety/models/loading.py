@@ -33,6 +33,7 @@ from mechsafety.models.filled_weights import load_filled, require_embedding_rows
 from mechsafety.models.gguf import PACKAGED, converted, packaged_gguf
 from mechsafety.models.hardware import dtype_name, free_bytes, resolve_device, resolve_dtype
 from mechsafety.models.rendering import PLAIN_TEMPLATE as PLAIN_TEMPLATE
+from mechsafety.models.templates import set_template
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -119,9 +120,9 @@ def load_model(
 
     The result is a ``TransformerBridge`` on unprocessed weights: its logits are Hugging Face's. It
     carries ``load_record`` (:class:`LoadRecord`) and the checkpoint's own tokenizer, padding on the left. ``template``
-    is ``plain`` or a Jinja file, instead of the model's own or where it has none; ``date`` (2025-03-01) is the day
-    that a template with a date writes, today by default; ``chat`` is how prompts are put to the model
-    (:class:`ChatSettings`).
+    is one of :data:`mechsafety.models.templates.NAMES` or a Jinja file, instead of the model's own or where it has
+    none; ``date`` (2025-03-01) is the day that a template with a date writes, today by default; ``chat`` is how
+    prompts are put to the model (:class:`ChatSettings`).
 
     Raises :class:`MechsafetyError` for an unknown name, a missing file, a gated model without a token,
     a missing chat template, chat settings that the template does not take, an adapter that does not fit, and too little
@@ -134,7 +135,7 @@ def load_model(
     folder, source = locate(parsed)
     adapter = None if parsed.adapter is None else adapter_folder(parsed.adapter)  # sooner than the weights
     tokenizer = load_tokenizer(spec, parsed, folder, trust_remote_code=trust_remote_code)
-    template_name = _set_template(spec, tokenizer, template)
+    template_name = set_template(spec, tokenizer, template)
     require_taken(settings, tokenizer, source=spec, day=day)
     hf = load_weights(spec, parsed, folder, dtype=number, device=where, trust_remote_code=trust_remote_code)
     require_embedding_rows(hf, tokenizer, source=spec)
@@ -184,7 +185,7 @@ def load_reader(
     day = checked_day(date) if date is not None else today()
     folder, _ = locate(parsed)
     tokenizer = load_tokenizer(spec, parsed, folder, trust_remote_code=False)
-    _set_template(spec, tokenizer, template)
+    set_template(spec, tokenizer, template)
     require_taken(settings, tokenizer, source=spec, day=day)
     config = _load_config(spec, parsed, folder)
     reads = {"_mechsafety_tokenizer": tokenizer, "_mechsafety_day": day, "_mechsafety_chat": settings}
@@ -383,30 +384,6 @@ def load_tokenizer(
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "left"
     return tokenizer
-
-
-def _set_template(spec: str, tokenizer: PreTrainedTokenizerBase, template: str | None) -> str:
-    if template is None:
-        if tokenizer.chat_template is None:
-            raise MechsafetyError(
-                f"model {spec!r} has no chat template (a base model?): pass --template plain for a simple "
-                "question-and-answer form, or --template FILE.jinja for your own"
-            )
-        return "the model's own"
-    if template == "plain":
-        tokenizer.chat_template = PLAIN_TEMPLATE
-        return "plain"
-    path = Path(template).expanduser()
-    if not path.is_file():
-        raise MechsafetyError(f"template {template!r} is neither 'plain' nor a file that exists")
-    try:
-        tokenizer.chat_template = path.read_text(encoding="utf-8")
-        rendering.rendered(tokenizer, rendering.HELLO, day=today())
-    except Exception as error:
-        raise MechsafetyError(
-            f"template {template!r} is no Jinja chat template: {first_lines(error)}"
-        ) from None
-    return path.name
 
 
 def _boot_bridge(

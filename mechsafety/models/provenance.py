@@ -19,7 +19,9 @@ from mechsafety.core.progress import quiet
 from mechsafety.models.adapters import adapter_folder
 from mechsafety.models.chat_settings import ChatSettings
 from mechsafety.models.hardware import dtype_name, resolve_device, resolve_dtype
-from mechsafety.models.loading import PLAIN_TEMPLATE, ModelSpec, load_error, locate, parse_spec
+from mechsafety.models.loading import ModelSpec, load_error, locate, parse_spec
+from mechsafety.models.rendering import BARE_TEMPLATES, OWN_OR
+from mechsafety.models.templates import NAMES
 from mechsafety.runs.folder import Provenance
 
 WHOLE = 2**31
@@ -62,7 +64,9 @@ def of_model(
     if parsed.adapter is not None:
         identity["adapter"] = _folder_kinds(adapter_folder(parsed.adapter)).get("adapter")
     if template is not None:
-        identity["template"] = _template(template)
+        # Whether a model needs the named one is among its own files.
+        key = "template where it has none" if template.startswith(OWN_OR) else "template"
+        identity[key] = _template(template.removeprefix(OWN_OR))
     if chat is not None and not chat.is_default:
         identity["chat"] = chat.as_text()
     circumstance = {"dtype": dtype_name(resolve_dtype(dtype, where)), "device": str(where)}
@@ -114,11 +118,13 @@ def of_files(*paths: Path) -> Provenance:
 
 
 def _template(template: str) -> str:
-    if template == "plain":
-        return hashlib.sha256(PLAIN_TEMPLATE.encode()).hexdigest()
+    if template in BARE_TEMPLATES:
+        return hashlib.sha256(BARE_TEMPLATES[template].encode()).hexdigest()
     path = Path(template).expanduser()
     if not path.is_file():
-        raise MechsafetyError(f"template {template!r} is neither 'plain' nor a file that exists")
+        raise MechsafetyError(
+            f"template {template!r} is neither one of {', '.join(NAMES)} nor a file that exists"
+        )
     return _hashed(path)
 
 

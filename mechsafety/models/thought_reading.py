@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from mechsafety.core.errors import MechsafetyError
 from mechsafety.models.chat import Rendering, day_of, own_tokenizer
 from mechsafety.models.chat_settings import chat_of, template_input
 from mechsafety.models.thinking import Mark, answer_beginning, opened, thought_marks
@@ -123,6 +124,14 @@ def thought_budget(model: TransformerBridge) -> int:
     """How many tokens the model may think before an answer; 0 where it does not think, or is kept from it."""
     settings = chat_of(model)
     return settings.max_thought_tokens if settings.thinking == "model" and thinks(model) else 0
+
+
+def require_no_thoughts(model: TransformerBridge, what: str) -> None:
+    """Raise :class:`MechsafetyError` for a model that is left thinking, where ``what`` is about answers alone."""
+    if thought_budget(model):
+        raise MechsafetyError(
+            f"{what} knows no thoughts before answers: leave out thinking: model (--thinking model)"
+        )
 
 
 def thinks(model: TransformerBridge) -> bool:

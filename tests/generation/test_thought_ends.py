@@ -64,9 +64,9 @@ def test_the_last_position_is_the_end_of_each_prompts_own_thought(
         again = generate(model, prompts, max_new_tokens=4, seed=0)
     assert [c.tokens for c in again] == [c.tokens for c in generate(model, prompts, max_new_tokens=4, seed=0)]
     assert tokenize_prompts(model, [prompts[0].text])[0][-1] != close
-    for row, prompt in enumerate(prompts):
-        assert close in thoughts[prompt.text]
-        ids = [*tokenize_prompts(model, [prompt.text])[0], *thoughts[prompt.text]]
+    for row, asked in enumerate(tokenize_prompts(model, [p.text for p in prompts])):
+        assert close in thoughts[tuple(asked)]
+        ids = [*asked, *thoughts[tuple(asked)]]
         with torch.inference_mode():
             hidden = model.original_model(torch.tensor([ids]), output_hidden_states=True).hidden_states
         torch.testing.assert_close(found.activations[row, 0, 1], hidden[1][0, -1], atol=1e-5, rtol=1e-4)
@@ -95,14 +95,14 @@ def test_a_sweep_at_the_end_of_the_thought(
     result = run_sweep(config, tmp_path / "run")
     assert set(result.tables["sweep"]["position"]) == {-1}
     stored = json.loads((result.path / "parts/thoughts.json").read_text())
-    texts = {p.id: p.text for p in both}
+    asked = {p.id: tuple(tokenize_prompts(model, [p.text])[0]) for p in both}
     assert len(stored) == 8
-    assert stored == {i: list(own_thoughts(model, both)[texts[i]]) for i in stored}
+    assert stored == {i: list(own_thoughts(model, both)[asked[i]]) for i in stored}
     # The sweep's directions are those of the residual streams behind the thoughts, not behind the prompts.
     found = Directions.load(result.path / "parts/directions/mean_difference.safetensors")
     fit = [p for p in both if p.split == "fit" and p.id in stored]
     behind = find_directions(residual_stream(model, fit), method="mean_difference", seed=0)
-    with after_thoughts(model, {p.text: stored[p.id] for p in fit}):
+    with after_thoughts(model, {asked[p.id]: stored[p.id] for p in fit}):
         expected = find_directions(residual_stream(model, fit), method="mean_difference", seed=0)
     torch.testing.assert_close(found.vectors[0, 1:], expected.vectors[0, 1:], atol=1e-4, rtol=1e-3)
     assert not torch.allclose(found.vectors[0, 1:], behind.vectors[0, 1:], atol=1e-2)

@@ -494,7 +494,9 @@ def test_template_file_replaces_the_models_own(tiny_folder: Folder, tmp_path: Pa
 
 
 def test_template_that_is_no_file(base_folder: Path) -> None:
-    assert "'mine.jinja' is neither 'plain' nor a file" in error_of(base_folder, template="mine.jinja")
+    assert "'mine.jinja' is neither one of plain, few-shot, own-or-plain" in error_of(
+        base_folder, template="mine.jinja"
+    )
 
 
 @pytest.mark.parametrize("content", [b"{% for %}", b"{{ messages[7].content.nothing }}", b"\xff\xfe"])

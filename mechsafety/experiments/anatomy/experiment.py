@@ -32,7 +32,6 @@ from mechsafety.prompts.prompt_set import (
     Prompt,
     PromptSet,
     Purpose,
-    folded,
     load_prompts,
 )
 from mechsafety.prompts.splits import require_splits
@@ -207,9 +206,9 @@ def _purposes(config: AnatomyConfig) -> list[Purpose]:
 
 def _require_held_out(prompts: PromptSet, attacks: Sequence[Prompt]) -> None:
     """Attacks may be harmful report prompts too, but none that something is found or chosen on."""
-    others = {folded(p.text): p for p in prompts}
+    others = {p.folded: p for p in prompts}
     for attack in attacks:
-        twin = others.get(folded(attack.text))
+        twin = others.get(attack.folded)
         if twin is None:
             continue
         if twin.split != PURPOSES["judge"]:

@@ -19,7 +19,7 @@ from mechsafety.experiments.base import Read, Session
 from mechsafety.experiments.sweep.config import SweepConfig
 from mechsafety.generation.completions import Completion, answer_frame, overridden_defaults
 from mechsafety.generation.thought_ends import own_thoughts
-from mechsafety.models.chat import after_thoughts, post_instruction_positions
+from mechsafety.models.chat import after_thoughts, post_instruction_positions, tokenize_prompts
 from mechsafety.models.loading import load_record
 from mechsafety.models.prefixes import prefix_note
 from mechsafety.prompts.fed import fed, fed_record
@@ -63,14 +63,17 @@ class SweepWork:
             self.positions = (-1,) if last else tuple(map(int, config.positions))
         self.thoughts = self._thoughts() if config.positions == THOUGHT_END else {}
 
-    def _thoughts(self) -> dict[str, Sequence[int]]:
-        """The model's thoughts about fit and validation prompts, made once in a run, by the prompts' texts."""
+    def _thoughts(self) -> dict[tuple[int, ...], Sequence[int]]:
+        """The model's thoughts about fit and validation prompts, made once in a run, by the prompts' tokens."""
         prompts = [*self.fit, *self.validation]
-        if not self.run.has_part("thoughts", suffix="json"):
-            made = own_thoughts(self.model, prompts)
-            self.run.write_json_part({p.id: made[p.text] for p in prompts}, "thoughts")
-        stored = self.run.read_json_part("thoughts")
-        return {p.text: stored[p.id] for p in prompts}
+        asked = list(map(tuple, tokenize_prompts(self.model, [p.asked for p in prompts])))
+
+        def made() -> dict[str, Sequence[int]]:
+            thoughts = own_thoughts(self.model, prompts)
+            return {p.id: thoughts[ids] for p, ids in zip(prompts, asked, strict=True)}
+
+        stored = self.session.json_part("thoughts", make=made)
+        return {ids: stored[p.id] for p, ids in zip(prompts, asked, strict=True)}
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """Make what is missing, and join it."""
