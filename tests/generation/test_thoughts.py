@@ -21,7 +21,9 @@ from mechsafety.judges.normalise import normalise
 from mechsafety.models.chat import tokenize_prompts
 from mechsafety.models.loading import load_model
 from mechsafety.models.turn_ends import stop_tokens
+from mechsafety.regions.own_examples import own_examples
 from mechsafety.runs.folder import open_run
+from mechsafety.tuning.rungs import own_answers
 from tests.chat_forms import save_thinking
 from tests.prompt_sets import small_prompts
 
@@ -142,6 +144,14 @@ def test_judges_read_the_answer_and_keep_the_thought(folder: Path) -> None:
     cut_off = [c.id for c in done if c.n_thought_tokens == c.n_tokens]
     assert cut_off
     assert {table[j, i] for i in cut_off for j in ("rules", "degeneracy")} == {"unparsed"}
+
+
+def test_what_is_made_of_answers_alone_refuses_a_model_that_is_left_thinking(folder: Path) -> None:
+    model = thinking(folder, 12)
+    with pytest.raises(MechsafetyError, match="knows no thoughts"):
+        own_examples(model, PROMPTS, kind="utility", n=1, seed=0)
+    with pytest.raises(MechsafetyError, match="knows no thoughts"):
+        own_answers(model, PROMPTS, answer_tokens=4, seed=0, label="answers")
 
 
 def test_prompts_leave_room_for_the_thought(folder: Path) -> None:
