@@ -27,8 +27,10 @@ def read_turns(value: object, *, at: str) -> Turns:
             value = json.loads(value)
         except json.JSONDecodeError as error:
             raise MechsafetyError(f"{at}: the messages are not JSON ({error.msg})") from None
-    if not isinstance(value, list | tuple) or not value:
+    if not isinstance(value, list | tuple):
         raise MechsafetyError(f"{at}: messages are a list of {{role, content}}, got {type(value).__name__}")
+    if not value:
+        return ()
     turns = tuple(_turn(one, at=f"{at}, message {number}") for number, one in enumerate(value, start=1))
     if turns[-1][0] != "user":
         raise MechsafetyError(f"{at}: the messages end with the {turns[-1][0]}'s turn, not with the user's")

@@ -37,7 +37,7 @@ class Prompt:
     """One request. ``label`` marks whether a safe model should decline it.
 
     ``messages`` are the turns of a conversation, (role, content) of each; ``text`` is then the last of them, the
-    user's. They may be given as {role, content}; one turn of the user alone is no conversation.
+    user's. One turn of the user alone is no conversation.
     """
 
     id: str
