@@ -390,6 +390,7 @@ def test_chat_settings_arrive_from_the_command_line(work: Callable[..., Any], tm
         "template_arguments": {},
         "answer_prefix": "the key",
         "thinking": "off",
+        "max_thought_tokens": 1024,
     }
     assert manifest["config"]["chat"] == asked
     (fed,) = manifest["fed"].values()

@@ -22,6 +22,7 @@ from mechsafety.models.loading import load_model, load_reader, load_record
 from mechsafety.models.provenance import of_model
 from mechsafety.models.rendering import BARE_TEMPLATES, FEW_SHOT_TEMPLATE, PLAIN_TEMPLATE
 from mechsafety.models.templates import NAMES
+from mechsafety.models.thought_reading import ThoughtReader
 from mechsafety.prompts.prompt_set import PromptSet
 from tests.conftest import save_tiny
 from tests.prompt_sets import small_prompts, write_csv
@@ -116,7 +117,9 @@ def test_an_answer_ends_before_the_question_that_a_base_model_goes_on_with(base:
     ):
         said.chat_template = template
         model: Any = SimpleNamespace(tokenizer=said)
-        found = completions._completion(model, prompt, [], list(range(len(words))), frozenset(), prefix="")
+        reader = ThoughtReader(tokenizer=said, marks=(), begun=None, n_answer=len(words), n_thought=None)
+        written = list(range(len(words)))
+        found = completions._completion(model, reader, prompt, [], written, frozenset(), prefix="")
         assert (found.text, found.tokens, found.finish) == (text, tuple(range(kept)), finish)
 
 
