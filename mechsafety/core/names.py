@@ -10,6 +10,8 @@ Centring = Literal["pooled", "per_class"]
 """What principal components are centred on."""
 Positions = Literal["last_prompt", "post_instruction"]
 """At which tokens directions are found: the last of the prompt, or every one of the template after the user's text."""
+THOUGHT_END = "thought-end"
+"""The position at which the model's own thought ends."""
 FitOn = Literal["behaviour", "labels"]
 """On which fit prompts directions are found: those that the model treats as their label says, or all."""
 Search = Literal["race", "exhaustive"]

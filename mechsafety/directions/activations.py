@@ -14,6 +14,7 @@ from torch import Tensor
 from mechsafety.core.errors import MechsafetyError, NotFiniteError
 from mechsafety.core.progress import bar
 from mechsafety.models.chat import batches, device_of
+from mechsafety.models.chat_settings import chat_text
 from mechsafety.models.finite import not_finite_at
 from mechsafety.models.forward import forward, run_prefix
 from mechsafety.models.hooking import observed, plain_twin_at, residual_hooks
@@ -34,7 +35,8 @@ class ResidualCache:
 
     ``positions`` are offsets from the end of the rendered prompt: -1 is the last prompt token. Layer L is
     the input of block L (``blocks.L.hook_resid_pre``); the last one, L = n_layers, is the output of the
-    last block, before the final norm.
+    last block, before the final norm. ``chat`` are the settings under which the prompts were read, as JSON; empty for
+    the default ones.
     """
 
     activations: Float[Tensor, "prompt position layer d_model"]
@@ -43,6 +45,7 @@ class ResidualCache:
     labels: tuple[str, ...]
     model: str
     fingerprint: str
+    chat: str = ""
 
     def __post_init__(self) -> None:
         n, p = self.activations.shape[:2]
@@ -107,6 +110,7 @@ def residual_stream(
         labels=tuple(p.label for p in prompts),
         model=model_name(model),
         fingerprint=known_fingerprint(model),
+        chat=chat_text(model),
     )
 
 

@@ -18,7 +18,7 @@ from mechsafety.edits.interventions import (
     digest,
     require_fits,
 )
-from mechsafety.models.bound_files import FileKind, made_for, metadata_of
+from mechsafety.models.bound_files import FileKind, made_for, metadata_of, require_chat
 from mechsafety.models.loading import model_name
 from mechsafety.models.projection import VectorLike
 
@@ -54,14 +54,19 @@ def save_edit(edit: Edit, path: Path | str, *, model: TransformerBridge) -> None
 
 
 def load_edit(
-    path: Path | str, *, model: TransformerBridge | None = None, allow_other_weights: bool = False
+    path: Path | str,
+    *,
+    model: TransformerBridge | None = None,
+    allow_other_weights: bool = False,
+    allow_other_chat: bool = False,
 ) -> Edit:
     """Read what :func:`save_edit` wrote; with ``model`` given, refuse an edit made for another one.
 
     Another model is one of another shape, one that lacks a hook point, or one with other weights
-    (``allow_other_weights`` passes over the last, to carry an edit from one checkpoint to the next). Weights are
-    compared by :func:`mechsafety.models.loading.known_fingerprint`. Raises
-    :class:`MechsafetyError` for those, a missing or damaged file, and contents that do not match their hash.
+    (``allow_other_weights`` passes over the last, to carry an edit from one checkpoint to the next), or with other
+    chat settings (``allow_other_chat`` passes over these). Weights are compared by
+    :func:`mechsafety.models.loading.known_fingerprint`. Raises :class:`MechsafetyError` for those, a missing or
+    damaged file, and contents that do not match their hash.
     """
     path = _FILES.existing(path)
     if "mechsafety" in (found := metadata_of(path)) and _KEY not in found:
@@ -72,6 +77,9 @@ def load_edit(
     if model is not None and not allow_other_weights:
         hint = f"write saved({path}, any_weights=true), in Python allow_other_weights=True"
         _FILES.require_weights(path, made, model, hint=hint)
+    if model is not None and not allow_other_chat:
+        hint = f"write saved({path}, any_chat=true), in Python allow_other_chat=True"
+        require_chat(str(made.get("chat", "")), model, what=f"edit {str(path)!r}", hint=hint)
     return edit
 
 

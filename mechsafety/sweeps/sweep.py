@@ -21,6 +21,7 @@ from torch import Tensor
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.directions.activations import residual_stream
 from mechsafety.directions.direction import Direction, Directions
+from mechsafety.models.chat_settings import chat_bound, chat_text
 from mechsafety.models.loading import current_fingerprint, known_fingerprint, model_name
 from mechsafety.prompts.fed import truncated
 from mechsafety.prompts.prompt_set import PromptSet
@@ -217,6 +218,7 @@ def sweep(
     if journal is not None:
         journal.bind(
             model=current_fingerprint(model),
+            **chat_bound(model),
             directions=directions.sha256(),
             prompts=prompts.sha256(),
             measure=measure.taken.made_from(),
@@ -347,4 +349,9 @@ def _check_same_model(model: TransformerBridge, directions: Directions) -> None:
     if directions.fingerprint and known_fingerprint(model) != directions.fingerprint:
         raise MechsafetyError(
             f"these directions were found on {directions.model!r}, whose weights differ from {model_name(model)!r}'s"
+        )
+    if directions.chat != chat_text(model):
+        raise MechsafetyError(
+            f"these directions were found under other chat settings ({directions.chat or 'the default ones'}) than the "
+            f"model's ({chat_text(model) or 'the default ones'}): load the model with theirs, or find them again"
         )

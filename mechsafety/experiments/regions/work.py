@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -151,14 +152,19 @@ class RegionWork:
                 max_new_tokens=config.answer_tokens,
                 seed=config.seed + draw,
             )
-            self.run.write_part(pd.DataFrame([asdict(e) for e in examples]), *key)
+            self.run.write_part(
+                pd.DataFrame([asdict(e) | {"prompt": json.dumps(e.prompt)} for e in examples]), *key
+            )
         rows = self.run.read_part(*key).to_dict(orient="records")
         self.say(f"scores of {kind}, draw {draw + 1} of {config.draws}")
         folder = self.run.path / "scores"
         folder.mkdir(exist_ok=True)
         return attribute(
             self.model,
-            [Example(prompt=r["prompt"], answer=r["answer"], whole=bool(r["whole"])) for r in rows],
+            [
+                Example(prompt=json.loads(r["prompt"]), answer=r["answer"], whole=bool(r["whole"]))
+                for r in rows
+            ],
             loss=config.loss,
             positions=config.positions,
             batch_size=config.batch_size,

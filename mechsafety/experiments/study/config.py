@@ -150,7 +150,11 @@ def load_config(source: str | None, overrides: Mapping[str, Any] | None = None) 
         path = _find(source)
         where = str(source)
         values = _read(path)
-    values |= dict(overrides or {})
+    values |= {
+        # Chat settings are given one by one beside those of the file.
+        name: {**values[name], **value} if name == "chat" and isinstance(values.get(name), dict) else value
+        for name, value in (overrides or {}).items()
+    }
     try:
         return StudyConfig.model_validate(values)
     except ValidationError as error:

@@ -40,7 +40,13 @@ from mechsafety.experiments.study.controls import (
     draw_controls,
     random_arms,
 )
-from mechsafety.generation.completions import Completion, Sampling, answer_frame, overridden_defaults
+from mechsafety.generation.completions import (
+    Completion,
+    Sampling,
+    answer_frame,
+    asked_in,
+    overridden_defaults,
+)
 from mechsafety.generation.resumable import resumable_responses, resumable_under_each
 from mechsafety.generation.scoring import answer_nll
 from mechsafety.judges.checks import check_judge
@@ -72,8 +78,9 @@ if TYPE_CHECKING:
 Arm = tuple[str, str]
 _RESPONSE_COLUMNS = [
     *("system", "arm", "id", "label", "category", "prompt", "response", "finish"),
-    *("n_prompt_tokens", "n_tokens", "nll"),
+    *("n_prompt_tokens", "n_tokens", "nll", "messages"),
 ]
+"""The last one where prompts are conversations."""
 _KEPT_STREAM = 2**30
 """Bytes of the fit prompts' residual stream that are kept for the random directions, which else read it anew."""
 
@@ -140,7 +147,7 @@ class StudyWork:
         if spec not in self._models:
             judges = {j.partition(":")[2] for j in self.config.judges}
             self._models = {s: m for s, m in self._models.items() if s in judges}
-            self._models[spec] = self.session.load(spec)
+            self._models[spec] = self.session.load(spec, judging=spec not in self.config.systems)
         return self._models[spec]
 
     def fed(self, spec: str) -> tuple[Fed, Fed]:
@@ -458,7 +465,7 @@ class StudyWork:
         self.run.write_part(table.assign(system=spec, arm=arm), "responses", spec, arm)
 
     def _nll(self, model: TransformerBridge, table: pd.DataFrame) -> list[float]:
-        contexts = tokenize_prompts(model, list(table["prompt"]))
+        contexts = tokenize_prompts(model, asked_in(table))
         answers = [[int(t) for t in tokens] for tokens in table["tokens"]]
         found = answer_nll(model, contexts, answers, ids=list(table["id"]))
         return [float("nan") if value is None else round(value, 5) for value in found]
@@ -567,7 +574,7 @@ class StudyWork:
             **self._model_judge_tables(verdicts),
             "sweep": self._joined("sweep", specs),
             "scatter": self._joined("scatter", specs),
-            "responses": self._joined("responses", arms)[_RESPONSE_COLUMNS],
+            "responses": self._joined("responses", arms).filter(items=_RESPONSE_COLUMNS),
             "verdicts": verdicts,
             **self._confirmation_table(list(measured)),
             **control_tables(run, config, list(measured), verdicts, columns=_RESPONSE_COLUMNS),

@@ -53,12 +53,14 @@ class TextJudge(AskingJudge):
         longest: int = LONGEST,
     ) -> None:
         from mechsafety.models.chat import tokenize_prompts
+        from mechsafety.models.chat_settings import judging
 
         self.name = f"text:{spec}"
         super().__init__()
         self.model, self.edit = model, edit
         self.max_new_tokens, self.longest = max_new_tokens, longest
-        tokenize_prompts(model, ["Is there a chat template?"])  # reported before any work is done
+        with judging(model):
+            tokenize_prompts(model, ["Is there a chat template?"])  # reported before any work is done
 
     @property
     def fingerprint(self) -> dict[str, object] | None:
@@ -66,12 +68,14 @@ class TextJudge(AskingJudge):
         on the model."""
         from mechsafety.edits.interventions import digest
         from mechsafety.models.chat import own_tokenizer, written_day
+        from mechsafety.models.chat_settings import judging
         from mechsafety.models.loading import architecture, body_of
         from mechsafety.runs.folder import computing_versions
 
         if any(point.fwd_hooks for point in self.model.hook_dict.values()):
             return None
-        chat = f"{own_tokenizer(self.model).chat_template}{written_day(self.model) or ''}"
+        with judging(self.model):
+            chat = f"{own_tokenizer(self.model).chat_template}{written_day(self.model) or ''}"
         return {
             "judge": self.name,
             "revision": {
@@ -122,12 +126,12 @@ class TextJudge(AskingJudge):
     def _generate(self, texts: dict[int, str], take: Callable[[int, str], None]) -> None:
         from mechsafety.generation.fixed_batches import separate_replies
         from mechsafety.models.chat import tokenize_prompts
+        from mechsafety.models.chat_settings import judging
         from mechsafety.models.prefixes import shared_prefix
 
         if not texts:
             return
         rows = list(texts)
-        contexts = tokenize_prompts(self.model, [texts[row] for row in rows])
         # The same in every call: what the questions about two short replies begin with.
         known = [
             question(Response(id="", prompt=p, text="?"), salt=_SALT, swapped=self.swapped) for p in "ab"
@@ -139,24 +143,28 @@ class TextJudge(AskingJudge):
             )
             take(rows[place], reply.text)
 
-        separate_replies(
-            self.model,
-            contexts,
-            beginning=shared_prefix(tokenize_prompts(self.model, known)),
-            max_new_tokens=self.max_new_tokens,
-            take=taken,
-            edit=self.edit,
-            label=self.name,
-        )
+        with judging(self.model):
+            contexts = tokenize_prompts(self.model, [texts[row] for row in rows])
+            separate_replies(
+                self.model,
+                contexts,
+                beginning=shared_prefix(tokenize_prompts(self.model, known)),
+                max_new_tokens=self.max_new_tokens,
+                take=taken,
+                edit=self.edit,
+                label=self.name,
+            )
 
     def _too_long(self, text: str) -> dict[str, object] | None:
         from mechsafety.models.chat import tokenize_prompts
+        from mechsafety.models.chat_settings import judging
         from mechsafety.models.loading import window
 
         if (most := window(self.model)) is None:
             return None
         room = most - self.max_new_tokens
-        n_tokens = len(tokenize_prompts(self.model, [text])[0])
+        with judging(self.model):
+            n_tokens = len(tokenize_prompts(self.model, [text])[0])
         return {"tokens": n_tokens, "room": room} if n_tokens > room else None
 
 
