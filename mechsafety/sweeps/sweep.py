@@ -222,7 +222,8 @@ def sweep(
             measure=measure.taken.made_from(),
             threshold=threshold,
         )
-    cache = residual_stream(model, prompts, positions=directions.positions, batch_size=batch_size)
+    reading: dict[str, Any] = {"positions": directions.positions, "final_norm": directions.final_norm}
+    cache = residual_stream(model, prompts, **reading, batch_size=batch_size)
     candidates = candidates_of(directions, chosen)
     unedited = Unedited(harmful=score_a[keep_a].numpy(), harmless=score_b[keep_b].numpy())
     scored = score_all(

@@ -14,8 +14,8 @@ from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.names import (
     RESPONSES_AT_ONCE,
     SELECTION_RULES,
+    AnchorsUsed,
     Centring,
-    FitOn,
     Method,
     Positions,
     RecipeName,
@@ -63,10 +63,10 @@ class StudyConfig(FedConfig):
     positions: Positions | None = Field(
         default=None, description="template tokens whose directions compete, instead of the recipe's"
     )
-    fit_on: FitOn | None = Field(
+    fit_on: AnchorsUsed | None = Field(
         default=None,
-        description="fit prompts that the model treats as their label says (behaviour), or all (labels), instead of "
-        "the recipe's",
+        description="fit prompts that the model treats as their label says (behaviour), all (labels), or every anchor, "
+        "validation prompts too (anchors), instead of the recipe's",
     )
     selection: str | None = Field(default=None, description="selection rule: auto or arditi")
     search: Search = Field(

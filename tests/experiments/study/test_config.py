@@ -121,7 +121,7 @@ def test_the_granular_study_has_its_ten_checkpoints() -> None:
         ("sampling: {temperature: .inf}", ["sampling.temperature: Input should be a finite number"]),
         ("sampling: {temperature: 0}", ["sampling.temperature: Input should be greater than 0"]),
         ("sampling: {top_k: 5}", ["sampling.top_k: Extra inputs are not permitted"]),
-        ("recipe: mine", ["recipe: Input should be 'default', 'paper', 'code' or 'arditi'"]),
+        ("recipe: mine", ["recipe: Input should be 'default', 'paper', 'code', 'granular-release' or 'arditi'"]),
         ("direction: median", ["direction: "]),
         ("dtype: int8", ["dtype: "]),
         ("colour: red\nseed: -3", ["colour: ", "seed: "]),
@@ -182,7 +182,9 @@ def test_presets_are_commented(tmp_path: Path) -> None:
 def test_recipes_are_the_named_ones() -> None:
     assert tuple(RECIPES) == RECIPE_NAMES
     assert [recipe(name).name for name in RECIPE_NAMES] == list(RECIPE_NAMES)
-    with pytest.raises(MechsafetyError, match="recipe 'mine' is not one of default, paper, code, arditi"):
+    with pytest.raises(
+        MechsafetyError, match="recipe 'mine' is not one of default, paper, code, granular-release, arditi"
+    ):
         recipe("mine")
 
 
@@ -194,6 +196,7 @@ def test_what_the_user_chose_replaces_the_recipes_choice() -> None:
 
 def test_layers_of_recipes() -> None:
     assert [recipe("code").layer_of(n) for n in (30, 32, 24)] == [18, 19, 14]  # int(0.6 n)
+    assert recipe("granular-release").layer_of(30) == 30  # after the final norm
     assert recipe("default").layer_of(30) is None
     assert recipe("code", layer=7).layer_of(30) == 7
 
