@@ -31,7 +31,7 @@ def _study(
     An interrupted study goes on when the same command runs again. Systems that could not be measured are named, and
     the exit code is 1 then.
     """
-    config = load_config(source, given)
+    config = load_config(source, given, say=say)
     if print_config:
         return config.model_dump(mode="json"), commented_yaml(config).rstrip()
     from mechsafety.experiments.study.experiment import run_study

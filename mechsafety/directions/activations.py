@@ -91,8 +91,9 @@ def residual_stream(
     positions are kept, so memory is that of the result plus one batch. With ``final_norm`` the last layer is read after
     the model's final norm, as in the last entry of Hugging Face's ``hidden_states``.
 
-    Raises :class:`MechsafetyError` when there are no prompts, when a prompt is shorter than the furthest position or longer than the model's window
-    (``truncate_prompts`` cuts its text instead), and for NaN activations (with the prompt and the layer).
+    Raises :class:`MechsafetyError` when there are no prompts, when a prompt is shorter than the furthest position or
+    longer than the model's window (``truncate_prompts`` cuts its text instead), and for NaN activations (with the
+    prompt and the layer).
     """
     if truncate_prompts:
         prompts, _ = truncated(model, prompts, new_tokens=0)

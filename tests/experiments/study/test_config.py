@@ -18,6 +18,8 @@ from mechsafety.experiments.study.config import (
     load_config,
     presets,
 )
+from mechsafety.experiments.study.experiment import study_prompts
+from tests.prompts.test_folders import save_parts
 
 LADDER = [
     "locuslab/mix_ift_v4-smollm2-1.7b-all_raw_folders_baseline-600B",
@@ -100,6 +102,26 @@ def test_the_granular_study_has_its_ten_checkpoints() -> None:
     assert list(config.systems) == LADDER
     assert (config.recipe, config.max_new_tokens, config.prompts) == ("paper", 2000, "default")
     assert "phrases:granular" in config.judges
+
+
+def test_the_granular_study_takes_the_papers_prompts_where_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("SAFETY_PRETRAINING", raising=False)
+    said: list[str] = []
+    assert load_config("safety-pretraining", say=said.append).anchors == "default"
+    assert len(said) == 2
+    assert all("$SAFETY_PRETRAINING/data" in line and "'default' is used" in line for line in said)
+
+    data = save_parts(tmp_path / "checkout" / "data")
+    monkeypatch.setenv("SAFETY_PRETRAINING", str(data.parent))
+    said.clear()
+    config = load_config("safety-pretraining", say=said.append)
+    assert (config.prompts, config.anchors, said) == (str(data), str(data), [])
+    report, anchors = study_prompts(config)
+    assert (len(report), len(anchors)) == (6, 32)
+    assert load_config("safety-pretraining", {"prompts": "contrast"}).prompts == "contrast"
 
 
 @pytest.mark.parametrize(
