@@ -16,6 +16,7 @@ from torch import Tensor
 from mechsafety.core.days import today
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.models import rendering
+from mechsafety.models.chat_settings import TemplateInput, chat_of, template_input
 from mechsafety.models.loading import window
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def day_of(model: TransformerBridge) -> str:
 
 def written_day(model: TransformerBridge) -> str | None:
     """The day that the chat template writes; None where it writes none."""
-    return day_of(model) if rendering.writes_the_day(_chat_tokenizer(model)) else None
+    return day_of(model) if rendering.writes_the_day(_chat_tokenizer(model), _given(model)) else None
 
 
 def render_chat(
@@ -102,7 +103,9 @@ def render_chat(
 ) -> str:
     """``messages`` in the model's own chat template, ready for its answer, or with the last turn left open.
 
-    Raises :class:`MechsafetyError` for a model that the user brings without a tokenizer or a chat template.
+    The model's chat settings apply (:func:`mechsafety.models.chat_settings.chat_of`): the answer prefix is the end of
+    what is ready for the answer. Raises :class:`MechsafetyError` for a model that the user brings without a tokenizer
+    or a chat template.
     """
     return rendering.rendered(
         _chat_tokenizer(model),
@@ -110,7 +113,13 @@ def render_chat(
         day=day_of(model),
         answer_next=answer_next,
         last_turn_open=last_turn_open,
+        given=_given(model),
     )
+
+
+def _given(model: TransformerBridge) -> TemplateInput:
+    """What the model's template gets beside the messages."""
+    return template_input(chat_of(model), _chat_tokenizer(model), day=day_of(model))
 
 
 def _chat_tokenizer(model: TransformerBridge) -> Any:

@@ -11,9 +11,12 @@ import functools
 import inspect
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from mechsafety.core.progress import quiet
+
+if TYPE_CHECKING:
+    from mechsafety.models.chat_settings import TemplateInput
 
 PLAIN_TEMPLATE = (
     "{% for message in messages %}"
@@ -25,6 +28,7 @@ PLAIN_TEMPLATE = (
 """What ``--template plain`` gives a model that has no chat template of its own: bare text, and begun as such."""
 
 HELLO = ({"role": "user", "content": "Hello"},)
+SYSTEM_ROLES = ("system", "developer")
 
 
 # -- the day that templates write ---------------------------------------------------------------------
@@ -61,12 +65,21 @@ def rendered(
     day: str,
     answer_next: bool = True,
     last_turn_open: bool = False,
+    given: TemplateInput | None = None,
 ) -> str:
-    """``messages`` in the tokenizer's chat template, as on ``day``, ready for the answer or with the last turn open."""
+    """``messages`` in the tokenizer's chat template, as on ``day``, ready for the answer or with the last turn open.
+
+    ``given`` is what the template gets beside the messages; its prefix stands where the answer begins.
+    """
     template = tokenizer.get_chat_template()
+    messages = list(messages)
     options: dict[str, Any] = {}
+    if given is not None:
+        options |= given.arguments
+        if given.system_prompt is not None and (not messages or messages[0]["role"] not in SYSTEM_ROLES):
+            messages.insert(0, {"role": "system", "content": given.system_prompt})
     if "strftime_now" in template:
-        options = {"chat_template": _PINNED + template, "pinned_day": _directives(day)}
+        options |= {"chat_template": _PINNED + template, "pinned_day": _directives(day)}
     text = tokenizer.apply_chat_template(
         [dict(message) for message in messages],
         tokenize=False,
@@ -74,13 +87,13 @@ def rendered(
         continue_final_message=last_turn_open,
         **options,
     )
-    return cast("str", text)
+    return cast("str", text) + (given.prefix if given is not None and answer_next else "")
 
 
-def writes_the_day(tokenizer: Any) -> bool:
+def writes_the_day(tokenizer: Any, given: TemplateInput | None = None) -> bool:
     """Whether the chat template writes the day it is rendered on."""
     days = ("2001-02-03", "2034-11-25")
-    return len({rendered(tokenizer, HELLO, day=day) for day in days}) == len(days)
+    return len({rendered(tokenizer, HELLO, day=day, given=given) for day in days}) == len(days)
 
 
 # -- text to tokens -----------------------------------------------------------------------------------

@@ -1,0 +1,202 @@
+"""What is asked of a chat template beyond the messages: a system prompt, arguments, an answer prefix, no thinking."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from mechsafety.core.errors import MechsafetyError, first_lines
+from mechsafety.models import rendering
+from mechsafety.models.thinking import thinking_off
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+Thinking = Literal["off", "model"]
+"""Whether a model is kept from thinking before it answers, or left as its template has it."""
+_SET_BY_US = frozenset({"messages", "add_generation_prompt", "pinned_day", "strftime_now", "raise_exception"})
+_MARK = "Sandstone"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatSettings:
+    """How prompts are put to a model.
+
+    ``system_prompt`` is the first message of role system where the messages have none (None: the template's own);
+    ``template_arguments`` are passed to the template by name; every answer begins with ``answer_prefix``, which stands
+    behind the generation prompt. Raises :class:`MechsafetyError` for an answer prefix of a model that is left thinking,
+    and for arguments that JSON does not have.
+    """
+
+    system_prompt: str | None = None
+    template_arguments: Mapping[str, Any] = field(default_factory=dict)
+    answer_prefix: str | None = None
+    thinking: Thinking = "off"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "template_arguments", dict(self.template_arguments))
+        try:
+            json.dumps(self.template_arguments)
+        except TypeError:
+            raise MechsafetyError(
+                f"template arguments {self.template_arguments!r}: text, numbers, true, false, null, lists and objects"
+            ) from None
+        if self.thinking not in get_args(Thinking):
+            raise MechsafetyError(f"thinking {self.thinking!r} is not one of {', '.join(get_args(Thinking))}")
+        if self.answer_prefix and self.thinking == "model":
+            raise MechsafetyError(
+                "an answer prefix leaves no thought before the answer: leave out the prefix, or thinking: model"
+            )
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @property
+    def is_default(self) -> bool:
+        return self == ChatSettings()
+
+
+def chat_settings(given: ChatSettings | Mapping[str, Any] | None) -> ChatSettings:
+    """``given`` as settings. Raises :class:`MechsafetyError` for a key that there is none of."""
+    if given is None or isinstance(given, ChatSettings):
+        return given or ChatSettings()
+    if unknown := sorted(set(given) - set(ChatSettings.__dataclass_fields__)):
+        raise MechsafetyError(
+            f"chat setting {unknown[0]!r} is not one of {', '.join(ChatSettings.__dataclass_fields__)}"
+        )
+    return ChatSettings(**given)
+
+
+def chat_of(model: TransformerBridge) -> ChatSettings:
+    """The settings that a model was loaded with; the default ones of a model that the user booted."""
+    return _kept(model).get("_mechsafety_chat") or ChatSettings()
+
+
+@contextmanager
+def chatting(model: TransformerBridge, settings: ChatSettings) -> Iterator[None]:
+    """``model`` under other settings for as long as the block runs, such as those of a judge's question."""
+    kept = _kept(model)
+    before = kept.get("_mechsafety_chat")
+    kept["_mechsafety_chat"] = settings
+    try:
+        yield
+    finally:
+        kept["_mechsafety_chat"] = before
+
+
+def _kept(model: Any) -> dict[str, Any]:
+    """Where what belongs to a model is kept, also of one that ``torch.compile`` was given."""
+    return model.__dict__.get("_modules", {}).get("_orig_mod", model).__dict__
+
+
+# -- what becomes of them in a tokenizer's template ---------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class TemplateInput:
+    """What a template is given beside the messages, and the ``prefix`` put behind its generation prompt.
+
+    ``thinking`` says what came of that setting, for the record.
+    """
+
+    system_prompt: str | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    prefix: str = ""
+    thinking: str = "model"
+
+
+def template_input(settings: ChatSettings, tokenizer: Any, *, day: str) -> TemplateInput:
+    """``settings`` in the chat template of ``tokenizer``, as on ``day``.
+
+    Raises :class:`MechsafetyError` for an argument with which thinking would be on again.
+    """
+    return _template_input(
+        json.dumps(settings.as_dict(), sort_keys=True), tokenizer, tokenizer.get_chat_template(), day
+    )
+
+
+@functools.lru_cache(maxsize=16)
+def _template_input(settings_json: str, tokenizer: Any, _template: str, day: str) -> TemplateInput:
+    settings = ChatSettings(**json.loads(settings_json))
+    given = dict(settings.template_arguments)
+    if settings.thinking == "model":
+        return TemplateInput(system_prompt=settings.system_prompt, arguments=given)
+    off = thinking_off(tokenizer, day=day)
+    for name, value in off.arguments.items():
+        if name in given and given[name] != value:
+            raise MechsafetyError(
+                f"chat argument {name}={json.dumps(given[name])} switches thinking on, which thinking: off forbids: "
+                "leave out the argument, or give thinking: model (--thinking model)"
+            )
+    return TemplateInput(
+        system_prompt=settings.system_prompt,
+        arguments={**off.arguments, **given},
+        prefix=off.prefix + (settings.answer_prefix or ""),
+        thinking=f"off: {off.how}" if off.certain else f"not switched off: {off.how}",
+    )
+
+
+def record_of(settings: ChatSettings, tokenizer: Any, *, day: str) -> dict[str, Any]:
+    """What was asked of the template, and what came of it."""
+    return settings.as_dict() | {"thinking": template_input(settings, tokenizer, day=day).thinking}
+
+
+def require_taken(settings: ChatSettings, tokenizer: Any, *, source: str, day: str) -> None:
+    """Raise :class:`MechsafetyError` where the chat template has no such argument, or takes no system prompt."""
+    known = template_variables(tokenizer.get_chat_template()) - _SET_BY_US
+    if unknown := sorted(set(settings.template_arguments) - known):
+        raise MechsafetyError(
+            f"chat argument {unknown[0]!r}: the chat template of {source!r} has no such variable; it has "
+            f"{', '.join(sorted(known)) or 'none'}"
+        )
+    found = template_input(settings, tokenizer, day=day)
+    plain = TemplateInput(arguments=found.arguments)
+    try:
+        rendering.rendered(tokenizer, rendering.HELLO, day=day, given=plain)
+    except Exception as error:  # templates raise errors of their own making
+        raise MechsafetyError(
+            f"chat arguments {settings.template_arguments}: the chat template of {source!r} fails with them: "
+            f"{first_lines(error)}"
+        ) from None
+    if settings.system_prompt is not None:
+        _require_system_prompt(tokenizer, plain, source=source, day=day)
+
+
+def _require_system_prompt(tokenizer: Any, given: TemplateInput, *, source: str, day: str) -> None:
+    try:
+        told = [{"role": "system", "content": _MARK}, *rendering.HELLO]
+        why = (
+            "leaves it out" if _MARK not in rendering.rendered(tokenizer, told, day=day, given=given) else ""
+        )
+    except Exception as error:  # templates raise errors of their own making
+        why = f"refuses it: {first_lines(error)}"
+    if why:
+        raise MechsafetyError(
+            f"system prompt: the chat template of {source!r} {why}. Put it into the prompts, or give another --template"
+        )
+
+
+@functools.cache
+def template_variables(template: str) -> frozenset[str]:
+    """The variables of a chat template that it does not set itself: what it can be given."""
+    import jinja2.ext
+    import jinja2.meta
+    import jinja2.sandbox
+
+    class Generation(jinja2.ext.Extension):
+        """The block in which transformers' templates put the model's own words."""
+
+        tags = {"generation"}  # noqa: RUF012
+
+        def parse(self, parser: Any) -> Any:
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols]
+    )
+    return frozenset(jinja2.meta.find_undeclared_variables(environment.parse(template)))
