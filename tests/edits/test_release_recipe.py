@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,8 +15,7 @@ from mechsafety.edits.recipes import RECIPES
 from mechsafety.models.chat import device_of, pad_left, pad_token, tokenize_prompts
 from mechsafety.models.forward import last_logits
 from mechsafety.models.loading import load_model
-from tests.kept_models import kept_folder
-from tests.paper_systems import SYSTEMS
+from tests.paper_systems import save_system
 from tests.prompt_sets import small_prompts
 from tests.reference.plain_release import abliterated, last_normed_state, release_direction
 
@@ -23,11 +23,11 @@ RECIPE = RECIPES["granular-release"]
 CASES = ("HuggingFaceTB/SmolLM2-1.7B-Instruct", "zai-org/glm-4-9b-chat-hf", "Qwen/Qwen3-14B")
 
 
-def _both(system: str) -> tuple[Any, Any]:
+def _both(tmp_path: Path, system: str) -> tuple[Any, Any]:
     """The model as this package loads it, and as transformers do."""
     from transformers import AutoModelForCausalLM
 
-    folder = kept_folder(SYSTEMS[system][0], template=SYSTEMS[system][1])
+    folder = save_system(tmp_path, system)
     plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     return load_model(str(folder), dtype="float32", device="cpu"), plain
 
@@ -44,8 +44,8 @@ def _logits(model: Any, prompts: list[Any]) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("system", CASES)
-def test_logits_are_those_of_plain_transformers_with_edited_weights(system: str) -> None:
-    model, hf = _both(system)
+def test_logits_are_those_of_plain_transformers_with_edited_weights(tmp_path: Path, system: str) -> None:
+    model, hf = _both(tmp_path, system)
     ids = {label: [] for label in ("harmful", "harmless")}
     for prompt in small_prompts(5):
         if prompt.split != "report":
@@ -80,8 +80,8 @@ def test_logits_are_those_of_plain_transformers_with_edited_weights(system: str)
         assert not torch.allclose(_logits(model, report), expected, atol=1e-2)
 
 
-def test_only_the_last_layer_is_read_after_the_final_norm() -> None:
-    model, hf = _both(CASES[0])
+def test_only_the_last_layer_is_read_after_the_final_norm(tmp_path: Path) -> None:
+    model, hf = _both(tmp_path, CASES[0])
     prompts = list(small_prompts(2).fit)
     plain, normed = (residual_stream(model, prompts, final_norm=on).activations for on in (False, True))
     torch.testing.assert_close(normed[:, :, :-1], plain[:, :, :-1])
@@ -89,7 +89,7 @@ def test_only_the_last_layer_is_read_after_the_final_norm() -> None:
     torch.testing.assert_close(normed[:, 0, -1], own, atol=1e-5, rtol=1e-5)
 
 
-def test_where_directions_were_found_travels_in_their_file(tmp_path: Any) -> None:
-    found = _directions(_both(CASES[0])[0], final_norm=True)
+def test_where_directions_were_found_travels_in_their_file(tmp_path: Path) -> None:
+    found = _directions(_both(tmp_path, CASES[0])[0], final_norm=True)
     found.save(tmp_path / "d.safetensors")
     assert Directions.load(tmp_path / "d.safetensors").final_norm
