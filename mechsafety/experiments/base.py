@@ -105,8 +105,8 @@ class Experiment(ABC, Generic[C]):
         No weights are loaded.
         """
         if reads := self.reads():
-            template = self.loading.get("template")
-            require_all_fit(self.models(), reads, template=template, date=day, **self.feeding)
+            reading = {name: self.loading.get(name) for name in ("template", "chat")}
+            require_all_fit(self.models(), reads, date=day, **reading, **self.feeding)
 
     def prepare(self, day: str, say: Progress) -> None:
         """Check what the run is bound to and only a loaded model shows; before the run's folder is made.
@@ -224,15 +224,17 @@ class Session:
     loading: Mapping[str, Any]
     allow_other_versions: bool = False
 
-    def load(self, spec: str, *, prompts: Sequence[Any] = ()) -> TransformerBridge:
+    def load(self, spec: str, *, prompts: Sequence[Any] = (), judging: bool = False) -> TransformerBridge:
         """Load a model whose weights are still those that the run is bound to, and record it.
 
-        ``prompts`` are those whose rendered form the manifest shows.
+        ``prompts`` are those whose rendered form the manifest shows. A model that is there for ``judging`` alone has
+        none of the chat settings, which are about the models that are studied.
         """
-        for name, made_from in of_models(spec, **self.loading).items():
+        loading = {name: value for name, value in self.loading.items() if not (judging and name == "chat")}
+        for name, made_from in of_models(spec, **loading).items():
             self.run.require_source(name, made_from)  # hours may lie since the run was opened
         self.say(f"loading {spec}")
-        model = load_model(spec, **self.loading, date=self.day)
+        model = load_model(spec, **loading, date=self.day)
         self.record_model(spec, model, prompts=prompts)
         return model
 

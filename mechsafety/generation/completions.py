@@ -32,6 +32,8 @@ from mechsafety.models.finite import finite_logits
 from mechsafety.models.forward import evaluating
 from mechsafety.models.hooking import Coverage, plain_twin
 from mechsafety.models.loading import body_of, is_hooked_transformer
+from mechsafety.models.thought_reading import ThoughtReader, thought_reader
+from mechsafety.models.thoughts import split_thought
 from mechsafety.models.turn_ends import stop_tokens
 from mechsafety.prompts.fed import fitting
 from mechsafety.prompts.prompt_set import Prompt
@@ -45,9 +47,11 @@ DEFAULT_BATCH = RESPONSES_AT_ONCE
 
 @dataclass(frozen=True, kw_only=True)
 class Completion:
-    """One answer: its text without special tokens, its token ids, and why it ended.
+    """One response: its text without special tokens, its token ids, and why it ended.
 
-    ``finish`` is ``stop`` (end of turn) or ``length`` (cut at max_new_tokens).
+    A thought stands in ``text`` before the answer, between ``<think>`` and ``</think>`` whatever the model's own marks
+    are, and without the latter where it was cut off; ``n_thought_tokens`` of ``tokens`` are its. ``finish`` is ``stop``
+    (end of turn) or ``length`` (the answer was cut at max_new_tokens, or the thought at max_thought_tokens).
     """
 
     id: str
@@ -58,10 +62,21 @@ class Completion:
     tokens: tuple[int, ...]
     n_prompt_tokens: int
     finish: Literal["stop", "length"]
+    n_thought_tokens: int = 0
 
     @property
     def n_tokens(self) -> int:
         return len(self.tokens)
+
+    @property
+    def answer(self) -> str:
+        """The text without thoughts."""
+        return split_thought(self.text).answer.lstrip("\n")
+
+    @property
+    def thought(self) -> str:
+        """What was thought before the answer; empty where nothing was."""
+        return "\n".join(split_thought(self.text).thoughts)
 
 
 @dataclass(frozen=True)
@@ -145,6 +160,9 @@ def generate(
     window; ``truncate_prompts`` cuts such prompts' texts at their end instead. The completion holds the text as it was
     read. ``on_batch`` receives each finished batch. When memory runs out, the batch is halved and tried again;
     ``on_halving`` is then called, so that the plan can be recorded.
+
+    A model that is left thinking (``chat`` of :func:`load_model`) may think for its ``max_thought_tokens`` before the
+    ``max_new_tokens`` of each answer.
     """
     if max_new_tokens < 1:
         raise MechsafetyError(f"max_new_tokens is {max_new_tokens}; 1 at least")
@@ -159,6 +177,7 @@ def generate(
     done: dict[int, Completion] = {}
     total = sum(len(rows) for rows in todo)
     stops = stop_tokens(model)
+    reader = thought_reader(model, n_answer=max_new_tokens, rendering=rendering)
     n_groups = _groups_of(edit)
     coverage: Coverage | None = None
     with bar(label, total=total, unit="response") as progress:
@@ -170,7 +189,7 @@ def generate(
             batch_seed = _batch_seed(seed, [prompts[r].id for r in rows])
             try:
                 with _under(model, edit, batch, fast_path) as (run, receipt), _seeded(batch_seed):
-                    new = run(batch, max_new_tokens, sampling, stops)
+                    new = run(batch, reader, sampling, stops)
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
                 if not out_of_memory(error) or len(rows) == n_groups:
                     raise
@@ -181,7 +200,7 @@ def generate(
                 continue
             coverage = _added(coverage, receipt)
             finished = [
-                _completion(model, prompts[r], sequences[r], tokens, stops)
+                _completion(reader, prompts[r], sequences[r], tokens, stops)
                 for r, tokens in zip(rows, new.tolist(), strict=True)
             ]
             done.update(zip(rows, finished, strict=True))
@@ -225,7 +244,7 @@ def overridden_defaults(model: TransformerBridge) -> dict[str, Any]:
     }
 
 
-_Run = Callable[[TokenBatch, int, Sampling | None, frozenset[int]], Tensor]
+_Run = Callable[[TokenBatch, ThoughtReader, Sampling | None, frozenset[int]], Tensor]
 
 
 @contextmanager
@@ -236,24 +255,37 @@ def _under(
     targets = edit.targets(model.cfg.n_layers) if edit is not None else []
     twin = plain_twin(model, targets) if fast_path else None
 
-    def step(batch: TokenBatch, n: int, sampling: Sampling | None, stops: frozenset[int]) -> Tensor:
+    def step(
+        batch: TokenBatch, reader: ThoughtReader, sampling: Sampling | None, stops: frozenset[int]
+    ) -> Tensor:
         return hooked_transformers.answer(
             body_of(model),
             batch,
-            max_new_tokens=n,
+            max_new_tokens=reader.most,
             pick=_picker(sampling),
             stops=stops,
             pad=pad_token(model),
             cached=fast_path,
         )
 
-    def fast(batch: TokenBatch, n: int, sampling: Sampling | None, stops: frozenset[int]) -> Tensor:
+    def fast(
+        batch: TokenBatch, reader: ThoughtReader, sampling: Sampling | None, stops: frozenset[int]
+    ) -> Tensor:
         module: Any = twin if twin is not None else body_of(model)
-        asking = Asking(most=n, sampling=sampling, stops=stops, pad=pad_token(model), groups=_groups_of(edit))
+        asking = Asking(
+            most=reader.most,
+            sampling=sampling,
+            stops=stops,
+            pad=pad_token(model),
+            groups=_groups_of(edit),
+            end=reader.end if reader.n_thought is not None else None,
+        )
         return hf_answers(module, batch, asking)
 
-    def reference(batch: TokenBatch, n: int, sampling: Sampling | None, _stops: frozenset[int]) -> Tensor:
-        return _bridge_generate(model, batch, n, sampling)
+    def reference(
+        batch: TokenBatch, reader: ThoughtReader, sampling: Sampling | None, _stops: frozenset[int]
+    ) -> Tensor:
+        return _bridge_generate(model, batch, reader.most, sampling)
 
     if is_hooked_transformer(model):
         run = step
@@ -308,24 +340,25 @@ def _bridge_generate(
 
 
 def _completion(
-    model: TransformerBridge,
+    reader: ThoughtReader,
     prompt: Prompt,
     sequence: Sequence[int],
     tokens: list[int],
     stops: frozenset[int],
 ) -> Completion:
-    end = next((i for i, token in enumerate(tokens) if token in stops), None)
-    kept = tokens if end is None else tokens[:end]
-    text = model.tokenizer.decode(kept, skip_special_tokens=True)
+    stop = next((i for i, token in enumerate(tokens) if token in stops), len(tokens))
+    end = reader.end(tokens[:stop])
+    kept = tokens[: stop if end is None else end]
     return Completion(
         id=prompt.id,
         prompt=prompt.text,
         label=prompt.label,
         category=prompt.category,
-        text=str(text),
+        text=reader.text(kept),
         tokens=tuple(kept),
         n_prompt_tokens=len(sequence),
-        finish="length" if end is None else "stop",
+        finish="stop" if end is None else "length",
+        n_thought_tokens=reader.thought_tokens(kept),
     )
 
 

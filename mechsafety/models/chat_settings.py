@@ -28,14 +28,16 @@ class ChatSettings:
 
     ``system_prompt`` is the first message of role system where the messages have none (None: the template's own);
     ``template_arguments`` are passed to the template by name; every answer begins with ``answer_prefix``, which stands
-    behind the generation prompt. Raises :class:`MechsafetyError` for an answer prefix of a model that is left thinking,
-    and for arguments that JSON does not have.
+    behind the generation prompt; a model that is left thinking may think for ``max_thought_tokens`` before each answer,
+    whose own length does not count them. Raises :class:`MechsafetyError` for an answer prefix of a model that is left
+    thinking, and for arguments that JSON does not have.
     """
 
     system_prompt: str | None = None
     template_arguments: Mapping[str, Any] = field(default_factory=dict)
     answer_prefix: str | None = None
     thinking: Thinking = "off"
+    max_thought_tokens: int = 1024
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "template_arguments", dict(self.template_arguments))
@@ -47,6 +49,8 @@ class ChatSettings:
             ) from None
         if self.thinking not in get_args(Thinking):
             raise MechsafetyError(f"thinking {self.thinking!r} is not one of {', '.join(get_args(Thinking))}")
+        if self.max_thought_tokens < 1:
+            raise MechsafetyError(f"max_thought_tokens is {self.max_thought_tokens}; 1 at least")
         if self.answer_prefix and self.thinking == "model":
             raise MechsafetyError(
                 "an answer prefix leaves no thought before the answer: leave out the prefix, or thinking: model"
@@ -54,6 +58,12 @@ class ChatSettings:
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+    def as_text(self) -> str:
+        """What differs from the default settings, as JSON; empty where nothing does."""
+        default = ChatSettings().as_dict()
+        other = {name: value for name, value in self.as_dict().items() if value != default[name]}
+        return json.dumps(other, sort_keys=True) if other else ""
 
     @property
     def is_default(self) -> bool:
@@ -110,10 +120,7 @@ class TemplateInput:
 
 
 def template_input(settings: ChatSettings, tokenizer: Any, *, day: str) -> TemplateInput:
-    """``settings`` in the chat template of ``tokenizer``, as on ``day``.
-
-    Raises :class:`MechsafetyError` for an argument with which thinking would be on again.
-    """
+    """``settings`` in the chat template of ``tokenizer``, as on ``day``."""
     return _template_input(
         json.dumps(settings.as_dict(), sort_keys=True), tokenizer, tokenizer.get_chat_template(), day
     )
@@ -126,15 +133,9 @@ def _template_input(settings_json: str, tokenizer: Any, _template: str, day: str
     if settings.thinking == "model":
         return TemplateInput(system_prompt=settings.system_prompt, arguments=given)
     off = thinking_off(tokenizer, day=day)
-    for name, value in off.arguments.items():
-        if name in given and given[name] != value:
-            raise MechsafetyError(
-                f"chat argument {name}={json.dumps(given[name])} switches thinking on, which thinking: off forbids: "
-                "leave out the argument, or give thinking: model (--thinking model)"
-            )
     return TemplateInput(
         system_prompt=settings.system_prompt,
-        arguments={**off.arguments, **given},
+        arguments={**given, **off.arguments},
         prefix=off.prefix + (settings.answer_prefix or ""),
         thinking=f"off: {off.how}" if off.certain else f"not switched off: {off.how}",
     )
@@ -146,7 +147,8 @@ def record_of(settings: ChatSettings, tokenizer: Any, *, day: str) -> dict[str, 
 
 
 def require_taken(settings: ChatSettings, tokenizer: Any, *, source: str, day: str) -> None:
-    """Raise :class:`MechsafetyError` where the chat template has no such argument, or takes no system prompt."""
+    """Raise :class:`MechsafetyError` where the chat template has no such argument, one with which a model that shall
+    not think thinks, or takes no system prompt."""
     known = template_variables(tokenizer.get_chat_template()) - _SET_BY_US
     if unknown := sorted(set(settings.template_arguments) - known):
         raise MechsafetyError(
@@ -154,16 +156,27 @@ def require_taken(settings: ChatSettings, tokenizer: Any, *, source: str, day: s
             f"{', '.join(sorted(known)) or 'none'}"
         )
     found = template_input(settings, tokenizer, day=day)
+    for name, value in settings.template_arguments.items():
+        if found.arguments[name] != value:
+            raise MechsafetyError(
+                f"chat argument {name}={json.dumps(value)} switches thinking on, which thinking: off forbids: leave "
+                "out the argument, or give thinking: model (--thinking model)"
+            )
     plain = TemplateInput(arguments=found.arguments)
-    try:
-        rendering.rendered(tokenizer, rendering.HELLO, day=day, given=plain)
-    except Exception as error:  # templates raise errors of their own making
-        raise MechsafetyError(
-            f"chat arguments {settings.template_arguments}: the chat template of {source!r} fails with them: "
-            f"{first_lines(error)}"
-        ) from None
+    if settings.template_arguments:
+        _require_renders(tokenizer, plain, source=source, day=day)
     if settings.system_prompt is not None:
         _require_system_prompt(tokenizer, plain, source=source, day=day)
+
+
+def _require_renders(tokenizer: Any, given: TemplateInput, *, source: str, day: str) -> None:
+    try:
+        rendering.rendered(tokenizer, rendering.HELLO, day=day, given=given)
+    except Exception as error:  # templates raise errors of their own making
+        raise MechsafetyError(
+            f"chat arguments {json.dumps(given.arguments)}: the chat template of {source!r} fails with them: "
+            f"{first_lines(error)}"
+        ) from None
 
 
 def _require_system_prompt(tokenizer: Any, given: TemplateInput, *, source: str, day: str) -> None:

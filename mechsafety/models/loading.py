@@ -133,10 +133,10 @@ def load_model(
     number = resolve_dtype(dtype, where)
     folder, source = locate(parsed)
     adapter = None if parsed.adapter is None else adapter_folder(parsed.adapter)  # sooner than the weights
-    hf = load_weights(spec, parsed, folder, dtype=number, device=where, trust_remote_code=trust_remote_code)
     tokenizer = load_tokenizer(spec, parsed, folder, trust_remote_code=trust_remote_code)
     template_name = _set_template(spec, tokenizer, template)
     require_taken(settings, tokenizer, source=spec, day=day)
+    hf = load_weights(spec, parsed, folder, dtype=number, device=where, trust_remote_code=trust_remote_code)
     require_embedding_rows(hf, tokenizer, source=spec)
     if adapter is None:
         fingerprint = weights_fingerprint(hf)

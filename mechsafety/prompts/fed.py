@@ -20,8 +20,10 @@ from mechsafety.models.chat import (
     require_room,
     tokenize_prompts,
 )
+from mechsafety.models.chat_settings import ChatSettings
 from mechsafety.models.loading import load_reader, window
 from mechsafety.models.rendering import broken, control_tokens, exact_tokens, holding_control_tokens
+from mechsafety.models.thought_reading import thought_budget
 from mechsafety.prompts.prompt_set import Prompt, PromptSet
 
 if TYPE_CHECKING:
@@ -71,6 +73,7 @@ def require_all_fit(
     *,
     template: str | None,
     date: str,
+    chat: ChatSettings | None = None,
     truncate: bool | None = None,
     escape: bool = False,
 ) -> None:
@@ -80,7 +83,7 @@ def require_all_fit(
     """
     parts = list(parts)
     for spec in specs:
-        reader = load_reader(spec, template=template, date=date)
+        reader = load_reader(spec, template=template, date=date, chat=chat)
         try:
             for prompts, new_tokens in parts:
                 fed(reader, prompts, new_tokens=new_tokens, truncate=truncate, escape=escape)
@@ -121,7 +124,7 @@ def fitting(
     truncate: bool | None = None,
     rendering: Rendering = "chat",
 ) -> tuple[Prompts, list[list[int]]]:
-    """Prompts and their tokens, which with ``new_tokens`` more fit in the model's window.
+    """Prompts and their tokens, which with ``new_tokens`` more fit in the model's window, and what is thought before.
 
     Raises :class:`MechsafetyError` where one does not, unless ``truncate`` asks that it be cut; None where the
     caller has no such option, which the error then does not offer.
@@ -130,7 +133,8 @@ def fitting(
         prompts, _ = truncated(model, prompts, new_tokens=new_tokens, rendering=rendering)
     sequences = tokenize_prompts(model, [p.text for p in prompts], rendering=rendering)
     mend = MORE_ROOM if truncate is None else "cut them with truncate_prompts (--truncate-prompts)"
-    require_room(model, sequences, [p.id for p in prompts], new_tokens=new_tokens, mend=mend)
+    room = _with_thought(model, new_tokens)
+    require_room(model, sequences, [p.id for p in prompts], new_tokens=room, mend=mend)
     return prompts, sequences
 
 
@@ -141,7 +145,7 @@ def truncated(
 
     A text loses whole tokens at its end; the template stays whole.
     """
-    most = window(model)
+    most, new_tokens = window(model), _with_thought(model, new_tokens)
     if most is None:
         return prompts, ()
     sequences = tokenize_prompts(model, [p.text for p in prompts], rendering=rendering)
@@ -151,6 +155,11 @@ def truncated(
         if len(tokens) + new_tokens > most
     }
     return _with_texts(prompts, lambda p: long.get(p.id, p.text)), tuple(long)
+
+
+def _with_thought(model: TransformerBridge, new_tokens: int) -> int:
+    """So many tokens of answer, and those of a thought before it."""
+    return new_tokens + thought_budget(model) if new_tokens else 0
 
 
 def _cut(model: TransformerBridge, prompt: Prompt, room: int, rendering: Rendering) -> str:

@@ -278,6 +278,12 @@ def test_record_reports_how_a_model_was_loaded(tiny_folder: Folder, architecture
         "template": "the model's own",
         "processing": "none",
         "date": None,
+        "chat": {
+            "system_prompt": None,
+            "template_arguments": {},
+            "answer_prefix": None,
+            "thinking": "off: does not think",
+        },
     }
     assert json.loads(json.dumps(shown)) == shown
 
@@ -523,13 +529,14 @@ def _hub_error(kind: type[Exception]) -> Exception:
     ],
 )
 def test_hub_errors_are_one_line(monkeypatch: pytest.MonkeyPatch, kind: type[Exception], said: str) -> None:
-    from transformers import AutoConfig
+    from transformers import AutoConfig, AutoTokenizer
 
     def fail(*_: object, **__: object) -> NoReturn:
         # As transformers does: its own OSError of many lines, from the hub's.
         raise OSError("could not load\nand a page of advice") from _hub_error(kind)
 
-    monkeypatch.setattr(AutoConfig, "from_pretrained", fail)
+    for part in (AutoConfig, AutoTokenizer):
+        monkeypatch.setattr(part, "from_pretrained", fail)
     assert said in error_of("org/name@v9")
 
 

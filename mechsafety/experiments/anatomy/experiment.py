@@ -107,7 +107,7 @@ class Anatomy(Experiment[AnatomyConfig]):
 
     def _judge_loading(self, spec: str) -> dict[str, Any]:
         """A judge's model is given the template of the pair only where it is one of them."""
-        return self.loading | ({} if spec in self.models() else {"template": None})
+        return self.loading | {"chat": None} | ({} if spec in self.models() else {"template": None})
 
     def work(self, session: Session) -> Mapping[str, pd.DataFrame]:
         config = self.config

@@ -157,7 +157,11 @@ def load_config(
         path = _find(source)
         where = str(source)
         values = _read(path)
-    values |= dict(overrides or {})
+    values |= {
+        # Chat settings are given one by one beside those of the file.
+        name: {**values[name], **value} if name == "chat" and isinstance(values.get(name), dict) else value
+        for name, value in (overrides or {}).items()
+    }
     for key in _PROMPT_SETS:
         values |= {key: _first_here(key, values[key], say)} if _is_choice(values.get(key)) else {}
     try:

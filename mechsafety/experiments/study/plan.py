@@ -131,6 +131,8 @@ def _row(system: str, study: _Study) -> PlanRow:
         return PlanRow(system=system, unknown=str(error))
     if (given := study.config.template) is not None:
         facts = replace(facts, template=f"--template {given}")
+    if study.config.chat.thinking == "model":
+        facts = replace(facts, thinking="left to the model")
     return PlanRow(system=system, facts=facts, estimate=_estimate(system, facts, study))
 
 

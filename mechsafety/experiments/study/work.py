@@ -141,7 +141,7 @@ class StudyWork:
         if spec not in self._models:
             judges = {j.partition(":")[2] for j in self.config.judges}
             self._models = {s: m for s, m in self._models.items() if s in judges}
-            self._models[spec] = self.session.load(spec)
+            self._models[spec] = self.session.load(spec, judging=spec not in self.config.systems)
         return self._models[spec]
 
     def fed(self, spec: str) -> tuple[Fed, Fed]:

@@ -43,6 +43,9 @@ def test_the_papers_systems_each_have_a_row() -> None:
         *("judges", "total"),
     }
     assert found["estimated_gpu_hours"] == pytest.approx(sum(h["total"] for h in hours))
+    assert {row["thinking"] for row in invoke("safety-pretraining", "--thinking", "model")["systems"]} == {
+        "left to the model"
+    }
     # The other reading selects nothing.
     release = invoke("safety-pretraining", "--recipe", "granular-release")["systems"]
     assert all(row["estimate"]["gpu_hours"]["confirmation"] == 0 for row in release)
