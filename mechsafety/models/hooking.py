@@ -198,9 +198,13 @@ def observed(
         yield
 
 
-def residual_hooks(n_blocks: int) -> list[str]:
-    """Hook points of the residual stream by layer: every block's input, then the last block's output."""
-    return [*(f"blocks.{layer}.hook_resid_pre" for layer in range(n_blocks)), residual_end(n_blocks)]
+def residual_hooks(n_blocks: int, *, final_norm: bool = False) -> list[str]:
+    """Hook points of the residual stream by layer: every block's input, then the last block's output.
+
+    With ``final_norm`` the last one is what the final norm makes of that.
+    """
+    end = "ln_final.hook_out" if final_norm else residual_end(n_blocks)
+    return [*(f"blocks.{layer}.hook_resid_pre" for layer in range(n_blocks)), end]
 
 
 def residual_end(n_blocks: int) -> str:
