@@ -131,7 +131,9 @@ def _answers(
         for p in prompts
     }
     done = {
-        key: Completion(**{**answer, "tokens": tuple(answer["tokens"])})
+        key: Completion(
+            **answer | {"tokens": tuple(answer["tokens"]), "messages": tuple(map(tuple, answer["messages"]))}
+        )
         for key, answer in stored.items()
         if answer is not None
     }
