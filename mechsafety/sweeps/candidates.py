@@ -24,7 +24,8 @@ from torch import Tensor
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.directions.direction import Direction, Directions
 from mechsafety.edits.completeness import written_past_hooks
-from mechsafety.edits.interventions import EVERYWHERE, Ablate, Add
+from mechsafety.edits.interventions import Ablate, Add
+from mechsafety.edits.places import written_places
 from mechsafety.generation.bodies import body_under
 from mechsafety.generation.scoring import continuation_logits
 from mechsafety.models.chat import TokenBatch, device_of, pad_left, pad_token, plan_batches
@@ -425,9 +426,10 @@ def has_fast_path(model: TransformerBridge) -> bool:
 
 def _fast_twin(model: TransformerBridge) -> Any:
     n = model.cfg.n_layers
-    sites = [f"blocks.{layer}.hook_{site}" for layer in range(n) for site in EVERYWHERE] + _besides(model)
-    if any(name not in model.hook_dict for name in sites):
+    by_block = [written_places(model, layer) for layer in range(n)]
+    if any(len(places) < 2 for places in by_block):  # an input alone: what the block writes has no hook point
         return None
+    sites = [name for places in by_block for name in places] + _besides(model)
     twin = plain_twin_at(model, [*sites, *residual_hooks(n)])
     return twin if twin is not None and _by_row(model, twin, sites) else None
 
@@ -458,7 +460,8 @@ def _projection_sites(
     saved. Gemma 2, for example, puts a norm between: there every site is projected.
     """
     n = model.cfg.n_layers
-    names = [f"blocks.{layer}.hook_{site}" for layer in range(n) for site in EVERYWHERE]
+    by_block = [written_places(model, layer) for layer in range(n)]
+    names = [name for places in by_block for name in places]
     seen: dict[str, Tensor] = {}
     tuples: list[bool] = []
 
@@ -476,8 +479,8 @@ def _projection_sites(
         forward(body, batch, logits=None)
     if besides := _besides(model):
         return [*names, *besides], tuples
-    for layer in range(n):
-        total = torch.stack([seen[f"blocks.{layer}.hook_{site}"] for site in EVERYWHERE]).sum(0)
+    for layer, places in enumerate(by_block):
+        total = torch.stack([seen[name] for name in places]).sum(0)
         end = seen[ends[layer + 1]]
         if not float((total - end).norm() / end.norm()) < 0.02:
             return names, tuples
