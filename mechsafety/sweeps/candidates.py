@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -382,8 +383,8 @@ class BatchedScorer:
         """Blocks before ``layer`` do nothing; the block there gets the yielded list's tensor as its input."""
         start: list[Tensor] = []
         with ExitStack() as stack:
-            for block, in_a_tuple in zip(self.blocks[:layer], self.tuples[:layer], strict=True):
-                block.forward = _pass_over_in_a_tuple if in_a_tuple else _pass_over
+            for block, length in zip(self.blocks[:layer], self.tuples[:layer], strict=True):
+                block.forward = partial(_pass_over, length)
                 stack.callback(block.__dict__.pop, "forward")
             name = residual_hooks(self.n_layers)[layer]
             stack.enter_context(hooked(self.model, [(name, lambda _: start[0])], twin=self.body))
@@ -452,8 +453,8 @@ def _by_row(model: TransformerBridge, twin: Any, sites: Sequence[str]) -> bool:
 
 def _projection_sites(
     model: TransformerBridge, body: Any, blocks: Sequence[Any], tokens: Sequence[int]
-) -> tuple[list[str], list[bool]]:
-    """Where a projection must act so that it acts everywhere, and which blocks return tuples; by a short pass.
+) -> tuple[list[str], list[int]]:
+    """Where a projection must act so that it acts everywhere, and how long a tuple each block returns; by a short pass.
 
     Where a block adds its attention and MLP outputs to its input as they are, a stream that is free of the
     direction stays free, and the first block's input and all outputs are enough: a third of the projections
@@ -463,7 +464,7 @@ def _projection_sites(
     by_block = [written_places(model, layer) for layer in range(n)]
     names = [name for places in by_block for name in places]
     seen: dict[str, Tensor] = {}
-    tuples: list[bool] = []
+    tuples: list[int] = []  # 0: no tuple
 
     def keep(name: str) -> Callable[[Tensor], None]:
         return lambda x: seen.__setitem__(name, x.float())
@@ -472,7 +473,9 @@ def _projection_sites(
     batch = pad_left([list(tokens)], pad=pad_token(model)).to(device_of(model))
     with ExitStack() as stack:
         for block in blocks:
-            handle = block.register_forward_hook(lambda _m, _a, out: tuples.append(isinstance(out, tuple)))
+            handle = block.register_forward_hook(
+                lambda _m, _a, out: tuples.append(len(out) if isinstance(out, tuple) else 0)
+            )
             stack.callback(handle.remove)
         everything = dict.fromkeys([*names, *ends])
         stack.enter_context(observed(model, [(name, keep(name)) for name in everything], twin=body))
@@ -492,9 +495,6 @@ def _blocks(model: TransformerBridge, body: Any) -> list[Any]:
     return [body.get_submodule(path[0]) for path in paths if path is not None]
 
 
-def _pass_over(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
-    return hidden_states
-
-
-def _pass_over_in_a_tuple(hidden_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor]:
-    return (hidden_states,)
+def _pass_over(length: int, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor | tuple[Tensor | None, ...]:
+    """What a block returns that does nothing: its input, in a tuple of ``length`` where that is not 0."""
+    return (hidden_states, *[None] * (length - 1)) if length else hidden_states
