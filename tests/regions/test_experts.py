@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mechsafety.generation.answers import Example, encode
+from mechsafety.generation.answers import encode
 from mechsafety.regions.attribution import attribute
 from mechsafety.regions.blockwise import prune_blockwise
 from mechsafety.regions.experts import Routed, mixtures, roles
@@ -16,6 +16,7 @@ from mechsafety.regions.maps import LinearMap, linear_maps, running_body, uncove
 from mechsafety.regions.pruning import top_pruning
 from mechsafety.regions.removal import removed
 from mechsafety.regions.subspaces import remove_top_ranks
+from tests.architecture_measures import EXAMPLES, snip_by_autograd
 from tests.architectures import ARCHITECTURES, UNFAITHFUL, kinds_first
 from tests.kept_models import kept
 
@@ -30,42 +31,10 @@ EXPERTS = (
     "granite-moe",
     "jamba",
 )
-EXAMPLES = [
-    Example(prompt="tell me about the garden", answer="the river and the fire", whole=True),
-    Example(prompt="bread", answer="write a list of bread", whole=True),
-    Example(prompt="help me with the lock", answer="key", whole=True),
-]
 
 
 def experts_of(maps: list[LinearMap]) -> list[LinearMap]:
     return [m for m in maps if m.expert is not None]
-
-
-def oracle_snip(model: Any, linear: list[LinearMap]) -> dict[str, Tensor]:
-    """mean |W * dL/dW|, L the mean negative log-likelihood of the answer, by autograd on one example at a time."""
-    body = running_body(model)
-    parameters = {m.places[0].parameter for m in linear}
-    found = {m.name: torch.zeros(m.d_out, m.d_in) for m in linear}
-    for p in parameters:
-        p.requires_grad_(True)
-    for prompt, answer in encode(model, EXAMPLES):
-        with torch.inference_mode(False), torch.enable_grad():
-            ids = torch.tensor([[*prompt, *answer]])
-            log_probs = body(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
-            loss = -log_probs[torch.arange(len(answer)), torch.tensor(answer)].mean()
-            by_parameter = dict(
-                zip(
-                    parameters,
-                    torch.autograd.grad(loss, list(parameters), materialize_grads=True),
-                    strict=True,
-                )
-            )
-        for m in linear:
-            gradient = m.places[0].of(by_parameter[m.places[0].parameter])
-            found[m.name] += (m.weight() * gradient).abs() / len(EXAMPLES)
-    for p in parameters:
-        p.requires_grad_(False)
-    return found
 
 
 @pytest.mark.parametrize("name", kinds_first(EXPERTS))
@@ -74,7 +43,7 @@ def test_snip_of_experts_is_that_of_autograd(name: str) -> None:
     linear = experts_of(linear_maps(model))
     assert len({m.expert for m in linear}) >= 4
     assert {m.kind for m in linear} == {"gate", "up", "down"}
-    want, got = oracle_snip(model, linear), attribute(model, EXAMPLES)
+    want, got = snip_by_autograd(model, linear), attribute(model, EXAMPLES)
     assert any(float(one.max()) > 1e-4 for one in want.values())
     for m in linear:
         torch.testing.assert_close(got.snip(m.name), want[m.name], atol=1e-6, rtol=1e-3)
