@@ -13,11 +13,12 @@ from mechsafety.regions.attribution import attribute
 from mechsafety.regions.blockwise import prune_blockwise
 from mechsafety.regions.experts import Routed, mixtures, roles
 from mechsafety.regions.maps import LinearMap, linear_maps, running_body, uncovered, unseen_share
+from mechsafety.regions.memory_plan import plan_of
 from mechsafety.regions.pruning import top_pruning
 from mechsafety.regions.removal import removed
 from mechsafety.regions.subspaces import remove_top_ranks
 from tests.architecture_measures import EXAMPLES, snip_by_autograd
-from tests.architectures import ARCHITECTURES, UNFAITHFUL, kinds_first
+from tests.architectures import ARCHITECTURES, UNFAITHFUL, config_of, kinds_first
 from tests.kept_models import kept
 
 EXPERTS = (
@@ -205,3 +206,16 @@ def test_the_share_that_no_map_covers_is_that_of_the_parameters_named(name: str)
     assert not any("experts." in n and ("up" in n or "down" in n) for n in names)
     assert (unseen_share(model, maps) > 1e-9) == bool(names)
     assert unseen_share(model, maps) < 0.35
+
+
+@pytest.mark.parametrize("name", ["mixtral", "gpt-oss"])
+def test_a_memory_plan_counts_experts(name: str) -> None:
+    maps = linear_maps(kept(name))
+    scores = attribute(kept(name), EXAMPLES)
+    plan = plan_of(config_of(name), name=name, dtype=torch.float32)
+    grams = {m.site: m.d_in**2 for m in maps}
+    assert (plan.n_maps, plan.n_sites) == (len(maps), len(grams))
+    assert plan.scores == 4 * sum(m.d_out * m.d_in for m in maps)
+    assert plan.grams == 4 * sum(grams.values())
+    assert plan.batch_size == 1
+    assert set(scores.sites.values()) == set(grams)
