@@ -81,9 +81,8 @@ def _writing(
 ) -> Writing:
     from transformer_lens.model_bridge.generalized_components import MoEBridge
 
-    routed = isinstance(part, MoEBridge) or hasattr(part.original_component, "experts")
-    if routed and place in inputs:
-        experts = part.original_component
+    experts: Any = part.original_component
+    if (isinstance(part, MoEBridge) or hasattr(experts, "experts")) and place in inputs:
         rows = expert_rows(model, place, experts, inputs[place], known)
         return Writing(hook=place, module=experts, rows=rows)
     named = getattr(getattr(part, "o", getattr(part, "out", None)), "original_component", None)

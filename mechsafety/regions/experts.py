@@ -131,7 +131,7 @@ def run_reading(mixture: Mixture, x: Float[Tensor, "token d_model"], read: Read)
 @contextmanager
 def _plainly(module: nn.Module) -> Iterator[None]:
     """Fused kernels off: each expert's product is formed by itself."""
-    configs = {id(m.config): m.config for m in module.modules() if hasattr(m, "config")}
+    configs: dict[int, Any] = {id(m.config): m.config for m in module.modules() if hasattr(m, "config")}
     kept = [(c, c._experts_implementation) for c in configs.values() if hasattr(c, "_experts_implementation")]
     try:
         for config, _ in kept:

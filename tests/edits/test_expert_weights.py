@@ -123,7 +123,8 @@ def test_experts_of_their_own_modules_write_by_their_last_maps_alone() -> None:
     torch.manual_seed(0)
     experts, few = Unfused(), torch.randn(1, 3, 32)  # so few tokens that some expert sees none
     rows = expert_rows(kept("mixtral"), "blocks.0.hook_mlp_out", experts, few, {})
-    wanted = [p for expert in experts.experts for p in (expert[2].weight, expert[2].bias)]
+    parts: Any = experts.experts
+    wanted = [p for expert in parts for p in (expert[2].weight, expert[2].bias)]
     assert {r.data_ptr() for r in rows} == {p.data_ptr() for p in wanted}
     assert len(rows) == len(wanted)
 
