@@ -59,7 +59,7 @@ def edit_by_hooks(one: Subject) -> float:
     """The share of an ablated direction that stands anywhere afterwards: where blocks write, and what norms read."""
     model = one.model
     n = model.cfg.n_layers
-    names = [place for layer in range(n) for place in written_places(model, layer)]
+    names = [place for block in written_places(model) for place in block]
     names += [f"blocks.{layer}.hook_{site}" for layer in range(n) for site in ("resid_mid", "resid_post")]
     # What stands after a block is projected at the next one's input.
     names = [name for name in names if not name.endswith("resid_post") or f".{n - 1}." in name]

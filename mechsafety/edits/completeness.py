@@ -108,7 +108,7 @@ def _left(model: TransformerBridge, places: Sequence[Place]) -> tuple[Place, ...
     direction = torch.randn(
         model.cfg.d_model, generator=torch.Generator().manual_seed(0), dtype=torch.float32
     )
-    if any(len(written_places(model, layer)) < 2 for layer in range(model.cfg.n_layers)):
+    if not all(written_places(model)):
         return ()  # reported by name where the edit is put on
     targets = at_places(model, Ablate(direction).targets(model.cfg.n_layers))
     read = _stream(model)

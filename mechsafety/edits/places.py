@@ -10,7 +10,7 @@ from mechsafety.core.errors import MechsafetyError
 from mechsafety.edits.values import EVERYWHERE, SITES
 from mechsafety.models.hooking import Target
 from mechsafety.models.loading import architecture
-from mechsafety.models.sites import WRITTEN, places_of
+from mechsafety.models.sites import WRITTEN, hook_points, lacks, places_of
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -25,27 +25,26 @@ def at_places(model: TransformerBridge, targets: Sequence[Target], *, once: bool
     named: dict[int, set[str]] = {}
     for target in targets:
         named.setdefault(target.layer, set()).add(target.site)
+    present = hook_points(model)
     found: list[Target] = []
     for target in targets:
-        places = places_of(model, target.layer, target.site)
-        if not places and not _written_elsewhere(model, target, named[target.layer]):
+        places = places_of(model, target.layer, target.site, present=present)
+        whole = set(WRITTEN) <= named[target.layer]
+        if not places and not (whole and lacks(model, target.layer, target.site)):
             _refuse(model, target)
         found += [replace(target, at=place) for place in (places[:1] if once else places)]
     return found
 
 
-def written_places(model: TransformerBridge, layer: int) -> list[str]:
-    """The hook points of a block where an ablation everywhere acts."""
-    return [place for site in EVERYWHERE for place in places_of(model, layer, site)]
-
-
-def _written_elsewhere(model: TransformerBridge, target: Target, named: set[str]) -> bool:
-    others = [site for site in WRITTEN if site != target.site]
-    return (
-        target.site in WRITTEN
-        and set(WRITTEN) <= named
-        and any(places_of(model, target.layer, s) for s in others)
-    )
+def written_places(model: TransformerBridge) -> list[list[str]]:
+    """The hook points of each block where an ablation everywhere acts; none for a block that has not all of them."""
+    present = hook_points(model)
+    found: list[list[str]] = []
+    for layer in range(model.cfg.n_layers):
+        sites = [site for site in EVERYWHERE if not lacks(model, layer, site)]
+        places = [places_of(model, layer, site, present=present) for site in sites]
+        found.append([name for names in places for name in names] if all(places) else [])
+    return found
 
 
 def _refuse(model: TransformerBridge, target: Target) -> None:

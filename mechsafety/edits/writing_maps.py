@@ -20,7 +20,7 @@ from mechsafety.core.errors import MechsafetyError
 from mechsafety.models.forward import evaluating
 from mechsafety.models.loading import architecture, is_hooked_transformer
 from mechsafety.models.projection import orthonormal
-from mechsafety.models.sites import branches_of, places_of
+from mechsafety.models.sites import branches_of, hook_points, places_of
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -56,14 +56,15 @@ def writings_of(
     sites = [(layer, writer) for layer in layers for writer in ("attn_out", "mlp_out") if writer in writers]
     if is_hooked_transformer(model):
         return [_hooked_writing(model, *site) for site in sites if places_of(model, *site)]
-    branches = {layer: branches_of(model, layer) for layer in layers}
+    present = hook_points(model)
+    branches = {layer: branches_of(model, layer, present=present) for layer in layers}
     parts = {
         place: branches[site[0]][place][1]
         for site in sites
-        for place in places_of(model, *site)
+        for place in places_of(model, *site, present=present)
         if place in branches[site[0]]
     }
-    missing = [p for site in sites for p in places_of(model, *site) if p not in parts]
+    missing = [p for site in sites for p in places_of(model, *site, present=present) if p not in parts]
     if missing:
         raise _no_map(model, missing[0])
     last, inputs = _run(parts, probe)

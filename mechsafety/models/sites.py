@@ -7,6 +7,7 @@ of one sort (attention beside a state space), and may lack one.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 WRITTEN = ("attn_out", "mlp_out")
 """The sites that are increments: everything a block adds to the stream."""
-_PLACES = "_mechsafety_places"
+_BRANCHES = "_mechsafety_branches"
 _USUAL = {"attn": "attn_out", "mlp": "mlp_out"}
 """The branches that TransformerLens has an alias for, behind a norm of the branch's own where there is one."""
 
@@ -31,35 +32,59 @@ def hook_points(model: TransformerBridge) -> frozenset[str]:
     return frozenset(name for name in present if not name.endswith((".hook_mlp_out", ".hook_mlp_in")))
 
 
-def places_of(model: TransformerBridge, layer: int, site: str) -> tuple[str, ...]:
-    """The hook points of ``site`` in block ``layer``: none where the block has no such site."""
-    known: dict[tuple[int, str], tuple[str, ...]] = model.__dict__.setdefault(_PLACES, {})
-    if not known:
-        present = hook_points(model)
-        for block in range(model.cfg.n_layers):
-            branches = {} if is_hooked_transformer(model) else branches_of(model, block)
-            for each in ("resid_pre", "resid_mid", "resid_post", *WRITTEN):
-                names = [name for name, (kind, _) in branches.items() if kind == each]
-                names = names or [f"blocks.{block}.hook_{each}"]
-                known[block, each] = tuple(name for name in names if name in present)
-    return known.get((layer, site), ())
+def places_of(
+    model: TransformerBridge, layer: int, site: str, *, present: Collection[str] | None = None
+) -> tuple[str, ...]:
+    """The hook points of ``site`` in block ``layer``: none where the block has no such site.
 
-
-def branches_of(model: Any, layer: int) -> dict[str, tuple[str, Any]]:
-    """By hook point: the site that a branch of the block is, and its bridge component.
-
-    A branch is a child that holds two weight matrices at least: norms hold none, and single maps are no branch.
+    ``present`` are those of the whole model, which takes long to list, where they are known.
     """
-    from transformer_lens.model_bridge.generalized_components import MLPBridge, MoEBridge
+    present = hook_points(model) if present is None else present
+    branches = {} if is_hooked_transformer(model) else branches_of(model, layer, present=present)
+    names = [name for name, (kind, _) in branches.items() if kind == site]
+    return tuple(name for name in names or [f"blocks.{layer}.hook_{site}"] if name in present)
 
-    present = model.hook_dict
+
+def lacks(model: TransformerBridge, layer: int, site: str) -> bool:
+    """Whether nothing in the block writes at ``site``, but something at the other."""
+    if is_hooked_transformer(model):
+        return site == "mlp_out" and bool(getattr(model.cfg, "attn_only", False))
+    kinds = {kind for _, kind, _ in _parts(model, layer)}
+    return site in WRITTEN and bool(kinds) and site not in kinds
+
+
+def branches_of(
+    model: TransformerBridge, layer: int, *, present: Collection[str] | None = None
+) -> dict[str, tuple[str, Any]]:
+    """By hook point: the site that a branch of the block is, and its bridge component."""
+    present = hook_points(model) if present is None else present
     found: dict[str, tuple[str, Any]] = {}
-    children = [(n, c) for n, c in model.blocks[layer].named_children() if hasattr(c, "hook_out")]
-    for name, child in sorted(children, key=lambda each: each[0] not in _USUAL):
-        inner = getattr(child, "original_component", None)
-        if not isinstance(inner, nn.Module) or sum(p.ndim > 1 for p in inner.parameters()) < 2:
-            continue
-        site = "mlp_out" if isinstance(child, MLPBridge | MoEBridge) else "attn_out"
+    for name, site, child in _parts(model, layer):
         usual = f"blocks.{layer}.hook_{_USUAL.get(name, '')}"
         found[usual if usual in present else f"blocks.{layer}.{name}.hook_out"] = site, child
     return found
+
+
+def _parts(model: Any, layer: int) -> list[tuple[str, str, Any]]:
+    """The branches of a block by name, site and component, those with a usual name first.
+
+    A branch is a child that holds two weight matrices at least: norms hold none, and single maps are no branch.
+    """
+    # Every edit asks, and the parameters of many experts take long to count.
+    known: dict[int, list[tuple[str, str, Any]]] = model.__dict__.setdefault(_BRANCHES, {})
+    if layer not in known:
+        known[layer] = _found_parts(model, layer)
+    return known[layer]
+
+
+def _found_parts(model: Any, layer: int) -> list[tuple[str, str, Any]]:
+    from transformer_lens.model_bridge.generalized_components import MLPBridge, MoEBridge
+
+    found: list[tuple[str, str, Any]] = []
+    for name, child in model.blocks[layer].named_children():
+        inner = getattr(child, "original_component", None)
+        if not hasattr(child, "hook_out") or not isinstance(inner, nn.Module):
+            continue
+        if sum(p.ndim > 1 for p in inner.parameters()) > 1:
+            found.append((name, "mlp_out" if isinstance(child, MLPBridge | MoEBridge) else "attn_out", child))
+    return sorted(found, key=lambda part: part[0] not in _USUAL)

@@ -427,8 +427,8 @@ def has_fast_path(model: TransformerBridge) -> bool:
 
 def _fast_twin(model: TransformerBridge) -> Any:
     n = model.cfg.n_layers
-    by_block = [written_places(model, layer) for layer in range(n)]
-    if any(len(places) < 2 for places in by_block):  # an input alone: what the block writes has no hook point
+    by_block = written_places(model)
+    if not all(by_block):
         return None
     sites = [name for places in by_block for name in places] + _besides(model)
     twin = plain_twin_at(model, [*sites, *residual_hooks(n)])
@@ -461,7 +461,7 @@ def _projection_sites(
     saved. Gemma 2, for example, puts a norm between: there every site is projected.
     """
     n = model.cfg.n_layers
-    by_block = [written_places(model, layer) for layer in range(n)]
+    by_block = written_places(model)
     names = [name for places in by_block for name in places]
     seen: dict[str, Tensor] = {}
     tuples: list[int] = []  # 0: no tuple

@@ -71,7 +71,7 @@ def test_nothing_is_left_for_a_norm_to_read(name: str) -> None:
     assert max(before.values()) > 0.1
     assert all(after[hook] <= 1e-4 * max(1.0, before[hook]) for hook in before)
     assert bool(written_past_hooks(model)) == (name in PAST_HOOKS)
-    places = [place for layer in range(4) for place in written_places(model, layer)]
+    places = [place for block in written_places(model) for place in block]
     bare, edited_out = along(model, None, places), along(model, ms.Ablate(VECTOR), places)
     assert min(bare.values()) > 1e-3  # the control: every place writes some of it
     assert all(edited_out[place] <= 1e-4 * max(1.0, bare[place]) for place in places)
