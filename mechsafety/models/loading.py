@@ -23,7 +23,8 @@ from mechsafety.models.booted import booted_state
 from mechsafety.models.faithful import require_faithful
 from mechsafety.models.filled_weights import load_filled, require_embedding_rows
 from mechsafety.models.gguf import PACKAGED, converted, packaged_gguf
-from mechsafety.models.hardware import dtype_name, free_bytes, resolve_device, resolve_dtype
+from mechsafety.models.hardware import dtype_name, free_bytes, resolve_dtype
+from mechsafety.models.placing import DeviceMap, Memory, Placing, as_text, blocks_by_device, resolve_placing
 from mechsafety.models.rendering import PLAIN_TEMPLATE as PLAIN_TEMPLATE
 
 if TYPE_CHECKING:
@@ -39,7 +40,8 @@ class LoadRecord:
 
     ``fingerprint`` identifies the weights whatever dtype they were loaded in; ``processing`` records
     which numerics are in force (Hugging Face's own: no folded norms, no centred weights). ``date`` is the day that the
-    chat template writes; None where it writes none.
+    chat template writes; None where it writes none. ``device_map`` is how the model was divided among devices, with the
+    memory of each; ``blocks`` are those on each device where there are several.
     """
 
     spec: str
@@ -56,6 +58,8 @@ class LoadRecord:
     fingerprint: str
     processing: str = "none"
     date: str | None = None
+    device_map: str | None = None
+    blocks: dict[str, str] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -101,6 +105,8 @@ def load_model(
     *,
     dtype: str = "auto",
     device: str = "auto",
+    device_map: DeviceMap | None = None,
+    max_memory: Memory | str | None = None,
     template: str | None = None,
     date: str | None = None,
     trust_remote_code: bool = False,
@@ -112,16 +118,25 @@ def load_model(
     is ``plain`` or a Jinja file, instead of the model's own or where it has none; ``date`` (2025-03-01) is the day
     that a template with a date writes, today by default.
 
+    ``device_map="auto"`` divides a model that does not fit on one device among all GPUs, block by block; ``max_memory``
+    (``0=20GiB,1=20GiB``) bounds what each may hold. A mapping names the device of every module.
+
     Raises :class:`MechsafetyError` for an unknown name, a missing file, a gated model without a token,
     a missing chat template, an adapter that does not fit, and too little memory.
     """
     parsed = parse_spec(spec)
     day = checked_day(date) if date is not None else today()
-    where = resolve_device(device)
+    where, placing = resolve_placing(device, device_map, max_memory)
     number = resolve_dtype(dtype, where)
     folder, source = locate(parsed)
     adapter = None if parsed.adapter is None else adapter_folder(parsed.adapter)  # sooner than the weights
-    hf = load_weights(spec, parsed, folder, dtype=number, device=where, trust_remote_code=trust_remote_code)
+    hf = load_weights(
+        *(spec, parsed, folder),
+        dtype=number,
+        device=where,
+        placing=placing,
+        trust_remote_code=trust_remote_code,
+    )
     tokenizer = load_tokenizer(spec, parsed, folder, trust_remote_code=trust_remote_code)
     template_name = _set_template(spec, tokenizer, template)
     require_embedding_rows(hf, tokenizer, source=spec)
@@ -141,10 +156,12 @@ def load_model(
         d_model=model.cfg.d_model,
         n_parameters=n_parameters,
         dtype=dtype_name(number),
-        device=str(where),
+        device=str(where if placing is None else next(model.parameters()).device),
         template=template_name,
         fingerprint=fingerprint,
         date=day if rendering.writes_the_day(tokenizer) else None,
+        device_map=as_text(device_map, max_memory),
+        blocks=blocks_by_device(model),
     )
     object.__setattr__(model, "load_record", record)
     model.__dict__["_mechsafety_as_loaded"] = weights_fingerprint(body_of(model))
@@ -257,9 +274,11 @@ def plain_tree(model: Any) -> Any:
     twin = uncompiled(model).__dict__.get("_mechsafety_twin")
     if twin is None:
         return None
-    # Moving the bridge may leave the twin's tensors behind.
-    devices = {tensor.device for tensor in (*twin.parameters(), *twin.buffers())}
-    return twin if devices == {next(model.parameters()).device} else None
+    # Moving the bridge moves the parameters, which are the twin's too, and may leave the twin's buffers behind.
+    body: Any = getattr(uncompiled(model), "original_model", model)
+    theirs = {n.replace("._original_component", ""): b.device for n, b in body.named_buffers()}
+    moved = any(b.device != theirs.get(name, b.device) for name, b in twin.named_buffers())
+    return None if moved else twin
 
 
 def _is_hooked(model: Any) -> bool:
@@ -304,9 +323,13 @@ def load_weights(
     *,
     dtype: torch.dtype,
     device: torch.device,
+    placing: Placing | None = None,
     trust_remote_code: bool,
 ) -> PreTrainedModel:
-    """The causal language model in ``folder`` on ``device``, if its memory suffices; ``spec`` is for messages."""
+    """The causal language model in ``folder`` on ``device`` or divided by ``placing``, if the memory suffices.
+
+    ``spec`` is for messages.
+    """
     from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
@@ -316,7 +339,8 @@ def load_weights(
             )
             with torch.device("meta"):
                 shape = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-            _require_memory(spec, sum(p.numel() for p in shape.parameters()), dtype, device)
+            if placing is None:
+                _require_memory(spec, sum(p.numel() for p in shape.parameters()), dtype, device)
             model = load_filled(
                 AutoModelForCausalLM,
                 folder,
@@ -325,12 +349,13 @@ def load_weights(
                 revision=parsed.revision,
                 dtype=dtype,
                 trust_remote_code=trust_remote_code,
+                **({} if placing is None else {"device_map": placing.planned(spec, shape, dtype)}),
             )
     except MechsafetyError:
         raise
     except Exception as error:
         raise load_error(spec, parsed, error) from error
-    return model.to(device).eval()
+    return model.eval() if placing is not None else model.to(device).eval()
 
 
 def _require_memory(spec: str, n_parameters: int, dtype: torch.dtype, device: torch.device) -> None:

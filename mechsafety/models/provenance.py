@@ -12,13 +12,14 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.progress import quiet
 from mechsafety.models.adapters import adapter_folder
-from mechsafety.models.hardware import dtype_name, resolve_device, resolve_dtype
+from mechsafety.models.hardware import dtype_name, resolve_dtype
 from mechsafety.models.loading import PLAIN_TEMPLATE, ModelSpec, load_error, locate, parse_spec
+from mechsafety.models.placing import DeviceMap, Memory, as_text, resolve_placing
 from mechsafety.runs.folder import Provenance
 
 WHOLE = 2**31
@@ -39,7 +40,13 @@ _KINDS = {
 
 
 def of_model(
-    spec: str, *, dtype: str = "auto", device: str = "auto", template: str | None = None
+    spec: str,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    device_map: DeviceMap | None = None,
+    max_memory: Memory | str | None = None,
+    template: str | None = None,
 ) -> Provenance:
     """What :func:`mechsafety.models.loading.load_model` would load for these arguments.
 
@@ -48,7 +55,7 @@ def of_model(
     loading does where the model is not found.
     """
     parsed = parse_spec(spec)
-    where = resolve_device(device)
+    where, _ = resolve_placing(device, device_map, max_memory)
     folder, source = locate(parsed)
     identity: dict[str, str | None] = (
         {"commit": _commit(spec, parsed)} if source == "hub" else {**_folder_kinds(Path(folder))}
@@ -58,14 +65,14 @@ def of_model(
     if template is not None:
         identity["template"] = _template(template)
     circumstance = {"dtype": dtype_name(resolve_dtype(dtype, where)), "device": str(where)}
+    if (divided := as_text(device_map, max_memory)) is not None:
+        circumstance["device"] = f"{where}, divided: {divided}"
     return Provenance(identity=identity, circumstance=circumstance)
 
 
-def of_models(
-    *specs: str, dtype: str = "auto", device: str = "auto", template: str | None = None
-) -> dict[str, Provenance]:
-    """Several models, as sources of a run: ``model SPEC``."""
-    return {f"model {s}": of_model(s, dtype=dtype, device=device, template=template) for s in specs}
+def of_models(*specs: str, **loading: Any) -> dict[str, Provenance]:
+    """Several models, as sources of a run: ``model SPEC``; ``loading`` is as in :func:`of_model`."""
+    return {f"model {spec}": of_model(spec, **loading) for spec in specs}
 
 
 def of_classifier(spec: str) -> Provenance:

@@ -258,7 +258,7 @@ def _measured(
     def watch(m: LinearMap) -> Callable[..., None]:
         def before(_module: nn.Module, args: tuple[Any, ...]) -> None:
             rows, tokens = chosen[0].shape
-            x = args[0].reshape(rows, tokens, m.d_in)[chosen[0]].float()
+            x = args[0].reshape(rows, tokens, m.d_in)[chosen[0].to(args[0].device)].float()
             squares[m.site] = squares.get(m.site, 0) + x.square().sum(0)
 
         return before

@@ -14,7 +14,7 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import pandas as pd
 
@@ -236,6 +236,8 @@ def compare(
     seed: int = 0,
     dtype: Dtype = "auto",
     device: str = "auto",
+    device_map: Literal["auto"] | None = None,
+    max_memory: str | None = None,
     template: str | None = None,
     date: str | None = None,
     say: Progress = lambda _: None,
@@ -260,7 +262,8 @@ def compare(
         "checkpoints": tuple(specs),
         "measures": None if measures is None else tuple(measures),
         **{"layer": layer, "limit": limit, "k": k, "resamples": resamples, "position": position},
-        **{"seed": seed, "dtype": dtype, "device": device, "template": template, "date": date},
+        **{"seed": seed, "dtype": dtype, "template": template, "date": date},
+        **{"device": device, "device_map": device_map, "max_memory": max_memory},
     }
     experiment = CheckpointComparison(checked_config(ComparisonConfig, settings), prompts)
     return _of(run_experiment(experiment, out, say=say, allow_other_versions=allow_other_versions))
