@@ -296,7 +296,7 @@ def _is_altered(model: Any) -> bool:
 def locate(spec: ModelSpec) -> tuple[str, str]:
     """The folder or hub id to load from, and a word for the record."""
     if spec.base == PACKAGED:
-        return str(converted(packaged_gguf())), "packaged"
+        return str(converted(packaged_gguf(), exact=True)), "packaged"
     path = Path(spec.base).expanduser()
     if spec.base.endswith(".gguf"):
         if not path.is_file():
