@@ -25,6 +25,7 @@ from mechsafety.models.filled_weights import load_filled, require_embedding_rows
 from mechsafety.models.gguf import PACKAGED, converted, packaged_gguf
 from mechsafety.models.hardware import dtype_name, free_bytes, resolve_dtype
 from mechsafety.models.placing import DeviceMap, Memory, Placing, as_text, blocks_by_device, resolve_placing
+from mechsafety.models.quantised import bytes_per_weight, packed_modules, quantisation, require_plain
 from mechsafety.models.rendering import PLAIN_TEMPLATE as PLAIN_TEMPLATE
 
 if TYPE_CHECKING:
@@ -143,8 +144,9 @@ def load_model(
     if adapter is None:
         fingerprint = weights_fingerprint(hf)
     else:
+        require_plain(hf, "an adapter is merged into the weights")
         hf, fingerprint = merge_adapter(hf, adapter, spec)
-    n_parameters = sum(p.numel() for p in hf.parameters())  # booting adds views of joint query-key-value maps
+    n_parameters = hf.num_parameters()  # booting adds views of joint query-key-value maps
     model = _boot_bridge(spec, hf, tokenizer, day)
     record = LoadRecord(
         spec=spec,
@@ -339,8 +341,13 @@ def load_weights(
             )
             with torch.device("meta"):
                 shape = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+            packed = quantisation(config) is not None  # such weights do not move once they are loaded
             if placing is None:
-                _require_memory(spec, sum(p.numel() for p in shape.parameters()), dtype, device)
+                size = bytes_per_weight(config, dtype)
+                _require_memory(spec, sum(p.numel() for p in shape.parameters()), dtype, device, size)
+                where = {"device_map": {"": device}} if packed else {}
+            else:
+                where = {"device_map": placing.planned(spec, shape, dtype)}
             model = load_filled(
                 AutoModelForCausalLM,
                 folder,
@@ -349,17 +356,19 @@ def load_weights(
                 revision=parsed.revision,
                 dtype=dtype,
                 trust_remote_code=trust_remote_code,
-                **({} if placing is None else {"device_map": placing.planned(spec, shape, dtype)}),
+                **where,
             )
     except MechsafetyError:
         raise
     except Exception as error:
         raise load_error(spec, parsed, error) from error
-    return model.eval() if placing is not None else model.to(device).eval()
+    return model.eval() if where else model.to(device).eval()
 
 
-def _require_memory(spec: str, n_parameters: int, dtype: torch.dtype, device: torch.device) -> None:
-    need, free = n_parameters * dtype.itemsize, free_bytes(device)
+def _require_memory(
+    spec: str, n_parameters: int, dtype: torch.dtype, device: torch.device, size: float
+) -> None:
+    need, free = n_parameters * size, free_bytes(device)
     if need > free:
         raise MechsafetyError(
             f"model {spec!r} needs {need / 1e9:.1f} GB in {dtype_name(dtype)}, but {device} has "
@@ -422,7 +431,9 @@ def _boot_bridge(
         unembedding.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(), *inputs[1:]))
     hf.__dict__["mechsafety_name"] = spec  # for messages; the copy has it too
     # Copied before booting, because booting wraps the modules; the memo keeps every tensor shared.
-    shared = {id(tensor): tensor for tensor in (*hf.parameters(), *hf.buffers())}
+    # Modules with packed weights are shared whole: what unpacks them stands beside the tensors.
+    shared: dict[int, Any] = {id(tensor): tensor for tensor in (*hf.parameters(), *hf.buffers())}
+    shared |= {id(module): module for module in packed_modules(hf)}
     twin = copy.deepcopy(hf, shared)
     asked = _reading(tokenizer, day)
     try:

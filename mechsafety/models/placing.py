@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.models.hardware import dtype_name, free_bytes, resolve_device
+from mechsafety.models.quantised import bytes_per_weight
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -38,17 +39,19 @@ class Placing:
         """
         if not isinstance(self.map, str):
             return dict(self.map)
-        from accelerate.utils import get_balanced_memory, infer_auto_device_map
+        from accelerate.utils import CustomDtype, get_balanced_memory, infer_auto_device_map
 
         room: Any = self.room()
         whole = shape._no_split_modules
         whole = sorted(whole) if whole else None
         shape.tie_weights()
-        share = get_balanced_memory(shape, room, no_split_module_classes=whole, dtype=dtype)
-        plan = infer_auto_device_map(shape, share, no_split_module_classes=whole, dtype=dtype)
+        size = bytes_per_weight(shape.config, dtype)
+        counted: Any = dtype if size == dtype.itemsize else torch.int8 if size >= 1 else CustomDtype.INT4
+        share = get_balanced_memory(shape, room, no_split_module_classes=whole, dtype=counted)
+        plan = infer_auto_device_map(shape, share, no_split_module_classes=whole, dtype=counted)
         outside = [name for name, device in plan.items() if device in _NOT_RUN and device not in room]
         if outside:
-            need = sum(p.numel() for p in shape.parameters()) * dtype.itemsize
+            need = sum(p.numel() for p in shape.parameters()) * size
             rooms = ", ".join(f"{device}: {size / 1e9:.1f} GB" for device, size in room.items())
             raise MechsafetyError(
                 f"model {spec!r} needs {need / 1e9:.1f} GB in {dtype_name(dtype)} and is divided by whole blocks; "
@@ -144,7 +147,10 @@ def blocks_by_device(model: Any) -> dict[str, str] | None:
     if len({str(p.device) for p in model.parameters()}) < 2:
         return None
     spans = {str(p): [n for n, place in enumerate(places) if place == p] for p in dict.fromkeys(places)}
-    return {place: f"{numbers[0]}-{numbers[-1]}" for place, numbers in spans.items()}
+    return {
+        place: f"{numbers[0]}-{numbers[-1]}" if numbers[1:] else str(numbers[0])
+        for place, numbers in spans.items()
+    }
 
 
 def as_text(device_map: DeviceMap | None, max_memory: Memory | str | None) -> str | None:

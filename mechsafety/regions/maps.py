@@ -23,6 +23,7 @@ from mechsafety.models.forward import forward
 from mechsafety.models.handles import attached
 from mechsafety.models.hooking import plain_module_path
 from mechsafety.models.loading import architecture, body_of, generation_twin, is_hooked_transformer
+from mechsafety.models.quantised import require_plain
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -93,9 +94,11 @@ def linear_maps(model: TransformerBridge) -> list[LinearMap]:
     """The linear maps of all blocks, in the order in which they run.
 
     What runs is seen in a probe pass, so nothing hangs on a module's name. Raises :class:`MechsafetyError` for a
-    ``HookedTransformer``, whose maps are no modules, and for a model in whose blocks no linear module ran.
+    ``HookedTransformer``, whose maps are no modules, for quantised weights, and for a model in whose blocks no
+    linear module ran.
     """
     body: Any = running_body(model)
+    require_plain(body, "regions, heads and anatomy score and change weights")
     found: list[LinearMap] = []
     with torch.inference_mode(False):
         runs = _runs(model, body)
