@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from mechsafety.models.quantised import bytes_per_weight
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-DeviceMap = Literal["auto"] | Mapping[str, str | int]
+DeviceMap = str | Mapping[str, str | int]
 Memory = Mapping[str | int, str | int]
 _UNITS = {"": 1, "B": 1, **{f"{p}B": 1000**n for n, p in enumerate("KMGT", 1)}}
 _UNITS |= {f"{p}IB": 1024**n for n, p in enumerate("KMGT", 1)}
