@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -91,8 +92,8 @@ def _storage(tensor: Tensor) -> Any:
     with torch._C.DisableTorchFunction():
         if tensor.device.type == "meta":
             return None
-        while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
-            tensor = torch._C._functorch.get_unwrapped(tensor)
+        while is_functorch_wrapped_tensor(tensor):
+            tensor = get_unwrapped(tensor)
         try:
             return tensor.untyped_storage()
         except NotImplementedError:
@@ -161,8 +162,8 @@ class _Move(torch.autograd.Function):
         return _copy(x, devices, device)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        return _copy(grad, ctx.devices, ctx.device), None, None
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:
+        return _copy(grad_outputs[0], ctx.devices, ctx.device), None, None
 
 
 def _copy(x: Tensor, devices: PretendedDevices, device: torch.device) -> Tensor:

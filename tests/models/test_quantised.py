@@ -36,6 +36,8 @@ IDS = torch.tensor([[5, 9, 12, 30, 7], [6, 11, 33, 8, 40]])
 class Packed(nn.Module):
     """A linear map whose weight is bytes in one column, and a scale; unpacked at its first pass, beside the tensors."""
 
+    scale: Tensor
+
     def __init__(self, d_in: int, d_out: int) -> None:
         super().__init__()
         self.in_features, self.out_features, self.bias = d_in, d_out, None
@@ -73,12 +75,10 @@ class PackedQuantizer(HfQuantizer):
     def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
         return model
 
-    def is_serializable(self, **_: Any) -> bool:
+    def is_serializable(self) -> Any:
         return True
 
-    @property
-    def is_trainable(self) -> bool:
-        return False
+    is_trainable: Any = False
 
 
 @pytest.fixture(scope="module")

@@ -62,7 +62,8 @@ def swept(model: Any) -> Any:
 
 
 def answers(model: Any, **options: Any) -> Any:
-    done = ms.generate(model, small_prompts().report, **({"max_new_tokens": 18, "seed": 0} | options))
+    settings: dict[str, Any] = {"max_new_tokens": 18, "seed": 0}
+    done = ms.generate(model, small_prompts().report, **(settings | options))
     return [list(c.tokens) for c in done]
 
 
