@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.errors import MechsafetyError, way
 from mechsafety.models.hooking import Target
 from mechsafety.models.projection import VectorLike, as_tensor, oblique, orthonormal, project_out, read_vector
 
@@ -280,7 +280,7 @@ class Orthogonalise(_Value):
     def targets(self, n_layers: int) -> list[Target]:
         if self.norm_preserving:
             raise MechsafetyError(
-                f"{self.describe()} exists only as weights: use baked(), or --baked on the command line"
+                f"{self.describe()} exists only as weights: use {way('--baked', 'baked()')}"
             )
 
         def apply(x: Tensor, basis: Tensor) -> Tensor:

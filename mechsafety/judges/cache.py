@@ -61,8 +61,7 @@ class VerdictCache:
             raise MechsafetyError(f"verdict cache {str(path)!r} is in use by a process that hangs") from None
         except OSError as error:
             raise MechsafetyError(
-                f"cannot write the verdict cache {str(path)!r}: {error.strerror}; name another file with --cache, "
-                "or do without (--no-cache)"
+                f"cannot write the verdict cache {str(path)!r}: {error.strerror}; {_otherwise()}"
             ) from None
 
     def __enter__(self) -> VerdictCache:
@@ -151,8 +150,7 @@ class VerdictCache:
 
     def _damaged(self, why: str) -> MechsafetyError:
         return MechsafetyError(
-            f"{str(self.path)!r} is no verdict cache, or a damaged one ({why}): delete it, name another file with "
-            "--cache, or do without (--no-cache)"
+            f"{str(self.path)!r} is no verdict cache, or a damaged one ({why}): delete it, {_otherwise()}"
         )
 
     @contextmanager
@@ -161,8 +159,7 @@ class VerdictCache:
             yield
         except sqlite3.OperationalError as error:
             raise MechsafetyError(
-                f"cannot use the verdict cache {str(self.path)!r}: {first_lines(error)}; name another file with "
-                "--cache, or do without (--no-cache)"
+                f"cannot use the verdict cache {str(self.path)!r}: {first_lines(error)}; {_otherwise()}"
             ) from None
         except sqlite3.DatabaseError as error:
             raise self._damaged(first_lines(error)) from None
@@ -191,3 +188,8 @@ def cache_key(fingerprint: Mapping[str, object], response: Response, *, repeat: 
 
 def _row_hash(key: str, text: str) -> str:
     return hashlib.sha256(f"{key}\x1f{text}".encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _otherwise() -> str:
+    other, without = way("--cache", "ms.VerdictCache"), way("--no-cache", "cache=None")
+    return f"name another file with {other}, or do without ({without})"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.errors import MechsafetyError, way
 from mechsafety.core.verdict import LABELS, Judge, Response
 from mechsafety.judges.asking import AskingJudge, Usage
 from mechsafety.judges.cache import VerdictCache, open_cache
@@ -109,7 +109,9 @@ def loaded_judges(
     """The judges, and the open cache if one of them can use it or a file is named."""
     cache = None if cache is None else Path(cache)
     if cache is not None and no_cache:
-        raise MechsafetyError("--cache names a file and --no-cache forbids one: give one of them")
+        raise MechsafetyError(
+            f"{way('--cache', 'cache')} names a file and {way('--no-cache', 'no_cache')} forbids one: give one of them"
+        )
     # A cache of the wrong kind is reported before a model is loaded for nothing.
     with nullcontext(None) if cache is None else open_cache(cache) as named:
         judges = [load_judge(spec, models=load_model) for spec in specs]
@@ -127,7 +129,7 @@ def _limit(judges: Sequence[Judge], max_calls: int) -> None:
     endpoints = [judge for judge in judges if isinstance(judge, EndpointJudge)]
     if not endpoints:
         raise MechsafetyError(
-            "--max-calls caps the calls of endpoint judges, and none is named: leave it out"
+            f"{way('--max-calls', 'max_calls')} caps the calls of endpoint judges, and none is named: leave it out"
         )
     for judge in endpoints:
         judge.limit(max_calls=max_calls)
@@ -137,7 +139,7 @@ def require_output(out: str | Path | None) -> None:
     """Raise MechsafetyError unless :func:`write_table` can write ``out``."""
     out = None if out is None else Path(out)
     if out is not None and out.suffix.lower() not in OUTPUTS:
-        raise MechsafetyError(f"--out {str(out)!r} must end in {', '.join(OUTPUTS)}")
+        raise MechsafetyError(f"{way('--out', 'out')} {str(out)!r} must end in {', '.join(OUTPUTS)}")
     if out is not None and not out.parent.is_dir():
         raise MechsafetyError(f"folder {str(out.parent)!r} does not exist")
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import pandas as pd
 
-from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.errors import MechsafetyError, way
 from mechsafety.core.names import MEASURES, Measure
 from mechsafety.core.places import packaged_words
 from mechsafety.core.progress import Progress
@@ -347,7 +347,7 @@ def _possible(
     if wrong and explicit:
         raise MechsafetyError(
             f"measure {', '.join(wrong)} needs the models themselves, and {next(iter(saved))!r} holds saved "
-            "directions only: name the models, or ask for --measure cosine"
+            f"directions only: name the models, or ask for " + way("--measure cosine", "measures='cosine'")
         )
     return tuple(m for m in chosen if able[m])
 
@@ -377,7 +377,11 @@ def _checked_prompts(
                     "directions are found on a split 'fit' of the prompt set"
                     if split == "fit"
                     else "the transfer matrix chooses layers on a split 'validation' and is measured on a split "
-                    "'report'; without them ask for --measure cosine --measure angles --measure cka"
+                    "'report'; without them ask for "
+                    + way(
+                        "--measure cosine --measure angles --measure cka",
+                        "measures=['cosine', 'angles', 'cka']",
+                    )
                 )
             )
         require_classes(some, f"compare on {split} prompts")
@@ -391,7 +395,9 @@ def _require_comparable(bases: Sequence[Basis], wanted: Sequence[Measure]) -> No
     refused = next((basis for basis in bases if not basis.comparable), None)
     if refused is not None:
         raise MechsafetyError(
-            f"{refused.reason}; {' and '.join(wanted)} would compare unrelated axes. Ask for --measure cka, which "
+            f"{refused.reason}; {' and '.join(wanted)} would compare unrelated axes. Ask for "
+            + way("--measure cka", "measures='cka'")
+            + ", which "
             "needs no common basis, or leave one of them out"
         )
 

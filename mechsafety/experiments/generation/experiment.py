@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import pandas as pd
 import plotly.graph_objects as go
 
-from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.errors import MechsafetyError, way
 from mechsafety.core.progress import Progress
 from mechsafety.edits.files import require_edit_path, save_edit
 from mechsafety.edits.interventions import baked, digest
@@ -43,7 +43,9 @@ class Generation(EditedExperiment[GenerationConfig]):
         save_edit_to = None if save_edit_to is None else Path(save_edit_to)
         if save_edit_to is not None:
             if config.edit is None:
-                raise MechsafetyError("--save-edit saves an edit: name one with --edit")
+                raise MechsafetyError(
+                    f"{way('--save-edit', 'save_edit_to')} saves an edit: name one with {way('--edit')}"
+                )
             require_edit_path(save_edit_to)
         super().__init__(config)
         self.save_edit_to = save_edit_to
@@ -183,7 +185,8 @@ def _chosen(every: PromptSet, config: GenerationConfig) -> PromptSet:
     if not len(prompts):
         splits = ", ".join(dict.fromkeys(p.split for p in every))
         raise MechsafetyError(
-            f"prompt set {config.prompts!r} has no prompts in split {config.split!r}: --split can be {splits}"
+            f"prompt set {config.prompts!r} has no prompts in split {config.split!r}: "
+            f"{way('--split', 'split')} can be {splits}"
         )
     return prompts if config.limit is None else prompts.sample(config.limit, seed=config.seed)
 

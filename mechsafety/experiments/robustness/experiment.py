@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import pandas as pd
 
-from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.errors import MechsafetyError, way
 from mechsafety.core.names import Attack
 from mechsafety.core.places import packaged_words
 from mechsafety.core.progress import Progress
@@ -200,6 +200,7 @@ def _searched(every: PromptSet, config: RobustnessConfig) -> PromptSet:
     if len(found) < config.suffixes:
         raise MechsafetyError(
             f"prompt set {config.prompts!r} has {len(found)} harmful prompts in its split 'fit', on which suffixes "
-            f"are searched, and {config.suffixes} are asked for: lower --suffixes, or leave the attack out"
+            f"are searched, and {config.suffixes} are asked for: "
+            f"lower {way('--suffixes', 'suffixes')}, or leave the attack out"
         )
     return found.sample(config.suffixes, seed=config.seed)
