@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from mechsafety.core.errors import MechsafetyError
+from mechsafety.prompts.columns import TEXT_COLUMNS
 from mechsafety.prompts.prompt_set import (
     LABELS,
     SUFFIXES,
-    TEXT_COLUMNS,
     PromptSet,
     cell_text,
     folded,

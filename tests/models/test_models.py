@@ -477,7 +477,7 @@ def rendered(model: Any) -> str:
 
 
 def test_missing_chat_template_names_the_option(base_folder: Path) -> None:
-    assert "has no chat template (a base model?): pass --template plain" in error_of(base_folder)
+    assert 'has no chat template (a base model?): give template="plain"' in error_of(base_folder)
 
 
 def test_plain_template(base_folder: Path) -> None:
@@ -566,7 +566,7 @@ def test_too_little_memory_is_found_before_loading(
     )
     message = error_of(folder, dtype="float32")
     assert "GB in float32, but cpu has" in message
-    assert "--dtype bfloat16" in message
+    assert 'dtype="bfloat16"' in message
 
 
 def test_dtype_words(tiny_folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -585,7 +585,7 @@ def test_device_words(tiny_folder: Folder, monkeypatch: pytest.MonkeyPatch) -> N
     for found, expected in ((True, "cuda"), (False, "cpu")):
         monkeypatch.setattr(torch.cuda, "is_available", lambda found=found: found)
         assert hardware.resolve_device("auto") == torch.device(expected)
-    assert "torch finds no CUDA device; use --device cpu" in error_of(tiny_folder(), device="cuda")
+    assert 'torch finds no CUDA device; use device="cpu"' in error_of(tiny_folder(), device="cuda")
     assert "is not one torch knows; use auto, cpu, cuda" in error_of(tiny_folder(), device="gpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
