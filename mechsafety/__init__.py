@@ -6,6 +6,7 @@ Names load when they are first used, so that ``import mechsafety`` and ``mechsaf
 
 import importlib
 import os
+from types import FunctionType
 from typing import Any
 
 import lazy_loader
@@ -34,7 +35,13 @@ __all__ += [*_FIGURES, "__version__"]
 def __getattr__(name: str) -> Any:
     if name in _FIGURES:
         return importlib.import_module(f"mechsafety.experiments.{_FIGURES[name]}.figures")
-    return _load(name)
+    found = _load(name)
+    if not isinstance(found, FunctionType):
+        return found
+    from mechsafety.public import public
+
+    globals()[name] = public(found, name)
+    return globals()[name]
 
 
 def __dir__() -> list[str]:

@@ -48,6 +48,7 @@ from .experiments.sweep.config import SweepConfig as SweepConfig
 from .experiments.sweep.experiment import run_sweep as run_sweep
 from .generation.completions import Sampling as Sampling
 from .generation.completions import generate as generate
+from .judges.accepted import batched as batched
 from .judges.cache import VerdictCache as VerdictCache
 from .judges.injection import injection_flip_rate as injection_flip_rate
 from .judges.judging import judge as judge

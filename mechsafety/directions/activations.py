@@ -11,8 +11,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mechsafety.core.arguments import whole_numbers
 from mechsafety.core.errors import MechsafetyError, NotFiniteError
 from mechsafety.core.progress import bar
+from mechsafety.models.accepted import ModelLike, as_model
 from mechsafety.models.chat import batches, device_of
 from mechsafety.models.chat_settings import chat_text
 from mechsafety.models.finite import not_finite_at
@@ -20,6 +22,7 @@ from mechsafety.models.forward import forward, run_prefix
 from mechsafety.models.hooking import observed, plain_twin_at, residual_hooks
 from mechsafety.models.loading import body_of, known_fingerprint, model_name
 from mechsafety.models.prefixes import common_prefix
+from mechsafety.prompts.accepted import PromptsLike, as_prompts
 from mechsafety.prompts.fed import fitting, truncated
 from mechsafety.prompts.prompt_set import Prompt
 
@@ -67,6 +70,10 @@ class ResidualCache:
 
     def at(self, position: int) -> ResidualCache:
         """The cache of one of its positions alone."""
+        if position not in self.positions:
+            raise MechsafetyError(
+                f"no activations at position {position}: positions are {', '.join(map(str, self.positions))}"
+            )
         place = self.positions.index(position)
         return replace(self, activations=self.activations[:, place : place + 1], positions=(position,))
 
@@ -80,10 +87,10 @@ class ResidualCache:
 
 
 def residual_stream(
-    model: TransformerBridge,
-    prompts: Sequence[Prompt],
+    model: ModelLike,
+    prompts: PromptsLike,
     *,
-    positions: Sequence[int] = (-1,),
+    positions: int | Sequence[int] = (-1,),
     batch_size: int = DEFAULT_BATCH,
     truncate_prompts: bool = False,
     final_norm: bool = False,
@@ -98,6 +105,9 @@ def residual_stream(
     longer than the model's window (``truncate_prompts`` cuts its text instead), and for NaN activations (with the
     prompt and the layer).
     """
+    model = as_model(model)
+    prompts = as_prompts(prompts, empty=True)
+    positions = whole_numbers(positions, "positions")
     if truncate_prompts:
         prompts, _ = truncated(model, prompts, new_tokens=0)
     out = torch.empty(
@@ -141,13 +151,16 @@ class ResidualMeans:
 
 
 def residual_means(
-    model: TransformerBridge,
-    prompts: Sequence[Prompt],
+    model: ModelLike,
+    prompts: PromptsLike,
     *,
-    positions: Sequence[int] = (-1,),
+    positions: int | Sequence[int] = (-1,),
     batch_size: int = DEFAULT_BATCH,
 ) -> ResidualMeans:
     """Class means of the residual stream; memory does not depend on the number of prompts."""
+    model = as_model(model)
+    prompts = as_prompts(prompts, empty=True)
+    positions = whole_numbers(positions, "positions")
     labels = tuple(sorted({p.label for p in prompts}))
     sums = torch.zeros(
         len(labels), len(positions), model.cfg.n_layers + 1, model.cfg.d_model, dtype=torch.float64

@@ -113,16 +113,26 @@ class Directions:
             covector=None if self.covectors is None else self.covectors[row, layer],
         )
 
+    def _row(self, position: int) -> int:
+        """Where a position stands. Raises :class:`MechsafetyError` for one that there are no directions at."""
+        if position not in self.positions:
+            raise MechsafetyError(
+                f"no directions at position {position}: positions are {', '.join(map(str, self.positions))}"
+            )
+        return self.positions.index(position)
+
     def only(self, position: int) -> Directions:
         """Those of one position."""
-        row = [self.positions.index(position)]
+        row = [self._row(position)]
         tensors = {name: getattr(self, name)[row] for name in _TENSORS}
         covectors = None if self.covectors is None else self.covectors[row]
         return replace(self, positions=(position,), covectors=covectors, **tensors)
 
     def steering(self, *, layer: int, position: int = -1) -> Float[Tensor, " d_model"]:
         """What induces refusal when added: the vector, made as long as the class gap where it has unit norm."""
-        row = self.positions.index(position)
+        row = self._row(position)
+        if not 0 <= layer < self.n_layers:
+            raise MechsafetyError(f"layer {layer}: the directions' layers are 0 to {self.n_layers - 1}")
         vector = self.vectors[row, layer]
         return vector if self.method in ("mean_difference", "leace") else vector * self.gaps[row, layer]
 

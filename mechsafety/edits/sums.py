@@ -38,11 +38,9 @@ class EditSum(_Value):
 
     @property
     def positions(self) -> Position:
-        """Those of all of its edits. Raises :class:`MechsafetyError` where they differ."""
+        """Those of all of its edits; ``all`` where they differ, and each acts at its own."""
         found = {edit.positions for edit in self.edits}
-        if len(found) > 1:
-            raise MechsafetyError(f"{self.describe()} acts at several positions: {', '.join(sorted(found))}")
-        return found.pop()
+        return found.pop() if len(found) == 1 else "all"
 
     def targets(self, n_layers: int) -> list[Target]:
         return [target for edit in self.edits for target in edit.targets(n_layers)]
@@ -69,6 +67,11 @@ def added(*edits: object) -> Edit:
     if not found:
         raise MechsafetyError("no edits are given: one or more are needed, or None for the model as it is")
     return found[0] if len(found) == 1 else EditSum(tuple(found))
+
+
+def parts_of(edit: Edit) -> tuple[Edit, ...]:
+    """The edits of a sum in their order, or the edit alone."""
+    return edit.edits if isinstance(edit, EditSum) else (edit,)
 
 
 def as_edit(given: EditLike, model: TransformerBridge) -> Edit:

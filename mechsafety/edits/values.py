@@ -236,7 +236,7 @@ class Add(_Value):
             )
         _settle(
             self,
-            layer=layers if len(several(self.layer)) != 1 or len(layers) != 1 else layers[0],
+            layer=layers[0] if len(layers) == 1 else layers,
             coefficient=number(self.coefficient, "coefficient"),
             vector=(vector[0] if vector.shape[0] == 1 and vector.ndim == 2 else vector)
             .detach()
@@ -248,16 +248,11 @@ class Add(_Value):
         def apply(x: Tensor, vector: Tensor) -> Tensor:
             return (x.float() + self.coefficient * vector).to(x.dtype)
 
+        layers = layers_of(self.layer, n_layers)
+        rows = self.vector.expand(len(layers), -1)
         return [
-            Target(
-                layer=layer,
-                site=self.site,
-                apply=apply,
-                constant=self.vector if self.vector.ndim == 1 else row,
-            )
-            for layer, row in zip(
-                layers := layers_of(self.layer, n_layers), self.vector.expand(len(layers), -1), strict=True
-            )
+            Target(layer=layer, site=self.site, apply=apply, constant=row)
+            for layer, row in zip(layers, rows, strict=True)
         ]
 
     def describe(self) -> str:

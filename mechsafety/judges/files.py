@@ -13,13 +13,13 @@ import pandas as pd
 
 from mechsafety.core.errors import MechsafetyError, way
 from mechsafety.core.verdict import LABELS, Judge, Response
+from mechsafety.judges.accepted import as_answers
 from mechsafety.judges.asking import AskingJudge, Usage
 from mechsafety.judges.cache import VerdictCache, open_cache
 from mechsafety.judges.kinds.endpoint import EndpointJudge
 from mechsafety.judges.label_order import label_order
 from mechsafety.judges.registry import judge_responses, load_judge
 from mechsafety.models.loading import load_model
-from mechsafety.prompts.files import cell_text, read_rows
 from mechsafety.runs.folder import neutralised
 
 OUTPUTS = (".csv", ".jsonl", ".parquet")
@@ -27,24 +27,7 @@ OUTPUTS = (".csv", ".jsonl", ".parquet")
 
 def read_responses(path: str | Path) -> list[Response]:
     """Responses of a file with columns ``response`` and ``prompt`` or ``question``; ``id`` optional."""
-    path = Path(path)
-    responses = []
-    for number, (place, row) in enumerate(read_rows(path), start=1):
-        prompt = next((row[c] for c in ("prompt", "question") if c in row), None)
-        if "response" not in row or prompt is None:
-            raise MechsafetyError(
-                f"{path}, {place}: columns response and prompt (or question) are needed; have {', '.join(row)}"
-            )
-        responses.append(
-            Response(
-                id=cell_text(row.get("id")) or str(number),
-                prompt=cell_text(prompt),
-                text=cell_text(row["response"]),
-            )
-        )
-    if not responses:
-        raise MechsafetyError(f"{path}: no responses in it")
-    return responses
+    return [each.response for each in as_answers(Path(path))]
 
 
 @dataclass(frozen=True, kw_only=True)

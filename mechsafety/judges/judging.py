@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from mechsafety.core.verdict import Judge, Label, Response
-from mechsafety.generation.completions import Completion, Completions
+from mechsafety.core.verdict import Label, Response
+from mechsafety.generation.completions import Completion
+from mechsafety.judges.accepted import AnswersLike, JudgesLike, as_answers
 from mechsafety.judges.cache import VerdictCache
 from mechsafety.judges.registry import ModelSource, judge_responses
 from mechsafety.statistics import refusal_rates as rates_of
@@ -26,20 +27,25 @@ class Verdicts:
 
 
 def judge(
-    completions: Completions,
-    judges: Sequence[str | Judge],
+    answers: AnswersLike,
+    judges: JudgesLike = "rules",
     *,
     models: ModelSource | None = None,
     cache: VerdictCache | None = None,
 ) -> Verdicts:
-    """Each judge's verdict on each completion.
+    """Each judge's verdict on each answer.
 
-    ``judges`` are names (``rules``, ``degeneracy``, ``phrases:arditi``, ``logit:MODEL``) or objects; those that ask a
-    model keep their verdicts in ``cache``. Columns of the table: id, label (the prompt's), judge, verdict, tags.
+    ``answers`` are completions, a DataFrame or a file with the columns prompt and response, or (prompts, responses).
+    ``judges`` are one or several: names (``rules``, ``degeneracy``, ``phrases:arditi``, ``logit:MODEL``), functions
+    (prompt, response) -> a label, or True for a refusal, functions of lists (:func:`batched`), or objects; those that
+    ask a model keep their verdicts in ``cache``. Columns of the table: id, label (the prompt's), judge, verdict, tags.
+
+    Raises :class:`MechsafetyError` for answers without text, two of one id, an unknown judge, two judges of one name,
+    and a judge that returns anything but a label.
     """
-    responses = [Response(id=c.id, prompt=c.prompt, text=c.text) for c in completions]
-    labels = {c.id: c.label for c in completions}
-    verdicts = judge_responses(responses, judges, models=models, cache=cache)
+    found = as_answers(answers)
+    labels = {each.response.id: each.label for each in found}
+    verdicts = judge_responses([each.response for each in found], judges, models=models, cache=cache)
     rows = [
         {"id": v.id, "label": labels[v.id], "judge": v.judge, "verdict": v.label, "tags": " ".join(v.tags)}
         for v in verdicts

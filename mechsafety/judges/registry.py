@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.verdict import Judge, Response, Verdict
+from mechsafety.judges.accepted import JudgesLike, as_judges
 from mechsafety.judges.asking import AskingJudge, Usage
 from mechsafety.judges.cache import VerdictCache, cache_key
 
@@ -149,7 +150,7 @@ def redacted(text: str) -> str:
 
 def judge_responses(
     responses: Sequence[Response],
-    judges: Sequence[str | Judge],
+    judges: JudgesLike,
     *,
     models: ModelSource | None = None,
     cache: VerdictCache | None = None,
@@ -166,7 +167,7 @@ def judge_responses(
     """
     ids = [response.id for response in responses]
     _refuse_duplicates(ids, what="response ids")
-    loaded = [load_judge(judge, models=models) if isinstance(judge, str) else judge for judge in judges]
+    loaded = as_judges(judges, models=models)
     _refuse_duplicates([judge.name for judge in loaded], what="judge names")
     verdicts: list[Verdict] = []
     for judge in loaded:

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.progress import Progress
-from mechsafety.prompts.prompt_set import LABELS, PURPOSES, Prompt, PromptSet, Purpose
+from mechsafety.prompts.columns import LABELS, PURPOSES, Purpose
+from mechsafety.prompts.prompt_set import Prompt, PromptSet
 from mechsafety.runs.folder import RunFolder
 
 

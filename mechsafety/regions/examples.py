@@ -11,7 +11,8 @@ from mechsafety.core.errors import MechsafetyError
 from mechsafety.generation.answers import Example
 from mechsafety.generation.completions import DEFAULT_BATCH, Completion, generate
 from mechsafety.models.thought_reading import require_no_thoughts
-from mechsafety.prompts.prompt_set import Prompt, PromptLabel
+from mechsafety.prompts.columns import PromptLabel
+from mechsafety.prompts.prompt_set import Prompt
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge

@@ -14,7 +14,9 @@ from torch import Tensor
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.progress import bar
 from mechsafety.edits.interventions import Edit
+from mechsafety.edits.sums import EditLike, as_edit
 from mechsafety.generation.bodies import body_under
+from mechsafety.models.accepted import ModelLike, as_model
 from mechsafety.models.chat import TokenBatch, batches, tokenize_prompts
 from mechsafety.models.forward import forward
 from mechsafety.robustness.attempts import ratio
@@ -71,13 +73,13 @@ class Utility:
 
 
 def utility(
-    model: TransformerBridge,
+    model: ModelLike,
     *,
     passages: Sequence[Passage] = (),
     choices: Sequence[Choice] = (),
     base: BaseDistributions | None = None,
-    edit: Edit | None = None,
-    seed: int,
+    edit: EditLike | None = None,
+    seed: int = 0,
 ) -> Utility:
     """Measure ``model`` under ``edit`` on what is given.
 
@@ -86,6 +88,8 @@ def utility(
     :func:`base_distributions` made of the unedited model from the same passages. ``seed`` draws the bootstrap.
     Raises :class:`MechsafetyError` with nothing to measure, and where base and passages differ.
     """
+    model = as_model(model)
+    edit = None if edit is None else as_edit(edit, model)
     if not passages and not choices:
         raise MechsafetyError("utility needs passages, choices or both")
     if base is not None and base.ids != tuple(p.id for p in passages):

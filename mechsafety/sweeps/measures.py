@@ -21,6 +21,7 @@ from mechsafety.core.places import packaged_words
 from mechsafety.edits.interventions import Edit
 from mechsafety.generation.bodies import body_under
 from mechsafety.generation.scoring import option_log_probs
+from mechsafety.models.accepted import ModelLike, as_model
 from mechsafety.models.chat import (
     answer_prefix,
     given_to_template,
@@ -31,8 +32,9 @@ from mechsafety.models.chat import (
     tokenize_text,
 )
 from mechsafety.models.prefixes import all_last_logits
+from mechsafety.prompts.accepted import PromptsLike, as_prompt_set
 from mechsafety.prompts.fed import fitting
-from mechsafety.prompts.prompt_set import Prompt, PromptSet
+from mechsafety.prompts.prompt_set import Prompt
 from mechsafety.prompts.splits import require_classes
 from mechsafety.sweeps.refusal_scores import (
     OwnRefusals,
@@ -296,8 +298,8 @@ class MeasureChoice:
 
 
 def refusal_measure(
-    model: TransformerBridge,
-    prompts: PromptSet,
+    model: ModelLike,
+    prompts: PromptsLike,
     *,
     refusals: OwnRefusals | None = None,
     refusal_tokens: RefusalTokens | None = None,
@@ -315,6 +317,8 @@ def refusal_measure(
 
     Example: ``refusal_measure(model, validation, refusals=own_refusals(model, validation, seed=0))``.
     """
+    model = as_model(model)
+    prompts = as_prompt_set(prompts)
     require_classes(prompts, "take a measure")
     parts = [FirstPass.of(model, part, batch_size=batch_size) for part in (prompts.harmful, prompts.harmless)]
     a, b = parts

@@ -25,6 +25,7 @@ from mechsafety.generation.answers import (
     encode,
     shuffled,
 )
+from mechsafety.models.accepted import ModelLike, as_model
 from mechsafety.models.chat import device_of, pad_token
 from mechsafety.models.hooking import plain_module_path
 from mechsafety.models.loading import generation_twin, load_record, model_name
@@ -105,7 +106,7 @@ class TuningResult:
 
 
 def tune(
-    model: TransformerBridge,
+    model: ModelLike,
     out: str | Path,
     *,
     rung: Rung,
@@ -120,6 +121,7 @@ def tune(
     :func:`rung_examples` for what a rung is. Raises :class:`MechsafetyError` when ``out`` holds something
     already, when nothing is left to train on, and when the loss is no longer finite.
     """
+    model = as_model(model)
     out = Path(out)
     recipe = recipe or RECIPES[rung]
     require_empty(out)

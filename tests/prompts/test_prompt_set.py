@@ -19,18 +19,9 @@ from hypothesis import strategies as st
 
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.places import data_folder
+from mechsafety.prompts.columns import LABELS, PURPOSES, SPLITS, folded
 from mechsafety.prompts.files import SUFFIXES
-from mechsafety.prompts.prompt_set import (
-    LABELS,
-    PURPOSES,
-    SPLITS,
-    Prompt,
-    PromptSet,
-    cell_text,
-    folded,
-    from_rows,
-    load_prompts,
-)
+from mechsafety.prompts.prompt_set import Prompt, PromptSet, cell_text, from_rows, load_prompts
 from mechsafety.prompts.sources import SOURCES
 from mechsafety.prompts.splits import require_disjoint, require_splits
 

@@ -33,7 +33,8 @@ from mechsafety.geometry.shared_basis import Basis
 from mechsafety.geometry.similarity import LEAST_PROMPTS
 from mechsafety.models.chat_settings import ChatSettings, chat_settings
 from mechsafety.pages.page import Page, page_blocks
-from mechsafety.prompts.prompt_set import SPLITS, PromptSet
+from mechsafety.prompts.columns import SPLITS
+from mechsafety.prompts.prompt_set import PromptSet
 from mechsafety.prompts.splits import require_classes
 from mechsafety.runs.folder import RunFolder, finite
 

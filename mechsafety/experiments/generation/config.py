@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from mechsafety.core.errors import way
 from mechsafety.core.names import RESPONSES_AT_ONCE
 from mechsafety.experiments.config import AnyPrompts, EditedConfig, FedConfig
-from mechsafety.prompts.prompt_set import Split
+from mechsafety.prompts.columns import Split
 
 
 class GenerationConfig(EditedConfig, FedConfig):

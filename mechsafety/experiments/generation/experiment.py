@@ -23,8 +23,9 @@ from mechsafety.generation.completions import Sampling, overridden_defaults
 from mechsafety.generation.resumable import resumable_responses
 from mechsafety.pages.page import Block, Page
 from mechsafety.plots.style import COLOURS, short_name, styled
+from mechsafety.prompts.columns import LABELS
 from mechsafety.prompts.fed import fed, fed_record
-from mechsafety.prompts.prompt_set import LABELS, PromptSet, load_prompts
+from mechsafety.prompts.prompt_set import PromptSet, load_prompts
 
 if TYPE_CHECKING:
     from mechsafety.edits.interventions import Edit

@@ -151,7 +151,7 @@ def method_lines(table: pd.DataFrame, *, name: str, position: int | None = None)
     )
 
 
-def profile_figure(profile: pd.DataFrame, *, name: str, selected: int | None) -> go.Figure:
+def profile_figure(profile: pd.DataFrame, *, name: str = "model", selected: int | None = None) -> go.Figure:
     """By layer: length, separation, steadiness and explained variance on held-out prompts.
 
     ``selected`` is the layer that the profile was made with, None for none.
