@@ -50,7 +50,7 @@ def whole_numbers(value: int | Iterable[int], what: str) -> tuple[int, ...]:
     return tuple(whole_number(each, what) for each in several(value))
 
 
-def names(value: Name | Iterable[Name], what: str, allowed: Sequence[Name]) -> tuple[Name, ...]:
+def names(value: object, what: str, allowed: Sequence[Name]) -> tuple[Name, ...]:
     """One name, or several, as a tuple. Raises :class:`MechsafetyError` for none, and for one not ``allowed``."""
     found = several(value)
     wrong = [str(each) for each in found if not isinstance(each, str) or each not in allowed]

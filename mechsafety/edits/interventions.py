@@ -34,6 +34,7 @@ from mechsafety.edits.values import (
     Writer,
     digest,
     layers_of,
+    writers_of,
 )
 from mechsafety.edits.weights import write_weights
 from mechsafety.models.accepted import ModelLike, as_model
@@ -195,7 +196,7 @@ def _as_weights(
     edit: Edit, n_layers: int
 ) -> tuple[Float[Tensor, "k d_model"], float, tuple[int, ...], tuple[Writer, ...]]:
     if isinstance(edit, Orthogonalise):
-        return edit.basis, edit.alpha, layers_of(edit.layers, n_layers), edit.writers
+        return edit.basis, edit.alpha, layers_of(edit.layers, n_layers), writers_of(edit)
     if isinstance(edit, Ablate):
         whole = (
             edit.alpha == 1.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
 from torch import Tensor
 
@@ -18,7 +18,9 @@ from mechsafety.models.projection import HasVector
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-EditLike: TypeAlias = "Edit | Iterable[Edit] | str | Path"
+    EditLike: TypeAlias = Edit | Iterable[Edit] | str | Path
+else:
+    EditLike = Any
 """An edit, several in the order in which they act, a saved edit's path, or an expression."""
 
 
@@ -39,8 +41,8 @@ class EditSum(_Value):
     @property
     def positions(self) -> Position:
         """Those of all of its edits; ``all`` where they differ, and each acts at its own."""
-        found = {edit.positions for edit in self.edits}
-        return found.pop() if len(found) == 1 else "all"
+        first, *others = (edit.positions for edit in self.edits)
+        return first if all(other == first for other in others) else "all"
 
     def targets(self, n_layers: int) -> list[Target]:
         return [target for edit in self.edits for target in edit.targets(n_layers)]
@@ -74,7 +76,7 @@ def parts_of(edit: Edit) -> tuple[Edit, ...]:
     return edit.edits if isinstance(edit, EditSum) else (edit,)
 
 
-def as_edit(given: EditLike, model: TransformerBridge) -> Edit:
+def as_edit(given: Any, model: TransformerBridge) -> Edit:
     """``given`` as an edit: a list is their sum, a str an expression or the path of a saved edit.
 
     Raises :class:`MechsafetyError` for anything else.

@@ -332,6 +332,11 @@ class Orthogonalise(_Value):
         return (self.basis,)
 
 
+def writers_of(edit: Orthogonalise) -> tuple[Writer, ...]:
+    """The maps that the edit is written into."""
+    return _names(edit.writers, WRITERS, "writer")
+
+
 def _read_of(direction: VectorLike, basis: Float[Tensor, "k d_model"]) -> Float[Tensor, " d_model"] | None:
     """What an oblique direction reads, scaled to read the unit direction as 1; None for an ordinary one."""
     covector = getattr(direction, "covector", None)
@@ -402,7 +407,7 @@ def _require_position(position: object) -> None:
         )
 
 
-def _names(got: Name | Sequence[Name], allowed: Sequence[Name], what: str) -> tuple[Name, ...]:
+def _names(got: object, allowed: Sequence[Name], what: str) -> tuple[Name, ...]:
     found = names(got, what, allowed)
     if len(set(found)) < len(found):
         raise MechsafetyError(f"{what} {', '.join(found)}: one is named twice, and would be edited twice")

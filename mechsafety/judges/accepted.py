@@ -20,19 +20,25 @@ if TYPE_CHECKING:
     from mechsafety.generation.completions import Completion
     from mechsafety.judges.registry import ModelSource
 
-OneByOne: TypeAlias = "Callable[[str, str], str | bool]"
-"""(prompt, response) -> a label, or True for a refusal and False for compliance."""
-JudgeLike: TypeAlias = "str | Judge | Callable[..., Any]"
-JudgesLike: TypeAlias = "JudgeLike | Iterable[JudgeLike]"
-"""One judge or several: names, functions of (prompt, response), functions of lists (:func:`batched`), objects."""
-AnswersLike: TypeAlias = (
-    "Sequence[Completion] | Sequence[Response] | pd.DataFrame | Sequence[Mapping[str, Any]] | str | Path "
-    "| tuple[Sequence[str], Sequence[str]]"
-)
-"""Completions, a table or file with columns prompt and response, or (prompts, responses)."""
+    JudgeLike: TypeAlias = str | Judge | Callable[..., Any]
+    JudgesLike: TypeAlias = JudgeLike | Iterable[JudgeLike]
+    AnswersLike: TypeAlias = (
+        Sequence[Completion]
+        | Sequence[Response]
+        | pd.DataFrame
+        | Sequence[Mapping[str, Any]]
+        | str
+        | Path
+        | tuple[Sequence[str], Sequence[str]]
+    )
+else:
+    JudgeLike = JudgesLike = AnswersLike = Any
+"""A judge is a name, a function of (prompt, response) or of lists (:func:`batched`), or an object; answers are
+completions, a table or file with columns prompt and response, or (prompts, responses)."""
+
 _BATCHED = "_mechsafety_batched"
 _PROMPTS, _RESPONSES = ("prompt", "question"), ("response", "completion", "answer", "text")
-Function = TypeVar("Function", bound=Callable[..., Any])
+Function = TypeVar("Function")
 
 
 def batched(function: Function) -> Function:
@@ -80,7 +86,7 @@ class FunctionJudge:
         return Verdict(id=response.id, judge=self.name, label=given)
 
 
-def as_judge(given: JudgeLike, *, models: ModelSource | None = None) -> Judge:
+def as_judge(given: Any, *, models: ModelSource | None = None) -> Judge:
     """``given`` as a judge. Raises :class:`MechsafetyError` for what is none, and for an unknown name."""
     from mechsafety.judges.registry import load_judge
 
@@ -91,10 +97,14 @@ def as_judge(given: JudgeLike, *, models: ModelSource | None = None) -> Judge:
             f"judge {shown(given)}: a name (mechsafety judge --list), a function (prompt, response) -> str or bool, or "
             "an object with a name that is called with responses is needed"
         )
-    return cast("Judge", given) if isinstance(getattr(given, "name", None), str) else FunctionJudge(given)
+    return (
+        cast("Judge", given)
+        if isinstance(getattr(given, "name", None), str)
+        else cast("Judge", FunctionJudge(given))
+    )
 
 
-def as_judges(given: JudgesLike, *, models: ModelSource | None = None) -> list[Judge]:
+def as_judges(given: Any, *, models: ModelSource | None = None) -> list[Judge]:
     """One judge or several as a list. Raises :class:`MechsafetyError` as :func:`as_judge` does, and for none."""
     found = [as_judge(each, models=models) for each in ((given,) if callable(given) else several(given))]
     if not found:
@@ -110,7 +120,7 @@ class Answer:
     label: str = ""
 
 
-def as_answers(given: AnswersLike) -> list[Answer]:
+def as_answers(given: Any) -> list[Answer]:
     """``given`` as responses with the labels of their prompts.
 
     Columns of tables and files: ``response`` (or ``completion``, ``answer``, ``text``), ``prompt`` (or ``question``),

@@ -14,7 +14,7 @@ from typing import cast
 
 from filelock import FileLock, Timeout
 
-from mechsafety.core.errors import MechsafetyError, first_lines
+from mechsafety.core.errors import MechsafetyError, first_lines, way
 from mechsafety.core.places import cache_folder
 from mechsafety.core.verdict import Label, Response, Verdict
 from mechsafety.judges.asking import TRANSIENT

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from mechsafety.core.arguments import shown
@@ -12,8 +13,10 @@ if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
     from transformer_lens.model_bridge import TransformerBridge
 
-ModelLike: TypeAlias = "TransformerBridge | HookedTransformer | str"
-"""A loaded model, one of the user's own, or the spec of one, which is loaded with the default settings."""
+    ModelLike: TypeAlias = TransformerBridge | HookedTransformer | str | Path
+else:
+    ModelLike = Any
+"""A loaded model, one of the user's own, or the spec or folder of one, which is loaded with the default settings."""
 
 
 def as_model(given: Any, *, by_name: bool = True) -> TransformerBridge:
@@ -22,12 +25,12 @@ def as_model(given: Any, *, by_name: bool = True) -> TransformerBridge:
     Raises :class:`MechsafetyError` for anything else, and for a name where the model must be the caller's
     (``by_name=False``): what is put on it would be lost with it.
     """
-    if isinstance(given, str):
+    if isinstance(given, str | Path):
         if by_name:
-            return load_model(given)
+            return load_model(str(given))
         raise MechsafetyError(
             f"{given!r} is a name, and what is put on a model is lost with it: load it first, "
-            f"model = ms.load_model({given!r})"
+            f"model = ms.load_model({str(given)!r})"
         )
     if is_model(given):
         return given
@@ -53,8 +56,8 @@ def named(given: Any) -> str:
 
     Raises :class:`MechsafetyError` for a model that :func:`load_model` did not load.
     """
-    if isinstance(given, str):
-        return given
+    if isinstance(given, str | Path):
+        return str(given)
     record = load_record(given) if is_model(given) else None
     if record is None:
         raise MechsafetyError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -24,9 +24,12 @@ class HasVector(Protocol):
     def vector(self) -> Float[Tensor, " d_model"]: ...
 
 
-_AS_IT_IS = 5e-7  # the rounding of float32: what is orthonormal up to it is left alone
-VectorLike: TypeAlias = "Tensor | HasVector | np.ndarray | Sequence[float] | Sequence[Sequence[float]]"
+if TYPE_CHECKING:
+    VectorLike: TypeAlias = Tensor | HasVector | np.ndarray | Sequence[float] | Sequence[Sequence[float]]
+else:
+    VectorLike = Any
 """A direction as people have it: of torch or numpy, a list of numbers or of rows, or a Direction."""
+_AS_IT_IS = 5e-7  # the rounding of float32: what is orthonormal up to it is left alone
 
 
 def project_out(

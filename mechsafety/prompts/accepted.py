@@ -20,13 +20,23 @@ if TYPE_CHECKING:
     import datasets
     import pandas as pd
 
+    PromptsLike: TypeAlias = (
+        str
+        | Path
+        | Prompt
+        | Sequence[Prompt]
+        | Sequence[str]
+        | Sequence[Mapping[str, Any]]
+        | Sequence[Sequence[Mapping[str, str]]]
+        | pd.DataFrame
+        | datasets.Dataset
+    )
+else:
+    PromptsLike = Any
+"""A prompt, several, messages, rows, a table, a file or a set; see :func:`as_prompts`."""
+
 Row = tuple[str, dict[str, Any]]
 """A row with the place it stands in (``row 7``)."""
-PromptsLike: TypeAlias = (
-    "str | Path | PromptSet | Prompt | Sequence[Prompt] | Sequence[str] | Sequence[Mapping[str, Any]] "
-    "| Sequence[Sequence[Mapping[str, str]]] | pd.DataFrame | datasets.Dataset"
-)
-"""A prompt, several, messages, rows, a table, a file or a set; see :func:`as_prompts`."""
 _GIVEN = "given"
 ALLOWED = (
     "a text, a list of texts, messages, rows or Prompts, a DataFrame, a datasets.Dataset, a PromptSet, the path of a "

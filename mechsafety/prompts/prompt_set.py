@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from mechsafety.core.arguments import shown
 from mechsafety.core.errors import MechsafetyError, way
@@ -167,7 +167,7 @@ class PromptSet(Sequence[Prompt]):
         Prompts with equal text (but for case, blanks and sentence marks) come into one split. Raises
         :class:`MechsafetyError` for shares that are negative or do not add up to 1.
         """
-        shares = {"fit": fit, "validation": validation, "report": report}
+        shares: dict[Split, float] = {"fit": fit, "validation": validation, "report": report}
         places = divided([(p.folded, p.label) for p in self.prompts], shares, seed=seed)
         return PromptSet(
             tuple(replace(p, split=places[p.folded]) for p in self.prompts), self.name, self.repeated
@@ -403,7 +403,7 @@ def _prompt(row: dict[str, Any], *, at: str, index: int, name: str, columns: Col
     return Prompt(
         id=cell_text(row.get("id")) or f"{Path(name).stem}-{index + 1:04d}",
         text=text,
-        label=the_label,
+        label=cast("PromptLabel", the_label),
         category=cell_text(row.get("category")),
         split=the_split,
         source=cell_text(row.get("source")) or name,

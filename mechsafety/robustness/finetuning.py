@@ -134,9 +134,9 @@ def finetuned(
     model: ModelLike,
     examples: Sequence[Example],
     *,
-    recipe: FinetuneRecipe,
+    recipe: FinetuneRecipe = FinetuneRecipe(),
     frozen: Pruning | None = None,
-    seed: int,
+    seed: int = 0,
     maps: Sequence[LinearMap] | None = None,
 ) -> Iterator[Finetuned]:
     """``model`` fine-tuned on ``examples``; its weights are as they were, bit for bit, when the block ends.

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import pandas as pd
 
+from mechsafety.core.arguments import several
 from mechsafety.core.errors import MechsafetyError, way
 from mechsafety.core.names import MEASURES, Measure
 from mechsafety.core.places import packaged_words
@@ -31,8 +32,10 @@ from mechsafety.experiments.comparison.work import CheckpointWork
 from mechsafety.experiments.config import Dtype, checked_config
 from mechsafety.geometry.shared_basis import Basis
 from mechsafety.geometry.similarity import LEAST_PROMPTS
+from mechsafety.models.accepted import ModelLike, named
 from mechsafety.models.chat_settings import ChatSettings, chat_settings
 from mechsafety.pages.page import Page, page_blocks
+from mechsafety.prompts.accepted import PromptsLike, as_prompt_set
 from mechsafety.prompts.columns import SPLITS
 from mechsafety.prompts.prompt_set import PromptSet
 from mechsafety.prompts.splits import require_classes
@@ -225,8 +228,8 @@ class CheckpointComparison(Experiment[ComparisonConfig]):
 
 
 def compare(
-    specs: Sequence[str],
-    prompts: PromptSet | None = None,
+    specs: ModelLike | Sequence[ModelLike],
+    prompts: PromptsLike | None = None,
     *,
     out: Path | str,
     measures: Sequence[str] | None = None,
@@ -248,8 +251,9 @@ def compare(
 ) -> Comparison:
     """Compare the refusal geometry of two or more checkpoints, in the folder ``out``; goes on if interrupted.
 
-    ``specs`` are models (as for :func:`load_model`) or files of saved directions (``*.safetensors``), of
-    which only cosines can be computed. Directions are found on fit prompts; the transfer matrix is measured on report
+    ``specs`` are models, by name (as for :func:`load_model`) or as loaded, which are loaded again, or files of saved
+    directions (``*.safetensors``), of which only cosines can be computed. Directions are found on fit prompts; the
+    transfer matrix is measured on report
     prompts, with each direction of ``layer`` ablated (default: for each ablated checkpoint, the layer that separates
     validation prompts best).
 
@@ -262,14 +266,15 @@ def compare(
     named twice, an unknown measure, one class only, and no validation or report split where transfer needs one.
     """
     settings = {
-        "checkpoints": tuple(specs),
+        "checkpoints": tuple(map(named, several(specs))),
         "measures": None if measures is None else tuple(measures),
         **{"layer": layer, "limit": limit, "k": k, "resamples": resamples, "position": position},
         **{"seed": seed, "dtype": dtype, "template": template, "date": date},
         **{"device": device, "device_map": device_map, "max_memory": max_memory},
         "chat": chat_settings(chat).as_dict(),
     }
-    experiment = CheckpointComparison(checked_config(ComparisonConfig, settings), prompts)
+    asked = None if prompts is None else as_prompt_set(prompts)
+    experiment = CheckpointComparison(checked_config(ComparisonConfig, settings), asked)
     return _of(run_experiment(experiment, out, say=say, allow_other_versions=allow_other_versions))
 
 

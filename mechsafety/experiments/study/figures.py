@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
+from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.wording import counted
 from mechsafety.plots.style import (
     COLOURS,
@@ -70,7 +71,8 @@ def outcome_bars(
     in the table or abstains, and for tests of other systems.
     """
     readable = rates[rates["rate"].notna()]
-    judge = judge if judge is not None or readable.empty else str(readable["judge"].iloc[0])
+    if judge is None:
+        judge = "" if readable.empty else str(readable["judge"].iloc[0])
     require_rows(readable[readable["judge"] == judge], f"judge {judge!r}", readable, "judge")
     chosen = rates[rates["judge"] == judge]
     systems = list(dict.fromkeys(chosen["system"]))
@@ -120,7 +122,7 @@ _STARS = (
 )
 
 
-def _require_tested(rates: pd.DataFrame, tests: pd.DataFrame, judge: str | None) -> None:
+def _require_tested(rates: pd.DataFrame, tests: pd.DataFrame, judge: str) -> None:
     """Raise :class:`MechsafetyError` where a system with both arms is in no test: its stars would be lost."""
     arms = rates.groupby("system", sort=False, observed=True)["arm"].nunique()
     tested = list(dict.fromkeys(tests[tests["judge"] == judge]["system"]))
