@@ -16,6 +16,7 @@ from torch import Tensor
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.names import RESPONSES_AT_ONCE
 from mechsafety.core.progress import bar
+from mechsafety.core.verdict import Judge
 from mechsafety.edits.interventions import Edit, SideBySide, edited, targets_on
 from mechsafety.generation.hugging_face import Asking, Sampling, hf_answers
 from mechsafety.models import hooked_transformers
@@ -96,7 +97,7 @@ class Completion:
         return "\n".join(split_thought(self.text).thoughts)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Completions(Sequence[Completion]):
     """Completions in the order of the prompts, with the coverage receipt of the edit."""
 
@@ -112,7 +113,24 @@ class Completions(Sequence[Completion]):
     def __iter__(self) -> Iterator[Completion]:
         return iter(self.items)
 
+    def __repr__(self) -> str:
+        cut = sum(c.finish == "length" for c in self)
+        tokens = sum(c.n_tokens for c in self)
+        first = f": {self[0].prompt[:40]!r} -> {self[0].text[:60]!r}" if len(self) else ""
+        return f"Completions({len(self)} answers, {tokens} tokens, {cut} cut at the limit{first})"
+
+    def compare(self, other: Completions, *, judges: Sequence[str | Judge] = ("rules",)) -> pd.DataFrame:
+        """Both answers to each prompt side by side, with the verdicts of ``judges`` on either.
+
+        Columns: id, label, prompt, response, other, and for each judge its name (on this answer) and its name with
+        ``_other``. Raises :class:`MechsafetyError` where the two do not answer the same prompts.
+        """
+        from mechsafety.judges.judging import compared  # the one import that goes up: .importlinter names it
+
+        return compared(self, other, judges)
+
     def to_frame(self) -> pd.DataFrame:
+        """One row per answer: the fields of :class:`Completion`, its text as ``response``."""
         import pandas as pd
 
         rows = [asdict(c) | {"tokens": list(c.tokens), "n_tokens": c.n_tokens} for c in self]

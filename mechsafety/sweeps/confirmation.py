@@ -63,7 +63,7 @@ def confirm(
 
     Raises :class:`MechsafetyError` for one class only or no prompts.
 
-    Example: ``confirm(model, swept.table, directions, prompts.validation.sample(32, seed=0))``.
+    Example: ``confirm(model, swept.to_frame(), directions, prompts.validation.sample(32, seed=0))``.
     """
     require_classes(prompts, "confirm candidates")
     places = shortlist(table, n_layers=model.cfg.n_layers, size=candidates)

@@ -140,7 +140,7 @@ def test_judges_read_the_answer_and_keep_the_thought(folder: Path) -> None:
         assert not (inside and prepared.answer)
         assert c.answer.strip() == prepared.answer
         assert prepared.thought == c.thought
-    table = judge(done, ["rules", "degeneracy"]).table.set_index(["judge", "id"]).verdict
+    table = judge(done, ["rules", "degeneracy"]).to_frame().set_index(["judge", "id"]).verdict
     cut_off = [c.id for c in done if c.n_thought_tokens == c.n_tokens]
     assert cut_off
     assert {table[j, i] for i in cut_off for j in ("rules", "degeneracy")} == {"unparsed"}

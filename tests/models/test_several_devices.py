@@ -57,7 +57,9 @@ def streams(model: Any) -> Any:
 
 def swept(model: Any) -> Any:
     found = ms.find_directions(ms.residual_stream(model, small_prompts().fit))
-    table = ms.sweep(model, found, small_prompts().validation, refusal_tokens=TOKENS, layers=(1, 3)).table
+    table = ms.sweep(
+        model, found, small_prompts().validation, refusal_tokens=TOKENS, layers=(1, 3)
+    ).to_frame()
     return torch.tensor(table[["bypass", "induce", "kl"]].to_numpy())
 
 

@@ -136,7 +136,7 @@ def refusal_direction(work: RegionWork) -> Direction:
         return swept.best()
     except MechsafetyError as error:
         work.say(f"{error}; the nearest candidate is taken")
-        chosen = nearest(swept.table, n_layers=swept.n_layers)
+        chosen = nearest(swept.to_frame(), n_layers=swept.n_layers)
         return swept.directions.at(layer=chosen.layer, position=chosen.position)
 
 

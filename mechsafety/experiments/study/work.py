@@ -311,7 +311,7 @@ class StudyWork:
             threshold=self.recipe.threshold,
             seed=seed,
         )
-        self.run.write_part(swept.table.assign(system=spec), "sweep", spec)
+        self.run.write_part(swept.to_frame().assign(system=spec), "sweep", spec)
         facts = swept.facts(rule=None if fixed is not None else self._rule)
         self.run.write_json_part(facts, "swept", spec)
 
