@@ -20,6 +20,7 @@ from mechsafety.directions.activations import ResidualCache
 from mechsafety.directions.estimators import DirectionEstimate, estimate
 from mechsafety.directions.projections import CosineMatrix, cosine_matrix
 from mechsafety.models.bound_files import FileKind
+from mechsafety.runs.folder import RunFolder
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -243,7 +244,8 @@ def save_directions(several: Sequence[Directions], path: str | Path) -> None:
             "chat": found.chat,
             "final_norm": found.final_norm,
         }
-    save_file(tensors, path, metadata={"mechsafety": json.dumps(records, sort_keys=True)})
+    metadata = {"mechsafety": json.dumps(records, sort_keys=True)}
+    RunFolder(path.parent).save(path.name, lambda scratch: save_file(tensors, scratch, metadata=metadata))
 
 
 def load_directions(path: str | Path) -> dict[str, Directions]:

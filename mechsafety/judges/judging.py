@@ -10,7 +10,7 @@ import pandas as pd
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.values import Value
 from mechsafety.core.verdict import Judge, Label, Response
-from mechsafety.generation.completions import Completion, Completions
+from mechsafety.generation.answered import Completion, Completions
 from mechsafety.judges.cache import VerdictCache
 from mechsafety.judges.registry import ModelSource, judge_responses
 from mechsafety.statistics import refusal_rates as rates_of

@@ -13,6 +13,7 @@ from mechsafety.core.errors import MechsafetyError, first_lines
 from mechsafety.models.loading import generation_twin, load_record, model_name
 from mechsafety.regions.maps import LinearMap, linear_maps
 from mechsafety.regions.removal import LowRank, Pruning, Removal, require_made_for
+from mechsafety.runs.folder import RunFolder
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -113,7 +114,9 @@ def _write(
     for path, (_, b, a) in adapted.items():
         tensors[f"base_model.model.{path}.lora_A.weight"] = a
         tensors[f"base_model.model.{path}.lora_B.weight"] = b
-    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    RunFolder(folder).save(
+        "adapter_model.safetensors", lambda path: save_file(tensors, path, metadata={"format": "pt"})
+    )
 
 
 def _new_folder(folder: Path) -> Path:

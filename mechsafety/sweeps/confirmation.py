@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from mechsafety.core.progress import bar
 from mechsafety.directions.direction import Direction, Directions
 from mechsafety.edits.interventions import Ablate, Edit, digest
-from mechsafety.generation.completions import DEFAULT_BATCH, Completion, generate
+from mechsafety.generation.answered import Completion
+from mechsafety.generation.completions import DEFAULT_BATCH, generate
 from mechsafety.generation.side_by_side import generate_under_each
 from mechsafety.judges.outcomes import Tally, labels_of
 from mechsafety.models.chat_settings import chat_bound

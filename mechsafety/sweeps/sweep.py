@@ -9,7 +9,7 @@ projected out everywhere; ``induce`` that of harmless prompts with the direction
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +30,7 @@ from mechsafety.prompts.splits import require_classes
 from mechsafety.runs.folder import Journal
 from mechsafety.sweeps.behaviour import rows_as_labelled
 from mechsafety.sweeps.candidates import CandidateScores, Validation, candidates_of
-from mechsafety.sweeps.measures import MeasureChoice, refusal_measure
+from mechsafety.sweeps.measures import MeasureChoice, own_measure, refusal_measure
 from mechsafety.sweeps.racing import Unedited
 from mechsafety.sweeps.ranking import with_shares
 from mechsafety.sweeps.refusal_scores import RefusalTokens
@@ -198,6 +198,7 @@ def sweep(
     *,
     refusal_tokens: RefusalTokens | None = None,
     measure: MeasureChoice | None = None,
+    score: Callable[[Tensor], Any] | None = None,
     layers: Sequence[int] | None = None,
     batch_size: int = 64,
     fast_path: bool = True,
@@ -211,7 +212,9 @@ def sweep(
 
     Scores are by ``measure``, which :func:`mechsafety.sweeps.measures.refusal_measure` takes on these prompts, here too
     where none is given: of ``refusal_tokens``, or of the first tokens that harmful prompts make likelier, or of written
-    answers where these tell more.
+    answers where these tell more. Or they are what ``score`` makes of the logits [prompt, vocabulary] of the first
+    token of the answer, one number per prompt, higher where the model refuses: ``bypass`` is then its mean over
+    harmful prompts with the direction projected out, ``induce`` that over harmless prompts with it added.
 
     Prompts that the unedited model treats against their label (harmful ones that score no higher, or harmless ones that
     score no lower, than ``threshold``: the middle between the means of the classes by default, 0 in the source) are
@@ -232,7 +235,14 @@ def sweep(
     if truncate_prompts:
         prompts, _ = truncated(model, prompts, new_tokens=0)
     chosen = _checked_layers(layers, directions.n_layers)
-    if measure is None:
+    if score is not None:
+        if measure is not None:
+            raise MechsafetyError(
+                "score= and measure= exclude each other: what is measured is one of the two"
+            )
+        measure = own_measure(model, prompts, score, refusal_tokens=refusal_tokens, batch_size=batch_size)
+        fast_path = False  # its batches hold probabilities of tokens, not logits
+    elif measure is None:
         measure = refusal_measure(model, prompts, refusal_tokens=refusal_tokens, batch_size=batch_size)
     elif measure.prompts_sha256 != prompts.sha256():
         raise MechsafetyError(

@@ -14,7 +14,8 @@ import pytest
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.experiments.study.config import StudyConfig
 from mechsafety.experiments.study.experiment import run_study
-from mechsafety.generation.completions import Completions, asked_in, generate
+from mechsafety.generation.answered import Completions, asked_in
+from mechsafety.generation.completions import generate
 from mechsafety.models.chat import tokenize_prompts, window
 from mechsafety.models.loading import load_model, load_reader
 from mechsafety.prompts.fed import fed, truncated

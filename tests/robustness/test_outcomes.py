@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.verdict import LABELS, Response, Verdict
-from mechsafety.generation.completions import Completion, Completions, generate
+from mechsafety.generation.answered import Completion, Completions
+from mechsafety.generation.completions import generate
 from mechsafety.judges.outcomes import Judgement, Tally, judgements
 from mechsafety.models.chat import render_chat, render_turn, tokenize_prompts, tokenize_text
 from mechsafety.prompts.prompt_set import Prompt

@@ -15,8 +15,8 @@ from mechsafety.core.verdict import Judge
 from mechsafety.edits.interventions import Edit
 from mechsafety.experiments.base import Session
 from mechsafety.experiments.regions.config import RegionsConfig, State, planned_states
+from mechsafety.generation.answered import Completion, answer_frame
 from mechsafety.generation.answers import Example
-from mechsafety.generation.completions import Completion, answer_frame
 from mechsafety.judges.kinds.fluent import FluentJudge
 from mechsafety.models.chat import day_of
 from mechsafety.models.loading import load_model

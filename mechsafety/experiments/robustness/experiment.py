@@ -17,7 +17,7 @@ from mechsafety.experiments.base import Read, Result, Session, run_experiment
 from mechsafety.experiments.edited import EditedExperiment
 from mechsafety.experiments.records import record_shared_tokens
 from mechsafety.experiments.robustness.config import RobustnessConfig
-from mechsafety.generation.completions import Completion, answer_frame
+from mechsafety.generation.answered import Completion, answer_frame
 from mechsafety.judges.kinds.fluent import FluentJudge
 from mechsafety.pages.page import Page, page_blocks
 from mechsafety.plots.attacks import attack_figure, attack_name

@@ -40,13 +40,8 @@ from mechsafety.experiments.study.controls import (
     draw_controls,
     random_arms,
 )
-from mechsafety.generation.completions import (
-    Completion,
-    Sampling,
-    answer_frame,
-    asked_in,
-    overridden_defaults,
-)
+from mechsafety.generation.answered import Completion, answer_frame, asked_in
+from mechsafety.generation.completions import Sampling, overridden_defaults
 from mechsafety.generation.resumable import resumable_responses, resumable_under_each
 from mechsafety.generation.scoring import answer_nll
 from mechsafety.judges.checks import check_judge

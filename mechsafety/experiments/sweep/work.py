@@ -17,7 +17,8 @@ from mechsafety.edits.files import save_edit
 from mechsafety.edits.interventions import Ablate, digest
 from mechsafety.experiments.base import Read, Session
 from mechsafety.experiments.sweep.config import SweepConfig
-from mechsafety.generation.completions import Completion, answer_frame, overridden_defaults
+from mechsafety.generation.answered import Completion, answer_frame
+from mechsafety.generation.completions import overridden_defaults
 from mechsafety.generation.thought_ends import own_thoughts
 from mechsafety.models.chat import after_thoughts, post_instruction_positions, tokenize_prompts
 from mechsafety.models.loading import load_record
