@@ -73,7 +73,7 @@ def interval_text(interval: Interval) -> str:
     )
 
 
-def outcomes(
+def measure_outcomes(
     model: TransformerBridge,
     prompts: Sequence[Prompt],
     *,

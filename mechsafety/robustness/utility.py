@@ -70,7 +70,7 @@ class Utility:
         return row | {"accuracy_n": self.accuracy.n if self.accuracy is not None else 0}
 
 
-def utility(
+def measure_utility(
     model: TransformerBridge,
     *,
     passages: Sequence[Passage] = (),

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from mechsafety.core.errors import MechsafetyError
-from mechsafety.experiments.comparison.experiment import compare
+from mechsafety.experiments.comparison.experiment import run_comparison
 from mechsafety.experiments.ladder.config import LadderConfig
 from mechsafety.experiments.ladder.experiment import run_ladder
 from mechsafety.experiments.study.config import StudyConfig
@@ -127,7 +127,7 @@ def test_an_answer_ends_before_the_question_that_a_base_model_goes_on_with(base:
 
 
 def _compare(systems: tuple[str, str], prompts: PromptSet, out: Path, template: str) -> Any:
-    return compare(systems, prompts, out=out, template=template, measures=["cka"], resamples=3, **ON)
+    return run_comparison(systems, prompts, out=out, template=template, measures=["cka"], resamples=3, **ON)
 
 
 def _ladder(systems: tuple[str, str], prompts: PromptSet, out: Path, template: str) -> Any:

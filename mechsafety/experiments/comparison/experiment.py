@@ -223,7 +223,7 @@ class CheckpointComparison(Experiment[ComparisonConfig]):
         return [f"mechsafety study --systems {','.join(models)} --out runs/compared"]
 
 
-def compare(
+def run_comparison(
     specs: Sequence[str],
     prompts: PromptSet | None = None,
     *,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from mechsafety.core.errors import MechsafetyError, NotFiniteError, RefusedRunError
 from mechsafety.core.progress import Progress
 from mechsafety.experiments.base import Experiment, Read, Result, Session, load_run, run_experiment
-from mechsafety.experiments.comparison.experiment import compare, read_comparison
+from mechsafety.experiments.comparison.experiment import read_comparison, run_comparison
 from mechsafety.experiments.ladder.config import LadderConfig
 from mechsafety.experiments.ladder.figures import ladder_figures
 from mechsafety.experiments.ladder.findings import summary
@@ -144,7 +144,7 @@ class Ladder(Experiment[LadderConfig]):
         # Halves of a class must span the compared subspaces, their mean taken off.
         half = min(config.compare_limit, len(fit.harmful), len(fit.harmless)) // 2
         try:
-            found = compare(
+            found = run_comparison(
                 config.systems,
                 self.prompts,
                 out=session.run.path / COMPARE,

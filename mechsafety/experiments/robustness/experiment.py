@@ -26,7 +26,7 @@ from mechsafety.prompts.prompt_set import PromptSet, load_prompts
 from mechsafety.robustness.attacks import ATTACK_COLUMNS, attack_table
 from mechsafety.robustness.benign import benign_choices, benign_passages
 from mechsafety.robustness.suffix import SearchCost, Suffixes, require_nanogcg, resumable_suffixes
-from mechsafety.robustness.utility import UTILITY_COLUMNS, base_distributions, utility
+from mechsafety.robustness.utility import UTILITY_COLUMNS, base_distributions, measure_utility
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -116,7 +116,7 @@ class Robustness(EditedExperiment[RobustnessConfig]):
         session.say("utility: benign passages and questions")
         passages = benign_passages()
         base = base_distributions(self.model, passages) if self.edit is not None else None
-        found = utility(
+        found = measure_utility(
             self.model,
             passages=passages,
             choices=benign_choices(),

@@ -46,7 +46,7 @@ from mechsafety.experiments.ladder.tables import (
 from mechsafety.generation.answers import Example
 from mechsafety.generation.completions import generate
 from mechsafety.models.loading import load_model
-from mechsafety.regions.attribution import attribute
+from mechsafety.regions.attribution import score_weights
 from mechsafety.runs.folder import open_run, read_run
 from mechsafety.statistics import holm, mcnemar
 from mechsafety.tuning.rephrasings import OPENINGS
@@ -359,7 +359,7 @@ def test_a_regions_run_adds_its_links(
     (regions / "scores").mkdir()
     examples = [Example(prompt=p.text, answer="sorry no", whole=True) for p in small_prompts(6).fit.harmful]
     model = load_model(system, dtype="float32", device="cpu")
-    attribute(model, examples, store=regions / "scores" / "safety-0.safetensors")
+    score_weights(model, examples, store=regions / "scores" / "safety-0.safetensors")
     both = config.model_copy(update={"base": base})
     links = run_ladder(both, tmp_path / "both").tables["links"]
     assert {"energy", "energy_random", "removed_snip", "snip", "wanda", "magnitude"} <= set(links["what"])
