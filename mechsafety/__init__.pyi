@@ -47,6 +47,7 @@ from .prompts.prompt_set import PromptSet as PromptSet
 from .prompts.prompt_set import load_prompts as load_prompts
 from .prompts.rendered import render as render
 from .regions.lora_export import export_lora as export_lora
+from .regions.saved_models import save_model as save_model
 from .robustness.outcomes import measure_outcomes as measure_outcomes
 from .robustness.utility import measure_utility as measure_utility
 from .sweeps.doses import dose_curves as dose_curves

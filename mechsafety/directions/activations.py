@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechsafety.core.errors import MechsafetyError, NotFiniteError
-from mechsafety.core.progress import bar
+from mechsafety.core.progress import bar, with_progress
 from mechsafety.core.values import Value
 from mechsafety.models.bound_files import FileKind
 from mechsafety.models.chat import batches, device_of, named_positions
@@ -140,6 +140,7 @@ def load_cache(path: str | Path) -> ResidualCache:
         return ResidualCache(activations=stored.get_tensor("activations"), **lists, **plain)
 
 
+@with_progress
 def residual_stream(
     model: TransformerBridge,
     prompts: Sequence[Prompt],
@@ -148,6 +149,7 @@ def residual_stream(
     batch_size: int = DEFAULT_BATCH,
     truncate_prompts: bool = False,
     final_norm: bool = False,
+    progress: bool = True,  # noqa: ARG001 - with_progress reads it
 ) -> ResidualCache:
     """Cache every layer's residual stream at ``positions`` of each prompt, in its chat template.
 

@@ -400,6 +400,11 @@ class Result:
         block = judging.block(added[0], self.figures()[judging.FIGURE])
         return replace(found, blocks=[*found.blocks, block])
 
+    @property
+    def report_path(self) -> Path:
+        """Where the page stands once it is written."""
+        return self.path / REPORT
+
     def report(self) -> Path:
         """Write the page, ``report.html``, and return its path."""
         return self.run.write_text(REPORT, self.experiment.html(self))

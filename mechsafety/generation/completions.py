@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.names import RESPONSES_AT_ONCE
-from mechsafety.core.progress import bar
+from mechsafety.core.progress import bar, with_progress
 from mechsafety.edits.interventions import Edit, SideBySide, edited, targets_on
 from mechsafety.generation.answered import Completion, Completions
 from mechsafety.generation.hugging_face import Asking, Sampling, hf_answers
@@ -60,6 +60,7 @@ def generation_plan(
     return plan_batches(lengths, batch_size=batch_size)
 
 
+@with_progress
 def generate(
     model: TransformerBridge,
     prompts: Sequence[Prompt],
@@ -77,6 +78,7 @@ def generate(
     truncate_prompts: bool = False,
     label: str = "generating",
     out: str | Path | None = None,
+    progress: bool = True,
 ) -> Completions:
     """Answer each prompt in the model's chat template (or as ``rendering`` asks), under ``edit`` if one is given.
 

@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.progress import with_progress
 from mechsafety.core.values import Value
 from mechsafety.directions.activations import residual_stream
 from mechsafety.directions.direction import Direction, Directions
@@ -191,6 +192,7 @@ class Sweep(Value):
         return self.frame.round(3).to_html(index=False, border=0)
 
 
+@with_progress
 def sweep(
     model: TransformerBridge,
     directions: Directions,
@@ -207,6 +209,7 @@ def sweep(
     racing: bool = False,
     threshold: float | None = None,
     seed: int = 0,
+    progress: bool = True,  # noqa: ARG001 - with_progress reads it
 ) -> Sweep:
     """Score every direction on ``prompts`` (the validation split: harmful and harmless).
 

@@ -12,7 +12,7 @@ import pandas as pd
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.names import Attack
 from mechsafety.core.places import packaged_words
-from mechsafety.core.progress import Progress
+from mechsafety.core.progress import Progress, progress_line, with_progress
 from mechsafety.experiments.base import Read, Result, Session, run_experiment
 from mechsafety.experiments.edited import EditedExperiment
 from mechsafety.experiments.records import record_shared_tokens
@@ -171,17 +171,21 @@ class Robustness(EditedExperiment[RobustnessConfig]):
         return {**result.tables, "out": [str(result.path / file) for file in cls.tables.values()]}
 
 
+@with_progress
 def run_robustness(
     config: RobustnessConfig,
     out: str | Path,
     *,
-    say: Progress = lambda _: None,
+    say: Progress = progress_line,
+    progress: bool = True,  # noqa: ARG001 - with_progress reads it
     allow_other_versions: bool = False,
 ) -> Result:
     """Measure in the folder ``out``, or go on where that was interrupted: each attack is a part of the run.
 
     Raises :class:`MechsafetyError` for a wrong edit, prompt sets without what is needed, the attack ``suffix``
     without its package, and whatever loading raises.
+
+    ``progress=False`` turns off bars and lines on the work; ``say`` receives the lines instead.
     """
     return run_experiment(Robustness(config), out, say=say, allow_other_versions=allow_other_versions)
 
