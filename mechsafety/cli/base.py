@@ -202,7 +202,7 @@ def shown(result: Result, *, published: bool = False) -> Shown:
         say("figures and page")
         result.publish()
     report = result.report_path
-    experiment, findings = result.experiment, result.findings()
+    experiment, findings = result.experiment, result.findings
     facts = {
         "run": str(result.path),
         "report": str(report),

@@ -190,7 +190,7 @@ class LmEvaluation(EditedExperiment[EvaluationConfig]):
         return Page(
             title="lm-eval's tasks",
             subtitle=_named(result),
-            findings=result.findings(),
+            findings=result.findings,
             blocks=[block],
             how=[f"lm-eval {record['lm_eval']}", f"Settings: {record['settings']}"],
         )

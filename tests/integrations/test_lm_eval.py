@@ -440,7 +440,7 @@ def test_the_command_writes_a_run_and_refuses_what_is_wrong(
     again = load_run(tmp_path / "run")
     assert list(again.to_frame()["value"]) == list(table["value"])
     assert all(
-        f"{row['value']:.4g}" in line for row, line in zip(facts["results"], again.findings(), strict=True)
+        f"{row['value']:.4g}" in line for row, line in zip(facts["results"], again.findings, strict=True)
     )
     assert [list(trace.x) for trace in again.plot().data] == [[value] for value in table["value"]]
     assert "ms_choices" in (tmp_path / "run" / "report.html").read_text()

@@ -154,9 +154,9 @@ def test_what_each_checkpoint_was_given_is_said_by_name(
     systems = (str(base), str(tuned))
     mixed = run(systems, small_prompts(4), tmp_path / "mixed", "own-or-few-shot")
     said = f"{base}: few-shot; {tuned}: the model's own"
-    assert [said in line for line in mixed.findings()].count(True) == 1
+    assert [said in line for line in mixed.findings].count(True) == 1
     assert any(said in line for line in mixed.page().how)
     # The control: where all were given the same, nothing is to be compared with care.
     alike = run(systems, small_prompts(4), tmp_path / "alike", "plain")
-    assert not any("templates" in line for line in alike.findings())
+    assert not any("templates" in line for line in alike.findings)
     assert any(f"{base}: plain; {tuned}: plain" in line for line in alike.page().how)

@@ -190,7 +190,7 @@ class CheckpointComparison(Experiment[ComparisonConfig]):
         return Page(
             title="Refusal geometry compared",
             subtitle=f"{' · '.join(found.names)} · matrices at layer {found.layer}",
-            findings=found.findings(),
+            findings=found.findings,
             blocks=page_blocks(_WORDS["blocks"], found.tables, figures),
             how=[basis.reason for basis in found.bases],
         )

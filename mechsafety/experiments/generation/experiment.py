@@ -129,7 +129,7 @@ class Generation(EditedExperiment[GenerationConfig]):
         return Page(
             title=f"Answers of {short_name(result.config['model'])}",
             subtitle=edit_description(result),
-            findings=result.findings(),
+            findings=result.findings,
             blocks=[Block(name="lengths", title="Lengths of answers", figures=list(figures.values()))],
         )
 

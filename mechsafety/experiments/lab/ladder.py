@@ -86,7 +86,7 @@ class LabLadder(Experiment[LabConfig]):
     def findings(cls, result: Result) -> list[str]:
         ladders = as_lab_ladder(result).ladders
         return [
-            f"Seed {seed}: {sentence}" for seed, ladder in ladders.items() for sentence in ladder.findings()
+            f"Seed {seed}: {sentence}" for seed, ladder in ladders.items() for sentence in ladder.findings
         ]
 
     @classmethod

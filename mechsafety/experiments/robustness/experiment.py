@@ -152,7 +152,7 @@ class Robustness(EditedExperiment[RobustnessConfig]):
         return Page(
             title=f"Attack success on {short_name(result.config['model'])}",
             subtitle=str(result.tables["attacks"]["system"].iloc[0]),
-            findings=result.findings(),
+            findings=result.findings,
             blocks=page_blocks(_WORDS["blocks"], result.tables, figures),
         )
 

@@ -209,7 +209,7 @@ def test_a_study_without_controls_has_the_other_tables_and_the_same_numbers(
     rates = pd.read_csv(finished / "rates.csv").query("system == @config.systems[0] and judge == 'rules'")
     pd.testing.assert_frame_equal(pd.read_csv(run.path / "rates.csv"), rates.reset_index(drop=True))
     assert "controls" not in run.path.joinpath("rates.csv").read_text()
-    assert run.findings()
+    assert run.findings
     assert run.figures()["outcomes"]
 
 
