@@ -14,6 +14,7 @@ from torch import Tensor
 from mechsafety.core.errors import MechsafetyError, NotFiniteError
 from mechsafety.core.progress import bar
 from mechsafety.models.chat import batches, device_of
+from mechsafety.models.chat_settings import chat_text
 from mechsafety.models.finite import not_finite_at
 from mechsafety.models.forward import forward, run_prefix
 from mechsafety.models.hooking import observed, plain_twin_at, residual_hooks
@@ -34,7 +35,8 @@ class ResidualCache:
 
     ``positions`` are offsets from the end of the rendered prompt: -1 is the last prompt token. Layer L is
     the input of block L (``blocks.L.hook_resid_pre``); the last one, L = n_layers, is the output of the
-    last block, before the final norm.
+    last block, before the final norm, or with ``final_norm`` what that makes of it. ``chat`` are the settings under
+    which the prompts were read, as JSON; empty for the default ones.
     """
 
     activations: Float[Tensor, "prompt position layer d_model"]
@@ -43,6 +45,8 @@ class ResidualCache:
     labels: tuple[str, ...]
     model: str
     fingerprint: str
+    chat: str = ""
+    final_norm: bool = False
 
     def __post_init__(self) -> None:
         n, p = self.activations.shape[:2]
@@ -82,13 +86,17 @@ def residual_stream(
     positions: Sequence[int] = (-1,),
     batch_size: int = DEFAULT_BATCH,
     truncate_prompts: bool = False,
+    final_norm: bool = False,
 ) -> ResidualCache:
     """Cache every layer's residual stream at ``positions`` of each prompt, in its chat template.
 
     Prompts run in length-sorted, left-padded batches, the tokens they all begin with once; only the named
-    positions are kept, so memory is that of the result plus one batch. Raises :class:`MechsafetyError` when
-    there are no prompts, when a prompt is shorter than the furthest position or longer than the model's window
-    (``truncate_prompts`` cuts its text instead), and for NaN activations (with the prompt and the layer).
+    positions are kept, so memory is that of the result plus one batch. With ``final_norm`` the last layer is read after
+    the model's final norm, as in the last entry of Hugging Face's ``hidden_states``.
+
+    Raises :class:`MechsafetyError` when there are no prompts, when a prompt is shorter than the furthest position or
+    longer than the model's window (``truncate_prompts`` cuts its text instead), and for NaN activations (with the
+    prompt and the layer).
     """
     if truncate_prompts:
         prompts, _ = truncated(model, prompts, new_tokens=0)
@@ -99,7 +107,7 @@ def residual_stream(
     def store(rows: list[int], layer: int, x: Float[Tensor, "row position d_model"]) -> None:
         out[rows, :, layer] = x.float().cpu()
 
-    _stream(model, prompts, positions, batch_size, store)
+    _stream(model, prompts, positions, batch_size, store, final_norm=final_norm)
     return ResidualCache(
         activations=out,
         positions=tuple(positions),
@@ -107,6 +115,8 @@ def residual_stream(
         labels=tuple(p.label for p in prompts),
         model=model_name(model),
         fingerprint=known_fingerprint(model),
+        chat=chat_text(model),
+        final_norm=final_norm,
     )
 
 
@@ -163,6 +173,8 @@ def _stream(
     positions: Sequence[int],
     batch_size: int,
     take: Callable[[list[int], int, Tensor], None],
+    *,
+    final_norm: bool = False,
 ) -> None:
     """Run the prompts and hand ``take`` the named positions of each layer, batch by batch."""
     if not prompts:
@@ -174,7 +186,7 @@ def _stream(
     shortest = min(len(s) for s in sequences)
     if shortest < furthest:
         raise MechsafetyError(f"position {-furthest} lies before the shortest prompt ({shortest} tokens)")
-    names = residual_hooks(model.cfg.n_layers)
+    names = residual_hooks(model.cfg.n_layers, final_norm=final_norm)
     twin = plain_twin_at(model, names)
     body = twin if twin is not None else body_of(model)
     shared = common_prefix(body, sequences, device_of(model), leave=furthest)

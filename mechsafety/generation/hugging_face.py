@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +26,7 @@ from mechsafety.models.prefixes import common_prefix, goes_on, has_strange_hooks
 
 _TRIED = "_mechsafety_answers_in_parts"
 _FIRST_PART = 16  # tokens; every further part is as long as all before it
+_ENDED_PART = 64  # at most, where rows end by what they hold
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,13 +46,17 @@ class Sampling:
 
 @dataclass(frozen=True, kw_only=True)
 class Asking:
-    """How a batch is answered: ``most`` tokens, up to one of ``stops``; each of ``groups`` has an edit of its own."""
+    """How a batch is answered: ``most`` tokens, up to one of ``stops``; each of ``groups`` has an edit of its own.
+
+    ``end`` says of the tokens of a row whether it has ended before ``most``: what follows is not wanted.
+    """
 
     most: int
     sampling: Sampling | None
     stops: frozenset[int]
     pad: int
     groups: int = 1
+    end: Callable[[Sequence[int]], int | None] | None = None
 
 
 def hf_answers(module: Any, batch: TokenBatch, asking: Asking) -> Int[Tensor, "row token"]:
@@ -96,19 +101,27 @@ def _in_parts(module: Any, batch: TokenBatch, cache: Any, asking: Asking) -> Int
     whole = asking.sampling is not None or not len(stops) or not _goes_on(module, device)
     done = 0
     while done < asking.most and len(rows):
-        end = asking.most if whole else min(asking.most, 2 * done or _FIRST_PART)
+        end = asking.most if whole else min(asking.most, _part_end(done, asking))
         with of_groups(torch.bincount(group[rows], minlength=asking.groups).tolist()):
             out = _generate(module, ids, mask, cache, end - done, asking)
         new = out.sequences[:, ids.shape[1] :]
         answers[rows, done : done + new.shape[1]] = new
         done += new.shape[1]
         left = (~torch.isin(new, stops).any(1)).nonzero().flatten()
+        if asking.end is not None and done < asking.most:
+            so_far = answers[rows[left], :done].tolist()
+            left = left[[asking.end(tokens) is None for tokens in so_far]]
         cache = out.get("past_key_values")
         if done < asking.most and 0 < len(left) < len(rows):
             cache = Prefix(n_tokens=ids.shape[1] + new.shape[1] - 1, cache=cache).rows(left)
         ids, mask = torch.cat([ids, new], dim=1)[left], torch.cat([mask, torch.ones_like(new)], dim=1)[left]
         rows = rows[left]
     return answers
+
+
+def _part_end(done: int, asking: Asking) -> int:
+    doubled = 2 * done or _FIRST_PART
+    return doubled if asking.end is None else min(doubled, done + _ENDED_PART)
 
 
 def _goes_on(module: Any, device: torch.device) -> bool:

@@ -16,6 +16,7 @@ from mechsafety.models.chat import device_of
 from mechsafety.models.forward import OWN_HOOKS, trying
 from mechsafety.models.loading import architecture, body_of, generation_twin, is_hooked_transformer
 from mechsafety.models.passes import Pass
+from mechsafety.models.sites import hook_points
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -26,17 +27,19 @@ if TYPE_CHECKING:
 class Target:
     """A pure map of the activations at one site of one block.
 
-    ``apply(x, constant)`` gets activations [row, token, d_model] and ``constant`` on their device.
+    ``apply(x, constant)`` gets activations [row, token, d_model] and ``constant`` on their device. ``at`` is the hook
+    point, where the block has another one for the site than the usual (:mod:`mechsafety.models.sites`).
     """
 
     layer: int
     site: str
     apply: Callable[[Tensor, Tensor], Tensor]
     constant: Tensor
+    at: str = ""
 
     @property
     def hook(self) -> str:
-        return f"blocks.{self.layer}.hook_{self.site}"
+        return self.at or f"blocks.{self.layer}.hook_{self.site}"
 
 
 @dataclass
@@ -61,13 +64,29 @@ class Coverage:
             )
 
     def summary(self) -> dict[str, Any]:
-        """Hooks, how often they fired in all, positions changed at one hook at the most, and sites passed by."""
-        past = {"past_hooks": list(self.past_hooks)} if self.past_hooks else {}
+        """Hooks, how often they fired in all, positions changed at one hook at the most, and sites passed by.
+
+        Where blocks differ in their sites, ``sites`` names those of each kind of block.
+        """
+        past: dict[str, Any] = {"past_hooks": list(self.past_hooks)} if self.past_hooks else {}
+        if len(sites := self.sites()) > 1:
+            past["sites"] = sites
         return past | {
             "hooks": len(self.fired),
             "fired": sum(self.fired.values()),
             "positions": max(self.changed.values(), default=0),
         }
+
+    def sites(self) -> dict[str, list[int]]:
+        """The blocks that have hooks at the same sites, by these sites: ``resid_pre, linear_attn, mlp_out``."""
+        blocks: dict[int, list[str]] = {}
+        for hook in self.fired:
+            _, layer, name = hook.split(".", 2)
+            blocks.setdefault(int(layer), []).append(name.removeprefix("hook_").removesuffix(".hook_out"))
+        found: dict[str, list[int]] = {}
+        for layer, names in sorted(blocks.items()):
+            found.setdefault(", ".join(names), []).append(layer)
+        return found
 
 
 class _Hook:
@@ -125,14 +144,6 @@ def attach(
             stack.enter_context(running.marking_answers(owner))
         with hooked(model, hooks, twin=twin):
             yield coverage
-
-
-def hook_points(model: TransformerBridge) -> frozenset[str]:
-    """The hook points that a pass reaches: one without MLPs (``attn_only``) has names for what these would write."""
-    present = frozenset(model.hook_dict)
-    if not getattr(model.cfg, "attn_only", False):
-        return present
-    return frozenset(name for name in present if not name.endswith((".hook_mlp_out", ".hook_mlp_in")))
 
 
 def _padding_token(model: Any) -> int | None:
@@ -198,9 +209,13 @@ def observed(
         yield
 
 
-def residual_hooks(n_blocks: int) -> list[str]:
-    """Hook points of the residual stream by layer: every block's input, then the last block's output."""
-    return [*(f"blocks.{layer}.hook_resid_pre" for layer in range(n_blocks)), residual_end(n_blocks)]
+def residual_hooks(n_blocks: int, *, final_norm: bool = False) -> list[str]:
+    """Hook points of the residual stream by layer: every block's input, then the last block's output.
+
+    With ``final_norm`` the last one is what the final norm makes of that.
+    """
+    end = "ln_final.hook_out" if final_norm else residual_end(n_blocks)
+    return [*(f"blocks.{layer}.hook_resid_pre" for layer in range(n_blocks)), end]
 
 
 def residual_end(n_blocks: int) -> str:
@@ -256,13 +271,8 @@ def _module_names(model: TransformerBridge) -> dict[str, str]:
     return model.__dict__["_mechsafety_module_names"]
 
 
-def plain_twin(model: TransformerBridge, targets: Sequence[Target] = ()) -> PreTrainedModel | None:
-    """The model's plain twin, if it has one and every target lies at the input or output of its modules."""
-    return plain_twin_at(model, [t.hook for t in targets])
-
-
-def plain_twin_at(model: TransformerBridge, hooks: Sequence[str]) -> PreTrainedModel | None:
-    """The same for hook points by name."""
+def plain_twin_at(model: TransformerBridge, hooks: Sequence[str] = ()) -> PreTrainedModel | None:
+    """The model's plain twin, if it has one and every hook point lies at the input or output of its modules."""
     twin = generation_twin(model)
     if twin is None or any(plain_module_path(model, name) is None for name in hooks):
         return None

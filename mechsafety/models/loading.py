@@ -7,7 +7,8 @@ folder, or a ``.gguf`` file; ADAPTER is a packaged adapter's name or a folder th
 from __future__ import annotations
 
 import copy
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -20,11 +21,19 @@ from mechsafety.core.progress import quiet
 from mechsafety.models import rendering
 from mechsafety.models.adapters import adapter_folder, merge_adapter, weights_fingerprint
 from mechsafety.models.booted import booted_state
+from mechsafety.models.chat_settings import (
+    ChatSettings,
+    chat_settings,
+    record_of,
+    require_taken,
+    template_input,
+)
 from mechsafety.models.faithful import require_faithful
 from mechsafety.models.filled_weights import load_filled, require_embedding_rows
 from mechsafety.models.gguf import PACKAGED, converted, packaged_gguf
 from mechsafety.models.hardware import dtype_name, free_bytes, resolve_device, resolve_dtype
 from mechsafety.models.rendering import PLAIN_TEMPLATE as PLAIN_TEMPLATE
+from mechsafety.models.templates import set_template
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -39,7 +48,7 @@ class LoadRecord:
 
     ``fingerprint`` identifies the weights whatever dtype they were loaded in; ``processing`` records
     which numerics are in force (Hugging Face's own: no folded norms, no centred weights). ``date`` is the day that the
-    chat template writes; None where it writes none.
+    chat template writes; None where it writes none. ``chat`` are the chat settings, and how thinking was switched off.
     """
 
     spec: str
@@ -56,6 +65,7 @@ class LoadRecord:
     fingerprint: str
     processing: str = "none"
     date: str | None = None
+    chat: dict[str, Any] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -103,27 +113,31 @@ def load_model(
     device: str = "auto",
     template: str | None = None,
     date: str | None = None,
+    chat: ChatSettings | Mapping[str, Any] | None = None,
     trust_remote_code: bool = False,
 ) -> TransformerBridge:
     """Load ``spec`` as a TransformerLens model.
 
     The result is a ``TransformerBridge`` on unprocessed weights: its logits are Hugging Face's. It
     carries ``load_record`` (:class:`LoadRecord`) and the checkpoint's own tokenizer, padding on the left. ``template``
-    is ``plain`` or a Jinja file, instead of the model's own or where it has none; ``date`` (2025-03-01) is the day
-    that a template with a date writes, today by default.
+    is one of :data:`mechsafety.models.templates.NAMES` or a Jinja file, instead of the model's own or where it has
+    none; ``date`` (2025-03-01) is the day that a template with a date writes, today by default; ``chat`` is how
+    prompts are put to the model (:class:`ChatSettings`).
 
     Raises :class:`MechsafetyError` for an unknown name, a missing file, a gated model without a token,
-    a missing chat template, an adapter that does not fit, and too little memory.
+    a missing chat template, chat settings that the template does not take, an adapter that does not fit, and too little
+    memory.
     """
-    parsed = parse_spec(spec)
+    parsed, settings = parse_spec(spec), chat_settings(chat)
     day = checked_day(date) if date is not None else today()
     where = resolve_device(device)
     number = resolve_dtype(dtype, where)
     folder, source = locate(parsed)
     adapter = None if parsed.adapter is None else adapter_folder(parsed.adapter)  # sooner than the weights
-    hf = load_weights(spec, parsed, folder, dtype=number, device=where, trust_remote_code=trust_remote_code)
     tokenizer = load_tokenizer(spec, parsed, folder, trust_remote_code=trust_remote_code)
-    template_name = _set_template(spec, tokenizer, template)
+    template_name = set_template(spec, tokenizer, template)
+    require_taken(settings, tokenizer, source=spec, day=day)
+    hf = load_weights(spec, parsed, folder, dtype=number, device=where, trust_remote_code=trust_remote_code)
     require_embedding_rows(hf, tokenizer, source=spec)
     if adapter is None:
         fingerprint = weights_fingerprint(hf)
@@ -144,26 +158,37 @@ def load_model(
         device=str(where),
         template=template_name,
         fingerprint=fingerprint,
-        date=day if rendering.writes_the_day(tokenizer) else None,
+        date=day
+        if rendering.writes_the_day(tokenizer, template_input(settings, tokenizer, day=day))
+        else None,
+        chat=record_of(settings, tokenizer, day=day),
     )
+    model.__dict__["_mechsafety_chat"] = settings
     object.__setattr__(model, "load_record", record)
     model.__dict__["_mechsafety_as_loaded"] = weights_fingerprint(body_of(model))
     return model
 
 
-def load_reader(spec: str, *, template: str | None = None, date: str | None = None) -> Any:
+def load_reader(
+    spec: str,
+    *,
+    template: str | None = None,
+    date: str | None = None,
+    chat: ChatSettings | Mapping[str, Any] | None = None,
+) -> Any:
     """What a model reads with, without its weights: an object with its tokenizer and configuration.
 
     Everything in :mod:`mechsafety.models.chat` and :mod:`mechsafety.prompts.fed` takes it for the model. Raises as
     :func:`load_model` does.
     """
-    parsed = parse_spec(spec)
+    parsed, settings = parse_spec(spec), chat_settings(chat)
     day = checked_day(date) if date is not None else today()
     folder, _ = locate(parsed)
     tokenizer = load_tokenizer(spec, parsed, folder, trust_remote_code=False)
-    _set_template(spec, tokenizer, template)
+    set_template(spec, tokenizer, template)
+    require_taken(settings, tokenizer, source=spec, day=day)
     config = _load_config(spec, parsed, folder)
-    reads = {"_mechsafety_tokenizer": tokenizer, "_mechsafety_day": day}
+    reads = {"_mechsafety_tokenizer": tokenizer, "_mechsafety_day": day, "_mechsafety_chat": settings}
     return SimpleNamespace(tokenizer=tokenizer, config=config, **reads)
 
 
@@ -359,30 +384,6 @@ def load_tokenizer(
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "left"
     return tokenizer
-
-
-def _set_template(spec: str, tokenizer: PreTrainedTokenizerBase, template: str | None) -> str:
-    if template is None:
-        if tokenizer.chat_template is None:
-            raise MechsafetyError(
-                f"model {spec!r} has no chat template (a base model?): pass --template plain for a simple "
-                "question-and-answer form, or --template FILE.jinja for your own"
-            )
-        return "the model's own"
-    if template == "plain":
-        tokenizer.chat_template = PLAIN_TEMPLATE
-        return "plain"
-    path = Path(template).expanduser()
-    if not path.is_file():
-        raise MechsafetyError(f"template {template!r} is neither 'plain' nor a file that exists")
-    try:
-        tokenizer.chat_template = path.read_text(encoding="utf-8")
-        rendering.rendered(tokenizer, rendering.HELLO, day=today())
-    except Exception as error:
-        raise MechsafetyError(
-            f"template {template!r} is no Jinja chat template: {first_lines(error)}"
-        ) from None
-    return path.name
 
 
 def _boot_bridge(

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,7 +25,8 @@ from torch import Tensor
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.directions.direction import Direction, Directions
 from mechsafety.edits.completeness import written_past_hooks
-from mechsafety.edits.interventions import EVERYWHERE, Ablate, Add
+from mechsafety.edits.interventions import Ablate, Add
+from mechsafety.edits.places import written_places
 from mechsafety.generation.bodies import body_under
 from mechsafety.generation.scoring import continuation_logits
 from mechsafety.models.chat import TokenBatch, device_of, pad_left, pad_token, plan_batches
@@ -381,8 +383,8 @@ class BatchedScorer:
         """Blocks before ``layer`` do nothing; the block there gets the yielded list's tensor as its input."""
         start: list[Tensor] = []
         with ExitStack() as stack:
-            for block, in_a_tuple in zip(self.blocks[:layer], self.tuples[:layer], strict=True):
-                block.forward = _pass_over_in_a_tuple if in_a_tuple else _pass_over
+            for block, length in zip(self.blocks[:layer], self.tuples[:layer], strict=True):
+                block.forward = partial(_pass_over, length)
                 stack.callback(block.__dict__.pop, "forward")
             name = residual_hooks(self.n_layers)[layer]
             stack.enter_context(hooked(self.model, [(name, lambda _: start[0])], twin=self.body))
@@ -425,9 +427,10 @@ def has_fast_path(model: TransformerBridge) -> bool:
 
 def _fast_twin(model: TransformerBridge) -> Any:
     n = model.cfg.n_layers
-    sites = [f"blocks.{layer}.hook_{site}" for layer in range(n) for site in EVERYWHERE] + _besides(model)
-    if any(name not in model.hook_dict for name in sites):
+    by_block = written_places(model)
+    if not all(by_block):
         return None
+    sites = [name for places in by_block for name in places] + _besides(model)
     twin = plain_twin_at(model, [*sites, *residual_hooks(n)])
     return twin if twin is not None and _by_row(model, twin, sites) else None
 
@@ -450,17 +453,18 @@ def _by_row(model: TransformerBridge, twin: Any, sites: Sequence[str]) -> bool:
 
 def _projection_sites(
     model: TransformerBridge, body: Any, blocks: Sequence[Any], tokens: Sequence[int]
-) -> tuple[list[str], list[bool]]:
-    """Where a projection must act so that it acts everywhere, and which blocks return tuples; by a short pass.
+) -> tuple[list[str], list[int]]:
+    """Where a projection must act so that it acts everywhere, and how long a tuple each block returns; by a short pass.
 
     Where a block adds its attention and MLP outputs to its input as they are, a stream that is free of the
     direction stays free, and the first block's input and all outputs are enough: a third of the projections
     saved. Gemma 2, for example, puts a norm between: there every site is projected.
     """
     n = model.cfg.n_layers
-    names = [f"blocks.{layer}.hook_{site}" for layer in range(n) for site in EVERYWHERE]
+    by_block = written_places(model)
+    names = [name for places in by_block for name in places]
     seen: dict[str, Tensor] = {}
-    tuples: list[bool] = []
+    tuples: list[int] = []  # 0: no tuple
 
     def keep(name: str) -> Callable[[Tensor], None]:
         return lambda x: seen.__setitem__(name, x.float())
@@ -469,15 +473,17 @@ def _projection_sites(
     batch = pad_left([list(tokens)], pad=pad_token(model)).to(device_of(model))
     with ExitStack() as stack:
         for block in blocks:
-            handle = block.register_forward_hook(lambda _m, _a, out: tuples.append(isinstance(out, tuple)))
+            handle = block.register_forward_hook(
+                lambda _m, _a, out: tuples.append(len(out) if isinstance(out, tuple) else 0)
+            )
             stack.callback(handle.remove)
         everything = dict.fromkeys([*names, *ends])
         stack.enter_context(observed(model, [(name, keep(name)) for name in everything], twin=body))
         forward(body, batch, logits=None)
     if besides := _besides(model):
         return [*names, *besides], tuples
-    for layer in range(n):
-        total = torch.stack([seen[f"blocks.{layer}.hook_{site}"] for site in EVERYWHERE]).sum(0)
+    for layer, places in enumerate(by_block):
+        total = torch.stack([seen[name] for name in places]).sum(0)
         end = seen[ends[layer + 1]]
         if not float((total - end).norm() / end.norm()) < 0.02:
             return names, tuples
@@ -489,9 +495,6 @@ def _blocks(model: TransformerBridge, body: Any) -> list[Any]:
     return [body.get_submodule(path[0]) for path in paths if path is not None]
 
 
-def _pass_over(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
-    return hidden_states
-
-
-def _pass_over_in_a_tuple(hidden_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor]:
-    return (hidden_states,)
+def _pass_over(length: int, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor | tuple[Tensor | None, ...]:
+    """What a block returns that does nothing: its input, in a tuple of ``length`` where that is not 0."""
+    return (hidden_states, *[None] * (length - 1)) if length else hidden_states

@@ -278,6 +278,13 @@ def test_record_reports_how_a_model_was_loaded(tiny_folder: Folder, architecture
         "template": "the model's own",
         "processing": "none",
         "date": None,
+        "chat": {
+            "system_prompt": None,
+            "template_arguments": {},
+            "answer_prefix": None,
+            "thinking": "off: does not think",
+            "max_thought_tokens": 1024,
+        },
     }
     assert json.loads(json.dumps(shown)) == shown
 
@@ -487,7 +494,9 @@ def test_template_file_replaces_the_models_own(tiny_folder: Folder, tmp_path: Pa
 
 
 def test_template_that_is_no_file(base_folder: Path) -> None:
-    assert "'mine.jinja' is neither 'plain' nor a file" in error_of(base_folder, template="mine.jinja")
+    assert "'mine.jinja' is neither one of plain, few-shot, own-or-plain" in error_of(
+        base_folder, template="mine.jinja"
+    )
 
 
 @pytest.mark.parametrize("content", [b"{% for %}", b"{{ messages[7].content.nothing }}", b"\xff\xfe"])
@@ -523,13 +532,14 @@ def _hub_error(kind: type[Exception]) -> Exception:
     ],
 )
 def test_hub_errors_are_one_line(monkeypatch: pytest.MonkeyPatch, kind: type[Exception], said: str) -> None:
-    from transformers import AutoConfig
+    from transformers import AutoConfig, AutoTokenizer
 
     def fail(*_: object, **__: object) -> NoReturn:
         # As transformers does: its own OSError of many lines, from the hub's.
         raise OSError("could not load\nand a page of advice") from _hub_error(kind)
 
-    monkeypatch.setattr(AutoConfig, "from_pretrained", fail)
+    for part in (AutoConfig, AutoTokenizer):
+        monkeypatch.setattr(part, "from_pretrained", fail)
     assert said in error_of("org/name@v9")
 
 

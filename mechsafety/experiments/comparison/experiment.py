@@ -31,6 +31,7 @@ from mechsafety.experiments.comparison.work import CheckpointWork
 from mechsafety.experiments.config import Dtype, checked_config
 from mechsafety.geometry.shared_basis import Basis
 from mechsafety.geometry.similarity import LEAST_PROMPTS
+from mechsafety.models.chat_settings import ChatSettings, chat_settings
 from mechsafety.pages.page import Page, page_blocks
 from mechsafety.prompts.prompt_set import SPLITS, PromptSet
 from mechsafety.prompts.splits import require_classes
@@ -238,6 +239,7 @@ def compare(
     device: str = "auto",
     template: str | None = None,
     date: str | None = None,
+    chat: ChatSettings | Mapping[str, Any] | None = None,
     say: Progress = lambda _: None,
     allow_other_versions: bool = False,
 ) -> Comparison:
@@ -261,6 +263,7 @@ def compare(
         "measures": None if measures is None else tuple(measures),
         **{"layer": layer, "limit": limit, "k": k, "resamples": resamples, "position": position},
         **{"seed": seed, "dtype": dtype, "device": device, "template": template, "date": date},
+        "chat": chat_settings(chat).as_dict(),
     }
     experiment = CheckpointComparison(checked_config(ComparisonConfig, settings), prompts)
     return _of(run_experiment(experiment, out, say=say, allow_other_versions=allow_other_versions))

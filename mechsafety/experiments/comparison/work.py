@@ -192,6 +192,11 @@ class CheckpointWork:
                 notes.append(
                     f"The directions were found by different methods ({', '.join(sorted(methods))})."
                 )
+            chats = {self.directions(name).chat or "the default ones" for name in self.names}
+            if len(chats) > 1:
+                notes.append(
+                    f"The directions were found under different chat settings: {'; '.join(sorted(chats))}."
+                )
         return notes
 
     # -- layers ---------------------------------------------------------------------------------

@@ -84,7 +84,7 @@ class SelfJudging(Experiment[SelfJudgeConfig]):
     @property
     def loading(self) -> dict[str, Any]:
         config = self.config
-        return {"dtype": config.dtype, "device": config.device, "template": self.made.template}
+        return self.made.loading | {"dtype": config.dtype, "device": config.device}
 
     def bound(self) -> Mapping[str, Any]:
         return {
