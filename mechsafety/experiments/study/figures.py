@@ -303,7 +303,7 @@ def self_judgement(summary: pd.DataFrame) -> go.Figure:
     figure.add_hline(y=0.5, line={"color": "#999999", "dash": "dot"}, **chance)
     missing = [place for place, v in zip(places, summary["auc"], strict=True) if v != v]
     for place in missing:
-        figure.add_annotation(x=place, y=0.1, text="undefined:<br>one class only", showarrow=False)
+        figure.add_annotation(x=place, y=0.1, text="unknown", showarrow=False)
     figure.update_yaxes(range=[0, 1.05], title_text="AUC against the primary judge")
     figure.update_xaxes(tickvals=places, ticktext=names, range=[-0.5, len(names) - 0.5], zeroline=False)
     styled(

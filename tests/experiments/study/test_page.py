@@ -203,7 +203,7 @@ def test_undefined_statistics_are_written_as_such() -> None:
             }
         ]
     )
-    assert any("undefined" in a.text for a in self_judgement(summary).layout.annotations)
+    assert any("unknown" in a.text for a in self_judgement(summary).layout.annotations)
 
 
 def test_sweep_figure_marks_the_selected_layer() -> None:
