@@ -158,29 +158,30 @@ CORNERS = {
 }  # fmt: skip
 
 
-# What is false today, with the reason; drawn tables leave these out (`is_false_today`).
+# What is false today: tables, and the sentence with its reason. Drawn tables leave these out (`is_false_today`).
 FALSE_TODAY = {
-    "read after, not before": (
-        system("u" * 4, "c" * 4), "`edited unknown` of a state whose 4 answers were read: 0 of 4"),
-    "no arm before": (
-        System({}, rows("rrcc")), "`edited unknown` of a state whose 4 answers were read: 2 of 4"),
-    "items of one arm": (
-        System(rows("r" * 20), rows("c" * 10)), "10 items have no answer after the edit, and leave without `10 not read`"),
-    "refused, then not read": (
-        system("c" * 10 + "r" * 5, "c" * 10 + "u" * 5), "`of 5 no longer refused, 5 not read`: nobody knows whether they are refused"),
-    "not read, then refused": (
-        system("c" * 10 + "u" * 5, "c" * 10 + "r" * 5), "`of 5 newly refused, 5 not read before`: nobody knows whether they are new"),
+    "read after, not before": ([system("u" * 4, "c" * 4)], "`edited unknown` of a state whose 4 answers were read: 0 of 4"),
+    "no arm before": ([System({}, rows("rrcc"))], "`edited unknown` of a state whose 4 answers were read: 2 of 4"),
+    "items of one arm": ([System(rows("r" * 20), rows("c" * 10))], "10 items without an answer after the edit leave silently"),
+    "refused, then not read": ([system("c" * 10 + "r" * 5, "c" * 10 + "u" * 5)], "`of 5 no longer refused, 5 not read`: they may be"),
+    "not read, then refused": ([system("c" * 10 + "u" * 5, "c" * 10 + "r" * 5)], "`of 5 newly refused, 5 not read before`: they may have been"),
     "draws on both sides": (
-        system("r" * 45 + "c" * 5, "r" * 25 + "c" * 25, ["c" * 50, "r" * 50]), "`largest p = 1` where the largest p over the draws is below .0001"),
-    "six items beside a fall": (
-        system("r" * 6, "r" * 6), "`no change of 6 items could be significant`: beside a fall at p < .0001 their .031 is not corrected"),
+        [system("r" * 45 + "c" * 5, "r" * 25 + "c" * 25, ["c" * 50, "r" * 50])],
+        "`largest p = 1` where the largest p over the draws is below .0001",
+    ),
     "not tested, draws read": (
-        system("u" * 9 + "r" * 9, "r" * 9 + "u" * 9, ["r" * 18]), "`not shown` where the change has no side, so that nothing was tested"),
+        [system("u" * 10 + "c" * 5, "c" * 10 + "u" * 5, ["c" * 15])],
+        "`a change beyond is not shown` where no change was tested: it has no side",
+    ),
+    "six items beside a fall": (
+        [CORNERS["fall"], system("r" * 6, "r" * 6)],
+        "`no change of 6 items could be significant`: Holm leaves the larger of two p as it is, and .031 is below .05",
+    ),
 }  # fmt: skip
 
 
-def is_false_today(each: System) -> bool:
-    """Whether a table has a fault of FALSE_TODAY."""
+def is_false_today(each: System, members: int = 1) -> bool:
+    """Whether a table, in a family of so many members, can have a fault of FALSE_TODAY."""
     hit = MEASURES[each.measure]
     both = [(each.before[i], each.after[i]) for i in each.before if i in each.after]
     read = [pair for pair in both if "unparsed" not in pair]
@@ -190,6 +191,7 @@ def is_false_today(each: System) -> bool:
         or len(both) < len({*each.before, *each.after})
         or any("unparsed" in pair and "refusal" in pair for pair in both)
         or {-1, 1} <= sides
+        or 2 * 0.5 ** len(read) < 0.05 <= members * 2 * 0.5 ** len(read)
     )
 
 
@@ -200,17 +202,21 @@ def _side(draw: Labels, after: Labels, hit: str) -> int:
 
 
 @pytest.mark.parametrize(
-    "each",
+    "systems",
     [
         pytest.param(
-            each, id=name, marks=pytest.mark.xfail(strict=True, reason=reason, raises=AssertionError)
+            systems, id=name, marks=pytest.mark.xfail(strict=True, reason=reason, raises=AssertionError)
         )
-        for name, (each, reason) in FALSE_TODAY.items()
+        for name, (systems, reason) in FALSE_TODAY.items()
     ],
 )
-def test_corners_that_are_false_today(each: System) -> None:
-    assert is_false_today(each)
-    check([each], family=False)
+def test_corners_that_are_false_today(systems: list[System]) -> None:
+    check(systems, family=len(systems) > 1)
+
+
+def test_drawn_tables_leave_out_what_is_false_today() -> None:
+    for name, (systems, _) in FALSE_TODAY.items():
+        assert any(is_false_today(each, len(systems)) for each in systems), name
 
 
 @pytest.mark.parametrize("name", CORNERS)
@@ -265,7 +271,7 @@ def test_drawn_systems(each: System) -> None:
 @settings(max_examples=15, deadline=None)
 @given(st.lists(sayable(20), min_size=2, max_size=20))
 def test_drawn_families(systems: list[System]) -> None:
-    check(systems, family=True)
+    check([each for each in systems if not is_false_today(each, len(systems))], family=True)
 
 
 @settings(max_examples=40, deadline=None)
@@ -287,14 +293,14 @@ def test_other_rows_refute_what_is_said(each: System, data: st.DataObject) -> No
 
 
 @pytest.mark.slow
-@settings(max_examples=5000, deadline=None)
+@settings(max_examples=3000, deadline=None)
 @given(sayable())
 def test_many_drawn_systems(each: System) -> None:
     check([each], family=False)
 
 
 @pytest.mark.slow
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(st.lists(sayable(), min_size=2, max_size=20))
 def test_many_drawn_families(systems: list[System]) -> None:
-    check(systems, family=True)
+    check([each for each in systems if not is_false_today(each, len(systems))], family=True)
