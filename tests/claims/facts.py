@@ -138,13 +138,72 @@ def _labels(rows: pd.DataFrame) -> dict[Hashable, str]:
     return dict(zip(rows["id"], rows["verdict"], strict=True))
 
 
-def _draws(rows: pd.DataFrame, controls: Mapping[str, str]) -> dict[str, list[Labels]]:
-    found = {}
-    for phrase, arm in controls.items():
-        of_arm = rows[rows["arm"] == arm]
-        if len(of_arm):
-            found[phrase] = [_labels(each) for _, each in of_arm.groupby("draw")]
-    return found
+@dataclass(frozen=True)
+class VerdictTable:
+    """How a table of verdicts is read; `verdict_facts` explains the fields."""
+
+    rows: pd.DataFrame
+    measures: Mapping[str, tuple[str, str]]
+    states: Mapping[str, str]
+    controls: Mapping[str, str]
+    over: str
+    margin: float | None
+
+    def of(self, phrase: str, system: str, judge: str) -> pd.DataFrame:
+        """One system's rows of the prompts that a measure is about."""
+        rows = self.rows
+        return rows[
+            (rows["judge"] == judge)
+            & (rows["label"] == self.measures[phrase][0])
+            & (rows["system"] == system)
+        ]
+
+    def change(self, of: pd.DataFrame, changed: pd.DataFrame, verdict: str) -> Change:
+        """The change from the first arm's rows to the second's, with the draws beside the second."""
+        first, second = self.states.values()
+        draws = {
+            phrase: [_labels(draw) for _, draw in changed[changed["arm"] == arm].groupby("draw")]
+            for phrase, arm in self.controls.items()
+            if (changed["arm"] == arm).any()
+        }
+        before, after = _labels(of[of["arm"] == first]), _labels(changed[changed["arm"] == second])
+        names = tuple(self.states)
+        return labelled_change(
+            before, after, verdict, draws=draws, states=(names[0], names[1]), margin=self.margin
+        )
+
+    def subjects(self, judge: str) -> dict[str, str]:
+        """What a sentence calls each system: by its name alone where the first judge reads it."""
+        first = min(self.rows["judge"])
+        return {s: s if judge == first else f"{s} by {judge}" for s in self.rows["system"].unique()}
+
+    def systems(self, phrase: str, judge: str) -> Facts:
+        """Changes and levels of all systems by one judge, in one family."""
+        changes, levels, verdict = {}, {}, self.measures[phrase][1]
+        for system, subject in self.subjects(judge).items():
+            of = self.of(phrase, system, judge)
+            changes[subject, phrase] = self.change(of, of, verdict)
+            for state, arm in self.states.items():
+                levels[f"{subject}, {state}", phrase] = hits(_labels(of[of["arm"] == arm]), verdict)
+        extremes = {}
+        if judge == min(self.rows["judge"]):
+            for state in self.states:
+                of_state = {s: levels[f"{s}, {state}", phrase] for s in self.subjects(judge)}
+                extremes[f"All {self.over}, {state}", phrase, self.over] = of_state
+        return Facts(changes, [Family(self.over, list(changes))], levels, extremes)
+
+    def doses(self, phrase: str, judge: str, doses: str, column: str) -> Facts:
+        """Changes at each dose, in a family for each system."""
+        changes, families, series = {}, [], {}
+        for system, subject in self.subjects(judge).items():
+            of = self.of(phrase, system, judge)
+            keys = {}
+            for dose in of[column].dropna().unique():
+                keys[str(dose)] = (f"{subject}, {dose}", phrase)
+                changes[keys[str(dose)]] = self.change(of, of[of[column] == dose], self.measures[phrase][1])
+            families.append(Family(doses, list(keys.values())))
+            series[subject, phrase, doses] = keys
+        return Facts(changes, families, series=series)
 
 
 def verdict_facts(
@@ -169,53 +228,25 @@ def verdict_facts(
         margin: Bound of equality that was stated beforehand, as a share.
 
     Returns:
-        Changes, levels and extremes by system, the same by judge, series over doses, and each judge's labels.
+        Changes, levels and extremes by system (or series over doses), the same by judge, and each judge's labels.
     """
-    states = states or {name: name for name in STATES}
-    (first, second), (unchanged, changed) = tuple(states), tuple(states.values())
+    table = VerdictTable(rows, measures, states or {s: s for s in STATES}, controls or {}, over, margin)
     judges = sorted(rows["judge"].unique())
-    changes, families, levels, series, by_judge, extremes = {}, [], {}, {}, {}, {}
-
-    def change(of: pd.DataFrame, verdict: str, more: pd.DataFrame) -> Change:
-        before, after = of[of["arm"] == unchanged], more[more["arm"] == changed]
-        found = _draws(of, controls or {})
-        return labelled_change(
-            _labels(before), _labels(after), verdict, draws=found, states=(first, second), margin=margin
-        )
-
-    for phrase, (label, verdict) in measures.items():
-        for judge in judges:
-            of_judge = rows[(rows["judge"] == judge) & (rows["label"] == label)]
-            named = {s: s if judge == judges[0] else f"{s}\0{judge}" for s in rows["system"].unique()}
-            for system, subject in named.items():
-                of = of_judge[of_judge["system"] == system]
-                if doses is None:
-                    changes[subject, phrase] = change(of, verdict, of)
-                    by_judge.setdefault((system, phrase), {})[judge] = (subject, phrase)
-                    for state, arm in states.items():
-                        levels[f"{subject}, {state}", phrase] = hits(_labels(of[of["arm"] == arm]), verdict)
-                    continue
-                column = doses[1]
-                found = {}
-                for dose in of.loc[of["arm"] == changed, column].unique():
-                    key = (f"{subject}, {dose}", phrase)
-                    changes[key] = change(of, verdict, of[of[column] == dose])
-                    found[str(dose)] = key
-                series[subject, phrase, doses[0]] = found
-                families.append(Family(doses[0], list(found.values())))
-            if doses is None:
-                families.append(Family(over, [(subject, phrase) for subject in named.values()]))
-                if judge == judges[0]:
-                    for state in states:
-                        extremes[f"All {over}, {state}", phrase, over] = {
-                            s: levels[f"{s}, {state}", phrase] for s in named
-                        }
-    keys = ["system", "arm", "label", "id", *(["draw"] if "draw" in rows else [])]
+    keys = ["system", "arm", "label", "id", *(column for column in ("draw", "dose") if column in rows)]
     answers = {
         judge: dict(zip(map(tuple, of[keys].astype(str).to_numpy()), of["verdict"], strict=True))
         for judge, of in rows.groupby("judge")
     }
-    return Facts(changes, families, levels, extremes, series=series, judges=by_judge, answers=answers)
+    facts = Facts(answers=answers)
+    for phrase in measures:
+        for judge in judges:
+            facts += table.doses(phrase, judge, *doses) if doses else table.systems(phrase, judge)
+        by_judge = {
+            (system, phrase): {judge: (table.subjects(judge)[system], phrase) for judge in judges}
+            for system in rows["system"].unique()
+        }
+        facts += Facts(judges={} if doses else by_judge)
+    return facts
 
 
 def value_facts(
@@ -230,11 +261,42 @@ def value_facts(
         things: What the rows are called in a sentence on extremes; without it there are levels only.
         subject: SUBJECT of the sentence on extremes.
     """
-    found: dict[str, Value | None] = {}
-    for row in rows.to_dict("records"):
-        low, high = (None if pd.isna(row.get(bound)) else float(row[bound]) for bound in ("low", "high"))
-        found[str(row["name"])] = (
-            None if pd.isna(row["value"]) else Value(float(row["value"]), low, high, unit)
-        )
+    found = {str(row["name"]): _value(row, "value", "low", "high", unit) for row in rows.to_dict("records")}
     levels = {(name, measure): value for name, value in found.items() if value is not None}
     return Facts(levels=levels, extremes={(subject, measure, things): found} if things else {})
+
+
+def change_facts(
+    rows: pd.DataFrame,
+    measure: str,
+    *,
+    unit: str = "",
+    test: str | None = None,
+    over: str | None = None,
+    **more,
+) -> Facts:
+    """Facts of a table of changes of a real value, one row per subject; NaN is unknown.
+
+    Args:
+        rows: Columns name, before, after and difference, each with `_low` and `_high` where measured; p.
+        measure: MEASURE phrase.
+        unit: Unit as sentences write it; empty for AUROC, cosine, kappa and their like.
+        test: What p comes from.
+        over: What the rows are called as one family; without it p is not corrected.
+        more: Other fields of `RealChange`, the same for all rows.
+    """
+    changes: dict[Key, Change | RealChange] = {}
+    for row in rows.to_dict("records"):
+        before, after, difference = (
+            _value(row, of, f"{of}_low", f"{of}_high", unit) for of in ("before", "after", "difference")
+        )
+        p = None if pd.isna(row.get("p")) else float(row["p"])
+        changes[str(row["name"]), measure] = RealChange(
+            before, after, difference, None if p is None else test, p, **more
+        )
+    return Facts(changes, [Family(over, list(changes))] if over else [])
+
+
+def _value(row: Mapping[Hashable, float], of: str, low: str, high: str, unit: str) -> Value | None:
+    bounds = [None if pd.isna(row.get(bound)) else float(row[bound]) for bound in (low, high)]
+    return None if pd.isna(row.get(of)) else Value(float(row[of]), bounds[0], bounds[1], unit)

@@ -1,6 +1,5 @@
 """Statistics of raw rows, from scipy, statsmodels and scikit-learn alone."""
 
-import warnings
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -75,16 +74,19 @@ def paired_interval(lost: int, won: int, n: int) -> tuple[float, float]:
     return float(min(lows)), float(max(highs))
 
 
+def unpaired_test(one: Share, other: Share) -> str:
+    """Boschloo's exact test, or Fisher's for counts with more than 60 000 possible outcomes (statistics/counts.py)."""
+    return "Fisher" if (one.n + 1) * (other.n + 1) > 60_000 else "Boschloo"
+
+
 @lru_cache(maxsize=10_000)
-def unpaired_p(one: Share, other: Share, test: str = "Boschloo") -> float:
-    """Boschloo's exact test, or Fisher's, of two shares of different items."""
+def unpaired_p(one: Share, other: Share) -> float:
+    """The exact p of two shares of different items."""
+    if one.hits + other.hits in (0, one.n + other.n):
+        return 1.0
     table = [[one.hits, other.hits], [one.n - one.hits, other.n - other.hits]]
-    if test == "Fisher":
-        return float(stats.fisher_exact(table).pvalue)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # tables without any hit divide by 0 on the way to p = 1
-        p = float(stats.boschloo_exact(table).pvalue)
-    return 1.0 if p != p or one.hits + other.hits in (0, one.n + other.n) else min(p, 1.0)
+    exact = stats.fisher_exact if unpaired_test(one, other) == "Fisher" else stats.boschloo_exact
+    return min(float(exact(table).pvalue), 1.0)
 
 
 def unpaired_interval(one: Share, other: Share, p: float) -> tuple[float, float]:
@@ -101,6 +103,8 @@ def smallest_p(change: Change) -> float:
     if change.paired:
         return mcnemar(len(read_in_both(change.before, change.after)), 0)
     one, other = share_of(change.before), share_of(change.after)
+    if one.n * other.n > 10_000:  # far below .05, and slow to compute
+        return 0.0
     ends = ((0, other.n), (one.n, 0))
     return min(unpaired_p(Share(a, one.n, 0), Share(b, other.n, 0)) for a, b in ends)
 

@@ -17,9 +17,9 @@ from tests.claims.recomputed import (
     smallest_p,
     unpaired_interval,
     unpaired_p,
+    unpaired_test,
 )
 
-LARGE = 100  # items in a table from which Fisher's test may stand for Boschloo's
 NOT_READ = {"no item was read in both states", "nothing was read in both states"}
 NO_ARM = {"an arm is missing", "a state is missing"}
 NO_TEST = {"there is neither a test nor an interval", "neither a test nor an interval"}
@@ -97,7 +97,8 @@ def _measured(change: Change | RealChange) -> Decision:
     if one.n == 0 or other.n == 0:
         return Decision("", states, reasons=_reasons(change))
     p = unpaired_p(one, other)
-    tests = {"Boschloo", "Boschloo's exact test", "exact Boschloo"}
+    test = unpaired_test(one, other)
+    tests = {test, f"{test}'s exact test"}
     n = one.n + other.n
     value = Value(float(other.share - one.share), *unpaired_interval(one, other, p))
     return Decision("", states, value, p, tests=frozenset(tests), n=n, smallest=smallest_p(change))
@@ -203,6 +204,11 @@ def beyond(key: Key, name: str, facts: Facts) -> Decision:
 
 
 def _tested_p(key: Key, name: str, facts: Facts) -> float | None:
-    """The p that enters a family: draws on both sides are no evidence of either, whatever each one's p."""
-    side, p = _over_draws(facts.changes[key], name)
+    """The p that enters a family: of the same control, or of the only one that a member has.
+
+    Draws on both sides are no evidence of either, whatever each one's p.
+    """
+    change = facts.changes[key]
+    own = next(iter(change.draws), name) if name not in change.draws and len(change.draws) == 1 else name
+    side, p = _over_draws(change, own)
     return p if side or p is None else 1.0

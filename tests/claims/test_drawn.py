@@ -32,6 +32,7 @@ class System:
     draws: Sequence[Labels] | None = None
     margin: float | None = None
     measure: str = "refusals of harmful prompts"
+    control: str = CONTROL
 
 
 @dataclass(frozen=True)
@@ -67,10 +68,10 @@ def say(systems: Sequence[System], *, family: bool) -> Text:
             each.before, each.after, subject=subject, measure=each.measure, is_hit=verdict, margin=each.margin
         )
         if each.draws is not None:
-            control = paired_control(CONTROL, each.after, each.draws, is_hit=verdict)
+            control = paired_control(each.control, each.after, each.draws, is_hit=verdict)
             contrast = replace(contrast, control=control)
         contrasts.append(contrast)
-        draws = {} if each.draws is None else {CONTROL: each.draws}
+        draws = {} if each.draws is None else {each.control: each.draws}
         changes[subject, each.measure] = labelled_change(
             each.before, each.after, verdict, draws=draws, margin=each.margin
         )
@@ -87,7 +88,7 @@ def check(systems: Sequence[System], *, family: bool) -> Text:
     for i, each in enumerate(systems):
         said = text.said[f"s{i}"]
         assert sum(each.measure in sentence for sentence in said) == 1
-        assert sum(CONTROL in sentence for sentence in said) == (each.draws is not None)
+        assert sum(each.control in sentence for sentence in said) == (each.draws is not None)
         moved = {item for item in each.before if item in each.after and each.before[item] != each.after[item]}
         assert any("longer" in s or "newly" in s or "went from" in s for s in said) == bool(moved)
     return text
@@ -123,7 +124,8 @@ def drawn_system(draw, *, most: int = 250) -> System:
     draws = draw(st.one_of(st.none(), st.lists(like, max_size=3)))
     margin = draw(st.sampled_from([None, 0.05, 0.1, 0.2, 1.0]))
     measure = draw(st.sampled_from(sorted(MEASURES)))
-    return system(before, after, draws, margin=margin, measure=measure)
+    control = draw(st.sampled_from([CONTROL, "a foreign direction (s.d. 2)"]))
+    return system(before, after, draws, margin=margin, measure=measure, control=control)
 
 
 def sayable(most: int = 250):
@@ -154,6 +156,7 @@ CORNERS = {
     "lines up to .05": system("r" * 8 + "c" * 20, "c" + "r" * 7 + "c" * 20),
     "no draws": system("r" * 30, "c" * 30, []),
     "unread draw": system("r" * 30, "c" * 30, ["u" * 30, "r" * 30]),
+    "draws of fewer and of other items": System(rows("r" * 30), rows("c" * 30), [rows("r" * 20), rows("r" * 30, 20)]),
     "unread answered": system("ccc" + "u" * 3 + "r" * 10, "ccc" + "c" * 3 + "c" * 10),
 }  # fmt: skip
 

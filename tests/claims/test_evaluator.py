@@ -5,7 +5,6 @@ No code of the package is used here: sentences are written by hand, from docs/cl
 
 import re
 
-import pandas as pd
 import pytest
 
 from tests.claims.evaluator import answer, evaluate, refuted
@@ -20,10 +19,7 @@ from tests.claims.facts import (
     Value,
     hits,
     labelled_change,
-    value_facts,
-    verdict_facts,
 )
-from tests.claims.recomputed import disagreement
 
 HARMFUL = "refusals of harmful prompts"
 VERDICTS = {"r": "refusal", "c": "compliance", "d": "degenerate", "u": "unparsed"}
@@ -112,7 +108,7 @@ TRUE: dict[str, list[tuple[str, str]]] = {
         ("6 of 50", "7 of 50"), ("(12 %", "(11 %"), ("[6,", "[5,"), ("24])", "25])"), ("97]), edited", "97]), 1 not read, edited"), ("24])", "24]), 1 not read"),
         ("-80", "+80"), ("-80", "-79"), ("-80", "80"), ("-90", "-91"), ("-64", "-63"), ("points", "%"), ("exact McNemar", "Fisher"),
         ("exact McNemar", "t"), ("p < .0001", "p = .0001"), ("p < .0001", "p < .05"), ("p < .0001", "p = .05"),
-        ("p < .0001", "p < .0001, p < .0001 after Holm over 3 systems"), (" " + S1_TEST, ""), ("[-90, -64]; ", ""), ("original", "edited"),
+        ("p < .0001", "p < .0001, p < .0001 after Holm over 3 systems"), (" " + S1_TEST, ""), (" [-90, -64]", ""), ("[-90, -64]; ", ""), ("original", "edited"),
         (").", "); no change of 50 items could be significant."), ("s1:", "s2:"), ("s1:", "s99:"), (".", ", clearly."), ("in refusals", "of refusals"),
         ("; exact McNemar, p < .0001", ""), (f" {S1_TEST}", f" {S1_TEST} and more"), (", edited 6 of 50 (12 % [6, 24])", ""),
     ],
@@ -154,7 +150,7 @@ TRUE: dict[str, list[tuple[str, str]]] = {
         ("10 points,", "11 points,"), ("10 points,", "10 %,"), ("+0", "-0"), ("+0", "0"), ("[-3", "[-2"), ("refusals of harmful prompts equal within 10 points", "no change in refusals of harmful prompts shown"),
     ],
     f"s6: change in {HARMFUL} not tested (no item was read in both states), original unknown, 4 not read, edited 0 of 4 (0 % [0, 49]).": [
-        ("edited 0 of 4 (0 % [0, 49])", "edited unknown"), (", 4 not read", ""), ("4 not read", "3 not read"), ("no item was read in both states", "an arm is missing"),
+        ("49])", "49]) (+0 points [-49, +49]; exact McNemar, p = 1)"), ("edited 0 of 4 (0 % [0, 49])", "edited unknown"), (", 4 not read", ""), ("4 not read", "3 not read"), ("no item was read in both states", "an arm is missing"),
         ("change in refusals of harmful prompts not tested (no item was read in both states)", "no change in refusals of harmful prompts shown"),
         ("change in refusals of harmful prompts not tested (no item was read in both states)", "a fall in refusals of harmful prompts"),
     ],
@@ -190,12 +186,12 @@ TRUE: dict[str, list[tuple[str, str]]] = {
     "h1: loss, 3.2 nats [2.9, 3.5].": [("3.2", "3.3"), ("nats", "points"), (" [2.9, 3.5]", ""), ("2.9", "2.8")],
     "h2: AUROC, 0.90.": [("0.90", "0.91"), ("0.90", "0.9"), ("0.90", "0.905"), ("0.90", "0.90 points")],
     "All: AUROC over 3 heads: lowest 0.55 (L1H2 and L1H3 tie), highest 0.91 [0.80, 0.95] (L0H1); 1 unknown.": [
-        ("L1H2 and L1H3 tie", "L1H2"), ("; 1 unknown", ""), ("1 unknown", "2 unknown"), ("3 heads", "4 heads"), ("L0H1", "L1H2"), ("L1H2 and L1H3 tie", "2 tie"),
+        ("lowest 0.55 (L1H2 and L1H3 tie), highest 0.91 [0.80, 0.95] (L0H1)", "lowest and highest 0.55 (all 3 tie)"), ("L1H2 and L1H3 tie", "L1H2"), ("; 1 unknown", ""), ("1 unknown", "2 unknown"), ("3 heads", "4 heads"), ("L0H1", "L1H2"), ("L1H2 and L1H3 tie", "2 tie"),
         ("lowest 0.55 (L1H2 and L1H3 tie), highest 0.91 [0.80, 0.95] (L0H1)", "lowest 0.91 [0.80, 0.95] (L0H1), highest 0.55 (L1H2 and L1H3 tie)"), ("0.55", "0.56"),
         ("L1H2 and L1H3 tie", "L1H2 and L0H1 tie"), ("L1H2 and L1H3 tie", "all 3 tie"), ("(L0H1)", "(L0H1 tie)"), ("L1H2 and L1H3 tie", "L1H2 and L1H3"), ("L0H1", "L2H0"),
     ],
     f"All: {HARMFUL} over 3 systems: lowest 5 of 5 (100 % [57, 100]) (all 3 tie), highest 5 of 5 (100 % [57, 100]) (all 3 tie).": [
-        ("lowest 5 of 5 (100 % [57, 100]) (all 3 tie)", "lowest 5 of 5 (100 % [57, 100]) (a)"), ("all 3 tie", "a and b tie"), ("all 3 tie", "all 2 tie"), ("3 systems", "2 systems"),
+        ("lowest 5 of 5 (100 % [57, 100]) (all 3 tie)", "lowest 5 of 5 (100 % [57, 100]) (a)"), ("(all 3 tie).", "(all 3 tie); 0 unknown."), ("all 3 tie", "a and b tie"), ("all 3 tie", "all 2 tie"), ("3 systems", "2 systems"),
     ],
     f"All: {HARMFUL} over 5 rungs: lowest 0 of 4 (0 % [0, 49]) (y), highest 2 of 4 (50 % [15, 85]) (4 tie); 1 unknown.": [
         ("4 tie", "x1"), ("4 tie", "5 tie"), ("(y)", "(z)"), ("; 1 unknown", ""), ("4 tie", "x0, x1, x2 and x3 tie"), ("5 rungs", "6 rungs"),
@@ -317,59 +313,28 @@ def test_goes_beyond_needs_every_draw_and_the_correction() -> None:
     assert evaluate(shown.format(after), family) == "true"
 
 
-def test_tables_of_verdicts_become_facts() -> None:
-    """Systems, controls, judges, doses and labels find their rows."""
-    table = pd.DataFrame(
-        [
-            (system, arm, label, i, judge, VERDICTS[letter], draw, dose)
-            for judge in ("rules", "text")
-            for system, arm, label, letters, draw, dose in (
-                ("s1", "original", "harmful", "r" * 20, None, None),
-                ("s1", "edited", "harmful", ("c" if judge == "rules" else "r") * 20, None, "1"),
-                ("s1", "edited", "harmless", "r" * 20, None, "1"),
-                ("s1", "random", "harmful", "r" * 20, 1, "1"),
-                ("s1", "random", "harmful", "r" * 20, 2, "1"),
-                ("s2", "original", "harmful", "r" * 20, None, None),
-                ("s2", "edited", "harmful", "r" * 20, None, "1"),
-            )
-            for i, letter in enumerate(letters)
-        ],
-        columns=["system", "arm", "label", "id", "judge", "verdict", "draw", "dose"],
+def test_different_items_are_tested_by_their_own_test() -> None:
+    """Boschloo's test up to 60 000 outcomes, Fisher's above; an interval never leaves out 0 beside p >= .05."""
+    few = Facts({("x", HARMFUL): Change(share("rrr"), share("ccc", 100), paired=False)})
+    said = (
+        "x: no change in refusals of harmful prompts shown, original 3 of 3 (100 % [44, 100]), edited 0 of 3 (0 % [0, 56]) "
+        "(-100 points [-100, -21]; Boschloo, p = .031)."
     )
-    measures = {HARMFUL: ("harmful", "refusal")}
-    facts = verdict_facts(table, measures, controls={"random directions": "random"})
-    every = "original 20 of 20 (100 % [84, 100])"
-    test = "(-100 points [-100, -66]; exact McNemar, p < .0001, p < .0001 after Holm over 2 systems)"
-    said = [
-        f"s1: a fall in {HARMFUL}, {every}, edited 0 of 20 (0 % [0, 16]) {test}.",
-        "s1: of 20 no longer refused, 20 answered.",
-        "s1: this goes beyond random directions: 20 of 20 (100 % [84, 100]) and 20 of 20 (100 % [84, 100]) "
-        "(fewer than under each, largest p < .0001).",
-        f"s1: {HARMFUL}, by 2 judges: fall by 1 (rules); no change shown by 1 (text).",
-        "rules and text: answers labelled differently, 20 of 140 (14 % [9, 21]), kappa 0.00.",
-        f"All systems, edited: {HARMFUL} over 2 systems: lowest 0 of 20 (0 % [0, 16]) (s1), highest 20 of 20 (100 % [84, 100]) (s2).",
-        f"s2, edited: {HARMFUL}, 20 of 20 (100 % [84, 100]).",
-    ]
-    kappa = disagreement(facts.answers["rules"], facts.answers["text"])[1]
-    said[4] = said[4].replace("0.00", f"{kappa:.2f}")
-    assert refuted(said, facts) == []
-    dosed = verdict_facts(table, measures, doses=("doses", "dose"))
-    assert evaluate(f"s1: {HARMFUL} over 1 doses: a fall is first shown at 1.", dosed) == "true"
-    assert evaluate(f"s2: {HARMFUL} over 1 doses: a fall is first shown at 1.", dosed) == "false"
-
-
-def test_tables_of_values_become_facts() -> None:
-    table = pd.DataFrame(
+    assert (
+        evaluate(said.replace("no change in refusals of harmful prompts shown", f"a fall in {HARMFUL}"), few)
+        == "true"
+    )
+    assert evaluate(said, few) == "false"
+    many = Facts(
         {
-            "name": ["a", "b", "c", "d"],
-            "value": [0.5, 0.5, 0.71, None],
-            "low": [0.4, None, 0.6, None],
-            "high": [0.6, None, 0.8, None],
+            ("x", HARMFUL): Change(
+                share("r" * 150 + "c" * 150), share("r" * 149 + "c" * 151, 1000), paired=False
+            )
         }
     )
-    facts = value_facts(table, "AUROC", things="layers")
-    sentence = "All: AUROC over 3 layers: lowest 0.50 [0.40, 0.60] (a and b tie), highest 0.71 [0.60, 0.80] (c); 1 unknown."
-    assert evaluate(sentence, facts) == "true"
-    assert evaluate(sentence.replace("a and b tie", "a"), facts) == "false"
-    assert evaluate("c: AUROC, 0.71 [0.60, 0.80].", facts) == "true"
-    assert evaluate("d: AUROC, 0.71 [0.60, 0.80].", facts) == "unsupported"
+    said = (
+        "x: no change in refusals of harmful prompts shown, original 150 of 300 (50 % [44, 56]), edited 149 of 300 (50 % [44, 55]) "
+        "(-0.3 points [-8, +8]; Fisher, p = 1)."
+    )
+    assert evaluate(said, many) == "true"
+    assert evaluate(said.replace("Fisher", "Boschloo"), many) == "false"
