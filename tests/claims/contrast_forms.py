@@ -34,6 +34,7 @@ FEW = r"(?:; no change of (?P<few>\d+) items could be significant)?"
 
 
 def change(body: str, of: Context) -> bool:
+    """`a rise in MEASURE, STATE SHARE, STATE SHARE (...)` and its like."""
     for word, head in HEADS.items():
         for (subject, measure), change in of.facts.changes.items():
             states = "".join(
@@ -112,40 +113,46 @@ SIDES = {"fewer": -1, "less": -1, "lower": -1, "more": 1, "higher": 1, "not": 0}
 
 
 def control(body: str, of: Context) -> bool:
+    """`this goes beyond CONTROL: ...` and its like, of the change that `this` means."""
     for word, head in CONTROL.items():
         match = re.fullmatch(
             rf"{head}: (?P<draws>none was measured|{QUANTITY}(?:(?:, | and ){QUANTITY})*){SIDE}", body
         )
         if match:
-            change = of.facts.changes[of.key()]
-            if match["name"] not in change.draws:
-                raise Unsupported(f"no control {match['name']}")
-            found = beyond(of.key(), match["name"], of.facts)
-            require(word == found.word, f"{word}, but {found.word}")
-            texts = [] if match["draws"] == "none was measured" else split_quantities(match["draws"])
-            require(len(texts) == len(found.states), "not every draw")
-            for text, state in zip(texts, found.states, strict=True):
-                check_quantity(text, state)
-            if word == "not tested":
-                require(match["p"] is None and match["side"] is None, "a test where nothing was tested")
-                return True
-            require(match["side"] is not None and SIDES[match["side"].split()[0]] == found.side, "side")
-            if match["p"] is not None or found.side:  # draws on both sides have no p in common
-                check_test(match.groupdict(), found)
+            _check_control(match, word, of)
             return True
     return False
 
 
+def _check_control(match: re.Match[str], word: str, of: Context) -> None:
+    name, key = match["name"], of.key()
+    if name not in of.facts.changes[key].draws:
+        raise Unsupported(f"no control {name}")
+    found = beyond(key, name, of.facts)
+    require(word == found.word, f"{word}, but {found.word}")
+    texts = [] if match["draws"] == "none was measured" else split_quantities(match["draws"])
+    require(len(texts) == len(found.states), "not every draw")
+    for text, state in zip(texts, found.states, strict=True):
+        check_quantity(text, state)
+    if word == "not tested":
+        require(match["p"] is None and match["side"] is None, "a test where nothing was tested")
+        return
+    require(match["side"] is not None and SIDES[match["side"].split()[0]] == found.side, "side")
+    if match["p"] is not None or found.side:  # draws on both sides have no p in common
+        check_test(match.groupdict(), found)
+
+
+MOVES = (
+    r"of (?P<n>\d+) no longer (?P<hit>[a-z]+), (?P<parts>\d.*)",
+    r"of (?P<n>\d+) newly (?P<hit>[a-z]+), (?P<parts>\d.*?) before",
+    r"(?P<k>\d+) went from (?P<a>[a-z ]+) to (?P<b>[a-z ]+)",
+)
+
+
 def moves(body: str, of: Context) -> bool:
     """Every move is said once, and one from or to what was not read as such."""
-    clauses = body.split("; ")
-    patterns = (
-        r"of (?P<n>\d+) no longer (?P<hit>[a-z]+), (?P<parts>\d.*)",
-        r"of (?P<n>\d+) newly (?P<hit>[a-z]+), (?P<parts>\d.*?) before",
-        r"(?P<k>\d+) went from (?P<a>[a-z ]+) to (?P<b>[a-z ]+)",
-    )
     matches = [
-        next(((i, m) for i, p in enumerate(patterns) if (m := re.fullmatch(p, c))), None) for c in clauses
+        next((m for p in MOVES if (m := re.fullmatch(p, clause))), None) for clause in body.split("; ")
     ]
     if None in matches:
         return False
@@ -154,20 +161,21 @@ def moves(body: str, of: Context) -> bool:
         raise Unsupported("no verdicts by item")
     words = {word: label for label, word in WORDS.items()}
     left = flows(*change.labels)
-
-    def take(a: str, b: str, k: int) -> None:
+    for a, b, k in (move for match in filter(None, matches) for move in _said_moves(match)):
         require(a in words and b in words, "no such verdict")
-        require(left.pop((words[a], words[b]), 0) == k and k > 0, f"another number went from {a} to {b}")
-
-    for kind, match in filter(None, matches):
-        if kind == 2:
-            take(match["a"], match["b"], int(match["k"]))
-            continue
-        parts = [p.removesuffix(" before").split(" ", 1) for p in re.split(", | and ", match["parts"])]
-        require(all(p[0].isdigit() and len(p) == 2 for p in parts), "parts")
-        require("not read" not in [p[1] for p in parts], "what was not read is not known to have moved")
-        require(sum(int(p[0]) for p in parts) == int(match["n"]), "the parts are not the whole")
-        for k, word in parts:
-            take(*((match["hit"], word) if kind == 0 else (word, match["hit"])), int(k))
+        require(left.pop((words[a], words[b]), 0) == k > 0, f"another number went from {a} to {b}")
     require(not left, f"not said: {left}")
     return True
+
+
+def _said_moves(match: re.Match[str]) -> list[tuple[str, str, int]]:
+    """From, to and number of each move of a clause."""
+    part = match.groupdict()
+    if "k" in part:
+        return [(part["a"], part["b"], int(part["k"]))]
+    parts = [p.removesuffix(" before").partition(" ") for p in re.split(", | and ", part["parts"])]
+    require(all(number.isdigit() and word for number, _, word in parts), "parts")
+    require("not read" not in [word for _, _, word in parts], "what was not read is not known to have moved")
+    require(sum(int(number) for number, _, _ in parts) == int(part["n"]), "the parts are not the whole")
+    is_lost = match.re.pattern == MOVES[0]
+    return [(part["hit"], word, int(k)) if is_lost else (word, part["hit"], int(k)) for k, _, word in parts]

@@ -22,6 +22,7 @@ from tests.claims.spelled import NUMBER, is_rounded
 
 
 def missing(body: str, of: Context) -> bool:
+    """`not measured (WHY)`."""
     match = re.fullmatch(r"not measured \((?P<why>.+)\)", body)
     if not match:
         return False
@@ -32,6 +33,7 @@ def missing(body: str, of: Context) -> bool:
 
 
 def level(body: str, of: Context) -> bool:
+    """`MEASURE, SHARE` or `MEASURE, VALUE`."""
     measures = [m for s, m in of.facts.levels if s == of.subject]
     match = match_phrase(body, measures, rf"MEASURE, (?P<quantity>{QUANTITY})")
     if not match:
@@ -41,6 +43,7 @@ def level(body: str, of: Context) -> bool:
 
 
 def extremes(body: str, of: Context) -> bool:
+    """`MEASURE over 9 heads: lowest VALUE (NAME), highest VALUE (NAME); 1 unknown`: 9 are known."""
     tie = rf"(?:all \d+ tie|\d+ tie|{NAMES})"
     pattern = (
         rf"MEASURE over (?P<n>\d+) (?P<things>[\w -]+): (?:lowest (?P<low>{QUANTITY}) \((?P<lows>{tie})\), highest |"
@@ -67,6 +70,7 @@ def extremes(body: str, of: Context) -> bool:
 
 
 def count(body: str, of: Context) -> bool:
+    """`3 of 30 THINGS; 1.5 are expected by chance; 2 unknown`: 30 are known."""
     match = re.fullmatch(
         r"(?P<k>\d+) of (?P<n>\d+) (?P<things>[^;]+?)(?:; (?P<chance>\d*\.?\d+) (?:is|are) expected by chance)?"
         r"(?:; (?P<unknown>\d+) unknown)?",
@@ -114,6 +118,7 @@ JUDGED = {"rise": "rise", "fall": "fall", "no change shown": "none", "not tested
 
 
 def by_judge(body: str, of: Context) -> bool:
+    """`MEASURE, by 5 judges: fall by 2 (A and B); ...`."""
     match = match_phrase(
         body,
         [m for s, m in of.facts.judges if s == of.subject],
@@ -143,6 +148,7 @@ def by_judge(body: str, of: Context) -> bool:
 
 
 def disagreeing(one: str, other: str, body: str, facts: Facts) -> bool:
+    """`A and B: answers labelled differently, SHARE, kappa 0.41`."""
     if one not in facts.answers or other not in facts.answers:
         return False
     share, kappa = disagreement(facts.answers[one], facts.answers[other])
@@ -168,6 +174,7 @@ def disagreeing(one: str, other: str, body: str, facts: Facts) -> bool:
 
 
 def held(body: str, of: Context) -> bool:
+    """`met in 2, not met in 1 of 3 seeds; control: RESULT`."""
     if of.subject not in of.facts.held:
         return False
     row = of.facts.held[of.subject]
