@@ -8,13 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from scipy.stats import binomtest
 
 from mechsafety.claims.numbers import ALPHA
 from mechsafety.core.verdict import LABELS
 from mechsafety.statistics import holm, mcnemar, wilson
 from mechsafety.statistics.counts import counts_test, difference_interval
-from mechsafety.statistics.judge_effects import paired_difference
+from mechsafety.statistics.judge_effects import exact_difference
 
 NAN = math.nan
 
@@ -173,23 +172,6 @@ def paired_counts(
         least_p=0.5 ** (n - 1) if n else 1.0,
         why="" if n else "no item was read in both states",
     )
-
-
-def exact_difference(lost: int, gained: int, n: int) -> tuple[float, float]:
-    """A 95 % interval of a paired difference of shares that never leaves out 0 where exact McNemar has p >= .05.
-
-    The hull of Bonett and Price's (2012) and of the exact conditional one, which inverts McNemar's test: Clopper and
-    Pearson's interval of the gained among the items that changed.
-    """
-    if not n:
-        return NAN, NAN
-    low, high = paired_difference(lost, gained, n)
-    changed = lost + gained
-    if changed:
-        share = binomtest(gained, changed).proportion_ci(method="exact")
-        low = min(low, changed / n * (2 * share.low - 1))
-        high = max(high, changed / n * (2 * share.high - 1))
-    return max(low, -1.0), min(high, 1.0)
 
 
 def unpaired_counts(

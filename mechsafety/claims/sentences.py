@@ -224,8 +224,8 @@ def series(claims: Sequence[tuple[str, Claim]], *, of: str) -> str:
 # -- judges -------------------------------------------------------------------------------------------
 
 
-def by_judge(subject: str, measure: str, claims: Mapping[str, Claim]) -> str:
-    """Which judges show a rise, a fall, or none, and which read no answer."""
+def by_judge(subject: str, measure: str, claims: Mapping[str, Claim], *, of: str = "judges") -> str:
+    """Which judges (or judges and readings of their labels) show a rise, a fall, or none, and which were not tested."""
     ways = {
         "fall": [j for j, c in claims.items() if c.direction == "down"],
         "rise": [j for j, c in claims.items() if c.direction == "up"],
@@ -233,16 +233,23 @@ def by_judge(subject: str, measure: str, claims: Mapping[str, Claim]) -> str:
         "not tested": [j for j, c in claims.items() if c.direction == "not tested"],
     }
     parts = [f"{way} by {len(who)} ({listed(who)})" for way, who in ways.items() if who]
-    return f"{subject}: {measure}, by {len(claims)} judges: {'; '.join(parts)}."
+    return f"{subject}: {measure}, by {len(claims)} {of}: {'; '.join(parts)}."
 
 
-def disagreement(a: str, b: str, labels: Sequence[tuple[str, str]], *, kappa: float) -> str:
+def disagreement(
+    a: str,
+    b: str,
+    labels: Sequence[tuple[object, object]],
+    *,
+    kappa: float,
+    measure: str = "answers labelled differently",
+) -> str:
     """How two judges label the answers that both read."""
     if not labels:
         return f"{a} and {b}: no answer was read by both."
     differ = Estimate.of_counts(sum(x != y for x, y in labels), len(labels))
     agreed = "undefined" if kappa != kappa else number(kappa, "kappa")
-    return f"{a} and {b}: answers labelled differently, {spelt(differ, 'share')}, kappa {agreed}."
+    return f"{a} and {b}: {measure}, {spelt(differ, 'share')}, kappa {agreed}."
 
 
 # -- claims with bounds over repetitions --------------------------------------------------------------

@@ -27,7 +27,7 @@ _TESTS = {
 def audit_sentences(found: Audit) -> Iterator[str]:
     """The main result first, then what depends on the judge, then what was not tested."""
     table = found.comparisons
-    yield from arm_error_sentences(found.arm_errors, against=found.primary)
+    yield from arm_error_sentences(found.arm_errors)
     yield from _of_survival(found)
     yield from _of_broken(found.broken)
     if len(found.judges):
