@@ -14,9 +14,11 @@ THOUGHT_END = "thought-end"
 """The position at which the model's own thought ends."""
 FitOn = Literal["behaviour", "labels"]
 """On which fit prompts directions are found: those that the model treats as their label says, or all."""
+AnchorsUsed = Literal[FitOn, "anchors"]
+"""The same in a study, or on every anchor: validation prompts too, none sampled."""
 Search = Literal["race", "exhaustive"]
 """Whether candidates of a sweep race, or each is scored on all prompts."""
-RecipeName = Literal["default", "paper", "code", "arditi"]
+RecipeName = Literal["default", "paper", "code", "granular-release", "arditi"]
 Dosage = Literal["alpha", "directions", "layers"]
 """What a dose curve varies."""
 Attack = Literal["vanilla", "decoding", "suffix"]

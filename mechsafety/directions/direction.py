@@ -68,7 +68,8 @@ class Directions:
     class means on the unit direction. ``stability`` is the mean cosine between each direction and those of
     bootstrap resamples, ``split_half`` the cosine between the two random halves' directions; both are
     about ``covectors`` where the method has them (LEACE, whose vectors are the mean difference). ``chat`` are the
-    settings under which the prompts were read, as JSON; empty for the default ones.
+    settings under which the prompts were read, as JSON; empty for the default ones. ``final_norm``: those of the last
+    layer were found after the model's final norm.
     """
 
     vectors: Float[Tensor, "position layer d_model"]
@@ -86,6 +87,7 @@ class Directions:
     seed: int
     covectors: Float[Tensor, "position layer d_model"] | None = None
     chat: str = ""
+    final_norm: bool = False
 
     @property
     def n_layers(self) -> int:
@@ -187,6 +189,7 @@ def save_directions(several: Sequence[Directions], path: str | Path) -> None:
             "n_harmless": found.n_harmless,
             "seed": found.seed,
             "chat": found.chat,
+            "final_norm": found.final_norm,
         }
     save_file(tensors, path, metadata={"mechsafety": json.dumps(records, sort_keys=True)})
 
@@ -270,6 +273,7 @@ def find_directions(
         seed=seed,
         chat=cache.chat,
         covectors=None if found.covectors is None else _like(found.covectors, vectors).float(),
+        final_norm=cache.final_norm,
     )
 
 

@@ -17,6 +17,7 @@ from mechsafety.edits.interventions import (
     Orthogonalise,
     digest,
     require_fits,
+    targets_on,
 )
 from mechsafety.models.bound_files import FileKind, made_for, metadata_of, require_chat
 from mechsafety.models.loading import model_name
@@ -47,7 +48,7 @@ def save_edit(edit: Edit, path: Path | str, *, model: TransformerBridge) -> None
             **made_for(model),
             "n_layers": model.cfg.n_layers,
             "d_model": model.cfg.d_model,
-            "hooks": _hooks(edit, model.cfg.n_layers),
+            "hooks": [] if _only_weights(edit) else [target.hook for target in targets_on(model, edit)],
         },
     }
     _FILES.write(path, tensors, facts)
@@ -95,10 +96,6 @@ def require_edit_path(path: Path | str) -> Path:
 
 def _only_weights(edit: Edit) -> bool:
     return isinstance(edit, Orthogonalise) and edit.norm_preserving
-
-
-def _hooks(edit: Edit, n_layers: int) -> list[str]:
-    return [] if _only_weights(edit) else [target.hook for target in edit.targets(n_layers)]
 
 
 def _parts(edit: Edit) -> tuple[str, dict[str, Any], dict[str, Tensor]]:

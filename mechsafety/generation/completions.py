@@ -16,7 +16,7 @@ from torch import Tensor
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.names import RESPONSES_AT_ONCE
 from mechsafety.core.progress import bar
-from mechsafety.edits.interventions import Edit, SideBySide, edited
+from mechsafety.edits.interventions import Edit, SideBySide, edited, targets_on
 from mechsafety.generation.hugging_face import Asking, Sampling, hf_answers
 from mechsafety.models import hooked_transformers
 from mechsafety.models.chat import (
@@ -32,7 +32,7 @@ from mechsafety.models.chat import (
 )
 from mechsafety.models.finite import finite_logits
 from mechsafety.models.forward import evaluating
-from mechsafety.models.hooking import Coverage, plain_twin
+from mechsafety.models.hooking import Coverage, plain_twin_at
 from mechsafety.models.loading import body_of, is_hooked_transformer
 from mechsafety.models.rendering import NEXT_QUESTION, is_bare
 from mechsafety.models.thought_reading import ThoughtReader, thought_reader
@@ -292,8 +292,8 @@ def _under(
     model: TransformerBridge, edit: Edit | None, batch: TokenBatch, fast_path: bool
 ) -> Iterator[tuple[_Run, Coverage | None]]:
     """The generate function of the fast or the reference path, with the edit on for as long as the block runs."""
-    targets = edit.targets(model.cfg.n_layers) if edit is not None else []
-    twin = plain_twin(model, targets) if fast_path else None
+    hooks = [target.hook for target in targets_on(model, edit)] if edit is not None else []
+    twin = plain_twin_at(model, hooks) if fast_path else None
 
     def step(
         batch: TokenBatch, reader: ThoughtReader, sampling: Sampling | None, stops: frozenset[int]

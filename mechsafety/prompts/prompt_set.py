@@ -29,7 +29,7 @@ PURPOSES: Mapping[Purpose, Split] = {"estimate": "fit", "choose": "validation", 
 """What the prompts of a split are for: directions, probes and scores of weights are estimated on one, layers and
 settings chosen on another, and what is reported of an edit is measured on the third."""
 _SENTENCE_MARKS = re.compile(r"[.,;:!?…'\"“”‘’«»¿¡()]+")
-_TEXT_COLUMNS = ("text", "prompt", "question", "instruction", "goal", "behavior")
+TEXT_COLUMNS = ("text", "prompt", "question", "instruction", "goal", "behavior")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,18 +199,20 @@ class PromptSet(Sequence[Prompt]):
 def load_prompts(
     name: str | Path, *, label: PromptLabel | None = None, split: Split | None = None
 ) -> PromptSet:
-    """Load a packaged set (``default``, ``contrast``), a published one by name, or a file.
+    """Load a packaged set (``default``, ``contrast``), a published one by name, a file, or a folder.
 
     Files are CSV, JSON (a list of objects), JSONL, Parquet, or text (one prompt per line), in UTF-8, with a
     text column (``text``, ``prompt``, ``question``, ``instruction``, ``goal`` or ``behavior``), or a column
     ``messages`` (a list of {role, content} that ends with the user's turn; in CSV as JSON text), and
     optionally ``id``, ``label``, ``category``, ``split``, ``source``, ``licence``. ``label`` and ``split``
-    fill these columns where a file lacks them; without ``split`` such prompts are report prompts.
+    fill these columns where a file lacks them; without ``split`` such prompts are report prompts. A folder holds a
+    file for each label and part (:func:`mechsafety.prompts.folders.load_folder`).
 
     Raises :class:`MechsafetyError`, with file and line, for a missing file, a wrong encoding, wrong
     columns, empty text, a duplicate id, and a text that stands in two splits or under two labels. A text that stands
     twice in one split under one label is taken once (``PromptSet.repeated``).
     """
+    from mechsafety.prompts.folders import load_folder
     from mechsafety.prompts.sources import SOURCES, load_source
 
     text = str(name)
@@ -220,11 +222,13 @@ def load_prompts(
     if text in SOURCES:
         return from_rows(load_source(text), where=text, name=text, label=label, split=split)
     path = Path(name).expanduser()
+    if text and path.is_dir():
+        return load_folder(path)
     if path.suffix.lower() in SUFFIXES or path.is_file():
         return _from_file(path, name=path.name, label=label, split=split)
     raise MechsafetyError(
         f"unknown prompt set {text!r}: packaged are {', '.join(packaged_sets())}; by name from the hub "
-        f"{', '.join(SOURCES)}; or name a file ending in {', '.join(SUFFIXES)}"
+        f"{', '.join(SOURCES)}; or name a folder, or a file ending in {', '.join(SUFFIXES)}"
     )
 
 
@@ -307,15 +311,15 @@ def _prompt(
 
 
 def _has_text(row: Mapping[str, Any]) -> bool:
-    return any(cell_text(row.get(column)).strip() for column in _TEXT_COLUMNS)
+    return any(cell_text(row.get(column)).strip() for column in TEXT_COLUMNS)
 
 
 def _row_text(row: Mapping[str, Any], *, at: str) -> str:
-    column = next((c for c in _TEXT_COLUMNS if c in row), None)
+    column = next((c for c in TEXT_COLUMNS if c in row), None)
     if column is None:
         raise MechsafetyError(
             f"{at}: no text column; have {', '.join(map(str, row)) or 'none'}, want one of "
-            f"{', '.join(_TEXT_COLUMNS)}, or messages"
+            f"{', '.join(TEXT_COLUMNS)}, or messages"
         )
     if cell_text(row[column]) and not isinstance(row[column], str):
         raise MechsafetyError(f"{at}: column {column!r} holds a {type(row[column]).__name__}, not text")

@@ -132,7 +132,7 @@ def _answers(
     }
     done = {
         key: Completion(
-            **{**answer, "tokens": tuple(answer["tokens"]), "messages": tuple(map(tuple, answer["messages"]))}
+            **answer | {"tokens": tuple(answer["tokens"]), "messages": tuple(map(tuple, answer["messages"]))}
         )
         for key, answer in stored.items()
         if answer is not None

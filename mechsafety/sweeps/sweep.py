@@ -224,7 +224,8 @@ def sweep(
             measure=measure.taken.made_from(),
             threshold=threshold,
         )
-    cache = residual_stream(model, prompts, positions=directions.positions, batch_size=batch_size)
+    reading: dict[str, Any] = {"positions": directions.positions, "final_norm": directions.final_norm}
+    cache = residual_stream(model, prompts, **reading, batch_size=batch_size)
     candidates = candidates_of(directions, chosen)
     unedited = Unedited(harmful=score_a[keep_a].numpy(), harmless=score_b[keep_b].numpy())
     scored = score_all(
@@ -246,7 +247,9 @@ def sweep(
                     "norm": float(directions.vectors[row, layer].norm()),
                     "stability": float(directions.stability[row, layer]),
                     "split_half": float(directions.split_half[row, layer]),
-                    "auroc": projection_auroc(*(x[:, row, layer] for x in held_out), read[row, layer]),
+                    "auroc": projection_auroc(
+                        held_out[0][:, row, layer], held_out[1][:, row, layer], read[row, layer]
+                    ),
                     "bypass": float(one.bypass[a].mean()),
                     "induce": float(one.induce[b].mean()),
                     "kl": float(one.kl[b].mean()),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -31,6 +32,7 @@ from mechsafety.experiments.regions.config import RegionsConfig
 from mechsafety.experiments.robustness.config import RobustnessConfig
 from mechsafety.experiments.selfjudgement.config import SelfJudgeConfig
 from mechsafety.experiments.study.config import StudyConfig
+from mechsafety.experiments.study.costs import Gpu
 from mechsafety.experiments.sweep.config import SweepConfig
 
 ALWAYS = {"as_json", "out", "allow_other_versions"}
@@ -48,7 +50,7 @@ COMMANDS: dict[str, tuple[type[BaseModel], set[str]]] = {
     "regions": (RegionsConfig, {"study", "dry_run"}),
     "robustness": (RobustnessConfig, set()),
     "selfjudge": (SelfJudgeConfig, set()),
-    "study": (StudyConfig, {"source", "print_config"}),
+    "study": (StudyConfig, {"source", "print_config", "dry_run", *(field.name for field in fields(Gpu))}),
     "sweep": (SweepConfig, set()),
     "tune": (TuneConfig, set()),
 }
@@ -69,7 +71,7 @@ def fields_of(kind: type[BaseModel]) -> dict[str, FieldInfo]:
     """The fields of a configuration, a section among them by the fields of its own."""
     found: dict[str, FieldInfo] = {}
     for name, field in kind.model_fields.items():
-        section = field.annotation
+        section: Any = field.annotation
         inside = isinstance(section, type) and issubclass(section, BaseModel)
         found |= fields_of(section) if inside else {name: field}
     return found

@@ -14,7 +14,7 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import pandas as pd
 
@@ -237,6 +237,8 @@ def compare(
     seed: int = 0,
     dtype: Dtype = "auto",
     device: str = "auto",
+    device_map: Literal["auto"] | None = None,
+    max_memory: str | None = None,
     template: str | None = None,
     date: str | None = None,
     chat: ChatSettings | Mapping[str, Any] | None = None,
@@ -262,7 +264,8 @@ def compare(
         "checkpoints": tuple(specs),
         "measures": None if measures is None else tuple(measures),
         **{"layer": layer, "limit": limit, "k": k, "resamples": resamples, "position": position},
-        **{"seed": seed, "dtype": dtype, "device": device, "template": template, "date": date},
+        **{"seed": seed, "dtype": dtype, "template": template, "date": date},
+        **{"device": device, "device_map": device_map, "max_memory": max_memory},
         "chat": chat_settings(chat).as_dict(),
     }
     experiment = CheckpointComparison(checked_config(ComparisonConfig, settings), prompts)

@@ -94,7 +94,7 @@ class Ladder(Experiment[LadderConfig]):
 
     def prepare(self, day: str, say: Progress) -> None:  # noqa: ARG002
         def models(spec: str, /) -> object:
-            return load_model(spec, device=self.config.device, date=day)
+            return load_model(spec, **self.config.placing, date=day)
 
         self.judge = RungAware(load_judge(self.config.judge, models=models))
 
@@ -110,7 +110,7 @@ class Ladder(Experiment[LadderConfig]):
     def sources(self) -> Mapping[str, Provenance]:
         return {
             **of_models(*self.config.systems, *self._base, **self.loading),
-            **judge_sources(self.config.judge, loading={"device": self.config.device}),
+            **judge_sources(self.config.judge, loading=self.config.placing),
             **({} if self.regions is None else {"regions run": of_files(*files_read(self.regions))}),
         }
 

@@ -104,7 +104,7 @@ def direction_of(run: RunFolder, spec: str) -> Direction:
 
 def _build(run: RunFolder, config: StudyConfig, spec: str, direction: Direction) -> Edit:
     n_layers = run.read_json_part("selection", spec)["model"]["n_layers"]
-    return _recipe(config).build(direction, alpha=config.alpha, n_layers=n_layers)
+    return recipe_of(config).build(direction, alpha=config.alpha, n_layers=n_layers)
 
 
 def anchor_tokens(config: StudyConfig) -> int:
@@ -112,7 +112,8 @@ def anchor_tokens(config: StudyConfig) -> int:
     return max(ANSWER_TOKENS, config.max_new_tokens if config.confirm else 0)
 
 
-def _recipe(config: StudyConfig) -> Recipe:
+def recipe_of(config: StudyConfig) -> Recipe:
+    """The recipe with what the configuration has instead of its choices."""
     return recipe(
         config.recipe,
         method=config.direction,
@@ -133,7 +134,7 @@ class StudyWork:
     anchors: PromptSet = field(default_factory=lambda: PromptSet(()))
 
     def __post_init__(self) -> None:
-        self.run, self.say, self.recipe = self.session.run, self.session.say, _recipe(self.config)
+        self.run, self.say, self.recipe = self.session.run, self.session.say, recipe_of(self.config)
         self._fed: dict[str, tuple[Fed, Fed]] = {}
         self._models: dict[str, TransformerBridge] = {}
         self._judges: dict[str, Judge] = {}
@@ -236,7 +237,7 @@ class StudyWork:
         positions: tuple[int, ...] = (-1,)
         if self.recipe.positions == "post_instruction" and not self._last_token_alone(spec):
             positions = post_instruction_positions(model)
-        cache = residual_stream(model, self.fit_prompts(spec), positions=positions)
+        cache = self._stream(spec, self.fit_prompts(spec), positions)
         if self.config.controls and cache.activations.nbytes <= _KEPT_STREAM:
             self._streams = {spec: cache}
         found = find_directions(
@@ -244,6 +245,11 @@ class StudyWork:
         )
         target = self.run.part_path("directions", spec, suffix="safetensors")
         self.run.save(str(target.relative_to(self.run.path)), found.save)
+
+    def _stream(self, spec: str, prompts: PromptSet, positions: tuple[int, ...]) -> ResidualCache:
+        return residual_stream(
+            self.model(spec), prompts, positions=positions, final_norm=self.recipe.final_norm
+        )
 
     def _last_token_alone(self, spec: str) -> bool:
         """Whether candidates of the last token alone compete because each takes long to score.
@@ -272,6 +278,8 @@ class StudyWork:
 
     def fit_prompts(self, spec: str) -> PromptSet:
         """The prompts that directions are found on."""
+        if self.recipe.fit_on == "anchors":
+            return self.anchors_of(spec)
         prompts = self.anchors_of(spec).to_estimate
         if self.recipe.fit_on == "labels":
             return prompts
@@ -329,7 +337,7 @@ class StudyWork:
                 ". Scored by written answers, which takes long, directions of the last token alone compete"
             )
         direction = directions.at(layer=selection.layer, position=selection.position)
-        cache = residual_stream(model, self.anchors_of(spec).to_choose, positions=(selection.position,))
+        cache = self._stream(spec, self.anchors_of(spec).to_choose, (selection.position,))
         self.run.write_part(principal_plane(cache, direction).assign(system=spec), "scatter", spec)
         edit = self.recipe.build(direction, alpha=self.config.alpha, n_layers=model.cfg.n_layers)
         record = load_record(model)
@@ -355,7 +363,8 @@ class StudyWork:
         fixed = self.recipe.layer_of(n_layers)
         if fixed is not None:
             chosen = candidate(table, layer=fixed, position=-1)
-            return chosen, f"Layer {fixed}, as the recipe or the user fixed it"
+            seen = ", scored on prompts that it was found on" if self.recipe.fit_on == "anchors" else ""
+            return chosen, f"Layer {fixed}, as the recipe or the user fixed it{seen}"
         try:
             chosen = select(table, n_layers=n_layers, rule=self._rule)
         except MechsafetyError as error:
@@ -405,7 +414,7 @@ class StudyWork:
             kept = self._streams.pop(spec, None)
             if kept is not None:
                 return kept.at(position)
-            return residual_stream(self.model(spec), self.fit_prompts(spec), positions=(position,))
+            return self._stream(spec, self.fit_prompts(spec), (position,))
 
         return draw_controls(self.session, spec, direction, config=self.config, read=read)
 
