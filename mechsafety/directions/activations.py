@@ -104,8 +104,8 @@ def residual_stream(
         len(prompts), len(positions), model.cfg.n_layers + 1, model.cfg.d_model, dtype=torch.float32
     )
 
-    def store(rows: list[int], layer: int, x: Float[Tensor, "row position d_model"]) -> None:
-        out[rows, :, layer] = x.float().cpu()
+    def store(rows: list[int], x: Float[Tensor, "row position layer d_model"]) -> None:
+        out[rows] = x.float()
 
     _stream(model, prompts, positions, batch_size, store, final_norm=final_norm)
     return ResidualCache(
@@ -154,8 +154,8 @@ def residual_means(
     )
     kind = torch.tensor([labels.index(p.label) for p in prompts], dtype=torch.long)
 
-    def add(rows: list[int], layer: int, x: Float[Tensor, "row position d_model"]) -> None:
-        sums[:, :, layer].index_add_(0, kind[rows], x.double().cpu())
+    def add(rows: list[int], x: Float[Tensor, "row position layer d_model"]) -> None:
+        sums.index_add_(0, kind[rows], x.double())
 
     _stream(model, prompts, positions, batch_size, add)
     counts = tuple(int((kind == k).sum()) for k in range(len(labels)))
@@ -172,11 +172,11 @@ def _stream(
     prompts: Sequence[Prompt],
     positions: Sequence[int],
     batch_size: int,
-    take: Callable[[list[int], int, Tensor], None],
+    take: Callable[[list[int], Tensor], None],
     *,
     final_norm: bool = False,
 ) -> None:
-    """Run the prompts and hand ``take`` the named positions of each layer, batch by batch."""
+    """Run the prompts and hand ``take`` the named positions of all layers, batch by batch, on the CPU."""
     if not prompts:
         raise MechsafetyError("no prompts to cache")
     if not positions or any(p >= 0 for p in positions):
@@ -191,16 +191,10 @@ def _stream(
     body = twin if twin is not None else body_of(model)
     shared = common_prefix(body, sequences, device_of(model), leave=furthest)
     before = run_prefix(body, shared, device_of(model))
-    rows: list[int] = []
+    seen: dict[int, Tensor] = {}
 
     def reader(layer: int) -> Callable[[Tensor], None]:
-        def read(x: Tensor) -> None:
-            kept = x[:, list(positions)]
-            if not bool(torch.isfinite(kept).all()):
-                raise _not_finite(model_name(model), [prompts[row].id for row in rows], layer, kept)
-            take(rows, layer, kept)
-
-        return read
+        return lambda x: seen.__setitem__(layer, x[:, list(positions)])
 
     rests = [s[len(shared) :] for s in sequences]
     with (
@@ -208,11 +202,28 @@ def _stream(
         bar("residual stream", total=len(sequences), unit="prompt") as progress,
     ):
         for batch in batches(model, rests, batch_size=batch_size):
-            rows[:] = batch.rows
             forward(body, batch, logits=None, before=before)
+            kept = _on_the_cpu(seen)
+            if not bool(torch.isfinite(kept).all()):
+                raise _not_finite(model_name(model), [prompts[row].id for row in batch.rows], kept)
+            take(list(batch.rows), kept)
             progress.update(len(batch.rows))
 
 
-def _not_finite(system: str, ids: list[str], layer: int, kept: Tensor) -> NotFiniteError:
-    bad = int((~torch.isfinite(kept)).flatten(1).any(dim=1).nonzero()[0])
+def _on_the_cpu(seen: dict[int, Tensor]) -> Float[Tensor, "row position layer d_model"]:
+    """What was seen of every layer, from each device in one piece: a copy for each layer would wait for each."""
+    by_device: dict[torch.device, list[int]] = {}
+    for layer in sorted(seen):
+        by_device.setdefault(seen[layer].device, []).append(layer)
+    parts = [torch.stack([seen[n] for n in layers], dim=2).cpu() for layers in by_device.values()]
+    order = [n for layers in by_device.values() for n in layers]
+    return torch.cat(parts, dim=2)[:, :, sorted(range(len(order)), key=order.__getitem__)]
+
+
+def _not_finite(
+    system: str, ids: list[str], kept: Float[Tensor, "row position layer d_model"]
+) -> NotFiniteError:
+    broken = (~torch.isfinite(kept)).any(dim=-1).any(dim=1)
+    layer = int(broken.any(dim=0).nonzero()[0])
+    bad = int(broken[:, layer].nonzero()[0])
     return not_finite_at(system, f"the residual stream of prompt {ids[bad]!r} at layer {layer}")

@@ -24,6 +24,7 @@ from mechsafety.models.faithful import made_up_tokens
 from mechsafety.models.forward import forward
 from mechsafety.models.hooking import Target, attach, observed, plain_module_path, plain_twin_at
 from mechsafety.models.loading import architecture, body_of, is_hooked_transformer, plain_tree
+from mechsafety.models.placing import Copies
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -141,12 +142,13 @@ def _along(
     body: Any = twin if twin is not None else body_of(model)
     ids = made_up_tokens(model.cfg.d_vocab, _TOKENS, device_of(model))
     batch = TokenBatch(rows=(0,), ids=ids, mask=torch.ones_like(ids))
-    unit = (direction / direction.norm()).to(ids.device)
+    unit = Copies(direction / direction.norm())
 
     def along(edit: Sequence[Target]) -> dict[str, Tensor]:
         seen: dict[str, Tensor] = {}
         readers = [
-            (name, lambda x, name=name: seen.__setitem__(name, (x.float() @ unit).norm())) for name in names
+            (name, lambda x, name=name: seen.__setitem__(name, (x.float() @ unit.on(x.device)).norm()))
+            for name in names
         ]
         with ExitStack() as stack:
             if edit:

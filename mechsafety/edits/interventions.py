@@ -36,6 +36,8 @@ from mechsafety.edits.values import (
 )
 from mechsafety.edits.weights import write_weights
 from mechsafety.models.hooking import Coverage, Target, attach
+from mechsafety.models.loading import body_of
+from mechsafety.models.quantised import require_plain
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -106,6 +108,7 @@ def baked(model: TransformerBridge, edit: Edit) -> Iterator[None]:
     embeddings are untied for the while. In bfloat16 the edited weights are rounded, so that a residue of about
     2^-8 of the component stays; the hooks leave none.
     """
+    require_plain(body_of(model), "baked() writes an edit into the weights")
     require_fits(model, edit, weights=True)
     basis, alpha, layers, writers = _as_weights(edit, model.cfg.n_layers)
     keep_norms = isinstance(edit, Orthogonalise) and edit.norm_preserving

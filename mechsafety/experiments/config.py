@@ -113,16 +113,27 @@ class ModelConfig(Config):
         default="auto", description="number format; auto: bfloat16 where it is native, else float32"
     )
     device: str = Field(default="auto", description="where models run: auto, cpu, cuda, ...")
+    device_map: Literal["auto"] | None = Field(
+        default=None, description="auto: divide models among all GPUs, block by block; one device when empty"
+    )
+    max_memory: Annotated[str | None, Option(metavar="0=20GiB,1=20GiB")] = Field(
+        default=None, description="what each device may hold of a divided model"
+    )
     seed: int = Field(default=0, ge=0, description="every random draw depends on it")
+
+    @property
+    def placing(self) -> dict[str, Any]:
+        """Where models lie, as arguments of ``load_model``."""
+        return {"device": self.device, "device_map": self.device_map, "max_memory": self.max_memory}
 
     @property
     def loading(self) -> dict[str, Any]:
         """The arguments of ``load_model``, but for the date, which the run pins."""
         return {
             "dtype": self.dtype,
-            "device": self.device,
             "template": self.template,
             "chat": self.chat.settings,
+            **self.placing,
         }
 
 

@@ -129,7 +129,11 @@ def _unembedding_only(model: Any, kept: Bool[Tensor, "row token"]) -> Iterator[N
     if head is None:
         yield
         return
-    handle = head.register_forward_pre_hook(lambda _, inputs: (inputs[0][:, :-1][kept][None], *inputs[1:]))
+
+    def keep(_module: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        return inputs[0][:, :-1][kept.to(inputs[0].device)][None], *inputs[1:]
+
+    handle = head.register_forward_pre_hook(keep)
     with attached([handle]):
         yield
 

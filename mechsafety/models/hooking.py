@@ -12,10 +12,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mechsafety.core.errors import MechsafetyError
-from mechsafety.models.chat import device_of
 from mechsafety.models.forward import OWN_HOOKS, trying
 from mechsafety.models.loading import architecture, body_of, generation_twin, is_hooked_transformer
 from mechsafety.models.passes import Pass
+from mechsafety.models.placing import Copies
 from mechsafety.models.sites import hook_points
 
 if TYPE_CHECKING:
@@ -42,14 +42,43 @@ class Target:
         return self.at or f"blocks.{self.layer}.hook_{self.site}"
 
 
+_UNCOUNTED = 4096
+
+
 @dataclass
 class Coverage:
     """The receipt: how often each hook fired, and how many token positions it changed."""
 
     fired: dict[str, int] = field(default_factory=dict)
-    changed: dict[str, int] = field(default_factory=dict)
     past_hooks: tuple[str, ...] = ()
     """Where blocks write past the sites of a partial edit, which therefore leaves some (:mod:`completeness`)."""
+    _changed: dict[str, int] = field(default_factory=dict)
+    _uncounted: list[tuple[str, Tensor]] = field(default_factory=list)
+
+    def expect(self, hook: str) -> None:
+        """A hook that must fire."""
+        self.fired.setdefault(hook, 0)
+        self._changed.setdefault(hook, 0)
+
+    def count(self, hook: str, size: int | Tensor) -> None:
+        """``hook`` has changed ``size`` positions; a tensor is read later, so that no pass waits for its device."""
+        self.fired[hook] += 1
+        if isinstance(size, int):
+            self._changed[hook] += size
+            return
+        self._uncounted.append((hook, size))
+        if len(self._uncounted) >= _UNCOUNTED:
+            _ = self.changed
+
+    @property
+    def changed(self) -> dict[str, int]:
+        """How many positions each hook has changed."""
+        sizes = {id(size): size for _, size in self._uncounted}
+        read = dict(zip(sizes, torch.stack(list(sizes.values())).tolist(), strict=True)) if sizes else {}
+        for hook, size in self._uncounted:
+            self._changed[hook] += read[id(size)]
+        self._uncounted.clear()
+        return self._changed
 
     def require_complete(self) -> None:
         """Raise if any hook never fired: an edit that touched nothing is an error."""
@@ -92,13 +121,12 @@ class Coverage:
 class _Hook:
     """One target attached: maps activations where the pass covers them, and counts."""
 
-    def __init__(self, target: Target, running: Pass, coverage: Coverage, device: torch.device) -> None:
+    def __init__(self, target: Target, running: Pass, coverage: Coverage) -> None:
         self.target = target
         self.running = running
         self.coverage = coverage
-        self.constant = target.constant.to(device)
-        coverage.fired.setdefault(target.hook, 0)
-        coverage.changed.setdefault(target.hook, 0)
+        self.constant = Copies(target.constant)
+        coverage.expect(target.hook)
 
     def __call__(self, x: Float[Tensor, "*any d_model"]) -> Float[Tensor, "*any d_model"]:
         # A mixture of experts may see the tokens of all rows in a line.
@@ -106,12 +134,10 @@ class _Hook:
         return self._changed(in_rows).reshape(x.shape)
 
     def _changed(self, x: Float[Tensor, "row token d_model"]) -> Float[Tensor, "row token d_model"]:
-        self.coverage.fired[self.target.hook] += 1
-        self.coverage.changed[self.target.hook] += self.running.size
-        constant = self.constant if self.constant.device == x.device else self.target.constant.to(x.device)
-        new = self.target.apply(x, constant)
+        self.coverage.count(self.target.hook, self.running.size)
+        new = self.target.apply(x, self.constant.on(x.device))
         chosen = self.running.chosen
-        return new if chosen is None else torch.where(chosen, new, x)
+        return new if chosen is None else torch.where(chosen.on(x.device), new, x)
 
 
 @contextmanager
@@ -127,7 +153,7 @@ def attach(
     require_hooks(model, [t.hook for t in targets])
     coverage = Coverage()
     running = Pass(positions, prompt_length, padding=_padding_token(model))
-    hooks = [(target.hook, _Hook(target, running, coverage, device_of(model))) for target in targets]
+    hooks = [(target.hook, _Hook(target, running, coverage)) for target in targets]
     body: Any = twin if twin is not None else body_of(model)
     with ExitStack() as stack:
         if is_hooked_transformer(body):

@@ -18,8 +18,9 @@ from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.progress import quiet
 from mechsafety.models.adapters import adapter_folder
 from mechsafety.models.chat_settings import ChatSettings
-from mechsafety.models.hardware import dtype_name, resolve_device, resolve_dtype
+from mechsafety.models.hardware import dtype_name, resolve_dtype
 from mechsafety.models.loading import ModelSpec, load_error, locate, parse_spec
+from mechsafety.models.placing import DeviceMap, Memory, as_text, resolve_placing
 from mechsafety.models.rendering import BARE_TEMPLATES, OWN_OR
 from mechsafety.models.templates import NAMES
 from mechsafety.runs.folder import Provenance
@@ -46,6 +47,8 @@ def of_model(
     *,
     dtype: str = "auto",
     device: str = "auto",
+    device_map: DeviceMap | None = None,
+    max_memory: Memory | str | None = None,
     template: str | None = None,
     chat: ChatSettings | None = None,
 ) -> Provenance:
@@ -56,7 +59,7 @@ def of_model(
     resolved. Raises :class:`MechsafetyError` as loading does where the model is not found.
     """
     parsed = parse_spec(spec)
-    where = resolve_device(device)
+    where, _ = resolve_placing(device, device_map, max_memory)
     folder, source = locate(parsed)
     identity: dict[str, str | None] = (
         {"commit": _commit(spec, parsed)} if source == "hub" else {**_folder_kinds(Path(folder))}
@@ -70,12 +73,14 @@ def of_model(
     if chat is not None and not chat.is_default:
         identity["chat"] = chat.as_text()
     circumstance = {"dtype": dtype_name(resolve_dtype(dtype, where)), "device": str(where)}
+    if (divided := as_text(device_map, max_memory)) is not None:
+        circumstance["device"] = f"{where}, divided: {divided}"
     return Provenance(identity=identity, circumstance=circumstance)
 
 
 def of_models(*specs: str, **loading: Any) -> dict[str, Provenance]:
-    """Several models, as sources of a run: ``model SPEC``; ``loading`` as for :func:`of_model`."""
-    return {f"model {s}": of_model(s, **loading) for s in specs}
+    """Several models, as sources of a run: ``model SPEC``; ``loading`` is as in :func:`of_model`."""
+    return {f"model {spec}": of_model(spec, **loading) for spec in specs}
 
 
 def of_classifier(spec: str) -> Provenance:

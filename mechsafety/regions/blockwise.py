@@ -265,7 +265,9 @@ def _measured(
     def watch(m: LinearMap) -> Callable[..., None]:
         def before(_module: nn.Module, args: tuple[Any, ...]) -> None:
             if not routed.busy:
-                add(m.site, args[0].reshape(*chosen[0].shape, m.d_in)[chosen[0]])
+                rows, tokens = chosen[0].shape
+                x = args[0].reshape(rows, tokens, m.d_in)
+                add(m.site, x[chosen[0].to(x.device)])
 
         return before
 

@@ -22,6 +22,7 @@ from mechsafety.models.forward import evaluating, forward
 from mechsafety.models.handles import attached
 from mechsafety.models.hooking import plain_module_path
 from mechsafety.models.loading import architecture, body_of, generation_twin, is_hooked_transformer
+from mechsafety.models.quantised import require_plain
 from mechsafety.regions.experts import Mixture, Routed, mixtures, roles
 from mechsafety.regions.map_places import Place, joint_maps, kinds_of, parts_of
 
@@ -75,9 +76,11 @@ def linear_maps(model: TransformerBridge) -> list[LinearMap]:
 
     Those of experts follow the others of their block, whether the probe routes a token to them or not. What runs is
     seen in a probe pass, so nothing hangs on a module's name. Raises :class:`MechsafetyError` for a
-    ``HookedTransformer``, whose maps are no modules, and for a model in whose blocks no linear module ran.
+    ``HookedTransformer``, whose maps are no modules, for quantised weights, and for a model in whose blocks no linear
+    module ran.
     """
     body: Any = running_body(model)
+    require_plain(body, "regions, heads and anatomy score and change weights")
     found: list[LinearMap] = []
     with torch.inference_mode(False):
         runs = _runs(model, body)

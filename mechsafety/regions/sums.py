@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.generation.answers import AnswerBatch
 from mechsafety.models.finite import not_finite_at
 from mechsafety.models.handles import attached
+from mechsafety.models.placing import Copies
 from mechsafety.regions.experts import Routed
 from mechsafety.regions.maps import LinearMap, routed_to
 from mechsafety.regions.score_files import Attribution, Positions
@@ -60,7 +61,7 @@ class Sums:
             self.routed.chosen = chosen
         self.running = Running(
             lengths=batch.mask.sum(-1).tolist(),
-            chosen=chosen,
+            chosen=Copies(chosen),
             returned=dict.fromkeys(_modules(self.maps), 0),
             read=set(),
         )
@@ -132,7 +133,7 @@ class Sums:
             if linear.site not in self.running.read:
                 self.running.read.add(linear.site)
                 self._require_finite(x, f"the input of {name}")
-                chosen = x[self.running.chosen].float()
+                chosen = x[self.running.chosen.on(x.device)].float()
                 self.grams[linear.site].addmm_(chosen.T, chosen)
             output.register_hook(lambda g: self._add(name, g.detach(), x))
 
@@ -179,13 +180,13 @@ class Running:
     """The batch under way: real tokens of each row, calibration tokens, and what has run of it."""
 
     lengths: list[int]
-    chosen: Bool[Tensor, "row token"]
+    chosen: Copies
     returned: dict[str, int]
     read: set[str]
 
     def tokens(self, name: str, x: Tensor) -> Float[Tensor, "row token d"]:
         """``x`` by row and token; some blocks run their maps on all tokens in one axis."""
-        rows, tokens = self.chosen.shape
+        rows, tokens = self.chosen.tensor.shape
         if x.numel() != rows * tokens * x.shape[-1]:
             raise MechsafetyError(
                 f"{name} runs on {list(x.shape)} for {rows} x {tokens} tokens: a map that does not see all tokens in "

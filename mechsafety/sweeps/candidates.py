@@ -32,6 +32,7 @@ from mechsafety.generation.scoring import continuation_logits
 from mechsafety.models.chat import TokenBatch, device_of, pad_left, pad_token, plan_batches
 from mechsafety.models.forward import NO_PREFIX, Prefix, forward, run_prefix
 from mechsafety.models.hooking import hooked, observed, plain_module_path, plain_twin_at, residual_hooks
+from mechsafety.models.placing import Copies
 from mechsafety.models.prefixes import all_last_logits, common_prefix
 from mechsafety.sweeps.measures import AnswerMeasure, RefusalMeasure, TokenMeasure
 from mechsafety.sweeps.refusal_scores import DivergenceFrom, kl_divergence, log_odds, token_probabilities
@@ -213,7 +214,7 @@ class BatchedScorer:
         ids: Sequence[int],
     ) -> tuple[Float[Tensor, "candidate harmful token"], Float[Tensor, "candidate harmless"]]:
         """P of the tokens ``ids``, and KL."""
-        project = _Projection(candidates, self.device)
+        project = _Projection(candidates)
         shape = (len(candidates), self.n_harmful, len(ids))
         bypass = torch.empty(shape, dtype=torch.float64)
         kl = torch.empty(len(candidates), len(self.prompts.harmless), dtype=torch.float64)
@@ -221,8 +222,8 @@ class BatchedScorer:
             before = run_prefix(self.body, self.prefix, self.device, rows=len(candidates))
             prompts = [*harmful, *(self.n_harmful + row for row in harmless)]
             for batch, which, prompt in self._candidate_rows(len(candidates), prompts):
-                project.rows = which
-                rows = which if before.cache is not None else None
+                project.rows = Copies(which)
+                rows = which.to(self.device) if before.cache is not None else None
                 logits = forward(self.body, batch, logits=1, before=before, rows=rows).logits[:, -1]
                 self._divide(logits, which, prompt, bypass, kl, ids)
         return bypass[:, list(harmful)], kl[:, list(harmless)]
@@ -236,7 +237,7 @@ class BatchedScorer:
         kl: Tensor,
         ids: Sequence[int],
     ) -> None:
-        logits, which, prompt = logits.float().cpu(), which.cpu(), prompt.cpu()
+        logits = logits.float().cpu()
         harmful = prompt < self.n_harmful
         if bool(harmful.any()):
             found = token_probabilities(logits[harmful], ids)
@@ -248,14 +249,14 @@ class BatchedScorer:
     def _candidate_rows(
         self, n: int, prompts: Sequence[int]
     ) -> Iterator[tuple[TokenBatch, Int[Tensor, " row"], Int[Tensor, " row"]]]:
-        """Batches of like length over candidate x prompt, with each row's candidate and prompt."""
+        """Batches of like length over candidate x prompt, with each row's candidate and prompt, these on the CPU."""
         pairs = [(k, p) for p in prompts for k in range(n)]
         lengths = [len(self.rests[p]) for _, p in pairs]
         for rows in plan_batches(lengths, batch_size=self.prompts.batch_size):
             chosen = [pairs[row] for row in rows]
             batch = pad_left([self.rests[p] for _, p in chosen], pad=pad_token(self.model)).to(self.device)
-            which = torch.tensor([k for k, _ in chosen], device=self.device)
-            yield batch, which, torch.tensor([p for _, p in chosen], device=self.device)
+            which = torch.tensor([k for k, _ in chosen])
+            yield batch, which, torch.tensor([p for _, p in chosen])
 
     # -- written answers ------------------------------------------------------------------------
 
@@ -268,12 +269,12 @@ class BatchedScorer:
         harmless: Sequence[int],
     ) -> list[CandidateScores]:
         _, kl = self._projected(candidates, [], harmless, [])
-        project = _Projection(candidates, self.device)
+        project = _Projection(candidates)
         bypass = self._answered(measure, len(candidates), harmful, self.sites, project)
         induce = torch.full((len(candidates), len(harmless)), float("nan"), dtype=torch.float64)
         rows = [self.n_harmful + row for row in harmless]
         for layer, places in by_layer.items():
-            add = _Addition([candidates[place] for place in places], self.device)
+            add = _Addition([candidates[place] for place in places])
             name = residual_hooks(self.n_layers)[layer]
             induce[places] = self._answered(measure, len(places), rows, [name], add)
         return [
@@ -295,9 +296,10 @@ class BatchedScorer:
         with hooked(self.model, [(name, change) for name in names], twin=self.body):
             before = run_prefix(self.body, self.prefix, self.device, rows=n)
             for batch, which, prompt in self._candidate_rows(n, prompts):
+                on_device = which.to(self.device)
 
-                def entering(rows: Int[Tensor, " row"], which: Int[Tensor, " row"] = which) -> None:
-                    change.rows = which[rows]
+                def entering(rows: Int[Tensor, " row"], which: Int[Tensor, " row"] = on_device) -> None:
+                    change.rows = Copies(which[rows])
 
                 asked = [(row, answer) for answer in answers for row in range(len(batch.rows))]
                 scored = continuation_logits(
@@ -305,7 +307,7 @@ class BatchedScorer:
                     batch,
                     asked,
                     before=before,
-                    rows=which if before.cache is not None else None,
+                    rows=on_device if before.cache is not None else None,
                     pad=pad_token(self.model),
                     batch_size=self.prompts.batch_size,
                     entering=entering,
@@ -384,8 +386,8 @@ class BatchedScorer:
         start: list[Tensor] = []
         with ExitStack() as stack:
             for block, length in zip(self.blocks[:layer], self.tuples[:layer], strict=True):
+                stack.callback(_restore_forward, block, block.__dict__.get("forward"))
                 block.forward = partial(_pass_over, length)
-                stack.callback(block.__dict__.pop, "forward")
             name = residual_hooks(self.n_layers)[layer]
             stack.enter_context(hooked(self.model, [(name, lambda _: start[0])], twin=self.body))
             yield start
@@ -394,30 +396,30 @@ class BatchedScorer:
 class _Projection:
     """Each row of a batch without what its candidate removes; ``rows`` are the candidates of the batch's rows."""
 
-    def __init__(self, candidates: Sequence[Candidate], device: torch.device) -> None:
-        self.write = torch.stack([c.write for c in candidates]).float().to(device)
-        self.read = torch.stack([c.read for c in candidates]).float().to(device)
-        self.rows: Int[Tensor, " row"] = torch.arange(len(candidates), device=device)
+    def __init__(self, candidates: Sequence[Candidate]) -> None:
+        self.write = Copies(torch.stack([c.write for c in candidates]).float())
+        self.read = Copies(torch.stack([c.read for c in candidates]).float())
+        self.rows = Copies(torch.arange(len(candidates)))
 
     def __call__(self, x: Float[Tensor, "row token d_model"]) -> Float[Tensor, "row token d_model"]:
-        wide = x.float()
-        along = torch.bmm(wide, self.read[self.rows][:, :, None])
-        return torch.baddbmm(wide, along, self.write[self.rows][:, None, :], alpha=-1).to(x.dtype)
+        wide, rows = x.float(), self.rows.on(x.device)
+        along = torch.bmm(wide, self.read.on(x.device)[rows][:, :, None])
+        return torch.baddbmm(wide, along, self.write.on(x.device)[rows][:, None, :], alpha=-1).to(x.dtype)
 
 
 class _Addition:
     """Each row of a batch with its candidate's vector added; ``rows`` are the candidates of the batch's rows."""
 
-    def __init__(self, candidates: Sequence[Candidate], device: torch.device) -> None:
-        self.steering = torch.stack([c.steering for c in candidates]).float().to(device)
-        self.rows: Int[Tensor, " row"] = torch.arange(len(candidates), device=device)
+    def __init__(self, candidates: Sequence[Candidate]) -> None:
+        self.steering = Copies(torch.stack([c.steering for c in candidates]).float())
+        self.rows = Copies(torch.arange(len(candidates)))
 
     def __call__(self, x: Float[Tensor, "row token d_model"]) -> Float[Tensor, "row token d_model"]:
-        return _added(x, self.steering[self.rows])
+        return _added(x, self.steering.on(x.device)[self.rows.on(x.device)])
 
 
 def _added(x: Float[Tensor, "row token d_model"], v: Float[Tensor, "row d_model"]) -> Tensor:
-    return (x.float() + v[:, None]).to(x.dtype)
+    return (x.float() + v.to(x.device)[:, None]).to(x.dtype)
 
 
 def has_fast_path(model: TransformerBridge) -> bool:
@@ -467,10 +469,10 @@ def _projection_sites(
     tuples: list[int] = []  # 0: no tuple
 
     def keep(name: str) -> Callable[[Tensor], None]:
-        return lambda x: seen.__setitem__(name, x.float())
+        return lambda x: seen.__setitem__(name, x.float().to(device))
 
-    ends = residual_hooks(n)
-    batch = pad_left([list(tokens)], pad=pad_token(model)).to(device_of(model))
+    ends, device = residual_hooks(n), device_of(model)
+    batch = pad_left([list(tokens)], pad=pad_token(model)).to(device)
     with ExitStack() as stack:
         for block in blocks:
             handle = block.register_forward_hook(
@@ -493,6 +495,13 @@ def _projection_sites(
 def _blocks(model: TransformerBridge, body: Any) -> list[Any]:
     paths = [plain_module_path(model, name) for name in residual_hooks(model.cfg.n_layers)[:-1]]
     return [body.get_submodule(path[0]) for path in paths if path is not None]
+
+
+def _restore_forward(block: Any, own: Any) -> None:
+    """Its class's forward again, or the one that carries activations to its device."""
+    block.__dict__.pop("forward")
+    if own is not None:
+        block.forward = own
 
 
 def _pass_over(length: int, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor | tuple[Tensor | None, ...]:

@@ -71,7 +71,7 @@ def fields_of(kind: type[BaseModel]) -> dict[str, FieldInfo]:
     """The fields of a configuration, a section among them by the fields of its own."""
     found: dict[str, FieldInfo] = {}
     for name, field in kind.model_fields.items():
-        section = field.annotation
+        section: Any = field.annotation
         inside = isinstance(section, type) and issubclass(section, BaseModel)
         found |= fields_of(section) if inside else {name: field}
     return found

@@ -16,6 +16,7 @@ from huggingface_hub import errors as hub_errors
 from torch import Tensor
 
 from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.places import data_folder
 from mechsafety.models import adapters, hardware
 from mechsafety.models import gguf as gguf_models
 from mechsafety.models import loading as models
@@ -285,6 +286,8 @@ def test_record_reports_how_a_model_was_loaded(tiny_folder: Folder, architecture
             "thinking": "off: does not think",
             "max_thought_tokens": 1024,
         },
+        "device_map": None,
+        "blocks": None,
     }
     assert json.loads(json.dumps(shown)) == shown
 
@@ -608,12 +611,12 @@ def test_gguf_is_converted_once_and_keeps_its_logits(tmp_path: Path, monkeypatch
     assert record.source == "gguf"
     assert rendered(model) == "Question: make bread\n\nAnswer:"
     with monkeypatch.context() as patched:
-        patched.setattr(gguf_models, "_convert", lambda *_: pytest.fail("converted again"))
+        patched.setattr(gguf_models, "_convert", lambda *_, **__: pytest.fail("converted again"))
         assert fingerprint(load(tmp_path / "tiny.gguf")) == record.fingerprint
     # What an earlier way of converting left behind is not read.
     asked: list[Path] = []
     monkeypatch.setattr(gguf_models, "_CONVERSION", gguf_models._CONVERSION + 1)
-    monkeypatch.setattr(gguf_models, "_convert", lambda source, _: asked.append(source))
+    monkeypatch.setattr(gguf_models, "_convert", lambda source, _, **__: asked.append(source))
     gguf_models.converted(tmp_path / "tiny.gguf")
     assert asked == [tmp_path / "tiny.gguf"]
 
@@ -657,7 +660,9 @@ def test_packaged_model_loads_and_is_converted_once(monkeypatch: pytest.MonkeyPa
     assert tokenize_prompts(model, ["The sky"], rendering="text") == [[504, 6376]]
     assert (record.source, record.n_layers, record.d_model) == ("packaged", 30, 576)
     assert record.n_parameters == 134_515_008
-    monkeypatch.setattr(gguf_models, "_convert", lambda *_: pytest.fail("converted again"))
+    recipe = json.loads((data_folder() / "adapters" / "refusals" / "recipe.json").read_text())
+    assert record.fingerprint == recipe["base_fingerprint"]
+    monkeypatch.setattr(gguf_models, "_convert", lambda *_, **__: pytest.fail("converted again"))
     assert fingerprint(load(PACKAGED, dtype="bfloat16")) == record.fingerprint
 
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 Which = Literal["fit", "held-out"]
 """The fit prompts, or the report prompts and the attacks."""
 
+VERDICT_COLUMNS = ["part", "model", "state", "id", "group", "label"]
 _SCORED = 128
 """Refusals that weights are scored on, at most."""
 
@@ -73,6 +74,29 @@ class OwnAnswers:
         """Keep the answers of a model in a state, for other judges."""
         rows = answer_frame(answers, part=part, model=model, state=state)
         self.session.keep_answers(rows, part, model, state)
+
+    def keep_labels(
+        self, part: str, model: str, state: str, answers: Sequence[Completion], labels: Sequence[Label]
+    ) -> None:
+        """Keep what the judge finds the answers of a model in a state to be."""
+        import pandas as pd
+
+        ids = [c.id for c in answers]
+        columns = {"part": part, "model": model, "state": state, "id": ids}
+        columns |= {"group": [self.group_of[i] for i in ids], "label": list(labels)}
+        self.session.run.write_part(pd.DataFrame(columns)[VERDICT_COLUMNS], "labels", part, model, state)
+
+    def read_verdicts(self) -> pd.DataFrame:
+        """The verdict on every answer to a held-out prompt that was judged. Columns: :data:`VERDICT_COLUMNS`."""
+        import pandas as pd
+
+        for role in self.models:
+            if self.session.run.has_part("verdicts", f"{role}-held-out", suffix="json"):
+                labels, answers = self.verdicts(role, "held-out"), self(role, "held-out").completions
+                found = [labels[c.id] for c in answers]
+                self.keep_labels("own answers", role, "held-out", answers, found)
+        kept = [pd.read_parquet(path) for path in self.session.run.parts("labels")]
+        return pd.concat([pd.DataFrame(columns=VERDICT_COLUMNS), *kept], ignore_index=True)
 
     def verdicts(self, role: Role, which: Which) -> dict[str, Label]:
         """What the judge finds these answers to be, by the prompt's id."""
