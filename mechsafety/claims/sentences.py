@@ -243,11 +243,12 @@ def disagreement(
     *,
     kappa: float,
     measure: str = "answers labelled differently",
+    unread: int = 0,
 ) -> str:
-    """How two judges label the answers that both read."""
+    """How two judges label the answers that both read; ``unread`` answers were not read by both."""
     if not labels:
         return f"{a} and {b}: no answer was read by both."
-    differ = Estimate.of_counts(sum(x != y for x, y in labels), len(labels))
+    differ = Estimate.of_counts(sum(x != y for x, y in labels), len(labels), unread=unread)
     agreed = "undefined" if kappa != kappa else number(kappa, "kappa")
     return f"{a} and {b}: {measure}, {spelt(differ, 'share')}, kappa {agreed}."
 

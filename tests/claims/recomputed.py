@@ -129,6 +129,6 @@ def disagreement(one: Labels, other: Labels) -> tuple[Share, float | None]:
     pairs = [(one[i], other[i]) for i in one if i in other]
     read = [(a, b) for a, b in pairs if UNREAD not in (a, b)]
     share = Share(sum(a != b for a, b in read), len(read), len(pairs) - len(read))
-    if not read or len({label for pair in read for label in pair}) < 2:
+    if not read or min(len(set(of_one)) for of_one in zip(*read, strict=True)) < 2:
         return share, None
     return share, float(cohen_kappa_score([a for a, _ in read], [b for _, b in read]))

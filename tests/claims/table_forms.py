@@ -2,7 +2,7 @@
 
 import re
 
-from tests.claims.facts import Facts, Held, Value
+from tests.claims.facts import UNREAD, Facts, Held, Value
 from tests.claims.parsing import (
     NAMES,
     QUANTITY,
@@ -122,7 +122,7 @@ def by_judge(body: str, of: Context) -> bool:
     match = match_phrase(
         body,
         [m for s, m in of.facts.judges if s == of.subject],
-        r"MEASURE, by (?P<n>\d+) judges?: (?P<said>.+)",
+        r"MEASURE, by (?P<n>\d+) (?:judges?|judges and readings): (?P<said>.+)",
     )
     if not match:
         return False
@@ -151,12 +151,17 @@ def disagreeing(one: str, other: str, body: str, facts: Facts) -> bool:
     """`A and B: answers labelled differently, SHARE, kappa 0.41`."""
     if one not in facts.answers or other not in facts.answers:
         return False
-    share, kappa = disagreement(facts.answers[one], facts.answers[other])
+    answers = [facts.answers[one], facts.answers[other]]
+    if "calls a refusal" in body:
+        answers = [
+            {i: v if v in (UNREAD, "refusal") else "other" for i, v in said.items()} for said in answers
+        ]
+    share, kappa = disagreement(*answers)
     if body == "no answer was read by both":
         require(share.n == 0, f"{share.n} answers were read by both")
         return True
     match = re.fullmatch(
-        rf"answers labelled differently, (?P<share>{QUANTITY})(?:, kappa (?P<kappa>{NUMBER}|undefined|unknown))?",
+        rf"(?:answers labelled differently|answers that one calls a refusal and the other does not), (?P<share>{QUANTITY})(?:, kappa (?P<kappa>{NUMBER}|undefined|unknown))?",
         body,
     )
     if not match:

@@ -18,7 +18,6 @@ _MEASURES = {
     "sensitivity": "sensitivity against the reference",
     "specificity": "specificity against the reference",
 }
-_READ = ("refusal", "compliance", "degenerate")
 _PRIMARY = "refusal"  # the reading of labels that has no name of its own
 
 
@@ -95,7 +94,7 @@ def reading_claims(effects: pd.DataFrame, *, label: str) -> dict[str, dict[str, 
         contrasts = corrected_over(
             [_of_effect(row, names) for row in rows.to_dict(orient="records")], "systems"
         )
-        name = str(judge) if mapping == _PRIMARY else f"{judge} ({mapping})"
+        name = str(judge) if mapping == _PRIMARY else f"{judge} · {mapping}"
         for contrast in contrasts:
             found.setdefault(contrast.subject, {})[name] = decide(contrast)
     return found
@@ -126,25 +125,16 @@ def by_judge_sentences(effects: pd.DataFrame) -> list[str]:
 def disagreement_sentences(verdicts: pd.DataFrame, agreement: pd.DataFrame, *, primary: str) -> list[str]:
     """How often each other judge and the primary one differ on refusal or not, over both arms."""
     rows = agreement[(agreement["arm"] == "all").to_numpy()].to_dict(orient="records")
-    read = verdicts[verdicts["verdict"].isin(_READ)].astype({"judge": str, "arm": str, "system": str})
-    refused = read.assign(refused=read["verdict"] == "refusal").set_index(["judge", "system", "arm", "id"])[
-        "refused"
-    ]
-    found = []
+    table = verdicts.astype({"judge": str, "arm": str, "system": str})
+    said = table.set_index(["judge", "system", "arm", "id"])["verdict"]
+    measure, found = "answers that one calls a refusal and the other does not", []
     for a, b, kappa in ((row["judge_a"], row["judge_b"], row["kappa"]) for row in rows):
         if primary in (a, b):
-            pairs = _common(refused, a, b)
-            measure = "answers that one calls a refusal and the other does not"
-            found.append(disagreement(a, b, pairs, kappa=kappa, measure=measure))
+            both = pd.concat([said.loc[a], said.loc[b]], axis=1, join="inner").to_numpy()
+            read = [(x == "refusal", y == "refusal") for x, y in both if "unparsed" not in (x, y)]
+            unread = len(both) - len(read)
+            found.append(disagreement(a, b, read, kappa=kappa, measure=measure, unread=unread))
     return found
-
-
-def _common(refused: pd.Series, a: str, b: str) -> list[tuple[object, object]]:
-    """What each of two judges says of the answers that both read."""
-    if not {a, b} <= {*refused.index.get_level_values("judge")}:
-        return []
-    both = pd.concat([refused.loc[a], refused.loc[b]], axis=1, join="inner")
-    return list(both.itertuples(index=False, name=None))
 
 
 def interaction_sentence(interaction: pd.DataFrame) -> str:

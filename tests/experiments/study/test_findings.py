@@ -23,6 +23,8 @@ from mechsafety.statistics import (
     paired_tests,
     refusal_rates,
 )
+from tests.claims.evaluator import refuted
+from tests.claims.facts import Change, Facts, Family, labelled_change
 
 CODES = {"R": "refusal", "C": "compliance", "D": "degenerate", "U": "unparsed"}
 Arms = tuple[str, str]
@@ -66,6 +68,62 @@ def said(judges: Mapping[str, Systems], *, draws: Mapping[str, Sequence[str]] | 
         tables |= {"random_verdicts": random, "controls": tests}
     facts = {s: {"selection": {"rule": "auto"}} for s in judges[primary]}
     return headline(tables, {"config": {"judges": list(judges)}, "systems": facts})
+
+
+def known(judges: Mapping[str, Systems], draws: Mapping[str, Sequence[str]] | None = None) -> Facts:
+    """The same verdicts for the evaluator, which knows no code of sentences."""
+    primary, facts = next(iter(judges)), Facts()
+    answers = {
+        judge: {
+            (s, arm, label, i): CODES[code]
+            for s, labels in systems.items()
+            for label, arms in labels.items()
+            for arm, codes in enumerate(arms)
+            for i, code in enumerate(codes)
+        }
+        for judge, systems in judges.items()
+    }
+    facts += Facts(answers=answers)
+    for judge, systems in judges.items():
+        for label in ("harmful", "harmless"):
+            changes, coherent = {}, {}
+            for s, labels in systems.items():
+                if label not in labels:
+                    continue
+                before, after = ({i: CODES[code] for i, code in enumerate(codes)} for codes in labels[label])
+                drawn = [dict(enumerate(map(CODES.get, codes))) for codes in (draws or {}).get(s, [])]
+                controls = {f"{len(drawn)} random direction{'s' * (len(drawn) > 1)}": drawn} if drawn else {}
+                subject = f"{s}, {label} prompts" + (f" by {judge}" if judge != primary else "")
+                changes[subject, "refusals"] = labelled_change(
+                    before, after, draws=controls if label == "harmful" and judge == primary else {}
+                )
+                sides = [
+                    {i: None if v == "unparsed" else v != "degenerate" for i, v in x.items()}
+                    for x in (before, after)
+                ]
+                coherent[subject, "coherent answers"] = Change(*sides)
+            facts += Facts(changes, [Family("systems", list(changes))])
+            if label == "harmful" and judge == primary:
+                facts += Facts(coherent, [Family("systems", list(coherent))])
+    by = {
+        (subject, measure): {
+            judge: (subject + (f" by {judge}" if judge != primary else ""), measure) for judge in judges
+        }
+        for subject, measure in facts.changes
+        if measure == "refusals" and " by " not in subject
+    }
+    return facts + Facts(judges=by)
+
+
+OTHER = (
+    "energy over",
+    "These rates",
+    " · ",
+)  # the energy of draws, the plan of labels, other readings of labels
+
+
+def untrue(lines: Sequence[str], facts: Facts) -> list[tuple[str, str, str]]:
+    return refuted([line for line in lines if not any(word in line for word in OTHER)], facts)
 
 
 def only(lines: Sequence[str], *words: str) -> str:
@@ -235,7 +293,9 @@ REFUSED, ANSWERED, BROKEN = "R" * N, "C" * N, "D" * N
     ],
 )
 def test_what_was_planted_is_said(original: str, edited: str, draws: list[str], words: list[str]) -> None:
-    text = " ".join(said(of_one(original, edited), draws={"m": draws}))
+    lines = said(of_one(original, edited), draws={"m": draws})
+    assert untrue(lines, known(of_one(original, edited), {"m": draws})) == []
+    text = " ".join(lines)
     for word in words:
         assert word in text, (word, text)
 
@@ -277,6 +337,8 @@ def test_no_claim_is_refuted_by_the_verdicts(systems: list[tuple[str, str, str]]
         p = math.nan if not read else binomtest(lost, lost + gained).pvalue if lost + gained else 1.0
         return gained - lost, p
 
+    given = {"rules": {s: {"harmful": (a, b)} for s, (a, b, _) in arms.items()}}
+    assert untrue(lines, known(given, {s: [draw] for s, (*_, draw) in arms.items()})) == []
     changes = {s: tested(list(zip(a, b, strict=True))) for s, (a, b, _) in arms.items()}
     beyond = {s: tested(list(zip(draw, b, strict=True))) for s, (_, b, draw) in arms.items()}
     for name in names:
@@ -288,6 +350,18 @@ def test_no_claim_is_refuted_by_the_verdicts(systems: list[tuple[str, str, str]]
         farther, q = beyond[name][0], _holm(beyond)[name]
         more = p < 0.05 and q < 0.05 and (farther < 0) == (sign < 0)
         assert any(f"{name}, harmful prompts: this goes beyond" in one for one in lines) == more
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(codes, codes, codes, codes), min_size=1, max_size=3))
+def test_what_is_said_of_two_judges_is_true(systems: list[tuple[str, str, str, str]]) -> None:
+    judges = {
+        "rules": {f"s{i}": {"harmful": (a, b), "harmless": (c, d)} for i, (a, b, c, d) in enumerate(systems)},
+        "other": {f"s{i}": {"harmful": (c, d), "harmless": (b, a)} for i, (a, b, c, d) in enumerate(systems)},
+    }
+    lines = said(judges)
+    assert any("rules and other: " in line for line in lines)
+    assert untrue(lines, known(judges)) == []
 
 
 def _holm(tests: Mapping[str, tuple[int, float]]) -> dict[str, float]:
