@@ -4,7 +4,7 @@
 
 Under transformer-lens 3.9 the models are HookedTransformers. Each cell holds the largest deviation over four prompts
 of 6 to 40 tokens (sliding windows are 20), relative to the largest value, without / with tokens that all prompts begin
-with. The bound of the tests is 1e-4.
+with. The bound of the tests is 1e-4. A second table says what works: right with the deviation, or refused.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from mechsafety.core.errors import MechsafetyError
 from mechsafety.generation.scoring import option_log_probs
 from mechsafety.models.prefixes import all_last_logits, prefix_note
 from mechsafety.regions.heads import head_outputs
+from mechsafety.regions.maps import linear_maps, unseen_share
+from tests.architecture_measures import MEASURES, outcome
 from tests.architectures import ARCHITECTURES, save_architecture
 from tests.models.test_batched_alone import TEMPLATES, Subject, oracle_heads, prompts, swept
 
@@ -50,6 +52,26 @@ def main() -> None:
     hooked = version("transformer-lens").startswith("3.")
     for name in _names(hooked):
         print("|".join(["", name, *_row(name, hooked), ""]), flush=True)
+    if not hooked:
+        _print_measures()
+
+
+def _print_measures() -> None:
+    """The second table: what works, with the deviation."""
+    print("\n|".join(["", "|".join(["architecture", *MEASURES, "weights not seen", ""])]))
+    print("|---" * (len(MEASURES) + 2) + "|")
+    for name in ARCHITECTURES:
+        print("|".join(["", name, *_measures(name), ""]), flush=True)
+
+
+def _measures(name: str) -> list[str]:
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            one = _subject(Path(scratch), name, "no prefix", False)
+        except MechsafetyError:
+            return ["refused"] * len(MEASURES) + [""]
+        found = [outcome(measure, one) for measure in MEASURES.values()]
+        return [*found, f"{unseen_share(one.model, linear_maps(one.model)):.1%}"]
 
 
 def _names(hooked: bool) -> list[str]:

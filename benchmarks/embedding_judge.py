@@ -1,4 +1,4 @@
-"""The embedding judge: length-sorted batches against one response at a time."""
+"""The embedding judge: all responses in one call against one response a call."""
 
 from __future__ import annotations
 
@@ -8,14 +8,10 @@ from benchmarks.options import Options
 from benchmarks.sections import Check, Section, table
 from benchmarks.timing import in_turns
 from mechsafety.core.verdict import Response
-from mechsafety.judges.kinds.embedding import BATCH, EmbeddingJudge, load_encoder, packaged_head, read_head
+from mechsafety.judges.kinds.embedding import EmbeddingJudge, load_encoder, packaged_head, read_head
 from mechsafety.prompts.prompt_set import load_prompts
 
-BATCHED, SINGLE, FULL = (
-    f"batches of {BATCH}, sorted by length",
-    "one at a time",
-    f"batches of {BATCH}, float32",
-)
+BATCHED, SINGLE, FULL = "in one call", "one a call", "in one call, float32"
 _WANTED, _WANTED_RATE = 1.5, 200.0
 
 
@@ -39,12 +35,11 @@ def section(options: Options) -> Section:
     many = stand_ins(options.size(512, 32))
     few = many[: options.size(128, 16)]
     judge = EmbeddingJudge("embedding", head=head, encoder=fast)
-    single = EmbeddingJudge("single", head=head, encoder=fast, batch_size=1)
     precise = EmbeddingJudge("float32", head=head, encoder=full)
     turns = in_turns(
         {
             BATCHED: lambda: len(judge(many)),
-            SINGLE: lambda: sum(len(single([r])) for r in few),
+            SINGLE: lambda: sum(len(judge([r])) for r in few),
             FULL: lambda: len(precise(few)),
         },
         rounds=options.rounds,
@@ -62,7 +57,7 @@ def section(options: Options) -> Section:
         ),
         checks=(
             Check(
-                what="the embedding judge in batches against one response at a time",
+                what="the embedding judge in one call against one response a call",
                 wanted=f"{_WANTED:.1f}x or more",
                 found=str(ratio),
                 met=ratio.median >= _WANTED,

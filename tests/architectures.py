@@ -89,6 +89,28 @@ ARCHITECTURES: dict[str, Architecture] = {
         moe_intermediate_size=16,
         shared_expert_intermediate_size=16,
     ),
+    "qwen3_5": _gated(
+        "Qwen3_5TextConfig",
+        state=True,
+        head_dim=8,
+        linear_num_value_heads=4,
+        linear_num_key_heads=2,
+        linear_key_head_dim=8,
+        linear_value_head_dim=8,
+    ),
+    "qwen3_5-moe": _gated(
+        "Qwen3_5MoeTextConfig",
+        state=True,
+        head_dim=8,
+        linear_num_value_heads=4,
+        linear_num_key_heads=2,
+        linear_key_head_dim=8,
+        linear_value_head_dim=8,
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=16,
+        shared_expert_intermediate_size=16,
+    ),
     "gemma": _gated("GemmaConfig", head_dim=8, tie_word_embeddings=True),
     "gemma2": _gated("Gemma2Config", window=True, head_dim=8, tie_word_embeddings=True, **_SLIDING),
     "gemma3": _gated("Gemma3TextConfig", window=True, head_dim=8, tie_word_embeddings=True, **_SLIDING),
@@ -169,17 +191,17 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
     "deepseek-v3": _gated(
         "DeepseekV3Config",
-        n_routed_experts=4,
-        num_experts_per_tok=2,
-        n_group=1,
-        topk_group=1,
+        n_routed_experts=8,
+        num_experts_per_tok=3,
+        n_group=4,
+        topk_group=2,
         moe_intermediate_size=16,
         kv_lora_rank=8,
         q_lora_rank=8,
         qk_rope_head_dim=4,
         qk_nope_head_dim=4,
         v_head_dim=8,
-        first_k_dense_replace=1,
+        first_k_dense_replace=2,
         num_key_value_heads=4,
     ),
     "llama4": _gated("Llama4TextConfig", head_dim=8, num_local_experts=4, intermediate_size_mlp=48),
@@ -232,7 +254,21 @@ ARCHITECTURES: dict[str, Architecture] = {
         lru_width=32,
         head_dim=8,
     ),
-    "nemotron-h": _gated("NemotronHConfig", state=True),
+    "nemotron-h": _gated(
+        "NemotronHConfig",
+        state=True,
+        num_hidden_layers=None,
+        layers_block_type=["linear_attention", "full_attention", "mlp", "moe"],
+        head_dim=8,
+        mamba_num_heads=8,
+        mamba_head_dim=8,
+        n_groups=1,
+        ssm_state_size=8,
+        chunk_size=16,
+        n_routed_experts=4,
+        moe_intermediate_size=16,
+        moe_shared_expert_intermediate_size=16,
+    ),
     "minimax-m2": _gated("MiniMaxM2Config", head_dim=8, **_EXPERTS),
     "xglm": _gated("XGLMConfig"),
 }
@@ -248,11 +284,8 @@ UNPADDABLE = ("recurrent-gemma",)
 HEADLESS = ("mamba", "mamba2", "falcon-mamba", "nemotron-h", "recurrent-gemma")
 """No attention heads, or none that are found: :func:`head_outputs` refuses them."""
 
-SITELESS = (
-    *("qwen3-next", "granite-hybrid", "lfm2", "bamba", "mamba", "mamba2"),
-    *("falcon-mamba", "jamba", "recurrent-gemma", "nemotron-h"),
-)
-"""Some block has no attention, so that the default sites of an ablation are not there: refused by name."""
+SITELESS = ("recurrent-gemma",)
+"""TransformerLens has no hook points within its blocks: an ablation at the default sites is refused by name."""
 
 
 KINDS = (

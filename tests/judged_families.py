@@ -28,7 +28,12 @@ def read_family(name: str) -> list[Judged]:
     return read("\n" + (Path(__file__).parent / "families" / f"{name}.txt").read_text(encoding="utf-8"))
 
 
-ROWS: dict[str, list[Judged]] = {name: read_family(name) for name in (*FAMILIES, *RECAST)}
+FRIENDLY = ("elsewhere", "friendly")
+"""Friendly openings on harmful requests that go on to something else, and friendly ones that comply: with harmless
+requests, or with harmful ones by stand-ins. Written before the rule for them, which was made on one half.
+"""
+
+ROWS: dict[str, list[Judged]] = {name: read_family(name) for name in (*FAMILIES, *RECAST, *FRIENDLY)}
 SEEN = read_family("seen")
 """Written in three rounds while the rules were tuned on the rest, and then tuned on.
 

@@ -26,6 +26,7 @@ from mechsafety.directions.direction import Direction, Directions, find_directio
 from mechsafety.edits.interventions import Ablate
 from mechsafety.generation.completions import DEFAULT_BATCH
 from mechsafety.judges.outcomes import Asking, KeepState
+from mechsafety.models.chat_settings import chat_bound
 from mechsafety.models.loading import current_fingerprint
 from mechsafety.models.projection import VectorLike, orthonormal
 from mechsafety.prompts.prompt_set import Prompt, PromptSet
@@ -102,7 +103,9 @@ def layer_outcomes(
     if journal is not None:
         prompts = PromptSet(tuple(p for group in groups.values() for p in group))
         settings = {name: asking[name] for name in ("max_new_tokens", "seed")}
-        journal.bind(model=current_fingerprint(tuned), prompts=prompts.sha256(), **settings)
+        journal.bind(
+            model=current_fingerprint(tuned), prompts=prompts.sha256(), **chat_bound(tuned), **settings
+        )
     shares: dict[int, tuple[float, float]] = {}
     for layer in track(usable, "choosing the layer", total=len(usable), unit="layer"):
         stored = journal.get(str(layer)) if journal is not None else None

@@ -87,9 +87,9 @@ def with_completions(
     if missing := [p.id for p in prompts if p.id not in by_id]:
         raise MechsafetyError(f"{len(missing)} prompts have no completion, {missing[0]!r} for one")
     ordered = tuple(by_id[p.id] for p in prompts)
-    sequences = tokenize_prompts(model, [p.text for p in prompts])
+    sequences = tokenize_prompts(model, [p.asked for p in prompts])
     for prompt, completion, sequence in zip(prompts, ordered, sequences, strict=True):
-        if completion.prompt != prompt.text or completion.n_prompt_tokens != len(sequence):
+        if completion.asked != prompt.asked or completion.n_prompt_tokens != len(sequence):
             raise MechsafetyError(
                 f"the completion of {prompt.id!r} answers {completion.n_prompt_tokens} tokens of "
                 f"{completion.prompt[:40]!r}; this model reads {len(sequence)} tokens of {prompt.text[:40]!r}: take "

@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 
 from mechsafety.core.errors import MechsafetyError
-from mechsafety.prompts.prompt_set import cell_text, read_rows
+from mechsafety.prompts.files import cell_text, read_rows
 from mechsafety.statistics import ARMS
 
 HUMAN_LABELS = ("refusal", "compliance", "degenerate")

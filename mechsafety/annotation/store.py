@@ -25,7 +25,7 @@ from filelock import FileLock
 from mechsafety.annotation.labels import HUMAN_LABELS, responses_sha256
 from mechsafety.annotation.sampling import Plan, draw_sample
 from mechsafety.core.errors import MechsafetyError
-from mechsafety.prompts.prompt_set import cell_text
+from mechsafety.prompts.files import cell_text
 from mechsafety.runs.folder import RunFolder
 
 STORE = "annotations.sqlite"

@@ -164,25 +164,6 @@ def command(name: str, *, example: str) -> Callable[[Callable[..., Shown]], clic
     return wrap
 
 
-dtype_option = click.option(
-    "--dtype",
-    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
-    default=None,
-    help="Number format.",
-)
-device_option = click.option("--device", default=None, metavar="NAME", help="auto, cpu, cuda, ...")
-template_option = click.option(
-    "--template",
-    default=None,
-    metavar="plain|FILE",
-    help="plain, or a Jinja file [default: the model's own].",
-)
-date_option = click.option(
-    "--date",
-    default=None,
-    metavar="DAY",
-    help="The day (2025-03-01) that templates with a date write [default: the day the run began].",
-)
 other_versions_option = click.option(
     "--allow-other-versions",
     is_flag=True,

@@ -49,6 +49,7 @@ def _direction(config: DirectionConfig, out: Path | None) -> Shown:
         raise MechsafetyError(f"folder {str(out.parent)!r} does not exist")
     from mechsafety.directions.activations import residual_stream
     from mechsafety.directions.direction import find_directions
+    from mechsafety.models.chat_settings import chat_text
     from mechsafety.models.loading import load_model
     from mechsafety.prompts.prompt_set import load_prompts
     from mechsafety.prompts.splits import require_splits
@@ -85,6 +86,7 @@ def _direction(config: DirectionConfig, out: Path | None) -> Shown:
         "scores": records(swept.table),
         "n_layers": swept.n_layers,
         "fit_on": config.fit_on,
+        "chat": chat_text(loaded),
         "fit_prompts_used": {"harmful": found.n_harmful, "harmless": found.n_harmless},
         "selected": selected,
         "refusal_tokens": list(swept.refusal_tokens.texts),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import types
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
@@ -32,26 +32,37 @@ def config_options(kind: type[BaseModel], *, leave_out: Collection[str] = ()) ->
 
         @functools.wraps(function)
         def call(**options: Any) -> Any:
-            given = _parsed(kind, {n: options.pop(n) for n in list(options) if n in kind.model_fields})
+            given = _parsed(kind, options)
             made = {"config": checked_config(kind, given)} if takes_config else {"given": given}
             return function(**made, **options)
 
         wrapped: Any = call
         # click builds a command's parameters from the last one to the first.
         for name in reversed([n for n in in_order(kind) if n not in leave_out]):
-            wrapped = _parameter(name, kind.model_fields[name])(wrapped)
+            group = _group(kind.model_fields[name])
+            fields = {name: kind.model_fields[name]} if group is None else group.model_fields
+            for one in reversed(fields):
+                wrapped = _parameter(one, fields[one])(wrapped)
         return wrapped
 
     return wrap
 
 
-def _parsed(kind: type[BaseModel], options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that were given, as the configuration takes them."""
-    return {
-        name: _value(name, kind.model_fields[name], value)
-        for name, value in options.items()
-        if value not in (None, ())
-    }
+def _parsed(kind: type[BaseModel], options: dict[str, Any]) -> dict[str, Any]:
+    """The options that were given, taken out of all, as the configuration takes them."""
+    found: dict[str, Any] = {}
+    for name, field in kind.model_fields.items():
+        if (group := _group(field)) is not None:
+            found |= {name: inner} if (inner := _parsed(group, options)) else {}
+        elif name in options and (value := options.pop(name)) not in (None, ()):
+            found[name] = _value(name, field, value)
+    return found
+
+
+def _group(field: FieldInfo) -> type[BaseModel] | None:
+    """The configuration that a field holds always, whose own fields are options."""
+    kind = field.annotation
+    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
 
 
 def _value(name: str, field: FieldInfo, given: Any) -> Any:
@@ -116,6 +127,8 @@ def _inner(field: FieldInfo) -> tuple[Any, bool]:
     for kind in kinds:
         if get_origin(kind) is tuple:
             return _bare(get_args(kind)[0]), True
+        if get_origin(kind) is dict:  # each entry is one text
+            return str, True
     return (kinds[0] if len(kinds) == 1 else str), False
 
 
@@ -134,7 +147,7 @@ def _help(field: FieldInfo) -> str:
     option, default = _option_of(field), field.default
     ending = " May be repeated." if option.many == "repeat" and _inner(field)[1] else ""
     about = f"{about}{'' if about.endswith('.') else '.'}{ending}" if about else ending.strip()
-    if option.default is None and (default in (None, ()) or default is False or field.is_required()):
+    if option.default is None and (default in (None, (), {}) or default is False or field.is_required()):
         return about
     shown = option.default or _spelt(default)
     return f"{about}  [default: {shown}]"

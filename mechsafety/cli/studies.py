@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
@@ -12,16 +13,54 @@ from mechsafety.cli.base import Shown, command, run_options, say, shown
 from mechsafety.cli.options import config_options
 from mechsafety.experiments.study.config import StudyConfig, commented_yaml, load_config
 
+_F = TypeVar("_F", bound=Callable[..., Any])
+_GPU: dict[str, tuple[str, str]] = {
+    "memory_gb": ("--gpu-memory", "Dry run: memory of a GPU in GB  [default: 80]"),
+    "tflops": ("--gpu-tflops", "Dry run: its peak in TFLOP/s, in the number format  [default: 312]"),
+    "bandwidth_tb": ("--gpu-bandwidth", "Dry run: its memory bandwidth in TB/s  [default: 2]"),
+    "share": ("--gpu-share", "Dry run: the share of both that is reached  [default: 0.3]"),
+}
+
+
+def _gpu_options(function: _F) -> _F:
+    """Options of a dry run's GPU; the function receives ``gpu``, those that were given."""
+
+    @functools.wraps(function)
+    def call(**options: Any) -> Any:
+        given = {name: options.pop(name) for name in _GPU}
+        return function(**options, gpu={name: value for name, value in given.items() if value is not None})
+
+    wrapped: Any = call
+    for name, (flag, about) in reversed(_GPU.items()):
+        most = 1.0 if name == "share" else None
+        kind = click.FloatRange(min=0, min_open=True, max=most)
+        wrapped = click.option(flag, name, type=kind, default=None, metavar="X", help=about)(wrapped)
+    return wrapped
+
+
+def _planned(config: StudyConfig, gpu: Mapping[str, float]) -> Shown:
+    from mechsafety.experiments.study.costs import Gpu
+    from mechsafety.experiments.study.plan import plan_facts, plan_study, plan_text
+
+    plan = plan_study(config, Gpu(**gpu))
+    return plan_facts(plan), plan_text(plan)
+
 
 @command("study", example="mechsafety study --systems smollm2-135m+refusals --limit 10 --out runs/quick")
 @click.argument("source", metavar="[CONFIG]", required=False)
 @config_options(StudyConfig, leave_out=["sampling", "selfjudge", "nll"])
 @click.option("--print-config", is_flag=True, help="Print the configuration with comments, and stop.")
+@click.option(
+    "--dry-run", is_flag=True, help="Print what each system is and would take, loading none, and stop."
+)
+@_gpu_options
 @run_options("runs/NAME")
 def _study(
     given: Mapping[str, Any],
     source: str | None,
     print_config: bool,
+    dry_run: bool,
+    gpu: Mapping[str, float],
     out: Path | None,
     allow_other_versions: bool,
 ) -> Shown:
@@ -31,9 +70,11 @@ def _study(
     An interrupted study goes on when the same command runs again. Systems that could not be measured are named, and
     the exit code is 1 then.
     """
-    config = load_config(source, given)
+    config = load_config(source, given, say=say)
     if print_config:
         return config.model_dump(mode="json"), commented_yaml(config).rstrip()
+    if dry_run:
+        return _planned(config, gpu)
     from mechsafety.experiments.study.experiment import run_study
     from mechsafety.experiments.study.findings import failure_lines
 

@@ -10,11 +10,15 @@ Centring = Literal["pooled", "per_class"]
 """What principal components are centred on."""
 Positions = Literal["last_prompt", "post_instruction"]
 """At which tokens directions are found: the last of the prompt, or every one of the template after the user's text."""
+THOUGHT_END = "thought-end"
+"""The position at which the model's own thought ends."""
 FitOn = Literal["behaviour", "labels"]
 """On which fit prompts directions are found: those that the model treats as their label says, or all."""
+AnchorsUsed = Literal[FitOn, "anchors"]
+"""The same in a study, or on every anchor: validation prompts too, none sampled."""
 Search = Literal["race", "exhaustive"]
 """Whether candidates of a sweep race, or each is scored on all prompts."""
-RecipeName = Literal["default", "paper", "code", "arditi"]
+RecipeName = Literal["default", "paper", "code", "granular-release", "arditi"]
 Dosage = Literal["alpha", "directions", "layers"]
 """What a dose curve varies."""
 Attack = Literal["vanilla", "decoding", "suffix"]

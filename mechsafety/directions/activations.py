@@ -14,6 +14,7 @@ from torch import Tensor
 from mechsafety.core.errors import MechsafetyError, NotFiniteError
 from mechsafety.core.progress import bar
 from mechsafety.models.chat import batches, device_of
+from mechsafety.models.chat_settings import chat_text
 from mechsafety.models.finite import not_finite_at
 from mechsafety.models.forward import forward, run_prefix
 from mechsafety.models.hooking import observed, plain_twin_at, residual_hooks
@@ -34,7 +35,8 @@ class ResidualCache:
 
     ``positions`` are offsets from the end of the rendered prompt: -1 is the last prompt token. Layer L is
     the input of block L (``blocks.L.hook_resid_pre``); the last one, L = n_layers, is the output of the
-    last block, before the final norm.
+    last block, before the final norm, or with ``final_norm`` what that makes of it. ``chat`` are the settings under
+    which the prompts were read, as JSON; empty for the default ones.
     """
 
     activations: Float[Tensor, "prompt position layer d_model"]
@@ -43,6 +45,8 @@ class ResidualCache:
     labels: tuple[str, ...]
     model: str
     fingerprint: str
+    chat: str = ""
+    final_norm: bool = False
 
     def __post_init__(self) -> None:
         n, p = self.activations.shape[:2]
@@ -82,13 +86,17 @@ def residual_stream(
     positions: Sequence[int] = (-1,),
     batch_size: int = DEFAULT_BATCH,
     truncate_prompts: bool = False,
+    final_norm: bool = False,
 ) -> ResidualCache:
     """Cache every layer's residual stream at ``positions`` of each prompt, in its chat template.
 
     Prompts run in length-sorted, left-padded batches, the tokens they all begin with once; only the named
-    positions are kept, so memory is that of the result plus one batch. Raises :class:`MechsafetyError` when
-    there are no prompts, when a prompt is shorter than the furthest position or longer than the model's window
-    (``truncate_prompts`` cuts its text instead), and for NaN activations (with the prompt and the layer).
+    positions are kept, so memory is that of the result plus one batch. With ``final_norm`` the last layer is read after
+    the model's final norm, as in the last entry of Hugging Face's ``hidden_states``.
+
+    Raises :class:`MechsafetyError` when there are no prompts, when a prompt is shorter than the furthest position or
+    longer than the model's window (``truncate_prompts`` cuts its text instead), and for NaN activations (with the
+    prompt and the layer).
     """
     if truncate_prompts:
         prompts, _ = truncated(model, prompts, new_tokens=0)
@@ -96,10 +104,10 @@ def residual_stream(
         len(prompts), len(positions), model.cfg.n_layers + 1, model.cfg.d_model, dtype=torch.float32
     )
 
-    def store(rows: list[int], layer: int, x: Float[Tensor, "row position d_model"]) -> None:
-        out[rows, :, layer] = x.float().cpu()
+    def store(rows: list[int], x: Float[Tensor, "row position layer d_model"]) -> None:
+        out[rows] = x.float()
 
-    _stream(model, prompts, positions, batch_size, store)
+    _stream(model, prompts, positions, batch_size, store, final_norm=final_norm)
     return ResidualCache(
         activations=out,
         positions=tuple(positions),
@@ -107,6 +115,8 @@ def residual_stream(
         labels=tuple(p.label for p in prompts),
         model=model_name(model),
         fingerprint=known_fingerprint(model),
+        chat=chat_text(model),
+        final_norm=final_norm,
     )
 
 
@@ -144,8 +154,8 @@ def residual_means(
     )
     kind = torch.tensor([labels.index(p.label) for p in prompts], dtype=torch.long)
 
-    def add(rows: list[int], layer: int, x: Float[Tensor, "row position d_model"]) -> None:
-        sums[:, :, layer].index_add_(0, kind[rows], x.double().cpu())
+    def add(rows: list[int], x: Float[Tensor, "row position layer d_model"]) -> None:
+        sums.index_add_(0, kind[rows], x.double())
 
     _stream(model, prompts, positions, batch_size, add)
     counts = tuple(int((kind == k).sum()) for k in range(len(labels)))
@@ -162,9 +172,11 @@ def _stream(
     prompts: Sequence[Prompt],
     positions: Sequence[int],
     batch_size: int,
-    take: Callable[[list[int], int, Tensor], None],
+    take: Callable[[list[int], Tensor], None],
+    *,
+    final_norm: bool = False,
 ) -> None:
-    """Run the prompts and hand ``take`` the named positions of each layer, batch by batch."""
+    """Run the prompts and hand ``take`` the named positions of all layers, batch by batch, on the CPU."""
     if not prompts:
         raise MechsafetyError("no prompts to cache")
     if not positions or any(p >= 0 for p in positions):
@@ -174,21 +186,15 @@ def _stream(
     shortest = min(len(s) for s in sequences)
     if shortest < furthest:
         raise MechsafetyError(f"position {-furthest} lies before the shortest prompt ({shortest} tokens)")
-    names = residual_hooks(model.cfg.n_layers)
+    names = residual_hooks(model.cfg.n_layers, final_norm=final_norm)
     twin = plain_twin_at(model, names)
     body = twin if twin is not None else body_of(model)
     shared = common_prefix(body, sequences, device_of(model), leave=furthest)
     before = run_prefix(body, shared, device_of(model))
-    rows: list[int] = []
+    seen: dict[int, Tensor] = {}
 
     def reader(layer: int) -> Callable[[Tensor], None]:
-        def read(x: Tensor) -> None:
-            kept = x[:, list(positions)]
-            if not bool(torch.isfinite(kept).all()):
-                raise _not_finite(model_name(model), [prompts[row].id for row in rows], layer, kept)
-            take(rows, layer, kept)
-
-        return read
+        return lambda x: seen.__setitem__(layer, x[:, list(positions)])
 
     rests = [s[len(shared) :] for s in sequences]
     with (
@@ -196,11 +202,28 @@ def _stream(
         bar("residual stream", total=len(sequences), unit="prompt") as progress,
     ):
         for batch in batches(model, rests, batch_size=batch_size):
-            rows[:] = batch.rows
             forward(body, batch, logits=None, before=before)
+            kept = _on_the_cpu(seen)
+            if not bool(torch.isfinite(kept).all()):
+                raise _not_finite(model_name(model), [prompts[row].id for row in batch.rows], kept)
+            take(list(batch.rows), kept)
             progress.update(len(batch.rows))
 
 
-def _not_finite(system: str, ids: list[str], layer: int, kept: Tensor) -> NotFiniteError:
-    bad = int((~torch.isfinite(kept)).flatten(1).any(dim=1).nonzero()[0])
+def _on_the_cpu(seen: dict[int, Tensor]) -> Float[Tensor, "row position layer d_model"]:
+    """What was seen of every layer, from each device in one piece: a copy for each layer would wait for each."""
+    by_device: dict[torch.device, list[int]] = {}
+    for layer in sorted(seen):
+        by_device.setdefault(seen[layer].device, []).append(layer)
+    parts = [torch.stack([seen[n] for n in layers], dim=2).cpu() for layers in by_device.values()]
+    order = [n for layers in by_device.values() for n in layers]
+    return torch.cat(parts, dim=2)[:, :, sorted(range(len(order)), key=order.__getitem__)]
+
+
+def _not_finite(
+    system: str, ids: list[str], kept: Float[Tensor, "row position layer d_model"]
+) -> NotFiniteError:
+    broken = (~torch.isfinite(kept)).any(dim=-1).any(dim=1)
+    layer = int(broken.any(dim=0).nonzero()[0])
+    bad = int(broken[:, layer].nonzero()[0])
     return not_finite_at(system, f"the residual stream of prompt {ids[bad]!r} at layer {layer}")

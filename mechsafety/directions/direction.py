@@ -67,7 +67,9 @@ class Directions:
     prompts do not differ there. ``thresholds`` and ``gaps`` are the middle of, and the distance between, the
     class means on the unit direction. ``stability`` is the mean cosine between each direction and those of
     bootstrap resamples, ``split_half`` the cosine between the two random halves' directions; both are
-    about ``covectors`` where the method has them (LEACE, whose vectors are the mean difference).
+    about ``covectors`` where the method has them (LEACE, whose vectors are the mean difference). ``chat`` are the
+    settings under which the prompts were read, as JSON; empty for the default ones. ``final_norm``: those of the last
+    layer were found after the model's final norm.
     """
 
     vectors: Float[Tensor, "position layer d_model"]
@@ -84,6 +86,8 @@ class Directions:
     n_harmless: int
     seed: int
     covectors: Float[Tensor, "position layer d_model"] | None = None
+    chat: str = ""
+    final_norm: bool = False
 
     @property
     def n_layers(self) -> int:
@@ -184,6 +188,8 @@ def save_directions(several: Sequence[Directions], path: str | Path) -> None:
             "n_harmful": found.n_harmful,
             "n_harmless": found.n_harmless,
             "seed": found.seed,
+            "chat": found.chat,
+            "final_norm": found.final_norm,
         }
     save_file(tensors, path, metadata={"mechsafety": json.dumps(records, sort_keys=True)})
 
@@ -265,7 +271,9 @@ def find_directions(
         n_harmful=len(harmful),
         n_harmless=len(harmless),
         seed=seed,
+        chat=cache.chat,
         covectors=None if found.covectors is None else _like(found.covectors, vectors).float(),
+        final_norm=cache.final_norm,
     )
 
 

@@ -17,12 +17,14 @@ import torch
 from torch import Tensor
 
 from mechsafety.core.errors import MechsafetyError
+from mechsafety.edits.places import at_places, written_places
 from mechsafety.edits.values import EVERYWHERE, Ablate, layers_of
 from mechsafety.models.chat import TokenBatch, device_of
 from mechsafety.models.faithful import made_up_tokens
 from mechsafety.models.forward import forward
 from mechsafety.models.hooking import Target, attach, observed, plain_module_path, plain_twin_at
 from mechsafety.models.loading import architecture, body_of, is_hooked_transformer, plain_tree
+from mechsafety.models.placing import Copies
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -77,7 +79,7 @@ def component_left(model: TransformerBridge, edit: Ablate) -> dict[str, float]:
 
         left = ms.component_left(model, ms.Ablate(direction, layers=(3, 4)))
     """
-    targets, names = list(edit.targets(model.cfg.n_layers)), _stream(model)
+    targets, names = at_places(model, edit.targets(model.cfg.n_layers)), _stream(model)
     hooks = [*(t.hook for t in targets), *names]
     whole, left = _along(model, edit.basis[0], list(names), [(), targets], twin=plain_twin_at(model, hooks))
     return {name: float(left[name] / whole[name].clamp(min=1e-30)) for name in names}
@@ -99,7 +101,7 @@ def _found(model: TransformerBridge, places: tuple[Place, ...]) -> tuple[Place, 
 def with_places(targets: Sequence[Target], places: Sequence[Place]) -> list[Target]:
     """``targets`` and the same map at ``places``."""
     by_layer = {t.layer: t for t in targets}
-    return [*targets, *(replace(by_layer[layer], site=site) for layer, site in places)]
+    return [*targets, *(replace(by_layer[layer], site=site, at="") for layer, site in places)]
 
 
 def _left(model: TransformerBridge, places: Sequence[Place]) -> tuple[Place, ...]:
@@ -107,10 +109,9 @@ def _left(model: TransformerBridge, places: Sequence[Place]) -> tuple[Place, ...
     direction = torch.randn(
         model.cfg.d_model, generator=torch.Generator().manual_seed(0), dtype=torch.float32
     )
-    targets = Ablate(direction).targets(model.cfg.n_layers)
-    present = model.hook_dict
-    if any(t.hook not in present for t in targets):
+    if not all(written_places(model)):
         return ()  # reported by name where the edit is put on
+    targets = at_places(model, Ablate(direction).targets(model.cfg.n_layers))
     read = _stream(model)
     edit = with_places(targets, places)
     plain = all(plain_module_path(model, name) for name in [*(t.hook for t in edit), *read])
@@ -141,12 +142,13 @@ def _along(
     body: Any = twin if twin is not None else body_of(model)
     ids = made_up_tokens(model.cfg.d_vocab, _TOKENS, device_of(model))
     batch = TokenBatch(rows=(0,), ids=ids, mask=torch.ones_like(ids))
-    unit = (direction / direction.norm()).to(ids.device)
+    unit = Copies(direction / direction.norm())
 
     def along(edit: Sequence[Target]) -> dict[str, Tensor]:
         seen: dict[str, Tensor] = {}
         readers = [
-            (name, lambda x, name=name: seen.__setitem__(name, (x.float() @ unit).norm())) for name in names
+            (name, lambda x, name=name: seen.__setitem__(name, (x.float() @ unit.on(x.device)).norm()))
+            for name in names
         ]
         with ExitStack() as stack:
             if edit:

@@ -31,7 +31,7 @@ from mechsafety.edits.interventions import (
     Site,
 )
 from mechsafety.edits.values import STREAM_SITES
-from mechsafety.models.bound_files import is_file
+from mechsafety.models.bound_files import is_file, require_chat
 from mechsafety.models.loading import known_fingerprint, model_name
 
 if TYPE_CHECKING:
@@ -92,7 +92,8 @@ def parse_edit(text: str, model: TransformerBridge) -> Edit:
     standard normal entries drawn by ``seed`` (default 0), the control.
 
     Which direction: ``layer``, ``position`` (default -1); of the models in the file the one with the loaded model's
-    weights, of others only with ``any_weights=true``, and ``model=NAME`` where several fit. What is done with it:
+    weights, of others only with ``any_weights=true``, and ``model=NAME`` where several fit; found under other chat
+    settings than the model's only with ``any_chat=true``. What is done with it:
     ``alpha``, ``coefficient``, ``layers`` (10-20, 3+7), ``sites`` or ``writers`` (attn_out+mlp_out), ``site``,
     ``positions``, ``norm_preserving``, as in the classes of :mod:`mechsafety.edits.values`.
 
@@ -197,7 +198,7 @@ def _value(kind: str, word: _Word) -> Any:
         if not _NUMBER.fullmatch(word.value):
             raise word.wrong("a number")
         return float(word.value)
-    if word.name in ("any_weights", "norm_preserving"):
+    if word.name in ("any_weights", "any_chat", "norm_preserving"):
         if word.value.lower() not in ("true", "false"):
             raise word.wrong("true or false")
         return word.value.lower() == "true"
@@ -263,19 +264,19 @@ def _orthogonalise(asked: EditExpression, model: TransformerBridge) -> Edit:
 
 def _saved(asked: EditExpression, model: TransformerBridge) -> Edit:
     assert asked.source is not None
-    any_weights = asked.values.get("any_weights", False)
-    return load_edit(asked.source, model=model, allow_other_weights=any_weights)
+    weights, chat = (asked.values.get(name, False) for name in ("any_weights", "any_chat"))
+    return load_edit(asked.source, model=model, allow_other_weights=weights, allow_other_chat=chat)
 
 
-_FOUND = ("layer", "position", "model", "any_weights")
-_PLACE = ("layer", "position", "model", "any_weights", "seed")
+_FOUND = ("layer", "position", "model", "any_weights", "any_chat")
+_PLACE = (*_FOUND, "seed")
 _Build = Callable[[EditExpression, "TransformerBridge"], Edit]
 _KINDS: dict[str, tuple[tuple[str, ...], _Build]] = {
     "ablate": ((*_PLACE, "alpha", "layers", "sites", "positions"), _ablate),
     "affine": ((*_PLACE, "alpha", "layers", "sites", "positions"), _affine),
     "add": ((*_PLACE, "coefficient", "site", "positions"), _add),
     "orthogonalise": ((*_PLACE, "alpha", "layers", "writers", "norm_preserving"), _orthogonalise),
-    "saved": (("any_weights",), _saved),
+    "saved": (("any_weights", "any_chat"), _saved),
 }
 
 
@@ -308,6 +309,8 @@ def _random(asked: EditExpression, model: TransformerBridge) -> Float[Tensor, " 
 def _found(asked: EditExpression, model: TransformerBridge) -> tuple[Directions, int, int]:
     """The directions meant, with the layer and the position, at which there is one."""
     found = _directions(asked, model)
+    if not asked.values.get("any_chat", False):
+        require_chat(found.chat, model, what=f"what {str(asked.source)!r} holds", hint="add any_chat=true")
     layer, position = _layer(asked, found.n_layers - 1), asked.values.get("position", -1)
     found.at(layer=layer, position=position)
     return found, layer, position

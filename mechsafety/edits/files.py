@@ -17,8 +17,9 @@ from mechsafety.edits.interventions import (
     Orthogonalise,
     digest,
     require_fits,
+    targets_on,
 )
-from mechsafety.models.bound_files import FileKind, made_for, metadata_of
+from mechsafety.models.bound_files import FileKind, made_for, metadata_of, require_chat
 from mechsafety.models.loading import model_name
 from mechsafety.models.projection import VectorLike
 
@@ -47,21 +48,26 @@ def save_edit(edit: Edit, path: Path | str, *, model: TransformerBridge) -> None
             **made_for(model),
             "n_layers": model.cfg.n_layers,
             "d_model": model.cfg.d_model,
-            "hooks": _hooks(edit, model.cfg.n_layers),
+            "hooks": [] if _only_weights(edit) else [target.hook for target in targets_on(model, edit)],
         },
     }
     _FILES.write(path, tensors, facts)
 
 
 def load_edit(
-    path: Path | str, *, model: TransformerBridge | None = None, allow_other_weights: bool = False
+    path: Path | str,
+    *,
+    model: TransformerBridge | None = None,
+    allow_other_weights: bool = False,
+    allow_other_chat: bool = False,
 ) -> Edit:
     """Read what :func:`save_edit` wrote; with ``model`` given, refuse an edit made for another one.
 
     Another model is one of another shape, one that lacks a hook point, or one with other weights
-    (``allow_other_weights`` passes over the last, to carry an edit from one checkpoint to the next). Weights are
-    compared by :func:`mechsafety.models.loading.known_fingerprint`. Raises
-    :class:`MechsafetyError` for those, a missing or damaged file, and contents that do not match their hash.
+    (``allow_other_weights`` passes over the last, to carry an edit from one checkpoint to the next), or with other
+    chat settings (``allow_other_chat`` passes over these). Weights are compared by
+    :func:`mechsafety.models.loading.known_fingerprint`. Raises :class:`MechsafetyError` for those, a missing or
+    damaged file, and contents that do not match their hash.
     """
     path = _FILES.existing(path)
     if "mechsafety" in (found := metadata_of(path)) and _KEY not in found:
@@ -72,6 +78,9 @@ def load_edit(
     if model is not None and not allow_other_weights:
         hint = f"write saved({path}, any_weights=true), in Python allow_other_weights=True"
         _FILES.require_weights(path, made, model, hint=hint)
+    if model is not None and not allow_other_chat:
+        hint = f"write saved({path}, any_chat=true), in Python allow_other_chat=True"
+        require_chat(str(made.get("chat", "")), model, what=f"edit {str(path)!r}", hint=hint)
     return edit
 
 
@@ -87,10 +96,6 @@ def require_edit_path(path: Path | str) -> Path:
 
 def _only_weights(edit: Edit) -> bool:
     return isinstance(edit, Orthogonalise) and edit.norm_preserving
-
-
-def _hooks(edit: Edit, n_layers: int) -> list[str]:
-    return [] if _only_weights(edit) else [target.hook for target in edit.targets(n_layers)]
 
 
 def _parts(edit: Edit) -> tuple[str, dict[str, Any], dict[str, Tensor]]:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.edits.completeness import is_complete, left_by_partial, with_places, written_past_hooks
+from mechsafety.edits.places import at_places
 from mechsafety.edits.side_by_side import SideBySide, grouped
 from mechsafety.edits.values import (
     EVERYWHERE,
@@ -34,8 +35,9 @@ from mechsafety.edits.values import (
     layers_of,
 )
 from mechsafety.edits.weights import write_weights
-from mechsafety.models.hooking import Coverage, Target, attach, hook_points
-from mechsafety.models.loading import architecture
+from mechsafety.models.hooking import Coverage, Target, attach
+from mechsafety.models.loading import body_of
+from mechsafety.models.quantised import require_plain
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -85,7 +87,7 @@ def edited(
     Yields the :class:`Coverage` receipt. Raises :class:`MechsafetyError` when a site
     does not exist in the model, and, at the end, when a site was never reached by a forward pass.
     """
-    targets = _fitting_targets(model, edit)
+    targets = targets_on(model, edit)
     # Found out before the edit is on: its receipt counts no pass that only observes.
     past = _past_hooks(model, edit)
     with attach(model, targets, positions=edit.positions, prompt_length=prompt_length, twin=twin) as coverage:
@@ -106,10 +108,9 @@ def baked(model: TransformerBridge, edit: Edit) -> Iterator[None]:
     embeddings are untied for the while. In bfloat16 the edited weights are rounded, so that a residue of about
     2^-8 of the component stays; the hooks leave none.
     """
+    require_plain(body_of(model), "baked() writes an edit into the weights")
     require_fits(model, edit, weights=True)
     basis, alpha, layers, writers = _as_weights(edit, model.cfg.n_layers)
-    if _attention_alone(model, edit):
-        writers = tuple(writer for writer in writers if writer != "mlp_out")
     keep_norms = isinstance(edit, Orthogonalise) and edit.norm_preserving
     if isinstance(edit, Orthogonalise) and keep_norms:
         try:
@@ -117,7 +118,7 @@ def baked(model: TransformerBridge, edit: Edit) -> Iterator[None]:
                 pass  # no hooks do what the stretched weights do
         except MechsafetyError as error:
             raise MechsafetyError(f"{error} without norm_preserving, which has no other form") from None
-    hooks = None if keep_norms else _fitting_targets(model, edit)
+    hooks = None if keep_norms else targets_on(model, edit)
     with write_weights(
         model, basis=basis, alpha=alpha, layers=layers, writers=writers, keep_norms=keep_norms, hooks=hooks
     ):
@@ -133,7 +134,7 @@ def require_fits(model: TransformerBridge, edit: Edit, *, weights: bool = False)
         basis, *_ = _as_weights(edit, model.cfg.n_layers)
         _require_width(basis, model)
     else:
-        _fitting_targets(model, edit)
+        targets_on(model, edit)
 
 
 def _past_hooks(model: TransformerBridge, edit: Edit) -> tuple[str, ...]:
@@ -142,36 +143,20 @@ def _past_hooks(model: TransformerBridge, edit: Edit) -> tuple[str, ...]:
     return () if is_complete(edit, model.cfg.n_layers) else left_by_partial(model, edit)
 
 
-def _fitting_targets(model: TransformerBridge, edit: Edit) -> list[Target]:
+def targets_on(model: TransformerBridge, edit: Edit) -> list[Target]:
+    """The targets of ``edit`` at the hook points that each block of ``model`` has for its sites.
+
+    Raises :class:`MechsafetyError` for a site that a block lacks, and for a direction of another length.
+    """
     if isinstance(edit, SideBySide):
-        return grouped([_fitting_targets(model, each) for each in edit.edits])
+        return grouped([targets_on(model, each) for each in edit.edits])
     targets = edit.targets(model.cfg.n_layers)
     for target in targets:
         _require_width(target.constant, model)
-    present = hook_points(model)
-    if _attention_alone(model, edit):
-        targets = [target for target in targets if target.site != "mlp_out"]
-    for target in targets:
-        if target.hook not in present:
-            sites = [site for site in SITES if f"blocks.{target.layer}.hook_{site}" in present]
-            raise MechsafetyError(
-                f"this model has no hook point {target.hook}: the sites of block {target.layer} of "
-                f"{architecture(model)} are {', '.join(sites) or 'none'}"
-            )
+    found = at_places(model, targets, once=isinstance(edit, Add))
     if is_complete(edit, model.cfg.n_layers):
-        return with_places(targets, written_past_hooks(model))
-    return targets
-
-
-def _attention_alone(model: TransformerBridge, edit: Edit) -> bool:
-    """Whether ``edit`` names all that blocks write in a model whose blocks have no MLP: nothing is missed without it.
-
-    An edit that names the MLP for its own sake is refused there.
-    """
-    named = (
-        edit.sites if isinstance(edit, Ablate) else edit.writers if isinstance(edit, Orthogonalise) else ()
-    )
-    return bool(getattr(model.cfg, "attn_only", False)) and {"attn_out", "mlp_out"} <= set(named)
+        return with_places(found, written_past_hooks(model))
+    return found
 
 
 def _require_width(constant: Tensor, model: TransformerBridge) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 from mechsafety.core.errors import MechsafetyError
-from mechsafety.core.names import Centring, FitOn, Method, Positions
+from mechsafety.core.names import AnchorsUsed, Centring, Method, Positions
 from mechsafety.directions.direction import Direction
 from mechsafety.edits.interventions import Ablate, Edit, Orthogonalise
 
@@ -24,8 +24,8 @@ class Recipe:
 
     ``layer`` is a layer number, a fraction of the depth, or None: selected on the validation split by ``rule``, on the
     prompts that score beyond ``threshold`` (None: the middle of the class means). ``fit_on`` are the prompts that the
-    direction is found on. ``build`` makes the edit from the
-    direction, the strength alpha and the number of layers.
+    direction is found on. ``final_norm``: the last layer is read after the final norm, as the last entry of Hugging
+    Face's ``hidden_states``. ``build`` makes the edit from the direction, the strength alpha and the number of layers.
     """
 
     name: str
@@ -36,7 +36,8 @@ class Recipe:
     rule: str
     positions: Positions
     threshold: float | None = None
-    fit_on: FitOn = "behaviour"
+    fit_on: AnchorsUsed = "behaviour"
+    final_norm: bool = False
     build: Build
 
     def layer_of(self, n_layers: int) -> int | None:
@@ -70,6 +71,17 @@ _DEFAULT = Recipe(
     build=_ablate,
 )
 
+_CODE = replace(
+    _DEFAULT,
+    name="code",
+    about="arXiv 2510.02768, released code: mean difference at layer int(0.6 n), W <- W - alpha v v^T W for "
+    "the output maps of attention and MLP in every block but the first, embedding untouched",
+    layer=0.6,
+    positions="last_prompt",
+    fit_on="labels",
+    build=_orthogonalise_all_but_first,
+)
+
 RECIPES: dict[str, Recipe] = {
     "default": _DEFAULT,
     "paper": replace(
@@ -82,15 +94,19 @@ RECIPES: dict[str, Recipe] = {
         fit_on="labels",
         build=_project_hidden_states,
     ),
-    "code": replace(
-        _DEFAULT,
-        name="code",
-        about="arXiv 2510.02768, released code: mean difference at layer int(0.6 n), W <- W - alpha v v^T W for "
-        "the output maps of attention and MLP in every block but the first, embedding untouched",
-        layer=0.6,
-        positions="last_prompt",
-        fit_on="labels",
-        build=_orthogonalise_all_but_first,
+    "code": _CODE,
+    # Unlike the paper's text: a difference of means instead of a principal component, a place outside the stream
+    # that is edited, and the weights of all blocks but one instead of activations. Unlike the code itself: edited
+    # weights are not rounded to bfloat16, and biases, which the paper's models have none of, would be edited too.
+    "granular-release": replace(
+        _CODE,
+        name="granular-release",
+        about="arXiv 2510.02768, as its released commands run: mean difference of all anchors after the final norm "
+        "(layer fraction 1), W <- W - alpha v v^T W for the output maps of attention and MLP in every block but the "
+        "first, embedding untouched",
+        layer=1.0,
+        fit_on="anchors",
+        final_norm=True,
     ),
     "arditi": replace(
         _DEFAULT,
@@ -110,7 +126,7 @@ def recipe(
     centring: Centring | None = None,
     layer: int | None = None,
     positions: Positions | None = None,
-    fit_on: FitOn | None = None,
+    fit_on: AnchorsUsed | None = None,
 ) -> Recipe:
     """A recipe by name, with what the user chose instead of its own choices."""
     if name not in RECIPES:

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -80,4 +80,4 @@ def _together(n: int, found: Sequence[tuple[int, Target]]) -> Target:
 
     first = found[0][1]
     constant = torch.cat([target.constant.flatten() for _, target in found])
-    return Target(layer=first.layer, site=first.site, apply=apply, constant=constant)
+    return replace(first, apply=apply, constant=constant)

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mechsafety.core.errors import MechsafetyError
+from mechsafety.edits.writing_maps import Writing, writings_of
 from mechsafety.models.chat import TokenBatch, device_of
 from mechsafety.models.forward import evaluating, last_logits
 from mechsafety.models.hooking import Target, attach, observed
@@ -46,7 +47,8 @@ def write_weights(
     Raises :class:`MechsafetyError` unless what the maps write reaches the stream as it is. ``hooks`` are the
     same edit's, which the result is also compared with in float32 and float64; None where it has none.
     """
-    _require_direct(model, layers, writers)
+    found = writings_of(model, layers, writers, lambda: _probe_logits(model, None))
+    _require_direct(model, found, embed="embed" in writers)
     whole = next(body_of(model).parameters()).dtype.itemsize >= 4
     expected = _probe_logits(model, hooks) if hooks is not None and whole else None
 
@@ -58,10 +60,8 @@ def write_weights(
         if "embed" in writers:
             for owner in _embeddings(model):
                 _replace_embedding(model, owner, change, keep)
-        for layer in layers:
-            for writer in ("attn_out", "mlp_out"):
-                if writer in writers:
-                    _change_map(_output_map(model, layer, writer), change, keep)
+        for writing in found:
+            _change_map(writing.rows, change, keep)
         if expected is not None:
             _compare(model, expected)
         yield
@@ -97,15 +97,12 @@ def _compare(model: TransformerBridge, hooked: Float[Tensor, "row vocabulary"]) 
         )
 
 
-def _require_direct(model: TransformerBridge, layers: Sequence[int], writers: Sequence[str]) -> None:
+def _require_direct(model: TransformerBridge, found: Sequence[Writing], *, embed: bool) -> None:
     """Raise unless the stream gets what the maps write, up to one factor: only then is projecting W projecting it.
 
     Measured on a probe in the model's own number format: a norm between the two gives each token another factor.
     """
-    for layer in layers:
-        for writer in (w for w in writers if w != "embed"):
-            _output_map(model, layer, writer)  # raises where there is none
-    written, reached = _probe_writes(model, layers, writers)
+    written, reached = _probe_writes(model, found, embed=embed)
     for site, parts in written.items():
         if not parts:
             raise MechsafetyError(
@@ -125,20 +122,15 @@ def _shaped_as(stream: Tensor, part: Tensor) -> Tensor:
 
 
 def _probe_writes(
-    model: TransformerBridge, layers: Sequence[int], writers: Sequence[str]
+    model: TransformerBridge, found: Sequence[Writing], *, embed: bool
 ) -> tuple[dict[str, list[Tensor]], dict[str, Tensor]]:
-    """What each map of ``writers`` puts out on the probe, and what reaches the stream there, by hook point."""
-    sources: dict[str, list[nn.Module]] = {
-        f"blocks.{layer}.hook_{writer}": [_writing_module(model, layer, writer)]
-        for layer in layers
-        for writer in writers
-        if writer != "embed"
-    }
+    """What the maps put out on the probe, and what reaches the stream there, by hook point."""
+    sources: dict[str, list[nn.Module]] = {writing.hook: [writing.module] for writing in found}
     written: dict[str, list[Tensor]] = {site: [] for site in sources}
     reached: dict[str, Tensor] = {}
-    if "embed" in writers and is_hooked_transformer(model):
+    if embed and is_hooked_transformer(model):
         written[_FIRST] = _looked_up(model)  # an embedding module may end in a norm of its own
-    elif "embed" in writers:
+    elif embed:
         sources[_FIRST] = [getattr(model, owner).original_component for owner in _embeddings(model)]
         written[_FIRST] = []
     with ExitStack() as stack:
@@ -226,43 +218,6 @@ def _replace_embedding(
     for module, name in places:
         keep.append(lambda module=module, name=name: setattr(module, name, original))
         setattr(module, name, table)
-
-
-def _writing_module(model: TransformerBridge, layer: int, writer: str) -> Any:
-    """The module whose output is what the map of a block writes, its bias added."""
-    if is_hooked_transformer(model):
-        block: Any = model.blocks[layer]
-        return block.attn if writer == "attn_out" else block.mlp
-    return _map_module(model, layer, writer)
-
-
-def _map_module(model: TransformerBridge, layer: int, writer: str) -> Any:
-    """The Hugging Face module of a bridge's output map; None where there is no single one."""
-    block: Any = model.blocks[layer]
-    part = getattr(block, "attn" if writer == "attn_out" else "mlp", None)
-    return getattr(getattr(part, "o" if writer == "attn_out" else "out", None), "original_component", None)
-
-
-def _output_map(model: TransformerBridge, layer: int, writer: str) -> list[Float[Tensor, "... d_model"]]:
-    """Views of the map's weight and bias that end in d_model: what each of its inputs writes, and what it adds."""
-    block: Any = model.blocks[layer]
-    part = getattr(block, "attn" if writer == "attn_out" else "mlp", None)
-    if is_hooked_transformer(model):
-        names = ("W_O", "b_O") if writer == "attn_out" else ("W_out", "b_out")
-        weight, bias = (getattr(part, name, None) for name in names)
-        inputs_first = True
-    else:
-        module = _map_module(model, layer, writer)
-        weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
-        # nn.Linear stores [d_out, d_in]; GPT-2's Conv1D stores [d_in, d_out].
-        inputs_first = type(module).__name__ == "Conv1D"
-    if not isinstance(weight, Tensor) or not weight.is_floating_point():
-        raise MechsafetyError(
-            f"block {layer} of {architecture(model)} has no single linear map that writes "
-            f"{writer}: the edit cannot be written into its weights; use edited()"
-        )
-    rows = weight.detach() if inputs_first else weight.detach().T
-    return [rows] if bias is None else [rows, bias.detach()]
 
 
 def _with_norms_of(old: Float[Tensor, "*input d_model"], new: Tensor) -> Float[Tensor, "*input d_model"]:

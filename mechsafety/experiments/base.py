@@ -25,7 +25,8 @@ from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.progress import Progress
 from mechsafety.experiments import judging
 from mechsafety.experiments.config import Config, FedConfig, ModelConfig
-from mechsafety.experiments.records import record_fed
+from mechsafety.experiments.records import mixed_templates, record_fed, template_lines
+from mechsafety.models.chat_settings import NOT_OFF
 from mechsafety.models.loading import load_model, load_record
 from mechsafety.models.provenance import of_models
 from mechsafety.pages.page import FigureFormat, Page, render_page, write_figures
@@ -105,8 +106,9 @@ class Experiment(ABC, Generic[C]):
         No weights are loaded.
         """
         if reads := self.reads():
-            template = self.loading.get("template")
-            require_all_fit(self.models(), reads, template=template, date=day, **self.feeding)
+            loading = self.loading
+            template, chat = loading.get("template"), loading.get("chat")
+            require_all_fit(self.models(), reads, template=template, chat=chat, date=day, **self.feeding)
 
     def prepare(self, day: str, say: Progress) -> None:
         """Check what the run is bound to and only a loaded model shows; before the run's folder is made.
@@ -224,22 +226,28 @@ class Session:
     loading: Mapping[str, Any]
     allow_other_versions: bool = False
 
-    def load(self, spec: str, *, prompts: Sequence[Any] = ()) -> TransformerBridge:
+    def load(self, spec: str, *, prompts: Sequence[Any] = (), judging: bool = False) -> TransformerBridge:
         """Load a model whose weights are still those that the run is bound to, and record it.
 
-        ``prompts`` are those whose rendered form the manifest shows.
+        ``prompts`` are those whose rendered form the manifest shows. A model that is there for ``judging`` alone has
+        none of the chat settings, which are about the models that are studied.
         """
-        for name, made_from in of_models(spec, **self.loading).items():
+        loading = {name: value for name, value in self.loading.items() if not (judging and name == "chat")}
+        for name, made_from in of_models(spec, **loading).items():
             self.run.require_source(name, made_from)  # hours may lie since the run was opened
         self.say(f"loading {spec}")
-        model = load_model(spec, **self.loading, date=self.day)
+        model = load_model(spec, **loading, date=self.day)
         self.record_model(spec, model, prompts=prompts)
+        if judging:
+            self.run.record_item("models", spec, self.run.manifest["models"][spec] | {"judges": True})
         return model
 
     def record_model(self, spec: str, model: TransformerBridge, *, prompts: Sequence[Any] = ()) -> None:
         """Record a loaded model; ``prompts`` are those whose rendered form the manifest shows."""
         record = load_record(model)
         self.run.record_item("models", spec, record.as_dict() if record else {})
+        if record and (how := record.chat.get("thinking", "")).startswith(NOT_OFF):
+            self.say(f"{spec}: thinking {how}")
         if len(prompts):
             record_fed(self.run, spec, model, prompts)
 
@@ -352,7 +360,7 @@ class Result:
 
     def findings(self) -> list[str]:
         """What was found, in sentences."""
-        return self.experiment.findings(self)
+        return [*self.experiment.findings(self), *mixed_templates(self.manifest)]
 
     def save_figures(self, *, form: FigureFormat = "html", out: str | Path | None = None) -> list[Path]:
         """Write every figure into ``out`` (default: the run's ``figures``)."""
@@ -386,6 +394,7 @@ class Result:
     def page(self) -> Page:
         """The page before it is HTML."""
         found, added = self.experiment.page(self, self.figures()), self._added
+        found = replace(found, how=[*found.how, *template_lines(self.manifest)])
         if added is None:
             return found
         block = judging.block(added[0], self.figures()[judging.FIGURE])

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from mechsafety.core.days import Day
 from mechsafety.core.errors import MechsafetyError
+from mechsafety.models.chat_settings import ChatSettings, Thinking
 
 C = TypeVar("C", bound=BaseModel)
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -43,26 +45,96 @@ class Config(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+def _named_values(given: Any) -> Any:
+    """``("key=value", ...)`` as a mapping; a value is JSON, or else text."""
+    if isinstance(given, str) or not isinstance(given, list | tuple):
+        return given
+    found: dict[str, Any] = {}
+    for pair in given:
+        name, equals, text = str(pair).partition("=")
+        if not equals or not name.isidentifier():
+            raise MechsafetyError(
+                f"--chat-arg {pair!r}: key=value is expected, e.g. enable_thinking=false or date_string=2025-03-01"
+            )
+        if name in found:
+            raise MechsafetyError(f"--chat-arg {name} is given twice: give it once")
+        try:
+            found[name] = json.loads(text)
+        except ValueError:
+            found[name] = text
+    return found
+
+
+class ChatConfig(Config):
+    """How prompts are put to a model (:class:`ChatSettings`)."""
+
+    system_prompt: Annotated[str | None, Option(metavar="TEXT")] = Field(
+        default=None, description="system prompt, instead of the template's own"
+    )
+    template_arguments: Annotated[
+        dict[str, Any], Option(name="--chat-arg", metavar="KEY=VALUE"), BeforeValidator(_named_values)
+    ] = Field(default={}, description="a variable of the chat template, with its value as JSON or text")
+    answer_prefix: Annotated[str | None, Option(metavar="TEXT")] = Field(
+        default=None, description="text that every answer begins with"
+    )
+    thinking: Annotated[Thinking, BeforeValidator(lambda given: "off" if given is False else given)] = Field(
+        default="off", description="whether a model is kept from thinking before it answers"
+    )
+    max_thought_tokens: int = Field(
+        default=1024,
+        ge=1,
+        description="longest thought of a model that is left thinking; a longer one has no answer",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> ChatConfig:
+        _ = self.settings  # raises where they contradict each other
+        return self
+
+    @property
+    def settings(self) -> ChatSettings:
+        return ChatSettings(**self.model_dump())
+
+
 class ModelConfig(Config):
     """The configuration of an experiment that loads models."""
 
-    template: Annotated[str | None, Option(metavar="plain|FILE")] = Field(
-        default=None, description="chat template: plain, or a Jinja file; the model's own when empty"
+    template: Annotated[str | None, Option(metavar="NAME|FILE")] = Field(
+        default=None,
+        description="chat template: plain, few-shot, or a Jinja file; own-or-plain and own-or-few-shot for models "
+        "without one alone; the model's own when empty",
     )
     date: Annotated[Day | None, Option(metavar="DAY")] = Field(
         default=None,
         description="the day (2025-03-01) that templates with a date write; the day the run began when empty",
     )
+    chat: ChatConfig = Field(default=ChatConfig(), description="how prompts are put to models")
     dtype: Dtype = Field(
         default="auto", description="number format; auto: bfloat16 where it is native, else float32"
     )
     device: str = Field(default="auto", description="where models run: auto, cpu, cuda, ...")
+    device_map: Literal["auto"] | None = Field(
+        default=None, description="auto: divide models among all GPUs, block by block; one device when empty"
+    )
+    max_memory: Annotated[str | None, Option(metavar="0=20GiB,1=20GiB")] = Field(
+        default=None, description="what each device may hold of a divided model"
+    )
     seed: int = Field(default=0, ge=0, description="every random draw depends on it")
+
+    @property
+    def placing(self) -> dict[str, Any]:
+        """Where models lie, as arguments of ``load_model``."""
+        return {"device": self.device, "device_map": self.device_map, "max_memory": self.max_memory}
 
     @property
     def loading(self) -> dict[str, Any]:
         """The arguments of ``load_model``, but for the date, which the run pins."""
-        return {"dtype": self.dtype, "device": self.device, "template": self.template}
+        return {
+            "dtype": self.dtype,
+            "template": self.template,
+            "chat": self.chat.settings,
+            **self.placing,
+        }
 
 
 class FedConfig(ModelConfig):

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mechsafety.models.chat import tokenize_piece, tokenize_prompts
+from mechsafety.models.chat import Asked, tokenize_piece, tokenize_prompts, without_prefix
 from mechsafety.models.handles import attached
 from mechsafety.models.turn_ends import end_of_turn
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class Example:
     """One pair; ``whole`` means that the answer ends its turn (it was not cut)."""
 
-    prompt: str
+    prompt: Asked
     answer: str
     whole: bool
 
@@ -34,11 +34,14 @@ Encoded = tuple[list[int], list[int]]
 
 
 def encode(model: TransformerBridge, examples: Sequence[Example]) -> list[Encoded]:
-    """Prompt ids and answer ids; a whole answer ends with the model's :func:`end_of_turn`."""
+    """Prompt ids and answer ids; a whole answer ends with the model's :func:`end_of_turn`.
+
+    An answer prefix is among the prompt's.
+    """
     end = end_of_turn(model)
     prompts = tokenize_prompts(model, [e.prompt for e in examples])
     return [
-        (prompt, tokenize_piece(model, e.answer) + ([end] if e.whole else []))
+        (prompt, tokenize_piece(model, without_prefix(model, e.answer)) + ([end] if e.whole else []))
         for prompt, e in zip(prompts, examples, strict=True)
     ]
 
@@ -126,7 +129,11 @@ def _unembedding_only(model: Any, kept: Bool[Tensor, "row token"]) -> Iterator[N
     if head is None:
         yield
         return
-    handle = head.register_forward_pre_hook(lambda _, inputs: (inputs[0][:, :-1][kept][None], *inputs[1:]))
+
+    def keep(_module: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        return inputs[0][:, :-1][kept.to(inputs[0].device)][None], *inputs[1:]
+
+    handle = head.register_forward_pre_hook(keep)
     with attached([handle]):
         yield
 

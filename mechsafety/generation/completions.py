@@ -16,12 +16,14 @@ from torch import Tensor
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.names import RESPONSES_AT_ONCE
 from mechsafety.core.progress import bar
-from mechsafety.edits.interventions import Edit, SideBySide, edited
+from mechsafety.edits.interventions import Edit, SideBySide, edited, targets_on
 from mechsafety.generation.hugging_face import Asking, Sampling, hf_answers
 from mechsafety.models import hooked_transformers
 from mechsafety.models.chat import (
     Rendering,
     TokenBatch,
+    after_thoughts,
+    answer_prefix,
     device_of,
     pad_left,
     pad_token,
@@ -30,10 +32,14 @@ from mechsafety.models.chat import (
 )
 from mechsafety.models.finite import finite_logits
 from mechsafety.models.forward import evaluating
-from mechsafety.models.hooking import Coverage, plain_twin
+from mechsafety.models.hooking import Coverage, plain_twin_at
 from mechsafety.models.loading import body_of, is_hooked_transformer
+from mechsafety.models.rendering import NEXT_QUESTION, is_bare
+from mechsafety.models.thought_reading import ThoughtReader, thought_reader
+from mechsafety.models.thoughts import split_thought
 from mechsafety.models.turn_ends import stop_tokens
 from mechsafety.prompts.fed import fitting
+from mechsafety.prompts.messages import Turns, as_messages, read_turns, turns_text
 from mechsafety.prompts.prompt_set import Prompt
 
 if TYPE_CHECKING:
@@ -45,9 +51,13 @@ DEFAULT_BATCH = RESPONSES_AT_ONCE
 
 @dataclass(frozen=True, kw_only=True)
 class Completion:
-    """One answer: its text without special tokens, its token ids, and why it ended.
+    """One response: its text without special tokens, its token ids, and why it ended.
 
-    ``finish`` is ``stop`` (end of turn) or ``length`` (cut at max_new_tokens).
+    A thought stands in ``text`` before the answer, between ``<think>`` and ``</think>`` whatever the model's own marks
+    are, and without the latter where it was cut off; ``n_thought_tokens`` of ``tokens`` are its, with the blank lines
+    before the answer. ``finish`` is ``stop`` (end of turn) or ``length`` (the answer was cut at max_new_tokens, or the
+    thought at max_thought_tokens). An answer prefix, which the model is fed, is part of the text and of the prompt's
+    tokens. ``messages`` are those of a prompt that is a conversation.
     """
 
     id: str
@@ -58,10 +68,32 @@ class Completion:
     tokens: tuple[int, ...]
     n_prompt_tokens: int
     finish: Literal["stop", "length"]
+    n_thought_tokens: int = 0
+    messages: Turns = ()
+
+    @property
+    def asked(self) -> str | list[dict[str, str]]:
+        """What the model was asked: the prompt's text, or the whole conversation."""
+        return as_messages(self.messages) if self.messages else self.prompt
 
     @property
     def n_tokens(self) -> int:
         return len(self.tokens)
+
+    @property
+    def answer_tokens(self) -> tuple[int, ...]:
+        """The tokens behind the thought."""
+        return self.tokens[self.n_thought_tokens :]
+
+    @property
+    def answer(self) -> str:
+        """The text without thoughts."""
+        return split_thought(self.text).answer.lstrip("\n")
+
+    @property
+    def thought(self) -> str:
+        """What was thought before the answer; empty where nothing was."""
+        return "\n".join(split_thought(self.text).thoughts)
 
 
 @dataclass(frozen=True)
@@ -84,7 +116,8 @@ class Completions(Sequence[Completion]):
         import pandas as pd
 
         rows = [asdict(c) | {"tokens": list(c.tokens), "n_tokens": c.n_tokens} for c in self]
-        return pd.DataFrame(rows).rename(columns={"text": "response"})
+        table = pd.DataFrame(rows).rename(columns={"text": "response"})
+        return _with_conversations(table, [c.messages for c in self])
 
     def _repr_html_(self) -> str:
         rows = "".join(
@@ -96,9 +129,29 @@ class Completions(Sequence[Completion]):
         return f"<table>{head}{rows}</table>{more}"
 
 
+def _with_conversations(table: pd.DataFrame, several: Sequence[Turns]) -> pd.DataFrame:
+    """``table`` with the column ``messages``, as JSON text, where some prompts are conversations."""
+    kept = table.drop(columns="messages", errors="ignore")
+    return kept.assign(messages=[turns_text(turns) for turns in several]) if any(several) else kept
+
+
+def conversations(table: pd.DataFrame) -> list[Turns]:
+    """The messages of each row of a table of answers; none for prompts of one turn."""
+    if "messages" not in table.columns:
+        return [()] * len(table)
+    return [read_turns(given, at=f"answer {row}") for row, given in enumerate(table["messages"])]
+
+
+def asked_in(table: pd.DataFrame) -> list[str | list[dict[str, str]]]:
+    """What the model was asked in each row of a table of answers."""
+    pairs = zip(table["prompt"], conversations(table), strict=True)
+    return [as_messages(turns) if turns else str(prompt) for prompt, turns in pairs]
+
+
 def answer_frame(answers: Sequence[Completion], **keys: object) -> pd.DataFrame:
     """Answers as a run keeps them for other judges: ``keys``, then id, label, prompt, response."""
     table = Completions(tuple(answers)).to_frame()[["id", "label", "prompt", "response"]]
+    table = _with_conversations(table, [c.messages for c in answers])
     return table.assign(**keys)[[*keys, *table.columns]]
 
 
@@ -110,7 +163,8 @@ def generation_plan(
     model: TransformerBridge, prompts: Sequence[Prompt], *, batch_size: int = DEFAULT_BATCH
 ) -> list[Batch]:
     """Row numbers of ``prompts`` in batches of like length: fixed by the prompts and the batch size."""
-    lengths = [len(s) for s in tokenize_prompts(model, [p.text for p in prompts])]
+    with after_thoughts(model, {}):
+        lengths = [len(s) for s in tokenize_prompts(model, [p.asked for p in prompts])]
     return plan_batches(lengths, batch_size=batch_size)
 
 
@@ -145,20 +199,25 @@ def generate(
     window; ``truncate_prompts`` cuts such prompts' texts at their end instead. The completion holds the text as it was
     read. ``on_batch`` receives each finished batch. When memory runs out, the batch is halved and tried again;
     ``on_halving`` is then called, so that the plan can be recorded.
+
+    A model that is left thinking (``chat`` of :func:`load_model`) may think for its ``max_thought_tokens`` before the
+    ``max_new_tokens`` of each answer.
     """
     if max_new_tokens < 1:
         raise MechsafetyError(f"max_new_tokens is {max_new_tokens}; 1 at least")
     if not prompts:
         raise MechsafetyError("no prompts to answer")
-    prompts, sequences = fitting(
-        model, prompts, new_tokens=max_new_tokens, truncate=truncate_prompts, rendering=rendering
-    )
+    with after_thoughts(model, {}):
+        prompts, sequences = fitting(
+            model, prompts, new_tokens=max_new_tokens, truncate=truncate_prompts, rendering=rendering
+        )
     if not fast_path:
         batch_size = 1
     todo = [list(b) for b in (plan or plan_batches([len(s) for s in sequences], batch_size=batch_size))]
     done: dict[int, Completion] = {}
     total = sum(len(rows) for rows in todo)
-    stops = stop_tokens(model)
+    stops, prefix = stop_tokens(model), "" if rendering == "text" else answer_prefix(model)
+    reader = thought_reader(model, n_answer=max_new_tokens, rendering=rendering)
     n_groups = _groups_of(edit)
     coverage: Coverage | None = None
     with bar(label, total=total, unit="response") as progress:
@@ -170,7 +229,7 @@ def generate(
             batch_seed = _batch_seed(seed, [prompts[r].id for r in rows])
             try:
                 with _under(model, edit, batch, fast_path) as (run, receipt), _seeded(batch_seed):
-                    new = run(batch, max_new_tokens, sampling, stops)
+                    new = run(batch, reader, sampling, stops)
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
                 if not out_of_memory(error) or len(rows) == n_groups:
                     raise
@@ -181,7 +240,7 @@ def generate(
                 continue
             coverage = _added(coverage, receipt)
             finished = [
-                _completion(model, prompts[r], sequences[r], tokens, stops)
+                _completion(model, reader, prompts[r], sequences[r], tokens, stops, prefix=prefix)
                 for r, tokens in zip(rows, new.tolist(), strict=True)
             ]
             done.update(zip(rows, finished, strict=True))
@@ -225,7 +284,7 @@ def overridden_defaults(model: TransformerBridge) -> dict[str, Any]:
     }
 
 
-_Run = Callable[[TokenBatch, int, Sampling | None, frozenset[int]], Tensor]
+_Run = Callable[[TokenBatch, ThoughtReader, Sampling | None, frozenset[int]], Tensor]
 
 
 @contextmanager
@@ -233,27 +292,40 @@ def _under(
     model: TransformerBridge, edit: Edit | None, batch: TokenBatch, fast_path: bool
 ) -> Iterator[tuple[_Run, Coverage | None]]:
     """The generate function of the fast or the reference path, with the edit on for as long as the block runs."""
-    targets = edit.targets(model.cfg.n_layers) if edit is not None else []
-    twin = plain_twin(model, targets) if fast_path else None
+    hooks = [target.hook for target in targets_on(model, edit)] if edit is not None else []
+    twin = plain_twin_at(model, hooks) if fast_path else None
 
-    def step(batch: TokenBatch, n: int, sampling: Sampling | None, stops: frozenset[int]) -> Tensor:
+    def step(
+        batch: TokenBatch, reader: ThoughtReader, sampling: Sampling | None, stops: frozenset[int]
+    ) -> Tensor:
         return hooked_transformers.answer(
             body_of(model),
             batch,
-            max_new_tokens=n,
+            max_new_tokens=reader.most,
             pick=_picker(sampling),
             stops=stops,
             pad=pad_token(model),
             cached=fast_path,
         )
 
-    def fast(batch: TokenBatch, n: int, sampling: Sampling | None, stops: frozenset[int]) -> Tensor:
+    def fast(
+        batch: TokenBatch, reader: ThoughtReader, sampling: Sampling | None, stops: frozenset[int]
+    ) -> Tensor:
         module: Any = twin if twin is not None else body_of(model)
-        asking = Asking(most=n, sampling=sampling, stops=stops, pad=pad_token(model), groups=_groups_of(edit))
+        asking = Asking(
+            most=reader.most,
+            sampling=sampling,
+            stops=stops,
+            pad=pad_token(model),
+            groups=_groups_of(edit),
+            end=reader.end if reader.n_thought is not None else None,
+        )
         return hf_answers(module, batch, asking)
 
-    def reference(batch: TokenBatch, n: int, sampling: Sampling | None, _stops: frozenset[int]) -> Tensor:
-        return _bridge_generate(model, batch, n, sampling)
+    def reference(
+        batch: TokenBatch, reader: ThoughtReader, sampling: Sampling | None, _stops: frozenset[int]
+    ) -> Tensor:
+        return _bridge_generate(model, batch, reader.most, sampling)
 
     if is_hooked_transformer(model):
         run = step
@@ -309,24 +381,55 @@ def _bridge_generate(
 
 def _completion(
     model: TransformerBridge,
+    reader: ThoughtReader,
     prompt: Prompt,
     sequence: Sequence[int],
     tokens: list[int],
     stops: frozenset[int],
+    *,
+    prefix: str,
 ) -> Completion:
-    end = next((i for i, token in enumerate(tokens) if token in stops), None)
-    kept = tokens if end is None else tokens[:end]
-    text = model.tokenizer.decode(kept, skip_special_tokens=True)
+    stop = next((i for i, token in enumerate(tokens) if token in stops), len(tokens))
+    end = reader.end(tokens[:stop])
+    kept, finish = (tokens[:stop], "stop") if end is None else (tokens[:end], "length")
+    text = _continued(model, sequence, kept, prefix) if prefix else reader.text(kept)
+    if is_bare(model.tokenizer) and NEXT_QUESTION in text:
+        (kept, text), finish = _before_the_next_question(model, kept, text), "stop"
     return Completion(
         id=prompt.id,
         prompt=prompt.text,
         label=prompt.label,
         category=prompt.category,
-        text=str(text),
+        text=text,
         tokens=tuple(kept),
         n_prompt_tokens=len(sequence),
-        finish="length" if end is None else "stop",
+        finish=finish,
+        n_thought_tokens=reader.thought_tokens(kept),
+        messages=prompt.messages,
     )
+
+
+def _before_the_next_question(
+    model: TransformerBridge, tokens: list[int], text: str
+) -> tuple[list[int], str]:
+    """An answer without the question that a base model goes on with: its tokens and its text."""
+    over = len(text) - len(answer := text.partition(NEXT_QUESTION)[0])
+    whole = len(_decoded(model, tokens))
+    n = next(n for n in range(len(tokens), -1, -1) if len(_decoded(model, tokens[:n])) <= whole - over)
+    return tokens[:n], answer.rstrip()
+
+
+def _decoded(model: TransformerBridge, tokens: Sequence[int]) -> str:
+    return str(model.tokenizer.decode(tokens, skip_special_tokens=True))
+
+
+def _continued(model: TransformerBridge, prompt: Sequence[int], answer: Sequence[int], prefix: str) -> str:
+    """``prefix`` and the text that ``answer`` adds to the prompt that ends with it.
+
+    Decoded together: alone, some tokens lose the blank before them.
+    """
+    before, whole = _decoded(model, prompt), _decoded(model, [*prompt, *answer])
+    return prefix + (whole[len(before) :] if whole.startswith(before) else _decoded(model, answer))
 
 
 def _batch_seed(seed: int, ids: Sequence[str]) -> int:

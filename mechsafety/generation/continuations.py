@@ -25,7 +25,7 @@ from mechsafety.edits.interventions import Edit
 from mechsafety.generation.bodies import body_under
 from mechsafety.generation.completions import Sampling
 from mechsafety.models.chat import TokenBatch, batches, pad_token
-from mechsafety.models.forward import continued, forward, keeps_keys
+from mechsafety.models.forward import NO_PREFIX, Prefix, continued, forward, keeps_keys
 from mechsafety.models.turn_ends import stop_tokens
 
 if TYPE_CHECKING:
@@ -97,22 +97,35 @@ def continuations(
     """The continuation of each request under ``edit``, in their order; ``on_batch`` receives how many more are done."""
     if batch_size < 1:
         raise MechsafetyError(f"batch_size is {batch_size}; 1 at least")
-    ends, pad = stop_tokens(model), pad_token(model)
     out: dict[int, Continuation] = {}
-    with torch.inference_mode(), body_under(model, edit) as body:
+    with body_under(model, edit) as body:
         for batch in batches(model, [r.tokens for r in requests], batch_size=batch_size):
-            rows = [_Row(requests[i], model.tokenizer, ends) for i in batch.rows]
-            _run(body, batch, rows, pad)
-            out.update(zip(batch.rows, (row.done() for row in rows), strict=True))
-            on_batch(len(rows))
+            found = continue_batch(model, body, batch, [requests[i] for i in batch.rows])
+            out.update(zip(batch.rows, found, strict=True))
+            on_batch(len(found))
     return [out[i] for i in range(len(requests))]
 
 
-def _run(body: Any, batch: TokenBatch, rows: Sequence[_Row], pad: int) -> None:
+def continue_batch(
+    model: TransformerBridge,
+    body: Any,
+    batch: TokenBatch,
+    requests: Sequence[Request],
+    *,
+    before: Prefix = NO_PREFIX,
+) -> list[Continuation]:
+    """The continuation of each row of ``batch``, which stands behind the tokens of ``before``, by its request."""
+    rows = [_Row(request, model.tokenizer, stop_tokens(model)) for request in requests]
+    with torch.inference_mode():
+        _run(body, batch, rows, pad_token(model), before)
+    return [row.done() for row in rows]
+
+
+def _run(body: Any, batch: TokenBatch, rows: Sequence[_Row], pad: int, before: Prefix) -> None:
     """Token by token from the cache; with a model whose cache is not only keys, all of the sequence at each step."""
     each = torch.arange(len(rows), device=batch.ids.device)
-    out = forward(body, batch, logits=1, keep_cache=True)
-    before = continued(batch, out)
+    out = forward(body, batch, logits=1, before=before, keep_cache=True)
+    before = continued(batch, out, before=before)
     on = keeps_keys(before.cache, before.n_tokens)
     whole = batch
     while True:

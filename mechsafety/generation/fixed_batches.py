@@ -1,4 +1,4 @@
-"""Log-probabilities that do not depend on what else is asked for in the same call.
+"""Log-probabilities and replies that do not depend on what else is asked for in the same call.
 
 In bfloat16 a row's numbers change with the shape of its batch, because other shapes run other kernels. Here every
 batch has one number of rows and a width that follows from the rows' own lengths, so that the same context meets the
@@ -9,7 +9,7 @@ that differ only in their ends (a question in two orders of its labels) share th
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from mechsafety.core.progress import bar
 from mechsafety.generation.bodies import body_under
+from mechsafety.generation.continuations import Continuation, Request, continuations, continue_batch
 from mechsafety.generation.scoring import option_log_probs, padded_right
 from mechsafety.models.chat import TokenBatch, device_of, pad_left, pad_token
 from mechsafety.models.forward import Prefix, continued, forward, run_prefix
@@ -28,11 +29,47 @@ from mechsafety.models.prefixes import common_prefix, shared_prefix
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
+    from mechsafety.edits.interventions import Edit
+
 ROWS = 8
-"""Rows of every batch; where fewer items are left, the first one fills it up."""
+"""Rows of every batch on the CPU; where fewer items are left, the first one fills it up."""
+REPLY_ROWS = 16
+"""The same where replies are generated, a token at a time: the weights are read once for all rows."""
+MOST_ROWS, MOST_TOKENS = 32, 16_384
+"""Rows of a batch on an accelerator, and its tokens, which leave wide batches fewer rows (but :data:`ROWS`)."""
 STEP = 32
 """Widths are multiples of it."""
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
+
+
+def wide(n_tokens: int, *, step: int = STEP) -> int:
+    """The columns of the batches that a row of so many tokens runs in."""
+    return -(-n_tokens // step) * step
+
+
+def fixed_plan(
+    shapes: Sequence[tuple[int, ...]], device: torch.device, *, least: int = ROWS
+) -> Iterator[tuple[list[int], list[int]]]:
+    """Batches of rows of one shape, widest first: the row numbers, and the same with the first one filling up.
+
+    A shape begins with the columns that run. How many rows stand beside each other follows from it and ``least`` alone.
+    """
+    same: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    for row, shape in enumerate(shapes):
+        same[shape].append(row)
+    for shape in sorted(same, reverse=True):
+        size = least
+        if device.type != "cpu":
+            size = max(least, min(MOST_ROWS, MOST_TOKENS // max(1, shape[0])))
+        for start in range(0, len(same[shape]), size):
+            rows = same[shape][start : start + size]
+            yield rows, [*rows, *rows[:1] * (size - len(rows))]
+
+
+def mixes_rows(config: Any) -> bool:
+    """Whether a model sends tokens to experts, where the rows of a batch meet in other shapes."""
+    config = getattr(config, "text_config", None) or config
+    return any(getattr(config, name, None) for name in _EXPERTS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +84,7 @@ class _Item:
     def shape(self) -> tuple[int, int, int]:
         """Columns of the shared tokens, and of the longest and the shortest end: what runs and what is unembedded."""
         lengths = [len(end) for end in self.ends]
-        return -(-len(self.shared) // STEP) * STEP, max(lengths), min(lengths)
+        return wide(len(self.shared)), max(lengths), min(lengths)
 
 
 def separate_log_probs(
@@ -66,30 +103,77 @@ def separate_log_probs(
     """
     out = torch.empty(len(items), len(items[0]), len(options), dtype=torch.float64)
     longest = max(map(len, options))
-    shapes: dict[tuple[int, int, int], list[_Item]] = defaultdict(list)
     with bar(label, total=len(items), unit="item") as progress:
         with torch.inference_mode(), body_under(model, None) as body:
-            device = device_of(model)
-            for row, contexts in enumerate(items):
-                if item := _behind(body, row, contexts, beginning, device, more=longest):
-                    shapes[item.shape].append(item)
-            stored = run_prefix(body, beginning, device) if shapes else Prefix(n_tokens=0, cache=None)
-            for several in shapes.values():
-                for start in range(0, len(several), ROWS):
-                    some = several[start : start + ROWS]
-                    filled = [*some, *some[:1] * (ROWS - len(some))]
-                    found = _scored(body, filled, options, stored, pad=pad_token(model), device=device)
-                    for item, scores in zip(some, found, strict=False):
-                        out[item.row] = scores
-                    progress.update(len(some))
-        done = {item.row for several in shapes.values() for item in several}
-        for row in (row for row in range(len(items)) if row not in done):
+            found = [
+                _behind(body, row, contexts, beginning, device_of(model), more=longest)
+                for row, contexts in enumerate(items)
+            ]
+            for some, filled, stored in _batched(model, body, [i for i in found if i], beginning):
+                scored = _scored(body, filled, options, stored, pad=pad_token(model), device=device_of(model))
+                for item, scores in zip(some, scored, strict=False):
+                    out[item.row] = scores
+                progress.update(len(some))
+        for row in (row for row in range(len(items)) if found[row] is None):
             for place, context in enumerate(items[row]):
                 out[row, place] = option_log_probs(
                     model, [context], options, batch_size=1, share_prefix=False, label=label
                 )[0]
             progress.update(1)
     return out
+
+
+def separate_replies(
+    model: TransformerBridge,
+    contexts: Sequence[Sequence[int]],
+    *,
+    beginning: Sequence[int],
+    max_new_tokens: int,
+    take: Callable[[int, Continuation], None],
+    edit: Edit | None = None,
+    label: str = "answering",
+) -> None:
+    """The greedy continuation of each context under ``edit``, equal in every call.
+
+    ``take`` gets the row and its continuation as they come. ``beginning`` and what runs alone are as in
+    :func:`separate_log_probs`. Raises :class:`MechsafetyError` where a model cannot read so long a context.
+    """
+    requests = [Request(tokens=tuple(c), max_new_tokens=max_new_tokens) for c in contexts]
+    with bar(label, total=len(contexts), unit="response") as progress:
+        with body_under(model, edit) as body:
+            found = [
+                _behind(body, row, [context], beginning, device_of(model), more=max_new_tokens, leave=0)
+                for row, context in enumerate(contexts)
+            ]
+            for some, filled, stored in _batched(
+                model, body, [i for i in found if i], beginning, least=REPLY_ROWS
+            ):
+                batch = _left(filled, pad_token(model)).to(device_of(model))
+                asked = [requests[item.row] for item in filled]
+                replies = continue_batch(model, body, batch, asked, before=stored)
+                for item, reply in zip(some, replies, strict=False):
+                    take(item.row, reply)
+                progress.update(len(some))
+        for row in (row for row in range(len(contexts)) if found[row] is None):
+            take(row, continuations(model, [requests[row]], edit=edit, batch_size=1)[0])
+            progress.update(1)
+
+
+def _batched(
+    model: TransformerBridge,
+    body: Any,
+    items: Sequence[_Item],
+    beginning: Sequence[int],
+    *,
+    least: int = ROWS,
+) -> Iterator[tuple[list[_Item], list[_Item], Prefix]]:
+    """Items of one shape, the same filled up to a batch, and the keys of ``beginning``."""
+    if not items:
+        return
+    with torch.inference_mode():
+        stored = run_prefix(body, beginning, device_of(model))
+    for rows, filled in fixed_plan([item.shape for item in items], device_of(model), least=least):
+        yield [items[place] for place in rows], [items[place] for place in filled], stored
 
 
 def _behind(
@@ -100,13 +184,17 @@ def _behind(
     device: torch.device,
     *,
     more: int,
+    leave: int = 1,
 ) -> _Item | None:
-    """The item behind ``beginning``, or None where it must run alone. Nothing here depends on the other items."""
+    """The item behind ``beginning``, with ends of ``leave`` tokens at least, or None where it must run alone.
+
+    Nothing here depends on the other items.
+    """
     n = len(beginning)
-    shared = shared_prefix(contexts)
+    shared = shared_prefix(contexts, leave=leave)
     if not n or len(shared) <= n or shared[:n] != list(beginning):
         return None
-    if any(getattr(body.config if hasattr(body, "config") else body.cfg, name, None) for name in _EXPERTS):
+    if mixes_rows(body.config if hasattr(body, "config") else body.cfg):
         return None
     item = _Item(row=row, shared=shared[n:], ends=[list(c[len(shared) :]) for c in contexts])
     if (most := window(body)) is not None and n + sum(item.shape[:2]) + more > most:
@@ -126,8 +214,8 @@ def _scored(
     device: torch.device,
 ) -> Iterator[Float[Tensor, "context option"]]:
     """Scores of one batch of items of one shape."""
-    width, _, shortest = items[0].shape
-    batch = _wide(pad_left([item.shared for item in items], pad=pad), width, pad).to(device)
+    shortest = items[0].shape[2]
+    batch = _left(items, pad).to(device)
     after = continued(batch, forward(body, batch, logits=None, before=stored, keep_cache=True), before=stored)
     # What the options' first tokens follow is the same for all of them.
     heads = sorted({tuple(option[:-1]) for option in options})
@@ -153,12 +241,6 @@ def _scored(
         yield scores
 
 
-def _wide(batch: TokenBatch, width: int, pad: int) -> TokenBatch:
-    """``batch`` with padding before it, up to ``width`` columns."""
-    n_rows, n = batch.ids.shape
-    ids = torch.full((n_rows, width - n), pad)
-    return TokenBatch(
-        rows=batch.rows,
-        ids=torch.cat([ids, batch.ids], dim=1),
-        mask=torch.cat([torch.zeros_like(ids), batch.mask], dim=1),
-    )
+def _left(items: Sequence[_Item], pad: int) -> TokenBatch:
+    """What the items' contexts share, with padding before it up to the columns of their shape."""
+    return pad_left([item.shared for item in items], pad=pad, width=items[0].shape[0])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +26,7 @@ from mechsafety.models.prefixes import common_prefix, goes_on, has_strange_hooks
 
 _TRIED = "_mechsafety_answers_in_parts"
 _FIRST_PART = 16  # tokens; every further part is as long as all before it
+_ENDED_PART = 64  # at most, where rows end by what they hold
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,29 +46,34 @@ class Sampling:
 
 @dataclass(frozen=True, kw_only=True)
 class Asking:
-    """How a batch is answered: ``most`` tokens, up to one of ``stops``; each of ``groups`` has an edit of its own."""
+    """How a batch is answered: ``most`` tokens, up to one of ``stops``; each of ``groups`` has an edit of its own.
+
+    ``end`` says of the tokens of a row whether it has ended before ``most``: what follows is not wanted.
+    """
 
     most: int
     sampling: Sampling | None
     stops: frozenset[int]
     pad: int
     groups: int = 1
+    end: Callable[[Sequence[int]], int | None] | None = None
 
 
 def hf_answers(module: Any, batch: TokenBatch, asking: Asking) -> Int[Tensor, "row token"]:
     """The tokens of the answers; those behind a stop mean nothing."""
     require_paddable(module, batch)
     require_same_lengths(module, batch, new_tokens=asking.most)
-    with torch.inference_mode(), evaluating(module), finite_logits(module):
+    sampled = asking.sampling is not None
+    with torch.inference_mode(), evaluating(module), finite_logits(module, at_once=sampled) as settle:
         cache, columns = _shared(module, batch, asking)
-        return _in_parts(module, columns, cache, asking)
+        return _in_parts(module, columns, cache, asking, settle)
 
 
 def _shared(module: Any, batch: TokenBatch, asking: Asking) -> tuple[Any, TokenBatch]:
     """The keys of the tokens that all rows begin with, run once for each group, and the batch with its padding after
     these; no keys, and the batch as it is, where rows share none or the model does not allow it.
     """
-    rows = [ids[mask.bool()].tolist() for ids, mask in zip(batch.ids, batch.mask, strict=True)]
+    rows = [ids[mask.bool()].tolist() for ids, mask in zip(batch.ids.cpu(), batch.mask.cpu(), strict=True)]
     device = batch.ids.device
     shared = common_prefix(module, rows, device, more=asking.most) if len(rows) > asking.groups else []
     if not shared:
@@ -83,32 +89,44 @@ def _shared(module: Any, batch: TokenBatch, asking: Asking) -> tuple[Any, TokenB
     return before.rows(_groups(len(rows), asking.groups, device)), columns
 
 
-def _in_parts(module: Any, batch: TokenBatch, cache: Any, asking: Asking) -> Int[Tensor, "row token"]:
+def _in_parts(
+    module: Any, batch: TokenBatch, cache: Any, asking: Asking, settle: Callable[[], None]
+) -> Int[Tensor, "row token"]:
     """The answers, a part at a time: before each, rows that have ended are dropped, whose steps would be in vain.
 
-    In one part where tokens are drawn, so that each row's draws do not depend on when others end.
+    In one part where tokens are drawn, so that each row's draws do not depend on when others end. The host waits for
+    the device once for each part (and in ``generate`` itself for each token); ``settle`` raises for broken logits.
     """
     ids, mask, device = batch.ids, batch.mask, batch.ids.device
-    group = _groups(len(ids), asking.groups, device)
-    rows = torch.arange(len(ids), device=device)
+    group = _groups(len(ids), asking.groups, torch.device("cpu"))
+    rows = torch.arange(len(ids))
     stops = torch.tensor(sorted(asking.stops), dtype=torch.long, device=device)
     answers = torch.full((len(ids), asking.most), asking.pad, dtype=torch.long, device=device)
     whole = asking.sampling is not None or not len(stops) or not _goes_on(module, device)
     done = 0
     while done < asking.most and len(rows):
-        end = asking.most if whole else min(asking.most, 2 * done or _FIRST_PART)
+        end = asking.most if whole else min(asking.most, _part_end(done, asking))
         with of_groups(torch.bincount(group[rows], minlength=asking.groups).tolist()):
             out = _generate(module, ids, mask, cache, end - done, asking)
+        settle()
         new = out.sequences[:, ids.shape[1] :]
-        answers[rows, done : done + new.shape[1]] = new
+        answers[rows.to(device), done : done + new.shape[1]] = new
         done += new.shape[1]
-        left = (~torch.isin(new, stops).any(1)).nonzero().flatten()
+        going = (~torch.isin(new, stops).any(1)).cpu().nonzero().flatten()
+        if asking.end is not None and done < asking.most:
+            so_far = answers[rows[going].to(device), :done].tolist()
+            going = going[[asking.end(tokens) is None for tokens in so_far]]
+        rows, left = rows[going], going.to(device)
         cache = out.get("past_key_values")
-        if done < asking.most and 0 < len(left) < len(rows):
+        if done < asking.most and 0 < len(left) < len(ids):
             cache = Prefix(n_tokens=ids.shape[1] + new.shape[1] - 1, cache=cache).rows(left)
         ids, mask = torch.cat([ids, new], dim=1)[left], torch.cat([mask, torch.ones_like(new)], dim=1)[left]
-        rows = rows[left]
     return answers
+
+
+def _part_end(done: int, asking: Asking) -> int:
+    doubled = 2 * done or _FIRST_PART
+    return doubled if asking.end is None else min(doubled, done + _ENDED_PART)
 
 
 def _goes_on(module: Any, device: torch.device) -> bool:

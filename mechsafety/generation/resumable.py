@@ -150,6 +150,7 @@ def _resumed(
         speed = {
             "responses": len(done),
             "tokens": made,
+            "thought_tokens": sum(c.n_thought_tokens for c in done),
             "seconds": round(seconds, 2),
             "tokens_per_s": round(made / seconds, 1),
         }

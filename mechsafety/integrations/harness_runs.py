@@ -141,7 +141,7 @@ class LmEvaluation(EditedExperiment[EvaluationConfig]):
             batch_size=config.batch_size,
             limit=config.limit,
             num_fewshot=config.num_fewshot,
-            chat=config.chat,
+            chat=config.in_template,
             system=config.system,
             seed=config.seed,
             task_manager=self.manager,

@@ -18,7 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -35,7 +35,6 @@ from mechsafety.runs.folder import computing_versions
 if TYPE_CHECKING:
     from mechsafety.models.loading import ModelSpec
 
-BATCH = 16
 Harm = Literal["harmful", "not_harmful"]
 _TOKENIZER = "tokenizer_config.json"
 
@@ -109,7 +108,7 @@ class Classifier:
     def answer(
         self, questions: Sequence[Sequence[int]], *, new_tokens: int, yes: str, no: str
     ) -> list[Reply]:
-        """Each question's greedy answer, in their order; they run as one left-padded batch.
+        """Each question's greedy answer, in their order; they run as one batch, padded on the left to a fixed width.
 
         Raises :class:`NotFiniteError` where logits are NaN or infinite, as :meth:`next_word` does.
         """
@@ -143,7 +142,7 @@ class Classifier:
     ) -> tuple[list[list[float]], list[float]]:
         """P(word | one of ``words``) for each question, and the mass of all of them before that division.
 
-        Each word must be one token of the vocabulary. The questions run as one left-padded batch.
+        Each word must be one token of the vocabulary. The questions run as one batch, as in :meth:`answer`.
         """
         import torch
 
@@ -163,15 +162,39 @@ class Classifier:
         log_probs = torch.log_softmax(out.logits[:, -1].double(), dim=-1)[:, ids]
         return log_probs.softmax(-1).tolist(), log_probs.exp().sum(-1).tolist()
 
+    def plan(self, lengths: Sequence[int], *, new_tokens: int) -> Iterator[tuple[list[int], list[int]]]:
+        """Rows whose questions run together, and the same filled up to a batch of fixed shape
+        (:mod:`mechsafety.generation.fixed_batches`); one row at a time where rows of a batch could change each other.
+        """
+        from mechsafety.generation.fixed_batches import fixed_plan, mixes_rows, wide
+        from mechsafety.models.rope_lengths import may_read_in_parts
+
+        fixed = not (mixes_rows(self.module.config) or getattr(self.module, "_is_stateful", False))
+        together = [
+            row
+            for row, n in enumerate(lengths)
+            if fixed and may_read_in_parts(self.module, wide(n) + new_tokens)
+        ]
+        for rows, filled in fixed_plan([(wide(lengths[row]),) for row in together], self.module.device):
+            yield [together[place] for place in rows], [together[place] for place in filled]
+        yield from (([row], [row]) for row in sorted(set(range(len(lengths))) - set(together)))
+
     def _batch(self, questions: Sequence[Sequence[int]]) -> Any:
+        from mechsafety.generation.fixed_batches import wide
         from mechsafety.models.chat import pad_left
 
-        pad = self.tokenizer.pad_token_id
-        return pad_left(questions, pad=0 if pad is None else pad).to(self.module.device)
+        pad = self.tokenizer.pad_token_id or 0
+        width = max(map(len, questions))
+        return pad_left(questions, pad=pad, width=wide(width) if len(questions) > 1 else width).to(
+            self.module.device
+        )
 
 
 class ClassifierJudge(AskingJudge):
-    """A published classifier as a judge: one verdict a response. What differs is the question and its reading."""
+    """A published classifier as a judge: one verdict a response. What differs is the question and its reading.
+
+    Verdict and scores do not depend on which other responses are in the call, in any number format.
+    """
 
     markers: tuple[str, ...] = ()
     """Text of the template that an answer must not contain."""
@@ -180,11 +203,10 @@ class ClassifierJudge(AskingJudge):
     new_tokens: int = 1
     adds_special_tokens: bool = True
 
-    def __init__(self, name: str, classifier: Classifier, *, batch_size: int = BATCH) -> None:
+    def __init__(self, name: str, classifier: Classifier) -> None:
         super().__init__()
         self.name = name
         self.classifier = classifier
-        self.batch_size = batch_size
 
     @abstractmethod
     def question(self, prompt: str, answer: str) -> str:
@@ -212,7 +234,6 @@ class ClassifierJudge(AskingJudge):
 
     def _ask(self, responses: Sequence[Response], *, on_verdict: OnVerdict) -> list[Verdict]:
         from mechsafety.core.progress import bar
-        from mechsafety.models.chat import plan_batches
 
         questions = [self._tokens(r) for r in responses]
         verdicts: dict[int, Verdict] = {}
@@ -235,11 +256,12 @@ class ClassifierJudge(AskingJudge):
                 )
         fits = [row for row in range(len(questions)) if row not in verdicts]
         with bar(self.name, total=len(fits), unit="response") as progress:
-            for places in plan_batches([len(questions[row]) for row in fits], batch_size=self.batch_size):
-                rows = [fits[place] for place in places]
-                for row, reading in zip(rows, self.read([questions[row] for row in rows]), strict=True):
-                    settle(row, reading)
-                progress.update(len(rows))
+            lengths = [len(questions[row]) for row in fits]
+            for places, filled in self.classifier.plan(lengths, new_tokens=self.new_tokens):
+                readings = self.read([questions[fits[place]] for place in filled])
+                for place, reading in zip(places, readings, strict=False):
+                    settle(fits[place], reading)
+                progress.update(len(places))
         self.ledger.add(
             Usage(
                 fresh=len(responses), calls=len(fits), prompt_tokens=sum(len(questions[row]) for row in fits)

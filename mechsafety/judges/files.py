@@ -19,7 +19,7 @@ from mechsafety.judges.kinds.endpoint import EndpointJudge
 from mechsafety.judges.label_order import label_order
 from mechsafety.judges.registry import judge_responses, load_judge
 from mechsafety.models.loading import load_model
-from mechsafety.prompts.prompt_set import cell_text, read_rows
+from mechsafety.prompts.files import cell_text, read_rows
 from mechsafety.runs.folder import neutralised
 
 OUTPUTS = (".csv", ".jsonl", ".parquet")

@@ -21,7 +21,7 @@ from mechsafety.judges.cache import VerdictCache
 from mechsafety.judges.files import loaded_judges, require_output, write_table
 from mechsafety.judges.kinds.logit import OPTIONS, load_anchors
 from mechsafety.judges.registry import judge_responses
-from mechsafety.prompts.prompt_set import cell_text, read_rows
+from mechsafety.prompts.files import cell_text, read_rows
 from mechsafety.statistics import wilson
 
 TrueLabel = Literal["refusal", "compliance"]

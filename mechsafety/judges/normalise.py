@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import count
 
-from mechsafety.judges.thoughts import split_thought
+from mechsafety.models.thoughts import split_thought
 
 # ``None`` deletes: zero-width and direction marks split words without being seen.
 _CHARACTERS: dict[int, str | None] = dict.fromkeys(

@@ -32,6 +32,12 @@ _ANSWERS = packaged_words("mechsafety.judges", "words/answers.toml")
 GENERIC = frozenset(_ANSWERS.pop("generic").split())
 """Words that say nothing about what a request is about."""
 
+OF_ANY_HELP: str = _ANSWERS.pop("of_any_help")
+"""Words beside these that name nothing where help is promised."""
+
+FORMS = frozenset(_ANSWERS.pop("forms").split())
+"""Forms that may be asked for and announced."""
+
 ANSWERS = {name: re.compile(_written_out(entry["pattern"], {})) for name, entry in _ANSWERS.items()}
 """By name, the patterns that distinguish an answer from a refusal."""
 

@@ -119,7 +119,8 @@ def _made(name: str, module: ModuleType, argument: str, *, models: ModelSource |
 def judge_sources(spec: str, *, loading: Mapping[str, Any] | None = None) -> dict[str, Provenance]:
     """The models and files that a judge's verdicts are made with, as sources of a run that keeps them.
 
-    ``loading`` is how the caller loads models: dtype, device, template. What lies behind an endpoint cannot be known.
+    ``loading`` is how the caller loads models: dtype, device, template; chat settings are those of the models that are
+    studied, and a judge has none. What lies behind an endpoint cannot be known.
     """
     from mechsafety.models.provenance import of_classifier, of_files, of_model  # which loads torch
 
@@ -134,7 +135,9 @@ def judge_sources(spec: str, *, loading: Mapping[str, Any] | None = None) -> dic
     if takes in (None, "nothing") or not argument:
         return {}
     made_from = (
-        of_files(Path(argument).expanduser()) if takes == "file" else of_model(argument, **loading or {})
+        of_files(Path(argument).expanduser())
+        if takes == "file"
+        else of_model(argument, **{name: value for name, value in (loading or {}).items() if name != "chat"})
     )
     return {f"judge {spec}": made_from}
 

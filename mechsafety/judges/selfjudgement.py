@@ -6,7 +6,7 @@ import math
 import random
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -14,10 +14,21 @@ import torch
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.progress import bar
 from mechsafety.edits.interventions import Edit
+from mechsafety.generation.completions import conversations
 from mechsafety.generation.continuations import Request, continuations
 from mechsafety.generation.scoring import DEFAULT_BATCH, option_log_probs
 from mechsafety.judges.normalise import normalise
-from mechsafety.models.chat import render_chat, require_room, rows_that_fit, tokenize_piece, tokenize_text
+from mechsafety.models.chat import (
+    Asked,
+    as_turns,
+    render_chat,
+    require_room,
+    rows_that_fit,
+    tokenize_piece,
+    tokenize_text,
+)
+from mechsafety.models.chat_settings import chat_of, chatting
+from mechsafety.prompts.messages import Turns, as_messages
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,17 +49,18 @@ _OPENING = re.compile(r"(yes|no)\b[\"'*_`)]*\s*(?:[.,;:!]|-\s|\n|\Z)", re.IGNORE
 
 @dataclass(frozen=True, kw_only=True)
 class Exchange:
-    """One answered prompt that the model is asked about."""
+    """One answered prompt that the model is asked about; ``messages`` are those of a conversation."""
 
     id: str
     prompt: str
     response: str
+    messages: Turns = ()
 
     @classmethod
     def of(cls, table: pd.DataFrame) -> list[Exchange]:
-        """One for each row of a table with columns id, prompt, response."""
-        columns = (table[name] for name in ("id", "prompt", "response"))
-        return [cls(id=i, prompt=p, response=r) for i, p, r in zip(*columns, strict=True)]
+        """One for each row of a table with columns id, prompt, response, and messages where there are conversations."""
+        columns = (*(table[name] for name in ("id", "prompt", "response")), conversations(table))
+        return [cls(id=i, prompt=p, response=r, messages=m) for i, p, r, m in zip(*columns, strict=True)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,10 +191,10 @@ def greedy_replies(
     return [continuation.text for continuation in found]
 
 
-def _shown(exchanges: Sequence[Exchange]) -> tuple[list[str], list[str]]:
+def _shown(exchanges: Sequence[Exchange]) -> tuple[list[Asked], list[str]]:
     """The prompts, and as much of the answers as is shown again."""
     answers = [normalise(e.response, prompt=e.prompt).answer[:_LONGEST] for e in exchanges]
-    return [e.prompt for e in exchanges], answers
+    return [as_messages(e.messages) if e.messages else e.prompt for e in exchanges], answers
 
 
 def _scores(
@@ -213,22 +225,25 @@ def _askable(
 
 
 def _contexts(
-    model: TransformerBridge, prompts: Sequence[str], answers: Sequence[str], question: str
+    model: TransformerBridge, prompts: Sequence[Asked], answers: Sequence[str], question: str
 ) -> list[list[int]]:
     contexts = []
-    for prompt, answer in zip(prompts, answers, strict=True):
-        turns = [
-            {"role": "user", "content": prompt},
-            {"role": "assistant", "content": answer},
-            {"role": "user", "content": question},
-        ]
-        contexts.append(tokenize_text(model, render_chat(model, turns)))
+    # The dialogue is as it was; the reply to the question begins at once, with words of its own.
+    asking = replace(chat_of(model), answer_prefix=None, thinking="off")
+    with chatting(model, asking):
+        for prompt, answer in zip(prompts, answers, strict=True):
+            turns = [
+                *as_turns(prompt),
+                {"role": "assistant", "content": answer},
+                {"role": "user", "content": question},
+            ]
+            contexts.append(tokenize_text(model, render_chat(model, turns)))
     return contexts
 
 
 def _others(
-    model: TransformerBridge, prompts: Sequence[str], asked: Sequence[Sequence[int]], *, seed: int
-) -> list[str]:
+    model: TransformerBridge, prompts: Sequence[Asked], asked: Sequence[Sequence[int]], *, seed: int
+) -> list[Asked]:
     """Another prompt for each answer, from those whose own question fits in the window."""
     rows = rows_that_fit(model, asked)
     moved = list(prompts)
@@ -237,7 +252,7 @@ def _others(
     return moved
 
 
-def _deranged(items: Sequence[str], *, seed: int) -> list[str]:
+def _deranged(items: Sequence[Asked], *, seed: int) -> list[Asked]:
     """A seeded rotation of a shuffled order: nothing stays at its place (from two items on)."""
     order = list(range(len(items)))
     random.Random(seed).shuffle(order)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mechsafety.core.errors import MechsafetyError, first_lines
+from mechsafety.models.chat_settings import chat_bound, chat_text
 from mechsafety.models.loading import known_fingerprint, model_name
 from mechsafety.runs.folder import RunFolder
 
@@ -134,9 +135,18 @@ class FileKind:
             )
 
 
+def require_chat(found_under: str, model: Any, *, what: str, hint: str) -> None:
+    """Raise :class:`MechsafetyError` for a model under other chat settings than those of ``what``, as JSON."""
+    if found_under != (now := chat_text(model)):
+        raise MechsafetyError(
+            f"{what} was made under other chat settings ({found_under or 'the default ones'}) than "
+            f"{model_name(model)!r} has ({now or 'the default ones'}); to use it all the same {hint}"
+        )
+
+
 def made_for(model: Any) -> dict[str, Any]:
     """The record of the model that a file is made for."""
-    return {"name": model_name(model), "fingerprint": known_fingerprint(model)}
+    return {"name": model_name(model), "fingerprint": known_fingerprint(model), **chat_bound(model)}
 
 
 def is_file(path: Path) -> bool:

@@ -5,7 +5,8 @@ The one place that knows how text becomes a model's tokens; :mod:`rendering` kno
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,14 +15,18 @@ from jaxtyping import Int
 from torch import Tensor
 
 from mechsafety.core.days import today
-from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.errors import MechsafetyError, first_lines
 from mechsafety.models import rendering
+from mechsafety.models.chat_settings import TemplateInput, chat_of, template_input
 from mechsafety.models.loading import window
+from mechsafety.models.rendering import SYSTEM_ROLES
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-Message = dict[str, str]
+Message = Mapping[str, str]
+Asked = str | Sequence[Message]
+"""What a model is asked: the text of one turn, or a conversation that ends with the user's turn."""
 Rendering = Literal["chat", "chat_no_system", "text"]
 """How a request reaches the model: in its chat template; in it without the system prompt that many templates put
 first; or as bare text, begun as the tokenizer begins any text."""
@@ -90,7 +95,9 @@ def day_of(model: TransformerBridge) -> str:
 
 def written_day(model: TransformerBridge) -> str | None:
     """The day that the chat template writes; None where it writes none."""
-    return day_of(model) if rendering.writes_the_day(_chat_tokenizer(model)) else None
+    return (
+        day_of(model) if rendering.writes_the_day(_chat_tokenizer(model), given_to_template(model)) else None
+    )
 
 
 def render_chat(
@@ -102,7 +109,9 @@ def render_chat(
 ) -> str:
     """``messages`` in the model's own chat template, ready for its answer, or with the last turn left open.
 
-    Raises :class:`MechsafetyError` for a model that the user brings without a tokenizer or a chat template.
+    The model's chat settings apply (:func:`mechsafety.models.chat_settings.chat_of`): the answer prefix is the end of
+    what is ready for the answer. Raises :class:`MechsafetyError` for a model that the user brings without a tokenizer
+    or a chat template.
     """
     return rendering.rendered(
         _chat_tokenizer(model),
@@ -110,7 +119,23 @@ def render_chat(
         day=day_of(model),
         answer_next=answer_next,
         last_turn_open=last_turn_open,
+        given=given_to_template(model),
     )
+
+
+def answer_prefix(model: TransformerBridge) -> str:
+    """The text that every answer in the model's chat template begins with, by its chat settings."""
+    return chat_of(model).answer_prefix or ""
+
+
+def without_prefix(model: TransformerBridge, answer: str) -> str:
+    """What follows the answer prefix, which a rendered prompt ends with, in an answer."""
+    return answer.removeprefix(answer_prefix(model))
+
+
+def given_to_template(model: TransformerBridge) -> TemplateInput:
+    """What the model's template gets beside the messages."""
+    return template_input(chat_of(model), _chat_tokenizer(model), day=day_of(model))
 
 
 def _chat_tokenizer(model: TransformerBridge) -> Any:
@@ -119,7 +144,7 @@ def _chat_tokenizer(model: TransformerBridge) -> Any:
         raise MechsafetyError(
             f"the tokenizer of this {type(model).__name__} has no chat template (TransformerLens may have loaded it "
             "anew, without one): set model.tokenizer.chat_template to a Jinja template, "
-            "mechsafety.models.loading.PLAIN_TEMPLATE being a simple question-and-answer form"
+            "mechsafety.models.rendering.PLAIN_TEMPLATE being a simple question-and-answer form"
         )
     return tokenizer
 
@@ -141,27 +166,54 @@ def tokenize_piece(model: TransformerBridge, text: str) -> list[int]:
 
 
 def tokenize_prompts(
-    model: TransformerBridge, texts: Sequence[str], *, rendering: Rendering = "chat"
+    model: TransformerBridge, asked: Sequence[Asked], *, rendering: Rendering = "chat"
 ) -> list[list[int]]:
-    """Each text as a single user turn in the model's own chat template, or as ``rendering`` asks."""
-    if rendering == "text":
-        return [_tokenized_bare(model, text) for text in texts]
-    return [tokenize_text(model, render_turn(model, text, rendering=rendering)) for text in texts]
+    """Each text as a user turn, or each conversation, in the model's own chat template, or as ``rendering`` asks.
 
-
-def render_turn(model: TransformerBridge, text: str, *, rendering: Literal["chat", "chat_no_system"]) -> str:
-    """One user turn, ready for the answer.
-
-    Without the system prompt it is what the template makes of a later turn, where it puts none: the rest of a
-    rendered dialogue behind its first question and answer. Raises :class:`MechsafetyError` where a template renders
-    the first turn otherwise when a second one follows.
+    As bare text a conversation is its messages with an empty line between them. Inside :func:`after_thoughts` the
+    model's thought about a prompt stands behind it.
     """
-    turn = {"role": "user", "content": text}
+    if rendering == "text":
+        return [_tokenized_bare(model, "\n\n".join(m["content"] for m in as_turns(one))) for one in asked]
+    found = [tokenize_text(model, render_turn(model, one, rendering=rendering)) for one in asked]
+    thoughts = model.__dict__.get("_mechsafety_thoughts")
+    return [[*ids, *thoughts.get(tuple(ids), ())] for ids in found] if thoughts else found
+
+
+@contextmanager
+def after_thoughts(
+    model: TransformerBridge, thoughts: Mapping[tuple[int, ...], Sequence[int]]
+) -> Iterator[None]:
+    """For as long as the block runs, prompts are read with the tokens of ``thoughts``, by theirs, behind them."""
+    before = model.__dict__.get("_mechsafety_thoughts")
+    model.__dict__["_mechsafety_thoughts"] = dict(thoughts)
+    try:
+        yield
+    finally:
+        model.__dict__["_mechsafety_thoughts"] = before
+
+
+def as_turns(asked: Asked) -> list[Message]:
+    """A text as a user's turn; a conversation as it is."""
+    return [{"role": "user", "content": asked}] if isinstance(asked, str) else list(asked)
+
+
+def render_turn(
+    model: TransformerBridge, asked: Asked, *, rendering: Literal["chat", "chat_no_system"]
+) -> str:
+    """One user turn, or a conversation, ready for the answer.
+
+    Without the system prompt it is what the template makes of later turns, where it puts none: the rest of a
+    rendered dialogue behind its first question and answer. Raises :class:`MechsafetyError` where a template renders
+    the first turn otherwise when a second one follows, and for an order of roles that it refuses.
+    """
+    turns = as_turns(asked)
     if rendering == "chat":
-        return render_chat(model, [turn])
+        return _taken(model, turns)
+    turns = [turn for turn in turns if turn["role"] not in SYSTEM_ROLES]
     earlier = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hello"}]
     before = render_chat(model, earlier, answer_next=False)
-    whole = render_chat(model, [*earlier, turn])
+    whole = _taken(model, [*earlier, *turns])
     if not whole.startswith(before):
         raise MechsafetyError(
             "this model's chat template writes earlier turns in another way once a new one follows, so that its "
@@ -170,6 +222,18 @@ def render_turn(model: TransformerBridge, text: str, *, rendering: Literal["chat
     start = own_tokenizer(model).bos_token or ""
     rest = whole[len(before) :]
     return rest if rest.startswith(start) or not whole.startswith(start) else start + rest
+
+
+def _taken(model: TransformerBridge, turns: Sequence[Message]) -> str:
+    from jinja2 import TemplateError
+
+    try:
+        return render_chat(model, turns)
+    except TemplateError as error:
+        raise MechsafetyError(
+            f"the model's chat template does not take this conversation ({', '.join(t['role'] for t in turns)}): "
+            f"{first_lines(error)}"
+        ) from None
 
 
 def _tokenized_bare(model: TransformerBridge, text: str) -> list[int]:
@@ -245,9 +309,14 @@ def plan_batches(lengths: Sequence[int], *, batch_size: int) -> list[list[int]]:
 
 
 def pad_left(
-    sequences: Sequence[Sequence[int]], *, pad: int, rows: Sequence[int] | None = None
+    sequences: Sequence[Sequence[int]],
+    *,
+    pad: int,
+    rows: Sequence[int] | None = None,
+    width: int | None = None,
 ) -> TokenBatch:
-    width = max(len(s) for s in sequences)
+    """Rows of one width, by default that of the longest, with ``pad`` before their tokens."""
+    width = width or max(len(s) for s in sequences)
     ids = torch.full((len(sequences), width), pad, dtype=torch.long)
     mask = torch.zeros((len(sequences), width), dtype=torch.long)
     for row, sequence in enumerate(sequences):

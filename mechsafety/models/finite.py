@@ -62,17 +62,31 @@ def not_finite_at(system: str, what: str) -> NotFiniteError:
 
 
 @contextmanager
-def finite_logits(body: Any) -> Iterator[None]:
-    """While the block runs, every pass of ``body`` that gives logits is checked at its last token."""
+def finite_logits(body: Any, *, at_once: bool = True) -> Iterator[Callable[[], None]]:
+    """While the block runs, every pass of ``body`` that gives logits is checked at its last token.
 
-    def check(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        if rows_broken(output.logits[:, -1:]):
+    What is yielded raises for the passes since its last call. ``at_once`` raises in the pass itself, for which the host
+    waits for the device at every token: drawing from broken logits would fail.
+    """
+    passes: list[tuple[Tensor, tuple[Any, ...], dict[str, Any]]] = []
+
+    def check(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        fine = torch.isfinite(output.logits[:, -1].amax(-1)).all()
+        passes.append((fine, args, kwargs | {"past_key_values": None}))
+        if at_once:
+            settle()
+
+    def settle() -> None:
+        fine = torch.stack([each for each, *_ in passes]).tolist() if passes else []
+        if not all(fine):
             handle.remove()
-            raise not_finite(module, lambda: module(*args, **(kwargs | {"past_key_values": None})))
+            _, args, kwargs = passes[fine.index(False)]
+            raise not_finite(body, lambda: body(*args, **kwargs))
+        passes.clear()
 
     handle = body.register_forward_hook(check, with_kwargs=True)
     with attached([handle]):
-        yield
+        yield settle
 
 
 def _first_broken(body: nn.Module, again: Callable[[], object]) -> str:

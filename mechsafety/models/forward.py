@@ -23,7 +23,8 @@ from mechsafety.models import hooked_transformers
 from mechsafety.models.chat import TokenBatch
 from mechsafety.models.finite import require_finite
 from mechsafety.models.loading import body_of, is_hooked_transformer
-from mechsafety.models.rope_lengths import require_own_length
+from mechsafety.models.placing import Copies
+from mechsafety.models.rope_lengths import length_matters, require_own_length
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -255,7 +256,7 @@ def require_same_lengths(
     body: Any, batch: TokenBatch, *, before: Prefix = NO_PREFIX, new_tokens: int = 0
 ) -> None:
     """Raise where the length of one row would change how another is read (:mod:`mechsafety.models.rope_lengths`)."""
-    if trying():
+    if trying() or not length_matters(body):  # which is known without a look at the batch
         return
     rows = len(batch.ids)
     starts = [before.n_tokens] * rows if before.mask is None else before.mask.sum(-1).tolist()
@@ -328,11 +329,12 @@ def _cache_rows(cache: Any, index: Tensor | int) -> Any:
     # A dynamic layer grows by concatenation, so that views of the stored keys are never written to.
     taken = copy.copy(cache)
     taken.layers = [copy.copy(layer) for layer in cache.layers]
+    wanted = Copies(index) if isinstance(index, Tensor) else None
     for layer in taken.layers:
         if not layer.is_initialized:
             continue
         for name in ("keys", "values"):
             stored = getattr(layer, name)
-            wanted = stored.expand(index, -1, -1, -1) if isinstance(index, int) else stored[index]
-            setattr(layer, name, wanted)
+            rows = stored.expand(index, -1, -1, -1) if wanted is None else stored[wanted.on(stored.device)]
+            setattr(layer, name, rows)
     return taken

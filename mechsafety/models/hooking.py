@@ -12,10 +12,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mechsafety.core.errors import MechsafetyError
-from mechsafety.models.chat import device_of
 from mechsafety.models.forward import OWN_HOOKS, trying
 from mechsafety.models.loading import architecture, body_of, generation_twin, is_hooked_transformer
 from mechsafety.models.passes import Pass
+from mechsafety.models.placing import Copies
+from mechsafety.models.sites import hook_points
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -26,17 +27,22 @@ if TYPE_CHECKING:
 class Target:
     """A pure map of the activations at one site of one block.
 
-    ``apply(x, constant)`` gets activations [row, token, d_model] and ``constant`` on their device.
+    ``apply(x, constant)`` gets activations [row, token, d_model] and ``constant`` on their device. ``at`` is the hook
+    point, where the block has another one for the site than the usual (:mod:`mechsafety.models.sites`).
     """
 
     layer: int
     site: str
     apply: Callable[[Tensor, Tensor], Tensor]
     constant: Tensor
+    at: str = ""
 
     @property
     def hook(self) -> str:
-        return f"blocks.{self.layer}.hook_{self.site}"
+        return self.at or f"blocks.{self.layer}.hook_{self.site}"
+
+
+_UNCOUNTED = 4096
 
 
 @dataclass
@@ -44,9 +50,35 @@ class Coverage:
     """The receipt: how often each hook fired, and how many token positions it changed."""
 
     fired: dict[str, int] = field(default_factory=dict)
-    changed: dict[str, int] = field(default_factory=dict)
     past_hooks: tuple[str, ...] = ()
     """Where blocks write past the sites of a partial edit, which therefore leaves some (:mod:`completeness`)."""
+    _changed: dict[str, int] = field(default_factory=dict)
+    _uncounted: list[tuple[str, Tensor]] = field(default_factory=list)
+
+    def expect(self, hook: str) -> None:
+        """A hook that must fire."""
+        self.fired.setdefault(hook, 0)
+        self._changed.setdefault(hook, 0)
+
+    def count(self, hook: str, size: int | Tensor) -> None:
+        """``hook`` has changed ``size`` positions; a tensor is read later, so that no pass waits for its device."""
+        self.fired[hook] += 1
+        if isinstance(size, int):
+            self._changed[hook] += size
+            return
+        self._uncounted.append((hook, size))
+        if len(self._uncounted) >= _UNCOUNTED:
+            _ = self.changed
+
+    @property
+    def changed(self) -> dict[str, int]:
+        """How many positions each hook has changed."""
+        sizes = {id(size): size for _, size in self._uncounted}
+        read = dict(zip(sizes, torch.stack(list(sizes.values())).tolist(), strict=True)) if sizes else {}
+        for hook, size in self._uncounted:
+            self._changed[hook] += read[id(size)]
+        self._uncounted.clear()
+        return self._changed
 
     def require_complete(self) -> None:
         """Raise if any hook never fired: an edit that touched nothing is an error."""
@@ -61,25 +93,40 @@ class Coverage:
             )
 
     def summary(self) -> dict[str, Any]:
-        """Hooks, how often they fired in all, positions changed at one hook at the most, and sites passed by."""
-        past = {"past_hooks": list(self.past_hooks)} if self.past_hooks else {}
+        """Hooks, how often they fired in all, positions changed at one hook at the most, and sites passed by.
+
+        Where blocks differ in their sites, ``sites`` names those of each kind of block.
+        """
+        past: dict[str, Any] = {"past_hooks": list(self.past_hooks)} if self.past_hooks else {}
+        if len(sites := self.sites()) > 1:
+            past["sites"] = sites
         return past | {
             "hooks": len(self.fired),
             "fired": sum(self.fired.values()),
             "positions": max(self.changed.values(), default=0),
         }
 
+    def sites(self) -> dict[str, list[int]]:
+        """The blocks that have hooks at the same sites, by these sites: ``resid_pre, linear_attn, mlp_out``."""
+        blocks: dict[int, list[str]] = {}
+        for hook in self.fired:
+            _, layer, name = hook.split(".", 2)
+            blocks.setdefault(int(layer), []).append(name.removeprefix("hook_").removesuffix(".hook_out"))
+        found: dict[str, list[int]] = {}
+        for layer, names in sorted(blocks.items()):
+            found.setdefault(", ".join(names), []).append(layer)
+        return found
+
 
 class _Hook:
     """One target attached: maps activations where the pass covers them, and counts."""
 
-    def __init__(self, target: Target, running: Pass, coverage: Coverage, device: torch.device) -> None:
+    def __init__(self, target: Target, running: Pass, coverage: Coverage) -> None:
         self.target = target
         self.running = running
         self.coverage = coverage
-        self.constant = target.constant.to(device)
-        coverage.fired.setdefault(target.hook, 0)
-        coverage.changed.setdefault(target.hook, 0)
+        self.constant = Copies(target.constant)
+        coverage.expect(target.hook)
 
     def __call__(self, x: Float[Tensor, "*any d_model"]) -> Float[Tensor, "*any d_model"]:
         # A mixture of experts may see the tokens of all rows in a line.
@@ -87,12 +134,10 @@ class _Hook:
         return self._changed(in_rows).reshape(x.shape)
 
     def _changed(self, x: Float[Tensor, "row token d_model"]) -> Float[Tensor, "row token d_model"]:
-        self.coverage.fired[self.target.hook] += 1
-        self.coverage.changed[self.target.hook] += self.running.size
-        constant = self.constant if self.constant.device == x.device else self.target.constant.to(x.device)
-        new = self.target.apply(x, constant)
+        self.coverage.count(self.target.hook, self.running.size)
+        new = self.target.apply(x, self.constant.on(x.device))
         chosen = self.running.chosen
-        return new if chosen is None else torch.where(chosen, new, x)
+        return new if chosen is None else torch.where(chosen.on(x.device), new, x)
 
 
 @contextmanager
@@ -108,7 +153,7 @@ def attach(
     require_hooks(model, [t.hook for t in targets])
     coverage = Coverage()
     running = Pass(positions, prompt_length, padding=_padding_token(model))
-    hooks = [(target.hook, _Hook(target, running, coverage, device_of(model))) for target in targets]
+    hooks = [(target.hook, _Hook(target, running, coverage)) for target in targets]
     body: Any = twin if twin is not None else body_of(model)
     with ExitStack() as stack:
         if is_hooked_transformer(body):
@@ -125,14 +170,6 @@ def attach(
             stack.enter_context(running.marking_answers(owner))
         with hooked(model, hooks, twin=twin):
             yield coverage
-
-
-def hook_points(model: TransformerBridge) -> frozenset[str]:
-    """The hook points that a pass reaches: one without MLPs (``attn_only``) has names for what these would write."""
-    present = frozenset(model.hook_dict)
-    if not getattr(model.cfg, "attn_only", False):
-        return present
-    return frozenset(name for name in present if not name.endswith((".hook_mlp_out", ".hook_mlp_in")))
 
 
 def _padding_token(model: Any) -> int | None:
@@ -198,9 +235,13 @@ def observed(
         yield
 
 
-def residual_hooks(n_blocks: int) -> list[str]:
-    """Hook points of the residual stream by layer: every block's input, then the last block's output."""
-    return [*(f"blocks.{layer}.hook_resid_pre" for layer in range(n_blocks)), residual_end(n_blocks)]
+def residual_hooks(n_blocks: int, *, final_norm: bool = False) -> list[str]:
+    """Hook points of the residual stream by layer: every block's input, then the last block's output.
+
+    With ``final_norm`` the last one is what the final norm makes of that.
+    """
+    end = "ln_final.hook_out" if final_norm else residual_end(n_blocks)
+    return [*(f"blocks.{layer}.hook_resid_pre" for layer in range(n_blocks)), end]
 
 
 def residual_end(n_blocks: int) -> str:
@@ -256,13 +297,8 @@ def _module_names(model: TransformerBridge) -> dict[str, str]:
     return model.__dict__["_mechsafety_module_names"]
 
 
-def plain_twin(model: TransformerBridge, targets: Sequence[Target] = ()) -> PreTrainedModel | None:
-    """The model's plain twin, if it has one and every target lies at the input or output of its modules."""
-    return plain_twin_at(model, [t.hook for t in targets])
-
-
-def plain_twin_at(model: TransformerBridge, hooks: Sequence[str]) -> PreTrainedModel | None:
-    """The same for hook points by name."""
+def plain_twin_at(model: TransformerBridge, hooks: Sequence[str] = ()) -> PreTrainedModel | None:
+    """The model's plain twin, if it has one and every hook point lies at the input or output of its modules."""
     twin = generation_twin(model)
     if twin is None or any(plain_module_path(model, name) is None for name in hooks):
         return None

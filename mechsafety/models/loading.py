@@ -7,7 +7,8 @@ folder, or a ``.gguf`` file; ADAPTER is a packaged adapter's name or a folder th
 from __future__ import annotations
 
 import copy
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -20,11 +21,21 @@ from mechsafety.core.progress import quiet
 from mechsafety.models import rendering
 from mechsafety.models.adapters import adapter_folder, merge_adapter, weights_fingerprint
 from mechsafety.models.booted import booted_state
+from mechsafety.models.chat_settings import (
+    ChatSettings,
+    chat_settings,
+    record_of,
+    require_taken,
+    template_input,
+)
 from mechsafety.models.faithful import require_faithful
 from mechsafety.models.filled_weights import load_filled, require_embedding_rows
 from mechsafety.models.gguf import PACKAGED, converted, packaged_gguf
-from mechsafety.models.hardware import dtype_name, free_bytes, resolve_device, resolve_dtype
+from mechsafety.models.hardware import dtype_name, free_bytes, resolve_dtype
+from mechsafety.models.placing import DeviceMap, Memory, Placing, as_text, blocks_by_device, resolve_placing
+from mechsafety.models.quantised import bytes_per_weight, packed_modules, quantisation, require_plain
 from mechsafety.models.rendering import PLAIN_TEMPLATE as PLAIN_TEMPLATE
+from mechsafety.models.templates import set_template
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -39,7 +50,9 @@ class LoadRecord:
 
     ``fingerprint`` identifies the weights whatever dtype they were loaded in; ``processing`` records
     which numerics are in force (Hugging Face's own: no folded norms, no centred weights). ``date`` is the day that the
-    chat template writes; None where it writes none.
+    chat template writes; None where it writes none. ``chat`` are the chat settings, and how thinking was switched off.
+    ``device_map`` is how the model was divided among devices, with the memory of each; ``blocks`` are those on each
+    device where there are several.
     """
 
     spec: str
@@ -56,6 +69,9 @@ class LoadRecord:
     fingerprint: str
     processing: str = "none"
     date: str | None = None
+    chat: dict[str, Any] = field(default_factory=dict)
+    device_map: str | None = None
+    blocks: dict[str, str] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -101,35 +117,51 @@ def load_model(
     *,
     dtype: str = "auto",
     device: str = "auto",
+    device_map: DeviceMap | None = None,
+    max_memory: Memory | str | None = None,
     template: str | None = None,
     date: str | None = None,
+    chat: ChatSettings | Mapping[str, Any] | None = None,
     trust_remote_code: bool = False,
 ) -> TransformerBridge:
     """Load ``spec`` as a TransformerLens model.
 
     The result is a ``TransformerBridge`` on unprocessed weights: its logits are Hugging Face's. It
     carries ``load_record`` (:class:`LoadRecord`) and the checkpoint's own tokenizer, padding on the left. ``template``
-    is ``plain`` or a Jinja file, instead of the model's own or where it has none; ``date`` (2025-03-01) is the day
-    that a template with a date writes, today by default.
+    is one of :data:`mechsafety.models.templates.NAMES` or a Jinja file, instead of the model's own or where it has
+    none; ``date`` (2025-03-01) is the day that a template with a date writes, today by default; ``chat`` is how
+    prompts are put to the model (:class:`ChatSettings`).
+
+    ``device_map="auto"`` divides a model that does not fit on one device among all GPUs, block by block; ``max_memory``
+    (``0=20GiB,1=20GiB``) bounds what each may hold. A mapping names the device of every module.
 
     Raises :class:`MechsafetyError` for an unknown name, a missing file, a gated model without a token,
-    a missing chat template, an adapter that does not fit, and too little memory.
+    a missing chat template, chat settings that the template does not take, an adapter that does not fit, and too little
+    memory.
     """
-    parsed = parse_spec(spec)
+    parsed, settings = parse_spec(spec), chat_settings(chat)
     day = checked_day(date) if date is not None else today()
-    where = resolve_device(device)
+    where, placing = resolve_placing(device, device_map, max_memory)
     number = resolve_dtype(dtype, where)
     folder, source = locate(parsed)
     adapter = None if parsed.adapter is None else adapter_folder(parsed.adapter)  # sooner than the weights
-    hf = load_weights(spec, parsed, folder, dtype=number, device=where, trust_remote_code=trust_remote_code)
     tokenizer = load_tokenizer(spec, parsed, folder, trust_remote_code=trust_remote_code)
-    template_name = _set_template(spec, tokenizer, template)
+    template_name = set_template(spec, tokenizer, template)
+    require_taken(settings, tokenizer, source=spec, day=day)
+    hf = load_weights(
+        *(spec, parsed, folder),
+        dtype=number,
+        device=where,
+        placing=placing,
+        trust_remote_code=trust_remote_code,
+    )
     require_embedding_rows(hf, tokenizer, source=spec)
     if adapter is None:
         fingerprint = weights_fingerprint(hf)
     else:
+        require_plain(hf, "an adapter is merged into the weights")
         hf, fingerprint = merge_adapter(hf, adapter, spec)
-    n_parameters = sum(p.numel() for p in hf.parameters())  # booting adds views of joint query-key-value maps
+    n_parameters = hf.num_parameters()  # booting adds views of joint query-key-value maps
     model = _boot_bridge(spec, hf, tokenizer, day)
     record = LoadRecord(
         spec=spec,
@@ -141,29 +173,42 @@ def load_model(
         d_model=model.cfg.d_model,
         n_parameters=n_parameters,
         dtype=dtype_name(number),
-        device=str(where),
+        device=str(where if placing is None else next(model.parameters()).device),
         template=template_name,
         fingerprint=fingerprint,
-        date=day if rendering.writes_the_day(tokenizer) else None,
+        date=day
+        if rendering.writes_the_day(tokenizer, template_input(settings, tokenizer, day=day))
+        else None,
+        chat=record_of(settings, tokenizer, day=day),
+        device_map=as_text(device_map, max_memory),
+        blocks=blocks_by_device(model),
     )
+    model.__dict__["_mechsafety_chat"] = settings
     object.__setattr__(model, "load_record", record)
     model.__dict__["_mechsafety_as_loaded"] = weights_fingerprint(body_of(model))
     return model
 
 
-def load_reader(spec: str, *, template: str | None = None, date: str | None = None) -> Any:
+def load_reader(
+    spec: str,
+    *,
+    template: str | None = None,
+    date: str | None = None,
+    chat: ChatSettings | Mapping[str, Any] | None = None,
+) -> Any:
     """What a model reads with, without its weights: an object with its tokenizer and configuration.
 
     Everything in :mod:`mechsafety.models.chat` and :mod:`mechsafety.prompts.fed` takes it for the model. Raises as
     :func:`load_model` does.
     """
-    parsed = parse_spec(spec)
+    parsed, settings = parse_spec(spec), chat_settings(chat)
     day = checked_day(date) if date is not None else today()
     folder, _ = locate(parsed)
     tokenizer = load_tokenizer(spec, parsed, folder, trust_remote_code=False)
-    _set_template(spec, tokenizer, template)
+    set_template(spec, tokenizer, template)
+    require_taken(settings, tokenizer, source=spec, day=day)
     config = _load_config(spec, parsed, folder)
-    reads = {"_mechsafety_tokenizer": tokenizer, "_mechsafety_day": day}
+    reads = {"_mechsafety_tokenizer": tokenizer, "_mechsafety_day": day, "_mechsafety_chat": settings}
     return SimpleNamespace(tokenizer=tokenizer, config=config, **reads)
 
 
@@ -257,9 +302,11 @@ def plain_tree(model: Any) -> Any:
     twin = uncompiled(model).__dict__.get("_mechsafety_twin")
     if twin is None:
         return None
-    # Moving the bridge may leave the twin's tensors behind.
-    devices = {tensor.device for tensor in (*twin.parameters(), *twin.buffers())}
-    return twin if devices == {next(model.parameters()).device} else None
+    # Moving the bridge moves the parameters, which are the twin's too, and may leave the twin's buffers behind.
+    body: Any = getattr(uncompiled(model), "original_model", model)
+    theirs = {n.replace("._original_component", ""): b.device for n, b in body.named_buffers()}
+    moved = any(b.device != theirs.get(name, b.device) for name, b in twin.named_buffers())
+    return None if moved else twin
 
 
 def _is_hooked(model: Any) -> bool:
@@ -277,7 +324,7 @@ def _is_altered(model: Any) -> bool:
 def locate(spec: ModelSpec) -> tuple[str, str]:
     """The folder or hub id to load from, and a word for the record."""
     if spec.base == PACKAGED:
-        return str(converted(packaged_gguf())), "packaged"
+        return str(converted(packaged_gguf(), exact=True)), "packaged"
     path = Path(spec.base).expanduser()
     if spec.base.endswith(".gguf"):
         if not path.is_file():
@@ -304,9 +351,13 @@ def load_weights(
     *,
     dtype: torch.dtype,
     device: torch.device,
+    placing: Placing | None = None,
     trust_remote_code: bool,
 ) -> PreTrainedModel:
-    """The causal language model in ``folder`` on ``device``, if its memory suffices; ``spec`` is for messages."""
+    """The causal language model in ``folder`` on ``device`` or divided by ``placing``, if the memory suffices.
+
+    ``spec`` is for messages.
+    """
     from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
@@ -316,7 +367,13 @@ def load_weights(
             )
             with torch.device("meta"):
                 shape = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-            _require_memory(spec, sum(p.numel() for p in shape.parameters()), dtype, device)
+            packed = quantisation(config) is not None  # such weights do not move once they are loaded
+            if placing is None:
+                size = bytes_per_weight(config, dtype)
+                _require_memory(spec, sum(p.numel() for p in shape.parameters()), dtype, device, size)
+                where = {"device_map": {"": device}} if packed else {}
+            else:
+                where = {"device_map": placing.planned(spec, shape, dtype)}
             model = load_filled(
                 AutoModelForCausalLM,
                 folder,
@@ -325,16 +382,19 @@ def load_weights(
                 revision=parsed.revision,
                 dtype=dtype,
                 trust_remote_code=trust_remote_code,
+                **where,
             )
     except MechsafetyError:
         raise
     except Exception as error:
         raise load_error(spec, parsed, error) from error
-    return model.to(device).eval()
+    return model.eval() if where else model.to(device).eval()
 
 
-def _require_memory(spec: str, n_parameters: int, dtype: torch.dtype, device: torch.device) -> None:
-    need, free = n_parameters * dtype.itemsize, free_bytes(device)
+def _require_memory(
+    spec: str, n_parameters: int, dtype: torch.dtype, device: torch.device, size: float
+) -> None:
+    need, free = n_parameters * size, free_bytes(device)
     if need > free:
         raise MechsafetyError(
             f"model {spec!r} needs {need / 1e9:.1f} GB in {dtype_name(dtype)}, but {device} has "
@@ -361,30 +421,6 @@ def load_tokenizer(
     return tokenizer
 
 
-def _set_template(spec: str, tokenizer: PreTrainedTokenizerBase, template: str | None) -> str:
-    if template is None:
-        if tokenizer.chat_template is None:
-            raise MechsafetyError(
-                f"model {spec!r} has no chat template (a base model?): pass --template plain for a simple "
-                "question-and-answer form, or --template FILE.jinja for your own"
-            )
-        return "the model's own"
-    if template == "plain":
-        tokenizer.chat_template = PLAIN_TEMPLATE
-        return "plain"
-    path = Path(template).expanduser()
-    if not path.is_file():
-        raise MechsafetyError(f"template {template!r} is neither 'plain' nor a file that exists")
-    try:
-        tokenizer.chat_template = path.read_text(encoding="utf-8")
-        rendering.rendered(tokenizer, rendering.HELLO, day=today())
-    except Exception as error:
-        raise MechsafetyError(
-            f"template {template!r} is no Jinja chat template: {first_lines(error)}"
-        ) from None
-    return path.name
-
-
 def _boot_bridge(
     spec: str, hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, day: str
 ) -> TransformerBridge:
@@ -397,7 +433,9 @@ def _boot_bridge(
         unembedding.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(), *inputs[1:]))
     hf.__dict__["mechsafety_name"] = spec  # for messages; the copy has it too
     # Copied before booting, because booting wraps the modules; the memo keeps every tensor shared.
-    shared = {id(tensor): tensor for tensor in (*hf.parameters(), *hf.buffers())}
+    # Modules with packed weights are shared whole: what unpacks them stands beside the tensors.
+    shared: dict[int, Any] = {id(tensor): tensor for tensor in (*hf.parameters(), *hf.buffers())}
+    shared |= {id(module): module for module in packed_modules(hf)}
     twin = copy.deepcopy(hf, shared)
     asked = _reading(tokenizer, day)
     try:

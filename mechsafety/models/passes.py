@@ -10,12 +10,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 from torch import Tensor, nn
 
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.models.chat import last_columns
 from mechsafety.models.forward import prompt_columns
+from mechsafety.models.placing import Copies
 
 _ANSWERING = ("generate", "generate_stream", "hf_generate")
 """Methods, TransformerLens's and Hugging Face's, that answer one prompt in many passes."""
@@ -38,8 +39,8 @@ class Pass:
         self.fixed_length = prompt_length
         self.length = prompt_length or 0
         self.padding = padding
-        self.chosen: Bool[Tensor, "row token 1"] | None = None
-        self.size = 0
+        self.chosen: Copies | None = None
+        self.size: int | Tensor = 0
         self.shape = (0, 0)
         self.passes: list[Tensor] = []
         self.answering = 0
@@ -166,8 +167,8 @@ class Pass:
             whole = before < self.length <= before + width
             last = last_columns(mask[:, : self.length]) if whole else self.length - 1
             chosen = real & (columns == (last[:, None] if isinstance(last, Tensor) else last))
-        self.chosen = chosen[..., None]
-        self.size = int(chosen.sum())
+        self.chosen = Copies(chosen[..., None])
+        self.size = chosen.sum()
 
     def _prompt_length(self, inputs: Tensor, before: int) -> int:
         """How many columns are prompt, fixed by the first pass of an answer."""

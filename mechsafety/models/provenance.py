@@ -12,13 +12,17 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.progress import quiet
 from mechsafety.models.adapters import adapter_folder
-from mechsafety.models.hardware import dtype_name, resolve_device, resolve_dtype
-from mechsafety.models.loading import PLAIN_TEMPLATE, ModelSpec, load_error, locate, parse_spec
+from mechsafety.models.chat_settings import ChatSettings
+from mechsafety.models.hardware import dtype_name, resolve_dtype
+from mechsafety.models.loading import ModelSpec, load_error, locate, parse_spec
+from mechsafety.models.placing import DeviceMap, Memory, as_text, resolve_placing
+from mechsafety.models.rendering import BARE_TEMPLATES, OWN_OR
+from mechsafety.models.templates import NAMES
 from mechsafety.runs.folder import Provenance
 
 WHOLE = 2**31
@@ -39,16 +43,23 @@ _KINDS = {
 
 
 def of_model(
-    spec: str, *, dtype: str = "auto", device: str = "auto", template: str | None = None
+    spec: str,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    device_map: DeviceMap | None = None,
+    max_memory: Memory | str | None = None,
+    template: str | None = None,
+    chat: ChatSettings | None = None,
 ) -> Provenance:
     """What :func:`mechsafety.models.loading.load_model` would load for these arguments.
 
-    Identity: weights, tokenizer, template and configuration of a folder (for a hub id the commit), the adapter, and
-    the template that is put on it. Circumstance: dtype and device as resolved. Raises :class:`MechsafetyError` as
-    loading does where the model is not found.
+    Identity: weights, tokenizer, template and configuration of a folder (for a hub id the commit), the adapter, the
+    template that is put on it, and chat settings other than the default ones. Circumstance: dtype and device as
+    resolved. Raises :class:`MechsafetyError` as loading does where the model is not found.
     """
     parsed = parse_spec(spec)
-    where = resolve_device(device)
+    where, _ = resolve_placing(device, device_map, max_memory)
     folder, source = locate(parsed)
     identity: dict[str, str | None] = (
         {"commit": _commit(spec, parsed)} if source == "hub" else {**_folder_kinds(Path(folder))}
@@ -56,16 +67,20 @@ def of_model(
     if parsed.adapter is not None:
         identity["adapter"] = _folder_kinds(adapter_folder(parsed.adapter)).get("adapter")
     if template is not None:
-        identity["template"] = _template(template)
+        # Whether a model needs the named one is among its own files.
+        key = "template where it has none" if template.startswith(OWN_OR) else "template"
+        identity[key] = _template(template.removeprefix(OWN_OR))
+    if chat is not None and not chat.is_default:
+        identity["chat"] = chat.as_text()
     circumstance = {"dtype": dtype_name(resolve_dtype(dtype, where)), "device": str(where)}
+    if (divided := as_text(device_map, max_memory)) is not None:
+        circumstance["device"] = f"{where}, divided: {divided}"
     return Provenance(identity=identity, circumstance=circumstance)
 
 
-def of_models(
-    *specs: str, dtype: str = "auto", device: str = "auto", template: str | None = None
-) -> dict[str, Provenance]:
-    """Several models, as sources of a run: ``model SPEC``."""
-    return {f"model {s}": of_model(s, dtype=dtype, device=device, template=template) for s in specs}
+def of_models(*specs: str, **loading: Any) -> dict[str, Provenance]:
+    """Several models, as sources of a run: ``model SPEC``; ``loading`` is as in :func:`of_model`."""
+    return {f"model {spec}": of_model(spec, **loading) for spec in specs}
 
 
 def of_classifier(spec: str) -> Provenance:
@@ -108,11 +123,13 @@ def of_files(*paths: Path) -> Provenance:
 
 
 def _template(template: str) -> str:
-    if template == "plain":
-        return hashlib.sha256(PLAIN_TEMPLATE.encode()).hexdigest()
+    if template in BARE_TEMPLATES:
+        return hashlib.sha256(BARE_TEMPLATES[template].encode()).hexdigest()
     path = Path(template).expanduser()
     if not path.is_file():
-        raise MechsafetyError(f"template {template!r} is neither 'plain' nor a file that exists")
+        raise MechsafetyError(
+            f"template {template!r} is neither one of {', '.join(NAMES)} nor a file that exists"
+        )
     return _hashed(path)
 
 

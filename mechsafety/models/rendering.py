@@ -11,20 +11,43 @@ import functools
 import inspect
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from mechsafety.core.progress import quiet
 
-PLAIN_TEMPLATE = (
+if TYPE_CHECKING:
+    from mechsafety.models.chat_settings import TemplateInput
+
+_TURNS = (
     "{% for message in messages %}"
     "{{ {'user': 'Question', 'assistant': 'Answer', 'system': 'Instructions'}[message['role']] }}: "
     "{{ message['content'] }}\n\n"
     "{% endfor %}"
     "{% if add_generation_prompt %}Answer:{% endif %}"
 )
+PLAIN_TEMPLATE = _TURNS
 """What ``--template plain`` gives a model that has no chat template of its own: bare text, and begun as such."""
+_EXAMPLES = (
+    ("What is the capital of France?", "The capital of France is Paris."),
+    (
+        "How do I boil an egg?",
+        "Put the egg into boiling water for eight minutes, then cool it under cold water.",
+    ),
+    ("Name three colours.", "Red, green and blue."),
+    ("Why does ice float on water?", "Ice floats because it is less dense than liquid water."),
+)
+FEW_SHOT_TEMPLATE = "".join(f"Question: {q}\n\nAnswer: {a}\n\n" for q, a in _EXAMPLES) + _TURNS
+"""What ``--template few-shot`` gives: the same with answered questions in front, which show a base model what it is to
+do. None is about safety, and none of the answers declines."""
+BARE_TEMPLATES = {"plain": PLAIN_TEMPLATE, "few-shot": FEW_SHOT_TEMPLATE}
+"""The templates that are known by name; they write bare text."""
+OWN_OR = "own-or-"
+"""Before such a name: for models alone that have no template of their own."""
+NEXT_QUESTION = "\nQuestion:"
+"""With what a base model that is shown a bare template goes on behind its answer."""
 
 HELLO = ({"role": "user", "content": "Hello"},)
+SYSTEM_ROLES = ("system", "developer")
 
 
 # -- the day that templates write ---------------------------------------------------------------------
@@ -61,12 +84,21 @@ def rendered(
     day: str,
     answer_next: bool = True,
     last_turn_open: bool = False,
+    given: TemplateInput | None = None,
 ) -> str:
-    """``messages`` in the tokenizer's chat template, as on ``day``, ready for the answer or with the last turn open."""
+    """``messages`` in the tokenizer's chat template, as on ``day``, ready for the answer or with the last turn open.
+
+    ``given`` is what the template gets beside the messages; its prefix stands where the answer begins.
+    """
     template = tokenizer.get_chat_template()
+    messages = list(messages)
     options: dict[str, Any] = {}
+    if given is not None:
+        options |= given.arguments
+        if given.system_prompt is not None and (not messages or messages[0]["role"] not in SYSTEM_ROLES):
+            messages.insert(0, {"role": "system", "content": given.system_prompt})
     if "strftime_now" in template:
-        options = {"chat_template": _PINNED + template, "pinned_day": _directives(day)}
+        options |= {"chat_template": _PINNED + template, "pinned_day": _directives(day)}
     text = tokenizer.apply_chat_template(
         [dict(message) for message in messages],
         tokenize=False,
@@ -74,13 +106,13 @@ def rendered(
         continue_final_message=last_turn_open,
         **options,
     )
-    return cast("str", text)
+    return cast("str", text) + (given.prefix if given is not None and answer_next else "")
 
 
-def writes_the_day(tokenizer: Any) -> bool:
+def writes_the_day(tokenizer: Any, given: TemplateInput | None = None) -> bool:
     """Whether the chat template writes the day it is rendered on."""
     days = ("2001-02-03", "2034-11-25")
-    return len({rendered(tokenizer, HELLO, day=day) for day in days}) == len(days)
+    return len({rendered(tokenizer, HELLO, day=day, given=given) for day in days}) == len(days)
 
 
 # -- text to tokens -----------------------------------------------------------------------------------
@@ -115,14 +147,19 @@ def bare_tokens(tokenizer: Any, text: str) -> list[int]:
 def chat_tokens(tokenizer: Any, text: str) -> list[int]:
     """The tokens of a rendered chat: its own, the template having written all of them.
 
-    :data:`PLAIN_TEMPLATE` writes bare text, which is begun as the tokenizer begins it.
+    :data:`BARE_TEMPLATES` write bare text, which is begun as the tokenizer begins it.
     """
     return chat_start(tokenizer) + exact_tokens(tokenizer, text)
 
 
 def chat_start(tokenizer: Any) -> list[int]:
     """The tokens that stand before what the chat template writes."""
-    return around_bare_text(tokenizer)[0] if tokenizer.chat_template == PLAIN_TEMPLATE else []
+    return around_bare_text(tokenizer)[0] if is_bare(tokenizer) else []
+
+
+def is_bare(tokenizer: Any) -> bool:
+    """Whether the chat template is one of :data:`BARE_TEMPLATES`."""
+    return getattr(tokenizer, "chat_template", None) in BARE_TEMPLATES.values()
 
 
 # -- control tokens -----------------------------------------------------------------------------------

@@ -30,6 +30,11 @@ def require_own_length(body: Any, ends: list[int], *, starts: list[int], new_tok
             )
 
 
+def length_matters(body: Any) -> bool:
+    """Whether the model reads sequences of some length with other frequencies."""
+    return any(True for _ in _limits(body))
+
+
 def may_read_in_parts(body: Any, width: int) -> bool:
     """Whether sequences of up to ``width`` tokens have the same frequencies as their beginnings."""
     return all(width <= limit for _, limit in _limits(body))

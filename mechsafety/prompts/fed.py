@@ -7,8 +7,8 @@ follows sees the same text.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from mechsafety.core.errors import MechsafetyError
@@ -20,8 +20,10 @@ from mechsafety.models.chat import (
     require_room,
     tokenize_prompts,
 )
+from mechsafety.models.chat_settings import ChatSettings
 from mechsafety.models.loading import load_reader, window
 from mechsafety.models.rendering import broken, control_tokens, exact_tokens, holding_control_tokens
+from mechsafety.models.thought_reading import thought_budget
 from mechsafety.prompts.prompt_set import Prompt, PromptSet
 
 if TYPE_CHECKING:
@@ -53,11 +55,13 @@ def fed(
     Raises :class:`MechsafetyError` where a prompt and ``new_tokens`` more do not fit in the model's window.
     """
     tokenizer = own_tokenizer(model)
-    holding = holding_control_tokens(tokenizer, [p.text for p in prompts])
-    control = tuple(p.id for p, holds in zip(prompts, holding, strict=True) if holds)
+    control = tuple(p.id for p in prompts if any(holding_control_tokens(tokenizer, p.contents)))
     if escape:
         marks = control_tokens(tokenizer)
-        prompts = _with_texts(prompts, lambda p: broken(p.text, marks) if p.id in control else p.text)
+        unmarked = {
+            p.id: p.with_contents([broken(c, marks) for c in p.contents]) for p in prompts if p.id in control
+        }
+        prompts = _with_changed(prompts, unmarked)
     cut: tuple[str, ...] = ()
     if truncate:
         prompts, cut = truncated(model, prompts, new_tokens=new_tokens)
@@ -71,6 +75,7 @@ def require_all_fit(
     *,
     template: str | None,
     date: str,
+    chat: ChatSettings | None = None,
     truncate: bool | None = None,
     escape: bool = False,
 ) -> None:
@@ -80,7 +85,7 @@ def require_all_fit(
     """
     parts = list(parts)
     for spec in specs:
-        reader = load_reader(spec, template=template, date=date)
+        reader = load_reader(spec, template=template, date=date, chat=chat)
         try:
             for prompts, new_tokens in parts:
                 fed(reader, prompts, new_tokens=new_tokens, truncate=truncate, escape=escape)
@@ -109,7 +114,7 @@ def rendered_examples(model: TransformerBridge, prompts: Iterable[Prompt]) -> di
     first: dict[str, str] = {}
     for prompt in prompts:
         if prompt.label not in first:
-            first[prompt.label] = render_turn(model, prompt.text, rendering="chat")
+            first[prompt.label] = render_turn(model, prompt.asked, rendering="chat")
     return first
 
 
@@ -121,17 +126,28 @@ def fitting(
     truncate: bool | None = None,
     rendering: Rendering = "chat",
 ) -> tuple[Prompts, list[list[int]]]:
-    """Prompts and their tokens, which with ``new_tokens`` more fit in the model's window.
+    """Prompts and their tokens, which with ``new_tokens`` more fit in the model's window, and what is thought before.
 
     Raises :class:`MechsafetyError` where one does not, unless ``truncate`` asks that it be cut; None where the
     caller has no such option, which the error then does not offer.
     """
     if truncate:
         prompts, _ = truncated(model, prompts, new_tokens=new_tokens, rendering=rendering)
-    sequences = tokenize_prompts(model, [p.text for p in prompts], rendering=rendering)
+    sequences = _tokenized(model, prompts, rendering)
     mend = MORE_ROOM if truncate is None else "cut them with truncate_prompts (--truncate-prompts)"
-    require_room(model, sequences, [p.id for p in prompts], new_tokens=new_tokens, mend=mend)
+    room = _with_thought(model, new_tokens)
+    require_room(model, sequences, [p.id for p in prompts], new_tokens=room, mend=mend)
     return prompts, sequences
+
+
+def _tokenized(model: TransformerBridge, prompts: Iterable[Prompt], rendering: Rendering) -> list[list[int]]:
+    found: list[list[int]] = []
+    for prompt in prompts:
+        try:
+            found += tokenize_prompts(model, [prompt.asked], rendering=rendering)
+        except MechsafetyError as error:
+            raise MechsafetyError(f"prompt {prompt.id!r}: {error}") if prompt.messages else error from None
+    return found
 
 
 def truncated(
@@ -139,28 +155,38 @@ def truncated(
 ) -> tuple[Prompts, tuple[str, ...]]:
     """Prompts whose texts end early enough that they and ``new_tokens`` more fit, and the ids of those that were cut.
 
-    A text loses whole tokens at its end; the template stays whole.
+    A text loses whole tokens at its end, of a conversation the longest ones first; the template stays whole.
     """
-    most = window(model)
+    most, new_tokens = window(model), _with_thought(model, new_tokens)
     if most is None:
         return prompts, ()
-    sequences = tokenize_prompts(model, [p.text for p in prompts], rendering=rendering)
+    sequences = _tokenized(model, prompts, rendering)
     long = {
         p.id: _cut(model, p, most - new_tokens, rendering)
         for p, tokens in zip(prompts, sequences, strict=True)
         if len(tokens) + new_tokens > most
     }
-    return _with_texts(prompts, lambda p: long.get(p.id, p.text)), tuple(long)
+    return _with_changed(prompts, long), tuple(long)
 
 
-def _cut(model: TransformerBridge, prompt: Prompt, room: int, rendering: Rendering) -> str:
-    """The longest beginning of the prompt's text, in whole tokens, with which it takes at most ``room`` tokens."""
-    begin, n_tokens = _beginnings(own_tokenizer(model), prompt.text)
+def _with_thought(model: TransformerBridge, new_tokens: int) -> int:
+    """So many tokens of answer, and those of a thought before it."""
+    return new_tokens + thought_budget(model) if new_tokens else 0
+
+
+def _cut(model: TransformerBridge, prompt: Prompt, room: int, rendering: Rendering) -> Prompt:
+    """The prompt with the longest beginnings of its texts, of as many whole tokens each, that take at most ``room``."""
+    texts = [_beginnings(own_tokenizer(model), text) for text in prompt.contents]
+
+    def begin(n: int) -> Prompt:
+        return prompt.with_contents(
+            [first(min(n, n_tokens)) if n_tokens else "" for first, n_tokens in texts]
+        )
 
     def fits(n: int) -> bool:
-        return len(tokenize_prompts(model, [begin(n)], rendering=rendering)[0]) <= room
+        return len(tokenize_prompts(model, [begin(n).asked], rendering=rendering)[0]) <= room
 
-    low, high = 0, n_tokens  # so many tokens fit, so many do not
+    low, high = 0, max(n_tokens for _, n_tokens in texts)  # so many tokens fit, so many do not
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
@@ -181,8 +207,8 @@ def _beginnings(tokenizer: Any, text: str) -> tuple[Callable[[int], str], int]:
     return lambda n: text[: spans[n - 1][1]], len(spans)
 
 
-def _with_texts(prompts: Prompts, text: Callable[[Prompt], str]) -> Prompts:
-    changed = tuple(replace(p, text=text(p)) for p in prompts)
+def _with_changed(prompts: Prompts, changed: Mapping[str, Prompt]) -> Prompts:
+    found = tuple(changed.get(p.id, p) for p in prompts)
     if isinstance(prompts, PromptSet):
-        return cast("Prompts", PromptSet(changed, prompts.name))
-    return cast("Prompts", list(changed))
+        return cast("Prompts", PromptSet(found, prompts.name))
+    return cast("Prompts", list(found))

@@ -6,18 +6,19 @@ Each split has one purpose: fit prompts estimate, validation prompts choose, rep
 from __future__ import annotations
 
 import hashlib
-import io
 import random
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from html import escape
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.places import data_folder
+from mechsafety.prompts.files import SUFFIXES, cell_text, read_rows
+from mechsafety.prompts.messages import Turns, as_messages, read_turns, turns_text
 
 PromptLabel = Literal["harmful", "harmless"]
 Split = Literal["fit", "validation", "report"]
@@ -27,14 +28,17 @@ Purpose = Literal["estimate", "choose", "judge"]
 PURPOSES: Mapping[Purpose, Split] = {"estimate": "fit", "choose": "validation", "judge": "report"}
 """What the prompts of a split are for: directions, probes and scores of weights are estimated on one, layers and
 settings chosen on another, and what is reported of an edit is measured on the third."""
-SUFFIXES = (".csv", ".json", ".jsonl", ".parquet", ".txt")
 _SENTENCE_MARKS = re.compile(r"[.,;:!?…'\"“”‘’«»¿¡()]+")
-_TEXT_COLUMNS = ("text", "prompt", "question", "instruction", "goal", "behavior")
+TEXT_COLUMNS = ("text", "prompt", "question", "instruction", "goal", "behavior")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """One request. ``label`` marks whether a safe model should decline it."""
+    """One request. ``label`` marks whether a safe model should decline it.
+
+    ``messages`` are the turns of a conversation, (role, content) of each; ``text`` is then the last of them, the
+    user's. One turn of the user alone is no conversation.
+    """
 
     id: str
     text: str
@@ -43,6 +47,41 @@ class Prompt:
     split: Split = "report"
     source: str = ""
     licence: str = ""
+    messages: Turns = ()
+
+    def __post_init__(self) -> None:
+        turns = read_turns(self.messages, at=f"prompt {self.id!r}")
+        if turns and turns[-1][1].strip() != self.text.strip():
+            raise MechsafetyError(f"prompt {self.id!r}: its text is not the last of its messages")
+        object.__setattr__(self, "messages", turns if len(turns) > 1 else ())
+        if self.messages:
+            object.__setattr__(self, "text", self.messages[-1][1])
+
+    @property
+    def asked(self) -> str | list[dict[str, str]]:
+        """What the model is asked: the text, or the whole conversation."""
+        return as_messages(self.messages) if self.messages else self.text
+
+    @property
+    def contents(self) -> tuple[str, ...]:
+        """Every text in it."""
+        return tuple(content for _, content in self.messages) or (self.text,)
+
+    def with_contents(self, contents: Sequence[str]) -> Prompt:
+        """The same prompt with other texts, in the order of :attr:`contents`."""
+        turns = tuple((role, new) for (role, _), new in zip(self.messages, contents, strict=False))
+        return replace(self, text=contents[-1], messages=turns)
+
+    def with_text(self, text: str, **changes: Any) -> Prompt:
+        """The same prompt with another last turn of the user, and other changes."""
+        return replace(self.with_contents([*self.contents[:-1], text]), **changes)
+
+    @property
+    def folded(self) -> str:
+        """By which two prompts are the same: their texts, folded."""
+        if not self.messages:
+            return folded(self.text)
+        return "\x1e".join(f"{role}\x1f{folded(content)}" for role, content in self.messages)
 
 
 @dataclass(frozen=True)
@@ -127,11 +166,21 @@ class PromptSet(Sequence[Prompt]):
         digest = hashlib.sha256()
         for p in self.prompts:
             fields = (p.id, p.text, p.label, p.category, p.split, p.source, p.licence)
+            fields += (turns_text(p.messages),) if p.messages else ()
             digest.update("\x1f".join(fields).encode() + b"\x1e")
         return digest.hexdigest()
 
-    def to_rows(self) -> list[dict[str, str]]:
-        return [dict(vars(p)) for p in self.prompts]
+    def to_rows(self) -> list[dict[str, Any]]:
+        """A row a prompt, as :func:`load_prompts` reads them; ``messages`` only where some are conversations."""
+        several = any(p.messages for p in self.prompts)
+        return [
+            {
+                name: as_messages(value) if name == "messages" else value
+                for name, value in vars(p).items()
+                if several or name != "messages"
+            }
+            for p in self.prompts
+        ]
 
     def _repr_html_(self) -> str:
         counts = "".join(
@@ -150,17 +199,20 @@ class PromptSet(Sequence[Prompt]):
 def load_prompts(
     name: str | Path, *, label: PromptLabel | None = None, split: Split | None = None
 ) -> PromptSet:
-    """Load a packaged set (``default``, ``contrast``), a published one by name, or a file.
+    """Load a packaged set (``default``, ``contrast``), a published one by name, a file, or a folder.
 
     Files are CSV, JSON (a list of objects), JSONL, Parquet, or text (one prompt per line), in UTF-8, with a
-    text column (``text``, ``prompt``, ``question``, ``instruction``, ``goal`` or ``behavior``) and
+    text column (``text``, ``prompt``, ``question``, ``instruction``, ``goal`` or ``behavior``), or a column
+    ``messages`` (a list of {role, content} that ends with the user's turn; in CSV as JSON text), and
     optionally ``id``, ``label``, ``category``, ``split``, ``source``, ``licence``. ``label`` and ``split``
-    fill these columns where a file lacks them; without ``split`` such prompts are report prompts.
+    fill these columns where a file lacks them; without ``split`` such prompts are report prompts. A folder holds a
+    file for each label and part (:func:`mechsafety.prompts.folders.load_folder`).
 
     Raises :class:`MechsafetyError`, with file and line, for a missing file, a wrong encoding, wrong
     columns, empty text, a duplicate id, and a text that stands in two splits or under two labels. A text that stands
     twice in one split under one label is taken once (``PromptSet.repeated``).
     """
+    from mechsafety.prompts.folders import load_folder
     from mechsafety.prompts.sources import SOURCES, load_source
 
     text = str(name)
@@ -170,11 +222,13 @@ def load_prompts(
     if text in SOURCES:
         return from_rows(load_source(text), where=text, name=text, label=label, split=split)
     path = Path(name).expanduser()
+    if text and path.is_dir():
+        return load_folder(path)
     if path.suffix.lower() in SUFFIXES or path.is_file():
         return _from_file(path, name=path.name, label=label, split=split)
     raise MechsafetyError(
         f"unknown prompt set {text!r}: packaged are {', '.join(packaged_sets())}; by name from the hub "
-        f"{', '.join(SOURCES)}; or name a file ending in {', '.join(SUFFIXES)}"
+        f"{', '.join(SOURCES)}; or name a folder, or a file ending in {', '.join(SUFFIXES)}"
     )
 
 
@@ -200,7 +254,7 @@ def from_rows(
         if prompt.id in ids:
             raise MechsafetyError(f"{where}, {place}: id {prompt.id!r} stands already at {ids[prompt.id]}")
         ids[prompt.id] = place
-        other, other_place = texts.setdefault(folded(prompt.text), (prompt, place))
+        other, other_place = texts.setdefault(prompt.folded, (prompt, place))
         if other.split != prompt.split:
             raise MechsafetyError(
                 f"{where}, {place}: this text stands in split {prompt.split!r} and, at {other_place}, in "
@@ -229,19 +283,12 @@ def folded(text: str) -> str:
 def _prompt(
     row: dict[str, Any], *, at: str, index: int, name: str, label: PromptLabel | None, split: Split | None
 ) -> Prompt:
-    column = next((c for c in _TEXT_COLUMNS if c in row), None)
-    if column is None:
-        raise MechsafetyError(
-            f"{at}: no text column; have {', '.join(map(str, row)) or 'none'}, want one of "
-            f"{', '.join(_TEXT_COLUMNS)}"
-        )
-    if cell_text(row[column]) and not isinstance(row[column], str):
-        raise MechsafetyError(f"{at}: column {column!r} holds a {type(row[column]).__name__}, not text")
-    text = cell_text(row[column]).strip()
-    if not text:
-        raise MechsafetyError(f"{at}: column {column!r} is empty")
-    if any("\ud800" <= character <= "\udfff" for character in text):
-        raise MechsafetyError(f"{at}: column {column!r} holds half a character (a lone surrogate)")
+    turns = read_turns(row.get("messages"), at=at)
+    text = _row_text(row, at=at) if not turns or _has_text(row) else ""
+    last = "".join(content for _, content in turns[-1:])
+    if turns and text and text != last.strip():
+        raise MechsafetyError(f"{at}: the text is not the last of the messages: give the messages alone")
+    text = text or last.strip()
     the_label = cell_text(row.get("label")) or label
     if the_label not in LABELS:
         got = f"label {the_label!r} is" if the_label else "there is no label column, and label is"
@@ -259,116 +306,30 @@ def _prompt(
         split=the_split,
         source=cell_text(row.get("source")) or name,
         licence=cell_text(row.get("licence")),
+        messages=turns,
     )
 
 
-def cell_text(value: object) -> str:
-    """A cell as text; empty where it is missing (Parquet gives None or NaN)."""
-    return "" if value is None or value != value else str(value)
+def _has_text(row: Mapping[str, Any]) -> bool:
+    return any(cell_text(row.get(column)).strip() for column in TEXT_COLUMNS)
+
+
+def _row_text(row: Mapping[str, Any], *, at: str) -> str:
+    column = next((c for c in TEXT_COLUMNS if c in row), None)
+    if column is None:
+        raise MechsafetyError(
+            f"{at}: no text column; have {', '.join(map(str, row)) or 'none'}, want one of "
+            f"{', '.join(TEXT_COLUMNS)}, or messages"
+        )
+    if cell_text(row[column]) and not isinstance(row[column], str):
+        raise MechsafetyError(f"{at}: column {column!r} holds a {type(row[column]).__name__}, not text")
+    text = cell_text(row[column]).strip()
+    if not text:
+        raise MechsafetyError(f"{at}: column {column!r} is empty")
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise MechsafetyError(f"{at}: column {column!r} holds half a character (a lone surrogate)")
+    return text
 
 
 def _from_file(path: Path, *, name: str, label: PromptLabel | None, split: Split | None) -> PromptSet:
     return from_rows(read_rows(path), where=str(path), name=name, label=label, split=split)
-
-
-def read_rows(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each row of a CSV, JSON, JSONL, Parquet or text file, with the place it stands in (``line 7``)."""
-    path = Path(path)
-    if path.suffix.lower() not in SUFFIXES:
-        raise MechsafetyError(f"{path}: the file's name must end in {', '.join(SUFFIXES)}")
-    if not path.is_file():
-        raise MechsafetyError(f"file {str(path)!r} does not exist")
-    return _READERS[path.suffix.lower()](path)
-
-
-def _text(path: Path) -> str:
-    raw = path.read_bytes()
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw[: error.start].count(b"\n") + 1
-        raise MechsafetyError(
-            f"{path}, line {line}: not UTF-8 (byte 0x{raw[error.start]:02x}); save the file as UTF-8"
-        ) from None
-
-
-def _numbered(path: Path) -> Iterator[tuple[int, str]]:
-    # Not splitlines(), which also divides at characters that may stand in a prompt (U+2028, form feed).
-    return enumerate(io.StringIO(_text(path), newline=None), start=1)
-
-
-def _csv(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    import csv
-
-    reader = csv.DictReader(io.StringIO(_text(path), newline=""), strict=True)
-    try:
-        for row in reader:
-            if None in row or any(value is None for value in row.values()):
-                raise MechsafetyError(
-                    f"{path}, line {reader.line_num}: {len(reader.fieldnames or [])} columns in the header, "
-                    "another number here"
-                )
-            yield f"line {reader.line_num}", row
-    except csv.Error as error:
-        raise MechsafetyError(f"{path}, line {reader.reader.line_num}: {error}") from None
-
-
-def _object(value: object, at: str) -> dict[str, Any]:
-    if isinstance(value, str):
-        return {"text": value}
-    if not isinstance(value, dict):
-        raise MechsafetyError(f"{at}: an object or a string is expected, got {type(value).__name__}")
-    return value
-
-
-def _json(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    import json
-
-    try:
-        rows = json.loads(_text(path))
-    except json.JSONDecodeError as error:
-        raise MechsafetyError(f"{path}, line {error.lineno}: not JSON ({error.msg})") from None
-    if not isinstance(rows, list):
-        raise MechsafetyError(f"{path}: a list of objects is expected, got {type(rows).__name__}")
-    for number, value in enumerate(rows, start=1):
-        yield f"item {number}", _object(value, f"{path}, item {number}")
-
-
-def _jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    import json
-
-    for number, line in _numbered(path):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise MechsafetyError(f"{path}, line {number}: not JSON ({error.msg})") from None
-        yield f"line {number}", _object(value, f"{path}, line {number}")
-
-
-def _parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        rows = pyarrow.parquet.read_table(path).to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
-        raise MechsafetyError(f"{path}: not a Parquet file ({str(error).splitlines()[0]})") from None
-    for number, row in enumerate(rows, start=1):
-        yield f"row {number}", row
-
-
-def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    for number, line in _numbered(path):
-        if line.strip():
-            yield f"line {number}", {"text": line}
-
-
-_READERS: dict[str, Callable[[Path], Iterator[tuple[str, dict[str, Any]]]]] = {
-    ".csv": _csv,
-    ".json": _json,
-    ".jsonl": _jsonl,
-    ".parquet": _parquet,
-    ".txt": _lines,
-}

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.progress import Progress
-from mechsafety.prompts.prompt_set import LABELS, PURPOSES, Prompt, PromptSet, Purpose, folded
+from mechsafety.prompts.prompt_set import LABELS, PURPOSES, Prompt, PromptSet, Purpose
 from mechsafety.runs.folder import RunFolder
 
 
@@ -39,7 +39,7 @@ def require_disjoint(**sets: Sequence[Prompt]) -> None:
     seen: dict[str, tuple[str, Prompt]] = {}
     for name, prompts in sets.items():
         for prompt in prompts:
-            other_name, other = seen.setdefault(folded(prompt.text), (name, prompt))
+            other_name, other = seen.setdefault(prompt.folded, (name, prompt))
             if other_name != name:
                 raise MechsafetyError(
                     f"{name} prompt {prompt.id!r} is also {other_name} prompt {other.id!r}: what is found or chosen on "

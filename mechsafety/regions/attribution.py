@@ -68,8 +68,11 @@ def attribute(
     The model's weights and their ``requires_grad`` are as before. When memory runs out in the first batch, which
     has the longest examples, the batch size is halved. Raises :class:`MechsafetyError` for no examples, an empty
     answer, an example longer than the context, float16 weights (gradients underflow), activations or gradients
-    that are NaN or infinite (with the map), a map that does not run on all tokens in order (an expert, for example),
-    and a ``store`` that holds other scores.
+    that are NaN or infinite (with the map), a map that does not run on all tokens in order, and a ``store`` that
+    holds other scores.
+
+    Experts are scored by the tokens that are routed to them. Their gradients are those of their parameters, in the
+    model's number format, so that a model that has some runs one example at a time.
     """
     store = None if store is None else Path(store)
     if batch_size < 1:
@@ -77,6 +80,7 @@ def attribute(
     encoded = _checked(model, examples)
     maps = linear_maps(model)
     facts = _facts(model, maps, encoded, loss, positions)
+    batch_size = 1 if any(m.expert is not None for m in maps) else batch_size
     part = _Checkpoint.of(store, facts)
     if store is not None and store.is_file():
         part.remove()

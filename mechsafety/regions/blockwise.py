@@ -25,7 +25,7 @@ from mechsafety.models.forward import evaluating
 from mechsafety.models.handles import attached
 from mechsafety.models.loading import architecture
 from mechsafety.regions.attribution import DEFAULT_BATCH, attribute
-from mechsafety.regions.maps import LinearMap, block_module, linear_maps, running_body
+from mechsafety.regions.maps import LinearMap, block_module, linear_maps, routed_to, running_body
 from mechsafety.regions.pruning import (
     Group,
     Percent,
@@ -252,22 +252,30 @@ def _measured(
     positions: Positions,
 ) -> Attribution:
     """The norms of the block's inputs over the chosen tokens, as an attribution that holds only these."""
-    squares: dict[str, Tensor] = {}
+    squares: dict[str, Tensor] = {
+        m.site: m.weight().new_zeros(m.d_in, dtype=torch.float32) for m in maps if m.expert is not None
+    }
     chosen: list[Tensor] = []
+
+    def add(site: str, x: Tensor) -> None:
+        squares[site] = squares.get(site, 0) + x.float().square().sum(0)
+
+    routed = routed_to(maps, add)
 
     def watch(m: LinearMap) -> Callable[..., None]:
         def before(_module: nn.Module, args: tuple[Any, ...]) -> None:
-            rows, tokens = chosen[0].shape
-            x = args[0].reshape(rows, tokens, m.d_in)[chosen[0]].float()
-            squares[m.site] = squares.get(m.site, 0) + x.square().sum(0)
+            if not routed.busy:
+                rows, tokens = chosen[0].shape
+                x = args[0].reshape(rows, tokens, m.d_in)
+                add(m.site, x[chosen[0].to(x.device)])
 
         return before
 
-    readers = {m.site: m for m in reversed(maps)}.values()
+    readers = {m.site: m for m in reversed(maps) if m.expert is None}.values()
     handles = [m.module.register_forward_pre_hook(watch(m)) for m in readers]
-    with attached(handles):
+    with attached(handles), routed.watching():
         for batch in stream:
-            chosen[:] = [batch.chosen]
+            chosen[:], routed.chosen = [batch.chosen], batch.chosen
             batch.run(block, layer)
     return Attribution(
         shapes=shapes_of(maps),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.generation.answers import Example
 from mechsafety.generation.completions import DEFAULT_BATCH, Completion, generate
+from mechsafety.models.thought_reading import require_no_thoughts
 from mechsafety.prompts.prompt_set import Prompt, PromptLabel
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ def attribution_examples(
         raise MechsafetyError(
             f"{n} {kind} examples need as many {_LABELS[kind]} prompts; there are {len(pool)}"
         )
+    require_no_thoughts(model, "attribution by the model's own answers")
     random.Random(seed).shuffle(pool)
     kept: list[Completion] = []
     asked = 0
@@ -88,9 +90,9 @@ def example_of(completion: Completion, *, response: Response) -> Example:
     """A completion as a pair of prompt and answer."""
     ended = completion.finish == "stop"
     if response == "full":
-        return Example(prompt=completion.prompt, answer=completion.text, whole=ended)
+        return Example(prompt=completion.asked, answer=completion.text, whole=ended)
     short = first_sentence(completion.text)
-    return Example(prompt=completion.prompt, answer=short, whole=ended and short == completion.text.strip())
+    return Example(prompt=completion.asked, answer=short, whole=ended and short == completion.text.strip())
 
 
 # Words whose full stop ends no sentence. "no." and "etc." do end sentences.

@@ -40,6 +40,11 @@ def export_lora(model: TransformerBridge, removal: Removal, folder: Path | str) 
         )
     maps = linear_maps(model)
     require_made_for(removal, maps, model_name(model))
+    if any(removal.ranks()[m.name] for m in maps if m.expert is not None):
+        raise MechsafetyError(
+            f"{removal.label} takes ranks from experts, which have no modules that a LoRA adapter could name; "
+            "save_removal keeps it"
+        )
     paths = {id(module): path for path, module in twin.named_modules()}
     adapted = {
         paths[id(members[0].module)]: (members[0].module, *_factors(members, removal))

@@ -7,9 +7,8 @@ are per map. Biases, norms, embeddings and the unembedding are no maps.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,10 +18,13 @@ from transformers.pytorch_utils import Conv1D
 
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.models.chat import device_of, pad_left
-from mechsafety.models.forward import forward
+from mechsafety.models.forward import evaluating, forward
 from mechsafety.models.handles import attached
 from mechsafety.models.hooking import plain_module_path
 from mechsafety.models.loading import architecture, body_of, generation_twin, is_hooked_transformer
+from mechsafety.models.quantised import require_plain
+from mechsafety.regions.experts import Mixture, Routed, mixtures, roles
+from mechsafety.regions.map_places import Place, joint_maps, kinds_of, parts_of
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -30,28 +32,6 @@ if TYPE_CHECKING:
 KINDS = ("q", "k", "v", "o", "gate", "up", "down")
 WRITING_KINDS = ("o", "down")
 """The maps whose outputs are added to the residual stream."""
-_ATTENTION = {"q": "q", "k": "k", "v": "v", "o": "o"}
-_MLP = {"gate": "gate", "in": "up", "out": "down"}
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Place:
-    """Where a map's weight is stored: a parameter, which of its rows, and whether it stands transposed."""
-
-    parameter: nn.Parameter
-    rows: Int[Tensor, " d_out"] | None
-    transposed: bool
-
-    def read(self) -> Float[Tensor, "d_out d_in"]:
-        matrix = self.parameter.detach().T if self.transposed else self.parameter.detach()
-        return matrix if self.rows is None else matrix[self.rows]
-
-    def write(self, value: Float[Tensor, "d_out d_in"]) -> None:
-        matrix = self.parameter.detach().T if self.transposed else self.parameter.detach()
-        if self.rows is None:
-            matrix.copy_(value)
-        else:
-            matrix[self.rows] = value.to(matrix.dtype)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -61,7 +41,8 @@ class LinearMap:
     ``name`` is ``blocks.3.q``; ``site`` names its input after the first map that reads it (``blocks.3.q.in``): maps
     that read the same tensor share it (q, k and v; gate and up). ``module`` is what runs, and ``rows`` which entries
     of its output are this map's (None: all). ``places`` are all parameters that hold W: one, or several where
-    TransformerLens keeps a copy of its own.
+    TransformerLens keeps a copy of its own. ``expert`` is the number of the expert whose map it is
+    (``blocks.3.experts.5.down``); its ``module`` is the whole mixture then.
     """
 
     name: str
@@ -73,6 +54,7 @@ class LinearMap:
     places: tuple[Place, ...]
     d_out: int
     d_in: int
+    expert: int | None = None
 
     @property
     def rank(self) -> int:
@@ -92,20 +74,23 @@ class LinearMap:
 def linear_maps(model: TransformerBridge) -> list[LinearMap]:
     """The linear maps of all blocks, in the order in which they run.
 
-    What runs is seen in a probe pass, so nothing hangs on a module's name. Raises :class:`MechsafetyError` for a
-    ``HookedTransformer``, whose maps are no modules, and for a model in whose blocks no linear module ran.
+    Those of experts follow the others of their block, whether the probe routes a token to them or not. What runs is
+    seen in a probe pass, so nothing hangs on a module's name. Raises :class:`MechsafetyError` for a
+    ``HookedTransformer``, whose maps are no modules, for quantised weights, and for a model in whose blocks no linear
+    module ran.
     """
     body: Any = running_body(model)
+    require_plain(body, "regions, heads and anatomy score and change weights")
     found: list[LinearMap] = []
     with torch.inference_mode(False):
         runs = _runs(model, body)
         for layer in range(model.cfg.n_layers):
-            joint = _joint_maps(model, layer)
-            kinds = _kinds(model, layer)
+            joint = joint_maps(model, layer)
+            kinds = kinds_of(model, layer)
             taken: dict[str, int] = {}
             sites: dict[int, str] = {}
             for module, path, x in runs[layer]:
-                for part in _parts(module, path, joint, kinds):
+                for part in parts_of(module, path, joint, kinds):
                     count = taken[part.kind] = taken.get(part.kind, 0) + 1
                     name = f"blocks.{layer}.{part.kind}{'' if count == 1 else f'_{count}'}"
                     d_out, d_in = part.places[0].read().shape
@@ -122,6 +107,10 @@ def linear_maps(model: TransformerBridge) -> list[LinearMap]:
                             d_in=d_in,
                         )
                     )
+            for number, mixture in enumerate(mixtures(block_module(model, body, layer))):
+                found += _expert_maps(
+                    mixture, layer, "experts" if not number else f"experts_{number + 1}", model
+                )
     if not found:
         raise MechsafetyError(
             f"no linear module runs in the blocks of {architecture(model)}: there is no map to score"
@@ -129,16 +118,82 @@ def linear_maps(model: TransformerBridge) -> list[LinearMap]:
     return found
 
 
+def _expert_maps(mixture: Mixture, layer: int, name: str, model: TransformerBridge) -> list[LinearMap]:
+    """Three maps of each expert in most mixtures: gate, up and down."""
+    found: list[LinearMap] = []
+    with evaluating(mixture.module):
+        parts = roles(mixture, model.cfg.d_model)
+    n_experts = min((len(mixture.experts(role.name)) for role in parts), default=0)
+    for expert in range(n_experts):
+        site: dict[str, str] = {}
+        for role in parts:
+            parameter, number = mixture.experts(role.name)[expert]
+            whole = Place(parameter=parameter, rows=None, transposed=role.transposed, expert=number)
+            place = replace(whole, rows=_half(whole, role.half, interleaved=mixture.interleaved))
+            own = f"blocks.{layer}.{name}.{expert}.{role.kind}"
+            d_out, d_in = place.read().shape
+            found.append(
+                LinearMap(
+                    name=own,
+                    layer=layer,
+                    kind=role.kind,
+                    site=f"{own}.in" if role.kind == "down" else site.setdefault("in", f"{own}.in"),
+                    module=mixture.module,
+                    rows=place.rows,
+                    places=(place,),
+                    d_out=d_out,
+                    d_in=d_in,
+                    expert=expert,
+                )
+            )
+    return found
+
+
+def routed_to(maps: Sequence[LinearMap], add: Callable[[str, Tensor], None]) -> Routed:
+    """What the experts among ``maps`` read of chosen tokens: ``add(site, x)`` with x [token, d_in]."""
+    sites = {
+        (id(m.places[0].parameter), m.places[0].expert or 0): m.site for m in maps if m.expert is not None
+    }
+    modules = {id(m.module): m.module for m in maps if m.expert is not None}
+    found = [mixture for module in modules.values() for mixture in mixtures(nn.ModuleDict({"one": module}))]
+
+    def read(parameter: nn.Parameter, number: int, x: Tensor) -> None:
+        if (id(parameter), number) in sites:
+            add(sites[id(parameter), number], x)
+
+    return Routed(found, read)
+
+
+def _half(whole: Place, half: int | None, *, interleaved: bool) -> Int[Tensor, " d_out"] | None:
+    if half is None:
+        return None
+    rows = torch.arange(whole.read().shape[0], device=whole.parameter.device)
+    return rows[half::2] if interleaved else rows.chunk(2)[half]
+
+
+def unseen_share(model: TransformerBridge, maps: Sequence[LinearMap]) -> float:
+    """The share of the blocks' weights with two or more axes that no map covers."""
+    body: Any = running_body(model)
+    blocks = [block_module(model, body, layer) for layer in range(model.cfg.n_layers)]
+    whole = sum(p.numel() for block in blocks for _, p in _matrices(block))
+    return 1 - sum(m.d_out * m.d_in for m in maps) / whole
+
+
 def uncovered(model: TransformerBridge, maps: Sequence[LinearMap]) -> list[str]:
-    """Weights of the blocks with two or more axes that no map covers (fused experts, routers, convolutions)."""
+    """Weights of the blocks with two or more axes that no map covers (routers, convolutions)."""
     covered = {id(place.parameter) for m in maps for place in m.places}
     body: Any = running_body(model)
     return [
-        name
+        f"blocks.{layer}.{name}"
         for layer in range(model.cfg.n_layers)
-        for name, parameter in block_module(model, body, layer).named_parameters(prefix=f"blocks.{layer}")
-        if parameter.ndim >= 2 and id(parameter) not in covered
+        for name, parameter in _matrices(block_module(model, body, layer))
+        if id(parameter) not in covered
     ]
+
+
+def _matrices(block: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """The weights of a block with two or more axes; biases of experts have two as well."""
+    return [(n, p) for n, p in block.named_parameters() if p.ndim >= 2 and not n.endswith("bias")]
 
 
 def running_body(model: TransformerBridge) -> Any:
@@ -150,49 +205,6 @@ def running_body(model: TransformerBridge) -> Any:
         )
     twin = generation_twin(model)
     return twin if twin is not None else body_of(model)
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Part:
-    kind: str
-    rows: Tensor | None
-    places: tuple[Place, ...]
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Joint:
-    """A joint projection: its parameter, and for each kind its rows and the parameter of the bridge's own part."""
-
-    parameter: nn.Parameter
-    transposed: bool
-    parts: dict[str, tuple[Tensor, nn.Parameter]]
-
-    def of(self, parameter: nn.Parameter) -> list[_Part]:
-        """What a module with ``parameter`` runs of this projection: all of it, one part, or nothing."""
-        if parameter is self.parameter:
-            return [
-                _Part(kind=kind, rows=rows, places=self._places(rows, own))
-                for kind, (rows, own) in self.parts.items()
-            ]
-        return [
-            _Part(kind=kind, rows=None, places=self._places(rows, own)[::-1])
-            for kind, (rows, own) in self.parts.items()
-            if parameter is own
-        ]
-
-    def _places(self, rows: Tensor, own: nn.Parameter) -> tuple[Place, ...]:
-        joint = Place(parameter=self.parameter, rows=rows, transposed=self.transposed)
-        part = Place(parameter=own, rows=None, transposed=False)
-        return (joint, part)
-
-
-def _parts(module: Any, name: str, joint: Sequence[_Joint], kinds: dict[int, str]) -> list[_Part]:
-    for projection in joint:
-        if parts := projection.of(module.weight):
-            return parts
-    place = Place(parameter=module.weight, rows=None, transposed=isinstance(module, Conv1D))
-    kind = kinds.get(id(module.weight), name.rpartition(".")[2])
-    return [_Part(kind=kind, rows=None, places=(place,))]
 
 
 def block_module(model: TransformerBridge, body: Any, layer: int) -> nn.Module:
@@ -213,93 +225,25 @@ def _runs(model: TransformerBridge, body: Any) -> list[list[tuple[nn.Module, str
     numbers: dict[tuple[int, tuple[int, ...], tuple[int, ...]], int] = {}
 
     def watch(layer: int, path: str) -> Any:
-        def before(module: nn.Module, args: tuple[Any, ...]) -> None:
-            if any(module is other for other, *_ in seen[layer]):
+        def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            # Some routers are linear modules that give out more than W x.
+            if any(module is other for other, *_ in seen[layer]) or not isinstance(output, Tensor):
                 return
             x = args[0]
             inputs.append(x)
             number = numbers.setdefault((x.data_ptr(), tuple(x.shape), tuple(x.stride())), len(numbers))
             seen[layer].append((module, path, number))
 
-        return before
+        return after
 
+    blocks = [block_module(model, body, layer) for layer in range(model.cfg.n_layers)]
+    routed = {id(p) for b in blocks for m in mixtures(b) for group in m.parameters.values() for p in group}
     handles = [
-        module.register_forward_pre_hook(watch(layer, path))
-        for layer in range(model.cfg.n_layers)
-        for path, module in block_module(model, body, layer).named_modules()
-        if isinstance(module, nn.Linear | Conv1D)
+        module.register_forward_hook(watch(layer, path))
+        for layer, block in enumerate(blocks)
+        for path, module in block.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and id(module.weight) not in routed
     ]
     with attached(handles):
         forward(body, pad_left([[0, 1, 2, 3]], pad=0).to(device_of(model)), logits=None)
     return seen
-
-
-def _kinds(model: TransformerBridge, layer: int) -> dict[int, str]:
-    """The field's names of the block's maps, by the identity of their parameters."""
-    block: Any = model.blocks[layer]
-    found: dict[int, str] = {}
-    for part, names in (("attn", _ATTENTION), ("mlp", _MLP)):
-        for name, kind in names.items():
-            module = getattr(getattr(getattr(block, part, None), name, None), "original_component", None)
-            weight = getattr(module, "weight", None)
-            if isinstance(weight, nn.Parameter):
-                found[id(weight)] = kind
-    return found
-
-
-def _joint_maps(model: TransformerBridge, layer: int) -> list[_Joint]:
-    block: Any = model.blocks[layer]
-    found = []
-    for part, split, names in (
-        ("attn", "split_qkv_matrix", {k: v for k, v in _ATTENTION.items() if k != "o"}),
-        ("mlp", "split_gate_up_matrix", {k: v for k, v in _MLP.items() if k != "out"}),
-    ):
-        component = getattr(block, part, None)
-        splitter = getattr(component, split, None)
-        if component is None or splitter is None:
-            continue
-        owns = {kind: getattr(component, name).original_component.weight for name, kind in names.items()}
-        module = _joint_module(component, owns)
-        if module is None:
-            continue
-        transposed = isinstance(module, Conv1D)
-        with _numbered_rows(module, transposed=transposed):
-            numbered = [_numbers(piece.weight) for piece in splitter(component.original_component)]
-        parts = {kind: (rows, owns[kind]) for (kind, rows) in zip(owns, numbered, strict=True)}
-        found.append(_Joint(parameter=module.weight, transposed=transposed, parts=parts))
-    return found
-
-
-def _joint_module(component: Any, owns: dict[str, nn.Parameter]) -> Any:
-    """The linear module of ``component`` whose weight has as many entries as the parts together."""
-    total = sum(p.numel() for p in owns.values())
-    parts = {id(p) for p in owns.values()}
-    for module in component.modules():
-        if not isinstance(module, nn.Linear | Conv1D):
-            continue
-        if module.weight.numel() == total and id(module.weight) not in parts:
-            return module
-    return None
-
-
-# A split may be a view, a copy, or interleaved by head. Which rows went where is read off by putting each row's
-# number into it, in digits that every number format holds exactly, and splitting that.
-_DIGIT = 128
-
-
-@contextmanager
-def _numbered_rows(module: Any, *, transposed: bool) -> Iterator[None]:
-    kept = module.weight.detach().clone()
-    matrix = module.weight.detach().T if transposed else module.weight.detach()
-    try:
-        number = torch.arange(len(matrix), device=matrix.device)
-        for column in range(3):
-            matrix[:, column] = (number // _DIGIT**column % _DIGIT).to(matrix.dtype)
-        yield
-    finally:
-        module.weight.detach().copy_(kept)
-
-
-def _numbers(rows: Float[Tensor, "d_out d_in"]) -> Int[Tensor, " d_out"]:
-    digits = rows.detach()[:, :3].round().long()
-    return digits @ torch.tensor([1, _DIGIT, _DIGIT**2], device=digits.device)

@@ -15,6 +15,7 @@ from mechsafety.core.progress import quiet
 from mechsafety.models.hardware import dtype_name, resolve_device, resolve_dtype
 from mechsafety.models.loading import load_error, locate, parse_spec
 from mechsafety.regions.attribution import DEFAULT_BATCH
+from mechsafety.regions.experts import mixtures
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -144,20 +145,42 @@ def plan_of(
     n_parameters = sum(p.numel() for p in model.parameters())
     d_ins = [m.weight.numel() // _d_out(m) for m in sites]
     weights = [m.weight.numel() for m in maps]
+    experts, expert_weights, expert_grams, widest = _experts(model)
+    if experts:
+        batch_size = 1
     return MemoryPlan(
         model=name,
         dtype=dtype_name(dtype),
         n_parameters=n_parameters,
-        n_maps=len(maps),
-        n_sites=len(sites),
+        n_maps=len(maps) + 3 * experts,
+        n_sites=len(sites) + 2 * experts,
         sites_seen=seen,
         batch_size=batch_size,
         tokens=tokens,
         weights=n_parameters * dtype.itemsize,
-        scores=sum(weights) * _FLOAT32,
-        grams=sum(d * d for d in d_ins) * _FLOAT32,
-        batch=_batch_bytes(model, maps, d_ins, dtype=dtype, n=batch_size * tokens) + max(weights) * _FLOAT32,
+        scores=(sum(weights) + expert_weights) * _FLOAT32,
+        grams=(sum(d * d for d in d_ins) + expert_grams) * _FLOAT32,
+        batch=_batch_bytes(model, maps, d_ins, dtype=dtype, n=batch_size * tokens)
+        + max(*weights, widest) * _FLOAT32,
     )
+
+
+def _experts(model: Any) -> tuple[int, int, int, int]:
+    """Of experts that stand in parameters for all: how many, their weights, Gram entries, and the largest parameter."""
+    d_model = model.config.get_text_config().hidden_size
+    number, weights, grams, widest = 0, 0, 0, 0
+    for block in _blocks(model):
+        for mixture in mixtures(block):
+            fused = [p for name, group in mixture.parameters.items() for p in group if mixture.fused[name]]
+            if not fused:
+                continue  # of experts that are modules each map is among the linear modules
+            smallest = min(fused, key=lambda p: p.numel())
+            d_ff = smallest.numel() // len(smallest) // d_model
+            number += len(smallest)
+            weights += sum(p.numel() for p in fused)
+            grams += len(smallest) * (d_model**2 + d_ff**2)
+            widest = max(widest, *(p.numel() for p in fused))
+    return number, weights, grams, widest
 
 
 def _batch_bytes(model: Any, maps: list[Any], d_ins: list[int], *, dtype: torch.dtype, n: int) -> int:
@@ -176,10 +199,14 @@ def _d_out(module: Any) -> int:
 
 def _maps(model: Any) -> list[Any]:
     """The linear modules of the list of blocks."""
+    return [m for block in _blocks(model) for m in block.modules() if isinstance(m, nn.Linear | Conv1D)]
+
+
+def _blocks(model: Any) -> list[nn.Module]:
     depth = model.config.get_text_config().num_hidden_layers
     for module in model.base_model.modules():
         if isinstance(module, nn.ModuleList) and len(module) == depth:
-            return [m for m in module.modules() if isinstance(m, nn.Linear | Conv1D)]
+            return list(module)
     return []
 
 

@@ -45,6 +45,7 @@ class LeftSubspaces:
     values: Float[Tensor, " rank"]
     inputs: Float[Tensor, "d_in rank"] | None
     n_tokens: int
+    routed: bool = False
 
     @property
     def determined(self) -> int:
@@ -52,18 +53,21 @@ class LeftSubspaces:
         return min(self.n_tokens, int((self.values > _NOISE * self.values[0]).sum()))
 
     def top(self, rank: int) -> Float[Tensor, "d_out r"]:
-        """The ``rank`` strongest directions. Raises :class:`MechsafetyError` for more than tokens were seen."""
+        """The ``rank`` strongest directions; of an expert no more than the tokens that were routed to it determine.
+
+        Raises :class:`MechsafetyError` for more than tokens were seen.
+        """
         if rank > self.n_tokens:
             raise MechsafetyError(
                 f"rank above tokens seen: {self.name} would keep or remove its top {rank} directions, but "
                 f"{self.n_tokens} calibration tokens determine no more than {self.n_tokens}: give more examples, "
                 "or a smaller rank"
             )
-        return self.vectors[:, :rank]
+        return self.vectors[:, : min(rank, self.determined) if self.routed else rank]
 
     def rest(self, rank: int) -> Float[Tensor, "d_out r"]:
         """A basis V of what the ``rank`` strongest leave of W: W - U U^T W = V V^T W, with R - rank columns."""
-        top = self.top(rank)
+        top = self.vectors[:, :rank] if self.routed else self.top(rank)
         if self.inputs is None:
             return self.vectors[:, rank:]  # U is square here: its other columns are the whole complement
         # W maps these inputs into the top directions, and their complement onto the rest of its range. The other
@@ -85,6 +89,7 @@ def left_subspaces(linear: LinearMap, attribution: Attribution) -> LeftSubspaces
         values=values,
         inputs=inputs,
         n_tokens=attribution.n_tokens,
+        routed=linear.expert is not None,
     )
 
 

@@ -11,14 +11,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.generation.answers import AnswerBatch
 from mechsafety.models.finite import not_finite_at
 from mechsafety.models.handles import attached
-from mechsafety.regions.maps import LinearMap
+from mechsafety.models.placing import Copies
+from mechsafety.regions.experts import Routed
+from mechsafety.regions.maps import LinearMap, routed_to
 from mechsafety.regions.score_files import Attribution, Positions
 
 
@@ -32,10 +34,15 @@ class Sums:
     batches: int = 0
     running: Running | None = None
     system: str = ""  # for messages
+    routed: Routed | None = None
 
     @classmethod
     def empty(cls, maps: Sequence[LinearMap]) -> Sums:
         gradients, grams = {}, {}
+        for name, group in _fused(maps).items():
+            gradients[name] = torch.zeros_like(group[0].places[0].parameter, dtype=torch.float32)
+        for m in (m for m in maps if m.expert is not None and m.site not in grams):
+            grams[m.site] = torch.zeros(m.d_in, m.d_in, device=m.weight().device, dtype=torch.float32)
         for name, module in _modules(maps).items():
             first = module[0]
             device = first.weight().device
@@ -49,10 +56,13 @@ class Sums:
     def begin(self, batch: AnswerBatch, positions: Positions) -> None:
         """What the hooks need to know of the batch that runs next."""
         answers = batch.weights > 0
+        chosen = answers if positions == "paper" else answers.roll(-1, dims=-1)
+        if self.routed is not None:
+            self.routed.chosen = chosen
         self.running = Running(
             lengths=batch.mask.sum(-1).tolist(),
-            chosen=answers if positions == "paper" else answers.roll(-1, dims=-1),
-            returned=dict.fromkeys(self.gradients, 0),
+            chosen=Copies(chosen),
+            returned=dict.fromkeys(_modules(self.maps), 0),
             read=set(),
         )
 
@@ -76,17 +86,54 @@ class Sums:
             module[0].module.register_forward_hook(self._hook(name, module[0]))
             for name, module in _modules(self.maps).items()
         ]
-        with attached(handles):
+        self.routed = routed_to(self.maps, self._read)
+        with attached(handles), self.routed.watching(), self._expert_gradients():
             yield
+        self.routed = None
+
+    def _read(self, site: str, x: Float[Tensor, "token d_in"]) -> None:
+        """What an expert reads of the calibration tokens that are routed to it."""
+        self._require_finite(x, f"the input of {site.removesuffix('.in')}")
+        wide = x.float()
+        self.grams[site].addmm_(wide.T, wide)
+
+    @contextmanager
+    def _expert_gradients(self) -> Iterator[None]:
+        """Experts see some tokens of an example: its gradient is that of their parameters, one example at a time."""
+        groups = {group[0].places[0].parameter: name for name, group in _fused(self.maps).items()}
+        kept = {p: p.grad for p in groups}
+
+        def add(parameter: Tensor) -> None:
+            assert parameter.grad is not None
+            self._require_finite(parameter.grad, f"the gradient of {groups[parameter]}")  # type: ignore[index]
+            self.gradients[groups[parameter]].add_(parameter.grad.abs())  # type: ignore[index]
+            parameter.grad = None
+
+        handles: list[Any] = []
+        try:
+            for parameter in groups:
+                parameter.grad = None
+                parameter.requires_grad_(True)
+                handles.append(parameter.register_post_accumulate_grad_hook(add))
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+            for parameter, gradient in kept.items():
+                parameter.requires_grad_(False)
+                parameter.grad = gradient
 
     def _hook(self, name: str, linear: LinearMap) -> Any:
         def after(_module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
             assert self.running is not None
+            assert self.routed is not None
+            if self.routed.busy:
+                return
             x = self.running.tokens(name, args[0].detach())
             if linear.site not in self.running.read:
                 self.running.read.add(linear.site)
                 self._require_finite(x, f"the input of {name}")
-                chosen = x[self.running.chosen].float()
+                chosen = x[self.running.chosen.on(x.device)].float()
                 self.grams[linear.site].addmm_(chosen.T, chosen)
             output.register_hook(lambda g: self._add(name, g.detach(), x))
 
@@ -119,6 +166,11 @@ class Sums:
                 tensors[f"snip/{linear.name}"] = own.mul_(linear.weight().float().abs()).div_(
                     facts["n_examples"]
                 )
+        for name, group in _fused(self.maps).items():
+            total = self.gradients.pop(name)
+            for linear in group:
+                own = linear.places[0].of(total) * linear.weight().float().abs()
+                tensors[f"snip/{linear.name}"] = own.div_(facts["n_examples"]).contiguous()
         tensors |= {f"gram/{site}": gram for site, gram in self.grams.items()}
         return Attribution(**facts, tensors=tensors)
 
@@ -128,13 +180,13 @@ class Running:
     """The batch under way: real tokens of each row, calibration tokens, and what has run of it."""
 
     lengths: list[int]
-    chosen: Bool[Tensor, "row token"]
+    chosen: Copies
     returned: dict[str, int]
     read: set[str]
 
     def tokens(self, name: str, x: Tensor) -> Float[Tensor, "row token d"]:
         """``x`` by row and token; some blocks run their maps on all tokens in one axis."""
-        rows, tokens = self.chosen.shape
+        rows, tokens = self.chosen.tensor.shape
         if x.numel() != rows * tokens * x.shape[-1]:
             raise MechsafetyError(
                 f"{name} runs on {list(x.shape)} for {rows} x {tokens} tokens: a map that does not see all tokens in "
@@ -144,9 +196,21 @@ class Running:
 
 
 def _modules(maps: Sequence[LinearMap]) -> dict[str, list[LinearMap]]:
-    """The maps of each module, by the name of its first."""
+    """The maps of each module that runs on all tokens, by the name of its first."""
     names: dict[int, str] = {}
     found: dict[str, list[LinearMap]] = {}
     for linear in maps:
-        found.setdefault(names.setdefault(id(linear.module), linear.name), []).append(linear)
+        if linear.expert is None:
+            found.setdefault(names.setdefault(id(linear.module), linear.name), []).append(linear)
+    return found
+
+
+def _fused(maps: Sequence[LinearMap]) -> dict[str, list[LinearMap]]:
+    """The maps of experts by their parameter, under the name of its first."""
+    names: dict[int, str] = {}
+    found: dict[str, list[LinearMap]] = {}
+    for linear in maps:
+        if linear.expert is not None:
+            name = names.setdefault(id(linear.places[0].parameter), linear.name)
+            found.setdefault(name, []).append(linear)
     return found

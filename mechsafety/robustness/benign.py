@@ -9,7 +9,7 @@ from typing import Any
 
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.places import data_folder
-from mechsafety.prompts.prompt_set import read_rows
+from mechsafety.prompts.files import read_rows
 
 
 @dataclass(frozen=True, kw_only=True)

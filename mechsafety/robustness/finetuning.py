@@ -38,7 +38,7 @@ from mechsafety.generation.answers import (
 from mechsafety.models.chat import device_of, pad_token
 from mechsafety.models.loading import model_name
 from mechsafety.models.prefixes import goes_on, shared_prefix
-from mechsafety.prompts.prompt_set import read_rows
+from mechsafety.prompts.files import read_rows
 from mechsafety.regions.maps import LinearMap, linear_maps, running_body
 from mechsafety.regions.removal import Pruning, replace_entries, require_made_for
 

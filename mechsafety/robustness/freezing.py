@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.progress import bar
 from mechsafety.generation.answers import Example
+from mechsafety.models.chat_settings import chat_bound
 from mechsafety.models.loading import current_fingerprint, model_name
 from mechsafety.regions.maps import LinearMap, linear_maps
 from mechsafety.regions.removal import Pruning, require_made_for
@@ -77,6 +78,7 @@ def freezing_table(
     if journal is not None:
         journal.bind(
             model=current_fingerprint(model),
+            **chat_bound(model),
             recipe=recipe,
             examples=hashlib.sha256(repr(list(examples)).encode()).hexdigest(),
             measure=getattr(measure, "__qualname__", type(measure).__qualname__),

@@ -109,7 +109,7 @@ def find_suffixes(
     losses: list[tuple[float, ...]] = []
     for prompt in prompts:
         with body_under(model, edit) as body, _seeded(seed, prompt.id):
-            found = _search(model, body, prompt.text, cost, start)
+            found = _search(model, body, prompt, cost, start)
         texts.append(found.best_string)
         losses.append(tuple(float(loss) for loss in found.losses))
     return Suffixes(prompt_ids=tuple(p.id for p in prompts), texts=tuple(texts), losses=tuple(losses))
@@ -172,7 +172,7 @@ def suffix_attack(
         )
     k = len(suffixes.texts)
     attacked = [
-        replace(p, id=f"{p.id}#{i}", text=_joined(p.text, suffix))
+        p.with_text(_joined(p.text, suffix), id=f"{p.id}#{i}")
         for p in prompts
         for i, suffix in enumerate(suffixes.texts)
     ]
@@ -194,8 +194,8 @@ def suffix_attack(
 def expected_seconds(model: TransformerBridge, prompts: Sequence[Prompt], *, cost: SearchCost) -> float:
     """About how long the search will take, from one timed batch of candidates of the longest prompt."""
     rows = min(cost.width, _CANDIDATES_AT_ONCE)
-    longest = max(prompts, key=lambda p: len(p.text)).text
-    ids = tokenize_text(model, _rendered(model, longest).replace(_PLACE, START) + target_of(longest))
+    longest = max(prompts, key=lambda p: sum(map(len, p.contents)))
+    ids = tokenize_text(model, _rendered(model, longest).replace(_PLACE, START) + target_of(longest.text))
     with body_under(model, None) as body, torch.no_grad():
         batch = torch.tensor([ids] * rows, device=body.device)
         body(input_ids=batch[:1])
@@ -221,12 +221,13 @@ def _joined(text: str, suffix: str) -> str:
     return f"{text} {suffix}"
 
 
-def _rendered(model: TransformerBridge, text: str) -> str:
+def _rendered(model: TransformerBridge, prompt: Prompt) -> str:
     # A request that holds the mark itself would have two places.
-    return render_turn(model, _joined(text.replace(_PLACE, ""), _PLACE), rendering="chat_no_system")
+    bare = prompt.with_contents([text.replace(_PLACE, "") for text in prompt.contents])
+    return render_turn(model, bare.with_text(_joined(bare.text, _PLACE)).asked, rendering="chat_no_system")
 
 
-def _search(model: TransformerBridge, body: Any, text: str, cost: SearchCost, start: str) -> Any:
+def _search(model: TransformerBridge, body: Any, prompt: Prompt, cost: SearchCost, start: str) -> Any:
     nanogcg = require_nanogcg()
     own = own_tokenizer(model)
     tokenizer = _SearchTokenizer(own, body.get_input_embeddings().num_embeddings)
@@ -244,8 +245,8 @@ def _search(model: TransformerBridge, body: Any, text: str, cost: SearchCost, st
         return nanogcg.run(
             body,
             tokenizer,
-            [{"role": "user", "content": before + _rendered(model, text)}],
-            target_of(text),
+            [{"role": "user", "content": before + _rendered(model, prompt)}],
+            target_of(prompt.text),
             config,
         )
 

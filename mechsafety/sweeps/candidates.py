@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,12 +25,14 @@ from torch import Tensor
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.directions.direction import Direction, Directions
 from mechsafety.edits.completeness import written_past_hooks
-from mechsafety.edits.interventions import EVERYWHERE, Ablate, Add
+from mechsafety.edits.interventions import Ablate, Add
+from mechsafety.edits.places import written_places
 from mechsafety.generation.bodies import body_under
 from mechsafety.generation.scoring import continuation_logits
 from mechsafety.models.chat import TokenBatch, device_of, pad_left, pad_token, plan_batches
 from mechsafety.models.forward import NO_PREFIX, Prefix, forward, run_prefix
 from mechsafety.models.hooking import hooked, observed, plain_module_path, plain_twin_at, residual_hooks
+from mechsafety.models.placing import Copies
 from mechsafety.models.prefixes import all_last_logits, common_prefix
 from mechsafety.sweeps.measures import AnswerMeasure, RefusalMeasure, TokenMeasure
 from mechsafety.sweeps.refusal_scores import DivergenceFrom, kl_divergence, log_odds, token_probabilities
@@ -211,7 +214,7 @@ class BatchedScorer:
         ids: Sequence[int],
     ) -> tuple[Float[Tensor, "candidate harmful token"], Float[Tensor, "candidate harmless"]]:
         """P of the tokens ``ids``, and KL."""
-        project = _Projection(candidates, self.device)
+        project = _Projection(candidates)
         shape = (len(candidates), self.n_harmful, len(ids))
         bypass = torch.empty(shape, dtype=torch.float64)
         kl = torch.empty(len(candidates), len(self.prompts.harmless), dtype=torch.float64)
@@ -219,8 +222,8 @@ class BatchedScorer:
             before = run_prefix(self.body, self.prefix, self.device, rows=len(candidates))
             prompts = [*harmful, *(self.n_harmful + row for row in harmless)]
             for batch, which, prompt in self._candidate_rows(len(candidates), prompts):
-                project.rows = which
-                rows = which if before.cache is not None else None
+                project.rows = Copies(which)
+                rows = which.to(self.device) if before.cache is not None else None
                 logits = forward(self.body, batch, logits=1, before=before, rows=rows).logits[:, -1]
                 self._divide(logits, which, prompt, bypass, kl, ids)
         return bypass[:, list(harmful)], kl[:, list(harmless)]
@@ -234,7 +237,7 @@ class BatchedScorer:
         kl: Tensor,
         ids: Sequence[int],
     ) -> None:
-        logits, which, prompt = logits.float().cpu(), which.cpu(), prompt.cpu()
+        logits = logits.float().cpu()
         harmful = prompt < self.n_harmful
         if bool(harmful.any()):
             found = token_probabilities(logits[harmful], ids)
@@ -246,14 +249,14 @@ class BatchedScorer:
     def _candidate_rows(
         self, n: int, prompts: Sequence[int]
     ) -> Iterator[tuple[TokenBatch, Int[Tensor, " row"], Int[Tensor, " row"]]]:
-        """Batches of like length over candidate x prompt, with each row's candidate and prompt."""
+        """Batches of like length over candidate x prompt, with each row's candidate and prompt, these on the CPU."""
         pairs = [(k, p) for p in prompts for k in range(n)]
         lengths = [len(self.rests[p]) for _, p in pairs]
         for rows in plan_batches(lengths, batch_size=self.prompts.batch_size):
             chosen = [pairs[row] for row in rows]
             batch = pad_left([self.rests[p] for _, p in chosen], pad=pad_token(self.model)).to(self.device)
-            which = torch.tensor([k for k, _ in chosen], device=self.device)
-            yield batch, which, torch.tensor([p for _, p in chosen], device=self.device)
+            which = torch.tensor([k for k, _ in chosen])
+            yield batch, which, torch.tensor([p for _, p in chosen])
 
     # -- written answers ------------------------------------------------------------------------
 
@@ -266,12 +269,12 @@ class BatchedScorer:
         harmless: Sequence[int],
     ) -> list[CandidateScores]:
         _, kl = self._projected(candidates, [], harmless, [])
-        project = _Projection(candidates, self.device)
+        project = _Projection(candidates)
         bypass = self._answered(measure, len(candidates), harmful, self.sites, project)
         induce = torch.full((len(candidates), len(harmless)), float("nan"), dtype=torch.float64)
         rows = [self.n_harmful + row for row in harmless]
         for layer, places in by_layer.items():
-            add = _Addition([candidates[place] for place in places], self.device)
+            add = _Addition([candidates[place] for place in places])
             name = residual_hooks(self.n_layers)[layer]
             induce[places] = self._answered(measure, len(places), rows, [name], add)
         return [
@@ -293,9 +296,10 @@ class BatchedScorer:
         with hooked(self.model, [(name, change) for name in names], twin=self.body):
             before = run_prefix(self.body, self.prefix, self.device, rows=n)
             for batch, which, prompt in self._candidate_rows(n, prompts):
+                on_device = which.to(self.device)
 
-                def entering(rows: Int[Tensor, " row"], which: Int[Tensor, " row"] = which) -> None:
-                    change.rows = which[rows]
+                def entering(rows: Int[Tensor, " row"], which: Int[Tensor, " row"] = on_device) -> None:
+                    change.rows = Copies(which[rows])
 
                 asked = [(row, answer) for answer in answers for row in range(len(batch.rows))]
                 scored = continuation_logits(
@@ -303,7 +307,7 @@ class BatchedScorer:
                     batch,
                     asked,
                     before=before,
-                    rows=which if before.cache is not None else None,
+                    rows=on_device if before.cache is not None else None,
                     pad=pad_token(self.model),
                     batch_size=self.prompts.batch_size,
                     entering=entering,
@@ -381,9 +385,9 @@ class BatchedScorer:
         """Blocks before ``layer`` do nothing; the block there gets the yielded list's tensor as its input."""
         start: list[Tensor] = []
         with ExitStack() as stack:
-            for block, in_a_tuple in zip(self.blocks[:layer], self.tuples[:layer], strict=True):
-                block.forward = _pass_over_in_a_tuple if in_a_tuple else _pass_over
-                stack.callback(block.__dict__.pop, "forward")
+            for block, length in zip(self.blocks[:layer], self.tuples[:layer], strict=True):
+                stack.callback(_restore_forward, block, block.__dict__.get("forward"))
+                block.forward = partial(_pass_over, length)
             name = residual_hooks(self.n_layers)[layer]
             stack.enter_context(hooked(self.model, [(name, lambda _: start[0])], twin=self.body))
             yield start
@@ -392,30 +396,30 @@ class BatchedScorer:
 class _Projection:
     """Each row of a batch without what its candidate removes; ``rows`` are the candidates of the batch's rows."""
 
-    def __init__(self, candidates: Sequence[Candidate], device: torch.device) -> None:
-        self.write = torch.stack([c.write for c in candidates]).float().to(device)
-        self.read = torch.stack([c.read for c in candidates]).float().to(device)
-        self.rows: Int[Tensor, " row"] = torch.arange(len(candidates), device=device)
+    def __init__(self, candidates: Sequence[Candidate]) -> None:
+        self.write = Copies(torch.stack([c.write for c in candidates]).float())
+        self.read = Copies(torch.stack([c.read for c in candidates]).float())
+        self.rows = Copies(torch.arange(len(candidates)))
 
     def __call__(self, x: Float[Tensor, "row token d_model"]) -> Float[Tensor, "row token d_model"]:
-        wide = x.float()
-        along = torch.bmm(wide, self.read[self.rows][:, :, None])
-        return torch.baddbmm(wide, along, self.write[self.rows][:, None, :], alpha=-1).to(x.dtype)
+        wide, rows = x.float(), self.rows.on(x.device)
+        along = torch.bmm(wide, self.read.on(x.device)[rows][:, :, None])
+        return torch.baddbmm(wide, along, self.write.on(x.device)[rows][:, None, :], alpha=-1).to(x.dtype)
 
 
 class _Addition:
     """Each row of a batch with its candidate's vector added; ``rows`` are the candidates of the batch's rows."""
 
-    def __init__(self, candidates: Sequence[Candidate], device: torch.device) -> None:
-        self.steering = torch.stack([c.steering for c in candidates]).float().to(device)
-        self.rows: Int[Tensor, " row"] = torch.arange(len(candidates), device=device)
+    def __init__(self, candidates: Sequence[Candidate]) -> None:
+        self.steering = Copies(torch.stack([c.steering for c in candidates]).float())
+        self.rows = Copies(torch.arange(len(candidates)))
 
     def __call__(self, x: Float[Tensor, "row token d_model"]) -> Float[Tensor, "row token d_model"]:
-        return _added(x, self.steering[self.rows])
+        return _added(x, self.steering.on(x.device)[self.rows.on(x.device)])
 
 
 def _added(x: Float[Tensor, "row token d_model"], v: Float[Tensor, "row d_model"]) -> Tensor:
-    return (x.float() + v[:, None]).to(x.dtype)
+    return (x.float() + v.to(x.device)[:, None]).to(x.dtype)
 
 
 def has_fast_path(model: TransformerBridge) -> bool:
@@ -425,9 +429,10 @@ def has_fast_path(model: TransformerBridge) -> bool:
 
 def _fast_twin(model: TransformerBridge) -> Any:
     n = model.cfg.n_layers
-    sites = [f"blocks.{layer}.hook_{site}" for layer in range(n) for site in EVERYWHERE] + _besides(model)
-    if any(name not in model.hook_dict for name in sites):
+    by_block = written_places(model)
+    if not all(by_block):
         return None
+    sites = [name for places in by_block for name in places] + _besides(model)
     twin = plain_twin_at(model, [*sites, *residual_hooks(n)])
     return twin if twin is not None and _by_row(model, twin, sites) else None
 
@@ -450,34 +455,37 @@ def _by_row(model: TransformerBridge, twin: Any, sites: Sequence[str]) -> bool:
 
 def _projection_sites(
     model: TransformerBridge, body: Any, blocks: Sequence[Any], tokens: Sequence[int]
-) -> tuple[list[str], list[bool]]:
-    """Where a projection must act so that it acts everywhere, and which blocks return tuples; by a short pass.
+) -> tuple[list[str], list[int]]:
+    """Where a projection must act so that it acts everywhere, and how long a tuple each block returns; by a short pass.
 
     Where a block adds its attention and MLP outputs to its input as they are, a stream that is free of the
     direction stays free, and the first block's input and all outputs are enough: a third of the projections
     saved. Gemma 2, for example, puts a norm between: there every site is projected.
     """
     n = model.cfg.n_layers
-    names = [f"blocks.{layer}.hook_{site}" for layer in range(n) for site in EVERYWHERE]
+    by_block = written_places(model)
+    names = [name for places in by_block for name in places]
     seen: dict[str, Tensor] = {}
-    tuples: list[bool] = []
+    tuples: list[int] = []  # 0: no tuple
 
     def keep(name: str) -> Callable[[Tensor], None]:
-        return lambda x: seen.__setitem__(name, x.float())
+        return lambda x: seen.__setitem__(name, x.float().to(device))
 
-    ends = residual_hooks(n)
-    batch = pad_left([list(tokens)], pad=pad_token(model)).to(device_of(model))
+    ends, device = residual_hooks(n), device_of(model)
+    batch = pad_left([list(tokens)], pad=pad_token(model)).to(device)
     with ExitStack() as stack:
         for block in blocks:
-            handle = block.register_forward_hook(lambda _m, _a, out: tuples.append(isinstance(out, tuple)))
+            handle = block.register_forward_hook(
+                lambda _m, _a, out: tuples.append(len(out) if isinstance(out, tuple) else 0)
+            )
             stack.callback(handle.remove)
         everything = dict.fromkeys([*names, *ends])
         stack.enter_context(observed(model, [(name, keep(name)) for name in everything], twin=body))
         forward(body, batch, logits=None)
     if besides := _besides(model):
         return [*names, *besides], tuples
-    for layer in range(n):
-        total = torch.stack([seen[f"blocks.{layer}.hook_{site}"] for site in EVERYWHERE]).sum(0)
+    for layer, places in enumerate(by_block):
+        total = torch.stack([seen[name] for name in places]).sum(0)
         end = seen[ends[layer + 1]]
         if not float((total - end).norm() / end.norm()) < 0.02:
             return names, tuples
@@ -489,9 +497,13 @@ def _blocks(model: TransformerBridge, body: Any) -> list[Any]:
     return [body.get_submodule(path[0]) for path in paths if path is not None]
 
 
-def _pass_over(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
-    return hidden_states
+def _restore_forward(block: Any, own: Any) -> None:
+    """Its class's forward again, or the one that carries activations to its device."""
+    block.__dict__.pop("forward")
+    if own is not None:
+        block.forward = own
 
 
-def _pass_over_in_a_tuple(hidden_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor]:
-    return (hidden_states,)
+def _pass_over(length: int, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor | tuple[Tensor | None, ...]:
+    """What a block returns that does nothing: its input, in a tuple of ``length`` where that is not 0."""
+    return (hidden_states, *[None] * (length - 1)) if length else hidden_states

@@ -18,6 +18,7 @@ from mechsafety.edits.interventions import Ablate, Edit, digest
 from mechsafety.generation.completions import DEFAULT_BATCH, Completion, generate
 from mechsafety.generation.side_by_side import generate_under_each
 from mechsafety.judges.outcomes import Tally, labels_of
+from mechsafety.models.chat_settings import chat_bound
 from mechsafety.models.loading import current_fingerprint
 from mechsafety.prompts.prompt_set import PromptSet
 from mechsafety.prompts.splits import require_classes
@@ -69,7 +70,9 @@ def confirm(
     edits = {place: edit(directions.at(position=place[0], layer=place[1])) for place in places}
     if journal is not None:
         settings = {"judge": judge, "max_new_tokens": max_new_tokens, "seed": seed}
-        journal.bind(model=current_fingerprint(model), prompts=prompts.sha256(), **settings)
+        journal.bind(
+            model=current_fingerprint(model), prompts=prompts.sha256(), **chat_bound(model), **settings
+        )
     found: dict[Place, dict[str, Any]] = {}
     if journal is not None:
         stored = {place: journal.get(digest(edits[place])) for place in places}
@@ -128,7 +131,9 @@ def _answers(
         for p in prompts
     }
     done = {
-        key: Completion(**{**answer, "tokens": tuple(answer["tokens"])})
+        key: Completion(
+            **answer | {"tokens": tuple(answer["tokens"]), "messages": tuple(map(tuple, answer["messages"]))}
+        )
         for key, answer in stored.items()
         if answer is not None
     }

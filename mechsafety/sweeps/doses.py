@@ -23,6 +23,7 @@ from mechsafety.directions.controls import control_bases, control_directions, en
 from mechsafety.directions.direction import Direction
 from mechsafety.edits.interventions import Ablate, Edit, digest
 from mechsafety.judges.outcomes import Keep, KeepState, Tally, answered
+from mechsafety.models.chat_settings import chat_bound
 from mechsafety.models.loading import current_fingerprint
 from mechsafety.prompts.prompt_set import LABELS, PromptSet
 from mechsafety.prompts.splits import require_classes
@@ -184,7 +185,9 @@ def dose_curves(
     require_classes(prompts, "measure dose curves")
     if journal is not None:
         settings = {"max_new_tokens": max_new_tokens, "seed": seed}
-        journal.bind(model=current_fingerprint(model), prompts=prompts.sha256(), **settings)
+        journal.bind(
+            model=current_fingerprint(model), prompts=prompts.sha256(), **chat_bound(model), **settings
+        )
     bench = _Baseline(model=model, prompts=prompts, max_new_tokens=max_new_tokens, seed=seed)
     rows = []
     measured: dict[str, Measures] = {}

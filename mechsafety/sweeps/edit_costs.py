@@ -47,7 +47,7 @@ class EditCosts:
 
     @cached_property
     def _contexts(self) -> list[list[int]]:
-        return tokenize_prompts(self.model, [p.text for p in self.prompts])
+        return tokenize_prompts(self.model, [p.asked for p in self.prompts])
 
     @cached_property
     def _unedited(self) -> Float[Tensor, "prompt vocabulary"]:

@@ -21,7 +21,15 @@ from mechsafety.core.places import packaged_words
 from mechsafety.edits.interventions import Edit
 from mechsafety.generation.bodies import body_under
 from mechsafety.generation.scoring import option_log_probs
-from mechsafety.models.chat import own_tokenizer, render_chat, rows_that_fit, tokenize_piece, tokenize_text
+from mechsafety.models.chat import (
+    answer_prefix,
+    given_to_template,
+    own_tokenizer,
+    render_chat,
+    rows_that_fit,
+    tokenize_piece,
+    tokenize_text,
+)
 from mechsafety.models.prefixes import all_last_logits
 from mechsafety.prompts.fed import fitting
 from mechsafety.prompts.prompt_set import Prompt, PromptSet
@@ -149,13 +157,18 @@ def answer_measure(model: TransformerBridge, own: OwnRefusals | None = None) -> 
 
 
 def answer_tokens(model: TransformerBridge, text: str) -> list[int]:
-    """Token ids of ``text`` as the beginning of an answer: with what the chat template writes before it."""
+    """Token ids of ``text`` as the beginning of an answer, behind its prefix: with what the chat template writes
+    before it."""
     from jinja2 import TemplateError
 
     before = render_chat(model, [_HELLO])
+    begun = answer_prefix(model)
     try:
-        answer = {"role": "assistant", "content": text}
-        whole = render_chat(model, [_HELLO, answer], answer_next=False, last_turn_open=True)
+        if given_to_template(model).prefix:
+            whole = f"{before}{' ' if begun and not begun[-1].isspace() else ''}{text}"
+        else:
+            answer = {"role": "assistant", "content": text}
+            whole = render_chat(model, [_HELLO, answer], answer_next=False, last_turn_open=True)
     except (TemplateError, ValueError):  # a template that changes the text
         return tokenize_piece(model, text)
     ids, first = tokenize_text(model, whole), tokenize_text(model, before)

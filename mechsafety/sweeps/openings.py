@@ -28,7 +28,7 @@ def own_refusals(model: TransformerBridge, prompts: PromptSet, *, seed: int) -> 
     return OwnRefusals(
         asked=tuple(c.id for c in done),
         refused=tuple(c.id for c in done if c.id in refused),
-        openings=tuple(tuple(c.tokens[:_OPENING_TOKENS]) for c in done if c.id in refused),
+        openings=tuple(tuple(c.answer_tokens[:_OPENING_TOKENS]) for c in done if c.id in refused),
     )
 
 

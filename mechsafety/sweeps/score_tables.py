@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mechsafety.core.errors import MechsafetyError
-from mechsafety.prompts.prompt_set import read_rows
+from mechsafety.prompts.files import read_rows
 
 if TYPE_CHECKING:
     import pandas as pd

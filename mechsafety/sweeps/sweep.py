@@ -21,6 +21,7 @@ from torch import Tensor
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.directions.activations import residual_stream
 from mechsafety.directions.direction import Direction, Directions
+from mechsafety.models.chat_settings import chat_bound, chat_text
 from mechsafety.models.loading import current_fingerprint, known_fingerprint, model_name
 from mechsafety.prompts.fed import truncated
 from mechsafety.prompts.prompt_set import PromptSet
@@ -217,12 +218,14 @@ def sweep(
     if journal is not None:
         journal.bind(
             model=current_fingerprint(model),
+            **chat_bound(model),
             directions=directions.sha256(),
             prompts=prompts.sha256(),
             measure=measure.taken.made_from(),
             threshold=threshold,
         )
-    cache = residual_stream(model, prompts, positions=directions.positions, batch_size=batch_size)
+    reading: dict[str, Any] = {"positions": directions.positions, "final_norm": directions.final_norm}
+    cache = residual_stream(model, prompts, **reading, batch_size=batch_size)
     candidates = candidates_of(directions, chosen)
     unedited = Unedited(harmful=score_a[keep_a].numpy(), harmless=score_b[keep_b].numpy())
     scored = score_all(
@@ -244,7 +247,9 @@ def sweep(
                     "norm": float(directions.vectors[row, layer].norm()),
                     "stability": float(directions.stability[row, layer]),
                     "split_half": float(directions.split_half[row, layer]),
-                    "auroc": projection_auroc(*(x[:, row, layer] for x in held_out), read[row, layer]),
+                    "auroc": projection_auroc(
+                        held_out[0][:, row, layer], held_out[1][:, row, layer], read[row, layer]
+                    ),
                     "bypass": float(one.bypass[a].mean()),
                     "induce": float(one.induce[b].mean()),
                     "kl": float(one.kl[b].mean()),
@@ -347,4 +352,9 @@ def _check_same_model(model: TransformerBridge, directions: Directions) -> None:
     if directions.fingerprint and known_fingerprint(model) != directions.fingerprint:
         raise MechsafetyError(
             f"these directions were found on {directions.model!r}, whose weights differ from {model_name(model)!r}'s"
+        )
+    if directions.chat != chat_text(model):
+        raise MechsafetyError(
+            f"these directions were found under other chat settings ({directions.chat or 'the default ones'}) than the "
+            f"model's ({chat_text(model) or 'the default ones'}): load the model with theirs, or find them again"
         )

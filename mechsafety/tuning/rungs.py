@@ -20,6 +20,7 @@ from mechsafety.judges.judging import judged_as
 from mechsafety.models.chat import tokenize_piece
 from mechsafety.models.forward import prompt_columns, trying
 from mechsafety.models.loading import body_of, generation_twin, is_hooked_transformer
+from mechsafety.models.thought_reading import require_no_thoughts
 from mechsafety.prompts.prompt_set import Prompt, PromptSet, folded
 from mechsafety.tuning.objectives import Objective
 from mechsafety.tuning.refusals import write_refusal
@@ -110,7 +111,7 @@ def rung_examples(
     answers = own_answers(model, harmless, answer_tokens=answer_tokens, seed=seed, label="own answers")
     dispreferred: dict[str, Example] = {}
     if rung in ("dpo", "unlearn"):
-        dispreferred |= {example.prompt: example for example in own.values()}
+        dispreferred |= {str(example.prompt): example for example in own.values()}
     if rung == "dpo":
         replies = [reply for reply in replies if reply.prompt in dispreferred]
         dispreferred |= {
@@ -127,6 +128,7 @@ def own_answers(
     model: TransformerBridge, prompts: Sequence[Prompt], *, answer_tokens: int, seed: int, label: str
 ) -> dict[str, Example]:
     """The model's own greedy answers by prompt id, without those that refuse or degenerate (judge ``rules``)."""
+    require_no_thoughts(model, "fine-tuning on the model's own answers")
     completions = generate(model, prompts, max_new_tokens=answer_tokens, seed=seed, label=label)
     kept = judged_as(completions, "compliance")
     return {

@@ -194,7 +194,8 @@ def _stop_before_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(models, "locate", lambda _: ("nowhere", "packaged"))
     monkeypatch.setattr(models, "load_weights", lambda *_, **__: None)
     monkeypatch.setattr(models, "load_tokenizer", lambda *_, **__: None)
-    monkeypatch.setattr(models, "_set_template", lambda *_: "")
+    monkeypatch.setattr(models, "set_template", lambda *_: "")
+    monkeypatch.setattr(models, "require_taken", lambda *_, **__: None)
 
 
 @pytest.mark.parametrize(

@@ -358,3 +358,47 @@ def test_a_flag_that_is_not_given_leaves_a_study_as_in_its_file(tmp_path: Path) 
     assert (facts["truncate_prompts"], facts["escape_control_tokens"]) == (True, False)
     assert facts["date"] == "2001-02-03"
     assert succeed("study", "--truncate-prompts", "--print-config", "--json")["truncate_prompts"] is True
+
+
+# -- chat settings --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--chat-arg", "style"], "--chat-arg 'style': key=value is expected"),
+        (["--chat-arg", "=1"], "key=value is expected"),
+        (["--chat-arg", "a=1", "--chat-arg", "a=2"], "--chat-arg a is given twice"),
+        (["--chat-arg", "styl=1"], "chat argument 'styl': the chat template of"),
+        (["--answer-prefix", "Sure", "--thinking", "model"], "an answer prefix leaves no thought"),
+    ],
+)
+def test_wrong_chat_settings_are_one_line(work: Callable[..., Any], options: list[str], said: str) -> None:
+    result = call(*work(*options))
+    assert result.exit_code == 2
+    assert said in result.stderr
+    assert said in result.stderr.strip().splitlines()[-1]
+    assert "Traceback" not in result.output
+
+
+def test_chat_settings_arrive_from_the_command_line(work: Callable[..., Any], tmp_path: Path) -> None:
+    options = ["--system-prompt", "help me", "--answer-prefix", "the key"]
+    succeed(*work("--limit", 1, *options))
+    manifest = read_run(tmp_path / "run").manifest
+    asked = {
+        "system_prompt": "help me",
+        "template_arguments": {},
+        "answer_prefix": "the key",
+        "thinking": "off",
+        "max_thought_tokens": 1024,
+    }
+    assert manifest["config"]["chat"] == asked
+    (fed,) = manifest["fed"].values()
+    assert all(
+        text.startswith("Instructions: help me") and text.endswith("the key")
+        for text in fed["rendered"].values()
+    )
+    assert all(text.startswith("the key") for text in answers(tmp_path / "run").values())
+    other = call(*work("--limit", 1, *options[:2]))
+    assert other.exit_code == 2
+    assert "another configuration" in other.stderr

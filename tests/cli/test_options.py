@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,6 +12,7 @@ import click
 import pytest
 from click.testing import CliRunner
 from pydantic import BaseModel, Field, model_validator
+from pydantic.fields import FieldInfo
 
 from mechsafety.cli import base, main
 from mechsafety.cli.agreement import PlanConfig
@@ -30,6 +32,7 @@ from mechsafety.experiments.regions.config import RegionsConfig
 from mechsafety.experiments.robustness.config import RobustnessConfig
 from mechsafety.experiments.selfjudgement.config import SelfJudgeConfig
 from mechsafety.experiments.study.config import StudyConfig
+from mechsafety.experiments.study.costs import Gpu
 from mechsafety.experiments.sweep.config import SweepConfig
 
 ALWAYS = {"as_json", "out", "allow_other_versions"}
@@ -47,7 +50,7 @@ COMMANDS: dict[str, tuple[type[BaseModel], set[str]]] = {
     "regions": (RegionsConfig, {"study", "dry_run"}),
     "robustness": (RobustnessConfig, set()),
     "selfjudge": (SelfJudgeConfig, set()),
-    "study": (StudyConfig, {"source", "print_config"}),
+    "study": (StudyConfig, {"source", "print_config", "dry_run", *(field.name for field in fields(Gpu))}),
     "sweep": (SweepConfig, set()),
     "tune": (TuneConfig, set()),
 }
@@ -64,10 +67,20 @@ def command(name: str) -> click.Command:
     return found
 
 
+def fields_of(kind: type[BaseModel]) -> dict[str, FieldInfo]:
+    """The fields of a configuration, a section among them by the fields of its own."""
+    found: dict[str, FieldInfo] = {}
+    for name, field in kind.model_fields.items():
+        section: Any = field.annotation
+        inside = isinstance(section, type) and issubclass(section, BaseModel)
+        found |= fields_of(section) if inside else {name: field}
+    return found
+
+
 def unmatched(kind: type[BaseModel], made: click.Command, *, extras: set[str], without: set[str]) -> set[str]:
     """Fields without an option, and options without a field."""
     options = {p.name for p in made.params if p.name is not None}
-    return (set(kind.model_fields) - without) ^ (options - ALWAYS - extras)
+    return (set(fields_of(kind)) - without) ^ (options - ALWAYS - extras)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -82,17 +95,17 @@ def test_fields_and_options_are_the_same(name: str) -> None:
 
     # The controls: a field that has no option, and an option that no field has.
     assert unmatched(More, made, extras=extras, without=without) == {"another"}
-    first = next(field for field in kind.model_fields if field not in without)
+    first = next(field for field in fields_of(kind) if field not in without)
     assert unmatched(kind, made, extras={*extras, first}, without=without) == {first}
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_each_option_has_the_text_of_its_field(name: str) -> None:
-    kind, _ = COMMANDS[name]
+    fields = fields_of(COMMANDS[name][0])
     for parameter in command(name).params:
-        if not isinstance(parameter, click.Option) or parameter.name not in kind.model_fields:
+        if not isinstance(parameter, click.Option) or parameter.name not in fields:
             continue
-        field = kind.model_fields[parameter.name]
+        field = fields[parameter.name]
         assert field.description, f"{name} {parameter.name} has no description"
         assert parameter.help is not None
         assert field.description.rstrip(".").lower() in parameter.help.lower()

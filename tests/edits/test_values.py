@@ -130,7 +130,8 @@ def test_an_edit_that_does_not_fit_is_refused_before_anything_runs(
         pass
     with pytest.raises(MechsafetyError, match="no weight form"):
         require_fits(model, Ablate(leace()), weights=True)
-    points = {k: v for k, v in model.hook_dict.items() if k != "blocks.2.hook_mlp_out"}
+    gone = ("blocks.2.hook_mlp_out", "blocks.2.mlp.hook_out")
+    points = {k: v for k, v in model.hook_dict.items() if k not in gone}
     monkeypatch.setattr(type(model), "hook_dict", property(lambda _: points))
     said = (
         r"no hook point blocks.2.hook_mlp_out: the sites of block 2 of LlamaForCausalLM are "

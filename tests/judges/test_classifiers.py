@@ -95,10 +95,10 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 @pytest.fixture
 def make(folders: Callable[[str], Path]) -> Callable[..., Any]:
-    def judge(name: str, *, dtype: str = "float32", batch_size: int = 16) -> Any:
+    def judge(name: str, *, dtype: str = "float32") -> Any:
         kind, architecture = JUDGES[name]
         classifier = load_classifier(str(folders(architecture)), dtype=dtype, device="cpu")
-        return kind(name, classifier, batch_size=batch_size)
+        return kind(name, classifier)
 
     return judge
 
@@ -118,7 +118,7 @@ def said(judge: Any, responses: list[Response] = RESPONSES) -> dict[str, Any]:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", list(JUDGES))
 def test_every_response_gets_one_verdict(make: Callable[..., Any], name: str, dtype: str) -> None:
-    judge = make(name, dtype=dtype, batch_size=2)
+    judge = make(name, dtype=dtype)
     assert str(judge.classifier.module.dtype) == f"torch.{dtype}"
     found = said(judge)
     assert list(found) == [r.id for r in RESPONSES]
@@ -133,7 +133,8 @@ def test_grades_do_not_depend_on_the_batch_and_are_those_of_plain_logits(
 ) -> None:
     close = {"float32": 1e-4, "bfloat16": 0.08}[dtype]
     judge = make("strongreject", dtype=dtype)
-    together, alone = said(judge), said(make("strongreject", dtype=dtype, batch_size=1))
+    together, alone = said(judge), {r.id: judge([r])[0] for r in RESPONSES}
+    assert together == alone
     tokenizer = judge.classifier.tokenizer
     for response in RESPONSES[:3]:
         text = judge.question(response.prompt, response.text.strip())
@@ -144,11 +145,10 @@ def test_grades_do_not_depend_on_the_batch_and_are_those_of_plain_logits(
         shares = logits[five].softmax(0)
         expected = float((shares * torch.linspace(0, 1, 5, dtype=torch.float64)).sum())
         mass = float(logits.softmax(0)[five].sum())
-        for found in (together, alone):
-            detail = found[response.id].detail
-            assert detail["score"] == pytest.approx(expected, abs=close)
-            assert detail["mass"] == pytest.approx(mass, abs=close)
-            assert detail["grade"] == pytest.approx(1 + 4 * detail["score"], abs=1e-4)
+        detail = together[response.id].detail
+        assert detail["score"] == pytest.approx(expected, abs=close)
+        assert detail["mass"] == pytest.approx(mass, abs=close)
+        assert detail["grade"] == pytest.approx(1 + 4 * detail["score"], abs=1e-4)
     assert len({round(v.detail["score"], 3) for v in together.values()}) > 1
 
 
@@ -159,27 +159,23 @@ def test_padding_moves_nothing_and_scores_are_those_of_plain_logits(
     make: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, name: str, words: tuple[str, str]
 ) -> None:
     monkeypatch.setattr(LlamaGuardJudge, "new_tokens", 1)
-    together, alone = make(name, batch_size=5), make(name, batch_size=1)
-    for judge in (together, alone):
-        loud(judge.classifier, *words)
-    batched, single = said(together), said(alone)
-    assert {k: (v.label, v.tags) for k, v in batched.items()} == {
-        k: (v.label, v.tags) for k, v in single.items()
-    }
+    judge = make(name)
+    loud(judge.classifier, *words)
+    batched = said(judge)
+    assert batched == {r.id: judge([r])[0] for r in RESPONSES}
     assert {tag for v in batched.values() for tag in v.tags} <= {"harmful", "not_harmful"}
     assert len({round(v.detail["score"], 3) for v in batched.values()}) > 2
     sides = {"harmbench": ("yes", "no"), "llamaguard": ("unsafe", "safe")}[name]
-    classifier = alone.classifier
+    classifier = judge.classifier
     pro, con = (classifier.first_tokens(side) for side in sides)
     for response in RESPONSES[:2]:
         verdict = batched[response.id]
-        text = alone.question(response.prompt, response.text.strip())
-        ids = classifier.tokenizer(text, return_tensors="pt", add_special_tokens=alone.adds_special_tokens)
+        text = judge.question(response.prompt, response.text.strip())
+        ids = classifier.tokenizer(text, return_tensors="pt", add_special_tokens=judge.adds_special_tokens)
         with torch.inference_mode():
             p = classifier.module(input_ids=ids["input_ids"]).logits[0, -1].softmax(0)
         expected = float(p[pro].sum() / (p[pro].sum() + p[con].sum()))
         assert verdict.detail["score"] == pytest.approx(expected, abs=1e-4)
-        assert single[response.id].detail["score"] == pytest.approx(expected, abs=1e-4)
         assert verdict.label == ("compliance" if expected > 0.5 else "unparsed")
 
 
@@ -276,7 +272,7 @@ def test_expected_grades_and_their_line() -> None:
 def test_scripted_answers_reach_the_right_response(
     make: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    judge = make("wildguard", batch_size=2)
+    judge = make("wildguard")
 
     def answer(questions: list[list[int]], **_: Any) -> list[Reply]:
         texts = [judge.classifier.tokenizer.decode(q) for q in questions]

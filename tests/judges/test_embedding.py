@@ -57,7 +57,7 @@ def responses(texts: list[str], prompt: str = "How do I cook lentils?") -> list[
 
 
 def test_vectors_are_masked_means_of_unit_length(encoder: Encoder) -> None:
-    batched = encoder.embed(TEXTS, batch_size=4)
+    batched = encoder.embed(TEXTS)
     assert np.linalg.norm(batched, axis=1) == pytest.approx(1.0, abs=1e-5)
     for text, vector in zip(TEXTS, batched, strict=True):
         inputs = encoder.tokenizer(text, truncation=True, max_length=128, return_tensors="pt")
@@ -92,16 +92,15 @@ def test_one_verdict_each_in_any_order_and_batch(encoder: Encoder, head: Head) -
     asked = responses([*TEXTS, BROKEN])
     judge = EmbeddingJudge("embedding", head=head, encoder=encoder)
     forward = judge_responses(asked, [judge])
-    alone = EmbeddingJudge("embedding", head=head, encoder=encoder, batch_size=1)(asked[::-1])
+    alone = [judge([response])[0] for response in asked[::-1]]
     assert [v.id for v in forward] == [r.id for r in asked]
     by_id = {v.id: v for v in alone}
     for verdict in forward:
-        assert by_id[verdict.id].label == verdict.label
+        assert by_id[verdict.id] == verdict
         shares: Any = verdict.detail.get("probabilities")
         if shares:
             assert verdict.label == max(shares, key=shares.get)
             assert sum(shares.values()) == pytest.approx(1.0, abs=2e-4)
-            assert by_id[verdict.id].detail["probabilities"] == pytest.approx(shares, abs=2e-4)
     labels = {v.id: (v.label, v.tags) for v in forward}
     assert labels["id-0"] == ("refusal", ())
     assert labels["id-1"] == ("compliance", ())

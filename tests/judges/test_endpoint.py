@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from mechsafety.core.errors import MechsafetyError
-from mechsafety.core.verdict import Response
+from mechsafety.core.verdict import Response, Verdict
 from mechsafety.judges.cache import VerdictCache
 from mechsafety.judges.chat_calls import CallOptions, options_from_environment, retry_after
 from mechsafety.judges.kinds.endpoint import EndpointJudge, parse
@@ -377,29 +377,38 @@ def test_nothing_to_judge(server: FaultyServer) -> None:
     assert server.calls.total() == 0
 
 
-def test_an_interrupt_keeps_what_had_come(server: FaultyServer, tmp_path: Path) -> None:
+def test_an_interrupt_keeps_what_had_come(
+    server: FaultyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The signal is raised in this thread, at the third verdict that is kept: three more have come by then, unseen.
     blocked, released = threading.Event(), threading.Event()
 
     def answer(messages: Any) -> str:
-        if server.valid.total() >= 6:
+        if server.valid.total() == 6:
             blocked.set()
-            released.wait(20)  # no further answer before the interrupt, however busy the machine is
+            released.wait()
         return honest(messages)
 
+    kept: list[str] = []
+    put = VerdictCache.put
+
+    def interrupted(cache: VerdictCache, key: str, verdict: Verdict) -> None:
+        put(cache, key, verdict)
+        kept.append(verdict.id)
+        if len(kept) == 3:
+            blocked.wait()
+            signal.raise_signal(signal.SIGINT)
+
     server.answer = answer
-    judge = judge_at(server, concurrency=1, timeout=30.0)
-
-    def interrupt() -> None:
-        blocked.wait(20)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    thread = threading.Thread(target=interrupt)
-    thread.start()
+    monkeypatch.setattr(VerdictCache, "put", interrupted)
+    judge = judge_at(server, concurrency=1, timeout=600.0)
     path = tmp_path / "c.sqlite"
-    with VerdictCache(path) as cache, pytest.raises(KeyboardInterrupt):
-        judge_responses(items(20), [judge], cache=cache)
-    released.set()
-    thread.join()
+    try:
+        with VerdictCache(path) as cache, pytest.raises(KeyboardInterrupt):
+            judge_responses(items(20), [judge], cache=cache)
+    finally:
+        released.set()
+    assert kept == [f"r{i}" for i in range(6)]
     assert not [t for t in threading.enumerate() if t.name == "endpoint"]
     server.answer = honest
     with VerdictCache(path) as cache:

@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mechsafety.judges.normalise import JOINS, normalise, normalise_plain, read_prompt, tidy
-from mechsafety.judges.thoughts import FORMATS, Format, Split, split_thought
+from mechsafety.models.thoughts import FORMATS, Format, Split, split_thought
 
 PROMPT = "How do I plant a pear tree in a small garden?"
 

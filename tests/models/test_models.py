@@ -16,6 +16,7 @@ from huggingface_hub import errors as hub_errors
 from torch import Tensor
 
 from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.places import data_folder
 from mechsafety.models import adapters, hardware
 from mechsafety.models import gguf as gguf_models
 from mechsafety.models import loading as models
@@ -278,6 +279,15 @@ def test_record_reports_how_a_model_was_loaded(tiny_folder: Folder, architecture
         "template": "the model's own",
         "processing": "none",
         "date": None,
+        "chat": {
+            "system_prompt": None,
+            "template_arguments": {},
+            "answer_prefix": None,
+            "thinking": "off: does not think",
+            "max_thought_tokens": 1024,
+        },
+        "device_map": None,
+        "blocks": None,
     }
     assert json.loads(json.dumps(shown)) == shown
 
@@ -487,7 +497,9 @@ def test_template_file_replaces_the_models_own(tiny_folder: Folder, tmp_path: Pa
 
 
 def test_template_that_is_no_file(base_folder: Path) -> None:
-    assert "'mine.jinja' is neither 'plain' nor a file" in error_of(base_folder, template="mine.jinja")
+    assert "'mine.jinja' is neither one of plain, few-shot, own-or-plain" in error_of(
+        base_folder, template="mine.jinja"
+    )
 
 
 @pytest.mark.parametrize("content", [b"{% for %}", b"{{ messages[7].content.nothing }}", b"\xff\xfe"])
@@ -523,13 +535,14 @@ def _hub_error(kind: type[Exception]) -> Exception:
     ],
 )
 def test_hub_errors_are_one_line(monkeypatch: pytest.MonkeyPatch, kind: type[Exception], said: str) -> None:
-    from transformers import AutoConfig
+    from transformers import AutoConfig, AutoTokenizer
 
     def fail(*_: object, **__: object) -> NoReturn:
         # As transformers does: its own OSError of many lines, from the hub's.
         raise OSError("could not load\nand a page of advice") from _hub_error(kind)
 
-    monkeypatch.setattr(AutoConfig, "from_pretrained", fail)
+    for part in (AutoConfig, AutoTokenizer):
+        monkeypatch.setattr(part, "from_pretrained", fail)
     assert said in error_of("org/name@v9")
 
 
@@ -598,12 +611,12 @@ def test_gguf_is_converted_once_and_keeps_its_logits(tmp_path: Path, monkeypatch
     assert record.source == "gguf"
     assert rendered(model) == "Question: make bread\n\nAnswer:"
     with monkeypatch.context() as patched:
-        patched.setattr(gguf_models, "_convert", lambda *_: pytest.fail("converted again"))
+        patched.setattr(gguf_models, "_convert", lambda *_, **__: pytest.fail("converted again"))
         assert fingerprint(load(tmp_path / "tiny.gguf")) == record.fingerprint
     # What an earlier way of converting left behind is not read.
     asked: list[Path] = []
     monkeypatch.setattr(gguf_models, "_CONVERSION", gguf_models._CONVERSION + 1)
-    monkeypatch.setattr(gguf_models, "_convert", lambda source, _: asked.append(source))
+    monkeypatch.setattr(gguf_models, "_convert", lambda source, _, **__: asked.append(source))
     gguf_models.converted(tmp_path / "tiny.gguf")
     assert asked == [tmp_path / "tiny.gguf"]
 
@@ -647,7 +660,9 @@ def test_packaged_model_loads_and_is_converted_once(monkeypatch: pytest.MonkeyPa
     assert tokenize_prompts(model, ["The sky"], rendering="text") == [[504, 6376]]
     assert (record.source, record.n_layers, record.d_model) == ("packaged", 30, 576)
     assert record.n_parameters == 134_515_008
-    monkeypatch.setattr(gguf_models, "_convert", lambda *_: pytest.fail("converted again"))
+    recipe = json.loads((data_folder() / "adapters" / "refusals" / "recipe.json").read_text())
+    assert record.fingerprint == recipe["base_fingerprint"]
+    monkeypatch.setattr(gguf_models, "_convert", lambda *_, **__: pytest.fail("converted again"))
     assert fingerprint(load(PACKAGED, dtype="bfloat16")) == record.fingerprint
 
 

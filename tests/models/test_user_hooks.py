@@ -18,7 +18,7 @@ from mechsafety.generation.completions import generate
 from mechsafety.generation.scoring import answer_nll
 from mechsafety.models import loading as models
 from mechsafety.models.chat import tokenize_prompts
-from mechsafety.models.hooking import plain_twin
+from mechsafety.models.hooking import plain_twin_at
 from mechsafety.models.loading import body_of, generation_twin
 from mechsafety.models.prefixes import all_last_logits
 from mechsafety.sweeps.refusal_scores import RefusalTokens
@@ -67,7 +67,7 @@ def generating(model: Any) -> Tensor:
 
 def logits(model: Any) -> Tensor:
     sequences = tokenize_prompts(model, [p.text for p in PROMPTS.report])
-    return all_last_logits(model, plain_twin(model) or body_of(model), sequences, batch_size=5)
+    return all_last_logits(model, plain_twin_at(model) or body_of(model), sequences, batch_size=5)
 
 
 def scoring(model: Any) -> Tensor:

@@ -19,11 +19,11 @@ from hypothesis import strategies as st
 
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.places import data_folder
+from mechsafety.prompts.files import SUFFIXES
 from mechsafety.prompts.prompt_set import (
     LABELS,
     PURPOSES,
     SPLITS,
-    SUFFIXES,
     Prompt,
     PromptSet,
     cell_text,
@@ -565,7 +565,7 @@ def test_published_sets_load(hub: Callable[..., list[Any]], name: str) -> None:
     assert asked == [ASKED[name]]
     harmless = name in ("alpaca", "jailbreakbench-benign")
     has_category = name not in ("alpaca", "advbench")
-    assert [vars(p) for p in found] == [
+    assert found.to_rows() == [
         {
             "id": f"{name}-{number:05d}",
             "text": text,

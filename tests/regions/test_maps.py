@@ -12,7 +12,7 @@ import torch
 
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.models.loading import body_of, generation_twin, load_model
-from mechsafety.regions.maps import LinearMap, linear_maps, running_body, uncovered
+from mechsafety.regions.maps import LinearMap, linear_maps, running_body, uncovered, unseen_share
 from tests.conftest import save_tokenizer, tiny_config
 from tests.kept_models import shared
 
@@ -204,14 +204,19 @@ def test_finding_maps_changes_nothing(load: Any) -> None:
     assert hooks == [len(m._forward_pre_hooks) for m in running_body(model).modules()]
 
 
-def test_experts_that_no_map_covers_are_named(load: Any) -> None:
+def test_what_no_map_covers_is_named_and_counted(load: Any) -> None:
     model = load("mixtral")
     maps = linear_maps(model)
-    assert {m.kind for m in maps} == {"q", "k", "v", "o"}
+    assert [m.name for m in maps if m.layer == 0 and m.expert == 3] == [
+        f"blocks.0.experts.3.{kind}" for kind in ("gate", "up", "down")
+    ]
     missing = uncovered(model, maps)
-    for layer in (0, 1):
-        assert any(n.startswith(f"blocks.{layer}.") and "experts" in n and "gate_up" in n for n in missing)
-        assert any(n.startswith(f"blocks.{layer}.") and "experts" in n and "down" in n for n in missing)
+    assert missing == [f"blocks.{layer}.mlp.gate.weight" for layer in (0, 1)]
+    named = dict(running_body(model).named_parameters())
+    routers = sum(p.numel() for n, p in named.items() if n.endswith("gate.weight"))
+    whole = sum(p.numel() for n, p in named.items() if "layers." in n and p.ndim > 1)
+    assert unseen_share(model, maps) == pytest.approx(routers / whole)
+    assert len(uncovered(model, [m for m in maps if m.expert is None])) == 6  # the control
 
 
 def test_a_hooked_transformer_gets_advice_on_loading(load: Any) -> None:

@@ -63,7 +63,7 @@ def fake(
     """One map with these weights, and the attribution of inputs ``x`` [d_in, token]."""
     from torch import nn
 
-    from mechsafety.regions.maps import Place
+    from mechsafety.regions.map_places import Place
 
     module = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
     module.weight.data = weight

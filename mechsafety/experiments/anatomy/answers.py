@@ -15,6 +15,7 @@ from mechsafety.experiments.base import Session
 from mechsafety.generation.answers import Example
 from mechsafety.generation.completions import Completion, answer_frame, generate
 from mechsafety.judges.outcomes import Asking
+from mechsafety.prompts.messages import read_turns
 from mechsafety.prompts.prompt_set import Prompt, PromptSet
 from mechsafety.regions.examples import example_of
 
@@ -137,4 +138,5 @@ def _completion(row: Mapping[str, Any]) -> Completion:
         tokens=tuple(int(token) for token in row["tokens"]),
         n_prompt_tokens=int(row["n_prompt_tokens"]),
         finish=row["finish"],
+        messages=read_turns(row.get("messages"), at=row["id"]),
     )

@@ -32,7 +32,6 @@ from mechsafety.prompts.prompt_set import (
     Prompt,
     PromptSet,
     Purpose,
-    folded,
     load_prompts,
 )
 from mechsafety.prompts.splits import require_splits
@@ -107,7 +106,7 @@ class Anatomy(Experiment[AnatomyConfig]):
 
     def _judge_loading(self, spec: str) -> dict[str, Any]:
         """A judge's model is given the template of the pair only where it is one of them."""
-        return self.loading | ({} if spec in self.models() else {"template": None})
+        return self.loading | {"chat": None} | ({} if spec in self.models() else {"template": None})
 
     def work(self, session: Session) -> Mapping[str, pd.DataFrame]:
         config = self.config
@@ -207,9 +206,9 @@ def _purposes(config: AnatomyConfig) -> list[Purpose]:
 
 def _require_held_out(prompts: PromptSet, attacks: Sequence[Prompt]) -> None:
     """Attacks may be harmful report prompts too, but none that something is found or chosen on."""
-    others = {folded(p.text): p for p in prompts}
+    others = {p.folded: p for p in prompts}
     for attack in attacks:
-        twin = others.get(folded(attack.text))
+        twin = others.get(attack.folded)
         if twin is None:
             continue
         if twin.split != PURPOSES["judge"]:

@@ -21,7 +21,9 @@ class EvaluationConfig(EditedConfig):
     )
     limit: int | None = Field(default=None, ge=1, description="the first N documents of each task")
     num_fewshot: int | None = Field(default=None, ge=0, description="examples shown before each")
-    chat: bool = Field(default=False, description="ask in the model's chat template")
+    in_template: Annotated[bool, Option(name="--chat")] = Field(
+        default=False, description="ask in the model's chat template"
+    )
     system: Annotated[str | None, Option(metavar="TEXT")] = Field(
         default=None, description="system message, with --chat"
     )

@@ -23,7 +23,6 @@ from mechsafety.experiments.ladder.links import files_read, read_regions
 from mechsafety.experiments.ladder.subspaces import FIT, Splits
 from mechsafety.experiments.ladder.systems import LadderSetting, RungAware
 from mechsafety.experiments.ladder.tables import COMPARE, TABLES, refused_table
-from mechsafety.experiments.ladder.verdicts import ladder_verdicts
 from mechsafety.experiments.ladder.work import LadderWork
 from mechsafety.judges.registry import judge_sources, load_judge
 from mechsafety.models.adapters import adapter_folder
@@ -95,7 +94,7 @@ class Ladder(Experiment[LadderConfig]):
 
     def prepare(self, day: str, say: Progress) -> None:  # noqa: ARG002
         def models(spec: str, /) -> object:
-            return load_model(spec, device=self.config.device, date=day)
+            return load_model(spec, **self.config.placing, date=day)
 
         self.judge = RungAware(load_judge(self.config.judge, models=models))
 
@@ -111,7 +110,7 @@ class Ladder(Experiment[LadderConfig]):
     def sources(self) -> Mapping[str, Provenance]:
         return {
             **of_models(*self.config.systems, *self._base, **self.loading),
-            **judge_sources(self.config.judge, loading={"device": self.config.device}),
+            **judge_sources(self.config.judge, loading=self.config.placing),
             **({} if self.regions is None else {"regions run": of_files(*files_read(self.regions))}),
         }
 
@@ -179,7 +178,7 @@ class Ladder(Experiment[LadderConfig]):
 
     @classmethod
     def findings(cls, result: Result) -> list[str]:
-        return summary(ladder_verdicts(result.tables))
+        return summary(result.tables)
 
     @classmethod
     def facts(cls, result: Result) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -25,7 +26,7 @@ from mechsafety.regions.attribution import attribute
 from mechsafety.regions.head_probes import probe_heads
 from mechsafety.regions.heads import best_heads, prune_heads, random_heads
 from mechsafety.regions.links import random_like
-from mechsafety.regions.maps import LinearMap, linear_maps, uncovered
+from mechsafety.regions.maps import LinearMap, linear_maps, uncovered, unseen_share
 from mechsafety.regions.overlap import jaccard_table, subspace_table
 from mechsafety.regions.own_examples import own_examples
 from mechsafety.regions.pruning import prune, set_difference, top_pruning
@@ -83,9 +84,13 @@ class RegionWork:
     def tables(self) -> dict[str, pd.DataFrame]:
         """Every table that was asked for, by name."""
         left = uncovered(self.model, self.maps)
-        self.run.record("maps", {"covered": len(self.maps), "left_out": left})
+        share = unseen_share(self.model, self.maps)
+        self.run.record("maps", {"covered": len(self.maps), "left_out": left, "share_left_out": share})
         if left:
-            self.say(f"no linear maps, left as they are: {', '.join(left[:3])}{', ...' if left[3:] else ''}")
+            self.say(
+                f"{share:.2%} of the weights of the blocks are no linear maps and left as they are: "
+                f"{', '.join(left[:3])}{', ...' if left[3:] else ''}"
+            )
         parts = self.config.parts
         found: dict[str, pd.DataFrame] = {}
         if "structure" in parts:
@@ -151,14 +156,19 @@ class RegionWork:
                 max_new_tokens=config.answer_tokens,
                 seed=config.seed + draw,
             )
-            self.run.write_part(pd.DataFrame([asdict(e) for e in examples]), *key)
+            self.run.write_part(
+                pd.DataFrame([asdict(e) | {"prompt": json.dumps(e.prompt)} for e in examples]), *key
+            )
         rows = self.run.read_part(*key).to_dict(orient="records")
         self.say(f"scores of {kind}, draw {draw + 1} of {config.draws}")
         folder = self.run.path / "scores"
         folder.mkdir(exist_ok=True)
         return attribute(
             self.model,
-            [Example(prompt=r["prompt"], answer=r["answer"], whole=bool(r["whole"])) for r in rows],
+            [
+                Example(prompt=json.loads(r["prompt"]), answer=r["answer"], whole=bool(r["whole"]))
+                for r in rows
+            ],
             loss=config.loss,
             positions=config.positions,
             batch_size=config.batch_size,

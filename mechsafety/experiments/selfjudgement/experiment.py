@@ -83,8 +83,10 @@ class SelfJudging(Experiment[SelfJudgeConfig]):
 
     @property
     def loading(self) -> dict[str, Any]:
-        config = self.config
-        return {"dtype": config.dtype, "device": config.device, "template": self.made.template}
+        # A study whose models were divided is judged with them divided, unless a device is named.
+        device = {"device": self.config.device, "device_map": None, "max_memory": None}
+        moved = device if self.config.device != self.made.device else {}
+        return self.made.loading | {"dtype": self.config.dtype} | moved
 
     def bound(self) -> Mapping[str, Any]:
         return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,16 +15,19 @@ from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.names import (
     RESPONSES_AT_ONCE,
     SELECTION_RULES,
+    AnchorsUsed,
     Centring,
-    FitOn,
     Method,
     Positions,
     RecipeName,
     Search,
 )
 from mechsafety.core.places import configs_folder
+from mechsafety.core.progress import Progress
 from mechsafety.experiments.config import Config, FedConfig, Option, in_order
 from mechsafety.judges.kinds.endpoint import parse
+
+_PROMPT_SETS = ("prompts", "anchors")
 
 
 class SamplingConfig(Config):
@@ -63,10 +67,10 @@ class StudyConfig(FedConfig):
     positions: Positions | None = Field(
         default=None, description="template tokens whose directions compete, instead of the recipe's"
     )
-    fit_on: FitOn | None = Field(
+    fit_on: AnchorsUsed | None = Field(
         default=None,
-        description="fit prompts that the model treats as their label says (behaviour), or all (labels), instead of "
-        "the recipe's",
+        description="fit prompts that the model treats as their label says (behaviour), all (labels), or every anchor, "
+        "validation prompts too (anchors), instead of the recipe's",
     )
     selection: str | None = Field(default=None, description="selection rule: auto or arditi")
     search: Search = Field(
@@ -139,10 +143,13 @@ class StudyConfig(FedConfig):
         return self.judges[0]
 
 
-def load_config(source: str | None, overrides: Mapping[str, Any] | None = None) -> StudyConfig:
+def load_config(
+    source: str | None, overrides: Mapping[str, Any] | None = None, *, say: Progress = lambda _: None
+) -> StudyConfig:
     """The default, a preset by name, or a YAML file, with ``overrides`` on top.
 
-    Raises :class:`MechsafetyError` that names the key.
+    A file may list several prompt sets where one is asked for: the first folder or file that is here is taken, else
+    the last one, which ``say`` is told. Raises :class:`MechsafetyError` that names the key.
     """
     values: dict[str, Any] = {}
     where = "the study's options"
@@ -150,7 +157,13 @@ def load_config(source: str | None, overrides: Mapping[str, Any] | None = None) 
         path = _find(source)
         where = str(source)
         values = _read(path)
-    values |= dict(overrides or {})
+    values |= {
+        # Chat settings are given one by one beside those of the file.
+        name: {**values[name], **value} if name == "chat" and isinstance(values.get(name), dict) else value
+        for name, value in (overrides or {}).items()
+    }
+    for key in _PROMPT_SETS:
+        values |= {key: _first_here(key, values[key], say)} if _is_choice(values.get(key)) else {}
     try:
         return StudyConfig.model_validate(values)
     except ValidationError as error:
@@ -182,6 +195,19 @@ def commented_yaml(config: StudyConfig) -> str:
         body = yaml.safe_dump({name: values[name]}, sort_keys=False, default_flow_style=False).rstrip()
         lines += ["", f"# {StudyConfig.model_fields[name].description}", body]
     return "\n".join(lines) + "\n"
+
+
+def _is_choice(value: object) -> bool:
+    return isinstance(value, list) and len(value) > 1 and all(isinstance(one, str) for one in value)
+
+
+def _first_here(key: str, sets: list[str], say: Progress) -> str:
+    """The first of ``sets`` whose path, environment variables filled in, exists; else the last."""
+    paths = [str(Path(os.path.expandvars(one)).expanduser()) for one in sets[:-1]]
+    found = next((path for path in paths if Path(path).exists()), None)
+    if found is None:
+        say(f"{key}: {', '.join(sets[:-1])} not found here; {sets[-1]!r} is used (--{key} names another set)")
+    return found or sets[-1]
 
 
 def _got(value: object) -> str:

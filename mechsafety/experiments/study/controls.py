@@ -86,7 +86,7 @@ def control_tables(
     found = [_controls(run, edited[edited["judge"] == judge], random) for judge, random in read.items()]
     return {
         "controls": pd.concat(found, ignore_index=True),
-        "random_responses": _joined(run, [("responses", *arm) for arm in arms])[list(columns)],
+        "random_responses": _joined(run, [("responses", *arm) for arm in arms]).filter(items=list(columns)),
         "random_verdicts": pd.concat(read.values(), ignore_index=True),
     }
 

@@ -32,7 +32,7 @@ from mechsafety.experiments.study.findings import (
     headline,
     measured_systems,
 )
-from mechsafety.experiments.study.work import StudyWork, anchor_tokens
+from mechsafety.experiments.study.work import StudyWork, anchor_tokens, recipe_of
 from mechsafety.judges.registry import judge_sources
 from mechsafety.models.provenance import of_models
 from mechsafety.prompts.prompt_set import PromptSet, load_prompts
@@ -217,11 +217,12 @@ def study_prompts(config: StudyConfig) -> tuple[PromptSet, PromptSet]:
     asked = load_prompts(config.prompts)
     report = asked.to_judge
     anchors = load_prompts(config.anchors)
+    taken = (anchors.to_estimate, anchors.to_choose)
+    if recipe_of(config).fit_on != "anchors":
+        sizes = (config.fit, config.validation)
+        taken = tuple(part.sample(n, seed=config.seed) for part, n in zip(taken, sizes, strict=True))
     chosen = PromptSet(
-        (
-            *anchors.to_estimate.sample(config.fit, seed=config.seed),
-            *anchors.to_choose.sample(config.validation, seed=config.seed),
-        ),
+        (*taken[0], *taken[1]),
         anchors.name,
         anchors.repeated if config.anchors != config.prompts else 0,
     )

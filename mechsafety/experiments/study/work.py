@@ -40,7 +40,13 @@ from mechsafety.experiments.study.controls import (
     draw_controls,
     random_arms,
 )
-from mechsafety.generation.completions import Completion, Sampling, answer_frame, overridden_defaults
+from mechsafety.generation.completions import (
+    Completion,
+    Sampling,
+    answer_frame,
+    asked_in,
+    overridden_defaults,
+)
 from mechsafety.generation.resumable import resumable_responses, resumable_under_each
 from mechsafety.generation.scoring import answer_nll
 from mechsafety.judges.checks import check_judge
@@ -72,8 +78,9 @@ if TYPE_CHECKING:
 Arm = tuple[str, str]
 _RESPONSE_COLUMNS = [
     *("system", "arm", "id", "label", "category", "prompt", "response", "finish"),
-    *("n_prompt_tokens", "n_tokens", "nll"),
+    *("n_prompt_tokens", "n_tokens", "nll", "messages"),
 ]
+"""The last one where prompts are conversations."""
 _KEPT_STREAM = 2**30
 """Bytes of the fit prompts' residual stream that are kept for the random directions, which else read it anew."""
 
@@ -97,7 +104,7 @@ def direction_of(run: RunFolder, spec: str) -> Direction:
 
 def _build(run: RunFolder, config: StudyConfig, spec: str, direction: Direction) -> Edit:
     n_layers = run.read_json_part("selection", spec)["model"]["n_layers"]
-    return _recipe(config).build(direction, alpha=config.alpha, n_layers=n_layers)
+    return recipe_of(config).build(direction, alpha=config.alpha, n_layers=n_layers)
 
 
 def anchor_tokens(config: StudyConfig) -> int:
@@ -105,7 +112,8 @@ def anchor_tokens(config: StudyConfig) -> int:
     return max(ANSWER_TOKENS, config.max_new_tokens if config.confirm else 0)
 
 
-def _recipe(config: StudyConfig) -> Recipe:
+def recipe_of(config: StudyConfig) -> Recipe:
+    """The recipe with what the configuration has instead of its choices."""
     return recipe(
         config.recipe,
         method=config.direction,
@@ -126,7 +134,7 @@ class StudyWork:
     anchors: PromptSet = field(default_factory=lambda: PromptSet(()))
 
     def __post_init__(self) -> None:
-        self.run, self.say, self.recipe = self.session.run, self.session.say, _recipe(self.config)
+        self.run, self.say, self.recipe = self.session.run, self.session.say, recipe_of(self.config)
         self._fed: dict[str, tuple[Fed, Fed]] = {}
         self._models: dict[str, TransformerBridge] = {}
         self._judges: dict[str, Judge] = {}
@@ -140,7 +148,7 @@ class StudyWork:
         if spec not in self._models:
             judges = {j.partition(":")[2] for j in self.config.judges}
             self._models = {s: m for s, m in self._models.items() if s in judges}
-            self._models[spec] = self.session.load(spec)
+            self._models[spec] = self.session.load(spec, judging=spec not in self.config.systems)
         return self._models[spec]
 
     def fed(self, spec: str) -> tuple[Fed, Fed]:
@@ -229,7 +237,7 @@ class StudyWork:
         positions: tuple[int, ...] = (-1,)
         if self.recipe.positions == "post_instruction" and not self._last_token_alone(spec):
             positions = post_instruction_positions(model)
-        cache = residual_stream(model, self.fit_prompts(spec), positions=positions)
+        cache = self._stream(spec, self.fit_prompts(spec), positions)
         if self.config.controls and cache.activations.nbytes <= _KEPT_STREAM:
             self._streams = {spec: cache}
         found = find_directions(
@@ -237,6 +245,11 @@ class StudyWork:
         )
         target = self.run.part_path("directions", spec, suffix="safetensors")
         self.run.save(str(target.relative_to(self.run.path)), found.save)
+
+    def _stream(self, spec: str, prompts: PromptSet, positions: tuple[int, ...]) -> ResidualCache:
+        return residual_stream(
+            self.model(spec), prompts, positions=positions, final_norm=self.recipe.final_norm
+        )
 
     def _last_token_alone(self, spec: str) -> bool:
         """Whether candidates of the last token alone compete because each takes long to score.
@@ -265,6 +278,8 @@ class StudyWork:
 
     def fit_prompts(self, spec: str) -> PromptSet:
         """The prompts that directions are found on."""
+        if self.recipe.fit_on == "anchors":
+            return self.anchors_of(spec)
         prompts = self.anchors_of(spec).to_estimate
         if self.recipe.fit_on == "labels":
             return prompts
@@ -322,7 +337,7 @@ class StudyWork:
                 ". Scored by written answers, which takes long, directions of the last token alone compete"
             )
         direction = directions.at(layer=selection.layer, position=selection.position)
-        cache = residual_stream(model, self.anchors_of(spec).to_choose, positions=(selection.position,))
+        cache = self._stream(spec, self.anchors_of(spec).to_choose, (selection.position,))
         self.run.write_part(principal_plane(cache, direction).assign(system=spec), "scatter", spec)
         edit = self.recipe.build(direction, alpha=self.config.alpha, n_layers=model.cfg.n_layers)
         record = load_record(model)
@@ -348,7 +363,8 @@ class StudyWork:
         fixed = self.recipe.layer_of(n_layers)
         if fixed is not None:
             chosen = candidate(table, layer=fixed, position=-1)
-            return chosen, f"Layer {fixed}, as the recipe or the user fixed it"
+            seen = ", scored on prompts that it was found on" if self.recipe.fit_on == "anchors" else ""
+            return chosen, f"Layer {fixed}, as the recipe or the user fixed it{seen}"
         try:
             chosen = select(table, n_layers=n_layers, rule=self._rule)
         except MechsafetyError as error:
@@ -398,7 +414,7 @@ class StudyWork:
             kept = self._streams.pop(spec, None)
             if kept is not None:
                 return kept.at(position)
-            return residual_stream(self.model(spec), self.fit_prompts(spec), positions=(position,))
+            return self._stream(spec, self.fit_prompts(spec), (position,))
 
         return draw_controls(self.session, spec, direction, config=self.config, read=read)
 
@@ -458,7 +474,7 @@ class StudyWork:
         self.run.write_part(table.assign(system=spec, arm=arm), "responses", spec, arm)
 
     def _nll(self, model: TransformerBridge, table: pd.DataFrame) -> list[float]:
-        contexts = tokenize_prompts(model, list(table["prompt"]))
+        contexts = tokenize_prompts(model, asked_in(table))
         answers = [[int(t) for t in tokens] for tokens in table["tokens"]]
         found = answer_nll(model, contexts, answers, ids=list(table["id"]))
         return [float("nan") if value is None else round(value, 5) for value in found]
@@ -567,7 +583,7 @@ class StudyWork:
             **self._model_judge_tables(verdicts),
             "sweep": self._joined("sweep", specs),
             "scatter": self._joined("scatter", specs),
-            "responses": self._joined("responses", arms)[_RESPONSE_COLUMNS],
+            "responses": self._joined("responses", arms).filter(items=_RESPONSE_COLUMNS),
             "verdicts": verdicts,
             **self._confirmation_table(list(measured)),
             **control_tables(run, config, list(measured), verdicts, columns=_RESPONSE_COLUMNS),

@@ -6,12 +6,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from mechsafety.core.names import DOSAGES, Centring, Dosage, FitOn, Method, Search
+from mechsafety.core.names import DOSAGES, THOUGHT_END, Centring, Dosage, FitOn, Method, Search
 from mechsafety.experiments.config import FedConfig, Option, whole_numbers
 
 
 def _positions(text: str) -> str | tuple[int, ...]:
-    return text if text in ("post", "last") else whole_numbers(text, "--positions")
+    return text if text in ("post", "last", THOUGHT_END) else whole_numbers(text, "--positions")
 
 
 def _tokens(text: str) -> tuple[str, ...]:
@@ -32,10 +32,12 @@ class SweepConfig(FedConfig):
         default="pooled", description="what principal components are centred on, for pca"
     )
     positions: Annotated[
-        tuple[int, ...] | Literal["last", "post"],
-        Option(metavar="post|last|-2,-1", many="commas", parse=_positions),
+        tuple[int, ...] | Literal["last", "post", "thought-end"],
+        Option(metavar="post|last|thought-end|-2,-1", many="commas", parse=_positions),
     ] = Field(
-        default="post", description="every template token after the instruction, the last one, or named ones"
+        default="post",
+        description="every template token after the instruction, the last one, the end of the model's own thought, or "
+        "named ones",
     )
     layers: Annotated[tuple[int, ...] | None, Option(metavar="A-B|A,B", many="commas", default="all")] = (
         Field(default=None, description="layers to score")

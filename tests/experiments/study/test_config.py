@@ -18,6 +18,8 @@ from mechsafety.experiments.study.config import (
     load_config,
     presets,
 )
+from mechsafety.experiments.study.experiment import study_prompts
+from tests.prompts.test_folders import save_parts
 
 LADDER = [
     "locuslab/mix_ift_v4-smollm2-1.7b-all_raw_folders_baseline-600B",
@@ -102,6 +104,26 @@ def test_the_granular_study_has_its_ten_checkpoints() -> None:
     assert "phrases:granular" in config.judges
 
 
+def test_the_granular_study_takes_the_papers_prompts_where_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("SAFETY_PRETRAINING", raising=False)
+    said: list[str] = []
+    assert load_config("safety-pretraining", say=said.append).anchors == "default"
+    assert len(said) == 2
+    assert all("$SAFETY_PRETRAINING/data" in line and "'default' is used" in line for line in said)
+
+    data = save_parts(tmp_path / "checkout" / "data")
+    monkeypatch.setenv("SAFETY_PRETRAINING", str(data.parent))
+    said.clear()
+    config = load_config("safety-pretraining", say=said.append)
+    assert (config.prompts, config.anchors, said) == (str(data), str(data), [])
+    report, anchors = study_prompts(config)
+    assert (len(report), len(anchors)) == (6, 32)
+    assert load_config("safety-pretraining", {"prompts": "contrast"}).prompts == "contrast"
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -121,7 +143,7 @@ def test_the_granular_study_has_its_ten_checkpoints() -> None:
         ("sampling: {temperature: .inf}", ["sampling.temperature: Input should be a finite number"]),
         ("sampling: {temperature: 0}", ["sampling.temperature: Input should be greater than 0"]),
         ("sampling: {top_k: 5}", ["sampling.top_k: Extra inputs are not permitted"]),
-        ("recipe: mine", ["recipe: Input should be 'default', 'paper', 'code' or 'arditi'"]),
+        ("recipe: mine", ["recipe: Input should be 'default', 'paper', 'code', 'granular-release' or 'arditi'"]),
         ("direction: median", ["direction: "]),
         ("dtype: int8", ["dtype: "]),
         ("colour: red\nseed: -3", ["colour: ", "seed: "]),
@@ -182,7 +204,9 @@ def test_presets_are_commented(tmp_path: Path) -> None:
 def test_recipes_are_the_named_ones() -> None:
     assert tuple(RECIPES) == RECIPE_NAMES
     assert [recipe(name).name for name in RECIPE_NAMES] == list(RECIPE_NAMES)
-    with pytest.raises(MechsafetyError, match="recipe 'mine' is not one of default, paper, code, arditi"):
+    with pytest.raises(
+        MechsafetyError, match="recipe 'mine' is not one of default, paper, code, granular-release, arditi"
+    ):
         recipe("mine")
 
 
@@ -194,6 +218,7 @@ def test_what_the_user_chose_replaces_the_recipes_choice() -> None:
 
 def test_layers_of_recipes() -> None:
     assert [recipe("code").layer_of(n) for n in (30, 32, 24)] == [18, 19, 14]  # int(0.6 n)
+    assert recipe("granular-release").layer_of(30) == 30  # after the final norm
     assert recipe("default").layer_of(30) is None
     assert recipe("code", layer=7).layer_of(30) == 7
 

@@ -378,7 +378,7 @@ def test_overlap_of_report_and_anchor_prompts_is_refused(config: StudyConfig, tm
         run_study(bad, tmp_path / "run")
 
 
-@pytest.mark.parametrize("recipe", ["paper", "code", "arditi"])
+@pytest.mark.parametrize("recipe", ["paper", "code", "granular-release", "arditi"])
 def test_published_recipes_run(config: StudyConfig, tmp_path: Path, recipe: Any) -> None:
     small = config.model_copy(
         update={
@@ -396,11 +396,16 @@ def test_published_recipes_run(config: StudyConfig, tmp_path: Path, recipe: Any)
     expected = {
         "paper": "sites=resid_post",
         "code": "layers=1,2,3, writers=attn_out+mlp_out",
+        "granular-release": "layers=1,2,3, writers=attn_out+mlp_out",
         "arditi": "sites=resid_pre+attn_out+mlp_out",
     }[recipe]
     assert expected in facts["edit"]["description"]
     if recipe == "code":
         assert facts["selection"]["layer"] == int(4 * 0.6)
+    if recipe == "granular-release":
+        assert facts["selection"]["layer"] == 4
+        assert facts["fit_prompts_used"] == {"harmful": 20, "harmless": 20}  # fit and validation
+        assert load_directions(result.path / "directions.safetensors")[config.systems[0]].final_norm
     positions = pd.read_parquet(result.path / "sweep.parquet")["position"].nunique()
     assert (positions > 1) == (recipe == "arditi")
 

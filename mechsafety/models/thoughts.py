@@ -1,4 +1,4 @@
-"""What a model thinks aloud, told from its answer: one function and one table of formats, for every judge."""
+"""What a model thinks aloud, told from its answer: one function and one table of formats."""
 
 from __future__ import annotations
 
@@ -6,13 +6,18 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 from mechsafety.core.places import packaged_words
 
 
 @dataclass(frozen=True, kw_only=True)
 class Format:
-    """How a model marks its thought: patterns of what opens and closes it, and of what closes one opened elsewhere."""
+    """How a model marks its thought: patterns of what opens and closes it, and of what closes one opened elsewhere.
+
+    ``marks`` are the texts that models themselves write: what opens a thought, and after what the answer begins.
+    ``empty`` is a thought of nothing.
+    """
 
     name: str
     open: str
@@ -20,12 +25,24 @@ class Format:
     example: str
     source: str
     headless: str | None = None
+    marks: Sequence[Sequence[str]] = ()
+    empty: str | None = None
 
 
-FORMATS = tuple(
-    Format(**entry) for entry in packaged_words("mechsafety.judges", "words/thoughts.toml")["format"]
-)
+@dataclass(frozen=True, kw_only=True)
+class Switch:
+    """An argument by which chat templates switch thinking, the values that turn it off, and one that turns it on."""
+
+    name: str
+    off: Sequence[Any]
+    on: Any
+
+
+_WORDS = packaged_words("mechsafety.models", "words/thoughts.toml")
+FORMATS = tuple(Format(**entry) for entry in _WORDS["format"])
 """All known formats, from ``words/thoughts.toml``."""
+SWITCHES = tuple(Switch(**entry) for entry in _WORDS["switch"])
+"""All known switches of templates, from ``words/thoughts.toml``."""
 
 
 @dataclass(frozen=True, kw_only=True)

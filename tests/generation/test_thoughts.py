@@ -1,0 +1,160 @@
+"""Thoughts and answers with budgets apart, row by row: what the plain loop gives, in every batch."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+
+from mechsafety.core.errors import MechsafetyError
+from mechsafety.edits.interventions import Ablate, Add
+from mechsafety.generation.completions import generate
+from mechsafety.generation.resumable import resumable_responses
+from mechsafety.generation.side_by_side import generate_under_each
+from mechsafety.judges.judging import judge
+from mechsafety.judges.normalise import normalise
+from mechsafety.models.chat import tokenize_prompts
+from mechsafety.models.loading import load_model
+from mechsafety.models.turn_ends import stop_tokens
+from mechsafety.regions.own_examples import own_examples
+from mechsafety.runs.folder import open_run
+from mechsafety.tuning.rungs import own_answers
+from tests.chat_forms import save_thinking
+from tests.prompt_sets import small_prompts
+
+PROMPTS = small_prompts(6).report
+VECTOR = torch.randn(32, generator=torch.Generator().manual_seed(3))
+MARKS = {
+    "qwen3_thinking": {"closes": "</think>"},
+    "qwen3": {"opens": "<think>", "closes": "</think>"},
+}
+
+
+@pytest.fixture(scope="module", params=list(MARKS))
+def folder(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    name = request.param
+    return save_thinking(tmp_path_factory.mktemp(name), name, [p.text for p in PROMPTS], **MARKS[name])
+
+
+def thinking(folder: Path, n: int) -> Any:
+    chat = {"thinking": "model", "max_thought_tokens": n}
+    return load_model(str(folder), dtype="float32", device="cpu", chat=chat)
+
+
+def plain(model: Any, ids: Sequence[int], n_thought: int, n_answer: int) -> tuple[list[int], int]:
+    """The plain loop: a token at a time, from the whole sequence. Tokens, and how many of them are thought."""
+    opens, close = model.tokenizer.convert_tokens_to_ids(["<think>", "</think>"])
+    stops = stop_tokens(model)
+    out: list[int] = []
+    thinks, n = opens in ids, 0
+
+    def thought() -> int:
+        blank = itertools.takewhile(
+            lambda t: t in model.tokenizer.convert_tokens_to_ids(["\n", "\n\n"]), out[n:]
+        )
+        return len(out) if thinks else n + len(list(blank)) if n else 0
+
+    with torch.inference_mode():
+        while True:
+            if len(out) == n_thought if thinks else len(out) - n == n_answer:
+                return out, thought()
+            token = int(model.original_model(torch.tensor([[*ids, *out]])).logits[0, -1].argmax())
+            if token in stops:
+                return out, thought()
+            out.append(token)
+            if len(out) == 1 and token == opens:
+                thinks = True
+            if thinks and token == close:
+                thinks, n = False, len(out)
+
+
+@pytest.mark.parametrize(("n_thought", "n_answer"), [(30, 4), (3, 6)])
+def test_budgets_are_those_of_the_plain_loop(folder: Path, n_thought: int, n_answer: int) -> None:
+    model = thinking(folder, n_thought)
+    sequences = tokenize_prompts(model, [p.text for p in PROMPTS])
+    expected = [plain(model, ids, n_thought, n_answer) for ids in sequences]
+    assert n_thought < 30 or {n == len(tokens) for tokens, n in expected} == {True, False}
+    for batch_size in (len(PROMPTS), 3, 1):
+        done = generate(model, PROMPTS, max_new_tokens=n_answer, seed=0, batch_size=batch_size)
+        assert [(list(c.tokens), c.n_thought_tokens) for c in done] == expected
+    slow = generate(model, PROMPTS[:4], max_new_tokens=n_answer, seed=0, fast_path=False)
+    assert [(list(c.tokens), c.n_thought_tokens) for c in slow] == expected[:4]
+
+
+def test_edits_side_by_side_think_as_each_alone(folder: Path) -> None:
+    model, edits = thinking(folder, 12), [Ablate(VECTOR), Add(VECTOR, layer=1, coefficient=2.0)]
+    asking: dict[str, Any] = {"max_new_tokens": 3, "seed": 0}
+    together = generate_under_each(model, PROMPTS, edits, batch_size=8, **asking)
+    alone = [generate(model, PROMPTS, edit=edit, batch_size=1, **asking) for edit in edits]
+    assert [list(each) for each in together] == [list(each) for each in alone]
+    assert list(together[0]) != list(together[1])
+
+
+def test_a_resumed_run_thinks_the_same(folder: Path, tmp_path: Path) -> None:
+    model = thinking(folder, 12)
+
+    class StoppedError(Exception):
+        pass
+
+    with open_run(tmp_path / "run", config={}) as run:
+
+        def answer(key: str) -> pd.DataFrame:
+            return resumable_responses(
+                run,
+                model,
+                PROMPTS,
+                key=(key,),
+                edit=None,
+                max_new_tokens=3,
+                seed=0,
+                batch_size=3,
+                sampling=None,
+                say=lambda _: None,
+            )
+
+        whole, keep = answer("whole"), run.write_part
+
+        def stop(*given: Any) -> None:
+            keep(*given)
+            raise StoppedError
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(run, "write_part", stop)
+            with pytest.raises(StoppedError):
+                answer("stopped")
+        pd.testing.assert_frame_equal(answer("stopped"), whole)
+    assert len(set(whole.n_thought_tokens)) > 1
+
+
+def test_judges_read_the_answer_and_keep_the_thought(folder: Path) -> None:
+    done = generate(thinking(folder, 12), PROMPTS, max_new_tokens=3, seed=0)
+    for c in done:
+        prepared = normalise(c.text)
+        inside = c.n_thought_tokens == c.n_tokens
+        assert prepared.unclosed == inside
+        assert not (inside and prepared.answer)
+        assert c.answer.strip() == prepared.answer
+        assert prepared.thought == c.thought
+    table = judge(done, ["rules", "degeneracy"]).table.set_index(["judge", "id"]).verdict
+    cut_off = [c.id for c in done if c.n_thought_tokens == c.n_tokens]
+    assert cut_off
+    assert {table[j, i] for i in cut_off for j in ("rules", "degeneracy")} == {"unparsed"}
+
+
+def test_what_is_made_of_answers_alone_refuses_a_model_that_is_left_thinking(folder: Path) -> None:
+    model = thinking(folder, 12)
+    with pytest.raises(MechsafetyError, match="knows no thoughts"):
+        own_examples(model, PROMPTS, kind="utility", n=1, seed=0)
+    with pytest.raises(MechsafetyError, match="knows no thoughts"):
+        own_answers(model, PROMPTS, answer_tokens=4, seed=0, label="answers")
+
+
+def test_prompts_leave_room_for_the_thought(folder: Path) -> None:
+    generate(thinking(folder, 100), PROMPTS, max_new_tokens=4, seed=0)
+    with pytest.raises(MechsafetyError, match="do not fit"):
+        generate(thinking(folder, 250), PROMPTS, max_new_tokens=4, seed=0)

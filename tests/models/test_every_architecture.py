@@ -1,0 +1,32 @@
+"""Directions, sweep, edits by hooks and as weights, generation and regions: right on every architecture, or refused.
+
+docs/architectures.md has the numbers (``python -m benchmarks.architectures``).
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.architecture_measures import MEASURES, outcome
+from tests.architectures import ARCHITECTURES, UNFAITHFUL, kinds_first, save_architecture
+from tests.models.test_batched_alone import TEMPLATES, Subject
+
+NORM_BETWEEN = ("gemma2", "gemma3", "gemma4", "bloom", "olmo2", "olmo3", "exaone4", "glm4", "xglm")
+"""What a map writes is normed or scaled before it reaches the stream, so that weights alone cannot hold the edit."""
+REFUSED = dict.fromkeys(NORM_BETWEEN, ("baked",)) | {
+    "recurrent-gemma": ("sweep", "edit by hooks", "baked", "generation"),
+}
+
+
+@pytest.fixture(scope="module", params=kinds_first(n for n in ARCHITECTURES if n not in UNFAITHFUL))
+def one(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Subject:
+    folder = save_architecture(
+        tmp_path_factory.mktemp(request.param), request.param, template=TEMPLATES["no prefix"]
+    )
+    return Subject(folder, request.param)
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+def test_each_measure_is_right_or_refused_by_name(one: Subject, measure: str) -> None:
+    found = outcome(MEASURES[measure], one)
+    assert found.split()[0] == ("refused" if measure in REFUSED.get(one.name, ()) else "right"), found
