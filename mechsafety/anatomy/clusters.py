@@ -221,7 +221,7 @@ def tau_table(
 
 
 def d_prime_changes(table: pd.DataFrame, *, seed: int, resamples: int = RESAMPLES) -> pd.DataFrame:
-    """d' of each model less that of each model before it, by layer, with a 95 % bootstrap over the prompts of both.
+    """d' of each model less that of each other one, by layer, with a 95 % bootstrap over the prompts of both.
 
     ``table`` is a :func:`tau_table` of several models on the same prompts. Signed: d' is negative where safe prompts
     lie on the unsafe side. Columns: :data:`CHANGE_COLUMNS`.
@@ -236,7 +236,7 @@ def d_prime_changes(table: pd.DataFrame, *, seed: int, resamples: int = RESAMPLE
             for model, of in part.groupby("model", sort=False)
         }
         found = {model: _bootstrapped(of, seed=seed, resamples=resamples) for model, of in wide.items()}
-        for against, model in itertools.combinations(wide, 2):
+        for against, model in itertools.permutations(wide, 2):
             (a, parts_a), (b, parts_b) = found[against], found[model]
             for place, layer in enumerate(wide[model].columns):
                 change = float(b[place] - a[place])

@@ -257,7 +257,8 @@ def ablation_table(
     edits = {"tuned": None, "ablated": Ablate(direction), "random_ablated": Ablate(noise)}
     rows = []
     for state, edit in track(edits.items(), "ablation", total=len(edits), unit="state"):
-        asking |= {"keep": partial(keep_state, state), "keep_labels": partial(keep_labels_of, state)}
+        asking["keep"] = partial(keep_state, state)
+        asking["keep_labels"] = partial(keep_labels_of, state)
         found = outcome_rows(tuned, groups, edit=edit, **asking)
         rows += [{"state": state, "layer": direction.layer, **row} for row in found]
     return pd.DataFrame(rows, columns=list(ABLATION_COLUMNS))

@@ -79,23 +79,27 @@ class OwnAnswers:
         self, part: str, model: str, state: str, answers: Sequence[Completion], labels: Sequence[Label]
     ) -> None:
         """Keep what the judge finds the answers of a model in a state to be."""
+        found = dict(zip([c.id for c in answers], labels, strict=True))
+        self.session.run.write_part(self._rows(part, model, state, found), "labels", part, model, state)
+
+    def _rows(self, part: str, model: str, state: str, labels: Mapping[str, Label]) -> pd.DataFrame:
         import pandas as pd
 
-        ids = [c.id for c in answers]
-        columns = {"part": part, "model": model, "state": state, "id": ids}
-        columns |= {"group": [self.group_of[i] for i in ids], "label": list(labels)}
-        self.session.run.write_part(pd.DataFrame(columns)[VERDICT_COLUMNS], "labels", part, model, state)
+        columns = {"part": part, "model": model, "state": state, "id": list(labels)}
+        columns |= {"group": [self.group_of[i] for i in labels], "label": list(labels.values())}
+        return pd.DataFrame(columns)[VERDICT_COLUMNS]
 
     def read_verdicts(self) -> pd.DataFrame:
         """The verdict on every answer to a held-out prompt that was judged. Columns: :data:`VERDICT_COLUMNS`."""
         import pandas as pd
 
-        for role in self.models:
-            if self.session.run.has_part("verdicts", f"{role}-held-out", suffix="json"):
-                labels, answers = self.verdicts(role, "held-out"), self(role, "held-out").completions
-                found = [labels[c.id] for c in answers]
-                self.keep_labels("own answers", role, "held-out", answers, found)
-        kept = [pd.read_parquet(path) for path in self.session.run.parts("labels")]
+        run = self.session.run
+        kept = [
+            self._rows("own answers", role, "held-out", self.verdicts(role, "held-out"))
+            for role in self.models
+            if run.has_part("verdicts", f"{role}-held-out", suffix="json")
+        ]
+        kept += [pd.read_parquet(path) for path in run.parts("labels")]
         return pd.concat([pd.DataFrame(columns=VERDICT_COLUMNS), *kept], ignore_index=True)
 
     def verdicts(self, role: Role, which: Which) -> dict[str, Label]:

@@ -31,7 +31,7 @@ _ATTACKS = ("co_task", "co_text", "misgen", "ood", "soft")
 
 
 def lab_findings(cases: pd.DataFrame, bounds: pd.DataFrame, beyond: pd.DataFrame) -> dict[str, list[str]]:
-    """Sentences by section: ``claims``, ``controls`` and ``attacks``; the first of the first two is the main one.
+    """Sentences by section: ``claims``, ``controls`` and ``attacks``. What only the table has is over the answer.
 
     ``cases`` has the columns of the run's ``cases``; ``bounds`` and ``beyond`` are :func:`held_over_seeds` and
     :func:`controls_over_seeds`.
@@ -56,18 +56,21 @@ def _claims(table: pd.DataFrame) -> Iterator[str]:
 
 def _controls(table: pd.DataFrame) -> Iterator[str]:
     for control, rows in table.groupby("control", sort=False):
-        always = rows["beyond"] == rows["seeds"]
-        never = int((rows["not measurable"] == rows["seeds"]).sum())
-        what = f"readings go beyond {control} in every seed"
-        yield counted("Lab", int(always.sum()), len(rows), what, unknown=never)
-        for row in rows[~always].to_dict("records"):
+        over = rows["what"].str.contains("over the answer")
+        for where, part in (("before the answer", rows[~over]), ("over the answer", rows[over])):
+            always = part["beyond"] == part["seeds"]
+            never = int((part["not measurable"] == part["seeds"]).sum())
+            what = f"readings {where} go beyond {control} in every seed"
+            if len(part):
+                yield counted("Lab", int(always.sum()), len(part), what, unknown=never)
+        for row in rows[~over & (rows["beyond"] < rows["seeds"])].to_dict("records"):
             outcomes = _outcomes(row, {"beyond": True, "not beyond": False, "not measurable": None})
             name = f"{_who(row)}: {row['what']}, {row['value']}, beyond {control}"
             yield held(name, outcomes, of=_seeds(row), control=row["result"])
 
 
 def _who(row: Mapping[str, Any]) -> str:
-    return f"Claim {row['number']}, {TUNINGS.get(row['model'], row['model'])}"
+    return f"Claim {row['number']}, {TUNINGS.get(row['model'], 'pretrained')}"
 
 
 def _seeds(row: Mapping[str, Any]) -> str:

@@ -215,7 +215,7 @@ def test_a_reading_that_a_control_has_as_well_is_named() -> None:
     assert all("2 of 2 readings" in said for said in fine)
     table = controls(a_untrained="no", b_shuffled="not measurable")
     first, named, second, unknown = findings(held_over_seeds(seeds()), table)["controls"]
-    assert "1 of 2 readings go beyond untrained networks" in first
+    assert "1 of 2 readings before the answer go beyond untrained networks" in first
     assert "a, 1, beyond untrained networks: not met in 2 of 2 seeds; control: 0.4 to 0.7" in named
     assert "1 of 2 readings" in second
     assert "1 unknown" in second
