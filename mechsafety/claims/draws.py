@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +17,41 @@ Verdicts = Mapping[object, str]
 """The verdict on each item, by its id."""
 
 
+def least_sure(draws: Sequence[Contrast]) -> Contrast:
+    """Of the contrasts of several draws of one change that of the largest p, which holds of all of them.
+
+    ``p`` is 1 where the draws do not lie to one side, and the interval then spans those of all.
+    """
+    if len(draws) == 1:
+        return draws[0]
+    place, least = max(enumerate(draws), key=lambda item: _rank(item[1]))
+    named = replace(
+        least,
+        subject=f"{least.subject}, draw {place + 1} of {len(draws)}",
+        test=f"{least.test}, largest p of {len(draws)} draws",
+    )
+    if len({np.sign(one.difference.value) for one in draws}) == 1 or least.p != least.p:
+        return named
+    span = replace(
+        least.difference,
+        low=min(one.difference.low for one in draws),
+        high=max(one.difference.high for one in draws),
+    )
+    return replace(named, difference=span, p=1.0, corrected=1.0)
+
+
+def least_sure_control(controls: Sequence[Control]) -> Control:
+    """Whether each of several draws of a change is beyond its control, to one side: the one of the largest p."""
+    least = max(controls, key=_rank)
+    if least.p != least.p or len({one.below for one in controls}) == 1:
+        return least
+    return replace(least, p=1.0, corrected=1.0, below=None)
+
+
+def _rank(one: Contrast | Control) -> float:
+    return 2.0 if one.p != one.p else one.p
+
+
 def paired_draws(
     before: Verdicts,
     draws: Sequence[Verdicts],
@@ -25,30 +61,9 @@ def paired_draws(
     is_hit: str = "refusal",
     states: tuple[str, str] = ("original", "edited"),
 ) -> Contrast:
-    """Several draws of one change of the same items: that of the largest p, which holds of all of them.
-
-    ``p`` is 1 where the draws do not lie to one side, and the interval then spans those of all.
-    """
-    found = [
-        paired_binary(before, after, subject=subject, measure=measure, is_hit=is_hit, states=states)
-        for after in draws or [{}]
-    ]
-    if len(found) == 1:
-        return found[0]
-    place, least = max(enumerate(found), key=lambda item: 2.0 if item[1].p != item[1].p else item[1].p)
-    named = replace(
-        least,
-        subject=f"{subject}, draw {place + 1} of {len(found)}",
-        test=f"{least.test}, largest p of {len(found)} draws",
-    )
-    if len({np.sign(one.difference.value) for one in found}) == 1 or least.p != least.p:
-        return named
-    span = replace(
-        least.difference,
-        low=min(one.difference.low for one in found),
-        high=max(one.difference.high for one in found),
-    )
-    return replace(named, difference=span, p=1.0, corrected=1.0)
+    """Several draws of one change of the same items (:func:`least_sure`)."""
+    named: dict[str, Any] = {"subject": subject, "measure": measure, "is_hit": is_hit, "states": states}
+    return least_sure([paired_binary(before, after, **named) for after in draws or [{}]])
 
 
 def control_of_draws(
@@ -57,11 +72,7 @@ def control_of_draws(
     """Is each of several draws of a change beyond each random draw, to one side? None without random draws."""
     if not random:
         return None
-    found = [paired_control(name, after, random, is_hit=is_hit) for after in draws or [{}]]
-    least = max(found, key=lambda one: 2.0 if one.p != one.p else one.p)
-    if least.p != least.p or len({one.below for one in found}) == 1:
-        return least
-    return replace(least, p=1.0, corrected=1.0, below=None)
+    return least_sure_control([paired_control(name, after, random, is_hit=is_hit) for after in draws or [{}]])
 
 
 def differing_changes(

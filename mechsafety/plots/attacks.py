@@ -70,7 +70,7 @@ def attack_figure(attacks: pd.DataFrame) -> go.Figure:
     prompts = attacks[attacks["measure"] != "mean"]  # mean rows count answers
     return footed(
         figure,
-        "Attack success by attack",
+        "Attack success by system and attack",
         f"{size_text(prompts, 'n')} harmful prompts. Only coherent compliance counts as success; degenerate text "
         "does not. Whiskers: 95 % intervals.",
         height=230 + len(systems) * (40 + 16 * len(names)),
