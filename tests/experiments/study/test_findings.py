@@ -321,7 +321,7 @@ codes = st.one_of(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.lists(st.tuples(codes, codes, codes), min_size=1, max_size=4))
 def test_no_claim_is_refuted_by_the_verdicts(systems: list[tuple[str, str, str]]) -> None:
     names = [f"s{i}" for i in range(len(systems))]
@@ -352,7 +352,7 @@ def test_no_claim_is_refuted_by_the_verdicts(systems: list[tuple[str, str, str]]
         assert any(f"{name}, harmful prompts: this goes beyond" in one for one in lines) == more
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.lists(st.tuples(codes, codes, codes, codes), min_size=1, max_size=3))
 def test_what_is_said_of_two_judges_is_true(systems: list[tuple[str, str, str, str]]) -> None:
     judges = {
