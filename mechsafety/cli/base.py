@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mechsafety import __version__
-from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.errors import MechsafetyError, StoppedError
 
 if TYPE_CHECKING:
     from mechsafety.experiments.base import Experiment, Result
@@ -140,7 +140,7 @@ def _run(work: Callable[[], Shown], *, as_json: bool) -> None:
         if as_json:
             click.echo(json.dumps({"error": str(error)}))
         say(f"error: {error}")
-        sys.exit(2)
+        sys.exit(1 if isinstance(error, StoppedError) else 2)
     except KeyboardInterrupt:
         say("interrupted; the same command goes on where it stopped")
         sys.exit(130)

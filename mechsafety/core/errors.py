@@ -26,6 +26,13 @@ class RefusedRunError(MechsafetyError):
     """A run folder, or a part of one, was made from something else or under other circumstances than asked for now."""
 
 
+class StoppedError(MechsafetyError):
+    """Work that something outside ended, such as a service that gives up: what was done is kept, the rest is missing.
+
+    The command line exits with code 1, and the same command goes on.
+    """
+
+
 @contextmanager
 def needs(extra: Extra) -> Iterator[None]:
     """Around the import of an extra's package: where it is not installed, name what installs it."""

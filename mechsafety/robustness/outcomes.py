@@ -7,12 +7,12 @@ least; Wei et al., ICML 2024, arXiv 2402.05162) stands beside it: it counts a co
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from html import escape
 from typing import TYPE_CHECKING
 
-from mechsafety.core.verdict import Judge
+from mechsafety.core.verdict import Judge, Label
 from mechsafety.edits.interventions import Edit
 from mechsafety.generation.completions import DEFAULT_BATCH
 from mechsafety.judges.outcomes import Asking, Keep, Tally, answered, with_published
@@ -41,11 +41,13 @@ OUTCOME_COLUMNS: tuple[str, ...] = tuple(
 class Outcomes:
     """Verdicts on the answers to harmful and to harmless requests, with intervals and denominators.
 
-    Answers that the judge could not read are in no share; they are ``unparsed`` in the tally.
+    Answers that the judge could not read are in no share; they are ``unparsed`` in the tally. ``verdicts`` has the
+    verdict on each prompt by its id, of both labels.
     """
 
     harmful: Tally
     harmless: Tally
+    verdicts: Mapping[str, Label] = field(default_factory=dict, repr=False)
 
     def row(self) -> dict[str, int | float]:
         """The columns :data:`OUTCOME_COLUMNS`; shares of nothing are NaN."""
@@ -98,4 +100,5 @@ def measure_outcomes(
         label: Tally.of([j for j, c in zip(judged, answers, strict=True) if c.label == label])
         for label in LABELS
     }
-    return Outcomes(harmful=by_label["harmful"], harmless=by_label["harmless"])
+    verdicts = dict(zip([c.id for c in answers], labels, strict=True))
+    return Outcomes(harmful=by_label["harmful"], harmless=by_label["harmless"], verdicts=verdicts)

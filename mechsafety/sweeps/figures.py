@@ -8,9 +8,9 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from mechsafety.claims.numbers import number
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.plots.style import COLOURS, require_rows, require_single, short_name, styled
-from mechsafety.plots.titles import sweep_title
 
 KL_TICKS = [0.01, 0.03, 0.1, 0.3, 1, 3, 10]
 
@@ -141,8 +141,8 @@ def named_layer_sweep(
     figure.update_xaxes(title_text="layer where the direction was found (input of block)", row=3, col=1)
     return styled(
         figure,
-        sweep_title(rows, shown, selected, among=table),
-        "Validation prompts; dashed: selected layer."
+        f"{shown}: scores of directions by layer",
+        f"Validation prompts. {_selected_text(rows, selected)}"
         + (
             f" Bold: position {int(rows['position'].iloc[0])}; faint: {_places(others)}."
             if len(others)
@@ -181,3 +181,14 @@ def _curve(table: pd.DataFrame, selected: int | None, position: int | None) -> p
     if selected is not None:
         require_rows(rows[rows["layer"] == selected], f"layer {selected}, position {chosen}", rows, "layer")
     return rows
+
+
+def _selected_text(rows: pd.DataFrame, selected: int | None) -> str:
+    """Which candidate the dashed line marks, with its AUROC at its own position."""
+    if selected is None:
+        return "No candidate is selected."
+    row = rows[rows["layer"] == selected].iloc[0]
+    auroc = number(float(row["auroc"]), "AUROC")
+    return (
+        f"Dashed: the selected candidate, layer {selected}, position {int(row['position'])}, AUROC {auroc}."
+    )

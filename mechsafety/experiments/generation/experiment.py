@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import pandas as pd
 import plotly.graph_objects as go
 
+from mechsafety.claims import Estimate
+from mechsafety.claims.sentences import level
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.progress import Progress, progress_line, with_progress
 from mechsafety.edits.files import require_edit_path, save_edit
@@ -115,14 +117,15 @@ class Generation(EditedExperiment[GenerationConfig]):
         figure.update_layout(barmode="overlay", xaxis_title="tokens of an answer", yaxis_title="answers")
         figure.update_traces(opacity=0.6)
         longest = result.config["max_new_tokens"]
-        cut = f"{_cut(table)} of {len(table)} answers were cut at {longest} tokens"
-        return {"answer-lengths": styled(figure, cut, edit_description(result), width=900, height=420)}
+        about = f"{edit_description(result)}; answers are cut at {longest} tokens"
+        return {"answer-lengths": styled(figure, "Lengths of answers", about, width=900, height=420)}
 
     @classmethod
     def findings(cls, result: Result) -> list[str]:
         table = result.to_frame()
-        cut = f"{_cut(table)} were cut at {result.config['max_new_tokens']} tokens"
-        return [f"{len(table)} responses, {edit_description(result)}; {cut}."]
+        measure = f"answers that were cut at {result.config['max_new_tokens']} tokens"
+        subject = f"{short_name(result.config['model'])}, {edit_description(result)}"
+        return [level(subject, measure, Estimate.of_counts(_cut(table), len(table)))]
 
     @classmethod
     def page(cls, result: Result, figures: Mapping[str, go.Figure]) -> Page:

@@ -23,7 +23,6 @@ from mechsafety.experiments.ladder.links import files_read, read_regions
 from mechsafety.experiments.ladder.subspaces import FIT, Splits
 from mechsafety.experiments.ladder.systems import LadderSetting, RungAware
 from mechsafety.experiments.ladder.tables import COMPARE, TABLES, refused_table
-from mechsafety.experiments.ladder.verdicts import ladder_verdicts
 from mechsafety.experiments.ladder.work import LadderWork
 from mechsafety.judges.registry import judge_sources, load_judge
 from mechsafety.models.adapters import adapter_folder
@@ -179,7 +178,7 @@ class Ladder(Experiment[LadderConfig]):
 
     @classmethod
     def findings(cls, result: Result) -> list[str]:
-        return summary(ladder_verdicts(result.tables))
+        return summary(result.tables)
 
     @classmethod
     def facts(cls, result: Result) -> dict[str, Any]:

@@ -13,6 +13,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import pandas as pd
+
 from mechsafety.core.progress import Progress, progress_line, with_progress
 from mechsafety.experiments.base import Experiment, Read, Result, Session, run_experiment
 from mechsafety.experiments.records import record_shared_tokens
@@ -20,14 +22,13 @@ from mechsafety.experiments.regions.config import RegionsConfig
 from mechsafety.experiments.regions.figures import region_figures
 from mechsafety.experiments.regions.findings import region_findings
 from mechsafety.experiments.regions.followups import follow_up
-from mechsafety.experiments.regions.work import ANSWER_KEYS, RegionWork, evaluated_prompts
+from mechsafety.experiments.regions.work import ANSWER_KEYS, VERDICTS, RegionWork, evaluated_prompts
 from mechsafety.plots.style import short_name
 from mechsafety.prompts.prompt_set import PromptSet, Purpose, load_prompts
 from mechsafety.prompts.splits import require_splits
 from mechsafety.runs.folder import RunFolder
 
 if TYPE_CHECKING:
-    import pandas as pd
     import plotly.graph_objects as go
 
 
@@ -48,7 +49,10 @@ class Regions(Experiment[RegionsConfig]):
     """Attribution draws on the fit prompts, evaluation on the report prompts, which must not overlap."""
 
     kind = "regions"
-    tables: ClassVar[Mapping[str, str]] = MappingProxyType({name: f"{name}.csv" for name in _TABLES})
+    tables: ClassVar[Mapping[str, str]] = MappingProxyType(
+        {name: f"{name}.csv" for name in _TABLES} | {VERDICTS: f"{VERDICTS}.parquet"}
+    )
+    long = frozenset({VERDICTS})
     answer_keys = ANSWER_KEYS
 
     def __init__(self, config: RegionsConfig) -> None:
@@ -86,6 +90,8 @@ class Regions(Experiment[RegionsConfig]):
         tables = work.tables()
         tables |= follow_up(work, tables["tradeoff"] if "sweep" in config.parts else None)
         record_shared_tokens(session.run, config.model, model)
+        if parts := session.run.parts(VERDICTS):
+            tables[VERDICTS] = pd.concat(map(pd.read_parquet, parts), ignore_index=True)
         return tables
 
     @classmethod

@@ -49,6 +49,8 @@ if TYPE_CHECKING:
 _PROBE_FIT = 64
 """Prompts of each label that a head's probe is fitted on."""
 _PASSAGES = 30
+VERDICTS = "verdicts"
+"""The part, and the table, of the verdict on each report prompt in each state of the model."""
 ANSWER_KEYS = ("part", "removal", "setting", "control", "draw")
 _STATE_COLUMNS = [
     *("removal", "setting", "control", "draw", "p", "q", "r_u", "r_s"),
@@ -277,8 +279,8 @@ class RegionWork:
             yield removal
 
     def judged(self, model: TransformerBridge, edit: Edit | None = None) -> dict[str, Any]:
-        """Outcomes on the report prompts."""
-        return measure_outcomes(
+        """Outcomes on the report prompts; the verdict on each is kept."""
+        found = measure_outcomes(
             model,
             self.evaluated,
             edit=edit,
@@ -286,7 +288,17 @@ class RegionWork:
             seed=self.config.seed,
             judge=self.judge,
             keep=self.keep,
-        ).row()
+        )
+        keys = self._answering
+        rows = [
+            {**keys, "id": p.id, "label": p.label, "verdict": found.verdicts[p.id]} for p in self.evaluated
+        ]
+        self.run.write_part(
+            pd.DataFrame(rows, columns=[*ANSWER_KEYS, "id", "label", "verdict"]),
+            VERDICTS,
+            " ".join(map(str, keys.values())),
+        )
+        return found.row()
 
     def answering(self, part: str, state: State, **changed: Any) -> None:
         """Name the answers that come next: the part and the state of the model."""

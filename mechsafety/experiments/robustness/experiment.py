@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import pandas as pd
 
+from mechsafety.claims import Estimate
+from mechsafety.claims.sentences import level
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.names import Attack
 from mechsafety.core.places import packaged_words
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 _WORDS = packaged_words("mechsafety.experiments.robustness", "page.toml")
+_UNITS = {"perplexity": "", "kl": "nats per token"}
+_NAMES = {"perplexity": "perplexity of", "kl": "KL from the unedited model on"}
 
 
 class Robustness(EditedExperiment[RobustnessConfig]):
@@ -132,19 +136,21 @@ class Robustness(EditedExperiment[RobustnessConfig]):
 
     @classmethod
     def findings(cls, result: Result) -> list[str]:
-        attacks = result.tables["attacks"].to_dict("records")
         (cost,) = result.tables["utility"].to_dict("records")
-        succeeded = "; ".join(
-            f"{attack_name(row)} {row['asr']:.0%} [{row['low']:.0%}, {row['high']:.0%}]" for row in attacks
-        )
-        kl = (
-            ""
-            if cost["kl"] != cost["kl"]
-            else f", KL from the unedited model {cost['kl']:.3g} nats per token"
-        )
+        attacks = result.tables["attacks"].to_dict("records")
+        right, n = float(cost["accuracy"]), int(cost["accuracy_n"])
+        accuracy = Estimate.of_counts(round(right * n) if n else 0, n)
+        model = str(cost["system"])
+        measured = [
+            name for name in _UNITS if name != "kl" or cost[name] == cost[name]
+        ]  # without an edit none
         return [
-            f"Attack success (coherent compliance): {succeeded}.",
-            f"On benign text: accuracy {cost['accuracy']:.0%}, perplexity {cost['perplexity']:.3g}{kl}.",
+            *(level(model, f"attack success, {attack_name(row)}", _success(row)) for row in attacks),
+            level(model, "accuracy on benign questions", accuracy),
+            *(
+                level(model, f"{_NAMES[name]} benign text", _measured(cost, name), unit=_UNITS[name])
+                for name in measured
+            ),
         ]
 
     @classmethod
@@ -207,3 +213,15 @@ def _searched(every: PromptSet, config: RobustnessConfig) -> PromptSet:
             f"are searched, and {config.suffixes} are asked for: lower --suffixes, or leave the attack out"
         )
     return found.sample(config.suffixes, seed=config.seed)
+
+
+def _success(row: Mapping[Any, Any]) -> Estimate:
+    """Coherent compliance: of prompts as counts, the mean over samples as a share."""
+    if row["measure"] == "mean":
+        return Estimate(value=row["asr"], low=row["low"], high=row["high"], unread=int(row["unparsed"]))
+    unread = int(row["unparsed"]) if row["measure"] == "greedy" else 0
+    return Estimate.of_counts(round(row["asr"] * row["n"]) if row["n"] else 0, int(row["n"]), unread=unread)
+
+
+def _measured(cost: Mapping[Any, Any], name: str) -> Estimate:
+    return Estimate(value=cost[name], low=cost[f"{name}_low"], high=cost[f"{name}_high"])

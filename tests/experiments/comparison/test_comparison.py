@@ -22,13 +22,11 @@ from mechsafety.experiments import base
 from mechsafety.experiments.comparison import work as checkpoint_work
 from mechsafety.experiments.comparison.experiment import Comparison, read_comparison, run_comparison
 from mechsafety.experiments.comparison.figures import (
-    angles_by_layer,
-    cka_by_layer,
     comparison_figures,
     cosine_matrix,
     cosines_by_layer,
-    transfer_matrix,
 )
+from mechsafety.experiments.comparison.findings import comparison_findings, transfer_findings
 from mechsafety.geometry import transfer
 from mechsafety.models.chat import tokenize_prompts
 from mechsafety.models.loading import load_model
@@ -176,14 +174,69 @@ def test_transfer_is_the_fall_of_the_score_under_ablation(done: Comparison, pair
         assert abs(float(rows["drop"][target])) > 1e-3  # the control: something happens
 
 
-def test_a_target_that_does_not_refuse_is_named(done: Comparison) -> None:
-    assert done.transfer is not None
-    expected = {
-        t for t, score in zip(done.transfer["target"], done.transfer["base"], strict=True) if score < 0
-    }
-    assert {
-        t for t in done.names for note in done.notes if note.startswith(f"{t} hardly refuses")
-    } == expected
+def test_transfer_is_tested_against_the_unedited_model_and_every_control() -> None:
+    generator = torch.Generator().manual_seed(0)
+    base = torch.randn(24, generator=generator, dtype=torch.float64)
+
+    def ablation(fall: float) -> transfer.Ablation:
+        noise = 0.1 * torch.randn(24, generator=generator, dtype=torch.float64)
+        return transfer.Ablation(scores=base - fall + noise, kl=0.0)
+
+    whole, same, large = transfer.Ablation(scores=base, kl=0.0), [ablation(0), ablation(0.2)], ablation(8)
+    found = transfer.tests_of(whole, large, same, seed=0)
+    assert (found["control_side"], found["p"]) == (-1, pytest.approx(1e-4))
+    assert found["control_p"] == pytest.approx(1e-4)
+    as_much = transfer.tests_of(whole, ablation(8), [*same, large], seed=0)
+    assert as_much["control_p"] > 0.05
+    assert transfer.tests_of(whole, ablation(-8), [*same, ablation(-9)], seed=0)["control_p"] == 1
+    assert math.isnan(transfer.tests_of(whole, large, [], seed=0)["control_p"])
+    assert math.isnan(transfer.tests_of(whole, None, same, seed=0)["p"])
+
+
+def transferred(**cells: tuple[float, float, int]) -> pd.DataFrame:
+    """Two checkpoints a and b: fall of the score, p against the controls and their side, by source and target."""
+    rows = []
+    for cell, (fall, p, side) in cells.items():
+        source, target = cell.split("_")
+        rows.append(
+            {"source": source, "target": target, "layer": 3, "n": 32, "base": -0.5, "ablated": -0.5 - fall}
+            | {"drop": fall, "low": fall - 0.6, "high": fall + 0.6, "p": 1e-4 if abs(fall) > 1 else 0.5}
+            | {
+                "control_p": p,
+                "control_side": side,
+                "random_max": 0.4,
+                "harmless_max": 1.0,
+                "share": fall / 8,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def test_a_negative_score_can_fall_and_the_sign_of_a_score_says_nothing() -> None:
+    """Case C1."""
+    table = transferred(a_a=(8, 1e-4, -1), b_b=(8, 1e-4, -1), a_b=(6.4, 1e-4, -1), b_a=(5.6, 1e-4, -1))
+    said = list(transfer_findings(table, {}))
+    assert "2 of 2 ablations of the own direction show a fall in the mean refusal score" in said[0]
+    assert any("2 of 2 ablations of the foreign direction show a fall beyond" in s for s in said)
+    both = [s for s in comparison_findings({"transfer": table}, layer=3) if "without the direction of a" in s]
+    assert "b without the direction of a: a fall in mean refusal score" in both[0]
+
+
+def test_a_foreign_direction_that_does_no_more_than_random_or_raises_the_score_is_told_so() -> None:
+    """Case C2."""
+    table = transferred(a_a=(8, 1e-4, -1), b_b=(8, 1e-4, -1), a_b=(6.4, 0.4, -1), b_a=(-2.4, 1e-4, 1))
+    said = " ".join(comparison_findings({"transfer": table}, layer=3))
+    assert "b without the direction of a: a fall in mean refusal score" in said
+    assert "b without the direction of a: a change beyond random and harmless directions is not shown" in said
+    assert "a without the direction of b: a rise in mean refusal score" in said
+    told = " ".join(transfer_findings(table, {}))
+    assert "1 of 2 ablations of the foreign direction show a fall in" in told
+    assert "0 of 2 ablations of the foreign direction show a fall beyond" in told
+    # Earlier runs hold no tests of the controls, and their intervals decide.
+    old = table.drop(columns=["p", "control_p", "control_side"])
+    said = " ".join(comparison_findings({"transfer": old}, layer=3))
+    assert "whether this goes beyond random and harmless directions is not tested" in said
+    assert "a rise in mean refusal score" in said
 
 
 def test_the_transfer_layer_separates_best_below_four_fifths() -> None:
@@ -482,7 +535,6 @@ def test_figures_show_the_tables(done: Comparison) -> None:
     matrix = figures["cosine-matrix"].data[0]
     assert f"{at['cosine']:.2f}" in matrix.text[0][0]
     assert f"{at['ceiling_b']:.2f}" in matrix.text[0][1]
-    assert f"cosine {at['cosine']:.2f}" in figures["cosine-matrix"].layout.title.text
     assert done.transfer is not None
     cells = figures["transfer-matrix"].data[0]
     assert cells.z[-1][0] == done.transfer["drop"][0]
@@ -513,16 +565,18 @@ def test_a_cut_of_many_pairs_is_reported() -> None:
     assert len(matrix.data[0].z) == len(matrix.layout.xaxis.ticktext) == 6
 
 
-def test_undefined_numbers_are_reported_as_such(done: Comparison) -> None:
+def test_undefined_numbers_are_drawn_under_the_same_titles(done: Comparison) -> None:
+    """A title states no result, so that it is that of any table."""
     assert cosine_matrix(many(2).assign(cosine=math.nan), layer=1).data[0].text[0][0] == "undefined"
-    title = cosines_by_layer(many(2).assign(cosine=math.nan), layer=1).layout.title.text
-    assert title == "No refusal direction at layer 1 to compare"
     assert done.transfer is not None
     assert done.angles is not None
     assert done.cka is not None
-    assert "nothing to transfer" in transfer_matrix(done.transfer.assign(share=math.nan)).layout.title.text
-    assert "undefined" in cka_by_layer(done.cka.assign(cka=math.nan), layer=1).layout.title.text
-    assert "undefined" in angles_by_layer(done.angles.assign(angle=math.nan), layer=1).layout.title.text
+    empty = {
+        **{"cosines": many(2).assign(cosine=math.nan), "angles": done.angles.assign(angle=math.nan)},
+        **{"cka": done.cka.assign(cka=math.nan), "transfer": done.transfer.assign(share=math.nan)},
+    }
+    for name, figure in comparison_figures(empty, layer=done.layer).items():
+        assert figure.layout.title.text == done.figures()[name].layout.title.text
     assert comparison_figures({}, layer=0) == {}
 
 

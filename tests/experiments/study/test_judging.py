@@ -116,7 +116,8 @@ def test_an_added_judge_reads_the_random_arm_and_the_first_stays_primary(copied:
     load_run(copied).judge(ADDED)
     controls = pd.read_csv(copied / "controls.csv")
     pd.testing.assert_frame_equal(controls[controls["judge"] == "rules"], before)
-    assert load_run(copied).findings == headline
+    own = {line for line in headline if "judges and readings" not in line}
+    assert own <= set(load_run(copied).findings)
     verdicts, random = (
         pd.read_parquet(copied / f"{name}.parquet") for name in ("verdicts", "random_verdicts")
     )
