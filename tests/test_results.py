@@ -234,3 +234,19 @@ def test_answers_stand_side_by_side(made: Any, found: Any) -> None:
     receipt = edited.coverage.to_frame()
     assert set(receipt.columns) == {"hook", "fired", "positions"}
     assert (receipt["fired"] > 0).all()
+
+
+def test_public_names_are_few_and_all_load() -> None:
+    import types
+
+    import mechsafety as ms
+
+    spaces = {name for name in dir(ms) if isinstance(getattr(ms, name), types.ModuleType)}
+    assert spaces == {"anatomy", "judges", "lab", "plots", "regions", "statistics"}
+    assert len(set(dir(ms)) - spaces) <= 52
+    for space in spaces:
+        for name in dir(getattr(ms, space)):
+            found = getattr(getattr(ms, space), name)
+            assert not isinstance(found, types.ModuleType), name
+    with pytest.raises(AttributeError, match="no attribute 'residuals'"):
+        _ = ms.residuals  # type: ignore[attr-defined]
