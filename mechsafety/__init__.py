@@ -14,9 +14,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __version__ = "0.1.0"
 
-_load, _names, _public = public_names(__name__, __file__)
-__getattr__ = _load
-__all__ = [*_public, "__version__"]
+__getattr__, _names, __all__ = public_names(__name__, __file__)
+__all__ += ["__version__"]
 
 
 def __dir__() -> list[str]:

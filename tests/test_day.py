@@ -80,7 +80,7 @@ def test_attention_outputs_of_some_layers(model: Any, prompts: ms.PromptSet) -> 
     receipt = answers.coverage.to_frame()
     assert list(receipt["hook"]) == ["blocks.1.hook_attn_out", "blocks.2.hook_attn_out"]
     assert (receipt["fired"] > 0).all()
-    assert receipt["positions"].nunique() == 1
+    assert len(set(receipt["positions"])) == 1
 
 
 AGAIN = """
@@ -107,7 +107,7 @@ def test_a_study_opened_again(tiny_folder: Callable[..., Path], tmp_path: Path) 
     assert shown[2] == "study"
     assert int(shown[0]) == len(run.tables)
     assert "teal" in (tmp_path / "teal.html").read_text()
-    assert figures == {f"{name}.html" for name in run.figures()}
+    assert figures == {"plotly.min.js", *(f"{name}.html" for name in run.figures())}
     cli = [sys.executable, "-m", "mechsafety.cli", "report", str(run.path)]
     subprocess.run(cli, capture_output=True, check=True)
     assert (tmp_path / "run" / "report.html").read_bytes() == page, "the command line writes the same report"
@@ -143,7 +143,7 @@ def test_interrupted_and_gone_on_with(
 
     options: dict[str, Any] = {"max_new_tokens": 3, "seed": 0, "batch_size": 2}
     monkeypatch.setattr(kept_batches.KeptBatches, "put", interrupted)
-    with pytest.raises(KeyboardInterrupt, match="6 of 12|4 of 12"):
+    with pytest.raises(KeyboardInterrupt, match="6 of 12"):
         ms.generate(model, prompts.report, **options, out=str(tmp_path / "answers"))
     answers = ms.generate(model, prompts.report, **options, out=str(tmp_path / "answers"))
     assert isinstance(answers.to_frame(), pd.DataFrame)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import importlib
+import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,17 @@ def public_names(package: str, file: str) -> tuple[Callable[[str], Any], Callabl
             base = ".".join(package.split(".")[: len(package.split(".")) - node.level + 1])
             home = f"{base}.{node.module}" if node.module else base
             homes |= {alias.asname or alias.name: (home, alias.name) for alias in node.names}
+
+    taken = {name for name, (home, own) in homes.items() if home == f"{package}.{own}"}
+
+    class Package(types.ModuleType):
+        """A function that is called as its module keeps its name when the module is imported."""
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            if not (name in taken and isinstance(value, types.ModuleType)):
+                super().__setattr__(name, value)
+
+    sys.modules[package].__class__ = Package
 
     def load(name: str) -> Any:
         if name not in homes:

@@ -66,7 +66,10 @@ def _field_lines(kind: type[BaseModel]) -> str:
     """A line per field: its name, its default and its description."""
     lines = []
     for name, one in kind.model_fields.items():
-        default = "required" if one.is_required() else repr(one.get_default(call_default_factory=True))
+        if one.default_factory is not None:
+            default = "depends on the others"
+        else:
+            default = "required" if one.is_required() else repr(one.default)
         shown = default if len(default) <= 60 else f"{default[:57]}..."
         about = f": {one.description}" if one.description else ""
         lines.append(f"    {name} ({shown}){about}")

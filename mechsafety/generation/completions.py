@@ -78,7 +78,7 @@ def generate(
     truncate_prompts: bool = False,
     label: str = "generating",
     out: str | Path | None = None,
-    progress: bool = True,
+    progress: bool = True,  # noqa: ARG001 - with_progress reads it
 ) -> Completions:
     """Answer each prompt in the model's chat template (or as ``rendering`` asks), under ``edit`` if one is given.
 
@@ -125,12 +125,12 @@ def generate(
     reader = thought_reader(model, n_answer=max_new_tokens, rendering=rendering)
     n_groups = _groups_of(edit)
     coverage: Coverage | None = None
-    with bar(label, total=total, unit="response") as progress, interruptible(done, total, out):
+    with bar(label, total=total, unit="response") as shown, interruptible(done, total, out):
         while todo:
             rows = todo.pop(0)
             if kept is not None and (before := kept.get(rows)) is not None:
                 done.update(zip(rows, before, strict=True))
-                progress.update(len(rows))
+                shown.update(len(rows))
                 continue
             batch = pad_left([sequences[r] for r in rows], pad=pad_token(model), rows=rows).to(
                 device_of(model)
@@ -157,7 +157,7 @@ def generate(
                 kept.put(rows, finished)
             if on_batch is not None:
                 on_batch(finished)
-            progress.update(len(rows))
+            shown.update(len(rows))
     return Completions(tuple(done[row] for row in sorted(done)), coverage)
 
 
