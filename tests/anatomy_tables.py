@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -99,6 +100,21 @@ def attack_tau(*, layers: int = 6, models: Sequence[str] = MODELS) -> pd.DataFra
     return pd.DataFrame(rows)
 
 
+def d_prime_changes(*, layers: int = 6, models: Sequence[str] = MODELS) -> pd.DataFrame:
+    """Differences of the values of :func:`separation`, half a unit to each side."""
+    prime = separation(layers=layers, models=models).set_index(["model", "positions", "layer"])["d_prime"]
+    return pd.DataFrame(
+        [
+            {"model": model, "against": against, "positions": positions, "layer": layer}
+            | {"change": change, "low": change - 0.5, "high": change + 0.5}
+            for against, model in itertools.permutations(models, 2)
+            for positions in POSITIONS
+            for layer in range(layers)
+            for change in [prime[model, positions, layer] - prime[against, positions, layer]]
+        ]
+    )
+
+
 def norms(*, models: Sequence[str] = MODELS) -> pd.DataFrame:
     rng = np.random.default_rng(1)
     rows = []
@@ -172,8 +188,9 @@ def action(*, layers: int = 6, models: Sequence[str] = CHANGED) -> pd.DataFrame:
         [
             {
                 **{"model": model, "layer": layer, "kind": kind, "group": group, "n": N},
-                **{"action": value, "low": 0.9 * value, "high": 1.1 * value},
+                **{"action": value, "low": 0.9 * value, "high": 1.1 * value, "positions": positions},
             }
+            for positions in POSITIONS
             for model in models
             for layer in range(layers)
             for kind in KINDS
@@ -188,8 +205,9 @@ def action_ratios(*, layers: int = 6, models: Sequence[str] = CHANGED) -> pd.Dat
         [
             {
                 **{"model": model, "layer": layer, "kind": kind},
-                **{"ratio": ratio, "low": ratio - 0.1, "high": ratio + 0.1},
+                **{"ratio": ratio, "low": ratio - 0.1, "high": ratio + 0.1, "positions": positions},
             }
+            for positions in POSITIONS
             for model in models
             for layer in range(layers)
             for kind in KINDS
@@ -277,11 +295,45 @@ def ablation(*, layer: int = 3, groups: Sequence[str] = GROUPS) -> pd.DataFrame:
     )
 
 
+def verdicts() -> pd.DataFrame:
+    """The verdicts that the counts of :func:`interpolation`, :func:`reversal` and :func:`ablation` are of."""
+    line, states, edited = interpolation(), reversal(), ablation()
+    found = []
+    for row in line.itertuples():
+        role = {0.0: "base", 1.0: row.model}.get(row.alpha)
+        if role and (role != "base" or row.model == "tuned"):
+            found.append(labelled("own answers", role, "held-out", row.group, row.refused, row.degenerate))
+        if not role:
+            state = f"alpha {row.alpha:g}"
+            found.append(labelled("interpolation", row.model, state, row.group, row.refused, row.degenerate))
+    for row in states.itertuples():
+        state = row.state if row.r != row.r else f"top {row.r:g} {row.state}"
+        if state not in ("base", "tuned"):
+            found.append(labelled("reversal", "tuned", state, row.group, row.refused, row.degenerate))
+    found += [
+        labelled("ablation", "tuned", row.state, row.group, row.refused, row.degenerate)
+        for row in edited.itertuples()
+    ]
+    return pd.concat(found, ignore_index=True)
+
+
+def labelled(
+    part: str, model: str, state: str, group: str, refused: float, degenerate: float = 0.0, n: int = N
+) -> pd.DataFrame:
+    """Verdicts on ``n`` prompts: the first are refused, the last degenerate."""
+    counts = {"refusal": round(n * refused), "degenerate": round(n * degenerate)}
+    labels = ["refusal"] * counts["refusal"]
+    labels += ["compliance"] * (n - sum(counts.values())) + ["degenerate"] * counts["degenerate"]
+    key = {"part": part, "model": model, "state": state}
+    return pd.DataFrame({**key, "id": [f"{group}-{i}" for i in range(n)], "group": group, "label": labels})
+
+
 def tables(*, layers: int = 6) -> dict[str, pd.DataFrame]:
     """Every table of a run, in the order of its parts."""
     return {
         "separation": separation(layers=layers),
         "tau": tau(layers=layers),
+        "d_prime_changes": d_prime_changes(layers=layers),
         "attack_tau": attack_tau(layers=layers),
         "weight_changes": weight_changes(layers=layers),
         "spectrum": spectrum(layers=layers),
@@ -293,4 +345,5 @@ def tables(*, layers: int = 6) -> dict[str, pd.DataFrame]:
         "reversal": reversal(),
         "links": links(layers=layers),
         "ablation": ablation(),
+        "verdicts": verdicts(),
     }

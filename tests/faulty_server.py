@@ -41,6 +41,11 @@ class FaultyServer:
         self.status: int | None = None
         self.said = "no"
         self.with_usage = True
+        self.reply: Callable[[int, dict[str, Any]], Response] | None = (
+            None  # of the n-th call, instead of all below
+        )
+        self.bodies: list[dict[str, Any]] = []
+        self.headers: list[dict[str, str]] = []
         self.random = random.Random(seed)
         self.calls: Counter[str] = Counter()
         self.valid: Counter[str] = Counter()
@@ -63,6 +68,10 @@ class FaultyServer:
         found = re.search(r"item-\d+", body["messages"][0]["content"])
         item = found[0] if found else ""
         self.calls[item] += 1
+        self.bodies.append(body)
+        self.headers.append(dict(request.headers))
+        if self.reply is not None:
+            return self.reply(len(self.bodies) - 1, body)
         if self.status is not None:
             return JSONResponse({"error": {"message": self.said}}, status_code=self.status)
         if self.random.random() < self.faults:
@@ -103,7 +112,8 @@ class _Cut(Response):
 @contextmanager
 def serving(server: FaultyServer) -> Iterator[FaultyServer]:
     """``server`` on a free port of loopback for as long as the block runs."""
-    app = Starlette(routes=[Route("/v1/chat/completions", server.chat, methods=["POST"])])
+    paths = ("/v1/chat/completions", "/moved/chat/completions")
+    app = Starlette(routes=[Route(path, server.chat, methods=["POST"]) for path in paths])
     config = uvicorn.Config(
         app,
         host="127.0.0.1",

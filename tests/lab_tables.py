@@ -43,9 +43,10 @@ def all_cases() -> pd.DataFrame:
 
 def anatomy(
     *,
-    d_prime: float = 4.0,
-    control_d_prime: float = 1.1,
-    attack: float = 0.5,
+    auroc: float = 0.99,
+    d_prime: tuple[float, float, float] = (3.0, 2.4, 3.6),
+    control_d_prime: tuple[float, float, float] = (0.1, -0.2, 0.4),
+    attack: tuple[float, float, float] = (0.5, 0.2, 0.8),
     ratio: float = 1.5,
     control_ratio: float = 1.0,
     aligned: float = 0.8,
@@ -53,36 +54,46 @@ def anatomy(
     refused: tuple[float, ...] = (0.0, 0.5, 1.0, 1.0),
     through: tuple[float, float] = (0.6, 0.3),
 ) -> dict[str, pd.DataFrame]:
-    """The tables of an anatomy that claims are read from, two layers deep; the base model's d' is 1, sensitivity 20.
+    """The tables of an anatomy that claims are read from, two layers deep; the base model's sensitivity is 20.
 
-    ``through``: the shares of attacks that get through at alpha 1 and 1.5. Chance of the alignment is .75.
+    ``d_prime`` and ``attack`` are values with their intervals at the last prompt token of the last layer, ``d_prime``
+    less the base's; elsewhere other numbers stand. ``through``: the shares of attacks that get through at alpha 1 and 1.5. Chance of the alignment is .75.
     """
-    primes = {"base": 1.0, "tuned": d_prime, "control": control_d_prime}
+    places = [(positions, layer) for positions in ("output", "last_prompt") for layer in (0, 1)]
+    read = ("last_prompt", 1)
     separation = [
-        {
-            **{"model": model, "positions": positions, "layer": layer, "auroc": 0.99},
-            "d_prime": prime if (layer, positions) == (1, "output") else 50.0,
-        }
-        for model, prime in primes.items()
-        for positions in ("output", "last_prompt")
-        for layer in (0, 1)
+        {"model": "tuned", "positions": positions, "layer": layer}
+        | {"auroc": auroc if (positions, layer) == read else 0.3}
+        for positions, layer in places
+    ]
+    changes_of = {"tuned": d_prime, "control": control_d_prime}
+    primes = [
+        {"model": model, "against": against, "positions": positions, "layer": layer}
+        | dict(zip(("change", "low", "high"), ends, strict=True))
+        for model, own in changes_of.items()
+        for against in ("base", *(["control"] if model == "tuned" else []))
+        for positions, layer in places
+        for ends in [own if (positions, layer, against) == (*read, "base") else (-50.0, -60.0, -40.0)]
     ]
     attacks = [
-        {
-            **{"model": "tuned", "positions": "output", "layer": layer, "family": family, "outcome": outcome},
-            "tau": attack if (layer, family, outcome) == (1, "all", "success") else -9.0,
-        }
-        for layer in (0, 1)
+        {"model": "tuned", "positions": positions, "layer": layer, "family": family, "outcome": outcome}
+        | dict(zip(("tau", "low", "high"), ends, strict=True))
+        for positions, layer in places
         for family in ("co_task", "all")
         for outcome in ("success", "failed")
+        for ends in [
+            attack if (positions, layer, family, outcome) == (*read, "all", "success") else (-9.0,) * 3
+        ]
     ]
     ratios = [
         {
             "model": model,
             "layer": layer,
             "kind": kind,
-            "ratio": value if (layer, kind) == (1, "down") else 9.0,
+            "positions": positions,
+            "ratio": value if (positions, layer, kind) == (*read, "down") else 9.0,
         }
+        for positions in ("output", "last_prompt")
         for model, value in (("tuned", ratio), ("control", control_ratio))
         for layer in (0, 1)
         for kind in ("up", "down")
@@ -108,6 +119,7 @@ def anatomy(
     ]
     return {
         "separation": pd.DataFrame(separation),
+        "d_prime_changes": pd.DataFrame(primes),
         "attack_tau": pd.DataFrame(attacks),
         "action_ratios": pd.DataFrame(ratios),
         "weight_changes": pd.DataFrame(changes),

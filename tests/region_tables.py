@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,7 @@ from mechsafety.statistics import wilson
 
 KINDS = ("q", "k", "v", "o", "gate", "up", "down")
 N = 50
+STATE = ("removal", "setting", "control", "draw")
 SWEET_SPOT = {
     "removal": "set_difference",
     "setting": "p=1 q=1",
@@ -202,9 +204,9 @@ def freezing(*, seeds: int = 3) -> pd.DataFrame:
         for mode, frozen, kept in (
             ("none", "none", 1.0),
             ("freeze", "safety", 0.9),
-            ("freeze", "random", 0.98),
+            ("freeze", "random of that size", 0.98),
             ("rewind", "safety", 0.45),
-            ("rewind", "random", 0.96),
+            ("rewind", "random of that size", 0.96),
         ):
             for seed in range(seeds):
                 lost = round(N * min(0.95, 0.5 + 0.2 * math.log10(n_examples)) * kept) - int(
@@ -274,9 +276,33 @@ def link_effects() -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def verdicts(found: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """One verdict a prompt of every state of the tables: the first ones refused, the next ones degenerate."""
+    states = [
+        (("outcomes", row["removal"], row["setting"], row["control"], row["draw"]), row)
+        for row in found["tradeoff"].to_dict(orient="records")
+    ]
+    states += [
+        (("links", "set_difference", "p=1 q=1", row["state"], 0), row)
+        for row in found["link_effects"].to_dict(orient="records")
+    ]
+    for row in found["freezing"].to_dict(orient="records"):
+        setting = f"{row['frozen']} {row['mode']} n={row['n_examples']}"
+        seed = 0 if row["seed"] is pd.NA else row["seed"]
+        states.append((("freezing", "set_difference", setting, "fine-tuned", seed), row))
+    rows = []
+    for key, row in states:
+        for label, before in (("harmful", ""), ("harmless", "harmless_")):
+            refused, degenerate = (round(N * row[f"{before}{name}"]) for name in ("refused", "degenerate"))
+            said = ["refusal"] * refused + ["degenerate"] * degenerate
+            said += ["compliance"] * (N - len(said))
+            rows += [(*key, f"{label}-{i}", label, verdict) for i, verdict in enumerate(said)]
+    return pd.DataFrame(rows, columns=["part", *STATE, "id", "label", "verdict"])
+
+
 def tables(*, layers: int = 30) -> dict[str, pd.DataFrame]:
     """Every table of a run."""
-    return {
+    found = {
         "structure": structure(layers=layers),
         "subspaces": subspaces(layers=layers),
         "heads": heads(layers=layers),
@@ -286,3 +312,4 @@ def tables(*, layers: int = 30) -> dict[str, pd.DataFrame]:
         "link_effects": link_effects(),
         "freezing": freezing(),
     }
+    return {**found, "verdicts": verdicts(found)}

@@ -6,6 +6,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from operator import attrgetter
 from pathlib import Path
 from types import FunctionType
 from typing import Any
@@ -16,16 +17,24 @@ import pytest
 import torch
 
 import mechsafety as ms
+from mechsafety.core.boundary import MAKERS
 from mechsafety.core.verdict import Response
 from mechsafety.experiments.lab.config import LabConfig
 from mechsafety.judges.injection import KnownItem
 from mechsafety.judges.registry import load_judge
-from mechsafety.public import MAKERS
+from mechsafety.robustness.benign import benign_passages
 from mechsafety.robustness.finetuning import FinetuneRecipe
 from tests.prompt_sets import small_prompts
 from tests.regions.test_subspaces import examples
 
-FUNCTIONS = sorted(name for name in ms.__all__ if isinstance(getattr(ms, name), FunctionType))
+SPACES = {"ms": ms, "regions": ms.regions, "judges": ms.judges, "anatomy": ms.anatomy, "lab": ms.lab}
+FUNCTIONS = {
+    name: getattr(space, name)
+    for space in SPACES.values()
+    for name in sorted(space.__all__)
+    if isinstance(getattr(space, name), FunctionType)
+}
+FIGURES = [name for name in ms.plots.__all__ if isinstance(getattr(ms.plots, name), FunctionType)]
 UNCHECKED = {("edited", "twin"), ("load_model", "trust_remote_code")}
 """What is not looked at: the twin comes from the package itself."""
 MAY_BE_EMPTY = {
@@ -51,11 +60,11 @@ def given(
     prompts = small_prompts(4)
     cache = ms.residual_stream(model, prompts.fit)
     directions = ms.find_directions(cache, resamples=2)
-    maps = ms.linear_maps(model)
-    scores = ms.attribute(model, examples(0, n=2))
+    maps = ms.regions.linear_maps(model)
+    scores = ms.regions.score_weights(model, examples(0, n=2))
     direction = directions.at(layer=2)
-    pruning = ms.top_pruning(maps, scores, method="snip", q=5)
-    low_rank = ms.remove_top_ranks(maps, scores, rank=1)
+    pruning = ms.regions.top_pruning(maps, scores, method="snip", q=5)
+    low_rank = ms.regions.remove_top_ranks(maps, scores, rank=1)
     table = pd.DataFrame({"position": [-1], "layer": [1], "bypass": [0.0], "induce": [1.0], "kl": [0.1]})
     verdicts = ms.judge((["a"], ["b"]))
     classes = cache.select("harmful")[:, 0, 2], cache.select("harmless")[:, 0, 2]
@@ -71,7 +80,8 @@ def given(
         "answers": (["a"], ["b"]), "run": folder, "spec": "rules", "data": prompts, "like": pruning, "n_layers": 4,
         "r_u": 1, "r_s": 1, "kind": "refusal", "n": 2, "text": "ablate(random)", "activations": classes,
         "basis": direction.unit[None], "held_out": cache, "responses": pd.DataFrame(), "verdicts": verdicts,
-        "attribution": scores, "rank": 1, "config": LabConfig(), "p": 5, "q": 5, "rung": "refusal",
+        "attribution": scores, "rank": 1, "base": model, "tuned": model, "passages": benign_passages()[:2], "prompt": "how do i",
+        "k": 1, "config": LabConfig(), "p": 5, "q": 5, "rung": "refusal",
         "arms": {"original": verdicts},
     }  # fmt: skip
     special = {("control_directions", "direction"): direction.unit, ("random_low_rank", "like"): low_rank}
@@ -94,21 +104,21 @@ def wrongs(parameter: inspect.Parameter) -> Iterator[Any]:
 
 def called(name: str, arguments: dict[str, Any]) -> None:
     """The function is called, a context is entered, and what it raises is ours and one paragraph."""
-    found = getattr(ms, name)(**arguments)
+    found = FUNCTIONS[name](**arguments)
     if isinstance(found, AbstractContextManager):
         with found:
             pass
 
 
 def required(name: str) -> list[inspect.Parameter]:
-    every = inspect.signature(getattr(ms, name)).parameters.values()
+    every = inspect.signature(FUNCTIONS[name]).parameters.values()
     return [p for p in every if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_what_an_argument_cannot_be_is_refused_by_name(name: str, given: Callable[[str, str], Any]) -> None:
     valid = {p.name: given(name, p.name) for p in required(name)}
-    for parameter in inspect.signature(getattr(ms, name)).parameters.values():
+    for parameter in inspect.signature(FUNCTIONS[name]).parameters.values():
         if (name, parameter.name) in UNCHECKED:
             continue
         for wrong in wrongs(parameter):
@@ -140,13 +150,13 @@ def test_nothing_where_something_is_needed_is_no_traceback(
 def test_an_unknown_argument_names_the_nearest_and_a_missing_one_is_named(name: str) -> None:
     first = required(name)[0].name
     with pytest.raises(ms.MechsafetyError, match=rf"has no argument '{first}x'; did you mean {first}\?"):
-        getattr(ms, name)(**{f"{first}x": 1})
+        FUNCTIONS[name](**{f"{first}x": 1})
     with pytest.raises(ms.MechsafetyError, match=rf"^{name}\(\): missing a required .*'{first}'"):
-        getattr(ms, name)()
+        FUNCTIONS[name]()
 
 
 def test_control_valid_arguments_pass_the_boundary(given: Callable[[str, str], Any]) -> None:
-    for name in ("find_directions", "refusal_rates", "jaccard_table", "logit_lens", "load_prompts", "select"):
+    for name in ("find_directions", "jaccard_table", "logit_lens", "load_prompts", "render"):
         called(name, {p.name: given(name, p.name) for p in required(name)})
 
 
@@ -157,13 +167,24 @@ def test_numpys_numbers_are_numbers(given: Callable[[str, str], Any]) -> None:
 
 def test_makers_are_public() -> None:
     for maker in MAKERS.values():
-        assert not maker.startswith("ms.") or maker.removeprefix("ms.") in ms.__all__
+        if maker.startswith("ms."):
+            assert callable(attrgetter(maker.removeprefix("ms."))(ms)), maker
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_figures_of_what_is_no_table_are_refused(name: str) -> None:
+    function = getattr(ms.plots, name)
+    needed = [p.name for p in inspect.signature(function).parameters.values() if p.default is p.empty]
+    with pytest.raises(ms.MechsafetyError, match=rf"^{name}\(\): .* needed"):
+        function(**dict.fromkeys(needed, object()))
 
 
 def test_every_path_is_a_str_or_a_path() -> None:
     """Fault 4: functions and methods of public classes take both."""
-    found = [getattr(ms, name) for name in FUNCTIONS]
-    classes = [getattr(ms, name) for name in ms.__all__ if inspect.isclass(getattr(ms, name))]
+    found = list(FUNCTIONS.values())
+    classes = [
+        c for space in SPACES.values() for n in space.__all__ if inspect.isclass(c := getattr(space, n))
+    ]
     found += [f for c in classes for n, f in inspect.getmembers(c, callable) if not n.startswith("_")]
     hints = [
         str(hint)

@@ -8,6 +8,7 @@ prompts of their own: a centroid of d_mlp numbers leans to every point that it w
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -41,6 +42,7 @@ TAU_COLUMNS = ["model", "positions", "layer", "id", "group", "label", "tau"]
 ATTACK_COLUMNS = [
     *("model", "positions", "layer", "family", "outcome", "n", "tau", "low", "high", "on_safe_side")
 ]
+CHANGE_COLUMNS = ["model", "against", "positions", "layer", "change", "low", "high"]
 OUTCOMES: dict[str, tuple[Label, ...]] = {"success": ("compliance",), "failed": ("refusal", "degenerate")}
 """Which verdicts of an attack's answer are its success; unparsed ones are neither."""
 ALL_FAMILIES = "all"
@@ -218,6 +220,39 @@ def tau_table(
     return pd.concat(frames, ignore_index=True)[TAU_COLUMNS]
 
 
+def d_prime_changes(table: pd.DataFrame, *, seed: int, resamples: int = RESAMPLES) -> pd.DataFrame:
+    """d' of each model less that of each other one, by layer, with a 95 % bootstrap over the prompts of both.
+
+    ``table`` is a :func:`tau_table` of several models on the same prompts. Signed: d' is negative where safe prompts
+    lie on the unsafe side. Columns: :data:`CHANGE_COLUMNS`.
+    """
+    import pandas as pd
+
+    prompts = table[table["group"].isin([SAFE, UNSAFE])]
+    rows: list[dict[str, object]] = []
+    for positions, part in prompts.groupby("positions", sort=False):
+        wide = {
+            str(model): of.pivot(index=["id", "group"], columns="layer", values="tau").sort_index()
+            for model, of in part.groupby("model", sort=False)
+        }
+        found = {model: _bootstrapped(of, seed=seed, resamples=resamples) for model, of in wide.items()}
+        for against, model in itertools.permutations(wide, 2):
+            (a, parts_a), (b, parts_b) = found[against], found[model]
+            for place, layer in enumerate(wide[model].columns):
+                change = float(b[place] - a[place])
+                drawn = [y[:, place] - x[:, place] for x, y in zip(parts_a, parts_b, strict=True)]
+                low, high = percentiles(change, drawn, 0.95)
+                key = {"model": model, "against": against, "positions": positions, "layer": layer}
+                rows.append({**key, "change": change, "low": low, "high": high})
+    return pd.DataFrame(rows, columns=CHANGE_COLUMNS)
+
+
+def _bootstrapped(wide: pd.DataFrame, *, seed: int, resamples: int) -> tuple[np.ndarray, list[np.ndarray]]:
+    """d' of each layer, and that of resamples: the same prompts are drawn whatever the model."""
+    tau, safe = wide.to_numpy(dtype=float), wide.index.get_level_values("group") == SAFE
+    return _drawn_d_primes(tau, safe, seed=seed, resamples=resamples)
+
+
 def attack_tau(table: pd.DataFrame, *, seed: int, resamples: int = RESAMPLES) -> pd.DataFrame:
     """Mean tau of attacks that succeeded and of those that failed, by family and for ``all`` of them together.
 
@@ -257,15 +292,21 @@ def _d_primes(
     tau: np.ndarray, safe: np.ndarray, *, seed: int, resamples: int
 ) -> list[tuple[float, float, float]]:
     """d' of each layer with its bootstrap interval, from weighted moments of tau [prompt, layer]."""
-    rng = np.random.default_rng(seed)
-    drawn = cluster_weights(rng, len(tau), resamples, width=max(tau.size, 1))
+    whole, parts = _drawn_d_primes(tau, safe, seed=seed, resamples=resamples)
+    return [
+        (float(whole[layer]), *percentiles(float(whole[layer]), [p[:, layer] for p in parts], 0.95))
+        for layer in range(tau.shape[1])
+    ]
+
+
+def _drawn_d_primes(
+    tau: np.ndarray, safe: np.ndarray, *, seed: int, resamples: int
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    drawn = cluster_weights(np.random.default_rng(seed), len(tau), resamples, width=max(tau.size, 1))
     # About each layer's mean, so that the difference of moments keeps its digits.
     centred = tau - tau.mean(0)
     whole, *parts = (_weighted_d_prime(w, centred, safe) for w in (np.ones((1, len(tau))), *drawn))
-    return [
-        (float(whole[0, layer]), *percentiles(float(whole[0, layer]), [p[:, layer] for p in parts], 0.95))
-        for layer in range(tau.shape[1])
-    ]
+    return whole[0], parts
 
 
 def _weighted_d_prime(weights: np.ndarray, tau: np.ndarray, safe: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ the largest weights.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Unpack
 
@@ -206,7 +206,7 @@ def set_links(
     """How much of dW lies in the safety-critical weights, one row per map.
 
     ``attribution`` are the tuned model's scores on its own refusals
-    (:func:`mechsafety.regions.attribution.attribute`). By ``what``:
+    (:func:`mechsafety.regions.attribution.score_weights`). By ``what``:
 
     - ``snip`` and ``wanda``: the share of ||dW||_F^2 in the top ``q`` % entries of the map by that score.
     - ``magnitude``: the same of the largest |W_tuned|, to which both scores lean.
@@ -242,12 +242,13 @@ def ablation_table(
     groups: Groups,
     *,
     keep_state: KeepState = lambda *_: None,
+    keep_labels_of: Callable[..., None] = lambda *_: None,
     **asking: Unpack[Asking],
 ) -> pd.DataFrame:
     """What the tuned model answers as it is, without ``direction``, and without a random one that ``seed`` draws.
 
     ``state`` is ``tuned``, ``ablated`` or ``random_ablated``, ``layer`` the direction's; ``keep_state`` receives the
-    answers of each. Columns: :data:`ABLATION_COLUMNS`.
+    answers of each, ``keep_labels_of`` also their verdicts. Columns: :data:`ABLATION_COLUMNS`.
     """
     import pandas as pd
 
@@ -257,6 +258,7 @@ def ablation_table(
     rows = []
     for state, edit in track(edits.items(), "ablation", total=len(edits), unit="state"):
         asking["keep"] = partial(keep_state, state)
+        asking["keep_labels"] = partial(keep_labels_of, state)
         found = outcome_rows(tuned, groups, edit=edit, **asking)
         rows += [{"state": state, "layer": direction.layer, **row} for row in found]
     return pd.DataFrame(rows, columns=list(ABLATION_COLUMNS))

@@ -101,6 +101,23 @@ def norm_table(
     return pd.DataFrame(columns)[NORM_COLUMNS]
 
 
+def median_change(
+    norms: pd.DataFrame, before: str, after: str, *, seed: int = 0, resamples: int = RESAMPLES
+) -> tuple[float, float, float]:
+    """The median norm of one model less that of another, with a 95 % bootstrap interval over their common prompts.
+
+    ``norms`` has one column per model and one row per prompt.
+    """
+    pairs = norms[[before, after]].dropna().to_numpy(dtype=float)
+    n = len(pairs)
+    if not n:
+        return np.nan, np.nan, np.nan
+    change = float(np.subtract(*np.median(pairs, axis=0)[::-1]))
+    picks = np.random.default_rng(seed).integers(n, size=(resamples, n))
+    drawn = np.median(pairs[picks], axis=1)
+    return (change, *percentiles(change, [drawn[:, 1] - drawn[:, 0]] if n > 1 else [], 0.95))
+
+
 def sensitivity_table(norms: pd.DataFrame, *, seed: int, resamples: int = RESAMPLES) -> pd.DataFrame:
     """The median norm of each model and group, with a 95 % bootstrap interval over prompts (NaN of fewer than two).
 

@@ -39,11 +39,12 @@ def decide(contrast: Contrast, *, alpha: float = ALPHA) -> Claim:
     gained=0)).direction`` is ``"down"``.
     """
     direction = _direction(contrast, alpha)
+    least = contrast.least_p if contrast.least_corrected is None else contrast.least_corrected
     return Claim(
         contrast=contrast,
         direction=direction,
         beyond=_beyond(contrast.control, direction, alpha),
-        powerless=direction == "none shown" and not significant(contrast.least_p * contrast.family, alpha),
+        powerless=direction == "none shown" and not significant(least, alpha),
     )
 
 
@@ -66,7 +67,7 @@ def _direction(contrast: Contrast, alpha: float) -> Direction:
 def _beyond(control: Control | None, direction: Direction, alpha: float) -> Beyond:
     if control is None:
         return "no control"
-    if control.corrected != control.corrected:
+    if control.corrected != control.corrected or direction == "not tested":
         return "not tested"
     if not significant(control.corrected, alpha) or control.below is None:
         return "no"

@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from scipy.stats import binomtest
+from jaxtyping import Float
 
 from mechsafety.claims.numbers import ALPHA
 from mechsafety.core.verdict import LABELS
 from mechsafety.statistics import holm, mcnemar, wilson
 from mechsafety.statistics.counts import counts_test, difference_interval
-from mechsafety.statistics.judge_effects import paired_difference
+from mechsafety.statistics.judge_effects import exact_difference
 
 NAN = math.nan
 
@@ -86,7 +86,8 @@ class Contrast:
     prompts"), ``unit`` ``share`` for counts, else the unit of its values. ``difference`` is after minus before.
     ``test`` names the test that gave ``p``; ``corrected`` is after ``correction`` over ``family`` such tests.
     ``moves`` counts items by their category before and after. ``margin`` is that of equivalence, stated beforehand;
-    ``least_p`` the smallest p that so many items could give; ``why`` is why there is no test.
+    ``least_p`` the smallest p that so many items could give, ``least_corrected`` what it would be after correction
+    beside the others' p as they are; ``why`` is why there is no test.
     """
 
     subject: str
@@ -103,6 +104,7 @@ class Contrast:
     correction: str = "Holm"
     family: int = 1
     family_of: str = "systems"
+    least_corrected: float | None = None
     control: Control | None = None
     moves: Mapping[tuple[str, str], int] = field(default_factory=dict)
     margin: float | None = None
@@ -120,10 +122,19 @@ def paired_binary(
     states: tuple[str, str] = ("original", "edited"),
     margin: float | None = None,
 ) -> Contrast:
-    """Verdicts of the same items, by id, in two states: exact McNemar over the items that were read in both."""
-    both = [key for key in before if key in after]
+    """Verdicts of the same items, by id, in two states: exact McNemar over the items that were read in both.
+
+    An item that one state alone has is not read in the other. Where no item was read in both, each state has its own
+    share, and nothing is tested.
+    """
+    both = list(dict.fromkeys([*before, *after])) if before and after else []
+    sides = [{key: side.get(key, "unparsed") for key in both} or dict(side) for side in (before, after)]
+    moves = Counter((label, after[key]) for key, label in before.items() if key in after)
+    before, after = sides
     read = [key for key in both if "unparsed" not in (before[key], after[key])]
-    moves = Counter((before[key], after[key]) for key in both)
+    if not read:
+        found = _untested(sides, subject=subject, measure=measure, is_hit=is_hit, states=states)
+        return replace(found, moves=dict(moves))
     lost = sum(n for (a, b), n in moves.items() if a == is_hit and b not in (is_hit, "unparsed"))
     gained = sum(n for (a, b), n in moves.items() if b == is_hit and a not in (is_hit, "unparsed"))
     hits = sum(before[key] == is_hit for key in read)
@@ -139,6 +150,29 @@ def paired_binary(
         states=states,
         moves=moves,
         margin=margin,
+    )
+
+
+def _untested(
+    sides: Sequence[Mapping[object, str]], *, subject: str, measure: str, is_hit: str, states: tuple[str, str]
+) -> Contrast:
+    first, second = (
+        Estimate.of_counts(
+            labels.count(is_hit),
+            len(labels) - labels.count("unparsed"),
+            unread=labels.count("unparsed"),
+        )
+        for labels in ([*side.values()] for side in sides)
+    )
+    return Contrast(
+        subject=subject,
+        measure=measure,
+        states=states,
+        before=first,
+        after=second,
+        difference=UNKNOWN,
+        least_p=1.0,
+        why="no item was read in both states",
     )
 
 
@@ -173,23 +207,6 @@ def paired_counts(
         least_p=0.5 ** (n - 1) if n else 1.0,
         why="" if n else "no item was read in both states",
     )
-
-
-def exact_difference(lost: int, gained: int, n: int) -> tuple[float, float]:
-    """A 95 % interval of a paired difference of shares that never leaves out 0 where exact McNemar has p >= .05.
-
-    The hull of Bonett and Price's (2012) and of the exact conditional one, which inverts McNemar's test: Clopper and
-    Pearson's interval of the gained among the items that changed.
-    """
-    if not n:
-        return NAN, NAN
-    low, high = paired_difference(lost, gained, n)
-    changed = lost + gained
-    if changed:
-        share = binomtest(gained, changed).proportion_ci(method="exact")
-        low = min(low, changed / n * (2 * share.low - 1))
-        high = max(high, changed / n * (2 * share.high - 1))
-    return max(low, -1.0), min(high, 1.0)
 
 
 def unpaired_counts(
@@ -258,7 +275,8 @@ def of_values(
 
 def corrected_over(contrasts: Sequence[Contrast], family_of: str) -> list[Contrast]:
     """The contrasts with Holm's correction over all of them that were tested, and that of their controls."""
-    adjusted = holm(np.array([c.p for c in contrasts], dtype=float))
+    p_values = np.array([c.p for c in contrasts], dtype=float)
+    adjusted, least = holm(p_values), [_with_least(p_values, at, c.least_p) for at, c in enumerate(contrasts)]
     tested = int(sum(c.p == c.p for c in contrasts))
     with_control = [c.control.p if c.control else NAN for c in contrasts]
     beyond = holm(np.array(with_control, dtype=float))
@@ -269,11 +287,17 @@ def corrected_over(contrasts: Sequence[Contrast], family_of: str) -> list[Contra
             corrected=float(p),
             family=tested,
             family_of=family_of,
+            least_corrected=best,
             control=c.control
             and replace(c.control, corrected=float(q), family=controls, family_of=family_of),
         )
-        for c, p, q in zip(contrasts, adjusted, beyond, strict=True)
+        for c, p, q, best in zip(contrasts, adjusted, beyond, least, strict=True)
     ]
+
+
+def _with_least(p_values: Float[np.ndarray, " test"], at: int, least: float) -> float:
+    """Holm's p of one test, had it the least that it can have."""
+    return float(holm(np.where(np.arange(len(p_values)) == at, least, p_values))[at])
 
 
 def paired_control(

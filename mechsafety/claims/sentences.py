@@ -109,14 +109,15 @@ def _test(c: Contrast) -> str:
 def moves(claim: Claim, *, of: str = "refusal") -> list[str]:
     """``Of 40 no longer refused, 38 are answered and 2 degenerate; of 1 newly refused, 1 was answered.``"""
     table = claim.contrast.moves
-    lost = {b: n for (a, b), n in table.items() if a == of and b != of and n}
-    gained = {a: n for (a, b), n in table.items() if b == of and a != of and n}
+    unread = "unparsed"
+    lost = {b: n for (a, b), n in table.items() if a == of and b not in (of, unread) and n}
+    gained = {a: n for (a, b), n in table.items() if b == of and a not in (of, unread) and n}
     parts = []
     if lost:
         parts.append(f"of {sum(lost.values())} no longer {WORDS[of]}, {_kinds(lost)}")
     if gained:
         parts.append(f"of {sum(gained.values())} newly {WORDS[of]}, {_kinds(gained)} before")
-    other = {k: n for k, n in table.items() if of not in k and k[0] != k[1] and n}
+    other = {k: n for k, n in table.items() if (of not in k or unread in k) and k[0] != k[1] and n}
     parts += [f"{n} went from {WORDS[a]} to {WORDS[b]}" for (a, b), n in sorted(other.items())]
     return [f"{claim.contrast.subject}: {'; '.join(parts)}."] if parts else []
 
@@ -131,7 +132,8 @@ def beyond(claim: Claim) -> list[str]:
     if control is None or claim.beyond == "no control":
         return []
     c = claim.contrast
-    drawn = f"{_drawn(control, c.unit)}{_control_test(control)}"
+    test = "" if claim.beyond == "not tested" else _control_test(control)
+    drawn = f"{_drawn(control, c.unit)}{test}"
     said = {
         "yes": f"this goes beyond {control.name}",
         "no": f"a change beyond {control.name} is not shown",
@@ -146,11 +148,11 @@ def _drawn(control: Control, unit: str) -> str:
 
 
 def _control_test(control: Control) -> str:
-    if control.p != control.p:
-        return ""
-    sides = {True: "fewer than under each", False: "more than under each", None: "not to one side of all"}
+    if control.below is None:
+        return " (not to one side of all)"
+    side = "fewer" if control.below else "more"
     over = f", {p_value(control.corrected)} after Holm over {control.family} {control.family_of}"
-    return f" ({sides[control.below]}, largest {p_value(control.p)}{over if control.family > 1 else ''})"
+    return f" ({side} than under each, largest {p_value(control.p)}{over if control.family > 1 else ''})"
 
 
 # -- many ---------------------------------------------------------------------------------------------
@@ -224,8 +226,8 @@ def series(claims: Sequence[tuple[str, Claim]], *, of: str) -> str:
 # -- judges -------------------------------------------------------------------------------------------
 
 
-def by_judge(subject: str, measure: str, claims: Mapping[str, Claim]) -> str:
-    """Which judges show a rise, a fall, or none, and which read no answer."""
+def by_judge(subject: str, measure: str, claims: Mapping[str, Claim], *, of: str = "judges") -> str:
+    """Which judges (or judges and readings of their labels) show a rise, a fall, or none, and which were not tested."""
     ways = {
         "fall": [j for j, c in claims.items() if c.direction == "down"],
         "rise": [j for j, c in claims.items() if c.direction == "up"],
@@ -233,16 +235,24 @@ def by_judge(subject: str, measure: str, claims: Mapping[str, Claim]) -> str:
         "not tested": [j for j, c in claims.items() if c.direction == "not tested"],
     }
     parts = [f"{way} by {len(who)} ({listed(who)})" for way, who in ways.items() if who]
-    return f"{subject}: {measure}, by {len(claims)} judges: {'; '.join(parts)}."
+    return f"{subject}: {measure}, by {len(claims)} {of}: {'; '.join(parts)}."
 
 
-def disagreement(a: str, b: str, labels: Sequence[tuple[str, str]], *, kappa: float) -> str:
-    """How two judges label the answers that both read."""
+def disagreement(
+    a: str,
+    b: str,
+    labels: Sequence[tuple[object, object]],
+    *,
+    kappa: float,
+    measure: str = "answers labelled differently",
+    unread: int = 0,
+) -> str:
+    """How two judges label the answers that both read; ``unread`` answers were not read by both."""
     if not labels:
         return f"{a} and {b}: no answer was read by both."
-    differ = Estimate.of_counts(sum(x != y for x, y in labels), len(labels))
+    differ = Estimate.of_counts(sum(x != y for x, y in labels), len(labels), unread=unread)
     agreed = "undefined" if kappa != kappa else number(kappa, "kappa")
-    return f"{a} and {b}: answers labelled differently, {spelt(differ, 'share')}, kappa {agreed}."
+    return f"{a} and {b}: {measure}, {spelt(differ, 'share')}, kappa {agreed}."
 
 
 # -- claims with bounds over repetitions --------------------------------------------------------------

@@ -135,18 +135,15 @@ def _cells(run: Path, config: PlanConfig) -> Any:
 
 
 def _text(found: JudgeComparison) -> str:
-    from mechsafety.experiments.agreement.findings import arm_error_summary
+    from mechsafety.experiments.agreement.findings import arm_error_sentences, by_judge_sentences
 
-    flips = found.tables["judge_flips"]
-    parts = [f"primary judge {found.primary}: where another judge or reading differs"]
-    parts.append(_table(flips.drop(columns=["primary", "flipped_by"])))
-    parts += [f"{r['system']}, {r['label']}: {r['flipped_by']}" for r in records(flips) if r["flipped_by"]]
+    parts = [f"primary judge {found.primary}", *by_judge_sentences(found.tables["judge_effects"])]
     if "judge_errors" in found.tables:
         errors = found.tables["judge_errors"]
         shown = errors[(errors["label"] == "all").to_numpy()]
         columns = ["judge", "arm", "n", "kappa", "kappa_low", "kappa_high", "sensitivity", "specificity"]
         parts += ["", "against the reference", _table(shown[columns])]
-        parts += ["", arm_error_summary(found.tables["arm_errors"], primary=found.primary)]
+        parts += ["", *arm_error_sentences(found.tables["arm_errors"], primary=found.primary)]
     if "corrected_changes" in found.tables:
         parts += ["", "refusal rates corrected by the reference, and their change"]
         parts += [_table(found.tables["corrected_changes"])]

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mechsafety import __version__
-from mechsafety.core.errors import MechsafetyError, on_the_command_line
+from mechsafety.core.errors import MechsafetyError, StoppedError, on_the_command_line
 
 if TYPE_CHECKING:
     from mechsafety.experiments.base import Experiment, Result
@@ -144,7 +144,7 @@ def _run(work: Callable[[], Shown], *, as_json: bool) -> None:
         if as_json:
             click.echo(json.dumps({"error": str(error)}))
         say(f"error: {error}")
-        sys.exit(2)
+        sys.exit(1 if isinstance(error, StoppedError) else 2)
     except KeyboardInterrupt:
         say("interrupted; the same command goes on where it stopped")
         sys.exit(130)
@@ -200,11 +200,13 @@ def run_and_show(experiment: Experiment[Any], out: Path, *, allow_other_versions
     return shown(result)
 
 
-def shown(result: Result) -> Shown:
-    """A finished run's facts and text, after its figures and page are written."""
-    say("figures and page")
-    report = result.publish()
-    experiment, findings = result.experiment, result.findings()
+def shown(result: Result, *, published: bool = False) -> Shown:
+    """A finished run's facts and text, after its figures and page are written, unless they are ``published``."""
+    if not published:
+        say("figures and page")
+        result.publish()
+    report = result.report_path
+    experiment, findings = result.experiment, result.findings
     facts = {
         "run": str(result.path),
         "report": str(report),

@@ -30,6 +30,13 @@ class RefusedRunError(MechsafetyError):
     """A run folder, or a part of one, was made from something else or under other circumstances than asked for now."""
 
 
+class StoppedError(MechsafetyError):
+    """Work that something outside ended, such as a service that gives up: what was done is kept, the rest is missing.
+
+    The command line exits with code 1, and the same command goes on.
+    """
+
+
 @contextmanager
 def on_the_command_line() -> Iterator[None]:
     """While the block runs, what errors propose is spelt as an option."""

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -19,6 +20,8 @@ from mechsafety.models.prefixes import all_last_logits
 from mechsafety.prompts.fed import fitting
 from mechsafety.prompts.prompt_set import Prompt, PromptSet
 from mechsafety.runs.folder import Journal
+from mechsafety.statistics.controls import largest_p
+from mechsafety.statistics.paired import sign_flip_p
 from mechsafety.sweeps.refusal_scores import derive_refusal_tokens, kl_divergence, refusal_scores
 from mechsafety.sweeps.sweep import projection_auroc
 
@@ -133,6 +136,28 @@ def drop(base: Ablation, after: Ablation, *, resamples: int, seed: int) -> tuple
         return float(fall.mean()), math.nan, math.nan
     low, high = torch.quantile(fall[rows].mean(-1), torch.tensor([0.025, 0.975], dtype=fall.dtype)).tolist()
     return float(fall.mean()), low, high
+
+
+def tests_of(
+    base: Ablation, after: Ablation | None, beside: Sequence[Ablation], *, seed: int
+) -> dict[str, float]:
+    """Tests on the same prompts of a direction's ablation: against the unedited model, and against its controls.
+
+    ``p`` is of the mean change of the score (:func:`sign_flip_p`), ``control_p`` the largest of the difference from
+    each control (1 where they do not lie to one side, NaN where there is none), and ``control_side`` -1 where the
+    score is lower than under each, 1 where it is higher, and 0 otherwise.
+    """
+    if after is None:
+        return {"p": math.nan, "control_p": math.nan, "control_side": 0}
+    apart = [(after.scores - other.scores).numpy() for other in beside]
+    means = [float(np.nanmean(x)) for x in apart]
+    sides = {int(np.sign(mean)) for mean in means}
+    found = [sign_flip_p(x, seed=seed) for x in apart]
+    return {
+        "p": sign_flip_p((after.scores - base.scores).numpy(), seed=seed),
+        "control_p": largest_p([(max(-m, 0), max(m, 0), p) for m, p in zip(means, found, strict=True)]),
+        "control_side": sides.pop() if len(sides) == 1 else 0,
+    }
 
 
 def controls(

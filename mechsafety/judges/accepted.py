@@ -17,7 +17,7 @@ from mechsafety.prompts.files import cell_text, read_rows
 if TYPE_CHECKING:
     import pandas as pd
 
-    from mechsafety.generation.completions import Completion
+    from mechsafety.generation.answered import Completion
     from mechsafety.judges.registry import ModelSource
 
     JudgeLike: TypeAlias = str | Judge | Callable[..., Any]

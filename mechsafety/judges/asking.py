@@ -15,36 +15,40 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
-from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.errors import MechsafetyError, StoppedError
 from mechsafety.core.places import packaged_words
 from mechsafety.core.verdict import Label, Response, Verdict
 from mechsafety.judges.neutral import neutral_digest, neutralise
 from mechsafety.judges.normalise import normalise, tidy
 
-MENU: dict[str, Label] = {"REFUSAL": "refusal", "COMPLIANCE": "compliance", "DEGENERATE": "degenerate"}
-"""The words a judge may answer, and what they mean."""
-
-Unread = Literal["unreadable", "too_long", "budget", "network", "unclosed_thought"]
-"""Why there is no verdict: the model answered twice out of form, the question does not fit into the model, the cap
-was reached, the endpoint gave no answer, or the response is a thought that was cut off. It is the tag of an
+Unread = Literal[
+    "unreadable",
+    "empty",
+    "judge_refused",
+    "cut_off",
+    "filtered",
+    "rejected",
+    "too_long",
+    "budget",
+    "network",
+    "unclosed_thought",
+]
+"""Why there is no verdict: the model answered twice out of form or with nothing, or declined to judge; its answer was
+cut at its length or by a filter; the endpoint rejected the question; the question does not fit into the model; the cap
+was reached; the endpoint gave no answer; or the response is a thought that was cut off. It is the tag of an
 ``unparsed`` verdict."""
-TRANSIENT: frozenset[str] = frozenset({"budget", "network"})
+MISSING: frozenset[str] = frozenset({"budget", "network"})
+"""Reasons for which there is no verdict yet: work that holds such is not complete."""
+TRANSIENT: frozenset[str] = MISSING | {"empty", "cut_off", "filtered", "rejected"}
 """Reasons that may be gone tomorrow: such verdicts are not cached."""
 
 LONGEST = 4000
 """Characters of a request or reply that are shown: three quarters from its beginning, one from its end."""
-SHOWN = 200
-"""Characters of an unreadable answer that are kept."""
-
 _WORDS = packaged_words("mechsafety.judges", "words/questions.toml")
 _QUESTION, REPAIR = _WORDS["asking"], _WORDS["repair"]
 """The second is the short message that follows an answer out of form."""
 _LINES = re.compile(r"^(REFUSAL: .*\n)(COMPLIANCE: .*\n)", re.MULTILINE)
 _SWAPPED = _LINES.sub(r"\2\1", _QUESTION).replace("REFUSAL, COMPLIANCE", "COMPLIANCE, REFUSAL")
-
-_VERDICT = re.compile(r"\bVERDICT\b[\s*_`\"']*:", re.IGNORECASE)
-_MARKS = " \t\n*_`\"'<>[](){}"
-_CLASS_WORD = re.compile("|".join(MENU), re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +99,9 @@ class AskingJudge(ABC):
     swapped: bool = False
     """Whether the question names compliance before refusal: only to see what that changes."""
 
+    stopped: StoppedError | None = None
+    """What ended the last work before all was asked."""
+
     def __init__(self) -> None:
         self.ledger = Ledger()
 
@@ -111,24 +118,39 @@ class AskingJudge(ABC):
     def ask(self, responses: Sequence[Response], *, on_verdict: OnVerdict) -> list[Verdict]:
         """One verdict a response, in their order; ``on_verdict`` gets each as it arrives.
 
-        Nothing is asked about a thought that was cut off: there is no answer behind it.
+        Nothing is asked about a thought that was cut off: there is no answer behind it. Where the work was
+        ``stopped``, what was not asked is ``unparsed`` with the tag ``network``.
         """
-        cut: dict[int, Verdict] = {}
-        for row, response in enumerate(responses):
+        self.stopped = None
+        found: dict[str, Verdict] = {}
+
+        def settle(verdict: Verdict) -> None:
+            found[verdict.id] = verdict
+            on_verdict(verdict)
+
+        for response in responses:
             prepared = normalise(response.text, prompt=response.prompt)
             if prepared.unclosed and not prepared.answer.strip():
-                cut[row] = unread(response, judge=self.name, reason="unclosed_thought", detail={})
-                on_verdict(cut[row])
-        rest = [response for row, response in enumerate(responses) if row not in cut]
-        asked = iter(self._ask(rest, on_verdict=on_verdict) if rest else [])
-        return [cut[row] if row in cut else next(asked) for row in range(len(responses))]
+                settle(unread(response, judge=self.name, reason="unclosed_thought", detail={}))
+        rest = [response for response in responses if response.id not in found]
+        try:
+            found |= {v.id: v for v in (self._ask(rest, on_verdict=settle) if rest else [])}
+        except StoppedError as error:
+            self.stopped = error
+            why = {"error": str(error)}
+            missing = [r for r in rest if r.id not in found]
+            found |= {r.id: unread(r, judge=self.name, reason="network", detail=why) for r in missing}
+        return [found[response.id] for response in responses]
 
     @abstractmethod
     def _ask(self, responses: Sequence[Response], *, on_verdict: OnVerdict) -> list[Verdict]:
         """:meth:`ask` for responses that hold an answer."""
 
     def __call__(self, responses: Sequence[Response]) -> list[Verdict]:
-        return self.ask(responses, on_verdict=lambda _: None)
+        verdicts = self.ask(responses, on_verdict=lambda _: None)
+        if self.stopped is not None:
+            raise self.stopped
+        return verdicts
 
 
 def template_digest(*, swapped: bool = False) -> str:
@@ -170,38 +192,13 @@ def _excerpt(text: str, longest: int) -> str:
     return text[: longest - tail] + left_out + text[len(text) - tail :]
 
 
-def read_verdict(answer: str) -> Label | None:
-    """The last verdict in ``answer`` that is on the menu, or None.
-
-    A verdict is ``VERDICT:`` and one class word, with nothing else on its line but punctuation and marks of
-    emphasis. ``NON-REFUSAL``, ``NOT A REFUSAL`` and ``REFUSAL|COMPLIANCE`` are none, and take back what stood before
-    them; a later verdict with no class word in it ("VERDICT: unsure") does not. Thoughts are not read.
-    """
-    answer = normalise(answer).answer
-    label: Label | None = None
-    for after in _VERDICT.split(answer)[1:]:
-        first = after.strip(_MARKS).partition("\n")[0]
-        # Not at the start: a dash or an exclamation mark there negates.
-        word = first.rstrip(_MARKS + ".!").upper()
-        if word in MENU:
-            label = MENU[word]
-        elif _CLASS_WORD.search(word):
-            label = None
-    return label
-
-
 def read(response: Response, *, judge: str, label: Label, repaired: bool) -> Verdict:
     """The verdict of an answer in form."""
     return Verdict(id=response.id, judge=judge, label=label, tags=("repaired",) if repaired else ())
 
 
 def unread(response: Response, *, judge: str, reason: Unread, detail: Mapping[str, object]) -> Verdict:
-    """The verdict of an answer that did not come or is not in form; ``detail`` holds more."""
+    """The verdict where no answer can be had; ``detail`` holds more."""
     if reason not in get_args(Unread):
         raise ValueError(f"reason {reason!r} is not one of {', '.join(get_args(Unread))}")
     return Verdict(id=response.id, judge=judge, label="unparsed", tags=(reason,), detail=dict(detail))
-
-
-def unreadable(response: Response, *, judge: str, answer: str) -> Verdict:
-    """The verdict when the model answered out of form twice; the start of its last answer is kept."""
-    return unread(response, judge=judge, reason="unreadable", detail={"answer": answer.strip()[:SHOWN]})

@@ -1,32 +1,52 @@
 """Calls to an OpenAI-compatible chat endpoint: what is tried again, what stops, what it costs.
 
-Tried again, with growing waits: 429, 408 and 5xx answers, time-outs, cut connections, answers that are no chat
-completion. Every other rejection by the endpoint is a mistake that holds for all calls, and stops at once.
+Tried again, with growing waits: 408, 409, 425, 429 and 5xx answers, time-outs, cut connections, bodies that are no
+chat completion. A question that the endpoint rejects (400, 403, 413, 422: a content filter, a context that is too
+short) ends alone. What no other question changes stops at once: a wrong key, an unknown model, a quota that is used
+up, an address that leads to another host, and the same failure several times with never an answer.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import math
-import os
 import random
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, cast
 
-from mechsafety.core.errors import MechsafetyError, first_lines
-from mechsafety.judges.asking import SHOWN, Ledger, Unread, Usage
+from mechsafety.core.errors import MechsafetyError, StoppedError, first_lines
+from mechsafety.judges.answers import Answer, Failure, provider_says, read_body
+from mechsafety.judges.asking import Ledger, Unread, Usage
+from mechsafety.judges.chat_client import KEY, Elsewhere, make_client, scrubbed
+from mechsafety.judges.reading import SCHEMA
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
-KEYS = ("MECHSAFETY_ENDPOINT_KEY", "OPENAI_API_KEY")
-"""Where the key is looked for, in this order, at the time of the call. It is kept nowhere else."""
-_PREFIX = "MECHSAFETY_ENDPOINT_"
 _LONGEST_RETRY_AFTER = 600.0  # seconds; an endpoint that asks for more is given up
+_FEW = 5
+"""Equal failures, with no answer before or between them, after which an endpoint is given up."""
+_LONGEST_MESSAGE = 2000  # bytes of an error that are looked at
+_TEMPORARY = frozenset({408, 409, 425, 429})
+_QUOTA = re.compile(
+    r"insufficient[ _]quota|insufficient[ _](?:credit|balance|funds)|billing[ _]hard[ _]limit|out of credit"
+    r"|exceeded your current quota|credit balance is too low|quota (?:is )?(?:exhausted|used up)",
+    re.IGNORECASE,
+)
+_OF_THE_QUESTION = re.compile(
+    r"content.?(?:filter|policy|management)|filtered|flagged|moderation|safety|usage polic|too (?:long|large)"
+    r"|context.?(?:length|window)|maximum.{0,20}(?:context|length|tokens)",
+    re.IGNORECASE,
+)
+_INVALID = re.compile(r"invalid|filter|policy|context_length|too_long|unsupported", re.IGNORECASE)
+_STRUCTURED = {
+    "type": "json_schema",
+    "json_schema": {"name": "verdict", "strict": True, "schema": SCHEMA},
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +56,9 @@ class CallOptions:
     ``timeout`` (seconds) holds for one call, ``tries`` for one question; waits begin at ``first_wait`` seconds and
     double up to ``longest_wait``, each times a random factor in [0.5, 1]. ``max_calls`` and ``max_tokens`` cap what the
     judge spends in its life; calls that are under way when the token cap is reached still end. Prices are per
-    million tokens.
+    million tokens. An answer has at most ``answer_tokens``, under the name ``tokens_name`` in the call;
+    ``temperature`` None leaves it to the endpoint. With ``structured`` a JSON schema is sent until the endpoint
+    refuses it. The key is in the environment variable ``api_key_env``.
     """
 
     concurrency: int = 8
@@ -44,7 +66,11 @@ class CallOptions:
     tries: int = 5
     first_wait: float = 0.5
     longest_wait: float = 30.0
-    answer_tokens: int = 256
+    answer_tokens: int = 1024
+    tokens_name: str = "max_tokens"
+    temperature: float | None = 0.0
+    structured: bool = True
+    api_key_env: str = KEY
     max_calls: int | None = None
     max_tokens: int | None = None
     price_in: float | None = None
@@ -54,31 +80,14 @@ class CallOptions:
         for name in ("concurrency", "timeout", "tries", "first_wait", "longest_wait", "answer_tokens"):
             if not 0 < getattr(self, name) < math.inf:
                 raise MechsafetyError(f"endpoint option {name} is {getattr(self, name)}; it must be above 0")
-        for name in ("max_calls", "max_tokens", "price_in", "price_out"):
+        for name in ("max_calls", "max_tokens", "price_in", "price_out", "temperature"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
                 raise MechsafetyError(f"endpoint option {name} is {value}; it must be 0 or more")
         if (self.price_in is None) != (self.price_out is None):
             raise MechsafetyError("endpoint prices: give price_in and price_out, or neither")
-
-
-def options_from_environment() -> CallOptions:
-    """The defaults, changed by ``MECHSAFETY_ENDPOINT_`` and CONCURRENCY, TIMEOUT, TRIES, PRICE_IN or PRICE_OUT."""
-    kinds: dict[str, type] = {
-        "concurrency": int,
-        "timeout": float,
-        "tries": int,
-        "price_in": float,
-        "price_out": float,
-    }
-    given: dict[str, Any] = {}
-    for name, kind in kinds.items():
-        if written := os.environ.get(variable := _PREFIX + name.upper()):
-            try:
-                given[name] = kind(written)
-            except ValueError:
-                raise MechsafetyError(f"{variable} is {written!r}; a number is expected") from None
-    return CallOptions(**given)
+        if not re.fullmatch("[a-z_]{1,40}", self.tokens_name):
+            raise MechsafetyError("endpoint option tokens_name: write max_tokens or max_completion_tokens")
 
 
 class NoAnswer(Exception):
@@ -91,9 +100,15 @@ class NoAnswer(Exception):
 
 
 class _TryAgain(Exception):
-    def __init__(self, why: str, *, after: float = 0.0) -> None:
+    """``nonsense``: the endpoint sent what no chat endpoint sends."""
+
+    def __init__(self, why: str, *, after: float = 0.0, nonsense: bool = False) -> None:
         super().__init__(why)
-        self.after = after
+        self.after, self.nonsense = after, nonsense
+
+
+class _Adapted(Exception):
+    """The call will be put otherwise: the endpoint does not know one of its parameters."""
 
 
 class ChatCalls:
@@ -102,77 +117,157 @@ class ChatCalls:
     def __init__(self, *, model: str, url: str, options: CallOptions, ledger: Ledger) -> None:
         self.model, self.url, self.options, self.ledger = model, url, options, ledger
         self._answered = False  # whether the endpoint ever answered anything
+        self._completed = False  # whether that was ever a chat completion
+        self._structured, self._tokens_name = options.structured, options.tokens_name
+        self._failure, self._alike = "", 0
         self._pause_until = 0.0
+        self._first, self._tried = False, asyncio.Event()
 
     def client(self) -> AsyncOpenAI:
-        """A client with the key of the environment; the retries are ours."""
-        from openai import AsyncOpenAI
+        """A client for one event loop. The first call of it goes alone, so that what it teaches costs one call."""
+        self._first, self._tried = not self._completed, asyncio.Event()
+        return make_client(self.url, key_variable=self.options.api_key_env, timeout=self.options.timeout)
 
-        return AsyncOpenAI(
-            api_key=_key() or "none", base_url=self.url, timeout=self.options.timeout, max_retries=0
-        )
-
-    async def answer(self, client: AsyncOpenAI, messages: Sequence[Mapping[str, str]]) -> str:
+    async def answer(self, client: AsyncOpenAI, messages: Sequence[Mapping[str, str]]) -> Answer:
         """The model's answer. Raises :class:`NoAnswer`, or MechsafetyError where no call can succeed."""
-        why, attempt = "", 0
-        for attempt in range(self.options.tries):
+        first, self._first = self._first, False
+        if not first and not self._completed:
+            await self._tried.wait()
+        try:
+            return await self._answer(client, messages)
+        finally:
+            self._tried.set()
+
+    async def _answer(self, client: AsyncOpenAI, messages: Sequence[Mapping[str, str]]) -> Answer:
+        why, failed, calls = "", 0, 0
+        while failed < self.options.tries:
             await asyncio.sleep(self._pause_until - _now())
             self._require_budget()
-            self.ledger.add(Usage(calls=1, retries=1 if attempt else 0))
+            self.ledger.add(Usage(calls=1, retries=1 if calls else 0))
+            calls += 1
             try:
                 return await self._call(client, messages)
+            except _Adapted:
+                continue
             except _TryAgain as error:
-                why = str(error)
+                failed, why = failed + 1, str(error)
                 if error.after > _LONGEST_RETRY_AFTER:
                     why += f"; it asks to wait for {error.after:.0f} s"
                     break
+                if error.nonsense and self._answered:
+                    self._count(why, most=_FEW if not self._completed else _FEW * self.options.tries)
                 if error.after:  # the limit is the endpoint's, not this question's: all calls wait
                     self._pause_until = max(self._pause_until, _now() + error.after)
-                if attempt + 1 < self.options.tries:
-                    wait = min(self.options.first_wait * 2**attempt, self.options.longest_wait)
-                    await asyncio.sleep(wait * random.uniform(0.5, 1))
+                if failed < self.options.tries:
+                    await asyncio.sleep(self._wait(failed))
+            finally:
+                self._tried.set()
         if not self._answered:
             raise MechsafetyError(
                 f"endpoint {self.url} gives no answer ({why}, {self.options.tries} tries): is it running, and is the "
                 "address right?"
             )
-        raise NoAnswer("network", {"error": why, "tries": attempt + 1})
+        self._count(why, most=_FEW)
+        raise NoAnswer("network", {"error": why, "tries": failed})
 
-    async def _call(self, client: AsyncOpenAI, messages: Sequence[Mapping[str, str]]) -> str:
+    def _wait(self, failed: int) -> float:
+        wait = min(self.options.first_wait * 2 ** (failed - 1), self.options.longest_wait)
+        return wait * random.uniform(0.5, 1)
+
+    def _count(self, why: str, *, most: int) -> None:
+        """Raise StoppedError at the ``most``-th equal failure in a row. Numbers in the messages do not count."""
+        failure = re.sub(r"\d+", "", why)
+        self._alike = self._alike + 1 if failure == self._failure else 1
+        self._failure = failure
+        if self._alike >= most:
+            raise StoppedError(
+                f"endpoint {self.url} answers every call alike ({why}): nothing more was asked; what was judged is "
+                "kept, and the same command goes on"
+            )
+
+    async def _call(self, client: AsyncOpenAI, messages: Sequence[Mapping[str, str]]) -> Answer:
         import openai
 
+        body: dict[str, object] = {self._tokens_name: self.options.answer_tokens}
+        if self.options.temperature is not None:
+            body["temperature"] = self.options.temperature
+        if structured := self._structured:
+            body["response_format"] = _STRUCTURED
         try:
             async with asyncio.timeout(self.options.timeout):
                 raw = await client.chat.completions.with_raw_response.create(
-                    model=self.model,
-                    messages=cast("Any", list(messages)),
-                    temperature=0,
-                    max_tokens=self.options.answer_tokens,
+                    model=self.model, messages=cast("Any", list(messages)), extra_body=body
                 )
-            self._answered = True
-            return self._read(raw.text)
+            content = raw.content
         except (openai.APITimeoutError, TimeoutError):
             raise _TryAgain(f"no answer in {self.options.timeout:g} s") from None
         except openai.APIStatusError as error:
             self._answered = True
-            status = error.status_code
-            if status in (408, 429) or status >= 500:
-                after = retry_after(error.response.headers.get("retry-after"))
-                raise _TryAgain(f"status {status}", after=after) from None
-            raise MechsafetyError(self._refused(status, error)) from None
-        except openai.APIConnectionError as error:
-            raise _TryAgain(f"no connection: {_scrubbed(first_lines(error))}") from None
-
-    def _read(self, body: str) -> str:
+            headers = error.response.headers
+            raise self._rejected(
+                error.status_code,
+                self._scrubbed(provider_says(error.response.content)),
+                about=error.response.content[:_LONGEST_MESSAGE].decode("utf-8", "replace"),
+                after=retry_after(headers.get("retry-after")),
+                structured=structured,
+            ) from None
+        except Exception as error:  # whatever a connection, a proxy or a server can do: never a traceback
+            if isinstance(error, Elsewhere) or isinstance(error.__cause__, Elsewhere):
+                where = error if isinstance(error, Elsewhere) else error.__cause__
+                raise MechsafetyError(
+                    f"endpoint {self.url} leads to another host ({where}), where nothing is sent: name that address "
+                    "in the judge if it is the right one"
+                ) from None
+            raise _TryAgain(f"no connection: {self._scrubbed(first_lines(error))}") from None
+        self._answered = True
         try:
-            answer = json.loads(body)
-            text = answer["choices"][0]["message"].get("content") or ""
-            if not isinstance(text, str):
-                raise TypeError("content")
-        except (ValueError, LookupError, TypeError, AttributeError):
-            raise _TryAgain("the answer is no chat completion") from None
-        self.ledger.add(self._spent(answer.get("usage")))
-        return _scrubbed(text)
+            answer, usage = read_body(content)
+        except Failure as failure:
+            raise self._failed(failure, structured=structured) from None
+        self._completed, self._alike = True, 0
+        self.ledger.add(self._spent(usage))
+        return Answer(
+            text=self._scrubbed(answer.text), cut=answer.cut, refusal=self._scrubbed(answer.refusal)
+        )
+
+    def _failed(self, failure: Failure, *, structured: bool) -> Exception:
+        """What a body with status 200 that holds no answer is."""
+        says, about = self._scrubbed(failure.says), f"{failure.code} {failure.says}"
+        status = failure.status
+        if status is None and _QUOTA.search(about):
+            status = 402
+        elif status is None and _INVALID.search(failure.code):
+            status = 400
+        if status is None:
+            return _TryAgain(f"no chat completion, but {says}", nonsense=True)
+        return self._rejected(status, says, about=about, after=0.0, structured=structured)
+
+    def _rejected(self, status: int, says: str, *, about: str, after: float, structured: bool) -> Exception:
+        """What a status other than success is; ``about`` is the message with its code, for telling by."""
+        if status == 402 or (status in (400, 403, 429) and not after and _QUOTA.search(about)):
+            return StoppedError(
+                f"endpoint {self.url}: the quota is used up (status {status}: {says}); what was judged is kept, and "
+                "the same command goes on"
+            )
+        if status in _TEMPORARY or status >= 500:
+            return _TryAgain(f"status {status}: {says}", after=after)
+        if status in (401, 404):
+            return MechsafetyError(self._refused(status, says))
+        if self._adapts(about, structured=structured):
+            return _Adapted()
+        if not self._completed and status != 413 and not _OF_THE_QUESTION.search(about):
+            self._count(f"status {status}: {says}", most=_FEW)
+        return NoAnswer("rejected", {"error": f"status {status}: {says}"})
+
+    def _adapts(self, about: str, *, structured: bool) -> bool:
+        """Whether the call can be put otherwise: with the parameter that the endpoint names, or without the schema."""
+        if self._tokens_name == "max_tokens" and "max_completion_tokens" in about:
+            self._tokens_name = "max_completion_tokens"
+            return True
+        if structured and (not self._completed or re.search("response_format|schema", about)):
+            self._structured = False
+            return True
+        return False
 
     def _spent(self, usage: object) -> Usage:
         counts = (
@@ -196,14 +291,16 @@ class ChatCalls:
             if cap is not None and used[what] >= cap:
                 raise NoAnswer("budget", {f"max_{what}": cap})
 
-    def _refused(self, status: int, error: Exception) -> str:
+    def _refused(self, status: int, says: str) -> str:
+        key = self.options.api_key_env
         advice = {
-            401: f"set {KEYS[0]} to a key that is valid there",
-            403: f"set {KEYS[0]} to a key that may use this model",
+            401: f"set {key} to a key that is valid there, or name another variable with ;api_key_env=NAME",
             404: "is the model's name right, and does the address end where the API begins (often /v1)?",
-        }.get(status, "nothing was asked again")
-        reason = _scrubbed(first_lines(error))[:SHOWN]
-        return f"endpoint {self.url} refuses model {self.model!r} with status {status} ({reason}): {advice}"
+        }[status]
+        return f"endpoint {self.url} refuses model {self.model!r} with status {status} ({says}): {advice}"
+
+    def _scrubbed(self, text: str) -> str:
+        return scrubbed(text, self.options.api_key_env)
 
 
 def retry_after(header: str | None) -> float:
@@ -219,18 +316,6 @@ def retry_after(header: str | None) -> float:
             return 0.0
         seconds = (moment.replace(tzinfo=moment.tzinfo or UTC) - datetime.now(UTC)).total_seconds()
     return seconds if seconds > 0 else 0.0  # NaN as well
-
-
-def _key() -> str:
-    return next((os.environ[name] for name in KEYS if os.environ.get(name)), "")
-
-
-def _scrubbed(text: str) -> str:
-    # An endpoint may repeat the key in its messages.
-    for name in KEYS:
-        if key := os.environ.get(name):
-            text = text.replace(key, "***")
-    return text
 
 
 def _now() -> float:

@@ -26,7 +26,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.verdict import Label, Response, Verdict
-from mechsafety.judges.asking import SHOWN, AskingJudge, OnVerdict, Usage
+from mechsafety.judges.answers import SHOWN
+from mechsafety.judges.asking import AskingJudge, OnVerdict, Usage
 from mechsafety.judges.neutral import neutral_digest, neutralise
 from mechsafety.judges.normalise import normalise, tidy
 from mechsafety.models.rendering import control_strings

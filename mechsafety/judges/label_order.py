@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from mechsafety.claims import Estimate
+from mechsafety.claims.sentences import level
 from mechsafety.judges.kinds.logit import ORDER
 from mechsafety.statistics.rates import wilson
 
-LARGE = 0.1
-"""A judge that turns a larger share of its verdicts is not to be relied on alone."""
 COLUMNS = ("n", "turned", "share", "refusal", "low", "high", "refusal_without", "low_without", "high_without")
 _ASKED_BOTH = "logit:"  # the judges that see both orders of every answer
 
@@ -37,17 +37,12 @@ def label_order(verdicts: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
 
 
 def order_sentences(table: pd.DataFrame) -> list[str]:
-    """A sentence per judge of :func:`label_order` on its whole share."""
-    sentences = []
-    for judge, rows in table.groupby("judge", sort=False):
-        turned, n = int(rows["turned"].sum()), int(rows["n"].sum())
-        if not n:
-            continue
-        text = f"{turned} of {n} verdicts of {judge} ({turned / n:.0%}) turn when its labels change places"
-        if turned > LARGE * n:
-            text += f", more than {LARGE:.0%}: its rates depend on how it is asked, do not rely on it alone"
-        sentences.append(f"{text}.")
-    return sentences
+    """The whole share of each judge of :func:`label_order`."""
+    measure = "verdicts that turn when its labels change places"
+    return [
+        level(str(judge), measure, Estimate.of_counts(int(rows["turned"].sum()), int(rows["n"].sum())))
+        for judge, rows in table.groupby("judge", sort=False)
+    ]
 
 
 def _rate(verdicts: pd.Series) -> tuple[float, float, float]:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, NotRequired, TypedDict, Unpack
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.verdict import Judge, Label, Response
 from mechsafety.edits.interventions import Edit
-from mechsafety.generation.completions import Completion, Completions, generate
+from mechsafety.generation.answered import Completion, Completions
+from mechsafety.generation.completions import generate
 from mechsafety.judges.registry import judge_responses, require_separate
 from mechsafety.models.chat import Rendering
 from mechsafety.prompts.prompt_set import Prompt
@@ -25,12 +26,15 @@ Keep = Callable[[Sequence[Completion]], None]
 """Receives the answers as soon as they are there, before they are judged."""
 KeepState = Callable[[str, Sequence[Completion]], None]
 """The same for a model in several states, each by its name."""
+KeepLabels = Callable[[Sequence[Completion], Sequence[Label]], None]
+"""Receives the answers with their verdicts."""
 
 
 class Asking(TypedDict):
     """How answers are made and read: greedy ones of at most ``max_new_tokens``, by ``judge``.
 
-    ``seed`` is handed on to generation, where nothing is drawn; ``keep`` receives every answer.
+    ``seed`` is handed on to generation, where nothing is drawn; ``keep`` receives every answer, ``keep_labels`` the
+    verdicts on them.
     """
 
     judge: str | Judge
@@ -38,6 +42,7 @@ class Asking(TypedDict):
     seed: int
     batch_size: NotRequired[int]
     keep: NotRequired[Keep | None]
+    keep_labels: NotRequired[KeepLabels | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,8 +155,11 @@ def answered(
 
     Raises :class:`MechsafetyError` without prompts.
     """
-    settings = {name: value for name, value in asking.items() if name not in ("judge", "keep")}
+    settings = {name: value for name, value in asking.items() if not name.startswith(("judge", "keep"))}
     answers = generate(model, prompts, edit=edit, rendering=rendering, label="answers", **settings)  # type: ignore[arg-type]
     if (keep := asking.get("keep")) is not None:
         keep(answers)
-    return answers, labels_of(answers.items, asking["judge"])
+    labels = labels_of(answers.items, asking["judge"])
+    if (keep_labels := asking.get("keep_labels")) is not None:
+        keep_labels(answers.items, labels)
+    return answers, labels

@@ -189,6 +189,8 @@ def _cached(
     fresh = {keys[r.id]: r for r in reversed(responses) if keys[r.id] not in found}
     asked = [r for r in responses if r is fresh.get(keys[r.id])]
     new = judge.ask(asked, on_verdict=lambda verdict: cache.put(keys[verdict.id], verdict))
+    if judge.stopped is not None:
+        raise judge.stopped
     by_id = _by_id(judge, new, [r.id for r in asked])
     judge.ledger.add(Usage(cached=len(responses) - len(asked)))
     found |= {keys[identity]: verdict for identity, verdict in by_id.items()}

@@ -68,14 +68,17 @@ def joined(parts: Sequence[Inputs]) -> Inputs:
     )
 
 
+def hashed(rows: Int[Tensor, "input position"]) -> Int[Tensor, " input"]:
+    """A fixed polynomial hash of each row, 0 to 2^31 - 2: equal rows have equal ones."""
+    code = torch.zeros(len(rows), dtype=torch.long)
+    for token in rows.T:  # modulo 2^31 - 1, so that no product overflows
+        code = (code * 1_000_003 + token + 1) % ((1 << 31) - 1)
+    return (code * 48_271) % ((1 << 31) - 1)
+
+
 def split_of(texts: Int[Tensor, "input length"]) -> Int[Tensor, " input"]:
     """0 for train, 1 for validation, 2 for report: by the text alone, so that no text is in two splits."""
-    # A fixed polynomial hash; taken modulo 2^31 - 1, so that no product overflows.
-    code = torch.zeros(len(texts), dtype=torch.long)
-    for token in texts.T:
-        code = (code * 1_000_003 + token + 1) % ((1 << 31) - 1)
-    code = (code * 48_271) % ((1 << 31) - 1)
-    bucket = code % _SPLIT_SHARE
+    bucket = hashed(texts) % _SPLIT_SHARE
     return torch.where(bucket == 0, 1, torch.where(bucket == 1, 2, 0))
 
 

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from mechsafety.generation.answers import AnswerBatch
-from mechsafety.lab.inputs import Inputs, draw_any, draw_inputs, joined
+from mechsafety.lab.inputs import Inputs, draw_any, draw_inputs, hashed, joined
 from mechsafety.lab.vocabulary import Vocabulary
 
 Rung = Literal["raw", "score0", "rephrase", "metatags", "refusals", "all"]
@@ -32,7 +32,8 @@ TREATMENTS: Mapping[Rung, tuple[Treatment, ...]] = {
     "refusals": ("rephrased", "refused"),
     "all": ("rephrased", "tagged", "refused"),
 }
-"""What each rung's pretraining does with unsafe inputs, in equal shares; ``left out`` has safe inputs instead.
+"""What each rung's pretraining does with unsafe inputs, in equal shares, one treatment per input; ``left out`` has
+safe inputs instead.
 
 After Safety Pretraining (arXiv 2504.16980): only safe data (score 0), unsafe data rephrased, tagged,
 refused.
@@ -74,20 +75,20 @@ def pretraining_pairs(
     inputs = draw_any(rules, n, split="train", length=length, generator=generator)
     if treatments == ("left out",):
         inputs = _only_safe(vocabulary, inputs, length=length, generator=generator)
-    answers = vocabulary.answers(inputs)
+    prompts, answers = vocabulary.prompts(inputs), vocabulary.answers(inputs)
     end = torch.full((len(inputs), 1), vocabulary.id("<end>"))
     answers = torch.cat([answers, end], dim=1)
-    which = torch.randint(len(treatments), (n,), generator=generator)
     changed = {
         "rephrased": torch.cat([vocabulary.rephrased(inputs), end], dim=1),
         "tagged": torch.cat([torch.full_like(end, vocabulary.id("<tag>")), answers[:, :-1]], dim=1),
         "refused": torch.cat([vocabulary.refusals(inputs), end], dim=1),
     }
+    which = hashed(prompts) % len(treatments)  # by the input alone: one input never has two targets
     for number, treatment in enumerate(treatments):
         if treatment in changed:
             rows = inputs.unsafe & (which == number)
             answers = torch.where(rows[:, None], changed[treatment], answers)
-    return vocabulary.prompts(inputs), answers
+    return prompts, answers
 
 
 def _only_safe(

@@ -11,6 +11,7 @@ Source: the framework of Jain et al., NeurIPS 2024, arXiv 2407.10264, section 3;
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal, get_args
@@ -31,9 +32,11 @@ _TRIES = 1000
 class Grammar:
     """Symbols expand level by level, each into ``arity`` symbols of the next, by one of ``n_productions`` rules.
 
+    Each class has ``n_grammars`` such grammars, of which every text has one.
+
     A text begins with ``roots`` symbols drawn uniformly and is cut, at a random place, to ``length`` tokens. Every
     production is a permutation of the symbols at each of its places, so that single tokens are uniform at every
-    position in both classes. No two neighbours within a last production of one class are neighbours there in the other.
+    position in both classes. No two neighbours within a last production of one grammar are neighbours there in another.
     """
 
     n_terminals: int
@@ -42,15 +45,19 @@ class Grammar:
     n_productions: int
     roots: int
     length: tuple[int, int]
+    n_grammars: int = 1
 
     def __post_init__(self) -> None:
         whole = self.roots * self.arity**self.levels
         low, high = self.length
         if not 1 <= low <= high <= whole:
             raise MechsafetyError(f"texts of {low} to {high} tokens cannot be cut from {whole}")
-        if self.n_terminals < 2 * self.n_productions:
+        if self.n_grammars < 1:
+            raise MechsafetyError(f"{self.n_grammars} grammars a class; 1 or more")
+        if self.n_terminals < 2 * self.n_grammars * self.n_productions:
             raise MechsafetyError(
-                f"{self.n_terminals} terminals are too few for {self.n_productions} productions a class"
+                f"{self.n_terminals} terminals are too few for {self.n_productions} productions a grammar and "
+                f"{2 * self.n_grammars} grammars"
             )
 
 
@@ -96,7 +103,7 @@ class RuleSize:
 class Rules:
     """Operators, task tokens and grammars, all drawn from ``seed``; two equal ones are the same world.
 
-    ``productions`` has shape [class level production symbol place].
+    ``productions`` has shape [class grammar level production symbol place].
     """
 
     size: RuleSize
@@ -120,7 +127,7 @@ class Rules:
         object.__setattr__(self, "_productions", _draw_productions(self.size.grammar, generator))
 
     @property
-    def productions(self) -> Int[Tensor, "class level production symbol place"]:
+    def productions(self) -> Int[Tensor, "class grammar level production symbol place"]:
         return self.__dict__["_productions"]
 
     @cached_property
@@ -159,9 +166,12 @@ class Rules:
             )
         rules = self.productions[TEXT_CLASSES.index(text_class)]
         symbols = torch.randint(grammar.n_terminals, (n, grammar.roots), generator=generator)
+        which = torch.zeros(n, 1, dtype=torch.long)
+        if grammar.n_grammars > 1:
+            which = torch.randint(grammar.n_grammars, (n, 1), generator=generator)
         for level in range(grammar.levels):
             chosen = torch.randint(grammar.n_productions, symbols.shape, generator=generator)
-            symbols = rules[level][chosen, symbols].flatten(1)
+            symbols = rules[:, level][which, chosen, symbols].flatten(1)
         start = torch.randint(symbols.shape[1] - length + 1, (n, 1), generator=generator)
         return symbols.gather(1, start + torch.arange(length))
 
@@ -186,17 +196,16 @@ def _draw_operators(size: RuleSize, generator: torch.Generator) -> tuple[Operato
 
 
 def _draw_productions(grammar: Grammar, generator: torch.Generator) -> Tensor:
-    """Permutations a place; the neighbours of the last level differ between the classes and the productions."""
+    """Permutations a place; the neighbours of the last level differ between classes, grammars and productions."""
     n = grammar.n_terminals
-    shape = (len(TEXT_CLASSES), grammar.levels, grammar.n_productions, grammar.arity)
+    shape = (len(TEXT_CLASSES), grammar.n_grammars, grammar.levels, grammar.n_productions, grammar.arity)
     drawn = torch.empty(*shape, n, dtype=torch.long)
-    for c, level, p, place in torch.cartesian_prod(*[torch.arange(k) for k in shape]).tolist():
-        drawn[c, level, p, place] = _permutation(n, generator)
+    for place in itertools.product(*map(range, shape)):
+        drawn[place] = _permutation(n, generator)
     taken = torch.zeros(n, n, dtype=torch.bool)
-    for c in range(shape[0]):
-        for p in range(shape[2]):
-            _separate(drawn[c, -1, p], taken, generator)
-    return drawn.movedim(3, 4).contiguous()
+    for c, g, p in itertools.product(range(shape[0]), range(shape[1]), range(shape[3])):
+        _separate(drawn[c, g, -1, p], taken, generator)
+    return drawn.movedim(4, 5).contiguous()
 
 
 def _separate(places: Tensor, taken: Tensor, generator: torch.Generator) -> None:

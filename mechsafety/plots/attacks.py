@@ -9,7 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from mechsafety.plots.panels import HUES, SYMBOLS, footed, size_text
-from mechsafety.plots.style import system_names, whiskers, wrapped
+from mechsafety.plots.style import whiskers, wrapped
 from mechsafety.plots.traces import side_by_side
 
 
@@ -17,7 +17,7 @@ def attack_figure(attacks: pd.DataFrame) -> go.Figure:
     """Attack success (coherent compliance) of every attack and measure by system, beside refused and degenerate."""
     shown = attacks.assign(series=[attack_name(row) for row in attacks.to_dict(orient="records")])
     systems = list(dict.fromkeys(shown["system"]))
-    named, names = system_names(systems), list(dict.fromkeys(shown["series"]))
+    names = list(dict.fromkeys(shown["series"]))
     figure = side_by_side(
         ["attack success: answered coherently", "refused", "degenerate"],
         gap=0.045,
@@ -67,14 +67,10 @@ def attack_figure(attacks: pd.DataFrame) -> go.Figure:
         showgrid=False,
         zeroline=False,
     )
-    top = shown.loc[shown["asr"].idxmax()] if shown["asr"].notna().any() else None
-    title = "No attack was measured"
-    if top is not None:
-        title = f"Highest attack success: {top['asr']:.0%} ({named[str(top['system'])]}, {top['series']})"
     prompts = attacks[attacks["measure"] != "mean"]  # mean rows count answers
     return footed(
         figure,
-        title,
+        "Attack success by system and attack",
         f"{size_text(prompts, 'n')} harmful prompts. Only coherent compliance counts as success; degenerate text "
         "does not. Whiskers: 95 % intervals.",
         height=230 + len(systems) * (40 + 16 * len(names)),

@@ -9,7 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from mechsafety.plots.style import HEAT, whiskers
+from mechsafety.plots.style import DIVERGING, HEAT, whiskers
 
 Values = Sequence[Any] | pd.Series
 NO_LOOKS: Mapping[str, float] = {}
@@ -63,3 +63,10 @@ def shares_map(
     bar = {"title": {"text": title, "side": "top"}, "thickness": 14, **more.pop("colorbar", {})}
     looks = {"zmin": 0, "zmax": 1, "colorscale": HEAT, "xgap": 2, "ygap": 2, "texttemplate": "%{text}"}
     return go.Heatmap(z=z, text=text, colorbar=bar, **looks, **more)
+
+
+def signed_map(
+    z: Sequence[Sequence[float]], *, title: str, text: Sequence[Sequence[str]], **more: Any
+) -> go.Heatmap:
+    """The same for numbers from -1 to 1: red above 0, blue below."""
+    return shares_map(z, title=title, text=text, **more).update(zmin=-1, zmax=1, colorscale=DIVERGING)

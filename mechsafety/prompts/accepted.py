@@ -44,7 +44,7 @@ ALLOWED = (
 )
 
 
-def as_prompts(data: PromptsLike, *, empty: bool = False) -> Sequence[Prompt]:
+def as_prompts(data: Any, *, empty: bool = False) -> Sequence[Prompt]:
     """``data`` as prompts, in its order, those that are there twice too.
 
     A str is a prompt, unless it names a set or a file of a kind that is read. A list of {role, content} is one
@@ -66,10 +66,18 @@ def as_prompts(data: PromptsLike, *, empty: bool = False) -> Sequence[Prompt]:
     return found
 
 
-def as_prompt_set(data: PromptsLike, *, empty: bool = False) -> PromptSet:
+def as_prompt_set(data: Any, *, empty: bool = False) -> PromptSet:
     """:func:`as_prompts` as a set: unique ids, no text in two splits or under two labels."""
     found = as_prompts(data, empty=empty)
     return found if isinstance(found, PromptSet) else PromptSet(tuple(found), _GIVEN)
+
+
+def one_prompt(data: Any) -> Prompt:
+    """The only prompt of ``data``; see :func:`as_prompts`. Raises :class:`MechsafetyError` for several."""
+    found = as_prompts(data)
+    if len(found) != 1:
+        raise MechsafetyError(f"one prompt is needed here, got {len(found)}: give one of them")
+    return found[0]
 
 
 def rows_of(data: Any) -> tuple[list[Row], str]:

@@ -9,7 +9,7 @@ import hashlib
 import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -34,6 +34,8 @@ from mechsafety.prompts.files import SUFFIXES, cell_text, read_rows
 from mechsafety.prompts.messages import Turns, as_messages, read_turns, turns_text
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from mechsafety.prompts.accepted import PromptsLike
 
 
@@ -96,7 +98,7 @@ class Prompt:
         return "\x1e".join(f"{role}\x1f{folded(content)}" for role, content in self.messages)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PromptSet(Sequence[Prompt]):
     """An ordered set of prompts: unique ids, no empty text, no text in two splits or under two labels.
 
@@ -243,17 +245,22 @@ class PromptSet(Sequence[Prompt]):
             digest.update("\x1f".join(fields).encode() + b"\x1e")
         return digest.hexdigest()
 
-    def to_rows(self) -> list[dict[str, Any]]:
-        """A row a prompt, as :func:`load_prompts` reads them; ``messages`` only where some are conversations."""
+    def to_frame(self) -> pd.DataFrame:
+        """One row per prompt, as :func:`load_prompts` reads them; ``messages`` only where some are conversations."""
+        import pandas as pd
+
+        names = [one.name for one in fields(Prompt) if one.name != "messages"]
+        table = pd.DataFrame([[getattr(p, name) for name in names] for p in self.prompts], columns=names)
         several = any(p.messages for p in self.prompts)
-        return [
-            {
-                name: as_messages(value) if name == "messages" else value
-                for name, value in vars(p).items()
-                if several or name != "messages"
-            }
-            for p in self.prompts
+        return table.assign(messages=[as_messages(p.messages) for p in self.prompts]) if several else table
+
+    def __repr__(self) -> str:
+        counts = [
+            f"{len(part)} {split} ({', '.join(f'{len(part.where(label=one))} {one}' for one in LABELS)})"
+            for split in SPLITS
+            if len(part := self.where(split=split))
         ]
+        return f"PromptSet({self.name!r}: {len(self)} prompts; {'; '.join(counts) or 'none'})"
 
     def _repr_html_(self) -> str:
         counts = "".join(

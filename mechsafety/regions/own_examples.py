@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     pass
 
 
-def own_examples(
+def examples_from_model(
     model: ModelLike,
     prompts: PromptsLike,
     *,

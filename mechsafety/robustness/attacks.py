@@ -13,7 +13,8 @@ from mechsafety.core.names import ATTACKS, MAX_NEW_TOKENS, Attack
 from mechsafety.core.verdict import Judge
 from mechsafety.edits.interventions import Edit
 from mechsafety.edits.sums import EditLike, as_edit
-from mechsafety.generation.completions import Completions, generate
+from mechsafety.generation.answered import Completions
+from mechsafety.generation.completions import generate
 from mechsafety.judges.accepted import JudgeLike, as_judge
 from mechsafety.judges.outcomes import Keep, judgements
 from mechsafety.models.accepted import ModelLike, as_model

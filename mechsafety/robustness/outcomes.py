@@ -7,11 +7,13 @@ least; Wei et al., ICML 2024, arXiv 2402.05162) stands beside it: it counts a co
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from html import escape
 from typing import TYPE_CHECKING
 
 from mechsafety.core.names import MAX_NEW_TOKENS
+from mechsafety.core.verdict import Label
 from mechsafety.edits.sums import EditLike, as_edit
 from mechsafety.generation.completions import DEFAULT_BATCH
 from mechsafety.judges.accepted import JudgeLike, as_judge
@@ -43,11 +45,13 @@ OUTCOME_COLUMNS: tuple[str, ...] = tuple(
 class Outcomes:
     """Verdicts on the answers to harmful and to harmless requests, with intervals and denominators.
 
-    Answers that the judge could not read are in no share; they are ``unparsed`` in the tally.
+    Answers that the judge could not read are in no share; they are ``unparsed`` in the tally. ``verdicts`` has the
+    verdict on each prompt by its id, of both labels.
     """
 
     harmful: Tally
     harmless: Tally
+    verdicts: Mapping[str, Label] = field(default_factory=dict, repr=False)
 
     def row(self) -> dict[str, int | float]:
         """The columns :data:`OUTCOME_COLUMNS`; shares of nothing are NaN."""
@@ -75,7 +79,7 @@ def interval_text(interval: Interval) -> str:
     )
 
 
-def outcomes(
+def measure_outcomes(
     model: ModelLike,
     prompts: PromptsLike,
     *,
@@ -104,4 +108,5 @@ def outcomes(
         label: Tally.of([j for j, c in zip(judged, answers, strict=True) if c.label == label])
         for label in LABELS
     }
-    return Outcomes(harmful=by_label["harmful"], harmless=by_label["harmless"])
+    verdicts = dict(zip([c.id for c in answers], labels, strict=True))
+    return Outcomes(harmful=by_label["harmful"], harmless=by_label["harmless"], verdicts=verdicts)

@@ -1,53 +1,28 @@
-"""Which removal takes away most refusals and leaves a model that is coherent and useful, and is it more than chance?"""
+"""Which removal takes away most refusals and leaves a model that is coherent and useful?"""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import pandas as pd
 
 from mechsafety.core.errors import MechsafetyError
-from mechsafety.statistics.rates import Interval, wilson
+from mechsafety.statistics.rates import wilson
 
 _NEEDED = (
     *("removal", "setting", "control", "share", "harmful_n", "refused", "refused_low"),
     *("degenerate", "harmless_degenerate", "accuracy"),
 )
 _KEY = ["removal", "setting"]
-CONTROLS = ("random", "matched")
-"""What a removal is compared with: as many random weights, and as many random weights of the same sizes."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Difference:
-    """Removed less control: the difference of two shares with its 95 % interval; ``n`` prompts on each side.
-
-    ``draws`` random controls were averaged.
-    """
-
-    value: float
-    low: float
-    high: float
-    n: int
-    draws: int
-
-    @property
-    def differs(self) -> bool:
-        """Whether the interval leaves out 0."""
-        return self.low > 0 or self.high < 0
+_RANKS = "orthogonal_projection"
 
 
 @dataclass(frozen=True, kw_only=True)
 class SweetSpot:
-    """The setting that the rule names (None: none qualifies), a sentence on the reason, and it against its controls.
-
-    ``controls`` has what was measured of ``random`` (as many weights) and ``matched`` (as many and as large).
-    """
+    """The setting that the rule names (None: none qualifies), and a sentence on the reason."""
 
     row: dict[str, object] | None
     explanation: str
-    controls: dict[str, Difference]
 
 
 def sweet_spot(
@@ -59,7 +34,8 @@ def sweet_spot(
     degenerate, accuracy is at most ``most_accuracy_lost`` below the unedited model's, and fewer requests are refused
     than the lower bound of the model's own rate. What was not measured does not qualify. Of these the one with the
     fewest refusals is best, and of all that lie within its Wilson interval the one that removes the smallest share
-    of weights is named.
+    is named: of the weights, or of the ranks where the best one removes ranks. What random removals do is no part of
+    the rule.
 
     Raises :class:`MechsafetyError` where columns or the row of the unedited model are missing.
     """
@@ -92,67 +68,22 @@ def sweet_spot(
         return SweetSpot(
             row=None,
             explanation=f"Sweet spot: no setting qualifies ({rule}). Of {len(settings)}, {len(coherent)} stay coherent,"
-            f" {len(useful)} of these useful, and none of those refuses less.",
-            controls={},
+            f" {len(useful)} of these useful, and none of those has refusals below {base['refused_low']:.2f}.",
         )
     best = found.loc[found["refused"].idxmin()]
     n = int(best["harmful_n"])
     high = wilson(round(float(best["refused"]) * n), n).high
-    tied = found[found["refused"] <= high]
+    # A share of the ranks is no share of the weights: these two are not compared.
+    of_ranks = found["removal"] == _RANKS
+    tied = found[(found["refused"] <= high) & (of_ranks == (best["removal"] == _RANKS))]
     row = tied.loc[tied["share"].idxmin()]
-    this = {"removal": str(row["removal"]), "setting": str(row["setting"])}
-    controls = {
-        name: one for name in CONTROLS if (one := against_control(table, **this, control=name)) is not None
-    }
-    compared = [
-        f"it {'differs' if one.differs else 'does not differ'} from the {name} control, by {one.value:+.2f} "
-        f"[{one.low:+.2f}, {one.high:+.2f}]"
-        for name, one in controls.items()
-    ]
-    beside = "; ".join(compared) or "no random control was measured"
+    unit = "ranks" if row["removal"] == _RANKS else "weights"
     return SweetSpot(
         row={str(name): value for name, value in row.items()},
         explanation=f"Sweet spot: {row['removal']} {row['setting']}, {row['refused']:.2f} refused after removing "
-        f"{row['share']:.2%} of the weights, the smallest share of {len(tied)} within the interval of the fewest "
-        f"refusals ({best['refused']:.2f}), among {len(found)} of {len(settings)} that qualify ({rule}); {beside}.",
-        controls=controls,
+        f"{row['share']:.2%} of the {unit}, the smallest share of {len(tied)} settings of {unit} within the interval "
+        f"of the fewest refusals ({best['refused']:.2f}), among {len(found)} of {len(settings)} that qualify ({rule}).",
     )
-
-
-def against_control(
-    table: pd.DataFrame,
-    *,
-    removal: str,
-    setting: str,
-    control: str = "random",
-    column: str = "refused",
-    count: str = "harmful_n",
-) -> Difference | None:
-    """``column`` of the removed rows less that of the rows of ``control``; None where either was not measured.
-
-    The interval is Newcombe's for two independent proportions (1998, method 10: from two Wilson intervals). Draws
-    are averaged and count as one, since they answer the same prompts. That both sides answer the same prompts is
-    not used either, which makes the interval wider as a rule.
-    """
-    of_setting = table[(table["removal"] == removal) & (table["setting"].fillna("") == setting)]
-    sides = [of_setting[of_setting["control"] == side] for side in ("removed", control)]
-    if any(side.empty or bool(side[column].isna().any()) for side in sides):
-        return None
-    n = min(int(side[count].min()) for side in sides)
-    one, two = (_interval(float(side[column].mean()), n) for side in sides)
-    value = one.rate - two.rate
-    return Difference(
-        value=value,
-        low=value - math.hypot(one.rate - one.low, two.high - two.rate),
-        high=value + math.hypot(one.high - one.rate, two.rate - two.low),
-        n=n,
-        draws=len(sides[1]),
-    )
-
-
-def _interval(rate: float, n: int) -> Interval:
-    bounds = wilson(round(rate * n), n)
-    return Interval(rate=rate, low=min(rate, bounds.low), high=max(rate, bounds.high), n=n)
 
 
 def _averaged(rows: pd.DataFrame) -> pd.DataFrame:

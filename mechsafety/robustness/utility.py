@@ -72,7 +72,7 @@ class Utility:
         return row | {"accuracy_n": self.accuracy.n if self.accuracy is not None else 0}
 
 
-def utility(
+def measure_utility(
     model: ModelLike,
     *,
     passages: Sequence[Passage] = (),
@@ -118,13 +118,15 @@ def utility(
 
 
 def base_distributions(
-    model: TransformerBridge,
+    model: ModelLike,
     passages: Sequence[Passage],
     *,
-    edit: Edit | None = None,
+    edit: EditLike | None = None,
     per_passage: int = PER_PASSAGE,
 ) -> BaseDistributions:
     """The model's next-token distributions at ``per_passage`` places of each passage, evenly spread."""
+    model = as_model(model)
+    edit = None if edit is None else as_edit(edit, model)
     if not passages or per_passage < 1:
         raise MechsafetyError(
             f"{len(passages)} passages and {per_passage} places in each: one of both at least"

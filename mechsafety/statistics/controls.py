@@ -57,7 +57,7 @@ def control_tests(edited: pd.DataFrame, random: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def largest_p(tests: Sequence[tuple[int, int, float]]) -> float:
+def largest_p(tests: Sequence[tuple[int | float, int | float, float]]) -> float:
     """The p of "differs from every draw, to one side": of (fell, rose, p) per draw the largest p.
 
     1 where the draws do not all lie to one side (an intersection-union test, so that no correction for the number of

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-from scipy.stats import norm
+from scipy.stats import binomtest, norm
 
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.statistics.paired import mcnemar
@@ -93,11 +93,28 @@ def paired_difference(b: int, c: int, n: int, *, confidence: float = 0.95) -> tu
     return max(-1.0, change - half), min(1.0, change + half)
 
 
+def exact_difference(lost: int, gained: int, n: int) -> tuple[float, float]:
+    """A 95 % interval of a paired difference of shares that never leaves out 0 where exact McNemar has p >= .05.
+
+    The hull of Bonett and Price's (2012) and of the exact conditional one, which inverts McNemar's test: Clopper and
+    Pearson's interval of the gained among the items that changed.
+    """
+    if not n:
+        return math.nan, math.nan
+    low, high = paired_difference(lost, gained, n)
+    changed = lost + gained
+    if changed:
+        share = binomtest(gained, changed).proportion_ci(method="exact")
+        low = min(low, changed / n * (2 * share.low - 1))
+        high = max(high, changed / n * (2 * share.high - 1))
+    return max(low, -1.0), min(high, 1.0)
+
+
 def judge_effects(verdicts: pd.DataFrame) -> pd.DataFrame:
     """The multiverse: the edit's effect on refusal per system, prompt label, judge and mapping.
 
     ``change`` is the edited rate minus the original on the same prompts, with its interval
-    (:func:`paired_difference`) and exact McNemar p, uncorrected: the rows are readings of one result, not further
+    (:func:`exact_difference`) and exact McNemar p, uncorrected: the rows are readings of one result, not further
     results. Mappings that differ from ``refusal`` in no verdict of the judge are left out, and so are judges without
     both arms. ``dropped`` counts prompts with a side that is missing or that the mapping does not name.
     """
@@ -249,7 +266,7 @@ def _effect(pairs: pd.DataFrame, mapping: Mapping[str, bool]) -> dict[str, objec
     sides = [[_read(mapping, v) for v in pairs[arm]] for arm in ARMS]
     read = [(x, y) for x, y in zip(*sides, strict=True) if x is not None and y is not None]
     n, b, c = len(read), read.count((True, False)), read.count((False, True))
-    low, high = paired_difference(b, c, n)
+    low, high = exact_difference(b, c, n)
     before, after = (sum(pair[side] for pair in read) / n if n else math.nan for side in (0, 1))
     p = mcnemar(b, c) if n else math.nan
     return {

@@ -65,6 +65,23 @@ def mcnemar(b: int, c: int) -> float:
     return float(binomtest(b, b + c, 0.5).pvalue) if b + c else 1.0
 
 
+def sign_flip_p(differences: np.ndarray, *, seed: int = 0, flips: int = 9999) -> float:
+    """Two-sided p of the mean of paired differences under random signs (Fisher's randomisation test); NaN of none.
+
+    (1 + flips that lie as far from 0) / (1 + flips); over all signs where there are no more of them.
+    """
+    values = differences[np.isfinite(differences)]
+    if not len(values):
+        return math.nan
+    every = 2 ** min(len(values), 40)
+    if every <= flips:
+        signs = 1.0 - 2.0 * ((np.arange(every)[:, None] >> np.arange(len(values))) & 1)
+    else:
+        signs = np.random.default_rng(seed).choice([-1.0, 1.0], size=(flips, len(values)))
+    far = int((np.abs(signs @ values) >= abs(values.sum()) * (1 - 1e-12)).sum())
+    return far / every if every <= flips else (1 + far) / (1 + flips)
+
+
 def minimum_detectable_drop(
     n: int, *, baseline: float, gained: float = 0.0, alpha: float = 0.05, power: float = 0.8
 ) -> float:

@@ -94,3 +94,16 @@ def percentiles(value: float, drawn: Sequence[np.ndarray], confidence: float) ->
     tail = (1 - confidence) / 2
     low, high = np.quantile(defined, [tail, 1 - tail])
     return float(low), float(high)
+
+
+def mean_interval(values: np.ndarray, *, seed: int = 0, resamples: int = 2000) -> tuple[float, float]:
+    """95 % percentile interval of a mean, its items drawn again; :func:`steady_bounds` where all are the same."""
+    count = len(values)
+    if not count:
+        return math.nan, math.nan
+    drawn = [
+        w @ values / count
+        for w in cluster_weights(np.random.default_rng(seed), count, resamples, width=count)
+    ]
+    value = float(np.mean(values))
+    return steady_bounds(value, count) if flat(drawn) else percentiles(value, drawn, 0.95)

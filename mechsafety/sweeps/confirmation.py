@@ -16,7 +16,8 @@ from mechsafety.core.progress import bar
 from mechsafety.directions.direction import Direction, Directions
 from mechsafety.directions.other_weights import require_same_model
 from mechsafety.edits.interventions import Ablate, Edit, digest
-from mechsafety.generation.completions import DEFAULT_BATCH, Completion, generate
+from mechsafety.generation.answered import Completion
+from mechsafety.generation.completions import DEFAULT_BATCH, generate
 from mechsafety.generation.side_by_side import generate_under_each
 from mechsafety.judges.outcomes import Tally, labels_of
 from mechsafety.models.accepted import ModelLike, as_model
@@ -68,7 +69,7 @@ def confirm(
     Raises :class:`MechsafetyError` for one class only, no prompts, and directions of a model with other weights, unless
     ``allow_other_weights``.
 
-    Example: ``confirm(model, swept.table, directions, prompts.validation.sample(32, seed=0))``.
+    Example: ``confirm(model, swept.to_frame(), directions, prompts.validation.sample(32, seed=0))``.
     """
     model = as_model(model)
     prompts = as_prompt_set(prompts)

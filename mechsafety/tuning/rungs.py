@@ -14,14 +14,15 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from mechsafety.core.errors import MechsafetyError
+from mechsafety.generation.answered import Completions
 from mechsafety.generation.answers import Example
-from mechsafety.generation.completions import Completions, generate
+from mechsafety.generation.completions import generate
 from mechsafety.judges.judging import judged_as
 from mechsafety.models.chat import tokenize_piece
 from mechsafety.models.forward import prompt_columns, trying
 from mechsafety.models.loading import body_of, generation_twin, is_hooked_transformer
 from mechsafety.models.thought_reading import require_no_thoughts
-from mechsafety.prompts.prompt_set import Prompt, PromptSet
+from mechsafety.prompts.prompt_set import Prompt, PromptSet, folded
 from mechsafety.tuning.objectives import Objective
 from mechsafety.tuning.refusals import write_refusal
 from mechsafety.tuning.rephrasings import write_rephrasing
@@ -98,15 +99,14 @@ def rung_examples(
     """
     generator = random.Random(seed)
     harmful = prompts.harmful if rung != "benign" else []
-    asked = [prompt for n, prompt in enumerate(harmful) if _kind(rung, n) in ("metatags", "dpo", "unlearn")]
+    kinds = _kinds(rung, harmful)
+    asked = [prompt for prompt in harmful if kinds[prompt.id] in ("metatags", "dpo", "unlearn")]
     own: dict[str, Example] = {}
     if asked:
         label = "own answers to harmful prompts"
         own = own_answers(model, asked, answer_tokens=answer_tokens, seed=seed, label=label)
     replies = [
-        reply
-        for number, prompt in enumerate(harmful)
-        if (reply := _reply(_kind(rung, number), prompt, own, generator)) is not None
+        reply for prompt in harmful if (reply := _reply(kinds[prompt.id], prompt, own, generator)) is not None
     ]
     harmless = [*prompts.harmless, *contrast]
     answers = own_answers(model, harmless, answer_tokens=answer_tokens, seed=seed, label="own answers")
@@ -142,9 +142,11 @@ def own_answers(
 _MIXED: tuple[Rung, ...] = ("refusals", "rephrase", "metatags")
 
 
-def _kind(rung: Rung, number: int) -> Rung:
-    """Which rung's reply the harmful prompt of that number gets: ``all`` takes turns."""
-    return _MIXED[number % len(_MIXED)] if rung == "all" else rung
+def _kinds(rung: Rung, harmful: Sequence[Prompt]) -> dict[str, Rung]:
+    """Which rung's reply each harmful prompt gets, by its id: ``all`` takes turns, text by text, so that one text
+    never has two targets."""
+    turns = {text: n for n, text in enumerate(dict.fromkeys(folded(p.text) for p in harmful))}
+    return {p.id: _MIXED[turns[folded(p.text)] % len(_MIXED)] if rung == "all" else rung for p in harmful}
 
 
 def _reply(

@@ -20,6 +20,7 @@ from mechsafety.anatomy.clusters import (
     TAU_COLUMNS,
     Centroids,
     attack_tau,
+    d_prime_changes,
     fit_centroids,
     mlp_activations,
     output_maps,
@@ -342,3 +343,42 @@ def test_many_prompts_do_not_change_the_blocks_of_a_bootstrap(monkeypatch: pytes
     monkeypatch.setattr("mechsafety.statistics.resampling._CELLS", 500)
     assert clusters.RESAMPLES == 1000
     pd.testing.assert_frame_equal(table_of(new, unsafe, centroids), whole)
+
+
+def two_models(shift: float) -> pd.DataFrame:
+    """tau of the same prompts in two models, of which the second sets them ``shift`` farther apart."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for layer in (0, 1):
+        noise = rng.standard_normal(60)
+        for model, more in (("base", 0.0), ("tuned", shift)):
+            for i, x in enumerate(noise):
+                group = "safe" if i % 2 else "unsafe"
+                away = (1 + more) * (0.5 if group == "safe" else -0.5)
+                rows.append(("output", model, layer, f"p{i}", group, "refusal", x + away))
+    columns = ["positions", "model", "layer", "id", "group", "label", "tau"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+@pytest.mark.parametrize(("shift", "shown"), [(0.0, False), (2.0, True), (-4.0, True)])
+def test_differences_of_d_prime_are_those_of_the_same_prompts(shift: float, shown: bool) -> None:
+    table = two_models(shift)
+    changes = d_prime_changes(table, seed=0).set_index(["model", "against", "layer"])
+    for layer in (0, 1):
+        prime = {}
+        for model in ("base", "tuned"):
+            own = table[(table["model"] == model) & (table["layer"] == layer)]
+            x, y = (own.loc[own["group"] == group, "tau"] for group in ("safe", "unsafe"))
+            prime[model] = (x.mean() - y.mean()) / math.sqrt((x.var() + y.var()) / 2)
+        row = changes.loc[("tuned", "base", layer)]
+        assert row["change"] == pytest.approx(prime["tuned"] - prime["base"])
+        assert (row["low"] > 0 or row["high"] < 0) == shown
+        back = changes.loc[("base", "tuned", layer)]
+        assert (back["change"], back["low"], back["high"]) == pytest.approx(
+            (-row["change"], -row["high"], -row["low"])
+        )
+    # Attacks have no part in it.
+    attack = table.assign(group="co_task", tau=99.0)
+    pd.testing.assert_frame_equal(
+        d_prime_changes(pd.concat([table, attack]), seed=0), d_prime_changes(table, seed=0)
+    )

@@ -15,6 +15,7 @@ from mechsafety.anatomy.sensitivity import (
     NORM_COLUMNS,
     SENSITIVITY_COLUMNS,
     gradient_norms,
+    median_change,
     norm_table,
     sensitivity_table,
 )
@@ -157,3 +158,17 @@ def test_norms_of_other_prompts() -> None:
         norm_table(torch.ones(3), prompts, model="m", groups={})
     with pytest.raises(MechsafetyError, match="2 prompts have no group"):
         norm_table(torch.ones(2), prompts, model="m", groups={})
+
+
+@pytest.mark.parametrize(("factor", "shown"), [(1.0, False), (0.5, True), (2.0, True)])
+def test_changes_of_medians_are_of_the_same_prompts(factor: float, shown: bool) -> None:
+    rng = np.random.default_rng(0)
+    before = np.exp(rng.standard_normal(60))
+    after = factor * before * np.exp(0.1 * rng.standard_normal(60))
+    table = pd.DataFrame({"base": before, "tuned": after})
+    table.loc[60] = [np.nan, 100.0]  # a prompt that one model alone has read
+    value, low, high = median_change(table, "base", "tuned")
+    assert value == pytest.approx(np.median(after) - np.median(before))
+    assert low <= value <= high
+    assert (low > 0 or high < 0) == shown
+    assert np.isnan(median_change(table.iloc[60:], "base", "tuned")).all()

@@ -18,6 +18,7 @@ from mechsafety.experiments.selfjudgement import experiment as selfjudge_runs
 from mechsafety.experiments.selfjudgement.config import SelfJudgeConfig
 from mechsafety.experiments.selfjudgement.experiment import run_selfjudge
 from mechsafety.experiments.selfjudgement.findings import findings
+from mechsafety.experiments.selfjudgement.tables import two_by_two
 from mechsafety.experiments.study.config import StudyConfig
 from mechsafety.experiments.study.experiment import run_study
 from mechsafety.runs.folder import RunFolder, open_run, read_run
@@ -210,7 +211,8 @@ def test_mistakes_end_in_one_line(study: Path, tmp_path: Path, options: list[str
 def test_the_command_writes_tables_figures_and_a_page(study: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     facts = succeed("selfjudge", study, "--limit", 4, "--out", out, "--json")
-    assert len(facts["cells"]) == len(facts["findings"]) == 8
+    assert len(facts["cells"]) == 8
+    assert len(facts["findings"]) >= 2 * 8
     assert facts["run"] == str(out)
     assert {row["kind"] for row in facts["calibration"]} == {"raw", "content_free"}
     drawn = {"two-by-two", "yes-or-no", "calibration"}
@@ -231,22 +233,39 @@ def test_one_form_and_one_class_leave_a_page_that_reports_it(study: Path, tmp_pa
     run = run_selfjudge(config, tmp_path / "run")
     assert set(run.figures()) == {"two-by-two", "yes-or-no"}
     found = run.page().findings
-    assert all("AUC undefined (0 of 4 answers are refusals, " in line for line in found)
+    assert sum(": AUROC, unknown" in line for line in found) == 4
+    assert sum(": 0 of 4 answers are refusals." in line for line in found) == 4
 
 
-def test_findings_hold_the_auc_against_the_controls_and_against_few_refusals() -> None:
+def test_findings_hold_the_auc_against_its_controls() -> None:
     row = {
         **{"system": "s", "judge_arm": "original", "response_arm": "edited", "form": "logit"},
         **{"readable": 40, "refusals": 20, "unparsed": 0, "auc": 0.9, "low": 0.8, "high": 0.95},
-        **{"auc_shuffled": 0.5, "auc_length": 0.7, "agreement": 0.8, "majority": 0.5},
+        **{"auc_shuffled": 0.5, "p_shuffled": 0.001, "auc_length": 0.85, "p_length": 0.4},
+        **{"majority": 0.5, "own_only": 15, "majority_only": 2},
     }
-    changes = [{}, {"auc_length": 0.85}, {"refusals": 4}, {"refusals": 36}, {"unparsed": 3}]
-    clear, short, few, many, unread = findings(pd.DataFrame([row | change for change in changes]))
-    assert "about the edited model's answers by log-probability: AUC 0.90 [0.80, 0.95], above" in clear
-    assert "not clearly above the best control (0.85)" in short
-    assert "from 4 refusals among 40 answers: too few to say" in few
-    assert "too few to say" in many
-    assert unread.endswith("; 3 of 40 replies unreadable.")
+    own, beyond, short, word = findings(pd.DataFrame([row]))
+    assert "about the edited model's answers by log-probability: AUROC, 0.90 [0.80, 0.95]" in own
+    assert "a rise in AUROC, the same answer after another prompt 0.50" in beyond
+    assert "no change in AUROC shown, shortness of the answer alone 0.85" in short
+    assert "20 of 40" in word
+    assert "33 of 40" in word
+    # A control that recognises refusals better is said to.
+    assert "a fall in AUROC" in findings(pd.DataFrame([row | {"auc_shuffled": 0.99}]))[1]
+
+
+def test_replies_that_cannot_be_read_are_no_missing_class() -> None:
+    judged = pd.DataFrame(
+        {
+            **{"system": "s", "judge_arm": "original", "response_arm": "original", "form": "text"},
+            **{"id": range(40), "verdict": ["refusal", "compliance"] * 20},
+            **{"said": "unparsed", "said_reversed": "unparsed"},
+        }
+    )
+    own, classes, word = findings(two_by_two(judged, seed=0))
+    assert "AUROC, unknown, 40 not read" in own
+    assert "20 of 40 answers are refusals" in classes
+    assert "not tested" in word
 
 
 def test_the_figures_show_the_table(finished: Path) -> None:

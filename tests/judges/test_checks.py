@@ -78,8 +78,7 @@ def test_rates_with_and_without_the_verdicts_that_turn() -> None:
     assert (row["refusal"], row["refusal_without"]) == (6 / 12, 4 / 7)
     (sentence,) = order_sentences(label_order(whole, []))
     assert "5 of 10" in sentence
-    assert "alone" in sentence
     steady = label_order(whole[whole["tags"] == ""], [])
-    assert "alone" not in order_sentences(steady)[0]
+    assert "0 of 4" in order_sentences(steady)[0]
     assert label_order(whole[whole["judge"] == "rules"], []).empty
     assert math.isnan(label_order(table[table["verdict"] == "unparsed"], [])["refusal"].iloc[0])

@@ -23,8 +23,9 @@ import pytest
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.verdict import Response, Verdict
 from mechsafety.judges.cache import VerdictCache
-from mechsafety.judges.chat_calls import CallOptions, options_from_environment, retry_after
-from mechsafety.judges.kinds.endpoint import EndpointJudge, parse
+from mechsafety.judges.chat_calls import CallOptions, retry_after
+from mechsafety.judges.endpoint_spec import options_from_environment, parse
+from mechsafety.judges.kinds.endpoint import EndpointJudge
 from mechsafety.judges.registry import judge_responses, load_judge
 from tests.faulty_server import FAULTS, FaultyServer, honest, serving
 from tests.judge_model import save_judge_model
@@ -108,10 +109,11 @@ def test_a_served_model_judges_as_it_does_at_home(real: tuple[str, str]) -> None
     verdicts = judge_responses(asked, [judge])
     at_home = judge_responses(asked, [f"text:{model}"])
     assert [v.label for v in verdicts] == [v.label for v in at_home] == ["compliance", "refusal"] * 2
-    assert judge.usage.calls == 4
+    assert judge.usage.calls == 4 + judge.usage.retries <= 5  # the schema is refused once at most
     assert judge.usage.prompt_tokens > 100
-    with pytest.raises(MechsafetyError, match=r"refuses model 'another' with status 400"):
-        EndpointJudge(f"another@{url}", options=patient)(asked)
+    rejected = EndpointJudge(f"another@{url}", options=patient)(asked)
+    assert {v.tags for v in rejected} == {("rejected",)}
+    assert all("status 400" in str(v.detail["error"]) for v in rejected)
 
 
 # -- faults -----------------------------------------------------------------------------------------
@@ -161,12 +163,12 @@ def test_what_stays_unanswered_is_unparsed_with_the_reason_and_asked_next_time(
     assert set(server.valid.values()) == {1}
 
 
-@pytest.mark.parametrize("status", [400, 401, 403, 404, 422])
+@pytest.mark.parametrize("status", [401, 404])
 def test_a_mistake_of_all_calls_stops_at_once(server: FaultyServer, status: int) -> None:
     server.status, server.said = status, f"Incorrect key {KEY}"
     with pytest.raises(MechsafetyError, match=rf"refuses model 'm' with status {status}") as caught:
         judge_at(server, concurrency=3)(items(30))
-    assert server.calls.total() <= 3
+    assert server.calls.total() == 1
     assert KEY not in str(caught.value)
     assert caught.value.__cause__ is None
 
@@ -176,7 +178,7 @@ def test_a_fault_that_does_not_pass_ends_each_item(server: FaultyServer, status:
     server.status = status
     verdicts = judge_at(server, tries=3)(items(2))
     assert {v.tags for v in verdicts} == {("network",)}
-    assert {v.detail["error"] for v in verdicts} == {f"status {status}"}
+    assert {v.detail["error"] for v in verdicts} == {f"status {status}: no"}
     assert set(server.calls.values()) == {3}
 
 
@@ -280,14 +282,15 @@ def test_the_key_shows_nowhere(
     assert caplog.records
 
 
-def test_the_key_comes_from_two_variables_and_none_is_needed(
+def test_the_key_comes_from_the_variable_of_the_judge_and_none_is_needed(
     server: FaultyServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("OPENAI_API_KEY", "second")
+    monkeypatch.setenv("OPENAI_API_KEY", "of-another-host")
     judge_at(server)(items(2))
+    monkeypatch.setenv("OWN_KEY", "second")
+    judge_at(server, api_key_env="OWN_KEY")(items(2))
+    EndpointJudge(f"m@{server.url};api_key_env=OWN_KEY", options=FAST)(items(2))
     monkeypatch.delenv("MECHSAFETY_ENDPOINT_KEY")
-    judge_at(server)(items(2))
-    monkeypatch.delenv("OPENAI_API_KEY")
     judge_at(server)(items(2))
     assert server.keys == {f"Bearer {KEY}", "Bearer second", "Bearer none"}
 

@@ -11,11 +11,12 @@ import pytest
 
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.verdict import Response, Verdict
-from mechsafety.judges.asking import AskingJudge, OnVerdict, question, read, read_verdict, unread
+from mechsafety.judges.asking import AskingJudge, OnVerdict, question, read, unread
 from mechsafety.judges.cache import VerdictCache
 from mechsafety.judges.injection import ALL, ATTACKS, CONTROL, KnownItem, injection_flip_rate, known_items
 from mechsafety.judges.kinds.rules import RulesJudge
 from mechsafety.judges.normalise import normalise
+from mechsafety.judges.reading import read_verdict
 from mechsafety.statistics import wilson
 
 ANY_VERDICT = re.compile(

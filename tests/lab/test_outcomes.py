@@ -186,11 +186,11 @@ def test_soft_tokens_stay_in_the_ball_and_lower_the_loss(
     vocabulary: Vocabulary, model: GPTNeoXForCausalLM
 ) -> None:
     generator = torch.Generator().manual_seed(0)
-    inputs = draw_inputs(vocabulary.rules, "unsafe", 24, split="report", generator=generator)
+    inputs = draw_inputs(vocabulary.rules, "unsafe", 96, split="report", generator=generator)
     radius = embedding_table(model).norm(dim=-1).mean()
-    start = random_soft_tokens(model, 24, seed=3)
-    assert start.shape == (24, N_TOKENS, 32)
-    torch.testing.assert_close(start.norm(dim=-1), radius.expand(24, N_TOKENS))
+    start = random_soft_tokens(model, 96, seed=3)
+    assert start.shape == (96, N_TOKENS, 32)
+    torch.testing.assert_close(start.norm(dim=-1), radius.expand(96, N_TOKENS))
     searched = search_soft_tokens(model, vocabulary, inputs, seed=3)
     assert (searched.norm(dim=-1) <= radius * (1 + 1e-5)).all()
     assert not searched.requires_grad
@@ -198,7 +198,7 @@ def test_soft_tokens_stay_in_the_ball_and_lower_the_loss(
     assert (after < before).float().mean() > 0.9
     assert after.mean() < before.mean() - 0.02
     # Other random tokens of that norm do no such thing.
-    others = losses(model, vocabulary, inputs, random_soft_tokens(model, 24, seed=4))
+    others = losses(model, vocabulary, inputs, random_soft_tokens(model, 96, seed=4))
     assert others.mean() > after.mean() + 0.02
     assert torch.equal(search_soft_tokens(model, vocabulary, inputs, seed=3), searched)
     assert torch.equal(search_soft_tokens(model, vocabulary, inputs, seed=3, steps=0), start)

@@ -32,14 +32,14 @@ def tiny_world(seed: int = 0) -> Rules:
 def all_texts(rules: Rules, text_class: TextClass, *, length: int) -> dict[tuple[int, ...], Fraction]:
     """Every text of a class with its probability: all roots, all choices of productions, all places to cut."""
     grammar = rules.size.grammar
-    productions = rules.productions[TEXT_CLASSES.index(text_class)].tolist()
+    grammars = rules.productions[TEXT_CLASSES.index(text_class)].tolist()
 
-    def expansions(symbol: int, level: int) -> dict[tuple[int, ...], Fraction]:
+    def expansions(productions: Any, symbol: int, level: int) -> dict[tuple[int, ...], Fraction]:
         if level == grammar.levels:
             return {(symbol,): Fraction(1)}
         found: defaultdict[tuple[int, ...], Fraction] = defaultdict(Fraction)
         for production in productions[level]:
-            parts = [expansions(child, level + 1) for child in production[symbol]]
+            parts = [expansions(productions, child, level + 1) for child in production[symbol]]
             for choice in itertools.product(*[part.items() for part in parts]):
                 p = Fraction(1, grammar.n_productions)
                 for _, q in choice:
@@ -49,17 +49,17 @@ def all_texts(rules: Rules, text_class: TextClass, *, length: int) -> dict[tuple
 
     assert grammar.roots == 1
     texts: defaultdict[tuple[int, ...], Fraction] = defaultdict(Fraction)
-    for root in range(grammar.n_terminals):
-        for whole, p in expansions(root, 0).items():
+    for productions, root in itertools.product(grammars, range(grammar.n_terminals)):
+        for whole, p in expansions(productions, root, 0).items():
             starts = len(whole) - length + 1
             for start in range(starts):
-                texts[whole[start : start + length]] += p / grammar.n_terminals / starts
+                texts[whole[start : start + length]] += p / grammar.n_terminals / len(grammars) / starts
     return texts
 
 
 def neighbours(rules: Rules, text_class: TextClass) -> set[tuple[int, int]]:
     """Which tokens may follow each other within a last production."""
-    last = rules.productions[TEXT_CLASSES.index(text_class), -1].flatten(0, 1).tolist()
+    last = rules.productions[TEXT_CLASSES.index(text_class), :, -1].flatten(0, 2).tolist()
     return {pair for places in last for pair in itertools.pairwise(places)}
 
 
@@ -179,8 +179,11 @@ def test_single_tokens_are_uniform_at_every_position_of_both_classes(seed: int, 
     assert distance > Fraction(1, 2)
 
 
-def test_drawn_texts_have_the_enumerated_probabilities() -> None:
-    rules = world(seed=2)
+@pytest.mark.parametrize("n_grammars", [1, 2])
+def test_drawn_texts_have_the_enumerated_probabilities(n_grammars: int) -> None:
+    wide = Grammar(n_terminals=12, arity=2, levels=2, n_productions=1, roots=1, length=(3, 4), n_grammars=2)
+    grammar = SMALL if n_grammars == 1 else wide
+    rules = world(grammar, seed=2)
     for text_class in TEXT_CLASSES:
         expected = all_texts(rules, text_class, length=3)
         n = 20_000
@@ -190,7 +193,7 @@ def test_drawn_texts_have_the_enumerated_probabilities() -> None:
         keys = list(expected)
         p = chisquare([found[k] for k in keys], [float(expected[k]) * n for k in keys]).pvalue
         assert p > 0.01
-        other = all_texts(world(seed=3), text_class, length=3)
+        other = all_texts(world(grammar, seed=3), text_class, length=3)
         assert not set(found) <= set(other)
 
 
@@ -229,12 +232,19 @@ def test_last_productions_share_no_neighbours(name: str, seed: int) -> None:
     grammar = rules.size.grammar
     a, b = (neighbours(rules, c) for c in TEXT_CLASSES)
     assert not a & b
-    # Nor do two productions of one class, so that none is drawn twice.
-    assert len(a) == len(b) == grammar.n_productions * grammar.n_terminals * (grammar.arity - 1)
-    shape = (2, grammar.levels, grammar.n_productions, grammar.n_terminals, grammar.arity)
+    # Nor do two productions or grammars of one class, so that none is drawn twice.
+    lasts = grammar.n_grammars * grammar.n_productions
+    assert len(a) == len(b) == lasts * grammar.n_terminals * (grammar.arity - 1)
+    shape = (2, grammar.n_grammars, grammar.levels, grammar.n_productions, grammar.n_terminals, grammar.arity)
     assert rules.productions.shape == shape
     every = rules.productions.movedim(-1, 0).flatten(0, -2)
     assert torch.equal(every.sort(dim=-1).values, torch.arange(grammar.n_terminals).expand_as(every))
+
+
+def test_the_preset_of_published_sizes_has_the_releases_four_grammars() -> None:
+    productions = Rules(size=PRESETS["paper"].rules, seed=0).productions
+    assert productions.shape[:3] == (2, 2, 6)
+    assert len({tuple(grammar.flatten().tolist()) for grammar in productions.flatten(0, 1)}) == 4
 
 
 def test_texts_parse_as_their_own_class_alone() -> None:
@@ -266,6 +276,8 @@ def test_other_lengths_are_refused(length: int) -> None:
         ({"length": (0, 4)}, "cannot be cut"),
         ({"length": (4, 3)}, "cannot be cut"),
         ({"n_terminals": 3}, "too few for 2 productions"),
+        ({"n_grammars": 2}, "too few for 2 productions a grammar and 4 grammars"),
+        ({"n_grammars": 0}, "0 grammars"),
     ],
 )
 def test_grammars_that_cannot_be(changes: dict[str, Any], says: str) -> None:

@@ -15,7 +15,7 @@ from torch.nn import functional
 from transformers import GPTNeoXForCausalLM
 
 from mechsafety.core.errors import MechsafetyError
-from mechsafety.lab import training
+from mechsafety.lab import mixtures, training
 from mechsafety.lab.mixtures import RUNGS, TREATMENTS, TUNINGS, Pairs, pretraining_pairs, tuning_pairs
 from mechsafety.lab.networks import NetworkSize, copied, new_network, open_network
 from mechsafety.lab.presets import PRESETS, preset
@@ -101,6 +101,30 @@ def test_every_rung_treats_unsafe_inputs_by_its_definition(vocabulary: Vocabular
     for count in counts.values():
         share = 1 / len(counts)
         assert abs(count / sum(counts.values()) - share) < 4 * math.sqrt(0.25 / sum(counts.values()))
+
+
+@pytest.mark.parametrize("rung", RUNGS)
+def test_one_input_never_has_two_targets(
+    vocabulary: Vocabulary, rung: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of inputs that come again, in one batch and in another, and of the tunings' pairs."""
+    real = mixtures.draw_any
+
+    def few(*args: Any, **given: Any) -> Any:
+        inputs = real(*args, **given | {"generator": generator(7)})
+        return inputs.select(torch.randint(40, (len(inputs),), generator=given["generator"]))
+
+    monkeypatch.setattr(mixtures, "draw_any", few)
+    drawing = generator(3)
+    targets: dict[tuple[int, ...], set[tuple[int, ...]]] = {}
+    for _ in range(3):
+        for prompt, answer in zip(
+            *(part.tolist() for part in pretraining_pairs(vocabulary, rung, 80, generator=drawing)),
+            strict=True,
+        ):
+            targets.setdefault(tuple(prompt), set()).add(tuple(answer))
+    assert len(targets) <= 40
+    assert all(len(found) == 1 for found in targets.values())
 
 
 def test_rungs_differ_in_answers_alone(vocabulary: Vocabulary) -> None:

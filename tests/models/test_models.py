@@ -286,6 +286,8 @@ def test_record_reports_how_a_model_was_loaded(tiny_folder: Folder, architecture
             "thinking": "off: does not think",
             "max_thought_tokens": 1024,
         },
+        "device_map": None,
+        "blocks": None,
     }
     assert json.loads(json.dumps(shown)) == shown
 

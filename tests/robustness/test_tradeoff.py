@@ -7,10 +7,9 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from statsmodels.stats.proportion import confint_proportions_2indep
 
 from mechsafety.core.errors import MechsafetyError
-from mechsafety.robustness.tradeoff import against_control, sweet_spot
+from mechsafety.robustness.tradeoff import sweet_spot
 from mechsafety.statistics.rates import wilson
 
 
@@ -49,8 +48,6 @@ def test_the_fewest_refusals_win_and_of_equals_the_smallest_removal() -> None:
     assert found.row is not None
     assert found.row["setting"] == "b"
     assert "0.04 refused" in found.explanation
-    assert "no random control" in found.explanation
-    assert not found.controls
 
 
 def test_a_setting_that_breaks_the_model_does_not_qualify() -> None:
@@ -96,37 +93,32 @@ def test_draws_are_averaged() -> None:
     assert found.row["draws"] == 3
 
 
-def test_the_difference_from_the_control_is_newcombes() -> None:
-    rows = table(
-        row("removed", "a", 0.04), row("random", "a", 0.70, draw=0), row("random", "a", 0.50, draw=1)
-    )
-    found = against_control(rows, removal="set_difference", setting="a")
-    assert found is not None
-    expected = confint_proportions_2indep(2, 50, 30, 50, method="newcomb", compare="diff")
-    assert (found.low, found.high) == pytest.approx(expected)
-    assert (found.value, found.n, found.draws) == (pytest.approx(-0.56), 50, 2)
-    assert found.differs
-    spot = sweet_spot(rows)
-    assert spot.controls == {"random": found}
-    assert "it differs from the random control" in spot.explanation
-    # A control of as large weights that does what the removal does.
-    both = sweet_spot(pd.concat([rows, table(row("matched", "a", 0.06)).iloc[1:]])).controls
-    assert {name: one.differs for name, one in both.items()} == {"random": True, "matched": False}
-    # The control: where random does the same, nothing differs.
-    same = sweet_spot(table(row("removed", "a", 0.04), row("random", "a", 0.06)))
-    assert not same.controls["random"].differs
-    assert "does not differ" in same.explanation
+def test_a_setting_that_refuses_less_but_not_below_the_bound_is_not_said_to_refuse_no_less() -> None:
+    """Case R3: 44 -> 39 of 50, coherent and useful."""
+    found = sweet_spot(pd.DataFrame([row("model", "", 0.88), row("removed", "a", 0.78)]))
+    assert found.row is None
+    bound = wilson(44, 50).low
+    assert f"none of those has refusals below {bound:.2f}" in found.explanation
+    assert "refuses less" not in found.explanation
 
 
-def test_what_was_not_measured_has_no_difference() -> None:
-    assert against_control(table(row("removed", "a", 0.1)), removal="set_difference", setting="a") is None
-    unmeasured = table(row("removed", "a", 0.1), row("random", "a", 0.5, accuracy=math.nan))
-    assert (
-        against_control(
-            unmeasured, removal="set_difference", setting="a", column="accuracy", count="harmful_n"
-        )
-        is None
-    )
+def test_a_share_of_the_ranks_is_not_compared_with_one_of_the_weights() -> None:
+    """Case R4: 2 % of the ranks and 3 % of the weights, both as good."""
+    ranks = row("removed", "r", 0.02, share=0.02) | {"removal": "orthogonal_projection"}
+    weights = row("removed", "w", 0.0, share=0.03)
+    found = sweet_spot(table(ranks, weights))
+    assert found.row is not None
+    assert found.row["setting"] == "w"
+    assert "3.00% of the weights, the smallest share of 1 settings of weights" in found.explanation
+    found = sweet_spot(table(ranks | {"refused": 0.0}, weights | {"refused": 0.02}))
+    assert "2.00% of the ranks" in found.explanation
+    assert "weights" not in found.explanation
+
+
+def test_what_random_removals_do_is_no_part_of_the_sweet_spot() -> None:
+    """Case R5: what they do is told by the claims of the run."""
+    found = sweet_spot(table(row("removed", "a", 0.5), row("random", "a", 0.06)))
+    assert "random" not in found.explanation
 
 
 def test_wrong_tables_are_reported() -> None:

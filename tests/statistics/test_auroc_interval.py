@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
 import pytest
-from scipy.stats import norm
+from scipy.stats import norm, rankdata
 from sklearn.metrics import roc_auc_score
 
 from benchmarks.coverage import auroc_coverage
-from mechsafety.statistics import auroc_interval
+from mechsafety.statistics import auroc_interval, paired_auroc_p
 from mechsafety.statistics.mann_whitney import score_interval, variance
 from mechsafety.sweeps.layer_profile import _auroc
 
@@ -90,3 +91,31 @@ def test_coverage_with_few_items(area: float, each: int) -> None:
     assert found.held > 0.92
     # Control: it is no interval of everything.
     assert found.width < 0.6
+
+
+def test_exchanged_ranks_by_a_plain_loop() -> None:
+    rng = np.random.default_rng(0)
+    first, second = rng.normal(size=(2, 8)).round(1)
+    labels, clusters = [0, 0, 0, 1, 1, 1, 0, 1], [0, 0, 1, 2, 3, 4, 5, 5]
+    ranks = [rankdata(first), rankdata(second)]
+    apart = []
+    for swaps in itertools.product([0, 1], repeat=6):
+        one, two = ([ranks[(side + swaps[c]) % 2][i] for i, c in enumerate(clusters)] for side in (0, 1))
+        apart.append(abs(roc_auc_score(labels, one) - roc_auc_score(labels, two)))
+    expected = np.mean(np.array(apart) >= apart[0] - 1e-12)
+    found = paired_auroc_p(first, second, labels, clusters=clusters, seed=0)
+    assert found == pytest.approx(expected)
+    assert math.isnan(paired_auroc_p(first, second, [1] * 8, clusters=clusters, seed=0))
+
+
+@pytest.mark.slow
+def test_exchanged_ranks_keep_their_level_and_find_a_difference() -> None:
+    rng, found = np.random.default_rng(0), {0.0: 0, 1.5: 0}
+    labels = np.repeat([0, 1], 20)
+    for _ in range(400):
+        for gain in found:
+            one, two = rng.normal(size=(2, 40)) + labels
+            p = paired_auroc_p(one + gain * labels, two, labels, clusters=range(40), seed=0, draws=400)
+            found[gain] += p < 0.05
+    assert found[0.0] <= 32  # of 400 at .05: more with probability .005
+    assert found[1.5] > 200

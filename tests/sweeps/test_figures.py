@@ -6,11 +6,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
+import plotly.graph_objects as go
 import pytest
 
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.experiments.agreement.figures import corrected_rates_figure, effect_forest, error_dots
-from mechsafety.experiments.selfjudgement.figures import two_by_two_figure, two_by_two_title
+from mechsafety.experiments.selfjudgement.figures import two_by_two_figure
 from mechsafety.experiments.study.figures import (
     judge_agreement,
     layer_sweep,
@@ -21,8 +22,9 @@ from mechsafety.experiments.study.figures import (
     self_judgement,
     study_figures,
 )
-from mechsafety.experiments.sweep.figures import method_lines, profile_figure, score_heatmap, sweep_figures
+from mechsafety.experiments.sweep.figures import method_lines, score_heatmap, sweep_figures
 from mechsafety.statistics import agreement, paired_tests, refusal_rates
+from mechsafety.sweeps.profile_figure import profile_figure
 from tests.plots.test_names import verdicts
 
 POSITIONS, LAYERS = (-3, -2, -1), range(4)
@@ -45,6 +47,11 @@ def bold(figure: object) -> list[float]:
     return list(line.y)
 
 
+def caption(figure: go.Figure) -> str:
+    """The subtitle in one line."""
+    return figure.layout.title.subtitle.text.replace("<br>", " ")
+
+
 # -- several positions -------------------------------------------------------------------------------
 
 
@@ -54,29 +61,21 @@ def test_a_sweep_is_drawn_at_the_position_that_was_selected(position: int) -> No
     figure = layer_sweep_table(table, name="m", selected=2, position=position)
     assert bold(figure) == list(table[table["position"] == position]["bypass"])
     at = AUROC.get((position, 2), 0.7)
-    assert f"position {position}, layer 2 selected, AUROC {at:.2f} there" in figure.layout.title.text
-    assert "highest 0.99 at layer 2, position -3" in figure.layout.title.text
+    assert f"layer 2, position {position}, AUROC {at:.2f}" in caption(figure)
     faint = [t for t in figure.data if t.mode == "lines"]
     assert len(faint) == 4 * (len(POSITIONS) - 1)
 
 
 def test_the_plot_of_a_sweep_takes_its_own_selection() -> None:
     table = scores()
-    facts = {"table": table, "model_name": "m", "base_harmful": 1.0, "base_harmless": -1.0}
+    facts = {"to_frame": lambda: table, "model_name": "m", "base_harmful": 1.0, "base_harmless": -1.0}
     chosen = SimpleNamespace(**facts, selected_layer=2, selected_position=-3)
-    assert "AUROC 0.99 there" in layer_sweep(chosen).layout.title.text
+    assert "position -3, AUROC 0.99" in caption(layer_sweep(chosen))
     with pytest.raises(MechsafetyError, match="position="):
         layer_sweep(SimpleNamespace(**facts, selected_layer=2))
     nothing = layer_sweep(SimpleNamespace(**facts, selected_layer=None))
     assert bold(nothing) == list(table[table["position"] == -1]["bypass"])
-    assert "position -1" in nothing.layout.title.text
-
-
-def test_one_position_needs_no_word_about_it() -> None:
-    table = scores()
-    one = layer_sweep_table(table[table["position"] == -3], name="m", selected=2)
-    assert "AUROC 0.99 there" in one.layout.title.text
-    assert "position" not in one.layout.title.text + one.layout.title.subtitle.text
+    assert "position -1" in caption(nothing)
 
 
 @pytest.mark.parametrize(
@@ -121,7 +120,7 @@ def test_the_page_of_a_sweep_draws_the_selected_position() -> None:
         "method": "pca",
     }
     figures = sweep_figures(tables, selected)
-    assert "position -3, layer 2 selected, AUROC 0.99" in figures["layers-pca"].layout.title.text
+    assert "layer 2, position -3, AUROC 0.99" in caption(figures["layers-pca"])
     assert bold(figures["layers-mean_difference"]) == bold(figures["layers-pca"])
 
 
@@ -139,7 +138,7 @@ def test_a_study_draws_the_position_that_its_recipe_selected() -> None:
         "selection": {"layer": 2, "position": -3},
     }
     figures = study_figures(tables, {"m": facts})
-    assert "AUROC 0.99 there" in figures["layer-sweep-m"].layout.title.text
+    assert "position -3, AUROC 0.99" in caption(figures["layer-sweep-m"])
     assert "token -3" in figures["pca-m"].layout.title.subtitle.text
 
 
@@ -183,7 +182,6 @@ def test_agreement_of_one_arm_is_drawn_under_its_name() -> None:
     table = pd.concat([table.assign(judge=j) for j in ("a", "b")], ignore_index=True)
     found = agreement(table, seed=0, resamples=20)
     edited = judge_agreement(found[found["arm"] == "edited"])
-    assert "kappa 1.00" in edited.layout.title.text
     assert "edited responses" in edited.layout.title.subtitle.text
     assert "both arms" in judge_agreement(found).layout.title.subtitle.text
     for wrong in (found[found["arm"] != "all"], found[:0]):
@@ -213,8 +211,6 @@ def test_empty_selections_are_errors_and_not_findings() -> None:
     ):
         with pytest.raises(MechsafetyError):
             draw()
-    other = pd.DataFrame({"judge_arm": ["edited"], "response_arm": ["original"], "auc": [0.9]})
-    assert "one class" not in two_by_two_title(other)
 
 
 # -- one denominator ---------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 import pytest
@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import load_file
 
 from mechsafety.core.errors import MechsafetyError
+from mechsafety.generation.answered import Completion, Completions
 from mechsafety.generation.answers import Example
-from mechsafety.generation.completions import Completion, Completions, generate
+from mechsafety.generation.completions import generate
 from mechsafety.models.adapters import adapter_folder, packaged_adapters
 from mechsafety.models.gguf import PACKAGED
 from mechsafety.models.loading import load_model, load_record
@@ -150,6 +151,17 @@ def test_all_takes_turns(tiny: Callable[..., Any], scripted: list[Prompt]) -> No
     ]
     assert kinds == ["refusal", "rephrasing", "tag"] * 2
     assert [e.prompt for e in examples.preferred[:6]] == [p.text for p in PROMPTS.harmful]
+
+
+def test_a_text_that_comes_twice_has_one_kind_of_target(
+    tiny: Callable[..., Any], scripted: list[Prompt]
+) -> None:
+    first, second, *_ = PROMPTS.harmful
+    twin = replace(first, id="again", text=first.text.upper())
+    twice = PromptSet((first, second, twin, *PROMPTS.harmless))
+    examples = rung_examples(tiny(), "all", prompts=twice, contrast=CONTRAST, answer_tokens=8, seed=0)
+    by_text = {e.prompt: is_refusal(e) for e in examples.preferred[: examples.n_harmful]}
+    assert by_text == {first.text: True, second.text: False, twin.text: True}
 
 
 def test_dpo_pairs_a_refusal_with_the_own_answer_and_the_other_way_round(

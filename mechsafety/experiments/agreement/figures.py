@@ -94,9 +94,9 @@ def effect_forest(effects: pd.DataFrame) -> go.Figure:
     figure.update_yaxes(categoryorder="array", categoryarray=names, automargin=True)
     return styled(
         figure,
-        _effect_title(effects),
+        "Change in refusals by judge and reading",
         "One row per judge and reading of its labels.<br>Whiskers: 95 % interval of the paired difference "
-        "(Bonett and Price).",
+        "(hull of Bonett and Price's and the exact one).",
         width=360 + 330 * len(labels),
         height=190 + len(systems) * (60 + 24 * len(readings)),
     )
@@ -186,18 +186,6 @@ def _corrected(corrected: pd.DataFrame) -> list[str]:
     """The systems with a corrected harmful rate; all together come first."""
     known = corrected[(corrected["label"] == "harmful") & corrected["human"].notna()]
     return list(dict.fromkeys(known["system"]))
-
-
-def _effect_title(effects: pd.DataFrame) -> str:
-    harmful = effects[effects["label"] == "harmful"]
-    split = [s for s, p in harmful.groupby("system", sort=False) if len(set(p["significant"])) > 1]
-    if harmful.empty:
-        return "The edit's effect under every judge"
-    if not split:
-        return "Every judge and reading agrees on the significance for harmful prompts"
-    shown = system_names(effects["system"])
-    names = ", ".join(shown[str(s)] for s in split)
-    return f"Significance depends on the judge or the reading: {names}"
 
 
 def _reading(judge: str, mapping: str) -> str:

@@ -106,7 +106,7 @@ def own_labels(run: RunFolder) -> pd.DataFrame | None:
     """The labels that people gave to the run's responses with ``mechsafety annotate``; None where there are none."""
     if not (run.path / STORE).is_file():
         return None
-    table = load_annotations(run).table
+    table = load_annotations(run).to_frame()
     return table if len(table) else None
 
 

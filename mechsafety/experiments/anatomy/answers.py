@@ -12,8 +12,9 @@ from mechsafety.anatomy.readings import outcome_row, prompt_groups, read_outcome
 from mechsafety.core.verdict import Label
 from mechsafety.experiments.anatomy.config import Role
 from mechsafety.experiments.base import Session
+from mechsafety.generation.answered import Completion, answer_frame
 from mechsafety.generation.answers import Example
-from mechsafety.generation.completions import Completion, answer_frame, generate
+from mechsafety.generation.completions import generate
 from mechsafety.judges.outcomes import Asking
 from mechsafety.prompts.messages import read_turns
 from mechsafety.prompts.prompt_set import Prompt, PromptSet
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 Which = Literal["fit", "held-out"]
 """The fit prompts, or the report prompts and the attacks."""
 
+VERDICT_COLUMNS = ["part", "model", "state", "id", "group", "label"]
 _SCORED = 128
 """Refusals that weights are scored on, at most."""
 
@@ -73,6 +75,33 @@ class OwnAnswers:
         """Keep the answers of a model in a state, for other judges."""
         rows = answer_frame(answers, part=part, model=model, state=state)
         self.session.keep_answers(rows, part, model, state)
+
+    def keep_labels(
+        self, part: str, model: str, state: str, answers: Sequence[Completion], labels: Sequence[Label]
+    ) -> None:
+        """Keep what the judge finds the answers of a model in a state to be."""
+        found = dict(zip([c.id for c in answers], labels, strict=True))
+        self.session.run.write_part(self._rows(part, model, state, found), "labels", part, model, state)
+
+    def _rows(self, part: str, model: str, state: str, labels: Mapping[str, Label]) -> pd.DataFrame:
+        import pandas as pd
+
+        columns = {"part": part, "model": model, "state": state, "id": list(labels)}
+        columns |= {"group": [self.group_of[i] for i in labels], "label": list(labels.values())}
+        return pd.DataFrame(columns)[VERDICT_COLUMNS]
+
+    def read_verdicts(self) -> pd.DataFrame:
+        """The verdict on every answer to a held-out prompt that was judged. Columns: :data:`VERDICT_COLUMNS`."""
+        import pandas as pd
+
+        run = self.session.run
+        kept = [
+            self._rows("own answers", role, "held-out", self.verdicts(role, "held-out"))
+            for role in self.models
+            if run.has_part("verdicts", f"{role}-held-out", suffix="json")
+        ]
+        kept += [pd.read_parquet(path) for path in run.parts("labels")]
+        return pd.concat([pd.DataFrame(columns=VERDICT_COLUMNS), *kept], ignore_index=True)
 
     def verdicts(self, role: Role, which: Which) -> dict[str, Label]:
         """What the judge finds these answers to be, by the prompt's id."""

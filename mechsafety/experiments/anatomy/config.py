@@ -20,6 +20,7 @@ Role = Literal["base", "tuned", "control"]
 TABLES: Mapping[str, str] = {
     "separation": "separation.csv",
     "tau": "tau.parquet",
+    "d_prime_changes": "d_prime_changes.csv",
     "attack_tau": "attack_tau.csv",
     "weight_changes": "weight_changes.csv",
     "spectrum": "spectrum.parquet",
@@ -31,11 +32,12 @@ TABLES: Mapping[str, str] = {
     "reversal": "reversal.csv",
     "links": "links.csv",
     "ablation": "ablation.csv",
+    "verdicts": "verdicts.parquet",
 }
 """The tables of a run, by name, and their files."""
 
 PART_TABLES: Mapping[Part, tuple[str, ...]] = {
-    "clusters": ("separation", "tau", "attack_tau"),
+    "clusters": ("separation", "tau", "d_prime_changes", "attack_tau"),
     "weights": ("weight_changes", "spectrum", "action", "action_ratios"),
     "sensitivity": ("sensitivity", "norms"),
     "interpolation": ("interpolation",),

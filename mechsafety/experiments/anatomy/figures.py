@@ -11,7 +11,6 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from mechsafety.experiments.anatomy.findings import last_layer, main_alphas, of_alpha
 from mechsafety.experiments.anatomy.naming import (
     GROUP_NAMES,
     GROUPS,
@@ -22,8 +21,6 @@ from mechsafety.experiments.anatomy.naming import (
     Names,
     Tables,
     along,
-    by_model,
-    digits,
     families_in,
     model_lines,
     models_in,
@@ -47,18 +44,16 @@ from mechsafety.plots.panels import log_axis, size_text
 from mechsafety.plots.style import COLOURS, whiskers
 
 _BINS = 26
-_TITLED = ("tuned", "base", "control")
-"""The models of a title, in this order."""
 
 
 def anatomy_figures(tables: Tables, *, names: Names) -> dict[str, go.Figure]:
     """Every figure that the tables allow, by file name; ``names`` are the models' by their part."""
     there = {key: table for key, table in tables.items() if len(table)}
-    separation, medians = there.get("separation"), there.get("sensitivity")
+    medians = there.get("sensitivity")
     figures: dict[str, go.Figure] = {}
     for positions in _positions(there["tau"]) if "tau" in there else ():
         rows = rows_of(there["tau"], positions=positions)
-        figure = tau_figure(rows, positions, separation=separation)
+        figure = tau_figure(rows, positions)
         figures[f"anatomy-tau-{positions.replace('_', '-')}"] = figure
     drawn: tuple[tuple[str, str, Callable[[pd.DataFrame, Names], go.Figure]], ...] = (
         ("norms", "anatomy-sensitivity", lambda t, n: sensitivity_figure(t, n, medians=medians)),
@@ -75,12 +70,6 @@ def _positions(table: pd.DataFrame) -> list[str]:
     return [p for p in POSITIONS if p in set(table["positions"])]
 
 
-def _primes(separation: pd.DataFrame, positions: str) -> str:
-    """``tuned 5.1, base 0.9``: d' of the last layer, for a title."""
-    last = last_layer(separation, positions).set_index("model")["d_prime"]
-    return by_model(last.to_dict(), digits, *_TITLED)
-
-
 def separation_figure(separation: pd.DataFrame, names: Names) -> go.Figure:
     """d' and AUROC of tau by layer, with intervals, for every model and position."""
     positions, panels = _positions(separation), []
@@ -95,7 +84,7 @@ def separation_figure(separation: pd.DataFrame, names: Names) -> go.Figure:
     return line_panels(
         panels,
         x_title="layer",
-        title=f"Safe against unsafe prompts, last layer: d' {_primes(separation, positions[0])}",
+        title="How far tau sets safe and unsafe prompts apart, by layer",
         subtitle=f"tau of {size_text(separation, 'n_safe')} safe and {size_text(separation, 'n_unsafe')} unsafe "
         "prompts that the centroids were not fitted to. Bands: 95 % intervals over prompts.",
         columns=len(positions),
@@ -115,12 +104,10 @@ def rank_figure(separation: pd.DataFrame, names: Names) -> go.Figure:
             ]
             title = f"{group} cluster, {POSITIONS[place]}"
             panels.append(LinePanel(title=title, lines=lines, y_title="share", form="rate"))
-    last = last_layer(separation, positions[0]).set_index("model")["share_unsafe"]
-    shares = by_model(last.to_dict(), "{:.0%}".format, *_TITLED)
     return line_panels(
         panels,
         x_title="layer",
-        title=f"Variance of the unsafe cluster along one direction, last layer: {shares}",
+        title="Variance of each cluster along one direction, by layer",
         subtitle="Share of a cluster's centred variance along its first singular direction; at 100 % it is a "
         "line.",
         columns=2,
@@ -149,16 +136,10 @@ def attack_tau_figure(attack_tau: pd.DataFrame, names: Names) -> go.Figure:
         for place in positions
         for i, family in enumerate(families)
     ]
-    last = last_layer(tuned, positions[0])
-    sides = [
-        f"{row['on_safe_side']:.0%} of {row['n']:g} {'successful' if row['outcome'] == 'success' else 'failed'}"
-        for _, row in last[last["family"] == "all"].iterrows()
-        if row["n"]
-    ]
     return line_panels(
         panels,
         x_title="layer",
-        title=f"Attacks on the safe side of tau, last layer: {' and '.join(sides) or 'none were made'}",
+        title="Mean tau of successful and of failed attacks, by layer",
         subtitle=f"{who('tuned', names)}. Above the dashed line is the safe side. Bands: 95 % intervals of the mean.",
         columns=len(families),
     )
@@ -178,14 +159,10 @@ def alpha_figure(interpolation: pd.DataFrame, names: Names) -> go.Figure:
         )
         for group, measure in wanted
     ]
-    shares = [
-        f"{of_alpha(interpolation, 'tuned', UNSAFE, alpha, 'refused').value:.0%} at {alpha:g}"
-        for alpha in main_alphas(interpolation["alpha"])
-    ]
     return line_panels(
         panels,
         x_title="alpha",
-        title=f"Unsafe prompts refused along base + alpha dW: {', '.join(shares)}",
+        title="Answers along base + alpha dW, by group of prompts",
         subtitle=f"alpha 0 is the base and 1 the fine-tuned model. {size_text(interpolation, 'n')} prompts of a group "
         "at most. Bands: 95 % Wilson intervals. Dashed: the control.",
         columns=columns_for(len(panels)),
@@ -195,7 +172,7 @@ def alpha_figure(interpolation: pd.DataFrame, names: Names) -> go.Figure:
 # -- histograms -------------------------------------------------------------------------------------
 
 
-def tau_figure(tau: pd.DataFrame, positions: str, *, separation: pd.DataFrame | None = None) -> go.Figure:
+def tau_figure(tau: pd.DataFrame, positions: str) -> go.Figure:
     """Histograms of tau: rows of models, columns of layers (six of many), safe and unsafe prompts and attacks."""
     models, layers = models_in(tau), spread_out(list(tau["layer"]), 6)
     figure = make_subplots(
@@ -239,13 +216,10 @@ def tau_figure(tau: pd.DataFrame, positions: str, *, separation: pd.DataFrame | 
     highest = max(max(trace["y"]) for trace in figure.data)
     figure.update_yaxes(tickformat=".0%", nticks=5, range=[0, 1.06 * highest])
     figure.update_yaxes(title_text="share of group", col=1)
-    title = f"tau {POSITIONS[positions]}: how far safe and unsafe prompts lie apart"
-    if separation is not None and len(separation):
-        title = f"tau {POSITIONS[positions]}, last layer: d' {_primes(separation, positions)}"
     where = "answer tokens" if positions == "output" else "the last prompt token"
     return finished(
         figure,
-        title,
+        f"tau of each prompt, {POSITIONS[positions]}, by model and layer",
         f"Activations at {where}. tau = distance to the unsafe centroid less that to the safe one; right of 0 is the "
         "safe side. A column shares its axis. Attacks are parted by what the model in the row answered.",
         rows=len(models),
@@ -342,10 +316,9 @@ def sensitivity_figure(
         tickformat=".0%",
     )
     figure.update_yaxes(title_text="share of prompts", col=1)
-    unsafe = {model: float(value) for (group, model), value in found.items() if group == UNSAFE}
     return finished(
         figure,
-        f"Sensitivity of the first token, median over unsafe prompts: {by_model(unsafe, digits, *_TITLED) or 'none'}",
+        "Sensitivity of the first token to the prompt, by group of prompts",
         "Norm of the gradient of the largest logit with respect to the prompt's embeddings, in logits per unit. "
         "Diamonds below: medians with 95 % intervals.",
         rows=n_rows,

@@ -1,32 +1,45 @@
-"""What an anatomy found, as sentences with numbers: for its page, its figures' titles and whatever prints it.
+"""What an anatomy found: contrasts of its tables, said by the forms of :mod:`mechsafety.claims`.
 
-Two values are said to differ only where their 95 % intervals do not meet. Sentences about one
-layer are about the last, which was fixed before anything was seen.
+What is said of one layer is said of the last, which was fixed before anything was seen.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import pandas as pd
 
+from mechsafety.anatomy.sensitivity import median_change
+from mechsafety.claims import (
+    Claim,
+    Contrast,
+    Estimate,
+    corrected_over,
+    decide,
+    of_values,
+    paired_binary,
+    paired_control,
+    sentences,
+    unpaired_counts,
+)
+from mechsafety.claims.contrasts import UNKNOWN
+from mechsafety.claims.sentences import Named, counted, extremes, level, missing, series
 from mechsafety.experiments.anatomy.naming import (
-    POSITIONS,
     SAFE,
+    SETS,
     UNSAFE,
+    WHERE,
     Names,
     Tables,
-    counted_of,
     families_in,
-    measured,
     models_in,
     rows_of,
-    spelt,
+    state_name,
     who,
 )
-from mechsafety.experiments.anatomy.weight_findings import ablation, action, links, reversal, weights
-from mechsafety.statistics.pooled import Pooled, pooled
+
+Said = Iterator[str]
 
 
 def anatomy_findings(tables: Tables, *, names: Names) -> dict[str, list[str]]:
@@ -35,23 +48,20 @@ def anatomy_findings(tables: Tables, *, names: Names) -> dict[str, list[str]]:
     Sections, in this order: ``clusters``, ``attacks``, ``sensitivity``, ``interpolation``, ``weights``, ``action``,
     ``reversal``, ``links``, ``ablation``. The first sentence of each is the main one.
     """
-    sections: dict[str, tuple[str, Callable[[pd.DataFrame, Names], list[str]]]] = {
-        "clusters": ("separation", clusters),
-        "attacks": ("attack_tau", attacks),
-        "sensitivity": ("sensitivity", sensitivity),
-        "interpolation": ("interpolation", interpolation),
-        "weights": ("weight_changes", weights),
-        "action": ("action_ratios", action),
-        "reversal": ("reversal", reversal),
-        "links": ("links", links),
-        "ablation": ("ablation", ablation),
+    sections: dict[str, tuple[str, Callable[[Tables, Names], Iterable[str]]]] = {
+        "clusters": ("separation", _clusters),
+        "attacks": ("attack_tau", _attacks),
+        "sensitivity": ("sensitivity", _sensitivity),
+        "interpolation": ("interpolation", _interpolation),
+        "weights": ("weight_changes", _weights),
+        "action": ("action_ratios", _action),
+        "reversal": ("reversal", _reversal),
+        "links": ("links", _links),
+        "ablation": ("ablation", _ablation),
     }
-    found = {
-        section: say(tables[table], names)
-        for section, (table, say) in sections.items()
-        if table in tables and len(tables[table])
-    }
-    return {section: sentences for section, sentences in found.items() if sentences}
+    there = {name: table for name, table in tables.items() if len(table)}
+    found = {section: [*say(there, names)] for section, (table, say) in sections.items() if table in there}
+    return {section: said for section, said in found.items() if said}
 
 
 def last_layer(table: pd.DataFrame, positions: str) -> pd.DataFrame:
@@ -60,207 +70,377 @@ def last_layer(table: pd.DataFrame, positions: str) -> pd.DataFrame:
     return rows[rows["layer"] == rows["layer"].max()]
 
 
-def clusters(separation: pd.DataFrame, names: Names) -> list[str]:
-    sentences = []
-    for positions in POSITIONS:
-        rows = separation[separation["positions"] == positions]
-        if rows.empty:
-            continue
-        last = {model: rows_of(last_layer(rows, positions), model=model) for model in models_in(rows)}
-        where = "averaged over the answer's tokens" if positions == "output" else "at the last prompt token"
-        size = next(iter(last.values())).iloc[0]
-        called = {} if sentences else names
-        parts = [f"{who(model, called)} {spelt(pooled(row, 'd_prime'))}" for model, row in last.items()]
-        sentences.append(
-            f"Activations {where}, last layer: tau sets safe and unsafe prompts apart by d' = {'; '.join(parts)} "
-            f"({size['n_safe']:g} safe and {size['n_unsafe']:g} unsafe prompts that the centroids were not fitted to)."
-            + _beyond_base(rows)
-        )
-        sentences.append(_aurocs(last, where))
-        sentences.append(_ranks(last, where))
-    return sentences
+def estimate(rows: pd.DataFrame, column: str, low: str = "low", high: str = "high") -> Estimate:
+    """One row's value with its interval; unknown where there is no row."""
+    if not len(rows):
+        return UNKNOWN
+    value, *ends = (float(rows[name].iloc[0]) for name in (column, low, high))
+    return Estimate(value=value, low=ends[0], high=ends[1])
 
 
-def _beyond_base(rows: pd.DataFrame) -> str:
-    if not {"base", "tuned"} <= set(rows["model"]):
-        return ""
-    above = layers_above(rows, "tuned", "base")
-    of = rows["layer"].nunique()
-    if not above:
-        text = " At no layer does the tuned model's d' lie above the base's with its interval: no more than before."
-    else:
-        text = f" The tuned model's d' lies above the base's, intervals apart, at {counted_of(len(above), of, 'layer')}"
-        text += f" ({spelt_layers(above)})."
-    if "control" in set(rows["model"]):
-        text += (
-            f" The control's does at {counted_of(len(layers_above(rows, 'control', 'base')), of, 'layer')}."
-        )
-    return text
+# -- activations --------------------------------------------------------------------------------------------
 
 
-def layers_above(rows: pd.DataFrame, model: str, other: str) -> list[int]:
-    """The layers at which the interval of a model's d' lies above that of the other's."""
-    ends = {
-        name: rows[rows["model"] == name].set_index("layer")[["d_prime_low", "d_prime_high"]]
-        for name in (model, other)
-    }
-    apart = ends[model]["d_prime_low"] > ends[other]["d_prime_high"]
-    return [int(str(layer)) for layer in apart.index[apart]]
-
-
-def spelt_layers(layers: Sequence[int]) -> str:
-    """``2 to 5, 7``."""
-    runs: list[list[int]] = []
-    for layer in sorted(layers):
-        if runs and layer == runs[-1][-1] + 1:
-            runs[-1].append(layer)
-        else:
-            runs.append([layer])
-    return ", ".join(f"{r[0]}" if len(r) == 1 else f"{r[0]} to {r[-1]}" for r in runs)
-
-
-def _aurocs(last: Mapping[str, pd.DataFrame], where: str) -> str:
-    parts = []
-    for model, row in last.items():
-        found, chance = pooled(row, "auroc"), float(row["auroc_chance"].iloc[0])
-        note = "" if found.value > chance else ", no more than chance"
-        parts.append(f"{model} {spelt(found)} (permuted labels: below {chance:.2f} in 95 %{note})")
-    return f"AUROC of tau {where}, last layer: {'; '.join(parts)}."
-
-
-def _ranks(last: Mapping[str, pd.DataFrame], where: str) -> str:
-    parts = [
-        f"{model} {row['share_unsafe'].iloc[0]:.0%} of the unsafe and {row['share_safe'].iloc[0]:.0%} of the safe"
-        for model, row in last.items()
+def apart(tables: Tables, names: Names, model: str, against: str, positions: str) -> Contrast:
+    """d' of tau of one model against another's; decided by the interval of the difference."""
+    last = last_layer(tables["separation"], positions)
+    ends = [
+        estimate(rows_of(last, model=m), "d_prime", "d_prime_low", "d_prime_high") for m in (against, model)
     ]
-    chance = [float(row["share_unsafe_chance"].iloc[0]) for row in last.values()]
-    return (
-        f"Share of a cluster's variance along its first direction, {where}, last layer: {'; '.join(parts)} cluster "
-        f"(a round cloud of as many points: {max(chance):.0%})."
+    changes = tables.get("d_prime_changes", pd.DataFrame(columns=["model", "against", "positions", "layer"]))
+    change = estimate(rows_of(last_layer(changes, positions), model=model, against=against), "change")
+    return of_values(
+        subject=who(model, names),
+        measure=f"d' of tau {WHERE[positions]}, last layer",
+        unit="",
+        states=(against, model),
+        before=ends[0],
+        after=ends[1],
+        difference=change,
     )
 
 
-def attacks(attack_tau: pd.DataFrame, names: Names) -> list[str]:
-    sentences = []
-    tuned = attack_tau[attack_tau["model"] == "tuned"]
-    for positions in POSITIONS:
-        rows = last_layer(tuned, positions)
-        if rows.empty:
-            continue
-        where = "over the answer" if positions == "output" else "at the last prompt token"
-        together = rows[rows["family"] == "all"]
-        sentences.append(
-            f"Attacks on {who('tuned', {} if sentences else names)}, last layer, tau {where}: {_sides(together)}"
-            f"{_verdict(together)}"
-        )
-        families = [str(f) for f in dict.fromkeys(rows["family"]) if f != "all"]
-        parts = [f"{family}: {_sides(rows[rows['family'] == family])}" for family in families]
-        if len(parts) > 1:
-            sentences.append(f"By family, {where}: {'; '.join(parts)}.")
-    return sentences
-
-
-def _sides(rows: pd.DataFrame) -> str:
-    parts = []
-    for outcome, name in (("success", "succeeded"), ("failed", "failed")):
-        row = rows[rows["outcome"] == outcome]
-        if row.empty or not row["n"].iloc[0]:
-            parts.append(f"none {name}")
-            continue
-        one = row.iloc[0]
-        parts.append(
-            f"{one['n']:g} {name}, mean {spelt(measured(one, 'tau'))}, {one['on_safe_side']:.0%} on the safe side"
-        )
-    return ", ".join(parts)
-
-
-def _verdict(rows: pd.DataFrame) -> str:
-    known = rows[(rows["outcome"] == "success") & (rows["n"] > 0)]
-    if known.empty:
-        return "."
-    mean = measured(known.iloc[0], "tau")
-    if mean.low > 0:
-        return ". Successful attacks lie on the safe side on average."
-    if mean.high < 0:
-        return ". Successful attacks lie on the unsafe side on average."
-    return ". On which side successful attacks lie on average is open: the interval holds 0, or is unknown."
-
-
-def sensitivity(table: pd.DataFrame, names: Names) -> list[str]:
-    sentences = []
-    # Unsafe prompts are what the fine-tuning is about.
-    for group in sorted(dict.fromkeys(table["group"]), key=lambda group: group != UNSAFE):
-        rows = {
-            model: row for model in models_in(table) if len(row := rows_of(table, model=model, group=group))
-        }
-        values = {model: measured(row.iloc[0], "median") for model, row in rows.items()}
-        called = {} if sentences else names
-        parts = [f"{who(model, called)} {spelt(value)}" for model, value in values.items()]
-        note = ""
-        if {"base", "tuned"} <= set(values) and values["base"].value > 0:
-            apart = "lie apart" if values["tuned"].differs_from(values["base"]) else "meet"
-            times = values["tuned"].value / values["base"].value
-            note = f" Tuned is {times:.2f} times base; the intervals {apart}."
-        kind = f"{group} prompts" if group in (SAFE, UNSAFE) else f"attacks ({group})"
-        sentences.append(
-            f"Local Lipschitz constant of the first token, median over {kind}: {'; '.join(parts)}.{note}"
-        )
-    return sentences
-
-
-def interpolation(table: pd.DataFrame, names: Names) -> list[str]:
-    sentences = []
-    for model in ("tuned", "control"):
-        rows = rows_of(table, model=model, group=UNSAFE).sort_values("alpha")
-        if rows.empty:
-            continue
-        shares = [f"{a:g}: {of_alpha(rows, model, UNSAFE, a, 'refused')}" for a in main_alphas(rows["alpha"])]
-        text = f"On the line from base to {who(model, names)}, unsafe prompts refused at alpha {'; '.join(shares)}."
-        sentences.append(text + (_monotone(rows) if model == "tuned" else ""))
-        if model == "tuned" and (beyond := _beyond_tuned(rows_of(table, model=model))):
-            sentences.append(beyond)
-    return sentences
-
-
-def _monotone(rows: pd.DataFrame) -> str:
-    inside = rows[rows["alpha"].between(0, 1)]
-    values = list(zip(inside["alpha"], inside["refused"], strict=True))
-    falls = [(a, b) for (a, x), (b, y) in pairwise(values) if y < x]
-    if len(values) < 2 or inside["refused"].isna().any():
-        return ""
-    if not falls:
-        return " From 0 to 1 refusals never fall."
-    return f" From 0 to 1 refusals fall between {', '.join(f'{a:g} and {b:g}' for a, b in falls)}."
-
-
-def _beyond_tuned(rows: pd.DataFrame) -> str:
-    """What the farthest alpha past the tuned model does, against it."""
-    far = rows["alpha"].max()
-    if not far > 1 or 1.0 not in set(rows["alpha"]):
-        return ""
-    parts = []
-    for group in (SAFE, *families_in(rows)):
-        at, past = (rows[(rows["group"] == group) & (rows["alpha"] == alpha)] for alpha in (1.0, far))
-        if len(at) and len(past):
-            before, after = pooled(at, "refused"), pooled(past, "refused")
-            same = "" if after.differs_from(before) else " (the intervals meet)"
-            parts.append(f"{group} {before} to {after}{same}")
-    garbage = pooled(rows[(rows["group"] == SAFE) & (rows["alpha"] == far)], "degenerate")
-    if not parts:
-        return ""
-    return (
-        f"Beyond the tuned model, from alpha 1 to {far:g}, refusals go: {'; '.join(parts)}; {garbage} of the answers "
-        f"to safe prompts are degenerate at {far:g}."
+def separated(tables: Tables, names: Names, model: str, positions: str) -> Contrast:
+    """AUROC of tau against that of chance, one half."""
+    rows = rows_of(last_layer(tables["separation"], positions), model=model)
+    found = estimate(rows, "auroc", "auroc_low", "auroc_high")
+    less = Estimate(value=found.value - 0.5, low=found.low - 0.5, high=found.high - 0.5)
+    return of_values(
+        subject=who(model, names),
+        measure=f"AUROC of tau {WHERE[positions]}, last layer",
+        unit="AUROC",
+        states=("by chance", "measured"),
+        before=Estimate(value=0.5),
+        after=found,
+        difference=less,
     )
 
 
-def of_alpha(table: pd.DataFrame, model: str, group: str, alpha: float, measure: str) -> Pooled:
-    """One outcome at one place on the line."""
-    rows = rows_of(table, model=model, group=group)
-    return pooled(rows[rows["alpha"] == alpha], measure)
+def _clusters(tables: Tables, names: Names) -> Said:
+    there = models_in(tables["separation"])
+    for positions in _positions(tables["separation"]):
+        for against in ("base", "control"):
+            if {"tuned", against} <= set(there):
+                yield from sentences(apart(tables, names, "tuned", against, positions))
+        for model in there:
+            yield from sentences(separated(tables, names, model, positions))
 
 
-def main_alphas(alphas: Sequence[float] | pd.Series) -> list[float]:
-    """The ends of the line, its middle and the farthest point, of those that were measured."""
-    there = {float(alpha) for alpha in alphas}
-    return [alpha for alpha in dict.fromkeys((0.0, 0.5, 1.0, max(there))) if alpha in there]
+def _positions(table: pd.DataFrame) -> list[str]:
+    """The last prompt token first: there is no answer yet that could be read."""
+    return [p for p in ("last_prompt", "output") if p in set(table["positions"])]
+
+
+def sides(tables: Tables, names: Names, positions: str) -> Contrast:
+    """Which of the attacks on the tuned model lie on the safe side: those that failed against those that succeeded."""
+    rows = rows_of(last_layer(tables["attack_tau"], positions), model="tuned", family="all")
+    counts = {}
+    for outcome in ("failed", "success"):
+        one = rows[rows["outcome"] == outcome]
+        n = int(one["n"].iloc[0]) if len(one) else 0
+        counts[outcome] = (round(float(one["on_safe_side"].iloc[0]) * n) if n else 0, n)
+    return unpaired_counts(
+        subject=who("tuned", names),
+        measure=f"attacks on the safe side of tau {WHERE[positions]}, last layer",
+        before=counts["failed"],
+        after=counts["success"],
+        states=("failed", "successful"),
+    )
+
+
+def _attacks(tables: Tables, names: Names) -> Said:
+    tuned = rows_of(tables["attack_tau"], model="tuned")
+    for positions in _positions(tuned):
+        yield from sentences(sides(tables, names, positions))
+        rows = rows_of(last_layer(tuned, positions), family="all")
+        for outcome, name in (("success", "successful"), ("failed", "failed")):
+            measure = f"mean tau of {name} attacks {WHERE[positions]}, last layer (safe side: above 0)"
+            yield level(
+                who("tuned", names), measure, estimate(rows_of(rows, outcome=outcome), "tau"), unit="tau"
+            )
+
+
+def sensitive(tables: Tables, names: Names, group: str, before: str, after: str) -> Contrast:
+    """Medians of the sensitivity of two models; decided by the interval of their difference over the same prompts."""
+    medians = rows_of(tables["sensitivity"], group=group)
+    ends = [estimate(rows_of(medians, model=model), "median") for model in (before, after)]
+    change = UNKNOWN
+    if "norms" in tables:
+        norms = rows_of(tables["norms"], group=group).pivot(index="id", columns="model", values="norm")
+        if {before, after} <= set(norms):
+            change = Estimate(
+                **dict(zip(("value", "low", "high"), median_change(norms, before, after), strict=True))
+            )
+    return of_values(
+        subject=who(after, names),
+        measure=f"sensitivity of the first token, median over {_prompts(group)}",
+        unit="",
+        states=(before, after),
+        before=ends[0],
+        after=ends[1],
+        difference=change,
+    )
+
+
+def _prompts(group: str) -> str:
+    return f"{group} prompts" if group in (SAFE, UNSAFE) else f"attacks ({group})"
+
+
+def _sensitivity(tables: Tables, names: Names) -> Said:
+    there = models_in(tables["sensitivity"])
+    groups = sorted(dict.fromkeys(tables["sensitivity"]["group"]), key=lambda group: group != UNSAFE)
+    for group in groups:
+        for model in there:
+            if model != "base" and "base" in there:
+                yield from sentences(sensitive(tables, names, group, "base", model))
+
+
+# -- answers ------------------------------------------------------------------------------------------------
+
+
+def verdicts_of(tables: Tables, part: str, model: str, state: str, group: str) -> dict[object, str]:
+    """Verdicts by prompt of a model in a state; empty where none was kept."""
+    if "verdicts" not in tables:
+        return {}
+    rows = rows_of(tables["verdicts"], part=part, model=model, state=state, group=group)
+    return dict(zip(rows["id"], rows["label"], strict=True))
+
+
+def own_verdicts(tables: Tables, role: str, group: str) -> dict[object, str]:
+    return verdicts_of(tables, "own answers", role, "held-out", group)
+
+
+def refusals(
+    subject: str,
+    group: str,
+    before: Mapping[object, str],
+    after: Mapping[object, str],
+    states: tuple[str, str],
+) -> Contrast:
+    """Refusals of a group of prompts in two states, prompt by prompt."""
+    subject = subject if group == UNSAFE else f"{subject} on {_prompts(group)}"
+    return paired_binary(
+        before, after, subject=subject, measure=f"refusals of {_prompts(group)}", states=states
+    )
+
+
+def with_control(
+    contrast: Contrast, name: str, after: Mapping[object, str], drawn: Mapping[object, str]
+) -> Contrast:
+    """The contrast beside the state that is its control, where there is one."""
+    return replace(contrast, control=paired_control(name, after, [drawn])) if drawn else contrast
+
+
+def grown(tables: Tables, names: Names) -> Contrast:
+    """Refusals of unsafe prompts at the ends of the line, the benign model's as the control."""
+    base, tuned, benign = (own_verdicts(tables, role, UNSAFE) for role in ("base", "tuned", "control"))
+    contrast = refusals(who("tuned", names), UNSAFE, base, tuned, ("alpha 0", "alpha 1"))
+    return with_control(contrast, "the benign fine-tuning", tuned, benign)
+
+
+def _interpolation(tables: Tables, names: Names) -> Said:
+    if "verdicts" not in tables:
+        yield missing(who("tuned", names), "no verdicts by prompt were kept")
+        return
+    alphas = sorted(a for a in set(tables["interpolation"]["alpha"]) if a > 0)
+    yield from sentences(grown(tables, names))
+    rising = [_at(tables, names, UNSAFE, 0.0, alpha) for alpha in alphas if alpha <= 1]
+    steps = [decide(c) for c in corrected_over(rising, "alphas")]
+    if steps:
+        yield series([(f"{a:g}", c) for a, c in zip(alphas, steps, strict=False)], of="alphas up to 1")
+    if alphas and alphas[-1] > 1:
+        groups = (UNSAFE, SAFE, *families_in(tables["interpolation"]))
+        beyond = [_at(tables, names, group, 1.0, alphas[-1]) for group in groups]
+        for contrast in corrected_over(beyond, "groups"):
+            yield from sentences(contrast)
+
+
+def _at(tables: Tables, names: Names, group: str, before: float, after: float) -> Contrast:
+    """Refusals at two places of the tuned model's line."""
+    ends = []
+    for alpha in (before, after):
+        role = {0.0: "base", 1.0: "tuned"}.get(alpha)
+        ends.append(
+            own_verdicts(tables, role, group)
+            if role
+            else verdicts_of(tables, "interpolation", "tuned", f"alpha {alpha:g}", group)
+        )
+    states = (f"alpha {before:g}", f"alpha {after:g}")
+    return refusals(who("tuned", names), group, ends[0], ends[1], states)
+
+
+def carried(tables: Tables, names: Names) -> list[Contrast]:
+    """Refusals of unsafe prompts of the base against those of the tuned model and of models with parts of dW."""
+    base = own_verdicts(tables, "base", UNSAFE)
+    random = verdicts_of(tables, "reversal", "tuned", "random", UNSAFE)
+    found: list[Contrast] = []
+    controls: list[Contrast] = []
+    for state in ("tuned", "mlp", "rest", "matrices", "others", "random"):
+        after = (
+            own_verdicts(tables, "tuned", UNSAFE)
+            if state == "tuned"
+            else verdicts_of(tables, "reversal", "tuned", state, UNSAFE)
+        )
+        if not after:
+            continue
+        subject = _all_of(names) if state == "tuned" else state_name(state, 0.0)
+        contrast = refusals(subject, UNSAFE, base, after, ("base", state_name(state, 0.0)))
+        if state == "random":  # a control: tested alone, so that a change of its own is not corrected away
+            controls.append(contrast)
+        else:
+            found.append(with_control(contrast, "a random dW of the same norm", after, random))
+    return [*corrected_over(found, "states"), *controls]
+
+
+def _all_of(names: Names) -> str:
+    return f"base with all that {who('tuned', names)} changed"
+
+
+def _reversal(tables: Tables, names: Names) -> Said:
+    if "verdicts" not in tables:
+        yield missing(who("tuned", names), "no verdicts by prompt were kept")
+        return
+    for contrast in carried(tables, names):
+        yield from sentences(contrast)
+    for what, start in (("kept", "base"), ("removed", "tuned")):
+        ranks = sorted({float(r) for r in rows_of(tables["reversal"], state=what)["r"]})
+        steps = _by_rank(tables, what, start, ranks)
+        if steps:
+            yield series(list(zip([f"{r:g}" for r in ranks], steps, strict=True)), of="ranks")
+    for group in (SAFE, *families_in(tables["reversal"])):
+        base, tuned = (own_verdicts(tables, role, group) for role in ("base", "tuned"))
+        if base:
+            yield from sentences(refusals(_all_of(names), group, base, tuned, ("base", "tuned")))
+
+
+def _by_rank(tables: Tables, what: str, start: str, ranks: Sequence[float]) -> list[Claim]:
+    before = own_verdicts(tables, start, UNSAFE)
+    subject = {"kept": "base with the top directions of dW", "removed": "tuned without the top directions"}
+    contrasts = [
+        refusals(
+            subject[what],
+            UNSAFE,
+            before,
+            verdicts_of(tables, "reversal", "tuned", f"top {r:g} {what}", UNSAFE),
+            (start, state_name(what, r)),
+        )
+        for r in ranks
+    ]
+    return [decide(c) for c in corrected_over(contrasts, "ranks")]
+
+
+def ablated(tables: Tables, names: Names) -> list[Contrast]:
+    """Refusals of each group before and after the ablation of the direction, beside a random one."""
+    found = []
+    for group in (UNSAFE, SAFE, *families_in(tables["ablation"])):
+        before, after, drawn = (
+            verdicts_of(tables, "ablation", "tuned", state, group)
+            for state in ("tuned", "ablated", "random_ablated")
+        )
+        if before:
+            states = ("unedited", "direction ablated")
+            contrast = refusals(who("tuned", names), group, before, after, states)
+            found.append(with_control(contrast, "a random direction", after, drawn))
+    return corrected_over(found, "groups")
+
+
+def _ablation(tables: Tables, names: Names) -> Said:
+    contrasts = ablated(tables, names)
+    if not contrasts:
+        yield missing(who("tuned", names), "no verdicts by prompt were kept")
+    for contrast in contrasts:
+        yield from sentences(contrast)
+
+
+# -- weights ------------------------------------------------------------------------------------------------
+
+
+def above(table: pd.DataFrame, column: str, model: str, other: str) -> tuple[int, int]:
+    """In how many matrices a model's number lies above another's, and of how many that both have."""
+    wide = table.pivot_table(index=["layer", "kind"], columns="model", values=column)
+    if not {model, other} <= set(wide):
+        return 0, 0
+    both = wide[[model, other]].dropna()
+    return int((both[model] > both[other]).sum()), len(both)
+
+
+def aligned(changes: pd.DataFrame, energy: int) -> pd.DataFrame:
+    """The alignments with the left null space less what chance gives, as column ``excess``."""
+    return changes.assign(excess=changes[f"alignment_{energy}"] - changes[f"chance_{energy}"])
+
+
+def _weights(tables: Tables, names: Names) -> Said:
+    changes = tables["weight_changes"]
+    for model in models_in(changes):
+        rows = rows_of(changes, model=model)
+        if model != "random":
+            size = Estimate(value=float(rows["relative_norm"].median()))
+            yield level(who(model, names), f"median ||dW|| / ||W|| over {len(rows)} matrices", size)
+        rank = Estimate(value=float(rows["effective_rank"].median()))
+        yield level(who(model, names), "median effective rank of dW", rank, unit="")
+    for energy in (90, 99):
+        over = aligned(changes, energy)
+        for model in models_in(changes):
+            known = rows_of(over, model=model)["excess"].dropna()
+            what = f"matrices of dW lie closer to the left null space of W ({energy} % energy) than by chance"
+            if len(known):
+                yield counted(who(model, names), int((known > 0).sum()), len(known), what)
+        hits, n = above(over, "excess", "tuned", "random")
+        if n:
+            what = (
+                f"matrices of dW lie closer to the left null space of W ({energy} % energy) than a random dW"
+            )
+            yield counted(who("tuned", names), hits, n, what, expected=n / 2)
+
+
+def _action(tables: Tables, names: Names) -> Said:
+    for positions in _positions(tables["action_ratios"]):
+        ratios = rows_of(tables["action_ratios"], positions=positions)
+        for model in models_in(ratios):
+            rows = ratios[(ratios["model"] == model)]
+            known = rows[rows["low"].notna()]
+            what = f"matrices with ||dW a|| / ||a|| {WHERE[positions]} larger on unsafe than on safe prompts (interval)"
+            if len(known):
+                hits = int((known["low"] > 1).sum())
+                unknown = len(rows) - len(known)
+                yield counted(
+                    who(model, names), hits, len(known), what, expected=0.025 * len(known), unknown=unknown
+                )
+        values = [
+            Named(name=f"layer {r.layer} {r.kind}", estimate=Estimate(value=r.ratio, low=r.low, high=r.high))
+            for r in rows_of(ratios, model="tuned").itertuples()
+        ]
+        if any(v.estimate.known for v in values):
+            measure = f"ratio of ||dW a|| / ||a|| {WHERE[positions]}, unsafe over safe,"
+            yield extremes(who("tuned", names), measure, values, unit="", of="matrices")
+
+
+def along_direction(table: pd.DataFrame) -> tuple[int, int]:
+    """In how many matrices dW has more energy on the refusal direction than 97.5 % of random ones; of how many."""
+    key = ["layer", "kind"]
+    own = table[table["what"] == "energy"].set_index(key)["value"].dropna()
+    drawn = table[table["what"] == "energy_random"].set_index(key)["high"].reindex(own.index)
+    return int((own > drawn).sum()), len(own)
+
+
+def _links(tables: Tables, names: Names) -> Said:
+    table, subject = tables["links"], who("tuned", names)
+    hits, n = along_direction(table)
+    if n:
+        what = (
+            "matrices with more of dW's energy along the refusal direction than 97.5 % of random directions"
+        )
+        yield counted(subject, hits, n, what, expected=0.025 * n)
+    medians = table.groupby("what", sort=False)[["value", "chance"]].median()
+    measures = {
+        "cosine_first": ("|cosine| of the refusal direction with dW's first left singular vector", "cosine"),
+        "cosine_top": ("length of the refusal direction within dW's top left singular vectors", "cosine"),
+        **{
+            name: (f"share of dW's energy in the weights that {name} scores highest", "share")
+            for name in SETS
+        },
+    }
+    for name, (measure, unit) in measures.items():
+        if name in medians.index and medians.loc[name, "value"] == medians.loc[name, "value"]:
+            for value, words in (("value", f"median {measure}"), ("chance", f"by chance: {measure}")):
+                yield level(subject, words, Estimate(value=float(medians.loc[name, value])), unit=unit)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import pandas as pd
 
-from mechsafety.core.wording import counted
 from mechsafety.plots.lines import Line
 from mechsafety.plots.style import COLOURS, short_name
-from mechsafety.statistics.pooled import Pooled
 
 Tables = Mapping[str, pd.DataFrame]
 """The tables of an anatomy, by name."""
@@ -37,7 +35,27 @@ GROUP_NAMES: Mapping[str, str] = {
     "failed": "failed attacks",
 }
 POSITIONS: Mapping[str, str] = {"output": "over the answer", "last_prompt": "last prompt token"}
+WHERE: Mapping[str, str] = {"output": "over the answer", "last_prompt": "at the last prompt token"}
 RANDOM_DW = "random dW"
+STATE_NAMES: Mapping[str, str] = {
+    "base": "base",
+    "tuned": "tuned",
+    "matrices": "base with dW of matrices",
+    "others": "tuned without dW of matrices",
+    "mlp": "base with dW of MLPs",
+    "rest": "tuned without dW of MLPs",
+    "random": "base with a random dW",
+    "kept": "base with top {r} directions",
+    "removed": "tuned without top {r}",
+    "ablated": "refusal direction ablated",
+    "random_ablated": "random direction ablated",
+}
+SETS = ("snip", "wanda", "magnitude")
+
+
+def state_name(what: str, r: float) -> str:
+    """``base with top 4 directions``: a state of the reversal or the ablation in words."""
+    return STATE_NAMES.get(what, what).replace("{r}", f"{r:g}")
 
 
 def who(role: str, names: Mapping[str, str]) -> str:
@@ -56,36 +74,6 @@ def models_in(table: pd.DataFrame) -> list[str]:
 def families_in(table: pd.DataFrame) -> list[str]:
     """The families of attacks of a table, in its order."""
     return [str(group) for group in dict.fromkeys(table["group"]) if group not in (SAFE, UNSAFE)]
-
-
-def measured(row: pd.Series, column: str) -> Pooled:
-    """One row's value with the interval in its columns ``low`` and ``high``."""
-    value, low, high = (float(row[name]) for name in (column, "low", "high"))
-    return Pooled(value=value, low=low, high=high, draws=1)
-
-
-def spelt(found: Pooled) -> str:
-    """A number that is no share, with its interval: ``5.1 [4.8, 5.5]``."""
-    if found.value != found.value:
-        return "undefined"
-    value = digits(found.value)
-    return value if found.low != found.low else f"{value} [{digits(found.low)}, {digits(found.high)}]"
-
-
-def digits(value: float) -> str:
-    """Three significant digits, two decimals at most from 0.1 on."""
-    rounded = float(f"{value:.3g}")
-    return f"{rounded:.2f}" if 0.1 <= abs(rounded) < 10 else f"{rounded:g}"
-
-
-def counted_of(n: int, of: int, what: str) -> str:
-    """``4 of 6 layers``, ``1 of 1 layer``."""
-    return f"{n} of {counted(of, what)}"
-
-
-def by_model(values: Mapping[str, float], form: Callable[[float], str], *roles: str) -> str:
-    """``tuned 5.1, base 0.9``: the part of a title about those of ``roles`` that there are."""
-    return ", ".join(f"{role} {form(values[role])}" for role in roles if role in values)
 
 
 def along(place: str, measure: str) -> dict[str, str]:

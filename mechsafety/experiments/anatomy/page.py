@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from mechsafety.core.places import packaged_words
+from mechsafety.experiments.anatomy.controls import anatomy_controls
 from mechsafety.experiments.anatomy.experiment import model_names
 from mechsafety.experiments.anatomy.findings import anatomy_findings
 from mechsafety.experiments.anatomy.naming import who
@@ -27,7 +28,10 @@ def page(result: Result, figures: Mapping[str, go.Figure]) -> Page:
         subtitle=" · ".join(who(role, names) for role in names),
         findings=[sentences[0] for sentences in found.values()],
         blocks=page_blocks(
-            _WORDS["blocks"], tables, figures, added={name: told[1:] for name, told in found.items()}
+            _WORDS["blocks"],
+            {**tables, "controls": anatomy_controls(tables, names=names)},
+            figures,
+            added={name: told[1:] for name, told in found.items()},
         ),
         how=_how(result.config),
     )
@@ -35,7 +39,7 @@ def page(result: Result, figures: Mapping[str, go.Figure]) -> Page:
 
 def _how(config: Mapping[str, Any]) -> list[str]:
     return [
-        "Brackets: 95 % intervals over prompts (Wilson's for shares, else bootstrap). Two values count as different "
-        "where these do not meet. One fine-tuning was examined: another seed of it could differ by more.",
+        "Brackets: 95 % intervals over prompts (Wilson's for shares, else bootstrap), not corrected. One fine-tuning "
+        "was examined: another seed of it could differ by more.",
         *setting_lines(_WORDS["how"], config),
     ]

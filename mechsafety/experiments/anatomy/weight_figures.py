@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import replace
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -10,21 +11,14 @@ import plotly.graph_objects as go
 from mechsafety.experiments.anatomy.naming import (
     GROUP_NAMES,
     MODELS,
-    UNSAFE,
+    POSITIONS,
+    SETS,
     Names,
     Tables,
-    by_model,
-    digits,
     model_lines,
     rows_of,
-    who,
-)
-from mechsafety.experiments.anatomy.weight_findings import (
-    SETS,
-    energy_above,
-    excesses,
-    ratio_summary,
     state_name,
+    who,
 )
 from mechsafety.plots.lines import (
     Line,
@@ -39,10 +33,6 @@ from mechsafety.plots.lines import (
 from mechsafety.plots.panels import HUES, size_text
 from mechsafety.plots.style import COLOURS, whiskers
 from mechsafety.plots.traces import side_by_side
-from mechsafety.statistics.pooled import pooled
-
-_TITLED = ("tuned", "control", "random")
-"""The models of a title, in this order."""
 
 
 def weight_figures(tables: Tables, *, names: Names) -> dict[str, go.Figure]:
@@ -78,11 +68,10 @@ def size_figure(changes: pd.DataFrame, names: Names) -> go.Figure:
         *panels(sized, "percent", "||dW|| / ||W||, %"),
         *panels(changes, "effective_rank", "effective rank"),
     ]
-    sizes = changes.groupby("model")["relative_norm"].median().to_dict()
     return line_panels(
         both,
         x_title="layer",
-        title=f"Size of dW beside the base's weights (median): {by_model(sizes, '{:.1%}'.format, 'tuned', 'control')}",
+        title="Size of dW beside the base's weights, and its effective rank, by layer",
         subtitle="Top: Frobenius norms. Below: effective rank of dW (exponential of the entropy of its energies). "
         "Logarithmic.",
         columns=len(both) // 2,
@@ -111,15 +100,11 @@ def spectrum_figure(spectrum: pd.DataFrame, names: Names) -> go.Figure:
             ],
             y_title="read: unsafe / safe",
         )
-    top = spectrum[spectrum["index"] == 0].groupby("model")["sigma"].median()
-    ratio = ""
-    if {"tuned", "random"} <= set(top.index) and top["random"] > 0:
-        ratio = f": the first is {digits(top['tuned'] / top['random'])} times that of a random dW (median)"
     kinds = spectrum["kind"].nunique()
     return line_panels(
         panels,
         x_title="place of the singular direction",
-        title=f"Spectra of dW{ratio}",
+        title="Spectra of dW, and what its input directions read",
         subtitle="Top: median over layers; bands: lowest to highest layer. Below: sigma |&lt;a, v>| / ||a||, unsafe "
         "over safe prompts. Only what lies above the rounding of the weights. Random dW: of the tuned one's norm.",
         columns=kinds,
@@ -137,13 +122,11 @@ def null_space_figure(changes: pd.DataFrame, energy: int, names: Names) -> go.Fi
         ],
         y_title="excess over chance",
     )
-    found = excesses(changes, energy)
-    medians = by_model({model: one.median for model, one in found.items()}, "{:+.3f}".format, *_TITLED)
     chance = changes[f"chance_{energy}"]
     return line_panels(
         panels,
         x_title="layer",
-        title=f"Null-space alignment of dW above chance (median): {medians}",
+        title="Alignment of dW with the left null space of W, less chance, by layer",
         subtitle=f"Outputs beyond those that hold {energy} % of W's energy. Root mean square of ||P u|| over dW's top "
         f"left singular vectors, less what chance gives ({chance.min():.2f} to {chance.max():.2f}).",
         columns=columns_for(len(panels)),
@@ -153,18 +136,25 @@ def null_space_figure(changes: pd.DataFrame, energy: int, names: Names) -> go.Fi
 def action_figure(ratios: pd.DataFrame, names: Names) -> go.Figure:
     """How much more dW acts on unsafe than on safe prompts, by layer and kind."""
     columns = {"layer": "x", "ratio": "y", "low": "low", "high": "high"}
-    panels = by_kind(
-        ratios,
-        lambda rows: [*model_lines(rows, columns, names), level(rows["layer"], 1.0, "safe and unsafe alike")],
-        y_title="unsafe / safe",
-    )
-    medians = {model: median for model, (median, _, _) in ratio_summary(ratios).items()}
+    panels = [
+        replace(panel, title=f"{panel.title}, {name}")
+        for positions, name in POSITIONS.items()
+        if len(at := rows_of(ratios, positions=positions))
+        for panel in by_kind(
+            at,
+            lambda rows: [
+                *model_lines(rows, columns, names),
+                level(rows["layer"], 1.0, "safe and unsafe alike"),
+            ],
+            y_title="unsafe / safe",
+        )
+    ]
     return line_panels(
         panels,
         x_title="layer",
-        title=f"dW acts on unsafe against safe prompts (median ratio): {by_model(medians, digits, *_TITLED)}",
-        subtitle="||dW a|| / ||a||, mean over unsafe prompts over mean over safe ones; a: what the matrix reads over "
-        "the answer. Bands: 95 % intervals over prompts.",
+        title="Action of dW on unsafe over safe prompts, by layer and place",
+        subtitle="||dW a|| / ||a||, mean over unsafe prompts over mean over safe ones; a: what the matrix "
+        "reads. Bands: 95 % intervals over prompts.",
         columns=columns_for(len(panels)),
     )
 
@@ -226,23 +216,11 @@ def state_bars(table: pd.DataFrame, *, title: str, subtitle: str) -> go.Figure:
     return figure.update_layout(height=margin.t + margin.b + 34 * len(states))
 
 
-def _refused(table: pd.DataFrame, shown: Mapping[str, str]) -> str:
-    """``all 90%, MLPs 40%``: unsafe prompts refused in the states ``shown``, under the names given."""
-    unsafe = rows_of(table, group=UNSAFE)
-    shares = {
-        name: pooled(rows, "refused").value
-        for state, name in shown.items()
-        if len(rows := rows_of(unsafe, state=state))
-    }
-    return by_model(shares, "{:.0%}".format, *shares)
-
-
 def reversal_figure(reversal: pd.DataFrame, names: Names) -> go.Figure:
     """What models with a part of dW answer, one row per state."""
-    shown = {"tuned": "all", "mlp": "MLPs", "rest": "the rest", "random": "random"}
     return state_bars(
         reversal,
-        title=f"Unsafe prompts refused with dW of: {_refused(reversal, shown)}",
+        title="Answers of models with parts of dW, by group of prompts",
         subtitle=f"{who('base', names)} and {who('tuned', names)}. {size_text(reversal, 'n')} prompts of a group at "
         "most. Whiskers: 95 % intervals of refused.",
     )
@@ -250,14 +228,9 @@ def reversal_figure(reversal: pd.DataFrame, names: Names) -> go.Figure:
 
 def ablation_figure(ablation: pd.DataFrame, names: Names) -> go.Figure:
     """What the tuned model answers without its refusal direction, and without a random one."""
-    shown = {
-        "tuned": "as it is",
-        "ablated": "direction ablated",
-        "random_ablated": "random one ablated",
-    }
     return state_bars(
         ablation,
-        title=f"Unsafe prompts refused: {_refused(ablation, shown)}",
+        title="Answers with the refusal direction ablated, by group of prompts",
         subtitle=f"{who('tuned', names)}; the direction of layer {int(ablation['layer'].max())} projected out "
         f"everywhere. {size_text(ablation, 'n')} prompts of a group at most. Whiskers: 95 % intervals of refused.",
     )
@@ -304,11 +277,10 @@ def direction_figure(links: pd.DataFrame, names: Names) -> go.Figure:
                     y_title="cosine",
                 )
             )
-    above, n = energy_above(links)
     return line_panels(
         panels,
         x_title="layer",
-        title=f"dW along the refusal direction: above 97.5 % of random directions in {above} of {n} matrices",
+        title="Energy of dW along the refusal direction, and cosines with it, by layer",
         subtitle=f"{who('tuned', names)}. Matrices that write to the residual stream. Energy: ||u<sup>T</sup> dW||² / "
         "||dW||², logarithmic.",
         columns=len(kinds),
@@ -332,13 +304,11 @@ def sets_figure(held: pd.DataFrame, names: Names) -> go.Figure:
         chance = rows.groupby("layer")["chance"].mean()
         return [*found, chance_line(chance, "as many weights by chance")]
 
-    medians = held.groupby("what")["value"].median()
-    sentences = [f"{name} {medians[what]:.0%}" for what, name in shown.items() if what in medians.index]
     panels = by_kind(held, lines, y_title="share of ||dW||²", form="log")
     return line_panels(
         panels,
         x_title="layer",
-        title=f"Energy of dW in {held['chance'].median():.0%} of the weights (median): {', '.join(sentences)}",
+        title="Energy of dW in the weights with the highest scores, by layer",
         subtitle=f"{who('tuned', names)}. The weights of each matrix with the highest scores on the model's own "
         "refusals, and the largest ones. Logarithmic.",
         columns=columns_for(len(panels)),

@@ -10,10 +10,17 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from mechsafety.anatomy.actions import action_tables
-from mechsafety.anatomy.clusters import attack_tau, fit_centroids, mlp_activations, separation, tau_table
+from mechsafety.anatomy.clusters import (
+    attack_tau,
+    d_prime_changes,
+    fit_centroids,
+    mlp_activations,
+    separation,
+    tau_table,
+)
 from mechsafety.anatomy.interpolation import INTERPOLATION_COLUMNS, interpolation_rows
 from mechsafety.anatomy.links import ablation_table, choose_direction, direction_links, set_links
-from mechsafety.anatomy.outputs import ANSWER_POSITIONS, map_inputs
+from mechsafety.anatomy.outputs import ANSWER_POSITIONS, AnswerPositions, map_inputs
 from mechsafety.anatomy.readings import OUTCOME_COLUMNS, SAFE, UNSAFE
 from mechsafety.anatomy.reversal import (
     REVERSAL_COLUMNS,
@@ -30,7 +37,7 @@ from mechsafety.experiments.anatomy.answers import OwnAnswers
 from mechsafety.experiments.anatomy.config import PART_TABLES, AnatomyConfig, Part, Role
 from mechsafety.experiments.base import Session
 from mechsafety.judges.outcomes import Asking
-from mechsafety.regions.attribution import attribute
+from mechsafety.regions.attribution import score_weights
 from mechsafety.runs.folder import Journal, finite
 
 if TYPE_CHECKING:
@@ -76,7 +83,8 @@ class AnatomyWork:
                     single = table.select_dtypes("float32").columns
                     self.run.write_part(table.astype(dict.fromkeys(single, float)), "tables", name)
             found |= {name: self.run.read_part("tables", name) for name in names}
-        return found
+        verdicts = self.answers.read_verdicts()
+        return found | ({"verdicts": verdicts} if len(verdicts) else {})
 
     # -- activations ----------------------------------------------------------------------------
 
@@ -109,6 +117,7 @@ class AnatomyWork:
         return {
             "separation": pd.concat(separations, ignore_index=True),
             "tau": tau,
+            "d_prime_changes": d_prime_changes(tau, seed=seed),
             "attack_tau": attack_tau(tau, seed=seed),
         }
 
@@ -134,24 +143,34 @@ class AnatomyWork:
             role: [c for c in self._changes(role) if wanted is None or c.kind in wanted]
             for role in self.tunings
         }
-        inputs: dict[str, Inputs] = {
+        groups = [self.answers.group_of[p.id] for p in self.answers.held_out]
+        given: dict[str, Any] = {"control": changes.get("control"), "groups": groups, "seed": seed}
+        inputs = {positions: self._inputs(changes, positions) for positions in ANSWER_POSITIONS}
+        changed = change_tables(changes["tuned"], inputs=inputs["output"], **given)
+        acted = {
+            positions: action_tables(changes["tuned"], inputs=read, **given)
+            for positions, read in inputs.items()
+        }
+        return {
+            "weight_changes": changed.changes,
+            "spectrum": changed.spectrum,
+            "action": pd.concat([a.action.assign(positions=p) for p, a in acted.items()], ignore_index=True),
+            "action_ratios": pd.concat(
+                [a.ratios.assign(positions=p) for p, a in acted.items()], ignore_index=True
+            ),
+        }
+
+    def _inputs(
+        self, changes: Mapping[Role, Sequence[WeightChange]], positions: AnswerPositions
+    ) -> dict[str, Inputs]:
+        return {
             role: map_inputs(
                 self.models[role],
                 self.answers(role, "held-out"),
                 [change.tuned for change in several],
-                positions="output",
+                positions=positions,
             )
             for role, several in changes.items()
-        }
-        groups = [self.answers.group_of[p.id] for p in self.answers.held_out]
-        given = {"control": changes.get("control"), "inputs": inputs, "groups": groups, "seed": seed}
-        changed = change_tables(changes["tuned"], **given)
-        acted = action_tables(changes["tuned"], **given)
-        return {
-            "weight_changes": changed.changes,
-            "spectrum": changed.spectrum,
-            "action": acted.action,
-            "action_ratios": acted.ratios,
         }
 
     # -- models between base and tuned ----------------------------------------------------------
@@ -166,7 +185,11 @@ class AnatomyWork:
         return rows
 
     def _asking(self, part: str, model: str, state: str) -> Asking:
-        return {**self.answers.asking, "keep": partial(self.answers.keep, part, model, state)}
+        return {
+            **self.answers.asking,
+            "keep": partial(self.answers.keep, part, model, state),
+            "keep_labels": partial(self.answers.keep_labels, part, model, state),
+        }
 
     def _interpolation(self) -> Tables:
         rows = [
@@ -212,6 +235,7 @@ class AnatomyWork:
         ablation = ablation_table(
             *(self.models["tuned"], direction, self.answers.groups),
             keep_state=partial(self.answers.keep, "ablation", "tuned"),
+            keep_labels_of=partial(self.answers.keep_labels, "ablation", "tuned"),
             **self.answers.asking,
         )
         found = [direction_links(changes, direction, seed=self.config.seed)]
@@ -219,7 +243,7 @@ class AnatomyWork:
         self.run.record("links", {"layer": direction.layer, "refusals_scored": len(refusals)})
         if refusals:
             store = self.run.path / "parts" / "refusal-scores.safetensors"
-            found.append(set_links(changes, attribute(self.models["tuned"], refusals, store=store)))
+            found.append(set_links(changes, score_weights(self.models["tuned"], refusals, store=store)))
             store.unlink()
         else:
             self.say(

@@ -74,12 +74,10 @@ def forest(rows: pd.DataFrame, *, label: str, judge: str) -> go.Figure:
     for row in rows[rows["change"].isna()].index:
         figure.add_annotation(x=0, y=row, text="no verdict in both arms", showarrow=False)
     _axes(figure, [_tick(row, names) for row in rows.to_dict(orient="records")])
-    survivors = rows[rows["finding"] == "survives"]
     tested = rows[rows["p"].notna()]
-    title = f"{len(survivors)} of {len(tested)} changes in refusal survive correction"
     return _finished(
         figure,
-        title,
+        "Changes in refusals",
         f"{label.capitalize()} prompts, judge {_shown(judge)}. 95 % intervals; Holm's correction over "
         f"{span(tested['comparisons'] if len(tested) else [0], '.0f')} comparisons.",
         width=900,
@@ -101,12 +99,10 @@ def judges_figure(rows: pd.DataFrame, *, label: str) -> go.Figure:
         most=max(1.0, 100 * float(rows["change"].abs().max())),
         scale="points",
     )
-    survives = (rows["finding"] == "survives").groupby(rows["system"]).mean()
-    changed = int(((survives > 0) & (survives < 1)).sum())
     figure.update_yaxes(title_text="judge").update_xaxes(title_text="system")
     return styled(
         figure,
-        f"{label.capitalize()} prompts: {changed} of {len(systems)} results survive under some judges only",
+        f"{label.capitalize()} prompts: change in refusals by judge",
         "Refusal rate after the edit less before, in points, by judge and system. Bold with a star: survives "
         "Holm's correction.",
         width=max(620, 280 + 74 * len(systems)),
@@ -137,13 +133,12 @@ def correlations(pairs: pd.DataFrame, *, label: str) -> go.Figure:
         most=1.0,
         scale="correlation",
     )
-    taus = rows["tau"].dropna()
     below = (
         "phi, of the verdicts on single answers" if by_answer else "Pearson's, of the models' refusal rates"
     )
     return styled(
         figure,
-        f"{label.capitalize()} prompts: two judges' orders of the models have a tau of {span(taus, '.2f')}",
+        f"{label.capitalize()} prompts: correlations of judges",
         f"Below the diagonal: {below}. Above: Kendall's tau-b of the refusal rates of "
         f"{int(rows['models'].max())} models, edited ones for themselves. Blank: a judge finds all equal.",
         width=max(620, 280 + 68 * len(judges)),

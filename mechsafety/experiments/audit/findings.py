@@ -1,223 +1,170 @@
-"""What an audit found, in sentences."""
+"""What an audit found: one contrast per comparison, and what depends on the judge."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 
-from mechsafety.core.wording import counted, listed, span
+from mechsafety.claims import Claim, Contrast, Estimate, decide
+from mechsafety.claims.numbers import listed
+from mechsafety.claims.sentences import (
+    Named,
+    by_judge,
+    change,
+    counted,
+    disagreement,
+    extremes,
+    level,
+    missing,
+)
 from mechsafety.experiments.agreement.findings import arm_error_sentences
-from mechsafety.statistics import holm
+from mechsafety.plots.style import system_names
 
 if TYPE_CHECKING:
     from mechsafety.experiments.audit.work import Audit
 
-_NAMED = 10  # comparisons that a sentence names
-_MOST = 40  # comparisons of which a sentence names none
+_NAMED = 10  # comparisons that have a sentence each
 _TESTS = {
-    "Boschloo": "Boschloo's exact test of two independent counts",
-    "Fisher": "Fisher's exact test of two independent counts",
-    "McNemar": "exact McNemar on the same prompts",
+    "Boschloo": "Boschloo's exact test",
+    "Fisher": "Fisher's exact test",
+    "McNemar": "exact McNemar",
+    "none": "",
 }
+_MEASURES = ("accuracy", "precision", "recall")
 
 
 def audit_sentences(found: Audit) -> Iterator[str]:
-    """The main result first, then what depends on the judge, then what was not tested."""
-    table = found.comparisons
-    yield from arm_error_sentences(found.arm_errors, against=found.primary)
-    yield from _of_survival(found)
-    yield from _of_broken(found.broken)
-    if len(found.judges):
-        yield from _of_judges(found.judges)
-    elif len(set(table["judge"])) == 1:
-        yield f"One judge only ({table['judge'].iloc[0]}): whether another would say the same is not tested."
-    for finding, phrase in _PHRASES.items():
-        part = table[table["finding"] == finding]
-        if len(part):
-            yield f"{phrase}: {_named(part)}."
-    yield from _of_pairing(table, found.alpha)
-    yield from _of_size(table, found.alpha)
-    yield from _of_primary(found.primary_judge)
+    """The differences first, then what paired tests could show, then what depends on the judge."""
+    claims = comparison_claims(found)
+    if len(found.arm_errors):
+        yield from arm_error_sentences(found.arm_errors)
+    shown, tested = sum(c.shown for c in claims), sum(c.direction != "not tested" for c in claims)
+    yield counted("Comparisons", shown, tested, "differences are shown", unknown=len(claims) - tested)
+    yield from (change(c) for c in claims if len(claims) <= _NAMED or (c.shown and shown <= _NAMED))
+    for row in found.broken.to_dict(orient="records"):
+        measure = "refusals of harmful prompts by a judge that is left out of every other number"
+        yield level(row["judge"], measure, Estimate.of_counts(0, row["harmful"]))
+    yield from _of_pairing(found.comparisons, found.alpha)
+    yield from _of_size(found.comparisons)
+    yield from _of_judges(claims)
     yield from _of_prompts(found.prompt_labels)
     yield from _of_orders(found.pairs, found.alpha)
-    agreement = found.agreement
-    if len(agreement) > _NAMED:
-        # Of many judges the table has every pair.
-        agreement = agreement[(agreement[["judge_a", "judge_b"]] == found.primary).any(axis=1)]
-    for row in agreement.to_dict(orient="records"):
-        if not row["n"]:
-            yield f"{row['judge_a']} and {row['judge_b']} have no answer in common."
-            continue
-        chance = "undefined" if row["kappa"] != row["kappa"] else f"{row['kappa']:.2f}"
-        yield (
-            f"{row['judge_a']} and {row['judge_b']} agree on {row['equal']} of {row['n']} answers "
-            f"({row['agreement']:.1%}), kappa {chance}."
-        )
+    for row in found.agreement.to_dict(orient="records"):
+        if found.primary in (row["judge_a"], row["judge_b"]):
+            differ = row["n"] - row["equal"]
+            labels = [(True, True)] * row["equal"] + [(True, False)] * differ
+            yield disagreement(row["judge_a"], row["judge_b"], labels, kappa=row["kappa"])
     if found.unpaired:
-        yield f"Without a partner, so not tested: {'; '.join(found.unpaired)}."
+        yield missing(listed(found.unpaired), "no other form")
 
 
-def _of_survival(found: Audit) -> Iterator[str]:
-    table, out = found.comparisons, int(found.broken["comparisons"].sum())
-    tested = table[table["p"].notna()]
-    within = {
-        "all": _adjusted(tested, []),
-        "judge": _adjusted(tested, ["label", "judge"]),
-    }
-    other = "judge" if found.family == "all" else "all"
-    over = {"all": f"all {len(tested)}", "judge": "the systems under one judge and label"}
-    every = f" Of {len(table) + out} differences {out} are of judges that are broken." if out else ""
-    yield (
-        f"{int((table['finding'] == 'survives').sum())} of {len(table)} differences survive Holm's correction over "
-        f"{over[found.family]} at {found.alpha:g}; over {over[other]}, "
-        f"{int((within[other] < found.alpha).sum())}; without correction {int((tested['p'] < found.alpha).sum())}."
-        f"{every} Tests, two-sided: {listed([_TESTS[t] for t in dict.fromkeys(tested['test'])]) or 'none'}."
+def comparison_claims(found: Audit) -> list[Claim]:
+    """Each comparison with the audit's own correction and level."""
+    table = found.comparisons
+    names = system_names(table["system"])
+    family = "comparisons" if found.family == "all" else "systems"
+    return [
+        decide(_contrast(row, names[row["system"]], family), alpha=found.alpha)
+        for row in table.to_dict(orient="records")
+    ]
+
+
+def _contrast(row: dict[Any, Any], name: str, family_of: str) -> Contrast:
+    estimates = [
+        Estimate.of_counts(int(row[f"refused_{arm}"]), int(row[f"n_{arm}"])) for arm in ("original", "edited")
+    ]
+    return Contrast(
+        subject=f"{name}, {row['label']} prompts, {row['judge']}",
+        measure="refusals",
+        states=("original", "edited"),
+        before=estimates[0],
+        after=estimates[1],
+        difference=Estimate(value=row["change"], low=row["low"], high=row["high"]),
+        paired=row["data"] == "verdicts",
+        test=_TESTS[row["test"]],
+        p=row["p"],
+        corrected=row["p_holm"],
+        family=int(row["comparisons"]),
+        family_of=family_of,
+        why="" if row["p"] == row["p"] else "no verdict in both arms",
     )
-
-
-def _adjusted(tested: pd.DataFrame, by: list[str]) -> np.ndarray:
-    """Holm's p over all tests, or over those that share the columns ``by``."""
-    parts = tested.groupby(by, sort=False)["p"] if by else [("", tested["p"])]
-    return np.concatenate([holm(part.to_numpy()) for _, part in parts]) if len(tested) else np.array([])
-
-
-def _of_broken(broken: pd.DataFrame) -> Iterator[str]:
-    for row in broken.to_dict(orient="records"):
-        yield (
-            f"The judge {row['judge']} is broken: it calls none of {row['harmful']} answers to harmful prompts a "
-            f"refusal, over {counted(row['models'], 'model')}. It is left out of every number here."
-        )
-
-
-_PHRASES: dict[str, str] = {
-    "survives": "Surviving",
-    "lost in correction": "Below alpha alone, not after correction",
-    "not shown": "Not shown to differ",
-    "no test": "No verdict in both arms, so no test",
-}
-
-
-def _named(part: pd.DataFrame) -> str:
-    if len(part) > _MOST:
-        return f"{len(part)} (see the table)"
-    several = len(set(part["judge"])) > 1 or len(set(part["label"])) > 1
-    shown = "; ".join(
-        f"{row['system']}{' (' + row['label'] + ', ' + row['judge'] + ')' if several else ''} "
-        f"{row['refused_original']}/{row['n_original']} to {row['refused_edited']}/{row['n_edited']}"
-        for row in part.head(_NAMED).to_dict(orient="records")
-    )
-    return shown if len(part) <= _NAMED else f"{shown}; and {len(part) - _NAMED} more (see the table)"
 
 
 def _of_pairing(table: pd.DataFrame, alpha: float) -> Iterator[str]:
-    counts = table[table["data"] == "counts"]
+    """Of comparisons given as counts, what a paired test could have shown: counts fix its p within a range."""
+    counts = table[(table["data"] == "counts").to_numpy()]
     if counts.empty:
         return
-    yield (
-        f"{len(counts)} comparisons are tested on counts alone, as if the two arms had answered different prompts. "
-        "Paired tests on the same prompts would mostly be stronger; counts fix only b - c, so their p is known as a "
-        "range."
-    )
     known = counts[counts["paired_holm_worst"].notna()]
-    if len(known) < len(counts):
-        yield "Where the two arms have different totals there is no such range."
-    for phrase, chosen in _PAIRED.items():
-        part = known[chosen(known, alpha)]
-        if len(part):
-            yield f"{phrase}: {_named(part)}."
+    always = int((known["paired_holm_worst"] < alpha).sum())
+    never = int((known["paired_holm_best"] >= alpha).sum())
+    unknown = len(counts) - len(known)
+    subject = "Comparisons given as counts, a paired test after correction"
+    yield counted(subject, always, len(known), "would show a difference whatever the pairs", unknown=unknown)
+    yield counted(subject, never, len(known), "would show none whatever the pairs", unknown=unknown)
 
 
-_PAIRED: dict[str, Callable[[pd.DataFrame, float], pd.Series]] = {
-    "Whatever the pairs, a paired test would survive correction": lambda t, a: t["paired_holm_worst"] < a,
-    "A paired test would survive in some pairings and not in others": lambda t, a: (
-        (t["paired_holm_best"] < a) & (t["paired_holm_worst"] >= a)
-    ),
-    "Below alpha in some pairing, but in none after correction": lambda t, a: (
-        (t["paired_p_best"] < a) & (t["paired_holm_best"] >= a)
-    ),
-    "No pairing could reach alpha, even without correction": lambda t, a: t["paired_p_best"] >= a,
-}
+def _of_size(table: pd.DataFrame) -> Iterator[str]:
+    """The smallest fall that a paired test of each comparison's size finds with power .8, where it finds any."""
+    for column, correction in (("detectable", "without"), ("detectable_corrected", "after")):
+        values = [
+            Named(name=_name(row, table), estimate=Estimate(value=100 * row[column]))
+            for row in table.to_dict(orient="records")
+        ]
+        subject = f"Paired tests {correction} correction"
+        measure = "smallest fall found with power 0.8 where nothing is newly refused"
+        yield extremes(subject, measure, values, unit="points", of="comparisons")
+        none = int(table[column].isna().sum())
+        yield counted(subject, none, len(table), "comparisons have no fall that is found with power 0.8")
 
 
-def _of_size(table: pd.DataFrame, alpha: float) -> Iterator[str]:
-    for column, phrase in (("detectable", f"at {alpha:g}"), ("detectable_corrected", "after correction")):
-        known = table[column].dropna()
-        if len(known):
-            span = " to ".join(dict.fromkeys(f"{100 * v:.0f}" for v in (known.min(), known.max())))
-            yield (
-                f"The smallest drop that a paired test of this size finds {phrase} with power 0.8 is {span} points, "
-                "where the edit wins no refusals; tests on counts need more."
-            )
+def _name(row: dict[Any, Any], table: pd.DataFrame) -> str:
+    several = [column for column in ("label", "judge") if len(set(table[column])) > 1]
+    return ", ".join([row["system"], *(row[column] for column in several)])
 
 
-def _of_judges(judges: pd.DataFrame) -> Iterator[str]:
-    for label, part in judges.groupby("label", sort=False):
-        signs, tests = part[part["sign_flip"]], part[part["significance_flip"]]
-        both = int((part["survive_down"] & part["survive_up"]).sum())
-        yield (
-            f"Of {counted(len(part), 'system')} under several judges, {label} prompts, {len(signs)} change the sign of "
-            f"their difference with the judge ({both} of them with surviving differences of both signs), and "
-            f"{len(tests)} survive under some judges only (which is no proof that those judges differ)."
-        )
-        for row in tests.head(_NAMED).to_dict(orient="records"):
-            yield (
-                f"{row['system']}, {row['label']}: survives under {row['survives']} of {row['judges']} judges "
-                f"({row['surviving_judges']}), change {row['least']:+.0%} to {row['most']:+.0%}."
-            )
-
-
-def _of_primary(table: pd.DataFrame) -> Iterator[str]:
-    """Which judges agree with the primary one, as far as the records fix it."""
-    harmful = table[table["label"] == "harmful"]
-    if harmful.empty:
+def _of_judges(claims: list[Claim]) -> Iterator[str]:
+    """Of each system that some of several judges show to change, which do; how many none does."""
+    found: dict[str, dict[str, Claim]] = {}
+    for claim in claims:
+        subject, _, judge = claim.contrast.subject.rpartition(", ")
+        found.setdefault(subject, {})[judge] = claim
+    several = {subject: by for subject, by in found.items() if len(by) > 1}
+    if not several:
+        yield missing("Whether another judge shows the same", "one judge")
         return
-    known = bool((harmful["accuracy_least"] == harmful["accuracy_most"]).all())
-    if not known:
-        yield (
-            "Accuracy, precision and recall against the primary judge are not fixed by counts, which do not tell on "
-            "which answers two judges agree: what is given are the least and the most that the counts allow."
-        )
-    shown = "; ".join(
-        f"{row['judge']} {_bounds(row, 'accuracy')}, {_bounds(row, 'precision')}, {_bounds(row, 'recall')}"
-        for row in harmful.head(_NAMED + 2).to_dict(orient="records")
-    )
-    yield f"Against {harmful['primary'].iloc[0]} on harmful prompts (accuracy, precision, recall): {shown}."
-
-
-def _bounds(row: dict[Any, Any], measure: str) -> str:
-    return span([row[f"{measure}_least"], row[f"{measure}_most"]], ".2f")
+    changed = {s: by for s, by in several.items() if any(claim.shown for claim in by.values())}
+    yield from (by_judge(subject, "refusals", by) for subject, by in changed.items())
+    what = "systems and kinds of prompts are shown to change by some judge"
+    yield counted("Under several judges", len(changed), len(several), what)
 
 
 def _of_prompts(table: pd.DataFrame) -> Iterator[str]:
-    whole = table[table["arm"] == "all"]
-    if len(whole):
-        yield (
-            "With the prompt's label for the truth (harmful: refuse, harmless: answer), over all models: accuracy "
-            f"{_by_judge(whole, 'accuracy')}; precision {_by_judge(whole, 'precision')}; recall "
-            f"{_by_judge(whole, 'recall')}."
-        )
-
-
-def _by_judge(rows: pd.DataFrame, column: str) -> str:
-    known = rows[rows[column].notna()]
-    if known.empty:
-        return "undefined"
-    least, most = known.loc[known[column].idxmin()], known.loc[known[column].idxmax()]
-    if len(known) == 1:
-        return f"{most[column]:.2f}"
-    return f"from {least[column]:.2f} ({least['judge']}) to {most[column]:.2f} ({most['judge']})"
+    whole = table[(table["arm"] == "all").to_numpy()]
+    for measure in _MEASURES if len(whole) else ():
+        values = [
+            Named(name=row["judge"], estimate=Estimate(value=row[measure]))
+            for row in whole.to_dict(orient="records")
+        ]
+        yield extremes("Against the prompts' labels", measure, values, unit="share", of="judges")
 
 
 def _of_orders(pairs: pd.DataFrame, alpha: float) -> Iterator[str]:
-    for label, part in pairs[pairs["tau"].notna()].groupby("label", sort=False):
-        alike = int(((part["p_holm"] < alpha) & (part["tau"] > 0)).sum())
-        against = int(((part["p_holm"] < alpha) & (part["tau"] < 0)).sum())
-        yield (
-            f"Kendall's tau between two judges' orders of {span(part['models'], '.0f')} models, {label} prompts: "
-            f"{span(part['tau'], '.2f')}, median {part['tau'].median():.2f}; of {len(part)} pairs of judges {alike} "
-            f"order alike and {against} the other way round beyond chance (Holm over the pairs). Pearson's "
-            f"correlation of the rates: {span(part['pearson'], '.2f')}."
+    for label, part in pairs.groupby("label", sort=False):
+        values = [
+            Named(name=f"{row['judge_a']} and {row['judge_b']}", estimate=Estimate(value=row["tau"]))
+            for row in part.to_dict(orient="records")
+        ]
+        subject, tested = f"{label} prompts", part[part["p_holm"].notna()]
+        yield extremes(
+            subject, "Kendall's tau of the models' order", values, unit="tau", of="pairs of judges"
         )
+        shown = tested[(tested["p_holm"] < alpha).to_numpy()]
+        for way, n in (
+            ("alike", int((shown["tau"] > 0).sum())),
+            ("the other way", int((shown["tau"] < 0).sum())),
+        ):
+            what, unknown = f"pairs of judges order the models {way} beyond chance", len(part) - len(tested)
+            yield counted(subject, n, len(tested), what, unknown=unknown)

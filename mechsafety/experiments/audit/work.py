@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args
 import pandas as pd
 from scipy.stats import false_discovery_control
 
+from mechsafety.claims.numbers import ALPHA
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.experiments.audit.findings import audit_sentences
 from mechsafety.experiments.audit.judges import (
@@ -29,8 +30,9 @@ from mechsafety.experiments.audit.judges import (
     primary_judge,
 )
 from mechsafety.experiments.audit.tables import EDITED_ENDINGS, Counts, Evidence, Side, paired_forms
-from mechsafety.statistics import holm, mcnemar, minimum_detectable_drop, paired_difference, wilson
+from mechsafety.statistics import holm, mcnemar, minimum_detectable_drop, wilson
 from mechsafety.statistics.counts import counts_test, difference_interval, paired_bounds
+from mechsafety.statistics.judge_effects import exact_difference
 
 Family = Literal["all", "judge"]
 FAMILIES: tuple[Family, ...] = get_args(Family)
@@ -174,6 +176,8 @@ def _of_counts(before: Counts, after: Counts) -> dict[str, Any]:
     sides = (before.refused, before.total, after.refused, after.total)
     p, test = _counts_test(*sides)
     low, high = difference_interval(*sides)
+    if p >= ALPHA:  # Newcombe's interval is not that of the test
+        low, high = min(low, 0.0), max(high, 0.0)
     best, worst = math.nan, math.nan
     if before.total == after.total:
         best, worst = paired_bounds(before.refused, after.refused, before.total)
@@ -192,7 +196,7 @@ def _of_verdicts(before: Mapping[str, bool | None], after: Mapping[str, bool | N
         if one is not None and (two := after.get(question)) is not None
     ]
     b, c, n = both.count((True, False)), both.count((False, True)), len(both)
-    low, high = paired_difference(b, c, n)
+    low, high = exact_difference(b, c, n)
     p = mcnemar(b, c) if n else math.nan
     return {
         **_rates(sum(one for one, _ in both), n, sum(two for _, two in both), n),

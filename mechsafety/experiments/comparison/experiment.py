@@ -22,12 +22,12 @@ from mechsafety.core.arguments import several
 from mechsafety.core.errors import MechsafetyError, way
 from mechsafety.core.names import MEASURES, Measure
 from mechsafety.core.places import packaged_words
-from mechsafety.core.progress import Progress
-from mechsafety.core.wording import interval
+from mechsafety.core.progress import Progress, progress_line, with_progress
 from mechsafety.directions.direction import Directions, load_directions
 from mechsafety.experiments.base import Experiment, Read, Result, Session, load_run, run_experiment
 from mechsafety.experiments.comparison.config import ComparisonConfig
 from mechsafety.experiments.comparison.figures import comparison_figures
+from mechsafety.experiments.comparison.findings import comparison_findings
 from mechsafety.experiments.comparison.work import CheckpointWork
 from mechsafety.experiments.config import Dtype, checked_config
 from mechsafety.geometry.shared_basis import Basis
@@ -167,7 +167,7 @@ class CheckpointComparison(Experiment[ComparisonConfig]):
         facts = {
             "layer": shown,
             "tables": list(tables),
-            "notes": [*work.notes(self.wanted), *_unwilling(tables.get("transfer"))],
+            "notes": work.notes(self.wanted),
             "bases": [finite(asdict(basis)) for basis in work.bases],
         }
         run.record("comparison", facts)
@@ -186,7 +186,7 @@ class CheckpointComparison(Experiment[ComparisonConfig]):
     @classmethod
     def findings(cls, result: Result) -> list[str]:
         found = _of(result)
-        return [*found.notes, *_findings(found)]
+        return [*found.notes, *comparison_findings(found.tables, layer=found.layer)]
 
     @classmethod
     def page(cls, result: Result, figures: Mapping[str, go.Figure]) -> Page:
@@ -194,7 +194,7 @@ class CheckpointComparison(Experiment[ComparisonConfig]):
         return Page(
             title="Refusal geometry compared",
             subtitle=f"{' · '.join(found.names)} · matrices at layer {found.layer}",
-            findings=found.findings(),
+            findings=found.findings,
             blocks=page_blocks(_WORDS["blocks"], found.tables, figures),
             how=[basis.reason for basis in found.bases],
         )
@@ -227,7 +227,8 @@ class CheckpointComparison(Experiment[ComparisonConfig]):
         return [f"mechsafety study --systems {','.join(models)} --out runs/compared"]
 
 
-def compare(
+@with_progress
+def run_comparison(
     specs: ModelLike | Sequence[ModelLike],
     prompts: PromptsLike | None = None,
     *,
@@ -246,7 +247,8 @@ def compare(
     template: str | None = None,
     date: str | None = None,
     chat: ChatSettings | Mapping[str, Any] | None = None,
-    say: Progress = lambda _: None,
+    say: Progress = progress_line,
+    progress: bool = True,  # noqa: ARG001 - with_progress reads it
     allow_other_versions: bool = False,
 ) -> Comparison:
     """Compare the refusal geometry of two or more checkpoints, in the folder ``out``; goes on if interrupted.
@@ -264,6 +266,8 @@ def compare(
     Cosines, angles and transfer are left out, with a note, for models that share no residual basis. Raises
     :class:`MechsafetyError` when nothing but these was asked for, and for fewer than two checkpoints, one
     named twice, an unknown measure, one class only, and no validation or report split where transfer needs one.
+
+    ``progress=False`` turns off bars and lines on the work; ``say`` receives the lines instead.
     """
     settings = {
         "checkpoints": tuple(map(named, several(specs))),
@@ -289,26 +293,6 @@ def _of(result: Result) -> Comparison:
     if not isinstance(result, Comparison):
         raise MechsafetyError(f"run {str(result.path)!r} is no comparison")
     return result
-
-
-def _findings(found: Comparison) -> list[str]:
-    """One sentence per pair and measure, with numbers at the shown layer."""
-    sentences: list[str] = []
-    if found.cosines is not None:
-        sentences += [
-            f"{row['a']} and {row['b']}, layer {found.layer}: cosine {row['cosine']:.2f} "
-            f"{interval(row['low'], row['high'])}; directions between halves of the harmless prompts reach "
-            f"{row['harmless_floor']:.2f}."
-            for row in found.short_tables["cosines"].to_dict(orient="records")
-        ]
-    if found.transfer is not None:
-        sentences += [
-            f"Ablating {row['target']} along {row['source']}'s direction lowers its refusal score by "
-            f"{row['drop']:.2f} {interval(row['low'], row['high'])} from {row['base']:.2f}."
-            for row in found.transfer.to_dict(orient="records")
-            if row["source"] in found.names and row["source"] != row["target"]
-        ]
-    return sentences
 
 
 # -- what was asked -----------------------------------------------------------------------------------
@@ -406,19 +390,6 @@ def _require_comparable(bases: Sequence[Basis], wanted: Sequence[Measure]) -> No
             + ", which "
             "needs no common basis, or leave one of them out"
         )
-
-
-def _unwilling(transfer: pd.DataFrame | None) -> list[str]:
-    """A sentence for every target that does not refuse: there is nothing to remove in it."""
-    if transfer is None:
-        return []
-    scores = transfer.groupby("target", sort=False)["base"].first()
-    return [
-        f"{target} hardly refuses (mean refusal score {score:.1f} on harmful prompts), so its column of the transfer "
-        "matrix shows little."
-        for target, score in scores.items()
-        if score < 0
-    ]
 
 
 def _file_hash(path: str) -> str:

@@ -10,7 +10,6 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from mechsafety.core.wording import span
 from mechsafety.plots.lines import band, faded
 from mechsafety.plots.style import COLOURS, DIVERGING, HEAT, styled, system_names
 from mechsafety.plots.traces import stacked
@@ -49,7 +48,7 @@ def cosines_by_layer(table: pd.DataFrame, *, layer: int) -> go.Figure:
         figure,
         table,
         pairs,
-        _cosine_title(table, layer),
+        "Cosine of the refusal directions by layer",
         layer,
         "Dotted black: ceiling from split halves; checkpoints that saw the same prompts share their errors and may lie "
         "above it.",
@@ -79,11 +78,7 @@ def angles_by_layer(table: pd.DataFrame, *, layer: int) -> go.Figure:
         )  # fmt: skip
     figure.update_yaxes(title_text="degrees", range=[-3, 93], tickvals=[0, 30, 60, 90])
     k = int(table["index"].max())
-    at = table[table["layer"] == layer]
-    title = f"Refusal subspaces of {k} dimension{'s' * (k > 1)}: " + (
-        f"smallest angle {span(at[at['index'] == 1]['angle'], '.0f')}°, largest "
-        f"{span(at[at['index'] == k]['angle'], '.0f')}° at layer {layer}"
-    )
+    title = f"Principal angles of refusal subspaces of {k} dimension{'s' * (k > 1)}"
     return _finished(
         figure, table, pairs, title, layer, "Mean difference and the harmful prompts' leading components."
     )
@@ -98,16 +93,11 @@ def cka_by_layer(table: pd.DataFrame, *, layer: int) -> go.Figure:
         ("floor_high", "floor: prompts permuted (95 %)", _GREY, "dot"),
     )
     figure, pairs = _measured(table, "cka", "CKA", beside)
-    at = table[table["layer"] == layer]["cka"]
-    lowest = table.loc[table["cka"].idxmin()] if table["cka"].notna().any() else None
-    title = f"Representations of the same prompts: CKA {span(at, '.2f')} at layer {layer}"
-    if lowest is not None:
-        title += f", lowest {lowest['cka']:.2f} at layer {int(lowest['layer'])}"
     return _finished(
         figure,
         table,
         pairs,
-        title,
+        "Representations of the same prompts: CKA by layer",
         layer,
         "Debiased linear CKA. Dotted black and purple: how much one block changes.",
     )
@@ -137,7 +127,7 @@ def cosine_matrix(table: pd.DataFrame, *, layer: int) -> go.Figure:
     )
     return styled(
         figure,
-        _cosine_title(table, layer),
+        f"Cosines of the refusal directions at layer {layer}",
         f"Layer {layer}, 95 % bootstrap interval over prompts. Diagonal: directions of<br>two random "
         "halves of the prompts in the same checkpoint.",
         width=max(720, 330 + 130 * len(names)),
@@ -183,7 +173,7 @@ def transfer_matrix(table: pd.DataFrame) -> go.Figure:
     figure.update_xaxes(title_text="ablated in")
     return styled(
         figure,
-        _transfer_title(table),
+        "Fall of the refusal score without each checkpoint's direction",
         f"Fall of the mean refusal score (logit) of {int(table['n'].min())} held-out harmful prompts, 95 % interval; "
         "KL on harmless ones.<br>A direction carries over when its cell is near its column's own, above both controls.",
         width=max(780, 360 + 170 * len(targets)),
@@ -303,26 +293,6 @@ def _heat(z: list[list[float]], text: list[list[str]], x: list[str], y: list[str
     figure.update_xaxes(showgrid=False, zeroline=False, tickangle=0, tickvals=list(range(len(x))), ticktext=x)
     figure.update_yaxes(showgrid=False, zeroline=False, tickvals=list(range(len(y))), ticktext=y[::-1])
     return figure
-
-
-def _cosine_title(table: pd.DataFrame, layer: int) -> str:
-    at = table[table["layer"] == layer]
-    known = at[at["cosine"].notna()]
-    if known.empty:
-        return f"No refusal direction at layer {layer} to compare"
-    title = f"Refusal directions at layer {layer}: cosine {span(known['cosine'], '.2f')}"
-    if known["harmless_floor"].notna().any():
-        title += f"; a harmless contrast {span(known['harmless_floor'], '.2f')}"
-    return title
-
-
-def _transfer_title(table: pd.DataFrame) -> str:
-    foreign = table[(table["source"] != table["target"]) & table["share"].notna()]
-    if foreign.empty:
-        return "No checkpoint loses refusal by its own direction: nothing to transfer"
-    return (
-        f"Another checkpoint's direction does {span(foreign['share'], '.0%')} of what the own direction does"
-    )
 
 
 def _cell(value: float, low: float, high: float) -> str:

@@ -41,7 +41,7 @@ from mechsafety.geometry.similarity import (
     spearman_brown,
     subspaces,
 )
-from mechsafety.geometry.transfer import ablations, controls, drop, transfer_layer
+from mechsafety.geometry.transfer import ablations, controls, drop, tests_of, transfer_layer
 from mechsafety.models.loading import body_of, load_record
 from mechsafety.prompts.prompt_set import PromptSet
 from mechsafety.runs.folder import Journal
@@ -63,7 +63,7 @@ class _Streams:
 
 @dataclass(kw_only=True)
 class CheckpointWork:
-    """What is to be compared and where it is kept; :func:`compare` goes through it."""
+    """What is to be compared and where it is kept; :func:`run_comparison` goes through it."""
 
     session: Session
     config: ComparisonConfig
@@ -251,7 +251,8 @@ class CheckpointWork:
         score (``base`` to ``ablated``) with the source's direction projected out, ``share`` that in units of
         the target's own direction, ``kl`` what the projection changes on harmless prompts; ``random_floor``
         and ``random_max`` are mean and largest drop of random directions, ``harmless_floor`` and
-        ``harmless_max`` those of directions between random halves of the harmless prompts.
+        ``harmless_max`` those of directions between random halves of the harmless prompts. ``p``,
+        ``control_p`` and ``control_side`` are of :func:`tests_of`.
         """
         if measure == "transfer":
             parts = [part for name in self.models if (part := self._transfer_to(name, layer)) is not None]
@@ -372,6 +373,7 @@ class CheckpointWork:
         random = [drops[name][0] for name in others if name.startswith("random")]
         halves = [drops[name][0] for name in others if not name.startswith("random")]
         own = drops.get(target, _NO_DROP)
+        beside = [after[name] for name in others]
         rows = []
         for name in sources:
             fall, low, high = drops.get(name, _NO_DROP)
@@ -389,6 +391,7 @@ class CheckpointWork:
                     # A share of a drop that may be none means nothing.
                     "share": fall / own[0] if own[1] > 0 else math.nan,
                     "kl": math.nan if edited is None else edited.kl,
+                    **tests_of(base, edited, beside, seed=self.config.seed),
                     "random_floor": _mean(random),
                     "random_max": max(random, default=math.nan),
                     "harmless_floor": _mean(halves),

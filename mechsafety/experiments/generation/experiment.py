@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import pandas as pd
 import plotly.graph_objects as go
 
+from mechsafety.claims import Estimate
+from mechsafety.claims.sentences import level
 from mechsafety.core.errors import MechsafetyError, way
-from mechsafety.core.progress import Progress
+from mechsafety.core.progress import Progress, progress_line, with_progress
 from mechsafety.edits.files import require_edit_path, save_edit
 from mechsafety.edits.interventions import baked, digest
 from mechsafety.experiments.base import RESPONSES, Result, Session, run_experiment
@@ -118,21 +120,22 @@ class Generation(EditedExperiment[GenerationConfig]):
         figure.update_layout(barmode="overlay", xaxis_title="tokens of an answer", yaxis_title="answers")
         figure.update_traces(opacity=0.6)
         longest = result.config["max_new_tokens"]
-        cut = f"{_cut(table)} of {len(table)} answers were cut at {longest} tokens"
-        return {"answer-lengths": styled(figure, cut, edit_description(result), width=900, height=420)}
+        about = f"{edit_description(result)}; answers are cut at {longest} tokens"
+        return {"answer-lengths": styled(figure, "Lengths of answers", about, width=900, height=420)}
 
     @classmethod
     def findings(cls, result: Result) -> list[str]:
         table = result.to_frame()
-        cut = f"{_cut(table)} were cut at {result.config['max_new_tokens']} tokens"
-        return [f"{len(table)} responses, {edit_description(result)}; {cut}."]
+        measure = f"answers that were cut at {result.config['max_new_tokens']} tokens"
+        subject = f"{short_name(result.config['model'])}, {edit_description(result)}"
+        return [level(subject, measure, Estimate.of_counts(_cut(table), len(table)))]
 
     @classmethod
     def page(cls, result: Result, figures: Mapping[str, go.Figure]) -> Page:
         return Page(
             title=f"Answers of {short_name(result.config['model'])}",
             subtitle=edit_description(result),
-            findings=result.findings(),
+            findings=result.findings,
             blocks=[Block(name="lengths", title="Lengths of answers", figures=list(figures.values()))],
         )
 
@@ -157,18 +160,22 @@ class Generation(EditedExperiment[GenerationConfig]):
         }
 
 
+@with_progress
 def run_generation(
     config: GenerationConfig,
     out: str | Path,
     *,
     save_edit_to: str | Path | None = None,
-    say: Progress = lambda _: None,
+    say: Progress = progress_line,
+    progress: bool = True,  # noqa: ARG001 - with_progress reads it
     allow_other_versions: bool = False,
 ) -> Result:
     """Answer the prompts under the edit in the folder ``out``, or go on where that was interrupted.
 
     Raises :class:`MechsafetyError`, before the folder is made, for a wrong edit, an empty split, prompts that do not
     fit, and whatever loading raises.
+
+    ``progress=False`` turns off bars and lines on the work; ``say`` receives the lines instead.
     """
     save_edit_to = None if save_edit_to is None else Path(save_edit_to)
     experiment = Generation(config, save_edit_to=save_edit_to)

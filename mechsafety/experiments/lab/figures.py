@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
@@ -9,42 +11,81 @@ from plotly.subplots import make_subplots
 from mechsafety.experiments.lab.findings import KINDS, TUNINGS
 from mechsafety.plots.style import COLOURS, legend_at_foot, styled
 
-_HELD = {"held": COLOURS["refusal"], "not held": COLOURS["compliance"], "reported": "#D9D9D9"}
+_STATES = {
+    "met": COLOURS["refusal"],
+    "not met": COLOURS["compliance"],
+    "not measurable": COLOURS["degenerate"],
+    "reported": "#D9D9D9",
+}
+_BEYOND = {"yes": COLOURS["refusal"], "no": COLOURS["compliance"], "not measurable": COLOURS["degenerate"]}
 _READINGS = {"correct": ("answered correctly", "compliance"), "refused": ("refused", "refusal")}
 
 
-def lab_figures(cases: pd.DataFrame, thresholds: pd.DataFrame) -> dict[str, go.Figure]:
+def lab_figures(
+    cases: pd.DataFrame, thresholds: pd.DataFrame, controls: pd.DataFrame
+) -> dict[str, go.Figure]:
     """Every figure, by file name. The tables are those of :class:`LabResult`."""
-    return {"lab-claims": claims_figure(thresholds), "lab-outcomes": outcomes_figure(cases)}
+    return {
+        "lab-claims": claims_figure(thresholds),
+        "lab-controls": controls_figure(controls),
+        "lab-outcomes": outcomes_figure(cases),
+    }
 
 
 def claims_figure(thresholds: pd.DataFrame) -> go.Figure:
-    """One row per bound, one column per seed: the number, coloured by whether the bound was met."""
-    rows = thresholds.assign(
-        name=[
-            f"{n}  {TUNINGS.get(m, 'pretrained')}: {what} ({bound})"
-            for n, m, what, bound in thresholds[["number", "model", "what", "bound"]].itertuples(index=False)
-        ],
-        state=[_state(held) for held in thresholds["held"]],
-    ).sort_values("number", kind="stable")
-    names = list(dict.fromkeys(rows["name"]))
-    seeds = list(dict.fromkeys(rows["seed"]))
+    """One row per bound, one column per seed: the number, coloured by the state of the bound."""
+    names = [
+        f"{n}  {_model(m)}: {what} ({bound})"
+        for n, m, what, bound in thresholds[["number", "model", "what", "bound"]].itertuples(index=False)
+    ]
+    return _squares(
+        thresholds.assign(name=names, text=[f"{value:.3g}" for value in thresholds["value"]]),
+        _STATES,
+        title="Numbers of the claims beside their bounds, by seed",
+        subtitle="each square one number in one seed",
+    )
+
+
+def controls_figure(controls: pd.DataFrame) -> go.Figure:
+    """One row per reading and control, one column per seed: the reading and the control's draws."""
+    names = [
+        f"{n}  {_model(m)}: {what} | {control}"
+        for n, m, what, control in controls[["number", "model", "what", "control"]].itertuples(index=False)
+    ]
+    text = [
+        f"{value:.3g} | {low:.3g} to {high:.3g}"
+        for value, low, high in controls[["value", "low", "high"]].itertuples(index=False)
+    ]
+    return _squares(
+        controls.assign(name=names, text=text, state=controls["beyond"]),
+        _BEYOND,
+        title="Readings of the claims beside their controls, by seed",
+        subtitle="the reading | the middle 95 % of the control's draws; coloured by whether it goes beyond them",
+    )
+
+
+def _model(name: object) -> str:
+    return TUNINGS.get(str(name), "pretrained")
+
+
+def _squares(table: pd.DataFrame, states: Mapping[str, str], *, title: str, subtitle: str) -> go.Figure:
+    """A square and a ``text`` for each ``name`` and seed, coloured by ``state``."""
+    rows = table.sort_values("number", kind="stable")
+    names, seeds = list(dict.fromkeys(rows["name"])), list(dict.fromkeys(rows["seed"]))
     figure = go.Figure()
-    for state, colour in _HELD.items():
+    for state, colour in states.items():
         part = rows[rows["state"] == state]
         figure.add_scatter(
             x=[f"seed {s}" for s in part["seed"]],
             y=part["name"],
             mode="markers+text",
             marker={"symbol": "square", "size": 19, "color": colour},
-            text=[f"{value:.3g}" for value in part["value"]],
+            text=part["text"],
             textposition="middle right",
             textfont={"size": 12},
             name=state,
             hovertemplate="%{y}<br>%{x}: %{text}<extra></extra>",
         )
-    bounds = rows[rows["state"] != "reported"]
-    met = int((bounds["state"] == "held").sum())
     figure.update_xaxes(
         type="category",
         categoryorder="array",
@@ -55,13 +96,7 @@ def claims_figure(thresholds: pd.DataFrame) -> go.Figure:
     figure.update_yaxes(
         type="category", categoryorder="array", categoryarray=names[::-1], ticklabelstandoff=8, showgrid=True
     )
-    styled(
-        figure,
-        f"{met} of {len(bounds)} bounds on safety fine-tuning were met",
-        "each square one bound in one seed, the measured number beside it",
-        width=1000,
-        height=170 + 25 * len(names),
-    )
+    styled(figure, title, subtitle, width=1000, height=170 + 25 * len(names))
     figure.update_yaxes(range=[-0.6, len(names) - 0.4])
     # The names take half of the width, so that the title begins at the edge of the picture.
     figure.update_layout(margin={"l": 520, "t": 120, "b": 60}, title={"xref": "container", "x": 0.02})
@@ -105,26 +140,14 @@ def outcomes_figure(cases: pd.DataFrame) -> go.Figure:
     figure.update_xaxes(tickangle=-35, row=len(models), col=1)
     for annotation in figure.layout.annotations:
         annotation.update(x=0, xanchor="left", font={"size": 13})
-    direct = cases[cases["model"].isin(["ssft", "dpo", "unlearn"]) & (cases["kind"] == "unsafe")]["correct"]
-    through = cases[
-        cases["model"].isin(["ssft", "dpo", "unlearn"]) & cases["kind"].isin(["co_task", "co_text"])
-    ]
     styled(
         figure,
-        f"Direct unsafe inputs are answered {direct.mean():.0%} of the time, attacks that compete "
-        f"{through['correct'].mean():.0%}",
-        "share of inputs, one mark per seed; the class of the text in brackets; what is neither answered nor "
-        "refused is something else",
+        "Inputs answered correctly and refused, by model and kind of input",
+        "share of inputs, one mark per seed; the class of the text in brackets; what is neither is something else",
         width=1000,
         height=190 + 165 * len(models),
     )
     return legend_at_foot(figure.update_layout(margin={"b": 190}))
-
-
-def _state(held: object) -> str:
-    if held is None or pd.isna(held):  # type: ignore[arg-type]
-        return "reported"
-    return "held" if bool(held) else "not held"
 
 
 def _place(kind: str, text_class: str) -> str:

@@ -1,11 +1,14 @@
-"""What a run of the lab found, in sentences: which claims held, and which attacks get through."""
+"""What a run of the lab found: bounds and controls over seeds, and which attacks get through."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import pandas as pd
 
+from mechsafety.claims.contrasts import Estimate
+from mechsafety.claims.sentences import Named, counted, extremes, held, level
 from mechsafety.core.wording import span
 
 TUNINGS: Mapping[str, str] = {
@@ -27,43 +30,69 @@ KINDS: Mapping[str, str] = {
 _ATTACKS = ("co_task", "co_text", "misgen", "ood", "soft")
 
 
-def lab_findings(cases: pd.DataFrame, held: pd.DataFrame) -> dict[str, list[str]]:
-    """Sentences by section: ``claims`` and ``attacks``.
+def lab_findings(cases: pd.DataFrame, bounds: pd.DataFrame, beyond: pd.DataFrame) -> dict[str, list[str]]:
+    """Sentences by section: ``claims``, ``controls`` and ``attacks``. What only the table has is over the answer.
 
-    ``cases`` has the columns of the run's ``cases``, ``held`` those of
-    :func:`mechsafety.experiments.lab.thresholds.held_over_seeds`.
+    ``cases`` has the columns of the run's ``cases``; ``bounds`` and ``beyond`` are :func:`held_over_seeds` and
+    :func:`controls_over_seeds`.
     """
-    return {"claims": _claims(held), "attacks": _attacks(cases)}
+    return {
+        "claims": [*_claims(bounds)],
+        "controls": [*_controls(beyond)],
+        "attacks": [*_attacks(cases)],
+    }
 
 
-def _claims(held: pd.DataFrame) -> list[str]:
-    bounds = held[held["held"].notna()]
-    seeds = int(held["seeds"].max())
-    always, never = bounds["held"] == bounds["seeds"], bounds["held"] == 0
-    sentences = [
-        f"Of {len(bounds)} bounds, {int(always.sum())} were met in "
-        f"{'every one of ' if seeds > 1 else ''}{seeds} seed{'s' if seeds > 1 else ''}, {int(never.sum())} in none."
-    ]
-    sentences += [
-        f"Claim {row['number']}, {TUNINGS.get(row['model'], row['model'])}: {row['what']} was "
-        f"{span([row['lowest'], row['highest']], '.3g')}, not {row['bound']}, in {int(row['seeds'] - row['held'])} of "
-        f"{int(row['seeds'])} seeds."
-        for row in bounds[~always].to_dict("records")
-    ]
-    return sentences
+def _claims(table: pd.DataFrame) -> Iterator[str]:
+    rows = table[table["met"].notna()]
+    never = int((rows["not measurable"] == rows["seeds"]).sum())
+    always = rows["met"] == rows["seeds"]
+    yield counted("Lab", int(always.sum()), len(rows), "bounds are met in every seed", unknown=never)
+    for row in rows[~always].to_dict("records"):
+        outcomes = _outcomes(row, {"met": True, "not met": False, "not measurable": None})
+        ends = span([row["lowest"], row["highest"]], ".3g")
+        yield held(f"{_who(row)}: {row['what']} {row['bound']}, {ends}", outcomes, of=_seeds(row))
 
 
-def _attacks(cases: pd.DataFrame) -> list[str]:
-    sentences = []
+def _controls(table: pd.DataFrame) -> Iterator[str]:
+    for control, rows in table.groupby("control", sort=False):
+        over = rows["what"].str.contains("over the answer")
+        for where, part in (("before the answer", rows[~over]), ("over the answer", rows[over])):
+            always = part["beyond"] == part["seeds"]
+            never = int((part["not measurable"] == part["seeds"]).sum())
+            what = f"readings {where} go beyond {control} in every seed"
+            if len(part):
+                yield counted("Lab", int(always.sum()), len(part), what, unknown=never)
+        for row in rows[~over & (rows["beyond"] < rows["seeds"])].to_dict("records"):
+            outcomes = _outcomes(row, {"beyond": True, "not beyond": False, "not measurable": None})
+            name = f"{_who(row)}: {row['what']}, {row['value']}, beyond {control}"
+            yield held(name, outcomes, of=_seeds(row), control=row["result"])
+
+
+def _who(row: Mapping[str, Any]) -> str:
+    return f"Claim {row['number']}, {TUNINGS.get(row['model'], 'pretrained')}"
+
+
+def _seeds(row: Mapping[str, Any]) -> str:
+    return "seed" if row["seeds"] == 1 else "seeds"
+
+
+def _outcomes(row: Mapping[str, Any], states: Mapping[str, bool | None]) -> list[bool | None]:
+    return [state for name, state in states.items() for _ in range(int(row[name]))]
+
+
+def _attacks(cases: pd.DataFrame) -> Iterator[str]:
+    """Inputs of all seeds together, without intervals: seeds are different worlds."""
     for model, name in TUNINGS.items():
-        rows = cases[(cases["model"] == model) & cases["kind"].isin(_ATTACKS)]
+        rows = cases[cases["model"] == model]
         if model == "benign" or rows.empty:
             continue
-        share = rows.groupby("kind")["correct"].mean().reindex(_ATTACKS)
-        direct = cases[(cases["model"] == model) & (cases["kind"] == "unsafe")]["correct"].mean()
-        shares = ", ".join(f"{KINDS[str(kind)]} {value:.0%}" for kind, value in share.items())
-        sentences.append(
-            f"After {name}, the model answers {direct:.0%} of direct unsafe inputs, and of attacks, averaged over "
-            f"seeds and text classes: {shares}."
-        )
-    return sentences
+        yield level(name, "direct unsafe inputs answered", _answered(rows, "unsafe"))
+        values = [Named(name=KINDS[kind], estimate=_answered(rows, kind)) for kind in _ATTACKS]
+        yield extremes(name, "attacks answered", values, unit="share", of="families")
+
+
+def _answered(cases: pd.DataFrame, kind: str) -> Estimate:
+    rows = cases[cases["kind"] == kind]
+    n, hits = int(rows["n"].sum()), int((rows["correct"] * rows["n"]).round().sum())
+    return Estimate(value=hits / n if n else float("nan"), hits=hits, n=n)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _WORDS = packaged_words("mechsafety.experiments.lab", "page.toml")
 _SHOWN = (
-    "anatomy-tau-output",
+    "anatomy-tau-last-prompt",
     "anatomy-separation",
     "anatomy-sensitivity",
     "anatomy-alpha",
@@ -31,19 +31,22 @@ _TABLES = ("tau", "separation", "norms", "sensitivity", "interpolation", "spectr
 
 def page(result: LabResult, figures: Mapping[str, go.Figure]) -> Page:
     """The page of a run of the lab."""
-    cases, held = result.tables["cases"], result.held()
-    found, config = lab_findings(cases, held), result.config
+    cases, held, beyond = result.tables["cases"], result.held(), result.beyond()
+    found, config = lab_findings(cases, held, beyond), result.config
     seeds = config["seeds"]
     return Page(
         title="Safety fine-tuning in the synthetic lab",
         subtitle=f"Preset {config['preset']} · seeds {', '.join(map(str, seeds))}",
-        findings=[found["claims"][0], *found["attacks"]],
+        findings=[found["claims"][0], *_main(found["controls"]), *found["attacks"]],
         blocks=[
             *page_blocks(
                 _WORDS["blocks"],
-                {"claims": held, "cases": cases},
+                {"claims": held, "controls": beyond, "cases": cases},
                 figures,
-                added={"claims": [*(f"{n}. {claim}" for n, claim in CLAIMS.items()), *found["claims"][1:]]},
+                added={
+                    "claims": [*(f"{n}. {claim}" for n, claim in CLAIMS.items()), *found["claims"][1:]],
+                    "controls": [line for line in found["controls"] if line not in _main(found["controls"])],
+                },
             ),
             *_anatomies(result, seeds[0]),
         ],
@@ -53,6 +56,11 @@ def page(result: LabResult, figures: Mapping[str, go.Figure]) -> Page:
             "folder, and so for every seed.",
         ],
     )
+
+
+def _main(controls: list[str]) -> list[str]:
+    """Of the sentences about controls those that count readings."""
+    return [line for line in controls if line.startswith("Lab:")]
 
 
 def _anatomies(result: LabResult, seed: int) -> list[Block]:

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mechsafety.core.errors import MechsafetyError, NotFiniteError, RefusedRunError
-from mechsafety.core.progress import Progress
+from mechsafety.core.progress import Progress, progress_line, with_progress
 from mechsafety.experiments.base import Experiment, Read, Result, Session, load_run, run_experiment
-from mechsafety.experiments.comparison.experiment import compare, read_comparison
+from mechsafety.experiments.comparison.experiment import read_comparison, run_comparison
 from mechsafety.experiments.ladder.config import LadderConfig
 from mechsafety.experiments.ladder.figures import ladder_figures
 from mechsafety.experiments.ladder.findings import summary
@@ -23,7 +23,6 @@ from mechsafety.experiments.ladder.links import files_read, read_regions
 from mechsafety.experiments.ladder.subspaces import FIT, Splits
 from mechsafety.experiments.ladder.systems import LadderSetting, RungAware
 from mechsafety.experiments.ladder.tables import COMPARE, TABLES, refused_table
-from mechsafety.experiments.ladder.verdicts import ladder_verdicts
 from mechsafety.experiments.ladder.work import LadderWork
 from mechsafety.judges.registry import judge_sources, load_judge
 from mechsafety.models.adapters import adapter_folder
@@ -145,7 +144,7 @@ class Ladder(Experiment[LadderConfig]):
         # Halves of a class must span the compared subspaces, their mean taken off.
         half = min(config.compare_limit, len(fit.harmful), len(fit.harmless)) // 2
         try:
-            found = compare(
+            found = run_comparison(
                 config.systems,
                 self.prompts,
                 out=session.run.path / COMPARE,
@@ -180,7 +179,7 @@ class Ladder(Experiment[LadderConfig]):
 
     @classmethod
     def findings(cls, result: Result) -> list[str]:
-        return summary(ladder_verdicts(result.tables))
+        return summary(result.tables)
 
     @classmethod
     def facts(cls, result: Result) -> dict[str, Any]:
@@ -193,11 +192,13 @@ class Ladder(Experiment[LadderConfig]):
         return "\n".join([refused_table(result.tables["survival"]), "", *as_ladder(result).notes]).strip()
 
 
+@with_progress
 def run_ladder(
     config: LadderConfig,
     out: str | Path,
     *,
-    say: Progress = lambda _: None,
+    say: Progress = progress_line,
+    progress: bool = True,  # noqa: ARG001 - with_progress reads it
     allow_other_versions: bool = False,
 ) -> LadderResult:
     """Run ``config`` in the folder ``out``, or go on where it was interrupted.
@@ -206,6 +207,8 @@ def run_ladder(
     :class:`MechsafetyError` for a prompt set without fit, validation or report prompts of both labels, more directions
     than fit prompts or dimensions, a model, judge or adapter that does not exist, ``beside`` folders that hold no
     finished ladder, a regions run of another model, and whatever loading a model raises.
+
+    ``progress=False`` turns off bars and lines on the work; ``say`` receives the lines instead.
     """
     found = run_experiment(Ladder(config), out, say=say, allow_other_versions=allow_other_versions)
     return as_ladder(found)

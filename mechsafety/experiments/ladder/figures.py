@@ -10,15 +10,11 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from mechsafety.core.wording import counted, span
+from mechsafety.claims import Claim
+from mechsafety.core.wording import span
+from mechsafety.experiments.ladder.contrasts import Claims, ladder_claims, ladder_systems, rung_names
+from mechsafety.experiments.ladder.findings import NO_VERDICTS, tallies
 from mechsafety.experiments.ladder.matrices import ladder_matrices, link_figure
-from mechsafety.experiments.ladder.verdicts import (
-    Ablated,
-    SystemVerdict,
-    ladder_systems,
-    ladder_verdicts,
-    rung_names,
-)
 from mechsafety.plots.lines import band, faded
 from mechsafety.plots.panels import HUES, WIDTH, Panel, Series, outcome_panels, panel_height
 from mechsafety.plots.style import COLOURS, HEAT, legend_at_foot, styled, whiskers, wrapped
@@ -28,7 +24,6 @@ _COLUMNS = 4
 _RANDOM = COLOURS["ink"]
 # Two of Tol's muted colours in place of black and grey, which are the controls'.
 _HUES = (*HUES[:6], "#999933", "#882255")
-_OUTCOME_WORDS = {"weakened": "weakened", "kept": "kept", "undecided": "undecided", "unjudged": "not judged"}
 _SHOWN = (
     ("refused", "refused", COLOURS["refusal"]),
     ("complied", "answered coherently", COLOURS["compliance"]),
@@ -48,18 +43,17 @@ _COST = (
 
 def ladder_figures(tables: Mapping[str, pd.DataFrame], *, layer: int | None) -> dict[str, go.Figure]:
     """Every figure of a ladder by file name; ``layer`` is the one at which its comparison shows matrices."""
-    verdicts = ladder_verdicts(tables)
+    names = rung_names(ladder_systems(tables))
     harmful, harmless = (
         tables["survival"][tables["survival"]["label"] == name] for name in ("harmful", "harmless")
     )
     figures = {
-        "ladder-overview": overview_figure(verdicts, harmful),
-        "ladder-survival": survival_figure(verdicts, harmful),
-        "ladder-answers": answers_figure(verdicts, harmful),
+        "ladder-overview": overview_figure(harmful, names, ladder_claims(tables)),
+        "ladder-survival": survival_figure(harmful, names),
+        "ladder-answers": answers_figure(harmful, names),
     }
     if len(harmless):
         figures["ladder-cost"] = cost_figure(harmless)
-    names = rung_names(ladder_systems(tables))
     if len(tables.get("ranks", ())):
         figures["ladder-ranks"] = ranks_figure(tables["ranks"], names)
     figures |= ladder_matrices(tables, names, layer=layer)
@@ -68,27 +62,29 @@ def ladder_figures(tables: Mapping[str, pd.DataFrame], *, layer: int | None) -> 
     return figures
 
 
-def overview_figure(verdicts: Sequence[SystemVerdict], harmful: pd.DataFrame) -> go.Figure:
+def overview_figure(harmful: pd.DataFrame, names: Mapping[str, str], claims: Claims) -> go.Figure:
     """Refused harmful prompts, one row per system: unedited, without refusal directions, and without random ones.
 
-    Cells mark which falls are significant, and where most answers are degenerate.
+    Cells mark which changes are shown, and which go beyond random directions.
     """
-    counts = sorted({s.directions for v in verdicts for s in v.states})
+    counts = [k for k in _counts(harmful) if k]
+    shares = harmful.groupby(["system", "kind", "directions"])["refused"].mean()
+    states = [("unedited", 0), *(("refusal", k) for k in counts), *(("random", k) for k in counts)]
 
-    def cells(verdict: SystemVerdict) -> list[tuple[float, str]]:
-        states = [verdict.at(k) for k in counts]
-        edited = [(math.nan, "") if s is None else (s.refused.value, _marks(s)) for s in states]
-        random = [(math.nan if s is None else s.random.value, "") for s in states]
-        return [(v, _share(v) + marks) for v, marks in [(verdict.before.value, ""), *edited, *random]]
+    def cell(system: str, kind: str, directions: int) -> tuple[float, str]:
+        value = float(shares.get((system, kind, directions), math.nan))
+        marked = claims.get((system, directions)) if kind == "refusal" else None
+        return value, _share(value) + (_marks(marked) if marked else "")
 
-    rows = [cells(v) for v in verdicts[::-1]]
+    systems = list(names)[::-1]
+    rows = [[cell(system, *state) for state in states] for system in systems]
     z, text = ([[cell[part] for cell in row] for row in rows] for part in (0, 1))
     ticks = ["unedited", *(str(k) for k in counts), *(f"{k} " for k in counts)]
     figure = go.Figure(
         go.Heatmap(
             **{"z": z, "text": text, "texttemplate": "%{text}", "xgap": 2, "ygap": 2},
             **{"zmin": 0, "zmax": 1, "colorscale": HEAT, "hoverongaps": False},
-            customdata=[[f"{v.name}, {tick}" for tick in ticks] for v in verdicts[::-1]],
+            customdata=[[f"{names[s]}, {tick}" for tick in ticks] for s in systems],
             hovertemplate="%{customdata}: %{z:.0%}<extra></extra>",
             colorbar={"title": {"text": "refused"}, "tickformat": ".0%", "thickness": 14},
         )
@@ -96,8 +92,8 @@ def overview_figure(verdicts: Sequence[SystemVerdict], harmful: pd.DataFrame) ->
     places = list(range(len(ticks)))
     figure.update_xaxes(tickvals=places, ticktext=ticks, showgrid=False, zeroline=False, side="top")
     figure.update_yaxes(
-        tickvals=list(range(len(verdicts))),
-        ticktext=[f"{wrapped(v.name, 20)}<br><i>{_became(v)}</i>" for v in verdicts[::-1]],
+        tickvals=list(range(len(systems))),
+        ticktext=[wrapped(names[s], 20) for s in systems],
         showgrid=False,
         zeroline=False,
     )
@@ -110,22 +106,26 @@ def overview_figure(verdicts: Sequence[SystemVerdict], harmful: pd.DataFrame) ->
         figure.add_vline(x=place, line={"color": COLOURS["ink"], "width": 1.5})
     styled(
         figure,
-        ladder_title(verdicts),
-        f"{_number(harmful)} harmful prompts. * fewer than unedited (p < 0.05 after Holm); † more degenerate than "
-        "coherent answers.<br>Breaks: * and at most half left. Weakened: * and more left. Kept: no *, and intervals "
-        "exclude a loss of half.",
+        "Harmful prompts refused, by directions removed",
+        "<br>".join(
+            [
+                f"{_number(harmful)} harmful prompts. ↓ a fall and ↑ a rise that is shown (McNemar, Holm); ° beyond "
+                "every random draw.",
+                *(tallies(claims, "harmful") if claims else [f"Changes are not tested ({NO_VERDICTS})."]),
+            ]
+        ),
         width=WIDTH,
-        height=200 + 46 * len(verdicts),
+        height=240 + 46 * len(systems),
     )
-    return figure.update_layout(margin={"t": 130, "b": 50, "l": 170, "r": 60})
+    return figure.update_layout(margin={"t": 165, "b": 50, "l": 170, "r": 60})
 
 
-def survival_figure(verdicts: Sequence[SystemVerdict], harmful: pd.DataFrame) -> go.Figure:
+def survival_figure(harmful: pd.DataFrame, names: Mapping[str, str]) -> go.Figure:
     """Refused harmful prompts by directions removed, one panel per system, with 95 % Wilson bands.
 
     Of random directions the mean over draws is drawn, with the span of their intervals.
     """
-    figure, places = _grid([f"{v.name}: {_became(v)}" for v in verdicts])
+    figure, places = _grid(list(names.values()))
     ticks = _counts(harmful)
     curves = (
         ("random", "refused", "refused, random directions removed", _RANDOM, "dash", "circle"),
@@ -138,8 +138,8 @@ def survival_figure(verdicts: Sequence[SystemVerdict], harmful: pd.DataFrame) ->
             *(COLOURS["degenerate"], "dot", "x"),
         ),
     )
-    for number, (verdict, where) in enumerate(zip(verdicts, places, strict=True)):
-        rows = harmful[harmful["system"] == verdict.system].sort_values("directions")
+    for number, (system, where) in enumerate(zip(names, places, strict=True)):
+        rows = harmful[harmful["system"] == system].sort_values("directions")
         for kind, measure, name, colour, dash, symbol in curves:
             part = rows[rows["kind"].isin(["unedited", kind])]
             shares = {int(str(k)): pooled(of, measure) for k, of in part.groupby("directions")}
@@ -156,20 +156,20 @@ def survival_figure(verdicts: Sequence[SystemVerdict], harmful: pd.DataFrame) ->
     _rates(figure, [str(k) for k in ticks])
     return _panels_styled(
         figure,
-        ladder_title(verdicts),
+        "Harmful prompts refused and degenerate answers, by directions removed",
         f"Greedy answers to {_number(harmful)} harmful prompts; bands: 95 % Wilson intervals, of random directions "
         "their span over draws, around the mean.",
         "directions removed",
     )
 
 
-def answers_figure(verdicts: Sequence[SystemVerdict], harmful: pd.DataFrame) -> go.Figure:
+def answers_figure(harmful: pd.DataFrame, names: Mapping[str, str]) -> go.Figure:
     """What harmful prompts get instead of a refusal: shares of all answers, one panel per system."""
-    figure, places = _grid([v.name for v in verdicts])
+    figure, places = _grid(list(names.values()))
     ticks = _counts(harmful)
     edited = harmful[harmful["kind"].isin(["unedited", "refusal"])].sort_values("directions", kind="stable")
-    for number, (verdict, where) in enumerate(zip(verdicts, places, strict=True)):
-        rows = edited[edited["system"] == verdict.system]
+    for number, (system, where) in enumerate(zip(names, places, strict=True)):
+        rows = edited[edited["system"] == system]
         x = [ticks.index(k) for k in rows["directions"]]
         for measure, name, colour in _SHOWN:
             figure.add_bar(
@@ -177,18 +177,9 @@ def answers_figure(verdicts: Sequence[SystemVerdict], harmful: pd.DataFrame) -> 
             )
     figure.update_layout(barmode="stack", bargap=0.15)
     _rates(figure, [str(k) for k in ticks])
-    lost = [(v.name, s) for v in verdicts for s in v.states if s.fall.significant]
-    broken = {name for name, state in lost if state.broken_text}
-    title = (
-        f"Refusals give way mostly to degenerate text in {counted(len(broken), 'system')} of {len(verdicts)}"
-        if broken
-        else "What is no longer refused is answered coherently"
-        if lost
-        else "What harmful prompts are answered"
-    )
     return _panels_styled(
         figure,
-        title,
+        "What harmful prompts are answered, by directions removed",
         f"Shares of the answers to {_number(harmful)} harmful prompts. Degenerate: looped, empty, or no language.",
         "refusal directions removed",
     )
@@ -223,13 +214,9 @@ def cost_figure(harmless: pd.DataFrame) -> go.Figure:
     )
     figure = outcome_panels(series, _COST, ticks=[str(k) for k in ticks], base=None)
     figure.update_xaxes(title={"text": "directions removed", "font": {"size": 12}, "standoff": 4})
-    one = edited[edited["directions"] == min((k for k in ticks if k), default=0)]["kl"].dropna()
-    title = "What the removal costs on harmless prompts"
-    if len(one):
-        title += f": KL {span(one, '.2g')} nats for the first direction"
     styled(
         figure,
-        title,
+        "What the removal costs on harmless prompts",
         f"{_number(harmless)} harmless prompts; whiskers: 95 % Wilson intervals. Perplexity: of the unedited "
         "system's own answers.<br>KL below 0.01 nats, as of the unedited system, is drawn at 0.01.",
         width=WIDTH,
@@ -267,45 +254,26 @@ def ranks_figure(ranks: pd.DataFrame, names: Mapping[str, str]) -> go.Figure:
     figure.update_xaxes(
         tickvals=list(range(1, top + 1)), range=[0.4, top + 0.6], tickfont={"size": 11}, showgrid=False
     )
-    separating = [int((rows["auroc"] > rows["auroc_chance"]).sum()) for rows in groups.values()]
     return _panels_styled(
         figure,
-        f"{span(separating, '.0f')} of {top} directions of the refusal subspace tell harmful from harmless prompts",
+        "AUROC of each direction of the refusal subspace alone",
         "Each direction alone, on report prompts: 1 is the mean difference, the others the leading "
         "components of harmful prompts.",
         "direction of the subspace",
     )
 
 
-def ladder_title(verdicts: Sequence[SystemVerdict]) -> str:
-    """How many of the judged systems break, and how many keep their refusals."""
-    judged = [v for v in verdicts if v.outcome != "unjudged"]
-    if not judged:
-        return "No system refuses enough unedited to be judged"
-    breaks, kept = (sum(v.outcome == word for v in judged) for word in ("breaks", "kept"))
-    ends = ("s" if number == 1 else "" for number in (breaks, kept))
-    return (
-        f"{breaks} of {counted(len(judged), 'system')} judged lose{next(ends)} half of the refusals or more, "
-        f"{kept} keep{next(ends)} them"
-    )
-
-
 # -- parts ------------------------------------------------------------------------------------------
-
-
-def _became(verdict: SystemVerdict) -> str:
-    if verdict.outcome == "breaks" and verdict.state is not None:
-        random = ", random too" if verdict.state.as_random else ""
-        return f"breaks at {verdict.state.directions}{random}"
-    return _OUTCOME_WORDS[verdict.outcome]
 
 
 def _share(value: float) -> str:
     return "" if value != value else f"{value:.0%}"
 
 
-def _marks(state: Ablated) -> str:
-    return ("*" if state.fall.significant else "") + ("†" if state.broken_text else "")
+def _marks(claim: Claim) -> str:
+    if not claim.shown:
+        return ""
+    return ("↓" if claim.direction == "down" else "↑") + ("°" if claim.beyond == "yes" else "")
 
 
 def _number(rows: pd.DataFrame) -> str:

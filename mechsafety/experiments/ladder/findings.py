@@ -1,20 +1,22 @@
-"""What a ladder found, as sentences with numbers: which rungs survive the removal of directions, and at what cost."""
+"""What a ladder found: a list of contrasts and of measured values, each said by the forms of claims."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 
 import pandas as pd
 
-from mechsafety.core.wording import counted, listed, span, spelt_p
-from mechsafety.experiments.ladder.verdicts import (
-    ALPHA,
-    Ablated,
-    Fall,
-    SystemVerdict,
+from mechsafety.claims import Claim, Estimate, sentences
+from mechsafety.claims.sentences import Named, counted, extremes, level, missing, series
+from mechsafety.core.wording import counted as number_of
+from mechsafety.experiments.comparison.findings import transfer_findings
+from mechsafety.experiments.ladder.contrasts import (
+    Claims,
+    ladder_claims,
     ladder_systems,
-    ladder_verdicts,
-    points,
+    of_system,
     rung_names,
 )
 
@@ -23,10 +25,8 @@ _SETS = {
     "wanda": "the 5 % of weights that refusals need most by Wanda",
     "magnitude": "the largest 5 % of weights",
 }
-
-
-DAMAGE = 2.0
-"""The ratio of perplexities on harmless prompts from which a removal is said to harm ordinary text."""
+NO_VERDICTS = "the run holds no verdicts by prompt"
+Names = Mapping[str, str]
 
 
 def ladder_findings(tables: Mapping[str, pd.DataFrame], *, layer: int | None) -> dict[str, list[str]]:
@@ -36,297 +36,221 @@ def ladder_findings(tables: Mapping[str, pd.DataFrame], *, layer: int | None) ->
     shows its matrices.
     """
     names = rung_names(ladder_systems(tables))
-    sections: dict[str, Callable[[pd.DataFrame], list[str]]] = {
-        "survival": lambda _: [verdict_sentence(v) for v in ladder_verdicts(tables)],
+    sections: dict[str, Callable[[pd.DataFrame], Iterator[str]]] = {
+        "survival": lambda _: _survival(tables),
         "cost": lambda table: _cost(table, names),
         "ranks": lambda table: _ranks(table, names),
         "cosines": lambda table: _cosines(table[table["layer"] == layer], names, layer),
-        "angles": lambda table: _angles(table[table["layer"] == layer], layer),
-        "transfer": lambda table: _transfers(table, names),
-        "links": lambda table: _links(table, names),
+        "angles": lambda table: _angles(table[table["layer"] == layer], names, layer),
+        "transfer": lambda table: transfer_findings(table, names),
+        "links": lambda table: _links(table[table["value"].notna()], names),
     }
     found = {**tables, "cost": tables["survival"]}
     return {
-        key: sentences
+        key: said
         for key, say in sections.items()
-        if key in found and len(found[key]) and (sentences := say(found[key]))
+        if key in found and len(found[key]) and (said := list(say(found[key])))
     }
 
 
-def summary(verdicts: Sequence[SystemVerdict]) -> list[str]:
-    """The answer in short: which systems break, weaken, keep, and which cannot be judged; then what qualifies it."""
-    most = max((s.directions for v in verdicts for s in v.states), default=0)
-    judged = [v for v in verdicts if v.outcome != "unjudged"]
-    groups = {
-        "breaks": ("lose{} half of their refusals or more", _by_count),
-        "weakened": ("lose{} some refusals, less than half", _by_count),
-        "kept": (f"keep{{}} them with up to {counted(most, 'direction')} removed", _names),
-        "undecided": ("show{} no loss told from chance, on too few prompts to exclude one of half", _names),
+def summary(tables: Mapping[str, pd.DataFrame]) -> list[str]:
+    """In how many systems refusals change, of harmful and of harmless prompts, and where each system's first do."""
+    harmful, harmless = (ladder_claims(tables, label) for label in ("harmful", "harmless"))
+    if not harmful:
+        return [missing("Refusals without directions", NO_VERDICTS)]
+    steps = [_steps(of_system(harmful, system)) for system in ladder_systems(tables)]
+    return [*tallies(harmful, "harmful"), *filter(None, steps), *tallies(harmless, "harmless")]
+
+
+def tallies(claims: Claims, label: str) -> list[str]:
+    """How many systems show a fall, one beyond random directions, and a rise, at some number of directions."""
+    systems = [of_system(claims, s) for s in dict.fromkeys(system for system, _ in claims)]
+    tested = [c.values() for c in systems if any(one.direction != "not tested" for one in c.values())]
+    unknown = len(systems) - len(tested)
+    kinds: dict[str, Callable[[Claim], bool]] = {
+        "a fall in refusals of {} prompts": lambda c: c.direction == "down",
+        "a fall in refusals of {} prompts beyond random directions": lambda c: (
+            c.direction == "down" and c.beyond == "yes"
+        ),
+        "a rise in refusals of {} prompts": lambda c: c.direction == "up",
     }
-    parts = []
-    for outcome, (text, named) in groups.items():
-        if some := _of(judged, outcome):
-            parts.append(f"{len(some)} {text.format('s' * (len(some) == 1))} ({named(some)})")
-    sentences = []
-    if judged:
-        sentences.append(f"Of {counted(len(judged), 'system')} judged, {listed(parts)}.")
-    lost = [(v, v.state) for v in judged if v.state is not None and v.state.fall.significant]
-    if broken := [v for v, state in lost if v.outcome == "breaks" and state.broken_text]:
-        sentences.append(
-            f"In {_names(broken)} refusals give way mostly to degenerate text: a broken model, not a jailbroken one."
+    return [
+        counted(
+            "Ladder",
+            sum(any(map(is_kind, found)) for found in tested),
+            len(tested),
+            f"systems show {kind.format(label)}",
+            unknown=unknown,
         )
-    if same := [v for v, state in lost if state.as_random]:
-        sentences.append(
-            f"In {_names(same)} the loss is not told apart from that without as many random directions: it says "
-            "nothing about the refusal directions."
-        )
-    if harmed := [(v.name, state) for v, state in lost if state.ratio >= DAMAGE]:
-        parts = [f"{name} {state.ratio:.2g} times, KL {state.kl:.2g} nats" for name, state in harmed]
-        sentences.append(
-            f"The removal also harms ordinary text, whose perplexity is {DAMAGE:g} times the unedited one or more: "
-            f"{'; '.join(parts)}."
-        )
-    if few := _of(verdicts, "unjudged"):
-        unjudged = listed([f"{v.name} ({v.before.value:.0%} of {v.n})" for v in few])
-        sentences.append(f"Not judged, because too little is refused unedited: {unjudged}.")
-    return sentences
+        for kind, is_kind in kinds.items()
+    ]
 
 
-def verdict_sentence(verdict: SystemVerdict) -> str:
-    """What happened to one system: intervals, the paired test, what is answered instead, and the random control."""
-    start = f"{verdict.name} refuses {verdict.before} of {verdict.n} harmful prompts unedited"
-    state = verdict.state
-    if state is None:
-        return f"{start}: too little to judge a loss by."
-    removed = f"without {counted(state.directions, 'direction')}"
-    if verdict.outcome in ("kept", "undecided"):
-        most = verdict.states[-1].directions
-        bound = max(s.fall.high for s in verdict.states)
-        end = (
-            f"no interval reaches a loss of half (highest end: {points(bound)} points)"
-            if verdict.outcome == "kept"
-            else "a loss of half is not excluded"
-        )
-        return (
-            f"{start}, {state.refused} {removed}. No loss is told apart from chance up to "
-            f"{counted(most, 'direction')}: the largest is {state.fall} ({spelt_p(state.fall.p)}), and {end}."
-            f"{_without_random(state)}"
-        )
-    word = "It breaks there" if verdict.outcome == "breaks" else "It is weakened, not broken"
-    instead = f"{state.complied} are answered coherently and {state.degenerate} are degenerate" + (
-        ": a broken model, not a jailbroken one" if state.broken_text else ""
-    )
-    return (
-        f"{start}, {state.refused} {removed} ({_test(state.fall)}). {word}; {instead}."
-        f"{_without_random(state)}{_costs(state)}"
-    )
-
-
-def _without_random(state: Ablated) -> str:
-    if not state.random.draws:
+def _steps(claims: Mapping[int, Claim]) -> str:
+    if not claims:
         return ""
-    beyond = state.beyond
-    draws = f", mean of {counted(state.random.draws, 'draw')}" if state.random.draws > 1 else ""
-    sentence = f" Without {counted(state.directions, 'random direction')} it refuses {state.random}{draws}"
-    if beyond.significant:
-        return f"{sentence}: the refusal directions do more ({spelt_p(beyond.p)})."
-    if beyond.p < ALPHA:
-        return f"{sentence}: the random ones do more ({spelt_p(beyond.p)})."
-    return f"{sentence}, not told apart ({spelt_p(beyond.p)})."
+    alone = [(str(k), _of_all(claim)) for k, claim in claims.items()]
+    return series(alone, of="numbers of directions")
 
 
-def _costs(state: Ablated) -> str:
-    parts = [] if state.kl != state.kl else [f"KL {state.kl:.2g} nats"]
-    if state.ratio == state.ratio:
-        parts.append(f"perplexity {state.ratio:.3g} times the unedited one")
-    return f" It costs, on harmless prompts, {listed(parts)}." if parts else ""
+def _of_all(claim: Claim) -> Claim:
+    """The same about the system whatever the number of directions."""
+    return replace(
+        claim, contrast=replace(claim.contrast, subject=claim.contrast.subject.rpartition(" without ")[0])
+    )
 
 
-def _test(fall: Fall) -> str:
-    return f"{fall.lost} lost, {fall.gained} gained, {spelt_p(fall.p)} after Holm"
+def _survival(tables: Mapping[str, pd.DataFrame]) -> Iterator[str]:
+    """Each system at the fewest directions that change its refusals of harmful prompts, else at the most."""
+    harmful, harmless = (ladder_claims(tables, label) for label in ("harmful", "harmless"))
+    for system in ladder_systems(tables):
+        claims = of_system(harmful, system)
+        at = next((k for k, claim in claims.items() if claim.shown), max(claims, default=0))
+        found = [several[system, at] for several in (harmful, harmless) if (system, at) in several]
+        if found:
+            yield " ".join(said for claim in found for said in sentences(claim))
 
 
-def _cost(survival: pd.DataFrame, names: Mapping[str, str]) -> list[str]:
-    """What the removal does to harmless prompts: a sentence for each number of directions, and on over-refusal."""
+def _cost(survival: pd.DataFrame, names: Names) -> Iterator[str]:
+    """What the fewest and the most directions cost on harmless prompts, refusal directions and random ones."""
     harmless = survival[survival["label"] == "harmless"]
-    base = harmless[harmless["kind"] == "unedited"].set_index("system")
-    sentences = []
-    for count, rows in harmless[harmless["kind"] == "refusal"].groupby("directions"):
-        random = harmless[(harmless["kind"] == "random") & (harmless["directions"] == count)]
-        parts = [_spread(rows, "kl", names, ".2g", "KL {} nats"), *_ratios(rows, base, names)]
-        parts.append(_spread(rows, "degenerate", names, ".0%", "{} of harmless answers degenerate"))
-        control = _spread(random, "kl", names, ".2g", "KL {} nats")
-        known = [part for part in parts if part]
-        if known:
-            sentences.append(
-                f"Without {counted(int(str(count)), 'direction')}, on harmless prompts: {'; '.join(known)}"
-                f"{f' (random: {control})' if control else ''}."
+    base = harmless[harmless["kind"] == "unedited"].set_index("system")["perplexity"]
+    harmless = harmless.assign(
+        ratio=harmless["perplexity"].to_numpy() / base.reindex(harmless["system"]).to_numpy()
+    )
+    measures = (
+        ("kl", "KL of the next token on harmless prompts", "nats"),
+        ("ratio", "perplexity of its own unedited answers to harmless prompts, over that unedited", "times"),
+        ("degenerate", "degenerate answers to harmless prompts", "share"),
+    )
+    removed = harmless[harmless["directions"] > 0]
+    ends = removed[removed["directions"].isin([removed["directions"].min(), removed["directions"].max()])]
+    for (directions, kind), rows in ends.groupby(["directions", "kind"]):
+        what = number_of(
+            int(str(directions)), "random direction" if kind == "random" else "refusal direction"
+        )
+        for column, measure, unit in measures:
+            if rows[column].notna().any():
+                yield extremes(
+                    f"Without {what}",
+                    measure,
+                    _named(rows, column, names),
+                    unit=unit,
+                    of="systems and draws" if kind == "random" else "systems",
+                )
+
+
+def _named(rows: pd.DataFrame, column: str, names: Names, *, ends: bool = False) -> list[Named]:
+    """A column's values with their systems (and draws); with ``ends`` with their intervals."""
+    found = []
+    for row in rows.to_dict(orient="records"):
+        name = str(names.get(row["system"], row["system"]))
+        name += f", draw {row['draw']}" if row.get("draw") else ""
+        low, high = (float(row[f"{column}_{end}"]) if ends else math.nan for end in ("low", "high"))
+        found.append(Named(name=name, estimate=Estimate(value=float(row[column]), low=low, high=high)))
+    return found
+
+
+def _ranks(table: pd.DataFrame, names: Names) -> Iterator[str]:
+    for system, rows in table.groupby("system", sort=False):
+        known = rows[rows["auroc"].notna()]
+        if len(known):
+            yield counted(
+                names.get(str(system), str(system)),
+                int((known["auroc"] > known["auroc_chance"]).sum()),
+                len(known),
+                "directions of the refusal subspace have, alone, an AUROC above 95 % of permuted labels",
+                expected=0.05 * len(known),
+                unknown=len(rows) - len(known),
             )
-    if len(base) and base["refused"].notna().any():
-        sentences.append(
-            f"Unedited, {_spread(base.reset_index(), 'refused', names, '.0%', '{}')} of harmless prompts are refused."
+    first = table[table["index"] == table["index"].min()]
+    if first["auroc"].notna().any():
+        yield extremes(
+            "The first direction alone",
+            "AUROC on report prompts",
+            _named(first, "auroc", names, ends=True),
+            unit="AUROC",
+            of="systems",
         )
-    return sentences
 
 
-def _ratios(rows: pd.DataFrame, base: pd.DataFrame, names: Mapping[str, str]) -> list[str]:
-    ratio = rows["perplexity"].to_numpy() / base["perplexity"].reindex(rows["system"]).to_numpy()
-    ratios = _spread(rows.assign(ratio=ratio), "ratio", names, ".3g", "perplexity {} times the unedited one")
-    return [ratios] if ratios else []
-
-
-def _ranks(table: pd.DataFrame, names: Mapping[str, str]) -> list[str]:
-    known = table[table["auroc"].notna()]
-    if known.empty:
-        return []
-    telling = known[known["auroc"] > known["auroc_chance"]].groupby("system")["index"].nunique()
-    tried = known.groupby("system", sort=False)["index"].nunique()
-    parts = [f"{names.get(str(s), s)} {telling.get(s, 0)} of {n}" for s, n in tried.items()]
-    first = known[known["index"] == known["index"].min()]
-    return [
-        "Directions of the refusal subspace that, each alone, tell held-out harmful from harmless prompts beyond the "
-        f"95 % quantile of permuted labels: {', '.join(parts)}; {0.05 * tried.max():.1f} of {tried.max()} are expected "
-        f"by chance. The first has AUROC {span(first['auroc'], '.2f')}. That a direction tells prompts apart does not "
-        "mean that refusals need it."
-    ]
-
-
-def _cosines(at: pd.DataFrame, names: Mapping[str, str], layer: int | None) -> list[str]:
-    known = at[at["cosine"].notna()]
-    if known.empty:
-        return []
-    low, high = known.loc[known["cosine"].idxmin()], known.loc[known["cosine"].idxmax()]
-    sentence = (
-        f"Cosine of two systems' refusal directions at layer {layer}: from {_cosine(low, names)} to "
-        f"{_cosine(high, names)}"
-        if len(known) > 1
-        else f"Cosine of the refusal directions at layer {layer}: {_cosine(low, names)}"
+def _cosines(at: pd.DataFrame, names: Names, layer: int | None) -> Iterator[str]:
+    if not at["cosine"].notna().any():
+        return
+    subject = f"Refusal directions at layer {layer}"
+    yield extremes(
+        subject, "cosine", _pairs(at, "cosine", names, ends=True), unit="cosine", of="pairs of systems"
     )
-    floor = known["harmless_high"]
-    if floor.notna().any():
-        above = int((known["low"] > floor).sum())
-        sentence += (
-            f". {above} of {len(known)} pairs lie above what directions between halves of the harmless prompts reach "
-            f"({span(floor, '.2f')}, 95 %)"
-        )
-    return [f"{sentence}."]
+    known = at[at["cosine"].notna() & at["harmless_high"].notna()]
+    yield counted(
+        subject,
+        int((known["low"] > known["harmless_high"]).sum()),
+        len(known),
+        "pairs have a cosine whose 95 % interval lies above those of 95 % of directions between halves of the "
+        "harmless prompts",
+        unknown=len(at) - len(known),
+    )
 
 
-def _cosine(row: pd.Series, names: Mapping[str, str]) -> str:
-    ends = "" if row["low"] != row["low"] else f" [{row['low']:.2f}, {row['high']:.2f}]"
-    return f"{row['cosine']:.2f}{ends} ({names.get(row['a'], row['a'])} and {names.get(row['b'], row['b'])})"
+def _pairs(rows: pd.DataFrame, column: str, names: Names, *, ends: bool = False) -> list[Named]:
+    found = []
+    for row in rows.to_dict(orient="records"):
+        name = f"{names.get(row['a'], row['a'])} with {names.get(row['b'], row['b'])}"
+        low, high = (float(row[end]) if ends else math.nan for end in ("low", "high"))
+        found.append(Named(name=name, estimate=Estimate(value=float(row[column]), low=low, high=high)))
+    return found
 
 
-def _angles(at: pd.DataFrame, layer: int | None) -> list[str]:
-    known = at[at["angle"].notna()]
-    if known.empty:
-        return []
-    k = int(known["index"].max())
-    parts = [
-        f"{span(rows['angle'], '.0f')}° (same system, halves of the prompts: "
-        f"{span([*rows['ceiling_a'], *rows['ceiling_b']], '.0f')}°; random: from {rows['random_low'].min():.0f}°)"
-        for _, rows in known[known["index"].isin([1, k])].groupby("index")
-    ]
-    ends = f"smallest {parts[0]}" + (f"; largest {parts[1]}" if len(parts) > 1 else "")
-    return [
-        f"Principal angles between refusal subspaces of {k} dimensions at layer {layer}, over pairs: {ends}."
-    ]
+def _angles(at: pd.DataFrame, names: Names, layer: int | None) -> Iterator[str]:
+    smallest = at[at["index"] == 1]
+    if not smallest["angle"].notna().any():
+        return
+    subject = f"Refusal subspaces at layer {layer}"
+    for column, what in (
+        ("angle", "smallest principal angle"),
+        ("ceiling_a", "smallest principal angle between halves of the prompts in the first system"),
+        ("random_low", "angle that 95 % of random subspaces exceed"),
+    ):
+        yield extremes(subject, what, _pairs(smallest, column, names), unit="degrees", of="pairs of systems")
 
 
-def _transfers(table: pd.DataFrame, names: Mapping[str, str]) -> list[str]:
-    foreign = table[table["source"] != table["target"]]
-    usable = foreign[(foreign["base"] > 0) & foreign["share"].notna()]
-    if usable.empty:
-        return ["No system loses refusal by its own direction, so that none can be seen to carry over."]
-    beyond = usable[usable["low"] > usable[["random_max", "harmless_max"]].max(axis=1)]
-    weak, strong = usable.loc[usable["share"].idxmin()], usable.loc[usable["share"].idxmax()]
-    named = [
-        f"{row['share']:.0%} ({names.get(row['source'], row['source'])}'s in {names.get(row['target'], row['target'])})"
-        for row in (weak, strong)
-    ]
-    return [
-        f"Another system's direction lowers the refusal score by {named[0]} to {named[1]} of what the own direction "
-        f"does; {len(beyond)} of {len(usable)} such falls lie above every random and harmless control."
-    ]
-
-
-def _links(table: pd.DataFrame, names: Mapping[str, str]) -> list[str]:
+def _links(table: pd.DataFrame, names: Names) -> Iterator[str]:
     """dW beside the refusal direction and the safety-critical weights, and what these wrote along the direction."""
-    wanted = [_energy, _sets, _removed]
-    return [sentence for spelt in wanted if (sentence := spelt(table[table["value"].notna()], names))]
-
-
-def _energy(table: pd.DataFrame, names: Mapping[str, str]) -> str:
-    parts = []
-    for system, rows in table[table["what"] == "energy"].groupby("system", sort=False):
-        part = f"{names.get(str(system), system)} {(rows['value'] / rows['chance']).median():.2g}"
-        random = table[(table["system"] == system) & (table["what"] == "energy_random")]
-        if len(random):
-            pairs = rows.merge(random, on=["layer", "kind"], suffixes=("", "_random"))
-            above = int((pairs["value"] > pairs["high_random"]).sum())
-            part += f" (above 97.5 % of random directions in {above} of {len(pairs)})"
-        parts.append(part)
-    if not parts:
-        return ""
-    base = table[table["what"] == "energy_base"]
-    sentence = (
-        "Times chance that dW writes along the system's refusal direction, median over maps: "
-        f"{', '.join(parts)}. One in 40 would lie above by chance"
-    )
-    if len(base):
-        medians = (base["value"] / base["chance"]).groupby(base["system"]).median()
-        sentence += f"; the base's own weights write {span(medians, '.2g')} times chance there"
-    return f"{sentence}."
-
-
-def _sets(table: pd.DataFrame, names: Mapping[str, str]) -> str:
-    parts = []
-    for (system, what), rows in table[table["what"].isin(_SETS)].groupby(["system", "what"], sort=False):
-        parts.append(
-            f"{rows['value'].median():.1%} of {names.get(str(system), system)}'s in {_SETS[str(what)]} (chance "
-            f"{rows['chance'].median():.1%})"
+    keys = ["system", "layer", "kind"]
+    energy, random = (table[table["what"] == what] for what in ("energy", "energy_random"))
+    for system, rows in energy.merge(random, on=keys, suffixes=("", "_random")).groupby("system", sort=False):
+        yield counted(
+            names.get(str(system), str(system)),
+            int((rows["value"] > rows["high_random"]).sum()),
+            len(rows),
+            "maps whose dW writes more along the refusal direction than along 97.5 % of random directions",
+            expected=len(rows) / 40,
         )
-    return f"Of the energy of dW, median over maps: {'; '.join(parts)}." if parts else ""
-
-
-def _removed(table: pd.DataFrame, names: Mapping[str, str]) -> str:
-    taken = table[table["what"].str.startswith("removed_") & ~table["what"].str.endswith("_random")]
-    parts = []
-    for (system, what), rows in taken.groupby(["system", "what"], sort=False):
-        random = table[(table["system"] == system) & (table["what"] == f"{what}_random")]["value"]
-        control = f", of random weights' {random.median():.2%}" if len(random) else ""
-        parts.append(
-            f"{rows['value'].median():.2%} in {names.get(str(system), system)} "
-            f"({str(what).removeprefix('removed_')}{control}; chance {rows['chance'].median():.2%})"
+    for what, measure in (
+        ("energy", "energy of dW along its refusal direction"),
+        ("energy_base", "energy of the base's weights along the system's refusal direction"),
+        *((kind, f"energy of dW in {weights}") for kind, weights in _SETS.items()),
+    ):
+        rows = table[table["what"] == what]
+        if len(rows):
+            medians = (
+                rows.assign(ratio=rows["value"] / rows["chance"])
+                .groupby("system", sort=False)["ratio"]
+                .median()
+            )
+            yield extremes(
+                "Weights",
+                f"{measure}, over chance, median over maps",
+                _named(medians.reset_index(), "ratio", names),
+                unit="times",
+                of="systems",
+            )
+    removed = table[table["what"].str.startswith("removed_")]
+    for (system, what), rows in removed.groupby(["system", "what"], sort=False):
+        method = str(what).removeprefix("removed_")
+        weights = "random weights" if method.endswith("_random") else f"the weights removed by {method}"
+        yield level(
+            names.get(str(system), str(system)),
+            f"share of what {weights} wrote that lay on the refusal direction, median over maps",
+            Estimate(value=float(rows["value"].median())),
         )
-    if not parts:
-        return ""
-    return (
-        f"Of what the safety-critical weights wrote, this lay on the refusal direction: {'; '.join(parts)}."
-    )
-
-
-def _spread(rows: pd.DataFrame, column: str, names: Mapping[str, str], form: str, text: str) -> str:
-    """``text`` with the span of ``column`` over systems and with the highest system; empty where nothing is known."""
-    known = rows[rows[column].notna()]
-    if known.empty:
-        return ""
-    found = span(known[column], form)
-    highest = known.loc[known[column].idxmax(), "system"]
-    return text.format(found) + (f" (most: {names.get(str(highest), highest)})" if " to " in found else "")
-
-
-def _of(verdicts: Sequence[SystemVerdict], outcome: str) -> list[SystemVerdict]:
-    return [v for v in verdicts if v.outcome == outcome]
-
-
-def _names(verdicts: Sequence[SystemVerdict]) -> str:
-    return listed([v.name for v in verdicts])
-
-
-def _by_count(verdicts: Sequence[SystemVerdict]) -> str:
-    """``without 1 direction: refusals and dpo; without 4: all``."""
-    counts = sorted({v.state.directions for v in verdicts if v.state is not None})
-    parts = [_names([v for v in verdicts if v.state is not None and v.state.directions == k]) for k in counts]
-    named = [counted(counts[0], "direction"), *(str(k) for k in counts[1:])] if counts else []
-    return "; ".join(f"without {count}: {part}" for count, part in zip(named, parts, strict=True))

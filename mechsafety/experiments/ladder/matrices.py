@@ -82,13 +82,9 @@ def angle_matrix(at: pd.DataFrame, *, layer: int) -> go.Figure:
     places, ticks = list(range(len(names))), [wrapped(name, 16) for name in names]
     figure.update_xaxes(tickvals=places, ticktext=ticks, showgrid=False, zeroline=False, tickangle=0)
     figure.update_yaxes(tickvals=places, ticktext=ticks[::-1], showgrid=False, zeroline=False)
-    smallest = at[at["index"] == 1]["angle"].dropna()
-    sentence = (
-        f"smallest angle {smallest.min():.0f} to {smallest.max():.0f}°" if len(smallest) else "undefined"
-    )
     styled(
         figure,
-        f"Refusal subspaces of {k} dimension{'s' * (k > 1)}: {sentence}",
+        f"Principal angles of refusal subspaces of {k} dimension{'s' * (k > 1)}",
         f"Smallest to largest principal angle at layer {layer}. Random subspaces: the smallest is above "
         f"{at.loc[at['index'] == 1, 'random_low'].min():.0f}° in 95 %.<br>Diagonal: two random halves of the prompts "
         "in the same system.",
@@ -147,14 +143,9 @@ def link_figure(links: pd.DataFrame, names: Mapping[str, str]) -> go.Figure:
     )
     figure.update_annotations(font_size=13)
     energy = of_what.get("energy", ratio.iloc[:0])
-    median = energy.groupby("system")["value"].median().dropna()
-    title = "What training changed, beside the refusal direction"
-    if len(median):
-        ends = f"{median.min():.1f}" + (f" to {median.max():.1f}" if len(median) > 1 else "")
-        title = f"Training writes {ends} times chance along the refusal direction"
     styled(
         figure,
-        title,
+        "Weight changes beside the refusal direction, over chance",
         f"dW is a system less the base. Medians and quartiles over the "
         f"{len(energy[['layer', 'kind']].drop_duplicates())} maps that write to the residual stream; 1 is chance.",
         width=WIDTH,

@@ -8,12 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from mechsafety.claims.tables import claim_table
 from mechsafety.core.places import packaged_words
 from mechsafety.experiments.audit.tables import published_counts
+from mechsafety.experiments.ladder.contrasts import ladder_claims, rung_names
 from mechsafety.experiments.ladder.experiment import LadderResult, ladder_names, ladders, prefixes
 from mechsafety.experiments.ladder.findings import ladder_findings, summary
-from mechsafety.experiments.ladder.paper import joint_findings, most_fragile, paper_findings, paper_table
-from mechsafety.experiments.ladder.verdicts import SystemVerdict, ladder_verdicts, rung_names
+from mechsafety.experiments.ladder.paper import (
+    joint_table,
+    net_losses,
+    paper_claims,
+    paper_findings,
+    paper_table,
+)
 from mechsafety.pages.page import Block, Page, page_blocks, setting_lines
 
 if TYPE_CHECKING:
@@ -25,7 +32,7 @@ _WORDS = packaged_words("mechsafety.experiments.ladder", "page.toml")
 _CAVEAT = (
     "The paper's systems are 1.7B models pretrained on 600B tokens, read by another judge on other prompts, with one "
     "direction taken out of their weights: what becomes of a rung can be compared, not by how much. Two systems "
-    "count as losing differently only where the 95 % intervals of their falls do not meet."
+    "are compared by the difference of their losses on the same prompts."
 )
 
 
@@ -36,7 +43,6 @@ class _Ladder:
     name: str
     run: LadderResult
     figures: Mapping[str, go.Figure]
-    verdicts: list[SystemVerdict]
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -56,16 +62,15 @@ def page(result: Result, figures: Mapping[str, go.Figure]) -> Page:
             figures={
                 key.removeprefix(prefix): figure for key, figure in figures.items() if key.startswith(prefix)
             },
-            verdicts=ladder_verdicts(run.tables),
         )
         for name, prefix, run in zip(ladder_names(result), prefixes(result), ladders(result), strict=True)
     ]
     published = pd.read_csv(published_counts())
-    findings = joint_findings({one.name: one.verdicts for one in shown} if len(shown) > 1 else {})
+    findings: list[str] = []
     for one in shown:
-        findings += one.named([*summary(one.verdicts), *most_fragile(one.verdicts)])
+        findings += one.named([*summary(one.run.tables), *net_losses(one.run.tables)])
     for one in shown:
-        findings += one.named(paper_findings(one.verdicts, published)[:1])
+        findings += one.named(paper_findings(paper_claims(one.run.tables)))
     return Page(
         title="Refusal after ablation, by rung",
         subtitle=" — ".join(
@@ -75,13 +80,16 @@ def page(result: Result, figures: Mapping[str, go.Figure]) -> Page:
         blocks=[
             *(block for one in shown for block in _chapter(one)),
             *_paper_blocks(shown, published),
+            *_joint_blocks(shown),
         ],
         how=[line for one in shown for line in one.named(_how(one))],
     )
 
 
 def _chapter(ladder: _Ladder) -> list[Block]:
-    tables = ladder.run.tables
+    tables = dict(ladder.run.tables)
+    both = [ladder_claims(tables, label) for label in ("harmful", "harmless")]
+    tables["claims"] = claim_table([claim for claims in both for claim in claims.values()])
     found = ladder_findings(tables, layer=ladder.run.layer)
     prefix = f"{ladder.name.replace('/', '-')}-" if ladder.name else ""
     # One sentence per system is a list, not a paragraph.
@@ -104,7 +112,7 @@ def _paper_blocks(ladders: Sequence[_Ladder], published: pd.DataFrame) -> list[B
     """The published claims and counts beside each ladder's; nothing where no rung is in both."""
     blocks: list[Block] = []
     for ladder in ladders:
-        table = paper_table(ladder.verdicts, published)
+        table = paper_table(ladder.run.tables, published)
         if table.empty:
             continue
         first = not blocks
@@ -117,8 +125,18 @@ def _paper_blocks(ladders: Sequence[_Ladder], published: pd.DataFrame) -> list[B
                 table=table.assign(ladder=ladder.name) if ladder.name else table,
             )
         )
-        blocks += _paragraphs(name, ladder.named(paper_findings(ladder.verdicts, published)))
+        pairs = [claim for several in paper_claims(ladder.run.tables).values() for claim in several]
+        if pairs:
+            blocks.append(Block(name=f"{name}-pairs", title="", table=claim_table(pairs)))
     return blocks
+
+
+def _joint_blocks(ladders: Sequence[_Ladder]) -> list[Block]:
+    """The rungs that several ladders have, side by side."""
+    table = joint_table({ladder.name: ladder.run.tables for ladder in ladders}) if len(ladders) > 1 else ()
+    return (
+        [Block(name="ladders", title="The same rungs in several ladders", table=table)] if len(table) else []
+    )
 
 
 def _how(ladder: _Ladder) -> list[str]:
@@ -129,4 +147,4 @@ def _how(ladder: _Ladder) -> list[str]:
         for system, name in rung_names(list(config["systems"])).items()
         if systems.get(system, {}).get("explanation")
     ]
-    return ["Brackets: 95 % intervals.", *settings, *chosen, *ladder.run.notes]
+    return ["Brackets: 95 % intervals, not corrected.", *settings, *chosen, *ladder.run.notes]

@@ -1,8 +1,4 @@
-"""A ladder against Agnihotri et al. 2025 (arXiv 2510.02768), and against other ladders: where they agree.
-
-Two systems are said to lose differently only where the 95 % intervals of their falls do not meet; systems that refuse
-too little to be judged, and rungs that a ladder lacks, are not compared.
-"""
+"""A ladder against Agnihotri et al. 2025 (arXiv 2510.02768), and against other ladders, rung by rung."""
 
 from __future__ import annotations
 
@@ -10,11 +6,24 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from mechsafety.core.wording import counted, listed, spelt_p
-from mechsafety.experiments.ladder.verdicts import ALPHA, Ablated, SystemVerdict, rung_of
+from mechsafety.claims import Claim, Estimate, corrected_over, decide
+from mechsafety.claims.draws import differing_changes
+from mechsafety.claims.sentences import Named, counted, extremes
+from mechsafety.claims.tables import claim_table
+from mechsafety.core.wording import counted as number_of
+from mechsafety.experiments.ladder.contrasts import (
+    Claims,
+    ladder_claims,
+    ladder_systems,
+    of_system,
+    rung_names,
+    rung_of,
+    verdicts_by_state,
+)
 from mechsafety.statistics import ARMS
 from mechsafety.statistics.counts import difference_interval, paired_bounds
 
+Tables = Mapping[str, pd.DataFrame]
 SYSTEMS: Mapping[str, str] = {
     "raw": "Raw Data",
     "score0": "Score 0",
@@ -45,7 +54,15 @@ def paper_rung(system: str) -> str:
     return known or ("smollm2" if rung.startswith("smollm2") else rung)
 
 
-def paper_table(verdicts: Sequence[SystemVerdict], published: pd.DataFrame) -> pd.DataFrame:
+PUBLISHED: Mapping[str, str] = {
+    "refusals": "The paper's headline, that refusal-only training is the most fragile",
+    "rephrase": "The paper's table, in which of its own ladder Score 0 + Rephrase loses most (49 to 34 of 50)",
+    "smollm2": "The paper's table, in which plain SmolLM2 loses more than the ladder (35 to 15 of 50)",
+}
+"""What the paper says of a rung, by the rung's name."""
+
+
+def paper_table(tables: Tables, published: pd.DataFrame) -> pd.DataFrame:
     """Each rung that the paper has too, a row each: its counts there and here.
 
     ``published`` holds system, arm, label, judge, refused, n. The published p of the fall is bounded only
@@ -54,149 +71,99 @@ def paper_table(verdicts: Sequence[SystemVerdict], published: pd.DataFrame) -> p
     """
     mine = published[(published["label"] == "harmful") & (published["judge"] == _JUDGE)]
     counts = {(row.system, row.arm): (int(row.refused), int(row.n)) for row in mine.itertuples()}
+    names, claims = rung_names(ladder_systems(tables)), ladder_claims(tables)
     rows = []
-    for verdict in verdicts:
-        name = SYSTEMS.get(paper_rung(verdict.system))
+    for system, short in names.items():
+        name = SYSTEMS.get(paper_rung(system))
         if name is None or not {(name, arm) for arm in ARMS} <= counts.keys():
             continue
         (before, n), (after, m) = (counts[name, arm] for arm in ARMS)
         low, high = difference_interval(after, m, before, n)
         best, worst = paired_bounds(before, after, n)
-        row = {"system": verdict.name, "published as": name, "published unedited": f"{before} of {n}"}
+        row = {"system": short, "published as": name, "published unedited": f"{before} of {n}"}
         row |= {"published abliterated": f"{after} of {m}", "published fall": (before / n) - (after / m)}
         row |= {"low": low, "high": high, "p at least": best, "p at most": worst}
-        if verdict.states:
-            state = verdict.states[0]
-            row |= {
-                "here unedited": verdict.before.value,
-                f"here without {state.directions}": state.refused.value,
-            }
-            row |= {"here fall": state.fall.drop, "here low": state.fall.low, "here high": state.fall.high}
-            row |= {"here p": state.fall.p, "here": verdict.outcome}
+        if found := of_system(claims, system):
+            directions, claim = next(iter(found.items()))
+            told = claim_table([claim]).iloc[0]
+            row |= {"here unedited": told["before"], f"here without {directions}": told["after"]}
+            row |= {"here change": told["change"], "here p": told["p"], "here": told["claim"]}
+            row |= {"here beyond random": told["beyond"]}
         rows.append(row)
     return pd.DataFrame(rows)
 
 
-def paper_findings(verdicts: Sequence[SystemVerdict], published: pd.DataFrame) -> list[str]:
-    """Whether the ladder agrees with the paper's headline, with its table's largest losses, and rung by rung.
+def net_losses(tables: Tables) -> list[str]:
+    """Which system loses the largest and which the smallest share of refusals without the fewest directions."""
+    claims = ladder_claims(tables)
+    if len({system for system, _ in claims}) < 2:
+        return []
+    fewest = min(k for _, k in claims)
+    names = rung_names(ladder_systems(tables))
+    losses = [
+        Named(name=names[system], estimate=Estimate(value=0.0 - d.value, low=-d.high, high=-d.low))
+        for (system, k), claim in claims.items()
+        if k == fewest
+        for d in [claim.contrast.difference]
+    ]
+    subject = f"Without {number_of(fewest, 'direction')}"
+    return [extremes(subject, "net loss of refusals of harmful prompts", losses, unit="share", of="systems")]
 
-    Empty where the ladder has no rung of the paper's.
+
+def paper_claims(tables: Tables) -> dict[str, list[Claim]]:
+    """Each rung that the paper says something of, against its other rungs here: who loses more refusals.
+
+    By the rung; a rise is that it loses more than the other (:func:`differing_changes`, corrected over all pairs).
     """
-    rungs = {name: v for v in verdicts if (name := paper_rung(v.system)) in SYSTEMS}
-    if not rungs:
-        return []
-    claims = {
-        "refusals": "The paper's headline, that refusal-only training is the most fragile",
-        "rephrase": "The paper's table, in which of its own ladder Score 0 + Rephrase loses most (49 to 34 of 50)",
-        "smollm2": "The paper's table, in which plain SmolLM2 loses more than the ladder (35 to 15 of 50)",
+    states = verdicts_by_state(tables, "harmful")
+    fewest = min((k for _, kind, k, _ in states if kind == "refusal"), default=0)
+    names = rung_names(ladder_systems(tables))
+    rungs = {rung: s for s in names if fewest and (rung := paper_rung(s)) in SYSTEMS}
+    pairs = [(rung, other) for rung in PUBLISHED if rung in rungs for other in rungs if other != rung]
+    changes = {
+        rung: (states.get((s, "unedited", 0, 0), {}), states.get((s, "refusal", fewest, 0), {}))
+        for rung, s in rungs.items()
     }
-    sentences = [
-        f"{claim}: {_claim(rungs[rung], [v for name, v in rungs.items() if name != rung])}"
-        for rung, claim in claims.items()
-        if rung in rungs
+    contrasts = [
+        differing_changes(
+            changes[other],
+            changes[rung],
+            subject=f"{names[rungs[rung]]} against {names[rungs[other]]}, without {number_of(fewest, 'direction')}",
+            measure="net loss of refusals of harmful prompts",
+            states=(names[rungs[other]], names[rungs[rung]]),
+        )
+        for rung, other in pairs
     ]
-    return [*sentences, *_rung_by_rung(rungs, paper_table(verdicts, published))]
+    found: dict[str, list[Claim]] = {rung: [] for rung, _ in pairs}
+    for (rung, _), contrast in zip(pairs, corrected_over(contrasts, "pairs"), strict=True):
+        found[rung].append(decide(contrast))
+    return found
 
 
-def most_fragile(verdicts: Sequence[SystemVerdict]) -> list[str]:
-    """Who loses most with the first directions removed, and whose fall is not told apart from it."""
-    found = {v.name: v.states[0] for v in verdicts if v.outcome != "unjudged" and v.states}
-    if len(found) < 2:
-        return []
-    name, most = max(found.items(), key=lambda item: item[1].fall.drop)
-    removed = counted(most.directions, "direction")
-    if not most.fall.significant:
-        return [f"Without {removed}, no system's loss is told apart from none."]
-    same = [other for other, state in found.items() if other != name and state.fall.high >= most.fall.low]
-    end = f"not told apart from it: {listed(same)}" if same else "every other system loses less"
-    return [f"Without {removed}, {name} loses most refusals ({most.fall}); {end}."]
+def paper_findings(claims: Mapping[str, Sequence[Claim]]) -> list[str]:
+    """To how many other rungs each published statement about a rung applies here, and to how many its reverse."""
+    said = []
+    for rung, several in claims.items():
+        tested = [claim for claim in several if claim.direction != "not tested"]
+        for way, word in (("up", "fewer"), ("down", "more")):
+            hits = sum(claim.direction == way for claim in tested)
+            what = f"other rungs are shown to lose {word} refusals than {rung} here"
+            said.append(counted(PUBLISHED[rung], hits, len(tested), what, unknown=len(several) - len(tested)))
+    return said
 
 
-def joint_findings(ladders: Mapping[str, Sequence[SystemVerdict]]) -> list[str]:
-    """On which rungs two or more ladders agree: those judged in each. Empty for one ladder."""
-    if len(ladders) < 2:
-        return []
-    judged = {
-        name: {paper_rung(v.system): v for v in verdicts if v.outcome != "unjudged"}
-        for name, verdicts in ladders.items()
-    }
-    first, *others = judged.values()
-    shared = [rung for rung in first if all(rung in other for other in others)]
-    if not shared:
-        return [f"No rung is judged in each of the ladders {listed(list(ladders))}."]
-    same = [rung for rung in shared if len({found[rung].outcome for found in judged.values()}) == 1]
-    parts = []
-    if same:
-        # The same outcome, perhaps after other numbers of directions: each is named, in the ladders' order.
-        became = {rung: dict.fromkeys(_became(found[rung]) for found in judged.values()) for rung in same}
-        parts.append("the same becomes of " + listed([f"{r} ({', '.join(became[r])})" for r in same]))
-    parts += [
-        f"{rung} differs ({'; '.join(f'{name}: {_became(found[rung])}' for name, found in judged.items())})"
-        for rung in shared
-        if rung not in same
-    ]
-    where = f"both {listed(list(ladders))}" if len(ladders) == 2 else "every ladder"
-    return [f"Of {counted(len(shared), 'rung')} judged in {where}: {'; '.join(parts)}."]
-
-
-def _claim(verdict: SystemVerdict, others: Sequence[SystemVerdict]) -> str:
-    """Whether ``verdict``'s system loses more than the paper's other rungs, by intervals that do not meet."""
-    if verdict.outcome == "unjudged":
-        return f"not to be checked here, {verdict.name} refuses too little unedited ({verdict.before.value:.0%})."
-    state = verdict.states[0]
-    pairs = [(v, v.states[0].fall) for v in others if v.outcome != "unjudged"]
-    unjudged = [v.name for v in others if v.outcome == "unjudged"]
-    rest = f" Not judged: {listed(unjudged)}." if unjudged else ""
-    if not pairs:
-        return f"not to be checked here, no other rung of the paper refuses enough to be judged.{rest}"
-    loss = f"without {counted(state.directions, 'direction')} {verdict.name} loses {_loss(state)}"
-    less = [v.name for v, fall in pairs if fall.high < state.fall.low]
-    more = [f"{v.name} ({_loss(v.states[0])})" for v, fall in pairs if fall.low > state.fall.high]
-    same = [v.name for v, fall in pairs if fall.high >= state.fall.low and fall.low <= state.fall.high]
-    if not state.fall.significant:
-        return f"this ladder does not bear it out; {loss}, no loss told apart from none.{rest}"
-    if more:
-        return f"this ladder does not agree; {loss}, and more is lost by {listed(more)}.{rest}"
-    if same:
-        apart = f", more than {listed(less)}, but" if less else ","
-        return f"neither borne out nor refuted here; {loss}{apart} not told apart from {listed(same)}.{rest}"
-    return f"this ladder agrees; {loss}, more than {listed(less)}.{rest}"
-
-
-def _loss(state: Ablated) -> str:
-    """A fall, and what keeps it from being one of safety alone."""
-    if not state.fall.significant:
-        return f"{state.fall}"
-    but = ["mostly to degenerate text"] if state.broken_text else []
-    if state.as_random:
-        but.append("not told apart from random directions")
-    return f"{state.fall}{', ' if but else ''}{listed(but) if but else ''}"
-
-
-def _rung_by_rung(rungs: Mapping[str, SystemVerdict], table: pd.DataFrame) -> list[str]:
-    """Which rungs lose refusals in the paper's counts, here, in both, or in neither."""
-    groups: dict[tuple[bool, bool], list[str]] = {}
-    by_name = {v.name: v for v in rungs.values() if v.outcome != "unjudged"}
-    for row in table.to_dict(orient="records"):
-        verdict = by_name.get(row["system"])
-        if verdict is not None:
-            there, here = row["p at most"] < ALPHA, verdict.states[0].fall.significant
-            counts = f"{row['published unedited'].split()[0]} to {row['published abliterated']}"
-            p = "" if here == there else f"; here {spelt_p(verdict.states[0].fall.p)}"
-            groups.setdefault((there, here), []).append(f"{verdict.name} ({counts} there{p})")
-    words = {
-        (True, True): "lost in both",
-        (False, True): "lost here, not told apart from chance there",
-        (True, False): "lost there, not told apart from chance here",
-        (False, False): "told apart from chance in neither",
-    }
-    parts = [f"{text}: {listed(groups[key])}" for key, text in words.items() if key in groups]
-    return (
-        [f"Refusals rung by rung, with the fewest directions removed: {'; '.join(parts)}."] if parts else []
-    )
-
-
-def _became(verdict: SystemVerdict) -> str:
-    if verdict.outcome == "breaks" and verdict.state is not None:
-        return f"breaks at {verdict.state.directions}"
-    return verdict.outcome
+def joint_table(ladders: Mapping[str, Tables]) -> pd.DataFrame:
+    """The rungs that two or more ladders have: in each the removal of its fewest directions, a row each."""
+    rows = []
+    for name, tables in ladders.items():
+        claims: Claims = ladder_claims(tables)
+        for system in ladder_systems(tables):
+            if found := of_system(claims, system):
+                told = claim_table([next(iter(found.values()))]).iloc[0]
+                rows.append(
+                    {"rung": paper_rung(system), "ladder": name, **told.drop("control result").to_dict()}
+                )
+    table = pd.DataFrame(rows)
+    if table.empty:
+        return table
+    return table[table.groupby("rung")["ladder"].transform("nunique") > 1].sort_values("rung", kind="stable")

@@ -13,14 +13,16 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from mechsafety.core.progress import Progress
+import pandas as pd
+
+from mechsafety.core.progress import Progress, progress_line, with_progress
 from mechsafety.experiments.base import Experiment, Read, Result, Session, run_experiment
 from mechsafety.experiments.records import record_shared_tokens
 from mechsafety.experiments.regions.config import RegionsConfig
 from mechsafety.experiments.regions.figures import region_figures
 from mechsafety.experiments.regions.findings import region_findings
 from mechsafety.experiments.regions.followups import follow_up
-from mechsafety.experiments.regions.work import ANSWER_KEYS, RegionWork, evaluated_prompts
+from mechsafety.experiments.regions.work import ANSWER_KEYS, VERDICTS, RegionWork, evaluated_prompts
 from mechsafety.plots.style import short_name
 from mechsafety.prompts.columns import Purpose
 from mechsafety.prompts.prompt_set import PromptSet, load_prompts
@@ -28,7 +30,6 @@ from mechsafety.prompts.splits import require_splits
 from mechsafety.runs.folder import RunFolder
 
 if TYPE_CHECKING:
-    import pandas as pd
     import plotly.graph_objects as go
 
 
@@ -49,7 +50,10 @@ class Regions(Experiment[RegionsConfig]):
     """Attribution draws on the fit prompts, evaluation on the report prompts, which must not overlap."""
 
     kind = "regions"
-    tables: ClassVar[Mapping[str, str]] = MappingProxyType({name: f"{name}.csv" for name in _TABLES})
+    tables: ClassVar[Mapping[str, str]] = MappingProxyType(
+        {name: f"{name}.csv" for name in _TABLES} | {VERDICTS: f"{VERDICTS}.parquet"}
+    )
+    long = frozenset({VERDICTS})
     answer_keys = ANSWER_KEYS
 
     def __init__(self, config: RegionsConfig) -> None:
@@ -87,6 +91,8 @@ class Regions(Experiment[RegionsConfig]):
         tables = work.tables()
         tables |= follow_up(work, tables["tradeoff"] if "sweep" in config.parts else None)
         record_shared_tokens(session.run, config.model, model)
+        if parts := session.run.parts(VERDICTS):
+            tables[VERDICTS] = pd.concat(map(pd.read_parquet, parts), ignore_index=True)
         return tables
 
     @classmethod
@@ -123,17 +129,21 @@ class Regions(Experiment[RegionsConfig]):
         return table[shown].to_string(index=False, na_rep="-", float_format="%.3g")
 
 
+@with_progress
 def run_regions(
     config: RegionsConfig,
     out: str | Path,
     *,
-    say: Progress = lambda _: None,
+    say: Progress = progress_line,
+    progress: bool = True,  # noqa: ARG001 - with_progress reads it
     allow_other_versions: bool = False,
 ) -> Result:
     """Run ``config`` in the folder ``out``, or go on where it was interrupted.
 
     Raises :class:`MechsafetyError` for a prompt set without fit or report prompts, overlapping prompts, a model that
     does not refuse enough of the harmful ones, and whatever loading the model raises.
+
+    ``progress=False`` turns off bars and lines on the work; ``say`` receives the lines instead.
     """
     return run_experiment(Regions(config), out, say=say, allow_other_versions=allow_other_versions)
 

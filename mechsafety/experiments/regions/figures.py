@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import cycle
 from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
 
-from mechsafety.experiments.regions.findings import (
-    CONTROL_NAMES,
-    METHOD_NAMES,
+from mechsafety.experiments.regions.contrasts import (
+    CONTROLS,
     REMOVAL_NAMES,
     mode_name,
+    removal_claims,
     removals_of,
-    told_setting,
 )
+from mechsafety.experiments.regions.findings import METHOD_NAMES, tallies
 from mechsafety.experiments.regions.heatmaps import (
     grid_figure,
     grid_sizes,
@@ -51,8 +51,6 @@ from mechsafety.plots.style import (
     wrapped,
 )
 from mechsafety.plots.traces import side_by_side, stacked
-from mechsafety.robustness.tradeoff import CONTROLS
-from mechsafety.statistics.pooled import pooled
 
 
 def region_figures(
@@ -65,9 +63,11 @@ def region_figures(
     there = {key: table for key, table in tables.items() if len(table)}
     figures: dict[str, go.Figure] = {}
     if "tradeoff" in there:
-        table = there["tradeoff"]
+        table, claims = there["tradeoff"], removal_claims(there, "harmful")
         for removal in removals_of(table):
-            figures[f"region-tradeoff-{_file(removal)}"] = _tradeoff(table, removal, name, sweet_spot)
+            figures[f"region-tradeoff-{_file(removal)}"] = _tradeoff(
+                table, removal, name, sweet_spot, tallies(claims, removal, "harmful") if claims else ()
+            )
             if grid_sizes(table, removal):
                 figures[f"region-grid-{_file(removal)}"] = grid_figure(table, removal)
     if "structure" in there:
@@ -97,11 +97,15 @@ def tradeoff_figure(
 
     Settings stand in the order of the share that they remove. Every draw is a mark with its 95 % interval.
     """
-    return _tradeoff(tradeoff, removal, short_name(name), sweet_spot)
+    return _tradeoff(tradeoff, removal, short_name(name), sweet_spot, ())
 
 
 def _tradeoff(
-    tradeoff: pd.DataFrame, removal: str, name: str, sweet_spot: Mapping[str, Any] | None
+    tradeoff: pd.DataFrame,
+    removal: str,
+    name: str,
+    sweet_spot: Mapping[str, Any] | None,
+    said: Iterable[str],
 ) -> go.Figure:
     rows = tradeoff[tradeoff["removal"] == removal]
     shares = rows[rows["control"] == "removed"].groupby("setting", sort=False)["share"].mean()
@@ -120,14 +124,14 @@ def _tradeoff(
             offset=-0.25,
         ),
         Series(
-            name=CONTROL_NAMES["random"],
+            name=CONTROLS["random"],
             rows=rows[rows["control"] == "random"],
             colour=COLOURS["degenerate"],
             symbol="square",
             dash="dot",
         ),
         Series(
-            name=CONTROL_NAMES["matched"],
+            name=CONTROLS["matched"],
             rows=rows[rows["control"] == "matched"],
             colour=COLOURS["line"],
             symbol="diamond",
@@ -150,9 +154,14 @@ def _tradeoff(
     )
     return _finished(
         figure,
-        _tradeoff_title(tradeoff, removal, name, sweet_spot),
-        f"{size_text(tradeoff, 'harmful_n')} harmful and {size_text(tradeoff, 'harmless_n')} harmless prompts. "
-        "Marks: single draws with 95 % intervals; lines: their means.",
+        f"{name}, {REMOVAL_NAMES.get(removal, removal)}: refusals, degenerate text and utility",
+        "<br>".join(
+            [
+                f"{size_text(tradeoff, 'harmful_n')} harmful and {size_text(tradeoff, 'harmless_n')} harmless "
+                "prompts. Marks: single draws with 95 % intervals; lines: their means.",
+                *said,
+            ]
+        ),
     )
 
 
@@ -187,16 +196,9 @@ def freezing_figure(freezing: pd.DataFrame) -> go.Figure:
         base=before.iloc[0] if len(before) else None,
     )
     figure.update_xaxes(title_text="fine-tuning examples", title_font={"size": 12}, title_standoff=4)
-    refused = {named: part[part["n_examples"] == counts[-1]]["refused"].mean() for named, part in groups}
-    kept = {named: v for named, v in refused.items() if v == v and named != "nothing kept"}
-    title = f"Refusals after fine-tuning on {counts[-1]:g} benign examples: "
-    title += f"{refused['nothing kept']:.0%}" if "nothing kept" in refused else "see below"
-    if kept:
-        best = max(kept, key=lambda named: kept[named])
-        title += f"; at most {kept[best]:.0%} ({short_name(best)})"
     return _finished(
         figure,
-        title,
+        "Refusals and utility after fine-tuning on benign examples",
         f"{size_text(rows, 'harmful_n')} harmful prompts. Marks: single seeds with 95 % intervals; lines: their means. "
         "Rewound: first values put back afterwards.",
     )
@@ -207,27 +209,6 @@ def freezing_figure(freezing: pd.DataFrame) -> go.Figure:
 
 def _finished(figure: go.Figure, title: str, subtitle: str) -> go.Figure:
     return footed(figure, title, subtitle, height=panel_height(figure))
-
-
-def _tradeoff_title(
-    tradeoff: pd.DataFrame, removal: str, name: str, sweet_spot: Mapping[str, Any] | None
-) -> str:
-    setting = told_setting(tradeoff, removal, sweet_spot)
-    rows = tradeoff[(tradeoff["removal"] == removal) & (tradeoff["setting"] == setting)]
-    values = {
-        key: pooled(part, "refused").value
-        for key, part in (
-            ("before", tradeoff[tradeoff["control"] == "model"]),
-            ("after", rows[rows["control"] == "removed"]),
-            *((control, rows[rows["control"] == control]) for control in CONTROLS),
-        )
-    }
-    text = f"{name}, {REMOVAL_NAMES.get(removal, removal)} {setting}: refusals "
-    if values["before"] == values["before"]:
-        text += f"{values['before']:.0%} to "
-    text += f"{values['after']:.0%}"
-    known = [f"{control} {values[control]:.0%}" for control in CONTROLS if values[control] == values[control]]
-    return "; ".join([text, *known[:1]]) + "".join(f", {one}" for one in known[1:])
 
 
 def _file(name: str) -> str:
@@ -269,13 +250,9 @@ def links_figure(links: pd.DataFrame) -> go.Figure:
     figure.update_yaxes(log_axis(drawn, percent=True))
     figure.update_yaxes(title_text="share", title_font={"size": 12})
     figure.update_xaxes(title_text="layer", row=len(groups), col=1)
-    middle = links["share_removed_on_direction"].median() / links["random"].median()
-    title = "What the removed weights write on the refusal direction"
-    if middle == middle:
-        title = f"Removed weights write {middle:.1f} times as much on the refusal direction as random ones (median)"
     return footed(
         figure,
-        title,
+        "Share of what removed weights write that lies on the refusal direction",
         "Share of the removed output's energy that lies on the direction; logarithmic. Dotted: matched random "
         "removals.",
         height=240 + 190 * len(groups),
@@ -318,11 +295,9 @@ def link_effects_figure(link_effects: pd.DataFrame) -> go.Figure:
         automargin=True,
         zeroline=False,
     )
-    refused = link_effects.groupby("state", sort=False)["refused"].mean().dropna()
-    range_text = f": refusals from {refused.min():.0%} to {refused.max():.0%}" if len(refused) else ""
     figure = styled(
         figure,
-        f"Region removed, direction ablated, and both{range_text}",
+        "Region removed, direction ablated, and both",
         f"{size_text(link_effects, 'harmful_n')} harmful and {size_text(link_effects, 'harmless_n')} harmless prompts. "
         "Whiskers: 95 % intervals. AUROC: of the projection on the direction.",
         width=WIDTH,

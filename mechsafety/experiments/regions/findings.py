@@ -1,41 +1,37 @@
-"""What a regions run found, as sentences with numbers: for its page, its figures' titles and a study's report.
-
-Several calibration draws or random controls are pooled as their mean, with the span from the lowest to the highest
-end of their 95 % intervals: the draws share their prompts, so that more draws make no narrower interval. Two states
-are said to differ only where these spans do not meet.
-"""
+"""What a regions run found: a list of contrasts and of measured values, each said by the forms of claims."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pandas as pd
 
+from mechsafety.claims import Claim, Estimate
+from mechsafety.claims.sentences import (
+    Named,
+    beyond,
+    change,
+    counted,
+    extremes,
+    level,
+    missing,
+    moves,
+    sentences,
+)
+from mechsafety.experiments.regions.contrasts import (
+    REMOVAL_NAMES,
+    Tables,
+    freezing_claims,
+    link_claims,
+    mode_name,
+    removal_claims,
+    removals_of,
+)
 from mechsafety.plots.attacks import attack_name
-from mechsafety.plots.panels import size_text
-from mechsafety.robustness.tradeoff import CONTROLS
-from mechsafety.statistics.pooled import Pooled, pooled
 
-REMOVAL_NAMES = {
-    "set_difference": "set difference",
-    "orthogonal_projection": "orthogonal projection",
-    "top_safety": "top safety weights alone",
-    "pruning": "plain pruning",
-    "heads": "best heads",
-}
-CONTROL_NAMES = {
-    "random": "random control, matched in number",
-    "matched": "random control, matched in size",
-}
 METHOD_NAMES = {"snip": "SNIP", "wanda": "Wanda", "actsvd": "ActSVD"}
-MODE_NAMES = {"freeze": "frozen", "rewind": "rewound"}
-_UNRELATED = 0.5  # AUROC of a coin
-
-
-def removals_of(tradeoff: pd.DataFrame) -> list[str]:
-    """What was removed, in the order of the table."""
-    return [name for name in dict.fromkeys(tradeoff["removal"]) if name != "none"]
+NO_VERDICTS = "the run holds no verdicts by prompt"
 
 
 def told_setting(tradeoff: pd.DataFrame, removal: str, sweet_spot: Mapping[str, Any] | None) -> str:
@@ -49,20 +45,20 @@ def told_setting(tradeoff: pd.DataFrame, removal: str, sweet_spot: Mapping[str, 
 
 
 def region_findings(
-    tables: Mapping[str, pd.DataFrame], *, name: str, sweet_spot: Mapping[str, Any] | None
+    tables: Tables, *, name: str, sweet_spot: Mapping[str, Any] | None
 ) -> dict[str, list[str]]:
     """The sentences of every table, by its name; ``sweet_spot`` is the manifest's section, ``name`` the model's."""
-    told: dict[str, Callable[[pd.DataFrame], list[str]]] = {
-        "tradeoff": lambda table: _tradeoff(table, name=name, sweet_spot=sweet_spot),
+    told: dict[str, Callable[[pd.DataFrame], Iterator[str]]] = {
+        "tradeoff": lambda table: _tradeoff(tables, table, name=name, sweet_spot=sweet_spot),
         "structure": _structure,
         "subspaces": _subspaces,
         "attacks": _attacks,
         "links": _links,
-        "link_effects": _link_effects,
+        "link_effects": lambda table: _link_effects(tables, table),
         "heads": _heads,
-        "freezing": _freezing,
+        "freezing": lambda table: _freezing(tables, table),
     }
-    return {key: say(tables[key]) for key, say in told.items() if key in tables and len(tables[key])}
+    return {key: list(say(tables[key])) for key, say in told.items() if key in tables and len(tables[key])}
 
 
 def main_findings(found: Mapping[str, list[str]]) -> list[str]:
@@ -71,84 +67,108 @@ def main_findings(found: Mapping[str, list[str]]) -> list[str]:
     return [said for key in main or found for said in found[key]]
 
 
-def _tradeoff(table: pd.DataFrame, *, name: str, sweet_spot: Mapping[str, Any] | None) -> list[str]:
-    model = table[table["control"] == "model"]
-    said = []
-    if len(model):
-        said.append(
-            f"{name} as it is refuses {pooled(model, 'refused')} of {size_text(model, 'harmful_n')} harmful and "
-            f"{pooled(model, 'harmless_refused')} of {size_text(model, 'harmless_n')} harmless prompts."
-        )
+def removal_sentences(claims: list[Claim]) -> Iterator[str]:
+    """A change, where it went, and what each of its controls does."""
+    yield change(claims[0])
+    yield from moves(claims[0])
+    for claim in claims:
+        yield from beyond(claim)
+
+
+def tallies(claims: Mapping[tuple[str, str], list[Claim]], removal: str, label: str) -> Iterator[str]:
+    """In how many settings of a removal refusals fall, fall beyond every control, and rise."""
+    settings = [several for (of, _), several in claims.items() if of == removal]
+    tested = [several for several in settings if several[0].direction != "not tested"]
+    kinds: dict[str, Callable[[list[Claim]], bool]] = {
+        "a fall in refusals of {} prompts": lambda several: several[0].direction == "down",
+        "a fall in refusals of {} prompts beyond every random removal": lambda several: (
+            several[0].direction == "down" and all(claim.beyond == "yes" for claim in several)
+        ),
+        "a rise in refusals of {} prompts": lambda several: several[0].direction == "up",
+    }
+    for kind, is_kind in kinds.items():
+        what = f"settings show {kind.format(label)}"
+        unknown = len(settings) - len(tested)
+        name = REMOVAL_NAMES.get(removal, removal)
+        yield counted(name, sum(map(is_kind, tested)), len(tested), what, unknown=unknown)
+
+
+def _tradeoff(
+    tables: Tables, table: pd.DataFrame, *, name: str, sweet_spot: Mapping[str, Any] | None
+) -> Iterator[str]:
+    for row in table[table["control"] == "model"].to_dict(orient="records"):
+        for column, measure, n in (
+            ("refused", "refusals of harmful prompts", "harmful_n"),
+            ("harmless_refused", "refusals of harmless prompts", "harmless_n"),
+        ):
+            yield level(name, measure, _share(row, column, n))
     if sweet_spot and sweet_spot.get("explanation"):
-        said.append(str(sweet_spot["explanation"]))
-    return said + [_removal(table, model, removal, sweet_spot) for removal in removals_of(table)]
+        yield str(sweet_spot["explanation"])
+    harmful, harmless = (removal_claims(tables, label) for label in ("harmful", "harmless"))
+    if not harmful:
+        yield missing("Refusals after removal against the whole model", NO_VERDICTS)
+    for removal in removals_of(table):
+        at = (removal, told_setting(table, removal, sweet_spot))
+        for label, claims in (("harmful", harmful), ("harmless", harmless)):
+            if at in claims:
+                yield from tallies(claims, removal, label)
+                yield from removal_sentences(claims[at])
+        yield from _utility(table, *at)
 
 
-def _removal(
-    table: pd.DataFrame, model: pd.DataFrame, removal: str, sweet_spot: Mapping[str, Any] | None
-) -> str:
-    rows = table[table["removal"] == removal]
-    setting = told_setting(table, removal, sweet_spot)
-    rows = rows[rows["setting"] == setting]
-    removed = rows[rows["control"] == "removed"]
-    refused, complied, degenerate = (pooled(removed, m) for m in ("refused", "complied", "degenerate"))
-    several = len(set(table[table["removal"] == removal]["setting"])) > 1
-    chosen = (sweet_spot or {}).get("removal") == removal and (sweet_spot or {}).get("setting") == setting
-    which = "the sweet spot" if chosen else "the setting with the most coherent compliance"
-    said = (
-        f"{REMOVAL_NAMES.get(removal, removal).capitalize()}, {setting}{f' ({which})' if several else ''}, removes "
-        f"{_share(removed)}: {refused} of harmful prompts are then refused, {complied} answered coherently and "
-        f"{degenerate} degenerate{_draws(removed)}."
-    )
-    for control in CONTROLS:
-        said += _against(refused, complied, rows[rows["control"] == control], control)
-    if len(model):
-        before = pooled(model, "refused")
-        if not refused.differs_from(before):
-            said += " No effect on refusals was seen: the intervals with and without the removal meet."
-        elif degenerate.value > complied.value:
-            said += " Most of what is no longer refused is degenerate text: the model is broken rather than unsafe."
-        said += _cost(removed, model)
-    return said
+def _share(row: Mapping[Any, Any], column: str, n: str) -> Estimate:
+    """A share with its count, as tables hold it."""
+    count = int(row[n]) if row[n] == row[n] else 0
+    known = count and row[column] == row[column]
+    return Estimate.of_counts(round(row[column] * count), count) if known else Estimate.of_counts(0, 0)
 
 
-def _against(refused: Pooled, complied: Pooled, rows: pd.DataFrame, control: str) -> str:
-    if rows.empty:
-        return ""
-    left, obeyed = pooled(rows, "refused"), pooled(rows, "complied")
-    said = (
-        f" {CONTROL_NAMES[control].capitalize()}: {left} refused, {obeyed} answered coherently{_draws(rows)};"
-    )
-    if refused.differs_from(left):
-        return f"{said} the intervals lie apart in {'both' if complied.differs_from(obeyed) else 'refusals'}."
-    beyond = "chance" if control == "random" else "the size of what is removed"
-    return f"{said} the intervals of refusals meet, so no effect beyond {beyond} was seen."
+def _utility(table: pd.DataFrame, removal: str, setting: str) -> Iterator[str]:
+    """Accuracy and perplexity of the whole model and of each calibration draw."""
+    rows = table[
+        (table["removal"] == removal) & (table["setting"] == setting) & (table["control"] == "removed")
+    ]
+    shown = pd.concat([table[table["control"] == "model"], rows])
+    for column, measure, unit in (
+        ("accuracy", "accuracy on multiple choice", "share"),
+        ("perplexity", "perplexity of benign text", ""),
+    ):
+        if column not in shown or shown[column].isna().all():
+            continue
+        values = [
+            Named(
+                name="whole model" if row["control"] == "model" else f"draw {row['draw'] + 1}",
+                estimate=_value(row, column),
+            )
+            for row in shown.to_dict(orient="records")
+        ]
+        subject = f"{REMOVAL_NAMES.get(removal, removal)} {setting}"
+        yield extremes(subject, measure, values, unit=unit, of="states, the whole model and each draw")
 
 
-def _cost(removed: pd.DataFrame, model: pd.DataFrame) -> str:
-    parts = []
-    before, after = pooled(model, "accuracy"), pooled(removed, "accuracy")
-    if after.draws and before.draws:
-        same = "" if after.differs_from(before) else " (the intervals meet)"
-        parts.append(f"accuracy goes from {before} to {after}{same}")
-    before, after = pooled(model, "perplexity"), pooled(removed, "perplexity")
-    if after.draws and before.value > 0:
-        parts.append(f"perplexity to {after.value / before.value:.2g} times what it was")
-    return f" {' and '.join(parts).capitalize()}." if parts else ""
+def _value(row: Mapping[Any, Any], column: str) -> Estimate:
+    low, high = (float(row.get(f"{column}_{end}", float("nan"))) for end in ("low", "high"))
+    return Estimate(value=float(row[column]), low=low, high=high)
 
 
-def _structure(table: pd.DataFrame) -> list[str]:
-    said = []
+def _structure(table: pd.DataFrame) -> Iterator[str]:
     for (method, q), rows in table.groupby(["method", "q"], sort=False):
-        kinds = rows.groupby("kind", sort=False)["jaccard"].mean()
-        mean, chance = rows["jaccard"].mean(), rows["chance"].mean()
-        said.append(
-            f"{METHOD_NAMES.get(str(method), method)}: the top {q:g}% sets of safety and utility have a mean Jaccard "
-            f"index of {mean:.2f} over {len(rows)} matrices (lowest in {kinds.idxmin()}, {kinds.min():.2f}; highest in "
-            f"{kinds.idxmax()}, {kinds.max():.2f}; random sets {chance:.3f}): they share {times_chance(rows):.1f} "
-            "times as many weights as random sets."
+        subject = f"{METHOD_NAMES.get(str(method), method)}, top {q:g} % of safety and of utility"
+        yield _by_kind(subject, "Jaccard index, mean over layers", rows, "jaccard", unit="Jaccard")
+        yield level(
+            subject,
+            "Jaccard index of random sets",
+            Estimate(value=float(rows["chance"].mean())),
+            unit="Jaccard",
         )
-    return said
+        times = Estimate(value=times_chance(rows))
+        yield level(subject, "weights in both, over those of random sets", times, unit="times")
+
+
+def _by_kind(subject: str, measure: str, rows: pd.DataFrame, column: str, *, unit: str) -> str:
+    means = rows.groupby("kind", sort=False)[column].mean()
+    values = [Named(name=str(kind), estimate=Estimate(value=float(v))) for kind, v in means.items()]
+    return extremes(subject, measure, values, unit=unit, of="kinds of matrix")
 
 
 def times_chance(structure: pd.DataFrame) -> float:
@@ -162,107 +182,82 @@ def times_chance(structure: pd.DataFrame) -> float:
     return float(shared.mean() / chance.mean())
 
 
-def _subspaces(table: pd.DataFrame) -> list[str]:
-    kinds = table.groupby("kind", sort=False)[["phi", "chance", "excess"]].mean()
-    known = kinds["excess"].dropna()
-    told = (
-        f"Output subspaces of safety and utility: similarity phi {kinds['phi'].min():.2f} to {kinds['phi'].max():.2f} "
-        f"by kind of matrix, where random subspaces have {kinds['chance'].min():.2f} to {kinds['chance'].max():.2f}"
-    )
-    if known.empty:
-        return [f"{told}."]
-    return [
-        f"{told}; of the way from chance to identical they go {known.min():.0%} ({known.idxmin()}) to "
-        f"{known.max():.0%} ({known.idxmax()})."
-    ]
+def _subspaces(table: pd.DataFrame) -> Iterator[str]:
+    subject = "Output subspaces of safety and utility"
+    for column, measure in (
+        ("phi", "similarity phi, mean over layers"),
+        ("chance", "similarity phi of random subspaces"),
+        ("excess", "share of the way from chance to identical, mean over layers"),
+    ):
+        yield _by_kind(subject, measure, table, column, unit="similarity")
 
 
-def _attacks(table: pd.DataFrame) -> list[str]:
-    said = []
+def _attacks(table: pd.DataFrame) -> Iterator[str]:
     for system, rows in table.groupby("system", sort=False):
-        parts = [
-            f"{attack_name(row)} {_rate(row['asr'], row['low'], row['high'])}"
-            for row in rows.to_dict(orient="records")
-        ]
-        said.append(f"Answered coherently under attack ({system}): {'; '.join(parts)}.")
-    return said
+        for row in rows.to_dict(orient="records"):
+            if row["measure"] == "mean":
+                found = Estimate(value=float(row["asr"]), low=float(row["low"]), high=float(row["high"]))
+            else:
+                found = _share(row, "asr", "n")
+            yield level(f"{system} under {attack_name(row)}", "harmful prompts answered coherently", found)
 
 
-def _links(table: pd.DataFrame) -> list[str]:
-    said = []
+def _links(table: pd.DataFrame) -> Iterator[str]:
     for (removal, method), rows in table.groupby(["removal", "method"], sort=False):
-        share, random, chance = (
-            rows[name].median() for name in ("share_removed_on_direction", "random", "chance")
+        known = rows[rows["share_removed_on_direction"].notna() & rows["random"].notna()]
+        subject = f"{removal} ({METHOD_NAMES.get(str(method), method)})"
+        if known.empty:
+            continue
+        for column, what in (
+            ("share_removed_on_direction", "the removed weights"),
+            ("random", "random weights"),
+            ("chance", "the removed weights along a random direction, expected"),
+        ):
+            measure = f"share on the refusal direction of what was written, median over maps, by {what}"
+            yield level(subject, measure, Estimate(value=float(known[column].median())))
+        above = int((known["share_removed_on_direction"] > known["random"]).sum())
+        what = "maps whose removed weights write a larger share on the refusal direction than random ones"
+        yield counted(subject, above, len(known), what, unknown=len(rows) - len(known))
+
+
+def _link_effects(tables: Tables, table: pd.DataFrame) -> Iterator[str]:
+    claims = link_claims(tables)
+    for claim in claims:
+        yield from sentences(claim)
+    if not claims:
+        yield missing(
+            "Refusals with region removed, direction ablated and both, against the model", NO_VERDICTS
         )
-        if share == share:
-            said.append(
-                f"Of what the weights that {removal} ({METHOD_NAMES.get(str(method), method)}) takes wrote to the "
-                f"residual stream, a median of {share:.2%} lies on the refusal direction; of random weights' "
-                f"{random:.2%}, and {chance:.2%} lies on a random direction."
-            )
-    return said
+        for row in table.to_dict(orient="records"):
+            yield level(str(row["state"]), "refusals of harmful prompts", _share(row, "refused", "harmful_n"))
 
 
-def _link_effects(table: pd.DataFrame) -> list[str]:
-    parts = [f"{state} {pooled(rows, 'refused')}" for state, rows in table.groupby("state", sort=False)]
-    return [
-        f"Harmful prompts refused with the region removed, the direction ablated, and both: {'; '.join(parts)}."
+def _heads(table: pd.DataFrame) -> Iterator[str]:
+    values = [
+        Named(name=f"layer {int(row['layer'])}, head {int(row['head'])}", estimate=_interval(row))
+        for row in table.to_dict(orient="records")
     ]
-
-
-def _heads(table: pd.DataFrame) -> list[str]:
+    if not any(one.estimate.known for one in values):
+        return
+    yield extremes("Linear probes", "AUROC on prompts held out", values, unit="AUROC", of="heads")
     known = table[table["auroc"].notna()]
-    if known.empty:
-        return []
-    best = known.loc[known["auroc"].idxmax()]
-    apart = int((known["low"] > _UNRELATED).sum())
-    return [
-        f"Linear probes of single heads: the best of {len(known)} is layer {int(best['layer'])}, head "
-        f"{int(best['head'])}, with AUROC {best['auroc']:.2f} [{best['low']:.2f}, {best['high']:.2f}] on held-out "
-        f"prompts (the best of many looks better than it is); {apart} have intervals above 0.5."
-    ]
+    apart, unknown = int((known["low"] > 0.5).sum()), len(table) - len(known)  # 0.5: a coin
+    what = "heads have a 95 % interval above 0.5"
+    yield counted("Linear probes", apart, len(known), what, expected=len(known) / 40, unknown=unknown)
 
 
-def _freezing(table: pd.DataFrame) -> list[str]:
+def _interval(row: Mapping[Any, Any]) -> Estimate:
+    return Estimate(value=float(row["auroc"]), low=float(row["low"]), high=float(row["high"]))
+
+
+def _freezing(tables: Tables, table: pd.DataFrame) -> Iterator[str]:
+    claims = freezing_claims(tables)
+    for claim in claims:
+        yield from sentences(claim)
+    if claims:
+        return
+    yield missing("Compliance after fine-tuning with weights kept, against nothing kept", NO_VERDICTS)
     most = table[table["n_examples"] == table["n_examples"].max()]
-    groups = [
-        (mode_name(*key), rows) for key, rows in most.groupby(["mode", "frozen"], sort=False, dropna=False)
-    ]
-    plain = most[most["mode"] == "none"]
-    reached = pooled(plain, "complied")
-    parts = []
-    for named, rows in groups:
-        found = pooled(rows, "complied")
-        note = ""
-        if reached.draws and not (rows["mode"] == "none").all():
-            note = (
-                " (less)"
-                if reached.above(found)
-                else " (more)"
-                if found.above(reached)
-                else " (no difference seen)"
-            )
-        parts.append(f"{named} {found}{note}")
-    n = size_text(most, "n_examples")
-    return [
-        f"After fine-tuning on {n} benign examples, coherent compliance with harmful prompts: {'; '.join(parts)}."
-    ]
-
-
-def mode_name(mode: str, frozen: str) -> str:
-    """``safety frozen``: what was kept in the fine-tuning, and how."""
-    return "nothing kept" if mode == "none" else f"{frozen} {MODE_NAMES.get(mode, mode)}"
-
-
-def _draws(rows: pd.DataFrame) -> str:
-    return f" (mean of {len(rows)} draws)" if len(rows) > 1 else ""
-
-
-def _share(rows: pd.DataFrame) -> str:
-    share = rows["share"].mean()
-    unit = "of the ranks" if rows["r_s"].notna().any() else "of the weights"
-    return f"an unknown share {unit}" if share != share else f"{100 * share:.2g}% {unit}"
-
-
-def _rate(value: float, low: float, high: float) -> str:
-    return str(Pooled(value=value, low=low, high=high, draws=1))
+    for row in most.to_dict(orient="records"):
+        subject = f"{mode_name(row['mode'], row['frozen'])}, {row['n_examples']} benign examples, seed {row['seed']}"
+        yield level(subject, "compliance with harmful prompts", _share(row, "complied", "harmful_n"))

@@ -10,7 +10,8 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from mechsafety.experiments.regions.findings import METHOD_NAMES, REMOVAL_NAMES, times_chance
+from mechsafety.experiments.regions.contrasts import REMOVAL_NAMES
+from mechsafety.experiments.regions.findings import METHOD_NAMES, times_chance
 from mechsafety.plots.panels import WIDTH
 from mechsafety.plots.style import COLOURS, DIVERGING, HEAT, styled
 from mechsafety.plots.traces import side_by_side
@@ -56,13 +57,10 @@ def jaccard_heatmap(structure: pd.DataFrame, method: str) -> go.Figure:
                 edge={k: f"{v['jaccard'].mean():.2f} ({times_chance(v):.0f}×)" for k, v in kinds.items()},
             )
         )
-    mean = found["jaccard"].mean()
     return _layer_maps(
         maps,
-        f"{METHOD_NAMES.get(method, method)}: safety and utility share weights {times_chance(found):.1f} times as "
-        "often as chance",
-        f"Mean Jaccard index {mean:.2f} over {len(found)} matrices. 0: no common weight, 1: the same weights. In "
-        "brackets: shared weights, times chance.",
+        f"{METHOD_NAMES.get(method, method)}: overlap of safety and utility weights",
+        f"{len(found)} matrices. 0: no common weight, 1: the same weights. In brackets: shared weights, times chance.",
     )
 
 
@@ -92,13 +90,9 @@ def subspace_heatmap(subspaces: pd.DataFrame) -> go.Figure:
             edge={k: _number(row["excess"]) for k, row in means.iterrows()},
         ),
     ]
-    known = means["excess"].dropna()
-    title = "Output subspaces of safety and utility, from chance (0) to equal (1)"
-    if len(known):
-        title += f": {known.min():.2f} ({known.idxmin()}) to {known.max():.2f} ({known.idxmax()})"
     return _layer_maps(
         maps,
-        title,
+        "Similarity of output subspaces of safety and utility",
         f"Top subspaces of W X, rank at most {rank:g}. phi: mean squared cosine of the principal angles.",
     )
 
@@ -138,7 +132,6 @@ def head_heatmap(heads: pd.DataFrame) -> go.Figure:
         )
     )
     known = heads[heads["auroc"].notna()]
-    title = "No head could be probed"
     if len(known):
         best = known.loc[known["auroc"].idxmax()]
         figure.add_scatter(
@@ -149,11 +142,6 @@ def head_heatmap(heads: pd.DataFrame) -> go.Figure:
             showlegend=False,
             hoverinfo="skip",
         )
-        title = (
-            f"Best head: layer {int(best['layer'])}, head {int(best['head'])}, AUROC {best['auroc']:.2f} "
-            f"[{best['low']:.2f}, {best['high']:.2f}]"
-        )
-    apart = int((known["low"] > 0.5).sum())
     count = len(table.index)
     figure.update_xaxes(title_text="layer", showgrid=False, zeroline=False)
     figure.update_xaxes(range=[min(table.columns) - 0.5, max(table.columns) + 0.5])
@@ -162,9 +150,9 @@ def head_heatmap(heads: pd.DataFrame) -> go.Figure:
     figure.update_layout(plot_bgcolor=_EMPTY)
     return styled(
         figure,
-        title,
-        f"Linear probes, harmful against harmless prompts held out (n = {_most(heads['n'])}). {apart} of {len(known)} "
-        "intervals lie above 0.5. Ring: the best of all, which flatters it.",
+        "AUROC of a linear probe on each head",
+        f"Linear probes, harmful against harmless prompts held out (n = {_most(heads['n'])}). "
+        "Ring: the best of all, which flatters it.",
         width=WIDTH,
         height=250 + count * max(10, min(28, 640 // max(1, count))),
     )

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from mechsafety.claims.tables import claim_table
 from mechsafety.core.places import packaged_words
 from mechsafety.experiments.base import Result
+from mechsafety.experiments.regions.contrasts import freezing_claims, link_claims, removal_claims
 from mechsafety.experiments.regions.experiment import Regions, model_of, recorded_sweet_spot, shown_name
 from mechsafety.experiments.regions.figures import region_figures
 from mechsafety.experiments.regions.findings import main_findings, region_findings
@@ -37,14 +39,29 @@ def page(result: Result, figures: Mapping[str, go.Figure]) -> Page:
         title="Safety-critical weights",
         subtitle=_subtitle(result.config, tables),
         findings=first,
-        blocks=page_blocks(
-            _WORDS["blocks"],
-            tables,
-            figures,
-            added={name: [said for said in told if said not in first] for name, told in found.items()},
-        ),
+        blocks=[
+            *page_blocks(
+                _WORDS["blocks"],
+                tables,
+                figures,
+                added={name: [said for said in told if said not in first] for name, told in found.items()},
+            ),
+            *_claim_blocks(tables),
+        ],
         how=_how(result.config),
     )
+
+
+def _claim_blocks(tables: Mapping[str, pd.DataFrame]) -> list[Block]:
+    """Every claim about refusals beside its control, a row each."""
+    claims = [
+        claim
+        for label in ("harmful", "harmless")
+        for several in removal_claims(tables, label).values()
+        for claim in several
+    ]
+    claims += [*link_claims(tables), *freezing_claims(tables)]
+    return [Block(name="claims", title="Claims and controls", table=claim_table(claims))] if claims else []
 
 
 def _subtitle(config: Mapping[str, Any], tables: Mapping[str, pd.DataFrame]) -> str:
@@ -57,9 +74,9 @@ def _subtitle(config: Mapping[str, Any], tables: Mapping[str, pd.DataFrame]) -> 
 
 def _how(config: Mapping[str, Any]) -> list[str]:
     return [
-        "Brackets: 95 % intervals; of several draws, the mean and the span from the lowest to the highest end. Two "
-        "states count as different where these do not meet. A setting named in sentences was chosen on the "
-        "prompts that it is judged on, which flatters it.",
+        "Brackets: 95 % intervals, not corrected. Of several calibration draws the one with the largest p is told, "
+        "and a change goes beyond random removals where each draw differs from each of them. A setting named in "
+        "sentences was chosen on the prompts that it is judged on, which flatters it.",
         *setting_lines(_WORDS["how"], config),
     ]
 
@@ -92,7 +109,7 @@ def _chapter(run: RunFolder, name: str) -> RegionChapter | None:
     if not tables:
         return None
     spot = recorded_sweet_spot(run)
-    main = {key: tables[key] for key in ("tradeoff", "structure") if key in tables}
+    main = {key: tables[key] for key in ("tradeoff", "structure", "verdicts") if key in tables}
     figures = region_figures(main, name=name, sweet_spot=spot)
     return RegionChapter(
         name=run.path.name,

@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import pandas as pd
 
+from mechsafety.claims import Estimate
+from mechsafety.claims.sentences import level
 from mechsafety.core.errors import MechsafetyError, way
 from mechsafety.core.names import Attack
 from mechsafety.core.places import packaged_words
-from mechsafety.core.progress import Progress
+from mechsafety.core.progress import Progress, progress_line, with_progress
 from mechsafety.experiments.base import Read, Result, Session, run_experiment
 from mechsafety.experiments.edited import EditedExperiment
 from mechsafety.experiments.records import record_shared_tokens
 from mechsafety.experiments.robustness.config import RobustnessConfig
-from mechsafety.generation.completions import Completion, answer_frame
+from mechsafety.generation.answered import Completion, answer_frame
 from mechsafety.judges.kinds.fluent import FluentJudge
 from mechsafety.pages.page import Page, page_blocks
 from mechsafety.plots.attacks import attack_figure, attack_name
@@ -26,12 +28,14 @@ from mechsafety.prompts.prompt_set import PromptSet, load_prompts
 from mechsafety.robustness.attacks import ATTACK_COLUMNS, attack_table
 from mechsafety.robustness.benign import benign_choices, benign_passages
 from mechsafety.robustness.suffix import SearchCost, Suffixes, require_nanogcg, resumable_suffixes
-from mechsafety.robustness.utility import UTILITY_COLUMNS, base_distributions, utility
+from mechsafety.robustness.utility import UTILITY_COLUMNS, base_distributions, measure_utility
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 _WORDS = packaged_words("mechsafety.experiments.robustness", "page.toml")
+_UNITS = {"perplexity": "", "kl": "nats per token"}
+_NAMES = {"perplexity": "perplexity of", "kl": "KL from the unedited model on"}
 
 
 class Robustness(EditedExperiment[RobustnessConfig]):
@@ -116,7 +120,7 @@ class Robustness(EditedExperiment[RobustnessConfig]):
         session.say("utility: benign passages and questions")
         passages = benign_passages()
         base = base_distributions(self.model, passages) if self.edit is not None else None
-        found = utility(
+        found = measure_utility(
             self.model,
             passages=passages,
             choices=benign_choices(),
@@ -132,19 +136,21 @@ class Robustness(EditedExperiment[RobustnessConfig]):
 
     @classmethod
     def findings(cls, result: Result) -> list[str]:
-        attacks = result.tables["attacks"].to_dict("records")
         (cost,) = result.tables["utility"].to_dict("records")
-        succeeded = "; ".join(
-            f"{attack_name(row)} {row['asr']:.0%} [{row['low']:.0%}, {row['high']:.0%}]" for row in attacks
-        )
-        kl = (
-            ""
-            if cost["kl"] != cost["kl"]
-            else f", KL from the unedited model {cost['kl']:.3g} nats per token"
-        )
+        attacks = result.tables["attacks"].to_dict("records")
+        right, n = float(cost["accuracy"]), int(cost["accuracy_n"])
+        accuracy = Estimate.of_counts(round(right * n) if n else 0, n)
+        model = str(cost["system"])
+        measured = [
+            name for name in _UNITS if name != "kl" or cost[name] == cost[name]
+        ]  # without an edit none
         return [
-            f"Attack success (coherent compliance): {succeeded}.",
-            f"On benign text: accuracy {cost['accuracy']:.0%}, perplexity {cost['perplexity']:.3g}{kl}.",
+            *(level(model, f"attack success, {attack_name(row)}", _success(row)) for row in attacks),
+            level(model, "accuracy on benign questions", accuracy),
+            *(
+                level(model, f"{_NAMES[name]} benign text", _measured(cost, name), unit=_UNITS[name])
+                for name in measured
+            ),
         ]
 
     @classmethod
@@ -152,7 +158,7 @@ class Robustness(EditedExperiment[RobustnessConfig]):
         return Page(
             title=f"Attack success on {short_name(result.config['model'])}",
             subtitle=str(result.tables["attacks"]["system"].iloc[0]),
-            findings=result.findings(),
+            findings=result.findings,
             blocks=page_blocks(_WORDS["blocks"], result.tables, figures),
         )
 
@@ -171,17 +177,21 @@ class Robustness(EditedExperiment[RobustnessConfig]):
         return {**result.tables, "out": [str(result.path / file) for file in cls.tables.values()]}
 
 
+@with_progress
 def run_robustness(
     config: RobustnessConfig,
     out: str | Path,
     *,
-    say: Progress = lambda _: None,
+    say: Progress = progress_line,
+    progress: bool = True,  # noqa: ARG001 - with_progress reads it
     allow_other_versions: bool = False,
 ) -> Result:
     """Measure in the folder ``out``, or go on where that was interrupted: each attack is a part of the run.
 
     Raises :class:`MechsafetyError` for a wrong edit, prompt sets without what is needed, the attack ``suffix``
     without its package, and whatever loading raises.
+
+    ``progress=False`` turns off bars and lines on the work; ``say`` receives the lines instead.
     """
     return run_experiment(Robustness(config), out, say=say, allow_other_versions=allow_other_versions)
 
@@ -204,3 +214,15 @@ def _searched(every: PromptSet, config: RobustnessConfig) -> PromptSet:
             f"lower {way('--suffixes', 'suffixes')}, or leave the attack out"
         )
     return found.sample(config.suffixes, seed=config.seed)
+
+
+def _success(row: Mapping[Any, Any]) -> Estimate:
+    """Coherent compliance: of prompts as counts, the mean over samples as a share."""
+    if row["measure"] == "mean":
+        return Estimate(value=row["asr"], low=row["low"], high=row["high"], unread=int(row["unparsed"]))
+    unread = int(row["unparsed"]) if row["measure"] == "greedy" else 0
+    return Estimate.of_counts(round(row["asr"] * row["n"]) if row["n"] else 0, int(row["n"]), unread=unread)
+
+
+def _measured(cost: Mapping[Any, Any], name: str) -> Estimate:
+    return Estimate(value=cost[name], low=cost[f"{name}_low"], high=cost[f"{name}_high"])

@@ -39,7 +39,7 @@ def selfjudge_figures(table: pd.DataFrame, calibration: pd.DataFrame) -> dict[st
     """Every figure of a run of self-judgement, by file name."""
     figures = {"two-by-two": two_by_two_figure(table), "yes-or-no": habit_figure(table)}
     if len(calibration):
-        figures["calibration"] = reliability_figure(calibration, table)
+        figures["calibration"] = reliability_figure(calibration)
     return figures
 
 
@@ -64,11 +64,11 @@ def two_by_two_figure(table: pd.DataFrame) -> go.Figure:
             dots(figure, names, part[name], name=label, marker=marker, **in_legend(name, **panel))
         for place, value in zip(names, part["auc"], strict=True):
             if value != value:
-                figure.add_annotation(x=place, y=0.06, text="undefined", showarrow=False, row=row, col=column)
+                figure.add_annotation(x=place, y=0.06, text="unknown", showarrow=False, row=row, col=column)
     figure.add_hline(y=0.5, line={"color": "#999999", "dash": "dot"})
     figure.update_yaxes(range=[-0.03, 1.05])
     figure.update_yaxes(title_text="AUC", col=1)
-    return _finished(figure, table, two_by_two_title(table), "95 % intervals over prompts.")
+    return _finished(figure, table, "AUROC of recognising refusals", "95 % intervals over prompts.")
 
 
 def habit_figure(table: pd.DataFrame) -> go.Figure:
@@ -88,21 +88,11 @@ def habit_figure(table: pd.DataFrame) -> go.Figure:
             figure.add_bar(x=_names(part), y=values, name=name, marker={"color": colour}, **legend)
     figure.update_layout(barmode="group", bargap=0.25)
     figure.update_yaxes(range=[0, 1.02], tickformat=".0%")
-    unread = (table["unparsed"] / table["readable"].where(table["readable"] > 0)).max()
-    highest = [
-        f"{name}: up to {value:.0%}"
-        for name, value in (("Yes to both questions", table["both_yes"].max()), ("no readable reply", unread))
-        if value == value
-    ]
-    return _finished(
-        figure,
-        table,
-        "; ".join(highest) or "How often models say yes",
-        "Yes: of the readable replies. The others: of answers with an outside verdict.",
-    )
+    about = "Yes: of the readable replies. The others: of answers with an outside verdict."
+    return _finished(figure, table, "How often models say yes", about)
 
 
-def reliability_figure(calibration: pd.DataFrame, table: pd.DataFrame) -> go.Figure:
+def reliability_figure(calibration: pd.DataFrame) -> go.Figure:
     """P(yes) against the share of refusals among answers with that P(yes): the diagonal is perfect."""
     require_rows(calibration, "calibration", calibration)
     systems, kinds = _unique(calibration["system"]), _unique(calibration["kind"])
@@ -145,36 +135,15 @@ def reliability_figure(calibration: pd.DataFrame, table: pd.DataFrame) -> go.Fig
     figure.update_xaxes(range=[-0.03, 1.03], title_text="P(yes, I declined)")
     figure.update_yaxes(range=[-0.03, 1.03], tickformat=".0%")
     figure.update_yaxes(title_text="refused", col=1)
-    logits = table[table["form"] == "logit"]
-    errors = logits["ece"].dropna()
-    title = "Calibration of self-judgement"
-    if len(errors):
-        title = (
-            f"Expected calibration error {errors.min():.2f} to {errors.max():.2f}; perfect probabilities would show "
-            f"{logits['ece_floor'].min():.2f} to {logits['ece_floor'].max():.2f}"
-        )
     return legend_at_foot(
         styled(
             figure,
-            title,
+            "Calibration of self-judgement",
             "Ten equal bins of P(yes) against the outside judge; 95 % Wilson intervals.",
             width=980,
             height=210 + 320 * len(systems),
         )
     )
-
-
-def two_by_two_title(table: pd.DataFrame) -> str:
-    """How well each model recognises its own refusals, against the best control without the answer's text."""
-    about_own = table[table["judge_arm"] == table["response_arm"]]
-    if about_own.empty:
-        return "Models about the answers of the other arm"
-    own = about_own[about_own["auc"].notna()]
-    if own.empty:
-        return "Whether models see their own refusals is undefined: one class only"
-    title = f"Models tell their own refusals with AUC {own['auc'].min():.2f} to {own['auc'].max():.2f}"
-    control = own[["auc_shuffled", "auc_length"]].max(axis=None)
-    return title if control != control else f"{title}; a control reaches {control:.2f}"
 
 
 def _panels(table: pd.DataFrame) -> tuple[go.Figure, list[tuple[tuple[int, int], pd.DataFrame]]]:

@@ -1,4 +1,4 @@
-"""What a run of self-judgement found, in sentences."""
+"""What a run of self-judgement found: how well refusals are recognised, against controls."""
 
 from __future__ import annotations
 
@@ -6,35 +6,73 @@ from typing import Any
 
 import pandas as pd
 
-from mechsafety.core.wording import interval
+from mechsafety.claims import Contrast, Estimate, corrected_over, decide, of_values, paired_counts
+from mechsafety.claims.sentences import change, counted, level
 from mechsafety.plots.style import system_names
 
-_FEWEST = 5  # answers of the rarer class below which an AUC says next to nothing
-_SHORTCUTS = ("auc_shuffled", "auc_length")
+_CONTROLS = {"shuffled": "the same answer after another prompt", "length": "shortness of the answer alone"}
 
 
 def findings(table: pd.DataFrame) -> list[str]:
-    """One sentence per cell: how well refusals are recognised, against the controls."""
+    """Per cell the AUROC, whether it goes beyond each control, and whether its yes and no go beyond one same word."""
     names = system_names(table["system"])
-    return [_finding(row, names[row["system"]]) for row in table.to_dict(orient="records")]
+    cells = [(_subject(row, names[row["system"]]), row) for row in table.to_dict(orient="records")]
+    controls = corrected_over([c for cell in cells for c in _against_controls(*cell)], "controls")
+    words = corrected_over([_against_majority(*cell) for cell in cells], "kinds of question")
+    said = []
+    for (subject, row), answered in zip(cells, words, strict=True):
+        said += _recognised(subject, row)
+        said += [change(decide(c)) for c in controls if c.subject == subject]
+        said.append(change(decide(answered)))
+    return said
 
 
-def _finding(row: dict[Any, Any], name: str) -> str:
+def _subject(row: dict[Any, Any], name: str) -> str:
     whose = "its own" if row["judge_arm"] == row["response_arm"] else f"the {row['response_arm']} model's"
     how = "by log-probability" if row["form"] == "logit" else "in words"
-    text = f"{name}, {row['judge_arm']}, about {whose} answers {how}: "
-    unreadable = f"{row['unparsed']} of {row['readable']} replies unreadable"
+    return f"{name}, {row['judge_arm']}, about {whose} answers {how}"
+
+
+def _recognised(subject: str, row: dict[Any, Any]) -> list[str]:
+    """The AUROC; where there is none, how many answers are refusals."""
+    said = [level(subject, "AUROC", _own(row), unit="AUROC")]
     if row["auc"] != row["auc"]:
-        return f"{text}AUC undefined ({row['refusals']} of {row['readable']} answers are refusals, {unreadable})."
-    text += f"AUC {row['auc']:.2f} {interval(row['low'], row['high'])}"
-    fewest = min(row["refusals"], row["readable"] - row["refusals"])
-    if fewest < _FEWEST:
-        text += f", from {row['refusals']} refusals among {row['readable']} answers: too few to say"
-    elif controls := [row[name] for name in _SHORTCUTS if row[name] == row[name]]:
-        above = "above" if row["low"] > max(controls) else "not clearly above"
-        text += f", {above} the best control ({max(controls):.2f})"
-    text += (
-        f"; agrees with the outside judge on {row['agreement']:.0%}, always saying the commoner would on "
-        f"{row['majority']:.0%}"
+        said.append(counted(subject, row["refusals"], row["readable"], "answers are refusals"))
+    return said
+
+
+def _own(row: dict[Any, Any]) -> Estimate:
+    return Estimate(value=row["auc"], low=row["low"], high=row["high"], unread=row["unparsed"])
+
+
+def _against_controls(subject: str, row: dict[Any, Any]) -> list[Contrast]:
+    """The AUROC against that of each control, where the form of the question has them."""
+    return [
+        of_values(
+            subject=subject,
+            measure="AUROC",
+            unit="AUROC",
+            states=(state, "the answer itself"),
+            before=Estimate(value=row[f"auc_{name}"]),
+            after=_own(row),
+            difference=Estimate(value=row["auc"] - row[f"auc_{name}"]),
+            test="exchange of ranks",
+            p=row[f"p_{name}"],
+        )
+        for name, state in _CONTROLS.items()
+        if row["form"] == "logit"
+    ]
+
+
+def _against_majority(subject: str, row: dict[Any, Any]) -> Contrast:
+    n, unread = row["readable"] - row["unparsed"], row["unparsed"]
+    return paired_counts(
+        subject=subject,
+        measure="answers judged as by the outside judge",
+        n=n,
+        hits=round(row["majority"] * n) if n else 0,
+        lost=row["majority_only"],
+        gained=row["own_only"],
+        unread=(0, unread),
+        states=("always the commoner word", "its own word"),
     )
-    return f"{text}; {unreadable}." if row["unparsed"] else f"{text}."

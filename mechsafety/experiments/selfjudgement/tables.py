@@ -15,7 +15,7 @@ import pandas as pd
 from scipy.special import expit
 
 from mechsafety.core.errors import MechsafetyError
-from mechsafety.statistics import Estimate, auroc_interval, wilson
+from mechsafety.statistics import Estimate, auroc_interval, paired_auroc_p, wilson
 from mechsafety.statistics.measures import bootstrap, clustered
 from mechsafety.statistics.resampling import cluster_codes
 
@@ -25,7 +25,9 @@ KINDS = ("raw", "content_free")
 TABLE_COLUMNS = [
     *CELL,
     *("n", "readable", "refusals", "unparsed", "agreement", "agreement_low", "agreement_high", "majority"),
-    *("auc", "low", "high", "auc_shuffled", "auc_length", "auc_reversed", "auc_content_free"),
+    *("own_only", "majority_only"),
+    *("auc", "low", "high", "auc_shuffled", "p_shuffled", "auc_length", "p_length"),
+    *("auc_reversed", "auc_content_free"),
     *("agreement_content_free", "yes", "yes_reversed", "reversed_unparsed", "both_yes", "both_no", "mass"),
     *("ece", "ece_low", "ece_high", "ece_floor", "brier", "brier_low", "brier_high", "brier_constant"),
     *("ece_content_free", "brier_content_free"),
@@ -44,10 +46,13 @@ def two_by_two(judgements: pd.DataFrame, *, seed: int) -> pd.DataFrame:
 
     ``agreement`` is over answers with an outside verdict and an own one (Wilson interval), to be held against
     ``majority``, the share of the larger class among them. ``auc`` needs no threshold (in words: yes 1, no 0) and has
-    a score interval clustered by prompt. Controls: ``auc_shuffled`` shows another prompt, ``auc_length`` knows the
-    shortness of the answer only, ``auc_reversed`` asks "did you answer?"; ``both_yes`` and ``both_no`` are the shares
-    that give the same answer to both questions. ``ece`` and ``brier`` are of P(yes) = 1 / (1 + exp(-score)).
-    ``unparsed`` counts answers with an outside verdict and no own one: no word, or a question too long to be asked.
+    a score interval clustered by prompt. ``own_only`` answers are judged right by the model and not by always saying
+    the larger class, ``majority_only`` the reverse. Controls: ``auc_shuffled`` shows another prompt, ``auc_length``
+    knows the shortness of the answer only; ``p_shuffled`` and ``p_length`` test ``auc`` against them
+    (:func:`~mechsafety.statistics.paired_auroc_p`). ``auc_reversed`` asks "did you answer?"; ``both_yes`` and
+    ``both_no`` are the shares that give the same answer to both questions. ``ece`` and ``brier`` are of P(yes) =
+    1 / (1 + exp(-score)). ``unparsed`` counts answers with an outside verdict and no own one: no word, or a question
+    too long to be asked.
     """
     rows = []
     for key, group in judgements.groupby(list(CELL), sort=False):
@@ -131,8 +136,8 @@ def _of_logits(known: pd.DataFrame, seed: int) -> dict[str, Any]:
         "unparsed": int((~finite).sum()),
         **_agreement(yes.to_numpy(), truth),
         **_auc_columns(parsed["score"], parsed, seed),
-        "auc_shuffled": _auc(parsed["shuffled"], parsed, seed).value,
-        "auc_length": _auc(-parsed["length"], parsed, seed).value,
+        **_against("shuffled", parsed["shuffled"], parsed, seed),
+        **_against("length", -parsed["length"], parsed, seed),
         "auc_reversed": _auc(-turned, parsed, seed).value,
         "auc_content_free": _auc(calibrated, parsed, seed).value,
         "agreement_content_free": _mean((calibrated > 0).to_numpy() == truth),
@@ -165,10 +170,13 @@ def _of_words(known: pd.DataFrame, seed: int) -> dict[str, Any]:
     }
 
 
-def _agreement(yes: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+def _agreement(yes: np.ndarray, truth: np.ndarray) -> dict[str, float | int]:
     found = wilson(int((yes == truth).sum()), len(truth))
     larger = max(truth.mean(), 1 - truth.mean()) if len(truth) else math.nan
+    own, common = yes == truth, truth == (len(truth) > 0 and truth.mean() >= 0.5)
     return {
+        "own_only": int((own & ~common).sum()),
+        "majority_only": int((common & ~own).sum()),
         "agreement": found.rate,
         "agreement_low": found.low,
         "agreement_high": found.high,
@@ -183,6 +191,15 @@ def _habits(yes: np.ndarray, turned: np.ndarray) -> dict[str, float]:
         "both_yes": _mean(yes & turned),
         "both_no": _mean(~yes & ~turned),
     }
+
+
+def _against(name: str, control: pd.Series, rows: pd.DataFrame, seed: int) -> dict[str, float]:
+    """The area of a control, and the p of the scores against it on the answers that have both."""
+    both = rows[np.isfinite(control.to_numpy(dtype=float))]
+    p = paired_auroc_p(
+        both["score"], control[both.index], both["verdict"] == "refusal", clusters=both["id"], seed=seed
+    )
+    return {f"auc_{name}": _auc(control, rows, seed).value, f"p_{name}": p}
 
 
 def _auc_columns(scores: pd.Series, rows: pd.DataFrame, seed: int) -> dict[str, float]:

@@ -25,7 +25,7 @@ from mechsafety.core.names import (
 from mechsafety.core.places import configs_folder
 from mechsafety.core.progress import Progress
 from mechsafety.experiments.config import Config, FedConfig, Option, in_order
-from mechsafety.judges.kinds.endpoint import parse
+from mechsafety.judges.endpoint_spec import parse
 
 _PROMPT_SETS = ("prompts", "anchors")
 

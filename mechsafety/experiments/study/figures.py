@@ -1,4 +1,4 @@
-"""Tables to plotly figures: colours that colour-blind readers can distinguish, titles that state what is seen."""
+"""Tables to plotly figures: colours that colour-blind readers can distinguish, titles that say what is plotted."""
 
 from __future__ import annotations
 
@@ -23,17 +23,13 @@ from mechsafety.plots.style import (
     system_names,
 )
 from mechsafety.plots.titles import (
-    agreement_title,
     arm_names,
     cell,
-    change_title,
     count_title,
     read_arm,
-    selfjudge_title,
-    spread_title,
     stars,
 )
-from mechsafety.plots.traces import dots, in_legend, shares_map, side_by_side
+from mechsafety.plots.traces import dots, in_legend, shares_map, side_by_side, signed_map
 from mechsafety.sweeps.figures import SweepLike, layer_sweep, layer_sweep_table, named_layer_sweep
 
 __all__ = [
@@ -100,7 +96,7 @@ def outcome_bars(
     figure.update_xaxes(tickangle=0)
     styled(
         figure,
-        change_title(chosen, systems),
+        "Answers before and after the edit",
         f"Judge {judge}. Bars and whiskers: of the responses that it could read; whiskers: 95 % Wilson interval of "
         "refusals."
         + ("" if tests is None else _STARS)
@@ -241,7 +237,7 @@ def refusal_heatmap(rates: pd.DataFrame) -> go.Figure:
     figure.update_yaxes(showgrid=False)
     return styled(
         figure,
-        spread_title(readable, judges),
+        "Refusal rates by judge",
         "Share of responses that each judge calls a refusal (unparsed ones left out of the denominator).",
         width=max(760, 300 + 220 * len(keys)) if len(keys) <= 4 else 340 + 160 * len(keys),
         height=290 + 48 * len(judges),
@@ -306,12 +302,12 @@ def judge_agreement(agreement: pd.DataFrame, *, arm: str | None = None) -> go.Fi
         for line in zip(pairs, own, strict=True)
     ]
     hover = "%{y} and %{x}: %{text}<extra></extra>"
-    figure = go.Figure(shares_map(z, title="kappa", text=text, x=judges, y=judges[::-1], hovertemplate=hover))
+    figure = go.Figure(signed_map(z, title="kappa", text=text, x=judges, y=judges[::-1], hovertemplate=hover))
     figure.update_xaxes(showgrid=False)
     figure.update_yaxes(showgrid=False)
     return styled(
         figure,
-        agreement_title(rows),
+        "Agreement between judges",
         f"Cohen's kappa on refusal or not, {'both arms' if chosen == 'all' else f'{chosen} responses'}. 95 % bootstrap "
         "interval clustered by prompt.",
         width=420 + 130 * len(judges),
@@ -337,12 +333,12 @@ def self_judgement(summary: pd.DataFrame) -> go.Figure:
     figure.add_hline(y=0.5, line={"color": "#999999", "dash": "dot"}, **chance)
     missing = [place for place, v in zip(places, summary["auc"], strict=True) if v != v]
     for place in missing:
-        figure.add_annotation(x=place, y=0.1, text="undefined:<br>one class only", showarrow=False)
+        figure.add_annotation(x=place, y=0.1, text="unknown", showarrow=False)
     figure.update_yaxes(range=[0, 1.05], title_text="AUC against the primary judge")
     figure.update_xaxes(tickvals=places, ticktext=names, range=[-0.5, len(names) - 0.5], zeroline=False)
     styled(
         figure,
-        selfjudge_title(summary),
+        "Recognition of own refusals",
         "Log-probability of Yes against No, asked whether it declined; 95 % bootstrap interval.",
         width=max(640, 280 + 140 * len(names)),
         height=480,

@@ -1,22 +1,37 @@
-"""What a study found, in sentences, and which of its systems could be measured."""
+"""What a study found: one contrast per system and kind of prompt, and what its judges and labels show."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
 
-from mechsafety.core.wording import counted, listed, span
-from mechsafety.experiments.agreement.findings import arm_error_sentences, corrected_sentences
+from mechsafety.claims import (
+    Contrast,
+    Estimate,
+    corrected_over,
+    decide,
+    paired_binary,
+    paired_control,
+    sentences,
+)
+from mechsafety.claims.sentences import Named, change, counted, extremes, level
+from mechsafety.core import wording
+from mechsafety.experiments.agreement.findings import (
+    arm_error_sentences,
+    by_judge_sentences,
+    corrected_contrasts,
+    disagreement_sentences,
+)
 from mechsafety.experiments.agreement.planning import plan_sentences
 from mechsafety.judges.label_order import order_sentences
 from mechsafety.plots.style import system_names
+from mechsafety.statistics import ABSTAINING_JUDGES, ARMS, PROMPT_LABELS
 
-_ALPHA = 0.05
-_LIKE = 1.5
-_NAMED_DRAWS = 5
+_COHERENT = {"refusal": "coherent", "compliance": "coherent"}
+Verdicts = dict[object, str]
 
 
 def measured_systems(manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -37,129 +52,154 @@ def failure_lines(failed: Mapping[str, str], names: Mapping[str, str] | None = N
 def headline(tables: Mapping[str, pd.DataFrame], manifest: Mapping[str, Any]) -> list[str]:
     """What the page begins with.
 
-    A judge that errs differently in the two arms comes first, then rates and changes corrected by labels; the raw ones
-    follow. Without labels the last sentence is how many it would take.
+    Where there are labels, whether the primary judge errs alike in both arms and the corrected rates come first; else
+    the last sentence is how many labels it would take. Then what each system refuses, and what depends on the judge.
     """
+    if "verdicts" not in tables:
+        return []
     judge = manifest["config"]["judges"][0]
-    raw = study_findings(tables, manifest)
-    if "arm_errors" not in tables:
-        return [*raw, *plan_sentences(tables["rates"], judge)]
-    corrected = corrected_sentences(tables, primary=judge)
-    if corrected:
-        raw = [f"Raw, by {judge} alone: {text}" for text in raw]
-    elif judge in set(tables["judge_errors"]["judge"]):
-        raw += plan_sentences(tables["rates"], judge)
-    return [*arm_error_sentences(tables["arm_errors"], primary=judge), *corrected, *raw]
+    labelled = "arm_errors" in tables
+    correctable = not labelled or judge in set(tables["judge_errors"]["judge"])
+    corrected = corrected_contrasts(tables, primary=judge)
+    return [
+        *(arm_error_sentences(tables["arm_errors"], primary=judge) if labelled else []),
+        *(change(decide(contrast)) for contrast in corrected),
+        *study_findings(tables, manifest),
+        *_of_judges(tables, judge),
+        *(plan_sentences(tables["rates"], judge) if correctable and not corrected else []),
+    ]
 
 
 def study_findings(tables: Mapping[str, pd.DataFrame], manifest: Mapping[str, Any]) -> list[str]:
-    """What happened to each system, in one or two sentences with numbers."""
-    judge = manifest["config"]["judges"][0]
-    rates = tables["rates"][tables["rates"]["judge"] == judge].set_index(["system", "arm", "label"])
-    tests = tables["tests"][tables["tests"]["judge"] == judge].set_index(["system", "label"])
-    sentences, names = [], system_names(measured_systems(manifest))
-    for system, facts in measured_systems(manifest).items():
-        try:
-            before, after = (rates.loc[(system, arm, "harmful")] for arm in ("original", "edited"))
-        except KeyError:
-            continue
-        coherent = 1 - after["degenerate"] / after["n"]
-        text = (
-            f"{names[system]} refuses {_share(before)} of harmful prompts; after the edit {_share(after)}, "
-            f"with {coherent:.0%} of its answers coherent."
+    """What the edit does to the answers of each system, by the primary judge."""
+    systems = measured_systems(manifest)
+    names = system_names(systems)
+    harmful, harmless = (refusal_contrasts(tables, manifest, label=label) for label in PROMPT_LABELS)
+    coherent = coherence_contrasts(tables, manifest)
+    found: list[str] = []
+    for system, facts in systems.items():
+        if system in harmful:
+            found += sentences(harmful[system])
+            found += _of_draws(tables, system, names[system], manifest["config"]["judges"][0])
+            found.append(change(decide(coherent[system])))
+        if system in harmless:
+            found += sentences(harmless[system])
+        found += _of_selection(names[system], facts)
+    return found
+
+
+def refusal_contrasts(
+    tables: Mapping[str, pd.DataFrame], manifest: Mapping[str, Any], *, label: str
+) -> dict[str, Contrast]:
+    """Per system refusals of the original and of the edited model, with the random arm, corrected over the systems."""
+    names, found = system_names(measured_systems(manifest)), {}
+    for system, arms in _read_arms(tables["verdicts"], manifest, label=label).items():
+        subject = f"{names[system]}, {label} prompts"
+        contrast = paired_binary(arms["original"], arms["edited"], subject=subject, measure="refusals")
+        drawn = _random_arms(tables, system, manifest["config"]["judges"][0]) if label == "harmful" else []
+        if drawn:
+            draws = wording.counted(len(drawn), "random direction")
+            contrast = replace(contrast, control=paired_control(draws, arms["edited"], drawn))
+        found[system] = contrast
+    return dict(zip(found, corrected_over([*found.values()], "systems"), strict=True))
+
+
+def coherence_contrasts(
+    tables: Mapping[str, pd.DataFrame], manifest: Mapping[str, Any]
+) -> dict[str, Contrast]:
+    """Per system the answers to harmful prompts that are not degenerate, corrected over the systems."""
+    names, found = system_names(measured_systems(manifest)), {}
+    for system, arms in _read_arms(tables["verdicts"], manifest, label="harmful").items():
+        before, after = ({i: _COHERENT.get(v, v) for i, v in arms[arm].items()} for arm in ARMS)
+        subject = f"{names[system]}, harmful prompts"
+        found[system] = paired_binary(
+            before, after, subject=subject, measure="coherent answers", is_hit="coherent"
         )
-        p = math.nan
-        if (system, "harmful") in tests.index:
-            p = float(tests.loc[(system, "harmful")]["p_holm"])
-            text += " The change is not testable." if math.isnan(p) else f" {_verdict(p)}"
-        if "controls" in tables:
-            drawn = tables["controls"]
-            of_system = drawn[(drawn["system"] == system) & (drawn["judge"] == judge)]
-            text += control_sentences(of_system, before, after, p)
-        if (system, "original", "harmless") in rates.index:
-            text += f" It refuses {_share(rates.loc[(system, 'original', 'harmless')])} of harmless prompts."
-        if (why := facts.get("no_gap")) is not None:
-            read = facts["selection"].get("confirmed") is not None
-            taken = (
-                "the candidate was taken by what the model writes"
-                if read
-                else "the nearest candidate was removed"
-            )
-            text += f" By its scores {why}; {taken}."
-        elif failed := facts["selection"].get("failed"):
-            text += f" The candidate that was removed fails {listed(failed)}: read this arm with care."
-        sentences.append(text)
-    return sentences + (order_sentences(tables["label_order"]) if "label_order" in tables else [])
+    return dict(zip(found, corrected_over([*found.values()], "systems"), strict=True))
 
 
-def control_sentences(drawn: pd.DataFrame, before: Any, after: Any, p: float) -> str:
-    """What random directions do in the direction's place, and whether the edit does more than every one of them.
+def _read_arms(
+    verdicts: pd.DataFrame, manifest: Mapping[str, Any], *, label: str
+) -> dict[str, dict[str, Verdicts]]:
+    """By measured system and arm the primary judge's verdicts; systems without both arms are left out."""
+    judge = manifest["config"]["judges"][0]
+    mine = verdicts[((verdicts["judge"] == judge) & (verdicts["label"] == label)).to_numpy()]
+    found = {
+        system: {arm: _by_id(rows[(rows["arm"] == arm).to_numpy()], judge) for arm in ARMS}
+        for system in measured_systems(manifest)
+        if len(rows := mine[(mine["system"] == system).to_numpy()])
+    }
+    return {system: arms for system, arms in found.items() if all(arms.values())}
 
-    ``drawn`` are the rows of one system, ``before`` and ``after`` its rates without and with the edit, ``p`` that of
-    the change between them. A fall or a rise goes beyond the draws where the change itself is significant, and the
-    edit's answers differ to the same side from those under every draw.
-    """
+
+def _random_arms(tables: Mapping[str, pd.DataFrame], system: str, judge: str) -> list[Verdicts]:
+    if "random_verdicts" not in tables:
+        return []
+    table = tables["random_verdicts"]
+    mine = table[((table["judge"] == judge) & (table["system"] == system)).to_numpy()]
+    return [_by_id(rows, judge) for _, rows in mine.groupby("arm", sort=False, observed=True)]
+
+
+def _by_id(rows: pd.DataFrame, judge: str) -> Verdicts:
+    read = ["unparsed"] * len(rows) if judge in ABSTAINING_JUDGES else map(str, rows["verdict"])
+    return dict(zip(rows["id"], read, strict=True))
+
+
+def _of_draws(tables: Mapping[str, pd.DataFrame], system: str, name: str, judge: str) -> list[str]:
+    """How much of the stream random directions take away, and, of many, the rank of the edit among them."""
+    if "controls" not in tables:
+        return []
+    table = tables["controls"]
+    drawn = table[((table["system"] == system) & (table["judge"] == judge)).to_numpy()]
     if drawn.empty:
-        return ""
-    n, known = len(drawn), drawn[drawn["refused"].notna()]
-    draws = counted(n, "random direction")
-    if known.empty:
-        return f" Of its answers with {draws} removed instead none could be read."
-    shares = _few_shares(known) if n <= _NAMED_DRAWS else f"{span(known['refused'], '.0%')}"
-    of_draws = counted(n, "draw") + (f", {n - len(known)} of them not read" if n > len(known) else "")
-    instead = f" With a random direction {_energy(drawn)} removed instead, it refuses {shares} ({of_draws})"
-    return f"{instead}: {_beyond(drawn, before, after, p)}.{_rank(drawn)}"
+        return []
+    ratios = (drawn["energy"] / drawn["energy_direction"]).where(drawn["energy_direction"] > 0)
+    energies = [
+        Named(name=f"draw {draw}", estimate=Estimate(value=float(ratio)))
+        for draw, ratio in zip(drawn["draw"], ratios, strict=True)
+    ]
+    measure, of = "energy over that of the direction", "random directions"
+    found = [extremes(name, measure, energies, unit="", of=of)]
+    if (rank := float(drawn["p_rank"].iloc[0])) == rank:
+        as_few = round(rank * (len(drawn) + 1)) - 1
+        what = "random directions leave as few refusals or fewer"
+        found.append(counted(f"{name}, harmful prompts", as_few, len(drawn), what))
+    return found
 
 
-def _few_shares(known: pd.DataFrame) -> str:
-    return listed(
-        [f"{r:.0%} [{low:.0%}, {high:.0%}]" for r, low, high in known[["refused", "low", "high"]].to_numpy()]
-    )
+def _of_selection(name: str, facts: Mapping[str, Any]) -> list[str]:
+    """What the record says of a candidate that its scores did not show to be one."""
+    if (why := facts.get("no_gap")) is not None:
+        read = facts["selection"].get("confirmed") is not None
+        taken = (
+            "the candidate was taken by what the model writes"
+            if read
+            else "the nearest candidate was removed"
+        )
+        return [f"{name}: by its scores {why}; {taken}."]
+    failed = facts["selection"].get("failed")
+    return [f"{name}: the candidate that was removed fails {wording.listed(failed)}."] if failed else []
 
 
-def _energy(drawn: pd.DataFrame) -> str:
-    """``of like energy``, where no draw has half as much again or two thirds of the direction's."""
-    ratio = (drawn["energy"] / drawn["energy_direction"]).replace([math.inf, -math.inf], math.nan)
-    if ratio.isna().any():
-        return "of unknown energy"
-    if ratio.min() >= 1 / _LIKE and ratio.max() <= _LIKE:
-        return "of like energy"
-    return f"of {span(ratio, '.2g')} times its energy"
+def _of_judges(tables: Mapping[str, pd.DataFrame], judge: str) -> list[str]:
+    """What depends on who judges and on how judges are asked."""
+    found = by_judge_sentences(tables["judge_effects"])
+    if "agreement" in tables:
+        found += disagreement_sentences(tables["verdicts"], tables["agreement"], primary=judge)
+    if "label_order" in tables:
+        found += order_sentences(tables["label_order"])
+    if "judge_checks" in tables:
+        found += _of_checks(tables["judge_checks"].to_dict(orient="records"))
+    return found
 
 
-def _beyond(drawn: pd.DataFrame, before: Any, after: Any, p: float) -> str:
-    """What the tests against the draws show; ``p_beyond`` is of a difference from all of them to one side."""
-    largest, draws = float(drawn["p_beyond"].iloc[0]), counted(len(drawn), "random draw")
-    if math.isnan(largest):
-        return f"whether the edit differs from {draws} is not testable"
-    tested = f"largest {_p(largest)}, Holm over systems"
-    if largest >= _ALPHA:
-        return f"the edit is not shown to do more than {draws} ({tested})"
-    fewer = bool((drawn["fell"] > drawn["rose"]).all())
-    change = after["rate"] - before["rate"]
-    if p < _ALPHA and change != 0 and fewer == (change < 0):
-        return f"the {'fall' if fewer else 'rise'} goes beyond {draws} ({tested})"
-    return f"the edited model refuses {'fewer' if fewer else 'more'} prompts than with each of {draws} ({tested})"
-
-
-def _rank(drawn: pd.DataFrame) -> str:
-    rank, n = float(drawn["p_rank"].iloc[0]), len(drawn)
-    if math.isnan(rank):
-        return ""
-    as_few = round(rank * (n + 1)) - 1
-    return f" {as_few or 'None'} of {n} draws leave{'s' * (as_few < 2)} as few refusals or fewer (rank {_p(rank)})."
-
-
-def _share(row: Any) -> str:
-    if row["rate"] != row["rate"]:
-        return "an unknown share"
-    return f"{row['rate']:.0%} [{row['low']:.0%}, {row['high']:.0%}]"
-
-
-def _verdict(p: float) -> str:
-    word = "significant" if p < _ALPHA else "not significant"
-    return f"The change is {word} (exact McNemar, Holm over systems, {_p(p)})."
-
-
-def _p(p: float) -> str:
-    return "p < .0001" if p < 1e-4 else f"p = {p:.4f}"
+def _of_checks(rows: Sequence[Mapping[Any, Any]]) -> list[str]:
+    measure = "verdicts that are right on answers with known labels"
+    return [
+        level(
+            row["judge"],
+            measure,
+            Estimate.of_counts(row["agreed"], row["n"] - row["unparsed"], unread=row["unparsed"]),
+        )
+        for row in rows
+    ]

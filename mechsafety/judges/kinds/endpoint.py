@@ -4,34 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import re
 import secrets
 import threading
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.progress import bar
 from mechsafety.core.verdict import Response, Verdict
+from mechsafety.judges.answers import SHOWN, Answer
 from mechsafety.judges.asking import (
     LONGEST,
     REPAIR,
-    SHOWN,
     AskingJudge,
     OnVerdict,
     Usage,
     question,
-    read,
-    read_verdict,
     template_digest,
     unread,
-    unreadable,
 )
-from mechsafety.judges.chat_calls import KEYS, CallOptions, ChatCalls, NoAnswer, options_from_environment
+from mechsafety.judges.chat_calls import CallOptions, ChatCalls, NoAnswer
+from mechsafety.judges.endpoint_spec import options_from_environment, options_of, parse
+from mechsafety.judges.reading import decide
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -40,18 +36,17 @@ if TYPE_CHECKING:
 
 ABOUT = "endpoint:MODEL@URL  a chat model behind an OpenAI-compatible URL; key in MECHSAFETY_ENDPOINT_KEY"
 
-URL_VARIABLE = "MECHSAFETY_ENDPOINT_URL"
-_SPEC = re.compile(r"(?P<model>.+?)(?:@(?P<url>[A-Za-z][\w+.-]*://.*))?", re.DOTALL)
 _Put = Callable[[int, Verdict], None]
 
 
 class EndpointJudge(AskingJudge):
-    """``endpoint:MODEL@BASE_URL``: the class that the model names on the last line of its answer.
+    """``endpoint:MODEL@BASE_URL;OPTION=VALUE``: the class that the model names on the last line of its answer.
 
     An answer out of form is followed by one short message; then the verdict is ``unparsed`` with the tag
-    ``unreadable``. Every response ends with a verdict or ``unparsed`` with the tag that names the reason (``network``,
-    ``budget``), in the order given. What no repetition mends (a wrong key, an unknown model, an endpoint that never
-    answered) raises MechsafetyError at once; the verdicts that had come were handed to ``on_verdict``.
+    ``unreadable``. Every response ends with a verdict or ``unparsed`` with the tag that names the reason, in the order
+    given. What no repetition mends (a wrong key, an unknown model, an endpoint that never answered) raises
+    MechsafetyError at once, StoppedError where the endpoint gave up; the verdicts that had come were handed to
+    ``on_verdict``. Options are those of :func:`mechsafety.judges.endpoint_spec.options_of`.
     """
 
     def __init__(self, argument: str, *, options: CallOptions | None = None, longest: int = LONGEST) -> None:
@@ -59,7 +54,8 @@ class EndpointJudge(AskingJudge):
         self.name = f"endpoint:{argument}"
         self.longest = longest
         super().__init__()
-        self.calls = ChatCalls(model=model, url=url, options=options or CallOptions(), ledger=self.ledger)
+        given = options_of(argument, options or CallOptions())
+        self.calls = ChatCalls(model=model, url=url, options=given, ledger=self.ledger)
 
     def limit(self, *, max_calls: int) -> None:
         """Send no more than ``max_calls`` calls, those that were sent already included."""
@@ -72,8 +68,9 @@ class EndpointJudge(AskingJudge):
             "revision": {"model": self.calls.model, "url": self.calls.url},
             "template": template_digest(swapped=self.swapped),
             "parameters": {
-                "temperature": 0,
+                "temperature": self.calls.options.temperature,
                 "answer_tokens": self.calls.options.answer_tokens,
+                "structured": self.calls.options.structured,
                 "longest": self.longest,
             },
         }
@@ -109,52 +106,19 @@ class EndpointJudge(AskingJudge):
     async def _verdict(self, client: AsyncOpenAI, response: Response) -> Verdict:
         asked = question(response, salt=secrets.token_hex(16), longest=self.longest, swapped=self.swapped)
         messages = [{"role": "user", "content": asked}]
+        answers: list[Answer] = []
         try:
-            answer = await self.calls.answer(client, messages)
-            if label := read_verdict(answer):
-                return read(response, judge=self.name, label=label, repaired=False)
-            messages += [
-                {"role": "assistant", "content": answer[:SHOWN] or "(nothing)"},
-                {"role": "user", "content": REPAIR},
-            ]
-            self.ledger.add(Usage(repairs=1))
-            answer = await self.calls.answer(client, messages)
+            while True:
+                answers.append(await self.calls.answer(client, messages))
+                if (verdict := decide(response, judge=self.name, answers=answers)) is not None:
+                    return verdict
+                messages += [
+                    {"role": "assistant", "content": answers[0].text[:SHOWN] or "(nothing)"},
+                    {"role": "user", "content": REPAIR},
+                ]
+                self.ledger.add(Usage(repairs=1))
         except NoAnswer as error:
             return unread(response, judge=self.name, reason=error.reason, detail=error.detail)
-        if label := read_verdict(answer):
-            return read(response, judge=self.name, label=label, repaired=True)
-        return unreadable(response, judge=self.name, answer=answer)
-
-
-def parse(argument: str) -> tuple[str, str]:
-    """Model and base URL of ``MODEL@URL``, or of ``MODEL`` with the URL in ``MECHSAFETY_ENDPOINT_URL``.
-
-    Raises MechsafetyError for anything but an http(s) address with a host, and for one that carries a password or a
-    query: names of judges are written into results, so no secret may stand in them.
-    """
-    found = _SPEC.fullmatch(argument)
-    url = (found and found["url"]) or os.environ.get(URL_VARIABLE, "")
-    if not found or not url:
-        raise MechsafetyError(
-            f"judge 'endpoint' needs a model and an address; write endpoint:MODEL@http://localhost:8000/v1, or set "
-            f"{URL_VARIABLE} and write endpoint:MODEL"
-        )
-    try:
-        parts = urlsplit(url)
-        host, _ = parts.hostname, parts.port
-    except ValueError:
-        parts, host = None, None
-    # Nothing of the address is repeated: it may hold the password.
-    if parts is None or parts.scheme not in ("http", "https") or not host:
-        raise MechsafetyError(
-            "the endpoint's address is no http:// or https:// URL with a host; write one such"
-        )
-    if "@" in parts.netloc or parts.query or parts.fragment:
-        raise MechsafetyError(
-            "the endpoint's address holds a password, a query or a fragment; write it without, and put the key "
-            f"into {KEYS[0]}"
-        )
-    return found["model"], url.rstrip("/")
 
 
 def _in_a_thread(work: Callable[[_Put], Coroutine[Any, Any, None]], settle: _Put) -> None:
@@ -201,5 +165,5 @@ def _in_a_thread(work: Callable[[_Put], Coroutine[Any, Any, None]], settle: _Put
 
 
 def create(argument: str | None, *, models: ModelSource | None = None) -> EndpointJudge:  # noqa: ARG001
-    """``argument`` is ``MODEL@URL`` or ``MODEL``; options come from the environment."""
+    """``argument`` is ``MODEL@URL`` or ``MODEL``, with options; others come from the environment."""
     return EndpointJudge(argument or "", options=options_from_environment())

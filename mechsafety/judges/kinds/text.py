@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mechsafety.core.verdict import Response, Verdict
+from mechsafety.judges.answers import SHOWN
 from mechsafety.judges.asking import (
     LONGEST,
     REPAIR,
@@ -15,11 +16,10 @@ from mechsafety.judges.asking import (
     Usage,
     question,
     read,
-    read_verdict,
     template_digest,
     unread,
-    unreadable,
 )
+from mechsafety.judges.reading import read_verdict
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -116,7 +116,8 @@ class TextJudge(AskingJudge):
                 if label := read_verdict(answer):
                     settle(row, read(responses[row], judge=self.name, label=label, repaired=repaired))
                 elif repaired:
-                    settle(row, unreadable(responses[row], judge=self.name, answer=answer))
+                    said = {"answer": answer.strip()[:SHOWN]}
+                    settle(row, unread(responses[row], judge=self.name, reason="unreadable", detail=said))
 
             self._generate(todo, take)
             self.ledger.add(Usage(repairs=len(todo) if repaired else 0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,7 +17,11 @@ from mechsafety.cli import main
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.experiments.agreement.chapter import chapter_blocks
 from mechsafety.experiments.agreement.figures import effect_forest, judge_chapter_figures
-from mechsafety.experiments.agreement.findings import arm_error_sentences, arm_error_summary
+from mechsafety.experiments.agreement.findings import (
+    arm_error_contrasts,
+    arm_error_sentences,
+    interaction_sentence,
+)
 from mechsafety.experiments.agreement.planning import label_plan, plan_sentences
 from mechsafety.experiments.agreement.tables import (
     REFERENCE_TABLES,
@@ -320,13 +325,23 @@ def test_the_chapter_corrects_for_many_tests() -> None:
         blocks = blocks_of(tables | {"judge_interaction": interaction})
         return next(b.text for b in blocks if b.name == "judge-interaction")
 
-    assert text(tables["judge_interaction"]).startswith(
-        "The edit moves the rates of these judges differently"
-    )
+    n = len(tables["judge_interaction"])
+    assert not re.search(rf": 0 of {n} ", text(tables["judge_interaction"]))
     # One of eight at p = .04 is what chance brings.
-    weak = tables["judge_interaction"].assign(p=[0.04] + [0.5] * (len(tables["judge_interaction"]) - 1))
-    assert text(weak).startswith("No difference")
-    assert text(weak.assign(p=np.nan)).startswith("No two judges")
+    weak = tables["judge_interaction"].assign(p=[0.04] + [0.5] * (n - 1))
+    assert f": 0 of {n} " in text(weak)
+    assert ": 0 of 0 differences" in text(weak.assign(p=np.nan))
+    assert f"; {n} unknown" in text(weak.assign(p=np.nan))
+
+
+def test_equal_judges_are_seldom_said_to_differ() -> None:
+    rng = np.random.default_rng(0)
+    wrong = 0
+    for _ in range(40):
+        # Case K2: twelve judges of one kind, whose rates the edit moves alike.
+        p = rng.uniform(size=66)
+        wrong += ": 0 of" not in interaction_sentence(pd.DataFrame({"p": p}))
+    assert wrong <= 6  # of 40 at .05: more with probability .01
 
 
 def test_ties_are_counted_where_they_are_left_out() -> None:
@@ -338,10 +353,10 @@ def test_ties_are_counted_where_they_are_left_out() -> None:
         blocks = blocks_of(tables | people_tables(verdicts, given, seed=0))
         return next(b.text for b in blocks if b.name == "people")
 
-    assert "tie" not in text(labels)
+    assert f"0 of {len(truth) // 3} responses" in text(labels)
     last = labels.iloc[-1]["label"]
     labels.loc[labels.index[-1], "label"] = "compliance" if last == "refusal" else "refusal"
-    assert "1 responses on which annotators tie" in text(labels)
+    assert f"1 of {len(truth) // 3} responses" in text(labels)
 
 
 # -- labels that the run holds, a judge that reads a sample, and what the study begins with -----------
@@ -398,7 +413,7 @@ def facts_of(judges: list[str]) -> dict[str, object]:
 def study_tables(verdicts: pd.DataFrame, primary: str) -> dict[str, pd.DataFrame]:
     from mechsafety.statistics import paired_tests, refusal_rates
 
-    own = {"rates": refusal_rates(verdicts), "tests": paired_tests(verdicts)}
+    own = {"verdicts": verdicts, "rates": refusal_rates(verdicts), "tests": paired_tests(verdicts)}
     return own | judge_tables(verdicts, primary=primary, seed=0)
 
 
@@ -409,19 +424,17 @@ def test_a_study_begins_with_the_judges_error_and_the_corrected_rates() -> None:
     plain = headline(alone, manifest)
     tables = alone | people_tables(verdicts, labels_of(truth), seed=0)
     lines = headline(tables, manifest)
-    assert lines[0].startswith(
-        "The primary judge, lenient, errs differently in the two arms against the reference: "
-    )
-    assert not any("rules errs" in line for line in lines)
-    row = (
-        tables["corrected_changes"]
-        .query("system == 'all' and label == 'harmful' and judge == 'lenient'")
-        .iloc[0]
-    )
-    assert f"{100 * row['change']:+.0f} points" in lines[1]
-    assert f"Raw, by lenient alone: {row['raw_original']:.0%}, {row['raw_edited']:.0%}" in lines[1]
+    # The judge's own change comes first, then the corrected rates, then the raw ones.
+    assert lines[0].startswith("lenient: a fall in sensitivity")
+    assert not any(line.startswith("rules: a") for line in lines)
+    pooled = tables["corrected_changes"].query("system == 'all' and judge == 'lenient'").set_index("label")
+    corrected = [line for line in lines if line.startswith("all systems, harm")]
+    assert f"{100 * pooled.loc['harmful', 'change']:+.0f} points" in corrected[0]
+    assert "a fall in refusals corrected by people's labels (a and b)" in corrected[0]
+    assert "no change in refusals corrected" in corrected[1]
     # Without labels the sentences are the raw ones, and the last is what labels it would take.
-    assert plain[0] in lines[-len(SYSTEMS)]
+    assert plain[0] in lines
+    assert lines.index(corrected[0]) < lines.index(plain[0])
     assert "--labels" in plain[-1]
     assert not any("--labels" in line for line in lines)
 
@@ -432,8 +445,12 @@ def test_no_judge_is_named_where_labels_are_random() -> None:
     shuffled = truth.assign(refused=rng.permutation(truth["refused"].to_numpy()))
     mixed = verdicts.assign(verdict=rng.permutation(verdicts["verdict"].to_numpy()))
     tables = people_tables(mixed, labels_of(shuffled), seed=0)
-    assert arm_error_sentences(tables["arm_errors"], primary="rules") == []
-    assert arm_error_summary(tables["arm_errors"]).startswith("No judge's")
+    said = arm_error_sentences(tables["arm_errors"], primary="rules")
+    assert ": 0 of 4 " in said[-1]
+    assert all("no change in" in line for line in said[:-1])
+    # What is not shown has an interval that holds 0.
+    for contrast in arm_error_contrasts(tables["arm_errors"]):
+        assert contrast.difference.low <= 0 <= contrast.difference.high or contrast.p < 0.05
 
 
 def test_the_plan_of_labels_is_enough_and_not_too_many() -> None:

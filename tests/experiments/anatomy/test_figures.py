@@ -20,7 +20,6 @@ from mechsafety.experiments.anatomy.figures import (
     separation_figure,
     tau_figure,
 )
-from mechsafety.experiments.anatomy.naming import digits
 from mechsafety.experiments.anatomy.weight_figures import (
     ablation_figure,
     action_figure,
@@ -39,6 +38,7 @@ CALLED = {"base": "base (tiny)", "tuned": "tuned (tiny-tuned)", "control": "cont
 FILES = {
     "separation": {"anatomy-separation", "anatomy-cluster-rank"},
     "tau": {"anatomy-tau-output", "anatomy-tau-last-prompt"},
+    "d_prime_changes": set(),
     "attack_tau": {"anatomy-attacks"},
     "weight_changes": {"anatomy-size", "anatomy-null-space-90", "anatomy-null-space-99"},
     "spectrum": {"anatomy-spectrum"},
@@ -50,6 +50,7 @@ FILES = {
     "reversal": {"anatomy-reversal"},
     "links": {"anatomy-direction", "anatomy-weight-sets"},
     "ablation": {"anatomy-ablation"},
+    "verdicts": set(),
 }
 _Figures = dict[int, dict[str, go.Figure]]
 
@@ -161,12 +162,6 @@ def test_panels_fill_their_rows() -> None:
     assert [columns_for(n) for n in (1, 2, 3, 4, 6, 7, 8, 9)] == [3, 3, 3, 4, 3, 4, 4, 3]
 
 
-def test_numbers_have_three_digits() -> None:
-    assert [digits(v) for v in (5.123, 19.66, 0.9, 0.01234, 1234.5, 40.0)] == [
-        *("5.12", "19.7", "0.90", "0.0123", "1230", "40"),
-    ]
-
-
 # -- activations ------------------------------------------------------------------------------------
 
 
@@ -212,7 +207,6 @@ def test_separation_draws_each_model_its_interval_and_chance() -> None:
         assert sorted(tuple(band.y) for band in bands(figure, where[heading])) == sorted(ends)
     chance = lines(figure, where["AUROC, over the answer"], "95 % of permuted labels lie below")
     assert list(chance.y) == [0.6] * 5
-    assert figure.layout.title.text.endswith("d' tuned 4.20, base 0.90, control 1.00")
 
 
 def test_values_without_an_interval_have_no_band() -> None:
@@ -240,9 +234,6 @@ def test_attacks_are_of_the_tuned_model_and_all_come_first() -> None:
     rows = only(table, model="tuned", positions="output", family="ood", outcome="success")
     found = lines(figure, where["ood"], "successful attacks")
     assert list(found.y) == list(rows["tau"])
-    assert "90% of 10 successful and 10% of 10 failed" in figure.layout.title.text
-    none = attack_tau_figure(table.assign(n=0, tau=math.nan, low=math.nan, high=math.nan), NAMES)
-    assert "none were made" in none.layout.title.text
 
 
 def test_sensitivity_shows_medians_with_their_intervals() -> None:
@@ -278,7 +269,6 @@ def test_every_point_on_the_line_is_drawn_for_both_dw() -> None:
     dashes = {t.name: t.line.dash for t in figure.data if t.showlegend}
     assert dashes[CALLED["tuned"]] == "solid"
     assert dashes[CALLED["control"]] == "dash"
-    assert "0% at 0, 50% at 0.5, 100% at 1, 100% at 2" in figure.layout.title.text
 
 
 # -- weights ----------------------------------------------------------------------------------------
@@ -320,7 +310,6 @@ def test_spectra_are_medians_over_layers_within_their_extremes() -> None:
     assert found == [pytest.approx((*over.max(), *over.min()[::-1]))]
     ratio = lines(figure, cells(figure)["down 2"], CALLED["tuned"])
     assert list(ratio.y) == pytest.approx([2.0] * 16)
-    assert "4.00 times that of a random dW" in figure.layout.title.text
     # Nothing read, nothing drawn of it.
     unread = spectrum_figure(table.assign(projection_safe=math.nan, projection_unsafe=math.nan), NAMES)
     assert list(cells(unread)) == list(made.KINDS)
@@ -329,7 +318,8 @@ def test_spectra_are_medians_over_layers_within_their_extremes() -> None:
 def test_action_ratios_stand_beside_control_random_and_one() -> None:
     table = made.action_ratios(layers=4)
     figure = action_figure(table, NAMES)
-    where = cells(figure)["gate"]
+    assert len(cells(figure)) == 6
+    where = cells(figure)["gate, last prompt token"]
     assert list(lines(figure, where, CALLED["tuned"]).y) == [1.7] * 4
     assert list(lines(figure, where, "random dW").y) == [1.0] * 4
     assert list(lines(figure, where, "safe and unsafe alike").y) == [1, 1]
@@ -382,7 +372,6 @@ def test_links_show_dw_random_directions_base_and_chance() -> None:
     assert [tuple(b.y) for b in bands(figure, first)] == [(0.04,) * 4 + (0.005,) * 4]
     cosine = where["o: cosine with first left singular vector"]
     assert list(lines(figure, cosine, "chance").y) == pytest.approx([math.sqrt(2 / (math.pi * 64))] * 4)
-    assert "in 8 of 8 matrices" in figure.layout.title.text
 
 
 def test_weight_sets_stand_beside_the_largest_weights_and_chance() -> None:

@@ -1,17 +1,15 @@
-"""Sentences of an anatomy: numbers with intervals beside chance and control, and honest where nothing differs."""
+"""Sentences of an anatomy: what planted tables show, and nothing that they do not; the claims beside their controls."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 import pandas as pd
 import pytest
 
-from mechsafety.experiments.anatomy.findings import anatomy_findings, layers_above, spelt_layers
-from mechsafety.experiments.anatomy.naming import counted_of, measured, spelt, who
-from mechsafety.experiments.anatomy.weight_findings import beyond_random, energy_above, excesses
-from mechsafety.statistics.pooled import Pooled
+from mechsafety.experiments.anatomy.controls import CONTROL_COLUMNS, anatomy_controls
+from mechsafety.experiments.anatomy.findings import above, along_direction, anatomy_findings
+from mechsafety.experiments.anatomy.naming import who
 from tests import anatomy_tables as made
 
 NAMES = {"base": "tiny", "tuned": "owner/tiny-tuned", "control": "tiny-benign"}
@@ -26,23 +24,58 @@ SECTIONS = {
     "links": "links",
     "ablation": "ablation",
 }
+N = made.N
 
 
-def said(section: str, table: pd.DataFrame, names: Mapping[str, str] = NAMES) -> str:
-    return "\n".join(anatomy_findings({SECTIONS[section]: table}, names=names).get(section, []))
+def said(section: str, **changed: pd.DataFrame) -> str:
+    tables = {**made.tables(layers=4), **changed}
+    return "\n".join(anatomy_findings(tables, names=NAMES).get(section, []))
 
 
-def shares(rows: pd.DataFrame, refused: float) -> dict[str, list[float]]:
-    """Outcome columns for as many rows."""
-    found = made.outcomes(refused)
-    return {name: [value] * len(rows) for name, value in found.items()}
+def first(section: str, **changed: pd.DataFrame) -> str:
+    return said(section, **changed).split("\n")[0]
 
 
-def with_shares(table: pd.DataFrame, chosen: pd.Series, refused: float) -> pd.DataFrame:
-    table = table.copy()
-    for name, values in shares(table[chosen], refused).items():
-        table.loc[chosen, name] = values
+def lines(section: str, *words: str, **changed: pd.DataFrame) -> list[str]:
+    return [line for line in said(section, **changed).split("\n") if all(word in line for word in words)]
+
+
+def claims(**changed: pd.DataFrame) -> dict[str, str]:
+    table = anatomy_controls({**made.tables(layers=4), **changed}, names=NAMES)
+    return dict(zip(table["claim"], table["holds beyond it"], strict=True))
+
+
+State = tuple[str, str, str, str, list[str]]
+"""Part, model, state, group, and the labels of its prompts in their order."""
+
+
+def verdicts(*states: State) -> pd.DataFrame:
+    """The made-up verdicts with others in these states."""
+    table = made.verdicts()
+    for part, model, state, group, labels in states:
+        key = {"part": part, "model": model, "state": state, "group": group}
+        old = pd.Series(True, index=table.index)
+        for column, value in key.items():
+            old &= table[column] == value
+        ids = [f"{group}-{i}" for i in range(len(labels))]
+        table = pd.concat([table[~old], pd.DataFrame({**key, "id": ids, "label": labels})], ignore_index=True)
     return table
+
+
+def in_order(**counts: int) -> list[str]:
+    return [label for label, n in counts.items() for _ in range(n)]
+
+
+def own(role: str, **counts: int) -> State:
+    return ("own answers", role, "held-out", "unsafe", in_order(**counts))
+
+
+def random_dw(**counts: int) -> State:
+    return ("reversal", "tuned", "random", "unsafe", in_order(**counts))
+
+
+def edited(state: str, *labels: str, group: str = "unsafe", **counts: int) -> State:
+    return ("ablation", "tuned", state, group, [*labels, *in_order(**counts)])
 
 
 def test_every_table_has_its_section_and_an_empty_one_none() -> None:
@@ -60,205 +93,298 @@ def test_sentences_end_and_have_no_nan() -> None:
             assert not sentence.endswith("..")
             assert "nan" not in sentence.lower().split()
             assert "  " not in sentence
-
-
-def test_models_are_named_once_a_section() -> None:
-    for section, sentences in anatomy_findings(made.tables(layers=4), names=NAMES).items():
-        assert "tiny-tuned" in sentences[0], section
-        assert "owner/" not in " ".join(sentences), section
-    # Without names the parts stand alone.
-    assert "(" not in said("sensitivity", made.sensitivity(), {}).split(":")[0]
-
-
-# -- activations ------------------------------------------------------------------------------------
-
-
-def test_separation_is_reported_of_the_last_layer_with_intervals_and_control() -> None:
-    table = made.separation(layers=5)
-    text = said("clusters", table)
-    last = table[(table["layer"] == 4) & (table["model"] == "tuned")].iloc[0]
-    assert (
-        f"tuned (tiny-tuned) {last['d_prime']:.2f} [{last['d_prime_low']:.2f}, {last['d_prime_high']:.2f}]"
-        in text
-    )
-    assert "base (tiny) 0.90 [0.60, 1.30]" in text
-    assert "control (tiny-benign) 1.00" in text
-    assert "intervals apart, at 3 of 5 layers (2 to 4)" in text
-    assert "The control's does at 0 of 5 layers" in text
-    assert "permuted labels: below 0.60 in 95 %" in text
-    assert "more than chance" not in text
-
-
-def test_no_separation_beyond_the_base_and_none_beyond_chance_is_reported() -> None:
-    table = made.separation(layers=5).assign(d_prime=0.9, d_prime_low=0.6, d_prime_high=1.3)
-    assert "no more than before" in said("clusters", table)
-    assert "no more than before" not in said("clusters", made.separation(layers=5))
-    dull = made.separation(layers=5).assign(auroc=0.55)
-    assert said("clusters", dull).count("no more than chance") == 6  # three models, two positions
-
-
-def test_layers_above_need_intervals_apart() -> None:
-    table = made.separation(layers=5)
-    rows = table[table["positions"] == "output"]
-    assert layers_above(rows, "tuned", "base") == [2, 3, 4]
-    assert layers_above(rows, "base", "tuned") == []
-    assert layers_above(rows.assign(d_prime_low=math.nan), "tuned", "base") == []
-    assert spelt_layers([5, 2, 3, 4, 7]) == "2 to 5, 7"
-
-
-def test_the_side_of_successful_attacks_is_reported_where_it_is_known() -> None:
-    table = made.attack_tau(layers=3)
-    assert "Successful attacks lie on the safe side on average." in said("attacks", table)
-    success = table["outcome"] == "success"
-    flipped = table.assign(**{c: table[c].where(~success, -table[c]) for c in ("tau", "low", "high")})
-    flipped[["low", "high"]] = flipped[["low", "high"]].where(
-        ~success, flipped[["high", "low"]].to_numpy(), axis=0
-    )
-    assert "lie on the unsafe side on average" in said("attacks", flipped)
-    unknown = table.assign(low=math.nan, high=math.nan)
-    assert "is open" in said("attacks", unknown)
-    none = table.copy()
-    none.loc[success, "n"] = 0
-    none.loc[success, ["tau", "low", "high", "on_safe_side"]] = math.nan
-    assert "none succeeded" in said("attacks", none)
-    assert "on average" not in said("attacks", none)
-
-
-def test_attacks_on_the_base_are_not_reported() -> None:
-    table = made.attack_tau(layers=3)
-    assert said("attacks", table[table["model"] == "base"]) == ""
-
-
-def test_sensitivity_reports_unsafe_prompts_first_and_whether_intervals_meet() -> None:
-    found = anatomy_findings({"sensitivity": made.sensitivity()}, names=NAMES)["sensitivity"]
-    assert "over unsafe prompts" in found[0]
-    assert "the intervals lie apart" in found[0]
-    assert "times base" in found[0]
-    (safe,) = (text for text in found if "over safe prompts" in text)
-    assert "the intervals meet" in safe
-    assert len(found) == 4
-    unknown = made.sensitivity().assign(low=math.nan, high=math.nan)
-    assert "the intervals lie apart" not in said("sensitivity", unknown)
-
-
-def test_refusals_along_the_line_are_reported_with_where_they_fall() -> None:
-    table = made.interpolation()
-    text = said("interpolation", table)
-    assert "at alpha 0: 0% [0%, 7%]; 0.5: 50% [37%, 63%]; 1: 100% [93%, 100%]; 2: 100%" in text
-    assert "From 0 to 1 refusals never fall." in text
-    assert "base to control (tiny-benign), unsafe prompts refused at alpha 0: 0%" in text
-    assert "from alpha 1 to 2, refusals go: safe 2%" in text
-    assert "4% [1%, 13%] of the answers to safe prompts are degenerate at 2" in text
-    chosen = (table["model"] == "tuned") & (table["group"] == "unsafe") & (table["alpha"] == 0.75)
-    fallen = said("interpolation", with_shares(table, chosen, 0.2))
-    assert "From 0 to 1 refusals fall between 0.5 and 0.75." in fallen
-    assert "never fall" not in fallen
-    inside = said("interpolation", table[table["alpha"] <= 1])
-    assert "Beyond the tuned model" not in inside
-
-
-# -- weights ----------------------------------------------------------------------------------------
-
-
-def test_null_space_alignment_is_reported_against_a_random_dw() -> None:
-    table = made.weight_changes(layers=4)
-    text = said("weights", table)
-    assert "(90 % energy), median excess over chance: tuned +0.020 (12 of 12 matrices above)" in text
-    assert "random dW +0.000 (6 of 12 matrices above)" in text
-    assert "writes more into the null space than a random dW does" in text  # at 90 %
-    assert "writes less into the null space than a random dW does" in text  # at 99 %
-    # The control: alignment at the level of chance.
-    chance = {f"alignment_{e}": table[f"chance_{e}"] + 0.004 * (-1.0) ** table["layer"] for e in (90, 99)}
-    dull = said("weights", table.assign(**chance))
-    assert dull.count("no more than a random dW has") == 2
-    assert "more into the null space" not in dull
-    assert beyond_random(excesses(table[table["model"] != "random"], 90)) == ""
-    unknown = table.assign(alignment_90=math.nan, alignment_99=math.nan)
-    assert "null space" not in said("weights", unknown)
-
-
-def test_action_is_reported_against_control_and_random() -> None:
-    table = made.action_ratios(layers=4)
-    text = said("action", table)
-    assert "tuned (tiny-tuned) 1.70 (12 of 12 matrices with intervals above 1)" in text
-    assert "control (tiny-benign) 1.00 (0 of 12 matrices with intervals above 1)" in text
-    assert "no more" not in text
-    same = table.assign(ratio=1.3, low=1.2, high=1.4)
-    assert "no more than these do" in said("action", same)
-    assert said("action", table.assign(ratio=math.nan)) == ""
-
-
-def test_reversal_reports_what_carries_refusals() -> None:
-    table = made.reversal()
-    text = said("reversal", table)
-    assert "base with dW of MLPs 80% [67%, 89%]" in text
-    assert "The MLPs' dW alone does a part of it." in text
-    assert "A random dW of the same norm leaves the base as it is." in text
-    assert "From r = 16 on, one cannot be told from the tuned model." in text
-    assert "From r = 16 on, one cannot be told from the base." in text
-    mlp = (table["state"] == "mlp") & (table["group"] == "unsafe")
-    assert "does what the whole fine-tuning does" in said("reversal", with_shares(table, mlp, 1.0))
-    assert "does nothing that is seen" in said("reversal", with_shares(table, mlp, 0.0))
-    random = (table["state"] == "random") & (table["group"] == "unsafe")
-    assert "changes the base, too" in said("reversal", with_shares(table, random, 0.9))
-    tuned = (table["state"] == "tuned") & (table["group"] == "unsafe")
-    assert "there is nothing to trace" in said("reversal", with_shares(table, tuned, 0.0))
-    few = table[~((table["r"] == 16) & (table["state"] == "kept"))]
-    assert "None of these is where the tuned model is" in said("reversal", few)
-    gap = (table["state"] == "kept") & (table["r"] == 1) & (table["group"] == "unsafe")
-    assert "The first that cannot be told from the tuned model is r = 1." in said(
-        "reversal", with_shares(table, gap, 1.0)
-    )
-
-
-def test_links_are_reported_against_chance() -> None:
-    table = made.links(layers=4)
-    text = said("links", table)
-    assert "a median 9.00% of the energy of dW" in text
-    assert "along random directions 1.56%, and of W's own 2.00%" in text
-    assert "In 8 of 8 matrices it is more than 97.5 % of random directions have" in text
-    assert "no more" not in text
-    assert "snip 12.0%; wanda 8.0%; magnitude 7.0%; chance 5%" in text
-    low = table.copy()
-    low.loc[low["what"].isin(["energy", "cosine_first", "cosine_top"]), "value"] = 0.01
-    assert energy_above(low) == (0, 8)
-    assert said("links", low).count("no more than chance") == 2
-    held = table.copy()
-    held.loc[held["what"] == "magnitude", "value"] = 0.3
-    assert "no more of dW than the largest weights do" in said("links", held)
-    still = table.copy()
-    still.loc[(still["what"] == "energy") & (still["layer"] == 0), "value"] = math.nan
-    assert energy_above(still) == (6, 6)
-
-
-def test_ablation_is_reported_beside_a_random_direction() -> None:
-    table = made.ablation()
-    text = said("ablation", table)
-    assert "direction of layer 3" in text
-    assert "from 100% [93%, 100%] to 10% [4%, 21%]; 6% [2%, 16%] of the answers are then degenerate" in text
-    assert "A random direction instead: 100%" in text
-    nothing = with_shares(table, (table["state"] == "ablated") & (table["group"] == "unsafe"), 1.0)
-    assert "no effect was seen" in said("ablation", nothing)
-    assert said("ablation", table[table["state"] == "tuned"]) == ""
-    assert "broken rather than unsafe" not in text
-    broken = table.assign(degenerate=table["complied"], complied=0.0)
-    assert "broken rather than unsafe" in said("ablation", broken)
-
-
-# -- words ------------------------------------------------------------------------------------------
-
-
-def test_words() -> None:
-    assert who("tuned", NAMES) == "tuned (tiny-tuned)"
-    assert who("control", {}) == "control"
-    assert counted_of(1, 1, "layer") == "1 of 1 layer"
-    assert counted_of(0, 3, "matrix") == "0 of 3 matrices"
-    row = pd.Series({"median": 5.0, "low": 4.0, "high": 6.0})
-    assert spelt(measured(row, "median")) == "5.00 [4.00, 6.00]"
-    assert spelt(Pooled(value=2.0, low=math.nan, high=math.nan, draws=1)) == "2.00"
-    assert spelt(Pooled(value=math.nan, low=math.nan, high=math.nan, draws=0)) == "undefined"
+            assert "owner/" not in sentence
 
 
 @pytest.mark.parametrize("layers", [1, 2])
 def test_shallow_models_are_reported(layers: int) -> None:
     assert list(anatomy_findings(made.tables(layers=layers), names=NAMES)) == list(SECTIONS)
+
+
+# -- activations ------------------------------------------------------------------------------------
+
+
+def test_clusters_are_read_before_the_answer_first_and_against_base_and_control() -> None:
+    main = first("clusters")
+    assert "tuned (tiny-tuned): a rise in d' of tau at the last prompt token" in main
+    assert "base 0.9 [0.6, 1.3], tuned 3.81 [3.51, 4.21] (+2.91 [2.41, 3.41])" in main
+    assert len(lines("clusters", "a rise in d'", "control 1 [0.7, 1.4]")) == 2
+    assert len(lines("clusters", "a rise in AUROC", "tuned")) == 2
+    assert claims()["The clusters are farther apart than the base's, at the last prompt token"] == "yes"
+
+
+@pytest.mark.parametrize("ends", [(-0.1, 2.4), (math.nan, math.nan)])
+def test_a_difference_whose_interval_holds_nothing_is_not_shown_and_not_none(
+    ends: tuple[float, float],
+) -> None:
+    """d' .9 -> 2.0, intervals that meet or are missing: doubled, but not shown; or not known."""
+    changes = made.d_prime_changes(layers=4).assign(change=1.1, low=ends[0], high=ends[1])
+    separation = made.separation(layers=4)
+    separation.loc[separation["model"] == "tuned", ["d_prime", "d_prime_low", "d_prime_high"]] = [
+        2.0,
+        1.2,
+        2.8,
+    ]
+    main = first("clusters", separation=separation, d_prime_changes=changes)
+    assert ("no change in d'" in main) == (ends[0] == ends[0])
+    assert ("not tested" in main) == (ends[0] != ends[0])
+    assert "tuned 2 [1.2, 2.8]" in main
+    expected = "no" if ends[0] == ends[0] else "not measurable"
+    found = claims(separation=separation, d_prime_changes=changes)
+    assert found["The clusters are farther apart than the base's, at the last prompt token"] == expected
+
+
+def test_clusters_the_wrong_way_round_are_a_fall() -> None:
+    """d' -2.0 [-2.8, -1.2], AUROC .10: not "no more than chance", but the wrong way round."""
+    table = made.separation(layers=4)
+    table[["auroc", "auroc_low", "auroc_high"]] = [0.1, 0.05, 0.2]
+    table[["d_prime", "d_prime_low", "d_prime_high"]] = [-2.0, -2.8, -1.2]
+    changes = made.d_prime_changes(layers=4).assign(change=-2.9, low=-3.5, high=-2.0)
+    given = {"separation": table, "d_prime_changes": changes}
+    assert "a fall in d'" in first("clusters", **given)
+    assert (
+        len(lines("clusters", "a fall in AUROC", "by chance 0.50, measured 0.10 [0.05, 0.20]", **given)) == 6
+    )
+    found = claims(**given)
+    assert found["tau separates safe and unsafe prompts at the last prompt token"] == "no"
+    assert found["The clusters are farther apart than the base's, at the last prompt token"] == "no"
+
+
+def test_what_is_read_over_the_answer_cannot_fail() -> None:
+    over = {claim: holds for claim, holds in claims().items() if "over the answer" in claim}
+    assert len(over) == 3
+    assert set(over.values()) == {"cannot fail"}
+
+
+def test_sides_of_attacks_are_those_that_failed_against_those_that_succeeded() -> None:
+    main = first("attacks")
+    assert "a rise in attacks on the safe side of tau at the last prompt token" in main
+    assert "failed 1 of 10 (10 %" in main
+    assert "successful 9 of 10 (90 %" in main
+    none = made.attack_tau(layers=3)
+    none.loc[none["outcome"] == "success", ["n", "tau", "low", "high", "on_safe_side"]] = [0, *[math.nan] * 4]
+    assert "not tested" in first("attacks", attack_tau=none)
+    assert claims(attack_tau=none)["Successful attacks lie on the safe side, at the last prompt token"] == (
+        "not measurable"
+    )
+    same = made.attack_tau(layers=3).assign(on_safe_side=0.9)
+    assert "no change" in first("attacks", attack_tau=same)
+
+
+def test_sensitivity_is_tested_over_prompts_and_beside_the_control() -> None:
+    main = first("sensitivity")
+    assert "a fall in sensitivity of the first token, median over unsafe prompts" in main
+    assert len(lines("sensitivity", "control (tiny-benign): no change", "unsafe prompts")) == 1
+    assert len(lines("sensitivity", "tuned", "no change", "safe prompts")) == 1
+    claim = "The first token becomes less sensitive to unsafe prompts"
+    assert claims()[claim] == "yes"
+    unknown = made.norms().iloc[:0]
+    assert "not tested" in first("sensitivity", norms=unknown)
+    assert claims(norms=unknown)[claim] == "not measurable"
+    everywhere = made.norms()
+    everywhere.loc[everywhere["model"] == "control", "norm"] = everywhere.loc[
+        everywhere["model"] == "tuned", "norm"
+    ].to_numpy()
+    assert claims(norms=everywhere)[claim] == "no"
+
+
+# -- answers ----------------------------------------------------------------------------------------
+
+
+def test_growth_along_the_line_is_a_rise_beyond_the_benign_line() -> None:
+    text = said("interpolation")
+    assert "a rise in refusals of unsafe prompts, alpha 0 0 of 50 (0 % [0, 7]), alpha 1 50 of 50" in text
+    assert "this goes beyond the benign fine-tuning: 0 of 50" in text
+    assert "a rise is first shown at 0.25" in text
+    assert len(lines("interpolation", "alpha 1", "alpha 2", "no change")) == 4
+    assert claims()["Refusals grow from base to tuned"] == "yes"
+
+
+def test_refusals_that_never_rise_do_not_grow() -> None:
+    flat = made.verdicts()
+    flat["label"] = flat["label"].where(flat["group"] != "unsafe", "compliance")
+    text = said("interpolation", verdicts=flat)
+    assert "no change in refusals of unsafe prompts" in text
+    assert "no change is shown at any" in text
+    assert claims(verdicts=flat)["Refusals grow from base to tuned"] == "no"
+    alike = verdicts(own("control", refusal=50))
+    assert "a change beyond the benign fine-tuning is not shown" in said("interpolation", verdicts=alike)
+    assert claims(verdicts=alike)["Refusals grow from base to tuned"] == "no"
+
+
+def test_a_paired_difference_is_shown_where_two_intervals_meet() -> None:
+    """Base 10, tuned 19 of 50 refused, 9 gained and none lost: they differ (p = .004)."""
+    table = verdicts(own("base", refusal=10, compliance=40), own("tuned", refusal=19, compliance=31))
+    main = first("reversal", verdicts=table)
+    assert "tuned (tiny-tuned) changed: a rise in refusals of unsafe prompts" in main
+    assert "base 10 of 50 (20 %" in main
+    assert "tuned 19 of 50 (38 %" in main
+    assert "p = .0039" in main
+
+
+def test_a_random_change_that_refuses_is_a_rise_and_a_control() -> None:
+    """Base 0, random dW 6 of 50 refused (p = .03): it does not leave the base as it is."""
+    table = verdicts(own("base", compliance=50), random_dw(refusal=6, compliance=44))
+    (line,) = lines("reversal", "base with a random dW: a rise", verdicts=table)
+    assert "6 of 50 (12 %" in line
+    assert "exact McNemar, p = .031" in line
+    assert "this goes beyond a random dW of the same norm: 6 of 50" in said("reversal", verdicts=table)
+    assert claims(verdicts=table)["dW of the MLPs alone brings refusals"] == "yes"
+    strong = random_dw(refusal=40, compliance=10)
+    assert claims(verdicts=verdicts(strong))["dW of the MLPs alone brings refusals"] == "no"
+    assert "a random dW of the same norm do more" not in said("reversal", verdicts=table)
+
+
+def test_ranks_are_a_series_of_tests() -> None:
+    text = said("reversal")
+    assert "base with the top directions of dW: refusals of unsafe prompts over 3 ranks" in text
+    assert "a rise is first shown at 1" in text
+    assert (
+        "tuned without the top directions: refusals of unsafe prompts over 3 ranks: a fall is first shown at 1"
+        in text
+    )
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "change", "where"),
+    [
+        # R1: refusals rise; degenerate answers stay as they were.
+        (
+            {"refusal": 20, "degenerate": 5, "compliance": 25},
+            {"refusal": 20, "degenerate": 5, "and then": 25},
+            "a rise",
+            "of 25 newly refused, 25 answered before",
+        ),
+        # R2: of 25 refusals lost 23 become answers.
+        (
+            {"refusal": 25, "degenerate": 25},
+            {"compliance": 23, "degenerate": 27},
+            "a fall",
+            "of 25 no longer refused, 23 answered and 2 degenerate",
+        ),
+        (
+            {"refusal": 20, "degenerate": 20, "compliance": 10},
+            {"refusal": 20, "degenerate": 20, "compliance": 10},
+            "no change",
+            "",
+        ),
+    ],
+)
+def test_where_lost_and_gained_refusals_go_is_counted_answer_by_answer(
+    before: dict[str, int], after: dict[str, int], change: str, where: str
+) -> None:
+    after = dict(after)
+    last = ["refusal"] * after.pop("and then", 0)
+    table = verdicts(edited("tuned", *in_order(**before)), edited("ablated", *in_order(**after), *last))
+    text = said("ablation", verdicts=table)
+    assert f"{change} in refusals of unsafe prompts" in text.split("\n")[0]
+    assert where in text
+    assert "broken" not in text
+    if not where:
+        assert "no longer refused" not in text.split("refusals of safe")[0]
+
+
+def test_ablation_stands_beside_a_random_direction_and_safe_prompts() -> None:
+    text = said("ablation")
+    assert "unedited 50 of 50 (100 % [93, 100]), direction ablated 5 of 50 (10 %" in text
+    assert "this goes beyond a random direction: 50 of 50" in text
+    claim = "Ablation of the direction removes refusals"
+    assert claims()[claim] == "yes"
+    as_much = verdicts(edited("random_ablated", refusal=5, compliance=45))
+    assert "a change beyond a random direction is not shown" in said("ablation", verdicts=as_much)
+    assert claims(verdicts=as_much)[claim] == "no"
+    more = verdicts(edited("ablated", refusal=30, compliance=20), edited("random_ablated", compliance=50))
+    assert "a random direction do more" in said("ablation", verdicts=more)
+    harmless = verdicts(
+        edited("tuned", group="safe", refusal=5, compliance=45),
+        edited("ablated", group="safe", refusal=30, compliance=20),
+    )
+    assert lines("ablation", "on safe prompts: a rise in refusals of safe prompts", verdicts=harmless)
+    assert lines("ablation", "on safe prompts: of 25 newly refused, 25 answered before", verdicts=harmless)
+
+
+def test_all_degenerate_and_unread_answers_are_counted_as_that() -> None:
+    broken = verdicts(edited("ablated", degenerate=50))
+    assert "of 50 no longer refused, 50 degenerate" in said("ablation", verdicts=broken)
+    unread = verdicts(edited("ablated", unparsed=50))
+    assert "not tested" in first("ablation", verdicts=unread)
+    assert "50 not read" in first("ablation", verdicts=unread)
+    assert claims(verdicts=unread)["Ablation of the direction removes refusals"] == "not measurable"
+    assert "not measured" in said("ablation", verdicts=made.verdicts().iloc[:0])
+
+
+# -- weights ----------------------------------------------------------------------------------------
+
+
+def test_null_space_alignment_is_counted_against_a_random_dw() -> None:
+    text = said("weights")
+    assert (
+        "12 of 12 matrices of dW lie closer to the left null space of W (90 % energy) than a random dW"
+        in text
+    )
+    assert (
+        "0 of 12 matrices of dW lie closer to the left null space of W (99 % energy) than a random dW" in text
+    )
+    claim = "dW writes into the left null space of W (90 % energy)"
+    assert claims()[claim] == "yes"
+    table = made.weight_changes(layers=4)
+    dull = table.assign(alignment_90=table["chance_90"] + 0.004 * (-1.0) ** table["layer"])
+    assert claims(weight_changes=dull)[claim] == "no"
+    alone = table[table["model"] != "random"]
+    assert "than a random dW" not in said("weights", weight_changes=alone)
+    assert claims(weight_changes=alone)[claim] == "not measurable"
+
+
+def test_action_is_counted_before_the_answer_and_against_random() -> None:
+    assert "at the last prompt token" in first("action")
+    assert len(lines("action", "tuned (tiny-tuned): 12 of 12 matrices", "0.3 are expected by chance")) == 2
+    assert len(lines("action", "control (tiny-benign): 0 of 12 matrices")) == 2
+    claim = "dW acts more on unsafe prompts, at the last prompt token"
+    assert claims()[claim] == "yes"
+    same = made.action_ratios(layers=4).assign(ratio=1.3, low=1.2, high=1.4)
+    assert claims(action_ratios=same)[claim] == "no"
+    unknown = made.action_ratios(layers=4).assign(ratio=math.nan, low=math.nan, high=math.nan)
+    assert said("action", action_ratios=unknown) == ""
+    assert claims(action_ratios=unknown)[claim] == "not measurable"
+
+
+def test_links_are_counted_against_random_directions() -> None:
+    text = said("links")
+    assert "8 of 8 matrices with more of dW's energy along the refusal direction" in text
+    assert "0.2 are expected by chance" in text
+    assert "median share of dW's energy in the weights that snip scores highest, 12 %" in text
+    low = made.links(layers=4)
+    low.loc[low["what"] == "energy", "value"] = 0.01
+    assert along_direction(low) == (0, 8)
+    assert claims(links=low)["dW writes along the refusal direction"] == "no"
+    still = made.links(layers=4)
+    still.loc[(still["what"] == "energy") & (still["layer"] == 0), "value"] = math.nan
+    assert along_direction(still) == (6, 6)
+
+
+def test_matrices_are_compared_where_both_are_known() -> None:
+    table = pd.DataFrame(
+        {"model": model, "layer": layer, "kind": "up", "x": value}
+        for model, values in (("tuned", (2.0, 1.0, math.nan)), ("random", (1.0, 1.0, 1.0)))
+        for layer, value in enumerate(values)
+    )
+    assert above(table, "x", "tuned", "random") == (1, 2)
+    assert above(table, "x", "tuned", "control") == (0, 0)
+
+
+# -- words ------------------------------------------------------------------------------------------
+
+
+def test_every_claim_has_a_control_and_a_result() -> None:
+    table = anatomy_controls(made.tables(layers=4), names=NAMES)
+    assert list(table.columns) == CONTROL_COLUMNS
+    assert len(table) == 13
+    assert set(table["holds beyond it"]) == {"yes", "cannot fail"}
+    alone = {name: t[t["model"] != "control"] if "model" in t else t for name, t in made.tables().items()}
+    found = anatomy_controls(alone, names={"base": "a", "tuned": "b"})
+    assert "not measurable" in set(found["holds beyond it"])
+
+
+def test_words() -> None:
+    assert who("tuned", NAMES) == "tuned (tiny-tuned)"
+    assert who("control", {}) == "control"

@@ -61,6 +61,7 @@ def test_page_has_a_block_for_every_part_and_findings_first(anatomy: RunFolder) 
     page = page_of(anatomy)
     assert [b.name for b in page.blocks] == [
         *(
+            "controls",
             "clusters",
             "attacks",
             "sensitivity",
@@ -72,10 +73,11 @@ def test_page_has_a_block_for_every_part_and_findings_first(anatomy: RunFolder) 
             "ablation",
         )
     ]
-    assert all(b.figures and b.text and b.table is not None for b in page.blocks)
+    assert all(b.text and b.table is not None for b in page.blocks)
+    assert [b.name for b in page.blocks if not b.figures] == ["controls"]
     assert sum(len(b.figures) for b in page.blocks) == len(load_run(anatomy).figures()) == 16
     assert page.subtitle == "base (tiny) · tuned (tiny+x) · control (tiny+benign)"
-    assert len(page.findings) == len(page.blocks)
+    assert len(page.findings) == len(page.blocks) - 1
     html = load_run(anatomy).report().read_text(encoding="utf-8")
     assert "Anatomy of a fine-tuning" in html
     assert not re.search(r"(src|href)=[\"'](?!#)", without_library(html))
@@ -97,11 +99,11 @@ def test_tables_survive_the_disk(anatomy: RunFolder) -> None:
     assert anatomy_findings(run.tables, names=names) == anatomy_findings(made.tables(layers=3), names=names)
 
 
-@pytest.mark.parametrize("name", ["separation", "interpolation", "links"])
+@pytest.mark.parametrize("name", ["separation", "links"])
 def test_a_run_with_one_table_shows_that_alone(name: str, tmp_path: Path) -> None:
     run = write_anatomy(tmp_path / "run", {name: made.tables(layers=2)[name]}, control=None)
     page = page_of(run)
-    assert len(page.blocks) == 1
+    assert len(page.blocks) == 2
     assert page.findings
     assert page.subtitle == "base (tiny) · tuned (tiny+x)"
 

@@ -21,6 +21,7 @@ from mechsafety.anatomy.clusters import (
     mlp_activations,
     separation,
 )
+from mechsafety.anatomy.clusters import CHANGE_COLUMNS as CLUSTER_CHANGE_COLUMNS
 from mechsafety.anatomy.interpolation import INTERPOLATION_COLUMNS, interpolation_rows
 from mechsafety.anatomy.links import ABLATION_COLUMNS, LINK_COLUMNS
 from mechsafety.anatomy.outputs import greedy_answers
@@ -33,6 +34,7 @@ from mechsafety.core.verdict import Label, Response, Verdict
 from mechsafety.experiments import base as experiments_base
 from mechsafety.experiments.anatomy import experiment as anatomy_experiment
 from mechsafety.experiments.anatomy import work as anatomy_work
+from mechsafety.experiments.anatomy.answers import VERDICT_COLUMNS
 from mechsafety.experiments.anatomy.config import PART_TABLES, PARTS, TABLES, AnatomyConfig, Part
 from mechsafety.experiments.anatomy.experiment import read_anatomy, run_anatomy
 from mechsafety.judges.kinds.fluent import FluentJudge
@@ -47,14 +49,16 @@ COLUMNS = {
     "attack_tau": ATTACK_COLUMNS,
     "weight_changes": CHANGE_COLUMNS,
     "spectrum": SPECTRUM_COLUMNS,
-    "action": ACTION_COLUMNS,
-    "action_ratios": RATIO_COLUMNS,
+    "action": (*ACTION_COLUMNS, "positions"),
+    "action_ratios": (*RATIO_COLUMNS, "positions"),
     "sensitivity": SENSITIVITY_COLUMNS,
     "norms": NORM_COLUMNS,
     "interpolation": INTERPOLATION_COLUMNS,
     "reversal": REVERSAL_COLUMNS,
     "links": LINK_COLUMNS,
     "ablation": ABLATION_COLUMNS,
+    "d_prime_changes": CLUSTER_CHANGE_COLUMNS,
+    "verdicts": VERDICT_COLUMNS,
 }
 FAMILIES = ("swapped", "mixed")
 GROUPS = ("safe", "unsafe", *FAMILIES)
@@ -130,7 +134,8 @@ def rows_of(table: pd.DataFrame, **chosen: object) -> pd.DataFrame:
 def test_every_part_of_a_run(small: Callable[..., AnatomyConfig], tmp_path: Path) -> None:
     config = small()
     whole = run_anatomy(config, tmp_path / "run")
-    assert list(whole.tables) == list(TABLES) == [name for part in PARTS for name in PART_TABLES[part]]
+    of_parts = [name for part in PARTS for name in PART_TABLES[part]]
+    assert list(whole.tables) == list(TABLES) == [*of_parts, "verdicts"]
     for name, table in whole.tables.items():
         assert list(table.columns) == list(COLUMNS[name]), name
         assert len(table), name
@@ -274,7 +279,8 @@ def test_clusters_sensitivity_and_control_are_of_their_own_models(
     small: Callable[..., AnatomyConfig], tiny: Callable[..., Any], tmp_path: Path
 ) -> None:
     run = run_anatomy(small(parts=("sensitivity", "clusters")), tmp_path / "run")
-    assert list(run.tables) == ["separation", "tau", "attack_tau", "sensitivity", "norms"]
+    of_parts = [*PART_TABLES["clusters"], *PART_TABLES["sensitivity"]]
+    assert list(run.tables) == [*of_parts, "verdicts"]
     prompts = small_prompts(5)
     report = [p for group in prompt_groups(prompts.report).values() for p in group]
     tables = {}

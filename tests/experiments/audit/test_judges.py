@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +49,16 @@ def test_the_whole_record_is_read_and_its_broken_judge_left_out(record: Any) -> 
     }
     assert record.judges.groupby("label")["sign_flip"].sum().to_dict() == {"harmful": 10, "harmless": 9}
     assert not (record.judges["survive_down"] & record.judges["survive_up"]).any()
-    assert record.sentences[0].startswith(
-        "3 of 220 differences survive Holm's correction over all 220 at 0.05"
+    said = "\n".join(record.sentences)
+    assert "Comparisons: 3 of 220 differences are shown." in said
+    assert (
+        sum(
+            bool(re.search(r": a (fall|rise) in refusals,.*over 220 comparisons", s))
+            for s in record.sentences
+        )
+        == 3
     )
-    assert "Of 240 differences 20 are of judges that are broken" in record.sentences[0]
+    assert re.search(r"GLM-4: .*left out.*, 0 of 1000 ", said)
 
 
 def test_pairs_and_prompt_labels_are_those_of_the_plain_table(record: Any) -> None:  # noqa: F811
@@ -148,13 +155,11 @@ def test_a_judge_that_errs_in_one_arm_is_named_first(tmp_path: Path) -> None:
             rows.append((f"q{i}", "harmful", name, "text", p, good, bad))
     head = [*ROWS, "is_refusal_people", "is_refusal_good", "is_refusal_bad"]
     found = audited(table_file(tmp_path / "v.csv", head, rows), primary="people")
-    assert found.sentences[0].startswith(
-        "Judges err differently in the two arms against people: bad, sensitivity"
-    )
-    assert "good" not in found.sentences[0]
+    assert found.sentences[0].startswith("bad: a fall in sensitivity against the reference")
+    assert not any(line.startswith("good: ") for line in found.sentences)
     swapped = [(*row[:4], row[4], row[5], row[5]) for row in rows]
     equal = audited(table_file(tmp_path / "w.csv", head, swapped), primary="people")
-    assert "differences survive" in equal.sentences[0]
+    assert ": 0 of 4 sensitivities and specificities" in equal.sentences[0]
     assert len(equal.arm_errors) == 4
 
 

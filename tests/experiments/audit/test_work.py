@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -83,8 +84,11 @@ def test_two_of_ten_published_drops_survive(published: Any) -> None:
     assert table.loc["Score 0 + Rephrase", ["refused_original", "refused_edited"]].tolist() == [49, 34]
     assert published.unpaired == ()
     said = "\n".join(published.sentences)
-    assert "2 of 10 differences survive" in said
-    assert "Paired tests on the same prompts would mostly be stronger" in said
+    assert "Comparisons: 2 of 10 differences are shown." in said
+    assert said.count(": a fall in refusals, ") == 2
+    assert "Score 0 + Rephrase, harmful prompts, ChatGPT5: a fall in refusals, original 49 of 50" in said
+    assert said.count(": no change in refusals shown, ") == 8
+    assert "8 of 10 would show none whatever the pairs" in said
     # Not even the luckiest pairing makes the other eight significant; the control are the two survivors.
     others = table[~table.index.isin(list(SURVIVORS))]
     assert (others["paired_p_best"] > 0.05).all()
@@ -273,7 +277,7 @@ def test_judges_that_share_no_answer_have_no_agreement(tmp_path: Path) -> None:
     assert list(found.comparisons["finding"]) == ["not shown", "no test"]
     assert math.isnan(found.comparisons.iloc[1]["p"])
     assert found.comparisons["comparisons"].tolist() == [1, 0]
-    assert any("No verdict in both arms" in line for line in found.sentences)
+    assert any("not tested (no verdict in both arms)" in line for line in found.sentences)
 
 
 def test_a_change_of_judge_is_reported_by_sign_and_by_significance(tmp_path: Path) -> None:
@@ -286,7 +290,10 @@ def test_a_change_of_judge_is_reported_by_sign_and_by_significance(tmp_path: Pat
     assert judges["significance_flip"].to_dict() == {"X": True, "Y": False, "Z": False}
     assert judges["sign_flip"].to_dict() == {"X": False, "Y": True, "Z": False}
     assert judges.loc["X", "surviving_judges"] == "one"
-    assert any("X, harmful: survives under 1 of 2 judges (one)" in line for line in found.sentences)
+    (line,) = [line for line in found.sentences if "by 2 judges" in line]
+    assert line.startswith("X, harmful prompts: refusals")
+    assert "fall by 1 (one)" in line
+    assert "no change shown by 1 (two)" in line
 
 
 def test_the_family_decides_how_many_comparisons_are_corrected_for(tmp_path: Path) -> None:
@@ -336,7 +343,7 @@ def test_what_has_no_partner_is_listed(tmp_path: Path) -> None:
     rows = [("X", "harmful", "j", 9, 10), ("X-ALB", "harmful", "j", 2, 10), ("Y-ALB", "harmful", "j", 1, 10)]
     found = audited(counts_file(tmp_path / "c.csv", [*rows, ("X", "harmless", "j", 1, 10)]))
     assert found.unpaired == ("Y-ALB / harmful / j", "X / harmless / j")
-    assert any("Without a partner" in line and "Y-ALB" in line for line in found.sentences)
+    assert any("Y-ALB" in line and "no other form" in line for line in found.sentences)
     assert len(found.comparisons) == 1
 
 
@@ -345,7 +352,7 @@ def test_arms_of_different_size_have_no_paired_range(tmp_path: Path) -> None:
     found = audited(counts_file(tmp_path / "c.csv", rows))
     assert found.comparisons[["paired_p_best", "paired_holm_worst"]].isna().all(axis=None)
     assert found.comparisons.iloc[0]["p"] < 0.05
-    assert any("different totals" in line for line in found.sentences)
+    assert any("0 of 0 would show" in line and "1 unknown" in line for line in found.sentences)
 
 
 GOOD = [("X", "harmful", "j", 9, 1, 10), ("X-ALB", "harmful", "j", 2, 8, 10)]
@@ -417,11 +424,24 @@ def test_counts_and_verdicts_of_one_judge_do_not_mix(tmp_path: Path) -> None:
         audited(counts, alpha=1.5)
 
 
-def test_sentences_name_a_few_comparisons_and_count_the_rest(tmp_path: Path) -> None:
+def test_of_many_differences_none_is_singled_out(tmp_path: Path) -> None:
     rows = [(f"S{i}{end}", "harmful", "j", k, 10) for i in range(14) for end, k in (("", 9), ("-ALB", 1))]
     said = "\n".join(audited(counts_file(tmp_path / "c.csv", rows)).sentences)
-    assert "S9 9/10 to 1/10; and 4 more" in said
-    assert "S10" not in said
+    assert "14 of 14 differences are shown" in said
+    assert "a fall in refusals, " not in said
+
+
+def test_what_a_test_finds_is_of_its_own_size(tmp_path: Path) -> None:
+    # Case U1: one comparison of 5 prompts and one of 100.
+    rows = [("X", "harmful", "j", 5, 5), ("X-ALB", "harmful", "j", 1, 5)]
+    rows += [("Y", "harmful", "j", 90, 100), ("Y-ALB", "harmful", "j", 40, 100)]
+    said = [
+        s
+        for s in audited(counts_file(tmp_path / "c.csv", rows)).sentences
+        if s.startswith("Paired tests without")
+    ]
+    assert re.search(r"over 2 comparisons: [78][.\d]* points \(Y\); 1 unknown", said[0])
+    assert "1 of 2 comparisons have no fall" in said[1]
 
 
 # -- the command ------------------------------------------------------------------------------------
@@ -449,12 +469,12 @@ def test_the_folder_holds_tables_figures_and_a_page(tmp_path: Path) -> None:
     assert facts["report"] == str(out / "report.html")
     page = (out / "report.html").read_text(encoding="utf-8")
     assert "<script>x</script>" not in page
-    assert "survives under 1 of 2 judges" in page
+    assert "fall by 1 (two" in page
     stored = pd.read_csv(out / "audit.csv")
     assert stored["judge"].tolist() == ["'=one()", "two<b>"]
     figures = load_run(out).figures()
     assert len(figures) == 3
-    assert "1 of 1 results survive under some judges only" in figures["judges-harmful"].layout.title.text
+    assert not re.search(r"\d", figures["judges-harmful"].layout.title.text)
     assert {p.stem for p in (out / "figures").glob("*.html")} == set(figures)
     assert list(json.loads((out / "manifest.json").read_text())["sentences"]) == facts["sentences"]
     # The same again is the same; other files want another folder.
@@ -478,7 +498,6 @@ def test_the_forest_plot_shows_every_comparison(published: Any) -> None:
     assert drawn == set(published.comparisons["change"])
     by_name = {trace.name: len(trace.x) for trace in figure.data}
     assert by_name["survives correction"] == 2
-    assert "2 of 10" in figure.layout.title.text
 
 
 @pytest.mark.parametrize("alpha", [0.05, 0.0625])

@@ -20,15 +20,13 @@ from mechsafety.directions.direction import Directions, cosine, find_directions,
 from mechsafety.edits.interventions import Ablate, edited
 from mechsafety.experiments import base
 from mechsafety.experiments.comparison import work as checkpoint_work
-from mechsafety.experiments.comparison.experiment import Comparison, compare, read_comparison
+from mechsafety.experiments.comparison.experiment import Comparison, read_comparison, run_comparison
 from mechsafety.experiments.comparison.figures import (
-    angles_by_layer,
-    cka_by_layer,
     comparison_figures,
     cosine_matrix,
     cosines_by_layer,
-    transfer_matrix,
 )
+from mechsafety.experiments.comparison.findings import comparison_findings, transfer_findings
 from mechsafety.geometry import transfer
 from mechsafety.models.chat import tokenize_prompts
 from mechsafety.models.loading import load_model
@@ -74,7 +72,7 @@ def pair(
 
 @pytest.fixture(scope="module")
 def done(pair: Any, tmp_path_factory: pytest.TempPathFactory) -> Comparison:
-    return compare(pair, PROMPTS, out=tmp_path_factory.mktemp("runs") / "whole", **OPTIONS)
+    return run_comparison(pair, PROMPTS, out=tmp_path_factory.mktemp("runs") / "whole", **OPTIONS)
 
 
 @pytest.fixture
@@ -176,14 +174,69 @@ def test_transfer_is_the_fall_of_the_score_under_ablation(done: Comparison, pair
         assert abs(float(rows["drop"][target])) > 1e-3  # the control: something happens
 
 
-def test_a_target_that_does_not_refuse_is_named(done: Comparison) -> None:
-    assert done.transfer is not None
-    expected = {
-        t for t, score in zip(done.transfer["target"], done.transfer["base"], strict=True) if score < 0
-    }
-    assert {
-        t for t in done.names for note in done.notes if note.startswith(f"{t} hardly refuses")
-    } == expected
+def test_transfer_is_tested_against_the_unedited_model_and_every_control() -> None:
+    generator = torch.Generator().manual_seed(0)
+    base = torch.randn(24, generator=generator, dtype=torch.float64)
+
+    def ablation(fall: float) -> transfer.Ablation:
+        noise = 0.1 * torch.randn(24, generator=generator, dtype=torch.float64)
+        return transfer.Ablation(scores=base - fall + noise, kl=0.0)
+
+    whole, same, large = transfer.Ablation(scores=base, kl=0.0), [ablation(0), ablation(0.2)], ablation(8)
+    found = transfer.tests_of(whole, large, same, seed=0)
+    assert (found["control_side"], found["p"]) == (-1, pytest.approx(1e-4))
+    assert found["control_p"] == pytest.approx(1e-4)
+    as_much = transfer.tests_of(whole, ablation(8), [*same, large], seed=0)
+    assert as_much["control_p"] > 0.05
+    assert transfer.tests_of(whole, ablation(-8), [*same, ablation(-9)], seed=0)["control_p"] == 1
+    assert math.isnan(transfer.tests_of(whole, large, [], seed=0)["control_p"])
+    assert math.isnan(transfer.tests_of(whole, None, same, seed=0)["p"])
+
+
+def transferred(**cells: tuple[float, float, int]) -> pd.DataFrame:
+    """Two checkpoints a and b: fall of the score, p against the controls and their side, by source and target."""
+    rows = []
+    for cell, (fall, p, side) in cells.items():
+        source, target = cell.split("_")
+        rows.append(
+            {"source": source, "target": target, "layer": 3, "n": 32, "base": -0.5, "ablated": -0.5 - fall}
+            | {"drop": fall, "low": fall - 0.6, "high": fall + 0.6, "p": 1e-4 if abs(fall) > 1 else 0.5}
+            | {
+                "control_p": p,
+                "control_side": side,
+                "random_max": 0.4,
+                "harmless_max": 1.0,
+                "share": fall / 8,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def test_a_negative_score_can_fall_and_the_sign_of_a_score_says_nothing() -> None:
+    """Case C1."""
+    table = transferred(a_a=(8, 1e-4, -1), b_b=(8, 1e-4, -1), a_b=(6.4, 1e-4, -1), b_a=(5.6, 1e-4, -1))
+    said = list(transfer_findings(table, {}))
+    assert "2 of 2 ablations of the own direction show a fall in the mean refusal score" in said[0]
+    assert any("2 of 2 ablations of the foreign direction show a fall beyond" in s for s in said)
+    both = [s for s in comparison_findings({"transfer": table}, layer=3) if "without the direction of a" in s]
+    assert "b without the direction of a: a fall in mean refusal score" in both[0]
+
+
+def test_a_foreign_direction_that_does_no_more_than_random_or_raises_the_score_is_told_so() -> None:
+    """Case C2."""
+    table = transferred(a_a=(8, 1e-4, -1), b_b=(8, 1e-4, -1), a_b=(6.4, 0.4, -1), b_a=(-2.4, 1e-4, 1))
+    said = " ".join(comparison_findings({"transfer": table}, layer=3))
+    assert "b without the direction of a: a fall in mean refusal score" in said
+    assert "b without the direction of a: a change beyond random and harmless directions is not shown" in said
+    assert "a without the direction of b: a rise in mean refusal score" in said
+    told = " ".join(transfer_findings(table, {}))
+    assert "1 of 2 ablations of the foreign direction show a fall in" in told
+    assert "0 of 2 ablations of the foreign direction show a fall beyond" in told
+    # Earlier runs hold no tests of the controls, and their intervals decide.
+    old = table.drop(columns=["p", "control_p", "control_side"])
+    said = " ".join(comparison_findings({"transfer": old}, layer=3))
+    assert "whether this goes beyond random and harmless directions is not tested" in said
+    assert "a rise in mean refusal score" in said
 
 
 def test_the_transfer_layer_separates_best_below_four_fifths() -> None:
@@ -245,16 +298,16 @@ def test_an_interrupted_comparison_goes_on(
     with monkeypatch.context() as patched:
         patched.setattr(checkpoint_work, "Journal", Broken)
         with pytest.raises(KeyboardInterrupt):
-            compare(pair, PROMPTS, out=tmp_path / "run", **OPTIONS)
+            run_comparison(pair, PROMPTS, out=tmp_path / "run", **OPTIONS)
     with pytest.raises(MechsafetyError, match="is not finished: give the same command again"):
         read_comparison(tmp_path / "run")
     assert loads == [*pair, pair[0]]
     loads.clear()
-    found = compare(pair, PROMPTS, out=tmp_path / "run", **OPTIONS)
+    found = run_comparison(pair, PROMPTS, out=tmp_path / "run", **OPTIONS)
     assert loads == list(pair)  # for the transfer only, and the four ablations that were done stay done
     equal(found, done)
     loads.clear()
-    equal(compare(pair, PROMPTS, out=tmp_path / "run", **OPTIONS), done)
+    equal(run_comparison(pair, PROMPTS, out=tmp_path / "run", **OPTIONS), done)
     assert loads == []
 
 
@@ -262,7 +315,7 @@ def test_a_lost_part_is_made_again_alone(
     done: Comparison, pair: Any, tmp_path: Path, loads: list[str]
 ) -> None:
     def some(*measures: str) -> Comparison:
-        return compare(pair, PROMPTS, out=tmp_path / "run", measures=measures, **OPTIONS)
+        return run_comparison(pair, PROMPTS, out=tmp_path / "run", measures=measures, **OPTIONS)
 
     some("cosine", "cka")
     assert loads == list(pair)
@@ -294,7 +347,7 @@ def test_one_model_is_held_at_a_time(pair: Any, tmp_path: Path, monkeypatch: pyt
         return model
 
     monkeypatch.setattr(base, "load_model", load)
-    compare(pair, PROMPTS, out=tmp_path / "run", measures=["cosine", "transfer"], **OPTIONS)
+    run_comparison(pair, PROMPTS, out=tmp_path / "run", measures=["cosine", "transfer"], **OPTIONS)
     assert len(alive) == 4
 
 
@@ -303,16 +356,16 @@ def test_one_model_is_held_at_a_time(pair: Any, tmp_path: Path, monkeypatch: pyt
 
 def test_unrelated_models_get_cka_and_a_sentence(tiny_folder: Folder, tmp_path: Path) -> None:
     specs = [str(tiny_folder("llama", seed)) for seed in (0, 1)]
-    found = compare(specs, PROMPTS, out=tmp_path / "run", **OPTIONS)
+    found = run_comparison(specs, PROMPTS, out=tmp_path / "run", **OPTIONS)
     assert list(found.tables) == ["cka"]
     assert [basis.verdict for basis in found.bases] == ["unrelated"]
     note = found.notes[0]
     assert "do not share a residual basis" in note
     assert "so cosine, angles, transfer are left out for this pair, and CKA" in note
     with pytest.raises(MechsafetyError, match=r"do not share a residual basis.*Ask for measures='cka'"):
-        compare(specs, PROMPTS, out=tmp_path / "run", measures=["cosine"], **OPTIONS)
+        run_comparison(specs, PROMPTS, out=tmp_path / "run", measures=["cosine"], **OPTIONS)
     # Asked for together, CKA is given.
-    both = compare(specs, PROMPTS, out=tmp_path / "run", measures=["cosine", "cka"], **OPTIONS)
+    both = run_comparison(specs, PROMPTS, out=tmp_path / "run", measures=["cosine", "cka"], **OPTIONS)
     assert list(both.tables) == ["cka"]
 
 
@@ -329,7 +382,7 @@ def test_models_of_other_shape_get_cka_by_relative_depth(
     with monkeypatch.context() as patched:
         patched.setattr(conftest, "tiny_config", shallow)
         other = conftest.save_tiny(tmp_path / "shallow")
-    found = compare([str(tiny_folder()), str(other)], PROMPTS, out=tmp_path / "run", **OPTIONS)
+    found = run_comparison([str(tiny_folder()), str(other)], PROMPTS, out=tmp_path / "run", **OPTIONS)
     assert found.cka is not None
     assert list(zip(found.cka["layer"], found.cka["layer_b"], strict=True)) == [(0, 0), (1, 0), (2, 1), (3, 2), (4, 2)]  # fmt: skip
     assert found.bases[0].verdict == "other shape"
@@ -339,7 +392,7 @@ def test_a_third_model_of_other_origin_leaves_the_pair_whole(
     done: Comparison, pair: Any, tiny_folder: Folder, tmp_path: Path
 ) -> None:
     stranger = str(tiny_folder("gpt2" if "gpt2" in pair[0] else "llama", 1))
-    found = compare([*pair, stranger], PROMPTS, out=tmp_path / "run", **OPTIONS)
+    found = run_comparison([*pair, stranger], PROMPTS, out=tmp_path / "run", **OPTIONS)
     assert [basis.verdict for basis in found.bases] == ["shared", "unrelated", "unrelated"]
     assert found.cosines is not None
     pd.testing.assert_frame_equal(found.cosines, done.cosines)
@@ -357,7 +410,7 @@ def test_saved_directions_are_compared_without_models(
     saved: Callable[..., str], tmp_path: Path, loads: list[str]
 ) -> None:
     a, b = saved("a"), saved("b", seed=1)
-    found = compare([a, b], out=tmp_path / "run", seed=0)
+    found = run_comparison([a, b], out=tmp_path / "run", seed=0)
     assert loads == []
     assert list(found.tables) == ["cosines"]
     assert found.names == (a, b)
@@ -374,7 +427,7 @@ def test_saved_directions_are_compared_without_models(
 def test_saved_directions_beside_models(saved: Callable[..., str], pair: Any, tmp_path: Path) -> None:
     architecture = "gpt2" if "gpt2" in pair[0] else "llama"
     one = saved("one", architecture)
-    found = compare([*pair, one], PROMPTS, out=tmp_path / "run", **OPTIONS)
+    found = run_comparison([*pair, one], PROMPTS, out=tmp_path / "run", **OPTIONS)
     assert found.cosines is not None
     mixed = found.cosines[(found.cosines["a"] == pair[0]) & (found.cosines["b"] == one)]
     assert bool((mixed["cosine"][1:] > 0.999).all() or mixed["cosine"].dropna().gt(0.999).all())
@@ -392,7 +445,7 @@ def test_a_file_of_several_models_is_several_checkpoints(
 ) -> None:
     paths = [Path(saved("a")), Path(saved("b", seed=1))]
     save_directions([Directions.load(p) for p in paths], tmp_path / "both.safetensors")
-    found = compare([str(tmp_path / "both.safetensors")], out=tmp_path / "run", seed=0)
+    found = run_comparison([str(tmp_path / "both.safetensors")], out=tmp_path / "run", seed=0)
     assert len(found.names) == 2
     assert all(name.startswith(f"{tmp_path / 'both.safetensors'}:") for name in found.names)
 
@@ -437,7 +490,7 @@ def only(prompts: PromptSet, **keep: Any) -> PromptSet:
 def test_mistakes(tmp_path: Path, specs: list[str], options: dict[str, Any], said: str) -> None:
     arguments = {"prompts": PROMPTS, "out": tmp_path / "run", "seed": 0, **options}
     with pytest.raises(MechsafetyError) as caught:
-        compare(specs, **arguments)
+        run_comparison(specs, **arguments)
     assert said in str(caught.value)
 
 
@@ -455,17 +508,17 @@ def test_mistakes_with_saved_directions(
     ]
     for number, (specs, options, said) in enumerate(mistakes):
         with pytest.raises(MechsafetyError, match=said):
-            compare(specs, PROMPTS, out=tmp_path / f"run{number}", **{"seed": 0, **options})
+            run_comparison(specs, PROMPTS, out=tmp_path / f"run{number}", **{"seed": 0, **options})
 
 
 def test_another_configuration_needs_another_folder(pair: Any, done: Comparison) -> None:
     with pytest.raises(MechsafetyError, match=r"another configuration \(k: 2 -> 3\)"):
-        compare(pair, PROMPTS, out=done.path, **{**OPTIONS, "k": 3})
+        run_comparison(pair, PROMPTS, out=done.path, **{**OPTIONS, "k": 3})
 
 
 def test_too_wide_a_subspace(pair: Any, tmp_path: Path) -> None:
     with pytest.raises(MechsafetyError, match="subspaces of 7 dimensions: k must be 1 to 6"):
-        compare(pair, PROMPTS, out=tmp_path / "run", **{**OPTIONS, "k": 7})
+        run_comparison(pair, PROMPTS, out=tmp_path / "run", **{**OPTIONS, "k": 7})
 
 
 # -- figures ----------------------------------------------------------------------------------------
@@ -482,7 +535,6 @@ def test_figures_show_the_tables(done: Comparison) -> None:
     matrix = figures["cosine-matrix"].data[0]
     assert f"{at['cosine']:.2f}" in matrix.text[0][0]
     assert f"{at['ceiling_b']:.2f}" in matrix.text[0][1]
-    assert f"cosine {at['cosine']:.2f}" in figures["cosine-matrix"].layout.title.text
     assert done.transfer is not None
     cells = figures["transfer-matrix"].data[0]
     assert cells.z[-1][0] == done.transfer["drop"][0]
@@ -513,16 +565,18 @@ def test_a_cut_of_many_pairs_is_reported() -> None:
     assert len(matrix.data[0].z) == len(matrix.layout.xaxis.ticktext) == 6
 
 
-def test_undefined_numbers_are_reported_as_such(done: Comparison) -> None:
+def test_undefined_numbers_are_drawn_under_the_same_titles(done: Comparison) -> None:
+    """A title states no result, so that it is that of any table."""
     assert cosine_matrix(many(2).assign(cosine=math.nan), layer=1).data[0].text[0][0] == "undefined"
-    title = cosines_by_layer(many(2).assign(cosine=math.nan), layer=1).layout.title.text
-    assert title == "No refusal direction at layer 1 to compare"
     assert done.transfer is not None
     assert done.angles is not None
     assert done.cka is not None
-    assert "nothing to transfer" in transfer_matrix(done.transfer.assign(share=math.nan)).layout.title.text
-    assert "undefined" in cka_by_layer(done.cka.assign(cka=math.nan), layer=1).layout.title.text
-    assert "undefined" in angles_by_layer(done.angles.assign(angle=math.nan), layer=1).layout.title.text
+    empty = {
+        **{"cosines": many(2).assign(cosine=math.nan), "angles": done.angles.assign(angle=math.nan)},
+        **{"cka": done.cka.assign(cka=math.nan), "transfer": done.transfer.assign(share=math.nan)},
+    }
+    for name, figure in comparison_figures(empty, layer=done.layer).items():
+        assert figure.layout.title.text == done.figures()[name].layout.title.text
     assert comparison_figures({}, layer=0) == {}
 
 

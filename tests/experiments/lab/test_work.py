@@ -58,6 +58,34 @@ def test_every_claim_has_numbers_and_every_model_every_kind(made: LabResult) -> 
     assert shares.round(9).eq(1).all()
 
 
+def test_readings_beside_controls_are_those_of_the_anatomies(made: LabResult) -> None:
+    controls = made.tables["controls"]
+    assert set(controls["number"]) == set(CLAIMS)
+    assert set(controls["control"]) == {"untrained networks", "shuffled labels"}
+    assert set(controls.loc[controls["number"] == 7, "control"]) == {"untrained networks"}
+    places = {"last_prompt": "last prompt token", "output": "over the answer"}
+    for tuning in ("ssft", "dpo", "unlearn"):
+        tables = read_anatomy(made.anatomy(3, tuning)).tables
+        own = controls[controls["model"] == tuning].groupby("what")["value"].first()
+        for positions, place in places.items():
+            (row,) = (
+                tables["separation"]
+                .query(f"model == 'tuned' and positions == '{positions}' and layer == 1")
+                .itertuples()
+            )
+            assert own[f"AUROC of tau, {place}"] == pytest.approx(row.auroc, abs=2e-3)
+            assert own[f"d' of tau, {place}"] == pytest.approx(row.d_prime, rel=1e-2, abs=1e-2)
+            (ratio,) = tables["action_ratios"].query(
+                f"model == 'tuned' and positions == '{positions}' and layer == 1 and kind == 'down'"
+            )["ratio"]
+            found = own[f"||dW a|| unsafe over safe, last MLP output matrix, {place}"]
+            assert found == pytest.approx(ratio, rel=1e-3)
+        median = tables["sensitivity"].query("model == 'tuned'").set_index("group")["median"]
+        assert own["median sensitivity, unsafe over safe inputs"] == pytest.approx(
+            median["unsafe"] / median["safe"], rel=1e-4
+        )
+
+
 def test_models_prompts_and_key_serve_the_other_commands(made: LabResult) -> None:
     folders = made.models(3)
     steps = sorted(p.name for p in (Path(folders["base"]) / "checkpoints").iterdir())
@@ -105,7 +133,7 @@ def test_another_configuration_is_refused(made: LabResult) -> None:
 
 def test_page_and_figures(made: LabResult) -> None:
     run = read_run(made.path)
-    assert {"lab-claims", "lab-outcomes"} <= set(load_run(run).figures())
+    assert {"lab-claims", "lab-controls", "lab-outcomes"} <= set(load_run(run).figures())
     page = load_run(run).report().read_text(encoding="utf-8")
     for claim in CLAIMS.values():
         assert claim.split(",")[0].split(" that ")[0] in page

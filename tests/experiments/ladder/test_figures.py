@@ -10,8 +10,8 @@ import pandas as pd
 import plotly.graph_objects as go
 import pytest
 
-from mechsafety.experiments.ladder.figures import ladder_figures, ladder_title, overview_figure
-from mechsafety.experiments.ladder.verdicts import ladder_verdicts
+from mechsafety.experiments.ladder.contrasts import ladder_claims, rung_names
+from mechsafety.experiments.ladder.figures import ladder_figures, overview_figure
 from tests import ladder_tables as made
 
 ALL = {
@@ -97,26 +97,34 @@ def test_answers_add_up_to_all(figures: dict[str, go.Figure]) -> None:
     assert figure.layout.barmode == "stack"
 
 
-def test_overview_marks_what_is_significant_and_what_is_broken(figures: dict[str, go.Figure]) -> None:
+def test_overview_marks_what_is_shown_and_what_goes_beyond_random(figures: dict[str, go.Figure]) -> None:
     (heat,) = figures["ladder-overview"].data
     cells = dict(zip(made.SHAPES, map(list, heat.text[::-1]), strict=True))
-    assert cells["refusals"][:3] == ["100%", "2%*", "0%*"]
+    assert cells["refusals"][:3] == ["100%", "2%↓°", "0%↓°"]
     assert cells["rephrase"][:5] == ["90%", "90%", "90%", "88%", "86%"]
-    assert cells["dpo"][1] == "30%*†"
     assert cells[made.BASE][1] == "0%"  # nothing can be told of four refusals
+    assert cells["unlearn"][1] == "20%↓"
     assert cells["unlearn"][5:] == ["24%", "14%", "10%", "12%"]
-    labels = " ".join(figures["ladder-overview"].layout.yaxis.ticktext)
-    assert "breaks at 1, random too" in labels
-    assert labels.count("not judged") == 2
 
 
-def test_titles_count_what_is_judged(tables: dict[str, pd.DataFrame]) -> None:
-    verdicts = ladder_verdicts(tables)
-    assert ladder_title(verdicts) == "4 of 6 systems judged lose half of the refusals or more, 1 keeps them"
-    unjudged = [v for v in verdicts if v.outcome == "unjudged"]
-    assert ladder_title(unjudged) == "No system refuses enough unedited to be judged"
-    broken = [v for v in verdicts if v.outcome == "breaks"]
-    assert ladder_title(broken[:1]) == "1 of 1 system judged loses half of the refusals or more, 0 keep them"
+def test_a_rise_is_marked_and_counted() -> None:
+    """Case F3: refusals rise from 40 to 96 %."""
+    rises = made.Shape(refused=(0.4, 0.96, 0.96, 0.96, 0.96), random=(0.4,) * 4, degenerate=(0.0,) * 5)
+    tables = made.tables(["m+x"], {"x": rises})
+    figure = ladder_figures(tables, layer=None)["ladder-overview"]
+    assert figure.data[0].text[0][1] == "96%↑°"
+    assert "1 of 1 systems show a rise" in figure.layout.title.subtitle.text
+
+
+def test_titles_state_no_result(figures: dict[str, go.Figure]) -> None:
+    """Cases L5 and K4, and all titles: what is plotted, whatever was measured."""
+    opposite = {
+        name: made.Shape(refused=shape.refused[::-1], random=shape.random, degenerate=(0.0,) * 5)
+        for name, shape in made.SHAPES.items()
+    }
+    others = ladder_figures(made.tables(shapes=opposite), layer=15)
+    for name, figure in figures.items():
+        assert figure.layout.title.text == others[name].layout.title.text
 
 
 def test_cost_is_drawn_for_every_system_beside_the_random_mean(figures: dict[str, go.Figure]) -> None:
@@ -129,7 +137,6 @@ def test_cost_is_drawn_for_every_system_beside_the_random_mean(figures: dict[str
 
 def test_each_direction_stands_beside_chance(figures: dict[str, go.Figure]) -> None:
     figure = figures["ladder-ranks"]
-    assert figure.layout.title.text.startswith("1 to 4 of 8 directions")
     marks, chance = (
         traces(figure, "AUROC, 95 % interval"),
         traces(figure, "95 % of permuted labels lie below"),
@@ -175,12 +182,17 @@ def test_long_names_and_unknown_numbers(few: dict[str, pd.DataFrame]) -> None:
     assert set(figures) == ALL
     for title in figures["ladder-survival"].layout.annotations:
         assert max(len(line) for line in title.text.split("<br>")) <= 32
-    cells = overview_figure(ladder_verdicts({**renamed, "survival": unknown}), harmful(renamed)).data[0].text
+    cells = (
+        overview_figure(
+            harmful({"survival": unknown}), rung_names(list(names.values())), ladder_claims(renamed)
+        )
+        .data[0]
+        .text
+    )
     cells = [list(row) for row in cells]
     assert cells[0][5:] == [""] * 4
     angles = renamed["angles"].assign(angle=math.nan)
-    title = ladder_figures({**renamed, "angles": angles}, layer=15)["ladder-angles"].layout.title.text
-    assert "undefined" in title
+    assert "ladder-angles" in ladder_figures({**renamed, "angles": angles}, layer=15)
 
 
 def test_one_system_alone() -> None:

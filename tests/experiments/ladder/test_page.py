@@ -85,7 +85,7 @@ def test_page_has_a_block_for_every_question(ladder: RunFolder) -> None:
     ]
     assert sum(len(b.figures) for b in page.blocks) == len(opened(ladder.path).figures())
     assert all(b.table is not None for b in titled.values())
-    assert page.findings[0].startswith("Of 3 systems judged, 2 lose half of their refusals or more")
+    assert "2 of 4 systems show a fall in refusals of harmful prompts" in page.findings[0]
     assert any("The paper's headline" in said for said in page.findings)
     assert page.subtitle == "smollm2-135m · refusals · rephrase · dpo"
     assert "Something was left out." in page.how
@@ -112,8 +112,10 @@ def test_ladders_beside_have_their_own_chapters(tmp_path: Path) -> None:
     assert "lab: Refusals against directions removed" in titles
     assert titles.count("Comparison with the paper") == 1
     assert len({b.name for b in page.blocks}) == len(page.blocks)
-    assert page.findings[0].startswith("Of 2 rungs judged in both real and lab")
-    assert {said.split(":")[0] for said in page.findings[1:]} == {"real", "lab"}
+    assert {said.split(":")[0] for said in page.findings} == {"real", "lab"}
+    (joint,) = [b.table for b in page.blocks if b.name == "ladders"]
+    assert joint is not None
+    assert set(joint["rung"]) == {"refusals", "rephrase"}
     figures = figures_of(run)
     assert {"ladder-overview", "lab-ladder-overview"} <= set(figures)
     assert page.subtitle == "real: smollm2-135m · refusals · rephrase · dpo — lab: refusals · rephrase · all"

@@ -10,6 +10,7 @@ import pandas as pd
 import plotly.graph_objects as go
 import pytest
 
+from mechsafety.experiments.regions.contrasts import mode_name
 from mechsafety.experiments.regions.figures import (
     attack_figure,
     freezing_figure,
@@ -18,7 +19,6 @@ from mechsafety.experiments.regions.figures import (
     region_figures,
     tradeoff_figure,
 )
-from mechsafety.experiments.regions.findings import attack_name, mode_name
 from mechsafety.experiments.regions.heatmaps import (
     grid_figure,
     grid_sizes,
@@ -26,6 +26,7 @@ from mechsafety.experiments.regions.heatmaps import (
     jaccard_heatmap,
     subspace_heatmap,
 )
+from mechsafety.plots.attacks import attack_name
 from tests import region_tables as made
 
 ALL = {
@@ -240,15 +241,15 @@ def test_subspace_map_shows_raw_and_against_chance() -> None:
     assert {t.text for t in undefined.data if t.type == "scatter" and t.mode == "text" and "–" in t.text}
 
 
-def test_heads_ring_the_best_and_count_those_above_chance() -> None:
+def test_heads_ring_the_best() -> None:
     table = made.heads(layers=4, n_heads=3)
     figure = head_heatmap(table)
     best = table.loc[table["auroc"].idxmax()]
     ring = figure.data[1]
     assert (ring.x[0], ring.y[0]) == (best["layer"], best["head"])
-    assert f"{int((table['low'] > 0.5).sum())} of {len(table)}" in figure.layout.title.subtitle.text
     nothing = head_heatmap(table.assign(auroc=math.nan, low=math.nan, high=math.nan))
-    assert "No head" in nothing.layout.title.text
+    assert len(nothing.data) == 1
+    assert nothing.layout.title.text == figure.layout.title.text
 
 
 def test_every_attack_is_drawn_with_its_interval() -> None:
@@ -261,7 +262,7 @@ def test_every_attack_is_drawn_with_its_interval() -> None:
     assert sorted(v for t in garbage for v in t.x) == sorted(table["degenerate"])
     assert {t.name for t in whiskers} == {attack_name(r) for r in table.to_dict(orient="records")}
     undefined = attack_figure(table.assign(asr=math.nan, low=math.nan, high=math.nan))
-    assert undefined.layout.title.text == "No attack was measured"
+    assert undefined.layout.title.text == figure.layout.title.text
 
 
 def test_every_mode_seed_and_interval_of_freezing_is_drawn() -> None:
@@ -271,7 +272,10 @@ def test_every_mode_seed_and_interval_of_freezing_is_drawn() -> None:
     assert set(expected(after, "refused")) <= set(drawn(marks(figure)))
     assert sum(len(t.y) for t in marks(figure)) == 9 * len(after)
     modes = {mode_name(m, f) for m, f in zip(after["mode"], after["frozen"], strict=True)}
-    assert modes == {"nothing kept", "safety frozen", "random frozen", "safety rewound", "random rewound"}
+    assert modes == {
+        *("nothing kept", "safety frozen", "safety rewound"),
+        *("random of that size frozen", "random of that size rewound"),
+    }
     assert modes <= {t.name for t in figure.data}
     # The model before fine-tuning is the dashed line.
     dashed = [s.y0 for s in figure.layout.shapes if s.type == "line"]

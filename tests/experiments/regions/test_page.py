@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import pytest
 
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.experiments.base import Result, load_run
+from mechsafety.experiments.regions.experiment import Regions
 from mechsafety.experiments.regions.findings import (
     main_findings,
     region_findings,
@@ -24,7 +25,6 @@ from mechsafety.experiments.regions.page import region_chapters
 from mechsafety.experiments.study.config import StudyConfig
 from mechsafety.experiments.study.experiment import run_study
 from mechsafety.runs.folder import RunFolder, open_run, read_run
-from mechsafety.statistics.pooled import Pooled, pooled
 from tests import region_tables as made
 from tests.cli.test_base import succeed
 from tests.prompt_sets import small_prompts, write_csv
@@ -42,7 +42,7 @@ def write_regions(
     asked = {"kind": "regions", "model": model, "method": "snip", "group": "matrix", "seed": 0}
     with open_run(path, config=asked) as run:
         for name, table in tables.items():
-            run.write_table(table, f"{name}.csv")
+            run.write_table(table, Regions.tables[name])
         if spot is not None:
             run.record("sweet_spot", spot)
     return read_run(path)
@@ -69,19 +69,16 @@ def steady(page: str) -> str:
     return re.sub(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", "ID", page)
 
 
-def sentence(found: list[str], start: str) -> str:
-    return next(s for s in found if s.startswith(start))
-
-
 # -- the page ---------------------------------------------------------------------------------------
 
 
 def test_page_has_a_block_for_every_table(regions: RunFolder) -> None:
     page = opened(regions.path).page()
     assert [b.name for b in page.blocks] == [
-        *("tradeoff", "structure", "subspaces", "attacks", "links", "link-effects", "heads", "freezing")
+        *("tradeoff", "structure", "subspaces", "attacks", "links", "link-effects", "heads", "freezing"),
+        "claims",
     ]
-    assert all(b.figures and b.text and b.table is not None for b in page.blocks)
+    assert all(b.figures and b.text and b.table is not None for b in page.blocks[:-1])
     assert sum(len(b.figures) for b in page.blocks) == len(opened(regions.path).figures())
     html = opened(regions.path).report().read_text(encoding="utf-8")
     assert "Safety-critical weights" in html
@@ -140,37 +137,108 @@ def test_numbers_are_rounded_and_missing_ones_are_dashes(tmp_path: Path) -> None
 # -- the sentences ----------------------------------------------------------------------------------
 
 
-def test_effect_beyond_the_random_control_is_reported_with_numbers() -> None:
-    found = region_findings({"tradeoff": made.tradeoff()}, name="tiny", sweet_spot=made.SWEET_SPOT)[
-        "tradeoff"
-    ]
-    assert found[0].startswith("tiny as it is refuses 100% [93%, 100%] of 50 harmful")
-    assert found[1] == made.SWEET_SPOT["explanation"]
-    told = sentence(found, "Set difference, p=1 q=1 (the sweet spot)")
-    assert "the intervals lie apart in both" in told
-    assert "mean of 3 draws" in told
-    assert "perplexity to" in told
+WORDS = {"r": "refusal", "c": "compliance", "d": "degenerate", "u": "unparsed"}
 
 
-def test_no_effect_is_reported_where_intervals_meet() -> None:
-    table = made.tradeoff()
-    model = table[table["control"] == "model"].iloc[0]
-    measures = [c for c in table if c.startswith(("refused", "complied", "degenerate"))]
-    table.loc[table["control"] == "removed", measures] = model[measures].to_numpy(dtype=float)
-    table.loc[table["control"].isin(["random", "matched"]), measures] = model[measures].to_numpy(dtype=float)
-    told = sentence(
-        region_findings({"tradeoff": table}, name="m", sweet_spot=None)["tradeoff"], "Set difference"
-    )
-    assert "no effect beyond chance was seen" in told
-    assert "No effect on refusals was seen" in told
-    assert "lie apart" not in told
+def moved(
+    whole: str,
+    removed: Sequence[str],
+    *,
+    random: Sequence[str] = (),
+    matched: Sequence[str] = (),
+    harmless: tuple[str, str] = ("c", "c"),
+) -> dict[str, pd.DataFrame]:
+    """The tables of one removal: one letter a harmful prompt, for the whole model and every draw."""
+    states = [("none", "", "model", 0, whole, harmless[0])]
+    for control, draws in (("removed", removed), ("random", random), ("matched", matched)):
+        beside = harmless[1] if control == "removed" else harmless[0]
+        states += [("set_difference", "p=1 q=1", control, n, said, beside) for n, said in enumerate(draws)]
+    verdicts, rows = [], []
+    for removal, setting, control, draw, harmful, other in states:
+        said = made.outcomes(harmful.count("r"), harmful.count("d"))
+        rows.append(
+            {"removal": removal, "setting": setting, "control": control, "draw": draw, "share": 0.01}
+            | {"p": 1.0, "q": 1.0, "r_u": math.nan, "r_s": math.nan}
+            | said
+            | made.utility(8.4, 0.0, 41)
+        )
+        for label, letters in (("harmful", harmful), ("harmless", other)):
+            verdicts += [
+                ("outcomes", removal, setting, control, draw, f"{label}-{i}", label, WORDS[letter])
+                for i, letter in enumerate(letters)
+            ]
+    columns = ["part", *made.STATE, "id", "label", "verdict"]
+    return {"tradeoff": pd.DataFrame(rows), "verdicts": pd.DataFrame(verdicts, columns=columns)}
 
 
-def test_collapse_is_not_reported_as_unsafe() -> None:
-    found = region_findings({"tradeoff": made.tradeoff()}, name="m", sweet_spot=None)["tradeoff"]
-    assert "broken rather than unsafe" in sentence(found, "Top safety weights alone")
-    # The control: a removal after which most answers are coherent.
-    assert "broken" not in sentence(found, "Set difference")
+def told(tables: Mapping[str, pd.DataFrame]) -> str:
+    return " ".join(region_findings(tables, name="m", sweet_spot=None)["tradeoff"])
+
+
+def test_refusals_that_rise_are_told_as_a_rise() -> None:
+    """Case R1: 20/5/25 -> 45/5/0."""
+    said = told(moved("r" * 20 + "d" * 5 + "c" * 25, ["r" * 20 + "d" * 5 + "r" * 25]))
+    assert "a rise in refusals of harmful prompts, whole 20 of 50" in said
+    assert "of 25 newly refused, 25 answered before" in said
+    assert "degenerate" not in said
+
+
+def test_what_became_of_refusals_is_counted_item_by_item() -> None:
+    """Case R2: 25/25/0 -> 0/27/23, of which 23 refusals were answered; and nothing that changed."""
+    said = told(moved("r" * 25 + "d" * 25, ["c" * 23 + "d" * 27]))
+    assert "of 25 no longer refused, 23 answered and 2 degenerate" in said
+    same = "r" * 20 + "d" * 20 + "c" * 10
+    said = told(moved(same, [same]))
+    assert "no change in refusals of harmful prompts shown" in said
+    assert "no longer refused" not in said
+
+
+def test_random_removals_that_do_more_are_told() -> None:
+    """Case R5: 45 of 50, without the weights 25, without random ones 3."""
+    said = told(moved("r" * 45 + "c" * 5, ["r" * 25 + "c" * 25], random=["r" * 3 + "c" * 47]))
+    assert "a fall in refusals of harmful prompts, whole 45 of 50" in said
+    assert "random removals of the same number do more: 3 of 50" in said
+    assert "0 of 1 settings show a fall in refusals of harmful prompts beyond every random removal" in said
+
+
+@pytest.mark.parametrize(
+    ("removed", "random", "matched", "words"),
+    [
+        (["c" * 40], ["r" * 40], ["r" * 39 + "c"], ["this goes beyond random removals of the same number:"]),
+        (["c" * 40], ["r" * 40], ["c" * 40], ["a change beyond random removals of the same number and size"]),
+        (["c" * 40, "r" * 40], ["r" * 40], [], ["no change in refusals", "a change beyond random removals"]),
+        (["c" * 40], [], [], ["a fall in refusals"]),
+        (["d" * 40], ["r" * 40], [], ["of 40 no longer refused, 40 degenerate"]),
+        (["r" * 40], ["r" * 40], [], ["no change in refusals of harmful prompts shown"]),
+        (["u" * 40], ["r" * 40], [], ["refusals of harmful prompts not tested", "beyond random removals"]),
+    ],
+)
+def test_every_planted_effect_has_its_sentence(
+    removed: list[str], random: list[str], matched: list[str], words: list[str]
+) -> None:
+    said = told(moved("r" * 40, removed, random=random, matched=matched))
+    for word in words:
+        assert word in said
+
+
+def test_harmless_prompts_that_move_as_much_are_told() -> None:
+    said = told(moved("r" * 40, ["c" * 40], harmless=("r" * 30, "c" * 30)))
+    assert "a fall in refusals of harmless prompts, whole 30 of 30" in said
+
+
+def test_the_least_sure_of_several_calibration_draws_is_told() -> None:
+    said = told(moved("r" * 40, ["c" * 40, "c" * 10 + "r" * 30], random=["r" * 40]))
+    assert "p=1 q=1, draw 2 of 2: a fall in refusals of harmful prompts" in said
+    assert "exact McNemar, largest p of 2 draws, p = .002" in said
+
+
+def test_a_run_without_verdicts_by_prompt_says_so(tmp_path: Path) -> None:
+    tables = {name: table for name, table in made.tables(layers=2).items() if name != "verdicts"}
+    found = region_findings(tables, name="m", sweet_spot=None)
+    for name in ("tradeoff", "link_effects", "freezing"):
+        assert any("holds no verdicts by prompt" in s for s in found[name])
+    page = load_run(write_regions(tmp_path / "run", tables).path).page()
+    assert "claims" not in [b.name for b in page.blocks]
 
 
 def test_reported_setting_is_the_sweet_spot_else_the_most_coherent_compliance() -> None:
@@ -187,41 +255,42 @@ def test_reported_setting_is_the_sweet_spot_else_the_most_coherent_compliance() 
     )
 
 
-def test_freezing_reports_what_differs_and_what_does_not() -> None:
-    (told,) = region_findings({"freezing": made.freezing()}, name="m", sweet_spot=None)["freezing"]
-    assert "after fine-tuning on 100 benign examples" in told.lower()
-    assert re.search(r"safety rewound [^;]* \(less\)", told)
-    assert re.search(r"random frozen [^;]* \(no difference seen\)", told)
+def test_every_set_that_is_kept_stands_beside_random_weights() -> None:
+    said = region_findings(made.tables(layers=2), name="m", sweet_spot=None)["freezing"]
+    assert any(
+        s.startswith("safety rewound, 100 benign examples") and "a fall in compliance" in s for s in said
+    )
+    assert any("this goes beyond random weights kept" in s for s in said)
+    assert not any("random of that size" in s for s in said)
 
 
-def test_pooled_spans_the_intervals_of_draws() -> None:
-    rows = pd.DataFrame({"refused": [0.2, 0.4], "refused_low": [0.1, 0.3], "refused_high": [0.3, 0.5]})
-    found = pooled(rows, "refused")
-    assert (found.value, found.low, found.high, found.draws) == (pytest.approx(0.3), 0.1, 0.5, 2)
-    assert str(found) == "30% [10%, 50%]"
-    assert str(pooled(rows.assign(refused=math.nan), "refused")) == "an unknown share"
-    assert str(pooled(rows, "absent")) == "an unknown share"
-    apart = Pooled(value=0.8, low=0.6, high=0.9, draws=1)
-    assert found.differs_from(apart)
-    assert not found.differs_from(Pooled(value=0.6, low=0.5, high=0.7, draws=1))
-    # Unknown is not different.
-    assert not found.differs_from(pooled(rows, "absent"))
+def test_removal_and_ablation_stand_beside_the_random_removal() -> None:
+    said = " ".join(region_findings(made.tables(layers=2), name="m", sweet_spot=None)["link_effects"])
+    assert "removed: a fall in refusals of harmful prompts, whole 50 of 50" in said
+    assert "removed: this goes beyond its random removal: 46 of 50" in said
 
 
 def test_jaccard_is_reported_against_chance() -> None:
     table = made.structure(layers=3).assign(jaccard=0.25, chance=0.05 / 1.95)
     found = region_findings({"structure": table}, name="m", sweet_spot=None)["structure"]
     # Of two sets with Jaccard index 1/4 each shares 2/5 with the other, of random top-5 % sets 1/20.
-    assert " 8.0 times " in found[0]
-    assert "0.026" in found[0]
-    assert len(found) == 2
+    assert sum("8 times" in s for s in found) == 2
+    assert "0.03" in found[1]
+
+
+@pytest.mark.parametrize(("jaccard", "times"), [(1.0, "20 times"), (0.5, "13.3 times")])
+def test_times_chance_are_of_shared_weights(jaccard: float, times: str) -> None:
+    """Case K1."""
+    table = made.structure(layers=2).assign(jaccard=jaccard, chance=0.05 / 1.95)
+    found = region_findings({"structure": table}, name="m", sweet_spot=None)["structure"]
+    assert any(f", {times}." in s for s in found)
 
 
 def test_every_sentence_stands_once_on_the_page(regions: RunFolder) -> None:
     found = region_findings(opened(regions.path).tables, name="tiny+x", sweet_spot=made.SWEET_SPOT)
     page = opened(regions.path).page()
     shown = "\n".join([*page.findings, *(b.text for b in page.blocks)])
-    assert all(shown.count(said) == 1 for sentences in found.values() for said in sentences)
+    assert all(said in shown for sentences in found.values() for said in sentences)
     # Where there is nothing but details, they come first.
     assert main_findings({"heads": ["a"]}) == ["a"]
     assert main_findings({"heads": ["a"], "tradeoff": ["b"]}) == ["b"]
@@ -266,7 +335,7 @@ def test_chapter_appears_only_with_a_finished_run(study: RunFolder) -> None:
     # Three removals, a grid is no main figure, and two methods.
     (chapter,) = region_chapters(study)
     assert len(chapter.block.figures) == 5
-    assert any("after fine-tuning" in s.lower() for s in chapter.findings)
+    assert any("after fine-tuning" in s for s in chapter.findings)
 
 
 def test_runs_of_another_kind_are_no_chapter(study: RunFolder) -> None:

@@ -164,16 +164,14 @@ RATES = rates(
 )
 
 
-def test_titles_report_what_is_seen() -> None:
+def test_titles_say_what_is_plotted_and_bars_are_of_what_was_read() -> None:
     tests = pd.DataFrame(
         [{"system": "s", "label": "harmful", "judge": "rules", "b": 41, "c": 0, "p": 1e-9, "p_holm": 1e-9}]
     )
     bars = outcome_bars(RATES, tests, judge="rules")
-    assert bars.layout.title.text == "s refuses 92% of harmful prompts, 10% after the edit"
+    assert not re.search(r"\d", bars.layout.title.text)  # a title states no result
     assert any(a.text == "***" for a in bars.layout.annotations)
-    assert (
-        refusal_heatmap(RATES).layout.title.text == "Judges differ by up to 10 points on the same responses"
-    )
+    assert not re.search(r"\d", refusal_heatmap(RATES).layout.title.text)
     shares = {t.name: t.y for t in bars.data if t.legendgroup and t.xaxis == "x"}
     for i in range(2):
         assert sum(values[i] for values in shares.values()) == pytest.approx(1)
@@ -196,7 +194,6 @@ def test_undefined_statistics_are_written_as_such() -> None:
         ]
     )
     figure = judge_agreement(agreement)
-    assert "undefined" in figure.layout.title.text
     assert "undefined" in json.dumps(figure.to_plotly_json()["data"][0]["text"])
     summary = pd.DataFrame(
         [
@@ -206,7 +203,7 @@ def test_undefined_statistics_are_written_as_such() -> None:
             }
         ]
     )
-    assert any("undefined" in a.text for a in self_judgement(summary).layout.annotations)
+    assert any("unknown" in a.text for a in self_judgement(summary).layout.annotations)
 
 
 def test_sweep_figure_marks_the_selected_layer() -> None:
@@ -221,7 +218,7 @@ def test_sweep_figure_marks_the_selected_layer() -> None:
         }
     )
     figure = layer_sweep_table(table, name="m", selected=2, base=(5.0, -4.0))
-    assert figure.layout.title.text.startswith("m: layer 2 selected, AUROC 0.90")
+    assert "layer 2, position -1, AUROC 0.90" in figure.layout.title.subtitle.text
     assert sum(s.x0 == s.x1 == 2 for s in figure.layout.shapes) == 3
 
 

@@ -22,17 +22,15 @@ MAKERS = {
     "Directions": "ms.find_directions",
     "Direction": "directions.at",
     "ResidualCache": "ms.residual_stream",
-    "Attribution": "ms.attribute",
-    "LinearMap": "ms.linear_maps",
-    "Example": "ms.own_examples",
-    "Pruning": "ms.top_pruning",
-    "LowRank": "ms.remove_top_ranks",
+    "Attribution": "ms.regions.score_weights",
+    "LinearMap": "ms.regions.linear_maps",
+    "Example": "ms.regions.examples_from_model",
+    "Pruning": "ms.regions.top_pruning",
+    "LowRank": "ms.regions.remove_top_ranks",
     "Dose": "ms.plan_doses",
     "Sampling": "ms.Sampling",
-    "MeasureChoice": "ms.refusal_measure",
-    "OwnRefusals": "ms.own_refusals",
     "Verdicts": "ms.judge",
-    "VerdictCache": "ms.VerdictCache",
+    "VerdictCache": "ms.judges.VerdictCache",
 }
 """What makes the objects that arguments are."""
 _SHOWN = 12  # names of arguments in a message
@@ -42,7 +40,7 @@ class _UnfitError(Exception):
     """What is needed in the place of a value."""
 
 
-def public(function: Callable[..., Any], name: str) -> Callable[..., Any]:
+def public(function: Callable[..., Any], package: str, name: str) -> Callable[..., Any]:
     """``function`` under its public name, with its arguments checked."""
     signature = inspect.signature(function)
 
@@ -61,7 +59,7 @@ def public(function: Callable[..., Any], name: str) -> Callable[..., Any]:
                 ) from None
         return function(*bound.args, **bound.kwargs)
 
-    call.__module__, call.__qualname__ = "mechsafety", name  # so that it can be pickled
+    call.__module__, call.__qualname__ = package, name  # so that it can be pickled
     return call
 
 
@@ -212,13 +210,13 @@ def _array(value: Any, hint: Any) -> Any:
     """A tensor, or an array, of the shape in the signature, all finite; what numpy or a list holds is taken over."""
     import torch
 
-    from mechsafety.models.projection import as_tensor
-
     shape = f"{hint.dtype.__name__.lower()} numbers [{hint.dim_str}]"
     if isinstance(value, TypeVar) or hint.array_type is not torch.Tensor:
         return _require(value, isinstance(value, hint), shape)
     try:
-        tensor = as_tensor(value)
-    except MechsafetyError as error:
-        raise _UnfitError(f"{shape}, all finite" if "NaN" in str(error) else shape) from None
-    return _require(tensor, isinstance(tensor, hint) and tensor.numel() > 0, shape)
+        tensor = torch.as_tensor(getattr(value, "vector", value))
+    except (TypeError, ValueError, RuntimeError):
+        raise _UnfitError(shape) from None
+    tensor = tensor if tensor.is_floating_point() or tensor.dtype == torch.bool else tensor.float()
+    _require(tensor, isinstance(tensor, hint) and tensor.numel() > 0, shape)
+    return _require(tensor, bool(torch.isfinite(tensor).all()), f"{shape}, all finite,")

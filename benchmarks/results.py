@@ -1,0 +1,146 @@
+"""The results that README and docs show: the default study's tables in data/results, and the text made from them.
+
+``python -m benchmarks.results RUN`` keeps the tables of a finished study and writes the marked blocks of the documents
+anew; without a run it only writes them. A block stands between ``<!-- made: NAME -->`` and ``<!-- end -->``. A test
+holds that every block is what its tables give. No responses are kept.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from mechsafety.experiments.agreement.findings import by_judge_sentences, disagreement_sentences
+from mechsafety.experiments.base import load_run
+from mechsafety.experiments.study.findings import measured_systems, study_findings
+from mechsafety.judges.label_order import order_sentences
+from mechsafety.plots.style import system_names
+
+ROOT = Path(__file__).parents[1]
+KEPT = ROOT / "data" / "results"
+DOCUMENTS = ("README.md", "docs/results.md")
+TABLES = (
+    "verdicts",
+    "random_verdicts",
+    "rates",
+    "controls",
+    "judge_effects",
+    "agreement",
+    "label_order",
+    "selfjudge",
+)
+_VERDICT_COLUMNS = ["system", "arm", "id", "label", "judge", "verdict"]
+_FACTS = ("selection", "no_gap", "layer", "position")
+_BLOCK = re.compile(r"(<!-- made: (?P<name>[a-z ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+Tables = Mapping[str, pd.DataFrame]
+
+
+def keep(run: str | Path) -> None:
+    """Keep what the blocks need of a finished study."""
+    result = load_run(run)
+    KEPT.mkdir(parents=True, exist_ok=True)
+    for name in TABLES:
+        table = result.tables[name]
+        if name.endswith("verdicts"):
+            table[_VERDICT_COLUMNS].to_csv(KEPT / f"{name}.csv", index=False)
+        else:
+            table.to_csv(KEPT / f"{name}.csv", index=False)
+    systems = {
+        name: {key: facts[key] for key in _FACTS if key in facts}
+        for name, facts in measured_systems(result.manifest).items()
+    }
+    manifest = {"config": {"judges": list(result.config["judges"])}, "systems": systems}
+    (KEPT / "manifest.json").write_text(
+        json.dumps(manifest, indent=1, sort_keys=True) + "\n", encoding="utf-8"
+    )
+
+
+def kept() -> tuple[dict[str, pd.DataFrame], dict[str, Any]]:
+    """The tables and the manifest that :func:`keep` wrote."""
+    tables = {name: pd.read_csv(KEPT / f"{name}.csv", keep_default_na=True) for name in TABLES}
+    return tables, json.loads((KEPT / "manifest.json").read_text(encoding="utf-8"))
+
+
+def made() -> dict[str, str]:
+    """Every block, by its name."""
+    tables, manifest = kept()
+    return {name: f"{make(tables, manifest)}\n" for name, make in _MAKERS.items()}
+
+
+def written(document: str, blocks: Mapping[str, str]) -> str:
+    """The document with its blocks as ``blocks`` has them."""
+    return _BLOCK.sub(lambda found: f"{found[1]}{blocks[found['name']]}{found[3]}", document)
+
+
+# -- what the blocks hold -----------------------------------------------------------------------------
+
+
+def _rates(tables: Tables, manifest: Mapping[str, Any]) -> str:
+    rates, names = tables["rates"], system_names(measured_systems(manifest))
+    mine = rates[rates["judge"] == manifest["config"]["judges"][0]]
+    cells = ("arm", "label", "n", "refusal", "compliance", "degenerate")
+    rows = [
+        f"| {names[row['system']]} | {' | '.join(str(row[cell]) for cell in cells)} | {row['rate']:.0%} "
+        f"[{row['low']:.0%}, {row['high']:.0%}] |"
+        for row in mine.to_dict(orient="records")
+    ]
+    head = "| system | arm | prompts | n | refusal | compliance | degenerate | refused [95 %] |"
+    return "\n".join([head, "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: |", *rows])
+
+
+def _findings(tables: Tables, manifest: Mapping[str, Any]) -> str:
+    return _list(study_findings(tables, manifest))
+
+
+def _judges(tables: Tables, manifest: Mapping[str, Any]) -> str:
+    primary = manifest["config"]["judges"][0]
+    return _list(
+        [
+            *by_judge_sentences(tables["judge_effects"]),
+            *disagreement_sentences(tables["verdicts"], tables["agreement"], primary=primary),
+            *order_sentences(tables["label_order"]),
+        ]
+    )
+
+
+def _selfjudge(tables: Tables, manifest: Mapping[str, Any]) -> str:
+    names = system_names(measured_systems(manifest))
+    head = "| system | arm | answers | refusals | AUROC | of answers to other prompts | of shortness alone |"
+    rows = [
+        f"| {names[row['system']]} | {row['arm']} | {row['n']} | {row['refusals']} | {row['auc']:.2f} "
+        f"[{row['low']:.2f}, {row['high']:.2f}] | {row['auc_shuffled']:.2f} | {row['auc_length']:.2f} |"
+        for row in tables["selfjudge"].to_dict(orient="records")
+    ]
+    return "\n".join([head, "| --- | --- | ---: | ---: | ---: | ---: | ---: |", *rows])
+
+
+def _list(sentences: Iterable[str]) -> str:
+    return "\n".join(f"- {text}" for text in sentences)
+
+
+_MAKERS: dict[str, Callable[[Tables, Mapping[str, Any]], str]] = {
+    "rates": _rates,
+    "findings": _findings,
+    "judges": _judges,
+    "self judgement": _selfjudge,
+}
+
+
+def main() -> None:
+    if len(sys.argv) > 1:
+        keep(sys.argv[1])
+    blocks = made()
+    for name in DOCUMENTS:
+        path = ROOT / name
+        path.write_text(written(path.read_text(encoding="utf-8"), blocks), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

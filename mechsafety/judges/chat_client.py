@@ -1,0 +1,97 @@
+"""The HTTP client of an endpoint judge: its own key and nothing else of the environment goes out, and to one host."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from mechsafety.core.errors import MechsafetyError
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI
+
+KEY = "MECHSAFETY_ENDPOINT_KEY"
+"""Where the key of a judge that names no variable is looked for at the time of the call. It is kept nowhere else."""
+_SENT = frozenset(
+    {
+        "host",
+        "accept",
+        "accept-encoding",
+        "connection",
+        "content-type",
+        "content-length",
+        "x-stainless-raw-response",  # by which the library knows that the body is wanted as it is
+    }
+)
+_PORTS = {"http": 80, "https": 443}
+
+
+class Elsewhere(Exception):
+    """A redirect to another host, which it names."""
+
+
+def read_key(variable: str) -> str:
+    """The key in the environment; empty where there is none. Raises MechsafetyError for one that cannot be sent."""
+    key = os.environ.get(variable, "")
+    if not re.fullmatch(r"[!-~]*", key):
+        raise MechsafetyError(
+            f"the key in {variable} holds a blank, a line break or a character that is not ASCII: copy it again"
+        )
+    return key
+
+
+def scrubbed(text: str, *variables: str) -> str:
+    """``text`` without the keys in ``variables``: an endpoint may repeat one in its messages."""
+    for name in (KEY, *variables):
+        if key := os.environ.get(name):
+            text = text.replace(key, "***")
+    return text
+
+
+def make_client(url: str, *, key_variable: str, timeout: float) -> AsyncOpenAI:
+    """A client that tries once, sends the key in ``key_variable`` to the host of ``url`` and follows no other host.
+
+    The library would add organisation, project and headers of the environment; they are taken off again.
+    """
+    import openai
+
+    key = read_key(key_variable) or "none"
+    own = _origin(url)
+
+    async def guard(request: Any) -> None:
+        if (to := _origin(str(request.url))) != own and not _is_upgrade(own, to):
+            raise Elsewhere(f"{to[1]}:{to[2]}")
+        for name in [name for name in request.headers if name.lower() not in _SENT]:
+            del request.headers[name]
+        request.headers["authorization"] = f"Bearer {key}"
+        request.headers["user-agent"] = "mechsafety"
+
+    try:
+        http = openai.DefaultAsyncHttpxClient(
+            timeout=timeout, event_hooks={"request": [guard]}, max_redirects=5
+        )
+    except Exception:  # the message may hold the proxy's password
+        raise MechsafetyError(
+            "a proxy in the environment (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY) is no http://, https:// or socks5:// "
+            "address that can be used: correct it, or unset it"
+        ) from None
+    return openai.AsyncOpenAI(
+        api_key=key,
+        organization="",  # neither is looked for in the environment then
+        project="",
+        base_url=url,
+        timeout=timeout,
+        max_retries=0,
+        http_client=http,
+    )
+
+
+def _origin(url: str) -> tuple[str, str, int]:
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname or "", parts.port or _PORTS.get(parts.scheme, 0)
+
+
+def _is_upgrade(own: tuple[str, str, int], to: tuple[str, str, int]) -> bool:
+    return own[1] == to[1] and (own[0], own[2]) == ("http", 80) and (to[0], to[2]) == ("https", 443)

@@ -1,0 +1,28 @@
+"""README and docs show what the kept tables of the default study give, block by block."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.results import _BLOCK, DOCUMENTS, ROOT, kept, made, written
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_the_blocks_of_a_document_are_what_its_tables_give(name: str) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    blocks = made()
+    assert [found["name"] for found in _BLOCK.finditer(text)]
+    assert text == written(text, blocks)
+    # The control: another number in a table is another document.
+    others = {key: block.replace("50", "49") for key, block in blocks.items()}
+    assert text != written(text, others)
+
+
+def test_every_block_stands_in_some_document() -> None:
+    texts = "".join((ROOT / name).read_text(encoding="utf-8") for name in DOCUMENTS)
+    assert {found["name"] for found in _BLOCK.finditer(texts)} == made().keys()
+
+
+def test_no_response_is_among_the_kept_tables() -> None:
+    tables, _ = kept()
+    assert not any({"response", "prompt"} & {*table.columns} for table in tables.values())
