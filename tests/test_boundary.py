@@ -105,7 +105,7 @@ def wrongs(parameter: inspect.Parameter) -> Iterator[Any]:
 def called(name: str, arguments: dict[str, Any]) -> None:
     """The function is called, a context is entered, and what it raises is ours and one paragraph."""
     found = FUNCTIONS[name](**arguments)
-    if isinstance(found, AbstractContextManager):
+    if isinstance(found, AbstractContextManager) and not isinstance(found, Path):
         with found:
             pass
 
@@ -135,7 +135,7 @@ def test_nothing_where_something_is_needed_is_no_traceback(
     valid = {p.name: given(name, p.name) for p in required(name)}
     for parameter in required(name):
         hint = str(parameter.annotation)
-        nothing: list[Any] = [None]
+        nothing: list[Any] = [] if "None" in hint else [None]
         nothing += [pd.DataFrame()] if "DataFrame" in hint or "Like" in hint else []
         nothing += [()] if "Sequence" in hint or "Like" in hint else []
         nothing += [torch.zeros(0)] if "Tensor" in hint else []
@@ -148,9 +148,11 @@ def test_nothing_where_something_is_needed_is_no_traceback(
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_an_unknown_argument_names_the_nearest_and_a_missing_one_is_named(name: str) -> None:
-    first = required(name)[0].name
+    first = next(iter(inspect.signature(FUNCTIONS[name]).parameters))
     with pytest.raises(ms.MechsafetyError, match=rf"has no argument '{first}x'; did you mean {first}\?"):
         FUNCTIONS[name](**{f"{first}x": 1})
+    if not required(name):
+        return
     with pytest.raises(ms.MechsafetyError, match=rf"^{name}\(\): missing a required .*'{first}'"):
         FUNCTIONS[name]()
 

@@ -162,11 +162,11 @@ def folder(tiny_folder: Callable[..., Path]) -> str:
 
 def test_ten_own_prompts_projected_at_every_layer(model: Any) -> None:  # task 2
     directions = ms.find_directions(ms.residual_stream(model, small_prompts().fit), resamples=2)
-    cache = ms.residual_stream(model, TEXTS, positions=-1)
-    rows = [directions.at(layer=n).project(cache.activations[:, 0, n]) for n in (1, 2, 3, 4)]
-    figure = px.imshow(torch.stack(rows).numpy(), x=TEXTS, y=["1", "2", "3", "4"])
-    assert figure.data[0].z.shape == (4, len(TEXTS))
-    assert np.isfinite(figure.data[0].z).all()
+    projected = ms.residual_stream(model, TEXTS, positions=-1).project(directions)
+    figure = projected.plot(title="Own prompts")
+    assert projected.to_frame().shape[0] == len(TEXTS)
+    assert np.isfinite(projected.values[:, 1:].numpy()).all()
+    assert figure.layout.title.text == "Own prompts"
 
 
 def own_frame() -> pd.DataFrame:
@@ -218,7 +218,7 @@ def test_an_own_judge_beside_rules(model: Any) -> None:  # task 5
     )  # fmt: skip
     verdicts = ms.judge(frame, ["rules", apologises])
     rates = ms.refusal_rates(verdicts).set_index("judge")["refusal"]
-    agreement = ms.statistics.agreement(ms.verdict_table({"original": verdicts}))
+    agreement = ms.statistics.agreement(ms.judges.verdict_table({"original": verdicts}))
     assert rates["apologises"] == 2
     assert rates["rules"] == 1
     assert not agreement.empty

@@ -153,7 +153,10 @@ def _single(value: Any, hint: Any) -> Any:
     if hint is Any or not isinstance(hint, type) or hint is object:
         return value
     if getattr(hint, "_is_protocol", False) and not getattr(hint, "_is_runtime_protocol", False):
-        return value
+        members = [name for name in {**vars(hint), **hint.__annotations__} if not name.startswith("_")]
+        return _require(
+            value, all(hasattr(value, n) for n in members), f"an object with {', '.join(members)}"
+        )
     maker = f" ({MAKERS[hint.__name__]} makes one)" if hint.__name__ in MAKERS else ""
     return _require(value, isinstance(value, hint), f"a {hint.__name__}{maker}")
 

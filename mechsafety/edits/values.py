@@ -359,11 +359,11 @@ def _coordinates(
             raise MechsafetyError("a number is a reference for one direction; give a subspace a vector")
         return torch.tensor([[number(reference, "reference")]], dtype=torch.float32)
     rows = as_tensor(reference).detach().cpu().float()
-    rows = rows[None] if rows.ndim == 1 else rows
+    shape, rows = list(rows.shape), rows[None] if rows.ndim == 1 else rows
     if rows.ndim != 2 or rows.shape[1] != reader.shape[1]:
         raise MechsafetyError(
             f"a reference is a number, [d_model] or [layer, d_model] with d_model {reader.shape[1]}, got shape "
-            f"{list(rows.shape)}"
+            f"{shape}"
         )
     return rows @ reader.T
 

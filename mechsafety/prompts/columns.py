@@ -31,7 +31,7 @@ class Columns:
 
     text: str | None = None
     label: str | None = None
-    labels: Mapping[Any, PromptLabel] | None = None
+    labels: Mapping[Any, str] | None = None
     category: str | None = None
     split: str | None = None
 

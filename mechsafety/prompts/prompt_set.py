@@ -281,7 +281,7 @@ def load_prompts(
     *,
     text: str | None = None,
     label: str | None = None,
-    labels: Mapping[Any, PromptLabel] | None = None,
+    labels: Mapping[Any, str] | None = None,
     category: str | None = None,
     split: str | None = None,
 ) -> PromptSet:

@@ -28,6 +28,7 @@ from mechsafety.plots.style import COLOURS, short_name, styled
 from mechsafety.prompts.columns import LABELS
 from mechsafety.prompts.fed import fed, fed_record
 from mechsafety.prompts.prompt_set import PromptSet, load_prompts
+from mechsafety.prompts.splits import require_labels
 
 if TYPE_CHECKING:
     from mechsafety.edits.interventions import Edit
@@ -53,6 +54,7 @@ class Generation(EditedExperiment[GenerationConfig]):
         super().__init__(config)
         self.save_edit_to = save_edit_to
         self.every = load_prompts(config.prompts)
+        require_labels(self.every, name=config.prompts)
         self.prompts = _chosen(self.every, config)
 
     @property

@@ -25,6 +25,7 @@ from mechsafety.pages.page import Page, page_blocks
 from mechsafety.plots.attacks import attack_figure, attack_name
 from mechsafety.plots.style import short_name
 from mechsafety.prompts.prompt_set import PromptSet, load_prompts
+from mechsafety.prompts.splits import require_labels
 from mechsafety.robustness.attacks import ATTACK_COLUMNS, attack_table
 from mechsafety.robustness.benign import benign_choices, benign_passages
 from mechsafety.robustness.suffix import SearchCost, Suffixes, require_nanogcg, resumable_suffixes
@@ -52,6 +53,7 @@ class Robustness(EditedExperiment[RobustnessConfig]):
         if "suffix" in config.attacks:
             require_nanogcg()
         self.every = load_prompts(config.prompts)
+        require_labels(self.every, name=config.prompts)
         self.prompts = _harmful(self.every, config)
         self.searched = _searched(self.every, config) if "suffix" in config.attacks else None
 
