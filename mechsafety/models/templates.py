@@ -67,7 +67,9 @@ def template_text(template: str) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise MechsafetyError(f"template {template!r} cannot be read: {first_lines(error)}") from None
+        raise MechsafetyError(
+            f"template {template!r} is no Jinja chat template: {first_lines(error)}"
+        ) from None
 
 
 def _shown(template: str) -> str:

@@ -298,7 +298,7 @@ def test_unknown_sites_and_positions_are_refused() -> None:
     with pytest.raises(MechsafetyError, match="resid_mid is not one of resid_pre"):
         _names("resid_mid", SITES, "site")
     for position in ("last", -1, [-1, -2]):
-        with pytest.raises(MechsafetyError, match="one of all, prompt, .* is last_prompt"):
+        with pytest.raises(MechsafetyError, match=r"one of all, prompt, .* is last_prompt"):
             _require_position(position)
 
 

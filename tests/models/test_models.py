@@ -32,6 +32,7 @@ from mechsafety.models.loading import (
     packaged_gguf,
     weights_fingerprint,
 )
+from mechsafety.models.provenance import of_model
 from tests.architectures import ARCHITECTURES, config_of, random_model, save_architecture
 from tests.conftest import save_tiny, save_tokenizer, tiny_config
 
@@ -507,6 +508,18 @@ def test_template_file_that_does_not_render(base_folder: Path, tmp_path: Path, c
     path = tmp_path / "mine.jinja"
     path.write_bytes(content)
     assert "is no Jinja chat template: " in error_of(base_folder, template=str(path))
+
+
+def test_template_as_a_jinja_text(base_folder: Path, tmp_path: Path) -> None:
+    text = "{% for m in messages %}{{ m['content'] }}!{% endfor %}"
+    path = tmp_path / "mine.jinja"
+    path.write_text(text)
+    model = load(base_folder, template=text)
+    assert rendered(model) == rendered(load(base_folder, template=str(path)))
+    assert record_of(model).template.startswith("jinja-")
+    given = {t: of_model(str(base_folder), template=t).identity["template"] for t in (text, str(path))}
+    assert len(set(given.values())) == 1
+    assert "is no Jinja chat template: " in error_of(base_folder, template="{% for %}")
 
 
 # -- the hub, without a network ---------------------------------------------------------------------
