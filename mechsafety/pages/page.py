@@ -136,11 +136,12 @@ def rendered_blocks(blocks: Sequence[Block]) -> list[dict[str, Any]]:
             "title": block.title,
             "text": block.text,
             "figures": [
-                fragment(figure, f"{block.name}-{number}") for number, figure in enumerate(block.figures)
+                fragment(figure, f"{place}-{block.name}-{number}")
+                for number, figure in enumerate(block.figures)
             ],
             "rows": rounded(block.table) if block.table is not None else [],
         }
-        for block in blocks
+        for place, block in enumerate(blocks)
     ]
 
 
