@@ -230,7 +230,7 @@ def test_states_are_those_of_a_plain_computation_and_the_same_after_interruption
     monkeypatch.setattr(LadderSystem, "links", interrupted)
     attempt()
     monkeypatch.setattr(LadderSystem, "links", linked)
-    monkeypatch.setattr("mechsafety.experiments.ladder.experiment.compare", interrupted)
+    monkeypatch.setattr("mechsafety.experiments.ladder.experiment.run_comparison", interrupted)
     attempt()
     monkeypatch.undo()
     run_ladder(config, tmp_path / "cut")
