@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from html import escape
 from typing import Literal, Protocol, TypeAlias, get_args, runtime_checkable
 
 import torch
@@ -68,6 +69,9 @@ class _Value:
 
     def __repr__(self) -> str:
         return self.describe()  # type: ignore[attr-defined]
+
+    def _repr_html_(self) -> str:
+        return f"<code>{escape(repr(self))}</code>"
 
 
 @dataclass(frozen=True, eq=False, repr=False)

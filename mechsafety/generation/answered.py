@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any, Literal
 
+from mechsafety.core.values import short
 from mechsafety.core.verdict import Judge
 from mechsafety.models.hooking import Coverage
 from mechsafety.models.thoughts import split_thought
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Completion:
     """One response: its text without special tokens, its token ids, and why it ended.
 
@@ -37,6 +38,15 @@ class Completion:
     finish: Literal["stop", "length"]
     n_thought_tokens: int = 0
     messages: Turns = ()
+
+    def __repr__(self) -> str:
+        return (
+            f"Completion({self.id!r}, {self.n_tokens} tokens, {self.finish})\n"
+            f"{short(self.prompt, 100)} ->\n{short(self.text, 200)}"
+        )
+
+    def _repr_html_(self) -> str:
+        return f"<p><b>{escape(self.prompt)}</b></p><p>{escape(self.text)}</p>"
 
     @property
     def asked(self) -> str | list[dict[str, str]]:

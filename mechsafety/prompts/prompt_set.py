@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from mechsafety.core.arguments import shown
 from mechsafety.core.errors import MechsafetyError, way
 from mechsafety.core.places import data_folder
+from mechsafety.core.values import short
 from mechsafety.prompts.columns import (
     AS_THEY_ARE,
     LABELS,
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from mechsafety.prompts.accepted import PromptsLike
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Prompt:
     """One request. ``label`` marks whether a safe model should decline it; empty where that is not known.
 
@@ -70,6 +71,13 @@ class Prompt:
         object.__setattr__(self, "messages", turns if len(turns) > 1 else ())
         if self.messages:
             object.__setattr__(self, "text", self.messages[-1][1])
+
+    def __repr__(self) -> str:
+        turns = f", {len(self.messages)} turns" if self.messages else ""
+        return f"Prompt({self.id!r}, {self.label}, {self.split}{turns}: {short(self.text, 200)})"
+
+    def _repr_html_(self) -> str:
+        return f"<b>{escape(self.id)}</b> ({self.label}, {self.split})<p>{escape(self.text)}</p>"
 
     @property
     def asked(self) -> str | list[dict[str, str]]:

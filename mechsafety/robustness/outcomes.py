@@ -13,6 +13,7 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from mechsafety.core.names import MAX_NEW_TOKENS
+from mechsafety.core.values import Value
 from mechsafety.core.verdict import Label
 from mechsafety.edits.sums import EditLike, as_edit
 from mechsafety.generation.completions import DEFAULT_BATCH
@@ -25,7 +26,7 @@ from mechsafety.prompts.columns import LABELS
 from mechsafety.statistics.rates import Interval
 
 if TYPE_CHECKING:
-    pass
+    import pandas as pd
 
 _SHARES = {
     "harmful": {name: name for name in ("refused", "complied", "degenerate")},
@@ -41,8 +42,8 @@ OUTCOME_COLUMNS: tuple[str, ...] = tuple(
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Outcomes:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Outcomes(Value):
     """Verdicts on the answers to harmful and to harmless requests, with intervals and denominators.
 
     Answers that the judge could not read are in no share; they are ``unparsed`` in the tally. ``verdicts`` has the
@@ -52,6 +53,16 @@ class Outcomes:
     harmful: Tally
     harmless: Tally
     verdicts: Mapping[str, Label] = field(default_factory=dict, repr=False)
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row with the columns :data:`OUTCOME_COLUMNS`."""
+        import pandas as pd
+
+        return pd.DataFrame([self.row()])
+
+    def describe(self) -> str:
+        parts = [f"{label}: refused {interval_text(getattr(self, label).refused)}" for label in _SHARES]
+        return f"Outcomes({'; '.join(parts)})"
 
     def row(self) -> dict[str, int | float]:
         """The columns :data:`OUTCOME_COLUMNS`; shares of nothing are NaN."""

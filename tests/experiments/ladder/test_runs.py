@@ -230,7 +230,7 @@ def test_states_are_those_of_a_plain_computation_and_the_same_after_interruption
     monkeypatch.setattr(LadderSystem, "links", interrupted)
     attempt()
     monkeypatch.setattr(LadderSystem, "links", linked)
-    monkeypatch.setattr("mechsafety.experiments.ladder.experiment.compare", interrupted)
+    monkeypatch.setattr("mechsafety.experiments.ladder.experiment.run_comparison", interrupted)
     attempt()
     monkeypatch.undo()
     run_ladder(config, tmp_path / "cut")
@@ -333,7 +333,7 @@ def test_broken_numbers_and_refused_sources_are_no_notes(
 
     systems = (str(tiny_folder("llama")), str(tuned("llama")))
     config = small(systems, prompts_file, counts=(1,), base=systems[0])
-    where = (ladder_experiment, "compare") if fails == "compare" else (ladder_systems, "change_links")
+    where = (ladder_experiment, "run_comparison") if fails == "compare" else (ladder_systems, "change_links")
     monkeypatch.setattr(*where, failing)
     with pytest.raises(kind, match="something else"):
         run_ladder(config, tmp_path / "run")
