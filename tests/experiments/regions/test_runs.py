@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -172,7 +173,7 @@ def test_weights_are_scored_on_fit_prompts_and_links_are_read_on_report_prompts(
     config = small(str(tiny_folder("llama")), prompts_file, parts=("links",), examples=6, limit=None)
     run = run_regions(config, tmp_path / "run")
     parts = [pd.read_parquet(p) for p in (run.path / "parts" / "examples").glob("*.parquet")]
-    calibrated = {prompt for part in parts for prompt in part["prompt"]}
+    calibrated = {json.loads(prompt) for part in parts for prompt in part["prompt"]}
     split = {name: {p.text for p in small_prompts(6).where(split=name)} for name in SPLITS}
     assert calibrated == split["fit"]  # six of each label: all of them, and no other
     assert asked == {"fit": split["fit"], "held_out": split["report"]}
