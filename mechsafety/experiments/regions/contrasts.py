@@ -96,9 +96,7 @@ def link_claims(tables: Tables) -> list[Claim]:
             before, after, subject=state, measure="refusals of harmful prompts", states=("whole", state)
         )
         random = [states[f"random {state}"]] if f"random {state}" in states else []
-        control = (
-            paired_control("its random removal", after, random) if random else None
-        )
+        control = paired_control("its random removal", after, random) if random else None
         contrasts.append(replace(contrast, control=control))
     return [decide(contrast) for contrast in corrected_over(contrasts, "states")]
 
