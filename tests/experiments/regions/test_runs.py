@@ -77,7 +77,8 @@ def test_every_part_and_the_same_tables_after_an_interruption(
     config = small(str(tiny_folder(architecture)), prompts_file)
     whole = run_regions(config, tmp_path / "whole")
     assert set(whole.tables) == {
-        *("structure", "subspaces", "heads", "tradeoff", "attacks", "links", "link_effects", "freezing")
+        *("structure", "subspaces", "heads", "tradeoff", "attacks", "links", "link_effects", "freezing"),
+        "verdicts",
     }
     tradeoff = whole.tables["tradeoff"]
     assert [(r.removal, r.setting, r.control) for r in tradeoff.itertuples()] == [
@@ -129,12 +130,18 @@ def test_every_part_and_the_same_tables_after_an_interruption(
     run_regions(config, tmp_path / "cut")
     assert len(calls) == done
     for name in whole.tables:
-        assert (tmp_path / "cut" / f"{name}.csv").read_bytes() == (
-            tmp_path / "whole" / f"{name}.csv"
-        ).read_bytes(), name
+        file = whole.experiment.tables[name]
+        assert (tmp_path / "cut" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), name
     assert read_run(tmp_path / "cut").manifest["sweet_spot"]["explanation"]
     assert whole.manifest["sweet_spot"]["explanation"]
     assert "Regions" in whole._repr_html_()
+
+    # The verdict on every report prompt in every state that was judged, and the table's shares are theirs.
+    verdicts = whole.tables["verdicts"]
+    assert not verdicts.duplicated([*region_work.ANSWER_KEYS, "id"]).any()
+    of_model = verdicts[(verdicts["control"] == "model") & (verdicts["part"] == "outcomes")]
+    refused = (of_model[of_model["label"] == "harmful"]["verdict"] == "refusal").mean()
+    assert refused == pytest.approx(tradeoff["refused"].iloc[0], nan_ok=True)
 
     # Every answer is kept once, however the run was made, and another judge reads them all.
     kept = whole.responses()
