@@ -10,6 +10,7 @@ import pandas as pd
 
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.names import THOUGHT_END, Method
+from mechsafety.core.verdict import Label
 from mechsafety.directions.activations import ResidualCache, residual_stream
 from mechsafety.directions.direction import Directions, find_directions, save_directions
 from mechsafety.directions.estimators import refusal_subspace
