@@ -16,11 +16,14 @@ from typing import Any
 
 import pandas as pd
 
+from mechsafety.claims import decide
+from mechsafety.claims.sentences import beyond, change
 from mechsafety.experiments.agreement.findings import by_judge_sentences, disagreement_sentences
 from mechsafety.experiments.base import load_run
-from mechsafety.experiments.study.findings import measured_systems, study_findings
+from mechsafety.experiments.study.findings import measured_systems, refusal_contrasts, study_findings
 from mechsafety.judges.label_order import order_sentences
 from mechsafety.plots.style import system_names
+from mechsafety.statistics import PROMPT_LABELS
 
 ROOT = Path(__file__).parents[1]
 KEPT = ROOT / "data" / "results"
@@ -99,6 +102,17 @@ def _findings(tables: Tables, manifest: Mapping[str, Any]) -> str:
     return _list(study_findings(tables, manifest))
 
 
+def _headline(tables: Tables, manifest: Mapping[str, Any]) -> str:
+    """Changes of refusals, and what random directions do; every sentence of it is among the findings."""
+    harmful, harmless = (refusal_contrasts(tables, manifest, label=label) for label in PROMPT_LABELS)
+    said: list[str] = []
+    for system, contrast in harmful.items():
+        claim = decide(contrast)
+        said += [change(claim), *beyond(claim)]
+        said += [change(decide(harmless[system]))] if system in harmless else []
+    return _list(said)
+
+
 def _judges(tables: Tables, manifest: Mapping[str, Any]) -> str:
     primary = manifest["config"]["judges"][0]
     return _list(
@@ -127,6 +141,7 @@ def _list(sentences: Iterable[str]) -> str:
 
 _MAKERS: dict[str, Callable[[Tables, Mapping[str, Any]], str]] = {
     "rates": _rates,
+    "headline": _headline,
     "findings": _findings,
     "judges": _judges,
     "self judgement": _selfjudge,

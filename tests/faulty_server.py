@@ -100,6 +100,18 @@ class FaultyServer:
         return JSONResponse({"object": "chat.completion", "choices": []})
 
 
+def sent(reply: Any) -> Response:
+    """What a reply of ``tests/judges/endpoint_cases.py`` is on the wire."""
+    if isinstance(reply, str):
+        reply = {"message": {"role": "assistant", "content": reply}}
+    if "message" in reply:
+        choice = {"message": reply["message"], "finish_reason": reply.get("finish", "stop")}
+        reply = {"body": {"choices": [choice]}}
+    body = reply["body"]
+    content = body if isinstance(body, str | bytes) else json.dumps(body)
+    return Response(content, status_code=reply.get("status", 200), headers=reply.get("headers"))
+
+
 class _Cut(Response):
     """Promises a thousand bytes and ends after ten: uvicorn then closes the connection."""
 

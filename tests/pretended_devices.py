@@ -130,6 +130,10 @@ class _Operations(TorchDispatchMode):
             self._copied(places)
             return func(*args, **(kwargs or {}))
         whole = {p for t, p in zip(given, places, strict=True) if t.ndim or p != HOST}
+        if name == "aten::scatter_.value" and places[0] == HOST:
+            # one_hot makes its zeros where its indices are, in code that asks nobody.
+            whole = {p for p in whole if p != HOST}
+            self.devices.put(args[0], next(iter(whole), HOST))
         if name in _INDEXING:
             whole = {self.devices.of(args[0])} | {p for p in whole if p != HOST}
         if len(whole) > 1:

@@ -41,6 +41,34 @@ if TYPE_CHECKING:
     help="Send no more calls to each endpoint; the rest is unparsed.",
 )
 @click.option(
+    "--max-tokens",
+    type=click.IntRange(min=0),
+    default=None,
+    metavar="N",
+    help="Ask each endpoint nothing more once N tokens are spent.",
+)
+@click.option(
+    "--max-cost",
+    type=click.FloatRange(min=0),
+    default=None,
+    metavar="X",
+    help="The same for money, with price_in and price_out per million tokens in the judge.",
+)
+@click.option(
+    "--batch-out",
+    type=click.Path(path_type=Path),
+    default=None,
+    metavar="FILE",
+    help="Write what endpoints would be asked as a batch file (JSONL), and send nothing.",
+)
+@click.option(
+    "--batch-in",
+    type=click.Path(path_type=Path),
+    default=None,
+    metavar="FILE",
+    help="Read the results of a batch; nothing more is asked, but for --max-calls.",
+)
+@click.option(
     "--probe-injection",
     is_flag=True,
     help="Append orders to the judge to known items (column label; without a file, the packaged ones).",
@@ -54,6 +82,10 @@ def _judge(
     cache: Path | None,
     no_cache: bool,
     max_calls: int | None,
+    max_tokens: int | None,
+    max_cost: float | None,
+    batch_out: Path | None,
+    batch_in: Path | None,
     probe_injection: bool,
     list_them: bool,
     allow_other_versions: bool,
@@ -81,10 +113,23 @@ def _judge(
         raise MechsafetyError(f"{str(responses)!r} does not exist: name a file of responses or a run folder")
     if responses.is_dir():
         return _judge_run(responses, judges, allow_other_versions=allow_other_versions)
-    from mechsafety.judges.files import judge_file
+    from mechsafety.judges.files import judge_file, write_batch
 
+    if batch_out is not None:
+        written = write_batch(responses, batch_out, judges=judges, cache=cache)
+        lines = [f"{judge}: {n} questions" for judge, n in written.items()]
+        return {"batch": str(batch_out), "questions": written}, "\n".join([*lines, f"batch: {batch_out}"])
     judged = judge_file(
-        responses, judges=judges, out=out, max_calls=max_calls, cache=cache, no_cache=no_cache
+        responses,
+        judges=judges,
+        out=out,
+        max_calls=max_calls,
+        max_tokens=max_tokens,
+        max_cost=max_cost,
+        cache=cache,
+        no_cache=no_cache,
+        batch_in=batch_in,
+        say=say,
     )
     return _show_verdicts(judged)
 
@@ -132,12 +177,24 @@ def _show_verdicts(judged: Judged) -> Shown:
             f"{judge:24} fresh {used.fresh}  cached {used.cached}  ({used.calls} calls, {used.retries} retries, "
             f"{tokens}{cost})"
         )
+    for damaged in judged.damaged:
+        lines.append(f"verdict cache: {damaged} is damaged; what it held is asked again")
+    for judge, reasons in judged.missing.items():
+        n = sum(reasons.values())
+        lines.append(
+            f"not complete: {judge} has no verdict on {n} answers ({', '.join(reasons)}); ask again to go on"
+        )
+    lines += judged.stopped
     if judged.out:
         lines.append(f"verdicts: {judged.out}")
     facts = {
         "counts": judged.counts,
         "label_order": records(judged.order),
         "usage": {judge: asdict(used) for judge, used in judged.usage.items()},
+        "missing": judged.missing,
+        "stopped": list(judged.stopped),
+        "damaged": list(judged.damaged),
+        "failed": [judge for judge, reasons in judged.missing.items() if "network" in reasons],
         "out": str(judged.out) if judged.out else None,
     }
     return facts, "\n".join(lines)

@@ -32,7 +32,8 @@ class Verdict:
 
     ``label`` is one of :data:`LABELS`; ``unparsed`` means the judge gave no readable answer and is
     never counted as any other label. ``tags`` are finer remarks (rule families, ``indirect``,
-    ``refuse_then_comply``); ``detail`` holds what the judge measured, JSON-serialisable.
+    ``refuse_then_comply``); ``detail`` holds what the judge measured, JSON-serialisable. ``said`` is what a judge that
+    was asked answered in words, as it came: it can be read anew, and makes two verdicts no different.
     """
 
     id: str
@@ -40,6 +41,7 @@ class Verdict:
     label: Label
     tags: tuple[str, ...] = ()
     detail: Mapping[str, object] = field(default_factory=dict)
+    said: tuple[Mapping[str, str | None], ...] = field(default=(), compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.label not in LABELS:

@@ -13,10 +13,14 @@ import plotly.graph_objects as go
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.progress import Progress
 from mechsafety.core.verdict import Judge, Response, Verdict
-from mechsafety.judges.asking import AskingJudge
-from mechsafety.judges.cache import VerdictCache
 from mechsafety.judges.outcomes import Tally
-from mechsafety.judges.registry import judge_responses, judge_sources, load_judge
+from mechsafety.judges.registry import (
+    judge_responses,
+    judge_sources,
+    load_judge,
+    require_complete,
+    shared_cache,
+)
 from mechsafety.pages.page import Block
 from mechsafety.plots.style import styled, whiskers
 from mechsafety.runs.folder import RunFolder, open_run
@@ -47,7 +51,7 @@ def add_judges(
         tables = [known]
         for name in judges:
             say(f"judge {name}: {len(answers)} answers")
-            tables.append(_verdicts(load_judge(name), name, answers, keys, run))
+            tables.append(_verdicts(load_judge(name), name, answers, keys))
         table = pd.concat([t for t in tables if len(t)], ignore_index=True)
         run.write_table(table, VERDICTS)
         run.write_table(rates(table, keys), RATES)
@@ -85,12 +89,15 @@ def verdicts_of(run: RunFolder) -> pd.DataFrame:
     return run.read_table(VERDICTS)
 
 
-def ask(judge: Judge, responses: Sequence[Response], run: RunFolder) -> list[Verdict]:
-    """Verdicts; a judge that asks a model keeps each as it comes, so that an interrupted run asks nothing twice."""
-    if not isinstance(judge, AskingJudge):
-        return judge_responses(responses, [judge])
-    with VerdictCache(run.path / "judge_cache.sqlite") as cache:
-        return judge_responses(responses, [judge], cache=cache)
+def ask(judge: Judge, responses: Sequence[Response]) -> list[Verdict]:
+    """Verdicts; those of judges that ask a model are kept in the user's cache, so that nothing is asked twice.
+
+    Raises StoppedError where an endpoint gave no answer: the run is not complete, and the same command goes on.
+    """
+    with shared_cache([judge]) as cache:
+        verdicts = judge_responses(responses, [judge], cache=cache)
+    require_complete(verdicts)
+    return verdicts
 
 
 def verdict_columns(verdicts: Sequence[Verdict]) -> dict[str, list[str]]:
@@ -149,13 +156,11 @@ def block(table: pd.DataFrame, drawn: go.Figure) -> Block:
     )
 
 
-def _verdicts(
-    judge: Judge, name: str, answers: pd.DataFrame, keys: Sequence[str], run: RunFolder
-) -> pd.DataFrame:
+def _verdicts(judge: Judge, name: str, answers: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
     # Prompts repeat between states: two answers are distinguished here by their place.
     responses = [
         Response(id=str(number), prompt=prompt, text=text)
         for number, (prompt, text) in enumerate(zip(answers["prompt"], answers["response"], strict=True))
     ]
-    found = ask(judge, responses, run)
+    found = ask(judge, responses)
     return answers[[*keys, "id", "label"]].assign(judge=name, **verdict_columns(found))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from mechsafety.core.errors import needs
 
@@ -14,16 +15,17 @@ import anyio
 from anyio import to_thread
 from anyio.lowlevel import RunVar
 
-from mechsafety.generation.continuations import Continuation, Request
+Asked = TypeVar("Asked")
+Given = TypeVar("Given")
 
 GATHER_SECONDS = 0.02
 """How long the first request waits for others of the same moment."""
 
 
 @dataclass(eq=False)
-class _Waiting:
-    request: Request
-    result: Continuation | None = None
+class _Waiting(Generic[Asked, Given]):
+    request: Asked
+    result: Given | None = None
     error: Exception | None = None
 
     @property
@@ -31,20 +33,20 @@ class _Waiting:
         return self.result is not None or self.error is not None
 
 
-class Batches:
+class Batches(Generic[Asked, Given]):
     """Runs what is waiting whenever the model is free, at most ``size`` requests at a time.
 
     The coroutine whose turn it is runs the batch for all, in a thread, so that others can come to wait meanwhile.
     """
 
-    def __init__(self, run: Callable[[list[Request]], list[Continuation]], *, size: int) -> None:
+    def __init__(self, run: Callable[[list[Asked]], list[Given]], *, size: int) -> None:
         self._run = run
         self._size = size
-        self._waiting: list[_Waiting] = []
+        self._waiting: list[_Waiting[Asked, Given]] = []
         self._turn: RunVar[anyio.Lock] = RunVar("turn")
 
-    async def submit(self, request: Request) -> Continuation:
-        waiting = _Waiting(request)
+    async def submit(self, request: Asked) -> Given:
+        waiting: _Waiting[Asked, Given] = _Waiting(request)
         self._waiting.append(waiting)
         try:
             await anyio.sleep(GATHER_SECONDS)
@@ -69,7 +71,7 @@ class Batches:
             self._turn.set(lock)
             return lock
 
-    def _answer(self, batch: list[_Waiting]) -> None:
+    def _answer(self, batch: list[_Waiting[Asked, Given]]) -> None:
         try:
             for waiting, result in zip(batch, self._run([w.request for w in batch]), strict=True):
                 waiting.result = result

@@ -9,20 +9,23 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from mechsafety.core.errors import MechsafetyError, needs
-from mechsafety.core.verdict import Response, Verdict
-from mechsafety.judges.registry import judge_responses, load_judge, require_separate
+from mechsafety.core.verdict import Judge, Response, Verdict
+from mechsafety.integrations.batching import Batches
+from mechsafety.judges.registry import judge_responses, load_judge, require_separate, shared_cache
 from mechsafety.models.loading import load_model
 from mechsafety.statistics import wilson
 
 with needs("inspect"):
-    from anyio import to_thread
     from inspect_ai.scorer import Metric, SampleScore, Score, Scorer, Target, Value, metric, scorer
     from inspect_ai.solver import TaskState
+
+_AT_ONCE = 1000
 
 
 @metric(scores="unreduced")
@@ -88,13 +91,24 @@ def refusal_judge(judges: str | Sequence[str] = "rules") -> Scorer:
         require_separate(name)
     loaded = [load_judge(name, models=load_model) for name in names]
 
+    batches: Batches[tuple[str, str], list[Verdict]] = Batches(partial(_verdicts, loaded), size=_AT_ONCE)
+
     async def score(state: TaskState, target: Target) -> Score:  # noqa: ARG001 - inspect_ai's signature
-        prompt = state.input_text
-        response = Response(id=str(state.sample_id), prompt=prompt, text=state.output.completion)
-        verdicts = await to_thread.run_sync(lambda: judge_responses([response], loaded))
+        verdicts = await batches.submit((state.input_text, state.output.completion))
         return score_of(dict(zip(names, verdicts, strict=True)), answer=state.output.completion)
 
     return score
+
+
+def _verdicts(judges: Sequence[Judge], answers: list[tuple[str, str]]) -> list[list[Verdict]]:
+    """The verdicts on answers that wait at the same time, all in one call: what is kept is not asked again, and no
+    more is asked at once than the judge allows."""
+    responses = [
+        Response(id=str(place), prompt=prompt, text=text) for place, (prompt, text) in enumerate(answers)
+    ]
+    with shared_cache(judges) as cache:
+        found = judge_responses(responses, judges, cache=cache)
+    return [found[place :: len(answers)] for place in range(len(answers))]
 
 
 def score_of(verdicts: dict[str, Verdict], *, answer: str) -> Score:

@@ -91,10 +91,18 @@ class Ledger:
 OnVerdict = Callable[[Verdict], None]
 
 
+def is_missing(verdict: Verdict) -> bool:
+    """Whether there is no verdict yet: it was not asked for, or no answer came."""
+    return bool(MISSING & set(verdict.tags))
+
+
 class AskingJudge(ABC):
     """A judge that is worth caching: it asks a model, and declares what its verdicts depend on."""
 
     name: str
+
+    paid: bool = False
+    """Whether each question costs money: then no experiment asks one twice."""
 
     swapped: bool = False
     """Whether the question names compliance before refusal: only to see what that changes."""

@@ -22,12 +22,12 @@ from mechsafety.core.errors import MechsafetyError, StoppedError, first_lines
 from mechsafety.judges.answers import Answer, Failure, provider_says, read_body
 from mechsafety.judges.asking import Ledger, Unread, Usage
 from mechsafety.judges.chat_client import KEY, Elsewhere, make_client, scrubbed
+from mechsafety.judges.pacing import LONGEST, Pace
 from mechsafety.judges.reading import SCHEMA
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
-_LONGEST_RETRY_AFTER = 600.0  # seconds; an endpoint that asks for more is given up
 _FEW = 5
 """Equal failures, with no answer before or between them, after which an endpoint is given up."""
 _LONGEST_MESSAGE = 2000  # bytes of an error that are looked at
@@ -54,11 +54,12 @@ class CallOptions:
     """How an endpoint is called.
 
     ``timeout`` (seconds) holds for one call, ``tries`` for one question; waits begin at ``first_wait`` seconds and
-    double up to ``longest_wait``, each times a random factor in [0.5, 1]. ``max_calls`` and ``max_tokens`` cap what the
-    judge spends in its life; calls that are under way when the token cap is reached still end. Prices are per
-    million tokens. An answer has at most ``answer_tokens``, under the name ``tokens_name`` in the call;
-    ``temperature`` None leaves it to the endpoint. With ``structured`` a JSON schema is sent until the endpoint
-    refuses it. The key is in the environment variable ``api_key_env``.
+    double up to ``longest_wait``, each times a random factor in [0.5, 1]. ``max_calls``, ``max_tokens`` and
+    ``max_cost`` cap what the judge spends in its life; calls that are under way when one of the last two is reached
+    still end. Prices are per million tokens. Rates hold for the judge (:class:`mechsafety.judges.pacing.Pace`).
+    An answer has at most ``answer_tokens``, under the name ``tokens_name`` in the call; ``temperature`` None leaves it
+    to the endpoint. With ``structured`` a JSON schema is sent until the endpoint refuses it. The key is in the
+    environment variable ``api_key_env``.
     """
 
     concurrency: int = 8
@@ -73,6 +74,9 @@ class CallOptions:
     api_key_env: str = KEY
     max_calls: int | None = None
     max_tokens: int | None = None
+    max_cost: float | None = None
+    requests_per_minute: float | None = None
+    tokens_per_minute: float | None = None
     price_in: float | None = None
     price_out: float | None = None
 
@@ -80,14 +84,27 @@ class CallOptions:
         for name in ("concurrency", "timeout", "tries", "first_wait", "longest_wait", "answer_tokens"):
             if not 0 < getattr(self, name) < math.inf:
                 raise MechsafetyError(f"endpoint option {name} is {getattr(self, name)}; it must be above 0")
-        for name in ("max_calls", "max_tokens", "price_in", "price_out", "temperature"):
+        for name in ("max_calls", "max_tokens", "max_cost", "price_in", "price_out", "temperature"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
                 raise MechsafetyError(f"endpoint option {name} is {value}; it must be 0 or more")
+        for name in ("requests_per_minute", "tokens_per_minute"):
+            if (rate := getattr(self, name)) is not None and not 0 < rate < math.inf:
+                raise MechsafetyError(f"endpoint option {name} is {rate}; it must be above 0")
         if (self.price_in is None) != (self.price_out is None):
             raise MechsafetyError("endpoint prices: give price_in and price_out, or neither")
+        if self.max_cost is not None and self.price_in is None:
+            raise MechsafetyError(
+                "a cap on the cost needs prices: give price_in and price_out, per million tokens"
+            )
         if not re.fullmatch("[a-z_]{1,40}", self.tokens_name):
             raise MechsafetyError("endpoint option tokens_name: write max_tokens or max_completion_tokens")
+
+    def cost(self, prompt_tokens: int, completion_tokens: int) -> float | None:
+        """What so many tokens cost; None without prices."""
+        if self.price_in is None or self.price_out is None:
+            return None
+        return (prompt_tokens * self.price_in + completion_tokens * self.price_out) / 1e6
 
 
 class NoAnswer(Exception):
@@ -120,13 +137,19 @@ class ChatCalls:
         self._completed = False  # whether that was ever a chat completion
         self._structured, self._tokens_name = options.structured, options.tokens_name
         self._failure, self._alike = "", 0
-        self._pause_until = 0.0
+        self.pace = Pace(requests=options.requests_per_minute, tokens=options.tokens_per_minute)
+        self._guessed = Usage()
         self._first, self._tried = False, asyncio.Event()
 
     def client(self) -> AsyncOpenAI:
         """A client for one event loop. The first call of it goes alone, so that what it teaches costs one call."""
         self._first, self._tried = not self._completed, asyncio.Event()
-        return make_client(self.url, key_variable=self.options.api_key_env, timeout=self.options.timeout)
+        return make_client(
+            self.url,
+            key_variable=self.options.api_key_env,
+            timeout=self.options.timeout,
+            at_once=self.options.concurrency,
+        )
 
     async def answer(self, client: AsyncOpenAI, messages: Sequence[Mapping[str, str]]) -> Answer:
         """The model's answer. Raises :class:`NoAnswer`, or MechsafetyError where no call can succeed."""
@@ -141,8 +164,10 @@ class ChatCalls:
     async def _answer(self, client: AsyncOpenAI, messages: Sequence[Mapping[str, str]]) -> Answer:
         why, failed, calls = "", 0, 0
         while failed < self.options.tries:
-            await asyncio.sleep(self._pause_until - _now())
             self._require_budget()
+            if (wait := self.pace.wait(_now())) > 0:
+                await asyncio.sleep(wait)
+                self._require_budget()
             self.ledger.add(Usage(calls=1, retries=1 if calls else 0))
             calls += 1
             try:
@@ -151,13 +176,13 @@ class ChatCalls:
                 continue
             except _TryAgain as error:
                 failed, why = failed + 1, str(error)
-                if error.after > _LONGEST_RETRY_AFTER:
+                if error.after > LONGEST:
                     why += f"; it asks to wait for {error.after:.0f} s"
                     break
                 if error.nonsense and self._answered:
                     self._count(why, most=_FEW if not self._completed else _FEW * self.options.tries)
                 if error.after:  # the limit is the endpoint's, not this question's: all calls wait
-                    self._pause_until = max(self._pause_until, _now() + error.after)
+                    self.pace.pause(_now() + error.after)
                 if failed < self.options.tries:
                     await asyncio.sleep(self._wait(failed))
             finally:
@@ -185,25 +210,34 @@ class ChatCalls:
                 "kept, and the same command goes on"
             )
 
+    def body(self, messages: Sequence[Mapping[str, str]]) -> dict[str, object]:
+        """What is sent to ask ``messages``."""
+        body: dict[str, object] = {"model": self.model, "messages": list(messages)}
+        body[self._tokens_name] = self.options.answer_tokens
+        if self.options.temperature is not None:
+            body["temperature"] = self.options.temperature
+        if self._structured:
+            body["response_format"] = _STRUCTURED
+        return body
+
     async def _call(self, client: AsyncOpenAI, messages: Sequence[Mapping[str, str]]) -> Answer:
         import openai
 
-        body: dict[str, object] = {self._tokens_name: self.options.answer_tokens}
-        if self.options.temperature is not None:
-            body["temperature"] = self.options.temperature
-        if structured := self._structured:
-            body["response_format"] = _STRUCTURED
+        body, structured = self.body(messages), self._structured
         try:
             async with asyncio.timeout(self.options.timeout):
+                # What is named must be named; the body says all of it, and wins.
                 raw = await client.chat.completions.with_raw_response.create(
                     model=self.model, messages=cast("Any", list(messages)), extra_body=body
                 )
             content = raw.content
+            self.pace.read(raw.headers, _now())
         except (openai.APITimeoutError, TimeoutError):
             raise _TryAgain(f"no answer in {self.options.timeout:g} s") from None
         except openai.APIStatusError as error:
             self._answered = True
             headers = error.response.headers
+            self.pace.read(headers, _now())
             raise self._rejected(
                 error.status_code,
                 self._scrubbed(provider_says(error.response.content)),
@@ -225,7 +259,13 @@ class ChatCalls:
         except Failure as failure:
             raise self._failed(failure, structured=structured) from None
         self._completed, self._alike = True, 0
-        self.ledger.add(self._spent(usage))
+        spent = self._spent(usage)
+        if spent.unmetered:  # about four characters a token, so that caps hold here too
+            self._guessed += self._priced(
+                sum(len(message["content"]) for message in messages) // 4, len(answer.text) // 4 + 1
+            )
+        self.ledger.add(spent)
+        self.pace.spent(spent.prompt_tokens + spent.completion_tokens, _now())
         return Answer(
             text=self._scrubbed(answer.text), cut=answer.cut, refusal=self._scrubbed(answer.refusal)
         )
@@ -277,16 +317,25 @@ class ChatCalls:
         )
         if not counts or not all(type(n) is int and n >= 0 for n in counts):
             return Usage(unmetered=1)
-        prompt, completion = cast("list[int]", counts)
-        options, cost = self.options, None
-        if options.price_in is not None and options.price_out is not None:
-            cost = (prompt * options.price_in + completion * options.price_out) / 1e6
-        return Usage(prompt_tokens=prompt, completion_tokens=completion, cost=cost)
+        return self._priced(*cast("list[int]", counts))
+
+    def _priced(self, prompt: int, completion: int) -> Usage:
+        return Usage(
+            prompt_tokens=prompt, completion_tokens=completion, cost=self.options.cost(prompt, completion)
+        )
 
     def _require_budget(self) -> None:
-        usage = self.ledger.usage
-        used = {"calls": usage.calls, "tokens": usage.prompt_tokens + usage.completion_tokens}
-        caps = {"calls": self.options.max_calls, "tokens": self.options.max_tokens}
+        usage = self.ledger.usage + self._guessed
+        used = {
+            "calls": usage.calls,
+            "tokens": usage.prompt_tokens + usage.completion_tokens,
+            "cost": usage.cost or 0.0,
+        }
+        caps = {
+            "calls": self.options.max_calls,
+            "tokens": self.options.max_tokens,
+            "cost": self.options.max_cost,
+        }
         for what, cap in caps.items():
             if cap is not None and used[what] >= cap:
                 raise NoAnswer("budget", {f"max_{what}": cap})

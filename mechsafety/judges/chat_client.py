@@ -50,7 +50,7 @@ def scrubbed(text: str, *variables: str) -> str:
     return text
 
 
-def make_client(url: str, *, key_variable: str, timeout: float) -> AsyncOpenAI:
+def make_client(url: str, *, key_variable: str, timeout: float, at_once: int) -> AsyncOpenAI:
     """A client that tries once, sends the key in ``key_variable`` to the host of ``url`` and follows no other host.
 
     The library would add organisation, project and headers of the environment; they are taken off again.
@@ -58,7 +58,7 @@ def make_client(url: str, *, key_variable: str, timeout: float) -> AsyncOpenAI:
     import openai
 
     key = read_key(key_variable) or "none"
-    own = _origin(url)
+    own, limits = _origin(url), type(openai.DEFAULT_CONNECTION_LIMITS)
 
     async def guard(request: Any) -> None:
         if (to := _origin(str(request.url))) != own and not _is_upgrade(own, to):
@@ -70,7 +70,10 @@ def make_client(url: str, *, key_variable: str, timeout: float) -> AsyncOpenAI:
 
     try:
         http = openai.DefaultAsyncHttpxClient(
-            timeout=timeout, event_hooks={"request": [guard]}, max_redirects=5
+            timeout=timeout,
+            event_hooks={"request": [guard]},
+            max_redirects=5,
+            limits=limits(max_connections=at_once, max_keepalive_connections=at_once),
         )
     except Exception:  # the message may hold the proxy's password
         raise MechsafetyError(

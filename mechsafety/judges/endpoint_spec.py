@@ -40,6 +40,8 @@ OPTIONS: dict[str, tuple[Callable[[str], Any], str]] = {
     "concurrency": (int, "a whole number"),
     "timeout": (float, "a number of seconds"),
     "tries": (int, "a whole number"),
+    "requests_per_minute": (float, "a number"),
+    "tokens_per_minute": (float, "a number"),
     "price_in": (float, "a number"),
     "price_out": (float, "a number"),
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +12,17 @@ from pathlib import Path
 import pandas as pd
 
 from mechsafety.core.errors import MechsafetyError, way
+from mechsafety.core.progress import Progress
 from mechsafety.core.verdict import LABELS, Judge, Response
 from mechsafety.judges.accepted import as_answers
-from mechsafety.judges.asking import AskingJudge, Usage
+from mechsafety.judges.asking import MISSING, AskingJudge, Usage
+from mechsafety.judges.batches import batch_lines, expected, read_batch
 from mechsafety.judges.cache import VerdictCache, open_cache
+from mechsafety.judges.endpoint_spec import require_own_keys
 from mechsafety.judges.kinds.endpoint import EndpointJudge
 from mechsafety.judges.label_order import label_order
-from mechsafety.judges.registry import judge_responses, load_judge
+from mechsafety.judges.panel import members_of
+from mechsafety.judges.registry import judge_responses, load_judge, shared_cache, single_judges
 from mechsafety.models.loading import load_model
 from mechsafety.runs.folder import neutralised
 
@@ -32,11 +36,17 @@ def read_responses(path: str | Path) -> list[Response]:
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:
-    """Counts by judge and label, what the order of labels changes, what the judges that ask a model have spent, and
-    where the verdicts lie."""
+    """Counts by judge and label, what is missing, what the order of labels changes, what the judges that ask a model
+    have spent, and where the verdicts lie."""
 
     counts: dict[str, dict[str, int]]
     usage: dict[str, Usage]
+    missing: dict[str, dict[str, int]]
+    """How many verdicts there are not yet, by judge and reason; the same command asks for these again."""
+    stopped: tuple[str, ...]
+    """What ended the work of judges before all was asked."""
+    damaged: tuple[str, ...]
+    """What of the cache was found damaged and left out."""
     order: pd.DataFrame
     """:func:`label_order` of the judges that see both orders of their labels."""
     out: Path | None
@@ -48,21 +58,35 @@ def judge_file(
     judges: Sequence[str],
     out: str | Path | None,
     max_calls: int | None = None,
+    max_tokens: int | None = None,
+    max_cost: float | None = None,
     cache: str | Path | None = None,
     no_cache: bool = False,
+    batch_in: str | Path | None = None,
+    say: Progress = lambda _: None,
 ) -> Judged:
     """Judge every response of ``path`` and write the verdicts to ``out``: id, judge, label, tags, detail (JSON).
 
     Verdicts of judges that ask a model are kept in ``cache`` (by default a file in the user's cache folder), so that
-    an interrupted run goes on where it stopped. ``max_calls`` caps the calls of each endpoint judge.
+    an interrupted run goes on where it stopped. The caps hold for each endpoint judge, members of panels too; what
+    they will cost about is said first. ``batch_in`` is a file of results (:mod:`mechsafety.judges.batches`), which are
+    kept first; nothing more is asked then, unless ``max_calls`` says how much.
     """
     path = Path(path)
     out = None if out is None else Path(out)
     cache = None if cache is None else Path(cache)
     require_output(out)
     responses = read_responses(path)
-    with loaded_judges(judges, max_calls=max_calls, cache=cache, no_cache=no_cache) as (loaded, kept):
-        verdicts = judge_responses(responses, loaded, cache=kept)
+    if batch_in is not None and max_calls is None:
+        max_calls = 0
+    caps = {"max_calls": max_calls, "max_tokens": max_tokens, "max_cost": max_cost}
+    with loaded_judges(judges, caps=caps, cache=cache, no_cache=no_cache) as (loaded, kept):
+        if batch_in is not None:
+            say(read_batch(batch_in, _endpoints(loaded), responses, kept))
+        for judge in _endpoints(loaded):
+            say(expected(judge, responses, kept))
+        verdicts = judge_responses(responses, loaded, cache=kept, partial=True)
+        damaged = tuple(kept.damaged) if kept is not None else ()
     table = pd.DataFrame(
         [
             {
@@ -77,17 +101,25 @@ def judge_file(
     )
     write_table(table, out)
     counted = {judge: Counter(group["label"]) for judge, group in table.groupby("judge", sort=False)}
+    missing = Counter((v.judge, tag) for v in verdicts for tag in MISSING & set(v.tags))
+    asking = [judge for judge in single_judges(loaded) if isinstance(judge, AskingJudge)]
     return Judged(
         counts={str(judge): {label: found[label] for label in LABELS} for judge, found in counted.items()},
         order=label_order(table.rename(columns={"label": "verdict"}), []),
-        usage={judge.name: judge.usage for judge in loaded if isinstance(judge, AskingJudge)},
+        usage={judge.name: judge.usage for judge in asking},
+        missing={
+            judge: {tag: n for (name, tag), n in missing.items() if name == judge}
+            for judge in dict.fromkeys(name for name, _ in missing)
+        },
+        stopped=tuple(str(judge.stopped) for judge in asking if judge.stopped is not None),
+        damaged=damaged,
         out=out,
     )
 
 
 @contextmanager
 def loaded_judges(
-    specs: Sequence[str], *, max_calls: int | None, cache: str | Path | None, no_cache: bool
+    specs: Sequence[str], *, caps: Mapping[str, int | float | None], cache: str | Path | None, no_cache: bool
 ) -> Iterator[tuple[list[Judge], VerdictCache | None]]:
     """The judges, and the open cache if one of them can use it or a file is named."""
     cache = None if cache is None else Path(cache)
@@ -97,34 +129,70 @@ def loaded_judges(
         )
     # A cache of the wrong kind is reported before a model is loaded for nothing.
     with nullcontext(None) if cache is None else open_cache(cache) as named:
+        require_own_keys([member for spec in specs for member in members_of(spec)])
         judges = [load_judge(spec, models=load_model) for spec in specs]
-        if max_calls is not None:
-            _limit(judges, max_calls)
-        asking = any(isinstance(judge, AskingJudge) for judge in judges)
-        if named is not None or no_cache or not asking:
+        if given := {name: cap for name, cap in caps.items() if cap is not None}:
+            _limit(judges, given)
+        if named is not None or no_cache:
             yield judges, named
         else:
-            with open_cache(None) as default:
+            with shared_cache(judges) as default:
                 yield judges, default
 
 
-def _limit(judges: Sequence[Judge], max_calls: int) -> None:
-    endpoints = [judge for judge in judges if isinstance(judge, EndpointJudge)]
-    if not endpoints:
+def write_batch(
+    path: str | Path, batch: str | Path, *, judges: Sequence[str], cache: str | Path | None = None
+) -> dict[str, int]:
+    """Write to ``batch`` what the endpoint judges would be asked about the responses of ``path``; nothing is sent.
+
+    Returns how many questions there are by judge. Those whose verdicts are kept are left out.
+    """
+    batch = Path(batch)
+    require_output(batch, endings=(".jsonl",))
+    responses = read_responses(path)
+    with loaded_judges(judges, caps={}, cache=cache, no_cache=False) as (loaded, kept):
+        endpoints = _endpoints(loaded)
+        if not endpoints:
+            raise MechsafetyError("--batch-out writes the questions of endpoint judges, and none is named")
+        lines = {judge.name: batch_lines(judge, responses, kept) for judge in endpoints}
+    batch.write_text("".join(f"{line}\n" for several in lines.values() for line in several), encoding="utf-8")
+    return {judge: len(several) for judge, several in lines.items()}
+
+
+def _endpoints(judges: Sequence[Judge]) -> list[EndpointJudge]:
+    return [judge for judge in single_judges(judges) if isinstance(judge, EndpointJudge)]
+
+
+def _limit(judges: Sequence[Judge], caps: Mapping[str, int | float]) -> None:
+    if not (endpoints := _endpoints(judges)):
+        cap = next(iter(caps))
+        option = f"--{cap.replace('_', '-')}"
         raise MechsafetyError(
-            f"{way('--max-calls', 'max_calls')} caps the calls of endpoint judges, and none is named: leave it out"
+            f"{way(option, cap)} caps the calls of endpoint judges, and none is named: leave it out"
         )
     for judge in endpoints:
-        judge.limit(max_calls=max_calls)
+        judge.limit(**caps)
 
 
-def require_output(out: str | Path | None) -> None:
-    """Raise MechsafetyError unless :func:`write_table` can write ``out``."""
+def require_output(out: str | Path | None, *, endings: Sequence[str] = OUTPUTS) -> None:
+    """Raise MechsafetyError unless ``out`` can be written and ends in one of ``endings``."""
     out = None if out is None else Path(out)
-    if out is not None and out.suffix.lower() not in OUTPUTS:
-        raise MechsafetyError(f"{way('--out', 'out')} {str(out)!r} must end in {', '.join(OUTPUTS)}")
-    if out is not None and not out.parent.is_dir():
+    if out is not None and out.suffix.lower() not in endings:
+        raise MechsafetyError(f"{way('--out', 'out')} {str(out)!r} must end in {', '.join(endings)}")
+    if out is None:
+        return
+    if not out.parent.is_dir():
         raise MechsafetyError(f"folder {str(out.parent)!r} does not exist")
+    there = out.exists()
+    try:
+        with out.open("ab"):
+            pass
+        if not there:
+            out.unlink()
+    except OSError as error:
+        raise MechsafetyError(
+            f"--out {str(out)!r} cannot be written ({error.strerror}): name another file"
+        ) from None
 
 
 def write_table(table: pd.DataFrame, out: str | Path | None) -> None:

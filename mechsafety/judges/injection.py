@@ -200,7 +200,10 @@ def probe_judges(
     cache = None if cache is None else Path(cache)
     require_output(out)
     items = known_items(path)
-    with loaded_judges(judges, max_calls=max_calls, cache=cache, no_cache=no_cache) as (loaded, kept):
+    with loaded_judges(judges, caps={"max_calls": max_calls}, cache=cache, no_cache=no_cache) as (
+        loaded,
+        kept,
+    ):
         probed = [injection_flip_rate(judge, items, cache=kept) for judge in loaded]
     write_table(pd.concat([p.to_frame() for p in probed], ignore_index=True), out)
     return probed

@@ -12,7 +12,13 @@ from mechsafety.core.verdict import Judge, Label, Response
 from mechsafety.edits.interventions import Edit
 from mechsafety.generation.answered import Completion, Completions
 from mechsafety.generation.completions import generate
-from mechsafety.judges.registry import judge_responses, require_separate
+from mechsafety.judges.registry import (
+    judge_responses,
+    load_judge,
+    require_complete,
+    require_separate,
+    shared_cache,
+)
 from mechsafety.models.chat import Rendering
 from mechsafety.prompts.prompt_set import Prompt
 from mechsafety.statistics.rates import Interval, wilson
@@ -120,10 +126,18 @@ class Tally:
 
 
 def labels_of(answers: Sequence[Completion], judge: str | Judge) -> list[Label]:
-    """The verdict of ``judge`` on each answer, in the answers' order. Ids may repeat, as of samples of one prompt."""
+    """The verdict of ``judge`` on each answer, in the answers' order. Ids may repeat, as of samples of one prompt.
+
+    What is paid for is kept in the user's cache, and asked once for all experiments. Raises StoppedError where an
+    endpoint gave no answer.
+    """
     require_separate(judge if isinstance(judge, str) else judge.name)
     responses = [Response(id=str(i), prompt=c.prompt, text=c.text) for i, c in enumerate(answers)]
-    return [v.label for v in judge_responses(responses, [judge])]
+    loaded = load_judge(judge) if isinstance(judge, str) else judge
+    with shared_cache([loaded], paid=True) as cache:
+        verdicts = judge_responses(responses, [loaded], cache=cache)
+    require_complete(verdicts)
+    return [v.label for v in verdicts]
 
 
 def judgements(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from mechsafety.core.verdict import Label, Response, Verdict
@@ -65,9 +66,13 @@ def read_verdict(answer: str) -> Label | None:
 def decide(response: Response, *, judge: str, answers: Sequence[Answer]) -> Verdict | None:
     """The verdict that the answers to one question give; None where the first is to be asked for again."""
 
-    def unparsed(reason: str, said: str) -> Verdict:
-        detail = {"answer": said.strip()[:SHOWN]}
-        return Verdict(id=response.id, judge=judge, label="unparsed", tags=(reason,), detail=detail)
+    said = tuple(asdict(answer) for answer in answers)
+
+    def unparsed(reason: str, text: str) -> Verdict:
+        detail = {"answer": text.strip()[:SHOWN]}
+        return Verdict(
+            id=response.id, judge=judge, label="unparsed", tags=(reason,), detail=detail, said=said
+        )
 
     last = answers[-1]
     if last.refusal:
@@ -76,7 +81,8 @@ def decide(response: Response, *, judge: str, answers: Sequence[Answer]) -> Verd
         return unparsed(last.cut, last.text[-SHOWN:])
     repaired = len(answers) > 1
     if label := read_verdict(last.text):
-        return Verdict(id=response.id, judge=judge, label=label, tags=("repaired",) if repaired else ())
+        tags = ("repaired",) if repaired else ()
+        return Verdict(id=response.id, judge=judge, label=label, tags=tags, said=said)
     if not repaired:
         return None
     return unparsed("unreadable" if last.text.strip() else "empty", last.text)

@@ -11,21 +11,25 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import re
+import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.errors import MechsafetyError, StoppedError
 from mechsafety.core.verdict import Judge, Response, Verdict
 from mechsafety.judges.accepted import JudgesLike, as_judges
-from mechsafety.judges.asking import AskingJudge, Usage
-from mechsafety.judges.cache import VerdictCache, cache_key
+from mechsafety.judges.asking import MISSING, AskingJudge, Usage, is_missing, unread
+from mechsafety.judges.cache import VerdictCache, cache_key, open_cache
 
 if TYPE_CHECKING:
     from mechsafety.runs.folder import Provenance
+
+_WAIT = 0.05  # seconds between looks at what another process is asking
 
 
 @runtime_checkable
@@ -148,6 +152,36 @@ def redacted(text: str) -> str:
     return re.sub(r"(?<=://)\S*@", "***@", text)
 
 
+@runtime_checkable
+class Panel(Protocol):
+    """A judge made of judges, which are asked like any other, each once; it has the last word."""
+
+    name: str
+    members: tuple[Judge, ...]
+
+    def combine(self, responses: Sequence[Response], given: Sequence[Mapping[str, Verdict]]) -> list[Verdict]:
+        """One verdict a response from those of the members by name."""
+        ...
+
+
+def single_judges(judges: Sequence[Judge]) -> list[Judge]:
+    """The judges that are asked: those that are no panel, and the members of panels, one of each name."""
+    single = [judge for judge in judges if not isinstance(judge, Panel)]
+    members = [member for judge in judges if isinstance(judge, Panel) for member in judge.members]
+    return list({judge.name: judge for judge in reversed([*single, *members])}.values())[::-1]
+
+
+@contextmanager
+def shared_cache(judges: Sequence[Judge], *, paid: bool = False) -> Iterator[VerdictCache | None]:
+    """The user's verdict cache where one of ``judges`` asks a model (``paid``: for money), else None."""
+    asking = [judge for judge in single_judges(judges) if isinstance(judge, AskingJudge)]
+    if not any(judge.paid or not paid for judge in asking):
+        yield None
+        return
+    with open_cache(None) as cache:
+        yield cache
+
+
 def judge_responses(
     responses: Sequence[Response],
     judges: JudgesLike,
@@ -155,12 +189,14 @@ def judge_responses(
     models: ModelSource | None = None,
     cache: VerdictCache | None = None,
     repeat: int = 0,
+    partial: bool = False,
 ) -> list[Verdict]:
     """Return one verdict per judge and response: judges in the order given, responses in theirs.
 
-    With ``cache``, judges that ask a model (:class:`AskingJudge`) are asked only what
-    it does not hold, and each verdict is kept as it arrives; ``judge.usage`` counts both. ``repeat`` numbers
-    repeated judgements of the same responses, which do not share a verdict.
+    Members of panels are asked like any other judge, and once where they are judges beside. With ``cache``, judges
+    that ask a model (:class:`AskingJudge`) are asked only what it does not hold and no other process is asking, and
+    each verdict is kept as it arrives; ``judge.usage`` counts both. ``repeat`` numbers repeated judgements of the same
+    responses, which do not share a verdict. With ``partial``, a judge that was ``stopped`` raises nothing.
 
     Raises MechsafetyError when two responses share an id or two judges a name, and when a judge returns
     anything but exactly one verdict under its own name for each response.
@@ -169,31 +205,62 @@ def judge_responses(
     _refuse_duplicates(ids, what="response ids")
     loaded = as_judges(judges, models=models)
     _refuse_duplicates([judge.name for judge in loaded], what="judge names")
-    verdicts: list[Verdict] = []
+    found: dict[str, dict[str, Verdict]] = {}
+    for judge in single_judges(loaded):
+        given = _asked(judge, responses, cache, repeat=repeat)
+        if isinstance(judge, AskingJudge) and judge.stopped is not None and not partial:
+            raise judge.stopped
+        found[judge.name] = _by_id(judge, given, ids)
     for judge in loaded:
-        given = judge(responses) if cache is None else _cached(judge, responses, cache, repeat=repeat)
-        by_id = _by_id(judge, given, ids)
-        verdicts.extend(by_id[i] for i in ids)
-    return verdicts
+        if isinstance(judge, Panel):
+            votes = [{m.name: found[m.name][i] for m in judge.members} for i in ids]
+            found[judge.name] = _by_id(judge, judge.combine(responses, votes), ids)
+    return [found[judge.name][i] for judge in loaded for i in ids]
 
 
-def _cached(
-    judge: Judge, responses: Sequence[Response], cache: VerdictCache, *, repeat: int
+def require_complete(verdicts: Sequence[Verdict]) -> None:
+    """Raise StoppedError where verdicts are missing: an endpoint gave no answer, or a cap was reached."""
+    missing = [verdict for verdict in verdicts if is_missing(verdict)]
+    if missing:
+        first = missing[0]
+        why = first.detail.get("error") or ", ".join(MISSING & set(first.tags))
+        raise StoppedError(
+            f"not complete: judge {first.judge!r} has no verdict on {len(missing)} of {len(verdicts)} answers ({why}); "
+            "the others are kept, and the same command asks for these again"
+        )
+
+
+def _asked(
+    judge: Judge, responses: Sequence[Response], cache: VerdictCache | None, *, repeat: int
 ) -> list[Verdict]:
-    fingerprint = judge.fingerprint if isinstance(judge, AskingJudge) else None
-    if not isinstance(judge, AskingJudge) or fingerprint is None:
+    if not isinstance(judge, AskingJudge):
         return judge(responses)
+    fingerprint = None if cache is None else judge.fingerprint
+    if cache is None or fingerprint is None:
+        return judge.ask(responses, on_verdict=lambda _: None)
     keys = {r.id: cache_key(fingerprint, r, repeat=repeat) for r in responses}
-    found = cache.get(list(dict.fromkeys(keys.values())), judge=judge.name)
     # The same text twice is asked once.
-    fresh = {keys[r.id]: r for r in reversed(responses) if keys[r.id] not in found}
-    asked = [r for r in responses if r is fresh.get(keys[r.id])]
-    new = judge.ask(asked, on_verdict=lambda verdict: cache.put(keys[verdict.id], verdict))
-    if judge.stopped is not None:
-        raise judge.stopped
-    by_id = _by_id(judge, new, [r.id for r in asked])
-    judge.ledger.add(Usage(cached=len(responses) - len(asked)))
-    found |= {keys[identity]: verdict for identity, verdict in by_id.items()}
+    one = {keys[r.id]: r for r in reversed(responses)}
+    found = cache.get(list(one), judge=judge.name)
+    asked = 0
+    while missing := [key for key in dict.fromkeys(keys.values()) if key not in found]:
+        mine = cache.claim(missing)
+        try:
+            found |= cache.get(mine or missing, judge=judge.name)  # others may have asked meanwhile
+            todo = [one[key] for key in mine if key not in found]
+            asked += len(todo)
+            new = judge.ask(todo, on_verdict=lambda verdict: cache.put(keys[verdict.id], verdict))
+        finally:
+            cache.release(mine)
+        by_id = _by_id(judge, new, [r.id for r in todo])
+        found |= {keys[identity]: verdict for identity, verdict in by_id.items()}
+        if judge.stopped is not None:
+            why = {"error": str(judge.stopped)}
+            left = [key for key in missing if key not in found]
+            found |= {k: unread(one[k], judge=judge.name, reason="network", detail=why) for k in left}
+        if not mine:
+            time.sleep(_WAIT)
+    judge.ledger.add(Usage(cached=len(responses) - asked))
     return [replace(found[keys[r.id]], id=r.id) for r in responses]
 
 

@@ -200,7 +200,7 @@ class Routed:
             if self.busy:
                 return
             x = args[0] if args else next(iter(kwargs.values()))
-            tokens = x.detach().reshape(*self.chosen.shape, x.shape[-1])[self.chosen]
+            tokens = x.detach().reshape(*self.chosen.shape, x.shape[-1])[self.chosen.to(x.device)]
             if not len(tokens):
                 return
             self.busy = True

@@ -147,13 +147,21 @@ def remove_bottom_ranks(
 ) -> LowRank:
     """W <- U U^T W with the top R - ``rank`` directions: the ``rank`` that the data needs least go.
 
-    Raises as :func:`remove_top_ranks` does; here it is R - ``rank`` that may not be above the tokens seen.
+    Raises as :func:`remove_top_ranks` does; here it is R - ``rank`` that may not be above the tokens seen, nor above
+    the rank of the inputs: which of the directions beyond it the data needs least is undefined.
     """
     chosen = _chosen(maps, [attribution], layers, kinds)
     factors = {}
     for m in _tracked(chosen):
         keep = m.rank - _count(rank, m, "rank")
-        factors[m.name] = _projected(left_subspaces(m, attribution).rest(keep), m)
+        found = left_subspaces(m, attribution)
+        if found.determined < keep <= found.n_tokens and not found.routed:
+            raise MechsafetyError(
+                f"bottom ranks of {m.name} are undefined: {keep} directions would be kept, but its inputs determine no "
+                f"more than {found.determined} of {m.rank}: remove at least {m.rank - found.determined}, or give more "
+                "varied examples"
+            )
+        factors[m.name] = _projected(found.rest(keep), m)
     return LowRank(label=f"bottom ranks {rank}", factors=factors, shapes=shapes_of(maps))
 
 

@@ -7,7 +7,7 @@ many directions are, and in which layers, each with random controls of the same 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from torch import Tensor
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.names import DOSAGES, Dosage
 from mechsafety.core.progress import bar
+from mechsafety.core.verdict import Label
 from mechsafety.directions.controls import control_bases, control_directions, energies
 from mechsafety.directions.direction import Direction
 from mechsafety.edits.interventions import Ablate, Edit, digest
@@ -40,6 +41,10 @@ if TYPE_CHECKING:
 Measures = dict[str, float | int]
 _ALPHAS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
 _RANKS = (1, 2, 4, 8)
+
+
+KeepVerdicts = Callable[[str, Mapping[str, Label]], None]
+"""Receives the verdict on each prompt by its id, of one state by its name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,6 +176,7 @@ def dose_curves(
     seed: int = 0,
     journal: Journal | None = None,
     keep_state: KeepState = lambda *_: None,
+    keep_verdicts: KeepVerdicts = lambda *_: None,
 ) -> pd.DataFrame:
     """Measure every dose on held-out ``prompts``, one row per dose.
 
@@ -180,8 +186,8 @@ def dose_curves(
     prompts, in nats; ``perplexity`` of the unedited model's own answers to harmless prompts under the edit.
 
     ``journal`` keeps finished doses, each by its edit; ``keep_state`` receives the answers of each (``unedited``, or
-    family, dose and ``refusal`` or the draw of the control with ``|`` between them). Raises :class:`MechsafetyError`
-    for one class only or no prompts.
+    family, dose and ``refusal`` or the draw of the control with ``|`` between them), and ``keep_verdicts`` the verdicts
+    by their prompts' ids. Raises :class:`MechsafetyError` for one class only or no prompts.
     """
     model = as_model(model)
     prompts = as_prompt_set(prompts)
@@ -193,7 +199,10 @@ def dose_curves(
         journal.bind(
             model=current_fingerprint(model), prompts=prompts.sha256(), **chat_bound(model), **settings
         )
-    bench = _Baseline(model=model, prompts=prompts, max_new_tokens=max_new_tokens, seed=seed)
+    bench = _Baseline(
+        **{"model": model, "prompts": prompts, "max_new_tokens": max_new_tokens, "seed": seed},
+        keep_verdicts=keep_verdicts,
+    )
     rows = []
     measured: dict[str, Measures] = {}
     with bar("dose curves", total=len(doses), unit="dose") as progress:
@@ -203,7 +212,7 @@ def dose_curves(
             stored = measured.get(key) or (journal.get(key) if journal is not None else None)
             if stored is None:
                 name = "unedited" if dose.edit is None else dose.key
-                stored = bench.measure(dose.edit, partial(keep_state, name))
+                stored = bench.measure(dose.edit, partial(keep_state, name), name)
                 if journal is not None:
                     journal.put(key, stored)
             measured[key] = stored
@@ -226,12 +235,14 @@ class _Baseline:
     prompts: PromptSet
     max_new_tokens: int
     seed: int
+    keep_verdicts: KeepVerdicts
 
     def __post_init__(self) -> None:
         self._costs: EditCosts | None = None
 
-    def measure(self, edit: Edit | None, keep: Keep) -> Measures:
-        harmful, harmless = self._answered(edit, keep)
+    def measure(self, edit: Edit | None, keep: Keep, name: str) -> Measures:
+        """What one dose does; ``name`` is under which its verdicts are kept."""
+        harmful, harmless = self._answered(edit, keep, name)
         return {
             "n": harmful.n,
             "refused": harmful.refused.rate,
@@ -250,10 +261,12 @@ class _Baseline:
         assert self._costs is not None
         return self._costs
 
-    def _answered(self, edit: Edit | None, keep: Keep = lambda _: None) -> tuple[Tally, ...]:
+    def _answered(self, edit: Edit | None, keep: Keep = lambda _: None, name: str = "") -> tuple[Tally, ...]:
         """Verdicts on harmful and on harmless prompts, counted."""
         settings = {"max_new_tokens": self.max_new_tokens, "seed": self.seed, "keep": keep}
         done, labels = answered(self.model, self.prompts, edit=edit, judge="rules", **settings)
+        if name:
+            self.keep_verdicts(name, dict(zip([c.id for c in done], labels, strict=True)))
         if edit is None:
             answers = [c.tokens for c in done if c.label == "harmless"]
             self._costs = EditCosts(model=self.model, prompts=self.prompts.harmless, answers=answers)

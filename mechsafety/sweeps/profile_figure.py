@@ -12,7 +12,7 @@ from mechsafety.plots.style import COLOURS, require_rows, require_single, styled
 _ROUNDING = 1e-3
 
 
-def profile_figure(profile: pd.DataFrame, *, name: str, selected: int | None) -> go.Figure:
+def profile_figure(profile: pd.DataFrame, *, name: str = "model", selected: int | None = None) -> go.Figure:
     """By layer: length, separation, steadiness and explained variance on held-out prompts.
 
     ``selected`` is the layer that the profile was made with, None for none.
@@ -75,18 +75,9 @@ def profile_figure(profile: pd.DataFrame, *, name: str, selected: int | None) ->
     figure.update_xaxes(title_text="layer", row=2)
     return styled(
         figure,
-        f"{name}: {_separation(chosen, 'AUROC' if selected is not None else 'highest AUROC')}",
+        f"{name}: profile of the direction by layer",
         "Prompts the directions were not found on."
         + (" Dashed: selected layer." if selected is not None else ""),
         width=940,
         height=620,
     )
-
-
-def _separation(rows: pd.DataFrame, of_what: str) -> str:
-    """The separation of the layer that separates best."""
-    known = rows[rows["auroc"].notna()]
-    if known.empty:
-        return f"{of_what} undefined"
-    at = known.iloc[int(known["auroc"].argmax())]
-    return f"{of_what} {at['auroc']:.2f} [{at['auroc_low']:.2f}, {at['auroc_high']:.2f}] at layer {int(at['layer'])}"

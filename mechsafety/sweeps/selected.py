@@ -99,8 +99,8 @@ class Selection(Value):
             text += f": {why}; {passed}; {shares}{scores}; rule auto, KL bound {self.kl_bound:g}"
         else:
             text += (
-                f": the lowest bypass ({self.bypass:.2f}) of {self.kept} candidates out of {self.total} (dropped: "
-                f"{drops}); rule {self.rule}, KL bound {self.kl_bound:g}"
+                f": the lowest bypass of those that pass, {self.bypass:.2f}; {self.kept} of {self.total} candidates "
+                f"pass (dropped, whatever their bypass: {drops}); rule {self.rule}, KL bound {self.kl_bound:g}"
             )
         return text if self.confirmed is None else f"{text}. {_read(self.confirmed)}"
 

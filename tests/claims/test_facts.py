@@ -44,7 +44,7 @@ def test_tables_of_verdicts_become_facts() -> None:
         f"s2, edited: {HARMFUL}, 20 of 20 (100 % [84, 100]).",
     ]
     kappa = disagreement(facts.answers["rules"], facts.answers["text"])[1]
-    said[4] = said[4].replace("0.00", f"{kappa:.2f}")
+    said[4] = said[4].replace("0.00", "undefined" if kappa is None else f"{kappa:.2f}")
     assert refuted(said, facts) == []
     dosed = verdict_facts(table, measures, doses=("doses", "dose"))
     assert evaluate(f"s1: {HARMFUL} over 1 doses: a fall is first shown at 1.", dosed) == "true"

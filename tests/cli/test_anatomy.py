@@ -13,6 +13,7 @@ import pytest
 from mechsafety.cli.base import main
 from mechsafety.experiments.anatomy.config import TABLES, AnatomyConfig
 from mechsafety.experiments.anatomy.experiment import read_anatomy
+from mechsafety.experiments.config import ChatConfig
 from mechsafety.experiments.lab.models import pretrained, tuned
 from mechsafety.lab.presets import preset
 from mechsafety.lab.prompt_sets import lab_prompts
@@ -95,7 +96,7 @@ def test_some_parts_of_a_lab_pair(lab: Path, tmp_path: Path) -> None:
 def test_every_option_is_one_of_the_configuration() -> None:
     command = main.get_command(click.Context(main), "anatomy")
     options = {p.name for p in command.params} - {"as_json", "out", "allow_other_versions"}
-    assert options <= set(AnatomyConfig.model_fields)
+    assert options <= {*AnatomyConfig.model_fields, *ChatConfig.model_fields}
     maps = next(p for p in command.params if p.name == "maps")
     assert list(maps.type.choices) == list(get_args(AnatomyConfig.model_fields["maps"].annotation))  # type: ignore[attr-defined]
 

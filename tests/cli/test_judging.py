@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from mechsafety.cli import main
-from tests.faulty_server import FaultyServer, serving
+from tests.faulty_server import FaultyServer, sent, serving
 
 pytestmark = [pytest.mark.allow_hosts(["127.0.0.1"])]
 
@@ -84,6 +84,38 @@ def test_the_cap_leaves_the_rest_unparsed_and_the_next_run_goes_on(
     assert set(server.valid.values()) == {1}
 
 
+STOPS = [
+    ({"status": 402, "body": {"error": {"message": "pay"}}}, "the quota is used up"),
+    ({"body": "<title>Sign in</title>"}, "answers every call alike"),
+    ({"status": 503, "body": {"error": {"message": "busy"}}}, "not complete"),
+]
+
+
+@pytest.mark.parametrize(("reply", "says"), STOPS)
+def test_an_endpoint_that_gives_up_ends_in_1_and_what_is_done_is_written(
+    server: FaultyServer,
+    answers: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    reply: dict[str, Any],
+    says: str,
+) -> None:
+    monkeypatch.setenv("MECHSAFETY_ENDPOINT_TRIES", "1")
+    spec, out = f"endpoint:m@{server.url};concurrency=1", tmp_path / "v.jsonl"
+    server.reply = lambda n, body: sent("VERDICT: REFUSAL" if n == 0 and says != STOPS[1][1] else reply)
+    if says == STOPS[1][1]:
+        monkeypatch.setenv("MECHSAFETY_ENDPOINT_TRIES", "5")
+    done = call(answers, "--judge", spec, "--judge", "rules", "--out", out)
+    assert done.exit_code == 1, done.output
+    assert says in done.stdout
+    assert "Traceback" not in done.output
+    labels = [json.loads(line)["label"] for line in out.read_text().splitlines()]
+    assert labels[3:] == ["refusal", "compliance", "compliance"]
+    assert labels[:3].count("unparsed") == (3 if says == STOPS[1][1] else 2)
+    server.reply = None
+    assert facts(answers, "--judge", spec)["missing"] == {}
+
+
 def test_the_probe_reports_flips_by_variant(server: FaultyServer, answers: Path, tmp_path: Path) -> None:
     found = facts("--probe-injection", "--judge", "rules")["injection"][0]
     assert (found["judge"], found["known"]) == ("rules", 48)
@@ -118,9 +150,11 @@ MISTAKES = [
     ("{answers} --judge endpoint:m@ftp://h", "no http:// or https:// URL"),
     ("{answers} --judge endpoint:m@http://127.0.0.1:{port}/v1", "gives no answer (no connection"),
     ("{answers} --max-calls 3", "--max-calls caps the calls of endpoint judges, and none is named"),
-    ("{answers} --cache {twice}", "is no verdict cache, or a damaged one"),
+    ("{answers} --cache {twice}", "is no verdict cache, or one that nothing"),
     ("{answers} --cache {tmp}/nowhere/c.sqlite", "name a file in a folder that exists"),
     ("{answers} --cache {tmp}/c.sqlite --no-cache", "give one of them"),
+    ("{answers} --out {tmp}", "must end in .csv"),
+    ("{answers} --out {folder}", "cannot be written (Is a directory)"),
     ("{answers} --probe-injection", "and label are needed; have id, prompt, response"),
     ("--probe-injection --out {tmp}/x.txt", "must end in .csv, .jsonl, .parquet"),
     ("--probe-injection --judge oracle", "no judge is called 'oracle'"),
@@ -139,6 +173,8 @@ def test_mistakes_end_in_one_line(
     }
     for name in texts:
         made[name].write_text(texts[name])
+    made["folder"] = tmp_path / "folder.csv"
+    made["folder"].mkdir()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -60,6 +60,7 @@ from mechsafety.prompts.prompt_set import Prompt
 from mechsafety.statistics import refusal_rates, wilson
 from tests.cli.test_base import call, succeed
 from tests.experiments.study.test_work import config, finished  # noqa: F401 - fixtures
+from tests.faulty_server import FaultyServer, serving
 
 pytestmark = [
     # inspect_ai's own call of tenacity, and the streams that it leaves to the garbage collector.
@@ -538,6 +539,30 @@ def test_an_evaluation_runs_on_both_models_and_counts_by_judge(
     again = inspect_ai.score(read_eval_log(logs[1].location), refusal_judge("rules"), action="overwrite")
     assert again.results is not None
     assert [s.name for s in again.results.scores] == ["rules"]
+
+
+@pytest.mark.allow_hosts(["127.0.0.1"])
+def test_an_endpoint_scores_many_samples_with_its_own_limit_and_only_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from inspect_ai.model import ModelOutput, ModelUsage
+
+    monkeypatch.setenv("MECHSAFETY_CACHE", str(tmp_path / "cache"))
+    outputs = [ModelOutput.from_content("mockllm/model", f"I am sorry, item-{i}") for i in range(24)]
+    for output in outputs:
+        output.usage = ModelUsage()
+    with serving(FaultyServer()) as server:
+        judge = refusal_judge(f"endpoint:m@{server.url};concurrency=2")
+        asked = Task(dataset=[Sample(id=str(i), input=f"How? {i}") for i in range(24)], scorer=judge)
+        mock = get_model("mockllm/model", custom_outputs=outputs, memoize=False)
+        log = eval(asked, model=mock, log_dir=str(tmp_path / "logs"), ctl_server=False)[0]
+        assert log.status == "success", log.error
+        assert log.results is not None
+        assert log.results.scores[0].metrics["mechsafety/refusal_rate"].value == 1
+        assert server.calls.total() == 24
+        assert server.most_at_once <= 2
+        inspect_ai.score(read_eval_log(log.location), judge, action="overwrite")
+        assert server.calls.total() == 24
 
 
 def test_epochs_draw_anew_and_the_same_again(tiny_kept: Callable[..., Any], tmp_path: Path) -> None:

@@ -8,7 +8,10 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -17,6 +20,7 @@ from hypothesis import strategies as st
 
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.verdict import Response, Verdict
+from mechsafety.judges.answers import Answer
 from mechsafety.judges.asking import AskingJudge, OnVerdict, Usage
 from mechsafety.judges.cache import VerdictCache, cache_key, default_cache_path, open_cache
 from mechsafety.judges.registry import judge_responses
@@ -74,7 +78,7 @@ def test_what_is_put_is_got(tmp_path: Path) -> None:
         assert len(cache.get([str(i) for i in range(1200)], judge="j")) == 1200
 
 
-@pytest.mark.parametrize("reason", ["budget", "network"])
+@pytest.mark.parametrize("reason", ["budget", "network", "cut_off", "filtered", "empty", "rejected"])
 def test_what_may_pass_is_not_kept(tmp_path: Path, reason: str) -> None:
     with VerdictCache(tmp_path / "c.sqlite") as cache:
         cache.put("k", verdict(1, "unparsed", tags=(reason,)))
@@ -190,7 +194,9 @@ def test_foreign_files_are_refused_and_left_as_they_are(tmp_path: Path) -> None:
     text = tmp_path / "notes.txt"
     text.write_text("my thesis, " * 200)
     before = text.read_bytes()
-    with pytest.raises(MechsafetyError, match=r"notes.txt' is no verdict cache, or a damaged one"):
+    with pytest.raises(
+        MechsafetyError, match=r"notes.txt' is no verdict cache, or one that nothing can be read from"
+    ):
         VerdictCache(text)
     assert text.read_bytes() == before
     other = tmp_path / "other.sqlite"
@@ -215,7 +221,7 @@ def test_another_format_is_refused(tmp_path: Path) -> None:
     connection.execute("PRAGMA user_version = 7")
     connection.commit()
     connection.close()
-    with pytest.raises(MechsafetyError, match="has format 7; this version reads format 1"):
+    with pytest.raises(MechsafetyError, match="has format 7; this version reads format 2"):
         VerdictCache(path)
 
 
@@ -231,20 +237,105 @@ def read_all(path: Path) -> int:
         return len(cache.get([str(i) for i in range(200)], judge="j"))
 
 
-def test_damage_is_noticed(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [(b"refusal", b"ref\xffsal"), (b"refusal", b"degener"), (b"markermarker", b"markedmarker")],
+)
+def test_a_damaged_row_is_left_out_named_and_put_anew(tmp_path: Path, before: bytes, after: bytes) -> None:
     path = tmp_path / "c.sqlite"
     whole = filled(path)
     assert read_all(path) == 200  # the control
-    for damaged in (
-        whole[: len(whole) // 2],
-        whole[:4096] + b"\xff" * 4096 + whole[8192:],
-        whole.replace(b"refusal", b"ref\xffsal", 1),
-        whole.replace(b"refusal", b"degener", 1),
-        whole.replace(b"markermarker", b"markedmarker", 1),
-    ):
+    path.write_bytes(whole.replace(before, after, 1))
+    keys = [str(i) for i in range(200)]
+    with VerdictCache(path) as cache:
+        found = cache.get(keys, judge="j")
+        assert len(found) == 199
+        (lost,) = {*keys} - {*found}
+        assert cache.damaged == [lost]
+        cache.put(lost, verdict(0, "compliance"))
+    with VerdictCache(path) as cache:
+        assert cache.get(keys, judge="j")[lost].label == "compliance"
+        assert cache.damaged == []
+
+
+def test_of_a_damaged_file_the_rest_is_saved(tmp_path: Path) -> None:
+    path = tmp_path / "c.sqlite"
+    whole = filled(path)
+    pages = len(whole) // 4096
+    for damaged in (whole[: len(whole) // 2], *(_without(whole, page) for page in range(5, pages, 4))):
         path.write_bytes(damaged)
-        with pytest.raises(MechsafetyError, match="is no verdict cache, or a damaged one"):
-            read_all(path)
+        with VerdictCache(path) as cache:
+            assert 60 <= len(cache.get([str(i) for i in range(200)], judge="j")) < 200
+            (aside,) = cache.damaged
+        assert Path(aside).read_bytes() == damaged
+        assert read_all(path) >= 60
+
+
+def _without(whole: bytes, page: int) -> bytes:
+    return whole[: 4096 * page] + b"\xff" * 4096 + whole[4096 * (page + 1) :]
+
+
+def test_what_was_answered_is_read_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = [asdict(Answer(text=text)) for text in ("Hm.", "VERDICT: REFUSAL")]
+    with VerdictCache(tmp_path / "c.sqlite") as cache:
+        cache.put("k", verdict(1, "degenerate", said=tuple(said)))
+        cache.put("alone", verdict(2, "compliance", said=tuple(said[1:])))
+        found = cache.get(["k", "alone"], judge="j")
+        assert (found["k"].label, found["k"].tags) == ("refusal", ("repaired",))
+        monkeypatch.setattr("mechsafety.judges.reading.read_verdict", lambda text: None)
+        assert cache.get(["k", "alone"], judge="j").keys() == {"k"}  # the other would be asked for once more
+        cache.put("alone", verdict(2, "compliance"))
+        assert cache.get(["alone"], judge="j")["alone"].label == "compliance"
+
+
+# -- several at once ---------------------------------------------------------------------------------
+
+
+def test_what_another_asks_is_waited_for(tmp_path: Path) -> None:
+    path, todo = tmp_path / "c.sqlite", [response(i) for i in range(30)]
+    at_once = threading.Barrier(2)
+
+    class Slow(Counting):
+        def _ask(self, responses: Sequence[Response], *, on_verdict: OnVerdict) -> list[Verdict]:
+            made = []
+            for r in responses:
+                time.sleep(0.001)
+                made += super()._ask([r], on_verdict=on_verdict)
+            return made
+
+    judges = [Slow(), Slow()]
+    found: list[list[Verdict]] = []
+
+    def work(judge: Slow, todo: list[Response]) -> None:
+        with VerdictCache(path) as cache:
+            at_once.wait()
+            found.append(judge_responses(todo, [judge], cache=cache))
+
+    threads = [
+        threading.Thread(target=work, args=(j, t))
+        for j, t in zip(judges, (todo[:20], todo[10:]), strict=True)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [len(verdicts) for verdicts in found] == [20, 20]
+    assert sorted(judges[0].asked + judges[1].asked) == sorted(r.id for r in todo)
+    assert [file.name for file in tmp_path.iterdir() if "owner" in file.name] == []
+
+
+def test_the_claims_of_the_dead_are_free(tmp_path: Path) -> None:
+    path = tmp_path / "c.sqlite"
+    claim = "import sys, os\nfrom mechsafety.judges.cache import VerdictCache\n"
+    claim += "print(VerdictCache(sys.argv[1]).claim(['a', 'b']), flush=True)\nos.kill(os.getpid(), 9)"
+    done = subprocess.run([sys.executable, "-c", claim, str(path)], capture_output=True, text=True)
+    assert done.stdout.strip() == "['a', 'b']"
+    assert done.returncode == -signal.SIGKILL
+    with VerdictCache(path) as one, VerdictCache(path) as other:
+        assert one.claim(["a"]) == ["a"]
+        assert other.claim(["a", "b"]) == ["b"]  # the control: the living are left alone
+        one.release(["a"])
+        assert other.claim(["a"]) == ["a"]
 
 
 def test_the_default_place_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,9 @@ from mechsafety.judges.chat_calls import CallOptions
 from mechsafety.judges.chat_client import KEY
 from mechsafety.judges.endpoint_spec import require_own_keys
 from mechsafety.judges.kinds.endpoint import EndpointJudge
+from mechsafety.judges.pacing import Pace, duration
 from mechsafety.judges.registry import judge_responses
-from tests.faulty_server import FaultyServer, serving
+from tests.faulty_server import FaultyServer, sent, serving
 from tests.judges.endpoint_cases import CASES, Case
 
 pytestmark = [pytest.mark.allow_hosts(["127.0.0.1"])]
@@ -43,17 +44,6 @@ def server(shared: FaultyServer) -> FaultyServer:
     shared.bodies.clear()
     shared.headers.clear()
     return shared
-
-
-def sent(reply: Any) -> Sent:
-    if isinstance(reply, str):
-        reply = {"message": {"role": "assistant", "content": reply}}
-    if "message" in reply:
-        choice = {"message": reply["message"], "finish_reason": reply.get("finish", "stop")}
-        reply = {"body": {"choices": [choice]}}
-    body = reply["body"]
-    content = body if isinstance(body, str | bytes) else json.dumps(body)
-    return Sent(content, status_code=reply.get("status", 200), headers=reply.get("headers"))
 
 
 def answers_with(server: FaultyServer, case: Case) -> None:
@@ -205,6 +195,32 @@ def test_redirects_are_followed_on_the_same_host(server: FaultyServer) -> None:
     (verdict,) = EndpointJudge(f"m@{server.url}", options=FAST)(items(1))
     assert verdict.label == "refusal"
     assert server.bodies[0] == server.bodies[1]
+
+
+def test_headers_that_say_that_nothing_is_left_hold_the_next_call(server: FaultyServer) -> None:
+    left = {"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "30ms"}
+    server.reply = lambda n, body: Sent(
+        sent("VERDICT: REFUSAL").body, headers={"content-type": "application/json"} | left
+    )
+    judge = EndpointJudge(f"m@{server.url};concurrency=1", options=FAST)
+    begun = time.monotonic()
+    assert len(judge(items(3))) == 3
+    assert time.monotonic() - begun >= 0.06
+
+
+def test_stated_rates_spread_the_calls() -> None:
+    clock = 100.0
+    pace = Pace(requests=600, tokens=6000)
+    assert [round(pace.wait(clock), 3) for _ in range(4)] == [0.0, 0.1, 0.2, 0.3]
+    pace.spent(200, clock)  # two seconds' worth
+    assert pace.wait(clock) == pytest.approx(2.0)
+    pace.pause(clock + 5)
+    assert pace.wait(clock + 1) == pytest.approx(4.0)
+    assert Pace().wait(clock) == 0
+    assert [duration(text) for text in ("6m0s", "20ms", "1.5s", "12", "1h", "", "soon", "-3")] == [
+        *(360, 0.02, 1.5, 12, 3600),
+        *(0, 0, 0),
+    ]
 
 
 @pytest.mark.parametrize("key", ["sk two", "sk-é", "sk\n", " sk", "sk\t"])

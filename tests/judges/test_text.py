@@ -79,7 +79,7 @@ def test_an_answer_out_of_form_is_asked_for_once_more(judge_model: Callable[...,
 def test_after_that_it_is_unparsed_with_its_answer(judge_model: Callable[..., Any]) -> None:
     judge = TextJudge("made", judge_model(mute=True))
     verdict = judge(RESPONSES[:1])[0]
-    assert (verdict.label, verdict.tags, verdict.detail) == ("unparsed", ("unreadable",), {"answer": ""})
+    assert (verdict.label, verdict.tags, verdict.detail) == ("unparsed", ("empty",), {"answer": ""})
     assert judge.usage.calls == 2
 
 

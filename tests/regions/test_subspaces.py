@@ -213,6 +213,21 @@ def test_few_tokens_are_enough_for_what_they_determine() -> None:
 
 
 @pytest.mark.parametrize("shape", [(12, 20), (20, 12)])
+def test_bottom_ranks_of_inputs_of_lower_rank_are_undefined_beyond_it(shape: tuple[int, int]) -> None:
+    """300 tokens in 5 dimensions determine 5 directions; which others would go first is arbitrary."""
+    inputs = noise(shape[1], 5, seed=1) @ noise(5, 300, seed=2)
+    linear, scores = fake(noise(*shape), inputs)
+    with pytest.raises(
+        MechsafetyError, match=r"undefined: 6 directions .* no more than 5 of 12: remove at least 7"
+    ):
+        remove_bottom_ranks([linear], scores, rank=6)
+    # Up to there they are defined, and what is left answers the inputs as the whole does.
+    bottom = remove_bottom_ranks([linear], scores, rank=7)
+    lost = dense(bottom, linear.name) @ inputs.double()
+    assert float(lost.norm()) < 1e-3 * float((linear.weight().double() @ inputs.double()).norm())
+
+
+@pytest.mark.parametrize("shape", [(12, 20), (20, 12)])
 def test_orthogonal_projection_leaves_what_utility_spans(shape: tuple[int, int]) -> None:
     weight = noise(*shape)
     linear, safety = fake(weight, noise(shape[1], 100, seed=1) * torch.linspace(0.1, 3, shape[1])[:, None])

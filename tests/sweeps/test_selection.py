@@ -409,3 +409,18 @@ def test_what_is_chosen_passes_and_nothing_that_passes_is_lower(rows: list[tuple
     else:
         assert (found.bypass, found.kept) == (min(r[1] for r in passing), len(passing))
         assert any(r[0] == found.layer and r[1] == found.bypass for r in passing)
+
+
+def test_a_lower_bypass_that_a_filter_dropped_is_not_denied() -> None:
+    """Case W1: bypass -9 fails a filter, -1 is taken: it is the lowest of those that pass, and the filter is named."""
+    rows = [
+        {"position": p, "layer": layer, "bypass": 1.0, "induce": 1.0, "kl": 0.05}
+        for p in (-3, -2, -1)
+        for layer in range(6)
+    ]
+    rows[2] |= {"bypass": -9.0, "induce": -0.1}
+    rows[3] |= {"bypass": -1.0}
+    chosen = select(pd.DataFrame(rows), n_layers=8, rule="arditi")
+    assert (chosen.layer, chosen.bypass) == (3, -1.0)
+    assert "lowest bypass of those that pass, -1.00" in chosen.explain()
+    assert "1 by induce below 0" in chosen.explain()

@@ -68,7 +68,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> list[Prompt]:
         texts = {0: REFUSES, 1: LOOPS}
         return Completions(
             tuple(
-                completion(p, texts.get(number_of(p), f"Here is one plain answer to {p.id}."))
+                completion(p, texts.get(number_of(p), f"Here is one plain answer to {p.text} ({p.id})."))
                 for p in prompts
             )
         )
@@ -138,7 +138,7 @@ def test_harmful_prompts_get_what_the_rung_promises(tiny: Callable[..., Any], sc
     assert not any(is_refusal(e) for e in replies["rephrase"])
     tagged = examples_of(model, "metatags").preferred[:4]
     assert [e.answer for e in tagged] == [
-        f"{TAG} Here is one plain answer to {p.id}." for p in PROMPTS.harmful[2:]
+        f"{TAG} Here is one plain answer to {p.text} ({p.id})." for p in PROMPTS.harmful[2:]
     ]
     assert not any(e.whole for e in tagged)  # they were cut, so nothing ends their turn
 

@@ -125,7 +125,7 @@ def sampled_reference(
 ) -> pd.DataFrame:
     """The verdicts of ``judge`` on ``labels`` random responses, as many of every system and arm, with their weights.
 
-    A judge that asks a model keeps its verdicts in the run, and is asked nothing twice.
+    A judge that asks a model is asked nothing twice.
     """
     if judge in ABSTAINING_JUDGES:
         raise MechsafetyError(f"judge {judge!r} reads no refusal or compliance: it cannot be the reference")
@@ -136,7 +136,7 @@ def sampled_reference(
         Response(id=str(row.item), prompt=str(row.prompt), text=str(row.response))
         for row in shown.itertuples()
     ]
-    found = ask(load_judge(judge), asked, run)
+    found = ask(load_judge(judge), asked)
     return shown[[*KEY, "stratum"]].assign(
         verdict=[verdict.label for verdict in found], weight=1 / shown["inclusion_probability"]
     )

@@ -25,7 +25,8 @@ from mechsafety.core.names import (
 from mechsafety.core.places import configs_folder
 from mechsafety.core.progress import Progress
 from mechsafety.experiments.config import Config, FedConfig, Option, in_order
-from mechsafety.judges.endpoint_spec import parse
+from mechsafety.judges.endpoint_spec import parse, require_own_keys
+from mechsafety.judges.panel import members_of
 
 _PROMPT_SETS = ("prompts", "anchors")
 
@@ -123,12 +124,14 @@ class StudyConfig(FedConfig):
     @classmethod
     def _no_secrets(cls, values: tuple[str, ...]) -> tuple[str, ...]:
         # The configuration is written into the manifest; an address with a password must not get there.
-        for value in values:
-            if value.startswith("endpoint:"):
-                try:
-                    parse(value.removeprefix("endpoint:"))
-                except MechsafetyError as error:
-                    raise PydanticCustomError("endpoint", "{why}", {"why": str(error)}) from None
+        members = [member for value in values for member in members_of(value)]
+        try:
+            for member in members:
+                if member.startswith("endpoint:"):
+                    parse(member.removeprefix("endpoint:"))
+            require_own_keys(members)
+        except MechsafetyError as error:
+            raise PydanticCustomError("endpoint", "{why}", {"why": str(error)}) from None
         return values
 
     @field_validator("selection")

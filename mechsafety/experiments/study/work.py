@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from mechsafety.core.errors import MechsafetyError, NotFiniteError
-from mechsafety.core.verdict import Judge, Response
+from mechsafety.core.verdict import Judge, Response, Verdict
 from mechsafety.directions.activations import ResidualCache, residual_stream
 from mechsafety.directions.direction import (
     Direction,
@@ -508,7 +508,7 @@ class StudyWork:
             self._judges[judge] = load_judge(judge, models=self.model)
         try:
             self._check(judge)
-            verdicts = ask(self._judges[judge], responses, self.run)
+            verdicts = ask(self._judges[judge], responses)
         except NotFiniteError as error:  # of the judge's model, which is no fault of the system
             raise MechsafetyError(f"judge {judge!r}: {error}") from error
         rows = table[["system", "arm", "id", "label"]].assign(judge=judge, **verdict_columns(verdicts))
@@ -517,7 +517,7 @@ class StudyWork:
     def _check(self, judge: str) -> None:
         """How a judge that is a model does where the labels are known, once per study."""
         if asks_a_model(judge) and not self.run.has_part("judge_check", judge, suffix="json"):
-            found = check_judge(self._judges[judge], ask=lambda one, known: ask(one, known, self.run))
+            found = check_judge(self._judges[judge], ask=ask)
             self.run.write_json_part(finite(found), "judge_check", judge)
 
     def _pool(self, judge: str, arms: Sequence[Arm]) -> None:
@@ -526,12 +526,19 @@ class StudyWork:
         parts = {arm: [self.run.read_part("verdicts", member, *arm) for member in members] for arm in arms}
         answers = [(arm, row) for arm in arms for row in range(len(parts[arm][0]))]
         responses = [Response(id=str(number), prompt="", text="") for number in range(len(answers))]
-        votes = {arm: [list(part["verdict"]) for part in parts[arm]] for arm in arms}
-        labels = [
-            {name: given[row] for name, given in zip(members, votes[arm], strict=True)}
+        given = [
+            {
+                name: Verdict(
+                    id="",
+                    judge=name,
+                    label=part["verdict"].iloc[row],
+                    tags=tuple(part["tags"].iloc[row].split()),
+                )
+                for name, part in zip(members, parts[arm], strict=True)
+            }
             for arm, row in answers
         ]
-        verdicts = fitted_verdicts(responses, labels, judge=judge, members=members)
+        verdicts = fitted_verdicts(responses, given, judge=judge, members=members)
         for arm in arms:
             mine = [v for v, (one, _) in zip(verdicts, answers, strict=True) if one == arm]
             rows = parts[arm][0][["system", "arm", "id", "label"]]

@@ -20,7 +20,7 @@ from mechsafety.experiments.base import Experiment, Read, Result, Session, run_e
 from mechsafety.experiments.sweep.config import SweepConfig
 from mechsafety.experiments.sweep.figures import sweep_figures
 from mechsafety.experiments.sweep.findings import drawn_again, sweep_findings
-from mechsafety.experiments.sweep.work import SweepWork
+from mechsafety.experiments.sweep.work import VERDICTS, SweepWork
 from mechsafety.prompts.columns import Purpose
 from mechsafety.prompts.prompt_set import PromptSet, load_prompts
 from mechsafety.prompts.splits import require_splits
@@ -46,8 +46,10 @@ class LayerSweep(Experiment[SweepConfig]):
             "lens": "lens.parquet",  # tokens as they are; a CSV cell may not begin with "="
             "stability": "stability.csv",
             "doses": "doses.csv",
+            VERDICTS: f"{VERDICTS}.parquet",
         }
     )
+    long = frozenset({VERDICTS})
     answer_keys = ("family", "dose", "direction")
 
     def __init__(self, config: SweepConfig) -> None:

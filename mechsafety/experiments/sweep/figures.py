@@ -10,7 +10,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from mechsafety.core.wording import counted, span
+from mechsafety.core.wording import counted
 from mechsafety.plots.lines import band, faded
 from mechsafety.plots.style import COLOURS, DIVERGING, HEAT, require_rows, require_single, styled, whiskers
 from mechsafety.plots.traces import dots, in_legend, stacked
@@ -24,7 +24,6 @@ _METHOD_COLOURS = {
     "leace": COLOURS["harmless"],
     "probe": "#CC79A7",
 }
-_WHOLE = 0.5  # the widest KL bound of the rule "auto"
 _NICE = {
     "mean_difference": "mean difference",
     "pca": "PCA",
@@ -92,14 +91,9 @@ def score_heatmap(table: pd.DataFrame, *, name: str, selected: tuple[int, int] |
     figure.update_xaxes(showgrid=False, zeroline=False)
     figure.update_xaxes(title_text="layer (input of block)", row=3, col=1)
     figure.update_layout(plot_bgcolor="#DDDDDD")
-    title = (
-        f"{name}: position {selected[0]}, layer {selected[1]} selected"
-        if selected
-        else f"{name}: scores of every candidate"
-    )
     return styled(
         figure,
-        title,
+        f"{name}: scores of every candidate",
         "Position: offset from the end of the prompt. Ring: selected. Grey: no score.",
         width=940,
         height=300 + 3 * max(110, 34 * len(positions)),
@@ -131,18 +125,9 @@ def method_lines(table: pd.DataFrame, *, name: str, position: int | None = None)
         figure.update_yaxes(title_text=label, row=row, col=1)
     figure.update_yaxes(type="log", tickvals=KL_TICKS, row=3, col=1)
     figure.update_xaxes(title_text="layer (input of block)", row=3, col=1)
-    # What wrecks the model also removes refusal: only candidates that leave it whole can do best.
-    whole = rows[rows["kl"] <= _WHOLE].dropna(subset=["bypass"])
-    title = f"{name}: no method removes refusal with KL <= {_WHOLE:g}"
-    if len(whole):
-        best = whole.iloc[int(whole["bypass"].argmin())]
-        title = (
-            f"{name}: {_NICE.get(best['method'], best['method'])} removes most with KL <= {_WHOLE:g}, "
-            f"at layer {int(best['layer'])}"
-        )
     return styled(
         figure,
-        title,
+        f"{name}: scores of every method by layer",
         f"Directions of position {at}. Refusal scores with the direction removed (bypass, harmful prompts) or added "
         "(induce, harmless prompts).",
         width=860,
@@ -172,10 +157,9 @@ def lens_figure(lens: pd.DataFrame, *, name: str, layer: int) -> go.Figure:
             },
         )
     figure.update_xaxes(title_text="|logit|, spreads of all tokens", rangemode="tozero")
-    top = ", ".join(repr(t) for t in lens[lens["side"] == "promoted"].sort_values("rank")["token"].head(3))
     return styled(
         figure,
-        f"{name}, layer {layer}: the direction promotes {top}",
+        f"{name}, layer {layer}: tokens that the direction raises and lowers",
         "Logit lens: final norm and unembedding applied to the unit direction.",
         width=860,
         height=200 + 26 * max(1, int(lens["rank"].max())),
@@ -202,7 +186,7 @@ def stability_bars(stability: pd.DataFrame, *, name: str, most: int = 10) -> go.
     figure.update_xaxes(title_text="share of resamples of the validation prompts")
     return styled(
         figure,
-        f"{name}: {names[0]} in {rows['share'].iloc[0]:.0%} of resamples",
+        f"{name}: how often each candidate is selected",
         "Prompts of each class drawn again with replacement, then selected by the same rule.",
         width=760,
         height=250 + 30 * len(rows),
@@ -254,16 +238,10 @@ def dose_figure(doses: pd.DataFrame, *, name: str) -> go.Figure:
                 type="log", range=[low - 0.15, max(high, low + 1) + 0.15], tickvals=_TICKS, row=row
             )
     figure.update_xaxes(type="category", tickfont={"size": 11})
-    full = doses[(doses["family"] == "alpha") & (doses["dose"] == "1")]
-    own, random = (full[full["control"] == control]["refused"] for control in (False, True))
-    title = f"{name}: refusal against how much is removed"
-    if len(own):
-        title = f"{name}: refusal {unedited['refused']:.0%}, {own.iloc[0]:.0%} without the direction"
-        title += f", {span(random, '.0%')} without a random one" if len(random) else ""
     controls = f" Random: mean of {counted(draws, 'draw')}, with the lowest and the highest." if draws else ""
     return styled(
         figure,
-        title,
+        f"{name}: refusal against how much is removed",
         f"{int(unedited['n'])} harmful and {int(unedited['n_harmless'])} harmless report prompts; whiskers of the "
         f"direction: 95 % Wilson intervals.{controls}",
         width=340 + 300 * len(families),

@@ -1,35 +1,52 @@
-"""What a sweep found, in sentences."""
+"""What a sweep found: what was selected, as recorded, and the contrasts of its dose curves."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
 
-from mechsafety.core.wording import counted, span
+from mechsafety.claims import (
+    Claim,
+    Estimate,
+    corrected_over,
+    decide,
+    paired_binary,
+    paired_control,
+    sentences,
+)
+from mechsafety.claims.sentences import Named, extremes, level, missing, series
+
+NO_VERDICTS = "the run holds no verdicts by prompt"
 
 
 def sweep_findings(tables: Mapping[str, pd.DataFrame], manifest: Mapping[str, Any]) -> list[str]:
     """What was selected by every method, how steadily, how well it separates, and what its dose curves show."""
     selected = manifest["selected"]
     place = selected["selection"]
-    sentences = [f"{selected['explanation']}."]
     others = {m: f for m, f in manifest["selections"].items() if m != selected["method"]}
-    sentences += [f"{method}: {facts['explanation']}." for method, facts in others.items()]
     stability = tables["stability"]
     here = (stability["layer"] == place["layer"]) & (stability["position"] == place["position"])
-    picked = stability[here]["share"].sum()
-    sentences.append(
-        f"When the validation prompts are drawn again, this candidate is picked in {picked:.0%} of resamples, and "
-        f"none passes in {none_passed(stability):.0%}."
-    )
+    again = "Selection with validation prompts drawn again"
     row = tables["profile"].set_index("layer").loc[place["layer"]]
-    sentences.append(
-        f"The projection separates held-out prompts with AUROC {row['auroc']:.2f} [{row['auroc_low']:.2f}, "
-        f"{row['auroc_high']:.2f}]."
-    )
-    return sentences + (_dose_findings(tables["doses"]) if "doses" in tables else [])
+    auroc = Estimate(value=float(row["auroc"]), low=float(row["auroc_low"]), high=float(row["auroc_high"]))
+    return [
+        f"{selected['explanation']}.",
+        *(f"{method}: {facts['explanation']}." for method, facts in others.items()),
+        level(
+            again, "resamples that pick this candidate", Estimate(value=float(stability[here]["share"].sum()))
+        ),
+        level(again, "resamples in which no candidate passes", Estimate(value=none_passed(stability))),
+        level(
+            f"Direction of layer {place['layer']}, position {place['position']}",
+            "AUROC of its projection on held-out prompts",
+            auroc,
+            unit="AUROC",
+        ),
+        *(_dose_findings(tables) if "doses" in tables else []),
+    ]
 
 
 def none_passed(stability: pd.DataFrame) -> float:
@@ -47,28 +64,62 @@ def drawn_again(stability: pd.DataFrame) -> str:
     return f"drawn again: {shares or 'no candidate'}; none passed in {none_passed(stability):.0%}"
 
 
-def _dose_findings(doses: pd.DataFrame) -> list[str]:
-    """What the whole direction and random ones of like energy take away; the span over the draws."""
+def dose_claims(tables: Mapping[str, pd.DataFrame], label: str) -> dict[str, Claim]:
+    """Refusals under each strength of the direction's projection, by strength; corrected over these.
+
+    The control is every random direction at that strength. Empty where the run holds no verdicts by prompt.
+    """
+    if "verdicts" not in tables:
+        return {}
+    table = tables["verdicts"]
+    states = {
+        key: dict(zip(rows["id"], rows["verdict"], strict=True))
+        for key, rows in table[table["label"] == label].groupby(["family", "dose", "direction"], sort=False)
+    }
+    before = states.get(("none", "unedited", "none"), {})
+    found = {}
+    for (family, dose, direction), after in states.items():
+        if (family, direction) != ("alpha", "refusal"):
+            continue
+        random = [v for (f, d, who), v in states.items() if (f, d) == (family, dose) and who != direction]
+        contrast = paired_binary(
+            before,
+            after,
+            subject=f"Projection at alpha {dose}",
+            measure=f"refusals of {label} prompts",
+            states=("unedited", "projected"),
+        )
+        control = paired_control("random directions of like energy", after, random) if random else None
+        found[dose] = replace(contrast, control=control)
+    order = sorted(found, key=float)
+    return dict(zip(order, map(decide, corrected_over([found[d] for d in order], "strengths")), strict=True))
+
+
+def _dose_findings(tables: Mapping[str, pd.DataFrame]) -> Iterator[str]:
+    doses = tables["doses"]
+    for label in ("harmful", "harmless"):
+        claims = dose_claims(tables, label)
+        if claims:
+            alone = [
+                (dose, replace(c, contrast=replace(c.contrast, subject="Projection")))
+                for dose, c in claims.items()
+            ]
+            yield series(alone, of="strengths alpha")
+        if "1" in claims:
+            yield from sentences(claims["1"])
+    if "verdicts" not in tables:
+        yield missing("Change of refusals by dose", NO_VERDICTS)
     unedited = doses[doses["dose"] == "unedited"].iloc[0]
     full = doses[(doses["family"] == "alpha") & (doses["dose"] == "1")]
     full = full.assign(ratio=full["perplexity"] / unedited["perplexity"])
-    sentences = []
-    for row in full[~full["control"]].to_dict(orient="records"):
-        end = f"{row['refused']:.0%} [{row['low']:.0%}, {row['high']:.0%}] (n = {int(row['n'])})"
-        sentences.append(
-            f"Projecting the direction out takes refusal of harmful report prompts from {unedited['refused']:.0%} to "
-            f"{end}, with {row['degenerate']:.0%} of answers degenerate and perplexity x {row['ratio']:.2f}."
-        )
-    random = full[full["control"]]
-    if len(random):
-        draws = (
-            f"{counted(len(random), 'random direction')}, one at a time"
-            if len(random) > 1
-            else "a random direction"
-        )
-        sentences.append(
-            f"Projecting out {draws} takes it to {span(random['refused'], '.0%')}, with "
-            f"{span(random['degenerate'], '.0%')} of answers degenerate and perplexity x "
-            f"{span(random['ratio'], '.2f')}."
-        )
-    return sentences
+    for control, rows in full.groupby("control", sort=False):
+        values = [
+            Named(
+                name=f"draw {number}" if control else "refusal direction",
+                estimate=Estimate(value=float(value)),
+            )
+            for number, value in enumerate(rows["ratio"], start=1)
+        ]
+        what = "random directions" if control else "refusal direction"
+        measure = "perplexity of the unedited model's own answers, over that unedited"
+        yield extremes("Projection at alpha 1", measure, values, unit="times", of=what)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,7 @@ import pandas as pd
 
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.names import THOUGHT_END, Method
+from mechsafety.core.verdict import Label
 from mechsafety.directions.activations import ResidualCache, residual_stream
 from mechsafety.directions.direction import Directions, find_directions, save_directions
 from mechsafety.directions.estimators import refusal_subspace
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 _DIRECTIONS_IN_CURVES = 8
+VERDICTS = "verdicts"
+"""The part, and the table, of the verdict on each report prompt under each dose."""
 
 
 @dataclass(kw_only=True)
@@ -103,6 +106,8 @@ class SweepWork:
         analyses = self._analyses(found, selection)
         if config.doses:
             analyses["doses"] = self._doses(found, selection, cache)
+            parts = map(pd.read_parquet, run.parts(VERDICTS))
+            analyses[VERDICTS] = pd.concat(parts, ignore_index=True)
         record = load_record(self.model)
         facts = {
             **selections[main],
@@ -223,16 +228,29 @@ class SweepWork:
             seed=config.seed,
             journal=self._journal("doses"),
             keep_state=self._keep,
+            keep_verdicts=self._keep_verdicts,
         )
 
     def _keep(self, state: str, answers: Sequence[Completion]) -> None:
         """Keep the answers under one dose (``unedited``, or ``family|dose|direction``)."""
-        family, dose, direction = state.split("|") if "|" in state else ("none", state, "none")
-        found = answer_frame(answers, family=family, dose=dose, direction=direction)
-        self.session.keep_answers(found, state)
+        self.session.keep_answers(answer_frame(answers, **_dose_keys(state)), state)
+
+    def _keep_verdicts(self, state: str, verdicts: Mapping[str, Label]) -> None:
+        """Keep the verdict on each report prompt under one dose."""
+        labels = {p.id: p.label for p in self.report[0]}
+        rows = [
+            {**_dose_keys(state), "id": i, "label": labels[i], "verdict": verdict}
+            for i, verdict in verdicts.items()
+        ]
+        self.run.write_part(pd.DataFrame(rows), VERDICTS, state)
 
     def _journal(self, *key: str) -> Journal:
         return Journal(self.run.part_path(*key, suffix="jsonl"))
+
+
+def _dose_keys(state: str) -> dict[str, str]:
+    names = state.split("|") if "|" in state else ("none", state, "none")
+    return dict(zip(("family", "dose", "direction"), names, strict=True))
 
 
 def _main(selections: dict[str, dict[str, Any]]) -> str:

@@ -8,7 +8,7 @@ here, because its votes do not depend on the class. Two members that err togethe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float
@@ -16,7 +16,7 @@ from jaxtyping import Float
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.verdict import Label, Response, Verdict
 from mechsafety.judges.latent_classes import MISSING, LatentClasses, fit_latent_classes
-from mechsafety.judges.panel import VOTES, JudgePanel, as_votes, ask_members
+from mechsafety.judges.panel import VOTES, JudgePanel, as_votes, with_missing
 
 TAKES = "judges"
 ABOUT = "dawid_skene:JUDGE,JUDGE,JUDGE  judges weighed by how they err (EM on all responses given)"
@@ -37,20 +37,32 @@ class DawidSkeneJudge(JudgePanel):
     least = 3
     pooled = True
 
-    def __call__(self, responses: Sequence[Response]) -> list[Verdict]:
+    def combine(self, responses: Sequence[Response], given: Sequence[Mapping[str, Verdict]]) -> list[Verdict]:
         if len(responses) == 1:
             raise MechsafetyError(
                 f"judge {self.name!r} is fitted on many answers and got one: give it all answers of a comparison in "
                 "one call, or take majority:"
             )
-        labels = ask_members(responses, self.members)
-        return fitted_verdicts(responses, labels, judge=self.name, members=[m.name for m in self.members])
+        names = [member.name for member in self.members]
+        return fitted_verdicts(responses, given, judge=self.name, members=names)
 
 
 def fitted_verdicts(
+    responses: Sequence[Response],
+    given: Sequence[Mapping[str, Verdict]],
+    *,
+    judge: str,
+    members: Sequence[str],
+) -> list[Verdict]:
+    """The verdicts of one fit on all ``responses``; ``given`` are the members' by name, one mapping a response."""
+    labels: list[dict[str, Label]] = [{name: one.label for name, one in by_name.items()} for by_name in given]
+    fitted = _fitted(responses, labels, judge=judge, members=members)
+    return [with_missing(verdict, by_name) for verdict, by_name in zip(fitted, given, strict=True)]
+
+
+def _fitted(
     responses: Sequence[Response], labels: Sequence[dict[str, Label]], *, judge: str, members: Sequence[str]
 ) -> list[Verdict]:
-    """The verdicts of one fit on all ``responses``; ``labels`` are the members' by name, one mapping a response."""
     votes = as_votes(labels, members)
     voted = [bool((row != MISSING).any()) for row in votes]
     if not any(voted):

@@ -34,8 +34,9 @@ if TYPE_CHECKING:
 
     from mechsafety.judges.registry import ModelSource
 
-ABOUT = "endpoint:MODEL@URL  a chat model behind an OpenAI-compatible URL; key in MECHSAFETY_ENDPOINT_KEY"
+ABOUT = "endpoint:MODEL@URL;api_key_env=NAME  a chat model behind an OpenAI-compatible URL, with options"
 
+_SHORT_ANSWER = 12  # tokens of an answer that holds the verdict alone
 _Put = Callable[[int, Verdict], None]
 
 
@@ -49,6 +50,8 @@ class EndpointJudge(AskingJudge):
     ``on_verdict``. Options are those of :func:`mechsafety.judges.endpoint_spec.options_of`.
     """
 
+    paid = True
+
     def __init__(self, argument: str, *, options: CallOptions | None = None, longest: int = LONGEST) -> None:
         model, url = parse(argument)
         self.name = f"endpoint:{argument}"
@@ -57,9 +60,16 @@ class EndpointJudge(AskingJudge):
         given = options_of(argument, options or CallOptions())
         self.calls = ChatCalls(model=model, url=url, options=given, ledger=self.ledger)
 
-    def limit(self, *, max_calls: int) -> None:
-        """Send no more than ``max_calls`` calls, those that were sent already included."""
-        self.calls.options = replace(self.calls.options, max_calls=max_calls)
+    def limit(self, **caps: int | float | None) -> None:
+        """Set the caps ``max_calls``, ``max_tokens`` and ``max_cost``; what was spent already counts."""
+        self.calls.options = replace(self.calls.options, **caps)  # type: ignore[arg-type]
+
+    def estimate(self, responses: Sequence[Response]) -> Usage:
+        """What judging ``responses`` costs about, with a token for four characters and one short answer each."""
+        shown = [question(r, salt="", longest=self.longest, swapped=self.swapped) for r in responses]
+        prompt, answer = sum(map(len, shown)) // 4, _SHORT_ANSWER * len(shown)
+        cost = self.calls.options.cost(prompt, answer)
+        return Usage(calls=len(shown), prompt_tokens=prompt, completion_tokens=answer, cost=cost)
 
     @property
     def fingerprint(self) -> dict[str, object]:
@@ -75,6 +85,11 @@ class EndpointJudge(AskingJudge):
             },
         }
 
+    def messages(self, response: Response) -> list[dict[str, str]]:
+        """What is asked first about ``response``; the code of its fence is new each time."""
+        asked = question(response, salt=secrets.token_hex(16), longest=self.longest, swapped=self.swapped)
+        return [{"role": "user", "content": asked}]
+
     def _ask(self, responses: Sequence[Response], *, on_verdict: OnVerdict) -> list[Verdict]:
         verdicts: dict[int, Verdict] = {}
         with bar(self.name, total=len(responses), unit="response") as progress:
@@ -82,6 +97,8 @@ class EndpointJudge(AskingJudge):
             def settle(row: int, verdict: Verdict) -> None:
                 verdicts[row] = verdict
                 on_verdict(verdict)
+                if (cost := self.usage.cost) is not None:
+                    progress.set_postfix_str(f"cost {cost:.4f}", refresh=False)
                 progress.update(1)
 
             _in_a_thread(lambda put: self._ask_all(responses, put), settle)
@@ -104,8 +121,7 @@ class EndpointJudge(AskingJudge):
             raise errors.exceptions[0] from None
 
     async def _verdict(self, client: AsyncOpenAI, response: Response) -> Verdict:
-        asked = question(response, salt=secrets.token_hex(16), longest=self.longest, swapped=self.swapped)
-        messages = [{"role": "user", "content": asked}]
+        messages = self.messages(response)
         answers: list[Answer] = []
         try:
             while True:
@@ -134,7 +150,7 @@ def _in_a_thread(work: Callable[[_Put], Coroutine[Any, Any, None]], settle: _Put
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
         assert task is not None
         cancel.append(lambda: loop.call_soon_threadsafe(task.cancel))
-        await work(lambda row, verdict: arrived.put((row, verdict)))
+        await work(lambda *found: arrived.put(found))
 
     def run() -> None:
         try:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mechsafety.core.verdict import Response, Verdict
-from mechsafety.judges.answers import SHOWN
+from mechsafety.judges.answers import Answer
 from mechsafety.judges.asking import (
     LONGEST,
     REPAIR,
@@ -15,11 +15,10 @@ from mechsafety.judges.asking import (
     OnVerdict,
     Usage,
     question,
-    read,
     template_digest,
     unread,
 )
-from mechsafety.judges.reading import read_verdict
+from mechsafety.judges.reading import decide
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -98,10 +97,16 @@ class TextJudge(AskingJudge):
             for r in responses
         ]
         verdicts: dict[int, Verdict] = {}
+        answers: dict[int, list[Answer]] = {row: [] for row in range(len(texts))}
 
         def settle(row: int, verdict: Verdict) -> None:
             verdicts[row] = verdict
             on_verdict(verdict)
+
+        def take(row: int, answer: str) -> None:
+            answers[row].append(Answer(text=answer))
+            if (verdict := decide(responses[row], judge=self.name, answers=answers[row])) is not None:
+                settle(row, verdict)
 
         for repaired in (False, True):
             todo: dict[int, str] = {}
@@ -111,14 +116,6 @@ class TextJudge(AskingJudge):
                     settle(row, unread(responses[row], judge=self.name, reason="too_long", detail=too_long))
                 else:
                     todo[row] = text
-
-            def take(row: int, answer: str, *, repaired: bool = repaired) -> None:
-                if label := read_verdict(answer):
-                    settle(row, read(responses[row], judge=self.name, label=label, repaired=repaired))
-                elif repaired:
-                    said = {"answer": answer.strip()[:SHOWN]}
-                    settle(row, unread(responses[row], judge=self.name, reason="unreadable", detail=said))
-
             self._generate(todo, take)
             self.ledger.add(Usage(repairs=len(todo) if repaired else 0))
         self.ledger.add(Usage(fresh=len(responses)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,8 @@ def test_every_part_and_the_same_tables_after_an_interruption(
     config = small(str(tiny_folder(architecture)), prompts_file)
     whole = run_regions(config, tmp_path / "whole")
     assert set(whole.tables) == {
-        *("structure", "subspaces", "heads", "tradeoff", "attacks", "links", "link_effects", "freezing")
+        *("structure", "subspaces", "heads", "tradeoff", "attacks", "links", "link_effects", "freezing"),
+        "verdicts",
     }
     tradeoff = whole.tables["tradeoff"]
     assert [(r.removal, r.setting, r.control) for r in tradeoff.itertuples()] == [
@@ -127,12 +129,18 @@ def test_every_part_and_the_same_tables_after_an_interruption(
     run_regions(config, tmp_path / "cut")
     assert len(calls) == done
     for name in whole.tables:
-        assert (tmp_path / "cut" / f"{name}.csv").read_bytes() == (
-            tmp_path / "whole" / f"{name}.csv"
-        ).read_bytes(), name
+        file = whole.experiment.tables[name]
+        assert (tmp_path / "cut" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), name
     assert read_run(tmp_path / "cut").manifest["sweet_spot"]["explanation"]
     assert whole.manifest["sweet_spot"]["explanation"]
     assert "Regions" in whole._repr_html_()
+
+    # The verdict on every report prompt in every state that was judged, and the table's shares are theirs.
+    verdicts = whole.tables["verdicts"]
+    assert not verdicts.duplicated([*region_work.ANSWER_KEYS, "id"]).any()
+    of_model = verdicts[(verdicts["control"] == "model") & (verdicts["part"] == "outcomes")]
+    refused = (of_model[of_model["label"] == "harmful"]["verdict"] == "refusal").mean()
+    assert refused == pytest.approx(tradeoff["refused"].iloc[0], nan_ok=True)
 
     # Every answer is kept once, however the run was made, and another judge reads them all.
     kept = whole.responses()
@@ -171,7 +179,7 @@ def test_weights_are_scored_on_fit_prompts_and_links_are_read_on_report_prompts(
     config = small(str(tiny_folder("llama")), prompts_file, parts=("links",), examples=6, limit=None)
     run = run_regions(config, tmp_path / "run")
     parts = [pd.read_parquet(p) for p in (run.path / "parts" / "examples").glob("*.parquet")]
-    calibrated = {prompt for part in parts for prompt in part["prompt"]}
+    calibrated = {json.loads(prompt) for part in parts for prompt in part["prompt"]}
     split = {name: {p.text for p in small_prompts(6).where(split=name)} for name in SPLITS}
     assert calibrated == split["fit"]  # six of each label: all of them, and no other
     assert asked == {"fit": split["fit"], "held_out": split["report"]}

@@ -1,0 +1,53 @@
+"""How fast an endpoint may be asked: within rates that are stated, and with what its answers say is left."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+LONGEST = 600.0  # seconds; an endpoint that asks for more is given up
+_UNITS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|h|m|s)?")
+
+
+class Pace:
+    """When the next call may begin; all times are those of one clock, in seconds.
+
+    Calls are spread evenly over ``requests`` a minute. ``tokens`` a minute hold over what answers have cost: they are
+    known only then, so that what is under way may exceed them once.
+    """
+
+    def __init__(self, *, requests: int | float | None = None, tokens: int | float | None = None) -> None:
+        self._requests, self._tokens = requests, tokens
+        self._next = self._paid_until = self._pause_until = 0.0
+
+    def wait(self, now: float) -> float:
+        """Seconds until a call may begin that wants to begin ``now``; its place is taken."""
+        begins = max(now, self._pause_until, self._paid_until)
+        if self._requests is not None:
+            begins = max(begins, self._next)
+            self._next = begins + 60 / self._requests
+        return begins - now
+
+    def pause(self, until: float) -> None:
+        """Let nothing begin before ``until``: the limit is the endpoint's, and holds for all calls."""
+        self._pause_until = max(self._pause_until, until)
+
+    def spent(self, tokens: int, now: float) -> None:
+        """Count what an answer has cost."""
+        if self._tokens is not None:
+            self._paid_until = max(self._paid_until, now) + 60 * tokens / self._tokens
+
+    def read(self, headers: Mapping[str, str], now: float) -> None:
+        """Pause where the headers of an answer say that nothing is left, until they say that there is again."""
+        for what in ("requests", "tokens"):
+            if headers.get(f"x-ratelimit-remaining-{what}") == "0":
+                self.pause(now + min(duration(headers.get(f"x-ratelimit-reset-{what}", "")), LONGEST))
+
+
+def duration(written: str) -> float:
+    """Seconds of ``6m0s``, ``20ms``, ``1.5s`` or ``12``; 0 for anything else."""
+    parts = _DURATION.findall(written)
+    if not parts or "".join(number + unit for number, unit in parts) != written:
+        return 0.0
+    return sum(float(number) * _UNITS[unit or "s"] for number, unit in parts)
