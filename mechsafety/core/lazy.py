@@ -20,7 +20,8 @@ def public_names(
     """``__getattr__``, ``__dir__`` and ``__all__`` of ``package``, from the stub beside ``file``.
 
     The stub's lines are ``from .module import name as name``, with as many dots as it takes, or ``from . import package
-    as package``. Arguments of functions are ``checked`` (:func:`mechsafety.core.boundary.public`). (lazy_loader reads stubs of one dot alone, which no name space over several packages can do with.)
+    as package``. (lazy_loader reads stubs of one dot alone, which no name space over several packages can do with.)
+    Arguments of functions are ``checked`` (:func:`mechsafety.core.boundary.public`).
     """
     homes: dict[str, tuple[str, str]] = {}
     tree = ast.parse(Path(file).with_suffix(".pyi").read_text(encoding="utf-8"))
