@@ -28,11 +28,12 @@ def test_the_hub_is_online_exactly_where_it_can_be_reached(monkeypatch: pytest.M
 
     for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy", "HF_ENDPOINT", "HF_TOKEN"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     assert hub(monkeypatch, answers) == "online; token not set"
     assert "cannot be reached" in hub(monkeypatch, fails)
     monkeypatch.setenv("HTTPS_PROXY", "http://proxy.example:3128")
     assert hub(monkeypatch, answers).startswith("online")
     assert asked == [("huggingface.co", 443), ("proxy.example", 3128)]
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert hub(monkeypatch, fails) == "offline (HF_HUB_OFFLINE is set)"
+    for value in ("1", "true"):
+        monkeypatch.setenv("HF_HUB_OFFLINE", value)
+        assert hub(monkeypatch, fails) == "offline (HF_HUB_OFFLINE is set)"

@@ -144,7 +144,7 @@ MISTAKES = [
     ("direction {folder}", "holds no config.json"),
     ("direction {broken}", "cannot read broken.gguf as a GGUF model"),
     ("direction none --prompts nowhere", "unknown prompt set 'nowhere'"),
-    ("direction none --prompts {wrong}", "wrong.csv, line 2: there is no label column"),
+    ("direction none --prompts {wrong}", "no harmful prompts in split 'fit'"),
     ("direction none --out {tmp}/nowhere/d.safetensors", "nowhere' does not exist"),
     ("direction smollm2-135m+none", "adapter 'none' not found"),
     ("direction smollm2-135m --device gpu", "device 'gpu' is not one torch knows"),
@@ -298,12 +298,6 @@ def test_doctor_reports_how_to_mend(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert "!!  torch" in shown
     assert "fix: pip install torch" in shown
     assert "ok  python" in shown
-
-
-@pytest.mark.parametrize(("value", "said"), [("1", "offline"), ("true", "offline"), ("0", "online")])
-def test_doctor_knows_whether_the_hub_is_used(monkeypatch: pytest.MonkeyPatch, value: str, said: str) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", value)
-    assert next(c.value for c in doctor.examine() if c.name == "hub").startswith(said)
 
 
 # -- judge ------------------------------------------------------------------------------------------

@@ -71,7 +71,8 @@ def test_answers_lie_in_a_run_folder_and_the_next_command_works(
     assert generation["responses"] == 4
     assert generation["coverage"]["hooks"] == 12
     assert generation["coverage"]["positions"] > 0
-    assert "4 responses, Ablate(k=1, alpha=0.5" in shown
+    assert "Ablate(k=1, alpha=0.5" in shown
+    assert " of 4 (" in shown
     following = shlex.split(shown.splitlines()[-1].removeprefix("next:").strip())
     assert following == ["mechsafety", "judge", str(run / "responses.parquet"), "--judge", "rules"]
     counts = succeed(*following[1:], "--json")["counts"]["rules"]
@@ -260,7 +261,7 @@ MISTAKES = [
     (["--edit", "add(random, layer=1)", "--baked"], "has no weight form"),
     (
         ["--edit", "orthogonalise(random, norm_preserving=true)"],
-        "exists only as weights: use baked(), or --b",
+        "exists only as weights: use --baked",
     ),
     (["--prompts", "nowhere"], "unknown prompt set 'nowhere'"),
     (["--prompts", "{tmp}/fit.csv"], "has no prompts in split 'report': --split can be fit"),

@@ -26,7 +26,6 @@ from mechsafety.core.places import configs_folder
 from mechsafety.core.progress import Progress
 from mechsafety.experiments.config import Config, FedConfig, Option, in_order
 from mechsafety.judges.endpoint_spec import parse, require_own_keys
-from mechsafety.judges.panel import members_of
 
 _PROMPT_SETS = ("prompts", "anchors")
 
@@ -124,6 +123,8 @@ class StudyConfig(FedConfig):
     @classmethod
     def _no_secrets(cls, values: tuple[str, ...]) -> tuple[str, ...]:
         # The configuration is written into the manifest; an address with a password must not get there.
+        from mechsafety.judges.panel import members_of  # which loads numpy
+
         members = [member for value in values for member in members_of(value)]
         try:
             for member in members:
