@@ -26,11 +26,11 @@ from benchmarks.timing import in_turns
 from mechsafety.generation.answers import Encoded, Example, encode
 from mechsafety.models.loading import load_model
 from mechsafety.prompts.prompt_set import load_prompts
-from mechsafety.regions.attribution import DEFAULT_BATCH, attribute
+from mechsafety.regions.attribution import DEFAULT_BATCH, score_weights
 from mechsafety.regions.examples import Kind
 from mechsafety.regions.maps import LinearMap, linear_maps, running_body
 from mechsafety.regions.memory_plan import memory_plan
-from mechsafety.regions.own_examples import own_examples
+from mechsafety.regions.own_examples import examples_from_model
 
 _LAYERS = (
     3  # of the layer-by-layer procedure: first, middle and last, since the backward pass ends at the layer
@@ -54,7 +54,7 @@ def section(options: Options) -> Section:
     def one_pass() -> float:
         started = time.perf_counter()
         for examples in sets.values():
-            attribute(model, examples)
+            score_weights(model, examples)
         seconds.append(time.perf_counter() - started)
         return sum(len(examples) for examples in sets.values()) * depth
 
@@ -127,7 +127,8 @@ def _examples(model: Any, *, n: int, new_tokens: int) -> dict[str, list[Example]
     fit = load_prompts("default").fit
     kinds: tuple[Kind, ...] = ("safety", "utility")
     return {
-        kind: own_examples(model, fit, kind=kind, n=n, max_new_tokens=new_tokens, seed=0) for kind in kinds
+        kind: examples_from_model(model, fit, kind=kind, n=n, max_new_tokens=new_tokens, seed=0)
+        for kind in kinds
     }
 
 
@@ -177,7 +178,7 @@ def measure(examples: Sequence[Example]) -> dict[str, float]:
     running_body(model)(input_ids=torch.zeros((1, 8), dtype=torch.long))
     reset_peak()
     loaded = status("VmRSS")
-    attribute(model, examples)
+    score_weights(model, examples)
     return {"loaded": loaded, "job_peak": status("VmHWM")}
 
 

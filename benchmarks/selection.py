@@ -22,7 +22,7 @@ from mechsafety.edits.interventions import Ablate
 from mechsafety.experiments.config import Dtype
 from mechsafety.experiments.study.config import StudyConfig
 from mechsafety.experiments.study.experiment import StudyResult, run_study
-from mechsafety.generation.completions import answer_frame
+from mechsafety.generation.answered import answer_frame
 from mechsafety.generation.side_by_side import generate_under_each
 from mechsafety.judges.outcomes import Tally
 from mechsafety.judges.registry import judge_responses

@@ -121,7 +121,7 @@ def agreement(subject: Subject, prompts: PromptSet, layers: Sequence[int]) -> Ag
     unedited = {"harmful": found.base_harmful, "harmless": found.base_harmless}
     theirs = released_order(last, prompts, places_of(last.directions, layers)).assign(**unedited)
     n_layers = found.n_layers
-    kept = found.table[found.table["layer"] < n_layers]
+    kept = found.to_frame()[found.to_frame()["layer"] < n_layers]
     return Agreement(
         ours=kept,
         theirs=theirs,

@@ -4,11 +4,9 @@ Names load when they are first used, so that ``import mechsafety`` and ``mechsaf
 ``__init__.pyi``.
 """
 
-import importlib
 import os
-from typing import Any
 
-import lazy_loader
+from mechsafety.core.lazy import public_names
 
 # Before torch loads OpenMP: where another process has a core, threads that spin while they wait for the last one made
 # generation on two cores 9 to 18 times slower.
@@ -16,26 +14,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __version__ = "0.1.0"
 
-_FIGURES = {
-    "anatomy_figures": "anatomy",
-    "figures": "study",
-    "judge_figures": "agreement",
-    "lab_figures": "lab",
-    "ladder_figures": "ladder",
-    "region_figures": "regions",
-    "sweep_figures": "sweep",
-}
-"""Modules of figures, by the name of their experiment."""
-
-_load, _names, __all__ = lazy_loader.attach_stub(__name__, __file__)
-__all__ += [*_FIGURES, "__version__"]
-
-
-def __getattr__(name: str) -> Any:
-    if name in _FIGURES:
-        return importlib.import_module(f"mechsafety.experiments.{_FIGURES[name]}.figures")
-    return _load(name)
+__getattr__, _names, __all__ = public_names(__name__, __file__)
+__all__ += ["__version__"]
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return [*_names(), "__version__"]

@@ -16,7 +16,7 @@ from mechsafety.core.errors import MechsafetyError
 from mechsafety.edits.places import written_places
 from mechsafety.generation.answers import Example, encode
 from mechsafety.models.loading import body_of
-from mechsafety.regions.attribution import attribute
+from mechsafety.regions.attribution import score_weights
 from mechsafety.regions.maps import LinearMap, linear_maps, running_body
 from tests.models.test_batched_alone import Subject, prompts, swept
 
@@ -121,7 +121,7 @@ def generation(one: Subject) -> float:
 def regions(one: Subject) -> float:
     """SNIP scores of every map, experts by their routed tokens, against autograd on one example at a time."""
     linear = linear_maps(one.model)
-    got, want = attribute(one.model, EXAMPLES), snip_by_autograd(one.model, linear)
+    got, want = score_weights(one.model, EXAMPLES), snip_by_autograd(one.model, linear)
     return max(apart(got.snip(name), score) for name, score in want.items() if float(score.max()) > 1e-7)
 
 

@@ -38,7 +38,7 @@ def small_prompts(per_split: int = 6, *, seed: int = 0) -> PromptSet:
 
 def write_csv(prompts: PromptSet, path: Path) -> Path:
     with path.open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.DictWriter(stream, fieldnames=list(prompts.to_rows()[0]))
+        writer = csv.DictWriter(stream, fieldnames=list(prompts.to_frame().to_dict("records")[0]))
         writer.writeheader()
-        writer.writerows(prompts.to_rows())
+        writer.writerows(prompts.to_frame().to_dict("records"))
     return path

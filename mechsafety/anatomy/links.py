@@ -206,7 +206,7 @@ def set_links(
     """How much of dW lies in the safety-critical weights, one row per map.
 
     ``attribution`` are the tuned model's scores on its own refusals
-    (:func:`mechsafety.regions.attribution.attribute`). By ``what``:
+    (:func:`mechsafety.regions.attribution.score_weights`). By ``what``:
 
     - ``snip`` and ``wanda``: the share of ||dW||_F^2 in the top ``q`` % entries of the map by that score.
     - ``magnitude``: the same of the largest |W_tuned|, to which both scores lean.

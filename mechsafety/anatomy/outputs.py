@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from mechsafety.core.errors import MechsafetyError, NotFiniteError
 from mechsafety.core.progress import bar
+from mechsafety.generation.answered import Completion
 from mechsafety.generation.answers import Encoded
-from mechsafety.generation.completions import DEFAULT_BATCH, Completion, generate
+from mechsafety.generation.completions import DEFAULT_BATCH, generate
 from mechsafety.models.chat import TokenBatch, batches, device_of, tokenize_prompts
 from mechsafety.models.finite import not_finite_at
 from mechsafety.models.forward import forward, run_prefix

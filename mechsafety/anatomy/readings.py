@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Unpack
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.verdict import Judge, Label
 from mechsafety.edits.interventions import Edit
-from mechsafety.generation.completions import Completion
+from mechsafety.generation.answered import Completion
 from mechsafety.judges.outcomes import Asking, Tally, answered, labels_of
 from mechsafety.prompts.prompt_set import Prompt
 

@@ -17,30 +17,41 @@ from mechsafety.annotation.labels import COLUMNS
 from mechsafety.annotation.sampling import Plan
 from mechsafety.annotation.store import Store, existing_store, require_name
 from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.values import Value
 from mechsafety.runs.folder import RunFolder, read_run
 
 EXPORTS = (".csv", ".jsonl")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Annotations:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Annotations(Value):
     """The labels of a run. Made by :func:`load_annotations`.
 
-    ``table`` has the columns of :data:`COLUMNS`, one row an annotator and response;
+    ``frame`` has the columns of :data:`COLUMNS`, one row an annotator and response;
     ``progress`` one row an annotator: labelled, each label's count, skipped, left.
     """
 
     path: Path
     plan: Plan
     sampled: int
-    table: pd.DataFrame
+    frame: pd.DataFrame
     progress: pd.DataFrame
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per annotator and response, with the columns of :data:`COLUMNS`."""
+        return self.frame.copy()
+
+    def describe(self) -> str:
+        people = f" by {len(self.progress)} annotator(s)" if len(self.progress) else ""
+        return (
+            f"Annotations({str(self.path)!r}: {len(self.frame)} labels{people} of {self.sampled} responses)"
+        )
 
     def _repr_html_(self) -> str:
         people = self.progress.to_html(index=False, border=0, escape=True)
         return (
             f"<b>Labels</b> of {self.sampled} responses in {escape(str(self.path))} ({escape(self.plan.describe())}): "
-            f"{len(self.table)} given{people if len(self.progress) else ''}"
+            f"{len(self.frame)} given{people if len(self.progress) else ''}"
         )
 
 
@@ -62,7 +73,7 @@ def load_annotations(run: Path | str | RunFolder) -> Annotations:
         path=folder.path,
         plan=store.plan,
         sampled=len(store.items()),
-        table=labels_table(store),
+        frame=labels_table(store),
         progress=pd.DataFrame(rows, columns=columns),
     )
 

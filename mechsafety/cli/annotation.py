@@ -70,14 +70,16 @@ def _annotate(
     found = load_annotations(folder)
     facts = {
         **{"run": str(run), "store": str(found.path / "annotations.sqlite"), "sampled": found.sampled},
-        **{"labels": len(found.table), "progress": records(found.progress)},
+        **{"labels": len(found.to_frame()), "progress": records(found.progress)},
     }
     people = [
         f"{row['annotator']:20} {row['labelled']} of {found.sampled} labelled, {row['left']} left"
         for row in facts["progress"]
     ]
     # Everything that was answered is kept, so that there is nothing to go on about but the export.
-    then = f"next:   mechsafety annotate {run} --export labels.csv" if len(found.table) else "no labels yet"
+    then = (
+        f"next:   mechsafety annotate {run} --export labels.csv" if len(found.to_frame()) else "no labels yet"
+    )
     return facts, "\n".join([*people, f"labels: {facts['store']}", then])
 
 

@@ -196,11 +196,13 @@ def run_and_show(experiment: Experiment[Any], out: Path, *, allow_other_versions
     return shown(result)
 
 
-def shown(result: Result) -> Shown:
-    """A finished run's facts and text, after its figures and page are written."""
-    say("figures and page")
-    report = result.publish()
-    experiment, findings = result.experiment, result.findings()
+def shown(result: Result, *, published: bool = False) -> Shown:
+    """A finished run's facts and text, after its figures and page are written, unless they are ``published``."""
+    if not published:
+        say("figures and page")
+        result.publish()
+    report = result.report_path
+    experiment, findings = result.experiment, result.findings
     facts = {
         "run": str(result.path),
         "report": str(report),

@@ -81,9 +81,9 @@ def _direction(config: DirectionConfig, out: Path | None) -> Shown:
         selected: Any = finite(asdict(swept.select()))
     except MechsafetyError as error:
         explanation, selected = str(error), None
-    table = swept.table.round(3).to_string(index=False)
+    table = swept.to_frame().round(3).to_string(index=False)
     facts = {
-        "scores": records(swept.table),
+        "scores": records(swept.to_frame()),
         "n_layers": swept.n_layers,
         "fit_on": config.fit_on,
         "chat": chat_text(loaded),

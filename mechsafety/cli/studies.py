@@ -81,7 +81,7 @@ def _study(
     folder = out or Path("runs") / (Path(source).stem if source else "default")
     result = run_study(config, folder, say=say, allow_other_versions=allow_other_versions)
     if len(result.failed) < len(config.systems):
-        return shown(result)
+        return shown(result, published=True)
     failures = " ".join(failure_lines(result.failed))
     return {"run": str(result.path), "failed": result.failed}, f"No system could be measured. {failures}"
 

@@ -2,19 +2,46 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from contextvars import ContextVar
+from typing import ParamSpec, TypeVar
 
 from tqdm import tqdm
 
 T = TypeVar("T")
+P = ParamSpec("P")
+R = TypeVar("R")
 Progress = Callable[[str], None]
 """Receives one line about the work in progress."""
 
 
+_WANTED: ContextVar[bool] = ContextVar("progress", default=True)
+
+
 def _watched() -> bool:
-    return sys.stderr.isatty() or "ipykernel" in sys.modules
+    return _WANTED.get() and (sys.stderr.isatty() or "ipykernel" in sys.modules)
+
+
+def with_progress(function: Callable[P, R]) -> Callable[P, R]:
+    """A function whose keyword ``progress=False`` turns off every bar and line within it."""
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        token = _WANTED.set(_WANTED.get() and bool(kwargs.get("progress", True)))
+        try:
+            return function(*args, **kwargs)
+        finally:
+            _WANTED.reset(token)
+
+    return call
+
+
+def progress_line(line: str) -> None:
+    """One line about the work in progress, in terminals and notebooks."""
+    if _watched():
+        tqdm.write(line, file=sys.stderr)
 
 
 def bar(label: str, *, total: int, unit: str = "it") -> tqdm:

@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, get_args, runtime_checkable
 
+from mechsafety.core.values import short
+
 Label = Literal["refusal", "compliance", "degenerate", "unparsed"]
 LABELS: tuple[Label, ...] = get_args(Label)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Response:
     """One model answer to be judged: raw, as generated."""
 
@@ -19,6 +21,9 @@ class Response:
     text: str
     nll: float | None = None
     """Mean negative log-likelihood per token under the unedited model, in nats; None if not measured."""
+
+    def __repr__(self) -> str:
+        return f"Response({self.id!r}: {short(self.prompt, 100)} ->\n{short(self.text, 200)})"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from html import escape
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,8 +12,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechsafety.core.errors import MechsafetyError, NotFiniteError
-from mechsafety.core.progress import bar
-from mechsafety.models.chat import batches, device_of
+from mechsafety.core.progress import bar, with_progress
+from mechsafety.core.values import Value
+from mechsafety.models.bound_files import FileKind
+from mechsafety.models.chat import batches, device_of, named_positions
 from mechsafety.models.chat_settings import chat_text
 from mechsafety.models.finite import not_finite_at
 from mechsafety.models.forward import forward, run_prefix
@@ -24,13 +26,17 @@ from mechsafety.prompts.fed import fitting, truncated
 from mechsafety.prompts.prompt_set import Prompt
 
 if TYPE_CHECKING:
+    import pandas as pd
     from transformer_lens.model_bridge import TransformerBridge
+
+    from mechsafety.directions.direction import Direction, Directions
+    from mechsafety.directions.projections import Projections
 
 DEFAULT_BATCH = 64
 
 
-@dataclass(frozen=True, kw_only=True)
-class ResidualCache:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class ResidualCache(Value):
     """Residual streams [prompt, position, layer, d_model] in float32 on the CPU.
 
     ``positions`` are offsets from the end of the rendered prompt: -1 is the last prompt token. Layer L is
@@ -67,28 +73,88 @@ class ResidualCache:
 
     def at(self, position: int) -> ResidualCache:
         """The cache of one of its positions alone."""
-        place = self.positions.index(position)
+        place = self.row_of(position)
         return replace(self, activations=self.activations[:, place : place + 1], positions=(position,))
 
-    def _repr_html_(self) -> str:
-        n, p, layers, width = self.activations.shape
+    def row_of(self, position: int) -> int:
+        """The row of ``position``. Raises :class:`MechsafetyError` where it is not cached."""
+        if position not in self.positions:
+            raise MechsafetyError(
+                f"position {position} is not in this cache: it holds {', '.join(map(str, self.positions))}"
+            )
+        return self.positions.index(position)
+
+    def project(self, directions: Directions | Direction | Tensor, *, position: int = -1) -> Projections:
+        """Projection of every prompt at ``position`` on unit directions, in the activations' own units.
+
+        ``directions`` are those of each layer, or one direction or vector [d_model] for all layers.
+
+        Raises :class:`MechsafetyError` for another width, another number of layers, and a position that either lacks.
+        """
+        from mechsafety.directions.projections import projected
+
+        return projected(self, directions, position)
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per prompt, position and layer: id, label, position, layer, norm (of the residual stream)."""
+        import pandas as pd
+
+        norms = self.activations.norm(dim=-1)
+        rows = [
+            (prompt, label, position, layer, float(norms[n, p, layer]))
+            for n, (prompt, label) in enumerate(zip(self.ids, self.labels, strict=True))
+            for p, position in enumerate(self.positions)
+            for layer in range(self.n_layers)
+        ]
+        return pd.DataFrame(rows, columns=pd.Index(("id", "label", "position", "layer", "norm")))
+
+    def save(self, path: str | Path) -> Path:
+        """Write a safetensors file that :func:`load_cache` reads; its name must end in .safetensors."""
+        facts = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "activations"}
+        return _FILES.write(path, {"activations": self.activations}, facts)
+
+    def describe(self) -> str:
+        n, _, layers, width = self.activations.shape
         size = self.activations.numel() * self.activations.element_size() / 1e6
+        counts = ", ".join(f"{self.labels.count(label)} {label}" for label in dict.fromkeys(self.labels))
         return (
-            f"<b>Residual stream</b> of {escape(self.model)}: {n} prompts × {p} position(s) × {layers} layers × "
-            f"{width}, float32, {size:.0f} MB"
+            f"ResidualCache(of {self.model!r}, {n} prompts: {counts})\n"
+            f"positions {', '.join(map(str, self.positions))}; layers 0 to {layers - 1}; {width} dimensions; "
+            f"{size:.1f} MB"
         )
 
 
+_FILES = FileKind(noun="cache", key="mechsafety_cache", holds="cache")
+
+
+def load_cache(path: str | Path) -> ResidualCache:
+    """Read a cache that :meth:`ResidualCache.save` wrote.
+
+    Raises :class:`MechsafetyError` for a file that is missing, damaged, or holds no cache.
+    """
+    path = _FILES.existing(path)
+    with _FILES.opened(path) as stored:
+        facts = _FILES.record(path, stored)
+        lists = {name: tuple(facts[name]) for name in ("positions", "ids", "labels")}
+        plain = {name: facts[name] for name in ("model", "fingerprint", "chat", "final_norm")}
+        return ResidualCache(activations=stored.get_tensor("activations"), **lists, **plain)
+
+
+@with_progress
 def residual_stream(
     model: TransformerBridge,
     prompts: Sequence[Prompt],
     *,
-    positions: Sequence[int] = (-1,),
+    positions: Sequence[int] | str = (-1,),
     batch_size: int = DEFAULT_BATCH,
     truncate_prompts: bool = False,
     final_norm: bool = False,
+    progress: bool = True,  # noqa: ARG001 - with_progress reads it
 ) -> ResidualCache:
     """Cache every layer's residual stream at ``positions`` of each prompt, in its chat template.
+
+    Positions are offsets from the end (-1 is the last prompt token), or a name: ``last``, or ``post_instruction``,
+    every token that the template puts behind the request.
 
     Prompts run in length-sorted, left-padded batches, the tokens they all begin with once; only the named
     positions are kept, so memory is that of the result plus one batch. With ``final_norm`` the last layer is read after
@@ -98,6 +164,7 @@ def residual_stream(
     longer than the model's window (``truncate_prompts`` cuts its text instead), and for NaN activations (with the
     prompt and the layer).
     """
+    positions = named_positions(model, positions)
     if truncate_prompts:
         prompts, _ = truncated(model, prompts, new_tokens=0)
     out = torch.empty(
@@ -120,8 +187,8 @@ def residual_stream(
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class ResidualMeans:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class ResidualMeans(Value):
     """Class means of the residual stream, summed in float64 while streaming.
 
     ``means`` is [label, position, layer, d_model] in the order of ``labels``; ``counts`` the prompts of each.

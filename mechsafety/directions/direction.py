@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,16 +15,20 @@ from torch import Tensor
 
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.names import CENTRINGS, METHODS, Centring, Method
+from mechsafety.core.values import Value
 from mechsafety.directions.activations import ResidualCache
 from mechsafety.directions.estimators import DirectionEstimate, estimate
+from mechsafety.directions.projections import CosineMatrix, cosine_matrix
 from mechsafety.models.bound_files import FileKind
+from mechsafety.runs.folder import RunFolder
 
 if TYPE_CHECKING:
     import pandas as pd
+    import plotly.graph_objects as go
 
 
-@dataclass(frozen=True, kw_only=True)
-class Direction:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Direction(Value):
     """One direction in the residual stream, with the place it was found.
 
     ``vector`` has the length it was found with (the mean difference's own norm), ``unit`` length 1. It
@@ -52,15 +55,15 @@ class Direction:
         """Coordinates along ``unit``, in the activations' own units."""
         return x.float() @ self.unit.float().to(x.device)
 
-    def _repr_html_(self) -> str:
+    def describe(self) -> str:
         return (
-            f"<b>Direction</b> ({self.method}) at layer {self.layer}, position {self.position}: "
-            f"norm {self.norm:.2f} of {self.vector.shape[0]} dimensions"
+            f"Direction({self.method}, layer {self.layer}, position {self.position}: "
+            f"norm {self.norm:.2f}, {self.vector.shape[0]} dimensions)"
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Directions:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Directions(Value):
     """A direction for every (position, layer), found by one method on one model.
 
     ``vectors`` is [position, layer, d_model] in float32; a zero vector means that harmful and harmless
@@ -113,16 +116,24 @@ class Directions:
             covector=None if self.covectors is None else self.covectors[row, layer],
         )
 
+    def row_of(self, position: int) -> int:
+        """The row of ``position``. Raises :class:`MechsafetyError` where none were found there."""
+        if position not in self.positions:
+            raise MechsafetyError(
+                f"no directions at position {position}: positions are {', '.join(map(str, self.positions))}"
+            )
+        return self.positions.index(position)
+
     def only(self, position: int) -> Directions:
         """Those of one position."""
-        row = [self.positions.index(position)]
+        row = [self.row_of(position)]
         tensors = {name: getattr(self, name)[row] for name in _TENSORS}
         covectors = None if self.covectors is None else self.covectors[row]
         return replace(self, positions=(position,), covectors=covectors, **tensors)
 
     def steering(self, *, layer: int, position: int = -1) -> Float[Tensor, " d_model"]:
         """What induces refusal when added: the vector, made as long as the class gap where it has unit norm."""
-        row = self.positions.index(position)
+        row = self.row_of(position)
         vector = self.vectors[row, layer]
         return vector if self.method in ("mean_difference", "leace") else vector * self.gaps[row, layer]
 
@@ -147,12 +158,54 @@ class Directions:
             raise MechsafetyError(f"{str(path)!r} holds {len(found)} models' directions: use load_directions")
         return next(iter(found.values()))
 
-    def _repr_html_(self) -> str:
-        best = int(self.vectors.norm(dim=-1).max(dim=0).values.argmax())
+    def to_frame(self) -> pd.DataFrame:
+        """One row per position and layer: position, layer, norm, gap, threshold, stability, split_half."""
+        import pandas as pd
+
+        norms = self.vectors.norm(dim=-1)
+        columns = (norms, self.gaps, self.thresholds, self.stability, self.split_half)
+        rows = [
+            (position, layer, *(float(values[row, layer]) for values in columns))
+            for row, position in enumerate(self.positions)
+            for layer in range(self.n_layers)
+        ]
+        names = ("position", "layer", "norm", "gap", "threshold", "stability", "split_half")
+        return pd.DataFrame(rows, columns=pd.Index(names))
+
+    def cosine(
+        self,
+        other: Directions | None = None,
+        *,
+        position: int | None = None,
+        other_position: int | None = None,
+    ) -> CosineMatrix:
+        """Cosines between this model's layers and those of ``other``, by default of the same directions.
+
+        ``position`` and ``other_position`` are by default the last that was found. Raises :class:`MechsafetyError` for
+        a position that was not found, and for models of different width.
+        """
+        return cosine_matrix(self, other or self, position, other_position)
+
+    def plot(self, *, title: str | None = None, width: int = 860, height: int = 620) -> go.Figure:
+        """Norm, stability and split-half cosine by layer, one line per position."""
+        from mechsafety.plots.by_layer import layer_lines
+
+        measures = {"norm": "norm", "stability": "stability", "split_half": "split-half cosine"}
+        about = (
+            f"{self.n_harmful} harmful and {self.n_harmless} harmless prompts. Stability: mean cosine with the "
+            "directions of bootstrap resamples; split-half: between those of two random halves."
+        )
+        heading = title or f"{self.model}: {self.method} directions by layer"
+        return layer_lines(
+            self.to_frame(), measures, title=heading, subtitle=about, width=width, height=height
+        )
+
+    def describe(self) -> str:
+        longest = int(self.vectors.norm(dim=-1).max(dim=0).values.argmax())
         return (
-            f"<b>Directions</b> ({self.method}) of {escape(self.model)}: {len(self.positions)} position(s) × "
-            f"{self.n_layers} layers from {self.n_harmful} harmful and {self.n_harmless} harmless prompts; "
-            f"longest at layer {best}"
+            f"Directions({self.method} of {self.model!r}, {self.vectors.shape[-1]} dimensions)\n"
+            f"positions {', '.join(map(str, self.positions))}; layers 0 to {self.n_layers - 1}, longest at {longest}; "
+            f"{self.n_harmful} harmful and {self.n_harmless} harmless prompts"
         )
 
 
@@ -191,7 +244,8 @@ def save_directions(several: Sequence[Directions], path: str | Path) -> None:
             "chat": found.chat,
             "final_norm": found.final_norm,
         }
-    save_file(tensors, path, metadata={"mechsafety": json.dumps(records, sort_keys=True)})
+    metadata = {"mechsafety": json.dumps(records, sort_keys=True)}
+    RunFolder(path.parent).save(path.name, lambda scratch: save_file(tensors, scratch, metadata=metadata))
 
 
 def load_directions(path: str | Path) -> dict[str, Directions]:

@@ -10,6 +10,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from html import escape
 from typing import Literal, Protocol, get_args, runtime_checkable
 
 import torch
@@ -60,6 +61,9 @@ class _Value:
 
     def __repr__(self) -> str:
         return self.describe()  # type: ignore[attr-defined]
+
+    def _repr_html_(self) -> str:
+        return f"<code>{escape(repr(self))}</code>"
 
 
 @dataclass(frozen=True, eq=False, repr=False)

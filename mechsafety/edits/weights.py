@@ -75,6 +75,11 @@ def _probe_batch(model: TransformerBridge) -> TokenBatch:
     return TokenBatch(rows=(0, 1), ids=ids, mask=torch.ones_like(ids)).to(device_of(model))
 
 
+def probe(model: TransformerBridge) -> None:
+    """Run the model once, on random tokens."""
+    _probe_logits(model, None)
+
+
 def _probe_logits(model: TransformerBridge, targets: list[Target] | None) -> Float[Tensor, "row vocabulary"]:
     if targets is not None:
         with attach(model, targets, positions="all", prompt_length=None, twin=None):

@@ -358,6 +358,7 @@ class Result:
         """The first figure."""
         return next(iter(self.figures().values()))
 
+    @property
     def findings(self) -> list[str]:
         """What was found, in sentences."""
         return [*self.experiment.findings(self), *mixed_templates(self.manifest)]
@@ -400,6 +401,11 @@ class Result:
         block = judging.block(added[0], self.figures()[judging.FIGURE])
         return replace(found, blocks=[*found.blocks, block])
 
+    @property
+    def report_path(self) -> Path:
+        """Where the page stands once it is written."""
+        return self.path / REPORT
+
     def report(self) -> Path:
         """Write the page, ``report.html``, and return its path."""
         return self.run.write_text(REPORT, self.experiment.html(self))
@@ -418,7 +424,7 @@ class Result:
         return f"{type(self).__name__}({str(self.path)!r}, kind={self.experiment.kind!r})"
 
     def _repr_html_(self) -> str:
-        found = "".join(f"<li>{escape(line)}</li>" for line in self.findings())
+        found = "".join(f"<li>{escape(line)}</li>" for line in self.findings)
         shown = "".join(
             f"<h4>{escape(name)}</h4>{table.head(_SHOWN_ROWS).round(3).to_html(index=False, border=0)}"
             for name, table in self.short_tables.items()
@@ -497,7 +503,7 @@ def load_run(path: str | Path | RunFolder) -> Result:
 
     Example::
 
-        load_run("runs/regions").findings()
+        load_run("runs/regions").findings
     """
     run = path if isinstance(path, RunFolder) else read_run(Path(path))
     experiment = experiment_of(run)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -39,10 +41,56 @@ SplitPrompts = Annotated[str, Option(metavar="SET"), Field(description="fit, val
 AnyPrompts = Annotated[str, Option(metavar="SET"), Field(description="prompts: packaged, hub or file")]
 
 
-class Config(BaseModel):
+class _Named(type(BaseModel)):
+    """Made with a wrong field or value, a configuration raises one line of ours instead of pydantic's several."""
+
+    def __call__(cls, *args: Any, **fields: Any) -> Any:
+        try:
+            return super().__call__(*args, **fields)
+        except ValidationError as error:
+            raise MechsafetyError(first_error(error, cls)) from None  # type: ignore[arg-type]
+
+
+class Config(BaseModel, metaclass=_Named):
     """A checked, frozen configuration. Descriptions of its fields are the help texts of the command's options."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        super().__pydantic_init_subclass__(**kwargs)
+        cls.__doc__ = f"{inspect.cleandoc(cls.__doc__ or '')}\n\nFields:\n{_field_lines(cls)}"
+
+
+def _field_lines(kind: type[BaseModel]) -> str:
+    """A line per field: its name, its default and its description."""
+    lines = []
+    for name, one in kind.model_fields.items():
+        if one.default_factory is not None:
+            default = "depends on the others"
+        else:
+            default = "required" if one.is_required() else repr(one.default)
+        shown = default if len(default) <= 60 else f"{default[:57]}..."
+        about = f": {one.description}" if one.description else ""
+        lines.append(f"    {name} ({shown}){about}")
+    return "\n".join(lines)
+
+
+def first_error(error: ValidationError, kind: type[BaseModel]) -> str:
+    """The first thing that is wrong, in one line; of an unknown field the nearest one that there is."""
+    first = error.errors()[0]
+    if not first["loc"]:  # about several fields at once: the message names them, the input is all of them
+        return first["msg"].removeprefix("Value error, ")
+    name = ".".join(str(part) for part in first["loc"])
+    if first["type"] != "extra_forbidden":
+        return f"{name}: {first['msg']} (got {first['input']!r})"
+    *outer, wrong = (str(part) for part in first["loc"])
+    for part in outer:
+        inner = kind.model_fields[part].annotation if part in kind.model_fields else None
+        kind = inner if isinstance(inner, type) and issubclass(inner, BaseModel) else kind
+    near = difflib.get_close_matches(wrong, kind.model_fields, 1)
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    return f"{name}: {kind.__name__} has no such field{hint}; its fields are {', '.join(kind.model_fields)}"
 
 
 def _named_values(given: Any) -> Any:
@@ -186,8 +234,4 @@ def checked_config(kind: type[C], fields: Mapping[str, Any]) -> C:
     try:
         return kind.model_validate(dict(fields))
     except ValidationError as error:
-        first = error.errors()[0]
-        if not first["loc"]:  # about several fields at once: the message names them, the input is all of them
-            raise MechsafetyError(first["msg"].removeprefix("Value error, ")) from None
-        name = ".".join(str(part) for part in first["loc"])
-        raise MechsafetyError(f"{name}: {first['msg']} (got {first['input']!r})") from None
+        raise MechsafetyError(first_error(error, kind)) from None

@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
-from html import escape
-from typing import TYPE_CHECKING, Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int
@@ -15,9 +14,11 @@ from torch import Tensor
 
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.names import RESPONSES_AT_ONCE
-from mechsafety.core.progress import bar
+from mechsafety.core.progress import bar, with_progress
 from mechsafety.edits.interventions import Edit, SideBySide, edited, targets_on
+from mechsafety.generation.answered import Completion, Completions
 from mechsafety.generation.hugging_face import Asking, Sampling, hf_answers
+from mechsafety.generation.kept_batches import KeptBatches, interruptible
 from mechsafety.models import hooked_transformers
 from mechsafety.models.chat import (
     Rendering,
@@ -36,123 +37,14 @@ from mechsafety.models.hooking import Coverage, plain_twin_at
 from mechsafety.models.loading import body_of, is_hooked_transformer
 from mechsafety.models.rendering import NEXT_QUESTION, is_bare
 from mechsafety.models.thought_reading import ThoughtReader, thought_reader
-from mechsafety.models.thoughts import split_thought
 from mechsafety.models.turn_ends import stop_tokens
 from mechsafety.prompts.fed import fitting
-from mechsafety.prompts.messages import Turns, as_messages, read_turns, turns_text
 from mechsafety.prompts.prompt_set import Prompt
 
 if TYPE_CHECKING:
-    import pandas as pd
     from transformer_lens.model_bridge import TransformerBridge
 
 DEFAULT_BATCH = RESPONSES_AT_ONCE
-
-
-@dataclass(frozen=True, kw_only=True)
-class Completion:
-    """One response: its text without special tokens, its token ids, and why it ended.
-
-    A thought stands in ``text`` before the answer, between ``<think>`` and ``</think>`` whatever the model's own marks
-    are, and without the latter where it was cut off; ``n_thought_tokens`` of ``tokens`` are its, with the blank lines
-    before the answer. ``finish`` is ``stop`` (end of turn) or ``length`` (the answer was cut at max_new_tokens, or the
-    thought at max_thought_tokens). An answer prefix, which the model is fed, is part of the text and of the prompt's
-    tokens. ``messages`` are those of a prompt that is a conversation.
-    """
-
-    id: str
-    prompt: str
-    label: str
-    category: str
-    text: str
-    tokens: tuple[int, ...]
-    n_prompt_tokens: int
-    finish: Literal["stop", "length"]
-    n_thought_tokens: int = 0
-    messages: Turns = ()
-
-    @property
-    def asked(self) -> str | list[dict[str, str]]:
-        """What the model was asked: the prompt's text, or the whole conversation."""
-        return as_messages(self.messages) if self.messages else self.prompt
-
-    @property
-    def n_tokens(self) -> int:
-        return len(self.tokens)
-
-    @property
-    def answer_tokens(self) -> tuple[int, ...]:
-        """The tokens behind the thought."""
-        return self.tokens[self.n_thought_tokens :]
-
-    @property
-    def answer(self) -> str:
-        """The text without thoughts."""
-        return split_thought(self.text).answer.lstrip("\n")
-
-    @property
-    def thought(self) -> str:
-        """What was thought before the answer; empty where nothing was."""
-        return "\n".join(split_thought(self.text).thoughts)
-
-
-@dataclass(frozen=True)
-class Completions(Sequence[Completion]):
-    """Completions in the order of the prompts, with the coverage receipt of the edit."""
-
-    items: tuple[Completion, ...]
-    coverage: Coverage | None = None
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self.items[index]
-
-    def __iter__(self) -> Iterator[Completion]:
-        return iter(self.items)
-
-    def to_frame(self) -> pd.DataFrame:
-        import pandas as pd
-
-        rows = [asdict(c) | {"tokens": list(c.tokens), "n_tokens": c.n_tokens} for c in self]
-        table = pd.DataFrame(rows).rename(columns={"text": "response"})
-        return _with_conversations(table, [c.messages for c in self])
-
-    def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><td>{escape(c.label)}</td><td>{escape(c.prompt)}</td><td>{escape(c.text[:300])}</td></tr>"
-            for c in self.items[:10]
-        )
-        more = f"<p>… and {len(self) - 10} more</p>" if len(self) > 10 else ""
-        head = "<tr><th>label</th><th>prompt</th><th>response</th></tr>"
-        return f"<table>{head}{rows}</table>{more}"
-
-
-def _with_conversations(table: pd.DataFrame, several: Sequence[Turns]) -> pd.DataFrame:
-    """``table`` with the column ``messages``, as JSON text, where some prompts are conversations."""
-    kept = table.drop(columns="messages", errors="ignore")
-    return kept.assign(messages=[turns_text(turns) for turns in several]) if any(several) else kept
-
-
-def conversations(table: pd.DataFrame) -> list[Turns]:
-    """The messages of each row of a table of answers; none for prompts of one turn."""
-    if "messages" not in table.columns:
-        return [()] * len(table)
-    return [read_turns(given, at=f"answer {row}") for row, given in enumerate(table["messages"])]
-
-
-def asked_in(table: pd.DataFrame) -> list[str | list[dict[str, str]]]:
-    """What the model was asked in each row of a table of answers."""
-    pairs = zip(table["prompt"], conversations(table), strict=True)
-    return [as_messages(turns) if turns else str(prompt) for prompt, turns in pairs]
-
-
-def answer_frame(answers: Sequence[Completion], **keys: object) -> pd.DataFrame:
-    """Answers as a run keeps them for other judges: ``keys``, then id, label, prompt, response."""
-    table = Completions(tuple(answers)).to_frame()[["id", "label", "prompt", "response"]]
-    table = _with_conversations(table, [c.messages for c in answers])
-    return table.assign(**keys)[[*keys, *table.columns]]
 
 
 Batch = list[int]
@@ -168,6 +60,7 @@ def generation_plan(
     return plan_batches(lengths, batch_size=batch_size)
 
 
+@with_progress
 def generate(
     model: TransformerBridge,
     prompts: Sequence[Prompt],
@@ -184,6 +77,8 @@ def generate(
     rendering: Rendering = "chat",
     truncate_prompts: bool = False,
     label: str = "generating",
+    out: str | Path | None = None,
+    progress: bool = True,  # noqa: ARG001 - with_progress reads it
 ) -> Completions:
     """Answer each prompt in the model's chat template (or as ``rendering`` asks), under ``edit`` if one is given.
 
@@ -200,6 +95,11 @@ def generate(
     read. ``on_batch`` receives each finished batch. When memory runs out, the batch is halved and tried again;
     ``on_halving`` is then called, so that the plan can be recorded.
 
+    ``out`` is a folder that keeps every finished batch: the same call goes on where it was interrupted, and one on
+    another model, edit, prompts or settings is an error. Interrupted (Ctrl-C), it raises
+    :class:`GenerationInterrupted`, whose ``completions`` are those that were finished. The
+    coverage receipt is of the batches that this call ran.
+
     A model that is left thinking (``chat`` of :func:`load_model`) may think for its ``max_thought_tokens`` before the
     ``max_new_tokens`` of each answer.
     """
@@ -214,15 +114,24 @@ def generate(
     if not fast_path:
         batch_size = 1
     todo = [list(b) for b in (plan or plan_batches([len(s) for s in sequences], batch_size=batch_size))]
+    kept = None
+    if out is not None:
+        settings = {"max_new_tokens": max_new_tokens, "sampling": sampling, "rendering": rendering}
+        seeded = {"seed": seed, "plan": todo} if sampling else {}
+        kept = KeptBatches(out, model, prompts, sequences, edit=edit, **settings, **seeded)
     done: dict[int, Completion] = {}
     total = sum(len(rows) for rows in todo)
     stops, prefix = stop_tokens(model), "" if rendering == "text" else answer_prefix(model)
     reader = thought_reader(model, n_answer=max_new_tokens, rendering=rendering)
     n_groups = _groups_of(edit)
     coverage: Coverage | None = None
-    with bar(label, total=total, unit="response") as progress:
+    with bar(label, total=total, unit="response") as shown, interruptible(done, total, out):
         while todo:
             rows = todo.pop(0)
+            if kept is not None and (before := kept.get(rows)) is not None:
+                done.update(zip(rows, before, strict=True))
+                shown.update(len(rows))
+                continue
             batch = pad_left([sequences[r] for r in rows], pad=pad_token(model), rows=rows).to(
                 device_of(model)
             )
@@ -244,9 +153,11 @@ def generate(
                 for r, tokens in zip(rows, new.tolist(), strict=True)
             ]
             done.update(zip(rows, finished, strict=True))
+            if kept is not None:
+                kept.put(rows, finished)
             if on_batch is not None:
                 on_batch(finished)
-            progress.update(len(rows))
+            shown.update(len(rows))
     return Completions(tuple(done[row] for row in sorted(done)), coverage)
 
 

@@ -12,7 +12,8 @@ import pandas as pd
 
 from mechsafety.core.progress import Progress
 from mechsafety.edits.interventions import Edit
-from mechsafety.generation.completions import Completion, Completions, Sampling, generate, generation_plan
+from mechsafety.generation.answered import Completion, Completions
+from mechsafety.generation.completions import Sampling, generate, generation_plan
 from mechsafety.generation.side_by_side import generate_under_each
 from mechsafety.prompts.prompt_set import PromptSet
 from mechsafety.runs.folder import RunFolder

@@ -7,15 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.edits.interventions import Edit, SideBySide
-from mechsafety.generation.completions import (
-    DEFAULT_BATCH,
-    Batch,
-    Completion,
-    Completions,
-    generate,
-    generation_plan,
-    out_of_memory,
-)
+from mechsafety.generation.answered import Completion, Completions
+from mechsafety.generation.completions import DEFAULT_BATCH, Batch, generate, generation_plan, out_of_memory
 from mechsafety.prompts.prompt_set import Prompt
 
 if TYPE_CHECKING:

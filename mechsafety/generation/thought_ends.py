@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.names import THOUGHT_END
-from mechsafety.generation.completions import DEFAULT_BATCH, Completion, generate
+from mechsafety.generation.answered import Completion
+from mechsafety.generation.completions import DEFAULT_BATCH, generate
 from mechsafety.models.chat import tokenize_prompts
 from mechsafety.models.chat_settings import chat_of
 from mechsafety.models.thought_reading import thought_budget

@@ -16,6 +16,7 @@ import plotly.graph_objects as go
 
 from mechsafety.core.errors import MechsafetyError, needs
 from mechsafety.core.names import CONTEXTS_AT_ONCE
+from mechsafety.core.values import Value
 from mechsafety.edits.interventions import Edit
 from mechsafety.experiments.base import Result, Session
 from mechsafety.experiments.edited import EditedExperiment
@@ -36,21 +37,28 @@ if TYPE_CHECKING:
 _COLUMNS = ["model", "task", "filter", "metric", "value", "stderr", "n", "higher_is_better"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """Results of lm-eval's tasks: ``table`` has a row for each (task, filter, metric).
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Evaluation(Value):
+    """Results of lm-eval's tasks: ``frame`` has a row for each (task, filter, metric).
 
     Its columns are ``model`` (with the edit's hash), ``task``, ``filter``, ``metric``, ``value``, ``stderr`` (NaN
     where lm-eval gives none), ``n`` and ``higher_is_better``. ``record`` holds the model, the edit with its
     SHA-256, the settings, and the tasks' and the package's versions.
     """
 
-    table: pd.DataFrame
+    frame: pd.DataFrame
     record: dict[str, Any]
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per task, filter and metric."""
+        return self.frame.copy()
+
+    def describe(self) -> str:
+        return f"Evaluation({self.frame['task'].nunique()} tasks, {self.record['edit'] or 'no edit'})"
 
     def _repr_html_(self) -> str:
         edit = self.record["edit"] or "no edit"
-        return f"<b>{escape(str(edit))}</b>{self.table.round(4).to_html(index=False, border=0)}"
+        return f"<b>{escape(str(edit))}</b>{self.frame.round(4).to_html(index=False, border=0)}"
 
 
 def evaluate(
@@ -111,7 +119,7 @@ def evaluate(
         "tasks": dict(results.get("versions", {})),
         "lm_eval": metadata.version("lm_eval"),
     }
-    return Evaluation(table=pd.DataFrame(_rows(lm.name, results), columns=_COLUMNS), record=record)
+    return Evaluation(frame=pd.DataFrame(_rows(lm.name, results), columns=_COLUMNS), record=record)
 
 
 class LmEvaluation(EditedExperiment[EvaluationConfig]):
@@ -147,7 +155,7 @@ class LmEvaluation(EditedExperiment[EvaluationConfig]):
             task_manager=self.manager,
         )
         session.run.record("evaluation", found.record)
-        return {"results": found.table}
+        return {"results": found.to_frame()}
 
     @classmethod
     def figures(cls, result: Result) -> dict[str, go.Figure]:
@@ -182,7 +190,7 @@ class LmEvaluation(EditedExperiment[EvaluationConfig]):
         return Page(
             title="lm-eval's tasks",
             subtitle=_named(result),
-            findings=result.findings(),
+            findings=result.findings,
             blocks=[block],
             how=[f"lm-eval {record['lm_eval']}", f"Settings: {record['settings']}"],
         )

@@ -11,6 +11,7 @@ import pandas as pd
 
 from mechsafety.core.errors import MechsafetyError, first_lines, needs
 from mechsafety.core.names import CONTEXTS_AT_ONCE
+from mechsafety.core.values import Value
 from mechsafety.edits.interventions import Edit
 from mechsafety.integrations.harness_runs import evaluate
 
@@ -24,19 +25,26 @@ PAPER_TASKS = ("boolq", "rte", "hellaswag", "winogrande", "arc_challenge", "open
 """The six of the paper. Their data come from the hub."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class ZeroShot:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class ZeroShot(Value):
     """``accuracy`` is the plain mean over tasks, ``stderr`` its standard error, the tasks being independent.
 
-    ``table`` has one row per task: task, accuracy, stderr, n.
+    ``frame`` has one row per task: task, accuracy, stderr, n.
     """
 
     accuracy: float
     stderr: float
-    table: pd.DataFrame
+    frame: pd.DataFrame
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per task: task, accuracy, stderr, n."""
+        return self.frame.copy()
+
+    def describe(self) -> str:
+        return f"ZeroShot(accuracy={self.accuracy:.3f}, stderr={self.stderr:.3f}, {len(self.frame)} tasks)"
 
     def _repr_html_(self) -> str:
-        shown = self.table.round(4).to_html(index=False, border=0)
+        shown = self.frame.round(4).to_html(index=False, border=0)
         return f"<b>mean accuracy {self.accuracy:.3f} (standard error {self.stderr:.3f})</b>{shown}"
 
 
@@ -76,8 +84,8 @@ def zero_shot(
             "online once, so that they are cached, or use the packaged questions, "
             "mechsafety.robustness.benign_choices()"
         ) from None
-    rows = found.table[found.table["metric"] == "acc"]
-    if without := sorted(set(found.table["task"]) - set(rows["task"])):
+    rows = found.to_frame()[found.to_frame()["metric"] == "acc"]
+    if without := sorted(set(found.to_frame()["task"]) - set(rows["task"])):
         raise MechsafetyError(f"task {without[0]!r} has no metric acc: its accuracy cannot be averaged")
     table = rows.rename(columns={"value": "accuracy"})[["task", "accuracy", "stderr", "n"]].reset_index(
         drop=True
@@ -85,7 +93,7 @@ def zero_shot(
     return ZeroShot(
         accuracy=float(table["accuracy"].mean()),
         stderr=math.sqrt(float((table["stderr"] ** 2).sum(skipna=False))) / len(table),
-        table=table,
+        frame=table,
     )
 
 

@@ -7,21 +7,37 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.values import Value
 from mechsafety.core.verdict import Judge, Label, Response
-from mechsafety.generation.completions import Completion, Completions
+from mechsafety.generation.answered import Completion, Completions
 from mechsafety.judges.cache import VerdictCache
 from mechsafety.judges.registry import ModelSource, judge_responses
 from mechsafety.statistics import refusal_rates as rates_of
 
 
-@dataclass(frozen=True, kw_only=True)
-class Verdicts:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Verdicts(Value):
     """Verdicts of several judges on the same responses, one row an id and judge."""
 
-    table: pd.DataFrame
+    frame: pd.DataFrame
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per response and judge: id, label (the prompt's), judge, verdict, tags."""
+        return self.frame.copy()
+
+    def describe(self) -> str:
+        lines = [
+            f"{judge}: {', '.join(f'{n} {label}' for label, n in rows['verdict'].value_counts().items())}"
+            for judge, rows in self.frame.groupby("judge", sort=False)
+        ]
+        more = [f"and {len(lines) - 2} more judges"] if len(lines) > 3 else []
+        return "\n".join(
+            [f"Verdicts on {self.frame['id'].nunique()} responses", *lines[: 1 if more else 2], *more]
+        )
 
     def _repr_html_(self) -> str:
-        counts = self.table.groupby(["judge", "label", "verdict"], sort=False).size().unstack(fill_value=0)
+        counts = self.frame.groupby(["judge", "label", "verdict"], sort=False).size().unstack(fill_value=0)
         return counts.to_html(border=0)
 
 
@@ -44,7 +60,24 @@ def judge(
         {"id": v.id, "label": labels[v.id], "judge": v.judge, "verdict": v.label, "tags": " ".join(v.tags)}
         for v in verdicts
     ]
-    return Verdicts(table=pd.DataFrame(rows, columns=["id", "label", "judge", "verdict", "tags"]))
+    return Verdicts(frame=pd.DataFrame(rows, columns=["id", "label", "judge", "verdict", "tags"]))
+
+
+def compared(one: Completions, other: Completions, judges: Sequence[str | Judge]) -> pd.DataFrame:
+    """See :meth:`Completions.compare`."""
+    first, second = {c.id: c for c in one}, {c.id: c for c in other}
+    if first.keys() != second.keys():
+        missing = sorted(first.keys() ^ second.keys())
+        raise MechsafetyError(
+            f"{len(missing)} prompts are answered in one of the two alone, {missing[0]!r} for example: compare answers "
+            "to the same prompts"
+        )
+    rows = [(c.id, c.label, c.prompt, c.text, second[c.id].text) for c in one]
+    table = pd.DataFrame(rows, columns=pd.Index(("id", "label", "prompt", "response", "other")))
+    for found, ending in ((one, ""), (other, "_other")):
+        verdicts = judge(found, judges).to_frame().pivot_table("verdict", "id", "judge", "first", sort=False)
+        table = table.join(verdicts.add_suffix(ending), on="id")
+    return table
 
 
 def judged_as(completions: Sequence[Completion], label: Label) -> set[str]:
@@ -55,7 +88,9 @@ def judged_as(completions: Sequence[Completion], label: Label) -> set[str]:
 
 def verdict_table(arms: Mapping[str, Verdicts], *, system: str = "model") -> pd.DataFrame:
     """Verdicts by arm (``original``, ``edited``) as the one table that :mod:`mechsafety.statistics` reads."""
-    return pd.concat([v.table.assign(system=system, arm=arm) for arm, v in arms.items()], ignore_index=True)
+    return pd.concat(
+        [v.to_frame().assign(system=system, arm=arm) for arm, v in arms.items()], ignore_index=True
+    )
 
 
 def refusal_rates(verdicts: Verdicts | Mapping[str, Verdicts], *, system: str = "model") -> pd.DataFrame:

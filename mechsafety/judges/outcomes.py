@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, NotRequired, TypedDict, Unpack
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.verdict import Judge, Label, Response
 from mechsafety.edits.interventions import Edit
-from mechsafety.generation.completions import Completion, Completions, generate
+from mechsafety.generation.answered import Completion, Completions
+from mechsafety.generation.completions import generate
 from mechsafety.judges.registry import (
     judge_responses,
     load_judge,

@@ -14,7 +14,7 @@ import torch
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.progress import bar
 from mechsafety.edits.interventions import Edit
-from mechsafety.generation.completions import conversations
+from mechsafety.generation.answered import conversations
 from mechsafety.generation.continuations import Request, continuations
 from mechsafety.generation.scoring import DEFAULT_BATCH, option_log_probs
 from mechsafety.judges.normalise import normalise

@@ -1,0 +1,5 @@
+"""The synthetic world: its language, its networks, and what is trained and measured in it."""
+
+from mechsafety.core.lazy import public_names
+
+__getattr__, __dir__, __all__ = public_names(__name__, __file__)

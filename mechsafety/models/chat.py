@@ -302,6 +302,23 @@ def post_instruction_positions(model: TransformerBridge) -> tuple[int, ...]:
     return tuple(range(-n, 0))
 
 
+POSITION_NAMES = ("last", "post_instruction")
+
+
+def named_positions(model: TransformerBridge, positions: Sequence[int] | str) -> tuple[int, ...]:
+    """Positions as offsets from the end of a rendered prompt; ``last`` and ``post_instruction`` are names of some.
+
+    Raises :class:`MechsafetyError` for another name.
+    """
+    if not isinstance(positions, str):
+        return tuple(positions)
+    if positions not in POSITION_NAMES:
+        raise MechsafetyError(
+            f"position {positions!r} is not one of {', '.join(POSITION_NAMES)}, nor an offset from the end (-1)"
+        )
+    return (-1,) if positions == "last" else post_instruction_positions(model)
+
+
 def plan_batches(lengths: Sequence[int], *, batch_size: int) -> list[list[int]]:
     """Row numbers in batches of like length, longest first (so that memory runs out at once or never)."""
     order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))

@@ -19,6 +19,7 @@ from mechsafety.models.placing import Copies
 from mechsafety.models.sites import hook_points
 
 if TYPE_CHECKING:
+    import pandas as pd
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import PreTrainedModel
 
@@ -45,7 +46,7 @@ class Target:
 _UNCOUNTED = 4096
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class Coverage:
     """The receipt: how often each hook fired, and how many token positions it changed."""
 
@@ -79,6 +80,25 @@ class Coverage:
             self._changed[hook] += read[id(size)]
         self._uncounted.clear()
         return self._changed
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per hook: hook, fired (passes), positions (changed in all of them)."""
+        import pandas as pd
+
+        rows = [(hook, fired, self.changed[hook]) for hook, fired in self.fired.items()]
+        return pd.DataFrame(rows, columns=["hook", "fired", "positions"])
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Coverage):
+            return NotImplemented
+        return (self.fired, self.changed, self.past_hooks) == (other.fired, other.changed, other.past_hooks)
+
+    def __repr__(self) -> str:
+        found = self.summary()
+        return f"Coverage({found['hooks']} hooks, fired {found['fired']} times, {found['positions']} positions each)"
+
+    def _repr_html_(self) -> str:
+        return self.to_frame().to_html(index=False, border=0, max_rows=12)
 
     def require_complete(self) -> None:
         """Raise if any hook never fired: an edit that touched nothing is an error."""

@@ -135,16 +135,24 @@ def rendered_blocks(blocks: Sequence[Block]) -> list[dict[str, Any]]:
             "name": block.name,
             "title": block.title,
             "text": block.text,
-            "figures": [fragment(figure) for figure in block.figures],
+            "figures": [
+                fragment(figure, f"{place}-{block.name}-{number}")
+                for number, figure in enumerate(block.figures)
+            ],
             "rows": rounded(block.table) if block.table is not None else [],
         }
-        for block in blocks
+        for place, block in enumerate(blocks)
     ]
 
 
-def fragment(figure: go.Figure) -> str:
-    """A figure as HTML for a page that holds the script."""
-    return figure.to_html(full_html=False, include_plotlyjs=False, config={"displaylogo": False})
+def fragment(figure: go.Figure, name: str) -> str:
+    """A figure as HTML for a page that holds the script, under a name that no other figure of the page has.
+
+    The name stands in place of plotly's random one, so that the same run gives the same page, byte for byte.
+    """
+    return figure.to_html(
+        full_html=False, include_plotlyjs=False, config={"displaylogo": False}, div_id=f"figure-{name}"
+    )
 
 
 def plotly_script() -> str:
@@ -191,7 +199,7 @@ def write_figures(figures: Mapping[str, go.Figure], folder: str | Path, *, form:
     for name, figure in figures.items():
         path = folder / f"{name}.{form}"
         if form == "html":
-            figure.write_html(path, include_plotlyjs="directory", full_html=True)
+            figure.write_html(path, include_plotlyjs="directory", full_html=True, div_id=f"figure-{name}")
         else:
             figure.write_image(path, scale=2 if form == "png" else 1)
         written.append(path)

@@ -1,1 +1,8 @@
-"""The style of every figure, its titles, and panels that several experiments share."""
+"""Figures of every experiment, as functions of its tables; style, titles and panels that they share.
+
+Public names stand in ``__init__.pyi``.
+"""
+
+from mechsafety.core.lazy import public_names
+
+__getattr__, __dir__, __all__ = public_names(__name__, __file__)

@@ -10,15 +10,19 @@ import random
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from html import escape
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.places import data_folder
+from mechsafety.core.values import short
 from mechsafety.prompts.files import SUFFIXES, cell_text, read_rows
 from mechsafety.prompts.messages import Turns, as_messages, read_turns, turns_text
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 PromptLabel = Literal["harmful", "harmless"]
 Split = Literal["fit", "validation", "report"]
@@ -32,7 +36,7 @@ _SENTENCE_MARKS = re.compile(r"[.,;:!?…'\"“”‘’«»¿¡()]+")
 TEXT_COLUMNS = ("text", "prompt", "question", "instruction", "goal", "behavior")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Prompt:
     """One request. ``label`` marks whether a safe model should decline it.
 
@@ -56,6 +60,13 @@ class Prompt:
         object.__setattr__(self, "messages", turns if len(turns) > 1 else ())
         if self.messages:
             object.__setattr__(self, "text", self.messages[-1][1])
+
+    def __repr__(self) -> str:
+        turns = f", {len(self.messages)} turns" if self.messages else ""
+        return f"Prompt({self.id!r}, {self.label}, {self.split}{turns}: {short(self.text, 200)})"
+
+    def _repr_html_(self) -> str:
+        return f"<b>{escape(self.id)}</b> ({self.label}, {self.split})<p>{escape(self.text)}</p>"
 
     @property
     def asked(self) -> str | list[dict[str, str]]:
@@ -84,7 +95,7 @@ class Prompt:
         return "\x1e".join(f"{role}\x1f{folded(content)}" for role, content in self.messages)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PromptSet(Sequence[Prompt]):
     """An ordered set of prompts: unique ids, no empty text, no text in two splits or under two labels.
 
@@ -170,17 +181,22 @@ class PromptSet(Sequence[Prompt]):
             digest.update("\x1f".join(fields).encode() + b"\x1e")
         return digest.hexdigest()
 
-    def to_rows(self) -> list[dict[str, Any]]:
-        """A row a prompt, as :func:`load_prompts` reads them; ``messages`` only where some are conversations."""
+    def to_frame(self) -> pd.DataFrame:
+        """One row per prompt, as :func:`load_prompts` reads them; ``messages`` only where some are conversations."""
+        import pandas as pd
+
+        names = [one.name for one in fields(Prompt) if one.name != "messages"]
+        table = pd.DataFrame([[getattr(p, name) for name in names] for p in self.prompts], columns=names)
         several = any(p.messages for p in self.prompts)
-        return [
-            {
-                name: as_messages(value) if name == "messages" else value
-                for name, value in vars(p).items()
-                if several or name != "messages"
-            }
-            for p in self.prompts
+        return table.assign(messages=[as_messages(p.messages) for p in self.prompts]) if several else table
+
+    def __repr__(self) -> str:
+        counts = [
+            f"{len(part)} {split} ({', '.join(f'{len(part.where(label=one))} {one}' for one in LABELS)})"
+            for split in SPLITS
+            if len(part := self.where(split=split))
         ]
+        return f"PromptSet({self.name!r}: {len(self)} prompts; {'; '.join(counts) or 'none'})"
 
     def _repr_html_(self) -> str:
         counts = "".join(

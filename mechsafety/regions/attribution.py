@@ -46,7 +46,7 @@ CHECKPOINT_SHARE = 0.05
 _DISK = 5e8  # bytes per second: what the first checkpoint, whose cost is not known yet, is reckoned with
 
 
-def attribute(
+def score_weights(
     model: TransformerBridge,
     examples: Sequence[Example],
     *,

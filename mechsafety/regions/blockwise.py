@@ -24,7 +24,7 @@ from mechsafety.models.chat import device_of, pad_token, plan_batches
 from mechsafety.models.forward import evaluating
 from mechsafety.models.handles import attached
 from mechsafety.models.loading import architecture
-from mechsafety.regions.attribution import DEFAULT_BATCH, attribute
+from mechsafety.regions.attribution import DEFAULT_BATCH, score_weights
 from mechsafety.regions.maps import LinearMap, block_module, linear_maps, routed_to, running_body
 from mechsafety.regions.pruning import (
     Group,
@@ -58,7 +58,7 @@ def prune_blockwise(
     """The ``percent`` of weights with the lowest scores, block by block: Wanda's and SNIP's own procedure.
 
     ``model`` is as before afterwards. Raises as :func:`mechsafety.regions.pruning.prune` and
-    :func:`mechsafety.regions.attribution.attribute` do.
+    :func:`mechsafety.regions.attribution.score_weights` do.
     """
     require_percent("percent", percent)
     return _blockwise(
@@ -89,7 +89,7 @@ def set_difference_blockwise(
     """The set difference S(p, q) block by block: both scores are measured with the earlier blocks' taken out.
 
     ``model`` is as before afterwards. Raises as :func:`mechsafety.regions.pruning.set_difference` and
-    :func:`mechsafety.regions.attribution.attribute` do.
+    :func:`mechsafety.regions.attribution.score_weights` do.
     """
     require_percent("p", p)
     require_percent("q", q)
@@ -146,7 +146,7 @@ def _rerun(
     """For each block the scores of every map as the model is when the block's turn comes."""
     for _ in range(model.cfg.n_layers):
         yield [
-            attribute(model, examples, loss=loss, positions=positions, batch_size=batch_size)
+            score_weights(model, examples, loss=loss, positions=positions, batch_size=batch_size)
             for examples in sets
         ]
 

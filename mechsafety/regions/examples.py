@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal, get_args
 
 from mechsafety.core.errors import MechsafetyError
+from mechsafety.generation.answered import Completion
 from mechsafety.generation.answers import Example
-from mechsafety.generation.completions import DEFAULT_BATCH, Completion, generate
+from mechsafety.generation.completions import DEFAULT_BATCH, generate
 from mechsafety.models.thought_reading import require_no_thoughts
 from mechsafety.prompts.prompt_set import Prompt, PromptLabel
 

@@ -1,4 +1,4 @@
-"""A low-rank removal as a LoRA adapter that peft and ``load_model("BASE+FOLDER")`` read."""
+"""A low-rank removal or edit as a LoRA adapter that peft and ``load_model("BASE+FOLDER")`` read."""
 
 from __future__ import annotations
 
@@ -10,25 +10,35 @@ from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from mechsafety.core.errors import MechsafetyError, first_lines
+from mechsafety.edits.interventions import Edit, Orthogonalise, layers_of
+from mechsafety.edits.weights import probe
+from mechsafety.edits.writing_maps import writings_of
 from mechsafety.models.loading import generation_twin, load_record, model_name
 from mechsafety.regions.maps import LinearMap, linear_maps
 from mechsafety.regions.removal import LowRank, Pruning, Removal, require_made_for
+from mechsafety.runs.folder import RunFolder
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 
-def export_lora(model: TransformerBridge, removal: Removal, folder: Path | str) -> Path:
-    """Write ``removal`` as an adapter in a new or empty ``folder``: W + (-B) A for every map it changes.
+def export_lora(model: TransformerBridge, removal: Removal | Edit, folder: Path | str) -> Path:
+    """Write a removal or an edit as an adapter in a new or empty ``folder``: W + (-B) A for every map it changes.
 
     A module's rank is that of its map, with alpha equal to it, so that nothing is scaled; a joint module (query, key
     and value in one) gets the ranks of its parts together, each writing to its own rows. Factors are float32: in
     float32 the reloaded model has the logits that :func:`removed` gives, in bfloat16 it
     may round a weight to the neighbouring number. Distributing such an adapter distributes the removal.
 
-    Raises :class:`MechsafetyError` for a pruning, which has no low rank, a removal made for other maps, a model that
-    ``load_model`` did not load, and a folder that holds something.
+    An edit takes k directions from what attention and MLP write, W - alpha B^T (B W): :class:`Orthogonalise` with the
+    writers ``attn_out`` and ``mlp_out``. The embedding is no module that an adapter could change with a tied head left
+    as it is; :func:`save_model` writes edits of it.
+
+    Raises :class:`MechsafetyError` for a pruning, which has no low rank, an edit with no such form, a removal made for
+    other maps, a model that ``load_model`` did not load, and a folder that holds something.
     """
+    if not isinstance(removal, Pruning | LowRank):
+        removal = _of_edit(model, removal)
     if isinstance(removal, Pruning):
         raise MechsafetyError(
             f"{removal.label}: a pruning has no low rank, so that no LoRA adapter can hold it; save_removal keeps it"
@@ -56,6 +66,29 @@ def export_lora(model: TransformerBridge, removal: Removal, folder: Path | str) 
     except OSError as error:
         raise MechsafetyError(f"cannot write adapter {str(folder)!r}: {first_lines(error)}") from None
     return folder
+
+
+def _of_edit(model: TransformerBridge, edit: Edit) -> LowRank:
+    """What ``edit`` takes from the maps that write to the stream, as a removal."""
+    if not isinstance(edit, Orthogonalise) or edit.norm_preserving or "embed" in edit.writers:
+        raise MechsafetyError(
+            f"{edit.describe()} has no form as a LoRA adapter: Orthogonalise(direction, writers=('attn_out', "
+            "'mlp_out')) has one, and save_model() writes any edit that has a weight form"
+        )
+    maps = {id(m.places[0].parameter): m for m in linear_maps(model) if m.expert is None}
+    factors = {}
+    layers = layers_of(edit.layers, model.cfg.n_layers)
+    for writing in writings_of(model, layers, edit.writers, lambda: probe(model)):
+        found = maps.get(id(getattr(writing.module, "weight", None)))
+        if found is None or getattr(writing.module, "bias", None) is not None:
+            raise MechsafetyError(
+                f"what writes at {writing.hook} is no linear map without bias, and an adapter changes no bias: "
+                "save_model() writes the edit"
+            )
+        taken = edit.basis @ found.weight().detach().float().cpu()
+        factors[found.name] = ((edit.alpha * edit.basis.T).contiguous(), taken)
+    shapes = {m.name: (m.d_out, m.d_in) for m in linear_maps(model)}
+    return LowRank(label=edit.describe(), factors=factors, shapes=shapes)
 
 
 def _by_module(maps: list[LinearMap], removal: LowRank) -> list[list[LinearMap]]:
@@ -113,7 +146,9 @@ def _write(
     for path, (_, b, a) in adapted.items():
         tensors[f"base_model.model.{path}.lora_A.weight"] = a
         tensors[f"base_model.model.{path}.lora_B.weight"] = b
-    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    RunFolder(folder).save(
+        "adapter_model.safetensors", lambda path: save_file(tensors, path, metadata={"format": "pt"})
+    )
 
 
 def _new_folder(folder: Path) -> Path:

@@ -27,7 +27,7 @@ DEFAULT_TOKENS = 512
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryPlan:
-    """Bytes that :func:`attribute` holds at once on the model's device.
+    """Bytes that :func:`score_weights` holds at once on the model's device.
 
     ``weights`` are all of the model's, ``scores`` one float32 number for each weight of the linear maps, ``grams``
     one float32 matrix a site; these are exact. ``batch`` is an estimate of what a batch of ``batch_size`` examples

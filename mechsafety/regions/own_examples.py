@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 
-def own_examples(
+def examples_from_model(
     model: TransformerBridge,
     prompts: Sequence[Prompt],
     *,

@@ -60,7 +60,7 @@ class Attribution:
 
     @classmethod
     def open(cls, path: str | Path) -> Attribution:
-        """The scores that :func:`attribute` stored; a map is read when it is asked for.
+        """The scores that :func:`score_weights` stored; a map is read when it is asked for.
 
         Raises :class:`MechsafetyError` for a missing or damaged file, one of another kind or format, and an
         unfinished one.

@@ -12,7 +12,8 @@ from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.names import ATTACKS, Attack
 from mechsafety.core.verdict import Judge
 from mechsafety.edits.interventions import Edit
-from mechsafety.generation.completions import Completions, generate
+from mechsafety.generation.answered import Completions
+from mechsafety.generation.completions import generate
 from mechsafety.judges.outcomes import Keep, judgements
 from mechsafety.prompts.prompt_set import Prompt
 from mechsafety.robustness.attempts import Attempts

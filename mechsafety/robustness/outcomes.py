@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import TYPE_CHECKING
 
+from mechsafety.core.values import Value
 from mechsafety.core.verdict import Judge, Label
 from mechsafety.edits.interventions import Edit
 from mechsafety.generation.completions import DEFAULT_BATCH
@@ -21,6 +22,7 @@ from mechsafety.prompts.prompt_set import LABELS, Prompt
 from mechsafety.statistics.rates import Interval
 
 if TYPE_CHECKING:
+    import pandas as pd
     from transformer_lens.model_bridge import TransformerBridge
 
 _SHARES = {
@@ -37,8 +39,8 @@ OUTCOME_COLUMNS: tuple[str, ...] = tuple(
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Outcomes:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Outcomes(Value):
     """Verdicts on the answers to harmful and to harmless requests, with intervals and denominators.
 
     Answers that the judge could not read are in no share; they are ``unparsed`` in the tally. ``verdicts`` has the
@@ -48,6 +50,16 @@ class Outcomes:
     harmful: Tally
     harmless: Tally
     verdicts: Mapping[str, Label] = field(default_factory=dict, repr=False)
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row with the columns :data:`OUTCOME_COLUMNS`."""
+        import pandas as pd
+
+        return pd.DataFrame([self.row()])
+
+    def describe(self) -> str:
+        parts = [f"{label}: refused {interval_text(getattr(self, label).refused)}" for label in _SHARES]
+        return f"Outcomes({'; '.join(parts)})"
 
     def row(self) -> dict[str, int | float]:
         """The columns :data:`OUTCOME_COLUMNS`; shares of nothing are NaN."""
@@ -75,7 +87,7 @@ def interval_text(interval: Interval) -> str:
     )
 
 
-def outcomes(
+def measure_outcomes(
     model: TransformerBridge,
     prompts: Sequence[Prompt],
     *,

@@ -23,8 +23,9 @@ from mechsafety.core.errors import MechsafetyError, needs
 from mechsafety.core.progress import Progress, track
 from mechsafety.core.verdict import Judge
 from mechsafety.edits.interventions import Edit
+from mechsafety.generation.answered import Completions
 from mechsafety.generation.bodies import body_under
-from mechsafety.generation.completions import DEFAULT_BATCH, Completions, generate
+from mechsafety.generation.completions import DEFAULT_BATCH, generate
 from mechsafety.judges.outcomes import Keep, judgements
 from mechsafety.models.chat import own_tokenizer, render_turn, tokenize_text
 from mechsafety.models.loading import is_hooked_transformer

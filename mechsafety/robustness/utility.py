@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.progress import bar
+from mechsafety.core.values import Value
 from mechsafety.edits.interventions import Edit
 from mechsafety.generation.bodies import body_under
 from mechsafety.models.chat import TokenBatch, batches, tokenize_prompts
@@ -24,6 +25,7 @@ from mechsafety.statistics.rates import Interval
 from mechsafety.statistics.resampling import Estimate
 
 if TYPE_CHECKING:
+    import pandas as pd
     from transformer_lens.model_bridge import TransformerBridge
 
 PASSAGE_BATCH = 8
@@ -47,8 +49,8 @@ class BaseDistributions:
     log_probs: tuple[Float[Tensor, "_ vocabulary"], ...]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Utility:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Utility(Value):
     """``perplexity`` and ``kl`` have bootstrap intervals over passages, ``accuracy`` has Wilson's over questions.
 
     None is what was not measured. ``perplexity.n`` counts predicted tokens, ``kl.n`` token positions.
@@ -57,6 +59,18 @@ class Utility:
     perplexity: Estimate | None = None
     kl: Estimate | None = None
     accuracy: Interval | None = None
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row with the columns :data:`UTILITY_COLUMNS`."""
+        import pandas as pd
+
+        return pd.DataFrame([self.row()])
+
+    def describe(self) -> str:
+        shown = {
+            name: value for name in ("perplexity", "kl", "accuracy") if (value := self.row()[name]) == value
+        }
+        return f"Utility({', '.join(f'{name} {value:.4g}' for name, value in shown.items()) or 'nothing measured'})"
 
     def row(self) -> dict[str, int | float]:
         """The columns :data:`UTILITY_COLUMNS`; NaN for what was not measured."""
@@ -70,7 +84,7 @@ class Utility:
         return row | {"accuracy_n": self.accuracy.n if self.accuracy is not None else 0}
 
 
-def utility(
+def measure_utility(
     model: TransformerBridge,
     *,
     passages: Sequence[Passage] = (),

@@ -16,7 +16,8 @@ import math
 import os
 import platform
 import re
-import tempfile
+import stat
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
@@ -385,16 +386,18 @@ def _safe(name: str) -> str:
 
 def _atomically(target: Path, save: Callable[[Path], object]) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, scratch = tempfile.mkstemp(dir=target.parent, prefix=_SCRATCH, suffix=target.suffix)
-    os.close(descriptor)
+    scratch = target.parent / f"{_SCRATCH}{uuid.uuid4().hex}{target.suffix}"
+    # Made first, so that it has the mode that the user's umask gives; safetensors makes its files 0600.
+    os.close(os.open(scratch, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    mode = stat.S_IMODE(scratch.stat().st_mode)
     try:
-        save(Path(scratch))
-        with Path(scratch).open("rb") as stream:
+        save(scratch)
+        with scratch.open("rb") as stream:
             os.fsync(stream.fileno())
-        Path(scratch).chmod(0o644)
-        Path(scratch).replace(target)
+        scratch.chmod(mode)
+        scratch.replace(target)
     except BaseException:
-        Path(scratch).unlink(missing_ok=True)
+        scratch.unlink(missing_ok=True)
         raise
 
 

@@ -3,6 +3,6 @@
 Missing is NaN, never 0: every rate carries its denominator and what could not be read.
 """
 
-import lazy_loader
+from mechsafety.core.lazy import public_names
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = public_names(__name__, __file__)

@@ -34,7 +34,7 @@ from mechsafety.models.forward import NO_PREFIX, Prefix, forward, run_prefix
 from mechsafety.models.hooking import hooked, observed, plain_module_path, plain_twin_at, residual_hooks
 from mechsafety.models.placing import Copies
 from mechsafety.models.prefixes import all_last_logits, common_prefix
-from mechsafety.sweeps.measures import AnswerMeasure, RefusalMeasure, TokenMeasure
+from mechsafety.sweeps.measures import AnswerMeasure, OwnMeasure, RefusalMeasure, TokenMeasure
 from mechsafety.sweeps.refusal_scores import DivergenceFrom, kl_divergence, log_odds, token_probabilities
 
 if TYPE_CHECKING:
@@ -160,6 +160,10 @@ class BatchedScorer:
         self.body: Any = twin
         self.device = device_of(model)
         self.n_layers = model.cfg.n_layers
+        if isinstance(prompts.measure, OwnMeasure):
+            raise MechsafetyError(
+                "a score of one's own has no batched form: score its candidates one at a time"
+            )
         sequences = prompts.harmful + prompts.harmless
         answers = prompts.measure.answers if isinstance(prompts.measure, AnswerMeasure) else []
         longest = max(map(len, answers), default=0)
@@ -182,6 +186,7 @@ class BatchedScorer:
         a = range(self.n_harmful) if harmful is None else harmful
         b = range(len(self.prompts.harmless)) if harmless is None else harmless
         measure = self.prompts.measure
+        assert not isinstance(measure, OwnMeasure)
         by_layer = {
             layer: [place for place, c in enumerate(candidates) if c.layer == layer]
             for layer in sorted({c.layer for c in candidates if c.layer < self.n_layers})

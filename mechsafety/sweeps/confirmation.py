@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from mechsafety.core.progress import bar
 from mechsafety.directions.direction import Direction, Directions
 from mechsafety.edits.interventions import Ablate, Edit, digest
-from mechsafety.generation.completions import DEFAULT_BATCH, Completion, generate
+from mechsafety.generation.answered import Completion
+from mechsafety.generation.completions import DEFAULT_BATCH, generate
 from mechsafety.generation.side_by_side import generate_under_each
 from mechsafety.judges.outcomes import Tally, labels_of
 from mechsafety.models.chat_settings import chat_bound
@@ -63,7 +64,7 @@ def confirm(
 
     Raises :class:`MechsafetyError` for one class only or no prompts.
 
-    Example: ``confirm(model, swept.table, directions, prompts.validation.sample(32, seed=0))``.
+    Example: ``confirm(model, swept.to_frame(), directions, prompts.validation.sample(32, seed=0))``.
     """
     require_classes(prompts, "confirm candidates")
     places = shortlist(table, n_layers=model.cfg.n_layers, size=candidates)

@@ -17,10 +17,9 @@ KL_TICKS = [0.01, 0.03, 0.1, 0.3, 1, 3, 10]
 
 @runtime_checkable
 class SweepLike(Protocol):
-    """What :func:`layer_sweep` draws: ``sweeps.Sweep``, or anything with its table and base scores."""
+    """What :func:`layer_sweep` draws: ``sweeps.Sweep``, or anything with its frame and base scores."""
 
-    @property
-    def table(self) -> pd.DataFrame: ...
+    def to_frame(self) -> pd.DataFrame: ...
 
     @property
     def model_name(self) -> str: ...
@@ -35,14 +34,19 @@ class SweepLike(Protocol):
     def selected_layer(self) -> int | None: ...
 
 
-def layer_sweep(sweep: SweepLike) -> go.Figure:
-    """Separation, bypass and induce, and KL by layer; dashed where a layer is selected, at the position selected."""
+def layer_sweep(sweep: SweepLike, *, position: int | None = None) -> go.Figure:
+    """Separation, bypass and induce, and KL by layer; dashed where a layer is selected, at the position selected.
+
+    ``position`` draws another one boldly, which the dashed line is then left out of.
+    """
+    chosen = getattr(sweep, "selected_position", None)
+    here = position is None or chosen is None or position == chosen
     return layer_sweep_table(
-        sweep.table,
+        sweep.to_frame(),
         name=sweep.model_name,
-        selected=sweep.selected_layer,
+        selected=sweep.selected_layer if here else None,
         base=(sweep.base_harmful, sweep.base_harmless),
-        position=getattr(sweep, "selected_position", None),
+        position=chosen if position is None else position,
     )
 
 
@@ -140,7 +144,7 @@ def named_layer_sweep(
         f"{shown}: scores of directions by layer",
         f"Validation prompts. {_selected_text(rows, selected)}"
         + (
-            f" Bold: position {int(rows['position'].iloc[0])}; faint: the other positions."
+            f" Bold: position {int(rows['position'].iloc[0])}; faint: {_places(others)}."
             if len(others)
             else ""
         )
@@ -148,6 +152,11 @@ def named_layer_sweep(
         width=860,
         height=680,
     )
+
+
+def _places(others: pd.DataFrame) -> str:
+    places = sorted(set(others["position"]))
+    return f"position{'s' if len(places) > 1 else ''} {', '.join(map(str, places))}"
 
 
 def _dropped(rows: pd.DataFrame) -> list[bool]:

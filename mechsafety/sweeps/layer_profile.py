@@ -1,10 +1,11 @@
 """By layer, on held-out prompts: separation by the direction, its stability, and the tokens it raises or lowers.
 
-Tables only; the figures of the same names are in ``sweep_figures``.
+Made from cached activations; the picture is in :mod:`mechsafety.sweeps.profile_figure`.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.values import Value
 from mechsafety.directions.activations import ResidualCache
 from mechsafety.directions.direction import Direction, Directions, cosine
 from mechsafety.models import hooked_transformers
@@ -24,9 +26,50 @@ from mechsafety.statistics.mann_whitney import inflation, score_interval
 
 if TYPE_CHECKING:
     import pandas as pd
+    import plotly.graph_objects as go
     from transformer_lens.model_bridge import TransformerBridge
 
 COMPONENTS = 5
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class LayerProfile(Value):
+    """What :func:`profile_layers` measured, by layer."""
+
+    frame: pd.DataFrame
+    position: int
+    selected: int | None
+    model: str
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per layer, with the columns that :func:`profile_layers` names."""
+        return self.frame.copy()
+
+    def plot(self, selected: int | None = None) -> go.Figure:
+        """Length, separation, cosines and explained variance by layer.
+
+        ``selected`` is the layer that the profile was made with, which it is by default.
+        """
+        from mechsafety.plots.style import short_name
+        from mechsafety.sweeps.profile_figure import profile_figure
+
+        chosen = self.selected if selected is None else selected
+        return profile_figure(self.frame, name=short_name(self.model), selected=chosen)
+
+    def describe(self) -> str:
+        known = self.frame.dropna(subset=["auroc"]).sort_values("auroc")
+        best = (
+            "undefined"
+            if known.empty
+            else f"{known['auroc'].iloc[-1]:.2f} at layer {known['layer'].iloc[-1]:.0f}"
+        )
+        return (
+            f"LayerProfile({len(self.frame)} layers of {self.model!r}, position {self.position}; "
+            f"highest AUROC {best})"
+        )
+
+    def _repr_html_(self) -> str:
+        return self.frame.round(3).to_html(index=False, border=0)
 
 
 def profile_layers(
@@ -35,9 +78,9 @@ def profile_layers(
     *,
     position: int = -1,
     selected: int | None = None,
-    seed: int,
+    seed: int = 0,
     resamples: int = 500,
-) -> pd.DataFrame:
+) -> LayerProfile:
     """How the directions of one position do on prompts they were not found on, one row per layer.
 
     Columns: layer; ``norm`` of the direction and ``relative_norm``, its share of the mean length of the stream;
@@ -78,7 +121,9 @@ def profile_layers(
                 **_explained(stream),
             }
         )
-    return pd.DataFrame(rows)
+    return LayerProfile(
+        frame=pd.DataFrame(rows), position=position, selected=selected, model=directions.model
+    )
 
 
 def _check(directions: Directions, held_out: ResidualCache, position: int) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.places import packaged_words
 from mechsafety.edits.interventions import Edit
 from mechsafety.generation.bodies import body_under
@@ -131,7 +132,53 @@ class AnswerMeasure:
         return len(rows_that_fit(model, prompts, new_tokens=longest - 1)) == len(prompts)
 
 
-RefusalMeasure = TokenMeasure | AnswerMeasure
+@dataclass(frozen=True, kw_only=True)
+class OwnMeasure:
+    """A score of one's own: a function of the logits of the first token of the answer, [prompt, vocabulary]."""
+
+    kind: ClassVar[str] = "own"
+    function: Callable[[Tensor], Any]
+
+    def measure(
+        self, model: TransformerBridge, prompts: Sequences, *, edit: Edit | None = None, batch_size: int
+    ) -> Measured:
+        if not prompts:
+            return Measured(scores=torch.empty(0, dtype=torch.float64))
+        with body_under(model, edit) as body:
+            return self.of_logits(all_last_logits(model, body, prompts, batch_size=batch_size))
+
+    def of_logits(self, logits: Float[Tensor, "row vocabulary"]) -> Measured:
+        """Scores in float64. Raises :class:`MechsafetyError` unless there is one number per prompt."""
+        found = torch.as_tensor(self.function(logits)).detach().cpu().double()
+        if found.shape != logits.shape[:1] or bool(found.isnan().any()):
+            got = "NaN" if found.shape == logits.shape[:1] else f"shape {list(found.shape)}"
+            raise MechsafetyError(
+                f"score= gave {got} for logits {list(logits.shape)}: a function of logits [prompt, vocabulary] that "
+                "returns one number per prompt is expected"
+            )
+        return Measured(scores=found)
+
+    def made_from(self) -> dict[str, Any]:
+        return {"function": getattr(self.function, "__name__", type(self.function).__name__)}
+
+
+RefusalMeasure = TokenMeasure | AnswerMeasure | OwnMeasure
+
+
+def own_measure(
+    model: TransformerBridge,
+    prompts: PromptSet,
+    score: Callable[[Tensor], Any],
+    *,
+    refusal_tokens: RefusalTokens | None = None,
+    batch_size: int = 64,
+) -> MeasureChoice:
+    """The measure ``score``, with the first tokens of refusals beside it for the record."""
+    usual: dict[str, Any] = {"refusal_tokens": refusal_tokens, "batch_size": batch_size}
+    known = refusal_measure(model, prompts, written_answers=False, **usual)
+    taken = OwnMeasure(function=score)
+    harmful, harmless = (taken.of_logits(one.logits) for one in known.passes)
+    return replace(known, taken=taken, why="the score was given", harmful=harmful, harmless=harmless)
 
 
 def answer_measure(model: TransformerBridge, own: OwnRefusals | None = None) -> AnswerMeasure | None:
@@ -378,7 +425,8 @@ def measure_lines(facts: Mapping[str, Any]) -> list[str]:
     if measure is None:  # a run from before measures were compared
         return []
     taken = {"tokens": "first tokens", "answers": "written answers"}
-    lines = [f"Refusal scores by {taken[measure['taken']]}: {measure['why']}"]
+    by = taken.get(measure["taken"], "a function of one's own")
+    lines = [f"Refusal scores by {by}: {measure['why']}"]
     for kind, name in taken.items():
         told = measure[kind]
         if told is not None:

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mechsafety.core.values import Value
+
 Place = tuple[int, int]
 """Position and layer."""
 
@@ -32,8 +34,8 @@ class Confirmation:
     margin_high: float
 
 
-@dataclass(frozen=True, kw_only=True)
-class Selection:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Selection(Value):
     """The chosen candidate, the KL bound it met, and how many each filter dropped.
 
     ``removed`` and ``caused`` are shares of the gap between the unedited scores of harmful and harmless prompts; NaN
@@ -74,6 +76,9 @@ class Selection:
             **values
             | {"failed": tuple(stored.get("failed", ())), **({} if confirmed else {"confirmed": None})}
         )
+
+    def describe(self) -> str:
+        return f"Selection({self.explain()})"
 
     def explain(self) -> str:
         """How it was chosen, for the report: one sentence, and one more where its answers were read."""

@@ -9,7 +9,7 @@ projected out everywhere; ``induce`` that of harmless prompts with the direction
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.progress import with_progress
+from mechsafety.core.values import Value
 from mechsafety.directions.activations import residual_stream
 from mechsafety.directions.direction import Direction, Directions
 from mechsafety.models.chat_settings import chat_bound, chat_text
@@ -29,13 +31,13 @@ from mechsafety.prompts.splits import require_classes
 from mechsafety.runs.folder import Journal
 from mechsafety.sweeps.behaviour import rows_as_labelled
 from mechsafety.sweeps.candidates import CandidateScores, Validation, candidates_of
-from mechsafety.sweeps.measures import MeasureChoice, refusal_measure
+from mechsafety.sweeps.measures import MeasureChoice, own_measure, refusal_measure
 from mechsafety.sweeps.racing import Unedited
 from mechsafety.sweeps.ranking import with_shares
 from mechsafety.sweeps.refusal_scores import RefusalTokens
 from mechsafety.sweeps.scoring import AllScores, score_all
 from mechsafety.sweeps.selected import Selection
-from mechsafety.sweeps.selection import select, selection_stability
+from mechsafety.sweeps.selection import nearest, select, selection_stability
 from mechsafety.sweeps.token_sets import TokenScores, TokenStability, token_stability
 
 if TYPE_CHECKING:
@@ -49,8 +51,8 @@ SCORE_COLUMNS = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sweep:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Sweep(Value):
     """The table of scores, and what it was measured against.
 
     ``measure`` is what the scores are about, and why. ``base_harmful`` and ``base_harmless`` are the unedited model's
@@ -59,7 +61,7 @@ class Sweep:
     none. ``token_scores`` hold P of every refusal token, where the scores are about first tokens.
     """
 
-    table: pd.DataFrame
+    frame: pd.DataFrame
     directions: Directions
     measure: MeasureChoice
     base_harmful: float
@@ -74,20 +76,30 @@ class Sweep:
 
     def select(self, *, rule: str = "auto") -> Selection:
         """The selected candidate and what every filter dropped; see :func:`select`."""
-        return select(self.table, n_layers=self.n_layers, rule=rule)
+        return select(self.frame, n_layers=self.n_layers, rule=rule)
 
     def best(self, *, rule: str = "auto") -> Direction:
-        """The selected direction."""
-        chosen = self.select(rule=rule)
+        """The selected direction. Raises :class:`MechsafetyError`, naming what to call next, where none passes."""
+        try:
+            chosen = self.select(rule=rule)
+        except MechsafetyError as error:
+            raise MechsafetyError(
+                f"{error}. What comes nearest: sweep.nearest() names it, sweep.plot() shows every candidate, and "
+                "sweep.directions.at(layer=..., position=...) takes one of your own choice"
+            ) from None
         return self.directions.at(layer=chosen.layer, position=chosen.position)
 
-    def stability(self, *, seed: int, rule: str = "auto", resamples: int = 200) -> pd.DataFrame:
+    def nearest(self) -> Selection:
+        """The candidate that comes nearest where none passes every filter; its ``failed`` names those it misses."""
+        return nearest(self.frame, n_layers=self.n_layers)
+
+    def stability(self, *, seed: int = 0, rule: str = "auto", resamples: int = 200) -> pd.DataFrame:
         """How often the rule picks each candidate by its scores when the prompts are drawn again, with replacement.
 
         Columns position, layer, share; the row with no layer is the share in which nothing passed.
         """
         return selection_stability(
-            self.table,
+            self.frame,
             bypass=torch.stack([s.bypass for s in self.scores]).numpy(),
             induce=torch.stack([s.induce for s in self.scores]).numpy(),
             kl=torch.stack([s.kl for s in self.scores]).numpy(),
@@ -105,7 +117,7 @@ class Sweep:
         """
         if self.token_scores is None:
             return None
-        return token_stability(self.table, self.token_scores, n_layers=self.n_layers, rule=rule, seed=seed)
+        return token_stability(self.frame, self.token_scores, n_layers=self.n_layers, rule=rule, seed=seed)
 
     def facts(self, *, rule: str | None = "auto") -> dict[str, Any]:
         """The scores' entry in a run's manifest: refusal tokens, measure, unedited scores, prompts used.
@@ -148,16 +160,39 @@ class Sweep:
         except MechsafetyError:
             return None
 
-    def plot(self) -> go.Figure:
-        """Scores by layer at the selected position, as a plotly figure; the other positions faintly."""
+    def plot(self, *, position: int | None = None) -> go.Figure:
+        """Scores by layer of every position that was swept: ``position`` boldly, the others faintly.
+
+        By default that of the selected candidate, which is marked where it stands at ``position``; the last one where
+        nothing is selected.
+        """
         from mechsafety.sweeps import figures
 
-        return figures.layer_sweep(self)
+        return figures.layer_sweep(self, position=position)
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per candidate, with the columns of :data:`SCORE_COLUMNS`."""
+        return self.frame.copy()
+
+    def describe(self) -> str:
+        positions = ", ".join(map(str, sorted(self.frame["position"].unique())))
+        chosen = self.selected_layer
+        found = (
+            "none selected"
+            if chosen is None
+            else f"layer {chosen}, position {self.selected_position} selected"
+        )
+        return (
+            f"Sweep({len(self.frame)} candidates of {self.model_name!r}: positions {positions}; {found})\n"
+            f"{self.n_harmful} harmful and {self.n_harmless} harmless prompts, unedited refusal scores "
+            f"{self.base_harmful:.2f} and {self.base_harmless:.2f}"
+        )
 
     def _repr_html_(self) -> str:
-        return self.table.round(3).to_html(index=False, border=0)
+        return self.frame.round(3).to_html(index=False, border=0)
 
 
+@with_progress
 def sweep(
     model: TransformerBridge,
     directions: Directions,
@@ -165,6 +200,7 @@ def sweep(
     *,
     refusal_tokens: RefusalTokens | None = None,
     measure: MeasureChoice | None = None,
+    score: Callable[[Tensor], Any] | None = None,
     layers: Sequence[int] | None = None,
     batch_size: int = 64,
     fast_path: bool = True,
@@ -173,12 +209,15 @@ def sweep(
     racing: bool = False,
     threshold: float | None = None,
     seed: int = 0,
+    progress: bool = True,  # noqa: ARG001 - with_progress reads it
 ) -> Sweep:
     """Score every direction on ``prompts`` (the validation split: harmful and harmless).
 
     Scores are by ``measure``, which :func:`mechsafety.sweeps.measures.refusal_measure` takes on these prompts, here too
     where none is given: of ``refusal_tokens``, or of the first tokens that harmful prompts make likelier, or of written
-    answers where these tell more.
+    answers where these tell more. Or they are what ``score`` makes of the logits [prompt, vocabulary] of the first
+    token of the answer, one number per prompt, higher where the model refuses: ``bypass`` is then its mean over
+    harmful prompts with the direction projected out, ``induce`` that over harmless prompts with it added.
 
     Prompts that the unedited model treats against their label (harmful ones that score no higher, or harmless ones that
     score no lower, than ``threshold``: the middle between the means of the classes by default, 0 in the source) are
@@ -199,7 +238,14 @@ def sweep(
     if truncate_prompts:
         prompts, _ = truncated(model, prompts, new_tokens=0)
     chosen = _checked_layers(layers, directions.n_layers)
-    if measure is None:
+    if score is not None:
+        if measure is not None:
+            raise MechsafetyError(
+                "score= and measure= exclude each other: what is measured is one of the two"
+            )
+        measure = own_measure(model, prompts, score, refusal_tokens=refusal_tokens, batch_size=batch_size)
+        fast_path = False  # its batches hold probabilities of tokens, not logits
+    elif measure is None:
         measure = refusal_measure(model, prompts, refusal_tokens=refusal_tokens, batch_size=batch_size)
     elif measure.prompts_sha256 != prompts.sha256():
         raise MechsafetyError(
@@ -262,7 +308,7 @@ def sweep(
                 }
             )
     return Sweep(
-        table=with_shares(pd.DataFrame(rows))[list(SCORE_COLUMNS)],
+        frame=with_shares(pd.DataFrame(rows))[list(SCORE_COLUMNS)],
         directions=directions,
         measure=measure,
         base_harmful=float(unedited.harmful.mean()),

@@ -14,8 +14,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from mechsafety.core.errors import MechsafetyError
+from mechsafety.generation.answered import Completions
 from mechsafety.generation.answers import Example
-from mechsafety.generation.completions import Completions, generate
+from mechsafety.generation.completions import generate
 from mechsafety.judges.judging import judged_as
 from mechsafety.models.chat import tokenize_piece
 from mechsafety.models.forward import prompt_columns, trying

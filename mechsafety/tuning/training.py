@@ -15,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.progress import bar
+from mechsafety.core.values import Value
 from mechsafety.generation.answers import (
     AnswerBatch,
     Encoded,
@@ -34,6 +35,7 @@ from mechsafety.tuning.objectives import Objective, answer_log_likelihoods, dpo_
 from mechsafety.tuning.rungs import ANSWERS, OBJECTIVE, RUNGS, Rung, rung_examples
 
 if TYPE_CHECKING:
+    import pandas as pd
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import PreTrainedModel
 
@@ -89,8 +91,8 @@ RECIPES: Mapping[Rung, TuningRecipe] = {
 """The recipe of each packaged adapter."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class TuningResult:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class TuningResult(Value):
     """Where the adapter lies, the loss of every step, and what it was trained on.
 
     Losses are nats per answer token, in DPO nats per pair. ``n_harmful`` and ``n_harmless`` count the preferred
@@ -102,6 +104,19 @@ class TuningResult:
     n_harmful: int
     n_harmless: int
     n_dispreferred: int
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per step: step, loss."""
+        import pandas as pd
+
+        return pd.DataFrame({"step": range(len(self.losses)), "loss": self.losses})
+
+    def describe(self) -> str:
+        last = f"last loss {self.losses[-1]:.3f}" if self.losses else "no step"
+        return (
+            f"TuningResult({str(self.folder)!r}: {len(self.losses)} steps, {last}; {self.n_harmful} harmful, "
+            f"{self.n_harmless} harmless, {self.n_dispreferred} dispreferred answers)"
+        )
 
 
 def tune(

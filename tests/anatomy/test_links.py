@@ -26,7 +26,7 @@ from mechsafety.core.verdict import Label, Response, Verdict
 from mechsafety.directions.activations import residual_stream
 from mechsafety.directions.direction import Direction, find_directions
 from mechsafety.edits.interventions import Ablate
-from mechsafety.regions.attribution import attribute
+from mechsafety.regions.attribution import score_weights
 from mechsafety.regions.maps import linear_maps
 from mechsafety.regions.pruning import top_entries
 from tests.anatomy.test_weight_changes import gaussian, with_change
@@ -151,7 +151,7 @@ def test_a_change_planted_in_the_safety_set_is_found_there(tiny: Callable[..., A
 
 def test_sets_of_a_real_attribution(tiny: Callable[..., Any]) -> None:
     base, tuned = tiny("gpt2"), tiny("gpt2", seed=1)
-    changes, scores = weight_changes(base, tuned), attribute(tuned, EXAMPLES)
+    changes, scores = weight_changes(base, tuned), score_weights(tuned, EXAMPLES)
     table = set_links(changes, scores, q=10)
     assert tuple(table.columns) == LINK_COLUMNS
     assert len(table) == 3 * len(changes)

@@ -13,7 +13,8 @@ import torch
 
 from mechsafety.anatomy.outputs import Answers, greedy_answers, map_inputs, with_completions
 from mechsafety.core.errors import MechsafetyError
-from mechsafety.generation.completions import Completion, generate, stop_tokens
+from mechsafety.generation.answered import Completion
+from mechsafety.generation.completions import generate, stop_tokens
 from mechsafety.models.chat import tokenize_prompts
 from mechsafety.models.loading import load_model
 from mechsafety.models.prefixes import shared_prefix

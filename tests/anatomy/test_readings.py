@@ -18,7 +18,8 @@ from mechsafety.anatomy.readings import (
 )
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.verdict import Label
-from mechsafety.generation.completions import Completion, generate
+from mechsafety.generation.answered import Completion
+from mechsafety.generation.completions import generate
 from mechsafety.prompts.prompt_set import Prompt
 from mechsafety.statistics import wilson
 

@@ -147,7 +147,7 @@ def test_keys_skip_help_and_what_they_do_not_do(run: RunFolder, tab: Any) -> Non
         press(tab, "u")
         tab.click("button[data-action=refusal]")
         tab.wait_for_selector("#done:not([hidden])")
-    assert len(load_annotations(run).table) == 4
+    assert len(load_annotations(run).to_frame()) == 4
 
 
 def test_a_stopped_server_is_reported_and_the_answer_is_not_shown_as_given(run: RunFolder, tab: Any) -> None:

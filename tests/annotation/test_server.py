@@ -323,7 +323,7 @@ def test_a_killed_server_has_kept_every_answer(tmp_path: Path) -> None:
             process.wait(timeout=10)
     assert len(set(given)) == 10
     found = load_annotations(run)
-    assert (len(found.table), int(found.progress.loc[0, "left"])) == (10, 2)
+    assert (len(found.to_frame()), int(found.progress.loc[0, "left"])) == (10, 2)
     with closing(sqlite3.connect(run.path / "annotations.sqlite")) as db:
         assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
@@ -344,7 +344,7 @@ def test_two_servers_share_a_store(tmp_path: Path) -> None:
             "Ann",
             "Bea",
         ]
-    assert len(load_annotations(run).table) == 8
+    assert len(load_annotations(run).to_frame()) == 8
 
 
 def test_ctrl_c_ends_with_counts_and_the_next_step(tmp_path: Path) -> None:

@@ -279,7 +279,7 @@ def test_csv_is_read_back_by_the_reader_of_human_labels(tmp_path: Path) -> None:
     store.answer("Bea", now.item, "degenerate")
     (path,) = export_labels(run, tmp_path / "labels.csv")
     found = read_human_labels(path, responses=table)
-    expected = load_annotations(run).table
+    expected = load_annotations(run).to_frame()
     assert list(found.columns) == list(COLUMNS)
     assert len(found) == 13
     pd.testing.assert_frame_equal(found, expected)
@@ -351,7 +351,7 @@ def test_inspect_ai_reads_the_scores(run: RunFolder, store: Store, tmp_path: Pat
         return await scorer(state, Target(""))
 
     found = {f"p{i}": asyncio.run(score(f"p{i}")) for i in range(10)}
-    labels = load_annotations(run).table.query("arm == 'original'").set_index("id")["label"]
+    labels = load_annotations(run).to_frame().query("arm == 'original'").set_index("id")["label"]
     assert {name for name, given in found.items() if given is not None} == set(labels.index)
     for name, label in labels.items():
         assert found[name].answer == label
@@ -367,7 +367,7 @@ def test_load_annotations_shows_the_table_and_who_did_what(run: RunFolder, store
     now = store.enter("Bea")
     store.answer("Bea", now.item, "skip")
     found = load_annotations(str(run.path))
-    assert list(found.table.columns) == list(COLUMNS)
+    assert list(found.to_frame().columns) == list(COLUMNS)
     assert found.progress.set_index("annotator").loc["Ann"].to_dict() == {
         **{"labelled": 6, "refusal": 2, "compliance": 2, "degenerate": 2},
         **{"skipped": 0, "left": 0},
@@ -382,12 +382,12 @@ def test_load_annotations_shows_the_table_and_who_did_what(run: RunFolder, store
     assert "<td>Bea</td>" in shown
     with pytest.raises(AttributeError):
         found.sampled = 3  # type: ignore[misc]
-    assert load_annotations(read_run(run.path)).table.equals(found.table)
+    assert load_annotations(read_run(run.path)).to_frame().equals(found.to_frame())
 
 
 def test_an_empty_store_loads(run: RunFolder, store: Store) -> None:
     found = load_annotations(run)
-    assert found.table.empty
+    assert found.to_frame().empty
     assert found.progress.empty
     assert "0 given" in found._repr_html_()
     with pytest.raises(MechsafetyError, match="is not a run folder"):

@@ -67,7 +67,7 @@ def test_the_command_writes_the_tables_and_goes_on(
     def fail(*_: Any, **__: Any) -> None:
         raise AssertionError("measured again")
 
-    monkeypatch.setattr(attack_runs, "utility", fail)
+    monkeypatch.setattr(attack_runs, "measure_utility", fail)
     (out / "parts" / "attacks" / "vanilla.parquet").unlink()
     again = succeed("robustness", model, *options(prompts, out), "--json")
     assert again["attacks"] == facts["attacks"]

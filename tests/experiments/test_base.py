@@ -63,7 +63,7 @@ class Toy(Experiment[ToyConfig]):
     @classmethod
     def page(cls, result: Result, figures: Mapping[str, go.Figure]) -> Page:
         block = Block(name="lengths", title="Lengths", figures=list(figures.values()))
-        return Page(title="Toy", subtitle="", findings=result.findings(), blocks=[block])
+        return Page(title="Toy", subtitle="", findings=result.findings, blocks=[block])
 
 
 class Silent(Toy):
@@ -99,7 +99,7 @@ def test_a_run_opens_again_as_it_was_left(tmp_path: Path) -> None:
     made = run_experiment(Toy(ToyConfig()), tmp_path / "run")
     again = load_run(str(tmp_path / "run"))
     pd.testing.assert_frame_equal(again.to_frame("lengths"), made.to_frame("lengths"))
-    assert again.findings() == ["2 states"]
+    assert again.findings == ["2 states"]
     with pytest.raises(MechsafetyError, match="has no table 'none': it has lengths"):
         again.to_frame("none")
 

@@ -16,13 +16,8 @@ from mechsafety.edits.interventions import Ablate, Add, Edit, Orthogonalise
 from mechsafety.experiments.generation.config import GenerationConfig
 from mechsafety.experiments.generation.experiment import run_generation
 from mechsafety.generation import completions as generation
-from mechsafety.generation.completions import (
-    Completion,
-    Sampling,
-    generate,
-    generation_plan,
-    overridden_defaults,
-)
+from mechsafety.generation.answered import Completion
+from mechsafety.generation.completions import Sampling, generate, generation_plan, overridden_defaults
 from mechsafety.generation.continuations import Request, continuations
 from mechsafety.models.chat import tokenize_prompts
 from mechsafety.models.loading import generation_twin, load_model

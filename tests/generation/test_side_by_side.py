@@ -14,8 +14,9 @@ from torch import Tensor
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.edits.interventions import Ablate, Add, Edit, Orthogonalise, SideBySide, edited
 from mechsafety.generation import completions
+from mechsafety.generation.answered import Completion
 from mechsafety.generation.bodies import body_under
-from mechsafety.generation.completions import Completion, generate
+from mechsafety.generation.completions import generate
 from mechsafety.generation.resumable import resumable_responses, resumable_under_each
 from mechsafety.generation.side_by_side import generate_under_each
 from mechsafety.models.chat import TokenBatch, pad_left

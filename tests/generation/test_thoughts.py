@@ -21,7 +21,7 @@ from mechsafety.judges.normalise import normalise
 from mechsafety.models.chat import tokenize_prompts
 from mechsafety.models.loading import load_model
 from mechsafety.models.turn_ends import stop_tokens
-from mechsafety.regions.own_examples import own_examples
+from mechsafety.regions.own_examples import examples_from_model
 from mechsafety.runs.folder import open_run
 from mechsafety.tuning.rungs import own_answers
 from tests.chat_forms import save_thinking
@@ -140,7 +140,7 @@ def test_judges_read_the_answer_and_keep_the_thought(folder: Path) -> None:
         assert not (inside and prepared.answer)
         assert c.answer.strip() == prepared.answer
         assert prepared.thought == c.thought
-    table = judge(done, ["rules", "degeneracy"]).table.set_index(["judge", "id"]).verdict
+    table = judge(done, ["rules", "degeneracy"]).to_frame().set_index(["judge", "id"]).verdict
     cut_off = [c.id for c in done if c.n_thought_tokens == c.n_tokens]
     assert cut_off
     assert {table[j, i] for i in cut_off for j in ("rules", "degeneracy")} == {"unparsed"}
@@ -149,7 +149,7 @@ def test_judges_read_the_answer_and_keep_the_thought(folder: Path) -> None:
 def test_what_is_made_of_answers_alone_refuses_a_model_that_is_left_thinking(folder: Path) -> None:
     model = thinking(folder, 12)
     with pytest.raises(MechsafetyError, match="knows no thoughts"):
-        own_examples(model, PROMPTS, kind="utility", n=1, seed=0)
+        examples_from_model(model, PROMPTS, kind="utility", n=1, seed=0)
     with pytest.raises(MechsafetyError, match="knows no thoughts"):
         own_answers(model, PROMPTS, answer_tokens=4, seed=0, label="answers")
 

@@ -335,17 +335,17 @@ def test_evaluate_gives_a_table_with_errors_and_the_edits_hash(
     model, edit = tiny_kept("llama"), Ablate(direction())
     plain = evaluate(model, ["ms_choices", "ms_written"], task_manager=tasks)
     edited = evaluate(model, ["ms_choices", "ms_written"], edit=edit, task_manager=tasks)
-    assert list(plain.table["task"].unique()) == ["ms_choices", "ms_written"]
-    accuracy = plain.table.set_index(["task", "metric"]).loc[("ms_choices", "acc")]
+    assert list(plain.to_frame()["task"].unique()) == ["ms_choices", "ms_written"]
+    accuracy = plain.to_frame().set_index(["task", "metric"]).loc[("ms_choices", "acc")]
     p, n = accuracy["value"], accuracy["n"]
     assert n == len(QUESTIONS)
     assert accuracy["stderr"] == pytest.approx((p * (1 - p) / (n - 1)) ** 0.5)
     assert edited.record["edit_sha256"] == digest(edit)
     assert plain.record["edit_sha256"] is None
-    assert set(edited.table["model"]) == {f"{plain.table['model'][0]}@{digest(edit)[:12]}"}
-    assert not edited.table["value"].equals(plain.table["value"])
+    assert set(edited.to_frame()["model"]) == {f"{plain.to_frame()['model'][0]}@{digest(edit)[:12]}"}
+    assert not edited.to_frame()["value"].equals(plain.to_frame()["value"])
     assert edited.record["tasks"] == {"ms_choices": 1.0, "ms_written": 1.0}
-    assert "/" not in plain.table["model"][0]
+    assert "/" not in plain.to_frame()["model"][0]
 
 
 def test_evaluate_in_the_chat_template_asks_another_question(
@@ -363,9 +363,9 @@ def test_evaluate_in_the_chat_template_asks_another_question(
         bootstrap_iters=10,
     )
     assert theirs is not None
-    found = chat.table.set_index("metric")["value"].to_dict()
+    found = chat.to_frame().set_index("metric")["value"].to_dict()
     assert found == {m: theirs["results"]["ms_choices"][f"{m},none"] for m in ("acc", "acc_norm")}
-    assert set(chat.table["n"]) == {5}
+    assert set(chat.to_frame()["n"]) == {5}
 
 
 def test_a_response_cache_serves_one_model_only(tiny_kept: Callable[..., Any], tmp_path: Path) -> None:
@@ -440,7 +440,7 @@ def test_the_command_writes_a_run_and_refuses_what_is_wrong(
     again = load_run(tmp_path / "run")
     assert list(again.to_frame()["value"]) == list(table["value"])
     assert all(
-        f"{row['value']:.4g}" in line for row, line in zip(facts["results"], again.findings(), strict=True)
+        f"{row['value']:.4g}" in line for row, line in zip(facts["results"], again.findings, strict=True)
     )
     assert [list(trace.x) for trace in again.plot().data] == [[value] for value in table["value"]]
     assert "ms_choices" in (tmp_path / "run" / "report.html").read_text()

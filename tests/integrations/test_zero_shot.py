@@ -18,12 +18,12 @@ from tests.integrations.test_lm_eval import tasks  # noqa: F401 - a fixture
 
 def test_accuracy_is_the_mean_over_tasks(tiny_kept: Callable[..., Any], tasks: Any) -> None:  # noqa: F811
     model = tiny_kept()
-    plain = evaluate(model, ["ms_choices"], num_fewshot=0, task_manager=tasks).table.set_index("metric")
+    plain = evaluate(model, ["ms_choices"], num_fewshot=0, task_manager=tasks).to_frame().set_index("metric")
     found = zero_shot(model, ["ms_choices"], seed=0, task_manager=tasks)
     assert found.accuracy == plain.loc["acc", "value"]
     assert found.stderr == pytest.approx(plain.loc["acc", "stderr"])
-    assert list(found.table["n"]) == [12]
-    assert list(zero_shot(model, ["ms_choices"], limit=5, seed=0, task_manager=tasks).table["n"]) == [5]
+    assert list(found.to_frame()["n"]) == [12]
+    assert list(zero_shot(model, ["ms_choices"], limit=5, seed=0, task_manager=tasks).to_frame()["n"]) == [5]
     assert "mean accuracy" in found._repr_html_()
 
 

@@ -168,7 +168,7 @@ def swept(one: Subject) -> tuple[pd.DataFrame, pd.DataFrame]:
     fast = ms.sweep(one.model, directions, prompts(), batch_size=one.batch_size, **options)
     plain = ms.sweep(one.model, directions, prompts(), batch_size=1, fast_path=False, **options)
     columns = ["auroc", "bypass", "induce", "kl"]
-    return fast.table[columns], plain.table[columns]
+    return fast.to_frame()[columns], plain.to_frame()[columns]
 
 
 def test_sweep_scores(one: Subject) -> None:

@@ -521,7 +521,7 @@ def test_sweep_equals_the_bridges(
     tables = []
     for model in both(architecture, template=template):
         directions = find_directions(residual_stream(model, PROMPTS.fit, positions=(-1, -2)), seed=0)
-        tables.append(sweep(model, directions, PROMPTS.validation, refusal_tokens=refusals).table)
+        tables.append(sweep(model, directions, PROMPTS.validation, refusal_tokens=refusals).to_frame())
     ours, theirs = tables
     assert ours["kl"].max() > 0.01
     for column in ours.columns:

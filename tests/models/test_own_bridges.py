@@ -60,7 +60,7 @@ def everything(model: Any) -> dict[str, Any]:
         "weights": weights,
         "lens": ms.logit_lens(model, found)["logit"].tolist(),
         "sweep": ms.sweep(model, directions, PROMPTS.validation, refusal_tokens=REFUSALS)
-        .table["kl"]
+        .to_frame()["kl"]
         .tolist(),
         "nll": torch.tensor(answer_nll(model, texts, [[7, 8]] * len(texts), edit=edit), dtype=torch.float64),
         "sensitivity": gradient_norms(model, PROMPTS.fit),

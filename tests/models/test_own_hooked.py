@@ -70,7 +70,7 @@ def everything(model: Any) -> dict[str, Any]:
         "weights": weights,
         "lens": ms.logit_lens(model, found)["logit"].tolist(),
         "sweep": ms.sweep(model, directions, PROMPTS.validation, refusal_tokens=REFUSALS)
-        .table["kl"]
+        .to_frame()["kl"]
         .tolist(),
         "answers": [c.tokens for c in ms.generate(model, PROMPTS.fit, edit=edit, max_new_tokens=3, seed=0)],
     }

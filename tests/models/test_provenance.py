@@ -21,7 +21,7 @@ from mechsafety.edits.files import save_edit
 from mechsafety.edits.interventions import Ablate
 from mechsafety.experiments.anatomy.config import AnatomyConfig
 from mechsafety.experiments.anatomy.experiment import run_anatomy
-from mechsafety.experiments.comparison.experiment import compare
+from mechsafety.experiments.comparison.experiment import run_comparison
 from mechsafety.experiments.generation.config import GenerationConfig
 from mechsafety.experiments.generation.experiment import run_generation
 from mechsafety.experiments.ladder.config import LadderConfig
@@ -501,7 +501,9 @@ def anatomy(folder: Path, base: Path, prompts: Path, out: Path, say: Progress) -
 
 
 def comparison(folder: Path, base: Path, prompts: Path, out: Path, say: Progress) -> object:
-    return compare([str(base), str(folder)], load_prompts(prompts), out=out, seed=0, say=say, **LOADING)
+    return run_comparison(
+        [str(base), str(folder)], load_prompts(prompts), out=out, seed=0, say=say, **LOADING
+    )
 
 
 @pytest.mark.parametrize(

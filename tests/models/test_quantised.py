@@ -23,7 +23,7 @@ from mechsafety.edits.interventions import Ablate, Add, baked, edited
 from mechsafety.generation.answers import Example
 from mechsafety.models.loading import generation_twin, load_model
 from mechsafety.models.quantised import packed_modules
-from mechsafety.regions.attribution import attribute
+from mechsafety.regions.attribution import score_weights
 from mechsafety.regions.maps import linear_maps
 from tests.architectures import random_model
 from tests.conftest import save_tokenizer
@@ -146,7 +146,7 @@ def test_what_writes_or_scores_weights_is_refused_by_name(models: tuple[Any, Any
     attempts = {
         "baked": lambda: baked(packed, Ablate(direction(0))).__enter__(),
         "maps": lambda: linear_maps(packed),
-        "scores": lambda: attribute(packed, [example]),
+        "scores": lambda: score_weights(packed, [example]),
     }
     for attempt in attempts.values():
         with pytest.raises(MechsafetyError, match=rf"weights are quantised \({METHOD}\)") as error:

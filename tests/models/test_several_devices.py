@@ -23,7 +23,7 @@ from mechsafety.generation.side_by_side import generate_under_each
 from mechsafety.models.chat import tokenize_prompts
 from mechsafety.models.loading import load_model
 from mechsafety.models.placing import Copies, Placing
-from mechsafety.regions.attribution import attribute
+from mechsafety.regions.attribution import score_weights
 from mechsafety.regions.heads import head_outputs
 from mechsafety.regions.maps import linear_maps
 from mechsafety.sweeps.candidates import BatchedScorer, Validation, candidates_of
@@ -57,7 +57,9 @@ def streams(model: Any) -> Any:
 
 def swept(model: Any) -> Any:
     found = ms.find_directions(ms.residual_stream(model, small_prompts().fit))
-    table = ms.sweep(model, found, small_prompts().validation, refusal_tokens=TOKENS, layers=(1, 3)).table
+    table = ms.sweep(
+        model, found, small_prompts().validation, refusal_tokens=TOKENS, layers=(1, 3)
+    ).to_frame()
     return torch.tensor(table[["bypass", "induce", "kl"]].to_numpy())
 
 
@@ -105,7 +107,7 @@ def scores(model: Any) -> Any:
 
 
 def attribution(model: Any) -> Any:
-    found = attribute(model, EXAMPLES)
+    found = score_weights(model, EXAMPLES)
     return [
         t.cpu() for m in linear_maps(model) for t in (found.snip(m.name), found.wanda(m), found.gram(m.name))
     ]

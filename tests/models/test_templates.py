@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from mechsafety.core.errors import MechsafetyError
-from mechsafety.experiments.comparison.experiment import compare
+from mechsafety.experiments.comparison.experiment import run_comparison
 from mechsafety.experiments.ladder.config import LadderConfig
 from mechsafety.experiments.ladder.experiment import run_ladder
 from mechsafety.experiments.study.config import StudyConfig
@@ -127,7 +127,7 @@ def test_an_answer_ends_before_the_question_that_a_base_model_goes_on_with(base:
 
 
 def _compare(systems: tuple[str, str], prompts: PromptSet, out: Path, template: str) -> Any:
-    return compare(systems, prompts, out=out, template=template, measures=["cka"], resamples=3, **ON)
+    return run_comparison(systems, prompts, out=out, template=template, measures=["cka"], resamples=3, **ON)
 
 
 def _ladder(systems: tuple[str, str], prompts: PromptSet, out: Path, template: str) -> Any:
@@ -154,9 +154,9 @@ def test_what_each_checkpoint_was_given_is_said_by_name(
     systems = (str(base), str(tuned))
     mixed = run(systems, small_prompts(4), tmp_path / "mixed", "own-or-few-shot")
     said = f"{base}: few-shot; {tuned}: the model's own"
-    assert [said in line for line in mixed.findings()].count(True) == 1
+    assert [said in line for line in mixed.findings].count(True) == 1
     assert any(said in line for line in mixed.page().how)
     # The control: where all were given the same, nothing is to be compared with care.
     alike = run(systems, small_prompts(4), tmp_path / "alike", "plain")
-    assert not any("templates" in line for line in alike.findings())
+    assert not any("templates" in line for line in alike.findings)
     assert any(f"{base}: plain; {tuned}: plain" in line for line in alike.page().how)

@@ -56,7 +56,7 @@ def caching(model: Any) -> Tensor:
 
 def sweeping(model: Any) -> Tensor:
     directions = find_directions(residual_stream(model, PROMPTS.fit), seed=0)
-    table = sweep(model, directions, PROMPTS.validation, refusal_tokens=REFUSALS).table
+    table = sweep(model, directions, PROMPTS.validation, refusal_tokens=REFUSALS).to_frame()
     return torch.tensor(table[["norm", "auroc", "bypass", "induce", "kl"]].to_numpy()).nan_to_num()
 
 

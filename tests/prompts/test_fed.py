@@ -12,7 +12,7 @@ import pytest
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.experiments.anatomy.config import AnatomyConfig
 from mechsafety.experiments.anatomy.experiment import run_anatomy
-from mechsafety.experiments.comparison.experiment import compare
+from mechsafety.experiments.comparison.experiment import run_comparison
 from mechsafety.experiments.ladder.config import LadderConfig
 from mechsafety.experiments.ladder.experiment import run_ladder
 from mechsafety.experiments.regions.config import RegionsConfig
@@ -36,7 +36,7 @@ STARTS: dict[str, Start] = {
     "study": lambda a, b, p, out: run_study(
         StudyConfig(systems=(a, b), prompts=p, anchors=p, judges=("rules",), max_new_tokens=4, **ON), out
     ),
-    "compare": lambda a, b, p, out: compare([a, b], load_prompts(p), out=out, seed=0, **ON),
+    "compare": lambda a, b, p, out: run_comparison([a, b], load_prompts(p), out=out, seed=0, **ON),
     "ladder": lambda a, b, p, out: run_ladder(
         LadderConfig(systems=(a, b), prompts=p, counts=(1,), max_new_tokens=4, **ON), out
     ),

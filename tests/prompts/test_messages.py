@@ -14,7 +14,8 @@ import pytest
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.experiments.study.config import StudyConfig
 from mechsafety.experiments.study.experiment import run_study
-from mechsafety.generation.completions import Completions, asked_in, generate
+from mechsafety.generation.answered import Completions, asked_in
+from mechsafety.generation.completions import generate
 from mechsafety.models.chat import tokenize_prompts, window
 from mechsafety.models.loading import load_model, load_reader
 from mechsafety.prompts.fed import fed, truncated
@@ -57,7 +58,7 @@ def written(rows: list[dict[str, Any]], path: Path) -> Path:
 def test_conversations_survive_files(tmp_path: Path, suffix: str) -> None:
     prompts = PromptSet((talk(), talk("u", last=" why? "), Prompt(id="p", text="key", label="harmless")), "x")
     prompts = PromptSet(tuple(replace(p, source="s") for p in prompts), "x")
-    found = load_prompts(written(prompts.to_rows(), tmp_path / f"p{suffix}"))
+    found = load_prompts(written(prompts.to_frame().to_dict("records"), tmp_path / f"p{suffix}"))
     assert found.prompts == prompts.prompts
     assert found.sha256() == prompts.sha256()
     assert found[0].asked == TALK
@@ -167,7 +168,7 @@ def test_a_study_of_conversations(tmp_path: Path) -> None:
     prompts = PromptSet(
         tuple(replace(p, messages=(*before, ("user", p.text))) for p in small_prompts(3)), "talks"
     )
-    path = written(prompts.to_rows(), tmp_path / "p.jsonl")
+    path = written(prompts.to_frame().to_dict("records"), tmp_path / "p.jsonl")
     config = StudyConfig(
         systems=(str(save_tiny(tmp_path / "m")),),
         prompts=str(path),

@@ -246,14 +246,14 @@ TABLES = [s for s in SUFFIXES if s != ".txt"]
 def test_every_format_gives_the_same_prompts(tmp_path: Path, suffix: str) -> None:
     found = load_prompts(write(tmp_path / f"mine{suffix}", ROWS))
     assert found.name == f"mine{suffix}"
-    shown = [{key: row[key] for key in ROWS[0]} for row in found.to_rows()]
+    shown = [{key: row[key] for key in ROWS[0]} for row in found.to_frame().to_dict("records")]
     assert shown == ROWS
     assert {p.source for p in found} == {found.name}
 
 
 @pytest.mark.parametrize("suffix", TABLES)
 def test_written_rows_load_back_equal(default: PromptSet, tmp_path: Path, suffix: str) -> None:
-    again = load_prompts(write(tmp_path / f"default{suffix}", default.to_rows()))
+    again = load_prompts(write(tmp_path / f"default{suffix}", default.to_frame().to_dict("records")))
     assert again.prompts == default.prompts
     assert again.sha256() == default.sha256() != default[1:].sha256()
 
@@ -565,7 +565,7 @@ def test_published_sets_load(hub: Callable[..., list[Any]], name: str) -> None:
     assert asked == [ASKED[name]]
     harmless = name in ("alpaca", "jailbreakbench-benign")
     has_category = name not in ("alpaca", "advbench")
-    assert found.to_rows() == [
+    assert found.to_frame().to_dict("records") == [
         {
             "id": f"{name}-{number:05d}",
             "text": text,

@@ -15,7 +15,7 @@ from mechsafety.core.errors import MechsafetyError
 from mechsafety.generation.answers import Example, encode
 from mechsafety.models.loading import load_model
 from mechsafety.regions import attribution as attribution_module
-from mechsafety.regions.attribution import attribute
+from mechsafety.regions.attribution import score_weights
 from mechsafety.regions.maps import LinearMap, linear_maps, running_body
 from mechsafety.regions.memory_plan import memory_plan, plan_of
 from mechsafety.regions.removal import Pruning, removed
@@ -97,7 +97,7 @@ def test_one_pass_gives_what_autograd_and_raw_activations_give(
     booted: Callable[..., Any], architecture: str, loss: Any, positions: Any, batch: int
 ) -> None:
     model = booted(architecture)
-    found = attribute(model, EXAMPLES, loss=loss, positions=positions, batch_size=batch)
+    found = score_weights(model, EXAMPLES, loss=loss, positions=positions, batch_size=batch)
     snip, inputs = plain(model, loss=loss, positions=positions)
     maps = linear_maps(model)
     assert len(maps) == len(found.shapes) > 0
@@ -114,9 +114,9 @@ def test_one_pass_gives_what_autograd_and_raw_activations_give(
 def test_losses_and_positions_differ_from_each_other(tiny_kept: Callable[..., Any]) -> None:
     model = tiny_kept("llama")
     name = "blocks.1.q"
-    base = attribute(model, EXAMPLES)
-    summed = attribute(model, EXAMPLES, loss="sum")
-    shifted = attribute(model, EXAMPLES, positions="predictive")
+    base = score_weights(model, EXAMPLES)
+    summed = score_weights(model, EXAMPLES, loss="sum")
+    shifted = score_weights(model, EXAMPLES, positions="predictive")
     assert error(summed.snip(name), base.snip(name)) > 0.1
     assert error(shifted.gram(name), base.gram(name)) > 1e-3
     assert error(shifted.snip(name), base.snip(name)) < CLOSE
@@ -127,7 +127,7 @@ def test_bfloat16_scores_are_near_those_of_float32(booted: Callable[..., Any], a
     """Tolerances, in norm of a map's scores: 15 % of float32's, as errors of 8 bits add up over four layers; 1 % of
     autograd's in bfloat16, which rounds each example's gradient of W once where the sums here do not."""
     precise, coarse = booted(architecture), booted(architecture, dtype="bfloat16")
-    found = attribute(coarse, EXAMPLES, batch_size=1)
+    found = score_weights(coarse, EXAMPLES, batch_size=1)
     for model, tolerance in ((precise, 0.15), (coarse, 0.01)):
         snip, inputs = plain(model, loss="mean", positions="paper")
         for linear in linear_maps(coarse):
@@ -142,7 +142,7 @@ def test_diagonal_of_the_gram_matrix_is_the_squared_norms_and_sites_share_it(
     tiny_kept: Callable[..., Any],
 ) -> None:
     model = tiny_kept("llama")
-    found = attribute(model, EXAMPLES)
+    found = score_weights(model, EXAMPLES)
     assert error(found.norms("blocks.0.q") ** 2, found.gram("blocks.0.q").diagonal()) < CLOSE
     assert found.gram("blocks.0.q") is found.gram("blocks.0.v")
     assert found.gram("blocks.0.gate") is found.gram("blocks.0.up")
@@ -154,7 +154,7 @@ def test_diagonal_of_the_gram_matrix_is_the_squared_norms_and_sites_share_it(
 def test_absolute_values_come_before_the_mean(tiny: Callable[..., Any]) -> None:
     """|mean of gradients| is another thing, and less: a control that shows what the order of the two does."""
     model = tiny("llama")
-    found = attribute(model, EXAMPLES)
+    found = score_weights(model, EXAMPLES)
     linear = linear_maps(model)[0]
     weight: Any = linear.module.weight
     weight.requires_grad_(True)
@@ -173,7 +173,7 @@ def test_shifted_positions_differ_at_exactly_two_tokens(tiny_kept: Callable[...,
     """The last prompt token comes in, the last answer token goes out."""
     model = tiny_kept("llama")
     one = EXAMPLES[:1]
-    paper, predictive = (attribute(model, one, positions=p) for p in ("paper", "predictive"))
+    paper, predictive = (score_weights(model, one, positions=p) for p in ("paper", "predictive"))
     prompt, answer = encode(model, one)[0]
     seen: list[Tensor] = []
     linear = linear_maps(model)[-1]
@@ -201,8 +201,8 @@ def test_a_bridge_without_a_twin_gives_the_same(tiny_folder: Callable[..., Path]
     )
     learning = [p.requires_grad for p in bare.parameters()]
     assert any(learning)
-    found = attribute(bare, EXAMPLES, batch_size=3)
-    wanted = attribute(load_model(str(folder), dtype="float32", device="cpu"), EXAMPLES, batch_size=3)
+    found = score_weights(bare, EXAMPLES, batch_size=3)
+    wanted = score_weights(load_model(str(folder), dtype="float32", device="cpu"), EXAMPLES, batch_size=3)
     assert dict(found.shapes) == dict(wanted.shapes)
     for name in wanted.shapes:
         assert error(found.snip(name), wanted.snip(name)) < CLOSE
@@ -224,7 +224,7 @@ def test_gradients_at_padding_are_exactly_zero_and_the_model_is_left_as_it_was(
         add(self, name, g, x)
 
     monkeypatch.setattr(Sums, "_add", look)
-    attribute(model, EXAMPLES, batch_size=4)
+    score_weights(model, EXAMPLES, batch_size=4)
     assert len(beyond) == 4 * len(linear_maps(model))
     assert set(beyond) == {0.0}
     assert all(p.equal(before[name]) and not p.requires_grad for name, p in model.named_parameters())
@@ -241,13 +241,13 @@ def test_scores_are_of_the_weights_as_they_are(tiny_kept: Callable[..., Any]) ->
     cut = Pruning(
         label="first row", entries={"blocks.0.k": torch.arange(shapes["blocks.0.k"][1])}, shapes=shapes
     )
-    before = attribute(model, EXAMPLES)
+    before = score_weights(model, EXAMPLES)
     with removed(model, cut):
-        inside = attribute(model, EXAMPLES)
+        inside = score_weights(model, EXAMPLES)
         assert float(inside.scores(maps[1], "wanda")[0].abs().sum()) == 0
     assert float(inside.snip("blocks.0.k")[0].abs().sum()) == 0
     assert float(before.snip("blocks.0.k")[0].abs().sum()) > 0
-    assert error(attribute(model, EXAMPLES).snip("blocks.0.k"), before.snip("blocks.0.k")) == 0
+    assert error(score_weights(model, EXAMPLES).snip("blocks.0.k"), before.snip("blocks.0.k")) == 0
 
 
 # -- files ----------------------------------------------------------------------------------------
@@ -260,7 +260,7 @@ def test_a_killed_run_goes_on_and_gives_the_same_bytes(
     monkeypatch.setattr(attribution_module, "CHECKPOINT_SHARE", 1e9)
     model = tiny_kept(architecture)
     whole, killed = tmp_path / "whole.safetensors", tmp_path / "killed.safetensors"
-    attribute(model, EXAMPLES, batch_size=1, store=whole)
+    score_weights(model, EXAMPLES, batch_size=1, store=whole)
     batches = 0
     begin = Sums.begin
 
@@ -276,16 +276,16 @@ def test_a_killed_run_goes_on_and_gives_the_same_bytes(
 
     monkeypatch.setattr(Sums, "begin", dies)
     with pytest.raises(KeyboardInterrupt):
-        attribute(model, EXAMPLES, batch_size=1, store=killed)
+        score_weights(model, EXAMPLES, batch_size=1, store=killed)
     assert not killed.exists()
     monkeypatch.setattr(Sums, "begin", counted)
     batches = 0
-    resumed = attribute(model, EXAMPLES, batch_size=4, store=killed)
+    resumed = score_weights(model, EXAMPLES, batch_size=4, store=killed)
     assert batches == 2, "the two finished batches are not run again, the plan is that of the first session"
     assert killed.read_bytes() == whole.read_bytes()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["killed.safetensors", "whole.safetensors"]
     batches = 0
-    again = attribute(model, EXAMPLES, store=killed)
+    again = score_weights(model, EXAMPLES, store=killed)
     assert batches == 0
     assert again.snip("blocks.0.q").equal(resumed.snip("blocks.0.q"))
 
@@ -297,19 +297,19 @@ def test_scores_of_a_model_that_the_user_booted_are_known_by_its_weights(
     models = [tiny("llama"), tiny("llama"), tiny("llama", seed=1)]
     for model in models:
         object.__setattr__(model, "load_record", None)
-    first = attribute(models[0], EXAMPLES, store=store)
+    first = score_weights(models[0], EXAMPLES, store=store)
     assert first.fingerprint
-    assert attribute(models[1], EXAMPLES, store=store).fingerprint == first.fingerprint
+    assert score_weights(models[1], EXAMPLES, store=store).fingerprint == first.fingerprint
     with pytest.raises(MechsafetyError, match="fingerprint"):
-        attribute(models[2], EXAMPLES, store=store)
+        score_weights(models[2], EXAMPLES, store=store)
 
 
 def test_a_stored_attribution_reads_map_by_map_what_memory_holds(
     tiny_kept: Callable[..., Any], tmp_path: Path
 ) -> None:
     model = tiny_kept("llama")
-    held = attribute(model, EXAMPLES)
-    stored = attribute(model, EXAMPLES, store=tmp_path / "scores.safetensors")
+    held = score_weights(model, EXAMPLES)
+    stored = score_weights(model, EXAMPLES, store=tmp_path / "scores.safetensors")
     opened = Attribution.open(tmp_path / "scores.safetensors")
     for linear in linear_maps(model):
         for found in (stored, opened):
@@ -329,19 +329,19 @@ def test_files_of_other_kinds_are_reported(tiny_kept: Callable[..., Any], tmp_pa
 
     model = tiny_kept("llama")
     path = tmp_path / "scores.safetensors"
-    attribute(model, EXAMPLES, store=path)
+    score_weights(model, EXAMPLES, store=path)
     with pytest.raises(
         MechsafetyError, match=r"other scores \(n_examples, n_tokens, examples_sha256 differ\)"
     ):
-        attribute(model, EXAMPLES[:2], store=path)
+        score_weights(model, EXAMPLES[:2], store=path)
     with pytest.raises(MechsafetyError, match="loss differ"):
-        attribute(model, EXAMPLES, loss="sum", store=path)
+        score_weights(model, EXAMPLES, loss="sum", store=path)
     with pytest.raises(MechsafetyError, match="fingerprint"):
-        attribute(tiny_kept("llama", seed=1), EXAMPLES, store=path)
+        score_weights(tiny_kept("llama", seed=1), EXAMPLES, store=path)
     with pytest.raises(MechsafetyError, match="does not exist"):
         Attribution.open(tmp_path / "none.safetensors")
     with pytest.raises(MechsafetyError, match=r"must end in \.safetensors"):
-        attribute(model, EXAMPLES, store=tmp_path / "scores.pt")
+        score_weights(model, EXAMPLES, store=tmp_path / "scores.pt")
     foreign = tmp_path / "foreign.safetensors"
     save_file({"x": torch.zeros(2)}, foreign)
     with pytest.raises(MechsafetyError, match="holds no scores"):
@@ -370,10 +370,10 @@ def test_a_checkpoint_of_other_work_is_reported(
     model = tiny_kept("llama")
     monkeypatch.setattr(attribution_module._Checkpoint, "remove", lambda self: None)
     store = tmp_path / "scores.safetensors"
-    attribute(model, EXAMPLES, batch_size=2, store=store)
+    score_weights(model, EXAMPLES, batch_size=2, store=store)
     store.unlink()
     with pytest.raises(MechsafetyError, match=r"scores\.part\.safetensors.*other examples"):
-        attribute(model, EXAMPLES[:3], store=store)
+        score_weights(model, EXAMPLES[:3], store=store)
 
 
 # -- bad input ------------------------------------------------------------------------------------
@@ -382,16 +382,16 @@ def test_a_checkpoint_of_other_work_is_reported(
 def test_bad_input_is_reported(tiny_kept: Callable[..., Any]) -> None:
     model = tiny_kept("llama")
     with pytest.raises(MechsafetyError, match="no examples"):
-        attribute(model, ())
+        score_weights(model, ())
     with pytest.raises(MechsafetyError, match=r"example 1 \('tell'\) has an empty answer"):
-        attribute(model, (EXAMPLES[0], Example(prompt="tell", answer=" ", whole=True)))
+        score_weights(model, (EXAMPLES[0], Example(prompt="tell", answer=" ", whole=True)))
     with pytest.raises(MechsafetyError, match=r"has \d+ tokens; the model's context holds 256"):
-        attribute(model, (Example(prompt="tell", answer="no " * 300, whole=True),))
+        score_weights(model, (Example(prompt="tell", answer="no " * 300, whole=True),))
     with pytest.raises(MechsafetyError, match="batch_size is 0"):
-        attribute(model, EXAMPLES, batch_size=0)
+        score_weights(model, EXAMPLES, batch_size=0)
     with pytest.raises(MechsafetyError, match="underflow in float16"):
-        attribute(tiny_kept("llama", dtype="float16"), EXAMPLES)
-    found = attribute(model, EXAMPLES)
+        score_weights(tiny_kept("llama", dtype="float16"), EXAMPLES)
+    found = score_weights(model, EXAMPLES)
     with pytest.raises(MechsafetyError, match=r"no scores of linear map 'blocks\.9\.q'"):
         found.snip("blocks.9.q")
     with pytest.raises(MechsafetyError, match=r"blocks\.0\.k is 32 x 32, its scores are 16 x 32"):
@@ -403,7 +403,7 @@ def test_numbers_that_are_none_are_reported_with_their_map(tiny: Callable[..., A
     maps = {m.name: m for m in linear_maps(model)}
     maps["blocks.2.up"].write(torch.full((48, 32), torch.nan))
     with pytest.raises(MechsafetyError, match=r"llama.*: the input of blocks\.2\.down is NaN or infinite"):
-        attribute(model, EXAMPLES)
+        score_weights(model, EXAMPLES)
 
 
 def test_a_map_that_not_every_batch_runs_is_reported(tiny: Callable[..., Any]) -> None:
@@ -418,7 +418,7 @@ def test_a_map_that_not_every_batch_runs_is_reported(tiny: Callable[..., Any]) -
 
     mlp.forward = sometimes  # the probe and the first batch run it
     with pytest.raises(MechsafetyError, match=r"blocks\.1\.gate did not run for a batch"):
-        attribute(model, EXAMPLES, batch_size=1)
+        score_weights(model, EXAMPLES, batch_size=1)
 
 
 def test_a_map_that_runs_twice_is_reported(tiny: Callable[..., Any]) -> None:
@@ -428,7 +428,7 @@ def test_a_map_that_runs_twice_is_reported(tiny: Callable[..., Any]) -> None:
     run = mlp.forward
     mlp.forward = lambda x: run(run(x))
     with pytest.raises(MechsafetyError, match=r"blocks\.1\.gate ran 2 times for a batch"):
-        attribute(model, EXAMPLES)
+        score_weights(model, EXAMPLES)
 
 
 def test_a_map_of_some_tokens_is_reported(tiny: Callable[..., Any]) -> None:
@@ -437,7 +437,7 @@ def test_a_map_of_some_tokens_is_reported(tiny: Callable[..., Any]) -> None:
     run = mlp.forward
     mlp.forward = lambda x: torch.cat([run(x[:, :2]), x[:, 2:]], dim=1)
     with pytest.raises(MechsafetyError, match=r"blocks\.1\.gate runs on \[2, 2, 32\] for 2 x 16 tokens: "):
-        attribute(model, EXAMPLES, batch_size=2)
+        score_weights(model, EXAMPLES, batch_size=2)
 
 
 @pytest.mark.parametrize("fails", [1, 99])
@@ -445,7 +445,7 @@ def test_when_memory_runs_out_the_first_batch_is_halved(
     tiny_kept: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, fails: int
 ) -> None:
     model = tiny_kept("llama")
-    wanted = attribute(model, EXAMPLES, batch_size=2)
+    wanted = score_weights(model, EXAMPLES, batch_size=2)
     sizes: list[int] = []
     loss = attribution_module._loss
 
@@ -458,13 +458,13 @@ def test_when_memory_runs_out_the_first_batch_is_halved(
 
     monkeypatch.setattr(attribution_module, "_loss", scarce)
     if fails == 1:
-        found = attribute(model, EXAMPLES, batch_size=4)
+        found = score_weights(model, EXAMPLES, batch_size=4)
         assert sizes == [4, 2, 2]
         assert all(found.snip(name).equal(wanted.snip(name)) for name in wanted.shapes)
         assert all(found.gram(name).equal(wanted.gram(name)) for name in wanted.shapes)
     else:
         with pytest.raises(MechsafetyError, match="memory ran out at batch size 1"):
-            attribute(model, EXAMPLES, batch_size=4)
+            score_weights(model, EXAMPLES, batch_size=4)
         assert sizes == [4, 2, 1]
 
 
@@ -477,7 +477,7 @@ def test_the_plan_counts_what_attribute_holds(
 ) -> None:
     plan = memory_plan(str(tiny_folder(architecture)), dtype="float32", device="cpu")
     model = tiny(architecture)
-    found = attribute(model, EXAMPLES)
+    found = score_weights(model, EXAMPLES)
 
     def held(kind: str) -> int:
         return sum(t.numel() * t.element_size() for name, t in found.tensors.items() if name.startswith(kind))

@@ -14,7 +14,7 @@ import torch
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.models.loading import load_model
 from mechsafety.regions import blockwise
-from mechsafety.regions.attribution import attribute
+from mechsafety.regions.attribution import score_weights
 from mechsafety.regions.blockwise import prune_blockwise, set_difference_blockwise
 from mechsafety.regions.maps import linear_maps
 from mechsafety.regions.pruning import prune, set_difference
@@ -34,7 +34,7 @@ def plainly(
     entries: dict[str, list[int]] = {}
     with ExitStack() as stack:
         for layer in range(model.cfg.n_layers):
-            block = choose(maps, *(attribute(model, s, **options) for s in sets), layers=[layer])
+            block = choose(maps, *(score_weights(model, s, **options) for s in sets), layers=[layer])
             entries |= {name: places.tolist() for name, places in block.entries.items()}
             stack.enter_context(removed(model, block, maps=maps))
     return entries
@@ -62,7 +62,7 @@ def test_streamed_wanda_equals_running_the_model_again(
         assert listed(found) == wanted
     # Control: choosing all at once gives the first block the same and later ones others.
     dense = prune(
-        linear_maps(model), attribute(model, data, positions="predictive"), method="wanda", percent=30
+        linear_maps(model), score_weights(model, data, positions="predictive"), method="wanda", percent=30
     )
     equal = {name: places == listed(dense)[name] for name, places in wanted.items()}
     assert all(kept for name, kept in equal.items() if name.startswith("blocks.0."))

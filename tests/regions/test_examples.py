@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from mechsafety.core.errors import MechsafetyError
+from mechsafety.generation.answered import Completion
 from mechsafety.generation.answers import Example
-from mechsafety.generation.completions import Completion, generate
+from mechsafety.generation.completions import generate
 from mechsafety.prompts.prompt_set import Prompt
 from mechsafety.regions.examples import attribution_examples, example_of, first_sentence
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mechsafety.generation.answers import encode
-from mechsafety.regions.attribution import attribute
+from mechsafety.regions.attribution import score_weights
 from mechsafety.regions.blockwise import prune_blockwise
 from mechsafety.regions.experts import Routed, mixtures, roles
 from mechsafety.regions.maps import LinearMap, linear_maps, running_body, uncovered, unseen_share
@@ -44,7 +44,7 @@ def test_snip_of_experts_is_that_of_autograd(name: str) -> None:
     linear = experts_of(linear_maps(model))
     assert len({m.expert for m in linear}) >= 4
     assert {m.kind for m in linear} == {"gate", "up", "down"}
-    want, got = snip_by_autograd(model, linear), attribute(model, EXAMPLES)
+    want, got = snip_by_autograd(model, linear), score_weights(model, EXAMPLES)
     assert any(float(one.max()) > 1e-4 for one in want.values())
     for m in linear:
         torch.testing.assert_close(got.snip(m.name), want[m.name], atol=1e-6, rtol=1e-3)
@@ -117,7 +117,7 @@ MIXTURES = dict.fromkeys(HIDDEN, "mlp") | {"llama4": "feed_forward"}
 def test_wanda_of_experts_is_by_the_tokens_routed_to_them(name: str) -> None:
     model = kept(name)
     linear = [m for m in experts_of(linear_maps(model)) if m.layer == 3]
-    got = attribute(model, EXAMPLES)
+    got = score_weights(model, EXAMPLES)
     seen = 0
     for m in linear:
         assert m.expert is not None
@@ -184,7 +184,7 @@ def test_experts_of_their_own_modules_are_seen_and_read() -> None:
 @pytest.mark.parametrize("name", kinds_first(EXPERTS))
 def test_removals_reach_experts_and_are_undone(name: str) -> None:
     model = kept(name)
-    maps, scores = linear_maps(model), attribute(model, EXAMPLES)
+    maps, scores = linear_maps(model), score_weights(model, EXAMPLES)
     before = {m.name: m.weight().clone() for m in maps}
     removals = [
         top_pruning(maps, scores, method="snip", q=20),
@@ -211,7 +211,7 @@ def test_the_share_that_no_map_covers_is_that_of_the_parameters_named(name: str)
 @pytest.mark.parametrize("name", ["mixtral", "gpt-oss"])
 def test_a_memory_plan_counts_experts(name: str) -> None:
     maps = linear_maps(kept(name))
-    scores = attribute(kept(name), EXAMPLES)
+    scores = score_weights(kept(name), EXAMPLES)
     plan = plan_of(config_of(name), name=name, dtype=torch.float32)
     grams = {m.site: m.d_in**2 for m in maps}
     assert (plan.n_maps, plan.n_sites) == (len(maps), len(grams))

@@ -18,7 +18,7 @@ from mechsafety.directions.direction import Direction, find_directions
 from mechsafety.edits.interventions import Ablate, Edit, edited
 from mechsafety.generation.answers import Example
 from mechsafety.models.loading import generation_twin
-from mechsafety.regions.attribution import attribute
+from mechsafety.regions.attribution import score_weights
 from mechsafety.regions.links import (
     LINK_COLUMNS,
     direction_share,
@@ -253,15 +253,15 @@ def test_without_writing_maps_nothing_of_the_direction_is_left(tiny_kept: Callab
 def test_ablated_scores_see_nothing_of_the_direction(tiny_kept: Callable[..., Any]) -> None:
     model = tiny_kept("llama")
     maps, u = linear_maps(model), torch.nn.functional.normalize(torch.arange(32.0) - 9, dim=0)
-    before = attribute(model, EXAMPLES)
+    before = score_weights(model, EXAMPLES)
     with edited(model, Ablate(u), twin=generation_twin(model)):
-        after = attribute(model, EXAMPLES)
+        after = score_weights(model, EXAMPLES)
     for layer in range(4):
         # The norms of the random model scale nothing: what they give q, k and v is the stream's own direction.
         seen, plain = (float(u @ x.gram(f"blocks.{layer}.q") @ u) for x in (after, before))
         assert seen == pytest.approx(0.0, abs=1e-3)
         assert plain > 0.05
-    again = attribute(model, EXAMPLES)
+    again = score_weights(model, EXAMPLES)
     torch.testing.assert_close(again.snip("blocks.1.o"), before.snip("blocks.1.o"), rtol=0, atol=0)
     assert (jaccard_table(maps, before, after, method="snip", q=10)["jaccard"] < 1).any()
     assert all(float(after.snip(m.name).sum()) > 0 for m in maps)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mechsafety.core.errors import MechsafetyError
-from mechsafety.regions.attribution import attribute
+from mechsafety.regions.attribution import score_weights
 from mechsafety.regions.maps import linear_maps
 from mechsafety.regions.pruning import (
     count_of,
@@ -40,7 +40,7 @@ def scored(tiny_folder: Callable[..., Any]) -> Callable[[str], Any]:
             model = load_model(str(tiny_folder(architecture)), dtype="float32", device="cpu")
             made[architecture] = (
                 linear_maps(model),
-                *(attribute(model, examples(seed, n=4)) for seed in (0, 1)),
+                *(score_weights(model, examples(seed, n=4)) for seed in (0, 1)),
             )
         return made[architecture]
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.generation.answers import Example
-from mechsafety.regions.attribution import attribute
+from mechsafety.regions.attribution import score_weights
 from mechsafety.regions.maps import LinearMap, linear_maps
 from mechsafety.regions.removal import LowRank
 from mechsafety.regions.score_files import Attribution
@@ -50,7 +50,7 @@ def scored(
     def make(architecture: str) -> Any:
         if architecture not in made:
             model = load_model(str(tiny_folder(architecture)), dtype="float32", device="cpu")
-            scores = [attribute(model, examples(seed)) for seed in (0, 1)]
+            scores = [score_weights(model, examples(seed)) for seed in (0, 1)]
             made[architecture] = (model, linear_maps(model), *scores)
         return made[architecture]
 

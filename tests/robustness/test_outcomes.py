@@ -13,14 +13,15 @@ from hypothesis import strategies as st
 
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.verdict import LABELS, Response, Verdict
-from mechsafety.generation.completions import Completion, Completions, generate
+from mechsafety.generation.answered import Completion, Completions
+from mechsafety.generation.completions import generate
 from mechsafety.judges.outcomes import Judgement, Tally, judgements
 from mechsafety.models.chat import render_chat, render_turn, tokenize_prompts, tokenize_text
 from mechsafety.prompts.prompt_set import Prompt
 from mechsafety.robustness.attacks import ATTACK_COLUMNS, attack_rows, attack_table
 from mechsafety.robustness.attempts import Attempts
 from mechsafety.robustness.decoding import decoding
-from mechsafety.robustness.outcomes import OUTCOME_COLUMNS, outcomes
+from mechsafety.robustness.outcomes import OUTCOME_COLUMNS, measure_outcomes
 from mechsafety.statistics.rates import wilson
 
 SYSTEM_TEMPLATE = (
@@ -155,7 +156,7 @@ def test_outcomes_carry_intervals_and_denominators(
     model = tiny_kept(architecture, dtype=dtype)
     asked = [*prompts(4), *prompts(3, label="harmless")]
     judge = Fixed("refusal", "compliance", "unparsed", "degenerate", "refusal", "refusal", "degenerate")
-    row = outcomes(model, asked, max_new_tokens=4, seed=0, judge=judge).row()
+    row = measure_outcomes(model, asked, max_new_tokens=4, seed=0, judge=judge).row()
     assert tuple(row) == OUTCOME_COLUMNS
     assert (row["harmful_n"], row["harmless_n"]) == (3, 3)
     for name in ("refused", "complied", "degenerate"):
@@ -165,7 +166,7 @@ def test_outcomes_carry_intervals_and_denominators(
 
 
 def test_shares_of_no_prompts_are_missing(tiny_kept: Callable[..., Any]) -> None:
-    found = outcomes(tiny_kept(), prompts(2), max_new_tokens=2, seed=0)
+    found = measure_outcomes(tiny_kept(), prompts(2), max_new_tokens=2, seed=0)
     row = found.row()
     assert row["harmful_n"] == 2
     assert row["harmless_n"] == 0
@@ -296,7 +297,7 @@ def test_wrong_input_is_reported(tiny_kept: Callable[..., Any]) -> None:
     with pytest.raises(MechsafetyError, match="temperature 0"):
         decoding(model, prompts(1), temperature=0.0, **good)
     with pytest.raises(MechsafetyError, match="no prompts"):
-        outcomes(model, [], **good)
+        measure_outcomes(model, [], **good)
     with pytest.raises(MechsafetyError, match="no prompts to attack"):
         attack_table(model, [], system="tiny", **good)
     with pytest.raises(MechsafetyError, match="no attack"):

@@ -15,7 +15,7 @@ from mechsafety.core.errors import MechsafetyError, NotFiniteError
 from mechsafety.edits.interventions import Ablate
 from mechsafety.robustness.benign import Choice, Passage, benign_choices, benign_passages
 from mechsafety.robustness.choices import accuracy, choice_log_probs
-from mechsafety.robustness.utility import UTILITY_COLUMNS, base_distributions, utility
+from mechsafety.robustness.utility import UTILITY_COLUMNS, base_distributions, measure_utility
 from mechsafety.statistics.rates import wilson
 
 TEXTS = ["tell me about the river", "how do i make bread with fire and a key", "the gate is a lock for the garden of the storm", "yes sure"]  # fmt: skip
@@ -51,13 +51,13 @@ def test_perplexity_is_exp_of_the_mean_over_all_tokens(
     for text in TEXTS:
         ids, log_probs = logits_of(model, text)
         losses += [-float(log_probs[t - 1, ids[t]]) for t in range(1, len(ids))]
-    found = utility(model, passages=PASSAGES, seed=0).perplexity
+    found = measure_utility(model, passages=PASSAGES, seed=0).perplexity
     assert found is not None
     assert math.log(found.value) == pytest.approx(sum(losses) / len(losses), abs=tolerance(dtype))
     assert (found.n, found.clusters) == (len(losses), len(TEXTS))
     assert found.low < found.value < found.high
     # The control: the mean of the passages' means is another number.
-    by_passage = [utility(model, passages=[p], seed=0).perplexity for p in PASSAGES]
+    by_passage = [measure_utility(model, passages=[p], seed=0).perplexity for p in PASSAGES]
     mean_of_means = sum(math.log(p.value) for p in by_passage if p is not None) / len(TEXTS)
     assert abs(mean_of_means - math.log(found.value)) > tolerance(dtype)
 
@@ -72,7 +72,7 @@ def test_divergence_is_that_of_a_plain_loop(architecture: str, tiny_kept: Callab
         for t in places:
             total += float((p[t].exp() * (p[t] - q[t])).sum())
             count += 1
-    found = utility(other, passages=PASSAGES, base=base, seed=0).kl
+    found = measure_utility(other, passages=PASSAGES, base=base, seed=0).kl
     assert found is not None
     assert found.value == pytest.approx(total / count, abs=1e-4)
     assert found.n == count
@@ -85,15 +85,15 @@ def test_a_model_is_no_distance_from_itself_and_some_from_its_edit(
 ) -> None:
     model = tiny_kept("llama", dtype=dtype)
     base = base_distributions(model, PASSAGES)
-    same = utility(model, passages=PASSAGES, base=base, seed=0)
+    same = measure_utility(model, passages=PASSAGES, base=base, seed=0)
     assert same.kl is not None
     assert same.kl.value == 0
     edit = Ablate(torch.randn(32, generator=torch.Generator().manual_seed(0)))
-    edited = utility(model, passages=PASSAGES, base=base, edit=edit, seed=0)
+    edited = measure_utility(model, passages=PASSAGES, base=base, edit=edit, seed=0)
     assert edited.kl is not None
     assert edited.kl.value > 1e-3
     assert edited.perplexity != same.perplexity
-    assert utility(model, passages=PASSAGES, base=base, seed=0) == same
+    assert measure_utility(model, passages=PASSAGES, base=base, seed=0) == same
 
 
 def test_places_are_spread_and_have_something_before_them(tiny_kept: Callable[..., Any]) -> None:
@@ -138,17 +138,17 @@ def test_a_broken_model_is_no_number(tiny: Callable[..., Any]) -> None:
 
 def test_the_row_has_every_column_and_what_was_not_measured_is_missing(tiny_kept: Callable[..., Any]) -> None:
     model = tiny_kept()
-    row = utility(
+    row = measure_utility(
         model, passages=PASSAGES, choices=CHOICES, base=base_distributions(model, PASSAGES), seed=0
     ).row()
     assert tuple(row) == UTILITY_COLUMNS
     assert not any(math.isnan(value) for value in row.values())
     assert row["accuracy_n"] == len(CHOICES)
-    part = utility(model, choices=CHOICES, seed=0).row()
+    part = measure_utility(model, choices=CHOICES, seed=0).row()
     assert tuple(part) == UTILITY_COLUMNS
     assert math.isnan(part["perplexity"])
     assert math.isnan(part["kl_high"])
-    none = utility(model, passages=PASSAGES, seed=0).row()
+    none = measure_utility(model, passages=PASSAGES, seed=0).row()
     assert math.isnan(none["accuracy"])
     assert none["accuracy_n"] == 0
 
@@ -179,9 +179,9 @@ def test_the_packaged_questions_have_balanced_answers() -> None:
 def test_wrong_input_is_reported(tiny_kept: Callable[..., Any], tmp_path: Path) -> None:
     model = tiny_kept()
     with pytest.raises(MechsafetyError, match="needs passages"):
-        utility(model, seed=0)
+        measure_utility(model, seed=0)
     with pytest.raises(MechsafetyError, match="of the same"):
-        utility(model, passages=PASSAGES[:2], base=base_distributions(model, PASSAGES), seed=0)
+        measure_utility(model, passages=PASSAGES[:2], base=base_distributions(model, PASSAGES), seed=0)
     with pytest.raises(MechsafetyError, match="0 passages"):
         base_distributions(model, [])
     with pytest.raises(MechsafetyError, match="0 places"):

@@ -33,7 +33,7 @@ SETTINGS: dict[str, Any] = {"max_new_tokens": 6}
 def swept(model: Any) -> tuple[pd.DataFrame, Any, PromptSet]:
     directions = directions_of(model, positions=(-2, -1))
     prompts = small_prompts().validation
-    return sweep(model, directions, prompts, refusal_tokens=TOKENS).table, directions, prompts
+    return sweep(model, directions, prompts, refusal_tokens=TOKENS).to_frame(), directions, prompts
 
 
 @pytest.mark.parametrize("architecture", ["llama", pytest.param("gpt2", marks=pytest.mark.slow)])

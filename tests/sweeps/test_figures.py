@@ -22,8 +22,9 @@ from mechsafety.experiments.study.figures import (
     self_judgement,
     study_figures,
 )
-from mechsafety.experiments.sweep.figures import method_lines, profile_figure, score_heatmap, sweep_figures
+from mechsafety.experiments.sweep.figures import method_lines, score_heatmap, sweep_figures
 from mechsafety.statistics import agreement, paired_tests, refusal_rates
+from mechsafety.sweeps.profile_figure import profile_figure
 from tests.plots.test_names import verdicts
 
 POSITIONS, LAYERS = (-3, -2, -1), range(4)
@@ -67,7 +68,7 @@ def test_a_sweep_is_drawn_at_the_position_that_was_selected(position: int) -> No
 
 def test_the_plot_of_a_sweep_takes_its_own_selection() -> None:
     table = scores()
-    facts = {"table": table, "model_name": "m", "base_harmful": 1.0, "base_harmless": -1.0}
+    facts = {"to_frame": lambda: table, "model_name": "m", "base_harmful": 1.0, "base_harmless": -1.0}
     chosen = SimpleNamespace(**facts, selected_layer=2, selected_position=-3)
     assert "position -3, AUROC 0.99" in caption(layer_sweep(chosen))
     with pytest.raises(MechsafetyError, match="position="):

@@ -34,7 +34,9 @@ def found_and_held_out(model: Any, method: Any = "mean_difference") -> tuple[Dir
 @pytest.mark.parametrize("method", METHODS)
 def test_profile_equals_plain_formulas(tiny_kept: Callable[..., Any], method: str) -> None:
     directions, held_out = found_and_held_out(tiny_kept("llama"), method)
-    table = profile_layers(directions, held_out, selected=3, seed=0, resamples=50).set_index("layer")
+    table = (
+        profile_layers(directions, held_out, selected=3, seed=0, resamples=50).to_frame().set_index("layer")
+    )
     read = directions.vectors if directions.covectors is None else directions.covectors
     for layer in range(1, 5):
         row, x = table.loc[layer], held_out.activations[:, 0, layer].double()

@@ -139,7 +139,7 @@ def test_a_sweep_by_answers_is_that_of_a_plain_loop(tiny_kept: Callable[..., Any
     assert swept.token_stability() is None
     a, b = (tokenize_prompts(model, [p.text for p in part]) for part in (prompts.harmful, prompts.harmless))
     assert swept.base_harmful == pytest.approx(sum(plain_score(model, p) for p in a) / len(a), abs=1e-4)
-    for row in swept.table.itertuples():
+    for row in swept.to_frame().itertuples():
         direction, steering = (
             directions.at(layer=row.layer, position=-1),
             directions.steering(layer=row.layer, position=-1),
@@ -154,8 +154,10 @@ def test_a_sweep_by_answers_is_that_of_a_plain_loop(tiny_kept: Callable[..., Any
     # KL is of the first token, whatever the scores are about.
     tokens = refusal_measure(model, prompts, written_answers=False)
     by_tokens = sweep(model, directions, prompts, layers=[1, 3, 4], measure=tokens)
-    assert by_tokens.table["kl"].tolist() == pytest.approx(swept.table["kl"].tolist(), abs=1e-5)
-    assert by_tokens.table["bypass"].tolist() != pytest.approx(swept.table["bypass"].tolist(), abs=1e-2)
+    assert by_tokens.to_frame()["kl"].tolist() == pytest.approx(swept.to_frame()["kl"].tolist(), abs=1e-5)
+    assert by_tokens.to_frame()["bypass"].tolist() != pytest.approx(
+        swept.to_frame()["bypass"].tolist(), abs=1e-2
+    )
 
 
 @pytest.mark.usefixtures("by_answers")
@@ -166,7 +168,7 @@ def test_the_measure_is_part_of_what_a_journal_was_made_from(
     directions, path = found_on(model), tmp_path / "journal.jsonl"
     first = sweep(model, directions, prompts, layers=[1, 2], journal=Journal(path))
     again = sweep(model, directions, prompts, layers=[1, 2], journal=Journal(path))
-    assert again.table.equals(first.table)
+    assert again.to_frame().equals(first.to_frame())
     tokens = refusal_measure(model, prompts, written_answers=False)
     with pytest.raises(MechsafetyError, match=r"made from something else.*measure"):
         sweep(model, directions, prompts, layers=[1, 2], journal=Journal(path), measure=tokens)

@@ -187,14 +187,14 @@ def test_a_raced_sweep_scores_what_it_scores_as_an_exhaustive_one(
         for name in ("bypass", "induce", "kl"):
             taken = ~torch.isnan(getattr(a, name))
             torch.testing.assert_close(getattr(a, name)[taken], getattr(b, name)[taken], rtol=0, atol=1e-4)
-    counts = raced.table["n_harmful"]
-    late = raced.table["layer"] >= first_late_layer(model.cfg.n_layers)
+    counts = raced.to_frame()["n_harmful"]
+    late = raced.to_frame()["layer"] >= first_late_layer(model.cfg.n_layers)
     assert (counts[late] == 0).all()
-    assert counts.max() == whole.table["n_harmful"].max()
+    assert counts.max() == whole.to_frame()["n_harmful"].max()
     full = counts == counts.max()
     columns = ["bypass", "induce", "kl", "harmful", "harmless"]
     pd.testing.assert_frame_equal(
-        raced.table.loc[full, columns], whole.table.loc[full, columns], rtol=0, atol=1e-4
+        raced.to_frame().loc[full, columns], whole.to_frame().loc[full, columns], rtol=0, atol=1e-4
     )
 
 
@@ -218,10 +218,10 @@ def test_an_interrupted_race_goes_on_from_its_journal(
     with pytest.raises(KeyboardInterrupt):
         sweep(model, directions, prompts, journal=Journal(path), **options)
     resumed = sweep(model, directions, prompts, journal=Journal(path), **options)
-    pd.testing.assert_frame_equal(resumed.table, whole.table)
+    pd.testing.assert_frame_equal(resumed.to_frame(), whole.to_frame())
     calls.clear()
     pd.testing.assert_frame_equal(
-        sweep(model, directions, prompts, journal=Journal(path), **options).table, whole.table
+        sweep(model, directions, prompts, journal=Journal(path), **options).to_frame(), whole.to_frame()
     )
     assert not calls
 

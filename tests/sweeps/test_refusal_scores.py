@@ -63,5 +63,5 @@ def test_texts_that_begin_alike_score_as_one(tiny_kept: Callable[..., Any]) -> N
     several, single = (
         sweep(model, directions, prompts.validation, refusal_tokens=tokens) for tokens in (named, once)
     )
-    assert several.table.equals(single.table)
+    assert several.to_frame().equals(single.to_frame())
     assert several.base_harmful == single.base_harmful

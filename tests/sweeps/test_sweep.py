@@ -63,7 +63,7 @@ def test_scores_equal_the_plain_reference(
     swept = sweep(model, directions, prompts, refusal_tokens=TOKENS, batch_size=5, fast_path=fast_path)
     # A random model refuses nothing in particular, so no prompt is left out for its score.
     assert (swept.n_harmful, swept.n_harmless) == (6, 6)
-    for row in swept.table.itertuples():
+    for row in swept.to_frame().itertuples():
         vector = directions.vectors[0, row.layer]
         if row.layer == 0:
             # The last prompt token is the template's: its embedding is the same for every prompt.
@@ -114,17 +114,17 @@ def test_batched_candidates_equal_one_at_a_time(
     options: dict[str, Any] = {"refusal_tokens": TOKENS, "batch_size": 7}
     fast = sweep(model, directions, prompts, **options)
     plain = sweep(model, directions, prompts, fast_path=False, **options)
-    assert fast.table.shape == (2 * (model.cfg.n_layers + 1), len(SCORE_COLUMNS))
+    assert fast.to_frame().shape == (2 * (model.cfg.n_layers + 1), len(SCORE_COLUMNS))
     # Shares of the small gap of a random model would stretch the tolerance.
     shares = ["removed", "caused"]
     pd.testing.assert_frame_equal(
-        fast.table.drop(columns=shares), plain.table.drop(columns=shares), rtol=0, atol=1e-4
+        fast.to_frame().drop(columns=shares), plain.to_frame().drop(columns=shares), rtol=0, atol=1e-4
     )
     for a, b in zip(fast.scores, plain.scores, strict=True):
         for name in ("bypass", "induce", "kl"):
             torch.testing.assert_close(getattr(a, name), getattr(b, name), rtol=0, atol=1e-4, equal_nan=True)
     # The control: the candidates differ by far more than the tolerance.
-    assert float(fast.table["bypass"].std()) > 1e-2
+    assert float(fast.to_frame()["bypass"].std()) > 1e-2
     sequences = tokenize_prompts(model, [p.text for p in prompts])
     assert shared_prefix(sequences) or not shared
     # Nothing is left behind: the same unedited logits as before.
@@ -138,8 +138,8 @@ def test_batched_candidates_in_bfloat16_are_near_float32(tiny_kept: Callable[...
     prompts = long_prompts()
     narrow, wide = tiny_kept("llama", dtype="bfloat16"), tiny_kept("llama")
     directions = directions_of(wide)
-    a = sweep(narrow, directions, prompts, refusal_tokens=TOKENS).table
-    b = sweep(wide, directions, prompts, refusal_tokens=TOKENS).table
+    a = sweep(narrow, directions, prompts, refusal_tokens=TOKENS).to_frame()
+    b = sweep(wide, directions, prompts, refusal_tokens=TOKENS).to_frame()
     for column in ("bypass", "induce"):
         assert (a[column] - b[column]).abs().max() < 0.25 < b[column].abs().max()
 
@@ -190,11 +190,11 @@ def test_an_interrupted_sweep_goes_on_from_its_journal(
         stream.write('{"key": "-1,4", "val')  # killed in the middle of a line
     resumed = sweep(model, directions, prompts, refusal_tokens=TOKENS, journal=Journal(path))
     assert sum(calls) == calls[1] + len(candidates_of(directions, range(5)))  # only the broken chunk twice
-    pd.testing.assert_frame_equal(resumed.table, whole.table)
+    pd.testing.assert_frame_equal(resumed.to_frame(), whole.to_frame())
     calls.clear()
     again = sweep(model, directions, prompts, refusal_tokens=TOKENS, journal=Journal(path))
     assert not calls
-    pd.testing.assert_frame_equal(again.table, whole.table)
+    pd.testing.assert_frame_equal(again.to_frame(), whole.to_frame())
 
 
 def test_a_journal_is_of_these_directions_and_these_weights(
@@ -312,15 +312,15 @@ def test_zero_vectors_score_nan(tiny_kept: Callable[..., Any]) -> None:
     vectors = found.vectors.clone()
     vectors[0, 2] = 0
     swept = sweep(model, Directions(**{**vars(found), "vectors": vectors}), small_prompts().validation)
-    row = swept.table.set_index("layer").loc[2]
+    row = swept.to_frame().set_index("layer").loc[2]
     assert row[["auroc", "bypass", "induce", "kl"]].isna().all()
-    assert swept.table.set_index("layer").loc[1].notna().all()
+    assert swept.to_frame().set_index("layer").loc[1].notna().all()
 
 
 def test_every_post_instruction_position_is_scored(tiny_kept: Callable[..., Any]) -> None:
     model = tiny_kept("llama")
     swept = sweep(model, directions_of(model, positions=(-2, -1)), small_prompts().validation, layers=[0, 3])
-    assert swept.table[["position", "layer"]].to_numpy().tolist() == [[-2, 0], [-2, 3], [-1, 0], [-1, 3]]
+    assert swept.to_frame()[["position", "layer"]].to_numpy().tolist() == [[-2, 0], [-2, 3], [-1, 0], [-1, 3]]
 
 
 def test_directions_of_other_weights_or_shapes_are_refused(tiny_kept: Callable[..., Any]) -> None:

@@ -55,13 +55,13 @@ def test_scores_by_some_tokens_equal_a_sweep_with_these(
     directions, path = found_on(model), tmp_path / "journal.jsonl"
     whole = run(model, directions, IDS, fast_path=fast_path, journal=Journal(path))
     resumed = run(model, directions, IDS, fast_path=fast_path, journal=Journal(path))
-    assert_scores(whole, (0, 1, 2, 3), whole.table)
+    assert_scores(whole, (0, 1, 2, 3), whole.to_frame())
     for tokens in ((0, 1), (1, 3), (2,)):
         part = run(model, directions, tuple(IDS[i] for i in tokens), fast_path=fast_path)
         for swept in (whole, resumed):
-            assert_scores(swept, tokens, part.table)
+            assert_scores(swept, tokens, part.to_frame())
         with pytest.raises(AssertionError):  # the control: another set scores otherwise
-            assert_scores(whole, tokens, whole.table, atol=1e-3)
+            assert_scores(whole, tokens, whole.to_frame(), atol=1e-3)
 
 
 def test_a_race_leaves_no_scores_of_what_it_dropped(tiny_kept: Callable[..., Any]) -> None:
@@ -71,13 +71,13 @@ def test_a_race_leaves_no_scores_of_what_it_dropped(tiny_kept: Callable[..., Any
     )
     assert swept.cost < 1
     assert swept.token_scores is not None
-    partial = (swept.table["n_harmful"] < 40) | (swept.table["n_harmless"] < 40)
+    partial = (swept.to_frame()["n_harmful"] < 40) | (swept.to_frame()["n_harmless"] < 40)
     means = swept.token_scores.means((0, 1))
     assert np.isnan(means["bypass"][partial.to_numpy()]).all()
-    whole = swept.table[~partial & swept.table["bypass"].notna()].index
+    whole = swept.to_frame()[~partial & swept.to_frame()["bypass"].notna()].index
     assert np.isfinite(means["bypass"][whole]).all()
     bypass = swept.token_scores.means(range(4))["bypass"]
-    np.testing.assert_allclose(bypass[whole], swept.table["bypass"][whole], rtol=0, atol=1e-9)
+    np.testing.assert_allclose(bypass[whole], swept.to_frame()["bypass"][whole], rtol=0, atol=1e-9)
     assert swept.token_stability() is not None
 
 
@@ -87,7 +87,7 @@ def test_prompts_that_a_sweep_leaves_out_are_left_out_here(tiny_kept: Callable[.
         model, found_on(model), small_prompts(20).validation, refusal_tokens=named(IDS), layers=[1, 2]
     )
     assert swept.n_harmful < 20
-    assert_scores(swept, (0, 1, 2, 3), swept.table)
+    assert_scores(swept, (0, 1, 2, 3), swept.to_frame())
 
 
 # -- the choice by half of the tokens -----------------------------------------------------------------
@@ -150,11 +150,11 @@ def test_the_shares_are_what_selecting_by_hand_gives(tiny_kept: Callable[..., An
             return (chosen.position, chosen.layer), False
         return (chosen.position, chosen.layer), True
 
-    whole, _ = pick(swept.table)
-    picked = [pick(run(model, directions, ids).table) for ids in itertools.combinations(IDS, 2)]
+    whole, _ = pick(swept.to_frame())
+    picked = [pick(run(model, directions, ids).to_frame()) for ids in itertools.combinations(IDS, 2)]
     assert found.sets == len(picked)
     assert found.changed == pytest.approx(sum(place != whole for place, _ in picked) / len(picked))
     assert found.none == pytest.approx(sum(not passed for _, passed in picked) / len(picked))
     # What the model writes under a candidate says nothing about half of the tokens.
-    confirmed = replace(swept, table=swept.table.assign(complied=float("nan")))
+    confirmed = replace(swept, frame=swept.to_frame().assign(complied=float("nan")))
     assert confirmed.token_stability() == found

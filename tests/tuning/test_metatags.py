@@ -12,8 +12,9 @@ import torch
 
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.edits.interventions import Ablate, edited
+from mechsafety.generation.answered import Completions
 from mechsafety.generation.answers import Example
-from mechsafety.generation.completions import Completions, generate, stop_tokens
+from mechsafety.generation.completions import generate, stop_tokens
 from mechsafety.judges.judging import judged_as
 from mechsafety.models.chat import pad_left, tokenize_prompts
 from mechsafety.models.forward import continued, forward

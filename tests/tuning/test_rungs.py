@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import load_file
 
 from mechsafety.core.errors import MechsafetyError
+from mechsafety.generation.answered import Completion, Completions
 from mechsafety.generation.answers import Example
-from mechsafety.generation.completions import Completion, Completions, generate
+from mechsafety.generation.completions import generate
 from mechsafety.models.adapters import adapter_folder, packaged_adapters
 from mechsafety.models.gguf import PACKAGED
 from mechsafety.models.loading import load_model, load_record

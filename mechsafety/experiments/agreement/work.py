@@ -15,6 +15,7 @@ from mechsafety.annotation.labels import read_human_labels
 from mechsafety.annotation.sampling import KEY, Plan, draw_sample
 from mechsafety.annotation.store import STORE
 from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.values import Value
 from mechsafety.core.verdict import Response
 from mechsafety.experiments.agreement.tables import (
     REFERENCE_TABLES,
@@ -29,13 +30,22 @@ from mechsafety.runs.folder import RunFolder, read_run
 from mechsafety.statistics import ABSTAINING_JUDGES
 
 
-@dataclass(frozen=True, kw_only=True)
-class JudgeComparison:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class JudgeComparison(Value):
     """The tables that were written into the run, by name."""
 
     path: Path
     primary: str
     tables: Mapping[str, pd.DataFrame]
+
+    def describe(self) -> str:
+        return (
+            f"JudgeComparison({str(self.path)!r}, primary judge {self.primary!r}: {', '.join(self.tables)})"
+        )
+
+    def to_frame(self, name: str | None = None) -> pd.DataFrame:
+        """One table, by default the first."""
+        return self.tables[next(iter(self.tables)) if name is None else name]
 
     def _repr_html_(self) -> str:
         shown = [
@@ -100,7 +110,7 @@ def own_labels(run: RunFolder) -> pd.DataFrame | None:
     """The labels that people gave to the run's responses with ``mechsafety annotate``; None where there are none."""
     if not (run.path / STORE).is_file():
         return None
-    table = load_annotations(run).table
+    table = load_annotations(run).to_frame()
     return table if len(table) else None
 
 

@@ -12,8 +12,9 @@ from mechsafety.anatomy.readings import outcome_row, prompt_groups, read_outcome
 from mechsafety.core.verdict import Label
 from mechsafety.experiments.anatomy.config import Role
 from mechsafety.experiments.base import Session
+from mechsafety.generation.answered import Completion, answer_frame
 from mechsafety.generation.answers import Example
-from mechsafety.generation.completions import Completion, answer_frame, generate
+from mechsafety.generation.completions import generate
 from mechsafety.judges.outcomes import Asking
 from mechsafety.prompts.messages import read_turns
 from mechsafety.prompts.prompt_set import Prompt, PromptSet

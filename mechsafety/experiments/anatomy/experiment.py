@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from mechsafety.anatomy.readings import prompt_groups
 from mechsafety.anatomy.weight_changes import require_pair, weight_changes
 from mechsafety.core.errors import MechsafetyError
-from mechsafety.core.progress import Progress
+from mechsafety.core.progress import Progress, progress_line, with_progress
 from mechsafety.experiments.anatomy.answers import OwnAnswers
 from mechsafety.experiments.anatomy.config import PARTS, TABLES, AnatomyConfig, Part, Role
 from mechsafety.experiments.anatomy.figures import anatomy_figures
@@ -145,17 +145,21 @@ class Anatomy(Experiment[AnatomyConfig]):
         return {"findings": _by_section(result)}
 
 
+@with_progress
 def run_anatomy(
     config: AnatomyConfig,
     out: str | Path,
     *,
-    say: Progress = lambda _: None,
+    say: Progress = progress_line,
+    progress: bool = True,  # noqa: ARG001 - with_progress reads it
     allow_other_versions: bool = False,
 ) -> Result:
     """Run ``config`` in the folder ``out``, or go on where it was interrupted.
 
     Raises :class:`MechsafetyError` for a prompt set without what the parts need, attacks that are no attacks or are fit
     prompts, models that are no pair, and what loading raises.
+
+    ``progress=False`` turns off bars and lines on the work; ``say`` receives the lines instead.
     """
     return run_experiment(Anatomy(config), out, say=say, allow_other_versions=allow_other_versions)
 

@@ -37,7 +37,7 @@ from mechsafety.experiments.anatomy.answers import OwnAnswers
 from mechsafety.experiments.anatomy.config import PART_TABLES, AnatomyConfig, Part, Role
 from mechsafety.experiments.base import Session
 from mechsafety.judges.outcomes import Asking
-from mechsafety.regions.attribution import attribute
+from mechsafety.regions.attribution import score_weights
 from mechsafety.runs.folder import Journal, finite
 
 if TYPE_CHECKING:
@@ -243,7 +243,7 @@ class AnatomyWork:
         self.run.record("links", {"layer": direction.layer, "refusals_scored": len(refusals)})
         if refusals:
             store = self.run.path / "parts" / "refusal-scores.safetensors"
-            found.append(set_links(changes, attribute(self.models["tuned"], refusals, store=store)))
+            found.append(set_links(changes, score_weights(self.models["tuned"], refusals, store=store)))
             store.unlink()
         else:
             self.say(

@@ -84,7 +84,7 @@ class PublishedAudit(Experiment[AuditConfig]):
         return Page(
             title="Audit of published refusal rates",
             subtitle=" · ".join(Path(name).name for name in config["files"]),
-            findings=result.findings(),
+            findings=result.findings,
             blocks=page_blocks(_WORDS["blocks"], tables, figures),
             how=[
                 f"Tests: {tests}, two-sided; alpha {config['alpha']:g}; Holm over {over}; answers are given {paired}",

@@ -17,6 +17,7 @@ from scipy.stats import false_discovery_control
 
 from mechsafety.claims.numbers import ALPHA
 from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.values import Value
 from mechsafety.experiments.audit.findings import audit_sentences
 from mechsafety.experiments.audit.judges import (
     against_primary,
@@ -52,8 +53,8 @@ TABLES = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Audit:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Audit(Value):
     """What the records show.
 
     ``comparisons`` has one row per system, label and judge; ``judges`` per system and label under several judges;
@@ -76,6 +77,14 @@ class Audit:
     files: tuple[str, ...]
     alpha: float
     family: Family
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per comparison."""
+        return self.comparisons.copy()
+
+    def describe(self) -> str:
+        n, files = len(self.comparisons), len(self.files)
+        return f"Audit({n} comparisons from {files} files, primary judge {self.primary!r})"
 
     @property
     def sentences(self) -> tuple[str, ...]:

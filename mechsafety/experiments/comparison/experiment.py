@@ -21,7 +21,7 @@ import pandas as pd
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.names import MEASURES, Measure
 from mechsafety.core.places import packaged_words
-from mechsafety.core.progress import Progress
+from mechsafety.core.progress import Progress, progress_line, with_progress
 from mechsafety.directions.direction import Directions, load_directions
 from mechsafety.experiments.base import Experiment, Read, Result, Session, load_run, run_experiment
 from mechsafety.experiments.comparison.config import ComparisonConfig
@@ -190,7 +190,7 @@ class CheckpointComparison(Experiment[ComparisonConfig]):
         return Page(
             title="Refusal geometry compared",
             subtitle=f"{' · '.join(found.names)} · matrices at layer {found.layer}",
-            findings=found.findings(),
+            findings=found.findings,
             blocks=page_blocks(_WORDS["blocks"], found.tables, figures),
             how=[basis.reason for basis in found.bases],
         )
@@ -223,7 +223,8 @@ class CheckpointComparison(Experiment[ComparisonConfig]):
         return [f"mechsafety study --systems {','.join(models)} --out runs/compared"]
 
 
-def compare(
+@with_progress
+def run_comparison(
     specs: Sequence[str],
     prompts: PromptSet | None = None,
     *,
@@ -242,7 +243,8 @@ def compare(
     template: str | None = None,
     date: str | None = None,
     chat: ChatSettings | Mapping[str, Any] | None = None,
-    say: Progress = lambda _: None,
+    say: Progress = progress_line,
+    progress: bool = True,  # noqa: ARG001 - with_progress reads it
     allow_other_versions: bool = False,
 ) -> Comparison:
     """Compare the refusal geometry of two or more checkpoints, in the folder ``out``; goes on if interrupted.
@@ -259,6 +261,8 @@ def compare(
     Cosines, angles and transfer are left out, with a note, for models that share no residual basis. Raises
     :class:`MechsafetyError` when nothing but these was asked for, and for fewer than two checkpoints, one
     named twice, an unknown measure, one class only, and no validation or report split where transfer needs one.
+
+    ``progress=False`` turns off bars and lines on the work; ``say`` receives the lines instead.
     """
     settings = {
         "checkpoints": tuple(specs),

@@ -63,7 +63,7 @@ class _Streams:
 
 @dataclass(kw_only=True)
 class CheckpointWork:
-    """What is to be compared and where it is kept; :func:`compare` goes through it."""
+    """What is to be compared and where it is kept; :func:`run_comparison` goes through it."""
 
     session: Session
     config: ComparisonConfig

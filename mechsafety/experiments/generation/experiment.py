@@ -15,7 +15,7 @@ import plotly.graph_objects as go
 from mechsafety.claims import Estimate
 from mechsafety.claims.sentences import level
 from mechsafety.core.errors import MechsafetyError
-from mechsafety.core.progress import Progress
+from mechsafety.core.progress import Progress, progress_line, with_progress
 from mechsafety.edits.files import require_edit_path, save_edit
 from mechsafety.edits.interventions import baked, digest
 from mechsafety.experiments.base import RESPONSES, Result, Session, run_experiment
@@ -132,7 +132,7 @@ class Generation(EditedExperiment[GenerationConfig]):
         return Page(
             title=f"Answers of {short_name(result.config['model'])}",
             subtitle=edit_description(result),
-            findings=result.findings(),
+            findings=result.findings,
             blocks=[Block(name="lengths", title="Lengths of answers", figures=list(figures.values()))],
         )
 
@@ -157,18 +157,22 @@ class Generation(EditedExperiment[GenerationConfig]):
         }
 
 
+@with_progress
 def run_generation(
     config: GenerationConfig,
     out: str | Path,
     *,
     save_edit_to: str | Path | None = None,
-    say: Progress = lambda _: None,
+    say: Progress = progress_line,
+    progress: bool = True,  # noqa: ARG001 - with_progress reads it
     allow_other_versions: bool = False,
 ) -> Result:
     """Answer the prompts under the edit in the folder ``out``, or go on where that was interrupted.
 
     Raises :class:`MechsafetyError`, before the folder is made, for a wrong edit, an empty split, prompts that do not
     fit, and whatever loading raises.
+
+    ``progress=False`` turns off bars and lines on the work; ``say`` receives the lines instead.
     """
     save_edit_to = None if save_edit_to is None else Path(save_edit_to)
     experiment = Generation(config, save_edit_to=save_edit_to)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import pandas as pd
 
 from mechsafety.core.errors import MechsafetyError
-from mechsafety.core.progress import Progress
+from mechsafety.core.progress import Progress, progress_line, with_progress
 from mechsafety.experiments.anatomy.config import AnatomyConfig
 from mechsafety.experiments.anatomy.experiment import read_anatomy, run_anatomy
 from mechsafety.experiments.base import Experiment, Result, Session, load_run, run_experiment
@@ -117,12 +117,20 @@ class Lab(Experiment[LabConfig]):
         return as_lab(result).held().to_string(index=False, na_rep="-", float_format="%.3g")
 
 
+@with_progress
 def run_lab(
-    config: LabConfig, out: str | Path, *, say: Progress = lambda _: None, allow_other_versions: bool = False
+    config: LabConfig,
+    out: str | Path,
+    *,
+    say: Progress = progress_line,
+    progress: bool = True,  # noqa: ARG001 - with_progress reads it
+    allow_other_versions: bool = False,
 ) -> LabResult:
     """Run ``config`` in the folder ``out``, or go on where it was interrupted.
 
     Raises :class:`MechsafetyError` for a folder of another configuration, and when a training's loss is not finite.
+
+    ``progress=False`` turns off bars and lines on the work; ``say`` receives the lines instead.
     """
     return as_lab(run_experiment(Lab(config), out, say=say, allow_other_versions=allow_other_versions))
 

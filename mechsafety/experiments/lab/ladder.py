@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import pandas as pd
 
-from mechsafety.core.progress import Progress
+from mechsafety.core.progress import Progress, progress_line, with_progress
 from mechsafety.experiments.base import REPORT, Experiment, Result, Session, run_experiment
 from mechsafety.experiments.lab.config import LabConfig
 from mechsafety.experiments.lab.models import pretrained, tuned
@@ -86,7 +86,7 @@ class LabLadder(Experiment[LabConfig]):
     def findings(cls, result: Result) -> list[str]:
         ladders = as_lab_ladder(result).ladders
         return [
-            f"Seed {seed}: {sentence}" for seed, ladder in ladders.items() for sentence in ladder.findings()
+            f"Seed {seed}: {sentence}" for seed, ladder in ladders.items() for sentence in ladder.findings
         ]
 
     @classmethod
@@ -110,10 +110,19 @@ class LabLadder(Experiment[LabConfig]):
         return Ladder.page(as_lab_ladder(result).first, figures)
 
 
+@with_progress
 def run_lab_ladder(
-    config: LabConfig, out: str | Path, *, say: Progress = lambda _: None, allow_other_versions: bool = False
+    config: LabConfig,
+    out: str | Path,
+    *,
+    say: Progress = progress_line,
+    progress: bool = True,  # noqa: ARG001 - with_progress reads it
+    allow_other_versions: bool = False,
 ) -> LabLadderResult:
-    """Run ``config`` in the folder ``out``, or go on where it was interrupted."""
+    """Run ``config`` in the folder ``out``, or go on where it was interrupted.
+
+    ``progress=False`` turns off bars and lines on the work; ``say`` receives the lines instead.
+    """
     made = run_experiment(LabLadder(config), out, say=say, allow_other_versions=allow_other_versions)
     return as_lab_ladder(made)
 

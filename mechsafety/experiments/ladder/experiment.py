@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mechsafety.core.errors import MechsafetyError, NotFiniteError, RefusedRunError
-from mechsafety.core.progress import Progress
+from mechsafety.core.progress import Progress, progress_line, with_progress
 from mechsafety.experiments.base import Experiment, Read, Result, Session, load_run, run_experiment
-from mechsafety.experiments.comparison.experiment import compare, read_comparison
+from mechsafety.experiments.comparison.experiment import read_comparison, run_comparison
 from mechsafety.experiments.ladder.config import LadderConfig
 from mechsafety.experiments.ladder.figures import ladder_figures
 from mechsafety.experiments.ladder.findings import summary
@@ -143,7 +143,7 @@ class Ladder(Experiment[LadderConfig]):
         # Halves of a class must span the compared subspaces, their mean taken off.
         half = min(config.compare_limit, len(fit.harmful), len(fit.harmless)) // 2
         try:
-            found = compare(
+            found = run_comparison(
                 config.systems,
                 self.prompts,
                 out=session.run.path / COMPARE,
@@ -191,11 +191,13 @@ class Ladder(Experiment[LadderConfig]):
         return "\n".join([refused_table(result.tables["survival"]), "", *as_ladder(result).notes]).strip()
 
 
+@with_progress
 def run_ladder(
     config: LadderConfig,
     out: str | Path,
     *,
-    say: Progress = lambda _: None,
+    say: Progress = progress_line,
+    progress: bool = True,  # noqa: ARG001 - with_progress reads it
     allow_other_versions: bool = False,
 ) -> LadderResult:
     """Run ``config`` in the folder ``out``, or go on where it was interrupted.
@@ -204,6 +206,8 @@ def run_ladder(
     :class:`MechsafetyError` for a prompt set without fit, validation or report prompts of both labels, more directions
     than fit prompts or dimensions, a model, judge or adapter that does not exist, ``beside`` folders that hold no
     finished ladder, a regions run of another model, and whatever loading a model raises.
+
+    ``progress=False`` turns off bars and lines on the work; ``say`` receives the lines instead.
     """
     found = run_experiment(Ladder(config), out, say=say, allow_other_versions=allow_other_versions)
     return as_ladder(found)

@@ -23,7 +23,7 @@ from mechsafety.experiments.ladder.links import change_links, removal_links
 from mechsafety.experiments.ladder.subspaces import Splits, find_subspace
 from mechsafety.experiments.ladder.tables import SYSTEM_LINK_COLUMNS
 from mechsafety.experiments.records import record_shared_tokens
-from mechsafety.generation.completions import Completion, answer_frame
+from mechsafety.generation.answered import Completion, answer_frame
 from mechsafety.judges.outcomes import answered
 from mechsafety.models.loading import load_record
 from mechsafety.runs.folder import Journal, RunFolder, finite

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import pandas as pd
 
-from mechsafety.core.progress import Progress
+from mechsafety.core.progress import Progress, progress_line, with_progress
 from mechsafety.experiments.base import Experiment, Read, Result, Session, run_experiment
 from mechsafety.experiments.records import record_shared_tokens
 from mechsafety.experiments.regions.config import RegionsConfig
@@ -128,17 +128,21 @@ class Regions(Experiment[RegionsConfig]):
         return table[shown].to_string(index=False, na_rep="-", float_format="%.3g")
 
 
+@with_progress
 def run_regions(
     config: RegionsConfig,
     out: str | Path,
     *,
-    say: Progress = lambda _: None,
+    say: Progress = progress_line,
+    progress: bool = True,  # noqa: ARG001 - with_progress reads it
     allow_other_versions: bool = False,
 ) -> Result:
     """Run ``config`` in the folder ``out``, or go on where it was interrupted.
 
     Raises :class:`MechsafetyError` for a prompt set without fit or report prompts, overlapping prompts, a model that
     does not refuse enough of the harmful ones, and whatever loading the model raises.
+
+    ``progress=False`` turns off bars and lines on the work; ``say`` receives the lines instead.
     """
     return run_experiment(Regions(config), out, say=say, allow_other_versions=allow_other_versions)
 

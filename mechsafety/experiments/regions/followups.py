@@ -15,7 +15,7 @@ from mechsafety.directions.direction import Direction, find_directions
 from mechsafety.edits.interventions import Edit
 from mechsafety.experiments.regions.config import State, planned_states
 from mechsafety.experiments.regions.work import RegionWork
-from mechsafety.generation.completions import Completion
+from mechsafety.generation.answered import Completion
 from mechsafety.regions.links import LINK_COLUMNS, LINK_STATES, direction_share, link_effects
 from mechsafety.regions.pruning import random_pruning, set_difference, top_pruning
 from mechsafety.regions.removal import Pruning
@@ -136,7 +136,7 @@ def refusal_direction(work: RegionWork) -> Direction:
         return swept.best()
     except MechsafetyError as error:
         work.say(f"{error}; the nearest candidate is taken")
-        chosen = nearest(swept.table, n_layers=swept.n_layers)
+        chosen = nearest(swept.to_frame(), n_layers=swept.n_layers)
         return swept.directions.at(layer=chosen.layer, position=chosen.position)
 
 

@@ -15,31 +15,31 @@ from mechsafety.core.verdict import Judge
 from mechsafety.edits.interventions import Edit
 from mechsafety.experiments.base import Session
 from mechsafety.experiments.regions.config import RegionsConfig, State, planned_states
+from mechsafety.generation.answered import Completion, answer_frame
 from mechsafety.generation.answers import Example
-from mechsafety.generation.completions import Completion, answer_frame
 from mechsafety.judges.kinds.fluent import FluentJudge
 from mechsafety.models.chat import day_of
 from mechsafety.models.loading import load_model
 from mechsafety.prompts.prompt_set import PromptSet
 from mechsafety.prompts.splits import require_disjoint
-from mechsafety.regions.attribution import attribute
+from mechsafety.regions.attribution import score_weights
 from mechsafety.regions.head_probes import probe_heads
 from mechsafety.regions.heads import best_heads, prune_heads, random_heads
 from mechsafety.regions.links import random_like
 from mechsafety.regions.maps import LinearMap, linear_maps, uncovered, unseen_share
 from mechsafety.regions.overlap import jaccard_table, subspace_table
-from mechsafety.regions.own_examples import own_examples
+from mechsafety.regions.own_examples import examples_from_model
 from mechsafety.regions.pruning import prune, set_difference, top_pruning
 from mechsafety.regions.removal import LowRank, Pruning, Removal, removed, removed_sizes
 from mechsafety.regions.score_files import Attribution, Method
 from mechsafety.regions.subspaces import orthogonal_projections
 from mechsafety.robustness.benign import benign_choices, benign_passages
-from mechsafety.robustness.outcomes import OUTCOME_COLUMNS, outcomes
+from mechsafety.robustness.outcomes import OUTCOME_COLUMNS, measure_outcomes
 from mechsafety.robustness.utility import (
     UTILITY_COLUMNS,
     BaseDistributions,
     base_distributions,
-    utility,
+    measure_utility,
 )
 from mechsafety.runs.folder import Journal, finite
 
@@ -149,7 +149,7 @@ class RegionWork:
         key = ("examples", f"{kind}-{draw}")
         if not self.run.has_part(*key):
             self.say(f"own answers for {kind}, draw {draw + 1} of {config.draws}")
-            examples = own_examples(
+            examples = examples_from_model(
                 self.model,
                 self.attributed,
                 kind=kind,
@@ -165,7 +165,7 @@ class RegionWork:
         self.say(f"scores of {kind}, draw {draw + 1} of {config.draws}")
         folder = self.run.path / "scores"
         folder.mkdir(exist_ok=True)
-        return attribute(
+        return score_weights(
             self.model,
             [
                 Example(prompt=json.loads(r["prompt"]), answer=r["answer"], whole=bool(r["whole"]))
@@ -280,7 +280,7 @@ class RegionWork:
 
     def judged(self, model: TransformerBridge, edit: Edit | None = None) -> dict[str, Any]:
         """Outcomes on the report prompts; the verdict on each is kept."""
-        found = outcomes(
+        found = measure_outcomes(
             model,
             self.evaluated,
             edit=edit,
@@ -312,7 +312,7 @@ class RegionWork:
 
     def measure(self, model: TransformerBridge, edit: Edit | None = None) -> dict[str, Any]:
         """Outcomes on the report prompts, and utility on benign text and questions."""
-        cost = utility(
+        cost = measure_utility(
             model,
             passages=self._passages,
             choices=self._choices,

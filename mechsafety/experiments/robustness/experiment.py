@@ -14,12 +14,12 @@ from mechsafety.claims.sentences import level
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.names import Attack
 from mechsafety.core.places import packaged_words
-from mechsafety.core.progress import Progress
+from mechsafety.core.progress import Progress, progress_line, with_progress
 from mechsafety.experiments.base import Read, Result, Session, run_experiment
 from mechsafety.experiments.edited import EditedExperiment
 from mechsafety.experiments.records import record_shared_tokens
 from mechsafety.experiments.robustness.config import RobustnessConfig
-from mechsafety.generation.completions import Completion, answer_frame
+from mechsafety.generation.answered import Completion, answer_frame
 from mechsafety.judges.kinds.fluent import FluentJudge
 from mechsafety.pages.page import Page, page_blocks
 from mechsafety.plots.attacks import attack_figure, attack_name
@@ -28,7 +28,7 @@ from mechsafety.prompts.prompt_set import PromptSet, load_prompts
 from mechsafety.robustness.attacks import ATTACK_COLUMNS, attack_table
 from mechsafety.robustness.benign import benign_choices, benign_passages
 from mechsafety.robustness.suffix import SearchCost, Suffixes, require_nanogcg, resumable_suffixes
-from mechsafety.robustness.utility import UTILITY_COLUMNS, base_distributions, utility
+from mechsafety.robustness.utility import UTILITY_COLUMNS, base_distributions, measure_utility
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -120,7 +120,7 @@ class Robustness(EditedExperiment[RobustnessConfig]):
         session.say("utility: benign passages and questions")
         passages = benign_passages()
         base = base_distributions(self.model, passages) if self.edit is not None else None
-        found = utility(
+        found = measure_utility(
             self.model,
             passages=passages,
             choices=benign_choices(),
@@ -158,7 +158,7 @@ class Robustness(EditedExperiment[RobustnessConfig]):
         return Page(
             title=f"Attack success on {short_name(result.config['model'])}",
             subtitle=str(result.tables["attacks"]["system"].iloc[0]),
-            findings=result.findings(),
+            findings=result.findings,
             blocks=page_blocks(_WORDS["blocks"], result.tables, figures),
         )
 
@@ -177,17 +177,21 @@ class Robustness(EditedExperiment[RobustnessConfig]):
         return {**result.tables, "out": [str(result.path / file) for file in cls.tables.values()]}
 
 
+@with_progress
 def run_robustness(
     config: RobustnessConfig,
     out: str | Path,
     *,
-    say: Progress = lambda _: None,
+    say: Progress = progress_line,
+    progress: bool = True,  # noqa: ARG001 - with_progress reads it
     allow_other_versions: bool = False,
 ) -> Result:
     """Measure in the folder ``out``, or go on where that was interrupted: each attack is a part of the run.
 
     Raises :class:`MechsafetyError` for a wrong edit, prompt sets without what is needed, the attack ``suffix``
     without its package, and whatever loading raises.
+
+    ``progress=False`` turns off bars and lines on the work; ``say`` receives the lines instead.
     """
     return run_experiment(Robustness(config), out, say=say, allow_other_versions=allow_other_versions)
 

@@ -18,7 +18,7 @@ import pandas as pd
 from mechsafety.annotation.labels import responses_sha256
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.names import QUESTION_FORMS
-from mechsafety.core.progress import Progress
+from mechsafety.core.progress import Progress, progress_line, with_progress
 from mechsafety.edits.interventions import Edit, digest
 from mechsafety.experiments.base import Experiment, Result, Session, run_experiment
 from mechsafety.experiments.selfjudgement.config import SelfJudgeConfig
@@ -188,11 +188,13 @@ class SelfJudging(Experiment[SelfJudgeConfig]):
         return result.tables["cells"][_SHOWN].to_string(index=False, na_rep="-", float_format="%.2f")
 
 
+@with_progress
 def run_selfjudge(
     config: SelfJudgeConfig,
     out: str | Path,
     *,
-    say: Progress = lambda _: None,
+    say: Progress = progress_line,
+    progress: bool = True,  # noqa: ARG001 - with_progress reads it
     allow_other_versions: bool = False,
 ) -> Result:
     """Ask every system of the study in ``config.study`` about its answers, in the folder ``out``, or go on there.
@@ -200,6 +202,8 @@ def run_selfjudge(
     ``limit`` takes so many prompts of each label, by the seed, the same for all arms and systems. Raises
     :class:`MechsafetyError` for a run that is no finished study, systems that it does not have, weights that are no
     longer those of the study, and edits that cannot be rebuilt as they were.
+
+    ``progress=False`` turns off bars and lines on the work; ``say`` receives the lines instead.
     """
     return run_experiment(SelfJudging(config), out, say=say, allow_other_versions=allow_other_versions)
 

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mechsafety.core.errors import MechsafetyError
-from mechsafety.core.progress import Progress
+from mechsafety.core.progress import Progress, progress_line, with_progress
 from mechsafety.experiments.agreement.figures import judge_chapter_figures
 from mechsafety.experiments.agreement.tables import (
     REFERENCE_TABLES,
@@ -192,21 +192,29 @@ def judge_everything(work: StudyWork) -> None:
         work.judge(spec, arm, spec)
 
 
+@with_progress
 def run_study(
     config: StudyConfig,
     out: str | Path,
     *,
-    say: Progress = lambda _: None,
+    say: Progress = progress_line,
+    progress: bool = True,  # noqa: ARG001 - with_progress reads it
     allow_other_versions: bool = False,
 ) -> StudyResult:
-    """Run ``config`` in the folder ``out``, or go on where it was interrupted.
+    """Run ``config`` in the folder ``out``, or go on where it was interrupted, and write its figures and report.
 
     A system whose numbers are not finite is left out of all tables, also when the study goes on later. Raises
     :class:`MechsafetyError` for prompts that overlap, lack a split or a label, and for another configuration, other
     prompts or models than the folder's.
+
+    ``progress=False`` turns off bars and lines on the work; ``say`` receives the lines instead.
     """
     run = run_experiment(Study(config), out, say=say, allow_other_versions=allow_other_versions)
-    return StudyResult(run.path, Study)
+    found = StudyResult(run.path, Study)
+    if len(found.failed) < len(config.systems):
+        say("figures and page")
+        found.publish()
+    return found
 
 
 def study_prompts(config: StudyConfig) -> tuple[PromptSet, PromptSet]:

@@ -40,13 +40,8 @@ from mechsafety.experiments.study.controls import (
     draw_controls,
     random_arms,
 )
-from mechsafety.generation.completions import (
-    Completion,
-    Sampling,
-    answer_frame,
-    asked_in,
-    overridden_defaults,
-)
+from mechsafety.generation.answered import Completion, answer_frame, asked_in
+from mechsafety.generation.completions import Sampling, overridden_defaults
 from mechsafety.generation.resumable import resumable_responses, resumable_under_each
 from mechsafety.generation.scoring import answer_nll
 from mechsafety.judges.checks import check_judge
@@ -311,7 +306,7 @@ class StudyWork:
             threshold=self.recipe.threshold,
             seed=seed,
         )
-        self.run.write_part(swept.table.assign(system=spec), "sweep", spec)
+        self.run.write_part(swept.to_frame().assign(system=spec), "sweep", spec)
         facts = swept.facts(rule=None if fixed is not None else self._rule)
         self.run.write_json_part(facts, "swept", spec)
 

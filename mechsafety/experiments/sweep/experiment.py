@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.names import SELECTION_RULES
-from mechsafety.core.progress import Progress
+from mechsafety.core.progress import Progress, progress_line, with_progress
 from mechsafety.experiments.base import Experiment, Read, Result, Session, run_experiment
 from mechsafety.experiments.sweep.config import SweepConfig
 from mechsafety.experiments.sweep.figures import sweep_figures
@@ -126,16 +126,20 @@ class LayerSweep(Experiment[SweepConfig]):
         return [again, *super().next_steps(result)]
 
 
+@with_progress
 def run_sweep(
     config: SweepConfig,
     out: str | Path,
     *,
-    say: Progress = lambda _: None,
+    say: Progress = progress_line,
+    progress: bool = True,  # noqa: ARG001 - with_progress reads it
     allow_other_versions: bool = False,
 ) -> Result:
     """Run ``config`` in the folder ``out``, or go on where it was interrupted.
 
     Raises :class:`MechsafetyError` for an unknown rule, a prompt set without fit or validation prompts of both
     labels, positions or layers that do not exist, and whatever loading the model raises.
+
+    ``progress=False`` turns off bars and lines on the work; ``say`` receives the lines instead.
     """
     return run_experiment(LayerSweep(config), out, say=say, allow_other_versions=allow_other_versions)

@@ -18,7 +18,8 @@ from mechsafety.edits.files import save_edit
 from mechsafety.edits.interventions import Ablate, digest
 from mechsafety.experiments.base import Read, Session
 from mechsafety.experiments.sweep.config import SweepConfig
-from mechsafety.generation.completions import Completion, answer_frame, overridden_defaults
+from mechsafety.generation.answered import Completion, answer_frame
+from mechsafety.generation.completions import overridden_defaults
 from mechsafety.generation.thought_ends import own_thoughts
 from mechsafety.models.chat import after_thoughts, post_instruction_positions, tokenize_prompts
 from mechsafety.models.loading import load_record
@@ -93,7 +94,7 @@ class SweepWork:
             first = _main(selections)
             swept[first] = self._confirmed(first, swept[first], refuses=refuses)
             selections[first] = self._select(swept[first])
-        table = pd.concat([s.table.assign(method=m) for m, s in swept.items()], ignore_index=True)
+        table = pd.concat([s.to_frame().assign(method=m) for m, s in swept.items()], ignore_index=True)
         table = table[["method", *[c for c in table.columns if c != "method"]]]
         run.write_table(table, "sweep.csv")
         run.record("selections", selections)
@@ -140,7 +141,7 @@ class SweepWork:
     def _confirmed(self, method: str, swept: Sweep, *, refuses: bool) -> Sweep:
         """With what the model writes under the first candidates of the method that the run goes on with."""
         config = self.config
-        if (why := no_gap(swept.table)) is not None and not refuses:
+        if (why := no_gap(swept.to_frame())) is not None and not refuses:
             self.say(f"{method}: no candidate is confirmed, {why}")
             return swept
         self.say(
@@ -148,7 +149,7 @@ class SweepWork:
         )
         table = confirm(
             self.model,
-            swept.table,
+            swept.to_frame(),
             swept.directions,
             self.validation,
             candidates=config.confirm,
@@ -156,7 +157,7 @@ class SweepWork:
             seed=config.seed,
             journal=self._journal("confirmation", method),
         )
-        return replace(swept, table=table)
+        return replace(swept, frame=table)
 
     def _directions(self, method: Method, cache: ResidualCache) -> Directions:
         """Those that the run's first session found: its scores are of these vectors, to the last digit."""
@@ -181,10 +182,10 @@ class SweepWork:
 
     def _select(self, swept: Sweep) -> dict[str, Any]:
         try:
-            chosen = select(swept.table, n_layers=swept.n_layers, rule=self.config.rule)
+            chosen = select(swept.to_frame(), n_layers=swept.n_layers, rule=self.config.rule)
             note = chosen.explain()
         except MechsafetyError as error:
-            chosen = nearest(swept.table, n_layers=swept.n_layers)
+            chosen = nearest(swept.to_frame(), n_layers=swept.n_layers)
             note = f"No candidate passed: {error}. What follows is about the nearest one"
         return {"selection": asdict(chosen), "explanation": note}
 
@@ -202,7 +203,7 @@ class SweepWork:
         self.run.write_table(lens, "lens.csv")
         self.run.save("edit.safetensors", lambda path: save_edit(edit, path, model=self.model))
         self.run.record("edit", {"description": edit.describe(), "sha256": digest(edit)})
-        return {"profile": profile, "lens": lens}
+        return {"profile": profile.to_frame(), "lens": lens}
 
     def _doses(self, found: Directions, selection: Selection, fit: ResidualCache) -> pd.DataFrame:
         config = self.config

@@ -174,7 +174,7 @@ def test_an_interrupted_run_goes_on_to_the_same_tables(
         dying(monkeypatch, name, states, at=at)
         with pytest.raises(KeyboardInterrupt):
             run_anatomy(config, cut)
-    dying(monkeypatch, "attribute", [], at=1)
+    dying(monkeypatch, "score_weights", [], at=1)
     with pytest.raises(KeyboardInterrupt):
         run_anatomy(config, cut)
     with pytest.raises(MechsafetyError, match="not finished"):

@@ -20,7 +20,7 @@ from mechsafety.directions.direction import Directions, cosine, find_directions,
 from mechsafety.edits.interventions import Ablate, edited
 from mechsafety.experiments import base
 from mechsafety.experiments.comparison import work as checkpoint_work
-from mechsafety.experiments.comparison.experiment import Comparison, compare, read_comparison
+from mechsafety.experiments.comparison.experiment import Comparison, read_comparison, run_comparison
 from mechsafety.experiments.comparison.figures import (
     comparison_figures,
     cosine_matrix,
@@ -72,7 +72,7 @@ def pair(
 
 @pytest.fixture(scope="module")
 def done(pair: Any, tmp_path_factory: pytest.TempPathFactory) -> Comparison:
-    return compare(pair, PROMPTS, out=tmp_path_factory.mktemp("runs") / "whole", **OPTIONS)
+    return run_comparison(pair, PROMPTS, out=tmp_path_factory.mktemp("runs") / "whole", **OPTIONS)
 
 
 @pytest.fixture
@@ -298,16 +298,16 @@ def test_an_interrupted_comparison_goes_on(
     with monkeypatch.context() as patched:
         patched.setattr(checkpoint_work, "Journal", Broken)
         with pytest.raises(KeyboardInterrupt):
-            compare(pair, PROMPTS, out=tmp_path / "run", **OPTIONS)
+            run_comparison(pair, PROMPTS, out=tmp_path / "run", **OPTIONS)
     with pytest.raises(MechsafetyError, match="is not finished: give the same command again"):
         read_comparison(tmp_path / "run")
     assert loads == [*pair, pair[0]]
     loads.clear()
-    found = compare(pair, PROMPTS, out=tmp_path / "run", **OPTIONS)
+    found = run_comparison(pair, PROMPTS, out=tmp_path / "run", **OPTIONS)
     assert loads == list(pair)  # for the transfer only, and the four ablations that were done stay done
     equal(found, done)
     loads.clear()
-    equal(compare(pair, PROMPTS, out=tmp_path / "run", **OPTIONS), done)
+    equal(run_comparison(pair, PROMPTS, out=tmp_path / "run", **OPTIONS), done)
     assert loads == []
 
 
@@ -315,7 +315,7 @@ def test_a_lost_part_is_made_again_alone(
     done: Comparison, pair: Any, tmp_path: Path, loads: list[str]
 ) -> None:
     def some(*measures: str) -> Comparison:
-        return compare(pair, PROMPTS, out=tmp_path / "run", measures=measures, **OPTIONS)
+        return run_comparison(pair, PROMPTS, out=tmp_path / "run", measures=measures, **OPTIONS)
 
     some("cosine", "cka")
     assert loads == list(pair)
@@ -347,7 +347,7 @@ def test_one_model_is_held_at_a_time(pair: Any, tmp_path: Path, monkeypatch: pyt
         return model
 
     monkeypatch.setattr(base, "load_model", load)
-    compare(pair, PROMPTS, out=tmp_path / "run", measures=["cosine", "transfer"], **OPTIONS)
+    run_comparison(pair, PROMPTS, out=tmp_path / "run", measures=["cosine", "transfer"], **OPTIONS)
     assert len(alive) == 4
 
 
@@ -356,16 +356,16 @@ def test_one_model_is_held_at_a_time(pair: Any, tmp_path: Path, monkeypatch: pyt
 
 def test_unrelated_models_get_cka_and_a_sentence(tiny_folder: Folder, tmp_path: Path) -> None:
     specs = [str(tiny_folder("llama", seed)) for seed in (0, 1)]
-    found = compare(specs, PROMPTS, out=tmp_path / "run", **OPTIONS)
+    found = run_comparison(specs, PROMPTS, out=tmp_path / "run", **OPTIONS)
     assert list(found.tables) == ["cka"]
     assert [basis.verdict for basis in found.bases] == ["unrelated"]
     note = found.notes[0]
     assert "do not share a residual basis" in note
     assert "so cosine, angles, transfer are left out for this pair, and CKA" in note
     with pytest.raises(MechsafetyError, match=r"do not share a residual basis.*Ask for --measure cka"):
-        compare(specs, PROMPTS, out=tmp_path / "run", measures=["cosine"], **OPTIONS)
+        run_comparison(specs, PROMPTS, out=tmp_path / "run", measures=["cosine"], **OPTIONS)
     # Asked for together, CKA is given.
-    both = compare(specs, PROMPTS, out=tmp_path / "run", measures=["cosine", "cka"], **OPTIONS)
+    both = run_comparison(specs, PROMPTS, out=tmp_path / "run", measures=["cosine", "cka"], **OPTIONS)
     assert list(both.tables) == ["cka"]
 
 
@@ -382,7 +382,7 @@ def test_models_of_other_shape_get_cka_by_relative_depth(
     with monkeypatch.context() as patched:
         patched.setattr(conftest, "tiny_config", shallow)
         other = conftest.save_tiny(tmp_path / "shallow")
-    found = compare([str(tiny_folder()), str(other)], PROMPTS, out=tmp_path / "run", **OPTIONS)
+    found = run_comparison([str(tiny_folder()), str(other)], PROMPTS, out=tmp_path / "run", **OPTIONS)
     assert found.cka is not None
     assert list(zip(found.cka["layer"], found.cka["layer_b"], strict=True)) == [(0, 0), (1, 0), (2, 1), (3, 2), (4, 2)]  # fmt: skip
     assert found.bases[0].verdict == "other shape"
@@ -392,7 +392,7 @@ def test_a_third_model_of_other_origin_leaves_the_pair_whole(
     done: Comparison, pair: Any, tiny_folder: Folder, tmp_path: Path
 ) -> None:
     stranger = str(tiny_folder("gpt2" if "gpt2" in pair[0] else "llama", 1))
-    found = compare([*pair, stranger], PROMPTS, out=tmp_path / "run", **OPTIONS)
+    found = run_comparison([*pair, stranger], PROMPTS, out=tmp_path / "run", **OPTIONS)
     assert [basis.verdict for basis in found.bases] == ["shared", "unrelated", "unrelated"]
     assert found.cosines is not None
     pd.testing.assert_frame_equal(found.cosines, done.cosines)
@@ -410,7 +410,7 @@ def test_saved_directions_are_compared_without_models(
     saved: Callable[..., str], tmp_path: Path, loads: list[str]
 ) -> None:
     a, b = saved("a"), saved("b", seed=1)
-    found = compare([a, b], out=tmp_path / "run", seed=0)
+    found = run_comparison([a, b], out=tmp_path / "run", seed=0)
     assert loads == []
     assert list(found.tables) == ["cosines"]
     assert found.names == (a, b)
@@ -427,7 +427,7 @@ def test_saved_directions_are_compared_without_models(
 def test_saved_directions_beside_models(saved: Callable[..., str], pair: Any, tmp_path: Path) -> None:
     architecture = "gpt2" if "gpt2" in pair[0] else "llama"
     one = saved("one", architecture)
-    found = compare([*pair, one], PROMPTS, out=tmp_path / "run", **OPTIONS)
+    found = run_comparison([*pair, one], PROMPTS, out=tmp_path / "run", **OPTIONS)
     assert found.cosines is not None
     mixed = found.cosines[(found.cosines["a"] == pair[0]) & (found.cosines["b"] == one)]
     assert bool((mixed["cosine"][1:] > 0.999).all() or mixed["cosine"].dropna().gt(0.999).all())
@@ -445,7 +445,7 @@ def test_a_file_of_several_models_is_several_checkpoints(
 ) -> None:
     paths = [Path(saved("a")), Path(saved("b", seed=1))]
     save_directions([Directions.load(p) for p in paths], tmp_path / "both.safetensors")
-    found = compare([str(tmp_path / "both.safetensors")], out=tmp_path / "run", seed=0)
+    found = run_comparison([str(tmp_path / "both.safetensors")], out=tmp_path / "run", seed=0)
     assert len(found.names) == 2
     assert all(name.startswith(f"{tmp_path / 'both.safetensors'}:") for name in found.names)
 
@@ -490,7 +490,7 @@ def only(prompts: PromptSet, **keep: Any) -> PromptSet:
 def test_mistakes(tmp_path: Path, specs: list[str], options: dict[str, Any], said: str) -> None:
     arguments = {"prompts": PROMPTS, "out": tmp_path / "run", "seed": 0, **options}
     with pytest.raises(MechsafetyError) as caught:
-        compare(specs, **arguments)
+        run_comparison(specs, **arguments)
     assert said in str(caught.value)
 
 
@@ -508,17 +508,17 @@ def test_mistakes_with_saved_directions(
     ]
     for number, (specs, options, said) in enumerate(mistakes):
         with pytest.raises(MechsafetyError, match=said):
-            compare(specs, PROMPTS, out=tmp_path / f"run{number}", **{"seed": 0, **options})
+            run_comparison(specs, PROMPTS, out=tmp_path / f"run{number}", **{"seed": 0, **options})
 
 
 def test_another_configuration_needs_another_folder(pair: Any, done: Comparison) -> None:
     with pytest.raises(MechsafetyError, match=r"another configuration \(k: 2 -> 3\)"):
-        compare(pair, PROMPTS, out=done.path, **{**OPTIONS, "k": 3})
+        run_comparison(pair, PROMPTS, out=done.path, **{**OPTIONS, "k": 3})
 
 
 def test_too_wide_a_subspace(pair: Any, tmp_path: Path) -> None:
     with pytest.raises(MechsafetyError, match="subspaces of 7 dimensions: k must be 1 to 6"):
-        compare(pair, PROMPTS, out=tmp_path / "run", **{**OPTIONS, "k": 7})
+        run_comparison(pair, PROMPTS, out=tmp_path / "run", **{**OPTIONS, "k": 7})
 
 
 # -- figures ----------------------------------------------------------------------------------------

@@ -46,7 +46,7 @@ from mechsafety.experiments.ladder.tables import (
 from mechsafety.generation.answers import Example
 from mechsafety.generation.completions import generate
 from mechsafety.models.loading import load_model
-from mechsafety.regions.attribution import attribute
+from mechsafety.regions.attribution import score_weights
 from mechsafety.runs.folder import open_run, read_run
 from mechsafety.statistics import holm, mcnemar
 from mechsafety.tuning.rephrasings import OPENINGS
@@ -230,7 +230,7 @@ def test_states_are_those_of_a_plain_computation_and_the_same_after_interruption
     monkeypatch.setattr(LadderSystem, "links", interrupted)
     attempt()
     monkeypatch.setattr(LadderSystem, "links", linked)
-    monkeypatch.setattr("mechsafety.experiments.ladder.experiment.compare", interrupted)
+    monkeypatch.setattr("mechsafety.experiments.ladder.experiment.run_comparison", interrupted)
     attempt()
     monkeypatch.undo()
     run_ladder(config, tmp_path / "cut")
@@ -333,7 +333,7 @@ def test_broken_numbers_and_refused_sources_are_no_notes(
 
     systems = (str(tiny_folder("llama")), str(tuned("llama")))
     config = small(systems, prompts_file, counts=(1,), base=systems[0])
-    where = (ladder_experiment, "compare") if fails == "compare" else (ladder_systems, "change_links")
+    where = (ladder_experiment, "run_comparison") if fails == "compare" else (ladder_systems, "change_links")
     monkeypatch.setattr(*where, failing)
     with pytest.raises(kind, match="something else"):
         run_ladder(config, tmp_path / "run")
@@ -359,7 +359,7 @@ def test_a_regions_run_adds_its_links(
     (regions / "scores").mkdir()
     examples = [Example(prompt=p.text, answer="sorry no", whole=True) for p in small_prompts(6).fit.harmful]
     model = load_model(system, dtype="float32", device="cpu")
-    attribute(model, examples, store=regions / "scores" / "safety-0.safetensors")
+    score_weights(model, examples, store=regions / "scores" / "safety-0.safetensors")
     both = config.model_copy(update={"base": base})
     links = run_ladder(both, tmp_path / "both").tables["links"]
     assert {"energy", "energy_random", "removed_snip", "snip", "wanda", "magnitude"} <= set(links["what"])
@@ -556,11 +556,11 @@ def test_a_layer_that_wrecks_the_model_is_not_chosen_for_its_compliance() -> Non
         ({"beside": ("x", "x")}, "each run once"),
         ({"limit": 1}, "greater than or equal to 2"),
         ({"compare_limit": 3}, "greater than or equal to 4"),
-        ({"speed": 1}, "Extra inputs"),
+        ({"speed": 1}, "no such field"),
     ],
 )
 def test_a_wrong_configuration_is_reported(fields: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(said)):
+    with pytest.raises(MechsafetyError, match=re.escape(said)):
         LadderConfig(**{"systems": ("a",)} | fields)
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from pydantic import ValidationError
 
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.experiments.regions import followups as region_followups
@@ -245,7 +244,7 @@ def test_states_are_planned_with_draws_and_matched_controls() -> None:
     ],
 )
 def test_wrong_configurations(fields: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValidationError, match=said):
+    with pytest.raises(MechsafetyError, match=said):
         RegionsConfig(**{"model": "m"} | fields)
 
 

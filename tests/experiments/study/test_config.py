@@ -230,3 +230,16 @@ def test_an_address_with_a_password_gets_into_no_manifest() -> None:
     assert "hunter2" not in str(error.value)
     plain = load_config(None, {"judges": ("rules", "endpoint:m@http://localhost:8000/v1")})
     assert plain.judges[1].endswith("/v1")
+
+
+def test_a_wrong_field_in_python_names_the_nearest_right_one() -> None:
+    with pytest.raises(
+        MechsafetyError, match=r"sistems: StudyConfig has no such field .did you mean 'systems'"
+    ):
+        StudyConfig(**{"sistems": ("a",)})
+    with pytest.raises(
+        MechsafetyError, match=r"chat.thinkin: ChatConfig has no such field .did you mean 'thinking'"
+    ):
+        StudyConfig(**{"chat": {"thinkin": True}})
+    for name in StudyConfig.model_fields:
+        assert f"\n    {name} (" in (StudyConfig.__doc__ or "")

@@ -112,12 +112,12 @@ def test_a_judge_that_sees_compliance_everywhere_gives_other_rates(
 
 
 def test_an_added_judge_reads_the_random_arm_and_the_first_stays_primary(copied: Path) -> None:
-    before, headline = pd.read_csv(copied / "controls.csv"), load_run(copied).findings()
+    before, headline = pd.read_csv(copied / "controls.csv"), load_run(copied).findings
     load_run(copied).judge(ADDED)
     controls = pd.read_csv(copied / "controls.csv")
     pd.testing.assert_frame_equal(controls[controls["judge"] == "rules"], before)
     own = {line for line in headline if "judges and readings" not in line}
-    assert own <= set(load_run(copied).findings())
+    assert own <= set(load_run(copied).findings)
     verdicts, random = (
         pd.read_parquet(copied / f"{name}.parquet") for name in ("verdicts", "random_verdicts")
     )

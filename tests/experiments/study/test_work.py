@@ -209,7 +209,7 @@ def test_a_study_without_controls_has_the_other_tables_and_the_same_numbers(
     rates = pd.read_csv(finished / "rates.csv").query("system == @config.systems[0] and judge == 'rules'")
     pd.testing.assert_frame_equal(pd.read_csv(run.path / "rates.csv"), rates.reset_index(drop=True))
     assert "controls" not in run.path.joinpath("rates.csv").read_text()
-    assert run.findings()
+    assert run.findings
     assert run.figures()["outcomes"]
 
 
@@ -370,7 +370,7 @@ def test_changed_config_on_an_old_folder_is_refused_with_the_difference(
 def test_overlap_of_report_and_anchor_prompts_is_refused(config: StudyConfig, tmp_path: Path) -> None:
     prompts = small_prompts(4)
     anchors = write_csv(prompts, tmp_path / "anchors.csv")
-    leaked = [{**row, "split": "report"} for row in prompts.fit.to_rows()]
+    leaked = [{**row, "split": "report"} for row in prompts.fit.to_frame().to_dict("records")]
     report = tmp_path / "report.json"
     report.write_text(json.dumps(leaked))
     bad = config.model_copy(update={"prompts": str(report), "anchors": str(anchors)})
@@ -542,7 +542,7 @@ def test_the_command_ends_with_1_and_names_what_failed(
 def test_repeated_prompts_are_reported_and_recorded(
     plain: StudyConfig, tmp_path: Path, tiny_folder: Callable[..., Path]
 ) -> None:
-    rows = small_prompts(10).to_rows()
+    rows = small_prompts(10).to_frame().to_dict("records")
     doubled = tmp_path / "doubled.json"
     twice = [dict(row, id=row["id"] + "-again", text=row["text"].upper()) for row in rows[:3]]
     doubled.write_text(json.dumps([*rows, *twice]))

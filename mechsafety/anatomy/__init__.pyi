@@ -1,0 +1,11 @@
+"""What a fine-tuning changed, how many directions carry refusal, and how much of each must go."""
+
+from ..experiments.anatomy.config import AnatomyConfig as AnatomyConfig
+from ..experiments.anatomy.experiment import read_anatomy as read_anatomy
+from ..experiments.anatomy.experiment import run_anatomy as run_anatomy
+from ..experiments.ladder.config import LadderConfig as LadderConfig
+from ..experiments.ladder.experiment import read_ladder as read_ladder
+from ..experiments.ladder.experiment import run_ladder as run_ladder
+from ..tuning.training import TuningRecipe as TuningRecipe
+from ..tuning.training import tune as tune
+from .weight_changes import weight_changes as weight_changes

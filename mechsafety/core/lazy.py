@@ -1,0 +1,47 @@
+"""Public names that load when they are first used; each stands once, in the ``.pyi`` beside its package."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def public_names(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
+    """``__getattr__``, ``__dir__`` and ``__all__`` of ``package``, from the stub beside ``file``.
+
+    The stub's lines are ``from .module import name as name``, with as many dots as it takes, or ``from . import package
+    as package``. (lazy_loader reads stubs of one dot alone, which no name space over several packages can do with.)
+    """
+    homes: dict[str, tuple[str, str]] = {}
+    tree = ast.parse(Path(file).with_suffix(".pyi").read_text(encoding="utf-8"))
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = ".".join(package.split(".")[: len(package.split(".")) - node.level + 1])
+            home = f"{base}.{node.module}" if node.module else base
+            homes |= {alias.asname or alias.name: (home, alias.name) for alias in node.names}
+
+    taken = {name for name, (home, own) in homes.items() if home == f"{package}.{own}"}
+
+    class Package(types.ModuleType):
+        """A function that is called as its module keeps its name when the module is imported."""
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            if not (name in taken and isinstance(value, types.ModuleType)):
+                super().__setattr__(name, value)
+
+    sys.modules[package].__class__ = Package
+
+    def load(name: str) -> Any:
+        if name not in homes:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        home, own = homes[name]
+        if home == package:
+            return importlib.import_module(f"{package}.{own}")
+        return getattr(importlib.import_module(home), own)
+
+    return load, lambda: sorted(homes), sorted(homes)

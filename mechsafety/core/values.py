@@ -1,0 +1,78 @@
+"""How results compare and show themselves: equality of tensors and tables, a short line in text and in HTML."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from html import escape
+from typing import Any
+
+
+class Value:
+    """A dataclass whose tensors and tables are compared by their entries, shown by what ``describe()`` says.
+
+    A dataclass that inherits from it is declared with ``eq=False, repr=False``.
+    """
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is not type(self):
+            return NotImplemented
+        return all(
+            same(getattr(self, one.name), getattr(other, one.name))
+            for one in fields(self)  # type: ignore[arg-type]
+            if one.compare
+        )
+
+    def describe(self) -> str:
+        """One to three lines that name what this holds."""
+        held: dict[str, Any] = {one.name: getattr(self, one.name) for one in fields(self)}  # type: ignore[arg-type]
+        return f"{type(self).__name__}({', '.join(f'{name}={short(value)}' for name, value in held.items())})"
+
+    def __repr__(self) -> str:
+        return self.describe()
+
+    def _repr_html_(self) -> str:
+        return "<br>".join(escape(line) for line in self.describe().splitlines())
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two values are equal entry by entry; NaN equals NaN, as in tables that were read back."""
+    if a is b:
+        return True
+    if type(a) is not type(b):
+        return isinstance(a, int | float) and isinstance(b, int | float) and a == b
+    if isinstance(a, float):
+        return a == b or (a != a and b != b)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    if isinstance(a, Mapping):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    names = _compared(a)
+    if names is not None:
+        return all(same(getattr(a, name), getattr(b, name)) for name in names)
+    if hasattr(a, "equals"):  # a table
+        return bool(a.equals(b))
+    if hasattr(a, "is_floating_point"):
+        whole = a.shape == b.shape and a.dtype == b.dtype
+        return whole and bool(((a == b) | ((a != a) & (b != b))).all())
+    found = a == b
+    return bool(found.all()) if hasattr(found, "all") else bool(found)
+
+
+def _compared(a: Any) -> list[str] | None:
+    """The fields by which a dataclass that does not compare itself entry by entry is compared."""
+    plain = is_dataclass(a) and not isinstance(a, Value)
+    return [one.name for one in fields(a) if one.compare] if plain else None
+
+
+def short(value: Any, most: int = 60) -> str:
+    """A value in at most about ``most`` characters; arrays and tables by their shape."""
+    if hasattr(value, "shape"):
+        return f"[{', '.join(map(str, value.shape))}]"
+    text = repr(value)
+    if len(text) <= most:
+        return text
+    many = isinstance(value, list | tuple | Mapping | set | frozenset)
+    return f"<{len(value)} entries>" if many else f"{text[: most - 1]}…"

@@ -1,0 +1,60 @@
+"""What a model would say next: logits and log-probabilities behind prompts, under an edit or none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from jaxtyping import Float
+from torch import Tensor
+
+from mechsafety.core.errors import MechsafetyError
+from mechsafety.edits.interventions import Edit
+from mechsafety.generation.bodies import body_under
+from mechsafety.models.prefixes import all_last_logits
+from mechsafety.prompts.fed import fitting
+from mechsafety.prompts.prompt_set import Prompt
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+
+def logits(
+    model: TransformerBridge,
+    prompts: Sequence[Prompt],
+    *,
+    position: int = -1,
+    edit: Edit | None = None,
+    batch_size: int = 64,
+) -> Float[Tensor, "prompt vocabulary"]:
+    """Next-token logits at ``position`` of each prompt in its chat template, in float32 on the CPU.
+
+    ``position`` is an offset from the end of the rendered prompt: -1 is its last token, behind which the answer begins.
+    Positions to the right of it are not run, since no token sees those that follow.
+
+    Raises :class:`MechsafetyError` for no prompts, a position that a prompt does not have, and prompts longer than the
+    model's window.
+    """
+    if not len(prompts):
+        raise MechsafetyError("no prompts to run")
+    if position >= 0:
+        raise MechsafetyError(f"position {position}: offsets from the end are -1, -2, ...")
+    _, sequences = fitting(model, prompts, truncate=False)
+    shortest = min(map(len, sequences))
+    if shortest < -position:
+        raise MechsafetyError(f"position {position} lies before the shortest prompt ({shortest} tokens)")
+    kept = [tokens[: len(tokens) + position + 1] for tokens in sequences]
+    with body_under(model, edit) as body:
+        return all_last_logits(model, body, kept, batch_size=batch_size)
+
+
+def log_probs(
+    model: TransformerBridge,
+    prompts: Sequence[Prompt],
+    *,
+    position: int = -1,
+    edit: Edit | None = None,
+    batch_size: int = 64,
+) -> Float[Tensor, "prompt vocabulary"]:
+    """Next-token log-probabilities, in nats: the log-softmax of :func:`logits`, which takes the same arguments."""
+    return logits(model, prompts, position=position, edit=edit, batch_size=batch_size).log_softmax(-1)

@@ -1,0 +1,32 @@
+"""Figures, each a function of tables that returns a plotly figure."""
+
+from ..experiments.agreement.figures import corrected_rates_figure as corrected_rates_figure
+from ..experiments.agreement.figures import effect_forest as effect_forest
+from ..experiments.agreement.figures import error_dots as error_dots
+from ..experiments.anatomy.figures import rank_figure as rank_figure
+from ..experiments.anatomy.figures import separation_figure as separation_figure
+from ..experiments.comparison.figures import angles_by_layer as angles_by_layer
+from ..experiments.comparison.figures import cka_by_layer as cka_by_layer
+from ..experiments.comparison.figures import cosine_matrix as cosine_matrix
+from ..experiments.comparison.figures import cosines_by_layer as cosines_by_layer
+from ..experiments.comparison.figures import transfer_matrix as transfer_matrix
+from ..experiments.ladder.figures import survival_figure as survival_figure
+from ..experiments.regions.figures import freezing_figure as freezing_figure
+from ..experiments.regions.figures import jaccard_heatmap as jaccard_heatmap
+from ..experiments.regions.figures import links_figure as links_figure
+from ..experiments.regions.figures import tradeoff_figure as tradeoff_figure
+from ..experiments.selfjudgement.figures import reliability_figure as reliability_figure
+from ..experiments.study.figures import judge_agreement as judge_agreement
+from ..experiments.study.figures import outcome_bars as outcome_bars
+from ..experiments.study.figures import pca_scatter as pca_scatter
+from ..experiments.study.figures import refusal_heatmap as refusal_heatmap
+from ..experiments.sweep.figures import dose_figure as dose_figure
+from ..experiments.sweep.figures import lens_figure as lens_figure
+from ..experiments.sweep.figures import method_lines as method_lines
+from ..experiments.sweep.figures import score_heatmap as score_heatmap
+from ..experiments.sweep.figures import stability_bars as stability_bars
+from ..sweeps.figures import layer_sweep as layer_sweep
+from ..sweeps.figures import layer_sweep_table as layer_sweep_table
+from ..sweeps.profile_figure import profile_figure as profile_figure
+from .attacks import attack_figure as attack_figure
+from .by_layer import heat_map as heat_map
