@@ -37,7 +37,8 @@ from mechsafety.judges.kinds.embedding import (
 )
 from mechsafety.judges.kinds.logit import load_anchors
 from mechsafety.judges.registry import judge_responses
-from mechsafety.prompts.prompt_set import Prompt, Split, load_prompts
+from mechsafety.prompts.columns import Split
+from mechsafety.prompts.prompt_set import Prompt, load_prompts
 from mechsafety.runs.folder import Journal, versions
 
 LABELS: tuple[Label, ...] = ("refusal", "compliance", "degenerate")

@@ -39,6 +39,7 @@ from .generation.completions import generate as generate
 from .generation.next_tokens import log_probs as log_probs
 from .generation.next_tokens import logits as logits
 from .generation.token_projections import project_tokens as project_tokens
+from .judges.accepted import batched as batched
 from .judges.judging import judge as judge
 from .judges.judging import refusal_rates as refusal_rates
 from .models.loading import load_model as load_model

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.places import cache_folder
@@ -16,6 +18,8 @@ from mechsafety.models.gguf import packaged_gguf
 from mechsafety.models.hardware import dtype_name, free_bytes, native_bfloat16, resolve_device, resolve_dtype
 from mechsafety.pages.page import find_chromium
 from mechsafety.runs.folder import versions
+
+_PATIENCE_S = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,12 +68,7 @@ def examine() -> list[Check]:
         Check(name="packaged adapters", value=", ".join(packaged_adapters()) or "none"),
         _writable("model cache", cache_folder(), "set MECHSAFETY_CACHE to a folder that can be written"),
         _writable("runs", Path("runs").resolve(), "change to a folder that can be written, or use --out"),
-        Check(
-            name="hub",
-            value="offline (HF_HUB_OFFLINE is set)"
-            if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON")
-            else f"online; token {'set' if os.environ.get('HF_TOKEN') else 'not set'}",
-        ),
+        _hub(),
         Check(
             name="Chromium for static figures",
             value=find_chromium() or "not found",
@@ -78,6 +77,31 @@ def examine() -> list[Check]:
         ),
     ]
     return checks
+
+
+def _hub() -> Check:
+    """Whether models and prompt sets can be fetched: asked of the hub itself, for two seconds."""
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
+        return Check(name="hub", value="offline (HF_HUB_OFFLINE is set)")
+    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    token = f"token {'set' if os.environ.get('HF_TOKEN') else 'not set'}"
+    if reachable(endpoint):
+        return Check(name="hub", value=f"online; {token}")
+    how = "set HF_HUB_OFFLINE=1 to use what is here without waiting"
+    return Check(name="hub", value=f"{endpoint} cannot be reached ({how}); {token}")
+
+
+def reachable(endpoint: str) -> bool:
+    """Whether the server of a URL can be connected to, by the proxy that the environment names where it names one."""
+    names = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
+    proxy = next((os.environ[name] for name in names if os.environ.get(name)), None)
+    where = urlsplit(proxy or endpoint)
+    port = where.port or (80 if where.scheme == "http" else 443)
+    try:
+        with socket.create_connection((where.hostname or "", port), timeout=_PATIENCE_S):
+            return True
+    except OSError:
+        return False
 
 
 def as_json(checks: list[Check]) -> dict[str, Any]:

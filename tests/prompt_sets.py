@@ -6,7 +6,8 @@ import csv
 import random
 from pathlib import Path
 
-from mechsafety.prompts.prompt_set import Prompt, PromptLabel, PromptSet, Split
+from mechsafety.prompts.columns import PromptLabel, Split
+from mechsafety.prompts.prompt_set import Prompt, PromptSet
 from tests.conftest import WORDS
 
 HARMFUL_WORDS = ("fire", "storm", "lock")

@@ -25,7 +25,7 @@ from mechsafety.anatomy.decompositions import (
     stable_rank,
 )
 from mechsafety.anatomy.readings import SAFE, UNSAFE
-from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.errors import MechsafetyError, way
 from mechsafety.core.progress import track
 from mechsafety.models.loading import model_name
 from mechsafety.regions.maps import LinearMap, linear_maps
@@ -179,7 +179,7 @@ def require_pair(base: TransformerBridge, tuned: TransformerBridge) -> None:
             unlike = sorted(set(shapes[0].items()) ^ set(shapes[1].items()), key=str)[0]
             raise MechsafetyError(
                 f"{names[0]} and {names[1]} have other {what}, {unlike[0]} for one: both must be of one architecture, "
-                "shape and number format (--dtype)"
+                f"shape and number format ({way('--dtype', 'dtype')})"
             )
         if what == "buffers" and any(not torch.equal(x, b[name].to(x.device)) for name, x in a.items()):
             raise MechsafetyError(

@@ -16,7 +16,7 @@ import pandas as pd
 from mechsafety.annotation.labels import COLUMNS
 from mechsafety.annotation.sampling import Plan
 from mechsafety.annotation.store import Store, existing_store, require_name
-from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.errors import MechsafetyError, way
 from mechsafety.core.values import Value
 from mechsafety.runs.folder import RunFolder, read_run
 
@@ -94,7 +94,7 @@ def export_labels(run: RunFolder, out: str | Path, *, annotator: str | None = No
     """
     out = Path(out)
     if out.suffix.lower() not in EXPORTS:
-        raise MechsafetyError(f"--export {str(out)!r} must end in {' or '.join(EXPORTS)}")
+        raise MechsafetyError(f"{way('--export', 'out')} {str(out)!r} must end in {' or '.join(EXPORTS)}")
     if not out.parent.is_dir():
         raise MechsafetyError(f"folder {str(out.parent)!r} does not exist")
     store = existing_store(run)

@@ -41,6 +41,10 @@ def read_human_labels(path: str | Path, *, responses: pd.DataFrame) -> pd.DataFr
     or drawn with two probabilities, responses that the run does not have, or a file made for other responses.
     """
     path = Path(path)
+    if missing := [name for name in ("system", "arm", "id", "response") if name not in responses.columns]:
+        raise MechsafetyError(
+            f"the responses lack the columns {', '.join(missing)}: a run's are run.tables[...]"
+        )
     known = set(responses[["system", "arm", "id"]].astype(str).itertuples(index=False, name=None))
     systems, ids = {system for system, _, _ in known}, {name for _, _, name in known}
     fingerprint = responses_sha256(responses)

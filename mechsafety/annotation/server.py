@@ -36,7 +36,7 @@ from mechsafety.annotation.store import (
     require_name,
     texts,
 )
-from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.errors import MechsafetyError, way
 from mechsafety.runs.folder import RunFolder
 
 HOST = "127.0.0.1"
@@ -232,7 +232,7 @@ def listen(port: int = 0) -> socket.socket:
     except OSError as error:
         opened.close()
         raise MechsafetyError(
-            f"port {port} cannot be used ({error.strerror}): leave --port out for a free one"
+            f"port {port} cannot be used ({error.strerror}): leave {way('--port', 'port')} out for a free one"
         ) from None
     return opened
 

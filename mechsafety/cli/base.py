@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mechsafety import __version__
-from mechsafety.core.errors import MechsafetyError, StoppedError
+from mechsafety.core.errors import MechsafetyError, StoppedError, on_the_command_line
 
 if TYPE_CHECKING:
     from mechsafety.experiments.base import Experiment, Result
@@ -104,6 +104,10 @@ class _Group(click.Group):
         if cmd_name in _COMMANDS:
             importlib.import_module(f"{__package__}.{_COMMANDS[cmd_name][0]}")
         return super().get_command(ctx, cmd_name)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with on_the_command_line():
+            return super().invoke(ctx)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         with formatter.section("Commands"):

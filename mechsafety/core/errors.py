@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Literal
 
 Extra = Literal["inspect", "lm-eval", "attacks"]
 _PACKAGES: dict[Extra, str] = {"inspect": "inspect_ai", "lm-eval": "lm_eval", "attacks": "nanogcg"}
+
+_on_command_line: ContextVar[bool] = ContextVar("errors are read on the command line", default=False)
 
 
 class MechsafetyError(Exception):
@@ -31,6 +35,31 @@ class StoppedError(MechsafetyError):
 
     The command line exits with code 1, and the same command goes on.
     """
+
+
+@contextmanager
+def on_the_command_line() -> Iterator[None]:
+    """While the block runs, what errors propose is spelt as an option."""
+    token = _on_command_line.set(True)
+    try:
+        yield
+    finally:
+        _on_command_line.reset(token)
+
+
+def way(option: str, python: str | None = None) -> str:
+    """What an error proposes: the ``option`` on the command line, elsewhere what ``python`` says.
+
+    Without ``python`` it is the argument of the option's name: ``--dtype float32`` is ``dtype="float32"``.
+    """
+    if _on_command_line.get():
+        return option
+    return python or _argument(option)
+
+
+def _argument(option: str) -> str:
+    name, _, value = option.removeprefix("--").partition(" ")
+    return f"{name.replace('-', '_')}={json.dumps(value) if value else '...'}"
 
 
 @contextmanager

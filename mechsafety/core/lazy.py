@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import sys
 import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from mechsafety.core.boundary import public
 
 
 def public_names(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
@@ -42,6 +45,7 @@ def public_names(package: str, file: str) -> tuple[Callable[[str], Any], Callabl
         home, own = homes[name]
         if home == package:
             return importlib.import_module(f"{package}.{own}")
-        return getattr(importlib.import_module(home), own)
+        found = getattr(importlib.import_module(home), own)
+        return public(found, package, name) if isinstance(found, types.FunctionType) else found
 
-    return load, lambda: sorted(homes), sorted(homes)
+    return functools.cache(load), lambda: sorted(homes), sorted(homes)

@@ -37,6 +37,8 @@ SELECTION_RULES: dict[str, tuple[float, ...]] = {"auto": (0.1, 0.2, 0.3, 0.5), "
 """KL bounds tried in turn. ``arditi`` is the published one; small models pay more KL for the same removal."""
 CONTEXTS_AT_ONCE = 32
 """Contexts that lm-eval's tasks run in one batch, by default."""
+MAX_NEW_TOKENS = 64
+"""Tokens that an answer may have, by default."""
 RESPONSES_AT_ONCE = 160
 """Responses that are generated in one batch, by default."""
 LINE_ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)

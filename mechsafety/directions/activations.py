@@ -11,9 +11,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mechsafety.core.arguments import whole_numbers
 from mechsafety.core.errors import MechsafetyError, NotFiniteError
 from mechsafety.core.progress import bar, with_progress
 from mechsafety.core.values import Value
+from mechsafety.models.accepted import ModelLike, as_model
 from mechsafety.models.bound_files import FileKind
 from mechsafety.models.chat import batches, device_of, named_positions
 from mechsafety.models.chat_settings import chat_text
@@ -22,6 +24,8 @@ from mechsafety.models.forward import forward, run_prefix
 from mechsafety.models.hooking import observed, plain_twin_at, residual_hooks
 from mechsafety.models.loading import body_of, known_fingerprint, model_name
 from mechsafety.models.prefixes import common_prefix
+from mechsafety.models.projection import VectorLike
+from mechsafety.prompts.accepted import PromptsLike, as_prompts
 from mechsafety.prompts.fed import fitting, truncated
 from mechsafety.prompts.prompt_set import Prompt
 
@@ -29,7 +33,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from transformer_lens.model_bridge import TransformerBridge
 
-    from mechsafety.directions.direction import Direction, Directions
+    from mechsafety.directions.direction import Directions
     from mechsafety.directions.projections import Projections
 
 DEFAULT_BATCH = 64
@@ -84,7 +88,7 @@ class ResidualCache(Value):
             )
         return self.positions.index(position)
 
-    def project(self, directions: Directions | Direction | Tensor, *, position: int = -1) -> Projections:
+    def project(self, directions: Directions | VectorLike, *, position: int = -1) -> Projections:
         """Projection of every prompt at ``position`` on unit directions, in the activations' own units.
 
         ``directions`` are those of each layer, or one direction or vector [d_model] for all layers.
@@ -142,10 +146,10 @@ def load_cache(path: str | Path) -> ResidualCache:
 
 @with_progress
 def residual_stream(
-    model: TransformerBridge,
-    prompts: Sequence[Prompt],
+    model: ModelLike,
+    prompts: PromptsLike,
     *,
-    positions: Sequence[int] | str = (-1,),
+    positions: int | str | Sequence[int] = (-1,),
     batch_size: int = DEFAULT_BATCH,
     truncate_prompts: bool = False,
     final_norm: bool = False,
@@ -164,7 +168,11 @@ def residual_stream(
     longer than the model's window (``truncate_prompts`` cuts its text instead), and for NaN activations (with the
     prompt and the layer).
     """
-    positions = named_positions(model, positions)
+    model = as_model(model)
+    prompts = as_prompts(prompts, empty=True)
+    positions = named_positions(
+        model, positions if isinstance(positions, str) else whole_numbers(positions, "positions")
+    )
     if truncate_prompts:
         prompts, _ = truncated(model, prompts, new_tokens=0)
     out = torch.empty(
@@ -208,13 +216,16 @@ class ResidualMeans(Value):
 
 
 def residual_means(
-    model: TransformerBridge,
-    prompts: Sequence[Prompt],
+    model: ModelLike,
+    prompts: PromptsLike,
     *,
-    positions: Sequence[int] = (-1,),
+    positions: int | Sequence[int] = (-1,),
     batch_size: int = DEFAULT_BATCH,
 ) -> ResidualMeans:
     """Class means of the residual stream; memory does not depend on the number of prompts."""
+    model = as_model(model)
+    prompts = as_prompts(prompts, empty=True)
+    positions = whole_numbers(positions, "positions")
     labels = tuple(sorted({p.label for p in prompts}))
     sums = torch.zeros(
         len(labels), len(positions), model.cfg.n_layers + 1, model.cfg.d_model, dtype=torch.float64

@@ -66,9 +66,9 @@ def control_directions(
     harmless: Float[Tensor, "b d_model"],
     direction: Float[Tensor, " d_model"],
     *,
-    n: int,
-    seed: int,
-    system: str,
+    n: int = 3,
+    seed: int = 0,
+    system: str = "model",
     kind: str = "matched",
 ) -> list[Control]:
     """``n`` random directions at the place where ``direction`` was found, the nearest in energy first.

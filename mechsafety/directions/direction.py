@@ -134,6 +134,8 @@ class Directions(Value):
     def steering(self, *, layer: int, position: int = -1) -> Float[Tensor, " d_model"]:
         """What induces refusal when added: the vector, made as long as the class gap where it has unit norm."""
         row = self.row_of(position)
+        if not 0 <= layer < self.n_layers:
+            raise MechsafetyError(f"layer {layer}: the directions' layers are 0 to {self.n_layers - 1}")
         vector = self.vectors[row, layer]
         return vector if self.method in ("mean_difference", "leace") else vector * self.gaps[row, layer]
 

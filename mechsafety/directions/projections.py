@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
@@ -158,15 +158,13 @@ def projected(
     )
 
 
-def unit_by_layer(
-    directions: Directions | Direction | Tensor, n_layers: int, position: int
-) -> Float[Tensor, "layer d_model"]:
+def unit_by_layer(directions: Any, n_layers: int, position: int) -> Float[Tensor, "layer d_model"]:
     """A unit vector for each layer, in float64; NaN where the direction is zero."""
     several = getattr(directions, "vectors", None)
     if several is not None:
-        vectors = several[directions.row_of(position)].double()  # type: ignore[union-attr]
+        vectors = several[directions.row_of(position)].double()
     else:
-        vector = as_tensor(directions)  # type: ignore[arg-type]
+        vector = as_tensor(directions)
         if vector.ndim != 1:
             raise MechsafetyError(f"one vector [d_model] is expected, got shape {list(vector.shape)}")
         vectors = vector.detach().cpu().double().expand(n_layers, -1)

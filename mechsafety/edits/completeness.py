@@ -19,6 +19,7 @@ from torch import Tensor
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.edits.places import at_places, written_places
 from mechsafety.edits.values import EVERYWHERE, Ablate, layers_of
+from mechsafety.models.accepted import ModelLike, as_model
 from mechsafety.models.chat import TokenBatch, device_of
 from mechsafety.models.faithful import made_up_tokens
 from mechsafety.models.forward import forward
@@ -69,7 +70,7 @@ def left_by_partial(model: TransformerBridge, edit: Any) -> tuple[str, ...]:
     )
 
 
-def component_left(model: TransformerBridge, edit: Ablate) -> dict[str, float]:
+def component_left(model: ModelLike, edit: Ablate) -> dict[str, float]:
     """The share of an ablated direction that the stream still holds under ``edit``, within and after each block.
 
     Measured over 16 made-up tokens: the norm of the component with the edit over the norm without, 0 where nothing is
@@ -79,6 +80,7 @@ def component_left(model: TransformerBridge, edit: Ablate) -> dict[str, float]:
 
         left = ms.component_left(model, ms.Ablate(direction, layers=(3, 4)))
     """
+    model = as_model(model)
     targets, names = at_places(model, edit.targets(model.cfg.n_layers)), _stream(model)
     hooks = [*(t.hook for t in targets), *names]
     whole, left = _along(model, edit.basis[0], list(names), [(), targets], twin=plain_twin_at(model, hooks))

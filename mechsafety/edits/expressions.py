@@ -31,6 +31,7 @@ from mechsafety.edits.interventions import (
     Site,
 )
 from mechsafety.edits.values import STREAM_SITES
+from mechsafety.models.accepted import ModelLike, as_model
 from mechsafety.models.bound_files import is_file, require_chat
 from mechsafety.models.loading import known_fingerprint, model_name
 
@@ -83,7 +84,7 @@ class EditExpression:
             raise MechsafetyError(f"{self.where}: {error}") from None
 
 
-def parse_edit(text: str, model: TransformerBridge) -> Edit:
+def parse_edit(text: str, model: ModelLike) -> Edit:
     """The edit that ``text`` names, for ``model``.
 
     ``text`` is the path of a saved edit (also ``saved(FILE, any_weights=true)``) or KIND(SOURCE, name=value, ...).
@@ -104,6 +105,7 @@ def parse_edit(text: str, model: TransformerBridge) -> Edit:
 
     Raises :class:`MechsafetyError` that repeats the expression and names the wrong word and what is allowed.
     """
+    model = as_model(model)
     return read_expression(text).for_model(model)
 
 

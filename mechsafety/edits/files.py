@@ -19,6 +19,8 @@ from mechsafety.edits.interventions import (
     require_fits,
     targets_on,
 )
+from mechsafety.edits.sums import EditLike, EditSum, as_edit, parts_of
+from mechsafety.models.accepted import ModelLike, as_model
 from mechsafety.models.bound_files import FileKind, made_for, metadata_of, require_chat
 from mechsafety.models.loading import model_name
 from mechsafety.models.projection import VectorLike
@@ -30,13 +32,15 @@ _KEY = "mechsafety_edit"
 _FILES = FileKind(noun="edit", key=_KEY, holds="edit")
 
 
-def save_edit(edit: Edit, path: Path | str, *, model: TransformerBridge) -> None:
+def save_edit(edit: EditLike, path: Path | str, *, model: ModelLike) -> None:
     """Write ``edit`` with a record of the model it was made for: name, weights, shape, hook points.
 
     Raises :class:`MechsafetyError` for a name that does not end in .safetensors, a folder that does not exist or
     cannot be written to, and an edit that does not fit the model.
     """
+    model = as_model(model)
     path = require_edit_path(path)
+    edit = as_edit(edit, model)
     kind, parameters, tensors = _parts(edit)
     require_fits(model, edit, weights=_only_weights(edit))
     facts = {
@@ -57,7 +61,7 @@ def save_edit(edit: Edit, path: Path | str, *, model: TransformerBridge) -> None
 def load_edit(
     path: Path | str,
     *,
-    model: TransformerBridge | None = None,
+    model: ModelLike | None = None,
     allow_other_weights: bool = False,
     allow_other_chat: bool = False,
 ) -> Edit:
@@ -69,6 +73,7 @@ def load_edit(
     :func:`mechsafety.models.loading.known_fingerprint`. Raises :class:`MechsafetyError` for those, a missing or
     damaged file, and contents that do not match their hash.
     """
+    model = None if model is None else as_model(model)
     path = _FILES.existing(path)
     if "mechsafety" in (found := metadata_of(path)) and _KEY not in found:
         raise MechsafetyError(f"{str(path)!r} holds directions, not an edit: write ablate({path}, layer=L)")
@@ -95,7 +100,7 @@ def require_edit_path(path: Path | str) -> Path:
 
 
 def _only_weights(edit: Edit) -> bool:
-    return isinstance(edit, Orthogonalise) and edit.norm_preserving
+    return any(isinstance(part, Orthogonalise) and part.norm_preserving for part in parts_of(edit))
 
 
 def _parts(edit: Edit) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
@@ -119,15 +124,30 @@ def _parts(edit: Edit) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
             "norm_preserving": edit.norm_preserving,
         }
         return "orthogonalise", parameters, {"basis": edit.basis}
+    if isinstance(edit, EditSum):
+        parts = [_parts(part) for part in edit.edits]
+        tensors = {f"{k}.{name}": tensor for k, part in enumerate(parts) for name, tensor in part[2].items()}
+        return "sum", {"edits": [{"kind": kind, "parameters": given} for kind, given, _ in parts]}, tensors
     raise MechsafetyError(
-        f"{type(edit).__name__} cannot be saved: only Ablate, AffineAblate, Add and Orthogonalise can"
+        f"{type(edit).__name__} cannot be saved: only Ablate, AffineAblate, Add, Orthogonalise and sums of these can"
     )
 
 
 def _rebuilt(facts: dict[str, Any], tensors: dict[str, Tensor]) -> Edit:
-    kind, model = facts["kind"], facts["model"]
+    model = facts["model"]
     model["n_layers"], model["d_model"] = int(model["n_layers"]), int(model["d_model"])
     model["hooks"] = [str(hook) for hook in model["hooks"]]
+    return _edit_of(facts, tensors)
+
+
+def _edit_of(facts: dict[str, Any], tensors: dict[str, Tensor]) -> Edit:
+    kind = facts["kind"]
+    if kind == "sum":
+        each = [
+            {name.partition(".")[2]: tensor for name, tensor in tensors.items() if name.startswith(f"{k}.")}
+            for k in range(len(facts["parameters"]["edits"]))
+        ]
+        return EditSum(tuple(map(_edit_of, facts["parameters"]["edits"], each)))
     options: dict[str, Any] = {
         k: tuple(v) if isinstance(v, list) else v for k, v in facts["parameters"].items()
     }

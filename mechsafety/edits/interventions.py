@@ -7,9 +7,9 @@ happens, and tests show that they are the same operation wherever both exist.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jaxtyping import Float
 from torch import Tensor
@@ -18,6 +18,7 @@ from mechsafety.core.errors import MechsafetyError
 from mechsafety.edits.completeness import is_complete, left_by_partial, with_places, written_past_hooks
 from mechsafety.edits.places import at_places
 from mechsafety.edits.side_by_side import SideBySide, grouped
+from mechsafety.edits.sums import EditLike, EditSum, as_edit, parts_of
 from mechsafety.edits.values import (
     EVERYWHERE,
     POSITIONS,
@@ -33,8 +34,10 @@ from mechsafety.edits.values import (
     Writer,
     digest,
     layers_of,
+    writers_of,
 )
 from mechsafety.edits.weights import write_weights
+from mechsafety.models.accepted import ModelLike, as_model
 from mechsafety.models.hooking import Coverage, Target, attach
 from mechsafety.models.loading import body_of
 from mechsafety.models.quantised import require_plain
@@ -52,6 +55,7 @@ __all__ = [
     "Add",
     "AffineAblate",
     "Edit",
+    "EditSum",
     "Orthogonalise",
     "Position",
     "SideBySide",
@@ -66,13 +70,16 @@ __all__ = [
 
 @contextmanager
 def edited(
-    model: TransformerBridge,
-    edit: Edit,
+    model: ModelLike,
+    edit: EditLike,
     *,
     prompt_length: int | None = None,
     twin: PreTrainedModel | None = None,
 ) -> Iterator[Coverage]:
     """Hook ``edit`` on ``model``; it is off again when the block ends, whatever happens.
+
+    ``edit`` may be several, as a list or ``a + b``: they act in that order, each on what those before it left, and a
+    str is a saved edit or an expression (:func:`parse_edit`).
 
     Positions mean the same with and without a KV cache, padded on either side or not. ``prompt_length`` is the number
     of columns that are prompt (padding included). Without it the prompt is what the first pass of the model's own
@@ -87,17 +94,21 @@ def edited(
     Yields the :class:`Coverage` receipt. Raises :class:`MechsafetyError` when a site
     does not exist in the model, and, at the end, when a site was never reached by a forward pass.
     """
-    targets = targets_on(model, edit)
+    model = as_model(model, by_name=False)
+    edit = as_edit(edit, model)
+    parts = [(targets_on(model, part), part.positions) for part in parts_of(edit)]
     # Found out before the edit is on: its receipt counts no pass that only observes.
-    past = _past_hooks(model, edit)
-    with attach(model, targets, positions=edit.positions, prompt_length=prompt_length, twin=twin) as coverage:
-        coverage.past_hooks = past
+    coverage = Coverage(past_hooks=_past_hooks(model, edit))
+    with ExitStack() as stack:
+        for targets, positions in parts:
+            where: dict[str, Any] = {"positions": positions, "prompt_length": prompt_length, "twin": twin}
+            stack.enter_context(attach(model, targets, **where, coverage=coverage))
         yield coverage
     coverage.require_complete()
 
 
 @contextmanager
-def baked(model: TransformerBridge, edit: Edit) -> Iterator[None]:
+def baked(model: ModelLike, edit: EditLike) -> Iterator[None]:
     """Write ``edit`` into the weights; they are restored bit for bit when the block ends.
 
     Exists for :class:`Orthogonalise` (the norm-preserving form exists only so: there it is the edit without
@@ -108,7 +119,16 @@ def baked(model: TransformerBridge, edit: Edit) -> Iterator[None]:
     embeddings are untied for the while. In bfloat16 the edited weights are rounded, so that a residue of about
     2^-8 of the component stays; the hooks leave none.
     """
+    model = as_model(model, by_name=False)
     require_plain(body_of(model), "baked() writes an edit into the weights")
+    edit = as_edit(edit, model)
+    if isinstance(edit, EditSum):
+        require_fits(model, edit, weights=True)
+        with ExitStack() as stack:
+            for part in edit.edits:
+                stack.enter_context(baked(model, part))
+            yield
+        return
     require_fits(model, edit, weights=True)
     basis, alpha, layers, writers = _as_weights(edit, model.cfg.n_layers)
     keep_norms = isinstance(edit, Orthogonalise) and edit.norm_preserving
@@ -130,7 +150,10 @@ def require_fits(model: TransformerBridge, edit: Edit, *, weights: bool = False)
 
     Said before long work begins: a direction of another length, a layer, a site or a weight form there is not.
     """
-    if weights:
+    if weights and isinstance(edit, EditSum):
+        for part in edit.edits:
+            require_fits(model, part, weights=True)
+    elif weights:
         basis, *_ = _as_weights(edit, model.cfg.n_layers)
         _require_width(basis, model)
     else:
@@ -138,7 +161,7 @@ def require_fits(model: TransformerBridge, edit: Edit, *, weights: bool = False)
 
 
 def _past_hooks(model: TransformerBridge, edit: Edit) -> tuple[str, ...]:
-    if isinstance(edit, SideBySide):
+    if isinstance(edit, SideBySide | EditSum):
         return tuple(dict.fromkeys(name for each in edit.edits for name in _past_hooks(model, each)))
     return () if is_complete(edit, model.cfg.n_layers) else left_by_partial(model, edit)
 
@@ -148,6 +171,8 @@ def targets_on(model: TransformerBridge, edit: Edit) -> list[Target]:
 
     Raises :class:`MechsafetyError` for a site that a block lacks, and for a direction of another length.
     """
+    if isinstance(edit, EditSum):
+        return [target for each in edit.edits for target in targets_on(model, each)]
     if isinstance(edit, SideBySide):
         return grouped([targets_on(model, each) for each in edit.edits])
     targets = edit.targets(model.cfg.n_layers)
@@ -171,7 +196,7 @@ def _as_weights(
     edit: Edit, n_layers: int
 ) -> tuple[Float[Tensor, "k d_model"], float, tuple[int, ...], tuple[Writer, ...]]:
     if isinstance(edit, Orthogonalise):
-        return edit.basis, edit.alpha, layers_of(edit.layers, n_layers), edit.writers
+        return edit.basis, edit.alpha, layers_of(edit.layers, n_layers), writers_of(edit)
     if isinstance(edit, Ablate):
         whole = (
             edit.alpha == 1.0

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mechsafety.core.errors import MechsafetyError
+from mechsafety.edits.sums import parts_of
 from mechsafety.edits.values import Edit, Position
 from mechsafety.models.hooking import Target
 
@@ -38,7 +39,8 @@ class SideBySide:
     edits: tuple[Edit, ...]
 
     def __post_init__(self) -> None:
-        if len({edit.positions for edit in self.edits}) != 1:
+        single = [part for edit in self.edits for part in parts_of(edit)]
+        if len({edit.positions for edit in single}) != 1:
             raise MechsafetyError("edits side by side are one or more, all at the same positions")
 
     @property

@@ -7,22 +7,24 @@ Every edit is frozen, describes itself and has a hash; two are equal when they d
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
-from typing import Literal, Protocol, get_args, runtime_checkable
+from typing import Literal, Protocol, TypeAlias, get_args, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.arguments import Name, names, number, several, shown, whole_numbers
+from mechsafety.core.errors import MechsafetyError, way
 from mechsafety.models.hooking import Target
 from mechsafety.models.projection import VectorLike, as_tensor, oblique, orthonormal, project_out, read_vector
 
 Site = Literal["resid_pre", "attn_out", "mlp_out", "resid_post"]
 Position = Literal["all", "prompt", "last_prompt", "generated"]
+Layers: TypeAlias = "int | Sequence[int] | None"
+"""One block, several (a tuple, a list, a range), or all of them."""
 SITES: tuple[Site, ...] = get_args(Site)
 POSITIONS: tuple[Position, ...] = get_args(Position)
 EVERYWHERE: tuple[Site, ...] = ("resid_pre", "attn_out", "mlp_out")
@@ -53,6 +55,12 @@ def digest(edit: Edit) -> str:
 class _Value:
     """Equality and hash by what an edit does; shown by its description, not by its tensors' entries."""
 
+    def __add__(self, other: object) -> Edit:
+        """Both edits, this one first."""
+        from mechsafety.edits.sums import added
+
+        return added(self, other)  # type: ignore[arg-type]
+
     def __eq__(self, other: object) -> bool:
         return type(other) is type(self) and digest(self) == digest(other)  # type: ignore[arg-type]
 
@@ -81,16 +89,16 @@ class Ablate(_Value):
 
     direction: VectorLike
     alpha: float = field(default=1.0, kw_only=True)
-    layers: tuple[int, ...] | None = field(default=None, kw_only=True)
-    sites: tuple[Site, ...] = field(default=EVERYWHERE, kw_only=True)
+    layers: Layers = field(default=None, kw_only=True)
+    sites: Site | Sequence[Site] = field(default=EVERYWHERE, kw_only=True)
     positions: Position = field(default="all", kw_only=True)
     basis: Float[Tensor, "k d_model"] = field(init=False, repr=False, compare=False)
     read: Float[Tensor, " d_model"] | None = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        _check(self.sites, SITES, "site")
-        _check((self.positions,), POSITIONS, "position")
-        _check_number(self.alpha, "alpha")
+        _settle(self, sites=_names(self.sites, SITES, "site"), layers=_layers(self.layers))
+        _require_position(self.positions)
+        _settle(self, alpha=number(self.alpha, "alpha"))
         object.__setattr__(self, "basis", orthonormal(self.direction))
         object.__setattr__(self, "read", _read_of(self.direction, self.basis))
 
@@ -146,19 +154,19 @@ class AffineAblate(_Value):
     """
 
     direction: VectorLike
-    reference: Tensor | float = field(kw_only=True)
+    reference: VectorLike | float = field(kw_only=True)
     alpha: float = field(default=1.0, kw_only=True)
-    layers: tuple[int, ...] | None = field(default=None, kw_only=True)
-    sites: tuple[Site, ...] = field(default=("resid_pre",), kw_only=True)
+    layers: Layers = field(default=None, kw_only=True)
+    sites: Site | Sequence[Site] = field(default=("resid_pre",), kw_only=True)
     positions: Position = field(default="all", kw_only=True)
     basis: Float[Tensor, "k d_model"] = field(init=False, repr=False, compare=False)
     read: Float[Tensor, " d_model"] | None = field(init=False, repr=False, compare=False)
     target: Float[Tensor, "layer k"] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        _check(self.sites, STREAM_SITES, "site of an affine edit")
-        _check((self.positions,), POSITIONS, "position")
-        _check_number(self.alpha, "alpha")
+        sites = _names(self.sites, STREAM_SITES, "site of an affine edit")
+        _settle(self, sites=sites, layers=_layers(self.layers), alpha=number(self.alpha, "alpha"))
+        _require_position(self.positions)
         object.__setattr__(self, "basis", orthonormal(self.direction))
         object.__setattr__(self, "read", _read_of(self.direction, self.basis))
         object.__setattr__(self, "target", _coordinates(self.reference, self._reader()))
@@ -205,40 +213,58 @@ class AffineAblate(_Value):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Add(_Value):
-    """Add a multiple of a direction in one block: h <- h + coefficient * v, v not normalised.
+    """Add a multiple of a direction in one block or several: h <- h + coefficient * v, v not normalised.
 
     With the harmful-minus-harmless mean difference and coefficient +1 this induces refusal (Arditi et
-    al. 2024, equation 3). ``site`` is where in the block: its input, as there, or what attention or MLP write,
-    which is the same to all that comes after.
+    al. 2024, equation 3). ``direction`` is one vector [d_model] for every block of ``layer`` (a number, or several), or
+    one row for each of them [layer, d_model]. ``site`` is where in the block: its input, as there, or what attention or
+    MLP write, which is the same to all that comes after.
     """
 
     direction: VectorLike
-    layer: int = field(kw_only=True)
+    layer: int | Sequence[int] = field(kw_only=True)
     coefficient: float = field(default=1.0, kw_only=True)
     site: Site = field(default="resid_pre", kw_only=True)
     positions: Position = field(default="all", kw_only=True)
-    vector: Float[Tensor, " d_model"] = field(init=False, repr=False, compare=False)
+    vector: Float[Tensor, "*layer d_model"] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        _check((self.site,), SITES, "site")
-        _check((self.positions,), POSITIONS, "position")
-        _check_number(self.coefficient, "coefficient")
+        _names((self.site,), SITES, "site")
+        _require_position(self.positions)
+        layers = whole_numbers(self.layer, "layer")
         vector = as_tensor(self.direction)
-        if vector.ndim != 1:
-            raise MechsafetyError(f"Add takes one vector [d_model], got shape {list(vector.shape)}")
-        object.__setattr__(self, "vector", vector.detach().cpu().float())
+        if vector.ndim != 1 and (vector.ndim != 2 or len(vector) != len(layers)):
+            raise MechsafetyError(
+                f"Add takes one vector [d_model], or one for each of its {len(layers)} layers, got shape "
+                f"{list(vector.shape)}"
+            )
+        _settle(
+            self,
+            layer=layers[0] if len(layers) == 1 else layers,
+            coefficient=number(self.coefficient, "coefficient"),
+            vector=(vector[0] if vector.shape[0] == 1 and vector.ndim == 2 else vector)
+            .detach()
+            .cpu()
+            .float(),
+        )
 
     def targets(self, n_layers: int) -> list[Target]:
-        layers_of((self.layer,), n_layers)
-
         def apply(x: Tensor, vector: Tensor) -> Tensor:
             return (x.float() + self.coefficient * vector).to(x.dtype)
 
-        return [Target(layer=self.layer, site=self.site, apply=apply, constant=self.vector)]
+        layers = layers_of(self.layer, n_layers)
+        rows = self.vector.expand(len(layers), -1)
+        return [
+            Target(layer=layer, site=self.site, apply=apply, constant=row)
+            for layer, row in zip(layers, rows, strict=True)
+        ]
 
     def describe(self) -> str:
         site = "" if self.site == "resid_pre" else f"site={self.site}, "
-        return f"Add(coefficient={_number(self.coefficient)}, layer={self.layer}, {site}positions={self.positions})"
+        layers = _span(_layers(self.layer))
+        return (
+            f"Add(coefficient={_number(self.coefficient)}, layer={layers}, {site}positions={self.positions})"
+        )
 
     def tensors(self) -> tuple[Tensor, ...]:
         return (self.vector,)
@@ -267,14 +293,14 @@ class Orthogonalise(_Value):
 
     direction: VectorLike
     alpha: float = field(default=1.0, kw_only=True)
-    layers: tuple[int, ...] | None = field(default=None, kw_only=True)
-    writers: tuple[Writer, ...] = field(default=WRITERS, kw_only=True)
+    layers: Layers = field(default=None, kw_only=True)
+    writers: Writer | Sequence[Writer] = field(default=WRITERS, kw_only=True)
     norm_preserving: bool = field(default=False, kw_only=True)
     basis: Float[Tensor, "k d_model"] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        _check(self.writers, WRITERS, "writer")
-        _check_number(self.alpha, "alpha")
+        writers = _names(self.writers, WRITERS, "writer")
+        _settle(self, writers=writers, layers=_layers(self.layers), alpha=number(self.alpha, "alpha"))
         object.__setattr__(self, "basis", orthonormal(self.direction))
 
     @property
@@ -284,7 +310,7 @@ class Orthogonalise(_Value):
     def targets(self, n_layers: int) -> list[Target]:
         if self.norm_preserving:
             raise MechsafetyError(
-                f"{self.describe()} exists only as weights: use baked(), or --baked on the command line"
+                f"{self.describe()} exists only as weights: use {way('--baked', 'baked()')}"
             )
 
         def apply(x: Tensor, basis: Tensor) -> Tensor:
@@ -310,6 +336,11 @@ class Orthogonalise(_Value):
         return (self.basis,)
 
 
+def writers_of(edit: Orthogonalise) -> tuple[Writer, ...]:
+    """The maps that the edit is written into."""
+    return _names(edit.writers, WRITERS, "writer")
+
+
 def _read_of(direction: VectorLike, basis: Float[Tensor, "k d_model"]) -> Float[Tensor, " d_model"] | None:
     """What an oblique direction reads, scaled to read the unit direction as 1; None for an ordinary one."""
     covector = getattr(direction, "covector", None)
@@ -323,26 +354,27 @@ def _read_of(direction: VectorLike, basis: Float[Tensor, "k d_model"]) -> Float[
     return read_vector(basis[0], covector)
 
 
-def _coordinates(reference: Tensor | float, reader: Float[Tensor, "k d_model"]) -> Float[Tensor, "layer k"]:
+def _coordinates(
+    reference: VectorLike | float, reader: Float[Tensor, "k d_model"]
+) -> Float[Tensor, "layer k"]:
     """Where the reference lies along the directions: one row for all layers, or one per layer."""
-    if not isinstance(reference, Tensor):
+    if isinstance(reference, int | float):
         if len(reader) != 1:
             raise MechsafetyError("a number is a reference for one direction; give a subspace a vector")
-        _check_number(reference, "reference")
-        return torch.tensor([[float(reference)]], dtype=torch.float32)
+        return torch.tensor([[number(reference, "reference")]], dtype=torch.float32)
     rows = as_tensor(reference).detach().cpu().float()
-    rows = rows[None] if rows.ndim == 1 else rows
+    shape, rows = list(rows.shape), rows[None] if rows.ndim == 1 else rows
     if rows.ndim != 2 or rows.shape[1] != reader.shape[1]:
         raise MechsafetyError(
             f"a reference is a number, [d_model] or [layer, d_model] with d_model {reader.shape[1]}, got shape "
-            f"{list(reference.shape)}"
+            f"{shape}"
         )
     return rows @ reader.T
 
 
-def layers_of(layers: Sequence[int] | None, n_layers: int) -> tuple[int, ...]:
+def layers_of(layers: Layers, n_layers: int) -> tuple[int, ...]:
     """The layers meant, all of them for None; raises for none, for one twice and for one there is not."""
-    chosen = tuple(range(n_layers)) if layers is None else tuple(layers)
+    chosen = tuple(range(n_layers)) if layers is None else whole_numbers(layers, "layers")
     wrong = [layer for layer in chosen if not 0 <= layer < n_layers]
     if wrong or not chosen:
         raise MechsafetyError(f"layers {wrong or 'none'} of a model with layers 0 to {n_layers - 1}")
@@ -351,8 +383,8 @@ def layers_of(layers: Sequence[int] | None, n_layers: int) -> tuple[int, ...]:
     return chosen
 
 
-def _span(layers: tuple[int, ...] | None) -> str:
-    return "all" if layers is None else ",".join(map(str, layers))
+def _span(layers: Layers) -> str:
+    return "all" if layers is None else ",".join(map(str, several(layers)))
 
 
 def _number(value: float) -> str:
@@ -361,14 +393,26 @@ def _number(value: float) -> str:
     return short if float(short) == value else repr(float(value))
 
 
-def _check_number(value: float, what: str) -> None:
-    if not math.isfinite(value):
-        raise MechsafetyError(f"{what} is {value}; a finite number is needed")
+def _layers(layers: Layers) -> tuple[int, ...] | None:
+    return None if layers is None else whole_numbers(layers, "layers")
 
 
-def _check(got: tuple[str, ...], allowed: tuple[str, ...], what: str) -> None:
-    wrong = [value for value in got if value not in allowed]
-    if wrong or not got:
-        raise MechsafetyError(f"{what} {', '.join(wrong) or 'none'} is not one of {', '.join(allowed)}")
-    if len(set(got)) < len(got):
-        raise MechsafetyError(f"{what} {', '.join(got)}: one is named twice, and would be edited twice")
+def _settle(edit: object, **values: object) -> None:
+    """Set fields of a frozen edit to what they were understood as."""
+    for name, value in values.items():
+        object.__setattr__(edit, name, value)
+
+
+def _require_position(position: object) -> None:
+    if position not in POSITIONS:
+        raise MechsafetyError(
+            f"positions is {shown(position)}: an edit's are one of {', '.join(POSITIONS)}; the last prompt token, -1 "
+            "where activations are read, is last_prompt"
+        )
+
+
+def _names(got: object, allowed: Sequence[Name], what: str) -> tuple[Name, ...]:
+    found = names(got, what, allowed)
+    if len(set(found)) < len(found):
+        raise MechsafetyError(f"{what} {', '.join(found)}: one is named twice, and would be edited twice")
+    return found

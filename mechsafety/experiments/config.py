@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from mechsafety.core.days import Day
-from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.errors import MechsafetyError, way
 from mechsafety.models.chat_settings import ChatSettings, Thinking
 
 C = TypeVar("C", bound=BaseModel)
@@ -102,10 +102,13 @@ def _named_values(given: Any) -> Any:
         name, equals, text = str(pair).partition("=")
         if not equals or not name.isidentifier():
             raise MechsafetyError(
-                f"--chat-arg {pair!r}: key=value is expected, e.g. enable_thinking=false or date_string=2025-03-01"
+                f"{way('--chat-arg', 'template_arguments')} {pair!r}: key=value is "
+                "expected, e.g. enable_thinking=false or date_string=2025-03-01"
             )
         if name in found:
-            raise MechsafetyError(f"--chat-arg {name} is given twice: give it once")
+            raise MechsafetyError(
+                f"{way('--chat-arg', 'template_arguments')} {name} is given twice: give it once"
+            )
         try:
             found[name] = json.loads(text)
         except ValueError:

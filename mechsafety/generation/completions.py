@@ -13,13 +13,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechsafety.core.errors import MechsafetyError
-from mechsafety.core.names import RESPONSES_AT_ONCE
+from mechsafety.core.names import MAX_NEW_TOKENS, RESPONSES_AT_ONCE
 from mechsafety.core.progress import bar, with_progress
 from mechsafety.edits.interventions import Edit, SideBySide, edited, targets_on
+from mechsafety.edits.sums import EditLike, as_edit
 from mechsafety.generation.answered import Completion, Completions
 from mechsafety.generation.hugging_face import Asking, Sampling, hf_answers
 from mechsafety.generation.kept_batches import KeptBatches, interruptible
 from mechsafety.models import hooked_transformers
+from mechsafety.models.accepted import ModelLike, as_model
 from mechsafety.models.chat import (
     Rendering,
     TokenBatch,
@@ -38,6 +40,7 @@ from mechsafety.models.loading import body_of, is_hooked_transformer
 from mechsafety.models.rendering import NEXT_QUESTION, is_bare
 from mechsafety.models.thought_reading import ThoughtReader, thought_reader
 from mechsafety.models.turn_ends import stop_tokens
+from mechsafety.prompts.accepted import PromptsLike, as_prompts
 from mechsafety.prompts.fed import fitting
 from mechsafety.prompts.prompt_set import Prompt
 
@@ -62,12 +65,12 @@ def generation_plan(
 
 @with_progress
 def generate(
-    model: TransformerBridge,
-    prompts: Sequence[Prompt],
+    model: ModelLike,
+    prompts: PromptsLike,
     *,
-    edit: Edit | None = None,
-    max_new_tokens: int,
-    seed: int,
+    edit: EditLike | None = None,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    seed: int = 0,
     batch_size: int = DEFAULT_BATCH,
     sampling: Sampling | None = None,
     fast_path: bool = True,
@@ -103,6 +106,9 @@ def generate(
     A model that is left thinking (``chat`` of :func:`load_model`) may think for its ``max_thought_tokens`` before the
     ``max_new_tokens`` of each answer.
     """
+    model = as_model(model)
+    prompts = as_prompts(prompts, empty=True)
+    edit = None if edit is None else as_edit(edit, model)
     if max_new_tokens < 1:
         raise MechsafetyError(f"max_new_tokens is {max_new_tokens}; 1 at least")
     if not prompts:

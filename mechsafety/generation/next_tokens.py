@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from jaxtyping import Float
 from torch import Tensor
 
 from mechsafety.core.errors import MechsafetyError
-from mechsafety.edits.interventions import Edit
+from mechsafety.edits.sums import EditLike, as_edit
 from mechsafety.generation.bodies import body_under
+from mechsafety.models.accepted import ModelLike, as_model
 from mechsafety.models.prefixes import all_last_logits
+from mechsafety.prompts.accepted import PromptsLike, as_prompts
 from mechsafety.prompts.fed import fitting
-from mechsafety.prompts.prompt_set import Prompt
 
 if TYPE_CHECKING:
-    from transformer_lens.model_bridge import TransformerBridge
+    pass
 
 
 def logits(
-    model: TransformerBridge,
-    prompts: Sequence[Prompt],
+    model: ModelLike,
+    prompts: PromptsLike,
     *,
     position: int = -1,
-    edit: Edit | None = None,
+    edit: EditLike | None = None,
     batch_size: int = 64,
 ) -> Float[Tensor, "prompt vocabulary"]:
     """Next-token logits at ``position`` of each prompt in its chat template, in float32 on the CPU.
@@ -35,6 +35,9 @@ def logits(
     Raises :class:`MechsafetyError` for no prompts, a position that a prompt does not have, and prompts longer than the
     model's window.
     """
+    model = as_model(model)
+    prompts = as_prompts(prompts)
+    edit = None if edit is None else as_edit(edit, model)
     if not len(prompts):
         raise MechsafetyError("no prompts to run")
     if position >= 0:
@@ -49,11 +52,11 @@ def logits(
 
 
 def log_probs(
-    model: TransformerBridge,
-    prompts: Sequence[Prompt],
+    model: ModelLike,
+    prompts: PromptsLike,
     *,
     position: int = -1,
-    edit: Edit | None = None,
+    edit: EditLike | None = None,
     batch_size: int = 64,
 ) -> Float[Tensor, "prompt vocabulary"]:
     """Next-token log-probabilities, in nats: the log-softmax of :func:`logits`, which takes the same arguments."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.errors import MechsafetyError, way
 from mechsafety.core.names import THOUGHT_END
 from mechsafety.generation.answered import Completion
 from mechsafety.generation.completions import DEFAULT_BATCH, generate
 from mechsafety.models.chat import tokenize_prompts
-from mechsafety.models.chat_settings import chat_of
+from mechsafety.models.chat_settings import LEFT_THINKING, chat_of
 from mechsafety.models.thought_reading import thought_budget
 from mechsafety.prompts.prompt_set import Prompt
 
@@ -34,7 +34,7 @@ def own_thoughts(
         raise MechsafetyError(
             f"the position {THOUGHT_END!r} is where a model's own thought ends: "
             + (
-                "the model is kept from thinking; give thinking: model (--thinking model)"
+                f"the model is kept from thinking; give {way('--thinking model', LEFT_THINKING)}"
                 if kept
                 else "neither chat template nor vocabulary know of thoughts; take the last prompt token (last)"
             )
@@ -44,7 +44,7 @@ def own_thoughts(
         [c for c in done if c.n_thought_tokens == c.n_tokens],
         len(done),
         f"have a thought that does not end in {thought_budget(model)} tokens",
-        "raise max_thought_tokens (--max-thought-tokens), or leave them out",
+        f"raise max_thought_tokens ({way('--max-thought-tokens', 'in chat')}), or leave them out",
     )
     _require(
         [c for c in done if not c.n_thought_tokens],

@@ -14,15 +14,18 @@ from torch import Tensor
 
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.values import Value
-from mechsafety.directions.direction import Direction, Directions
+from mechsafety.directions.direction import Directions
 from mechsafety.directions.projections import unit_by_layer
 from mechsafety.edits.interventions import Edit, edited
+from mechsafety.edits.sums import EditLike, as_edit
 from mechsafety.generation.answered import Completion
+from mechsafety.models.accepted import ModelLike, as_model
 from mechsafety.models.chat import device_of, own_tokenizer, pad_left, pad_token, tokenize_prompts
 from mechsafety.models.forward import forward
 from mechsafety.models.hooking import observed, residual_hooks
 from mechsafety.models.loading import body_of, model_name
-from mechsafety.prompts.prompt_set import Prompt
+from mechsafety.models.projection import VectorLike
+from mechsafety.prompts.accepted import PromptsLike, one_prompt
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -122,13 +125,13 @@ def _visible(token: str) -> str:
 
 
 def project_tokens(
-    model: TransformerBridge,
-    prompt: Prompt | Completion | str | list[dict[str, Any]],
-    direction: Direction | Directions | Tensor,
+    model: ModelLike,
+    prompt: PromptsLike | Completion,
+    direction: VectorLike | Directions,
     *,
     position: int = -1,
     layer: int | None = None,
-    edit: Edit | None = None,
+    edit: EditLike | None = None,
 ) -> TokenProjections:
     """Projection of every token of a prompt, or of a prompt and its answer, on a direction, at every layer.
 
@@ -138,7 +141,9 @@ def project_tokens(
 
     Raises :class:`MechsafetyError` for a direction of another width, and a layer that does not exist.
     """
-    ids, n_prompt = _tokens_of(model, prompt)
+    model = as_model(model)
+    edit = None if edit is None else as_edit(edit, model)
+    ids, n_prompt = _tokens_of(model, prompt if isinstance(prompt, Completion) else one_prompt(prompt))
     n_layers = model.cfg.n_layers + 1
     units = unit_by_layer(direction, n_layers, position)
     if tuple(units.shape) != (n_layers, model.cfg.d_model):
@@ -160,8 +165,7 @@ def project_tokens(
 
 def _tokens_of(model: TransformerBridge, prompt: Any) -> tuple[list[int], int]:
     """The tokens of the prompt with those of its answer, and how many are the prompt's."""
-    asked = prompt if isinstance(prompt, str | list) else prompt.asked
-    (ids,) = tokenize_prompts(model, [asked])
+    (ids,) = tokenize_prompts(model, [prompt.asked])
     answer = prompt.tokens if isinstance(prompt, Completion) else ()
     return [*ids, *answer], len(ids)
 

@@ -11,7 +11,7 @@ from typing import Literal
 from jaxtyping import Float
 from torch import Tensor
 
-from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.errors import MechsafetyError, way
 
 LEAST_CORRELATION = 0.2
 _SAMPLE = 1024
@@ -120,7 +120,8 @@ def unchecked_basis(a: str, shape_a: tuple[int, int], b: str, shape_b: tuple[int
     if shape_a != shape_b:
         raise MechsafetyError(
             f"saved directions cannot be compared across shapes: {a} has {shape_a[0]} layers of {shape_a[1]} "
-            f"dimensions, {b} has {shape_b[0]} of {shape_b[1]}; compare the models themselves with --measure cka"
+            f"dimensions, {b} has {shape_b[0]} of {shape_b[1]}; compare the models themselves with "
+            + way("--measure cka", "measures='cka'")
         )
     return Basis(
         a=a,

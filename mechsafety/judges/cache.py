@@ -17,7 +17,7 @@ from typing import cast
 
 from filelock import FileLock, Timeout
 
-from mechsafety.core.errors import MechsafetyError, first_lines
+from mechsafety.core.errors import MechsafetyError, first_lines, way
 from mechsafety.core.places import cache_folder
 from mechsafety.core.verdict import Label, Response, Verdict
 from mechsafety.judges.answers import Answer
@@ -65,8 +65,7 @@ class VerdictCache:
             raise MechsafetyError(f"verdict cache {str(path)!r} is in use by a process that hangs") from None
         except OSError as error:
             raise MechsafetyError(
-                f"cannot write the verdict cache {str(path)!r}: {error.strerror}; name another file with --cache, "
-                "or do without (--no-cache)"
+                f"cannot write the verdict cache {str(path)!r}: {error.strerror}; {_otherwise()}"
             ) from None
         self.claims = Claims(self._connection, path)
 
@@ -238,13 +237,12 @@ class VerdictCache:
             yield
         except sqlite3.OperationalError as error:
             raise MechsafetyError(
-                f"cannot use the verdict cache {str(self.path)!r}: {first_lines(error)}; name another file with "
-                "--cache, or do without (--no-cache)"
+                f"cannot use the verdict cache {str(self.path)!r}: {first_lines(error)}; {_otherwise()}"
             ) from None
         except sqlite3.DatabaseError as error:
             raise MechsafetyError(
                 f"{str(self.path)!r} is no verdict cache, or one that nothing can be read from "
-                f"({first_lines(error)}): name another file with --cache, or do without (--no-cache)"
+                f"({first_lines(error)}): {_otherwise()}"
             ) from None
 
 
@@ -284,3 +282,8 @@ def _readable(connection: sqlite3.Connection, first: int, last: int) -> Iterator
 
 def _row_hash(key: str, text: str) -> str:
     return hashlib.sha256(f"{key}\x1f{text}".encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _otherwise() -> str:
+    other, without = way("--cache", "ms.VerdictCache"), way("--no-cache", "cache=None")
+    return f"name another file with {other}, or do without ({without})"

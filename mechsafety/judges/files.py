@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.errors import MechsafetyError, way
 from mechsafety.core.progress import Progress
 from mechsafety.core.verdict import LABELS, Judge, Response
+from mechsafety.judges.accepted import as_answers
 from mechsafety.judges.asking import MISSING, AskingJudge, Usage
 from mechsafety.judges.batches import batch_lines, expected, read_batch
 from mechsafety.judges.cache import VerdictCache, open_cache
@@ -23,7 +24,6 @@ from mechsafety.judges.label_order import label_order
 from mechsafety.judges.panel import members_of
 from mechsafety.judges.registry import judge_responses, load_judge, shared_cache, single_judges
 from mechsafety.models.loading import load_model
-from mechsafety.prompts.files import cell_text, read_rows
 from mechsafety.runs.folder import neutralised
 
 OUTPUTS = (".csv", ".jsonl", ".parquet")
@@ -31,24 +31,7 @@ OUTPUTS = (".csv", ".jsonl", ".parquet")
 
 def read_responses(path: str | Path) -> list[Response]:
     """Responses of a file with columns ``response`` and ``prompt`` or ``question``; ``id`` optional."""
-    path = Path(path)
-    responses = []
-    for number, (place, row) in enumerate(read_rows(path), start=1):
-        prompt = next((row[c] for c in ("prompt", "question") if c in row), None)
-        if "response" not in row or prompt is None:
-            raise MechsafetyError(
-                f"{path}, {place}: columns response and prompt (or question) are needed; have {', '.join(row)}"
-            )
-        responses.append(
-            Response(
-                id=cell_text(row.get("id")) or str(number),
-                prompt=cell_text(prompt),
-                text=cell_text(row["response"]),
-            )
-        )
-    if not responses:
-        raise MechsafetyError(f"{path}: no responses in it")
-    return responses
+    return [each.response for each in as_answers(Path(path))]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +124,9 @@ def loaded_judges(
     """The judges, and the open cache if one of them can use it or a file is named."""
     cache = None if cache is None else Path(cache)
     if cache is not None and no_cache:
-        raise MechsafetyError("--cache names a file and --no-cache forbids one: give one of them")
+        raise MechsafetyError(
+            f"{way('--cache', 'cache')} names a file and {way('--no-cache', 'no_cache')} forbids one: give one of them"
+        )
     # A cache of the wrong kind is reported before a model is loaded for nothing.
     with nullcontext(None) if cache is None else open_cache(cache) as named:
         require_own_keys([member for spec in specs for member in members_of(spec)])
@@ -180,8 +165,10 @@ def _endpoints(judges: Sequence[Judge]) -> list[EndpointJudge]:
 
 def _limit(judges: Sequence[Judge], caps: Mapping[str, int | float]) -> None:
     if not (endpoints := _endpoints(judges)):
+        cap = next(iter(caps))
+        option = f"--{cap.replace('_', '-')}"
         raise MechsafetyError(
-            f"--{next(iter(caps)).replace('_', '-')} caps the calls of endpoint judges, and none is named: leave it out"
+            f"{way(option, cap)} caps the calls of endpoint judges, and none is named: leave it out"
         )
     for judge in endpoints:
         judge.limit(**caps)
@@ -191,7 +178,7 @@ def require_output(out: str | Path | None, *, endings: Sequence[str] = OUTPUTS) 
     """Raise MechsafetyError unless ``out`` can be written and ends in one of ``endings``."""
     out = None if out is None else Path(out)
     if out is not None and out.suffix.lower() not in endings:
-        raise MechsafetyError(f"--out {str(out)!r} must end in {', '.join(endings)}")
+        raise MechsafetyError(f"{way('--out', 'out')} {str(out)!r} must end in {', '.join(endings)}")
     if out is None:
         return
     if not out.parent.is_dir():

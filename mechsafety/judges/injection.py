@@ -16,7 +16,8 @@ from typing import Literal, cast, get_args
 import pandas as pd
 
 from mechsafety.core.errors import MechsafetyError
-from mechsafety.core.verdict import Judge, Response
+from mechsafety.core.verdict import Response
+from mechsafety.judges.accepted import JudgeLike, as_judge
 from mechsafety.judges.cache import VerdictCache
 from mechsafety.judges.files import loaded_judges, require_output, write_table
 from mechsafety.judges.kinds.logit import OPTIONS, load_anchors
@@ -101,7 +102,7 @@ class Injection:
 
 
 def injection_flip_rate(
-    judge: Judge,
+    judge: JudgeLike,
     items: Sequence[KnownItem],
     *,
     attacks: dict[str, str] | None = None,
@@ -111,6 +112,7 @@ def injection_flip_rate(
 
     Raises MechsafetyError where there is no item, no attack, or an attack that names no label.
     """
+    judge = as_judge(judge)
     attacks = ATTACKS if attacks is None else attacks
     if not items or not attacks:
         raise MechsafetyError("the probe needs at least one known item and one attack")

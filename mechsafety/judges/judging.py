@@ -11,6 +11,7 @@ from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.values import Value
 from mechsafety.core.verdict import Judge, Label, Response
 from mechsafety.generation.answered import Completion, Completions
+from mechsafety.judges.accepted import AnswersLike, JudgesLike, as_answers
 from mechsafety.judges.cache import VerdictCache
 from mechsafety.judges.registry import ModelSource, judge_responses
 from mechsafety.statistics import refusal_rates as rates_of
@@ -42,20 +43,25 @@ class Verdicts(Value):
 
 
 def judge(
-    completions: Completions,
-    judges: Sequence[str | Judge],
+    answers: AnswersLike,
+    judges: JudgesLike = "rules",
     *,
     models: ModelSource | None = None,
     cache: VerdictCache | None = None,
 ) -> Verdicts:
-    """Each judge's verdict on each completion.
+    """Each judge's verdict on each answer.
 
-    ``judges`` are names (``rules``, ``degeneracy``, ``phrases:arditi``, ``logit:MODEL``) or objects; those that ask a
-    model keep their verdicts in ``cache``. Columns of the table: id, label (the prompt's), judge, verdict, tags.
+    ``answers`` are completions, a DataFrame or a file with the columns prompt and response, or (prompts, responses).
+    ``judges`` are one or several: names (``rules``, ``degeneracy``, ``phrases:arditi``, ``logit:MODEL``), functions
+    (prompt, response) -> a label, or True for a refusal, functions of lists (:func:`batched`), or objects; those that
+    ask a model keep their verdicts in ``cache``. Columns of the table: id, label (the prompt's), judge, verdict, tags.
+
+    Raises :class:`MechsafetyError` for answers without text, two of one id, an unknown judge, two judges of one name,
+    and a judge that returns anything but a label.
     """
-    responses = [Response(id=c.id, prompt=c.prompt, text=c.text) for c in completions]
-    labels = {c.id: c.label for c in completions}
-    verdicts = judge_responses(responses, judges, models=models, cache=cache)
+    found = as_answers(answers)
+    labels = {each.response.id: each.label for each in found}
+    verdicts = judge_responses([each.response for each in found], judges, models=models, cache=cache)
     rows = [
         {"id": v.id, "label": labels[v.id], "judge": v.judge, "verdict": v.label, "tags": " ".join(v.tags)}
         for v in verdicts

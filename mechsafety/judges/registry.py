@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from mechsafety.core.errors import MechsafetyError, StoppedError
 from mechsafety.core.verdict import Judge, Response, Verdict
+from mechsafety.judges.accepted import JudgesLike, as_judges
 from mechsafety.judges.asking import MISSING, AskingJudge, Usage, is_missing, unread
 from mechsafety.judges.cache import VerdictCache, cache_key, open_cache
 
@@ -183,7 +184,7 @@ def shared_cache(judges: Sequence[Judge], *, paid: bool = False) -> Iterator[Ver
 
 def judge_responses(
     responses: Sequence[Response],
-    judges: Sequence[str | Judge],
+    judges: JudgesLike,
     *,
     models: ModelSource | None = None,
     cache: VerdictCache | None = None,
@@ -202,7 +203,7 @@ def judge_responses(
     """
     ids = [response.id for response in responses]
     _refuse_duplicates(ids, what="response ids")
-    loaded = [load_judge(judge, models=models) if isinstance(judge, str) else judge for judge in judges]
+    loaded = as_judges(judges, models=models)
     _refuse_duplicates([judge.name for judge in loaded], what="judge names")
     found: dict[str, dict[str, Verdict]] = {}
     for judge in single_judges(loaded):

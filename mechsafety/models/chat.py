@@ -15,7 +15,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from mechsafety.core.days import today
-from mechsafety.core.errors import MechsafetyError, first_lines
+from mechsafety.core.errors import MechsafetyError, first_lines, way
 from mechsafety.models import rendering
 from mechsafety.models.chat_settings import TemplateInput, chat_of, template_input
 from mechsafety.models.loading import window
@@ -297,7 +297,8 @@ def post_instruction_positions(model: TransformerBridge) -> tuple[int, ...]:
     if not n:
         raise MechsafetyError(
             "this model's chat template puts no token after the user's text, so there is no post-instruction "
-            "position: take the last prompt token alone (--positions last), or another --template"
+            f"position: take the last prompt token alone ({way('--positions last', 'positions=-1')}), or another "
+            f"{way('--template')}"
         )
     return tuple(range(-n, 0))
 

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from mechsafety.core.errors import MechsafetyError, first_lines
+from mechsafety.core.errors import MechsafetyError, first_lines, way
 from mechsafety.models import rendering
 from mechsafety.models.thinking import thinking_off
 
@@ -22,6 +22,9 @@ NOT_OFF = "not switched off"
 """How the record of a model begins that could not be kept from thinking."""
 _SET_BY_US = frozenset({"messages", "add_generation_prompt", "pinned_day", "strftime_now", "raise_exception"})
 _MARK = "Sandstone"
+
+LEFT_THINKING = "chat={'thinking': 'model'}"
+"""How a model is left thinking in Python."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,7 +181,7 @@ def require_taken(settings: ChatSettings, tokenizer: Any, *, source: str, day: s
         if found.arguments[name] != value:
             raise MechsafetyError(
                 f"chat argument {name}={json.dumps(value)} switches thinking on, which thinking: off forbids: leave "
-                "out the argument, or give thinking: model (--thinking model)"
+                f"out the argument, or give {way('--thinking model', LEFT_THINKING)}"
             )
     plain = TemplateInput(arguments=found.arguments)
     if settings.template_arguments:
@@ -207,7 +210,8 @@ def _require_system_prompt(tokenizer: Any, given: TemplateInput, *, source: str,
         why = f"refuses it: {first_lines(error)}"
     if why:
         raise MechsafetyError(
-            f"system prompt: the chat template of {source!r} {why}. Put it into the prompts, or give another --template"
+            f"system prompt: the chat template of {source!r} {why}. Put it into the prompts, or give another "
+            f"{way('--template')}"
         )
 
 

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from mechsafety.core.errors import MechsafetyError, first_lines
+from mechsafety.core.errors import MechsafetyError, first_lines, way
 from mechsafety.models.handles import attached
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def require_faithful(spec: str, hf: PreTrainedModel, twin: PreTrainedModel, *, m
     except RuntimeError as error:
         raise MechsafetyError(
             f"TransformerLens cannot run {spec!r} ({type(hf).__name__}) in {twin.dtype}: {first_lines(error)}; try "
-            "--dtype float32"
+            f"{way('--dtype float32')}"
         ) from error
     ours, theirs = seen
     apart = max((_apart(ours[name], theirs[name]) for name in theirs if name in ours), default=0.0)

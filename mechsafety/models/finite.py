@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from mechsafety.core.errors import NotFiniteError
+from mechsafety.core.errors import NotFiniteError, way
 from mechsafety.models.handles import attached
 
 
@@ -49,14 +49,16 @@ def not_finite(body: nn.Module, again: Callable[[], object]) -> NotFiniteError:
     dtype = str(next(body.parameters()).dtype).removeprefix("torch.")
     return NotFiniteError(
         f"{name}: logits are NaN or infinite in {dtype}, first at {_first_broken(body, again)}: take another number "
-        "format (--dtype float32), or check the weights and the edit"
+        f"format ({way('--dtype float32')}), or check the weights and the edit"
     )
 
 
 def not_finite_at(system: str, what: str) -> NotFiniteError:
     """The error for a number other than logits: ``what`` names it, and its layer or map."""
     return NotFiniteError(
-        f"{system}: {what} is NaN or infinite: the weights overflow in this number format (try --dtype float32) or are "
+        f"{system}: {what} is NaN or infinite: the weights overflow in this number format "
+        f"(try {way('--dtype float32')}) "
+        "or are "
         "damaged"
     )
 

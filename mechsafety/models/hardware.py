@@ -7,7 +7,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.errors import MechsafetyError, way
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -35,14 +35,14 @@ def resolve_device(device: str) -> torch.device:
         ) from None
     if resolved.type == "cuda" and not torch.cuda.is_available():
         raise MechsafetyError(
-            f"device {device!r} was asked for, but torch finds no CUDA device; use --device cpu"
+            f"device {device!r} was asked for, but torch finds no CUDA device; use {way('--device cpu')}"
         )
     if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
         raise MechsafetyError(
             f"device {device!r} was asked for, but torch finds {torch.cuda.device_count()} CUDA devices, from cuda:0"
         )
     if resolved.type == "mps" and not torch.backends.mps.is_available():
-        raise MechsafetyError("device 'mps' was asked for, but torch finds none; use --device cpu")
+        raise MechsafetyError(f"device 'mps' was asked for, but torch finds none; use {way('--device cpu')}")
     return resolved
 
 

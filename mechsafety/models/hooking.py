@@ -168,10 +168,14 @@ def attach(
     positions: str,
     prompt_length: int | None,
     twin: PreTrainedModel | None,
+    coverage: Coverage | None = None,
 ) -> Iterator[Coverage]:
-    """Attach ``targets`` to the bridge, or to its plain ``twin``, for as long as the block runs."""
+    """Attach ``targets`` to the bridge, or to its plain ``twin``, for as long as the block runs.
+
+    They act after those that are attached already, and are counted in ``coverage`` where one is given.
+    """
     require_hooks(model, [t.hook for t in targets])
-    coverage = Coverage()
+    coverage = coverage or Coverage()
     running = Pass(positions, prompt_length, padding=_padding_token(model))
     hooks = [(target.hook, _Hook(target, running, coverage)) for target in targets]
     body: Any = twin if twin is not None else body_of(model)

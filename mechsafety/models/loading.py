@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mechsafety.core.days import checked_day, today
-from mechsafety.core.errors import MechsafetyError, first_lines
+from mechsafety.core.errors import MechsafetyError, first_lines, way
 from mechsafety.core.progress import quiet
 from mechsafety.models import rendering
 from mechsafety.models.adapters import adapter_folder, merge_adapter, weights_fingerprint
@@ -398,7 +398,8 @@ def _require_memory(
     if need > free:
         raise MechsafetyError(
             f"model {spec!r} needs {need / 1e9:.1f} GB in {dtype_name(dtype)}, but {device} has "
-            f"{free / 1e9:.1f} GB free: choose a smaller model, --dtype bfloat16, or another --device"
+            f"{free / 1e9:.1f} GB free: choose a smaller model, {way('--dtype bfloat16')}, or another "
+            f"{way('--device')}"
         )
 
 

@@ -52,7 +52,8 @@ class Pass:
     @contextmanager
     def marking_answers(self, owner: Any) -> Iterator[None]:
         """While the block runs, the ``generate`` of ``owner`` marks when it begins and ends."""
-        names = [name for name in _ANSWERING if hasattr(type(owner), name) and name not in owner.__dict__]
+        names = [name for name in _ANSWERING if hasattr(type(owner), name)]
+        before = {name: owner.__dict__[name] for name in names if name in owner.__dict__}
         for name in names:
             owner.__dict__[name] = self._marked(getattr(owner, name))
         try:
@@ -60,6 +61,7 @@ class Pass:
         finally:
             for name in names:
                 del owner.__dict__[name]
+            owner.__dict__.update(before)
 
     def _marked(self, method: Callable[..., Any]) -> Callable[..., Any]:
         if inspect.isgeneratorfunction(inspect.unwrap(method)):

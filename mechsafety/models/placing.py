@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.errors import MechsafetyError, way
 from mechsafety.models.hardware import dtype_name, free_bytes, resolve_device
 from mechsafety.models.quantised import bytes_per_weight
 
@@ -56,7 +56,7 @@ class Placing:
             raise MechsafetyError(
                 f"model {spec!r} needs {need / 1e9:.1f} GB in {dtype_name(dtype)} and is divided by whole blocks; "
                 f"{outside[0]} and {len(outside) - 1} more parts fit on no device ({rooms}): give more devices or "
-                "--max-memory, or take bfloat16 or a quantised model"
+                f"{way('--max-memory')}, or take bfloat16 or a quantised model"
             )
         return plan
 
@@ -67,7 +67,8 @@ class Placing:
             return free
         if strange := [device for device in self.memory if device not in free]:
             raise MechsafetyError(
-                f"--max-memory names {strange[0]!r}; a model is divided among {', '.join(map(str, free))} here"
+                f"{way('--max-memory', 'max_memory')} names {strange[0]!r}; a model is divided "
+                f"among {', '.join(map(str, free))} here"
                 + (" (weights in main memory beside GPUs are not supported)" if "cpu" in strange else "")
             )
         return {
@@ -105,7 +106,8 @@ def resolve_placing(
     if device_map is None:
         if max_memory is not None:
             raise MechsafetyError(
-                "--max-memory divides a model among devices: give --device-map auto with it"
+                f"{way('--max-memory', 'max_memory')} divides a model among devices: "
+                f"give {way('--device-map auto')} with it"
             )
         return resolve_device(device), None
     if device != "auto":
@@ -125,7 +127,9 @@ def memory_of(given: Memory | str) -> dict[str | int, int]:
 def _pair(part: str) -> tuple[str, str]:
     name, equals, size = part.strip().partition("=")
     if not equals:
-        raise MechsafetyError(f"--max-memory {part!r}: pairs such as 0=20GiB,1=20GiB are expected")
+        raise MechsafetyError(
+            f"{way('--max-memory', 'max_memory')} {part!r}: pairs such as 0=20GiB,1=20GiB are expected"
+        )
     return name, size
 
 
@@ -137,7 +141,9 @@ def _device(name: str | int) -> str | int:
 def _bytes(size: str | int) -> int:
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(size))
     if found is None or found[2].upper() not in _UNITS:
-        raise MechsafetyError(f"--max-memory: {size!r} is no size; GiB, MiB, GB and MB are known, e.g. 20GiB")
+        raise MechsafetyError(
+            f"{way('--max-memory', 'max_memory')}: {size!r} is no size; GiB, MiB, GB and MB are known, e.g. 20GiB"
+        )
     return int(float(found[1]) * _UNITS[found[2].upper()])
 
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mechsafety.core.arguments import shown
 from mechsafety.core.errors import MechsafetyError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @runtime_checkable
@@ -19,8 +24,12 @@ class HasVector(Protocol):
     def vector(self) -> Float[Tensor, " d_model"]: ...
 
 
+if TYPE_CHECKING:
+    VectorLike: TypeAlias = Tensor | HasVector | np.ndarray | Sequence[float] | Sequence[Sequence[float]]
+else:
+    VectorLike = Any
+"""A direction as people have it: of torch or numpy, a list of numbers or of rows, or a Direction."""
 _AS_IT_IS = 5e-7  # the rounding of float32: what is orthonormal up to it is left alone
-VectorLike = Tensor | HasVector
 
 
 def project_out(
@@ -78,8 +87,21 @@ def orthonormal(direction: VectorLike) -> Float[Tensor, "k d_model"]:
 
 
 def as_tensor(direction: VectorLike) -> Tensor:
-    """The direction's entries, all finite."""
-    vector = direction if isinstance(direction, Tensor) else direction.vector
+    """The direction's entries, all finite, as a tensor of torch.
+
+    Raises :class:`MechsafetyError` for what holds no real numbers, and for NaN and infinity.
+    """
+    given = direction.vector if isinstance(direction, HasVector) else direction
+    try:
+        vector = given if isinstance(given, Tensor) else torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError):
+        vector = None
+    if vector is None or vector.dtype in (torch.bool, torch.complex64, torch.complex128) or not vector.ndim:
+        raise MechsafetyError(
+            f"a direction is {shown(direction)}: a Direction, a tensor, an array or a list of numbers is needed, "
+            "[d_model] or [k, d_model]"
+        )
+    vector = vector if vector.is_floating_point() else vector.float()
     if not bool(torch.isfinite(vector).all()):
         raise MechsafetyError("the direction holds NaN or infinite entries")
     return vector

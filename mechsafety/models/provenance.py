@@ -21,8 +21,8 @@ from mechsafety.models.chat_settings import ChatSettings
 from mechsafety.models.hardware import dtype_name, resolve_dtype
 from mechsafety.models.loading import ModelSpec, load_error, locate, parse_spec
 from mechsafety.models.placing import DeviceMap, Memory, as_text, resolve_placing
-from mechsafety.models.rendering import BARE_TEMPLATES, OWN_OR
-from mechsafety.models.templates import NAMES
+from mechsafety.models.rendering import OWN_OR
+from mechsafety.models.templates import template_text
 from mechsafety.runs.folder import Provenance
 
 WHOLE = 2**31
@@ -123,14 +123,7 @@ def of_files(*paths: Path) -> Provenance:
 
 
 def _template(template: str) -> str:
-    if template in BARE_TEMPLATES:
-        return hashlib.sha256(BARE_TEMPLATES[template].encode()).hexdigest()
-    path = Path(template).expanduser()
-    if not path.is_file():
-        raise MechsafetyError(
-            f"template {template!r} is neither one of {', '.join(NAMES)} nor a file that exists"
-        )
-    return _hashed(path)
+    return hashlib.sha256(template_text(template).encode()).hexdigest()
 
 
 def _commit(spec: str, parsed: ModelSpec) -> str:

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.errors import MechsafetyError, way
 from mechsafety.models.chat import Rendering, day_of, own_tokenizer
-from mechsafety.models.chat_settings import chat_of, template_input
+from mechsafety.models.chat_settings import LEFT_THINKING, chat_of, template_input
 from mechsafety.models.thinking import Mark, answer_beginning, opened, thought_marks
 from mechsafety.models.thoughts import FORMATS, split_thought
 
@@ -130,7 +130,7 @@ def require_no_thoughts(model: TransformerBridge, what: str) -> None:
     """Raise :class:`MechsafetyError` for a model that is left thinking, where ``what`` is about answers alone."""
     if thought_budget(model):
         raise MechsafetyError(
-            f"{what} knows no thoughts before answers: leave out thinking: model (--thinking model)"
+            f"{what} knows no thoughts before answers: leave out {way('--thinking model', LEFT_THINKING)}"
         )
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import jinja2
 import pandas as pd
 
-from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.errors import MechsafetyError, way
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -220,6 +220,6 @@ def require_chromium() -> str:
     if found is None or importlib.util.find_spec("kaleido") is None:
         raise MechsafetyError(
             "png, pdf and svg figures need a Chromium or Chrome: apt-get install chromium (or set BROWSER_PATH); "
-            "--format html needs none"
+            f"{way('--format html', 'HTML')} needs none"
         )
     return found

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.errors import MechsafetyError, way
 from mechsafety.models.chat import (
     MORE_ROOM,
     Rendering,
@@ -134,7 +134,11 @@ def fitting(
     if truncate:
         prompts, _ = truncated(model, prompts, new_tokens=new_tokens, rendering=rendering)
     sequences = _tokenized(model, prompts, rendering)
-    mend = MORE_ROOM if truncate is None else "cut them with truncate_prompts (--truncate-prompts)"
+    mend = (
+        MORE_ROOM
+        if truncate is None
+        else f"cut them with {way('--truncate-prompts', 'truncate_prompts=True')}"
+    )
     room = _with_thought(model, new_tokens)
     require_room(model, sequences, [p.id for p in prompts], new_tokens=room, mend=mend)
     return prompts, sequences

@@ -7,16 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from mechsafety.core.errors import MechsafetyError
-from mechsafety.prompts.prompt_set import (
-    LABELS,
-    SUFFIXES,
-    TEXT_COLUMNS,
-    PromptSet,
-    cell_text,
-    folded,
-    from_rows,
-    read_rows,
-)
+from mechsafety.prompts.columns import LABELS, TEXT_COLUMNS, folded
+from mechsafety.prompts.prompt_set import SUFFIXES, PromptSet, cell_text, from_rows, read_rows
 
 PARTS = ("train", "test")
 _EVERY = 8  # of 250 prompts 31, about as many as the packaged set's studies validate on

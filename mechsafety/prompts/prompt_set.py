@@ -7,38 +7,42 @@ from __future__ import annotations
 
 import hashlib
 import random
-import re
-import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast
 
-from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.arguments import shown
+from mechsafety.core.errors import MechsafetyError, way
 from mechsafety.core.places import data_folder
 from mechsafety.core.values import short
+from mechsafety.prompts.columns import (
+    AS_THEY_ARE,
+    LABELS,
+    PURPOSES,
+    SPLITS,
+    Columns,
+    PromptLabel,
+    Split,
+    divided,
+    folded,
+    has_text,
+    row_text,
+)
 from mechsafety.prompts.files import SUFFIXES, cell_text, read_rows
 from mechsafety.prompts.messages import Turns, as_messages, read_turns, turns_text
 
 if TYPE_CHECKING:
     import pandas as pd
 
-PromptLabel = Literal["harmful", "harmless"]
-Split = Literal["fit", "validation", "report"]
-LABELS: tuple[PromptLabel, ...] = get_args(PromptLabel)
-SPLITS: tuple[Split, ...] = get_args(Split)
-Purpose = Literal["estimate", "choose", "judge"]
-PURPOSES: Mapping[Purpose, Split] = {"estimate": "fit", "choose": "validation", "judge": "report"}
-"""What the prompts of a split are for: directions, probes and scores of weights are estimated on one, layers and
-settings chosen on another, and what is reported of an edit is measured on the third."""
-_SENTENCE_MARKS = re.compile(r"[.,;:!?…'\"“”‘’«»¿¡()]+")
-TEXT_COLUMNS = ("text", "prompt", "question", "instruction", "goal", "behavior")
+    from mechsafety.prompts.accepted import PromptsLike
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Prompt:
-    """One request. ``label`` marks whether a safe model should decline it.
+    """One request. ``label`` marks whether a safe model should decline it; empty where that is not known.
 
     ``messages`` are the turns of a conversation, (role, content) of each; ``text`` is then the last of them, the
     user's. One turn of the user alone is no conversation.
@@ -46,7 +50,7 @@ class Prompt:
 
     id: str
     text: str
-    label: PromptLabel
+    label: PromptLabel | Literal[""] = ""
     category: str = ""
     split: Split = "report"
     source: str = ""
@@ -54,6 +58,13 @@ class Prompt:
     messages: Turns = ()
 
     def __post_init__(self) -> None:
+        at = f"prompt {self.id!r}"
+        if not isinstance(self.text, str) or not (self.text.strip() or self.messages):
+            raise MechsafetyError(f"{at}: its text is {shown(self.text)}: a text that is not empty is needed")
+        if self.label not in (*LABELS, ""):
+            raise MechsafetyError(f"{at}: label {self.label!r} is not one of {', '.join(LABELS)}")
+        if self.split not in SPLITS:
+            raise MechsafetyError(f"{at}: split {self.split!r} is not one of {', '.join(SPLITS)}")
         turns = read_turns(self.messages, at=f"prompt {self.id!r}")
         if turns and turns[-1][1].strip() != self.text.strip():
             raise MechsafetyError(f"prompt {self.id!r}: its text is not the last of its messages")
@@ -107,6 +118,21 @@ class PromptSet(Sequence[Prompt]):
     name: str = ""
     repeated: int = field(default=0, compare=False)
 
+    def __post_init__(self) -> None:
+        if strange := [p for p in self.prompts if not isinstance(p, Prompt)]:
+            raise MechsafetyError(
+                f"a PromptSet holds Prompts, got {shown(strange[0])}: load_prompts makes one of texts and tables"
+            )
+        object.__setattr__(self, "prompts", tuple(self.prompts))
+        counts = Counter(p.id for p in self.prompts)
+        if repeated := [identity for identity, n in counts.items() if n > 1]:
+            raise MechsafetyError(
+                f"prompt set {self.name!r}: id {repeated[0]!r} is there {counts[repeated[0]]} times"
+            )
+        seen: dict[str, Prompt] = {}
+        for prompt in self.prompts:
+            _require_one_place(prompt, seen.setdefault(prompt.folded, prompt), self.name)
+
     def __len__(self) -> int:
         return len(self.prompts)
 
@@ -117,43 +143,87 @@ class PromptSet(Sequence[Prompt]):
     def __iter__(self) -> Iterator[Prompt]:
         return iter(self.prompts)
 
-    def where(self, *, split: Split | None = None, label: PromptLabel | None = None) -> PromptSet:
-        """The prompts of one split, one label, or both."""
+    def where(
+        self,
+        *,
+        split: Split | None = None,
+        label: PromptLabel | None = None,
+        category: str | Iterable[str] | None = None,
+    ) -> PromptSet:
+        """The prompts of one split, one label, one or several categories, or all of these."""
+        categories = {category} if isinstance(category, str) else None if category is None else set(category)
+        if strange := sorted((categories or set()) - {p.category for p in self.prompts}):
+            known = ", ".join(sorted({p.category for p in self.prompts if p.category})) or "none"
+            raise MechsafetyError(f"category {strange[0]!r} is not one of {known}")
+        for what, value, allowed in (("split", split, SPLITS), ("label", label, LABELS)):
+            if value not in (*allowed, None):
+                raise MechsafetyError(f"{what} {value!r} is not one of {', '.join(allowed)}")
         return PromptSet(
             tuple(
                 p
                 for p in self.prompts
-                if (split is None or p.split == split) and (label is None or p.label == label)
+                if (split is None or p.split == split)
+                and (label is None or p.label == label)
+                and (categories is None or p.category in categories)
             ),
             self.name,
         )
 
+    def split(
+        self, *, fit: float = 0.6, validation: float = 0.2, report: float = 0.2, seed: int = 0
+    ) -> PromptSet:
+        """The same prompts divided anew: so large shares of each label, drawn by ``seed``.
+
+        Prompts with equal text (but for case, blanks and sentence marks) come into one split. Raises
+        :class:`MechsafetyError` for shares that are negative or do not add up to 1.
+        """
+        shares: dict[Split, float] = {"fit": fit, "validation": validation, "report": report}
+        places = divided([(p.folded, p.label) for p in self.prompts], shares, seed=seed)
+        return PromptSet(
+            tuple(replace(p, split=places[p.folded]) for p in self.prompts), self.name, self.repeated
+        )
+
+    def _of(self, split: Split) -> PromptSet:
+        """One split, which must hold prompts."""
+        found = self.where(split=split)
+        if not len(found):
+            held = ", ".join(f"{s} ({n})" for s in SPLITS if (n := sum(p.split == s for p in self.prompts)))
+            raise MechsafetyError(
+                f"prompt set {self.name!r} has no prompts in split {split!r}, only in {held or 'none'}: "
+                + way(
+                    "give the file a column split",
+                    "divide it, prompts.split(fit=.6, validation=.2, report=.2), or name its column, "
+                    "load_prompts(data, split=...)",
+                )
+            )
+        return found
+
     @property
     def fit(self) -> PromptSet:
-        return self.where(split="fit")
+        return self._of("fit")
 
     @property
     def validation(self) -> PromptSet:
-        return self.where(split="validation")
+        return self._of("validation")
 
     @property
     def report(self) -> PromptSet:
-        return self.where(split="report")
+        return self._of("report")
 
     @property
     def to_estimate(self) -> PromptSet:
         """What directions, probes and scores of weights are found on."""
-        return self.where(split=PURPOSES["estimate"])
+        return self._of(PURPOSES["estimate"])
 
     @property
     def to_choose(self) -> PromptSet:
         """What layers and settings are chosen on."""
-        return self.where(split=PURPOSES["choose"])
+        return self._of(PURPOSES["choose"])
 
     @property
     def to_judge(self) -> PromptSet:
         """What results are measured on."""
-        return self.where(split=PURPOSES["judge"])
+        return self._of(PURPOSES["judge"])
 
     @property
     def harmful(self) -> PromptSet:
@@ -164,10 +234,12 @@ class PromptSet(Sequence[Prompt]):
         return self.where(label="harmless")
 
     def sample(self, per_label: int, *, seed: int) -> PromptSet:
+        if per_label < 0:
+            raise MechsafetyError(f"per_label is {per_label}: 0 at least")
         """At most ``per_label`` prompts of each label, drawn by ``seed``, in the set's own order."""
         generator = random.Random(seed)
         kept: set[str] = set()
-        for label in LABELS:
+        for label in (*LABELS, ""):
             ids = [p.id for p in self.prompts if p.label == label]
             kept.update(generator.sample(ids, min(per_label, len(ids))))
         return PromptSet(tuple(p for p in self.prompts if p.id in kept), self.name)
@@ -213,38 +285,63 @@ class PromptSet(Sequence[Prompt]):
 
 
 def load_prompts(
-    name: str | Path, *, label: PromptLabel | None = None, split: Split | None = None
+    data: PromptsLike,
+    *,
+    text: str | None = None,
+    label: str | None = None,
+    labels: Mapping[Any, str] | None = None,
+    category: str | None = None,
+    split: str | None = None,
 ) -> PromptSet:
-    """Load a packaged set (``default``, ``contrast``), a published one by name, a file, or a folder.
+    """Load a packaged set (``default``, ``contrast``), a published one by name, a file, a folder, or what is in memory.
 
-    Files are CSV, JSON (a list of objects), JSONL, Parquet, or text (one prompt per line), in UTF-8, with a
-    text column (``text``, ``prompt``, ``question``, ``instruction``, ``goal`` or ``behavior``), or a column
-    ``messages`` (a list of {role, content} that ends with the user's turn; in CSV as JSON text), and
-    optionally ``id``, ``label``, ``category``, ``split``, ``source``, ``licence``. ``label`` and ``split``
-    fill these columns where a file lacks them; without ``split`` such prompts are report prompts. A folder holds a
-    file for each label and part (:func:`mechsafety.prompts.folders.load_folder`).
+    Files are CSV, JSON (a list of objects), JSONL, Parquet, or text (one prompt per line), in UTF-8. In memory it is
+    a DataFrame, a ``datasets.Dataset``, or a list of texts, messages or rows. The text stands in a column ``text``,
+    ``prompt``, ``question``, ``instruction``, ``goal`` or ``behavior``, or in ``messages`` (a list of {role, content}
+    that ends with the user's turn; in CSV as JSON text); ``id``, ``label``, ``category``, ``split``, ``source`` and
+    ``licence`` are optional. A folder holds a file for each label and part
+    (:func:`mechsafety.prompts.folders.load_folder`).
+
+    ``text``, ``label``, ``category`` and ``split`` name other columns; ``label="harmful"`` and ``split="fit"`` fill
+    these columns where they are missing. ``labels`` says what other values mean:
+    ``{"bad": "harmful", "good": "harmless"}``. Without labels prompts have none; without splits they are report
+    prompts (:meth:`PromptSet.split` divides them).
 
     Raises :class:`MechsafetyError`, with file and line, for a missing file, a wrong encoding, wrong
     columns, empty text, a duplicate id, and a text that stands in two splits or under two labels. A text that stands
     twice in one split under one label is taken once (``PromptSet.repeated``).
     """
+    from mechsafety.prompts.accepted import rows_of, with_ids
+
+    columns = Columns(text=text, label=label, labels=labels, category=category, split=split)
+    if isinstance(data, PromptSet):
+        data = list(data)
+    if isinstance(data, str | Path):
+        return load_named(data, columns)
+    rows, kind = rows_of(data)
+    return from_rows(with_ids(columns.renamed(rows, where=kind)), where=kind, name="given", columns=columns)
+
+
+def load_named(name: str | Path, columns: Columns = AS_THEY_ARE) -> PromptSet:
+    """A packaged or published set, a file or a folder; see :func:`load_prompts`."""
     from mechsafety.prompts.folders import load_folder
     from mechsafety.prompts.sources import SOURCES, load_source
 
     text = str(name)
     if text in packaged_sets():
         packaged = data_folder() / "prompts" / f"{text}.csv"
-        return _from_file(packaged, name=text, label=label, split=split)
+        return _from_file(packaged, name=text, columns=columns)
     if text in SOURCES:
-        return from_rows(load_source(text), where=text, name=text, label=label, split=split)
+        return from_rows(load_source(text), where=text, name=text, columns=columns)
     path = Path(name).expanduser()
     if text and path.is_dir():
         return load_folder(path)
     if path.suffix.lower() in SUFFIXES or path.is_file():
-        return _from_file(path, name=path.name, label=label, split=split)
+        return _from_file(path, name=path.name, columns=columns)
     raise MechsafetyError(
         f"unknown prompt set {text!r}: packaged are {', '.join(packaged_sets())}; by name from the hub "
         f"{', '.join(SOURCES)}; or name a folder, or a file ending in {', '.join(SUFFIXES)}"
+        + way("", "; texts of your own are a list, load_prompts([text, ...])")
     )
 
 
@@ -257,31 +354,25 @@ def from_rows(
     *,
     where: str,
     name: str,
-    label: PromptLabel | None = None,
-    split: Split | None = None,
+    columns: Columns = AS_THEY_ARE,
+    keep_repeated: bool = False,
 ) -> PromptSet:
-    """Check rows, each with the place it stands in (``"line 7"``), and make a :class:`PromptSet`."""
+    """Check rows, each with the place it stands in (``"line 7"``), and make a :class:`PromptSet`.
+
+    A text that was there before is left out and counted, unless ``keep_repeated``.
+    """
     prompts: list[Prompt] = []
     ids: dict[str, str] = {}
     texts: dict[str, tuple[Prompt, str]] = {}
     repeated = 0
     for index, (place, row) in enumerate(rows):
-        prompt = _prompt(row, at=f"{where}, {place}", index=index, name=name, label=label, split=split)
+        prompt = _prompt(row, at=f"{where}, {place}", index=index, name=name, columns=columns)
         if prompt.id in ids:
             raise MechsafetyError(f"{where}, {place}: id {prompt.id!r} stands already at {ids[prompt.id]}")
         ids[prompt.id] = place
         other, other_place = texts.setdefault(prompt.folded, (prompt, place))
-        if other.split != prompt.split:
-            raise MechsafetyError(
-                f"{where}, {place}: this text stands in split {prompt.split!r} and, at {other_place}, in "
-                f"{other.split!r}; splits must not overlap"
-            )
-        if other.label != prompt.label:
-            raise MechsafetyError(
-                f"{where}, {place}: this text is labelled {prompt.label!r} and, at {other_place}, {other.label!r}; a "
-                "text has one label"
-            )
-        if other is prompt:
+        _require_one_place(prompt, other, f"{where}, {place}", other_place)
+        if other is prompt or keep_repeated:
             prompts.append(prompt)
         else:
             repeated += 1
@@ -290,34 +381,44 @@ def from_rows(
     return PromptSet(tuple(prompts), name, repeated)
 
 
-def folded(text: str) -> str:
-    """By which two prompts are the same: case, blanks, sentence marks and the encoding of a letter do not count."""
-    plain = unicodedata.normalize("NFKC", text).casefold()
-    return " ".join(_SENTENCE_MARKS.sub(" ", plain).split()) or plain.strip()
+def _require_one_place(prompt: Prompt, other: Prompt, where: str, at: str = "") -> None:
+    """Raise unless two prompts of one text stand in one split under one label."""
+    at = at or f"prompt {other.id!r}"
+    where = where if "," in where else f"prompt set {where!r}, prompt {prompt.id!r}"
+    if other.split != prompt.split:
+        raise MechsafetyError(
+            f"{where}: this text stands in split {prompt.split!r} and, at {at}, in {other.split!r}; splits must not "
+            "overlap"
+        )
+    if other.label != prompt.label:
+        raise MechsafetyError(
+            f"{where}: this text is labelled {prompt.label!r} and, at {at}, {other.label!r}; a text has one label"
+        )
 
 
-def _prompt(
-    row: dict[str, Any], *, at: str, index: int, name: str, label: PromptLabel | None, split: Split | None
-) -> Prompt:
+def _prompt(row: dict[str, Any], *, at: str, index: int, name: str, columns: Columns) -> Prompt:
     turns = read_turns(row.get("messages"), at=at)
-    text = _row_text(row, at=at) if not turns or _has_text(row) else ""
+    text = row_text(row, at=at) if not turns or has_text(row) else ""
     last = "".join(content for _, content in turns[-1:])
     if turns and text and text != last.strip():
         raise MechsafetyError(f"{at}: the text is not the last of the messages: give the messages alone")
     text = text or last.strip()
-    the_label = cell_text(row.get("label")) or label
-    if the_label not in LABELS:
-        got = f"label {the_label!r} is" if the_label else "there is no label column, and label is"
+    given = columns.label if columns.label in LABELS else ""
+    the_label = cell_text(row.get("label")) or given or ""
+    if the_label not in (*LABELS, *(() if "label" in row else ("",))):
         raise MechsafetyError(
-            f"{at}: {got} not one of {', '.join(LABELS)} (a label for the whole file: --label)"
+            f"{at}: label {the_label!r} is not one of {', '.join(LABELS)}"
+            + way("", " (other values are read with labels={...})")
         )
-    the_split = cell_text(row.get("split")) or split or "report"
+    the_split = (
+        cell_text(row.get("split")) or (columns.split if columns.split in SPLITS else None) or "report"
+    )
     if the_split not in SPLITS:
         raise MechsafetyError(f"{at}: split {the_split!r} is not one of {', '.join(SPLITS)}")
     return Prompt(
         id=cell_text(row.get("id")) or f"{Path(name).stem}-{index + 1:04d}",
         text=text,
-        label=the_label,
+        label=cast("PromptLabel", the_label),
         category=cell_text(row.get("category")),
         split=the_split,
         source=cell_text(row.get("source")) or name,
@@ -326,26 +427,6 @@ def _prompt(
     )
 
 
-def _has_text(row: Mapping[str, Any]) -> bool:
-    return any(cell_text(row.get(column)).strip() for column in TEXT_COLUMNS)
-
-
-def _row_text(row: Mapping[str, Any], *, at: str) -> str:
-    column = next((c for c in TEXT_COLUMNS if c in row), None)
-    if column is None:
-        raise MechsafetyError(
-            f"{at}: no text column; have {', '.join(map(str, row)) or 'none'}, want one of "
-            f"{', '.join(TEXT_COLUMNS)}, or messages"
-        )
-    if cell_text(row[column]) and not isinstance(row[column], str):
-        raise MechsafetyError(f"{at}: column {column!r} holds a {type(row[column]).__name__}, not text")
-    text = cell_text(row[column]).strip()
-    if not text:
-        raise MechsafetyError(f"{at}: column {column!r} is empty")
-    if any("\ud800" <= character <= "\udfff" for character in text):
-        raise MechsafetyError(f"{at}: column {column!r} holds half a character (a lone surrogate)")
-    return text
-
-
-def _from_file(path: Path, *, name: str, label: PromptLabel | None, split: Split | None) -> PromptSet:
-    return from_rows(read_rows(path), where=str(path), name=name, label=label, split=split)
+def _from_file(path: Path, *, name: str, columns: Columns) -> PromptSet:
+    rows = columns.renamed(read_rows(path), where=str(path))
+    return from_rows(rows, where=str(path), name=name, columns=columns)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.values import Value
+from mechsafety.models.accepted import ModelLike, as_model
 from mechsafety.models.chat import (
     as_turns,
     own_tokenizer,
@@ -15,7 +16,7 @@ from mechsafety.models.chat import (
     render_chat,
     tokenize_prompts,
 )
-from mechsafety.prompts.prompt_set import Prompt
+from mechsafety.prompts.accepted import PromptsLike, one_prompt
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -60,12 +61,13 @@ def _visible(token: str) -> str:
     return escape(token).replace("\n", "⏎<br>").replace(" ", "&nbsp;") or "∅"
 
 
-def render(model: TransformerBridge, prompt: Prompt | str | list[dict[str, Any]]) -> Rendered:
+def render(model: ModelLike, prompt: PromptsLike) -> Rendered:
     """``prompt`` in the model's chat template, as every other function feeds it: text, tokens, named positions.
 
     ``prompt`` is a prompt, a text, or a conversation (a list of {role, content} that ends with the user's turn).
     """
-    asked = prompt.asked if isinstance(prompt, Prompt) else prompt
+    model = as_model(model)
+    asked = one_prompt(prompt).asked
     (ids,) = tokenize_prompts(model, [asked])
     tokenizer = own_tokenizer(model)
     behind = _behind(model)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.errors import MechsafetyError, way
 from mechsafety.core.progress import Progress
-from mechsafety.prompts.prompt_set import LABELS, PURPOSES, Prompt, PromptSet, Purpose
+from mechsafety.prompts.columns import LABELS, PURPOSES, Purpose
+from mechsafety.prompts.prompt_set import Prompt, PromptSet
 from mechsafety.runs.folder import RunFolder
 
 
@@ -20,6 +21,15 @@ def require_splits(prompts: PromptSet, purposes: Iterable[Purpose], *, name: str
                     f"prompt set {name!r} has no {label} prompts in split {split!r}, which are here to {purpose}: fit "
                     "prompts estimate, validation prompts choose, report prompts judge"
                 )
+
+
+def require_labels(prompts: Sequence[Prompt], *, name: str) -> None:
+    """Raise :class:`MechsafetyError` for a prompt that has no label, where rates are told apart by it."""
+    if missing := [p.id for p in prompts if not p.label]:
+        how = way(
+            "give the file a column label", "name its column or its only label, load_prompts(data, label=...)"
+        )
+        raise MechsafetyError(f"prompt set {name!r}: prompt {missing[0]!r} has no label: {how}")
 
 
 def require_classes(prompts: PromptSet, purpose: str) -> None:

@@ -27,6 +27,7 @@ from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.progress import bar
 from mechsafety.generation.answers import AnswerBatch, Encoded, Example, answer_logits, collate, encode
 from mechsafety.generation.completions import out_of_memory
+from mechsafety.models.accepted import ModelLike, as_model
 from mechsafety.models.chat import device_of, pad_token, plan_batches
 from mechsafety.models.finite import not_finite_at
 from mechsafety.models.forward import evaluating
@@ -47,7 +48,7 @@ _DISK = 5e8  # bytes per second: what the first checkpoint, whose cost is not kn
 
 
 def score_weights(
-    model: TransformerBridge,
+    model: ModelLike,
     examples: Sequence[Example],
     *,
     loss: Loss = "mean",
@@ -74,6 +75,7 @@ def score_weights(
     Experts are scored by the tokens that are routed to them. Their gradients are those of their parameters, in the
     model's number format, so that a model that has some runs one example at a time.
     """
+    model = as_model(model)
     store = None if store is None else Path(store)
     if batch_size < 1:
         raise MechsafetyError(f"batch_size is {batch_size}; 1 at least")

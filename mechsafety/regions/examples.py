@@ -12,7 +12,8 @@ from mechsafety.generation.answered import Completion
 from mechsafety.generation.answers import Example
 from mechsafety.generation.completions import DEFAULT_BATCH, generate
 from mechsafety.models.thought_reading import require_no_thoughts
-from mechsafety.prompts.prompt_set import Prompt, PromptLabel
+from mechsafety.prompts.columns import PromptLabel
+from mechsafety.prompts.prompt_set import Prompt
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge

@@ -21,8 +21,9 @@ from mechsafety.models.forward import forward, run_prefix
 from mechsafety.models.handles import attached
 from mechsafety.models.loading import model_name
 from mechsafety.models.prefixes import common_prefix
+from mechsafety.prompts.columns import LABELS
 from mechsafety.prompts.fed import fitting
-from mechsafety.prompts.prompt_set import LABELS, Prompt
+from mechsafety.prompts.prompt_set import Prompt
 from mechsafety.regions.maps import LinearMap, linear_maps, running_body
 from mechsafety.regions.removal import Pruning
 

@@ -52,7 +52,7 @@ def direction_share(
     direction: VectorLike,
     *,
     method: LinkMethod,
-    seed: int,
+    seed: int = 0,
     draws: int = 3,
 ) -> pd.DataFrame:
     """How much of what the removed weights wrote to the residual stream lay on ``direction``, one row per writing map.

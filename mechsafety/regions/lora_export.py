@@ -11,8 +11,10 @@ from transformers.pytorch_utils import Conv1D
 
 from mechsafety.core.errors import MechsafetyError, first_lines
 from mechsafety.edits.interventions import Edit, Orthogonalise, layers_of
+from mechsafety.edits.sums import EditLike, as_edit
 from mechsafety.edits.weights import probe
 from mechsafety.edits.writing_maps import writings_of
+from mechsafety.models.accepted import ModelLike, as_model
 from mechsafety.models.loading import generation_twin, load_record, model_name
 from mechsafety.regions.maps import LinearMap, linear_maps
 from mechsafety.regions.removal import LowRank, Pruning, Removal, require_made_for
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 
-def export_lora(model: TransformerBridge, removal: Removal | Edit, folder: Path | str) -> Path:
+def export_lora(model: ModelLike, removal: Removal | EditLike, folder: Path | str) -> Path:
     """Write a removal or an edit as an adapter in a new or empty ``folder``: W + (-B) A for every map it changes.
 
     A module's rank is that of its map, with alpha equal to it, so that nothing is scaled; a joint module (query, key
@@ -37,8 +39,9 @@ def export_lora(model: TransformerBridge, removal: Removal | Edit, folder: Path 
     Raises :class:`MechsafetyError` for a pruning, which has no low rank, an edit with no such form, a removal made for
     other maps, a model that ``load_model`` did not load, and a folder that holds something.
     """
+    model = as_model(model)
     if not isinstance(removal, Pruning | LowRank):
-        removal = _of_edit(model, removal)
+        removal = _of_edit(model, as_edit(removal, model))
     if isinstance(removal, Pruning):
         raise MechsafetyError(
             f"{removal.label}: a pruning has no low rank, so that no LoRA adapter can hold it; save_removal keeps it"

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from mechsafety.core.errors import MechsafetyError
+from mechsafety.models.accepted import ModelLike, as_model
 from mechsafety.models.chat import device_of, pad_left
 from mechsafety.models.forward import evaluating, forward
 from mechsafety.models.handles import attached
@@ -71,7 +72,7 @@ class LinearMap:
             place.write(value)
 
 
-def linear_maps(model: TransformerBridge) -> list[LinearMap]:
+def linear_maps(model: ModelLike) -> list[LinearMap]:
     """The linear maps of all blocks, in the order in which they run.
 
     Those of experts follow the others of their block, whether the probe routes a token to them or not. What runs is
@@ -79,6 +80,7 @@ def linear_maps(model: TransformerBridge) -> list[LinearMap]:
     ``HookedTransformer``, whose maps are no modules, for quantised weights, and for a model in whose blocks no linear
     module ran.
     """
+    model = as_model(model, by_name=False)
     body: Any = running_body(model)
     require_plain(body, "regions, heads and anatomy score and change weights")
     found: list[LinearMap] = []

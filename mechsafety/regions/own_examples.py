@@ -2,33 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from mechsafety.generation.answers import Example
 from mechsafety.judges.judging import judged_as
-from mechsafety.prompts.prompt_set import Prompt
+from mechsafety.models.accepted import ModelLike, as_model
+from mechsafety.prompts.accepted import PromptsLike, as_prompts
 from mechsafety.regions.examples import Kind, Response, attribution_examples
 
 if TYPE_CHECKING:
-    from transformer_lens.model_bridge import TransformerBridge
+    pass
 
 
 def examples_from_model(
-    model: TransformerBridge,
-    prompts: Sequence[Prompt],
+    model: ModelLike,
+    prompts: PromptsLike,
     *,
     kind: Kind,
     n: int,
     response: Response = "full",
     max_new_tokens: int = 48,
-    seed: int,
+    seed: int = 0,
 ) -> list[Example]:
     """``n`` of the model's own refusals of harmful prompts (``safety``), or own answers to harmless ones (``utility``).
 
     Refusals are what the judge ``rules`` finds to be one, answers what it finds to comply. Raises as
     :func:`mechsafety.regions.examples.attribution_examples` does.
     """
+    model = as_model(model)
+    prompts = as_prompts(prompts)
     wanted = "refusal" if kind == "safety" else "compliance"
     return attribution_examples(
         model,

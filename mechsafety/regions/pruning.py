@@ -138,7 +138,7 @@ def set_difference(
     )
 
 
-def random_pruning(like: Pruning, *, seed: int, group: Group = "matrix") -> Pruning:
+def random_pruning(like: Pruning, *, seed: int = 0, group: Group = "matrix") -> Pruning:
     """The matched control: as many weights of each map as ``like`` removes, drawn uniformly without replacement.
 
     With ``group="row"`` as many of each row, which is stricter: it also keeps how ``like`` spreads over outputs.
@@ -159,7 +159,9 @@ def random_pruning(like: Pruning, *, seed: int, group: Group = "matrix") -> Prun
     return Pruning(label=f"random, matched to: {like.label}", entries=drawn, shapes=like.shapes)
 
 
-def matched_pruning(like: Pruning, maps: Sequence[LinearMap], *, seed: int, strata: int = STRATA) -> Pruning:
+def matched_pruning(
+    like: Pruning, maps: Sequence[LinearMap], *, seed: int = 0, strata: int = STRATA
+) -> Pruning:
     """The stricter control: as many weights of each map, and of each stratum of |w| in it, as ``like`` removes.
 
     Within a stratum (:func:`magnitude_strata`) weights are drawn uniformly without replacement, those that ``like``

@@ -13,11 +13,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechsafety.core.errors import MechsafetyError
+from mechsafety.models.accepted import ModelLike, as_model
 from mechsafety.models.loading import model_name
 from mechsafety.regions.maps import LinearMap, linear_maps
 
 if TYPE_CHECKING:
-    from transformer_lens.model_bridge import TransformerBridge
+    pass
 
 Shapes = Mapping[str, tuple[int, int]]
 """(d_out, d_in) of every linear map of the model, by name: what sparsities are shares of."""
@@ -129,9 +130,7 @@ def removed_sizes(removal: Removal, maps: Sequence[LinearMap]) -> dict[str, floa
 
 
 @contextmanager
-def removed(
-    model: TransformerBridge, removal: Removal, *, maps: Sequence[LinearMap] | None = None
-) -> Iterator[None]:
+def removed(model: ModelLike, removal: Removal, *, maps: Sequence[LinearMap] | None = None) -> Iterator[None]:
     """``model`` without what ``removal`` takes out; its weights are as they were, bit for bit, when the block ends.
 
     The weights themselves change, so that everything feels it: the bridge, its plain twin, generation with and
@@ -140,6 +139,7 @@ def removed(
 
     Raises :class:`MechsafetyError` when the removal was made for other maps than the model's.
     """
+    model = as_model(model, by_name=False)
     maps = maps if maps is not None else linear_maps(model)
     require_made_for(removal, maps, model_name(model))
     found = {m.name: m for m in maps}

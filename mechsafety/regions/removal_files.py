@@ -9,24 +9,26 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from mechsafety.models.accepted import ModelLike, as_model
 from mechsafety.models.bound_files import FileKind, made_for
 from mechsafety.models.loading import model_name
 from mechsafety.regions.maps import linear_maps
 from mechsafety.regions.removal import LowRank, Pruning, Removal, Shapes, require_made_for
 
 if TYPE_CHECKING:
-    from transformer_lens.model_bridge import TransformerBridge
+    pass
 
 _FILES = FileKind(noun="removal", key="mechsafety_removal", holds="removal")
 
 
-def save_removal(removal: Removal, path: Path | str, *, model: TransformerBridge) -> Path:
+def save_removal(removal: Removal, path: Path | str, *, model: ModelLike) -> Path:
     """Write ``removal`` with the name and fingerprint of the model it was made for; whole or not there.
 
     The file holds places or factors, no weights: of a low-rank removal A = U^T W is a part of W seen from its
     outputs. Raises :class:`MechsafetyError` for a name that does not end in .safetensors, a folder that does not
     exist or cannot be written to, and a removal that does not fit the model.
     """
+    model = as_model(model)
     path = _FILES.writable(path)
     require_made_for(removal, linear_maps(model), model_name(model))
     facts = {
@@ -40,7 +42,7 @@ def save_removal(removal: Removal, path: Path | str, *, model: TransformerBridge
 
 
 def load_removal(
-    path: Path | str, *, model: TransformerBridge | None = None, allow_other_weights: bool = False
+    path: Path | str, *, model: ModelLike | None = None, allow_other_weights: bool = False
 ) -> Removal:
     """Read what :func:`save_removal` wrote; with ``model`` given, refuse a removal made for another one.
 
@@ -48,6 +50,7 @@ def load_removal(
     latter, to carry a removal from one checkpoint to the next). Raises :class:`MechsafetyError` for those, a missing
     or damaged file, and contents that do not match their hash.
     """
+    model = None if model is None else as_model(model)
     removal, made = _FILES.read(path, _rebuilt, digest=removal_digest)
     if model is not None:
         require_made_for(removal, linear_maps(model), model_name(model))

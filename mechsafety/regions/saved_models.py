@@ -16,6 +16,8 @@ from torch import Tensor
 from mechsafety.core.errors import MechsafetyError, first_lines
 from mechsafety.core.progress import quiet
 from mechsafety.edits.interventions import Edit, baked
+from mechsafety.edits.sums import EditLike, as_edit
+from mechsafety.models.accepted import ModelLike, as_model
 from mechsafety.models.chat import own_tokenizer
 from mechsafety.models.loading import generation_twin, model_name, plain_tree
 from mechsafety.regions.removal import LowRank, Pruning, Removal, removed
@@ -27,7 +29,7 @@ _FLOAT32 = 1e-4
 _HALF = 5e-2  # of the logits' spread: other kernels round otherwise
 
 
-def save_model(model: TransformerBridge, edit: Edit | Removal | None, folder: str | Path) -> Path:
+def save_model(model: ModelLike, edit: EditLike | Removal | None, folder: str | Path) -> Path:
     """Write ``model`` under ``edit`` into a new folder that plain transformers and vLLM read, tokenizer included.
 
     The edit is written into the weights (:func:`baked`, :func:`removed`); a head that was tied to an edited embedding
@@ -40,6 +42,9 @@ def save_model(model: TransformerBridge, edit: Edit | Removal | None, folder: st
 
     Example: ``save_model(model, Orthogonalise(direction), "edited")``.
     """
+    model = as_model(model)
+    if edit is not None and not isinstance(edit, Pruning | LowRank):
+        edit = as_edit(edit, model)
     folder = Path(folder)
     if generation_twin(model) is None:
         raise MechsafetyError(

@@ -216,7 +216,7 @@ def orthogonal_projections(
 
 
 def random_low_rank(
-    maps: Sequence[LinearMap], like: LowRank, *, seed: int, match: Literal["rank", "energy"] = "rank"
+    maps: Sequence[LinearMap], like: LowRank, *, seed: int = 0, match: Literal["rank", "energy"] = "rank"
 ) -> LowRank:
     """The matched control: W <- W - Q Q^T W with Q [d_out, r] uniform (Haar) among subspaces of the outputs.
 

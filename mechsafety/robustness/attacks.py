@@ -9,12 +9,16 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from mechsafety.core.errors import MechsafetyError
-from mechsafety.core.names import ATTACKS, Attack
+from mechsafety.core.names import ATTACKS, MAX_NEW_TOKENS, Attack
 from mechsafety.core.verdict import Judge
 from mechsafety.edits.interventions import Edit
+from mechsafety.edits.sums import EditLike, as_edit
 from mechsafety.generation.answered import Completions
 from mechsafety.generation.completions import generate
+from mechsafety.judges.accepted import JudgeLike, as_judge
 from mechsafety.judges.outcomes import Keep, judgements
+from mechsafety.models.accepted import ModelLike, as_model
+from mechsafety.prompts.accepted import PromptsLike, as_prompts
 from mechsafety.prompts.prompt_set import Prompt
 from mechsafety.robustness.attempts import Attempts
 from mechsafety.robustness.decoding import decoding
@@ -32,18 +36,18 @@ ATTACK_COLUMNS: tuple[str, ...] = (
 
 
 def attack_table(
-    model: TransformerBridge,
-    prompts: Sequence[Prompt],
+    model: ModelLike,
+    prompts: PromptsLike,
     *,
-    system: str,
+    system: str = "model",
     attacks: Sequence[Attack] = ("vanilla", "decoding"),
     suffixes: Suffixes | None = None,
     k: int = 5,
     temperature: float = 1.0,
-    max_new_tokens: int,
-    seed: int,
-    edit: Edit | None = None,
-    judge: str | Judge = "rules",
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    seed: int = 0,
+    edit: EditLike | None = None,
+    judge: JudgeLike = "rules",
     keep: Callable[[Attack, Completions], None] = lambda *_: None,
 ) -> pd.DataFrame:
     """Attack ``model`` under ``edit`` on harmful ``prompts``; columns :data:`ATTACK_COLUMNS`.
@@ -53,6 +57,10 @@ def attack_table(
     :class:`MechsafetyError` without attacks or prompts, for a prompt that is not harmful, and for the attack
     ``suffix`` without suffixes.
     """
+    model = as_model(model)
+    prompts = as_prompts(prompts)
+    edit = None if edit is None else as_edit(edit, model)
+    judge = as_judge(judge)
     require_attackable(prompts, attacks)
     if "suffix" in attacks and suffixes is None:
         raise MechsafetyError("the attack 'suffix' needs suffixes: make them with find_suffixes()")

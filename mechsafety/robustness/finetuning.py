@@ -35,6 +35,7 @@ from mechsafety.generation.answers import (
     encode,
     shuffled,
 )
+from mechsafety.models.accepted import ModelLike, as_model
 from mechsafety.models.chat import device_of, pad_token
 from mechsafety.models.loading import model_name
 from mechsafety.models.prefixes import goes_on, shared_prefix
@@ -130,12 +131,12 @@ def drawn(examples: Sequence[Example], n: int, *, seed: int) -> list[Example]:
 
 @contextmanager
 def finetuned(
-    model: TransformerBridge,
+    model: ModelLike,
     examples: Sequence[Example],
     *,
-    recipe: FinetuneRecipe,
+    recipe: FinetuneRecipe = FinetuneRecipe(),
     frozen: Pruning | None = None,
-    seed: int,
+    seed: int = 0,
     maps: Sequence[LinearMap] | None = None,
 ) -> Iterator[Finetuned]:
     """``model`` fine-tuned on ``examples``; its weights are as they were, bit for bit, when the block ends.
@@ -152,6 +153,7 @@ def finetuned(
     Raises :class:`MechsafetyError` without examples, for a set made for another model, and when the loss is no
     longer a number.
     """
+    model = as_model(model, by_name=False)
     if not examples:
         raise MechsafetyError("no examples to fine-tune on: give one at least")
     found = list(maps) if maps is not None else linear_maps(model)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.progress import bar
 from mechsafety.generation.answers import Example
+from mechsafety.models.accepted import ModelLike, as_model
 from mechsafety.models.chat_settings import chat_bound
 from mechsafety.models.loading import current_fingerprint, model_name
 from mechsafety.regions.maps import LinearMap, linear_maps
@@ -29,7 +30,7 @@ MODES: tuple[Mode, ...] = get_args(Mode)
 
 
 def freezing_table(
-    model: TransformerBridge,
+    model: ModelLike,
     examples: Sequence[Example],
     *,
     sets: Mapping[str, Pruning],
@@ -55,6 +56,7 @@ def freezing_table(
     Raises :class:`MechsafetyError` before anything is trained: for a number of examples that is not there, no seed
     or mode, repeated ones, and a set made for another model.
     """
+    model = as_model(model)
     import pandas as pd
 
     for name, given in (("seeds", seeds), ("n_examples", n_examples), ("modes", modes)):

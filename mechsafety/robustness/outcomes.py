@@ -7,23 +7,26 @@ least; Wei et al., ICML 2024, arXiv 2402.05162) stands beside it: it counts a co
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from html import escape
 from typing import TYPE_CHECKING
 
+from mechsafety.core.names import MAX_NEW_TOKENS
 from mechsafety.core.values import Value
-from mechsafety.core.verdict import Judge, Label
-from mechsafety.edits.interventions import Edit
+from mechsafety.core.verdict import Label
+from mechsafety.edits.sums import EditLike, as_edit
 from mechsafety.generation.completions import DEFAULT_BATCH
+from mechsafety.judges.accepted import JudgeLike, as_judge
 from mechsafety.judges.outcomes import Asking, Keep, Tally, answered, with_published
+from mechsafety.models.accepted import ModelLike, as_model
 from mechsafety.models.chat import Rendering
-from mechsafety.prompts.prompt_set import LABELS, Prompt
+from mechsafety.prompts.accepted import PromptsLike, as_prompts
+from mechsafety.prompts.columns import LABELS
 from mechsafety.statistics.rates import Interval
 
 if TYPE_CHECKING:
     import pandas as pd
-    from transformer_lens.model_bridge import TransformerBridge
 
 _SHARES = {
     "harmful": {name: name for name in ("refused", "complied", "degenerate")},
@@ -88,14 +91,14 @@ def interval_text(interval: Interval) -> str:
 
 
 def measure_outcomes(
-    model: TransformerBridge,
-    prompts: Sequence[Prompt],
+    model: ModelLike,
+    prompts: PromptsLike,
     *,
-    edit: Edit | None = None,
-    max_new_tokens: int,
-    seed: int,
+    edit: EditLike | None = None,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    seed: int = 0,
     rendering: Rendering = "chat",
-    judge: str | Judge = "rules",
+    judge: JudgeLike = "rules",
     batch_size: int = DEFAULT_BATCH,
     keep: Keep | None = None,
 ) -> Outcomes:
@@ -105,6 +108,10 @@ def measure_outcomes(
     is the vanilla attack success rate. ``seed`` is handed on to generation, where nothing is drawn; ``keep`` receives
     the answers. Raises :class:`MechsafetyError` without prompts.
     """
+    model = as_model(model)
+    prompts = as_prompts(prompts)
+    edit = None if edit is None else as_edit(edit, model)
+    judge = as_judge(judge)
     asking = Asking(judge=judge, max_new_tokens=max_new_tokens, seed=seed, batch_size=batch_size, keep=keep)
     answers, labels = answered(model, prompts, edit=edit, rendering=rendering, **asking)
     judged = with_published(answers.items, labels)

@@ -15,7 +15,9 @@ from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.progress import bar
 from mechsafety.core.values import Value
 from mechsafety.edits.interventions import Edit
+from mechsafety.edits.sums import EditLike, as_edit
 from mechsafety.generation.bodies import body_under
+from mechsafety.models.accepted import ModelLike, as_model
 from mechsafety.models.chat import TokenBatch, batches, tokenize_prompts
 from mechsafety.models.forward import forward
 from mechsafety.robustness.attempts import ratio
@@ -85,13 +87,13 @@ class Utility(Value):
 
 
 def measure_utility(
-    model: TransformerBridge,
+    model: ModelLike,
     *,
     passages: Sequence[Passage] = (),
     choices: Sequence[Choice] = (),
     base: BaseDistributions | None = None,
-    edit: Edit | None = None,
-    seed: int,
+    edit: EditLike | None = None,
+    seed: int = 0,
 ) -> Utility:
     """Measure ``model`` under ``edit`` on what is given.
 
@@ -100,6 +102,8 @@ def measure_utility(
     :func:`base_distributions` made of the unedited model from the same passages. ``seed`` draws the bootstrap.
     Raises :class:`MechsafetyError` with nothing to measure, and where base and passages differ.
     """
+    model = as_model(model)
+    edit = None if edit is None else as_edit(edit, model)
     if not passages and not choices:
         raise MechsafetyError("utility needs passages, choices or both")
     if base is not None and base.ids != tuple(p.id for p in passages):
@@ -128,13 +132,15 @@ def measure_utility(
 
 
 def base_distributions(
-    model: TransformerBridge,
+    model: ModelLike,
     passages: Sequence[Passage],
     *,
-    edit: Edit | None = None,
+    edit: EditLike | None = None,
     per_passage: int = PER_PASSAGE,
 ) -> BaseDistributions:
     """The model's next-token distributions at ``per_passage`` places of each passage, evenly spread."""
+    model = as_model(model)
+    edit = None if edit is None else as_edit(edit, model)
     if not passages or per_passage < 1:
         raise MechsafetyError(
             f"{len(passages)} passages and {per_passage} places in each: one of both at least"

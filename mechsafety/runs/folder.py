@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 from mechsafety.core.days import today
-from mechsafety.core.errors import MechsafetyError, RefusedRunError
+from mechsafety.core.errors import MechsafetyError, RefusedRunError, way
 from mechsafety.runs.sources import Provenance, admitted, conflicts, differences, first_differences, only
 
 if TYPE_CHECKING:
@@ -101,7 +101,8 @@ class RunFolder:
         if changed := differences({name: known[name] for name in now if name in known}, only(now, known)):
             raise RefusedRunError(
                 f"run {str(self.path)!r} was made from something else ({first_differences(changed)}), and its parts do "
-                "not mix with new ones: name a new folder with --out, or put back what was there; nothing was changed "
+                f"not mix with new ones: name a new folder with {way('--out')}, or put back what was "
+                "there; nothing was changed "
                 "in it"
             )
         session = {
@@ -114,7 +115,8 @@ class RunFolder:
             raise RefusedRunError(
                 f"run {str(self.path)!r} was begun under other circumstances "
                 f"({first_differences(conflicts(before[-1], session))}), which change digits: go on all the same with "
-                "--allow-other-versions, which is recorded, or name a new folder with --out"
+                f"{way('--allow-other-versions', 'allow_other_versions=True')}, which is recorded, or name a new "
+                f"folder with {way('--out')}"
             )
         self._session, sessions = found
         sources = {**known, **now}
@@ -358,7 +360,7 @@ def _require_known_sources(run: RunFolder) -> None:
         return
     raise MechsafetyError(
         f"run {str(run.path)!r} was made by an older version of mechsafety, which did not record what it was made "
-        "from: name a new folder with --out (reports and figures of the old one can still be written)"
+        f"from: name a new folder with {way('--out')} (reports and figures of the old one can still be written)"
     )
 
 
@@ -371,7 +373,7 @@ def _require_same(run: RunFolder, config: Mapping[str, Any]) -> None:
     if changed:
         raise MechsafetyError(
             f"run {str(run.path)!r} has another configuration ({first_differences(changed)}): name another folder "
-            "with --out, or give the old settings again"
+            f"with {way('--out')}, or give the old settings again"
         )
 
 

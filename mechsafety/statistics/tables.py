@@ -17,6 +17,7 @@ from mechsafety.core.verdict import LABELS
 
 ARMS = ("original", "edited")
 PROMPT_LABELS = ("harmful", "harmless")
+_LABELS = (*PROMPT_LABELS, "")  # prompts of a user's own may have none
 VERDICT_COLUMNS = ("system", "arm", "id", "label", "judge", "verdict")
 ABSTAINING_JUDGES = frozenset({"degeneracy"})
 """Judges that never give refusal or compliance: no rate, test or agreement is defined for them."""
@@ -29,10 +30,10 @@ def checked(verdicts: pd.DataFrame) -> pd.DataFrame:
             f"the verdict table lacks {', '.join(missing)}; it needs the columns {', '.join(VERDICT_COLUMNS)}"
         )
     table = verdicts.loc[:, list(VERDICT_COLUMNS)].reset_index(drop=True)
-    for name, allowed in (("arm", ARMS), ("label", PROMPT_LABELS), ("verdict", LABELS)):
+    for name, allowed in (("arm", ARMS), ("label", _LABELS), ("verdict", LABELS)):
         if strange := sorted(set(map(str, table[name])) - set(allowed)):
             raise MechsafetyError(
-                f"column {name} holds {', '.join(strange)}; allowed are {', '.join(allowed)}"
+                f"column {name} holds {', '.join(strange)}; allowed are {', '.join(filter(None, allowed))}"
             )
     repeated = table.duplicated(["system", "arm", "id", "judge"])
     if repeated.any():
@@ -40,7 +41,7 @@ def checked(verdicts: pd.DataFrame) -> pd.DataFrame:
         raise MechsafetyError(
             f"{int(repeated.sum())} rows repeat a (system, arm, id, judge), the first is {first}"
         )
-    for name, order in (("arm", ARMS), ("label", PROMPT_LABELS)):
+    for name, order in (("arm", ARMS), ("label", _LABELS)):
         table[name] = pd.Categorical(table[name], categories=list(order), ordered=True)
     for name in ("system", "judge"):
         table[name] = pd.Categorical(table[name], categories=list(dict.fromkeys(table[name])), ordered=True)

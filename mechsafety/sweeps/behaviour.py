@@ -8,19 +8,21 @@ from typing import TYPE_CHECKING
 from jaxtyping import Float
 from torch import Tensor
 
+from mechsafety.models.accepted import ModelLike, as_model
+from mechsafety.prompts.accepted import PromptsLike, as_prompt_set
 from mechsafety.prompts.fed import fitting
 from mechsafety.prompts.prompt_set import PromptSet
 from mechsafety.sweeps.measures import RefusalMeasure, refusal_measure
 
 if TYPE_CHECKING:
-    from transformer_lens.model_bridge import TransformerBridge
+    pass
 
 _LEAST = 8
 
 
 def treated_as_labelled(
-    model: TransformerBridge,
-    prompts: PromptSet,
+    model: ModelLike,
+    prompts: PromptsLike,
     *,
     measure: RefusalMeasure | None = None,
     threshold: float | None = None,
@@ -36,6 +38,8 @@ def treated_as_labelled(
 
     Example: ``treated_as_labelled(model, load_prompts("default").fit)``.
     """
+    model = as_model(model)
+    prompts = as_prompt_set(prompts)
     if measure is None:
         chosen = refusal_measure(model, prompts, batch_size=batch_size)
         scores = [chosen.harmful.scores, chosen.harmless.scores]

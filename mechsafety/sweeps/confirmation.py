@@ -14,13 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 from mechsafety.core.progress import bar
 from mechsafety.directions.direction import Direction, Directions
+from mechsafety.directions.other_weights import require_same_model
 from mechsafety.edits.interventions import Ablate, Edit, digest
 from mechsafety.generation.answered import Completion
 from mechsafety.generation.completions import DEFAULT_BATCH, generate
 from mechsafety.generation.side_by_side import generate_under_each
 from mechsafety.judges.outcomes import Tally, labels_of
+from mechsafety.models.accepted import ModelLike, as_model
 from mechsafety.models.chat_settings import chat_bound
 from mechsafety.models.loading import current_fingerprint
+from mechsafety.prompts.accepted import PromptsLike, as_prompt_set
 from mechsafety.prompts.prompt_set import PromptSet
 from mechsafety.prompts.splits import require_classes
 from mechsafety.runs.folder import Journal
@@ -40,10 +43,10 @@ KeepAnswers = Callable[[Place, Sequence[Completion]], None]
 
 
 def confirm(
-    model: TransformerBridge,
+    model: ModelLike,
     table: pd.DataFrame,
     directions: Directions,
-    prompts: PromptSet,
+    prompts: PromptsLike,
     *,
     edit: Callable[[Direction], Edit] = Ablate,
     candidates: int = SHORTLISTED,
@@ -53,6 +56,7 @@ def confirm(
     batch_size: int = DEFAULT_BATCH,
     journal: Journal | None = None,
     keep: KeepAnswers | None = None,
+    allow_other_weights: bool = False,
 ) -> pd.DataFrame:
     """The table of scores with what the model writes under the first ``candidates`` of its ranking.
 
@@ -62,10 +66,14 @@ def confirm(
     ``edit`` makes the edit of a direction; all candidates' answers share batches of ``batch_size``. ``journal`` keeps
     finished batches and candidates; ``keep`` receives a candidate's answers.
 
-    Raises :class:`MechsafetyError` for one class only or no prompts.
+    Raises :class:`MechsafetyError` for one class only, no prompts, and directions of a model with other weights, unless
+    ``allow_other_weights``.
 
     Example: ``confirm(model, swept.to_frame(), directions, prompts.validation.sample(32, seed=0))``.
     """
+    model = as_model(model)
+    prompts = as_prompt_set(prompts)
+    require_same_model(model, directions, allow_other_weights=allow_other_weights)
     require_classes(prompts, "confirm candidates")
     places = shortlist(table, n_layers=model.cfg.n_layers, size=candidates)
     edits = {place: edit(directions.at(position=place[0], layer=place[1])) for place in places}

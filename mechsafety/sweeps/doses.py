@@ -24,9 +24,12 @@ from mechsafety.directions.controls import control_bases, control_directions, en
 from mechsafety.directions.direction import Direction
 from mechsafety.edits.interventions import Ablate, Edit, digest
 from mechsafety.judges.outcomes import Keep, KeepState, Tally, answered
+from mechsafety.models.accepted import ModelLike, as_model
 from mechsafety.models.chat_settings import chat_bound
 from mechsafety.models.loading import current_fingerprint
-from mechsafety.prompts.prompt_set import LABELS, PromptSet
+from mechsafety.prompts.accepted import PromptsLike, as_prompt_set
+from mechsafety.prompts.columns import LABELS
+from mechsafety.prompts.prompt_set import PromptSet
 from mechsafety.prompts.splits import require_classes
 from mechsafety.runs.folder import Journal
 from mechsafety.sweeps.edit_costs import EditCosts
@@ -99,12 +102,12 @@ def plan_doses(
     n_layers: int,
     *,
     activations: tuple[Float[Tensor, "a d_model"], Float[Tensor, "b d_model"]],
-    system: str,
+    system: str = "model",
     controls: int = 3,
     families: Sequence[Dosage] = DOSAGES,
     alphas: Sequence[float] = _ALPHAS,
     ranks: Sequence[int] = _RANKS,
-    seed: int,
+    seed: int = 0,
 ) -> list[Dose]:
     """The unedited model first, then every dose, then the same doses of every random control.
 
@@ -165,12 +168,12 @@ def _doses_of(
 
 
 def dose_curves(
-    model: TransformerBridge,
+    model: ModelLike,
     doses: Sequence[Dose],
-    prompts: PromptSet,
+    prompts: PromptsLike,
     *,
     max_new_tokens: int = 32,
-    seed: int,
+    seed: int = 0,
     journal: Journal | None = None,
     keep_state: KeepState = lambda *_: None,
     keep_verdicts: KeepVerdicts = lambda *_: None,
@@ -186,6 +189,8 @@ def dose_curves(
     family, dose and ``refusal`` or the draw of the control with ``|`` between them), and ``keep_verdicts`` the verdicts
     by their prompts' ids. Raises :class:`MechsafetyError` for one class only or no prompts.
     """
+    model = as_model(model)
+    prompts = as_prompt_set(prompts)
     import pandas as pd
 
     require_classes(prompts, "measure dose curves")

@@ -16,12 +16,14 @@ from torch import Tensor
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.values import Value
 from mechsafety.directions.activations import ResidualCache
-from mechsafety.directions.direction import Direction, Directions, cosine
+from mechsafety.directions.direction import Directions, cosine
 from mechsafety.models import hooked_transformers
+from mechsafety.models.accepted import ModelLike, as_model
 from mechsafety.models.chat import device_of
 from mechsafety.models.forward import evaluating
 from mechsafety.models.handles import attached
 from mechsafety.models.loading import body_of, is_hooked_transformer
+from mechsafety.models.projection import VectorLike, as_tensor
 from mechsafety.statistics.mann_whitney import inflation, score_interval
 
 if TYPE_CHECKING:
@@ -94,6 +96,10 @@ def profile_layers(
     import pandas as pd
 
     _check(directions, held_out, position)
+    if selected is not None and not 0 <= selected < directions.n_layers:
+        raise MechsafetyError(
+            f"selected is {selected}: the directions' layers are 0 to {directions.n_layers - 1}"
+        )
     row = directions.positions.index(position)
     vectors = directions.vectors[row]
     read = vectors if directions.covectors is None else directions.covectors[row]
@@ -173,16 +179,26 @@ def _explained(x: Float[Tensor, "prompt d_model"]) -> dict[str, float]:
     return {f"explained_{k}": share for k, share in enumerate(shares, start=1)}
 
 
-def logit_lens(model: TransformerBridge, direction: Direction, *, k: int = 10) -> pd.DataFrame:
+def logit_lens(model: ModelLike, direction: VectorLike, *, k: int = 10) -> pd.DataFrame:
     """The tokens that the direction promotes and suppresses when read by the final norm and the model's own head.
 
     Head(norm(u)) - Head(norm(0)) for the unit direction u, with whatever scale or cap the model puts on its logits:
     without a cap exact up to a positive factor for RMS and layer norms, since what is subtracted is their bias. Columns
     rank, side (promoted, suppressed), token, logit (in units of the spread of all tokens' logits).
     """
+    model = as_model(model)
     import pandas as pd
 
-    read = _read_out(model, torch.stack([direction.unit, torch.zeros_like(direction.unit)]))
+    vector = as_tensor(direction)
+    if vector.shape != (model.cfg.d_model,):
+        raise MechsafetyError(
+            f"the direction has shape {list(vector.shape)}, the model's residual stream {model.cfg.d_model} entries: "
+            "it was made for another model"
+        )
+    if not float(vector.norm()):
+        raise MechsafetyError("the direction is zero")
+    unit = vector.float() / vector.float().norm()
+    read = _read_out(model, torch.stack([unit, torch.zeros_like(unit)]))
     logits = (read[0] - read[1]) / (read[0] - read[1]).std()
     found = []
     for side, sign in (("promoted", 1), ("suppressed", -1)):

@@ -22,6 +22,7 @@ from mechsafety.core.places import packaged_words
 from mechsafety.edits.interventions import Edit
 from mechsafety.generation.bodies import body_under
 from mechsafety.generation.scoring import option_log_probs
+from mechsafety.models.accepted import ModelLike, as_model
 from mechsafety.models.chat import (
     answer_prefix,
     given_to_template,
@@ -32,6 +33,7 @@ from mechsafety.models.chat import (
     tokenize_text,
 )
 from mechsafety.models.prefixes import all_last_logits
+from mechsafety.prompts.accepted import PromptsLike, as_prompt_set
 from mechsafety.prompts.fed import fitting
 from mechsafety.prompts.prompt_set import Prompt, PromptSet
 from mechsafety.prompts.splits import require_classes
@@ -343,8 +345,8 @@ class MeasureChoice:
 
 
 def refusal_measure(
-    model: TransformerBridge,
-    prompts: PromptSet,
+    model: ModelLike,
+    prompts: PromptsLike,
     *,
     refusals: OwnRefusals | None = None,
     refusal_tokens: RefusalTokens | None = None,
@@ -362,6 +364,8 @@ def refusal_measure(
 
     Example: ``refusal_measure(model, validation, refusals=own_refusals(model, validation, seed=0))``.
     """
+    model = as_model(model)
+    prompts = as_prompt_set(prompts)
     require_classes(prompts, "take a measure")
     parts = [FirstPass.of(model, part, batch_size=batch_size) for part in (prompts.harmful, prompts.harmless)]
     a, b = parts

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from mechsafety.core.verdict import Response
 from mechsafety.generation.completions import generate
 from mechsafety.judges.registry import judge_responses
+from mechsafety.models.accepted import ModelLike, as_model
+from mechsafety.prompts.accepted import PromptsLike, as_prompt_set
 from mechsafety.prompts.prompt_set import PromptSet
 from mechsafety.runs.folder import RunFolder
 from mechsafety.sweeps.refusal_scores import OwnRefusals
@@ -20,8 +22,10 @@ ANSWER_TOKENS = 24
 _OPENING_TOKENS = 6
 
 
-def own_refusals(model: TransformerBridge, prompts: PromptSet, *, seed: int) -> OwnRefusals:
+def own_refusals(model: ModelLike, prompts: PromptsLike, *, seed: int = 0) -> OwnRefusals:
     """What the judge ``rules`` calls a refusal among the model's answers to the harmful ones of ``prompts``."""
+    model = as_model(model)
+    prompts = as_prompt_set(prompts)
     done = generate(model, prompts.harmful, max_new_tokens=ANSWER_TOKENS, seed=seed, label="openings")
     responses = [Response(id=c.id, prompt=c.prompt, text=c.text) for c in done]
     refused = {v.id for v in judge_responses(responses, ["rules"]) if v.label == "refusal"}

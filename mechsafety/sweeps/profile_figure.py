@@ -12,7 +12,7 @@ from mechsafety.plots.style import COLOURS, require_rows, require_single, styled
 _ROUNDING = 1e-3
 
 
-def profile_figure(profile: pd.DataFrame, *, name: str, selected: int | None) -> go.Figure:
+def profile_figure(profile: pd.DataFrame, *, name: str = "model", selected: int | None = None) -> go.Figure:
     """By layer: length, separation, steadiness and explained variance on held-out prompts.
 
     ``selected`` is the layer that the profile was made with, None for none.

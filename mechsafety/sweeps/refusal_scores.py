@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.errors import MechsafetyError, way
 from mechsafety.models.chat import tokenize_piece
 
 if TYPE_CHECKING:
@@ -39,7 +39,9 @@ class RefusalTokens:
 
     def __post_init__(self) -> None:
         if not self.ids:
-            raise MechsafetyError("no refusal tokens: name them, e.g. --refusal-tokens 'I,Sorry'")
+            raise MechsafetyError(
+                f"no refusal tokens: name them, e.g. {way('--refusal-tokens I,Sorry', 'refusal_tokens=...')}"
+            )
         texts: dict[int, list[str]] = {}
         weight: dict[int, float] = {}
         for token, text, share in zip(self.ids, self.texts, self.weight, strict=True):

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.errors import MechsafetyError, way
 from mechsafety.prompts.files import read_rows
 
 if TYPE_CHECKING:
@@ -39,7 +39,9 @@ def read_score_table(path: str | Path, *, n_layers: int, where: dict[str, str] |
     import pandas as pd
 
     if n_layers < 1:
-        raise MechsafetyError(f"--layers is {n_layers}: the model's number of layers, 1 at least")
+        raise MechsafetyError(
+            f"{way('--layers', 'n_layers')} is {n_layers}: the model's number of layers, 1 at least"
+        )
     rows: list[dict[str, Any]] = []
     seen: dict[tuple[int, int], str] = {}
     groups: dict[str, set[str]] = {name: set() for name in _GROUPS}
@@ -55,7 +57,9 @@ def read_score_table(path: str | Path, *, n_layers: int, where: dict[str, str] |
         found |= {name: _number(row, name, (name,), at) for name in OPTIONAL if name in row}
         key = (_whole(found, "position", at), _whole(found, "layer", at))
         if not 0 <= key[1] <= n_layers:
-            raise MechsafetyError(f"{at}: layer {key[1]} of a model with {n_layers} layers (--layers)")
+            raise MechsafetyError(
+                f"{at}: layer {key[1]} of a model with {n_layers} layers ({way('--layers', 'n_layers')})"
+            )
         if key in seen:
             raise MechsafetyError(
                 f"{at}: position {key[0]}, layer {key[1]} stands already at {seen[key]}: a table holds every "

@@ -18,13 +18,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mechsafety.core.arguments import whole_numbers
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.progress import with_progress
 from mechsafety.core.values import Value
 from mechsafety.directions.activations import residual_stream
 from mechsafety.directions.direction import Direction, Directions
-from mechsafety.models.chat_settings import chat_bound, chat_text
-from mechsafety.models.loading import current_fingerprint, known_fingerprint, model_name
+from mechsafety.directions.other_weights import other_weights, require_same_model
+from mechsafety.models.accepted import ModelLike, as_model
+from mechsafety.models.chat_settings import chat_bound
+from mechsafety.models.loading import current_fingerprint
+from mechsafety.prompts.accepted import PromptsLike, as_prompt_set
 from mechsafety.prompts.fed import truncated
 from mechsafety.prompts.prompt_set import PromptSet
 from mechsafety.prompts.splits import require_classes
@@ -43,7 +47,6 @@ from mechsafety.sweeps.token_sets import TokenScores, TokenStability, token_stab
 if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
-    from transformer_lens.model_bridge import TransformerBridge
 
 SCORE_COLUMNS = (
     *("position", "layer", "norm", "stability", "split_half", "auroc", "bypass", "induce", "kl"),
@@ -73,6 +76,7 @@ class Sweep(Value):
     unedited: Unedited
     token_scores: TokenScores | None = None
     cost: float = 1.0
+    other_weights: bool = False
 
     def select(self, *, rule: str = "auto") -> Selection:
         """The selected candidate and what every filter dropped; see :func:`select`."""
@@ -133,6 +137,7 @@ class Sweep(Value):
             "base_refusal_score": scores,
             "validation_prompts_used": {"harmful": self.n_harmful, "harmless": self.n_harmless},
             "share_of_prompts_scored": round(self.cost, 4),
+            **({"directions_of": self.directions.model} if self.other_weights else {}),
         }
 
     @property
@@ -194,14 +199,14 @@ class Sweep(Value):
 
 @with_progress
 def sweep(
-    model: TransformerBridge,
+    model: ModelLike,
     directions: Directions,
-    prompts: PromptSet,
+    prompts: PromptsLike,
     *,
     refusal_tokens: RefusalTokens | None = None,
     measure: MeasureChoice | None = None,
     score: Callable[[Tensor], Any] | None = None,
-    layers: Sequence[int] | None = None,
+    layers: int | Sequence[int] | None = None,
     batch_size: int = 64,
     fast_path: bool = True,
     journal: Journal | None = None,
@@ -209,6 +214,7 @@ def sweep(
     racing: bool = False,
     threshold: float | None = None,
     seed: int = 0,
+    allow_other_weights: bool = False,
     progress: bool = True,  # noqa: ARG001 - with_progress reads it
 ) -> Sweep:
     """Score every direction on ``prompts`` (the validation split: harmful and harmless).
@@ -227,13 +233,16 @@ def sweep(
     a time and gives the same numbers. ``journal`` keeps every finished candidate; those it holds already are not run
     again, and those of another model, other directions or other prompts are an error.
 
-    Raises :class:`MechsafetyError` when the directions were found on another model, for one class only, no
+    Directions of a model with other weights are refused unless ``allow_other_weights``, which ``Sweep.facts`` then
+    records. Raises :class:`MechsafetyError` when the directions were found on another model, for one class only, no
     prompts, a layer that does not exist, a measure of other prompts, and prompts longer than the model's window
     (``truncate_prompts`` cuts their texts instead).
     """
+    model = as_model(model)
+    prompts = as_prompt_set(prompts, empty=True)
     import pandas as pd
 
-    _check_same_model(model, directions)
+    require_same_model(model, directions, allow_other_weights=allow_other_weights)
     _check_prompts(prompts)
     if truncate_prompts:
         prompts, _ = truncated(model, prompts, new_tokens=0)
@@ -320,6 +329,7 @@ def sweep(
         unedited=unedited,
         token_scores=_token_scores(scored, directions, chosen, measure, (keep_a, keep_b)),
         cost=scored.cost,
+        other_weights=other_weights(model, directions),
     )
 
 
@@ -364,8 +374,8 @@ def _check_prompts(prompts: PromptSet) -> None:
     require_classes(prompts, "sweep layers")
 
 
-def _checked_layers(layers: Sequence[int] | None, n: int) -> tuple[int, ...]:
-    chosen = tuple(range(n)) if layers is None else tuple(dict.fromkeys(layers))
+def _checked_layers(layers: int | Sequence[int] | None, n: int) -> tuple[int, ...]:
+    chosen = tuple(range(n)) if layers is None else tuple(dict.fromkeys(whole_numbers(layers, "layers")))
     wrong = [layer for layer in chosen if not 0 <= layer < n]
     if wrong or not chosen:
         raise MechsafetyError(
@@ -387,20 +397,3 @@ def projection_auroc(
     scores = torch.cat([harmful, harmless]) @ vector
     truth = [1] * len(harmful) + [0] * len(harmless)
     return float(roc_auc_score(truth, scores.numpy()))
-
-
-def _check_same_model(model: TransformerBridge, directions: Directions) -> None:
-    if directions.vectors.shape[-1] != model.cfg.d_model or directions.n_layers != model.cfg.n_layers + 1:
-        raise MechsafetyError(
-            f"directions of shape {list(directions.vectors.shape)} do not fit a model of {model.cfg.n_layers} "
-            f"layers and d_model {model.cfg.d_model}"
-        )
-    if directions.fingerprint and known_fingerprint(model) != directions.fingerprint:
-        raise MechsafetyError(
-            f"these directions were found on {directions.model!r}, whose weights differ from {model_name(model)!r}'s"
-        )
-    if directions.chat != chat_text(model):
-        raise MechsafetyError(
-            f"these directions were found under other chat settings ({directions.chat or 'the default ones'}) than the "
-            f"model's ({chat_text(model) or 'the default ones'}): load the model with theirs, or find them again"
-        )

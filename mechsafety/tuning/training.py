@@ -26,10 +26,11 @@ from mechsafety.generation.answers import (
     encode,
     shuffled,
 )
+from mechsafety.models.accepted import ModelLike, as_model
 from mechsafety.models.chat import device_of, pad_token
 from mechsafety.models.hooking import plain_module_path
 from mechsafety.models.loading import generation_twin, load_record, model_name
-from mechsafety.prompts.prompt_set import PromptSet, load_prompts
+from mechsafety.prompts.accepted import PromptsLike, as_prompt_set
 from mechsafety.prompts.splits import require_disjoint
 from mechsafety.tuning.objectives import Objective, answer_log_likelihoods, dpo_loss, unlearning_loss
 from mechsafety.tuning.rungs import ANSWERS, OBJECTIVE, RUNGS, Rung, rung_examples
@@ -120,13 +121,13 @@ class TuningResult(Value):
 
 
 def tune(
-    model: TransformerBridge,
+    model: ModelLike,
     out: str | Path,
     *,
     rung: Rung,
     recipe: TuningRecipe | None = None,
-    prompts: PromptSet | None = None,
-    contrast: PromptSet | None = None,
+    prompts: PromptsLike = "default",
+    contrast: PromptsLike = "contrast",
 ) -> TuningResult:
     """Train one rung on ``model`` and write the adapter (bfloat16 safetensors) and its recipe to ``out``.
 
@@ -135,11 +136,11 @@ def tune(
     :func:`rung_examples` for what a rung is. Raises :class:`MechsafetyError` when ``out`` holds something
     already, when nothing is left to train on, and when the loss is no longer finite.
     """
+    model = as_model(model)
     out = Path(out)
     recipe = recipe or RECIPES[rung]
     require_empty(out)
-    fit = (prompts or load_prompts("default")).to_estimate
-    safe = (contrast or load_prompts("contrast")).to_estimate
+    fit, safe = as_prompt_set(prompts).to_estimate, as_prompt_set(contrast).to_estimate
     require_disjoint(prompt=fit, contrast=safe)
     examples = rung_examples(
         model, rung, prompts=fit, contrast=safe, answer_tokens=recipe.answer_tokens, seed=recipe.seed

@@ -364,5 +364,5 @@ def test_ctrl_c_ends_with_counts_and_the_next_step(tmp_path: Path) -> None:
 
 
 def test_a_port_in_use_is_reported() -> None:
-    with listen() as taken, pytest.raises(MechsafetyError, match="leave --port out for a free one"):
+    with listen() as taken, pytest.raises(MechsafetyError, match="leave port out for a free one"):
         listen(taken.getsockname()[1])

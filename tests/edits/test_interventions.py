@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -291,13 +292,84 @@ def test_bad_edits_report_what_is_wrong(make: Callable[[], Any], message: str) -
 
 
 def test_unknown_sites_and_positions_are_refused() -> None:
-    # The tests' type checks speak first, so the constructor's own check is called by name.
-    from mechsafety.edits.values import POSITIONS, SITES, _check
+    # The tests' type checks speak first, so the constructor's own checks are called by name.
+    from mechsafety.edits.values import SITES, _names, _require_position
 
     with pytest.raises(MechsafetyError, match="resid_mid is not one of resid_pre"):
-        _check(("resid_mid",), SITES, "site")
-    with pytest.raises(MechsafetyError, match="position last is not one of all"):
-        _check(("last",), POSITIONS, "position")
+        _names("resid_mid", SITES, "site")
+    for position in ("last", -1, [-1, -2]):
+        with pytest.raises(MechsafetyError, match=r"one of all, prompt, .* is last_prompt"):
+            _require_position(position)
+
+
+def test_vectors_of_numpy_and_lists_and_one_thing_in_the_place_of_several() -> None:
+    vector = direction()
+    for same in (vector.numpy(), vector.tolist(), vector.double()):
+        assert Ablate(same) == Ablate(vector)
+        assert Add(same, layer=2) == Add(vector, layer=2)
+    assert Ablate(vector, layers=3, sites="attn_out") == Ablate(vector, layers=(3,), sites=("attn_out",))
+    assert Ablate(vector, layers=range(1, 3)) == Ablate(vector, layers=[1, 2])
+    for wrong in ("a", None, object(), [["a"]], 3.0):
+        with pytest.raises(MechsafetyError, match="a Direction, a tensor, an array or a list of numbers"):
+            Ablate(wrong)
+
+
+def test_a_sum_acts_in_its_order(tiny_kept: Callable[..., Any]) -> None:
+    """Added and then ablated nothing is left of the direction; ablated and then added, what was added is."""
+    model, vector = tiny_kept("llama"), direction()
+    add, ablate = Add(vector, layer=2, coefficient=5.0), Ablate(vector, layers=2, sites="resid_pre")
+    ids, seen = torch.tensor([[5, 6, 7]]), []
+
+    def read(edit: Any) -> float:
+        found: dict[str, torch.Tensor] = {}
+        with edited(model, edit), torch.no_grad():
+            _, cache = model.run_with_cache(ids, names_filter=["blocks.2.hook_resid_pre"])
+            found.update(cache)
+        return float((found["blocks.2.hook_resid_pre"] @ (vector / vector.norm())).abs().max())
+
+    seen = [read(edit) for edit in ([add, ablate], add + ablate, [ablate, add])]
+    assert seen[0] == seen[1] < 1e-4
+    assert seen[2] == pytest.approx(5.0 * float(vector.norm()), rel=1e-4)
+    assert digest(add + ablate) != digest(ablate + add)
+
+
+def test_parts_of_a_sum_act_at_their_own_positions(tiny_kept: Callable[..., Any]) -> None:
+    """A sum at several positions does what its edits do one within the other."""
+    model, vector = tiny_kept("llama"), direction()
+    first, second = Add(vector, layer=1, positions="last_prompt"), Ablate(vector, layers=(2, 3))
+    ids = torch.tensor([[5, 6, 7, 8]])
+
+    def answer(*edits: Any) -> torch.Tensor:
+        with ExitStack() as stack:
+            for edit in edits:
+                stack.enter_context(edited(model, edit))
+            with torch.no_grad():
+                return model.generate(
+                    ids,
+                    max_new_tokens=4,
+                    do_sample=False,
+                    stop_at_eos=False,
+                    return_type="tokens",
+                    verbose=False,
+                )
+
+    assert torch.equal(answer(first + second), answer(first, second))
+
+
+def test_a_range_of_layers_takes_one_vector_or_one_for_each(tiny_kept: Callable[..., Any]) -> None:
+    model, rows = tiny_kept("llama"), torch.stack([direction(), 2 * direction()])
+    ids = torch.tensor([[5, 6, 7]])
+    for several, single in (
+        (Add(rows, layer=(1, 2)), [Add(rows[0], layer=1), Add(rows[1], layer=2)]),
+        (Add(rows[0], layer=range(1, 3)), [Add(rows[0], layer=1), Add(rows[0], layer=2)]),
+    ):
+        logits = []
+        for edit in (several, single):
+            with edited(model, edit), torch.no_grad():
+                logits.append(model(ids, return_type="logits"))
+        torch.testing.assert_close(*logits, rtol=0, atol=0)
+    with pytest.raises(MechsafetyError, match=r"one for each of its 3 layers, got shape \[2, 32\]"):
+        Add(rows, layer=range(3))
 
 
 def test_edits_for_another_model_are_refused(tiny_kept: Callable[..., Any]) -> None:

@@ -113,7 +113,7 @@ def test_a_model_without_a_thought_has_no_such_position(folder: Path, model: Any
     with pytest.raises(MechsafetyError, match="does not end in 40 tokens"):
         own_thoughts(model, asked)
     kept = load_model(str(folder), dtype="float32", device="cpu")
-    with pytest.raises(MechsafetyError, match="--thinking model"):
+    with pytest.raises(MechsafetyError, match="'thinking': 'model'"):
         own_thoughts(kept, asked)
     plain = load_model(str(save_tiny(tmp_path)), dtype="float32", device="cpu", chat={"thinking": "model"})
     with pytest.raises(MechsafetyError, match="know of thoughts"):

@@ -396,7 +396,7 @@ def test_a_run_reports_which_prompts_it_cut(kind_folder: Folder, tmp_path: Path)
         "dtype": "float32",
         "device": "cpu",
     }
-    with pytest.raises(MechsafetyError, match=r"2 of 4 prompts .* \(--truncate-prompts\)"):
+    with pytest.raises(MechsafetyError, match=r"2 of 4 prompts .* truncate_prompts=True"):
         run_generation(GenerationConfig(**settings), tmp_path / "no")
     assert not (tmp_path / "no").exists()
     done = run_generation(GenerationConfig(**settings, truncate_prompts=True), tmp_path / "yes")

@@ -32,6 +32,7 @@ from mechsafety.models.loading import (
     packaged_gguf,
     weights_fingerprint,
 )
+from mechsafety.models.provenance import of_model
 from tests.architectures import ARCHITECTURES, config_of, random_model, save_architecture
 from tests.conftest import save_tiny, save_tokenizer, tiny_config
 
@@ -479,7 +480,7 @@ def rendered(model: Any) -> str:
 
 
 def test_missing_chat_template_names_the_option(base_folder: Path) -> None:
-    assert "has no chat template (a base model?): pass --template plain" in error_of(base_folder)
+    assert 'has no chat template (a base model?): give template="plain"' in error_of(base_folder)
 
 
 def test_plain_template(base_folder: Path) -> None:
@@ -507,6 +508,18 @@ def test_template_file_that_does_not_render(base_folder: Path, tmp_path: Path, c
     path = tmp_path / "mine.jinja"
     path.write_bytes(content)
     assert "is no Jinja chat template: " in error_of(base_folder, template=str(path))
+
+
+def test_template_as_a_jinja_text(base_folder: Path, tmp_path: Path) -> None:
+    text = "{% for m in messages %}{{ m['content'] }}!{% endfor %}"
+    path = tmp_path / "mine.jinja"
+    path.write_text(text)
+    model = load(base_folder, template=text)
+    assert rendered(model) == rendered(load(base_folder, template=str(path)))
+    assert record_of(model).template.startswith("jinja-")
+    given = {t: of_model(str(base_folder), template=t).identity["template"] for t in (text, str(path))}
+    assert len(set(given.values())) == 1
+    assert "is no Jinja chat template: " in error_of(base_folder, template="{% for %}")
 
 
 # -- the hub, without a network ---------------------------------------------------------------------
@@ -568,7 +581,7 @@ def test_too_little_memory_is_found_before_loading(
     )
     message = error_of(folder, dtype="float32")
     assert "GB in float32, but cpu has" in message
-    assert "--dtype bfloat16" in message
+    assert 'dtype="bfloat16"' in message
 
 
 def test_dtype_words(tiny_folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -587,7 +600,7 @@ def test_device_words(tiny_folder: Folder, monkeypatch: pytest.MonkeyPatch) -> N
     for found, expected in ((True, "cuda"), (False, "cpu")):
         monkeypatch.setattr(torch.cuda, "is_available", lambda found=found: found)
         assert hardware.resolve_device("auto") == torch.device(expected)
-    assert "torch finds no CUDA device; use --device cpu" in error_of(tiny_folder(), device="cuda")
+    assert 'torch finds no CUDA device; use device="cpu"' in error_of(tiny_folder(), device="cuda")
     assert "is not one torch knows; use auto, cpu, cuda" in error_of(tiny_folder(), device="gpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)

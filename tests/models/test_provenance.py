@@ -73,7 +73,7 @@ def test_another_identity_is_refused_by_name_even_when_versions_may_differ(tmp_p
         assert "model m.weights" in message
         assert f"'{'a' * 12}' -> '{'c' * 12}'" in message
         assert "tokenizer" not in message
-        assert "--out" in message
+        assert "out=" in message
     assert sourced(tmp_path)["sources"] == {"model m": dict(ONE.identity)}
 
 
@@ -92,7 +92,7 @@ def test_other_circumstances_are_refused_unless_allowed_and_then_recorded(tmp_pa
     half = Provenance(identity=ONE.identity, circumstance={"dtype": "bfloat16"})
     message = refused(tmp_path, half)
     assert "'float32' -> 'bfloat16'" in message
-    assert "--allow-other-versions" in message
+    assert "allow_other_versions=True" in message
     allowed = sourced(tmp_path, half, allow_other_versions=True)
     assert [s["sources"]["model m"]["dtype"] for s in allowed["sessions"]] == ["float32", "bfloat16"]
     # Both are recorded now, so that either goes on; a third does not.
@@ -343,7 +343,7 @@ def test_a_study_of_changed_weights_is_refused_half_done_and_done(
     shutil.copy(folder / "model.safetensors", kept)
     other_weights(folder)
     before = parts_of(run)
-    with pytest.raises(MechsafetyError, match=r"weights.* -> .*--out"):
+    with pytest.raises(MechsafetyError, match=r"weights.* -> .*out="):
         run_study(config, run)
     assert parts_of(run) == before
     shutil.copy(kept, folder / "model.safetensors")
@@ -381,7 +381,7 @@ def test_a_study_goes_on_under_other_versions_only_where_that_is_allowed(
         run_study(config, run, say=interrupting("edited: "))
     real = runs.versions()
     monkeypatch.setattr(runs, "versions", lambda: real | {"transformers": "0.0.1"})
-    with pytest.raises(MechsafetyError, match="--allow-other-versions"):
+    with pytest.raises(MechsafetyError, match="allow_other_versions=True"):
         run_study(config, run)
     run_study(config, run, allow_other_versions=True)
     monkeypatch.undo()
@@ -438,7 +438,7 @@ def test_a_sweep_is_of_one_model_template_prompt_file_and_number_format(
     now = of_model(str(folder)).circumstance["dtype"]
     other = {"float32": torch.bfloat16, "bfloat16": torch.float32}[now]
     monkeypatch.setattr(provenance, "resolve_dtype", lambda *_: other)
-    with pytest.raises(MechsafetyError, match=f"{now}.*--allow-other-versions"):
+    with pytest.raises(MechsafetyError, match=f"{now}.*allow_other_versions=True"):
         run_sweep(config, run)
     monkeypatch.undo()
     jinja.write_text("Well, " + PLAIN_TEMPLATE)
@@ -531,7 +531,7 @@ def test_every_experiment_is_of_one_model(
         with pytest.raises(Cut):
             experiment(folder, base, prompts, tmp_path / "run", interrupting(begun))
     change(folder)
-    with pytest.raises(MechsafetyError, match=f"{said}: .*--out"):
+    with pytest.raises(MechsafetyError, match=f"{said}: .*out="):
         experiment(folder, base, prompts, tmp_path / "run", lambda _: None)
 
 

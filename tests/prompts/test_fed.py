@@ -78,7 +78,7 @@ def test_what_does_not_fit_is_reported_before_any_weights_are_loaded(
     with pytest.raises(MechsafetyError, match=r"small: .*window of 6 tokens") as raised:
         start(experiment, 6)
     # Cutting is offered by the experiments that can.
-    assert ("--truncate-prompts" in str(raised.value)) == (experiment in WITH_OPTION)
+    assert ("truncate_prompts=True" in str(raised.value)) == (experiment in WITH_OPTION)
 
 
 @pytest.mark.parametrize("experiment", STARTS)

@@ -19,20 +19,11 @@ from hypothesis import strategies as st
 
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.places import data_folder
+from mechsafety.prompts.columns import LABELS, PURPOSES, SPLITS, folded
 from mechsafety.prompts.files import SUFFIXES
-from mechsafety.prompts.prompt_set import (
-    LABELS,
-    PURPOSES,
-    SPLITS,
-    Prompt,
-    PromptSet,
-    cell_text,
-    folded,
-    from_rows,
-    load_prompts,
-)
+from mechsafety.prompts.prompt_set import Prompt, PromptSet, cell_text, from_rows, load_prompts
 from mechsafety.prompts.sources import SOURCES
-from mechsafety.prompts.splits import require_disjoint, require_splits
+from mechsafety.prompts.splits import require_disjoint, require_labels, require_splits
 
 ROWS = [
     {"id": "a", "text": "Tell me, please:\nwhat?", "label": "harmless", "category": "x", "split": "fit"},
@@ -336,7 +327,6 @@ def test_cells() -> None:
         ("m.csv", 'text,label\n"a" b,harmful\n', "line 2: "),
         ("m.csv", 'text,label\na,harmful\n"b,harmful\n', "line 3: unexpected end of data"),
         ("m.csv", "text,label\na,bad\n", "line 2: label 'bad' is not one of harmful, harmless"),
-        ("m.csv", "text\na\n", "line 2: there is no label column, and label is not one of"),
         ("m.csv", "text,label,split\na,harmful,test\n", "line 2: split 'test' is not one of fit, validation, report"),
         ("m.csv", "text,label\n", "no prompts in it"),
         ("m.csv", "", "no prompts in it"),
@@ -510,6 +500,14 @@ def test_a_split_that_is_needed_must_have_both_labels(default: PromptSet, purpos
     require_splits(lacking, [p for p in PURPOSES if p != purpose], name="x")
     with pytest.raises(MechsafetyError, match=f"'x' has no harmless prompts in split '{split}'"):
         require_splits(lacking, PURPOSES, name="x")
+
+
+def test_labels_are_needed_only_where_they_are_used() -> None:
+    prompts = from_rows([("line 1", {"text": "a"})], where="here", name="x")
+    assert prompts[0].label == ""
+    with pytest.raises(MechsafetyError, match=r"'x': prompt 'x-0001' has no label: .* label="):
+        require_labels(prompts, name="x")
+    require_labels(prompts.where(split="fit"), name="x")
 
 
 def test_rows_without_ids_are_numbered() -> None:

@@ -137,3 +137,13 @@ def test_lens_reads_by_the_models_own_head(tmp_path: Path, architecture: str) ->
     # Afterwards the model reads tokens as before.
     with torch.inference_mode():
         assert torch.equal(model(ids), before)
+
+
+def test_a_lens_on_a_direction_of_another_width_is_said(tiny_kept: Callable[..., Any]) -> None:
+    for wrong, said in (
+        (torch.ones(31), r"shape \[31\], the model's residual stream 32"),
+        (torch.zeros(32), "is zero"),
+    ):
+        with pytest.raises(MechsafetyError, match=said):
+            logit_lens(tiny_kept("llama"), wrong)
+    assert len(logit_lens(tiny_kept("llama"), torch.ones(32).tolist(), k=3)) == 6

@@ -14,7 +14,7 @@ from mechsafety.annotation.export import load_annotations
 from mechsafety.annotation.labels import read_human_labels
 from mechsafety.annotation.sampling import KEY, Plan, draw_sample
 from mechsafety.annotation.store import STORE
-from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.errors import MechsafetyError, way
 from mechsafety.core.values import Value
 from mechsafety.core.verdict import Response
 from mechsafety.experiments.agreement.tables import (
@@ -72,9 +72,15 @@ def compare_judges(
     path = Path(path)
     human = None if human is None else Path(human)
     if human is not None and reference is not None:
-        raise MechsafetyError("--human and --reference exclude each other: one reference at a time")
+        raise MechsafetyError(
+            f"{way('--human', 'human')} and {way('--reference', 'reference')} exclude each "
+            "other: one reference at a time"
+        )
     if labels is not None and reference is None:
-        raise MechsafetyError("--labels says how many responses the judge --reference reads: name one")
+        raise MechsafetyError(
+            f"{way('--labels', 'labels')} says how many responses the judge "
+            f"{way('--reference', 'reference')} reads: name one"
+        )
     run = read_run(path)
     if run.manifest["config"].get("kind", "study") != "study":
         raise MechsafetyError(f"run {str(path)!r} is not a study: it has no verdicts to compare")

@@ -26,14 +26,8 @@ from mechsafety.experiments.base import Experiment, Read, Result, Session, load_
 from mechsafety.experiments.records import record_shared_tokens
 from mechsafety.judges.registry import judge_sources, load_judge
 from mechsafety.models.loading import load_model
-from mechsafety.prompts.prompt_set import (
-    PURPOSES,
-    SPLITS,
-    Prompt,
-    PromptSet,
-    Purpose,
-    load_prompts,
-)
+from mechsafety.prompts.columns import PURPOSES, SPLITS, Purpose
+from mechsafety.prompts.prompt_set import Prompt, PromptSet, load_prompts
 from mechsafety.prompts.splits import require_splits
 from mechsafety.runs.folder import Provenance, RunFolder, read_run
 

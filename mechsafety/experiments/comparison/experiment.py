@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import pandas as pd
 
-from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.arguments import several
+from mechsafety.core.errors import MechsafetyError, way
 from mechsafety.core.names import MEASURES, Measure
 from mechsafety.core.places import packaged_words
 from mechsafety.core.progress import Progress, progress_line, with_progress
@@ -31,9 +32,12 @@ from mechsafety.experiments.comparison.work import CheckpointWork
 from mechsafety.experiments.config import Dtype, checked_config
 from mechsafety.geometry.shared_basis import Basis
 from mechsafety.geometry.similarity import LEAST_PROMPTS
+from mechsafety.models.accepted import ModelLike, named
 from mechsafety.models.chat_settings import ChatSettings, chat_settings
 from mechsafety.pages.page import Page, page_blocks
-from mechsafety.prompts.prompt_set import SPLITS, PromptSet
+from mechsafety.prompts.accepted import PromptsLike, as_prompt_set
+from mechsafety.prompts.columns import SPLITS
+from mechsafety.prompts.prompt_set import PromptSet
 from mechsafety.prompts.splits import require_classes
 from mechsafety.runs.folder import RunFolder, finite
 
@@ -225,8 +229,8 @@ class CheckpointComparison(Experiment[ComparisonConfig]):
 
 @with_progress
 def run_comparison(
-    specs: Sequence[str],
-    prompts: PromptSet | None = None,
+    specs: ModelLike | Sequence[ModelLike],
+    prompts: PromptsLike | None = None,
     *,
     out: Path | str,
     measures: Sequence[str] | None = None,
@@ -249,8 +253,9 @@ def run_comparison(
 ) -> Comparison:
     """Compare the refusal geometry of two or more checkpoints, in the folder ``out``; goes on if interrupted.
 
-    ``specs`` are models (as for :func:`load_model`) or files of saved directions (``*.safetensors``), of
-    which only cosines can be computed. Directions are found on fit prompts; the transfer matrix is measured on report
+    ``specs`` are models, by name (as for :func:`load_model`) or as loaded, which are loaded again, or files of saved
+    directions (``*.safetensors``), of which only cosines can be computed. Directions are found on fit prompts; the
+    transfer matrix is measured on report
     prompts, with each direction of ``layer`` ablated (default: for each ablated checkpoint, the layer that separates
     validation prompts best).
 
@@ -265,14 +270,15 @@ def run_comparison(
     ``progress=False`` turns off bars and lines on the work; ``say`` receives the lines instead.
     """
     settings = {
-        "checkpoints": tuple(specs),
+        "checkpoints": tuple(map(named, several(specs))),
         "measures": None if measures is None else tuple(measures),
         **{"layer": layer, "limit": limit, "k": k, "resamples": resamples, "position": position},
         **{"seed": seed, "dtype": dtype, "template": template, "date": date},
         **{"device": device, "device_map": device_map, "max_memory": max_memory},
         "chat": chat_settings(chat).as_dict(),
     }
-    experiment = CheckpointComparison(checked_config(ComparisonConfig, settings), prompts)
+    asked = None if prompts is None else as_prompt_set(prompts)
+    experiment = CheckpointComparison(checked_config(ComparisonConfig, settings), asked)
     return _of(run_experiment(experiment, out, say=say, allow_other_versions=allow_other_versions))
 
 
@@ -331,7 +337,7 @@ def _possible(
     if wrong and explicit:
         raise MechsafetyError(
             f"measure {', '.join(wrong)} needs the models themselves, and {next(iter(saved))!r} holds saved "
-            "directions only: name the models, or ask for --measure cosine"
+            f"directions only: name the models, or ask for " + way("--measure cosine", "measures='cosine'")
         )
     return tuple(m for m in chosen if able[m])
 
@@ -361,7 +367,11 @@ def _checked_prompts(
                     "directions are found on a split 'fit' of the prompt set"
                     if split == "fit"
                     else "the transfer matrix chooses layers on a split 'validation' and is measured on a split "
-                    "'report'; without them ask for --measure cosine --measure angles --measure cka"
+                    "'report'; without them ask for "
+                    + way(
+                        "--measure cosine --measure angles --measure cka",
+                        "measures=['cosine', 'angles', 'cka']",
+                    )
                 )
             )
         require_classes(some, f"compare on {split} prompts")
@@ -375,7 +385,9 @@ def _require_comparable(bases: Sequence[Basis], wanted: Sequence[Measure]) -> No
     refused = next((basis for basis in bases if not basis.comparable), None)
     if refused is not None:
         raise MechsafetyError(
-            f"{refused.reason}; {' and '.join(wanted)} would compare unrelated axes. Ask for --measure cka, which "
+            f"{refused.reason}; {' and '.join(wanted)} would compare unrelated axes. Ask for "
+            + way("--measure cka", "measures='cka'")
+            + ", which "
             "needs no common basis, or leave one of them out"
         )
 

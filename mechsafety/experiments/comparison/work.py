@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.errors import MechsafetyError, way
 from mechsafety.core.names import Measure
 from mechsafety.directions.activations import residual_stream
 from mechsafety.directions.direction import Directions, cosine, find_directions, save_directions
@@ -207,7 +207,7 @@ class CheckpointWork:
         if found is None:
             raise MechsafetyError(
                 f"harmful and harmless prompts do not differ in {name!r} at position {self.config.position} below "
-                "0.8 of its layers: name a layer with --layer, or another position"
+                f"0.8 of its layers: name a layer with {way('--layer')}, or another position"
             )
         return found
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
+from mechsafety.core.errors import way
 from mechsafety.core.names import RESPONSES_AT_ONCE
 from mechsafety.experiments.config import AnyPrompts, EditedConfig, FedConfig
-from mechsafety.prompts.prompt_set import Split
+from mechsafety.prompts.columns import Split
 
 
 class GenerationConfig(EditedConfig, FedConfig):
@@ -26,7 +27,11 @@ class GenerationConfig(EditedConfig, FedConfig):
     @model_validator(mode="after")
     def _companions(self) -> GenerationConfig:
         if self.edit is None and self.baked:
-            raise ValueError("--baked writes an edit into the weights: name one with --edit")
+            raise ValueError(
+                f"{way('--baked', 'baked')} writes an edit into the weights: name one with {way('--edit')}"
+            )
         if self.top_p < 1 and self.temperature is None:
-            raise ValueError(f"--top-p {self.top_p:g} is about drawing tokens: give --temperature too")
+            raise ValueError(
+                f"{way('--top-p', 'top_p')} {self.top_p:g} is about drawing tokens: give {way('--temperature')} too"
+            )
         return self

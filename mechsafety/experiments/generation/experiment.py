@@ -14,7 +14,7 @@ import plotly.graph_objects as go
 
 from mechsafety.claims import Estimate
 from mechsafety.claims.sentences import level
-from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.errors import MechsafetyError, way
 from mechsafety.core.progress import Progress, progress_line, with_progress
 from mechsafety.edits.files import require_edit_path, save_edit
 from mechsafety.edits.interventions import baked, digest
@@ -25,8 +25,10 @@ from mechsafety.generation.completions import Sampling, overridden_defaults
 from mechsafety.generation.resumable import resumable_responses
 from mechsafety.pages.page import Block, Page
 from mechsafety.plots.style import COLOURS, short_name, styled
+from mechsafety.prompts.columns import LABELS
 from mechsafety.prompts.fed import fed, fed_record
-from mechsafety.prompts.prompt_set import LABELS, PromptSet, load_prompts
+from mechsafety.prompts.prompt_set import PromptSet, load_prompts
+from mechsafety.prompts.splits import require_labels
 
 if TYPE_CHECKING:
     from mechsafety.edits.interventions import Edit
@@ -45,11 +47,14 @@ class Generation(EditedExperiment[GenerationConfig]):
         save_edit_to = None if save_edit_to is None else Path(save_edit_to)
         if save_edit_to is not None:
             if config.edit is None:
-                raise MechsafetyError("--save-edit saves an edit: name one with --edit")
+                raise MechsafetyError(
+                    f"{way('--save-edit', 'save_edit_to')} saves an edit: name one with {way('--edit')}"
+                )
             require_edit_path(save_edit_to)
         super().__init__(config)
         self.save_edit_to = save_edit_to
         self.every = load_prompts(config.prompts)
+        require_labels(self.every, name=config.prompts)
         self.prompts = _chosen(self.every, config)
 
     @property
@@ -190,7 +195,8 @@ def _chosen(every: PromptSet, config: GenerationConfig) -> PromptSet:
     if not len(prompts):
         splits = ", ".join(dict.fromkeys(p.split for p in every))
         raise MechsafetyError(
-            f"prompt set {config.prompts!r} has no prompts in split {config.split!r}: --split can be {splits}"
+            f"prompt set {config.prompts!r} has no prompts in split {config.split!r}: "
+            f"{way('--split', 'split')} can be {splits}"
         )
     return prompts if config.limit is None else prompts.sample(config.limit, seed=config.seed)
 

@@ -28,7 +28,8 @@ from mechsafety.judges.registry import judge_sources, load_judge
 from mechsafety.models.adapters import adapter_folder
 from mechsafety.models.loading import load_model, locate, parse_spec
 from mechsafety.models.provenance import of_files, of_models
-from mechsafety.prompts.prompt_set import PURPOSES, PromptSet, load_prompts
+from mechsafety.prompts.columns import PURPOSES
+from mechsafety.prompts.prompt_set import PromptSet, load_prompts
 from mechsafety.prompts.splits import require_splits
 from mechsafety.runs.folder import Provenance, RunFolder, read_run
 from mechsafety.sweeps.openings import ANSWER_TOKENS

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mechsafety.anatomy.links import LINK_COLUMNS, direction_links, set_links
 from mechsafety.anatomy.weight_changes import weight_changes
-from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.errors import MechsafetyError, way
 from mechsafety.regions.score_files import Attribution
 from mechsafety.runs.folder import RunFolder, read_run
 
@@ -34,7 +34,8 @@ def read_regions(path: str | Path, systems: tuple[str, ...]) -> RunFolder:
     config = run.manifest["config"]
     if config.get("kind") != "regions":
         raise MechsafetyError(
-            f"{str(path)!r} is a run of kind {config.get('kind', 'study')!r}: --regions names a folder that "
+            f"{str(path)!r} is a run of kind {config.get('kind', 'study')!r}: {way('--regions', 'regions')} names a "
+            "folder that "
             "mechsafety regions made"
         )
     if config["model"] not in systems:

@@ -15,7 +15,7 @@ from mechsafety.anatomy.links import LINK_COLUMNS
 from mechsafety.anatomy.readings import OUTCOME_COLUMNS, outcome_row
 from mechsafety.core.verdict import Label
 from mechsafety.experiments.ladder.config import AGAINST, Kind
-from mechsafety.prompts.prompt_set import LABELS
+from mechsafety.prompts.columns import LABELS
 from mechsafety.statistics import auroc_interval, holm, largest_p, mcnemar
 from mechsafety.statistics.judge_effects import paired_difference
 

@@ -24,7 +24,8 @@ from mechsafety.experiments.regions.findings import region_findings
 from mechsafety.experiments.regions.followups import follow_up
 from mechsafety.experiments.regions.work import ANSWER_KEYS, VERDICTS, RegionWork, evaluated_prompts
 from mechsafety.plots.style import short_name
-from mechsafety.prompts.prompt_set import PromptSet, Purpose, load_prompts
+from mechsafety.prompts.columns import Purpose
+from mechsafety.prompts.prompt_set import PromptSet, load_prompts
 from mechsafety.prompts.splits import require_splits
 from mechsafety.runs.folder import RunFolder
 

@@ -11,7 +11,7 @@ import pandas as pd
 
 from mechsafety.claims import Estimate
 from mechsafety.claims.sentences import level
-from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.errors import MechsafetyError, way
 from mechsafety.core.names import Attack
 from mechsafety.core.places import packaged_words
 from mechsafety.core.progress import Progress, progress_line, with_progress
@@ -25,6 +25,7 @@ from mechsafety.pages.page import Page, page_blocks
 from mechsafety.plots.attacks import attack_figure, attack_name
 from mechsafety.plots.style import short_name
 from mechsafety.prompts.prompt_set import PromptSet, load_prompts
+from mechsafety.prompts.splits import require_labels
 from mechsafety.robustness.attacks import ATTACK_COLUMNS, attack_table
 from mechsafety.robustness.benign import benign_choices, benign_passages
 from mechsafety.robustness.suffix import SearchCost, Suffixes, require_nanogcg, resumable_suffixes
@@ -52,6 +53,7 @@ class Robustness(EditedExperiment[RobustnessConfig]):
         if "suffix" in config.attacks:
             require_nanogcg()
         self.every = load_prompts(config.prompts)
+        require_labels(self.every, name=config.prompts)
         self.prompts = _harmful(self.every, config)
         self.searched = _searched(self.every, config) if "suffix" in config.attacks else None
 
@@ -210,7 +212,8 @@ def _searched(every: PromptSet, config: RobustnessConfig) -> PromptSet:
     if len(found) < config.suffixes:
         raise MechsafetyError(
             f"prompt set {config.prompts!r} has {len(found)} harmful prompts in its split 'fit', on which suffixes "
-            f"are searched, and {config.suffixes} are asked for: lower --suffixes, or leave the attack out"
+            f"are searched, and {config.suffixes} are asked for: "
+            f"lower {way('--suffixes', 'suffixes')}, or leave the attack out"
         )
     return found.sample(config.suffixes, seed=config.seed)
 

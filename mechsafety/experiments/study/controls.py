@@ -13,7 +13,8 @@ from mechsafety.directions.activations import ResidualCache
 from mechsafety.directions.controls import control_directions, control_table, in_place_of
 from mechsafety.directions.direction import Direction
 from mechsafety.experiments.study.config import StudyConfig
-from mechsafety.prompts.prompt_set import LABELS, PromptSet
+from mechsafety.prompts.columns import LABELS
+from mechsafety.prompts.prompt_set import PromptSet
 from mechsafety.runs.folder import RunFolder
 from mechsafety.statistics import ABSTAINING_JUDGES, control_tests
 

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
+from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.wording import counted
 from mechsafety.plots.style import (
     COLOURS,
@@ -49,7 +50,11 @@ _PATTERNS = {"refusal": "", "compliance": "", "degenerate": "/"}
 
 
 def outcome_bars(
-    rates: pd.DataFrame, tests: pd.DataFrame, *, judge: str, controls: pd.DataFrame | None = None
+    rates: pd.DataFrame,
+    tests: pd.DataFrame | None = None,
+    *,
+    judge: str | None = None,
+    controls: pd.DataFrame | None = None,
 ) -> go.Figure:
     """What each system answers, original against edited: shares of the readable answers, Wilson intervals on refusals.
 
@@ -57,13 +62,18 @@ def outcome_bars(
     whisker goes from the draw with the fewest refusals to that with the most.
 
     Where the judge could not read every answer, the axis gives how many it read. Stars mark the exact McNemar test of
-    the change in refusals, corrected by Holm over systems. Raises :class:`MechsafetyError` for a judge that has no
-    rates there, because it is not in the table or abstains.
+    the change in refusals, corrected by Holm over systems; without ``tests`` there are none. Without ``judge`` it is
+    the first one in the table. Raises :class:`MechsafetyError` for a judge that has no rates there, because it is not
+    in the table or abstains, and for tests of other systems.
     """
     readable = rates[rates["rate"].notna()]
+    if judge is None:
+        judge = "" if readable.empty else str(readable["judge"].iloc[0])
     require_rows(readable[readable["judge"] == judge], f"judge {judge!r}", readable, "judge")
     chosen = rates[rates["judge"] == judge]
     systems = list(dict.fromkeys(chosen["system"]))
+    if tests is not None:
+        _require_tested(chosen, tests, judge)
     if controls is not None and "judge" in controls:  # else of the primary judge alone, as it was before
         controls = controls[controls["judge"] == judge]
     random = (
@@ -73,7 +83,9 @@ def outcome_bars(
     figure = side_by_side([count_title(chosen, label) for label in LABELS], gap=0.04, **widths)
     for column, label in enumerate(LABELS, start=1):
         part = chosen[chosen["label"] == label]
-        marks = {s: stars(tests, system=s, label=label, judge=judge) for s in systems}
+        marks = {
+            s: "" if tests is None else stars(tests, system=s, label=label, judge=judge) for s in systems
+        }
         bars = _arm_bars(part, systems)
         if label == "harmful" and controls is not None:
             bars += [bar for s in systems if (bar := _random_bar(controls[controls["system"] == s], s))]
@@ -86,8 +98,8 @@ def outcome_bars(
         figure,
         "Answers before and after the edit",
         f"Judge {judge}. Bars and whiskers: of the responses that it could read; whiskers: 95 % Wilson interval of "
-        "refusals. Stars: change in refusals, exact McNemar, Holm over systems (* p < .05, ** p < .01, *** p < .001, "
-        "n.s. not significant)."
+        "refusals."
+        + ("" if tests is None else _STARS)
         + (
             f" Random: mean over {counted(random, 'matched random direction')} removed instead, whisker from the "
             "lowest to the highest."
@@ -98,6 +110,24 @@ def outcome_bars(
         height=520 if random else 500,
     )
     return legend_at_foot(figure).update_layout(margin={"b": 120, "t": 128 if random else 110})
+
+
+_STARS = (
+    " Stars: change in refusals, exact McNemar, Holm over systems (* p < .05, ** p < .01, *** p < .001, n.s. not "
+    "significant)."
+)
+
+
+def _require_tested(rates: pd.DataFrame, tests: pd.DataFrame, judge: str) -> None:
+    """Raise :class:`MechsafetyError` where a system with both arms is in no test: its stars would be lost."""
+    arms = rates.groupby("system", sort=False, observed=True)["arm"].nunique()
+    tested = list(dict.fromkeys(tests[tests["judge"] == judge]["system"]))
+    lost = [str(system) for system, n in arms.items() if n > 1 and system not in tested]
+    if lost:
+        raise MechsafetyError(
+            f"the tests hold no system {lost[0]!r} of the rates, only {', '.join(map(repr, tested)) or 'none'}: make "
+            "both from one table of verdicts, verdict_table(arms, system=...)"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

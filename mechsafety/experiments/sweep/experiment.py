@@ -21,7 +21,8 @@ from mechsafety.experiments.sweep.config import SweepConfig
 from mechsafety.experiments.sweep.figures import sweep_figures
 from mechsafety.experiments.sweep.findings import drawn_again, sweep_findings
 from mechsafety.experiments.sweep.work import VERDICTS, SweepWork
-from mechsafety.prompts.prompt_set import PromptSet, Purpose, load_prompts
+from mechsafety.prompts.columns import Purpose
+from mechsafety.prompts.prompt_set import PromptSet, load_prompts
 from mechsafety.prompts.splits import require_splits
 from mechsafety.runs.folder import RunFolder
 from mechsafety.sweeps.openings import ANSWER_TOKENS

@@ -362,7 +362,7 @@ def test_unrelated_models_get_cka_and_a_sentence(tiny_folder: Folder, tmp_path: 
     note = found.notes[0]
     assert "do not share a residual basis" in note
     assert "so cosine, angles, transfer are left out for this pair, and CKA" in note
-    with pytest.raises(MechsafetyError, match=r"do not share a residual basis.*Ask for --measure cka"):
+    with pytest.raises(MechsafetyError, match=r"do not share a residual basis.*Ask for measures='cka'"):
         run_comparison(specs, PROMPTS, out=tmp_path / "run", measures=["cosine"], **OPTIONS)
     # Asked for together, CKA is given.
     both = run_comparison(specs, PROMPTS, out=tmp_path / "run", measures=["cosine", "cka"], **OPTIONS)

@@ -15,7 +15,7 @@ from mechsafety.experiments.regions import followups as region_followups
 from mechsafety.experiments.regions import work as region_work
 from mechsafety.experiments.regions.config import PARTS, RegionsConfig, State, planned_states
 from mechsafety.experiments.regions.experiment import run_regions
-from mechsafety.prompts.prompt_set import SPLITS
+from mechsafety.prompts.columns import SPLITS
 from mechsafety.regions import own_examples as region_examples
 from mechsafety.robustness.outcomes import OUTCOME_COLUMNS
 from mechsafety.robustness.utility import UTILITY_COLUMNS

@@ -177,6 +177,27 @@ def test_titles_say_what_is_plotted_and_bars_are_of_what_was_read() -> None:
         assert sum(values[i] for values in shares.values()) == pytest.approx(1)
 
 
+def test_stars_are_not_lost_with_a_systems_name() -> None:
+    tests = pd.DataFrame(
+        [
+            {
+                "system": "other",
+                "label": "harmful",
+                "judge": "rules",
+                "b": 41,
+                "c": 0,
+                "p": 1e-9,
+                "p_holm": 1e-9,
+            }
+        ]
+    )
+    with pytest.raises(MechsafetyError, match="the tests hold no system 's' of the rates, only 'other'"):
+        outcome_bars(RATES, tests, judge="rules")
+    plain = outcome_bars(RATES)
+    assert not any(a.text == "***" for a in plain.layout.annotations)
+    assert "Stars" not in plain.layout.title.subtitle.text
+
+
 def test_undefined_statistics_are_written_as_such() -> None:
     nan = float("nan")
     agreement = pd.DataFrame(

@@ -1,0 +1,225 @@
+"""The boundary of the public functions: their arguments are checked against their signatures before any work.
+
+Prompts, models, edits, vectors, judges and answers are understood where they are used (``accepted.py`` of their
+packages); here is what all functions have in common: names of arguments, numbers, words of a list, and objects that
+another function makes.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import inspect
+import types
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from mechsafety.core.arguments import number, shown, whole_number
+from mechsafety.core.errors import MechsafetyError
+
+MAKERS = {
+    "Directions": "ms.find_directions",
+    "Direction": "directions.at",
+    "ResidualCache": "ms.residual_stream",
+    "Attribution": "ms.regions.score_weights",
+    "LinearMap": "ms.regions.linear_maps",
+    "Example": "ms.regions.examples_from_model",
+    "Pruning": "ms.regions.top_pruning",
+    "LowRank": "ms.regions.remove_top_ranks",
+    "Dose": "ms.plan_doses",
+    "Sampling": "ms.Sampling",
+    "Verdicts": "ms.judge",
+    "VerdictCache": "ms.judges.VerdictCache",
+}
+"""What makes the objects that arguments are."""
+_SHOWN = 12  # names of arguments in a message
+
+
+class _UnfitError(Exception):
+    """What is needed in the place of a value."""
+
+
+def public(function: Callable[..., Any], package: str, name: str) -> Callable[..., Any]:
+    """``function`` under its public name, with its arguments checked."""
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        bound = _bound(signature, name, args, kwargs)
+        hints = _hints(function)
+        for parameter, value in bound.arguments.items():
+            if signature.parameters[parameter].kind is inspect.Parameter.VAR_KEYWORD:
+                continue
+            try:
+                bound.arguments[parameter] = _fitted(value, hints[parameter])
+            except _UnfitError as wanted:
+                raise MechsafetyError(
+                    f"{name}(): {parameter} is {shown(value)}; {wanted} is needed"
+                ) from None
+        return function(*bound.args, **bound.kwargs)
+
+    call.__module__, call.__qualname__ = package, name  # so that it can be pickled
+    return call
+
+
+def _bound(
+    signature: inspect.Signature, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> inspect.BoundArguments:
+    known = [p for p, one in signature.parameters.items() if one.kind is not inspect.Parameter.VAR_KEYWORD]
+    open_ended = len(known) < len(signature.parameters)
+    if not open_ended and (strange := [key for key in kwargs if key not in known]):
+        close = difflib.get_close_matches(strange[0], known, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ";"
+        raise MechsafetyError(
+            f"{name}() has no argument {strange[0]!r}{hint} it takes {', '.join(known[:_SHOWN])}"
+            + (", ..." if len(known) > _SHOWN else "")
+        )
+    try:
+        return signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise MechsafetyError(f"{name}(): {error}; it takes {', '.join(known)}") from None
+
+
+@functools.cache
+def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+    """The annotations of the parameters; Any for those that :mod:`accepted` modules read, or that name nothing here."""
+    function = inspect.unwrap(function)
+    found = dict.fromkeys(inspect.signature(function).parameters, Any)
+    names = {**getattr(function, "__globals__", {}), "pd": _imported("pandas"), "np": _imported("numpy")}
+    for name, hint in getattr(function, "__annotations__", {}).items():
+        if name not in found or (isinstance(hint, str) and "Like" in hint):
+            continue
+        found[name] = _resolved(hint, names)
+    return found
+
+
+def _imported(name: str) -> types.ModuleType:
+    import importlib
+
+    return importlib.import_module(name)
+
+
+def _resolved(hint: Any, names: dict[str, Any]) -> Any:
+    def annotated() -> None: ...
+
+    annotated.__annotations__ = {"hint": hint}
+    try:
+        return get_type_hints(annotated, names, include_extras=True)["hint"]
+    except Exception:  # a name that is imported for type checkers alone
+        return Any
+
+
+def _fitted(value: Any, hint: Any) -> Any:
+    """``value`` as ``hint`` asks for it. Raises :class:`_UnfitError` where it is something else."""
+    origin, given = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return _fitted(value, given[0])
+    if origin in (Union, types.UnionType):
+        return _one_of(value, given)
+    if origin is Literal:
+        if not isinstance(value, str | int | bool) or value not in given:
+            raise _UnfitError(f"one of {', '.join(map(str, given))}{_nearest(value, given)}")
+        return value
+    if origin is Callable or hint is Callable:
+        return _require(value, callable(value), "a function")
+    if origin is not None and isinstance(origin, type) and issubclass(origin, Mapping):
+        return _require(value, isinstance(value, Mapping), "a mapping (dict)")
+    if origin is tuple and given and given[-1] is not Ellipsis:
+        return _tuple(value, given)
+    if origin is not None and isinstance(origin, type) and issubclass(origin, Iterable) and given:
+        return _many(value, origin, given[0])
+    return _single(value, hint)
+
+
+def _single(value: Any, hint: Any) -> Any:
+    if hint is None or hint is type(None):
+        return _require(value, value is None, "None")
+    if hint in (int, float):
+        try:
+            return whole_number(value, "it") if hint is int else number(value, "it")
+        except MechsafetyError as error:
+            raise _UnfitError(
+                str(error).rpartition(": ")[2].removesuffix(" is needed").rpartition("; ")[2]
+            ) from None
+    if hint is bool:
+        return bool(_require(value, type(value).__name__ in ("bool", "bool_"), "True or False"))
+    if hint is str:
+        return _require(value, isinstance(value, str), "a text (str)")
+    if hint is Path:
+        return Path(_require(value, isinstance(value, str | Path), "a path (str or Path)"))
+    if _is_array(hint):
+        return _array(value, hint)
+    if hint is Any or not isinstance(hint, type) or hint is object:
+        return value
+    if getattr(hint, "_is_protocol", False) and not getattr(hint, "_is_runtime_protocol", False):
+        members = [name for name in {**vars(hint), **hint.__annotations__} if not name.startswith("_")]
+        return _require(
+            value, all(hasattr(value, n) for n in members), f"an object with {', '.join(members)}"
+        )
+    maker = f" ({MAKERS[hint.__name__]} makes one)" if hint.__name__ in MAKERS else ""
+    return _require(value, isinstance(value, hint), f"a {hint.__name__}{maker}")
+
+
+def _require(value: Any, holds: bool, wanted: str) -> Any:
+    if not holds:
+        raise _UnfitError(wanted)
+    return value
+
+
+def _one_of(value: Any, hints: Sequence[Any]) -> Any:
+    wanted: list[str] = []
+    # A number where one stands before several is itself, not a list of one.
+    for hint in hints:
+        try:
+            return _fitted(value, hint)
+        except _UnfitError as error:
+            wanted.append(str(error))
+    raise _UnfitError(" or ".join(dict.fromkeys(wanted)))
+
+
+def _many(value: Any, origin: type, hint: Any) -> Any:
+    """A sequence or collection: one thing alone is taken as one."""
+    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
+        value = (value,)
+    if isinstance(value, Mapping):
+        raise _UnfitError("a list")
+    if not isinstance(value, Sequence | set | frozenset) and not hasattr(value, "__len__"):
+        return value  # an iterator is walked through once
+    found = [_fitted(each, hint) for each in value]
+    if all(a is b for a, b in zip(found, value, strict=True)) and isinstance(value, origin):
+        return value
+    return tuple(found)
+
+
+def _tuple(value: Any, hints: Sequence[Any]) -> tuple[Any, ...]:
+    if not isinstance(value, list | tuple) or len(value) != len(hints):
+        raise _UnfitError(f"a tuple of {len(hints)}")
+    return tuple(_fitted(each, hint) for each, hint in zip(value, hints, strict=True))
+
+
+def _nearest(value: Any, allowed: Sequence[Any]) -> str:
+    close = difflib.get_close_matches(str(value), [str(each) for each in allowed], n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def _is_array(hint: Any) -> bool:
+    from jaxtyping import AbstractArray
+
+    return isinstance(hint, type) and issubclass(hint, AbstractArray)
+
+
+def _array(value: Any, hint: Any) -> Any:
+    """A tensor, or an array, of the shape in the signature, all finite; what numpy or a list holds is taken over."""
+    import torch
+
+    shape = f"{hint.dtype.__name__.lower()} numbers [{hint.dim_str}]"
+    if isinstance(value, TypeVar) or hint.array_type is not torch.Tensor:
+        return _require(value, isinstance(value, hint), shape)
+    try:
+        tensor = torch.as_tensor(getattr(value, "vector", value))
+    except (TypeError, ValueError, RuntimeError):
+        raise _UnfitError(shape) from None
+    tensor = tensor if tensor.is_floating_point() or tensor.dtype == torch.bool else tensor.float()
+    _require(tensor, isinstance(tensor, hint) and tensor.numel() > 0, shape)
+    return _require(tensor, bool(torch.isfinite(tensor).all()), f"{shape}, all finite,")

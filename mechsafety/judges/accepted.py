@@ -1,0 +1,190 @@
+"""Judges and answers as people have them: names, functions, objects; completions, tables, lists, files."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
+
+from mechsafety.core.arguments import several, shown
+from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.verdict import LABELS, Judge, Response, Verdict
+from mechsafety.prompts.accepted import rows_of
+from mechsafety.prompts.files import cell_text, read_rows
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from mechsafety.generation.answered import Completion
+    from mechsafety.judges.registry import ModelSource
+
+    JudgeLike: TypeAlias = str | Judge | Callable[..., Any]
+    JudgesLike: TypeAlias = JudgeLike | Iterable[JudgeLike]
+    AnswersLike: TypeAlias = (
+        Sequence[Completion]
+        | Sequence[Response]
+        | pd.DataFrame
+        | Sequence[Mapping[str, Any]]
+        | str
+        | Path
+        | tuple[Sequence[str], Sequence[str]]
+    )
+else:
+    JudgeLike = JudgesLike = AnswersLike = Any
+"""A judge is a name, a function of (prompt, response) or of lists (:func:`batched`), or an object; answers are
+completions, a table or file with columns prompt and response, or (prompts, responses)."""
+
+_BATCHED = "_mechsafety_batched"
+_PROMPTS, _RESPONSES = ("prompt", "question"), ("response", "completion", "answer", "text")
+Function = TypeVar("Function")
+
+
+def batched(function: Function) -> Function:
+    """Mark a function of lists, (prompts, responses) -> labels, as a judge that is called once for all responses."""
+    if not callable(function):
+        raise MechsafetyError(f"batched takes a function, got {shown(function)}")
+    setattr(function, _BATCHED, True)
+    return function
+
+
+@dataclass(frozen=True)
+class FunctionJudge:
+    """A judge made of a function; it is called by the function's name."""
+
+    function: Callable[..., Any]
+
+    @property
+    def name(self) -> str:
+        return str(getattr(self.function, "__name__", type(self.function).__name__)).strip("<>")
+
+    def __call__(self, responses: Sequence[Response]) -> list[Verdict]:
+        if getattr(self.function, _BATCHED, False):
+            given = self.function([r.prompt for r in responses], [r.text for r in responses])
+            if isinstance(given, str) or not isinstance(given, Iterable):
+                raise MechsafetyError(
+                    f"judge {self.name!r} returned {shown(given)}: a list of labels is needed"
+                )
+            given = list(given)
+            if len(given) != len(responses):
+                raise MechsafetyError(
+                    f"judge {self.name!r} got {len(responses)} responses and returned {len(given)} labels"
+                )
+        else:
+            given = [self.function(r.prompt, r.text) for r in responses]
+        return [self._verdict(r, value) for r, value in zip(responses, given, strict=True)]
+
+    def _verdict(self, response: Response, given: Any) -> Verdict:
+        if given in (True, False) and not isinstance(given, str):  # numpy's too
+            given = "refusal" if given else "compliance"
+        if given not in LABELS:
+            raise MechsafetyError(
+                f"judge {self.name!r} returned {shown(given)} for response {response.id!r}: one of "
+                f"{', '.join(LABELS)} is needed, or True for a refusal and False for compliance"
+            )
+        return Verdict(id=response.id, judge=self.name, label=given)
+
+
+def as_judge(given: Any, *, models: ModelSource | None = None) -> Judge:
+    """``given`` as a judge. Raises :class:`MechsafetyError` for what is none, and for an unknown name."""
+    from mechsafety.judges.registry import load_judge
+
+    if isinstance(given, str):
+        return load_judge(given, models=models)
+    if isinstance(given, type) or not callable(given):
+        raise MechsafetyError(
+            f"judge {shown(given)}: a name (mechsafety judge --list), a function (prompt, response) -> str or bool, or "
+            "an object with a name that is called with responses is needed"
+        )
+    return (
+        cast("Judge", given)
+        if isinstance(getattr(given, "name", None), str)
+        else cast("Judge", FunctionJudge(given))
+    )
+
+
+def as_judges(given: Any, *, models: ModelSource | None = None) -> list[Judge]:
+    """One judge or several as a list. Raises :class:`MechsafetyError` as :func:`as_judge` does, and for none."""
+    found = [as_judge(each, models=models) for each in ((given,) if callable(given) else several(given))]
+    if not found:
+        raise MechsafetyError('no judges are given: one or more are needed, e.g. "rules"')
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """A response to be judged, with the label of its prompt where that is known."""
+
+    response: Response
+    label: str = ""
+
+
+def as_answers(given: Any) -> list[Answer]:
+    """``given`` as responses with the labels of their prompts.
+
+    Columns of tables and files: ``response`` (or ``completion``, ``answer``, ``text``), ``prompt`` (or ``question``),
+    optionally ``id`` and ``label``. Raises :class:`MechsafetyError` for anything else, and for no responses.
+    """
+    if isinstance(given, str | Path):
+        found = [
+            _of_row(row, f"{given}, {place}", n) for n, (place, row) in enumerate(read_rows(given), start=1)
+        ]
+    elif isinstance(given, tuple) and len(given) == 2 and not any(isinstance(part, str) for part in given):
+        found = _paired(*given)
+    else:
+        found = _listed(given)
+    if not found:
+        what = (
+            f"{given}: no responses in it"
+            if isinstance(given, str | Path)
+            else "no responses to judge are given"
+        )
+        raise MechsafetyError(what)
+    return found
+
+
+def _listed(given: Any) -> list[Answer]:
+    if isinstance(given, Sequence) and all(isinstance(each, Response) for each in given):
+        return [Answer(response=each) for each in given]
+    if isinstance(given, Sequence) and all(hasattr(each, "n_prompt_tokens") for each in given):
+        return [
+            Answer(response=Response(id=c.id, prompt=c.prompt, text=c.text), label=c.label)
+            for c in cast("Sequence[Completion]", given)
+        ]
+    pandas = sys.modules.get("pandas")
+    table = pandas is not None and isinstance(given, pandas.DataFrame)
+    if not table and not (isinstance(given, Iterable) and all(isinstance(each, Mapping) for each in given)):
+        raise MechsafetyError(
+            f"answers are {shown(given)}: completions, a DataFrame or file with the columns prompt and response, or "
+            "(prompts, responses) are needed"
+        )
+    rows, kind = rows_of(given)
+    return [_of_row(row, f"{kind}, {place}", number) for number, (place, row) in enumerate(rows, start=1)]
+
+
+def _paired(prompts: Any, responses: Any) -> list[Answer]:
+    prompts, responses = several(prompts), several(responses)
+    if len(prompts) != len(responses):
+        raise MechsafetyError(
+            f"{len(prompts)} prompts and {len(responses)} responses: as many of each are needed"
+        )
+    pairs = zip(prompts, responses, strict=True)
+    return [_of_row({"prompt": p, "response": r}, f"pair {n}", n) for n, (p, r) in enumerate(pairs, start=1)]
+
+
+def _of_row(row: Mapping[str, Any], at: str, number: int) -> Answer:
+    columns = [next((c for c in known if c in row), None) for known in (_PROMPTS, _RESPONSES)]
+    if None in columns:
+        raise MechsafetyError(
+            f"{at}: columns response and prompt (or question) are needed; have {', '.join(map(str, row)) or 'none'}"
+        )
+    prompt, response = (row[column] for column in columns if column is not None)
+    for column, value in zip(columns, (prompt, response), strict=True):
+        if not isinstance(value, str) and cell_text(value):
+            raise MechsafetyError(f"{at}: column {column} holds {shown(value)}, not text")
+    identity = cell_text(row.get("id")) or str(number)
+    return Answer(
+        response=Response(id=identity, prompt=cell_text(prompt), text=cell_text(response)),
+        label=cell_text(row.get("label")),
+    )
