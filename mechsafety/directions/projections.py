@@ -12,14 +12,14 @@ from torch import Tensor
 
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.values import Value
-from mechsafety.models.projection import as_tensor
+from mechsafety.models.projection import VectorLike, as_tensor
 
 if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
 
     from mechsafety.directions.activations import ResidualCache
-    from mechsafety.directions.direction import Direction, Directions
+    from mechsafety.directions.direction import Directions
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -138,9 +138,7 @@ class CosineMatrix(Value):
         return self.to_frame().round(2).to_html(border=0, max_rows=14, max_cols=14)
 
 
-def projected(
-    cache: ResidualCache, directions: Directions | Direction | Tensor, position: int
-) -> Projections:
+def projected(cache: ResidualCache, directions: Directions | VectorLike, position: int) -> Projections:
     """See :meth:`ResidualCache.project`."""
     x = cache.activations[:, cache.row_of(position)].double()
     units = unit_by_layer(directions, cache.n_layers, position)

@@ -41,8 +41,8 @@ class EditSum(_Value):
     @property
     def positions(self) -> Position:
         """Those of all of its edits; ``all`` where they differ, and each acts at its own."""
-        first, *others = (edit.positions for edit in self.edits)
-        return first if all(other == first for other in others) else "all"
+        first = self.edits[0].positions
+        return first if all(edit.positions == first for edit in self.edits) else "all"
 
     def targets(self, n_layers: int) -> list[Target]:
         return [target for edit in self.edits for target in edit.targets(n_layers)]
