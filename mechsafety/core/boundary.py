@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
+import re
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -33,6 +34,8 @@ MAKERS = {
     "VerdictCache": "ms.judges.VerdictCache",
 }
 """What makes the objects that arguments are."""
+_ACCEPTED = re.compile(r"\b(Prompts|Model|Edit|Vector|Judge|Judges|Answers)Like\b")
+"""Annotations of what is understood where it is used."""
 _SHOWN = 12  # names of arguments in a message
 
 
@@ -88,7 +91,7 @@ def _hints(function: Callable[..., Any]) -> dict[str, Any]:
     found = dict.fromkeys(inspect.signature(function).parameters, Any)
     names = {**getattr(function, "__globals__", {}), "pd": _imported("pandas"), "np": _imported("numpy")}
     for name, hint in getattr(function, "__annotations__", {}).items():
-        if name not in found or (isinstance(hint, str) and "Like" in hint):
+        if name not in found or (isinstance(hint, str) and _ACCEPTED.search(hint)):
             continue
         found[name] = _resolved(hint, names)
     return found
@@ -153,7 +156,11 @@ def _single(value: Any, hint: Any) -> Any:
     if hint is Any or not isinstance(hint, type) or hint is object:
         return value
     if getattr(hint, "_is_protocol", False) and not getattr(hint, "_is_runtime_protocol", False):
-        members = [name for name in {**vars(hint), **hint.__annotations__} if not name.startswith("_")]
+        members = [
+            name
+            for name in {**vars(hint), **getattr(hint, "__annotations__", {})}
+            if not name.startswith("_")
+        ]
         return _require(
             value, all(hasattr(value, n) for n in members), f"an object with {', '.join(members)}"
         )

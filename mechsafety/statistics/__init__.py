@@ -5,4 +5,5 @@ Missing is NaN, never 0: every rate carries its denominator and what could not b
 
 from mechsafety.core.lazy import public_names
 
-__getattr__, __dir__, __all__ = public_names(__name__, __file__)
+# Not checked: these are used within the package too, and take NaN for what is missing.
+__getattr__, __dir__, __all__ = public_names(__name__, __file__, checked=False)

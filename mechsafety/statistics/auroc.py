@@ -19,7 +19,7 @@ def auroc_interval(
     labels: Sequence[bool] | Sequence[int] | np.ndarray | pd.Series,
     *,
     clusters: Sequence[object] | np.ndarray | pd.Series | None = None,
-    seed: int,
+    seed: int = 0,
     resamples: int = 2000,
     confidence: float = 0.95,
 ) -> Estimate:
@@ -93,7 +93,7 @@ def paired_auroc_p(
     labels: Sequence[bool] | Sequence[int] | np.ndarray | pd.Series,
     *,
     clusters: Sequence[object] | np.ndarray | pd.Series,
-    seed: int,
+    seed: int = 0,
     draws: int = 2000,
 ) -> float:
     """Return the two-sided p of equal areas of two scores of the same items: their ranks change places by cluster.

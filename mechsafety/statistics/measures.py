@@ -102,7 +102,7 @@ def bootstrap(
     measure: Callable[[np.ndarray], np.ndarray],
     *,
     n: int,
-    seed: int,
+    seed: int = 0,
     resamples: int,
     confidence: float,
 ) -> Estimate:
@@ -119,7 +119,7 @@ def panel_bootstrap(
     counts: np.ndarray,
     clusters: Sequence[object] | np.ndarray | pd.Series,
     *,
-    seed: int,
+    seed: int = 0,
     resamples: int,
     confidence: float,
 ) -> Estimate:

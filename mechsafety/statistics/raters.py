@@ -45,7 +45,7 @@ def kappa(
     b: Sequence[object] | np.ndarray | pd.Series,
     *,
     clusters: Sequence[object] | np.ndarray | pd.Series,
-    seed: int,
+    seed: int = 0,
     resamples: int = 2000,
     confidence: float = 0.95,
 ) -> Estimate:
@@ -77,7 +77,7 @@ def gwet_ac1(
     *,
     clusters: Sequence[object] | np.ndarray | pd.Series,
     categories: Sequence[object],
-    seed: int,
+    seed: int = 0,
     resamples: int = 2000,
     confidence: float = 0.95,
 ) -> Estimate:
@@ -98,7 +98,7 @@ def krippendorff_alpha(
     *,
     clusters: Sequence[object] | np.ndarray | pd.Series,
     categories: Sequence[object],
-    seed: int,
+    seed: int = 0,
     resamples: int = 2000,
     confidence: float = 0.95,
 ) -> Estimate:

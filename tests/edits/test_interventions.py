@@ -314,9 +314,9 @@ def test_vectors_of_numpy_and_lists_and_one_thing_in_the_place_of_several() -> N
             Ablate(wrong)
 
 
-def test_a_sum_acts_in_its_order(tiny_kept: Callable[..., Any]) -> None:
+def test_a_sum_acts_in_its_order(tiny: Callable[..., Any]) -> None:
     """Added and then ablated nothing is left of the direction; ablated and then added, what was added is."""
-    model, vector = tiny_kept("llama"), direction()
+    model, vector = tiny("llama"), direction()
     add, ablate = Add(vector, layer=2, coefficient=5.0), Ablate(vector, layers=2, sites="resid_pre")
     ids, seen = torch.tensor([[5, 6, 7]]), []
 
