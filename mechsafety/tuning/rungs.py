@@ -181,8 +181,9 @@ def tag_forbidden(model: TransformerBridge, *, everywhere: bool = False) -> Iter
 
     Its logit is set to -inf at the end of the prompt, that is for the first token of an answer alone; what the model
     then gives is its next choice. With ``everywhere`` it is so for every token of an answer, which forbids the tag
-    inside the text, and other text that begins with that token. Works on the fast path of :func:`generate`, edits included, and in
-    :mod:`forward`, where a prefix may be shared. Raises :class:`MechsafetyError` for a HookedTransformer.
+    inside the text, and other text that begins with that token. Works on the fast path of :func:`generate`, edits
+    included, and in :mod:`forward`, where a prefix may be shared. Raises :class:`MechsafetyError` for a
+    HookedTransformer.
     """
     if is_hooked_transformer(model):
         raise MechsafetyError(
