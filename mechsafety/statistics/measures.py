@@ -41,7 +41,7 @@ def pair_measures(cells: np.ndarray, k: int) -> dict[str, np.ndarray]:
 
 
 def pair_intervals(
-    cells: Sequence[np.ndarray], k: int, *, seed: int, resamples: int, confidence: float = 0.95
+    cells: Sequence[np.ndarray], k: int, *, seed: int = 0, resamples: int, confidence: float = 0.95
 ) -> list[dict[str, tuple[float, float, float]]]:
     """Value and bounds of every measure for tables [cluster, k * k] that share their clusters: one set of draws."""
     if not cells:

@@ -115,7 +115,7 @@ def krippendorff_alpha(
 
 
 def agreement(
-    verdicts: pd.DataFrame, *, seed: int, resamples: int = 2000, scale: Scale = "refusal"
+    verdicts: pd.DataFrame, *, seed: int = 0, resamples: int = 2000, scale: Scale = "refusal"
 ) -> pd.DataFrame:
     """Return, per pair of judges, their agreement in each arm and in ``all``.
 
@@ -140,7 +140,7 @@ def agreement(
 
 
 def _pairs_of(
-    ratings: _Ratings, arm: str, *, seed: int, resamples: int
+    ratings: _Ratings, arm: str, *, seed: int = 0, resamples: int
 ) -> dict[tuple[str, str], tuple[int, dict[str, tuple[float, float, float]]]]:
     """How many items each pair of judges read in one arm, and their measures there, from the same draws."""
     codes, group, count = ratings.of(arm)
@@ -158,7 +158,7 @@ def _pairs_of(
 
 
 def panel_agreement(
-    verdicts: pd.DataFrame, *, seed: int, resamples: int = 2000, scale: Scale = "refusal"
+    verdicts: pd.DataFrame, *, seed: int = 0, resamples: int = 2000, scale: Scale = "refusal"
 ) -> pd.DataFrame:
     """Return alpha and AC1 of all judges together, in each arm and in ``all``; unparsed verdicts are missing."""
     ratings = _Ratings(checked(verdicts), scale=scale)

@@ -34,12 +34,12 @@ def together(prompts: list[str], responses: list[str]) -> list[Any]:
 
 def test_one_verdict_whatever_the_judge_is() -> None:
     judges = ["rules", sorry, worded, together]
-    table = judge((PROMPTS, RESPONSES), judges).table
+    table = judge((PROMPTS, RESPONSES), judges).to_frame()
     assert list(dict.fromkeys(table["judge"])) == ["rules", "sorry", "worded", "together"]
     for _, group in table.groupby("judge"):
         assert list(group["verdict"]) == ["refusal", "compliance"]
     for alone in ("rules", sorry, load_judge("rules")):
-        assert len(judge((PROMPTS, RESPONSES), alone).table) == 2
+        assert len(judge((PROMPTS, RESPONSES), alone).to_frame()) == 2
 
 
 def test_one_list_of_answers_whatever_holds_it(tmp_path: Path) -> None:
