@@ -176,12 +176,14 @@ def withheld(completions: Completions) -> Completions:
 
 
 @contextmanager
-def tag_forbidden(model: TransformerBridge) -> Iterator[None]:
+def tag_forbidden(model: TransformerBridge, *, everywhere: bool = False) -> Iterator[None]:
     """The second reading: while this is on, no answer can open with the tag's first token.
 
     Its logit is set to -inf at the end of the prompt, that is for the first token of an answer alone; what the model
-    then gives is its next choice. Works on the fast path of :func:`generate`, edits included, and in
-    :mod:`forward`, where a prefix may be shared. Raises :class:`MechsafetyError` for a HookedTransformer.
+    then gives is its next choice. With ``everywhere`` it is so for every token of an answer, which forbids the tag
+    inside the text, and other text that begins with that token. Works on the fast path of :func:`generate`, edits
+    included, and in :mod:`forward`, where a prefix may be shared. Raises :class:`MechsafetyError` for a
+    HookedTransformer.
     """
     if is_hooked_transformer(model):
         raise MechsafetyError(
@@ -194,7 +196,7 @@ def tag_forbidden(model: TransformerBridge) -> Iterator[None]:
         fed = kwargs["input_ids"].shape[1]
         # The hook runs after what was fed has entered the cache: at the end of the prompt that holds no more than it.
         held = fed if cache is None else cache.get_seq_length()
-        if held == (prompt_columns() or fed) and not trying():
+        if (everywhere or held == (prompt_columns() or fed)) and not trying():
             output.logits[:, -1, first] = float("-inf")
         return output
 

@@ -142,6 +142,9 @@ def test_later_in_an_answer_the_token_is_allowed(tagging: Callable[..., Any], ar
         answers = generate(model, prompts, max_new_tokens=6, seed=0)
     assert all(c.tokens[:1] != (tag,) for c in answers)
     assert any(tag in c.tokens for c in answers)
+    with tag_forbidden(model, everywhere=True):
+        answers = generate(model, prompts, max_new_tokens=6, seed=0)
+    assert not any(tag in c.tokens for c in answers)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
