@@ -13,7 +13,14 @@ from mechsafety.core.arguments import shown
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.prompts.columns import TEXT_COLUMNS
 from mechsafety.prompts.files import SUFFIXES
-from mechsafety.prompts.prompt_set import Prompt, PromptSet, from_rows, load_named, packaged_sets
+from mechsafety.prompts.prompt_set import (
+    Prompt,
+    PromptSet,
+    from_rows,
+    load_named,
+    packaged_sets,
+    require_one_place,
+)
 from mechsafety.prompts.sources import SOURCES
 
 if TYPE_CHECKING:
@@ -69,7 +76,12 @@ def as_prompts(data: Any, *, empty: bool = False) -> Sequence[Prompt]:
 def as_prompt_set(data: Any, *, empty: bool = False) -> PromptSet:
     """:func:`as_prompts` as a set: unique ids, no text in two splits or under two labels."""
     found = as_prompts(data, empty=empty)
-    return found if isinstance(found, PromptSet) else PromptSet(tuple(found), _GIVEN)
+    if isinstance(found, PromptSet):
+        return found
+    seen: dict[str, Prompt] = {}
+    for prompt in found:
+        require_one_place(prompt, seen.setdefault(prompt.folded, prompt), _GIVEN)
+    return PromptSet(tuple(found), _GIVEN)
 
 
 def one_prompt(data: Any) -> Prompt:

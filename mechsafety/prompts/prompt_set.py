@@ -108,7 +108,8 @@ class Prompt:
 
 @dataclass(frozen=True, repr=False)
 class PromptSet(Sequence[Prompt]):
-    """An ordered set of prompts: unique ids, no empty text, no text in two splits or under two labels.
+    """An ordered set of prompts: unique ids, no empty text. Where prompts come in (:func:`load_prompts`) no text stands in
+    two splits or under two labels; texts that are cut later may become equal.
 
     ``repeated`` counts the rows of its file that were left out because their text stood in the same split and label
     before.
@@ -129,9 +130,6 @@ class PromptSet(Sequence[Prompt]):
             raise MechsafetyError(
                 f"prompt set {self.name!r}: id {repeated[0]!r} is there {counts[repeated[0]]} times"
             )
-        seen: dict[str, Prompt] = {}
-        for prompt in self.prompts:
-            _require_one_place(prompt, seen.setdefault(prompt.folded, prompt), self.name)
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -371,7 +369,7 @@ def from_rows(
             raise MechsafetyError(f"{where}, {place}: id {prompt.id!r} stands already at {ids[prompt.id]}")
         ids[prompt.id] = place
         other, other_place = texts.setdefault(prompt.folded, (prompt, place))
-        _require_one_place(prompt, other, f"{where}, {place}", other_place)
+        require_one_place(prompt, other, f"{where}, {place}", other_place)
         if other is prompt or keep_repeated:
             prompts.append(prompt)
         else:
@@ -381,7 +379,7 @@ def from_rows(
     return PromptSet(tuple(prompts), name, repeated)
 
 
-def _require_one_place(prompt: Prompt, other: Prompt, where: str, at: str = "") -> None:
+def require_one_place(prompt: Prompt, other: Prompt, where: str, at: str = "") -> None:
     """Raise unless two prompts of one text stand in one split under one label."""
     at = at or f"prompt {other.id!r}"
     where = where if "," in where else f"prompt set {where!r}, prompt {prompt.id!r}"

@@ -325,7 +325,7 @@ def test_a_run_that_goes_on_another_day_reads_the_same_prompts(
 
 
 def test_a_configurations_day_is_checked() -> None:
-    with pytest.raises(ValueError, match="no day of the calendar"):
+    with pytest.raises(MechsafetyError, match="no day of the calendar"):
         GenerationConfig(model="m", date="tomorrow")
 
 

@@ -160,6 +160,6 @@ def test_a_set_keeps_what_it_promises() -> None:
         with pytest.raises(MechsafetyError, match=f"{name}.* '{value}'"):
             prompt.__post_init__()
     with pytest.raises(MechsafetyError, match="splits must not overlap"):
-        PromptSet((one, Prompt(id="b", text="X!", label="harmful", split="fit")))
+        as_prompt_set([one, Prompt(id="b", text="X!", label="harmful", split="fit")])
     with pytest.raises(MechsafetyError, match="a text has one label"):
-        PromptSet((one, Prompt(id="b", text="X!", label="harmless")))
+        as_prompt_set([one, Prompt(id="b", text="X!", label="harmless")])
