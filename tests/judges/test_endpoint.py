@@ -406,10 +406,13 @@ def test_an_interrupt_keeps_what_had_come(
     monkeypatch.setattr(VerdictCache, "put", interrupted)
     judge = judge_at(server, concurrency=1, timeout=600.0)
     path = tmp_path / "c.sqlite"
+    # A process that a shell started in the background ignores the signal.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with VerdictCache(path) as cache, pytest.raises(KeyboardInterrupt):
             judge_responses(items(20), [judge], cache=cache)
     finally:
+        signal.signal(signal.SIGINT, before)
         released.set()
     assert kept == [f"r{i}" for i in range(6)]
     assert not [t for t in threading.enumerate() if t.name == "endpoint"]

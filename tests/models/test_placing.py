@@ -32,12 +32,12 @@ def test_memory_is_read(text: str, bytes_: dict[str | int, int]) -> None:
 @pytest.mark.parametrize(
     ("given", "error"),
     [
-        ({"max_memory": "0=1GiB"}, "give --device-map auto with it"),
+        ({"max_memory": "0=1GiB"}, 'give device_map="auto" with it'),
         ({"device_map": "auto", "device": "cpu"}, "give one of the two"),
         ({"device_map": "halves"}, "neither auto nor a device for each module"),
         ({"device_map": "auto", "max_memory": "cpu"}, "pairs such as 0=20GiB"),
         ({"device_map": "auto", "max_memory": "cpu=much"}, "is no size"),
-        ({"device_map": "auto", "max_memory": "7=1GiB"}, "--max-memory names 7"),
+        ({"device_map": "auto", "max_memory": "7=1GiB"}, "max_memory names 7"),
         ({"device_map": "auto", "max_memory": "cpu=20kB"}, "is divided by whole blocks"),
     ],
 )

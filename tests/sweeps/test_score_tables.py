@@ -136,7 +136,7 @@ def test_mistakes_are_reported_with_their_place(tmp_path: Path) -> None:
         ([good | {"layer": 1.5}], "item 1: layer is 1.5, a whole number is expected"),
         ([good | {"bypass": "low"}], "column 'bypass' holds 'low', which is no number"),
         ([good, good], "item 2: position -1, layer 1 stands already at item 1"),
-        ([good | {"layer": 11}], r"layer 11 of a model with 10 layers \(--layers\)"),
+        ([good | {"layer": 11}], r"layer 11 of a model with 10 layers"),
         (
             [good | {"system": "a"}, OURS[1] | {"system": "b"}],
             r"several systems \(a, b\); name one with --system",
