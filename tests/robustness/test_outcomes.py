@@ -306,5 +306,5 @@ def test_wrong_input_is_reported(tiny_kept: Callable[..., Any]) -> None:
         attack_table(model, prompts(1, label="harmless"), system="tiny", **good)
     with pytest.raises(MechsafetyError, match="needs suffixes"):
         attack_table(model, prompts(1), system="tiny", attacks=["suffix"], **good)
-    with pytest.raises(MechsafetyError, match="gave no tokens"):
+    with pytest.raises(MechsafetyError, match="a text that is not empty"):
         decoding(model, [replace(prompts(1)[0], text=" ")], **good)
