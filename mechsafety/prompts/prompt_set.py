@@ -108,8 +108,10 @@ class Prompt:
 
 @dataclass(frozen=True, repr=False)
 class PromptSet(Sequence[Prompt]):
-    """An ordered set of prompts: unique ids, no empty text. Where prompts come in (:func:`load_prompts`) no text stands in
-    two splits or under two labels; texts that are cut later may become equal.
+    """An ordered set of prompts: unique ids, no empty text.
+
+    Where prompts come in (:func:`load_prompts`) no text stands in two splits or under two labels; texts that are cut
+    later may become equal.
 
     ``repeated`` counts the rows of its file that were left out because their text stood in the same split and label
     before.

@@ -79,7 +79,11 @@ def test_judges_that_need_no_model_ask_for_none() -> None:
         load_judge(spec, models=source)(responses(2))
 
 
-@given(st.integers(0, 8), st.lists(st.sampled_from(LIGHT), unique=True, min_size=1), st.randoms(use_true_random=False))
+@given(
+    st.integers(0, 8),
+    st.lists(st.sampled_from(LIGHT), unique=True, min_size=1),
+    st.randoms(use_true_random=False),
+)
 @settings(deadline=None)
 def test_as_many_out_as_in_and_in_any_order(n: int, specs: list[str], random: object) -> None:
     asked = responses(n)
