@@ -298,11 +298,7 @@ def test_wrong_input_is_reported(tiny_kept: Callable[..., Any]) -> None:
         decoding(model, prompts(1), temperature=0.0, **good)
     with pytest.raises(MechsafetyError, match="no prompts"):
         measure_outcomes(model, [], **good)
-<<<<<<< HEAD
-    with pytest.raises(MechsafetyError, match="no prompts"):
-=======
     with pytest.raises(MechsafetyError, match="no prompts are given"):
->>>>>>> h2-api
         attack_table(model, [], system="tiny", **good)
     with pytest.raises(MechsafetyError, match="no attack"):
         attack_table(model, prompts(1), system="tiny", attacks=[], **good)
