@@ -36,6 +36,12 @@ _SLIDING: dict[str, Any] = {
     "layer_types": ["sliding_attention", "full_attention"] * 2,
 }
 _MAMBA: dict[str, Any] = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_n_groups": 1, "mamba_d_state": 8}
+_LINEAR: dict[str, Any] = {
+    "linear_num_value_heads": 4,
+    "linear_num_key_heads": 2,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+}
 _EXPERTS: dict[str, Any] = {"num_local_experts": 4, "num_experts_per_tok": 2}
 
 
@@ -80,10 +86,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         "Qwen3NextConfig",
         state=True,
         head_dim=8,
-        linear_num_value_heads=4,
-        linear_num_key_heads=2,
-        linear_key_head_dim=8,
-        linear_value_head_dim=8,
+        **_LINEAR,
         num_experts=4,
         num_experts_per_tok=2,
         moe_intermediate_size=16,
@@ -93,19 +96,13 @@ ARCHITECTURES: dict[str, Architecture] = {
         "Qwen3_5TextConfig",
         state=True,
         head_dim=8,
-        linear_num_value_heads=4,
-        linear_num_key_heads=2,
-        linear_key_head_dim=8,
-        linear_value_head_dim=8,
+        **_LINEAR,
     ),
     "qwen3_5-moe": _gated(
         "Qwen3_5MoeTextConfig",
         state=True,
         head_dim=8,
-        linear_num_value_heads=4,
-        linear_num_key_heads=2,
-        linear_key_head_dim=8,
-        linear_value_head_dim=8,
+        **_LINEAR,
         num_experts=4,
         num_experts_per_tok=2,
         moe_intermediate_size=16,

@@ -11,8 +11,8 @@ import numpy as np
 from jaxtyping import Float
 
 from mechsafety.claims.numbers import ALPHA
-from mechsafety.core.verdict import LABELS
 from mechsafety.statistics import holm, mcnemar, wilson
+from mechsafety.statistics.controls import largest_p
 from mechsafety.statistics.counts import counts_test, difference_interval
 from mechsafety.statistics.judge_effects import exact_difference
 
@@ -306,9 +306,8 @@ def paired_control(
     """Random draws of the same change on the same items: is the changed state beyond each of them, to one side?"""
     found = [_draw(after, draw, is_hit) for draw in draws]
     sides = {np.sign(d.fewer - d.more) for d in found}
-    untested = not found or any(d.p != d.p for d in found)
     one_side = len(sides) == 1 and 0 not in sides
-    p = NAN if untested else max(d.p for d in found) if one_side else 1.0
+    p = largest_p([(d.fewer, d.more, d.p) for d in found])
     return Control(name=name, draws=tuple(found), p=p, corrected=p, below=sides == {1} if one_side else None)
 
 
@@ -327,9 +326,3 @@ def _draw(after: Mapping[object, str], draw: Mapping[object, str], is_hit: str) 
         more=more,
         p=mcnemar(fewer, more) if pairs else NAN,
     )
-
-
-def categories(verdicts: Mapping[object, str]) -> dict[str, int]:
-    """How many items have each verdict, in the order of the labels."""
-    counts = Counter(verdicts.values())
-    return {label: counts[label] for label in LABELS if counts[label]}

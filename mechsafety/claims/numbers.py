@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 ALPHA = 0.05
 """The level of every test: a change is shown where its p after correction is below it."""
@@ -87,8 +86,3 @@ def between(low: float, high: float, unit: str) -> str:
     if unit == "points":
         return f"[{points(low)}, {points(high)}]"
     return f"[{number(low, unit if unit in TWO_DIGITS else '')}, {number(high, unit if unit in TWO_DIGITS else '')}]"
-
-
-def listed(parts: Sequence[str]) -> str:
-    """``a``, ``a and b``, ``a, b and c``."""
-    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)

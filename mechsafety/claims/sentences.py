@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from mechsafety.claims.claims import Claim, decide
 from mechsafety.claims.contrasts import Contrast, Control, Estimate
-from mechsafety.claims.numbers import between, listed, number, p_value, percent, points
+from mechsafety.claims.numbers import between, number, p_value, percent, points
+from mechsafety.core.wording import listed
 
 WORDS: Mapping[str, str] = {
     "refusal": "refused",

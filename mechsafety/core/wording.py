@@ -26,11 +26,6 @@ def span(values: Iterable[Any], form: str) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def interval(low: float, high: float) -> str:
-    """``[0.10, 0.30]``; NaN is an interval that is not known."""
-    return "(no interval)" if low != low else f"[{low:.2f}, {high:.2f}]"
-
-
 def spelt_p(p: float) -> str:
     """``p = 0.012``, ``p < 0.001``; NaN is a test that was not made."""
     if p != p:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from jaxtyping import Float
 from torch import Tensor
 
@@ -14,9 +12,6 @@ from mechsafety.models.accepted import ModelLike, as_model
 from mechsafety.models.prefixes import all_last_logits
 from mechsafety.prompts.accepted import PromptsLike, as_prompts
 from mechsafety.prompts.fed import fitting
-
-if TYPE_CHECKING:
-    pass
 
 
 def logits(

@@ -72,11 +72,6 @@ def thinking_off(tokenizer: Any, *, day: str) -> ThinkingOff:
 # -- what template and vocabulary know of thoughts ----------------------------------------------------
 
 
-def thought_tags(tokenizer: Any) -> tuple[tuple[str, str], ...]:
-    """What opens a thought and after what the answer begins, as the tokenizer's template and vocabulary have it."""
-    return tuple((mark.open, mark.close) for mark in thought_marks(tokenizer))
-
-
 def thought_marks(tokenizer: Any) -> tuple[Mark, ...]:
     """The marks of thoughts that stand in the chat template, then those that are tokens of the vocabulary."""
     template = str(tokenizer.chat_template or "")

@@ -20,14 +20,6 @@ class Pooled:
     high: float
     draws: int
 
-    def differs_from(self, other: Pooled) -> bool:
-        """Whether the two spans do not meet."""
-        return self.low > other.high or self.high < other.low
-
-    def above(self, other: Pooled) -> bool:
-        """Whether this span lies above the other's."""
-        return self.low > other.high
-
     def __str__(self) -> str:
         if self.value != self.value:
             return "an unknown share"

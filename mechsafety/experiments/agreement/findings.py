@@ -9,8 +9,9 @@ from typing import Any
 import pandas as pd
 
 from mechsafety.claims import Claim, Contrast, Estimate, corrected_over, decide, of_values, paired_counts
-from mechsafety.claims.numbers import ALPHA, listed
+from mechsafety.claims.numbers import ALPHA
 from mechsafety.claims.sentences import by_judge, change, counted, disagreement
+from mechsafety.core.wording import listed
 from mechsafety.plots.style import system_names
 from mechsafety.statistics import holm
 

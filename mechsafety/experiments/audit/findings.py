@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from mechsafety.claims import Claim, Contrast, Estimate, decide
-from mechsafety.claims.numbers import listed
 from mechsafety.claims.sentences import (
     Named,
     by_judge,
@@ -19,6 +18,7 @@ from mechsafety.claims.sentences import (
     level,
     missing,
 )
+from mechsafety.core.wording import listed
 from mechsafety.experiments.agreement.findings import arm_error_sentences
 from mechsafety.plots.style import system_names
 
