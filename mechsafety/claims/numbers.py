@@ -30,14 +30,12 @@ def percent(share: float) -> str:
 
 
 def points(difference: float) -> str:
-    """A difference of two shares: ``-80``; +0 only where exact."""
+    """A difference of two shares: ``-80``; +0, +100 and -100 only where exact."""
     if difference != difference:
         return "unknown"
-    return next(
-        text
-        for digits in (0, 1, 2, 4, 12)
-        if float(text := f"{100 * difference:+.{digits}f}") or not difference or digits == 12
-    )
+    exact = 100 * difference
+    texts = [f"{exact:+.{digits}f}" for digits in (0, 1, 2, 4, 12)]
+    return next((t for t in texts if abs(float(t)) not in (0.0, 100.0) or float(t) == exact), texts[-1])
 
 
 def p_value(p: float, alpha: float = ALPHA) -> str:

@@ -148,6 +148,8 @@ def test_zero_and_all_are_written_only_where_exact(share: float) -> None:
     assert (percent(share) == "0 %") == (share == 0)
     assert (percent(share) == "100 %") == (share == 1)
     assert (float(points(share)) == 0) == (share == 0 or share < 1e-14)
+    assert (points(share) == "+100") == (share == 1)
+    assert points(0.99969473015544) == "+99.97"
 
 
 def test_counts_are_those_of_the_items() -> None:
