@@ -119,7 +119,8 @@ def _check_real(text: str, row: Value) -> None:
 
 def _check_number(text: str, value: float, unit: str, exact: tuple[float, ...] = ()) -> None:
     decimals = len(text.partition(".")[2])
-    require(bool(unit) or text[0] in "<>" or decimals == 2, "two digits without a unit")
+    inexact = float(f"{value:.2f}") in (-1.0, 0.0, 1.0) and float(f"{value:.2f}") != value
+    require(bool(unit) or text[0] in "<>" or inexact or decimals == 2, "two digits without a unit")
     require(is_rounded(text, value, exact, two_digits=bool(unit)), f"the number is {value}")
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 from statsmodels.stats.multitest import multipletests
@@ -354,6 +354,12 @@ def test_no_claim_is_refuted_by_the_verdicts(systems: list[tuple[str, str, str]]
 
 @settings(max_examples=15, deadline=None)
 @given(st.lists(st.tuples(codes, codes, codes, codes), min_size=1, max_size=3))
+@example(
+    [
+        ("C" * 12, "R" * 6 + "C" * 6, "R" * 6 + "C" * 6, "R" * 11 + "C"),
+        ("R" * 12, "CCCCCCCCURUR", "R" + "C" * 11, "CCCCCCCRCRUR"),
+    ]
+)  # a kappa that is nearly 0
 def test_what_is_said_of_two_judges_is_true(systems: list[tuple[str, str, str, str]]) -> None:
     judges = {
         "rules": {f"s{i}": {"harmful": (a, b), "harmless": (c, d)} for i, (a, b, c, d) in enumerate(systems)},
