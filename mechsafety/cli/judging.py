@@ -38,14 +38,14 @@ if TYPE_CHECKING:
     type=click.IntRange(min=0),
     default=None,
     metavar="N",
-    help="Send no more calls to each endpoint; the rest is unparsed.",
+    help="Send no more calls, to all endpoints together; the rest is unparsed.",
 )
 @click.option(
     "--max-tokens",
     type=click.IntRange(min=0),
     default=None,
     metavar="N",
-    help="Ask each endpoint nothing more once N tokens are spent.",
+    help="Ask endpoints nothing more once N tokens are spent on all.",
 )
 @click.option(
     "--max-cost",

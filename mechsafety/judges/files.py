@@ -17,6 +17,7 @@ from mechsafety.core.verdict import LABELS, Judge, Response
 from mechsafety.judges.accepted import as_answers
 from mechsafety.judges.asking import MISSING, AskingJudge, Usage
 from mechsafety.judges.batches import batch_lines, expected, read_batch
+from mechsafety.judges.budget import Budget
 from mechsafety.judges.cache import VerdictCache, open_cache
 from mechsafety.judges.endpoint_spec import require_own_keys
 from mechsafety.judges.kinds.endpoint import EndpointJudge
@@ -68,9 +69,9 @@ def judge_file(
     """Judge every response of ``path`` and write the verdicts to ``out``: id, judge, label, tags, detail (JSON).
 
     Verdicts of judges that ask a model are kept in ``cache`` (by default a file in the user's cache folder), so that
-    an interrupted run goes on where it stopped. The caps hold for each endpoint judge, members of panels too; what
-    they will cost about is said first. ``batch_in`` is a file of results (:mod:`mechsafety.judges.batches`), which are
-    kept first; nothing more is asked then, unless ``max_calls`` says how much.
+    an interrupted run goes on where it stopped. The caps hold for all endpoint judges together, members of panels too;
+    what each will cost about is said first. ``batch_in`` is a file of results (:mod:`mechsafety.judges.batches`), which
+    are kept first; nothing more is asked then, unless ``max_calls`` says how much.
     """
     path = Path(path)
     out = None if out is None else Path(out)
@@ -170,8 +171,9 @@ def _limit(judges: Sequence[Judge], caps: Mapping[str, int | float]) -> None:
         raise MechsafetyError(
             f"{way(option, cap)} caps the calls of endpoint judges, and none is named: leave it out"
         )
+    budget = Budget(**{cap.removeprefix("max_"): value for cap, value in caps.items()})  # type: ignore[arg-type]
     for judge in endpoints:
-        judge.limit(**caps)
+        judge.limit(budget)
 
 
 def require_output(out: str | Path | None, *, endings: Sequence[str] = OUTPUTS) -> None:
