@@ -179,6 +179,8 @@ def _show_verdicts(judged: Judged) -> Shown:
         )
     for damaged in judged.damaged:
         lines.append(f"verdict cache: {damaged} is damaged; what it held is asked again")
+    for judge, reasons in judged.unread.items():
+        lines.append(f"{judge:24} unparsed: " + ", ".join(f"{tag} {n}" for tag, n in reasons.items()))
     for judge, reasons in judged.missing.items():
         n = sum(reasons.values())
         lines.append(
@@ -192,6 +194,7 @@ def _show_verdicts(judged: Judged) -> Shown:
         "label_order": records(judged.order),
         "usage": {judge: asdict(used) for judge, used in judged.usage.items()},
         "missing": judged.missing,
+        "unread": judged.unread,
         "stopped": list(judged.stopped),
         "damaged": list(judged.damaged),
         "failed": [judge for judge, reasons in judged.missing.items() if "network" in reasons],
