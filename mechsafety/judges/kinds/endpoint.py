@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import secrets
-import threading
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.progress import bar
 from mechsafety.core.verdict import Response, Verdict
 from mechsafety.judges.answers import SHOWN, Answer
@@ -28,6 +24,7 @@ from mechsafety.judges.asking import (
 from mechsafety.judges.chat_calls import CallOptions, ChatCalls, NoAnswer
 from mechsafety.judges.endpoint_spec import options_from_environment, options_of, parse
 from mechsafety.judges.reading import decide
+from mechsafety.judges.threads import in_a_thread
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -101,7 +98,7 @@ class EndpointJudge(AskingJudge):
                     progress.set_postfix_str(f"cost {cost:.4f}", refresh=False)
                 progress.update(1)
 
-            _in_a_thread(lambda put: self._ask_all(responses, put), settle)
+            in_a_thread(lambda put: self._ask_all(responses, put), settle)
         return [verdicts[row] for row in range(len(responses))]
 
     async def _ask_all(self, responses: Sequence[Response], put: _Put) -> None:
@@ -135,49 +132,6 @@ class EndpointJudge(AskingJudge):
                 self.ledger.add(Usage(repairs=1))
         except NoAnswer as error:
             return unread(response, judge=self.name, reason=error.reason, detail=error.detail)
-
-
-def _in_a_thread(work: Callable[[_Put], Coroutine[Any, Any, None]], settle: _Put) -> None:
-    """Run ``work`` in an event loop of its own thread; ``settle`` gets in this thread what it puts, as it comes.
-
-    So it works where a loop is running already (Jupyter). An interrupt cancels the work, and what had come until
-    then is still settled.
-    """
-    arrived: SimpleQueue[tuple[int, Verdict] | BaseException | None] = SimpleQueue()
-    cancel: list[Callable[[], object]] = []
-
-    async def watched() -> None:
-        loop, task = asyncio.get_running_loop(), asyncio.current_task()
-        assert task is not None
-        cancel.append(lambda: loop.call_soon_threadsafe(task.cancel))
-        await work(lambda *found: arrived.put(found))
-
-    def run() -> None:
-        try:
-            asyncio.run(watched())
-        except BaseException as error:
-            arrived.put(error)
-        else:
-            arrived.put(None)
-
-    thread = threading.Thread(target=run, name="endpoint", daemon=True)
-    thread.start()
-    try:
-        while (item := arrived.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            settle(*item)
-    except BaseException:
-        for stop in cancel:
-            with contextlib.suppress(RuntimeError):  # the loop has ended
-                stop()
-        thread.join()
-        while not arrived.empty():
-            if isinstance(item := arrived.get(), tuple):
-                with contextlib.suppress(MechsafetyError):  # the first error is the one to report
-                    settle(*item)
-        raise
-    thread.join()
 
 
 def create(argument: str | None, *, models: ModelSource | None = None) -> EndpointJudge:  # noqa: ARG001
