@@ -29,7 +29,8 @@ from mechsafety.judges.reading import SCHEMA
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
-Question, Reply = TypeVar("Question"), TypeVar("Reply")
+Question = TypeVar("Question")
+Reply = TypeVar("Reply")
 _FEW = 5
 """Equal failures, with no answer before or between them, after which an endpoint is given up."""
 _LONGEST_MESSAGE = 2000  # bytes of an error that are looked at
