@@ -82,7 +82,7 @@ class Served:
     model: str
     used: bool
     reason: str
-    agreement: Mapping[str, float]
+    agreement: Mapping[str, int | float]
 
 
 @dataclass(frozen=True, repr=False)

@@ -41,9 +41,9 @@ class VllmStub:
         if body["model"] != self.name:
             return JSONResponse({"error": {"message": "no such model"}}, status_code=404)
         choice = self.choice(body)
+        used = {"prompt_tokens": len(body["prompt"]), "completion_tokens": len(choice["token_ids"])}
         if (changed := self.twist(body, choice)) is not None:
             return changed
-        used = {"prompt_tokens": len(body["prompt"]), "completion_tokens": len(choice["token_ids"])}
         return JSONResponse({"object": "text_completion", "choices": [choice], "usage": used})
 
     def choice(self, body: dict[str, Any]) -> dict[str, Any]:

@@ -159,11 +159,13 @@ def test_a_server_that_ends_half_way_loses_nothing(
 
     stub.twist = down
     assert call(*served(exported, stub, tmp_path / "cut", *drawn)).exit_code == 2
-    done = 4
-    assert len(list((tmp_path / "cut").rglob("batches/**/*.parquet"))) == 1
+    assert len(read_run(tmp_path / "cut").parts("batches")) == 1
+    done = {tuple(body["prompt"]) for body in stub.bodies[8:12]}
     stub.twist, stub.bodies = lambda *_: None, []
     succeed(*served(exported, stub, tmp_path / "cut", *drawn))
-    assert len(stub.bodies) == 12 - done
+    again = {tuple(body["prompt"]) for body in stub.bodies}  # calls of the first session may come late
+    assert len(again) == 8
+    assert not again & done
     pd.testing.assert_frame_equal(table_of(tmp_path / "cut"), table_of(tmp_path / "whole"))
 
 
@@ -224,8 +226,8 @@ def test_what_serves_something_else_is_refused_before_the_run(
             [*exported["generate"], "--backend", "vllm", "--address", nobody, "--out", run], "gives no answer"
         )
     assert not run.exists()
-    stub.window = 20
-    refused(served(exported, stub, run), r"has a window of 20 tokens.*--max-model-len")
+    stub.window = 9
+    refused(served(exported, stub, run), r"has a window of 9 tokens.*--max-model-len")
 
 
 @pytest.mark.parametrize(
