@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from typing import Protocol, Unpack, runtime_checkable
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -10,6 +10,7 @@ from plotly.subplots import make_subplots
 
 from mechsafety.claims.numbers import number
 from mechsafety.core.errors import MechsafetyError
+from mechsafety.plots.look import Look, drawn
 from mechsafety.plots.style import COLOURS, require_rows, require_single, short_name, styled
 
 KL_TICKS = [0.01, 0.03, 0.1, 0.3, 1, 3, 10]
@@ -34,7 +35,8 @@ class SweepLike(Protocol):
     def selected_layer(self) -> int | None: ...
 
 
-def layer_sweep(sweep: SweepLike, *, position: int | None = None) -> go.Figure:
+@drawn
+def layer_sweep(sweep: SweepLike, *, position: int | None = None, **_look: Unpack[Look]) -> go.Figure:
     """Separation, bypass and induce, and KL by layer; dashed where a layer is selected, at the position selected.
 
     ``position`` draws another one boldly, which the dashed line is then left out of.
@@ -50,6 +52,7 @@ def layer_sweep(sweep: SweepLike, *, position: int | None = None) -> go.Figure:
     )
 
 
+@drawn
 def layer_sweep_table(
     table: pd.DataFrame,
     *,
@@ -57,6 +60,7 @@ def layer_sweep_table(
     selected: int | None,
     base: tuple[float, float] | None = None,
     position: int | None = None,
+    **_look: Unpack[Look],
 ) -> go.Figure:
     """The same from a stored table (sweep.parquet) of one model and method.
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Unpack
 
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from mechsafety.plots.look import Look, drawn
 from mechsafety.plots.style import (
     COLOURS,
-    legend_at_foot,
     require_rows,
     require_single,
     styled,
@@ -43,7 +44,8 @@ def judge_chapter_figures(tables: Mapping[str, pd.DataFrame]) -> dict[str, go.Fi
     return figures
 
 
-def effect_forest(effects: pd.DataFrame) -> go.Figure:
+@drawn
+def effect_forest(effects: pd.DataFrame, **_look: Unpack[Look]) -> go.Figure:
     """The edit's effect on refusal under every judge and mapping: one row each, one column per prompt label."""
     require_single(require_rows(effects, "effects", effects), "system", "label", "judge", "mapping")
     systems = list(dict.fromkeys(effects["system"]))
@@ -102,7 +104,8 @@ def effect_forest(effects: pd.DataFrame) -> go.Figure:
     )
 
 
-def error_dots(errors: pd.DataFrame) -> go.Figure:
+@drawn
+def error_dots(errors: pd.DataFrame, **_look: Unpack[Look]) -> go.Figure:
     """Sensitivity and specificity of each judge against the reference, original beside edited."""
     shown = errors[(errors["label"] == "all") & errors["arm"].isin(ARMS)]
     require_single(require_rows(shown, "all labels", errors, "label", "arm"), "judge", "arm")
@@ -129,19 +132,18 @@ def error_dots(errors: pd.DataFrame) -> go.Figure:
             )
     figure.update_yaxes(tickvals=list(range(len(judges))), ticktext=judges, automargin=True)
     figure.update_xaxes(tickformat=".0%", range=[-0.03, 1.03])
-    return legend_at_foot(
-        styled(
-            figure,
-            "Errors of judges on original and edited responses",
-            "Against the reference, weighted by inclusion probability. Whiskers: 95 %, bootstrap over prompts "
-            "(Wilson at 0 and 100 %).",
-            width=860,
-            height=250 + 46 * len(judges),
-        )
+    return styled(
+        figure,
+        "Errors of judges on original and edited responses",
+        "Against the reference, weighted by inclusion probability. Whiskers: 95 %, bootstrap over prompts "
+        "(Wilson at 0 and 100 %).",
+        width=860,
+        height=250 + 46 * len(judges),
     )
 
 
-def corrected_rates_figure(corrected: pd.DataFrame) -> go.Figure:
+@drawn
+def corrected_rates_figure(corrected: pd.DataFrame, **_look: Unpack[Look]) -> go.Figure:
     """The harmful refusal rate of each arm as each judge gives it, and as people's labels correct it."""
     groups = _corrected(corrected)
     shown = corrected[(corrected["label"] == "harmful") & corrected["system"].isin(groups[:1])]
@@ -171,14 +173,12 @@ def corrected_rates_figure(corrected: pd.DataFrame) -> go.Figure:
     figure.update_yaxes(tickvals=list(range(len(judges))), ticktext=judges, automargin=True)
     figure.update_xaxes(tickformat=".0%", range=[-0.02, 1.02], title_text="harmful prompts refused")
     which = "all systems together" if groups[0] == "all" else system_names(corrected["system"])[groups[0]]
-    return legend_at_foot(
-        styled(
-            figure,
-            "Refusal rates corrected by the reference",
-            f"{which}. Whiskers: 95 % intervals. No square: the judge's error is too large or unknown to invert.",
-            width=860,
-            height=250 + 84 * len(judges),
-        )
+    return styled(
+        figure,
+        "Refusal rates corrected by the reference",
+        f"{which}. Whiskers: 95 % intervals. No square: the judge's error is too large or unknown to invert.",
+        width=860,
+        height=250 + 84 * len(judges),
     )
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Unpack
 
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from mechsafety.plots.look import Look, drawn
 from mechsafety.plots.style import (
     COLOURS,
-    legend_at_foot,
     require_rows,
     require_single,
     styled,
@@ -92,7 +93,8 @@ def habit_figure(table: pd.DataFrame) -> go.Figure:
     return _finished(figure, table, "How often models say yes", about)
 
 
-def reliability_figure(calibration: pd.DataFrame) -> go.Figure:
+@drawn
+def reliability_figure(calibration: pd.DataFrame, **_look: Unpack[Look]) -> go.Figure:
     """P(yes) against the share of refusals among answers with that P(yes): the diagonal is perfect."""
     require_rows(calibration, "calibration", calibration)
     systems, kinds = _unique(calibration["system"]), _unique(calibration["kind"])
@@ -135,14 +137,12 @@ def reliability_figure(calibration: pd.DataFrame) -> go.Figure:
     figure.update_xaxes(range=[-0.03, 1.03], title_text="P(yes, I declined)")
     figure.update_yaxes(range=[-0.03, 1.03], tickformat=".0%")
     figure.update_yaxes(title_text="refused", col=1)
-    return legend_at_foot(
-        styled(
-            figure,
-            "Calibration of self-judgement",
-            "Ten equal bins of P(yes) against the outside judge; 95 % Wilson intervals.",
-            width=980,
-            height=210 + 320 * len(systems),
-        )
+    return styled(
+        figure,
+        "Calibration of self-judgement",
+        "Ten equal bins of P(yes) against the outside judge; 95 % Wilson intervals.",
+        width=980,
+        height=210 + 320 * len(systems),
     )
 
 
@@ -179,9 +179,7 @@ def _finished(figure: go.Figure, table: pd.DataFrame, title: str, about: str) ->
     figure.update_xaxes(tickangle=0, tickfont={"size": 10})
     columns, rows = len(_unique(table["system"])), len(_unique(table["form"]))
     about = f"Judging model and answering model. {about}"
-    return legend_at_foot(
-        styled(figure, title, about, width=max(760, 180 + 400 * columns), height=220 + 300 * rows)
-    )
+    return styled(figure, title, about, width=max(760, 180 + 400 * columns), height=220 + 300 * rows)
 
 
 def _unique(values: pd.Series) -> Sequence[str]:

@@ -5,17 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
 import pandas as pd
 import plotly.graph_objects as go
 
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.wording import counted
+from mechsafety.plots.look import Look, drawn
 from mechsafety.plots.style import (
     COLOURS,
     file_names,
-    legend_at_foot,
     require_rows,
     require_single,
     short_name,
@@ -49,12 +49,14 @@ LABELS = ("harmful", "harmless")
 _PATTERNS = {"refusal": "", "compliance": "", "degenerate": "/"}
 
 
+@drawn
 def outcome_bars(
     rates: pd.DataFrame,
     tests: pd.DataFrame | None = None,
     *,
     judge: str | None = None,
     controls: pd.DataFrame | None = None,
+    **_look: Unpack[Look],
 ) -> go.Figure:
     """What each system answers, original against edited: shares of the readable answers, Wilson intervals on refusals.
 
@@ -94,7 +96,7 @@ def outcome_bars(
     figure.update_yaxes(range=[0, 1.1], tickformat=".0%", tickvals=[0, 0.25, 0.5, 0.75, 1])
     figure.update_yaxes(title_text="share of readable responses", col=1)
     figure.update_xaxes(tickangle=0)
-    styled(
+    return styled(
         figure,
         "Answers before and after the edit",
         f"Judge {judge}. Bars and whiskers: of the responses that it could read; whiskers: 95 % Wilson interval of "
@@ -109,7 +111,6 @@ def outcome_bars(
         width=max(760, 260 + (320 if random else 250) * len(systems)),
         height=520 if random else 500,
     )
-    return legend_at_foot(figure).update_layout(margin={"b": 120, "t": 128 if random else 110})
 
 
 _STARS = (
@@ -209,7 +210,8 @@ def _draw_bars(
             figure.add_annotation(text=mark, showarrow=False, font={"size": 13}, **where)
 
 
-def refusal_heatmap(rates: pd.DataFrame) -> go.Figure:
+@drawn
+def refusal_heatmap(rates: pd.DataFrame, **_look: Unpack[Look]) -> go.Figure:
     """Refusal rate by judge (rows) and system and arm (columns), harmful and harmless prompts."""
     readable = require_rows(rates[rates["rate"].notna()], "rates", rates, "judge", "label")
     require_single(readable, "judge", "system", "arm", "label")
@@ -244,7 +246,10 @@ def refusal_heatmap(rates: pd.DataFrame) -> go.Figure:
     )
 
 
-def pca_scatter(points: pd.DataFrame, *, name: str, layer: int, position: int = -1) -> go.Figure:
+@drawn
+def pca_scatter(
+    points: pd.DataFrame, *, name: str, layer: int, position: int = -1, **_look: Unpack[Look]
+) -> go.Figure:
     """Validation prompts in the plane of the first two principal components at the selected place."""
     return _pca_scatter(points, short_name(name), layer=layer, position=position)
 
@@ -277,7 +282,8 @@ def _pca_scatter(points: pd.DataFrame, shown: str, *, layer: int, position: int)
     )
 
 
-def judge_agreement(agreement: pd.DataFrame, *, arm: str | None = None) -> go.Figure:
+@drawn
+def judge_agreement(agreement: pd.DataFrame, *, arm: str | None = None, **_look: Unpack[Look]) -> go.Figure:
     """Cohen's kappa between every two judges, with its 95 % interval.
 
     ``arm`` is by default ``all``, or the only one that the table holds.
@@ -336,14 +342,13 @@ def self_judgement(summary: pd.DataFrame) -> go.Figure:
         figure.add_annotation(x=place, y=0.1, text="unknown", showarrow=False)
     figure.update_yaxes(range=[0, 1.05], title_text="AUC against the primary judge")
     figure.update_xaxes(tickvals=places, ticktext=names, range=[-0.5, len(names) - 0.5], zeroline=False)
-    styled(
+    return styled(
         figure,
         "Recognition of own refusals",
         "Log-probability of Yes against No, asked whether it declined; 95 % bootstrap interval.",
         width=max(640, 280 + 140 * len(names)),
         height=480,
     )
-    return legend_at_foot(figure).update_layout(margin={"b": 120})
 
 
 def study_figures(tables: Mapping[str, pd.DataFrame], systems: Mapping[str, Any]) -> dict[str, go.Figure]:
