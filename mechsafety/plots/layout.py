@@ -101,17 +101,21 @@ def _y_labels(figure: go.Figure, width: int, area: int) -> int:
         if axis.showticklabels is False or axis.visible is False:
             continue
         size = axis.tickfont.size or 12
+        axis.ticklabelstandoff = axis.ticklabelstandoff or 4
+        axis.title.font.size = axis.title.font.size or 12
         labels = _labels(figure, axis, "y")
         titled = 24 if axis.title.text else 0
         if labels:
             span = (axis.domain or (0, 1))[1] - (axis.domain or (0, 1))[0]
             pitch = span * area / len(labels)
-            room = _SHARE * width
+            room = (
+                _SHARE * width if _first_column(figure, axis) else _gap_left(figure, axis) * width * 0.8 - 12
+            )
             shown = [_in_row(label, room, pitch, size) for label in labels]
             if shown != labels:
                 _set_labels(axis, labels, shown)
             if _first_column(figure, axis):
-                widest = max(widest, max(text_width(label, size) for label in shown) + 12 + titled)
+                widest = max(widest, max(text_width(label, size) for label in shown) + 16 + titled)
         elif _first_column(figure, axis):
             widest = max(widest, 46 + titled)
         axis.update(automargin=True)
@@ -126,6 +130,13 @@ def _in_row(label: str, room: int | float, pitch: int | float, size: int | float
 def _first_column(figure: go.Figure, axis: Any) -> bool:
     anchor = figure.layout[_axis_name(axis.anchor or "x")]
     return (anchor.domain or (0, 1))[0] < 0.01
+
+
+def _gap_left(figure: go.Figure, axis: Any) -> float:
+    """The share of the paper between an axis and the panel to its left."""
+    start = (figure.layout[_axis_name(axis.anchor or "x")].domain or (0, 1))[0]
+    ends = [(other.domain or (0, 1))[1] for other in figure.select_xaxes()]
+    return start - max((end for end in ends if end <= start), default=0.0)
 
 
 def _axis_name(anchor: str) -> str:
@@ -233,8 +244,7 @@ def _part_rows(
         return inside
     gaps = [(second[0] - first[1]) * inside for first, second in itertools.pairwise(rows)]
     needed = [
-        above.get(first[1], 0.0) + below.get(second[0], 0.0)
-        for first, second in itertools.pairwise(rows)
+        above.get(first[1], 0.0) + below.get(second[0], 0.0) for first, second in itertools.pairwise(rows)
     ]
     wide = [max(gap, need + 4) for gap, need in zip(gaps, needed, strict=True)]
     if wide == gaps:

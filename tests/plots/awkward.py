@@ -77,8 +77,8 @@ def drawings(case: Case) -> dict[str, Drawing]:
     return found
 
 
-def drawn(case: Case, **look: Any) -> dict[str, go.Figure]:
-    """Every figure that the data allow; that there is nothing to draw is an answer too."""
+def drawn(case: Case, *, runs: bool = True, **look: Any) -> dict[str, go.Figure]:
+    """Every figure that the data allow (that there is nothing to draw is an answer too); those of whole ``runs`` too."""
     found: dict[str, go.Figure] = {}
     with looking(**look):
         for name, draw in drawings(case).items():
@@ -86,7 +86,7 @@ def drawn(case: Case, **look: Any) -> dict[str, go.Figure]:
                 found[name] = draw()
             except MechsafetyError:
                 assert case.value is not None, name
-        found |= _several(case)
+        found |= _several(case) if runs else {}
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Unpack
 
@@ -9,7 +10,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from mechsafety.plots.look import Look, drawn
+from mechsafety.plots.look import Look, drawn, wanted
 from mechsafety.plots.style import (
     COLOURS,
     require_rows,
@@ -27,6 +28,7 @@ _CELL_NAMES = {
     ("edited", "original"): "edited<br>about the original's",
 }
 _CELL_COLOURS = ("#0072B2", "#56B4E9", "#D55E00", "#E69F00")
+_MOST_COLUMNS = 3
 _THIN = {"thickness": 1.2, "width": 4.0}
 _FORM_NAMES = {"logit": "log-probability", "text": "in words"}
 _CONTROLS = (
@@ -152,19 +154,24 @@ def _panels(table: pd.DataFrame) -> tuple[go.Figure, list[tuple[tuple[int, int],
         require_rows(table, "self-judgement", table), "system", "form", "judge_arm", "response_arm"
     )
     systems, forms = _unique(table["system"]), _unique(table["form"])
-    names = system_names(systems)
+    names, columns = system_names(systems), _columns(systems)
+    rows = math.ceil(len(systems) / columns)
+    blank = [""] * (rows * columns - len(systems))
     figure = make_subplots(
-        rows=len(forms),
-        cols=len(systems),
+        rows=rows * len(forms),
+        cols=columns,
         shared_yaxes=True,
-        subplot_titles=[f"{names[s]}, {_FORM_NAMES[f]}" for f in forms for s in systems],
-        vertical_spacing=0.15 if len(forms) > 1 else 0.1,
-        horizontal_spacing=min(0.04, 0.3 / len(systems)),
+        subplot_titles=[
+            t for f in forms for t in (*(f"{names[s]}, {_FORM_NAMES[f]}" for s in systems), *blank)
+        ],
+        vertical_spacing=min(0.15, 0.3 / (rows * len(forms))),
+        horizontal_spacing=0.04,
     )
     order = list(_CELL_NAMES)
     panels = []
-    for row, form in enumerate(forms, start=1):
-        for column, system in enumerate(systems, start=1):
+    for block, form in enumerate(forms):
+        for number, system in enumerate(systems):
+            row, column = block * rows + number // columns + 1, number % columns + 1
             part = table[(table["form"] == form) & (table["system"] == system)]
             places = [order.index(cell) for cell in zip(part["judge_arm"], part["response_arm"], strict=True)]
             panels.append(((row, column), part.assign(place=places).sort_values("place")))
@@ -177,9 +184,16 @@ def _names(part: pd.DataFrame) -> list[str]:
 
 def _finished(figure: go.Figure, table: pd.DataFrame, title: str, about: str) -> go.Figure:
     figure.update_xaxes(tickangle=0, tickfont={"size": 10})
-    columns, rows = len(_unique(table["system"])), len(_unique(table["form"]))
+    systems = _unique(table["system"])
+    columns = _columns(systems)
+    rows = math.ceil(len(systems) / columns) * len(_unique(table["form"]))
     about = f"Judging model and answering model. {about}"
     return styled(figure, title, about, width=max(760, 180 + 400 * columns), height=220 + 300 * rows)
+
+
+def _columns(systems: Sequence[str]) -> int:
+    """How many panels stand in a row: at most three, fewer in a narrow picture."""
+    return max(1, min(len(systems), _MOST_COLUMNS, (wanted().get("width") or 10**4) // 260))
 
 
 def _unique(values: pd.Series) -> Sequence[str]:
