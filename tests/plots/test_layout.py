@@ -14,7 +14,9 @@ from mechsafety.plots.style import styled
 from tests.plots.awkward import CASES, drawn
 from tests.plots.boxes import faults
 
-pytestmark = pytest.mark.skipif(find_chromium() is None, reason="no Chromium on this machine; .ci/run installs one")
+pytestmark = pytest.mark.skipif(
+    find_chromium() is None, reason="no Chromium on this machine; .ci/run installs one"
+)
 SIZES = (700, 1200, None)
 """Pixels of a figure's width; None: its own."""
 
@@ -37,7 +39,9 @@ def test_texts_of_every_public_figure_stand_apart(browser: Any, tmp_path: Path) 
 @pytest.mark.slow
 @pytest.mark.parametrize("width", SIZES)
 @pytest.mark.parametrize("case", CASES)
-def test_texts_of_every_figure_stand_apart(browser: Any, tmp_path: Path, case: str, width: int | None) -> None:
+def test_texts_of_every_figure_stand_apart(
+    browser: Any, tmp_path: Path, case: str, width: int | None
+) -> None:
     found = [str(fault) for fault in faults(browser, drawn(CASES[case], width=width), tmp_path / "page.html")]
     assert found == []
 
@@ -52,7 +56,9 @@ def test_texts_that_do_not_are_found(browser: Any, tmp_path: Path) -> None:
         return styled(figure, "Two points", "", width=500, height=400)
 
     figures = {
-        "over": noted({"text": "first note", "x": 0.5, "y": 0.5}, {"text": "second note", "x": 0.52, "y": 0.51}),
+        "over": noted(
+            {"text": "first note", "x": 0.5, "y": 0.5}, {"text": "second note", "x": 0.52, "y": 0.51}
+        ),
         "outside": noted({"text": "a note at the edge", "x": 1.1, "y": 0.5}),
         "turned": noted(
             {"text": "a long note that is turned", "x": 0.5, "y": 0.5, "textangle": -60},

@@ -69,7 +69,11 @@ def test_bands_and_whiskers_take_the_colour_of_their_series() -> None:
 
 
 def test_a_map_of_numbers_takes_a_scale() -> None:
-    scale = plots.heat_map([[0.0, 1.0]], x=[0, 1], y=["a"], title="Two", colours=["white", "navy"]).data[0].colorscale
+    scale = (
+        plots.heat_map([[0.0, 1.0]], x=[0, 1], y=["a"], title="Two", colours=["white", "navy"])
+        .data[0]
+        .colorscale
+    )
     assert [list(step) for step in scale] == [[0.0, "white"], [1.0, "navy"]]
 
 
