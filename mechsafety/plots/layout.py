@@ -124,7 +124,8 @@ def _y_labels(figure: go.Figure, width: int, area: int) -> int:
 
 def _in_row(label: str, room: int | float, pitch: int | float, size: int | float) -> str:
     wrapped = fitted(label, room, size)
-    return wrapped if text_height(wrapped, size) <= max(pitch, LINE * size) else cut(label, room, size)
+    lines_fit = text_height(wrapped, size) + 6 <= pitch or "<br>" not in wrapped
+    return wrapped if lines_fit else cut(label, room, size)
 
 
 def _first_column(figure: go.Figure, axis: Any) -> bool:

@@ -125,7 +125,7 @@ def _of_studies(case: Case) -> dict[str, Drawing]:
     )
     corrected["labels"] = 30
     points = case.rows({"pc1": 1.0, "pc2": -1.0, "explained1": 0.4, "explained2": 0.2}, id=range(8))
-    points = points.assign(label=["harmful", "harmless"] * 4, pc1=points["pc1"] + range(8))
+    points = points.assign(label=["harmful", "harmless"] * 4, pc1=[case.of(float(n)) for n in range(8)])
     aucs = {"auc": 0.8, "low": 0.7, "high": 0.9, "auc_shuffled": 0.5, "auc_length": 0.55}
     own = case.rows(aucs, system=case.systems, arm=ARMS)
     return {

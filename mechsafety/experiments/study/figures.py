@@ -11,6 +11,7 @@ import plotly.graph_objects as go
 
 from mechsafety.experiments.study.outcome_bars import LABELS, outcome_bars
 from mechsafety.plots.look import Look, drawn
+from mechsafety.plots.panels import WIDTH
 from mechsafety.plots.style import (
     COLOURS,
     file_names,
@@ -66,13 +67,13 @@ def refusal_heatmap(rates: pd.DataFrame, **_look: Unpack[Look]) -> go.Figure:
         figure.add_trace(cells, row=1, col=column)
     # Places are numbered: names over several lines need not stay distinct.
     figure.update_xaxes(tickvals=list(range(len(names))), ticktext=names, showgrid=False, zeroline=False)
-    figure.update_xaxes(tickangle=0 if len(keys) <= 4 else -40, tickfont={"size": 11})
+    figure.update_xaxes(tickfont={"size": 11})
     figure.update_yaxes(showgrid=False)
     return styled(
         figure,
         "Refusal rates by judge",
         "Share of responses that each judge calls a refusal (unparsed ones left out of the denominator).",
-        width=max(760, 300 + 220 * len(keys)) if len(keys) <= 4 else 340 + 160 * len(keys),
+        width=min(max(760, 260 + 150 * len(keys)), max(WIDTH, 200 + 60 * len(keys))),
         height=290 + 48 * len(judges),
     )
 
