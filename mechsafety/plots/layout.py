@@ -201,8 +201,9 @@ def _ticks(figure: go.Figure, axis: Any, room: int | float) -> float:
     labels = _labels(figure, axis, "x")
     if not labels:
         return LINE * size + 4
-    slot = room / len(labels)
-    widest = max(text_width(label, size) for label in labels)
+    seen = _in_range(axis, labels)
+    slot = room / len(seen)
+    widest = max(text_width(label, size) for label in seen)
     if widest <= slot - 4:
         axis.tickangle = 0
         return max(text_height(label, size) for label in labels) + 4
@@ -216,6 +217,15 @@ def _ticks(figure: go.Figure, axis: Any, room: int | float) -> float:
     turn = math.radians(-angle)
     widest = max(text_width(label, size) for label in shown)
     return widest * math.sin(turn) + LINE * size * math.cos(turn) + 6
+
+
+def _in_range(axis: Any, labels: list[str]) -> list[str]:
+    """Those of an axis's labels that stand within its range; all where one of the two is not said."""
+    if axis.range is None or axis.tickvals is None or axis.type == "category":
+        return labels
+    low, high = sorted(axis.range)
+    places = [math.log10(v) if axis.type == "log" else float(v) for v in axis.tickvals]
+    return [label for label, at in zip(labels, places, strict=True) if low <= at <= high] or labels
 
 
 def _row_of(figure: go.Figure, axis: Any) -> tuple[float, float]:

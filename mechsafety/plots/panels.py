@@ -226,7 +226,7 @@ def _base(panel: Panel, base: pd.Series | None) -> list[dict[str, Any]]:
     value = _unit(panel, base)
     if value is None or base is None or panel.form in ("kl", "share"):
         return []
-    scale = value if panel.form == "ratio" else 1.0
+    scale = (value or 1.0) if panel.form == "ratio" else 1.0
     at = value / scale
     ink = COLOURS["ink"]
     shapes: list[dict[str, Any]] = [

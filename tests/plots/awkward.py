@@ -15,6 +15,7 @@ from mechsafety import plots
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.experiments.anatomy.figures import anatomy_figures
 from mechsafety.experiments.audit.figures import audit_figures
+from mechsafety.experiments.lab.figures import lab_figures
 from mechsafety.experiments.ladder.figures import ladder_figures
 from mechsafety.experiments.regions.figures import region_figures
 from mechsafety.experiments.selfjudgement.figures import selfjudge_figures
@@ -22,7 +23,7 @@ from mechsafety.experiments.study.figures import self_judgement
 from mechsafety.plots.by_layer import layer_lines
 from mechsafety.plots.by_token import token_curves
 from mechsafety.plots.look import looking
-from tests import anatomy_tables, ladder_tables, region_tables
+from tests import anatomy_tables, lab_tables, ladder_tables, region_tables
 
 LONG = "a-checkpoint-whose-name-is-as-long-as-file-systems-bear-with"
 JUDGES = ("rules", "phrases:granular", "embedding", "logit", "text")
@@ -326,4 +327,16 @@ def _several(case: Case) -> dict[str, go.Figure]:
         if case.name == LONG or len(case.systems) == 2:
             found |= anatomy_figures(anatomy_tables.tables(), names=names)
             found |= region_figures(region_tables.tables(layers=8), name=case.name)
+            found |= lab_figures(lab_tables.all_cases().assign(seed=0), *_claims())
     return found
+
+
+def _claims() -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Bounds and controls of a lab's claims, as many as there are, in three seeds."""
+    keys = {"number": range(1, 10), "model": ("ssft", "dpo"), "seed": (0, 1, 2)}
+    what = "share of refusals of prompts that the tuning never saw"
+    table = CASES["plain"].rows({"value": 0.123, "low": -1.25, "high": 2.5}, **keys).assign(what=what)
+    return (
+        table.assign(bound="at least 0.9", state="not measurable"),
+        table.assign(control="permuted labels", beyond="no"),
+    )

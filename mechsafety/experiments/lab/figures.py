@@ -10,6 +10,7 @@ from plotly.subplots import make_subplots
 
 from mechsafety.experiments.lab.findings import KINDS, TUNINGS
 from mechsafety.plots.style import AROUND, COLOURS, styled
+from mechsafety.plots.text import text_width
 
 _STATES = {
     "met": COLOURS["refusal"],
@@ -97,7 +98,8 @@ def _squares(table: pd.DataFrame, states: Mapping[str, str], *, title: str, subt
         type="category", categoryorder="array", categoryarray=names[::-1], ticklabelstandoff=8, showgrid=True
     )
     figure.update_yaxes(range=[-0.6, len(names) - 0.4])
-    return styled(figure, title, subtitle, width=1000, height=AROUND + 25 * len(names))
+    row = 25 if max(text_width(name, 12) for name in names) < 330 else 38  # pixels, for one line or for two
+    return styled(figure, title, subtitle, width=1000, height=AROUND + row * len(names))
 
 
 def outcomes_figure(cases: pd.DataFrame) -> go.Figure:
