@@ -258,7 +258,10 @@ def _of_checkpoints(case: Case) -> dict[str, Drawing]:
 
 
 def _of_experiments(case: Case) -> dict[str, Drawing]:
-    found = {name: case.filled(table) for name, table in region_tables.tables(layers=8).items()}
+    found = {
+        name: case.filled(table, "q", "rank", "n_examples")
+        for name, table in region_tables.tables(layers=8).items()
+    }
     tradeoff = case.filled(region_tables.tradeoff(), "p", "q", "r_u", "r_s", "share")
     names = {"base": case.name, "tuned": f"{case.name}+tuned", "control": f"{case.name}+control"}
     separation = case.filled(anatomy_tables.separation())

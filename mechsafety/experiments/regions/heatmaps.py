@@ -14,7 +14,7 @@ from mechsafety.experiments.regions.contrasts import REMOVAL_NAMES
 from mechsafety.experiments.regions.findings import METHOD_NAMES, times_chance
 from mechsafety.plots.look import Look, drawn
 from mechsafety.plots.panels import WIDTH
-from mechsafety.plots.style import COLOURS, DIVERGING, HEAT, styled
+from mechsafety.plots.style import COLOURS, DIVERGING, HEAT, require_rows, styled
 from mechsafety.plots.traces import side_by_side
 
 _EMPTY = "#DDDDDD"
@@ -40,23 +40,25 @@ class _Map:
 @drawn
 def jaccard_heatmap(structure: pd.DataFrame, method: str, **_look: Unpack[Look]) -> go.Figure:
     """Jaccard index of the top sets of safety and utility, layer x kind, one map per q; the scale marks chance."""
-    found = structure[structure["method"] == method]
+    found = structure[(structure["method"] == method) & structure["q"].notna()]
+    require_rows(found, f"method {method!r}", structure, "method", "q")
     maps = []
     for q, rows in found.groupby("q", sort=True):
         chance, top = float(rows["chance"].mean()), float(rows["jaccard"].max())
+        known = chance == chance and top == top
         kinds = {str(kind): part for kind, part in rows.groupby("kind", sort=False)}
         maps.append(
             _Map(
                 rows=rows,
                 column="jaccard",
-                title=f"Jaccard index of the top {q:g} % sets; chance {chance:.3f}",
+                title=f"Jaccard index of the top {q:g} % sets; chance {'unknown' if chance != chance else f'{chance:.3f}'}",
                 scale={
                     "colorscale": HEAT,
                     "zmin": 0,
-                    "zmax": max(top, chance),
-                    "colorbar": _chance_bar(chance, top),
+                    "zmax": max(top, chance) if known else 1.0,
+                    "colorbar": _chance_bar(chance, top) if known else {},
                 },
-                edge={k: f"{v['jaccard'].mean():.2f} ({times_chance(v):.0f}×)" for k, v in kinds.items()},
+                edge={k: f"{_number(v['jaccard'].mean())} ({_times(v)})" for k, v in kinds.items()},
             )
         )
     return _layer_maps(
@@ -288,6 +290,11 @@ def _size_name(size: str) -> str:
 
 def _number(value: float) -> str:
     return "–" if value != value else f"{value:.2f}"
+
+
+def _times(structure: pd.DataFrame) -> str:
+    found = times_chance(structure)
+    return "–" if found != found else f"{found:.0f}×"
 
 
 def _most(values: pd.Series) -> str:

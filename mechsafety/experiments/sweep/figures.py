@@ -15,7 +15,7 @@ from mechsafety.plots.lines import band, faded
 from mechsafety.plots.look import Look, drawn
 from mechsafety.plots.style import COLOURS, DIVERGING, HEAT, require_rows, require_single, styled, whiskers
 from mechsafety.plots.traces import dots, in_legend, stacked
-from mechsafety.sweeps.figures import KL_TICKS, layer_sweep_table
+from mechsafety.sweeps.figures import kl_axis, layer_sweep_table
 from mechsafety.sweeps.profile_figure import profile_figure
 
 # Okabe and Ito's remaining colours, for methods.
@@ -130,7 +130,7 @@ def method_lines(
         figure.add_hline(y=0, line={"color": "#999999", "width": 1}, row=row, col=1)
     for row, label in enumerate(("bypass", "induce", "KL (nats)"), start=1):
         figure.update_yaxes(title_text=label, row=row, col=1)
-    figure.update_yaxes(type="log", tickvals=KL_TICKS, row=3, col=1)
+    figure.update_yaxes(kl_axis(rows["kl"]), row=3, col=1)
     figure.update_xaxes(title_text="layer (input of block)", row=3, col=1)
     return styled(
         figure,
