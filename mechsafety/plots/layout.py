@@ -31,6 +31,7 @@ def lay_out(
     figure: go.Figure, title: str, subtitle: str, *, width: int, area: int, height: int | None
 ) -> None:
     """Fit text into a figure ``width`` pixels wide, its panels ``area`` or all of it ``height`` pixels high."""
+    _numbered_maps(figure)
     left, right = _y_labels(figure, width, area), _colour_bars(figure)
     inner = max(60.0, width - left - right)
     top = _title(figure, title, subtitle, width)
@@ -333,6 +334,16 @@ def _legend(figure: go.Figure, width: int) -> float:
 
 
 # -- within -----------------------------------------------------------------------------------------
+
+
+def _numbered_maps(figure: go.Figure) -> None:
+    """The range of axes of maps whose places are numbered: plotly finds none where no number is known."""
+    for trace in figure.data:
+        if trace.type == "heatmap" and trace.z is not None and len(trace.z):
+            for letter, n in (("x", len(trace.z[0])), ("y", len(trace.z))):
+                axis = figure.layout[_axis_name(trace[f"{letter}axis"] or letter)]
+                if trace[letter] is None and axis.range is None and axis.autorange is None:
+                    axis.range = (-0.5, n - 0.5)
 
 
 def _cells(figure: go.Figure, inner: int | float, area: int | float) -> None:

@@ -46,12 +46,13 @@ def jaccard_heatmap(structure: pd.DataFrame, method: str, **_look: Unpack[Look])
     for q, rows in found.groupby("q", sort=True):
         chance, top = float(rows["chance"].mean()), float(rows["jaccard"].max())
         known = chance == chance and top == top
+        share = f"{chance:.3f}" if known else "unknown"
         kinds = {str(kind): part for kind, part in rows.groupby("kind", sort=False)}
         maps.append(
             _Map(
                 rows=rows,
                 column="jaccard",
-                title=f"Jaccard index of the top {q:g} % sets; chance {'unknown' if chance != chance else f'{chance:.3f}'}",
+                title=f"Jaccard index of the top {q:g} % sets; chance {share}",
                 scale={
                     "colorscale": HEAT,
                     "zmin": 0,
