@@ -92,7 +92,7 @@ def _difference(c: Contrast) -> str:
     if c.unit == "share":
         ends = between(c.difference.low, c.difference.high, "points")
         return f"{points(c.difference.value)} points{f' {ends}' if ends else ''}"
-    sign = "+" if c.difference.value > 0 else ""
+    sign = "+" if c.difference.value >= 0 else ""
     return f"{sign}{number(c.difference.value, c.unit)}{_ends(c.difference, c.unit)}"
 
 
@@ -175,17 +175,19 @@ def extremes(subject: str, measure: str, values: Sequence[Named], *, unit: str, 
     known = [v for v in values if v.estimate.known]
     missing = f"; {len(values) - len(known)} unknown" if len(known) < len(values) else ""
     if not known:
-        return f"{subject}: {measure} over {len(values)} {of}: unknown."
+        return f"{subject}: {measure} over 0 {of}{missing}."
     ends = [f(v.estimate.value for v in known) for f in (min, max)]
     if ends[0] == ends[1]:
         tie = f"all {len(known)} tie" if len(known) > 1 else known[0].name
-        return f"{subject}: {measure} over {len(values)} {of}: {spelt(known[0].estimate, unit)} ({tie}){missing}."
+        return (
+            f"{subject}: {measure} over {len(known)} {of}: {spelt(known[0].estimate, unit)} ({tie}){missing}."
+        )
     parts = [
         f"{word} {spelt(who[0].estimate, unit)} ({_tied([v.name for v in who])})"
         for word, end in zip(("lowest", "highest"), ends, strict=True)
         if (who := [v for v in known if v.estimate.value == end])
     ]
-    return f"{subject}: {measure} over {len(values)} {of}: {', '.join(parts)}{missing}."
+    return f"{subject}: {measure} over {len(known)} {of}: {', '.join(parts)}{missing}."
 
 
 def _tied(names: Sequence[str]) -> str:

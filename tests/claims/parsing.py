@@ -10,8 +10,8 @@ from tests.claims.recomputed import Share, share_of
 from tests.claims.spelled import NUMBER, P, is_percent, is_points, is_rounded
 
 PERCENT = r"[<>]?\d+(?:\.\d+)?"
-SHARE = rf"(?:\d+ of \d+ \({PERCENT} % \[{PERCENT}, {PERCENT}\]\)|unknown)(?:, \d+ not read)?"
-REAL = rf"{NUMBER}(?: [^\W\d][\w/ ]*?)?(?: \[{NUMBER}, {NUMBER}\])?"
+SHARE = rf"(?:\d+ of \d+ \({PERCENT} %(?: \[{PERCENT}, {PERCENT}\])?\)|unknown)(?:, \d+ not read)?"
+REAL = rf"{NUMBER}(?: (?:%|[^\W\d][\w/ ]*?))?(?: \[{NUMBER}, {NUMBER}\])?"
 QUANTITY = rf"(?:{SHARE}|{REAL})"
 NAMES = r"[^();]+"
 AFTER_HOLM = rf"(?P<holm>{P}) after Holm over (?P<members>\d+) (?P<over>[\w -]+)"
@@ -88,7 +88,7 @@ def check_quantity(text: str, row: Items | Value | Share | None) -> None:
 
 def _check_share(text: str, row: Share) -> None:
     match = re.fullmatch(
-        rf"(?:(?P<hits>\d+) of (?P<n>\d+) \((?P<share>{PERCENT}) % \[(?P<low>{PERCENT}), (?P<high>{PERCENT})\]\)|unknown)"
+        rf"(?:(?P<hits>\d+) of (?P<n>\d+) \((?P<share>{PERCENT}) %(?: \[(?P<low>{PERCENT}), (?P<high>{PERCENT})\])?\)|unknown)"
         r"(?:, (?P<unread>\d+) not read)?",
         text,
     )
@@ -100,6 +100,9 @@ def _check_share(text: str, row: Share) -> None:
         return
     require((int(match["hits"]), int(match["n"])) == (row.hits, row.n), f"{row.hits} of {row.n}")
     require(is_percent(match["share"], float(row.share)), f"share {float(row.share)}")
+    require((match["low"] is None) == row.pooled, "an interval")
+    if row.pooled:
+        return
     for bound, value in zip((match["low"], match["high"]), row.interval, strict=True):
         require(is_percent(bound, value), f"interval {row.interval}")
 
@@ -111,8 +114,12 @@ def _check_real(text: str, row: Value) -> None:
     if not match:
         _refute("no value")
     require((match["unit"] or "") == row.unit, f"unit {row.unit}")
-    _check_number(match["value"], row.value, row.unit)
     require((match["low"] is None) == (row.low is None), "interval")
+    if row.unit == "%":
+        numbers = ((match["value"], row.value), (match["low"], row.low), (match["high"], row.high))
+        require(all(is_percent(text, share) for text, share in numbers if text), f"a share of {row.value}")
+        return
+    _check_number(match["value"], row.value, row.unit)
     if match["low"] is not None:
         require(is_rounded(match["low"], row.low) and is_rounded(match["high"], row.high), "interval")
 

@@ -73,7 +73,8 @@ def comparison_claims(found: Audit) -> list[Claim]:
 
 def _contrast(row: dict[Any, Any], name: str, family_of: str) -> Contrast:
     estimates = [
-        Estimate.of_counts(int(row[f"refused_{arm}"]), int(row[f"n_{arm}"])) for arm in ("original", "edited")
+        Estimate.of_counts(int(row[f"refused_{arm}"]), int(row[f"n_{arm}"]), unread=_unread(row, arm))
+        for arm in ("original", "edited")
     ]
     return Contrast(
         subject=f"{name}, {row['label']} prompts, {row['judge']}",
@@ -90,6 +91,12 @@ def _contrast(row: dict[Any, Any], name: str, family_of: str) -> Contrast:
         family_of=family_of,
         why="" if row["p"] == row["p"] else "no verdict in both arms",
     )
+
+
+def _unread(row: dict[Any, Any], arm: str) -> int:
+    """Counts have none."""
+    unread = row[f"unread_{arm}"]
+    return 0 if pd.isna(unread) else int(unread)
 
 
 def _of_pairing(table: pd.DataFrame, alpha: float) -> Iterator[str]:

@@ -106,9 +106,9 @@ def _survival(tables: Mapping[str, pd.DataFrame]) -> Iterator[str]:
     for system in ladder_systems(tables):
         claims = of_system(harmful, system)
         at = next((k for k, claim in claims.items() if claim.shown), max(claims, default=0))
-        found = [several[system, at] for several in (harmful, harmless) if (system, at) in several]
-        if found:
-            yield " ".join(said for claim in found for said in sentences(claim))
+        for several in (harmful, harmless):
+            if (system, at) in several:
+                yield from sentences(several[system, at])
 
 
 def _cost(survival: pd.DataFrame, names: Names) -> Iterator[str]:
