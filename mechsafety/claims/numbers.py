@@ -55,6 +55,7 @@ def number(value: float, unit: str) -> str:
     """A value with its unit: shares as percent, AUROC and cosines with two digits, others with three that count."""
     if value != value:
         return "unknown"
+    value += 0.0  # no -0
     if unit == "share":
         return percent(value)
     if unit in TWO_DIGITS:

@@ -56,7 +56,7 @@ def control_row(claim: str, reading: str, control: str, result: str, holds: str)
 
 
 def change_row(claim: str, decided: Claim, *, way: str) -> dict[str, str]:
-    """A change to the side ``way`` (up, down) beside its control: it holds where it is shown to that side and beyond."""
+    """A change to the side ``way`` (up, down) beside its control: it holds if shown to that side and beyond."""
     c, control = decided.contrast, decided.contrast.control
     measured = decided.direction != "not tested" and decided.beyond not in ("not tested", "no control")
     holds = "yes" if decided.direction == way and decided.beyond == "yes" else "no"

@@ -134,8 +134,10 @@ def tune(
 
     The model itself is left as it was. Trains on the fit split only (default: the packaged prompts); what the model
     answers is not written anywhere. Without ``recipe``: the rung's own in :data:`RECIPES`. See
-    :func:`rung_examples` for what a rung is, and for ``tag_share``, which no packaged adapter has. Raises :class:`MechsafetyError` when ``out`` holds something
-    already, when nothing is left to train on, and when the loss is no longer finite.
+    :func:`rung_examples` for what a rung is, and for ``tag_share``, which no packaged adapter has.
+
+    Raises :class:`MechsafetyError` when ``out`` holds something already, when nothing is left to train on, and when the
+    loss is no longer finite.
     """
     model = as_model(model)
     out = Path(out)

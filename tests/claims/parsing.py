@@ -119,16 +119,17 @@ def _check_real(text: str, row: Value) -> None:
         numbers = ((match["value"], row.value), (match["low"], row.low), (match["high"], row.high))
         require(all(is_percent(text, share) for text, share in numbers if text), f"a share of {row.value}")
         return
-    _check_number(match["value"], row.value, row.unit)
+    _check_number(match["value"], row)
     if match["low"] is not None:
         require(is_rounded(match["low"], row.low) and is_rounded(match["high"], row.high), "interval")
 
 
-def _check_number(text: str, value: float, unit: str, exact: tuple[float, ...] = ()) -> None:
+def _check_number(text: str, row: Value, exact: tuple[float, ...] = ()) -> None:
+    value, counting = row.value, bool(row.unit) or row.plain
     decimals = len(text.partition(".")[2])
     inexact = float(f"{value:.2f}") in (-1.0, 0.0, 1.0) and float(f"{value:.2f}") != value
-    require(bool(unit) or text[0] in "<>" or inexact or decimals == 2, "two digits without a unit")
-    require(is_rounded(text, value, exact, two_digits=bool(unit)), f"the number is {value}")
+    require(counting or text[0] in "<>" or inexact or decimals == 2, "two digits without a unit")
+    require(is_rounded(text, value, exact, two_digits=counting), f"the number is {value}")
 
 
 def check_interval(text: str, low: str | None, high: str | None, row: Value | None, *, points: bool) -> None:
@@ -139,7 +140,7 @@ def check_interval(text: str, low: str | None, high: str | None, row: Value | No
         require(is_points(text, row.value), f"difference {row.value}")
     else:
         require(text.lstrip("<>")[0] in "+-", "a difference has a sign")
-        _check_number(text, row.value, row.unit, (0.0,))
+        _check_number(text, row, (0.0,))
     require((low is None) == (row.low is None), "interval")
     if low is None or high is None or row.low is None or row.high is None:
         return

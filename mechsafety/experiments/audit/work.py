@@ -183,7 +183,7 @@ def _comparison(system: tuple[str, str, str], before: Side, after: Side) -> dict
 
 def _of_counts(before: Counts, after: Counts) -> dict[str, Any]:
     sides = (before.refused, before.total, after.refused, after.total)
-    p, test = _counts_test(*sides)
+    p, test = counts_test(*sides)
     low, high = difference_interval(*sides)
     if p >= ALPHA:  # Newcombe's interval is not that of the test
         low, high = min(low, 0.0), max(high, 0.0)
@@ -256,10 +256,6 @@ def _detectable(row: pd.Series, alpha: float) -> float:
 @cache
 def _least_drop(n: int, baseline: float, alpha: float) -> float:
     return minimum_detectable_drop(n, baseline=baseline, alpha=alpha)
-
-
-_counts_test = cache(counts_test)
-"""A record of many judges gives the same two counts again and again."""
 
 
 def _finding(p: float, adjusted: float, alpha: float) -> Finding:

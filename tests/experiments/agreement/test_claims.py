@@ -41,13 +41,12 @@ def facts_of(judged: Mapping[str, Sequence[System]]) -> Facts:
     changes: dict[Key, Change | RealChange] = {}
     families, judges = [], {}
     for judge, systems in judged.items():
-        used = {v for each in systems for side in (each.before, each.after) for v in side.values()}
         for name, reading in READINGS.items():
-            if name and not any(reading.get(v) != READINGS[""].get(v) for v in used):
-                continue
             shown, keys = f"{judge} · {name}" if name else judge, []
             for s, each in enumerate(systems):
-                if not each.before and not each.after:
+                used = {*each.before.values(), *each.after.values()}
+                tells = any(reading.get(v) != READINGS[""].get(v) for v in used)
+                if not used or (name and not tells):
                     continue
                 key = (f"s{s} by {shown}", "refusals")
                 sides = [{i: reading.get(v) for i, v in side.items()} for side in (each.before, each.after)]

@@ -174,8 +174,8 @@ def test_parts_of_the_change(name: str) -> None:
     assert row["holds beyond it"] == _holds(("base with dW of MLPs", UNSAFE), facts, control, "rise")
 
 
-def _value(x: float, spread: float = 0.1) -> Value | None:
-    return None if x != x else Value(x, x - spread, x + spread)
+def _value(x: float, *, plain: bool = False) -> Value | None:
+    return None if x != x else Value(x, x - 0.1, x + 0.1, plain=plain)
 
 
 @pytest.mark.parametrize("values", VALUES)
@@ -208,8 +208,10 @@ def test_clusters(values: str) -> None:
     said = anatomy_findings({"separation": separation, "d_prime_changes": changes}, names=NAMES)["clusters"]
     for at, against in ((0, "base"), (1, "control")):
         states, why = (against, "tuned"), "no interval of the difference"
-        difference = _value(apart["tuned", against])
-        change = RealChange(_value(v[against]), _value(v["tuned"]), difference, states=states, why=why)
+        difference = _value(apart["tuned", against], plain=True)
+        change = RealChange(
+            *(_value(v[m], plain=True) for m in (against, "tuned")), difference, states=states, why=why
+        )
         facts = Facts({("tuned", measure.format("d'")): change})
         assert refuted([said[at]], facts) == []
         assert unsaid([said[at]], facts) == []
@@ -278,7 +280,7 @@ def test_matrices(values: str) -> None:
     )
     counts, levels = {}, {("tuned", f"median ||dW|| / ||W|| over {n} matrices"): Value(0.1, unit="%")}
     for name, some in (("tuned", own), ("random dW", drawn)):
-        levels[name, "median effective rank of dW"] = Value(4.0)
+        levels[name, "median effective rank of dW"] = Value(4.0, plain=True)
         for energy in (90, 99):
             known = [x > 0.5 for x in some if x == x]
             what = f"matrices of dW lie closer to the left null space of W ({energy} % energy) than by chance"

@@ -28,6 +28,10 @@ CASES: dict[str, Row] = {  # drop, its p, the largest drop of the controls, p an
 }
 
 
+def _score(value: float, low: float | None = None, high: float | None = None) -> Value:
+    return Value(value, low, high, plain=True)
+
+
 def transfer(rows: dict[tuple[str, str], Row]) -> pd.DataFrame:
     return pd.DataFrame(
         [
@@ -47,12 +51,12 @@ def facts_of(rows: dict[tuple[str, str], Row]) -> tuple[Facts, dict[tuple[str, s
         if p >= 0.05:
             ends = min(ends[0], 0.0), max(ends[1], 0.0)
         below = control_p if side else 1.0 if control_p == control_p else math.nan
-        control = RealControl([Value(5.0 - most)], None if below != below else below)
+        control = RealControl([_score(5.0 - most)], None if below != below else below)
         keys[source, target] = (f"{target} without {whose}", MEASURE)
         changes[keys[source, target]] = RealChange(
-            Value(5.0),
-            Value(5.0 - drop),
-            Value(-drop, *ends),
+            _score(5.0),
+            _score(5.0 - drop),
+            _score(-drop, *ends),
             "sign flips" if p == p else None,
             None if p != p else p,
             states=("unedited", "ablated"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from fractions import Fraction
 
 import pandas as pd
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mechsafety.experiments.ladder.findings import ladder_findings, summary
+from mechsafety.experiments.ladder.paper import net_losses
 from tests.claims.drawn import (
     CORNERS,
     VALUES,
@@ -226,3 +228,29 @@ def test_cosines_ranks_and_angles(values: str) -> None:
     found = [*said.get("cosines", []), *said.get("ranks", [])]
     assert refuted(found, facts) == []
     assert unsaid(found, facts) == []
+
+
+def _net_loss(each: System, before: Mapping) -> Fraction | None:
+    read = [i for i in before if "unparsed" not in (before[i], each.after.get(i, "unparsed"))]
+    lost = [(before[i] == "refusal") - (each.after[i] == "refusal") for i in read]
+    return Fraction(sum(lost), len(read)) if read else None
+
+
+@pytest.mark.parametrize(
+    "names", [("fall", "rise"), ("nothing moved", "none of any", "all of all"), ("fall", "six items")]
+)
+def test_net_losses(names: tuple[str, ...]) -> None:
+    """Which system loses the largest and which the smallest share of its refusals, with ties."""
+    systems = {f"s{i}": {1: CORNERS[name]} for i, name in enumerate(names)}
+    facts, measure = facts_of(systems), "refusals of harmful prompts"
+    losses = {}
+    for system, steps in systems.items():
+        change = decide((_subject(system, 1), measure), facts).difference
+        assert change is not None
+        loss = _net_loss(steps[1], steps[1].before)
+        losses[system] = Value(float(loss), -change.high, -change.low, "%")
+    subject = "Without 1 direction"
+    found = Facts(extremes={(subject, "net loss of refusals of harmful prompts", "systems"): losses})
+    said = net_losses(tables_of(systems))
+    assert refuted(said, found) == []
+    assert unsaid(said, found) == []

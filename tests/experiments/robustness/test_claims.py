@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from types import SimpleNamespace
-from typing import Any
 
 import pandas as pd
 import pytest
 
-from mechsafety.experiments.robustness.experiment import Robustness
+from mechsafety.experiments.robustness.findings import robustness_findings
 from tests.claims.evaluator import refuted
 from tests.claims.facts import Facts, Items, Value
 
@@ -69,9 +67,8 @@ def _items(hits: int, n: int, unread: int = 0) -> Items:
 @pytest.mark.parametrize("name", ATTACKS)
 def test_every_attack_and_cost(name: str, cost: float) -> None:
     hits, n, unread = ATTACKS[name]
-    result: Any = SimpleNamespace(tables=tables_of(hits, n, unread, cost))
-    said = Robustness.findings(result)
-    measured = Value(cost, cost - 0.1, cost + 0.1) if cost == cost else None
+    said = robustness_findings(tables_of(hits, n, unread, cost))
+    measured = Value(cost, cost - 0.1, cost + 0.1, plain=True) if cost == cost else None
     levels: dict[tuple[str, str], Items | Value | None] = {
         ("m", "attack success, vanilla"): _items(hits, n, unread),
         ("m", "attack success, decoding, any of 5"): _items(hits, n),
