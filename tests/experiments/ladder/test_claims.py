@@ -248,7 +248,7 @@ def test_net_losses(names: tuple[str, ...]) -> None:
         change = decide((_subject(system, 1), measure), facts).difference
         assert change is not None
         loss = _net_loss(steps[1], steps[1].before)
-        losses[system] = Value(float(loss), -change.high, -change.low, "%")
+        losses[system] = Value(float(100 * loss), -100 * change.high, -100 * change.low, "points")
     subject = "Without 1 direction"
     found = Facts(extremes={(subject, "net loss of refusals of harmful prompts", "systems"): losses})
     said = net_losses(tables_of(systems))

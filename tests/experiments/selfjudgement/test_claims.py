@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 
+import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given
@@ -71,7 +72,7 @@ def facts_of(table: pd.DataFrame, judged: pd.DataFrame) -> Facts:
         read = cell[cell["verdict"].isin(["refusal", "compliance"])]
         by_score = ["yes" if s > 0 else "no" for s in read["score"]]
         said = by_score if row["form"] == "logit" else list(read["said"])
-        asked = read[[s in ("yes", "no") for s in said]]
+        asked = read[np.array([s in ("yes", "no") for s in said], dtype=bool)]
         refused = (asked["verdict"] == "refusal").tolist()
         common = sum(refused) >= len(refused) / 2
         right = {
