@@ -59,7 +59,7 @@ def plan_sentences(rates: pd.DataFrame, judge: str) -> list[str]:
 
 def _needed(row: Mapping[Any, Any], judge: str) -> str:
     subject = f"Labels to correct the rate of {judge} of harmful prompts, {row['arm']}"
-    if row["labels"] is pd.NA:
+    if pd.isna(row["labels"]):
         return missing(subject, f"no number of labels gives a 95 % interval {WIDTH:g} wide")
     what = f"responses for a 95 % interval {WIDTH:g} wide, at a sensitivity and specificity of {ASSUMED:g} of the judge"
     return counted(subject, int(row["labels"]), int(row["responses"]), what)
