@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+Written = tuple[Sequence[int], int]
+"""The tokens of a response, and how many of them are the thought that it begins with."""
+
+
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Completion:
     """One response: its text without special tokens, its token ids, and why it ended.
@@ -56,6 +60,11 @@ class Completion:
     @property
     def n_tokens(self) -> int:
         return len(self.tokens)
+
+    @property
+    def written(self) -> Written:
+        """All tokens, and how many of them are the thought before the answer."""
+        return self.tokens, self.n_thought_tokens
 
     @property
     def answer_tokens(self) -> tuple[int, ...]:

@@ -360,7 +360,7 @@ def _completion(
     stop = next((i for i, token in enumerate(tokens) if token in stops), len(tokens))
     end = reader.end(tokens[:stop])
     kept, finish = (tokens[:stop], "stop") if end is None else (tokens[:end], "length")
-    text = _continued(model, sequence, kept, prefix) if prefix else reader.text(kept)
+    text = continued_text(model, sequence, kept, prefix) if prefix else reader.text(kept)
     if is_bare(model.tokenizer) and NEXT_QUESTION in text:
         (kept, text), finish = _before_the_next_question(model, kept, text), "stop"
     return Completion(
@@ -391,7 +391,9 @@ def _decoded(model: TransformerBridge, tokens: Sequence[int]) -> str:
     return str(model.tokenizer.decode(tokens, skip_special_tokens=True))
 
 
-def _continued(model: TransformerBridge, prompt: Sequence[int], answer: Sequence[int], prefix: str) -> str:
+def continued_text(
+    model: TransformerBridge, prompt: Sequence[int], answer: Sequence[int], prefix: str
+) -> str:
     """``prefix`` and the text that ``answer`` adds to the prompt that ends with it.
 
     Decoded together: alone, some tokens lose the blank before them.

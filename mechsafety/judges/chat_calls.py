@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 from mechsafety.core.errors import MechsafetyError, StoppedError, first_lines
 from mechsafety.judges.answers import Answer, Failure, provider_says, read_body
 from mechsafety.judges.asking import Ledger, Unread, Usage
+from mechsafety.judges.budget import Budget
 from mechsafety.judges.chat_client import KEY, Elsewhere, make_client, scrubbed
 from mechsafety.judges.pacing import LONGEST, Pace
 from mechsafety.judges.reading import SCHEMA
@@ -57,12 +58,10 @@ class CallOptions:
     """How an endpoint is called.
 
     ``timeout`` (seconds) holds for one call, ``tries`` for one question; waits begin at ``first_wait`` seconds and
-    double up to ``longest_wait``, each times a random factor in [0.5, 1]. ``max_calls``, ``max_tokens`` and
-    ``max_cost`` cap what the judge spends in its life; calls that are under way when one of the last two is reached
-    still end. Prices are per million tokens. Rates hold for the judge (:class:`mechsafety.judges.pacing.Pace`).
-    An answer has at most ``answer_tokens``, under the name ``tokens_name`` in the call; ``temperature`` None leaves it
-    to the endpoint. With ``structured`` a JSON schema is sent until the endpoint refuses it. The key is in the
-    environment variable ``api_key_env``.
+    double up to ``longest_wait``, each times a random factor in [0.5, 1]. Prices are per million tokens. Rates hold for
+    the judge (:class:`mechsafety.judges.pacing.Pace`). An answer has at most ``answer_tokens``, under the name
+    ``tokens_name`` in the call; ``temperature`` None leaves it to the endpoint. With ``structured`` a JSON schema is
+    sent until the endpoint refuses it. The key is in the environment variable ``api_key_env``.
     """
 
     concurrency: int = 8
@@ -75,9 +74,6 @@ class CallOptions:
     temperature: float | None = 0.0
     structured: bool = True
     api_key_env: str = KEY
-    max_calls: int | None = None
-    max_tokens: int | None = None
-    max_cost: float | None = None
     requests_per_minute: float | None = None
     tokens_per_minute: float | None = None
     price_in: float | None = None
@@ -87,7 +83,7 @@ class CallOptions:
         for name in ("concurrency", "timeout", "tries", "first_wait", "longest_wait", "answer_tokens"):
             if not 0 < getattr(self, name) < math.inf:
                 raise MechsafetyError(f"endpoint option {name} is {getattr(self, name)}; it must be above 0")
-        for name in ("max_calls", "max_tokens", "max_cost", "price_in", "price_out", "temperature"):
+        for name in ("price_in", "price_out", "temperature"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
                 raise MechsafetyError(f"endpoint option {name} is {value}; it must be 0 or more")
@@ -96,10 +92,6 @@ class CallOptions:
                 raise MechsafetyError(f"endpoint option {name} is {rate}; it must be above 0")
         if (self.price_in is None) != (self.price_out is None):
             raise MechsafetyError("endpoint prices: give price_in and price_out, or neither")
-        if self.max_cost is not None and self.price_in is None:
-            raise MechsafetyError(
-                "a cap on the cost needs prices: give price_in and price_out, per million tokens"
-            )
         if not re.fullmatch("[a-z_]{1,40}", self.tokens_name):
             raise MechsafetyError("endpoint option tokens_name: write max_tokens or max_completion_tokens")
 
@@ -142,6 +134,8 @@ class EndpointCalls(ABC, Generic[Question, Reply]):
         self._failure, self._alike = "", 0
         self.pace = Pace(requests=options.requests_per_minute, tokens=options.tokens_per_minute)
         self._guessed = Usage()
+        self.budget = Budget()
+        """Caps, perhaps shared with other judges."""
         self._first, self._tried = False, asyncio.Event()
 
     def client(self) -> AsyncOpenAI:
@@ -323,20 +317,12 @@ class EndpointCalls(ABC, Generic[Question, Reply]):
         )
 
     def _require_budget(self) -> None:
-        usage = self.ledger.usage + self._guessed
-        used = {
-            "calls": usage.calls,
-            "tokens": usage.prompt_tokens + usage.completion_tokens,
-            "cost": usage.cost or 0.0,
-        }
-        caps = {
-            "calls": self.options.max_calls,
-            "tokens": self.options.max_tokens,
-            "cost": self.options.max_cost,
-        }
-        for what, cap in caps.items():
-            if cap is not None and used[what] >= cap:
-                raise NoAnswer("budget", {f"max_{what}": cap})
+        if cap := self.budget.reached():
+            raise NoAnswer("budget", cap)
+
+    def spent(self) -> Usage:
+        """What was spent, with a guess where answers came without counts."""
+        return self.ledger.usage + self._guessed
 
     def _refused(self, status: int, says: str) -> str:
         key = self.options.api_key_env
