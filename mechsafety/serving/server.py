@@ -56,13 +56,13 @@ class VllmServer:
                 f"compared is {compared} and least_agreement {least_agreement:g}: at least 1 prompt is compared, and a "
                 "share between 0 and 1 asked for"
             )
-        self.address, self.model, self.window = address.rstrip("/"), model, None
+        self.address, self.named, self.model, self.window = address.rstrip("/"), model, model, None
         self.compared, self.least_agreement = compared, float(least_agreement)
         self.options = options or options_from_environment(_PATIENT)
 
     def require(self, name: str) -> None:
         """Raise :class:`MechsafetyError` unless the server answers and has the model ``name`` (or the one given)."""
-        name = self.model or name
+        name = self.named or name
         found = self._ask(name, [Prompt()], lambda _: None)[0].models or {}
         if name not in found:
             has = ", ".join(map(repr, found)) or "no model"
