@@ -167,7 +167,7 @@ def _stream_of(
     seen: dict[int, Tensor] = {}
 
     def reader(layer: int) -> Callable[[Tensor], None]:
-        return lambda x: seen.__setitem__(layer, x[0].float().cpu())
+        return lambda x: seen.__setitem__(layer, x[0].float())
 
     hooks = [
         (name, reader(layer))
@@ -177,4 +177,5 @@ def _stream_of(
     on = edited(model, edit, prompt_length=n_prompt) if edit is not None else nullcontext()
     with on, observed(model, hooks, twin=None):
         forward(body_of(model), batch, logits=None)
-    return torch.stack([seen[layer] for layer in sorted(seen)], dim=1)
+    # On one device, and from there to the host at once.
+    return torch.stack([seen[layer].to(seen[0].device) for layer in sorted(seen)], dim=1).cpu()

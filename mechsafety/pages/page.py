@@ -116,7 +116,7 @@ def page_blocks(
     added: Mapping[str, Sequence[str]] = MappingProxyType({}),
     drawn: bool = False,
 ) -> list[Block]:
-    """The blocks of a page whose tables have rows; with ``drawn`` those of which there are figures.
+    """The blocks of a page whose tables have rows; with ``drawn`` those that have the figures they name.
 
     ``words`` are the section ``blocks`` of an experiment's ``page.toml``: by name a title, a text, the beginnings of
     the figures' names, and the table (by default the one of that name). ``added`` are sentences after each text.
@@ -126,7 +126,7 @@ def page_blocks(
         table = tables.get(block.get("table", name))
         starts = block.get("figures", ())
         shown = [figure for start in starts for key, figure in figures.items() if key.startswith(start)]
-        if shown if drawn else table is not None and len(table):
+        if shown if drawn and starts else table is not None and len(table):
             text = " ".join([block.get("text", ""), *added.get(name, ())]).strip()
             title = block.get("title", "")
             blocks.append(

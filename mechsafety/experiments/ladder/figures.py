@@ -13,7 +13,7 @@ from plotly.subplots import make_subplots
 from mechsafety.claims import Claim
 from mechsafety.core.wording import span
 from mechsafety.experiments.ladder.contrasts import Claims, ladder_claims, ladder_systems, rung_names
-from mechsafety.experiments.ladder.findings import NO_VERDICTS, tallies
+from mechsafety.experiments.ladder.findings import NO_VERDICTS, tallied
 from mechsafety.experiments.ladder.matrices import ladder_matrices, link_figure
 from mechsafety.plots.lines import band, faded
 from mechsafety.plots.look import Look, drawn
@@ -112,7 +112,7 @@ def overview_figure(harmful: pd.DataFrame, names: Mapping[str, str], claims: Cla
             [
                 f"{_number(harmful)} harmful prompts. ↓ a fall and ↑ a rise that is shown (McNemar, Holm); ° beyond "
                 "every random draw.",
-                *(tallies(claims, "harmful") if claims else [f"Changes are not tested ({NO_VERDICTS})."]),
+                *(tallied(claims, "harmful") if claims else [f"Changes are not tested ({NO_VERDICTS})."]),
             ]
         ),
         width=WIDTH,

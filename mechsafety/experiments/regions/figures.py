@@ -16,7 +16,7 @@ from mechsafety.experiments.regions.contrasts import (
     removal_claims,
     removals_of,
 )
-from mechsafety.experiments.regions.findings import METHOD_NAMES, tallies
+from mechsafety.experiments.regions.findings import METHOD_NAMES, tallied
 from mechsafety.experiments.regions.heatmaps import (
     grid_figure,
     grid_sizes,
@@ -67,7 +67,7 @@ def region_figures(
         table, claims = there["tradeoff"], removal_claims(there, "harmful")
         for removal in removals_of(table):
             figures[f"region-tradeoff-{_file(removal)}"] = _tradeoff(
-                table, removal, name, sweet_spot, tallies(claims, removal, "harmful") if claims else ()
+                table, removal, name, sweet_spot, tallied(claims, removal, "harmful") if claims else ()
             )
             if grid_sizes(table, removal):
                 figures[f"region-grid-{_file(removal)}"] = grid_figure(table, removal)

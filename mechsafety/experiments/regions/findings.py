@@ -19,6 +19,7 @@ from mechsafety.claims.sentences import (
     missing,
     moves,
     sentences,
+    tallies,
 )
 from mechsafety.experiments.regions.contrasts import (
     REMOVAL_NAMES,
@@ -76,22 +77,11 @@ def removal_sentences(claims: list[Claim]) -> Iterator[str]:
         yield from beyond(claim)
 
 
-def tallies(claims: Mapping[tuple[str, str], list[Claim]], removal: str, label: str) -> Iterator[str]:
-    """In how many settings of a removal refusals fall, fall beyond every control, and rise."""
-    settings = [several for (of, _), several in claims.items() if of == removal]
-    tested = [several for several in settings if several[0].direction != "not tested"]
-    kinds: dict[str, Callable[[list[Claim]], bool]] = {
-        "a fall in refusals of {} prompts": lambda several: several[0].direction == "down",
-        "a fall in refusals of {} prompts beyond every random removal": lambda several: (
-            several[0].direction == "down" and all(claim.beyond == "yes" for claim in several)
-        ),
-        "a rise in refusals of {} prompts": lambda several: several[0].direction == "up",
-    }
-    for kind, is_kind in kinds.items():
-        what = f"settings show {kind.format(label)}"
-        unknown = len(settings) - len(tested)
-        name = REMOVAL_NAMES.get(removal, removal)
-        yield counted(name, sum(map(is_kind, tested)), len(tested), what, unknown=unknown)
+def tallied(claims: Mapping[tuple[str, str], list[Claim]], removal: str, label: str) -> list[str]:
+    """How many settings of a removal show a fall, one beyond every control, and a rise."""
+    things = [[several] for (of, _), several in claims.items() if of == removal]
+    subject, measure = REMOVAL_NAMES.get(removal, removal), f"refusals of {label} prompts"
+    return tallies(subject, things, of="settings", measure=measure, control="every random removal")
 
 
 def _tradeoff(
@@ -112,7 +102,7 @@ def _tradeoff(
         at = (removal, told_setting(table, removal, sweet_spot))
         for label, claims in (("harmful", harmful), ("harmless", harmless)):
             if at in claims:
-                yield from tallies(claims, removal, label)
+                yield from tallied(claims, removal, label)
                 yield from removal_sentences(claims[at])
         yield from _utility(table, *at)
 

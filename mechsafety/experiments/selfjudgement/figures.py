@@ -62,6 +62,17 @@ def two_by_two_figure(table: pd.DataFrame) -> go.Figure:
             looks=_THIN,
             **in_legend("own", **panel),
         )
+        shuffled = part["auc_labels_low"], part["auc_labels_high"]
+        dots(
+            figure,
+            names,
+            part["auc"].where(part["auc"].isna(), 0.5),
+            name="labels shuffled (middle 95 %)",
+            marker={"color": "#999999", "symbol": "line-ew-open", "size": 9},
+            bounds=shuffled,
+            looks=_THIN,
+            **in_legend("labels", **panel),
+        )
         for name, label, symbol, colour in _CONTROLS:
             marker = {"color": colour, "symbol": symbol, "size": 9}
             dots(figure, names, part[name], name=label, marker=marker, **in_legend(name, **panel))
