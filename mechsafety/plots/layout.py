@@ -89,7 +89,7 @@ def _panel_width(figure: go.Figure, x: int | float) -> float:
     """The share of the width of the panel whose middle is ``x``."""
     domains = [axis.domain or (0.0, 1.0) for axis in figure.select_xaxes()]
     near = [end - start for start, end in domains if abs((start + end) / 2 - x) < 0.01]
-    return min(near, default=1.0)
+    return float(min(near, default=1.0))
 
 
 # -- beside -----------------------------------------------------------------------------------------
@@ -138,7 +138,7 @@ def _gap_left(figure: go.Figure, axis: Any) -> float:
     """The share of the paper between an axis and the panel to its left."""
     start = (figure.layout[_axis_name(axis.anchor or "x")].domain or (0.0, 1.0))[0]
     ends = [(other.domain or (0.0, 1.0))[1] for other in figure.select_xaxes()]
-    return start - max((end for end in ends if end <= start), default=0.0)
+    return float(start - max((end for end in ends if end <= start), default=0.0))
 
 
 def _axis_name(anchor: str) -> str:
@@ -276,7 +276,7 @@ def _part_rows(
 def _move(figure: go.Figure, old: Sequence[float], new: Sequence[float]) -> None:
     """Move what stands at ``old`` heights on the paper to ``new`` ones."""
 
-    def to(value: float) -> float:
+    def to(value: int | float) -> float:
         return float(np.clip(np.interp(value, old, new), 0, 1))
 
     for axis in figure.select_yaxes():
