@@ -90,7 +90,7 @@ def by_subject(
     longest = sorted(subjects, key=len, reverse=True)
     groups: dict[str, list[str]] = {}
     for text in findings:
-        begins = (s for s in longest if text.startswith((f"{s}:", f"{s}, ")))
+        begins = (s for s in longest if text.startswith((f"{s}:", f"{s},", f"{s} ")))
         groups.setdefault(next(begins, others if subjects else ""), []).append(text)
     return [
         (
