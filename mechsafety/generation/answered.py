@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any, Literal
@@ -82,12 +82,26 @@ class Completion:
         return "\n".join(split_thought(self.text).thoughts)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Served:
+    """A server that was asked for answers: whether it was ``used``, the ``reason`` where it was not, and how its greedy
+    answers to a sample of the prompts agree with our own (:class:`mechsafety.generation.served.Agreement`)."""
+
+    address: str
+    model: str
+    used: bool
+    reason: str
+    agreement: Mapping[str, int | float]
+
+
 @dataclass(frozen=True, repr=False)
 class Completions(Sequence[Completion]):
-    """Completions in the order of the prompts, with the coverage receipt of the edit."""
+    """Completions in the order of the prompts, with the coverage receipt of the edit, and what a server had to do
+    with them."""
 
     items: tuple[Completion, ...]
     coverage: Coverage | None = None
+    served: Served | None = None
 
     def __len__(self) -> int:
         return len(self.items)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -68,14 +68,19 @@ def option_log_probs(
             scored = continuation_logits(
                 module, batch, asked, before=stored, pad=pad_token(model), batch_size=at_once
             )
-            for number, logits in scored:
-                row, option = asked[number]
-                wide = logits.double()
-                target = torch.tensor(option, device=logits.device)[:, None]
-                log_probs = wide.gather(-1, target)[:, 0] - wide.logsumexp(-1)
-                out[batch.rows[row], number // len(batch.rows)] = log_probs.sum().cpu()
+            # All of a batch come to the host at once: it waits for the device once.
+            found = {number: log_probability(logits, asked[number][1]) for number, logits in scored}
+            for number, value in zip(found, torch.stack(list(found.values())).tolist(), strict=True):
+                out[batch.rows[asked[number][0]], number // len(batch.rows)] = value
             progress.update(len(batch.rows))
     return out
+
+
+def log_probability(logits: Float[Tensor, "token vocabulary"], tokens: Sequence[int]) -> Float[Tensor, ""]:
+    """log P of ``tokens`` by the logits that predict them, in nats (float64), where these are."""
+    wide = logits.double()
+    target = torch.tensor(list(tokens), device=logits.device)[:, None]
+    return (wide.gather(-1, target)[:, 0] - wide.logsumexp(-1)).sum()
 
 
 def continuation_logits(
@@ -189,12 +194,20 @@ def answer_nll(
             return out
         for batch in batches(model, full, batch_size=batch_size):
             logits = forward(body, batch, logits=longest + 1).logits
+            found: dict[int, Tensor] = {}
             for place, row in enumerate(batch.rows):
                 if n := scored[row]:
                     predicted = torch.log_softmax(logits[place, -n - 1 : -1].float(), dim=-1)
-                    target = batch.ids[place, -n:, None]
-                    out[row] = -float(predicted.gather(-1, target).mean())
+                    found[row] = predicted.gather(-1, batch.ids[place, -n:, None]).mean()
+            _negated(found, out)
     return out
+
+
+def _negated(found: Mapping[int, Tensor], out: list[float | None]) -> None:
+    """Bring the values of a batch to the host at once, with their signs turned."""
+    if found:
+        for row, value in zip(found, torch.stack(list(found.values())).tolist(), strict=True):
+            out[row] = -value
 
 
 def _nll_behind_prompts(
@@ -210,9 +223,12 @@ def _nll_behind_prompts(
     asked = [row for row, n in enumerate(scored) if n]
     for batch in batches(model, [contexts[row] for row in asked], batch_size=batch_size):
         pairs = [(place, answers[asked[row]]) for place, row in enumerate(batch.rows)]
-        found = continuation_logits(body, batch, pairs, pad=pad_token(model), batch_size=batch_size)
-        for place, logits in found:
+        found: dict[int, Tensor] = {}
+        for place, logits in continuation_logits(
+            body, batch, pairs, pad=pad_token(model), batch_size=batch_size
+        ):
             row = asked[batch.rows[place]]
             target = torch.tensor(list(answers[row]), device=logits.device)[-scored[row] :, None]
             predicted = torch.log_softmax(logits[-scored[row] :].float(), dim=-1)
-            out[row] = -float(predicted.gather(-1, target).mean())
+            found[row] = predicted.gather(-1, target).mean()
+        _negated(found, out)
