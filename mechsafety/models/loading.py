@@ -297,7 +297,9 @@ def _boot_bridge(
             )
     except Exception as error:
         raise MechsafetyError(
-            f"TransformerLens cannot boot {spec!r} ({type(hf).__name__}): {first_lines(error)}"
+            f"TransformerLens cannot boot {spec!r} ({type(hf).__name__}): "
+            # Behind it all names of architectures follow.
+            f"{first_lines(error).partition(' Available architectures')[0]}"
         ) from error
     for parameter in (*model.parameters(), *twin.parameters()):
         parameter.requires_grad_(False)
