@@ -1,8 +1,10 @@
-"""The results that README and docs show: the default study's tables in data/results, and the text made from them.
+"""The results that README and docs show: tables of finished runs in data/results, and the text made from them.
 
-``python -m benchmarks.results RUN`` keeps the tables of a finished study and writes the marked blocks of the documents
-anew; without a run it only writes them. A block stands between ``<!-- made: NAME -->`` and ``<!-- end -->``. A test
-holds that every block is what its tables give. No responses are kept.
+``python -m benchmarks.results RUN`` keeps the tables of a finished default study and writes the marked blocks of the
+documents anew; without a run it only writes them. ``python -m benchmarks.results RUN NAME`` does the same for the
+other runs (:mod:`benchmarks.kept_runs`): lab, lab-ladder, ladder, regions, freezing. A block stands between
+``<!-- made: NAME -->`` and ``<!-- end -->``. A test holds that every block is what its tables give. No responses are
+kept.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from typing import Any
 
 import pandas as pd
 
+from benchmarks import kept_runs
 from mechsafety.claims import decide
 from mechsafety.claims.sentences import beyond, change
 from mechsafety.claims.tables import CONTROL_COLUMNS, NOT_MEASURABLE, change_row, control_row
@@ -29,7 +32,7 @@ from mechsafety.statistics import PROMPT_LABELS
 
 ROOT = Path(__file__).parents[1]
 KEPT = ROOT / "data" / "results"
-DOCUMENTS = ("README.md", "docs/results.md", "docs/controls.md")
+DOCUMENTS = ("README.md", "docs/results.md", "docs/lab.md", "docs/regions.md", "docs/controls.md")
 CLAIMS = Path(__file__).parent / "controls.toml"
 TABLES = (
     "verdicts",
@@ -77,7 +80,7 @@ def kept() -> tuple[dict[str, pd.DataFrame], dict[str, Any]]:
 def made() -> dict[str, str]:
     """Every block, by its name."""
     tables, manifest = kept()
-    return {name: f"{make(tables, manifest)}\n" for name, make in _MAKERS.items()}
+    return {name: f"{make(tables, manifest)}\n" for name, make in _MAKERS.items()} | kept_runs.made()
 
 
 def written(document: str, blocks: Mapping[str, str]) -> str:
@@ -182,8 +185,15 @@ _MAKERS: dict[str, Callable[[Tables, Mapping[str, Any]], str]] = {
 
 
 def main() -> None:
-    if len(sys.argv) > 1:
-        keep(sys.argv[1])
+    match sys.argv[1:]:
+        case []:
+            pass
+        case [run]:
+            keep(run)
+        case [run, name] if name in kept_runs.RUNS:
+            kept_runs.keep(run, name)
+        case _:
+            sys.exit(f"usage: python -m benchmarks.results [RUN [{'|'.join(kept_runs.RUNS)}]]")
     blocks = made()
     for name in DOCUMENTS:
         path = ROOT / name

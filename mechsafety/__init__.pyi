@@ -51,6 +51,8 @@ from .regions.lora_export import export_lora as export_lora
 from .regions.saved_models import save_model as save_model
 from .robustness.outcomes import measure_outcomes as measure_outcomes
 from .robustness.utility import measure_utility as measure_utility
+from .serving.server import VllmServer as VllmServer
+from .serving.server import serve_command as serve_command
 from .sweeps.doses import dose_curves as dose_curves
 from .sweeps.doses import plan_doses as plan_doses
 from .sweeps.layer_profile import logit_lens as logit_lens

@@ -26,11 +26,12 @@ FORMATS: tuple[FigureFormat, ...] = ("html", "png", "pdf", "svg")
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
-    """One part of a page: a heading, a line of explanation, figures, and a table behind them."""
+    """One part of a page: a heading, a line of explanation, what the figures show, figures, a table behind them."""
 
     name: str
     title: str
     text: str = ""
+    claims: Sequence[str] = ()
     figures: Sequence[go.Figure] = ()
     table: pd.DataFrame | None = None
 
@@ -44,6 +45,10 @@ class Page:
     findings: Sequence[str]
     blocks: Sequence[Block]
     how: Sequence[str] = field(default=())
+    subjects: Sequence[str] = ()
+    """What the findings are grouped by, each under its heading; without any they are one list."""
+    others: str = "Other findings"
+    """The heading of findings on none of the subjects."""
 
 
 def render_page(
@@ -58,7 +63,7 @@ def render_page(
     return template(form).render(
         title=page.title,
         subtitle=page.subtitle,
-        findings=page.findings,
+        findings=by_subject(page.findings, page.subjects, others=page.others),
         blocks=rendered_blocks(page.blocks),
         how=page.how,
         fed=fed_parts(manifest.get(fed, {})),
@@ -68,6 +73,39 @@ def render_page(
         **about,
         **more,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Said:
+    """A finding as it stands on a page; ``follows``: on the same subject as the one before it."""
+
+    text: str
+    follows: bool
+
+
+def by_subject(
+    findings: Sequence[str], subjects: Sequence[str], *, others: str
+) -> list[tuple[str, list[Said]]]:
+    """The findings under the subject that each begins with, in the order in which these come first."""
+    longest = sorted(subjects, key=len, reverse=True)
+    groups: dict[str, list[str]] = {}
+    for text in findings:
+        begins = (s for s in longest if text.startswith((f"{s}:", f"{s}, ")))
+        groups.setdefault(next(begins, others if subjects else ""), []).append(text)
+    return [
+        (
+            subject,
+            [
+                Said(text=text, follows=place > 0 and _subject(text) == _subject(texts[place - 1]))
+                for place, text in enumerate(texts)
+            ],
+        )
+        for subject, texts in groups.items()
+    ]
+
+
+def _subject(text: str) -> str:
+    return text.partition(": ")[0]
 
 
 def page_blocks(
@@ -135,6 +173,7 @@ def rendered_blocks(blocks: Sequence[Block]) -> list[dict[str, Any]]:
             "name": block.name,
             "title": block.title,
             "text": block.text,
+            "claims": block.claims,
             "figures": [
                 fragment(figure, f"{place}-{block.name}-{number}")
                 for number, figure in enumerate(block.figures)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -169,7 +170,7 @@ def times_chance(structure: pd.DataFrame) -> float:
     say 39 of equal top-5 % sets, since the union shrinks as the sets come to agree.
     """
     shared, chance = (2 * structure[name] / (1 + structure[name]) for name in ("jaccard", "chance"))
-    return float(shared.mean() / chance.mean())
+    return float(shared.mean() / chance.mean()) if chance.mean() else math.nan
 
 
 def _subspaces(table: pd.DataFrame) -> Iterator[str]:
