@@ -194,8 +194,8 @@ _STATES: Mapping[str, str] = {
     "alpha 1.5": "base + 1.5 dW",
     "alpha 2": "base + 2 dW",
     **{state: state_name(state, math.nan) for state in ("tuned", "mlp", "rest", "random")},
-    "kept 1": state_name("kept", 1),
-    "removed 1": state_name("removed", 1),
+    "kept 1": state_name("kept", 1.0),
+    "removed 1": state_name("removed", 1.0),
     **{state: state_name(state, math.nan) for state in ("ablated", "random_ablated")},
 }
 

@@ -22,14 +22,13 @@ from mechsafety.models import gguf as gguf_models
 from mechsafety.models import loading as models
 from mechsafety.models.chat import pad_left, tokenize_prompts
 from mechsafety.models.forward import forward
+from mechsafety.models.gguf import PACKAGED, packaged_gguf
 from mechsafety.models.loading import (
-    PACKAGED,
     PLAIN_TEMPLATE,
     LoadRecord,
     generation_twin,
     load_model,
     load_record,
-    packaged_gguf,
     weights_fingerprint,
 )
 from mechsafety.models.provenance import of_model

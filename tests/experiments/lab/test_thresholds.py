@@ -167,12 +167,12 @@ def test_a_bound_that_is_met_once_and_not_measurable_twice_is_counted_as_that() 
     assert "not met" not in said
 
 
-def test_a_bound_that_is_measurable_nowhere_stays_in_the_count() -> None:
+def test_a_bound_that_is_measurable_nowhere_is_counted_as_unknown() -> None:
     every = held_over_seeds(seeds({}, {}))
     nowhere = held_over_seeds(seeds({"attack": UNKNOWN}, {"attack": UNKNOWN}))
     n = int(every["met"].notna().sum())
     assert f"{n} of {n} bounds" in findings(every)["claims"][0]
-    assert f"{n - 3} of {n} bounds" in findings(nowhere)["claims"][0]
+    assert f"{n - 3} of {n - 3} bounds" in findings(nowhere)["claims"][0]
     assert "3 unknown" in findings(nowhere)["claims"][0]
 
 
@@ -217,7 +217,7 @@ def test_a_reading_that_a_control_has_as_well_is_named() -> None:
     first, named, second, unknown = findings(held_over_seeds(seeds()), table)["controls"]
     assert "1 of 2 readings before the answer go beyond untrained networks" in first
     assert "a, 1, beyond untrained networks: not met in 2 of 2 seeds; control: 0.4 to 0.7" in named
-    assert "1 of 2 readings" in second
+    assert "1 of 1 readings" in second
     assert "1 unknown" in second
     assert "not measurable in 2 of 2 seeds" in unknown
 

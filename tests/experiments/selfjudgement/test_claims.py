@@ -53,8 +53,10 @@ def judgements(
     )
 
 
-def facts_of(table: pd.DataFrame, judged: pd.DataFrame) -> Facts:
-    """What the columns of each cell hold, and, of words, the judgements themselves."""
+def facts_of(
+    table: pd.DataFrame, judged: pd.DataFrame
+) -> tuple[Facts, list[tuple[str, Value | None, list, dict]]]:
+    """The judgements of words as facts, and what the columns of each cell hold: subject, own area, controls, row."""
     changes: dict[Key, Change | RealChange] = {}
     families: list[Family] = []
     facts, beside = Facts(), []

@@ -117,7 +117,7 @@ def known(judges: Mapping[str, Systems], draws: Mapping[str, Sequence[str]] | No
 
 OTHER = (
     "energy over",
-    "These rates",
+    "Labels to correct",
     " · ",
 )  # the energy of draws, the plan of labels, other readings of labels
 
