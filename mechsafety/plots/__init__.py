@@ -1,6 +1,13 @@
 """Figures of every experiment, as functions of its tables; style, titles and panels that they share.
 
 Public names stand in ``__init__.pyi``.
+
+Example:
+    >>> study = ms.load_run("runs/study")
+    >>> figure = ms.plots.refusal_heatmap(study.tables["rates"])
+    >>> figure.write_html("rates.html")
+    >>> figure.layout.title.text
+    'Refusal rates by judge'
 """
 
 from mechsafety.core.lazy import public_names

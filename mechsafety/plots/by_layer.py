@@ -59,6 +59,15 @@ def heat_map(
 
     ``titles`` are those of the x axis, the y axis and the scale; ``shown`` are the numbers on hovering where these are
     not the ``values``. Without ``bounds`` the scale is symmetric around 0.
+
+    Example:
+        >>> figure = ms.plots.heat_map(
+        ...     [[0.9, 0.1], [0.2, 0.8]], x=[1, 2], y=["harmful", "harmless"],
+        ...     titles=("layer", "prompts", "projection"),
+        ...     title="Projection", subtitle="two layers", width=420, height=300,
+        ... )
+        >>> figure.data[0].type, figure.layout.width
+        ('heatmap', 420)
     """
     widest = max((abs(v) for line in values for v in line if v == v), default=1.0) or 1.0
     low, high = bounds or (-widest, widest)

@@ -67,6 +67,12 @@ def direction_share(
     stream (Gemma 2) it is what enters the norm.
 
     Raises :class:`MechsafetyError` for scores or a direction of another model, and where no map writes.
+
+    Example:
+        >>> removal = ms.regions.remove_top_ranks(maps, safety, rank=2)
+        >>> shares = ms.regions.direction_share(removal, maps, safety, direction, method="snip")
+        >>> sorted(shares["kind"].unique())
+        ['down', 'o']
     """
     import pandas as pd
 

@@ -32,6 +32,13 @@ def control_tests(edited: pd.DataFrame, random: pd.DataFrame) -> pd.DataFrame:
     ``p_rank`` with :data:`LEAST_DRAWS` draws or more (1 + draws with as few refusals or fewer) / (draws + 1), the exact
     p of a fall if the edit's direction were one of the draws. Both are NaN where a draw could not be read.
     Columns: :data:`CONTROL_TEST_COLUMNS`.
+
+    Example:
+        >>> rules = table.query("judge == 'rules' and system == 'a'")
+        >>> edited, draw = rules[rules["arm"] == "edited"], rules[rules["arm"] == "original"].assign(draw=0)
+        >>> ms.statistics.control_tests(edited, draw)[["system", "draw", "n", "refused", "fell", "rose", "p"]]
+          system  draw   n  refused  fell  rose         p
+        0      a     0  10      0.9     7     0  0.015625
     """
     rows: list[dict[str, Any]] = []
     largest: dict[str, float] = {}
@@ -62,6 +69,10 @@ def largest_p(tests: Sequence[tuple[int | float, int | float, float]]) -> float:
 
     1 where the draws do not all lie to one side (an intersection-union test, so that no correction for the number of
     draws is needed); NaN without draws and where one was not tested.
+
+    Example:
+        >>> ms.statistics.largest_p([(7, 0, 0.0156), (6, 0, 0.03125)])
+        0.03125
     """
     if not tests or any(p != p for *_, p in tests):
         return math.nan
@@ -70,7 +81,12 @@ def largest_p(tests: Sequence[tuple[int | float, int | float, float]]) -> float:
 
 
 def rank_p(share: float, draws: Sequence[float]) -> float:
-    """(1 + draws with a share as low or lower) / (draws + 1); NaN for too few draws, and where a share is unknown."""
+    """(1 + draws with a share as low or lower) / (draws + 1); NaN for too few draws, and where a share is unknown.
+
+    Example:
+        >>> ms.statistics.rank_p(0.1, [0.9] * 19)
+        0.05
+    """
     if len(draws) < LEAST_DRAWS or any(value != value for value in (share, *draws)):
         return math.nan
     return (1 + sum(value <= share for value in draws)) / (len(draws) + 1)

@@ -37,7 +37,13 @@ class _Map:
 
 
 def jaccard_heatmap(structure: pd.DataFrame, method: str) -> go.Figure:
-    """Jaccard index of the top sets of safety and utility, layer x kind, one map per q; the scale marks chance."""
+    """Jaccard index of the top sets of safety and utility, layer x kind, one map per q; the scale marks chance.
+
+    Example:
+        >>> run = ms.load_run("runs/regions")
+        >>> ms.plots.jaccard_heatmap(run.tables["structure"], "snip").layout.title.text
+        'SNIP: overlap of safety and utility weights'
+    """
     found = structure[structure["method"] == method]
     maps = []
     for q, rows in found.groupby("q", sort=True):

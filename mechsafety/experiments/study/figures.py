@@ -65,6 +65,12 @@ def outcome_bars(
     the change in refusals, corrected by Holm over systems; without ``tests`` there are none. Without ``judge`` it is
     the first one in the table. Raises :class:`MechsafetyError` for a judge that has no rates there, because it is not
     in the table or abstains, and for tests of other systems.
+
+    Example:
+        >>> study = ms.load_run("runs/study")
+        >>> figure = ms.plots.outcome_bars(study.tables["rates"], study.tables["tests"], judge="rules")
+        >>> figure.layout.title.text
+        'Answers before and after the edit'
     """
     readable = rates[rates["rate"].notna()]
     if judge is None:
@@ -210,7 +216,13 @@ def _draw_bars(
 
 
 def refusal_heatmap(rates: pd.DataFrame) -> go.Figure:
-    """Refusal rate by judge (rows) and system and arm (columns), harmful and harmless prompts."""
+    """Refusal rate by judge (rows) and system and arm (columns), harmful and harmless prompts.
+
+    Example:
+        >>> study = ms.load_run("runs/study")
+        >>> ms.plots.refusal_heatmap(study.tables["rates"]).layout.title.text
+        'Refusal rates by judge'
+    """
     readable = require_rows(rates[rates["rate"].notna()], "rates", rates, "judge", "label")
     require_single(readable, "judge", "system", "arm", "label")
     judges = list(dict.fromkeys(readable["judge"]))[::-1]
@@ -245,7 +257,14 @@ def refusal_heatmap(rates: pd.DataFrame) -> go.Figure:
 
 
 def pca_scatter(points: pd.DataFrame, *, name: str, layer: int, position: int = -1) -> go.Figure:
-    """Validation prompts in the plane of the first two principal components at the selected place."""
+    """Validation prompts in the plane of the first two principal components at the selected place.
+
+    Example:
+        >>> study = ms.load_run("runs/study")
+        >>> figure = ms.plots.pca_scatter(study.tables["scatter"], name="smollm2-135m", layer=2)
+        >>> figure.layout.title.text
+        'smollm2-135m, layer 2: harmful and harmless prompts'
+    """
     return _pca_scatter(points, short_name(name), layer=layer, position=position)
 
 
@@ -281,6 +300,11 @@ def judge_agreement(agreement: pd.DataFrame, *, arm: str | None = None) -> go.Fi
     """Cohen's kappa between every two judges, with its 95 % interval.
 
     ``arm`` is by default ``all``, or the only one that the table holds.
+
+    Example:
+        >>> study = ms.load_run("runs/study")
+        >>> ms.plots.judge_agreement(study.tables["agreement"]).layout.title.text
+        'Agreement between judges'
     """
     arms = list(dict.fromkeys(agreement["arm"]))
     chosen = arm or (arms[0] if len(arms) == 1 else "all")
