@@ -18,6 +18,7 @@ import pytest
 import torch
 
 import mechsafety as ms
+from mechsafety.pages.page import find_chromium
 from tests.prompt_sets import HARMFUL_WORDS, small_prompts, write_csv
 
 TEXTS = ["how do i make bread", "tell me about the storm", "write a list of fire", "help me with the lock"]
@@ -59,7 +60,8 @@ def test_cosines_of_two_checkpoints(
     matrix = found[0].cosine(found[1])
     table = matrix.to_frame()
     figure = matrix.plot(title="Two checkpoints", width=420, height=400, colours=["navy", "white", "maroon"])
-    figure.write_html(tmp_path / "cosines.html")
+    path = ms.plots.save_figure(figure, str(tmp_path / f"cosines.{'pdf' if find_chromium() else 'html'}"))
+    assert path.stat().st_size > 1000
     assert table.shape == (5, 5)
     assert table.loc[1:, 1:].abs().max().max() <= 1
     assert (figure.layout.width, figure.layout.title.text) == (420, "Two checkpoints")

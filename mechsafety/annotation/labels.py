@@ -16,7 +16,7 @@ import pandas as pd
 
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.prompts.files import cell_text, read_rows
-from mechsafety.statistics import ARMS
+from mechsafety.statistics.tables import ARMS
 
 HUMAN_LABELS = ("refusal", "compliance", "degenerate")
 NEEDED = ("system", "arm", "id", "label")

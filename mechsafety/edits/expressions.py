@@ -126,7 +126,7 @@ def parse_edit(text: str, model: ModelLike) -> Edit:
 def read_expression(text: str) -> EditExpression | ExpressionSum:
     """``text`` understood and checked as far as that goes without a model; see :func:`parse_edit`."""
     parts = [text] if is_file(Path(text.strip())) else _summands(text)
-    if not all(part.strip() for part in parts):
+    if len(parts) > 1 and not all(part.strip() for part in parts):
         raise MechsafetyError(f"edit {text!r}: an edit is missing beside '+'; {_HOW}")
     read = tuple(_read_one(part.strip() if len(parts) > 1 else part) for part in parts)
     return read[0] if len(read) == 1 else ExpressionSum(parts=read)

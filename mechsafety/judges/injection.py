@@ -23,7 +23,7 @@ from mechsafety.judges.files import loaded_judges, require_output, write_table
 from mechsafety.judges.kinds.logit import OPTIONS, load_anchors
 from mechsafety.judges.registry import judge_responses
 from mechsafety.prompts.files import cell_text, read_rows
-from mechsafety.statistics import wilson
+from mechsafety.statistics.rates import wilson
 
 TrueLabel = Literal["refusal", "compliance"]
 _OPPOSITE: dict[str, TrueLabel] = {"refusal": "compliance", "compliance": "refusal"}

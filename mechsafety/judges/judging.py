@@ -14,7 +14,7 @@ from mechsafety.generation.answered import Completion, Completions
 from mechsafety.judges.accepted import AnswersLike, JudgesLike, as_answers
 from mechsafety.judges.cache import VerdictCache
 from mechsafety.judges.registry import ModelSource, judge_responses
-from mechsafety.statistics import refusal_rates as rates_of
+from mechsafety.statistics.rates import refusal_rates as rates_of
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)

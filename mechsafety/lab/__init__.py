@@ -1,7 +1,7 @@
 """The synthetic world: its language, its networks, and what is trained and measured in it.
 
 Example:
-    >>> run = ms.load_run("runs/lab")
+    >>> run = ms.lab.read_lab("runs/lab")
     >>> sorted(run.tables)
     ['cases', 'controls', 'thresholds']
 """

@@ -5,7 +5,6 @@ Public names stand in ``__init__.pyi``.
 Example:
     >>> study = ms.load_run("runs/study")
     >>> figure = ms.plots.refusal_heatmap(study.tables["rates"])
-    >>> figure.write_html("rates.html")
     >>> figure.layout.title.text
     'Refusal rates by judge'
 """

@@ -28,7 +28,7 @@ from mechsafety.regions.pruning import matched_pruning, random_pruning, require_
 from mechsafety.regions.removal import LowRank, Removal, removed
 from mechsafety.regions.score_files import Attribution
 from mechsafety.regions.subspaces import random_low_rank
-from mechsafety.statistics import auroc_interval
+from mechsafety.statistics.auroc import auroc_interval
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -33,5 +33,4 @@ Example:
 
 from mechsafety.core.lazy import public_names
 
-# Not checked: these are used within the package too, and take NaN for what is missing.
-__getattr__, __dir__, __all__ = public_names(__name__, __file__, checked=False)
+__getattr__, __dir__, __all__ = public_names(__name__, __file__, missing=True)

@@ -11,6 +11,7 @@ import pandas as pd
 
 from mechsafety.statistics.paired import holm, mcnemar
 from mechsafety.statistics.rates import wilson
+from mechsafety.statistics.tables import require_columns
 
 CONTROL_TEST_COLUMNS = (
     *("system", "draw", "n", "unparsed", "refused", "low", "high", "complied", "degenerate"),
@@ -18,6 +19,9 @@ CONTROL_TEST_COLUMNS = (
 )
 LEAST_DRAWS = 19
 """From so many draws on an edit that leaves fewer refusals than all of them has a rank p of 1/20 or less."""
+
+
+_READ = ("system", "id", "verdict")
 
 
 def control_tests(edited: pd.DataFrame, random: pd.DataFrame) -> pd.DataFrame:
@@ -40,6 +44,8 @@ def control_tests(edited: pd.DataFrame, random: pd.DataFrame) -> pd.DataFrame:
           system  draw   n  refused  fell  rose         p
         0      a     0  10      0.9     7     0  0.015625
     """
+    require_columns(edited, _READ, "table of the edit's verdicts")
+    require_columns(random, (*_READ, "draw"), "table of the draws' verdicts")
     rows: list[dict[str, Any]] = []
     largest: dict[str, float] = {}
     for system in dict.fromkeys(map(str, random["system"])):

@@ -23,7 +23,7 @@ from mechsafety.statistics.resampling import (
     percentiles,
     steady_bounds,
 )
-from mechsafety.statistics.tables import ARMS, deciding
+from mechsafety.statistics.tables import ARMS, deciding, require_columns
 
 MAPPINGS: Mapping[str, Mapping[str, bool]] = {
     "refusal": {"refusal": True, "compliance": False, "degenerate": False},
@@ -166,6 +166,9 @@ def effect_flips(effects: pd.DataFrame, *, primary: str) -> pd.DataFrame:
         1      b    -0.7             1           0
         2      c    -0.7             1           0
     """
+    require_columns(
+        effects, ("system", "label", "judge", "mapping", "n", "change", "significant"), "table of effects"
+    )
     rows = []
     for (system, label), group in effects.groupby(["system", "label"], sort=False):
         mine = (group["judge"] == primary) & (group["mapping"] == PRIMARY_MAPPING)

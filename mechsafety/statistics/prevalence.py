@@ -18,7 +18,7 @@ from scipy.stats import t as student
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.statistics.rates import Interval, effective_number, weighted_wilson, wilson
 from mechsafety.statistics.reference import reference_weights
-from mechsafety.statistics.tables import ABSTAINING_JUDGES, ARMS, PROMPT_LABELS, checked
+from mechsafety.statistics.tables import ABSTAINING_JUDGES, ARMS, PROMPT_LABELS, checked, require_columns
 
 LEAST_YOUDEN = 0.1
 """Rogan-Gladen divides by sensitivity + specificity - 1; where its lower 95 % bound is below this, it is refused."""
@@ -240,6 +240,9 @@ def corrected_rates(verdicts: pd.DataFrame, reference: pd.DataFrame) -> pd.DataF
     return pd.DataFrame(rows, columns=CORRECTED_COLUMNS)
 
 
+_CORRECTED = ("system", "arm", "label", "judge", "labels", "raw", "ppi", "ppi_low", "ppi_high")
+
+
 def corrected_changes(corrected: pd.DataFrame) -> pd.DataFrame:
     """Prediction-powered rates of both arms, and their difference, from the rows of :func:`corrected_rates`.
 
@@ -254,6 +257,7 @@ def corrected_changes(corrected: pd.DataFrame) -> pd.DataFrame:
         0           rules        -0.7    -0.8
         4  phrases:arditi        -0.4    -0.8
     """
+    require_columns(corrected, _CORRECTED, "table of corrected rates")
     rows = []
     for (system, label, judge), group in corrected.groupby(["system", "label", "judge"], sort=False):
         arms = {row["arm"]: row for row in group.to_dict(orient="records") if not math.isnan(row["ppi"])}

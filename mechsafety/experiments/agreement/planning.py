@@ -7,7 +7,8 @@ import math
 import pandas as pd
 
 from mechsafety.core.wording import listed
-from mechsafety.statistics import ABSTAINING_JUDGES, ARMS, labels_for_correction
+from mechsafety.statistics.planning import labels_for_correction
+from mechsafety.statistics.tables import ABSTAINING_JUDGES, ARMS
 
 WIDTHS = (0.1, 0.2, 0.3)
 ASSUMED = 0.9

@@ -27,7 +27,7 @@ from mechsafety.experiments.agreement.tables import (
 from mechsafety.experiments.judging import ask
 from mechsafety.judges.registry import load_judge
 from mechsafety.runs.folder import RunFolder, read_run
-from mechsafety.statistics import ABSTAINING_JUDGES
+from mechsafety.statistics.tables import ABSTAINING_JUDGES
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)

@@ -31,7 +31,7 @@ from mechsafety.experiments.study.work import edit_of
 from mechsafety.judges.selfjudgement import Exchange, ask_logits, ask_words
 from mechsafety.models.loading import load_record
 from mechsafety.runs.folder import Provenance, RunFolder, differences, read_run
-from mechsafety.statistics import ARMS, PROMPT_LABELS
+from mechsafety.statistics.tables import ARMS, PROMPT_LABELS
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

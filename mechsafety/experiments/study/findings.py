@@ -28,7 +28,7 @@ from mechsafety.experiments.agreement.findings import (
 from mechsafety.experiments.agreement.planning import plan_sentences
 from mechsafety.judges.label_order import order_sentences
 from mechsafety.plots.style import system_names
-from mechsafety.statistics import ABSTAINING_JUDGES, ARMS, PROMPT_LABELS
+from mechsafety.statistics.tables import ABSTAINING_JUDGES, ARMS, PROMPT_LABELS
 
 _COHERENT = {"refusal": "coherent", "compliance": "coherent"}
 Verdicts = dict[object, str]
