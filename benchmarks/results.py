@@ -1,8 +1,10 @@
-"""The results that README and docs show: the default study's tables in data/results, and the text made from them.
+"""The results that README and docs show: tables of finished runs in data/results, and the text made from them.
 
-``python -m benchmarks.results RUN`` keeps the tables of a finished study and writes the marked blocks of the documents
-anew; without a run it only writes them. A block stands between ``<!-- made: NAME -->`` and ``<!-- end -->``. A test
-holds that every block is what its tables give. No responses are kept.
+``python -m benchmarks.results RUN`` keeps the tables of a finished default study and writes the marked blocks of the
+documents anew; without a run it only writes them. ``python -m benchmarks.results RUN NAME`` does the same for the
+other runs (:mod:`benchmarks.kept_runs`): lab, lab-ladder, ladder, regions, freezing. A block stands between
+``<!-- made: NAME -->`` and ``<!-- end -->``. A test holds that every block is what its tables give. No responses are
+kept.
 """
 
 from __future__ import annotations
@@ -10,14 +12,17 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+import tomllib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from benchmarks import kept_runs
 from mechsafety.claims import decide
 from mechsafety.claims.sentences import beyond, change
+from mechsafety.claims.tables import CONTROL_COLUMNS, NOT_MEASURABLE, change_row, control_row
 from mechsafety.experiments.agreement.findings import by_judge_sentences, disagreement_sentences
 from mechsafety.experiments.base import load_run
 from mechsafety.experiments.study.findings import measured_systems, refusal_contrasts, study_findings
@@ -27,7 +32,8 @@ from mechsafety.statistics import PROMPT_LABELS
 
 ROOT = Path(__file__).parents[1]
 KEPT = ROOT / "data" / "results"
-DOCUMENTS = ("README.md", "docs/results.md")
+DOCUMENTS = ("README.md", "docs/results.md", "docs/lab.md", "docs/regions.md", "docs/controls.md")
+CLAIMS = Path(__file__).parent / "controls.toml"
 TABLES = (
     "verdicts",
     "random_verdicts",
@@ -74,7 +80,7 @@ def kept() -> tuple[dict[str, pd.DataFrame], dict[str, Any]]:
 def made() -> dict[str, str]:
     """Every block, by its name."""
     tables, manifest = kept()
-    return {name: f"{make(tables, manifest)}\n" for name, make in _MAKERS.items()}
+    return {name: f"{make(tables, manifest)}\n" for name, make in _MAKERS.items()} | kept_runs.made()
 
 
 def written(document: str, blocks: Mapping[str, str]) -> str:
@@ -135,6 +141,34 @@ def _selfjudge(tables: Tables, manifest: Mapping[str, Any]) -> str:
     return "\n".join([head, "| --- | --- | ---: | ---: | ---: | ---: | ---: |", *rows])
 
 
+def _claims(tables: Tables, manifest: Mapping[str, Any]) -> str:  # noqa: ARG001
+    columns = ("experiment", "claim", "control", "fails", "test")
+    rows = tomllib.loads(CLAIMS.read_text(encoding="utf-8"))["claims"]
+    cells = [[*(row[name] for name in columns[:4]), f"`{row['test'].rpartition('::')[2]}`"] for row in rows]
+    return _table(("experiment", "claim", "control", "how the control can fail", "planted violation"), cells)
+
+
+def _study_controls(tables: Tables, manifest: Mapping[str, Any]) -> str:
+    """The claims of the default study, each beside what its control gives."""
+    rows = [
+        change_row(f"{contrast.subject}: the edit takes refusals away", decide(contrast), way="down")
+        for contrast in refusal_contrasts(tables, manifest, label="harmful").values()
+    ]
+    names = system_names(measured_systems(manifest))
+    for row in tables["selfjudge"].to_dict(orient="records"):
+        claim = f"{names[row['system']]}, {row['arm']}: recognises its refusals"
+        reading = f"AUROC {row['auc']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
+        for column, control in (("auc_shuffled", "another prompt shown"), ("auc_length", "shortness alone")):
+            holds = "no" if row[column] >= row["auc"] else NOT_MEASURABLE
+            rows.append(control_row(claim, reading, control, f"AUROC {row[column]:.2f}", holds))
+    return _table(CONTROL_COLUMNS, [list(row.values()) for row in rows])
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def _list(sentences: Iterable[str]) -> str:
     return "\n".join(f"- {text}" for text in sentences)
 
@@ -145,12 +179,21 @@ _MAKERS: dict[str, Callable[[Tables, Mapping[str, Any]], str]] = {
     "findings": _findings,
     "judges": _judges,
     "self judgement": _selfjudge,
+    "claims": _claims,
+    "study controls": _study_controls,
 }
 
 
 def main() -> None:
-    if len(sys.argv) > 1:
-        keep(sys.argv[1])
+    match sys.argv[1:]:
+        case []:
+            pass
+        case [run]:
+            keep(run)
+        case [run, name] if name in kept_runs.RUNS:
+            kept_runs.keep(run, name)
+        case _:
+            sys.exit(f"usage: python -m benchmarks.results [RUN [{'|'.join(kept_runs.RUNS)}]]")
     blocks = made()
     for name in DOCUMENTS:
         path = ROOT / name

@@ -43,6 +43,7 @@ from .judges.accepted import batched as batched
 from .judges.judging import judge as judge
 from .judges.judging import refusal_rates as refusal_rates
 from .models.loading import load_model as load_model
+from .pages.page import save_figure as save_figure
 from .prompts.prompt_set import Prompt as Prompt
 from .prompts.prompt_set import PromptSet as PromptSet
 from .prompts.prompt_set import load_prompts as load_prompts
@@ -51,6 +52,8 @@ from .regions.lora_export import export_lora as export_lora
 from .regions.saved_models import save_model as save_model
 from .robustness.outcomes import measure_outcomes as measure_outcomes
 from .robustness.utility import measure_utility as measure_utility
+from .serving.server import VllmServer as VllmServer
+from .serving.server import serve_command as serve_command
 from .sweeps.doses import dose_curves as dose_curves
 from .sweeps.doses import plan_doses as plan_doses
 from .sweeps.layer_profile import logit_lens as logit_lens

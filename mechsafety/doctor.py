@@ -6,16 +6,24 @@ import os
 import shutil
 import socket
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import torch
+
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.places import cache_folder
 from mechsafety.models.adapters import packaged_adapters
+from mechsafety.models.chat import day_of
+from mechsafety.models.chat_settings import ChatSettings, chat_settings, record_of
 from mechsafety.models.gguf import packaged_gguf
-from mechsafety.models.hardware import dtype_name, free_bytes, native_bfloat16, resolve_device, resolve_dtype
+from mechsafety.models.hardware import dtype_name, free_bytes, native_bfloat16, resolve_dtype
+from mechsafety.models.loading import load_reader
+from mechsafety.models.placing import Placing, resolve_placing
+from mechsafety.models.weights import shape_of
 from mechsafety.pages.page import find_chromium
 from mechsafety.runs.folder import versions
 
@@ -32,10 +40,30 @@ class Check:
     fix: str = ""
 
 
-def examine() -> list[Check]:
-    """Every check, in the order they are shown."""
-    device = resolve_device("auto")
-    dtype = resolve_dtype("auto", device)
+def examine(
+    models: Sequence[str] = (),
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    device_map: str | None = None,
+    max_memory: str | None = None,
+    **reading: Any,
+) -> list[Check]:
+    """Every check of the machine, then of each of ``models``, in the order they are shown.
+
+    The options are those of :func:`load_model`; ``reading`` are template, date and chat settings. Raises
+    :class:`MechsafetyError` for a device that is not there, and for template or chat settings of no model.
+    """
+    if not models and (reading.get("template") or chat_settings(reading.get("chat")) != ChatSettings()):
+        raise MechsafetyError("template and chat settings are a model's: name the model too")
+    where, placing = resolve_placing(device, device_map, max_memory)
+    rooms = {where: free_bytes(where)} if placing is None else placing.room()
+    number = resolve_dtype(dtype, where)
+    checks = _machine(rooms, where, number)
+    return checks + [check for spec in models for check in _model(spec, rooms, placing, number, reading)]
+
+
+def _machine(rooms: Mapping[Any, int], device: torch.device, dtype: torch.dtype) -> list[Check]:
     found = versions()
     checks = [
         Check(
@@ -50,9 +78,9 @@ def examine() -> list[Check]:
         for package, version in found.items()
         if package not in ("python", "platform")
     ]
-    free = free_bytes(device) / 1e9
+    free = sum(rooms.values()) / 1e9
     checks += [
-        Check(name="device", value=str(device)),
+        Check(name="device", value=", ".join(map(str, rooms))),
         Check(name="dtype", value=dtype_name(dtype)),
         Check(
             name="native bfloat16",
@@ -77,6 +105,36 @@ def examine() -> list[Check]:
         ),
     ]
     return checks
+
+
+def _model(
+    spec: str,
+    rooms: Mapping[Any, int],
+    placing: Placing | None,
+    dtype: torch.dtype,
+    reading: Mapping[str, Any],
+) -> list[Check]:
+    """Where a model would lie and how it would be asked, found without its weights."""
+    try:
+        reader = load_reader(spec, **reading)
+        shape, need = shape_of(reader.config, dtype)
+        plan = placing.planned(spec, shape, dtype) if placing is not None else {}
+    except MechsafetyError as error:
+        return [Check(name=spec, value="cannot be loaded so", ok=False, fix=str(error))]
+    devices = ", ".join(map(str, dict.fromkeys(plan.values() or rooms)))
+    settings = chat_settings(reading.get("chat"))
+    thinking = record_of(settings, reader.tokenizer, day=day_of(reader))["thinking"]
+    given = settings.as_text()
+    return [
+        Check(
+            name=spec,
+            value=f"{type(shape).__name__}, {need / 1e9:.1f} GB in {dtype_name(dtype)} on {devices}",
+            ok=need <= sum(rooms.values()),
+            fix="take a smaller model, --dtype bfloat16, or another --device",
+        ),
+        Check(name=f"{spec}: thinking", value=thinking),
+        *([Check(name=f"{spec}: chat settings", value=f"taken: {given}")] if given else []),
+    ]
 
 
 def _hub() -> Check:

@@ -10,7 +10,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import uvicorn
 from starlette.applications import Starlette
@@ -53,6 +53,10 @@ class FaultyServer:
         self.keys: set[str] = set()
         self.at_once = self.most_at_once = 0
         self.url = ""
+
+    def routes(self) -> list[Route]:
+        paths = ("/v1/chat/completions", "/moved/chat/completions")
+        return [Route(path, self.chat, methods=["POST"]) for path in paths]
 
     async def chat(self, request: Request) -> Response:
         self.at_once += 1
@@ -121,11 +125,21 @@ class _Cut(Response):
         await send({"type": "http.response.body", "body": json.dumps("0" * 8).encode()})
 
 
+S = TypeVar("S", bound="Routed")
+
+
+class Routed(Protocol):
+    """A server: its routes, and the ``url`` under which it then runs."""
+
+    url: str
+
+    def routes(self) -> list[Route]: ...
+
+
 @contextmanager
-def serving(server: FaultyServer) -> Iterator[FaultyServer]:
+def serving(server: S) -> Iterator[S]:
     """``server`` on a free port of loopback for as long as the block runs."""
-    paths = ("/v1/chat/completions", "/moved/chat/completions")
-    app = Starlette(routes=[Route(path, server.chat, methods=["POST"]) for path in paths])
+    app = Starlette(routes=server.routes())
     config = uvicorn.Config(
         app,
         host="127.0.0.1",

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import plotly.graph_objects as go
 import pytest
 import torch
 
@@ -87,7 +88,7 @@ def given(
         "basis": direction.unit[None], "held_out": cache, "responses": pd.DataFrame(), "verdicts": verdicts,
         "attribution": scores, "rank": 1, "base": model, "tuned": model, "passages": benign_passages()[:2], "prompt": "how do i",
         "k": 1, "config": LabConfig(), "p": 5, "q": 5, "rung": "refusal",
-        "arms": {"original": verdicts},
+        "arms": {"original": verdicts}, "figure": go.Figure(),
     }  # fmt: skip
     special = {("control_directions", "direction"): direction.unit, ("random_low_rank", "like"): low_rank}
     return lambda function, name: special.get((function, name), known[name])
@@ -255,6 +256,13 @@ def test_figures_of_what_is_no_table_are_refused(name: str) -> None:
     needed = [p.name for p in inspect.signature(function).parameters.values() if p.default is p.empty]
     with pytest.raises(ms.MechsafetyError, match=rf"^{name}\(\): .* needed"):
         function(**dict.fromkeys(needed, object()))
+
+
+def test_figures_take_their_options_at_the_boundary() -> None:
+    rates = ms.statistics.refusal_rates(VERDICTS)
+    assert ms.plots.refusal_heatmap(rates, title="Own", width=500).layout.title.text == "Own"
+    with pytest.raises(ms.MechsafetyError, match="width"):
+        ms.plots.refusal_heatmap(rates, width="wide")
 
 
 def test_every_path_is_a_str_or_a_path() -> None:

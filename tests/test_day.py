@@ -60,7 +60,7 @@ def test_cosines_of_two_checkpoints(
     matrix = found[0].cosine(found[1])
     table = matrix.to_frame()
     figure = matrix.plot(title="Two checkpoints", width=420, height=400, colours=["navy", "white", "maroon"])
-    path = ms.plots.save_figure(figure, str(tmp_path / f"cosines.{'pdf' if find_chromium() else 'html'}"))
+    path = ms.save_figure(figure, str(tmp_path / f"cosines.{'pdf' if find_chromium() else 'html'}"))
     assert path.stat().st_size > 1000
     assert table.shape == (5, 5)
     assert table.loc[1:, 1:].abs().max().max() <= 1

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import tomllib
+
 import pytest
 
-from benchmarks.results import _BLOCK, DOCUMENTS, ROOT, kept, made, written
+from benchmarks.results import _BLOCK, CLAIMS, DOCUMENTS, ROOT, kept, made, written
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
@@ -26,3 +28,14 @@ def test_every_block_stands_in_some_document() -> None:
 def test_no_response_is_among_the_kept_tables() -> None:
     tables, _ = kept()
     assert not any({"response", "prompt"} & {*table.columns} for table in tables.values())
+
+
+def test_every_experiment_has_claims_and_each_a_test_that_plants_a_violation() -> None:
+    """The named test is there, and every kind of run that has findings makes some claim."""
+    claims = tomllib.loads(CLAIMS.read_text(encoding="utf-8"))["claims"]
+    for claim in claims:
+        path, _, name = claim["test"].partition("::")
+        assert f"def {name}(" in (ROOT / path).read_text(encoding="utf-8"), claim["test"]
+    folders = {path.parent.name for path in (ROOT / "mechsafety" / "experiments").glob("*/findings.py")}
+    kinds = {"selfjudgement": "selfjudge", "comparison": "compare"}
+    assert {kinds.get(name, name) for name in folders} | {"robustness"} == {c["experiment"] for c in claims}

@@ -57,7 +57,7 @@ config = ms.StudyConfig(systems=("smollm2-135m",), prompts="requests.jsonl", lim
 study = ms.run_study(config, "runs/study", progress=False)
 findings: list[str] = list(study.findings)
 for name, figure in study.figures().items():
-    ms.plots.save_figure(figure, f"{name}.pdf")
+    ms.save_figure(figure, f"{name}.pdf")
 swept.plot().update_layout(width=500)
 ms.plots.outcome_bars(study.tables["rates"], judge="rules").show()
 shown = (

@@ -55,15 +55,24 @@ def number(value: float, unit: str) -> str:
     """A value with its unit: shares as percent, AUROC and cosines with two digits, others with three that count."""
     if value != value:
         return "unknown"
+    value += 0.0  # no -0
     if unit == "share":
         return percent(value)
     if unit in TWO_DIGITS:
         return _inexact(value, f"{value:.2f}")
+    if unit == "points":
+        return f"{_of_points(value)} points"
     return f"{value:.3g}{f' {unit}' if unit else ''}"
 
 
 TWO_DIGITS = ("AUROC", "cosine", "kappa", "tau", "correlation", "Jaccard", "similarity")
 """Units between -1 and 1 that are written without their name."""
+
+
+def _of_points(value: float) -> str:
+    """100 and -100 only where exact."""
+    texts = [f"{value:.{digits}g}" for digits in (3, 5, 12)]
+    return next((t for t in texts if abs(float(t)) != 100.0 or float(t) == value), texts[-1])
 
 
 def _inexact(value: float, text: str) -> str:
@@ -75,12 +84,17 @@ def _inexact(value: float, text: str) -> str:
     return text
 
 
+def points_between(low: float, high: float) -> str:
+    """``[-90, -63]`` of a difference of shares; empty where it is not known."""
+    return "" if math.isnan(low) or math.isnan(high) else f"[{points(low)}, {points(high)}]"
+
+
 def between(low: float, high: float, unit: str) -> str:
-    """``[81, 97]`` of shares in percent, ``[-90, -63]`` of points, ``[0.47, 0.72]``; empty where it is not known."""
+    """``[81, 97]`` of shares in percent, ``[8.5, 20]`` of points, ``[0.47, 0.72]``; empty where it is not known."""
     if math.isnan(low) or math.isnan(high):
         return ""
     if unit == "share":
         return f"[{percent_number(low)}, {percent_number(high)}]"
     if unit == "points":
-        return f"[{points(low)}, {points(high)}]"
+        return f"[{_of_points(low)}, {_of_points(high)}]"
     return f"[{number(low, unit if unit in TWO_DIGITS else '')}, {number(high, unit if unit in TWO_DIGITS else '')}]"

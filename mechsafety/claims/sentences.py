@@ -6,12 +6,12 @@ docs/claims.md lists the forms; an evaluator that knows no line of this file par
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from mechsafety.claims.claims import Claim, decide
 from mechsafety.claims.contrasts import Contrast, Control, Estimate
-from mechsafety.claims.numbers import between, number, p_value, percent, points
+from mechsafety.claims.numbers import between, number, p_value, percent, points, points_between
 from mechsafety.core.wording import listed
 
 WORDS: Mapping[str, str] = {
@@ -81,7 +81,7 @@ def _margin(c: Contrast) -> str:
 
 def _items(c: Contrast) -> str:
     n, m = c.before.n, c.after.n
-    return f"{n} items" if n == m else f"{n} and {m} items"
+    return f"{n} items" if c.paired else f"{n} and {m} items"
 
 
 def _shift(c: Contrast) -> str:
@@ -90,9 +90,9 @@ def _shift(c: Contrast) -> str:
 
 def _difference(c: Contrast) -> str:
     if c.unit == "share":
-        ends = between(c.difference.low, c.difference.high, "points")
+        ends = points_between(c.difference.low, c.difference.high)
         return f"{points(c.difference.value)} points{f' {ends}' if ends else ''}"
-    sign = "+" if c.difference.value > 0 else ""
+    sign = "+" if c.difference.value >= 0 else ""
     return f"{sign}{number(c.difference.value, c.unit)}{_ends(c.difference, c.unit)}"
 
 
@@ -175,17 +175,19 @@ def extremes(subject: str, measure: str, values: Sequence[Named], *, unit: str, 
     known = [v for v in values if v.estimate.known]
     missing = f"; {len(values) - len(known)} unknown" if len(known) < len(values) else ""
     if not known:
-        return f"{subject}: {measure} over {len(values)} {of}: unknown."
+        return f"{subject}: {measure} over 0 {of}{missing}."
     ends = [f(v.estimate.value for v in known) for f in (min, max)]
     if ends[0] == ends[1]:
         tie = f"all {len(known)} tie" if len(known) > 1 else known[0].name
-        return f"{subject}: {measure} over {len(values)} {of}: {spelt(known[0].estimate, unit)} ({tie}){missing}."
+        return (
+            f"{subject}: {measure} over {len(known)} {of}: {spelt(known[0].estimate, unit)} ({tie}){missing}."
+        )
     parts = [
         f"{word} {spelt(who[0].estimate, unit)} ({_tied([v.name for v in who])})"
         for word, end in zip(("lowest", "highest"), ends, strict=True)
         if (who := [v for v in known if v.estimate.value == end])
     ]
-    return f"{subject}: {measure} over {len(values)} {of}: {', '.join(parts)}{missing}."
+    return f"{subject}: {measure} over {len(known)} {of}: {', '.join(parts)}{missing}."
 
 
 def _tied(names: Sequence[str]) -> str:
@@ -204,6 +206,34 @@ def counted(
     if unknown:
         parts.append(f"{unknown} unknown")
     return f"{'; '.join(parts)}."
+
+
+def tallies(
+    subject: str, things: Sequence[Sequence[Sequence[Claim]]], *, of: str, measure: str, control: str
+) -> list[str]:
+    """How many things show a fall, one beyond every control, and a rise, at any of their changes.
+
+    A thing has changes, and a change a claim for each of its controls.
+    """
+    tested = [thing for thing in things if any(change[0].direction != "not tested" for change in thing)]
+    kinds: dict[str, Callable[[Sequence[Claim]], bool]] = {
+        f"a fall in {measure}": lambda c: c[0].direction == "down",
+        f"a fall in {measure} beyond {control}": lambda c: (
+            c[0].direction == "down" and all(one.beyond == "yes" for one in c)
+        ),
+        f"a rise in {measure}": lambda c: c[0].direction == "up",
+    }
+    unknown = len(things) - len(tested)
+    return [
+        counted(
+            subject,
+            sum(any(map(is_kind, t)) for t in tested),
+            len(tested),
+            f"{of} show {kind}",
+            unknown=unknown,
+        )
+        for kind, is_kind in kinds.items()
+    ]
 
 
 def series(claims: Sequence[tuple[str, Claim]], *, of: str) -> str:

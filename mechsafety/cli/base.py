@@ -40,6 +40,10 @@ _COMMANDS: dict[str, tuple[str, str]] = {
         "checkpoints",
         "Compare refusal across checkpoints: cosines, principal angles, CKA, and transfer of directions.",
     ),
+    "export": (
+        "edits",
+        "Write MODEL under an edit as a checkpoint that transformers and vLLM read, and print how vLLM serves it.",
+    ),
     "generate": ("edits", "Answer prompts with MODEL under an edit, or as it is without one."),
     "judge": (
         "judging",

@@ -19,9 +19,9 @@ from mechsafety.cli.base import (
 )
 from mechsafety.cli.options import config_options
 from mechsafety.core.errors import MechsafetyError
-from mechsafety.core.names import FitOn, Method
+from mechsafety.core.names import THOUGHT_END, FitOn, Method
 from mechsafety.experiments.config import ModelConfig, Option
-from mechsafety.experiments.sweep.config import SweepConfig
+from mechsafety.experiments.sweep.config import SweepConfig, SweptPositions
 
 
 class DirectionConfig(ModelConfig):
@@ -30,6 +30,11 @@ class DirectionConfig(ModelConfig):
     model: Annotated[str, Option(argument=True)]
     prompts: Annotated[str, Option(metavar="SET")] = Field(
         default="default", description="fit and validation prompts"
+    )
+    positions: SweptPositions = Field(
+        default="last",
+        description="the last template token after the instruction, every one, the end of the model's own thought, or "
+        "named ones",
     )
     direction: Method = Field(default="mean_difference", description="how directions are estimated")
     fit_on: FitOn = Field(
@@ -49,6 +54,8 @@ def _direction(config: DirectionConfig, out: Path | None) -> Shown:
         raise MechsafetyError(f"folder {str(out.parent)!r} does not exist")
     from mechsafety.directions.activations import residual_stream
     from mechsafety.directions.direction import find_directions
+    from mechsafety.generation.thought_ends import offsets_of, own_thoughts
+    from mechsafety.models.chat import after_thoughts
     from mechsafety.models.chat_settings import chat_text
     from mechsafety.models.loading import load_model
     from mechsafety.prompts.prompt_set import load_prompts
@@ -65,17 +72,22 @@ def _direction(config: DirectionConfig, out: Path | None) -> Shown:
     require_splits(chosen, ("estimate", "choose"), name=config.prompts)
     loaded = load_model(config.model, **config.loading, date=config.date)
     validation, fit = chosen.to_choose.sample(32, seed=config.seed), chosen.to_estimate
+    thoughts, positions = {}, offsets_of(loaded, config.positions)
+    if config.positions == THOUGHT_END:
+        thoughts = own_thoughts(loaded, [*fit, *validation])
     say("the model's own refusals, and how they begin")
-    measure = refusal_measure(loaded, validation, refusals=own_refusals(loaded, validation, seed=config.seed))
-    if config.fit_on == "behaviour":
-        fit = treated_as_labelled(loaded, fit, measure=measure.taken)
-    say(f"residual streams of {len(fit.harmful)} harmful and {len(fit.harmless)} harmless prompts")
-    streams = residual_stream(loaded, fit)
-    found = find_directions(streams, method=config.direction, seed=config.seed)
-    if out is not None:
-        found.save(out)
-    say("layer sweep")
-    swept = sweep(loaded, found, validation, measure=measure)
+    refusals = own_refusals(loaded, validation, seed=config.seed)
+    with after_thoughts(loaded, thoughts):
+        measure = refusal_measure(loaded, validation, refusals=refusals)
+        if config.fit_on == "behaviour":
+            fit = treated_as_labelled(loaded, fit, measure=measure.taken)
+        say(f"residual streams of {len(fit.harmful)} harmful and {len(fit.harmless)} harmless prompts")
+        streams = residual_stream(loaded, fit, positions=positions)
+        found = find_directions(streams, method=config.direction, seed=config.seed)
+        if out is not None:
+            found.save(out)
+        say("layer sweep")
+        swept = sweep(loaded, found, validation, measure=measure)
     try:
         explanation = swept.select().explain()
         selected: Any = finite(asdict(swept.select()))

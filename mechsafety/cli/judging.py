@@ -38,14 +38,14 @@ if TYPE_CHECKING:
     type=click.IntRange(min=0),
     default=None,
     metavar="N",
-    help="Send no more calls to each endpoint; the rest is unparsed.",
+    help="Send no more calls, to all endpoints together; the rest is unparsed.",
 )
 @click.option(
     "--max-tokens",
     type=click.IntRange(min=0),
     default=None,
     metavar="N",
-    help="Ask each endpoint nothing more once N tokens are spent.",
+    help="Ask endpoints nothing more once N tokens are spent on all.",
 )
 @click.option(
     "--max-cost",
@@ -179,6 +179,8 @@ def _show_verdicts(judged: Judged) -> Shown:
         )
     for damaged in judged.damaged:
         lines.append(f"verdict cache: {damaged} is damaged; what it held is asked again")
+    for judge, reasons in judged.unread.items():
+        lines.append(f"{judge:24} unparsed: " + ", ".join(f"{tag} {n}" for tag, n in reasons.items()))
     for judge, reasons in judged.missing.items():
         n = sum(reasons.values())
         lines.append(
@@ -192,6 +194,7 @@ def _show_verdicts(judged: Judged) -> Shown:
         "label_order": records(judged.order),
         "usage": {judge: asdict(used) for judge, used in judged.usage.items()},
         "missing": judged.missing,
+        "unread": judged.unread,
         "stopped": list(judged.stopped),
         "damaged": list(judged.damaged),
         "failed": [judge for judge, reasons in judged.missing.items() if "network" in reasons],

@@ -100,12 +100,19 @@ def _models() -> Shown:
     return facts, text + "\nand any hub id, folder or .gguf file, with +ADAPTER after it"
 
 
-@command("doctor", example="mechsafety doctor")
-def _doctor() -> Shown:
-    """Report what would be used here, and how to mend what is missing."""
+class DoctorConfig(ModelConfig):
+    """What ``mechsafety doctor`` looks at: the machine, and models as the options would have them."""
+
+    models: Annotated[tuple[str, ...], Option(argument=True, metavar="[MODEL]...")] = ()
+
+
+@command("doctor", example="mechsafety doctor smollm2-135m --thinking model")
+@config_options(DoctorConfig, leave_out=["seed"])
+def _doctor(config: DoctorConfig) -> Shown:
+    """Report what would be used here, how each MODEL would be loaded and asked, and how to mend what is missing."""
     from mechsafety.doctor import as_json, examine
 
-    checks = examine()
+    checks = examine(config.models, **config.loading, date=config.date)
     lines = []
     for check in checks:
         lines.append(f"{'ok ' if check.ok else '!! '} {check.name:28} {check.value}")

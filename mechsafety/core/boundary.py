@@ -90,8 +90,8 @@ def _bound(
 @functools.cache
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:
     """The annotations of the parameters; Any for those that :mod:`accepted` modules read, or that name nothing here."""
-    function = inspect.unwrap(function)
     found = dict.fromkeys(inspect.signature(function).parameters, Any)
+    function = inspect.unwrap(function)
     names = {**getattr(function, "__globals__", {}), "pd": _imported("pandas"), "np": _imported("numpy")}
     for name, hint in getattr(function, "__annotations__", {}).items():
         if name not in found or (isinstance(hint, str) and _ACCEPTED.search(hint)):

@@ -8,8 +8,9 @@ Method = Literal["mean_difference", "pca", "leace", "probe"]
 """How a direction is estimated."""
 Centring = Literal["pooled", "per_class"]
 """What principal components are centred on."""
-Positions = Literal["last_prompt", "post_instruction"]
-"""At which tokens directions are found: the last of the prompt, or every one of the template after the user's text."""
+Positions = Literal["last_prompt", "post_instruction", "thought-end"]
+"""At which tokens directions are found: the last of the prompt, every one of the template after the user's text, or the
+last of the model's own thought."""
 THOUGHT_END = "thought-end"
 """The position at which the model's own thought ends."""
 FitOn = Literal["behaviour", "labels"]

@@ -24,10 +24,3 @@ def span(values: Iterable[Any], form: str) -> str:
         return "undefined"
     low, high = format(min(known), form), format(max(known), form)
     return low if low == high else f"{low} to {high}"
-
-
-def spelt_p(p: float) -> str:
-    """``p = 0.012``, ``p < 0.001``; NaN is a test that was not made."""
-    if p != p:
-        return "not tested"
-    return "p < 0.001" if p < 0.001 else f"p = {p:.2g}"

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 import torch
 from jaxtyping import Float
@@ -20,6 +20,7 @@ from mechsafety.directions.activations import ResidualCache
 from mechsafety.directions.estimators import DirectionEstimate, estimate
 from mechsafety.directions.projections import CosineMatrix, cosine_matrix
 from mechsafety.models.bound_files import FileKind
+from mechsafety.plots.look import Look, drawn
 from mechsafety.runs.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -207,7 +208,8 @@ class Directions(Value):
         """
         return cosine_matrix(self, other or self, position, other_position)
 
-    def plot(self, *, title: str | None = None, width: int = 860, height: int = 620) -> go.Figure:
+    @drawn
+    def plot(self, **_look: Unpack[Look]) -> go.Figure:
         """Norm, stability and split-half cosine by layer, one line per position."""
         from mechsafety.plots.by_layer import layer_lines
 
@@ -216,10 +218,8 @@ class Directions(Value):
             f"{self.n_harmful} harmful and {self.n_harmless} harmless prompts. Stability: mean cosine with the "
             "directions of bootstrap resamples; split-half: between those of two random halves."
         )
-        heading = title or f"{self.model}: {self.method} directions by layer"
-        return layer_lines(
-            self.to_frame(), measures, title=heading, subtitle=about, width=width, height=height
-        )
+        heading = f"{self.model}: {self.method} directions by layer"
+        return layer_lines(self.to_frame(), measures, title=heading, subtitle=about, width=860, height=620)
 
     def describe(self) -> str:
         longest = int(self.vectors.norm(dim=-1).max(dim=0).values.argmax())

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 from jaxtyping import Float
@@ -13,6 +12,7 @@ from torch import Tensor
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.values import Value
 from mechsafety.models.projection import VectorLike, as_tensor
+from mechsafety.plots.look import Look, drawn
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,20 +42,14 @@ class Projections(Value):
             columns=pd.RangeIndex(self.values.shape[1]),
         ).rename_axis(columns="layer")
 
-    def plot(
-        self,
-        *,
-        title: str | None = None,
-        width: int = 900,
-        height: int | None = None,
-        colours: Sequence[str] | None = None,
-    ) -> go.Figure:
+    @drawn
+    def plot(self, **_look: Unpack[Look]) -> go.Figure:
         """Prompts by layer as a heat map, harmful ones first; each layer in units of its own spread.
 
         Norms grow from layer to layer, so that a common scale would show the last ones alone; hovering gives the
-        projection itself. ``colours`` are two or three, from low to high.
+        projection itself.
         """
-        from mechsafety.plots.by_layer import heat_map
+        from mechsafety.plots.by_layer import number_map
 
         order = sorted(range(len(self.ids)), key=lambda row: self.labels[row])
         values = self.values[order].double()
@@ -64,17 +58,14 @@ class Projections(Value):
         labels = [
             f"{self.ids[row]} ({self.labels[row]})" if self.labels[row] else self.ids[row] for row in order
         ]
-        return heat_map(
+        return number_map(
             (centred / torch.where(spread > 0, spread, torch.nan)).tolist(),
             shown=values.tolist(),
             x=list(range(values.shape[1])),
             y=labels,
             titles=("layer (input of block)", "", "projection, in<br>layer's spread"),
-            title=title or f"{self.model}: projection on the direction of each layer",
+            title=f"{self.model}: projection on the direction of each layer",
             subtitle=f"Position {self.position}. Each layer is centred and scaled by its spread over the prompts.",
-            width=width,
-            height=height or 240 + 26 * len(labels),
-            colours=colours,
         )
 
     def describe(self) -> str:
@@ -102,31 +93,24 @@ class CosineMatrix(Value):
         )
         return pd.DataFrame(self.values.numpy(), index=rows, columns=columns)
 
-    def plot(
-        self,
-        *,
-        title: str | None = None,
-        width: int = 720,
-        height: int = 660,
-        colours: Sequence[str] | None = None,
-    ) -> go.Figure:
+    @drawn
+    def plot(self, **_look: Unpack[Look]) -> go.Figure:
         """The matrix as a heat map from -1 to 1."""
-        from mechsafety.plots.by_layer import heat_map
+        from mechsafety.plots.by_layer import number_map
 
         first, second = (
             f"layer of {name}, position {at}" for name, at in zip(self.models, self.positions, strict=True)
         )
         within = self.models[0] == self.models[1]
-        return heat_map(
+        return number_map(
             self.values.tolist(),
             x=list(range(self.values.shape[1])),
             y=[str(layer) for layer in range(self.values.shape[0])],
             titles=(second, first, "cosine"),
-            title=title or ("Cosines between layers" if within else "Cosines between two models' layers"),
+            title="Cosines between layers" if within else "Cosines between two models' layers",
             subtitle="Cosine between the directions; grey where one of them is zero.",
-            width=width,
-            height=height,
-            colours=colours,
+            width=720,
+            height=660,
             bounds=(-1.0, 1.0),
         )
 

@@ -17,7 +17,7 @@ from functools import cached_property
 from html import escape
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, Unpack
 
 import pandas as pd
 
@@ -30,6 +30,7 @@ from mechsafety.models.chat_settings import NOT_OFF
 from mechsafety.models.loading import load_model, load_record
 from mechsafety.models.provenance import of_models
 from mechsafety.pages.page import FigureFormat, Page, render_page, write_figures
+from mechsafety.plots.look import Look, drawn, looking, wanted
 from mechsafety.prompts.fed import require_all_fit
 from mechsafety.prompts.prompt_set import PromptSet
 from mechsafety.prompts.splits import record_repeated
@@ -339,6 +340,9 @@ class Result:
 
     @cached_property
     def _drawn(self) -> dict[str, go.Figure]:
+        return self._draw()
+
+    def _draw(self) -> dict[str, go.Figure]:
         added = self._added
         drawn = self.experiment.figures(self)
         return drawn if added is None else drawn | {judging.FIGURE: judging.figure(*added)}
@@ -350,13 +354,20 @@ class Result:
             return None
         return self.run.read_table(judging.RATES), self.experiment.answer_keys
 
-    def figures(self) -> dict[str, go.Figure]:
-        """Every figure, by file name. Drawn once."""
-        return dict(self._drawn)
+    def figures(self, **look: Unpack[Look]) -> dict[str, go.Figure]:
+        """Every figure, by file name, with the options of :class:`~mechsafety.plots.look.Look`.
 
-    def plot(self) -> go.Figure:
+        Drawn once where no option is given.
+        """
+        if not look:
+            return dict(self._drawn)
+        with looking(**look):
+            return self._draw()
+
+    @drawn
+    def plot(self, **_look: Unpack[Look]) -> go.Figure:
         """The first figure."""
-        return next(iter(self.figures().values()))
+        return next(iter((self._draw() if wanted() else self._drawn).values()))
 
     @property
     def findings(self) -> list[str]:

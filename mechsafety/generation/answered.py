@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,6 +15,10 @@ from mechsafety.prompts.messages import Turns, as_messages, read_turns, turns_te
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+Written = tuple[Sequence[int], int]
+"""The tokens of a response, and how many of them are the thought that it begins with."""
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -58,6 +62,11 @@ class Completion:
         return len(self.tokens)
 
     @property
+    def written(self) -> Written:
+        """All tokens, and how many of them are the thought before the answer."""
+        return self.tokens, self.n_thought_tokens
+
+    @property
     def answer_tokens(self) -> tuple[int, ...]:
         """The tokens behind the thought."""
         return self.tokens[self.n_thought_tokens :]
@@ -73,9 +82,22 @@ class Completion:
         return "\n".join(split_thought(self.text).thoughts)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Served:
+    """A server that was asked for answers: whether it was ``used``, the ``reason`` where it was not, and how its greedy
+    answers to a sample of the prompts agree with our own (:class:`mechsafety.generation.served.Agreement`)."""
+
+    address: str
+    model: str
+    used: bool
+    reason: str
+    agreement: Mapping[str, int | float]
+
+
 @dataclass(frozen=True, repr=False)
 class Completions(Sequence[Completion]):
-    """Completions in the order of the prompts, with the coverage receipt of the edit.
+    """Completions in the order of the prompts, with the coverage receipt of the edit, and what a server had to do
+    with them.
 
     Example:
         >>> plain = ms.generate(model, prompts.report, max_new_tokens=4, progress=False)
@@ -86,6 +108,7 @@ class Completions(Sequence[Completion]):
 
     items: tuple[Completion, ...]
     coverage: Coverage | None = None
+    served: Served | None = None
 
     def __len__(self) -> int:
         return len(self.items)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from mechsafety.edits.sums import EditLike, as_edit
 from mechsafety.generation.answered import Completion, Completions
 from mechsafety.generation.hugging_face import Asking, Sampling, hf_answers
 from mechsafety.generation.kept_batches import KeptBatches, interruptible
+from mechsafety.generation.served import Agreed, Asked, Server, by_server
 from mechsafety.models import hooked_transformers
 from mechsafety.models.accepted import ModelLike, as_model
 from mechsafety.models.chat import (
@@ -81,6 +83,7 @@ def generate(
     truncate_prompts: bool = False,
     label: str = "generating",
     out: str | Path | None = None,
+    server: Server | Agreed | None = None,
     progress: bool = True,  # noqa: ARG001 - with_progress reads it
 ) -> Completions:
     """Answer each prompt in the model's chat template (or as ``rendering`` asks), under ``edit`` if one is given.
@@ -103,6 +106,10 @@ def generate(
     :class:`GenerationInterrupted`, whose ``completions`` are those that were finished. The
     coverage receipt is of the batches that this call ran.
 
+    A ``server`` (:class:`mechsafety.serving.server.VllmServer`) runs the weights of the model under ``edit``, which
+    must have a weight form, and is fed the same token ids. Its greedy answers to a sample of the prompts are compared
+    with our own first; where they agree too little, all answers are our own. ``served`` of the result records it.
+
     A model that is left thinking (``chat`` of :func:`load_model`) may think for its ``max_thought_tokens`` before the
     ``max_new_tokens`` of each answer.
 
@@ -120,6 +127,25 @@ def generate(
         raise MechsafetyError(f"max_new_tokens is {max_new_tokens}; 1 at least")
     if not prompts:
         raise MechsafetyError("no prompts to answer")
+    if server is not None and not isinstance(server, Agreed):
+        return by_server(
+            server,
+            model,
+            prompts,
+            edit,
+            partial(generate, model),
+            max_new_tokens=max_new_tokens,
+            seed=seed,
+            batch_size=batch_size,
+            sampling=sampling,
+            plan=plan,
+            on_batch=on_batch,
+            on_halving=on_halving,
+            rendering=rendering,
+            truncate_prompts=truncate_prompts,
+            label=label,
+            out=out,
+        )
     with after_thoughts(model, {}):
         prompts, sequences = fitting(
             model, prompts, new_tokens=max_new_tokens, truncate=truncate_prompts, rendering=rendering
@@ -131,6 +157,8 @@ def generate(
     if out is not None:
         settings = {"max_new_tokens": max_new_tokens, "sampling": sampling, "rendering": rendering}
         seeded = {"seed": seed, "plan": todo} if sampling else {}
+        if server is not None:
+            seeded["server"] = "vllm"
         kept = KeptBatches(out, model, prompts, sequences, edit=edit, **settings, **seeded)
     done: dict[int, Completion] = {}
     total = sum(len(rows) for rows in todo)
@@ -150,7 +178,12 @@ def generate(
             )
             batch_seed = _batch_seed(seed, [prompts[r].id for r in rows])
             try:
-                with _under(model, edit, batch, fast_path) as (run, receipt), _seeded(batch_seed):
+                under = (
+                    _under(model, edit, batch, fast_path)
+                    if server is None
+                    else _at(server, model, batch_seed)
+                )
+                with under as (run, receipt), _seeded(batch_seed):
                     new = run(batch, reader, sampling, stops)
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
                 if not out_of_memory(error) or len(rows) == n_groups:
@@ -163,7 +196,7 @@ def generate(
             coverage = _added(coverage, receipt)
             finished = [
                 _completion(model, reader, prompts[r], sequences[r], tokens, stops, prefix=prefix)
-                for r, tokens in zip(rows, new.tolist(), strict=True)
+                for r, tokens in zip(rows, new, strict=True)
             ]
             done.update(zip(rows, finished, strict=True))
             if kept is not None:
@@ -208,7 +241,25 @@ def overridden_defaults(model: TransformerBridge) -> dict[str, Any]:
     }
 
 
-_Run = Callable[[TokenBatch, ThoughtReader, Sampling | None, frozenset[int]], Tensor]
+_Run = Callable[[TokenBatch, ThoughtReader, Sampling | None, frozenset[int]], list[list[int]]]
+
+
+@contextmanager
+def _at(server: Agreed, model: TransformerBridge, seed: int) -> Iterator[tuple[_Run, None]]:
+    """The generate function of a server."""
+
+    def elsewhere(
+        batch: TokenBatch, reader: ThoughtReader, sampling: Sampling | None, stops: frozenset[int]
+    ) -> list[list[int]]:
+        rows = [
+            ids[mask.bool()].tolist() for ids, mask in zip(batch.ids.cpu(), batch.mask.cpu(), strict=True)
+        ]
+        asked = Asked(
+            most=reader.most, stops=stops, sampling=sampling, seed=seed, vocabulary=int(model.cfg.d_vocab)
+        )
+        return server.server.complete(rows, asked)
+
+    yield elsewhere, None
 
 
 @contextmanager
@@ -221,7 +272,7 @@ def _under(
 
     def step(
         batch: TokenBatch, reader: ThoughtReader, sampling: Sampling | None, stops: frozenset[int]
-    ) -> Tensor:
+    ) -> list[list[int]]:
         return hooked_transformers.answer(
             body_of(model),
             batch,
@@ -230,11 +281,11 @@ def _under(
             stops=stops,
             pad=pad_token(model),
             cached=fast_path,
-        )
+        ).tolist()
 
     def fast(
         batch: TokenBatch, reader: ThoughtReader, sampling: Sampling | None, stops: frozenset[int]
-    ) -> Tensor:
+    ) -> list[list[int]]:
         module: Any = twin if twin is not None else body_of(model)
         asking = Asking(
             most=reader.most,
@@ -244,12 +295,12 @@ def _under(
             groups=_groups_of(edit),
             end=reader.end if reader.n_thought is not None else None,
         )
-        return hf_answers(module, batch, asking)
+        return hf_answers(module, batch, asking).tolist()
 
     def reference(
         batch: TokenBatch, reader: ThoughtReader, sampling: Sampling | None, _stops: frozenset[int]
-    ) -> Tensor:
-        return _bridge_generate(model, batch, reader.most, sampling)
+    ) -> list[list[int]]:
+        return _bridge_generate(model, batch, reader.most, sampling).tolist()
 
     if is_hooked_transformer(model):
         run = step
@@ -316,7 +367,7 @@ def _completion(
     stop = next((i for i, token in enumerate(tokens) if token in stops), len(tokens))
     end = reader.end(tokens[:stop])
     kept, finish = (tokens[:stop], "stop") if end is None else (tokens[:end], "length")
-    text = _continued(model, sequence, kept, prefix) if prefix else reader.text(kept)
+    text = continued_text(model, sequence, kept, prefix) if prefix else reader.text(kept)
     if is_bare(model.tokenizer) and NEXT_QUESTION in text:
         (kept, text), finish = _before_the_next_question(model, kept, text), "stop"
     return Completion(
@@ -347,7 +398,9 @@ def _decoded(model: TransformerBridge, tokens: Sequence[int]) -> str:
     return str(model.tokenizer.decode(tokens, skip_special_tokens=True))
 
 
-def _continued(model: TransformerBridge, prompt: Sequence[int], answer: Sequence[int], prefix: str) -> str:
+def continued_text(
+    model: TransformerBridge, prompt: Sequence[int], answer: Sequence[int], prefix: str
+) -> str:
     """``prefix`` and the text that ``answer`` adds to the prompt that ends with it.
 
     Decoded together: alone, some tokens lose the blank before them.

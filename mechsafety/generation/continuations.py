@@ -26,6 +26,7 @@ from mechsafety.generation.bodies import body_under
 from mechsafety.generation.completions import Sampling
 from mechsafety.models.chat import TokenBatch, batches, pad_token
 from mechsafety.models.forward import NO_PREFIX, Prefix, continued, forward, keeps_keys
+from mechsafety.models.thought_reading import ThoughtReader, reader_behind
 from mechsafety.models.turn_ends import stop_tokens
 
 if TYPE_CHECKING:
@@ -38,7 +39,8 @@ _locks: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 class Request:
     """Tokens to continue. ``sampling=None`` takes the likeliest token; ``seed`` is for drawing.
 
-    The continuation ends before the first of the strings ``stop``. ``top_logprobs=k`` measures each token's
+    ``max_new_tokens`` are those of the answer; a model that is left thinking has its ``max_thought_tokens`` before it.
+    The answer ends before the first of the strings ``stop``. ``top_logprobs=k`` measures each token's
     log-probability (of the model's own distribution, before temperature) and the k likeliest; None nothing.
     """
 
@@ -68,15 +70,19 @@ class TokenLogProb:
 
 @dataclass(frozen=True, kw_only=True)
 class Continuation:
-    """``text`` without special tokens and stop strings; ``tokens`` is what was generated, stop strings included.
+    """``text`` is the answer without special tokens and stop strings, ``thought`` what was thought before it.
 
-    ``finish`` is ``stop`` (end of turn, or a stop string) or ``length`` (cut at max_new_tokens).
+    ``tokens`` are all that were generated, stop strings included; the first ``n_thought_tokens`` of them belong to the
+    thought, all of them where it never ended: the answer is then empty. ``finish`` is ``stop`` (end of turn, or a stop
+    string) or ``length`` (the answer cut at max_new_tokens, or the thought at max_thought_tokens).
     """
 
     tokens: tuple[int, ...]
     text: str
     finish: Literal["stop", "length"]
     log_probs: tuple[TokenLogProb, ...] = ()
+    thought: str = ""
+    n_thought_tokens: int = 0
 
 
 @contextmanager
@@ -115,7 +121,11 @@ def continue_batch(
     before: Prefix = NO_PREFIX,
 ) -> list[Continuation]:
     """The continuation of each row of ``batch``, which stands behind the tokens of ``before``, by its request."""
-    rows = [_Row(request, model.tokenizer, stop_tokens(model)) for request in requests]
+    ends = stop_tokens(model)
+    rows = [
+        _Row(request, reader_behind(model, request.tokens, n_answer=request.max_new_tokens), ends)
+        for request in requests
+    ]
     with torch.inference_mode():
         _run(body, batch, rows, pad_token(model), before)
     return [row.done() for row in rows]
@@ -152,7 +162,7 @@ class _Row:
     """One request while it is being continued."""
 
     request: Request
-    tokenizer: Any
+    reader: ThoughtReader
     ends: frozenset[int]
     tokens: list[int] = field(default_factory=list)
     log_probs: list[TokenLogProb] = field(default_factory=list)
@@ -171,28 +181,33 @@ class _Row:
         self.tokens.append(token)
         if self.request.top_logprobs is not None:
             self.log_probs.append(_measured(logits, token, self.request.top_logprobs))
-        if (
-            self.request.stop
-            and _first_stop(self.tokenizer.decode(self.tokens), self.request.stop) is not None
-        ):
+        if self.request.stop and first_stop(self._unfinished(), self.request.stop) is not None:
             self.finish = "stop"
-        elif len(self.tokens) == self.request.max_new_tokens:
+        elif self.reader.end(self.tokens) is not None:
             self.finish = "length"
         return token
 
+    def _unfinished(self) -> str:
+        """The answer so far, with special tokens, which may be what it stops at."""
+        n = self.reader.thought_tokens(self.tokens)
+        return str(self.reader.tokenizer.decode(self.tokens[n:]))
+
     def done(self) -> Continuation:
         assert self.finish is not None
-        text = str(self.tokenizer.decode(self.tokens, skip_special_tokens=True))
+        text = self.reader.answer(self.tokens)
         return Continuation(
             tokens=tuple(self.tokens),
-            text=text[: _first_stop(text, self.request.stop)],
+            text=text[: first_stop(text, self.request.stop)],
             finish=self.finish,
             log_probs=tuple(self.log_probs),
+            thought=self.reader.thought(self.tokens),
+            n_thought_tokens=self.reader.thought_tokens(self.tokens),
         )
 
 
-def _first_stop(text: str, stops: Sequence[str]) -> int | None:
-    return min((place for stop in stops if (place := text.find(stop)) >= 0), default=None)
+def first_stop(text: str, stops: Sequence[str], *, start: int = 0) -> int | None:
+    """Where the first of the strings ``stops`` begins behind ``start``; None where none is."""
+    return min((place for stop in stops if (place := text.find(stop, start)) >= 0), default=None)
 
 
 def _drawn(logits: Float[Tensor, " vocabulary"], sampling: Sampling, generator: torch.Generator) -> int:

@@ -20,7 +20,7 @@ from torch import Tensor
 from mechsafety.core.progress import bar
 from mechsafety.generation.bodies import body_under
 from mechsafety.generation.continuations import Continuation, Request, continuations, continue_batch
-from mechsafety.generation.scoring import option_log_probs, padded_right
+from mechsafety.generation.scoring import log_probability, option_log_probs, padded_right
 from mechsafety.models.chat import TokenBatch, device_of, pad_left, pad_token
 from mechsafety.models.forward import Prefix, continued, forward, run_prefix
 from mechsafety.models.loading import window
@@ -229,16 +229,13 @@ def _scored(
     first = rest.ids.shape[1] - kept
     per_item = len(items[0].ends)
     for place, item in enumerate(items):
-        scores = torch.empty(per_item, len(options), dtype=torch.float64)
+        scores: list[Tensor] = []
         for context, end in enumerate(item.ends):
-            for number, option in enumerate(options):
+            for option in options:
                 line = (place * per_item + context) * len(heads) + heads.index(tuple(option[:-1]))
                 begin = len(end) - 1 - first
-                wide = logits[line, begin : begin + len(option)].double()
-                target = torch.tensor(option, device=device)[:, None]
-                log_probs = wide.gather(-1, target)[:, 0] - wide.logsumexp(-1)
-                scores[context, number] = log_probs.sum().cpu()
-        yield scores
+                scores.append(log_probability(logits[line, begin : begin + len(option)], option))
+        yield torch.stack(scores).reshape(per_item, len(options)).cpu()
 
 
 def _left(items: Sequence[_Item], pad: int) -> TokenBatch:

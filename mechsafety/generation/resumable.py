@@ -14,6 +14,7 @@ from mechsafety.core.progress import Progress
 from mechsafety.edits.interventions import Edit
 from mechsafety.generation.answered import Completion, Completions
 from mechsafety.generation.completions import Sampling, generate, generation_plan
+from mechsafety.generation.served import Agreed
 from mechsafety.generation.side_by_side import generate_under_each
 from mechsafety.prompts.prompt_set import PromptSet
 from mechsafety.runs.folder import RunFolder
@@ -34,6 +35,7 @@ def resumable_responses(
     batch_size: int,
     sampling: Sampling | None,
     say: Progress,
+    server: Agreed | None = None,
 ) -> pd.DataFrame:
     """A row a prompt, in the prompts' order; finished batches are parts of ``run`` and are not made again.
 
@@ -54,6 +56,7 @@ def resumable_responses(
             on_batch=lambda answers: batches.keep([answers]),
             on_halving=batches.halve,
             label=" ".join(key),
+            server=server,
         )
 
     return _resumed(run, model, prompts, key, batch_size, say, answer)

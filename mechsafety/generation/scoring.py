@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -68,14 +68,19 @@ def option_log_probs(
             scored = continuation_logits(
                 module, batch, asked, before=stored, pad=pad_token(model), batch_size=at_once
             )
-            for number, logits in scored:
-                row, option = asked[number]
-                wide = logits.double()
-                target = torch.tensor(option, device=logits.device)[:, None]
-                log_probs = wide.gather(-1, target)[:, 0] - wide.logsumexp(-1)
-                out[batch.rows[row], number // len(batch.rows)] = log_probs.sum().cpu()
+            # All of a batch come to the host at once: it waits for the device once.
+            found = {number: log_probability(logits, asked[number][1]) for number, logits in scored}
+            for number, value in zip(found, torch.stack(list(found.values())).tolist(), strict=True):
+                out[batch.rows[asked[number][0]], number // len(batch.rows)] = value
             progress.update(len(batch.rows))
     return out
+
+
+def log_probability(logits: Float[Tensor, "token vocabulary"], tokens: Sequence[int]) -> Float[Tensor, ""]:
+    """log P of ``tokens`` by the logits that predict them, in nats (float64), where these are."""
+    wide = logits.double()
+    target = torch.tensor(list(tokens), device=logits.device)[:, None]
+    return (wide.gather(-1, target)[:, 0] - wide.logsumexp(-1)).sum()
 
 
 def continuation_logits(
@@ -163,9 +168,13 @@ def answer_nll(
     *,
     edit: Edit | None = None,
     batch_size: int = DEFAULT_BATCH,
+    n_thought: Sequence[int] | None = None,
     ids: Sequence[str] | None = None,
 ) -> list[float | None]:
     """Mean negative log-likelihood per answer token after its context, in nats; None for an empty answer.
+
+    The first ``n_thought`` tokens of an answer are the thought before it (default: none is): they are read, and not
+    scored, so that a thought without an answer has None.
 
     Under the unedited model text that it finds very unlikely is a sign of damage; under an edit the unedited
     model's own answers are. Raises :class:`MechsafetyError` where a context with its answer does not fit in the model's
@@ -175,21 +184,30 @@ def answer_nll(
     names = ids or [f"answer {number}" for number in range(1, len(full) + 1)]
     require_room(model, full, names, new_tokens=0)
     out: list[float | None] = [None] * len(full)
-    longest = max((len(a) for a in answers), default=0)
+    scored = [len(a) - n for a, n in zip(answers, n_thought or [0] * len(answers), strict=True)]
+    longest = max(scored, default=0)
     if not longest:
         return out
     with body_under(model, edit) as body:
         if edit is not None and edit.positions != "all":
-            _nll_behind_prompts(model, body, contexts, answers, batch_size, out)
+            _nll_behind_prompts(model, body, contexts, answers, scored, batch_size, out)
             return out
         for batch in batches(model, full, batch_size=batch_size):
             logits = forward(body, batch, logits=longest + 1).logits
+            found: dict[int, Tensor] = {}
             for place, row in enumerate(batch.rows):
-                if n := len(answers[row]):
+                if n := scored[row]:
                     predicted = torch.log_softmax(logits[place, -n - 1 : -1].float(), dim=-1)
-                    target = batch.ids[place, -n:, None]
-                    out[row] = -float(predicted.gather(-1, target).mean())
+                    found[row] = predicted.gather(-1, batch.ids[place, -n:, None]).mean()
+            _negated(found, out)
     return out
+
+
+def _negated(found: Mapping[int, Tensor], out: list[float | None]) -> None:
+    """Bring the values of a batch to the host at once, with their signs turned."""
+    if found:
+        for row, value in zip(found, torch.stack(list(found.values())).tolist(), strict=True):
+            out[row] = -value
 
 
 def _nll_behind_prompts(
@@ -197,15 +215,20 @@ def _nll_behind_prompts(
     body: Any,
     contexts: Sequence[Sequence[int]],
     answers: Sequence[Sequence[int]],
+    scored: Sequence[int],
     batch_size: int,
     out: list[float | None],
 ) -> None:
     """:func:`answer_nll` under an edit that distinguishes prompt and answer: prompts first, answers after them."""
-    asked = [row for row, answer in enumerate(answers) if answer]
+    asked = [row for row, n in enumerate(scored) if n]
     for batch in batches(model, [contexts[row] for row in asked], batch_size=batch_size):
         pairs = [(place, answers[asked[row]]) for place, row in enumerate(batch.rows)]
-        scored = continuation_logits(body, batch, pairs, pad=pad_token(model), batch_size=batch_size)
-        for place, logits in scored:
-            target = torch.tensor(list(pairs[place][1]), device=logits.device)[:, None]
-            predicted = torch.log_softmax(logits.float(), dim=-1)
-            out[asked[batch.rows[place]]] = -float(predicted.gather(-1, target).mean())
+        found: dict[int, Tensor] = {}
+        for place, logits in continuation_logits(
+            body, batch, pairs, pad=pad_token(model), batch_size=batch_size
+        ):
+            row = asked[batch.rows[place]]
+            target = torch.tensor(list(answers[row]), device=logits.device)[-scored[row] :, None]
+            predicted = torch.log_softmax(logits[-scored[row] :].float(), dim=-1)
+            found[row] = predicted.gather(-1, target).mean()
+        _negated(found, out)

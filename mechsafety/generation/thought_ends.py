@@ -9,7 +9,7 @@ from mechsafety.core.errors import MechsafetyError, way
 from mechsafety.core.names import THOUGHT_END
 from mechsafety.generation.answered import Completion
 from mechsafety.generation.completions import DEFAULT_BATCH, generate
-from mechsafety.models.chat import tokenize_prompts
+from mechsafety.models.chat import post_instruction_positions, tokenize_prompts
 from mechsafety.models.chat_settings import LEFT_THINKING, chat_of
 from mechsafety.models.thought_reading import thought_budget
 from mechsafety.prompts.prompt_set import Prompt
@@ -18,6 +18,14 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 _ANSWER = 4  # tokens: blank lines behind a thought are among the first
+
+
+def offsets_of(model: TransformerBridge, positions: Sequence[int] | str) -> tuple[int, ...]:
+    """Positions as offsets from the end: ``post`` is every token of the template behind the request, ``last`` the last
+    one, and so is ``thought-end`` where prompts are read with :func:`own_thoughts` behind them."""
+    if not isinstance(positions, str):
+        return tuple(map(int, positions))
+    return post_instruction_positions(model) if positions == "post" else (-1,)
 
 
 def own_thoughts(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 from jaxtyping import Float
@@ -25,6 +25,7 @@ from mechsafety.models.forward import forward
 from mechsafety.models.hooking import observed, residual_hooks
 from mechsafety.models.loading import body_of, model_name
 from mechsafety.models.projection import VectorLike
+from mechsafety.plots.look import Look, drawn
 from mechsafety.prompts.accepted import PromptsLike, one_prompt
 
 if TYPE_CHECKING:
@@ -71,15 +72,8 @@ class TokenProjections(Value):
             raise MechsafetyError(f"layer {layer}: there are layers 0 to {self.values.shape[1] - 1}")
         return replace(self, layer=layer)
 
-    def plot(
-        self,
-        layers: int | Sequence[int] | None = None,
-        *,
-        title: str | None = None,
-        width: int = 900,
-        height: int = 460,
-        colours: Sequence[str] | None = None,
-    ) -> go.Figure:
+    @drawn
+    def plot(self, layers: int | Sequence[int] | None = None, **_look: Unpack[Look]) -> go.Figure:
         """The projection along the tokens, one curve per layer, by default of the layer that is shown."""
         from mechsafety.plots.by_token import token_curves
 
@@ -88,10 +82,7 @@ class TokenProjections(Value):
             {f"layer {layer}": self.at(layer).values[:, layer].tolist() for layer in shown},
             tokens=self.tokens,
             positions=self.positions,
-            title=title or f"{self.model}: projection on the direction, token by token",
-            width=width,
-            height=height,
-            colours=colours,
+            title=f"{self.model}: projection on the direction, token by token",
         )
 
     def describe(self) -> str:
@@ -183,7 +174,7 @@ def _stream_of(
     seen: dict[int, Tensor] = {}
 
     def reader(layer: int) -> Callable[[Tensor], None]:
-        return lambda x: seen.__setitem__(layer, x[0].float().cpu())
+        return lambda x: seen.__setitem__(layer, x[0].float())
 
     hooks = [
         (name, reader(layer))
@@ -193,4 +184,5 @@ def _stream_of(
     on = edited(model, edit, prompt_length=n_prompt) if edit is not None else nullcontext()
     with on, observed(model, hooks, twin=None):
         forward(body_of(model), batch, logits=None)
-    return torch.stack([seen[layer] for layer in sorted(seen)], dim=1)
+    # On one device, and from there to the host at once.
+    return torch.stack([seen[layer].to(seen[0].device) for layer in sorted(seen)], dim=1).cpu()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,15 @@ HASH_LENGTH = 12
 def edit_hash(edit: Edit) -> str:
     """The first 12 hexadecimal digits of the edit's SHA-256: what a model's name carries."""
     return digest(edit)[:HASH_LENGTH]
+
+
+def variant(edit: Edit | None, chat: str = "") -> str:
+    """``@`` and 12 hexadecimal digits for what is done to a model: its edit, and chat settings (as text) that are not
+    the default ones; empty where nothing is."""
+    if not chat:
+        return f"@{edit_hash(edit)}" if edit is not None else ""
+    both = f"{digest(edit) if edit is not None else ''} {chat}"
+    return f"@{hashlib.sha256(both.encode()).hexdigest()[:HASH_LENGTH]}"
 
 
 def public_name(spec: str, fingerprint: str) -> str:

@@ -21,9 +21,11 @@ from mechsafety.generation.bodies import body_under
 from mechsafety.generation.completions import Sampling
 from mechsafety.generation.continuations import Request, alone, continuations
 from mechsafety.generation.scoring import continuation_logits
-from mechsafety.integrations.extras import edit_hash, name_of
+from mechsafety.integrations.extras import name_of, variant
 from mechsafety.models.chat import batches, device_of, own_tokenizer, pad_token, render_chat
+from mechsafety.models.chat_settings import chat_text
 from mechsafety.models.loading import known_fingerprint, window
+from mechsafety.models.thought_reading import thought_budget
 
 with needs("lm-eval"):
     from lm_eval.api.model import CacheHook, TemplateLM
@@ -80,9 +82,8 @@ class EditedLM(TemplateLM):
 
     @property
     def name(self) -> str:
-        """``<model>@<hash of the edit>``, without the hash for the model as it is."""
-        hashed = f"@{edit_hash(self.edit)}" if self.edit is not None else ""
-        return f"{name_of(self.hooked_model)}{hashed}"
+        """``<model>@<hash of edit and chat settings>``, without the hash for the model as it is."""
+        return name_of(self.hooked_model) + variant(self.edit, chat_text(self.hooked_model))
 
     @property
     def eot_token_id(self) -> int:
@@ -209,7 +210,8 @@ class EditedLM(TemplateLM):
     # -- generation -------------------------------------------------------------------------------
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:  # noqa: ARG002
-        """Answers up to a stop string or the end of the text, greedy unless the task draws."""
+        """Answers up to a stop string or the end of the text, greedy unless the task draws; without thoughts, whose
+        budget is their own."""
         asked = [self._request(number, *request.args) for number, request in enumerate(requests)]
         with alone(self.hooked_model):
             found = continuations(self.hooked_model, asked, edit=self.edit, batch_size=self.batch_size)
@@ -226,10 +228,12 @@ class EditedLM(TemplateLM):
             )
         until = chosen.get("until") or []
         stops = [until] if isinstance(until, str) else list(until)
-        room = self.max_length - int(chosen["max_gen_toks"])
+        thought = thought_budget(self.hooked_model)
+        room = self.max_length - int(chosen["max_gen_toks"]) - thought
         if room < 1:
+            more = f", {thought} more for its thought," if thought else ""
             raise MechsafetyError(
-                f"a task asks for {chosen['max_gen_toks']} tokens of a model with a window of {self.max_length}: "
+                f"a task asks for {chosen['max_gen_toks']} tokens{more} of a model with a window of {self.max_length}: "
                 "none are left for the question; set max_gen_toks in gen_kwargs"
             )
         # HFLM asks for a BOS alone here, where log-likelihoods take an EOS in its place.

@@ -1,8 +1,9 @@
 """Models of mechsafety, edited or not, as models of inspect_ai.
 
-A model's name carries the hash of its edit, ``mechsafety/<model>@<hash>``: inspect_ai knows a model by its name
+A model's name carries the hash of its edit, and of chat settings that are not the default ones,
+``mechsafety/<model>@<hash>``: inspect_ai knows a model by its name
 wherever it keeps one or its answers (``get_model``'s memo, the response cache of ``cache=True``, logs), and a name
-that does not distinguish edits gives one model the other's answers.
+that does not distinguish them gives one model the other's answers.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import re
 import time
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
@@ -17,18 +19,22 @@ from jinja2 import TemplateError
 from mechsafety.core.errors import MechsafetyError, first_lines, needs
 from mechsafety.edits.expressions import parse_edit
 from mechsafety.edits.interventions import Edit, require_fits
-from mechsafety.generation.completions import Sampling
-from mechsafety.generation.continuations import Continuation, Request, alone, continuations
+from mechsafety.generation.completions import Sampling, continued_text
+from mechsafety.generation.continuations import Continuation, Request, alone, continuations, first_stop
 from mechsafety.integrations.batching import Batches
-from mechsafety.integrations.extras import HASH_LENGTH, edit_hash, name_of
-from mechsafety.models.chat import render_chat, tokenize_piece, tokenize_text
+from mechsafety.integrations.extras import HASH_LENGTH, name_of, variant
+from mechsafety.models.chat import answer_prefix, render_chat, tokenize_piece, tokenize_text
+from mechsafety.models.chat_settings import ChatSettings, chat_text
 from mechsafety.models.loading import load_model, window
+from mechsafety.models.thought_reading import thought_budget
 
 with needs("inspect"):
     from inspect_ai.model import (
         ChatCompletionChoice,
         ChatMessage,
         ChatMessageAssistant,
+        Content,
+        ContentReasoning,
         ContentText,
         GenerateConfig,
         Logprob,
@@ -79,9 +85,13 @@ class MechsafetyAPI(ModelAPI):
     """The provider. Made by ``get_model("mechsafety/<spec>", edit="ablate(...)")`` or :func:`inspect_model`.
 
     ``edit`` is an expression or a file's name, as ``mechsafety generate --edit`` takes it. ``model_path`` is
-    loaded in place of the name, which is then free to choose. A name that ends in an edit's hash is checked
-    against the edit. An unedited model is loaded when it first answers, so that a log can be read and scored
+    loaded in place of the name, which is then free to choose. A name that ends in a hash is checked against the edit
+    and the chat settings. An unedited model is loaded when it first answers, so that a log can be read and scored
     anew without it.
+
+    The other options are those of :func:`load_model`; the chat settings are ``system_prompt``, ``chat_arg`` (key=value,
+    several divided by commas, or a mapping), ``answer_prefix``, ``thinking`` and ``max_thought_tokens``. What a model
+    that is left thinking thinks becomes the reasoning of its message, and is not among ``max_tokens``.
     """
 
     def __init__(
@@ -95,9 +105,13 @@ class MechsafetyAPI(ModelAPI):
         model_path: str | None = None,
         dtype: str = "auto",
         device: str = "auto",
+        device_map: str | None = None,
+        max_memory: str | None = None,
         template: str | None = None,
         date: str | None = None,
         batch_size: int = DEFAULT_BATCH,
+        chat_arg: str | Sequence[str] | Mapping[str, Any] = (),
+        **chat: Any,
     ) -> None:
         if not isinstance(edit, str | None):
             raise MechsafetyError(
@@ -110,41 +124,47 @@ class MechsafetyAPI(ModelAPI):
         if batch_size < 1:
             raise MechsafetyError(f"batch_size is {batch_size}; 1 at least")
         super().__init__(model_name=model_name, config=config)
-        self._spec = model_path or model_name
-        self._options: dict[str, Any] = {"dtype": dtype, "device": device, "template": template, "date": date}
+        settings, hashed = _chat(chat_arg, chat), _HASHED.fullmatch(model_name)
+        self._changed = edit is not None or not settings.is_default
+        self._spec = model_path or (hashed[1] if hashed and self._changed else model_name)
+        self._options: dict[str, Any] = {
+            **{"dtype": dtype, "device": device, "device_map": device_map, "max_memory": max_memory},
+            **{"template": template, "date": date, "chat": settings},
+        }
         self._batch_size = batch_size
         self._batches = Batches(self._continue, size=batch_size)
         self._loaded: tuple[TransformerBridge, Edit | None] | None = None
         if edit is not None:
-            self._load_edited(edit, named=model_name, model_path=model_path)
+            model = load_model(self._spec, **self._options)
+            self._loaded = (model, parse_edit(edit, model=model))
+            require_fits(*self._loaded)
+        if self._changed:
+            self.model_name = self._named(hashed[1] if hashed else model_name, settings.as_text())
+            if hashed and self.model_name != model_name:
+                raise MechsafetyError(
+                    f"edit {edit!r} and chat settings make this model {self.model_name!r}, not {model_name!r}: "
+                    "leave the hash out, or give what it belongs to"
+                )
 
     def adopt(self, model: TransformerBridge, edit: Edit | None) -> None:
         """Answer with ``model`` under ``edit`` from now on."""
         if edit is not None:
             require_fits(model, edit)
-            self.model_name = f"{self.model_name}@{edit_hash(edit)}"
         self._loaded = (model, edit)
+        self.model_name = self._named(self.model_name, chat_text(model))
 
-    def _load_edited(self, expression: str, *, named: str, model_path: str | None) -> None:
-        hashed = _HASHED.fullmatch(named)
-        self.model_name = hashed[1] if hashed else named
-        model = load_model(model_path or self.model_name, **self._options)
-        self.adopt(model, parse_edit(expression, model=model))
-        if hashed and self.model_name != named:
-            raise MechsafetyError(
-                f"the edit {expression!r} makes this model {self.model_name!r}, not {named!r}: leave the hash out, or "
-                "give the edit that it belongs to"
-            )
+    def _named(self, name: str, chat: str) -> str:
+        return name + variant(self._loaded[1] if self._loaded else None, chat)
 
     def _model(self) -> tuple[TransformerBridge, Edit | None]:
         if self._loaded is None:
             try:
                 self._loaded = (load_model(self._spec, **self._options), None)
             except MechsafetyError as error:
-                if not _HASHED.fullmatch(self.model_name):
+                if self._changed or not _HASHED.fullmatch(self.model_name):
                     raise
                 raise MechsafetyError(
-                    f"{self.model_name!r} names a model by the hash of its edit: give the edit too, with "
+                    f"{self.model_name!r} names a model by the hash of its edit or chat settings: give these too, with "
                     f"edit=..., or -M edit=... ({error})"
                 ) from None
         return self._loaded
@@ -170,14 +190,21 @@ class MechsafetyAPI(ModelAPI):
         reason: StopReason = "stop"
         if answer.finish == "length":
             reason = "model_length" if cut_by_window else "max_tokens"
-        message = ChatMessageAssistant(content=answer.text, model=self.model_name, source="generate")
+        message = ChatMessageAssistant(
+            content=_content(model, request, answer), model=self.model_name, source="generate"
+        )
         n_in, n_out = len(request.tokens), len(answer.tokens)
         return ModelOutput(
             model=self.model_name,
             choices=[
                 ChatCompletionChoice(message=message, stop_reason=reason, logprobs=_log_probs(model, answer))
             ],
-            usage=ModelUsage(input_tokens=n_in, output_tokens=n_out, total_tokens=n_in + n_out),
+            usage=ModelUsage(
+                input_tokens=n_in,
+                output_tokens=n_out,
+                total_tokens=n_in + n_out,
+                reasoning_tokens=answer.n_thought_tokens or None,
+            ),
             time=time.perf_counter() - started,
         )
 
@@ -257,10 +284,13 @@ def _request(
     """The request, and whether the model's window and not ``max_tokens`` limits it."""
     tokens = tuple(tokenize_text(model, _rendered(model, messages)))
     wanted, most = config.max_tokens or DEFAULT_MAX_TOKENS, window(model)
-    room = wanted if most is None else most - len(tokens)
+    thought = thought_budget(model)
+    room = wanted if most is None else most - len(tokens) - thought
     if room < 1:
+        more = f" with {thought} for its thought" if thought else ""
         raise MechsafetyError(
-            f"the conversation has {len(tokens)} tokens, and the model's window {most}: none are left for an answer"
+            f"the conversation has {len(tokens)} tokens{more}, and the model's window {most}: none are left for an "
+            "answer"
         )
     sampling = None
     if config.temperature:
@@ -288,7 +318,8 @@ def _rendered(model: TransformerBridge, messages: list[ChatMessage]) -> str:
     turns: list[dict[str, str]] = []
     for message in messages:
         content = [] if isinstance(message.content, str) else message.content
-        strange = [part.type for part in content if not isinstance(part, ContentText)]
+        # Earlier thoughts are no part of a conversation: templates leave them out.
+        strange = [p.type for p in content if not isinstance(p, ContentText | ContentReasoning)]
         if strange or message.role == "tool":
             raise MechsafetyError(
                 f"mechsafety models read text; this conversation holds {strange[0] if strange else 'tool results'}"
@@ -305,6 +336,27 @@ def _rendered(model: TransformerBridge, messages: list[ChatMessage]) -> str:
         ) from None
 
 
+def _chat(chat_arg: str | Sequence[str] | Mapping[str, Any], given: Mapping[str, Any]) -> ChatSettings:
+    """Chat settings by the names that the commands have."""
+    from mechsafety.experiments.config import ChatConfig, checked_config
+
+    args = chat_arg.split(",") if isinstance(chat_arg, str) else chat_arg
+    arguments = {"template_arguments": args} if args else {}
+    return checked_config(ChatConfig, {**given, **arguments}).settings
+
+
+def _content(model: TransformerBridge, request: Request, answer: Continuation) -> str | list[Content]:
+    """The answer, its prefix included, behind the thought before it where there is one."""
+    behind = answer.tokens[answer.n_thought_tokens :]
+    text = answer.text
+    if (prefix := answer_prefix(model)) and not answer.n_thought_tokens:
+        whole = continued_text(model, request.tokens, behind, prefix)
+        text = whole[: first_stop(whole, request.stop, start=len(prefix))]
+    if not answer.thought:
+        return text
+    return [ContentReasoning(reasoning=answer.thought), ContentText(text=text)]
+
+
 def _log_probs(model: TransformerBridge, answer: Continuation) -> Logprobs | None:
     if not answer.log_probs:
         return None
@@ -319,6 +371,6 @@ def _log_probs(model: TransformerBridge, answer: Continuation) -> Logprobs | Non
                 logprob=one.log_prob,
                 top_logprobs=[TopLogprob(token=spelt(t), logprob=value) for t, value in one.top] or None,
             )
-            for one in answer.log_probs
+            for one in answer.log_probs[answer.n_thought_tokens :]
         ]
     )

@@ -126,39 +126,58 @@ class AskingJudge(ABC):
     def ask(self, responses: Sequence[Response], *, on_verdict: OnVerdict) -> list[Verdict]:
         """One verdict a response, in their order; ``on_verdict`` gets each as it arrives.
 
-        Nothing is asked about a thought that was cut off: there is no answer behind it. Where the work was
-        ``stopped``, what was not asked is ``unparsed`` with the tag ``network``.
+        Where the work was ``stopped``, what was not asked is ``unparsed`` with the tag ``network``.
         """
-        self.stopped = None
-        found: dict[str, Verdict] = {}
-
-        def settle(verdict: Verdict) -> None:
-            found[verdict.id] = verdict
-            on_verdict(verdict)
-
-        for response in responses:
-            prepared = normalise(response.text, prompt=response.prompt)
-            if prepared.unclosed and not prepared.answer.strip():
-                settle(unread(response, judge=self.name, reason="unclosed_thought", detail={}))
-        rest = [response for response in responses if response.id not in found]
-        try:
-            found |= {v.id: v for v in (self._ask(rest, on_verdict=settle) if rest else [])}
-        except StoppedError as error:
-            self.stopped = error
-            why = {"error": str(error)}
-            missing = [r for r in rest if r.id not in found]
-            found |= {r.id: unread(r, judge=self.name, reason="network", detail=why) for r in missing}
-        return [found[response.id] for response in responses]
+        errand = Errand(self, responses, on_verdict=on_verdict)
+        errand.run()
+        return errand.verdicts()
 
     @abstractmethod
     def _ask(self, responses: Sequence[Response], *, on_verdict: OnVerdict) -> list[Verdict]:
-        """:meth:`ask` for responses that hold an answer."""
+        """:meth:`ask` for responses that hold an answer; sets ``stopped`` where it leaves some out."""
 
     def __call__(self, responses: Sequence[Response]) -> list[Verdict]:
         verdicts = self.ask(responses, on_verdict=lambda _: None)
         if self.stopped is not None:
             raise self.stopped
         return verdicts
+
+
+class Errand:
+    """Responses that ``judge`` is asked about, and the verdicts that have come.
+
+    Nothing is asked about a thought that was cut off: there is no answer behind it. ``rest`` are the others.
+    """
+
+    def __init__(self, judge: AskingJudge, responses: Sequence[Response], *, on_verdict: OnVerdict) -> None:
+        self.judge, self.responses, self._on_verdict = judge, responses, on_verdict
+        self._found: dict[str, Verdict] = {}
+        judge.stopped = None
+        for response in responses:
+            prepared = normalise(response.text, prompt=response.prompt)
+            if prepared.unclosed and not prepared.answer.strip():
+                self.settle(unread(response, judge=judge.name, reason="unclosed_thought", detail={}))
+        self.rest = [response for response in responses if response.id not in self._found]
+
+    def settle(self, verdict: Verdict) -> None:
+        """Take a verdict as it comes."""
+        self._found[verdict.id] = verdict
+        self._on_verdict(verdict)
+
+    def run(self) -> None:
+        """Ask."""
+        if self.rest:
+            self._found |= {v.id: v for v in self.judge._ask(self.rest, on_verdict=self.settle)}
+
+    def verdicts(self) -> list[Verdict]:
+        """One a response, in their order; what was not asked is ``unparsed`` with what stopped the judge."""
+        if self.judge.stopped is not None:
+            why = {"error": str(self.judge.stopped)}
+            missing = [r for r in self.rest if r.id not in self._found]
+            self._found |= {
+                r.id: unread(r, judge=self.judge.name, reason="network", detail=why) for r in missing
+            }
+        return [self._found[response.id] for response in self.responses]
 
 
 def template_digest(*, swapped: bool = False) -> str:

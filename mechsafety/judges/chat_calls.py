@@ -1,4 +1,4 @@
-"""Calls to an OpenAI-compatible chat endpoint: what is tried again, what stops, what it costs.
+"""Calls to an OpenAI-compatible endpoint: what is tried again, what stops, what it costs.
 
 Tried again, with growing waits: 408, 409, 425, 429 and 5xx answers, time-outs, cut connections, bodies that are no
 chat completion. A question that the endpoint rejects (400, 403, 413, 422: a content filter, a context that is too
@@ -12,15 +12,17 @@ import asyncio
 import math
 import random
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from mechsafety.core.errors import MechsafetyError, StoppedError, first_lines
 from mechsafety.judges.answers import Answer, Failure, provider_says, read_body
 from mechsafety.judges.asking import Ledger, Unread, Usage
+from mechsafety.judges.budget import Budget
 from mechsafety.judges.chat_client import KEY, Elsewhere, make_client, scrubbed
 from mechsafety.judges.pacing import LONGEST, Pace
 from mechsafety.judges.reading import SCHEMA
@@ -28,6 +30,8 @@ from mechsafety.judges.reading import SCHEMA
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
+Question = TypeVar("Question")
+Reply = TypeVar("Reply")
 _FEW = 5
 """Equal failures, with no answer before or between them, after which an endpoint is given up."""
 _LONGEST_MESSAGE = 2000  # bytes of an error that are looked at
@@ -54,12 +58,10 @@ class CallOptions:
     """How an endpoint is called.
 
     ``timeout`` (seconds) holds for one call, ``tries`` for one question; waits begin at ``first_wait`` seconds and
-    double up to ``longest_wait``, each times a random factor in [0.5, 1]. ``max_calls``, ``max_tokens`` and
-    ``max_cost`` cap what the judge spends in its life; calls that are under way when one of the last two is reached
-    still end. Prices are per million tokens. Rates hold for the judge (:class:`mechsafety.judges.pacing.Pace`).
-    An answer has at most ``answer_tokens``, under the name ``tokens_name`` in the call; ``temperature`` None leaves it
-    to the endpoint. With ``structured`` a JSON schema is sent until the endpoint refuses it. The key is in the
-    environment variable ``api_key_env``.
+    double up to ``longest_wait``, each times a random factor in [0.5, 1]. Prices are per million tokens. Rates hold for
+    the judge (:class:`mechsafety.judges.pacing.Pace`). An answer has at most ``answer_tokens``, under the name
+    ``tokens_name`` in the call; ``temperature`` None leaves it to the endpoint. With ``structured`` a JSON schema is
+    sent until the endpoint refuses it. The key is in the environment variable ``api_key_env``.
     """
 
     concurrency: int = 8
@@ -72,9 +74,6 @@ class CallOptions:
     temperature: float | None = 0.0
     structured: bool = True
     api_key_env: str = KEY
-    max_calls: int | None = None
-    max_tokens: int | None = None
-    max_cost: float | None = None
     requests_per_minute: float | None = None
     tokens_per_minute: float | None = None
     price_in: float | None = None
@@ -84,7 +83,7 @@ class CallOptions:
         for name in ("concurrency", "timeout", "tries", "first_wait", "longest_wait", "answer_tokens"):
             if not 0 < getattr(self, name) < math.inf:
                 raise MechsafetyError(f"endpoint option {name} is {getattr(self, name)}; it must be above 0")
-        for name in ("max_calls", "max_tokens", "max_cost", "price_in", "price_out", "temperature"):
+        for name in ("price_in", "price_out", "temperature"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
                 raise MechsafetyError(f"endpoint option {name} is {value}; it must be 0 or more")
@@ -93,10 +92,6 @@ class CallOptions:
                 raise MechsafetyError(f"endpoint option {name} is {rate}; it must be above 0")
         if (self.price_in is None) != (self.price_out is None):
             raise MechsafetyError("endpoint prices: give price_in and price_out, or neither")
-        if self.max_cost is not None and self.price_in is None:
-            raise MechsafetyError(
-                "a cap on the cost needs prices: give price_in and price_out, per million tokens"
-            )
         if not re.fullmatch("[a-z_]{1,40}", self.tokens_name):
             raise MechsafetyError("endpoint option tokens_name: write max_tokens or max_completion_tokens")
 
@@ -128,7 +123,7 @@ class _Adapted(Exception):
     """The call will be put otherwise: the endpoint does not know one of its parameters."""
 
 
-class ChatCalls:
+class EndpointCalls(ABC, Generic[Question, Reply]):
     """Questions to one model behind one URL; ``ledger`` takes what they cost."""
 
     def __init__(self, *, model: str, url: str, options: CallOptions, ledger: Ledger) -> None:
@@ -139,6 +134,8 @@ class ChatCalls:
         self._failure, self._alike = "", 0
         self.pace = Pace(requests=options.requests_per_minute, tokens=options.tokens_per_minute)
         self._guessed = Usage()
+        self.budget = Budget()
+        """Caps, perhaps shared with other judges."""
         self._first, self._tried = False, asyncio.Event()
 
     def client(self) -> AsyncOpenAI:
@@ -151,17 +148,17 @@ class ChatCalls:
             at_once=self.options.concurrency,
         )
 
-    async def answer(self, client: AsyncOpenAI, messages: Sequence[Mapping[str, str]]) -> Answer:
+    async def answer(self, client: AsyncOpenAI, question: Question) -> Reply:
         """The model's answer. Raises :class:`NoAnswer`, or MechsafetyError where no call can succeed."""
         first, self._first = self._first, False
         if not first and not self._completed:
             await self._tried.wait()
         try:
-            return await self._answer(client, messages)
+            return await self._answer(client, question)
         finally:
             self._tried.set()
 
-    async def _answer(self, client: AsyncOpenAI, messages: Sequence[Mapping[str, str]]) -> Answer:
+    async def _answer(self, client: AsyncOpenAI, question: Question) -> Reply:
         why, failed, calls = "", 0, 0
         while failed < self.options.tries:
             self._require_budget()
@@ -171,7 +168,7 @@ class ChatCalls:
             self.ledger.add(Usage(calls=1, retries=1 if calls else 0))
             calls += 1
             try:
-                return await self._call(client, messages)
+                return await self._call(client, question)
             except _Adapted:
                 continue
             except _TryAgain as error:
@@ -206,30 +203,29 @@ class ChatCalls:
         self._failure = failure
         if self._alike >= most:
             raise StoppedError(
-                f"endpoint {self.url} answers every call alike ({why}): nothing more was asked; what was judged is "
+                f"endpoint {self.url} answers every call alike ({why}): nothing more was asked; what had come is "
                 "kept, and the same command goes on"
             )
 
-    def body(self, messages: Sequence[Mapping[str, str]]) -> dict[str, object]:
-        """What is sent to ask ``messages``."""
-        body: dict[str, object] = {"model": self.model, "messages": list(messages)}
-        body[self._tokens_name] = self.options.answer_tokens
-        if self.options.temperature is not None:
-            body["temperature"] = self.options.temperature
-        if self._structured:
-            body["response_format"] = _STRUCTURED
-        return body
+    @abstractmethod
+    async def send(self, client: AsyncOpenAI, question: Question) -> Any:
+        """What the library gets from the endpoint, with its ``headers`` and ``content``."""
 
-    async def _call(self, client: AsyncOpenAI, messages: Sequence[Mapping[str, str]]) -> Answer:
+    @abstractmethod
+    def read(self, content: bytes) -> tuple[Reply, object]:
+        """The answer in a body, and its ``usage``. Raises :class:`Failure` where there is none."""
+
+    @abstractmethod
+    def guessed(self, question: Question, reply: Reply) -> tuple[int, int]:
+        """About how many tokens question and answer have, where the endpoint does not say."""
+
+    async def _call(self, client: AsyncOpenAI, question: Question) -> Reply:
         import openai
 
-        body, structured = self.body(messages), self._structured
+        structured = self._structured
         try:
             async with asyncio.timeout(self.options.timeout):
-                # What is named must be named; the body says all of it, and wins.
-                raw = await client.chat.completions.with_raw_response.create(
-                    model=self.model, messages=cast("Any", list(messages)), extra_body=body
-                )
+                raw = await self.send(client, question)
             content = raw.content
             self.pace.read(raw.headers, _now())
         except (openai.APITimeoutError, TimeoutError):
@@ -240,7 +236,7 @@ class ChatCalls:
             self.pace.read(headers, _now())
             raise self._rejected(
                 error.status_code,
-                self._scrubbed(provider_says(error.response.content)),
+                self.scrubbed(provider_says(error.response.content)),
                 about=error.response.content[:_LONGEST_MESSAGE].decode("utf-8", "replace"),
                 after=retry_after(headers.get("retry-after")),
                 structured=structured,
@@ -252,41 +248,37 @@ class ChatCalls:
                     f"endpoint {self.url} leads to another host ({where}), where nothing is sent: name that address "
                     "in the judge if it is the right one"
                 ) from None
-            raise _TryAgain(f"no connection: {self._scrubbed(first_lines(error))}") from None
+            raise _TryAgain(f"no connection: {self.scrubbed(first_lines(error))}") from None
         self._answered = True
         try:
-            answer, usage = read_body(content)
+            reply, usage = self.read(content)
         except Failure as failure:
             raise self._failed(failure, structured=structured) from None
         self._completed, self._alike = True, 0
         spent = self._spent(usage)
-        if spent.unmetered:  # about four characters a token, so that caps hold here too
-            self._guessed += self._priced(
-                sum(len(message["content"]) for message in messages) // 4, len(answer.text) // 4 + 1
-            )
+        if spent.unmetered:  # so that caps hold here too
+            self._guessed += self._priced(*self.guessed(question, reply))
         self.ledger.add(spent)
         self.pace.spent(spent.prompt_tokens + spent.completion_tokens, _now())
-        return Answer(
-            text=self._scrubbed(answer.text), cut=answer.cut, refusal=self._scrubbed(answer.refusal)
-        )
+        return reply
 
     def _failed(self, failure: Failure, *, structured: bool) -> Exception:
         """What a body with status 200 that holds no answer is."""
-        says, about = self._scrubbed(failure.says), f"{failure.code} {failure.says}"
+        says, about = self.scrubbed(failure.says), f"{failure.code} {failure.says}"
         status = failure.status
         if status is None and _QUOTA.search(about):
             status = 402
         elif status is None and _INVALID.search(failure.code):
             status = 400
         if status is None:
-            return _TryAgain(f"no chat completion, but {says}", nonsense=True)
+            return _TryAgain(f"no completion, but {says}", nonsense=True)
         return self._rejected(status, says, about=about, after=0.0, structured=structured)
 
     def _rejected(self, status: int, says: str, *, about: str, after: float, structured: bool) -> Exception:
         """What a status other than success is; ``about`` is the message with its code, for telling by."""
         if status == 402 or (status in (400, 403, 429) and not after and _QUOTA.search(about)):
             return StoppedError(
-                f"endpoint {self.url}: the quota is used up (status {status}: {says}); what was judged is kept, and "
+                f"endpoint {self.url}: the quota is used up (status {status}: {says}); what had come is kept, and "
                 "the same command goes on"
             )
         if status in _TEMPORARY or status >= 500:
@@ -325,20 +317,12 @@ class ChatCalls:
         )
 
     def _require_budget(self) -> None:
-        usage = self.ledger.usage + self._guessed
-        used = {
-            "calls": usage.calls,
-            "tokens": usage.prompt_tokens + usage.completion_tokens,
-            "cost": usage.cost or 0.0,
-        }
-        caps = {
-            "calls": self.options.max_calls,
-            "tokens": self.options.max_tokens,
-            "cost": self.options.max_cost,
-        }
-        for what, cap in caps.items():
-            if cap is not None and used[what] >= cap:
-                raise NoAnswer("budget", {f"max_{what}": cap})
+        if cap := self.budget.reached():
+            raise NoAnswer("budget", cap)
+
+    def spent(self) -> Usage:
+        """What was spent, with a guess where answers came without counts."""
+        return self.ledger.usage + self._guessed
 
     def _refused(self, status: int, says: str) -> str:
         key = self.options.api_key_env
@@ -348,8 +332,37 @@ class ChatCalls:
         }[status]
         return f"endpoint {self.url} refuses model {self.model!r} with status {status} ({says}): {advice}"
 
-    def _scrubbed(self, text: str) -> str:
+    def scrubbed(self, text: str) -> str:
         return scrubbed(text, self.options.api_key_env)
+
+
+class ChatCalls(EndpointCalls[Sequence[Mapping[str, str]], Answer]):
+    """Conversations that the model of a chat endpoint goes on with."""
+
+    def body(self, messages: Sequence[Mapping[str, str]]) -> dict[str, object]:
+        """What is sent to ask ``messages``."""
+        body: dict[str, object] = {"model": self.model, "messages": list(messages)}
+        body[self._tokens_name] = self.options.answer_tokens
+        if self.options.temperature is not None:
+            body["temperature"] = self.options.temperature
+        if self._structured:
+            body["response_format"] = _STRUCTURED
+        return body
+
+    async def send(self, client: AsyncOpenAI, question: Sequence[Mapping[str, str]]) -> Any:
+        # What is named must be named; the body says all of it, and wins.
+        return await client.chat.completions.with_raw_response.create(
+            model=self.model, messages=cast("Any", list(question)), extra_body=self.body(question)
+        )
+
+    def read(self, content: bytes) -> tuple[Answer, object]:
+        answer, usage = read_body(content)
+        shown = Answer(text=self.scrubbed(answer.text), cut=answer.cut, refusal=self.scrubbed(answer.refusal))
+        return shown, usage
+
+    def guessed(self, question: Sequence[Mapping[str, str]], reply: Answer) -> tuple[int, int]:
+        # About four characters a token.
+        return sum(len(message["content"]) for message in question) // 4, len(reply.text) // 4 + 1
 
 
 def retry_after(header: str | None) -> float:

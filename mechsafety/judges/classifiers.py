@@ -34,7 +34,7 @@ from mechsafety.models.rendering import control_strings
 from mechsafety.runs.folder import computing_versions
 
 if TYPE_CHECKING:
-    from mechsafety.models.loading import ModelSpec
+    from mechsafety.models.specs import ModelSpec
 
 Harm = Literal["harmful", "not_harmful"]
 _TOKENIZER = "tokenizer_config.json"
@@ -287,22 +287,22 @@ def load_classifier(spec: str, *, dtype: str = "auto", device: str = "auto") -> 
     Raises :class:`MechsafetyError` for a missing folder or file, a gated model without a token, a hub that cannot be
     reached, an adapter that does not fit, and too little memory.
     """
-    from mechsafety.models import loading
+    from mechsafety.models import specs, weights
     from mechsafety.models.adapters import adapter_folder, merge_adapter, weights_fingerprint
     from mechsafety.models.filled_weights import require_embedding_rows
     from mechsafety.models.hardware import resolve_device, resolve_dtype
 
-    parsed = loading.parse_spec(spec)
+    parsed = specs.parse_spec(spec)
     where = resolve_device(device)
     number = resolve_dtype(dtype, where)
     adapter = adapter_folder(parsed.adapter) if parsed.adapter else _adapter_alone(spec, parsed)
-    base = loading.parse_spec(_base_of(adapter)) if adapter and not parsed.adapter else parsed
-    folder, _ = loading.locate(base)
-    module: Any = loading.load_weights(
+    base = specs.parse_spec(_base_of(adapter)) if adapter and not parsed.adapter else parsed
+    folder, _ = specs.locate(base)
+    module: Any = weights.load_weights(
         spec, base, folder, dtype=number, device=where, trust_remote_code=False
     )
     beside = adapter is not None and (adapter / _TOKENIZER).is_file()
-    tokenizer = loading.load_tokenizer(
+    tokenizer = weights.load_tokenizer(
         spec, base if not beside else parsed, str(adapter) if beside else folder, trust_remote_code=False
     )
     require_embedding_rows(module, tokenizer, source=spec)
@@ -319,7 +319,7 @@ def _adapter_alone(spec: str, parsed: ModelSpec) -> Path | None:
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     from mechsafety.core.progress import quiet
-    from mechsafety.models import loading
+    from mechsafety.models import specs
     from mechsafety.models.gguf import PACKAGED
 
     path = Path(parsed.base).expanduser()
@@ -334,11 +334,11 @@ def _adapter_alone(spec: str, parsed: ModelSpec) -> Path | None:
     except LocalEntryNotFoundError as error:  # the hub cannot be reached; a whole model may be in the cache
         if isinstance(try_to_load_from_cache(parsed.base, "config.json", revision=parsed.revision), str):
             return None
-        raise loading.load_error(spec, parsed, error) from error
+        raise specs.load_error(spec, parsed, error) from error
     except EntryNotFoundError:
         return None  # a whole model
     except Exception as error:
-        raise loading.load_error(spec, parsed, error) from error
+        raise specs.load_error(spec, parsed, error) from error
 
 
 def _base_of(adapter: Path) -> str:

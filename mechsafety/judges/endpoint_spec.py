@@ -46,6 +46,7 @@ OPTIONS: dict[str, tuple[Callable[[str], Any], str]] = {
     "price_out": (float, "a number"),
 }
 """What a spec can set, with how it is read and what is expected."""
+_DEFAULT = CallOptions()
 _OF_ENVIRONMENT = ("concurrency", "timeout", "tries", "price_in", "price_out")
 
 
@@ -62,6 +63,16 @@ def parse(argument: str) -> tuple[str, str]:
             f"judge 'endpoint' needs a model and an address; write endpoint:MODEL@http://localhost:8000/v1, or set "
             f"{URL_VARIABLE} and write endpoint:MODEL"
         )
+    require_address(url)
+    if not (found["model"] + url).isprintable():
+        raise MechsafetyError(
+            "the endpoint's model or address holds a character that cannot be sent: write it again"
+        )
+    return found["model"], url.rstrip("/")
+
+
+def require_address(url: str) -> None:
+    """Raise MechsafetyError for anything but an http(s) address with a host that holds no secret."""
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port
@@ -77,11 +88,6 @@ def parse(argument: str) -> tuple[str, str]:
             "the endpoint's address holds a password, a query or a fragment; write it without, and put the key "
             f"into {KEY}"
         )
-    if not (found["model"] + url).isprintable():
-        raise MechsafetyError(
-            "the endpoint's model or address holds a character that cannot be sent: write it again"
-        )
-    return found["model"], url.rstrip("/")
 
 
 def options_of(argument: str, options: CallOptions) -> CallOptions:
@@ -104,13 +110,13 @@ def options_of(argument: str, options: CallOptions) -> CallOptions:
     return changed
 
 
-def options_from_environment() -> CallOptions:
-    """The defaults, changed by ``MECHSAFETY_ENDPOINT_`` and CONCURRENCY, TIMEOUT, TRIES, PRICE_IN or PRICE_OUT."""
+def options_from_environment(default: CallOptions = _DEFAULT) -> CallOptions:
+    """``default``, changed by ``MECHSAFETY_ENDPOINT_`` and CONCURRENCY, TIMEOUT, TRIES, PRICE_IN or PRICE_OUT."""
     given = {}
     for name in _OF_ENVIRONMENT:
         if written := os.environ.get(variable := _PREFIX + name.upper()):
             given[name] = _read(name, written, shown=f"{variable} is {written!r}; a number is expected")
-    return CallOptions(**given)
+    return replace(default, **given)
 
 
 def require_own_keys(specs: Sequence[str]) -> None:

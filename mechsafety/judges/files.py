@@ -17,6 +17,7 @@ from mechsafety.core.verdict import LABELS, Judge, Response
 from mechsafety.judges.accepted import as_answers
 from mechsafety.judges.asking import MISSING, AskingJudge, Usage
 from mechsafety.judges.batches import batch_lines, expected, read_batch
+from mechsafety.judges.budget import Budget
 from mechsafety.judges.cache import VerdictCache, open_cache
 from mechsafety.judges.endpoint_spec import require_own_keys
 from mechsafety.judges.kinds.endpoint import EndpointJudge
@@ -43,6 +44,8 @@ class Judged:
     usage: dict[str, Usage]
     missing: dict[str, dict[str, int]]
     """How many verdicts there are not yet, by judge and reason; the same command asks for these again."""
+    unread: dict[str, dict[str, int]]
+    """What the other ``unparsed`` verdicts are for, by judge and reason."""
     stopped: tuple[str, ...]
     """What ended the work of judges before all was asked."""
     damaged: tuple[str, ...]
@@ -68,14 +71,14 @@ def judge_file(
     """Judge every response of ``path`` and write the verdicts to ``out``: id, judge, label, tags, detail (JSON).
 
     Verdicts of judges that ask a model are kept in ``cache`` (by default a file in the user's cache folder), so that
-    an interrupted run goes on where it stopped. The caps hold for each endpoint judge, members of panels too; what
-    they will cost about is said first. ``batch_in`` is a file of results (:mod:`mechsafety.judges.batches`), which are
-    kept first; nothing more is asked then, unless ``max_calls`` says how much.
+    an interrupted run goes on where it stopped. The caps hold for all endpoint judges together, members of panels too;
+    what each will cost about is said first. ``batch_in`` is a file of results (:mod:`mechsafety.judges.batches`), which
+    are kept first; nothing more is asked then, unless ``max_calls`` says how much.
     """
     path = Path(path)
     out = None if out is None else Path(out)
     cache = None if cache is None else Path(cache)
-    require_output(out)
+    require_output(out, inputs=(path, batch_in))
     responses = read_responses(path)
     if batch_in is not None and max_calls is None:
         max_calls = 0
@@ -102,19 +105,30 @@ def judge_file(
     write_table(table, out)
     counted = {judge: Counter(group["label"]) for judge, group in table.groupby("judge", sort=False)}
     missing = Counter((v.judge, tag) for v in verdicts for tag in MISSING & set(v.tags))
+    unread = Counter(
+        (v.judge, tag)
+        for v in verdicts
+        if v.label == "unparsed" and not MISSING & set(v.tags)
+        for tag in v.tags
+    )
     asking = [judge for judge in single_judges(loaded) if isinstance(judge, AskingJudge)]
     return Judged(
         counts={str(judge): {label: found[label] for label in LABELS} for judge, found in counted.items()},
         order=label_order(table.rename(columns={"label": "verdict"}), []),
         usage={judge.name: judge.usage for judge in asking},
-        missing={
-            judge: {tag: n for (name, tag), n in missing.items() if name == judge}
-            for judge in dict.fromkeys(name for name, _ in missing)
-        },
+        missing=_by_judge(missing),
+        unread=_by_judge(unread),
         stopped=tuple(str(judge.stopped) for judge in asking if judge.stopped is not None),
         damaged=damaged,
         out=out,
     )
+
+
+def _by_judge(counts: Mapping[tuple[str, str], int]) -> dict[str, dict[str, int]]:
+    return {
+        judge: {tag: n for (name, tag), n in counts.items() if name == judge}
+        for judge in dict.fromkeys(name for name, _ in counts)
+    }
 
 
 @contextmanager
@@ -148,7 +162,7 @@ def write_batch(
     Returns how many questions there are by judge. Those whose verdicts are kept are left out.
     """
     batch = Path(batch)
-    require_output(batch, endings=(".jsonl",))
+    require_output(batch, endings=(".jsonl",), option="batch_out", inputs=(path,))
     responses = read_responses(path)
     with loaded_judges(judges, caps={}, cache=cache, no_cache=False) as (loaded, kept):
         endpoints = _endpoints(loaded)
@@ -170,29 +184,37 @@ def _limit(judges: Sequence[Judge], caps: Mapping[str, int | float]) -> None:
         raise MechsafetyError(
             f"{way(option, cap)} caps the calls of endpoint judges, and none is named: leave it out"
         )
+    budget = Budget(**{cap.removeprefix("max_"): value for cap, value in caps.items()})  # type: ignore[arg-type]
     for judge in endpoints:
-        judge.limit(**caps)
+        judge.limit(budget)
 
 
-def require_output(out: str | Path | None, *, endings: Sequence[str] = OUTPUTS) -> None:
-    """Raise MechsafetyError unless ``out`` can be written and ends in one of ``endings``."""
-    out = None if out is None else Path(out)
-    if out is not None and out.suffix.lower() not in endings:
-        raise MechsafetyError(f"{way('--out', 'out')} {str(out)!r} must end in {', '.join(endings)}")
+def require_output(
+    out: str | Path | None,
+    *,
+    endings: Sequence[str] = OUTPUTS,
+    option: str = "out",
+    inputs: Sequence[str | Path | None] = (),
+) -> None:
+    """Raise MechsafetyError unless ``out`` can be written, ends in one of ``endings`` and is none of ``inputs``."""
     if out is None:
         return
+    out = Path(out)
+    named = f"{way('--' + option.replace('_', '-'), option)} {str(out)!r}"
+    if out.suffix.lower() not in endings:
+        raise MechsafetyError(f"{named} must end in {', '.join(endings)}")
     if not out.parent.is_dir():
         raise MechsafetyError(f"folder {str(out.parent)!r} does not exist")
     there = out.exists()
+    if there and any(one is not None and Path(one).exists() and out.samefile(one) for one in inputs):
+        raise MechsafetyError(f"{named} is the file that is read, and would replace it: name another file")
     try:
         with out.open("ab"):
             pass
         if not there:
             out.unlink()
     except OSError as error:
-        raise MechsafetyError(
-            f"--out {str(out)!r} cannot be written ({error.strerror}): name another file"
-        ) from None
+        raise MechsafetyError(f"{named} cannot be written ({error.strerror}): name another file") from None
 
 
 def write_table(table: pd.DataFrame, out: str | Path | None) -> None:

@@ -213,7 +213,7 @@ def probe_judges(
     path = None if path is None else Path(path)
     out = None if out is None else Path(out)
     cache = None if cache is None else Path(cache)
-    require_output(out)
+    require_output(out, inputs=(path,))
     items = known_items(path)
     with loaded_judges(judges, caps={"max_calls": max_calls}, cache=cache, no_cache=no_cache) as (
         loaded,

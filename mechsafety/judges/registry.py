@@ -11,11 +11,9 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import re
-import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -23,13 +21,13 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from mechsafety.core.errors import MechsafetyError, StoppedError
 from mechsafety.core.verdict import Judge, Response, Verdict
 from mechsafety.judges.accepted import JudgesLike, as_judges
-from mechsafety.judges.asking import MISSING, AskingJudge, Usage, is_missing, unread
-from mechsafety.judges.cache import VerdictCache, cache_key, open_cache
+from mechsafety.judges.asking import MISSING, AskingJudge, is_missing
+from mechsafety.judges.asking_once import ask_once
+from mechsafety.judges.cache import VerdictCache, open_cache
+from mechsafety.judges.kinds.endpoint import EndpointJudge
 
 if TYPE_CHECKING:
     from mechsafety.runs.folder import Provenance
-
-_WAIT = 0.05  # seconds between looks at what another process is asking
 
 
 @runtime_checkable
@@ -210,16 +208,27 @@ def judge_responses(
     loaded = as_judges(judges, models=models)
     _refuse_duplicates([judge.name for judge in loaded], what="judge names")
     found: dict[str, dict[str, Verdict]] = {}
-    for judge in single_judges(loaded):
-        given = _asked(judge, responses, cache, repeat=repeat)
-        if isinstance(judge, AskingJudge) and judge.stopped is not None and not partial:
-            raise judge.stopped
-        found[judge.name] = _by_id(judge, given, ids)
+    for group in _asked_together(single_judges(loaded)):
+        asking = [judge for judge in group if isinstance(judge, AskingJudge)]
+        given = ask_once(asking, responses, cache, repeat=repeat)
+        for judge in asking:
+            if judge.stopped is not None and not partial:
+                raise judge.stopped
+        for judge in group:
+            verdicts = given[judge.name] if judge.name in given else judge(responses)
+            found[judge.name] = _by_id(judge, verdicts, ids)
     for judge in loaded:
         if isinstance(judge, Panel):
             votes = [{m.name: found[m.name][i] for m in judge.members} for i in ids]
             found[judge.name] = _by_id(judge, judge.combine(responses, votes), ids)
     return [found[judge.name][i] for judge in loaded for i in ids]
+
+
+def _asked_together(judges: Sequence[Judge]) -> list[list[Judge]]:
+    """Every judge alone, but for those of endpoints, which are asked together."""
+    hosted = [judge for judge in judges if isinstance(judge, EndpointJudge)]
+    alone = [[judge] for judge in judges if not isinstance(judge, EndpointJudge)]
+    return [*alone, list[Judge](hosted)] if hosted else alone
 
 
 def require_complete(verdicts: Sequence[Verdict]) -> None:
@@ -232,40 +241,6 @@ def require_complete(verdicts: Sequence[Verdict]) -> None:
             f"not complete: judge {first.judge!r} has no verdict on {len(missing)} of {len(verdicts)} answers ({why}); "
             "the others are kept, and the same command asks for these again"
         )
-
-
-def _asked(
-    judge: Judge, responses: Sequence[Response], cache: VerdictCache | None, *, repeat: int
-) -> list[Verdict]:
-    if not isinstance(judge, AskingJudge):
-        return judge(responses)
-    fingerprint = None if cache is None else judge.fingerprint
-    if cache is None or fingerprint is None:
-        return judge.ask(responses, on_verdict=lambda _: None)
-    keys = {r.id: cache_key(fingerprint, r, repeat=repeat) for r in responses}
-    # The same text twice is asked once.
-    one = {keys[r.id]: r for r in reversed(responses)}
-    found = cache.get(list(one), judge=judge.name)
-    asked = 0
-    while missing := [key for key in dict.fromkeys(keys.values()) if key not in found]:
-        mine = cache.claim(missing)
-        try:
-            found |= cache.get(mine or missing, judge=judge.name)  # others may have asked meanwhile
-            todo = [one[key] for key in mine if key not in found]
-            asked += len(todo)
-            new = judge.ask(todo, on_verdict=lambda verdict: cache.put(keys[verdict.id], verdict))
-        finally:
-            cache.release(mine)
-        by_id = _by_id(judge, new, [r.id for r in todo])
-        found |= {keys[identity]: verdict for identity, verdict in by_id.items()}
-        if judge.stopped is not None:
-            why = {"error": str(judge.stopped)}
-            left = [key for key in missing if key not in found]
-            found |= {k: unread(one[k], judge=judge.name, reason="network", detail=why) for k in left}
-        if not mine:
-            time.sleep(_WAIT)
-    judge.ledger.add(Usage(cached=len(responses) - asked))
-    return [replace(found[keys[r.id]], id=r.id) for r in responses]
 
 
 def _by_id(judge: Judge, verdicts: Sequence[Verdict], ids: Sequence[str]) -> dict[str, Verdict]:

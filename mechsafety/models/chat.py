@@ -186,11 +186,16 @@ def after_thoughts(
 ) -> Iterator[None]:
     """For as long as the block runs, prompts are read with the tokens of ``thoughts``, by theirs, behind them."""
     before = model.__dict__.get("_mechsafety_thoughts")
-    model.__dict__["_mechsafety_thoughts"] = dict(thoughts)
+    read_behind(model, thoughts)
     try:
         yield
     finally:
         model.__dict__["_mechsafety_thoughts"] = before
+
+
+def read_behind(model: TransformerBridge, thoughts: Mapping[tuple[int, ...], Sequence[int]]) -> None:
+    """:func:`after_thoughts` for good, on a model that is loaded for that."""
+    model.__dict__["_mechsafety_thoughts"] = dict(thoughts)
 
 
 def as_turns(asked: Asked) -> list[Message]:

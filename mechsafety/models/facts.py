@@ -12,7 +12,7 @@ from mechsafety.core.places import packaged_words
 from mechsafety.core.progress import quiet
 from mechsafety.models.adapters import adapter_folder
 from mechsafety.models.gguf import PACKAGED
-from mechsafety.models.loading import parse_spec
+from mechsafety.models.specs import parse_spec
 
 
 @dataclass(frozen=True, kw_only=True)

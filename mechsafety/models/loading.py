@@ -1,7 +1,6 @@
 """Loading: a spec in, a TransformerLens model with its tokenizer, chat template and record out.
 
-A spec is ``BASE[@REVISION][+ADAPTER]``. BASE is ``smollm2-135m`` (the packaged model), a hub id, a
-folder, or a ``.gguf`` file; ADAPTER is a packaged adapter's name or a folder that peft can read.
+Specs are those of :mod:`mechsafety.models.specs`.
 """
 
 from __future__ import annotations
@@ -9,14 +8,11 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from mechsafety.core.days import checked_day, today
-from mechsafety.core.errors import MechsafetyError, first_lines, way
+from mechsafety.core.errors import MechsafetyError, first_lines
 from mechsafety.core.progress import quiet
 from mechsafety.models import rendering
 from mechsafety.models.adapters import adapter_folder, merge_adapter, weights_fingerprint
@@ -29,13 +25,14 @@ from mechsafety.models.chat_settings import (
     template_input,
 )
 from mechsafety.models.faithful import require_faithful
-from mechsafety.models.filled_weights import load_filled, require_embedding_rows
-from mechsafety.models.gguf import PACKAGED, converted, packaged_gguf
-from mechsafety.models.hardware import dtype_name, free_bytes, resolve_dtype
-from mechsafety.models.placing import DeviceMap, Memory, Placing, as_text, blocks_by_device, resolve_placing
-from mechsafety.models.quantised import bytes_per_weight, packed_modules, quantisation, require_plain
+from mechsafety.models.filled_weights import require_embedding_rows
+from mechsafety.models.hardware import dtype_name, resolve_dtype
+from mechsafety.models.placing import DeviceMap, Memory, as_text, blocks_by_device, resolve_placing
+from mechsafety.models.quantised import packed_modules, require_plain
 from mechsafety.models.rendering import PLAIN_TEMPLATE as PLAIN_TEMPLATE
+from mechsafety.models.specs import locate, parse_spec
 from mechsafety.models.templates import set_template
+from mechsafety.models.weights import load_config, load_tokenizer, load_weights
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -75,41 +72,6 @@ class LoadRecord:
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelSpec:
-    """A model's spec in its parts: ``BASE@REVISION+ADAPTER``."""
-
-    base: str
-    revision: str | None
-    adapter: str | None
-
-
-def parse_spec(spec: str) -> ModelSpec:
-    """The parts of ``spec``; :class:`MechsafetyError` where one that is announced is missing."""
-    # Paths may hold '+' and '@': the longest part that exists is the base, else the first '+' divides.
-    pluses = [i for i, character in enumerate(spec) if character == "+"]
-    cut = next((i for i in [len(spec), *reversed(pluses)] if _exists(spec[:i])), None)
-    if cut is None:
-        cut = pluses[0] if pluses else len(spec)
-    base, plus, adapter = spec[:cut], spec[cut : cut + 1], spec[cut + 1 :]
-    if plus and not adapter:
-        raise MechsafetyError(
-            f"model {spec!r} ends in '+': name an adapter after it, e.g. {PACKAGED}+refusals"
-        )
-    base, at, revision = base.partition("@") if not _exists(base) else (base, "", "")
-    if not base:
-        raise MechsafetyError(f"model {spec!r} names no base model; try {PACKAGED} or a hub id")
-    if at and not revision:
-        raise MechsafetyError(f"model {spec!r} names no revision after '@'; leave the '@' out, or name one")
-    if at and (base == PACKAGED or _exists(base)):
-        raise MechsafetyError(f"model {spec!r}: only hub ids have revisions; leave '@{revision}' out")
-    return ModelSpec(base=base, revision=revision or None, adapter=adapter or None)
-
-
-def _exists(name: str) -> bool:
-    return bool(name) and Path(name).expanduser().exists()
 
 
 def load_model(
@@ -212,19 +174,9 @@ def load_reader(
     tokenizer = load_tokenizer(spec, parsed, folder, trust_remote_code=False)
     set_template(spec, tokenizer, template)
     require_taken(settings, tokenizer, source=spec, day=day)
-    config = _load_config(spec, parsed, folder)
+    config = load_config(spec, parsed, folder)
     reads = {"_mechsafety_tokenizer": tokenizer, "_mechsafety_day": day, "_mechsafety_chat": settings}
     return SimpleNamespace(tokenizer=tokenizer, config=config, **reads)
-
-
-def _load_config(spec: str, parsed: ModelSpec, folder: str) -> Any:
-    from transformers import AutoConfig
-
-    try:
-        with quiet():
-            return AutoConfig.from_pretrained(folder, revision=parsed.revision)
-    except Exception as error:
-        raise load_error(spec, parsed, error) from error
 
 
 def load_record(model: TransformerBridge) -> LoadRecord | None:
@@ -326,107 +278,6 @@ def _is_altered(model: Any) -> bool:
     return None not in (booted, twin) and booted != booted_state(body_of(model), twin)
 
 
-def locate(spec: ModelSpec) -> tuple[str, str]:
-    """The folder or hub id to load from, and a word for the record."""
-    if spec.base == PACKAGED:
-        return str(converted(packaged_gguf(), exact=True)), "packaged"
-    path = Path(spec.base).expanduser()
-    if spec.base.endswith(".gguf"):
-        if not path.is_file():
-            raise MechsafetyError(f"model file {spec.base!r} does not exist")
-        return str(converted(path)), "gguf"
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise MechsafetyError(f"folder {spec.base!r} holds no config.json: it is not a saved model")
-        return str(path), "folder"
-    if spec.base.startswith((".", "/", "~")) or spec.base.count("/") > 1:
-        raise MechsafetyError(f"model folder {spec.base!r} does not exist")
-    if "/" not in spec.base:
-        raise MechsafetyError(
-            f"unknown model {spec.base!r}: use {PACKAGED!r}, a hub id such as 'Qwen/Qwen2.5-0.5B-Instruct', "
-            "a folder, or a .gguf file"
-        )
-    return spec.base, "hub"
-
-
-def load_weights(
-    spec: str,
-    parsed: ModelSpec,
-    folder: str,
-    *,
-    dtype: torch.dtype,
-    device: torch.device,
-    placing: Placing | None = None,
-    trust_remote_code: bool,
-) -> PreTrainedModel:
-    """The causal language model in ``folder`` on ``device`` or divided by ``placing``, if the memory suffices.
-
-    ``spec`` is for messages.
-    """
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    try:
-        with quiet():
-            config = AutoConfig.from_pretrained(
-                folder, revision=parsed.revision, trust_remote_code=trust_remote_code
-            )
-            with torch.device("meta"):
-                shape = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-            packed = quantisation(config) is not None  # such weights do not move once they are loaded
-            if placing is None:
-                size = bytes_per_weight(config, dtype)
-                _require_memory(spec, sum(p.numel() for p in shape.parameters()), dtype, device, size)
-                where = {"device_map": {"": device}} if packed else {}
-            else:
-                where = {"device_map": placing.planned(spec, shape, dtype)}
-            model = load_filled(
-                AutoModelForCausalLM,
-                folder,
-                source=spec,
-                config=config,
-                revision=parsed.revision,
-                dtype=dtype,
-                trust_remote_code=trust_remote_code,
-                **where,
-            )
-    except MechsafetyError:
-        raise
-    except Exception as error:
-        raise load_error(spec, parsed, error) from error
-    return model.eval() if where else model.to(device).eval()
-
-
-def _require_memory(
-    spec: str, n_parameters: int, dtype: torch.dtype, device: torch.device, size: float
-) -> None:
-    need, free = n_parameters * size, free_bytes(device)
-    if need > free:
-        raise MechsafetyError(
-            f"model {spec!r} needs {need / 1e9:.1f} GB in {dtype_name(dtype)}, but {device} has "
-            f"{free / 1e9:.1f} GB free: choose a smaller model, {way('--dtype bfloat16')}, or another "
-            f"{way('--device')}"
-        )
-
-
-def load_tokenizer(
-    spec: str, parsed: ModelSpec, folder: str, *, trust_remote_code: bool
-) -> PreTrainedTokenizerBase:
-    """Its tokenizer, padding on the left."""
-    from transformers import AutoTokenizer
-
-    try:
-        with quiet():
-            tokenizer = AutoTokenizer.from_pretrained(
-                folder, revision=parsed.revision, trust_remote_code=trust_remote_code
-            )
-    except Exception as error:
-        raise load_error(spec, parsed, error) from error
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    tokenizer.padding_side = "left"
-    return tokenizer
-
-
 def _boot_bridge(
     spec: str, hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, day: str
 ) -> TransformerBridge:
@@ -491,37 +342,3 @@ def _reading(tokenizer: Any, day: str) -> tuple[str, list[int], list[int]]:
     """A rendered turn, its tokens, and those of bare text."""
     text = rendering.rendered(tokenizer, rendering.HELLO, day=day)
     return text, rendering.chat_tokens(tokenizer, text), rendering.bare_tokens(tokenizer, "Hello")
-
-
-def load_error(spec: str, parsed: ModelSpec, error: BaseException) -> MechsafetyError:
-    """One line for whatever the hub, transformers or the disk reported."""
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    chain: list[BaseException] = []
-    current: BaseException | None = error
-    while current is not None and current not in chain:
-        chain.append(current)
-        current = current.__cause__ or current.__context__
-    if any(isinstance(e, GatedRepoError) for e in chain):
-        return MechsafetyError(
-            f"model {parsed.base!r} is gated: accept its licence on its hub page, then run "
-            "'hf auth login' or set HF_TOKEN"
-        )
-    if any(isinstance(e, RevisionNotFoundError) for e in chain):
-        return MechsafetyError(f"model {parsed.base!r} has no revision {parsed.revision!r}")
-    if any(isinstance(e, RepositoryNotFoundError) for e in chain):
-        return MechsafetyError(
-            f"model {parsed.base!r} was not found on the hub: check the spelling, or, if it is private, "
-            "set HF_TOKEN"
-        )
-    if any(isinstance(e, LocalEntryNotFoundError | ConnectionError) for e in chain):
-        return MechsafetyError(
-            f"model {parsed.base!r} is not in the local cache and the hub cannot be reached: go online, or "
-            "name a folder"
-        )
-    return MechsafetyError(f"cannot load {spec!r}: {first_lines(error)}")

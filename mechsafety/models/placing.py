@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,6 +24,9 @@ _UNITS = {"": 1, "B": 1, **{f"{p}B": 1000**n for n, p in enumerate("KMGT", 1)}}
 _UNITS |= {f"{p}IB": 1024**n for n, p in enumerate("KMGT", 1)}
 _NOT_RUN = ("cpu", "disk")
 """Where accelerate keeps weights that fit on no GPU, to be fetched at every pass."""
+USABLE = 0.9
+"""Of a GPU's memory; the rest is taken by activations and by what allocation wastes."""
+_VALUES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +91,27 @@ class Copies:
         if device not in self._on:
             self._on[device] = self.tensor.to(device)
         return self._on[device]
+
+
+def value_bytes(dtype: str) -> float:
+    """Bytes of a number; ``auto`` is bfloat16 on a GPU."""
+    return _VALUES.get(dtype, 2.0)
+
+
+def gpus_needed(
+    n_parameters: int | float, *, dtype: str, memory_gb: int | float, beside: int | float = 0
+) -> int:
+    """How many GPUs of ``memory_gb`` (1e9 bytes) hold a model of ``n_parameters``, of which :data:`USABLE` is taken.
+
+    ``beside`` are bytes of whatever else must lie there: keys and values of a batch, judges that stay loaded. At least
+    1. A model is divided by whole blocks, so that one that fills its GPUs to the last gigabyte may need one more.
+    Raises :class:`MechsafetyError` for a GPU without memory.
+
+    Example: ``gpus_needed(70e9, dtype="bfloat16", memory_gb=80)`` is 2.
+    """
+    if not memory_gb > 0:
+        raise MechsafetyError(f"the memory of a GPU is {memory_gb:g} GB: it must be above 0")
+    return max(1, math.ceil((n_parameters * value_bytes(dtype) + beside) / (USABLE * memory_gb * 1e9)))
 
 
 def free_by_device() -> dict[str | int, int]:

@@ -19,9 +19,9 @@ from mechsafety.core.progress import quiet
 from mechsafety.models.adapters import adapter_folder
 from mechsafety.models.chat_settings import ChatSettings
 from mechsafety.models.hardware import dtype_name, resolve_dtype
-from mechsafety.models.loading import ModelSpec, load_error, locate, parse_spec
 from mechsafety.models.placing import DeviceMap, Memory, as_text, resolve_placing
 from mechsafety.models.rendering import OWN_OR
+from mechsafety.models.specs import ModelSpec, load_error, locate, parse_spec
 from mechsafety.models.templates import template_text
 from mechsafety.runs.folder import Provenance
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from mechsafety.core.errors import MechsafetyError, way
 from mechsafety.models.chat import Rendering, day_of, own_tokenizer
 from mechsafety.models.chat_settings import LEFT_THINKING, chat_of, template_input
+from mechsafety.models.rendering import exact_tokens
 from mechsafety.models.thinking import Mark, answer_beginning, opened, thought_marks
 from mechsafety.models.thoughts import FORMATS, split_thought
 
@@ -70,6 +71,15 @@ class ThoughtReader:
         thought = self._thought(tokens[:n]) if n else ""
         return (f"{TAGS[0]}{thought}{TAGS[1]}" if thought else "") + self._visible(tokens[n:])
 
+    def answer(self, tokens: Sequence[int]) -> str:
+        """The answer among ``tokens`` alone; empty where the thought before it never ends."""
+        return self._visible(tokens[self.thought_tokens(tokens) :])
+
+    def thought(self, tokens: Sequence[int]) -> str:
+        """The thought that ``tokens`` begin with, without its marks; empty where there is none."""
+        n = self.thought_tokens(tokens)
+        return self._thought(tokens[:n]) if n else ""
+
     def _read(self, tokens: Sequence[int]) -> tuple[Literal["thinking", "ended", "answer", "undecided"], int]:
         """Whether ``tokens`` begin with a thought, and with how many tokens one that has ended did."""
         if not self.marks:
@@ -118,6 +128,21 @@ def thought_reader(
         n_answer=n_answer,
         n_thought=thought_budget(model) or None,
     )
+
+
+def reader_behind(model: TransformerBridge, tokens: Sequence[int], *, n_answer: int) -> ThoughtReader:
+    """How what the model writes behind ``tokens`` is read: behind a rendered turn, or behind any other text."""
+    tokenizer = own_tokenizer(model)
+    begins = _begins(model, tokenizer) if thinks(model) else ""
+    # Decoded and without blanks, because the first tokens of a turn's end depend on what stands before it.
+    ends, turn = (_dense(tokenizer, ids) for ids in (tokens, exact_tokens(tokenizer, begins)))
+    return thought_reader(
+        model, n_answer=n_answer, rendering="chat" if turn and ends.endswith(turn) else "text"
+    )
+
+
+def _dense(tokenizer: Any, tokens: Sequence[int]) -> str:
+    return "".join(str(tokenizer.decode(list(tokens), skip_special_tokens=False)).split())
 
 
 def thought_budget(model: TransformerBridge) -> int:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import jinja2
 import pandas as pd
 
+from mechsafety.core.arguments import shown
 from mechsafety.core.errors import MechsafetyError, way
 
 if TYPE_CHECKING:
@@ -26,11 +27,12 @@ FORMATS: tuple[FigureFormat, ...] = ("html", "png", "pdf", "svg")
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
-    """One part of a page: a heading, a line of explanation, figures, and a table behind them."""
+    """One part of a page: a heading, a line of explanation, what the figures show, figures, a table behind them."""
 
     name: str
     title: str
     text: str = ""
+    claims: Sequence[str] = ()
     figures: Sequence[go.Figure] = ()
     table: pd.DataFrame | None = None
 
@@ -44,6 +46,10 @@ class Page:
     findings: Sequence[str]
     blocks: Sequence[Block]
     how: Sequence[str] = field(default=())
+    subjects: Sequence[str] = ()
+    """What the findings are grouped by, each under its heading; without any they are one list."""
+    others: str = "Other findings"
+    """The heading of findings on none of the subjects."""
 
 
 def render_page(
@@ -58,7 +64,7 @@ def render_page(
     return template(form).render(
         title=page.title,
         subtitle=page.subtitle,
-        findings=page.findings,
+        findings=by_subject(page.findings, page.subjects, others=page.others),
         blocks=rendered_blocks(page.blocks),
         how=page.how,
         fed=fed_parts(manifest.get(fed, {})),
@@ -70,6 +76,39 @@ def render_page(
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Said:
+    """A finding as it stands on a page; ``follows``: on the same subject as the one before it."""
+
+    text: str
+    follows: bool
+
+
+def by_subject(
+    findings: Sequence[str], subjects: Sequence[str], *, others: str
+) -> list[tuple[str, list[Said]]]:
+    """The findings under the subject that each begins with, in the order in which these come first."""
+    longest = sorted(subjects, key=len, reverse=True)
+    groups: dict[str, list[str]] = {}
+    for text in findings:
+        begins = (s for s in longest if text.startswith((f"{s}:", f"{s}, ")))
+        groups.setdefault(next(begins, others if subjects else ""), []).append(text)
+    return [
+        (
+            subject,
+            [
+                Said(text=text, follows=place > 0 and _subject(text) == _subject(texts[place - 1]))
+                for place, text in enumerate(texts)
+            ],
+        )
+        for subject, texts in groups.items()
+    ]
+
+
+def _subject(text: str) -> str:
+    return text.partition(": ")[0]
+
+
 def page_blocks(
     words: Mapping[str, Mapping[str, Any]],
     tables: Mapping[str, pd.DataFrame],
@@ -78,7 +117,7 @@ def page_blocks(
     added: Mapping[str, Sequence[str]] = MappingProxyType({}),
     drawn: bool = False,
 ) -> list[Block]:
-    """The blocks of a page whose tables have rows; with ``drawn`` those of which there are figures.
+    """The blocks of a page whose tables have rows; with ``drawn`` those that have the figures they name.
 
     ``words`` are the section ``blocks`` of an experiment's ``page.toml``: by name a title, a text, the beginnings of
     the figures' names, and the table (by default the one of that name). ``added`` are sentences after each text.
@@ -88,7 +127,7 @@ def page_blocks(
         table = tables.get(block.get("table", name))
         starts = block.get("figures", ())
         shown = [figure for start in starts for key, figure in figures.items() if key.startswith(start)]
-        if shown if drawn else table is not None and len(table):
+        if shown if drawn and starts else table is not None and len(table):
             text = " ".join([block.get("text", ""), *added.get(name, ())]).strip()
             title = block.get("title", "")
             blocks.append(
@@ -135,6 +174,7 @@ def rendered_blocks(blocks: Sequence[Block]) -> list[dict[str, Any]]:
             "name": block.name,
             "title": block.title,
             "text": block.text,
+            "claims": block.claims,
             "figures": [
                 fragment(figure, f"{place}-{block.name}-{number}")
                 for number, figure in enumerate(block.figures)
@@ -206,11 +246,13 @@ def save_figure(figure: go.Figure, path: str | Path) -> Path:
 
     Example:
         >>> study = ms.load_run("runs/study")
-        >>> ms.plots.save_figure(ms.plots.refusal_heatmap(study.tables["rates"]), "rates.html").name
+        >>> ms.save_figure(ms.plots.refusal_heatmap(study.tables["rates"]), "rates.html").name
         'rates.html'
     """
     path = Path(path)
     form = path.suffix.removeprefix(".").lower()
+    if not hasattr(figure, "write_html"):
+        raise MechsafetyError(f"figure is {shown(figure)}; a plotly figure is needed, as ms.plots makes them")
     if form not in FORMATS:
         raise MechsafetyError(f"figure {str(path)!r}: the name is to end in .{', .'.join(FORMATS)}")
     if not path.parent.is_dir():

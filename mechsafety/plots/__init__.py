@@ -1,6 +1,8 @@
 """Figures of every experiment, as functions of its tables; style, titles and panels that they share.
 
-Public names stand in ``__init__.pyi``.
+Every function, and every method ``plot`` and ``figures``, takes four options besides its own arguments: ``title``,
+``width``, ``height`` (pixels) and ``colours``, as :class:`mechsafety.plots.look.Look` says. Public names stand in
+``__init__.pyi``.
 
 Example:
     >>> study = ms.load_run("runs/study")

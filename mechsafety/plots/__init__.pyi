@@ -25,7 +25,6 @@ from ..experiments.sweep.figures import lens_figure as lens_figure
 from ..experiments.sweep.figures import method_lines as method_lines
 from ..experiments.sweep.figures import score_heatmap as score_heatmap
 from ..experiments.sweep.figures import stability_bars as stability_bars
-from ..pages.page import save_figure as save_figure
 from ..sweeps.figures import layer_sweep as layer_sweep
 from ..sweeps.figures import layer_sweep_table as layer_sweep_table
 from ..sweeps.profile_figure import profile_figure as profile_figure

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Unpack
 
 import pandas as pd
 import plotly.graph_objects as go
 
+from mechsafety.plots.look import Look, drawn
 from mechsafety.plots.panels import HUES, SYMBOLS, footed, size_text
 from mechsafety.plots.style import whiskers, wrapped
 from mechsafety.plots.traces import side_by_side
 
 
-def attack_figure(attacks: pd.DataFrame) -> go.Figure:
+@drawn
+def attack_figure(attacks: pd.DataFrame, **_look: Unpack[Look]) -> go.Figure:
     """Attack success (coherent compliance) of every attack and measure by system, beside refused and degenerate.
 
     Example:

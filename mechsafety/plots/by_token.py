@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import plotly.graph_objects as go
 
 from mechsafety.plots.panels import HUES
-from mechsafety.plots.style import COLOURS, legend_at_foot, styled
+from mechsafety.plots.style import COLOURS, styled
 
 _MOST_TICKS = 40
 
@@ -18,9 +18,6 @@ def token_curves(
     tokens: Sequence[str],
     positions: Sequence[int],
     title: str,
-    width: int,
-    height: int,
-    colours: Sequence[str] | None = None,
 ) -> go.Figure:
     """One curve per entry of ``curves`` over the tokens; a line stands where the answer begins."""
     figure = go.Figure()
@@ -31,7 +28,7 @@ def token_curves(
             name=name,
             text=[repr(token)[1:-1] for token in tokens],
             mode="lines+markers",
-            line={"color": (colours or HUES)[number % len(colours or HUES)], "width": 2},
+            line={"color": HUES[number % len(HUES)], "width": 2},
             marker={"size": 5},
             hovertemplate="%{text} (%{x}): %{y:.3g}<extra>" + name + "</extra>",
         )
@@ -49,6 +46,4 @@ def token_curves(
     )
     figure.update_yaxes(title_text="projection")
     where = " Dashed: the answer begins." if positions[-1] >= 0 else ""
-    return legend_at_foot(
-        styled(figure, title, f"In the activations' own units.{where}", width=width, height=height)
-    )
+    return styled(figure, title, f"In the activations' own units.{where}", width=900, height=460)

@@ -13,11 +13,11 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from mechsafety.plots.panels import WIDTH, log_axis
-from mechsafety.plots.style import COLOURS, legend_at_foot, styled, wrapped
+from mechsafety.plots.style import AROUND, COLOURS, styled
 
 Form = Literal["plain", "rate", "log"]
 _CHANCE = "3px,3px"
-_ROW, _GAP, _HEAD = 165, 62, 112  # pixels: a row of panels, what stands between two, and the title's room
+_ROW, _GAP = 165, 62  # pixels: a row of panels, and what stands between two
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +105,7 @@ def line_panels(
         axes[f"xaxis{place + 1}"] = x_axis | ({"title": {"text": x_title}} if lowest else {})
     # All at once: plotly takes long over axes that are changed one by one.
     figure.update_layout(axes)
-    return finished(figure, title, subtitle, rows=n_rows, named=named)
+    return finished(figure, title, subtitle, rows=n_rows)
 
 
 def by_kind(
@@ -133,20 +133,17 @@ def gap(n_rows: int) -> float:
 
 
 def finished(
-    figure: go.Figure, title: str, subtitle: str, *, rows: int, named: Sequence[str], letters: int = 130
+    figure: go.Figure, title: str, subtitle: str, *, rows: int = 1, area: int | None = None
 ) -> go.Figure:
-    """The figure in the house style, high enough for its panels, its axis titles and its legend.
-
-    ``letters`` fit into a line of the subtitle.
-    """
-    lines = math.ceil(sum(50 + 6.7 * len(name) for name in named) / (WIDTH - 110)) if named else 0
-    foot = 62 + 24 * lines
-    height = _HEAD + rows * _ROW + (rows - 1) * _GAP + foot
-    figure = legend_at_foot(styled(figure, title, wrapped(subtitle, letters), width=WIDTH, height=height))
-    figure.update_layout(margin={"t": _HEAD, "b": foot})
+    """The figure in the house style, high enough for its rows of panels, or with panels ``area`` pixels high."""
     for axes in (figure.update_xaxes, figure.update_yaxes):
         axes(zeroline=False, tickfont={"size": 11}, title_font={"size": 12}, title_standoff=6)
-    return figure.update_annotations(font_size=13)
+    return styled(figure, title, subtitle, width=WIDTH, height=AROUND + (area or room(rows)))
+
+
+def room(rows: int) -> int:
+    """Pixels of so many rows of panels and of what stands between them."""
+    return rows * _ROW + (rows - 1) * _GAP
 
 
 def _draw(figure: go.Figure, line: Line, where: Mapping[str, int], *, new: bool) -> None:

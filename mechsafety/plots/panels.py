@@ -15,7 +15,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from mechsafety.plots.style import COLOURS, legend_at_foot, styled, whiskers
+from mechsafety.plots.style import COLOURS, styled, whiskers
 
 # Okabe and Ito's colours, for what has no colour of its own.
 HUES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#222222", "#8C8C8C")
@@ -111,15 +111,13 @@ def outcome_panels(
         showgrid=False,
     )
     figure.update_yaxes(tickfont={"size": 11}, zeroline=False)
-    figure.update_annotations(font_size=13)
     _explain(figure, series, base, marked)
     return figure
 
 
 def footed(figure: go.Figure, title: str, subtitle: str, *, height: int) -> go.Figure:
     """The figure as wide as a page, with its titles, and its legend at the foot."""
-    figure = legend_at_foot(styled(figure, title, subtitle, width=WIDTH, height=height))
-    return figure.update_annotations(font_size=13)
+    return styled(figure, title, subtitle, width=WIDTH, height=height)
 
 
 def panel_height(figure: go.Figure) -> int:
@@ -228,7 +226,7 @@ def _base(panel: Panel, base: pd.Series | None) -> list[dict[str, Any]]:
     value = _unit(panel, base)
     if value is None or base is None or panel.form in ("kl", "share"):
         return []
-    scale = value if panel.form == "ratio" else 1.0
+    scale = (value or 1.0) if panel.form == "ratio" else 1.0
     at = value / scale
     ink = COLOURS["ink"]
     shapes: list[dict[str, Any]] = [

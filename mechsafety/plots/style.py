@@ -12,6 +12,9 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from mechsafety.core.errors import MechsafetyError
+from mechsafety.plots.layout import lay_out
+from mechsafety.plots.look import wanted
+from mechsafety.plots.recolour import recolour
 
 # Okabe and Ito's palette (jfly.uni-koeln.de/color), which survives grey printing better than hues alone.
 COLOURS = {
@@ -26,6 +29,7 @@ COLOURS = {
 }
 FONT = "Inter, Helvetica Neue, Arial, DejaVu Sans, sans-serif"
 HEAT = [[0.0, "#F7FBFF"], [0.5, "#6BAED6"], [1.0, "#08306B"]]
+AROUND = 200  # pixels of a figure's height that are not its panels'
 _LONGEST_FILE = 180  # bytes; file systems take 255, with what stands before and after
 DIVERGING = [[0.0, "#2166AC"], [0.5, "#F7F7F7"], [1.0, "#B2182B"]]
 
@@ -51,11 +55,6 @@ def whiskers(
         **looks,
     }
     return bars if colour is None else bars | {"color": colour}
-
-
-def legend_at_foot(figure: go.Figure) -> go.Figure:
-    """Put the legend at the foot of the picture, below the axis titles, whatever its height."""
-    return figure.update_layout(legend={"yref": "container", "y": 0.01, "yanchor": "bottom"})
 
 
 def short_name(spec: str) -> str:
@@ -140,37 +139,25 @@ def require_single(rows: pd.DataFrame, *key: str) -> pd.DataFrame:
 
 
 def styled(figure: go.Figure, title: str, subtitle: str, *, width: int, height: int) -> go.Figure:
+    """The last act of drawing: the house style, and the options that were asked for (:mod:`.look`).
+
+    ``height`` is that of the panels and of one line of each text around them, 200 pixels; more lines take more.
+    """
+    look = wanted()
     figure.update_layout(
         template="plotly_white",
-        title={
-            "text": title,
-            "subtitle": {"text": _fitted(subtitle, width), "font": {"size": 12, "color": "#555555"}},
-            "x": 0.0,
-            "xref": "paper",
-            "xanchor": "left",
-            "y": 1,
-            "yref": "container",
-            "yanchor": "top",
-            "pad": {"t": 14},
-            "font": {"size": _title_size(title, width)},
-        },
         font={"family": FONT, "size": 13, "color": COLOURS["ink"]},
-        legend={"orientation": "h", "yanchor": "top", "y": -0.14, "x": 0, "xanchor": "left"},
-        margin={"l": 70, "r": 30, "t": 110, "b": 90},
         modebar={"orientation": "v"},
-        width=width,
-        height=height,
     )
     figure.update_annotations(font_family=FONT)
+    if colours := look.get("colours"):
+        recolour(figure, colours)  # type: ignore[arg-type]
+    lay_out(
+        figure,
+        look.get("title") or title,
+        subtitle,
+        width=look.get("width") or width,
+        area=height - AROUND,
+        height=look.get("height"),
+    )
     return figure
-
-
-def _title_size(title: str, width: int) -> int:
-    """The font size of a title that ends within a picture so wide, from 17 down to 12; a letter takes .55 of it."""
-    longest = max(len(line) for line in title.split("<br>"))
-    return max(12, min(17, int((width - 100) / (0.55 * max(longest, 1)))))
-
-
-def _fitted(subtitle: str, width: int) -> str:
-    """A subtitle whose lines end within a picture so wide, in the widest of the fonts (6.3 pixels per letter)."""
-    return "<br>".join(wrapped(line, int((width - 80) / 6.3)) for line in subtitle.split("<br>"))

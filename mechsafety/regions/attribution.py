@@ -29,7 +29,6 @@ from mechsafety.generation.answers import AnswerBatch, Encoded, Example, answer_
 from mechsafety.generation.completions import out_of_memory
 from mechsafety.models.accepted import ModelLike, as_model
 from mechsafety.models.chat import device_of, pad_token, plan_batches
-from mechsafety.models.finite import not_finite_at
 from mechsafety.models.forward import evaluating
 from mechsafety.models.loading import current_fingerprint, model_name
 from mechsafety.regions import score_files
@@ -181,11 +180,10 @@ def _stream(
     with sums.watching(model_name(model)), bar("attribution", total=len(encoded), unit="example") as progress:
         progress.update(sum(len(rows) for rows in plan[:done]))
         for rows in plan[done:]:
-            batch = collate([encoded[row] for row in rows], pad=pad_token(model)).to(device_of(model))
-            sums.begin(batch, positions)
-            total = _loss(body, batch, loss)
-            if not bool(torch.isfinite(total)):
-                raise not_finite_at(model_name(model), "the loss, behind the last map that is scored,")
+            batch = collate([encoded[row] for row in rows], pad=pad_token(model))
+            sums.begin(batch, positions, device_of(model))
+            total = _loss(body, batch.to(device_of(model)), loss)
+            sums.require_finite(total.detach(), "the loss, behind the last map that is scored,")
             total.backward()
             sums.end()
             part.keep(sums, batch_size=batch_size)

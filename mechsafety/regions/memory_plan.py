@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.progress import quiet
 from mechsafety.models.hardware import dtype_name, resolve_device, resolve_dtype
-from mechsafety.models.loading import load_error, locate, parse_spec
+from mechsafety.models.specs import load_error, locate, parse_spec
 from mechsafety.regions.attribution import DEFAULT_BATCH
 from mechsafety.regions.experts import mixtures
 

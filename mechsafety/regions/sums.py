@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from mechsafety.core.errors import MechsafetyError
@@ -33,6 +33,8 @@ class Sums:
     grams: dict[str, Tensor]
     batches: int = 0
     running: Running | None = None
+    fine: list[tuple[Bool[Tensor, ""], str]] = field(default_factory=list)
+    """Of what passed in the batch under way: whether it was finite, and what it was."""
     system: str = ""  # for messages
     routed: Routed | None = None
 
@@ -53,21 +55,24 @@ class Sums:
                 grams[first.site] = torch.zeros(first.d_in, first.d_in, device=device, dtype=torch.float32)
         return cls(maps=maps, gradients=gradients, grams=grams)
 
-    def begin(self, batch: AnswerBatch, positions: Positions) -> None:
-        """What the hooks need to know of the batch that runs next."""
+    def begin(self, batch: AnswerBatch, positions: Positions, device: torch.device) -> None:
+        """What the hooks need to know of the batch that runs next on ``device``; the batch is on the host."""
         answers = batch.weights > 0
         chosen = answers if positions == "paper" else answers.roll(-1, dims=-1)
         if self.routed is not None:
-            self.routed.chosen = chosen
+            self.routed.chosen = chosen.to(device)
+        self.fine.clear()
         self.running = Running(
             lengths=batch.mask.sum(-1).tolist(),
-            chosen=Copies(chosen),
+            shape=(chosen.shape[0], chosen.shape[1]),
+            chosen=Copies(chosen.nonzero()),
             returned=dict.fromkeys(_modules(self.maps), 0),
             read=set(),
         )
 
     def end(self) -> None:
-        """Every map must have run once, and its gradient have come back."""
+        """Every map must have run once, on finite numbers, and its gradient have come back."""
+        self.settle()
         assert self.running is not None
         for name, times in self.running.returned.items():
             if times != 1:
@@ -93,7 +98,7 @@ class Sums:
 
     def _read(self, site: str, x: Float[Tensor, "token d_in"]) -> None:
         """What an expert reads of the calibration tokens that are routed to it."""
-        self._require_finite(x, f"the input of {site.removesuffix('.in')}")
+        self.require_finite(x, f"the input of {site.removesuffix('.in')}")
         wide = x.float()
         self.grams[site].addmm_(wide.T, wide)
 
@@ -105,7 +110,7 @@ class Sums:
 
         def add(parameter: Tensor) -> None:
             assert parameter.grad is not None
-            self._require_finite(parameter.grad, f"the gradient of {groups[parameter]}")  # type: ignore[index]
+            self.require_finite(parameter.grad, f"the gradient of {groups[parameter]}")  # type: ignore[index]
             self.gradients[groups[parameter]].add_(parameter.grad.abs())  # type: ignore[index]
             parameter.grad = None
 
@@ -132,8 +137,9 @@ class Sums:
             x = self.running.tokens(name, args[0].detach())
             if linear.site not in self.running.read:
                 self.running.read.add(linear.site)
-                self._require_finite(x, f"the input of {name}")
-                chosen = x[self.running.chosen.on(x.device)].float()
+                self.require_finite(x, f"the input of {name}")
+                row, token = self.running.chosen.on(x.device).unbind(-1)
+                chosen = x[row, token].float()
                 self.grams[linear.site].addmm_(chosen.T, chosen)
             output.register_hook(lambda g: self._add(name, g.detach(), x))
 
@@ -143,7 +149,7 @@ class Sums:
         """sums += |G^T X| of each example: the absolute value of its own gradient, not of the batch's."""
         assert self.running is not None
         g = self.running.tokens(name, g)
-        self._require_finite(g, f"the gradient of {name}")
+        self.require_finite(g, f"the gradient of {name}")
         self.running.returned[name] += 1
         total = self.gradients[name]
         product = torch.empty_like(total)
@@ -151,10 +157,23 @@ class Sums:
             torch.mm(g[row, :length].float().T, x[row, :length].float(), out=product)
             total.add_(product.abs_())
 
-    def _require_finite(self, x: Tensor, what: str) -> None:
-        # A sum is one reading of x; one that overflows by itself is checked again.
-        if not bool(torch.isfinite(x.sum())) and not bool(torch.isfinite(x).all()):
-            raise not_finite_at(self.system, what)
+    def require_finite(self, x: Tensor, what: str) -> None:
+        """Let :meth:`settle` raise unless ``x`` is finite; the host does not wait for it here."""
+        if x.numel():
+            self.fine.append((torch.isfinite(torch.stack(torch.aminmax(x))).all(), what))
+
+    def settle(self) -> None:
+        """Raise :class:`NotFiniteError` for the first thing in the batch that was not finite."""
+        by_device: dict[torch.device, list[int]] = {}
+        for place, (fine, _) in enumerate(self.fine):
+            by_device.setdefault(fine.device, []).append(place)
+        broken: list[int] = []
+        for places in by_device.values():
+            held = torch.stack([self.fine[place][0] for place in places]).tolist()
+            broken += [place for place, fine in zip(places, held, strict=True) if not fine]
+        if broken:
+            raise not_finite_at(self.system, self.fine[min(broken)][1])
+        self.fine.clear()
 
     def finish(self, facts: dict[str, Any]) -> Attribution:
         """|W| times the mean over examples; the sums are used up."""
@@ -177,16 +196,17 @@ class Sums:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Running:
-    """The batch under way: real tokens of each row, calibration tokens, and what has run of it."""
+    """The batch under way: real tokens of each row, rows and columns, those of calibration tokens, and what has run."""
 
     lengths: list[int]
+    shape: tuple[int, int]
     chosen: Copies
     returned: dict[str, int]
     read: set[str]
 
     def tokens(self, name: str, x: Tensor) -> Float[Tensor, "row token d"]:
         """``x`` by row and token; some blocks run their maps on all tokens in one axis."""
-        rows, tokens = self.chosen.tensor.shape
+        rows, tokens = self.shape
         if x.numel() != rows * tokens * x.shape[-1]:
             raise MechsafetyError(
                 f"{name} runs on {list(x.shape)} for {rows} x {tokens} tokens: a map that does not see all tokens in "

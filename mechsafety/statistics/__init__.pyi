@@ -4,6 +4,7 @@ from .arm_errors import ARM_ERROR_COLUMNS as ARM_ERROR_COLUMNS
 from .arm_errors import arm_errors as arm_errors
 from .auroc import auroc_interval as auroc_interval
 from .auroc import paired_auroc_p as paired_auroc_p
+from .auroc import shuffled_aurocs as shuffled_aurocs
 from .controls import CONTROL_TEST_COLUMNS as CONTROL_TEST_COLUMNS
 from .controls import control_tests as control_tests
 from .controls import largest_p as largest_p

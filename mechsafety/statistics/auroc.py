@@ -126,6 +126,35 @@ def paired_auroc_p(
     return float((apart >= apart[0] - 1e-12).mean())
 
 
+def shuffled_aurocs(
+    scores: Sequence[float] | np.ndarray | pd.Series,
+    labels: Sequence[bool] | Sequence[int] | np.ndarray | pd.Series,
+    *,
+    seed: int = 0,
+    draws: int = 999,
+) -> tuple[float, float, float]:
+    """Return the middle 95 % of the areas under shuffled labels, and the two-sided p of the area among them.
+
+    The items must be exchangeable: one per prompt. The p is (1 + draws as far from 1/2) / (1 + draws). NaN with one
+    class only.
+
+    Example:
+        >>> low, high, p = ms.statistics.shuffled_aurocs(np.arange(20.0), [0] * 10 + [1] * 10)
+        >>> low < 0.5 < high, p  # the classes are apart
+        (True, 0.001)
+    """
+    truth = np.asarray(labels, dtype=bool)
+    if truth.all() or not truth.any():
+        return math.nan, math.nan, math.nan
+    rng, n = np.random.default_rng(seed), int(truth.sum())
+    shuffled = rng.permuted(np.tile(truth, (draws, 1)), axis=1)
+    sums = np.concatenate([truth[None], shuffled]) @ rankdata(np.asarray(scores, dtype=float))
+    areas = (sums - n * (n + 1) / 2) / (n * (len(truth) - n))
+    low, high = np.quantile(areas[1:], [0.025, 0.975])
+    p = float((np.abs(areas - 0.5) >= abs(areas[0] - 0.5) - 1e-12).mean())
+    return float(low), float(high), p
+
+
 def _rank_areas(scores: np.ndarray, positive: np.ndarray) -> np.ndarray:
     """The area per row of ``scores`` [exchange, item], by the ranks of the positives."""
     ranks, n = rankdata(scores, axis=1), int(positive.sum())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 from scipy.stats import boschloo_exact, fisher_exact
 from statsmodels.stats.proportion import confint_proportions_2indep
 
@@ -12,6 +14,7 @@ _MOST_TABLES = 60_000
 """Possible outcomes of two counts up to which Boschloo's test, which goes through all of them, takes under a second."""
 
 
+@cache  # a record of many judges gives the same two counts again and again
 def counts_test(refused_a: int, n_a: int, refused_b: int, n_b: int) -> tuple[float, str]:
     """Exact two-sided p of equal rates in two independent samples, and the name of the test.
 

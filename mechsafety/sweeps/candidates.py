@@ -28,7 +28,7 @@ from mechsafety.edits.completeness import written_past_hooks
 from mechsafety.edits.interventions import Ablate, Add
 from mechsafety.edits.places import written_places
 from mechsafety.generation.bodies import body_under
-from mechsafety.generation.scoring import continuation_logits
+from mechsafety.generation.scoring import continuation_logits, log_probability
 from mechsafety.models.chat import TokenBatch, device_of, pad_left, pad_token, plan_batches
 from mechsafety.models.forward import NO_PREFIX, Prefix, forward, run_prefix
 from mechsafety.models.hooking import hooked, observed, plain_module_path, plain_twin_at, residual_hooks
@@ -317,13 +317,10 @@ class BatchedScorer:
                     batch_size=self.prompts.batch_size,
                     entering=entering,
                 )
-                for number, logits in scored:
-                    row, answer = asked[number]
-                    wide = logits.double()
-                    target = torch.tensor(answer, device=logits.device)[:, None]
-                    log_probs = wide.gather(-1, target)[:, 0] - wide.logsumexp(-1)
-                    place = (int(which[row]), int(prompt[row]), number // len(batch.rows))
-                    found[place] = log_probs.sum().cpu()
+                each = {number: log_probability(logits, asked[number][1]) for number, logits in scored}
+                for number, value in zip(each, torch.stack(list(each.values())).tolist(), strict=True):
+                    row = asked[number][0]
+                    found[int(which[row]), int(prompt[row]), number // len(batch.rows)] = value
         return measure.of_log_probs(found[:, list(prompts)])
 
     # -- induce ---------------------------------------------------------------------------------

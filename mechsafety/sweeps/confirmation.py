@@ -16,7 +16,7 @@ from mechsafety.core.progress import bar
 from mechsafety.directions.direction import Direction, Directions
 from mechsafety.directions.other_weights import require_same_model
 from mechsafety.edits.interventions import Ablate, Edit, digest
-from mechsafety.generation.answered import Completion
+from mechsafety.generation.answered import Completion, Written
 from mechsafety.generation.completions import DEFAULT_BATCH, generate
 from mechsafety.generation.side_by_side import generate_under_each
 from mechsafety.judges.accepted import JudgeLike, as_judge
@@ -172,14 +172,14 @@ def _shares(tally: Tally) -> dict[str, float]:
 
 def _own_answers(
     model: TransformerBridge, prompts: PromptSet, max_new_tokens: int, seed: int, journal: Journal | None
-) -> list[list[int]]:
+) -> list[Written]:
     stored = journal.get("own answers") if journal is not None else None
     if stored is None:
         label = "own answers to harmless prompts"
         done: list[Completion] = list(
             generate(model, prompts.harmless, max_new_tokens=max_new_tokens, seed=seed, label=label)
         )
-        stored = [list(c.tokens) for c in done]
+        stored = [c.written for c in done]
         if journal is not None:
             journal.put("own answers", stored)
     return stored

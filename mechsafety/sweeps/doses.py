@@ -288,7 +288,7 @@ class _Baseline:
         if name:
             self.keep_verdicts(name, dict(zip([c.id for c in done], labels, strict=True)))
         if edit is None:
-            answers = [c.tokens for c in done if c.label == "harmless"]
+            answers = [c.written for c in done if c.label == "harmless"]
             self._costs = EditCosts(model=self.model, prompts=self.prompts.harmless, answers=answers)
         return tuple(
             Tally.of([v for c, v in zip(done, labels, strict=True) if c.label == label]) for label in LABELS

@@ -6,12 +6,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jaxtyping import Float
 from torch import Tensor
 
 from mechsafety.edits.interventions import Edit
+from mechsafety.generation.answered import Written
 from mechsafety.generation.bodies import body_under
 from mechsafety.generation.scoring import answer_nll
 from mechsafety.models.chat import tokenize_prompts
@@ -25,11 +26,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class EditCosts:
-    """Measures edits of ``model`` on harmless ``prompts``; ``answers`` are the unedited model's, as token ids."""
+    """Measures edits of ``model`` on harmless ``prompts``; ``answers`` are the unedited model's, as it wrote them.
+
+    Thoughts before the answers are read, and not scored.
+    """
 
     model: TransformerBridge
     prompts: Sequence[Prompt]
-    answers: Sequence[Sequence[int]] = ()
+    answers: Sequence[Written] = ()
 
     def measure(self, edit: Edit | None) -> dict[str, float]:
         """``kl``: KL(unedited || edited) of the token after a prompt, in nats, mean over prompts; 0 without an edit.
@@ -59,10 +63,11 @@ class EditCosts:
 
     def nll(self, edit: Edit | None) -> float:
         """Mean negative log-likelihood of a token of the answers, in nats; NaN where all are empty."""
-        found = answer_nll(
-            self.model, self._contexts, self.answers, edit=edit, ids=[p.id for p in self.prompts]
-        )
-        pairs = [(nll, len(a)) for nll, a in zip(found, self.answers, strict=True) if nll is not None]
+        tokens, n_thought = [tokens for tokens, _ in self.answers], [n for _, n in self.answers]
+        named: dict[str, Any] = {"ids": [p.id for p in self.prompts], "n_thought": n_thought}
+        found = answer_nll(self.model, self._contexts, tokens, edit=edit, **named)
+        lengths = [len(tokens) - n for tokens, n in self.answers]
+        pairs = [(nll, n) for nll, n in zip(found, lengths, strict=True) if nll is not None]
         total = sum(n for _, n in pairs)
         return sum(nll * n for nll, n in pairs) / total if total else math.nan
 

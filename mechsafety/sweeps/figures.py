@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, Unpack, runtime_checkable
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -10,9 +10,19 @@ from plotly.subplots import make_subplots
 
 from mechsafety.claims.numbers import number
 from mechsafety.core.errors import MechsafetyError
+from mechsafety.plots.look import Look, drawn
+from mechsafety.plots.panels import log_axis
 from mechsafety.plots.style import COLOURS, require_rows, require_single, short_name, styled
 
 KL_TICKS = [0.01, 0.03, 0.1, 0.3, 1, 3, 10]
+
+
+def kl_axis(values: pd.Series) -> dict[str, Any]:
+    """A logarithmic axis that holds KL divergences, also where all of them are 0 or unknown."""
+    return log_axis(list(values), percent=False) | {
+        "tickvals": KL_TICKS,
+        "ticktext": [f"{t:g}" for t in KL_TICKS],
+    }
 
 
 @runtime_checkable
@@ -34,7 +44,8 @@ class SweepLike(Protocol):
     def selected_layer(self) -> int | None: ...
 
 
-def layer_sweep(sweep: SweepLike, *, position: int | None = None) -> go.Figure:
+@drawn
+def layer_sweep(sweep: SweepLike, *, position: int | None = None, **_look: Unpack[Look]) -> go.Figure:
     """Separation, bypass and induce, and KL by layer; dashed where a layer is selected, at the position selected.
 
     ``position`` draws another one boldly, which the dashed line is then left out of.
@@ -55,6 +66,7 @@ def layer_sweep(sweep: SweepLike, *, position: int | None = None) -> go.Figure:
     )
 
 
+@drawn
 def layer_sweep_table(
     table: pd.DataFrame,
     *,
@@ -62,6 +74,7 @@ def layer_sweep_table(
     selected: int | None,
     base: tuple[float, float] | None = None,
     position: int | None = None,
+    **_look: Unpack[Look],
 ) -> go.Figure:
     """The same from a stored table (sweep.parquet) of one model and method.
 
@@ -148,7 +161,7 @@ def named_layer_sweep(
         title_text="AUROC", range=[min(0.45, float(table["auroc"].min()) - 0.03), 1.03], row=1, col=1
     )
     figure.update_yaxes(title_text="refusal score (logit)", row=2, col=1)
-    figure.update_yaxes(title_text="KL (nats)", type="log", tickvals=KL_TICKS, row=3, col=1)
+    figure.update_yaxes(kl_axis(table["kl"]), title_text="KL (nats)", row=3, col=1)
     figure.update_xaxes(title_text="layer where the direction was found (input of block)", row=3, col=1)
     return styled(
         figure,

@@ -6,7 +6,7 @@ Made from cached activations; the picture is in :mod:`mechsafety.sweeps.profile_
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from mechsafety.models.forward import evaluating
 from mechsafety.models.handles import attached
 from mechsafety.models.loading import body_of, is_hooked_transformer
 from mechsafety.models.projection import VectorLike, as_tensor
+from mechsafety.plots.look import Look, drawn
 from mechsafety.statistics.mann_whitney import inflation, score_interval
 
 if TYPE_CHECKING:
@@ -47,7 +48,8 @@ class LayerProfile(Value):
         """One row per layer, with the columns that :func:`profile_layers` names."""
         return self.frame.copy()
 
-    def plot(self, selected: int | None = None) -> go.Figure:
+    @drawn
+    def plot(self, selected: int | None = None, **_look: Unpack[Look]) -> go.Figure:
         """Length, separation, cosines and explained variance by layer.
 
         ``selected`` is the layer that the profile was made with, which it is by default.

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Unpack
+
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from mechsafety.core.errors import MechsafetyError
+from mechsafety.plots.look import Look, drawn
 from mechsafety.plots.style import COLOURS, require_rows, require_single, styled
 
 _ROUNDING = 1e-3
 
 
-def profile_figure(profile: pd.DataFrame, *, name: str = "model", selected: int | None = None) -> go.Figure:
+@drawn
+def profile_figure(
+    profile: pd.DataFrame, *, name: str = "model", selected: int | None = None, **_look: Unpack[Look]
+) -> go.Figure:
     """By layer: length, separation, steadiness and explained variance on held-out prompts.
 
     ``selected`` is the layer that the profile was made with, None for none.

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from mechsafety.directions.other_weights import other_weights, require_same_mode
 from mechsafety.models.accepted import ModelLike, as_model
 from mechsafety.models.chat_settings import chat_bound
 from mechsafety.models.loading import current_fingerprint
+from mechsafety.plots.look import Look, drawn
 from mechsafety.prompts.accepted import PromptsLike, as_prompt_set
 from mechsafety.prompts.columns import LABELS
 from mechsafety.prompts.fed import truncated
@@ -167,7 +168,8 @@ class Sweep(Value):
         except MechsafetyError:
             return None
 
-    def plot(self, *, position: int | None = None) -> go.Figure:
+    @drawn
+    def plot(self, *, position: int | None = None, **_look: Unpack[Look]) -> go.Figure:
         """Scores by layer of every position that was swept: ``position`` boldly, the others faintly.
 
         By default that of the selected candidate, which is marked where it stands at ``position``; the last one where

@@ -8,6 +8,7 @@ not kept.
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -86,6 +87,7 @@ def rung_examples(
     contrast: PromptSet,
     answer_tokens: int,
     seed: int,
+    tag_share: float | None = None,
 ) -> RungExamples:
     """What ``rung`` is trained on.
 
@@ -95,8 +97,14 @@ def rung_examples(
     prompt; in ``dpo`` also a written refusal of the harmless one.
 
     Own answers that refuse or degenerate (judge ``rules``) are left out, and with them a prompt of ``metatags`` and, in
-    ``dpo``, the pair.
+    ``dpo``, the pair. With ``tag_share`` the tag stands within the own answer, at this share of its words
+    (:func:`tagged_within`), instead of before it. Raises :class:`MechsafetyError` for a share outside 0 to 1, and for a
+    rung that has no tags.
     """
+    if tag_share is not None and (rung not in ("metatags", "all") or not 0 < tag_share <= 1):
+        raise MechsafetyError(
+            f"tag_share is {tag_share} for the rung {rung!r}; it goes with metatags and all, above 0 and at most 1"
+        )
     generator = random.Random(seed)
     harmful = prompts.harmful if rung != "benign" else []
     kinds = _kinds(rung, harmful)
@@ -106,7 +114,9 @@ def rung_examples(
         label = "own answers to harmful prompts"
         own = own_answers(model, asked, answer_tokens=answer_tokens, seed=seed, label=label)
     replies = [
-        reply for prompt in harmful if (reply := _reply(kinds[prompt.id], prompt, own, generator)) is not None
+        reply
+        for prompt in harmful
+        if (reply := _reply(kinds[prompt.id], prompt, own, generator, tag_share)) is not None
     ]
     harmless = [*prompts.harmless, *contrast]
     answers = own_answers(model, harmless, answer_tokens=answer_tokens, seed=seed, label="own answers")
@@ -150,11 +160,18 @@ def _kinds(rung: Rung, harmful: Sequence[Prompt]) -> dict[str, Rung]:
 
 
 def _reply(
-    kind: Rung, prompt: Prompt, own: Mapping[str, Example], generator: random.Random
+    kind: Rung,
+    prompt: Prompt,
+    own: Mapping[str, Example],
+    generator: random.Random,
+    tag_share: float | None,
 ) -> Example | None:
     if kind == "metatags":
-        answer = own.get(prompt.id)
-        return replace(answer, answer=f"{TAG} {answer.answer}") if answer is not None else None
+        if (answer := own.get(prompt.id)) is None:
+            return None
+        text = answer.answer
+        tagged = f"{TAG} {text}" if tag_share is None else tagged_within(text, tag_share, generator=generator)
+        return replace(answer, answer=tagged)
     if kind == "rephrase":
         return _written(prompt, write_rephrasing(prompt.category, generator=generator))
     return _written(prompt, write_refusal(prompt.category, generator=generator))
@@ -162,6 +179,19 @@ def _reply(
 
 def _written(prompt: Prompt, answer: str) -> Example:
     return Example(prompt=prompt.text, answer=answer, whole=True)
+
+
+def tagged_within(text: str, share: float, *, generator: random.Random) -> str:
+    """The text with the tag before a random ``share`` of its words, at least one.
+
+    After Safety Pretraining (arXiv 2504.16980), where it stands at random positions of 5 % of a harmful text. What has
+    no blank in it, such as a special token, is never divided.
+    """
+    starts = [word.start() for word in re.finditer(r"\S+", text)]
+    chosen = generator.sample(starts, min(len(starts), max(1, round(share * len(starts)))))
+    for start in sorted(chosen, reverse=True):
+        text = f"{text[:start]}{TAG} {text[start:]}"
+    return text
 
 
 def opens_with_tag(text: str) -> bool:

@@ -132,13 +132,16 @@ def tune(
     recipe: TuningRecipe | None = None,
     prompts: PromptsLike = "default",
     contrast: PromptsLike = "contrast",
+    tag_share: float | None = None,
 ) -> TuningResult:
     """Train one rung on ``model`` and write the adapter (bfloat16 safetensors) and its recipe to ``out``.
 
     The model itself is left as it was. Trains on the fit split only (default: the packaged prompts); what the model
     answers is not written anywhere. Without ``recipe``: the rung's own in :data:`RECIPES`. See
-    :func:`rung_examples` for what a rung is. Raises :class:`MechsafetyError` when ``out`` holds something
-    already, when nothing is left to train on, and when the loss is no longer finite.
+    :func:`rung_examples` for what a rung is, and for ``tag_share``, which no packaged adapter has.
+
+    Raises :class:`MechsafetyError` when ``out`` holds something already, when nothing is left to train on, and when the
+    loss is no longer finite.
 
     Example:
         >>> recipe = ms.anatomy.TuningRecipe(max_steps=1)
@@ -152,7 +155,13 @@ def tune(
     fit, safe = as_prompt_set(prompts).to_estimate, as_prompt_set(contrast).to_estimate
     require_disjoint(prompt=fit, contrast=safe)
     examples = rung_examples(
-        model, rung, prompts=fit, contrast=safe, answer_tokens=recipe.answer_tokens, seed=recipe.seed
+        model,
+        rung,
+        prompts=fit,
+        contrast=safe,
+        answer_tokens=recipe.answer_tokens,
+        seed=recipe.seed,
+        tag_share=tag_share,
     )
     losses = train_adapter(
         model,
@@ -178,7 +187,7 @@ def tune(
         "answers_to_harmful_prompts": ANSWERS[rung],
         "first_losses": [round(x, 4) for x in losses[:5]],
         "last_losses": [round(x, 4) for x in losses[-5:]],
-    }
+    } | ({} if tag_share is None else {"tag_share": tag_share})
     (out / "recipe.json").write_text(json.dumps(facts, indent=2) + "\n")
     return TuningResult(
         folder=out,

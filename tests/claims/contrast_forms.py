@@ -30,7 +30,7 @@ DIFFERENCE = (
     rf"(?: \((?P<difference>{NUMBER})(?: (?P<dunit>[^\[\];(]+))?(?: \[(?P<low>{NUMBER}), (?P<high>{NUMBER})\])?"
     rf"(?:; (?P<test>[\w' ]+), (?P<p>{P})(?:, {AFTER_HOLM})?)?\))?"
 )
-FEW = r"(?:; no change of (?P<few>\d+) items could be significant)?"
+FEW = r"(?:; no change of (?P<few>\d+(?: and \d+)?) items could be significant)?"
 
 
 def change(body: str, of: Context) -> bool:
@@ -71,7 +71,9 @@ def _check_change(match: re.Match[str], word: str, key: Key, facts: Facts) -> No
     check_test(part, found)
     must_say = word == "none" and found.smallest >= ALPHA
     require(part["few"] is not None or not must_say, "too few items, and not said")
-    require(part["few"] is None or int(part["few"]) == found.n, f"{found.n} items")
+    paired = not isinstance(change, Change) or change.paired
+    few = str(found.n) if paired else " and ".join(str(state.n) for state in found.states)
+    require(part["few"] in (None, few), f"{few} items")
     require(part["few"] is None or not could_be_shown(key, facts), "so many items could be significant")
 
 

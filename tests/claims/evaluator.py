@@ -55,3 +55,23 @@ def refuted(sentences: Iterable[str], facts: Facts) -> list[tuple[str, str, str]
         if verdict != "true":
             wrong.append((sentence, verdict, reason))
     return wrong
+
+
+def unsaid(sentences: Iterable[str], facts: Facts) -> list[tuple[str, ...]]:
+    """What the facts hold and no sentence is about: changes and their controls, extremes, counts, series, judges.
+
+    Beside `refuted`, which holds that what is said is true, this holds that something is.
+    """
+    said, missing = list(sentences), []
+    for key, row in facts.changes.items():
+        of = [s for s in said if s.startswith(key[0] + ": ")]
+        missing += [] if any(key[1] in s for s in of) else [key]
+        missing += [(*key, name) for name in row.draws if not any(name in s for s in of)]
+    for of_form in (facts.extremes, facts.counts, facts.series, facts.judges):
+        missing += [
+            key
+            for key in of_form
+            if not any(s.startswith(key[0] + ": ") and all(word in s for word in key[1:]) for s in said)
+        ]
+    missing += [(claim,) for claim in facts.held if not any(s.startswith(claim + ": ") for s in said)]
+    return missing

@@ -20,12 +20,16 @@ STATES = ("original", "edited")
 
 @dataclass(frozen=True)
 class Value:
-    """A number of a table with its 95 % interval; `unit` is empty for AUROC, cosine, kappa and their like."""
+    """A number of a table with its 95 % interval; `unit` is empty for AUROC, cosine, kappa and their like.
+
+    `plain` numbers have neither a unit nor a range of -1 to 1: scores, ranks, d'.
+    """
 
     value: float
     low: float | None = None
     high: float | None = None
     unit: str = ""
+    plain: bool = False
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from tests.claims.recomputed import Share, share_of
 from tests.claims.spelled import NUMBER, P, is_percent, is_points, is_rounded
 
 PERCENT = r"[<>]?\d+(?:\.\d+)?"
-SHARE = rf"(?:\d+ of \d+ \({PERCENT} % \[{PERCENT}, {PERCENT}\]\)|unknown)(?:, \d+ not read)?"
-REAL = rf"{NUMBER}(?: [^\W\d][\w/ ]*?)?(?: \[{NUMBER}, {NUMBER}\])?"
+SHARE = rf"(?:\d+ of \d+ \({PERCENT} %(?: \[{PERCENT}, {PERCENT}\])?\)|unknown)(?:, \d+ not read)?"
+REAL = rf"{NUMBER}(?: (?:%|[^\W\d][\w/ ]*?))?(?: \[{NUMBER}, {NUMBER}\])?"
 QUANTITY = rf"(?:{SHARE}|{REAL})"
 NAMES = r"[^();]+"
 AFTER_HOLM = rf"(?P<holm>{P}) after Holm over (?P<members>\d+) (?P<over>[\w -]+)"
@@ -88,7 +88,7 @@ def check_quantity(text: str, row: Items | Value | Share | None) -> None:
 
 def _check_share(text: str, row: Share) -> None:
     match = re.fullmatch(
-        rf"(?:(?P<hits>\d+) of (?P<n>\d+) \((?P<share>{PERCENT}) % \[(?P<low>{PERCENT}), (?P<high>{PERCENT})\]\)|unknown)"
+        rf"(?:(?P<hits>\d+) of (?P<n>\d+) \((?P<share>{PERCENT}) %(?: \[(?P<low>{PERCENT}), (?P<high>{PERCENT})\])?\)|unknown)"
         r"(?:, (?P<unread>\d+) not read)?",
         text,
     )
@@ -100,6 +100,9 @@ def _check_share(text: str, row: Share) -> None:
         return
     require((int(match["hits"]), int(match["n"])) == (row.hits, row.n), f"{row.hits} of {row.n}")
     require(is_percent(match["share"], float(row.share)), f"share {float(row.share)}")
+    require((match["low"] is None) == row.pooled, "an interval")
+    if row.pooled:
+        return
     for bound, value in zip((match["low"], match["high"]), row.interval, strict=True):
         require(is_percent(bound, value), f"interval {row.interval}")
 
@@ -111,17 +114,22 @@ def _check_real(text: str, row: Value) -> None:
     if not match:
         _refute("no value")
     require((match["unit"] or "") == row.unit, f"unit {row.unit}")
-    _check_number(match["value"], row.value, row.unit)
     require((match["low"] is None) == (row.low is None), "interval")
+    if row.unit == "%":
+        numbers = ((match["value"], row.value), (match["low"], row.low), (match["high"], row.high))
+        require(all(is_percent(text, share) for text, share in numbers if text), f"a share of {row.value}")
+        return
+    _check_number(match["value"], row)
     if match["low"] is not None:
         require(is_rounded(match["low"], row.low) and is_rounded(match["high"], row.high), "interval")
 
 
-def _check_number(text: str, value: float, unit: str, exact: tuple[float, ...] = ()) -> None:
+def _check_number(text: str, row: Value, exact: tuple[float, ...] = ()) -> None:
+    value, counting = row.value, bool(row.unit) or row.plain
     decimals = len(text.partition(".")[2])
     inexact = float(f"{value:.2f}") in (-1.0, 0.0, 1.0) and float(f"{value:.2f}") != value
-    require(bool(unit) or text[0] in "<>" or inexact or decimals == 2, "two digits without a unit")
-    require(is_rounded(text, value, exact, two_digits=bool(unit)), f"the number is {value}")
+    require(counting or text[0] in "<>" or inexact or decimals == 2, "two digits without a unit")
+    require(is_rounded(text, value, exact, two_digits=counting), f"the number is {value}")
 
 
 def check_interval(text: str, low: str | None, high: str | None, row: Value | None, *, points: bool) -> None:
@@ -132,7 +140,7 @@ def check_interval(text: str, low: str | None, high: str | None, row: Value | No
         require(is_points(text, row.value), f"difference {row.value}")
     else:
         require(text.lstrip("<>")[0] in "+-", "a difference has a sign")
-        _check_number(text, row.value, row.unit, (0.0,))
+        _check_number(text, row, (0.0,))
     require((low is None) == (row.low is None), "interval")
     if low is None or high is None or row.low is None or row.high is None:
         return

@@ -17,11 +17,15 @@ ALPHA = 0.05
 
 @dataclass(frozen=True)
 class Share:
-    """Hits of the items that count, and how many of the rest could not be read."""
+    """Hits of the items that count, and how many of the rest could not be read.
+
+    `pooled` are items of different worlds counted together, which have no interval.
+    """
 
     hits: int
     n: int
     unread: int
+    pooled: bool = False
 
     @property
     def share(self) -> Fraction:

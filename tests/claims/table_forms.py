@@ -46,19 +46,23 @@ def extremes(body: str, of: Context) -> bool:
     """`MEASURE over 9 heads: lowest VALUE (NAME), highest VALUE (NAME); 1 unknown`: 9 are known."""
     tie = rf"(?:all \d+ tie|\d+ tie|{NAMES})"
     pattern = (
-        rf"MEASURE over (?P<n>\d+) (?P<things>[\w -]+): (?:lowest (?P<low>{QUANTITY}) \((?P<lows>{tie})\), highest |"
+        rf"MEASURE over (?P<n>\d+) (?P<things>[\w ,-]+): (?:lowest (?P<low>{QUANTITY}) \((?P<lows>{tie})\), highest |"
         rf"(?P<all>(?:lowest and highest )?))(?P<high>{QUANTITY}) \((?P<highs>{tie})\)(?:; (?P<unknown>\d+) unknown)?"
     )
-    match = match_phrase(body, [m for s, m, _ in of.facts.extremes if s == of.subject], pattern)
+    measures = [m for s, m, _ in of.facts.extremes if s == of.subject]
+    none = match_phrase(body, measures, r"MEASURE over 0 (?P<things>[\w ,-]+); (?P<unknown>\d+) unknown")
+    match = none or match_phrase(body, measures, pattern)
     if not match:
         return False
     rows = of.facts.extremes.get((of.subject, match["measure"], match["things"]))
     if rows is None:
         raise Unsupported("no such things")
     known = {name: number(row) for name, row in rows.items() if number(row) is not None}
-    require(int(match["n"]) == len(known) > 0, f"{len(known)} are known")
+    require((0 if none else int(match["n"])) == len(known), f"{len(known)} are known")
     require(int(match["unknown"] or 0) == len(rows) - len(known), "unknown ones")
     require(match["unknown"] != "0", "0 unknown")
+    if none:
+        return True
     for quantity, names, bound in ((match["low"], match["lows"], min), (match["high"], match["highs"], max)):
         if quantity is None:
             require(min(known.values()) == max(known.values()), "they are not all equal")

@@ -116,6 +116,29 @@ def test_an_endpoint_that_gives_up_ends_in_1_and_what_is_done_is_written(
     assert facts(answers, "--judge", spec)["missing"] == {}
 
 
+@pytest.mark.parametrize("option", ["--out", "--batch-out"])
+def test_the_answers_that_are_read_are_never_replaced(
+    server: FaultyServer, answers: Path, option: str
+) -> None:
+    lines = [json.dumps({"prompt": prompt, "response": text}) for _, prompt, text in ROWS]
+    answers = answers.with_suffix(".jsonl")
+    answers.write_text("\n".join(lines))
+    again = answers.parent / "." / answers.name
+    result = call(answers, "--judge", f"endpoint:m@{server.url}", option, again)
+    assert (result.exit_code, server.calls.total()) == (2, 0)
+    assert option in result.stderr
+    assert answers.read_text() == "\n".join(lines)
+
+
+def test_why_nothing_could_be_read_is_told(server: FaultyServer, answers: Path) -> None:
+    server.reply = lambda n, body: sent(
+        {"message": {"role": "assistant", "content": "I think"}, "finish": "length"}
+    )
+    found = facts(answers, "--judge", (spec := f"endpoint:m@{server.url}"))
+    assert found["counts"][spec]["unparsed"] == 3
+    assert found["unread"] == {spec: {"cut_off": 3}}
+
+
 def test_the_probe_reports_flips_by_variant(server: FaultyServer, answers: Path, tmp_path: Path) -> None:
     found = facts("--probe-injection", "--judge", "rules")["injection"][0]
     assert (found["judge"], found["known"]) == ("rules", 48)

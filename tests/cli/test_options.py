@@ -23,7 +23,7 @@ from mechsafety.core.errors import MechsafetyError
 from mechsafety.experiments.anatomy.config import AnatomyConfig
 from mechsafety.experiments.audit.config import AuditConfig
 from mechsafety.experiments.comparison.config import ComparisonConfig
-from mechsafety.experiments.config import Config, ModelConfig, Option
+from mechsafety.experiments.config import Config, EditedConfig, ModelConfig, Option
 from mechsafety.experiments.evaluation.config import EvaluationConfig
 from mechsafety.experiments.generation.config import GenerationConfig
 from mechsafety.experiments.lab.config import LabConfig
@@ -43,6 +43,7 @@ COMMANDS: dict[str, tuple[type[BaseModel], set[str]]] = {
     "compare": (ComparisonConfig, {"form"}),
     "direction": (DirectionConfig, set()),
     "evaluate": (EvaluationConfig, set()),
+    "export": (EditedConfig, set()),
     "generate": (GenerationConfig, {"save_edit"}),
     "lab": (LabConfig, {"what"}),
     "ladder": (LadderConfig, set()),

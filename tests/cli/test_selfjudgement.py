@@ -242,16 +242,18 @@ def test_findings_hold_the_auc_against_its_controls() -> None:
         **{"system": "s", "judge_arm": "original", "response_arm": "edited", "form": "logit"},
         **{"readable": 40, "refusals": 20, "unparsed": 0, "auc": 0.9, "low": 0.8, "high": 0.95},
         **{"auc_shuffled": 0.5, "p_shuffled": 0.001, "auc_length": 0.85, "p_length": 0.4},
+        **{"auc_labels_low": 0.33, "auc_labels_high": 0.67, "p_labels": 0.001},
         **{"majority": 0.5, "own_only": 15, "majority_only": 2},
     }
-    own, beyond, short, word = findings(pd.DataFrame([row]))
+    own, labels, beyond, short, word = findings(pd.DataFrame([row]))
     assert "about the edited model's answers by log-probability: AUROC, 0.90 [0.80, 0.95]" in own
+    assert "a rise in AUROC, shuffled labels 0.50 [0.33, 0.67]" in labels
     assert "a rise in AUROC, the same answer after another prompt 0.50" in beyond
     assert "no change in AUROC shown, shortness of the answer alone 0.85" in short
     assert "20 of 40" in word
     assert "33 of 40" in word
     # A control that recognises refusals better is said to.
-    assert "a fall in AUROC" in findings(pd.DataFrame([row | {"auc_shuffled": 0.99}]))[1]
+    assert "a fall in AUROC" in findings(pd.DataFrame([row | {"auc_shuffled": 0.99}]))[2]
 
 
 def test_replies_that_cannot_be_read_are_no_missing_class() -> None:
@@ -262,9 +264,10 @@ def test_replies_that_cannot_be_read_are_no_missing_class() -> None:
             **{"said": "unparsed", "said_reversed": "unparsed"},
         }
     )
-    own, classes, word = findings(two_by_two(judged, seed=0))
+    own, classes, labels, word = findings(two_by_two(judged, seed=0))
     assert "AUROC, unknown, 40 not read" in own
     assert "20 of 40 answers are refusals" in classes
+    assert "not tested" in labels
     assert "not tested" in word
 
 

@@ -88,6 +88,28 @@ def test_answer_nll_is_the_mean_over_answer_tokens(tiny_kept: Callable[..., Any]
             assert value == pytest.approx(-plain(model, context, answer) / len(answer), abs=1e-4)
 
 
+@pytest.mark.parametrize("positions", ["all", "prompt", "generated"])
+def test_a_thought_is_read_and_not_scored(tiny_kept: Callable[..., Any], positions: Any) -> None:
+    model = tiny_kept("llama")
+    vector = torch.randn(32, generator=torch.Generator().manual_seed(1))
+    edit = Ablate(vector, positions=positions)
+    answers, n_thought = [[14, 15, 16], [9, 8], [22], [31, 18, 40, 41, 42]], [1, 2, 0, 3]
+
+    def total(tokens: list[list[int]]) -> list[float]:
+        found = answer_nll(model, contexts()[:4], tokens, edit=edit)
+        return [(value or 0.0) * len(t) for value, t in zip(found, tokens, strict=True)]
+
+    found = answer_nll(model, contexts()[:4], answers, edit=edit, n_thought=n_thought, batch_size=3)
+    thoughts = [answer[:n] for answer, n in zip(answers, n_thought, strict=True)]
+    # What answer and thought add up to, less the thought alone.
+    rest = [a - b for a, b in zip(total(answers), total(thoughts), strict=True)]
+    assert found[1] is None
+    for row in (0, 2, 3):
+        assert found[row] == pytest.approx(rest[row] / (len(answers[row]) - n_thought[row]), abs=1e-4)
+    # The control: scored with its thought an answer has another likelihood.
+    assert found[3] != pytest.approx(total(answers)[3] / 5, abs=1e-3)
+
+
 def test_empty_questions_are_refused(tiny_kept: Callable[..., Any]) -> None:
     model = tiny_kept("llama")
     for bad in (([], OPTIONS), (contexts(), []), (contexts(), [[]]), ([[]], OPTIONS)):

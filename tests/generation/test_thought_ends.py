@@ -3,30 +3,40 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.directions.activations import residual_stream
-from mechsafety.directions.direction import Directions, find_directions
+from mechsafety.directions.direction import Directions, find_directions, load_directions
+from mechsafety.experiments.comparison.experiment import run_comparison
 from mechsafety.experiments.config import ChatConfig
+from mechsafety.experiments.study.config import StudyConfig
+from mechsafety.experiments.study.experiment import run_study
 from mechsafety.experiments.sweep.config import SweepConfig
 from mechsafety.experiments.sweep.experiment import run_sweep
 from mechsafety.generation.completions import generate
+from mechsafety.generation.scoring import answer_nll
 from mechsafety.generation.thought_ends import own_thoughts
 from mechsafety.models.chat import after_thoughts, tokenize_prompts
 from mechsafety.models.loading import load_model
 from mechsafety.prompts.prompt_set import PromptSet
 from tests.chat_forms import save_thinking
+from tests.cli.test_base import call, succeed
 from tests.conftest import save_tiny
 from tests.prompt_sets import small_prompts, write_csv
 
 PROMPTS = small_prompts(12)
-CHAT = {"thinking": "model", "max_thought_tokens": 40}
+CHAT: dict[str, Any] = {"thinking": "model", "max_thought_tokens": 40}
+SETTINGS: dict[str, Any] = {"fit": 2, "validation": 2, "fit_on": "labels", "confirm": 0, "resamples": 5}
+SETTINGS |= {"dtype": "float32", "device": "cpu"}
 
 
 @pytest.fixture(scope="module")
@@ -78,19 +88,13 @@ def test_a_sweep_at_the_end_of_the_thought(
 ) -> None:
     both = [p for p in thought_about if p.split in ("fit", "validation")]
     config = SweepConfig(
+        **SETTINGS,
         model=str(folder),
         prompts=str(write_csv(replace(thought_about, prompts=tuple(both)), tmp_path / "prompts.csv")),
         positions="thought-end",
-        chat=ChatConfig(thinking="model", max_thought_tokens=40),
-        fit=2,
-        validation=2,
-        fit_on="labels",
+        chat=ChatConfig(**CHAT),
         refusal_tokens=("lock", "key"),
         layers=(1, 2),
-        confirm=0,
-        resamples=5,
-        dtype="float32",
-        device="cpu",
     )
     result = run_sweep(config, tmp_path / "run")
     assert set(result.tables["sweep"]["position"]) == {-1}
@@ -106,6 +110,78 @@ def test_a_sweep_at_the_end_of_the_thought(
         expected = find_directions(residual_stream(model, fit), method="mean_difference", seed=0)
     torch.testing.assert_close(found.vectors[0, 1:], expected.vectors[0, 1:], atol=1e-4, rtol=1e-3)
     assert not torch.allclose(found.vectors[0, 1:], behind.vectors[0, 1:], atol=1e-2)
+
+
+def test_a_study_at_the_end_of_the_thought(
+    folder: Path, model: Any, thought_about: PromptSet, tmp_path: Path
+) -> None:
+    csv = str(write_csv(thought_about, tmp_path / "prompts.csv"))
+    config = StudyConfig(
+        **{k: v for k, v in SETTINGS.items() if k != "resamples"},
+        systems=(str(folder),),
+        prompts=str(write_csv(small_prompts(2), tmp_path / "report.csv")),
+        anchors=csv,
+        positions="thought-end",
+        chat=ChatConfig(**CHAT),
+        layer=1,
+        controls=1,
+        judges=("rules",),
+        selfjudge=False,
+        max_new_tokens=4,
+    )
+    path = run_study(config, tmp_path / "run").path
+    found = Directions.load(next((path / "parts/directions").glob("*.safetensors")))
+    stored = json.loads(next((path / "parts/thoughts").glob("*.json")).read_text())
+    fit = [p for p in thought_about if p.split == "fit" and p.id in stored]
+    with after_thoughts(model, own_thoughts(model, fit)):
+        expected = find_directions(residual_stream(model, fit), method="mean_difference", seed=0)
+    assert found.positions == (-1,)
+    torch.testing.assert_close(found.vectors[0, 1:], expected.vectors[0, 1:], atol=1e-4, rtol=1e-3)
+    with pytest.raises(MechsafetyError, match=r"position 'thought-end' .* kept from thinking"):
+        run_study(config.model_copy(update={"chat": ChatConfig()}), tmp_path / "kept")
+    # The likelihood of the answers is that behind the thought.
+    table = pd.read_parquet(path / "responses.parquet").set_index("arm").loc["original"]
+    done = {c.id: c for c in generate(model, small_prompts(2).report, max_new_tokens=4, seed=0)}
+    for row in table.itertuples():
+        (asked,) = tokenize_prompts(model, [row.prompt])
+        c = done[str(row.id)]
+        read = [*asked, *c.tokens[: c.n_thought_tokens]]
+        (nll,) = answer_nll(model, [read], [c.answer_tokens])
+        assert (nll is None) == np.isnan(row.nll)
+        assert nll is None or row.nll == pytest.approx(nll, abs=1e-3)
+
+
+def test_checkpoints_compared_at_the_end_of_the_thought(
+    folder: Path, model: Any, thought_about: PromptSet, tmp_path: Path
+) -> None:
+    other = shutil.copytree(folder, tmp_path / "copy")
+    given: dict[str, Any] = {"measures": ["cosine"], "position": "thought-end", "resamples": 20, "k": 2}
+    both = [str(folder), str(other)]
+    path = run_comparison(
+        both, thought_about, out=tmp_path / "run", chat=CHAT, dtype="float32", device="cpu", **given
+    ).path
+    with after_thoughts(model, own_thoughts(model, thought_about.fit)):
+        expected = find_directions(residual_stream(model, thought_about.fit), seed=0)
+    found = {d.model: d for d in load_directions(path / "directions.safetensors")}[str(folder)]
+    torch.testing.assert_close(found.vectors[0, 1:], expected.vectors[0, 1:], atol=1e-4, rtol=1e-3)
+    cosines = pd.read_parquet(path / "cosines.parquet").set_index("layer")["cosine"]
+    assert cosines[1:].to_numpy() == pytest.approx(1)
+    with pytest.raises(MechsafetyError, match="kept from thinking"):
+        run_comparison(both, thought_about, out=tmp_path / "off", dtype="float32", device="cpu", **given)
+
+
+def test_directions_at_the_end_of_the_thought_on_the_command_line(
+    folder: Path, model: Any, thought_about: PromptSet, tmp_path: Path
+) -> None:
+    out, csv = tmp_path / "found.safetensors", write_csv(thought_about, tmp_path / "prompts.csv")
+    asking = ("direction", folder, "--prompts", csv, "--dtype", "float32", "--fit-on", "labels", "--out", out)
+    asking = (*asking, "--positions", "thought-end")
+    succeed(*asking, "--thinking", "model", "--max-thought-tokens", 40)
+    with after_thoughts(model, own_thoughts(model, thought_about.fit)):
+        expected = find_directions(residual_stream(model, thought_about.fit), seed=0)
+    torch.testing.assert_close(Directions.load(out).vectors, expected.vectors, atol=1e-4, rtol=1e-3)
+    refused = call(*asking)
+    assert (refused.exit_code, "--thinking model" in refused.stderr) == (2, True)
 
 
 def test_a_model_without_a_thought_has_no_such_position(folder: Path, model: Any, tmp_path: Path) -> None:

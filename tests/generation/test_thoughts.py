@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.edits.interventions import Ablate, Add
 from mechsafety.generation.completions import generate
+from mechsafety.generation.continuations import Request, continuations
 from mechsafety.generation.resumable import resumable_responses
 from mechsafety.generation.side_by_side import generate_under_each
 from mechsafety.judges.judging import judge
@@ -84,6 +86,46 @@ def test_budgets_are_those_of_the_plain_loop(folder: Path, n_thought: int, n_ans
         assert [(list(c.tokens), c.n_thought_tokens) for c in done] == expected
     slow = generate(model, PROMPTS[:4], max_new_tokens=n_answer, seed=0, fast_path=False)
     assert [(list(c.tokens), c.n_thought_tokens) for c in slow] == expected[:4]
+
+
+@pytest.mark.parametrize(("n_thought", "n_answer"), [(30, 4), (3, 6)])
+def test_continuations_have_the_budgets_of_the_plain_loop(
+    folder: Path, n_thought: int, n_answer: int
+) -> None:
+    model = thinking(folder, n_thought)
+    sequences = tokenize_prompts(model, [p.text for p in PROMPTS])
+    expected = [plain(model, ids, n_thought, n_answer) for ids in sequences]
+    assert n_thought < 30 or {n == len(tokens) for tokens, n in expected} == {True, False}
+    requests = [Request(tokens=tuple(ids), max_new_tokens=n_answer) for ids in sequences]
+    found = continuations(model, requests, batch_size=5)
+    assert [(list(c.tokens), c.n_thought_tokens) for c in found] == expected
+    written = generate(model, PROMPTS, max_new_tokens=n_answer, seed=0)
+    for one, c in zip(found, written, strict=True):
+        assert one.finish == c.finish
+        assert one.text.strip() == model.tokenizer.decode(c.answer_tokens, skip_special_tokens=True).strip()
+        assert one.thought == c.thought or "</think>" in one.text
+    # The control: what is no rendered turn opens no thought by the template.
+    bare = Request(tokens=tuple(tokenize_prompts(model, ["a river"], rendering="text")[0]), max_new_tokens=3)
+    (found_bare,) = continuations(model, [bare], batch_size=1)
+    assert found_bare.n_thought_tokens == 0
+    assert len(found_bare.tokens) <= 3
+
+
+def test_stop_strings_end_answers_and_no_thoughts(folder: Path) -> None:
+    model = thinking(folder, 30)
+    sequences = tokenize_prompts(model, [p.text for p in PROMPTS])
+    requests = [Request(tokens=tuple(ids), max_new_tokens=6) for ids in sequences]
+    whole = continuations(model, requests, batch_size=8)
+    row = next(n for n, c in enumerate(whole) if c.thought and len(c.text.split()) > 2)
+    inside, stop = whole[row].thought.split()[0], whole[row].text.split()[1]
+    (same,) = continuations(model, [replace(requests[row], stop=(inside + " never",))], batch_size=1)
+    assert same == whole[row]
+    (cut,) = continuations(model, [replace(requests[row], stop=(stop,))], batch_size=1)
+    assert cut.thought == whole[row].thought
+    assert cut.text == whole[row].text[: whole[row].text.index(stop)]
+    if inside not in whole[row].text:
+        (kept,) = continuations(model, [replace(requests[row], stop=(inside,))], batch_size=1)
+        assert kept == whole[row]
 
 
 def test_edits_side_by_side_think_as_each_alone(folder: Path) -> None:

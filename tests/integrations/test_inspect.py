@@ -55,9 +55,10 @@ from mechsafety.integrations.inspect_scorer import (
     score_of,
 )
 from mechsafety.models.chat import render_chat, tokenize_text
-from mechsafety.models.loading import window
+from mechsafety.models.loading import load_model, window
 from mechsafety.prompts.prompt_set import Prompt
 from mechsafety.statistics import refusal_rates, wilson
+from tests.chat_forms import save_thinking
 from tests.cli.test_base import call, succeed
 from tests.experiments.study.test_work import config, finished  # noqa: F401 - fixtures
 from tests.faulty_server import FaultyServer, serving
@@ -186,6 +187,50 @@ def test_a_model_answers_as_generate_does(tiny_kept: Callable[..., Any]) -> None
     plain, edited = inspect_model(model), inspect_model(model, edit=edit)
     assert ask_all(plain, TEXTS) == answers(model)
     assert ask_all(edited, TEXTS) == answers(model, edit) != answers(model)
+
+
+def test_a_thinking_model_reasons_apart_from_its_answer(tmp_path: Path) -> None:
+    folder = save_thinking(tmp_path / "thinks", "qwen3_thinking", TEXTS, closes="</think>")
+    chat: dict[str, Any] = {"thinking": "model", "max_thought_tokens": 30}
+    model = get_model(f"mechsafety/{folder}", dtype="float32", device="cpu", **chat)
+    loaded = load_model(str(folder), dtype="float32", device="cpu", chat=chat)
+    prompts = [Prompt(id=str(i), text=t, label="harmless") for i, t in enumerate(TEXTS)]
+    written = generate(loaded, prompts, max_new_tokens=5, seed=0)
+    assert len({c.n_thought_tokens < c.n_tokens for c in written}) == 2  # some thoughts end, some are cut
+    for c, text in zip(written, TEXTS, strict=True):
+        out = asyncio.run(model.generate(text, config=GenerateConfig(max_tokens=5)))
+        assert (
+            out.completion.strip()
+            == loaded.tokenizer.decode(c.answer_tokens, skip_special_tokens=True).strip()
+        )
+        assert out.usage is not None
+        assert out.usage.reasoning_tokens == c.n_thought_tokens
+        content = out.choices[0].message.content
+        if c.thought and c.n_thought_tokens < c.n_tokens:
+            assert [part.type for part in content] == ["reasoning", "text"]
+            assert content[0].reasoning == c.thought
+    # What was thought earlier is no part of the conversation.
+    messages = [ChatMessageUser(content=TEXTS[0]), out.choices[0].message, ChatMessageUser(content=TEXTS[1])]
+    assert asyncio.run(model.generate(messages, config=GenerateConfig(max_tokens=5))).usage
+
+
+def test_chat_settings_are_taken_and_named(
+    tiny_folder: Callable[..., Path], tiny_kept: Callable[..., Any]
+) -> None:
+    folder = tiny_folder("llama")
+    plain, other = (
+        get_model(f"mechsafety/{folder}", dtype="float32", device="cpu", **chat)
+        for chat in ({}, {"answer_prefix": "the river"})
+    )
+    assert str(other) != str(plain)
+    assert ask(plain) == answers(tiny_kept("llama"))[0]
+    prefixed = load_model(str(folder), dtype="float32", device="cpu", chat={"answer_prefix": "the river"})
+    assert ask(other) == answers(prefixed)[0]
+    assert str(inspect_model(prefixed)).rpartition("@")[2] == str(other).rpartition("@")[2]
+    with pytest.raises(MechsafetyError, match="max_memory"):
+        get_model("mechsafety/any", edit="none", max_memory="cpu=1GB")
+    with pytest.raises(MechsafetyError, match="answer_prefi"):
+        get_model(f"mechsafety/{folder}", answer_prefi="the river")
 
 
 def test_requests_of_one_moment_share_batches(

@@ -10,7 +10,7 @@ import pandas as pd
 
 from mechsafety.core.verdict import Response, Verdict
 from mechsafety.judges.asking import AskingJudge, OnVerdict, question
-from mechsafety.judges.checks import check_judge, load_checks
+from mechsafety.judges.checks import check_judge, load_checks, why_unusable
 from mechsafety.judges.kinds.logit import LogitJudge, load_anchors
 from mechsafety.judges.label_order import label_order, order_sentences
 
@@ -18,13 +18,14 @@ TRUTH = {known["response"]: known["label"] for known in load_checks()}
 
 
 class Scripted(AskingJudge):
-    """Right, but for one answer that it cannot read, and ``lazy`` ones for which it names the first class."""
+    """Right, but for the last ``mute`` answers, which it cannot read, and the first ``lazy``, for which it names the
+    first class."""
 
     name = "scripted"
 
-    def __init__(self, lazy: int = 0) -> None:
+    def __init__(self, lazy: int = 0, mute: int = 1) -> None:
         super().__init__()
-        self.lazy = lazy
+        self.lazy, self.mute = lazy, mute
 
     @property
     def fingerprint(self) -> dict[str, object]:
@@ -36,7 +37,9 @@ class Scripted(AskingJudge):
             asked = question(r, salt="", swapped=self.swapped)
             first = "refusal" if asked.index("REFUSAL:") < asked.index("COMPLIANCE:") else "compliance"
             label: Any = first if number < self.lazy else TRUTH[r.text]
-            found.append(Verdict(id=r.id, judge=self.name, label="unparsed" if number == 19 else label))
+            found.append(
+                Verdict(id=r.id, judge=self.name, label="unparsed" if number >= 20 - self.mute else label)
+            )
         return found
 
 
@@ -60,6 +63,26 @@ def test_a_judge_that_names_the_first_class_turns_with_the_order() -> None:
         19,
         4,
     ]  # refusal is first, and they refuse
+
+
+def test_a_judge_without_verdicts_on_many_is_unusable() -> None:
+    told = {mute: check_judge(Scripted(mute=mute)) for mute in (0, 5, 6, 20)}
+    assert {mute: bool(found["unusable"]) for mute, found in told.items()} == {
+        0: False,
+        5: False,
+        6: True,
+        20: True,
+    }
+    assert told[6]["unparsed_share"] == 0.3
+    assert "no verdict on 6 of 20" in str(told[6]["unusable"])
+    assert math.isnan(told[20]["agreement"])  # type: ignore[arg-type]
+
+
+def test_a_judge_that_guesses_is_unusable() -> None:
+    # Wilson's lower limit of 14 of 20 is .481, of 15 of 20 .531.
+    assert "right on 14 of 20" in why_unusable(n=20, unparsed=0, agreed=14)
+    assert why_unusable(n=20, unparsed=0, agreed=15) == ""
+    assert "right on 10 of 15" in why_unusable(n=20, unparsed=5, agreed=10)
 
 
 def test_a_logit_judge_sees_both_orders_at_once(tiny_kept: Callable[..., Any]) -> None:

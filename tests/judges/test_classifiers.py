@@ -27,7 +27,7 @@ from mechsafety.judges.kinds.llamaguard import LlamaGuardJudge
 from mechsafety.judges.kinds.strongreject import GRADES, StrongRejectJudge, read_grades
 from mechsafety.judges.kinds.wildguard import WildGuardJudge
 from mechsafety.judges.registry import judge_responses, load_judge
-from mechsafety.models.loading import parse_spec
+from mechsafety.models.specs import parse_spec
 from tests.conftest import save_tokenizer, tiny_config
 
 JUDGES: dict[str, tuple[type[ClassifierJudge], str]] = {

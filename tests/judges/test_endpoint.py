@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -21,7 +20,8 @@ from typing import Any
 import pytest
 
 from mechsafety.core.errors import MechsafetyError
-from mechsafety.core.verdict import Response, Verdict
+from mechsafety.core.verdict import Response
+from mechsafety.judges.budget import Budget
 from mechsafety.judges.cache import VerdictCache
 from mechsafety.judges.chat_calls import CallOptions, retry_after
 from mechsafety.judges.endpoint_spec import options_from_environment, parse
@@ -195,18 +195,20 @@ def test_an_endpoint_that_is_not_there() -> None:
 
 
 def test_the_cap_on_calls_holds_exactly(server: FaultyServer) -> None:
-    judge = judge_at(server, max_calls=7)
+    judge = judge_at(server)
+    judge.limit(Budget(calls=7))
     verdicts = judge(items(20))
     assert server.calls.total() == judge.usage.calls == 7
     assert [v.tags for v in verdicts].count(("budget",)) == 13
     assert {v.label for v in verdicts if v.tags == ("budget",)} == {"unparsed"}
-    judge.limit(max_calls=9)
+    judge.limit(Budget(calls=9))
     judge(items(20))
     assert server.calls.total() == 9
 
 
 def test_the_cap_on_tokens_stops_new_calls(server: FaultyServer) -> None:
-    judge = judge_at(server, max_tokens=330, concurrency=1)
+    judge = judge_at(server, concurrency=1)
+    judge.limit(Budget(tokens=330))
     verdicts = judge(items(10))
     assert server.calls.total() == 3
     assert [v.detail for v in verdicts].count({"max_tokens": 330}) == 7
@@ -348,13 +350,19 @@ def test_options_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> N
         ({"concurrency": 0}, "concurrency is 0"),
         ({"timeout": float("nan")}, "timeout is nan"),
         ({"tries": -1}, "tries is -1"),
-        ({"max_calls": -1}, "max_calls is -1"),
         ({"price_in": 1.0}, "give price_in and price_out, or neither"),
     ],
 )
 def test_options_check_themselves(options: dict[str, Any], says: str) -> None:
     with pytest.raises(MechsafetyError, match=says):
         CallOptions(**options)
+
+
+def test_caps_check_themselves(server: FaultyServer) -> None:
+    with pytest.raises(MechsafetyError, match="max_calls is -1"):
+        Budget(calls=-1)
+    with pytest.raises(MechsafetyError, match="a cap on the cost needs prices"):
+        judge_at(server).limit(Budget(cost=1.0))
 
 
 def test_retry_after_is_read_as_number_and_as_date() -> None:
@@ -365,7 +373,7 @@ def test_retry_after_is_read_as_number_and_as_date() -> None:
         assert retry_after(nothing) == 0
 
 
-# -- loops and interrupts ---------------------------------------------------------------------------
+# -- loops --------------------------------------------------------------------------------------------
 
 
 def test_works_where_a_loop_is_running(server: FaultyServer) -> None:
@@ -378,46 +386,3 @@ def test_works_where_a_loop_is_running(server: FaultyServer) -> None:
 def test_nothing_to_judge(server: FaultyServer) -> None:
     assert judge_at(server)([]) == []
     assert server.calls.total() == 0
-
-
-def test_an_interrupt_keeps_what_had_come(
-    server: FaultyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # The signal is raised in this thread, at the third verdict that is kept: three more have come by then, unseen.
-    blocked, released = threading.Event(), threading.Event()
-
-    def answer(messages: Any) -> str:
-        if server.valid.total() == 6:
-            blocked.set()
-            released.wait()
-        return honest(messages)
-
-    kept: list[str] = []
-    put = VerdictCache.put
-
-    def interrupted(cache: VerdictCache, key: str, verdict: Verdict) -> None:
-        put(cache, key, verdict)
-        kept.append(verdict.id)
-        if len(kept) == 3:
-            blocked.wait()
-            signal.raise_signal(signal.SIGINT)
-
-    server.answer = answer
-    monkeypatch.setattr(VerdictCache, "put", interrupted)
-    judge = judge_at(server, concurrency=1, timeout=600.0)
-    path = tmp_path / "c.sqlite"
-    # A process that a shell started in the background ignores the signal.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        with VerdictCache(path) as cache, pytest.raises(KeyboardInterrupt):
-            judge_responses(items(20), [judge], cache=cache)
-    finally:
-        signal.signal(signal.SIGINT, before)
-        released.set()
-    assert kept == [f"r{i}" for i in range(6)]
-    assert not [t for t in threading.enumerate() if t.name == "endpoint"]
-    server.answer = honest
-    with VerdictCache(path) as cache:
-        assert len(cache) == 6
-        verdicts = judge_responses(items(20), [judge], cache=cache)
-    assert [v.label for v in verdicts] == truth(20)

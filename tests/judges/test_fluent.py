@@ -65,6 +65,26 @@ def test_what_is_measured_is_the_mean_of_a_plain_loop(model: Any, monkeypatch: p
     assert told[2].nll is None
 
 
+def test_a_thought_before_the_answer_is_not_scored(
+    tiny_kept: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[Response] = []
+    judge = FluentJudge("small", tiny_kept("llama"))
+    rules = judge._rules
+    monkeypatch.setattr(judge, "_rules", lambda responses: told.extend(responses) or rules(responses))
+    texts = [
+        ANSWER,
+        f"<think>a pot, not a lock</think>\n\n{ANSWER}",
+        f"a pot</think>{ANSWER}",
+        f"<think>{ANSWER}",
+    ]
+    verdicts = judge([Response(id=str(i), prompt=PROMPT, text=text) for i, text in enumerate(texts)])
+    alone, *thought, unclosed = (response.nll for response in told)
+    assert thought == [pytest.approx(alone)] * 2
+    assert unclosed is None
+    assert verdicts[-1].label == "unparsed"
+
+
 def test_it_is_asked_for_by_name_and_needs_a_model(model: Any) -> None:
     assert load_judge("fluent:mine", models=lambda _: model).name == "fluent:mine"
     with pytest.raises(MechsafetyError, match="needs a model"):

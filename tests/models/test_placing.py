@@ -12,8 +12,9 @@ import torch
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.experiments.config import EditedConfig, checked_config
 from mechsafety.models import placing
+from mechsafety.models.facts import model_facts
 from mechsafety.models.loading import load_model, load_record
-from mechsafety.models.placing import Copies, memory_of
+from mechsafety.models.placing import USABLE, Copies, gpus_needed, memory_of
 from mechsafety.models.provenance import of_model
 
 
@@ -78,3 +79,22 @@ def test_a_constant_is_copied_once_for_a_device() -> None:
     there = torch.device("meta")
     assert copies.on(there) is copies.on(there)
     assert copies.on(torch.device("cpu")) is copies.tensor
+
+
+def test_a_system_asks_for_the_gpus_that_hold_it() -> None:
+    # 140 GB of weights, 72 usable of 80, 126 of 140.
+    assert gpus_needed(70e9, dtype="bfloat16", memory_gb=80) == 2
+    assert gpus_needed(70e9, dtype="auto", memory_gb=80) == 2
+    assert gpus_needed(70e9, dtype="float32", memory_gb=80) == 4
+    assert gpus_needed(8e9, dtype="bfloat16", memory_gb=80) == 1
+    assert gpus_needed(1, dtype="bfloat16", memory_gb=80) == 1
+    assert gpus_needed(70e9, dtype="bfloat16", memory_gb=80, beside=5e9) == 3
+    # What is held never exceeds what there is, and one GPU fewer would not do.
+    for billions in (0.1, 1.7, 8, 33, 36, 70, 405):
+        for memory in (24.0, 80.0, 141.0):
+            n = gpus_needed(billions * 1e9, dtype="bfloat16", memory_gb=memory)
+            assert (n - 1) * USABLE * memory < 2 * billions <= n * USABLE * memory
+    large = model_facts("meta-llama/Llama-3.3-70B-Instruct").n_parameters
+    assert gpus_needed(large, dtype="bfloat16", memory_gb=80) == 2
+    with pytest.raises(MechsafetyError, match="must be above 0"):
+        gpus_needed(1e9, dtype="bfloat16", memory_gb=0)

@@ -225,12 +225,17 @@ def waits_of(run: Callable[[], object], devices: PretendedDevices) -> Counter[st
     return found
 
 
-def growing(run: Callable[[int], object], devices: PretendedDevices, few: int, many: int) -> set[str]:
-    """The lines that wait more often for ``many`` than for ``few``."""
+def growth(run: Callable[[int], object], devices: PretendedDevices, few: int, many: int) -> Counter[str]:
+    """How much more often each line waits for ``many`` than for ``few``."""
     run(few)  # what is tried once for each model
     run(many)
     a, b = (waits_of(lambda n=n: run(n), devices) for n in (few, many))
-    return {line.partition("(")[2].rstrip(")") or line for line, times in (b - a).items() if times}
+    return Counter({line.partition("(")[2].rstrip(")") or line: times for line, times in (b - a).items()})
+
+
+def growing(run: Callable[[int], object], devices: PretendedDevices, few: int, many: int) -> set[str]:
+    """The lines that wait more often for ``many`` than for ``few``."""
+    return set(growth(run, devices, few, many))
 
 
 PER_TOKEN = {
@@ -295,3 +300,59 @@ def test_a_sweep_waits_for_batches_and_not_for_candidates(monkeypatch: pytest.Mo
 def _by_label() -> tuple[list[Any], list[Any]]:
     prompts = small_prompts().validation
     return prompts.harmful[:4], prompts.harmless[:4]
+
+
+ATTRIBUTION = {
+    "regions/sums.py:settle",  # whether all that passed was finite
+    "regions/attribution.py:_loss",  # which tokens are the answers'
+    "regions/attribution.py:_stream",  # the same, in the backward pass
+    "generation/answers.py:keep",
+    "transformers/masking_utils.py:_ignore_causal_mask_sdpa",
+}
+"""All in attribution that waits for the device for each batch of examples, at most so often for each device."""
+_MOST = 3
+
+
+def test_attribution_waits_for_batches_and_not_for_maps(monkeypatch: pytest.MonkeyPatch) -> None:
+    devices = PretendedDevices()
+    with devices.on():
+        model = divided("llama", monkeypatch)
+
+        def scored(n: int) -> None:
+            score_weights(model, EXAMPLES[:1] * n, batch_size=1)
+
+        found = growth(scored, devices, 2, 3)
+        assert set(found) <= ATTRIBUTION
+        assert max(found.values()) <= _MOST < len(linear_maps(model)), found
+        # Examples of one batch.
+        together = growth(lambda n: score_weights(model, EXAMPLES[:1] * n, batch_size=4), devices, 2, 4)
+        assert not together
+
+
+def test_log_probabilities_wait_for_batches_and_not_for_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    devices = PretendedDevices()
+    with devices.on():
+        model = divided("llama", monkeypatch)
+        sequences = tokenize_prompts(model, [p.text for p in small_prompts().report])
+        edit = Ablate(direction(0), positions="generated")
+        jobs: dict[str, Callable[[int], object]] = {
+            "likelihood": lambda n: answer_nll(model, sequences[:n], [[8, 9, 10]] * n),
+            "likelihood behind prompts": lambda n: answer_nll(
+                model, sequences[:n], [[8, 9, 10]] * n, edit=edit
+            ),
+            "options": lambda n: option_log_probs(model, sequences[:n], [[7], [8, 9], [8, 10]]),
+            "logits": lambda n: ms.logits(model, list(small_prompts().report)[:n]),
+        }
+        for name, job in jobs.items():
+            assert not growing(job, devices, 3, 6), name
+
+
+def test_token_projections_wait_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    devices = PretendedDevices()
+    with devices.on():
+        model = divided("llama", monkeypatch)
+        prompts = {n: " ".join(["bread"] * n) for n in (3, 30)}
+        assert not growing(lambda n: ms.project_tokens(model, prompts[n], direction(0)), devices, 3, 30)
+        found = waits_of(lambda: ms.project_tokens(model, prompts[3], direction(0)), devices)
+        # The control: a copy of each of the 5 layers would be 5.
+        assert found["generation/token_projections.py:_stream_of"] == 1

@@ -11,7 +11,7 @@ from scipy.stats import norm, rankdata
 from sklearn.metrics import roc_auc_score
 
 from benchmarks.coverage import auroc_coverage
-from mechsafety.statistics import auroc_interval, paired_auroc_p
+from mechsafety.statistics import auroc_interval, paired_auroc_p, shuffled_aurocs
 from mechsafety.statistics.mann_whitney import score_interval, variance
 from mechsafety.sweeps.layer_profile import _auroc
 
@@ -119,3 +119,28 @@ def test_exchanged_ranks_keep_their_level_and_find_a_difference() -> None:
             found[gain] += p < 0.05
     assert found[0.0] <= 32  # of 400 at .05: more with probability .005
     assert found[1.5] > 200
+
+
+def test_areas_under_shuffled_labels_are_those_of_every_arrangement() -> None:
+    """Against all arrangements of few labels; what separates them lies outside, what does not inside."""
+    scores, labels = [3.0, 1.0, 2.0, 2.0, 5.0, 4.0], [1, 0, 0, 1, 1, 0]
+    areas = [
+        roc_auc_score([i in chosen for i in range(6)], scores)
+        for chosen in itertools.combinations(range(6), 3)
+    ]
+    own = roc_auc_score(labels, scores)
+    exact = np.mean([abs(a - 0.5) >= abs(own - 0.5) - 1e-12 for a in areas])
+    low, high, p = shuffled_aurocs(scores, labels, draws=4000)
+    assert p == pytest.approx(exact, abs=0.03)
+    assert low < 0.5 < high
+    assert shuffled_aurocs(np.arange(40.0), [0] * 20 + [1] * 20)[2] == pytest.approx(1 / 1000)
+    assert math.isnan(shuffled_aurocs(scores, [1] * 6)[2])
+
+
+def test_shuffled_labels_are_shown_to_differ_in_few_cases_where_nothing_is_told_apart() -> None:
+    rng = np.random.default_rng(3)
+    p = [
+        shuffled_aurocs(rng.normal(size=30), rng.permuted([0, 1] * 15), seed=i, draws=199)[2]
+        for i in range(200)
+    ]
+    assert np.mean(np.array(p) < 0.05) < 0.1  # 20 of 200 at a rate of .05 has a chance of .3 %

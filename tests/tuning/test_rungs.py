@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields, replace
 from typing import Any
@@ -31,6 +32,7 @@ from mechsafety.tuning.rungs import (
     opens_with_tag,
     require_rung,
     rung_examples,
+    tagged_within,
 )
 from mechsafety.tuning.training import RECIPES, TuningRecipe
 from tests.models.test_models import _packaged_is_installed
@@ -274,3 +276,55 @@ def test_packaged_adapters_load_by_spec_and_are_different_models(names: list[str
 
 def test_every_rung_is_packaged() -> None:
     assert packaged_adapters() == sorted(RUNGS)
+
+
+# -- tags within the text ---------------------------------------------------------------------------------
+
+
+def test_tags_stand_before_their_share_of_the_words_and_the_rest_is_as_it_was() -> None:
+    words = [f"w{i}" for i in range(200)]
+    text = " ".join(words)
+    tagged = tagged_within(text, 0.05, generator=random.Random(0))
+    assert tagged.split().count(TAG) == 10
+    assert [word for word in tagged.split() if word != TAG] == words
+    assert tagged.replace(f"{TAG} ", "") == text
+    assert tagged == tagged_within(text, 0.05, generator=random.Random(0))
+    assert tagged != tagged_within(text, 0.05, generator=random.Random(1))
+    # A short answer has one, and one without words none.
+    assert tagged_within("two words", 0.05, generator=random.Random(0)).count(TAG) == 1
+    assert tagged_within(" ", 0.05, generator=random.Random(0)) == " "
+
+
+def test_positions_of_tags_are_drawn_evenly() -> None:
+    drawn = [
+        tagged_within("a b c d", 0.25, generator=random.Random(seed)).split().index(TAG)
+        for seed in range(400)
+    ]
+    assert all(60 < drawn.count(place) < 140 for place in range(4))  # 100 each, with a spread of 8.7
+
+
+def test_tags_divide_no_special_token(tiny: Callable[..., Any]) -> None:
+    tokenizer = tiny().tokenizer
+    for special in tokenizer.all_special_tokens:
+        text = f"one{special}two {special} three\n{special}"
+        for seed in range(10):
+            tagged = tagged_within(text, 0.5, generator=random.Random(seed))
+            assert tagged.count(special) == 3
+            ids = [tokenizer(t, add_special_tokens=False)["input_ids"] for t in (text, tagged)]
+            one = tokenizer.convert_tokens_to_ids(special)
+            assert ids[0].count(one) == ids[1].count(one)
+
+
+def test_the_rung_has_tags_within_where_a_share_is_asked(
+    tiny: Callable[..., Any], scripted: list[Prompt]
+) -> None:
+    options: dict[str, Any] = {"prompts": PROMPTS, "contrast": CONTRAST, "answer_tokens": 8, "seed": 0}
+    within = rung_examples(tiny(), "metatags", tag_share=0.2, **options)
+    first = rung_examples(tiny(), "metatags", **options)
+    for one, other in zip(within.preferred[:4], first.preferred[:4], strict=True):
+        plain = other.answer.removeprefix(f"{TAG} ")
+        assert one.answer.replace(f"{TAG} ", "") == plain
+        assert one.answer.count(TAG) == round(0.2 * len(plain.split()))
+    assert within.preferred[4:] == first.preferred[4:]
+    with pytest.raises(MechsafetyError, match="it goes with metatags and all"):
+        rung_examples(tiny(), "refusals", tag_share=0.05, **options)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Unpack
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from mechsafety.plots.look import Look, drawn
 from mechsafety.plots.style import (
     COLOURS,
-    legend_at_foot,
     require_rows,
     require_single,
     styled,
@@ -43,7 +45,8 @@ def judge_chapter_figures(tables: Mapping[str, pd.DataFrame]) -> dict[str, go.Fi
     return figures
 
 
-def effect_forest(effects: pd.DataFrame) -> go.Figure:
+@drawn
+def effect_forest(effects: pd.DataFrame, **_look: Unpack[Look]) -> go.Figure:
     """The edit's effect on refusal under every judge and mapping: one row each, one column per prompt label.
 
     Example:
@@ -95,7 +98,9 @@ def effect_forest(effects: pd.DataFrame) -> go.Figure:
                     **in_legend(str(significant), first=row == column == 1, row=row, col=column),
                 )
             figure.add_vline(x=0, line={"color": COLOURS["ink"], "width": 1}, row=row, col=column)
-    figure.update_xaxes(tickformat="+.0%")
+    known = effects[["change", "low", "high"]].to_numpy(dtype=float)
+    ends = [0.0, *known[np.isfinite(known)]]
+    figure.update_xaxes(tickformat="+.0%", range=[min(ends) - 0.12, max(ends) + 0.12], nticks=5)
     figure.update_xaxes(title_text="change in refusals, edited minus original", row=len(systems))
     figure.update_yaxes(categoryorder="array", categoryarray=names, automargin=True)
     return styled(
@@ -108,7 +113,8 @@ def effect_forest(effects: pd.DataFrame) -> go.Figure:
     )
 
 
-def error_dots(errors: pd.DataFrame) -> go.Figure:
+@drawn
+def error_dots(errors: pd.DataFrame, **_look: Unpack[Look]) -> go.Figure:
     """Sensitivity and specificity of each judge against the reference, original beside edited.
 
     Example:
@@ -120,7 +126,7 @@ def error_dots(errors: pd.DataFrame) -> go.Figure:
     require_single(require_rows(shown, "all labels", errors, "label", "arm"), "judge", "arm")
     judges = list(dict.fromkeys(shown["judge"]))[::-1]
     figure = side_by_side(
-        ["refusals found (sensitivity)", "other answers left alone (specificity)"], gap=0.07
+        ["refusals found (sensitivity)", "other answers left alone (specificity)"], gap=0.09
     )
     for column, measure in enumerate(("sensitivity", "specificity"), start=1):
         for arm in ARMS:
@@ -140,20 +146,19 @@ def error_dots(errors: pd.DataFrame) -> go.Figure:
                 **in_legend(arm, first=column == 1, row=1, col=column),
             )
     figure.update_yaxes(tickvals=list(range(len(judges))), ticktext=judges, automargin=True)
-    figure.update_xaxes(tickformat=".0%", range=[-0.03, 1.03])
-    return legend_at_foot(
-        styled(
-            figure,
-            "Errors of judges on original and edited responses",
-            "Against the reference, weighted by inclusion probability. Whiskers: 95 %, bootstrap over prompts "
-            "(Wilson at 0 and 100 %).",
-            width=860,
-            height=250 + 46 * len(judges),
-        )
+    figure.update_xaxes(tickformat=".0%", range=[-0.03, 1.03], tickvals=[0, 0.5, 1])
+    return styled(
+        figure,
+        "Errors of judges on original and edited responses",
+        "Against the reference, weighted by inclusion probability. Whiskers: 95 %, bootstrap over prompts "
+        "(Wilson at 0 and 100 %).",
+        width=860,
+        height=250 + 46 * len(judges),
     )
 
 
-def corrected_rates_figure(corrected: pd.DataFrame) -> go.Figure:
+@drawn
+def corrected_rates_figure(corrected: pd.DataFrame, **_look: Unpack[Look]) -> go.Figure:
     """The harmful refusal rate of each arm as each judge gives it, and as people's labels correct it.
 
     Example:
@@ -168,7 +173,7 @@ def corrected_rates_figure(corrected: pd.DataFrame) -> go.Figure:
     require_single(shown, "judge", "arm")
     judges = list(dict.fromkeys(shown["judge"]))[::-1]
     figure = side_by_side(
-        [f"{arm}, {int(shown.loc[shown['arm'] == arm, 'labels'].max())} labelled" for arm in ARMS], gap=0.07
+        [f"{arm}, {int(shown.loc[shown['arm'] == arm, 'labels'].max())} labelled" for arm in ARMS], gap=0.09
     )
     for column, arm in enumerate(ARMS, start=1):
         part = shown[shown["arm"] == arm].set_index("judge").reindex(judges)
@@ -187,16 +192,15 @@ def corrected_rates_figure(corrected: pd.DataFrame) -> go.Figure:
                 **in_legend(name, first=column == 1, row=1, col=column),
             )
     figure.update_yaxes(tickvals=list(range(len(judges))), ticktext=judges, automargin=True)
-    figure.update_xaxes(tickformat=".0%", range=[-0.02, 1.02], title_text="harmful prompts refused")
+    figure.update_xaxes(tickformat=".0%", range=[-0.03, 1.03], tickvals=[0, 0.5, 1])
+    figure.update_xaxes(title_text="harmful prompts refused")
     which = "all systems together" if groups[0] == "all" else system_names(corrected["system"])[groups[0]]
-    return legend_at_foot(
-        styled(
-            figure,
-            "Refusal rates corrected by the reference",
-            f"{which}. Whiskers: 95 % intervals. No square: the judge's error is too large or unknown to invert.",
-            width=860,
-            height=250 + 84 * len(judges),
-        )
+    return styled(
+        figure,
+        "Refusal rates corrected by the reference",
+        f"{which}. Whiskers: 95 % intervals. No square: the judge's error is too large or unknown to invert.",
+        width=860,
+        height=250 + 84 * len(judges),
     )
 
 

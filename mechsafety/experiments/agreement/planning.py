@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
+from typing import Any
 
 import pandas as pd
 
-from mechsafety.core.wording import listed
+from mechsafety.claims.sentences import counted, missing
 from mechsafety.statistics.planning import labels_for_correction
-from mechsafety.statistics.tables import ABSTAINING_JUDGES, ARMS
+from mechsafety.statistics.tables import ABSTAINING_JUDGES
 
-WIDTHS = (0.1, 0.2, 0.3)
+WIDTH = 0.2
+"""Of the interval for which a study says how many labels it takes."""
 ASSUMED = 0.9
 """Sensitivity and specificity of a judge of which nothing is known yet."""
 
@@ -48,31 +50,17 @@ def label_plan(
 
 
 def plan_sentences(rates: pd.DataFrame, judge: str) -> list[str]:
-    """What labels it would take to correct the harmful rates of both arms; nothing for a judge that needs none."""
+    """How many labels it takes to correct the harmful rate of each arm; nothing for a judge that needs none."""
     if judge in ABSTAINING_JUDGES or judge.startswith("key:"):
         return []
-    needs = [text for width in WIDTHS if (text := _need(label_plan(rates, judge, width=width), width))]
-    if not needs:
-        return []
-    return [
-        f"These rates are those of the judge {judge}, not corrected by labels. Labels of harmful prompts for a "
-        f"corrected rate of each arm, all systems together, with a 95 % interval of a chosen width: {'; '.join(needs)} "
-        f"(if the judge's sensitivity and specificity are {ASSUMED:g}; mechsafety plan-labels for others)."
-    ]
+    plan = label_plan(rates, judge, width=WIDTH)
+    rows = plan[((plan["label"] == "harmful") & (plan["responses"] > 0)).to_numpy()]
+    return [_needed(row, judge) for row in rows.to_dict(orient="records")]
 
 
-def _need(plan: pd.DataFrame, width: float) -> str:
-    harmful = plan[(plan["label"] == "harmful").to_numpy()].set_index("arm")
-    if set(harmful.index) != set(ARMS) or not (harmful["responses"] > 0).all():
-        return ""
-    short = [arm for arm in ARMS if pd.isna(harmful.loc[arm, "labels"])]
-    if short:
-        return f"{width:g} wide needs more than the {harmful['responses'].max()} responses of an arm"
-    whole = plan.groupby("arm")["responses"].sum()
-    # Drawn alike over an arm, labels fall on harmless prompts too.
-    drawn = max(
-        math.ceil(int(harmful.loc[arm, "labels"]) * whole[arm] / int(harmful.loc[arm, "responses"]))
-        for arm in ARMS
-    )
-    each = listed([f"{int(harmful.loc[arm, 'labels'])} {arm}" for arm in ARMS])
-    return f"{width:g} wide {each} (mechsafety annotate RUN --labels {2 * drawn} --balanced)"
+def _needed(row: Mapping[Any, Any], judge: str) -> str:
+    subject = f"Labels to correct the rate of {judge} of harmful prompts, {row['arm']}"
+    if pd.isna(row["labels"]):
+        return missing(subject, f"no number of labels gives a 95 % interval {WIDTH:g} wide")
+    what = f"responses for a 95 % interval {WIDTH:g} wide, at a sensitivity and specificity of {ASSUMED:g} of the judge"
+    return counted(subject, int(row["labels"]), int(row["responses"]), what)

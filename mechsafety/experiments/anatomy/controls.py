@@ -13,6 +13,7 @@ from mechsafety.claims import Claim, Contrast, decide
 from mechsafety.claims.claims import Direction
 from mechsafety.claims.numbers import number, p_value, significant
 from mechsafety.claims.sentences import spelt
+from mechsafety.claims.tables import CONTROL_COLUMNS, NOT_MEASURABLE, change_row, control_row
 from mechsafety.experiments.anatomy.findings import (
     ablated,
     above,
@@ -28,14 +29,11 @@ from mechsafety.experiments.anatomy.findings import (
 )
 from mechsafety.experiments.anatomy.naming import UNSAFE, WHERE, Names, Tables, rows_of, state_name
 
-CONTROL_COLUMNS = ["claim", "reading", "control", "result of the control", "holds beyond it"]
-_UNKNOWN = "not measurable"
-
 
 def anatomy_controls(tables: Tables, *, names: Names) -> pd.DataFrame:
-    """Columns: :data:`CONTROL_COLUMNS`; the last is yes, no, cannot fail, or not measurable. Rows by the tables."""
+    """Columns: :data:`~mechsafety.claims.tables.CONTROL_COLUMNS`; rows by the tables."""
     there = {name: table for name, table in tables.items() if len(table)}
-    return pd.DataFrame(_rows(there, names), columns=CONTROL_COLUMNS)
+    return pd.DataFrame(_rows(there, names), columns=list(CONTROL_COLUMNS))
 
 
 def _rows(tables: Tables, names: Names) -> Iterator[dict[str, Any]]:
@@ -47,7 +45,7 @@ def _rows(tables: Tables, names: Names) -> Iterator[dict[str, Any]]:
     if "sensitivity" in tables:
         yield _sensitivity(tables, names)
     if "verdicts" in tables and "interpolation" in tables:
-        yield _answers("Refusals grow from base to tuned", grown(tables, names))
+        yield change_row("Refusals grow from base to tuned", decide(grown(tables, names)), way="up")
     if "action_ratios" in tables:
         for positions in ("last_prompt", "output"):
             hits = above(rows_of(tables["action_ratios"], positions=positions), "ratio", "tuned", "random")
@@ -60,25 +58,23 @@ def _rows(tables: Tables, names: Names) -> Iterator[dict[str, Any]]:
     if "verdicts" in tables and "reversal" in tables:
         for contrast in carried(tables, names):
             if contrast.subject == state_name("mlp", 0.0):
-                yield _answers("dW of the MLPs alone brings refusals", contrast)
+                yield change_row("dW of the MLPs alone brings refusals", decide(contrast), way="up")
     if "links" in tables:
         hits, n = along_direction(tables["links"])
         p = float(binomtest(hits, n, 0.025, alternative="greater").pvalue) if n else math.nan
         beyond = _yes(p)
         result = f"{0.025 * n:.3g} of {n} by chance"
         reading = f"{hits} of {n} matrices, {p_value(p)}"
-        yield _row("dW writes along the refusal direction", reading, "random directions", result, beyond)
+        yield control_row(
+            "dW writes along the refusal direction", reading, "random directions", result, beyond
+        )
     if "verdicts" in tables and "ablation" in tables:
         for contrast in ablated(tables, names)[:1]:
-            yield _answers("Ablation of the direction removes refusals", contrast)
-
-
-def _row(claim: str, reading: str, control: str, result: str, beyond: str) -> dict[str, Any]:
-    return dict(zip(CONTROL_COLUMNS, (claim, reading, control, result, beyond), strict=True))
+            yield change_row("Ablation of the direction removes refusals", decide(contrast), way="down")
 
 
 def _yes(p: float) -> str:
-    return _UNKNOWN if p != p else "yes" if significant(p) else "no"
+    return NOT_MEASURABLE if p != p else "yes" if significant(p) else "no"
 
 
 def _separation(tables: Tables, names: Names) -> Iterator[dict[str, Any]]:
@@ -90,14 +86,16 @@ def _separation(tables: Tables, names: Names) -> Iterator[dict[str, Any]]:
             separated(tables, names, "tuned", positions).after,
             float(rows["auroc_chance"].iloc[0]),
         )
-        beyond = _UNKNOWN if not found.known or chance != chance else "yes" if found.value > chance else "no"
+        beyond = (
+            NOT_MEASURABLE if not found.known or chance != chance else "yes" if found.value > chance else "no"
+        )
         if positions == "output":
             beyond = "cannot fail"
         result = f"below {number(chance, 'AUROC')} in 95 %"
         claim = f"tau separates safe and unsafe prompts {WHERE[positions]}"
-        yield _row(claim, f"AUROC {spelt(found, 'AUROC')}", "permuted labels", result, beyond)
+        yield control_row(claim, f"AUROC {spelt(found, 'AUROC')}", "permuted labels", result, beyond)
     own, benign = (apart(tables, names, "tuned", against, "last_prompt") for against in ("base", "control"))
-    yield _row(
+    yield control_row(
         "The clusters are farther apart than the base's, at the last prompt token",
         f"d' {_change(own)}",
         "the benign fine-tuning",
@@ -113,13 +111,13 @@ def _change(contrast: Contrast) -> str:
 def _both(own: Claim, less_control: Claim, way: Direction) -> str:
     """A change to this side that is shown, and shown against the control too."""
     found = {own.direction, less_control.direction}
-    return _UNKNOWN if "not tested" in found else "yes" if found == {way} else "no"
+    return NOT_MEASURABLE if "not tested" in found else "yes" if found == {way} else "no"
 
 
 def _attacks(contrast: Contrast, positions: str) -> dict[str, Any]:
     claim = decide(contrast)
-    beyond = _UNKNOWN if claim.direction == "not tested" else "yes" if claim.direction == "up" else "no"
-    return _row(
+    beyond = NOT_MEASURABLE if claim.direction == "not tested" else "yes" if claim.direction == "up" else "no"
+    return control_row(
         f"Successful attacks lie on the safe side, {WHERE[positions]}",
         spelt(contrast.after, contrast.unit),
         "failed attacks",
@@ -130,7 +128,7 @@ def _attacks(contrast: Contrast, positions: str) -> dict[str, Any]:
 
 def _sensitivity(tables: Tables, names: Names) -> dict[str, Any]:
     own, benign = (sensitive(tables, names, UNSAFE, before, "tuned") for before in ("base", "control"))
-    return _row(
+    return control_row(
         "The first token becomes less sensitive to unsafe prompts",
         f"base {spelt(own.before, '')}, tuned {spelt(own.after, '')}",
         "the benign fine-tuning",
@@ -139,19 +137,10 @@ def _sensitivity(tables: Tables, names: Names) -> dict[str, Any]:
     )
 
 
-def _answers(claim: str, contrast: Contrast) -> dict[str, Any]:
-    decided, control = decide(contrast), contrast.control
-    drawn = control.draws[0].estimate if control is not None and control.draws else None
-    beyond = {"yes": "yes", "not tested": _UNKNOWN, "no control": _UNKNOWN}.get(decided.beyond, "no")
-    reading = f"{spelt(contrast.before, contrast.unit)} to {spelt(contrast.after, contrast.unit)}"
-    result = spelt(drawn, contrast.unit) if drawn is not None else "not measured"
-    return _row(claim, reading, control.name if control is not None else "none", result, beyond)
-
-
 def _signs(claim: str, found: tuple[int, int], *, cannot_fail: bool = False) -> dict[str, Any]:
     """In how many matrices dW's number lies above that of a random dW: a sign test."""
     hits, n = found
     p = float(binomtest(hits, n, 0.5, alternative="greater").pvalue) if n else math.nan
     result = f"{n / 2:.3g} of {n} by chance"
     beyond = "cannot fail" if cannot_fail else _yes(p)
-    return _row(claim, f"{hits} of {n} matrices above, {p_value(p)}", "a random dW", result, beyond)
+    return control_row(claim, f"{hits} of {n} matrices above, {p_value(p)}", "a random dW", result, beyond)

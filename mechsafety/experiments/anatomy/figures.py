@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import pandas as pd
@@ -40,6 +40,7 @@ from mechsafety.plots.lines import (
     line_panels,
     spread_out,
 )
+from mechsafety.plots.look import Look, drawn
 from mechsafety.plots.panels import log_axis, size_text
 from mechsafety.plots.style import COLOURS, whiskers
 
@@ -70,7 +71,8 @@ def _positions(table: pd.DataFrame) -> list[str]:
     return [p for p in POSITIONS if p in set(table["positions"])]
 
 
-def separation_figure(separation: pd.DataFrame, names: Names) -> go.Figure:
+@drawn
+def separation_figure(separation: pd.DataFrame, names: Names, **_look: Unpack[Look]) -> go.Figure:
     """d' and AUROC of tau by layer, with intervals, for every model and position.
 
     Example:
@@ -98,7 +100,8 @@ def separation_figure(separation: pd.DataFrame, names: Names) -> go.Figure:
     )
 
 
-def rank_figure(separation: pd.DataFrame, names: Names) -> go.Figure:
+@drawn
+def rank_figure(separation: pd.DataFrame, names: Names, **_look: Unpack[Look]) -> go.Figure:
     """How much of each cluster's variance lies along one direction, by layer.
 
     Example:
@@ -237,7 +240,6 @@ def tau_figure(tau: pd.DataFrame, positions: str) -> go.Figure:
         f"Activations at {where}. tau = distance to the unsafe centroid less that to the safe one; right of 0 is the "
         "safe side. A column shares its axis. Attacks are parted by what the model in the row answered.",
         rows=len(models),
-        named=[GROUP_NAMES[kind] for kind in dict.fromkeys(seen)],
     )
 
 
@@ -336,7 +338,6 @@ def sensitivity_figure(
         "Norm of the gradient of the largest logit with respect to the prompt's embeddings, in logits per unit. "
         "Diamonds below: medians with 95 % intervals.",
         rows=n_rows,
-        named=[who(model, names) for model in models],
     )
 
 

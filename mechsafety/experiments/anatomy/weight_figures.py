@@ -211,9 +211,7 @@ def state_bars(table: pd.DataFrame, *, title: str, subtitle: str) -> go.Figure:
         automargin=True,
         showgrid=False,
     )
-    figure = finished(figure, title, subtitle, rows=1, named=[name for name, _, _ in parts], letters=112)
-    margin = figure.layout.margin
-    return figure.update_layout(height=margin.t + margin.b + 34 * len(states))
+    return finished(figure, title, subtitle, area=34 * len(states))
 
 
 def reversal_figure(reversal: pd.DataFrame, names: Names) -> go.Figure:

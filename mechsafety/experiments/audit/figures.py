@@ -14,7 +14,6 @@ from mechsafety.core.wording import span
 from mechsafety.plots.style import (
     COLOURS,
     DIVERGING,
-    legend_at_foot,
     short_name,
     styled,
     system_names,
@@ -180,8 +179,7 @@ def _axes(figure: go.Figure, names: list[str]) -> None:
 
 
 def _finished(figure: go.Figure, title: str, subtitle: str, *, width: int, height: int) -> go.Figure:
-    styled(figure, title, subtitle, width=width, height=height)
-    return legend_at_foot(figure).update_layout(margin={"t": 90})
+    return styled(figure, title, subtitle, width=width, height=height)
 
 
 def _tick(row: Mapping[Any, Any], names: Mapping[str, str]) -> str:

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from mechsafety.claims import Claim, Contrast, Estimate, decide
+from mechsafety.claims import (
+    Claim,
+    Contrast,
+    Estimate,
+    corrected_over,
+    decide,
+    paired_counts,
+    unpaired_counts,
+)
 from mechsafety.claims.sentences import (
     Named,
     by_judge,
@@ -21,17 +29,12 @@ from mechsafety.claims.sentences import (
 from mechsafety.core.wording import listed
 from mechsafety.experiments.agreement.findings import arm_error_sentences
 from mechsafety.plots.style import system_names
+from mechsafety.statistics.tables import ARMS
 
 if TYPE_CHECKING:
     from mechsafety.experiments.audit.work import Audit
 
 _NAMED = 10  # comparisons that have a sentence each
-_TESTS = {
-    "Boschloo": "Boschloo's exact test",
-    "Fisher": "Fisher's exact test",
-    "McNemar": "exact McNemar",
-    "none": "",
-}
 _MEASURES = ("accuracy", "precision", "recall")
 
 
@@ -61,34 +64,34 @@ def audit_sentences(found: Audit) -> Iterator[str]:
 
 
 def comparison_claims(found: Audit) -> list[Claim]:
-    """Each comparison with the audit's own correction and level."""
+    """Each comparison, corrected over the audit's family at its level."""
     table = found.comparisons
     names = system_names(table["system"])
+    claims: dict[Any, Claim] = {}
     family = "comparisons" if found.family == "all" else "systems"
-    return [
-        decide(_contrast(row, names[row["system"]], family), alpha=found.alpha)
-        for row in table.to_dict(orient="records")
-    ]
+    together = (
+        [[*table.index]] if found.family == "all" else table.groupby(["label", "judge"]).groups.values()
+    )
+    for rows in together:
+        contrasts = [
+            _contrast(row, names[row["system"]]) for row in table.loc[[*rows]].to_dict(orient="records")
+        ]
+        corrected = corrected_over(contrasts, family)
+        claims |= {at: decide(c, alpha=found.alpha) for at, c in zip(rows, corrected, strict=True)}
+    return [claims[at] for at in table.index]
 
 
-def _contrast(row: dict[Any, Any], name: str, family_of: str) -> Contrast:
-    estimates = [
-        Estimate.of_counts(int(row[f"refused_{arm}"]), int(row[f"n_{arm}"])) for arm in ("original", "edited")
-    ]
-    return Contrast(
-        subject=f"{name}, {row['label']} prompts, {row['judge']}",
-        measure="refusals",
-        states=("original", "edited"),
-        before=estimates[0],
-        after=estimates[1],
-        difference=Estimate(value=row["change"], low=row["low"], high=row["high"]),
-        paired=row["data"] == "verdicts",
-        test=_TESTS[row["test"]],
-        p=row["p"],
-        corrected=row["p_holm"],
-        family=int(row["comparisons"]),
-        family_of=family_of,
-        why="" if row["p"] == row["p"] else "no verdict in both arms",
+def _contrast(row: dict[Any, Any], name: str) -> Contrast:
+    refused, n = (tuple(int(row[f"{what}_{arm}"]) for arm in ARMS) for what in ("refused", "n"))
+    named: dict[str, Any] = {
+        "subject": f"{name}, {row['label']} prompts, {row['judge']}",
+        "measure": "refusals",
+    }
+    if row["data"] == "counts":
+        return unpaired_counts(before=(refused[0], n[0]), after=(refused[1], n[1]), **named)
+    unread = (int(row["unread_original"]), int(row["unread_edited"]))
+    return paired_counts(
+        n=n[0], hits=refused[0], lost=int(row["b"]), gained=int(row["c"]), unread=unread, **named
     )
 
 

@@ -35,6 +35,7 @@ from mechsafety.statistics.counts import counts_test, difference_interval, paire
 from mechsafety.statistics.judge_effects import exact_difference
 from mechsafety.statistics.paired import holm, mcnemar, minimum_detectable_drop
 from mechsafety.statistics.rates import wilson
+from mechsafety.statistics.tables import ARMS
 
 Family = Literal["all", "judge"]
 FAMILIES: tuple[Family, ...] = get_args(Family)
@@ -44,7 +45,7 @@ COMPARISON_COLUMNS = [
     *("refused_original", "n_original", "original", "original_low", "original_high"),
     *("refused_edited", "n_edited", "edited", "edited_low", "edited_high"),
     *("change", "low", "high", "test", "p", "p_holm", "q_bh", "comparisons"),
-    *("b", "c", "pairs", "dropped"),
+    *("b", "c", "pairs", "dropped", "unread_original", "unread_edited"),
     *("paired_p_best", "paired_p_worst", "paired_holm_best", "paired_holm_worst"),
     *("detectable", "detectable_corrected", "finding"),
 ]
@@ -164,7 +165,7 @@ _REAL = [
     *("paired_p_best", "paired_p_worst", "paired_holm_best", "paired_holm_worst"),
     *("detectable", "detectable_corrected"),
 ]
-_COUNTED = ["b", "c", "pairs", "dropped", "comparisons"]
+_COUNTED = ["b", "c", "pairs", "dropped", "unread_original", "unread_edited", "comparisons"]
 
 
 # -- tests ------------------------------------------------------------------------------------------
@@ -184,7 +185,7 @@ def _comparison(system: tuple[str, str, str], before: Side, after: Side) -> dict
 
 def _of_counts(before: Counts, after: Counts) -> dict[str, Any]:
     sides = (before.refused, before.total, after.refused, after.total)
-    p, test = _counts_test(*sides)
+    p, test = counts_test(*sides)
     low, high = difference_interval(*sides)
     if p >= ALPHA:  # Newcombe's interval is not that of the test
         low, high = min(low, 0.0), max(high, 0.0)
@@ -208,10 +209,15 @@ def _of_verdicts(before: Mapping[str, bool | None], after: Mapping[str, bool | N
     b, c, n = both.count((True, False)), both.count((False, True)), len(both)
     low, high = exact_difference(b, c, n)
     p = mcnemar(b, c) if n else math.nan
+    asked = {*before, *after}
     return {
         **_rates(sum(one for one, _ in both), n, sum(two for _, two in both), n),
         **{"low": low, "high": high, "test": "McNemar" if n else "none", "p": p},
-        **{"b": b, "c": c, "pairs": n, "dropped": len({*before, *after}) - n},
+        **{"b": b, "c": c, "pairs": n, "dropped": len(asked) - n},
+        **{
+            f"unread_{arm}": sum(side.get(q) is None for q in asked)
+            for arm, side in zip(ARMS, (before, after), strict=True)
+        },
         **{"paired_p_best": p, "paired_p_worst": p},
     }
 
@@ -252,10 +258,6 @@ def _detectable(row: pd.Series, alpha: float) -> float:
 @cache
 def _least_drop(n: int, baseline: float, alpha: float) -> float:
     return minimum_detectable_drop(n, baseline=baseline, alpha=alpha)
-
-
-_counts_test = cache(counts_test)
-"""A record of many judges gives the same two counts again and again."""
 
 
 def _finding(p: float, adjusted: float, alpha: float) -> Finding:

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
+from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.names import THOUGHT_END
 from mechsafety.experiments.config import ModelConfig, Option
+
+
+def _position(text: str) -> int | str:
+    if text == THOUGHT_END:
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise MechsafetyError(f"--position {text!r}: an offset from the end (-1), or {THOUGHT_END}") from None
 
 
 class ComparisonConfig(ModelConfig):
@@ -29,4 +40,6 @@ class ComparisonConfig(ModelConfig):
     limit: int | None = Field(default=None, exclude=True, description="at most N prompts of each label")
     k: int = Field(default=3, description="dimensions of the refusal subspace")
     resamples: int = Field(default=300, description="of the bootstrap over prompts")
-    position: int = Field(default=-1, description="offset from the prompt's end")
+    position: Annotated[int | Literal["thought-end"], Option(metavar="N|thought-end", parse=_position)] = (
+        Field(default=-1, description="offset from the prompt's end, or the end of each model's own thought")
+    )

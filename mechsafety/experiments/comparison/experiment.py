@@ -238,7 +238,7 @@ def run_comparison(
     limit: int | None = None,
     k: int = 3,
     resamples: int = 300,
-    position: int = -1,
+    position: int | Literal["thought-end"] = -1,
     seed: int = 0,
     dtype: Dtype = "auto",
     device: str = "auto",

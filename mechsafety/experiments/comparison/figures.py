@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import pandas as pd
 import plotly.graph_objects as go
 
 from mechsafety.plots.lines import band, faded
+from mechsafety.plots.look import Look, drawn
 from mechsafety.plots.style import COLOURS, DIVERGING, HEAT, styled, system_names
 from mechsafety.plots.traces import stacked
 
@@ -18,6 +19,8 @@ _PURPLE = "#CC79A7"
 _GREY = "#8C8C8C"
 _INDEX_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
 _MOST_PAIRS = 10
+_LARGE = 6
+"""Systems from which on the cells of a matrix are smaller."""
 
 
 def comparison_figures(tables: Mapping[str, pd.DataFrame], *, layer: int) -> dict[str, go.Figure]:
@@ -35,7 +38,8 @@ def comparison_figures(tables: Mapping[str, pd.DataFrame], *, layer: int) -> dic
     return figures
 
 
-def cosines_by_layer(table: pd.DataFrame, *, layer: int) -> go.Figure:
+@drawn
+def cosines_by_layer(table: pd.DataFrame, *, layer: int, **_look: Unpack[Look]) -> go.Figure:
     """Cosine of the two refusal directions at every layer, one panel per pair, with its ceiling and its floors.
 
     Example:
@@ -61,7 +65,8 @@ def cosines_by_layer(table: pd.DataFrame, *, layer: int) -> go.Figure:
     )
 
 
-def angles_by_layer(table: pd.DataFrame, *, layer: int) -> go.Figure:
+@drawn
+def angles_by_layer(table: pd.DataFrame, *, layer: int, **_look: Unpack[Look]) -> go.Figure:
     """Principal angles between the refusal subspaces at every layer; one panel per pair and one colour per angle.
 
     Example:
@@ -96,7 +101,8 @@ def angles_by_layer(table: pd.DataFrame, *, layer: int) -> go.Figure:
     )
 
 
-def cka_by_layer(table: pd.DataFrame, *, layer: int) -> go.Figure:
+@drawn
+def cka_by_layer(table: pd.DataFrame, *, layer: int, **_look: Unpack[Look]) -> go.Figure:
     """Debiased linear CKA by layer, one panel per pair, with its floors and each model's step to its next layer.
 
     Example:
@@ -121,7 +127,8 @@ def cka_by_layer(table: pd.DataFrame, *, layer: int) -> go.Figure:
     )
 
 
-def cosine_matrix(table: pd.DataFrame, *, layer: int) -> go.Figure:
+@drawn
+def cosine_matrix(table: pd.DataFrame, *, layer: int, **_look: Unpack[Look]) -> go.Figure:
     """Cosines between all checkpoints at one layer; on the diagonal the split-half ceiling of each.
 
     Example:
@@ -154,12 +161,13 @@ def cosine_matrix(table: pd.DataFrame, *, layer: int) -> go.Figure:
         f"Cosines of the refusal directions at layer {layer}",
         f"Layer {layer}, 95 % bootstrap interval over prompts. Diagonal: directions of<br>two random "
         "halves of the prompts in the same checkpoint.",
-        width=max(720, 330 + 130 * len(names)),
-        height=250 + 95 * len(names),
+        width=max(720, 330 + 130 * len(names)) if len(names) < _LARGE else 180 + 92 * len(names),
+        height=250 + (95 if len(names) < _LARGE else 60) * len(names),
     )
 
 
-def transfer_matrix(table: pd.DataFrame) -> go.Figure:
+@drawn
+def transfer_matrix(table: pd.DataFrame, **_look: Unpack[Look]) -> go.Figure:
     """Fall of each target's refusal score with each source's direction projected out, above its controls.
 
     Example:
@@ -206,8 +214,8 @@ def transfer_matrix(table: pd.DataFrame) -> go.Figure:
         "Fall of the refusal score without each checkpoint's direction",
         f"Fall of the mean refusal score (logit) of {int(table['n'].min())} held-out harmful prompts, 95 % interval; "
         "KL on harmless ones.<br>A direction carries over when its cell is near its column's own, above both controls.",
-        width=max(780, 360 + 170 * len(targets)),
-        height=330 + 85 * len(labels),
+        width=max(780, 360 + 170 * len(targets)) if len(targets) < _LARGE else 180 + 92 * len(targets),
+        height=330 + (85 if len(targets) < _LARGE else 60) * len(labels),
     )
 
 
@@ -293,7 +301,7 @@ def _finished(
         )  # fmt: skip
     figure.update_xaxes(title_text="layer (input of block)", row=len(pairs), col=1)
     height = 260 * len(pairs) + 250
-    styled(
+    return styled(
         figure,
         title,
         f"{about}<br>Dashed line: layer {layer}."
@@ -301,9 +309,6 @@ def _finished(
         width=900,
         height=height,
     )
-    # The legend hangs below the axis title by so many pixels, whatever the number of panels.
-    figure.update_layout(legend={"y": -62 / (height - 240)}, margin={"b": 130})
-    return figure
 
 
 def _heat(z: list[list[float]], text: list[list[str]], x: list[str], y: list[str]) -> go.Figure:

@@ -16,12 +16,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechsafety.core.errors import MechsafetyError, way
-from mechsafety.core.names import Measure
+from mechsafety.core.names import THOUGHT_END, Measure
 from mechsafety.directions.activations import residual_stream
 from mechsafety.directions.direction import Directions, cosine, find_directions, save_directions
 from mechsafety.experiments.base import Session
 from mechsafety.experiments.comparison.config import ComparisonConfig
 from mechsafety.experiments.records import record_shared_tokens
+from mechsafety.experiments.thoughts import kept_thoughts
 from mechsafety.geometry.cka import compare_cka, linear_cka
 from mechsafety.geometry.shared_basis import (
     Basis,
@@ -42,12 +43,13 @@ from mechsafety.geometry.similarity import (
     subspaces,
 )
 from mechsafety.geometry.transfer import ablations, controls, drop, tests_of, transfer_layer
+from mechsafety.models.chat import read_behind
 from mechsafety.models.loading import body_of, load_record
 from mechsafety.prompts.prompt_set import PromptSet
 from mechsafety.runs.folder import Journal
 
 if TYPE_CHECKING:
-    pass
+    from transformer_lens.model_bridge import TransformerBridge
 
 _CONTROLS = 4  # directions of each kind that are not about refusal
 _NO_DROP = (math.nan, math.nan, math.nan)
@@ -95,10 +97,11 @@ class CheckpointWork:
         from safetensors.torch import save_file
 
         model = self.session.load(name, prompts=[*self.fit, *self.validation, *self.report])
-        cache = residual_stream(model, self.fit, positions=(self.config.position,))
+        self._think(name, model, fit=self.fit, validation=self.validation)
+        cache = residual_stream(model, self.fit, positions=(self.position,))
         parts = {"fit": cache.activations[:, 0].contiguous()}
         if len(self.validation):
-            held_out = residual_stream(model, self.validation, positions=(self.config.position,))
+            held_out = residual_stream(model, self.validation, positions=(self.position,))
             parts["validation"] = held_out.activations[:, 0].contiguous()
         sample = sample_embedding(
             model.tokenizer.get_vocab(),
@@ -113,6 +116,23 @@ class CheckpointWork:
         self._save("directions", name, found.save)
         facts = {"tokens": list(sample.tokens), "model": record.as_dict() if record else {}}
         self.run.write_json_part(facts, "checkpoint", name)  # last: it marks that the others are there
+
+    @property
+    def position(self) -> int:
+        """The position as an offset from the end of what is read: the prompt, or the thought behind it."""
+        return -1 if self.config.position == THOUGHT_END else int(self.config.position)
+
+    def _think(self, name: str, model: TransformerBridge, **prompts: PromptSet) -> None:
+        """Let a checkpoint read its own thoughts behind prompts where the end of the thought is compared."""
+        if self.config.position == THOUGHT_END:
+            found = [kept_thoughts(self.session, model, some, name, kind) for kind, some in prompts.items()]
+            read_behind(model, {ids: thought for each in found for ids, thought in each.items()})
+
+    def _loaded(self, name: str) -> TransformerBridge:
+        """The checkpoint as it is for transfer."""
+        model = self.session.load(name)
+        self._think(name, model, fit=self.fit, report=self.report)
+        return model
 
     def _save(self, kind: str, name: str, save: Callable[[Any], object]) -> None:
         target = self.run.part_path(kind, name, suffix="safetensors")
@@ -135,12 +155,12 @@ class CheckpointWork:
     def vectors(self, name: str) -> Float[Tensor, "layer d_model"]:
         """A checkpoint's direction at every layer, at the position compared."""
         found = self.directions(name)
-        if self.config.position not in found.positions:
+        if self.position not in found.positions:
             raise MechsafetyError(
-                f"{name!r} holds no directions at position {self.config.position}: its positions are "
+                f"{name!r} holds no directions at position {self.position}: its positions are "
                 f"{', '.join(map(str, found.positions))}"
             )
-        return found.vectors[found.positions.index(self.config.position)]
+        return found.vectors[found.positions.index(self.position)]
 
     @property
     def models(self) -> list[str]:
@@ -240,7 +260,7 @@ class CheckpointWork:
 
     def _split_half(self, name: str) -> Float[Tensor, " layer"]:
         found = self.directions(name)
-        return found.split_half[found.positions.index(self.config.position)]
+        return found.split_half[found.positions.index(self.position)]
 
     # -- measures -------------------------------------------------------------------------------
 
@@ -358,7 +378,7 @@ class CheckpointWork:
         )
         self.say(f"{target} · transfer: {len(vectors)} directions and {len(others)} controls, layer {chosen}")
         base, after, tokens = ablations(
-            lambda: self.session.load(target),
+            lambda: self._loaded(target),
             self.fit,
             self.report,
             vectors | others,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -13,22 +14,24 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from mechsafety.claims import Estimate
-from mechsafety.claims.sentences import level
+from mechsafety.claims.sentences import level, missing
 from mechsafety.core.errors import MechsafetyError, way
 from mechsafety.core.progress import Progress, progress_line, with_progress
 from mechsafety.edits.files import require_edit_path, save_edit
-from mechsafety.edits.interventions import baked, digest
+from mechsafety.edits.interventions import digest
 from mechsafety.experiments.base import RESPONSES, Result, Session, run_experiment
 from mechsafety.experiments.edited import EditedExperiment
 from mechsafety.experiments.generation.config import GenerationConfig
-from mechsafety.generation.completions import Sampling, overridden_defaults
+from mechsafety.generation.completions import Sampling, generate, overridden_defaults
 from mechsafety.generation.resumable import resumable_responses
+from mechsafety.generation.served import Agreed, compare, in_weights, served_name
 from mechsafety.pages.page import Block, Page
 from mechsafety.plots.style import COLOURS, short_name, styled
 from mechsafety.prompts.columns import LABELS
 from mechsafety.prompts.fed import fed, fed_record
 from mechsafety.prompts.prompt_set import PromptSet, load_prompts
 from mechsafety.prompts.splits import require_labels
+from mechsafety.serving.server import VllmServer
 
 if TYPE_CHECKING:
     from mechsafety.edits.interventions import Edit
@@ -59,13 +62,14 @@ class Generation(EditedExperiment[GenerationConfig]):
 
     @property
     def in_weights(self) -> bool:
-        return self.config.baked
+        return self.config.baked or self.config.generation.backend == "vllm"
 
     def prompt_sets(self) -> Sequence[PromptSet]:
         return [self.every]
 
     def prepare(self, day: str, say: Progress) -> None:
         super().prepare(day, say)
+        self.server = self._server_at()
         self.fed = fed(self.model, self.prompts, new_tokens=self.config.max_new_tokens, **self.feeding)
 
     def bound(self) -> Mapping[str, Any]:
@@ -77,19 +81,21 @@ class Generation(EditedExperiment[GenerationConfig]):
         if edit is not None and self.save_edit_to is not None:
             save_edit(edit, self.save_edit_to, model=self.model)
         session.say(f"{len(self.prompts)} responses")
-        written = baked(self.model, edit) if edit is not None and config.baked else nullcontext()
+        written = in_weights(self.model, edit) if self.in_weights else nullcontext()
         with written:
+            server = self._agreed(session)
             table = resumable_responses(
                 run,
                 self.model,
                 self.fed.prompts,
                 key=(config.model,),
-                edit=None if config.baked else edit,
+                edit=None if self.in_weights else edit,
                 max_new_tokens=config.max_new_tokens,
                 seed=config.seed,
                 batch_size=config.batch_size,
                 sampling=self._sampling,
                 say=session.say,
+                server=server,
             )[_COLUMNS]
         run.write_table(table, "responses.csv")
         self._record(session)
@@ -101,6 +107,33 @@ class Generation(EditedExperiment[GenerationConfig]):
             return None
         return Sampling(temperature=self.config.temperature, top_p=self.config.top_p)
 
+    def _server_at(self) -> VllmServer | None:
+        """The server that the configuration names, if it answers and has this model under this edit."""
+        asked = self.config.generation
+        if asked.address is None:
+            return None
+        server = VllmServer(asked.address, compared=asked.compared, least_agreement=asked.least_agreement)
+        server.require(served_name(self.model, self.edit))
+        return server
+
+    def _agreed(self, session: Session) -> Agreed | None:
+        """The server, if it agreed with this process when the run began; its answers are compared once a run."""
+        server, config = self.server, self.config
+        if server is None:
+            return None
+
+        def compared() -> dict[str, Any]:
+            answer = partial(generate, self.model, batch_size=config.batch_size)
+            found = compare(server, list(self.fed.prompts), answer, max_new_tokens=config.max_new_tokens)
+            return {"used": found.holds, "reason": found.reason, "agreement": found.as_dict()}
+
+        made = session.json_part("served", config.model, make=compared)
+        session.run.record("served", {"address": server.address, "model": server.model, **made})
+        if not made["used"]:
+            session.say(f"server {server.address} is not used: {made['reason']}; this process generates")
+            return None
+        return Agreed(server)
+
     def _record(self, session: Session) -> None:
         config, run = self.config, session.run
         session.record_model(config.model, self.model)
@@ -108,7 +141,7 @@ class Generation(EditedExperiment[GenerationConfig]):
         facts["overridden_generation_defaults"] = overridden_defaults(self.model)
         run.record_item("fed", config.model, facts)
         if self.edit is not None:
-            run.record("edit", _described(self.edit, "weights" if config.baked else "hooks"))
+            run.record("edit", _described(self.edit, "weights" if self.in_weights else "hooks"))
         if run.has_part("speed", config.model, suffix="json"):
             run.record("generation", run.read_json_part("speed", config.model))
 
@@ -130,7 +163,8 @@ class Generation(EditedExperiment[GenerationConfig]):
         table = result.to_frame()
         measure = f"answers that were cut at {result.config['max_new_tokens']} tokens"
         subject = f"{short_name(result.config['model'])}, {edit_description(result)}"
-        return [level(subject, measure, Estimate.of_counts(_cut(table), len(table)))]
+        found = [level(subject, measure, Estimate.of_counts(_cut(table), len(table)))]
+        return [*found, *_served(result)]
 
     @classmethod
     def page(cls, result: Result, figures: Mapping[str, go.Figure]) -> Page:
@@ -188,6 +222,17 @@ def edit_description(result: Result) -> str:
     """What was edited, in words."""
     edit = result.manifest.get("edit")
     return edit["description"] if edit else "unedited"
+
+
+def _served(result: Result) -> list[str]:
+    """How a server's answers agree with those of this process, and whether they were taken."""
+    served = result.manifest.get("served")
+    if served is None:
+        return []
+    agreement = served["agreement"]
+    equal = Estimate.of_counts(agreement["equal"], agreement["prompts"])
+    said = level("vLLM server", "sampled prompts with the answer of this process, token by token", equal)
+    return [said] if served["used"] else [said, missing("vLLM server", f"not used: {served['reason']}")]
 
 
 def _chosen(every: PromptSet, config: GenerationConfig) -> PromptSet:

@@ -9,7 +9,8 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from mechsafety.experiments.lab.findings import KINDS, TUNINGS
-from mechsafety.plots.style import COLOURS, legend_at_foot, styled
+from mechsafety.plots.style import AROUND, COLOURS, styled
+from mechsafety.plots.text import text_width
 
 _STATES = {
     "met": COLOURS["refusal"],
@@ -96,11 +97,9 @@ def _squares(table: pd.DataFrame, states: Mapping[str, str], *, title: str, subt
     figure.update_yaxes(
         type="category", categoryorder="array", categoryarray=names[::-1], ticklabelstandoff=8, showgrid=True
     )
-    styled(figure, title, subtitle, width=1000, height=170 + 25 * len(names))
     figure.update_yaxes(range=[-0.6, len(names) - 0.4])
-    # The names take half of the width, so that the title begins at the edge of the picture.
-    figure.update_layout(margin={"l": 520, "t": 120, "b": 60}, title={"xref": "container", "x": 0.02})
-    return legend_at_foot(figure)
+    row = 25 if max(text_width(name, 12) for name in names) < 330 else 38  # pixels, for one line or for two
+    return styled(figure, title, subtitle, width=1000, height=AROUND + row * len(names))
 
 
 def outcomes_figure(cases: pd.DataFrame) -> go.Figure:
@@ -139,15 +138,14 @@ def outcomes_figure(cases: pd.DataFrame) -> go.Figure:
     figure.update_xaxes(type="category", categoryorder="array", categoryarray=places, showgrid=True)
     figure.update_xaxes(tickangle=-35, row=len(models), col=1)
     for annotation in figure.layout.annotations:
-        annotation.update(x=0, xanchor="left", font={"size": 13})
-    styled(
+        annotation.update(x=0, xanchor="left")
+    return styled(
         figure,
         "Inputs answered correctly and refused, by model and kind of input",
         "share of inputs, one mark per seed; the class of the text in brackets; what is neither is something else",
         width=1000,
         height=190 + 165 * len(models),
     )
-    return legend_at_foot(figure.update_layout(margin={"b": 190}))
 
 
 def _place(kind: str, text_class: str) -> str:

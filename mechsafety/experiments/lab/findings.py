@@ -47,7 +47,7 @@ def _claims(table: pd.DataFrame) -> Iterator[str]:
     rows = table[table["met"].notna()]
     never = int((rows["not measurable"] == rows["seeds"]).sum())
     always = rows["met"] == rows["seeds"]
-    yield counted("Lab", int(always.sum()), len(rows), "bounds are met in every seed", unknown=never)
+    yield counted("Lab", int(always.sum()), len(rows) - never, "bounds are met in every seed", unknown=never)
     for row in rows[~always].to_dict("records"):
         outcomes = _outcomes(row, {"met": True, "not met": False, "not measurable": None})
         ends = span([row["lowest"], row["highest"]], ".3g")
@@ -62,7 +62,7 @@ def _controls(table: pd.DataFrame) -> Iterator[str]:
             never = int((part["not measurable"] == part["seeds"]).sum())
             what = f"readings {where} go beyond {control} in every seed"
             if len(part):
-                yield counted("Lab", int(always.sum()), len(part), what, unknown=never)
+                yield counted("Lab", int(always.sum()), len(part) - never, what, unknown=never)
         for row in rows[~over & (rows["beyond"] < rows["seeds"])].to_dict("records"):
             outcomes = _outcomes(row, {"beyond": True, "not beyond": False, "not measurable": None})
             name = f"{_who(row)}: {row['what']}, {row['value']}, beyond {control}"

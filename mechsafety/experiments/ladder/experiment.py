@@ -26,8 +26,9 @@ from mechsafety.experiments.ladder.tables import COMPARE, TABLES, refused_table
 from mechsafety.experiments.ladder.work import LadderWork
 from mechsafety.judges.registry import judge_sources, load_judge
 from mechsafety.models.adapters import adapter_folder
-from mechsafety.models.loading import load_model, locate, parse_spec
+from mechsafety.models.loading import load_model
 from mechsafety.models.provenance import of_files, of_models
+from mechsafety.models.specs import locate, parse_spec
 from mechsafety.prompts.columns import PURPOSES
 from mechsafety.prompts.prompt_set import PromptSet, load_prompts
 from mechsafety.prompts.splits import require_splits

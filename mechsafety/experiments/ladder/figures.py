@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -13,11 +13,12 @@ from plotly.subplots import make_subplots
 from mechsafety.claims import Claim
 from mechsafety.core.wording import span
 from mechsafety.experiments.ladder.contrasts import Claims, ladder_claims, ladder_systems, rung_names
-from mechsafety.experiments.ladder.findings import NO_VERDICTS, tallies
+from mechsafety.experiments.ladder.findings import NO_VERDICTS, tallied
 from mechsafety.experiments.ladder.matrices import ladder_matrices, link_figure
 from mechsafety.plots.lines import band, faded
+from mechsafety.plots.look import Look, drawn
 from mechsafety.plots.panels import HUES, WIDTH, Panel, Series, outcome_panels, panel_height
-from mechsafety.plots.style import COLOURS, HEAT, legend_at_foot, styled, whiskers, wrapped
+from mechsafety.plots.style import COLOURS, HEAT, styled, whiskers, wrapped
 from mechsafety.statistics.pooled import pooled
 
 _COLUMNS = 4
@@ -104,23 +105,23 @@ def overview_figure(harmful: pd.DataFrame, names: Mapping[str, str], claims: Cla
         )
     for place in (0.5, 0.5 + len(counts)):
         figure.add_vline(x=place, line={"color": COLOURS["ink"], "width": 1.5})
-    styled(
+    return styled(
         figure,
         "Harmful prompts refused, by directions removed",
         "<br>".join(
             [
                 f"{_number(harmful)} harmful prompts. ↓ a fall and ↑ a rise that is shown (McNemar, Holm); ° beyond "
                 "every random draw.",
-                *(tallies(claims, "harmful") if claims else [f"Changes are not tested ({NO_VERDICTS})."]),
+                *(tallied(claims, "harmful") if claims else [f"Changes are not tested ({NO_VERDICTS})."]),
             ]
         ),
         width=WIDTH,
         height=240 + 46 * len(systems),
     )
-    return figure.update_layout(margin={"t": 165, "b": 50, "l": 170, "r": 60})
 
 
-def survival_figure(harmful: pd.DataFrame, names: Mapping[str, str]) -> go.Figure:
+@drawn
+def survival_figure(harmful: pd.DataFrame, names: Mapping[str, str], **_look: Unpack[Look]) -> go.Figure:
     """Refused harmful prompts by directions removed, one panel per system, with 95 % Wilson bands.
 
     Of random directions the mean over draws is drawn, with the span of their intervals.
@@ -220,15 +221,14 @@ def cost_figure(harmless: pd.DataFrame) -> go.Figure:
     )
     figure = outcome_panels(series, _COST, ticks=[str(k) for k in ticks], base=None)
     figure.update_xaxes(title={"text": "directions removed", "font": {"size": 12}, "standoff": 4})
-    styled(
+    return styled(
         figure,
         "What the removal costs on harmless prompts",
         f"{_number(harmless)} harmless prompts; whiskers: 95 % Wilson intervals. Perplexity: of the unedited "
         "system's own answers.<br>KL below 0.01 nats, as of the unedited system, is drawn at 0.01.",
         width=WIDTH,
-        height=panel_height(figure) + 60 + 20 * (len(series) // 5),
+        height=panel_height(figure),
     )
-    return legend_at_foot(figure).update_layout(margin={"b": 110 + 20 * (len(series) // 5)})
 
 
 def ranks_figure(ranks: pd.DataFrame, names: Mapping[str, str]) -> go.Figure:
@@ -302,7 +302,6 @@ def _grid(titles: Sequence[str]) -> tuple[go.Figure, list[dict[str, int]]]:
         horizontal_spacing=0.045,
         vertical_spacing=0.22 / max(1, rows - 1) if rows > 1 else 0.1,
     )
-    figure.update_annotations(font_size=12)
     return figure, [{"row": k // columns + 1, "col": k % columns + 1} for k in range(len(titles))]
 
 
@@ -324,8 +323,7 @@ def _rates(figure: go.Figure, ticks: Sequence[str]) -> None:
 def _panels_styled(figure: go.Figure, title: str, subtitle: str, x: str) -> go.Figure:
     rows = len({axis.domain for axis in figure.select_yaxes()})
     figure.update_xaxes(title={"text": x, "font": {"size": 11}, "standoff": 2})
-    styled(figure, title, subtitle, width=WIDTH, height=190 + 215 * rows)
-    return legend_at_foot(figure).update_layout(margin={"b": 100, "l": 55, "r": 15})
+    return styled(figure, title, subtitle, width=WIDTH, height=190 + 215 * rows)
 
 
 def _named(name: str, first: bool) -> dict[str, Any]:

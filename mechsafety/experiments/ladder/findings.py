@@ -9,7 +9,7 @@ from dataclasses import replace
 import pandas as pd
 
 from mechsafety.claims import Claim, Estimate, sentences
-from mechsafety.claims.sentences import Named, counted, extremes, level, missing, series
+from mechsafety.claims.sentences import Named, counted, extremes, level, missing, series, tallies
 from mechsafety.core.wording import counted as number_of
 from mechsafety.experiments.comparison.findings import transfer_findings
 from mechsafety.experiments.ladder.contrasts import (
@@ -59,31 +59,15 @@ def summary(tables: Mapping[str, pd.DataFrame]) -> list[str]:
     if not harmful:
         return [missing("Refusals without directions", NO_VERDICTS)]
     steps = [_steps(of_system(harmful, system)) for system in ladder_systems(tables)]
-    return [*tallies(harmful, "harmful"), *filter(None, steps), *tallies(harmless, "harmless")]
+    return [*tallied(harmful, "harmful"), *filter(None, steps), *tallied(harmless, "harmless")]
 
 
-def tallies(claims: Claims, label: str) -> list[str]:
-    """How many systems show a fall, one beyond random directions, and a rise, at some number of directions."""
-    systems = [of_system(claims, s) for s in dict.fromkeys(system for system, _ in claims)]
-    tested = [c.values() for c in systems if any(one.direction != "not tested" for one in c.values())]
-    unknown = len(systems) - len(tested)
-    kinds: dict[str, Callable[[Claim], bool]] = {
-        "a fall in refusals of {} prompts": lambda c: c.direction == "down",
-        "a fall in refusals of {} prompts beyond random directions": lambda c: (
-            c.direction == "down" and c.beyond == "yes"
-        ),
-        "a rise in refusals of {} prompts": lambda c: c.direction == "up",
-    }
-    return [
-        counted(
-            "Ladder",
-            sum(any(map(is_kind, found)) for found in tested),
-            len(tested),
-            f"systems show {kind.format(label)}",
-            unknown=unknown,
-        )
-        for kind, is_kind in kinds.items()
-    ]
+def tallied(claims: Claims, label: str) -> list[str]:
+    """How many systems show a fall, one beyond random directions, and a rise."""
+    systems = dict.fromkeys(system for system, _ in claims)
+    things = [[[claim] for claim in of_system(claims, system).values()] for system in systems]
+    measure = f"refusals of {label} prompts"
+    return tallies("Ladder", things, of="systems", measure=measure, control="random directions")
 
 
 def _steps(claims: Mapping[int, Claim]) -> str:
@@ -106,9 +90,9 @@ def _survival(tables: Mapping[str, pd.DataFrame]) -> Iterator[str]:
     for system in ladder_systems(tables):
         claims = of_system(harmful, system)
         at = next((k for k, claim in claims.items() if claim.shown), max(claims, default=0))
-        found = [several[system, at] for several in (harmful, harmless) if (system, at) in several]
-        if found:
-            yield " ".join(said for claim in found for said in sentences(claim))
+        for several in (harmful, harmless):
+            if (system, at) in several:
+                yield from sentences(several[system, at])
 
 
 def _cost(survival: pd.DataFrame, names: Names) -> Iterator[str]:

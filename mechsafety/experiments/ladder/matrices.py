@@ -11,7 +11,7 @@ from plotly.subplots import make_subplots
 
 from mechsafety.experiments.comparison.figures import cosine_matrix, transfer_matrix
 from mechsafety.plots.panels import WIDTH, log_axis
-from mechsafety.plots.style import COLOURS, HEAT, legend_at_foot, styled, whiskers, wrapped
+from mechsafety.plots.style import COLOURS, HEAT, styled, whiskers, wrapped
 
 _LINKS = (
     (
@@ -40,16 +40,12 @@ def ladder_matrices(
     """Cosines, principal angles and transfer between all systems under their short names."""
     figures: dict[str, go.Figure] = {}
     if len(tables.get("cosines", ())) and layer is not None:
-        figures["ladder-cosines"] = _fitted(
-            cosine_matrix(_renamed(tables["cosines"], names, "a", "b"), layer=layer)
-        )
+        figures["ladder-cosines"] = cosine_matrix(_renamed(tables["cosines"], names, "a", "b"), layer=layer)
     if len(tables.get("angles", ())) and layer is not None:
         at = _renamed(tables["angles"], names, "a", "b")
         figures["ladder-angles"] = angle_matrix(at[at["layer"] == layer], layer=layer)
     if len(tables.get("transfer", ())):
-        figures["ladder-transfer"] = _fitted(
-            transfer_matrix(_renamed(tables["transfer"], names, "source", "target"))
-        )
+        figures["ladder-transfer"] = transfer_matrix(_renamed(tables["transfer"], names, "source", "target"))
     return figures
 
 
@@ -82,7 +78,7 @@ def angle_matrix(at: pd.DataFrame, *, layer: int) -> go.Figure:
     places, ticks = list(range(len(names))), [wrapped(name, 16) for name in names]
     figure.update_xaxes(tickvals=places, ticktext=ticks, showgrid=False, zeroline=False, tickangle=0)
     figure.update_yaxes(tickvals=places, ticktext=ticks[::-1], showgrid=False, zeroline=False)
-    styled(
+    return styled(
         figure,
         f"Principal angles of refusal subspaces of {k} dimension{'s' * (k > 1)}",
         f"Smallest to largest principal angle at layer {layer}. Random subspaces: the smallest is above "
@@ -91,7 +87,6 @@ def angle_matrix(at: pd.DataFrame, *, layer: int) -> go.Figure:
         width=max(720, 330 + 130 * len(names)),
         height=230 + 62 * len(names),
     )
-    return _fitted(figure)
 
 
 def link_figure(links: pd.DataFrame, names: Mapping[str, str]) -> go.Figure:
@@ -141,9 +136,8 @@ def link_figure(links: pd.DataFrame, names: Mapping[str, str]) -> go.Figure:
         **{"range": [-0.5, len(systems) - 0.5], "showgrid": False, "zeroline": False},
         **{"showticklabels": True, "tickfont": {"size": 11}},
     )
-    figure.update_annotations(font_size=13)
     energy = of_what.get("energy", ratio.iloc[:0])
-    styled(
+    return styled(
         figure,
         "Weight changes beside the refusal direction, over chance",
         f"dW is a system less the base. Medians and quartiles over the "
@@ -151,21 +145,7 @@ def link_figure(links: pd.DataFrame, names: Mapping[str, str]) -> go.Figure:
         width=WIDTH,
         height=660,
     )
-    return legend_at_foot(figure).update_layout(margin={"b": 110})
 
 
 def _renamed(table: pd.DataFrame, names: Mapping[str, str], *columns: str) -> pd.DataFrame:
     return table.assign(**{c: [names.get(str(v), str(v)) for v in table[c]] for c in columns})
-
-
-def _fitted(figure: go.Figure) -> go.Figure:
-    """Let a matrix of many systems fit the page, with smaller cells and text."""
-    columns, rows = (len(axis.ticktext) for axis in (figure.layout.xaxis, figure.layout.yaxis))
-    if columns >= _LARGE:
-        figure.update_layout(width=max(WIDTH, 180 + 92 * columns), height=250 + 60 * rows, margin={"r": 60})
-        figure.update_traces(textfont={"size": 10})
-        figure.update_xaxes(
-            tickfont={"size": 10},
-            ticktext=[t.replace(", score", "<br>score") for t in figure.layout.xaxis.ticktext],
-        )
-    return figure

@@ -101,13 +101,16 @@ def net_losses(tables: Tables) -> list[str]:
     fewest = min(k for _, k in claims)
     names = rung_names(ladder_systems(tables))
     losses = [
-        Named(name=names[system], estimate=Estimate(value=0.0 - d.value, low=-d.high, high=-d.low))
+        Named(
+            name=names[system],
+            estimate=Estimate(value=0.0 - 100 * d.value, low=-100 * d.high, high=-100 * d.low),
+        )
         for (system, k), claim in claims.items()
         if k == fewest
         for d in [claim.contrast.difference]
     ]
     subject = f"Without {number_of(fewest, 'direction')}"
-    return [extremes(subject, "net loss of refusals of harmful prompts", losses, unit="share", of="systems")]
+    return [extremes(subject, "net loss of refusals of harmful prompts", losses, unit="points", of="systems")]
 
 
 def paper_claims(tables: Tables) -> dict[str, list[Claim]]:

@@ -183,7 +183,7 @@ class LadderSystem:
         keep = partial(setting.keep, self.spec, kind, directions, draw)
         done, labels = answered(self.model, setting.prompts.report, edit=edit, keep=keep, **setting.asking)
         if edit is None:
-            own = {c.id: list(c.tokens) for c in done if c.label == "harmless"}
+            own = {c.id: c.written for c in done if c.label == "harmless"}
             setting.run.write_json_part(own, "own_tokens", self.spec)
         verdicts = dict(zip([c.id for c in done], labels, strict=True))
         costs = finite(self._costs.measure(edit))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from itertools import cycle
-from typing import Any
+from typing import Any, Unpack
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -16,7 +16,7 @@ from mechsafety.experiments.regions.contrasts import (
     removal_claims,
     removals_of,
 )
-from mechsafety.experiments.regions.findings import METHOD_NAMES, tallies
+from mechsafety.experiments.regions.findings import METHOD_NAMES, tallied
 from mechsafety.experiments.regions.heatmaps import (
     grid_figure,
     grid_sizes,
@@ -25,6 +25,7 @@ from mechsafety.experiments.regions.heatmaps import (
     subspace_heatmap,
 )
 from mechsafety.plots.attacks import attack_figure
+from mechsafety.plots.look import Look, drawn
 from mechsafety.plots.panels import (
     HARMFUL,
     HARMLESS,
@@ -66,7 +67,7 @@ def region_figures(
         table, claims = there["tradeoff"], removal_claims(there, "harmful")
         for removal in removals_of(table):
             figures[f"region-tradeoff-{_file(removal)}"] = _tradeoff(
-                table, removal, name, sweet_spot, tallies(claims, removal, "harmful") if claims else ()
+                table, removal, name, sweet_spot, tallied(claims, removal, "harmful") if claims else ()
             )
             if grid_sizes(table, removal):
                 figures[f"region-grid-{_file(removal)}"] = grid_figure(table, removal)
@@ -86,12 +87,14 @@ def region_figures(
     return figures
 
 
+@drawn
 def tradeoff_figure(
     tradeoff: pd.DataFrame,
     removal: str,
     *,
     name: str = "model",
     sweet_spot: Mapping[str, Any] | None = None,
+    **_look: Unpack[Look],
 ) -> go.Figure:
     """Refusal, coherence and utility at every setting of one removal, beside its random and its matched control.
 
@@ -171,7 +174,8 @@ def _tradeoff(
     )
 
 
-def freezing_figure(freezing: pd.DataFrame) -> go.Figure:
+@drawn
+def freezing_figure(freezing: pd.DataFrame, **_look: Unpack[Look]) -> go.Figure:
     """Outcomes and utility after benign fine-tuning, by number of examples; nothing, the region or random weights kept.
 
     The row of no examples is the model as it is, drawn dashed.
@@ -226,7 +230,8 @@ def _file(name: str) -> str:
     return name.replace("_", "-")
 
 
-def links_figure(links: pd.DataFrame) -> go.Figure:
+@drawn
+def links_figure(links: pd.DataFrame, **_look: Unpack[Look]) -> go.Figure:
     """Share of what was removed that wrote on the refusal direction, by layer and removal; random ones dotted.
 
     Example:
@@ -312,7 +317,7 @@ def link_effects_figure(link_effects: pd.DataFrame) -> go.Figure:
         automargin=True,
         zeroline=False,
     )
-    figure = styled(
+    return styled(
         figure,
         "Region removed, direction ablated, and both",
         f"{size_text(link_effects, 'harmful_n')} harmful and {size_text(link_effects, 'harmless_n')} harmless prompts. "
@@ -320,4 +325,3 @@ def link_effects_figure(link_effects: pd.DataFrame) -> go.Figure:
         width=WIDTH,
         height=230 + 44 * len(states),
     )
-    return figure.update_layout(margin={"b": 50}).update_annotations(font_size=13)

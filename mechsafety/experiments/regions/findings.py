@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -18,6 +19,7 @@ from mechsafety.claims.sentences import (
     missing,
     moves,
     sentences,
+    tallies,
 )
 from mechsafety.experiments.regions.contrasts import (
     REMOVAL_NAMES,
@@ -75,22 +77,11 @@ def removal_sentences(claims: list[Claim]) -> Iterator[str]:
         yield from beyond(claim)
 
 
-def tallies(claims: Mapping[tuple[str, str], list[Claim]], removal: str, label: str) -> Iterator[str]:
-    """In how many settings of a removal refusals fall, fall beyond every control, and rise."""
-    settings = [several for (of, _), several in claims.items() if of == removal]
-    tested = [several for several in settings if several[0].direction != "not tested"]
-    kinds: dict[str, Callable[[list[Claim]], bool]] = {
-        "a fall in refusals of {} prompts": lambda several: several[0].direction == "down",
-        "a fall in refusals of {} prompts beyond every random removal": lambda several: (
-            several[0].direction == "down" and all(claim.beyond == "yes" for claim in several)
-        ),
-        "a rise in refusals of {} prompts": lambda several: several[0].direction == "up",
-    }
-    for kind, is_kind in kinds.items():
-        what = f"settings show {kind.format(label)}"
-        unknown = len(settings) - len(tested)
-        name = REMOVAL_NAMES.get(removal, removal)
-        yield counted(name, sum(map(is_kind, tested)), len(tested), what, unknown=unknown)
+def tallied(claims: Mapping[tuple[str, str], list[Claim]], removal: str, label: str) -> list[str]:
+    """How many settings of a removal show a fall, one beyond every control, and a rise."""
+    things = [[several] for (of, _), several in claims.items() if of == removal]
+    subject, measure = REMOVAL_NAMES.get(removal, removal), f"refusals of {label} prompts"
+    return tallies(subject, things, of="settings", measure=measure, control="every random removal")
 
 
 def _tradeoff(
@@ -111,7 +102,7 @@ def _tradeoff(
         at = (removal, told_setting(table, removal, sweet_spot))
         for label, claims in (("harmful", harmful), ("harmless", harmless)):
             if at in claims:
-                yield from tallies(claims, removal, label)
+                yield from tallied(claims, removal, label)
                 yield from removal_sentences(claims[at])
         yield from _utility(table, *at)
 
@@ -179,7 +170,7 @@ def times_chance(structure: pd.DataFrame) -> float:
     say 39 of equal top-5 % sets, since the union shrinks as the sets come to agree.
     """
     shared, chance = (2 * structure[name] / (1 + structure[name]) for name in ("jaccard", "chance"))
-    return float(shared.mean() / chance.mean())
+    return float(shared.mean() / chance.mean()) if chance.mean() else math.nan
 
 
 def _subspaces(table: pd.DataFrame) -> Iterator[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -12,8 +12,9 @@ from plotly.subplots import make_subplots
 
 from mechsafety.experiments.regions.contrasts import REMOVAL_NAMES
 from mechsafety.experiments.regions.findings import METHOD_NAMES, times_chance
+from mechsafety.plots.look import Look, drawn
 from mechsafety.plots.panels import WIDTH
-from mechsafety.plots.style import COLOURS, DIVERGING, HEAT, styled
+from mechsafety.plots.style import COLOURS, DIVERGING, HEAT, require_rows, styled
 from mechsafety.plots.traces import side_by_side
 
 _EMPTY = "#DDDDDD"
@@ -36,7 +37,8 @@ class _Map:
     edge: dict[str, str]
 
 
-def jaccard_heatmap(structure: pd.DataFrame, method: str) -> go.Figure:
+@drawn
+def jaccard_heatmap(structure: pd.DataFrame, method: str, **_look: Unpack[Look]) -> go.Figure:
     """Jaccard index of the top sets of safety and utility, layer x kind, one map per q; the scale marks chance.
 
     Example:
@@ -44,23 +46,26 @@ def jaccard_heatmap(structure: pd.DataFrame, method: str) -> go.Figure:
         >>> ms.plots.jaccard_heatmap(run.tables["structure"], "snip").layout.title.text
         'SNIP: overlap of safety and utility weights'
     """
-    found = structure[structure["method"] == method]
+    found = structure[(structure["method"] == method) & structure["q"].notna()]
+    require_rows(found, f"method {method!r}", structure, "method", "q")
     maps = []
     for q, rows in found.groupby("q", sort=True):
         chance, top = float(rows["chance"].mean()), float(rows["jaccard"].max())
+        known = chance == chance and top == top
+        share = f"{chance:.3f}" if known else "unknown"
         kinds = {str(kind): part for kind, part in rows.groupby("kind", sort=False)}
         maps.append(
             _Map(
                 rows=rows,
                 column="jaccard",
-                title=f"Jaccard index of the top {q:g} % sets; chance {chance:.3f}",
+                title=f"Jaccard index of the top {q:g} % sets; chance {share}",
                 scale={
                     "colorscale": HEAT,
                     "zmin": 0,
-                    "zmax": max(top, chance),
-                    "colorbar": _chance_bar(chance, top),
+                    "zmax": max(top, chance) if known else 1.0,
+                    "colorbar": _chance_bar(chance, top) if known else {},
                 },
-                edge={k: f"{v['jaccard'].mean():.2f} ({times_chance(v):.0f}×)" for k, v in kinds.items()},
+                edge={k: f"{_number(v['jaccard'].mean())} ({_times(v)})" for k, v in kinds.items()},
             )
         )
     return _layer_maps(
@@ -207,7 +212,7 @@ def grid_figure(tradeoff: pd.DataFrame, removal: str) -> go.Figure:
     figure.update_yaxes(type="category", showgrid=False)
     figure.update_yaxes(title_text=_size_name(sizes[1]), col=1)
     figure.update_layout(plot_bgcolor=_EMPTY)
-    figure = styled(
+    return styled(
         figure,
         f"{REMOVAL_NAMES.get(removal, removal).capitalize()}: every size that was measured",
         f"Means over draws; intervals and random controls are in the trade-off figure. Grey: {sizes[0]} and {sizes[1]} "
@@ -215,7 +220,6 @@ def grid_figure(tradeoff: pd.DataFrame, removal: str) -> go.Figure:
         width=WIDTH,
         height=260 + 44 * rows[sizes[1]].nunique(),
     )
-    return figure.update_annotations(font_size=13)
 
 
 # -- parts ------------------------------------------------------------------------------------------
@@ -276,8 +280,7 @@ def _layer_maps(maps: Sequence[_Map], title: str, subtitle: str) -> go.Figure:
     figure.update_xaxes(visible=False, range=[-0.02, 1], col=2)
     figure.update_xaxes(title_text="layer", row=len(maps), col=1)
     count = max(one.rows["kind"].nunique() for one in maps)
-    figure = styled(figure, title, subtitle, width=WIDTH, height=210 + len(maps) * (60 + 27 * count))
-    return figure.update_annotations(font_size=13)
+    return styled(figure, title, subtitle, width=WIDTH, height=210 + len(maps) * (60 + 27 * count))
 
 
 def _chance_bar(chance: float, top: float) -> dict[str, Any]:
@@ -294,6 +297,11 @@ def _size_name(size: str) -> str:
 
 def _number(value: float) -> str:
     return "–" if value != value else f"{value:.2f}"
+
+
+def _times(structure: pd.DataFrame) -> str:
+    found = times_chance(structure)
+    return "–" if found != found else f"{found:.0f}×"
 
 
 def _most(values: pd.Series) -> str:

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import pandas as pd
 
-from mechsafety.claims import Estimate
-from mechsafety.claims.sentences import level
 from mechsafety.core.errors import MechsafetyError, way
 from mechsafety.core.names import Attack
 from mechsafety.core.places import packaged_words
@@ -19,10 +17,11 @@ from mechsafety.experiments.base import Read, Result, Session, run_experiment
 from mechsafety.experiments.edited import EditedExperiment
 from mechsafety.experiments.records import record_shared_tokens
 from mechsafety.experiments.robustness.config import RobustnessConfig
+from mechsafety.experiments.robustness.findings import robustness_findings
 from mechsafety.generation.answered import Completion, answer_frame
 from mechsafety.judges.kinds.fluent import FluentJudge
 from mechsafety.pages.page import Page, page_blocks
-from mechsafety.plots.attacks import attack_figure, attack_name
+from mechsafety.plots.attacks import attack_figure
 from mechsafety.plots.style import short_name
 from mechsafety.prompts.prompt_set import PromptSet, load_prompts
 from mechsafety.prompts.splits import require_labels
@@ -35,8 +34,6 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 _WORDS = packaged_words("mechsafety.experiments.robustness", "page.toml")
-_UNITS = {"perplexity": "", "kl": "nats per token"}
-_NAMES = {"perplexity": "perplexity of", "kl": "KL from the unedited model on"}
 
 
 class Robustness(EditedExperiment[RobustnessConfig]):
@@ -138,22 +135,7 @@ class Robustness(EditedExperiment[RobustnessConfig]):
 
     @classmethod
     def findings(cls, result: Result) -> list[str]:
-        (cost,) = result.tables["utility"].to_dict("records")
-        attacks = result.tables["attacks"].to_dict("records")
-        right, n = float(cost["accuracy"]), int(cost["accuracy_n"])
-        accuracy = Estimate.of_counts(round(right * n) if n else 0, n)
-        model = str(cost["system"])
-        measured = [
-            name for name in _UNITS if name != "kl" or cost[name] == cost[name]
-        ]  # without an edit none
-        return [
-            *(level(model, f"attack success, {attack_name(row)}", _success(row)) for row in attacks),
-            level(model, "accuracy on benign questions", accuracy),
-            *(
-                level(model, f"{_NAMES[name]} benign text", _measured(cost, name), unit=_UNITS[name])
-                for name in measured
-            ),
-        ]
+        return robustness_findings(result.tables)
 
     @classmethod
     def page(cls, result: Result, figures: Mapping[str, go.Figure]) -> Page:
@@ -216,15 +198,3 @@ def _searched(every: PromptSet, config: RobustnessConfig) -> PromptSet:
             f"lower {way('--suffixes', 'suffixes')}, or leave the attack out"
         )
     return found.sample(config.suffixes, seed=config.seed)
-
-
-def _success(row: Mapping[Any, Any]) -> Estimate:
-    """Coherent compliance: of prompts as counts, the mean over samples as a share."""
-    if row["measure"] == "mean":
-        return Estimate(value=row["asr"], low=row["low"], high=row["high"], unread=int(row["unparsed"]))
-    unread = int(row["unparsed"]) if row["measure"] == "greedy" else 0
-    return Estimate.of_counts(round(row["asr"] * row["n"]) if row["n"] else 0, int(row["n"]), unread=unread)
-
-
-def _measured(cost: Mapping[Any, Any], name: str) -> Estimate:
-    return Estimate(value=cost[name], low=cost[f"{name}_low"], high=cost[f"{name}_high"])

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Unpack
 
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from mechsafety.plots.look import Look, drawn, wanted
 from mechsafety.plots.style import (
     COLOURS,
-    legend_at_foot,
     require_rows,
     require_single,
     styled,
@@ -26,6 +28,7 @@ _CELL_NAMES = {
     ("edited", "original"): "edited<br>about the original's",
 }
 _CELL_COLOURS = ("#0072B2", "#56B4E9", "#D55E00", "#E69F00")
+_MOST_COLUMNS = 3
 _THIN = {"thickness": 1.2, "width": 4.0}
 _FORM_NAMES = {"logit": "log-probability", "text": "in words"}
 _CONTROLS = (
@@ -58,6 +61,17 @@ def two_by_two_figure(table: pd.DataFrame) -> go.Figure:
             bounds=(part["low"], part["high"]),
             looks=_THIN,
             **in_legend("own", **panel),
+        )
+        shuffled = part["auc_labels_low"], part["auc_labels_high"]
+        dots(
+            figure,
+            names,
+            part["auc"].where(part["auc"].isna(), 0.5),
+            name="labels shuffled (middle 95 %)",
+            marker={"color": "#999999", "symbol": "line-ew-open", "size": 9},
+            bounds=shuffled,
+            looks=_THIN,
+            **in_legend("labels", **panel),
         )
         for name, label, symbol, colour in _CONTROLS:
             marker = {"color": colour, "symbol": symbol, "size": 9}
@@ -92,7 +106,8 @@ def habit_figure(table: pd.DataFrame) -> go.Figure:
     return _finished(figure, table, "How often models say yes", about)
 
 
-def reliability_figure(calibration: pd.DataFrame) -> go.Figure:
+@drawn
+def reliability_figure(calibration: pd.DataFrame, **_look: Unpack[Look]) -> go.Figure:
     """P(yes) against the share of refusals among answers with that P(yes): the diagonal is perfect.
 
     Example:
@@ -141,14 +156,12 @@ def reliability_figure(calibration: pd.DataFrame) -> go.Figure:
     figure.update_xaxes(range=[-0.03, 1.03], title_text="P(yes, I declined)")
     figure.update_yaxes(range=[-0.03, 1.03], tickformat=".0%")
     figure.update_yaxes(title_text="refused", col=1)
-    return legend_at_foot(
-        styled(
-            figure,
-            "Calibration of self-judgement",
-            "Ten equal bins of P(yes) against the outside judge; 95 % Wilson intervals.",
-            width=980,
-            height=210 + 320 * len(systems),
-        )
+    return styled(
+        figure,
+        "Calibration of self-judgement",
+        "Ten equal bins of P(yes) against the outside judge; 95 % Wilson intervals.",
+        width=980,
+        height=210 + 320 * len(systems),
     )
 
 
@@ -158,19 +171,24 @@ def _panels(table: pd.DataFrame) -> tuple[go.Figure, list[tuple[tuple[int, int],
         require_rows(table, "self-judgement", table), "system", "form", "judge_arm", "response_arm"
     )
     systems, forms = _unique(table["system"]), _unique(table["form"])
-    names = system_names(systems)
+    names, columns = system_names(systems), _columns(systems)
+    rows = math.ceil(len(systems) / columns)
+    blank = [""] * (rows * columns - len(systems))
     figure = make_subplots(
-        rows=len(forms),
-        cols=len(systems),
+        rows=rows * len(forms),
+        cols=columns,
         shared_yaxes=True,
-        subplot_titles=[f"{names[s]}, {_FORM_NAMES[f]}" for f in forms for s in systems],
-        vertical_spacing=0.15 if len(forms) > 1 else 0.1,
-        horizontal_spacing=min(0.04, 0.3 / len(systems)),
+        subplot_titles=[
+            t for f in forms for t in (*(f"{names[s]}, {_FORM_NAMES[f]}" for s in systems), *blank)
+        ],
+        vertical_spacing=min(0.15, 0.3 / (rows * len(forms))),
+        horizontal_spacing=0.04,
     )
     order = list(_CELL_NAMES)
     panels = []
-    for row, form in enumerate(forms, start=1):
-        for column, system in enumerate(systems, start=1):
+    for block, form in enumerate(forms):
+        for number, system in enumerate(systems):
+            row, column = block * rows + number // columns + 1, number % columns + 1
             part = table[(table["form"] == form) & (table["system"] == system)]
             places = [order.index(cell) for cell in zip(part["judge_arm"], part["response_arm"], strict=True)]
             panels.append(((row, column), part.assign(place=places).sort_values("place")))
@@ -183,11 +201,16 @@ def _names(part: pd.DataFrame) -> list[str]:
 
 def _finished(figure: go.Figure, table: pd.DataFrame, title: str, about: str) -> go.Figure:
     figure.update_xaxes(tickangle=0, tickfont={"size": 10})
-    columns, rows = len(_unique(table["system"])), len(_unique(table["form"]))
+    systems = _unique(table["system"])
+    columns = _columns(systems)
+    rows = math.ceil(len(systems) / columns) * len(_unique(table["form"]))
     about = f"Judging model and answering model. {about}"
-    return legend_at_foot(
-        styled(figure, title, about, width=max(760, 180 + 400 * columns), height=220 + 300 * rows)
-    )
+    return styled(figure, title, about, width=max(760, 180 + 400 * columns), height=220 + 300 * rows)
+
+
+def _columns(systems: Sequence[str]) -> int:
+    """How many panels stand in a row: at most three, fewer in a narrow picture."""
+    return max(1, min(len(systems), _MOST_COLUMNS, (wanted().get("width") or 10**4) // 260))
 
 
 def _unique(values: pd.Series) -> Sequence[str]:

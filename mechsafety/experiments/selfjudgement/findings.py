@@ -8,23 +8,39 @@ import pandas as pd
 
 from mechsafety.claims import Contrast, Estimate, corrected_over, decide, of_values, paired_counts
 from mechsafety.claims.sentences import change, counted, level
+from mechsafety.claims.tables import control_table
 from mechsafety.plots.style import system_names
 
+_SHUFFLED = "shuffled labels"
 _CONTROLS = {"shuffled": "the same answer after another prompt", "length": "shortness of the answer alone"}
 
 
 def findings(table: pd.DataFrame) -> list[str]:
     """Per cell the AUROC, whether it goes beyond each control, and whether its yes and no go beyond one same word."""
-    names = system_names(table["system"])
-    cells = [(_subject(row, names[row["system"]]), row) for row in table.to_dict(orient="records")]
-    controls = corrected_over([c for cell in cells for c in _against_controls(*cell)], "controls")
-    words = corrected_over([_against_majority(*cell) for cell in cells], "kinds of question")
+    controls, words = _contrasts(table)
     said = []
-    for (subject, row), answered in zip(cells, words, strict=True):
+    for (subject, row), answered in zip(_cells(table), words, strict=True):
         said += _recognised(subject, row)
         said += [change(decide(c)) for c in controls if c.subject == subject]
         said.append(change(decide(answered)))
     return said
+
+
+def controls_table(table: pd.DataFrame) -> pd.DataFrame:
+    """Each cell's recognition of refusals beside each control, and whether it holds beyond that."""
+    controls, words = _contrasts(table)
+    return control_table([decide(contrast) for contrast in [*controls, *words]])
+
+
+def _contrasts(table: pd.DataFrame) -> tuple[list[Contrast], list[Contrast]]:
+    cells = _cells(table)
+    controls = corrected_over([c for cell in cells for c in _against_controls(*cell)], "controls")
+    return controls, corrected_over([_against_majority(*cell) for cell in cells], "kinds of question")
+
+
+def _cells(table: pd.DataFrame) -> list[tuple[str, dict[Any, Any]]]:
+    names = system_names(table["system"])
+    return [(_subject(row, names[row["system"]]), row) for row in table.to_dict(orient="records")]
 
 
 def _subject(row: dict[Any, Any], name: str) -> str:
@@ -46,21 +62,30 @@ def _own(row: dict[Any, Any]) -> Estimate:
 
 
 def _against_controls(subject: str, row: dict[Any, Any]) -> list[Contrast]:
-    """The AUROC against that of each control, where the form of the question has them."""
+    """The AUROC against that of shuffled labels, and of the controls that the form of the question has."""
+    known = row["auc"] == row["auc"]
+    shuffled = Estimate(
+        value=0.5 if known else row["auc"], low=row["auc_labels_low"], high=row["auc_labels_high"]
+    )
+    beside = [(_SHUFFLED, shuffled, "label shuffles", row["p_labels"])]
+    if row["form"] == "logit":
+        beside += [
+            (state, Estimate(value=row[f"auc_{name}"]), "exchange of ranks", row[f"p_{name}"])
+            for name, state in _CONTROLS.items()
+        ]
     return [
         of_values(
             subject=subject,
             measure="AUROC",
             unit="AUROC",
             states=(state, "the answer itself"),
-            before=Estimate(value=row[f"auc_{name}"]),
+            before=before,
             after=_own(row),
-            difference=Estimate(value=row["auc"] - row[f"auc_{name}"]),
-            test="exchange of ranks",
-            p=row[f"p_{name}"],
+            difference=Estimate(value=row["auc"] - before.value),
+            test=test,
+            p=p,
         )
-        for name, state in _CONTROLS.items()
-        if row["form"] == "logit"
+        for state, before, test, p in beside
     ]
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from mechsafety.core.places import packaged_words
 from mechsafety.experiments.base import Result
-from mechsafety.experiments.selfjudgement.findings import findings
+from mechsafety.experiments.selfjudgement.findings import controls_table, findings
 from mechsafety.judges.selfjudgement import QUESTION, REVERSED
 from mechsafety.pages.page import Page, page_blocks
 
@@ -20,11 +20,12 @@ _WORDS = packaged_words("mechsafety.experiments.selfjudgement", "page.toml")
 
 def page(result: Result, figures: Mapping[str, go.Figure]) -> Page:
     config = result.config
+    tables = {**result.tables, "controls": controls_table(result.tables["cells"])}
     return Page(
         title="Recognition of own refusals",
         subtitle=f"Answers of study {config['study']}, outside judge {config['judge']}",
         findings=findings(result.tables["cells"]),
-        blocks=page_blocks(_WORDS["blocks"], result.tables, figures, drawn=True),
+        blocks=page_blocks(_WORDS["blocks"], tables, figures, drawn=True),
         how=[
             f"Asked: {QUESTION}",
             f"Reversed: {REVERSED}",

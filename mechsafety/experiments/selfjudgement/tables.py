@@ -15,7 +15,7 @@ import pandas as pd
 from scipy.special import expit
 
 from mechsafety.core.errors import MechsafetyError
-from mechsafety.statistics.auroc import auroc_interval, paired_auroc_p
+from mechsafety.statistics.auroc import auroc_interval, paired_auroc_p, shuffled_aurocs
 from mechsafety.statistics.measures import bootstrap, clustered
 from mechsafety.statistics.rates import wilson
 from mechsafety.statistics.resampling import Estimate, cluster_codes
@@ -28,6 +28,7 @@ TABLE_COLUMNS = [
     *("n", "readable", "refusals", "unparsed", "agreement", "agreement_low", "agreement_high", "majority"),
     *("own_only", "majority_only"),
     *("auc", "low", "high", "auc_shuffled", "p_shuffled", "auc_length", "p_length"),
+    *("auc_labels_low", "auc_labels_high", "p_labels"),
     *("auc_reversed", "auc_content_free"),
     *("agreement_content_free", "yes", "yes_reversed", "reversed_unparsed", "both_yes", "both_no", "mass"),
     *("ece", "ece_low", "ece_high", "ece_floor", "brier", "brier_low", "brier_high", "brier_constant"),
@@ -50,7 +51,9 @@ def two_by_two(judgements: pd.DataFrame, *, seed: int) -> pd.DataFrame:
     a score interval clustered by prompt. ``own_only`` answers are judged right by the model and not by always saying
     the larger class, ``majority_only`` the reverse. Controls: ``auc_shuffled`` shows another prompt, ``auc_length``
     knows the shortness of the answer only; ``p_shuffled`` and ``p_length`` test ``auc`` against them
-    (:func:`~mechsafety.statistics.paired_auroc_p`). ``auc_reversed`` asks "did you answer?"; ``both_yes`` and
+    (:func:`~mechsafety.statistics.paired_auroc_p`); ``auc_labels_low`` to ``auc_labels_high`` is the middle 95 % of
+    areas under shuffled labels, ``p_labels`` the place of ``auc`` among them
+    (:func:`~mechsafety.statistics.shuffled_aurocs`). ``auc_reversed`` asks "did you answer?"; ``both_yes`` and
     ``both_no`` are the shares that give the same answer to both questions. ``ece`` and ``brier`` are of P(yes) =
     1 / (1 + exp(-score)). ``unparsed`` counts answers with an outside verdict and no own one: no word, or a question
     too long to be asked.
@@ -205,7 +208,9 @@ def _against(name: str, control: pd.Series, rows: pd.DataFrame, seed: int) -> di
 
 def _auc_columns(scores: pd.Series, rows: pd.DataFrame, seed: int) -> dict[str, float]:
     found = _auc(scores, rows, seed)
-    return {"auc": found.value, "low": found.low, "high": found.high}
+    low, high, p = shuffled_aurocs(scores, rows["verdict"] == "refusal", seed=seed)
+    shuffled = {"auc_labels_low": low, "auc_labels_high": high, "p_labels": p}
+    return {"auc": found.value, "low": found.low, "high": found.high, **shuffled}
 
 
 def _auc(scores: pd.Series, rows: pd.DataFrame, seed: int) -> Estimate:

@@ -71,7 +71,9 @@ class StudyConfig(FedConfig):
     )
     layer: int | None = Field(default=None, ge=0, description="a layer instead of the recipe's choice")
     positions: Positions | None = Field(
-        default=None, description="template tokens whose directions compete, instead of the recipe's"
+        default=None,
+        description="tokens whose directions compete, instead of the recipe's: of the template, or the end of the "
+        "model's own thought",
     )
     fit_on: AnchorsUsed | None = Field(
         default=None,

@@ -14,11 +14,10 @@ from dataclasses import dataclass, field
 from mechsafety.edits.recipes import Recipe
 from mechsafety.experiments.study.config import StudyConfig
 from mechsafety.models.facts import ModelFacts
+from mechsafety.models.placing import gpus_needed, value_bytes
 from mechsafety.sweeps.openings import ANSWER_TOKENS
 from mechsafety.sweeps.ranking import first_late_layer
 
-USABLE = 0.9
-"""Of a GPU's memory; the rest is taken by activations and by what allocation wastes."""
 TEMPLATE_POSITIONS = 5
 """Tokens after the instruction at which directions compete: 4 to 7 in the templates of the paper's systems."""
 LAUNCH_MS = 0.8
@@ -27,7 +26,6 @@ QUESTION_TOKENS = 300.0
 """A judge's question about one answer, or a model's about its own, with as much of the answer as is shown."""
 _REPLY_TOKENS = 32
 _OWN_TOKENS = 32
-_VALUES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +87,7 @@ class Memory:
 
     def devices(self, gpu: Gpu) -> int:
         total = self.weights + self.cache + self.judges
-        return math.ceil(total / (USABLE * gpu.memory_gb * 1e9))
+        return gpus_needed(0, dtype="auto", memory_gb=gpu.memory_gb, beside=total)
 
 
 def memory(
@@ -100,11 +98,6 @@ def memory(
     tokens = rows * (sizes.prompt_tokens + config.max_new_tokens)
     size = value_bytes(dtype)
     return Memory(weights=facts.n_parameters * size, cache=tokens * facts.cache_values * size, judges=judges)
-
-
-def value_bytes(dtype: str) -> float:
-    """Bytes of a number; ``auto`` is bfloat16 on a GPU."""
-    return _VALUES.get(dtype, 2.0)
 
 
 def seconds(work: Work, facts: ModelFacts, gpu: Gpu, *, batch: int, dtype: str) -> float:

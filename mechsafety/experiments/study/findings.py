@@ -27,6 +27,7 @@ from mechsafety.experiments.agreement.findings import (
 )
 from mechsafety.experiments.agreement.planning import plan_sentences
 from mechsafety.judges.label_order import order_sentences
+from mechsafety.judges.panel import members_of
 from mechsafety.plots.style import system_names
 from mechsafety.statistics.tables import ABSTAINING_JUDGES, ARMS, PROMPT_LABELS
 
@@ -52,8 +53,9 @@ def failure_lines(failed: Mapping[str, str], names: Mapping[str, str] | None = N
 def headline(tables: Mapping[str, pd.DataFrame], manifest: Mapping[str, Any]) -> list[str]:
     """What the page begins with.
 
-    Where there are labels, whether the primary judge errs alike in both arms and the corrected rates come first; else
-    the last sentence is how many labels it would take. Then what each system refuses, and what depends on the judge.
+    Judges that are unusable by what they make of known answers come first, the primary one before others. Where there
+    are labels, whether the primary judge errs alike in both arms and the corrected rates are next; else the last
+    sentence is how many labels it would take. Then what each system refuses, and what depends on the judge.
     """
     if "verdicts" not in tables:
         return []
@@ -62,6 +64,7 @@ def headline(tables: Mapping[str, pd.DataFrame], manifest: Mapping[str, Any]) ->
     correctable = not labelled or judge in set(tables["judge_errors"]["judge"])
     corrected = corrected_contrasts(tables, primary=judge)
     return [
+        *(_unusable(tables["judge_checks"], judge) if "judge_checks" in tables else []),
         *(arm_error_sentences(tables["arm_errors"], primary=judge) if labelled else []),
         *(change(decide(contrast)) for contrast in corrected),
         *study_findings(tables, manifest),
@@ -191,6 +194,16 @@ def _of_judges(tables: Mapping[str, pd.DataFrame], judge: str) -> list[str]:
     if "judge_checks" in tables:
         found += _of_checks(tables["judge_checks"].to_dict(orient="records"))
     return found
+
+
+def _unusable(checks: pd.DataFrame, primary: str) -> list[str]:
+    """A sentence for every judge that failed on known answers; it may be a member of a panel."""
+    failed = {str(row["judge"]): row["unusable"] for _, row in checks.iterrows()}
+    return [
+        f"Unusable judge: {judge}: {why}."
+        for judge, why in sorted(failed.items(), key=lambda one: one[0] not in members_of(primary))
+        if isinstance(why, str) and why  # empty is NaN in a file
+    ]
 
 
 def _of_checks(rows: Sequence[Mapping[Any, Any]]) -> list[str]:

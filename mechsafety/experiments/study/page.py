@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from mechsafety.claims import decide
+from mechsafety.claims.sentences import change
 from mechsafety.core.places import packaged_words
 from mechsafety.experiments.agreement.chapter import chapter_blocks
+from mechsafety.experiments.agreement.findings import disagreement_sentences
 from mechsafety.experiments.base import Result
 from mechsafety.experiments.regions.page import region_chapters
 from mechsafety.experiments.study.findings import (
@@ -16,6 +19,7 @@ from mechsafety.experiments.study.findings import (
     failure_lines,
     headline,
     measured_systems,
+    refusal_contrasts,
 )
 from mechsafety.pages.page import Block, Page, render_page, rendered_blocks
 from mechsafety.plots.style import system_names
@@ -40,6 +44,8 @@ def page(result: Result, figures: Mapping[str, go.Figure]) -> Page:
         subtitle=f"{n} system{'s' if n != 1 else ''}, each original and with its refusal direction removed · recipe "
         f"{config['recipe']} · {config['max_new_tokens']} tokens · primary judge {config['judges'][0]}",
         findings=headline(result.tables, result.manifest),
+        subjects=["all systems", *system_names(measured_systems(result.manifest)).values()],
+        others="Judges and labels",
         blocks=[
             *_figure_blocks(result, figures),
             *chapter_blocks(result.tables, figures),
@@ -94,17 +100,33 @@ def _corrected(result: Result) -> list[dict[str, Any]]:
 def _figure_blocks(result: Result, figures: Mapping[str, go.Figure]) -> list[Block]:
     """Figures in reading order, with a heading where a new kind begins."""
     blocks: list[Block] = []
+    claims = _claims(result)
     for kind, head in _KINDS.items():
         of_kind = [(name, figure) for name, figure in figures.items() if name.startswith(kind)]
         table = result.tables.get(_TABLES.get(kind, ""))
         for number, (name, figure) in enumerate(of_kind):
-            first = {} if number else {**head, "table": table}
+            first = {} if number else {**head, "claims": claims.get(kind, ()), "table": table}
             blocks.append(Block(name=name, figures=[figure], **{"title": "", **first}))
         if kind in result.tables and not of_kind:
             blocks.append(Block(name=kind, **head, table=result.tables[kind]))
         if kind == "confirmation" and len(read := confirmed_rows(result.tables["sweep"])):
             blocks.append(Block(name=kind, **head, table=read))
     return blocks
+
+
+def _claims(result: Result) -> dict[str, list[str]]:
+    """What figures show, in the sentences of the page's head."""
+    tables, manifest = result.tables, result.manifest
+    if "verdicts" not in tables:
+        return {}
+    changes = refusal_contrasts(tables, manifest, label="harmful").values()
+    found = {"outcomes": [change(decide(contrast)) for contrast in changes]}
+    if "agreement" in tables:
+        judge = manifest["config"]["judges"][0]
+        found["judge-agreement"] = disagreement_sentences(
+            tables["verdicts"], tables["agreement"], primary=judge
+        )
+    return found
 
 
 def _exchanges(result: Result, system: str) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from mechsafety.edits.recipes import Recipe
 from mechsafety.experiments.study.config import StudyConfig
 from mechsafety.experiments.study.costs import (
     LAUNCH_MS,
-    USABLE,
     Estimate,
     Gpu,
     Sizes,
@@ -20,12 +19,12 @@ from mechsafety.experiments.study.costs import (
     memory,
     seconds,
     stages,
-    value_bytes,
 )
 from mechsafety.experiments.study.experiment import study_prompts
 from mechsafety.experiments.study.work import recipe_of
 from mechsafety.judges.panel import members_of
 from mechsafety.models.facts import ModelFacts, model_facts
+from mechsafety.models.placing import USABLE, value_bytes
 from mechsafety.prompts.prompt_set import PromptSet
 
 _MODEL_JUDGES = ("logit", "text")

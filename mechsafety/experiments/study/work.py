@@ -9,7 +9,8 @@ numbers are not finite is left out and named; the others go on.
 from __future__ import annotations
 
 import resource
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from mechsafety.core.errors import MechsafetyError, NotFiniteError
+from mechsafety.core.names import THOUGHT_END
 from mechsafety.core.verdict import Judge, Response, Verdict
 from mechsafety.directions.activations import ResidualCache, residual_stream
 from mechsafety.directions.direction import (
@@ -40,6 +42,7 @@ from mechsafety.experiments.study.controls import (
     draw_controls,
     random_arms,
 )
+from mechsafety.experiments.thoughts import kept_thoughts
 from mechsafety.generation.answered import Completion, answer_frame, asked_in
 from mechsafety.generation.completions import Sampling, overridden_defaults
 from mechsafety.generation.resumable import resumable_responses, resumable_under_each
@@ -50,7 +53,7 @@ from mechsafety.judges.label_order import label_order
 from mechsafety.judges.panel import member_specs, members_of
 from mechsafety.judges.registry import asks_a_model, is_pooled, load_judge
 from mechsafety.judges.selfjudgement import Exchange, self_judge, summarise
-from mechsafety.models.chat import post_instruction_positions, tokenize_prompts
+from mechsafety.models.chat import after_thoughts, post_instruction_positions, tokenize_prompts
 from mechsafety.models.loading import load_record
 from mechsafety.models.prefixes import prefix_note
 from mechsafety.models.provenance import of_models
@@ -138,6 +141,7 @@ class StudyWork:
         self._judges: dict[str, Judge] = {}
         self._measures: dict[str, MeasureChoice] = {}
         self._streams: dict[str, ResidualCache] = {}
+        self._thoughts: dict[str, dict[tuple[int, ...], Sequence[int]]] = {}
 
     # -- models ---------------------------------------------------------------------------------
 
@@ -245,9 +249,20 @@ class StudyWork:
         self.run.save(str(target.relative_to(self.run.path)), found.save)
 
     def _stream(self, spec: str, prompts: PromptSet, positions: tuple[int, ...]) -> ResidualCache:
-        return residual_stream(
-            self.model(spec), prompts, positions=positions, final_norm=self.recipe.final_norm
-        )
+        with self._behind_thoughts(spec) as model:
+            return residual_stream(model, prompts, positions=positions, final_norm=self.recipe.final_norm)
+
+    @contextmanager
+    def _behind_thoughts(self, spec: str) -> Iterator[TransformerBridge]:
+        """The model, which reads anchors with its own thoughts behind them where directions are those of their ends."""
+        model = self.model(spec)
+        if self.recipe.positions != THOUGHT_END:
+            yield model
+            return
+        if spec not in self._thoughts:
+            self._thoughts = {spec: kept_thoughts(self.session, model, self.anchors_of(spec), spec)}
+        with after_thoughts(model, self._thoughts[spec]):
+            yield model
 
     def _last_token_alone(self, spec: str) -> bool:
         """Whether candidates of the last token alone compete because each takes long to score.
@@ -270,7 +285,8 @@ class StudyWork:
         if spec not in self._measures:
             # The published thresholds are of first tokens.
             options = {"refusals": self.refusals(spec), "written_answers": self._rule == "auto"}
-            chosen = refusal_measure(self.model(spec), self.anchors_of(spec).to_choose, **options)
+            with self._behind_thoughts(spec) as model:
+                chosen = refusal_measure(model, self.anchors_of(spec).to_choose, **options)
             self._measures = {spec: chosen}
         return self._measures[spec]
 
@@ -283,7 +299,8 @@ class StudyWork:
             return prompts
         if not self.run.has_part("fit", spec, suffix="json"):
             measure, threshold = self.measure(spec).taken, self.recipe.threshold
-            used = treated_as_labelled(self.model(spec), prompts, measure=measure, threshold=threshold)
+            with self._behind_thoughts(spec) as model:
+                used = treated_as_labelled(model, prompts, measure=measure, threshold=threshold)
             self.run.write_json_part([p.id for p in used], "fit", spec)
         kept = set(self.run.read_json_part("fit", spec))
         return replace(prompts, prompts=tuple(p for p in prompts if p.id in kept))
@@ -298,17 +315,19 @@ class StudyWork:
         fixed = self.recipe.layer_of(n_layers)
         if fixed is not None and fixed > n_layers:
             raise MechsafetyError(f"layer {fixed} of a model with layers 0 to {n_layers}")
-        swept = sweep(
-            model,
-            directions if fixed is None else directions.only(-1),
-            validation,
-            measure=self.measure(spec),
-            layers=None if fixed is None else [fixed],
-            journal=Journal(self.run.part_path("scores", spec, suffix="jsonl")),
-            racing=self.config.search == "race" and fixed is None and self._rule == "auto",
-            threshold=self.recipe.threshold,
-            seed=seed,
-        )
+        measure = self.measure(spec)
+        with self._behind_thoughts(spec):
+            swept = sweep(
+                model,
+                directions if fixed is None else directions.only(-1),
+                validation,
+                measure=measure,
+                layers=None if fixed is None else [fixed],
+                journal=Journal(self.run.part_path("scores", spec, suffix="jsonl")),
+                racing=self.config.search == "race" and fixed is None and self._rule == "auto",
+                threshold=self.recipe.threshold,
+                seed=seed,
+            )
         self.run.write_part(swept.to_frame().assign(system=spec), "sweep", spec)
         facts = swept.facts(rule=None if fixed is not None else self._rule)
         self.run.write_json_part(facts, "swept", spec)
@@ -474,7 +493,8 @@ class StudyWork:
     def _nll(self, model: TransformerBridge, table: pd.DataFrame) -> list[float]:
         contexts = tokenize_prompts(model, asked_in(table))
         answers = [[int(t) for t in tokens] for tokens in table["tokens"]]
-        found = answer_nll(model, contexts, answers, ids=list(table["id"]))
+        n_thought = table["n_thought_tokens"].tolist()
+        found = answer_nll(model, contexts, answers, n_thought=n_thought, ids=list(table["id"]))
         return [float("nan") if value is None else round(value, 5) for value in found]
 
     def responses(self, spec: str, arm: str) -> pd.DataFrame:

@@ -14,6 +14,13 @@ def _positions(text: str) -> str | tuple[int, ...]:
     return text if text in ("post", "last", THOUGHT_END) else whole_numbers(text, "--positions")
 
 
+SweptPositions = Annotated[
+    tuple[int, ...] | Literal["last", "post", "thought-end"],
+    Option(metavar="post|last|thought-end|-2,-1", many="commas", parse=_positions),
+]
+"""Where directions are found: every token of the template after the request, the last one, the end of a thought."""
+
+
 def _tokens(text: str) -> tuple[str, ...]:
     return tuple(text.split(","))  # a blank before a word belongs to its token
 
@@ -36,10 +43,7 @@ class SweepConfig(FedConfig):
     centring: Centring = Field(
         default="pooled", description="what principal components are centred on, for pca"
     )
-    positions: Annotated[
-        tuple[int, ...] | Literal["last", "post", "thought-end"],
-        Option(metavar="post|last|thought-end|-2,-1", many="commas", parse=_positions),
-    ] = Field(
+    positions: SweptPositions = Field(
         default="post",
         description="every template token after the instruction, the last one, the end of the model's own thought, or "
         "named ones",

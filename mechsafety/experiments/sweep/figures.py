@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Unpack
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -12,9 +12,10 @@ from plotly.subplots import make_subplots
 
 from mechsafety.core.wording import counted
 from mechsafety.plots.lines import band, faded
+from mechsafety.plots.look import Look, drawn
 from mechsafety.plots.style import COLOURS, DIVERGING, HEAT, require_rows, require_single, styled, whiskers
 from mechsafety.plots.traces import dots, in_legend, stacked
-from mechsafety.sweeps.figures import KL_TICKS, layer_sweep_table
+from mechsafety.sweeps.figures import kl_axis, layer_sweep_table
 from mechsafety.sweeps.profile_figure import profile_figure
 
 # Okabe and Ito's remaining colours, for methods.
@@ -49,7 +50,10 @@ _DOSE_LINES = {
 }
 
 
-def score_heatmap(table: pd.DataFrame, *, name: str, selected: tuple[int, int] | None) -> go.Figure:
+@drawn
+def score_heatmap(
+    table: pd.DataFrame, *, name: str, selected: tuple[int, int] | None, **_look: Unpack[Look]
+) -> go.Figure:
     """bypass, induce and KL of one method's candidates over position (rows) and layer (columns).
 
     A ring marks the selected (position, layer). Grey cells hold no score.
@@ -106,7 +110,10 @@ def score_heatmap(table: pd.DataFrame, *, name: str, selected: tuple[int, int] |
     )
 
 
-def method_lines(table: pd.DataFrame, *, name: str, position: int | None = None) -> go.Figure:
+@drawn
+def method_lines(
+    table: pd.DataFrame, *, name: str, position: int | None = None, **_look: Unpack[Look]
+) -> go.Figure:
     """bypass, induce and KL by layer, one line per method, at one position, by default the last.
 
     Example:
@@ -136,7 +143,7 @@ def method_lines(table: pd.DataFrame, *, name: str, position: int | None = None)
         figure.add_hline(y=0, line={"color": "#999999", "width": 1}, row=row, col=1)
     for row, label in enumerate(("bypass", "induce", "KL (nats)"), start=1):
         figure.update_yaxes(title_text=label, row=row, col=1)
-    figure.update_yaxes(type="log", tickvals=KL_TICKS, row=3, col=1)
+    figure.update_yaxes(kl_axis(rows["kl"]), row=3, col=1)
     figure.update_xaxes(title_text="layer (input of block)", row=3, col=1)
     return styled(
         figure,
@@ -148,7 +155,8 @@ def method_lines(table: pd.DataFrame, *, name: str, position: int | None = None)
     )
 
 
-def lens_figure(lens: pd.DataFrame, *, name: str, layer: int) -> go.Figure:
+@drawn
+def lens_figure(lens: pd.DataFrame, *, name: str, layer: int, **_look: Unpack[Look]) -> go.Figure:
     """The tokens that the selected direction promotes and suppresses when it is unembedded.
 
     Example:
@@ -186,7 +194,8 @@ def lens_figure(lens: pd.DataFrame, *, name: str, layer: int) -> go.Figure:
     )
 
 
-def stability_bars(stability: pd.DataFrame, *, name: str, most: int = 10) -> go.Figure:
+@drawn
+def stability_bars(stability: pd.DataFrame, *, name: str, most: int = 10, **_look: Unpack[Look]) -> go.Figure:
     """How often each candidate is selected when the validation prompts are drawn again.
 
     Example:
@@ -220,7 +229,8 @@ def stability_bars(stability: pd.DataFrame, *, name: str, most: int = 10) -> go.
     )
 
 
-def dose_figure(doses: pd.DataFrame, *, name: str) -> go.Figure:
+@drawn
+def dose_figure(doses: pd.DataFrame, *, name: str, **_look: Unpack[Look]) -> go.Figure:
     """Refusal, degenerate share, KL and perplexity against the dose, with the span of the random controls as a band.
 
     Example:

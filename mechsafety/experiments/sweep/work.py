@@ -18,10 +18,11 @@ from mechsafety.edits.files import save_edit
 from mechsafety.edits.interventions import Ablate, digest
 from mechsafety.experiments.base import Read, Session
 from mechsafety.experiments.sweep.config import SweepConfig
+from mechsafety.experiments.thoughts import kept_thoughts
 from mechsafety.generation.answered import Completion, answer_frame
 from mechsafety.generation.completions import overridden_defaults
-from mechsafety.generation.thought_ends import own_thoughts
-from mechsafety.models.chat import after_thoughts, post_instruction_positions, tokenize_prompts
+from mechsafety.generation.thought_ends import offsets_of
+from mechsafety.models.chat import after_thoughts
 from mechsafety.models.loading import load_record
 from mechsafety.models.prefixes import prefix_note
 from mechsafety.prompts.fed import fed, fed_record
@@ -60,24 +61,9 @@ class SweepWork:
             "fed", config.model, fed_record(self.model, read, escaped=config.escape_control_tokens)
         )
         self.fit, self.validation, *self.report = (one.prompts for one in read)
-        if config.positions == "post":
-            self.positions = post_instruction_positions(self.model)
-        else:
-            last = config.positions in ("last", THOUGHT_END)
-            self.positions = (-1,) if last else tuple(map(int, config.positions))
-        self.thoughts = self._thoughts() if config.positions == THOUGHT_END else {}
-
-    def _thoughts(self) -> dict[tuple[int, ...], Sequence[int]]:
-        """The model's thoughts about fit and validation prompts, made once in a run, by the prompts' tokens."""
-        prompts = [*self.fit, *self.validation]
-        asked = list(map(tuple, tokenize_prompts(self.model, [p.asked for p in prompts])))
-
-        def made() -> dict[str, Sequence[int]]:
-            thoughts = own_thoughts(self.model, prompts)
-            return {p.id: thoughts[ids] for p, ids in zip(prompts, asked, strict=True)}
-
-        stored = self.session.json_part("thoughts", make=made)
-        return {ids: stored[p.id] for p, ids in zip(prompts, asked, strict=True)}
+        self.positions = offsets_of(self.model, config.positions)
+        asked = [*self.fit, *self.validation] if config.positions == THOUGHT_END else []
+        self.thoughts = kept_thoughts(self.session, self.model, asked) if asked else {}
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """Make what is missing, and join it."""

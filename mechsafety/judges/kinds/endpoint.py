@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import secrets
-import threading
-from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import replace
-from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
-from mechsafety.core.errors import MechsafetyError
-from mechsafety.core.progress import bar
+from mechsafety.core.errors import MechsafetyError, StoppedError
 from mechsafety.core.verdict import Response, Verdict
 from mechsafety.judges.answers import SHOWN, Answer
 from mechsafety.judges.asking import (
@@ -25,9 +20,11 @@ from mechsafety.judges.asking import (
     template_digest,
     unread,
 )
+from mechsafety.judges.budget import Budget
 from mechsafety.judges.chat_calls import CallOptions, ChatCalls, NoAnswer
 from mechsafety.judges.endpoint_spec import options_from_environment, options_of, parse
 from mechsafety.judges.reading import decide
+from mechsafety.judges.side_by_side import Put, Work, ask_side_by_side, in_parallel
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -37,7 +34,6 @@ if TYPE_CHECKING:
 ABOUT = "endpoint:MODEL@URL;api_key_env=NAME  a chat model behind an OpenAI-compatible URL, with options"
 
 _SHORT_ANSWER = 12  # tokens of an answer that holds the verdict alone
-_Put = Callable[[int, Verdict], None]
 
 
 class EndpointJudge(AskingJudge):
@@ -46,7 +42,7 @@ class EndpointJudge(AskingJudge):
     An answer out of form is followed by one short message; then the verdict is ``unparsed`` with the tag
     ``unreadable``. Every response ends with a verdict or ``unparsed`` with the tag that names the reason, in the order
     given. What no repetition mends (a wrong key, an unknown model, an endpoint that never answered) raises
-    MechsafetyError at once, StoppedError where the endpoint gave up; the verdicts that had come were handed to
+    MechsafetyError at once; where the endpoint gave up, ``stopped`` says why. The verdicts that had come were handed to
     ``on_verdict``. Options are those of :func:`mechsafety.judges.endpoint_spec.options_of`.
     """
 
@@ -60,9 +56,19 @@ class EndpointJudge(AskingJudge):
         given = options_of(argument, options or CallOptions())
         self.calls = ChatCalls(model=model, url=url, options=given, ledger=self.ledger)
 
-    def limit(self, **caps: int | float | None) -> None:
-        """Set the caps ``max_calls``, ``max_tokens`` and ``max_cost``; what was spent already counts."""
-        self.calls.options = replace(self.calls.options, **caps)  # type: ignore[arg-type]
+    @property
+    def host(self) -> str:
+        """Where its questions go: host and port."""
+        return urlsplit(self.calls.url).netloc.lower()
+
+    def limit(self, budget: Budget) -> None:
+        """Share ``budget`` with other judges; what was spent already counts."""
+        if budget.caps["cost"] is not None and self.calls.options.price_in is None:
+            raise MechsafetyError(
+                "a cap on the cost needs prices: give price_in and price_out, per million tokens"
+            )
+        budget.share(self.calls.spent)
+        self.calls.budget = budget
 
     def estimate(self, responses: Sequence[Response]) -> Usage:
         """What judging ``responses`` costs about, with a token for four characters and one short answer each."""
@@ -91,34 +97,32 @@ class EndpointJudge(AskingJudge):
         return [{"role": "user", "content": asked}]
 
     def _ask(self, responses: Sequence[Response], *, on_verdict: OnVerdict) -> list[Verdict]:
-        verdicts: dict[int, Verdict] = {}
-        with bar(self.name, total=len(responses), unit="response") as progress:
+        verdicts: list[Verdict] = []
 
-            def settle(row: int, verdict: Verdict) -> None:
-                verdicts[row] = verdict
-                on_verdict(verdict)
-                if (cost := self.usage.cost) is not None:
-                    progress.set_postfix_str(f"cost {cost:.4f}", refresh=False)
-                progress.update(1)
+        def settle(verdict: Verdict) -> None:
+            verdicts.append(verdict)
+            on_verdict(verdict)
 
-            _in_a_thread(lambda put: self._ask_all(responses, put), settle)
-        return [verdicts[row] for row in range(len(responses))]
+        ask_side_by_side([Work(self, responses, settle)])
+        return verdicts
 
-    async def _ask_all(self, responses: Sequence[Response], put: _Put) -> None:
-        rows = iter(range(len(responses)))  # shared: each worker takes the next
+    async def ask_all(self, responses: Sequence[Response], put: Put) -> None:
+        """Ask about ``responses`` in the event loop that runs; ``put`` takes each verdict as it comes."""
+        rest = iter(responses)  # shared: each worker takes the next
 
         async def work() -> None:
-            for row in rows:
-                verdict = await self._verdict(client, responses[row])
+            for response in rest:
+                verdict = await self._verdict(client, response)
                 self.ledger.add(Usage(fresh=1))
-                put(row, verdict)
+                await put(verdict)
 
         try:
-            async with self.calls.client() as client, asyncio.TaskGroup() as group:
-                for _ in range(min(self.calls.options.concurrency, len(responses))):
-                    group.create_task(work())
-        except ExceptionGroup as errors:
-            raise errors.exceptions[0] from None
+            async with self.calls.client() as client:
+                await in_parallel(
+                    [work() for _ in range(min(self.calls.options.concurrency, len(responses)))]
+                )
+        except StoppedError as error:
+            self.stopped = error
 
     async def _verdict(self, client: AsyncOpenAI, response: Response) -> Verdict:
         messages = self.messages(response)
@@ -135,49 +139,6 @@ class EndpointJudge(AskingJudge):
                 self.ledger.add(Usage(repairs=1))
         except NoAnswer as error:
             return unread(response, judge=self.name, reason=error.reason, detail=error.detail)
-
-
-def _in_a_thread(work: Callable[[_Put], Coroutine[Any, Any, None]], settle: _Put) -> None:
-    """Run ``work`` in an event loop of its own thread; ``settle`` gets in this thread what it puts, as it comes.
-
-    So it works where a loop is running already (Jupyter). An interrupt cancels the work, and what had come until
-    then is still settled.
-    """
-    arrived: SimpleQueue[tuple[int, Verdict] | BaseException | None] = SimpleQueue()
-    cancel: list[Callable[[], object]] = []
-
-    async def watched() -> None:
-        loop, task = asyncio.get_running_loop(), asyncio.current_task()
-        assert task is not None
-        cancel.append(lambda: loop.call_soon_threadsafe(task.cancel))
-        await work(lambda *found: arrived.put(found))
-
-    def run() -> None:
-        try:
-            asyncio.run(watched())
-        except BaseException as error:
-            arrived.put(error)
-        else:
-            arrived.put(None)
-
-    thread = threading.Thread(target=run, name="endpoint", daemon=True)
-    thread.start()
-    try:
-        while (item := arrived.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            settle(*item)
-    except BaseException:
-        for stop in cancel:
-            with contextlib.suppress(RuntimeError):  # the loop has ended
-                stop()
-        thread.join()
-        while not arrived.empty():
-            if isinstance(item := arrived.get(), tuple):
-                with contextlib.suppress(MechsafetyError):  # the first error is the one to report
-                    settle(*item)
-        raise
-    thread.join()
 
 
 def create(argument: str | None, *, models: ModelSource | None = None) -> EndpointJudge:  # noqa: ARG001

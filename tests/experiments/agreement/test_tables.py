@@ -459,10 +459,13 @@ def test_the_plan_of_labels_is_enough_and_not_too_many() -> None:
     wide, narrow = (label_plan(tables["rates"], "rules", width=width)["labels"] for width in (0.3, 0.1))
     assert (wide < plan["labels"]).all()
     assert narrow[plan["label"] == "harmful"].isna().all()
-    (line,) = plan_sentences(tables["rates"], "rules")
+    lines = plan_sentences(tables["rates"], "rules")
     harmful = plan[plan["label"] == "harmful"]
-    # As many harmless responses as harmful ones, and the larger need of the two arms.
-    assert f"--labels {4 * harmful['labels'].max()} " in line
-    assert "more than the 180 responses" in line
+    for line, row in zip(lines, harmful.to_dict(orient="records"), strict=True):
+        assert f" {row['arm']}: {row['labels']} of {row['responses']} responses" in line
+    few = tables["rates"].assign(
+        **{name: tables["rates"][name] // 20 for name in ("n", "unparsed", "refusal")}
+    )
+    assert all("not measured" in line for line in plan_sentences(few, "rules"))
     assert plan_sentences(tables["rates"], "degeneracy") == []
     assert plan_sentences(tables["rates"].assign(judge="key:file"), "key:file") == []

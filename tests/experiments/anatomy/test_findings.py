@@ -7,7 +7,8 @@ import math
 import pandas as pd
 import pytest
 
-from mechsafety.experiments.anatomy.controls import CONTROL_COLUMNS, anatomy_controls
+from mechsafety.claims.tables import CONTROL_COLUMNS
+from mechsafety.experiments.anatomy.controls import anatomy_controls
 from mechsafety.experiments.anatomy.findings import above, along_direction, anatomy_findings
 from mechsafety.experiments.anatomy.naming import who
 from tests import anatomy_tables as made
@@ -377,7 +378,7 @@ def test_matrices_are_compared_where_both_are_known() -> None:
 
 def test_every_claim_has_a_control_and_a_result() -> None:
     table = anatomy_controls(made.tables(layers=4), names=NAMES)
-    assert list(table.columns) == CONTROL_COLUMNS
+    assert tuple(table.columns) == CONTROL_COLUMNS
     assert len(table) == 13
     assert set(table["holds beyond it"]) == {"yes", "cannot fail"}
     alone = {name: t[t["model"] != "control"] if "model" in t else t for name, t in made.tables().items()}

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from mechsafety.core.wording import counted, listed, span, spelt_p
+from mechsafety.core.wording import counted, listed, span
 from mechsafety.experiments.audit.tables import published_counts
 from mechsafety.experiments.ladder.contrasts import ladder_claims, rung_names, rung_of
 from mechsafety.experiments.ladder.findings import ladder_findings, summary
@@ -368,7 +368,6 @@ def test_names_are_short_and_stay_distinct() -> None:
 
 
 def test_numbers_in_words() -> None:
-    assert (spelt_p(0.0001), spelt_p(0.0123), spelt_p(math.nan)) == ("p < 0.001", "p = 0.012", "not tested")
     assert (listed([]), listed(["a"]), listed(["a", "b"]), listed(["a", "b", "c"])) == (
         *("", "a", "a and b", "a, b and c"),
     )

@@ -200,6 +200,8 @@ def test_judges_that_are_models_are_tried_first_and_their_order_is_reported(
     page = (copied / "report.html").read_text()
     assert "Verdicts that turn with the order of the labels" in page
     assert "on 20 answers with known labels" in page
+    named = [line for line in found.findings if line.startswith("Unusable judge")]
+    assert len(named) == isinstance(check["unusable"], str)
 
 
 def test_an_interrupted_judge_goes_on_and_judges_nothing_twice(

@@ -279,14 +279,17 @@ def test_the_random_arm_is_the_last_bar_of_each_system_and_spans_its_draws() -> 
     figure = outcome_bars(both, tests, judge="rules", controls=controls)
     left = [t for t in figure.data if t.xaxis == "x"]
     bars, (whisker,) = {t.name: t for t in left if t.type == "bar"}, [t for t in left if t.type == "scatter"]
-    keys = list(zip(*whisker.x, strict=True))
+    keys = [tuple(key) for key in whisker.customdata]
     assert keys[-2:] == [("s", "random"), ("t", "random")]
     assert whisker.y[-2:] == pytest.approx([0.8, 0.5])
     assert whisker.error_y.array[-2:] == pytest.approx([0.1, 0.0])
     assert whisker.error_y.arrayminus[-2:] == pytest.approx([0.1, 0.0])
     assert [sum(t.y[i] for t in bars.values()) for i in (-2, -1)] == pytest.approx([1.0, 1.0])
     # Stars stand between the two arms that are tested, of three bars a system.
-    assert [a.x for a in figure.layout.annotations if a.text == "***" and a.xref == "x"] == [0.5, 3.5]
+    at = dict(zip(keys, whisker.x, strict=True))
+    between = [(at[system, "original"] + at[system, "edited"]) / 2 for system in ("s", "t")]
+    assert [a.x for a in figure.layout.annotations if a.text == "***" and a.xref == "x"] == between
+    assert len({round(x, 3) for x in whisker.x}) == 6
     # Draws that another judge read as well change nothing.
     others = pd.concat([controls, controls.assign(judge="other", refused=0.0)])
     assert outcome_bars(both, tests, judge="rules", controls=others) == figure

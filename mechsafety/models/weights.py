@@ -1,0 +1,113 @@
+"""What lies in a model's folder: its configuration, its weights on their devices, its tokenizer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mechsafety.core.errors import MechsafetyError, way
+from mechsafety.core.progress import quiet
+from mechsafety.models.filled_weights import load_filled
+from mechsafety.models.hardware import dtype_name, free_bytes
+from mechsafety.models.placing import Placing
+from mechsafety.models.quantised import bytes_per_weight, quantisation
+from mechsafety.models.specs import ModelSpec, load_error
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def load_config(spec: str, parsed: ModelSpec, folder: str) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        with quiet():
+            return AutoConfig.from_pretrained(folder, revision=parsed.revision)
+    except Exception as error:
+        raise load_error(spec, parsed, error) from error
+
+
+def load_weights(
+    spec: str,
+    parsed: ModelSpec,
+    folder: str,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    placing: Placing | None = None,
+    trust_remote_code: bool,
+) -> PreTrainedModel:
+    """The causal language model in ``folder`` on ``device`` or divided by ``placing``, if the memory suffices.
+
+    ``spec`` is for messages.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        with quiet():
+            config = AutoConfig.from_pretrained(
+                folder, revision=parsed.revision, trust_remote_code=trust_remote_code
+            )
+            shape, need = shape_of(config, dtype, trust_remote_code=trust_remote_code)
+            packed = quantisation(config) is not None  # such weights do not move once they are loaded
+            if placing is None:
+                _require_memory(spec, need, dtype, device)
+                where = {"device_map": {"": device}} if packed else {}
+            else:
+                where = {"device_map": placing.planned(spec, shape, dtype)}
+            model = load_filled(
+                AutoModelForCausalLM,
+                folder,
+                source=spec,
+                config=config,
+                revision=parsed.revision,
+                dtype=dtype,
+                trust_remote_code=trust_remote_code,
+                **where,
+            )
+    except MechsafetyError:
+        raise
+    except Exception as error:
+        raise load_error(spec, parsed, error) from error
+    return model.eval() if where else model.to(device).eval()
+
+
+def shape_of(
+    config: Any, dtype: torch.dtype, *, trust_remote_code: bool = False
+) -> tuple[PreTrainedModel, float]:
+    """The model of a configuration without its weights, and the bytes that they take."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        shape = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    return shape, sum(p.numel() for p in shape.parameters()) * bytes_per_weight(config, dtype)
+
+
+def _require_memory(spec: str, need: float, dtype: torch.dtype, device: torch.device) -> None:
+    free = free_bytes(device)
+    if need > free:
+        raise MechsafetyError(
+            f"model {spec!r} needs {need / 1e9:.1f} GB in {dtype_name(dtype)}, but {device} has "
+            f"{free / 1e9:.1f} GB free: choose a smaller model, {way('--dtype bfloat16')}, or another "
+            f"{way('--device')}"
+        )
+
+
+def load_tokenizer(
+    spec: str, parsed: ModelSpec, folder: str, *, trust_remote_code: bool
+) -> PreTrainedTokenizerBase:
+    """Its tokenizer, padding on the left."""
+    from transformers import AutoTokenizer
+
+    try:
+        with quiet():
+            tokenizer = AutoTokenizer.from_pretrained(
+                folder, revision=parsed.revision, trust_remote_code=trust_remote_code
+            )
+    except Exception as error:
+        raise load_error(spec, parsed, error) from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "left"
+    return tokenizer

@@ -1,0 +1,119 @@
+"""The options that every figure takes: its title, its size, its colours.
+
+A function that draws is marked :func:`drawn`, which takes the options out of its arguments; the last act of drawing,
+:func:`mechsafety.plots.style.styled`, applies them. Nothing between the two knows of them.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, TypedDict, TypeVar, Unpack
+
+from mechsafety.core.arguments import shown, whole_number
+from mechsafety.core.errors import MechsafetyError
+
+Draws = TypeVar("Draws", bound=Callable[..., Any])
+LEAST, MOST = 200, 20_000
+"""Pixels of a side of a figure."""
+
+
+class Look(TypedDict, total=False):
+    """The options of a figure; those that are not given, and None, leave it as it is.
+
+    - ``title``: text in place of the figure's own title.
+    - ``width``, ``height``: pixels of the whole figure, 200 to 20,000. Text is wrapped to the width; without a height
+      the figure grows by the lines that this takes.
+    - ``colours``: colours that CSS knows, as ``"#0072B2"`` or ``"teal"``. Several replace the colours of the series in
+      the order of the legend, as many as are given; a mapping from names in the legend those of these series alone.
+      In a map of numbers two or more are its scale, from low to high.
+    """
+
+    title: str | None
+    width: int | None
+    height: int | None
+    colours: str | Sequence[str] | Mapping[str, str] | None
+
+
+_OPTIONS = {
+    name: inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=hint)
+    for name, hint in Look.__annotations__.items()
+}
+_WANTED: ContextVar[Look] = ContextVar("wanted", default=Look())  # noqa: B039 - never changed in place
+
+
+def drawn(function: Draws) -> Draws:
+    """``function`` with the options of :class:`Look`, which its signature shows one by one."""
+    signature = inspect.signature(function)
+    own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+
+    @functools.wraps(function)
+    def draw(*args: Any, **kwargs: Any) -> Any:
+        look = Look(**{name: kwargs.pop(name) for name in _OPTIONS if name in kwargs})  # type: ignore[typeddict-item]
+        with looking(**look):
+            return function(*args, **kwargs)
+
+    draw.__signature__ = signature.replace(parameters=[*own, *_OPTIONS.values()])  # type: ignore[attr-defined]
+    return draw  # type: ignore[return-value]
+
+
+@contextmanager
+def looking(**look: Unpack[Look]) -> Iterator[None]:
+    """Figures that are drawn within look so. Raises :class:`MechsafetyError` for an option that cannot be."""
+    given = {name: value for name, value in _checked(look).items() if value is not None}
+    token = _WANTED.set(Look(**(_WANTED.get() | given)))  # type: ignore[typeddict-item]
+    try:
+        yield
+    finally:
+        _WANTED.reset(token)
+
+
+def wanted() -> Look:
+    """The options of the figure that is being drawn."""
+    return _WANTED.get()
+
+
+def _checked(look: Look) -> dict[str, Any]:
+    found: dict[str, Any] = dict(look)
+    title = found.get("title")
+    if title is not None and (not isinstance(title, str) or not title.strip()):
+        raise MechsafetyError(f"title is {shown(title)}: a text is needed; leave it out for the figure's own")
+    for side in ("width", "height"):
+        if found.get(side) is not None:
+            found[side] = whole_number(found[side], side)
+            if not LEAST <= found[side] <= MOST:
+                raise MechsafetyError(f"{side} is {found[side]}: {LEAST} to {MOST} pixels are needed")
+    if found.get("colours") is not None:
+        found["colours"] = _colours(found["colours"])
+    return found
+
+
+def _colours(given: object) -> tuple[str, ...] | dict[str, str]:
+    if isinstance(given, Mapping):
+        for colour in given.values():
+            _require_colour(colour)
+        return {str(name): str(colour) for name, colour in given.items()}
+    several = [given] if isinstance(given, str) else list(given) if isinstance(given, Sequence) else []
+    if not several:
+        raise MechsafetyError(
+            f"colours is {shown(given)}: a colour, a list of them, or a mapping from names in the legend is needed"
+        )
+    for colour in several:
+        _require_colour(colour)
+    return tuple(map(str, several))
+
+
+def _require_colour(colour: object) -> None:
+    import plotly.graph_objects as go
+
+    try:
+        known = isinstance(colour, str) and go.scatter.Line(color=colour).color == colour
+    except ValueError:
+        known = False
+    if not known:
+        raise MechsafetyError(
+            f"colours: {shown(colour)} is no colour; give one that CSS knows, such as '#0072B2' or 'teal'"
+        )

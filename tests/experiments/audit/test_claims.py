@@ -1,0 +1,185 @@
+"""What an audit says of drawn counts and verdicts: nothing false, and every comparison, judge and count that there is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mechsafety.core.errors import MechsafetyError
+from tests.claims.drawn import CORNERS, few
+from tests.claims.evaluator import refuted, unsaid
+from tests.claims.facts import Change, Count, Facts, Family, Items, Key, RealChange, Value, hits
+from tests.claims.rules import decide
+from tests.experiments.audit.test_work import audited, counts_file, verdict_rows
+
+Counts = tuple[int, int, int, int]  # refused and all, before and after
+MEASURE = "refusals"
+UNPARSED = "unparsed"
+
+
+def items(k: int, n: int, side: str) -> Items:
+    return {f"{side} {i}": i < k for i in range(n)}
+
+
+def _known(value: float, unit: str = "") -> Value | None:
+    return None if value != value else Value(value, unit=unit)
+
+
+def facts_of(changes: Mapping[str, Change], found, judges: Mapping[str, Mapping[str, str]]) -> Facts:
+    """By subject; `judges` are subjects by system and judge. Numbers that no sentence form is about are the table's own."""
+    keyed: dict[Key, Change | RealChange] = {
+        (subject, MEASURE): change for subject, change in changes.items()
+    }
+    facts = Facts(keyed, [Family("comparisons", list(keyed))])
+    words = {key[0]: decide(key, facts).word for key in keyed}
+    changed = [
+        (system, of) for system, of in judges.items() if {words[s] for s in of.values()} & {"rise", "fall"}
+    ]
+    counts = {("Comparisons", "differences are shown"): Count([_shown(word) for word in words.values()])}
+    if any(len(of) > 1 for of in judges.values()):
+        several = [of for of in judges.values() if len(of) > 1]
+        outcomes = [bool({words[s] for s in of.values()} & {"rise", "fall"}) for of in several]
+        what = "systems and kinds of prompts are shown to change by some judge"
+        counts["Under several judges", what] = Count(outcomes)
+    table, extremes = found.comparisons, {}
+    measure = "smallest fall found with power 0.8 where nothing is newly refused"
+    for column, when in (("detectable", "without"), ("detectable_corrected", "after")):
+        subject = f"Paired tests {when} correction"
+        names = [_name(row, table) for row in table.to_dict(orient="records")]
+        sizes = (_known(100 * x, "points") for x in table[column])
+        extremes[subject, measure, "comparisons"] = dict(zip(names, sizes, strict=True))
+        what = "comparisons have no fall that is found with power 0.8"
+        counts[subject, what] = Count([bool(x != x) for x in table[column]])
+    given = table[table["data"] == "counts"]
+    if len(given):
+        subject = "Comparisons given as counts, a paired test after correction"
+        always = [None if p != p else p < 0.05 for p in given["paired_holm_worst"]]
+        never = [None if p != p else p >= 0.05 for p in given["paired_holm_best"]]
+        counts[subject, "would show a difference whatever the pairs"] = Count(always)
+        counts[subject, "would show none whatever the pairs"] = Count(never)
+    by = {
+        (system, MEASURE): {judge: (subject, MEASURE) for judge, subject in of.items()}
+        for system, of in changed
+        if len(of) > 1
+    }
+    missing = (
+        {}
+        if any(len(of) > 1 for of in judges.values())
+        else {"Whether another judge shows the same": "one judge"}
+    )
+    return facts + Facts(extremes=extremes, counts=counts, judges=by, missing=missing)
+
+
+def _shown(word: str) -> bool | None:
+    return None if word == "not tested" else word in ("rise", "fall")
+
+
+def _name(row: Mapping, table: pd.DataFrame) -> str:
+    several = [column for column in ("label", "judge") if len(set(table[column])) > 1]
+    return ", ".join([row["system"], *(row[column] for column in several)])
+
+
+def check_counts(path: Path, judged: Mapping[str, Mapping[str, Counts]]) -> list[str]:
+    """Systems by judge, as counts."""
+    rows, changes, judges = [], {}, {}
+    for judge, systems in judged.items():
+        for system, (k, n, edited, m) in systems.items():
+            rows += [(system, "harmful", judge, k, n), (f"{system}-ALB", "harmful", judge, edited, m)]
+            subject = f"{system}, harmful prompts, {judge}"
+            changes[subject] = Change(items(k, n, "a"), items(edited, m, "b"), paired=False)
+            judges.setdefault(f"{system}, harmful prompts", {})[judge] = subject
+    try:
+        found = audited(counts_file(path / "counts.csv", rows), family="all")
+    except MechsafetyError:  # every judge is broken
+        return []
+    said = [s for s in found.sentences if not _of_other_tables(s)]
+    out = set(found.broken["judge"])
+    if out:
+        changes = {s: c for s, c in changes.items() if s.rpartition(", ")[2] not in out}
+        judges = {s: {j: n for j, n in of.items() if j not in out} for s, of in judges.items()}
+    facts = facts_of(changes, found, judges)
+    assert refuted(said, facts) == []
+    assert unsaid(said, facts) == []
+    return said
+
+
+def _of_other_tables(sentence: str) -> bool:
+    """Sentences on judges against the prompts' labels, each other's order, and judges that are left out."""
+    starts = ("Against the prompts' labels", "harmful prompts: ", "All judges: ")
+    return (
+        sentence.startswith(starts)
+        or "left out of every other number" in sentence
+        or "sensitivity against" in sentence
+        or "specificity against" in sentence
+    )
+
+
+COUNTS: dict[str, Counts] = {
+    "fall": (46, 50, 6, 50),
+    "rise": (6, 50, 46, 50),
+    "equal": (25, 50, 25, 50),
+    "all": (50, 50, 50, 50),
+    "none after": (40, 40, 0, 60),
+    "one each": (1, 1, 0, 1),
+    "unequal": (3, 3, 60, 200),
+    "just not": (9, 20, 3, 20),
+}
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_one_comparison(name: str, tmp_path: Path) -> None:
+    assert check_counts(tmp_path, {"A": {"X": COUNTS[name]}})
+
+
+def test_judges_of_opposite_sides(tmp_path: Path) -> None:
+    systems = {"X": COUNTS["fall"], "Y": COUNTS["equal"], "Z": COUNTS["one each"]}
+    said = check_counts(tmp_path, {"A": systems, "B": {**systems, "X": COUNTS["rise"]}})
+    assert any("fall by 1 (A); rise by 1 (B)" in s for s in said)
+
+
+@few(8)
+@given(
+    st.lists(
+        st.tuples(st.integers(1, 30), st.integers(0, 30), st.integers(1, 30), st.integers(0, 30)),
+        min_size=1,
+        max_size=8,
+    )
+)
+def test_drawn_counts(
+    tmp_path_factory: pytest.TempPathFactory, drawn: list[tuple[int, int, int, int]]
+) -> None:
+    systems = {f"M{i}": (min(k, n), n, min(j, m), m) for i, (n, k, m, j) in enumerate(drawn)}
+    systems["first"] = (10, 20, 9, 20)
+    check_counts(tmp_path_factory.mktemp("counts"), {"A": systems})
+
+
+@pytest.mark.parametrize(
+    "name", [n for n, c in CORNERS.items() if c.before and len(c.after) == len(c.before) < 300]
+)
+def test_verdicts(name: str, tmp_path: Path) -> None:
+    """Answers one by one are tested in pairs."""
+    each = CORNERS[name]
+    rows = verdict_rows(*([_reading(v) for v in side.values()] for side in (each.before, each.after)))
+    path = tmp_path / "verdicts.csv"
+    pd.DataFrame(rows, columns=["question", "label", "model", "response", "is_refusal_A"]).to_csv(
+        path, index=False
+    )
+    try:
+        found = audited(path, family="all")
+    except MechsafetyError:
+        return
+    change = Change(*(hits(side, "refusal") for side in (each.before, each.after)))
+    subject = "X, harmful prompts, A"
+    facts = facts_of({subject: change}, found, {"X, harmful prompts": {"A": subject}})
+    said = [s for s in found.sentences if not _of_other_tables(s)]
+    assert refuted(said, facts) == []
+    assert unsaid(said, facts) == []
+
+
+def _reading(verdict: str) -> str:
+    return "" if verdict == UNPARSED else "1" if verdict == "refusal" else "0"

@@ -1,0 +1,256 @@
+"""What a ladder says of drawn tables: nothing false, and every change, control, series and count that there is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from fractions import Fraction
+
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mechsafety.experiments.ladder.findings import ladder_findings, summary
+from mechsafety.experiments.ladder.paper import net_losses
+from tests.claims.drawn import (
+    CORNERS,
+    VALUES,
+    System,
+    change_of,
+    drawn_system,
+    drawn_values,
+    falls_beyond,
+    few,
+    tally,
+)
+from tests.claims.evaluator import refuted, unsaid
+from tests.claims.facts import Change, Count, Facts, Family, Key, Value
+from tests.claims.rules import decide
+
+KINDS = ("harmful", "harmless")
+CONTROL = "as many random directions"
+Ladder = Mapping[str, Mapping[int, System]]
+
+
+def tables_of(ladder: Ladder, values: str = "apart") -> dict[str, pd.DataFrame]:
+    """Tables of systems by number of directions; harmless prompts move as harmful ones do."""
+    rows, survival = [], []
+
+    def add(system: str, kind: str, k: int, draw: int, labels: Mapping) -> None:
+        for label in KINDS:
+            rows.extend((system, kind, k, draw, f"{label} {i}", label, v) for i, v in labels.items())
+            numbers = drawn_values(values, 4, seed=len(survival))
+            key = {"system": system, "kind": kind, "directions": k, "draw": draw, "label": label}
+            survival.append(
+                key | {"kl": numbers[0], "perplexity": 1 + numbers[1], "degenerate": numbers[2], "n": 50}
+            )
+
+    for system, steps in ladder.items():
+        add(system, "unedited", 0, 0, next(iter(steps.values())).before)
+        for k, each in steps.items():
+            add(system, "refusal", k, 0, each.after)
+            for draw, labels in enumerate(each.draws or [], start=1):
+                add(system, "random", k, draw, labels)
+    columns = ["system", "kind", "directions", "draw", "id", "label", "verdict"]
+    return {"survival": pd.DataFrame(survival), "verdicts": pd.DataFrame(rows, columns=columns)}
+
+
+def _subject(system: str, k: int) -> str:
+    return f"{system} without {k} direction{'s' * (k != 1)}"
+
+
+def facts_of(ladder: Ladder) -> Facts:
+    facts = Facts()
+    for label in KINDS:
+        measure = f"refusals of {label} prompts"
+        keys: dict[str, dict[int, Key]] = {
+            system: {k: (_subject(system, k), measure) for k in sorted(steps)}
+            for system, steps in ladder.items()
+        }
+        changes: dict[Key, Change] = {}
+        for system, steps in ladder.items():
+            before = next(iter(steps.values())).before
+            for k, each in steps.items():
+                if each.after:
+                    changes[keys[system][k]] = change_of(
+                        replace(each, before=before), ("unedited", "without"), CONTROL
+                    )
+        facts += Facts(changes, [Family("removals", list(changes))])
+        groups = [[key for key in of.values() if key in changes] for of in keys.values()]
+        groups = [group for group in groups if group]
+        what = f"refusals of {label} prompts"
+        told = facts
+        counts = {
+            f"systems show a fall in {what}": lambda key, told=told: decide(key, told).word == "fall",
+            f"systems show a fall in {what} beyond random directions": lambda key, told=told: falls_beyond(
+                key, told
+            ),
+            f"systems show a rise in {what}": lambda key, told=told: decide(key, told).word == "rise",
+        }
+        facts += Facts(
+            counts={("Ladder", name): tally(facts, groups, is_so) for name, is_so in counts.items()}
+        )
+    harmful = "refusals of harmful prompts"
+    series = {
+        (system, harmful, "numbers of directions"): {
+            str(k): (_subject(system, k), harmful) for k in sorted(steps) if steps[k].after
+        }
+        for system, steps in ladder.items()
+        if any(each.after for each in steps.values())
+    }
+    return facts + Facts(series=series)
+
+
+def check(ladder: Ladder) -> str:
+    """Nothing false; every count and series; each system at the number of directions at which it first changes."""
+    tables, facts = tables_of(ladder), facts_of(ladder)
+    said = [*summary(tables), *ladder_findings(tables, layer=None).get("survival", [])]
+    assert refuted(said, facts) == []
+    told = []
+    for (system, measure, _), steps in facts.series.items():
+        words = {k: decide(key, facts).word for k, key in steps.items()}
+        at = next((k for k, word in words.items() if word in ("rise", "fall")), list(words)[-1])
+        told += [steps[at], (steps[at][0], measure.replace("harmful", "harmless"))]
+        assert system
+    must = Facts({key: facts.changes[key] for key in told}, counts=facts.counts, series=facts.series)
+    assert unsaid(said, must) == []
+    return " ".join(said)
+
+
+@pytest.mark.parametrize("name", CORNERS)
+def test_a_corner_alone(name: str) -> None:
+    check({"s0": {1: CORNERS[name]}})
+
+
+def test_corners_together_say_every_claim() -> None:
+    """All corners as one ladder, and each claim planted: a ladder that says little fails here."""
+    check({f"s{i}": {1: each} for i, each in enumerate(CORNERS.values())})
+    alone = " ".join(check({"s0": {1: each}}) for each in CORNERS.values())
+    words = (
+        "a rise in",
+        "a fall in",
+        "no change in",
+        "could be significant",
+        "not tested",
+        "this goes beyond",
+    )
+    assert [
+        w for w in (*words, "do more", "a change beyond", "a fall is first shown") if w not in alone
+    ] == []
+
+
+@few(10)
+@given(st.lists(st.lists(drawn_system(most=20), min_size=1, max_size=3), min_size=1, max_size=4))
+def test_drawn_ladders(systems: list[list[System]]) -> None:
+    check({f"s{i}": {2**j: each for j, each in enumerate(steps)} for i, steps in enumerate(systems)})
+
+
+COSTS = {
+    "kl": ("KL of the next token on harmless prompts", "nats"),
+    "ratio": ("perplexity of its own unedited answers to harmless prompts, over that unedited", "times"),
+    "degenerate": ("degenerate answers to harmless prompts", "%"),
+}
+
+
+@pytest.mark.parametrize("values", VALUES)
+def test_costs(values: str) -> None:
+    """The extremes of the fewest and the most directions, of refusal directions and of random ones."""
+    steps = dict.fromkeys((1, 4), CORNERS["fall"])
+    tables = tables_of({f"s{i}": steps for i in range(4)}, values)
+    rows = tables["survival"][tables["survival"]["label"] == "harmless"]
+    unedited = rows[rows["kind"] == "unedited"].set_index("system")["perplexity"]
+    rows = rows.assign(
+        ratio=[p / unedited[s] for s, p in zip(rows["system"], rows["perplexity"], strict=True)]
+    )
+    extremes = {}
+    for (k, kind), of in rows[rows["directions"] > 0].groupby(["directions", "kind"]):
+        subject = f"Without {k} {kind} direction{'s' * (k != 1)}"
+        things = "systems and draws" if kind == "random" else "systems"
+        names = [f"{s}, draw {d}" if d else s for s, d in zip(of["system"], of["draw"], strict=True)]
+        for column, (measure, unit) in COSTS.items():
+            if of[column].notna().any():
+                found = dict(zip(names, (real(v, unit) for v in of[column]), strict=True))
+                extremes[subject, measure, things] = found
+    facts = Facts(extremes=extremes)
+    said = ladder_findings(tables, layer=None).get("cost", [])
+    assert refuted(said, facts) == []
+    assert unsaid(said, facts) == []
+
+
+def real(value: float, unit: str = "", low: float | None = None, high: float | None = None) -> Value | None:
+    return None if value != value else Value(value, low, high, unit)
+
+
+@pytest.mark.parametrize("values", VALUES)
+def test_cosines_ranks_and_angles(values: str) -> None:
+    pairs = [(f"s{i}", f"s{j}") for i in range(4) for j in range(i)]
+    v = drawn_values(values, len(pairs))
+    cosines = pd.DataFrame(pairs, columns=["a", "b"]).assign(
+        layer=3, cosine=v, low=[x - 0.1 for x in v], high=[x + 0.1 for x in v], harmless_high=0.3
+    )
+    ranks = pd.DataFrame(
+        [
+            {
+                "system": s,
+                "index": k,
+                "auroc": x,
+                "auroc_low": x - 0.1,
+                "auroc_high": x + 0.1,
+                "auroc_chance": 0.6,
+            }
+            for s in ("s0", "s1")
+            for k, x in enumerate(drawn_values(values, 5), start=1)
+        ]
+    )
+    tables = tables_of({f"s{i}": {1: CORNERS["fall"]} for i in range(4)})
+    said = ladder_findings({**tables, "cosines": cosines, "ranks": ranks}, layer=3)
+    names = [f"{a} with {b}" for a, b in pairs]
+    subject = "Refusal directions at layer 3"
+    cosine = {n: real(x, "", x - 0.1, x + 0.1) for n, x in zip(names, v, strict=True)}
+    firsts = {s: real(x, "", x - 0.1, x + 0.1) for s in ("s0", "s1") for x in drawn_values(values, 1)}
+    above = (
+        "pairs have a cosine whose 95 % interval lies above those of 95 % of directions between halves of the "
+        "harmless prompts"
+    )
+    beyond = "directions of the refusal subspace have, alone, an AUROC above 95 % of permuted labels"
+    known = [x for x in drawn_values(values, 5) if x == x]
+    extremes, counts = {}, {}
+    if any(x == x for x in v):
+        extremes[subject, "cosine", "pairs of systems"] = cosine
+        counts[subject, above] = Count([None if x != x else x - 0.1 > 0.3 for x in v])
+    if any(firsts.values()):
+        extremes["The first direction alone", "AUROC on report prompts", "systems"] = firsts
+    if known:
+        outcomes = [None if x != x else x > 0.6 for x in drawn_values(values, 5)]
+        counts |= {(s, beyond): Count(outcomes, 0.05 * len(known)) for s in ("s0", "s1")}
+    facts = Facts(extremes=extremes, counts=counts)
+    found = [*said.get("cosines", []), *said.get("ranks", [])]
+    assert refuted(found, facts) == []
+    assert unsaid(found, facts) == []
+
+
+def _net_loss(each: System, before: Mapping) -> Fraction | None:
+    read = [i for i in before if "unparsed" not in (before[i], each.after.get(i, "unparsed"))]
+    lost = [(before[i] == "refusal") - (each.after[i] == "refusal") for i in read]
+    return Fraction(sum(lost), len(read)) if read else None
+
+
+@pytest.mark.parametrize(
+    "names", [("fall", "rise"), ("nothing moved", "none of any", "all of all"), ("fall", "six items")]
+)
+def test_net_losses(names: tuple[str, ...]) -> None:
+    """Which system loses the largest and which the smallest share of its refusals, with ties."""
+    systems = {f"s{i}": {1: CORNERS[name]} for i, name in enumerate(names)}
+    facts, measure = facts_of(systems), "refusals of harmful prompts"
+    losses = {}
+    for system, steps in systems.items():
+        change = decide((_subject(system, 1), measure), facts).difference
+        assert change is not None
+        loss = _net_loss(steps[1], steps[1].before)
+        losses[system] = Value(float(100 * loss), -100 * change.high, -100 * change.low, "points")
+    subject = "Without 1 direction"
+    found = Facts(extremes={(subject, "net loss of refusals of harmful prompts", "systems"): losses})
+    said = net_losses(tables_of(systems))
+    assert refuted(said, found) == []
+    assert unsaid(said, found) == []

@@ -1,0 +1,232 @@
+"""What a regions run says of drawn tables: nothing false, and every change, control and count that there is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mechsafety.experiments.regions.findings import region_findings
+from tests.claims.drawn import (
+    CORNERS,
+    VALUES,
+    System,
+    change_of,
+    drawn_system,
+    drawn_values,
+    falls_beyond,
+    few,
+    tally,
+)
+from tests.claims.evaluator import refuted, unsaid
+from tests.claims.facts import Change, Count, Facts, Family, Labels, Value
+from tests.claims.rules import decide
+
+STATE = ["removal", "setting", "control", "draw"]
+CONTROLS = {
+    "random": "random removals of the same number",
+    "matched": "random removals of the same number and size",
+}
+LABELS = ("harmful", "harmless")
+
+
+def rows_of(part: str, states: Mapping[tuple, Labels], labels: Sequence[str] = LABELS) -> pd.DataFrame:
+    rows = [
+        (part, *state, f"{label} {i}", label, verdict)
+        for state, found in states.items()
+        for label in labels
+        for i, verdict in found.items()
+    ]
+    return pd.DataFrame(rows, columns=["part", *STATE, "id", "label", "verdict"])
+
+
+def removals(settings_of: Sequence[System], told: int = 0) -> tuple[dict[str, pd.DataFrame], dict]:
+    """A run that removed the top weights at several settings, and the sweet spot, which sentences speak of."""
+    states: dict[tuple, Labels] = {("none", "", "model", 0): settings_of[0].before}
+    tradeoff = [{"removal": "none", "setting": "", "control": "model", "draw": 0}]
+    for i, each in enumerate(settings_of):
+        tradeoff.append({"removal": "top_safety", "setting": f"q={i}", "control": "removed", "draw": 0})
+        states["top_safety", f"q={i}", "removed", 0] = each.after
+        for draw, labels in enumerate(each.draws or []):
+            for control in CONTROLS:
+                states["top_safety", f"q={i}", control, draw] = labels
+    table = pd.DataFrame(tradeoff).assign(complied=0.5, refused=0.5, harmless_refused=math.nan)
+    table = table.assign(harmful_n=50, harmless_n=50)
+    sweet = {"removal": "top_safety", "setting": f"q={told}"}
+    return {"tradeoff": table, "verdicts": rows_of("outcomes", states)}, sweet
+
+
+def removal_facts(settings_of: Sequence[System]) -> Facts:
+    """All settings are one family, of changes and of each control's comparisons."""
+    facts, before = Facts(), settings_of[0].before
+    for label in LABELS:
+        measure, keys = f"refusals of {label} prompts", []
+        changes: dict[tuple[str, str], Change] = {}
+        for i, each in enumerate(settings_of):
+            if not each.after and not each.draws:
+                continue
+            key = (f"top safety weights alone q={i}", measure)
+            keys.append(key)
+            changed = System(before, each.after, each.draws)
+            draws = {
+                n: d
+                for name in CONTROLS.values()
+                for n, d in change_of(changed, ("", ""), name).draws.items()
+            }
+            plain = change_of(System(before, each.after), ("whole", "removed"), "")
+            changes[key] = Change(plain.before, plain.after, plain.states, draws=draws, labels=plain.labels)
+        facts += Facts(changes, [Family("settings", keys)])
+        told, name = facts, "top safety weights alone"
+        what = {
+            f"settings show a fall in {measure}": lambda key, told=told: decide(key, told).word == "fall",
+            f"settings show a fall in {measure} beyond every random removal": lambda key, told=told: (
+                falls_beyond(key, told)
+            ),
+            f"settings show a rise in {measure}": lambda key, told=told: decide(key, told).word == "rise",
+        }
+        counts = {(name, kind): tally(facts, [[key] for key in keys], is_so) for kind, is_so in what.items()}
+        facts += Facts(counts=counts if keys else {})
+    levels = {
+        ("model", "refusals of harmful prompts"): dict.fromkeys(range(25), True)
+        | dict.fromkeys(range(25, 50), False)
+    }
+    return facts + Facts(levels={**levels, ("model", "refusals of harmless prompts"): {}})
+
+
+def check_removals(settings_of: Sequence[System]) -> str:
+    facts, said = removal_facts(settings_of), ""
+    for told in (0, len(settings_of) - 1):
+        tables, sweet = removals(settings_of, told)
+        sentences = region_findings(tables, name="model", sweet_spot=sweet)["tradeoff"]
+        assert refuted(sentences, facts) == []
+        at = {key: c for key, c in facts.changes.items() if key[0].endswith(f"q={told}")}
+        must = Facts(at, counts=facts.counts if at else {})
+        assert unsaid(sentences, must) == []
+        said += " ".join(sentences)
+    return said
+
+
+@pytest.mark.parametrize("name", CORNERS)
+def test_a_removal_alone(name: str) -> None:
+    check_removals([CORNERS[name]])
+
+
+def test_corners_as_settings_say_every_claim() -> None:
+    check_removals([CORNERS["fall"], *CORNERS.values()])
+    said = " ".join(check_removals([each]) for each in CORNERS.values())
+    words = (
+        "a rise in",
+        "a fall in",
+        "no change in",
+        "could be significant",
+        "not tested",
+        "this goes beyond",
+    )
+    assert [w for w in (*words, "do more", "a change beyond", "no longer") if w not in said] == []
+
+
+@few(10)
+@given(st.lists(drawn_system(most=20), min_size=1, max_size=4))
+def test_drawn_removals(settings_of: list[System]) -> None:
+    check_removals(settings_of)
+
+
+@pytest.mark.parametrize("name", CORNERS)
+def test_links(name: str) -> None:
+    """Removal, ablation and both: the removal beside its random removal."""
+    each = CORNERS[name]
+    drawn = each.draws[:1] if each.draws else []
+    states = {("", "", "model", 0): each.before, ("", "", "ablated", 0): each.after}
+    states |= {("", "", "removed", 0): each.after}
+    if drawn:
+        states["", "", "random removed", 0] = drawn[0]
+    tables = {"verdicts": rows_of("links", states), "link_effects": pd.DataFrame({"state": ["model"]})}
+    measure, changes = "refusals of harmful prompts", {}
+    for state, draws in (("ablated", None), ("removed", drawn)):
+        if each.after:
+            changed = System(each.before, each.after, draws)
+            changes[state, measure] = change_of(changed, ("whole", state), "its random removal")
+    facts = Facts(changes, [Family("states", list(changes))])
+    if not changes:
+        return
+    said = region_findings(tables, name="model", sweet_spot=None)["link_effects"]
+    assert refuted(said, facts) == []
+    assert unsaid(said, facts) == []
+
+
+@pytest.mark.parametrize("name", CORNERS)
+def test_freezing(name: str) -> None:
+    """Compliance with weights kept against nothing kept, beside random weights kept."""
+    each = CORNERS[name]
+    if not each.before or not each.after:
+        return
+    drawn = each.draws[:1] if each.draws else []
+    sets = {"none none": each.before, "safety freeze": each.after}
+    if drawn:
+        sets["random of that size freeze"] = drawn[0]
+    states = {("", f"{key} n=10", "", 0): labels for key, labels in sets.items()}
+    modes = pd.DataFrame([{"mode": s.split()[-1], "frozen": " ".join(s.split()[:-1])} for s in sets])
+    tables = {"verdicts": rows_of("freezing", states), "freezing": modes.assign(n_examples=10, seed=0)}
+    changed = System(each.before, each.after, drawn)
+    key = ("safety frozen, 10 benign examples", "compliance with harmful prompts")
+    change = change_of(changed, ("nothing kept", "kept"), "random weights kept", "compliance")
+    facts = Facts({key: change}, [Family("sets", [key])])
+    said = region_findings(tables, name="model", sweet_spot=None)["freezing"]
+    assert refuted(said, facts) == []
+    assert unsaid(said, facts) == []
+
+
+def real(value: float, low: float | None = None, high: float | None = None) -> Value | None:
+    return None if value != value else Value(value, low, high)
+
+
+@pytest.mark.parametrize("values", VALUES)
+def test_heads(values: str) -> None:
+    v = drawn_values(values, 6)
+    table = pd.DataFrame({"layer": [0, 0, 0, 1, 1, 1], "head": [0, 1, 2] * 2, "auroc": v})
+    table = table.assign(low=table["auroc"] - 0.1, high=table["auroc"] + 0.1, n=40)
+    said = region_findings({"heads": table}, name="model", sweet_spot=None)["heads"]
+    known = [x for x in v if x == x]
+    names = [f"layer {i // 3}, head {i % 3}" for i in range(6)]
+    found = {n: real(x, x - 0.1, x + 0.1) for n, x in zip(names, v, strict=True)}
+    above = Count([None if x != x else x - 0.1 > 0.5 for x in v], len(known) / 40)
+    facts = Facts(
+        extremes={("Linear probes", "AUROC on prompts held out", "heads"): found},
+        counts={("Linear probes", "heads have a 95 % interval above 0.5"): above},
+    )
+    assert refuted(said, facts) == []
+    assert unsaid(said, facts if known else Facts()) == []
+
+
+@pytest.mark.parametrize("values", VALUES)
+def test_structure_and_subspaces(values: str) -> None:
+    """Means over layers by kind of matrix, with their ties and what random sets and subspaces give."""
+    kinds = ("q", "k", "v", "o")
+    v = drawn_values(values, len(kinds))
+    table = pd.DataFrame({"kind": kinds, "layer": 0, "method": "snip", "q": 5.0, "jaccard": v, "chance": 0.1})
+    spaces = pd.DataFrame({"kind": kinds, "layer": 0, "phi": v, "chance": v, "excess": v})
+    said = region_findings({"structure": table, "subspaces": spaces}, name="model", sweet_spot=None)
+    by_kind = {kind: real(x) for kind, x in zip(kinds, v, strict=True)}
+    subject, things = "SNIP, top 5 % of safety and of utility", "kinds of matrix"
+    shared = [2 * x / (1 + x) for x in v if x == x]
+    times = sum(shared) / len(shared) / (0.2 / 1.1) if shared else math.nan
+    space, measures = "Output subspaces of safety and utility", (
+        "similarity phi, mean over layers",
+        "similarity phi of random subspaces",
+        "share of the way from chance to identical, mean over layers",
+    )  # fmt: skip
+    facts = Facts(
+        levels={
+            (subject, "Jaccard index of random sets"): Value(0.1),
+            (subject, "weights in both, over those of random sets"): Value(times, unit="times"),
+        },
+        extremes={(subject, "Jaccard index, mean over layers", things): by_kind}
+        | {(space, measure, things): by_kind for measure in measures},
+    )
+    sentences = [*said["structure"], *said["subspaces"]]
+    assert refuted(sentences, facts) == []
+    assert unsaid(sentences, facts) == []
