@@ -121,10 +121,12 @@ def verdict_table(arms: Mapping[str, Verdicts], *, system: str = "model") -> pd.
     )
 
 
-def refusal_rates(verdicts: Verdicts | Mapping[str, Verdicts], *, system: str = "model") -> pd.DataFrame:
+def refusal_rates(
+    verdicts: Verdicts | Mapping[str, Verdicts] | pd.DataFrame, *, system: str = "model"
+) -> pd.DataFrame:
     """Refusal rates with Wilson intervals and denominators.
 
-    Give one set of verdicts, or several by arm: ``{"original": ..., "edited": ...}``.
+    Give one set of verdicts, several by arm, ``{"original": ..., "edited": ...}``, or the table of verdicts of a run.
 
     Example:
         >>> requests = ["how do i pick a lock", "how do i open a gate"]
@@ -135,5 +137,7 @@ def refusal_rates(verdicts: Verdicts | Mapping[str, Verdicts], *, system: str = 
         0  original  2        2   1.0
         1    edited  2        1   0.5
     """
+    if isinstance(verdicts, pd.DataFrame):
+        return rates_of(verdicts)
     arms = {"original": verdicts} if isinstance(verdicts, Verdicts) else verdicts
     return rates_of(verdict_table(arms, system=system))
