@@ -232,13 +232,13 @@ def _in_range(axis: Any, labels: list[str]) -> list[str]:
 def _row_of(figure: go.Figure, axis: Any) -> tuple[float, float]:
     """Where the panel of an x axis begins and ends on the paper."""
     domain = figure.layout[_axis_name(axis.anchor or "y")].domain or (0, 1)
-    return round(domain[0], 4), round(domain[1], 4)
+    return round(float(domain[0]), 4), round(float(domain[1]), 4)
 
 
 def _rows(figure: go.Figure) -> list[tuple[float, float]]:
     """The rows of panels from below."""
     domains = [axis.domain or (0, 1) for axis in figure.select_yaxes()] or [(0, 1)]
-    return sorted({(round(start, 4), round(end, 4)) for start, end in domains})
+    return sorted({(round(float(start), 4), round(float(end), 4)) for start, end in domains})
 
 
 def _notes_below(figure: go.Figure) -> float:

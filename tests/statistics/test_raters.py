@@ -193,8 +193,8 @@ def test_two_references_for_a_response_are_refused() -> None:
 
 def test_perfect_agreement_is_not_certainty() -> None:
     few = kappa(list("RRRCCC"), list("RRRCCC"), clusters=range(6), seed=0, resamples=50)
-    many = kappa("RRRCCC" * 20, "RRRCCC" * 20, clusters=range(120), seed=0, resamples=50)
-    copies = kappa("RRRCCC" * 20, "RRRCCC" * 20, clusters=[*range(6)] * 20, seed=0, resamples=50)
+    many = kappa(list("RRRCCC" * 20), list("RRRCCC" * 20), clusters=range(120), seed=0, resamples=50)
+    copies = kappa(list("RRRCCC" * 20), list("RRRCCC" * 20), clusters=[*range(6)] * 20, seed=0, resamples=50)
     assert few.value == many.value == copies.value == 1.0
     assert few.low < 0.3 < 0.9 < many.low < 1.0
     # Twenty answers to each of six prompts are six independent pieces, not 120.

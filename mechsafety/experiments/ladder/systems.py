@@ -102,7 +102,11 @@ class LadderSystem:
     def _costs(self) -> EditCosts:
         run, prompts = self.setting.run, self.setting.prompts.report.harmless
         answers = run.read_json_part("own_tokens", self.spec)
-        return EditCosts(model=self.model, prompts=prompts, answers=[answers[p.id] for p in prompts])
+        return EditCosts(
+            model=self.model,
+            prompts=prompts,
+            answers=[(tokens, n) for tokens, n in (answers[p.id] for p in prompts)],
+        )
 
     def drop(self) -> None:
         """Let go of the model, and of what was made with it."""
