@@ -45,6 +45,12 @@ def outcome_bars(
     the change in refusals, corrected by Holm over systems; without ``tests`` there are none. Without ``judge`` it is
     the first one in the table. Raises :class:`MechsafetyError` for a judge that has no rates there, because it is not
     in the table or abstains, and for tests of other systems.
+
+    Example:
+        >>> study = ms.load_run("runs/study")
+        >>> figure = ms.plots.outcome_bars(study.tables["rates"], study.tables["tests"], judge="rules")
+        >>> figure.layout.title.text
+        'Answers before and after the edit'
     """
     readable = rates[rates["rate"].notna()]
     if judge is None:
