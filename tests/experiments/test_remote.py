@@ -175,9 +175,9 @@ def test_other_packages_on_a_worker_are_refused(
 def test_more_than_a_machine_of_the_cluster_has_is_refused(
     machines: Machines, config: StudyConfig, tmp_path: Path
 ) -> None:
-    with pytest.raises(MechsafetyError, match="8 GPUs fits on no machine .* the largest has 0 GPUs"):
+    with pytest.raises(MechsafetyError, match=r"8 GPUs fits on no machine .* the largest has 0 GPUs"):
         run_study(on_ray(config, gpus_per_task=8), tmp_path / "run")
-    with pytest.raises(MechsafetyError, match="5 CPUs fits on no machine .* the largest has 1 CPUs"):
+    with pytest.raises(MechsafetyError, match=r"5 CPUs fits on no machine .* the largest has 1 CPUs"):
         run_study(on_ray(config, cpus_per_task=5), tmp_path / "run")
 
 

@@ -1,8 +1,11 @@
 """The answers of a study's systems in each arm, and what judges and the systems themselves say of them."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
+from typing import TYPE_CHECKING
 
 import pandas as pd
 

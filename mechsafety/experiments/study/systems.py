@@ -1,5 +1,7 @@
 """One system of a study: residual streams, directions, the sweep, one selected direction and its edit."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial

@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from mechsafety.core.errors import NotFiniteError
+from mechsafety.core.errors import MechsafetyError, NotFiniteError
 from mechsafety.directions.direction import (
     save_directions,
 )
