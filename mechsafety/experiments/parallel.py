@@ -26,6 +26,11 @@ class Parallel(ABC):
     def tasks(self, run: RunFolder) -> list[Task]:
         """Every task that is known, in the order of the local engine: a function of configuration and folder alone."""
 
+    @classmethod
+    @abstractmethod
+    def stored_tasks(cls, run: RunFolder) -> list[Task]:
+        """The same from the folder's own configuration, without prompts or models: what ``status`` counts."""
+
     @abstractmethod
     def do(self, task: Task, session: Session) -> None:
         """Make the parts of one task, on a worker; ``session.run`` is the worker's copy."""

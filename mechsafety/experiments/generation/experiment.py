@@ -92,6 +92,11 @@ class Generation(EditedExperiment[GenerationConfig], Parallel):
     def tasks(self, run: RunFolder) -> list[Task]:
         return batch_tasks(run, (self.config.model,), model=self.config.model)
 
+    @classmethod
+    def stored_tasks(cls, run: RunFolder) -> list[Task]:
+        model = str(run.manifest["config"]["model"])
+        return batch_tasks(run, (model,), model=model)
+
     def held(self) -> list[str]:
         return [self.config.model]
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from mechsafety.engines.tasks import Name, Task
 from mechsafety.experiments.parallel import Parallel
 from mechsafety.experiments.study.answers import ALL_RANDOM, judges_of
-from mechsafety.experiments.study.config import StudyConfig
+from mechsafety.experiments.study.config import StudyConfig, stored_config
 from mechsafety.experiments.study.controls import RANDOM
 from mechsafety.experiments.study.work import StudyWork
 from mechsafety.generation.resumable import batch_tasks
@@ -136,6 +136,10 @@ class StudyTasks(Parallel):
 
     def tasks(self, run: RunFolder) -> list[Task]:
         return study_tasks(self.config, run, {prompt.label for prompt in self.report})
+
+    @classmethod
+    def stored_tasks(cls, run: RunFolder) -> list[Task]:
+        return study_tasks(stored_config(run.manifest["config"]), run)
 
     def _study(self, session: Session) -> StudyWork:
         """What this process keeps between tasks."""
