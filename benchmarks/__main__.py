@@ -19,6 +19,7 @@ import torch
 from benchmarks import (
     caching,
     embedding_judge,
+    engine,
     generation,
     gpu,
     judge_statistics,
@@ -48,9 +49,10 @@ SECTIONS: dict[str, Callable[[Options], Section | None]] = {
     "gpu": gpu.section,
     "rules_judge": rules_judge.section,
     "startup": startup.section,
+    "engine": engine.section,
     "study": study.section,
 }
-_OPTIONAL = {"gpu", "study"}  # they need a GPU, and a finished study
+_OPTIONAL = {"gpu", "engine", "study"}  # they need a GPU, ray, and a finished study
 
 
 def _parser() -> argparse.ArgumentParser:

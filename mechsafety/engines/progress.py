@@ -90,7 +90,7 @@ def line(found: Mapping[str, Any]) -> str:
     if found["failed"]:
         parts.append(f"{len(found['failed'])} failed")
     if (seconds := found["seconds_left"]) is not None:
-        parts.append(f"about {_spelt(seconds)} left")
+        parts.append(f"about {_spelt(float(seconds))} left")
     return " · ".join(parts)
 
 

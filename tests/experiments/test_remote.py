@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -39,7 +40,9 @@ class Machines:
 
         self.ray = ray
         quiet = {"include_dashboard": False, "object_store_memory": 80 * 2**20, "num_gpus": 0}
-        self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, **quiet})
+        soon = {"health_check_period_ms": 500, "health_check_failure_threshold": 3}
+        head = {"num_cpus": 1, **quiet, "_system_config": soon}
+        self.cluster = Cluster(initialize_head=True, head_node_args=head)
         self.second: Any = None
         self.add()
         ray.init(address=self.cluster.address, log_to_driver=False, logging_level="ERROR")
@@ -114,18 +117,23 @@ def when(condition: Callable[[], bool], act: Callable[[], None]) -> threading.Th
     return thread
 
 
-def test_a_study_that_loses_a_worker_and_a_node_has_the_tables_of_the_sequential_one(
-    machines: Machines, config: StudyConfig, sequential: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pools: list[Any] = []
-    begun = driver._Pool.__init__
+@pytest.fixture
+def pools(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The workers of each run that a test begins."""
+    found: list[Any] = []
+    begin = driver._Pool.__init__
 
     def kept(pool: Any, *arguments: Any, **options: Any) -> None:
-        pools.append(pool)
-        begun(pool, *arguments, **options)
+        found.append(pool)
+        begin(pool, *arguments, **options)
 
     monkeypatch.setattr(driver._Pool, "__init__", kept)
+    return found
 
+
+def test_a_study_that_loses_a_worker_and_a_node_has_the_tables_of_the_sequential_one(
+    machines: Machines, config: StudyConfig, sequential: Path, pools: list[Any], tmp_path: Path
+) -> None:
     def batches() -> int:
         return len([*(tmp_path / "run" / "parts" / "batches").rglob("*.parquet")])
 
@@ -147,6 +155,44 @@ def test_a_study_that_loses_a_worker_and_a_node_has_the_tables_of_the_sequential
     # Gone on with locally, nothing is left to do.
     again = run_study(config, run.path)
     assert_same_files(again.path, sequential)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_twenty_kills_lose_nothing(
+    machines: Machines, config: StudyConfig, sequential: Path, pools: list[Any], tmp_path: Path
+) -> None:
+    """Workers die at random moments of their work, and every fifth time a node goes with them and comes back."""
+    draw, kills, over = random.Random(0), [], threading.Event()
+
+    def kill() -> None:
+        while not over.wait(draw.uniform(0.2, 1.5)) and len(kills) < 20:
+            busy = [
+                m
+                for m in [*pools[-1].members.values()]
+                if m.prepared and m.name in pools[-1].waiting.values()
+            ]
+            if not busy:
+                continue
+            kills.append(1)
+            if len(kills) % 5:
+                machines.ray.kill(draw.choice(busy).handle)
+            else:
+                machines.kill_node()
+                machines.add()
+
+    for number in range(20):
+        folder = tmp_path / str(number)
+        thread = when(lambda: bool(pools), kill)
+        run = run_study(on_ray(config), folder)
+        over.set()
+        thread.join()
+        over.clear()
+        assert not run.failed
+        assert_same_files(run.path, sequential)
+        if len(kills) >= 20:
+            return
+    pytest.fail(f"only {len(kills)} kills")
 
 
 def test_answers_are_those_of_the_sequential_run(
