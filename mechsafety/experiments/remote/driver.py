@@ -43,14 +43,14 @@ _LOOK_EVERY_S = 10.0
 
 
 @contextmanager
-def on_ray(experiment: Experiment[Any], day: str, *, allow_other_versions: bool) -> Iterator[Experiment[Any]]:
+def on_ray(experiment: Experiment[Any], day: str, *, allow_other_versions: bool) -> Iterator[Any]:
     """``experiment`` with its preparation and its work on the workers of a cluster, while the block runs."""
     config = experiment.config
     share = Share(cpus=config.cpus_per_task or 1, gpus=config.gpus_per_task or 0.0)
     with cluster(config.address, share, config.workers):
         pool = _Pool(experiment, share, most=config.workers, day=day, allow=allow_other_versions)
         try:
-            yield _Remote(experiment, pool)  # type: ignore[misc] - it has what run_experiment uses of one
+            yield _Remote(experiment, pool)
         finally:
             pool.close()
 

@@ -84,7 +84,9 @@ def _record(run: RunFolder, theirs: Mapping[str, Any]) -> None:
         return
     mine = run.manifest
     for name in theirs.get("sources", {}).keys() - mine.get("sources", {}).keys():
-        circumstance = next((s["sources"][name] for s in theirs.get("sessions", []) if name in s["sources"]), {})
+        circumstance = next(
+            (s["sources"][name] for s in theirs.get("sessions", []) if name in s["sources"]), {}
+        )
         run.require_source(name, Provenance(identity=theirs["sources"][name], circumstance=circumstance))
     for section, value in theirs.items():
         before = mine.get(section)
