@@ -459,8 +459,8 @@ def run_experiment(
     return experiment.result_type(out, type(experiment))
 
 
-def _run(experiment: Experiment[Any], out: Path, day: str, say: Progress, allow_other_versions: bool) -> None:
-    """The steps of a run, on either engine."""
+def _run(experiment: Any, out: Path, day: str, say: Progress, allow_other_versions: bool) -> None:
+    """The steps of a run; ``experiment`` is one, or has its methods and lets workers do them."""
     started, config = time.perf_counter(), experiment.config
     if experiment.loads_early:
         experiment.require_fit(day)
