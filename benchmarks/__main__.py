@@ -20,6 +20,7 @@ from benchmarks import (
     caches,
     caching,
     embedding_judge,
+    engine,
     generation,
     gpu,
     judge_statistics,
@@ -50,9 +51,10 @@ SECTIONS: dict[str, Callable[[Options], Section | None]] = {
     "gpu": gpu.section,
     "rules_judge": rules_judge.section,
     "startup": startup.section,
+    "engine": engine.section,
     "study": study.section,
 }
-_OPTIONAL = {"gpu", "study"}  # they need a GPU, and a finished study
+_OPTIONAL = {"gpu", "engine", "study"}  # they need a GPU, ray, and a finished study
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -20,11 +20,11 @@ from mechsafety.cli.base import (
 from mechsafety.cli.options import config_options
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.names import THOUGHT_END, FitOn, Method
-from mechsafety.experiments.config import ModelConfig, Option
+from mechsafety.experiments.config import LoadingConfig, Option
 from mechsafety.experiments.sweep.config import SweepConfig, SweptPositions
 
 
-class DirectionConfig(ModelConfig):
+class DirectionConfig(LoadingConfig):
     """What ``mechsafety direction`` finds."""
 
     model: Annotated[str, Option(argument=True)]

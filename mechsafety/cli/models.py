@@ -10,10 +10,10 @@ from pydantic import Field
 
 from mechsafety.cli.base import Shown, command, say
 from mechsafety.cli.options import config_options
-from mechsafety.experiments.config import ModelConfig, Option
+from mechsafety.experiments.config import LoadingConfig, Option
 
 
-class TuneConfig(ModelConfig):
+class TuneConfig(LoadingConfig):
     """What ``mechsafety tune`` trains; what is None comes from the packaged adapter's recipe."""
 
     model: Annotated[str, Option(argument=True)]
@@ -100,7 +100,7 @@ def _models() -> Shown:
     return facts, text + "\nand any hub id, folder or .gguf file, with +ADAPTER after it"
 
 
-class DoctorConfig(ModelConfig):
+class DoctorConfig(LoadingConfig):
     """What ``mechsafety doctor`` looks at: the machine, and models as the options would have them."""
 
     models: Annotated[tuple[str, ...], Option(argument=True, metavar="[MODEL]...")] = ()

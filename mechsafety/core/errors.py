@@ -8,8 +8,13 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Literal
 
-Extra = Literal["inspect", "lm-eval", "attacks"]
-_PACKAGES: dict[Extra, str] = {"inspect": "inspect_ai", "lm-eval": "lm_eval", "attacks": "nanogcg"}
+Extra = Literal["inspect", "lm-eval", "attacks", "ray"]
+_PACKAGES: dict[Extra, str] = {
+    "inspect": "inspect_ai",
+    "lm-eval": "lm_eval",
+    "attacks": "nanogcg",
+    "ray": "ray",
+}
 
 _on_command_line: ContextVar[bool] = ContextVar("errors are read on the command line", default=False)
 

@@ -119,9 +119,8 @@ def edited(
 
 def _carried(model: TransformerBridge, edit: Edit) -> str:
     """Where a direction was found on a model with other weights; of another width it has been refused before."""
-    found = [
-        part.direction for part in parts_of(edit) if isinstance(getattr(part, "direction", None), Direction)
-    ]
+    named = (getattr(part, "direction", None) for part in parts_of(edit))
+    found = [direction for direction in named if isinstance(direction, Direction)]
     own = known_fingerprint(model) if any(one.fingerprint for one in found) else ""
     others = {one.model for one in found if own and one.fingerprint not in ("", own)}
     return (

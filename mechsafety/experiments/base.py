@@ -24,7 +24,7 @@ import pandas as pd
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.progress import Progress
 from mechsafety.experiments import judging
-from mechsafety.experiments.config import Config, FedConfig, ModelConfig
+from mechsafety.experiments.config import ENGINE_FIELDS, Config, FedConfig, ModelConfig
 from mechsafety.experiments.records import mixed_templates, record_fed, template_lines
 from mechsafety.models.chat_settings import NOT_OFF
 from mechsafety.models.loading import load_model, load_record
@@ -459,13 +459,25 @@ def run_experiment(
     a folder that holds another run (:func:`open_run`).
     """
     out = Path(out)
-    config = experiment.config
-    day = pinned_date(out, getattr(config, "date", None))
-    started = time.perf_counter()
+    day = pinned_date(out, getattr(experiment.config, "date", None))
+    if getattr(experiment.config, "engine", "local") == "local":
+        _run(experiment, out, day, say, allow_other_versions)
+    else:
+        from mechsafety.experiments.remote.driver import on_ray
+
+        with on_ray(experiment, day, allow_other_versions=allow_other_versions) as remote:
+            _run(remote, out, day, say, allow_other_versions)
+    return experiment.result_type(out, type(experiment))
+
+
+def _run(experiment: Any, out: Path, day: str, say: Progress, allow_other_versions: bool) -> None:
+    """The steps of a run; ``experiment`` is one, or has its methods and lets workers do them."""
+    started, config = time.perf_counter(), experiment.config
     if experiment.loads_early:
         experiment.require_fit(day)
     experiment.prepare(day, say)
-    asked = config.model_dump(mode="json") | {"kind": experiment.kind, **experiment.bound()}
+    fields = config.model_dump(mode="json", exclude=set(ENGINE_FIELDS))
+    asked = fields | {"kind": experiment.kind, **experiment.bound()}
     before = asked | _as_before(out, experiment.may_change)
     with open_run(
         out, config=before, sources=experiment.sources, allow_other_versions=allow_other_versions
@@ -477,6 +489,7 @@ def run_experiment(
         record_repeated(run, say, *experiment.prompt_sets())
         if not experiment.loads_early:
             experiment.require_fit(day)
+        _record_threads(run, config)
         session = Session(
             run=run,
             day=day,
@@ -489,7 +502,17 @@ def run_experiment(
         if answers := run.parts(ANSWERS):
             run.write_table(pd.concat(map(pd.read_parquet, answers), ignore_index=True), RESPONSES)
         run.record_item("timings", "last_session_s", round(time.perf_counter() - started, 1))
-    return experiment.result_type(out, type(experiment))
+
+
+def _record_threads(run: RunFolder, config: Config) -> None:
+    """How many threads of torch work in a process: it may change the last digits, and what was made is gone on with."""
+    import torch
+
+    engine = getattr(config, "engine", "local")
+    threads = torch.get_num_threads() if engine == "local" else getattr(config, "cpus_per_task", None) or 1
+    now, before = {"engine": engine, "threads": threads}, run.manifest.get("engine", [])
+    if now not in before:
+        run.record("engine", [*before, now])
 
 
 def _as_before(out: Path, fields: Sequence[str]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What the configurations of experiments share: how models are loaded, and the seed."""
+"""What the configurations of experiments share: how models are loaded, the seed, and where tasks run."""
 
 from __future__ import annotations
 
@@ -147,8 +147,40 @@ class ChatConfig(Config):
         return ChatSettings(**self.model_dump())
 
 
-class ModelConfig(Config):
-    """The configuration of an experiment that loads models."""
+class EngineConfig(Config):
+    """Where an experiment runs. No number depends on it, so a run may be gone on with on another engine."""
+
+    engine: Literal["local", "ray"] = Field(
+        default="local", description="run here, or as tasks on the workers of a ray cluster"
+    )
+    address: Annotated[str | None, Option(metavar="HOST:PORT|auto")] = Field(
+        default=None,
+        description="ray: the cluster's address; auto finds it; workers on this machine when empty",
+    )
+    gpus_per_task: float | None = Field(
+        default=None, ge=0, allow_inf_nan=False, description="ray: GPUs of each worker; 0 when empty"
+    )
+    cpus_per_task: int | None = Field(
+        default=None, ge=1, description="ray: CPUs, and torch threads, of each worker; 1 when empty"
+    )
+    workers: int | None = Field(
+        default=None, ge=1, description="ray: how many workers; as many as there is room for when empty"
+    )
+
+    @model_validator(mode="after")
+    def _ray_alone(self) -> EngineConfig:
+        given = [name for name in ENGINE_FIELDS[1:] if getattr(self, name) is not None]
+        if self.engine != "ray" and given:
+            option = f"--{given[0].replace('_', '-')}"
+            raise ValueError(f"{way(option, given[0])} is about ray: give {way('--engine ray')} too")
+        return self
+
+
+ENGINE_FIELDS = tuple(EngineConfig.model_fields)
+
+
+class LoadingConfig(Config):
+    """How models are loaded."""
 
     template: Annotated[str | None, Option(metavar="NAME|FILE")] = Field(
         default=None,
@@ -186,6 +218,10 @@ class ModelConfig(Config):
             "chat": self.chat.settings,
             **self.placing,
         }
+
+
+class ModelConfig(LoadingConfig, EngineConfig):
+    """The configuration of an experiment that loads models."""
 
 
 class FedConfig(ModelConfig):

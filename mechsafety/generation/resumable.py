@@ -6,12 +6,13 @@ import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from mechsafety.core.progress import Progress
 from mechsafety.edits.interventions import Edit
+from mechsafety.engines.tasks import Batch, Name, Task
 from mechsafety.generation.answered import Completion, Completions
 from mechsafety.generation.completions import Sampling, generate, generation_plan
 from mechsafety.generation.served import Agreed
@@ -90,8 +91,12 @@ def resumable_under_each(
         )
         return Completions(tuple(c for each in done for c in each), done[0].coverage)
 
-    at_once = max(1, batch_size // len(edits))
-    return _resumed(run, model, prompts, key, at_once, say, answer)
+    return _resumed(run, model, prompts, key, shared_size(batch_size, len(edits)), say, answer)
+
+
+def shared_size(batch_size: int, n_edits: int) -> int:
+    """How many prompts a batch has that answers under several edits share."""
+    return max(1, batch_size // n_edits)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -110,14 +115,14 @@ class _Batches:
         return [[rows[i] for i in batch] for batch in self.plan if not self._there(batch)]
 
     def _there(self, batch: Sequence[str]) -> bool:
-        return self.run.has_part("batches", *self.key, _batch_name(batch))
+        return self.run.has_part("batches", *self.key, batch_name(batch))
 
     def keep(self, groups: Sequence[Sequence[Completion]], arms: Sequence[str] = ()) -> None:
         tables = [Completions(tuple(group)).to_frame() for group in groups]
         if arms:
             tables = [table.assign(arm=arm) for table, arm in zip(tables, arms, strict=True)]
         table = pd.concat(tables, ignore_index=True)
-        self.run.write_part(table, "batches", *self.key, _batch_name([c.id for c in groups[0]]))
+        self.run.write_part(table, "batches", *self.key, batch_name([c.id for c in groups[0]]))
 
     def halve(self, batch: list[int], halves: list[list[int]]) -> None:
         ids = [self.prompts[row].id for row in batch]
@@ -128,7 +133,7 @@ class _Batches:
 
     def table(self) -> pd.DataFrame:
         """All finished batches, in the order of the prompts."""
-        parts = [self.run.read_part("batches", *self.key, _batch_name(batch)) for batch in self.plan]
+        parts = [self.run.read_part("batches", *self.key, batch_name(batch)) for batch in self.plan]
         order = {p.id: row for row, p in enumerate(self.prompts)}
         return pd.concat(parts).sort_values(
             "id", key=lambda ids: ids.map(order), kind="stable", ignore_index=True
@@ -144,7 +149,7 @@ def _resumed(
     say: Progress,
     answer: Callable[[_Batches], Completions],
 ) -> pd.DataFrame:
-    plan = _plan(run, model, prompts, key, batch_size)
+    plan = batch_plan(run, model, prompts, key, batch_size)
     batches = _Batches(run=run, prompts=prompts, key=key, plan=plan, say=say)
     if batches.todo():
         started = time.perf_counter()
@@ -156,7 +161,7 @@ def _resumed(
             "tokens": made,
             "thought_tokens": sum(c.n_thought_tokens for c in done),
             "seconds": round(seconds, 2),
-            "tokens_per_s": round(made / seconds, 1),
+            "tokens_per_s": _rate(made, seconds),
         }
         if done.coverage is not None:
             speed["coverage"] = done.coverage.summary()
@@ -164,15 +169,77 @@ def _resumed(
     return batches.table()
 
 
-def _plan(
+def batch_plan(
     run: RunFolder, model: TransformerBridge, prompts: PromptSet, key: tuple[str, ...], batch_size: int
 ) -> list[list[str]]:
-    """Batches of prompt ids: made once, kept in the run, and changed only by halving."""
+    """Batches of prompt ids, as the part ``plans``: made once, kept in the run, and changed only by halving."""
     if not run.has_part("plans", *key, suffix="json"):
         batches = generation_plan(model, prompts, batch_size=batch_size)
         run.write_json_part([[prompts[row].id for row in batch] for batch in batches], "plans", *key)
     return run.read_json_part("plans", *key)
 
 
-def _batch_name(ids: Sequence[str]) -> str:
+def batch_name(ids: Sequence[str]) -> str:
     return hashlib.sha256("\x1f".join(ids).encode()).hexdigest()[:16]
+
+
+def batch_tasks(
+    run: RunFolder,
+    key: tuple[str, ...],
+    *,
+    needs: Sequence[Name] = (),
+    model: str,
+    ships: Sequence[Name] = (),
+    system: str | None = None,
+) -> list[Task]:
+    """The making of a plan, then each of its batches, named ``(answers, *key, number)``.
+
+    Batches are known when the plan is.
+    """
+    planned = run.has_part("plans", *key, suffix="json")
+    making = Task(name=("plan", *key), done=planned, model=model, system=system)
+    plan = run.read_json_part("plans", *key) if planned else []
+    return [
+        making,
+        *(
+            Task(
+                name=("answers", *key, batch_name(ids)),
+                done=run.has_part("batches", *key, batch_name(ids)),
+                needs=(making.name, *needs),
+                model=model,
+                system=system,
+                ships=tuple(ships),
+                batch=Batch(key=key, ids=tuple(ids)),
+            )
+            for ids in plan
+        ),
+    ]
+
+
+def batches_replaced(
+    run: RunFolder, key: tuple[str, ...], batch: Sequence[str], halves: Sequence[Sequence[str]]
+) -> None:
+    """Put into a plan what a worker, to which memory ran out, made of one of its batches."""
+    plan = run.read_json_part("plans", *key)
+    at = plan.index(list(batch))
+    run.write_json_part([*plan[:at], *map(list, halves), *plan[at + 1 :]], "plans", *key)
+
+
+def added_speed(run: RunFolder, key: tuple[str, ...], speed: Mapping[str, Any]) -> None:
+    """Add the answers of one batch to the part ``speed``; the seconds are those of all workers together."""
+    if not run.has_part("speed", *key, suffix="json"):
+        run.write_json_part(dict(speed), "speed", *key)
+        return
+    both = run.read_json_part("speed", *key)
+    for name in ("responses", "tokens", "thought_tokens", "seconds"):
+        both[name] = round(both[name] + speed[name], 2)
+    both["tokens_per_s"] = _rate(both["tokens"], both["seconds"])
+    if "coverage" in both and "coverage" in speed:
+        both["coverage"] |= {
+            name: both["coverage"][name] + speed["coverage"][name] for name in ("fired", "positions")
+        }
+    run.write_json_part(both, "speed", *key)
+
+
+def _rate(tokens: int, seconds: float) -> float:
+    return round(tokens / seconds, 1) if seconds else 0.0

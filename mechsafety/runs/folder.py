@@ -10,6 +10,7 @@ manifest, and a run whose sources are no longer what they were is not gone on wi
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
 import math
@@ -138,6 +139,12 @@ class RunFolder:
         """
         found = Path(self.path / _PARTS, *map(_safe, key)).rglob(f"*.{suffix}")
         return sorted(path for path in found if not path.name.startswith(_SCRATCH))
+
+    def part_files(self, *key: str) -> list[Path]:
+        """The files of every format of the parts whose names are ``key`` or begin with it."""
+        at = Path(self.path / _PARTS, *map(_safe, key))
+        found = [*at.rglob("*"), *(at.parent.glob(f"{glob.escape(at.name)}.*") if key else ())]
+        return sorted(p for p in found if p.is_file() and not p.name.startswith(_SCRATCH))
 
     def read_part(self, *key: str) -> pd.DataFrame:
         import pandas as pd

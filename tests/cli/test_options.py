@@ -58,7 +58,18 @@ COMMANDS: dict[str, tuple[type[BaseModel], set[str]]] = {
 """By command, its configuration and the options that are none of its fields."""
 WITHOUT: dict[str, set[str]] = {"study": {"sampling", "selfjudge", "nll"}}
 """By command, the fields that have no option: sections of a study, which stand in its file."""
-BARE = {"report", "figures", "select", "judge", "annotate", "agree", "export-inspect", "models", "doctor"}
+BARE = {
+    "report",
+    "figures",
+    "select",
+    "judge",
+    "annotate",
+    "agree",
+    "export-inspect",
+    "models",
+    "doctor",
+    "status",
+}
 """Commands without a configuration: they read what there is."""
 
 

@@ -19,11 +19,13 @@ from mechsafety.core.errors import MechsafetyError, way
 from mechsafety.core.progress import Progress, progress_line, with_progress
 from mechsafety.edits.files import require_edit_path, save_edit
 from mechsafety.edits.interventions import digest
+from mechsafety.engines.tasks import Task
 from mechsafety.experiments.base import RESPONSES, Result, Session, run_experiment
 from mechsafety.experiments.edited import EditedExperiment
 from mechsafety.experiments.generation.config import GenerationConfig
+from mechsafety.experiments.parallel import Parallel
 from mechsafety.generation.completions import Sampling, generate, overridden_defaults
-from mechsafety.generation.resumable import resumable_responses
+from mechsafety.generation.resumable import batch_plan, batch_tasks, resumable_responses
 from mechsafety.generation.served import Agreed, compare, in_weights, served_name
 from mechsafety.pages.page import Block, Page
 from mechsafety.plots.style import COLOURS, short_name, styled
@@ -31,6 +33,7 @@ from mechsafety.prompts.columns import LABELS
 from mechsafety.prompts.fed import fed, fed_record
 from mechsafety.prompts.prompt_set import PromptSet, load_prompts
 from mechsafety.prompts.splits import require_labels
+from mechsafety.runs.folder import RunFolder
 from mechsafety.serving.server import VllmServer
 
 if TYPE_CHECKING:
@@ -40,7 +43,7 @@ _COLUMNS = ["id", "prompt", "label", "category", "response", "finish", "n_prompt
 _SHOWN = 160
 
 
-class Generation(EditedExperiment[GenerationConfig]):
+class Generation(EditedExperiment[GenerationConfig], Parallel):
     """Answers to the prompts of one split. ``save_edit_to`` names a file for the edit."""
 
     kind = "generate"
@@ -54,6 +57,15 @@ class Generation(EditedExperiment[GenerationConfig]):
                     f"{way('--save-edit', 'save_edit_to')} saves an edit: name one with {way('--edit')}"
                 )
             require_edit_path(save_edit_to)
+            if config.engine == "ray":
+                raise MechsafetyError(
+                    f"{way('--save-edit', 'save_edit_to')} writes where the model is, and with "
+                    f"{way('--engine ray')} that is a worker: save it in a run without"
+                )
+        if config.engine == "ray" and config.generation.backend == "vllm":
+            raise MechsafetyError(
+                f"{way('--backend vllm', 'generation')} makes batches on its server: leave out {way('--engine ray')}"
+            )
         super().__init__(config)
         self.save_edit_to = save_edit_to
         self.every = load_prompts(config.prompts)
@@ -76,16 +88,40 @@ class Generation(EditedExperiment[GenerationConfig]):
         return {"prompts_sha256": self.prompts.sha256(), **super().bound()}
 
     def work(self, session: Session) -> Mapping[str, pd.DataFrame]:
-        config, run = self.config, session.run
-        edit = self.edit
+        run, edit = session.run, self.edit
         if edit is not None and self.save_edit_to is not None:
             save_edit(edit, self.save_edit_to, model=self.model)
         session.say(f"{len(self.prompts)} responses")
+        table = self._answers(session)[_COLUMNS]
+        run.write_table(table, "responses.csv")
+        self._record(session)
+        return {"responses": table}
+
+    def tasks(self, run: RunFolder) -> list[Task]:
+        return batch_tasks(run, (self.config.model,), model=self.config.model)
+
+    @classmethod
+    def stored_tasks(cls, run: RunFolder) -> list[Task]:
+        model = str(run.manifest["config"]["model"])
+        return batch_tasks(run, (model,), model=model)
+
+    def held(self) -> list[str]:
+        return [self.config.model]
+
+    def do(self, task: Task, session: Session) -> None:
+        if task.stage == "plan":
+            model, size = self.model, self.config.batch_size
+            batch_plan(session.run, model, self.fed.prompts, (self.config.model,), size)
+        else:
+            self._answers(session)
+
+    def _answers(self, session: Session) -> pd.DataFrame:
+        """The answers that the run has, after those that its plan lacks are made."""
+        config, edit = self.config, self.edit
         written = in_weights(self.model, edit) if self.in_weights else nullcontext()
         with written:
-            server = self._agreed(session)
-            table = resumable_responses(
-                run,
+            return resumable_responses(
+                session.run,
                 self.model,
                 self.fed.prompts,
                 key=(config.model,),
@@ -95,11 +131,8 @@ class Generation(EditedExperiment[GenerationConfig]):
                 batch_size=config.batch_size,
                 sampling=self._sampling,
                 say=session.say,
-                server=server,
-            )[_COLUMNS]
-        run.write_table(table, "responses.csv")
-        self._record(session)
-        return {"responses": table}
+                server=self._agreed(session),
+            )
 
     @property
     def _sampling(self) -> Sampling | None:

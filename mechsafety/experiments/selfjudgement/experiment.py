@@ -27,7 +27,7 @@ from mechsafety.experiments.selfjudgement.findings import findings
 from mechsafety.experiments.selfjudgement.tables import CELL, calibration, two_by_two
 from mechsafety.experiments.study.config import StudyConfig, stored_config
 from mechsafety.experiments.study.findings import measured_systems
-from mechsafety.experiments.study.work import edit_of
+from mechsafety.experiments.study.systems import edit_of
 from mechsafety.judges.selfjudgement import Exchange, ask_logits, ask_words
 from mechsafety.models.loading import load_record
 from mechsafety.runs.folder import Provenance, RunFolder, differences, read_run

@@ -32,7 +32,9 @@ from mechsafety.experiments.study.findings import (
     headline,
     measured_systems,
 )
-from mechsafety.experiments.study.work import StudyWork, anchor_tokens, recipe_of
+from mechsafety.experiments.study.systems import anchor_tokens, recipe_of
+from mechsafety.experiments.study.tasks import StudyTasks
+from mechsafety.experiments.study.work import StudyWork
 from mechsafety.judges.registry import judge_sources
 from mechsafety.models.provenance import of_models
 from mechsafety.prompts.prompt_set import PromptSet, load_prompts
@@ -69,7 +71,7 @@ class StudyResult(Result):
         return f"<b>Study</b> in {escape(str(self.path))}{failed}{table}"
 
 
-class Study(Experiment[StudyConfig]):
+class Study(StudyTasks, Experiment[StudyConfig]):
     """Every system, original and edited, on the report prompts; anchors find and select the direction."""
 
     kind = "study"

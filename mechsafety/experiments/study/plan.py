@@ -21,7 +21,7 @@ from mechsafety.experiments.study.costs import (
     stages,
 )
 from mechsafety.experiments.study.experiment import study_prompts
-from mechsafety.experiments.study.work import recipe_of
+from mechsafety.experiments.study.systems import recipe_of
 from mechsafety.judges.panel import members_of
 from mechsafety.models.facts import ModelFacts, model_facts
 from mechsafety.models.placing import USABLE, value_bytes

@@ -17,7 +17,7 @@ from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.verdict import Response, Verdict
 from mechsafety.experiments import base
 from mechsafety.experiments.base import load_run
-from mechsafety.experiments.study import work as study
+from mechsafety.experiments.study import answers as study
 from mechsafety.experiments.study.config import StudyConfig
 from mechsafety.experiments.study.experiment import run_study
 from mechsafety.judges.kinds.rules import RulesJudge

@@ -26,6 +26,7 @@ from mechsafety.experiments.base import load_run
 from mechsafety.experiments.study import work as study
 from mechsafety.experiments.study.config import StudyConfig
 from mechsafety.experiments.study.experiment import run_study
+from mechsafety.experiments.study.systems import direction_of
 from mechsafety.experiments.study.work import StudyWork
 from mechsafety.prompts.prompt_set import PromptSet
 from mechsafety.runs import folder as runs
@@ -180,7 +181,7 @@ def test_a_draw_is_removed_as_the_direction_is(
 
     model, spec, run = tiny_kept("llama"), config.systems[0], read_run(finished)
     prompts = load_prompts(config.prompts)
-    direction = study.direction_of(run, spec)
+    direction = direction_of(run, spec)
     used = set(run.read_json_part("fit", spec))
     fit = PromptSet(tuple(p for p in prompts.fit if p.id in used))
     cache = residual_stream(model, fit, positions=(direction.position,))
@@ -418,14 +419,14 @@ def overflowing(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
     """``overflowing(spec, stage)``: numbers of that system are not finite from that stage on."""
 
     def make(spec: str, stage: str) -> None:
-        real = getattr(study.StudyWork, stage)
+        real = getattr(StudyWork, stage)
 
         def failing(work: Any, system: str, *rest: Any) -> Any:
             if system == spec:
                 raise NotFiniteError(f"{spec}: logits are not finite in layer 2")
             return real(work, system, *rest)
 
-        monkeypatch.setattr(study.StudyWork, stage, failing)
+        monkeypatch.setattr(StudyWork, stage, failing)
 
     return make
 
@@ -471,7 +472,7 @@ def test_a_failed_system_is_not_tried_again(
     overflowing: Callable[[str, str], None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    overflowing(plain.systems[0], "_responses")
+    overflowing(plain.systems[0], "respond")
     first = run_study(plain, tmp_path / "run")
     monkeypatch.undo()
     monkeypatch.setattr(
@@ -490,7 +491,7 @@ def test_a_failed_system_is_tried_again_under_other_versions(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with monkeypatch.context():
-        overflowing(plain.systems[0], "_responses")
+        overflowing(plain.systems[0], "respond")
         assert run_study(plain, tmp_path / "run").failed
     monkeypatch.undo()
     newer = {**runs.computing_versions(), "torch": "99"}

@@ -1,0 +1,128 @@
+"""Workers on ray: the cluster that is joined or started, room on it, and one clear line for what is wrong with it."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from mechsafety.core.errors import MechsafetyError, first_lines, needs, way
+
+_PATIENCE_S = 5.0
+"""How long an address may take to answer."""
+_QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # sends nothing out
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # ray's own advice on what it will do with GPUs
+    "RAY_DEDUP_LOGS": "0",
+}
+_STORE_BYTES = 200 * 2**20
+"""What workers on one machine share; parts of a run are small, and what does not fit goes to the disk."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """What one worker has of a machine."""
+
+    cpus: int = 1
+    gpus: float = 0.0
+
+
+@contextmanager
+def cluster(address: str | None, share: Share, workers: int | None) -> Iterator[None]:
+    """Join the cluster at ``address``, or start one on this machine for so many workers, while the block runs.
+
+    A cluster that this process has joined already is used as it is, and left as it was. Raises
+    :class:`MechsafetyError` for ray that is not installed, an address that does not answer, and more than there is.
+    """
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    with needs("ray"):
+        import ray
+    joined = ray.is_initialized()
+    if not joined:
+        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "include_dashboard": False}
+        if address is None:
+            _start(quiet, share, workers)
+        else:
+            _join(address, {name: value for name, value in quiet.items() if name != "include_dashboard"})
+    try:
+        _require_room(share)
+        yield
+    finally:
+        if not joined:
+            ray.shutdown()
+
+
+def room(share: Share) -> int:
+    """How many workers with ``share`` the cluster has room for, were it empty."""
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return sum(_fit(node, share) for node in nodes)
+
+
+def _fit(node: Mapping[str, float], share: Share) -> int:
+    by_cpu = int(node.get("CPU", 0) // share.cpus)
+    return by_cpu if not share.gpus else min(by_cpu, int(node.get("GPU", 0) / share.gpus + 1e-9))
+
+
+def _require_room(share: Share) -> None:
+    import ray
+
+    if room(share):
+        return
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    most = {kind: max((node.get(kind, 0) for node in nodes), default=0) for kind in ("GPU", "CPU")}
+    asked = (f"{share.gpus:g} GPUs", way("--gpus-per-task"), most["GPU"], share.gpus)
+    if share.gpus <= most["GPU"]:
+        asked = (f"{share.cpus} CPUs", way("--cpus-per-task"), most["CPU"], share.cpus)
+    what, option, largest, _ = asked
+    kind = what.split()[1]
+    raise MechsafetyError(
+        f"a worker with {what} fits on no machine of the cluster: the largest has {largest:g} {kind} ({option})"
+    )
+
+
+def _start(quiet: Mapping[str, Any], share: Share, workers: int | None) -> None:
+    import ray
+
+    cpus = None if workers is None else workers * share.cpus
+    try:
+        ray.init(num_cpus=cpus, object_store_memory=_STORE_BYTES, **quiet)
+    except (RuntimeError, OSError, ValueError, ConnectionError) as error:
+        raise MechsafetyError(f"ray could not be started here: {first_lines(error)}") from None
+
+
+def _join(address: str, quiet: Mapping[str, Any]) -> None:
+    import ray
+
+    if "://" in address:
+        raise MechsafetyError(
+            f"{way('--address', 'address')} {address!r}: HOST:PORT or auto is expected; on a machine of the cluster "
+            "itself, not through ray's client"
+        )
+    if address != "auto":
+        _require_answer(address)
+    try:
+        ray.init(address=address, **quiet)
+    except (RuntimeError, OSError, ValueError, ConnectionError) as error:
+        raise MechsafetyError(f"no ray cluster at {address!r}: {first_lines(error)}") from None
+
+
+def _require_answer(address: str) -> None:
+    """Ray itself tries a silent address for a minute and more."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdecimal():
+        raise MechsafetyError(
+            f"{way('--address', 'address')} {address!r}: HOST:PORT or auto is expected, e.g. 10.0.0.1:6379"
+        )
+    try:
+        socket.create_connection((host, int(port)), timeout=_PATIENCE_S).close()
+    except (OSError, OverflowError) as error:
+        raise MechsafetyError(
+            f"no ray cluster answers at {address!r} ({first_lines(error)}): start one with ray start --head, or leave "
+            f"{way('--address', 'address')} out"
+        ) from None

@@ -1,0 +1,1 @@
+"""An experiment on ray: the worker that makes parts, and the driver that alone writes the run folder."""

@@ -1,0 +1,343 @@
+"""The driver: hands tasks to workers on ray, and alone writes the run folder."""
+
+from __future__ import annotations
+
+import itertools
+import pickle
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from mechsafety.core.errors import MechsafetyError, StoppedError, first_lines
+from mechsafety.core.progress import Progress
+from mechsafety.engines.cluster import Share, cluster, room
+from mechsafety.engines.progress import Pace, by_stage, line, state
+from mechsafety.engines.tasks import Schedule, Task
+from mechsafety.experiments.parallel import Parallel
+from mechsafety.experiments.remote.made import (
+    Facts,
+    Failure,
+    Made,
+    files_but_manifest,
+    keep,
+    manifest_of,
+    not_shared,
+    stamp,
+)
+from mechsafety.experiments.remote.worker import Worker
+from mechsafety.runs.folder import Provenance, RunFolder, computing_versions
+from mechsafety.runs.sources import differences, first_differences
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from mechsafety.experiments.base import Experiment, Session
+
+STATE = "engine"
+"""The part that says how far the run is."""
+_WHOLE = ("tables",)
+_MOST_FAILED_STARTS = 5
+_LOOK_EVERY_S = 10.0
+
+
+@contextmanager
+def on_ray(experiment: Experiment[Any], day: str, *, allow_other_versions: bool) -> Iterator[Any]:
+    """``experiment`` with its preparation and its work on the workers of a cluster, while the block runs."""
+    config = experiment.config
+    share = Share(cpus=config.cpus_per_task or 1, gpus=config.gpus_per_task or 0.0)
+    with cluster(config.address, share, config.workers):
+        pool = _Pool(experiment, share, most=config.workers, day=day, allow=allow_other_versions)
+        try:
+            yield _Remote(experiment, pool)
+        finally:
+            pool.close()
+
+
+@dataclass(eq=False)
+class _Member:
+    """One worker as the driver knows it."""
+
+    name: str
+    handle: Any
+    prepared: bool = False
+    held: tuple[str, ...] = ()
+    has: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """The files of the run that it has, as they were."""
+    began: float = 0.0
+
+
+class _Pool:
+    """The workers; one that died is replaced where the cluster has room."""
+
+    def __init__(
+        self, experiment: Experiment[Any], share: Share, *, most: int | None, day: str, allow: bool
+    ) -> None:
+        import ray
+
+        self.ray, self.share, self.most = ray, share, most
+        options = {"day": day, "threads": share.cpus, "allow_other_versions": allow}
+        self._given = ray.put(pickle.dumps(experiment)), options | {"versions": computing_versions()}
+        self._kind = ray.remote(Worker)
+        self._numbers = itertools.count(1)
+        self.members: dict[str, _Member] = {}
+        self.waiting: dict[Any, str] = {}
+        """The worker by the reference of what it is at."""
+        self.failed_starts = 0
+        self.grow()
+
+    def grow(self) -> None:
+        """As many workers as the cluster has room for, and were asked for."""
+        wanted = max(1, room(self.share))
+        wanted = wanted if self.most is None else min(self.most, wanted)
+        while len(self.members) < wanted:
+            name = f"worker {next(self._numbers)}"
+            pickled, options = self._given
+            handle = self._kind.options(num_cpus=self.share.cpus, num_gpus=self.share.gpus or None).remote(
+                pickled, **options
+            )
+            self.members[name] = _Member(name, handle)
+            self.waiting[handle.prepare.remote()] = name
+
+    def finished(self, seconds: float) -> list[tuple[_Member, Any]]:
+        """The workers that are through with what they were at, and what came of it; a dead one with an exception."""
+        done, _ = self.ray.wait([*self.waiting], num_returns=1, timeout=seconds)
+        found = []
+        for reference in done:
+            member = self.members[self.waiting.pop(reference)]
+            try:
+                found.append((member, self.ray.get(reference)))
+            except self.ray.exceptions.RayError as error:
+                self.drop(member)
+                found.append((member, error))
+        return found
+
+    def drop(self, member: _Member) -> None:
+        del self.members[member.name]
+        with suppress(Exception):
+            self.ray.kill(member.handle)
+
+    def idle(self) -> dict[str, Sequence[str]]:
+        busy = set(self.waiting.values())
+        return {n: m.held for n, m in self.members.items() if m.prepared and n not in busy}
+
+    def close(self) -> None:
+        for member in [*self.members.values()]:
+            self.drop(member)
+
+
+class _Remote:
+    """What :func:`run_experiment` uses of an experiment, done by workers."""
+
+    loads_early = False
+
+    def __init__(self, experiment: Experiment[Any], pool: _Pool) -> None:
+        self.local, self.pool = experiment, pool
+        self.say: Progress = lambda _: None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.local, name)
+
+    def prepare(self, day: str, say: Progress) -> None:  # noqa: ARG002 - workers have the day
+        """Wait for the first worker, which checks what the local engine checks."""
+        self.say, self.facts = say, None
+        say(f"ray: waiting for the first of {len(self.pool.members)} workers")
+        while self.facts is None:
+            for member, found in self.pool.finished(_LOOK_EVERY_S):
+                self._prepared(member, found)
+
+    def require_fit(self, day: str) -> None:
+        """Workers have done so."""
+
+    def bound(self) -> Mapping[str, Any]:
+        return self._known.bound
+
+    def sources(self) -> Mapping[str, Provenance]:
+        return self._known.sources
+
+    @property
+    def _known(self) -> Facts:
+        assert self.facts is not None
+        return self.facts
+
+    def _prepared(self, member: _Member, found: Facts | Failure | Exception) -> None:
+        """A worker is ready; raises :class:`MechsafetyError` for what it was refused, or another one is started."""
+        if isinstance(found, Exception):
+            self.pool.failed_starts += 1
+            if self.pool.failed_starts >= _MOST_FAILED_STARTS:
+                raise MechsafetyError(f"no worker can be started: {_last_line(found)}") from None
+            self.pool.grow()
+            return
+        if isinstance(found, Failure):
+            raise MechsafetyError(found.why)
+        self.facts = self.facts or found
+        changed = differences(_as_dict(self.facts), _as_dict(found))
+        if changed:
+            raise MechsafetyError(f"two workers do not see the same: {first_differences(changed)}")
+        self.pool.failed_starts = 0
+        member.prepared = True
+
+    def work(self, session: Session) -> Mapping[str, pd.DataFrame]:
+        """Every task on the workers; the tables where they need no model here, else there."""
+        return _Work(self, session).tables()
+
+
+class _Work:
+    """One session of a run's tasks."""
+
+    def __init__(self, remote: _Remote, session: Session) -> None:
+        self.remote, self.session, self.run = remote, session, session.run
+        self.pool, self.say = remote.pool, session.say
+        self.experiment = remote.local
+        self.parallel = self.experiment if isinstance(self.experiment, Parallel) else None
+        self.schedule, self.pace = Schedule(), Pace()
+        self.failures: dict[str, str] = {}
+        self._mendable = True
+        self._whole: Mapping[str, pd.DataFrame] | None = None
+        self._said = 0.0
+
+    def tables(self) -> Mapping[str, pd.DataFrame]:
+        if self.parallel is None:
+            self.say(f"ray: {self.experiment.kind} has no tasks of its own, and runs as one on one worker")
+        else:
+            self.parallel.begin(self.session)
+        self._all(self._tasks)
+        tables = None if self.parallel is None or self.failures else self.parallel.finish(self.session)
+        if tables is None and not self.failures:
+            self._all(self._last)
+            tables = self._whole
+        if self.failures or tables is None:
+            self._stop()
+        _in_order(self.run, self.experiment.models())
+        return tables or {}
+
+    def _tasks(self) -> list[Task]:
+        return [] if self.parallel is None else self.parallel.tasks(self.run)
+
+    def _last(self) -> list[Task]:
+        """The whole work, on all that is there."""
+        models = self.experiment.models()
+        return [
+            Task(name=_WHOLE, done=self._whole is not None, ships=((),), model=models[0] if models else None)
+        ]
+
+    def _all(self, tasks: Any) -> None:
+        """Work until no task is left that can begin."""
+        while True:
+            known = tasks()
+            for name, task in self.schedule.next(known, self.pool.idle()).items():
+                self._begin(self.pool.members[name], task)
+            if not self.schedule.running and not self.schedule.ready(known):
+                self._report(known, now=True)
+                return
+            for member, found in self.pool.finished(_LOOK_EVERY_S):
+                if member.prepared:
+                    self._ended(member, found)
+                else:
+                    self.remote._prepared(member, found)
+            self.pool.grow()
+            self._report(known)
+
+    def _begin(self, member: _Member, task: Task) -> None:
+        files = self._shipped(member, task)
+        member.began = time.monotonic()
+        reference = member.handle.do.remote(task, files, manifest_of(self.run), whole=task.name == _WHOLE)
+        self.pool.waiting[reference] = member.name
+
+    def _shipped(self, member: _Member, task: Task) -> dict[str, bytes]:
+        """The files that a task reads and a worker does not have as they are."""
+        found = {}
+        for path in self._files(task):
+            name, now = path.relative_to(self.run.path).as_posix(), stamp(path.stat())
+            if member.has.get(name) != now:
+                found[name], member.has[name] = path.read_bytes(), now
+        return found
+
+    def _files(self, task: Task) -> list[Any]:
+        if task.name == _WHOLE:
+            return [self.run.path / name for name in files_but_manifest(self.run)]
+        return [path for key in task.ships for path in self.run.part_files(*key)]
+
+    def _ended(self, member: _Member, found: Made | Exception) -> None:
+        if isinstance(found, Exception):
+            task = self.schedule.dies(member.name)
+            if task is not None:
+                self.say(f"ray: {member.name} died over {' · '.join(task.name)}; another one goes on")
+                if (why := self.schedule.failed.get(task.name)) is not None:
+                    self._failed(task, Failure(kind="other", why=why))
+            return
+        task = self.schedule.running[member.name]
+        keep(self.run, task, found)
+        member.held = found.held
+        for name in found.files:
+            if (path := self.run.path / name).is_file():
+                member.has[name] = stamp(path.stat())
+        for name in not_shared(self.run, task):
+            member.has.pop(name, None)
+        for text in found.lines:
+            self.say(text)
+        if found.failure is not None:
+            self.schedule.fails(member.name, found.failure.why)
+            self._failed(task, found.failure)
+            return
+        self.schedule.finished(member.name)
+        self.pace.add(task.stage, time.monotonic() - member.began)
+        if task.name == _WHOLE:
+            self._whole = found.tables
+
+    def _failed(self, task: Task, failure: Failure) -> None:
+        name = " · ".join(task.name)
+        self.say(f"ray: {name} failed: {failure.why}")
+        marked = self.parallel is not None and self.parallel.failed(
+            self.session, task, failure.why, not_finite=failure.kind == "not finite"
+        )
+        if not marked:
+            self.failures[name] = failure.why
+            self._mendable = self._mendable and failure.kind != "other"
+
+    def _stop(self) -> None:
+        """Raise what failed; the rest is kept."""
+        (name, why), *more = self.failures.items()
+        others = f" (and {len(more)} more)" if more else ""
+        if self._mendable and not more:
+            raise MechsafetyError(why)
+        raise StoppedError(
+            f"{name} failed{others}: {why}; all else that could be made is kept, and the same command goes on"
+        )
+
+    def _report(self, known: Sequence[Task], *, now: bool = False) -> None:
+        """Write down how far the run is, and say so now and then."""
+        if not now and time.monotonic() - self._said < _LOOK_EVERY_S:
+            return
+        self._said = time.monotonic()
+        running = {name: "" for name, member in self.pool.members.items() if member.prepared}
+        running |= {name: " · ".join(task.name) for name, task in self.schedule.running.items()}
+        failed = {" · ".join(name): why for name, why in self.schedule.failed.items()}
+        found = state(by_stage(known), self.pace, workers=running, failed=failed)
+        self.run.write_json_part(found, STATE)
+        if not now and running:
+            self.say(f"ray: {line(found)}")
+        elif not running:
+            self.say("ray: waiting for room on the cluster for a worker")
+
+
+def _as_dict(facts: Facts) -> dict[str, Any]:
+    sources = {
+        name: {"identity": dict(one.identity), "circumstance": dict(one.circumstance)}
+        for name, one in facts.sources.items()
+    }
+    return {"bound": dict(facts.bound), "sources": sources}
+
+
+def _last_line(error: Exception) -> str:
+    lines = [text.strip() for text in str(error).splitlines() if text.strip()]
+    return lines[-1][:300] if lines else first_lines(error)
+
+
+def _in_order(run: RunFolder, models: Sequence[str]) -> None:
+    """Models stand in the manifest in the order of the configuration, whichever was loaded first."""
+    for section in ("models", "fed"):
+        if isinstance(stored := run.manifest.get(section), dict):
+            first = {name: stored[name] for name in models if name in stored}
+            run.record(section, first | stored)

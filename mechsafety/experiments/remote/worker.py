@@ -1,0 +1,119 @@
+"""A worker: the code of the local engine, on a run folder of its own that holds what its tasks need."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import tempfile
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from mechsafety.core.errors import MechsafetyError, NotFiniteError
+from mechsafety.engines.tasks import Task
+from mechsafety.experiments.remote.made import Facts, Failure, Files, Made, files_but_manifest
+from mechsafety.runs.folder import MANIFEST, RunFolder, computing_versions
+
+T = TypeVar("T")
+_LAST_LINES = 1500
+
+
+class Worker:
+    """One process that makes parts. Models stay loaded between tasks.
+
+    ``pickled`` is the experiment; it is read when the versions are known to be the driver's.
+    """
+
+    def __init__(
+        self,
+        pickled: bytes,
+        *,
+        day: str,
+        threads: int,
+        allow_other_versions: bool,
+        versions: Mapping[str, str],
+    ) -> None:
+        self._pickled, self._day, self._threads = pickled, day, threads
+        self._allow, self._versions = allow_other_versions, versions
+        self._lines: list[str] = []
+
+    def prepare(self) -> Facts | Failure:
+        """Check what a run checks before its folder is made, and say what it is bound to."""
+        return _caught(self._prepare)
+
+    def _prepare(self) -> Facts:
+        require_same_versions(self._versions, computing_versions())
+        import torch
+
+        from mechsafety.experiments.base import Session
+
+        torch.set_num_threads(self._threads)
+        self._experiment = experiment = pickle.loads(self._pickled)
+        if experiment.loads_early:
+            experiment.require_fit(self._day)
+        experiment.prepare(self._day, self._lines.append)
+        if not experiment.loads_early:
+            experiment.require_fit(self._day)
+        self._folder = tempfile.TemporaryDirectory(prefix="mechsafety-worker-")
+        self._session = Session(
+            run=RunFolder(Path(self._folder.name), allow_other_versions=self._allow),
+            day=self._day,
+            say=self._lines.append,
+            loading=experiment.loading,
+            allow_other_versions=self._allow,
+        )
+        return Facts(bound=dict(experiment.bound()), sources=dict(experiment.sources()))
+
+    def do(self, task: Task, files: Files, manifest: Mapping[str, Any], *, whole: bool) -> Made:
+        """Make the parts of ``task``; where it is the ``whole`` work, its tables too."""
+        run = self._session.run
+        run.write_text(MANIFEST, json.dumps(manifest))
+        for name, content in files.items():
+            run.save(name, lambda path, content=content: path.write_bytes(content))
+        if task.batch is not None:
+            run.write_json_part([list(task.batch.ids)], "plans", *task.batch.key)
+            run.part_path("speed", *task.batch.key, suffix="json").unlink(missing_ok=True)
+        before = files_but_manifest(run)
+        found = _caught(lambda: self._work(task, whole=whole))
+        changed = [name for name, stamp in files_but_manifest(run).items() if before.get(name) != stamp]
+        lines, self._lines[:] = tuple(self._lines), []
+        return Made(
+            files={name: (run.path / name).read_bytes() for name in changed},
+            manifest={name: value for name, value in run.manifest.items() if value != manifest.get(name)},
+            lines=lines,
+            held=() if whole else tuple(self._experiment.held()),
+            tables=None if isinstance(found, Failure) else found,
+            failure=found if isinstance(found, Failure) else None,
+        )
+
+    def _work(self, task: Task, *, whole: bool) -> Mapping[str, Any] | None:
+        if whole:
+            return self._experiment.work(self._session)
+        return self._experiment.do(task, self._session)
+
+
+def _caught(work: Callable[[], T]) -> T | Failure:
+    try:
+        return work()
+    except NotFiniteError as error:
+        return Failure(kind="not finite", why=str(error))
+    except MechsafetyError as error:
+        return Failure(kind="mend", why=str(error))
+    except Exception as error:
+        name = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        print(traceback.format_exc()[-_LAST_LINES:])  # noqa: T201 - into ray's log of this worker
+        return Failure(kind="other", why=" ".join(name.split())[:300])
+
+
+def require_same_versions(mine: Mapping[str, str], workers: Mapping[str, str]) -> None:
+    """Raise :class:`MechsafetyError` where a worker has other packages than the process that asks it to work."""
+    other = [
+        f"{name} {workers.get(name)}, not {mine[name]}" for name in mine if workers.get(name) != mine[name]
+    ]
+    if other:
+        import platform
+
+        raise MechsafetyError(
+            f"the worker on {platform.node()} has {'; '.join(other)}: install the same versions on every machine"
+        )
