@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _COMMANDS: dict[str, tuple[str, str]] = {
     "study": ("studies", "Measure refusal of every system, original and edited, and write a report."),
-    "status": ("status", "List by stage how much of a run is made, and what its workers are at."),
+    "status": ("status", "List by stage how much of RUN is made, and what its workers are at."),
     "report": ("studies", "Write a finished run's report.html and HTML figures again."),
     "figures": ("studies", "Write every figure of a finished run as files."),
     "direction": ("directions", "Find refusal directions of MODEL at every layer, and select one."),
