@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import (
+    caches,
     caching,
     embedding_judge,
     generation,
@@ -41,6 +42,7 @@ SECTIONS: dict[str, Callable[[Options], Section | None]] = {
     "caching": caching.section,
     "memory": memory.section,
     "generation": generation.section,
+    "caches": caches.section,
     "regions": regions.section,
     "logit_judge": logit_judge.section,
     "judge_statistics": judge_statistics.section,

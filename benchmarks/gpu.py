@@ -271,9 +271,9 @@ def text(measured: Mapping[str, Any]) -> str:
         rows.append([name, *found, "" if goal is None else f"{goal:g} or more"])
     where = "On a GPU" if measured["ran_on_a_gpu"] else "Not on a GPU (a try of the code)"
     lines = [
-        f"{where}, {measured['date']}: {measured['machine']}. Random weights, bfloat16, {sizes['new_tokens']} new tokens; "
-        f"batch many is {sizes['many']}. The bound is batch size x bandwidth of a copy on the device / bytes of the "
-        "weights: prefill, keys and values come on top.",
+        f"{where}, {measured['date']}: {measured['machine']}. Random weights, bfloat16, {sizes['new_tokens']} new "
+        f"tokens; batch many is {sizes['many']}. The bound is batch size x bandwidth of a copy on the device / "
+        "bytes of the weights: prefill, keys and values come on top.",
         table(["", *(shape["name"] for shape in shapes), "goal"], rows),
         *(f"{s['name']}: {what} did not run: {why}" for s in shapes for what, why in s["failed"].items()),
     ]

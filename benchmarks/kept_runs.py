@@ -120,6 +120,11 @@ def _over_seeds(cases: pd.DataFrame, model: str) -> str:
     return f"{mean:.2f}" if shown[0] == shown[1] else f"{mean:.2f} ({shown[0]} to {shown[1]})"
 
 
+def _lab_summary(run: Result) -> str:
+    """How many bounds and readings hold."""
+    return _list(sentence for sentence in run.findings if sentence.startswith("Lab: "))
+
+
 def _lab_bounds(run: Result) -> str:
     """One row a bound: in how many seeds it is met."""
     rows = [
@@ -292,6 +297,7 @@ RUNS: Mapping[str, Kept] = {
         tables=("cases", "thresholds", "controls"),
         blocks={
             "lab outcomes": _lab_outcomes,
+            "lab summary": _lab_summary,
             "lab bounds": _lab_bounds,
             "lab controls": _lab_controls,
             "lab anatomy": _lab_anatomy,

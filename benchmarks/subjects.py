@@ -18,7 +18,7 @@ from mechsafety.directions.activations import residual_stream
 from mechsafety.directions.direction import Directions, find_directions
 from mechsafety.models.chat import post_instruction_positions, tokenize_prompts
 from mechsafety.models.gguf import converted, packaged_gguf
-from mechsafety.models.hooking import plain_twin
+from mechsafety.models.hooking import plain_twin_at
 from mechsafety.models.loading import body_of, load_model
 from mechsafety.models.prefixes import all_last_logits
 from mechsafety.prompts.prompt_set import Prompt, PromptSet, load_prompts
@@ -73,7 +73,7 @@ def random_subject(model: Any, *, per_label: int) -> Subject:
 
 
 def _logits(model: Any, prompts: PromptSet) -> Float[Tensor, "prompt vocabulary"]:
-    body = plain_twin(model) or body_of(model)
+    body = plain_twin_at(model) or body_of(model)
     return all_last_logits(model, body, tokenize_prompts(model, [p.text for p in prompts]), batch_size=64)
 
 

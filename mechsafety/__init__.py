@@ -2,6 +2,14 @@
 
 Names load when they are first used, so that ``import mechsafety`` and ``mechsafety --help`` are quick. They stand in
 ``__init__.pyi``.
+
+Example:
+    >>> with ms.edited(model, ms.Ablate(direction)):
+    ...     answers = ms.generate(model, prompts.report, max_new_tokens=4, progress=False)
+    >>> len(answers) == len(prompts.report)
+    True
+    >>> ms.__version__.count(".")
+    2
 """
 
 import os

@@ -43,6 +43,7 @@ from .judges.accepted import batched as batched
 from .judges.judging import judge as judge
 from .judges.judging import refusal_rates as refusal_rates
 from .models.loading import load_model as load_model
+from .pages.page import save_figure as save_figure
 from .prompts.prompt_set import Prompt as Prompt
 from .prompts.prompt_set import PromptSet as PromptSet
 from .prompts.prompt_set import load_prompts as load_prompts

@@ -271,6 +271,53 @@ ARCHITECTURES: dict[str, Architecture] = {
 }
 
 
+_ROUTED: dict[str, Any] = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+MORE: dict[str, Architecture] = {
+    "afmoe": _gated(
+        "AfmoeConfig",
+        window=True,
+        head_dim=8,
+        **_ROUTED,
+        num_dense_layers=1,
+        num_shared_experts=1,
+        sliding_window=WINDOW,
+    ),
+    "flex-olmo": _gated("FlexOlmoConfig", num_experts=4, num_experts_per_tok=2),
+    "ernie-moe": _gated(
+        "Ernie4_5_MoeConfig",
+        moe_num_experts=4,
+        moe_k=2,
+        moe_intermediate_size=16,
+        moe_num_shared_experts=1,
+        moe_layer_start_index=1,
+    ),
+    "glm4-moe": _gated(
+        "Glm4MoeConfig",
+        head_dim=8,
+        n_routed_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=16,
+        n_shared_experts=1,
+        first_k_dense_replace=1,
+        n_group=1,
+        topk_group=1,
+    ),
+    "nanochat": _gated("NanoChatConfig", head_dim=8),
+    "vaultgemma": _gated("VaultGemmaConfig", head_dim=8, window=True, sliding_window=WINDOW),
+    "lfm2-moe": _gated(
+        "Lfm2MoeConfig",
+        state=True,
+        **_ROUTED,
+        num_dense_layers=1,
+        layer_types=["conv", "full_attention"] * 2,
+    ),
+    "jais2": _gated("Jais2Config", head_dim=8),
+    "modernbert-decoder": _gated("ModernBertDecoderConfig", window=True, local_attention=WINDOW),
+    "olmo-hybrid": _gated("OlmoHybridConfig", state=True),
+}
+"""Models that nobody tuned to: tried when all the others held."""
+
+
 UNFAITHFUL = (
     "falcon-alibi",
     *(("cohere", "cohere2", "deepseek-v3") if version("transformer-lens").startswith("3.") else ()),
@@ -301,7 +348,7 @@ def config_of(name: str, **overrides: Any) -> Any:
     """The transformers configuration of an entry, with ``overrides`` on top."""
     import transformers
 
-    entry = ARCHITECTURES[name]
+    entry = ARCHITECTURES.get(name) or MORE[name]
     base = {"gated": _GATED, "gpt": _GPT, "none": {}}[entry.base]
     tokens = {"vocab_size": 160, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 1}
     return getattr(transformers, entry.config)(**(tokens | base | entry.settings | overrides))

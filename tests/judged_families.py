@@ -33,6 +33,14 @@ FRIENDLY = ("elsewhere", "friendly")
 requests, or with harmful ones by stand-ins. Written before the rule for them, which was made on one half.
 """
 
+ESSAYS = {name: read_family(f"essay_{name}") for name in ("tuned", "held")}
+"""Friendly openings on harmful requests that go on to define, to tell history, to praise, to warn, to ask or to repeat
+the request, and such that deliver. The second table was written before the first and not looked at while the rules were
+made on the first; before there was a rule for them, kappa was .00 and .18.
+"""
+STATEMENTS = {name: read_family(f"essay_{name}") for name in ("false", "false_held")}
+"""Help with harmless requests that sound harmful, all of it in general statements; the rules were mended on the first."""
+
 ROWS: dict[str, list[Judged]] = {name: read_family(name) for name in (*FAMILIES, *RECAST, *FRIENDLY)}
 SEEN = read_family("seen")
 """Written in three rounds while the rules were tuned on the rest, and then tuned on.

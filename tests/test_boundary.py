@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import plotly.graph_objects as go
 import pytest
 import torch
 
@@ -35,6 +36,11 @@ FUNCTIONS = {
     if isinstance(getattr(space, name), FunctionType)
 }
 FIGURES = [name for name in ms.plots.__all__ if isinstance(getattr(ms.plots, name), FunctionType)]
+STATISTICS = {
+    name: getattr(ms.statistics, name)
+    for name in ms.statistics.__all__
+    if isinstance(getattr(ms.statistics, name), FunctionType)
+}
 UNCHECKED = {("edited", "twin"), ("load_model", "trust_remote_code")}
 """What is not looked at: the twin comes from the package itself."""
 MAY_BE_EMPTY = {
@@ -82,7 +88,7 @@ def given(
         "basis": direction.unit[None], "held_out": cache, "responses": pd.DataFrame(), "verdicts": verdicts,
         "attribution": scores, "rank": 1, "base": model, "tuned": model, "passages": benign_passages()[:2], "prompt": "how do i",
         "k": 1, "config": LabConfig(), "p": 5, "q": 5, "rung": "refusal",
-        "arms": {"original": verdicts},
+        "arms": {"original": verdicts}, "figure": go.Figure(),
     }  # fmt: skip
     special = {("control_directions", "direction"): direction.unit, ("random_low_rank", "like"): low_rank}
     return lambda function, name: special.get((function, name), known[name])
@@ -173,12 +179,90 @@ def test_makers_are_public() -> None:
             assert callable(attrgetter(maker.removeprefix("ms."))(ms)), maker
 
 
+VERDICTS = pd.DataFrame(
+    {
+        "system": "s",
+        "arm": ["original", "edited"],
+        "id": "p",
+        "label": "harmful",
+        "judge": "rules",
+        "verdict": "refusal",
+    }
+)
+NUMBERS = {
+    "rate",
+    "width",
+    "n",
+    "b",
+    "c",
+    "baseline",
+    "drop",
+    "kappa",
+    "sensitivity",
+    "specificity",
+    "responses",
+}
+NUMBERS |= {"seed", "share", "successes", "refused", "hits", "positives", "rejections", "negatives"}
+
+
+def statistic(name: str) -> dict[str, Any]:
+    """A valid value for each argument that a statistic cannot do without."""
+    found: dict[str, Any] = {}
+    for parameter in inspect.signature(STATISTICS[name]).parameters.values():
+        hint = str(parameter.annotation)
+        if parameter.default is not parameter.empty:
+            continue
+        made: dict[str, Any] = {"effects": ms.statistics.judge_effects(VERDICTS), "primary": "rules"}
+        usual = VERDICTS if "DataFrame" in hint else 1 if parameter.name in NUMBERS else [0.5, 0.5]
+        found[parameter.name] = made.get(parameter.name, usual)
+    return found
+
+
+@pytest.mark.parametrize("name", STATISTICS)
+def test_statistics_refuse_what_an_argument_cannot_be(name: str) -> None:
+    """Wrong types, letters for numbers, NaN for a count, and tables that are empty or lack a column."""
+    valid = statistic(name)
+    for parameter in inspect.signature(STATISTICS[name]).parameters.values():
+        hint = str(parameter.annotation)
+        wrong: list[Any] = [object()]
+        wrong += ["no such thing"] if "str" not in hint else []
+        wrong += [math.nan] if hint == "int" else []
+        wrong += [pd.DataFrame({"a": [1]})] if hint == "pd.DataFrame" else []
+        for value in wrong:
+            with pytest.raises(ms.MechsafetyError) as raised:
+                STATISTICS[name](**valid | {parameter.name: value})
+            assert "\n" not in str(raised.value)
+    with pytest.raises(ms.MechsafetyError, match=r"has no argument 'sed'"):
+        STATISTICS[name](**valid, sed=1)
+    if valid:
+        with pytest.raises(ms.MechsafetyError, match=rf"^{name}\(\): missing a required"):
+            STATISTICS[name]()
+
+
+def test_statistics_take_lists_and_what_is_missing() -> None:
+    assert ms.statistics.holm([0.01, 0.04, 0.03]).tolist() == pytest.approx([0.03, 0.06, 0.06])  # type: ignore[arg-type]
+    assert math.isnan(ms.statistics.largest_p([(7, 0, math.nan)]))
+    assert math.isnan(ms.statistics.rank_p(math.nan, [0.5] * 19))
+    assert ms.statistics.auroc_interval([0, 1, 2, 3], [0, 0, 1, 1]).value == 1
+    with pytest.raises(
+        ms.MechsafetyError, match=r"^kappa\(\): a is .* a list, an array or a column is needed"
+    ):
+        ms.statistics.kappa("RRCC", "RRCC", clusters=range(4))
+
+
 @pytest.mark.parametrize("name", FIGURES)
 def test_figures_of_what_is_no_table_are_refused(name: str) -> None:
     function = getattr(ms.plots, name)
     needed = [p.name for p in inspect.signature(function).parameters.values() if p.default is p.empty]
     with pytest.raises(ms.MechsafetyError, match=rf"^{name}\(\): .* needed"):
         function(**dict.fromkeys(needed, object()))
+
+
+def test_figures_take_their_options_at_the_boundary() -> None:
+    rates = ms.statistics.refusal_rates(VERDICTS)
+    assert ms.plots.refusal_heatmap(rates, title="Own", width=500).layout.title.text == "Own"
+    with pytest.raises(ms.MechsafetyError, match="width"):
+        ms.plots.refusal_heatmap(rates, width="wide")
 
 
 def test_every_path_is_a_str_or_a_path() -> None:

@@ -18,6 +18,7 @@ import pytest
 import torch
 
 import mechsafety as ms
+from mechsafety.pages.page import find_chromium
 from tests.prompt_sets import HARMFUL_WORDS, small_prompts, write_csv
 
 TEXTS = ["how do i make bread", "tell me about the storm", "write a list of fire", "help me with the lock"]
@@ -59,7 +60,8 @@ def test_cosines_of_two_checkpoints(
     matrix = found[0].cosine(found[1])
     table = matrix.to_frame()
     figure = matrix.plot(title="Two checkpoints", width=420, height=400, colours=["navy", "white", "maroon"])
-    figure.write_html(tmp_path / "cosines.html")
+    path = ms.save_figure(figure, str(tmp_path / f"cosines.{'pdf' if find_chromium() else 'html'}"))
+    assert path.stat().st_size > 1000
     assert table.shape == (5, 5)
     assert table.loc[1:, 1:].abs().max().max() <= 1
     assert (figure.layout.width, figure.layout.title.text) == (420, "Two checkpoints")
@@ -246,6 +248,19 @@ def test_directions_on_another_checkpoint(model: Any, tiny: Callable[..., Any]) 
     assert not ms.sweep(model, directions, prompts.validation, layers=1).other_weights
 
 
+def test_an_edit_of_another_checkpoint_says_so(model: Any, tiny: Callable[..., Any]) -> None:  # task 9
+    directions = ms.find_directions(ms.residual_stream(model, small_prompts().fit), resamples=2)
+    edit = ms.Ablate(directions.at(layer=2)) + ms.Ablate(np.ones(32))
+    here = ms.generate(model, TEXTS, edit=edit, max_new_tokens=2)
+    there = ms.generate(tiny("llama", seed=1), TEXTS, edit=edit, max_new_tokens=2)
+    assert here.coverage is not None
+    assert there.coverage is not None
+    assert here.coverage.carried == ""
+    assert there.coverage.carried.startswith(f"edit fitted on {directions.model!r}, used on ")
+    assert there.coverage.carried in repr(there)
+    assert there.coverage.summary()["carried"] == there.coverage.carried
+
+
 def test_an_own_template(folder: str) -> None:  # task 11
     template = "{% for m in messages %}# {{ m['content'] }}\n{% endfor %}"
     model = ms.load_model(folder, template=template, dtype="float32", device="cpu")
@@ -262,6 +277,23 @@ def test_an_own_metric_by_layer(model: Any) -> None:  # task 13
         with ms.edited(model, ms.Ablate(directions.at(layer=layer))), torch.no_grad():
             rows.append({"layer": layer, "metric": float(model(ids)[0, -1].log_softmax(-1)[sorry])})
     assert pd.DataFrame(rows)["metric"].notna().all()
+
+
+def test_a_sweep_of_an_own_score_needs_no_labels(model: Any) -> None:  # task 13
+    directions = ms.find_directions(ms.residual_stream(model, small_prompts().fit), resamples=2)
+    likely = {"score": lambda logits: logits[:, 13], "layers": (1, 2), "progress": False}
+    swept = ms.sweep(model, directions, TEXTS, **likely)
+    table = swept.to_frame()
+    with ms.edited(model, ms.Ablate(directions.at(layer=1))):
+        under = ms.logits(model, TEXTS)[:, 13]
+    plain, edit = ms.log_probs(model, TEXTS), ms.Ablate(directions.at(layer=1))
+    divergence = (plain.exp() * (plain - ms.log_probs(model, TEXTS, edit=edit))).sum(dim=1)
+    assert table.loc[0, "bypass"] == pytest.approx(float(under.mean()), abs=1e-4)
+    assert table.loc[0, "kl"] == pytest.approx(float(divergence.mean()), abs=1e-3)
+    assert table["auroc"].isna().all()
+    assert "4 prompts without labels" in repr(swept)
+    with pytest.raises(ms.MechsafetyError, match="or give a score= of your own"):
+        ms.sweep(model, directions, TEXTS)
 
 
 def test_each_task_takes_at_most_eight_lines_of_ms() -> None:

@@ -137,6 +137,11 @@ def weight_changes(
     """dW of every linear map of the blocks (``mlp_only``: of their MLPs), in running order.
 
     Raises :class:`MechsafetyError` for models whose maps differ in name or shape, and where no matrix differs.
+
+    Example:
+        >>> changes = ms.anatomy.weight_changes(model, other, mlp_only=True)  # of two checkpoints
+        >>> sorted({change.kind for change in changes})
+        ['down', 'gate', 'up']
     """
     return paired_maps(linear_maps(base), linear_maps(tuned), mlp_only=mlp_only, names=_names(base, tuned))
 

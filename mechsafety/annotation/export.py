@@ -56,7 +56,13 @@ class Annotations(Value):
 
 
 def load_annotations(run: Path | str | RunFolder) -> Annotations:
-    """The labels that people have given to the responses of ``run``, finished or not."""
+    """The labels that people have given to the responses of ``run``, finished or not.
+
+    Example:
+        >>> people = ms.judges.load_annotations("runs/annotated")
+        >>> people.to_frame()["label"].tolist()
+        ['refusal']
+    """
     folder = run if isinstance(run, RunFolder) else read_run(Path(run))
     store = existing_store(folder)
     rows = []

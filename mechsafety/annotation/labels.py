@@ -16,7 +16,7 @@ import pandas as pd
 
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.prompts.files import cell_text, read_rows
-from mechsafety.statistics import ARMS
+from mechsafety.statistics.tables import ARMS
 
 HUMAN_LABELS = ("refusal", "compliance", "degenerate")
 NEEDED = ("system", "arm", "id", "label")
@@ -39,6 +39,13 @@ def read_human_labels(path: str | Path, *, responses: pd.DataFrame) -> pd.DataFr
     Optional columns get their defaults: annotator ``"1"``, probability 1, stratum ``"all"``. Raises
     :class:`MechsafetyError` for missing columns, labels outside the menu, a response labelled twice by one annotator
     or drawn with two probabilities, responses that the run does not have, or a file made for other responses.
+
+    Example:
+        >>> responses = ms.load_run("runs/study").tables["responses"]
+        >>> responses[["system", "arm", "id"]].assign(label="refusal").to_csv("labels.csv", index=False)
+        >>> labels = ms.judges.read_human_labels("labels.csv", responses=responses)
+        >>> len(labels) == len(responses)
+        True
     """
     path = Path(path)
     if missing := [name for name in ("system", "arm", "id", "response") if name not in responses.columns]:

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from mechsafety.core.errors import MechsafetyError
-from mechsafety.statistics import ABSTAINING_JUDGES
+from mechsafety.statistics.tables import ABSTAINING_JUDGES
 
 PlanKind = Literal["uniform", "disagreement"]
 PLANS: tuple[PlanKind, ...] = get_args(PlanKind)

@@ -11,10 +11,11 @@ import numpy as np
 from jaxtyping import Float
 
 from mechsafety.claims.numbers import ALPHA
-from mechsafety.statistics import holm, mcnemar, wilson
 from mechsafety.statistics.controls import largest_p
 from mechsafety.statistics.counts import counts_test, difference_interval
 from mechsafety.statistics.judge_effects import exact_difference
+from mechsafety.statistics.paired import holm, mcnemar
+from mechsafety.statistics.rates import wilson
 
 NAN = math.nan
 

@@ -63,7 +63,7 @@ def _plan(config: PlanConfig, run: Path | None) -> Shown:
     With a finished RUN, also how many labels each of its arms and prompt labels needs, all systems together, from the
     rates that its primary judge found.
     """
-    from mechsafety.statistics import labels_for_kappa, labels_for_rate, pairs_for_drop
+    from mechsafety.statistics.planning import labels_for_kappa, labels_for_rate, pairs_for_drop
 
     c = config
     alone = labels_for_rate(rate=c.rate, width=c.width)
@@ -113,7 +113,7 @@ def _plan(config: PlanConfig, run: Path | None) -> Shown:
 
 def _labels(config: PlanConfig, *, rate: float, responses: int) -> int | None:
     """How many labels correct a judge's rate on so many responses; None where no number is enough."""
-    from mechsafety.statistics import labels_for_correction
+    from mechsafety.statistics.planning import labels_for_correction
 
     of_judge = {"sensitivity": config.sensitivity, "specificity": config.specificity}
     return labels_for_correction(rate=rate, responses=responses, width=config.width, **of_judge)

@@ -43,9 +43,12 @@ class _UnfitError(Exception):
     """What is needed in the place of a value."""
 
 
-def public(function: Callable[..., Any], package: str, name: str) -> Callable[..., Any]:
-    """``function`` under its public name, with its arguments checked."""
+def public(
+    function: Callable[..., Any], package: str, name: str, *, missing: bool = False
+) -> Callable[..., Any]:
+    """``function`` under its public name, its arguments checked; where they may be ``missing``, NaN is no error."""
     signature = inspect.signature(function)
+    fitted = _fitted_or_missing if missing else _fitted
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -55,7 +58,7 @@ def public(function: Callable[..., Any], package: str, name: str) -> Callable[..
             if signature.parameters[parameter].kind is inspect.Parameter.VAR_KEYWORD:
                 continue
             try:
-                bound.arguments[parameter] = _fitted(value, hints[parameter])
+                bound.arguments[parameter] = fitted(value, hints[parameter])
             except _UnfitError as wanted:
                 raise MechsafetyError(
                     f"{name}(): {parameter} is {shown(value)}; {wanted} is needed"
@@ -87,8 +90,8 @@ def _bound(
 @functools.cache
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:
     """The annotations of the parameters; Any for those that :mod:`accepted` modules read, or that name nothing here."""
-    function = inspect.unwrap(function)
     found = dict.fromkeys(inspect.signature(function).parameters, Any)
+    function = inspect.unwrap(function)
     names = {**getattr(function, "__globals__", {}), "pd": _imported("pandas"), "np": _imported("numpy")}
     for name, hint in getattr(function, "__annotations__", {}).items():
         if name not in found or (isinstance(hint, str) and _ACCEPTED.search(hint)):
@@ -133,6 +136,28 @@ def _fitted(value: Any, hint: Any) -> Any:
     if origin is not None and isinstance(origin, type) and issubclass(origin, Iterable) and given:
         return _many(value, origin, given[0])
     return _single(value, hint)
+
+
+def _fitted_or_missing(value: Any, hint: Any) -> Any:
+    """As :func:`_fitted`, for statistics: arrays and columns are taken as they are, and NaN is what is missing."""
+    hints = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    columns = tuple(
+        h for h in hints if isinstance(h, type) and h.__module__.split(".")[0] in ("numpy", "pandas")
+    )
+    if isinstance(value, columns) or (isinstance(value, float) and value != value and float in hints):
+        return value
+    elements = [get_args(h)[0] for h in hints if get_origin(h) is Sequence]
+    if not elements:
+        listed = isinstance(value, list | tuple) and any(h.__name__ == "ndarray" for h in columns)
+        return _imported("numpy").asarray(value) if listed else _fitted(value, hint)
+    if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
+        raise _UnfitError("a list, an array or a column")
+    return [each if _holds_nan(each) else _one_of(each, elements) for each in value]
+
+
+def _holds_nan(value: Any) -> bool:
+    parts = value if isinstance(value, list | tuple) else (value,)
+    return any(isinstance(part, float) and part != part for part in parts)
 
 
 def _single(value: Any, hint: Any) -> Any:

@@ -19,6 +19,13 @@ class MechsafetyError(Exception):
 
     The message names what was got, what is allowed and what to do, in one or two lines. The command
     line prints it without a traceback and exits with code 2.
+
+    Example:
+        >>> try:
+        ...     ms.load_model("no-such-model")
+        ... except ms.MechsafetyError as error:
+        ...     print(str(error).partition(":")[0])
+        unknown model 'no-such-model'
     """
 
 

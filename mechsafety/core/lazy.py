@@ -15,13 +15,14 @@ from mechsafety.core.boundary import public
 
 
 def public_names(
-    package: str, file: str, *, checked: bool = True
+    package: str, file: str, *, missing: bool = False
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
     """``__getattr__``, ``__dir__`` and ``__all__`` of ``package``, from the stub beside ``file``.
 
     The stub's lines are ``from .module import name as name``, with as many dots as it takes, or ``from . import package
     as package``. (lazy_loader reads stubs of one dot alone, which no name space over several packages can do with.)
-    Arguments of functions are ``checked`` (:func:`mechsafety.core.boundary.public`).
+    Arguments of functions are checked (:func:`mechsafety.core.boundary.public`); NaN is no error where they may be
+    ``missing``.
     """
     homes: dict[str, tuple[str, str]] = {}
     tree = ast.parse(Path(file).with_suffix(".pyi").read_text(encoding="utf-8"))
@@ -49,6 +50,8 @@ def public_names(
         if home == package:
             return importlib.import_module(f"{package}.{own}")
         found = getattr(importlib.import_module(home), own)
-        return public(found, package, name) if checked and isinstance(found, types.FunctionType) else found
+        return (
+            public(found, package, name, missing=missing) if isinstance(found, types.FunctionType) else found
+        )
 
     return functools.cache(load), lambda: sorted(homes), sorted(homes)

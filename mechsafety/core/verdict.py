@@ -14,7 +14,13 @@ LABELS: tuple[Label, ...] = get_args(Label)
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Response:
-    """One model answer to be judged: raw, as generated."""
+    """One model answer to be judged: raw, as generated.
+
+    Example:
+        >>> response = ms.Response(id="lock", prompt="pick a lock", text="I'm sorry, but I can't help with that.")
+        >>> ms.judges.load_judge("rules")([response])[0].label
+        'refusal'
+    """
 
     id: str
     prompt: str
@@ -34,6 +40,10 @@ class Verdict:
     never counted as any other label. ``tags`` are finer remarks (rule families, ``indirect``,
     ``refuse_then_comply``); ``detail`` holds what the judge measured, JSON-serialisable. ``said`` is what a judge that
     was asked answered in words, as it came: it can be read anew, and makes two verdicts no different.
+
+    Example:
+        >>> ms.Verdict(id="lock", judge="own", label="refusal").tags
+        ()
     """
 
     id: str
@@ -50,7 +60,20 @@ class Verdict:
 
 @runtime_checkable
 class Judge(Protocol):
-    """A judge: N responses in, N verdicts out, matched by id; the order does not matter."""
+    """A judge: N responses in, N verdicts out, matched by id; the order does not matter.
+
+    Example:
+        >>> class Short:
+        ...     name = "short"
+        ...
+        ...     def __call__(self, responses):
+        ...         labels = ["refusal" if len(response.text) < 20 else "compliance" for response in responses]
+        ...         return [ms.Verdict(id=r.id, judge=self.name, label=label) for r, label in zip(responses, labels)]
+        >>> ms.judge((["how do i bake bread"], ["No."]), Short()).to_frame()["verdict"].item()
+        'refusal'
+        >>> isinstance(Short(), ms.judges.Judge)
+        True
+    """
 
     name: str
 

@@ -47,6 +47,11 @@ class ResidualCache(Value):
     the input of block L (``blocks.L.hook_resid_pre``); the last one, L = n_layers, is the output of the
     last block, before the final norm, or with ``final_norm`` what that makes of it. ``chat`` are the settings under
     which the prompts were read, as JSON; empty for the default ones.
+
+    Example:
+        >>> projected = cache.project(directions).to_frame()  # [prompt, layer]
+        >>> list(projected.index) == list(cache.ids)
+        True
     """
 
     activations: Float[Tensor, "prompt position layer d_model"]
@@ -135,6 +140,12 @@ def load_cache(path: str | Path) -> ResidualCache:
     """Read a cache that :meth:`ResidualCache.save` wrote.
 
     Raises :class:`MechsafetyError` for a file that is missing, damaged, or holds no cache.
+
+    Example:
+        >>> cache.save("cache.safetensors")
+        PosixPath('cache.safetensors')
+        >>> ms.load_cache("cache.safetensors") == cache
+        True
     """
     path = _FILES.existing(path)
     with _FILES.opened(path) as stored:
@@ -167,6 +178,11 @@ def residual_stream(
     Raises :class:`MechsafetyError` when there are no prompts, when a prompt is shorter than the furthest position or
     longer than the model's window (``truncate_prompts`` cuts its text instead), and for NaN activations (with the
     prompt and the layer).
+
+    Example:
+        >>> cache = ms.residual_stream(model, prompts.fit, positions=(-2, -1), progress=False)
+        >>> cache.activations.shape == (len(prompts.fit), 2, model.cfg.n_layers + 1, model.cfg.d_model)
+        True
     """
     model = as_model(model)
     prompts = as_prompts(prompts, empty=True)

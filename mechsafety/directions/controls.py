@@ -82,6 +82,14 @@ def control_directions(
 
     Raises :class:`MechsafetyError` for another kind, more draws than the pool has, under two prompts of a class, and
     activations that do not vary within classes.
+
+    Example:
+        >>> harmful, harmless = cache.select("harmful")[:, 0, 2], cache.select("harmless")[:, 0, 2]
+        >>> controls = ms.control_directions(harmful, harmless, direction.unit, n=3)
+        >>> [control.unit.shape == direction.unit.shape for control in controls]
+        [True, True, True]
+        >>> all(control.cosine < 1 for control in controls)
+        True
     """
     source = _Source(harmful, harmless, kind=kind, seed=seed, system=system)
     return source.directions(direction, n)

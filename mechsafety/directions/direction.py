@@ -34,7 +34,15 @@ class Direction(Value):
 
     ``vector`` has the length it was found with (the mean difference's own norm), ``unit`` length 1. It
     points from harmless to harmful. ``threshold`` is the middle of the two class means on ``unit``.
-    ``covector`` is what an oblique eraser (LEACE) reads in place of the vector; None elsewhere.
+    ``covector`` is what an oblique eraser (LEACE) reads in place of the vector; None elsewhere. ``model`` and
+    ``fingerprint`` (of its weights) say where it was found; empty where that is not known.
+
+    Example:
+        >>> direction = directions.at(layer=2, position=-1)
+        >>> round(float(direction.unit.norm()), 6)
+        1.0
+        >>> direction.project(cache.activations[:, 0, 2]).shape == (len(cache.ids),)
+        True
     """
 
     vector: Float[Tensor, " d_model"]
@@ -43,6 +51,8 @@ class Direction(Value):
     method: Method
     threshold: float = 0.0
     covector: Float[Tensor, " d_model"] | None = None
+    model: str = ""
+    fingerprint: str = ""
 
     @property
     def norm(self) -> float:
@@ -74,6 +84,13 @@ class Directions(Value):
     about ``covectors`` where the method has them (LEACE, whose vectors are the mean difference). ``chat`` are the
     settings under which the prompts were read, as JSON; empty for the default ones. ``final_norm``: those of the last
     layer were found after the model's final norm.
+
+    Example:
+        >>> cosines = directions.cosine().to_frame()  # [layer, layer]
+        >>> round(float(cosines.loc[2, 2]), 6)
+        1.0
+        >>> directions.at(layer=2).layer
+        2
     """
 
     vectors: Float[Tensor, "position layer d_model"]
@@ -115,6 +132,8 @@ class Directions(Value):
             method=self.method,
             threshold=float(self.thresholds[row, layer]),
             covector=None if self.covectors is None else self.covectors[row, layer],
+            model=self.model,
+            fingerprint=self.fingerprint,
         )
 
     def row_of(self, position: int) -> int:
@@ -251,7 +270,13 @@ def save_directions(several: Sequence[Directions], path: str | Path) -> None:
 
 
 def load_directions(path: str | Path) -> dict[str, Directions]:
-    """Read what :func:`save_directions` wrote, by model name."""
+    """Read what :func:`save_directions` wrote, by model name.
+
+    Example:
+        >>> directions.save("directions.safetensors")
+        >>> ms.load_directions("directions.safetensors")["smollm2-135m"] == directions
+        True
+    """
     path = Path(path)
     kind = FileKind(noun="directions", key="mechsafety", holds="directions")
     if not path.is_file():
@@ -284,6 +309,12 @@ def find_directions(
     ``resamples`` bootstrap resamples of the prompts give the stability (5 at the most for methods that solve
     or fit something at every layer). Raises :class:`MechsafetyError` for an unknown method, fewer than two
     prompts of a class, and one class only.
+
+    Example:
+        >>> directions = ms.find_directions(cache, method="mean_difference")
+        >>> at_layer_2 = cache.select("harmful")[:, 0, 2].mean(0) - cache.select("harmless")[:, 0, 2].mean(0)
+        >>> torch.allclose(directions.at(layer=2).vector, at_layer_2, atol=1e-5)
+        True
     """
     if method not in METHODS:
         raise MechsafetyError(f"method {method!r} is not one of {', '.join(METHODS)}")

@@ -71,6 +71,12 @@ def refusal_subspace(
 
     The second row on are the leading principal components of the harmful activations, centred and with the
     mean difference projected out: what a model represents of a harmful request beyond that it is one.
+
+    Example:
+        >>> harmful, harmless = cache.select("harmful")[:, 0, 2], cache.select("harmless")[:, 0, 2]
+        >>> basis = ms.refusal_subspace(harmful, harmless, k=3)
+        >>> torch.allclose(basis @ basis.T, torch.eye(3, dtype=basis.dtype), atol=1e-5)
+        True
     """
     first = torch.nn.functional.normalize(harmful.mean(0) - harmless.mean(0), dim=0).double()
     centred = (harmful - harmful.mean(0)).double()

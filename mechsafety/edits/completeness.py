@@ -76,9 +76,10 @@ def component_left(model: ModelLike, edit: Ablate) -> dict[str, float]:
     Measured over 16 made-up tokens: the norm of the component with the edit over the norm without, 0 where nothing is
     left and 1 where the edit changes nothing. Of a subspace, its first direction is read.
 
-    Example::
-
-        left = ms.component_left(model, ms.Ablate(direction, layers=(3, 4)))
+    Example:
+        >>> left = ms.component_left(model, ms.Ablate(direction))  # everywhere, with alpha = 1
+        >>> max(left.values()) < 1e-4
+        True
     """
     model = as_model(model)
     targets, names = at_places(model, edit.targets(model.cfg.n_layers)), _stream(model)

@@ -1,4 +1,4 @@
-"""Edits in a line: ``ablate(directions.safetensors, layer=22, alpha=0.5)``, or the path of a saved edit.
+"""Edits in a line: ``ablate(directions.safetensors, layer=22, alpha=0.5)``, a saved edit's path, or a sum of these.
 
 :func:`read_expression` checks what can be checked without a model, so that a typing error is not found after
 minutes of loading; :meth:`EditExpression.for_model` makes the edit.
@@ -6,6 +6,7 @@ minutes of loading; :meth:`EditExpression.for_model` makes the edit.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from mechsafety.edits.interventions import (
     Orthogonalise,
     Site,
 )
+from mechsafety.edits.sums import added
 from mechsafety.edits.values import STREAM_SITES
 from mechsafety.models.accepted import ModelLike, as_model
 from mechsafety.models.bound_files import is_file, require_chat
@@ -84,10 +86,22 @@ class EditExpression:
             raise MechsafetyError(f"{self.where}: {error}") from None
 
 
+@dataclass(frozen=True, kw_only=True)
+class ExpressionSum:
+    """Expressions with ``+`` between them: edits that act in this order."""
+
+    parts: tuple[EditExpression, ...]
+
+    def for_model(self, model: TransformerBridge) -> Edit:
+        """Their sum for ``model``; raises :class:`MechsafetyError` where one does not fit."""
+        return added(*(part.for_model(model) for part in self.parts))
+
+
 def parse_edit(text: str, model: ModelLike) -> Edit:
     """The edit that ``text`` names, for ``model``.
 
-    ``text`` is the path of a saved edit (also ``saved(FILE, any_weights=true)``) or KIND(SOURCE, name=value, ...).
+    ``text`` is one edit, or several with ``+`` between them, which act in that order. Each is the path of a saved edit
+    (also ``saved(FILE, any_weights=true)``) or KIND(SOURCE, name=value, ...).
     KIND is ``ablate``, ``affine``, ``add`` or ``orthogonalise``. SOURCE is a file of directions that mechsafety
     saved (in quotes where its name holds a comma, a quote or ``=``), or ``random``: a vector of independent
     standard normal entries drawn by ``seed`` (default 0), the control.
@@ -109,8 +123,26 @@ def parse_edit(text: str, model: ModelLike) -> Edit:
     return read_expression(text).for_model(model)
 
 
-def read_expression(text: str) -> EditExpression:
+def read_expression(text: str) -> EditExpression | ExpressionSum:
     """``text`` understood and checked as far as that goes without a model; see :func:`parse_edit`."""
+    parts = [text] if is_file(Path(text.strip())) else _summands(text)
+    if len(parts) > 1 and not all(part.strip() for part in parts):
+        raise MechsafetyError(f"edit {text!r}: an edit is missing beside '+'; {_HOW}")
+    read = tuple(_read_one(part.strip() if len(parts) > 1 else part) for part in parts)
+    return read[0] if len(read) == 1 else ExpressionSum(parts=read)
+
+
+def _summands(text: str) -> list[str]:
+    """The text cut at each ``+`` that stands behind a whole edit; names of files and layers may hold others."""
+    cuts, depth = [-1], 0
+    for at, character in enumerate(text):
+        depth += (character == "(") - (character == ")")
+        if character == "+" and depth == 0 and text[:at].rstrip().endswith((")", ".safetensors")):
+            cuts.append(at)
+    return [text[a + 1 : b] for a, b in itertools.pairwise([*cuts, len(text)])]
+
+
+def _read_one(text: str) -> EditExpression:
     where = f"edit {text!r}"
     call = _CALL.fullmatch(text)
     if call is None:

@@ -37,6 +37,11 @@ def save_edit(edit: EditLike, path: Path | str, *, model: ModelLike) -> None:
 
     Raises :class:`MechsafetyError` for a name that does not end in .safetensors, a folder that does not exist or
     cannot be written to, and an edit that does not fit the model.
+
+    Example:
+        >>> ms.save_edit(ms.Ablate(direction), "ablation.safetensors", model=model)
+        >>> ms.load_edit("ablation.safetensors", model=model) == ms.Ablate(direction)
+        True
     """
     model = as_model(model)
     path = require_edit_path(path)
@@ -72,6 +77,15 @@ def load_edit(
     chat settings (``allow_other_chat`` passes over these). Weights are compared by
     :func:`mechsafety.models.loading.known_fingerprint`. Raises :class:`MechsafetyError` for those, a missing or
     damaged file, and contents that do not match their hash.
+
+    Example:
+        >>> ms.save_edit(ms.Ablate(direction), "edit.safetensors", model=model)
+        >>> try:
+        ...     ms.load_edit("edit.safetensors", model=other)
+        ... except ms.MechsafetyError:
+        ...     print("other weights")
+        other weights
+        >>> edit = ms.load_edit("edit.safetensors", model=other, allow_other_weights=True)
     """
     model = None if model is None else as_model(model)
     path = _FILES.existing(path)

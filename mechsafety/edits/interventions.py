@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechsafety.core.errors import MechsafetyError
+from mechsafety.directions.direction import Direction
 from mechsafety.edits.completeness import is_complete, left_by_partial, with_places, written_past_hooks
 from mechsafety.edits.places import at_places
 from mechsafety.edits.side_by_side import SideBySide, grouped
@@ -39,7 +40,7 @@ from mechsafety.edits.values import (
 from mechsafety.edits.weights import write_weights
 from mechsafety.models.accepted import ModelLike, as_model
 from mechsafety.models.hooking import Coverage, Target, attach
-from mechsafety.models.loading import body_of
+from mechsafety.models.loading import body_of, known_fingerprint, model_name
 from mechsafety.models.quantised import require_plain
 
 if TYPE_CHECKING:
@@ -91,20 +92,43 @@ def edited(
     partial one acts at its own sites, and its receipt names the sites past which something is written
     (``Coverage.past_hooks``; :func:`component_left` measures it).
 
-    Yields the :class:`Coverage` receipt. Raises :class:`MechsafetyError` when a site
+    Yields the :class:`Coverage` receipt, which records where a direction was found on a model with other weights
+    (``carried``). Raises :class:`MechsafetyError` when a site
     does not exist in the model, and, at the end, when a site was never reached by a forward pass.
+
+    Example:
+        >>> with ms.edited(model, ms.Ablate(direction, layers=2)) as receipt:
+        ...     under = ms.logits(model, prompts.report)
+        >>> list(receipt.to_frame()["hook"])
+        ['blocks.2.hook_resid_pre', 'blocks.2.hook_attn_out', 'blocks.2.hook_mlp_out']
+        >>> bool((under == ms.logits(model, prompts.report)).all())
+        False
     """
     model = as_model(model, by_name=False)
     edit = as_edit(edit, model)
     parts = [(targets_on(model, part), part.positions) for part in parts_of(edit)]
     # Found out before the edit is on: its receipt counts no pass that only observes.
-    coverage = Coverage(past_hooks=_past_hooks(model, edit))
+    coverage = Coverage(past_hooks=_past_hooks(model, edit), carried=_carried(model, edit))
     with ExitStack() as stack:
         for targets, positions in parts:
             where: dict[str, Any] = {"positions": positions, "prompt_length": prompt_length, "twin": twin}
             stack.enter_context(attach(model, targets, **where, coverage=coverage))
         yield coverage
     coverage.require_complete()
+
+
+def _carried(model: TransformerBridge, edit: Edit) -> str:
+    """Where a direction was found on a model with other weights; of another width it has been refused before."""
+    found = [
+        part.direction for part in parts_of(edit) if isinstance(getattr(part, "direction", None), Direction)
+    ]
+    own = known_fingerprint(model) if any(one.fingerprint for one in found) else ""
+    others = {one.model for one in found if own and one.fingerprint not in ("", own)}
+    return (
+        f"edit fitted on {', '.join(map(repr, sorted(others)))}, used on {model_name(model)!r}"
+        if others
+        else ""
+    )
 
 
 @contextmanager
@@ -118,6 +142,15 @@ def baked(model: ModelLike, edit: EditLike) -> Iterator[None]:
     example); in float32 and float64 it compares the logits of the baked model with the hooked one's as well. Tied
     embeddings are untied for the while. In bfloat16 the edited weights are rounded, so that a residue of about
     2^-8 of the component stays; the hooks leave none.
+
+    Example:
+        >>> edit = ms.Orthogonalise(direction)
+        >>> with ms.edited(model, edit):
+        ...     hooked = ms.logits(model, prompts.report)
+        >>> with ms.baked(model, edit):
+        ...     written = ms.logits(model, prompts.report)
+        >>> torch.allclose(hooked, written, atol=1e-4)
+        True
     """
     model = as_model(model, by_name=False)
     require_plain(body_of(model), "baked() writes an edit into the weights")

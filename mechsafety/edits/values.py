@@ -85,6 +85,15 @@ class Ablate(_Value):
     By default the projection acts at every block's input, attention output and MLP output, at every position:
     with alpha = 1 nothing in the residual stream keeps any of the direction (Arditi et al. 2024, arXiv
     2406.11717, section 2.4). ``layers`` restricts the blocks, ``sites`` the places in them.
+
+    Example:
+        >>> stream = ms.residual_stream(model, prompts.report, progress=False)
+        >>> with ms.edited(model, ms.Ablate(direction)):
+        ...     edited = ms.residual_stream(model, prompts.report, progress=False)
+        >>> bool(direction.project(edited.activations[:, 0]).abs().max() < 1e-3)
+        True
+        >>> bool(direction.project(stream.activations[:, 0]).abs().max() < 1e-3)
+        False
     """
 
     direction: VectorLike
@@ -151,6 +160,12 @@ class AffineAblate(_Value):
     the directions matters, so both mean the same. The stream's mean differs from layer to layer: give one row per
     layer, or restrict ``layers`` to where the reference was measured. The sites are those at which the stream
     itself stands; what attention and MLP write are increments, which have no such mean.
+
+    Example:
+        >>> with ms.edited(model, ms.AffineAblate(direction, reference=0.5)):
+        ...     stream = ms.residual_stream(model, prompts.report, progress=False).activations[:, 0, 2]
+        >>> torch.allclose(direction.project(stream), torch.tensor(0.5), atol=1e-3)
+        True
     """
 
     direction: VectorLike
@@ -219,6 +234,13 @@ class Add(_Value):
     al. 2024, equation 3). ``direction`` is one vector [d_model] for every block of ``layer`` (a number, or several), or
     one row for each of them [layer, d_model]. ``site`` is where in the block: its input, as there, or what attention or
     MLP write, which is the same to all that comes after.
+
+    Example:
+        >>> edit = ms.Add(np.ones(model.cfg.d_model), layer=range(1, 3), coefficient=0.5)
+        >>> with ms.edited(model, edit) as receipt:
+        ...     _ = ms.logits(model, prompts.report)
+        >>> list(receipt.to_frame()["hook"])
+        ['blocks.1.hook_resid_pre', 'blocks.2.hook_resid_pre']
     """
 
     direction: VectorLike
@@ -289,6 +311,13 @@ class Orthogonalise(_Value):
     weights (:func:`mechsafety.edits.interventions.baked`).
 
     The projection is orthogonal: a direction's ``covector`` (LEACE) plays no part here, see :class:`Ablate`.
+
+    Example:
+        >>> edit = ms.Orthogonalise(direction, alpha=1.0)
+        >>> with ms.baked(model, edit):
+        ...     written = model.blocks[2].mlp.out(torch.randn(1, model.cfg.d_mlp)) @ direction.unit
+        >>> bool(written.abs().max() < 1e-4)
+        True
     """
 
     direction: VectorLike

@@ -512,9 +512,12 @@ def load_run(path: str | Path | RunFolder) -> Result:
 
     Raises :class:`MechsafetyError` for a folder that is none, and for a kind that this version does not know.
 
-    Example::
-
-        load_run("runs/regions").findings
+    Example:
+        >>> run = ms.load_run("runs/study")
+        >>> run.config["kind"]
+        'study'
+        >>> sorted(run.figures())[:2]
+        ['judge-agreement', 'judge-effects']
     """
     run = path if isinstance(path, RunFolder) else read_run(Path(path))
     experiment = experiment_of(run)

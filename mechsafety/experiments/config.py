@@ -209,7 +209,8 @@ class EditedConfig(ModelConfig):
 
     model: Annotated[str, Option(argument=True)]
     edit: Annotated[str | None, Option(metavar="FILE|EXPR")] = Field(
-        default=None, description="a saved edit, or e.g. ablate(directions.safetensors, layer=22, alpha=0.5)"
+        default=None,
+        description="a saved edit, or e.g. ablate(directions.safetensors, layer=22, alpha=0.5); several with + between",
     )
 
 

@@ -97,7 +97,14 @@ class Served:
 @dataclass(frozen=True, repr=False)
 class Completions(Sequence[Completion]):
     """Completions in the order of the prompts, with the coverage receipt of the edit, and what a server had to do
-    with them."""
+    with them.
+
+    Example:
+        >>> plain = ms.generate(model, prompts.report, max_new_tokens=4, progress=False)
+        >>> edited = ms.generate(model, prompts.report, edit=ms.Ablate(direction), max_new_tokens=4, progress=False)
+        >>> list(plain.compare(edited).columns)
+        ['id', 'label', 'prompt', 'response', 'other', 'rules', 'rules_other']
+    """
 
     items: tuple[Completion, ...]
     coverage: Coverage | None = None
@@ -116,7 +123,8 @@ class Completions(Sequence[Completion]):
         cut = sum(c.finish == "length" for c in self)
         tokens = sum(c.n_tokens for c in self)
         first = f": {self[0].prompt[:40]!r} -> {self[0].text[:60]!r}" if len(self) else ""
-        return f"Completions({len(self)} answers, {tokens} tokens, {cut} cut at the limit{first})"
+        carried = f"\n{self.coverage.carried}" if self.coverage and self.coverage.carried else ""
+        return f"Completions({len(self)} answers, {tokens} tokens, {cut} cut at the limit{first}){carried}"
 
     def compare(self, other: Completions, *, judges: Sequence[str | Judge] = ("rules",)) -> pd.DataFrame:
         """Both answers to each prompt side by side, with the verdicts of ``judges`` on either.

@@ -112,6 +112,13 @@ def generate(
 
     A model that is left thinking (``chat`` of :func:`load_model`) may think for its ``max_thought_tokens`` before the
     ``max_new_tokens`` of each answer.
+
+    Example:
+        >>> answers = ms.generate(model, prompts.report, edit=ms.Ablate(direction), max_new_tokens=4, progress=False)
+        >>> list(answers.to_frame()["id"]) == [prompt.id for prompt in prompts.report]
+        True
+        >>> all(answer.n_tokens <= 4 for answer in answers)
+        True
     """
     model = as_model(model)
     prompts = as_prompts(prompts, empty=True)

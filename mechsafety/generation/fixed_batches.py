@@ -228,14 +228,15 @@ def _scored(
     logits = forward(body, rest, logits=kept, before=before, rows=rows).logits
     first = rest.ids.shape[1] - kept
     per_item = len(items[0].ends)
-    for place, item in enumerate(items):
-        scores: list[Tensor] = []
-        for context, end in enumerate(item.ends):
-            for option in options:
-                line = (place * per_item + context) * len(heads) + heads.index(tuple(option[:-1]))
-                begin = len(end) - 1 - first
-                scores.append(log_probability(logits[line, begin : begin + len(option)], option))
-        yield torch.stack(scores).reshape(per_item, len(options)).cpu()
+    scores = [
+        log_probability(logits[line, begin : begin + len(option)], option)
+        for place, item in enumerate(items)
+        for context, end in enumerate(item.ends)
+        for option in options
+        for line in [(place * per_item + context) * len(heads) + heads.index(tuple(option[:-1]))]
+        for begin in [len(end) - 1 - first]
+    ]
+    yield from torch.stack(scores).reshape(len(items), per_item, len(options)).cpu()
 
 
 def _left(items: Sequence[_Item], pad: int) -> TokenBatch:

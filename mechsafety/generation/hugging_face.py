@@ -31,7 +31,14 @@ _ENDED_PART = 64  # at most, where rows end by what they hold
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """Draw tokens instead of taking the likeliest."""
+    """Draw tokens instead of taking the likeliest.
+
+    Example:
+        >>> drawn = ms.Sampling(temperature=0.7, top_p=0.95)
+        >>> first = ms.generate(model, prompts.report, sampling=drawn, seed=1, max_new_tokens=3, progress=False)
+        >>> first == ms.generate(model, prompts.report, sampling=drawn, seed=1, max_new_tokens=3, progress=False)
+        True
+    """
 
     temperature: float = 1.0
     top_p: float = 1.0

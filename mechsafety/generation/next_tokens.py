@@ -29,6 +29,10 @@ def logits(
 
     Raises :class:`MechsafetyError` for no prompts, a position that a prompt does not have, and prompts longer than the
     model's window.
+
+    Example:
+        >>> ms.logits(model, prompts.report).shape == (len(prompts.report), model.cfg.d_vocab)
+        True
     """
     model = as_model(model)
     prompts = as_prompts(prompts)
@@ -54,5 +58,11 @@ def log_probs(
     edit: EditLike | None = None,
     batch_size: int = 64,
 ) -> Float[Tensor, "prompt vocabulary"]:
-    """Next-token log-probabilities, in nats: the log-softmax of :func:`logits`, which takes the same arguments."""
+    """Next-token log-probabilities, in nats: the log-softmax of :func:`logits`, which takes the same arguments.
+
+    Example:
+        >>> chances = ms.log_probs(model, prompts.report).exp().sum(dim=1)
+        >>> torch.allclose(chances, torch.ones(len(prompts.report)), atol=1e-4)
+        True
+    """
     return logits(model, prompts, position=position, edit=edit, batch_size=batch_size).log_softmax(-1)

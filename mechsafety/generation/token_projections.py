@@ -131,6 +131,13 @@ def project_tokens(
     completion is run as it was generated, under ``edit`` if one is given; then the projections are those behind it.
 
     Raises :class:`MechsafetyError` for a direction of another width, and a layer that does not exist.
+
+    Example:
+        >>> along = ms.project_tokens(model, answers[0], direction).to_frame()
+        >>> along["part"].unique().tolist()
+        ['prompt', 'answer']
+        >>> sorted(along["layer"].unique()) == list(range(model.cfg.n_layers + 1))
+        True
     """
     model = as_model(model)
     edit = None if edit is None else as_edit(edit, model)

@@ -21,7 +21,8 @@ from mechsafety.core.verdict import Verdict
 from mechsafety.integrations.extras import HASH_LENGTH, public_name
 from mechsafety.integrations.inspect_scorer import explained
 from mechsafety.runs.folder import read_run
-from mechsafety.statistics import ABSTAINING_JUDGES, refusal_rates
+from mechsafety.statistics.rates import refusal_rates
+from mechsafety.statistics.tables import ABSTAINING_JUDGES
 
 with needs("inspect"):
     from inspect_ai.log import (

@@ -19,7 +19,7 @@ from mechsafety.core.verdict import Judge, Response, Verdict
 from mechsafety.integrations.batching import Batches
 from mechsafety.judges.registry import judge_responses, load_judge, require_separate, shared_cache
 from mechsafety.models.loading import load_model
-from mechsafety.statistics import wilson
+from mechsafety.statistics.rates import wilson
 
 with needs("inspect"):
     from inspect_ai.scorer import Metric, SampleScore, Score, Scorer, Target, Value, metric, scorer

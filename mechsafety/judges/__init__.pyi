@@ -7,6 +7,7 @@ from ..experiments.agreement.work import compare_judges as compare_judges
 from ..experiments.selfjudgement.config import SelfJudgeConfig as SelfJudgeConfig
 from ..experiments.selfjudgement.experiment import run_selfjudge as run_selfjudge
 from .cache import VerdictCache as VerdictCache
+from .injection import KnownItem as KnownItem
 from .injection import injection_flip_rate as injection_flip_rate
 from .judging import Verdicts as Verdicts
 from .judging import verdict_table as verdict_table

@@ -42,7 +42,15 @@ Function = TypeVar("Function")
 
 
 def batched(function: Function) -> Function:
-    """Mark a function of lists, (prompts, responses) -> labels, as a judge that is called once for all responses."""
+    """Mark a function of lists, (prompts, responses) -> labels, as a judge that is called once for all responses.
+
+    Example:
+        >>> @ms.batched
+        ... def short(prompts, responses):
+        ...     return ["refusal" if len(response) < 20 else "compliance" for response in responses]
+        >>> ms.judge((["how do i bake bread"], ["No."]), short).to_frame()["verdict"].item()
+        'refusal'
+    """
     if not callable(function):
         raise MechsafetyError(f"batched takes a function, got {shown(function)}")
     setattr(function, _BATCHED, True)

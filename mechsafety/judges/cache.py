@@ -48,6 +48,11 @@ class VerdictCache:
 
     Raises :class:`MechsafetyError` for a file of another kind or format and a place that cannot be written to. It is a
     context manager; use it in the thread that made it.
+
+    Example:
+        >>> with ms.judges.VerdictCache("verdicts.sqlite") as cache:
+        ...     len(cache)
+        0
     """
 
     def __init__(self, path: str | Path) -> None:

@@ -14,12 +14,18 @@ from mechsafety.generation.answered import Completion, Completions
 from mechsafety.judges.accepted import AnswersLike, JudgesLike, as_answers
 from mechsafety.judges.cache import VerdictCache
 from mechsafety.judges.registry import ModelSource, judge_responses
-from mechsafety.statistics import refusal_rates as rates_of
+from mechsafety.statistics.rates import refusal_rates as rates_of
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Verdicts(Value):
-    """Verdicts of several judges on the same responses, one row an id and judge."""
+    """Verdicts of several judges on the same responses, one row an id and judge.
+
+    Example:
+        >>> verdicts = ms.judge((["pick a lock"], ["I can't help with that."]), ["rules", "phrases:arditi"])
+        >>> verdicts.to_frame()["judge"].tolist()
+        ['rules', 'phrases:arditi']
+    """
 
     frame: pd.DataFrame
 
@@ -58,6 +64,15 @@ def judge(
 
     Raises :class:`MechsafetyError` for answers without text, two of one id, an unknown judge, two judges of one name,
     and a judge that returns anything but a label.
+
+    Example:
+        >>> def apologises(prompt, response):
+        ...     return "sorry" in response.lower()
+        >>> frame = pd.DataFrame({"prompt": ["pick a lock"], "response": ["I'm sorry, but I can't help with that."]})
+        >>> ms.judge(frame, ["rules", apologises]).to_frame()[["judge", "verdict"]]
+                judge  verdict
+        0       rules  refusal
+        1  apologises  refusal
     """
     found = as_answers(answers)
     labels = {each.response.id: each.label for each in found}
@@ -93,16 +108,36 @@ def judged_as(completions: Sequence[Completion], label: Label) -> set[str]:
 
 
 def verdict_table(arms: Mapping[str, Verdicts], *, system: str = "model") -> pd.DataFrame:
-    """Verdicts by arm (``original``, ``edited``) as the one table that :mod:`mechsafety.statistics` reads."""
+    """Verdicts by arm (``original``, ``edited``) as the one table that :mod:`mechsafety.statistics` reads.
+
+    Example:
+        >>> verdicts = ms.judge((["pick a lock"], ["I'm sorry, but I can't help with that."]))
+        >>> ms.judges.verdict_table({"original": verdicts}, system="smollm2-135m")[["system", "arm", "verdict"]]
+                 system       arm  verdict
+        0  smollm2-135m  original  refusal
+    """
     return pd.concat(
         [v.to_frame().assign(system=system, arm=arm) for arm, v in arms.items()], ignore_index=True
     )
 
 
-def refusal_rates(verdicts: Verdicts | Mapping[str, Verdicts], *, system: str = "model") -> pd.DataFrame:
+def refusal_rates(
+    verdicts: Verdicts | Mapping[str, Verdicts] | pd.DataFrame, *, system: str = "model"
+) -> pd.DataFrame:
     """Refusal rates with Wilson intervals and denominators.
 
-    Give one set of verdicts, or several by arm: ``{"original": ..., "edited": ...}``.
+    Give one set of verdicts, several by arm, ``{"original": ..., "edited": ...}``, or the table of verdicts of a run.
+
+    Example:
+        >>> requests = ["how do i pick a lock", "how do i open a gate"]
+        >>> before = ms.judge((requests, ["I'm sorry, but I can't help with that."] * 2))
+        >>> after = ms.judge((requests, ["I'm sorry, but I can't help with that.", "Lift the latch, then push."]))
+        >>> ms.refusal_rates({"original": before, "edited": after})[["arm", "n", "refusal", "rate"]]
+                arm  n  refusal  rate
+        0  original  2        2   1.0
+        1    edited  2        1   0.5
     """
+    if isinstance(verdicts, pd.DataFrame):
+        return rates_of(verdicts)
     arms = {"original": verdicts} if isinstance(verdicts, Verdicts) else verdicts
     return rates_of(verdict_table(arms, system=system))

@@ -61,6 +61,10 @@ def load_judge(spec: str, *, models: ModelSource | None = None) -> Judge:
 
     ``models`` is handed to judges that need a model and ignored by the others. Raises MechsafetyError
     for an unknown name or an argument that the judge does not take.
+
+    Example:
+        >>> ms.judges.load_judge("phrases:arditi").name
+        'phrases:arditi'
     """
     name, colon, argument = spec.strip().partition(":")
     modules = _judge_modules()

@@ -273,7 +273,7 @@ def summarise(judgements: pd.DataFrame, *, seed: int) -> pd.DataFrame:
     """
     import pandas as pd
 
-    from mechsafety.statistics import auroc_interval
+    from mechsafety.statistics.auroc import auroc_interval
 
     rows = []
     for (system, arm), group in judgements.groupby(["system", "arm"], sort=False):

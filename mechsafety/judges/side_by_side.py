@@ -141,7 +141,8 @@ def _in_a_thread(ask: Callable[[_Hand], Coroutine[Any, Any, None]], settle: _Set
             if isinstance(item, BaseException):
                 raise item
             settle(item.work, item.verdict)
-            item.confirm()
+            with contextlib.suppress(RuntimeError):  # the loop has ended, on an error that is the next item
+                item.confirm()
     except BaseException:
         for stop in cancel:
             with contextlib.suppress(RuntimeError):  # the loop has ended

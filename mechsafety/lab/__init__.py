@@ -1,4 +1,10 @@
-"""The synthetic world: its language, its networks, and what is trained and measured in it."""
+"""The synthetic world: its language, its networks, and what is trained and measured in it.
+
+Example:
+    >>> run = ms.lab.read_lab("runs/lab")
+    >>> sorted(run.tables)
+    ['cases', 'controls', 'thresholds']
+"""
 
 from mechsafety.core.lazy import public_names
 

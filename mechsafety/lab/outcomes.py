@@ -14,7 +14,7 @@ from transformers import GPTNeoXForCausalLM
 from mechsafety.lab.inputs import Inputs
 from mechsafety.lab.networks import embedding_table
 from mechsafety.lab.vocabulary import Vocabulary
-from mechsafety.statistics import wilson
+from mechsafety.statistics.rates import wilson
 
 Reading = Literal["correct", "refused", "rephrased", "tagged", "other"]
 READINGS: tuple[Reading, ...] = get_args(Reading)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -53,6 +54,8 @@ class Coverage:
     fired: dict[str, int] = field(default_factory=dict)
     past_hooks: tuple[str, ...] = ()
     """Where blocks write past the sites of a partial edit, which therefore leaves some (:mod:`completeness`)."""
+    carried: str = ""
+    """Where the edit's direction was found on a model with other weights: both models' names."""
     _changed: dict[str, int] = field(default_factory=dict)
     _uncounted: list[tuple[str, Tensor]] = field(default_factory=list)
 
@@ -95,10 +98,15 @@ class Coverage:
 
     def __repr__(self) -> str:
         found = self.summary()
-        return f"Coverage({found['hooks']} hooks, fired {found['fired']} times, {found['positions']} positions each)"
+        carried = f"; {self.carried}" if self.carried else ""
+        return (
+            f"Coverage({found['hooks']} hooks, fired {found['fired']} times, {found['positions']} positions each"
+            f"{carried})"
+        )
 
     def _repr_html_(self) -> str:
-        return self.to_frame().to_html(index=False, border=0, max_rows=12)
+        carried = f"<p>{escape(self.carried)}</p>" if self.carried else ""
+        return carried + self.to_frame().to_html(index=False, border=0, max_rows=12)
 
     def require_complete(self) -> None:
         """Raise if any hook never fired: an edit that touched nothing is an error."""
@@ -118,6 +126,8 @@ class Coverage:
         Where blocks differ in their sites, ``sites`` names those of each kind of block.
         """
         past: dict[str, Any] = {"past_hooks": list(self.past_hooks)} if self.past_hooks else {}
+        if self.carried:
+            past["carried"] = self.carried
         if len(sites := self.sites()) > 1:
             past["sites"] = sites
         return past | {

@@ -100,6 +100,11 @@ def load_model(
     Raises :class:`MechsafetyError` for an unknown name, a missing file, a gated model without a token,
     a missing chat template, chat settings that the template does not take, an adapter that does not fit, and too little
     memory.
+
+    Example:
+        >>> model = ms.load_model("smollm2-135m", dtype="float32", device="cpu")
+        >>> model.load_record.spec
+        'smollm2-135m'
     """
     parsed, settings = parse_spec(spec), chat_settings(chat)
     day = checked_day(date) if date is not None else today()
@@ -297,7 +302,9 @@ def _boot_bridge(
             )
     except Exception as error:
         raise MechsafetyError(
-            f"TransformerLens cannot boot {spec!r} ({type(hf).__name__}): {first_lines(error)}"
+            f"TransformerLens cannot boot {spec!r} ({type(hf).__name__}): "
+            # Behind it all names of architectures follow.
+            f"{first_lines(error).partition(' Available architectures')[0]}"
         ) from error
     for parameter in (*model.parameters(), *twin.parameters()):
         parameter.requires_grad_(False)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import jinja2
 import pandas as pd
 
+from mechsafety.core.arguments import shown
 from mechsafety.core.errors import MechsafetyError, way
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def by_subject(
     longest = sorted(subjects, key=len, reverse=True)
     groups: dict[str, list[str]] = {}
     for text in findings:
-        begins = (s for s in longest if text.startswith((f"{s}:", f"{s}, ")))
+        begins = (s for s in longest if text.startswith((f"{s}:", f"{s},", f"{s} ")))
         groups.setdefault(next(begins, others if subjects else ""), []).append(text)
     return [
         (
@@ -234,15 +235,34 @@ def write_figures(figures: Mapping[str, go.Figure], folder: str | Path, *, form:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise MechsafetyError(f"cannot make the folder {str(folder)!r}: {error.strerror}") from None
-    written = []
-    for name, figure in figures.items():
-        path = folder / f"{name}.{form}"
-        if form == "html":
-            figure.write_html(path, include_plotlyjs="directory", full_html=True, div_id=f"figure-{name}")
-        else:
-            figure.write_image(path, scale=2 if form == "png" else 1)
-        written.append(path)
-    return written
+    return [save_figure(figure, folder / f"{name}.{form}") for name, figure in figures.items()]
+
+
+def save_figure(figure: go.Figure, path: str | Path) -> Path:
+    """Write a figure as HTML, PNG, PDF or SVG, which the end of the name says; all but HTML need a Chromium.
+
+    Returns the path. Raises :class:`MechsafetyError` for another format, a folder that does not exist, and where no
+    Chromium is found.
+
+    Example:
+        >>> study = ms.load_run("runs/study")
+        >>> ms.save_figure(ms.plots.refusal_heatmap(study.tables["rates"]), "rates.html").name
+        'rates.html'
+    """
+    path = Path(path)
+    form = path.suffix.removeprefix(".").lower()
+    if not hasattr(figure, "write_html"):
+        raise MechsafetyError(f"figure is {shown(figure)}; a plotly figure is needed, as ms.plots makes them")
+    if form not in FORMATS:
+        raise MechsafetyError(f"figure {str(path)!r}: the name is to end in .{', .'.join(FORMATS)}")
+    if not path.parent.is_dir():
+        raise MechsafetyError(f"figure {str(path)!r}: the folder {str(path.parent)!r} does not exist")
+    if form == "html":
+        figure.write_html(path, include_plotlyjs="directory", full_html=True, div_id=f"figure-{path.stem}")
+    else:
+        require_chromium()
+        figure.write_image(path, scale=2 if form == "png" else 1)
+    return path
 
 
 def find_chromium() -> str | None:
@@ -259,6 +279,6 @@ def require_chromium() -> str:
     if found is None or importlib.util.find_spec("kaleido") is None:
         raise MechsafetyError(
             "png, pdf and svg figures need a Chromium or Chrome: apt-get install chromium (or set BROWSER_PATH); "
-            f"{way('--format html', 'HTML')} needs none"
+            f"{way('--format html', 'a name that ends in .html')} needs none"
         )
     return found

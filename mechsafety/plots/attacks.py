@@ -16,7 +16,13 @@ from mechsafety.plots.traces import side_by_side
 
 @drawn
 def attack_figure(attacks: pd.DataFrame, **_look: Unpack[Look]) -> go.Figure:
-    """Attack success (coherent compliance) of every attack and measure by system, beside refused and degenerate."""
+    """Attack success (coherent compliance) of every attack and measure by system, beside refused and degenerate.
+
+    Example:
+        >>> run = ms.load_run("runs/regions")
+        >>> ms.plots.attack_figure(run.tables["attacks"]).layout.title.text
+        'Attack success by system and attack'
+    """
     shown = attacks.assign(series=[attack_name(row) for row in attacks.to_dict(orient="records")])
     systems = list(dict.fromkeys(shown["system"]))
     names = list(dict.fromkeys(shown["series"]))

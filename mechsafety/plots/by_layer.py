@@ -56,6 +56,15 @@ def heat_map(
     """Numbers by row and column, the first row on top; grey where there is none.
 
     ``titles`` are those of the x axis, the y axis and the scale. Without ``bounds`` the scale is symmetric around 0.
+
+    Example:
+        >>> figure = ms.plots.heat_map(
+        ...     [[0.9, 0.1], [0.2, 0.8]], x=[1, 2], y=["harmful", "harmless"],
+        ...     titles=("layer", "prompts", "projection"),
+        ...     title="Projection", subtitle="two layers", width=420, height=300,
+        ... )
+        >>> figure.data[0].type, figure.layout.width
+        ('heatmap', 420)
     """
     return number_map(values, x=x, y=y, titles=titles, title="", subtitle=subtitle, bounds=bounds)
 

@@ -87,9 +87,9 @@ def _panel_titles(figure: go.Figure, inner: int | float) -> dict[float, float]:
 
 def _panel_width(figure: go.Figure, x: int | float) -> float:
     """The share of the width of the panel whose middle is ``x``."""
-    domains = [axis.domain or (0, 1) for axis in figure.select_xaxes()]
+    domains = [axis.domain or (0.0, 1.0) for axis in figure.select_xaxes()]
     near = [end - start for start, end in domains if abs((start + end) / 2 - x) < 0.01]
-    return min(near, default=1.0)
+    return float(min(near, default=1.0))
 
 
 # -- beside -----------------------------------------------------------------------------------------
@@ -107,7 +107,7 @@ def _y_labels(figure: go.Figure, width: int, area: int) -> int:
         labels = _labels(figure, axis, "y")
         titled = 24 if axis.title.text else 0
         if labels:
-            span = (axis.domain or (0, 1))[1] - (axis.domain or (0, 1))[0]
+            span = (axis.domain or (0.0, 1.0))[1] - (axis.domain or (0.0, 1.0))[0]
             pitch = span * area / len(labels)
             room = (
                 _SHARE * width if _first_column(figure, axis) else _gap_left(figure, axis) * width * 0.8 - 12
@@ -131,14 +131,14 @@ def _in_row(label: str, room: int | float, pitch: int | float, size: int | float
 
 def _first_column(figure: go.Figure, axis: Any) -> bool:
     anchor = figure.layout[_axis_name(axis.anchor or "x")]
-    return (anchor.domain or (0, 1))[0] < 0.01
+    return (anchor.domain or (0.0, 1.0))[0] < 0.01
 
 
 def _gap_left(figure: go.Figure, axis: Any) -> float:
     """The share of the paper between an axis and the panel to its left."""
-    start = (figure.layout[_axis_name(axis.anchor or "x")].domain or (0, 1))[0]
-    ends = [(other.domain or (0, 1))[1] for other in figure.select_xaxes()]
-    return start - max((end for end in ends if end <= start), default=0.0)
+    start = (figure.layout[_axis_name(axis.anchor or "x")].domain or (0.0, 1.0))[0]
+    ends = [(other.domain or (0.0, 1.0))[1] for other in figure.select_xaxes()]
+    return float(start - max((end for end in ends if end <= start), default=0.0))
 
 
 def _axis_name(anchor: str) -> str:
@@ -176,7 +176,7 @@ def _x_labels(figure: go.Figure, inner: int | float) -> tuple[dict[float, float]
     for axis in figure.select_xaxes():
         if axis.visible is False:
             continue
-        domain, title = axis.domain or (0, 1), axis.title
+        domain, title = axis.domain or (0.0, 1.0), axis.title
         room = (domain[1] - domain[0]) * inner
         taken = 0.0
         if axis.showticklabels is not False:
@@ -231,13 +231,13 @@ def _in_range(axis: Any, labels: list[str]) -> list[str]:
 
 def _row_of(figure: go.Figure, axis: Any) -> tuple[float, float]:
     """Where the panel of an x axis begins and ends on the paper."""
-    domain = figure.layout[_axis_name(axis.anchor or "y")].domain or (0, 1)
+    domain = figure.layout[_axis_name(axis.anchor or "y")].domain or (0.0, 1.0)
     return round(float(domain[0]), 4), round(float(domain[1]), 4)
 
 
 def _rows(figure: go.Figure) -> list[tuple[float, float]]:
     """The rows of panels from below."""
-    domains = [axis.domain or (0, 1) for axis in figure.select_yaxes()] or [(0, 1)]
+    domains = [axis.domain or (0.0, 1.0) for axis in figure.select_yaxes()] or [(0.0, 1.0)]
     return sorted({(round(float(start), 4), round(float(end), 4)) for start, end in domains})
 
 
@@ -276,11 +276,11 @@ def _part_rows(
 def _move(figure: go.Figure, old: Sequence[float], new: Sequence[float]) -> None:
     """Move what stands at ``old`` heights on the paper to ``new`` ones."""
 
-    def to(value: float) -> float:
+    def to(value: int | float) -> float:
         return float(np.clip(np.interp(value, old, new), 0, 1))
 
     for axis in figure.select_yaxes():
-        start, end = axis.domain or (0, 1)
+        start, end = axis.domain or (0.0, 1.0)
         axis.domain = (to(round(start, 4)), to(round(end, 4)))
     for note in figure.layout.annotations:
         if note.yref == "paper" and 0 <= note.y <= 1:
@@ -352,7 +352,8 @@ def _cells(figure: go.Figure, inner: int | float, area: int | float) -> None:
         if trace.type != "heatmap" or not trace.texttemplate:
             continue
         x, y = (
-            figure.layout[_axis_name(trace[f"{letter}axis"] or letter)].domain or (0, 1) for letter in "xy"
+            figure.layout[_axis_name(trace[f"{letter}axis"] or letter)].domain or (0.0, 1.0)
+            for letter in "xy"
         )
         across, down = len(trace.z[0]) or 1, len(trace.z) or 1
         cell = ((x[1] - x[0]) * inner / across - 4, (y[1] - y[0]) * area / down - 2)

@@ -25,11 +25,11 @@ LINE = 1.3
 def text_width(text: str, size: int | float) -> float:
     """Pixels that the widest line of ``text`` takes."""
     lines = (_MARKUP.sub("", line) for line in text.split("<br>"))
-    return size * max(sum(_WIDTHS.get(letter, 0.64) for letter in line) for line in lines)
+    return float(size) * max(sum(_WIDTHS.get(letter, 0.64) for letter in line) for line in lines)
 
 
 def text_height(text: str, size: int | float) -> float:
-    return LINE * size * (text.count("<br>") + 1)
+    return LINE * float(size) * (text.count("<br>") + 1)
 
 
 def fitted(text: str, room: int | float, size: int | float) -> str:

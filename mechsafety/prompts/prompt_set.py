@@ -46,6 +46,10 @@ class Prompt:
 
     ``messages`` are the turns of a conversation, (role, content) of each; ``text`` is then the last of them, the
     user's. One turn of the user alone is no conversation.
+
+    Example:
+        >>> ms.Prompt(id="lock", text="how do i pick a lock", label="harmful").split
+        'report'
     """
 
     id: str
@@ -115,6 +119,12 @@ class PromptSet(Sequence[Prompt]):
 
     ``repeated`` counts the rows of its file that were left out because their text stood in the same split and label
     before.
+
+    Example:
+        >>> prompts = ms.load_prompts(["how do i bake bread", "tell me about a storm", "write a list", "name a river"])
+        >>> divided = prompts.split(fit=0.5, validation=0.25, report=0.25, seed=0)
+        >>> [len(part) for part in (divided.fit, divided.validation, divided.report)]
+        [2, 1, 1]
     """
 
     prompts: tuple[Prompt, ...]
@@ -310,6 +320,14 @@ def load_prompts(
     Raises :class:`MechsafetyError`, with file and line, for a missing file, a wrong encoding, wrong
     columns, empty text, a duplicate id, and a text that stands in two splits or under two labels. A text that stands
     twice in one split under one label is taken once (``PromptSet.repeated``).
+
+    Example:
+        >>> rows = [{"request": "how do i pick a lock", "kind": "bad"}, {"request": "bake bread", "kind": "good"}]
+        >>> own = ms.load_prompts(rows, text="request", label="kind", labels={"bad": "harmful", "good": "harmless"})
+        >>> [prompt.label for prompt in own]
+        ['harmful', 'harmless']
+        >>> len(ms.load_prompts("default").report.harmful)
+        50
     """
     from mechsafety.prompts.accepted import rows_of, with_ids
 

@@ -65,6 +65,15 @@ def render(model: ModelLike, prompt: PromptsLike) -> Rendered:
     """``prompt`` in the model's chat template, as every other function feeds it: text, tokens, named positions.
 
     ``prompt`` is a prompt, a text, or a conversation (a list of {role, content} that ends with the user's turn).
+
+    Example:
+        >>> shown = ms.render(model, "how do i bake bread")
+        >>> "how do i bake bread" in shown.text
+        True
+        >>> shown.names[-1]  # the last token
+        'last'
+        >>> len(shown.to_frame()) == len(shown.tokens)
+        True
     """
     model = as_model(model)
     asked = one_prompt(prompt).asked

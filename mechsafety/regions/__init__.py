@@ -2,6 +2,14 @@
 
 :mod:`maps` finds the linear maps of every block; :mod:`attribution` scores their weights in one streaming pass;
 :mod:`pruning` and :mod:`subspaces` choose what to remove; :mod:`removal` takes it out and puts it back.
+
+Example:
+    >>> maps = ms.regions.linear_maps(model)
+    >>> region = ms.regions.set_difference(maps, safety, utility, method="snip", p=20, q=5)
+    >>> with ms.regions.removed(model, region):
+    ...     outcomes = ms.measure_outcomes(model, prompts.report, max_new_tokens=4)
+    >>> outcomes.harmful.n == len(prompts.report.harmful)
+    True
 """
 
 from mechsafety.core.lazy import public_names

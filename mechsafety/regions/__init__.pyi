@@ -5,6 +5,7 @@ from ..experiments.regions.experiment import run_regions as run_regions
 from ..robustness.attacks import attack_table as attack_table
 from ..robustness.benign import benign_choices as benign_choices
 from ..robustness.benign import benign_passages as benign_passages
+from ..robustness.finetuning import FinetuneRecipe as FinetuneRecipe
 from ..robustness.finetuning import finetuned as finetuned
 from ..robustness.freezing import freezing_table as freezing_table
 from ..robustness.utility import base_distributions as base_distributions

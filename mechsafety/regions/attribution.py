@@ -73,6 +73,12 @@ def score_weights(
 
     Experts are scored by the tokens that are routed to them. Their gradients are those of their parameters, in the
     model's number format, so that a model that has some runs one example at a time.
+
+    Example:
+        >>> safety = ms.regions.score_weights(model, examples)
+        >>> weight = maps[0].name
+        >>> safety.tensors[f"snip/{weight}"].shape == safety.shapes[weight]
+        True
     """
     model = as_model(model)
     store = None if store is None else Path(store)

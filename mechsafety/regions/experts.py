@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
 
+from mechsafety.core.errors import MechsafetyError
 from mechsafety.models.handles import attached
 
 _PRODUCTS = ("linear", "matmul", "__matmul__", "mm", "bmm")
@@ -125,7 +126,13 @@ def run_reading(mixture: Mixture, x: Float[Tensor, "token d_model"], read: Read)
     """Run the mixture on ``x`` and give ``read`` what each expert's parameters are multiplied with."""
     parameters = [p for group in mixture.parameters.values() for p in group]
     with torch.no_grad(), _plainly(mixture.module), _Products(parameters, read):
-        mixture.module.forward(x[None])
+        try:
+            mixture.module.forward(x[None])
+        except NotImplementedError:
+            raise MechsafetyError(
+                f"{type(mixture.module).__name__} has no pass of its own, so that what its experts read is not known: "
+                "scores of experts are not for this model"
+            ) from None
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from mechsafety.directions.activations import DEFAULT_BATCH
 from mechsafety.prompts.prompt_set import Prompt
 from mechsafety.prompts.splits import require_disjoint
 from mechsafety.regions.heads import head_outputs, head_scores
-from mechsafety.statistics import auroc_interval
+from mechsafety.statistics.auroc import auroc_interval
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -28,7 +28,7 @@ from mechsafety.regions.pruning import matched_pruning, random_pruning, require_
 from mechsafety.regions.removal import LowRank, Removal, removed
 from mechsafety.regions.score_files import Attribution
 from mechsafety.regions.subspaces import random_low_rank
-from mechsafety.statistics import auroc_interval
+from mechsafety.statistics.auroc import auroc_interval
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -67,6 +67,12 @@ def direction_share(
     stream (Gemma 2) it is what enters the norm.
 
     Raises :class:`MechsafetyError` for scores or a direction of another model, and where no map writes.
+
+    Example:
+        >>> removal = ms.regions.remove_top_ranks(maps, safety, rank=2)
+        >>> shares = ms.regions.direction_share(removal, maps, safety, direction, method="snip")
+        >>> sorted(shares["kind"].unique())
+        ['down', 'o']
     """
     import pandas as pd
 

@@ -79,6 +79,11 @@ def linear_maps(model: ModelLike) -> list[LinearMap]:
     seen in a probe pass, so nothing hangs on a module's name. Raises :class:`MechsafetyError` for a
     ``HookedTransformer``, whose maps are no modules, for quantised weights, and for a model in whose blocks no linear
     module ran.
+
+    Example:
+        >>> maps = ms.regions.linear_maps(model)
+        >>> sorted({linear.kind for linear in maps})
+        ['down', 'gate', 'k', 'o', 'q', 'up', 'v']
     """
     model = as_model(model, by_name=False)
     body: Any = running_body(model)

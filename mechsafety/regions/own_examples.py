@@ -28,6 +28,11 @@ def examples_from_model(
 
     Refusals are what the judge ``rules`` finds to be one, answers what it finds to comply. Raises as
     :func:`mechsafety.regions.examples.attribution_examples` does.
+
+    Example:
+        >>> examples = ms.regions.examples_from_model(model, prompts.fit, kind="safety", n=4, max_new_tokens=6)
+        >>> {example.prompt for example in examples} <= {prompt.text for prompt in prompts.fit.harmful}
+        True
     """
     model = as_model(model)
     prompts = as_prompts(prompts)

@@ -94,7 +94,13 @@ def top_pruning(
     layers: Collection[int] | None = None,
     kinds: Collection[str] | None = None,
 ) -> Pruning:
-    """The top ``q`` % by safety alone, which the paper shows to break the model: utility needs them too."""
+    """The top ``q`` % by safety alone, which the paper shows to break the model: utility needs them too.
+
+    Example:
+        >>> top = ms.regions.top_pruning(maps, safety, method="snip", q=5)
+        >>> round(top.sparsity, 3)
+        0.05
+    """
     require_percent("q", q)
     return _pruning(
         f"top {q:g} % of safety by {method} per {group}",
@@ -125,6 +131,11 @@ def set_difference(
 
     Raises :class:`MechsafetyError` for p or q outside 0 < x <= 100, an empty difference, scores of other maps, and
     a layer or kind that the model lacks.
+
+    Example:
+        >>> region = ms.regions.set_difference(maps, safety, utility, method="snip", p=20, q=5)
+        >>> region.n_removed < ms.regions.top_pruning(maps, safety, method="snip", q=5).n_removed
+        True
     """
     require_percent("p", p)
     require_percent("q", q)
@@ -143,6 +154,11 @@ def random_pruning(like: Pruning, *, seed: int = 0, group: Group = "matrix") -> 
 
     With ``group="row"`` as many of each row, which is stricter: it also keeps how ``like`` spreads over outputs.
     What it removes has no more to do with scores than chance; magnitudes are not matched (:func:`matched_pruning`).
+
+    Example:
+        >>> top = ms.regions.top_pruning(maps, safety, method="snip", q=5)
+        >>> ms.regions.random_pruning(top, seed=0).n_removed == top.n_removed
+        True
     """
     generator = np.random.default_rng(seed)
     drawn = {}
@@ -167,6 +183,11 @@ def matched_pruning(
     Within a stratum (:func:`magnitude_strata`) weights are drawn uniformly without replacement, those that ``like``
     removes among them: a removal of the largest weights has no control but itself. ``maps`` are those of the whole
     model, from which nothing is removed.
+
+    Example:
+        >>> top = ms.regions.top_pruning(maps, safety, method="snip", q=5)
+        >>> ms.regions.matched_pruning(top, maps, seed=0).n_removed == top.n_removed
+        True
     """
     require_made_for(like, maps, "these maps")
     generator = np.random.default_rng(seed)

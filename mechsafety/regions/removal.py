@@ -138,6 +138,13 @@ def removed(model: ModelLike, removal: Removal, *, maps: Sequence[LinearMap] | N
     that it changes, since rounding cannot be undone. Blocks may be nested.
 
     Raises :class:`MechsafetyError` when the removal was made for other maps than the model's.
+
+    Example:
+        >>> before = ms.logits(model, prompts.report)
+        >>> with ms.regions.removed(model, ms.regions.top_pruning(maps, safety, method="snip", q=5)):
+        ...     without = ms.logits(model, prompts.report)
+        >>> bool((without == before).all()), bool((ms.logits(model, prompts.report) == before).all())
+        (False, True)
     """
     model = as_model(model, by_name=False)
     maps = maps if maps is not None else linear_maps(model)

@@ -27,6 +27,11 @@ def save_removal(removal: Removal, path: Path | str, *, model: ModelLike) -> Pat
     The file holds places or factors, no weights: of a low-rank removal A = U^T W is a part of W seen from its
     outputs. Raises :class:`MechsafetyError` for a name that does not end in .safetensors, a folder that does not
     exist or cannot be written to, and a removal that does not fit the model.
+
+    Example:
+        >>> top = ms.regions.top_pruning(maps, safety, method="snip", q=5)
+        >>> ms.regions.save_removal(top, "top.safetensors", model=model).name
+        'top.safetensors'
     """
     model = as_model(model)
     path = _FILES.writable(path)
@@ -49,6 +54,12 @@ def load_removal(
     Another model is one with other linear maps, or with other weights (``allow_other_weights`` passes over the
     latter, to carry a removal from one checkpoint to the next). Raises :class:`MechsafetyError` for those, a missing
     or damaged file, and contents that do not match their hash.
+
+    Example:
+        >>> top = ms.regions.top_pruning(maps, safety, method="snip", q=5)
+        >>> _ = ms.regions.save_removal(top, "region.safetensors", model=model)
+        >>> ms.regions.load_removal("region.safetensors", model=model).n_removed == top.n_removed
+        True
     """
     model = None if model is None else as_model(model)
     removal, made = _FILES.read(path, _rebuilt, digest=removal_digest)

@@ -40,7 +40,14 @@ def save_model(model: ModelLike, edit: EditLike | Removal | None, folder: str | 
     Raises :class:`MechsafetyError` for an edit without a weight form, a model that ``load_model`` did not load, a
     folder that is not empty, and where the logits differ.
 
-    Example: ``save_model(model, Orthogonalise(direction), "edited")``.
+    Example:
+        >>> ms.save_model(model, ms.Orthogonalise(direction), "edited-model").name
+        'edited-model'
+        >>> again = ms.load_model("edited-model", dtype="float32", device="cpu")
+        >>> with ms.edited(model, ms.Orthogonalise(direction)):
+        ...     expected = ms.logits(model, prompts.report)
+        >>> torch.allclose(ms.logits(again, prompts.report), expected, atol=1e-4)
+        True
     """
     model = as_model(model)
     if edit is not None and not isinstance(edit, Pruning | LowRank):

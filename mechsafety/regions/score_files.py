@@ -30,6 +30,12 @@ class Attribution:
     ``n_tokens`` counts the columns of X, of which Gram matrices are sums. ``fingerprint`` is that of the model's
     weights, and ``examples_sha256`` that of the token ids. ``tensors`` gives ``snip/MAP`` [d_out, d_in] and
     ``gram/SITE`` [d_in, d_in], both float32: a mapping in memory, or a file's (:meth:`open`).
+
+    Example:
+        >>> safety.n_examples == len(examples)
+        True
+        >>> len(safety.shapes) == len(maps)
+        True
     """
 
     shapes: Mapping[str, tuple[int, int]]

@@ -127,6 +127,11 @@ def remove_top_ranks(
 
     Raises :class:`MechsafetyError` for a rank that a matrix does not have or that is above the tokens seen, naming
     the map, and for scores of other maps.
+
+    Example:
+        >>> removal = ms.regions.remove_top_ranks(maps, safety, rank=2, layers=(1, 2))
+        >>> set(removal.ranks().values())
+        {0, 2}
     """
     chosen = _chosen(maps, [attribution], layers, kinds)
     factors = {}
@@ -183,6 +188,11 @@ def orthogonal_projection(
 
     Raises :class:`MechsafetyError` for ranks that a matrix does not have, R - r above the tokens seen, and for
     scores of other maps.
+
+    Example:
+        >>> removal = ms.regions.orthogonal_projection(maps, safety, utility, r_u=0.5, r_s=0.7)
+        >>> max(removal.ranks().values()) <= model.cfg.d_model
+        True
     """
     return orthogonal_projections(maps, safety, utility, ranks=[(r_u, r_s)], layers=layers, kinds=kinds)[0]
 
@@ -223,6 +233,11 @@ def random_low_rank(
     ``match="rank"`` takes the rank r that ``like`` takes from each map. That is the smaller removal: a top subspace
     holds more than its share r / d_out of W. ``match="energy"`` takes the rank whose expected share of ||W||_F^2,
     r / d_out, is nearest to that of what ``like`` removes, ||B A||_F^2 / ||W||_F^2 (at least 1).
+
+    Example:
+        >>> removal = ms.regions.remove_top_ranks(maps, safety, rank=2)
+        >>> ms.regions.random_low_rank(maps, removal, seed=0).ranks() == removal.ranks()
+        True
     """
     generator = torch.Generator().manual_seed(seed)
     by_name = {m.name: m for m in maps}

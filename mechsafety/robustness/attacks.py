@@ -56,6 +56,11 @@ def attack_table(
     :func:`find_suffixes`, which were made from other prompts. ``keep`` receives the answers of each attack. Raises
     :class:`MechsafetyError` without attacks or prompts, for a prompt that is not harmful, and for the attack
     ``suffix`` without suffixes.
+
+    Example:
+        >>> attacks = ms.regions.attack_table(model, prompts.report.harmful, attacks="vanilla", max_new_tokens=4)
+        >>> attacks[["attack", "measure"]].to_dict("records")
+        [{'attack': 'vanilla', 'measure': 'greedy'}]
     """
     model = as_model(model)
     prompts = as_prompts(prompts)

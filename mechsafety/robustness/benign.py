@@ -47,7 +47,12 @@ class Choice:
 
 
 def benign_passages(path: str | Path | None = None) -> list[Passage]:
-    """The 60 packaged passages of 60 to 120 words, or those of a JSONL file with id, topic and text."""
+    """The 60 packaged passages of 60 to 120 words, or those of a JSONL file with id, topic and text.
+
+    Example:
+        >>> len(ms.regions.benign_passages())
+        60
+    """
     path = None if path is None else Path(path)
     return [
         Passage(id=str(row["id"]), topic=str(row["topic"]), text=str(row["text"]))
@@ -56,7 +61,12 @@ def benign_passages(path: str | Path | None = None) -> list[Passage]:
 
 
 def benign_choices(path: str | Path | None = None) -> list[Choice]:
-    """The 130 packaged questions (106 with four choices, 24 with two), or those of a JSONL file."""
+    """The 130 packaged questions (106 with four choices, 24 with two), or those of a JSONL file.
+
+    Example:
+        >>> len(ms.regions.benign_choices())
+        130
+    """
     path = None if path is None else Path(path)
     fields = ("id", "subject", "question", "choices", "answer")
     return [

@@ -54,6 +54,10 @@ class FinetuneRecipe:
     Answers are cut to ``answer_tokens``. Rate and epochs were chosen among a few on validation prompts of the packaged
     refusing model, so that 10 examples take a part of its refusals; a model of 7 billion weights wants about 2e-5.
     Raises :class:`MechsafetyError` for a number that trains nothing.
+
+    Example:
+        >>> ms.regions.FinetuneRecipe(learning_rate=2e-5).epochs
+        3
     """
 
     learning_rate: float = 5e-4
@@ -152,6 +156,13 @@ def finetuned(
 
     Raises :class:`MechsafetyError` without examples, for a set made for another model, and when the loss is no
     longer a number.
+
+    Example:
+        >>> before = ms.logits(model, prompts.report)
+        >>> with ms.regions.finetuned(model, examples, seed=0):
+        ...     tuned = ms.logits(model, prompts.report)
+        >>> bool((tuned == before).all()), bool((ms.logits(model, prompts.report) == before).all())
+        (False, True)
     """
     model = as_model(model, by_name=False)
     if not examples:

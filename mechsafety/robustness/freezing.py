@@ -36,7 +36,7 @@ def freezing_table(
     sets: Mapping[str, Pruning],
     measure: Callable[[TransformerBridge], Mapping[str, float]],
     seeds: Sequence[int],
-    recipe: FinetuneRecipe,
+    recipe: FinetuneRecipe | None = None,
     n_examples: Sequence[int] = (10, 50, 100),
     modes: Sequence[Mode] = MODES,
     journal: Journal | None = None,
@@ -55,6 +55,19 @@ def freezing_table(
 
     Raises :class:`MechsafetyError` before anything is trained: for a number of examples that is not there, no seed
     or mode, repeated ones, and a set made for another model.
+
+    Example:
+        >>> top = ms.regions.top_pruning(maps, safety, method="snip", q=5)
+        >>> def measure(model):
+        ...     return {"likeliest": float(ms.log_probs(model, prompts.report).max())}
+        >>> table = ms.regions.freezing_table(
+        ...     model, examples, sets={"safety": top}, measure=measure, seeds=0, n_examples=2, modes=("none", "freeze"),
+        ... )
+        >>> table[["mode", "frozen", "n_examples"]]
+             mode  frozen  n_examples
+        0    none    none           0
+        1    none    none           2
+        2  freeze  safety           2
     """
     model = as_model(model)
     import pandas as pd
@@ -71,7 +84,7 @@ def freezing_table(
         model=model,
         maps=maps,
         examples=examples,
-        recipe=recipe,
+        recipe=recipe or FinetuneRecipe(),
         sets=sets,
         measure=measure,
         journal=journal,
@@ -81,7 +94,7 @@ def freezing_table(
         journal.bind(
             model=current_fingerprint(model),
             **chat_bound(model),
-            recipe=recipe,
+            recipe=bench.recipe,
             examples=hashlib.sha256(repr(list(examples)).encode()).hexdigest(),
             measure=getattr(measure, "__qualname__", type(measure).__qualname__),
         )

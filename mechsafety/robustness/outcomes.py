@@ -107,6 +107,11 @@ def measure_outcomes(
     With the default rendering the model's own system prompt is there: the share of compliance with harmful requests
     is the vanilla attack success rate. ``seed`` is handed on to generation, where nothing is drawn; ``keep`` receives
     the answers. Raises :class:`MechsafetyError` without prompts.
+
+    Example:
+        >>> outcomes = ms.measure_outcomes(model, prompts.report, max_new_tokens=4)
+        >>> outcomes.harmful.n == len(prompts.report.harmful)
+        True
     """
     model = as_model(model)
     prompts = as_prompts(prompts)

@@ -101,6 +101,13 @@ def measure_utility(
     bare text. The divergence is the mean of KL(base || model) in nats over the places of ``base``, which
     :func:`base_distributions` made of the unedited model from the same passages. ``seed`` draws the bootstrap.
     Raises :class:`MechsafetyError` with nothing to measure, and where base and passages differ.
+
+    Example:
+        >>> passages = ms.regions.benign_passages()[:2]
+        >>> base = ms.regions.base_distributions(model, passages)
+        >>> utility = ms.measure_utility(model, passages=passages, base=base)
+        >>> round(utility.kl.value, 6)  # of the model from itself
+        0.0
     """
     model = as_model(model)
     edit = None if edit is None else as_edit(edit, model)
@@ -138,7 +145,14 @@ def base_distributions(
     edit: EditLike | None = None,
     per_passage: int = PER_PASSAGE,
 ) -> BaseDistributions:
-    """The model's next-token distributions at ``per_passage`` places of each passage, evenly spread."""
+    """The model's next-token distributions at ``per_passage`` places of each passage, evenly spread.
+
+    Example:
+        >>> passages = ms.regions.benign_passages()[:2]
+        >>> base = ms.regions.base_distributions(model, passages)
+        >>> ms.measure_utility(model, passages=passages, base=base).kl.value < 1e-6
+        True
+    """
     model = as_model(model)
     edit = None if edit is None else as_edit(edit, model)
     if not passages or per_passage < 1:

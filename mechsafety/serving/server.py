@@ -38,7 +38,10 @@ class VllmServer:
     are those of the judge ``endpoint``; ``options`` may change them (a call waits for 600 s by default). Raises
     :class:`MechsafetyError` for an address that is none.
 
-    Example: ``generate(model, prompts, edit=edit, server=VllmServer("http://127.0.0.1:8000/v1"))``.
+    Example:
+        >>> server = ms.VllmServer("http://127.0.0.1:8000/v1", compared=8)  # generate(..., server=server) asks it
+        >>> server.address, server.compared
+        ('http://127.0.0.1:8000/v1', 8)
     """
 
     def __init__(
@@ -56,13 +59,13 @@ class VllmServer:
                 f"compared is {compared} and least_agreement {least_agreement:g}: at least 1 prompt is compared, and a "
                 "share between 0 and 1 asked for"
             )
-        self.address, self.model, self.window = address.rstrip("/"), model, None
+        self.address, self.named, self.model, self.window = address.rstrip("/"), model, model, None
         self.compared, self.least_agreement = compared, float(least_agreement)
         self.options = options or options_from_environment(_PATIENT)
 
     def require(self, name: str) -> None:
         """Raise :class:`MechsafetyError` unless the server answers and has the model ``name`` (or the one given)."""
-        name = self.model or name
+        name = self.named or name
         found = self._ask(name, [Prompt()], lambda _: None)[0].models or {}
         if name not in found:
             has = ", ".join(map(repr, found)) or "no model"
@@ -155,6 +158,10 @@ def serve_command(model: ModelLike, edit: EditLike | None, folder: str | Path) -
     """The command that serves the checkpoint which ``save_model(model, edit, folder)`` wrote, for a shell with vLLM.
 
     The name is checked when answers are asked for. Models of 70B and more need ``--tensor-parallel-size`` as well.
+
+    Example:
+        >>> ms.serve_command(model, ms.Orthogonalise(direction), "edited").split()[:3]
+        ['vllm', 'serve', 'edited']
     """
     model = as_model(model)
     given = None if edit is None else as_edit(edit, model)

@@ -33,6 +33,15 @@ def arm_errors(verdicts: pd.DataFrame, reference: pd.DataFrame) -> pd.DataFrame:
     (1998, method 10). ``p``: Boschloo's exact test of the effective counts, two-sided, ``p_holm`` Holm's over all
     judges and both measures. The arms are taken for independent samples: where the same prompts are hard in both, the
     test is conservative. NaN with fewer than LEAST_OF_AN_ARM labelled responses of the kind in an arm.
+
+    Example:
+        >>> found = ms.statistics.arm_errors(table, people)
+        >>> found[["judge", "measure", "original", "edited"]].round(3)
+                    judge      measure  original  edited
+        0           rules  sensitivity     1.000   1.000
+        1           rules  specificity     1.000   0.889
+        2  phrases:arditi  sensitivity     0.889   1.000
+        3  phrases:arditi  specificity     1.000   0.667
     """
     table = checked(verdicts)
     joined = table.merge(reference_weights(reference), on=["system", "arm", "id"], how="inner")

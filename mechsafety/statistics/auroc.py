@@ -34,6 +34,11 @@ def auroc_interval(
     of the draws for c clusters. Where no draw differs from another it is that of clusters that move as one.
 
     NaN with one class only; no interval from a single cluster.
+
+    Example:
+        >>> found = ms.statistics.auroc_interval([0.1, 0.4, 0.35, 0.8], [0, 0, 1, 1])
+        >>> found.value
+        0.75
     """
     score, truth = np.asarray(scores, dtype=float), np.asarray(labels)
     if not np.isin(truth, (0, 1)).all() or not np.isfinite(score).all():
@@ -100,6 +105,10 @@ def paired_auroc_p(
 
     The statistic is the absolute difference of the areas (Bandos, Rockette and Gur 2005), over all exchanges where
     there are no more than ``draws``, else over so many drawn ones and the one observed. NaN with one class only.
+
+    Example:
+        >>> ms.statistics.paired_auroc_p([0.1, 0.2, 0.3, 0.4], [0.3, 0.4, 0.1, 0.2], [0, 0, 1, 1], clusters=range(4))
+        0.125
     """
     truth = np.asarray(labels, dtype=bool)
     if truth.all() or not truth.any():
@@ -128,6 +137,11 @@ def shuffled_aurocs(
 
     The items must be exchangeable: one per prompt. The p is (1 + draws as far from 1/2) / (1 + draws). NaN with one
     class only.
+
+    Example:
+        >>> low, high, p = ms.statistics.shuffled_aurocs(np.arange(20.0), [0] * 10 + [1] * 10)
+        >>> low < 0.5 < high, p < 0.01  # the classes are apart
+        (True, True)
     """
     truth = np.asarray(labels, dtype=bool)
     if truth.all() or not truth.any():

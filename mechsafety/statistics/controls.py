@@ -11,6 +11,7 @@ import pandas as pd
 
 from mechsafety.statistics.paired import holm, mcnemar
 from mechsafety.statistics.rates import wilson
+from mechsafety.statistics.tables import require_columns
 
 CONTROL_TEST_COLUMNS = (
     *("system", "draw", "n", "unparsed", "refused", "low", "high", "complied", "degenerate"),
@@ -18,6 +19,9 @@ CONTROL_TEST_COLUMNS = (
 )
 LEAST_DRAWS = 19
 """From so many draws on an edit that leaves fewer refusals than all of them has a rank p of 1/20 or less."""
+
+
+_READ = ("system", "id", "verdict")
 
 
 def control_tests(edited: pd.DataFrame, random: pd.DataFrame) -> pd.DataFrame:
@@ -32,7 +36,16 @@ def control_tests(edited: pd.DataFrame, random: pd.DataFrame) -> pd.DataFrame:
     ``p_rank`` with :data:`LEAST_DRAWS` draws or more (1 + draws with as few refusals or fewer) / (draws + 1), the exact
     p of a fall if the edit's direction were one of the draws. Both are NaN where a draw could not be read.
     Columns: :data:`CONTROL_TEST_COLUMNS`.
+
+    Example:
+        >>> rules = table.query("judge == 'rules' and system == 'a'")
+        >>> edited, draw = rules[rules["arm"] == "edited"], rules[rules["arm"] == "original"].assign(draw=0)
+        >>> ms.statistics.control_tests(edited, draw)[["system", "draw", "n", "refused", "fell", "rose", "p"]]
+          system  draw   n  refused  fell  rose         p
+        0      a     0  10      0.9     7     0  0.015625
     """
+    require_columns(edited, _READ, "table of the edit's verdicts")
+    require_columns(random, (*_READ, "draw"), "table of the draws' verdicts")
     rows: list[dict[str, Any]] = []
     largest: dict[str, float] = {}
     for system in dict.fromkeys(map(str, random["system"])):
@@ -62,6 +75,10 @@ def largest_p(tests: Sequence[tuple[int | float, int | float, float]]) -> float:
 
     1 where the draws do not all lie to one side (an intersection-union test, so that no correction for the number of
     draws is needed); NaN without draws and where one was not tested.
+
+    Example:
+        >>> ms.statistics.largest_p([(7, 0, 0.0156), (6, 0, 0.03125)])
+        0.03125
     """
     if not tests or any(p != p for *_, p in tests):
         return math.nan
@@ -70,7 +87,12 @@ def largest_p(tests: Sequence[tuple[int | float, int | float, float]]) -> float:
 
 
 def rank_p(share: float, draws: Sequence[float]) -> float:
-    """(1 + draws with a share as low or lower) / (draws + 1); NaN for too few draws, and where a share is unknown."""
+    """(1 + draws with a share as low or lower) / (draws + 1); NaN for too few draws, and where a share is unknown.
+
+    Example:
+        >>> ms.statistics.rank_p(0.1, [0.9] * 19)
+        0.05
+    """
     if len(draws) < LEAST_DRAWS or any(value != value for value in (share, *draws)):
         return math.nan
     return (1 + sum(value <= share for value in draws)) / (len(draws) + 1)

@@ -8,7 +8,7 @@ from scipy.stats import boschloo_exact, fisher_exact
 from statsmodels.stats.proportion import confint_proportions_2indep
 
 from mechsafety.core.errors import MechsafetyError
-from mechsafety.statistics import mcnemar
+from mechsafety.statistics.paired import mcnemar
 
 _MOST_TABLES = 60_000
 """Possible outcomes of two counts up to which Boschloo's test, which goes through all of them, takes under a second."""

@@ -23,7 +23,7 @@ from mechsafety.statistics.resampling import (
     percentiles,
     steady_bounds,
 )
-from mechsafety.statistics.tables import ARMS, deciding
+from mechsafety.statistics.tables import ARMS, deciding, require_columns
 
 MAPPINGS: Mapping[str, Mapping[str, bool]] = {
     "refusal": {"refusal": True, "compliance": False, "degenerate": False},
@@ -84,6 +84,11 @@ def paired_difference(b: int, c: int, n: int, *, confidence: float = 0.95) -> tu
 
     Bonett and Price (2012), formula 2: the Wald interval after one is added to b and c and two to n. It keeps
     its level where b or c is 0, as plain Wald does not.
+
+    Example:
+        >>> low, high = ms.statistics.paired_difference(7, 0, 10)
+        >>> round(low, 3), round(high, 3)
+        (-0.945, -0.221)
     """
     if not n:
         return math.nan, math.nan
@@ -117,6 +122,13 @@ def judge_effects(verdicts: pd.DataFrame) -> pd.DataFrame:
     (:func:`exact_difference`) and exact McNemar p, uncorrected: the rows are readings of one result, not further
     results. Mappings that differ from ``refusal`` in no verdict of the judge are left out, and so are judges without
     both arms. ``dropped`` counts prompts with a side that is missing or that the mapping does not name.
+
+    Example:
+        >>> effects = ms.statistics.judge_effects(table)
+        >>> effects.loc[effects["system"] == "a", ["judge", "mapping", "original", "edited", "change"]]
+                    judge  mapping  original  edited  change
+        0           rules  refusal       0.9     0.2    -0.7
+        1  phrases:arditi  refusal       0.8     0.4    -0.4
     """
     table = _by_tags(deciding(verdicts), verdicts)
     rows = []
@@ -145,7 +157,18 @@ def effect_flips(effects: pd.DataFrame, *, primary: str) -> pd.DataFrame:
     An alternative is any other judge or mapping that reads at least one pair; there is none where ``primary`` read
     no pair. A sign flip needs both changes to be other than 0; a significance flip is p < .05 in one and not in the
     other.
+
+    Example:
+        >>> flips = ms.statistics.effect_flips(ms.statistics.judge_effects(table), primary="rules")
+        >>> flips[["system", "change", "alternatives", "sign_flips"]]
+          system  change  alternatives  sign_flips
+        0      a    -0.7             1           0
+        1      b    -0.7             1           0
+        2      c    -0.7             1           0
     """
+    require_columns(
+        effects, ("system", "label", "judge", "mapping", "n", "change", "significant"), "table of effects"
+    )
     rows = []
     for (system, label), group in effects.groupby(["system", "label"], sort=False):
         mine = (group["judge"] == primary) & (group["mapping"] == PRIMARY_MAPPING)
@@ -179,6 +202,14 @@ def ranking_agreement(verdicts: pd.DataFrame, *, seed: int, resamples: int = 200
 
     ``what`` is the rate of refusal in an arm, or the ``change`` by the edit; per prompt label. Intervals resample
     prompts. NaN with fewer than three systems (two can only agree or not), or where a judge finds all equal.
+
+    Example:
+        >>> found = ms.statistics.ranking_agreement(table, seed=0, resamples=200)
+        >>> found[["what", "systems", "tau"]]  # all systems are equal here
+               what  systems  tau
+        0  original        3  NaN
+        1    edited        3  NaN
+        2    change        3  NaN
     """
     table = deciding(verdicts)
     judges = list(dict.fromkeys(table["judge"].astype(str)))
@@ -203,6 +234,15 @@ def judge_edit_interaction(verdicts: pd.DataFrame, *, seed: int, resamples: int 
     sum were as likely with the other sign; ``p`` is the exact two-sided probability, over all sign changes of the
     prompts' sums, of a total at least as far from 0 (Fisher's randomisation test). The interval resamples prompts;
     where all prompts have the same value it is that of :func:`~mechsafety.statistics.resampling.steady_bounds`.
+
+    Example:
+        >>> found = ms.statistics.judge_edit_interaction(table, seed=0, resamples=200)
+        >>> found[["system", "difference", "p"]].round(3)
+          system  difference     p
+        0    all        -0.3  0.25
+        1      a        -0.3  0.25
+        2      b        -0.3  0.25
+        3      c        -0.3  0.25
     """
     table = deciding(verdicts)
     judges = list(dict.fromkeys(table["judge"].astype(str)))
@@ -226,6 +266,10 @@ def sign_change_p(sums: Sequence[int] | np.ndarray) -> float:
     """Exact two-sided p of ``sum(sums)`` under independent random signs of its whole-number terms.
 
     The distribution of the total is the convolution of two points per term, so no draw is needed.
+
+    Example:
+        >>> ms.statistics.sign_change_p([1, 1, 1, 1, 1])
+        0.0625
     """
     sizes = np.abs(np.asarray(sums, dtype=int))
     sizes = sizes[sizes > 0]

@@ -25,6 +25,14 @@ def paired_tests(verdicts: pd.DataFrame) -> pd.DataFrame:
     ``p_holm`` is Holm's step-down adjustment over the systems within a (label, judge). A pair with an
     unparsed side is left out and counted in ``dropped``; ``n`` counts the pairs tested, and p is NaN where
     none is. Systems with one arm only are left out, and so are judges that abstain.
+
+    Example:
+        >>> tests = ms.statistics.paired_tests(table)
+        >>> tests.loc[tests["judge"] == "rules", ["system", "b", "c", "p", "p_holm"]]
+          system  b  c         p    p_holm
+        0      a  7  0  0.015625  0.046875
+        2      b  7  0  0.015625  0.046875
+        4      c  7  0  0.015625  0.046875
     """
     table = deciding(verdicts)
     rows: list[dict[str, object]] = []
@@ -51,6 +59,10 @@ def holm(p: np.ndarray) -> np.ndarray:
 
     A NaN is no test: it stays NaN and is not one of the m. The same as statsmodels' ``multipletests`` of the others,
     which collects garbage at every call, some tenths of a second each.
+
+    Example:
+        >>> ms.statistics.holm(np.array([0.01, 0.04, 0.03])).round(3).tolist()
+        [0.03, 0.06, 0.06]
     """
     tested = np.flatnonzero(~np.isnan(p))
     order = tested[np.argsort(p[tested], kind="stable")]
@@ -61,7 +73,12 @@ def holm(p: np.ndarray) -> np.ndarray:
 
 
 def mcnemar(b: int, c: int) -> float:
-    """Return the exact two-sided p of McNemar's test for b and c discordant pairs; 1 where there are none."""
+    """Return the exact two-sided p of McNemar's test for b and c discordant pairs; 1 where there are none.
+
+    Example:
+        >>> ms.statistics.mcnemar(6, 0)
+        0.03125
+    """
     return float(binomtest(b, b + c, 0.5).pvalue) if b + c else 1.0
 
 
@@ -90,6 +107,10 @@ def minimum_detectable_drop(
     The drop is net: the edit loses ``drop + gained`` of the prompts and newly refuses ``gained`` of them. By default
     it only removes refusals, which makes the answer a lower bound. A test finds something when p is below alpha: at
     0.05 from 6 lost and none gained. NaN where even losing every refusal would not do.
+
+    Example:
+        >>> round(ms.statistics.minimum_detectable_drop(50, baseline=0.9), 3)
+        0.154
     """
     if not (n > 0 and 0 < baseline <= 1 and 0 < alpha < 1 and 0 < power < 1):
         raise MechsafetyError(

@@ -23,6 +23,10 @@ def labels_for_rate(*, rate: float, width: float, confidence: float = 0.95) -> i
     """Return how many responses to label so that Wilson's interval of a rate near ``rate`` is at most ``width`` wide.
 
     ``width`` is the whole width, high - low. The smallest n whose interval, and that of every larger n, is no wider.
+
+    Example:
+        >>> ms.statistics.labels_for_rate(rate=0.5, width=0.1)
+        381
     """
     _check(rate=rate, width=width, confidence=confidence)
     found = _smallest(lambda n: _wilson_width(rate, n, confidence) <= width)
@@ -48,6 +52,11 @@ def labels_for_correction(
     variance of the mean of (truth - verdict) that :func:`prediction_powered` would find: the
     judge's error rate less the square of its bias, over n, with the errors that it adds, times 1 - n / N. At least the
     LEAST_LABELS that it asks for. None where labelling all N would not do: more responses are needed, not more labels.
+
+    Example:
+        >>> judge = {"sensitivity": 0.9, "specificity": 0.95}
+        >>> ms.statistics.labels_for_correction(rate=0.5, **judge, responses=1000, width=0.1)
+        164
     """
     _check(rate=rate, width=width, confidence=confidence, sensitivity=sensitivity, specificity=specificity)
     if responses < 1:
@@ -78,6 +87,10 @@ def labels_for_kappa(*, kappa: float, rate: float, width: float, confidence: flo
     sample without a disagreement still has the width of Wilson's interval; the other is
     :func:`labels_for_rate` of the agreement ``k (1 - e) + e`` with chance agreement e, at the width that this gives
     kappa, ``width (1 - e)``.
+
+    Example:
+        >>> ms.statistics.labels_for_kappa(kappa=0.6, rate=0.5, width=0.2)
+        247
     """
     _check(rate=rate, width=width, confidence=confidence)
     if not -1 < kappa < 1:
@@ -99,6 +112,10 @@ def pairs_for_drop(
     The drop is net: ``drop + gained`` of the prompts are lost, and ``gained`` newly refused. By default the edit makes
     no new refusals, which gives a lower bound: new ones hide as many lost ones. The inverse of
     :func:`~mechsafety.statistics.minimum_detectable_drop`; every larger number is enough too.
+
+    Example:
+        >>> ms.statistics.pairs_for_drop(drop=0.2, baseline=0.9)
+        39
     """
     if not 0 < drop <= baseline:
         raise MechsafetyError(f"drop is {drop}; it must be above 0 and at most the baseline, {baseline}")

@@ -18,7 +18,7 @@ from scipy.stats import t as student
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.statistics.rates import Interval, effective_number, weighted_wilson, wilson
 from mechsafety.statistics.reference import reference_weights
-from mechsafety.statistics.tables import ABSTAINING_JUDGES, ARMS, PROMPT_LABELS, checked
+from mechsafety.statistics.tables import ABSTAINING_JUDGES, ARMS, PROMPT_LABELS, checked, require_columns
 
 LEAST_YOUDEN = 0.1
 """Rogan-Gladen divides by sensitivity + specificity - 1; where its lower 95 % bound is below this, it is refused."""
@@ -51,7 +51,14 @@ CHANGE_COLUMNS = [
 
 @dataclass(frozen=True, kw_only=True)
 class Corrected:
-    """A corrected rate with its 95 % interval; NaN with the reason in ``note`` where there is none."""
+    """A corrected rate with its 95 % interval; NaN with the reason in ``note`` where there is none.
+
+    Example:
+        >>> labelled = {"hits": 45.0, "positives": 50.0, "rejections": 45.0, "negatives": 50.0}
+        >>> found = ms.statistics.rogan_gladen(refused=30.0, n=100.0, **labelled)
+        >>> found.low < found.rate < found.high
+        True
+    """
 
     rate: float
     low: float
@@ -70,6 +77,12 @@ def rogan_gladen(
     the labelled responses are among the n rated, it is wider than it needs to be. Counts may be weighted (effective
     numbers). Refused, with a note, when the judge may be no better than chance: lower bound of se + sp - 1 below
     LEAST_YOUDEN.
+
+    Example:
+        >>> labelled = {"hits": 45.0, "positives": 50.0, "rejections": 45.0, "negatives": 50.0}
+        >>> found = ms.statistics.rogan_gladen(refused=30.0, n=100.0, **labelled)
+        >>> round(found.rate, 3)
+        0.25
     """
     for name, part, whole in (
         ("refused", refused, n),
@@ -127,6 +140,13 @@ def prediction_powered(
 
     ``judged`` and ``labelled`` are [N] booleans, ``truth`` [N] is read where ``labelled``; ``weight`` is
     1 / inclusion probability of each labelled response, ``strata`` its stratum, ``clusters`` the prompts.
+
+    Example:
+        >>> truth = np.array([True, False] * 50)
+        >>> labelled = np.arange(100) < 60
+        >>> found = ms.statistics.prediction_powered(truth, truth=truth, labelled=labelled)
+        >>> found.rate
+        0.5
     """
     f, known = judged.astype(float), labelled.astype(bool)
     total, n = len(f), int(known.sum())
@@ -186,6 +206,15 @@ def corrected_rates(verdicts: pd.DataFrame, reference: pd.DataFrame) -> pd.DataF
     sensitivity and specificity from the labelled responses of all systems, prediction-powered inference from the row's
     own. ``human`` is the rate among the labelled alone. Responses the judge could not read are left out of every
     number of its rows.
+
+    Example:
+        >>> found = ms.statistics.corrected_rates(table, people)
+        >>> found.loc[found["system"] == "all", ["judge", "arm", "raw", "human", "ppi"]].round(3)
+                     judge       arm  raw  human  ppi
+        0            rules  original  0.9    0.9  0.9
+        4            rules    edited  0.2    0.1  0.1
+        8   phrases:arditi  original  0.8    0.9  0.9
+        12  phrases:arditi    edited  0.4    0.1  0.1
     """
     table = checked(verdicts)
     truth = reference_weights(reference)
@@ -211,13 +240,24 @@ def corrected_rates(verdicts: pd.DataFrame, reference: pd.DataFrame) -> pd.DataF
     return pd.DataFrame(rows, columns=CORRECTED_COLUMNS)
 
 
+_CORRECTED = ("system", "arm", "label", "judge", "labels", "raw", "ppi", "ppi_low", "ppi_high")
+
+
 def corrected_changes(corrected: pd.DataFrame) -> pd.DataFrame:
     """Prediction-powered rates of both arms, and their difference, from the rows of :func:`corrected_rates`.
 
     ``change`` is edited minus original, with the interval of :func:`difference_of`; ``raw_change`` is the judge's own.
     Each arm is corrected by the errors in that arm, so that a judge whose errors move with the edit is no trouble. Rows
     without both arms, or with an arm that has no corrected rate, are left out.
+
+    Example:
+        >>> found = ms.statistics.corrected_changes(ms.statistics.corrected_rates(table, people))
+        >>> found.loc[found["system"] == "all", ["judge", "raw_change", "change"]].round(3)
+                    judge  raw_change  change
+        0           rules        -0.7    -0.8
+        4  phrases:arditi        -0.4    -0.8
     """
+    require_columns(corrected, _CORRECTED, "table of corrected rates")
     rows = []
     for (system, label, judge), group in corrected.groupby(["system", "label", "judge"], sort=False):
         arms = {row["arm"]: row for row in group.to_dict(orient="records") if not math.isnan(row["ppi"])}

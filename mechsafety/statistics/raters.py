@@ -57,6 +57,11 @@ def kappa(
     interval is NaN when they are more than half. Where every item agrees, the lower bound is that of Wilson's
     interval for the agreement, over clusters. Items that either rater left unrated are left out; ``n`` and
     ``clusters`` are of the others.
+
+    Example:
+        >>> found = ms.statistics.kappa(list("RRCC"), list("RRCR"), clusters=range(4), resamples=200)
+        >>> found.value, found.n
+        (0.5, 4)
     """
     cluster_codes(clusters, sizes=(len(a), len(b)))
     rated = [
@@ -88,6 +93,11 @@ def gwet_ac1(
     the scale, whether used or not (Gwet 2008). Unlike kappa it stays defined when nearly all items are of one
     class. Items with one rating count in pi_c only. NaN where no item has two ratings. Where every item agrees,
     the lower bound is made from Wilson's interval over clusters, as for :func:`kappa`.
+
+    Example:
+        >>> ratings = [["R", "R"], ["R", "R"], ["C", "C"], ["C", "R"]]
+        >>> round(ms.statistics.gwet_ac1(ratings, clusters=range(4), categories=["R", "C"], resamples=200).value, 3)
+        0.529
     """
     counts = rating_counts(ratings, categories)
     return panel_bootstrap("ac1", counts, clusters, seed=seed, resamples=resamples, confidence=confidence)
@@ -109,6 +119,11 @@ def krippendorff_alpha(
     ``alpha = 1 - (n - 1) sum_{c != k} o_ck / sum_{c != k} n_c n_k`` (Krippendorff 2011). NaN where every
     rating is of one category: then nothing could have disagreed. Where every item agrees, the lower bound is
     made from Wilson's interval over clusters, as for :func:`kappa`.
+
+    Example:
+        >>> ratings = [["R", "R"], ["R", "R"], ["C", "C"], ["C", None]]
+        >>> ms.statistics.krippendorff_alpha(ratings, clusters=range(4), categories=["R", "C"], resamples=200).value
+        1.0
     """
     counts = rating_counts(ratings, categories)
     return panel_bootstrap("alpha", counts, clusters, seed=seed, resamples=resamples, confidence=confidence)
@@ -122,6 +137,14 @@ def agreement(
     Items either judge left unparsed are dropped. ``agreement`` is the raw share of equal answers; kappa (``low``,
     ``high``), AC1 and alpha have bootstrap intervals clustered by prompt. Abstaining judges are left out. Each arm
     starts from ``seed`` anew and draws from all its prompts, so that a further judge changes no other row.
+
+    Example:
+        >>> found = ms.statistics.agreement(table, resamples=200)
+        >>> found[["judge_a", "judge_b", "arm", "n", "agreement"]]
+          judge_a         judge_b       arm   n  agreement
+        0   rules  phrases:arditi  original  30       0.90
+        1   rules  phrases:arditi    edited  30       0.80
+        2   rules  phrases:arditi       all  60       0.85
     """
     ratings = _Ratings(checked(verdicts), scale=scale)
     arms = {arm: _pairs_of(ratings, arm, seed=seed, resamples=resamples) for arm in (*ARMS, "all")}
@@ -160,7 +183,16 @@ def _pairs_of(
 def panel_agreement(
     verdicts: pd.DataFrame, *, seed: int = 0, resamples: int = 2000, scale: Scale = "refusal"
 ) -> pd.DataFrame:
-    """Return alpha and AC1 of all judges together, in each arm and in ``all``; unparsed verdicts are missing."""
+    """Return alpha and AC1 of all judges together, in each arm and in ``all``; unparsed verdicts are missing.
+
+    Example:
+        >>> found = ms.statistics.panel_agreement(table, resamples=200)
+        >>> found[["arm", "raters", "n"]]
+                arm  raters   n
+        0  original       2  30
+        1    edited       2  30
+        2       all       2  60
+    """
     ratings = _Ratings(checked(verdicts), scale=scale)
     rows = []
     for arm in (*ARMS, "all"):

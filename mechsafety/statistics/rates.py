@@ -23,7 +23,13 @@ RATE_COLUMNS = [
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """A proportion with its confidence interval; all NaN where ``n`` is 0."""
+    """A proportion with its confidence interval; all NaN where ``n`` is 0.
+
+    Example:
+        >>> found = ms.statistics.wilson(0, 20)
+        >>> found.rate, round(found.high, 3)
+        (0.0, 0.161)
+    """
 
     rate: float
     low: float
@@ -36,6 +42,10 @@ def wilson(successes: int, n: int, *, confidence: float = 0.95) -> Interval:
 
     The interval is the set of p with ``|successes/n - p| <= z sqrt(p (1 - p) / n)``. With n = 0 nothing is
     known: rate and bounds are NaN.
+
+    Example:
+        >>> ms.statistics.wilson(9, 10)
+        Interval(rate=0.9, low=0.5958499732047615, high=0.9821237869049271, n=10)
     """
     if not 0 <= successes <= n:
         raise MechsafetyError(f"wilson got {successes} successes of {n}; it needs 0 <= successes <= n")
@@ -69,6 +79,13 @@ def refusal_rates(verdicts: pd.DataFrame) -> pd.DataFrame:
     ``rate = refusal / (n - unparsed)`` with its 95 % Wilson interval; degenerate text is read, and is no
     refusal. NaN where nothing was readable, and for a judge that abstains. Systems and judges keep their
     order of first appearance; original comes before edited, harmful before harmless.
+
+    Example:
+        >>> rates = ms.statistics.refusal_rates(table)  # system, arm, id, label, judge, verdict
+        >>> rates.loc[rates["judge"] == "rules", ["system", "arm", "n", "refusal", "rate"]].head(2)
+          system       arm   n  refusal  rate
+        0      a  original  10        9   0.9
+        2      a    edited  10        2   0.2
     """
     table = checked(verdicts)
     rows: list[dict[str, object]] = []
@@ -95,6 +112,10 @@ def bounds(row: Mapping[str, object] | pd.Series) -> tuple[float, float]:
     """Return the refusal rate of a row of :func:`refusal_rates` if no, or every, unparsed text refused.
 
     ``(refusal / n, (refusal + unparsed) / n)``: no assumption about what could not be read (Manski 1989).
+
+    Example:
+        >>> ms.statistics.bounds({"n": 10, "refusal": 6, "unparsed": 2})
+        (0.6, 0.8)
     """
     n, refusal, unparsed = (int(cast(int, row[name])) for name in ("n", "refusal", "unparsed"))
     return (refusal / n, (refusal + unparsed) / n) if n else (math.nan, math.nan)

@@ -45,6 +45,17 @@ def against_reference(
     disagreements does not make a judge look worse. Intervals: bootstrap over prompts; where the value is 0 or 1 a
     bootstrap has no width, and Wilson's with the effective number of items ``(sum w)^2 / sum w^2`` is given. ``unread``
     counts items that the judge left unparsed; they are left out.
+
+    Example:
+        >>> found = ms.statistics.against_reference(table, people, seed=0, resamples=200)
+        >>> found.loc[found["label"] == "all", ["judge", "arm", "sensitivity", "specificity"]].round(3)
+                     judge       arm  sensitivity  specificity
+        1            rules  original        1.000        1.000
+        3            rules    edited        1.000        0.889
+        5            rules       all        1.000        0.900
+        7   phrases:arditi  original        0.889        1.000
+        9   phrases:arditi    edited        1.000        0.667
+        11  phrases:arditi       all        0.900        0.700
     """
     table = checked(verdicts)
     truth = reference_weights(reference)
@@ -81,6 +92,13 @@ def error_change(
     interval resamples prompts. Where it lies off 0, the judge's difference between the arms is partly its own.
     Where the labelled errors of an arm are all the same, the intervals of the arms (:func:`steady_bounds` there)
     are joined by Zou and Donner's (2008) square-and-add: no error among a few labels is not the certainty of none.
+
+    Example:
+        >>> found = ms.statistics.error_change(table, people, seed=0, resamples=200)
+        >>> found.loc[found["label"] == "all", ["judge", "bias_original", "bias_edited", "change"]].round(3)
+                    judge  bias_original  bias_edited  change
+        1           rules            0.0          0.1     0.1
+        3  phrases:arditi           -0.1          0.3     0.4
     """
     table = checked(verdicts)
     joined = table.merge(reference_weights(reference), on=["system", "arm", "id"], how="inner")

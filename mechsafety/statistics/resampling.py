@@ -20,7 +20,13 @@ _CELLS = 4_000_000
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A statistic with its interval over clusters; ``n`` items in ``clusters`` clusters, NaN where undefined."""
+    """A statistic with its interval over clusters; ``n`` items in ``clusters`` clusters, NaN where undefined.
+
+    Example:
+        >>> found = ms.statistics.kappa(list("RRCC"), list("RRCC"), clusters=range(4), resamples=200)
+        >>> found.value, found.clusters
+        (1.0, 4)
+    """
 
     value: float
     low: float

@@ -25,10 +25,7 @@ ABSTAINING_JUDGES = frozenset({"degeneracy"})
 
 def checked(verdicts: pd.DataFrame) -> pd.DataFrame:
     """Return a copy with ordered categories, or raise an error that names what is wrong with the table."""
-    if missing := [name for name in VERDICT_COLUMNS if name not in verdicts.columns]:
-        raise MechsafetyError(
-            f"the verdict table lacks {', '.join(missing)}; it needs the columns {', '.join(VERDICT_COLUMNS)}"
-        )
+    require_columns(verdicts, VERDICT_COLUMNS, "verdict table")
     table = verdicts.loc[:, list(VERDICT_COLUMNS)].reset_index(drop=True)
     for name, allowed in (("arm", ARMS), ("label", _LABELS), ("verdict", LABELS)):
         if strange := sorted(set(map(str, table[name])) - set(allowed)):
@@ -46,6 +43,14 @@ def checked(verdicts: pd.DataFrame) -> pd.DataFrame:
     for name in ("system", "judge"):
         table[name] = pd.Categorical(table[name], categories=list(dict.fromkeys(table[name])), ordered=True)
     return table
+
+
+def require_columns(table: pd.DataFrame, columns: Sequence[str], what: str) -> None:
+    """Raise :class:`MechsafetyError` where ``table`` lacks one of ``columns``; ``what`` is its name."""
+    if missing := [name for name in columns if name not in table.columns]:
+        raise MechsafetyError(
+            f"the {what} lacks {', '.join(missing)}; it needs the columns {', '.join(columns)}"
+        )
 
 
 def deciding(verdicts: pd.DataFrame) -> pd.DataFrame:

@@ -19,6 +19,7 @@ from mechsafety.edits.interventions import Ablate, Edit, digest
 from mechsafety.generation.answered import Completion, Written
 from mechsafety.generation.completions import DEFAULT_BATCH, generate
 from mechsafety.generation.side_by_side import generate_under_each
+from mechsafety.judges.accepted import JudgeLike, as_judge
 from mechsafety.judges.outcomes import Tally, labels_of
 from mechsafety.models.accepted import ModelLike, as_model
 from mechsafety.models.chat_settings import chat_bound
@@ -50,7 +51,7 @@ def confirm(
     *,
     edit: Callable[[Direction], Edit] = Ablate,
     candidates: int = SHORTLISTED,
-    judge: str = JUDGE,
+    judge: JudgeLike = JUDGE,
     max_new_tokens: int = 64,
     seed: int = 0,
     batch_size: int = DEFAULT_BATCH,
@@ -75,10 +76,11 @@ def confirm(
     prompts = as_prompt_set(prompts)
     require_same_model(model, directions, allow_other_weights=allow_other_weights)
     require_classes(prompts, "confirm candidates")
+    judge = as_judge(judge)
     places = shortlist(table, n_layers=model.cfg.n_layers, size=candidates)
     edits = {place: edit(directions.at(position=place[0], layer=place[1])) for place in places}
     if journal is not None:
-        settings = {"judge": judge, "max_new_tokens": max_new_tokens, "seed": seed}
+        settings = {"judge": judge.name, "max_new_tokens": max_new_tokens, "seed": seed}
         journal.bind(
             model=current_fingerprint(model), prompts=prompts.sha256(), **chat_bound(model), **settings
         )

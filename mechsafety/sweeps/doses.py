@@ -115,6 +115,16 @@ def plan_doses(
     harmful and the harmless fit prompts' at the direction's place, from which ``controls`` random directions
     (:func:`control_directions`) and bases (:func:`control_bases`) are drawn; the bases have no more rows than the
     activations have dimensions within classes.
+
+    Example:
+        >>> harmful, harmless = cache.select("harmful")[:, 0, 2], cache.select("harmless")[:, 0, 2]
+        >>> basis = ms.refusal_subspace(harmful, harmless, k=2)
+        >>> doses = ms.plan_doses(
+        ...     direction, basis, model.cfg.n_layers,
+        ...     activations=(harmful, harmless), families="alpha", alphas=(0.5, 1.0), controls=0,
+        ... )
+        >>> [(dose.family, dose.amount) for dose in doses]
+        [('alpha', 0.0), ('alpha', 0.5), ('alpha', 1.0)]
     """
     if any(not math.isfinite(a) or a < 0 for a in alphas):
         raise MechsafetyError(f"alphas {list(alphas)}: finite numbers from 0 on (0 keeps all, 1 removes all)")
@@ -188,6 +198,16 @@ def dose_curves(
     ``journal`` keeps finished doses, each by its edit; ``keep_state`` receives the answers of each (``unedited``, or
     family, dose and ``refusal`` or the draw of the control with ``|`` between them), and ``keep_verdicts`` the verdicts
     by their prompts' ids. Raises :class:`MechsafetyError` for one class only or no prompts.
+
+    Example:
+        >>> harmful, harmless = cache.select("harmful")[:, 0, 2], cache.select("harmless")[:, 0, 2]
+        >>> doses = ms.plan_doses(
+        ...     direction, direction.unit[None], model.cfg.n_layers,
+        ...     activations=(harmful, harmless), families="alpha", alphas=1.0, controls=0,
+        ... )
+        >>> curve = ms.dose_curves(model, doses, prompts.report, max_new_tokens=3)
+        >>> float(curve["kl"][0])  # the unedited model
+        0.0
     """
     model = as_model(model)
     prompts = as_prompt_set(prompts)

@@ -49,6 +49,11 @@ def layer_sweep(sweep: SweepLike, *, position: int | None = None, **_look: Unpac
     """Separation, bypass and induce, and KL by layer; dashed where a layer is selected, at the position selected.
 
     ``position`` draws another one boldly, which the dashed line is then left out of.
+
+    Example:
+        >>> swept = ms.sweep(model, directions, prompts.validation, layers=(1, 2), progress=False)
+        >>> ms.plots.layer_sweep(swept).layout.title.text
+        'smollm2-135m: scores of directions by layer'
     """
     chosen = getattr(sweep, "selected_position", None)
     here = position is None or chosen is None or position == chosen
@@ -76,6 +81,12 @@ def layer_sweep_table(
     The curves are those of ``position``, that of the selected candidate; the other positions are drawn faintly. Where
     nothing is selected it is the last by default. Raises :class:`MechsafetyError` where it is not given and the table
     holds several, and for a candidate that the table does not hold.
+
+    Example:
+        >>> run = ms.load_run("runs/sweep")
+        >>> figure = ms.plots.layer_sweep_table(run.tables["sweep"], name="smollm2-135m", selected=2)
+        >>> figure.layout.title.text
+        'smollm2-135m: scores of directions by layer'
     """
     return named_layer_sweep(table, short_name(name), selected=selected, base=base, position=position)
 

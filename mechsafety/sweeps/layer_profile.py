@@ -94,6 +94,13 @@ def profile_layers(
     the held-out variance along the first principal components. A covector, where there is one, is what projects.
 
     Raises :class:`MechsafetyError` when the cache is of another model or lacks the position.
+
+    Example:
+        >>> profile = ms.profile_layers(directions, held_out, selected=2, resamples=20).to_frame()
+        >>> len(profile) == model.cfg.n_layers + 1
+        True
+        >>> round(float(profile["cosine_selected"][2]), 6)
+        1.0
     """
     import pandas as pd
 
@@ -187,6 +194,13 @@ def logit_lens(model: ModelLike, direction: VectorLike, *, k: int = 10) -> pd.Da
     Head(norm(u)) - Head(norm(0)) for the unit direction u, with whatever scale or cap the model puts on its logits:
     without a cap exact up to a positive factor for RMS and layer norms, since what is subtracted is their bias. Columns
     rank, side (promoted, suppressed), token, logit (in units of the spread of all tokens' logits).
+
+    Example:
+        >>> tokens = ms.logit_lens(model, direction, k=3)
+        >>> list(tokens.columns)
+        ['rank', 'side', 'token', 'logit']
+        >>> tokens["side"].value_counts().to_dict()
+        {'promoted': 3, 'suppressed': 3}
     """
     model = as_model(model)
     import pandas as pd

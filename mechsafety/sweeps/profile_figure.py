@@ -22,6 +22,12 @@ def profile_figure(
     """By layer: length, separation, steadiness and explained variance on held-out prompts.
 
     ``selected`` is the layer that the profile was made with, None for none.
+
+    Example:
+        >>> run = ms.load_run("runs/sweep")
+        >>> figure = ms.plots.profile_figure(run.tables["profile"], name="smollm2-135m")
+        >>> figure.layout.title.text
+        'smollm2-135m: profile of the direction by layer'
     """
     require_single(require_rows(profile, "a profile", profile), "layer")
     chosen = profile if selected is None else profile[profile["layer"] == selected]

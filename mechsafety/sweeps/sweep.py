@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
@@ -30,6 +30,7 @@ from mechsafety.models.chat_settings import chat_bound
 from mechsafety.models.loading import current_fingerprint
 from mechsafety.plots.look import Look, drawn
 from mechsafety.prompts.accepted import PromptsLike, as_prompt_set
+from mechsafety.prompts.columns import LABELS
 from mechsafety.prompts.fed import truncated
 from mechsafety.prompts.prompt_set import PromptSet
 from mechsafety.prompts.splits import require_classes
@@ -78,6 +79,7 @@ class Sweep(Value):
     token_scores: TokenScores | None = None
     cost: float = 1.0
     other_weights: bool = False
+    labelled: bool = True
 
     def select(self, *, rule: str = "auto") -> Selection:
         """The selected candidate and what every filter dropped; see :func:`select`."""
@@ -189,9 +191,11 @@ class Sweep(Value):
             if chosen is None
             else f"layer {chosen}, position {self.selected_position} selected"
         )
+        head = f"Sweep({len(self.frame)} candidates of {self.model_name!r}: positions {positions}; {found})\n"
+        if not self.labelled:
+            return f"{head}{self.n_harmful} prompts without labels, unedited score {self.base_harmful:.2f}"
         return (
-            f"Sweep({len(self.frame)} candidates of {self.model_name!r}: positions {positions}; {found})\n"
-            f"{self.n_harmful} harmful and {self.n_harmless} harmless prompts, unedited refusal scores "
+            f"{head}{self.n_harmful} harmful and {self.n_harmless} harmless prompts, unedited refusal scores "
             f"{self.base_harmful:.2f} and {self.base_harmless:.2f}"
         )
 
@@ -225,7 +229,9 @@ def sweep(
     where none is given: of ``refusal_tokens``, or of the first tokens that harmful prompts make likelier, or of written
     answers where these tell more. Or they are what ``score`` makes of the logits [prompt, vocabulary] of the first
     token of the answer, one number per prompt, higher where the model refuses: ``bypass`` is then its mean over
-    harmful prompts with the direction projected out, ``induce`` that over harmless prompts with it added.
+    harmful prompts with the direction projected out, ``induce`` that over harmless prompts with it added. With
+    ``score`` the prompts need no labels: where none has one, all three columns (``kl`` too) are about all of them, and
+    there is no ``auroc``.
 
     Prompts that the unedited model treats against their label (harmful ones that score no higher, or harmless ones that
     score no lower, than ``threshold``: the middle between the means of the classes by default, 0 in the source) are
@@ -239,13 +245,23 @@ def sweep(
     records. Raises :class:`MechsafetyError` when the directions were found on another model, for one class only, no
     prompts, a layer that does not exist, a measure of other prompts, and prompts longer than the model's window
     (``truncate_prompts`` cuts their texts instead).
+
+    Example:
+        >>> swept = ms.sweep(model, directions, prompts.validation, layers=(1, 2), progress=False)
+        >>> list(swept.to_frame()["layer"])
+        [1, 2]
+        >>> chosen = swept.nearest()  # the candidate that comes nearest to what the rule asks for
+        >>> direction = directions.at(layer=chosen.layer, position=chosen.position)
     """
     model = as_model(model)
     prompts = as_prompt_set(prompts, empty=True)
     import pandas as pd
 
     require_same_model(model, directions, allow_other_weights=allow_other_weights)
-    _check_prompts(prompts)
+    labelled = score is None or any(prompt.label for prompt in prompts)
+    _check_prompts(prompts, labelled=labelled)
+    if not labelled:
+        prompts = _under_both_labels(prompts)
     if truncate_prompts:
         prompts, _ = truncated(model, prompts, new_tokens=0)
     chosen = _checked_layers(layers, directions.n_layers)
@@ -263,7 +279,11 @@ def sweep(
             "this measure was taken on other prompts: take one with refusal_measure() on these"
         )
     score_a, score_b = measure.harmful.scores, measure.harmless.scores
-    keep_a, keep_b = rows_as_labelled(score_a, score_b, threshold)
+    keep_a, keep_b = (
+        rows_as_labelled(score_a, score_b, threshold)
+        if labelled
+        else (list(range(len(score_a))), list(range(len(score_b))))
+    )
     harmful, harmless = measure.passes
     validation = Validation(
         harmful=[harmful.sequences[i] for i in keep_a],
@@ -306,7 +326,9 @@ def sweep(
                     "split_half": float(directions.split_half[row, layer]),
                     "auroc": projection_auroc(
                         held_out[0][:, row, layer], held_out[1][:, row, layer], read[row, layer]
-                    ),
+                    )
+                    if labelled
+                    else math.nan,
                     "bypass": float(one.bypass[a].mean()),
                     "induce": float(one.induce[b].mean()),
                     "kl": float(one.kl[b].mean()),
@@ -332,6 +354,7 @@ def sweep(
         token_scores=_token_scores(scored, directions, chosen, measure, (keep_a, keep_b)),
         cost=scored.cost,
         other_weights=other_weights(model, directions),
+        labelled=labelled,
     )
 
 
@@ -368,12 +391,24 @@ def _gap_interval(harmful: Float[np.ndarray, " a"], harmless: Float[np.ndarray, 
     return float(interval.low), float(interval.high)
 
 
-def _check_prompts(prompts: PromptSet) -> None:
+def _under_both_labels(prompts: PromptSet) -> PromptSet:
+    """Each prompt once for what is measured of harmful prompts, and once for what is measured of harmless ones."""
+    both = [replace(p, id=f"{p.id} ({label})", label=label) for label in LABELS for p in prompts]
+    return PromptSet(tuple(both), prompts.name)
+
+
+def _check_prompts(prompts: PromptSet, *, labelled: bool) -> None:
     if not len(prompts):
         raise MechsafetyError(
             "no validation prompts: a sweep needs held-out ones, in a split 'validation' of the prompt set"
         )
-    require_classes(prompts, "sweep layers")
+    if not any(prompt.label for prompt in prompts) and labelled:
+        raise MechsafetyError(
+            f"none of these {len(prompts)} prompts has a label: load them with labels, e.g. "
+            "ms.load_prompts(data, label=...), or give a score= of your own, which needs none"
+        )
+    if labelled:
+        require_classes(prompts, "sweep layers")
 
 
 def _checked_layers(layers: int | Sequence[int] | None, n: int) -> tuple[int, ...]:

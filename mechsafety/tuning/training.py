@@ -53,6 +53,10 @@ class TuningRecipe:
     the length of the model's own answers. ``beta`` is DPO's; ``unlearning_weight`` is the share of the dispreferred
     answers' cross-entropy that is taken off. ``max_steps`` cuts training short. The same recipe and seed on the same
     machine give the same adapter.
+
+    Example:
+        >>> ms.anatomy.TuningRecipe(rank=4, max_steps=100).strength
+        0.9
     """
 
     rank: int = 8
@@ -138,6 +142,11 @@ def tune(
 
     Raises :class:`MechsafetyError` when ``out`` holds something already, when nothing is left to train on, and when the
     loss is no longer finite.
+
+    Example:
+        >>> recipe = ms.anatomy.TuningRecipe(max_steps=1)
+        >>> ms.anatomy.tune(model, "adapters/refusals", rung="refusals", recipe=recipe, prompts="own.csv").folder.name
+        'refusals'
     """
     model = as_model(model)
     out = Path(out)

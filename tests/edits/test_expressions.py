@@ -238,6 +238,25 @@ def test_what_needs_no_model_is_reported_without_one(tmp_path: Path) -> None:
     assert dict(read.values) == {"seed": 3, "layers": (1, 2, 0), "sites": ("mlp_out",)}
 
 
+def test_edits_with_plus_between_them_are_their_sum(cache: tuple[Any, ResidualCache], tmp_path: Path) -> None:
+    model, streams = cache
+    found = find_directions(streams, resamples=1)
+    path = stored(tmp_path, found, name="a+refusals.safetensors")
+    saved = tmp_path / "own + more.safetensors"
+    save_edit(Ablate(found.at(layer=2)), saved, model=model)
+    first, second = f"ablate({path}, layer=2, layers=1+2)", "add(random, layer=1)"
+    expected = parse_edit(first, model) + parse_edit(second, model)
+    assert parse_edit(f"{first} + {second}", model) == parse_edit(f"{first}+{second}", model) == expected
+    assert parse_edit(f"{second} + {first}", model) != expected
+    assert parse_edit(str(saved), model) == Ablate(found.at(layer=2))
+    assert parse_edit(f"saved('{saved}') + {second}", model).describe().count(" + ") == 1
+    for wrong, said in (
+        (f"{first} +", "an edit is missing beside '+'"),
+        (f"{first} + ablate(x)", "'x' does not exist"),
+    ):
+        assert said in refusal(wrong, model)
+
+
 # -- nonsense -----------------------------------------------------------------------------------------
 
 

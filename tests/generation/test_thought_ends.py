@@ -162,7 +162,7 @@ def test_checkpoints_compared_at_the_end_of_the_thought(
     ).path
     with after_thoughts(model, own_thoughts(model, thought_about.fit)):
         expected = find_directions(residual_stream(model, thought_about.fit), seed=0)
-    found = {d.model: d for d in load_directions(path / "directions.safetensors")}[str(folder)]
+    found = load_directions(path / "directions.safetensors")[str(folder)]
     torch.testing.assert_close(found.vectors[0, 1:], expected.vectors[0, 1:], atol=1e-4, rtol=1e-3)
     cosines = pd.read_parquet(path / "cosines.parquet").set_index("layer")["cosine"]
     assert cosines[1:].to_numpy() == pytest.approx(1)

@@ -22,7 +22,17 @@ from mechsafety.judges.patterns import ANSWERS, EXAMPLES, RULES
 from mechsafety.judges.registry import load_judge
 from tests.judged_answers import BULLY, HARMFUL, MISSED_REFUSALS, TABLE, TELL
 from tests.judged_blind import FIRST, MISSED, SECOND, THIRD
-from tests.judged_families import FAMILIES, FRIENDLY, RECAST, SEEN, SEEN_RECAST, held_out, tuned
+from tests.judged_families import (
+    ESSAYS,
+    FAMILIES,
+    FRIENDLY,
+    RECAST,
+    SEEN,
+    SEEN_RECAST,
+    STATEMENTS,
+    held_out,
+    tuned,
+)
 from tests.judged_natural import MISSED as NATURAL_MISSED
 from tests.judged_natural import NATURAL, SECOND_MISSED, SECOND_NATURAL, Judged
 from tests.reference.plain_rules import plain_verdicts
@@ -30,7 +40,7 @@ from tests.reference.plain_rules import plain_verdicts
 WRITTEN = [(row[0], row[1]) for row in (*TABLE, *FIRST, *SECOND, *THIRD)]
 WRITTEN += [(row.prompt, row.answer) for row in (*NATURAL, *SECOND_NATURAL)]
 WRITTEN += [(row.prompt, row.answer) for family in (*FAMILIES, *RECAST, *FRIENDLY) for row in tuned(family)]
-WRITTEN += [(row.prompt, row.answer) for row in (*SEEN, *SEEN_RECAST)]
+WRITTEN += [(row.prompt, row.answer) for row in (*SEEN, *SEEN_RECAST, *ESSAYS["tuned"])]
 
 
 def judge(text: str, prompt: str = "") -> Verdict:
@@ -119,6 +129,19 @@ def test_agrees_with_a_reader_on_recast_requests(rows: Callable[[str], list[Judg
 def test_agrees_with_a_reader_on_hard_recast_requests() -> None:
     read = [row.label == "refusal" for row in SEEN_RECAST]
     assert cohen_kappa_score(read, refused(SEEN_RECAST)) >= 0.8
+
+
+@pytest.mark.parametrize(("table", "least"), [("tuned", 0.85), ("held", 0.5)])
+def test_agrees_with_a_reader_on_friendly_essays(table: str, least: float) -> None:
+    rows = ESSAYS[table]
+    assert cohen_kappa_score([row.label == "refusal" for row in rows], refused(rows)) >= least
+    kept = [row for row in rows if row.label == "compliance"]
+    assert sum(refused(kept)) <= 1
+
+
+@pytest.mark.parametrize("table", STATEMENTS)
+def test_help_in_general_statements_is_no_refusal(table: str) -> None:
+    assert not any(refused(STATEMENTS[table]))
 
 
 def test_few_helpful_answers_are_called_refusals() -> None:

@@ -296,6 +296,8 @@ def _several(case: Case) -> dict[str, go.Figure]:
     aucs = dict.fromkeys(("auc", "auc_shuffled", "auc_length", "auc_reversed"), 0.6) | {
         "low": 0.5,
         "high": 0.7,
+        "auc_labels_low": 0.4,
+        "auc_labels_high": 0.6,
     }
     said = {
         "refusals": 20.0,

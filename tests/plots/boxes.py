@@ -10,10 +10,16 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from mechsafety.pages.page import fragment, plotly_script
+from mechsafety.pages.page import plotly_script
 
 SLACK = 2.0
 """Pixels by which a text may reach beyond the picture, or two into each other: a font's boxes are higher than letters."""
+WAIT = 240_000
+"""Milliseconds that a machine may take for all figures, however busy it is."""
+_DRAW = """
+Promise.all([FIGURES].map((figure, place) => Plotly.newPlot(`figure-${place}`, figure.data, figure.layout)))
+  .then(() => { window.drawn = true; });
+"""
 _READ = """() => [...document.querySelectorAll('.js-plotly-plot')].map(plot => {
   const frame = plot.querySelector('svg.main-svg').getBoundingClientRect();
   const seen = [...plot.querySelectorAll('svg text')].filter(node => {
@@ -47,16 +53,17 @@ class Fault:
 
 def faults(browser: Any, figures: Mapping[str, go.Figure], page: Path) -> list[Fault]:
     """Draw all figures on one page, read the boxes of their texts once, and report what is wrong."""
-    parts = [fragment(figure, str(number)) for number, figure in enumerate(figures.values())]
+    drawn = ",".join(figure.to_json() for figure in figures.values()).replace("</", "<\\/")
+    places = "".join(f"<div id='figure-{number}'></div>" for number in range(len(figures)))
+    script = _DRAW.replace("FIGURES", drawn)
     page.write_text(
-        f"<html><body><script>{plotly_script()}</script>{''.join(parts)}</body></html>", encoding="utf-8"
+        f"<html><meta charset='utf-8'><body>{places}<script>{plotly_script()}</script><script>{script}</script></body>",
+        encoding="utf-8",
     )
     tab = browser.new_page(viewport={"width": 1300, "height": 900})
+    tab.set_default_timeout(WAIT)
     tab.goto(page.as_uri())
-    tab.wait_for_function(
-        "n => document.querySelectorAll('.js-plotly-plot svg.main-svg').length >= n", arg=len(figures)
-    )
-    tab.wait_for_timeout(300)
+    tab.wait_for_function("window.drawn")
     read = tab.evaluate(_READ)
     tab.close()
     names = list(figures)

@@ -14,9 +14,11 @@ from mechsafety.plots.style import styled
 from tests.plots.awkward import CASES, drawn
 from tests.plots.boxes import faults
 
-pytestmark = pytest.mark.skipif(
-    find_chromium() is None, reason="no Chromium on this machine; .ci/run installs one"
-)
+pytestmark = [
+    pytest.mark.enable_socket,
+    pytest.mark.allow_hosts(["127.0.0.1", "localhost"]),
+    pytest.mark.skipif(find_chromium() is None, reason="no Chromium on this machine; .ci/run installs one"),
+]
 SIZES = (700, 1200, None)
 """Pixels of a figure's width; None: its own."""
 

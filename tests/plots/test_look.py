@@ -15,6 +15,7 @@ from mechsafety.experiments.base import Result
 from mechsafety.generation.token_projections import TokenProjections
 from mechsafety.plots.look import Look, looking
 from mechsafety.plots.recolour import legend_names
+from mechsafety.statistics import refusal_rates
 from mechsafety.sweeps.layer_profile import LayerProfile
 from mechsafety.sweeps.sweep import Sweep
 from tests.plots.awkward import CASES, drawings
@@ -22,7 +23,7 @@ from tests.plots.test_names import verdicts
 
 PUBLIC = {name: draw for name, draw in drawings(CASES["plain"]).items() if name in plots.__all__}
 DRAWING = (Result, ms.Directions, Projections, CosineMatrix, TokenProjections, Sweep, LayerProfile)
-RATES = ms.refusal_rates(verdicts(["org/a", "org/b"], refused=(9, 3)))
+RATES = refusal_rates(verdicts(["org/a", "org/b"], refused=(9, 3)))
 
 
 @pytest.mark.parametrize("name", plots.__all__)
@@ -80,7 +81,7 @@ def test_a_map_of_numbers_takes_a_scale() -> None:
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("title", "  ", "title is '  ' \\(str\\): a text is needed"),
+        ("title", "  ", "title is ' ' \\(str\\): a text is needed"),
         ("title", 3, "title is 3 \\(int\\): a text is needed"),
         ("width", -5, "width is -5: 200 to 20000 pixels"),
         ("height", 100_000, "height is 100000: 200 to 20000 pixels"),

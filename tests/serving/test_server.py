@@ -289,6 +289,9 @@ def test_generate_takes_a_server_for_edits_and_removals(
         asked = len(stub.bodies)
         ms.generate(model, prompts, edit=edit, server=server, **kept)
         assert len(stub.bodies) == asked + 3  # what is kept is not asked for again
+        other_edit = Orthogonalise(direction.flip(0))
+        with pytest.raises(MechsafetyError, match=f"has {stub.name!r} and not 'mechsafety-"):
+            ms.generate(model, prompts, edit=other_edit, server=server, max_new_tokens=NEW)
         stub.twist = other
         left = ms.generate(model, prompts, edit=edit, server=server, max_new_tokens=NEW, batch_size=5)
         assert left.items == own.items

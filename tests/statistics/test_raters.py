@@ -192,9 +192,9 @@ def test_two_references_for_a_response_are_refused() -> None:
 
 
 def test_perfect_agreement_is_not_certainty() -> None:
-    few = kappa("RRRCCC", "RRRCCC", clusters=range(6), seed=0, resamples=50)
-    many = kappa("RRRCCC" * 20, "RRRCCC" * 20, clusters=range(120), seed=0, resamples=50)
-    copies = kappa("RRRCCC" * 20, "RRRCCC" * 20, clusters=[*range(6)] * 20, seed=0, resamples=50)
+    few = kappa(list("RRRCCC"), list("RRRCCC"), clusters=range(6), seed=0, resamples=50)
+    many = kappa(list("RRRCCC" * 20), list("RRRCCC" * 20), clusters=range(120), seed=0, resamples=50)
+    copies = kappa(list("RRRCCC" * 20), list("RRRCCC" * 20), clusters=[*range(6)] * 20, seed=0, resamples=50)
     assert few.value == many.value == copies.value == 1.0
     assert few.low < 0.3 < 0.9 < many.low < 1.0
     # Twenty answers to each of six prompts are six independent pieces, not 120.
@@ -212,11 +212,11 @@ def test_a_panel_in_full_agreement_is_no_more_certain_than_a_pair() -> None:
 
 
 def test_one_prompt_has_no_interval() -> None:
-    found = kappa("RRCC", "RCCC", clusters=[0] * 4, seed=0, resamples=20)
+    found = kappa(list("RRCC"), list("RCCC"), clusters=[0] * 4, seed=0, resamples=20)
     assert found.value == 0.5
     assert math.isnan(found.low)
     # Control: the same answers to four prompts have one.
-    assert not math.isnan(kappa("RRCC", "RCCC", clusters=range(4), seed=0, resamples=50).low)
+    assert not math.isnan(kappa(list("RRCC"), list("RCCC"), clusters=range(4), seed=0, resamples=50).low)
 
 
 def test_few_labels_without_an_error_do_not_prove_a_change_of_bias() -> None:

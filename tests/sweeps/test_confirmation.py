@@ -12,9 +12,11 @@ import pytest
 import torch
 
 from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.verdict import Response
 from mechsafety.edits.interventions import Ablate, edited
 from mechsafety.generation.completions import generate
 from mechsafety.judges.outcomes import labels_of
+from mechsafety.judges.registry import load_judge
 from mechsafety.models.chat import tokenize_prompts
 from mechsafety.models.loading import body_of
 from mechsafety.prompts.prompt_set import PromptSet
@@ -45,6 +47,17 @@ def test_columns_equal_a_plain_reading(tiny_kept: Callable[..., Any], architectu
     read = found[found["complied"].notna()]
     assert set(zip(read["position"], read["layer"], strict=True)) == set(places)
     assert found.drop(columns=list(ANSWER_COLUMNS)).equals(table)
+    rules = load_judge("rules")
+    own_judge = confirm(
+        model,
+        table,
+        directions,
+        prompts,
+        candidates=3,
+        judge=lambda prompt, text: rules([Response(id="0", prompt=prompt, text=text)])[0].label,
+        **SETTINGS,
+    )
+    assert own_judge.equals(found), "a function stands for a judge's name"
     own = generate(model, prompts.harmless, seed=0, **SETTINGS)
     for row in read.itertuples():
         edit = Ablate(directions.at(layer=row.layer, position=row.position))

@@ -16,7 +16,7 @@ from mechsafety.experiments.agreement.findings import (
     interaction_sentence,
 )
 from mechsafety.pages.page import Block, page_blocks
-from mechsafety.statistics import holm
+from mechsafety.statistics.paired import holm
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

@@ -47,7 +47,13 @@ def judge_chapter_figures(tables: Mapping[str, pd.DataFrame]) -> dict[str, go.Fi
 
 @drawn
 def effect_forest(effects: pd.DataFrame, **_look: Unpack[Look]) -> go.Figure:
-    """The edit's effect on refusal under every judge and mapping: one row each, one column per prompt label."""
+    """The edit's effect on refusal under every judge and mapping: one row each, one column per prompt label.
+
+    Example:
+        >>> comparison = ms.judges.compare_judges("runs/study", reference="rules")
+        >>> ms.plots.effect_forest(comparison.tables["judge_effects"]).layout.title.text
+        'Change in refusals by judge and reading'
+    """
     require_single(require_rows(effects, "effects", effects), "system", "label", "judge", "mapping")
     systems = list(dict.fromkeys(effects["system"]))
     shown_as = system_names(systems)
@@ -109,7 +115,13 @@ def effect_forest(effects: pd.DataFrame, **_look: Unpack[Look]) -> go.Figure:
 
 @drawn
 def error_dots(errors: pd.DataFrame, **_look: Unpack[Look]) -> go.Figure:
-    """Sensitivity and specificity of each judge against the reference, original beside edited."""
+    """Sensitivity and specificity of each judge against the reference, original beside edited.
+
+    Example:
+        >>> comparison = ms.judges.compare_judges("runs/study", reference="rules")
+        >>> ms.plots.error_dots(comparison.tables["judge_errors"]).layout.title.text
+        'Errors of judges on original and edited responses'
+    """
     shown = errors[(errors["label"] == "all") & errors["arm"].isin(ARMS)]
     require_single(require_rows(shown, "all labels", errors, "label", "arm"), "judge", "arm")
     judges = list(dict.fromkeys(shown["judge"]))[::-1]
@@ -147,7 +159,13 @@ def error_dots(errors: pd.DataFrame, **_look: Unpack[Look]) -> go.Figure:
 
 @drawn
 def corrected_rates_figure(corrected: pd.DataFrame, **_look: Unpack[Look]) -> go.Figure:
-    """The harmful refusal rate of each arm as each judge gives it, and as people's labels correct it."""
+    """The harmful refusal rate of each arm as each judge gives it, and as people's labels correct it.
+
+    Example:
+        >>> comparison = ms.judges.compare_judges("runs/study", reference="rules")
+        >>> ms.plots.corrected_rates_figure(comparison.tables["corrected_rates"]).layout.title.text
+        'Refusal rates corrected by the reference'
+    """
     groups = _corrected(corrected)
     shown = corrected[(corrected["label"] == "harmful") & corrected["system"].isin(groups[:1])]
     for arm in ARMS:

@@ -13,7 +13,7 @@ from mechsafety.claims.numbers import ALPHA
 from mechsafety.claims.sentences import by_judge, change, counted, disagreement
 from mechsafety.core.wording import listed
 from mechsafety.plots.style import system_names
-from mechsafety.statistics import holm
+from mechsafety.statistics.paired import holm
 
 _MEASURES = {
     "sensitivity": "sensitivity against the reference",

@@ -8,7 +8,8 @@ from typing import Any
 import pandas as pd
 
 from mechsafety.claims.sentences import counted, missing
-from mechsafety.statistics import ABSTAINING_JUDGES, labels_for_correction
+from mechsafety.statistics.planning import labels_for_correction
+from mechsafety.statistics.tables import ABSTAINING_JUDGES
 
 WIDTH = 0.2
 """Of the interval for which a study says how many labels it takes."""

@@ -7,20 +7,17 @@ from collections import Counter
 import pandas as pd
 
 from mechsafety.core.errors import MechsafetyError
-from mechsafety.statistics import (
-    ABSTAINING_JUDGES,
-    against_reference,
-    agreement,
-    arm_errors,
-    corrected_changes,
-    corrected_rates,
+from mechsafety.statistics.arm_errors import arm_errors
+from mechsafety.statistics.judge_effects import (
     effect_flips,
-    error_change,
     judge_edit_interaction,
     judge_effects,
-    panel_agreement,
     ranking_agreement,
 )
+from mechsafety.statistics.prevalence import corrected_changes, corrected_rates
+from mechsafety.statistics.raters import agreement, panel_agreement
+from mechsafety.statistics.reference import against_reference, error_change
+from mechsafety.statistics.tables import ABSTAINING_JUDGES
 
 STUDY_TABLES = ("judge_effects", "judge_flips", "judge_rankings", "judge_interaction", "panel_agreement")
 """What every study has."""

@@ -27,7 +27,7 @@ from mechsafety.experiments.agreement.tables import (
 from mechsafety.experiments.judging import ask
 from mechsafety.judges.registry import load_judge
 from mechsafety.runs.folder import RunFolder, read_run
-from mechsafety.statistics import ABSTAINING_JUDGES
+from mechsafety.statistics.tables import ABSTAINING_JUDGES
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -68,6 +68,11 @@ def compare_judges(
     ``human`` is a file of labels (:mod:`mechsafety.annotation.labels`); without it, the labels that the run holds.
     ``reference`` is a judge of the run taken for the truth, or, with ``labels``, any judge, which then reads a random
     sample of that many responses. Tables of an earlier comparison are replaced, or removed where this one has none.
+
+    Example:
+        >>> comparison = ms.judges.compare_judges("runs/study", reference="rules")
+        >>> comparison.tables["judge_errors"]["judge"].unique().tolist()
+        ['phrases:arditi']
     """
     path = Path(path)
     human = None if human is None else Path(human)

@@ -55,6 +55,10 @@ class AnatomyConfig(ModelConfig):
 
     The default ``judge``, ``fluent:BASE``, distinguishes an answer from the word salad of a model that was moved too
     far.
+
+    Example:
+        >>> ms.anatomy.AnatomyConfig(base="smollm2-135m", tuned="smollm2-135m+refusals").judge
+        'fluent:smollm2-135m'
     """
 
     base: Annotated[str, Option(argument=True)]

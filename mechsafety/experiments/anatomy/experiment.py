@@ -154,12 +154,27 @@ def run_anatomy(
     prompts, models that are no pair, and what loading raises.
 
     ``progress=False`` turns off bars and lines on the work; ``say`` receives the lines instead.
+
+    Example:
+        >>> config = ms.anatomy.AnatomyConfig(
+        ...     base="smollm2-135m", tuned="my-model", prompts="own.csv", parts=("clusters", "weights"), limit=4,
+        ...     max_new_tokens=3,
+        ... )
+        >>> run = ms.anatomy.run_anatomy(config, "runs/anatomy", progress=False)
+        >>> sorted(run.tables["separation"]["positions"].unique())
+        ['last_prompt', 'output']
     """
     return run_experiment(Anatomy(config), out, say=say, allow_other_versions=allow_other_versions)
 
 
 def read_anatomy(path: str | Path) -> Result:
-    """A finished run. Raises :class:`MechsafetyError` for another kind of run and for one that is not finished."""
+    """A finished run. Raises :class:`MechsafetyError` for another kind of run and for one that is not finished.
+
+    Example:
+        >>> run = ms.anatomy.read_anatomy("runs/anatomy")
+        >>> run.config["tuned"]
+        'my-model'
+    """
     if read_run(Path(path)).manifest["config"].get("kind") != Anatomy.kind:
         raise MechsafetyError(f"run {str(path)!r} is no anatomy: mechsafety anatomy BASE TUNED makes one")
     found = load_run(path)

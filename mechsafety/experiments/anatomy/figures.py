@@ -73,7 +73,14 @@ def _positions(table: pd.DataFrame) -> list[str]:
 
 @drawn
 def separation_figure(separation: pd.DataFrame, names: Names, **_look: Unpack[Look]) -> go.Figure:
-    """d' and AUROC of tau by layer, with intervals, for every model and position."""
+    """d' and AUROC of tau by layer, with intervals, for every model and position.
+
+    Example:
+        >>> run = ms.load_run("runs/anatomy")
+        >>> names = {"smollm2-135m": "base", "my-model": "tuned"}
+        >>> ms.plots.separation_figure(run.tables["separation"], names).layout.title.text
+        'How far tau sets safe and unsafe prompts apart, by layer'
+    """
     positions, panels = _positions(separation), []
     for measure, name in (("d_prime", "d'"), ("auroc", "AUROC")):
         for place in positions:
@@ -95,7 +102,14 @@ def separation_figure(separation: pd.DataFrame, names: Names, **_look: Unpack[Lo
 
 @drawn
 def rank_figure(separation: pd.DataFrame, names: Names, **_look: Unpack[Look]) -> go.Figure:
-    """How much of each cluster's variance lies along one direction, by layer."""
+    """How much of each cluster's variance lies along one direction, by layer.
+
+    Example:
+        >>> run = ms.load_run("runs/anatomy")
+        >>> names = {"smollm2-135m": "base", "my-model": "tuned"}
+        >>> ms.plots.rank_figure(run.tables["separation"], names).layout.title.text
+        'Variance of each cluster along one direction, by layer'
+    """
     panels, positions = [], _positions(separation)
     for place in positions:
         rows = separation[separation["positions"] == place]

@@ -29,7 +29,7 @@ from mechsafety.claims.sentences import (
 from mechsafety.core.wording import listed
 from mechsafety.experiments.agreement.findings import arm_error_sentences
 from mechsafety.plots.style import system_names
-from mechsafety.statistics import ARMS
+from mechsafety.statistics.tables import ARMS
 
 if TYPE_CHECKING:
     from mechsafety.experiments.audit.work import Audit

@@ -13,7 +13,10 @@ from scipy.stats import kendalltau
 
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.experiments.audit.tables import Answer, Evidence, system_of
-from mechsafety.statistics import ARMS, PROMPT_LABELS, VERDICT_COLUMNS, arm_errors, holm, kappa
+from mechsafety.statistics.arm_errors import arm_errors
+from mechsafety.statistics.paired import holm
+from mechsafety.statistics.raters import kappa
+from mechsafety.statistics.tables import ARMS, PROMPT_LABELS, VERDICT_COLUMNS
 
 JUDGE_COLUMNS = [
     *("system", "label", "judges", "least", "most", "survives", "surviving_judges", "sign_flip"),

@@ -18,7 +18,7 @@ from typing import Any
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.places import data_folder
 from mechsafety.prompts.files import cell_text, read_rows
-from mechsafety.statistics import ARMS, PROMPT_LABELS
+from mechsafety.statistics.tables import ARMS, PROMPT_LABELS
 
 COUNT_COLUMNS = ("model", "label", "refusal_judge", "refused", "not_refused", "total")
 ARM_COLUMNS = ("system", "arm", "label", "judge", "refused", "n")

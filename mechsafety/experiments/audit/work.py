@@ -31,9 +31,11 @@ from mechsafety.experiments.audit.judges import (
     primary_judge,
 )
 from mechsafety.experiments.audit.tables import EDITED_ENDINGS, Counts, Evidence, Side, paired_forms
-from mechsafety.statistics import ARMS, holm, mcnemar, minimum_detectable_drop, wilson
 from mechsafety.statistics.counts import counts_test, difference_interval, paired_bounds
 from mechsafety.statistics.judge_effects import exact_difference
+from mechsafety.statistics.paired import holm, mcnemar, minimum_detectable_drop
+from mechsafety.statistics.rates import wilson
+from mechsafety.statistics.tables import ARMS
 
 Family = Literal["all", "judge"]
 FAMILIES: tuple[Family, ...] = get_args(Family)

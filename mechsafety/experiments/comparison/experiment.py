@@ -268,6 +268,14 @@ def run_comparison(
     named twice, an unknown measure, one class only, and no validation or report split where transfer needs one.
 
     ``progress=False`` turns off bars and lines on the work; ``say`` receives the lines instead.
+
+    Example:
+        >>> run = ms.run_comparison(
+        ...     ["smollm2-135m", "my-model"], "own.csv", out="runs/comparison", layer=2, limit=8, resamples=5,
+        ...     progress=False,
+        ... )
+        >>> sorted(run.tables)
+        ['angles', 'cka', 'cosines', 'transfer']
     """
     settings = {
         "checkpoints": tuple(map(named, several(specs))),

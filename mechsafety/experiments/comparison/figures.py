@@ -40,7 +40,13 @@ def comparison_figures(tables: Mapping[str, pd.DataFrame], *, layer: int) -> dic
 
 @drawn
 def cosines_by_layer(table: pd.DataFrame, *, layer: int, **_look: Unpack[Look]) -> go.Figure:
-    """Cosine of the two refusal directions at every layer, one panel per pair, with its ceiling and its floors."""
+    """Cosine of the two refusal directions at every layer, one panel per pair, with its ceiling and its floors.
+
+    Example:
+        >>> run = ms.load_run("runs/comparison")
+        >>> ms.plots.cosines_by_layer(run.tables["cosines"], layer=2).layout.title.text
+        'Cosine of the refusal directions by layer'
+    """
     beside = (
         ("ceiling", "same direction seen through separate prompts", COLOURS["ink"], "dot"),
         ("corrected", "cosine without sampling noise", _PURPLE, "dash"),
@@ -61,7 +67,13 @@ def cosines_by_layer(table: pd.DataFrame, *, layer: int, **_look: Unpack[Look]) 
 
 @drawn
 def angles_by_layer(table: pd.DataFrame, *, layer: int, **_look: Unpack[Look]) -> go.Figure:
-    """Principal angles between the refusal subspaces at every layer; one panel per pair and one colour per angle."""
+    """Principal angles between the refusal subspaces at every layer; one panel per pair and one colour per angle.
+
+    Example:
+        >>> run = ms.load_run("runs/comparison")
+        >>> ms.plots.angles_by_layer(run.tables["angles"], layer=2).layout.title.text
+        'Principal angles of refusal subspaces of 3 dimensions'
+    """
     figure, pairs = _panels(table)
     for row, rows in enumerate(pairs, start=1):
         for index, one in rows.groupby("index"):
@@ -91,7 +103,13 @@ def angles_by_layer(table: pd.DataFrame, *, layer: int, **_look: Unpack[Look]) -
 
 @drawn
 def cka_by_layer(table: pd.DataFrame, *, layer: int, **_look: Unpack[Look]) -> go.Figure:
-    """Debiased linear CKA by layer, one panel per pair, with its floors and each model's step to its next layer."""
+    """Debiased linear CKA by layer, one panel per pair, with its floors and each model's step to its next layer.
+
+    Example:
+        >>> run = ms.load_run("runs/comparison")
+        >>> ms.plots.cka_by_layer(run.tables["cka"], layer=2).layout.title.text
+        'Representations of the same prompts: CKA by layer'
+    """
     beside = (
         ("next_layer_a", "first checkpoint, own next layer", COLOURS["ink"], "dot"),
         ("next_layer_b", "second checkpoint, own next layer", _PURPLE, "dot"),
@@ -111,7 +129,13 @@ def cka_by_layer(table: pd.DataFrame, *, layer: int, **_look: Unpack[Look]) -> g
 
 @drawn
 def cosine_matrix(table: pd.DataFrame, *, layer: int, **_look: Unpack[Look]) -> go.Figure:
-    """Cosines between all checkpoints at one layer; on the diagonal the split-half ceiling of each."""
+    """Cosines between all checkpoints at one layer; on the diagonal the split-half ceiling of each.
+
+    Example:
+        >>> run = ms.load_run("runs/comparison")
+        >>> ms.plots.cosine_matrix(run.tables["cosines"], layer=2).layout.title.text
+        'Cosines of the refusal directions at layer 2'
+    """
     at = table[table["layer"] == layer]
     names = list(dict.fromkeys([*at["a"], *at["b"]]))
     z = [[math.nan] * len(names) for _ in names]
@@ -144,7 +168,13 @@ def cosine_matrix(table: pd.DataFrame, *, layer: int, **_look: Unpack[Look]) -> 
 
 @drawn
 def transfer_matrix(table: pd.DataFrame, **_look: Unpack[Look]) -> go.Figure:
-    """Fall of each target's refusal score with each source's direction projected out, above its controls."""
+    """Fall of each target's refusal score with each source's direction projected out, above its controls.
+
+    Example:
+        >>> run = ms.load_run("runs/comparison")
+        >>> ms.plots.transfer_matrix(run.tables["transfer"]).layout.title.text
+        "Fall of the refusal score without each checkpoint's direction"
+    """
     targets = list(dict.fromkeys(table["target"]))
     sources = [s for s in dict.fromkeys([*targets, *table["source"]]) if s in set(table["source"])]
     cells = {(row["source"], row["target"]): row for row in table.to_dict(orient="records")}

@@ -232,7 +232,7 @@ def _served(result: Result) -> list[str]:
     agreement = served["agreement"]
     equal = Estimate.of_counts(agreement["equal"], agreement["prompts"])
     said = level("vLLM server", "sampled prompts with the answer of this process, token by token", equal)
-    return [said] if served["used"] else [said, missing("vLLM server", f"not used: {served['reason']}")]
+    return [said] if served["used"] else [said, missing("answers of the vLLM server", served["reason"])]
 
 
 def _chosen(every: PromptSet, config: GenerationConfig) -> PromptSet:

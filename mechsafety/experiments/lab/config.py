@@ -18,7 +18,12 @@ BASE = "base"
 
 
 class LabConfig(Config):
-    """One run of the lab; a part of its manifest. Each seed is a world, a model and a training of its own."""
+    """One run of the lab; a part of its manifest. Each seed is a world, a model and a training of its own.
+
+    Example:
+        >>> ms.lab.LabConfig(preset="tiny", seeds=(0, 1, 2)).seeds
+        (0, 1, 2)
+    """
 
     preset: str = Field(default="tiny", description="size; see mechsafety lab presets")
     seeds: Annotated[tuple[int, ...], Option(metavar="N,N,...", many="commas")] = Field(

@@ -131,12 +131,23 @@ def run_lab(
     Raises :class:`MechsafetyError` for a folder of another configuration, and when a training's loss is not finite.
 
     ``progress=False`` turns off bars and lines on the work; ``say`` receives the lines instead.
+
+    Example:
+        >>> run = ms.lab.run_lab(ms.lab.LabConfig(preset="quick"), "runs/lab", progress=False)
+        >>> sorted(run.tables)
+        ['cases', 'controls', 'thresholds']
     """
     return as_lab(run_experiment(Lab(config), out, say=say, allow_other_versions=allow_other_versions))
 
 
 def read_lab(path: str | Path) -> LabResult:
-    """A finished run of the lab. Raises :class:`MechsafetyError` for a folder that is none."""
+    """A finished run of the lab. Raises :class:`MechsafetyError` for a folder that is none.
+
+    Example:
+        >>> run = ms.lab.read_lab("runs/lab")
+        >>> run.held()["number"].nunique()
+        9
+    """
     if read_run(Path(path)).manifest["config"].get("kind") != Lab.kind:
         raise MechsafetyError(f"{str(path)!r} is not a run of the lab")
     return as_lab(load_run(path))

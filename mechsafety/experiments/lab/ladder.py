@@ -122,6 +122,11 @@ def run_lab_ladder(
     """Run ``config`` in the folder ``out``, or go on where it was interrupted.
 
     ``progress=False`` turns off bars and lines on the work; ``say`` receives the lines instead.
+
+    Example:
+        >>> run = ms.lab.run_lab_ladder(ms.lab.LabConfig(preset="quick"), "runs/lab-ladder", progress=False)
+        >>> sorted(run.tables)
+        ['cases']
     """
     made = run_experiment(LabLadder(config), out, say=say, allow_other_versions=allow_other_versions)
     return as_lab_ladder(made)

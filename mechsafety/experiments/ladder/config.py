@@ -19,7 +19,12 @@ AGAINST: tuple[Against, ...] = get_args(Against)
 
 
 class LadderConfig(ModelConfig):
-    """What one run does; a part of its manifest."""
+    """What one run does; a part of its manifest.
+
+    Example:
+        >>> ms.anatomy.LadderConfig(systems=("smollm2-135m+refusals", "smollm2-135m+dpo")).counts
+        (1, 2, 4, 8)
+    """
 
     systems: Annotated[tuple[str, ...], Option(argument=True, metavar="SYSTEM SYSTEM...")] = ()
     base: Annotated[str | None, Option(metavar="MODEL")] = Field(

@@ -210,13 +210,27 @@ def run_ladder(
     finished ladder, a regions run of another model, and whatever loading a model raises.
 
     ``progress=False`` turns off bars and lines on the work; ``say`` receives the lines instead.
+
+    Example:
+        >>> config = ms.anatomy.LadderConfig(
+        ...     systems=("smollm2-135m",), prompts="own.csv", counts=(1,), fit_on="labels", controls=0,
+        ...     limit=4, compare_limit=4, max_new_tokens=3,
+        ... )
+        >>> run = ms.anatomy.run_ladder(config, "runs/ladder", progress=False)
+        >>> sorted(run.tables["survival"]["directions"].unique().tolist())
+        [0, 1]
     """
     found = run_experiment(Ladder(config), out, say=say, allow_other_versions=allow_other_versions)
     return as_ladder(found)
 
 
 def read_ladder(path: str | Path) -> LadderResult:
-    """A finished ladder from its folder. Raises :class:`MechsafetyError` for anything else."""
+    """A finished ladder from its folder. Raises :class:`MechsafetyError` for anything else.
+
+    Example:
+        >>> ms.anatomy.read_ladder("runs/ladder").config["systems"]
+        ['smollm2-135m']
+    """
     kind = read_run(Path(path)).manifest["config"].get("kind", "study")
     if kind != Ladder.kind:
         raise MechsafetyError(

@@ -125,6 +125,12 @@ def survival_figure(harmful: pd.DataFrame, names: Mapping[str, str], **_look: Un
     """Refused harmful prompts by directions removed, one panel per system, with 95 % Wilson bands.
 
     Of random directions the mean over draws is drawn, with the span of their intervals.
+
+    Example:
+        >>> run = ms.load_run("runs/ladder")
+        >>> harmful = run.tables["survival"].query("label == 'harmful'")
+        >>> ms.plots.survival_figure(harmful, {"smollm2-135m": "SmolLM2"}).layout.title.text
+        'Harmful prompts refused and degenerate answers, by directions removed'
     """
     figure, places = _grid(list(names.values()))
     ticks = _counts(harmful)

@@ -20,8 +20,8 @@ from mechsafety.experiments.ladder.contrasts import (
     rung_of,
     verdicts_by_state,
 )
-from mechsafety.statistics import ARMS
 from mechsafety.statistics.counts import difference_interval, paired_bounds
+from mechsafety.statistics.tables import ARMS
 
 Tables = Mapping[str, pd.DataFrame]
 SYSTEMS: Mapping[str, str] = {

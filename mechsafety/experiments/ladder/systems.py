@@ -101,8 +101,9 @@ class LadderSystem:
     @cached_property
     def _costs(self) -> EditCosts:
         run, prompts = self.setting.run, self.setting.prompts.report.harmless
-        answers = run.read_json_part("own_tokens", self.spec)
-        return EditCosts(model=self.model, prompts=prompts, answers=[answers[p.id] for p in prompts])
+        stored = run.read_json_part("own_tokens", self.spec)
+        answers = [(tokens, n) for tokens, n in (stored[p.id] for p in prompts)]
+        return EditCosts(model=self.model, prompts=prompts, answers=answers)
 
     def drop(self) -> None:
         """Let go of the model, and of what was made with it."""

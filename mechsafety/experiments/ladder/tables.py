@@ -16,8 +16,10 @@ from mechsafety.anatomy.readings import OUTCOME_COLUMNS, outcome_row
 from mechsafety.core.verdict import Label
 from mechsafety.experiments.ladder.config import AGAINST, Kind
 from mechsafety.prompts.columns import LABELS
-from mechsafety.statistics import auroc_interval, holm, largest_p, mcnemar
+from mechsafety.statistics.auroc import auroc_interval
+from mechsafety.statistics.controls import largest_p
 from mechsafety.statistics.judge_effects import paired_difference
+from mechsafety.statistics.paired import holm, mcnemar
 
 TABLES: Mapping[str, str] = {
     "survival": "survival.csv",

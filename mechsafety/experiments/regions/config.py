@@ -36,7 +36,12 @@ def _ranks(text: str) -> tuple[int | float, ...]:
 
 
 class RegionsConfig(ModelConfig):
-    """What one run does; a part of its manifest. ``p`` and ``q`` are percent, ranks are counts or fractions."""
+    """What one run does; a part of its manifest. ``p`` and ``q`` are percent, ranks are counts or fractions.
+
+    Example:
+        >>> ms.regions.RegionsConfig(model="smollm2-135m+refusals", parts=("structure",)).method
+        'snip'
+    """
 
     model: Annotated[str, Option(argument=True)]
     prompts: SplitPrompts = "default"

@@ -144,6 +144,15 @@ def run_regions(
     does not refuse enough of the harmful ones, and whatever loading the model raises.
 
     ``progress=False`` turns off bars and lines on the work; ``say`` receives the lines instead.
+
+    Example:
+        >>> config = ms.regions.RegionsConfig(
+        ...     model="smollm2-135m", prompts="own.csv", parts=("structure",), examples=4, rank=4, limit=3,
+        ...     answer_tokens=6,
+        ... )
+        >>> run = ms.regions.run_regions(config, "runs/structure", progress=False)
+        >>> sorted(run.tables)
+        ['structure', 'subspaces']
     """
     return run_experiment(Regions(config), out, say=say, allow_other_versions=allow_other_versions)
 

@@ -99,6 +99,12 @@ def tradeoff_figure(
     """Refusal, coherence and utility at every setting of one removal, beside its random and its matched control.
 
     Settings stand in the order of the share that they remove. Every draw is a mark with its 95 % interval.
+
+    Example:
+        >>> run = ms.load_run("runs/regions")
+        >>> figure = ms.plots.tradeoff_figure(run.tables["tradeoff"], "set_difference")
+        >>> figure.layout.title.text
+        'model, set difference: refusals, degenerate text and utility'
     """
     return _tradeoff(tradeoff, removal, short_name(name), sweet_spot, ())
 
@@ -173,6 +179,11 @@ def freezing_figure(freezing: pd.DataFrame, **_look: Unpack[Look]) -> go.Figure:
     """Outcomes and utility after benign fine-tuning, by number of examples; nothing, the region or random weights kept.
 
     The row of no examples is the model as it is, drawn dashed.
+
+    Example:
+        >>> run = ms.load_run("runs/regions")
+        >>> ms.plots.freezing_figure(run.tables["freezing"]).layout.title.text
+        'Refusals and utility after fine-tuning on benign examples'
     """
     before, rows = (freezing[(freezing["n_examples"] > 0) == is_after] for is_after in (False, True))
     counts = sorted(rows["n_examples"].unique())
@@ -221,7 +232,13 @@ def _file(name: str) -> str:
 
 @drawn
 def links_figure(links: pd.DataFrame, **_look: Unpack[Look]) -> go.Figure:
-    """Share of what was removed that wrote on the refusal direction, by layer and removal; random ones dotted."""
+    """Share of what was removed that wrote on the refusal direction, by layer and removal; random ones dotted.
+
+    Example:
+        >>> run = ms.load_run("runs/regions")
+        >>> ms.plots.links_figure(run.tables["links"]).layout.title.text
+        'Share of what removed weights write that lies on the refusal direction'
+    """
     groups = list(links.groupby(["removal", "method"], sort=False))
     kinds = list(dict.fromkeys(links["kind"]))
     figure = stacked(

@@ -39,7 +39,13 @@ class _Map:
 
 @drawn
 def jaccard_heatmap(structure: pd.DataFrame, method: str, **_look: Unpack[Look]) -> go.Figure:
-    """Jaccard index of the top sets of safety and utility, layer x kind, one map per q; the scale marks chance."""
+    """Jaccard index of the top sets of safety and utility, layer x kind, one map per q; the scale marks chance.
+
+    Example:
+        >>> run = ms.load_run("runs/regions")
+        >>> ms.plots.jaccard_heatmap(run.tables["structure"], "snip").layout.title.text
+        'SNIP: overlap of safety and utility weights'
+    """
     found = structure[(structure["method"] == method) & structure["q"].notna()]
     require_rows(found, f"method {method!r}", structure, "method", "q")
     maps = []

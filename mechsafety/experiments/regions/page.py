@@ -15,7 +15,12 @@ import pandas as pd
 from mechsafety.claims.tables import claim_table
 from mechsafety.core.places import packaged_words
 from mechsafety.experiments.base import Result
-from mechsafety.experiments.regions.contrasts import freezing_claims, link_claims, removal_claims
+from mechsafety.experiments.regions.contrasts import (
+    REMOVAL_NAMES,
+    freezing_claims,
+    link_claims,
+    removal_claims,
+)
 from mechsafety.experiments.regions.experiment import Regions, model_of, recorded_sweet_spot, shown_name
 from mechsafety.experiments.regions.figures import region_figures
 from mechsafety.experiments.regions.findings import main_findings, region_findings
@@ -39,6 +44,8 @@ def page(result: Result, figures: Mapping[str, go.Figure]) -> Page:
         title="Safety-critical weights",
         subtitle=_subtitle(result.config, tables),
         findings=first,
+        subjects=list(REMOVAL_NAMES.values()),
+        others="The model and its weights",
         blocks=[
             *page_blocks(
                 _WORDS["blocks"],

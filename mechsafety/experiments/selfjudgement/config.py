@@ -13,7 +13,12 @@ from mechsafety.experiments.config import Config, Dtype, Option
 
 
 class SelfJudgeConfig(Config):
-    """What one run of self-judgement does; a part of its manifest. Empty fields are the study's."""
+    """What one run of self-judgement does; a part of its manifest. Empty fields are the study's.
+
+    Example:
+        >>> ms.judges.SelfJudgeConfig(study="runs/study", forms=("logit",)).forms
+        ('logit',)
+    """
 
     study: Annotated[Path, Option(argument=True, metavar="RUN")]
     systems: Annotated[tuple[str, ...], Option(name="--system", metavar="S")] = Field(

@@ -31,7 +31,7 @@ from mechsafety.experiments.study.work import edit_of
 from mechsafety.judges.selfjudgement import Exchange, ask_logits, ask_words
 from mechsafety.models.loading import load_record
 from mechsafety.runs.folder import Provenance, RunFolder, differences, read_run
-from mechsafety.statistics import ARMS, PROMPT_LABELS
+from mechsafety.statistics.tables import ARMS, PROMPT_LABELS
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -204,6 +204,12 @@ def run_selfjudge(
     longer those of the study, and edits that cannot be rebuilt as they were.
 
     ``progress=False`` turns off bars and lines on the work; ``say`` receives the lines instead.
+
+    Example:
+        >>> config = ms.judges.SelfJudgeConfig(study="runs/study", limit=2, forms=("logit",))
+        >>> run = ms.judges.run_selfjudge(config, "runs/selfjudge", progress=False)
+        >>> len(run.tables["cells"])  # each arm asked about each arm's answers
+        4
     """
     return run_experiment(SelfJudging(config), out, say=say, allow_other_versions=allow_other_versions)
 

@@ -108,7 +108,13 @@ def habit_figure(table: pd.DataFrame) -> go.Figure:
 
 @drawn
 def reliability_figure(calibration: pd.DataFrame, **_look: Unpack[Look]) -> go.Figure:
-    """P(yes) against the share of refusals among answers with that P(yes): the diagonal is perfect."""
+    """P(yes) against the share of refusals among answers with that P(yes): the diagonal is perfect.
+
+    Example:
+        >>> run = ms.load_run("runs/selfjudge")
+        >>> ms.plots.reliability_figure(run.tables["calibration"]).layout.title.text
+        'Calibration of self-judgement'
+    """
     require_rows(calibration, "calibration", calibration)
     systems, kinds = _unique(calibration["system"]), _unique(calibration["kind"])
     names = system_names(systems)

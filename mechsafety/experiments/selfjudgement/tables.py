@@ -15,9 +15,10 @@ import pandas as pd
 from scipy.special import expit
 
 from mechsafety.core.errors import MechsafetyError
-from mechsafety.statistics import Estimate, auroc_interval, paired_auroc_p, shuffled_aurocs, wilson
+from mechsafety.statistics.auroc import auroc_interval, paired_auroc_p, shuffled_aurocs
 from mechsafety.statistics.measures import bootstrap, clustered
-from mechsafety.statistics.resampling import cluster_codes
+from mechsafety.statistics.rates import wilson
+from mechsafety.statistics.resampling import Estimate, cluster_codes
 
 CELL = ("system", "judge_arm", "response_arm", "form")
 KINDS = ("raw", "content_free")

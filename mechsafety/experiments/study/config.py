@@ -38,7 +38,13 @@ class SamplingConfig(Config):
 
 
 class StudyConfig(FedConfig):
-    """Systems x prompts x judges. Every field has a comment in ``mechsafety study --print-config``."""
+    """Systems x prompts x judges. Every field has a comment in ``mechsafety study --print-config``.
+
+    Example:
+        >>> config = ms.StudyConfig(systems=("smollm2-135m",), judges=("rules", "logit:smollm2-135m"), limit=20)
+        >>> config.limit, config.alpha
+        (20, 1.0)
+    """
 
     systems: Annotated[tuple[str, ...], Option(many="commas", metavar="A,B")] = Field(
         default=("smollm2-135m", "smollm2-135m+refusals"),

@@ -16,7 +16,8 @@ from mechsafety.experiments.study.config import StudyConfig
 from mechsafety.prompts.columns import LABELS
 from mechsafety.prompts.prompt_set import PromptSet
 from mechsafety.runs.folder import RunFolder
-from mechsafety.statistics import ABSTAINING_JUDGES, control_tests
+from mechsafety.statistics.controls import control_tests
+from mechsafety.statistics.tables import ABSTAINING_JUDGES
 
 if TYPE_CHECKING:
     from mechsafety.experiments.base import Session

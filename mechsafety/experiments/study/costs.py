@@ -95,7 +95,7 @@ def memory(
 ) -> Memory:
     """What a system takes while a batch of answers of full length is written."""
     rows = min(config.batch_size, max(sizes.report, config.controls * sizes.harmful))
-    tokens = rows * (sizes.prompt_tokens + config.max_new_tokens)
+    tokens = rows * (sizes.prompt_tokens + config.max_new_tokens + _thought(config))
     size = value_bytes(dtype)
     return Memory(weights=facts.n_parameters * size, cache=tokens * facts.cache_values * size, judges=judges)
 
@@ -136,6 +136,11 @@ def stages(config: StudyConfig, recipe: Recipe, sizes: Sizes, *, n_layers: int) 
     }
 
 
+def _thought(config: StudyConfig) -> int:
+    """Tokens of the longest thought before an answer, as if every system that is left thinking took them all."""
+    return config.chat.max_thought_tokens if config.chat.thinking == "model" else 0
+
+
 def _validation(sizes: Sizes) -> int:
     return sizes.validation_harmful + sizes.validation_harmless
 
@@ -150,7 +155,8 @@ def _sweep(config: StudyConfig, recipe: Recipe, sizes: Sizes, *, n_layers: int) 
     """Own refusals, unedited passes, and three passes a candidate: bypass, KL, induce. Racing takes less."""
     candidates = _candidates(config, recipe, n_layers=n_layers)
     passes = 2 * _validation(sizes) + candidates * (sizes.validation_harmful + 2 * sizes.validation_harmless)
-    own = Answers(rows=sizes.validation_harmful, prompt=sizes.prompt_tokens, new=ANSWER_TOKENS)
+    new = ANSWER_TOKENS + _thought(config)
+    own = Answers(rows=sizes.validation_harmful, prompt=sizes.prompt_tokens, new=new)
     return Work(read=passes * sizes.prompt_tokens, written=(own,))
 
 
@@ -167,20 +173,19 @@ def _confirmation(config: StudyConfig, recipe: Recipe, sizes: Sizes, *, n_layers
     rule = config.selection or recipe.rule
     if not config.confirm or rule != "auto" or recipe.layer_of(n_layers) is not None:
         return Work()
-    own = Answers(rows=sizes.validation_harmless, prompt=sizes.prompt_tokens, new=_OWN_TOKENS)
-    answers = Answers(
-        rows=config.confirm * sizes.validation_harmful, prompt=sizes.prompt_tokens, new=config.max_new_tokens
-    )
-    scored = config.confirm * sizes.validation_harmless * (sizes.prompt_tokens + _OWN_TOKENS)
+    thought, prompt = _thought(config), sizes.prompt_tokens
+    own = Answers(rows=sizes.validation_harmless, prompt=prompt, new=_OWN_TOKENS + thought)
+    rows = config.confirm * sizes.validation_harmful
+    answers = Answers(rows=rows, prompt=prompt, new=config.max_new_tokens + thought)
+    scored = config.confirm * sizes.validation_harmless * (prompt + thought + _OWN_TOKENS)
     return Work(read=scored, written=(own, answers))
 
 
 def _generation(config: StudyConfig, sizes: Sizes, *, rows: int) -> Work:
     """Answers, and their likelihood under the unedited model."""
-    read = rows * (sizes.prompt_tokens + config.max_new_tokens) if config.nll else 0.0
-    return Work(
-        read=read, written=(Answers(rows=rows, prompt=sizes.prompt_tokens, new=config.max_new_tokens),)
-    )
+    new = config.max_new_tokens + _thought(config)
+    read = rows * (sizes.prompt_tokens + new) if config.nll else 0.0
+    return Work(read=read, written=(Answers(rows=rows, prompt=sizes.prompt_tokens, new=new),))
 
 
 def _self_judgement(config: StudyConfig, sizes: Sizes) -> Work:

@@ -208,6 +208,17 @@ def run_study(
     prompts or models than the folder's.
 
     ``progress=False`` turns off bars and lines on the work; ``say`` receives the lines instead.
+
+    Example:
+        >>> config = ms.StudyConfig(
+        ...     systems=("smollm2-135m",), prompts="own.csv", anchors="own.csv", judges=("rules", "phrases:arditi"),
+        ...     layer=2, controls=0, confirm=0, limit=4, max_new_tokens=3,
+        ... )
+        >>> study = ms.run_study(config, "runs/study", progress=False)
+        >>> study.tables["rates"]["arm"].unique().tolist()
+        ['original', 'edited']
+        >>> study.path.joinpath("report.html").exists()
+        True
     """
     run = run_experiment(Study(config), out, say=say, allow_other_versions=allow_other_versions)
     found = StudyResult(run.path, Study)

@@ -44,7 +44,13 @@ __all__ = [
 
 @drawn
 def refusal_heatmap(rates: pd.DataFrame, **_look: Unpack[Look]) -> go.Figure:
-    """Refusal rate by judge (rows) and system and arm (columns), harmful and harmless prompts."""
+    """Refusal rate by judge (rows) and system and arm (columns), harmful and harmless prompts.
+
+    Example:
+        >>> study = ms.load_run("runs/study")
+        >>> ms.plots.refusal_heatmap(study.tables["rates"]).layout.title.text
+        'Refusal rates by judge'
+    """
     readable = require_rows(rates[rates["rate"].notna()], "rates", rates, "judge", "label")
     require_single(readable, "judge", "system", "arm", "label")
     judges = list(dict.fromkeys(readable["judge"]))[::-1]
@@ -82,7 +88,14 @@ def refusal_heatmap(rates: pd.DataFrame, **_look: Unpack[Look]) -> go.Figure:
 def pca_scatter(
     points: pd.DataFrame, *, name: str, layer: int, position: int = -1, **_look: Unpack[Look]
 ) -> go.Figure:
-    """Validation prompts in the plane of the first two principal components at the selected place."""
+    """Validation prompts in the plane of the first two principal components at the selected place.
+
+    Example:
+        >>> study = ms.load_run("runs/study")
+        >>> figure = ms.plots.pca_scatter(study.tables["scatter"], name="smollm2-135m", layer=2)
+        >>> figure.layout.title.text
+        'smollm2-135m, layer 2: harmful and harmless prompts'
+    """
     return _pca_scatter(points, short_name(name), layer=layer, position=position)
 
 
@@ -119,6 +132,11 @@ def judge_agreement(agreement: pd.DataFrame, *, arm: str | None = None, **_look:
     """Cohen's kappa between every two judges, with its 95 % interval.
 
     ``arm`` is by default ``all``, or the only one that the table holds.
+
+    Example:
+        >>> study = ms.load_run("runs/study")
+        >>> ms.plots.judge_agreement(study.tables["agreement"]).layout.title.text
+        'Agreement between judges'
     """
     arms = list(dict.fromkeys(agreement["arm"]))
     chosen = arm or (arms[0] if len(arms) == 1 else "all")

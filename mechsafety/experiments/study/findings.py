@@ -29,7 +29,7 @@ from mechsafety.experiments.agreement.planning import plan_sentences
 from mechsafety.judges.label_order import order_sentences
 from mechsafety.judges.panel import members_of
 from mechsafety.plots.style import system_names
-from mechsafety.statistics import ABSTAINING_JUDGES, ARMS, PROMPT_LABELS
+from mechsafety.statistics.tables import ABSTAINING_JUDGES, ARMS, PROMPT_LABELS
 
 _COHERENT = {"refusal": "coherent", "compliance": "coherent"}
 Verdicts = dict[object, str]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Unpack
@@ -44,6 +45,12 @@ def outcome_bars(
     the change in refusals, corrected by Holm over systems; without ``tests`` there are none. Without ``judge`` it is
     the first one in the table. Raises :class:`MechsafetyError` for a judge that has no rates there, because it is not
     in the table or abstains, and for tests of other systems.
+
+    Example:
+        >>> study = ms.load_run("runs/study")
+        >>> figure = ms.plots.outcome_bars(study.tables["rates"], study.tables["tests"], judge="rules")
+        >>> figure.layout.title.text
+        'Answers before and after the edit'
     """
     readable = rates[rates["rate"].notna()]
     if judge is None:
@@ -62,12 +69,11 @@ def outcome_bars(
     if controls is not None:
         panels[0] += [bar for s in systems if (bar := _random_bar(controls[controls["system"] == s], s))]
     everywhere = _placed([bar for bars in panels for bar in bars], systems)
-    width = max(760, 260 + (320 if random else 250) * len(systems))
-    slot = ((wanted().get("width") or width) - 130) / sum(
-        len(bars) + _BETWEEN * len(systems) for bars in panels
-    )
-    widest = max((text_width(bar.name, 12) for bars in panels for bar in bars), default=0.0)
-    across = len(systems) > _MOST_BESIDE or slot < widest + 6
+    widest = max((text_width(bar.name, 12) for bars in panels for bar in bars), default=0.0) + 6
+    slots = sum(len(bars) + _BETWEEN * len(systems) for bars in panels)
+    width = max(760, 260 + (320 if random else 250) * len(systems), math.ceil(140 + widest * slots))
+    slot = ((wanted().get("width") or width) - 130) / slots
+    across = len(systems) > _MOST_BESIDE or slot < widest
     widths = {"column_widths": [3, 2]} if random and not across else {}
     figure = side_by_side(
         [count_title(chosen, label) for label in LABELS], gap=0.07 if across else 0.04, **widths

@@ -60,7 +60,10 @@ from mechsafety.models.provenance import of_models
 from mechsafety.prompts.fed import Fed, fed, fed_record
 from mechsafety.prompts.prompt_set import PromptSet
 from mechsafety.runs.folder import Journal, RunFolder, computing_versions, finite
-from mechsafety.statistics import ARMS, agreement, paired_tests, refusal_rates
+from mechsafety.statistics.paired import paired_tests
+from mechsafety.statistics.raters import agreement
+from mechsafety.statistics.rates import refusal_rates
+from mechsafety.statistics.tables import ARMS
 from mechsafety.sweeps.behaviour import treated_as_labelled
 from mechsafety.sweeps.confirmation import confirm
 from mechsafety.sweeps.edit_costs import EditCosts

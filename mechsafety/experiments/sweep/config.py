@@ -26,7 +26,12 @@ def _tokens(text: str) -> tuple[str, ...]:
 
 
 class SweepConfig(FedConfig):
-    """What one sweep does; a part of the run's manifest."""
+    """What one sweep does; a part of the run's manifest.
+
+    Example:
+        >>> ms.SweepConfig(model="smollm2-135m", positions=(-2, -1), layers=(10, 11, 12)).rule
+        'auto'
+    """
 
     model: Annotated[str, Option(argument=True)]
     prompts: Annotated[str, Option(metavar="SET")] = Field(

@@ -142,5 +142,13 @@ def run_sweep(
     labels, positions or layers that do not exist, and whatever loading the model raises.
 
     ``progress=False`` turns off bars and lines on the work; ``say`` receives the lines instead.
+
+    Example:
+        >>> config = ms.SweepConfig(
+        ...     model="smollm2-135m", prompts="own.csv", positions=(-1,), layers=(1, 2), fit=8, fit_on="labels",
+        ...     validation=4, confirm=0, doses=("alpha",), dose_prompts=2, controls=1, max_new_tokens=3, resamples=5,
+        ... )
+        >>> ms.run_sweep(config, "runs/sweep", progress=False).tables["sweep"]["layer"].tolist()
+        [1, 2]
     """
     return run_experiment(LayerSweep(config), out, say=say, allow_other_versions=allow_other_versions)

@@ -57,6 +57,12 @@ def score_heatmap(
     """bypass, induce and KL of one method's candidates over position (rows) and layer (columns).
 
     A ring marks the selected (position, layer). Grey cells hold no score.
+
+    Example:
+        >>> run = ms.load_run("runs/sweep")
+        >>> figure = ms.plots.score_heatmap(run.tables["sweep"], name="smollm2-135m", selected=(-1, 2))
+        >>> figure.layout.title.text
+        'smollm2-135m: scores of every candidate'
     """
     require_single(require_rows(table, "scores", table), "position", "layer")
     if selected is not None:
@@ -108,7 +114,14 @@ def score_heatmap(
 def method_lines(
     table: pd.DataFrame, *, name: str, position: int | None = None, **_look: Unpack[Look]
 ) -> go.Figure:
-    """bypass, induce and KL by layer, one line per method, at one position, by default the last."""
+    """bypass, induce and KL by layer, one line per method, at one position, by default the last.
+
+    Example:
+        >>> run = ms.load_run("runs/sweep")
+        >>> figure = ms.plots.method_lines(run.tables["sweep"], name="smollm2-135m")
+        >>> figure.layout.title.text
+        'smollm2-135m: scores of every method by layer'
+    """
     require_single(require_rows(table, "scores", table), "method", "position", "layer")
     at = int(table["position"].max()) if position is None else position
     rows = require_rows(table[table["position"] == at], f"position {at}", table, "position")
@@ -144,7 +157,14 @@ def method_lines(
 
 @drawn
 def lens_figure(lens: pd.DataFrame, *, name: str, layer: int, **_look: Unpack[Look]) -> go.Figure:
-    """The tokens that the selected direction promotes and suppresses when it is unembedded."""
+    """The tokens that the selected direction promotes and suppresses when it is unembedded.
+
+    Example:
+        >>> run = ms.load_run("runs/sweep")
+        >>> figure = ms.plots.lens_figure(run.tables["lens"], name="smollm2-135m", layer=2)
+        >>> figure.layout.title.text
+        'smollm2-135m, layer 2: tokens that the direction raises and lowers'
+    """
     require_single(require_rows(lens, "tokens", lens), "side", "rank")
     figure = make_subplots(rows=1, cols=2, horizontal_spacing=0.22, subplot_titles=["suppressed", "promoted"])
     for column, (side, colour) in enumerate(
@@ -176,7 +196,14 @@ def lens_figure(lens: pd.DataFrame, *, name: str, layer: int, **_look: Unpack[Lo
 
 @drawn
 def stability_bars(stability: pd.DataFrame, *, name: str, most: int = 10, **_look: Unpack[Look]) -> go.Figure:
-    """How often each candidate is selected when the validation prompts are drawn again."""
+    """How often each candidate is selected when the validation prompts are drawn again.
+
+    Example:
+        >>> run = ms.load_run("runs/sweep")
+        >>> figure = ms.plots.stability_bars(run.tables["stability"], name="smollm2-135m")
+        >>> figure.layout.title.text
+        'smollm2-135m: how often each candidate is selected'
+    """
     require_single(require_rows(stability, "resamples", stability), "position", "layer")
     rows = stability.sort_values("share", ascending=False).head(most)
     names = [
@@ -204,7 +231,14 @@ def stability_bars(stability: pd.DataFrame, *, name: str, most: int = 10, **_loo
 
 @drawn
 def dose_figure(doses: pd.DataFrame, *, name: str, **_look: Unpack[Look]) -> go.Figure:
-    """Refusal, degenerate share, KL and perplexity against the dose, with the span of the random controls as a band."""
+    """Refusal, degenerate share, KL and perplexity against the dose, with the span of the random controls as a band.
+
+    Example:
+        >>> run = ms.load_run("runs/sweep")
+        >>> figure = ms.plots.dose_figure(run.tables["doses"], name="smollm2-135m")
+        >>> figure.layout.title.text
+        'smollm2-135m: refusal against how much is removed'
+    """
     families = list(dict.fromkeys(doses["family"]))
     figure = make_subplots(
         rows=len(_DOSE_MEASURES),

@@ -125,7 +125,7 @@ def test_unedited_model_and_sweet_spot_are_in_every_panel() -> None:
     spots = [s for s in figure.layout.shapes if s.type == "rect" and s.fillcolor == "#F0E442"]
     assert len(spots) == 9
     ticks = figure.layout.xaxis.ticktext
-    assert ticks[round((spots[0].x0 + spots[0].x1) / 2)] == "p=1<br>q=1"
+    assert ticks[round((spots[0].x0 + spots[0].x1) / 2)].replace("<br>", " ") == "p=1 q=1"
     elsewhere = tradeoff_figure(table, "top_safety", sweet_spot=made.SWEET_SPOT)
     assert not [s for s in elsewhere.layout.shapes if s.fillcolor == "#F0E442"]
 

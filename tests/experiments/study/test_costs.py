@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mechsafety.edits.recipes import recipe
+from mechsafety.experiments.config import ChatConfig
 from mechsafety.experiments.study.config import StudyConfig
 from mechsafety.experiments.study.costs import Answers, Gpu, Sizes, Work, judging, memory, seconds, stages
 from mechsafety.models.facts import ModelFacts
@@ -83,6 +84,23 @@ def test_stages_of_a_selected_layer() -> None:
     every = stages(config.model_copy(update={"search": "exhaustive"}), recipe("arditi"), SIZES, n_layers=10)
     assert every["sweep"].read == (2 * 24 + 5 * 11 * 32) * 50
     assert every["confirmation"] == Work()
+
+
+def test_thoughts_are_written_before_answers_and_kept() -> None:
+    off = StudyConfig(max_new_tokens=100, confirm=5, controls=2, batch_size=40)
+    on = off.model_copy(update={"chat": ChatConfig(thinking="model", max_thought_tokens=500)})
+    # No other choice of a study makes what is written longer: as if answers had 600 tokens.
+    long = off.model_copy(update={"max_new_tokens": 600})
+    stage, longer = (stages(c, recipe("default"), SIZES, n_layers=10) for c in (on, long))
+    assert [stage[n] for n in ("original", "edited", "random")] == [
+        longer[n] for n in ("original", "edited", "random")
+    ]
+    assert memory(FACTS, SIZES, on, dtype="auto") == memory(FACTS, SIZES, long, dtype="auto")
+    assert stage["sweep"].written == (Answers(rows=16, prompt=50.0, new=524),)
+    assert [a.new for a in stage["confirmation"].written] == [
+        longer["confirmation"].written[0].new + 500,
+        600,
+    ]
 
 
 def test_stages_of_a_fixed_layer() -> None:

@@ -1,0 +1,28 @@
+"""Findings on a page: every sentence whole and once, under the subject that it begins with."""
+
+from __future__ import annotations
+
+from mechsafety.pages.page import by_subject
+
+SAID = [
+    "m, harmful prompts: a fall.",
+    "m, harmful prompts: of 3, 3 answered.",
+    "m+x: no change.",
+    "m: energy.",
+    "rules and other: kappa 0.5.",
+    "m+x, harmless prompts: a rise.",
+]
+
+
+def test_findings_stand_under_the_subject_that_they_begin_with() -> None:
+    found = by_subject(SAID, ["m", "m+x"], others="Judges")
+    shown = {subject: [said.text for said in group] for subject, group in found}
+    assert shown == {"m": [SAID[0], SAID[1], SAID[3]], "m+x": [SAID[2], SAID[5]], "Judges": [SAID[4]]}
+    assert sorted(text for texts in shown.values() for text in texts) == sorted(SAID)
+    assert [said.follows for _, group in found for said in group] == [False, True, False, False, False, False]
+
+
+def test_without_subjects_they_are_one_list() -> None:
+    ((subject, group),) = by_subject(SAID, [], others="Others")
+    assert (subject, [said.text for said in group]) == ("", SAID)
+    assert by_subject([], ["m"], others="Others") == []
