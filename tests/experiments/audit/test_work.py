@@ -277,7 +277,7 @@ def test_judges_that_share_no_answer_have_no_agreement(tmp_path: Path) -> None:
     assert list(found.comparisons["finding"]) == ["not shown", "no test"]
     assert math.isnan(found.comparisons.iloc[1]["p"])
     assert found.comparisons["comparisons"].tolist() == [1, 0]
-    assert any("not tested (no verdict in both arms)" in line for line in found.sentences)
+    assert any("change in refusals not tested" in line for line in found.sentences)
 
 
 def test_a_change_of_judge_is_reported_by_sign_and_by_significance(tmp_path: Path) -> None:
@@ -440,7 +440,7 @@ def test_what_a_test_finds_is_of_its_own_size(tmp_path: Path) -> None:
         for s in audited(counts_file(tmp_path / "c.csv", rows)).sentences
         if s.startswith("Paired tests without")
     ]
-    assert re.search(r"over 2 comparisons: [78][.\d]* points \(Y\); 1 unknown", said[0])
+    assert re.search(r"over 1 comparisons: [78][.\d]* points \(Y\); 1 unknown", said[0])
     assert "1 of 2 comparisons have no fall" in said[1]
 
 
