@@ -98,7 +98,7 @@ class _Pool:
                 pickled, **options
             )
             self.members[name] = _Member(name, handle)
-            self.waiting[handle.prepare.remote()] = name
+            self.waiting[handle.prepare.remote()] = name  # pyright: ignore[reportFunctionMemberAccess]
 
     def finished(self, seconds: float) -> list[tuple[_Member, Any]]:
         """The workers that are through with what they were at, and what came of it; a dead one with an exception."""
