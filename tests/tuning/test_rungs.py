@@ -312,7 +312,8 @@ def test_tags_divide_no_special_token(tiny: Callable[..., Any]) -> None:
             assert tagged.count(special) == 3
             ids = [tokenizer(t, add_special_tokens=False)["input_ids"] for t in (text, tagged)]
             one = tokenizer.convert_tokens_to_ids(special)
-            assert ids[0].count(one) == ids[1].count(one)
+            if special != tokenizer.unk_token:  # which the tag itself may be
+                assert ids[0].count(one) == ids[1].count(one)
 
 
 def test_the_rung_has_tags_within_where_a_share_is_asked(

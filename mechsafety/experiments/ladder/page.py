@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -92,8 +93,9 @@ def _chapter(ladder: _Ladder) -> list[Block]:
     tables["claims"] = claim_table([claim for claims in both for claim in claims.values()])
     found = ladder_findings(tables, layer=ladder.run.layer)
     prefix = f"{ladder.name.replace('/', '-')}-" if ladder.name else ""
-    # One sentence per system is a list, not a paragraph.
-    apart = {"survival": found.pop("survival", [])}
+    # A paragraph for each system.
+    by_system = groupby(found.pop("survival", []), key=lambda said: said.partition(" without ")[0])
+    apart = {"survival": [" ".join(said) for _, said in by_system]}
     blocks: list[Block] = []
     for block in page_blocks(_WORDS["blocks"], tables, ladder.figures, added=found, drawn=True):
         name = f"{prefix}{block.name}"
