@@ -32,7 +32,7 @@ from mechsafety.statistics import PROMPT_LABELS
 
 ROOT = Path(__file__).parents[1]
 KEPT = ROOT / "data" / "results"
-DOCUMENTS = ("README.md", "docs/results.md", "docs/lab.md", "docs/regions.md", "docs/controls.md")
+DOCUMENTS = ("README.md", "docs/results.md", "docs/lab.md", "docs/controls.md")
 CLAIMS = Path(__file__).parent / "controls.toml"
 TABLES = (
     "verdicts",

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 from statsmodels.stats.multitest import multipletests
@@ -23,6 +23,7 @@ from mechsafety.statistics import (
     paired_tests,
     refusal_rates,
 )
+from tests.claims.drawn import few
 from tests.claims.evaluator import refuted
 from tests.claims.facts import Change, Facts, Family, labelled_change
 
@@ -321,7 +322,7 @@ codes = st.one_of(
 )
 
 
-@settings(max_examples=25, deadline=None)
+@few(25)
 @given(st.lists(st.tuples(codes, codes, codes), min_size=1, max_size=4))
 def test_no_claim_is_refuted_by_the_verdicts(systems: list[tuple[str, str, str]]) -> None:
     names = [f"s{i}" for i in range(len(systems))]
@@ -352,7 +353,7 @@ def test_no_claim_is_refuted_by_the_verdicts(systems: list[tuple[str, str, str]]
         assert any(f"{name}, harmful prompts: this goes beyond" in one for one in lines) == more
 
 
-@settings(max_examples=15, deadline=None)
+@few(15)
 @given(st.lists(st.tuples(codes, codes, codes, codes), min_size=1, max_size=3))
 @example(
     [
