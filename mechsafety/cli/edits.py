@@ -60,6 +60,6 @@ def _export(config: EditedConfig, out: Path) -> Shown:
     serve = serve_command(model, edit, folder)
     given = ["--edit", config.edit] if config.edit is not None else []
     following = shlex.join(["mechsafety", "generate", config.model, *given, "--backend", "vllm"])
-    following += " --address http://127.0.0.1:8000/v1"
+    following += " --server http://127.0.0.1:8000/v1"
     facts = {"folder": str(folder), "serve": serve, "next": following}
     return facts, f"checkpoint: {folder}\nserve:      {serve}\nnext:       {following}"

@@ -5,31 +5,38 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from queue import SimpleQueue
-from typing import Any, TypeVar
+from typing import Any, TypeVarTuple
 
 from mechsafety.core.errors import MechsafetyError
 
-T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 
 def in_a_thread(
-    work: Callable[[Callable[[int, T], None]], Coroutine[Any, Any, None]], settle: Callable[[int, T], None]
+    work: Callable[[Callable[[*Ts], Awaitable[None]]], Coroutine[Any, Any, None]],
+    settle: Callable[[*Ts], None],
 ) -> None:
-    """Run ``work`` in an event loop of its own thread; ``settle`` gets in this thread what it puts, as it comes.
+    """Run ``work`` in an event loop of its own thread; ``settle`` gets in this thread what it hands over, as it comes.
 
-    So it works where a loop is running already (Jupyter). An interrupt cancels the work, and what had come until
-    then is still settled.
+    Who hands over waits until it is settled. So it works where a loop is running already (Jupyter). An interrupt
+    cancels the work, and what had come until then is still settled.
     """
-    arrived: SimpleQueue[tuple[int, T] | BaseException | None] = SimpleQueue()
+    arrived: SimpleQueue[tuple[tuple[*Ts], Callable[[], object]] | BaseException | None] = SimpleQueue()
     cancel: list[Callable[[], object]] = []
 
     async def watched() -> None:
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
         assert task is not None
         cancel.append(lambda: loop.call_soon_threadsafe(task.cancel))
-        await work(lambda *found: arrived.put(found))
+
+        async def hand(*found: *Ts) -> None:
+            settled = asyncio.Event()
+            arrived.put((found, lambda: loop.call_soon_threadsafe(settled.set)))
+            await settled.wait()
+
+        await work(hand)
 
     def run() -> None:
         try:
@@ -41,19 +48,26 @@ def in_a_thread(
 
     thread = threading.Thread(target=run, name="endpoint", daemon=True)
     thread.start()
+    item = None
     try:
         while (item := arrived.get()) is not None:
             if isinstance(item, BaseException):
                 raise item
-            settle(*item)
+            found, confirm = item
+            settle(*found)
+            with contextlib.suppress(RuntimeError):  # the loop has ended, on an error that is the next item
+                confirm()
     except BaseException:
         for stop in cancel:
             with contextlib.suppress(RuntimeError):  # the loop has ended
                 stop()
         thread.join()
+        left = [item]  # which the interrupt may have caught half-way: to settle twice does no harm
         while not arrived.empty():
-            if isinstance(item := arrived.get(), tuple):
+            left.append(arrived.get())
+        for one in left:
+            if isinstance(one, tuple):
                 with contextlib.suppress(MechsafetyError):  # the first error is the one to report
-                    settle(*item)
+                    settle(*one[0])
         raise
     thread.join()

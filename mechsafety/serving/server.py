@@ -7,7 +7,7 @@ vLLM pins its own torch and runs no hooks, so it lives in an environment of its 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -114,14 +114,14 @@ class VllmServer:
         calls = CompletionCalls(model=model, url=self.address, options=self.options, ledger=Ledger())
         found: dict[int, Continued] = {}
 
-        async def work(put: Callable[[int, Continued], None]) -> None:
+        async def work(put: Callable[[int, Continued], Awaitable[None]]) -> None:
             import asyncio
 
             rows = iter(range(len(asked)))  # shared: each worker takes the next
 
             async def one(client: AsyncOpenAI) -> None:
                 for row in rows:
-                    put(row, await calls.answer(client, asked[row]))
+                    await put(row, await calls.answer(client, asked[row]))
 
             try:
                 async with calls.client() as client, asyncio.TaskGroup() as group:

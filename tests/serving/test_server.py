@@ -80,7 +80,7 @@ def stub(exported: dict[str, Any]) -> Iterator[VllmStub]:
 
 
 def served(exported: dict[str, Any], stub: VllmStub, out: Path, *more: object) -> list[object]:
-    return [*exported["generate"], "--backend", "vllm", "--address", stub.url, "--out", out, *more]
+    return [*exported["generate"], "--backend", "vllm", "--server", stub.url, "--out", out, *more]
 
 
 def table_of(run: Path) -> pd.DataFrame:
@@ -223,7 +223,7 @@ def test_what_serves_something_else_is_refused_before_the_run(
         free.bind(("127.0.0.1", 0))
         nobody = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
         refused(
-            [*exported["generate"], "--backend", "vllm", "--address", nobody, "--out", run], "gives no answer"
+            [*exported["generate"], "--backend", "vllm", "--server", nobody, "--out", run], "gives no answer"
         )
     assert not run.exists()
     stub.window = 9
@@ -234,11 +234,11 @@ def test_what_serves_something_else_is_refused_before_the_run(
     ("options", "says"),
     [
         (["--backend", "vllm"], "go together"),
-        (["--address", "http://127.0.0.1:1/v1"], "go together"),
-        (["--backend", "vllm", "--address", "ftp://x"], "no http"),
-        (["--backend", "vllm", "--address", "http://u:p@x/v1"], "holds a password"),
-        (["--backend", "vllm", "--address", "http://x", "--least-agreement", 2], "least_agreement"),
-        (["--backend", "vllm", "--address", "http://x", "--compared-prompts", 0], "compared"),
+        (["--server", "http://127.0.0.1:1/v1"], "go together"),
+        (["--backend", "vllm", "--server", "ftp://x"], "no http"),
+        (["--backend", "vllm", "--server", "http://u:p@x/v1"], "holds a password"),
+        (["--backend", "vllm", "--server", "http://x", "--least-agreement", 2], "least_agreement"),
+        (["--backend", "vllm", "--server", "http://x", "--compared-prompts", 0], "compared"),
     ],
 )
 def test_settings_that_cannot_be(

@@ -18,8 +18,8 @@ class BackendConfig(Config):
     backend: Literal["own", "vllm"] = Field(
         default="own", description="what generates: this process, or a vLLM server (edit in the weights)"
     )
-    address: Annotated[str | None, Option(metavar="URL")] = Field(
-        default=None, description="of the server, e.g. http://127.0.0.1:8000/v1"
+    address: Annotated[str | None, Option(name="--server", metavar="URL")] = Field(
+        default=None, description="address of the vLLM server, e.g. http://127.0.0.1:8000/v1"
     )
     compared: Annotated[int, Option(name="--compared-prompts")] = Field(
         default=8, ge=1, description="prompts that the server and this process both answer, greedily"
@@ -35,7 +35,7 @@ class BackendConfig(Config):
     def _companions(self) -> BackendConfig:
         if (self.backend == "vllm") != (self.address is not None):
             raise ValueError(
-                f"{way('--backend vllm', 'generation.backend vllm')} and {way('--address', 'generation.address')} "
+                f"{way('--backend vllm', 'generation.backend vllm')} and {way('--server', 'generation.address')} "
                 "go together: give both or neither"
             )
         return self
