@@ -94,7 +94,10 @@ _COMMANDS: dict[str, tuple[str, str]] = {
         "Write a finished study as inspect_ai logs, one for each system and arm.",
     ),
     "models": ("models", "List the packaged model, adapters, prompt sets and study presets."),
-    "doctor": ("models", "Report what would be used here, and how to mend what is missing."),
+    "doctor": (
+        "models",
+        "Report what would be used here, how each MODEL would be loaded and asked, and how to mend what is missing.",
+    ),
 }
 """Each command's module in this package and its line in the list, in the order in which they are used."""
 

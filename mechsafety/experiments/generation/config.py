@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AliasChoices, Field, model_validator
 
 from mechsafety.core.errors import way
 from mechsafety.core.names import RESPONSES_AT_ONCE
@@ -18,8 +18,10 @@ class BackendConfig(Config):
     backend: Literal["own", "vllm"] = Field(
         default="own", description="what generates: this process, or a vLLM server (edit in the weights)"
     )
-    address: Annotated[str | None, Option(name="--server", metavar="URL")] = Field(
-        default=None, description="address of the vLLM server, e.g. http://127.0.0.1:8000/v1"
+    server: Annotated[str | None, Option(metavar="URL")] = Field(
+        default=None,
+        validation_alias=AliasChoices("server", "address"),
+        description="address of the vLLM server, e.g. http://127.0.0.1:8000/v1",
     )
     compared: Annotated[int, Option(name="--compared-prompts")] = Field(
         default=8, ge=1, description="prompts that the server and this process both answer, greedily"
@@ -33,9 +35,9 @@ class BackendConfig(Config):
 
     @model_validator(mode="after")
     def _companions(self) -> BackendConfig:
-        if (self.backend == "vllm") != (self.address is not None):
+        if (self.backend == "vllm") != (self.server is not None):
             raise ValueError(
-                f"{way('--backend vllm', 'generation.backend vllm')} and {way('--server', 'generation.address')} "
+                f"{way('--backend vllm', 'generation.backend vllm')} and {way('--server', 'generation.server')} "
                 "go together: give both or neither"
             )
         return self

@@ -143,9 +143,9 @@ class Generation(EditedExperiment[GenerationConfig], Parallel):
     def _server_at(self) -> VllmServer | None:
         """The server that the configuration names, if it answers and has this model under this edit."""
         asked = self.config.generation
-        if asked.address is None:
+        if asked.server is None:
             return None
-        server = VllmServer(asked.address, compared=asked.compared, least_agreement=asked.least_agreement)
+        server = VllmServer(asked.server, compared=asked.compared, least_agreement=asked.least_agreement)
         server.require(served_name(self.model, self.edit))
         return server
 
