@@ -177,6 +177,8 @@ class Errand:
             self._found |= {
                 r.id: unread(r, judge=self.judge.name, reason="network", detail=why) for r in missing
             }
+        if silent := [r.id for r in self.responses if r.id not in self._found]:
+            raise MechsafetyError(f"judge {self.judge.name!r} gave no verdict on response {silent[0]!r}")
         return [self._found[response.id] for response in self.responses]
 
 

@@ -39,7 +39,18 @@ def fitted(text: str, room: int | float, size: int | float) -> str:
     """
     if text_width(text, size) <= room:
         return text
-    return "<br>".join(piece for line in text.split("<br>") for piece in _broken(line, room, size))
+    return "<br>".join(piece for line in text.split("<br>") for piece in _balanced(line, room, size))
+
+
+def _balanced(line: str, room: int | float, size: int | float) -> list[str]:
+    """The line over as few lines as it takes, of about one length: no last word stands alone."""
+    found = _broken(line, room, size)
+    for share in (0.9, 0.8, 0.7, 0.6) if len(found) > 1 else ():
+        narrower = _broken(line, room * share, size)
+        if len(narrower) != len(found) or " ".join(narrower) != " ".join(found):
+            break
+        found = narrower
+    return found
 
 
 def _broken(line: str, room: int | float, size: int | float) -> list[str]:

@@ -182,4 +182,4 @@ def _own_answers(
         stored = [c.written for c in done]
         if journal is not None:
             journal.put("own answers", stored)
-    return stored
+    return [(tokens, n_thought) for tokens, n_thought in stored]

@@ -219,7 +219,7 @@ def test_a_wrong_option_shows_the_usage(arguments: Sequence[str]) -> None:
 
 
 def test_an_interrupted_command_reports_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt() -> list[doctor.Check]:
+    def interrupt(*_: object, **__: object) -> list[doctor.Check]:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(doctor, "examine", interrupt)
@@ -231,7 +231,7 @@ def test_an_interrupted_command_reports_it(monkeypatch: pytest.MonkeyPatch) -> N
 def test_what_libraries_print_and_warn_does_not_reach_the_json(monkeypatch: pytest.MonkeyPatch) -> None:
     import warnings
 
-    def noisy() -> list[doctor.Check]:
+    def noisy(*_: object, **__: object) -> list[doctor.Check]:
         print("library chatter")  # noqa: T201
         warnings.warn("advice", FutureWarning, stacklevel=1)
         return [doctor.Check(name="a", value="b")]
@@ -246,7 +246,7 @@ def test_what_libraries_print_and_warn_does_not_reach_the_json(monkeypatch: pyte
 
 
 def test_our_own_bugs_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "examine", lambda: 1 / 0)
+    monkeypatch.setattr(doctor, "examine", lambda *_, **__: 1 / 0)
     assert isinstance(call("doctor").exception, ZeroDivisionError)
 
 

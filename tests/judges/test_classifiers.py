@@ -484,7 +484,7 @@ def test_logits_that_are_no_numbers_are_an_error_and_no_verdict(
         judge_responses(RESPONSES, [judge], cache=cache)
     # Nothing was kept: a judge that asks no model any more would have to ask for every response.
     asked: list[str] = []
-    judge.ask = lambda responses, on_verdict: asked.extend(r.id for r in responses) or []
+    judge._ask = lambda responses, on_verdict: asked.extend(r.id for r in responses) or []
     with VerdictCache(tmp_path / "cache.sqlite") as cache, pytest.raises(MechsafetyError):
         judge_responses(RESPONSES, [judge], cache=cache)
     assert asked == [r.id for r in RESPONSES]

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.places import data_folder
-from mechsafety.models import adapters, hardware
+from mechsafety.models import adapters, hardware, weights
 from mechsafety.models import gguf as gguf_models
 from mechsafety.models import loading as models
 from mechsafety.models.chat import pad_left, tokenize_prompts
@@ -572,7 +572,7 @@ def test_too_little_memory_is_found_before_loading(
 
     n = sum(p.numel() for p in plain_model("llama").parameters())
     folder = tiny_folder()
-    monkeypatch.setattr(models, "free_bytes", lambda _: 2 * n)
+    monkeypatch.setattr(weights, "free_bytes", lambda _: 2 * n)
     # Enough for two bytes a parameter, too little for four.
     assert fingerprint(load(folder, dtype="bfloat16"))
     monkeypatch.setattr(

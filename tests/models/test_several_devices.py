@@ -307,6 +307,7 @@ ATTRIBUTION = {
     "regions/attribution.py:_loss",  # which tokens are the answers'
     "regions/attribution.py:_stream",  # the same, in the backward pass
     "generation/answers.py:keep",
+    "generation/answers.py:answer_logits",
     "transformers/masking_utils.py:_ignore_causal_mask_sdpa",
 }
 """All in attribution that waits for the device for each batch of examples, at most so often for each device."""

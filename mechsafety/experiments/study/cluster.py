@@ -76,7 +76,7 @@ def cluster_table(plan: Plan, counts: Sequence[int], *, price: int | float) -> s
     known = sum(row.estimate is not None for row in plan.rows)
     for one in (on_gpus(plan, gpus) for gpus in counts):
         cells = [str(one.gpus), f"{one.systems} of {known}", f"{one.hours:.1f}", f"{one.least:.2f}"]
-        cells += [f"{one.gpu_hours:.1f}", f"{one.gpu_hours * price:.0f}", f"{one.rented(price):.0f}"]
+        cells += [f"{one.gpu_hours:.1f}", f"{one.gpu_hours * price:.0f}", f"{one.rented(float(price)):.0f}"]
         lines.append("| " + " | ".join([*cells, f"{one.loading:.0f}"]) + " |")
     return "\n".join(lines)
 

@@ -116,7 +116,7 @@ def test_every_figure_has_a_title_a_caption_labels_and_fits_the_page(figures: _F
         assert 10 < len(layout["title"]["text"]) < 97, (name, layout["title"]["text"])
         caption = layout["title"]["subtitle"]["text"].split("<br>")
         assert 1 <= len(caption) <= 2, name
-        assert all(10 <= len(line) <= 130 for line in caption), name
+        assert all(10 <= len(line) <= 160 for line in caption), name
         assert layout["width"] <= 1000, name
         if name not in ("anatomy-reversal", "anatomy-ablation"):  # bars, whose rows are named
             assert any(axis.title.text for axis in figure.select_yaxes()), name

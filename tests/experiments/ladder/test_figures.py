@@ -63,7 +63,8 @@ def test_every_figure_has_a_title_a_caption_and_fits_the_page(figures: dict[str,
         layout = figure.to_dict()["layout"]
         assert 10 < len(layout["title"]["text"]) < 100, name
         assert len(layout["title"]["subtitle"]["text"]) > 10, name
-        assert layout["width"] <= 1000, name
+        wide = name == "ladder-angles"  # two maps of eight systems side by side, which the page scrolls
+        assert layout["width"] <= (1400 if wide else 1000), name
 
 
 def test_survival_draws_every_share_with_its_wilson_band(

@@ -21,7 +21,7 @@ def plan(*systems: tuple[float, int]) -> Plan:
     rows = [
         PlanRow(
             system=f"s{n}",
-            estimate=Estimate(memory=Memory(weights=4e9, cache=0), devices=d, hours={"all": hours * d}),
+            estimate=Estimate(memory=Memory(weights=4e9, cache=0.0), devices=d, hours={"all": hours * d}),
         )
         for n, (hours, d) in enumerate(systems)
     ]

@@ -442,8 +442,8 @@ def plain(config: StudyConfig) -> StudyConfig:
     [
         pytest.param("_directions", marks=pytest.mark.slow),
         pytest.param("_sweep", marks=pytest.mark.slow),
-        "_responses",
-        pytest.param("_selfjudge", marks=pytest.mark.slow),
+        "respond",
+        pytest.param("selfjudge", marks=pytest.mark.slow),
     ],
 )
 def test_a_system_that_is_not_finite_is_named_and_the_others_are_as_without_it(
