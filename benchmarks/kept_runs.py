@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -29,6 +30,9 @@ ROOT = Path(__file__).parents[1]
 KEPT = ROOT / "data" / "results"
 _VERDICTS = "verdicts"
 _ANATOMY = "anatomy.csv"
+_PLACE = re.compile(r"/(?:[^/\s:]+/)+")
+_NAMING = frozenset({"system", "a", "b"})
+"""Columns that name models, which may be folders."""
 _ANSWERS = frozenset({"response", "prompt", "messages"})
 
 
@@ -53,12 +57,13 @@ def keep(path: str | Path, name: str) -> None:
         if not (run.path / files[table]).is_file():
             continue
         rows = run.read_table(files[table]).drop(columns=_ANSWERS, errors="ignore")
+        rows = rows.assign(**{name: rows[name].map(_without_places) for name in _NAMING & {*rows}})
         if files[table].endswith(".csv"):
             rows.to_csv(folder / files[table], index=False)
         else:
             rows.to_parquet(folder / files[table], index=False)
     manifest = {"config": _without_places(run.manifest["config"])}
-    manifest |= {key: run.manifest[key] for key in what.sections if key in run.manifest}
+    manifest |= {key: _without_places(run.manifest[key]) for key in what.sections if key in run.manifest}
     if what.kind == "lab":
         _unsafe_outcomes(run).to_csv(folder / _ANATOMY, index=False)
     if what.kind == "ladder":
@@ -68,15 +73,13 @@ def keep(path: str | Path, name: str) -> None:
     )
 
 
-def _without_places(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration with the folders of models cut to their names."""
-
-    def bare(value: Any) -> Any:
-        if isinstance(value, list):
-            return [bare(one) for one in value]
-        return Path(value).name if isinstance(value, str) and value.startswith("/") else value
-
-    return {key: bare(value) for key, value in config.items()}
+def _without_places(value: Any) -> Any:
+    """Paths, wherever they stand, cut to the names of their files and folders."""
+    if isinstance(value, dict):
+        return {_without_places(key): _without_places(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_without_places(one) for one in value]
+    return _PLACE.sub("", value) if isinstance(value, str) else value
 
 
 def made() -> dict[str, str]:
