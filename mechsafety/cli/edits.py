@@ -8,7 +8,7 @@ import click
 
 from mechsafety.cli.base import Shown, command, run_and_show, run_options, say
 from mechsafety.cli.options import config_options
-from mechsafety.experiments.config import EditedConfig
+from mechsafety.experiments.config import ENGINE_FIELDS, EditedConfig
 from mechsafety.experiments.generation.config import GenerationConfig
 
 
@@ -37,7 +37,7 @@ def _generate(
 
 
 @command("export", example="mechsafety export smollm2-135m+refusals --out exported/as-it-is")
-@config_options(EditedConfig)
+@config_options(EditedConfig, leave_out=[*ENGINE_FIELDS, "seed"])
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="New folder for the checkpoint.")
 def _export(config: EditedConfig, out: Path) -> Shown:
     """Write MODEL under an edit as a checkpoint that transformers and vLLM read, and print how vLLM serves it.

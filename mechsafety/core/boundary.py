@@ -148,11 +148,16 @@ def _fitted_or_missing(value: Any, hint: Any) -> Any:
         return value
     elements = [get_args(h)[0] for h in hints if get_origin(h) is Sequence]
     if not elements:
-        listed = isinstance(value, list | tuple) and any(h.__name__ == "ndarray" for h in columns)
+        listed = (isinstance(value, list | tuple) or hasattr(value, "to_numpy")) and any(
+            h.__name__ == "ndarray" for h in columns
+        )
         return _imported("numpy").asarray(value) if listed else _fitted(value, hint)
     if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
         raise _UnfitError("a list, an array or a column")
-    return [each if _holds_nan(each) else _one_of(each, elements) for each in value]
+    rows: Any = value
+    if hasattr(rows, "itertuples"):  # a data frame has its rows, not its columns' names
+        rows = rows.to_numpy().tolist()
+    return [each if _holds_nan(each) else _one_of(each, elements) for each in rows]
 
 
 def _holds_nan(value: Any) -> bool:
@@ -211,7 +216,9 @@ def _one_of(value: Any, hints: Sequence[Any]) -> Any:
 
 
 def _many(value: Any, origin: type, hint: Any) -> Any:
-    """A sequence or collection: one thing alone is taken as one."""
+    """A sequence or collection: one thing alone is taken as one, the rows of a data frame as lists."""
+    if hasattr(value, "itertuples"):
+        value = value.to_numpy().tolist()
     if isinstance(value, str | bytes) or not isinstance(value, Iterable):
         value = (value,)
     if isinstance(value, Mapping):

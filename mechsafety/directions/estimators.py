@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.names import Centring, Method
 
 _LEAST_RIDGE = 1e-6  # of the mean variance: keeps the covariance invertible where nothing is shrunk
@@ -78,7 +79,12 @@ def refusal_subspace(
         >>> torch.allclose(basis @ basis.T, torch.eye(3, dtype=basis.dtype), atol=1e-5)
         True
     """
+    most = min(len(harmful), harmful.shape[1])
+    if not 1 <= k <= most:
+        raise MechsafetyError(f"k is {k}: {len(harmful)} harmful prompts give 1 to {most} directions")
     first = torch.nn.functional.normalize(harmful.mean(0) - harmless.mean(0), dim=0).double()
+    if not first.any():
+        raise MechsafetyError("the harmful and the harmless activations have one mean: there is no direction")
     centred = (harmful - harmful.mean(0)).double()
     centred = centred - (centred @ first)[:, None] * first
     _, _, rest = torch.linalg.svd(centred, full_matrices=False)

@@ -86,12 +86,24 @@ def _require_room(share: Share) -> None:
     )
 
 
+def require_gpus_named(share: Share, device: str) -> None:
+    """Raise :class:`MechsafetyError` for workers without GPUs of their own where there are some: all would take one."""
+    import ray
+
+    if share.gpus or device == "cpu" or not ray.cluster_resources().get("GPU"):
+        return
+    raise MechsafetyError(
+        f"the cluster has GPUs: say how many each worker has ({way('--gpus-per-task 1', 'gpus_per_task=1')}), or give "
+        f"{way('--device cpu', 'device=')}"
+    )
+
+
 def _start(quiet: Mapping[str, Any], share: Share, workers: int | None) -> None:
     import ray
 
     cpus = None if workers is None else workers * share.cpus
     try:
-        ray.init(num_cpus=cpus, object_store_memory=_STORE_BYTES, **quiet)
+        ray.init(address="local", num_cpus=cpus, object_store_memory=_STORE_BYTES, **quiet)
     except (RuntimeError, OSError, ValueError, ConnectionError) as error:
         raise MechsafetyError(f"ray could not be started here: {first_lines(error)}") from None
 

@@ -30,7 +30,7 @@ from mechsafety.models.chat_settings import NOT_OFF
 from mechsafety.models.loading import load_model, load_record
 from mechsafety.models.provenance import of_models
 from mechsafety.pages.page import FigureFormat, Page, render_page, write_figures
-from mechsafety.plots.look import Look, drawn, looking, wanted
+from mechsafety.plots.look import Look, drawn, looking_at_all, wanted
 from mechsafety.prompts.fed import require_all_fit
 from mechsafety.prompts.prompt_set import PromptSet
 from mechsafety.prompts.splits import record_repeated
@@ -361,13 +361,16 @@ class Result:
         """
         if not look:
             return dict(self._drawn)
-        with looking(**look):
+        with looking_at_all(**look):
             return self._draw()
 
     @drawn
     def plot(self, **_look: Unpack[Look]) -> go.Figure:
         """The first figure."""
-        return next(iter((self._draw() if wanted() else self._drawn).values()))
+        if not wanted():
+            return next(iter(self._drawn.values()))
+        with looking_at_all():
+            return next(iter(self._draw().values()))
 
     @property
     def findings(self) -> list[str]:

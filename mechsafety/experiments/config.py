@@ -10,7 +10,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from mechsafety.core.days import Day
 from mechsafety.core.errors import MechsafetyError, way
@@ -166,6 +174,14 @@ class EngineConfig(Config):
     workers: int | None = Field(
         default=None, ge=1, description="ray: how many workers; as many as there is room for when empty"
     )
+
+    @field_validator("gpus_per_task")
+    @classmethod
+    def _part_or_whole(cls, given: float | None) -> float | None:
+        """Ray divides one GPU, into ten thousandths at most, and hands out whole ones."""
+        if given is None or given == 0 or 1e-4 <= given <= 1 or given == int(given):
+            return given
+        raise ValueError("a part of one GPU, or a whole number of them, is expected")
 
     @model_validator(mode="after")
     def _ray_alone(self) -> EngineConfig:

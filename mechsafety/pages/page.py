@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -241,6 +242,8 @@ def write_figures(figures: Mapping[str, go.Figure], folder: str | Path, *, form:
 def save_figure(figure: go.Figure, path: str | Path) -> Path:
     """Write a figure as HTML, PNG, PDF or SVG, which the end of the name says; all but HTML need a Chromium.
 
+    HTML needs ``plotly.min.js``, which is written beside it.
+
     Returns the path. Raises :class:`MechsafetyError` for another format, a folder that does not exist, and where no
     Chromium is found.
 
@@ -257,11 +260,16 @@ def save_figure(figure: go.Figure, path: str | Path) -> Path:
         raise MechsafetyError(f"figure {str(path)!r}: the name is to end in .{', .'.join(FORMATS)}")
     if not path.parent.is_dir():
         raise MechsafetyError(f"figure {str(path)!r}: the folder {str(path.parent)!r} does not exist")
-    if form == "html":
-        figure.write_html(path, include_plotlyjs="directory", full_html=True, div_id=f"figure-{path.stem}")
-    else:
+    if form != "html":
         require_chromium()
-        figure.write_image(path, scale=2 if form == "png" else 1)
+    try:
+        if form == "html":
+            name = re.sub(r"[^\w+.-]", "-", path.stem)
+            figure.write_html(path, include_plotlyjs="directory", full_html=True, div_id=f"figure-{name}")
+        else:
+            figure.write_image(path, scale=2 if form == "png" else 1)
+    except OSError as error:
+        raise MechsafetyError(f"cannot write the figure {str(path)!r}: {error.strerror or error}") from None
     return path
 
 

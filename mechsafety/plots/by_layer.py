@@ -102,7 +102,7 @@ def number_map(
     figure.update_xaxes(title_text=titles[0], type="category", showgrid=False, nticks=20)
     height = height or AROUND + max(60, min(26 * len(y), 1200))
     area = (wanted().get("height") or height) - AROUND
-    step = -(-len(y) * 16 // max(area, 16))  # a line of text takes 16 pixels
+    step = max(1, -(-len(y) * 16 // max(area, 16)))  # a line of text takes 16 pixels
     ticks = list(range(0, len(y), step))
     figure.update_yaxes(
         title_text=titles[1],

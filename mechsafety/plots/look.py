@@ -44,6 +44,8 @@ _OPTIONS = {
 }
 _WANTED: ContextVar[Look] = ContextVar("wanted", default=Look())  # noqa: B039 - never changed in place
 
+_FOUND: ContextVar[set[str] | None] = ContextVar("found", default=None)
+
 
 def drawn(function: Draws) -> Draws:
     """``function`` with the options of :class:`Look`, which its signature shows one by one."""
@@ -69,6 +71,29 @@ def looking(**look: Unpack[Look]) -> Iterator[None]:
         yield
     finally:
         _WANTED.reset(token)
+
+
+@contextmanager
+def looking_at_all(**look: Unpack[Look]) -> Iterator[None]:
+    """:func:`looking` for all figures of a run: each takes the colours of the names that it has.
+
+    Raises :class:`MechsafetyError` for a name that none of them has.
+    """
+    found: set[str] = set()
+    token = _FOUND.set(found)
+    try:
+        with looking(**look):
+            yield
+            colours = wanted().get("colours")
+            if isinstance(colours, Mapping) and (missed := [name for name in colours if name not in found]):
+                raise MechsafetyError(f"colours: the legend of no figure has {missed[0]!r}")
+    finally:
+        _FOUND.reset(token)
+
+
+def names_found() -> set[str] | None:
+    """Of the names that colours were given for, those that some figure had; None where one figure is drawn."""
+    return _FOUND.get()
 
 
 def wanted() -> Look:

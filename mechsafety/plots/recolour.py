@@ -15,17 +15,22 @@ _RGBA = re.compile(r"rgba\((\d+),\s*(\d+),\s*(\d+),\s*([\d.]+)\)")
 Colours = tuple[str, ...] | dict[str, str]
 
 
-def recolour(figure: go.Figure, colours: Colours) -> None:
+def recolour(figure: go.Figure, colours: Colours, *, found: set[str] | None = None) -> None:
     """Give the figure's series, or the scales of its maps, ``colours`` (:class:`~mechsafety.plots.look.Look`).
 
-    Raises :class:`MechsafetyError` for a name that is not in the legend, and one colour for a scale.
+    Raises :class:`MechsafetyError` for a name that is not in the legend, and one colour for a scale. With ``found``
+    the figure is one of several: what does not fit it leaves it as it is, and names that it has are added.
     """
     maps = [trace for trace in figure.data if trace.type == "heatmap"]
     if maps:
-        _scale(maps, colours)
+        if found is None or not (isinstance(colours, Mapping) or len(colours) < 2):
+            _scale(maps, colours)
         return
     series = _series(figure)
     if isinstance(colours, Mapping):
+        if found is not None:
+            colours = {name: colours[name] for name in dict.fromkeys(n for n, _ in series) if name in colours}
+            found.update(colours)
         _by_name(figure, series, colours)
     else:
         old = list(dict.fromkeys(colour for _, colour in series))

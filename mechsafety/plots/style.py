@@ -13,7 +13,7 @@ import plotly.graph_objects as go
 
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.plots.layout import lay_out
-from mechsafety.plots.look import wanted
+from mechsafety.plots.look import names_found, wanted
 from mechsafety.plots.recolour import recolour
 
 # Okabe and Ito's palette (jfly.uni-koeln.de/color), which survives grey printing better than hues alone.
@@ -151,7 +151,7 @@ def styled(figure: go.Figure, title: str, subtitle: str, *, width: int, height: 
     )
     figure.update_annotations(font_family=FONT)
     if colours := look.get("colours"):
-        recolour(figure, colours)  # type: ignore[arg-type]
+        recolour(figure, colours, found=names_found())  # type: ignore[arg-type]
     lay_out(
         figure,
         look.get("title") or title,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 from scipy.stats import rankdata
 
 from mechsafety.core.errors import MechsafetyError
@@ -40,11 +41,7 @@ def auroc_interval(
         >>> found.value
         0.75
     """
-    score, truth = np.asarray(scores, dtype=float), np.asarray(labels)
-    if not np.isin(truth, (0, 1)).all() or not np.isfinite(score).all():
-        raise MechsafetyError(
-            "auroc_interval needs finite scores and labels that are 0 or 1; drop or mend the others"
-        )
+    truth, score = _checked(labels, scores)
     group, count = cluster_codes(
         range(len(score)) if clusters is None else clusters, sizes=(len(score), len(truth))
     )
@@ -76,6 +73,18 @@ def _inflated(value: float, drawn: Sequence[np.ndarray], positive: np.ndarray, g
     count = len(np.unique(group))
     found = float(np.nanvar(np.concatenate(drawn))) * count / (count - 1)
     return inflation(value, found, positives=int(positive.sum()), negatives=int((~positive).sum()))
+
+
+def _checked(labels: ArrayLike, *scores: ArrayLike) -> list[np.ndarray]:
+    """Labels that are 0 or 1, and as many finite numbers of each score. Raises :class:`MechsafetyError` for others."""
+    truth, *found = np.asarray(labels), *(np.asarray(score, dtype=float) for score in scores)
+    if not np.isin(truth, (0, 1)).all() or not all(np.isfinite(score).all() for score in found):
+        raise MechsafetyError(
+            "an area under the ROC curve needs finite scores and labels that are 0 or 1; drop or mend the others"
+        )
+    if any(score.shape != truth.shape for score in found):
+        raise MechsafetyError(f"{len(truth)} labels and {len(found[0])} scores: one a score is needed")
+    return [truth, *found]
 
 
 def _aurocs(weights: np.ndarray, positive: np.ndarray, starts: np.ndarray) -> np.ndarray:
@@ -110,11 +119,12 @@ def paired_auroc_p(
         >>> ms.statistics.paired_auroc_p([0.1, 0.2, 0.3, 0.4], [0.3, 0.4, 0.1, 0.2], [0, 0, 1, 1], clusters=range(4))
         0.125
     """
-    truth = np.asarray(labels, dtype=bool)
+    truth, a, b = _checked(labels, first, second)
+    truth = truth.astype(bool)
     if truth.all() or not truth.any():
         return math.nan
     group, count = cluster_codes(clusters, sizes=(len(truth),))
-    a, b = rankdata(np.asarray(first, dtype=float)), rankdata(np.asarray(second, dtype=float))
+    a, b = rankdata(a), rankdata(b)
     whole = 2**count <= draws
     if whole:
         exchanged = (np.arange(2**count)[:, None] >> np.arange(count)) % 2 == 1
@@ -143,12 +153,15 @@ def shuffled_aurocs(
         >>> low < 0.5 < high, p < 0.01  # the classes are apart
         (True, True)
     """
-    truth = np.asarray(labels, dtype=bool)
+    if draws < 1:
+        raise MechsafetyError(f"draws is {draws}: at least 1 shuffle is needed")
+    truth, score = _checked(labels, scores)
+    truth = truth.astype(bool)
     if truth.all() or not truth.any():
         return math.nan, math.nan, math.nan
     rng, n = np.random.default_rng(seed), int(truth.sum())
     shuffled = rng.permuted(np.tile(truth, (draws, 1)), axis=1)
-    sums = np.concatenate([truth[None], shuffled]) @ rankdata(np.asarray(scores, dtype=float))
+    sums = np.concatenate([truth[None], shuffled]) @ rankdata(score)
     areas = (sums - n * (n + 1) / 2) / (n * (len(truth) - n))
     low, high = np.quantile(areas[1:], [0.025, 0.975])
     p = float((np.abs(areas - 0.5) >= abs(areas[0] - 0.5) - 1e-12).mean())

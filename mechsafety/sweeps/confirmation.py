@@ -170,10 +170,13 @@ def _shares(tally: Tally) -> dict[str, float]:
     }
 
 
+_OWN = "own answers and thoughts"
+
+
 def _own_answers(
     model: TransformerBridge, prompts: PromptSet, max_new_tokens: int, seed: int, journal: Journal | None
 ) -> list[Written]:
-    stored = journal.get("own answers") if journal is not None else None
+    stored = journal.get(_OWN) if journal is not None else None
     if stored is None:
         label = "own answers to harmless prompts"
         done: list[Completion] = list(
@@ -181,5 +184,5 @@ def _own_answers(
         )
         stored = [c.written for c in done]
         if journal is not None:
-            journal.put("own answers", stored)
+            journal.put(_OWN, stored)
     return [(tokens, n_thought) for tokens, n_thought in stored]

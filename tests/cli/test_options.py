@@ -56,8 +56,11 @@ COMMANDS: dict[str, tuple[type[BaseModel], set[str]]] = {
     "tune": (TuneConfig, set()),
 }
 """By command, its configuration and the options that are none of its fields."""
-WITHOUT: dict[str, set[str]] = {"study": {"sampling", "selfjudge", "nll"}}
-"""By command, the fields that have no option: sections of a study, which stand in its file."""
+WITHOUT: dict[str, set[str]] = {
+    "study": {"sampling", "selfjudge", "nll"},
+    "export": {"engine", "address", "gpus_per_task", "cpus_per_task", "workers", "seed"},
+}
+"""By command, the fields that have no option: sections of a study, which stand in its file; what an export is not."""
 BARE = {
     "report",
     "figures",

@@ -108,3 +108,29 @@ def test_options_end_with_the_figure() -> None:
     with pytest.raises(MechsafetyError):
         plots.outcome_bars(RATES, width=500, judge="nobody")
     assert plots.outcome_bars(RATES).layout.width == 760
+
+
+def test_figures_of_a_run_take_the_colours_that_fit_them() -> None:
+    import plotly.graph_objects as go
+
+    from mechsafety.plots.look import looking_at_all
+    from mechsafety.plots.style import styled
+
+    def lines() -> go.Figure:
+        figure = go.Figure()
+        for name, colour in (("one", "#111111"), ("two", "#222222")):
+            figure.add_scatter(x=[0, 1], y=[0, 1], name=name, line={"color": colour})
+        return styled(figure, "Lines of two", "two lines", width=600, height=400)
+
+    def numbers() -> go.Figure:
+        return styled(go.Figure(go.Heatmap(z=[[1.0, 2.0]])), "A map of two", "two", width=600, height=400)
+
+    with looking_at_all(colours={"two": "teal"}):
+        drawn_lines, drawn_map = lines(), numbers()
+    assert [trace.line.color for trace in drawn_lines.data] == ["#111111", "teal"]
+    assert drawn_map.data[0].colorscale == numbers().data[0].colorscale
+    with (
+        pytest.raises(MechsafetyError, match="no figure has 'three'"),
+        looking_at_all(colours={"three": "teal"}),
+    ):
+        lines()

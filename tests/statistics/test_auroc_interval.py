@@ -11,6 +11,7 @@ from scipy.stats import norm, rankdata
 from sklearn.metrics import roc_auc_score
 
 from benchmarks.coverage import auroc_coverage
+from mechsafety.core.errors import MechsafetyError
 from mechsafety.statistics import auroc_interval, paired_auroc_p, shuffled_aurocs
 from mechsafety.statistics.mann_whitney import score_interval, variance
 from mechsafety.sweeps.layer_profile import _auroc
@@ -144,3 +145,16 @@ def test_shuffled_labels_are_shown_to_differ_in_few_cases_where_nothing_is_told_
         for i in range(200)
     ]
     assert np.mean(np.array(p) < 0.05) < 0.1  # 20 of 200 at a rate of .05 has a chance of .3 %
+
+
+def test_areas_of_missing_scores_are_refused_and_not_significant() -> None:
+    labels = [0, 1, 1, 0]
+    for scores, truth in (
+        ([0.1, math.nan, 0.3, 0.4], labels),
+        ([0.1, 0.2], labels),
+        ([1.0] * 4, [0, 2, 1, 0]),
+    ):
+        with pytest.raises(MechsafetyError):
+            shuffled_aurocs(scores, truth)
+        with pytest.raises(MechsafetyError):
+            paired_auroc_p(scores, scores, truth, clusters=range(len(truth)))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mechsafety.core.errors import MechsafetyError, StoppedError, first_lines
 from mechsafety.core.progress import Progress
-from mechsafety.engines.cluster import Share, cluster, room
+from mechsafety.engines.cluster import Share, cluster, require_gpus_named, room
 from mechsafety.engines.progress import Pace, by_stage, line, state
 from mechsafety.engines.tasks import Schedule, Task
 from mechsafety.experiments.parallel import Parallel
@@ -48,7 +48,9 @@ def on_ray(experiment: Experiment[Any], day: str, *, allow_other_versions: bool)
     config = experiment.config
     share = Share(cpus=config.cpus_per_task or 1, gpus=config.gpus_per_task or 0.0)
     with cluster(config.address, share, config.workers):
-        pool = _Pool(experiment, share, most=config.workers, day=day, allow=allow_other_versions)
+        require_gpus_named(share, str(getattr(config, "device", "auto")))
+        most = config.workers if isinstance(experiment, Parallel) else 1
+        pool = _Pool(experiment, share, most=most, day=day, allow=allow_other_versions)
         try:
             yield _Remote(experiment, pool)
         finally:
@@ -193,7 +195,7 @@ class _Work:
         self.parallel = self.experiment if isinstance(self.experiment, Parallel) else None
         self.schedule, self.pace = Schedule(), Pace()
         self.failures: dict[str, str] = {}
-        self._mendable = True
+        self._mendable, self._stopped = True, False
         self._whole: Mapping[str, pd.DataFrame] | None = None
         self._said = 0.0
 
@@ -295,10 +297,13 @@ class _Work:
         if not marked:
             self.failures[name] = failure.why
             self._mendable = self._mendable and failure.kind != "other"
+            self._stopped = self._stopped or failure.kind == "stopped"
 
     def _stop(self) -> None:
         """Raise what failed; the rest is kept."""
         (name, why), *more = self.failures.items()
+        if self._stopped and not more:
+            raise StoppedError(why)
         others = f" (and {len(more)} more)" if more else ""
         if self._mendable and not more:
             raise MechsafetyError(why)

@@ -25,9 +25,12 @@ Files = dict[str, bytes]
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """Why a worker could not do something: what a user can mend, numbers that are not finite, or anything else."""
+    """Why a worker could not do something.
 
-    kind: Literal["mend", "not finite", "other"]
+    What a user can mend, what stopped on its own and can go on later, numbers that are not finite, or anything else.
+    """
+
+    kind: Literal["mend", "stopped", "not finite", "other"]
     why: str
 
 

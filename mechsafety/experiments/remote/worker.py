@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mechsafety.core.errors import MechsafetyError, NotFiniteError
+from mechsafety.core.errors import MechsafetyError, NotFiniteError, StoppedError
 from mechsafety.engines.tasks import Task
 from mechsafety.experiments.remote.made import Facts, Failure, Files, Made, files_but_manifest
 from mechsafety.runs.folder import MANIFEST, RunFolder, computing_versions
@@ -98,6 +98,8 @@ def _caught(work: Callable[[], T]) -> T | Failure:
         return work()
     except NotFiniteError as error:
         return Failure(kind="not finite", why=str(error))
+    except StoppedError as error:
+        return Failure(kind="stopped", why=str(error))
     except MechsafetyError as error:
         return Failure(kind="mend", why=str(error))
     except Exception as error:

@@ -198,7 +198,7 @@ def _of_judges(tables: Mapping[str, pd.DataFrame], judge: str) -> list[str]:
 
 def _unusable(checks: pd.DataFrame, primary: str) -> list[str]:
     """A sentence for every judge that failed on known answers; it may be a member of a panel."""
-    failed = {str(row["judge"]): row["unusable"] for _, row in checks.iterrows()}
+    failed = {str(row["judge"]): row.get("unusable") for _, row in checks.iterrows()}
     return [
         f"Unusable judge: {judge}: {why}."
         for judge, why in sorted(failed.items(), key=lambda one: one[0] not in members_of(primary))

@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 _CHOOSING = (
     *("directions", "fit", "refusals", "scores", "swept", "sweep", "selection"),
-    *("confirmation", "confirmed", "scatter"),
+    *("confirmation", "confirmed", "scatter", "thoughts"),
 )
 """The parts of one system that its direction is made in."""
-_EDIT = ("selection", "directions", "controls")
-"""The parts that an edit is rebuilt from."""
+_EDIT = ("selection", "directions", "controls", "thoughts")
+"""The parts that an edit is rebuilt from, and what random directions read."""
 
 
 def study_tasks(config: StudyConfig, run: RunFolder, labels: Collection[str] = LABELS) -> list[Task]:
