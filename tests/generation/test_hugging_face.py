@@ -43,7 +43,8 @@ def answers(
 def stopping(model: Any, prompts: list[Prompt], monkeypatch: pytest.MonkeyPatch) -> None:
     """Let answers end at different steps: at tokens that some of them hold early, and others late or never."""
     whole, _ = answers(model, prompts, monkeypatch, first=MOST)
-    stops = frozenset({1, whole[0][1], whole[1][min(6, len(whole[1]) - 1)]})
+    early, late = sorted(filter(None, whole), key=len)[-2:]
+    stops = frozenset({1, early[min(1, len(early) - 1)], late[min(6, len(late) - 1)]})
     monkeypatch.setattr(completions, "stop_tokens", lambda _: stops)
 
 
