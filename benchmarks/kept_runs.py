@@ -10,13 +10,14 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from benchmarks.markdown import bullets, markdown_table
 from mechsafety.core.wording import span
 from mechsafety.experiments.anatomy.naming import state_name
 from mechsafety.experiments.base import Result, load_run
@@ -109,7 +110,7 @@ def _lab_outcomes(run: Result) -> str:
     }
     names = {"base": "pretrained", **TUNINGS}
     rows = [[names[model], *(_over_seeds(part, model) for part in columns.values())] for model in names]
-    return _table(["model", *columns], rows)
+    return markdown_table(["model", *columns], rows)
 
 
 def _over_seeds(cases: pd.DataFrame, model: str) -> str:
@@ -125,7 +126,7 @@ def _over_seeds(cases: pd.DataFrame, model: str) -> str:
 
 def _lab_summary(run: Result) -> str:
     """How many bounds and readings hold."""
-    return _list(sentence for sentence in run.findings if sentence.startswith("Lab: "))
+    return bullets(sentence for sentence in run.findings if sentence.startswith("Lab: "))
 
 
 def _lab_bounds(run: Result) -> str:
@@ -141,7 +142,7 @@ def _lab_bounds(run: Result) -> str:
         ]
         for row in as_lab(run).held().to_dict("records")
     ]
-    return _table(["claim", "model", "what", "bound", "met in seeds", "lowest to highest"], rows)
+    return markdown_table(["claim", "model", "what", "bound", "met in seeds", "lowest to highest"], rows)
 
 
 def _lab_controls(run: Result) -> str:
@@ -158,7 +159,7 @@ def _lab_controls(run: Result) -> str:
             for kind in kinds
         ]
         rows.append([str(number), _model(str(model)), str(what), str(part["value"].iloc[0]), *cells])
-    return _table(
+    return markdown_table(
         ["claim", "model", "reading", "value", *(f"{kind}; beyond in seeds" for kind in kinds)], rows
     )
 
@@ -210,7 +211,7 @@ def _lab_anatomy(run: Result) -> str:
     for state, name in _STATES.items():
         cells = [table[(table["state"] == state) & (table["tuning"] == tuning)] for tuning in SAFETY_TUNINGS]
         rows.append([name, *(f"{_ends(mine['refused'])}{_broken(mine['degenerate'])}" for mine in cells)])
-    return _table(["unsafe inputs refused", *(TUNINGS[tuning] for tuning in SAFETY_TUNINGS)], rows)
+    return markdown_table(["unsafe inputs refused", *(TUNINGS[tuning] for tuning in SAFETY_TUNINGS)], rows)
 
 
 # -- ladders ------------------------------------------------------------------------------------------
@@ -238,7 +239,7 @@ def _survival(run: Result) -> str:
                 cells.append(_ends(mine["refused"]) + _broken(mine["degenerate"]))
         rows.append(cells)
     head = [f"without {n}" for n in counts]
-    return _table(
+    return markdown_table(
         ["system", "refused", "harmless refused", *(f"{one} at random" for one in head), *head],
         rows,
     )
@@ -254,7 +255,7 @@ def _broken(values: pd.Series) -> str:
 
 
 def _findings(run: Result) -> str:
-    return _list(run.findings)
+    return bullets(run.findings)
 
 
 # -- regions ------------------------------------------------------------------------------------------
@@ -281,17 +282,7 @@ def _tradeoff(run: Result) -> str:
         cells += [_ends(part[column]) for column in measures.values()]
         low, high = part["perplexity"].min(), part["perplexity"].max()
         rows.append([*cells, span([low, high], ",.3g" if high >= 1e5 else ",.0f")])
-    return _table(["removal", "setting", "what", "weights", *measures, "perplexity"], rows)
-
-
-def _list(sentences: Iterable[str]) -> str:
-    return "\n".join(f"- {text}" for text in sentences)
-
-
-def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    head = list(head)
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+    return markdown_table(["removal", "setting", "what", "weights", *measures, "perplexity"], rows)
 
 
 RUNS: Mapping[str, Kept] = {

@@ -13,13 +13,15 @@ import json
 import re
 import sys
 import tomllib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from benchmarks import kept_runs
+from benchmarks.kept_runs import KEPT, ROOT
+from benchmarks.markdown import bullets, markdown_table
 from mechsafety.claims import decide
 from mechsafety.claims.sentences import beyond, change
 from mechsafety.claims.tables import CONTROL_COLUMNS, NOT_MEASURABLE, change_row, control_row
@@ -30,8 +32,6 @@ from mechsafety.judges.label_order import order_sentences
 from mechsafety.plots.style import system_names
 from mechsafety.statistics import PROMPT_LABELS
 
-ROOT = Path(__file__).parents[1]
-KEPT = ROOT / "data" / "results"
 DOCUMENTS = ("README.md", "docs/results.md", "docs/lab.md", "docs/controls.md")
 CLAIMS = Path(__file__).parent / "controls.toml"
 TABLES = (
@@ -105,7 +105,7 @@ def _rates(tables: Tables, manifest: Mapping[str, Any]) -> str:
 
 
 def _findings(tables: Tables, manifest: Mapping[str, Any]) -> str:
-    return _list(study_findings(tables, manifest))
+    return bullets(study_findings(tables, manifest))
 
 
 def _headline(tables: Tables, manifest: Mapping[str, Any]) -> str:
@@ -116,12 +116,12 @@ def _headline(tables: Tables, manifest: Mapping[str, Any]) -> str:
         claim = decide(contrast)
         said += [change(claim), *beyond(claim)]
         said += [change(decide(harmless[system]))] if system in harmless else []
-    return _list(said)
+    return bullets(said)
 
 
 def _judges(tables: Tables, manifest: Mapping[str, Any]) -> str:
     primary = manifest["config"]["judges"][0]
-    return _list(
+    return bullets(
         [
             *by_judge_sentences(tables["judge_effects"]),
             *disagreement_sentences(tables["verdicts"], tables["agreement"], primary=primary),
@@ -145,7 +145,9 @@ def _claims(tables: Tables, manifest: Mapping[str, Any]) -> str:  # noqa: ARG001
     columns = ("experiment", "claim", "control", "fails", "test")
     rows = tomllib.loads(CLAIMS.read_text(encoding="utf-8"))["claims"]
     cells = [[*(row[name] for name in columns[:4]), f"`{row['test'].rpartition('::')[2]}`"] for row in rows]
-    return _table(("experiment", "claim", "control", "how the control can fail", "planted violation"), cells)
+    return markdown_table(
+        ("experiment", "claim", "control", "how the control can fail", "planted violation"), cells
+    )
 
 
 def _study_controls(tables: Tables, manifest: Mapping[str, Any]) -> str:
@@ -161,16 +163,7 @@ def _study_controls(tables: Tables, manifest: Mapping[str, Any]) -> str:
         for column, control in (("auc_shuffled", "another prompt shown"), ("auc_length", "shortness alone")):
             holds = "no" if row[column] >= row["auc"] else NOT_MEASURABLE
             rows.append(control_row(claim, reading, control, f"AUROC {row[column]:.2f}", holds))
-    return _table(CONTROL_COLUMNS, [list(row.values()) for row in rows])
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _list(sentences: Iterable[str]) -> str:
-    return "\n".join(f"- {text}" for text in sentences)
+    return markdown_table(CONTROL_COLUMNS, [list(row.values()) for row in rows])
 
 
 _MAKERS: dict[str, Callable[[Tables, Mapping[str, Any]], str]] = {

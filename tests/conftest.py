@@ -28,6 +28,7 @@ _checked = check_calls("mechsafety")
 import torch  # noqa: E402
 
 from mechsafety.models.loading import PLAIN_TEMPLATE, load_model  # noqa: E402
+from mechsafety.pages.page import find_chromium  # noqa: E402
 from tests.kept_models import changed, shared  # noqa: E402
 
 torch.set_num_threads(1)
@@ -201,3 +202,13 @@ def _shared_models_are_read_only() -> Iterator[None]:
     assert not left, (
         f"the test changed a model that others share ({', '.join(left)}): it needs one of its own"
     )
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A Chromium without a window."""
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=find_chromium(), args=["--no-sandbox"])
+        yield opened
+        opened.close()

@@ -27,15 +27,6 @@ WAIT = 10_000
 """Milliseconds that the browser may take for anything."""
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    sync_api = pytest.importorskip("playwright.sync_api")
-    with sync_api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=find_chromium(), args=["--no-sandbox"])
-        yield opened
-        opened.close()
-
-
 @pytest.fixture
 def tab(browser: Any) -> Iterator[Any]:
     """A tab that fails the test when a script on it fails, or a dialog of the page opens."""
