@@ -194,8 +194,7 @@ class _Work:
         self.experiment = remote.local
         self.parallel = self.experiment if isinstance(self.experiment, Parallel) else None
         self.schedule, self.pace = Schedule(), Pace()
-        self.failures: dict[str, str] = {}
-        self._mendable, self._stopped = True, False
+        self.failures: dict[str, Failure] = {}
         self._whole: Mapping[str, pd.DataFrame] | None = None
         self._said = 0.0
 
@@ -295,20 +294,18 @@ class _Work:
             self.session, task, failure.why, not_finite=failure.kind == "not finite"
         )
         if not marked:
-            self.failures[name] = failure.why
-            self._mendable = self._mendable and failure.kind != "other"
-            self._stopped = self._stopped or failure.kind == "stopped"
+            self.failures[name] = failure
 
     def _stop(self) -> None:
         """Raise what failed; the rest is kept."""
-        (name, why), *more = self.failures.items()
-        if self._stopped and not more:
-            raise StoppedError(why)
+        (name, failure), *more = self.failures.items()
+        if not more and failure.kind == "stopped":
+            raise StoppedError(failure.why)
         others = f" (and {len(more)} more)" if more else ""
-        if self._mendable and not more:
-            raise MechsafetyError(why)
+        if not more and failure.kind != "other":
+            raise MechsafetyError(failure.why)
         raise StoppedError(
-            f"{name} failed{others}: {why}; all else that could be made is kept, and the same command goes on"
+            f"{name} failed{others}: {failure.why}; all else that could be made is kept, and the same command goes on"
         )
 
     def _report(self, known: Sequence[Task], *, now: bool = False) -> None:
