@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import pickle
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -14,16 +14,16 @@ from mechsafety.core.errors import MechsafetyError, StoppedError, first_lines
 from mechsafety.core.progress import Progress
 from mechsafety.engines.cluster import Share, cluster, require_gpus_named, room
 from mechsafety.engines.progress import Pace, by_stage, line, state
-from mechsafety.engines.tasks import Schedule, Task
+from mechsafety.engines.tasks import Schedule, Task, shown
 from mechsafety.experiments.parallel import Parallel
 from mechsafety.experiments.remote.made import (
     Facts,
     Failure,
     Made,
-    files_but_manifest,
     keep,
     manifest_of,
     not_shared,
+    shared_files,
     stamp,
 )
 from mechsafety.experiments.remote.worker import Worker
@@ -38,8 +38,13 @@ if TYPE_CHECKING:
 STATE = "engine"
 """The part that says how far the run is."""
 _WHOLE = ("tables",)
+_READING = "reading"
+"""The thread of a worker that reads what another one makes."""
 _MOST_FAILED_STARTS = 5
 _LOOK_EVERY_S = 10.0
+"""How often the driver says how far the run is, and fetches what long tasks have made so far."""
+_AT_THE_END_S = 5.0
+"""How long it waits for that when it is interrupted, and for workers to tidy up."""
 
 
 @contextmanager
@@ -81,11 +86,13 @@ class _Pool:
         self.ray, self.share, self.most = ray, share, most
         options = {"day": day, "threads": share.cpus, "allow_other_versions": allow}
         self._given = ray.put(pickle.dumps(experiment)), options | {"versions": computing_versions()}
-        self._kind = ray.remote(Worker)
+        self._kind = ray.remote(concurrency_groups={_READING: 1})(Worker)
         self._numbers = itertools.count(1)
         self.members: dict[str, _Member] = {}
         self.waiting: dict[Any, str] = {}
         """The worker by the reference of what it is at."""
+        self.asked: dict[Any, str] = {}
+        """The worker by the reference of what it has made so far."""
         self.failed_starts = 0
         self.grow()
 
@@ -108,11 +115,34 @@ class _Pool:
         found = []
         for reference in done:
             member = self.members[self.waiting.pop(reference)]
+            self.asked = {r: name for r, name in self.asked.items() if name != member.name}
             try:
                 found.append((member, self.ray.get(reference)))
             except self.ray.exceptions.RayError as error:
                 self.drop(member)
                 found.append((member, error))
+        return found
+
+    def ask(self, names: Collection[str]) -> None:
+        """Ask workers what they have made so far, but for those that have not answered yet."""
+        for name in set(names) - set(self.asked.values()):
+            self.asked[self._reading(self.members[name], "so_far").remote()] = name
+
+    @staticmethod
+    def _reading(member: _Member, method: str) -> Any:
+        """A method of a worker that does not wait for what it is at."""
+        return getattr(member.handle, method).options(concurrency_group=_READING)
+
+    def answers(self, seconds: float = 0.0) -> list[tuple[str, Made]]:
+        """What workers have made so far, of those that have answered; a dead one does not."""
+        if not self.asked:
+            return []
+        done, _ = self.ray.wait([*self.asked], num_returns=len(self.asked), timeout=seconds)
+        found = []
+        for reference in done:
+            name = self.asked.pop(reference)
+            with suppress(self.ray.exceptions.RayError):
+                found.append((name, self.ray.get(reference)))
         return found
 
     def drop(self, member: _Member) -> None:
@@ -125,6 +155,9 @@ class _Pool:
         return {n: m.held for n, m in self.members.items() if m.prepared and n not in busy}
 
     def close(self) -> None:
+        leaving = [self._reading(member, "leave").remote() for member in self.members.values()]
+        if leaving:
+            self.ray.wait(leaving, num_returns=len(leaving), timeout=_AT_THE_END_S)
         for member in [*self.members.values()]:
             self.drop(member)
 
@@ -196,13 +229,20 @@ class _Work:
         self.schedule, self.pace = Schedule(), Pace()
         self.failures: dict[str, Failure] = {}
         self._whole: Mapping[str, pd.DataFrame] | None = None
-        self._said = 0.0
+        self._said, self._fetched = 0.0, time.monotonic()
 
     def tables(self) -> Mapping[str, pd.DataFrame]:
         if self.parallel is None:
             self.say(f"ray: {self.experiment.kind} has no tasks of its own, and runs as one on one worker")
         else:
             self.parallel.begin(self.session)
+        try:
+            return self._made()
+        except KeyboardInterrupt:
+            self._interrupted()
+            raise
+
+    def _made(self) -> Mapping[str, pd.DataFrame]:
         self._all(self._tasks)
         tables = None if self.parallel is None or self.failures else self.parallel.finish(self.session)
         if tables is None and not self.failures:
@@ -212,6 +252,12 @@ class _Work:
             self._stop()
         _in_order(self.run, self.experiment.models())
         return tables or {}
+
+    def _interrupted(self) -> None:
+        """Fetch what long tasks have made by now."""
+        self._fetched = -_LOOK_EVERY_S
+        self._fetch()
+        self._fetch(_AT_THE_END_S)
 
     def _tasks(self) -> list[Task]:
         return [] if self.parallel is None else self.parallel.tasks(self.run)
@@ -238,7 +284,18 @@ class _Work:
                 else:
                     self.remote._prepared(member, found)
             self.pool.grow()
+            self._fetch()
             self._report(known)
+
+    def _fetch(self, seconds: float = 0.0) -> None:
+        """Put into the run what long tasks have made so far, and ask for more. A batch is kept as a whole."""
+        for name, made in self.pool.answers(seconds):
+            task = self.schedule.advances(name) if made.files else self.schedule.running[name]
+            keep(self.run, task, made)
+            self._heard(made)
+        if time.monotonic() - self._fetched >= _LOOK_EVERY_S:
+            self._fetched = time.monotonic()
+            self.pool.ask([name for name, task in self.schedule.running.items() if task.batch is None])
 
     def _begin(self, member: _Member, task: Task) -> None:
         files = self._shipped(member, task)
@@ -257,14 +314,14 @@ class _Work:
 
     def _files(self, task: Task) -> list[Any]:
         if task.name == _WHOLE:
-            return [self.run.path / name for name in files_but_manifest(self.run)]
+            return [self.run.path / name for name in shared_files(self.run, self.experiment.stay)]
         return [path for key in task.ships for path in self.run.part_files(*key)]
 
     def _ended(self, member: _Member, found: Made | Exception) -> None:
         if isinstance(found, Exception):
             task = self.schedule.dies(member.name)
             if task is not None:
-                self.say(f"ray: {member.name} died over {' · '.join(task.name)}; another one goes on")
+                self.say(f"ray: {member.name} died over {task.title}; another one goes on")
                 if (why := self.schedule.failed.get(task.name)) is not None:
                     self._failed(task, Failure(kind="other", why=why))
             return
@@ -276,8 +333,7 @@ class _Work:
                 member.has[name] = stamp(path.stat())
         for name in not_shared(self.run, task):
             member.has.pop(name, None)
-        for text in found.lines:
-            self.say(text)
+        self._heard(found)
         if found.failure is not None:
             self.schedule.fails(member.name, found.failure.why)
             self._failed(task, found.failure)
@@ -287,8 +343,12 @@ class _Work:
         if task.name == _WHOLE:
             self._whole = found.tables
 
+    def _heard(self, made: Made) -> None:
+        for text in made.lines:
+            self.say(text)
+
     def _failed(self, task: Task, failure: Failure) -> None:
-        name = " · ".join(task.name)
+        name = task.title
         self.say(f"ray: {name} failed: {failure.why}")
         marked = self.parallel is not None and self.parallel.failed(
             self.session, task, failure.why, not_finite=failure.kind == "not finite"
@@ -314,8 +374,8 @@ class _Work:
             return
         self._said = time.monotonic()
         running = {name: "" for name, member in self.pool.members.items() if member.prepared}
-        running |= {name: " · ".join(task.name) for name, task in self.schedule.running.items()}
-        failed = {" · ".join(name): why for name, why in self.schedule.failed.items()}
+        running |= {name: task.title for name, task in self.schedule.running.items()}
+        failed = {shown(name): why for name, why in self.schedule.failed.items()}
         found = state(by_stage(known), self.pace, workers=running, failed=failed)
         self.run.write_json_part(found, STATE)
         if not now and running:
