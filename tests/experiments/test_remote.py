@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import signal
 import subprocess
@@ -53,7 +54,7 @@ class Machines:
         self.cluster = Cluster(initialize_head=True, head_node_args=head)
         self.second: Any = None
         self.add()
-        ray.init(address=self.cluster.address, log_to_driver=False, logging_level="ERROR")
+        ray.init(address=self.cluster.address, log_to_driver=False, logging_level=logging.ERROR)
 
     def add(self) -> None:
         self.second = self.cluster.add_node(num_cpus=1, num_gpus=0, object_store_memory=80 * 2**20)

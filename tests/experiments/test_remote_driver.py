@@ -6,6 +6,7 @@ import json
 import pickle
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ import torch
 
 from mechsafety.core.errors import MechsafetyError, NotFiniteError, StoppedError
 from mechsafety.engines.tasks import Task
+from mechsafety.experiments.base import run_experiment
 from mechsafety.experiments.generation.config import GenerationConfig
 from mechsafety.experiments.generation.experiment import run_generation
+from mechsafety.experiments.remote.made import Facts, Made, keep
 from mechsafety.experiments.remote.worker import Worker
 from mechsafety.experiments.status import run_status
 from mechsafety.experiments.study import tasks as study_tasks
@@ -23,7 +26,7 @@ from mechsafety.experiments.study.config import StudyConfig
 from mechsafety.experiments.study.experiment import run_study
 from mechsafety.experiments.study.work import StudyWork
 from mechsafety.generation import completions
-from mechsafety.runs.folder import computing_versions
+from mechsafety.runs.folder import RunFolder, computing_versions
 from tests import in_process_ray
 from tests.experiments.slow_experiment import Slow, SlowConfig
 from tests.prompt_sets import small_prompts, write_csv
@@ -126,10 +129,14 @@ def test_a_system_whose_numbers_are_not_finite_is_marked_under_the_circumstance_
 
     def on_another_processor(worker: Worker) -> Any:
         found = facts(worker)
-        for made_from in found.sources.values():
-            made_from.circumstance["processor"] = "another one"
-        elsewhere.append(found)
-        return found
+        assert isinstance(found, Facts)
+        more = {"processor": "another one"}
+        there = {
+            name: replace(one, circumstance={**one.circumstance, **more})
+            for name, one in found.sources.items()
+        }
+        elsewhere.append(there)
+        return replace(found, sources=there)
 
     with monkeypatch.context() as broken:
         broken.setattr(Worker, "prepare", on_another_processor)
@@ -195,8 +202,6 @@ def test_what_a_worker_has_made_so_far_is_handed_back_once_and_its_own_files_nev
 
 
 def test_a_folder_that_stays_with_its_worker_is_neither_sent_nor_missed(tmp_path: Path) -> None:
-    from mechsafety.experiments.base import run_experiment
-
     (tmp_path / "gate").touch()
     run = run_experiment(slow(tmp_path, engine="ray"), tmp_path / "remote")
     here = run_experiment(slow(tmp_path), tmp_path / "local")
@@ -206,9 +211,6 @@ def test_a_folder_that_stays_with_its_worker_is_neither_sent_nor_missed(tmp_path
 
 
 def test_a_worker_may_not_write_outside_the_run(tmp_path: Path) -> None:
-    from mechsafety.experiments.remote.made import Made, keep
-    from mechsafety.runs.folder import RunFolder
-
     run = RunFolder(tmp_path / "run")
     for name in ("../escaped.txt", "/tmp/escaped.txt"):
         with pytest.raises(MechsafetyError, match="which is no file of a run folder"):

@@ -86,7 +86,8 @@ class _Pool:
         self.ray, self.share, self.most = ray, share, most
         options = {"day": day, "threads": share.cpus, "allow_other_versions": allow}
         self._given = ray.put(pickle.dumps(experiment)), options | {"versions": computing_versions()}
-        self._kind = ray.remote(concurrency_groups={_READING: 1})(Worker)
+        threads: Any = ray.remote(concurrency_groups={_READING: 1})  # pyright: ignore[reportCallIssue] - stubs lack it
+        self._kind = threads(Worker)
         self._numbers = itertools.count(1)
         self.members: dict[str, _Member] = {}
         self.waiting: dict[Any, str] = {}
