@@ -18,6 +18,8 @@ _QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # ray's own advice on what it will do with GPUs
     "RAY_DEDUP_LOGS": "0",
 }
+_ASIDE = "aside"
+"""The group of ray's threads that answers beside what a worker is at."""
 _STORE_BYTES = 200 * 2**20
 """What workers on one machine share; parts of a run are small, and what does not fit goes to the disk."""
 
@@ -37,13 +39,20 @@ class OnRay(Host):
 
     def start(self, kind: type, *arguments: Any, **options: Any) -> Any:
         has = {"num_cpus": self._share.cpus, "num_gpus": self._share.gpus or None}
-        return self._ray.remote(kind).options(**has).remote(*arguments, **options)
+        actor: Any = self._ray.remote(concurrency_groups={_ASIDE: 1})  # pyright: ignore[reportCallIssue] - stubs lack it
+        return actor(kind).options(**has).remote(*arguments, **options)
 
     def call(self, worker: Any, method: str, *arguments: Any, **options: Any) -> Any:
         return getattr(worker, method).remote(*arguments, **options)
 
-    def finished(self, calls: Iterable[Any], seconds: float) -> list[Any]:
-        done, _ = self._ray.wait([*calls], num_returns=1, timeout=seconds)
+    def aside(self, worker: Any, method: str) -> Any:
+        return getattr(worker, method).options(concurrency_group=_ASIDE).remote()
+
+    def finished(self, calls: Iterable[Any], seconds: float, *, every: bool = False) -> list[Any]:
+        waiting = [*calls]
+        if not waiting:
+            return []
+        done, _ = self._ray.wait(waiting, num_returns=len(waiting) if every else 1, timeout=seconds)
         return done
 
     def result(self, call: Any) -> Any:

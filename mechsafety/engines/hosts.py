@@ -39,8 +39,12 @@ class Host(ABC):
         """Begin with one call; what it returns can be waited for."""
 
     @abstractmethod
-    def finished(self, calls: Iterable[Any], seconds: float) -> list[Any]:
-        """The calls that are through, waiting for the first one at most so long."""
+    def aside(self, worker: Any, method: str) -> Any:
+        """The same in another thread of the worker, beside what it is at."""
+
+    @abstractmethod
+    def finished(self, calls: Iterable[Any], seconds: float, *, every: bool = False) -> list[Any]:
+        """The calls that are through, waiting at most so long for the first one, or for ``every`` one."""
 
     @abstractmethod
     def result(self, call: Any) -> Any:

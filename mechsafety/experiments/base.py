@@ -94,6 +94,8 @@ class Experiment(ABC, Generic[C]):
     """What a run of this kind is opened as."""
     loads_early: ClassVar[bool] = False
     """Whether :meth:`prepare` loads models: prompts are then checked against their windows before it."""
+    stay: ClassVar[tuple[str, ...]] = ()
+    """How the paths begin of files that a worker keeps to itself: large ones that it can make again."""
     may_change: ClassVar[tuple[str, ...]] = ()
     """Fields of the configuration that concern the report alone: a call that goes on with a run may change them."""
 

@@ -15,24 +15,8 @@ from mechsafety.engines.processes import processes
 from mechsafety.experiments.remote import driver
 from mechsafety.experiments.study.config import StudyConfig
 from mechsafety.experiments.study.experiment import run_study
+from tests.counting_worker import Counter
 from tests.prompt_sets import small_prompts, write_csv
-
-
-class Counter:
-    """A worker that counts, explains nothing, and can be killed."""
-
-    def __init__(self, start: int) -> None:
-        self.n = start
-
-    def add(self, by: int = 1) -> int:
-        self.n += by
-        return self.n
-
-    def die(self) -> None:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    def fail(self) -> None:
-        raise ZeroDivisionError
 
 
 def called(host: Any, worker: Any, method: str, *arguments: Any) -> Any:
@@ -54,6 +38,10 @@ def test_processes_keep_their_state_and_their_deaths_are_told(capfd: pytest.Capt
         # Ctrl-C in a terminal reaches workers too, and is not theirs to act on.
         os.kill(one.process.pid, signal.SIGINT)
         assert called(host, one, "add") == 17
+        # Beside what a worker is at, it answers.
+        waiting = host.call(one, "wait")
+        (call,) = host.finished([host.aside(one, "add")], 60.0, every=True)
+        assert (host.result(call), host.result(waiting)) == (18, 18)
         for worker, method in ((one, "die"), (other, "fail")):
             with pytest.raises(WorkerDiedError):
                 called(host, worker, method)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 import pickle
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,16 +16,16 @@ from mechsafety.engines.cluster import cluster, require_gpus_named
 from mechsafety.engines.hosts import Host, Share, WorkerDiedError
 from mechsafety.engines.processes import processes
 from mechsafety.engines.progress import Pace, by_stage, line, state
-from mechsafety.engines.tasks import Schedule, Task
+from mechsafety.engines.tasks import Schedule, Task, shown
 from mechsafety.experiments.parallel import Parallel
 from mechsafety.experiments.remote.made import (
     Facts,
     Failure,
     Made,
-    files_but_manifest,
     keep,
     manifest_of,
     not_shared,
+    shared_files,
     stamp,
 )
 from mechsafety.experiments.remote.worker import Worker
@@ -43,6 +43,9 @@ STATE = "engine"
 _WHOLE = ("tables",)
 _MOST_FAILED_STARTS = 5
 _LOOK_EVERY_S = 10.0
+"""How often the driver says how far the run is, and fetches what long tasks have made so far."""
+_AT_THE_END_S = 5.0
+"""How long it waits for that when it is interrupted, and for workers to tidy up."""
 
 
 def _threads_of_workers(config: EngineConfig) -> int:
@@ -116,6 +119,8 @@ class _Pool:
         self.members: dict[str, _Member] = {}
         self.waiting: dict[Any, str] = {}
         """The worker by the call that it is at."""
+        self.asked: dict[Any, str] = {}
+        """The worker by the call about what it has made so far."""
         self.failed_starts = 0
         self.grow()
 
@@ -137,11 +142,26 @@ class _Pool:
         found = []
         for call in self.host.finished(self.waiting, seconds):
             member = self.members[self.waiting.pop(call)]
+            self.asked = {c: name for c, name in self.asked.items() if name != member.name}
             try:
                 found.append((member, self.host.result(call)))
             except WorkerDiedError as error:
                 self.drop(member)
                 found.append((member, error))
+        return found
+
+    def ask(self, names: Collection[str]) -> None:
+        """Ask workers what they have made so far, but for those that have not answered yet."""
+        for name in set(names) - set(self.asked.values()):
+            self.asked[self.host.aside(self.members[name].handle, "so_far")] = name
+
+    def answers(self, seconds: float = 0.0) -> list[tuple[str, Made]]:
+        """What workers have made so far, of those that have answered; a dead one does not."""
+        found = []
+        for call in self.host.finished(self.asked, seconds, every=True):
+            name = self.asked.pop(call)
+            with suppress(WorkerDiedError):
+                found.append((name, self.host.result(call)))
         return found
 
     def drop(self, member: _Member) -> None:
@@ -153,6 +173,8 @@ class _Pool:
         return {n: m.held for n, m in self.members.items() if m.prepared and n not in busy}
 
     def close(self) -> None:
+        leaving = [self.host.aside(member.handle, "leave") for member in self.members.values()]
+        self.host.finished(leaving, _AT_THE_END_S, every=True)
         for member in [*self.members.values()]:
             self.drop(member)
 
@@ -225,7 +247,7 @@ class _Work:
         self.schedule, self.pace = Schedule(), Pace()
         self.failures: dict[str, Failure] = {}
         self._whole: Mapping[str, pd.DataFrame] | None = None
-        self._said = 0.0
+        self._said, self._fetched = 0.0, time.monotonic()
 
     def _say(self, text: str) -> None:
         self.say(f"{self.pool.host.name}: {text}")
@@ -235,6 +257,13 @@ class _Work:
             self._say(f"{self.experiment.kind} has no tasks of its own, and runs as one on one worker")
         else:
             self.parallel.begin(self.session)
+        try:
+            return self._made()
+        except KeyboardInterrupt:
+            self._interrupted()
+            raise
+
+    def _made(self) -> Mapping[str, pd.DataFrame]:
         self._all(self._tasks)
         tables = None if self.parallel is None or self.failures else self.parallel.finish(self.session)
         if tables is None and not self.failures:
@@ -244,6 +273,12 @@ class _Work:
             self._stop()
         _in_order(self.run, self.experiment.models())
         return tables or {}
+
+    def _interrupted(self) -> None:
+        """Fetch what long tasks have made by now."""
+        self._fetched = -_LOOK_EVERY_S
+        self._fetch()
+        self._fetch(_AT_THE_END_S)
 
     def _tasks(self) -> list[Task]:
         return [] if self.parallel is None else self.parallel.tasks(self.run)
@@ -270,7 +305,18 @@ class _Work:
                 else:
                     self.remote._prepared(member, found)
             self.pool.grow()
+            self._fetch()
             self._report(known)
+
+    def _fetch(self, seconds: float = 0.0) -> None:
+        """Put into the run what long tasks have made so far, and ask for more. A batch is kept as a whole."""
+        for name, made in self.pool.answers(seconds):
+            task = self.schedule.advances(name) if made.files else self.schedule.running[name]
+            keep(self.run, task, made)
+            self._heard(made)
+        if time.monotonic() - self._fetched >= _LOOK_EVERY_S:
+            self._fetched = time.monotonic()
+            self.pool.ask([name for name, task in self.schedule.running.items() if task.batch is None])
 
     def _begin(self, member: _Member, task: Task) -> None:
         files = self._shipped(member, task)
@@ -288,14 +334,14 @@ class _Work:
 
     def _files(self, task: Task) -> list[Any]:
         if task.name == _WHOLE:
-            return [self.run.path / name for name in files_but_manifest(self.run)]
+            return [self.run.path / name for name in shared_files(self.run, self.experiment.stay)]
         return [path for key in task.ships for path in self.run.part_files(*key)]
 
     def _ended(self, member: _Member, found: Made | WorkerDiedError) -> None:
         if isinstance(found, WorkerDiedError):
             task = self.schedule.dies(member.name)
             if task is not None:
-                self._say(f"{member.name} died over {' · '.join(task.name)}; another one goes on")
+                self._say(f"{member.name} died over {task.title}; another one goes on")
                 if (why := self.schedule.failed.get(task.name)) is not None:
                     self._failed(task, Failure(kind="other", why=why))
             return
@@ -307,8 +353,7 @@ class _Work:
                 member.has[name] = stamp(path.stat())
         for name in not_shared(self.run, task):
             member.has.pop(name, None)
-        for text in found.lines:
-            self.say(text)
+        self._heard(found)
         if found.failure is not None:
             self.schedule.fails(member.name, found.failure.why)
             self._failed(task, found.failure)
@@ -318,8 +363,12 @@ class _Work:
         if task.name == _WHOLE:
             self._whole = found.tables
 
+    def _heard(self, made: Made) -> None:
+        for text in made.lines:
+            self.say(text)
+
     def _failed(self, task: Task, failure: Failure) -> None:
-        name = " · ".join(task.name)
+        name = task.title
         self._say(f"{name} failed: {failure.why}")
         marked = self.parallel is not None and self.parallel.failed(
             self.session, task, failure.why, not_finite=failure.kind == "not finite"
@@ -345,8 +394,8 @@ class _Work:
             return
         self._said = time.monotonic()
         running = {name: "" for name, member in self.pool.members.items() if member.prepared}
-        running |= {name: " · ".join(task.name) for name, task in self.schedule.running.items()}
-        failed = {" · ".join(name): why for name, why in self.schedule.failed.items()}
+        running |= {name: task.title for name, task in self.schedule.running.items()}
+        failed = {shown(name): why for name, why in self.schedule.failed.items()}
         found = state(by_stage(known), self.pace, workers=running, failed=failed)
         self.run.write_json_part(found, STATE)
         if not now and running:
