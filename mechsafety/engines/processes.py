@@ -14,7 +14,7 @@ from typing import Any
 
 from mechsafety.engines.hosts import Host, WorkerDiedError
 
-_PATIENCE_S = 5.0
+_PATIENCE_S = 2.0
 """How long an ended process may take to be gone."""
 
 
@@ -35,10 +35,12 @@ class Process:
         other.close()
 
     def end(self) -> None:
-        self.process.kill()
-        self.process.join(_PATIENCE_S)
+        """Let it end on its own, whereby it gives back what it shares with the system; at once where it is busy."""
         self.line.close()
         self.aside.close()
+        self.process.join(_PATIENCE_S)
+        self.process.kill()
+        self.process.join(_PATIENCE_S)
 
 
 class Call:
@@ -128,7 +130,7 @@ def _serve(
 
 
 def _answer(line: Connection, worker: Any) -> None:
-    with suppress(EOFError, BrokenPipeError):
+    with suppress(EOFError, OSError):  # the other end is closed
         while True:
             method, given, named = line.recv()
             line.send(getattr(worker, method)(*given, **named))

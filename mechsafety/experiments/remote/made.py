@@ -13,6 +13,7 @@ from mechsafety.core.errors import MechsafetyError
 from mechsafety.engines.tasks import Task
 from mechsafety.generation.resumable import added_speed, batches_replaced
 from mechsafety.runs.folder import MANIFEST, SCRATCH, RunFolder
+from mechsafety.runs.memory import record_peak_memory
 from mechsafety.runs.sources import Provenance
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ class Made:
     held: tuple[str, ...] = ()
     tables: Mapping[str, pd.DataFrame] | None = None
     failure: Failure | None = None
+    peak_memory_mb: int = 0
+    """Of the process since it began."""
 
 
 def keep(run: RunFolder, task: Task, made: Made) -> None:
@@ -71,6 +74,7 @@ def keep(run: RunFolder, task: Task, made: Made) -> None:
             raise MechsafetyError(f"a worker made {name!r}, which is no file of a run folder")
         run.save(name, lambda path, name=name: path.write_bytes(files[name]))
     _record(run, made.manifest)
+    record_peak_memory(run, made.peak_memory_mb)
 
 
 def not_shared(run: RunFolder, task: Task) -> list[str]:

@@ -16,6 +16,7 @@ from mechsafety.core.errors import MechsafetyError, NotFiniteError, StoppedError
 from mechsafety.engines.tasks import Task
 from mechsafety.experiments.remote.made import Facts, Failure, Files, Made, shared_files
 from mechsafety.runs.folder import MANIFEST, RunFolder, computing_versions
+from mechsafety.runs.memory import peak_memory_mb
 
 T = TypeVar("T")
 _LAST_LINES = 1500
@@ -100,6 +101,7 @@ class Worker:
             held=() if whole else tuple(self._experiment.held()),
             tables=None if isinstance(found, Failure) else found,
             failure=found if isinstance(found, Failure) else None,
+            peak_memory_mb=peak_memory_mb(),
         )
 
     def so_far(self) -> Made:

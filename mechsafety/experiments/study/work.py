@@ -8,7 +8,6 @@ numbers are not finite is left out and named; the others go on.
 
 from __future__ import annotations
 
-import resource
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,6 +28,7 @@ from mechsafety.judges.label_order import label_order
 from mechsafety.judges.panel import members_of
 from mechsafety.judges.registry import is_pooled
 from mechsafety.judges.selfjudgement import summarise
+from mechsafety.runs.memory import peak_memory_mb, record_peak_memory
 from mechsafety.statistics.paired import paired_tests
 from mechsafety.statistics.raters import agreement
 from mechsafety.statistics.rates import refusal_rates
@@ -135,9 +135,7 @@ class StudyWork(AnsweredWork):
         run, config = self.run, self.config
         measured = {s: self.selection(s) | {"generation": self._speeds(s)} for s in self.specs()}
         run.record("systems", {s: measured.get(s) or {"failed": self.failure(s)} for s in config.systems})
-        run.record_item(
-            "timings", "peak_memory_mb", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-        )
+        record_peak_memory(run, peak_memory_mb())
         if not measured:
             return {}
         self.say("tables and tests")
