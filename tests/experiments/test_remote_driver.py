@@ -201,6 +201,23 @@ def test_what_a_worker_has_made_so_far_is_handed_back_once_and_its_own_files_nev
     worker.leave()
 
 
+def test_an_interrupted_run_keeps_what_its_one_task_has_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted() -> None:
+        if (tmp_path / "made.txt").read_text().endswith("2\n"):
+            raise KeyboardInterrupt
+
+    (tmp_path / "gate").touch()
+    with monkeypatch.context() as pressed:
+        pressed.setattr(Slow, "after_part", staticmethod(interrupted))
+        with pytest.raises(KeyboardInterrupt):
+            run_experiment(slow(tmp_path, engine="ray"), tmp_path / "run")
+    assert sorted(parts(tmp_path / "run", "made")) == ["1.json", "2.json"]
+    run_experiment(slow(tmp_path, engine="ray"), tmp_path / "run")
+    assert (tmp_path / "made.txt").read_text().split() == ["1", "2", "3"]
+
+
 def test_a_folder_that_stays_with_its_worker_is_neither_sent_nor_missed(tmp_path: Path) -> None:
     (tmp_path / "gate").touch()
     run = run_experiment(slow(tmp_path, engine="ray"), tmp_path / "remote")

@@ -24,12 +24,15 @@ from mechsafety.core.names import MEASURES, Measure
 from mechsafety.core.places import packaged_words
 from mechsafety.core.progress import Progress, progress_line, with_progress
 from mechsafety.directions.direction import Directions, load_directions
+from mechsafety.engines.tasks import Task
 from mechsafety.experiments.base import Experiment, Read, Result, Session, load_run, run_experiment
 from mechsafety.experiments.comparison.config import ComparisonConfig
 from mechsafety.experiments.comparison.figures import comparison_figures
 from mechsafety.experiments.comparison.findings import comparison_findings
+from mechsafety.experiments.comparison.tasks import mark_transferred, stream_tasks, transfer_tasks
 from mechsafety.experiments.comparison.work import CheckpointWork
 from mechsafety.experiments.config import Dtype, checked_config
+from mechsafety.experiments.parallel import Parallel
 from mechsafety.geometry.shared_basis import Basis
 from mechsafety.geometry.similarity import LEAST_PROMPTS
 from mechsafety.models.accepted import ModelLike, named
@@ -108,7 +111,7 @@ class Comparison(Result):
         return self.manifest["comparison"]
 
 
-class CheckpointComparison(Experiment[ComparisonConfig]):
+class CheckpointComparison(Experiment[ComparisonConfig], Parallel):
     """Directions are found on fit prompts, layers chosen on validation prompts, transfer measured on report prompts.
 
     ``prompts`` take the place of the configuration's.
@@ -144,18 +147,42 @@ class CheckpointComparison(Experiment[ComparisonConfig]):
     def reads(self) -> Sequence[Read]:
         return [(part, 0) for part in self.parts]
 
-    def work(self, session: Session) -> Mapping[str, pd.DataFrame]:
-        config, run = self.config, session.run
+    def tasks(self, run: RunFolder) -> list[Task]:
+        streams = stream_tasks(run, self.models())
+        return streams + (
+            transfer_tasks(run, streams, self.config.layer) if "transfer" in self.wanted else []
+        )
+
+    @classmethod
+    def stored_tasks(cls, run: RunFolder) -> list[Task]:
+        """Those on each model; which measures are asked for is no part of the manifest."""
+        models = [name for name in run.manifest["config"]["checkpoints"] if _SAVED not in name]
+        return stream_tasks(run, models)
+
+    def do(self, task: Task, session: Session) -> None:
+        work, (stage, name), layer = self._work(session), task.name, self.config.layer
+        if stage == "streams":
+            work.prepare_model(name)
+            return
+        work.prepare()
+        work.shown_layer(layer)  # raises for one that does not exist
+        work.transfer_to(name, layer)
+        mark_transferred(session.run, name, layer)
+
+    def _work(self, session: Session) -> CheckpointWork:
         fit, validation, report = self.parts
-        work = CheckpointWork(
+        return CheckpointWork(
             session=session,
-            config=config,
+            config=self.config,
             names=self.names,
             saved=self.saved,
             fit=fit,
             validation=validation,
             report=report,
         )
+
+    def work(self, session: Session) -> Mapping[str, pd.DataFrame]:
+        config, run, work = self.config, session.run, self._work(session)
         work.prepare()
         if config.measures is not None and "cka" not in self.wanted:
             _require_comparable(work.bases, self.wanted)

@@ -86,14 +86,15 @@ class CheckpointWork:
         for number, name in enumerate(self.names, start=1):
             if name not in self.saved and not self.run.has_part("checkpoint", name, suffix="json"):
                 self.say(f"[{number}/{len(self.names)}] {name} · residual streams of {len(self.fit)} prompts")
-                self._prepare_model(name)
+                self.prepare_model(name)
         self.bases = [self._basis(a, b) for a, b in itertools.combinations(self.names, 2)]
         self._comparable = {(basis.a, basis.b): basis.comparable for basis in self.bases}
         found = [self.directions(name) for name in self.names]
         if len({d.model for d in found}) == len(found):
             self.run.save("directions.safetensors", lambda path: save_directions(found, path))
 
-    def _prepare_model(self, name: str) -> None:
+    def prepare_model(self, name: str) -> None:
+        """Leave one model's streams, directions and embedding sample."""
         from safetensors.torch import save_file
 
         model = self.session.load(name, prompts=[*self.fit, *self.validation, *self.report])
@@ -275,7 +276,7 @@ class CheckpointWork:
         ``control_p`` and ``control_side`` are of :func:`tests_of`.
         """
         if measure == "transfer":
-            parts = [part for name in self.models if (part := self._transfer_to(name, layer)) is not None]
+            parts = [part for name in self.models if (part := self.transfer_to(name, layer)) is not None]
         else:
             parts = [self._pair(measure, a, b) for a, b in self._pairs(measure)]
         return pd.concat(parts, ignore_index=True) if parts else None
@@ -362,7 +363,8 @@ class CheckpointWork:
 
     # -- transfer -------------------------------------------------------------------------------
 
-    def _transfer_to(self, target: str, layer: int | None) -> pd.DataFrame | None:
+    def transfer_to(self, target: str, layer: int | None) -> pd.DataFrame | None:
+        """The rows of one model in which directions are ablated; None where no other one shares its basis."""
         sources = [name for name in self.names if self.comparable(name, target)]
         if len(sources) < 2:
             return None

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from mechsafety.core.errors import MechsafetyError, NotFiniteError, RefusedRunError
 from mechsafety.core.progress import Progress, progress_line, with_progress
+from mechsafety.engines.tasks import Task
 from mechsafety.experiments.base import Experiment, Read, Result, Session, load_run, run_experiment
 from mechsafety.experiments.comparison.experiment import read_comparison, run_comparison
 from mechsafety.experiments.ladder.config import LadderConfig
@@ -21,9 +22,10 @@ from mechsafety.experiments.ladder.figures import ladder_figures
 from mechsafety.experiments.ladder.findings import summary
 from mechsafety.experiments.ladder.links import files_read, read_regions
 from mechsafety.experiments.ladder.subspaces import FIT, Splits
-from mechsafety.experiments.ladder.systems import LadderSetting, RungAware
+from mechsafety.experiments.ladder.systems import PARTS, LadderSetting, LadderSystem, RungAware
 from mechsafety.experiments.ladder.tables import COMPARE, TABLES, refused_table
 from mechsafety.experiments.ladder.work import LadderWork
+from mechsafety.experiments.parallel import Parallel
 from mechsafety.judges.registry import judge_sources, load_judge
 from mechsafety.models.adapters import adapter_folder
 from mechsafety.models.loading import load_model
@@ -70,7 +72,7 @@ class LadderResult(Result):
         return read_comparison(self.path / COMPARE).layer if by_layer else None
 
 
-class Ladder(Experiment[LadderConfig]):
+class Ladder(Experiment[LadderConfig], Parallel):
     """Directions of the fit prompts, of the layer that validation prompts choose, evaluated on report prompts."""
 
     kind = "ladder"
@@ -121,12 +123,26 @@ class Ladder(Experiment[LadderConfig]):
         chosen = max(more, ANSWER_TOKENS if self.config.fit_on == "behaviour" else 0)
         return [(prompts.fit, 0), (prompts.validation, 0), (prompts.choice, chosen), (prompts.report, more)]
 
-    def work(self, session: Session) -> Mapping[str, pd.DataFrame]:
-        setting = LadderSetting(
+    def tasks(self, run: RunFolder) -> list[Task]:
+        return _tasks(run, self.config.systems)
+
+    @classmethod
+    def stored_tasks(cls, run: RunFolder) -> list[Task]:
+        return _tasks(run, run.manifest["config"]["systems"])
+
+    def do(self, task: Task, session: Session) -> None:
+        """Every state of one system."""
+        setting = self._setting(session)
+        LadderWork(setting=setting).measure([LadderSystem(setting, task.name[1])])
+
+    def _setting(self, session: Session) -> LadderSetting:
+        return LadderSetting(
             **{"config": self.config, "session": session, "judge": self.judge, "regions": self.regions},
             prompts=Splits.of(self.prompts, self.config),
         )
-        work = LadderWork(setting=setting)
+
+    def work(self, session: Session) -> Mapping[str, pd.DataFrame]:
+        work = LadderWork(setting=self._setting(session))
         tables = work.tables()
         compared, left_out = self._compare(session)
         notes = [*work.notes, *left_out]
@@ -263,6 +279,19 @@ def ladder_names(result: Result) -> list[str]:
 def prefixes(result: Result) -> list[str]:
     """What stands before the names of each ladder's figures: nothing for the first."""
     return ["", *(f"{name.replace('/', '-')}-" for name in ladder_names(result)[1:])]
+
+
+def _tasks(run: RunFolder, systems: Sequence[str]) -> list[Task]:
+    """A task for each system; its links are the last that is made of it."""
+    return [
+        Task(
+            name=("system", spec),
+            done=run.has_part("links", spec),
+            ships=tuple((name, spec) for name in PARTS),
+            model=spec,
+        )
+        for spec in systems
+    ]
 
 
 def _check_prompts(prompts: PromptSet, config: LadderConfig) -> None:

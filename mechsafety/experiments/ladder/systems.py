@@ -17,7 +17,7 @@ from torch import Tensor
 from mechsafety.core.errors import MechsafetyError, NotFiniteError, RefusedRunError
 from mechsafety.core.verdict import Judge, Response, Verdict
 from mechsafety.edits.interventions import Ablate, Edit
-from mechsafety.experiments.base import Session
+from mechsafety.experiments.base import ANSWERS, Session
 from mechsafety.experiments.ladder.config import Kind, LadderConfig
 from mechsafety.experiments.ladder.links import change_links, removal_links
 from mechsafety.experiments.ladder.subspaces import Splits, find_subspace
@@ -33,6 +33,10 @@ from mechsafety.tuning.rungs import opens_with_tag
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
+
+
+PARTS = ("layers", "ranks", "basis", "subspace", "own_tokens", "states", "links", "link_note", ANSWERS)
+"""The parts of one system."""
 
 
 class RungAware:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -32,45 +32,33 @@ class LadderWork:
     notes: list[str] = field(default_factory=list)
     facts: dict[str, dict[str, Any]] = field(default_factory=dict)
 
-    def tables(self) -> dict[str, pd.DataFrame]:
-        """Every table but the comparison's."""
-        config, say = self.setting.config, self.setting.session.say
-        systems = [LadderSystem(self.setting, spec) for spec in config.systems]
+    def __post_init__(self) -> None:
+        config = self.setting.config
         draws = range(1, config.controls + 1)
-        states: list[tuple[Kind, int, int]] = [
+        self.states: list[tuple[Kind, int, int]] = [
             ("unedited", 0, 0),
             *(("refusal", count, 0) for count in config.counts),
             *(("random", count, draw) for count in config.counts for draw in draws),
         ]
-        clock = _Clock(
-            subspaces=sum(not system.has_subspace for system in systems),
-            states=sum(not system.done(*state) for system in systems for state in states),
-        )
+
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """Every table but the comparison's."""
+        config = self.setting.config
+        systems = [LadderSystem(self.setting, spec) for spec in config.systems]
+        self.measure(systems)
         verdicts: list[tuple[object, ...]] = []
         costs: dict[State, dict[str, float]] = {}
         ranks, links = [], []
-        with bar("ladder", total=len(systems) * len(states), unit="state") as progress:
-            for number, system in enumerate(systems, start=1):
-                title = f"[{number}/{len(systems)}] {system.spec}"
-                if not system.has_subspace:
-                    say(f"{title} · directions and layer{clock.left()}")
-                    with clock.timed("subspace"):
-                        system.find_subspace()
-                ranks.append(system.ranks())
-                for state in states:
-                    if not system.done(*state):
-                        say(f"{title} · {_described(*state)}{clock.left()}")
-                        with clock.timed("state"):
-                            system.measure(*state)
-                    found, costs[(system.spec, *state)] = system.state(*state)
-                    report = self.setting.prompts.report
-                    verdicts += [(system.spec, *state, p.id, p.label, found[p.id]) for p in report]
-                    progress.update(1)
-                table, note = system.links()
-                links.append(table)
-                self.notes += [] if note is None else [note]
-                self.facts[system.spec] = system.facts()
-                system.drop()
+        for system in systems:
+            ranks.append(system.ranks())
+            for state in self.states:
+                found, costs[(system.spec, *state)] = system.state(*state)
+                report = self.setting.prompts.report
+                verdicts += [(system.spec, *state, p.id, p.label, found[p.id]) for p in report]
+            table, note = system.links()
+            links.append(table)
+            self.notes += [] if note is None else [note]
+            self.facts[system.spec] = system.facts()
         table = pd.DataFrame(verdicts, columns=list(VERDICT_COLUMNS))
         survival, tests = survival_table(table, costs), paired_table(table)
         tables = {
@@ -84,6 +72,29 @@ class LadderWork:
             there = [found for found in links if len(found)]
             tables["links"] = pd.concat(there, ignore_index=True) if there else links[0]
         return tables
+
+    def measure(self, systems: Sequence[LadderSystem]) -> None:
+        """Make what is missing of each system, which is loaded meanwhile."""
+        say, states = self.setting.session.say, self.states
+        clock = _Clock(
+            subspaces=sum(not system.has_subspace for system in systems),
+            states=sum(not system.done(*state) for system in systems for state in states),
+        )
+        with bar("ladder", total=len(systems) * len(states), unit="state") as progress:
+            for number, system in enumerate(systems, start=1):
+                title = f"[{number}/{len(systems)}] {system.spec}"
+                if not system.has_subspace:
+                    say(f"{title} · directions and layer{clock.left()}")
+                    with clock.timed("subspace"):
+                        system.find_subspace()
+                for state in states:
+                    if not system.done(*state):
+                        say(f"{title} · {_described(*state)}{clock.left()}")
+                        with clock.timed("state"):
+                            system.measure(*state)
+                    progress.update(1)
+                system.links()
+                system.drop()
 
 
 class _Clock:

@@ -285,10 +285,8 @@ class _Work:
 
     def _last(self) -> list[Task]:
         """The whole work, on all that is there."""
-        models = self.experiment.models()
-        return [
-            Task(name=_WHOLE, done=self._whole is not None, ships=((),), model=models[0] if models else None)
-        ]
+        model = next(iter(self.experiment.models()), None)
+        return [*self._tasks(), Task(name=_WHOLE, done=self._whole is not None, ships=((),), model=model)]
 
     def _all(self, tasks: Any) -> None:
         """Work until no task is left that can begin."""

@@ -132,7 +132,15 @@ class Worker:
         return found
 
     def _recorded(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        return {name: value for name, value in self._session.run.manifest.items() if value != given.get(name)}
+        """What the manifest has beyond ``given``: of a section, the items alone that changed, which others may have."""
+        found = {}
+        for name, value in self._session.run.manifest.items():
+            before, new = given.get(name), value
+            if isinstance(value, dict) and isinstance(before, dict):
+                new = {key: item for key, item in value.items() if before.get(key) != item}
+            if value != before:
+                found[name] = new
+        return found
 
     def _heard(self) -> tuple[str, ...]:
         lines = tuple(self._lines)

@@ -20,19 +20,27 @@ from mechsafety.directions.direction import Directions, cosine, find_directions,
 from mechsafety.edits.interventions import Ablate, edited
 from mechsafety.experiments import base
 from mechsafety.experiments.comparison import work as checkpoint_work
-from mechsafety.experiments.comparison.experiment import Comparison, read_comparison, run_comparison
+from mechsafety.experiments.comparison.config import ComparisonConfig
+from mechsafety.experiments.comparison.experiment import (
+    CheckpointComparison,
+    Comparison,
+    read_comparison,
+    run_comparison,
+)
 from mechsafety.experiments.comparison.figures import (
     comparison_figures,
     cosine_matrix,
     cosines_by_layer,
 )
 from mechsafety.experiments.comparison.findings import comparison_findings, transfer_findings
+from mechsafety.experiments.status import run_status
 from mechsafety.geometry import transfer
 from mechsafety.models.chat import tokenize_prompts
 from mechsafety.models.loading import load_model
 from mechsafety.prompts.prompt_set import PromptSet
 from mechsafety.runs.folder import Journal
 from mechsafety.sweeps.refusal_scores import refusal_scores
+from tests import in_process_ray
 from tests.conftest import tiny_config
 from tests.prompt_sets import small_prompts, write_csv
 
@@ -73,6 +81,25 @@ def pair(
 @pytest.fixture(scope="module")
 def done(pair: Any, tmp_path_factory: pytest.TempPathFactory) -> Comparison:
     return run_comparison(pair, PROMPTS, out=tmp_path_factory.mktemp("runs") / "whole", **OPTIONS)
+
+
+def test_workers_read_the_models_and_ablate_in_them_and_the_tables_are_the_same(
+    pair: Any, done: Comparison, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_process_ray.put_in(monkeypatch)
+    config = ComparisonConfig(checkpoints=pair, engine="ray", **OPTIONS)
+    heard: list[str] = []
+    remote = base.run_experiment(CheckpointComparison(config, PROMPTS), tmp_path / "run", say=heard.append)
+    names = [name for name in done.tables if (done.path / f"{name}.parquet").is_file()]
+    assert {"cosines", "transfer"} <= {*names}
+    for name in names:
+        assert (remote.path / f"{name}.parquet").read_bytes() == (done.path / f"{name}.parquet").read_bytes()
+    assert remote.manifest["comparison"] == done.manifest["comparison"]
+    stages = run_status(remote.path)["stages"]
+    assert {stage: stages[stage]["done"] for stage in ("streams", "transfer")} == {
+        "streams": 2,
+        "transfer": 2,
+    }
 
 
 @pytest.fixture

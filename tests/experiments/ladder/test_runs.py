@@ -43,6 +43,7 @@ from mechsafety.experiments.ladder.tables import (
     rank_table,
     survival_table,
 )
+from mechsafety.experiments.status import run_status
 from mechsafety.generation.answers import Example
 from mechsafety.generation.completions import generate
 from mechsafety.models.loading import load_model
@@ -51,6 +52,7 @@ from mechsafety.runs.folder import open_run, read_run
 from mechsafety.statistics import holm, mcnemar
 from mechsafety.tuning.rephrasings import OPENINGS
 from mechsafety.tuning.rungs import TAG
+from tests import in_process_ray
 from tests.prompt_sets import small_prompts, write_csv
 
 TOKENS = 4
@@ -124,6 +126,32 @@ def small(systems: tuple[str, ...], prompts: Path, **changed: Any) -> LadderConf
         "device": "cpu",
     }
     return LadderConfig(**fields | changed)
+
+
+def test_systems_are_measured_by_workers_as_they_are_here(
+    tiny_folder: Callable[..., Path],
+    tuned: Callable[[str], Path],
+    prompts_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    in_process_ray.put_in(monkeypatch)
+    base, other = str(tiny_folder("llama")), str(tuned("llama"))
+    config = small((base, other), prompts_file, counts=(1,), controls=1, base=base, fit_on="labels")
+    local = run_ladder(config, tmp_path / "local")
+    heard: list[str] = []
+    remote = run_ladder(
+        LadderConfig(**config.model_dump() | {"engine": "ray", "workers": 2}),
+        tmp_path / "remote",
+        say=heard.append,
+    )
+    assert [line for line in heard if "runs as one" in line] == []
+    for name in TABLES.values():
+        assert (remote.path / name).read_bytes() == (local.path / name).read_bytes(), name
+    for name in ("models", "fed", "ladder", "sources"):
+        assert remote.manifest[name] == local.manifest[name], name
+    status = run_status(remote.path)["stages"]
+    assert status["system"]["done"] == status["system"]["known"] == 2
 
 
 @pytest.mark.parametrize(
