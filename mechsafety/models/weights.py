@@ -107,6 +107,8 @@ def load_tokenizer(
             )
     except Exception as error:
         raise load_error(spec, parsed, error) from error
+    if isinstance(tokenizer.chat_template, dict):  # some have templates for tools or documents beside it
+        tokenizer.chat_template = tokenizer.chat_template.get("default", tokenizer.chat_template)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "left"

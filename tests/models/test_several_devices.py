@@ -187,6 +187,13 @@ def test_divided_is_whole(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
                 same(run(model), want[analysis])
 
 
+@pytest.mark.parametrize("name", ["mamba", pytest.param("mamba2", marks=pytest.mark.slow)])
+def test_answers_of_a_state_without_a_length(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    want = alone(name, "edited_answers")
+    with PretendedDevices().on():
+        same(edited_answers(divided(name, monkeypatch)), want)
+
+
 def test_control_a_constant_left_on_the_wrong_device_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """The mode raises for what would raise on two GPUs."""
     with PretendedDevices().on():
