@@ -16,7 +16,7 @@ from mechsafety.core.errors import MechsafetyError, first_lines
 from mechsafety.core.progress import quiet
 from mechsafety.models import rendering
 from mechsafety.models.adapters import adapter_folder, merge_adapter, weights_fingerprint
-from mechsafety.models.booted import booted_state
+from mechsafety.models.booted import booted_state, nothing_installed
 from mechsafety.models.chat_settings import (
     ChatSettings,
     TemplateInput,
@@ -307,7 +307,7 @@ def _boot_bridge(
     twin = copy.deepcopy(hf, shared)
     asked = _reading(tokenizer, day, given)
     try:
-        with quiet():
+        with quiet(), nothing_installed():
             model = TransformerBridge.boot_transformers(
                 hf.config._name_or_path or spec, hf_model=hf, tokenizer=_to_boot_with(tokenizer)
             )

@@ -42,7 +42,7 @@ def load_weights(
 
     ``spec`` is for messages.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     try:
         with quiet():
@@ -57,7 +57,7 @@ def load_weights(
             else:
                 where = {"device_map": placing.planned(spec, shape, dtype)}
             model = load_filled(
-                AutoModelForCausalLM,
+                auto_class(config),
                 folder,
                 source=spec,
                 config=config,
@@ -73,14 +73,22 @@ def load_weights(
     return model.eval() if where else model.to(device).eval()
 
 
+def auto_class(config: Any) -> Any:
+    """Which of transformers' classes makes a language model of ``config``: of text, or where it has none of text alone
+    (Mistral 3), of images and text."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    of_text, of_both = AutoModelForCausalLM._model_mapping, AutoModelForImageTextToText._model_mapping
+    both = type(config) not in of_text and type(config) in of_both
+    return AutoModelForImageTextToText if both else AutoModelForCausalLM
+
+
 def shape_of(
     config: Any, dtype: torch.dtype, *, trust_remote_code: bool = False
 ) -> tuple[PreTrainedModel, float]:
     """The model of a configuration without its weights, and the bytes that they take."""
-    from transformers import AutoModelForCausalLM
-
     with torch.device("meta"):
-        shape = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+        shape = auto_class(config).from_config(config, trust_remote_code=trust_remote_code)
     return shape, sum(p.numel() for p in shape.parameters()) * bytes_per_weight(config, dtype)
 
 

@@ -21,6 +21,7 @@ from mechsafety.models.chat import tokenize_prompts
 from mechsafety.models.hooking import plain_module_path, residual_hooks
 from mechsafety.models.loading import body_of, generation_twin
 from mechsafety.models.prefixes import all_last_logits, ignores_gaps
+from mechsafety.models.weights import auto_class
 from mechsafety.prompts.prompt_set import PromptSet, from_rows
 from mechsafety.regions.heads import head_outputs
 from mechsafety.regions.maps import linear_maps, running_body
@@ -62,12 +63,13 @@ class Subject:
     """One loaded architecture, and Hugging Face's own model of the same weights."""
 
     def __init__(self, folder: Path, name: str, model: Any = None) -> None:
-        from transformers import AutoModelForCausalLM
+        from transformers import AutoConfig
 
         self.name = name
         self.batch_size = 1 if name in UNPADDABLE else 8
         self.model: Any = model or ms.load_model(str(folder), dtype="float32", device="cpu")
-        self.oracle: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        kind = auto_class(AutoConfig.from_pretrained(folder))
+        self.oracle: Any = kind.from_pretrained(folder, dtype=torch.float32).eval()
         self.sequences = tokenize_prompts(self.model, TEXTS)
         self.body = generation_twin(self.model) or body_of(self.model)
         self.rounded: list[Any] = []
