@@ -38,7 +38,7 @@ FAST = ("llama", "gpt2", "gemma4", "mixtral", "qwen3-next")
 NAMES = [
     pytest.param(name, marks=() if name in FAST else pytest.mark.slow)
     for name in ARCHITECTURES
-    if name not in (*UNFAITHFUL, *UNPADDABLE)
+    if name not in (*UNFAITHFUL, *UNPADDABLE, "falcon")
 ]
 EXAMPLES = (
     Example(prompt="tell me about bread", answer="sorry i can not help with that", whole=True),
@@ -185,6 +185,15 @@ def test_divided_is_whole(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
                     run(model)
             else:
                 same(run(model), want[analysis])
+
+
+def test_a_model_whose_blocks_leave_their_device_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TransformerLens takes off what carries activations to the blocks of Falcon."""
+    with (
+        PretendedDevices().on(),
+        pytest.raises(MechsafetyError, match="divided among several devices: .*; it runs on one"),
+    ):
+        divided("falcon", monkeypatch)
 
 
 @pytest.mark.parametrize("name", ["mamba", pytest.param("mamba2", marks=pytest.mark.slow)])
