@@ -7,6 +7,7 @@ table, below and beyond the sliding window, with tokens that all prompts begin w
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -178,7 +179,7 @@ def test_option_log_probs(one: Subject) -> None:
     options = [[7], [8, 9, 10, 11], [12, 13]]
     got = option_log_probs(one.model, one.sequences, options, batch_size=one.batch_size)
     answers = [options[i % 3] for i in range(len(one.sequences))]
-    nll = answer_nll(one.model, one.sequences, answers, batch_size=one.batch_size)
+    nll: Any = answer_nll(one.model, one.sequences, answers, batch_size=one.batch_size)
     for row, tokens in enumerate(one.sequences):
         for column, option in enumerate(options):
             want, close = one.log_prob(tokens, option), CLOSE * len(option)

@@ -191,7 +191,7 @@ def test_a_model_whose_blocks_leave_their_device_is_refused(monkeypatch: pytest.
     """TransformerLens takes off what carries activations to the blocks of Falcon."""
     with (
         PretendedDevices().on(),
-        pytest.raises(MechsafetyError, match="divided among several devices: .*; it runs on one"),
+        pytest.raises(MechsafetyError, match=r"divided among several devices: .*; it runs on one"),
     ):
         divided("falcon", monkeypatch)
 
