@@ -34,7 +34,7 @@ from tests.kept_models import kept_folder
 from tests.pretended_devices import FIRST, SECOND, MixedDevicesError, PretendedDevices
 from tests.prompt_sets import small_prompts
 
-FAST = ("llama", "gpt2", "gemma4", "mixtral", "qwen3-next")
+FAST = ("llama", "gpt2", "gemma4", "qwen3-next")
 NAMES = [
     pytest.param(name, marks=() if name in FAST else pytest.mark.slow)
     for name in ARCHITECTURES
@@ -261,7 +261,9 @@ PER_TOKEN = {
 """All that waits for the device at every token; both belong to transformers."""
 
 
-@pytest.mark.parametrize("positions", ["all", "generated", "last_prompt"])
+@pytest.mark.parametrize(
+    "positions", ["all", "last_prompt", pytest.param("generated", marks=pytest.mark.slow)]
+)
 def test_decoding_waits_for_no_device_but_where_transformers_does(
     positions: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
