@@ -28,7 +28,7 @@ from mechsafety.models.prefixes import all_last_logits, prefix_note
 from mechsafety.regions.heads import head_outputs
 from mechsafety.regions.maps import linear_maps, unseen_share
 from tests.architecture_measures import MEASURES, outcome
-from tests.architectures import ARCHITECTURES, save_architecture
+from tests.architectures import ARCHITECTURES, MORE, save_architecture
 from tests.models.test_batched_alone import TEMPLATES, Subject, oracle_heads, prompts, swept
 
 OPTIONS = [[7], [8, 9, 10, 11]]
@@ -60,7 +60,7 @@ def _print_measures() -> None:
     """The second table: what works, with the deviation."""
     print("\n|".join(["", "|".join(["architecture", *MEASURES, "weights not seen", ""])]))
     print("|---" * (len(MEASURES) + 2) + "|")
-    for name in ARCHITECTURES:
+    for name in (*ARCHITECTURES, *MORE):
         print("|".join(["", name, *_measures(name), ""]), flush=True)
 
 
@@ -71,7 +71,7 @@ def _measures(name: str) -> list[str]:
         except MechsafetyError:
             return ["refused"] * len(MEASURES) + [""]
         found = [outcome(measure, one) for measure in MEASURES.values()]
-        return [*found, f"{unseen_share(one.model, linear_maps(one.model)):.1%}"]
+        return [*found, _or_refused(lambda: f"{unseen_share(one.model, linear_maps(one.model)):.1%}")]
 
 
 def _names(hooked: bool) -> list[str]:

@@ -47,7 +47,10 @@ _EXPERTS: dict[str, Any] = {"num_local_experts": 4, "num_experts_per_tok": 2}
 
 @dataclass(frozen=True)
 class Architecture:
-    """A configuration class of transformers, its settings beyond the common ones, and what it attends with."""
+    """A configuration class of transformers, its settings beyond the common ones, and what it attends with.
+
+    ``text`` is the entry that its text model is, where it reads images too.
+    """
 
     config: str
     settings: dict[str, Any] = field(default_factory=dict)
@@ -55,6 +58,7 @@ class Architecture:
     window: bool = False
     alibi: bool = False
     state: bool = False
+    text: str = ""
 
 
 def _gated(config: str, /, *, window: bool = False, state: bool = False, **settings: Any) -> Architecture:
@@ -271,6 +275,14 @@ ARCHITECTURES: dict[str, Architecture] = {
 }
 
 
+_SIGHT: dict[str, Any] = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
 _ROUTED: dict[str, Any] = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 MORE: dict[str, Architecture] = {
     "afmoe": _gated(
@@ -314,6 +326,49 @@ MORE: dict[str, Architecture] = {
     "jais2": _gated("Jais2Config", head_dim=8),
     "modernbert-decoder": _gated("ModernBertDecoderConfig", window=True, local_attention=WINDOW),
     "olmo-hybrid": _gated("OlmoHybridConfig", state=True),
+    "llama3": _gated(
+        "LlamaConfig",
+        rope_parameters={
+            "rope_type": "llama3",
+            "rope_theta": 10000.0,
+            "factor": 4.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64,
+        },
+    ),
+    "deepseek-v2": _gated(
+        "DeepseekV2Config",
+        n_routed_experts=8,
+        num_experts_per_tok=3,
+        n_group=4,
+        topk_group=2,
+        topk_method="group_limited_greedy",
+        moe_intermediate_size=16,
+        n_shared_experts=1,
+        kv_lora_rank=8,
+        q_lora_rank=8,
+        qk_rope_head_dim=4,
+        qk_nope_head_dim=4,
+        v_head_dim=8,
+        first_k_dense_replace=2,
+        num_key_value_heads=4,
+    ),
+    "jetmoe": _gated("JetMoeConfig", **_EXPERTS, kv_channels=8),
+    "gemma3, images": Architecture(
+        "Gemma3Config", {"vision_config": _SIGHT, "mm_tokens_per_image": 4}, text="gemma3", window=True
+    ),
+    "gemma4, images": Architecture(
+        "Gemma4Config",
+        {"vision_config": _SIGHT | {"num_key_value_heads": 2, "head_dim": 8}, "audio_config": None},
+        text="gemma4",
+        window=True,
+    ),
+    "mistral3, images": Architecture(
+        "Mistral3Config",
+        {"vision_config": _SIGHT | {"model_type": "pixtral", "head_dim": 8}},
+        text="ministral3",
+    ),
 }
 """Models that nobody tuned to: tried when all the others held."""
 
@@ -349,6 +404,9 @@ def config_of(name: str, **overrides: Any) -> Any:
     import transformers
 
     entry = ARCHITECTURES.get(name) or MORE[name]
+    if entry.text:
+        text = config_of(entry.text, **overrides).to_dict()
+        return getattr(transformers, entry.config)(text_config=text, **entry.settings)
     base = {"gated": _GATED, "gpt": _GPT, "none": {}}[entry.base]
     tokens = {"vocab_size": 160, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 1}
     return getattr(transformers, entry.config)(**(tokens | base | entry.settings | overrides))
@@ -356,10 +414,11 @@ def config_of(name: str, **overrides: Any) -> Any:
 
 def random_model(name: str, *, seed: int = 0, **overrides: Any) -> Any:
     """A random Hugging Face model of an entry, in float32 and eval mode; its biases are random too."""
-    from transformers import AutoModelForCausalLM
+    from mechsafety.models.weights import auto_class
 
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config_of(name, **overrides), dtype=torch.float32)
+    config = config_of(name, **overrides)
+    model = auto_class(config).from_config(config, dtype=torch.float32)
     for parameter_name, parameter in model.named_parameters():
         if parameter_name.endswith("bias"):
             torch.nn.init.normal_(parameter, std=0.3)

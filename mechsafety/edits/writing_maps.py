@@ -154,7 +154,7 @@ def expert_rows(
     """Views of every parameter by which a mixture of experts writes, of experts that ``x`` does not reach as well.
 
     ``known`` keeps what was found for mixtures of the same parameters. Raises :class:`MechsafetyError` where the
-    parameters that were found are not all that write.
+    parameters that were found are not all that write, and for experts of attention (JetMoE), which need positions too.
     """
     d_model = x.shape[-1]
     groups = _groups(experts)
@@ -168,7 +168,10 @@ def expert_rows(
         )
     ).to(x.device)
     with torch.no_grad(), evaluating(experts):
-        before = _written(experts, x)
+        try:
+            before = _written(experts, x)
+        except TypeError:
+            raise _no_map(model, place) from None
         if structure not in known:
             known[structure] = [
                 (name, axis)

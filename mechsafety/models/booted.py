@@ -1,13 +1,37 @@
-"""Whether a bridge is still what was booted: the plain twin that shares its parameters feels nothing else."""
+"""What booting may do, and whether a bridge is still what was booted: the plain twin feels nothing else."""
 
 from __future__ import annotations
 
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
 
 BootedState = tuple[frozenset[int], frozenset[tuple[int, str]]]
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+@contextmanager
+def nothing_installed() -> Iterator[None]:
+    """While the block runs no package is installed.
+
+    TransformerLens installs torchvision, and with it whatever other torch that wishes, when it boots a model that reads
+    images too (Gemma 3 from 4B on), for a processor of images that is not used here.
+    """
+    real = subprocess.check_call
+
+    def refusing(command: Any, *args: Any, **options: Any) -> int:
+        if isinstance(command, list) and {"pip", "install"} <= set(command):
+            raise OSError("no package is installed while a model is loaded")
+        return real(command, *args, **options)
+
+    subprocess.check_call = refusing
+    try:
+        yield
+    finally:
+        subprocess.check_call = real
 
 
 def booted_state(body: nn.Module, twin: nn.Module) -> BootedState:

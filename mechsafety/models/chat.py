@@ -18,7 +18,7 @@ from mechsafety.core.days import today
 from mechsafety.core.errors import MechsafetyError, first_lines, way
 from mechsafety.models import rendering
 from mechsafety.models.chat_settings import TemplateInput, chat_of, template_input
-from mechsafety.models.loading import window
+from mechsafety.models.loading import embedding_rows, window
 from mechsafety.models.rendering import SYSTEM_ROLES
 
 if TYPE_CHECKING:
@@ -157,12 +157,24 @@ def tokenize_text(model: TransformerBridge, text: str) -> list[int]:
     ids = rendering.chat_tokens(own_tokenizer(model), text)
     if not ids:
         raise MechsafetyError("a prompt gave no tokens at all: is the chat template empty?")
-    return ids
+    return _embedded(model, ids)
 
 
 def tokenize_piece(model: TransformerBridge, text: str) -> list[int]:
     """Token ids of text that stands behind or within other text: a word of an answer."""
-    return rendering.exact_tokens(own_tokenizer(model), text)
+    return _embedded(model, rendering.exact_tokens(own_tokenizer(model), text))
+
+
+def _embedded(model: TransformerBridge, ids: list[int]) -> list[int]:
+    """``ids``, each of which has a row in the embedding: placeholders of other modalities may have none."""
+    rows = embedding_rows(model)
+    without = next((i for i in ids if rows is not None and i >= rows), None)
+    if without is None:
+        return ids
+    raise MechsafetyError(
+        f"a text holds {own_tokenizer(model).convert_ids_to_tokens(without)!r}, a token for which the model's "
+        f"embedding of {rows} rows has none: leave it out of the text"
+    )
 
 
 def tokenize_prompts(
@@ -230,11 +242,11 @@ def render_turn(
 
 
 def _taken(model: TransformerBridge, turns: Sequence[Message]) -> str:
-    from jinja2 import TemplateError
-
     try:
         return render_chat(model, turns)
-    except TemplateError as error:
+    except MechsafetyError:
+        raise
+    except Exception as error:  # templates raise errors of their own making
         raise MechsafetyError(
             f"the model's chat template does not take this conversation ({', '.join(t['role'] for t in turns)}): "
             f"{first_lines(error)}"
@@ -245,7 +257,7 @@ def _tokenized_bare(model: TransformerBridge, text: str) -> list[int]:
     ids = rendering.bare_tokens(own_tokenizer(model), text)
     if not ids:
         raise MechsafetyError(f"the text {text[:40]!r} gave no tokens at all")
-    return ids
+    return _embedded(model, ids)
 
 
 MORE_ROOM = "take a model that reads more"

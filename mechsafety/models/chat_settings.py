@@ -6,7 +6,7 @@ import functools
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from mechsafety.core.errors import MechsafetyError, first_lines, way
@@ -169,7 +169,7 @@ def record_of(settings: ChatSettings, tokenizer: Any, *, day: str) -> dict[str, 
 
 def require_taken(settings: ChatSettings, tokenizer: Any, *, source: str, day: str) -> None:
     """Raise :class:`MechsafetyError` where the chat template has no such argument, one with which a model that shall
-    not think thinks, or takes no system prompt."""
+    not think thinks, takes no system prompt, or does not write what a user asks."""
     known = template_variables(tokenizer.get_chat_template()) - _SET_BY_US
     if unknown := sorted(set(settings.template_arguments) - known):
         raise MechsafetyError(
@@ -184,20 +184,25 @@ def require_taken(settings: ChatSettings, tokenizer: Any, *, source: str, day: s
                 f"out the argument, or give {way('--thinking model', LEFT_THINKING)}"
             )
     plain = TemplateInput(arguments=found.arguments)
-    if settings.template_arguments:
-        _require_renders(tokenizer, plain, source=source, day=day)
     if settings.system_prompt is not None:
         _require_system_prompt(tokenizer, plain, source=source, day=day)
+    _require_asked(tokenizer, replace(plain, system_prompt=settings.system_prompt), source=source, day=day)
 
 
-def _require_renders(tokenizer: Any, given: TemplateInput, *, source: str, day: str) -> None:
+def _require_asked(tokenizer: Any, given: TemplateInput, *, source: str, day: str) -> None:
+    """Raise where the template does not write what a user asks, alone behind the system prompt that was given."""
+    with_them = f" with arguments {json.dumps(given.arguments)}" if given.arguments else ""
     try:
-        rendering.rendered(tokenizer, rendering.HELLO, day=day, given=given)
+        asked = [{"role": "user", "content": _MARK}]
+        if _MARK in rendering.rendered(tokenizer, asked, day=day, given=given):
+            return
+        why = "leaves it out"
     except Exception as error:  # templates raise errors of their own making
-        raise MechsafetyError(
-            f"chat arguments {json.dumps(given.arguments)}: the chat template of {source!r} fails with them: "
-            f"{first_lines(error)}"
-        ) from None
+        why = f"fails: {first_lines(error)}"
+    raise MechsafetyError(
+        f"the chat template of {source!r} does not write what a user asks{with_them}: it {why}. Give another "
+        f"{way('--template')}"
+    )
 
 
 def _require_system_prompt(tokenizer: Any, given: TemplateInput, *, source: str, day: str) -> None:

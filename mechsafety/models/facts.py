@@ -106,11 +106,12 @@ def _of_config(config: Any, tokenizer: Any, *, base: str) -> ModelFacts:
 def count_parameters(config: Any) -> int:
     """Weights of the model of a configuration, which is made without any memory."""
     import torch
-    from transformers import AutoModelForCausalLM
+
+    from mechsafety.models.weights import auto_class
 
     try:
         with quiet(), torch.device("meta"):
-            made = AutoModelForCausalLM.from_config(config)
+            made = auto_class(config).from_config(config)
     except Exception as error:
         raise MechsafetyError(
             f"{type(config).__name__} is no language model's configuration: {first_lines(error)}"

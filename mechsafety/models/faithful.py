@@ -40,9 +40,11 @@ def require_faithful(spec: str, hf: PreTrainedModel, twin: PreTrainedModel, *, m
     try:
         seen = [_first_block(m, ids) if half else {"": _logits(m, ids)} for m in (hf, twin)]
     except RuntimeError as error:
+        divided = len({p.device for p in twin.parameters()}) > 1
+        how = "divided among several devices" if divided else f"in {twin.dtype}"
+        mend = "it runs on one" if divided else f"try {way('--dtype float32')}"
         raise MechsafetyError(
-            f"TransformerLens cannot run {spec!r} ({type(hf).__name__}) in {twin.dtype}: {first_lines(error)}; try "
-            f"{way('--dtype float32')}"
+            f"TransformerLens cannot run {spec!r} ({type(hf).__name__}) {how}: {first_lines(error)}; {mend}"
         ) from error
     ours, theirs = seen
     apart = max((_apart(ours[name], theirs[name]) for name in theirs if name in ours), default=0.0)

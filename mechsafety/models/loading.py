@@ -16,9 +16,10 @@ from mechsafety.core.errors import MechsafetyError, first_lines
 from mechsafety.core.progress import quiet
 from mechsafety.models import rendering
 from mechsafety.models.adapters import adapter_folder, merge_adapter, weights_fingerprint
-from mechsafety.models.booted import booted_state
+from mechsafety.models.booted import booted_state, nothing_installed
 from mechsafety.models.chat_settings import (
     ChatSettings,
+    TemplateInput,
     chat_settings,
     record_of,
     require_taken,
@@ -129,7 +130,8 @@ def load_model(
         require_plain(hf, "an adapter is merged into the weights")
         hf, fingerprint = merge_adapter(hf, adapter, spec)
     n_parameters = hf.num_parameters()  # booting adds views of joint query-key-value maps
-    model = _boot_bridge(spec, hf, tokenizer, day)
+    given = template_input(settings, tokenizer, day=day)
+    model = _boot_bridge(spec, hf, tokenizer, day, given)
     record = LoadRecord(
         spec=spec,
         source=source,
@@ -143,9 +145,7 @@ def load_model(
         device=str(where if placing is None else next(model.parameters()).device),
         template=template_name,
         fingerprint=fingerprint,
-        date=day
-        if rendering.writes_the_day(tokenizer, template_input(settings, tokenizer, day=day))
-        else None,
+        date=day if rendering.writes_the_day(tokenizer, given) else None,
         chat=record_of(settings, tokenizer, day=day),
         device_map=as_text(device_map, max_memory),
         blocks=blocks_by_device(model),
@@ -243,6 +243,17 @@ def window(model: Any) -> int | None:
     return next((int(n) for n in found if n is not None), None)
 
 
+def embedding_rows(model: Any) -> int | None:
+    """How many tokens the embedding of a model, or of its body, has a row for; None where that is not known."""
+    if is_hooked_transformer(model):
+        return int(model.cfg.d_vocab)
+    body = getattr(model, "original_model", model)
+    if hasattr(body, "get_input_embeddings"):
+        return body.get_input_embeddings().weight.shape[0]
+    config = getattr(body, "config", None)
+    return None if config is None else int(config.get_text_config().vocab_size)
+
+
 def generation_twin(model: TransformerBridge) -> PreTrainedModel | None:
     """A plain Hugging Face module tree over the very same parameters, or None.
 
@@ -279,7 +290,7 @@ def _is_altered(model: Any) -> bool:
 
 
 def _boot_bridge(
-    spec: str, hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, day: str
+    spec: str, hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, day: str, given: TemplateInput
 ) -> TransformerBridge:
     from transformer_lens.model_bridge import TransformerBridge
 
@@ -294,9 +305,9 @@ def _boot_bridge(
     shared: dict[int, Any] = {id(tensor): tensor for tensor in (*hf.parameters(), *hf.buffers())}
     shared |= {id(module): module for module in packed_modules(hf)}
     twin = copy.deepcopy(hf, shared)
-    asked = _reading(tokenizer, day)
+    asked = _reading(tokenizer, day, given)
     try:
-        with quiet():
+        with quiet(), nothing_installed():
             model = TransformerBridge.boot_transformers(
                 hf.config._name_or_path or spec, hf_model=hf, tokenizer=_to_boot_with(tokenizer)
             )
@@ -312,7 +323,7 @@ def _boot_bridge(
     require_faithful(spec, hf, twin, most=window(hf))
     model.__dict__["_mechsafety_booted"] = booted_state(body_of(model), twin)
     _give_tokenizer(model, tokenizer, day)
-    if (got := _reading(model.tokenizer, day)) != asked:
+    if (got := _reading(model.tokenizer, day, given)) != asked:
         raise MechsafetyError(
             f"model {spec!r} renders {got[0][:80]!r} where its template gives {asked[0][:80]!r}: TransformerLens has "
             "put another tokenizer in its place; report this with the model's name"
@@ -340,7 +351,7 @@ def _give_tokenizer(model: Any, tokenizer: Any, day: str) -> None:
     model.cfg.tokenizer_appends_eos = end[-1:] == [tokenizer.eos_token_id]
 
 
-def _reading(tokenizer: Any, day: str) -> tuple[str, list[int], list[int]]:
+def _reading(tokenizer: Any, day: str, given: TemplateInput) -> tuple[str, list[int], list[int]]:
     """A rendered turn, its tokens, and those of bare text."""
-    text = rendering.rendered(tokenizer, rendering.HELLO, day=day)
+    text = rendering.rendered(tokenizer, rendering.HELLO, day=day, given=given)
     return text, rendering.chat_tokens(tokenizer, text), rendering.bare_tokens(tokenizer, "Hello")

@@ -42,7 +42,8 @@ class Pass:
         self.chosen: Copies | None = None
         self.size: int | Tensor = 0
         self.shape = (0, 0)
-        self.passes: list[Tensor] = []
+        self.begun_in: nn.Module | None = None
+        self.columns = (0, 0)
         self.answering = 0
         self.begun = False
         self.uncached: Tensor | None = None
@@ -91,29 +92,32 @@ class Pass:
             self.answering -= 1
             self.uncached = None
 
-    def begin(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Before a Hugging Face module runs: ``args`` and ``kwargs`` are its forward's."""
+    def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Before a Hugging Face module runs, a model or the base in it: ``args`` and ``kwargs`` are its forward's."""
+        within = module is not self.begun_in and module is getattr(self.begun_in, "base_model", None)
+        self.begun_in = module
         inputs = kwargs.get("input_ids")
         if inputs is None:
             inputs = args[0] if args else kwargs["inputs_embeds"]
         before = 0
         if self.positions != "all":
-            before = self._columns_before(kwargs.get("past_key_values", kwargs.get("cache_params")), inputs)
+            cache = kwargs.get("past_key_values", kwargs.get("cache_params"))
+            before = self._columns_before(cache, inputs.shape[1], within=within)
         mask = kwargs.get("attention_mask")
         self._cover(inputs, before, mask if mask is not None and mask.ndim == 2 else None)
 
-    def _columns_before(self, cache: Any, inputs: Tensor) -> int:
-        """How many columns ``cache`` stands for; where it is a state without a length, those that went into it here."""
-        if cache is None:
-            self.passes = [inputs]
-            return 0
-        with contextlib.suppress(AttributeError, ValueError):
-            return int(cache.get_seq_length())
-        if (
-            not self.passes or self.passes[-1] is not inputs
-        ):  # a pass begins at the model and again at its base
-            self.passes.append(inputs)
-        return sum(earlier.shape[1] for earlier in self.passes[:-1])
+    def _columns_before(self, cache: Any, width: int, *, within: bool) -> int:
+        """How many columns ``cache`` stands for; where it is a state without a length, those that went into it here.
+
+        A pass of ``width`` columns is counted at the model, and not again at the base ``within`` it.
+        """
+        if cache is not None:
+            with contextlib.suppress(AttributeError, ValueError):
+                return int(cache.get_seq_length())
+        if not within:
+            before = self.columns[1] if _has_state(cache) else 0
+            self.columns = (before, before + width)
+        return self.columns[0]
 
     def embed(self, _embedding: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before a HookedTransformer embeds the tokens of the passes that its blocks then run."""
@@ -210,3 +214,8 @@ class Pass:
         excess = trailing - trailing.min()
         columns = torch.arange(inputs.shape[1], device=inputs.device)
         return (columns[None] < inputs.shape[1] - excess[:, None]).long()
+
+
+def _has_state(cache: Any) -> bool:
+    """Whether ``cache``, which has no length, stands for any columns yet."""
+    return cache is not None and (not hasattr(cache, "has_previous_state") or cache.has_previous_state())

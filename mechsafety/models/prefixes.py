@@ -30,7 +30,7 @@ from mechsafety.models.forward import (
     same_but_rounding,
 )
 from mechsafety.models.hooked_transformers import has_cache
-from mechsafety.models.loading import body_of, is_hooked_transformer, plain_tree, window
+from mechsafety.models.loading import body_of, embedding_rows, is_hooked_transformer, plain_tree, window
 from mechsafety.models.rope_lengths import may_read_in_parts
 
 if TYPE_CHECKING:
@@ -135,17 +135,13 @@ def _gap_is_nothing(body: Any, gap: int, device: torch.device) -> bool:
 
 
 def _made_up(body: Any) -> list[int]:
-    return made_up_tokens(_vocabulary(body), _LEAST + 1)[0].tolist()
+    rows = embedding_rows(body)
+    assert rows is not None
+    return made_up_tokens(rows, _LEAST + 1)[0].tolist()
 
 
 def _last_logits(body: Any, rest: TokenBatch, before: Prefix) -> Float[Tensor, "1 vocabulary"]:
     return forward(body, rest, logits=1, before=before).logits[0]
-
-
-def _vocabulary(body: Any) -> int:
-    return (
-        int(body.cfg.d_vocab) if is_hooked_transformer(body) else body.get_input_embeddings().weight.shape[0]
-    )
 
 
 def _takes_gap(cache: Any, width: int) -> bool:

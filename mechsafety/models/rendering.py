@@ -99,14 +99,51 @@ def rendered(
             messages.insert(0, {"role": "system", "content": given.system_prompt})
     if "strftime_now" in template:
         options |= {"chat_template": _PINNED + template, "pinned_day": _directives(day)}
+    blocks = roles_in_blocks(tokenizer)
     text = tokenizer.apply_chat_template(
-        [dict(message) for message in messages],
+        [_as_blocks(message) if message["role"] in blocks else dict(message) for message in messages],
         tokenize=False,
         add_generation_prompt=answer_next,
         continue_final_message=last_turn_open,
         **options,
     )
     return cast("str", text) + (given.prefix if given is not None and answer_next else "")
+
+
+_SAID = "Sandstone"
+_READS_BLOCKS = re.compile(r"""\[\s*['"]text['"]\s*\]|\.text\b""")
+
+
+def roles_in_blocks(tokenizer: Any) -> frozenset[str]:
+    """The roles whose messages the chat template reads as a list of blocks, ``{type: text, text: ...}``, alone.
+
+    It would write nothing of plain text. None in most templates, which take text.
+    """
+    template = tokenizer.get_chat_template()
+    return _roles_in_blocks(tokenizer, template) if _READS_BLOCKS.search(template) else frozenset()
+
+
+@functools.lru_cache(maxsize=16)
+def _roles_in_blocks(tokenizer: Any, template: str) -> frozenset[str]:
+    def shown(*messages: dict[str, Any]) -> bool:
+        options = {"pinned_day": _directives("2001-02-03"), "chat_template": _PINNED + template}
+        try:
+            return _SAID in tokenizer.apply_chat_template(list(messages), tokenize=False, **options)
+        except Exception:  # templates raise errors of their own making
+            return False
+
+    user: dict[str, Any] = {"role": "user", "content": _SAID}
+    if shown(user) or not shown(_as_blocks(user)):
+        return frozenset()
+    hello, said = _as_blocks(HELLO[0]), {"role": "assistant", "content": _SAID}
+    told = [{"role": role, "content": _SAID} for role in SYSTEM_ROLES]
+    talks = [(hello, said), *((system, hello) for system in told)]
+    asked = zip(("assistant", *SYSTEM_ROLES), talks, strict=True)
+    return frozenset({"user", *(role for role, talk in asked if not shown(*talk))})
+
+
+def _as_blocks(message: Mapping[str, str]) -> dict[str, Any]:
+    return {**message, "content": [{"type": "text", "text": message["content"]}]}
 
 
 def writes_the_day(tokenizer: Any, given: TemplateInput | None = None) -> bool:

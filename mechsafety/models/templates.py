@@ -22,6 +22,11 @@ NAMES = (*BARE_TEMPLATES, *(OWN_OR + name for name in BARE_TEMPLATES))
 def set_template(spec: str, tokenizer: PreTrainedTokenizerBase, template: str | None) -> str:
     """Give ``tokenizer`` the template; what it is called in the record."""
     own = template is None or template.startswith(OWN_OR)
+    if own and isinstance(tokenizer.chat_template, dict):
+        raise MechsafetyError(
+            f"model {spec!r} has several chat templates ({', '.join(sorted(tokenizer.chat_template))}) and none that "
+            f"is its default: give one as {way('--template FILE.jinja')}"
+        )
     if tokenizer.chat_template is not None and own:
         return OWN
     if template is None:

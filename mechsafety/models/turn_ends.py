@@ -48,8 +48,6 @@ def _after_answer(model: TransformerBridge, place: Literal["last", "followed"]) 
 
     None for a model without a template, or with one that shows no answers.
     """
-    from jinja2 import TemplateError
-
     if getattr(model.tokenizer, "chat_template", None) is None:
         return []
     turns = [{"role": "user", "content": "How do rivers form?"}, {"role": "assistant", "content": _ANSWER}]
@@ -57,7 +55,7 @@ def _after_answer(model: TransformerBridge, place: Literal["last", "followed"]) 
         turns.append({"role": "user", "content": _NEXT})
     try:
         rendered = render_chat(model, turns, answer_next=False)
-    except TemplateError:
+    except Exception:  # templates raise errors of their own making
         return []
     rest = rendered.partition(_ANSWER)[2].partition(_NEXT)[0]
     return tokenize_piece(model, rest)

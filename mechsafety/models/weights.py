@@ -42,7 +42,7 @@ def load_weights(
 
     ``spec`` is for messages.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     try:
         with quiet():
@@ -57,7 +57,7 @@ def load_weights(
             else:
                 where = {"device_map": placing.planned(spec, shape, dtype)}
             model = load_filled(
-                AutoModelForCausalLM,
+                auto_class(config),
                 folder,
                 source=spec,
                 config=config,
@@ -73,14 +73,22 @@ def load_weights(
     return model.eval() if where else model.to(device).eval()
 
 
+def auto_class(config: Any) -> Any:
+    """Which of transformers' classes makes a language model of ``config``: of text, or where it has none of text alone
+    (Mistral 3), of images and text."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    of_text, of_both = AutoModelForCausalLM._model_mapping, AutoModelForImageTextToText._model_mapping
+    both = type(config) not in of_text and type(config) in of_both
+    return AutoModelForImageTextToText if both else AutoModelForCausalLM
+
+
 def shape_of(
     config: Any, dtype: torch.dtype, *, trust_remote_code: bool = False
 ) -> tuple[PreTrainedModel, float]:
     """The model of a configuration without its weights, and the bytes that they take."""
-    from transformers import AutoModelForCausalLM
-
     with torch.device("meta"):
-        shape = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+        shape = auto_class(config).from_config(config, trust_remote_code=trust_remote_code)
     return shape, sum(p.numel() for p in shape.parameters()) * bytes_per_weight(config, dtype)
 
 
@@ -107,6 +115,8 @@ def load_tokenizer(
             )
     except Exception as error:
         raise load_error(spec, parsed, error) from error
+    if isinstance(tokenizer.chat_template, dict):  # some have templates for tools or documents beside it
+        tokenizer.chat_template = tokenizer.chat_template.get("default", tokenizer.chat_template)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "left"

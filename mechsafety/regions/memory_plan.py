@@ -14,6 +14,7 @@ from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.progress import quiet
 from mechsafety.models.hardware import dtype_name, resolve_device, resolve_dtype
 from mechsafety.models.specs import load_error, locate, parse_spec
+from mechsafety.models.weights import auto_class
 from mechsafety.regions.attribution import DEFAULT_BATCH
 from mechsafety.regions.experts import mixtures
 
@@ -126,14 +127,12 @@ def plan_of(
     trust_remote_code: bool = False,
 ) -> MemoryPlan:
     """The plan for a configuration. Raises :class:`MechsafetyError` where no linear map stands in its blocks."""
-    from transformers import AutoModelForCausalLM
-
     for what, number in (("batch_size", batch_size), ("tokens", tokens)):
         if number < 1:
             raise MechsafetyError(f"{what} is {number}; 1 at least")
     with quiet(), torch.device("meta"):
         # Fused kernels look into masks, which have no contents here; the eager form does not.
-        model: Any = AutoModelForCausalLM.from_config(
+        model: Any = auto_class(config).from_config(
             config, dtype=torch.bfloat16, attn_implementation="eager", trust_remote_code=trust_remote_code
         )
     maps = _maps(model)

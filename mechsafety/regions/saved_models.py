@@ -20,6 +20,7 @@ from mechsafety.edits.sums import EditLike, as_edit
 from mechsafety.models.accepted import ModelLike, as_model
 from mechsafety.models.chat import own_tokenizer
 from mechsafety.models.loading import generation_twin, model_name, plain_tree
+from mechsafety.models.weights import auto_class
 from mechsafety.regions.removal import LowRank, Pruning, Removal, removed
 
 if TYPE_CHECKING:
@@ -109,11 +110,9 @@ def _as_it_is_tied(whole: Any) -> Iterator[None]:
 
 
 def _require_equal(whole: Any, folder: Path, name: str) -> None:
-    from transformers import AutoModelForCausalLM
-
     dtype = next(whole.parameters()).dtype
     with quiet():
-        written = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
+        written = auto_class(whole.config).from_pretrained(folder, dtype=dtype, local_files_only=True)
     expected, found = _probe(whole), _probe(written.to(whole.device).eval())
     apart = float((expected - found).abs().max())
     allowed = _FLOAT32 if dtype in (torch.float32, torch.float64) else _HALF * float(expected.std())

@@ -56,7 +56,13 @@ def unembedded_by_hand(module: Any, batch: AnswerBatch) -> float:
     return float(answer_loss(logits, batch))
 
 
-@pytest.mark.parametrize("name", list(ARCHITECTURES))
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in ("falcon-h1", "bamba", "granite-hybrid") else ())
+        for name in ARCHITECTURES
+    ],
+)
 def test_the_loss_is_hugging_faces_own(name: str) -> None:
     module, batch = random_model(name), batch_of(pairs())
     expected = own_loss(module, batch)

@@ -38,8 +38,24 @@ def tokens(model: Any, **options: Any) -> dict[str, tuple[int, ...]]:
     return {c.id: c.tokens for c in generate(model, prompts, max_new_tokens=10, seed=0, **options)}
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
-@pytest.mark.parametrize("name", list(EDITS))
+ONCE = {
+    "none": "gpt2",
+    "ablate": "llama",
+    "generated": "gpt2",
+    "last_prompt": "gpt2",
+    "orthogonalise": "llama",
+}
+"""The architecture on which an edit is tried on every run."""
+
+
+@pytest.mark.parametrize(
+    ("name", "architecture"),
+    [
+        pytest.param(name, architecture, marks=() if once == architecture else pytest.mark.slow)
+        for name, once in ONCE.items()
+        for architecture in ("llama", "gpt2")
+    ],
+)
 def test_fast_path_equals_reference_path(tiny: Callable[..., Any], architecture: str, name: str) -> None:
     model, edit = tiny(architecture), EDITS[name]
     fast = tokens(model, edit=edit, batch_size=4)
@@ -219,7 +235,7 @@ def greedy_by_hand(module: Any, ids: list[int], stops: set[int], n: int) -> tupl
     return tuple(given)
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+@pytest.mark.parametrize("architecture", ["llama", pytest.param("gpt2", marks=pytest.mark.slow)])
 def test_greedy_is_greedy_whatever_the_checkpoint_asks_for(
     tiny_folder: Callable[..., Path], tmp_path: Path, architecture: str
 ) -> None:

@@ -88,7 +88,10 @@ def test_drawn_tokens_do_not_depend_on_when_others_end(
     assert rows == [len(prompts)]
 
 
-@pytest.mark.parametrize("positions", ["all", "prompt", "last_prompt", "generated"])
+@pytest.mark.parametrize(
+    "positions",
+    ["last_prompt", "generated", *(pytest.param(p, marks=pytest.mark.slow) for p in ("all", "prompt"))],
+)
 def test_edits_act_alike_where_first_tokens_run_once(positions: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     model, prompts = kept("llama", template=SYSTEM + BARE), list(small_prompts(3).report)
     edits = [

@@ -43,6 +43,18 @@ def folder(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_thinking(tmp_path_factory.mktemp(name), name, [p.text for p in PROMPTS], **MARKS[name])
 
 
+BUDGETS = pytest.mark.parametrize(
+    ("folder", "n_thought", "n_answer"),
+    [
+        ("qwen3", 30, 4),
+        ("qwen3_thinking", 3, 6),
+        pytest.param("qwen3_thinking", 30, 4, marks=pytest.mark.slow),
+        pytest.param("qwen3", 3, 6, marks=pytest.mark.slow),
+    ],
+    indirect=["folder"],
+)
+
+
 def thinking(folder: Path, n: int) -> Any:
     chat = {"thinking": "model", "max_thought_tokens": n}
     return load_model(str(folder), dtype="float32", device="cpu", chat=chat)
@@ -75,7 +87,7 @@ def plain(model: Any, ids: Sequence[int], n_thought: int, n_answer: int) -> tupl
                 thinks, n = False, len(out)
 
 
-@pytest.mark.parametrize(("n_thought", "n_answer"), [(30, 4), (3, 6)])
+@BUDGETS
 def test_budgets_are_those_of_the_plain_loop(folder: Path, n_thought: int, n_answer: int) -> None:
     model = thinking(folder, n_thought)
     sequences = tokenize_prompts(model, [p.text for p in PROMPTS])
@@ -88,7 +100,7 @@ def test_budgets_are_those_of_the_plain_loop(folder: Path, n_thought: int, n_ans
     assert [(list(c.tokens), c.n_thought_tokens) for c in slow] == expected[:4]
 
 
-@pytest.mark.parametrize(("n_thought", "n_answer"), [(30, 4), (3, 6)])
+@BUDGETS
 def test_continuations_have_the_budgets_of_the_plain_loop(
     folder: Path, n_thought: int, n_answer: int
 ) -> None:
@@ -128,6 +140,9 @@ def test_stop_strings_end_answers_and_no_thoughts(folder: Path) -> None:
         assert kept == whole[row]
 
 
+@pytest.mark.parametrize(
+    "folder", ["qwen3", pytest.param("qwen3_thinking", marks=pytest.mark.slow)], indirect=True
+)
 def test_edits_side_by_side_think_as_each_alone(folder: Path) -> None:
     model, edits = thinking(folder, 12), [Ablate(VECTOR), Add(VECTOR, layer=1, coefficient=2.0)]
     asking: dict[str, Any] = {"max_new_tokens": 3, "seed": 0}

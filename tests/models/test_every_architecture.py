@@ -16,10 +16,12 @@ from tests.models.test_batched_alone import TEMPLATES, Subject
 NORM_BETWEEN = (
     *("gemma2", "gemma3", "gemma4", "bloom", "olmo2", "olmo3", "exaone4", "glm4", "xglm"),
     *("afmoe", "flex-olmo", "nanochat", "modernbert-decoder", "olmo-hybrid"),
+    *("gemma3, images", "gemma4, images"),
 )
 """What a map writes is normed or scaled before it reaches the stream, so that weights alone cannot hold the edit."""
 REFUSED = dict.fromkeys(NORM_BETWEEN, ("baked",)) | {
     "recurrent-gemma": ("sweep", "edit by hooks", "baked", "generation"),
+    "jetmoe": ("baked", "regions"),
 }
 
 UNREADABLE = (

@@ -141,6 +141,35 @@ def test_the_models_own_generate_has_one_prompt_with_a_cache_and_without(name: s
     assert not {"generate", "hf_generate"} & model.__dict__.keys()
 
 
+@pytest.mark.parametrize("name", ["mamba", pytest.param("mamba2", marks=pytest.mark.slow)])
+def test_a_state_without_a_length_counts_each_column_once(tmp_path: Path, name: str) -> None:
+    """In several answers under one edit, and where the base gets copies of the tokens, as on another device."""
+    model = loaded(tmp_path, name)
+    tokens = texts(model)[1]
+    options: dict[str, Any] = {"max_new_tokens": STEPS, "do_sample": False, "eos_token_id": None}
+
+    def answer() -> list[int]:
+        out = model.original_model.generate(torch.tensor([tokens]), **options)
+        return out[0, len(tokens) :].tolist()
+
+    def copied(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return tuple(a.clone() if isinstance(a, torch.Tensor) else a for a in args), kwargs
+
+    answers = []
+    for positions in ("prompt", "last_prompt", "generated"):
+        edit = ms.Add(4 * VECTOR, layer=1, positions=positions)
+        want = by_hand(model, tokens, edit)
+        with edited(model, edit):
+            assert answer()[: len(want)] == want
+            assert answer()[: len(want)] == want
+        handle = model.original_model.base_model.register_forward_pre_hook(copied, with_kwargs=True)
+        with edited(model, edit):
+            assert answer()[: len(want)] == want
+        handle.remove()
+        answers.append(want)
+    assert len({tuple(a) for a in answers}) > 1
+
+
 def test_a_pass_that_goes_on_without_a_cache_is_an_error_unless_the_length_is_given(tmp_path: Path) -> None:
     model = loaded(tmp_path, "llama")
     ids = torch.tensor([texts(model)[1]])

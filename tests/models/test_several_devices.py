@@ -34,11 +34,11 @@ from tests.kept_models import kept_folder
 from tests.pretended_devices import FIRST, SECOND, MixedDevicesError, PretendedDevices
 from tests.prompt_sets import small_prompts
 
-FAST = ("llama", "gpt2", "gemma4", "mixtral", "qwen3-next")
+FAST = ("llama", "gpt2", "gemma4", "qwen3-next")
 NAMES = [
     pytest.param(name, marks=() if name in FAST else pytest.mark.slow)
     for name in ARCHITECTURES
-    if name not in (*UNFAITHFUL, *UNPADDABLE)
+    if name not in (*UNFAITHFUL, *UNPADDABLE, "falcon")
 ]
 EXAMPLES = (
     Example(prompt="tell me about bread", answer="sorry i can not help with that", whole=True),
@@ -187,6 +187,22 @@ def test_divided_is_whole(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
                 same(run(model), want[analysis])
 
 
+def test_a_model_whose_blocks_leave_their_device_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TransformerLens takes off what carries activations to the blocks of Falcon."""
+    with (
+        PretendedDevices().on(),
+        pytest.raises(MechsafetyError, match=r"divided among several devices: .*; it runs on one"),
+    ):
+        divided("falcon", monkeypatch)
+
+
+@pytest.mark.parametrize("name", ["mamba", pytest.param("mamba2", marks=pytest.mark.slow)])
+def test_answers_of_a_state_without_a_length(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    want = alone(name, "edited_answers")
+    with PretendedDevices().on():
+        same(edited_answers(divided(name, monkeypatch)), want)
+
+
 def test_control_a_constant_left_on_the_wrong_device_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """The mode raises for what would raise on two GPUs."""
     with PretendedDevices().on():
@@ -245,7 +261,9 @@ PER_TOKEN = {
 """All that waits for the device at every token; both belong to transformers."""
 
 
-@pytest.mark.parametrize("positions", ["all", "generated", "last_prompt"])
+@pytest.mark.parametrize(
+    "positions", ["all", "last_prompt", pytest.param("generated", marks=pytest.mark.slow)]
+)
 def test_decoding_waits_for_no_device_but_where_transformers_does(
     positions: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
