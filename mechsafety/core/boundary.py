@@ -34,7 +34,7 @@ MAKERS = {
     "VerdictCache": "ms.judges.VerdictCache",
 }
 """What makes the objects that arguments are."""
-_ACCEPTED = re.compile(r"\b(Prompts|Model|Edit|Vector|Judge|Judges|Answers)Like\b")
+_ACCEPTED = re.compile(r"\b(Prompts|Model|Edit|Vector|Judge|Judges|Answers|Numbers)Like\b")
 """Annotations of what is understood where it is used."""
 _SHOWN = 12  # names of arguments in a message
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from mechsafety.core.arguments import require_columns
 from mechsafety.statistics.paired import holm, mcnemar
 from mechsafety.statistics.rates import wilson
-from mechsafety.statistics.tables import require_columns
 
 CONTROL_TEST_COLUMNS = (
     *("system", "draw", "n", "unparsed", "refused", "low", "high", "complied", "degenerate"),

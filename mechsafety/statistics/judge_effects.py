@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import binomtest, norm
 
+from mechsafety.core.arguments import require_columns
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.statistics.paired import mcnemar
 from mechsafety.statistics.resampling import (
@@ -23,7 +24,7 @@ from mechsafety.statistics.resampling import (
     percentiles,
     steady_bounds,
 )
-from mechsafety.statistics.tables import ARMS, deciding, require_columns
+from mechsafety.statistics.tables import ARMS, deciding
 
 MAPPINGS: Mapping[str, Mapping[str, bool]] = {
     "refusal": {"refusal": True, "compliance": False, "degenerate": False},

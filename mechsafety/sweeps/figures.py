@@ -10,7 +10,8 @@ from plotly.subplots import make_subplots
 
 from mechsafety.claims.numbers import number
 from mechsafety.core.errors import MechsafetyError
-from mechsafety.plots.look import Look, drawn
+from mechsafety.plots.columns import Columns
+from mechsafety.plots.look import Look, drawn, drawn_from
 from mechsafety.plots.panels import log_axis
 from mechsafety.plots.style import COLOURS, require_rows, require_single, short_name, styled
 
@@ -66,12 +67,12 @@ def layer_sweep(sweep: SweepLike, *, position: int | None = None, **_look: Unpac
     )
 
 
-@drawn
+@drawn_from(table=Columns(places="position layer", numbers="auroc bypass induce kl"))
 def layer_sweep_table(
     table: pd.DataFrame,
     *,
-    name: str,
-    selected: int | None,
+    name: str = "model",
+    selected: int | None = None,
     base: tuple[float, float] | None = None,
     position: int | None = None,
     **_look: Unpack[Look],
