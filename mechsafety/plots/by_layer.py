@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, TypeAlias, Union, Unpack
+from typing import TYPE_CHECKING, TypeAlias, Union, Unpack, cast
 
 import numpy as np
 import pandas as pd
@@ -89,7 +89,7 @@ def heat_map(
         ('heatmap', 420)
     """
     numbers = _numbers(values)
-    frame = values if isinstance(values, pd.DataFrame) else pd.DataFrame(numbers)
+    frame = cast("pd.DataFrame", values) if isinstance(values, pd.DataFrame) else pd.DataFrame(numbers)
     across = _named(frame.columns if x is None else x, numbers.shape[1], "x", "column")
     down = _named(frame.index if y is None else y, numbers.shape[0], "y", "row")
     if bounds is not None and not bounds[0] < bounds[1]:

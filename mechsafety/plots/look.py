@@ -40,7 +40,9 @@ class Look(TypedDict, total=False):
 
 
 _OPTIONS = {
-    name: inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=hint)
+    name: inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=getattr(hint, "__forward_arg__", hint)
+    )
     for name, hint in Look.__annotations__.items()
 }
 _WANTED: ContextVar[Look] = ContextVar("wanted", default=Look())  # noqa: B039 - never changed in place

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -22,21 +23,19 @@ OPTIONAL = {("outcome_bars", "controls")}
 """Tables that may be left out, and therefore be empty."""
 
 
-@pytest.fixture
-def call_of(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Call]:
-    """The arguments with which a figure is drawn of plain data."""
-
-    def found(name: str) -> Call:
-        seen: list[Call] = []
-        with monkeypatch.context() as patch:
-            patch.setattr(plots, name, lambda *args, **kwargs: seen.append((args, kwargs)))
-            case = CASES["plain"]
-            drawings(case)[name]()
-            if name == "outcome_bars":
-                drawings(case)["outcome_bars with controls"]()
-        return seen[-1]
-
-    return found
+@functools.cache
+def calls() -> dict[str, Call]:
+    """The arguments with which each figure is drawn of plain data."""
+    seen: dict[str, Call] = {}
+    drawing = drawings(CASES["plain"])
+    with pytest.MonkeyPatch.context() as patch:
+        for name in plots.__all__:
+            patch.setattr(
+                plots, name, lambda *args, _name=name, **kwargs: seen.update({_name: (args, kwargs)})
+            )
+        for name in (*plots.__all__, "outcome_bars with controls"):
+            drawing[name]()
+    return seen
 
 
 def drawn_or_refused(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
@@ -70,8 +69,8 @@ def needed(name: str, call: Call) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_a_missing_column_is_named_and_no_other_is_needed(name: str, call_of: Callable[[str], Call]) -> None:
-    call = call_of(name)
+def test_a_missing_column_is_named_and_no_other_is_needed(name: str) -> None:
+    call = calls()[name]
     for columns in needed(name, call):
         assert len(columns) > 2
         for column in columns:
@@ -84,26 +83,24 @@ def test_a_missing_column_is_named_and_no_other_is_needed(name: str, call_of: Ca
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_a_table_without_rows_is_refused(name: str, call_of: Callable[[str], Call]) -> None:
-    for said in with_other(name, call_of(name), lambda table: table.iloc[:0]):
+def test_a_table_without_rows_is_refused(name: str) -> None:
+    for said in with_other(name, calls()[name], lambda table: table.iloc[:0]):
         assert "no rows: there is nothing to draw" in said
-    for said in with_other(name, call_of(name), lambda _: pd.DataFrame()):
+    for said in with_other(name, calls()[name], lambda _: pd.DataFrame()):
         assert "it needs the columns" in said
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_what_is_no_table_is_refused(name: str, call_of: Callable[[str], Call]) -> None:
+def test_what_is_no_table_is_refused(name: str) -> None:
     for other in ("no such thing", 3, {"a": [1]}, [object()]):
-        for said in with_other(name, call_of(name), lambda _, given=other: given):
+        for said in with_other(name, calls()[name], lambda _, given=other: given):
             assert "a DataFrame" in said
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_columns_of_another_kind_are_refused_or_drawn(
-    name: str, call_of: Callable[[str], Call], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_columns_of_another_kind_are_refused_or_drawn(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(style, "lay_out", lambda *_, **__: None)  # where text goes is measured elsewhere
-    call = call_of(name)
+    call = calls()[name]
     for columns in needed(name, call):
         for c in columns:
             for other in ("no such thing", math.nan):
@@ -121,11 +118,9 @@ def test_columns_of_another_kind_are_refused_or_drawn(
 
 @pytest.mark.parametrize("name", TABLES)
 @pytest.mark.parametrize("value", [math.inf, 0])
-def test_numbers_that_are_all_the_same_are_drawn_or_refused(
-    name: str, value: float | None, call_of: Callable[[str], Call]
-) -> None:
+def test_numbers_that_are_all_the_same_are_drawn_or_refused(name: str, value: float | None) -> None:
     """Not places: of those there is one row each."""
-    for said in with_other(name, call_of(name), lambda t: filled(t, value)):
+    for said in with_other(name, calls()[name], lambda t: filled(t, value)):
         assert "\n" not in said
         assert "no figure" not in said
 
@@ -195,9 +190,9 @@ def test_a_heat_map_of_something_else_is_one_error(given: dict[str, Any], messag
 
 
 @pytest.mark.parametrize("name", plots.__all__)
-def test_only_what_is_drawn_must_be_given(name: str, call_of: Callable[[str], Call]) -> None:
+def test_only_what_is_drawn_must_be_given(name: str) -> None:
     """Names, layers and what is selected have defaults."""
-    args, kwargs = call_of(name)
+    args, kwargs = calls()[name]
     if name == "layer_sweep_table":
         args = (args[0][args[0]["position"] == -1],)
     assert isinstance(getattr(plots, name)(*(args[:1] or (next(iter(kwargs.values())),))), go.Figure)
