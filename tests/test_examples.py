@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import mechsafety as ms
+from mechsafety.core.docstrings import completed, described
 from tests.example_names import Names, small_world
 
 SPACES = {"plots": ms.plots, "statistics": ms.statistics, "regions": ms.regions}
@@ -57,6 +58,29 @@ def test_examples_give_what_they_show(name: str, names: Names) -> None:
     assert said == ""
     made = inspect.isclass(PUBLIC.get(name)) and any(type(value) is PUBLIC[name] for value in left.values())
     assert made or re.search(rf"\b{re.escape(name)}\b", source), f"the example of {name} does not use it"
+
+
+FUNCTIONS = {name: found for name, found in PUBLIC.items() if inspect.isfunction(found)}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_docstrings_say_what_is_taken_and_given(name: str) -> None:
+    """One sentence; every argument; what is returned, where something is; the example comes last."""
+    document = inspect.cleandoc(FUNCTIONS[name].__doc__ or "")
+    signature = inspect.signature(FUNCTIONS[name])
+    first, _, rest = document.partition("\n\n")
+    assert first.endswith((".", "?"))
+    assert set(signature.parameters) - described(document) == set(), "arguments that nothing is said of"
+    returns = str(signature.return_annotation) not in ("None", "")
+    assert not returns or re.search(r"\bReturns?\b", document), "what is returned is not said"
+    assert rest.rpartition("\nExample:\n")[2].lstrip().startswith(">>>")
+
+
+def test_control_an_argument_that_is_left_out_is_noticed() -> None:
+    document = "Take ``one``.\n\nArguments:\n    two: A number.\n\nExample:\n    >>> f(one, two, three)"
+    assert described(document) == {"one", "two"}
+    assert "    seed: Seed" in completed(document, ["one", "two", "seed"])
+    assert "seed" not in completed(f"``seed`` is here.\n\n{document}", ["seed"]).partition("Arguments")[2]
 
 
 def test_control_an_example_that_shows_something_else_fails(names: Names) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from mechsafety.core.arguments import number, shown, whole_number
+from mechsafety.core.docstrings import completed
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.signatures import readable
 
@@ -69,6 +70,7 @@ def public(
         return function(*bound.args, **bound.kwargs)
 
     call.__module__, call.__qualname__ = package, name  # so that it can be pickled
+    call.__doc__ = completed(function.__doc__ or "", signature.parameters)
     call.__signature__ = readable(function)  # type: ignore[attr-defined]
     return call
 

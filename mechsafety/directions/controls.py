@@ -83,6 +83,12 @@ def control_directions(
     Raises :class:`MechsafetyError` for another kind, more draws than the pool has, under two prompts of a class,
     activations that do not vary within classes, unlike widths, and a direction that is zero.
 
+    Arguments:
+        kind: matched, or isotropic for draws from N(0, I).
+
+    Returns:
+        The draws, each with its unit vector [d_model], its energy and its cosine with the direction.
+
     Example:
         >>> harmful, harmless = cache.select("harmful")[:, 0, 2], cache.select("harmless")[:, 0, 2]
         >>> controls = ms.control_directions(harmful, harmless, direction.unit, n=3)

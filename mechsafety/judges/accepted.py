@@ -44,6 +44,12 @@ Function = TypeVar("Function")
 def batched(function: Function) -> Function:
     """Mark a function of lists, (prompts, responses) -> labels, as a judge that is called once for all responses.
 
+    Arguments:
+        function: Takes the prompts and the responses as two lists, and returns one label per response.
+
+    Returns:
+        The same function, marked.
+
     Example:
         >>> @ms.batched
         ... def short(prompts, responses):

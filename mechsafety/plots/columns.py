@@ -31,6 +31,10 @@ class Columns:
     def names(self) -> list[str]:
         return [name for part in (self.keys, self.places, self.numbers, self.flags) for name in part.split()]
 
+    def described(self) -> str:
+        """What help() says of the table."""
+        return f"Table with the columns {', '.join(self.names)}."
+
     def of(self, table: pd.DataFrame, what: str) -> pd.DataFrame | None:
         """The table as it is drawn; None for one that may be empty and is.
 

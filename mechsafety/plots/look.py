@@ -14,6 +14,7 @@ from contextvars import ContextVar
 from typing import Any, TypedDict, TypeVar, Unpack
 
 from mechsafety.core.arguments import several, shown, whole_number
+from mechsafety.core.docstrings import completed, with_returns
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.plots.columns import Columns
 
@@ -61,6 +62,7 @@ def drawn(function: Draws) -> Draws:
         with looking(**look):
             return function(*args, **kwargs)
 
+    draw.__doc__ = with_returns(function.__doc__ or "", "A plotly figure.")
     draw.__signature__ = signature.replace(parameters=[*own, *_OPTIONS.values()])  # type: ignore[attr-defined]
     return draw  # type: ignore[return-value]
 
@@ -79,6 +81,8 @@ def drawn_from(**tables: Columns) -> Callable[[Draws], Draws]:
                     bound.arguments[name] = columns.of(bound.arguments[name], name)
             return function(*bound.args, **bound.kwargs)
 
+        about = {name: columns.described() for name, columns in tables.items()}
+        read.__doc__ = completed(read.__doc__ or "", tables, about)
         return drawn(read)  # type: ignore[return-value]
 
     return mark

@@ -102,6 +102,13 @@ def measure_utility(
     :func:`base_distributions` made of the unedited model from the same passages. ``seed`` draws the bootstrap.
     Raises :class:`MechsafetyError` with nothing to measure, and where base and passages differ.
 
+    Arguments:
+        passages: Texts for perplexity and divergence, of ms.regions.benign_passages.
+        choices: Multiple-choice questions, of ms.regions.benign_choices.
+
+    Returns:
+        Accuracy, perplexity and divergence with 95 % intervals; NaN for what was not measured.
+
     Example:
         >>> passages = ms.regions.benign_passages()[:2]
         >>> base = ms.regions.base_distributions(model, passages)
@@ -146,6 +153,12 @@ def base_distributions(
     per_passage: int = PER_PASSAGE,
 ) -> BaseDistributions:
     """The model's next-token distributions at ``per_passage`` places of each passage, evenly spread.
+
+    Arguments:
+        passages: Texts, of benign_passages.
+
+    Returns:
+        What ms.measure_utility compares with.
 
     Example:
         >>> passages = ms.regions.benign_passages()[:2]

@@ -116,6 +116,16 @@ def plan_doses(
     (:func:`control_directions`) and bases (:func:`control_bases`) are drawn; the bases have no more rows than the
     activations have dimensions within classes.
 
+    Arguments:
+        direction: The direction that is removed.
+        n_layers: Blocks of the model.
+        families: What is varied: alpha, directions, layers.
+        alphas: Strengths: 1 removes the whole component.
+        ranks: Numbers of directions.
+
+    Returns:
+        The doses, in the order in which they are measured.
+
     Example:
         >>> harmful, harmless = cache.select("harmful")[:, 0, 2], cache.select("harmless")[:, 0, 2]
         >>> basis = ms.refusal_subspace(harmful, harmless, k=2)
@@ -198,6 +208,12 @@ def dose_curves(
     ``journal`` keeps finished doses, each by its edit; ``keep_state`` receives the answers of each (``unedited``, or
     family, dose and ``refusal`` or the draw of the control with ``|`` between them), and ``keep_verdicts`` the verdicts
     by their prompts' ids. Raises :class:`MechsafetyError` for one class only or no prompts.
+
+    Arguments:
+        doses: What is measured, of ms.plan_doses.
+
+    Returns:
+        One row per dose, with the columns above.
 
     Example:
         >>> harmful, harmless = cache.select("harmful")[:, 0, 2], cache.select("harmless")[:, 0, 2]

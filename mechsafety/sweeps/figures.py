@@ -51,6 +51,9 @@ def layer_sweep(sweep: SweepLike, *, position: int | None = None, **_look: Unpac
 
     ``position`` draws another one boldly, which the dashed line is then left out of.
 
+    Arguments:
+        sweep: What ms.sweep returned.
+
     Example:
         >>> swept = ms.sweep(model, directions, prompts.validation, layers=(1, 2), progress=False)
         >>> ms.plots.layer_sweep(swept).layout.title.text
@@ -82,6 +85,9 @@ def layer_sweep_table(
     The curves are those of ``position``, that of the selected candidate; the other positions are drawn faintly. Where
     nothing is selected it is the last by default. Raises :class:`MechsafetyError` where it is not given and the table
     holds several, and for a candidate that the table does not hold.
+
+    Arguments:
+        selected: The selected layer; None for none.
 
     Example:
         >>> run = ms.load_run("runs/sweep")

@@ -246,6 +246,12 @@ def sweep(
     prompts, a layer that does not exist, a measure of other prompts, and prompts longer than the model's window
     (``truncate_prompts`` cuts their texts instead).
 
+    Arguments:
+        directions: What is scored, of ms.find_directions.
+
+    Returns:
+        The scores, one row per position and layer.
+
     Example:
         >>> swept = ms.sweep(model, directions, prompts.validation, layers=(1, 2), progress=False)
         >>> list(swept.to_frame()["layer"])

@@ -95,6 +95,9 @@ def _known(table: pd.DataFrame) -> pd.DataFrame:
 def separation_figure(separation: pd.DataFrame, names: Names = NO_NAMES, **_look: Unpack[Look]) -> go.Figure:
     """d' and AUROC of tau by layer, with intervals, for every model and position.
 
+    Arguments:
+        names: Names of the models by their part: base, tuned, control.
+
     Example:
         >>> run = ms.load_run("runs/anatomy")
         >>> names = {"smollm2-135m": "base", "my-model": "tuned"}
@@ -130,6 +133,9 @@ def separation_figure(separation: pd.DataFrame, names: Names = NO_NAMES, **_look
 )
 def rank_figure(separation: pd.DataFrame, names: Names = NO_NAMES, **_look: Unpack[Look]) -> go.Figure:
     """How much of each cluster's variance lies along one direction, by layer.
+
+    Arguments:
+        names: Names of the models by their part: base, tuned, control.
 
     Example:
         >>> run = ms.load_run("runs/anatomy")

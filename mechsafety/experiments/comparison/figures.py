@@ -48,6 +48,9 @@ def comparison_figures(tables: Mapping[str, pd.DataFrame], *, layer: int) -> dic
 def cosines_by_layer(table: pd.DataFrame, *, layer: int | None = None, **_look: Unpack[Look]) -> go.Figure:
     """Cosine of the two refusal directions at every layer, one panel per pair, with its ceiling and its floors.
 
+    Arguments:
+        layer: Where a dashed line stands; None for none.
+
     Example:
         >>> run = ms.load_run("runs/comparison")
         >>> ms.plots.cosines_by_layer(run.tables["cosines"], layer=2).layout.title.text
@@ -76,6 +79,9 @@ def cosines_by_layer(table: pd.DataFrame, *, layer: int | None = None, **_look: 
 )
 def angles_by_layer(table: pd.DataFrame, *, layer: int | None = None, **_look: Unpack[Look]) -> go.Figure:
     """Principal angles between the refusal subspaces at every layer; one panel per pair and one colour per angle.
+
+    Arguments:
+        layer: Where a dashed line stands; None for none.
 
     Example:
         >>> run = ms.load_run("runs/comparison")
@@ -117,6 +123,9 @@ def angles_by_layer(table: pd.DataFrame, *, layer: int | None = None, **_look: U
 def cka_by_layer(table: pd.DataFrame, *, layer: int | None = None, **_look: Unpack[Look]) -> go.Figure:
     """Debiased linear CKA by layer, one panel per pair, with its floors and each model's step to its next layer.
 
+    Arguments:
+        layer: Where a dashed line stands; None for none.
+
     Example:
         >>> run = ms.load_run("runs/comparison")
         >>> ms.plots.cka_by_layer(run.tables["cka"], layer=2).layout.title.text
@@ -142,6 +151,9 @@ def cka_by_layer(table: pd.DataFrame, *, layer: int | None = None, **_look: Unpa
 @drawn_from(table=Columns(keys="a b", places="layer", numbers="cosine low high ceiling_a ceiling_b"))
 def cosine_matrix(table: pd.DataFrame, *, layer: int | None = None, **_look: Unpack[Look]) -> go.Figure:
     """Cosines between all checkpoints at one layer; on the diagonal the split-half ceiling of each.
+
+    Arguments:
+        layer: The layer that is drawn, by default the one in the middle.
 
     Example:
         >>> run = ms.load_run("runs/comparison")

@@ -136,6 +136,9 @@ def survival_figure(
 
     Of random directions the mean over draws is drawn, with the span of their intervals.
 
+    Arguments:
+        names: The systems that are drawn, with their names in the figure; None draws all.
+
     Example:
         >>> run = ms.load_run("runs/ladder")
         >>> harmful = run.tables["survival"].query("label == 'harmful'")

@@ -107,6 +107,10 @@ def tradeoff_figure(
 
     Settings stand in the order of the share that they remove. Every draw is a mark with its 95 % interval.
 
+    Arguments:
+        removal: What was removed, such as set_difference; None takes the first.
+        sweet_spot: The removal and setting that is marked, of a run's facts.
+
     Example:
         >>> run = ms.load_run("runs/regions")
         >>> figure = ms.plots.tradeoff_figure(run.tables["tradeoff"], "set_difference")

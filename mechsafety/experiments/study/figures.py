@@ -96,6 +96,9 @@ def pca_scatter(
 ) -> go.Figure:
     """Validation prompts in the plane of the first two principal components at the selected place.
 
+    Arguments:
+        layer: The layer, in the title.
+
     Example:
         >>> study = ms.load_run("runs/study")
         >>> figure = ms.plots.pca_scatter(study.tables["scatter"], name="smollm2-135m", layer=2)

@@ -64,6 +64,9 @@ def score_heatmap(
 
     A ring marks the selected (position, layer). Grey cells hold no score.
 
+    Arguments:
+        selected: (position, layer) of the selected candidate; None for none.
+
     Example:
         >>> run = ms.load_run("runs/sweep")
         >>> figure = ms.plots.score_heatmap(run.tables["sweep"], name="smollm2-135m", selected=(-1, 2))
@@ -167,6 +170,9 @@ def lens_figure(
 ) -> go.Figure:
     """The tokens that the selected direction promotes and suppresses when it is unembedded.
 
+    Arguments:
+        layer: The layer of the direction, in the title.
+
     Example:
         >>> run = ms.load_run("runs/sweep")
         >>> figure = ms.plots.lens_figure(run.tables["lens"], name="smollm2-135m", layer=2)
@@ -207,6 +213,9 @@ def stability_bars(
     stability: pd.DataFrame, *, name: str = "model", most: int = 10, **_look: Unpack[Look]
 ) -> go.Figure:
     """How often each candidate is selected when the validation prompts are drawn again.
+
+    Arguments:
+        most: Number of candidates that are drawn.
 
     Example:
         >>> run = ms.load_run("runs/sweep")
