@@ -91,7 +91,7 @@ def test_control_an_example_that_shows_something_else_fails(names: Names) -> Non
 def test_every_public_name_is_counted() -> None:
     """About forty flat names, the rest in name spaces; each is looked at above."""
     flat = [name for name in PUBLIC if name.count(".") == 1]
-    assert len(flat) < 65
+    assert len(flat) <= 52
     assert len(PUBLIC) > 180
     assert all(">>>" in documented(name) for name in PUBLIC)
 

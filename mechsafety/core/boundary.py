@@ -30,7 +30,7 @@ MAKERS = {
     "Example": "ms.regions.examples_from_model",
     "Pruning": "ms.regions.top_pruning",
     "LowRank": "ms.regions.remove_top_ranks",
-    "Dose": "ms.plan_doses",
+    "Dose": "ms.anatomy.plan_doses",
     "Sampling": "ms.Sampling",
     "Verdicts": "ms.judge",
     "VerdictCache": "ms.judges.VerdictCache",

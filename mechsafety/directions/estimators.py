@@ -83,7 +83,7 @@ def refusal_subspace(
 
     Example:
         >>> harmful, harmless = cache.select("harmful")[:, 0, 2], cache.select("harmless")[:, 0, 2]
-        >>> basis = ms.refusal_subspace(harmful, harmless, k=3)
+        >>> basis = ms.anatomy.refusal_subspace(harmful, harmless, k=3)
         >>> torch.allclose(basis @ basis.T, torch.eye(3, dtype=basis.dtype), atol=1e-5)
         True
     """

@@ -80,7 +80,7 @@ def component_left(model: ModelLike, edit: Ablate) -> dict[str, float]:
         Shares, 0 where nothing is left and 1 where all is, by the name of the place in the stream.
 
     Example:
-        >>> left = ms.component_left(model, ms.Ablate(direction))  # everywhere, with alpha = 1
+        >>> left = ms.anatomy.component_left(model, ms.Ablate(direction))  # everywhere, with alpha = 1
         >>> max(left.values()) < 1e-4
         True
     """

@@ -51,7 +51,7 @@ def batched(function: Function) -> Function:
         The same function, marked.
 
     Example:
-        >>> @ms.batched
+        >>> @ms.judges.batched
         ... def short(prompts, responses):
         ...     return ["refusal" if len(response) < 20 else "compliance" for response in responses]
         >>> ms.judge((["how do i bake bread"], ["No."]), short).to_frame()["verdict"].item()

@@ -47,7 +47,7 @@ def export_lora(model: ModelLike, removal: Removal | EditLike, folder: Path | st
 
     Example:
         >>> edit = ms.Orthogonalise(direction, writers=("attn_out", "mlp_out"))
-        >>> ms.export_lora(model, edit, "adapter").name
+        >>> ms.regions.export_lora(model, edit, "adapter").name
         'adapter'
     """
     model = as_model(model)

@@ -115,7 +115,7 @@ def measure_outcomes(
         Shares of refused, complied and degenerate answers with 95 % intervals, by label of the prompts.
 
     Example:
-        >>> outcomes = ms.measure_outcomes(model, prompts.report, max_new_tokens=4)
+        >>> outcomes = ms.regions.measure_outcomes(model, prompts.report, max_new_tokens=4)
         >>> outcomes.harmful.n == len(prompts.report.harmful)
         True
     """

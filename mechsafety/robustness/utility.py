@@ -112,7 +112,7 @@ def measure_utility(
     Example:
         >>> passages = ms.regions.benign_passages()[:2]
         >>> base = ms.regions.base_distributions(model, passages)
-        >>> utility = ms.measure_utility(model, passages=passages, base=base)
+        >>> utility = ms.regions.measure_utility(model, passages=passages, base=base)
         >>> round(utility.kl.value, 6)  # of the model from itself
         0.0
     """
@@ -158,12 +158,12 @@ def base_distributions(
         passages: Texts, of benign_passages.
 
     Returns:
-        What ms.measure_utility compares with.
+        What ms.regions.measure_utility compares with.
 
     Example:
         >>> passages = ms.regions.benign_passages()[:2]
         >>> base = ms.regions.base_distributions(model, passages)
-        >>> ms.measure_utility(model, passages=passages, base=base).kl.value < 1e-6
+        >>> ms.regions.measure_utility(model, passages=passages, base=base).kl.value < 1e-6
         True
     """
     model = as_model(model)

@@ -128,8 +128,8 @@ def plan_doses(
 
     Example:
         >>> harmful, harmless = cache.select("harmful")[:, 0, 2], cache.select("harmless")[:, 0, 2]
-        >>> basis = ms.refusal_subspace(harmful, harmless, k=2)
-        >>> doses = ms.plan_doses(
+        >>> basis = ms.anatomy.refusal_subspace(harmful, harmless, k=2)
+        >>> doses = ms.anatomy.plan_doses(
         ...     direction, basis, model.cfg.n_layers,
         ...     activations=(harmful, harmless), families="alpha", alphas=(0.5, 1.0), controls=0,
         ... )
@@ -210,18 +210,18 @@ def dose_curves(
     by their prompts' ids. Raises :class:`MechsafetyError` for one class only or no prompts.
 
     Arguments:
-        doses: What is measured, of ms.plan_doses.
+        doses: What is measured, of ms.anatomy.plan_doses.
 
     Returns:
         One row per dose, with the columns above.
 
     Example:
         >>> harmful, harmless = cache.select("harmful")[:, 0, 2], cache.select("harmless")[:, 0, 2]
-        >>> doses = ms.plan_doses(
+        >>> doses = ms.anatomy.plan_doses(
         ...     direction, direction.unit[None], model.cfg.n_layers,
         ...     activations=(harmful, harmless), families="alpha", alphas=1.0, controls=0,
         ... )
-        >>> curve = ms.dose_curves(model, doses, prompts.report, max_new_tokens=3)
+        >>> curve = ms.anatomy.dose_curves(model, doses, prompts.report, max_new_tokens=3)
         >>> float(curve["kl"][0])  # the unedited model
         0.0
     """
