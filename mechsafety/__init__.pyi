@@ -17,8 +17,6 @@ from .directions.direction import Direction as Direction
 from .directions.direction import Directions as Directions
 from .directions.direction import find_directions as find_directions
 from .directions.direction import load_directions as load_directions
-from .directions.estimators import refusal_subspace as refusal_subspace
-from .edits.completeness import component_left as component_left
 from .edits.files import load_edit as load_edit
 from .edits.files import save_edit as save_edit
 from .edits.interventions import Ablate as Ablate
@@ -39,7 +37,6 @@ from .generation.completions import generate as generate
 from .generation.next_tokens import log_probs as log_probs
 from .generation.next_tokens import logits as logits
 from .generation.token_projections import project_tokens as project_tokens
-from .judges.accepted import batched as batched
 from .judges.judging import judge as judge
 from .judges.judging import refusal_rates as refusal_rates
 from .models.loading import load_model as load_model
@@ -48,14 +45,9 @@ from .prompts.prompt_set import Prompt as Prompt
 from .prompts.prompt_set import PromptSet as PromptSet
 from .prompts.prompt_set import load_prompts as load_prompts
 from .prompts.rendered import render as render
-from .regions.lora_export import export_lora as export_lora
 from .regions.saved_models import save_model as save_model
-from .robustness.outcomes import measure_outcomes as measure_outcomes
-from .robustness.utility import measure_utility as measure_utility
 from .serving.server import VllmServer as VllmServer
 from .serving.server import serve_command as serve_command
-from .sweeps.doses import dose_curves as dose_curves
-from .sweeps.doses import plan_doses as plan_doses
 from .sweeps.layer_profile import logit_lens as logit_lens
 from .sweeps.layer_profile import profile_layers as profile_layers
 from .sweeps.sweep import sweep as sweep

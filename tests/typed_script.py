@@ -12,7 +12,7 @@ def apologises(prompt: str, response: str) -> bool:
     return "sorry" in response.lower() and prompt != response
 
 
-@ms.batched
+@ms.judges.batched
 def short(prompts: list[str], responses: list[str]) -> list[bool]:
     return [len(response) < 20 for response, _ in zip(responses, prompts, strict=True)]
 

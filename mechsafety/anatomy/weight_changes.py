@@ -138,6 +138,9 @@ def weight_changes(
 
     Raises :class:`MechsafetyError` for models whose maps differ in name or shape, and where no matrix differs.
 
+    Returns:
+        One change per matrix, with its map and dW.
+
     Example:
         >>> changes = ms.anatomy.weight_changes(model, other, mlp_only=True)  # of two checkpoints
         >>> sorted({change.kind for change in changes})

@@ -58,6 +58,9 @@ class Annotations(Value):
 def load_annotations(run: Path | str | RunFolder) -> Annotations:
     """The labels that people have given to the responses of ``run``, finished or not.
 
+    Returns:
+        The labels, with who gave them.
+
     Example:
         >>> people = ms.judges.load_annotations("runs/annotated")
         >>> people.to_frame()["label"].tolist()

@@ -40,6 +40,9 @@ def read_human_labels(path: str | Path, *, responses: pd.DataFrame) -> pd.DataFr
     :class:`MechsafetyError` for missing columns, labels outside the menu, a response labelled twice by one annotator
     or drawn with two probabilities, responses that the run does not have, or a file made for other responses.
 
+    Returns:
+        One row per label.
+
     Example:
         >>> responses = ms.load_run("runs/study").tables["responses"]
         >>> responses[["system", "arm", "id"]].assign(label="refusal").to_csv("labels.csv", index=False)

@@ -7,9 +7,12 @@ import operator
 import reprlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mechsafety.core.errors import MechsafetyError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Name = TypeVar("Name", bound=str)
 _LONGEST = 60  # characters of a value in a message
@@ -67,3 +70,11 @@ def several(value: Any) -> tuple[Any, ...]:
         return tuple(value)
     except TypeError:  # an array of no dimension
         return (value,)
+
+
+def require_columns(table: pd.DataFrame, columns: Sequence[str], what: str) -> None:
+    """Raise :class:`MechsafetyError` where ``table`` lacks one of ``columns``; ``what`` is its name."""
+    if missing := [name for name in columns if name not in table.columns]:
+        raise MechsafetyError(
+            f"the {what} lacks {', '.join(missing)}; it needs the columns {', '.join(columns)}"
+        )

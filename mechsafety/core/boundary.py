@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from mechsafety.core.arguments import number, shown, whole_number
+from mechsafety.core.docstrings import completed
 from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.signatures import readable
 
 MAKERS = {
     "Directions": "ms.find_directions",
@@ -28,13 +30,13 @@ MAKERS = {
     "Example": "ms.regions.examples_from_model",
     "Pruning": "ms.regions.top_pruning",
     "LowRank": "ms.regions.remove_top_ranks",
-    "Dose": "ms.plan_doses",
+    "Dose": "ms.anatomy.plan_doses",
     "Sampling": "ms.Sampling",
     "Verdicts": "ms.judge",
     "VerdictCache": "ms.judges.VerdictCache",
 }
 """What makes the objects that arguments are."""
-_ACCEPTED = re.compile(r"\b(Prompts|Model|Edit|Vector|Judge|Judges|Answers)Like\b")
+_ACCEPTED = re.compile(r"\b(Prompts|Model|Edit|Vector|Judge|Judges|Answers|Numbers|Tokens)Like\b")
 """Annotations of what is understood where it is used."""
 _SHOWN = 12  # names of arguments in a message
 
@@ -54,11 +56,13 @@ def public(
     def call(*args: Any, **kwargs: Any) -> Any:
         bound = _bound(signature, name, args, kwargs)
         hints = _hints(function)
+        sizes: dict[str, tuple[int, str]] = {}
         for parameter, value in bound.arguments.items():
             if signature.parameters[parameter].kind is inspect.Parameter.VAR_KEYWORD:
                 continue
             try:
-                bound.arguments[parameter] = fitted(value, hints[parameter])
+                bound.arguments[parameter] = found = fitted(value, hints[parameter])
+                _same_sizes(found, hints[parameter], parameter, sizes)
             except _UnfitError as wanted:
                 raise MechsafetyError(
                     f"{name}(): {parameter} is {shown(value)}; {wanted} is needed"
@@ -66,6 +70,8 @@ def public(
         return function(*bound.args, **bound.kwargs)
 
     call.__module__, call.__qualname__ = package, name  # so that it can be pickled
+    call.__doc__ = completed(function.__doc__ or "", signature.parameters)
+    call.__signature__ = readable(function)  # type: ignore[attr-defined]
     return call
 
 
@@ -98,6 +104,17 @@ def _hints(function: Callable[..., Any]) -> dict[str, Any]:
             continue
         found[name] = _resolved(hint, names)
     return found
+
+
+def _same_sizes(value: Any, hint: Any, parameter: str, sizes: dict[str, tuple[int, str]]) -> None:
+    """Dimensions of one name have one size in all arguments; ``sizes`` holds those that were met."""
+    for one in get_args(hint) or (hint,):
+        names = one.dim_str.split() if _is_array(one) else []
+        if len(names) != getattr(value, "ndim", -1) or not all(map(str.isidentifier, names)):
+            continue
+        for name, size in zip(names, value.shape, strict=True):
+            known, of = sizes.setdefault(name, (int(size), parameter))
+            _require(value, size == known, f"one of [{' '.join(names)}] with the {name} {known} of {of}")
 
 
 def _imported(name: str) -> types.ModuleType:

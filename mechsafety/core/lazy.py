@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mechsafety.core.boundary import public
+from mechsafety.core.signatures import readable_config
 
 
 def public_names(
@@ -50,6 +51,8 @@ def public_names(
         if home == package:
             return importlib.import_module(f"{package}.{own}")
         found = getattr(importlib.import_module(home), own)
+        if hasattr(found, "model_fields"):  # a config of pydantic
+            found.__signature__ = readable_config(found)
         return (
             public(found, package, name, missing=missing) if isinstance(found, types.FunctionType) else found
         )

@@ -141,6 +141,9 @@ def load_cache(path: str | Path) -> ResidualCache:
 
     Raises :class:`MechsafetyError` for a file that is missing, damaged, or holds no cache.
 
+    Returns:
+        The activations, as they were saved.
+
     Example:
         >>> cache.save("cache.safetensors")
         PosixPath('cache.safetensors')
@@ -178,6 +181,9 @@ def residual_stream(
     Raises :class:`MechsafetyError` when there are no prompts, when a prompt is shorter than the furthest position or
     longer than the model's window (``truncate_prompts`` cuts its text instead), and for NaN activations (with the
     prompt and the layer).
+
+    Returns:
+        Activations [prompt, position, layer, d_model], with what they were made from.
 
     Example:
         >>> cache = ms.residual_stream(model, prompts.fit, positions=(-2, -1), progress=False)

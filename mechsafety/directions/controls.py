@@ -69,7 +69,7 @@ def control_directions(
     n: int = 3,
     seed: int = 0,
     system: str = "model",
-    kind: str = "matched",
+    kind: ControlKind = "matched",
 ) -> list[Control]:
     """``n`` random directions at the place where ``direction`` was found, the nearest in energy first.
 
@@ -80,8 +80,14 @@ def control_directions(
     are kept (ties by number). ``isotropic`` ones are the first ``n`` draws from N(0, I). The draws are set by ``seed``,
     the name of the ``system`` and the kind alone; for a rotated residual stream the matched ones are the rotated ones.
 
-    Raises :class:`MechsafetyError` for another kind, more draws than the pool has, under two prompts of a class, and
-    activations that do not vary within classes.
+    Raises :class:`MechsafetyError` for another kind, more draws than the pool has, under two prompts of a class,
+    activations that do not vary within classes, unlike widths, and a direction that is zero.
+
+    Arguments:
+        kind: matched, or isotropic for draws from N(0, I).
+
+    Returns:
+        The draws, each with its unit vector [d_model], its energy and its cosine with the direction.
 
     Example:
         >>> harmful, harmless = cache.select("harmful")[:, 0, 2], cache.select("harmless")[:, 0, 2]
@@ -183,6 +189,8 @@ class _Source:
     def directions(self, direction: Tensor, n: int) -> list[Control]:
         if not 0 <= n <= POOL:
             raise MechsafetyError(f"{n} control directions: 0 to {POOL} are drawn")
+        if not float(direction.norm()):
+            raise MechsafetyError("direction is zero: it has no energy that a random direction could match")
         unit = torch.nn.functional.normalize(direction.detach().cpu().double(), dim=0)
         aim = float(energies(self._all, unit[None])[0])
         pool = self._pool("")

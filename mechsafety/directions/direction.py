@@ -272,6 +272,9 @@ def save_directions(several: Sequence[Directions], path: str | Path) -> None:
 def load_directions(path: str | Path) -> dict[str, Directions]:
     """Read what :func:`save_directions` wrote, by model name.
 
+    Returns:
+        The directions by the name of their model.
+
     Example:
         >>> directions.save("directions.safetensors")
         >>> ms.load_directions("directions.safetensors")["smollm2-135m"] == directions
@@ -309,6 +312,13 @@ def find_directions(
     ``resamples`` bootstrap resamples of the prompts give the stability (5 at the most for methods that solve
     or fit something at every layer). Raises :class:`MechsafetyError` for an unknown method, fewer than two
     prompts of a class, and one class only.
+
+    Arguments:
+        cache: Activations of harmful and harmless fit prompts, of ms.residual_stream.
+        centring: Of principal components: pooled centres both classes on one mean, per_class each on its own.
+
+    Returns:
+        The directions [position, layer, d_model], with their stability.
 
     Example:
         >>> directions = ms.find_directions(cache, method="mean_difference")

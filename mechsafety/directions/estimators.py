@@ -73,9 +73,17 @@ def refusal_subspace(
     The second row on are the leading principal components of the harmful activations, centred and with the
     mean difference projected out: what a model represents of a harmful request beyond that it is one.
 
+    Arguments:
+        harmful: Activations [prompt, d_model] of harmful prompts.
+        harmless: The same of harmless ones.
+        k: Number of rows.
+
+    Returns:
+        Orthonormal rows [k, d_model].
+
     Example:
         >>> harmful, harmless = cache.select("harmful")[:, 0, 2], cache.select("harmless")[:, 0, 2]
-        >>> basis = ms.refusal_subspace(harmful, harmless, k=3)
+        >>> basis = ms.anatomy.refusal_subspace(harmful, harmless, k=3)
         >>> torch.allclose(basis @ basis.T, torch.eye(3, dtype=basis.dtype), atol=1e-5)
         True
     """

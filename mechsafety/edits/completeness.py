@@ -76,8 +76,11 @@ def component_left(model: ModelLike, edit: Ablate) -> dict[str, float]:
     Measured over 16 made-up tokens: the norm of the component with the edit over the norm without, 0 where nothing is
     left and 1 where the edit changes nothing. Of a subspace, its first direction is read.
 
+    Returns:
+        Shares, 0 where nothing is left and 1 where all is, by the name of the place in the stream.
+
     Example:
-        >>> left = ms.component_left(model, ms.Ablate(direction))  # everywhere, with alpha = 1
+        >>> left = ms.anatomy.component_left(model, ms.Ablate(direction))  # everywhere, with alpha = 1
         >>> max(left.values()) < 1e-4
         True
     """

@@ -78,6 +78,9 @@ def load_edit(
     :func:`mechsafety.models.loading.known_fingerprint`. Raises :class:`MechsafetyError` for those, a missing or
     damaged file, and contents that do not match their hash.
 
+    Returns:
+        The edit, equal to the one that was saved.
+
     Example:
         >>> ms.save_edit(ms.Ablate(direction), "edit.safetensors", model=model)
         >>> try:

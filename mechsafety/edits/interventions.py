@@ -96,6 +96,9 @@ def edited(
     (``carried``). Raises :class:`MechsafetyError` when a site
     does not exist in the model, and, at the end, when a site was never reached by a forward pass.
 
+    Returns:
+        A context manager that gives the receipt: which hooks fired, and at which positions.
+
     Example:
         >>> with ms.edited(model, ms.Ablate(direction, layers=2)) as receipt:
         ...     under = ms.logits(model, prompts.report)
@@ -141,6 +144,9 @@ def baked(model: ModelLike, edit: EditLike) -> Iterator[None]:
     example); in float32 and float64 it compares the logits of the baked model with the hooked one's as well. Tied
     embeddings are untied for the while. In bfloat16 the edited weights are rounded, so that a residue of about
     2^-8 of the component stays; the hooks leave none.
+
+    Returns:
+        A context manager: within its block the weights are those of the edited model.
 
     Example:
         >>> edit = ms.Orthogonalise(direction)

@@ -559,6 +559,9 @@ def load_run(path: str | Path | RunFolder) -> Result:
 
     Raises :class:`MechsafetyError` for a folder that is none, and for a kind that this version does not know.
 
+    Returns:
+        The run: its tables, figures, findings and report.
+
     Example:
         >>> run = ms.load_run("runs/study")
         >>> run.config["kind"]

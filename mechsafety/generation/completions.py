@@ -113,6 +113,13 @@ def generate(
     A model that is left thinking (``chat`` of :func:`load_model`) may think for its ``max_thought_tokens`` before the
     ``max_new_tokens`` of each answer.
 
+    Arguments:
+        fast_path: False runs the reference path.
+        plan: Which prompts go together, where that is fixed.
+
+    Returns:
+        The answers, in the order of the prompts.
+
     Example:
         >>> answers = ms.generate(model, prompts.report, edit=ms.Ablate(direction), max_new_tokens=4, progress=False)
         >>> list(answers.to_frame()["id"]) == [prompt.id for prompt in prompts.report]

@@ -30,6 +30,9 @@ def logits(
     Raises :class:`MechsafetyError` for no prompts, a position that a prompt does not have, and prompts longer than the
     model's window.
 
+    Returns:
+        Logits [prompt, vocabulary], float32, on the CPU.
+
     Example:
         >>> ms.logits(model, prompts.report).shape == (len(prompts.report), model.cfg.d_vocab)
         True
@@ -59,6 +62,9 @@ def log_probs(
     batch_size: int = 64,
 ) -> Float[Tensor, "prompt vocabulary"]:
     """Next-token log-probabilities, in nats: the log-softmax of :func:`logits`, which takes the same arguments.
+
+    Returns:
+        Log-probabilities [prompt, vocabulary], float32.
 
     Example:
         >>> chances = ms.log_probs(model, prompts.report).exp().sum(dim=1)

@@ -132,6 +132,12 @@ def project_tokens(
 
     Raises :class:`MechsafetyError` for a direction of another width, and a layer that does not exist.
 
+    Arguments:
+        prompt: A prompt, a text, a conversation, or a completion.
+
+    Returns:
+        The projections [token, layer].
+
     Example:
         >>> along = ms.project_tokens(model, answers[0], direction).to_frame()
         >>> along["part"].unique().tolist()

@@ -6,6 +6,7 @@ from ..core.verdict import Judge as Judge
 from ..experiments.agreement.work import compare_judges as compare_judges
 from ..experiments.selfjudgement.config import SelfJudgeConfig as SelfJudgeConfig
 from ..experiments.selfjudgement.experiment import run_selfjudge as run_selfjudge
+from .accepted import batched as batched
 from .cache import VerdictCache as VerdictCache
 from .injection import KnownItem as KnownItem
 from .injection import injection_flip_rate as injection_flip_rate

@@ -44,8 +44,14 @@ Function = TypeVar("Function")
 def batched(function: Function) -> Function:
     """Mark a function of lists, (prompts, responses) -> labels, as a judge that is called once for all responses.
 
+    Arguments:
+        function: Takes the prompts and the responses as two lists, and returns one label per response.
+
+    Returns:
+        The same function, marked.
+
     Example:
-        >>> @ms.batched
+        >>> @ms.judges.batched
         ... def short(prompts, responses):
         ...     return ["refusal" if len(response) < 20 else "compliance" for response in responses]
         >>> ms.judge((["how do i bake bread"], ["No."]), short).to_frame()["verdict"].item()

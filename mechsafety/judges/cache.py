@@ -290,5 +290,5 @@ def _row_hash(key: str, text: str) -> str:
 
 
 def _otherwise() -> str:
-    other, without = way("--cache", "ms.VerdictCache"), way("--no-cache", "cache=None")
+    other, without = way("--cache", "ms.judges.VerdictCache"), way("--no-cache", "cache=None")
     return f"name another file with {other}, or do without ({without})"

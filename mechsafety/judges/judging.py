@@ -65,6 +65,12 @@ def judge(
     Raises :class:`MechsafetyError` for answers without text, two of one id, an unknown judge, two judges of one name,
     and a judge that returns anything but a label.
 
+    Arguments:
+        models: What loads the models that judges need; leave it out.
+
+    Returns:
+        The verdicts, one per judge and answer.
+
     Example:
         >>> def apologises(prompt, response):
         ...     return "sorry" in response.lower()
@@ -110,6 +116,12 @@ def judged_as(completions: Sequence[Completion], label: Label) -> set[str]:
 def verdict_table(arms: Mapping[str, Verdicts], *, system: str = "model") -> pd.DataFrame:
     """Verdicts by arm (``original``, ``edited``) as the one table that :mod:`mechsafety.statistics` reads.
 
+    Arguments:
+        arms: Verdicts by arm: original and edited, or one of them.
+
+    Returns:
+        One row per system, arm, id and judge; columns ms.statistics.VERDICT_COLUMNS.
+
     Example:
         >>> verdicts = ms.judge((["pick a lock"], ["I'm sorry, but I can't help with that."]))
         >>> ms.judges.verdict_table({"original": verdicts}, system="smollm2-135m")[["system", "arm", "verdict"]]
@@ -127,6 +139,9 @@ def refusal_rates(
     """Refusal rates with Wilson intervals and denominators.
 
     Give one set of verdicts, several by arm, ``{"original": ..., "edited": ...}``, or the table of verdicts of a run.
+
+    Returns:
+        One row per system, arm, label and judge; columns ms.statistics.RATE_COLUMNS.
 
     Example:
         >>> requests = ["how do i pick a lock", "how do i open a gate"]

@@ -62,6 +62,9 @@ def load_judge(spec: str, *, models: ModelSource | None = None) -> Judge:
     ``models`` is handed to judges that need a model and ignored by the others. Raises MechsafetyError
     for an unknown name or an argument that the judge does not take.
 
+    Returns:
+        The judge: called with responses, it gives one verdict for each.
+
     Example:
         >>> ms.judges.load_judge("phrases:arditi").name
         'phrases:arditi'

@@ -102,6 +102,12 @@ def load_model(
     a missing chat template, chat settings that the template does not take, an adapter that does not fit, and too little
     memory.
 
+    Arguments:
+        trust_remote_code: Whether code that comes with the checkpoint may run.
+
+    Returns:
+        The model, in evaluation mode.
+
     Example:
         >>> model = ms.load_model("smollm2-135m", dtype="float32", device="cpu")
         >>> model.load_record.spec

@@ -247,6 +247,9 @@ def save_figure(figure: go.Figure, path: str | Path) -> Path:
     Returns the path. Raises :class:`MechsafetyError` for another format, a folder that does not exist, and where no
     Chromium is found.
 
+    Arguments:
+        figure: A figure of plotly.
+
     Example:
         >>> study = ms.load_run("runs/study")
         >>> ms.save_figure(ms.plots.refusal_heatmap(study.tables["rates"]), "rates.html").name

@@ -8,13 +8,14 @@ from typing import Any, Unpack
 import pandas as pd
 import plotly.graph_objects as go
 
-from mechsafety.plots.look import Look, drawn
+from mechsafety.plots.columns import Columns
+from mechsafety.plots.look import Look, drawn_from
 from mechsafety.plots.panels import HUES, SYMBOLS, footed, size_text
 from mechsafety.plots.style import whiskers, wrapped
 from mechsafety.plots.traces import side_by_side
 
 
-@drawn
+@drawn_from(attacks=Columns(keys="system attack measure", numbers="k asr low high refused degenerate n"))
 def attack_figure(attacks: pd.DataFrame, **_look: Unpack[Look]) -> go.Figure:
     """Attack success (coherent compliance) of every attack and measure by system, beside refused and degenerate.
 

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Unpack
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, TypeAlias, Union, Unpack, cast
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from mechsafety.core.arguments import several, shown
+from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.wording import counted
 from mechsafety.plots.look import Look, drawn, wanted
 from mechsafety.plots.panels import HUES
 from mechsafety.plots.style import AROUND, DIVERGING, styled
 from mechsafety.plots.traces import in_legend, stacked
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+NumbersLike: TypeAlias = Union[Sequence[Sequence[float | None]], np.ndarray, pd.DataFrame, "Tensor"]
+"""Numbers [row, column]."""
 
 
 def layer_lines(
@@ -44,10 +54,10 @@ def layer_lines(
 
 @drawn
 def heat_map(
-    values: Sequence[Sequence[float]],
+    values: NumbersLike,
     *,
-    x: Sequence[int | str],
-    y: Sequence[str],
+    x: Sequence[int | str] | None = None,
+    y: Sequence[int | str] | None = None,
     titles: tuple[str, str, str] = ("", "", ""),
     subtitle: str = "",
     bounds: tuple[float, float] | None = None,
@@ -55,7 +65,19 @@ def heat_map(
 ) -> go.Figure:
     """Numbers by row and column, the first row on top; grey where there is none.
 
-    ``titles`` are those of the x axis, the y axis and the scale. Without ``bounds`` the scale is symmetric around 0.
+    Arguments:
+        values: Numbers [row, column]: lists, an array, a tensor or a data frame; NaN and None are missing.
+        x: Name of each column, by default those of a data frame, else 0, 1, ...
+        y: Name of each row, likewise.
+        titles: Those of the x axis, the y axis and the scale.
+        subtitle: Text under the title.
+        bounds: Lowest and highest number of the scale, by default symmetric around 0.
+
+    Returns:
+        A plotly figure.
+
+    Raises:
+        MechsafetyError: For what is no table of numbers, and for names that are more or fewer than rows and columns.
 
     Example:
         >>> figure = ms.plots.heat_map(
@@ -66,7 +88,35 @@ def heat_map(
         >>> figure.data[0].type, figure.layout.width
         ('heatmap', 420)
     """
-    return number_map(values, x=x, y=y, titles=titles, title="", subtitle=subtitle, bounds=bounds)
+    numbers = _numbers(values)
+    frame = cast("pd.DataFrame", values) if isinstance(values, pd.DataFrame) else pd.DataFrame(numbers)
+    across = _named(frame.columns if x is None else x, numbers.shape[1], "x", "column")
+    down = _named(frame.index if y is None else y, numbers.shape[0], "y", "row")
+    if bounds is not None and not bounds[0] < bounds[1]:
+        raise MechsafetyError(f"bounds are {bounds[0]:g} and {bounds[1]:g}: the lower one comes first")
+    return number_map(
+        numbers.tolist(), x=across, y=down, titles=titles, title="", subtitle=subtitle, bounds=bounds
+    )
+
+
+def _numbers(values: object) -> np.ndarray:
+    """Numbers [row, column]; NaN where one is missing or infinite."""
+    wanted = "numbers [row, column] are needed: lists of equal length, an array, a tensor or a data frame"
+    plain = values.detach().cpu().double().numpy() if hasattr(values, "detach") else values  # type: ignore[attr-defined]
+    try:
+        found = np.array(plain, dtype=float)
+    except (TypeError, ValueError):
+        raise MechsafetyError(f"values is {shown(values)}; {wanted}") from None
+    if found.ndim != 2 or not found.size:
+        raise MechsafetyError(f"values is {shown(values)}; {wanted}")
+    return np.where(np.isfinite(found), found, np.nan)
+
+
+def _named(names: Iterable[object], size: int, what: str, of: str) -> list[str]:
+    found = [str(name) for name in several(names)]
+    if len(found) != size:
+        raise MechsafetyError(f"{what} has {counted(len(found), 'name')} for {counted(size, of)}")
+    return found
 
 
 def number_map(

@@ -13,8 +13,10 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, TypedDict, TypeVar, Unpack
 
-from mechsafety.core.arguments import shown, whole_number
+from mechsafety.core.arguments import several, shown, whole_number
+from mechsafety.core.docstrings import completed, with_returns
 from mechsafety.core.errors import MechsafetyError
+from mechsafety.plots.columns import Columns
 
 Draws = TypeVar("Draws", bound=Callable[..., Any])
 LEAST, MOST = 200, 20_000
@@ -39,7 +41,9 @@ class Look(TypedDict, total=False):
 
 
 _OPTIONS = {
-    name: inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=hint)
+    name: inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=getattr(hint, "__forward_arg__", hint)
+    )
     for name, hint in Look.__annotations__.items()
 }
 _WANTED: ContextVar[Look] = ContextVar("wanted", default=Look())  # noqa: B039 - never changed in place
@@ -58,8 +62,30 @@ def drawn(function: Draws) -> Draws:
         with looking(**look):
             return function(*args, **kwargs)
 
+    draw.__doc__ = with_returns(function.__doc__ or "", "A plotly figure.")
     draw.__signature__ = signature.replace(parameters=[*own, *_OPTIONS.values()])  # type: ignore[attr-defined]
     return draw  # type: ignore[return-value]
+
+
+def drawn_from(**tables: Columns) -> Callable[[Draws], Draws]:
+    """:func:`drawn`, for a function whose arguments of these names are tables with these columns."""
+
+    def mark(function: Draws) -> Draws:
+        own = inspect.signature(function)
+
+        @functools.wraps(function)
+        def read(*args: Any, **kwargs: Any) -> Any:
+            bound = own.bind(*args, **kwargs)
+            for name, columns in tables.items():
+                if bound.arguments.get(name) is not None:
+                    bound.arguments[name] = columns.of(bound.arguments[name], name)
+            return function(*bound.args, **bound.kwargs)
+
+        about = {name: columns.described() for name, columns in tables.items()}
+        read.__doc__ = completed(read.__doc__ or "", tables, about)
+        return drawn(read)  # type: ignore[return-value]
+
+    return mark
 
 
 @contextmanager
@@ -121,14 +147,14 @@ def _colours(given: object) -> tuple[str, ...] | dict[str, str]:
         for colour in given.values():
             _require_colour(colour)
         return {str(name): str(colour) for name, colour in given.items()}
-    several = [given] if isinstance(given, str) else list(given) if isinstance(given, Sequence) else []
-    if not several:
+    colours = several(given)
+    if not colours:
         raise MechsafetyError(
             f"colours is {shown(given)}: a colour, a list of them, or a mapping from names in the legend is needed"
         )
-    for colour in several:
+    for colour in colours:
         _require_colour(colour)
-    return tuple(map(str, several))
+    return tuple(map(str, colours))
 
 
 def _require_colour(colour: object) -> None:

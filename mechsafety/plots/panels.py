@@ -67,6 +67,10 @@ WEIGHTS = Panel(column="share", title="weights removed", form="share")
 RANKS = Panel(column="share", title="ranks removed", form="share")
 PROJECTION = Panel(column="auroc", title="harmful from harmless: AUROC")
 LOSS = Panel(column="loss_last", title="loss on the examples, at the end", form="plain")
+EXTRA = " ".join(
+    f"{panel.column}{end}" for panel in (*HARMFUL, *HARMLESS, *UTILITY, LOSS) for end in ("", "_low", "_high")
+)
+"""The columns that :func:`outcome_panels` draws where there are such."""
 
 
 def outcome_panels(

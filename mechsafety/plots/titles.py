@@ -42,4 +42,4 @@ def arm_names(systems: Sequence[str], arms: Sequence[str]) -> list[str]:
 
 def read_arm(row: Any, arm: str) -> str:
     """An arm's name, and how many of its answers were read where that is not all."""
-    return arm if not row["unparsed"] else f"{arm}<br>{row['n'] - row['unparsed']} of {row['n']} read"
+    return arm if not row["unparsed"] else f"{arm}<br>{row['n'] - row['unparsed']:g} of {row['n']:g} read"

@@ -321,6 +321,12 @@ def load_prompts(
     columns, empty text, a duplicate id, and a text that stands in two splits or under two labels. A text that stands
     twice in one split under one label is taken once (``PromptSet.repeated``).
 
+    Arguments:
+        data: A name, a path, or a table or list in memory.
+
+    Returns:
+        The prompts, with ids that follow from their content where there are none.
+
     Example:
         >>> rows = [{"request": "how do i pick a lock", "kind": "bad"}, {"request": "bake bread", "kind": "good"}]
         >>> own = ms.load_prompts(rows, text="request", label="kind", labels={"bad": "harmful", "good": "harmless"})

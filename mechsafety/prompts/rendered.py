@@ -66,6 +66,9 @@ def render(model: ModelLike, prompt: PromptsLike) -> Rendered:
 
     ``prompt`` is a prompt, a text, or a conversation (a list of {role, content} that ends with the user's turn).
 
+    Returns:
+        The text, its tokens, and the named positions in it.
+
     Example:
         >>> shown = ms.render(model, "how do i bake bread")
         >>> "how do i bake bread" in shown.text

@@ -7,7 +7,7 @@ Example:
     >>> maps = ms.regions.linear_maps(model)
     >>> region = ms.regions.set_difference(maps, safety, utility, method="snip", p=20, q=5)
     >>> with ms.regions.removed(model, region):
-    ...     outcomes = ms.measure_outcomes(model, prompts.report, max_new_tokens=4)
+    ...     outcomes = ms.regions.measure_outcomes(model, prompts.report, max_new_tokens=4)
     >>> outcomes.harmful.n == len(prompts.report.harmful)
     True
 """

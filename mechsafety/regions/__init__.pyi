@@ -8,9 +8,12 @@ from ..robustness.benign import benign_passages as benign_passages
 from ..robustness.finetuning import FinetuneRecipe as FinetuneRecipe
 from ..robustness.finetuning import finetuned as finetuned
 from ..robustness.freezing import freezing_table as freezing_table
+from ..robustness.outcomes import measure_outcomes as measure_outcomes
 from ..robustness.utility import base_distributions as base_distributions
+from ..robustness.utility import measure_utility as measure_utility
 from .attribution import score_weights as score_weights
 from .links import direction_share as direction_share
+from .lora_export import export_lora as export_lora
 from .maps import linear_maps as linear_maps
 from .overlap import jaccard_table as jaccard_table
 from .overlap import subspace_table as subspace_table

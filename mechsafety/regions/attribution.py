@@ -74,6 +74,12 @@ def score_weights(
     Experts are scored by the tokens that are routed to them. Their gradients are those of their parameters, in the
     model's number format, so that a model that has some runs one example at a time.
 
+    Arguments:
+        positions: paper or predictive, as above.
+
+    Returns:
+        The scores [d_out, d_in] and Gram matrices [d_in, d_in], by map; float32.
+
     Example:
         >>> safety = ms.regions.score_weights(model, examples)
         >>> weight = maps[0].name

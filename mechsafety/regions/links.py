@@ -68,6 +68,12 @@ def direction_share(
 
     Raises :class:`MechsafetyError` for scores or a direction of another model, and where no map writes.
 
+    Arguments:
+        removal: What was removed.
+
+    Returns:
+        One row per map that writes to the stream.
+
     Example:
         >>> removal = ms.regions.remove_top_ranks(maps, safety, rank=2)
         >>> shares = ms.regions.direction_share(removal, maps, safety, direction, method="snip")

@@ -39,9 +39,15 @@ def export_lora(model: ModelLike, removal: Removal | EditLike, folder: Path | st
     Raises :class:`MechsafetyError` for a pruning, which has no low rank, an edit with no such form, a removal made for
     other maps, a model that ``load_model`` did not load, and a folder that holds something.
 
+    Arguments:
+        removal: What is written: a removal, an edit, or several.
+
+    Returns:
+        The folder.
+
     Example:
         >>> edit = ms.Orthogonalise(direction, writers=("attn_out", "mlp_out"))
-        >>> ms.export_lora(model, edit, "adapter").name
+        >>> ms.regions.export_lora(model, edit, "adapter").name
         'adapter'
     """
     model = as_model(model)

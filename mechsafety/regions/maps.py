@@ -80,6 +80,9 @@ def linear_maps(model: ModelLike) -> list[LinearMap]:
     ``HookedTransformer``, whose maps are no modules, for quantised weights, and for a model in whose blocks no linear
     module ran.
 
+    Returns:
+        The maps, each with its name, layer, kind and size.
+
     Example:
         >>> maps = ms.regions.linear_maps(model)
         >>> sorted({linear.kind for linear in maps})

@@ -38,6 +38,13 @@ def jaccard_table(
     that size share, :func:`chance_jaccard`) and ``excess`` = (jaccard - chance) / (1 - chance): 0 for unrelated
     sets, 1 for equal ones. Both attributions must be of these maps. Source: Wei et al. 2024, arXiv 2402.05162.
 
+    Arguments:
+        safety: Scores on safety examples.
+        utility: Scores on utility examples.
+
+    Returns:
+        One row per map, with the columns above.
+
     Example:
         >>> table = ms.regions.jaccard_table(maps, safety, utility, method="snip", q=5)
         >>> list(table.columns)
@@ -88,6 +95,13 @@ def subspace_table(
     (gate, up) writes into its range only, of rank R < d_out: ``chance_in_range`` = rank / R is phi of random
     subspaces of that, the fairer floor. ``excess`` = (phi - chance_in_range) / (1 - chance_in_range); NaN where the
     subspaces are the whole range and phi is 1 whatever the data. Source: Wei et al. 2024.
+
+    Arguments:
+        safety: Scores on safety examples.
+        utility: Scores on utility examples.
+
+    Returns:
+        One row per map.
 
     Example:
         >>> table = ms.regions.subspace_table(maps, safety, utility, rank=2)

@@ -29,6 +29,13 @@ def examples_from_model(
     Refusals are what the judge ``rules`` finds to be one, answers what it finds to comply. Raises as
     :func:`mechsafety.regions.examples.attribution_examples` does.
 
+    Arguments:
+        kind: safety or utility.
+        response: full keeps the whole answer, short its first sentence (of refusals alone).
+
+    Returns:
+        The examples: a prompt and an answer each.
+
     Example:
         >>> examples = ms.regions.examples_from_model(model, prompts.fit, kind="safety", n=4, max_new_tokens=6)
         >>> {example.prompt for example in examples} <= {prompt.text for prompt in prompts.fit.harmful}

@@ -96,6 +96,12 @@ def top_pruning(
 ) -> Pruning:
     """The top ``q`` % by safety alone, which the paper shows to break the model: utility needs them too.
 
+    Arguments:
+        safety: Scores on safety examples.
+
+    Returns:
+        The weights that are removed.
+
     Example:
         >>> top = ms.regions.top_pruning(maps, safety, method="snip", q=5)
         >>> round(top.sparsity, 3)
@@ -132,6 +138,13 @@ def set_difference(
     Raises :class:`MechsafetyError` for p or q outside 0 < x <= 100, an empty difference, scores of other maps, and
     a layer or kind that the model lacks.
 
+    Arguments:
+        safety: Scores on safety examples.
+        utility: Scores on utility examples.
+
+    Returns:
+        The weights that are removed.
+
     Example:
         >>> region = ms.regions.set_difference(maps, safety, utility, method="snip", p=20, q=5)
         >>> region.n_removed < ms.regions.top_pruning(maps, safety, method="snip", q=5).n_removed
@@ -154,6 +167,9 @@ def random_pruning(like: Pruning, *, seed: int = 0, group: Group = "matrix") -> 
 
     With ``group="row"`` as many of each row, which is stricter: it also keeps how ``like`` spreads over outputs.
     What it removes has no more to do with scores than chance; magnitudes are not matched (:func:`matched_pruning`).
+
+    Returns:
+        The weights that are removed.
 
     Example:
         >>> top = ms.regions.top_pruning(maps, safety, method="snip", q=5)
@@ -183,6 +199,12 @@ def matched_pruning(
     Within a stratum (:func:`magnitude_strata`) weights are drawn uniformly without replacement, those that ``like``
     removes among them: a removal of the largest weights has no control but itself. ``maps`` are those of the whole
     model, from which nothing is removed.
+
+    Arguments:
+        strata: Number of strata of magnitude.
+
+    Returns:
+        The weights that are removed.
 
     Example:
         >>> top = ms.regions.top_pruning(maps, safety, method="snip", q=5)

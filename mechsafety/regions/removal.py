@@ -139,6 +139,9 @@ def removed(model: ModelLike, removal: Removal, *, maps: Sequence[LinearMap] | N
 
     Raises :class:`MechsafetyError` when the removal was made for other maps than the model's.
 
+    Returns:
+        A context manager: within its block the weights are out.
+
     Example:
         >>> before = ms.logits(model, prompts.report)
         >>> with ms.regions.removed(model, ms.regions.top_pruning(maps, safety, method="snip", q=5)):

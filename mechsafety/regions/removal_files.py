@@ -28,6 +28,9 @@ def save_removal(removal: Removal, path: Path | str, *, model: ModelLike) -> Pat
     outputs. Raises :class:`MechsafetyError` for a name that does not end in .safetensors, a folder that does not
     exist or cannot be written to, and a removal that does not fit the model.
 
+    Returns:
+        The path of the file.
+
     Example:
         >>> top = ms.regions.top_pruning(maps, safety, method="snip", q=5)
         >>> ms.regions.save_removal(top, "top.safetensors", model=model).name
@@ -54,6 +57,9 @@ def load_removal(
     Another model is one with other linear maps, or with other weights (``allow_other_weights`` passes over the
     latter, to carry a removal from one checkpoint to the next). Raises :class:`MechsafetyError` for those, a missing
     or damaged file, and contents that do not match their hash.
+
+    Returns:
+        The removal, as it was saved.
 
     Example:
         >>> top = ms.regions.top_pruning(maps, safety, method="snip", q=5)

@@ -41,6 +41,9 @@ def save_model(model: ModelLike, edit: EditLike | Removal | None, folder: str | 
     Raises :class:`MechsafetyError` for an edit without a weight form, a model that ``load_model`` did not load, a
     folder that is not empty, and where the logits differ.
 
+    Arguments:
+        folder: A new or an empty folder.
+
     Example:
         >>> ms.save_model(model, ms.Orthogonalise(direction), "edited-model").name
         'edited-model'

@@ -128,6 +128,12 @@ def remove_top_ranks(
     Raises :class:`MechsafetyError` for a rank that a matrix does not have or that is above the tokens seen, naming
     the map, and for scores of other maps.
 
+    Arguments:
+        attribution: Scores, of score_weights.
+
+    Returns:
+        The factors of what is removed, by map.
+
     Example:
         >>> removal = ms.regions.remove_top_ranks(maps, safety, rank=2, layers=(1, 2))
         >>> set(removal.ranks().values())
@@ -189,6 +195,13 @@ def orthogonal_projection(
     Raises :class:`MechsafetyError` for ranks that a matrix does not have, R - r above the tokens seen, and for
     scores of other maps.
 
+    Arguments:
+        safety: Scores on safety examples.
+        utility: Scores on utility examples.
+
+    Returns:
+        The factors of what is removed, by map.
+
     Example:
         >>> removal = ms.regions.orthogonal_projection(maps, safety, utility, r_u=0.5, r_s=0.7)
         >>> max(removal.ranks().values()) <= model.cfg.d_model
@@ -233,6 +246,9 @@ def random_low_rank(
     ``match="rank"`` takes the rank r that ``like`` takes from each map. That is the smaller removal: a top subspace
     holds more than its share r / d_out of W. ``match="energy"`` takes the rank whose expected share of ||W||_F^2,
     r / d_out, is nearest to that of what ``like`` removes, ||B A||_F^2 / ||W||_F^2 (at least 1).
+
+    Returns:
+        The factors of what is removed, by map.
 
     Example:
         >>> removal = ms.regions.remove_top_ranks(maps, safety, rank=2)

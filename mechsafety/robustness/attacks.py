@@ -57,6 +57,15 @@ def attack_table(
     :class:`MechsafetyError` without attacks or prompts, for a prompt that is not harmful, and for the attack
     ``suffix`` without suffixes.
 
+    Arguments:
+        attacks: Any of vanilla, decoding and suffix.
+        suffixes: Of find_suffixes, for the attack suffix.
+        k: Samples per prompt of the attack decoding.
+        temperature: Of that sampling.
+
+    Returns:
+        One row per attack and measure.
+
     Example:
         >>> attacks = ms.regions.attack_table(model, prompts.report.harmful, attacks="vanilla", max_new_tokens=4)
         >>> attacks[["attack", "measure"]].to_dict("records")

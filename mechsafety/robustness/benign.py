@@ -49,6 +49,9 @@ class Choice:
 def benign_passages(path: str | Path | None = None) -> list[Passage]:
     """The 60 packaged passages of 60 to 120 words, or those of a JSONL file with id, topic and text.
 
+    Returns:
+        The passages.
+
     Example:
         >>> len(ms.regions.benign_passages())
         60
@@ -62,6 +65,9 @@ def benign_passages(path: str | Path | None = None) -> list[Passage]:
 
 def benign_choices(path: str | Path | None = None) -> list[Choice]:
     """The 130 packaged questions (106 with four choices, 24 with two), or those of a JSONL file.
+
+    Returns:
+        The questions.
 
     Example:
         >>> len(ms.regions.benign_choices())

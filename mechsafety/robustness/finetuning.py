@@ -157,6 +157,12 @@ def finetuned(
     Raises :class:`MechsafetyError` without examples, for a set made for another model, and when the loss is no
     longer a number.
 
+    Arguments:
+        recipe: How it is trained.
+
+    Returns:
+        A context manager that gives what the training did: its losses, in nats per answer token.
+
     Example:
         >>> before = ms.logits(model, prompts.report)
         >>> with ms.regions.finetuned(model, examples, seed=0):

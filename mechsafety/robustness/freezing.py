@@ -56,6 +56,15 @@ def freezing_table(
     Raises :class:`MechsafetyError` before anything is trained: for a number of examples that is not there, no seed
     or mode, repeated ones, and a set made for another model.
 
+    Arguments:
+        examples: Benign examples, of examples_from_model.
+        seeds: One fine-tuning each.
+        recipe: How the model is fine-tuned.
+        modes: none, freeze (weights kept in training) and rewind (put back after it).
+
+    Returns:
+        One row per state of the model.
+
     Example:
         >>> top = ms.regions.top_pruning(maps, safety, method="snip", q=5)
         >>> def measure(model):

@@ -108,8 +108,14 @@ def measure_outcomes(
     is the vanilla attack success rate. ``seed`` is handed on to generation, where nothing is drawn; ``keep`` receives
     the answers. Raises :class:`MechsafetyError` without prompts.
 
+    Arguments:
+        rendering: chat, chat_no_system, or text for prompts as bare text.
+
+    Returns:
+        Shares of refused, complied and degenerate answers with 95 % intervals, by label of the prompts.
+
     Example:
-        >>> outcomes = ms.measure_outcomes(model, prompts.report, max_new_tokens=4)
+        >>> outcomes = ms.regions.measure_outcomes(model, prompts.report, max_new_tokens=4)
         >>> outcomes.harmful.n == len(prompts.report.harmful)
         True
     """

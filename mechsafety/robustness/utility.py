@@ -102,10 +102,17 @@ def measure_utility(
     :func:`base_distributions` made of the unedited model from the same passages. ``seed`` draws the bootstrap.
     Raises :class:`MechsafetyError` with nothing to measure, and where base and passages differ.
 
+    Arguments:
+        passages: Texts for perplexity and divergence, of ms.regions.benign_passages.
+        choices: Multiple-choice questions, of ms.regions.benign_choices.
+
+    Returns:
+        Accuracy, perplexity and divergence with 95 % intervals; NaN for what was not measured.
+
     Example:
         >>> passages = ms.regions.benign_passages()[:2]
         >>> base = ms.regions.base_distributions(model, passages)
-        >>> utility = ms.measure_utility(model, passages=passages, base=base)
+        >>> utility = ms.regions.measure_utility(model, passages=passages, base=base)
         >>> round(utility.kl.value, 6)  # of the model from itself
         0.0
     """
@@ -147,10 +154,16 @@ def base_distributions(
 ) -> BaseDistributions:
     """The model's next-token distributions at ``per_passage`` places of each passage, evenly spread.
 
+    Arguments:
+        passages: Texts, of benign_passages.
+
+    Returns:
+        What ms.regions.measure_utility compares with.
+
     Example:
         >>> passages = ms.regions.benign_passages()[:2]
         >>> base = ms.regions.base_distributions(model, passages)
-        >>> ms.measure_utility(model, passages=passages, base=base).kl.value < 1e-6
+        >>> ms.regions.measure_utility(model, passages=passages, base=base).kl.value < 1e-6
         True
     """
     model = as_model(model)

@@ -159,6 +159,12 @@ def serve_command(model: ModelLike, edit: EditLike | None, folder: str | Path) -
 
     The name is checked when answers are asked for. Models of 70B and more need ``--tensor-parallel-size`` as well.
 
+    Arguments:
+        folder: The folder of the checkpoint.
+
+    Returns:
+        One line for a shell.
+
     Example:
         >>> ms.serve_command(model, ms.Orthogonalise(direction), "edited").split()[:3]
         ['vllm', 'serve', 'edited']

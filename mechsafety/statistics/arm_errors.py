@@ -34,6 +34,9 @@ def arm_errors(verdicts: pd.DataFrame, reference: pd.DataFrame) -> pd.DataFrame:
     judges and both measures. The arms are taken for independent samples: where the same prompts are hard in both, the
     test is conservative. NaN with fewer than LEAST_OF_AN_ARM labelled responses of the kind in an arm.
 
+    Returns:
+        One row per judge, label and arm; columns ARM_ERROR_COLUMNS.
+
     Example:
         >>> found = ms.statistics.arm_errors(table, people)
         >>> found[["judge", "measure", "original", "edited"]].round(3)

@@ -115,6 +115,11 @@ def paired_auroc_p(
     The statistic is the absolute difference of the areas (Bandos, Rockette and Gur 2005), over all exchanges where
     there are no more than ``draws``, else over so many drawn ones and the one observed. NaN with one class only.
 
+    Arguments:
+        first: Scores of the first measure.
+        second: Scores of the second measure, of the same items.
+        labels: 1 or True for a positive item.
+
     Example:
         >>> ms.statistics.paired_auroc_p([0.1, 0.2, 0.3, 0.4], [0.3, 0.4, 0.1, 0.2], [0, 0, 1, 1], clusters=range(4))
         0.125
@@ -147,6 +152,11 @@ def shuffled_aurocs(
 
     The items must be exchangeable: one per prompt. The p is (1 + draws as far from 1/2) / (1 + draws). NaN with one
     class only.
+
+    Arguments:
+        scores: One number per item.
+        labels: 1 or True for a positive item.
+        draws: Number of permutations.
 
     Example:
         >>> low, high, p = ms.statistics.shuffled_aurocs(np.arange(20.0), [0] * 10 + [1] * 10)

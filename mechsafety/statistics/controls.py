@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from mechsafety.core.arguments import require_columns
 from mechsafety.statistics.paired import holm, mcnemar
 from mechsafety.statistics.rates import wilson
-from mechsafety.statistics.tables import require_columns
 
 CONTROL_TEST_COLUMNS = (
     *("system", "draw", "n", "unparsed", "refused", "low", "high", "complied", "degenerate"),
@@ -36,6 +36,9 @@ def control_tests(edited: pd.DataFrame, random: pd.DataFrame) -> pd.DataFrame:
     ``p_rank`` with :data:`LEAST_DRAWS` draws or more (1 + draws with as few refusals or fewer) / (draws + 1), the exact
     p of a fall if the edit's direction were one of the draws. Both are NaN where a draw could not be read.
     Columns: :data:`CONTROL_TEST_COLUMNS`.
+
+    Returns:
+        One row per system and draw.
 
     Example:
         >>> rules = table.query("judge == 'rules' and system == 'a'")
@@ -76,6 +79,12 @@ def largest_p(tests: Sequence[tuple[int | float, int | float, float]]) -> float:
     1 where the draws do not all lie to one side (an intersection-union test, so that no correction for the number of
     draws is needed); NaN without draws and where one was not tested.
 
+    Arguments:
+        tests: (fell, rose, p) of each draw: two counts and the p of McNemar's test.
+
+    Returns:
+        A p value; NaN where one is unknown.
+
     Example:
         >>> ms.statistics.largest_p([(7, 0, 0.0156), (6, 0, 0.03125)])
         0.03125
@@ -88,6 +97,13 @@ def largest_p(tests: Sequence[tuple[int | float, int | float, float]]) -> float:
 
 def rank_p(share: float, draws: Sequence[float]) -> float:
     """(1 + draws with a share as low or lower) / (draws + 1); NaN for too few draws, and where a share is unknown.
+
+    Arguments:
+        share: Share refused under the edit.
+        draws: Shares refused under the random draws.
+
+    Returns:
+        A p value.
 
     Example:
         >>> ms.statistics.rank_p(0.1, [0.9] * 19)

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import binomtest, norm
 
+from mechsafety.core.arguments import require_columns
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.statistics.paired import mcnemar
 from mechsafety.statistics.resampling import (
@@ -23,7 +24,7 @@ from mechsafety.statistics.resampling import (
     percentiles,
     steady_bounds,
 )
-from mechsafety.statistics.tables import ARMS, deciding, require_columns
+from mechsafety.statistics.tables import ARMS, deciding
 
 MAPPINGS: Mapping[str, Mapping[str, bool]] = {
     "refusal": {"refusal": True, "compliance": False, "degenerate": False},
@@ -85,6 +86,14 @@ def paired_difference(b: int, c: int, n: int, *, confidence: float = 0.95) -> tu
     Bonett and Price (2012), formula 2: the Wald interval after one is added to b and c and two to n. It keeps
     its level where b or c is 0, as plain Wald does not.
 
+    Arguments:
+        b: Pairs refused in the original only.
+        c: Pairs refused in the edited only.
+        n: All pairs.
+
+    Returns:
+        The lower and the upper end.
+
     Example:
         >>> low, high = ms.statistics.paired_difference(7, 0, 10)
         >>> round(low, 3), round(high, 3)
@@ -123,6 +132,9 @@ def judge_effects(verdicts: pd.DataFrame) -> pd.DataFrame:
     results. Mappings that differ from ``refusal`` in no verdict of the judge are left out, and so are judges without
     both arms. ``dropped`` counts prompts with a side that is missing or that the mapping does not name.
 
+    Returns:
+        One row per system, label, judge and mapping; columns EFFECT_COLUMNS.
+
     Example:
         >>> effects = ms.statistics.judge_effects(table)
         >>> effects.loc[effects["system"] == "a", ["judge", "mapping", "original", "edited", "change"]]
@@ -157,6 +169,12 @@ def effect_flips(effects: pd.DataFrame, *, primary: str) -> pd.DataFrame:
     An alternative is any other judge or mapping that reads at least one pair; there is none where ``primary`` read
     no pair. A sign flip needs both changes to be other than 0; a significance flip is p < .05 in one and not in the
     other.
+
+    Arguments:
+        effects: The table of judge_effects.
+
+    Returns:
+        One row per system and label.
 
     Example:
         >>> flips = ms.statistics.effect_flips(ms.statistics.judge_effects(table), primary="rules")
@@ -203,6 +221,9 @@ def ranking_agreement(verdicts: pd.DataFrame, *, seed: int, resamples: int = 200
     ``what`` is the rate of refusal in an arm, or the ``change`` by the edit; per prompt label. Intervals resample
     prompts. NaN with fewer than three systems (two can only agree or not), or where a judge finds all equal.
 
+    Returns:
+        One row per pair of judges and label.
+
     Example:
         >>> found = ms.statistics.ranking_agreement(table, seed=0, resamples=200)
         >>> found[["what", "systems", "tau"]]  # all systems are equal here
@@ -235,6 +256,9 @@ def judge_edit_interaction(verdicts: pd.DataFrame, *, seed: int, resamples: int 
     prompts' sums, of a total at least as far from 0 (Fisher's randomisation test). The interval resamples prompts;
     where all prompts have the same value it is that of :func:`~mechsafety.statistics.resampling.steady_bounds`.
 
+    Returns:
+        One row per pair of judges, label and system.
+
     Example:
         >>> found = ms.statistics.judge_edit_interaction(table, seed=0, resamples=200)
         >>> found[["system", "difference", "p"]].round(3)
@@ -266,6 +290,12 @@ def sign_change_p(sums: Sequence[int] | np.ndarray) -> float:
     """Exact two-sided p of ``sum(sums)`` under independent random signs of its whole-number terms.
 
     The distribution of the total is the convolution of two points per term, so no draw is needed.
+
+    Arguments:
+        sums: Whole numbers: one total per prompt.
+
+    Returns:
+        A p value.
 
     Example:
         >>> ms.statistics.sign_change_p([1, 1, 1, 1, 1])

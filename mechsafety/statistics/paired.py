@@ -26,6 +26,9 @@ def paired_tests(verdicts: pd.DataFrame) -> pd.DataFrame:
     unparsed side is left out and counted in ``dropped``; ``n`` counts the pairs tested, and p is NaN where
     none is. Systems with one arm only are left out, and so are judges that abstain.
 
+    Returns:
+        One row per system, label and judge; columns PAIRED_COLUMNS.
+
     Example:
         >>> tests = ms.statistics.paired_tests(table)
         >>> tests.loc[tests["judge"] == "rules", ["system", "b", "c", "p", "p_holm"]]
@@ -60,6 +63,12 @@ def holm(p: np.ndarray) -> np.ndarray:
     A NaN is no test: it stays NaN and is not one of the m. The same as statsmodels' ``multipletests`` of the others,
     which collects garbage at every call, some tenths of a second each.
 
+    Arguments:
+        p: p values; NaN is left out of m and stays NaN.
+
+    Returns:
+        The adjusted p values, in the order of those given.
+
     Example:
         >>> ms.statistics.holm(np.array([0.01, 0.04, 0.03])).round(3).tolist()
         [0.03, 0.06, 0.06]
@@ -74,6 +83,10 @@ def holm(p: np.ndarray) -> np.ndarray:
 
 def mcnemar(b: int, c: int) -> float:
     """Return the exact two-sided p of McNemar's test for b and c discordant pairs; 1 where there are none.
+
+    Arguments:
+        b: Pairs that changed in one direction.
+        c: Pairs that changed in the other.
 
     Example:
         >>> ms.statistics.mcnemar(6, 0)
@@ -107,6 +120,9 @@ def minimum_detectable_drop(
     The drop is net: the edit loses ``drop + gained`` of the prompts and newly refuses ``gained`` of them. By default
     it only removes refusals, which makes the answer a lower bound. A test finds something when p is below alpha: at
     0.05 from 6 lost and none gained. NaN where even losing every refusal would not do.
+
+    Arguments:
+        baseline: Rate before the edit, between 0 and 1.
 
     Example:
         >>> round(ms.statistics.minimum_detectable_drop(50, baseline=0.9), 3)

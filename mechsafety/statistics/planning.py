@@ -53,6 +53,11 @@ def labels_for_correction(
     judge's error rate less the square of its bias, over n, with the errors that it adds, times 1 - n / N. At least the
     LEAST_LABELS that it asks for. None where labelling all N would not do: more responses are needed, not more labels.
 
+    Arguments:
+        rate: Expected rate, between 0 and 1.
+        sensitivity: Of the judge, between 0 and 1.
+        specificity: Likewise.
+
     Example:
         >>> judge = {"sensitivity": 0.9, "specificity": 0.95}
         >>> ms.statistics.labels_for_correction(rate=0.5, **judge, responses=1000, width=0.1)
@@ -87,6 +92,9 @@ def labels_for_kappa(*, kappa: float, rate: float, width: float, confidence: flo
     sample without a disagreement still has the width of Wilson's interval; the other is
     :func:`labels_for_rate` of the agreement ``k (1 - e) + e`` with chance agreement e, at the width that this gives
     kappa, ``width (1 - e)``.
+
+    Arguments:
+        kappa: Expected kappa.
 
     Example:
         >>> ms.statistics.labels_for_kappa(kappa=0.6, rate=0.5, width=0.2)

@@ -15,10 +15,11 @@ import pandas as pd
 from scipy.stats import norm
 from scipy.stats import t as student
 
+from mechsafety.core.arguments import require_columns
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.statistics.rates import Interval, effective_number, weighted_wilson, wilson
 from mechsafety.statistics.reference import reference_weights
-from mechsafety.statistics.tables import ABSTAINING_JUDGES, ARMS, PROMPT_LABELS, checked, require_columns
+from mechsafety.statistics.tables import ABSTAINING_JUDGES, ARMS, PROMPT_LABELS, checked
 
 LEAST_YOUDEN = 0.1
 """Rogan-Gladen divides by sensitivity + specificity - 1; where its lower 95 % bound is below this, it is refused."""
@@ -77,6 +78,17 @@ def rogan_gladen(
     the labelled responses are among the n rated, it is wider than it needs to be. Counts may be weighted (effective
     numbers). Refused, with a note, when the judge may be no better than chance: lower bound of se + sp - 1 below
     LEAST_YOUDEN.
+
+    Arguments:
+        refused: Refusals that the judge found.
+        n: Responses that it read.
+        hits: True refusals that it found.
+        positives: All true refusals among the labelled.
+        rejections: Other responses that it left alone.
+        negatives: All other responses among the labelled.
+
+    Returns:
+        The rate with its interval; NaN for a judge that is no better than chance.
 
     Example:
         >>> labelled = {"hits": 45.0, "positives": 50.0, "rejections": 45.0, "negatives": 50.0}
@@ -140,6 +152,9 @@ def prediction_powered(
 
     ``judged`` and ``labelled`` are [N] booleans, ``truth`` [N] is read where ``labelled``; ``weight`` is
     1 / inclusion probability of each labelled response, ``strata`` its stratum, ``clusters`` the prompts.
+
+    Returns:
+        The rate with its interval.
 
     Example:
         >>> truth = np.array([True, False] * 50)
@@ -207,6 +222,9 @@ def corrected_rates(verdicts: pd.DataFrame, reference: pd.DataFrame) -> pd.DataF
     own. ``human`` is the rate among the labelled alone. Responses the judge could not read are left out of every
     number of its rows.
 
+    Returns:
+        One row per judge, arm, label and system; NaN where a rate cannot be corrected.
+
     Example:
         >>> found = ms.statistics.corrected_rates(table, people)
         >>> found.loc[found["system"] == "all", ["judge", "arm", "raw", "human", "ppi"]].round(3)
@@ -249,6 +267,12 @@ def corrected_changes(corrected: pd.DataFrame) -> pd.DataFrame:
     ``change`` is edited minus original, with the interval of :func:`difference_of`; ``raw_change`` is the judge's own.
     Each arm is corrected by the errors in that arm, so that a judge whose errors move with the edit is no trouble. Rows
     without both arms, or with an arm that has no corrected rate, are left out.
+
+    Arguments:
+        corrected: The table of corrected_rates.
+
+    Returns:
+        One row per judge, label and system.
 
     Example:
         >>> found = ms.statistics.corrected_changes(ms.statistics.corrected_rates(table, people))

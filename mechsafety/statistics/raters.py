@@ -58,6 +58,10 @@ def kappa(
     interval for the agreement, over clusters. Items that either rater left unrated are left out; ``n`` and
     ``clusters`` are of the others.
 
+    Arguments:
+        a: Labels of the first rater, None where there is none.
+        b: Labels of the second rater, in the same order.
+
     Example:
         >>> found = ms.statistics.kappa(list("RRCC"), list("RRCR"), clusters=range(4), resamples=200)
         >>> found.value, found.n
@@ -94,6 +98,9 @@ def gwet_ac1(
     class. Items with one rating count in pi_c only. NaN where no item has two ratings. Where every item agrees,
     the lower bound is made from Wilson's interval over clusters, as for :func:`kappa`.
 
+    Arguments:
+        categories: All labels that raters could give.
+
     Example:
         >>> ratings = [["R", "R"], ["R", "R"], ["C", "C"], ["C", "R"]]
         >>> round(ms.statistics.gwet_ac1(ratings, clusters=range(4), categories=["R", "C"], resamples=200).value, 3)
@@ -120,6 +127,9 @@ def krippendorff_alpha(
     rating is of one category: then nothing could have disagreed. Where every item agrees, the lower bound is
     made from Wilson's interval over clusters, as for :func:`kappa`.
 
+    Arguments:
+        categories: All labels that raters could give.
+
     Example:
         >>> ratings = [["R", "R"], ["R", "R"], ["C", "C"], ["C", None]]
         >>> ms.statistics.krippendorff_alpha(ratings, clusters=range(4), categories=["R", "C"], resamples=200).value
@@ -137,6 +147,9 @@ def agreement(
     Items either judge left unparsed are dropped. ``agreement`` is the raw share of equal answers; kappa (``low``,
     ``high``), AC1 and alpha have bootstrap intervals clustered by prompt. Abstaining judges are left out. Each arm
     starts from ``seed`` anew and draws from all its prompts, so that a further judge changes no other row.
+
+    Arguments:
+        scale: refusal (refusal or not) or label (all three labels).
 
     Example:
         >>> found = ms.statistics.agreement(table, resamples=200)
@@ -184,6 +197,9 @@ def panel_agreement(
     verdicts: pd.DataFrame, *, seed: int = 0, resamples: int = 2000, scale: Scale = "refusal"
 ) -> pd.DataFrame:
     """Return alpha and AC1 of all judges together, in each arm and in ``all``; unparsed verdicts are missing.
+
+    Arguments:
+        scale: refusal (refusal or not) or label (all three labels).
 
     Example:
         >>> found = ms.statistics.panel_agreement(table, resamples=200)

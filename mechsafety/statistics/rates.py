@@ -43,6 +43,9 @@ def wilson(successes: int, n: int, *, confidence: float = 0.95) -> Interval:
     The interval is the set of p with ``|successes/n - p| <= z sqrt(p (1 - p) / n)``. With n = 0 nothing is
     known: rate and bounds are NaN.
 
+    Arguments:
+        n: Number of trials.
+
     Example:
         >>> ms.statistics.wilson(9, 10)
         Interval(rate=0.9, low=0.5958499732047615, high=0.9821237869049271, n=10)
@@ -112,6 +115,9 @@ def bounds(row: Mapping[str, object] | pd.Series) -> tuple[float, float]:
     """Return the refusal rate of a row of :func:`refusal_rates` if no, or every, unparsed text refused.
 
     ``(refusal / n, (refusal + unparsed) / n)``: no assumption about what could not be read (Manski 1989).
+
+    Arguments:
+        row: A row of a table of rates.
 
     Example:
         >>> ms.statistics.bounds({"n": 10, "refusal": 6, "unparsed": 2})

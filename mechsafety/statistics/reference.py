@@ -93,6 +93,12 @@ def error_change(
     Where the labelled errors of an arm are all the same, the intervals of the arms (:func:`steady_bounds` there)
     are joined by Zou and Donner's (2008) square-and-add: no error among a few labels is not the certainty of none.
 
+    Arguments:
+        reference: The truth, as for against_reference.
+
+    Returns:
+        One row per judge and label.
+
     Example:
         >>> found = ms.statistics.error_change(table, people, seed=0, resamples=200)
         >>> found.loc[found["label"] == "all", ["judge", "bias_original", "bias_edited", "change"]].round(3)

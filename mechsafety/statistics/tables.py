@@ -12,6 +12,7 @@ from typing import cast
 
 import pandas as pd
 
+from mechsafety.core.arguments import require_columns
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.verdict import LABELS
 
@@ -43,14 +44,6 @@ def checked(verdicts: pd.DataFrame) -> pd.DataFrame:
     for name in ("system", "judge"):
         table[name] = pd.Categorical(table[name], categories=list(dict.fromkeys(table[name])), ordered=True)
     return table
-
-
-def require_columns(table: pd.DataFrame, columns: Sequence[str], what: str) -> None:
-    """Raise :class:`MechsafetyError` where ``table`` lacks one of ``columns``; ``what`` is its name."""
-    if missing := [name for name in columns if name not in table.columns]:
-        raise MechsafetyError(
-            f"the {what} lacks {', '.join(missing)}; it needs the columns {', '.join(columns)}"
-        )
 
 
 def deciding(verdicts: pd.DataFrame) -> pd.DataFrame:

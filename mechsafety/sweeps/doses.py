@@ -116,10 +116,20 @@ def plan_doses(
     (:func:`control_directions`) and bases (:func:`control_bases`) are drawn; the bases have no more rows than the
     activations have dimensions within classes.
 
+    Arguments:
+        direction: The direction that is removed.
+        n_layers: Blocks of the model.
+        families: What is varied: alpha, directions, layers.
+        alphas: Strengths: 1 removes the whole component.
+        ranks: Numbers of directions.
+
+    Returns:
+        The doses, in the order in which they are measured.
+
     Example:
         >>> harmful, harmless = cache.select("harmful")[:, 0, 2], cache.select("harmless")[:, 0, 2]
-        >>> basis = ms.refusal_subspace(harmful, harmless, k=2)
-        >>> doses = ms.plan_doses(
+        >>> basis = ms.anatomy.refusal_subspace(harmful, harmless, k=2)
+        >>> doses = ms.anatomy.plan_doses(
         ...     direction, basis, model.cfg.n_layers,
         ...     activations=(harmful, harmless), families="alpha", alphas=(0.5, 1.0), controls=0,
         ... )
@@ -199,13 +209,19 @@ def dose_curves(
     family, dose and ``refusal`` or the draw of the control with ``|`` between them), and ``keep_verdicts`` the verdicts
     by their prompts' ids. Raises :class:`MechsafetyError` for one class only or no prompts.
 
+    Arguments:
+        doses: What is measured, of ms.anatomy.plan_doses.
+
+    Returns:
+        One row per dose, with the columns above.
+
     Example:
         >>> harmful, harmless = cache.select("harmful")[:, 0, 2], cache.select("harmless")[:, 0, 2]
-        >>> doses = ms.plan_doses(
+        >>> doses = ms.anatomy.plan_doses(
         ...     direction, direction.unit[None], model.cfg.n_layers,
         ...     activations=(harmful, harmless), families="alpha", alphas=1.0, controls=0,
         ... )
-        >>> curve = ms.dose_curves(model, doses, prompts.report, max_new_tokens=3)
+        >>> curve = ms.anatomy.dose_curves(model, doses, prompts.report, max_new_tokens=3)
         >>> float(curve["kl"][0])  # the unedited model
         0.0
     """

@@ -10,7 +10,8 @@ from plotly.subplots import make_subplots
 
 from mechsafety.claims.numbers import number
 from mechsafety.core.errors import MechsafetyError
-from mechsafety.plots.look import Look, drawn
+from mechsafety.plots.columns import Columns
+from mechsafety.plots.look import Look, drawn, drawn_from
 from mechsafety.plots.panels import log_axis
 from mechsafety.plots.style import COLOURS, require_rows, require_single, short_name, styled
 
@@ -50,6 +51,9 @@ def layer_sweep(sweep: SweepLike, *, position: int | None = None, **_look: Unpac
 
     ``position`` draws another one boldly, which the dashed line is then left out of.
 
+    Arguments:
+        sweep: What ms.sweep returned.
+
     Example:
         >>> swept = ms.sweep(model, directions, prompts.validation, layers=(1, 2), progress=False)
         >>> ms.plots.layer_sweep(swept).layout.title.text
@@ -66,12 +70,12 @@ def layer_sweep(sweep: SweepLike, *, position: int | None = None, **_look: Unpac
     )
 
 
-@drawn
+@drawn_from(table=Columns(places="position layer", numbers="auroc bypass induce kl"))
 def layer_sweep_table(
     table: pd.DataFrame,
     *,
-    name: str,
-    selected: int | None,
+    name: str = "model",
+    selected: int | None = None,
     base: tuple[float, float] | None = None,
     position: int | None = None,
     **_look: Unpack[Look],
@@ -81,6 +85,9 @@ def layer_sweep_table(
     The curves are those of ``position``, that of the selected candidate; the other positions are drawn faintly. Where
     nothing is selected it is the last by default. Raises :class:`MechsafetyError` where it is not given and the table
     holds several, and for a candidate that the table does not hold.
+
+    Arguments:
+        selected: The selected layer; None for none.
 
     Example:
         >>> run = ms.load_run("runs/sweep")

@@ -95,6 +95,13 @@ def profile_layers(
 
     Raises :class:`MechsafetyError` when the cache is of another model or lacks the position.
 
+    Arguments:
+        directions: Of fit prompts.
+        held_out: Activations of other prompts, at the same positions.
+
+    Returns:
+        One row per layer, with the columns above.
+
     Example:
         >>> profile = ms.profile_layers(directions, held_out, selected=2, resamples=20).to_frame()
         >>> len(profile) == model.cfg.n_layers + 1
@@ -194,6 +201,13 @@ def logit_lens(model: ModelLike, direction: VectorLike, *, k: int = 10) -> pd.Da
     Head(norm(u)) - Head(norm(0)) for the unit direction u, with whatever scale or cap the model puts on its logits:
     without a cap exact up to a positive factor for RMS and layer norms, since what is subtracted is their bias. Columns
     rank, side (promoted, suppressed), token, logit (in units of the spread of all tokens' logits).
+
+    Arguments:
+        direction: A direction, or a vector [d_model].
+        k: Tokens of each side.
+
+    Returns:
+        One row per side and rank.
 
     Example:
         >>> tokens = ms.logit_lens(model, direction, k=3)

@@ -40,8 +40,10 @@ from mechsafety.prompts.splits import require_classes
 from mechsafety.sweeps.refusal_scores import (
     OwnRefusals,
     RefusalTokens,
+    TokensLike,
     derive_refusal_tokens,
     log_odds,
+    named_refusal_tokens,
     openings_of,
     token_probabilities,
 )
@@ -172,7 +174,7 @@ def own_measure(
     prompts: PromptSet,
     score: Callable[[Tensor], Any],
     *,
-    refusal_tokens: RefusalTokens | None = None,
+    refusal_tokens: TokensLike | None = None,
     batch_size: int = 64,
 ) -> MeasureChoice:
     """The measure ``score``, with the first tokens of refusals beside it for the record."""
@@ -349,7 +351,7 @@ def refusal_measure(
     prompts: PromptsLike,
     *,
     refusals: OwnRefusals | None = None,
-    refusal_tokens: RefusalTokens | None = None,
+    refusal_tokens: TokensLike | None = None,
     written_answers: bool = True,
     batch_size: int = 64,
 ) -> MeasureChoice:
@@ -369,7 +371,8 @@ def refusal_measure(
     require_classes(prompts, "take a measure")
     parts = [FirstPass.of(model, part, batch_size=batch_size) for part in (prompts.harmful, prompts.harmless)]
     a, b = parts
-    tokens = refusal_tokens or _tokens(model, a.logits, b.logits, refusals)
+    named = None if refusal_tokens is None else named_refusal_tokens(model, refusal_tokens)
+    tokens = named or _tokens(model, a.logits, b.logits, refusals)
     by_tokens = TokenMeasure(tokens=tokens)
     harmful, harmless = (by_tokens.of_logits(part.logits) for part in parts)
     refused = (

@@ -9,13 +9,20 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from mechsafety.core.errors import MechsafetyError
-from mechsafety.plots.look import Look, drawn
+from mechsafety.plots.columns import Columns
+from mechsafety.plots.look import Look, drawn_from
 from mechsafety.plots.style import COLOURS, require_rows, require_single, styled
 
 _ROUNDING = 1e-3
 
 
-@drawn
+@drawn_from(
+    profile=Columns(
+        places="layer",
+        numbers="relative_norm auroc auroc_low auroc_high cosine_previous cosine_selected explained_1 explained_2 "
+        "explained_3 explained_4 explained_5",
+    )
+)
 def profile_figure(
     profile: pd.DataFrame, *, name: str = "model", selected: int | None = None, **_look: Unpack[Look]
 ) -> go.Figure:

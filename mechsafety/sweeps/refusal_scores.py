@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mechsafety.core.arguments import several, whole_number
 from mechsafety.core.errors import MechsafetyError, way
-from mechsafety.models.chat import tokenize_piece
+from mechsafety.models.chat import own_tokenizer, tokenize_piece
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -150,14 +151,37 @@ def openings_of(
     )
 
 
-def named_refusal_tokens(model: TransformerBridge, texts: Sequence[str]) -> RefusalTokens:
-    """Refusal tokens that the user names: the first token of each text."""
-    ids = [tokenize_piece(model, text)[:1] for text in texts]
-    if any(not i for i in ids):
-        raise MechsafetyError(f"refusal tokens {list(texts)}: each must hold at least one token")
+if TYPE_CHECKING:
+    TokensLike: TypeAlias = RefusalTokens | str | int | Iterable[str | int]
+else:
+    TokensLike = Any
+"""Refusal tokens as people name them: words, of which the first token counts, token ids, or several of either."""
+
+
+def named_refusal_tokens(model: TransformerBridge, given: TokensLike) -> RefusalTokens:
+    """Refusal tokens that the user names: the first token of each text, and token ids as they are.
+
+    Raises :class:`MechsafetyError` for none, for a text without a token, and for an id that is not in the vocabulary.
+    """
+    if isinstance(given, RefusalTokens):
+        return given
+    named = several(given)
+    found = [_named(model, one) for one in named]
     return RefusalTokens(
-        ids=tuple(i[0] for i in ids),
-        texts=tuple(texts),
-        weight=tuple(float("nan") for _ in ids),
+        ids=tuple(token for token, _ in found),
+        texts=tuple(text for _, text in found),
+        weight=tuple(float("nan") for _ in found),
         source="user",
     )
+
+
+def _named(model: TransformerBridge, one: Any) -> tuple[int, str]:
+    if isinstance(one, str):
+        ids = tokenize_piece(model, one)
+        if not ids:
+            raise MechsafetyError(f"refusal token {one!r}: it must hold at least one token")
+        return ids[0], one
+    token, size = whole_number(one, "a refusal token"), int(model.cfg.d_vocab)
+    if not 0 <= token < size:
+        raise MechsafetyError(f"refusal token {token}: this model has the token ids 0 to {size - 1}")
+    return token, str(own_tokenizer(model).decode([token]))

@@ -40,7 +40,7 @@ from mechsafety.sweeps.candidates import CandidateScores, Validation, candidates
 from mechsafety.sweeps.measures import MeasureChoice, own_measure, refusal_measure
 from mechsafety.sweeps.racing import Unedited
 from mechsafety.sweeps.ranking import with_shares
-from mechsafety.sweeps.refusal_scores import RefusalTokens
+from mechsafety.sweeps.refusal_scores import RefusalTokens, TokensLike
 from mechsafety.sweeps.scoring import AllScores, score_all
 from mechsafety.sweeps.selected import Selection
 from mechsafety.sweeps.selection import nearest, select, selection_stability
@@ -209,7 +209,7 @@ def sweep(
     directions: Directions,
     prompts: PromptsLike,
     *,
-    refusal_tokens: RefusalTokens | None = None,
+    refusal_tokens: TokensLike | None = None,
     measure: MeasureChoice | None = None,
     score: Callable[[Tensor], Any] | None = None,
     layers: int | Sequence[int] | None = None,
@@ -245,6 +245,12 @@ def sweep(
     records. Raises :class:`MechsafetyError` when the directions were found on another model, for one class only, no
     prompts, a layer that does not exist, a measure of other prompts, and prompts longer than the model's window
     (``truncate_prompts`` cuts their texts instead).
+
+    Arguments:
+        directions: What is scored, of ms.find_directions.
+
+    Returns:
+        The scores, one row per position and layer.
 
     Example:
         >>> swept = ms.sweep(model, directions, prompts.validation, layers=(1, 2), progress=False)

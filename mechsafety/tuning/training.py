@@ -143,6 +143,13 @@ def tune(
     Raises :class:`MechsafetyError` when ``out`` holds something already, when nothing is left to train on, and when the
     loss is no longer finite.
 
+    Arguments:
+        rung: refusals, rephrase, metatags, all, dpo, unlearn or benign.
+        contrast: Harmless prompts that look like harmful ones.
+
+    Returns:
+        Where the adapter is, and how the loss fell.
+
     Example:
         >>> recipe = ms.anatomy.TuningRecipe(max_steps=1)
         >>> ms.anatomy.tune(model, "adapters/refusals", rung="refusals", recipe=recipe, prompts="own.csv").folder.name

@@ -141,9 +141,9 @@ def test_a_partial_edit_reports_what_it_leaves(name: str) -> None:
     assert bool(past) == (name in PAST_HOOKS)
     assert all(".1." in hook for hook in past)
     assert receipts[partial].summary().get("past_hooks", []) == list(past)
-    left = ms.component_left(model, partial)
+    left = ms.anatomy.component_left(model, partial)
     assert left["blocks.0.hook_resid_post"] == pytest.approx(1)
-    assert max(ms.component_left(model, nothing).values()) == pytest.approx(1)
+    assert max(ms.anatomy.component_left(model, nothing).values()) == pytest.approx(1)
     assert (left["blocks.1.hook_resid_post"] < 1e-4) == (name not in PAST_HOOKS)
     assert all(left[hook] > 1e-3 for hook in past)
 

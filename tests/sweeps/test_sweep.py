@@ -7,10 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 
+import mechsafety as ms
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.names import METHODS
 from mechsafety.directions.activations import residual_stream
@@ -22,7 +24,7 @@ from mechsafety.models.prefixes import all_last_logits, shared_prefix
 from mechsafety.prompts.prompt_set import PromptSet
 from mechsafety.runs.folder import Journal
 from mechsafety.sweeps.candidates import BatchedScorer, Validation, candidates_of, has_fast_path
-from mechsafety.sweeps.measures import TokenMeasure
+from mechsafety.sweeps.measures import TokenMeasure, refusal_measure
 from mechsafety.sweeps.refusal_scores import (
     RefusalTokens,
     derive_refusal_tokens,
@@ -285,6 +287,27 @@ def test_named_refusal_tokens(tiny_kept: Callable[..., Any]) -> None:
     assert model.tokenizer.convert_ids_to_tokens(list(found.ids)) == ["sorry", "no"]
     with pytest.raises(MechsafetyError, match="at least one token"):
         named_refusal_tokens(model, [" "])
+
+
+def test_refusal_tokens_are_words_or_ids_one_or_several(tiny_kept: Callable[..., Any]) -> None:
+    model, prompts = tiny_kept("llama"), small_prompts(12).validation
+    sorry, no = named_refusal_tokens(model, ["sorry", "no"]).ids
+    for given in ("sorry", sorry, (sorry,), np.array([sorry]), (each for each in ["sorry"])):
+        found = refusal_measure(model, prompts, refusal_tokens=given).refusal_tokens
+        assert (found.ids, found.source) == ((sorry,), "user")
+    assert named_refusal_tokens(model, ["sorry", no]).texts == ("sorry", "no")
+    directions = directions_of(model)
+    swept = ms.sweep(model, directions, prompts, layers=1, refusal_tokens="sorry")
+    assert swept.refusal_tokens.ids == (sorry,)
+    size = model.cfg.d_vocab
+    for wrong, said in (
+        (size, f"ids 0 to {size - 1}"),
+        (-1, "token ids"),
+        ([], "no refusal tokens"),
+        (0.5, "number"),
+    ):
+        with pytest.raises(MechsafetyError, match=said):
+            ms.sweep(model, directions, prompts, layers=1, refusal_tokens=wrong)
 
 
 def test_prompts_treated_against_their_label_are_left_out_only_where_enough_remain(

@@ -10,7 +10,9 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from mechsafety.plots.look import Look, drawn
+from mechsafety.plots.columns import Columns
+from mechsafety.plots.look import Look, drawn_from
+from mechsafety.plots.panels import size_text
 from mechsafety.plots.style import (
     COLOURS,
     require_rows,
@@ -45,7 +47,9 @@ def judge_chapter_figures(tables: Mapping[str, pd.DataFrame]) -> dict[str, go.Fi
     return figures
 
 
-@drawn
+@drawn_from(
+    effects=Columns(keys="system label judge mapping", numbers="change low high", flags="significant")
+)
 def effect_forest(effects: pd.DataFrame, **_look: Unpack[Look]) -> go.Figure:
     """The edit's effect on refusal under every judge and mapping: one row each, one column per prompt label.
 
@@ -113,7 +117,10 @@ def effect_forest(effects: pd.DataFrame, **_look: Unpack[Look]) -> go.Figure:
     )
 
 
-@drawn
+_ERRORS = " ".join(f"{m} {m}_low {m}_high" for m in ("sensitivity", "specificity"))
+
+
+@drawn_from(errors=Columns(keys="judge arm label", numbers=f"n {_ERRORS}"))
 def error_dots(errors: pd.DataFrame, **_look: Unpack[Look]) -> go.Figure:
     """Sensitivity and specificity of each judge against the reference, original beside edited.
 
@@ -157,7 +164,11 @@ def error_dots(errors: pd.DataFrame, **_look: Unpack[Look]) -> go.Figure:
     )
 
 
-@drawn
+_ENDS = " ".join(end for ends in _BOUNDS.values() for end in ends)
+_RATES = " ".join(name for name, *_ in _ESTIMATORS)
+
+
+@drawn_from(corrected=Columns(keys="system label judge arm", numbers=f"labels {_RATES} {_ENDS}"))
 def corrected_rates_figure(corrected: pd.DataFrame, **_look: Unpack[Look]) -> go.Figure:
     """The harmful refusal rate of each arm as each judge gives it, and as people's labels correct it.
 
@@ -173,7 +184,7 @@ def corrected_rates_figure(corrected: pd.DataFrame, **_look: Unpack[Look]) -> go
     require_single(shown, "judge", "arm")
     judges = list(dict.fromkeys(shown["judge"]))[::-1]
     figure = side_by_side(
-        [f"{arm}, {int(shown.loc[shown['arm'] == arm, 'labels'].max())} labelled" for arm in ARMS], gap=0.09
+        [f"{arm}, {size_text(shown[shown['arm'] == arm], 'labels')} labelled" for arm in ARMS], gap=0.09
     )
     for column, arm in enumerate(ARMS, start=1):
         part = shown[shown["arm"] == arm].set_index("judge").reindex(judges)

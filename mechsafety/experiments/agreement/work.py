@@ -69,6 +69,9 @@ def compare_judges(
     ``reference`` is a judge of the run taken for the truth, or, with ``labels``, any judge, which then reads a random
     sample of that many responses. Tables of an earlier comparison are replaced, or removed where this one has none.
 
+    Returns:
+        The tables that were written into the run, by name.
+
     Example:
         >>> comparison = ms.judges.compare_judges("runs/study", reference="rules")
         >>> comparison.tables["judge_errors"]["judge"].unique().tolist()

@@ -156,6 +156,9 @@ def run_anatomy(
 
     ``progress=False`` turns off bars and lines on the work; ``say`` receives the lines instead.
 
+    Returns:
+        The finished run: its tables, figures, findings and report.
+
     Example:
         >>> config = ms.anatomy.AnatomyConfig(
         ...     base="smollm2-135m", tuned="my-model", prompts="own.csv", parts=("clusters", "weights"), limit=4,
@@ -170,6 +173,9 @@ def run_anatomy(
 
 def read_anatomy(path: str | Path) -> Result:
     """A finished run. Raises :class:`MechsafetyError` for another kind of run and for one that is not finished.
+
+    Returns:
+        The finished run: its tables, figures, findings and report.
 
     Example:
         >>> run = ms.anatomy.read_anatomy("runs/anatomy")

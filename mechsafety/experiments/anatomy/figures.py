@@ -15,6 +15,7 @@ from mechsafety.experiments.anatomy.naming import (
     GROUP_NAMES,
     GROUPS,
     MODELS,
+    NO_NAMES,
     POSITIONS,
     SAFE,
     UNSAFE,
@@ -28,6 +29,7 @@ from mechsafety.experiments.anatomy.naming import (
     who,
 )
 from mechsafety.experiments.anatomy.weight_figures import weight_figures
+from mechsafety.plots.columns import Columns
 from mechsafety.plots.lines import (
     Line,
     LinePanel,
@@ -40,9 +42,9 @@ from mechsafety.plots.lines import (
     line_panels,
     spread_out,
 )
-from mechsafety.plots.look import Look, drawn
+from mechsafety.plots.look import Look, drawn_from
 from mechsafety.plots.panels import log_axis, size_text
-from mechsafety.plots.style import COLOURS, whiskers
+from mechsafety.plots.style import COLOURS, require_rows, whiskers
 
 _BINS = 26
 
@@ -71,9 +73,30 @@ def _positions(table: pd.DataFrame) -> list[str]:
     return [p for p in POSITIONS if p in set(table["positions"])]
 
 
-@drawn
-def separation_figure(separation: pd.DataFrame, names: Names, **_look: Unpack[Look]) -> go.Figure:
+def _known(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of models and positions that are drawn."""
+    known = table["positions"].isin(list(POSITIONS)) & table["model"].isin(list(MODELS))
+    return require_rows(
+        table[known],
+        f"models {', '.join(MODELS)} at positions {', '.join(POSITIONS)}",
+        table,
+        "model",
+        "positions",
+    )
+
+
+@drawn_from(
+    separation=Columns(
+        keys="model positions",
+        places="layer",
+        numbers="d_prime d_prime_low d_prime_high auroc auroc_low auroc_high auroc_chance n_safe n_unsafe",
+    )
+)
+def separation_figure(separation: pd.DataFrame, names: Names = NO_NAMES, **_look: Unpack[Look]) -> go.Figure:
     """d' and AUROC of tau by layer, with intervals, for every model and position.
+
+    Arguments:
+        names: Names of the models by their part: base, tuned, control.
 
     Example:
         >>> run = ms.load_run("runs/anatomy")
@@ -81,6 +104,7 @@ def separation_figure(separation: pd.DataFrame, names: Names, **_look: Unpack[Lo
         >>> ms.plots.separation_figure(run.tables["separation"], names).layout.title.text
         'How far tau sets safe and unsafe prompts apart, by layer'
     """
+    separation = _known(separation)
     positions, panels = _positions(separation), []
     for measure, name in (("d_prime", "d'"), ("auroc", "AUROC")):
         for place in positions:
@@ -100,9 +124,18 @@ def separation_figure(separation: pd.DataFrame, names: Names, **_look: Unpack[Lo
     )
 
 
-@drawn
-def rank_figure(separation: pd.DataFrame, names: Names, **_look: Unpack[Look]) -> go.Figure:
+@drawn_from(
+    separation=Columns(
+        keys="model positions",
+        places="layer",
+        numbers="share_safe share_unsafe share_safe_chance share_unsafe_chance",
+    )
+)
+def rank_figure(separation: pd.DataFrame, names: Names = NO_NAMES, **_look: Unpack[Look]) -> go.Figure:
     """How much of each cluster's variance lies along one direction, by layer.
+
+    Arguments:
+        names: Names of the models by their part: base, tuned, control.
 
     Example:
         >>> run = ms.load_run("runs/anatomy")
@@ -110,6 +143,7 @@ def rank_figure(separation: pd.DataFrame, names: Names, **_look: Unpack[Look]) -
         >>> ms.plots.rank_figure(run.tables["separation"], names).layout.title.text
         'Variance of each cluster along one direction, by layer'
     """
+    separation = _known(separation)
     panels, positions = [], _positions(separation)
     for place in positions:
         rows = separation[separation["positions"] == place]

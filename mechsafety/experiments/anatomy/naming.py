@@ -13,6 +13,7 @@ Tables = Mapping[str, pd.DataFrame]
 """The tables of an anatomy, by name."""
 Names = Mapping[str, str]
 """The models of an anatomy, by their part: base, tuned, control."""
+NO_NAMES: Names = {}
 
 SAFE, UNSAFE = "safe", "unsafe"
 MODELS: Mapping[str, tuple[str, str]] = {

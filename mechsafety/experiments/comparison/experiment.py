@@ -296,6 +296,12 @@ def run_comparison(
 
     ``progress=False`` turns off bars and lines on the work; ``say`` receives the lines instead.
 
+    Arguments:
+        k: Dimensions of the subspaces whose angles are measured.
+
+    Returns:
+        The comparison: its tables, figures and findings.
+
     Example:
         >>> run = ms.run_comparison(
         ...     ["smollm2-135m", "my-model"], "own.csv", out="runs/comparison", layer=2, limit=8, resamples=5,

@@ -10,9 +10,11 @@ from typing import Any, Unpack
 import pandas as pd
 import plotly.graph_objects as go
 
+from mechsafety.plots.columns import Columns
 from mechsafety.plots.lines import band, faded
-from mechsafety.plots.look import Look, drawn
-from mechsafety.plots.style import COLOURS, DIVERGING, HEAT, styled, system_names
+from mechsafety.plots.look import Look, drawn_from
+from mechsafety.plots.panels import size_text
+from mechsafety.plots.style import COLOURS, DIVERGING, HEAT, require_rows, styled, system_names
 from mechsafety.plots.traces import stacked
 
 _PURPLE = "#CC79A7"
@@ -38,9 +40,16 @@ def comparison_figures(tables: Mapping[str, pd.DataFrame], *, layer: int) -> dic
     return figures
 
 
-@drawn
-def cosines_by_layer(table: pd.DataFrame, *, layer: int, **_look: Unpack[Look]) -> go.Figure:
+@drawn_from(
+    table=Columns(
+        keys="a b", places="layer", numbers="cosine low high ceiling corrected harmless_floor random_high"
+    )
+)
+def cosines_by_layer(table: pd.DataFrame, *, layer: int | None = None, **_look: Unpack[Look]) -> go.Figure:
     """Cosine of the two refusal directions at every layer, one panel per pair, with its ceiling and its floors.
+
+    Arguments:
+        layer: Where a dashed line stands; None for none.
 
     Example:
         >>> run = ms.load_run("runs/comparison")
@@ -65,9 +74,14 @@ def cosines_by_layer(table: pd.DataFrame, *, layer: int, **_look: Unpack[Look]) 
     )
 
 
-@drawn
-def angles_by_layer(table: pd.DataFrame, *, layer: int, **_look: Unpack[Look]) -> go.Figure:
+@drawn_from(
+    table=Columns(keys="a b", places="layer index", numbers="angle low high random_low ceiling_a ceiling_b")
+)
+def angles_by_layer(table: pd.DataFrame, *, layer: int | None = None, **_look: Unpack[Look]) -> go.Figure:
     """Principal angles between the refusal subspaces at every layer; one panel per pair and one colour per angle.
+
+    Arguments:
+        layer: Where a dashed line stands; None for none.
 
     Example:
         >>> run = ms.load_run("runs/comparison")
@@ -101,9 +115,16 @@ def angles_by_layer(table: pd.DataFrame, *, layer: int, **_look: Unpack[Look]) -
     )
 
 
-@drawn
-def cka_by_layer(table: pd.DataFrame, *, layer: int, **_look: Unpack[Look]) -> go.Figure:
+@drawn_from(
+    table=Columns(
+        keys="a b", places="layer", numbers="cka low high next_layer_a next_layer_b class_floor floor_high"
+    )
+)
+def cka_by_layer(table: pd.DataFrame, *, layer: int | None = None, **_look: Unpack[Look]) -> go.Figure:
     """Debiased linear CKA by layer, one panel per pair, with its floors and each model's step to its next layer.
+
+    Arguments:
+        layer: Where a dashed line stands; None for none.
 
     Example:
         >>> run = ms.load_run("runs/comparison")
@@ -127,16 +148,20 @@ def cka_by_layer(table: pd.DataFrame, *, layer: int, **_look: Unpack[Look]) -> g
     )
 
 
-@drawn
-def cosine_matrix(table: pd.DataFrame, *, layer: int, **_look: Unpack[Look]) -> go.Figure:
+@drawn_from(table=Columns(keys="a b", places="layer", numbers="cosine low high ceiling_a ceiling_b"))
+def cosine_matrix(table: pd.DataFrame, *, layer: int | None = None, **_look: Unpack[Look]) -> go.Figure:
     """Cosines between all checkpoints at one layer; on the diagonal the split-half ceiling of each.
+
+    Arguments:
+        layer: The layer that is drawn, by default the one in the middle.
 
     Example:
         >>> run = ms.load_run("runs/comparison")
         >>> ms.plots.cosine_matrix(run.tables["cosines"], layer=2).layout.title.text
         'Cosines of the refusal directions at layer 2'
     """
-    at = table[table["layer"] == layer]
+    layer = middle_layer(table) if layer is None else layer
+    at = require_rows(table[table["layer"] == layer], f"layer {layer}", table, "layer")
     names = list(dict.fromkeys([*at["a"], *at["b"]]))
     z = [[math.nan] * len(names) for _ in names]
     text = [[""] * len(names) for _ in names]
@@ -166,7 +191,13 @@ def cosine_matrix(table: pd.DataFrame, *, layer: int, **_look: Unpack[Look]) -> 
     )
 
 
-@drawn
+@drawn_from(
+    table=Columns(
+        keys="source target",
+        places="layer",
+        numbers="drop low high kl base n harmless_floor harmless_max random_floor random_max",
+    )
+)
 def transfer_matrix(table: pd.DataFrame, **_look: Unpack[Look]) -> go.Figure:
     """Fall of each target's refusal score with each source's direction projected out, above its controls.
 
@@ -212,11 +243,17 @@ def transfer_matrix(table: pd.DataFrame, **_look: Unpack[Look]) -> go.Figure:
     return styled(
         figure,
         "Fall of the refusal score without each checkpoint's direction",
-        f"Fall of the mean refusal score (logit) of {int(table['n'].min())} held-out harmful prompts, 95 % interval; "
+        f"Fall of the mean refusal score (logit) of {size_text(table, 'n')} held-out harmful prompts, 95 % interval; "
         "KL on harmless ones.<br>A direction carries over when its cell is near its column's own, above both controls.",
         width=max(780, 360 + 170 * len(targets)) if len(targets) < _LARGE else 180 + 92 * len(targets),
         height=330 + (85 if len(targets) < _LARGE else 60) * len(labels),
     )
+
+
+def middle_layer(table: pd.DataFrame) -> int:
+    """The layer in the middle of those of a table."""
+    layers = sorted(table["layer"].unique())
+    return int(layers[len(layers) // 2])
 
 
 # -- parts ------------------------------------------------------------------------------------------
@@ -291,11 +328,11 @@ def _finished(
     table: pd.DataFrame,
     pairs: Sequence[pd.DataFrame],
     title: str,
-    layer: int,
+    layer: int | None,
     about: str,
 ) -> go.Figure:
     total = len(table[["a", "b"]].drop_duplicates())
-    for panel in range(1, len(pairs) + 1):
+    for panel in range(1, len(pairs) + 1) if layer is not None else ():
         figure.add_vline(
             x=layer, line={"color": COLOURS["ink"], "dash": "dash", "width": 1}, row=panel, col=1
         )  # fmt: skip
@@ -304,7 +341,8 @@ def _finished(
     return styled(
         figure,
         title,
-        f"{about}<br>Dashed line: layer {layer}."
+        about
+        + ("" if layer is None else f"<br>Dashed line: layer {layer}.")
         + (f" The first {len(pairs)} of {total} pairs." if total > len(pairs) else ""),
         width=900,
         height=height,

@@ -132,6 +132,9 @@ def run_lab(
 
     ``progress=False`` turns off bars and lines on the work; ``say`` receives the lines instead.
 
+    Returns:
+        The finished run: its tables, figures, findings and report.
+
     Example:
         >>> run = ms.lab.run_lab(ms.lab.LabConfig(preset="quick"), "runs/lab", progress=False)
         >>> sorted(run.tables)
@@ -142,6 +145,9 @@ def run_lab(
 
 def read_lab(path: str | Path) -> LabResult:
     """A finished run of the lab. Raises :class:`MechsafetyError` for a folder that is none.
+
+    Returns:
+        The finished run: its tables, figures, findings and report.
 
     Example:
         >>> run = ms.lab.read_lab("runs/lab")

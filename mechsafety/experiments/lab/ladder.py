@@ -123,6 +123,9 @@ def run_lab_ladder(
 
     ``progress=False`` turns off bars and lines on the work; ``say`` receives the lines instead.
 
+    Returns:
+        The finished run: its tables, figures, findings and report.
+
     Example:
         >>> run = ms.lab.run_lab_ladder(ms.lab.LabConfig(preset="quick"), "runs/lab-ladder", progress=False)
         >>> sorted(run.tables)

@@ -227,6 +227,9 @@ def run_ladder(
 
     ``progress=False`` turns off bars and lines on the work; ``say`` receives the lines instead.
 
+    Returns:
+        The finished run: its tables, figures, findings and report.
+
     Example:
         >>> config = ms.anatomy.LadderConfig(
         ...     systems=("smollm2-135m",), prompts="own.csv", counts=(1,), fit_on="labels", controls=0,
@@ -242,6 +245,9 @@ def run_ladder(
 
 def read_ladder(path: str | Path) -> LadderResult:
     """A finished ladder from its folder. Raises :class:`MechsafetyError` for anything else.
+
+    Returns:
+        The finished run: its tables, figures, findings and report.
 
     Example:
         >>> ms.anatomy.read_ladder("runs/ladder").config["systems"]

@@ -15,10 +15,11 @@ from mechsafety.core.wording import span
 from mechsafety.experiments.ladder.contrasts import Claims, ladder_claims, ladder_systems, rung_names
 from mechsafety.experiments.ladder.findings import NO_VERDICTS, tallied
 from mechsafety.experiments.ladder.matrices import ladder_matrices, link_figure
+from mechsafety.plots.columns import Columns
 from mechsafety.plots.lines import band, faded
-from mechsafety.plots.look import Look, drawn
+from mechsafety.plots.look import Look, drawn_from
 from mechsafety.plots.panels import HUES, WIDTH, Panel, Series, outcome_panels, panel_height
-from mechsafety.plots.style import COLOURS, HEAT, styled, whiskers, wrapped
+from mechsafety.plots.style import COLOURS, HEAT, require_rows, styled, whiskers, wrapped
 from mechsafety.statistics.pooled import pooled
 
 _COLUMNS = 4
@@ -120,11 +121,23 @@ def overview_figure(harmful: pd.DataFrame, names: Mapping[str, str], claims: Cla
     )
 
 
-@drawn
-def survival_figure(harmful: pd.DataFrame, names: Mapping[str, str], **_look: Unpack[Look]) -> go.Figure:
+@drawn_from(
+    harmful=Columns(
+        keys="system kind",
+        places="directions",
+        numbers="refused degenerate n",
+        extra="refused_low refused_high degenerate_low degenerate_high",
+    )
+)
+def survival_figure(
+    harmful: pd.DataFrame, names: Mapping[str, str] | None = None, **_look: Unpack[Look]
+) -> go.Figure:
     """Refused harmful prompts by directions removed, one panel per system, with 95 % Wilson bands.
 
     Of random directions the mean over draws is drawn, with the span of their intervals.
+
+    Arguments:
+        names: The systems that are drawn, with their names in the figure; None draws all.
 
     Example:
         >>> run = ms.load_run("runs/ladder")
@@ -132,6 +145,10 @@ def survival_figure(harmful: pd.DataFrame, names: Mapping[str, str], **_look: Un
         >>> ms.plots.survival_figure(harmful, {"smollm2-135m": "SmolLM2"}).layout.title.text
         'Harmful prompts refused and degenerate answers, by directions removed'
     """
+    systems = list(dict.fromkeys(harmful["system"]))
+    names = names or rung_names(systems)
+    for system in names:
+        require_rows(harmful[harmful["system"] == system], f"system {system!r}", harmful, "system")
     figure, places = _grid(list(names.values()))
     ticks = _counts(harmful)
     curves = (

@@ -146,6 +146,9 @@ def run_regions(
 
     ``progress=False`` turns off bars and lines on the work; ``say`` receives the lines instead.
 
+    Returns:
+        The finished run: its tables, figures, findings and report.
+
     Example:
         >>> config = ms.regions.RegionsConfig(
         ...     model="smollm2-135m", prompts="own.csv", parts=("structure",), examples=4, rank=4, limit=3,

@@ -25,8 +25,10 @@ from mechsafety.experiments.regions.heatmaps import (
     subspace_heatmap,
 )
 from mechsafety.plots.attacks import attack_figure
-from mechsafety.plots.look import Look, drawn
+from mechsafety.plots.columns import Columns
+from mechsafety.plots.look import Look, drawn_from
 from mechsafety.plots.panels import (
+    EXTRA,
     HARMFUL,
     HARMLESS,
     HUES,
@@ -46,6 +48,7 @@ from mechsafety.plots.panels import (
 )
 from mechsafety.plots.style import (
     COLOURS,
+    require_rows,
     short_name,
     styled,
     whiskers,
@@ -87,10 +90,14 @@ def region_figures(
     return figures
 
 
-@drawn
+@drawn_from(
+    tradeoff=Columns(
+        keys="removal control setting", numbers="draw share r_s harmful_n harmless_n refused", extra=EXTRA
+    )
+)
 def tradeoff_figure(
     tradeoff: pd.DataFrame,
-    removal: str,
+    removal: str | None = None,
     *,
     name: str = "model",
     sweet_spot: Mapping[str, Any] | None = None,
@@ -100,12 +107,19 @@ def tradeoff_figure(
 
     Settings stand in the order of the share that they remove. Every draw is a mark with its 95 % interval.
 
+    Arguments:
+        removal: What was removed, such as set_difference; None takes the first.
+        sweet_spot: The removal and setting that is marked, of a run's facts.
+
     Example:
         >>> run = ms.load_run("runs/regions")
         >>> figure = ms.plots.tradeoff_figure(run.tables["tradeoff"], "set_difference")
         >>> figure.layout.title.text
         'model, set difference: refusals, degenerate text and utility'
     """
+    known = removals_of(tradeoff)
+    removal = known[0] if removal is None and known else str(removal)
+    require_rows(tradeoff[tradeoff["removal"] == removal], f"removal {removal!r}", tradeoff, "removal")
     return _tradeoff(tradeoff, removal, short_name(name), sweet_spot, ())
 
 
@@ -174,7 +188,9 @@ def _tradeoff(
     )
 
 
-@drawn
+@drawn_from(
+    freezing=Columns(keys="mode frozen", places="n_examples", numbers="seed harmful_n refused", extra=EXTRA)
+)
 def freezing_figure(freezing: pd.DataFrame, **_look: Unpack[Look]) -> go.Figure:
     """Outcomes and utility after benign fine-tuning, by number of examples; nothing, the region or random weights kept.
 
@@ -186,6 +202,7 @@ def freezing_figure(freezing: pd.DataFrame, **_look: Unpack[Look]) -> go.Figure:
         'Refusals and utility after fine-tuning on benign examples'
     """
     before, rows = (freezing[(freezing["n_examples"] > 0) == is_after] for is_after in (False, True))
+    require_rows(rows, "a model after fine-tuning (n_examples above 0)", freezing, "n_examples")
     counts = sorted(rows["n_examples"].unique())
     rows = rows.assign(place=[counts.index(n) for n in rows["n_examples"]])
     groups = [
@@ -230,7 +247,11 @@ def _file(name: str) -> str:
     return name.replace("_", "-")
 
 
-@drawn
+@drawn_from(
+    links=Columns(
+        keys="removal method kind", places="layer", numbers="share_removed_on_direction random chance"
+    )
+)
 def links_figure(links: pd.DataFrame, **_look: Unpack[Look]) -> go.Figure:
     """Share of what was removed that wrote on the refusal direction, by layer and removal; random ones dotted.
 

@@ -12,7 +12,8 @@ from plotly.subplots import make_subplots
 
 from mechsafety.experiments.regions.contrasts import REMOVAL_NAMES
 from mechsafety.experiments.regions.findings import METHOD_NAMES, times_chance
-from mechsafety.plots.look import Look, drawn
+from mechsafety.plots.columns import Columns
+from mechsafety.plots.look import Look, drawn_from
 from mechsafety.plots.panels import WIDTH
 from mechsafety.plots.style import COLOURS, DIVERGING, HEAT, require_rows, styled
 from mechsafety.plots.traces import side_by_side
@@ -37,8 +38,8 @@ class _Map:
     edge: dict[str, str]
 
 
-@drawn
-def jaccard_heatmap(structure: pd.DataFrame, method: str, **_look: Unpack[Look]) -> go.Figure:
+@drawn_from(structure=Columns(keys="method kind", places="layer", numbers="q jaccard chance"))
+def jaccard_heatmap(structure: pd.DataFrame, method: str | None = None, **_look: Unpack[Look]) -> go.Figure:
     """Jaccard index of the top sets of safety and utility, layer x kind, one map per q; the scale marks chance.
 
     Example:
@@ -46,6 +47,7 @@ def jaccard_heatmap(structure: pd.DataFrame, method: str, **_look: Unpack[Look])
         >>> ms.plots.jaccard_heatmap(run.tables["structure"], "snip").layout.title.text
         'SNIP: overlap of safety and utility weights'
     """
+    method = str(structure["method"].iloc[0]) if method is None else method
     found = structure[(structure["method"] == method) & structure["q"].notna()]
     require_rows(found, f"method {method!r}", structure, "method", "q")
     maps = []

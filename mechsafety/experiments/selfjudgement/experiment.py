@@ -212,6 +212,9 @@ def run_selfjudge(
 
     ``progress=False`` turns off bars and lines on the work; ``say`` receives the lines instead.
 
+    Returns:
+        The finished run: its tables, figures, findings and report.
+
     Example:
         >>> config = ms.judges.SelfJudgeConfig(study="runs/study", limit=2, forms=("logit",))
         >>> run = ms.judges.run_selfjudge(config, "runs/selfjudge", progress=False)

@@ -10,7 +10,8 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from mechsafety.plots.look import Look, drawn, wanted
+from mechsafety.plots.columns import Columns
+from mechsafety.plots.look import Look, drawn_from, wanted
 from mechsafety.plots.style import (
     COLOURS,
     require_rows,
@@ -106,7 +107,7 @@ def habit_figure(table: pd.DataFrame) -> go.Figure:
     return _finished(figure, table, "How often models say yes", about)
 
 
-@drawn
+@drawn_from(calibration=Columns(keys="system kind judge_arm response_arm", numbers="mean_p rate low high n"))
 def reliability_figure(calibration: pd.DataFrame, **_look: Unpack[Look]) -> go.Figure:
     """P(yes) against the share of refusals among answers with that P(yes): the diagonal is perfect.
 
@@ -122,7 +123,7 @@ def reliability_figure(calibration: pd.DataFrame, **_look: Unpack[Look]) -> go.F
     figure = make_subplots(
         rows=len(systems),
         cols=len(kinds),
-        subplot_titles=[f"{names[s]}, {titles[k]}" for s in systems for k in kinds],
+        subplot_titles=[f"{names[s]}, {titles.get(k, k)}" for s in systems for k in kinds],
         vertical_spacing=min(0.12, 0.4 / len(systems)),
         horizontal_spacing=0.08,
     )

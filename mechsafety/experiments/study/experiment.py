@@ -214,6 +214,9 @@ def run_study(
 
     ``progress=False`` turns off bars and lines on the work; ``say`` receives the lines instead.
 
+    Returns:
+        The finished run: its tables, figures, findings and report.
+
     Example:
         >>> config = ms.StudyConfig(
         ...     systems=("smollm2-135m",), prompts="own.csv", anchors="own.csv", judges=("rules", "phrases:arditi"),

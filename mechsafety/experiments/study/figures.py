@@ -10,7 +10,8 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from mechsafety.experiments.study.outcome_bars import LABELS, outcome_bars
-from mechsafety.plots.look import Look, drawn
+from mechsafety.plots.columns import Columns
+from mechsafety.plots.look import Look, drawn_from
 from mechsafety.plots.panels import WIDTH
 from mechsafety.plots.style import (
     COLOURS,
@@ -42,7 +43,7 @@ __all__ = [
 ]
 
 
-@drawn
+@drawn_from(rates=Columns(keys="system arm label judge", numbers="rate n"))
 def refusal_heatmap(rates: pd.DataFrame, **_look: Unpack[Look]) -> go.Figure:
     """Refusal rate by judge (rows) and system and arm (columns), harmful and harmless prompts.
 
@@ -84,11 +85,19 @@ def refusal_heatmap(rates: pd.DataFrame, **_look: Unpack[Look]) -> go.Figure:
     )
 
 
-@drawn
+@drawn_from(points=Columns(keys="id label", numbers="pc1 pc2 explained1 explained2"))
 def pca_scatter(
-    points: pd.DataFrame, *, name: str, layer: int, position: int = -1, **_look: Unpack[Look]
+    points: pd.DataFrame,
+    *,
+    name: str = "model",
+    layer: int | None = None,
+    position: int = -1,
+    **_look: Unpack[Look],
 ) -> go.Figure:
     """Validation prompts in the plane of the first two principal components at the selected place.
+
+    Arguments:
+        layer: The layer, in the title.
 
     Example:
         >>> study = ms.load_run("runs/study")
@@ -99,7 +108,7 @@ def pca_scatter(
     return _pca_scatter(points, short_name(name), layer=layer, position=position)
 
 
-def _pca_scatter(points: pd.DataFrame, shown: str, *, layer: int, position: int) -> go.Figure:
+def _pca_scatter(points: pd.DataFrame, shown: str, *, layer: int | None, position: int) -> go.Figure:
     require_single(require_rows(points, "prompts", points), "id")
     token = "the last token" if position == -1 else f"token {position}, counted from the end,"
     figure = go.Figure()
@@ -120,14 +129,14 @@ def _pca_scatter(points: pd.DataFrame, shown: str, *, layer: int, position: int)
     figure.update_yaxes(title_text=f"second component ({second:.0%} of variance)", zeroline=True)
     return styled(
         figure,
-        f"{shown}, layer {layer}: harmful and harmless prompts",
+        f"{shown}{'' if layer is None else f', layer {layer}'}: harmful and harmless prompts",
         f"Residual stream at {token} of validation prompts.",
         width=700,
         height=520,
     )
 
 
-@drawn
+@drawn_from(agreement=Columns(keys="arm judge_a judge_b", numbers="n kappa low high"))
 def judge_agreement(agreement: pd.DataFrame, *, arm: str | None = None, **_look: Unpack[Look]) -> go.Figure:
     """Cohen's kappa between every two judges, with its 95 % interval.
 

@@ -12,7 +12,8 @@ import plotly.graph_objects as go
 
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.wording import counted
-from mechsafety.plots.look import Look, drawn, wanted
+from mechsafety.plots.columns import Columns
+from mechsafety.plots.look import Look, drawn_from, wanted
 from mechsafety.plots.panels import WIDTH
 from mechsafety.plots.style import AROUND, COLOURS, require_rows, require_single, styled, system_names
 from mechsafety.plots.text import fitted, text_width
@@ -27,7 +28,13 @@ _BETWEEN = 0.4  # of a bar: the gap between two systems
 _MOST_BESIDE = 5  # systems
 
 
-@drawn
+@drawn_from(
+    rates=Columns(
+        keys="system arm label judge", numbers="rate low high n unparsed refusal compliance degenerate"
+    ),
+    tests=Columns(keys="system label judge", numbers="p_holm"),
+    controls=Columns(keys="system", numbers="refused complied degenerate", may_be_empty=True),
+)
 def outcome_bars(
     rates: pd.DataFrame,
     tests: pd.DataFrame | None = None,

@@ -143,6 +143,9 @@ def run_sweep(
 
     ``progress=False`` turns off bars and lines on the work; ``say`` receives the lines instead.
 
+    Returns:
+        The finished run: its tables, figures, findings and report.
+
     Example:
         >>> config = ms.SweepConfig(
         ...     model="smollm2-135m", prompts="own.csv", positions=(-1,), layers=(1, 2), fit=8, fit_on="labels",

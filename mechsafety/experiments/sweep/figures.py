@@ -11,8 +11,10 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from mechsafety.core.wording import counted
+from mechsafety.plots.columns import Columns
 from mechsafety.plots.lines import band, faded
-from mechsafety.plots.look import Look, drawn
+from mechsafety.plots.look import Look, drawn_from
+from mechsafety.plots.panels import size_text
 from mechsafety.plots.style import COLOURS, DIVERGING, HEAT, require_rows, require_single, styled, whiskers
 from mechsafety.plots.traces import dots, in_legend, stacked
 from mechsafety.sweeps.figures import kl_axis, layer_sweep_table
@@ -50,13 +52,20 @@ _DOSE_LINES = {
 }
 
 
-@drawn
+@drawn_from(table=Columns(places="position layer", numbers="bypass induce kl"))
 def score_heatmap(
-    table: pd.DataFrame, *, name: str, selected: tuple[int, int] | None, **_look: Unpack[Look]
+    table: pd.DataFrame,
+    *,
+    name: str = "model",
+    selected: tuple[int, int] | None = None,
+    **_look: Unpack[Look],
 ) -> go.Figure:
     """bypass, induce and KL of one method's candidates over position (rows) and layer (columns).
 
     A ring marks the selected (position, layer). Grey cells hold no score.
+
+    Arguments:
+        selected: (position, layer) of the selected candidate; None for none.
 
     Example:
         >>> run = ms.load_run("runs/sweep")
@@ -110,9 +119,9 @@ def score_heatmap(
     )
 
 
-@drawn
+@drawn_from(table=Columns(keys="method", places="position layer", numbers="bypass induce kl"))
 def method_lines(
-    table: pd.DataFrame, *, name: str, position: int | None = None, **_look: Unpack[Look]
+    table: pd.DataFrame, *, name: str = "model", position: int | None = None, **_look: Unpack[Look]
 ) -> go.Figure:
     """bypass, induce and KL by layer, one line per method, at one position, by default the last.
 
@@ -155,9 +164,14 @@ def method_lines(
     )
 
 
-@drawn
-def lens_figure(lens: pd.DataFrame, *, name: str, layer: int, **_look: Unpack[Look]) -> go.Figure:
+@drawn_from(lens=Columns(keys="side token", places="rank", numbers="logit"))
+def lens_figure(
+    lens: pd.DataFrame, *, name: str = "model", layer: int | None = None, **_look: Unpack[Look]
+) -> go.Figure:
     """The tokens that the selected direction promotes and suppresses when it is unembedded.
+
+    Arguments:
+        layer: The layer of the direction, in the title.
 
     Example:
         >>> run = ms.load_run("runs/sweep")
@@ -187,16 +201,21 @@ def lens_figure(lens: pd.DataFrame, *, name: str, layer: int, **_look: Unpack[Lo
     figure.update_xaxes(title_text="|logit|, spreads of all tokens", rangemode="tozero")
     return styled(
         figure,
-        f"{name}, layer {layer}: tokens that the direction raises and lowers",
+        f"{name}{'' if layer is None else f', layer {layer}'}: tokens that the direction raises and lowers",
         "Logit lens: final norm and unembedding applied to the unit direction.",
         width=860,
         height=200 + 26 * max(1, int(lens["rank"].max())),
     )
 
 
-@drawn
-def stability_bars(stability: pd.DataFrame, *, name: str, most: int = 10, **_look: Unpack[Look]) -> go.Figure:
+@drawn_from(stability=Columns(numbers="position layer share"))
+def stability_bars(
+    stability: pd.DataFrame, *, name: str = "model", most: int = 10, **_look: Unpack[Look]
+) -> go.Figure:
     """How often each candidate is selected when the validation prompts are drawn again.
+
+    Arguments:
+        most: Number of candidates that are drawn.
 
     Example:
         >>> run = ms.load_run("runs/sweep")
@@ -207,7 +226,7 @@ def stability_bars(stability: pd.DataFrame, *, name: str, most: int = 10, **_loo
     require_single(require_rows(stability, "resamples", stability), "position", "layer")
     rows = stability.sort_values("share", ascending=False).head(most)
     names = [
-        "none passes" if layer is pd.NA else f"layer {layer}, position {position}"
+        "none passes" if pd.isna(layer) else f"layer {layer:g}, position {position:g}"
         for position, layer in zip(rows["position"], rows["layer"], strict=True)
     ]
     colours = [COLOURS["degenerate"] if n == "none passes" else COLOURS["line"] for n in names]
@@ -229,8 +248,14 @@ def stability_bars(stability: pd.DataFrame, *, name: str, most: int = 10, **_loo
     )
 
 
-@drawn
-def dose_figure(doses: pd.DataFrame, *, name: str, **_look: Unpack[Look]) -> go.Figure:
+@drawn_from(
+    doses=Columns(
+        keys="family dose",
+        numbers="refused low high degenerate kl perplexity n n_harmless",
+        flags="control",
+    )
+)
+def dose_figure(doses: pd.DataFrame, *, name: str = "model", **_look: Unpack[Look]) -> go.Figure:
     """Refusal, degenerate share, KL and perplexity against the dose, with the span of the random controls as a band.
 
     Example:
@@ -247,9 +272,9 @@ def dose_figure(doses: pd.DataFrame, *, name: str, **_look: Unpack[Look]) -> go.
         shared_yaxes=True,
         vertical_spacing=0.045,
         horizontal_spacing=0.04,
-        subplot_titles=[_DOSE_TITLES[f] for f in families],
+        subplot_titles=[_DOSE_TITLES.get(f, f) for f in families],
     )
-    unedited = doses[doses["dose"] == "unedited"].iloc[0]
+    unedited = require_rows(doses[doses["dose"] == "unedited"], "dose 'unedited'", doses, "dose").iloc[0]
     drawn = doses.assign(perplexity=doses["perplexity"] / unedited["perplexity"]).assign(
         kl=doses["kl"].clip(lower=_LEAST_KL)
     )
@@ -286,8 +311,8 @@ def dose_figure(doses: pd.DataFrame, *, name: str, **_look: Unpack[Look]) -> go.
     return styled(
         figure,
         f"{name}: refusal against how much is removed",
-        f"{int(unedited['n'])} harmful and {int(unedited['n_harmless'])} harmless report prompts; whiskers of the "
-        f"direction: 95 % Wilson intervals.{controls}",
+        f"{size_text(doses, 'n')} harmful and {size_text(doses, 'n_harmless')} harmless report prompts; whiskers of "
+        f"the direction: 95 % Wilson intervals.{controls}",
         width=340 + 300 * len(families),
         height=860,
     )

@@ -33,7 +33,7 @@ from mechsafety.sweeps.doses import dose_curves, plan_doses
 from mechsafety.sweeps.layer_profile import logit_lens, profile_layers
 from mechsafety.sweeps.measures import MeasureChoice, refusal_measure
 from mechsafety.sweeps.openings import kept_own_refusals
-from mechsafety.sweeps.refusal_scores import LEAST_REFUSALS, named_refusal_tokens
+from mechsafety.sweeps.refusal_scores import LEAST_REFUSALS
 from mechsafety.sweeps.selection import Selection, nearest, no_gap, select
 from mechsafety.sweeps.sweep import Sweep, sweep
 
@@ -157,8 +157,7 @@ class SweepWork:
         """What scores are about, and whether the model refuses at all as far as that is known."""
         named, model, validation = self.config.refusal_tokens, self.model, self.validation
         if named is not None:
-            tokens = named_refusal_tokens(model, named)
-            return refusal_measure(model, validation, refusal_tokens=tokens), True
+            return refusal_measure(model, validation, refusal_tokens=named), True
         self.say("the model's own refusals, and how they begin")
         own = kept_own_refusals(self.run, model=model, prompts=validation, seed=self.config.seed)
         # The published thresholds are of first tokens.
