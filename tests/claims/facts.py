@@ -22,7 +22,7 @@ STATES = ("original", "edited")
 class Value:
     """A number of a table with its 95 % interval; `unit` is empty for AUROC, cosine, kappa and their like.
 
-    `plain` numbers have neither a unit nor a range of -1 to 1: scores, ranks, d'.
+    `plain` numbers have neither a unit nor a range of -1 to 1: scores, ranks, d'. `unread` items did not enter it.
     """
 
     value: float
@@ -30,6 +30,7 @@ class Value:
     high: float | None = None
     unit: str = ""
     plain: bool = False
+    unread: int = 0
 
 
 @dataclass(frozen=True)

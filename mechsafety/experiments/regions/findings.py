@@ -30,7 +30,7 @@ from mechsafety.experiments.regions.contrasts import (
     removal_claims,
     removals_of,
 )
-from mechsafety.plots.attacks import attack_name
+from mechsafety.experiments.robustness.findings import attack_sentences
 
 METHOD_NAMES = {"snip": "SNIP", "wanda": "Wanda", "actsvd": "ActSVD"}
 NO_VERDICTS = "the run holds no verdicts by prompt"
@@ -54,7 +54,7 @@ def region_findings(
         "tradeoff": lambda table: _tradeoff(tables, table, name=name, sweet_spot=sweet_spot),
         "structure": _structure,
         "subspaces": _subspaces,
-        "attacks": _attacks,
+        "attacks": attack_sentences,
         "links": _links,
         "link_effects": lambda table: _link_effects(tables, table),
         "heads": _heads,
@@ -181,16 +181,6 @@ def _subspaces(table: pd.DataFrame) -> Iterator[str]:
         ("excess", "share of the way from chance to identical, mean over layers"),
     ):
         yield _by_kind(subject, measure, table, column, unit="similarity")
-
-
-def _attacks(table: pd.DataFrame) -> Iterator[str]:
-    for system, rows in table.groupby("system", sort=False):
-        for row in rows.to_dict(orient="records"):
-            if row["measure"] == "mean":
-                found = Estimate(value=float(row["asr"]), low=float(row["low"]), high=float(row["high"]))
-            else:
-                found = _share(row, "asr", "n")
-            yield level(f"{system} under {attack_name(row)}", "harmful prompts answered coherently", found)
 
 
 def _links(table: pd.DataFrame) -> Iterator[str]:

@@ -11,7 +11,6 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
-from statsmodels.stats.multitest import multipletests
 
 from mechsafety.experiments.agreement.figures import effect_forest
 from mechsafety.experiments.study.figures import judge_agreement, layer_sweep_table, outcome_bars
@@ -26,6 +25,7 @@ from mechsafety.statistics import (
 from tests.claims.drawn import few
 from tests.claims.evaluator import refuted
 from tests.claims.facts import Change, Facts, Family, labelled_change
+from tests.claims.recomputed import holm
 
 CODES = {"R": "refusal", "C": "compliance", "D": "degenerate", "U": "unparsed"}
 Arms = tuple[str, str]
@@ -373,5 +373,4 @@ def test_what_is_said_of_two_judges_is_true(systems: list[tuple[str, str, str, s
 
 def _holm(tests: Mapping[str, tuple[int, float]]) -> dict[str, float]:
     made = {s: p for s, (_, p) in tests.items() if p == p}
-    adjusted = multipletests(list(made.values()), method="holm")[1] if made else []
-    return dict.fromkeys(tests, math.nan) | dict(zip(made, adjusted, strict=True))
+    return dict.fromkeys(tests, math.nan) | dict(zip(made, holm([*made.values()]), strict=True))
