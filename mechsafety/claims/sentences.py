@@ -133,7 +133,7 @@ def beyond(claim: Claim) -> list[str]:
     if control is None or claim.beyond == "no control":
         return []
     c = claim.contrast
-    test = "" if claim.beyond == "not tested" else _control_test(control)
+    test = "" if claim.beyond == "not tested" else _control_test(control, c.unit)
     drawn = f"{_drawn(control, c.unit)}{test}"
     said = {
         "yes": f"this goes beyond {control.name}",
@@ -148,10 +148,11 @@ def _drawn(control: Control, unit: str) -> str:
     return listed([spelt(draw.estimate, unit) for draw in control.draws]) or "none was measured"
 
 
-def _control_test(control: Control) -> str:
+def _control_test(control: Control, unit: str) -> str:
     if control.below is None:
         return " (not to one side of all)"
-    side = "fewer" if control.below else "more"
+    sides = ("fewer", "more") if unit == "share" else ("lower", "higher")
+    side = sides[0 if control.below else 1]
     over = f", {p_value(control.corrected)} after Holm over {control.family} {control.family_of}"
     return f" ({side} than under each, largest {p_value(control.p)}{over if control.family > 1 else ''})"
 

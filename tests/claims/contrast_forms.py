@@ -58,15 +58,15 @@ def _check_change(match: re.Match[str], word: str, key: Key, facts: Facts) -> No
         require(part["why"] in found.reasons, "another reason")
         require(part["difference"] is None, "a difference without a test")
         return
-    share = isinstance(change, Change)
+    share = _unit_of(change) == "%"
     if word == "equal":
-        factor, unit = (100, "points") if share else (1, _unit(change))
+        factor, unit = (100, "points") if share else (1, _unit_of(change))
         require(
             is_decimal(part["margin"], factor * (change.margin or 0)) and (part["unit"] or "") == unit,
             "margin",
         )
     require(part["difference"] is not None, "no difference")
-    require((part["dunit"] or "") == ("points" if share else _unit(change)), "unit of the difference")
+    require((part["dunit"] or "") == ("points" if share else _unit_of(change)), "unit of the difference")
     check_interval(part["difference"], part["low"], part["high"], found.difference, points=share)
     check_test(part, found)
     must_say = word == "none" and found.smallest >= ALPHA
@@ -77,7 +77,10 @@ def _check_change(match: re.Match[str], word: str, key: Key, facts: Facts) -> No
     require(part["few"] is None or not could_be_shown(key, facts), "so many items could be significant")
 
 
-def _unit(change: RealChange) -> str:
+def _unit_of(change: Change | RealChange) -> str:
+    """``%`` of shares."""
+    if isinstance(change, Change):
+        return "%"
     return next((v.unit for v in (change.difference, change.before, change.after) if v), "")
 
 

@@ -49,10 +49,14 @@ class Change:
 
 @dataclass(frozen=True)
 class RealControl:
-    """Values of a control's draws, and the largest p over the differences from them."""
+    """Values of a control's draws, and the largest p over the differences from them.
+
+    `side` is to which side of all draws the changed state lies (0: of some), where not all of them are among the values.
+    """
 
     draws: Sequence[Value]
     p: float | None
+    side: int | None = None
 
 
 @dataclass(frozen=True)

@@ -172,6 +172,8 @@ def _over_draws(change: Change | RealChange, name: str) -> tuple[int, float | No
         return 0, None
     if isinstance(change, RealChange):
         control = change.draws[name]
+        if control.side is not None:
+            return control.side, control.p
         after = change.after.value if change.after else float("nan")
         sides = {_sign(after - draw.value) for draw in control.draws}
         return (sides.pop() if len(sides) == 1 else 0), control.p
