@@ -448,7 +448,7 @@ def measure_lines(facts: Mapping[str, Any]) -> list[str]:
         lines += [f"{name.capitalize()}: {_quoted(texts)}" for name, texts in measure["written"].items()]
     if (stability := facts["token_stability"]) is not None:
         lines.append(
-            f"By {stability['size']} of the {stability['n_tokens']} refusal tokens another candidate is picked in "
+            f"By scores of {stability['size']} of the {stability['n_tokens']} refusal tokens another candidate is picked in "
             f"{stability['changed']:.0%} of {stability['sets']} sets, and none passes in {stability['none']:.0%}"
         )
     elif measure["taken"] == "tokens" and len(facts["refusal_tokens"]["ids"]) == 1:

@@ -36,7 +36,8 @@ FEW = r"(?:; no change of (?P<few>\d+(?: and \d+)?) items could be significant)?
 def change(body: str, of: Context) -> bool:
     """`a rise in MEASURE, STATE SHARE, STATE SHARE (...)` and its like."""
     for word, head in HEADS.items():
-        for (subject, measure), change in of.facts.changes.items():
+        for key, change in of.facts.changes.items():
+            subject, measure = key[:2]
             states = "".join(
                 rf", {re.escape(state)} (?P<{at}>{QUANTITY})"
                 for state, at in zip(change.states, ("a", "b"), strict=True)
@@ -44,7 +45,7 @@ def change(body: str, of: Context) -> bool:
             if subject == of.subject and (
                 match := match_phrase(body, [measure], head + states + DIFFERENCE + FEW)
             ):
-                _check_change(match, word, (subject, measure), of.facts)
+                _check_change(match, word, key, of.facts)
                 return True
     return False
 

@@ -11,7 +11,7 @@ import pandas as pd
 
 Items = Mapping[Hashable, bool | None]  # by item: it happened, it did not, or (None) nobody could read it
 Labels = Mapping[Hashable, str]  # by item: its verdict
-Key = tuple[str, str]  # SUBJECT, MEASURE
+Key = tuple[str, ...]  # SUBJECT, MEASURE and, where several changes have both, what tells them apart
 
 WORDS = {"refusal": "refused", "compliance": "answered", "degenerate": "degenerate", "unparsed": "not read"}
 UNREAD = "unparsed"
@@ -33,7 +33,7 @@ class Value:
     unread: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # one change is measured once (rules.py)
 class Change:
     """A share in two states, item by item; a control's draws are items in the changed state's place."""
 
@@ -59,7 +59,7 @@ class RealControl:
     side: int | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RealChange:
     """A measured value in two states as its table has it: both values, their difference, test and p."""
 

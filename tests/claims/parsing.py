@@ -27,7 +27,7 @@ class Context:
 
     def key(self) -> Key:
         """The change that `this` refers to: the one before, or the only one of the subject."""
-        measures = [measure for subject, measure in self.facts.changes if subject == self.subject]
+        measures = [measure for subject, measure, *_ in self.facts.changes if subject == self.subject]
         measure = self.about if self.about in measures else measures[0] if len(measures) == 1 else None
         if measure is None:
             raise Unsupported("which change this is about is not known")

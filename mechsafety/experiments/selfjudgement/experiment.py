@@ -1,7 +1,8 @@
 """Self-judgement of a finished study as an experiment: what ``mechsafety selfjudge`` runs.
 
 Each system is asked, with and without the edit, about the answers that it gave with and without the edit. Every
-(system, judging arm, judged arm, form) is a part of the run; a part that is there is not made again.
+(system, judging arm, judged arm, form) is a part of the run, and so is what untrained networks of a system's size score
+on the answers of an arm; a part that is there is not made again.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ from mechsafety.experiments.base import Experiment, Result, Session, run_experim
 from mechsafety.experiments.selfjudgement.config import SelfJudgeConfig
 from mechsafety.experiments.selfjudgement.figures import selfjudge_figures
 from mechsafety.experiments.selfjudgement.findings import findings
-from mechsafety.experiments.selfjudgement.tables import CELL, calibration, two_by_two
+from mechsafety.experiments.selfjudgement.tables import CELL, UNTRAINED, calibration, two_by_two
 from mechsafety.experiments.study.config import StudyConfig, stored_config
 from mechsafety.experiments.study.findings import measured_systems
 from mechsafety.experiments.study.systems import edit_of
-from mechsafety.judges.selfjudgement import Exchange, ask_logits, ask_words
+from mechsafety.judges.selfjudgement import Exchange, ask_logits, ask_untrained, ask_words
 from mechsafety.models.loading import load_record
 from mechsafety.runs.folder import Provenance, RunFolder, differences, read_run
 from mechsafety.statistics.tables import ARMS, PROMPT_LABELS
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 Cell = tuple[str, str, str, str]
 _SHOWN = [
     *("system", "judge_arm", "response_arm", "form", "n", "readable", "refusals", "unparsed", "agreement"),
-    *("majority", "auc", "low", "high", "auc_shuffled", "auc_length", "both_yes", "ece"),
+    *("majority", "auc", "low", "high", "auc_shuffled", "auc_length", "auc_untrained", "both_yes", "ece"),
 ]
 
 
@@ -130,7 +131,8 @@ class SelfJudging(Experiment[SelfJudgeConfig]):
     def _ask(self, session: Session, system: str, responses: pd.DataFrame) -> None:
         """Every cell of one system that is not there yet; the model is loaded for the first of them."""
         todo = [cell for cell in self._cells(system) if not session.run.has_part("asked", *cell)]
-        if not todo:
+        control = [arm for arm in self._controlled() if not session.run.has_part("untrained", system, arm)]
+        if not todo and not control:
             return
         model = session.load(system)
         self._require_weights(system, model)
@@ -148,6 +150,16 @@ class SelfJudging(Experiment[SelfJudgeConfig]):
             )
             table = pd.DataFrame([asdict(one) for one in judged])
             session.run.write_part(table, "asked", system, judge_arm, response_arm, form)
+        for arm in control:
+            session.say(f"{system} untrained networks about {arm} answers")
+            rows = responses[(responses["system"] == system) & (responses["arm"] == arm)]
+            scores = ask_untrained(model, Exchange.of(rows), seed=self.seed)
+            table = pd.DataFrame(scores, columns=list(UNTRAINED)).assign(id=rows["id"].to_numpy())
+            session.run.write_part(table, "untrained", system, arm)
+
+    def _controlled(self) -> Sequence[str]:
+        """Whose answers untrained networks are asked about: log-probabilities alone say something of them."""
+        return ARMS if "logit" in self.config.forms else ()
 
     def _require_weights(self, system: str, model: TransformerBridge) -> None:
         record = load_record(model)
@@ -160,7 +172,14 @@ class SelfJudging(Experiment[SelfJudgeConfig]):
     def _judgements(self, run: RunFolder) -> pd.DataFrame:
         """All parts, in the order of the systems."""
         cells = [cell for system in self.config.systems for cell in self._cells(system)]
-        parts = [run.read_part("asked", *cell).assign(**dict(zip(CELL, cell, strict=True))) for cell in cells]
+        parts = []
+        for cell in cells:
+            part = run.read_part("asked", *cell)
+            if cell[3] == "logit":
+                part = part.merge(
+                    run.read_part("untrained", cell[0], cell[2]), on="id", validate="one_to_one"
+                )
+            parts.append(part.assign(**dict(zip(CELL, cell, strict=True))))
         return pd.concat(parts, ignore_index=True)
 
     def _cells(self, system: str) -> list[Cell]:

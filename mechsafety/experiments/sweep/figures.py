@@ -196,7 +196,7 @@ def lens_figure(lens: pd.DataFrame, *, name: str, layer: int, **_look: Unpack[Lo
 
 @drawn
 def stability_bars(stability: pd.DataFrame, *, name: str, most: int = 10, **_look: Unpack[Look]) -> go.Figure:
-    """How often each candidate is selected when the validation prompts are drawn again.
+    """How often each candidate is selected by its scores when the validation prompts are drawn again.
 
     Example:
         >>> run = ms.load_run("runs/sweep")
@@ -223,7 +223,7 @@ def stability_bars(stability: pd.DataFrame, *, name: str, most: int = 10, **_loo
     return styled(
         figure,
         f"{name}: how often each candidate is selected",
-        "Prompts of each class drawn again with replacement, then selected by the same rule.",
+        "Prompts of each class drawn again with replacement, then selected by the same rule from their scores alone.",
         width=760,
         height=250 + 30 * len(rows),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +18,8 @@ from mechsafety.claims import (
     sentences,
 )
 from mechsafety.claims.sentences import Named, extremes, level, missing, series
+from mechsafety.core import wording
+from mechsafety.sweeps.confirmation import confirmed_rows
 
 NO_VERDICTS = "the run holds no verdicts by prompt"
 
@@ -27,18 +29,12 @@ def sweep_findings(tables: Mapping[str, pd.DataFrame], manifest: Mapping[str, An
     selected = manifest["selected"]
     place = selected["selection"]
     others = {m: f for m, f in manifest["selections"].items() if m != selected["method"]}
-    stability = tables["stability"]
-    here = (stability["layer"] == place["layer"]) & (stability["position"] == place["position"])
-    again = "Selection with validation prompts drawn again"
     row = tables["profile"].set_index("layer").loc[place["layer"]]
     auroc = Estimate(value=float(row["auroc"]), low=float(row["auroc_low"]), high=float(row["auroc_high"]))
     return [
         f"{selected['explanation']}.",
         *(f"{method}: {facts['explanation']}." for method, facts in others.items()),
-        level(
-            again, "resamples that pick this candidate", Estimate(value=float(stability[here]["share"].sum()))
-        ),
-        level(again, "resamples in which no candidate passes", Estimate(value=none_passed(stability))),
+        *_steadiness(tables, place),
         level(
             f"Direction of layer {place['layer']}, position {place['position']}",
             "AUROC of its projection on held-out prompts",
@@ -47,6 +43,26 @@ def sweep_findings(tables: Mapping[str, pd.DataFrame], manifest: Mapping[str, An
         ),
         *(_dose_findings(tables) if "doses" in tables else []),
     ]
+
+
+def _steadiness(tables: Mapping[str, pd.DataFrame], place: Mapping[str, Any]) -> Iterator[str]:
+    """How often the scores of prompts that are drawn again pick the candidate; where answers decided, one of those read."""
+    stability, subject = tables["stability"], "Selection by scores alone, validation prompts drawn again"
+    picked = stability.dropna(subset=["layer"]).set_index(["position", "layer"])["share"]
+
+    def share(places: Iterable[tuple[int, int]]) -> Estimate:
+        return Estimate(value=float(sum(picked.get(one, 0.0) for one in places)))
+
+    at = (int(place["position"]), int(place["layer"]))
+    if place.get("confirmed") is not None:
+        read = confirmed_rows(tables["sweep"])
+        places = {(int(p), int(layer)) for p, layer in zip(read["position"], read["layer"], strict=True)}
+        what = wording.counted(len(places), "candidate")
+        yield level(subject, f"resamples that pick one of the {what} whose answers were read", share(places))
+        yield level(subject, "resamples that pick the one that answers decided for", share([at]))
+    else:
+        yield level(subject, "resamples that pick this candidate", share([at]))
+    yield level(subject, "resamples in which no candidate passes", Estimate(value=none_passed(stability)))
 
 
 def none_passed(stability: pd.DataFrame) -> float:
@@ -61,7 +77,7 @@ def drawn_again(stability: pd.DataFrame) -> str:
         f"layer {layer} at {position} in {share:.0%}"
         for position, layer, share in steady.itertuples(index=False, name=None)
     )
-    return f"drawn again: {shares or 'no candidate'}; none passed in {none_passed(stability):.0%}"
+    return f"by scores, drawn again: {shares or 'no candidate'}; none passed in {none_passed(stability):.0%}"
 
 
 def dose_claims(tables: Mapping[str, pd.DataFrame], label: str) -> dict[str, Claim]:
