@@ -23,7 +23,7 @@ def robustness_findings(tables: Mapping[str, pd.DataFrame]) -> list[str]:
     said.append(level(model, "accuracy on benign questions", right_answers))
     for name, (measure, unit) in _COSTS.items():
         if name != "kl" or cost[name] == cost[name]:  # without an edit there is no KL
-            found = Estimate(value=cost[name], low=cost[f"{name}_low"], high=cost[f"{name}_high"])
+            found = Estimate.of_row(cost, name, f"{name}_low", f"{name}_high")
             said.append(level(model, f"{measure} benign text", found, unit=unit))
     return said
 

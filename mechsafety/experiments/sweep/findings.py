@@ -17,11 +17,9 @@ from mechsafety.claims import (
     paired_control,
     sentences,
 )
-from mechsafety.claims.sentences import Named, extremes, level, missing, series
+from mechsafety.claims.sentences import NO_VERDICTS, extremes, level, missing, named, series
 from mechsafety.core import wording
 from mechsafety.sweeps.confirmation import confirmed_rows
-
-NO_VERDICTS = "the run holds no verdicts by prompt"
 
 
 def sweep_findings(tables: Mapping[str, pd.DataFrame], manifest: Mapping[str, Any]) -> list[str]:
@@ -46,7 +44,7 @@ def sweep_findings(tables: Mapping[str, pd.DataFrame], manifest: Mapping[str, An
 
 
 def _steadiness(tables: Mapping[str, pd.DataFrame], place: Mapping[str, Any]) -> Iterator[str]:
-    """How often the scores of prompts that are drawn again pick the candidate; where answers decided, one of those read."""
+    """How often scores of prompts drawn again pick the candidate, and, where answers decided, one of those read."""
     stability, subject = tables["stability"], "Selection by scores alone, validation prompts drawn again"
     picked = stability.dropna(subset=["layer"]).set_index(["position", "layer"])["share"]
 
@@ -129,13 +127,9 @@ def _dose_findings(tables: Mapping[str, pd.DataFrame]) -> Iterator[str]:
     full = doses[(doses["family"] == "alpha") & (doses["dose"] == "1")]
     full = full.assign(ratio=full["perplexity"] / unedited["perplexity"])
     for control, rows in full.groupby("control", sort=False):
-        values = [
-            Named(
-                name=f"draw {number}" if control else "refusal direction",
-                estimate=Estimate(value=float(value)),
-            )
-            for number, value in enumerate(rows["ratio"], start=1)
-        ]
+        rows = rows.assign(
+            name=[f"draw {n}" if control else "refusal direction" for n in range(1, len(rows) + 1)]
+        )
         what = "random directions" if control else "refusal direction"
         measure = "perplexity of the unedited model's own answers, over that unedited"
-        yield extremes("Projection at alpha 1", measure, values, unit="times", of=what)
+        yield extremes("Projection at alpha 1", measure, named(rows, "name", "ratio"), unit="times", of=what)

@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 
 from mechsafety.claims.tables import CONTROL_COLUMNS
+from mechsafety.experiments.anatomy.contrasts import above, along_direction
 from mechsafety.experiments.anatomy.controls import anatomy_controls
-from mechsafety.experiments.anatomy.findings import above, along_direction, anatomy_findings
+from mechsafety.experiments.anatomy.findings import anatomy_findings
 from mechsafety.experiments.anatomy.naming import who
 from tests import anatomy_tables as made
 
