@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from functools import wraps
+from inspect import signature
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import pandas as pd
@@ -18,30 +19,34 @@ class RunTables(dict[str, pd.DataFrame]):
 
     def __init__(self, tables: Tables) -> None:
         super().__init__(tables)
-        self.made: dict[Hashable, tuple[Any, Any]] = {}
+        self.made: dict[Hashable, tuple[Any, Any]] = tables.made if isinstance(tables, RunTables) else {}
 
-    def filled(self) -> RunTables:
-        """Those that have rows; what is made of them is made of these."""
-        found = RunTables(filled(dict(self)))
-        found.made = self.made
+    def without(self, names: Iterable[str]) -> RunTables:
+        """The others; what is made of these is made of all."""
+        found = RunTables(self)
+        for name in names:
+            del found[name]
         return found
 
 
 def filled(tables: Tables) -> Tables:
     """The tables that have rows."""
-    if isinstance(tables, RunTables):
-        return tables.filled()
-    return {name: table for name, table in tables.items() if len(table)}
+    found = RunTables(tables)
+    return found.without([name for name, table in tables.items() if not len(table)])
 
 
 def once(make: Callable[Concatenate[Tables, P], T]) -> Callable[Concatenate[Tables, P], T]:
     """A function of tables that is called once for the tables of a run and the same other arguments."""
 
+    form = signature(make)
+
     @wraps(make)
     def found(tables: Tables, *args: P.args, **kwargs: P.kwargs) -> T:
         if not isinstance(tables, RunTables):
             return make(tables, *args, **kwargs)
-        key = (make, *map(_key, args), *((name, _key(value)) for name, value in kwargs.items()))
+        given = form.bind(tables, *args, **kwargs)
+        given.apply_defaults()
+        key = (make, *map(_key, [*given.arguments.values()][1:]))
         if key not in tables.made:  # the arguments are kept, so that an id stays theirs
             tables.made[key] = (make(tables, *args, **kwargs), (args, kwargs))
         return tables.made[key][0]
@@ -50,9 +55,10 @@ def once(make: Callable[Concatenate[Tables, P], T]) -> Callable[Concatenate[Tabl
 
 
 def _key(argument: Any) -> Hashable:
-    """What an argument is told by: itself, or the object that it is."""
+    """What an argument is told by: itself or its entries, else the object that it is."""
+    told = tuple(argument.items()) if isinstance(argument, Mapping) else argument
     try:
-        hash(argument)
+        hash(told)
     except TypeError:
         return id(argument)
-    return argument
+    return told

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 import jinja2
 import pandas as pd
@@ -87,9 +87,14 @@ class Said:
     follows: bool
 
 
-def under_headings(
-    found: Mapping[str, Sequence[str]], words: Mapping[str, Mapping[str, Any]]
-) -> dict[str, list[str]]:
+class Headed(TypedDict):
+    """Two fields of a page."""
+
+    findings: list[str]
+    headings: list[str]
+
+
+def under_headings(found: Mapping[str, Sequence[str]], words: Mapping[str, Mapping[str, Any]]) -> Headed:
     """The ``findings`` and ``headings`` of a page from sentences by block; ``words`` are as for :func:`page_blocks`."""
     pairs = [(text, words[name]["title"]) for name, texts in found.items() for text in texts]
     return {"findings": [text for text, _ in pairs], "headings": [title for _, title in pairs]}

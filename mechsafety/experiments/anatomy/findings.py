@@ -11,7 +11,7 @@ import pandas as pd
 
 from mechsafety.claims import Estimate, corrected_over, decide, sentences
 from mechsafety.claims.sentences import NO_VERDICTS, counted, extremes, level, missing, named, series
-from mechsafety.claims.shared import filled
+from mechsafety.claims.shared import filled, once
 from mechsafety.experiments.anatomy.contrasts import (
     ablated,
     above,
@@ -47,6 +47,7 @@ from mechsafety.experiments.anatomy.naming import (
 Said = Iterator[str]
 
 
+@once
 def anatomy_findings(tables: Tables, *, names: Names) -> dict[str, list[str]]:
     """The sentences of each section that the tables allow; ``names`` are the models' by their part.
 
@@ -114,8 +115,9 @@ def _interpolation(tables: Tables, names: Names) -> Said:
         yield missing(who("tuned", names), NO_VERDICTS)
         return
     alphas = sorted(a for a in set(tables["interpolation"]["alpha"]) if a > 0)
-    yield from sentences(grown(tables, names))
-    rising = [between(tables, names, UNSAFE, 0.0, alpha) for alpha in alphas if alpha <= 1]
+    whole = grown(tables, names)
+    yield from sentences(whole)
+    rising = [whole if a == 1 else between(tables, names, UNSAFE, 0.0, a) for a in alphas if a <= 1]
     if rising:
         steps = zip(alphas, corrected_over(rising, "alphas"), strict=False)
         yield series([(f"{a:g}", decide(c)) for a, c in steps], of="alphas up to 1")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -138,7 +138,7 @@ def _of_size(table: pd.DataFrame) -> Iterator[str]:
         yield counted(subject, none, len(table), "comparisons have no fall that is found with power 0.8")
 
 
-def _name(row: dict[Any, Any], table: pd.DataFrame) -> str:
+def _name(row: Mapping[Any, Any], table: pd.DataFrame) -> str:
     several = [column for column in ("label", "judge") if len(set(table[column])) > 1]
     return ", ".join([row["system"], *(row[column] for column in several)])
 

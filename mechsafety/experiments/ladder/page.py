@@ -89,14 +89,16 @@ def page(result: Result, figures: Mapping[str, go.Figure]) -> Page:
 
 
 def _chapter(ladder: _Ladder) -> list[Block]:
-    tables = dict(ladder.run.tables)
+    tables = ladder.run.tables
     both = [ladder_claims(tables, label) for label in ("harmful", "harmless")]
-    tables["claims"] = claim_table([claim for claims in both for claim in claims.values()])
+    claims = claim_table([claim for claims in both for claim in claims.values()])
     found = ladder_findings(tables, layer=ladder.run.layer)
     prefix = f"{ladder.name.replace('/', '-')}-" if ladder.name else ""
     return [
         replace(block, name=f"{prefix}{block.name}", title=ladder.named([block.title])[0])
-        for block in page_blocks(_WORDS["blocks"], tables, ladder.figures, added=found, drawn=True)
+        for block in page_blocks(
+            _WORDS["blocks"], {**tables, "claims": claims}, ladder.figures, added=found, drawn=True
+        )
     ]
 
 
