@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -21,7 +22,9 @@ from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.names import QUESTION_FORMS
 from mechsafety.core.progress import Progress, progress_line, with_progress
 from mechsafety.edits.interventions import Edit, digest
+from mechsafety.engines.tasks import Task
 from mechsafety.experiments.base import Experiment, Result, Session, run_experiment
+from mechsafety.experiments.parallel import Parallel
 from mechsafety.experiments.selfjudgement.config import SelfJudgeConfig
 from mechsafety.experiments.selfjudgement.figures import selfjudge_figures
 from mechsafety.experiments.selfjudgement.findings import findings
@@ -39,14 +42,13 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 
-Cell = tuple[str, str, str, str]
 _SHOWN = [
     *("system", "judge_arm", "response_arm", "form", "n", "readable", "refusals", "unparsed", "agreement"),
     *("majority", "auc", "low", "high", "auc_shuffled", "auc_length", "auc_untrained", "both_yes", "ece"),
 ]
 
 
-class SelfJudging(Experiment[SelfJudgeConfig]):
+class SelfJudging(Experiment[SelfJudgeConfig], Parallel):
     """Questions to the systems of the study in ``config.study``, about the answers that it keeps."""
 
     kind = "selfjudge"
@@ -61,8 +63,9 @@ class SelfJudging(Experiment[SelfJudgeConfig]):
 
     def __init__(self, config: SelfJudgeConfig) -> None:
         self.study = read_run(config.study)
+        self.recorded = self.study.manifest  # workers read no file of the study
         self.made = _study_config(self.study)
-        day = config.date or self.study.manifest.get("date") or self.made.date
+        day = config.date or self.recorded.get("date") or self.made.date
         super().__init__(
             config.model_copy(
                 update={
@@ -76,6 +79,7 @@ class SelfJudging(Experiment[SelfJudgeConfig]):
             )
         )
         self.responses = self.study.read_table("responses.parquet")
+        self._model: dict[str, TransformerBridge] = {}
         self.edits = {system: _edit(self.study, self.made, system) for system in self.config.systems}
 
     @property
@@ -103,7 +107,7 @@ class SelfJudging(Experiment[SelfJudgeConfig]):
 
     def sources(self) -> Mapping[str, Provenance]:
         """The systems, which must be those that answered in the study; their number format and device may be others."""
-        sources, recorded = super().sources(), self.study.manifest.get("sources", {})
+        sources, recorded = super().sources(), self.recorded.get("sources", {})
         for name, made_from in sources.items():
             if changed := differences(recorded.get(name, made_from.identity), made_from.identity):
                 what = ", ".join(line.partition(":")[0] for line in changed)
@@ -114,10 +118,53 @@ class SelfJudging(Experiment[SelfJudgeConfig]):
         return sources
 
     def work(self, session: Session) -> Mapping[str, pd.DataFrame]:
+        for task in self.tasks(session.run):
+            if not task.done:
+                self.do(task, session)
+        return self.finish(session)
+
+    def tasks(self, run: RunFolder) -> list[Task]:
+        return _tasks(run, self.config.systems, self.config.forms)
+
+    @classmethod
+    def stored_tasks(cls, run: RunFolder) -> list[Task]:
+        config = run.manifest["config"]
+        return _tasks(run, config["systems"], config["forms"])
+
+    def held(self) -> list[str]:
+        return [*self._model]
+
+    def do(self, task: Task, session: Session) -> None:
+        """Ask what one cell is about, or untrained networks about the answers of an arm, and keep it."""
+        stage, system, *arms = task.name
+        if system not in self._model:
+            self._model = {}  # before the next one takes memory
+            self._model = {system: session.load(system)}
+            self._require_weights(system, self._model[system])
+        if stage == "untrained":
+            session.say(f"{system}: untrained networks about {arms[0]} answers")
+            asked = self._exchanges(system, arms[0])
+            scores = ask_untrained(self._model[system], asked, seed=self.seed)
+            table = pd.DataFrame(scores, columns=list(UNTRAINED)).assign(id=[one.id for one in asked])
+        else:
+            judge_arm, response_arm, form = arms
+            session.say(f"{system} {form}: {judge_arm} model about {response_arm} answers")
+            model, edit = self._model[system], self.edits[system] if judge_arm == "edited" else None
+            asked = self._exchanges(system, response_arm)
+            judged = (
+                ask_logits(model, asked, edit=edit, seed=self.seed)
+                if form == "logit"
+                else ask_words(model, asked, edit=edit)
+            )
+            table = pd.DataFrame([asdict(one) for one in judged])
+        session.run.write_part(table, *task.name)
+
+    def _exchanges(self, system: str, arm: str) -> list[Exchange]:
         chosen = _chosen(self.responses, self.config.limit, seed=self.seed)
-        responses = self.responses[self.responses["id"].isin(chosen)]
-        for system in self.config.systems:
-            self._ask(session, system, responses)
+        mine = (self.responses["system"] == system) & (self.responses["arm"] == arm)
+        return Exchange.of(self.responses[mine & self.responses["id"].isin(chosen)])
+
+    def finish(self, session: Session) -> Mapping[str, pd.DataFrame]:
         verdicts = self.study.read_table("verdicts.parquet").rename(columns={"arm": "response_arm"})
         primary = verdicts[verdicts["judge"] == self.made.primary_judge]
         joined = ["system", "response_arm", "id"]
@@ -128,42 +175,9 @@ class SelfJudging(Experiment[SelfJudgeConfig]):
         cells = two_by_two(judgements, seed=self.seed)
         return {"cells": cells, "calibration": calibration(judgements), "judgements": judgements}
 
-    def _ask(self, session: Session, system: str, responses: pd.DataFrame) -> None:
-        """Every cell of one system that is not there yet; the model is loaded for the first of them."""
-        todo = [cell for cell in self._cells(system) if not session.run.has_part("asked", *cell)]
-        control = [arm for arm in self._controlled() if not session.run.has_part("untrained", system, arm)]
-        if not todo and not control:
-            return
-        model = session.load(system)
-        self._require_weights(system, model)
-        for number, (_, judge_arm, response_arm, form) in enumerate(todo, start=1):
-            session.say(
-                f"{system} [{number}/{len(todo)}] {form}: {judge_arm} model about {response_arm} answers"
-            )
-            edit = self.edits[system] if judge_arm == "edited" else None
-            rows = responses[(responses["system"] == system) & (responses["arm"] == response_arm)]
-            asked = Exchange.of(rows)
-            judged = (
-                ask_logits(model, asked, edit=edit, seed=self.seed)
-                if form == "logit"
-                else ask_words(model, asked, edit=edit)
-            )
-            table = pd.DataFrame([asdict(one) for one in judged])
-            session.run.write_part(table, "asked", system, judge_arm, response_arm, form)
-        for arm in control:
-            session.say(f"{system} untrained networks about {arm} answers")
-            rows = responses[(responses["system"] == system) & (responses["arm"] == arm)]
-            scores = ask_untrained(model, Exchange.of(rows), seed=self.seed)
-            table = pd.DataFrame(scores, columns=list(UNTRAINED)).assign(id=rows["id"].to_numpy())
-            session.run.write_part(table, "untrained", system, arm)
-
-    def _controlled(self) -> Sequence[str]:
-        """Whose answers untrained networks are asked about: log-probabilities alone say something of them."""
-        return ARMS if "logit" in self.config.forms else ()
-
     def _require_weights(self, system: str, model: TransformerBridge) -> None:
         record = load_record(model)
-        known = self.study.manifest["systems"][system]["model"].get("fingerprint")
+        known = self.recorded["systems"][system]["model"].get("fingerprint")
         if record is not None and known not in (None, record.fingerprint):
             raise MechsafetyError(
                 f"the weights of {system!r} are no longer those that answered in the study; run the study again"
@@ -171,24 +185,16 @@ class SelfJudging(Experiment[SelfJudgeConfig]):
 
     def _judgements(self, run: RunFolder) -> pd.DataFrame:
         """All parts, in the order of the systems."""
-        cells = [cell for system in self.config.systems for cell in self._cells(system)]
         parts = []
-        for cell in cells:
-            part = run.read_part("asked", *cell)
-            if cell[3] == "logit":
-                part = part.merge(
-                    run.read_part("untrained", cell[0], cell[2]), on="id", validate="one_to_one"
-                )
+        for stage, *cell in (task.name for task in self.tasks(run)):
+            if stage == "untrained":
+                continue
+            part = run.read_part(stage, *cell)
+            if cell[-1] == "logit":
+                control = run.read_part("untrained", cell[0], cell[2])
+                part = part.merge(control, on="id", validate="one_to_one")
             parts.append(part.assign(**dict(zip(CELL, cell, strict=True))))
         return pd.concat(parts, ignore_index=True)
-
-    def _cells(self, system: str) -> list[Cell]:
-        return [
-            (system, judge_arm, response_arm, form)
-            for form in self.config.forms
-            for judge_arm in ARMS
-            for response_arm in ARMS
-        ]
 
     @classmethod
     def figures(cls, result: Result) -> dict[str, go.Figure]:
@@ -231,6 +237,18 @@ def run_selfjudge(
         4
     """
     return run_experiment(SelfJudging(config), out, say=say, allow_other_versions=allow_other_versions)
+
+
+def _tasks(run: RunFolder, systems: Sequence[str], forms: Sequence[str]) -> list[Task]:
+    """A task for each cell: a system, its judging arm, the judged arm, and the form of the question.
+
+    Then one for each arm whose answers untrained networks are asked about: log-probabilities alone say something of them.
+    """
+    names: list[tuple[str, ...]] = []
+    for system in systems:
+        names += [("asked", system, *arms, form) for form in forms for arms in product(ARMS, ARMS)]
+        names += [("untrained", system, arm) for arm in ARMS if "logit" in forms]
+    return [Task(name=name, done=run.has_part(*name), model=name[1]) for name in names]
 
 
 def _study_config(study: RunFolder) -> StudyConfig:
