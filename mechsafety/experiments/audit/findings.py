@@ -78,7 +78,8 @@ def _of_agreement(table: pd.DataFrame, primary: str) -> Iterator[str]:
     for row in table.to_dict(orient="records"):
         if primary in (row["judge_a"], row["judge_b"]):
             labels = [(True, at < row["equal"]) for at in range(row["n"])]
-            yield disagreement(row["judge_a"], row["judge_b"], labels, kappa=row["kappa"])
+            judges, unread = (row["judge_a"], row["judge_b"]), int(row["unread"])
+            yield disagreement(*judges, labels, kappa=row["kappa"], unread=unread)
 
 
 def comparison_claims(found: Audit) -> list[Claim]:

@@ -242,7 +242,7 @@ def run_selfjudge(
 def _tasks(run: RunFolder, systems: Sequence[str], forms: Sequence[str]) -> list[Task]:
     """A task for each cell: a system, its judging arm, the judged arm, and the form of the question.
 
-    Then one for each arm whose answers untrained networks are asked about: log-probabilities alone say something of them.
+    Then one for each arm whose answers untrained networks are asked about, by log-probability alone.
     """
     names: list[tuple[str, ...]] = []
     for system in systems:
