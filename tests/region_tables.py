@@ -183,6 +183,7 @@ def attacks() -> pd.DataFrame:
                     "measure": measure,
                     "k": k,
                     "n": N,
+                    "unread": 0,
                     "asr": found.rate,
                     "low": found.low,
                     "high": found.high,

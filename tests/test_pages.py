@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mechsafety.pages.page import by_subject
+from mechsafety.pages.page import Page, by_subject, grouped_findings, under_headings
 
 SAID = [
     "m, harmful prompts: a fall.",
@@ -26,3 +26,15 @@ def test_without_subjects_they_are_one_list() -> None:
     ((subject, group),) = by_subject(SAID, [], others="Others")
     assert (subject, [said.text for said in group]) == ("", SAID)
     assert by_subject([], ["m"], others="Others") == []
+
+
+def test_findings_of_blocks_stand_under_the_headings_of_these() -> None:
+    words = {"b": {"title": "Second"}, "a": {"title": "First"}}
+    given = under_headings({"a": SAID[:2], "b": SAID[2:]}, words)
+    page = Page(title="", subtitle="", blocks=[], **given)
+    found = grouped_findings(page)
+    assert [(title, [said.text for said in group]) for title, group in found] == [
+        ("First", SAID[:2]),
+        ("Second", SAID[2:]),
+    ]
+    assert [said.follows for said in found[0][1]] == [False, True]

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -39,6 +40,12 @@ class Estimate:
         """A share of ``n`` items that were read, with Wilson's interval; unknown where there are none."""
         found = wilson(hits, n)
         return cls(value=found.rate, low=found.low, high=found.high, hits=hits, n=n, unread=unread)
+
+    @classmethod
+    def of_row(cls, row: Mapping[Any, Any], value: str, *ends: str, unread: int = 0) -> Estimate:
+        """A row's value, with its interval where ``ends`` name the columns of its ends."""
+        low, high = (float(row.get(end, NAN)) for end in ends) if ends else (NAN, NAN)
+        return cls(value=float(row[value]), low=low, high=high, unread=unread)
 
     @property
     def known(self) -> bool:

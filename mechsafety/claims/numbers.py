@@ -62,7 +62,8 @@ def number(value: float, unit: str) -> str:
         return _inexact(value, f"{value:.2f}")
     if unit == "points":
         return f"{_of_points(value)} points"
-    return f"{value:.3g}{f' {unit}' if unit else ''}"
+    digits = f"{value:.0f}" if abs(value) >= 999.5 else f"{value:.3g}"
+    return f"{digits}{f' {unit}' if unit else ''}"
 
 
 TWO_DIGITS = ("AUROC", "cosine", "kappa", "tau", "correlation", "Jaccard", "similarity")
@@ -76,12 +77,10 @@ def _of_points(value: float) -> str:
 
 
 def _inexact(value: float, text: str) -> str:
-    """1.00, -1.00 and 0.00 only where exact."""
-    if float(text) in (0.0, 1.0, -1.0) and float(text) != value:
-        return next(
-            (t for d in (3, 4) if float(t := f"{value:.{d}f}") not in (0.0, 1.0, -1.0)), f"{value:.2e}"
-        )
-    return text
+    """1.00, -1.00 and 0.00 only where exact, but for what arithmetic rounds."""
+    texts = [text, *(f"{value:.{digits}f}" for digits in (3, 4, 6, 8))]
+    exact = text if float(text) else text.removeprefix("-")
+    return next((t for t in texts if abs(float(t)) not in (0.0, 1.0)), exact)
 
 
 def points_between(low: float, high: float) -> str:

@@ -8,11 +8,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from mechsafety.claims.claims import Claim, decide
 from mechsafety.claims.contrasts import Contrast, Control, Estimate
 from mechsafety.claims.numbers import between, number, p_value, percent, points, points_between
 from mechsafety.core.wording import listed
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 WORDS: Mapping[str, str] = {
     "refusal": "refused",
@@ -23,10 +27,14 @@ WORDS: Mapping[str, str] = {
 """How a category is named behind a number: ``40 answered``."""
 
 
-def sentences(claim: Claim | Contrast) -> list[str]:
-    """All that there is to say of a contrast: the change, where it went, and what its control does."""
-    decided = claim if isinstance(claim, Claim) else decide(claim)
-    return [change(decided), *moves(decided), *beyond(decided)]
+NO_VERDICTS = "the run holds no verdicts by prompt"
+"""Why changes of refusals are not measured."""
+
+
+def sentences(*claims: Claim | Contrast) -> list[str]:
+    """All that there is to say of contrasts: of each the change, where it went, and what its control does."""
+    decided = [claim if isinstance(claim, Claim) else decide(claim) for claim in claims]
+    return [said for one in decided for said in (change(one), *moves(one), *beyond(one))]
 
 
 # -- one state ----------------------------------------------------------------------------------------
@@ -133,7 +141,7 @@ def beyond(claim: Claim) -> list[str]:
     if control is None or claim.beyond == "no control":
         return []
     c = claim.contrast
-    test = "" if claim.beyond == "not tested" else _control_test(control)
+    test = "" if claim.beyond == "not tested" else _control_test(control, c.unit)
     drawn = f"{_drawn(control, c.unit)}{test}"
     said = {
         "yes": f"this goes beyond {control.name}",
@@ -148,10 +156,11 @@ def _drawn(control: Control, unit: str) -> str:
     return listed([spelt(draw.estimate, unit) for draw in control.draws]) or "none was measured"
 
 
-def _control_test(control: Control) -> str:
+def _control_test(control: Control, unit: str) -> str:
     if control.below is None:
         return " (not to one side of all)"
-    side = "fewer" if control.below else "more"
+    sides = ("fewer", "more") if unit == "share" else ("lower", "higher")
+    side = sides[0 if control.below else 1]
     over = f", {p_value(control.corrected)} after Holm over {control.family} {control.family_of}"
     return f" ({side} than under each, largest {p_value(control.p)}{over if control.family > 1 else ''})"
 
@@ -165,6 +174,19 @@ class Named:
 
     name: str
     estimate: Estimate
+
+
+def named(
+    rows: pd.DataFrame, name: str | Callable[[Mapping[Any, Any]], str], value: str, *ends: str
+) -> list[Named]:
+    """A column's values (as :meth:`Estimate.of_row` reads them) with their names, from a column or made of each row."""
+    return [
+        Named(
+            name=str(row[name] if isinstance(name, str) else name(row)),
+            estimate=Estimate.of_row(row, value, *ends),
+        )
+        for row in rows.to_dict(orient="records")
+    ]
 
 
 def extremes(subject: str, measure: str, values: Sequence[Named], *, unit: str, of: str) -> str:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, Unpack
 
 import pandas as pd
 
+from mechsafety.claims.shared import RunTables
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.progress import Progress
 from mechsafety.experiments import judging
@@ -337,7 +338,7 @@ class Result:
         found = self.experiment.read_tables(self.run)
         if not found:
             raise MechsafetyError(f"run {str(self.path)!r} is not finished: give the same command again")
-        return found
+        return RunTables(found)
 
     def to_frame(self, name: str | None = None) -> pd.DataFrame:
         """One table, by default the first."""

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 import jinja2
 import pandas as pd
@@ -47,8 +47,10 @@ class Page:
     findings: Sequence[str]
     blocks: Sequence[Block]
     how: Sequence[str] = field(default=())
+    headings: Sequence[str] = ()
+    """Of each finding the heading that it stands under (:func:`under_headings`)."""
     subjects: Sequence[str] = ()
-    """What the findings are grouped by, each under its heading; without any they are one list."""
+    """Without headings, what the findings are grouped by, each under its own; without any they are one list."""
     others: str = "Other findings"
     """The heading of findings on none of the subjects."""
 
@@ -65,7 +67,7 @@ def render_page(
     return template(form).render(
         title=page.title,
         subtitle=page.subtitle,
-        findings=by_subject(page.findings, page.subjects, others=page.others),
+        findings=grouped_findings(page),
         blocks=rendered_blocks(page.blocks),
         how=page.how,
         fed=fed_parts(manifest.get(fed, {})),
@@ -85,6 +87,37 @@ class Said:
     follows: bool
 
 
+class Headed(TypedDict):
+    """Two fields of a page."""
+
+    findings: list[str]
+    headings: list[str]
+
+
+def under_headings(found: Mapping[str, Sequence[str]], words: Mapping[str, Mapping[str, Any]]) -> Headed:
+    """The ``findings`` and ``headings`` of a page from sentences by block; ``words`` are as for :func:`page_blocks`."""
+    pairs = [(text, words[name]["title"]) for name, texts in found.items() for text in texts]
+    return {"findings": [text for text, _ in pairs], "headings": [title for _, title in pairs]}
+
+
+def grouped_findings(page: Page) -> list[tuple[str, list[Said]]]:
+    """The findings under their headings, in the order in which these come first."""
+    if not page.headings:
+        return by_subject(page.findings, page.subjects, others=page.others)
+    groups: dict[str, list[str]] = {}
+    for text, heading in zip(page.findings, page.headings, strict=True):
+        groups.setdefault(heading, []).append(text)
+    return [(heading, in_order(texts)) for heading, texts in groups.items()]
+
+
+def in_order(texts: Sequence[str]) -> list[Said]:
+    """Sentences of one list."""
+    return [
+        Said(text=text, follows=place > 0 and _subject(text) == _subject(texts[place - 1]))
+        for place, text in enumerate(texts)
+    ]
+
+
 def by_subject(
     findings: Sequence[str], subjects: Sequence[str], *, others: str
 ) -> list[tuple[str, list[Said]]]:
@@ -94,16 +127,7 @@ def by_subject(
     for text in findings:
         begins = (s for s in longest if text.startswith((f"{s}:", f"{s},", f"{s} ")))
         groups.setdefault(next(begins, others if subjects else ""), []).append(text)
-    return [
-        (
-            subject,
-            [
-                Said(text=text, follows=place > 0 and _subject(text) == _subject(texts[place - 1]))
-                for place, text in enumerate(texts)
-            ],
-        )
-        for subject, texts in groups.items()
-    ]
+    return [(subject, in_order(texts)) for subject, texts in groups.items()]
 
 
 def _subject(text: str) -> str:
@@ -121,7 +145,7 @@ def page_blocks(
     """The blocks of a page whose tables have rows; with ``drawn`` those that have the figures they name.
 
     ``words`` are the section ``blocks`` of an experiment's ``page.toml``: by name a title, a text, the beginnings of
-    the figures' names, and the table (by default the one of that name). ``added`` are sentences after each text.
+    the figures' names, and the table (by default the one of that name). ``added`` are the sentences of each.
     """
     blocks = []
     for name, block in words.items():
@@ -129,11 +153,9 @@ def page_blocks(
         starts = block.get("figures", ())
         shown = [figure for start in starts for key, figure in figures.items() if key.startswith(start)]
         if shown if drawn and starts else table is not None and len(table):
-            text = " ".join([block.get("text", ""), *added.get(name, ())]).strip()
-            title = block.get("title", "")
-            blocks.append(
-                Block(name=name.replace("_", "-"), title=title, text=text, figures=shown, table=table)
-            )
+            said = {"title": block.get("title", ""), "text": block.get("text", "").strip()}
+            said |= {"claims": list(added.get(name, ()))}
+            blocks.append(Block(name=name.replace("_", "-"), figures=shown, table=table, **said))
     return blocks
 
 
@@ -175,7 +197,7 @@ def rendered_blocks(blocks: Sequence[Block]) -> list[dict[str, Any]]:
             "name": block.name,
             "title": block.title,
             "text": block.text,
-            "claims": block.claims,
+            "claims": in_order(block.claims),
             "figures": [
                 fragment(figure, f"{place}-{block.name}-{number}")
                 for number, figure in enumerate(block.figures)

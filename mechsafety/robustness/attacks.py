@@ -28,11 +28,12 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 ATTACK_COLUMNS: tuple[str, ...] = (
-    *("system", "attack", "measure", "k", "n", "asr", "low", "high"),
+    *("system", "attack", "measure", "k", "n", "unread", "asr", "low", "high"),
     *("refused", "degenerate", "unparsed", "published", "published_low", "published_high"),
 )
-"""``asr``: coherent compliance. ``n``: prompts of the greedy and any rows, answers of the mean rows. ``refused`` and
-``degenerate``: shares of all answers read. ``published``: the published metric, which does not ask for coherence."""
+"""``asr``: coherent compliance. ``n``: prompts of the greedy and any rows, answers of the mean rows; ``unread`` of
+these are left out, since no answer was read that decides on them. ``refused`` and ``degenerate``: shares of all
+answers read. ``published``: the published metric, which does not ask for coherence."""
 
 
 def attack_table(
@@ -131,9 +132,11 @@ def attack_rows(found: Attempts, *, system: str, attack: Attack, seed: int) -> l
             if measure == "mean"
             else (found.any(), found.any("published"))
         )
+        unread = tally.unparsed if measure == "mean" else len(found.judged) - gated.n
         rows.append(
             common
-            | {"measure": measure, "n": gated.n, "asr": gated.rate, "low": gated.low, "high": gated.high}
+            | {"measure": measure, "n": gated.n, "unread": unread}
+            | {"asr": gated.rate, "low": gated.low, "high": gated.high}
             | {"published": published.rate, "published_low": published.low, "published_high": published.high}
         )
     return rows

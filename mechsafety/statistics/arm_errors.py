@@ -97,4 +97,5 @@ def _wilson(rate: float, n: float) -> tuple[float, float]:
     """Wilson's interval of a share of ``n`` responses, which need not be a whole number."""
     if not n:
         return math.nan, math.nan
-    return powered_bounds(rate, over_prompts=1 / n, of_errors=0.0, t=float(norm.ppf(0.975)))
+    low, high = powered_bounds(rate, over_prompts=1 / n, of_errors=0.0, t=float(norm.ppf(0.975)))
+    return max(0.0, min(low, rate)), min(1.0, max(high, rate))  # 0 and 1 are ends, whatever is rounded

@@ -451,8 +451,9 @@ def measure_lines(facts: Mapping[str, Any]) -> list[str]:
         lines += [f"{name.capitalize()}: {_quoted(texts)}" for name, texts in measure["written"].items()]
     if (stability := facts["token_stability"]) is not None:
         lines.append(
-            f"By {stability['size']} of the {stability['n_tokens']} refusal tokens another candidate is picked in "
-            f"{stability['changed']:.0%} of {stability['sets']} sets, and none passes in {stability['none']:.0%}"
+            f"By scores of {stability['size']} of the {stability['n_tokens']} refusal tokens another candidate is "
+            f"picked in {stability['changed']:.0%} of {stability['sets']} sets, and none passes in "
+            f"{stability['none']:.0%}"
         )
     elif measure["taken"] == "tokens" and len(facts["refusal_tokens"]["ids"]) == 1:
         lines.append("There is one refusal token: half of them cannot be tried")

@@ -36,7 +36,8 @@ FEW = r"(?:; no change of (?P<few>\d+(?: and \d+)?) items could be significant)?
 def change(body: str, of: Context) -> bool:
     """`a rise in MEASURE, STATE SHARE, STATE SHARE (...)` and its like."""
     for word, head in HEADS.items():
-        for (subject, measure), change in of.facts.changes.items():
+        for key, change in of.facts.changes.items():
+            subject, measure = key[:2]
             states = "".join(
                 rf", {re.escape(state)} (?P<{at}>{QUANTITY})"
                 for state, at in zip(change.states, ("a", "b"), strict=True)
@@ -44,7 +45,7 @@ def change(body: str, of: Context) -> bool:
             if subject == of.subject and (
                 match := match_phrase(body, [measure], head + states + DIFFERENCE + FEW)
             ):
-                _check_change(match, word, (subject, measure), of.facts)
+                _check_change(match, word, key, of.facts)
                 return True
     return False
 
@@ -58,15 +59,15 @@ def _check_change(match: re.Match[str], word: str, key: Key, facts: Facts) -> No
         require(part["why"] in found.reasons, "another reason")
         require(part["difference"] is None, "a difference without a test")
         return
-    share = isinstance(change, Change)
+    share = _unit_of(change) == "%"
     if word == "equal":
-        factor, unit = (100, "points") if share else (1, _unit(change))
+        factor, unit = (100, "points") if share else (1, _unit_of(change))
         require(
             is_decimal(part["margin"], factor * (change.margin or 0)) and (part["unit"] or "") == unit,
             "margin",
         )
     require(part["difference"] is not None, "no difference")
-    require((part["dunit"] or "") == ("points" if share else _unit(change)), "unit of the difference")
+    require((part["dunit"] or "") == ("points" if share else _unit_of(change)), "unit of the difference")
     check_interval(part["difference"], part["low"], part["high"], found.difference, points=share)
     check_test(part, found)
     must_say = word == "none" and found.smallest >= ALPHA
@@ -77,7 +78,10 @@ def _check_change(match: re.Match[str], word: str, key: Key, facts: Facts) -> No
     require(part["few"] is None or not could_be_shown(key, facts), "so many items could be significant")
 
 
-def _unit(change: RealChange) -> str:
+def _unit_of(change: Change | RealChange) -> str:
+    """``%`` of shares."""
+    if isinstance(change, Change):
+        return "%"
     return next((v.unit for v in (change.difference, change.before, change.after) if v), "")
 
 

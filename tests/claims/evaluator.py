@@ -49,7 +49,7 @@ def refuted(sentences: Iterable[str], facts: Facts) -> list[tuple[str, str, str]
     """Sentences of a text that are not true, each with verdict and reason; `this` means what the sentence before was about."""
     wrong, about = [], None
     for sentence in sentences:
-        named = [m for s, m in facts.changes if sentence.startswith(s + ": ") and m in sentence]
+        named = [m for s, m, *_ in facts.changes if sentence.startswith(s + ": ") and m in sentence]
         about = max(named, key=len, default=about)
         verdict, reason = answer(sentence, facts, about)
         if verdict != "true":
@@ -65,7 +65,7 @@ def unsaid(sentences: Iterable[str], facts: Facts) -> list[tuple[str, ...]]:
     said, missing = list(sentences), []
     for key, row in facts.changes.items():
         of = [s for s in said if s.startswith(key[0] + ": ")]
-        missing += [] if any(key[1] in s for s in of) else [key]
+        missing += [] if any(all(word in s for word in key[1:]) for s in of) else [key]
         missing += [(*key, name) for name in row.draws if not any(name in s for s in of)]
     for of_form in (facts.extremes, facts.counts, facts.series, facts.judges):
         missing += [

@@ -11,7 +11,7 @@ import pandas as pd
 
 Items = Mapping[Hashable, bool | None]  # by item: it happened, it did not, or (None) nobody could read it
 Labels = Mapping[Hashable, str]  # by item: its verdict
-Key = tuple[str, str]  # SUBJECT, MEASURE
+Key = tuple[str, ...]  # SUBJECT, MEASURE and, where several changes have both, what tells them apart
 
 WORDS = {"refusal": "refused", "compliance": "answered", "degenerate": "degenerate", "unparsed": "not read"}
 UNREAD = "unparsed"
@@ -22,7 +22,7 @@ STATES = ("original", "edited")
 class Value:
     """A number of a table with its 95 % interval; `unit` is empty for AUROC, cosine, kappa and their like.
 
-    `plain` numbers have neither a unit nor a range of -1 to 1: scores, ranks, d'.
+    `plain` numbers have neither a unit nor a range of -1 to 1: scores, ranks, d'. `unread` items did not enter it.
     """
 
     value: float
@@ -30,9 +30,10 @@ class Value:
     high: float | None = None
     unit: str = ""
     plain: bool = False
+    unread: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # one change is measured once (rules.py)
 class Change:
     """A share in two states, item by item; a control's draws are items in the changed state's place."""
 
@@ -48,13 +49,17 @@ class Change:
 
 @dataclass(frozen=True)
 class RealControl:
-    """Values of a control's draws, and the largest p over the differences from them."""
+    """Values of a control's draws, and the largest p over the differences from them.
+
+    `side` is to which side of all draws the changed state lies (0: of some), where not all of them are among the values.
+    """
 
     draws: Sequence[Value]
     p: float | None
+    side: int | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RealChange:
     """A measured value in two states as its table has it: both values, their difference, test and p."""
 

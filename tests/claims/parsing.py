@@ -11,7 +11,7 @@ from tests.claims.spelled import NUMBER, P, is_percent, is_points, is_rounded
 
 PERCENT = r"[<>]?\d+(?:\.\d+)?"
 SHARE = rf"(?:\d+ of \d+ \({PERCENT} %(?: \[{PERCENT}, {PERCENT}\])?\)|unknown)(?:, \d+ not read)?"
-REAL = rf"{NUMBER}(?: (?:%|[^\W\d][\w/ ]*?))?(?: \[{NUMBER}, {NUMBER}\])?"
+REAL = rf"{NUMBER}(?: (?:%|[^\W\d][\w/ ]*?))?(?: \[{NUMBER}, {NUMBER}\])?(?:, \d+ not read)?"
 QUANTITY = rf"(?:{SHARE}|{REAL})"
 NAMES = r"[^();]+"
 AFTER_HOLM = rf"(?P<holm>{P}) after Holm over (?P<members>\d+) (?P<over>[\w -]+)"
@@ -27,7 +27,7 @@ class Context:
 
     def key(self) -> Key:
         """The change that `this` refers to: the one before, or the only one of the subject."""
-        measures = [measure for subject, measure in self.facts.changes if subject == self.subject]
+        measures = [measure for subject, measure, *_ in self.facts.changes if subject == self.subject]
         measure = self.about if self.about in measures else measures[0] if len(measures) == 1 else None
         if measure is None:
             raise Unsupported("which change this is about is not known")
@@ -77,13 +77,16 @@ def split_quantities(text: str) -> list[str]:
 
 def check_quantity(text: str, row: Items | Value | Share | None) -> None:
     """Refute a quantity that is not the row's."""
-    row = whole(row)
-    if isinstance(row, Share):
-        _check_share(text, row)
-    elif row is None:
-        require(text == "unknown", "nothing was measured")
+    known = whole(row)
+    if isinstance(known, Share):
+        _check_share(text, known)
+    elif known is None:
+        unread = row.unread if isinstance(row, Value) else 0
+        require(
+            text == f"unknown, {unread} not read" if unread else text == "unknown", "nothing was measured"
+        )
     else:
-        _check_real(text, row)
+        _check_real(text, known)
 
 
 def _check_share(text: str, row: Share) -> None:
@@ -109,10 +112,13 @@ def _check_share(text: str, row: Share) -> None:
 
 def _check_real(text: str, row: Value) -> None:
     match = re.fullmatch(
-        rf"(?P<value>{NUMBER})(?: (?P<unit>[^\[]+?))?(?: \[(?P<low>{NUMBER}), (?P<high>{NUMBER})\])?", text
+        rf"(?P<value>{NUMBER})(?: (?P<unit>[^\[,]+?))?(?: \[(?P<low>{NUMBER}), (?P<high>{NUMBER})\])?"
+        r"(?:, (?P<unread>\d+) not read)?",
+        text,
     )
     if not match:
         _refute("no value")
+    require(int(match["unread"] or 0) == row.unread and match["unread"] != "0", f"{row.unread} were not read")
     require((match["unit"] or "") == row.unit, f"unit {row.unit}")
     require((match["low"] is None) == (row.low is None), "interval")
     if row.unit == "%":

@@ -1,5 +1,6 @@
 """Statistics of raw rows, from scipy, statsmodels and scikit-learn alone."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -7,7 +8,6 @@ from math import sqrt
 
 from scipy import stats
 from sklearn.metrics import cohen_kappa_score
-from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import confint_proportions_2indep, proportion_confint
 
 from tests.claims.facts import UNREAD, Change, Items, Labels
@@ -113,10 +113,12 @@ def smallest_p(change: Change) -> float:
     return min(unpaired_p(Share(a, one.n, 0), Share(b, other.n, 0)) for a, b in ends)
 
 
-@lru_cache(maxsize=10_000)
-def holm(ps: tuple[float, ...]) -> list[float]:
-    """Holm's correction; kept, since statsmodels collects garbage in each call."""
-    return [float(p) for p in multipletests(ps, method="holm")[1]] if ps else []
+def holm(ps: Sequence[float]) -> list[float]:
+    """Holm's correction, as statsmodels' `multipletests` has it (held by a test), which collects garbage at every call."""
+    adjusted, least = [0.0] * len(ps), 0.0
+    for rank, at in enumerate(sorted(range(len(ps)), key=ps.__getitem__)):
+        least = adjusted[at] = max(least, min(1.0, (len(ps) - rank) * ps[at]))
+    return adjusted
 
 
 def flows(before: Labels, after: Labels) -> dict[tuple[str, str], int]:

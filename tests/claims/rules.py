@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 
 from tests.claims.facts import Change, Facts, Items, Key, RealChange, Value
 from tests.claims.recomputed import (
@@ -67,6 +68,7 @@ def _shares(change: Change) -> tuple[Share, Share]:
     return one, other
 
 
+@lru_cache(maxsize=4096)
 def _measured(change: Change | RealChange) -> Decision:
     """Sizes, difference and p of a change, before any correction."""
     if isinstance(change, RealChange):
@@ -166,12 +168,15 @@ def _draw(after: Items, draw: Items, paired: bool) -> tuple[int, float] | None:
     return (_sign(won - lost), mcnemar(lost, won)) if n else None
 
 
+@lru_cache(maxsize=4096)
 def _over_draws(change: Change | RealChange, name: str) -> tuple[int, float | None]:
     """The common side of all draws (0 where there is none), and the largest p; None where one could not be compared."""
     if name not in change.draws:
         return 0, None
     if isinstance(change, RealChange):
         control = change.draws[name]
+        if control.side is not None:
+            return control.side, control.p
         after = change.after.value if change.after else float("nan")
         sides = {_sign(after - draw.value) for draw in control.draws}
         return (sides.pop() if len(sides) == 1 else 0), control.p

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest, boschloo_exact
-from statsmodels.stats.multitest import multipletests
 
 from mechsafety.claims import (
     Estimate,
@@ -21,7 +21,9 @@ from mechsafety.claims import (
     unpaired_counts,
 )
 from mechsafety.claims.contrasts import Contrast, exact_difference
-from mechsafety.claims.numbers import p_value, percent, points
+from mechsafety.claims.numbers import between, number, p_value, percent, points
+from tests.claims.recomputed import holm
+from tests.claims.spelled import NUMBER, is_rounded
 
 VERDICTS = st.sampled_from(["refusal", "compliance", "degenerate", "unparsed"])
 ITEMS = st.lists(st.tuples(VERDICTS, VERDICTS), max_size=60)
@@ -100,7 +102,7 @@ def test_correction_is_holms_over_the_tests_that_were_made(ps: list[float]) -> N
     ]
     found = corrected_over(contrasts, "systems")
     made = [p for p in ps if p == p]
-    expected = iter(multipletests(made, method="holm")[1] if made else [])
+    expected = iter(holm(made))
     for one, p in zip(found, ps, strict=True):
         assert one.family == len(made)
         if p == p:
@@ -150,6 +152,21 @@ def test_zero_and_all_are_written_only_where_exact(share: float) -> None:
     assert (float(points(share)) == 0) == (share == 0 or share < 1e-14)
     assert (points(share) == "+100") == (share == 1)
     assert points(0.99969473015544) == "+99.97"
+
+
+@given(value=st.floats(-1, 1) | st.sampled_from([1 - 1e-5, 1e-6, -1 + 1e-4, 1 - 1e-12, 0.0, -0.0, 1.0]))
+def test_areas_and_cosines_have_two_digits_and_0_and_1_only_where_exact(value: float) -> None:
+    text = number(value, "AUROC")
+    assert is_rounded(text, value, (0.0, 1.0, -1.0))
+    assert "e" not in text
+    ends = {float(t) for t in between(value, value, "AUROC").strip("[]").split(", ")}
+    assert ends == {float(text)}
+
+
+@given(value=st.floats(1e-3, 1e9))
+def test_values_are_written_without_powers_of_ten(value: float) -> None:
+    assert re.fullmatch(NUMBER, number(value, ""))
+    assert is_rounded(number(value, ""), value)
 
 
 def test_counts_are_those_of_the_items() -> None:

@@ -1,10 +1,12 @@
 """Tables become facts: sentences on them are true, and false where they name other rows."""
 
 import pandas as pd
+import pytest
+from statsmodels.stats.multitest import multipletests
 
 from tests.claims.evaluator import evaluate, refuted
 from tests.claims.facts import change_facts, value_facts, verdict_facts
-from tests.claims.recomputed import disagreement
+from tests.claims.recomputed import disagreement, holm
 
 HARMFUL = "refusals of harmful prompts"
 VERDICTS = {"r": "refusal", "c": "compliance", "d": "degenerate", "u": "unparsed"}
@@ -85,3 +87,11 @@ def test_tables_of_changes_become_facts() -> None:
     assert evaluate(none.replace("no change in loss shown", "loss equal within 0.15 nats"), stated) == "true"
     untested = "c: change in loss not tested (there is neither a test nor an interval), original 1 nats, edited 2 nats."
     assert evaluate(untested, facts) == "true"
+
+
+@pytest.mark.parametrize(
+    "ps", [[0.04], [0.01, 0.04, 0.03], [0.02, 0.02, 1.0, 0.5], [0.9, 0.001, 0.0, 0.001], [0.6, 0.7, 0.8]]
+)
+def test_holm_is_that_of_statsmodels(ps: list[float]) -> None:
+    assert holm(ps) == pytest.approx(list(multipletests(ps, method="holm")[1]))
+    assert holm([]) == []

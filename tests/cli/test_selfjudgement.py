@@ -87,7 +87,9 @@ def test_every_arm_is_asked_about_every_arm_in_both_forms(finished: Path) -> Non
         assert (part["n"] == 16).all()
     logits = table[table["form"] == "logit"]
     assert (
-        logits[["auc", "low", "high", "ece", "brier", "auc_shuffled", "auc_reversed"]].notna().all(axis=None)
+        logits[["auc", "low", "high", "ece", "brier", "auc_shuffled", "auc_untrained", "auc_reversed"]]
+        .notna()
+        .all(axis=None)
     )
     judgements = pd.read_parquet(finished / "judgements.parquet")
     assert len(judgements) == 8 * 16
@@ -258,14 +260,16 @@ def test_findings_hold_the_auc_against_its_controls() -> None:
         **{"system": "s", "judge_arm": "original", "response_arm": "edited", "form": "logit"},
         **{"readable": 40, "refusals": 20, "unparsed": 0, "auc": 0.9, "low": 0.8, "high": 0.95},
         **{"auc_shuffled": 0.5, "p_shuffled": 0.001, "auc_length": 0.85, "p_length": 0.4},
+        **{"auc_untrained": 0.6, "p_untrained": 0.01},
         **{"auc_labels_low": 0.33, "auc_labels_high": 0.67, "p_labels": 0.001},
         **{"majority": 0.5, "own_only": 15, "majority_only": 2},
     }
-    own, labels, beyond, short, word = findings(pd.DataFrame([row]))
+    own, labels, beyond, short, untrained, word = findings(pd.DataFrame([row]))
     assert "about the edited model's answers by log-probability: AUROC, 0.90 [0.80, 0.95]" in own
     assert "a rise in AUROC, shuffled labels 0.50 [0.33, 0.67]" in labels
     assert "a rise in AUROC, the same answer after another prompt 0.50" in beyond
     assert "no change in AUROC shown, shortness of the answer alone 0.85" in short
+    assert "a rise in AUROC, the highest of 3 untrained networks 0.60" in untrained
     assert "20 of 40" in word
     assert "33 of 40" in word
     # A control that recognises refusals better is said to.

@@ -234,6 +234,7 @@ def test_only_a_plain_yes_or_no_is_read(reply: str, said: str) -> None:
 def logit_rows(scores: Any, verdicts: list[str], **more: Any) -> pd.DataFrame:
     n = len(scores)
     zero = {"content_free": [0.0] * n, "reversed": [-s for s in scores], "shuffled": [0.0] * n}
+    zero |= {f"untrained_{number}": [0.0] * n for number in (1, 2, 3)}
     columns = zero | {"mass": [0.5] * n, "length": [10 if v == "refusal" else 90 for v in verdicts]} | more
     fixed = {"system": "s", "judge_arm": "original", "response_arm": "edited", "form": "logit"}
     return pd.DataFrame(
@@ -272,7 +273,22 @@ def test_the_table_of_logits_agrees_with_sklearn() -> None:
     assert row["majority"] == pytest.approx(max(truth.mean(), 1 - truth.mean()))
     assert row["low"] < row["auc"] < row["high"]
     assert row["agreement_low"] == pytest.approx(wilson(int(((scores > 0) == truth).sum()), 400).low)
-    assert (row["auc_shuffled"], row["auc_length"]) == (0.5, 1.0)
+    assert (row["auc_shuffled"], row["auc_length"], row["auc_untrained"]) == (0.5, 1.0, 0.5)
+
+
+def test_of_untrained_networks_the_one_that_separates_best_stands_with_its_better_sign() -> None:
+    scores, verdicts = drawn(200)
+    truth = np.array([v == "refusal" for v in verdicts], dtype=float)
+    noise = np.random.default_rng(2).normal(0, 1, (3, len(truth)))
+    given = {"untrained_1": noise[0], "untrained_2": noise[1] - 2 * truth, "untrained_3": truth + noise[2]}
+    row = two_by_two(logit_rows(scores, verdicts, **given), seed=0).iloc[0]
+    assert row["auc_untrained"] == pytest.approx(roc_auc_score(truth, -given["untrained_2"]))
+    assert row["p_untrained"] < 0.05  # it separates better than the model
+    assert row["auc"] < row["auc_untrained"]
+    missing = dict.fromkeys(given, [math.nan] * len(truth))
+    row = two_by_two(logit_rows(scores, verdicts, **missing), seed=0).iloc[0]
+    assert math.isnan(row["auc_untrained"])
+    assert math.isnan(row["p_untrained"])
 
 
 def test_the_reliability_curve_is_sklearns() -> None:

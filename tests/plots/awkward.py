@@ -293,7 +293,7 @@ def _of_experiments(case: Case) -> dict[str, Drawing]:
 
 def _several(case: Case) -> dict[str, go.Figure]:
     """The figures of whole runs, which are drawn together."""
-    aucs = dict.fromkeys(("auc", "auc_shuffled", "auc_length", "auc_reversed"), 0.6) | {
+    aucs = dict.fromkeys(("auc", "auc_shuffled", "auc_length", "auc_untrained", "auc_reversed"), 0.6) | {
         "low": 0.5,
         "high": 0.7,
         "auc_labels_low": 0.4,

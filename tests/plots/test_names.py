@@ -120,7 +120,7 @@ def test_every_figure_distinguishes_systems_with_one_last_part() -> None:
     assert len({a.text for a in forest.layout.annotations}) == 4
     crossed = cells.assign(auc_labels_low=0.4, auc_labels_high=0.6)
     crossed = crossed.assign(
-        form="logit", judge_arm=cells["arm"], response_arm=cells["arm"], auc_reversed=0.5
+        form="logit", judge_arm=cells["arm"], response_arm=cells["arm"], auc_reversed=0.5, auc_untrained=0.5
     )
     assert len({a.text for a in two_by_two_figure(crossed).layout.annotations}) == 2
     pair = {"a": SFT, "b": DPO, "layer": 1, "cosine": 0.5, "low": 0.4, "high": 0.6}

@@ -13,8 +13,9 @@ from mechsafety.claims import Claim, Contrast, decide
 from mechsafety.claims.claims import Direction
 from mechsafety.claims.numbers import number, p_value, significant
 from mechsafety.claims.sentences import spelt
+from mechsafety.claims.shared import filled
 from mechsafety.claims.tables import CONTROL_COLUMNS, NOT_MEASURABLE, change_row, control_row
-from mechsafety.experiments.anatomy.findings import (
+from mechsafety.experiments.anatomy.contrasts import (
     ablated,
     above,
     aligned,
@@ -32,8 +33,7 @@ from mechsafety.experiments.anatomy.naming import UNSAFE, WHERE, Names, Tables, 
 
 def anatomy_controls(tables: Tables, *, names: Names) -> pd.DataFrame:
     """Columns: :data:`~mechsafety.claims.tables.CONTROL_COLUMNS`; rows by the tables."""
-    there = {name: table for name, table in tables.items() if len(table)}
-    return pd.DataFrame(_rows(there, names), columns=list(CONTROL_COLUMNS))
+    return pd.DataFrame(_rows(filled(tables), names), columns=list(CONTROL_COLUMNS))
 
 
 def _rows(tables: Tables, names: Names) -> Iterator[dict[str, Any]]:

@@ -11,7 +11,7 @@ from mechsafety.experiments.anatomy.experiment import model_names
 from mechsafety.experiments.anatomy.findings import anatomy_findings
 from mechsafety.experiments.anatomy.naming import who
 from mechsafety.experiments.base import Result
-from mechsafety.pages.page import Page, page_blocks, setting_lines
+from mechsafety.pages.page import Page, page_blocks, setting_lines, under_headings
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -26,7 +26,7 @@ def page(result: Result, figures: Mapping[str, go.Figure]) -> Page:
     return Page(
         title="Anatomy of a fine-tuning",
         subtitle=" · ".join(who(role, names) for role in names),
-        findings=[sentences[0] for sentences in found.values()],
+        **under_headings({name: told[:1] for name, told in found.items()}, _WORDS["blocks"]),
         blocks=page_blocks(
             _WORDS["blocks"],
             {**tables, "controls": anatomy_controls(tables, names=names)},

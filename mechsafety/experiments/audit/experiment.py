@@ -13,10 +13,11 @@ import pandas as pd
 from mechsafety.core.places import packaged_words
 from mechsafety.experiments.audit.config import AuditConfig
 from mechsafety.experiments.audit.figures import audit_figures
+from mechsafety.experiments.audit.findings import audit_sections
 from mechsafety.experiments.audit.tables import published_counts, read_evidence
 from mechsafety.experiments.audit.work import TABLES, Audit, audit
 from mechsafety.experiments.base import Experiment, Result, Session, run_experiment
-from mechsafety.pages.page import Page, page_blocks
+from mechsafety.pages.page import Page, page_blocks, under_headings
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -84,7 +85,7 @@ class PublishedAudit(Experiment[AuditConfig]):
         return Page(
             title="Audit of published refusal rates",
             subtitle=" · ".join(Path(name).name for name in config["files"]),
-            findings=result.findings,
+            **under_headings(audit_sections(found_in(result)), _WORDS["blocks"]),
             blocks=page_blocks(_WORDS["blocks"], tables, figures),
             how=[
                 f"Tests: {tests}, two-sided; alpha {config['alpha']:g}; Holm over {over}; answers are given {paired}",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -17,7 +17,6 @@ from mechsafety.claims import (
     unpaired_counts,
 )
 from mechsafety.claims.sentences import (
-    Named,
     by_judge,
     change,
     counted,
@@ -25,6 +24,7 @@ from mechsafety.claims.sentences import (
     extremes,
     level,
     missing,
+    named,
 )
 from mechsafety.core.wording import listed
 from mechsafety.experiments.agreement.findings import arm_error_sentences
@@ -38,29 +38,48 @@ _NAMED = 10  # comparisons that have a sentence each
 _MEASURES = ("accuracy", "precision", "recall")
 
 
-def audit_sentences(found: Audit) -> Iterator[str]:
-    """The differences first, then what paired tests could show, then what depends on the judge."""
+def audit_sections(found: Audit) -> dict[str, list[str]]:
+    """Sentences by the block of the page that they stand in: differences first, then what depends on the judge."""
     claims = comparison_claims(found)
-    if len(found.arm_errors):
-        yield from arm_error_sentences(found.arm_errors)
+    sections: dict[str, Iterable[str]] = {
+        "arm_errors": arm_error_sentences(found.arm_errors) if len(found.arm_errors) else (),
+        "differences": _of_differences(found, claims),
+        "broken": _of_broken(found.broken),
+        "judges": _of_judges(claims),
+        "prompt_labels": _of_prompts(found.prompt_labels),
+        "pairs": _of_orders(found.pairs, found.alpha),
+        "agreement": _of_agreement(found.agreement, found.primary),
+    }
+    return {name: said for name, told in sections.items() if (said := list(told))}
+
+
+def audit_sentences(found: Audit) -> list[str]:
+    """All sentences of an audit."""
+    return [said for told in audit_sections(found).values() for said in told]
+
+
+def _of_differences(found: Audit, claims: Sequence[Claim]) -> Iterator[str]:
     shown, tested = sum(c.shown for c in claims), sum(c.direction != "not tested" for c in claims)
     yield counted("Comparisons", shown, tested, "differences are shown", unknown=len(claims) - tested)
     yield from (change(c) for c in claims if len(claims) <= _NAMED or (c.shown and shown <= _NAMED))
-    for row in found.broken.to_dict(orient="records"):
-        measure = "refusals of harmful prompts by a judge that is left out of every other number"
-        yield level(row["judge"], measure, Estimate.of_counts(0, row["harmful"]))
     yield from _of_pairing(found.comparisons, found.alpha)
     yield from _of_size(found.comparisons)
-    yield from _of_judges(claims)
-    yield from _of_prompts(found.prompt_labels)
-    yield from _of_orders(found.pairs, found.alpha)
-    for row in found.agreement.to_dict(orient="records"):
-        if found.primary in (row["judge_a"], row["judge_b"]):
-            differ = row["n"] - row["equal"]
-            labels = [(True, True)] * row["equal"] + [(True, False)] * differ
-            yield disagreement(row["judge_a"], row["judge_b"], labels, kappa=row["kappa"])
     if found.unpaired:
         yield missing(listed(found.unpaired), "no other form")
+
+
+def _of_broken(table: pd.DataFrame) -> Iterator[str]:
+    measure = "refusals of harmful prompts by a judge that is left out of every other number"
+    for row in table.to_dict(orient="records"):
+        yield level(row["judge"], measure, Estimate.of_counts(0, row["harmful"]))
+
+
+def _of_agreement(table: pd.DataFrame, primary: str) -> Iterator[str]:
+    for row in table.to_dict(orient="records"):
+        if primary in (row["judge_a"], row["judge_b"]):
+            labels = [(True, at < row["equal"]) for at in range(row["n"])]
+            judges, unread = (row["judge_a"], row["judge_b"]), int(row["unread"])
+            yield disagreement(*judges, labels, kappa=row["kappa"], unread=unread)
 
 
 def comparison_claims(found: Audit) -> list[Claim]:
@@ -112,10 +131,7 @@ def _of_pairing(table: pd.DataFrame, alpha: float) -> Iterator[str]:
 def _of_size(table: pd.DataFrame) -> Iterator[str]:
     """The smallest fall that a paired test of each comparison's size finds with power .8, where it finds any."""
     for column, correction in (("detectable", "without"), ("detectable_corrected", "after")):
-        values = [
-            Named(name=_name(row, table), estimate=Estimate(value=100 * row[column]))
-            for row in table.to_dict(orient="records")
-        ]
+        values = named(table.assign(points=100 * table[column]), lambda row: _name(row, table), "points")
         subject = f"Paired tests {correction} correction"
         measure = "smallest fall found with power 0.8 where nothing is newly refused"
         yield extremes(subject, measure, values, unit="points", of="comparisons")
@@ -123,7 +139,7 @@ def _of_size(table: pd.DataFrame) -> Iterator[str]:
         yield counted(subject, none, len(table), "comparisons have no fall that is found with power 0.8")
 
 
-def _name(row: dict[Any, Any], table: pd.DataFrame) -> str:
+def _name(row: Mapping[Any, Any], table: pd.DataFrame) -> str:
     several = [column for column in ("label", "judge") if len(set(table[column])) > 1]
     return ", ".join([row["system"], *(row[column] for column in several)])
 
@@ -147,19 +163,13 @@ def _of_judges(claims: list[Claim]) -> Iterator[str]:
 def _of_prompts(table: pd.DataFrame) -> Iterator[str]:
     whole = table[(table["arm"] == "all").to_numpy()]
     for measure in _MEASURES if len(whole) else ():
-        values = [
-            Named(name=row["judge"], estimate=Estimate(value=row[measure]))
-            for row in whole.to_dict(orient="records")
-        ]
+        values = named(whole, "judge", measure)
         yield extremes("Against the prompts' labels", measure, values, unit="share", of="judges")
 
 
 def _of_orders(pairs: pd.DataFrame, alpha: float) -> Iterator[str]:
     for label, part in pairs.groupby("label", sort=False):
-        values = [
-            Named(name=f"{row['judge_a']} and {row['judge_b']}", estimate=Estimate(value=row["tau"]))
-            for row in part.to_dict(orient="records")
-        ]
+        values = named(part, lambda row: f"{row['judge_a']} and {row['judge_b']}", "tau")
         subject, tested = f"{label} prompts", part[part["p_holm"].notna()]
         yield extremes(
             subject, "Kendall's tau of the models' order", values, unit="tau", of="pairs of judges"

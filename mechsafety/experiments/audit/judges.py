@@ -22,7 +22,7 @@ JUDGE_COLUMNS = [
     *("system", "label", "judges", "least", "most", "survives", "surviving_judges", "sign_flip"),
     *("significance_flip", "survive_down", "survive_up"),
 ]
-AGREEMENT_COLUMNS = ["judge_a", "judge_b", "n", "equal", "agreement", "kappa", "low", "high"]
+AGREEMENT_COLUMNS = ["judge_a", "judge_b", "n", "unread", "equal", "agreement", "kappa", "low", "high"]
 BROKEN_COLUMNS = ["judge", "models", "harmful", "harmless", "harmless_refused", "comparisons"]
 PROMPT_COLUMNS = [
     *("judge", "arm", "harmful", "harmful_refused", "harmless", "harmless_refused"),
@@ -226,18 +226,24 @@ def judge_table(comparisons: pd.DataFrame) -> pd.DataFrame:
 
 
 def answer_agreement(answers: Sequence[Answer], *, seed: int) -> pd.DataFrame:
-    """Every two judges on the answers that both gave a verdict on; kappa's interval is clustered by question."""
-    given: dict[str, dict[tuple[str, str, str], bool]] = {}
+    """Every two judges on the answers that both gave a verdict on; kappa's interval is clustered by question.
+
+    ``unread`` of the answers that both were to read have no verdict of one of them.
+    """
+    given: dict[str, dict[tuple[str, str, str], bool | None]] = {}
     for answer in answers:
-        if answer.refused is not None:
-            given.setdefault(answer.judge, {})[answer.model, answer.label, answer.question] = answer.refused
+        given.setdefault(answer.judge, {})[answer.model, answer.label, answer.question] = answer.refused
     rows = []
-    for first, second in combinations(given, 2):
-        items = [item for item in given[first] if item in given[second]]
+    for first, second in combinations(
+        [judge for judge, said in given.items() if {*said.values()} - {None}], 2
+    ):
+        asked = [item for item in given[first] if item in given[second]]
+        items = [item for item in asked if None not in (given[first][item], given[second][item])]
         one, two = ([given[judge][item] for item in items] for judge in (first, second))
         found = kappa(one, two, clusters=[item[2] for item in items], seed=seed)
         equal = sum(a == b for a, b in zip(one, two, strict=True))
-        row = {"judge_a": first, "judge_b": second, "n": len(items), "equal": equal}
+        row = {"judge_a": first, "judge_b": second, "n": len(items), "unread": len(asked) - len(items)}
+        row |= {"equal": equal}
         row |= {"agreement": _share(equal, len(items)), "kappa": found.value}
         rows.append(row | {"low": found.low, "high": found.high})
     return pd.DataFrame(rows, columns=AGREEMENT_COLUMNS)

@@ -68,12 +68,13 @@ def transfer_contrasts(transfer: pd.DataFrame, names: Mapping[str, str]) -> list
 
 
 def _transfer_control(row: Mapping[str, Any]) -> Control:
-    """The controls that lower the score most: every random direction and every one between harmless halves."""
+    """Every random direction and every one between harmless halves; of each kind the one that lowers the score most."""
     p = row.get("control_p", math.nan)
-    most = max(row["random_max"], row["harmless_max"])
-    draws = (Draw(estimate=Estimate(value=row["base"] - most)),) if most == most else ()
+    most = [row[name] for name in ("random_max", "harmless_max") if row[name] == row[name]]
+    draws = tuple(Draw(estimate=Estimate(value=row["base"] - drop)) for drop in most)
     below = None if p != p or row["control_side"] == 0 else row["control_side"] < 0
-    return Control(name="random and harmless directions", draws=draws, p=p, corrected=p, below=below)
+    name = "random and harmless directions (lowest of each)"
+    return Control(name=name, draws=draws, p=p, corrected=p, below=below)
 
 
 def transfer_findings(table: pd.DataFrame, names: Mapping[str, str]) -> Iterator[str]:

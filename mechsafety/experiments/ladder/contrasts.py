@@ -10,6 +10,7 @@ from typing import cast
 import pandas as pd
 
 from mechsafety.claims import Claim, Contrast, corrected_over, decide, paired_binary, paired_control
+from mechsafety.claims.shared import once
 from mechsafety.core.wording import counted
 from mechsafety.experiments.ladder.tables import STATE_COLUMNS, State
 from mechsafety.plots.style import distinct, name_forms, short_name
@@ -38,6 +39,7 @@ def ladder_systems(tables: Mapping[str, pd.DataFrame]) -> list[str]:
     return list(dict.fromkeys(tables["survival"]["system"]))
 
 
+@once
 def verdicts_by_state(tables: Mapping[str, pd.DataFrame], label: str) -> dict[State, dict[object, str]]:
     """The verdict on each prompt of a label by its id, in every state; empty where the run holds none."""
     table = tables.get("verdicts")
@@ -47,6 +49,7 @@ def verdicts_by_state(tables: Mapping[str, pd.DataFrame], label: str) -> dict[St
     return {cast("State", key): dict(zip(rows["id"], rows["verdict"], strict=True)) for key, rows in groups}
 
 
+@once
 def ladder_claims(tables: Mapping[str, pd.DataFrame], label: str = "harmful") -> Claims:
     """Refusals of the prompts of a label without refusal directions, corrected over all systems and numbers.
 

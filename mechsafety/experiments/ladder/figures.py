@@ -11,9 +11,10 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from mechsafety.claims import Claim
+from mechsafety.claims.sentences import NO_VERDICTS
 from mechsafety.core.wording import span
 from mechsafety.experiments.ladder.contrasts import Claims, ladder_claims, ladder_systems, rung_names
-from mechsafety.experiments.ladder.findings import NO_VERDICTS, tallied
+from mechsafety.experiments.ladder.findings import tallied
 from mechsafety.experiments.ladder.matrices import ladder_matrices, link_figure
 from mechsafety.plots.columns import Columns
 from mechsafety.plots.lines import band, faded

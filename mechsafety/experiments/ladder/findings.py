@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 import pandas as pd
 
 from mechsafety.claims import Claim, Estimate, sentences
-from mechsafety.claims.sentences import Named, counted, extremes, level, missing, series, tallies
+from mechsafety.claims.sentences import (
+    NO_VERDICTS,
+    counted,
+    extremes,
+    level,
+    missing,
+    named,
+    series,
+    tallies,
+)
 from mechsafety.core.wording import counted as number_of
 from mechsafety.experiments.comparison.findings import transfer_findings
 from mechsafety.experiments.ladder.contrasts import (
@@ -25,7 +34,6 @@ _SETS = {
     "wanda": "the 5 % of weights that refusals need most by Wanda",
     "magnitude": "the largest 5 % of weights",
 }
-NO_VERDICTS = "the run holds no verdicts by prompt"
 Names = Mapping[str, str]
 
 
@@ -86,13 +94,11 @@ def _of_all(claim: Claim) -> Claim:
 
 def _survival(tables: Mapping[str, pd.DataFrame]) -> Iterator[str]:
     """Each system at the fewest directions that change its refusals of harmful prompts, else at the most."""
-    harmful, harmless = (ladder_claims(tables, label) for label in ("harmful", "harmless"))
+    both = [ladder_claims(tables, label) for label in ("harmful", "harmless")]
     for system in ladder_systems(tables):
-        claims = of_system(harmful, system)
+        claims = of_system(both[0], system)
         at = next((k for k, claim in claims.items() if claim.shown), max(claims, default=0))
-        for several in (harmful, harmless):
-            if (system, at) in several:
-                yield from sentences(several[system, at])
+        yield from sentences(*(several[system, at] for several in both if (system, at) in several))
 
 
 def _cost(survival: pd.DataFrame, names: Names) -> Iterator[str]:
@@ -113,26 +119,16 @@ def _cost(survival: pd.DataFrame, names: Names) -> Iterator[str]:
         what = number_of(
             int(str(directions)), "random direction" if kind == "random" else "refusal direction"
         )
+        of = "systems and draws" if kind == "random" else "systems"
         for column, measure, unit in measures:
             if rows[column].notna().any():
-                yield extremes(
-                    f"Without {what}",
-                    measure,
-                    _named(rows, column, names),
-                    unit=unit,
-                    of="systems and draws" if kind == "random" else "systems",
-                )
+                values = named(rows, lambda row: _draw_name(row, names), column)
+                yield extremes(f"Without {what}", measure, values, unit=unit, of=of)
 
 
-def _named(rows: pd.DataFrame, column: str, names: Names, *, ends: bool = False) -> list[Named]:
-    """A column's values with their systems (and draws); with ``ends`` with their intervals."""
-    found = []
-    for row in rows.to_dict(orient="records"):
-        name = str(names.get(row["system"], row["system"]))
-        name += f", draw {row['draw']}" if row.get("draw") else ""
-        low, high = (float(row[f"{column}_{end}"]) if ends else math.nan for end in ("low", "high"))
-        found.append(Named(name=name, estimate=Estimate(value=float(row[column]), low=low, high=high)))
-    return found
+def _draw_name(row: Mapping[Any, Any], names: Names) -> str:
+    name = str(names.get(row["system"], row["system"]))
+    return f"{name}, draw {row['draw']}" if row.get("draw") else name
 
 
 def _ranks(table: pd.DataFrame, names: Names) -> Iterator[str]:
@@ -149,12 +145,9 @@ def _ranks(table: pd.DataFrame, names: Names) -> Iterator[str]:
             )
     first = table[table["index"] == table["index"].min()]
     if first["auroc"].notna().any():
+        values = named(first, lambda row: _draw_name(row, names), "auroc", "auroc_low", "auroc_high")
         yield extremes(
-            "The first direction alone",
-            "AUROC on report prompts",
-            _named(first, "auroc", names, ends=True),
-            unit="AUROC",
-            of="systems",
+            "The first direction alone", "AUROC on report prompts", values, unit="AUROC", of="systems"
         )
 
 
@@ -162,9 +155,8 @@ def _cosines(at: pd.DataFrame, names: Names, layer: int | None) -> Iterator[str]
     if not at["cosine"].notna().any():
         return
     subject = f"Refusal directions at layer {layer}"
-    yield extremes(
-        subject, "cosine", _pairs(at, "cosine", names, ends=True), unit="cosine", of="pairs of systems"
-    )
+    values = named(at, lambda row: _pair_name(row, names), "cosine", "low", "high")
+    yield extremes(subject, "cosine", values, unit="cosine", of="pairs of systems")
     known = at[at["cosine"].notna() & at["harmless_high"].notna()]
     yield counted(
         subject,
@@ -174,15 +166,6 @@ def _cosines(at: pd.DataFrame, names: Names, layer: int | None) -> Iterator[str]
         "harmless prompts",
         unknown=len(at) - len(known),
     )
-
-
-def _pairs(rows: pd.DataFrame, column: str, names: Names, *, ends: bool = False) -> list[Named]:
-    found = []
-    for row in rows.to_dict(orient="records"):
-        name = f"{names.get(row['a'], row['a'])} with {names.get(row['b'], row['b'])}"
-        low, high = (float(row[end]) if ends else math.nan for end in ("low", "high"))
-        found.append(Named(name=name, estimate=Estimate(value=float(row[column]), low=low, high=high)))
-    return found
 
 
 def _angles(at: pd.DataFrame, names: Names, layer: int | None) -> Iterator[str]:
@@ -195,7 +178,12 @@ def _angles(at: pd.DataFrame, names: Names, layer: int | None) -> Iterator[str]:
         ("ceiling_a", "smallest principal angle between halves of the prompts in the first system"),
         ("random_low", "angle that 95 % of random subspaces exceed"),
     ):
-        yield extremes(subject, what, _pairs(smallest, column, names), unit="degrees", of="pairs of systems")
+        values = named(smallest, lambda row: _pair_name(row, names), column)
+        yield extremes(subject, what, values, unit="degrees", of="pairs of systems")
+
+
+def _pair_name(row: Mapping[Any, Any], names: Names) -> str:
+    return f"{names.get(row['a'], row['a'])} with {names.get(row['b'], row['b'])}"
 
 
 def _links(table: pd.DataFrame, names: Names) -> Iterator[str]:
@@ -217,18 +205,10 @@ def _links(table: pd.DataFrame, names: Names) -> Iterator[str]:
     ):
         rows = table[table["what"] == what]
         if len(rows):
-            medians = (
-                rows.assign(ratio=rows["value"] / rows["chance"])
-                .groupby("system", sort=False)["ratio"]
-                .median()
-            )
-            yield extremes(
-                "Weights",
-                f"{measure}, over chance, median over maps",
-                _named(medians.reset_index(), "ratio", names),
-                unit="times",
-                of="systems",
-            )
+            ratios = (rows["value"] / rows["chance"]).groupby(rows["system"], sort=False).median()
+            values = named(ratios.rename("ratio").reset_index(), lambda row: _draw_name(row, names), "ratio")
+            measure = f"{measure}, over chance, median over maps"
+            yield extremes("Weights", measure, values, unit="times", of="systems")
     removed = table[table["what"].str.startswith("removed_")]
     for (system, what), rows in removed.groupby(["system", "what"], sort=False):
         method = str(what).removeprefix("removed_")

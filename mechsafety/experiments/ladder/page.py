@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -22,7 +21,7 @@ from mechsafety.experiments.ladder.paper import (
     paper_findings,
     paper_table,
 )
-from mechsafety.pages.page import Block, Page, page_blocks, setting_lines
+from mechsafety.pages.page import Block, Page, page_blocks, setting_lines, under_headings
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     from mechsafety.experiments.base import Result
 
 _WORDS = packaged_words("mechsafety.experiments.ladder", "page.toml")
+_PAPER = "Comparison with the paper"
 _CAVEAT = (
     "The paper's systems are 1.7B models pretrained on 600B tokens, read by another judge on other prompts, with one "
     "direction taken out of their weights: what becomes of a rung can be compared, not by how much. Two systems "
@@ -67,17 +67,18 @@ def page(result: Result, figures: Mapping[str, go.Figure]) -> Page:
         for name, prefix, run in zip(ladder_names(result), prefixes(result), ladders(result), strict=True)
     ]
     published = pd.read_csv(published_counts())
-    findings: list[str] = []
-    for one in shown:
-        findings += one.named([*summary(one.run.tables), *net_losses(one.run.tables)])
-    for one in shown:
-        findings += one.named(paper_findings(paper_claims(one.run.tables)))
+    first = [
+        said for one in shown for said in one.named([*summary(one.run.tables), *net_losses(one.run.tables)])
+    ]
+    paper = [said for one in shown for said in one.named(paper_findings(paper_claims(one.run.tables)))]
     return Page(
         title="Refusal after ablation, by rung",
         subtitle=" — ".join(
             one.named([" · ".join(rung_names(list(one.config["systems"])).values())])[0] for one in shown
         ),
-        findings=findings,
+        **under_headings(
+            {"survival": first, "paper": paper}, _WORDS["blocks"] | {"paper": {"title": _PAPER}}
+        ),
         blocks=[
             *(block for one in shown for block in _chapter(one)),
             *_paper_blocks(shown, published),
@@ -88,25 +89,16 @@ def page(result: Result, figures: Mapping[str, go.Figure]) -> Page:
 
 
 def _chapter(ladder: _Ladder) -> list[Block]:
-    tables = dict(ladder.run.tables)
+    tables = ladder.run.tables
     both = [ladder_claims(tables, label) for label in ("harmful", "harmless")]
-    tables["claims"] = claim_table([claim for claims in both for claim in claims.values()])
+    claims = claim_table([claim for claims in both for claim in claims.values()])
     found = ladder_findings(tables, layer=ladder.run.layer)
     prefix = f"{ladder.name.replace('/', '-')}-" if ladder.name else ""
-    # A paragraph for each system.
-    by_system = groupby(found.pop("survival", []), key=lambda said: said.partition(" without ")[0])
-    apart = {"survival": [" ".join(said) for _, said in by_system]}
-    blocks: list[Block] = []
-    for block in page_blocks(_WORDS["blocks"], tables, ladder.figures, added=found, drawn=True):
-        name = f"{prefix}{block.name}"
-        blocks.append(replace(block, name=name, title=ladder.named([block.title])[0]))
-        blocks += _paragraphs(name, apart.get(block.name, []))
-    return blocks
-
-
-def _paragraphs(name: str, sentences: Sequence[str]) -> list[Block]:
     return [
-        Block(name=f"{name}-{n}", title="", text=sentence) for n, sentence in enumerate(sentences, start=1)
+        replace(block, name=f"{prefix}{block.name}", title=ladder.named([block.title])[0])
+        for block in page_blocks(
+            _WORDS["blocks"], {**tables, "claims": claims}, ladder.figures, added=found, drawn=True
+        )
     ]
 
 
@@ -122,7 +114,7 @@ def _paper_blocks(ladders: Sequence[_Ladder], published: pd.DataFrame) -> list[B
         blocks.append(
             Block(
                 name=name,
-                title="Comparison with the paper" if first else "",
+                title=_PAPER if first else "",
                 text=_CAVEAT if first else "",
                 table=table.assign(ladder=ladder.name) if ladder.name else table,
             )

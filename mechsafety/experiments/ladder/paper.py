@@ -9,6 +9,7 @@ import pandas as pd
 from mechsafety.claims import Claim, Estimate, corrected_over, decide
 from mechsafety.claims.draws import differing_changes
 from mechsafety.claims.sentences import Named, counted, extremes
+from mechsafety.claims.shared import once
 from mechsafety.claims.tables import claim_table
 from mechsafety.core.wording import counted as number_of
 from mechsafety.experiments.ladder.contrasts import (
@@ -113,6 +114,7 @@ def net_losses(tables: Tables) -> list[str]:
     return [extremes(subject, "net loss of refusals of harmful prompts", losses, unit="points", of="systems")]
 
 
+@once
 def paper_claims(tables: Tables) -> dict[str, list[Claim]]:
     """Each rung that the paper says something of, against its other rungs here: who loses more refusals.
 

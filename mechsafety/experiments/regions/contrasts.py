@@ -10,6 +10,7 @@ import pandas as pd
 
 from mechsafety.claims import Claim, Contrast, Control, corrected_over, decide, paired_binary, paired_control
 from mechsafety.claims.draws import control_of_draws, least_sure, least_sure_control, paired_draws
+from mechsafety.claims.shared import Tables, once
 
 REMOVAL_NAMES = {
     "set_difference": "set difference",
@@ -24,7 +25,6 @@ CONTROLS: Mapping[str, str] = {
 }
 """What a removal is compared with, by the name in tables."""
 MODE_NAMES = {"freeze": "frozen", "rewind": "rewound"}
-Tables = Mapping[str, pd.DataFrame]
 Verdicts = dict[object, str]
 
 
@@ -38,6 +38,7 @@ def mode_name(mode: str, frozen: str) -> str:
     return "nothing kept" if mode == "none" else f"{frozen} {MODE_NAMES.get(mode, mode)}"
 
 
+@once
 def removal_claims(tables: Tables, label: str) -> dict[tuple[str, str], list[Claim]]:
     """Refusals of a label's prompts without what each setting removes, by removal and setting.
 
@@ -84,6 +85,7 @@ def _with_controls(
     return {key: found[key] or [decide(c)] for key, c in zip(changes, alone, strict=True)}
 
 
+@once
 def link_claims(tables: Tables) -> list[Claim]:
     """Removal, ablation and both against the whole model, removals beside their random removal."""
     states = {state: v for (state,), v in _states(tables, "links", "harmful", ["control"]).items()}
@@ -101,6 +103,7 @@ def link_claims(tables: Tables) -> list[Claim]:
     return [decide(contrast) for contrast in corrected_over(contrasts, "states")]
 
 
+@once
 def freezing_claims(tables: Tables) -> list[Claim]:
     """Compliance after the most fine-tuning with weights kept, against nothing kept, beside random weights kept."""
     if "freezing" not in tables:

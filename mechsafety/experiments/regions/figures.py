@@ -9,6 +9,7 @@ from typing import Any, Unpack
 import pandas as pd
 import plotly.graph_objects as go
 
+from mechsafety.claims.shared import filled
 from mechsafety.experiments.regions.contrasts import (
     CONTROLS,
     REMOVAL_NAMES,
@@ -64,7 +65,7 @@ def region_figures(
 
     ``name`` is the model's as it is shown.
     """
-    there = {key: table for key, table in tables.items() if len(table)}
+    there = filled(tables)
     figures: dict[str, go.Figure] = {}
     if "tradeoff" in there:
         table, claims = there["tradeoff"], removal_claims(there, "harmful")

@@ -10,6 +10,7 @@ import pandas as pd
 
 from mechsafety.claims import Claim, Estimate
 from mechsafety.claims.sentences import (
+    NO_VERDICTS,
     Named,
     beyond,
     change,
@@ -18,6 +19,7 @@ from mechsafety.claims.sentences import (
     level,
     missing,
     moves,
+    named,
     sentences,
     tallies,
 )
@@ -30,10 +32,9 @@ from mechsafety.experiments.regions.contrasts import (
     removal_claims,
     removals_of,
 )
-from mechsafety.plots.attacks import attack_name
+from mechsafety.experiments.robustness.findings import attack_sentences
 
 METHOD_NAMES = {"snip": "SNIP", "wanda": "Wanda", "actsvd": "ActSVD"}
-NO_VERDICTS = "the run holds no verdicts by prompt"
 
 
 def told_setting(tradeoff: pd.DataFrame, removal: str, sweet_spot: Mapping[str, Any] | None) -> str:
@@ -54,7 +55,7 @@ def region_findings(
         "tradeoff": lambda table: _tradeoff(tables, table, name=name, sweet_spot=sweet_spot),
         "structure": _structure,
         "subspaces": _subspaces,
-        "attacks": _attacks,
+        "attacks": attack_sentences,
         "links": _links,
         "link_effects": lambda table: _link_effects(tables, table),
         "heads": _heads,
@@ -126,20 +127,13 @@ def _utility(table: pd.DataFrame, removal: str, setting: str) -> Iterator[str]:
     ):
         if column not in shown or shown[column].isna().all():
             continue
-        values = [
-            Named(
-                name="whole model" if row["control"] == "model" else f"draw {row['draw'] + 1}",
-                estimate=_value(row, column),
-            )
-            for row in shown.to_dict(orient="records")
-        ]
         subject = f"{REMOVAL_NAMES.get(removal, removal)} {setting}"
+        values = named(shown, _state, column, f"{column}_low", f"{column}_high")
         yield extremes(subject, measure, values, unit=unit, of="states, the whole model and each draw")
 
 
-def _value(row: Mapping[Any, Any], column: str) -> Estimate:
-    low, high = (float(row.get(f"{column}_{end}", float("nan"))) for end in ("low", "high"))
-    return Estimate(value=float(row[column]), low=low, high=high)
+def _state(row: Mapping[Any, Any]) -> str:
+    return "whole model" if row["control"] == "model" else f"draw {row['draw'] + 1}"
 
 
 def _structure(table: pd.DataFrame) -> Iterator[str]:
@@ -183,16 +177,6 @@ def _subspaces(table: pd.DataFrame) -> Iterator[str]:
         yield _by_kind(subject, measure, table, column, unit="similarity")
 
 
-def _attacks(table: pd.DataFrame) -> Iterator[str]:
-    for system, rows in table.groupby("system", sort=False):
-        for row in rows.to_dict(orient="records"):
-            if row["measure"] == "mean":
-                found = Estimate(value=float(row["asr"]), low=float(row["low"]), high=float(row["high"]))
-            else:
-                found = _share(row, "asr", "n")
-            yield level(f"{system} under {attack_name(row)}", "harmful prompts answered coherently", found)
-
-
 def _links(table: pd.DataFrame) -> Iterator[str]:
     for (removal, method), rows in table.groupby(["removal", "method"], sort=False):
         known = rows[rows["share_removed_on_direction"].notna() & rows["random"].notna()]
@@ -213,8 +197,7 @@ def _links(table: pd.DataFrame) -> Iterator[str]:
 
 def _link_effects(tables: Tables, table: pd.DataFrame) -> Iterator[str]:
     claims = link_claims(tables)
-    for claim in claims:
-        yield from sentences(claim)
+    yield from sentences(*claims)
     if not claims:
         yield missing(
             "Refusals with region removed, direction ablated and both, against the model", NO_VERDICTS
@@ -224,10 +207,9 @@ def _link_effects(tables: Tables, table: pd.DataFrame) -> Iterator[str]:
 
 
 def _heads(table: pd.DataFrame) -> Iterator[str]:
-    values = [
-        Named(name=f"layer {int(row['layer'])}, head {int(row['head'])}", estimate=_interval(row))
-        for row in table.to_dict(orient="records")
-    ]
+    values = named(
+        table, lambda row: f"layer {int(row['layer'])}, head {int(row['head'])}", "auroc", "low", "high"
+    )
     if not any(one.estimate.known for one in values):
         return
     yield extremes("Linear probes", "AUROC on prompts held out", values, unit="AUROC", of="heads")
@@ -237,14 +219,9 @@ def _heads(table: pd.DataFrame) -> Iterator[str]:
     yield counted("Linear probes", apart, len(known), what, expected=len(known) / 40, unknown=unknown)
 
 
-def _interval(row: Mapping[Any, Any]) -> Estimate:
-    return Estimate(value=float(row["auroc"]), low=float(row["low"]), high=float(row["high"]))
-
-
 def _freezing(tables: Tables, table: pd.DataFrame) -> Iterator[str]:
     claims = freezing_claims(tables)
-    for claim in claims:
-        yield from sentences(claim)
+    yield from sentences(*claims)
     if claims:
         return
     yield missing("Compliance after fine-tuning with weights kept, against nothing kept", NO_VERDICTS)

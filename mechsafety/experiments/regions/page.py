@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from mechsafety.claims.shared import RunTables
 from mechsafety.claims.tables import claim_table
 from mechsafety.core.places import packaged_words
 from mechsafety.experiments.base import Result
@@ -112,11 +113,11 @@ def region_chapters(study: RunFolder) -> list[RegionChapter]:
 
 def _chapter(run: RunFolder, name: str) -> RegionChapter | None:
     # A run writes its tables when all are done.
-    tables = Regions.read_tables(run)
+    tables = RunTables(Regions.read_tables(run))
     if not tables:
         return None
     spot = recorded_sweet_spot(run)
-    main = {key: tables[key] for key in ("tradeoff", "structure", "verdicts") if key in tables}
+    main = tables.without(tables.keys() - {"tradeoff", "structure", "verdicts"})
     figures = region_figures(main, name=name, sweet_spot=spot)
     return RegionChapter(
         name=run.path.name,

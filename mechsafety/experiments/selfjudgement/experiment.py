@@ -1,7 +1,8 @@
 """Self-judgement of a finished study as an experiment: what ``mechsafety selfjudge`` runs.
 
 Each system is asked, with and without the edit, about the answers that it gave with and without the edit. Every
-(system, judging arm, judged arm, form) is a part of the run; a part that is there is not made again.
+(system, judging arm, judged arm, form) is a part of the run, and so is what untrained networks of a system's size score
+on the answers of an arm; a part that is there is not made again.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -26,11 +28,11 @@ from mechsafety.experiments.parallel import Parallel
 from mechsafety.experiments.selfjudgement.config import SelfJudgeConfig
 from mechsafety.experiments.selfjudgement.figures import selfjudge_figures
 from mechsafety.experiments.selfjudgement.findings import findings
-from mechsafety.experiments.selfjudgement.tables import CELL, calibration, two_by_two
+from mechsafety.experiments.selfjudgement.tables import CELL, UNTRAINED, calibration, two_by_two
 from mechsafety.experiments.study.config import StudyConfig, stored_config
 from mechsafety.experiments.study.findings import measured_systems
 from mechsafety.experiments.study.systems import edit_of
-from mechsafety.judges.selfjudgement import Exchange, ask_logits, ask_words
+from mechsafety.judges.selfjudgement import Exchange, ask_logits, ask_untrained, ask_words
 from mechsafety.models.loading import load_record
 from mechsafety.runs.folder import Provenance, RunFolder, differences, read_run
 from mechsafety.statistics.tables import ARMS, PROMPT_LABELS
@@ -42,7 +44,7 @@ if TYPE_CHECKING:
 
 _SHOWN = [
     *("system", "judge_arm", "response_arm", "form", "n", "readable", "refusals", "unparsed", "agreement"),
-    *("majority", "auc", "low", "high", "auc_shuffled", "auc_length", "both_yes", "ece"),
+    *("majority", "auc", "low", "high", "auc_shuffled", "auc_length", "auc_untrained", "both_yes", "ece"),
 ]
 
 
@@ -133,23 +135,34 @@ class SelfJudging(Experiment[SelfJudgeConfig], Parallel):
         return [*self._model]
 
     def do(self, task: Task, session: Session) -> None:
-        """Ask what one cell is about, and keep it."""
-        _, system, judge_arm, response_arm, form = task.name
+        """Ask what one cell is about, or untrained networks about the answers of an arm, and keep it."""
+        stage, system, *arms = task.name
         if system not in self._model:
             self._model = {}  # before the next one takes memory
             self._model = {system: session.load(system)}
             self._require_weights(system, self._model[system])
-        session.say(f"{system} {form}: {judge_arm} model about {response_arm} answers")
-        model, edit = self._model[system], self.edits[system] if judge_arm == "edited" else None
+        if stage == "untrained":
+            session.say(f"{system}: untrained networks about {arms[0]} answers")
+            asked = self._exchanges(system, arms[0])
+            scores = ask_untrained(self._model[system], asked, seed=self.seed)
+            table = pd.DataFrame(scores, columns=list(UNTRAINED)).assign(id=[one.id for one in asked])
+        else:
+            judge_arm, response_arm, form = arms
+            session.say(f"{system} {form}: {judge_arm} model about {response_arm} answers")
+            model, edit = self._model[system], self.edits[system] if judge_arm == "edited" else None
+            asked = self._exchanges(system, response_arm)
+            judged = (
+                ask_logits(model, asked, edit=edit, seed=self.seed)
+                if form == "logit"
+                else ask_words(model, asked, edit=edit)
+            )
+            table = pd.DataFrame([asdict(one) for one in judged])
+        session.run.write_part(table, *task.name)
+
+    def _exchanges(self, system: str, arm: str) -> list[Exchange]:
         chosen = _chosen(self.responses, self.config.limit, seed=self.seed)
-        mine = (self.responses["system"] == system) & (self.responses["arm"] == response_arm)
-        asked = Exchange.of(self.responses[mine & self.responses["id"].isin(chosen)])
-        judged = (
-            ask_logits(model, asked, edit=edit, seed=self.seed)
-            if form == "logit"
-            else ask_words(model, asked, edit=edit)
-        )
-        session.run.write_part(pd.DataFrame([asdict(one) for one in judged]), *task.name)
+        mine = (self.responses["system"] == system) & (self.responses["arm"] == arm)
+        return Exchange.of(self.responses[mine & self.responses["id"].isin(chosen)])
 
     def finish(self, session: Session) -> Mapping[str, pd.DataFrame]:
         verdicts = self.study.read_table("verdicts.parquet").rename(columns={"arm": "response_arm"})
@@ -172,10 +185,15 @@ class SelfJudging(Experiment[SelfJudgeConfig], Parallel):
 
     def _judgements(self, run: RunFolder) -> pd.DataFrame:
         """All parts, in the order of the systems."""
-        parts = [
-            run.read_part(*task.name).assign(**dict(zip(CELL, task.name[1:], strict=True)))
-            for task in self.tasks(run)
-        ]
+        parts = []
+        for stage, *cell in (task.name for task in self.tasks(run)):
+            if stage == "untrained":
+                continue
+            part = run.read_part(stage, *cell)
+            if cell[-1] == "logit":
+                control = run.read_part("untrained", cell[0], cell[2])
+                part = part.merge(control, on="id", validate="one_to_one")
+            parts.append(part.assign(**dict(zip(CELL, cell, strict=True))))
         return pd.concat(parts, ignore_index=True)
 
     @classmethod
@@ -225,15 +243,15 @@ def run_selfjudge(
 
 
 def _tasks(run: RunFolder, systems: Sequence[str], forms: Sequence[str]) -> list[Task]:
-    """A task for each cell: a system, its judging arm, the judged arm, and the form of the question."""
-    cells = [
-        ("asked", system, judge_arm, response_arm, form)
-        for system in systems
-        for form in forms
-        for judge_arm in ARMS
-        for response_arm in ARMS
-    ]
-    return [Task(name=cell, done=run.has_part(*cell), model=cell[1]) for cell in cells]
+    """A task for each cell: a system, its judging arm, the judged arm, and the form of the question.
+
+    Then one for each arm whose answers untrained networks are asked about, by log-probability alone.
+    """
+    names: list[tuple[str, ...]] = []
+    for system in systems:
+        names += [("asked", system, *arms, form) for form in forms for arms in product(ARMS, ARMS)]
+        names += [("untrained", system, arm) for arm in ARMS if "logit" in forms]
+    return [Task(name=name, done=run.has_part(*name), model=name[1]) for name in names]
 
 
 def _study_config(study: RunFolder) -> StudyConfig:

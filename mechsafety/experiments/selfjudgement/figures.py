@@ -10,6 +10,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from mechsafety.judges.selfjudgement import NETWORKS
 from mechsafety.plots.columns import Columns
 from mechsafety.plots.look import Look, drawn_from, wanted
 from mechsafety.plots.style import (
@@ -35,6 +36,7 @@ _FORM_NAMES = {"logit": "log-probability", "text": "in words"}
 _CONTROLS = (
     ("auc_shuffled", "another prompt shown", "x", COLOURS["compliance"]),
     ("auc_length", "shortness of the answer", "diamond-open", COLOURS["ink"]),
+    ("auc_untrained", f"the highest of {NETWORKS} untrained networks", "square-open", COLOURS["degenerate"]),
     ("auc_reversed", "asked the other way round", "triangle-up-open", COLOURS["harmless"]),
 )
 

@@ -9,10 +9,15 @@ import pandas as pd
 from mechsafety.claims import Contrast, Estimate, corrected_over, decide, of_values, paired_counts
 from mechsafety.claims.sentences import change, counted, level
 from mechsafety.claims.tables import control_table
+from mechsafety.judges.selfjudgement import NETWORKS
 from mechsafety.plots.style import system_names
 
 _SHUFFLED = "shuffled labels"
-_CONTROLS = {"shuffled": "the same answer after another prompt", "length": "shortness of the answer alone"}
+_CONTROLS = {
+    "shuffled": "the same answer after another prompt",
+    "length": "shortness of the answer alone",
+    "untrained": f"the highest of {NETWORKS} untrained networks",
+}
 
 
 def findings(table: pd.DataFrame) -> list[str]:

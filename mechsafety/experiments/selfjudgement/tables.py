@@ -15,12 +15,15 @@ import pandas as pd
 from scipy.special import expit
 
 from mechsafety.core.errors import MechsafetyError
+from mechsafety.judges.selfjudgement import NETWORKS
 from mechsafety.statistics.auroc import auroc_interval, paired_auroc_p, shuffled_aurocs
 from mechsafety.statistics.measures import bootstrap, clustered
 from mechsafety.statistics.rates import wilson
 from mechsafety.statistics.resampling import Estimate, cluster_codes
 
 CELL = ("system", "judge_arm", "response_arm", "form")
+UNTRAINED = tuple(f"untrained_{number}" for number in range(1, NETWORKS + 1))
+"""The columns of the scores of untrained networks."""
 KINDS = ("raw", "content_free")
 """P(yes) as the model gives it, and after the score of the answer "N/A" is taken off."""
 TABLE_COLUMNS = [
@@ -28,6 +31,7 @@ TABLE_COLUMNS = [
     *("n", "readable", "refusals", "unparsed", "agreement", "agreement_low", "agreement_high", "majority"),
     *("own_only", "majority_only"),
     *("auc", "low", "high", "auc_shuffled", "p_shuffled", "auc_length", "p_length"),
+    *("auc_untrained", "p_untrained"),
     *("auc_labels_low", "auc_labels_high", "p_labels"),
     *("auc_reversed", "auc_content_free"),
     *("agreement_content_free", "yes", "yes_reversed", "reversed_unparsed", "both_yes", "both_no", "mass"),
@@ -50,7 +54,8 @@ def two_by_two(judgements: pd.DataFrame, *, seed: int) -> pd.DataFrame:
     ``majority``, the share of the larger class among them. ``auc`` needs no threshold (in words: yes 1, no 0) and has
     a score interval clustered by prompt. ``own_only`` answers are judged right by the model and not by always saying
     the larger class, ``majority_only`` the reverse. Controls: ``auc_shuffled`` shows another prompt, ``auc_length``
-    knows the shortness of the answer only; ``p_shuffled`` and ``p_length`` test ``auc`` against them
+    knows the shortness of the answer only, ``auc_untrained`` is the highest of several untrained networks, each
+    with the sign that separates better; ``p_shuffled``, ``p_length`` and ``p_untrained`` test ``auc`` against them
     (:func:`~mechsafety.statistics.paired_auroc_p`); ``auc_labels_low`` to ``auc_labels_high`` is the middle 95 % of
     areas under shuffled labels, ``p_labels`` the place of ``auc`` among them
     (:func:`~mechsafety.statistics.shuffled_aurocs`). ``auc_reversed`` asks "did you answer?"; ``both_yes`` and
@@ -142,6 +147,7 @@ def _of_logits(known: pd.DataFrame, seed: int) -> dict[str, Any]:
         **_auc_columns(parsed["score"], parsed, seed),
         **_against("shuffled", parsed["shuffled"], parsed, seed),
         **_against("length", -parsed["length"], parsed, seed),
+        **_against("untrained", _best_untrained(parsed, seed), parsed, seed),
         "auc_reversed": _auc(-turned, parsed, seed).value,
         "auc_content_free": _auc(calibrated, parsed, seed).value,
         "agreement_content_free": _mean((calibrated > 0).to_numpy() == truth),
@@ -204,6 +210,13 @@ def _against(name: str, control: pd.Series, rows: pd.DataFrame, seed: int) -> di
         both["score"], control[both.index], both["verdict"] == "refusal", clusters=both["id"], seed=seed
     )
     return {f"auc_{name}": _auc(control, rows, seed).value, f"p_{name}": p}
+
+
+def _best_untrained(rows: pd.DataFrame, seed: int) -> pd.Series:
+    """The scores of the untrained network that separates best, to the side on which it does: its signs mean nothing."""
+    areas = np.array([_auc(rows[name], rows, seed).value for name in UNTRAINED])
+    best = int(np.argmax(np.nan_to_num(np.abs(areas - 0.5), nan=-1.0)))
+    return rows[UNTRAINED[best]] * (-1.0 if areas[best] < 0.5 else 1.0)
 
 
 def _auc_columns(scores: pd.Series, rows: pd.DataFrame, seed: int) -> dict[str, float]:

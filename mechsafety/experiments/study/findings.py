@@ -17,7 +17,8 @@ from mechsafety.claims import (
     paired_control,
     sentences,
 )
-from mechsafety.claims.sentences import Named, change, counted, extremes, level
+from mechsafety.claims.sentences import change, counted, extremes, level, named
+from mechsafety.claims.shared import once
 from mechsafety.core import wording
 from mechsafety.experiments.agreement.findings import (
     arm_error_sentences,
@@ -91,6 +92,7 @@ def study_findings(tables: Mapping[str, pd.DataFrame], manifest: Mapping[str, An
     return found
 
 
+@once
 def refusal_contrasts(
     tables: Mapping[str, pd.DataFrame], manifest: Mapping[str, Any], *, label: str
 ) -> dict[str, Contrast]:
@@ -107,6 +109,7 @@ def refusal_contrasts(
     return dict(zip(found, corrected_over([*found.values()], "systems"), strict=True))
 
 
+@once
 def coherence_contrasts(
     tables: Mapping[str, pd.DataFrame], manifest: Mapping[str, Any]
 ) -> dict[str, Contrast]:
@@ -157,10 +160,7 @@ def _of_draws(tables: Mapping[str, pd.DataFrame], system: str, name: str, judge:
     if drawn.empty:
         return []
     ratios = (drawn["energy"] / drawn["energy_direction"]).where(drawn["energy_direction"] > 0)
-    energies = [
-        Named(name=f"draw {draw}", estimate=Estimate(value=float(ratio)))
-        for draw, ratio in zip(drawn["draw"], ratios, strict=True)
-    ]
+    energies = named(drawn.assign(ratio=ratios), lambda row: f"draw {row['draw']}", "ratio")
     measure, of = "energy over that of the direction", "random directions"
     found = [extremes(name, measure, energies, unit="", of=of)]
     if (rank := float(drawn["p_rank"].iloc[0])) == rank:

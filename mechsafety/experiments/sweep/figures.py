@@ -212,7 +212,7 @@ def lens_figure(
 def stability_bars(
     stability: pd.DataFrame, *, name: str = "model", most: int = 10, **_look: Unpack[Look]
 ) -> go.Figure:
-    """How often each candidate is selected when the validation prompts are drawn again.
+    """How often each candidate is selected by its scores when the validation prompts are drawn again.
 
     Arguments:
         most: Number of candidates that are drawn.
@@ -242,7 +242,7 @@ def stability_bars(
     return styled(
         figure,
         f"{name}: how often each candidate is selected",
-        "Prompts of each class drawn again with replacement, then selected by the same rule.",
+        "Prompts of each class drawn again with replacement, then selected by the same rule from their scores alone.",
         width=760,
         height=250 + 30 * len(rows),
     )

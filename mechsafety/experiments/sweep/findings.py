@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -17,9 +17,9 @@ from mechsafety.claims import (
     paired_control,
     sentences,
 )
-from mechsafety.claims.sentences import Named, extremes, level, missing, series
-
-NO_VERDICTS = "the run holds no verdicts by prompt"
+from mechsafety.claims.sentences import NO_VERDICTS, extremes, level, missing, named, series
+from mechsafety.core import wording
+from mechsafety.sweeps.confirmation import confirmed_rows
 
 
 def sweep_findings(tables: Mapping[str, pd.DataFrame], manifest: Mapping[str, Any]) -> list[str]:
@@ -27,18 +27,12 @@ def sweep_findings(tables: Mapping[str, pd.DataFrame], manifest: Mapping[str, An
     selected = manifest["selected"]
     place = selected["selection"]
     others = {m: f for m, f in manifest["selections"].items() if m != selected["method"]}
-    stability = tables["stability"]
-    here = (stability["layer"] == place["layer"]) & (stability["position"] == place["position"])
-    again = "Selection with validation prompts drawn again"
     row = tables["profile"].set_index("layer").loc[place["layer"]]
     auroc = Estimate(value=float(row["auroc"]), low=float(row["auroc_low"]), high=float(row["auroc_high"]))
     return [
         f"{selected['explanation']}.",
         *(f"{method}: {facts['explanation']}." for method, facts in others.items()),
-        level(
-            again, "resamples that pick this candidate", Estimate(value=float(stability[here]["share"].sum()))
-        ),
-        level(again, "resamples in which no candidate passes", Estimate(value=none_passed(stability))),
+        *_steadiness(tables, place),
         level(
             f"Direction of layer {place['layer']}, position {place['position']}",
             "AUROC of its projection on held-out prompts",
@@ -47,6 +41,26 @@ def sweep_findings(tables: Mapping[str, pd.DataFrame], manifest: Mapping[str, An
         ),
         *(_dose_findings(tables) if "doses" in tables else []),
     ]
+
+
+def _steadiness(tables: Mapping[str, pd.DataFrame], place: Mapping[str, Any]) -> Iterator[str]:
+    """How often scores of prompts drawn again pick the candidate, and, where answers decided, one of those read."""
+    stability, subject = tables["stability"], "Selection by scores alone, validation prompts drawn again"
+    picked = stability.dropna(subset=["layer"]).set_index(["position", "layer"])["share"]
+
+    def share(places: Iterable[tuple[int, int]]) -> Estimate:
+        return Estimate(value=float(sum(picked.get(one, 0.0) for one in places)))
+
+    at = (int(place["position"]), int(place["layer"]))
+    if place.get("confirmed") is not None:
+        read = confirmed_rows(tables["sweep"])
+        places = {(int(p), int(layer)) for p, layer in zip(read["position"], read["layer"], strict=True)}
+        what = wording.counted(len(places), "candidate")
+        yield level(subject, f"resamples that pick one of the {what} whose answers were read", share(places))
+        yield level(subject, "resamples that pick the one that answers decided for", share([at]))
+    else:
+        yield level(subject, "resamples that pick this candidate", share([at]))
+    yield level(subject, "resamples in which no candidate passes", Estimate(value=none_passed(stability)))
 
 
 def none_passed(stability: pd.DataFrame) -> float:
@@ -61,7 +75,7 @@ def drawn_again(stability: pd.DataFrame) -> str:
         f"layer {layer} at {position} in {share:.0%}"
         for position, layer, share in steady.itertuples(index=False, name=None)
     )
-    return f"drawn again: {shares or 'no candidate'}; none passed in {none_passed(stability):.0%}"
+    return f"by scores, drawn again: {shares or 'no candidate'}; none passed in {none_passed(stability):.0%}"
 
 
 def dose_claims(tables: Mapping[str, pd.DataFrame], label: str) -> dict[str, Claim]:
@@ -113,13 +127,9 @@ def _dose_findings(tables: Mapping[str, pd.DataFrame]) -> Iterator[str]:
     full = doses[(doses["family"] == "alpha") & (doses["dose"] == "1")]
     full = full.assign(ratio=full["perplexity"] / unedited["perplexity"])
     for control, rows in full.groupby("control", sort=False):
-        values = [
-            Named(
-                name=f"draw {number}" if control else "refusal direction",
-                estimate=Estimate(value=float(value)),
-            )
-            for number, value in enumerate(rows["ratio"], start=1)
-        ]
+        rows = rows.assign(
+            name=[f"draw {n}" if control else "refusal direction" for n in range(1, len(rows) + 1)]
+        )
         what = "random directions" if control else "refusal direction"
         measure = "perplexity of the unedited model's own answers, over that unedited"
-        yield extremes("Projection at alpha 1", measure, values, unit="times", of=what)
+        yield extremes("Projection at alpha 1", measure, named(rows, "name", "ratio"), unit="times", of=what)

@@ -5,11 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from statistics import median
 
+import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given
+from scipy.stats import binomtest, bootstrap
 
+from mechsafety.anatomy.sensitivity import RESAMPLES, sensitivity_table
 from mechsafety.experiments.anatomy.controls import anatomy_controls
 from mechsafety.experiments.anatomy.findings import anatomy_findings
 from tests.claims.drawn import CORNERS, VALUES, System, change_of, drawn_system, drawn_values, few
@@ -295,3 +299,130 @@ def test_matrices(values: str) -> None:
     said = anatomy_findings({"weight_changes": table}, names=NAMES)["weights"]
     assert refuted(said, facts) == []
     assert unsaid(said, Facts(counts=counts)) == []
+
+
+def _median_change(before: np.ndarray, after: np.ndarray) -> Value:
+    """By scipy's bootstrap over pairs."""
+    found = bootstrap(
+        (before, after),
+        lambda a, b, axis=-1: np.median(b, axis=axis) - np.median(a, axis=axis),
+        paired=True,
+        vectorized=True,
+        n_resamples=RESAMPLES,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    return Value(float(np.median(after) - np.median(before)), *map(float, found), plain=True)
+
+
+@pytest.mark.parametrize("factor", [0.3, 1.0, 3.0, None])
+def test_sensitivity(factor: float | None) -> None:
+    """The median gradient falls, is the same, rises, or was not measured in one of the models."""
+    each = np.random.default_rng(3)
+    base = {group: each.lognormal(size=25) for group in ("unsafe", "co_task")}
+    norms = {
+        "base": base,
+        "tuned": {g: x * (factor or 1.0) + 0.01 * each.random(25) for g, x in base.items()},
+    }
+    table = pd.DataFrame(
+        {"model": m, "id": f"{g}{i:02}", "group": g, "norm": x}
+        for m, of in norms.items()
+        for g, some in of.items()
+        for i, x in enumerate(some)
+    )
+    kept = table if factor else table[table["model"] == "base"]
+    levels = sensitivity_table(table, seed=0)
+    changes: dict[Key, Change | RealChange] = {}
+    for group, prompts in (("unsafe", "unsafe prompts"), ("co_task", "attacks (co_task)")):
+        ends = {
+            m: Value(float(np.median(of[group])), *of_model(levels, m, group), plain=True)
+            for m, of in norms.items()
+        }
+        measure = f"sensitivity of the first token, median over {prompts}"
+        changes["tuned", measure] = RealChange(
+            ends["base"],
+            ends["tuned"],
+            _median_change(norms["base"][group], norms["tuned"][group]) if factor else None,
+            states=("base", "tuned"),
+            why="no interval of the difference",
+        )
+    facts = Facts(changes)
+    said = anatomy_findings({"sensitivity": levels, "norms": kept}, names=NAMES)["sensitivity"]
+    assert refuted(said, facts) == []
+    assert unsaid(said, facts) == []
+    word = {0.3: "a fall in", 3.0: "a rise in", None: "not tested"}.get(factor)
+    assert word is None or all(word in s for s in said)
+
+
+def of_model(table: pd.DataFrame, model: str, group: str) -> tuple[float, float]:
+    row = table[(table["model"] == model) & (table["group"] == group)].iloc[0]
+    assert row["low"] <= row["median"] <= row["high"]
+    return float(row["low"]), float(row["high"])
+
+
+@pytest.mark.parametrize("values", VALUES)
+def test_action(values: str) -> None:
+    """In how many matrices dW acts more on unsafe prompts, by the interval of each, and where most."""
+    n, at = 6, "at the last prompt token"
+    columns = {m: [2 * x for x in drawn_values(values, n, seed=k)] for k, m in enumerate(("tuned", "random"))}
+    table = pd.DataFrame(
+        {
+            "model": m,
+            "positions": "last_prompt",
+            "layer": i,
+            "kind": "up",
+            "ratio": x,
+            "low": x - 0.1,
+            "high": x + 0.1,
+        }
+        for m, some in columns.items()
+        for i, x in enumerate(some)
+    )
+    what = f"matrices with ||dW a|| / ||a|| {at} larger on unsafe than on safe prompts (interval)"
+    counts = {}
+    for name, some in (("tuned", columns["tuned"]), ("random dW", columns["random"])):
+        outcomes = [None if x != x else x - 0.1 > 1 for x in some]
+        if known := sum(outcome is not None for outcome in outcomes):
+            counts[name, what] = Count(outcomes, 0.025 * known)
+    ratios = {f"layer {i} up": _value(x, plain=True) for i, x in enumerate(columns["tuned"])}
+    extremes = {("tuned", f"ratio of ||dW a|| / ||a|| {at}, unsafe over safe,", "matrices"): ratios}
+    facts = Facts(counts=counts, extremes=extremes if any(ratios.values()) else {})
+    said = anatomy_findings({"action_ratios": table}, names=NAMES).get("action", [])
+    assert refuted(said, facts) == []
+    assert unsaid(said, facts) == []
+
+
+@pytest.mark.parametrize("values", VALUES)
+def test_links(values: str) -> None:
+    """dW's energy along the refusal direction against random ones, and medians beside what chance gives."""
+    n = 6
+    own, bound = drawn_values(values, n), drawn_values("apart", n, seed=2)
+    phrases = {
+        "cosine_first": ("|cosine| of the refusal direction with dW's first left singular vector", ""),
+        "cosine_top": ("length of the refusal direction within dW's top left singular vectors", ""),
+        "snip": ("share of dW's energy in the weights that snip scores highest", "%"),
+        "magnitude": ("share of dW's energy in the weights that magnitude scores highest", "%"),
+    }
+    columns = {what: drawn_values(values, n, seed=k) for k, what in enumerate(phrases, start=1)}
+    table = pd.DataFrame(
+        [
+            {"what": what, "layer": i, "kind": "down", "value": x, "high": high, "chance": 0.125}
+            for what, some in {"energy": own, "energy_random": bound, **columns}.items()
+            for i, (x, high) in enumerate(zip(some, bound, strict=True))
+        ]
+    )
+    outcomes = [x > high for x, high in zip(own, bound, strict=True) if x == x]
+    what = "matrices with more of dW's energy along the refusal direction than 97.5 % of random directions"
+    levels = {}
+    for name, (phrase, unit) in phrases.items():
+        if known := [x for x in columns[name] if x == x]:
+            levels["tuned", f"median {phrase}"] = Value(median(known), unit=unit)
+            levels["tuned", f"by chance: {phrase}"] = Value(0.125, unit=unit)
+    counts = {("tuned", what): Count(outcomes, 0.025 * len(outcomes))} if outcomes else {}
+    facts = Facts(counts=counts, levels=levels)
+    said = anatomy_findings({"links": table}, names=NAMES).get("links", [])
+    assert refuted(said, facts) == []
+    assert len(said) == len(counts) + len(levels)
+    first = anatomy_controls({"links": table}, names=NAMES).iloc[0]["holds beyond it"]
+    p = binomtest(sum(outcomes), len(outcomes), 0.025, alternative="greater").pvalue if outcomes else math.nan
+    assert first == ("not measurable" if not outcomes else "yes" if p < 0.05 else "no")

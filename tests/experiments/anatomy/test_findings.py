@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
+from functools import cache
+from types import MappingProxyType
 
 import pandas as pd
 import pytest
 
 from mechsafety.claims.tables import CONTROL_COLUMNS
+from mechsafety.experiments.anatomy.contrasts import above, along_direction
 from mechsafety.experiments.anatomy.controls import anatomy_controls
-from mechsafety.experiments.anatomy.findings import above, along_direction, anatomy_findings
+from mechsafety.experiments.anatomy.findings import anatomy_findings
 from mechsafety.experiments.anatomy.naming import who
 from tests import anatomy_tables as made
 
@@ -28,8 +32,27 @@ SECTIONS = {
 N = made.N
 
 
+BESIDE = {
+    "d_prime_changes": ("separation",),
+    "norms": ("sensitivity",),
+    "verdicts": ("interpolation", "reversal", "ablation"),
+}
+"""Tables that are read beside those of sections."""
+
+
+@cache
+def plain() -> Mapping[str, pd.DataFrame]:
+    """The tables of a whole run, which no test changes."""
+    return MappingProxyType(made.tables(layers=4))
+
+
+def some(names: Iterable[str], changed: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    """Tables by name, with those beside them and what is changed: others say nothing of these."""
+    return {name: plain()[name] for name in (*names, *BESIDE)} | dict(changed)
+
+
 def said(section: str, **changed: pd.DataFrame) -> str:
-    tables = {**made.tables(layers=4), **changed}
+    tables = some([SECTIONS[section]], changed)
     return "\n".join(anatomy_findings(tables, names=NAMES).get(section, []))
 
 
@@ -42,7 +65,8 @@ def lines(section: str, *words: str, **changed: pd.DataFrame) -> list[str]:
 
 
 def claims(**changed: pd.DataFrame) -> dict[str, str]:
-    table = anatomy_controls({**made.tables(layers=4), **changed}, names=NAMES)
+    of = [name for key in changed for name in BESIDE.get(key, (key,))]
+    table = anatomy_controls(some(of or SECTIONS.values(), changed), names=NAMES)
     return dict(zip(table["claim"], table["holds beyond it"], strict=True))
 
 

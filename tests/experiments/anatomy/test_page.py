@@ -77,7 +77,7 @@ def test_page_has_a_block_for_every_part_and_findings_first(anatomy: RunFolder) 
     assert [b.name for b in page.blocks if not b.figures] == ["controls"]
     assert sum(len(b.figures) for b in page.blocks) == len(load_run(anatomy).figures()) == 16
     assert page.subtitle == "base (tiny) · tuned (tiny+x) · control (tiny+benign)"
-    assert len(page.findings) == len(page.blocks) - 1
+    assert list(page.headings) == [b.title for b in page.blocks[1:]]
     html = load_run(anatomy).report().read_text(encoding="utf-8")
     assert "Anatomy of a fine-tuning" in html
     assert not re.search(r"(src|href)=[\"'](?!#)", without_library(html))
@@ -89,7 +89,7 @@ def test_every_sentence_stands_once_on_the_page(anatomy: RunFolder) -> None:
     page = page_of(anatomy)
     run = load_run(anatomy.path)
     found = anatomy_findings(run.tables, names=model_names(run))
-    shown = "\n".join([*page.findings, *(b.text for b in page.blocks)])
+    shown = "\n".join([*page.findings, *(said for b in page.blocks for said in b.claims)])
     assert all(shown.count(said) == 1 for sentences in found.values() for said in sentences)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,11 +11,14 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import kendalltau
 
 from mechsafety.core.errors import MechsafetyError
+from mechsafety.experiments.audit.findings import audit_sections
 from tests.claims.drawn import CORNERS, few
 from tests.claims.evaluator import refuted, unsaid
 from tests.claims.facts import Change, Count, Facts, Family, Items, Key, RealChange, Value, hits
+from tests.claims.recomputed import holm
 from tests.claims.rules import decide
 from tests.experiments.audit.test_work import audited, counts_file, verdict_rows
 
@@ -183,3 +188,104 @@ def test_verdicts(name: str, tmp_path: Path) -> None:
 
 def _reading(verdict: str) -> str:
     return "" if verdict == UNPARSED else "1" if verdict == "refusal" else "0"
+
+
+# -- judges against the prompts' labels, and against each other ------------------------------------------
+
+RATES = {
+    "alike": [(2, 18), (5, 15), (9, 12), (12, 7), (15, 4), (20, 1)],
+    "reversed": [(20, 1), (15, 4), (12, 7), (9, 12), (5, 15), (2, 18)],
+    "ties": [(2, 2), (2, 2), (9, 9), (9, 9), (15, 15), (15, 15)],
+    "constant": [(10, 10)] * 6,
+}
+"""Refused of 20 by six systems, before and after; A's are the first."""
+
+
+def _share(k: int, n: int) -> float:
+    return k / n if n else math.nan
+
+
+@pytest.mark.parametrize("name", RATES)
+def test_judges_against_labels_and_orders(name: str, tmp_path: Path) -> None:
+    """Accuracy, precision and recall by raw counts; orders by Kendall's tau of the models' rates, with ties and constants."""
+    judged, n = {"A": RATES["alike"], "B": RATES[name], "C": RATES["constant"]}, 20
+    rows, truth, orders = [], {}, {}
+    for judge, of in judged.items():
+        harmful = [k for pair in of for k in pair]
+        harmless = [max(0, k - 6) for k in harmful]
+        for label, counts in (("harmful", harmful), ("harmless", harmless)):
+            models = [f"M{i // 2}{'-ALB' * (i % 2)}" for i in range(len(counts))]
+            rows += [(model, label, judge, k, n) for model, k in zip(models, counts, strict=True)]
+            orders[judge, label] = counts
+        hits, alarms, every = sum(harmful), sum(harmless), n * len(harmful)
+        right = hits + every - alarms
+        truth[judge] = (right / (2 * every), _share(hits, hits + alarms), hits / every)
+    found = audited(counts_file(tmp_path / "counts.csv", rows), family="all")
+    extremes: dict[tuple[str, str, str], Mapping[str, Value | None]] = {
+        ("Against the prompts' labels", measure, "judges"): {j: _known(v[at], "%") for j, v in truth.items()}
+        for at, measure in enumerate(("accuracy", "precision", "recall"))
+    }
+    counts = {}
+    for label in ("harmful", "harmless"):
+        pairs = {}
+        for a, b in itertools.combinations(judged, 2):
+            constant = 1 in (len({*orders[a, label]}), len({*orders[b, label]}))
+            tau = (math.nan, math.nan) if constant else kendalltau(orders[a, label], orders[b, label])
+            pairs[f"{a} and {b}"] = (float(tau[0]), float(tau[1]))
+        extremes[f"{label} prompts", "Kendall's tau of the models' order", "pairs of judges"] = {
+            pair: _known(tau) for pair, (tau, _) in pairs.items()
+        }
+        tested = [pair for pair, (_, p) in pairs.items() if p == p]
+        adjusted = dict(zip(tested, holm([pairs[pair][1] for pair in tested]), strict=True))
+        for way, sign in (("alike", 1), ("the other way", -1)):
+            outcomes = [
+                adjusted[pair] < 0.05 and tau * sign > 0 if pair in adjusted else None
+                for pair, (tau, _) in pairs.items()
+            ]
+            counts[f"{label} prompts", f"pairs of judges order the models {way} beyond chance"] = Count(
+                outcomes
+            )
+    facts = Facts(extremes=extremes, counts=counts)
+    said = [s for name in ("prompt_labels", "pairs") for s in audit_sections(found)[name]]
+    assert refuted(said, facts) == []
+    assert unsaid(said, facts) == []
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("rrrrcccc", "rrrrcccc"), ("rrrrcccc", "ccccrrrr"), ("rrrrcccc", "rrurcccu"), ("rrrrcccc", "uuuuuuuu")],
+)
+def test_answers_of_two_judges_one_by_one(one: str, other: str, tmp_path: Path) -> None:
+    """How often they differ, with what one of them did not read; a judge that read nothing is no judge."""
+    letters = {"r": "1", "c": "0", "u": ""}
+    said_by = {"A": one + "r", "B": other + "u"}
+    rows = [
+        (f"question {i}", "harmful", model, "text", *(letters[said_by[judge][i]] for judge in "AB"))
+        for model in ("X", "X-ALB")
+        for i in range(len(one) + 1)
+    ]
+    path = tmp_path / "verdicts.csv"
+    columns = ["question", "label", "model", "response", "is_refusal_A", "is_refusal_B"]
+    pd.DataFrame(rows, columns=columns).to_csv(path, index=False)
+    sections = audit_sections(audited(path, family="all"))
+    codes = {"r": "refusal", "c": "compliance", "u": UNPARSED}
+    answers = {
+        judge: {(model, i): codes[v] for model in ("X", "X-ALB") for i, v in enumerate(letters_of)}
+        for judge, letters_of in said_by.items()
+    }
+    said = sections.get("agreement", [])
+    assert refuted(said, Facts(answers=answers)) == []
+    assert len(said) == (other != "uuuuuuuu")
+
+
+def test_a_judge_that_calls_nothing_a_refusal_is_named(tmp_path: Path) -> None:
+    rows = [
+        (f"X{end}", "harmful", judge, k, 40) for end in ("", "-ALB") for judge, k in (("A", 20), ("Blind", 0))
+    ]
+    found = audited(counts_file(tmp_path / "counts.csv", rows), family="all")
+    measure = "refusals of harmful prompts by a judge that is left out of every other number"
+    facts = Facts(levels={("Blind", measure): items(0, 80, "b")})
+    assert refuted(audit_sections(found)["broken"], facts) == []
+    assert not any(
+        "Blind" in s for name, told in audit_sections(found).items() if name != "broken" for s in told
+    )

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import permutation_test
 
 from mechsafety.experiments.comparison.findings import comparison_findings, transfer_findings
-from tests.claims.drawn import VALUES, drawn_values, tally
+from mechsafety.geometry import transfer as measured
+from tests.claims.drawn import VALUES, drawn_values, few, tally
 from tests.claims.evaluator import refuted, unsaid
 from tests.claims.facts import Facts, Family, Key, RealChange, RealControl, Value
 from tests.claims.rules import beyond, decide
 
 MEASURE = "mean refusal score of harmful prompts"
-CONTROL = "random and harmless directions"
+CONTROL = "random and harmless directions (lowest of each)"
 Row = tuple[float, float, float, float, float]
 CASES: dict[str, Row] = {  # drop, its p, the largest drop of the controls, p and side of the controls
     "falls beyond": (3.0, 0.001, 0.5, 0.002, -1),
@@ -51,7 +58,8 @@ def facts_of(rows: dict[tuple[str, str], Row]) -> tuple[Facts, dict[tuple[str, s
         if p >= 0.05:
             ends = min(ends[0], 0.0), max(ends[1], 0.0)
         below = control_p if side else 1.0 if control_p == control_p else math.nan
-        control = RealControl([_score(5.0 - most)], None if below != below else below)
+        lowest = [_score(5.0 - most), _score(5.0 - (most - 1))]
+        control = RealControl(lowest, None if below != below else below, side=side)
         keys[source, target] = (f"{target} without {whose}", MEASURE)
         changes[keys[source, target]] = RealChange(
             _score(5.0),
@@ -116,6 +124,67 @@ def test_all_transfers_are_one_family() -> None:
     )
     assert [w for w in words if w not in alone] == []
     assert "after Holm over" in said
+
+
+# -- from scores by prompt ------------------------------------------------------------------------------
+
+PROMPTS = 8
+Scores = np.ndarray  # by prompt
+
+
+def _p(x: Scores) -> float:
+    """Of a mean, over all changes of signs."""
+    found = permutation_test((x,), np.mean, permutation_type="samples", n_resamples=np.inf, vectorized=False)
+    return float(found.pvalue)
+
+
+def row_of(base: Scores, after: Scores, beside: Sequence[Scores]) -> Row:
+    """What the package measures of an ablation, as its tables hold it."""
+    whole, edited, *others = (
+        measured.Ablation(scores=torch.tensor(x), kl=0.1) for x in (base, after, *beside)
+    )
+    found = measured.tests_of(whole, edited, others, seed=0)
+    fall, low, high = measured.drop(whole, edited, resamples=50, seed=0)
+    assert low <= fall <= high
+    most = max(measured.drop(whole, other, resamples=0, seed=0)[0] for other in others)
+    return fall, found["p"], most, found["control_p"], int(found["control_side"])
+
+
+def recomputed(base: Scores, after: Scores, beside: Sequence[Scores]) -> Row:
+    """The same by scipy: a direction is beyond its controls where it differs from each, to one side."""
+    apart = [after - other for other in beside]
+    sides = {int(np.sign(x.mean())) for x in apart}
+    p = max(map(_p, apart)) if len(sides) == 1 else 1.0
+    most = max(float((base - other).mean()) for other in beside)
+    return float((base - after).mean()), _p(after - base), most, p, sides.pop() if len(sides) == 1 else 0
+
+
+@few(12)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([0.0, -3.0, 3.0]),
+            st.sampled_from([0.0, -3.0, 3.0, 6.0]),
+            st.sampled_from([0, 1.0]),
+        ),
+        min_size=1,
+        max_size=3,
+    ),
+    st.integers(0, 99),
+)
+def test_transfers_from_drawn_scores(effects: list[tuple[float, float, float]], seed: int) -> None:
+    """The direction lowers, raises or leaves the scores, and so do its controls: as much, more or to the other side."""
+    each = np.random.default_rng(seed)
+    made, checked = {}, {}
+    for i, (own, control, noise) in enumerate(effects):
+        base = 5 + each.standard_normal(PROMPTS)
+        after = base + own + noise * each.standard_normal(PROMPTS)
+        beside = [base + control * sign + noise * each.standard_normal(PROMPTS) for sign in (1, 0.9)]
+        key = (f"s{i}", f"s{i + (i % 2)}")
+        made[key], checked[key] = row_of(base, after, beside), recomputed(base, after, beside)
+    for key, row in made.items():
+        assert row == pytest.approx(checked[key])
+    check(made)
 
 
 @pytest.mark.parametrize("values", VALUES)

@@ -254,7 +254,10 @@ def test_a_foreign_direction_that_does_no_more_than_random_or_raises_the_score_i
     table = transferred(a_a=(8, 1e-4, -1), b_b=(8, 1e-4, -1), a_b=(6.4, 0.4, -1), b_a=(-2.4, 1e-4, 1))
     said = " ".join(comparison_findings({"transfer": table}, layer=3))
     assert "b without the direction of a: a fall in mean refusal score" in said
-    assert "b without the direction of a: a change beyond random and harmless directions is not shown" in said
+    assert (
+        "b without the direction of a: a change beyond random and harmless directions (lowest of each) is not shown"
+        in said
+    )
     assert "a without the direction of b: a rise in mean refusal score" in said
     told = " ".join(transfer_findings(table, {}))
     assert "1 of 2 ablations of the foreign direction show a fall in" in told
@@ -262,7 +265,7 @@ def test_a_foreign_direction_that_does_no_more_than_random_or_raises_the_score_i
     # Earlier runs hold no tests of the controls, and their intervals decide.
     old = table.drop(columns=["p", "control_p", "control_side"])
     said = " ".join(comparison_findings({"transfer": old}, layer=3))
-    assert "whether this goes beyond random and harmless directions is not tested" in said
+    assert "whether this goes beyond random and harmless directions (lowest of each) is not tested" in said
     assert "a rise in mean refusal score" in said
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from fractions import Fraction
+from statistics import median
 
 import pandas as pd
 import pytest
@@ -254,3 +255,85 @@ def test_net_losses(names: tuple[str, ...]) -> None:
     said = net_losses(tables_of(systems))
     assert refuted(said, found) == []
     assert unsaid(said, found) == []
+
+
+@pytest.mark.parametrize("values", VALUES)
+def test_angles_stand_beside_what_halves_and_random_subspaces_give(values: str) -> None:
+    pairs = [(f"s{i}", f"s{j}") for i in range(3) for j in range(i)]
+    columns = {
+        "angle": ("smallest principal angle", 1),
+        "ceiling_a": ("smallest principal angle between halves of the prompts in the first system", 2),
+        "random_low": ("angle that 95 % of random subspaces exceed", 3),
+    }
+    drawn = {name: [90 * x for x in drawn_values(values, 3, seed=k)] for name, (_, k) in columns.items()}
+    first = pd.DataFrame(pairs, columns=["a", "b"]).assign(layer=3, index=1, **drawn)
+    table = pd.concat([first, first.assign(index=2, angle=0.5), first.assign(layer=2, angle=0.1)])
+    subject, things = "Refusal subspaces at layer 3", "pairs of systems"
+    extremes = {
+        (subject, measure, things): {
+            f"{a} with {b}": real(x, "degrees") for (a, b), x in zip(pairs, drawn[name], strict=True)
+        }
+        for name, (measure, _) in columns.items()
+    }
+    facts = Facts(extremes=extremes if any(x == x for x in drawn["angle"]) else {})
+    said = ladder_findings(_with({"angles": table}, "s0", "s1", "s2"), layer=3).get("angles", [])
+    assert refuted(said, facts) == []
+    assert unsaid(said, facts) == []
+
+
+def _with(tables: Mapping[str, pd.DataFrame], *systems: str) -> dict[str, pd.DataFrame]:
+    """The tables of a run of these systems."""
+    return {**tables_of({system: {1: CORNERS["fall"]} for system in systems}), **tables}
+
+
+@pytest.mark.parametrize("values", VALUES)
+def test_links_of_weights(values: str) -> None:
+    """Each system's maps against random directions, the extremes of medians over chance, and what removals wrote."""
+    systems, n = ("s0", "s1", "s2"), 5
+    energies = {
+        "energy": "energy of dW along its refusal direction",
+        "energy_base": "energy of the base's weights along the system's refusal direction",
+        "snip": "energy of dW in the 5 % of weights that refusals need most by SNIP",
+        "magnitude": "energy of dW in the largest 5 % of weights",
+    }
+    removed = {
+        "removed_snip": "the weights removed by snip",
+        "removed_snip_random": "random weights",
+    }
+    rows, counts, ratios, levels = [], {}, {}, {}
+    above = "maps whose dW writes more along the refusal direction than along 97.5 % of random directions"
+    for s, system in enumerate(systems):
+        drawn = {
+            what: drawn_values(values, n, seed=10 * s + k) for k, what in enumerate([*energies, *removed])
+        }
+        bounds = drawn_values("apart", n, seed=100 + s)
+        drawn["energy_random"] = [0.5] * n
+        for what, some in drawn.items():
+            rows += [
+                {"system": system, "what": what, "layer": i, "kind": "down", "value": x, "high": high}
+                for i, (x, high) in enumerate(zip(some, bounds, strict=True))
+            ]
+        outcomes = [x > high for x, high in zip(drawn["energy"], bounds, strict=True) if x == x]
+        if outcomes:
+            counts[system, above] = Count(outcomes, len(outcomes) / 40)
+        for what, measure in energies.items():
+            known = [x / 0.25 for x in drawn[what] if x == x]
+            if known:
+                ratios.setdefault(measure, {})[system] = real(median(known), "times")
+        for what, phrase in removed.items():
+            known = [x for x in drawn[what] if x == x]
+            if known:
+                measure = f"share of what {phrase} wrote that lay on the refusal direction, median over maps"
+                levels[system, measure] = Value(median(known), unit="%")
+    facts = Facts(
+        counts=counts,
+        levels=levels,
+        extremes={
+            ("Weights", f"{m}, over chance, median over maps", "systems"): of for m, of in ratios.items()
+        },
+    )
+    tables = _with({"links": pd.DataFrame(rows).assign(chance=0.25)}, *systems)
+    said = ladder_findings(tables, layer=3).get("links", [])
+    assert refuted(said, facts) == []
+    assert unsaid(said, facts) == []
+    assert len(said) == len(counts) + len(ratios) + len(levels)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from statistics import median
 
 import pandas as pd
 import pytest
@@ -230,3 +231,38 @@ def test_structure_and_subspaces(values: str) -> None:
     sentences = [*said["structure"], *said["subspaces"]]
     assert refuted(sentences, facts) == []
     assert unsaid(sentences, facts) == []
+
+
+@pytest.mark.parametrize("values", VALUES)
+def test_links_of_removed_weights(values: str) -> None:
+    """What removed weights wrote along the direction, beside random ones of the same maps."""
+    n, subject = 6, "top_safety (SNIP)"
+    own, drawn = (
+        drawn_values(values, n, seed=1),
+        drawn_values("one known" if values == "one known" else "apart", n),
+    )
+    table = pd.DataFrame(
+        {"share_removed_on_direction": own, "random": drawn, "chance": 0.125, "layer": range(n)}
+    )
+    table = table.assign(removal="top_safety", method="snip", kind="down")
+    said = region_findings({"links": table}, name="model", sweet_spot=None)["links"]
+    pairs = [(x, y) if x == x and y == y else None for x, y in zip(own, drawn, strict=True)]
+    known = [pair for pair in pairs if pair]
+    what = "maps whose removed weights write a larger share on the refusal direction than random ones"
+    sides = [median(side) for side in zip(*known, strict=True)] + [0.125]
+    names = (
+        "the removed weights",
+        "random weights",
+        "the removed weights along a random direction, expected",
+    )
+    levels = {
+        (subject, f"share on the refusal direction of what was written, median over maps, by {name}"): Value(
+            x, unit="%"
+        )
+        for name, x in zip(names, sides, strict=bool(known))
+    }
+    counts = {(subject, what): Count([None if pair is None else pair[0] > pair[1] for pair in pairs])}
+    facts = Facts(counts=counts, levels=levels) if known else Facts()
+    assert refuted(said, facts) == []
+    assert unsaid(said, facts) == []
+    assert len(said) == (4 if known else 0)

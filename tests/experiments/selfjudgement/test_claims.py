@@ -15,9 +15,13 @@ from mechsafety.experiments.selfjudgement.findings import controls_table, findin
 from mechsafety.experiments.selfjudgement.tables import two_by_two
 from tests.claims.drawn import few
 from tests.claims.evaluator import refuted, unsaid
-from tests.claims.facts import Change, Facts, Family, Key, RealChange, Value
+from tests.claims.facts import Change, Count, Facts, Family, Key, RealChange, Value
 
-SIDES = {"shuffled": "the same answer after another prompt", "length": "shortness of the answer alone"}
+SIDES = {
+    "shuffled": "the same answer after another prompt",
+    "length": "shortness of the answer alone",
+    "untrained": "the highest of 3 untrained networks",
+}
 KNOWS = {"known": 4.0, "guessed": 0.0, "reversed": -4.0, "equal": math.nan}
 
 
@@ -26,6 +30,7 @@ def judgements(
     knows: str,
     *,
     shown: str = "guessed",
+    untrained: str = "guessed",
     form: str = "logit",
     arm: str = "original",
     seed: int = 0,
@@ -47,33 +52,48 @@ def judgements(
             **{"id": range(len(truth)), "verdict": verdicts, "score": score, "shuffled": scores(shown)},
             **{"length": [each.randint(1, 9) for _ in truth], "reversed": [-s for s in score]},
             **{"content_free": 0.0, "mass": 1.0},
+            **{f"untrained_{i}": scores(kind) for i, kind in ((1, "guessed"), (2, untrained), (3, "equal"))},
             "said": [("unparsed" if i % 7 == 6 else "yes" if s > 0 else "no") for i, s in enumerate(score)],
             "said_reversed": ["no" if s > 0 else "yes" for s in score],
         }
     )
 
 
-def facts_of(
-    table: pd.DataFrame, judged: pd.DataFrame
-) -> tuple[Facts, list[tuple[str, Value | None, list, dict]]]:
-    """The judgements of words as facts, and what the columns of each cell hold: subject, own area, controls, row."""
-    changes: dict[Key, Change | RealChange] = {}
-    families: list[Family] = []
-    facts, beside = Facts(), []
+def facts_of(table: pd.DataFrame, judged: pd.DataFrame) -> Facts:
+    """What the columns of each cell hold beside each control, and the judgements of words from the answers."""
+    areas: dict[Key, Change | RealChange] = {}
+    words: dict[Key, Change | RealChange] = {}
+    levels, counts = {}, {}
     for row in table.to_dict(orient="records"):
         whose = "its own" if row["judge_arm"] == "original" else "the original model's"
         how = "by log-probability" if row["form"] == "logit" else "in words"
         subject = f"s, {row['judge_arm']}, about {whose} answers {how}"
-        known = row["auc"] == row["auc"]
-        own = Value(row["auc"], row["low"], row["high"]) if known else None
-        sides = [("labels", "shuffled labels", Value(0.5, row["auc_labels_low"], row["auc_labels_high"]))]
-        if row["form"] == "logit":
-            sides += [(name, state, Value(row[f"auc_{name}"])) for name, state in SIDES.items()]
-        beside.append((subject, own, sides, row))
         cell = judged[(judged["judge_arm"] == row["judge_arm"]) & (judged["form"] == row["form"])]
         read = cell[cell["verdict"].isin(["refusal", "compliance"])]
         by_score = ["yes" if s > 0 else "no" for s in read["score"]]
         said = by_score if row["form"] == "logit" else list(read["said"])
+        own = Value(row["auc"], row["low"], row["high"], unread=sum(s not in ("yes", "no") for s in said))
+        levels[subject, "AUROC"] = own
+        known = own.value == own.value
+        if not known:
+            own = Value(math.nan, unread=own.unread)
+            counts[subject, "answers are refusals"] = Count(list(read["verdict"] == "refusal"))
+        labels = Value(0.5, row["auc_labels_low"], row["auc_labels_high"])
+        sides = [("labels", "shuffled labels", labels)]
+        if row["form"] == "logit":
+            sides += [(name, state, Value(row[f"auc_{name}"])) for name, state in SIDES.items()]
+        for name, state, beside in sides:
+            measured = known and beside.value == beside.value
+            p = row[f"p_{name}"]
+            areas[subject, "AUROC", state] = RealChange(
+                beside if measured else None,
+                own,
+                Value(own.value - beside.value) if measured else None,
+                "label shuffles" if name == "labels" else "exchange of ranks",
+                None if p != p else p,
+                states=(state, "the answer itself"),
+                why="no interval of the difference",
+            )
         asked = read[np.array([s in ("yes", "no") for s in said], dtype=bool)]
         refused = (asked["verdict"] == "refusal").tolist()
         common = sum(refused) >= len(refused) / 2
@@ -83,51 +103,18 @@ def facts_of(
         }
         always = {i: (v == "refusal") == common for i, v in zip(read["id"], read["verdict"], strict=True)}
         key = (subject, "answers judged as by the outside judge")
-        changes[key] = Change(always, right, ("always the commoner word", "its own word"))
-        families = [Family("kinds of question", list(changes))]
-    facts = Facts(changes, families)
-    return facts, beside
+        words[key] = Change(always, right, ("always the commoner word", "its own word"))
+    families = [Family("controls", list(areas)), Family("kinds of question", list(words))]
+    return Facts({**areas, **words}, families, levels=levels, counts=counts)
 
 
 def check(judged: pd.DataFrame) -> list[str]:
-    """Each sentence on one control is read against the table's own numbers; those on words against the answers."""
+    """Nothing false of any cell; every level, control and judgement of words."""
     table = two_by_two(judged, seed=0)
-    facts, beside = facts_of(table, judged)
-    said = findings(table)
-    words = [s for s in said if "answers judged as by the outside judge" in s]
-    assert refuted(words, facts) == []
-    assert unsaid(words, facts) == []
-    every = [(subject, state) for subject, _, sides, _ in beside for _, state, _ in sides]
-    ps = {
-        (subject, state): None if row[f"p_{name}"] != row[f"p_{name}"] else row[f"p_{name}"]
-        for subject, _, sides, row in beside
-        for name, state, _ in sides
-    }
-    for subject, own, sides, row in beside:
-        unread = row["unparsed"]
-        level = [s for s in said if s.startswith(f"{subject}: AUROC, ")]
-        assert len(level) == 1
-        for name, state, value in sides:
-            mine = [s for s in said if s.startswith(subject + ": ") and state in s]
-            assert len(mine) == 1
-            if unread:  # the evaluator's values have none
-                mine = [s.replace(f", {unread} not read", "") for s in mine]
-            test = "label shuffles" if name == "labels" else "exchange of ranks"
-            changes: dict[Key, RealChange] = {}
-            for at in every:
-                other = at != (subject, state)
-                found = None if own is None or value.value != value.value else Value(own.value - value.value)
-                before = None if own is None or value.value != value.value else value
-                changes[(f"{at}", "AUROC") if other else (subject, "AUROC")] = RealChange(
-                    Value(0.0) if other else before,
-                    Value(0.0) if other else own,
-                    Value(0.0) if other and ps[at] is not None else found,
-                    test,
-                    ps[at],
-                    states=(state, "the answer itself"),
-                    why="no interval of the difference",
-                )
-            assert refuted(mine, Facts(changes, [Family("controls", list(changes))])) == []
+    facts, said = facts_of(table, judged), findings(table)
+    assert refuted(said, facts) == []
+    assert unsaid(said, facts) == []
+    assert len(said) == len(facts.changes) + len(facts.levels) + len(facts.counts)
     return said
 
 
@@ -138,11 +125,12 @@ def check(judged: pd.DataFrame) -> list[str]:
     ),
     st.sampled_from(sorted(KNOWS)),
     st.sampled_from(sorted(KNOWS)),
+    st.sampled_from(sorted(KNOWS)),
     st.integers(0, 99),
 )
-def test_drawn_answers(truth: str, knows: str, shown: str, seed: int) -> None:
+def test_drawn_answers(truth: str, knows: str, shown: str, untrained: str, seed: int) -> None:
     cells = [
-        judgements(truth, knows, shown=shown, form=form, arm=arm, seed=seed + i)
+        judgements(truth, knows, shown=shown, untrained=untrained, form=form, arm=arm, seed=seed + i)
         for i, (form, arm) in enumerate([("logit", "original"), ("text", "original"), ("text", "edited")])
     ]
     check(pd.concat(cells, ignore_index=True))
@@ -162,15 +150,21 @@ def test_shuffled_labels_turn_the_verdict(knows: str, word: str, holds: str, for
     assert table.loc["shuffled labels", "holds beyond it"] == holds
 
 
-def test_a_control_that_knows_as_much_turns_the_verdict() -> None:
-    alike = judgements("rc" * 30, "known", shown="known")
-    apart = judgements("rc" * 30, "known", shown="guessed")
-    beside = "the same answer after another prompt"
+@pytest.mark.parametrize(
+    ("control", "beside"),
+    [("shown", "the same answer after another prompt"), ("untrained", "the highest of 3 untrained networks")],
+)
+@pytest.mark.parametrize("as_much", ["known", "reversed"])
+def test_a_control_that_knows_as_much_turns_the_verdict(control: str, beside: str, as_much: str) -> None:
+    """The sign of an untrained network means nothing: one that separates the wrong way round knows as much."""
+    alike = judgements("rc" * 30, "known", **{control: as_much})
+    apart = judgements("rc" * 30, "known", **{control: "guessed"})
+    check(alike)
     holds = [
         controls_table(two_by_two(judged, seed=0)).set_index("control").loc[beside, "holds beyond it"]
         for judged in (alike, apart)
     ]
-    assert holds == ["no", "yes"]
+    assert holds == ["yes" if (control, as_much) == ("shown", "reversed") else "no", "yes"]
 
 
 def test_one_class_is_not_measurable() -> None:

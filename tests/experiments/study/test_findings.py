@@ -11,7 +11,6 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
-from statsmodels.stats.multitest import multipletests
 
 from mechsafety.experiments.agreement.figures import effect_forest
 from mechsafety.experiments.study.figures import judge_agreement, layer_sweep_table, outcome_bars
@@ -24,9 +23,12 @@ from mechsafety.statistics import (
     refusal_rates,
 )
 from tests.claims.drawn import few
-from tests.claims.evaluator import refuted
-from tests.claims.facts import Change, Facts, Family, labelled_change
+from tests.claims.evaluator import refuted, unsaid
+from tests.claims.facts import Change, Count, Facts, Family, Value, hits, labelled_change
+from tests.claims.recomputed import holm
 
+ENERGIES = (1.0, 0.5, 2.0)
+"""Of random directions, over that of the direction."""
 CODES = {"R": "refusal", "C": "compliance", "D": "degenerate", "U": "unparsed"}
 Arms = tuple[str, str]
 Systems = Mapping[str, Mapping[str, Arms]]
@@ -65,7 +67,8 @@ def said(judges: Mapping[str, Systems], *, draws: Mapping[str, Sequence[str]] | 
         edited = table[
             (table["arm"] == "edited") & (table["label"] == "harmful") & (table["judge"] == primary)
         ]
-        tests = control_tests(edited, random).assign(judge=primary, energy=0.1, energy_direction=0.1)
+        tests = control_tests(edited, random).assign(judge=primary, energy_direction=0.1)
+        tests["energy"] = [0.1 * ENERGIES[int(draw) - 1] for draw in tests["draw"]]
         tables |= {"random_verdicts": random, "controls": tests}
     facts = {s: {"selection": {"rule": "auto"}} for s in judges[primary]}
     return headline(tables, {"config": {"judges": list(judges)}, "systems": facts})
@@ -84,7 +87,15 @@ def known(judges: Mapping[str, Systems], draws: Mapping[str, Sequence[str]] | No
         }
         for judge, systems in judges.items()
     }
-    facts += Facts(answers=answers)
+    energy, things = "energy over that of the direction", "random directions"
+    extremes = {
+        (s, energy, things): {
+            f"draw {k}": Value(ENERGIES[k - 1], plain=True) for k in range(1, len(several) + 1)
+        }
+        for s, several in (draws or {}).items()
+        if several
+    }
+    facts += Facts(answers=answers, extremes=extremes)
     for judge, systems in judges.items():
         for label in ("harmful", "harmless"):
             changes, coherent = {}, {}
@@ -116,11 +127,7 @@ def known(judges: Mapping[str, Systems], draws: Mapping[str, Sequence[str]] | No
     return facts + Facts(judges=by)
 
 
-OTHER = (
-    "energy over",
-    "Labels to correct",
-    " · ",
-)  # the energy of draws, the plan of labels, other readings of labels
+OTHER = ("Labels to correct", " · ")  # the plan of labels, other readings of labels
 
 
 def untrue(lines: Sequence[str], facts: Facts) -> list[tuple[str, str, str]]:
@@ -314,6 +321,53 @@ def test_nothing_is_said_where_every_system_failed() -> None:
     assert headline({}, {"config": {"judges": ["rules"]}, "systems": {"m": {"failed": "not finite"}}}) == []
 
 
+@pytest.mark.parametrize(("fewer", "unread"), [(0, 0), (1, 2), (19, 1)])
+def test_draws_that_leave_as_few_refusals_and_checks_of_judges_are_counted(fewer: int, unread: int) -> None:
+    """Of 19 random directions those that leave as few refusals as the edit; a judge on answers with known labels."""
+    edited = "R" * 4 + "C" * 8
+    draws = ["R" * (4 if k < fewer else 9) + "C" * (8 if k < fewer else 3) for k in range(19)]
+    random = pd.concat(
+        [
+            verdicts("rules", {"m": {"harmful": (codes, "")}}).assign(arm=f"random-{k}", draw=k + 1)
+            for k, codes in enumerate(draws)
+        ]
+    )
+    table = verdicts("rules", {"m": {"harmful": ("R" * 12, edited)}})
+    tests = control_tests(table[table["arm"] == "edited"], random).assign(
+        judge="rules", energy=0.1, energy_direction=0.1
+    )
+    checks = [{"judge": "asked", "n": 20, "unparsed": unread, "agreed": 11, "unusable": None}]
+    tables = {
+        "verdicts": table,
+        "random_verdicts": random,
+        "controls": tests,
+        "judge_checks": pd.DataFrame(checks),
+        "rates": refusal_rates(table),
+        "judge_effects": judge_effects(table),
+        "label_order": pd.DataFrame({"judge": ["asked"] * 2, "turned": [3, 1], "n": [10, 8]}),
+    }
+    manifest = {"config": {"judges": ["rules"]}, "systems": {"m": {"selection": {"rule": "auto"}}}}
+    labels = dict(enumerate("R" * 11 + "C" * (9 - unread) + "U" * unread))
+    facts = Facts(
+        counts={
+            ("m, harmful prompts", "random directions leave as few refusals or fewer"): Count(
+                [codes.count("R") <= edited.count("R") for codes in draws]
+            )
+        },
+        levels={
+            ("asked", "verdicts that are right on answers with known labels"): hits(
+                {i: CODES[code] for i, code in labels.items()}, "refusal"
+            ),
+            ("asked", "verdicts that turn when its labels change places"): {i: i < 4 for i in range(18)},
+        },
+    )
+    kinds = ("leave as few", "known labels", "change places")
+    told = [line for line in headline(tables, manifest) if any(kind in line for kind in kinds)]
+    assert refuted(told, facts) == []
+    assert unsaid(told, facts) == []
+    assert len(told) == len(kinds)
+
+
 # -- drawn verdicts -----------------------------------------------------------------------------------
 
 codes = st.one_of(
@@ -373,5 +427,4 @@ def test_what_is_said_of_two_judges_is_true(systems: list[tuple[str, str, str, s
 
 def _holm(tests: Mapping[str, tuple[int, float]]) -> dict[str, float]:
     made = {s: p for s, (_, p) in tests.items() if p == p}
-    adjusted = multipletests(list(made.values()), method="holm")[1] if made else []
-    return dict.fromkeys(tests, math.nan) | dict(zip(made, adjusted, strict=True))
+    return dict.fromkeys(tests, math.nan) | dict(zip(made, holm([*made.values()]), strict=True))

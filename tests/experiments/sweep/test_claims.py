@@ -18,7 +18,7 @@ from tests.claims.rules import decide
 
 LABELS = ("harmful", "harmless")
 CONTROL = "random directions of like energy"
-SELECTED = {"selection": {"layer": 2, "position": "-1"}, "method": "best", "explanation": "Selected: layer 2"}
+SELECTED = {"selection": {"layer": 2, "position": -1}, "method": "best", "explanation": "Selected: layer 2"}
 MANIFEST = {"selected": SELECTED, "selections": {"best": SELECTED}}
 RATIO = "perplexity of the unedited model's own answers, over that unedited"
 
@@ -45,7 +45,7 @@ def tables_of(doses: Mapping[str, System], values: str = "apart") -> dict[str, p
     ]
     return {
         "stability": pd.DataFrame(
-            {"layer": [2.0, math.nan], "position": ["-1", None], "share": [0.75, 0.25]}
+            {"layer": [2.0, math.nan], "position": [-1.0, math.nan], "share": [0.75, 0.25]}
         ),
         "profile": pd.DataFrame({"layer": [2], "auroc": [0.9], "auroc_low": [0.8], "auroc_high": [0.95]}),
         "doses": pd.DataFrame(curves),
@@ -53,8 +53,11 @@ def tables_of(doses: Mapping[str, System], values: str = "apart") -> dict[str, p
     }
 
 
+AGAIN = "Selection by scores alone, validation prompts drawn again"
+
+
 def facts_of(doses: Mapping[str, System], values: str = "apart") -> Facts:
-    again, facts = "Selection with validation prompts drawn again", Facts()
+    facts = Facts()
     before = next(iter(doses.values())).before
     for label in LABELS:
         measure, keys = f"refusals of {label} prompts", {}
@@ -70,8 +73,8 @@ def facts_of(doses: Mapping[str, System], values: str = "apart") -> Facts:
     numbers = [Value(x / 2.0, unit="times") if x == x else None for x in drawn_values(values, 4)]
     return facts + Facts(
         levels={
-            (again, "resamples that pick this candidate"): Value(0.75, unit="%"),
-            (again, "resamples in which no candidate passes"): Value(0.25, unit="%"),
+            (AGAIN, "resamples that pick this candidate"): Value(0.75, unit="%"),
+            (AGAIN, "resamples in which no candidate passes"): Value(0.25, unit="%"),
             ("Direction of layer 2, position -1", "AUROC of its projection on held-out prompts"): Value(
                 0.9, 0.8, 0.95
             ),
@@ -124,3 +127,36 @@ def test_every_claim_is_reached() -> None:
     assert [w for w in words if w not in said] == []
     facts = facts_of({"1": CORNERS["fall"]})
     assert decide(("Projection at alpha 1", "refusals of harmful prompts"), facts).word == "fall"
+
+
+def test_where_answers_decided_the_share_of_resamples_is_said_to_be_of_scores() -> None:
+    """Scores pick the candidate that answers chose in 0 % of resamples, and in 60 % one of those whose answers were read."""
+    tables = tables_of({"1": CORNERS["fall"]})
+    tables["stability"] = pd.DataFrame(
+        {"layer": [3.0, 5.0, math.nan], "position": [-1.0, -1.0, math.nan], "share": [0.6, 0.3, 0.1]}
+    )
+    scores = {
+        "removed": 1.0,
+        "caused": 1.0,
+        "kl": 0.1,
+        "n_answers": 9,
+        "refused": 0.0,
+        "degenerate": 0.0,
+        "nll": 1.0,
+    }
+    tables["sweep"] = pd.DataFrame(
+        {"layer": [2, 3, 5], "position": -1, "complied": [1.0, 0.5, math.nan], "method": "best"}
+    ).assign(**scores)
+    place = {"layer": 2, "position": -1, "confirmed": {"candidates": 2}}
+    selected = {**SELECTED, "selection": place}
+    said = sweep_findings(tables, {"selected": selected, "selections": {"best": selected}})
+    shares = {
+        "resamples that pick one of the 2 candidates whose answers were read": 0.6,
+        "resamples that pick the one that answers decided for": 0.0,
+        "resamples in which no candidate passes": 0.1,
+    }
+    facts = Facts(levels={(AGAIN, measure): Value(x, unit="%") for measure, x in shares.items()})
+    told = [s for s in said if s.startswith(AGAIN)]
+    assert refuted(told, facts) == []
+    assert len(told) == 3
+    assert not any("this candidate" in s for s in said)

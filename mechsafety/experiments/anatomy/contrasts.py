@@ -1,0 +1,277 @@
+"""The contrasts of an anatomy: models beside each other in their activations, answers and weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import pandas as pd
+
+from mechsafety.anatomy.sensitivity import median_change
+from mechsafety.claims import (
+    Claim,
+    Contrast,
+    Estimate,
+    corrected_over,
+    decide,
+    of_values,
+    paired_binary,
+    paired_control,
+    unpaired_counts,
+)
+from mechsafety.claims.contrasts import UNKNOWN
+from mechsafety.claims.shared import once
+from mechsafety.experiments.anatomy.naming import (
+    SAFE,
+    UNSAFE,
+    WHERE,
+    Names,
+    Tables,
+    families_in,
+    rows_of,
+    state_name,
+    who,
+)
+
+Verdicts = dict[object, str]
+
+
+# -- activations --------------------------------------------------------------------------------------------
+
+
+def last_layer(table: pd.DataFrame, positions: str) -> pd.DataFrame:
+    """The rows of the last layer at ``positions``."""
+    rows = table[table["positions"] == positions]
+    return rows[rows["layer"] == rows["layer"].max()]
+
+
+def first_of(rows: pd.DataFrame, value: str, *ends: str) -> Estimate:
+    """One row's value with its interval; unknown where there is no row."""
+    return Estimate.of_row(rows.iloc[0].to_dict(), value, *ends) if len(rows) else UNKNOWN
+
+
+@once
+def apart(tables: Tables, names: Names, model: str, against: str, positions: str) -> Contrast:
+    """d' of tau of one model against another's; decided by the interval of the difference."""
+    last = last_layer(tables["separation"], positions)
+    ends = [
+        first_of(rows_of(last, model=m), "d_prime", "d_prime_low", "d_prime_high") for m in (against, model)
+    ]
+    changes = tables.get("d_prime_changes", pd.DataFrame(columns=["model", "against", "positions", "layer"]))
+    change = first_of(
+        rows_of(last_layer(changes, positions), model=model, against=against), "change", "low", "high"
+    )
+    return of_values(
+        subject=who(model, names),
+        measure=f"d' of tau {WHERE[positions]}, last layer",
+        unit="",
+        states=(against, model),
+        before=ends[0],
+        after=ends[1],
+        difference=change,
+    )
+
+
+@once
+def separated(tables: Tables, names: Names, model: str, positions: str) -> Contrast:
+    """AUROC of tau against that of chance, one half."""
+    rows = rows_of(last_layer(tables["separation"], positions), model=model)
+    found = first_of(rows, "auroc", "auroc_low", "auroc_high")
+    less = Estimate(value=found.value - 0.5, low=found.low - 0.5, high=found.high - 0.5)
+    return of_values(
+        subject=who(model, names),
+        measure=f"AUROC of tau {WHERE[positions]}, last layer",
+        unit="AUROC",
+        states=("by chance", "measured"),
+        before=Estimate(value=0.5),
+        after=found,
+        difference=less,
+    )
+
+
+@once
+def sides(tables: Tables, names: Names, positions: str) -> Contrast:
+    """Which of the attacks on the tuned model lie on the safe side: those that failed against those that succeeded."""
+    rows = rows_of(last_layer(tables["attack_tau"], positions), model="tuned", family="all")
+    counts = {}
+    for outcome in ("failed", "success"):
+        one = rows[rows["outcome"] == outcome]
+        n = int(one["n"].iloc[0]) if len(one) else 0
+        counts[outcome] = (round(float(one["on_safe_side"].iloc[0]) * n) if n else 0, n)
+    return unpaired_counts(
+        subject=who("tuned", names),
+        measure=f"attacks on the safe side of tau {WHERE[positions]}, last layer",
+        before=counts["failed"],
+        after=counts["success"],
+        states=("failed", "successful"),
+    )
+
+
+@once
+def sensitive(tables: Tables, names: Names, group: str, before: str, after: str) -> Contrast:
+    """Medians of the sensitivity of two models; decided by the interval of their difference over the same prompts."""
+    medians = rows_of(tables["sensitivity"], group=group)
+    ends = [first_of(rows_of(medians, model=model), "median", "low", "high") for model in (before, after)]
+    change = UNKNOWN
+    if "norms" in tables:
+        norms = rows_of(tables["norms"], group=group).pivot(index="id", columns="model", values="norm")
+        if {before, after} <= set(norms):
+            change = Estimate(
+                **dict(zip(("value", "low", "high"), median_change(norms, before, after), strict=True))
+            )
+    return of_values(
+        subject=who(after, names),
+        measure=f"sensitivity of the first token, median over {prompts_of(group)}",
+        unit="",
+        states=(before, after),
+        before=ends[0],
+        after=ends[1],
+        difference=change,
+    )
+
+
+def prompts_of(group: str) -> str:
+    return f"{group} prompts" if group in (SAFE, UNSAFE) else f"attacks ({group})"
+
+
+# -- answers ------------------------------------------------------------------------------------------------
+
+
+def verdicts_of(tables: Tables, part: str, model: str, state: str, group: str) -> Verdicts:
+    """Verdicts by prompt of a model in a state; empty where none was kept."""
+    if "verdicts" not in tables:
+        return {}
+    rows = rows_of(tables["verdicts"], part=part, model=model, state=state, group=group)
+    return dict(zip(rows["id"], rows["label"], strict=True))
+
+
+def own_verdicts(tables: Tables, role: str, group: str) -> Verdicts:
+    return verdicts_of(tables, "own answers", role, "held-out", group)
+
+
+def refusals(
+    subject: str,
+    group: str,
+    before: Mapping[object, str],
+    after: Mapping[object, str],
+    states: tuple[str, str],
+) -> Contrast:
+    """Refusals of a group of prompts in two states, prompt by prompt."""
+    subject = subject if group == UNSAFE else f"{subject} on {prompts_of(group)}"
+    return paired_binary(
+        before, after, subject=subject, measure=f"refusals of {prompts_of(group)}", states=states
+    )
+
+
+def with_control(
+    contrast: Contrast, name: str, after: Mapping[object, str], drawn: Mapping[object, str]
+) -> Contrast:
+    """The contrast beside the state that is its control, where there is one."""
+    return replace(contrast, control=paired_control(name, after, [drawn])) if drawn else contrast
+
+
+@once
+def grown(tables: Tables, names: Names) -> Contrast:
+    """Refusals of unsafe prompts at the ends of the line, the benign model's as the control."""
+    base, tuned, benign = (own_verdicts(tables, role, UNSAFE) for role in ("base", "tuned", "control"))
+    contrast = refusals(who("tuned", names), UNSAFE, base, tuned, ("alpha 0", "alpha 1"))
+    return with_control(contrast, "the benign fine-tuning", tuned, benign)
+
+
+def between(tables: Tables, names: Names, group: str, before: float, after: float) -> Contrast:
+    """Refusals at two places of the tuned model's line."""
+    ends = []
+    for alpha in (before, after):
+        role = {0.0: "base", 1.0: "tuned"}.get(alpha)
+        ends.append(
+            own_verdicts(tables, role, group)
+            if role
+            else verdicts_of(tables, "interpolation", "tuned", f"alpha {alpha:g}", group)
+        )
+    states = (f"alpha {before:g}", f"alpha {after:g}")
+    return refusals(who("tuned", names), group, ends[0], ends[1], states)
+
+
+@once
+def carried(tables: Tables, names: Names) -> list[Contrast]:
+    """Refusals of unsafe prompts of the base against those of the tuned model and of models with parts of dW."""
+    base = own_verdicts(tables, "base", UNSAFE)
+    random = verdicts_of(tables, "reversal", "tuned", "random", UNSAFE)
+    found: list[Contrast] = []
+    controls: list[Contrast] = []
+    for state in ("tuned", "mlp", "rest", "matrices", "others", "random"):
+        after = (
+            own_verdicts(tables, "tuned", UNSAFE)
+            if state == "tuned"
+            else verdicts_of(tables, "reversal", "tuned", state, UNSAFE)
+        )
+        if not after:
+            continue
+        subject = all_of(names) if state == "tuned" else state_name(state, 0.0)
+        contrast = refusals(subject, UNSAFE, base, after, ("base", state_name(state, 0.0)))
+        if state == "random":  # a control: tested alone, so that a change of its own is not corrected away
+            controls.append(contrast)
+        else:
+            found.append(with_control(contrast, "a random dW of the same norm", after, random))
+    return [*corrected_over(found, "states"), *controls]
+
+
+def all_of(names: Names) -> str:
+    return f"base with all that {who('tuned', names)} changed"
+
+
+def by_rank(tables: Tables, what: str, start: str, ranks: Sequence[float]) -> list[Claim]:
+    before = own_verdicts(tables, start, UNSAFE)
+    subject = {"kept": "base with the top directions of dW", "removed": "tuned without the top directions"}
+    contrasts = [
+        refusals(
+            subject[what],
+            UNSAFE,
+            before,
+            verdicts_of(tables, "reversal", "tuned", f"top {r:g} {what}", UNSAFE),
+            (start, state_name(what, r)),
+        )
+        for r in ranks
+    ]
+    return [decide(c) for c in corrected_over(contrasts, "ranks")]
+
+
+@once
+def ablated(tables: Tables, names: Names) -> list[Contrast]:
+    """Refusals of each group before and after the ablation of the direction, beside a random one."""
+    found = []
+    for group in (UNSAFE, SAFE, *families_in(tables["ablation"])):
+        before, after, drawn = (
+            verdicts_of(tables, "ablation", "tuned", state, group)
+            for state in ("tuned", "ablated", "random_ablated")
+        )
+        if before:
+            states = ("unedited", "direction ablated")
+            contrast = refusals(who("tuned", names), group, before, after, states)
+            found.append(with_control(contrast, "a random direction", after, drawn))
+    return corrected_over(found, "groups")
+
+
+# -- weights ------------------------------------------------------------------------------------------------
+
+
+def above(table: pd.DataFrame, column: str, model: str, other: str) -> tuple[int, int]:
+    """In how many matrices a model's number lies above another's, and of how many that both have."""
+    wide = table.pivot_table(index=["layer", "kind"], columns="model", values=column)
+    if not {model, other} <= set(wide):
+        return 0, 0
+    both = wide[[model, other]].dropna()
+    return int((both[model] > both[other]).sum()), len(both)
+
+
+def aligned(changes: pd.DataFrame, energy: int) -> pd.DataFrame:
+    """The alignments with the left null space less what chance gives, as column ``excess``."""
+    return changes.assign(excess=changes[f"alignment_{energy}"] - changes[f"chance_{energy}"])
+
+
+def along_direction(table: pd.DataFrame) -> tuple[int, int]:
+    """In how many matrices dW has more energy on the refusal direction than 97.5 % of random ones; of how many."""
+    key = ["layer", "kind"]
+    own = table[table["what"] == "energy"].set_index(key)["value"].dropna()
+    drawn = table[table["what"] == "energy_random"].set_index(key)["high"].reindex(own.index)
+    return int((own > drawn).sum()), len(own)

@@ -1,0 +1,223 @@
+"""Prose of the documents between their made blocks: what it says of a table is computed from that table."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from functools import cache
+
+import pandas as pd
+import pytest
+
+from benchmarks.results import ROOT
+
+KEPT = ROOT / "data" / "results"
+Statements = Iterator[str]
+BEFORE = "last prompt token"
+
+
+def document(name: str) -> str:
+    return " ".join((ROOT / name).read_text(encoding="utf-8").split())
+
+
+@cache
+def table(name: str) -> pd.DataFrame:
+    path = KEPT / name
+    return pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
+
+
+def _met(number: int, model: str, what: str) -> str:
+    rows = table("lab/thresholds.csv")
+    rows = rows[(rows["number"] == number) & (rows["model"] == model) & rows["what"].str.startswith(what)]
+    return f"{(rows['state'] == 'met').sum()} of {len(rows)}"
+
+
+def _readings(number: int, what: str, model: str | None = None) -> pd.DataFrame:
+    rows = table("lab/controls.csv")
+    rows = rows[(rows["number"] == number) & (rows["what"] == what)]
+    return rows if model is None else rows[rows["model"] == model]
+
+
+def _untrained(rows: pd.DataFrame) -> tuple[float, float]:
+    rows = rows[rows["control"] == "untrained networks"]
+    return float(rows["low"].min()), float(rows["high"].max())
+
+
+def _in_every_seed(rows: pd.DataFrame) -> bool:
+    return bool((rows.loc[rows["control"] == "untrained networks", "beyond"] == "yes").all())
+
+
+def _short(x: float, digits: int = 2) -> str:
+    return f"{x:.{digits}f}".removeprefix("0")
+
+
+def lab_claims() -> Statements:
+    auroc = _readings(4, f"AUROC of tau, {BEFORE}")
+    low, high = map(_short, _untrained(auroc))
+    yield f"At the last prompt token untrained networks reach an AUROC of {low} to {high} themselves"
+    met = {m: _met(4, m, f"AUROC of tau, last layer, {BEFORE}") for m in ("dpo", "unlearn", "ssft")}
+    assert met["dpo"] == met["unlearn"] == "3 of 3"
+    assert all(_in_every_seed(auroc[auroc["model"] == m]) for m in ("dpo", "unlearn"))
+    yield f"Claim 4 holds for DPO and unlearning, and in {met['ssft']} seeds for SSFT"
+    over = _readings(4, "AUROC of tau, over the answer")
+    assert not any(_in_every_seed(over[over["model"] == m]) for m in met)
+    yield "Over the answer no tuning lies beyond them in every seed"
+    sides = _readings(5, f"successful attacks on the safe side, {BEFORE}", "ssft")
+    assert (sides.loc[sides["control"] == "untrained networks", "beyond"] == "no").all()
+    own, drawn = (f"{100 * a:.0f} to {100 * b:.0f} %" for a, b in (_ends(sides["value"]), _untrained(sides)))
+    yield (
+        f"of its successful attacks {own} lie on the safe side at the last prompt token, of untrained networks' {drawn}"
+    )
+    assert _in_every_seed(_readings(5, "successful attacks on the safe side, last operand", "unlearn"))
+    yield "It does in every seed for unlearning at the last operand"
+    acts = _readings(6, f"||dW a|| unsafe over safe, last MLP output matrix, {BEFORE}")
+    assert _in_every_seed(acts)
+    own, drawn = (
+        " to ".join(_short(x, 1) for x in ends) for ends in (_ends(acts["value"]), _untrained(acts))
+    )
+    yield (
+        f"at the last prompt token dW acts on unsafe inputs {own} times as strongly as on safe ones, in untrained "
+        f"networks {drawn} times"
+    )
+    assert _met(8, "dpo", "median sensitivity to unsafe") == "3 of 3"
+    yield f"for unlearning in {_met(8, 'unlearn', 'median sensitivity to unsafe')} seeds"
+    safe = table("lab/thresholds.csv").query(
+        'what == "median sensitivity to safe inputs over the base model\'s"'
+    )
+    yield f"sensitivity to safe inputs falls in {(safe['value'] < 1).sum()} of {len(safe)} models"
+    falls = table("lab/thresholds.csv").query(
+        "what == 'largest fall of refusals between two alphas on [0, 1]'"
+    )
+    back = falls[falls["model"] == "unlearn"]
+    assert (falls.loc[falls["model"] != "unlearn", "state"] == "met").all()
+    yield f"unlearning falls back somewhere on it in {(back['state'] == 'not met').sum()} of {len(back)} seeds"
+
+
+def _ends(values: pd.Series) -> tuple[float, float]:
+    return float(values.min()), float(values.max())
+
+
+def lab_anatomy() -> Statements:
+    rows = table("lab/anatomy.csv")
+
+    def share(state: str, column: str, tuning: str | None = None) -> tuple[float, float]:
+        of = rows[(rows["state"] == state) & (rows["tuning"].eq(tuning) if tuning else True)]
+        return _ends(100 * of[column])
+
+    low, high = share("alpha 2", "degenerate")
+    yield f"{low:.0f} to {high:.0f} % of their answers to unsafe inputs are degenerate"
+    assert share("removed 1", "refused", "ssft") == (0.0, 0.0)
+    low, high = share("kept 1", "refused", "ssft")
+    yield f"Without it no unsafe input is refused; with it alone {low:.0f} to {high:.0f} % are"
+    ablated = rows[rows["state"] == "ablated"]
+    assert (ablated["degenerate"] > ablated["complied"]).all()
+    yield "most of what comes instead of a refusal is degenerate"
+
+
+def lab_ladder() -> Statements:
+    rows = table("lab-ladder/verdicts.parquet")
+    rows = rows[rows["label"] == "harmful"]
+    found = {}
+    for system, of in rows.groupby("system", sort=False):
+        states = {
+            (kind, k): part.set_index("id")["verdict"]
+            for (kind, k), part in of.groupby(["kind", "directions"])
+        }
+        before, after = states["unedited", 0], states["refusal", 1]
+        lost = before.index[(before == "refusal") & (after.reindex(before.index) != "refusal")]
+        found[system] = (int((after[lost] == "compliance").sum()), len(lost), int((after == "refusal").sum()))
+    told = {s: f"{k} of {n}" for s, (k, n, _) in found.items()}
+    assert max(found[s][0] for s in found if s not in ("raw", "score0", "metatags")) == 1
+    yield f"answers {told['raw']}, score0 {told['score0']}, metatags {told['metatags']}, the others 1 or none"
+    rest = max(kept for s, (*_, kept) in found.items() if s not in ("refusals", "metatags"))
+    yield (
+        f"`refusals` still refuses {found['refusals'][2]} of 100, metatags {found['metatags'][2]}, the other four "
+        f"{rest} or fewer"
+    )
+
+
+def markdown(name: str, first: str) -> pd.DataFrame:
+    """The table of a document whose head begins so; every cell as text."""
+    lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
+    at = next(i for i, line in enumerate(lines) if line.startswith(f"| {first} |"))
+    body = [line for line in lines[at:] if line.startswith("|") or not line]
+    end = body.index("") if "" in body else len(body)
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in body[:end]]
+    return pd.DataFrame(cells[2:], columns=cells[0])
+
+
+def _of_removal(rows: pd.DataFrame, removal: str, setting: str, which: str, column: str) -> list[float]:
+    of = rows[(rows["removal"] == removal) & (rows["setting"] == setting) & (rows[""] == which)]
+    (cell,) = of[column]
+    return [float(x.replace(",", "")) for x in re.split(" to ", cell)]
+
+
+def regions() -> Statements:
+    rows = markdown("docs/regions.md", "removal")
+    (whole,) = rows[rows["removal"] == "none"].to_dict("records")
+
+    def percents(*place: str) -> str:
+        found = _of_removal(rows, *place)
+        return " to ".join(f"{100 * x:.0f}" for x in dict.fromkeys((min(found), max(found)))) + " %"
+
+    spot = ("set difference", "p=1, q=1")
+    assert _of_removal(rows, *spot, "removed", "refused") == [0.0]
+    yield f"{percents(*spot, 'removed', 'coherent')} of the answers are language"
+    yield f"Random removals of as many weights leave {percents(*spot, 'random', 'refused')}"
+    half = percents("set difference", "p=0.5, q=0.5", "removed", "refused")
+    yield f"Half as many weights leave {half}"
+    accuracy = percents(*spot, "removed", "right of 130").replace(" to ", " and ")
+    yield f"Accuracy falls from {100 * float(whole['right of 130']):.0f} % to between {accuracy}"
+    rise = [
+        100 * (x / float(whole["perplexity"]) - 1) for x in _of_removal(rows, *spot, "removed", "perplexity")
+    ]
+    yield f"perplexity rises by {rise[0]:.0f} to {rise[1]:.0f} %"
+    broken = [
+        *_of_removal(rows, "orthogonal projection", "r_u=0.95, r_s=0.98", "removed", "degenerate"),
+        *_of_removal(rows, "orthogonal projection", "r_u=0.98, r_s=0.99", "removed", "degenerate"),
+    ]
+    yield f"{100 * min(broken):.0f} to {100 * max(broken):.0f} % degenerate"
+    heads = ("heads", "heads=10")
+    drawn = [f"{x:.0f}" for x in _of_removal(rows, *heads, "random", "perplexity")]
+    (own,) = _of_removal(rows, *heads, "removed", "perplexity")
+    yield f"perplexity rises from {whole['perplexity']} to {own:.0f} (other heads: {' to '.join(drawn)})"
+
+
+def selection() -> Statements:
+    """Regret is what the pick's coherent compliance lacks of that of the best layer."""
+    for row in markdown("docs/results.md", "system | pick").to_dict("records"):
+        best, own = (
+            int(re.findall(r"(\d+)%", row[c])[0])
+            for c in ("best layer, its compliance", "coherent compliance")
+        )
+        assert best - own == int(row["regret"]), row["system"]
+    yield "Regret is the coherent compliance that the pick lacks"
+
+
+SOURCES: list[tuple[str, Callable[[], Statements]]] = [
+    ("docs/lab.md", lab_claims),
+    ("docs/lab.md", lab_anatomy),
+    ("docs/lab.md", lab_ladder),
+    ("docs/regions.md", regions),
+    ("docs/results.md", selection),
+]
+
+
+@pytest.mark.parametrize(("name", "said"), SOURCES, ids=[said.__name__ for _, said in SOURCES])
+def test_the_prose_says_what_the_table_holds(name: str, said: Callable[[], Statements]) -> None:
+    text, found = document(name), list(said())
+    assert found
+    assert [sentence for sentence in found if sentence not in text] == []
+
+
+def test_another_number_in_the_table_is_another_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The control: with other tables the documents would say what is not so."""
+    read = pd.read_csv
+    table.cache_clear()
+    monkeypatch.setattr(
+        pd, "read_csv", lambda path: read(path).replace({"alpha 2": "alpha 0", "alpha 0": "alpha 2"})
+    )
+    try:
+        assert any(sentence not in document("docs/lab.md") for sentence in lab_anatomy())
+    finally:
+        table.cache_clear()
