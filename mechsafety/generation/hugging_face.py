@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.edits.side_by_side import of_groups
+from mechsafety.generation.roomy_keys import with_room, without_room
 from mechsafety.models.chat import TokenBatch, pad_left
 from mechsafety.models.finite import finite_logits
 from mechsafety.models.forward import (
@@ -172,9 +173,11 @@ def _generate(
     )
     given = {"input_ids": ids, "attention_mask": mask}
     if cache is not None:
-        given["past_key_values"] = cache
+        given["past_key_values"] = with_room(cache, ids.shape[1] + n)
     with _own_config(module, config):
-        return module.generate(**given, generation_config=config)
+        out = module.generate(**given, generation_config=config)
+    without_room(out.get("past_key_values"))
+    return out
 
 
 @contextmanager

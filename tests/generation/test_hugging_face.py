@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from mechsafety.edits.interventions import Ablate, Add, SideBySide
-from mechsafety.generation import completions, hugging_face
+from mechsafety.generation import completions, hugging_face, roomy_keys
 from mechsafety.generation.completions import Sampling, generate
+from mechsafety.generation.roomy_keys import with_room, without_room
 from mechsafety.prompts.prompt_set import Prompt
 from tests.architectures import ARCHITECTURES, UNFAITHFUL, UNPADDABLE, kinds_first
 from tests.kept_models import kept
@@ -62,6 +64,50 @@ def test_dropped_rows_change_no_answer(name: str, monkeypatch: pytest.MonkeyPatc
         assert rows == [len(prompts)]
     elif name == "llama":
         assert rows[-1] < rows[0]
+
+
+@pytest.mark.parametrize("name", kinds_first(n for n in ARCHITECTURES if n not in (*UNFAITHFUL, *UNPADDABLE)))
+def test_room_in_the_keys_changes_no_answer(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And none is made over: every step writes into the tensors that are there, wherever keys only grow."""
+    model, prompts = kept(name), list(small_prompts(4).report)
+    stopping(model, prompts, monkeypatch)
+    made: list[int] = []
+    copied = roomy_keys._longer
+    monkeypatch.setattr(roomy_keys, "_longer", lambda *given: made.append(1) or copied(*given))
+    roomy, rows = answers(model, prompts, monkeypatch, first=2)
+    monkeypatch.setattr(hugging_face, "with_room", lambda cache, _: cache)
+    plain, _ = answers(model, prompts, monkeypatch, first=2)
+    assert roomy == plain
+    if name == "llama":
+        parts, left = divmod(len(made), 2 * model.cfg.n_layers)
+        assert not left
+        assert parts in (len(rows) - 1, len(rows))  # the first part has keys where prompts share tokens
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_keys_with_room_hold_what_plain_ones_hold(dtype: torch.dtype) -> None:
+    draw = torch.Generator().manual_seed(0)
+    first, *rest = [torch.randn(3, 2, n, 4, generator=draw).to(dtype) for n in (5, 2, 1, 1, 1)]
+    plain, cache = DynamicCache(), DynamicCache()
+    for each in (plain, cache):
+        each.update(first, -first, 0)
+    with_room(cache, 9)
+    kept_first = cache.layers[0].keys
+    for number, new in enumerate(rest):  # the last one finds no room
+        found = cache.update(new, -new, 0)
+        wanted = plain.update(new, -new, 0)
+        assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+        assert (found[0].data_ptr() == kept_first.data_ptr()) == (number < 3)
+    for each in (plain, cache):  # rows that are taken share nothing with the rest
+        with_room(each, 13)
+        each.layers[0].batch_select_indices(torch.tensor([2, 0]))
+    new = torch.randn(2, 2, 1, 4, generator=draw).to(dtype)
+    assert all(
+        torch.equal(a, b) for a, b in zip(cache.update(new, new, 0), plain.update(new, new, 0), strict=True)
+    )
+    without_room(cache)
+    assert type(cache.layers[0]) is DynamicLayer
+    assert torch.equal(cache.layers[0].keys, plain.layers[0].keys)
 
 
 def test_each_group_keeps_its_edit_when_its_rows_end(
