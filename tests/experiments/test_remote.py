@@ -232,6 +232,7 @@ def test_what_a_worker_had_made_of_the_one_task_of_a_run_is_not_made_again(
     assert [line for line in heard if line.startswith("part")] == ["part 1", "part 2", "part 3"]
 
 
+@pytest.mark.slow
 def test_an_interrupted_command_keeps_what_is_done_and_goes_on(
     machines: Machines, config: StudyConfig, tmp_path: Path
 ) -> None:
@@ -257,6 +258,7 @@ def test_an_interrupted_command_keeps_what_is_done_and_goes_on(
     assert_same_files(out, local)
 
 
+@pytest.mark.slow
 def test_answers_are_those_of_the_sequential_run(
     machines: Machines, config: StudyConfig, tmp_path: Path
 ) -> None:

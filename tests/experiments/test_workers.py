@@ -54,16 +54,16 @@ def test_processes_keep_their_state_and_their_deaths_are_told(capfd: pytest.Capt
 @pytest.fixture(scope="module")
 def config(tiny_folder: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> StudyConfig:
     csv = write_csv(small_prompts(6), tmp_path_factory.mktemp("prompts") / "small.csv")
-    llama, gpt2 = str(tiny_folder("llama")), str(tiny_folder("gpt2"))
     return StudyConfig(
-        systems=(llama, gpt2),
+        systems=(str(tiny_folder("llama")),),
         prompts=str(csv),
         anchors=str(csv),
         max_new_tokens=4,
         batch_size=4,
-        controls=2,
-        confirm=2,
-        judges=("rules", "degeneracy", f"logit:{llama}"),
+        controls=1,
+        layer=2,
+        judges=("rules",),
+        selfjudge=False,
         dtype="float32",
         device="cpu",
     )
