@@ -37,20 +37,20 @@ def made() -> dict[str, Any]:
 
 
 CALLS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
-    "letters for a layer": (lambda m: m["directions"].at(layer="2"), "Directions.at.. layer is '2'"),
+    "letters for a layer": (lambda m: m["directions"].at(layer="2"), "Directions.at...? layer is '2'"),
     "no layer": (lambda m: m["directions"].at(), "missing a required argument: 'layer'"),
     "half a layer": (lambda m: m["directions"].at(layer=1.5), "a whole number is needed"),
     "an unknown name": (lambda m: m["directions"].at(laye=1), "did you mean layer"),
     "no directions": (
         lambda m: m["directions"].cosine(VECTOR),
-        "other is array.* ms.find_directions makes one",
+        "other is array.*ms.find_directions makes one",
     ),
     "options of a figure": (lambda m: m["directions"].plot(wdth=500), "did you mean width"),
     "another label": (lambda m: m["prompts"].where(label="evil"), "label is 'evil'"),
     "another filter": (lambda m: m["prompts"].where(kind="a"), "where.. has no argument 'kind'"),
     "a share in letters": (lambda m: m["prompts"].split(fit="most"), "fit is 'most' .* a number is needed"),
-    "half a prompt": (lambda m: m["prompts"].sample(2.5), "per_label is 2.5"),
-    "a prompt by place": (lambda _: ms.Prompt("a", "b"), "Prompt.. too many positional"),  # type: ignore[call-arg]
+    "half a prompt": (lambda m: m["prompts"].sample(2.5, seed=0), "per_label is 2.5"),
+    "a prompt by place": (lambda _: ms.Prompt("a", "b"), "Prompt...? too many positional"),  # type: ignore[call-arg]
     "a prompt of no label": (lambda _: ms.Prompt(id="a", text="b", label="evil"), "label is 'evil'"),  # type: ignore[arg-type]
     "texts as a set": (lambda _: ms.PromptSet(["a"]), "a Prompt is needed"),  # type: ignore[arg-type]
     "layers in letters": (lambda _: ms.Ablate(VECTOR, layers="all"), "layers is 'all'"),  # type: ignore[arg-type]

@@ -113,7 +113,7 @@ def _bound(
 ) -> inspect.BoundArguments:
     known = [p for p, one in signature.parameters.items() if one.kind is not inspect.Parameter.VAR_KEYWORD]
     open_ended = len(known) < len(signature.parameters)
-    known = [name for name in known if name != "self"]
+    known = [name for name in known if name not in ("self", "cls")]
     if not open_ended and (strange := [key for key in kwargs if key not in known]):
         close = difflib.get_close_matches(strange[0], known, n=1)
         hint = f"; did you mean {close[0]}?" if close else ";"
