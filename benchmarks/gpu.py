@@ -201,7 +201,8 @@ def _static(model: Any, rows: int, sizes: Sizes) -> dict[str, float]:
 
 def _swept(subject: Subject, sizes: Sizes) -> dict[str, float]:
     n_layers = subject.model.cfg.n_layers
-    layers = tuple(range(0, n_layers, max(1, n_layers // sizes.layers)))[: sizes.layers]
+    # Not the embeddings: the last token is that of the template, and has one for every prompt.
+    layers = tuple(range(1, n_layers, max(1, n_layers // sizes.layers)))[: sizes.layers]
     directions, scored = subject.at_last_position(), 0
 
     def job() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -37,4 +38,7 @@ def _text(facts: dict[str, Any]) -> str:
         lines += [f"  {name}  {task or 'idle'}" for name, task in facts["workers"].items()]
     if facts["seconds_left"] is not None:
         lines.append(f"about {facts['seconds_left']} s left")
-    return "\n".join(lines + [f"failed: {name}: {why}" for name, why in facts["failed_tasks"].items()])
+    lines += [f"failed: {name}: {why}" for name, why in facts["failed_tasks"].items()]
+    because = Counter((name.split(" · ")[0], why) for name, why in facts["blocked_tasks"].items())
+    lines += [f"cannot be made: {n} of {stage}, because {why} failed" for (stage, why), n in because.items()]
+    return "\n".join(lines)

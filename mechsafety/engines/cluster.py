@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from mechsafety.core.errors import MechsafetyError, first_lines, needs, way
+from mechsafety.engines.hosts import Host, Share, WorkerDiedError
 
 _PATIENCE_S = 5.0
 """How long an address may take to answer."""
@@ -18,20 +18,61 @@ _QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # ray's own advice on what it will do with GPUs
     "RAY_DEDUP_LOGS": "0",
 }
+_ASIDE = "aside"
+"""The group of ray's threads that answers beside what a worker is at."""
 _STORE_BYTES = 200 * 2**20
 """What workers on one machine share; parts of a run are small, and what does not fit goes to the disk."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Share:
-    """What one worker has of a machine."""
+class OnRay(Host):
+    """Workers as actors of the cluster that this process has joined."""
 
-    cpus: int = 1
-    gpus: float = 0.0
+    name = "ray"
+
+    def __init__(self, share: Share) -> None:
+        import ray
+
+        self._ray, self._share = ray, share
+
+    def room(self) -> int:
+        return room(self._share)
+
+    def start(self, kind: type, *arguments: Any, **options: Any) -> Any:
+        has = {"num_cpus": self._share.cpus, "num_gpus": self._share.gpus or None}
+        actor: Any = self._ray.remote(concurrency_groups={_ASIDE: 1})  # pyright: ignore[reportCallIssue] - stubs lack it
+        return actor(kind).options(**has).remote(*arguments, **options)
+
+    def call(self, worker: Any, method: str, *arguments: Any, **options: Any) -> Any:
+        return getattr(worker, method).remote(*arguments, **options)
+
+    def aside(self, worker: Any, method: str) -> Any:
+        return getattr(worker, method).options(concurrency_group=_ASIDE).remote()
+
+    def finished(self, calls: Iterable[Any], seconds: float, *, every: bool = False) -> list[Any]:
+        waiting = [*calls]
+        if not waiting:
+            return []
+        done, _ = self._ray.wait(waiting, num_returns=len(waiting) if every else 1, timeout=seconds)
+        return done
+
+    def result(self, call: Any) -> Any:
+        try:
+            return self._ray.get(call)
+        except self._ray.exceptions.RayError as error:
+            raise WorkerDiedError(_last_line(error)) from None
+
+    def kill(self, worker: Any) -> None:
+        with suppress(Exception):
+            self._ray.kill(worker)
+
+
+def _last_line(error: Exception) -> str:
+    lines = [text.strip() for text in str(error).splitlines() if text.strip()]
+    return lines[-1][:300] if lines else first_lines(error)
 
 
 @contextmanager
-def cluster(address: str | None, share: Share, workers: int | None) -> Iterator[None]:
+def cluster(address: str | None, share: Share, workers: int | None) -> Iterator[OnRay]:
     """Join the cluster at ``address``, or start one on this machine for so many workers, while the block runs.
 
     A cluster that this process has joined already is used as it is, and left as it was. Raises
@@ -50,7 +91,7 @@ def cluster(address: str | None, share: Share, workers: int | None) -> Iterator[
             _join(address, {name: value for name, value in quiet.items() if name != "include_dashboard"})
     try:
         _require_room(share)
-        yield
+        yield OnRay(share)
     finally:
         if not joined:
             ray.shutdown()

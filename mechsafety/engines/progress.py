@@ -57,7 +57,7 @@ def state(
     workers: Mapping[str, str],
     failed: Mapping[str, str],
 ) -> dict[str, Any]:
-    """What the run folder records of its workers: by worker its task, by failed task the reason."""
+    """What the run folder records of its workers: by worker its task, by task that failed the reason."""
     left, n = pace.left_s(stages, len(workers)), len(workers)
     rates = {stage: pace.per_minute(stage, n) for stage in stages}
     return {

@@ -9,7 +9,13 @@ from dataclasses import dataclass, field
 Name = tuple[str, ...]
 
 MOST_DEATHS = 5
-"""So many workers may die over one task before it is given up: the task may be what kills them."""
+"""So many workers may die over one task, of which nothing more is made meanwhile, before it is given up: it may be what
+kills them."""
+
+
+def shown(name: Name) -> str:
+    """A task's name in one line."""
+    return " · ".join(name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +46,10 @@ class Task:
     def stage(self) -> str:
         return self.name[0]
 
+    @property
+    def title(self) -> str:
+        return shown(self.name)
+
 
 def placed(
     ready: Sequence[Task], idle: Mapping[str, Collection[str]], busy: Iterable[str | None] = ()
@@ -65,6 +75,23 @@ def placed(
         taken[mine.model] += 1
         left.remove(mine)
     return found
+
+
+def blocked(tasks: Iterable[Task], failed: Collection[Name]) -> dict[Name, Name]:
+    """The tasks that cannot be made, each with the one of ``failed`` that it, or what it needs, would need."""
+    left = [task for task in tasks if not task.done]
+    found: dict[Name, Name] = {}
+    while True:
+        more = {
+            task.name: found.get(need, need)
+            for task in left
+            if task.name not in found
+            for need in task.needs
+            if need in found or need in failed
+        }
+        if not more:
+            return found
+        found |= more
 
 
 @dataclass
@@ -95,6 +122,12 @@ class Schedule:
     def finished(self, worker: str) -> Task:
         """The task that a worker is through with."""
         return self.running.pop(worker)
+
+    def advances(self, worker: str) -> Task:
+        """The task that a worker is at and has made more of: workers that died over it before do not count."""
+        task = self.running[worker]
+        self.deaths.pop(task.name, None)
+        return task
 
     def fails(self, worker: str, why: str) -> Task:
         """The task of a worker failed, and is not tried again."""

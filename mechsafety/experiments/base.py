@@ -24,7 +24,8 @@ import pandas as pd
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.progress import Progress
 from mechsafety.experiments import judging
-from mechsafety.experiments.config import ENGINE_FIELDS, Config, FedConfig, ModelConfig
+from mechsafety.experiments.config import ENGINE_FIELDS, Config, EngineConfig, FedConfig, ModelConfig
+from mechsafety.experiments.parallel import Parallel
 from mechsafety.experiments.records import mixed_templates, record_fed, template_lines
 from mechsafety.models.chat_settings import NOT_OFF
 from mechsafety.models.loading import load_model, load_record
@@ -93,11 +94,25 @@ class Experiment(ABC, Generic[C]):
     """What a run of this kind is opened as."""
     loads_early: ClassVar[bool] = False
     """Whether :meth:`prepare` loads models: prompts are then checked against their windows before it."""
+    stay: ClassVar[tuple[str, ...]] = ()
+    """How the paths begin of files that a worker keeps to itself: large ones that it can make again."""
     may_change: ClassVar[tuple[str, ...]] = ()
     """Fields of the configuration that concern the report alone: a call that goes on with a run may change them."""
 
     def __init__(self, config: C) -> None:
         self.config = config
+
+    @property
+    def engine(self) -> str:
+        """Where the work is done."""
+        return "local"
+
+    @property
+    def threads(self) -> int:
+        """Threads of torch in each process that works."""
+        import torch
+
+        return torch.get_num_threads()
 
     # -- before the work --------------------------------------------------------------------------------
 
@@ -463,14 +478,24 @@ def run_experiment(
     """
     out = Path(out)
     day = pinned_date(out, getattr(experiment.config, "date", None))
-    if getattr(experiment.config, "engine", "local") == "local":
+    if _in_this_process(experiment, say):
         _run(experiment, out, day, say, allow_other_versions)
     else:
-        from mechsafety.experiments.remote.driver import on_ray
+        from mechsafety.experiments.remote.driver import with_workers
 
-        with on_ray(experiment, day, allow_other_versions=allow_other_versions) as remote:
+        with with_workers(experiment, day, allow_other_versions=allow_other_versions) as remote:
             _run(remote, out, day, say, allow_other_versions)
     return experiment.result_type(out, type(experiment))
+
+
+def _in_this_process(experiment: Experiment[Any], say: Progress) -> bool:
+    config = experiment.config
+    if not isinstance(config, EngineConfig) or not config.on_workers:
+        return True
+    if config.engine == "ray" or isinstance(experiment, Parallel):
+        return False
+    say(f"{experiment.kind} has no tasks of its own, and runs in this process")
+    return True
 
 
 def _run(experiment: Any, out: Path, day: str, say: Progress, allow_other_versions: bool) -> None:
@@ -492,7 +517,7 @@ def _run(experiment: Any, out: Path, day: str, say: Progress, allow_other_versio
         record_repeated(run, say, *experiment.prompt_sets())
         if not experiment.loads_early:
             experiment.require_fit(day)
-        _record_threads(run, config)
+        _record_threads(run, experiment)
         session = Session(
             run=run,
             day=day,
@@ -507,13 +532,9 @@ def _run(experiment: Any, out: Path, day: str, say: Progress, allow_other_versio
         run.record_item("timings", "last_session_s", round(time.perf_counter() - started, 1))
 
 
-def _record_threads(run: RunFolder, config: Config) -> None:
+def _record_threads(run: RunFolder, experiment: Any) -> None:
     """How many threads of torch work in a process: it may change the last digits, and what was made is gone on with."""
-    import torch
-
-    engine = getattr(config, "engine", "local")
-    threads = torch.get_num_threads() if engine == "local" else getattr(config, "cpus_per_task", None) or 1
-    now, before = {"engine": engine, "threads": threads}, run.manifest.get("engine", [])
+    now, before = {"engine": experiment.engine, "threads": experiment.threads}, run.manifest.get("engine", [])
     if now not in before:
         run.record("engine", [*before, now])
 

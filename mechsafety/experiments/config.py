@@ -189,7 +189,7 @@ class EngineConfig(Config):
     """Where an experiment runs. No number depends on it, so a run may be gone on with on another engine."""
 
     engine: Literal["local", "ray"] = Field(
-        default="local", description="run here, or as tasks on the workers of a ray cluster"
+        default="local", description="run on this machine, or as tasks on the workers of a ray cluster"
     )
     address: Annotated[str | None, Option(metavar="HOST:PORT|auto")] = Field(
         default=None,
@@ -199,10 +199,14 @@ class EngineConfig(Config):
         default=None, ge=0, allow_inf_nan=False, description="ray: GPUs of each worker; 0 when empty"
     )
     cpus_per_task: int | None = Field(
-        default=None, ge=1, description="ray: CPUs, and torch threads, of each worker; 1 when empty"
+        default=None,
+        ge=1,
+        description="threads of torch of each worker, on ray also its CPUs; when empty 1 on ray, here an equal share",
     )
     workers: int | None = Field(
-        default=None, ge=1, description="ray: how many workers; as many as there is room for when empty"
+        default=None,
+        ge=1,
+        description="processes that work side by side; when empty 1, on ray as many as there is room for",
     )
 
     @field_validator("gpus_per_task")
@@ -213,12 +217,24 @@ class EngineConfig(Config):
             return given
         raise ValueError("a part of one GPU, or a whole number of them, is expected")
 
+    @property
+    def on_workers(self) -> bool:
+        """Whether other processes work."""
+        return self.engine == "ray" or (self.workers or 1) > 1
+
     @model_validator(mode="after")
-    def _ray_alone(self) -> EngineConfig:
-        given = [name for name in ENGINE_FIELDS[1:] if getattr(self, name) is not None]
-        if self.engine != "ray" and given:
-            option = f"--{given[0].replace('_', '-')}"
-            raise ValueError(f"{way(option, given[0])} is about ray: give {way('--engine ray')} too")
+    def _of_workers(self) -> EngineConfig:
+        if self.engine == "ray":
+            return self
+        for name in ("address", "gpus_per_task"):
+            if getattr(self, name) is not None:
+                option = f"--{name.replace('_', '-')}"
+                raise ValueError(f"{way(option, name)} is about ray: give {way('--engine ray')} too")
+        if self.cpus_per_task is not None and not self.on_workers:
+            raise ValueError(
+                f"{way('--cpus-per-task', 'cpus_per_task')} is about several workers: give {way('--workers')} or "
+                f"{way('--engine ray')} too"
+            )
         return self
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ import plotly.graph_objects as go
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.progress import Progress
 from mechsafety.core.verdict import Judge, Response, Verdict
+from mechsafety.judges.asking import AskingJudge
 from mechsafety.judges.outcomes import Tally
 from mechsafety.judges.registry import (
     judge_responses,
@@ -20,6 +21,7 @@ from mechsafety.judges.registry import (
     load_judge,
     require_complete,
     shared_cache,
+    single_judges,
 )
 from mechsafety.pages.page import Block
 from mechsafety.plots.style import styled, whiskers
@@ -94,10 +96,34 @@ def ask(judge: Judge, responses: Sequence[Response]) -> list[Verdict]:
 
     Raises StoppedError where an endpoint gave no answer: the run is not complete, and the same command goes on.
     """
-    with shared_cache([judge]) as cache:
-        verdicts = judge_responses(responses, [judge], cache=cache)
-    require_complete(verdicts)
-    return verdicts
+    found: list[Verdict] = []
+    ask_together([judge], responses, lambda _, verdicts: found.extend(verdicts))
+    return found
+
+
+def ask_together(
+    judges: Sequence[Judge], responses: Sequence[Response], take: Callable[[str, Sequence[Verdict]], None]
+) -> None:
+    """The same of several judges: those behind addresses of different hosts are asked side by side.
+
+    ``take`` gets the name of each judge that is complete with its verdicts, before what stopped another one is raised.
+    """
+    with shared_cache(judges) as cache:
+        every = judge_responses(responses, judges, cache=cache, partial=True)
+    stopped: list[MechsafetyError] = []
+    for number, judge in enumerate(judges):
+        verdicts = every[number * len(responses) : (number + 1) * len(responses)]
+        try:
+            for one in single_judges([judge]):
+                if isinstance(one, AskingJudge) and one.stopped is not None:
+                    raise one.stopped
+            require_complete(verdicts)
+        except MechsafetyError as error:
+            stopped.append(error)
+        else:
+            take(judge.name, verdicts)
+    if stopped:
+        raise stopped[0]
 
 
 def verdict_columns(verdicts: Sequence[Verdict]) -> dict[str, list[str]]:

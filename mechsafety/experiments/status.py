@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mechsafety.engines.progress import by_stage
+from mechsafety.engines.tasks import Task, blocked, shown
 from mechsafety.experiments.base import experiment_of
 from mechsafety.experiments.parallel import Parallel
 from mechsafety.experiments.remote.driver import STATE
@@ -15,16 +16,21 @@ from mechsafety.runs.folder import RunFolder, read_run
 def run_status(path: str | Path) -> dict[str, Any]:
     """Tasks that are done of those that are known, by stage; workers, failures and pace where workers were at it.
 
-    ``workers`` are those of the last ray session, as it wrote them down at ``written`` (seconds since 1970). Raises
+    ``workers`` are those of the last ray session, as it wrote them down at ``written`` (seconds since 1970);
+    ``blocked_tasks`` those that cannot be made, each with the one of ``failed_tasks`` that it waits for. Raises
     :class:`MechsafetyError` for what is no run folder.
     """
     run = read_run(path)
     kind = experiment_of(run)
     there = run.has_part(STATE, suffix="json")
     last: dict[str, Any] = run.read_json_part(STATE) if there else {}
+    tasks = _now(run, kind)
+    done = {task.title for task in tasks if task.done}
+    failed = {name: why for name, why in last.get("failed", {}).items() if name not in done}
+    stopped = blocked(tasks, {task.name for task in tasks if task.title in failed})
     stages: dict[str, dict[str, Any]] = dict(last.get("stages", {}))
-    for name, (done, known) in _now(run, kind).items():
-        stages[name] = {**stages.get(name, {}), "done": done, "known": known}
+    for name, (made, known) in by_stage(tasks).items():
+        stages[name] = {**stages.get(name, {}), "done": made, "known": known}
     finished = any((run.path / file).is_file() for file in kind.tables.values())
     return {
         "run": str(run.path),
@@ -34,13 +40,14 @@ def run_status(path: str | Path) -> dict[str, Any]:
         "workers": {} if finished else last.get("workers", {}),
         "seconds_left": None if finished else last.get("seconds_left"),
         "written": last.get("written"),
-        "failed_tasks": {**last.get("failed", {}), **_failed_systems(run)},
+        "failed_tasks": {**failed, **_failed_systems(run)},
+        "blocked_tasks": {shown(name): shown(why) for name, why in stopped.items()},
     }
 
 
-def _now(run: RunFolder, kind: Any) -> dict[str, tuple[int, int]]:
-    """The stages as the folder has them; none for an experiment that is one task."""
-    return by_stage(kind.stored_tasks(run)) if issubclass(kind, Parallel) else {}
+def _now(run: RunFolder, kind: Any) -> list[Task]:
+    """The tasks as the folder has them; none for an experiment that is one task."""
+    return kind.stored_tasks(run) if issubclass(kind, Parallel) else []
 
 
 def _failed_systems(run: RunFolder) -> dict[str, str]:

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest.json"
 _PARTS = "parts"
-_SCRATCH = ".writing-"
+SCRATCH = ".writing-"
 _MADE_FROM = "\x00made from"  # no piece has such a key
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
@@ -125,6 +125,11 @@ class RunFolder:
             text = json.dumps(stored | {"sources": sources, "sessions": sessions}, indent=2) + "\n"
             self.write_text(MANIFEST, text)
 
+    def circumstance(self, name: str) -> dict[str, Any]:
+        """What may change numbers that are made from the source ``name`` in this session: versions, device, format."""
+        session = self.manifest["sessions"][self._session]
+        return {"versions": session["versions"], **session["sources"].get(name, {})}
+
     def part_path(self, *key: str, suffix: str = "parquet") -> Path:
         """Where the part named by ``key`` lies; names are made safe and stay distinct."""
         return self.path / _PARTS / Path(*(_safe(k) for k in key[:-1])) / f"{_safe(key[-1])}.{suffix}"
@@ -138,13 +143,13 @@ class RunFolder:
         A file that a killed process had begun to write is none.
         """
         found = Path(self.path / _PARTS, *map(_safe, key)).rglob(f"*.{suffix}")
-        return sorted(path for path in found if not path.name.startswith(_SCRATCH))
+        return sorted(path for path in found if not path.name.startswith(SCRATCH))
 
     def part_files(self, *key: str) -> list[Path]:
         """The files of every format of the parts whose names are ``key`` or begin with it."""
         at = Path(self.path / _PARTS, *map(_safe, key))
         found = [*at.rglob("*"), *(at.parent.glob(f"{glob.escape(at.name)}.*") if key else ())]
-        return sorted(p for p in found if p.is_file() and not p.name.startswith(_SCRATCH))
+        return sorted(p for p in found if p.is_file() and not p.name.startswith(SCRATCH))
 
     def read_part(self, *key: str) -> pd.DataFrame:
         import pandas as pd
@@ -354,7 +359,7 @@ def computing_versions() -> dict[str, str]:
 
 def _require_empty(path: Path) -> None:
     # A run killed while it wrote its manifest leaves the lock and a scratch file.
-    strangers = [p.name for p in path.iterdir() if p.name != ".lock" and not p.name.startswith(_SCRATCH)]
+    strangers = [p.name for p in path.iterdir() if p.name != ".lock" and not p.name.startswith(SCRATCH)]
     if strangers:
         raise MechsafetyError(
             f"{str(path)!r} is not a run folder (it holds {min(strangers)!r}): name a new or empty one"
@@ -372,7 +377,7 @@ def _require_known_sources(run: RunFolder) -> None:
 
 
 def _holds_results(path: Path) -> bool:
-    return any(p.name not in (".lock", MANIFEST) and not p.name.startswith(_SCRATCH) for p in path.iterdir())
+    return any(p.name not in (".lock", MANIFEST) and not p.name.startswith(SCRATCH) for p in path.iterdir())
 
 
 def _require_same(run: RunFolder, config: Mapping[str, Any]) -> None:
@@ -395,7 +400,7 @@ def _safe(name: str) -> str:
 
 def _atomically(target: Path, save: Callable[[Path], object]) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = target.parent / f"{_SCRATCH}{uuid.uuid4().hex}{target.suffix}"
+    scratch = target.parent / f"{SCRATCH}{uuid.uuid4().hex}{target.suffix}"
     # Made first, so that it has the mode that the user's umask gives; safetensors makes its files 0600.
     os.close(os.open(scratch, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     mode = stat.S_IMODE(scratch.stat().st_mode)

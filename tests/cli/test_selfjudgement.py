@@ -22,6 +22,7 @@ from mechsafety.experiments.selfjudgement.tables import two_by_two
 from mechsafety.experiments.study.config import StudyConfig
 from mechsafety.experiments.study.experiment import run_study
 from mechsafety.runs.folder import RunFolder, open_run, read_run
+from tests import in_process_ray
 from tests.cli.test_base import call, succeed
 from tests.prompt_sets import small_prompts, write_csv
 
@@ -57,6 +58,21 @@ def finished(study: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def tables(path: Path) -> list[bytes]:
     return [(path / n).read_bytes() for n in ("judgements.parquet", "selfjudge_2x2.csv", "calibration.csv")]
+
+
+def test_workers_ask_the_same_without_the_studys_folder(
+    study: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_process_ray.put_in(monkeypatch)
+    work = selfjudge_runs.SelfJudging.do
+
+    def far_away(experiment: selfjudge_runs.SelfJudging, *given: Any) -> None:
+        experiment.study = RunFolder(tmp_path / "not there")
+        work(experiment, *given)
+
+    monkeypatch.setattr(selfjudge_runs.SelfJudging, "do", far_away)
+    remote = run_selfjudge(SelfJudgeConfig(study=study, engine="ray"), tmp_path / "remote").path
+    assert tables(remote) == tables(finished)
 
 
 # -- the run ----------------------------------------------------------------------------------------

@@ -47,7 +47,11 @@ def test_ray_that_is_not_installed(
             ["--engine", "ray", "--workers", "0"],
             "workers: Input should be greater than or equal to 1 (got 0)",
         ),
-        (["--workers", "2"], "--workers is about ray: give --engine ray too"),
+        (["--gpus-per-task", "1"], "--gpus-per-task is about ray: give --engine ray too"),
+        (
+            ["--cpus-per-task", "1"],
+            "--cpus-per-task is about several workers: give --workers or --engine ray too",
+        ),
         (["--address", "auto"], "--address is about ray: give --engine ray too"),
         (["--engine", "ray", "--address", "ray://head:10001"], "HOST:PORT or auto is expected"),
         (["--engine", "ray", "--address", "head"], "HOST:PORT or auto is expected"),

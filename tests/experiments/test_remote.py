@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import logging
 import random
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 pytest.importorskip("ray")
 
+from mechsafety.cli import main
 from mechsafety.core.errors import MechsafetyError
+from mechsafety.experiments.base import run_experiment
 from mechsafety.experiments.generation.config import GenerationConfig
 from mechsafety.experiments.generation.experiment import run_generation
 from mechsafety.experiments.remote import driver
 from mechsafety.experiments.study.config import StudyConfig
 from mechsafety.experiments.study.experiment import run_study
+from tests.experiments.slow_experiment import Slow, SlowConfig
 from tests.prompt_sets import small_prompts, write_csv
 
 pytestmark = [
@@ -45,7 +54,7 @@ class Machines:
         self.cluster = Cluster(initialize_head=True, head_node_args=head)
         self.second: Any = None
         self.add()
-        ray.init(address=self.cluster.address, log_to_driver=False, logging_level="ERROR")
+        ray.init(address=self.cluster.address, log_to_driver=False, logging_level=logging.ERROR)
 
     def add(self) -> None:
         self.second = self.cluster.add_node(num_cpus=1, num_gpus=0, object_store_memory=80 * 2**20)
@@ -163,36 +172,89 @@ def test_twenty_kills_lose_nothing(
     machines: Machines, config: StudyConfig, sequential: Path, pools: list[Any], tmp_path: Path
 ) -> None:
     """Workers die at random moments of their work, and every fifth time a node goes with them and comes back."""
-    draw, kills, over = random.Random(0), [], threading.Event()
+    draw, kills = random.Random(0), 0
 
-    def kill() -> None:
-        while not over.wait(draw.uniform(0.2, 1.5)) and len(kills) < 20:
-            busy = [
-                m
-                for m in [*pools[-1].members.values()]
-                if m.prepared and m.name in pools[-1].waiting.values()
-            ]
-            if not busy:
-                continue
-            kills.append(1)
-            if len(kills) % 5:
-                machines.ray.kill(draw.choice(busy).handle)
-            else:
-                machines.kill_node()
-                machines.add()
+    def strike() -> bool:
+        """Kill a worker that is at a task, or the second node; False where none is at one."""
+        waiting = {*pools[-1].waiting.values()}
+        busy = [m for m in [*pools[-1].members.values()] if m.prepared and m.name in waiting]
+        if not busy:
+            return False
+        if (kills + 1) % 5:
+            machines.ray.kill(draw.choice(busy).handle)
+        else:
+            machines.kill_node()
+            machines.add()
+        return True
 
-    for number in range(20):
-        folder = tmp_path / str(number)
-        thread = when(lambda: bool(pools), kill)
-        run = run_study(on_ray(config), folder)
-        over.set()
-        thread.join()
-        over.clear()
-        assert not run.failed
-        assert_same_files(run.path, sequential)
-        if len(kills) >= 20:
-            return
-    pytest.fail(f"only {len(kills)} kills")
+    # The runs are in another thread: ray starts nodes in the main one alone.
+    with ThreadPoolExecutor(1) as other:
+        for number in range(20):
+            folder, before = tmp_path / str(number), len(pools)
+            running = other.submit(run_study, on_ray(config), folder)
+            made = 0
+            while not running.done():
+                time.sleep(draw.uniform(0, 0.3))
+                # So much is made between two kills that no task is at fault for all of them.
+                if kills < 20 and len(pools) > before and (now := n_parts(folder)) > made and strike():
+                    kills, made = kills + 1, now + draw.randrange(6)
+            run = running.result()
+            assert not run.failed
+            assert_same_files(run.path, sequential)
+            if kills == 20:
+                return
+    pytest.fail(f"only {kills} kills")
+
+
+def n_parts(folder: Path) -> int:
+    return sum(path.is_file() for path in (folder / "parts").rglob("*.*"))
+
+
+def test_what_a_worker_had_made_of_the_one_task_of_a_run_is_not_made_again(
+    machines: Machines, pools: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver, "_LOOK_EVERY_S", 0.2)
+    log, gate = tmp_path / "made.txt", tmp_path / "gate"
+    first = tmp_path / "run" / "parts" / "made" / "1.json"
+
+    def kill_worker() -> None:
+        machines.ray.kill(next(iter(pools[0].members.values())).handle)
+        gate.touch()
+
+    heard: list[str] = []
+    killer = when(first.is_file, kill_worker)
+    slow = Slow(SlowConfig(log=str(log), gate=str(gate), engine="ray"))
+    run = run_experiment(slow, tmp_path / "run", say=heard.append)
+    killer.join()
+    assert any("died over tables" in line for line in heard)
+    assert log.read_text().split() == ["1", "2", "3"]
+    assert run.manifest["made"] == {"1": "yes", "2": "yes", "3": "yes"}
+    assert [line for line in heard if line.startswith("part")] == ["part 1", "part 2", "part 3"]
+
+
+def test_an_interrupted_command_keeps_what_is_done_and_goes_on(
+    machines: Machines, config: StudyConfig, tmp_path: Path
+) -> None:
+    """A SIGINT to the command itself, whose cluster is its own; the same command then goes on, on this one."""
+    words = ["generate", config.systems[0], "--prompts", config.prompts, "--device", "cpu"]
+    words += ["--batch-size", "1", "--max-new-tokens", "200", "--engine", "ray", "--workers", "1"]
+    out, batches = tmp_path / "run", tmp_path / "run" / "parts" / "batches"
+    command = [sys.executable, "-m", "mechsafety.cli", *words, "--out", str(out)]
+    started = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    when(lambda: any(batches.rglob("*.parquet")), lambda: started.send_signal(signal.SIGINT)).join()
+    _, said = started.communicate(timeout=60)
+    assert started.returncode == 130, said
+    assert said.splitlines()[-1] == "interrupted; the same command goes on where it stopped"
+    assert "Traceback" not in said
+    kept = {path: path.stat().st_mtime_ns for path in batches.rglob("*.parquet")}
+    assert 0 < len(kept) < 12
+    assert not (out / "responses.parquet").exists()
+    done = CliRunner().invoke(main, [*words, "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    local = tmp_path / "local"
+    assert CliRunner().invoke(main, [*words[:-4], "--out", str(local)]).exit_code == 0
+    assert_same_files(out, local)
 
 
 def test_answers_are_those_of_the_sequential_run(

@@ -54,6 +54,7 @@ class Anatomy(Experiment[AnatomyConfig]):
     tables: ClassVar[Mapping[str, str]] = TABLES
     long = frozenset(name for name, file in TABLES.items() if file.endswith(".parquet"))
     answer_keys = ("part", "model", "state")
+    stay = ("parts/refusal-scores.",)
 
     def __init__(self, config: AnatomyConfig) -> None:
         super().__init__(config)

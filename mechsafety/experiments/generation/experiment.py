@@ -57,14 +57,15 @@ class Generation(EditedExperiment[GenerationConfig], Parallel):
                     f"{way('--save-edit', 'save_edit_to')} saves an edit: name one with {way('--edit')}"
                 )
             require_edit_path(save_edit_to)
-            if config.engine == "ray":
+            if config.on_workers:
                 raise MechsafetyError(
                     f"{way('--save-edit', 'save_edit_to')} writes where the model is, and with "
-                    f"{way('--engine ray')} that is a worker: save it in a run without"
+                    f"{_workers_asked(config)} that is a worker: save it in a run without"
                 )
-        if config.engine == "ray" and config.generation.backend == "vllm":
+        if config.on_workers and config.generation.backend == "vllm":
             raise MechsafetyError(
-                f"{way('--backend vllm', 'generation')} makes batches on its server: leave out {way('--engine ray')}"
+                f"{way('--backend vllm', 'generation')} makes batches on its server: leave out "
+                f"{_workers_asked(config)}"
             )
         super().__init__(config)
         self.save_edit_to = save_edit_to
@@ -266,6 +267,10 @@ def _served(result: Result) -> list[str]:
     equal = Estimate.of_counts(agreement["equal"], agreement["prompts"])
     said = level("vLLM server", "sampled prompts with the answer of this process, token by token", equal)
     return [said] if served["used"] else [said, missing("answers of the vLLM server", served["reason"])]
+
+
+def _workers_asked(config: GenerationConfig) -> str:
+    return way("--engine ray") if config.engine == "ray" else way("--workers")
 
 
 def _chosen(every: PromptSet, config: GenerationConfig) -> PromptSet:

@@ -55,6 +55,7 @@ class Regions(Experiment[RegionsConfig]):
     )
     long = frozenset({VERDICTS})
     answer_keys = ANSWER_KEYS
+    stay = ("scores/",)
 
     def __init__(self, config: RegionsConfig) -> None:
         super().__init__(config)

@@ -1,29 +1,31 @@
-"""The driver: hands tasks to workers on ray, and alone writes the run folder."""
+"""The driver: hands tasks to workers, and alone writes the run folder."""
 
 from __future__ import annotations
 
 import itertools
 import pickle
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from mechsafety.core.errors import MechsafetyError, StoppedError, first_lines
+from mechsafety.core.errors import MechsafetyError, StoppedError
 from mechsafety.core.progress import Progress
-from mechsafety.engines.cluster import Share, cluster, require_gpus_named, room
+from mechsafety.engines.cluster import cluster, require_gpus_named
+from mechsafety.engines.hosts import Host, Share, WorkerDiedError
+from mechsafety.engines.processes import processes
 from mechsafety.engines.progress import Pace, by_stage, line, state
-from mechsafety.engines.tasks import Schedule, Task
+from mechsafety.engines.tasks import Schedule, Task, shown
 from mechsafety.experiments.parallel import Parallel
 from mechsafety.experiments.remote.made import (
     Facts,
     Failure,
     Made,
-    files_but_manifest,
     keep,
     manifest_of,
     not_shared,
+    shared_files,
     stamp,
 )
 from mechsafety.experiments.remote.worker import Worker
@@ -34,27 +36,54 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from mechsafety.experiments.base import Experiment, Session
+    from mechsafety.experiments.config import EngineConfig
 
 STATE = "engine"
 """The part that says how far the run is."""
 _WHOLE = ("tables",)
 _MOST_FAILED_STARTS = 5
 _LOOK_EVERY_S = 10.0
+"""How often the driver says how far the run is, and fetches what long tasks have made so far."""
+_AT_THE_END_S = 5.0
+"""How long it waits for that when it is interrupted, and for workers to tidy up."""
+
+
+def _threads_of_workers(config: EngineConfig) -> int:
+    """CPUs, and threads of torch, of each worker that ``config`` asks for.
+
+    Where none are named, one on a cluster, whose machines are not known here; on this machine its threads are divided.
+    """
+    asked = getattr(config, "cpus_per_task", None)
+    if asked is not None or config.engine == "ray":
+        return asked or 1
+    import torch
+
+    return max(1, torch.get_num_threads() // (config.workers or 1))
 
 
 @contextmanager
-def on_ray(experiment: Experiment[Any], day: str, *, allow_other_versions: bool) -> Iterator[Any]:
-    """``experiment`` with its preparation and its work on the workers of a cluster, while the block runs."""
+def with_workers(experiment: Experiment[Any], day: str, *, allow_other_versions: bool) -> Iterator[Any]:
+    """``experiment`` with its preparation and its work on workers, on ray or on this machine, while the block runs."""
     config = experiment.config
-    share = Share(cpus=config.cpus_per_task or 1, gpus=config.gpus_per_task or 0.0)
-    with cluster(config.address, share, config.workers):
-        require_gpus_named(share, str(getattr(config, "device", "auto")))
+    share = Share(cpus=_threads_of_workers(config), gpus=config.gpus_per_task or 0.0)
+    with _host(config, share) as host:
         most = config.workers if isinstance(experiment, Parallel) else 1
-        pool = _Pool(experiment, share, most=most, day=day, allow=allow_other_versions)
+        pool = _Pool(experiment, host, share, most=most, day=day, allow=allow_other_versions)
         try:
-            yield _Remote(experiment, pool)
+            yield _Remote(experiment, pool, threads=share.cpus)
         finally:
             pool.close()
+
+
+@contextmanager
+def _host(config: EngineConfig, share: Share) -> Iterator[Host]:
+    if config.engine == "local":
+        with processes(config.workers or 1) as host:
+            yield host
+        return
+    with cluster(config.address, share, config.workers) as host:
+        require_gpus_named(share, str(getattr(config, "device", "auto")))
+        yield host
 
 
 @dataclass(eq=False)
@@ -71,60 +100,81 @@ class _Member:
 
 
 class _Pool:
-    """The workers; one that died is replaced where the cluster has room."""
+    """The workers; one that died is replaced where there is room."""
 
     def __init__(
-        self, experiment: Experiment[Any], share: Share, *, most: int | None, day: str, allow: bool
+        self,
+        experiment: Experiment[Any],
+        host: Host,
+        share: Share,
+        *,
+        most: int | None,
+        day: str,
+        allow: bool,
     ) -> None:
-        import ray
-
-        self.ray, self.share, self.most = ray, share, most
+        self.host, self.most = host, most
         options = {"day": day, "threads": share.cpus, "allow_other_versions": allow}
-        self._given = ray.put(pickle.dumps(experiment)), options | {"versions": computing_versions()}
-        self._kind = ray.remote(Worker)
+        self._given = pickle.dumps(experiment), options | {"versions": computing_versions()}
         self._numbers = itertools.count(1)
         self.members: dict[str, _Member] = {}
         self.waiting: dict[Any, str] = {}
-        """The worker by the reference of what it is at."""
+        """The worker by the call that it is at."""
+        self.asked: dict[Any, str] = {}
+        """The worker by the call about what it has made so far."""
         self.failed_starts = 0
         self.grow()
 
     def grow(self) -> None:
-        """As many workers as the cluster has room for, and were asked for."""
-        wanted = max(1, room(self.share))
+        """As many workers as there is room for, and were asked for."""
+        wanted = max(1, self.host.room())
         wanted = wanted if self.most is None else min(self.most, wanted)
         while len(self.members) < wanted:
             name = f"worker {next(self._numbers)}"
             pickled, options = self._given
-            handle = self._kind.options(num_cpus=self.share.cpus, num_gpus=self.share.gpus or None).remote(
-                pickled, **options
-            )
-            self.members[name] = _Member(name, handle)
-            self.waiting[handle.prepare.remote()] = name  # pyright: ignore[reportFunctionMemberAccess]
+            member = self.members[name] = _Member(name, self.host.start(Worker, pickled, **options))
+            self.begin(member, "prepare")
+
+    def begin(self, member: _Member, method: str, *arguments: Any, **options: Any) -> None:
+        self.waiting[self.host.call(member.handle, method, *arguments, **options)] = member.name
 
     def finished(self, seconds: float) -> list[tuple[_Member, Any]]:
         """The workers that are through with what they were at, and what came of it; a dead one with an exception."""
-        done, _ = self.ray.wait([*self.waiting], num_returns=1, timeout=seconds)
         found = []
-        for reference in done:
-            member = self.members[self.waiting.pop(reference)]
+        for call in self.host.finished(self.waiting, seconds):
+            member = self.members[self.waiting.pop(call)]
+            self.asked = {c: name for c, name in self.asked.items() if name != member.name}
             try:
-                found.append((member, self.ray.get(reference)))
-            except self.ray.exceptions.RayError as error:
+                found.append((member, self.host.result(call)))
+            except WorkerDiedError as error:
                 self.drop(member)
                 found.append((member, error))
         return found
 
+    def ask(self, names: Collection[str]) -> None:
+        """Ask workers what they have made so far, but for those that have not answered yet."""
+        for name in set(names) - set(self.asked.values()):
+            self.asked[self.host.aside(self.members[name].handle, "so_far")] = name
+
+    def answers(self, seconds: float = 0.0) -> list[tuple[str, Made]]:
+        """What workers have made so far, of those that have answered; a dead one does not."""
+        found = []
+        for call in self.host.finished(self.asked, seconds, every=True):
+            name = self.asked.pop(call)
+            with suppress(WorkerDiedError):
+                found.append((name, self.host.result(call)))
+        return found
+
     def drop(self, member: _Member) -> None:
         del self.members[member.name]
-        with suppress(Exception):
-            self.ray.kill(member.handle)
+        self.host.kill(member.handle)
 
     def idle(self) -> dict[str, Sequence[str]]:
         busy = set(self.waiting.values())
         return {n: m.held for n, m in self.members.items() if m.prepared and n not in busy}
 
     def close(self) -> None:
+        leaving = [self.host.aside(member.handle, "leave") for member in self.members.values()]
+        self.host.finished(leaving, _AT_THE_END_S, every=True)
         for member in [*self.members.values()]:
             self.drop(member)
 
@@ -134,8 +184,9 @@ class _Remote:
 
     loads_early = False
 
-    def __init__(self, experiment: Experiment[Any], pool: _Pool) -> None:
-        self.local, self.pool = experiment, pool
+    def __init__(self, experiment: Experiment[Any], pool: _Pool, *, threads: int) -> None:
+        self.local, self.pool, self.threads = experiment, pool, threads
+        self.engine = experiment.config.engine
         self.say: Progress = lambda _: None
 
     def __getattr__(self, name: str) -> Any:
@@ -144,7 +195,7 @@ class _Remote:
     def prepare(self, day: str, say: Progress) -> None:  # noqa: ARG002 - workers have the day
         """Wait for the first worker, which checks what the local engine checks."""
         self.say, self.facts = say, None
-        say(f"ray: waiting for the first of {len(self.pool.members)} workers")
+        say(f"{self.pool.host.name}: waiting for the first of {len(self.pool.members)}")
         while self.facts is None:
             for member, found in self.pool.finished(_LOOK_EVERY_S):
                 self._prepared(member, found)
@@ -163,12 +214,12 @@ class _Remote:
         assert self.facts is not None
         return self.facts
 
-    def _prepared(self, member: _Member, found: Facts | Failure | Exception) -> None:
+    def _prepared(self, member: _Member, found: Facts | Failure | WorkerDiedError) -> None:
         """A worker is ready; raises :class:`MechsafetyError` for what it was refused, or another one is started."""
-        if isinstance(found, Exception):
+        if isinstance(found, WorkerDiedError):
             self.pool.failed_starts += 1
             if self.pool.failed_starts >= _MOST_FAILED_STARTS:
-                raise MechsafetyError(f"no worker can be started: {_last_line(found)}") from None
+                raise MechsafetyError(f"no worker can be started: {found}") from None
             self.pool.grow()
             return
         if isinstance(found, Failure):
@@ -196,13 +247,23 @@ class _Work:
         self.schedule, self.pace = Schedule(), Pace()
         self.failures: dict[str, Failure] = {}
         self._whole: Mapping[str, pd.DataFrame] | None = None
-        self._said = 0.0
+        self._said, self._fetched = 0.0, time.monotonic()
+
+    def _say(self, text: str) -> None:
+        self.say(f"{self.pool.host.name}: {text}")
 
     def tables(self) -> Mapping[str, pd.DataFrame]:
         if self.parallel is None:
-            self.say(f"ray: {self.experiment.kind} has no tasks of its own, and runs as one on one worker")
+            self._say(f"{self.experiment.kind} has no tasks of its own, and runs as one on one worker")
         else:
             self.parallel.begin(self.session)
+        try:
+            return self._made()
+        except KeyboardInterrupt:
+            self._interrupted()
+            raise
+
+    def _made(self) -> Mapping[str, pd.DataFrame]:
         self._all(self._tasks)
         tables = None if self.parallel is None or self.failures else self.parallel.finish(self.session)
         if tables is None and not self.failures:
@@ -212,6 +273,12 @@ class _Work:
             self._stop()
         _in_order(self.run, self.experiment.models())
         return tables or {}
+
+    def _interrupted(self) -> None:
+        """Fetch what long tasks have made by now."""
+        self._fetched = -_LOOK_EVERY_S
+        self._fetch()
+        self._fetch(_AT_THE_END_S)
 
     def _tasks(self) -> list[Task]:
         return [] if self.parallel is None else self.parallel.tasks(self.run)
@@ -238,13 +305,23 @@ class _Work:
                 else:
                     self.remote._prepared(member, found)
             self.pool.grow()
+            self._fetch()
             self._report(known)
+
+    def _fetch(self, seconds: float = 0.0) -> None:
+        """Put into the run what long tasks have made so far, and ask for more. A batch is kept as a whole."""
+        for name, made in self.pool.answers(seconds):
+            task = self.schedule.advances(name) if made.files else self.schedule.running[name]
+            keep(self.run, task, made)
+            self._heard(made)
+        if time.monotonic() - self._fetched >= _LOOK_EVERY_S:
+            self._fetched = time.monotonic()
+            self.pool.ask([name for name, task in self.schedule.running.items() if task.batch is None])
 
     def _begin(self, member: _Member, task: Task) -> None:
         files = self._shipped(member, task)
         member.began = time.monotonic()
-        reference = member.handle.do.remote(task, files, manifest_of(self.run), whole=task.name == _WHOLE)
-        self.pool.waiting[reference] = member.name
+        self.pool.begin(member, "do", task, files, manifest_of(self.run), whole=task.name == _WHOLE)
 
     def _shipped(self, member: _Member, task: Task) -> dict[str, bytes]:
         """The files that a task reads and a worker does not have as they are."""
@@ -257,14 +334,14 @@ class _Work:
 
     def _files(self, task: Task) -> list[Any]:
         if task.name == _WHOLE:
-            return [self.run.path / name for name in files_but_manifest(self.run)]
+            return [self.run.path / name for name in shared_files(self.run, self.experiment.stay)]
         return [path for key in task.ships for path in self.run.part_files(*key)]
 
-    def _ended(self, member: _Member, found: Made | Exception) -> None:
-        if isinstance(found, Exception):
+    def _ended(self, member: _Member, found: Made | WorkerDiedError) -> None:
+        if isinstance(found, WorkerDiedError):
             task = self.schedule.dies(member.name)
             if task is not None:
-                self.say(f"ray: {member.name} died over {' · '.join(task.name)}; another one goes on")
+                self._say(f"{member.name} died over {task.title}; another one goes on")
                 if (why := self.schedule.failed.get(task.name)) is not None:
                     self._failed(task, Failure(kind="other", why=why))
             return
@@ -276,8 +353,7 @@ class _Work:
                 member.has[name] = stamp(path.stat())
         for name in not_shared(self.run, task):
             member.has.pop(name, None)
-        for text in found.lines:
-            self.say(text)
+        self._heard(found)
         if found.failure is not None:
             self.schedule.fails(member.name, found.failure.why)
             self._failed(task, found.failure)
@@ -287,9 +363,13 @@ class _Work:
         if task.name == _WHOLE:
             self._whole = found.tables
 
+    def _heard(self, made: Made) -> None:
+        for text in made.lines:
+            self.say(text)
+
     def _failed(self, task: Task, failure: Failure) -> None:
-        name = " · ".join(task.name)
-        self.say(f"ray: {name} failed: {failure.why}")
+        name = task.title
+        self._say(f"{name} failed: {failure.why}")
         marked = self.parallel is not None and self.parallel.failed(
             self.session, task, failure.why, not_finite=failure.kind == "not finite"
         )
@@ -314,14 +394,14 @@ class _Work:
             return
         self._said = time.monotonic()
         running = {name: "" for name, member in self.pool.members.items() if member.prepared}
-        running |= {name: " · ".join(task.name) for name, task in self.schedule.running.items()}
-        failed = {" · ".join(name): why for name, why in self.schedule.failed.items()}
+        running |= {name: task.title for name, task in self.schedule.running.items()}
+        failed = {shown(name): why for name, why in self.schedule.failed.items()}
         found = state(by_stage(known), self.pace, workers=running, failed=failed)
         self.run.write_json_part(found, STATE)
         if not now and running:
-            self.say(f"ray: {line(found)}")
+            self._say(f"{line(found)}")
         elif not running:
-            self.say("ray: waiting for room on the cluster for a worker")
+            self._say("waiting for room for a worker")
 
 
 def _as_dict(facts: Facts) -> dict[str, Any]:
@@ -330,11 +410,6 @@ def _as_dict(facts: Facts) -> dict[str, Any]:
         for name, one in facts.sources.items()
     }
     return {"bound": dict(facts.bound), "sources": sources}
-
-
-def _last_line(error: Exception) -> str:
-    lines = [text.strip() for text in str(error).splitlines() if text.strip()]
-    return lines[-1][:300] if lines else first_lines(error)
 
 
 def _in_order(run: RunFolder, models: Sequence[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.engines.tasks import Task
 from mechsafety.generation.resumable import added_speed, batches_replaced
-from mechsafety.runs.folder import MANIFEST, RunFolder
+from mechsafety.runs.folder import MANIFEST, SCRATCH, RunFolder
 from mechsafety.runs.sources import Provenance
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class Facts:
 
 @dataclass(frozen=True, kw_only=True)
 class Made:
-    """What one task made."""
+    """What one task made, or has made so far: its parts, without timings, which are those of a whole task."""
 
     files: Files = field(default_factory=dict)
     manifest: Mapping[str, Any] = field(default_factory=dict)
@@ -113,13 +114,19 @@ def manifest_of(run: RunFolder) -> dict[str, Any]:
     return {name: value for name, value in run.manifest.items() if name != "timings"}
 
 
-def files_but_manifest(run: RunFolder) -> dict[str, tuple[int, int]]:
-    """Every file of a run folder but its manifest, with what shows that it was changed."""
+def shared_files(run: RunFolder, stay: tuple[str, ...]) -> dict[str, tuple[int, int]]:
+    """Every file that driver and workers share, with what shows that it was changed.
+
+    Not the manifest, and none whose path begins with one of ``stay``.
+    """
     found = {}
     for path in run.path.rglob("*"):
         name = path.relative_to(run.path).as_posix()
-        if path.is_file() and name not in (".lock", MANIFEST) and not path.name.startswith(".writing-"):
-            found[name] = stamp(path.stat())
+        if name in (".lock", MANIFEST) or name.startswith(stay) or path.name.startswith(SCRATCH):
+            continue
+        with suppress(FileNotFoundError):  # its maker may have moved or removed it meanwhile
+            if path.is_file():
+                found[name] = stamp(path.stat())
     return found
 
 

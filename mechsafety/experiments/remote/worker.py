@@ -7,16 +7,26 @@ import pickle
 import tempfile
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from mechsafety.core.errors import MechsafetyError, NotFiniteError, StoppedError
 from mechsafety.engines.tasks import Task
-from mechsafety.experiments.remote.made import Facts, Failure, Files, Made, files_but_manifest
+from mechsafety.experiments.remote.made import Facts, Failure, Files, Made, shared_files
 from mechsafety.runs.folder import MANIFEST, RunFolder, computing_versions
 
 T = TypeVar("T")
 _LAST_LINES = 1500
+
+
+@dataclass
+class _Task:
+    """What the run's manifest was when a task began, and the files that the driver has of it."""
+
+    given: Mapping[str, Any]
+    sent: Mapping[str, tuple[int, int]]
 
 
 class Worker:
@@ -37,6 +47,8 @@ class Worker:
         self._pickled, self._day, self._threads = pickled, day, threads
         self._allow, self._versions = allow_other_versions, versions
         self._lines: list[str] = []
+        self._task: _Task | None = None
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     def prepare(self) -> Facts | Failure:
         """Check what a run checks before its folder is made, and say what it is bound to."""
@@ -55,7 +67,7 @@ class Worker:
         experiment.prepare(self._day, self._lines.append)
         if not experiment.loads_early:
             experiment.require_fit(self._day)
-        self._folder = tempfile.TemporaryDirectory(prefix="mechsafety-worker-")
+        self._folder = tempfile.TemporaryDirectory(prefix="mechsafety-worker-", ignore_cleanup_errors=True)
         self._session = Session(
             run=RunFolder(Path(self._folder.name), allow_other_versions=self._allow),
             day=self._day,
@@ -67,6 +79,9 @@ class Worker:
 
     def do(self, task: Task, files: Files, manifest: Mapping[str, Any], *, whole: bool) -> Made:
         """Make the parts of ``task``; where it is the ``whole`` work, its tables too."""
+        import torch
+
+        torch.set_num_threads(self._threads)  # holds for the thread that says so
         run = self._session.run
         run.write_text(MANIFEST, json.dumps(manifest))
         for name, content in files.items():
@@ -74,18 +89,53 @@ class Worker:
         if task.batch is not None:
             run.write_json_part([list(task.batch.ids)], "plans", *task.batch.key)
             run.part_path("speed", *task.batch.key, suffix="json").unlink(missing_ok=True)
-        before = files_but_manifest(run)
+        before = self._files()
+        self._task = _Task(given=manifest, sent=before)
         found = _caught(lambda: self._work(task, whole=whole))
-        changed = [name for name, stamp in files_but_manifest(run).items() if before.get(name) != stamp]
-        lines, self._lines[:] = tuple(self._lines), []
+        self._task = None
         return Made(
-            files={name: (run.path / name).read_bytes() for name in changed},
-            manifest={name: value for name, value in run.manifest.items() if value != manifest.get(name)},
-            lines=lines,
+            files=self._changed(before, self._files()),
+            manifest=self._recorded(manifest),
+            lines=self._heard(),
             held=() if whole else tuple(self._experiment.held()),
             tables=None if isinstance(found, Failure) else found,
             failure=found if isinstance(found, Failure) else None,
         )
+
+    def so_far(self) -> Made:
+        """What the task under way has made since this was last asked; from another thread."""
+        task = self._task
+        if task is None:
+            return Made()
+        now = self._files()
+        files, task.sent = self._changed(task.sent, now), now
+        # Read after the files: a part that is there is not made again, nor what is recorded of it.
+        recorded = {name: value for name, value in self._recorded(task.given).items() if name != "timings"}
+        return Made(files=files, manifest=recorded, lines=self._heard())
+
+    def leave(self) -> None:
+        """Remove this worker's copy of the run, before its process is ended."""
+        if self._folder is not None:
+            self._folder.cleanup()
+
+    def _files(self) -> dict[str, tuple[int, int]]:
+        return shared_files(self._session.run, self._experiment.stay)
+
+    def _changed(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> Files:
+        found = {}
+        for name, stamp in now.items():
+            with suppress(FileNotFoundError):
+                if before.get(name) != stamp:
+                    found[name] = (self._session.run.path / name).read_bytes()
+        return found
+
+    def _recorded(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in self._session.run.manifest.items() if value != given.get(name)}
+
+    def _heard(self) -> tuple[str, ...]:
+        lines = tuple(self._lines)
+        del self._lines[: len(lines)]
+        return lines
 
     def _work(self, task: Task, *, whole: bool) -> Mapping[str, Any] | None:
         if whole:

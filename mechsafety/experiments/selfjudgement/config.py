@@ -9,10 +9,10 @@ from pydantic import Field
 
 from mechsafety.core.days import Day
 from mechsafety.core.names import QUESTION_FORMS, QuestionForm
-from mechsafety.experiments.config import Config, Dtype, Option
+from mechsafety.experiments.config import Dtype, EngineConfig, Option
 
 
-class SelfJudgeConfig(Config):
+class SelfJudgeConfig(EngineConfig):
     """What one run of self-judgement does; a part of its manifest. Empty fields are the study's.
 
     Example:

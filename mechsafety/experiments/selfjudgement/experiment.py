@@ -20,7 +20,9 @@ from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.names import QUESTION_FORMS
 from mechsafety.core.progress import Progress, progress_line, with_progress
 from mechsafety.edits.interventions import Edit, digest
+from mechsafety.engines.tasks import Task
 from mechsafety.experiments.base import Experiment, Result, Session, run_experiment
+from mechsafety.experiments.parallel import Parallel
 from mechsafety.experiments.selfjudgement.config import SelfJudgeConfig
 from mechsafety.experiments.selfjudgement.figures import selfjudge_figures
 from mechsafety.experiments.selfjudgement.findings import findings
@@ -38,14 +40,13 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 
-Cell = tuple[str, str, str, str]
 _SHOWN = [
     *("system", "judge_arm", "response_arm", "form", "n", "readable", "refusals", "unparsed", "agreement"),
     *("majority", "auc", "low", "high", "auc_shuffled", "auc_length", "both_yes", "ece"),
 ]
 
 
-class SelfJudging(Experiment[SelfJudgeConfig]):
+class SelfJudging(Experiment[SelfJudgeConfig], Parallel):
     """Questions to the systems of the study in ``config.study``, about the answers that it keeps."""
 
     kind = "selfjudge"
@@ -60,8 +61,9 @@ class SelfJudging(Experiment[SelfJudgeConfig]):
 
     def __init__(self, config: SelfJudgeConfig) -> None:
         self.study = read_run(config.study)
+        self.recorded = self.study.manifest  # workers read no file of the study
         self.made = _study_config(self.study)
-        day = config.date or self.study.manifest.get("date") or self.made.date
+        day = config.date or self.recorded.get("date") or self.made.date
         super().__init__(
             config.model_copy(
                 update={
@@ -75,6 +77,7 @@ class SelfJudging(Experiment[SelfJudgeConfig]):
             )
         )
         self.responses = self.study.read_table("responses.parquet")
+        self._model: dict[str, TransformerBridge] = {}
         self.edits = {system: _edit(self.study, self.made, system) for system in self.config.systems}
 
     @property
@@ -102,7 +105,7 @@ class SelfJudging(Experiment[SelfJudgeConfig]):
 
     def sources(self) -> Mapping[str, Provenance]:
         """The systems, which must be those that answered in the study; their number format and device may be others."""
-        sources, recorded = super().sources(), self.study.manifest.get("sources", {})
+        sources, recorded = super().sources(), self.recorded.get("sources", {})
         for name, made_from in sources.items():
             if changed := differences(recorded.get(name, made_from.identity), made_from.identity):
                 what = ", ".join(line.partition(":")[0] for line in changed)
@@ -113,10 +116,42 @@ class SelfJudging(Experiment[SelfJudgeConfig]):
         return sources
 
     def work(self, session: Session) -> Mapping[str, pd.DataFrame]:
+        for task in self.tasks(session.run):
+            if not task.done:
+                self.do(task, session)
+        return self.finish(session)
+
+    def tasks(self, run: RunFolder) -> list[Task]:
+        return _tasks(run, self.config.systems, self.config.forms)
+
+    @classmethod
+    def stored_tasks(cls, run: RunFolder) -> list[Task]:
+        config = run.manifest["config"]
+        return _tasks(run, config["systems"], config["forms"])
+
+    def held(self) -> list[str]:
+        return [*self._model]
+
+    def do(self, task: Task, session: Session) -> None:
+        """Ask what one cell is about, and keep it."""
+        _, system, judge_arm, response_arm, form = task.name
+        if system not in self._model:
+            self._model = {}  # before the next one takes memory
+            self._model = {system: session.load(system)}
+            self._require_weights(system, self._model[system])
+        session.say(f"{system} {form}: {judge_arm} model about {response_arm} answers")
+        model, edit = self._model[system], self.edits[system] if judge_arm == "edited" else None
         chosen = _chosen(self.responses, self.config.limit, seed=self.seed)
-        responses = self.responses[self.responses["id"].isin(chosen)]
-        for system in self.config.systems:
-            self._ask(session, system, responses)
+        mine = (self.responses["system"] == system) & (self.responses["arm"] == response_arm)
+        asked = Exchange.of(self.responses[mine & self.responses["id"].isin(chosen)])
+        judged = (
+            ask_logits(model, asked, edit=edit, seed=self.seed)
+            if form == "logit"
+            else ask_words(model, asked, edit=edit)
+        )
+        session.run.write_part(pd.DataFrame([asdict(one) for one in judged]), *task.name)
+
+    def finish(self, session: Session) -> Mapping[str, pd.DataFrame]:
         verdicts = self.study.read_table("verdicts.parquet").rename(columns={"arm": "response_arm"})
         primary = verdicts[verdicts["judge"] == self.made.primary_judge]
         joined = ["system", "response_arm", "id"]
@@ -127,31 +162,9 @@ class SelfJudging(Experiment[SelfJudgeConfig]):
         cells = two_by_two(judgements, seed=self.seed)
         return {"cells": cells, "calibration": calibration(judgements), "judgements": judgements}
 
-    def _ask(self, session: Session, system: str, responses: pd.DataFrame) -> None:
-        """Every cell of one system that is not there yet; the model is loaded for the first of them."""
-        todo = [cell for cell in self._cells(system) if not session.run.has_part("asked", *cell)]
-        if not todo:
-            return
-        model = session.load(system)
-        self._require_weights(system, model)
-        for number, (_, judge_arm, response_arm, form) in enumerate(todo, start=1):
-            session.say(
-                f"{system} [{number}/{len(todo)}] {form}: {judge_arm} model about {response_arm} answers"
-            )
-            edit = self.edits[system] if judge_arm == "edited" else None
-            rows = responses[(responses["system"] == system) & (responses["arm"] == response_arm)]
-            asked = Exchange.of(rows)
-            judged = (
-                ask_logits(model, asked, edit=edit, seed=self.seed)
-                if form == "logit"
-                else ask_words(model, asked, edit=edit)
-            )
-            table = pd.DataFrame([asdict(one) for one in judged])
-            session.run.write_part(table, "asked", system, judge_arm, response_arm, form)
-
     def _require_weights(self, system: str, model: TransformerBridge) -> None:
         record = load_record(model)
-        known = self.study.manifest["systems"][system]["model"].get("fingerprint")
+        known = self.recorded["systems"][system]["model"].get("fingerprint")
         if record is not None and known not in (None, record.fingerprint):
             raise MechsafetyError(
                 f"the weights of {system!r} are no longer those that answered in the study; run the study again"
@@ -159,17 +172,11 @@ class SelfJudging(Experiment[SelfJudgeConfig]):
 
     def _judgements(self, run: RunFolder) -> pd.DataFrame:
         """All parts, in the order of the systems."""
-        cells = [cell for system in self.config.systems for cell in self._cells(system)]
-        parts = [run.read_part("asked", *cell).assign(**dict(zip(CELL, cell, strict=True))) for cell in cells]
-        return pd.concat(parts, ignore_index=True)
-
-    def _cells(self, system: str) -> list[Cell]:
-        return [
-            (system, judge_arm, response_arm, form)
-            for form in self.config.forms
-            for judge_arm in ARMS
-            for response_arm in ARMS
+        parts = [
+            run.read_part(*task.name).assign(**dict(zip(CELL, task.name[1:], strict=True)))
+            for task in self.tasks(run)
         ]
+        return pd.concat(parts, ignore_index=True)
 
     @classmethod
     def figures(cls, result: Result) -> dict[str, go.Figure]:
@@ -215,6 +222,18 @@ def run_selfjudge(
         4
     """
     return run_experiment(SelfJudging(config), out, say=say, allow_other_versions=allow_other_versions)
+
+
+def _tasks(run: RunFolder, systems: Sequence[str], forms: Sequence[str]) -> list[Task]:
+    """A task for each cell: a system, its judging arm, the judged arm, and the form of the question."""
+    cells = [
+        ("asked", system, judge_arm, response_arm, form)
+        for system in systems
+        for form in forms
+        for judge_arm in ARMS
+        for response_arm in ARMS
+    ]
+    return [Task(name=cell, done=run.has_part(*cell), model=cell[1]) for cell in cells]
 
 
 def _study_config(study: RunFolder) -> StudyConfig:

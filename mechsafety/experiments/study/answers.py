@@ -11,7 +11,7 @@ import pandas as pd
 
 from mechsafety.core.errors import MechsafetyError, NotFiniteError
 from mechsafety.core.verdict import Judge, Response, Verdict
-from mechsafety.experiments.judging import ask, verdict_columns
+from mechsafety.experiments.judging import ask, ask_together, verdict_columns
 from mechsafety.experiments.study.config import StudyConfig
 from mechsafety.experiments.study.controls import (
     RANDOM,
@@ -45,15 +45,20 @@ ALL_RANDOM = "random"
 """What batches that all random arms share are named by."""
 
 
-def separate(judge: str) -> list[str]:
-    """The judges that read one arm at a time: itself, or the members of one that is fitted on all arms."""
-    return members_of(judge) if is_pooled(judge) else [judge]
+def separate_judges(judges: Sequence[str]) -> list[str]:
+    """The judges that read one arm at a time, each once: ``judges``, or the members of one fitted on all arms."""
+    members = [members_of(judge) if is_pooled(judge) else [judge] for judge in judges]
+    return [*dict.fromkeys(one for several in members for one in several)]
 
 
 def judges_of(config: StudyConfig, arm: str) -> list[str]:
-    """The judges that read the answers of one arm, each once: the primary one alone reads random arms."""
-    judges = config.judges if arm in ARMS else config.judges[:1]
-    return [*dict.fromkeys(one for several in judges for one in separate(several))]
+    """The judges that read the answers of one arm: the primary one alone reads random arms."""
+    return separate_judges(config.judges if arm in ARMS else config.judges[:1])
+
+
+def asks_an_address(judge: str) -> bool:
+    """Whether a judge, or a member of it, is a model behind an address."""
+    return any(member.partition(":")[0] == "endpoint" for member in members_of(judge))
 
 
 class AnsweredWork(SystemWork):
@@ -147,27 +152,46 @@ class AnsweredWork(SystemWork):
 
     # -- verdicts -------------------------------------------------------------------------------
 
-    def judge(self, spec: str, arm: str, title: str) -> None:
-        """The verdicts of every judge on one arm's responses; of the primary one alone for random directions."""
-        for judge in judges_of(self.config, arm):
+    def judge(self, spec: str, arm: str, title: str, judges: Sequence[str] | None = None) -> None:
+        """The verdicts of ``judges`` on one arm's responses; when None, of those that read this arm.
+
+        Those behind addresses of different hosts are asked side by side.
+        """
+        judges = judges_of(self.config, arm) if judges is None else judges
+        missing = [judge for judge in judges if not self.run.has_part("verdicts", judge, spec, arm)]
+        if len(hosted := [judge for judge in missing if asks_an_address(judge)]) > 1:
+            self.say(f"{title} · {arm}: judges {', '.join(hosted)}")
+            with self.session.timed(spec, "judges behind addresses"):
+                self._verdicts(hosted, spec, arm)
+            missing = [judge for judge in missing if judge not in hosted]
+        for judge in missing:
+            self.say(f"{title} · {arm}: judge {judge}")
             with self.session.timed(spec, f"judge {judge}"):
-                if not self.run.has_part("verdicts", judge, spec, arm):
-                    self.say(f"{title} · {arm}: judge {judge}")
-                    self.verdicts(judge, spec, arm)
+                self.verdicts(judge, spec, arm)
 
     def verdicts(self, judge: str, spec: str, arm: str) -> None:
+        """The verdicts of one judge on one arm's responses."""
+        self._verdicts([judge], spec, arm)
+
+    def _verdicts(self, judges: Sequence[str], spec: str, arm: str) -> None:
         table = self.responses(spec, arm)
         responses = [
             Response(id=i, prompt=p, text=t, nll=None if n != n else float(n))
             for i, p, t, n in zip(table["id"], table["prompt"], table["response"], table["nll"], strict=True)
         ]
+        given = {self._judge(judge).name: judge for judge in judges}
+
+        def take(name: str, verdicts: Sequence[Verdict]) -> None:
+            rows = table[["system", "arm", "id", "label"]]
+            rows = rows.assign(judge=given[name], **verdict_columns(verdicts))
+            self.run.write_part(rows, "verdicts", given[name], spec, arm)
+
         try:
-            self.check(judge)
-            verdicts = ask(self._judge(judge), responses)
+            for judge in judges:
+                self.check(judge)
+            ask_together([self._judge(judge) for judge in judges], responses, take)
         except NotFiniteError as error:  # of the judge's model, which is no fault of the system
-            raise MechsafetyError(f"judge {judge!r}: {error}") from error
-        rows = table[["system", "arm", "id", "label"]].assign(judge=judge, **verdict_columns(verdicts))
-        self.run.write_part(rows, "verdicts", judge, spec, arm)
+            raise MechsafetyError(f"judge {' or '.join(map(repr, judges))}: {error}") from error
 
     def _judge(self, judge: str) -> Judge:
         if judge not in self._judges:

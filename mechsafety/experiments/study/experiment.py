@@ -23,6 +23,7 @@ from mechsafety.experiments.agreement.work import own_labels
 from mechsafety.experiments.base import Experiment, Read, Result, Session, run_experiment
 from mechsafety.experiments.judging import reopened, require_new
 from mechsafety.experiments.study import page as pages
+from mechsafety.experiments.study.answers import asks_an_address, separate_judges
 from mechsafety.experiments.study.config import StudyConfig, stored_config
 from mechsafety.experiments.study.controls import answered_draws
 from mechsafety.experiments.study.figures import study_figures
@@ -176,9 +177,11 @@ class Study(StudyTasks, Experiment[StudyConfig]):
             day = pinned_date(run.path, config.date)
             session = Session(run=run, day=day, say=say, loading=config.loading)
             work = StudyWork(config=config, session=session)
-            for judge in judges:
+            hosted = [judge for judge in judges if asks_an_address(judge)]
+            # Those of addresses are asked together; of the others, one model at a time is loaded.
+            for group in filter(None, [hosted, *([judge] for judge in judges if judge not in hosted)]):
                 judge_everything(
-                    StudyWork(config=config.model_copy(update={"judges": (judge,)}), session=session)
+                    StudyWork(config=config.model_copy(update={"judges": tuple(group)}), session=session)
                 )
             run.record("config", result.config | {"judges": list(config.judges)})
             for name, table in work.tables().items():
@@ -188,10 +191,10 @@ class Study(StudyTasks, Experiment[StudyConfig]):
 
 
 def judge_everything(work: StudyWork) -> None:
-    """The verdicts of the judges of ``work`` that are missing; its primary one also reads the random arm."""
+    """The verdicts of the judges of ``work`` that are missing, on the random arm too."""
     work.judge_all()
     for spec, arm in answered_draws(work.run, work.config, work.specs()):
-        work.judge(spec, arm, spec)
+        work.judge(spec, arm, spec, judges=separate_judges(work.config.judges))
 
 
 @with_progress

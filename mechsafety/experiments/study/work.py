@@ -29,8 +29,6 @@ from mechsafety.judges.label_order import label_order
 from mechsafety.judges.panel import members_of
 from mechsafety.judges.registry import is_pooled
 from mechsafety.judges.selfjudgement import summarise
-from mechsafety.models.provenance import of_models
-from mechsafety.runs.folder import computing_versions
 from mechsafety.statistics.paired import paired_tests
 from mechsafety.statistics.raters import agreement
 from mechsafety.statistics.rates import refusal_rates
@@ -64,7 +62,9 @@ class StudyWork(AnsweredWork):
         """Whether a system is worked on in this session: not where it failed before under the same circumstances."""
         if (why := self.failure(spec)) is None:
             return True
-        if self.run.read_json_part("failed", spec).get("circumstance") == self._circumstance(spec):
+        if self.run.read_json_part("failed", spec).get("circumstance") == self.run.circumstance(
+            f"model {spec}"
+        ):
             again = self._again(spec)
             self.say(f"{title} · failed in an earlier session and is not tried again: {why} ({again})")
             return False
@@ -73,18 +73,13 @@ class StudyWork(AnsweredWork):
 
     def fail(self, spec: str, title: str, why: str, *, for_good: bool = True) -> None:
         """Mark a system as failed; unless it is ``for_good``, the next session tries it again."""
-        now = self._circumstance(spec) if for_good else None
+        now = self.run.circumstance(f"model {spec}") if for_good else None
         self.run.write_json_part({"failed": why, "circumstance": now}, "failed", spec)
         self.say(f"{title} · failed: {why}" + (f" ({self._again(spec)})" if for_good else ""))
 
     def _again(self, spec: str) -> str:
         part = self.run.part_path("failed", spec, suffix="json").relative_to(self.run.path)
         return f"name a new folder, or delete {part} in the run to try it again"
-
-    def _circumstance(self, spec: str) -> dict[str, Any]:
-        """What may change numbers and is no part of the configuration."""
-        (made_from,) = of_models(spec, **self.config.loading).values()
-        return {"versions": computing_versions(), **made_from.circumstance}
 
     def failure(self, spec: str) -> str | None:
         """Why a system could not be measured."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,12 @@ from mechsafety.experiments.base import load_run
 from mechsafety.experiments.study import answers as study
 from mechsafety.experiments.study.config import StudyConfig
 from mechsafety.experiments.study.experiment import run_study
+from mechsafety.judges.checks import load_checks
 from mechsafety.judges.kinds.rules import RulesJudge
 from mechsafety.judges.registry import judge_responses
 from mechsafety.runs.folder import read_run
 from mechsafety.statistics import control_tests
+from tests.faulty_server import FaultyServer, honest, serving
 from tests.prompt_sets import small_prompts, write_csv
 
 ADDED = "phrases:granular"
@@ -207,7 +210,7 @@ def test_judges_that_are_models_are_tried_first_and_their_order_is_reported(
 def test_an_interrupted_judge_goes_on_and_judges_nothing_twice(
     config: StudyConfig, copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, asked = study.ask, []
+    real, asked = study.ask_together, []
 
     def second(*arguments: Any) -> Any:
         asked.append(1)
@@ -215,7 +218,7 @@ def test_an_interrupted_judge_goes_on_and_judges_nothing_twice(
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(study, "ask", second)
+    monkeypatch.setattr(study, "ask_together", second)
     before = (copied / "rates.csv").read_bytes()
     with pytest.raises(KeyboardInterrupt):
         load_run(copied).judge(ADDED)
@@ -224,6 +227,34 @@ def test_an_interrupted_judge_goes_on_and_judges_nothing_twice(
     table = load_run(copied).judge(ADDED).rates_by_judge()
     assert len(asked) == 2 + 3 + 2 * config.controls  # four arms, and the draws of two systems
     assert set(table["judge"]) == {"rules", ADDED}
+
+
+@pytest.mark.allow_hosts(["127.0.0.1"])
+def test_judges_of_two_hosts_are_asked_at_once_and_what_one_said_is_kept_when_the_other_fails(
+    copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MECHSAFETY_CACHE", str(tmp_path / "cache"))
+    both, known = threading.Barrier(2, timeout=30), 2 * len(load_checks())
+
+    def meeting(server: FaultyServer) -> Callable[[Any], str]:
+        """Answers that, once the known ones are judged, wait until the other host is asked too."""
+
+        def answer(messages: Any) -> str:
+            if server.calls.total() == known + 1:
+                both.wait()
+            return honest(messages)
+
+        return answer
+
+    with serving(FaultyServer()) as one, serving(FaultyServer()) as other:
+        judges = [f"endpoint:m@{server.url};concurrency=1" for server in (one, other)]
+        for server in (one, other):
+            server.answer = meeting(server)
+        load_run(copied).judge(*judges)
+        assert not both.broken
+        found = load_run(copied).tables["verdicts"]
+        assert set(found["judge"]) == {"rules", *judges}
+        assert (found["verdict"] != "unparsed").all()
 
 
 def test_judges_that_cannot_be_added_are_one_line(copied: Path) -> None:

@@ -1,0 +1,101 @@
+"""A run on several processes of this machine, one of which dies, ends with the files of the sequential run."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mechsafety.engines.hosts import WorkerDiedError
+from mechsafety.engines.processes import processes
+from mechsafety.experiments.remote import driver
+from mechsafety.experiments.study.config import StudyConfig
+from mechsafety.experiments.study.experiment import run_study
+from tests.counting_worker import Counter
+from tests.prompt_sets import small_prompts, write_csv
+
+
+def called(host: Any, worker: Any, method: str, *arguments: Any) -> Any:
+    call = host.call(worker, method, *arguments)
+    while not (found := host.finished([call], 60.0)):
+        pass
+    assert found == [call]
+    return host.result(call)
+
+
+def test_processes_keep_their_state_and_their_deaths_are_told(capfd: pytest.CaptureFixture[str]) -> None:
+    with processes(2) as host:
+        one, other = host.start(Counter, 10), host.start(Counter, start=20)
+        assert [called(host, one, "add"), called(host, one, "add", 5), called(host, other, "add")] == [
+            11,
+            16,
+            21,
+        ]
+        # Ctrl-C in a terminal reaches workers too, and is not theirs to act on.
+        os.kill(one.process.pid, signal.SIGINT)
+        assert called(host, one, "add") == 17
+        # Beside what a worker is at, it answers.
+        waiting = host.call(one, "wait")
+        (call,) = host.finished([host.aside(one, "add")], 60.0, every=True)
+        assert (host.result(call), host.result(waiting)) == (18, 18)
+        for worker, method in ((one, "die"), (other, "fail")):
+            with pytest.raises(WorkerDiedError):
+                called(host, worker, method)
+            # A call to one that is gone is told too, and asks nobody to wait.
+            with pytest.raises(WorkerDiedError):
+                called(host, worker, "add")
+    assert "ZeroDivisionError" in capfd.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def config(tiny_folder: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> StudyConfig:
+    csv = write_csv(small_prompts(6), tmp_path_factory.mktemp("prompts") / "small.csv")
+    llama, gpt2 = str(tiny_folder("llama")), str(tiny_folder("gpt2"))
+    return StudyConfig(
+        systems=(llama, gpt2),
+        prompts=str(csv),
+        anchors=str(csv),
+        max_new_tokens=4,
+        batch_size=4,
+        controls=2,
+        confirm=2,
+        judges=("rules", "degeneracy", f"logit:{llama}"),
+        dtype="float32",
+        device="cpu",
+    )
+
+
+def test_a_study_that_loses_a_process_has_the_files_of_the_sequential_one(
+    config: StudyConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed: list[str] = []
+    begin = driver._Pool.begin
+
+    def begin_and_kill(pool: Any, member: Any, method: str, *arguments: Any, **options: Any) -> None:
+        begin(pool, member, method, *arguments, **options)
+        if not killed and method == "do" and arguments[0].name[0] == "answers":
+            killed.append(member.name)
+            member.handle.process.kill()
+
+    monkeypatch.setattr(driver._Pool, "begin", begin_and_kill)
+    heard: list[str] = []
+    whole = run_study(config, tmp_path / "local").path
+    run = run_study(config.model_copy(update={"workers": 2}), tmp_path / "run", say=heard.append)
+    assert killed
+    assert any("died" in line for line in heard)
+    assert run.manifest["engine"] == [{"engine": "local", "threads": 1}]
+    names = sorted(
+        p.relative_to(whole) for kind in ("csv", "parquet", "safetensors") for p in whole.rglob(f"*.{kind}")
+    )
+    made = sorted(
+        p.relative_to(run.path)
+        for kind in ("csv", "parquet", "safetensors")
+        for p in run.path.rglob(f"*.{kind}")
+    )
+    assert made == names
+    different = [n for n in names if (run.path / n).read_bytes() != (whole / n).read_bytes()]
+    assert not different
