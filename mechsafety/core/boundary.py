@@ -21,6 +21,7 @@ from mechsafety.core.docstrings import completed
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.signatures import readable
 
+Class = TypeVar("Class", bound=type)
 MAKERS = {
     "Directions": "ms.find_directions",
     "Direction": "directions.at",
@@ -38,6 +39,7 @@ MAKERS = {
 """What makes the objects that arguments are."""
 _ACCEPTED = re.compile(r"\b(Prompts|Model|Edit|Vector|Judge|Judges|Answers|Numbers|Tokens)Like\b")
 """Annotations of what is understood where it is used."""
+_POSITIVE = ("batch_size",)
 _SHOWN = 12  # names of arguments in a message
 
 
@@ -50,28 +52,59 @@ def public(
 ) -> Callable[..., Any]:
     """``function`` under its public name, its arguments checked; where they may be ``missing``, NaN is no error."""
     signature = inspect.signature(function)
-    fitted = _fitted_or_missing if missing else _fitted
+    call = _checked(function, name, _fitted_or_missing if missing else _fitted)
+    call.__module__, call.__qualname__ = package, name  # so that it can be pickled
+    call.__doc__ = completed(function.__doc__ or "", signature.parameters)
+    call.__signature__ = readable(function)  # type: ignore[attr-defined]
+    return call
+
+
+def checked_methods(cls: Class) -> Class:
+    """``cls`` with the arguments of its public methods checked, but for arrays and what is missing (NaN)."""
+    for name, found in list(vars(cls).items()):
+        if name.startswith("_"):
+            continue
+        if isinstance(found, types.FunctionType):
+            setattr(cls, name, _checked(found, f"{cls.__name__}.{name}", _fitted_or_passed))
+        elif isinstance(found, classmethod):
+            method = _checked(found.__func__, f"{cls.__name__}.{name}", _fitted_or_passed)
+            setattr(cls, name, classmethod(method))
+    return cls
+
+
+def check_construction(cls: Any, name: str) -> None:
+    """Check what a dataclass is made of, in the same way; once, when it is first used by its public name."""
+    if not hasattr(cls.__init__, "_is_checked"):
+        cls.__init__ = _checked(cls.__init__, name, _fitted_or_passed)
+        cls.__init__._is_checked = True
+
+
+def _checked(
+    function: Callable[..., Any], name: str, fitted: Callable[[Any, Any], Any]
+) -> Callable[..., Any]:
+    signatures: list[inspect.Signature] = []
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        bound = _bound(signature, name, args, kwargs)
+        __tracebackhide__ = True
+        if not signatures:
+            signatures.append(inspect.signature(function))
+        bound = _bound(signatures[0], name, args, kwargs)
         hints = _hints(function)
         sizes: dict[str, tuple[int, str]] = {}
         for parameter, value in bound.arguments.items():
-            if signature.parameters[parameter].kind is inspect.Parameter.VAR_KEYWORD:
+            if signatures[0].parameters[parameter].kind is inspect.Parameter.VAR_KEYWORD:
                 continue
             try:
                 bound.arguments[parameter] = found = fitted(value, hints[parameter])
                 _same_sizes(found, hints[parameter], parameter, sizes)
+                _require(found, parameter not in _POSITIVE or found is None or found > 0, "a number above 0")
             except _UnfitError as wanted:
                 raise MechsafetyError(
                     f"{name}(): {parameter} is {shown(value)}; {wanted} is needed"
                 ) from None
         return function(*bound.args, **bound.kwargs)
 
-    call.__module__, call.__qualname__ = package, name  # so that it can be pickled
-    call.__doc__ = completed(function.__doc__ or "", signature.parameters)
-    call.__signature__ = readable(function)  # type: ignore[attr-defined]
     return call
 
 
@@ -80,6 +113,7 @@ def _bound(
 ) -> inspect.BoundArguments:
     known = [p for p, one in signature.parameters.items() if one.kind is not inspect.Parameter.VAR_KEYWORD]
     open_ended = len(known) < len(signature.parameters)
+    known = [name for name in known if name not in ("self", "cls")]
     if not open_ended and (strange := [key for key in kwargs if key not in known]):
         close = difflib.get_close_matches(strange[0], known, n=1)
         hint = f"; did you mean {close[0]}?" if close else ";"
@@ -142,7 +176,9 @@ def _fitted(value: Any, hint: Any) -> Any:
         return _one_of(value, given)
     if origin is Literal:
         if not isinstance(value, str | int | bool) or value not in given:
-            raise _UnfitError(f"one of {', '.join(map(str, given))}{_nearest(value, given)}")
+            raise _UnfitError(
+                f"one of {', '.join(str(g) or 'an empty text' for g in given)}{_nearest(value, given)}"
+            )
         return value
     if origin is Callable or hint is Callable:
         return _require(value, callable(value), "a function")
@@ -177,6 +213,13 @@ def _fitted_or_missing(value: Any, hint: Any) -> Any:
     return [each if _holds_nan(each) else _one_of(each, elements) for each in rows]
 
 
+def _fitted_or_passed(value: Any, hint: Any) -> Any:
+    """As :func:`_fitted`, for methods: arrays, which the package hands on itself, and NaN are passed as they are."""
+    if _holds_nan(value) or any(map(_is_array, (hint, *get_args(hint)))):
+        return value
+    return _fitted(value, hint)
+
+
 def _holds_nan(value: Any) -> bool:
     parts = value if isinstance(value, list | tuple) else (value,)
     return any(isinstance(part, float) and part != part for part in parts)
@@ -195,7 +238,7 @@ def _single(value: Any, hint: Any) -> Any:
     if hint is bool:
         return bool(_require(value, type(value).__name__ in ("bool", "bool_"), "True or False"))
     if hint is str:
-        return _require(value, isinstance(value, str), "a text (str)")
+        return _text(value)
     if hint is Path:
         return Path(_require(value, isinstance(value, str | Path), "a path (str or Path)"))
     if _is_array(hint):
@@ -213,6 +256,15 @@ def _single(value: Any, hint: Any) -> Any:
         )
     maker = f" ({MAKERS[hint.__name__]} makes one)" if hint.__name__ in MAKERS else ""
     return _require(value, isinstance(value, hint), f"a {hint.__name__}{maker}")
+
+
+def _text(value: Any) -> str:
+    """A text; a path, a number format and a device of torch by their names."""
+    if isinstance(value, Path) or (
+        type(value).__module__ == "torch" and type(value).__name__ in ("dtype", "device")
+    ):
+        return str(value).removeprefix("torch.")
+    return _require(value, isinstance(value, str), "a text (str)")
 
 
 def _require(value: Any, holds: bool, wanted: str) -> Any:

@@ -7,14 +7,22 @@ from dataclasses import fields, is_dataclass
 from html import escape
 from typing import Any
 
+from mechsafety.core.boundary import checked_methods
+
 
 class Value:
     """A dataclass whose tensors and tables are compared by their entries, shown by what ``describe()`` says.
+
+    Arguments of its public methods are checked (:func:`mechsafety.core.boundary.checked_methods`).
 
     A dataclass that inherits from it is declared with ``eq=False, repr=False``.
     """
 
     __hash__ = None  # type: ignore[assignment]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        checked_methods(cls)
 
     def __eq__(self, other: object) -> bool:
         if type(other) is not type(self):

@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
@@ -20,8 +21,10 @@ from pydantic import (
     model_validator,
 )
 
+from mechsafety.core.arguments import shown
 from mechsafety.core.days import Day
 from mechsafety.core.errors import MechsafetyError, way
+from mechsafety.core.signatures import type_name
 from mechsafety.models.chat_settings import ChatSettings, Thinking
 
 C = TypeVar("C", bound=BaseModel)
@@ -64,10 +67,37 @@ class Config(BaseModel, metaclass=_Named):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _as_given(cls, given: Any) -> Any:
+        """One text where several may stand is one; paths are texts, loaded models the specs they were loaded from."""
+        if not isinstance(given, Mapping):
+            return given
+        kinds = {name: type_name(one.annotation) for name, one in cls.model_fields.items()}
+        return {name: _fitted(value, kinds.get(name, "")) for name, value in given.items()}
+
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
         super().__pydantic_init_subclass__(**kwargs)
         cls.__doc__ = f"{inspect.cleandoc(cls.__doc__ or '')}\n\nFields:\n{_field_lines(cls)}"
+
+
+def _fitted(value: Any, kind: str) -> Any:
+    if kind.startswith("tuple[str, ...]"):
+        return tuple(map(_text, value if isinstance(value, list | tuple) else (value,)))
+    if kind.startswith("tuple[Literal") and isinstance(value, str):
+        return (value,)
+    return _text(value) if kind.startswith("str") else value
+
+
+def _text(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "cfg"):  # a loaded model
+        from mechsafety.models.accepted import named
+
+        return named(value)
+    return value
 
 
 def _field_lines(kind: type[BaseModel]) -> str:
@@ -91,7 +121,7 @@ def first_error(error: ValidationError, kind: type[BaseModel]) -> str:
         return first["msg"].removeprefix("Value error, ")
     name = ".".join(str(part) for part in first["loc"])
     if first["type"] != "extra_forbidden":
-        return f"{name}: {first['msg']} (got {first['input']!r})"
+        return f"{name}: {first['msg']} (got {shown(first['input'])})"
     *outer, wrong = (str(part) for part in first["loc"])
     for part in outer:
         inner = kind.model_fields[part].annotation if part in kind.model_fields else None

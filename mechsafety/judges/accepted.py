@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -68,6 +69,16 @@ class FunctionJudge:
     """A judge made of a function; it is called by the function's name."""
 
     function: Callable[..., Any]
+
+    def __post_init__(self) -> None:
+        try:
+            inspect.signature(self.function).bind("prompt", "response")
+        except TypeError as error:
+            raise MechsafetyError(
+                f"judge {self.name!r} cannot be called as function(prompt, response): {error}"
+            ) from None
+        except ValueError:  # a built-in function that has no signature
+            return
 
     @property
     def name(self) -> str:

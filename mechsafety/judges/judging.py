@@ -128,6 +128,8 @@ def verdict_table(arms: Mapping[str, Verdicts], *, system: str = "model") -> pd.
                  system       arm  verdict
         0  smollm2-135m  original  refusal
     """
+    if not arms:
+        raise MechsafetyError("no verdicts are given: name them by arm, {'original': ..., 'edited': ...}")
     return pd.concat(
         [v.to_frame().assign(system=system, arm=arm) for arm, v in arms.items()], ignore_index=True
     )

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from mechsafety.core.arguments import shown
+from mechsafety.core.boundary import checked_methods
 from mechsafety.core.errors import MechsafetyError, way
 from mechsafety.core.places import data_folder
 from mechsafety.core.values import short
@@ -110,6 +111,7 @@ class Prompt:
         return "\x1e".join(f"{role}\x1f{folded(content)}" for role, content in self.messages)
 
 
+@checked_methods
 @dataclass(frozen=True, repr=False)
 class PromptSet(Sequence[Prompt]):
     """An ordered set of prompts: unique ids, no empty text.

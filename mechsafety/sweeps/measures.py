@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from mechsafety.core.arguments import shown
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.places import packaged_words
 from mechsafety.edits.interventions import Edit
@@ -153,7 +154,13 @@ class OwnMeasure:
 
     def of_logits(self, logits: Float[Tensor, "row vocabulary"]) -> Measured:
         """Scores in float64. Raises :class:`MechsafetyError` unless there is one number per prompt."""
-        found = torch.as_tensor(self.function(logits)).detach().cpu().double()
+        given = self.function(logits)
+        try:
+            found = torch.as_tensor(given).detach().cpu().double()
+        except (TypeError, ValueError, RuntimeError):
+            raise MechsafetyError(
+                f"score= gave {shown(given)}: one number per prompt is expected, as a tensor, an array or a list"
+            ) from None
         if found.shape != logits.shape[:1] or bool(found.isnan().any()):
             got = "NaN" if found.shape == logits.shape[:1] else f"shape {list(found.shape)}"
             raise MechsafetyError(
