@@ -371,6 +371,8 @@ MORE: dict[str, Architecture] = {
     ),
 }
 """Models that nobody tuned to: tried when all the others held."""
+OF_IMAGES = tuple(name for name, entry in MORE.items() if entry.text)
+"""The classes of checkpoints that read images too."""
 
 
 UNFAITHFUL = (

@@ -31,6 +31,7 @@ from tests.architectures import (
     ARCHITECTURES,
     HEADLESS,
     KINDS,
+    OF_IMAGES,
     SITELESS,
     UNFAITHFUL,
     UNPADDABLE,
@@ -51,10 +52,10 @@ NO_PREFIX = ("llama", "gpt2", "bloom", "gemma3", "lfm2", "mamba", "recurrent-gem
 """Tried without tokens that all prompts begin with on every run."""
 SUBJECTS = [
     pytest.param(
-        f"{name}, {kind}",
+        f"{name}; {kind}",
         marks=() if name in (KINDS if kind == "prefix" else NO_PREFIX) else pytest.mark.slow,
     )
-    for name in ARCHITECTURES
+    for name in (*ARCHITECTURES, *OF_IMAGES)
     if name not in UNFAITHFUL
     for kind in TEMPLATES
 ]
@@ -145,7 +146,7 @@ class Subject:
 
 @pytest.fixture(scope="module", params=SUBJECTS)
 def one(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Subject:
-    name, kind = request.param.split(", ")
+    name, kind = request.param.split("; ")
     folder = save_architecture(tmp_path_factory.mktemp(name), name, template=TEMPLATES[kind])
     return Subject(folder, name)
 

@@ -37,7 +37,7 @@ from tests.prompt_sets import small_prompts
 FAST = ("llama", "gpt2", "gemma4", "qwen3-next")
 NAMES = [
     pytest.param(name, marks=() if name in FAST else pytest.mark.slow)
-    for name in ARCHITECTURES
+    for name in (*ARCHITECTURES, "gemma3, images")
     if name not in (*UNFAITHFUL, *UNPADDABLE, "falcon")
 ]
 EXAMPLES = (
