@@ -79,7 +79,7 @@ TEXTS = [
 
 
 @pytest.fixture(autouse=True)
-def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """inspect_ai keeps its cache, traces and memo of models between uses: each test has its own."""
     from inspect_ai.model import _model
 
@@ -88,8 +88,12 @@ def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[No
     monkeypatch.setenv("INSPECT_LOG_DIR", str(tmp_path / "logs"))
     monkeypatch.setenv("INSPECT_DISPLAY", "none")
     monkeypatch.setattr(_model, "_models", {})
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _own_rubbish() -> Iterator[None]:
     yield
-    gc.collect()  # what inspect_ai leaves is found here, not in another test
+    gc.collect()  # what inspect_ai leaves is found here, not in another module's test
 
 
 def direction(seed: int = 0) -> torch.Tensor:
