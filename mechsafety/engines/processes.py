@@ -12,6 +12,8 @@ from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+from tqdm import tqdm
+
 from mechsafety.engines.hosts import Host, WorkerDiedError
 
 _PATIENCE_S = 2.0
@@ -119,6 +121,8 @@ def _serve(
     """Answer calls until the other end is closed."""
     # Ctrl-C reaches every process of a terminal; the one that was started decides what becomes of the workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Bars of one process need no lock between processes, which one that is killed would leave to the system.
+    tqdm.set_lock(threading.RLock())
     try:
         worker = kind(*arguments, **options)
         threading.Thread(target=_answer, args=(aside, worker), daemon=True).start()
