@@ -23,7 +23,6 @@ from mechsafety.cli import main
 from mechsafety.core.errors import MechsafetyError, NotFiniteError
 from mechsafety.directions.direction import load_directions
 from mechsafety.experiments.base import load_run
-from mechsafety.experiments.study import work as study
 from mechsafety.experiments.study.config import StudyConfig
 from mechsafety.experiments.study.experiment import run_study
 from mechsafety.experiments.study.systems import direction_of
@@ -496,7 +495,6 @@ def test_a_failed_system_is_tried_again_under_other_versions(
     monkeypatch.undo()
     newer = {**runs.computing_versions(), "torch": "99"}
     monkeypatch.setattr(runs, "computing_versions", lambda: newer)
-    monkeypatch.setattr(study, "computing_versions", lambda: newer)
     again = run_study(plain, tmp_path / "run", allow_other_versions=True)
     assert not again.failed
     assert set(again.to_frame()["system"]) == set(plain.systems)
