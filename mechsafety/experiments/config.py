@@ -83,6 +83,8 @@ class Config(BaseModel, metaclass=_Named):
 
 
 def _fitted(value: Any, kind: str) -> Any:
+    if value is None:
+        return None
     if kind.startswith("tuple[str, ...]"):
         return tuple(map(_text, value if isinstance(value, list | tuple) else (value,)))
     if kind.startswith("tuple[Literal") and isinstance(value, str):
