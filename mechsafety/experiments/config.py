@@ -123,7 +123,7 @@ def first_error(error: ValidationError, kind: type[BaseModel]) -> str:
         return first["msg"].removeprefix("Value error, ")
     name = ".".join(str(part) for part in first["loc"])
     if first["type"] != "extra_forbidden":
-        return f"{name}: {first['msg']} (got {shown(first['input'])})"
+        return f"{name}: {first['msg']} (got {shown(first['input']).rpartition(' (')[0]})"
     *outer, wrong = (str(part) for part in first["loc"])
     for part in outer:
         inner = kind.model_fields[part].annotation if part in kind.model_fields else None
