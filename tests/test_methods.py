@@ -92,7 +92,8 @@ def test_configs_take_one_for_several_and_paths(tmp_path: Any) -> None:
     assert config.systems == (str(tmp_path),)
     assert config.judges == ("rules",)
     assert config.prompts == str(tmp_path / "own.csv")
-    with pytest.raises(MechsafetyError, match=r"^limit: .* \(got 'x' \(str\)\)$"):
+    assert ms.SweepConfig(model="a", layers=None).layers is None
+    with pytest.raises(MechsafetyError, match=r"^limit: .* \(got 'x'\)$"):
         ms.StudyConfig(limit="x")  # type: ignore[arg-type]
 
 

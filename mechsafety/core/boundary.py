@@ -76,7 +76,7 @@ def check_construction(cls: Any, name: str) -> None:
     """Check what a dataclass is made of, in the same way; once, when it is first used by its public name."""
     if not hasattr(cls.__init__, "_is_checked"):
         cls.__init__ = _checked(cls.__init__, name, _fitted_or_passed)
-        cls.__init__._is_checked = True
+        setattr(cls.__init__, "_is_checked", True)  # noqa: B010 - no attribute of functions that type checkers know
 
 
 def _checked(

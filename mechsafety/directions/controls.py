@@ -69,7 +69,7 @@ def control_directions(
     n: int = 3,
     seed: int = 0,
     system: str = "model",
-    kind: ControlKind = "matched",
+    kind: str = "matched",
 ) -> list[Control]:
     """``n`` random directions at the place where ``direction`` was found, the nearest in energy first.
 

@@ -83,6 +83,8 @@ class Config(BaseModel, metaclass=_Named):
 
 
 def _fitted(value: Any, kind: str) -> Any:
+    if value is None:
+        return None
     if kind.startswith("tuple[str, ...]"):
         return tuple(map(_text, value if isinstance(value, list | tuple) else (value,)))
     if kind.startswith("tuple[Literal") and isinstance(value, str):
@@ -121,7 +123,7 @@ def first_error(error: ValidationError, kind: type[BaseModel]) -> str:
         return first["msg"].removeprefix("Value error, ")
     name = ".".join(str(part) for part in first["loc"])
     if first["type"] != "extra_forbidden":
-        return f"{name}: {first['msg']} (got {shown(first['input'])})"
+        return f"{name}: {first['msg']} (got {shown(first['input']).rpartition(' (')[0]})"
     *outer, wrong = (str(part) for part in first["loc"])
     for part in outer:
         inner = kind.model_fields[part].annotation if part in kind.model_fields else None
