@@ -32,8 +32,13 @@ def without_room(cache: Any) -> Any:
 class _RoomyLayer(DynamicLayer):
     """A layer whose keys and values are the beginnings of longer tensors that are its own."""
 
+    keys: Tensor
+    values: Tensor
+
     def __init__(self, layer: DynamicLayer, n_tokens: int) -> None:
         super().__init__()
+        assert layer.keys is not None
+        assert layer.values is not None
         self.dtype, self.device, self.is_initialized = layer.dtype, layer.device, True
         room = max(n_tokens, layer.keys.shape[-2])
         self._own = [_longer(stored, room) for stored in (layer.keys, layer.values)]
