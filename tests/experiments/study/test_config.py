@@ -35,6 +35,12 @@ LADDER = [
 ]
 
 
+def test_one_system_is_one(tmp_path: Path) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text("systems: smollm2-135m\n")
+    assert load_config(str(path)).systems == ("smollm2-135m",)
+
+
 def error_of(source: Any, overrides: dict[str, Any] | None = None) -> str:
     with pytest.raises(MechsafetyError) as caught:
         load_config(None if source is None else str(source), overrides)
@@ -129,7 +135,7 @@ def test_the_granular_study_takes_the_papers_prompts_where_they_are(
     [
         ("colour: red", ["colour: Extra inputs are not permitted", "Keys are systems, prompts, anchors"]),
         ("limit: many", ["limit: Input should be a valid integer", "(got 'many')"]),
-        ("systems: smollm2-135m", ["systems: Input should be a valid tuple", "(got 'smollm2-135m')"]),
+        ("systems: 3", ["systems.0: Input should be a valid string", "(got 3)"]),
         ("systems: [a, b, a]", ["systems: a is named twice"]),
         ("judges: [rules, rules]", ["judges: rules is named twice"]),
         ("systems: [a, ' ']", ["systems: a name is empty"]),
