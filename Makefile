@@ -8,7 +8,7 @@ RUN ?= runs/default
 .PHONY: study test test-slow test-tl3 check format figures bench lab notebooks clean
 
 study: .venv/installed
-	$(BIN)/mechsafety study --workers 2 --out $(RUN)
+	$(BIN)/mechsafety study --out $(RUN)
 
 test: .venv/installed-dev
 	$(BIN)/python -m pytest -n 2 --dist worksteal --nbmake --nbmake-timeout=300 notebooks tests
