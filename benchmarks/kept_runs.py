@@ -274,7 +274,7 @@ def _tradeoff(run: Result) -> str:
     rows = []
     for (removal, setting, control), part in table.groupby(["removal", "setting", "control"], sort=False):
         cells = [
-            str(removal),
+            str(removal).replace("_", " "),
             str(setting),
             "" if control == "model" else str(control),
             f"{part['share'].mean():.2%}",
@@ -313,7 +313,7 @@ RUNS: Mapping[str, Kept] = {
         kind="regions",
         tables=("tradeoff", "structure", "subspaces", "links", "link_effects", "heads", _VERDICTS),
         sections=("sweet_spot",),
-        blocks={"regions": _tradeoff, "regions findings": _findings},
+        blocks={"regions": _tradeoff},
     ),
     "freezing": Kept(kind="regions", tables=("freezing", _VERDICTS), blocks={"freezing findings": _findings}),
 }

@@ -32,7 +32,7 @@ from mechsafety.judges.label_order import order_sentences
 from mechsafety.plots.style import system_names
 from mechsafety.statistics import PROMPT_LABELS
 
-DOCUMENTS = ("README.md", "docs/results.md", "docs/lab.md", "docs/controls.md")
+DOCUMENTS = ("README.md", "docs/results.md", "docs/lab.md", "docs/controls.md", "docs/regions.md")
 CLAIMS = Path(__file__).parent / "controls.toml"
 TABLES = (
     "verdicts",

@@ -146,41 +146,67 @@ def markdown(name: str, first: str) -> pd.DataFrame:
     return pd.DataFrame(cells[2:], columns=cells[0])
 
 
-def _of_removal(rows: pd.DataFrame, removal: str, setting: str, which: str, column: str) -> list[float]:
-    of = rows[(rows["removal"] == removal) & (rows["setting"] == setting) & (rows[""] == which)]
-    (cell,) = of[column]
-    return [float(x.replace(",", "")) for x in re.split(" to ", cell)]
+def _percent(values: pd.Series) -> str:
+    return " to ".join(f"{100 * x:.0f} %" for x in dict.fromkeys((values.min(), values.max())))
 
 
 def regions() -> Statements:
-    rows = markdown("docs/regions.md", "removal")
-    (whole,) = rows[rows["removal"] == "none"].to_dict("records")
+    rows = table("regions/tradeoff.csv")
+    harmful = rows.assign(count=(rows["refused"] * rows["harmful_n"]).round().astype(int))
 
-    def percents(*place: str) -> str:
-        found = _of_removal(rows, *place)
-        return " to ".join(f"{100 * x:.0f}" for x in dict.fromkeys((min(found), max(found)))) + " %"
+    def of(removal: str, setting: str, control: str) -> pd.DataFrame:
+        return harmful[
+            (harmful["removal"] == removal)
+            & (harmful["setting"] == setting)
+            & (harmful["control"] == control)
+        ]
 
-    spot = ("set difference", "p=1, q=1")
-    assert _of_removal(rows, *spot, "removed", "refused") == [0.0]
-    yield f"{percents(*spot, 'removed', 'coherent')} of the answers are language"
-    yield f"Random removals of as many weights leave {percents(*spot, 'random', 'refused')}"
-    half = percents("set difference", "p=0.5, q=0.5", "removed", "refused")
-    yield f"Half as many weights leave {half}"
-    accuracy = percents(*spot, "removed", "right of 130").replace(" to ", " and ")
-    yield f"Accuracy falls from {100 * float(whole['right of 130']):.0f} % to between {accuracy}"
-    rise = [
-        100 * (x / float(whole["perplexity"]) - 1) for x in _of_removal(rows, *spot, "removed", "perplexity")
+    whole = harmful[harmful["removal"] == "none"].iloc[0]
+    spot = {control: of("set_difference", "p=8 q=5", control) for control in ("removed", "random", "matched")}
+    (removed,), (random,) = spot["removed"]["count"], spot["random"]["count"]
+    yield f"from {whole['count']} to {removed} of 50"
+    yield f"As many random weights leave {random}, as many of the same size {' and '.join(map(str, spot['matched']['count']))}"
+    yield f"Without {spot['removed']['share'].iloc[0]:.2%} of".replace("%", " %")
+    kept = [
+        (of(name, "p=8 q=5", c)["harmless_refused"] * 50).round().astype(int)
+        for name, c in (("set_difference", "removed"), ("set_difference", "random"))
     ]
-    yield f"perplexity rises by {rise[0]:.0f} to {rise[1]:.0f} %"
-    broken = [
-        *_of_removal(rows, "orthogonal projection", "r_u=0.95, r_s=0.98", "removed", "degenerate"),
-        *_of_removal(rows, "orthogonal projection", "r_u=0.98, r_s=0.99", "removed", "degenerate"),
+    yield f"go with them, from {50 * whole['harmless_refused']:.0f} to {kept[0].iloc[0]}; as many random weights leave {kept[1].iloc[0]}"
+    wide = {control: of("set_difference", "p=5 q=5", control) for control in ("removed", "random", "matched")}
+    yield f"At p = q = 5 matched removals leave {_percent(wide['matched']['refused'])} refused where random ones leave {_percent(wide['random']['refused'])}"
+    yield f"{_percent(wide['removed']['complied'])} of the answers stay coherent, of theirs {_percent(wide['matched']['complied'])}"
+    accuracy = harmful[(harmful["removal"] == "set_difference") & (harmful["control"] == "removed")][
+        "accuracy"
     ]
-    yield f"{100 * min(broken):.0f} to {100 * max(broken):.0f} % degenerate"
-    heads = ("heads", "heads=10")
-    drawn = [f"{x:.0f}" for x in _of_removal(rows, *heads, "random", "perplexity")]
-    (own,) = _of_removal(rows, *heads, "removed", "perplexity")
-    yield f"perplexity rises from {whole['perplexity']} to {own:.0f} (other heads: {' to '.join(drawn)})"
+    yield f"Accuracy falls from {_percent(pd.Series([whole['accuracy']]))} to between {_percent(accuracy).replace(' to ', ' and ')}"
+    assert accuracy.max() < whole["accuracy"] - 0.05
+    assert of("top_safety", "q=1", "removed")["degenerate"].min() == 1
+    yield f"every answer is degenerate, and {_percent(of('top_safety', 'q=1', 'matched')['degenerate'])} where"
+    assert (
+        harmful[(harmful["removal"] == "orthogonal_projection") & (harmful["control"] == "removed")][
+            "degenerate"
+        ].min()
+        == 1
+    )
+    subspaces = of("orthogonal_projection", "r_u=0.95 r_s=0.98", "matched")
+    yield f"leave it {_percent(subspaces['refused'])} refused and {_percent(subspaces['complied'])} coherent"
+    yield f"leaves {of('heads', 'heads=10', 'removed')['count'].iloc[0]} of 50 refused"
+    yield f"with AUROC up to {table('regions/heads.csv')['auroc'].max():.2f}"
+    structure = table("regions/structure.csv").query("q == 5").groupby(["method", "kind"])["jaccard"].mean()
+    for method, name in (("snip", "SNIP share a mean Jaccard index"), ("wanda", "Wanda")):
+        mine = structure[method]
+        yield f"by {name} between {mine.min():.2f} ({mine.idxmin()}) and {mine.max():.2f} ({mine.idxmax()})".replace(
+            "0.", "."
+        )
+    links = table("regions/link_effects.csv").set_index("state")
+    counts = (links["refused"] * links["harmful_n"]).round().astype(int)
+    yield (
+        f"leaves {counts['ablated']} of 50 refused, removing the region {counts['removed']}, both "
+        f"{counts['removed then ablated']}; a random removal and the ablation together leave {counts['random removed then ablated']}"
+    )
+    yield f"lie {links['relative_norm']['removed']:.2f} as far apart (random removal: {links['relative_norm']['random removed']:.2f})".replace(
+        "0.", "."
+    )
 
 
 def selection() -> Statements:
