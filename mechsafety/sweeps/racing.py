@@ -55,7 +55,7 @@ class Raced:
     def cost(self) -> float:
         """Prompts scored, as a share of what scoring every candidate on every prompt takes."""
         every = len(self.n_harmful) * (len(self.harmful_order) + len(self.harmless_order))
-        return float((self.n_harmful.sum() + self.n_harmless.sum()) / every)
+        return float((self.n_harmful.sum() + self.n_harmless.sum()) / max(1, every))
 
 
 def rounds(n: int) -> list[int]:
