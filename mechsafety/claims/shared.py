@@ -15,24 +15,38 @@ T = TypeVar("T")
 
 
 class RunTables(dict[str, pd.DataFrame]):
-    """The tables of a run by name, with what was made of them; as with figures, a table is not to change after that."""
+    """The tables of a run by name, with what was made of them.
+
+    What was made goes with a table that is replaced or left out; one that is changed in place leaves it as it was.
+    """
 
     def __init__(self, tables: Tables) -> None:
         super().__init__(tables)
         self.made: dict[Hashable, tuple[Any, Any]] = tables.made if isinstance(tables, RunTables) else {}
 
+    def __setitem__(self, name: str, table: pd.DataFrame) -> None:
+        super().__setitem__(name, table)
+        self.made = {}
+
+    def __delitem__(self, name: str) -> None:
+        super().__delitem__(name)
+        self.made = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return RunTables, (dict(self),)
+
     def without(self, names: Iterable[str]) -> RunTables:
-        """The others; what is made of these is made of all."""
-        found = RunTables(self)
-        for name in names:
-            del found[name]
-        return found
+        """The others; nothing that was made with these."""
+        left_out = set(names)
+        return RunTables({name: table for name, table in self.items() if name not in left_out})
 
 
 def filled(tables: Tables) -> Tables:
-    """The tables that have rows."""
-    found = RunTables(tables)
-    return found.without([name for name, table in tables.items() if not len(table)])
+    """The tables that have rows; what is made of these is made of all."""
+    found = RunTables({name: table for name, table in tables.items() if len(table)})
+    if isinstance(tables, RunTables):
+        found.made = tables.made
+    return found
 
 
 def once(make: Callable[Concatenate[Tables, P], T]) -> Callable[Concatenate[Tables, P], T]:

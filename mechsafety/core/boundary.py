@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
+import math
 import re
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -214,8 +215,14 @@ def _fitted_or_missing(value: Any, hint: Any) -> Any:
 
 
 def _fitted_or_passed(value: Any, hint: Any) -> Any:
-    """As :func:`_fitted`, for methods: arrays, which the package hands on itself, and NaN are passed as they are."""
-    if _holds_nan(value) or any(map(_is_array, (hint, *get_args(hint)))):
+    """As :func:`_fitted`, for methods: arrays, which the package hands on itself, and numbers that are not finite are
+    passed as they are.
+    """
+    if isinstance(value, float) and not math.isfinite(value) and float in (hint, *get_args(hint)):
+        return value
+    if (isinstance(value, list | tuple) and _holds_nan(value)) or any(
+        map(_is_array, (hint, *get_args(hint)))
+    ):
         return value
     return _fitted(value, hint)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -157,6 +158,9 @@ def _rebuilt(facts: dict[str, Any], tensors: dict[str, Tensor]) -> Edit:
     return _edit_of(facts, tensors)
 
 
+_KINDS = {"ablate": Ablate, "affine": AffineAblate, "add": Add, "orthogonalise": Orthogonalise}
+
+
 def _edit_of(facts: dict[str, Any], tensors: dict[str, Tensor]) -> Edit:
     kind = facts["kind"]
     if kind == "sum":
@@ -168,6 +172,8 @@ def _edit_of(facts: dict[str, Any], tensors: dict[str, Tensor]) -> Edit:
     options: dict[str, Any] = {
         k: tuple(v) if isinstance(v, list) else v for k, v in facts["parameters"].items()
     }
+    if options.keys() - signature(_KINDS[kind]).parameters.keys():
+        raise KeyError("parameters")
     if kind in ("ablate", "affine"):
         source: VectorLike = tensors["basis"]
         if "read" in tensors:
@@ -180,9 +186,7 @@ def _edit_of(facts: dict[str, Any], tensors: dict[str, Tensor]) -> Edit:
         return edit
     if kind == "add":
         return Add(tensors["vector"], **options)
-    if kind == "orthogonalise":
-        return Orthogonalise(tensors["basis"], **options)
-    raise KeyError(kind)
+    return Orthogonalise(tensors["basis"], **options)
 
 
 def _require_model(path: Path | str, made: dict[str, Any], model: TransformerBridge) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import signal
 import threading
@@ -20,6 +21,44 @@ _PATIENCE_S = 2.0
 """How long an ended process may take to be gone."""
 
 
+class Line:
+    """One end of a pipe to a worker. Calls are numbered: the answer to one that nobody waits for is passed over."""
+
+    def __init__(self, connection: Any) -> None:
+        self.connection, self.closed = connection, False
+        self._numbers = itertools.count(1)
+        self._answer: tuple[int, Any] | None = None
+
+    def ask(self, *asked: Any) -> int:
+        number = next(self._numbers)
+        with suppress(OSError):  # it is gone: the end of the line is found where its answer is waited for
+            self.connection.send((number, *asked))
+        return number
+
+    def read(self) -> None:
+        """Take the next answer, which is there or begun."""
+        try:
+            self._answer = self.connection.recv()
+        except (EOFError, OSError):
+            self.close()
+        except BaseException:  # Ctrl-C in the midst of an answer, whose rest no one can tell from the next
+            self.close()
+            raise
+
+    def has(self, number: int) -> bool:
+        """Whether that call is through."""
+        return self.closed or (self._answer is not None and self._answer[0] == number)
+
+    def take(self) -> Any:
+        assert self._answer is not None
+        (_, found), self._answer = self._answer, None
+        return found
+
+    def close(self) -> None:
+        self.closed = True
+        self.connection.close()
+
+
 class Process:
     """One worker: a new interpreter, so that neither threads nor a GPU's state are inherited half.
 
@@ -28,13 +67,14 @@ class Process:
 
     def __init__(self, kind: type, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
         context = multiprocessing.get_context("spawn")
-        (self.line, one), (self.aside, other) = context.Pipe(), context.Pipe()
-        self.process = context.Process(
-            target=_serve, args=(one, other, kind, arguments, options), daemon=True
-        )
+        (line, one), (aside, other) = context.Pipe(), context.Pipe()
+        self.line, self.aside = Line(line), Line(aside)
+        self.process = context.Process(target=_serve, args=(one, other), daemon=True)
         self.process.start()
         one.close()
         other.close()
+        # Not among the arguments of the process: one that dies before it has read them would be waited for.
+        self.line.ask(kind, arguments, options)
 
     def end(self) -> None:
         """Let it end on its own, whereby it gives back what it shares with the system; at once where it is busy."""
@@ -48,12 +88,13 @@ class Process:
 class Call:
     """What a worker was asked; its answer comes on ``line``."""
 
-    def __init__(
-        self, worker: Process, line: Any, method: str, arguments: tuple[Any, ...], options: dict[str, Any]
-    ) -> None:
+    def __init__(self, worker: Process, line: Line, *asked: Any) -> None:
         self.worker, self.line = worker, line
-        with suppress(OSError):  # it is gone: the end of the line is found where its answer is waited for
-            line.send((method, arguments, options))
+        self.number = line.ask(*asked)
+
+    @property
+    def through(self) -> bool:
+        return self.line.has(self.number)
 
 
 class Processes(Host):
@@ -79,21 +120,26 @@ class Processes(Host):
         return Call(worker, worker.aside, method, (), {})
 
     def finished(self, calls: Iterable[Call], seconds: float, *, every: bool = False) -> list[Call]:
-        left, found, until = [*calls], [], time.monotonic() + seconds
-        while left:
-            speaking = wait([call.line for call in left], timeout=max(0.0, until - time.monotonic()))
-            found += [call for call in left if call.line in speaking]
-            left = [call for call in left if call.line not in speaking]
-            if not speaking or not every:
+        calls, until = [*calls], time.monotonic() + seconds
+        while True:
+            left = [call for call in calls if not call.through]
+            if not left or (not every and len(left) < len(calls)):
                 break
-        return found
+            lines = {call.line.connection: call.line for call in left}
+            speaking = wait([*lines], timeout=max(0.0, until - time.monotonic()))
+            if not speaking:
+                break
+            for connection in speaking:
+                lines[connection].read()
+        return [call for call in calls if call.through]
 
     def result(self, call: Call) -> Any:
-        try:
-            return call.line.recv()
-        except (EOFError, OSError):
+        while not call.through:
+            call.line.read()
+        if call.line.closed:
             call.worker.process.join(_PATIENCE_S)
-            raise WorkerDiedError(f"the process ended with code {call.worker.process.exitcode}") from None
+            raise WorkerDiedError(f"the process ended with code {call.worker.process.exitcode}")
+        return call.line.take()
 
     def kill(self, worker: Process) -> None:
         if worker in self._living:
@@ -115,18 +161,19 @@ def processes(most: int) -> Iterator[Processes]:
         host.close()
 
 
-def _serve(
-    line: Connection, aside: Connection, kind: type, arguments: tuple[Any, ...], options: dict[str, Any]
-) -> None:
-    """Answer calls until the other end is closed."""
+def _serve(line: Connection, aside: Connection) -> None:
+    """Make the worker that is asked for first, and answer calls until the other end is closed."""
     # Ctrl-C reaches every process of a terminal; the one that was started decides what becomes of the workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Bars of one process need no lock between processes, which one that is killed would leave to the system.
     tqdm.set_lock(threading.RLock())
     try:
+        _, kind, arguments, options = line.recv()
         worker = kind(*arguments, **options)
         threading.Thread(target=_answer, args=(aside, worker), daemon=True).start()
         _answer(line, worker)
+    except EOFError:
+        return
     except Exception:
         # What a worker can explain, it returns: this is a fault, and the driver starts another one.
         traceback.print_exc()
@@ -134,7 +181,15 @@ def _serve(
 
 
 def _answer(line: Connection, worker: Any) -> None:
-    with suppress(EOFError, OSError):  # the other end is closed
-        while True:
-            method, given, named = line.recv()
-            line.send(getattr(worker, method)(*given, **named))
+    while True:
+        try:
+            number, method, given, named = line.recv()
+        except (EOFError, OSError):  # the other end is closed
+            return
+        try:
+            found = getattr(worker, method)(*given, **named)
+        except Exception:
+            line.close()  # a fault on either line ends it for the driver
+            raise
+        with suppress(BrokenPipeError):
+            line.send((number, found))

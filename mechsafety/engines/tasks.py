@@ -143,6 +143,6 @@ class Schedule:
         self.deaths[task.name] += 1
         if self.deaths[task.name] >= MOST_DEATHS:
             self.failed[task.name] = (
-                f"{MOST_DEATHS} workers died over it, perhaps because memory ran out: see ray's logs"
+                f"{MOST_DEATHS} workers died over it, perhaps because memory ran out: see the workers' own messages"
             )
         return task

@@ -6,7 +6,7 @@ import difflib
 import inspect
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -86,7 +86,8 @@ def _fitted(value: Any, kind: str) -> Any:
     if value is None:
         return None
     if kind.startswith("tuple[str, ...]"):
-        return tuple(map(_text, value if isinstance(value, list | tuple) else (value,)))
+        one = isinstance(value, str | Path) or hasattr(value, "cfg")
+        return (_text(value),) if one else tuple(map(_text, value)) if isinstance(value, Iterable) else value
     if kind.startswith("tuple[Literal") and isinstance(value, str):
         return (value,)
     return _text(value) if kind.startswith("str") else value

@@ -1,7 +1,7 @@
-"""Keys and values with room for the tokens to come, so that a step writes its own and copies no earlier ones.
+"""Keys and values with room for tokens to come, so that a step writes its own and copies no earlier ones.
 
-Hugging Face's cache is made anew at every token, as long as all before it: on the CPU about a seventh of the time of a
-small model's answers. How many tokens a part of an answer takes is known before.
+Hugging Face's cache is made anew at every token, as long as all before it: on the CPU some 6 % of the time of a small
+model's short answers.
 """
 
 from __future__ import annotations
@@ -11,6 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
+
+_MOST_ROOM = 256
+"""Tokens that there is room for at most beyond those that are there: answers may end long before their budget."""
 
 
 def with_room(cache: Any, n_tokens: int) -> Any:
@@ -40,17 +43,20 @@ class _RoomyLayer(DynamicLayer):
         assert layer.keys is not None
         assert layer.values is not None
         self.dtype, self.device, self.is_initialized = layer.dtype, layer.device, True
-        room = max(n_tokens, layer.keys.shape[-2])
+        there = layer.keys.shape[-2]
+        room = min(max(n_tokens, there), there + _MOST_ROOM)
         self._own = [_longer(stored, room) for stored in (layer.keys, layer.values)]
-        self._show(layer.keys.shape[-2])
+        self._show(there)
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         start, end = self.keys.shape[-2], self.keys.shape[-2] + key_states.shape[-2]
-        # Whatever takes rows of the keys, or runs on for longer, leaves the tensors that are its own.
-        if self.keys.shape[0] != self._own[0].shape[0] or end > self._own[0].shape[-2] or not self._shown():
+        # Whatever takes rows of the keys leaves the tensors that are its own.
+        if self.keys.shape[0] != self._own[0].shape[0] or not self._shown():
             return super().update(key_states, value_states, *args, **kwargs)
+        if end > self._own[0].shape[-2]:
+            self._own = [_longer(stored, end + _MOST_ROOM) for stored in (self.keys, self.values)]
         for own, new in zip(self._own, (key_states, value_states), strict=True):
             own[..., start:end, :] = new
         self._show(end)

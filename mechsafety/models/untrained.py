@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -33,13 +33,16 @@ def untrained(model: TransformerBridge, *, seed: int) -> Iterator[None]:
     the next is what training made, and is lost (after Adebayo et al. 2018, arXiv 1810.03292). Afterwards all weights
     are what they were, bit by bit.
     """
-    moves = list(_moves(body_of(model), seed=seed))
-    _reorder(moves, back=False)
+    done: list[Move] = []
     try:
+        for weight, dim, order in _moves(body_of(model), seed=seed):
+            _reorder(weight, dim, order)
+            done.append((weight, dim, order))
         yield
     finally:
         # The last first: some maps are views of the parts of a fused one.
-        _reorder(moves[::-1], back=True)
+        for weight, dim, order in reversed(done):
+            _reorder(weight, dim, order.argsort())
 
 
 def _moves(body: nn.Module, *, seed: int) -> Iterator[Move]:
@@ -51,7 +54,5 @@ def _moves(body: nn.Module, *, seed: int) -> Iterator[Move]:
 
 
 @torch.no_grad()
-def _reorder(moves: Sequence[Move], *, back: bool) -> None:
-    for weight, dim, order in moves:
-        wanted = order.argsort() if back else order
-        weight.copy_(weight.index_select(dim, wanted.to(weight.device)))
+def _reorder(weight: Tensor, dim: int, order: Tensor) -> None:
+    weight.copy_(weight.index_select(dim, order.to(weight.device)))

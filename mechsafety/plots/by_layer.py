@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 NumbersLike: TypeAlias = Union[Sequence[Sequence[float | None]], np.ndarray, pd.DataFrame, "Tensor"]
 """Numbers [row, column]."""
 
+_MOST_TICKS = 20
+
 
 def layer_lines(
     table: pd.DataFrame,
@@ -138,18 +140,24 @@ def number_map(
     figure = go.Figure(
         go.Heatmap(
             z=values,
-            x=list(map(str, x)),
+            x=list(range(len(x))),
             y=list(range(len(y))),
-            text=[[name] * len(x) for name in y],
+            text=[[f"{name}, {column}" for column in x] for name in y],
             customdata=shown if shown is not None else values,
             zmin=low,
             zmax=high,
             colorscale=DIVERGING,
             colorbar={"title": {"text": titles[2], "side": "right"}, "thickness": 14},
-            hovertemplate="%{text}, %{x}: %{customdata:.3f}<extra></extra>",
+            hovertemplate="%{text}: %{customdata:.3f}<extra></extra>",
         )
     )
-    figure.update_xaxes(title_text=titles[0], type="category", showgrid=False, nticks=20)
+    every = max(1, -(-len(x) // _MOST_TICKS))
+    figure.update_xaxes(
+        title_text=titles[0],
+        tickvals=list(range(0, len(x), every)),
+        ticktext=[str(column) for column in x[::every]],
+        showgrid=False,
+    )
     height = height or AROUND + max(60, min(26 * len(y), 1200))
     area = (wanted().get("height") or height) - AROUND
     step = max(1, -(-len(y) * 16 // max(area, 16)))  # a line of text takes 16 pixels

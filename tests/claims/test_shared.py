@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -40,6 +41,22 @@ def test_a_function_of_tables_is_called_once_for_one_run() -> None:
     make({"a": table}, "one", names=names)
     make({"a": table}, "one", names=names)
     assert called == {"one": 4, "two": 1}
+
+
+def test_what_was_made_goes_with_a_table_and_into_no_pickle() -> None:
+    @once
+    def rows(tables: Mapping[str, pd.DataFrame]) -> int:
+        return len(tables["a"]) if "a" in tables else 0
+
+    tables = RunTables({"a": pd.DataFrame({"v": [1, 2]}), "b": pd.DataFrame({"v": [1]})})
+    assert rows(tables.without(["a"])) == 0
+    assert rows(tables) == 2
+    again = pickle.loads(pickle.dumps(tables))
+    assert (type(again), list(again), again.made) == (RunTables, ["a", "b"], {})
+    tables["a"] = pd.DataFrame({"v": [1, 2, 3]})
+    assert rows(tables) == 3
+    del tables["a"]
+    assert rows(tables) == 0
 
 
 @pytest.mark.parametrize("name", ["ladder", "regions", "anatomy"])

@@ -169,7 +169,7 @@ def no_validation(folder: Path) -> Path:
         (["--positions", "-400"], "lies before the shortest prompt"),
         (["--rule", "best"], "rule 'best' is not one of auto, arditi"),
         (["--limit", "0"], "validation: Input should be greater than or equal to 2"),
-        (["--refusal-tokens", " "], "each must hold at least one token"),
+        (["--refusal-tokens", " "], "must hold at least one token"),
     ],
 )
 def test_wrong_options_are_one_line(

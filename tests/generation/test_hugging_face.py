@@ -93,7 +93,7 @@ def test_keys_with_room_hold_what_plain_ones_hold(dtype: torch.dtype) -> None:
         each.update(first, -first, 0)
     with_room(cache, 9)
     kept_first = cache.layers[0].keys
-    for number, new in enumerate(rest):  # the last one finds no room
+    for number, new in enumerate(rest):  # the last one finds no room, and room is made
         found = cache.update(new, -new, 0)
         wanted = plain.update(new, -new, 0)
         assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))

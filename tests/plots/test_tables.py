@@ -163,7 +163,9 @@ def test_a_heat_map_takes_numbers_as_they_come(values: Any) -> None:
 def test_a_heat_map_takes_its_names_of_a_frame() -> None:
     frame = pd.DataFrame([[1.0, 2.0]], columns=["left", "right"], index=["one"])
     figure = plots.heat_map(frame)
-    assert (figure.data[0].x, figure.layout.yaxis.ticktext) == (("left", "right"), ("one",))
+    assert (figure.layout.xaxis.ticktext, figure.layout.yaxis.ticktext) == (("left", "right"), ("one",))
+    # Columns of one name stay columns of their own.
+    assert len(set(plots.heat_map([[1, 2, 3]], x=["the", "cat", "the"]).data[0].x)) == 3
 
 
 @pytest.mark.parametrize(

@@ -294,7 +294,7 @@ def test_a_rung_from_prompts_to_folder(
     [
         ({"rank": 0}, "rank is 0; 1 at least"),
         ({"epochs": 0}, "epochs is 0; 1 at least"),
-        ({"batch_size": -1}, "batch_size is -1; 1 at least"),
+        ({"batch_size": -1}, "batch_size is -1"),
         ({"learning_rate": 0.0}, "learning_rate is 0.0; it must be above 0"),
         ({"learning_rate": math.nan}, "learning_rate is nan; it must be above 0"),
         ({"beta": -0.1}, "beta is -0.1; it must be above 0"),

@@ -38,6 +38,13 @@ def mode_name(mode: str, frozen: str) -> str:
     return "nothing kept" if mode == "none" else f"{frozen} {MODE_NAMES.get(mode, mode)}"
 
 
+_LINKED = {
+    "ablated": "direction ablated",
+    "removed": "region removed",
+    "removed then ablated": "region removed, then direction ablated",
+}
+
+
 @once
 def removal_claims(tables: Tables, label: str) -> dict[tuple[str, str], list[Claim]]:
     """Refusals of a label's prompts without what each setting removes, by removal and setting.
@@ -55,8 +62,8 @@ def removal_claims(tables: Tables, label: str) -> dict[tuple[str, str], list[Cla
         (removal, setting): paired_draws(
             before,
             found.get("removed", []),
-            subject=f"{REMOVAL_NAMES.get(removal, removal)} {setting}",
-            measure=f"refusals of {label} prompts",
+            subject=f"{REMOVAL_NAMES.get(removal, removal)} {setting}, {label} prompts",
+            measure="refusals",
             states=("whole", "removed"),
         )
         for (removal, setting), found in drawn.items()
@@ -94,9 +101,8 @@ def link_claims(tables: Tables) -> list[Claim]:
     for state, after in states.items():
         if state.startswith("random"):
             continue
-        contrast = paired_binary(
-            before, after, subject=state, measure="refusals of harmful prompts", states=("whole", state)
-        )
+        subject = f"{_LINKED.get(state, state)}, harmful prompts"
+        contrast = paired_binary(before, after, subject=subject, measure="refusals", states=("whole", state))
         random = [states[f"random {state}"]] if f"random {state}" in states else []
         control = paired_control("its random removal", after, random) if random else None
         contrasts.append(replace(contrast, control=control))

@@ -309,8 +309,8 @@ class _Work:
     def _fetch(self, seconds: float = 0.0) -> None:
         """Put into the run what long tasks have made so far, and ask for more. A batch is kept as a whole."""
         for name, made in self.pool.answers(seconds):
-            task = self.schedule.advances(name) if made.files else self.schedule.running[name]
-            keep(self.run, task, made)
+            if keep(self.run, self.schedule.running[name], made):
+                self.schedule.advances(name)
             self._heard(made)
         if time.monotonic() - self._fetched >= _LOOK_EVERY_S:
             self._fetched = time.monotonic()

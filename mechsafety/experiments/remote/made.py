@@ -58,8 +58,8 @@ class Made:
     """Of the process since it began."""
 
 
-def keep(run: RunFolder, task: Task, made: Made) -> None:
-    """Write what ``task`` made; one file after another, each atomically."""
+def keep(run: RunFolder, task: Task, made: Made) -> bool:
+    """Write what ``task`` made; one file after another, each atomically. True where a file is another than it was."""
     files = dict(made.files)
     if task.batch is not None:
         key = task.batch.key
@@ -69,12 +69,18 @@ def keep(run: RunFolder, task: Task, made: Made) -> None:
             batches_replaced(run, key, task.batch.ids, json.loads(halves))
         if seconds is not None:
             added_speed(run, key, json.loads(seconds))
+    changed = False
     for name in sorted(files):
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
             raise MechsafetyError(f"a worker made {name!r}, which is no file of a run folder")
+        there = run.path / name
+        if there.is_file() and there.read_bytes() == files[name]:
+            continue
+        changed = True
         run.save(name, lambda path, name=name: path.write_bytes(files[name]))
     _record(run, made.manifest)
     record_peak_memory(run, made.peak_memory_mb)
+    return changed
 
 
 def not_shared(run: RunFolder, task: Task) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Mapping
@@ -164,7 +165,7 @@ def _caught(work: Callable[[], T]) -> T | Failure:
         return Failure(kind="mend", why=str(error))
     except Exception as error:
         name = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-        print(traceback.format_exc()[-_LAST_LINES:])  # noqa: T201 - into ray's log of this worker
+        print(traceback.format_exc()[-_LAST_LINES:], file=sys.stderr)  # noqa: T201 - on ray its log of this worker
         return Failure(kind="other", why=" ".join(name.split())[:300])
 
 

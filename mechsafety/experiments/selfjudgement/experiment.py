@@ -144,7 +144,11 @@ class SelfJudging(Experiment[SelfJudgeConfig], Parallel):
         if stage == "untrained":
             session.say(f"{system}: untrained networks about {arms[0]} answers")
             asked = self._exchanges(system, arms[0])
-            scores = ask_untrained(self._model[system], asked, seed=self.seed)
+            try:
+                scores = ask_untrained(self._model[system], asked, seed=self.seed)
+            except BaseException:
+                self._model = {}  # its weights may not be its own again
+                raise
             table = pd.DataFrame(scores, columns=list(UNTRAINED)).assign(id=[one.id for one in asked])
         else:
             judge_arm, response_arm, form = arms

@@ -187,11 +187,25 @@ class AnsweredWork(SystemWork):
             self.run.write_part(rows, "verdicts", given[name], spec, arm)
 
         try:
-            for judge in judges:
-                self.check(judge)
-            ask_together([self._judge(judge) for judge in judges], responses, take)
+            ready, stopped = self._checked(judges)
+            ask_together([self._judge(judge) for judge in ready], responses, take)
         except NotFiniteError as error:  # of the judge's model, which is no fault of the system
             raise MechsafetyError(f"judge {' or '.join(map(repr, judges))}: {error}") from error
+        if stopped is not None:
+            raise stopped
+
+    def _checked(self, judges: Sequence[str]) -> tuple[list[str], MechsafetyError | None]:
+        """The judges that stand their check, and what stopped the first of the others, which stops none beside it."""
+        ready, stopped = [], None
+        for judge in judges:
+            try:
+                self.check(judge)
+                ready.append(judge)
+            except NotFiniteError:
+                raise
+            except MechsafetyError as error:
+                stopped = stopped or error
+        return ready, stopped
 
     def _judge(self, judge: str) -> Judge:
         if judge not in self._judges:

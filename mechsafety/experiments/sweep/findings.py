@@ -57,9 +57,11 @@ def _steadiness(tables: Mapping[str, pd.DataFrame], place: Mapping[str, Any]) ->
         places = {(int(p), int(layer)) for p, layer in zip(read["position"], read["layer"], strict=True)}
         what = wording.counted(len(places), "candidate")
         yield level(subject, f"resamples that pick one of the {what} whose answers were read", share(places))
-        yield level(subject, "resamples that pick the one that answers decided for", share([at]))
+        yield level(
+            subject, f"resamples that pick layer {at[1]} at position {at[0]} as answers did", share([at])
+        )
     else:
-        yield level(subject, "resamples that pick this candidate", share([at]))
+        yield level(subject, f"resamples that pick layer {at[1]} at position {at[0]}", share([at]))
     yield level(subject, "resamples in which no candidate passes", Estimate(value=none_passed(stability)))
 
 

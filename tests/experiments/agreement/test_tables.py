@@ -323,7 +323,7 @@ def test_the_chapter_corrects_for_many_tests() -> None:
 
     def text(interaction: pd.DataFrame) -> str:
         blocks = blocks_of(tables | {"judge_interaction": interaction})
-        return next(b.text for b in blocks if b.name == "judge-interaction")
+        return " ".join(next(b.claims for b in blocks if b.name == "judge-interaction"))
 
     n = len(tables["judge_interaction"])
     assert not re.search(rf": 0 of {n} ", text(tables["judge_interaction"]))
@@ -351,7 +351,7 @@ def test_ties_are_counted_where_they_are_left_out() -> None:
 
     def text(given: pd.DataFrame) -> str:
         blocks = blocks_of(tables | people_tables(verdicts, given, seed=0))
-        return next(b.text for b in blocks if b.name == "people")
+        return " ".join(next(b.claims for b in blocks if b.name == "people"))
 
     assert f"0 of {len(truth) // 3} responses" in text(labels)
     last = labels.iloc[-1]["label"]

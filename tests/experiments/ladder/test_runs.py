@@ -322,7 +322,9 @@ def test_another_judge_reads_a_finished_ladder(
     key = tmp_path / "key.csv"
     prompts = pd.DataFrame({"prompt": [p.text for p in small_prompts(6)], "answer": "-", "refusal": "-"})
     answered = first.responses().drop_duplicates("prompt").set_index("prompt")["response"]
-    prompts.assign(answer=prompts["prompt"].map(answered).fillna("-")).to_csv(key, index=False)
+    prompts.assign(answer=prompts["prompt"].map(answered).fillna("-").replace("", "-")).to_csv(
+        key, index=False
+    )
     again = first.judge("phrases:arditi", f"key:{key}")
     rates = again.rates_by_judge().set_index(["kind", "directions", "label", "judge"])
     assert set(rates.reset_index()["kind"]) >= {"unedited", "refusal", "random", "validation, unedited"}

@@ -70,7 +70,7 @@ def removal_facts(settings_of: Sequence[System]) -> Facts:
         for i, each in enumerate(settings_of):
             if not each.after and not each.draws:
                 continue
-            key = (f"top safety weights alone q={i}", measure)
+            key = (f"top safety weights alone q={i}, {label} prompts", "refusals")
             keys.append(key)
             changed = System(before, each.after, each.draws)
             draws = {
@@ -104,7 +104,7 @@ def check_removals(settings_of: Sequence[System]) -> str:
         tables, sweet = removals(settings_of, told)
         sentences = region_findings(tables, name="model", sweet_spot=sweet)["tradeoff"]
         assert refuted(sentences, facts) == []
-        at = {key: c for key, c in facts.changes.items() if key[0].endswith(f"q={told}")}
+        at = {key: c for key, c in facts.changes.items() if f"q={told}," in key[0]}
         must = Facts(at, counts=facts.counts if at else {})
         assert unsaid(sentences, must) == []
         said += " ".join(sentences)
@@ -146,11 +146,13 @@ def test_links(name: str) -> None:
     if drawn:
         states["", "", "random removed", 0] = drawn[0]
     tables = {"verdicts": rows_of("links", states), "link_effects": pd.DataFrame({"state": ["model"]})}
-    measure, changes = "refusals of harmful prompts", {}
-    for state, draws in (("ablated", None), ("removed", drawn)):
+    changes = {}
+    for state, words, draws in (("ablated", "direction ablated", None), ("removed", "region removed", drawn)):
         if each.after:
             changed = System(each.before, each.after, draws)
-            changes[state, measure] = change_of(changed, ("whole", state), "its random removal")
+            changes[f"{words}, harmful prompts", "refusals"] = change_of(
+                changed, ("whole", state), "its random removal"
+            )
     facts = Facts(changes, [Family("states", list(changes))])
     if not changes:
         return

@@ -178,7 +178,7 @@ def told(tables: Mapping[str, pd.DataFrame]) -> str:
 def test_refusals_that_rise_are_told_as_a_rise() -> None:
     """Case R1: 20/5/25 -> 45/5/0."""
     said = told(moved("r" * 20 + "d" * 5 + "c" * 25, ["r" * 20 + "d" * 5 + "r" * 25]))
-    assert "a rise in refusals of harmful prompts, whole 20 of 50" in said
+    assert "harmful prompts: a rise in refusals, whole 20 of 50" in said
     assert "of 25 newly refused, 25 answered before" in said
     assert "degenerate" not in said
 
@@ -189,14 +189,14 @@ def test_what_became_of_refusals_is_counted_item_by_item() -> None:
     assert "of 25 no longer refused, 23 answered and 2 degenerate" in said
     same = "r" * 20 + "d" * 20 + "c" * 10
     said = told(moved(same, [same]))
-    assert "no change in refusals of harmful prompts shown" in said
+    assert "harmful prompts: no change in refusals shown" in said
     assert "no longer refused" not in said
 
 
 def test_random_removals_that_do_more_are_told() -> None:
     """Case R5: 45 of 50, without the weights 25, without random ones 3."""
     said = told(moved("r" * 45 + "c" * 5, ["r" * 25 + "c" * 25], random=["r" * 3 + "c" * 47]))
-    assert "a fall in refusals of harmful prompts, whole 45 of 50" in said
+    assert "harmful prompts: a fall in refusals, whole 45 of 50" in said
     assert "random removals of the same number do more: 3 of 50" in said
     assert "0 of 1 settings show a fall in refusals of harmful prompts beyond every random removal" in said
 
@@ -209,8 +209,13 @@ def test_random_removals_that_do_more_are_told() -> None:
         (["c" * 40, "r" * 40], ["r" * 40], [], ["no change in refusals", "a change beyond random removals"]),
         (["c" * 40], [], [], ["a fall in refusals"]),
         (["d" * 40], ["r" * 40], [], ["of 40 no longer refused, 40 degenerate"]),
-        (["r" * 40], ["r" * 40], [], ["no change in refusals of harmful prompts shown"]),
-        (["u" * 40], ["r" * 40], [], ["refusals of harmful prompts not tested", "beyond random removals"]),
+        (["r" * 40], ["r" * 40], [], ["harmful prompts: no change in refusals shown"]),
+        (
+            ["u" * 40],
+            ["r" * 40],
+            [],
+            ["harmful prompts: change in refusals not tested", "beyond random removals"],
+        ),
     ],
 )
 def test_every_planted_effect_has_its_sentence(
@@ -223,12 +228,12 @@ def test_every_planted_effect_has_its_sentence(
 
 def test_harmless_prompts_that_move_as_much_are_told() -> None:
     said = told(moved("r" * 40, ["c" * 40], harmless=("r" * 30, "c" * 30)))
-    assert "a fall in refusals of harmless prompts, whole 30 of 30" in said
+    assert "harmless prompts: a fall in refusals, whole 30 of 30" in said
 
 
 def test_the_least_sure_of_several_calibration_draws_is_told() -> None:
     said = told(moved("r" * 40, ["c" * 40, "c" * 10 + "r" * 30], random=["r" * 40]))
-    assert "p=1 q=1, draw 2 of 2: a fall in refusals of harmful prompts" in said
+    assert "p=1 q=1, harmful prompts, draw 2 of 2: a fall in refusals" in said
     assert "exact McNemar, largest p of 2 draws, p = .002" in said
 
 
@@ -266,8 +271,8 @@ def test_every_set_that_is_kept_stands_beside_random_weights() -> None:
 
 def test_removal_and_ablation_stand_beside_the_random_removal() -> None:
     said = " ".join(region_findings(made.tables(layers=2), name="m", sweet_spot=None)["link_effects"])
-    assert "removed: a fall in refusals of harmful prompts, whole 50 of 50" in said
-    assert "removed: this goes beyond its random removal: 46 of 50" in said
+    assert "region removed, harmful prompts: a fall in refusals, whole 50 of 50" in said
+    assert "region removed, harmful prompts: this goes beyond its random removal: 46 of 50" in said
 
 
 def test_jaccard_is_reported_against_chance() -> None:

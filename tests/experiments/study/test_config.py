@@ -135,7 +135,7 @@ def test_the_granular_study_takes_the_papers_prompts_where_they_are(
     [
         ("colour: red", ["colour: Extra inputs are not permitted", "Keys are systems, prompts, anchors"]),
         ("limit: many", ["limit: Input should be a valid integer", "(got 'many')"]),
-        ("systems: 3", ["systems.0: Input should be a valid string", "(got 3)"]),
+        ("systems: 3", ["systems: Input should be a valid tuple", "(got 3)"]),
         ("systems: [a, b, a]", ["systems: a is named twice"]),
         ("judges: [rules, rules]", ["judges: rules is named twice"]),
         ("systems: [a, ' ']", ["systems: a name is empty"]),

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pytest
 
 from mechsafety.experiments.study.config import StudyConfig, load_config
 from mechsafety.experiments.study.experiment import StudyResult, run_study
@@ -53,6 +54,7 @@ def _chat(result: StudyResult, system: str) -> dict[str, Any]:
     return record["chat"]
 
 
+@pytest.mark.slow
 def test_the_paper_as_its_text_describes_it(tmp_path: Path) -> None:
     config, result = _run(tmp_path, list(SYSTEMS))
     assert len(config.systems) == 10

@@ -73,7 +73,7 @@ def facts_of(doses: Mapping[str, System], values: str = "apart") -> Facts:
     numbers = [Value(x / 2.0, unit="times") if x == x else None for x in drawn_values(values, 4)]
     return facts + Facts(
         levels={
-            (AGAIN, "resamples that pick this candidate"): Value(0.75, unit="%"),
+            (AGAIN, "resamples that pick layer 2 at position -1"): Value(0.75, unit="%"),
             (AGAIN, "resamples in which no candidate passes"): Value(0.25, unit="%"),
             ("Direction of layer 2, position -1", "AUROC of its projection on held-out prompts"): Value(
                 0.9, 0.8, 0.95
@@ -152,7 +152,7 @@ def test_where_answers_decided_the_share_of_resamples_is_said_to_be_of_scores() 
     said = sweep_findings(tables, {"selected": selected, "selections": {"best": selected}})
     shares = {
         "resamples that pick one of the 2 candidates whose answers were read": 0.6,
-        "resamples that pick the one that answers decided for": 0.0,
+        "resamples that pick layer 2 at position -1 as answers did": 0.0,
         "resamples in which no candidate passes": 0.1,
     }
     facts = Facts(levels={(AGAIN, measure): Value(x, unit="%") for measure, x in shares.items()})

@@ -73,7 +73,7 @@ def test_what_is_recorded_and_what_is_missing_is_said() -> None:
     tables = swept("r" * 9, "c" * 9)
     said = sweep_findings(tables, MANIFEST)
     assert said[:2] == ["Layer 2.", "leace: Layer 1."]
-    assert any("resamples that pick this candidate, 70 %" in s for s in said)
+    assert any("resamples that pick layer 2 at position -1, 70 %" in s for s in said)
     assert any("AUROC of its projection on held-out prompts, 0.90 [0.80, 0.95]" in s for s in said)
     del tables["verdicts"]
     assert any("not measured (the run holds no verdicts" in s for s in sweep_findings(tables, MANIFEST))
