@@ -39,7 +39,7 @@ _MEASURES = ("accuracy", "precision", "recall")
 
 
 def audit_sections(found: Audit) -> dict[str, list[str]]:
-    """Sentences by the block of the page that they stand in: errors that differ by arm, differences, then the judges."""
+    """Sentences by the block of the page that they stand in: errors by arm, differences, then the judges."""
     claims = comparison_claims(found)
     sections: dict[str, Iterable[str]] = {
         "arm_errors": arm_error_sentences(found.arm_errors) if len(found.arm_errors) else (),
