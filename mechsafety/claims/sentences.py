@@ -146,7 +146,7 @@ def beyond(claim: Claim) -> list[str]:
     said = {
         "yes": f"this goes beyond {control.name}",
         "no": f"a change beyond {control.name} is not shown",
-        "control does more": f"{control.name} do more",
+        "control does more": f"a larger change under {control.name}",
         "not tested": f"whether this goes beyond {control.name} is not tested",
     }[claim.beyond]
     return [f"{c.subject}: {said}: {drawn}."]

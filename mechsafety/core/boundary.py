@@ -96,6 +96,8 @@ def _checked(
         for parameter, value in bound.arguments.items():
             if signatures[0].parameters[parameter].kind is inspect.Parameter.VAR_KEYWORD:
                 continue
+            if type(value) is hints[parameter] and hints[parameter] in (str, bool):
+                continue  # the most of what dataclasses with many rows are made of
             try:
                 bound.arguments[parameter] = found = fitted(value, hints[parameter])
                 _same_sizes(found, hints[parameter], parameter, sizes)

@@ -108,7 +108,7 @@ def check_holm(part: dict[str, str | None], found: Decision) -> None:
 CONTROL = {
     "beyond": "this goes beyond (?P<name>.+?)",
     "not shown": "a change beyond (?P<name>.+?) is not shown",
-    "more": "(?P<name>.+?) do more",
+    "more": "a larger change under (?P<name>.+?)",
     "not tested": "whether this goes beyond (?P<name>.+?) is not tested",
 }
 SIDE = (

@@ -85,7 +85,7 @@ def test_corners_reach_every_claim() -> None:
     )
     controls = (
         "this goes beyond",
-        "do more",
+        "a larger change under",
         "a change beyond",
         "whether this goes beyond",
         "none was measured",

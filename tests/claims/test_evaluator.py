@@ -118,7 +118,7 @@ TRUE: dict[str, list[tuple[str, str]]] = {
         ("degenerate.", "degenerate; of 1 newly refused, 1 answered before."), ("38 answered and 2 degenerate", "38 answered and 2 broken"),
     ],
     f"s1: this goes beyond random directions: {RANDOM} (fewer than under each, largest p < .0001).": [
-        ("this goes beyond random directions", "a change beyond random directions is not shown"), ("this goes beyond random directions", "random directions do more"),
+        ("this goes beyond random directions", "a change beyond random directions is not shown"), ("this goes beyond random directions", "a larger change under random directions"),
         ("this goes beyond random directions", "whether this goes beyond random directions is not tested"),
         ("fewer than under each", "more than under each"), ("fewer than under each", "not to one side of all"), ("40 of 50", "41 of 50"), ("80 %", "81 %"),
         (", 1 not read", ""), ("44 of 49", "44 of 50"), (" and 50 of 50 (100 % [93, 100])", ""), ("p < .0001", "p = .012"), ("p < .0001", "p < .0001, p < .0001 after Holm over 2 systems"),
@@ -126,15 +126,15 @@ TRUE: dict[str, list[tuple[str, str]]] = {
     ],
     "s1: a change beyond a foreign direction is not shown: 6 of 50 (12 % [6, 24]) (not to one side of all, largest p = 1).": [
         ("a change beyond a foreign direction is not shown", "this goes beyond a foreign direction"), ("not to one side of all", "fewer than under each"),
-        ("a change beyond a foreign direction is not shown", "a foreign direction do more"), ("p = 1", "p = .9"), ("6 of", "5 of"),
+        ("a change beyond a foreign direction is not shown", "a larger change under a foreign direction"), ("p = 1", "p = .9"), ("6 of", "5 of"),
     ],
     "s1: whether this goes beyond a direction nobody ran is not tested: none was measured.": [
         ("whether this goes beyond a direction nobody ran is not tested", "a change beyond a direction nobody ran is not shown"),
         ("none was measured", "50 of 50 (100 % [93, 100])"),
     ],
     f"s2: a fall in {HARMFUL}, {S2}.": [("100 % [89", "99 % [89"), ("-81", "-80"), ("100])", "99])"), ("33 %", "34 %"), ("a fall", "a clear fall")],
-    "s2: random directions do more: 0 of 30 (0 % [0, 11]) and 0 of 30 (0 % [0, 11]) (more than under each, largest p = .002).": [
-        ("random directions do more", "this goes beyond random directions"), ("random directions do more", "a change beyond random directions is not shown"),
+    "s2: a larger change under random directions: 0 of 30 (0 % [0, 11]) and 0 of 30 (0 % [0, 11]) (more than under each, largest p = .002).": [
+        ("a larger change under random directions", "this goes beyond random directions"), ("a larger change under random directions", "a change beyond random directions is not shown"),
         ("more than", "fewer than"), ("p = .002", "p = .003"), ("[0, 11]", "[0, 12]"), ("(0 %", "(<1 %"),
     ],
     f"s3: a rise in {HARMFUL}, original 20 of 50 (40 % [28, 54]), edited 48 of 50 (96 % [87, 99]) (+56 points [+39, +68]; exact McNemar, p < .0001).": [
@@ -175,7 +175,7 @@ TRUE: dict[str, list[tuple[str, str]]] = {
         ("p = .012", "p = .013"), ("[0.2, 0.4]", "[0.1, 0.4]"), ("3.2 nats", "3 nats"), ("3.2 nats [2.9", "3.2 points [2.9"), (" [2.5, 3.3]", ""),
     ],
     "h1: this goes beyond random directions: 2.9 nats and 3.0 nats (more than under each, largest p = .031).": [
-        ("2.9", "2.8"), ("more than", "fewer than"), (".031", ".03"), ("3.0 nats", "3.0 bits"), (" and 3.0 nats", ""), ("this goes beyond random directions", "random directions do more"),
+        ("2.9", "2.8"), ("more than", "fewer than"), (".031", ".03"), ("3.0 nats", "3.0 bits"), (" and 3.0 nats", ""), ("this goes beyond random directions", "a larger change under random directions"),
     ],
     "h2: a fall in AUROC, original 0.91, edited 0.51 (-0.41 [-0.50, -0.30]).": [
         ("fall", "rise"), ("0.91,", "0.912,"), ("0.91,", "0.9,"), ("0.51", "0.50"), (" (-0.41 [-0.50, -0.30])", ""), ("-0.30])", "-0.30]; t, p = .01)"),

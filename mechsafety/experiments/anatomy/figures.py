@@ -11,6 +11,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from mechsafety.core.errors import MechsafetyError
 from mechsafety.experiments.anatomy.naming import (
     GROUP_NAMES,
     GROUPS,
@@ -74,8 +75,14 @@ def _positions(table: pd.DataFrame) -> list[str]:
 
 
 def _known(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of models and positions that are drawn."""
+    """The rows of models and positions that are drawn. Raises :class:`MechsafetyError` for others beside them."""
     known = table["positions"].isin(list(POSITIONS)) & table["model"].isin(list(MODELS))
+    if known.any() and not known.all():
+        other = table[~known].iloc[0]
+        raise MechsafetyError(
+            f"model {other['model']!r} at positions {other['positions']!r} is not drawn: models are "
+            f"{', '.join(MODELS)}, positions {', '.join(POSITIONS)}; leave its rows out"
+        )
     return require_rows(
         table[known],
         f"models {', '.join(MODELS)} at positions {', '.join(POSITIONS)}",

@@ -257,7 +257,7 @@ def test_a_random_change_that_refuses_is_a_rise_and_a_control() -> None:
     assert claims(verdicts=table)["dW of the MLPs alone brings refusals"] == "yes"
     strong = random_dw(refusal=40, compliance=10)
     assert claims(verdicts=verdicts(strong))["dW of the MLPs alone brings refusals"] == "no"
-    assert "a random dW of the same norm do more" not in said("reversal", verdicts=table)
+    assert "a larger change under a random dW of the same norm" not in said("reversal", verdicts=table)
 
 
 def test_ranks_are_a_series_of_tests() -> None:
@@ -319,7 +319,7 @@ def test_ablation_stands_beside_a_random_direction_and_safe_prompts() -> None:
     assert "a change beyond a random direction is not shown" in said("ablation", verdicts=as_much)
     assert claims(verdicts=as_much)[claim] == "no"
     more = verdicts(edited("ablated", refusal=30, compliance=20), edited("random_ablated", compliance=50))
-    assert "a random direction do more" in said("ablation", verdicts=more)
+    assert "a larger change under a random direction" in said("ablation", verdicts=more)
     harmless = verdicts(
         edited("tuned", group="safe", refusal=5, compliance=45),
         edited("ablated", group="safe", refusal=30, compliance=20),

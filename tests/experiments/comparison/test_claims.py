@@ -118,7 +118,7 @@ def test_all_transfers_are_one_family() -> None:
         "a rise in",
         "no change in",
         "goes beyond",
-        "do more",
+        "a larger change under",
         "a change beyond",
         "is not tested",
     )

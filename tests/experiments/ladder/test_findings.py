@@ -185,7 +185,7 @@ def test_every_planted_effect_has_its_sentence(
     words = {
         **{"down": "a fall in refusals", "up": "a rise in refusals"},
         **{"none shown": "no change in refusals of harmful prompts shown", "not tested": "not tested"},
-        **{"yes": "this goes beyond", "no": "is not shown:", "control does more": "do more:"},
+        **{"yes": "this goes beyond", "no": "is not shown:", "control does more": "a larger change under"},
     }
     said = told(tables)
     assert words[direction] in said

@@ -197,7 +197,7 @@ def test_random_removals_that_do_more_are_told() -> None:
     """Case R5: 45 of 50, without the weights 25, without random ones 3."""
     said = told(moved("r" * 45 + "c" * 5, ["r" * 25 + "c" * 25], random=["r" * 3 + "c" * 47]))
     assert "harmful prompts: a fall in refusals, whole 45 of 50" in said
-    assert "random removals of the same number do more: 3 of 50" in said
+    assert "a larger change under random removals of the same number: 3 of 50" in said
     assert "0 of 1 settings show a fall in refusals of harmful prompts beyond every random removal" in said
 
 
