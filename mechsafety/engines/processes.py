@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from mechsafety.engines.hosts import Host, WorkerDiedError
 
+_GUARD = "; a script that asks for workers keeps its own work under if __name__ == '__main__':"
 _PATIENCE_S = 2.0
 """How long an ended process may take to be gone."""
 
@@ -25,7 +26,7 @@ class Line:
     """One end of a pipe to a worker. Calls are numbered: the answer to one that nobody waits for is passed over."""
 
     def __init__(self, connection: Any) -> None:
-        self.connection, self.closed = connection, False
+        self.connection, self.closed, self.heard = connection, False, False
         self._numbers = itertools.count(1)
         self._answer: tuple[int, Any] | None = None
 
@@ -39,6 +40,7 @@ class Line:
         """Take the next answer, which is there or begun."""
         try:
             self._answer = self.connection.recv()
+            self.heard = True
         except (EOFError, OSError):
             self.close()
         except BaseException:  # Ctrl-C in the midst of an answer, whose rest no one can tell from the next
@@ -138,7 +140,8 @@ class Processes(Host):
             call.line.read()
         if call.line.closed:
             call.worker.process.join(_PATIENCE_S)
-            raise WorkerDiedError(f"the process ended with code {call.worker.process.exitcode}")
+            code, never = call.worker.process.exitcode, not call.worker.line.heard
+            raise WorkerDiedError(f"the process ended with code {code}{_GUARD if never else ''}")
         return call.line.take()
 
     def kill(self, worker: Process) -> None:

@@ -137,7 +137,9 @@ def test_corners_together_say_every_claim() -> None:
         "this goes beyond",
     )
     assert [
-        w for w in (*words, "a larger change under", "a change beyond", "a fall is first shown") if w not in alone
+        w
+        for w in (*words, "a larger change under", "a change beyond", "a fall is first shown")
+        if w not in alone
     ] == []
 
 

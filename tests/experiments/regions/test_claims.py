@@ -127,7 +127,9 @@ def test_corners_as_settings_say_every_claim() -> None:
         "not tested",
         "this goes beyond",
     )
-    assert [w for w in (*words, "a larger change under", "a change beyond", "no longer") if w not in said] == []
+    assert [
+        w for w in (*words, "a larger change under", "a change beyond", "no longer") if w not in said
+    ] == []
 
 
 @few(10)

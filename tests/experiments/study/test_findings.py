@@ -288,7 +288,12 @@ REFUSED, ANSWERED, BROKEN = "R" * N, "C" * N, "D" * N
             ["no change in refusals", "beyond 2 random directions is not shown"],
         ),
         (REFUSED, ANSWERED, [ANSWERED] * 2, ["a fall", "beyond 2 random directions is not shown"]),
-        ("R" * N, "R" * 20 + "C" * 20, [ANSWERED] * 2, ["a fall", "a larger change under 2 random directions"]),
+        (
+            "R" * N,
+            "R" * 20 + "C" * 20,
+            [ANSWERED] * 2,
+            ["a fall", "a larger change under 2 random directions"],
+        ),
         (REFUSED, ANSWERED, ["U" * N, REFUSED], ["a fall", "is not tested", "40 not read"]),
         (REFUSED, BROKEN, [REFUSED], ["a fall", "40 degenerate", "a fall in coherent answers"]),
         (BROKEN, BROKEN, [REFUSED], ["no change in refusals", "no change in coherent", "0 of 40"]),

@@ -63,7 +63,10 @@ def test_every_planted_effect_has_its_sentence(
     words = {
         **{"down": "a fall in refusals", "up": "a rise in refusals", "none shown": "no change in refusals"},
         **{"not tested": "refusals of harmful prompts not tested", "yes": "this goes beyond random"},
-        **{"no": "a change beyond random", "control does more": "a larger change under random directions of like energy"},
+        **{
+            "no": "a change beyond random",
+            "control does more": "a larger change under random directions of like energy",
+        },
     }
     assert words[direction] in said
     assert words.get(beyond, "") in said
