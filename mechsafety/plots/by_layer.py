@@ -156,6 +156,7 @@ def number_map(
         title_text=titles[0],
         tickvals=list(range(0, len(x), every)),
         ticktext=[str(column) for column in x[::every]],
+        range=[-0.5, len(x) - 0.5],  # also where no number is known
         showgrid=False,
     )
     height = height or AROUND + max(60, min(26 * len(y), 1200))
@@ -166,7 +167,7 @@ def number_map(
         title_text=titles[1],
         tickvals=ticks,
         ticktext=[y[row] for row in ticks],
-        autorange="reversed",
+        range=[len(y) - 0.5, -0.5],
         automargin=True,
         showgrid=False,
     )
