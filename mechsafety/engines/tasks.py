@@ -123,11 +123,9 @@ class Schedule:
         """The task that a worker is through with."""
         return self.running.pop(worker)
 
-    def advances(self, worker: str) -> Task:
-        """The task that a worker is at and has made more of: workers that died over it before do not count."""
-        task = self.running[worker]
-        self.deaths.pop(task.name, None)
-        return task
+    def advances(self, worker: str) -> None:
+        """A worker has made more of its task: workers that died over it before do not count."""
+        self.deaths.pop(self.running[worker].name, None)
 
     def fails(self, worker: str, why: str) -> Task:
         """The task of a worker failed, and is not tried again."""
