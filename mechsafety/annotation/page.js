@@ -128,6 +128,9 @@ async function choose() {
   state = null;
   annotator = "";
   remember("");
+  // The counts of an earlier visit are out of date: nothing is shown until the new ones are here.
+  $("known").hidden = true;
+  $("people").replaceChildren();
   show("enter");
   complain("");
   $("annotator").focus();
