@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-from tests.checked_calls import check_calls
+from tests.checked_calls import begin_counts, check_calls
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
@@ -92,6 +92,11 @@ def pytest_collection_finish() -> None:
     """All that was imported lives as long as the process: no garbage collection walks through it again."""
     gc.collect()
     gc.freeze()
+
+
+def pytest_runtest_logstart() -> None:
+    """Of every function, the first calls of each test are checked."""
+    begin_counts()
 
 
 @pytest.fixture(scope="session", autouse=True)
