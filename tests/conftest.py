@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-from tests.checked_calls import check_calls
+from tests.checked_calls import begin_counts, check_calls
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
@@ -89,9 +89,30 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """All that was imported lives as long as the process: no garbage collection walks through it again."""
+    """Collect garbage less often: of what tests make, most is freed without."""
+    gc.set_threshold(20_000, 20, 10)
+    _keep_what_lives()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
+    yield
+    if nextitem is None or nextitem.path != item.path:
+        _keep_what_lives()
+
+
+def _keep_what_lives() -> None:
+    """What lives between files does so as long as the process: no garbage collection walks through it again.
+
+    The heap of a whole test run is so large that each would take most of a second.
+    """
     gc.collect()
     gc.freeze()
+
+
+def pytest_runtest_logstart() -> None:
+    """Of every function, the first calls of each test are checked."""
+    begin_counts()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -202,6 +223,17 @@ def _shared_models_are_read_only() -> Iterator[None]:
     assert not left, (
         f"the test changed a model that others share ({', '.join(left)}): it needs one of its own"
     )
+
+
+@pytest.fixture
+def unpublished(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Runs end without figures and page, which are drawn only when asked for: most tests look at tables alone."""
+    from mechsafety.experiments.base import Result
+
+    with pytest.MonkeyPatch.context() as patch:
+        if request.node.get_closest_marker("published") is None:
+            patch.setattr(Result, "publish", lambda result: result.report_path)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+import plotly.io as pio
 
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.plots.layout import lay_out
@@ -31,6 +33,10 @@ FONT = "Inter, Helvetica Neue, Arial, DejaVu Sans, sans-serif"
 HEAT = [[0.0, "#F7FBFF"], [0.5, "#6BAED6"], [1.0, "#08306B"]]
 AROUND = 200  # pixels of a figure's height that are not its panels'
 _LONGEST_FILE = 180  # bytes; file systems take 255, with what stands before and after
+_LAYOUT = (
+    *("annotationdefaults", "autotypenumbers", "colorway", "font", "hoverlabel", "hovermode"),
+    *("paper_bgcolor", "plot_bgcolor", "shapedefaults", "title", "xaxis", "yaxis"),
+)
 DIVERGING = [[0.0, "#2166AC"], [0.5, "#F7F7F7"], [1.0, "#B2182B"]]
 
 
@@ -138,6 +144,17 @@ def require_single(rows: pd.DataFrame, *key: str) -> pd.DataFrame:
     )
 
 
+@cache
+def _white() -> go.layout.Template:
+    """What these figures have of plotly's white template: all of it is most of what a small figure is, and is copied anew
+    each time that one is read or written."""
+    whole = pio.templates["plotly_white"].to_plotly_json()
+    return go.layout.Template(
+        layout={name: whole["layout"][name] for name in _LAYOUT},
+        data={name: whole["data"][name] for name in ("bar", "heatmap", "scatter")},
+    )
+
+
 def styled(figure: go.Figure, title: str, subtitle: str, *, width: int, height: int) -> go.Figure:
     """The last act of drawing: the house style, and the options that were asked for (:mod:`.look`).
 
@@ -145,7 +162,7 @@ def styled(figure: go.Figure, title: str, subtitle: str, *, width: int, height: 
     """
     look = wanted()
     figure.update_layout(
-        template="plotly_white",
+        template=_white(),
         font={"family": FONT, "size": 13, "color": COLOURS["ink"]},
         modebar={"orientation": "v"},
     )

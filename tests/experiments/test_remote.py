@@ -31,6 +31,7 @@ from tests.experiments.slow_experiment import Slow, SlowConfig
 from tests.prompt_sets import small_prompts, write_csv
 
 pytestmark = [
+    pytest.mark.usefixtures("unpublished"),
     pytest.mark.enable_socket,
     pytest.mark.timeout(240),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),  # ray leaves pipes and sockets to the collector

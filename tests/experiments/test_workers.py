@@ -18,6 +18,8 @@ from mechsafety.experiments.study.experiment import run_study
 from tests.counting_worker import Counter
 from tests.prompt_sets import small_prompts, write_csv
 
+pytestmark = pytest.mark.usefixtures("unpublished")
+
 
 def called(host: Any, worker: Any, method: str, *arguments: Any) -> Any:
     call = host.call(worker, method, *arguments)

@@ -33,6 +33,8 @@ from tests.cli.test_base import call, succeed
 from tests.conftest import save_tiny
 from tests.prompt_sets import small_prompts, write_csv
 
+pytestmark = pytest.mark.usefixtures("unpublished")
+
 PROMPTS = small_prompts(12)
 CHAT: dict[str, Any] = {"thinking": "model", "max_thought_tokens": 40}
 SETTINGS: dict[str, Any] = {"fit": 2, "validation": 2, "fit_on": "labels", "confirm": 0, "resamples": 5}

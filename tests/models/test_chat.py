@@ -42,6 +42,8 @@ from mechsafety.sweeps.sweep import sweep
 from tests.prompt_sets import small_prompts
 from tests.tokenizer_kinds import DATED, KINDS, TURNS, TURNS_WITH_BOS, save_kind
 
+pytestmark = pytest.mark.usefixtures("unpublished")
+
 TEXT = "make a list"
 ASKED = [{"role": "user", "content": TEXT}]
 TEMPLATES = {"turns": TURNS, "turns with BOS": TURNS_WITH_BOS, "plain": PLAIN_TEMPLATE}

@@ -44,6 +44,8 @@ from tests.conftest import save_tiny, save_tokenizer
 from tests.prompt_sets import small_prompts, write_csv
 from tests.turn_templates import STYLES
 
+pytestmark = pytest.mark.usefixtures("unpublished")
+
 ASK = "make a list"
 USER = {"role": "user", "content": ASK}
 TALK = [

@@ -44,6 +44,8 @@ from mechsafety.runs.folder import MANIFEST, Provenance, open_run, read_run
 from tests.conftest import save_tiny
 from tests.prompt_sets import small_prompts, write_csv
 
+pytestmark = pytest.mark.usefixtures("unpublished")
+
 CONFIG = {"kind": "test", "seed": 0}
 ONE = Provenance(identity={"weights": "a" * 64, "tokenizer": "b" * 64}, circumstance={"dtype": "float32"})
 

@@ -30,7 +30,7 @@ from mechsafety.sweeps.candidates import BatchedScorer, Validation, candidates_o
 from mechsafety.sweeps.measures import TokenMeasure
 from mechsafety.sweeps.refusal_scores import RefusalTokens
 from tests.architectures import ARCHITECTURES, UNFAITHFUL, UNPADDABLE
-from tests.kept_models import kept_folder
+from tests.kept_models import kept, kept_folder
 from tests.pretended_devices import FIRST, SECOND, MixedDevicesError, PretendedDevices
 from tests.prompt_sets import small_prompts
 
@@ -165,9 +165,8 @@ def same(one: Any, other: Any) -> None:
 
 @cache
 def alone(name: str, analysis: str) -> Any:
-    model = load_model(str(kept_folder(name)), dtype="float32", device="cpu")
     try:
-        return ANALYSES[analysis](model)
+        return ANALYSES[analysis](kept(name))
     except MechsafetyError as error:
         return str(error)
 
@@ -262,7 +261,7 @@ PER_TOKEN = {
 
 
 @pytest.mark.parametrize(
-    "positions", ["all", "last_prompt", pytest.param("generated", marks=pytest.mark.slow)]
+    "positions", ["all", *(pytest.param(p, marks=pytest.mark.slow) for p in ("last_prompt", "generated"))]
 )
 def test_decoding_waits_for_no_device_but_where_transformers_does(
     positions: Any, monkeypatch: pytest.MonkeyPatch

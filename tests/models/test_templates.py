@@ -28,6 +28,8 @@ from tests.conftest import save_tiny
 from tests.prompt_sets import small_prompts, write_csv
 from tests.tokenizer_kinds import KINDS, TURNS, save_kind
 
+pytestmark = pytest.mark.usefixtures("unpublished")
+
 USER = {"role": "user", "content": "make a list"}
 ON: dict[str, Any] = {"dtype": "float32", "device": "cpu"}
 

@@ -29,6 +29,8 @@ from mechsafety.runs.folder import read_run
 from tests.architectures import save_architecture
 from tests.prompt_sets import small_prompts, write_csv
 
+pytestmark = pytest.mark.usefixtures("unpublished")
+
 Start = Callable[[str, str, str, Path], object]
 ON: dict[str, Any] = {"dtype": "float32", "device": "cpu"}
 

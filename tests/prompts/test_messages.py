@@ -25,6 +25,8 @@ from tests.conftest import save_tiny
 from tests.prompt_sets import small_prompts
 from tests.turn_templates import STYLES, save_turns
 
+pytestmark = pytest.mark.usefixtures("unpublished")
+
 TALK = [
     {"role": "system", "content": "help me"},
     {"role": "user", "content": "make a  list"},

@@ -49,7 +49,7 @@ class LadderConfig(ModelConfig):
     )
     max_new_tokens: int = Field(default=32, ge=1, description="length of the answers that are judged")
     compare_limit: int = Field(
-        default=32, ge=4, description="prompts of each label that systems are compared on"
+        default=32, ge=0, description="prompts of each label that systems are compared on; 0: they are not"
     )
     beside: Annotated[tuple[str, ...], Option(metavar="RUN")] = Field(
         default=(), description="another finished ladder that the same report shows"
@@ -65,6 +65,8 @@ class LadderConfig(ModelConfig):
         if twice := [s for i, s in enumerate(self.systems) if s in self.systems[:i]]:
             raise ValueError(f"system {twice[0]!r} is named twice: name every system once")
         shown = ",".join(map(str, self.counts)) or "(none)"
+        if 0 < self.compare_limit < 4:
+            raise ValueError(f"compare_limit {self.compare_limit}: 4 or more, or 0 for no comparison")
         if not self.counts or min(self.counts) < 1:
             raise ValueError(f"counts {shown}: numbers of directions to remove, each 1 or more")
         if any(b <= a for a, b in zip(self.counts, self.counts[1:], strict=False)):

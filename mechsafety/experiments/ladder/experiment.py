@@ -157,6 +157,8 @@ class Ladder(Experiment[LadderConfig], Parallel):
         config, fit = self.config, self.prompts.to_estimate
         if len(config.systems) < 2:
             return False, ["One system alone: there is nothing to compare it with."]
+        if not config.compare_limit:
+            return False, ["The systems were not compared, as asked."]
         session.say(f"comparing {len(config.systems)} systems")
         # Halves of a class must span the compared subspaces, their mean taken off.
         half = min(config.compare_limit, len(fit.harmful), len(fit.harmless)) // 2

@@ -585,7 +585,7 @@ def test_a_layer_that_wrecks_the_model_is_not_chosen_for_its_compliance() -> Non
         ({"counts": (1, 1)}, "ascending"),
         ({"beside": ("x", "x")}, "each run once"),
         ({"limit": 1}, "greater than or equal to 2"),
-        ({"compare_limit": 3}, "greater than or equal to 4"),
+        ({"compare_limit": 3}, "4 or more, or 0 for no comparison"),
         ({"speed": 1}, "no such field"),
     ],
 )

@@ -29,6 +29,8 @@ from mechsafety.statistics import control_tests
 from tests.faulty_server import FaultyServer, honest, serving
 from tests.prompt_sets import small_prompts, write_csv
 
+pytestmark = pytest.mark.usefixtures("unpublished")
+
 ADDED = "phrases:granular"
 TABLES = (
     *("rates.csv", "tests.csv", "agreement.csv", "selfjudge.csv", "verdicts.parquet", "judge_effects.csv"),
@@ -76,6 +78,7 @@ def copied(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
     return Path(shutil.copytree(finished, tmp_path / "copy"))
 
 
+@pytest.mark.published
 def test_an_added_judge_gives_the_tables_of_a_study_that_had_it_from_the_start(
     config: StudyConfig, copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -200,7 +203,7 @@ def test_judges_that_are_models_are_tried_first_and_their_order_is_reported(
     order = found.tables["label_order"]
     tagged = found.tables["verdicts"][found.tables["verdicts"]["judge"] == judge]["tags"].str.split()
     assert order["turned"].sum() == sum("order" in tags for tags in tagged)
-    page = (copied / "report.html").read_text()
+    page = found.report().read_text()
     assert "Verdicts that turn with the order of the labels" in page
     assert "on 20 answers with known labels" in page
     named = [line for line in found.findings if line.startswith("Unusable judge")]

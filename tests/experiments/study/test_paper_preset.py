@@ -13,6 +13,8 @@ from mechsafety.experiments.study.experiment import StudyResult, run_study
 from tests.paper_systems import SYSTEMS, save_system
 from tests.prompt_sets import small_prompts, write_csv
 
+pytestmark = pytest.mark.usefixtures("unpublished")
+
 SMOLLM2 = "HuggingFaceTB/SmolLM2-1.7B-Instruct"
 ONE_OF_EACH = [*list(SYSTEMS)[5:]]
 """The last rung, whose form the other five share, and the four baselines."""

@@ -35,6 +35,8 @@ from tests.architectures import save_architecture
 from tests.prompt_sets import small_prompts, write_csv
 from tests.tokenizer_kinds import DATED, KINDS, save_kind
 
+pytestmark = pytest.mark.usefixtures("unpublished")
+
 TABLES = (
     "responses.parquet",
     "verdicts.parquet",
@@ -512,6 +514,7 @@ def test_a_judge_that_is_not_finite_is_no_fault_of_the_system(
     assert not isinstance(caught.value, NotFiniteError)
 
 
+@pytest.mark.published
 @pytest.mark.parametrize("failing", [1, 2])
 def test_the_command_ends_with_1_and_names_what_failed(
     plain: StudyConfig, tmp_path: Path, overflowing: Callable[[str, str], None], failing: int
