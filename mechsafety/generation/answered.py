@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from html import escape
 from typing import TYPE_CHECKING, Any, Literal
 
+from mechsafety.core.boundary import checked_construction
 from mechsafety.core.values import short
 from mechsafety.core.verdict import Judge
 from mechsafety.models.hooking import Coverage
@@ -94,10 +95,16 @@ class Served:
     agreement: Mapping[str, int | float]
 
 
+@checked_construction
 @dataclass(frozen=True, repr=False)
 class Completions(Sequence[Completion]):
     """Completions in the order of the prompts, with the coverage receipt of the edit, and what a server had to do
     with them.
+
+    Arguments:
+        items: The answers, in the order of the prompts.
+        coverage: The receipt of the edit; None without one.
+        served: What a server had to do with them; None without one.
 
     Example:
         >>> plain = ms.generate(model, prompts.report, max_new_tokens=4, progress=False)
@@ -114,7 +121,9 @@ class Completions(Sequence[Completion]):
         return len(self.items)
 
     def __getitem__(self, index: Any) -> Any:
-        return self.items[index]
+        """An answer, or those of a slice with the same coverage."""
+        found = self.items[index]
+        return replace(self, items=found) if isinstance(index, slice) else found
 
     def __iter__(self) -> Iterator[Completion]:
         return iter(self.items)
@@ -127,7 +136,7 @@ class Completions(Sequence[Completion]):
         return f"Completions({len(self)} answers, {tokens} tokens, {cut} cut at the limit{first}){carried}"
 
     def compare(self, other: Completions, *, judges: Sequence[str | Judge] = ("rules",)) -> pd.DataFrame:
-        """Both answers to each prompt side by side, with the verdicts of ``judges`` on either.
+        """Both answers to each prompt side by side, these and those of ``other``, with the verdicts of ``judges``.
 
         Columns: id, label, prompt, response, other, and for each judge its name (on this answer) and its name with
         ``_other``. Raises :class:`MechsafetyError` where the two do not answer the same prompts.

@@ -45,6 +45,8 @@ Function = TypeVar("Function")
 def batched(function: Function) -> Function:
     """Mark a function of lists, (prompts, responses) -> labels, as a judge that is called once for all responses.
 
+    Raises :class:`MechsafetyError` for what is no function.
+
     Arguments:
         function: Takes the prompts and the responses as two lists, and returns one label per response.
 
@@ -155,7 +157,7 @@ def as_answers(given: Any) -> list[Answer]:
         found = [
             _of_row(row, f"{given}, {place}", n) for n, (place, row) in enumerate(read_rows(given), start=1)
         ]
-    elif isinstance(given, tuple) and len(given) == 2 and not any(isinstance(part, str) for part in given):
+    elif isinstance(given, tuple) and len(given) == 2 and all(map(_is_column, given)):
         found = _paired(*given)
     else:
         found = _listed(given)
@@ -167,6 +169,10 @@ def as_answers(given: Any) -> list[Answer]:
         )
         raise MechsafetyError(what)
     return found
+
+
+def _is_column(part: Any) -> bool:
+    return isinstance(part, Iterable) and not isinstance(part, str | bytes | Mapping)
 
 
 def _listed(given: Any) -> list[Answer]:

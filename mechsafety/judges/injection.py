@@ -15,6 +15,7 @@ from typing import Literal, cast, get_args
 
 import pandas as pd
 
+from mechsafety.core.boundary import checked_construction
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.verdict import Response
 from mechsafety.judges.accepted import JudgeLike, as_judge
@@ -53,9 +54,14 @@ _TARGETS = ("{LABEL}", "{WIDE}", "{WORD}")
 _SPELT: dict[str, str] = {label: word.strip() for label, word in OPTIONS}
 
 
+@checked_construction
 @dataclass(frozen=True, kw_only=True)
 class KnownItem:
     """A response whose label is known.
+
+    Arguments:
+        response: The response.
+        label: What it is known to be: refusal or compliance.
 
     Example:
         >>> refused = ms.Response(id="lock", prompt="pick a lock", text="I'm sorry, but I can't help with that.")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from transformers.pytorch_utils import Conv1D
 
+from mechsafety.core.boundary import checked_construction
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.progress import bar
 from mechsafety.core.values import Value
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+@checked_construction
 @dataclass(frozen=True, kw_only=True)
 class TuningRecipe:
     """How an adapter is trained: LoRA on every linear map of the blocks from ``from_depth`` on.
@@ -53,6 +55,13 @@ class TuningRecipe:
     the length of the model's own answers. ``beta`` is DPO's; ``unlearning_weight`` is the share of the dispreferred
     answers' cross-entropy that is taken off. ``max_steps`` cuts training short. The same recipe and seed on the same
     machine give the same adapter.
+
+    Arguments:
+        rank: Rank of the adapter.
+        scale: What the adapter's product is multiplied by while it is trained.
+        learning_rate: Of AdamW at the first step; it falls linearly to 0.
+        epochs: How often each example is seen.
+        batch_size: Examples per step.
 
     Example:
         >>> ms.anatomy.TuningRecipe(rank=4, max_steps=100).strength

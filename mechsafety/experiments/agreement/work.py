@@ -69,6 +69,8 @@ def compare_judges(
     ``reference`` is a judge of the run taken for the truth, or, with ``labels``, any judge, which then reads a random
     sample of that many responses. Tables of an earlier comparison are replaced, or removed where this one has none.
 
+    Raises :class:`MechsafetyError` for two references at once, and for a folder that holds no study.
+
     Returns:
         The tables that were written into the run, by name.
 

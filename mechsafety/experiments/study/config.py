@@ -152,6 +152,7 @@ class StudyConfig(FedConfig):
 
     @property
     def primary_judge(self) -> str:
+        """The judge that findings are about: the first one."""
         return self.judges[0]
 
 
