@@ -77,6 +77,7 @@ def _checked_method(function: Callable[..., Any], name: str) -> Callable[..., An
     call = _checked(function, name, _fitted_or_passed)
     if function.__doc__:
         call.__doc__ = completed(function.__doc__, [*inspect.signature(function).parameters][1:])
+    call.__signature__ = readable(function)  # type: ignore[attr-defined]
     return call
 
 
@@ -98,6 +99,9 @@ def checked_construction(cls: Class) -> Class:
         (made if plain[0].are(args, kwargs) else checking)(self, *args, **kwargs)
 
     setattr(cls, "__init__", init)  # noqa: B010 - type checkers refuse the assignment
+    shown_as = readable(made)
+    own = [p for name, p in shown_as.parameters.items() if name != "self"]
+    setattr(cls, "__signature__", shown_as.replace(parameters=own, return_annotation=inspect.Signature.empty))  # noqa: B010
     return cls
 
 
@@ -412,7 +416,8 @@ def _array(value: Any, hint: Any) -> Any:
     if isinstance(value, TypeVar) or hint.array_type is not torch.Tensor:
         return _require(value, isinstance(value, hint), shape)
     try:
-        tensor = torch.as_tensor(getattr(value, "vector", value))
+        found = getattr(value, "vector", value)
+        tensor = torch.as_tensor(found.to_numpy() if hasattr(found, "to_numpy") else found)
     except (TypeError, ValueError, RuntimeError):
         raise _UnfitError(shape) from None
     tensor = tensor if tensor.is_floating_point() or tensor.dtype == torch.bool else tensor.float()

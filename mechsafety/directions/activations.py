@@ -27,6 +27,7 @@ from mechsafety.models.loading import body_of, known_fingerprint, model_name
 from mechsafety.models.prefixes import common_prefix
 from mechsafety.models.projection import VectorLike
 from mechsafety.prompts.accepted import PromptsLike, as_prompts
+from mechsafety.prompts.columns import label_counts
 from mechsafety.prompts.fed import fitting, truncated
 from mechsafety.prompts.prompt_set import Prompt
 
@@ -137,7 +138,7 @@ class ResidualCache(Value):
     def describe(self) -> str:
         n, _, layers, width = self.activations.shape
         size = self.activations.numel() * self.activations.element_size() / 1e6
-        counts = ", ".join(f"{self.labels.count(label)} {label}" for label in dict.fromkeys(self.labels))
+        counts = label_counts(self.labels)
         return (
             f"ResidualCache(of {self.model!r}, {n} prompts: {counts})\n"
             f"positions {', '.join(map(str, self.positions))}; layers 0 to {layers - 1}; {width} dimensions; "

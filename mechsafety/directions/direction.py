@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mechsafety.core.arguments import as_path
 from mechsafety.core.boundary import checked_construction
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.names import CENTRINGS, METHODS, Centring, Method
@@ -194,14 +195,20 @@ class Directions(Value):
         return digest.hexdigest()
 
     def save(self, path: str | Path) -> None:
-        """Write a safetensors file, which :func:`load_directions` reads; the record travels in its metadata."""
-        path = Path(path)
-        save_directions([self], path)
+        """Write a safetensors file, which :func:`load_directions` reads; the record travels in its metadata.
+
+        Raises :class:`MechsafetyError` for a name that does not end in .safetensors, and where it cannot be written.
+        """
+        path = _FILES.named(path)
+        try:
+            save_directions([self], path)
+        except OSError as error:
+            raise MechsafetyError(f"cannot write directions file {str(path)!r}: {error.strerror}") from None
 
     @classmethod
     def load(cls, path: str | Path) -> Directions:
         """The directions of a file that holds those of one model. Raises :class:`MechsafetyError` for any other."""
-        path = Path(path)
+        path = as_path(path)
         found = load_directions(path)
         if len(found) != 1:
             raise MechsafetyError(f"{str(path)!r} holds {len(found)} models' directions: use load_directions")
@@ -257,6 +264,7 @@ class Directions(Value):
         )
 
 
+_FILES = FileKind(noun="directions", key="mechsafety", holds="directions")
 _TENSORS = ("vectors", "thresholds", "gaps", "stability", "split_half")
 
 
@@ -265,7 +273,7 @@ def save_directions(several: Sequence[Directions], path: str | Path) -> None:
 
     Raises :class:`MechsafetyError` where two are of one model: only one of them could be read back.
     """
-    path = Path(path)
+    path = as_path(path)
     from safetensors.torch import save_file
 
     names = [found.model for found in several]
@@ -309,12 +317,11 @@ def load_directions(path: str | Path) -> dict[str, Directions]:
         >>> ms.load_directions("directions.safetensors")["smollm2-135m"] == directions
         True
     """
-    path = Path(path)
-    kind = FileKind(noun="directions", key="mechsafety", holds="directions")
+    path = as_path(path)
     if not path.is_file():
         raise MechsafetyError(f"directions file {str(path)!r} does not exist")
-    with kind.opened(path) as stored:
-        records = json.loads((stored.metadata() or {})[kind.key])
+    with _FILES.opened(path) as stored:
+        records = json.loads((stored.metadata() or {})[_FILES.key])
         held = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - no mapping
         found = [
             Directions(

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, Unpack
 import pandas as pd
 
 from mechsafety.claims.shared import RunTables
+from mechsafety.core.arguments import as_path
 from mechsafety.core.boundary import checked_methods
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.progress import Progress
@@ -318,7 +319,7 @@ class Result:
     """
 
     def __init__(self, path: str | Path, experiment: type[Experiment[Any]]) -> None:
-        self.run = read_run(Path(path))
+        self.run = read_run(as_path(path))
         self.experiment = experiment
 
     @property
@@ -401,7 +402,7 @@ class Result:
         Returns the paths.
         """
         return write_figures(
-            self.figures(), Path(out) if out is not None else self.path / "figures", form=form
+            self.figures(), as_path(out) if out is not None else self.path / "figures", form=form
         )
 
     def responses(self) -> pd.DataFrame:
@@ -482,7 +483,7 @@ def run_experiment(
     ``say`` receives one line per stage. Raises :class:`MechsafetyError` for whatever the experiment refuses, and for
     a folder that holds another run (:func:`open_run`).
     """
-    out = Path(out)
+    out = as_path(out)
     day = pinned_date(out, getattr(experiment.config, "date", None))
     if _in_this_process(experiment, say):
         _run(experiment, out, day, say, allow_other_versions)
@@ -575,6 +576,6 @@ def load_run(path: str | Path | RunFolder) -> Result:
         >>> sorted(run.figures())[:2]
         ['judge-agreement', 'judge-effects']
     """
-    run = path if isinstance(path, RunFolder) else read_run(Path(path))
+    run = path if isinstance(path, RunFolder) else read_run(as_path(path))
     experiment = experiment_of(run)
     return experiment.result_type(run.path, experiment)

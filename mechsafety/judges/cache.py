@@ -17,6 +17,7 @@ from typing import cast
 
 from filelock import FileLock, Timeout
 
+from mechsafety.core.arguments import as_path
 from mechsafety.core.boundary import checked_construction
 from mechsafety.core.errors import MechsafetyError, first_lines, way
 from mechsafety.core.places import cache_folder
@@ -58,7 +59,7 @@ class VerdictCache:
     """
 
     def __init__(self, path: str | Path) -> None:
-        path = Path(path)
+        path = as_path(path)
         self.path = path
         self.damaged: list[str] = []
         """What was found damaged and left out: keys of rows, or the file that the rest was saved from."""
@@ -257,7 +258,7 @@ class VerdictCache:
 @contextmanager
 def open_cache(path: str | Path | None) -> Iterator[VerdictCache]:
     """The cache at ``path``, or at the default place, whose folder is made."""
-    path = None if path is None else Path(path)
+    path = None if path is None else as_path(path)
     if path is None:
         path = default_cache_path()
         with contextlib.suppress(OSError):  # the cache itself reports what is wrong with the place

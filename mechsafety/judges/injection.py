@@ -15,6 +15,7 @@ from typing import Literal, cast, get_args
 
 import pandas as pd
 
+from mechsafety.core.arguments import as_path
 from mechsafety.core.boundary import checked_construction
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.verdict import Response
@@ -191,7 +192,7 @@ def _rate(judge: str, variant: str, outcomes: Sequence[tuple[str, str]]) -> Flip
 
 def known_items(path: str | Path | None) -> list[KnownItem]:
     """Known items of a file with columns prompt (or question), response and label; without one the anchors."""
-    path = None if path is None else Path(path)
+    path = None if path is None else as_path(path)
     rows = [(f"anchor {a['id']}", dict(a)) for a in load_anchors()] if path is None else read_rows(path)
     items = []
     for number, (place, row) in enumerate(rows, start=1):
@@ -222,8 +223,8 @@ def probe_judges(
     no_cache: bool = False,
 ) -> list[Injection]:
     """:func:`injection_flip_rate` of each judge on :func:`known_items`; the rows are written to ``out``."""
-    path = None if path is None else Path(path)
-    out = None if out is None else Path(out)
+    path = None if path is None else as_path(path)
+    out = None if out is None else as_path(out)
     cache = None if cache is None else Path(cache)
     require_output(out, inputs=(path,))
     items = known_items(path)

@@ -10,8 +10,8 @@ import pandas as pd
 from mechsafety.core.boundary import checked_construction
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.values import Value
-from mechsafety.core.verdict import Judge, Label, Response
-from mechsafety.generation.answered import Completion, Completions
+from mechsafety.core.verdict import Label, Response
+from mechsafety.generation.answered import Completion
 from mechsafety.judges.accepted import AnswersLike, JudgesLike, as_answers
 from mechsafety.judges.cache import VerdictCache
 from mechsafety.judges.registry import ModelSource, judge_responses
@@ -95,7 +95,7 @@ def judge(
     return Verdicts(frame=pd.DataFrame(rows, columns=["id", "label", "judge", "verdict", "tags"]))
 
 
-def compared(one: Completions, other: Completions, judges: Sequence[str | Judge]) -> pd.DataFrame:
+def compared(one: Sequence[Completion], other: Sequence[Completion], judges: JudgesLike) -> pd.DataFrame:
     """See :meth:`Completions.compare`."""
     first, second = {c.id: c for c in one}, {c.id: c for c in other}
     if first.keys() != second.keys():

@@ -18,7 +18,7 @@ from mechsafety.core.arguments import shown
 from mechsafety.core.boundary import checked_construction, checked_methods
 from mechsafety.core.errors import MechsafetyError, way
 from mechsafety.core.places import data_folder
-from mechsafety.core.values import short
+from mechsafety.core.values import picked, short
 from mechsafety.prompts.columns import (
     AS_THEY_ARE,
     LABELS,
@@ -30,6 +30,7 @@ from mechsafety.prompts.columns import (
     divided,
     folded,
     has_text,
+    label_counts,
     row_text,
 )
 from mechsafety.prompts.files import SUFFIXES, cell_text, read_rows
@@ -162,8 +163,11 @@ class PromptSet(Sequence[Prompt]):
         return len(self.prompts)
 
     def __getitem__(self, index: Any) -> Any:
-        found = self.prompts[index]
-        return PromptSet(found, self.name) if isinstance(index, slice) else found
+        """A prompt by its place; the set of a slice, of a list of places, or where a mask is true."""
+        found = picked(
+            self.prompts, index, "prompts.where(split=..., label=..., category=...) picks by content"
+        )
+        return PromptSet(found, self.name) if isinstance(found, tuple) else found
 
     def __iter__(self) -> Iterator[Prompt]:
         return iter(self.prompts)
@@ -300,23 +304,24 @@ class PromptSet(Sequence[Prompt]):
 
     def __repr__(self) -> str:
         counts = [
-            f"{len(part)} {split} ({', '.join(f'{len(part.where(label=one))} {one}' for one in LABELS)})"
+            f"{len(part)} {split} ({label_counts([p.label for p in part])})"
             for split in SPLITS
             if len(part := self.where(split=split))
         ]
         return f"PromptSet({self.name!r}: {len(self)} prompts; {'; '.join(counts) or 'none'})"
 
     def _repr_html_(self) -> str:
+        found = Counter((p.split, p.label) for p in self.prompts)
+        labels = [*LABELS, *([""] if any(label == "" for _, label in found) else [])]
         counts = "".join(
-            f"<tr><td>{split}</td>"
-            + "".join(f"<td>{len(self.where(split=split, label=label))}</td>" for label in LABELS)
-            + "</tr>"
+            f"<tr><td>{split}</td>{''.join(f'<td>{found[split, label]}</td>' for label in labels)}</tr>"
             for split in SPLITS
         )
+        head = "".join(f"<th>{label or 'without label'}</th>" for label in labels)
         repeated = f" ({self.repeated} given twice, counted once)" if self.repeated else ""
         return (
             f"<b>{escape(self.name)}</b>: {len(self)} prompts{repeated}"
-            f"<table><tr><th>split</th><th>harmful</th><th>harmless</th></tr>{counts}</table>"
+            f"<table><tr><th>split</th>{head}</tr>{counts}</table>"
         )
 
 
@@ -454,10 +459,11 @@ def _prompt(row: dict[str, Any], *, at: str, index: int, name: str, columns: Col
         raise MechsafetyError(f"{at}: the text is not the last of the messages: give the messages alone")
     text = text or last.strip()
     given = columns.label if columns.label in LABELS else ""
-    the_label = cell_text(row.get("label")) or given or ""
+    said = cell_text(row.get("label")) or given or ""
+    the_label = said.strip().casefold()
     if the_label not in (*LABELS, *(() if "label" in row else ("",))):
         raise MechsafetyError(
-            f"{at}: label {the_label!r} is not one of {', '.join(LABELS)}"
+            f"{at}: label {said!r} is not one of {', '.join(LABELS)}"
             + way("", " (other values are read with labels={...})")
         )
     the_split = (

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 from jaxtyping import Float
 from torch import Tensor
 
+from mechsafety.core.arguments import as_path
 from mechsafety.core.boundary import checked_construction, checked_methods
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.models.bound_files import FileKind
@@ -80,12 +81,12 @@ class Attribution:
         Raises :class:`MechsafetyError` for a missing or damaged file, one of another kind or format, and an
         unfinished one.
         """
-        path = Path(path)
+        path = as_path(path)
         return cls(**read_facts(path, kind=_KIND)["attribution"], tensors=StoredTensors(path))
 
     def save(self, path: str | Path) -> None:
         """Write a file that :meth:`open` reads; it is whole or not there."""
-        path = Path(path)
+        path = as_path(path)
         facts = {
             name: getattr(self, name)
             for name in (

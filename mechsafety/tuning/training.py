@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from transformers.pytorch_utils import Conv1D
 
+from mechsafety.core.arguments import as_path
 from mechsafety.core.boundary import checked_construction
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.progress import bar
@@ -165,7 +166,7 @@ def tune(
         'refusals'
     """
     model = as_model(model)
-    out = Path(out)
+    out = as_path(out)
     recipe = recipe or RECIPES[rung]
     require_empty(out)
     fit, safe = as_prompt_set(prompts).to_estimate, as_prompt_set(contrast).to_estimate
@@ -216,7 +217,7 @@ def tune(
 
 def require_empty(out: str | Path) -> None:
     """Raise when ``out`` is a file or holds something already."""
-    out = Path(out)
+    out = as_path(out)
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise MechsafetyError(f"{str(out)!r} is not empty: name a new folder for the adapter")
 
@@ -235,7 +236,7 @@ def train_adapter(
     ``dispreferred`` holds the dispreferred answer to a prompt. DPO needs one for every example; the reference is the
     model without the adapter. Raises :class:`MechsafetyError` where it is missing, or when there is no example.
     """
-    out = Path(out)
+    out = as_path(out)
     from peft import LoraConfig, get_peft_model
 
     twin = generation_twin(model)
