@@ -145,6 +145,9 @@ def baked(model: ModelLike, edit: EditLike) -> Iterator[None]:
     embeddings are untied for the while. In bfloat16 the edited weights are rounded, so that a residue of about
     2^-8 of the component stays; the hooks leave none.
 
+    Raises :class:`MechsafetyError` for an edit that has no weight form, and for a model whose stream does not
+    get what its maps write.
+
     Returns:
         A context manager: within its block the weights are those of the edited model.
 

@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, Unpack
 import pandas as pd
 
 from mechsafety.claims.shared import RunTables
+from mechsafety.core.arguments import as_path
+from mechsafety.core.boundary import checked_methods
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.progress import Progress
 from mechsafety.experiments import judging
@@ -303,6 +305,7 @@ class Session:
             self.run.record("timings", timings)
 
 
+@checked_methods
 class Result:
     """A run of any experiment on disk: its tables, figures, findings and page.
 
@@ -316,7 +319,7 @@ class Result:
     """
 
     def __init__(self, path: str | Path, experiment: type[Experiment[Any]]) -> None:
-        self.run = read_run(Path(path))
+        self.run = read_run(as_path(path))
         self.experiment = experiment
 
     @property
@@ -341,7 +344,7 @@ class Result:
         return RunTables(found)
 
     def to_frame(self, name: str | None = None) -> pd.DataFrame:
-        """One table, by default the first."""
+        """The table ``name``, by default the first. Raises :class:`MechsafetyError` for one that the run lacks."""
         name = next(iter(self.tables)) if name is None else name
         if name not in self.tables:
             raise MechsafetyError(
@@ -394,9 +397,12 @@ class Result:
         return [*self.experiment.findings(self), *mixed_templates(self.manifest)]
 
     def save_figures(self, *, form: FigureFormat = "html", out: str | Path | None = None) -> list[Path]:
-        """Write every figure into ``out`` (default: the run's ``figures``)."""
+        """Write every figure into ``out`` (default: the run's ``figures``), as ``form``: html, png, svg or pdf.
+
+        Returns the paths.
+        """
         return write_figures(
-            self.figures(), Path(out) if out is not None else self.path / "figures", form=form
+            self.figures(), as_path(out) if out is not None else self.path / "figures", form=form
         )
 
     def responses(self) -> pd.DataFrame:
@@ -412,7 +418,7 @@ class Result:
     def judge(
         self, *judges: str, say: Progress = lambda _: None, allow_other_versions: bool = False
     ) -> Result:
-        """Let ``judges`` read the run's answers; tables, figures and page are written again.
+        """Let ``judges``, named one by one, read the run's answers; tables, figures and page are written again.
 
         Returns the run, opened anew. Raises :class:`MechsafetyError` for a run without answers, a judge that has read
         them already, and whatever loading a judge raises.
@@ -437,11 +443,11 @@ class Result:
         return self.path / REPORT
 
     def report(self) -> Path:
-        """Write the page, ``report.html``, and return its path."""
+        """Write the page, ``report.html``. Returns its path."""
         return self.run.write_text(REPORT, self.experiment.html(self))
 
     def publish(self) -> Path:
-        """Write every figure as HTML and the page, whose path is returned."""
+        """Write every figure as HTML, and the page. Returns its path."""
         self.save_figures()
         return self.report()
 
@@ -477,7 +483,7 @@ def run_experiment(
     ``say`` receives one line per stage. Raises :class:`MechsafetyError` for whatever the experiment refuses, and for
     a folder that holds another run (:func:`open_run`).
     """
-    out = Path(out)
+    out = as_path(out)
     day = pinned_date(out, getattr(experiment.config, "date", None))
     if _in_this_process(experiment, say):
         _run(experiment, out, day, say, allow_other_versions)
@@ -570,6 +576,6 @@ def load_run(path: str | Path | RunFolder) -> Result:
         >>> sorted(run.figures())[:2]
         ['judge-agreement', 'judge-effects']
     """
-    run = path if isinstance(path, RunFolder) else read_run(Path(path))
+    run = path if isinstance(path, RunFolder) else read_run(as_path(path))
     experiment = experiment_of(run)
     return experiment.result_type(run.path, experiment)

@@ -67,6 +67,13 @@ class Config(BaseModel, metaclass=_Named):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
+        """Of the fields those that were given."""
+        return [(name, value) for name, value in super().__repr_args__() if name in self.model_fields_set]
+
+    def __str__(self) -> str:
+        return repr(self)
+
     @model_validator(mode="before")
     @classmethod
     def _as_given(cls, given: Any) -> Any:

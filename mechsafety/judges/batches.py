@@ -11,6 +11,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from mechsafety.core.arguments import as_path
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.verdict import Response
 from mechsafety.judges.answers import Failure, read_body
@@ -63,7 +64,7 @@ def read_batch(
     wanted = {key: (j, r) for j in judges for key, r in _open(j, responses, None).items()}
     kept = other = 0
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = as_path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise MechsafetyError(f"--batch-in {str(path)!r} cannot be read: {error}") from None
     for number, line in enumerate(filter(str.strip, lines), start=1):

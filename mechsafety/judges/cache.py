@@ -17,6 +17,8 @@ from typing import cast
 
 from filelock import FileLock, Timeout
 
+from mechsafety.core.arguments import as_path
+from mechsafety.core.boundary import checked_construction
 from mechsafety.core.errors import MechsafetyError, first_lines, way
 from mechsafety.core.places import cache_folder
 from mechsafety.core.verdict import Label, Response, Verdict
@@ -36,6 +38,7 @@ def default_cache_path() -> Path:
     return cache_folder() / "verdicts.sqlite"
 
 
+@checked_construction
 class VerdictCache:
     """Verdicts by what they depend on, in one SQLite file that several processes may use at once.
 
@@ -56,7 +59,7 @@ class VerdictCache:
     """
 
     def __init__(self, path: str | Path) -> None:
-        path = Path(path)
+        path = as_path(path)
         self.path = path
         self.damaged: list[str] = []
         """What was found damaged and left out: keys of rows, or the file that the rest was saved from."""
@@ -83,6 +86,7 @@ class VerdictCache:
         self.close()
 
     def close(self) -> None:
+        """Let go of the file, and of what was claimed."""
         with contextlib.suppress(sqlite3.Error):
             self.claims.close()
         self._connection.close()
@@ -92,7 +96,7 @@ class VerdictCache:
             return int(self._connection.execute("SELECT count(*) FROM verdicts").fetchone()[0])
 
     def get(self, keys: Sequence[str], *, judge: str) -> dict[str, Verdict]:
-        """The verdicts that are kept, by key, signed by ``judge``; their ids are empty, the caller's to fill."""
+        """The kept verdicts of ``keys``, by key, signed by ``judge``; their ids are empty, the caller's to fill."""
         found: dict[str, Verdict] = {}
         for start in range(0, len(keys), _AT_ONCE):
             some = list(keys[start : start + _AT_ONCE])
@@ -109,7 +113,7 @@ class VerdictCache:
         return found
 
     def put(self, key: str, verdict: Verdict) -> None:
-        """Keep ``verdict`` with what was ``said``, committed when this returns.
+        """Keep ``verdict`` under ``key``, with what was ``said``, committed when this returns.
 
         The first of two verdicts under a key stays. One that is unparsed for a reason that may pass (no answer from
         the network, the budget, an answer that was cut) is not kept.
@@ -254,7 +258,7 @@ class VerdictCache:
 @contextmanager
 def open_cache(path: str | Path | None) -> Iterator[VerdictCache]:
     """The cache at ``path``, or at the default place, whose folder is made."""
-    path = None if path is None else Path(path)
+    path = None if path is None else as_path(path)
     if path is None:
         path = default_cache_path()
         with contextlib.suppress(OSError):  # the cache itself reports what is wrong with the place

@@ -15,6 +15,8 @@ from typing import Literal, cast, get_args
 
 import pandas as pd
 
+from mechsafety.core.arguments import as_path
+from mechsafety.core.boundary import checked_construction
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.verdict import Response
 from mechsafety.judges.accepted import JudgeLike, as_judge
@@ -53,9 +55,14 @@ _TARGETS = ("{LABEL}", "{WIDE}", "{WORD}")
 _SPELT: dict[str, str] = {label: word.strip() for label, word in OPTIONS}
 
 
+@checked_construction
 @dataclass(frozen=True, kw_only=True)
 class KnownItem:
     """A response whose label is known.
+
+    Arguments:
+        response: The response.
+        label: What it is known to be: refusal or compliance.
 
     Example:
         >>> refused = ms.Response(id="lock", prompt="pick a lock", text="I'm sorry, but I can't help with that.")
@@ -185,7 +192,7 @@ def _rate(judge: str, variant: str, outcomes: Sequence[tuple[str, str]]) -> Flip
 
 def known_items(path: str | Path | None) -> list[KnownItem]:
     """Known items of a file with columns prompt (or question), response and label; without one the anchors."""
-    path = None if path is None else Path(path)
+    path = None if path is None else as_path(path)
     rows = [(f"anchor {a['id']}", dict(a)) for a in load_anchors()] if path is None else read_rows(path)
     items = []
     for number, (place, row) in enumerate(rows, start=1):
@@ -216,8 +223,8 @@ def probe_judges(
     no_cache: bool = False,
 ) -> list[Injection]:
     """:func:`injection_flip_rate` of each judge on :func:`known_items`; the rows are written to ``out``."""
-    path = None if path is None else Path(path)
-    out = None if out is None else Path(out)
+    path = None if path is None else as_path(path)
+    out = None if out is None else as_path(out)
     cache = None if cache is None else Path(cache)
     require_output(out, inputs=(path,))
     items = known_items(path)

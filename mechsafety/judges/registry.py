@@ -12,13 +12,14 @@ import importlib
 import pkgutil
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from mechsafety.core.errors import MechsafetyError, StoppedError
+from mechsafety.core.arguments import shown
+from mechsafety.core.errors import MechsafetyError, StoppedError, way
 from mechsafety.core.verdict import Judge, Response, Verdict
 from mechsafety.judges.accepted import JudgesLike, as_judges
 from mechsafety.judges.asking import MISSING, AskingJudge, is_missing
@@ -207,9 +208,13 @@ def judge_responses(
     anything but exactly one verdict under its own name for each response.
     """
     ids = [response.id for response in responses]
-    _refuse_duplicates(ids, what="response ids")
+    _refuse_duplicates(ids, what="response ids", mend="give each answer an id of its own, or leave ids out")
     loaded = as_judges(judges, models=models)
-    _refuse_duplicates([judge.name for judge in loaded], what="judge names")
+    _refuse_duplicates(
+        [judge.name for judge in loaded],
+        what="judge names",
+        mend=way("name each judge once", "name functions in a mapping, {'own': function, ...}"),
+    )
     found: dict[str, dict[str, Verdict]] = {}
     for group in _asked_together(single_judges(loaded)):
         asking = [judge for judge in group if isinstance(judge, AskingJudge)]
@@ -219,7 +224,7 @@ def judge_responses(
                 raise judge.stopped
         for judge in group:
             verdicts = given[judge.name] if judge.name in given else judge(responses)
-            found[judge.name] = _by_id(judge, verdicts, ids)
+            found[judge.name] = _by_id(judge, _verdicts_of(judge, verdicts), ids)
     for judge in loaded:
         if isinstance(judge, Panel):
             votes = [{m.name: found[m.name][i] for m in judge.members} for i in ids]
@@ -246,6 +251,17 @@ def require_complete(verdicts: Sequence[Verdict]) -> None:
         )
 
 
+def _verdicts_of(judge: Judge, given: Any) -> list[Verdict]:
+    """What a judge returned. Raises :class:`MechsafetyError` where that is no list of verdicts."""
+    found = list(given) if isinstance(given, Iterable) else [given]
+    if wrong := [one for one in found if not isinstance(one, Verdict)]:
+        raise MechsafetyError(
+            f"judge {judge.name!r} returned {shown(wrong[0])}: an object with a name returns a Verdict for each "
+            "response; a function (prompt, response) may return a bool or a label"
+        )
+    return found
+
+
 def _by_id(judge: Judge, verdicts: Sequence[Verdict], ids: Sequence[str]) -> dict[str, Verdict]:
     given = Counter(verdict.id for verdict in verdicts)
     if given != Counter(ids):
@@ -262,9 +278,9 @@ def _by_id(judge: Judge, verdicts: Sequence[Verdict], ids: Sequence[str]) -> dic
     return {verdict.id: verdict for verdict in verdicts}
 
 
-def _refuse_duplicates(names: Sequence[str], *, what: str) -> None:
+def _refuse_duplicates(names: Sequence[str], *, what: str, mend: str) -> None:
     if repeated := [name for name, count in Counter(names).items() if count > 1]:
-        raise MechsafetyError(f"{what} must be unique, these occur more than once: {_some(repeated)}")
+        raise MechsafetyError(f"{what} must be unique, these occur more than once: {_some(repeated)}; {mend}")
 
 
 def _some(names: Sequence[str] | set[str] | Counter[str]) -> str:

@@ -60,7 +60,7 @@ class Coverage:
     _uncounted: list[tuple[str, Tensor]] = field(default_factory=list)
 
     def expect(self, hook: str) -> None:
-        """A hook that must fire."""
+        """Note that ``hook`` must fire."""
         self.fired.setdefault(hook, 0)
         self._changed.setdefault(hook, 0)
 
@@ -121,7 +121,7 @@ class Coverage:
             )
 
     def summary(self) -> dict[str, Any]:
-        """Hooks, how often they fired in all, positions changed at one hook at the most, and sites passed by.
+        """How many hooks there are, how often they fired, positions changed at one at the most, and sites passed by.
 
         Where blocks differ in their sites, ``sites`` names those of each kind of block.
         """

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 _WINDOW_NAMES = ("n_positions", "max_position_embeddings", "n_ctx", "max_seq_len")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class LoadRecord:
     """How a model was loaded, for the run's manifest.
 
@@ -73,6 +73,12 @@ class LoadRecord:
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+    def __repr__(self) -> str:
+        return (
+            f"LoadRecord({self.spec!r}: {self.architecture}, {self.n_layers} layers, d_model {self.d_model}, "
+            f"{self.dtype} on {self.device}, template {self.template})"
+        )
 
 
 def load_model(

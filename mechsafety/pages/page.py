@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 import jinja2
 import pandas as pd
 
-from mechsafety.core.arguments import shown
+from mechsafety.core.arguments import as_path, shown
 from mechsafety.core.errors import MechsafetyError, way
 
 if TYPE_CHECKING:
@@ -249,7 +249,7 @@ def rounded(table: pd.DataFrame) -> list[dict[str, Any]]:
 
 def write_figures(figures: Mapping[str, go.Figure], folder: str | Path, *, form: FigureFormat) -> list[Path]:
     """Write figures into ``folder`` by name. HTML needs nothing; png, pdf and svg a Chromium for kaleido."""
-    folder = Path(folder)
+    folder = as_path(folder)
     if form not in FORMATS:
         raise MechsafetyError(f"figure format {form!r} is not one of {', '.join(FORMATS)}")
     if form != "html":
@@ -277,7 +277,7 @@ def save_figure(figure: go.Figure, path: str | Path) -> Path:
         >>> ms.save_figure(ms.plots.refusal_heatmap(study.tables["rates"]), "rates.html").name
         'rates.html'
     """
-    path = Path(path)
+    path = as_path(path)
     form = path.suffix.removeprefix(".").lower()
     if not hasattr(figure, "write_html"):
         raise MechsafetyError(f"figure is {shown(figure)}; a plotly figure is needed, as ms.plots makes them")

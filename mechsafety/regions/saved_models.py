@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mechsafety.core.arguments import as_path
 from mechsafety.core.errors import MechsafetyError, first_lines
 from mechsafety.core.progress import quiet
 from mechsafety.edits.interventions import Edit, baked
@@ -56,7 +57,7 @@ def save_model(model: ModelLike, edit: EditLike | Removal | None, folder: str | 
     model = as_model(model)
     if edit is not None and not isinstance(edit, Pruning | LowRank):
         edit = as_edit(edit, model)
-    folder = Path(folder)
+    folder = as_path(folder)
     if generation_twin(model) is None:
         raise MechsafetyError(
             "save_model writes a model that load_model loaded, without hooks or changed modules on it"

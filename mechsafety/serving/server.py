@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mechsafety.core.boundary import checked_construction
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.progress import bar
 from mechsafety.edits.sums import EditLike, as_edit
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 _PATIENT = CallOptions(timeout=600.0, concurrency=64)
 
 
+@checked_construction
 class VllmServer:
     """A vLLM server at ``address`` (``http://127.0.0.1:8000/v1``), as :func:`mechsafety.generate` takes it.
 

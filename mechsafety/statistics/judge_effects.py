@@ -170,6 +170,8 @@ def effect_flips(effects: pd.DataFrame, *, primary: str) -> pd.DataFrame:
     no pair. A sign flip needs both changes to be other than 0; a significance flip is p < .05 in one and not in the
     other.
 
+    Raises :class:`MechsafetyError` for a judge that the table lacks.
+
     Arguments:
         effects: The table of judge_effects.
 

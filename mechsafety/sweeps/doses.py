@@ -116,6 +116,8 @@ def plan_doses(
     (:func:`control_directions`) and bases (:func:`control_bases`) are drawn; the bases have no more rows than the
     activations have dimensions within classes.
 
+    Raises :class:`MechsafetyError` for a family, a strength or a rank that cannot be.
+
     Arguments:
         direction: The direction that is removed.
         n_layers: Blocks of the model.

@@ -202,6 +202,8 @@ def logit_lens(model: ModelLike, direction: VectorLike, *, k: int = 10) -> pd.Da
     without a cap exact up to a positive factor for RMS and layer norms, since what is subtracted is their bias. Columns
     rank, side (promoted, suppressed), token, logit (in units of the spread of all tokens' logits).
 
+    Raises :class:`MechsafetyError` for a direction of another width.
+
     Arguments:
         direction: A direction, or a vector [d_model].
         k: Tokens of each side.

@@ -82,11 +82,17 @@ class Sweep(Value):
     labelled: bool = True
 
     def select(self, *, rule: str = "auto") -> Selection:
-        """The selected candidate and what every filter dropped; see :func:`select`."""
+        """The candidate that ``rule`` selects, auto or arditi, and what every filter dropped (:func:`select`).
+
+        Raises :class:`MechsafetyError` where none passes.
+        """
         return select(self.frame, n_layers=self.n_layers, rule=rule)
 
     def best(self, *, rule: str = "auto") -> Direction:
-        """The selected direction. Raises :class:`MechsafetyError`, naming what to call next, where none passes."""
+        """The direction that ``rule`` selects.
+
+        Raises :class:`MechsafetyError`, naming what to call next, where none passes.
+        """
         try:
             chosen = self.select(rule=rule)
         except MechsafetyError as error:
@@ -101,7 +107,7 @@ class Sweep(Value):
         return nearest(self.frame, n_layers=self.n_layers)
 
     def stability(self, *, seed: int = 0, rule: str = "auto", resamples: int = 200) -> pd.DataFrame:
-        """How often the rule picks each candidate by its scores when the prompts are drawn again, with replacement.
+        """How often ``rule`` picks each candidate by its scores when the prompts are drawn again, with replacement.
 
         Columns position, layer, share; the row with no layer is the share in which nothing passed.
         """
@@ -118,7 +124,7 @@ class Sweep(Value):
         )
 
     def token_stability(self, *, rule: str = "auto", seed: int = 0) -> TokenStability | None:
-        """How often half of the refusal tokens picks another candidate; None for one token and for written answers.
+        """How often half of the refusal tokens picks another candidate by ``rule``; None where there is one, or none.
 
         Every set of half of the tokens (rounded down), or 50 drawn with ``seed`` where there are more.
         """

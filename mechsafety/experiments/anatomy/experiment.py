@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from mechsafety.anatomy.readings import prompt_groups
 from mechsafety.anatomy.weight_changes import require_pair, weight_changes
+from mechsafety.core.arguments import as_path
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.progress import Progress, progress_line, with_progress
 from mechsafety.experiments.anatomy.answers import OwnAnswers
@@ -182,7 +183,7 @@ def read_anatomy(path: str | Path) -> Result:
         >>> run.config["tuned"]
         'my-model'
     """
-    if read_run(Path(path)).manifest["config"].get("kind") != Anatomy.kind:
+    if read_run(as_path(path)).manifest["config"].get("kind") != Anatomy.kind:
         raise MechsafetyError(f"run {str(path)!r} is no anatomy: mechsafety anatomy BASE TUNED makes one")
     found = load_run(path)
     _ = found.tables  # which only a finished one has

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import pandas as pd
 
+from mechsafety.core.arguments import as_path
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.progress import Progress, progress_line, with_progress
 from mechsafety.experiments.anatomy.config import AnatomyConfig
@@ -154,7 +155,7 @@ def read_lab(path: str | Path) -> LabResult:
         >>> run.held()["number"].nunique()
         9
     """
-    if read_run(Path(path)).manifest["config"].get("kind") != Lab.kind:
+    if read_run(as_path(path)).manifest["config"].get("kind") != Lab.kind:
         raise MechsafetyError(f"{str(path)!r} is not a run of the lab")
     return as_lab(load_run(path))
 

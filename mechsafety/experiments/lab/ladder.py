@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import pandas as pd
 
+from mechsafety.core.arguments import as_path
 from mechsafety.core.progress import Progress, progress_line, with_progress
 from mechsafety.experiments.base import REPORT, Experiment, Result, Session, run_experiment
 from mechsafety.experiments.lab.config import LabConfig
@@ -142,7 +143,7 @@ def as_lab_ladder(result: Result) -> LabLadderResult:
 
 def ladder_folder(run: str | Path, seed: int) -> Path:
     """Where the ladder of a seed lies."""
-    run = Path(run)
+    run = as_path(run)
     return seed_folder(run, seed) / "ladder"
 
 

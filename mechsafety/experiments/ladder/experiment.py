@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from mechsafety.core.arguments import as_path
 from mechsafety.core.errors import MechsafetyError, NotFiniteError, RefusedRunError
 from mechsafety.core.progress import Progress, progress_line, with_progress
 from mechsafety.engines.tasks import Task
@@ -255,7 +256,7 @@ def read_ladder(path: str | Path) -> LadderResult:
         >>> ms.anatomy.read_ladder("runs/ladder").config["systems"]
         ['smollm2-135m']
     """
-    kind = read_run(Path(path)).manifest["config"].get("kind", "study")
+    kind = read_run(as_path(path)).manifest["config"].get("kind", "study")
     if kind != Ladder.kind:
         raise MechsafetyError(
             f"{str(path)!r} is a run of kind {kind!r}: a ladder is what mechsafety ladder made"

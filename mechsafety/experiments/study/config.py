@@ -11,6 +11,7 @@ import yaml
 from pydantic import Field, ValidationError, field_validator
 from pydantic_core import PydanticCustomError
 
+from mechsafety.core.arguments import as_path
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.names import (
     RESPONSES_AT_ONCE,
@@ -152,6 +153,7 @@ class StudyConfig(FedConfig):
 
     @property
     def primary_judge(self) -> str:
+        """The judge that findings are about: the first one."""
         return self.judges[0]
 
 
@@ -216,7 +218,7 @@ def _is_choice(value: object) -> bool:
 def _first_here(key: str, sets: list[str], say: Progress) -> str:
     """The first of ``sets`` whose path, environment variables filled in, exists; else the last."""
     paths = [str(Path(os.path.expandvars(one)).expanduser()) for one in sets[:-1]]
-    found = next((path for path in paths if Path(path).exists()), None)
+    found = next((path for path in paths if as_path(path).exists()), None)
     if found is None:
         say(f"{key}: {', '.join(sets[:-1])} not found here; {sets[-1]!r} is used (--{key} names another set)")
     return found or sets[-1]
