@@ -10,6 +10,7 @@ import click
 
 from mechsafety.cli.base import Shown, command, other_versions_option, records, say
 from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.wording import percent, two_digits
 
 if TYPE_CHECKING:
     from mechsafety.experiments.base import Result
@@ -139,7 +140,7 @@ def _judge_run(folder: Path, judges: tuple[str, ...], *, allow_other_versions: b
 
     found = load_run(folder).judge(*judges, say=say, allow_other_versions=allow_other_versions)
     table, report = found.rates_by_judge(), found.path / REPORT
-    shown = table.to_string(index=False, na_rep="-", float_format="%.2f")
+    shown = table.to_string(index=False, na_rep="-", float_format=two_digits)
     facts = {"run": str(found.path), "report": str(report), "rates": records(table)}
     order = "".join(f"\n{line}" for line in _order_lines(found, judges))
     return facts, f"{shown}{order}\n\nreport: {report}"
@@ -165,7 +166,7 @@ def _show_verdicts(judged: Judged) -> Shown:
         for judge, found in judged.counts.items()
     ]
     for row in judged.order.to_dict(orient="records"):
-        with_them, without = (f"{row[name]:.1%}" for name in ("refusal", "refusal_without"))
+        with_them, without = (percent(row[name]) for name in ("refusal", "refusal_without"))
         lines.append(f"{row['judge']:24} refusal {with_them}, without verdicts that turn {without}")
     lines += order_sentences(judged.order)
     for judge, used in judged.usage.items():

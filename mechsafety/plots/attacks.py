@@ -56,7 +56,7 @@ def attack_figure(attacks: pd.DataFrame, **_look: Unpack[Look]) -> go.Figure:
                 mode="markers",
                 marker={"color": colour, "symbol": symbol, "size": 8},
                 customdata=rows["system"],
-                hovertemplate="%{customdata}: %{x:.0%}<extra>" + series + "</extra>",
+                hovertemplate="%{customdata}: %{x:.3~%}<extra>" + series + "</extra>",
                 row=1,
                 col=column,
             )

@@ -16,6 +16,7 @@ from mechsafety.anatomy.links import layer_outcomes
 from mechsafety.anatomy.readings import UNSAFE, outcome_rows
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.names import SELECTION_RULES, FitOn
+from mechsafety.core.wording import percent
 from mechsafety.directions.activations import ResidualCache, residual_stream
 from mechsafety.directions.controls import ControlBasis, control_bases
 from mechsafety.directions.direction import Directions, find_directions
@@ -145,7 +146,7 @@ def find_subspace(
     asking["keep"] = partial(keep_state, "unedited")
     (row,) = outcome_rows(model, {UNSAFE: list(choice)}, **asking)
     refused = float(row["refused"])
-    before = f"the system refuses {refused:.0%} of {len(choice)} harmful validation prompts"
+    before = f"the system refuses {percent(refused)} of {len(choice)} harmful validation prompts"
     tried: tuple[Tried, ...] = ()
     if by_refusals := refused >= LEAST_REFUSED:
         shares = layer_outcomes(

@@ -21,6 +21,7 @@ from mechsafety.annotation.labels import responses_sha256
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.names import QUESTION_FORMS
 from mechsafety.core.progress import Progress, progress_line, with_progress
+from mechsafety.core.wording import two_digits
 from mechsafety.edits.interventions import Edit, digest
 from mechsafety.engines.tasks import Task
 from mechsafety.experiments.base import Experiment, Result, Session, run_experiment
@@ -214,7 +215,7 @@ class SelfJudging(Experiment[SelfJudgeConfig], Parallel):
 
     @classmethod
     def text(cls, result: Result) -> str:
-        return result.tables["cells"][_SHOWN].to_string(index=False, na_rep="-", float_format="%.2f")
+        return result.tables["cells"][_SHOWN].to_string(index=False, na_rep="-", float_format=two_digits)
 
 
 @with_progress

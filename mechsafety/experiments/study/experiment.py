@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.progress import Progress, progress_line, with_progress
+from mechsafety.core.wording import two_digits
 from mechsafety.experiments.agreement.figures import judge_chapter_figures
 from mechsafety.experiments.agreement.tables import (
     REFERENCE_TABLES,
@@ -150,7 +151,7 @@ class Study(StudyTasks, Experiment[StudyConfig]):
     def text(cls, result: Result) -> str:
         rates, primary = result.tables["rates"], result.config["judges"][0]
         chosen = rates[rates["judge"] == primary].drop(columns="judge")
-        shown = chosen.to_string(index=False, na_rep="-", float_format="%.2f")
+        shown = chosen.to_string(index=False, na_rep="-", float_format=two_digits)
         return f"judge {primary}\n{shown}"
 
     @classmethod
