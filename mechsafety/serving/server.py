@@ -7,7 +7,7 @@ vLLM pins its own torch and runs no hooks, so it lives in an environment of its 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -66,7 +66,7 @@ class VllmServer:
     def require(self, name: str) -> None:
         """Raise :class:`MechsafetyError` unless the server answers and has the model ``name`` (or the one given)."""
         name = self.named or name
-        found = self._ask(name, [Prompt()], lambda _: None)[0].models or {}
+        found = self.models()
         if name not in found:
             has = ", ".join(map(repr, found)) or "no model"
             raise MechsafetyError(
@@ -74,6 +74,13 @@ class VllmServer:
                 f"start vllm serve with --served-model-name {name}"
             )
         self.model, self.window = name, found[name]
+
+    def models(self) -> Mapping[str, int | None]:
+        """The names of the models that the server has, with their windows.
+
+        Raises :class:`MechsafetyError` where it gives no answer.
+        """
+        return self._ask(self.named or "", [Prompt()], lambda _: None)[0].models or {}
 
     def complete(self, sequences: Sequence[Sequence[int]], how: Asked) -> list[list[int]]:
         """The tokens that follow each of ``sequences``, at most ``how.most``, a stop token with them.
@@ -152,6 +159,22 @@ def _fields(how: Asked, *, seed: int) -> dict[str, object]:
         "seed": seed,
         "stop_token_ids": sorted(how.stops),
     }
+
+
+def server_with(servers: Sequence[VllmServer], name: str) -> VllmServer:
+    """The first of ``servers`` that has the model ``name``.
+
+    Raises :class:`MechsafetyError` that says what each has instead.
+    """
+    lacking = []
+    for server in servers:
+        try:
+            server.require(name)
+        except MechsafetyError as error:
+            lacking.append(str(error))
+        else:
+            return server
+    raise MechsafetyError("; ".join(lacking))
 
 
 def serve_command(model: ModelLike, edit: EditLike | None, folder: str | Path) -> str:
