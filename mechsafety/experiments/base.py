@@ -98,7 +98,7 @@ class Experiment(ABC, Generic[C]):
     stay: ClassVar[tuple[str, ...]] = ()
     """How the paths begin of files that a worker keeps to itself: large ones that it can make again."""
     may_change: ClassVar[tuple[str, ...]] = ()
-    """Fields of the configuration that concern the report alone: a call that goes on with a run may change them."""
+    """Fields of the configuration that a call which goes on with a run may change: what depends on them is recorded."""
 
     def __init__(self, config: C) -> None:
         self.config = config

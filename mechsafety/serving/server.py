@@ -10,6 +10,7 @@ import shlex
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.progress import bar
@@ -177,13 +178,16 @@ def server_with(servers: Sequence[VllmServer], name: str) -> VllmServer:
     raise MechsafetyError("; ".join(lacking))
 
 
-def serve_command(model: ModelLike, edit: EditLike | None, folder: str | Path) -> str:
+def serve_command(
+    model: ModelLike, edit: EditLike | None, folder: str | Path, *, address: str = "http://127.0.0.1:8000/v1"
+) -> str:
     """The command that serves the checkpoint which ``save_model(model, edit, folder)`` wrote, for a shell with vLLM.
 
     The name is checked when answers are asked for. Models of 70B and more need ``--tensor-parallel-size`` as well.
 
     Arguments:
         folder: The folder of the checkpoint.
+        address: Where the server shall answer.
 
     Returns:
         One line for a shell.
@@ -196,4 +200,11 @@ def serve_command(model: ModelLike, edit: EditLike | None, folder: str | Path) -
     given = None if edit is None else as_edit(edit, model)
     words = ["vllm", "serve", str(folder), "--served-model-name", served_name(model, given)]
     words += ["--dtype", dtype_name(next(model.parameters()).dtype), "--generation-config", "vllm"]
-    return shlex.join([*words, "--host", "127.0.0.1", "--port", "8000"])
+    return f"{shlex.join(words)} {_listening(address)}"
+
+
+def _listening(address: str) -> str:
+    """The options of ``vllm serve`` for an address; the port is that of http where none is named."""
+    require_address(address)
+    parts = urlsplit(address)
+    return shlex.join(["--host", parts.hostname or "", "--port", str(parts.port or 80)])
