@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, Unpack
 import pandas as pd
 
 from mechsafety.claims.shared import RunTables
-from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.errors import MechsafetyError, way
 from mechsafety.core.progress import Progress
 from mechsafety.experiments import judging
 from mechsafety.experiments.config import ENGINE_FIELDS, Config, EngineConfig, FedConfig, ModelConfig
@@ -235,13 +235,34 @@ class Experiment(ABC, Generic[C]):
 
 @dataclass(kw_only=True)
 class Session:
-    """One session of a run under way: its folder, the pinned day, and what parts have in common."""
+    """One session of a run under way: its folder, the pinned day, and what parts have in common.
+
+    ``home`` is the run's folder itself where ``run`` is a worker's copy of it.
+    """
 
     run: RunFolder
     day: str
     say: Progress
     loading: Mapping[str, Any]
     allow_other_versions: bool = False
+    home: Path | None = None
+
+    @property
+    def shared_folder(self) -> Path:
+        """Where folders lie that are no parts, such as models: on a disk that all workers have.
+
+        Raises :class:`MechsafetyError` for a worker that has not.
+        """
+        if self.home is None:
+            return self.run.path
+        if not (self.home / MANIFEST).is_file():
+            import platform
+
+            raise MechsafetyError(
+                f"the worker on {platform.node()} has no run folder {str(self.home)!r}, into which models are written: "
+                f"name one on a disk that all machines share, from its root ({way('--out')})"
+            )
+        return self.home
 
     def load(self, spec: str, *, prompts: Sequence[Any] = (), judging: bool = False) -> TransformerBridge:
         """Load a model whose weights are still those that the run is bound to, and record it.
@@ -484,7 +505,7 @@ def run_experiment(
     else:
         from mechsafety.experiments.remote.driver import with_workers
 
-        with with_workers(experiment, day, allow_other_versions=allow_other_versions) as remote:
+        with with_workers(experiment, out, day, allow_other_versions=allow_other_versions) as remote:
             _run(remote, out, day, say, allow_other_versions)
     return experiment.result_type(out, type(experiment))
 

@@ -179,6 +179,7 @@ def test_what_a_worker_has_made_so_far_is_handed_back_once_and_its_own_files_nev
     (tmp_path / "gate").touch()
     worker = Worker(
         pickle.dumps(experiment),
+        home=str(tmp_path / "run"),
         day="2025-03-01",
         threads=1,
         allow_other_versions=False,

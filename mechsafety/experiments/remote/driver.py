@@ -8,6 +8,7 @@ import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mechsafety.core.errors import MechsafetyError, StoppedError
@@ -62,13 +63,17 @@ def _threads_of_workers(config: EngineConfig) -> int:
 
 
 @contextmanager
-def with_workers(experiment: Experiment[Any], day: str, *, allow_other_versions: bool) -> Iterator[Any]:
+def with_workers(
+    experiment: Experiment[Any], out: Path, day: str, *, allow_other_versions: bool
+) -> Iterator[Any]:
     """``experiment`` with its preparation and its work on workers, on ray or on this machine, while the block runs."""
     config = experiment.config
     share = Share(cpus=_threads_of_workers(config), gpus=config.gpus_per_task or 0.0)
     with _host(config, share) as host:
         most = config.workers if isinstance(experiment, Parallel) else 1
-        pool = _Pool(experiment, host, share, most=most, day=day, allow=allow_other_versions)
+        options = {"home": str(out), "day": day, "threads": share.cpus}
+        options |= {"allow_other_versions": allow_other_versions, "versions": computing_versions()}
+        pool = _Pool(experiment, host, most=most, options=options)
         try:
             yield _Remote(experiment, pool, threads=share.cpus)
         finally:
@@ -106,15 +111,12 @@ class _Pool:
         self,
         experiment: Experiment[Any],
         host: Host,
-        share: Share,
         *,
         most: int | None,
-        day: str,
-        allow: bool,
+        options: Mapping[str, Any],
     ) -> None:
         self.host, self.most = host, most
-        options = {"day": day, "threads": share.cpus, "allow_other_versions": allow}
-        self._given = pickle.dumps(experiment), options | {"versions": computing_versions()}
+        self._given = pickle.dumps(experiment), options
         self._numbers = itertools.count(1)
         self.members: dict[str, _Member] = {}
         self.waiting: dict[Any, str] = {}
