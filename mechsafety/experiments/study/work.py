@@ -103,16 +103,15 @@ class StudyWork(AnsweredWork):
                 n = len(self._asked(spec, random[0]))
                 self.say(f"{title} · {len(missing)} random directions: {n} responses to each")
                 self.respond_randomly(spec, missing)
-        for arm in [*ARMS, *random]:
-            if not run.has_part("responses", spec, arm):  # it waits for a server
-                continue
-            self.judge(spec, arm, title)
-            if arm not in ARMS:
-                continue
+        answered = [arm for arm in ARMS if run.has_part("responses", spec, arm)]  # others wait for servers
+        # Before any judge, whose model may take the place of this one.
+        for arm in answered:
             with session.timed(spec, "self-judgement"):
                 if self.config.selfjudge and not run.has_part("selfjudge", spec, arm):
                     self.say(f"{title} · {arm}: self-judgement")
                     self.selfjudge(spec, arm)
+        for arm in [*answered, *random]:
+            self.judge(spec, arm, title)
 
     def judge_all(self) -> None:
         """Every verdict that is missing on responses that are there; raises where the study lacks them."""
