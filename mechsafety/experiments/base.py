@@ -28,6 +28,7 @@ from mechsafety.experiments import judging
 from mechsafety.experiments.config import ENGINE_FIELDS, Config, EngineConfig, FedConfig, ModelConfig
 from mechsafety.experiments.parallel import Parallel
 from mechsafety.experiments.records import mixed_templates, record_fed, template_lines
+from mechsafety.models.ahead import fetch_ahead
 from mechsafety.models.chat_settings import NOT_OFF
 from mechsafety.models.loading import load_model, load_record
 from mechsafety.models.provenance import of_models
@@ -237,7 +238,8 @@ class Experiment(ABC, Generic[C]):
 class Session:
     """One session of a run under way: its folder, the pinned day, and what parts have in common.
 
-    ``home`` is the run's folder itself where ``run`` is a worker's copy of it.
+    ``home`` is the run's folder itself where ``run`` is a worker's copy of it. ``models`` are loaded one after another:
+    the files of the next one are fetched while one works.
     """
 
     run: RunFolder
@@ -246,6 +248,7 @@ class Session:
     loading: Mapping[str, Any]
     allow_other_versions: bool = False
     home: Path | None = None
+    models: Sequence[str] = ()
 
     @property
     def shared_folder(self) -> Path:
@@ -275,6 +278,8 @@ class Session:
             self.run.require_source(name, made_from)  # hours may lie since the run was opened
         self.say(f"loading {spec}")
         model = load_model(spec, **loading, date=self.day)
+        if spec in self.models[:-1]:
+            fetch_ahead(self.models[self.models.index(spec) + 1])
         self.record_model(spec, model, prompts=prompts)
         if judging:
             self.run.record_item("models", spec, self.run.manifest["models"][spec] | {"judges": True})
@@ -546,6 +551,7 @@ def _run(experiment: Any, out: Path, day: str, say: Progress, allow_other_versio
             say=say,
             loading=experiment.loading,
             allow_other_versions=allow_other_versions,
+            models=list(experiment.models()),
         )
         for name, table in experiment.work(session).items():
             run.write_table(table, experiment.tables[name])

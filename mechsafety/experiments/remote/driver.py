@@ -17,7 +17,7 @@ from mechsafety.engines.cluster import cluster, require_gpus_named
 from mechsafety.engines.hosts import Host, Share, WorkerDiedError
 from mechsafety.engines.processes import processes
 from mechsafety.engines.progress import Pace, by_stage, line, state
-from mechsafety.engines.tasks import Schedule, Task, shown
+from mechsafety.engines.tasks import Schedule, Task, next_model, shown
 from mechsafety.experiments.parallel import Parallel
 from mechsafety.experiments.remote.made import (
     Facts,
@@ -250,6 +250,8 @@ class _Work:
         self.failures: dict[str, Failure] = {}
         self._whole: Mapping[str, pd.DataFrame] | None = None
         self._said, self._fetched = 0.0, time.monotonic()
+        self._named: set[str] = set()
+        """Models whose files were asked for ahead."""
 
     def _say(self, text: str) -> None:
         self.say(f"{self.pool.host.name}: {text}")
@@ -294,8 +296,10 @@ class _Work:
         """Work until no task is left that can begin."""
         while True:
             known = tasks()
-            for name, task in self.schedule.next(known, self.pool.idle()).items():
-                self._begin(self.pool.members[name], task)
+            begun = self.schedule.next(known, self.pool.idle())
+            ahead = self._ahead(known) if begun else None
+            for name, task in begun.items():
+                self._begin(self.pool.members[name], task, ahead)
             if not self.schedule.running and not self.schedule.ready(known):
                 self._report(known, now=True)
                 return
@@ -318,10 +322,18 @@ class _Work:
             self._fetched = time.monotonic()
             self.pool.ask([name for name, task in self.schedule.running.items() if task.batch is None])
 
-    def _begin(self, member: _Member, task: Task) -> None:
-        files = self._shipped(member, task)
+    def _ahead(self, known: Sequence[Task]) -> str | None:
+        """The model that no worker has or loads now, and one may be asked for next; each is named once."""
+        have = {model for member in self.pool.members.values() for model in member.held}
+        have |= {task.model for task in self.schedule.running.values() if task.model is not None}
+        found = next_model(known, have | self._named)
+        self._named |= {found} if found is not None else set()
+        return found
+
+    def _begin(self, member: _Member, task: Task, ahead: str | None) -> None:
+        files, whole = self._shipped(member, task), task.name == _WHOLE
         member.began = time.monotonic()
-        self.pool.begin(member, "do", task, files, manifest_of(self.run), whole=task.name == _WHOLE)
+        self.pool.begin(member, "do", task, files, manifest_of(self.run), whole=whole, ahead=ahead)
 
     def _shipped(self, member: _Member, task: Task) -> dict[str, bytes]:
         """The files that a task reads and a worker does not have as they are."""

@@ -82,10 +82,19 @@ class Worker:
         )
         return Facts(bound=dict(experiment.bound()), sources=dict(experiment.sources()))
 
-    def do(self, task: Task, files: Files, manifest: Mapping[str, Any], *, whole: bool) -> Made:
-        """Make the parts of ``task``; where it is the ``whole`` work, its tables too."""
+    def do(
+        self, task: Task, files: Files, manifest: Mapping[str, Any], *, whole: bool, ahead: str | None = None
+    ) -> Made:
+        """Make the parts of ``task``; where it is the ``whole`` work, its tables too.
+
+        ``ahead`` is a model that this worker may be asked for next, whose files are fetched meanwhile.
+        """
         import torch
 
+        from mechsafety.models.ahead import fetch_ahead
+
+        if ahead is not None:
+            fetch_ahead(ahead)
         torch.set_num_threads(self._threads)  # holds for the thread that says so
         run = self._session.run
         run.write_text(MANIFEST, json.dumps(manifest))
