@@ -24,12 +24,13 @@ import pandas as pd
 from mechsafety.claims.shared import RunTables
 from mechsafety.core.arguments import as_path
 from mechsafety.core.boundary import checked_methods
-from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.errors import MechsafetyError, way
 from mechsafety.core.progress import Progress
 from mechsafety.experiments import judging
 from mechsafety.experiments.config import ENGINE_FIELDS, Config, EngineConfig, FedConfig, ModelConfig
 from mechsafety.experiments.parallel import Parallel
 from mechsafety.experiments.records import mixed_templates, record_fed, template_lines
+from mechsafety.models.ahead import fetch_ahead
 from mechsafety.models.chat_settings import NOT_OFF
 from mechsafety.models.loading import load_model, load_record
 from mechsafety.models.provenance import of_models
@@ -100,7 +101,7 @@ class Experiment(ABC, Generic[C]):
     stay: ClassVar[tuple[str, ...]] = ()
     """How the paths begin of files that a worker keeps to itself: large ones that it can make again."""
     may_change: ClassVar[tuple[str, ...]] = ()
-    """Fields of the configuration that concern the report alone: a call that goes on with a run may change them."""
+    """Fields of the configuration that a call which goes on with a run may change: what depends on them is recorded."""
 
     def __init__(self, config: C) -> None:
         self.config = config
@@ -237,13 +238,36 @@ class Experiment(ABC, Generic[C]):
 
 @dataclass(kw_only=True)
 class Session:
-    """One session of a run under way: its folder, the pinned day, and what parts have in common."""
+    """One session of a run under way: its folder, the pinned day, and what parts have in common.
+
+    ``home`` is the run's folder itself where ``run`` is a worker's copy of it. ``models`` are loaded one after another:
+    the files of the next one are fetched while one works.
+    """
 
     run: RunFolder
     day: str
     say: Progress
     loading: Mapping[str, Any]
     allow_other_versions: bool = False
+    home: Path | None = None
+    models: Sequence[str] = ()
+
+    @property
+    def shared_folder(self) -> Path:
+        """Where folders lie that are no parts, such as models: on a disk that all workers have.
+
+        Raises :class:`MechsafetyError` for a worker that has not.
+        """
+        if self.home is None:
+            return self.run.path
+        if not (self.home / MANIFEST).is_file():
+            import platform
+
+            raise MechsafetyError(
+                f"the worker on {platform.node()} has no run folder {str(self.home)!r}, into which models are written: "
+                f"name one on a disk that all machines share, from its root ({way('--out')})"
+            )
+        return self.home
 
     def load(self, spec: str, *, prompts: Sequence[Any] = (), judging: bool = False) -> TransformerBridge:
         """Load a model whose weights are still those that the run is bound to, and record it.
@@ -256,6 +280,8 @@ class Session:
             self.run.require_source(name, made_from)  # hours may lie since the run was opened
         self.say(f"loading {spec}")
         model = load_model(spec, **loading, date=self.day)
+        if spec in self.models[:-1]:
+            fetch_ahead(self.models[self.models.index(spec) + 1])
         self.record_model(spec, model, prompts=prompts)
         if judging:
             self.run.record_item("models", spec, self.run.manifest["models"][spec] | {"judges": True})
@@ -490,7 +516,7 @@ def run_experiment(
     else:
         from mechsafety.experiments.remote.driver import with_workers
 
-        with with_workers(experiment, day, allow_other_versions=allow_other_versions) as remote:
+        with with_workers(experiment, out, day, allow_other_versions=allow_other_versions) as remote:
             _run(remote, out, day, say, allow_other_versions)
     return experiment.result_type(out, type(experiment))
 
@@ -531,6 +557,7 @@ def _run(experiment: Any, out: Path, day: str, say: Progress, allow_other_versio
             say=say,
             loading=experiment.loading,
             allow_other_versions=allow_other_versions,
+            models=list(experiment.models()),
         )
         for name, table in experiment.work(session).items():
             run.write_table(table, experiment.tables[name])

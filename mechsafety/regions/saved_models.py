@@ -66,6 +66,7 @@ def save_model(model: ModelLike, edit: EditLike | Removal | None, folder: str | 
         raise MechsafetyError(f"{str(folder)!r} is not empty: name a new folder for the model")
     scratch = folder.parent / f".writing-{uuid.uuid4().hex}"
     try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
         with _under(model, edit):
             whole: Any = plain_tree(model)
             with _as_it_is_tied(whole), quiet():

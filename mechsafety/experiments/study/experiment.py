@@ -21,6 +21,7 @@ from mechsafety.experiments.agreement.tables import (
     people_tables,
 )
 from mechsafety.experiments.agreement.work import own_labels
+from mechsafety.experiments.backends import require_here
 from mechsafety.experiments.base import Experiment, Read, Result, Session, run_experiment
 from mechsafety.experiments.judging import reopened, require_new
 from mechsafety.experiments.study import page as pages
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
 
 
 _TABLES = (
-    *("rates", "tests", "controls", "agreement", "selfjudge", "judge_checks", "label_order"),
+    *("rates", "tests", "controls", "agreement", "selfjudge", "judge_checks", "label_order", "served"),
     *(*STUDY_TABLES, *REFERENCE_TABLES),
 )
 _LONG = (
@@ -86,7 +87,10 @@ class Study(StudyTasks, Experiment[StudyConfig]):
     answer_keys = ("system", "arm")
     result_type = StudyResult
 
+    may_change = ("generation",)
+
     def __init__(self, config: StudyConfig) -> None:
+        require_here(config, config.generation)
         super().__init__(config)
         self.report, self.anchors = study_prompts(config)
 
@@ -108,8 +112,10 @@ class Study(StudyTasks, Experiment[StudyConfig]):
 
     def work(self, session: Session) -> Mapping[str, pd.DataFrame]:
         work = StudyWork(config=self.config, session=session, report=self.report, anchors=self.anchors)
+        work.served.require_answers()
         for number, spec in enumerate(self.config.systems, start=1):
             work.try_system(spec, f"[{number}/{len(self.config.systems)}] {spec}")
+        work.served.require_none_waiting()
         return work.tables()
 
     @classmethod
