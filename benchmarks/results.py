@@ -2,7 +2,7 @@
 
 ``python -m benchmarks.results RUN`` keeps the tables of a finished default study and writes the marked blocks of the
 documents anew; without a run it only writes them. ``python -m benchmarks.results RUN NAME`` does the same for the
-other runs (:mod:`benchmarks.kept_runs`): lab, lab-ladder, ladder, regions, freezing. A block stands between
+other runs (:mod:`benchmarks.kept_runs`): lab, lab-ladder, ladder, regions, attacks, freezing. A block stands between
 ``<!-- made: NAME -->`` and ``<!-- end -->``. A test holds that every block is what its tables give. No responses are
 kept.
 """
