@@ -183,7 +183,9 @@ class ServedArms:
         return True
 
     def _arms(self) -> list[tuple[str, str]]:
-        return [(spec, arm) for spec in self.config.systems for arm in ARMS]
+        """The arms of systems that have not failed."""
+        tried = [spec for spec in self.config.systems if not self.run.has_part("failed", spec, suffix="json")]
+        return [(spec, arm) for spec in tried for arm in ARMS]
 
     def _decided(self, spec: str, arm: str) -> bool:
         return self.run.has_part(SERVED, spec, arm, suffix="json")
