@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from functools import cache
+from importlib.metadata import version
 from typing import Any
 
 import pytest
@@ -37,7 +38,7 @@ from tests.prompt_sets import small_prompts
 FAST = ("llama", "gpt2", "gemma4", "qwen3-next")
 NAMES = [
     pytest.param(name, marks=() if name in FAST else pytest.mark.slow)
-    for name in (*ARCHITECTURES, *MORE)
+    for name in (*ARCHITECTURES, *([] if version("transformer-lens").startswith("3.") else MORE))
     if name not in (*UNFAITHFUL, *UNPADDABLE, "falcon")
 ]
 EXAMPLES = (
@@ -136,8 +137,10 @@ def placed(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def plan(self: Placing, spec: str, shape: Any, dtype: torch.dtype) -> dict[str, Any]:
         size = sum(p.numel() for p in [*shape.parameters(), *shape.buffers()]) * dtype.itemsize
+        if hasattr(shape.config, "vision_config"):  # tiny ones have more weights for images than for text
+            monkeypatch.setattr("accelerate.utils.get_balanced_memory", lambda _, room, **__: room)
         found: dict[str, Any] = {}
-        for share in (0.5, 0.6, 0.7, 0.8, 0.9):
+        for share in (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95):
             free = {0: int(share * size), 1: 2 * size}
             monkeypatch.setattr("mechsafety.models.placing.free_by_device", lambda free=free: free)
             found = planned(self, spec, shape, dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from typing import Any
 
 import pytest
@@ -132,6 +133,9 @@ def test_wanda_of_experts_is_by_the_tokens_routed_to_them(name: str) -> None:
     assert 0 < seen < 3 * got.n_tokens * len({m.expert for m in linear})  # the control: not all see all
 
 
+@pytest.mark.skipif(
+    version("transformer-lens").startswith("3."), reason="not tried under transformer-lens 3.9"
+)
 def test_experts_of_attention_read_what_is_routed_before_it_and_made_by_it() -> None:
     """JetMoE: q reads the tokens that are routed to it, o what the attention makes for them."""
     model, layer = kept("jetmoe"), 2

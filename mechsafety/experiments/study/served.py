@@ -55,8 +55,7 @@ class ServedArms:
 
         Not where checkpoints are exported: servers are started later then.
         """
-        arms = [(spec, arm) for spec in self.config.systems for arm in ARMS]
-        if self.config.generation.export_to is None and any(self._left(*arm) for arm in arms):
+        if self.config.generation.export_to is None and any(self._left(*arm) for arm in self._arms()):
             for server in self.servers:
                 server.models()
 
@@ -136,6 +135,17 @@ class ServedArms:
             return None
         return Agreed(self._with(found["model"]))
 
+    def require_none_begun(self) -> None:
+        """Raise :class:`MechsafetyError` for an arm that a server has answered in part: workers answer whole arms."""
+        for spec, arm in self._arms():
+            if not self._decided(spec, arm) or not self._left(spec, arm):
+                continue
+            made = self.run.read_json_part(SERVED, spec, arm)
+            if self._begun(spec, arm) and made["used"]:
+                self._again(spec, arm, made, made["model"])
+            elif not self._begun(spec, arm):
+                self.run.part_path(SERVED, spec, arm, suffix="json").unlink()
+
     def _compared(self, model: TransformerBridge, edit: Edit | None, prompts: PromptSet) -> dict[str, Any]:
         """Whether a server answers an arm, and why not."""
         config, name = self.config, served_name(model, edit)
@@ -171,6 +181,11 @@ class ServedArms:
         except MechsafetyError:
             return False
         return True
+
+    def _arms(self) -> list[tuple[str, str]]:
+        """The arms of systems that have not failed."""
+        tried = [spec for spec in self.config.systems if not self.run.has_part("failed", spec, suffix="json")]
+        return [(spec, arm) for spec in tried for arm in ARMS]
 
     def _decided(self, spec: str, arm: str) -> bool:
         return self.run.has_part(SERVED, spec, arm, suffix="json")

@@ -21,6 +21,7 @@ from mechsafety.core.errors import MechsafetyError, StoppedError
 from mechsafety.experiments.base import Result
 from mechsafety.experiments.study.config import StudyConfig, load_config
 from mechsafety.experiments.study.experiment import run_study
+from tests import in_process_ray
 from tests.cli.test_base import call
 from tests.faulty_server import serving
 from tests.prompt_sets import small_prompts, write_csv
@@ -176,7 +177,11 @@ def test_arms_that_no_server_has_are_answered_here(
 
 
 def test_an_arm_is_answered_by_what_began_it(
-    config: StudyConfig, own: Path, exported: Mapping[str, Any], tmp_path: Path
+    config: StudyConfig,
+    own: Path,
+    exported: Mapping[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with stubs(exported) as running:
         stub = running["edited"]
@@ -189,8 +194,10 @@ def test_an_arm_is_answered_by_what_began_it(
         asked = at(config, *(one.url for one in running.values()))
         with pytest.raises(MechsafetyError):
             run_study(asked, tmp_path / "run")
-        with pytest.raises(MechsafetyError, match=r"was begun by server .* do not mix: none is named"):
-            run_study(config, tmp_path / "run")
+        in_process_ray.put_in(monkeypatch)
+        for elsewhere in (config, config.model_copy(update={"engine": "ray"})):
+            with pytest.raises(MechsafetyError, match=r"was begun by server .* do not mix: none is named"):
+                run_study(elsewhere, tmp_path / "run")
         stub.twist = lambda *_: None
         run = run_study(asked, tmp_path / "run")
         assert_same(own, run.path)
