@@ -26,6 +26,7 @@ from mechsafety.judges.claims import Claims
 from mechsafety.judges.reading import decide
 
 _APPLICATION = 0x6D736A76  # "msjv": what makes an SQLite file one of ours
+_MAGIC = b"SQLite format 3\0"
 _FORMAT = 2
 _PATIENCE = 60.0  # seconds to wait for another process that is writing
 _AT_ONCE = 500  # keys a query: SQLite limits the variables of one
@@ -142,6 +143,10 @@ class VerdictCache:
             self.claims.drop(keys)
 
     def _open(self) -> None:
+        with contextlib.suppress(FileNotFoundError), self.path.open("rb") as stream:
+            # SQLite itself would take a file of one byte to be empty.
+            if (head := stream.read(len(_MAGIC))) and head != _MAGIC:
+                raise sqlite3.DatabaseError("it does not say that it is one")
         self._connection = self._connected()
         try:
             try:
@@ -169,7 +174,7 @@ class VerdictCache:
         self._connection.close()
         with self.path.open("rb") as stream:
             head = stream.read(100)
-        if head[:16] != b"SQLite format 3\0" or int.from_bytes(head[68:72]) != _APPLICATION:
+        if head[:16] != _MAGIC or int.from_bytes(head[68:72]) != _APPLICATION:
             raise sqlite3.DatabaseError("it does not say that it is one")
         aside = self.path.with_name(f"{self.path.name}.damaged-{secrets.token_hex(4)}")
         shutil.copyfile(self.path, aside)

@@ -15,8 +15,6 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from mechsafety.core.errors import MechsafetyError, StoppedError, first_lines
@@ -24,6 +22,7 @@ from mechsafety.judges.answers import Answer, Failure, provider_says, read_body
 from mechsafety.judges.asking import Ledger, Unread, Usage
 from mechsafety.judges.budget import Budget
 from mechsafety.judges.chat_client import KEY, Elsewhere, make_client, scrubbed
+from mechsafety.judges.failures import asked_wait, is_of_the_question, is_spent, named_status, said_wait
 from mechsafety.judges.pacing import LONGEST, Pace
 from mechsafety.judges.reading import SCHEMA
 
@@ -36,17 +35,6 @@ _FEW = 5
 """Equal failures, with no answer before or between them, after which an endpoint is given up."""
 _LONGEST_MESSAGE = 2000  # bytes of an error that are looked at
 _TEMPORARY = frozenset({408, 409, 425, 429})
-_QUOTA = re.compile(
-    r"insufficient[ _]quota|insufficient[ _](?:credit|balance|funds)|billing[ _]hard[ _]limit|out of credit"
-    r"|exceeded your current quota|credit balance is too low|quota (?:is )?(?:exhausted|used up)",
-    re.IGNORECASE,
-)
-_OF_THE_QUESTION = re.compile(
-    r"content.?(?:filter|policy|management)|filtered|flagged|moderation|safety|usage polic|too (?:long|large)"
-    r"|context.?(?:length|window)|maximum.{0,20}(?:context|length|tokens)",
-    re.IGNORECASE,
-)
-_INVALID = re.compile(r"invalid|filter|policy|context_length|too_long|unsupported", re.IGNORECASE)
 _STRUCTURED = {
     "type": "json_schema",
     "json_schema": {"name": "verdict", "strict": True, "schema": SCHEMA},
@@ -177,7 +165,7 @@ class EndpointCalls(ABC, Generic[Question, Reply]):
                     why += f"; it asks to wait for {error.after:.0f} s"
                     break
                 if error.nonsense and self._answered:
-                    self._count(why, most=_FEW if not self._completed else _FEW * self.options.tries)
+                    self._count(why, most=self._many())
                 if error.after:  # the limit is the endpoint's, not this question's: all calls wait
                     self.pace.pause(_now() + error.after)
                 if failed < self.options.tries:
@@ -195,6 +183,10 @@ class EndpointCalls(ABC, Generic[Question, Reply]):
     def _wait(self, failed: int) -> float:
         wait = min(self.options.first_wait * 2 ** (failed - 1), self.options.longest_wait)
         return wait * random.uniform(0.5, 1)
+
+    def _many(self) -> int:
+        """After how many equal failures in a row an endpoint is given up: later, where it has answered before."""
+        return _FEW * self.options.tries if self._completed else _FEW
 
     def _count(self, why: str, *, most: int) -> None:
         """Raise StoppedError at the ``most``-th equal failure in a row. Numbers in the messages do not count."""
@@ -238,17 +230,22 @@ class EndpointCalls(ABC, Generic[Question, Reply]):
                 error.status_code,
                 self.scrubbed(provider_says(error.response.content)),
                 about=error.response.content[:_LONGEST_MESSAGE].decode("utf-8", "replace"),
-                after=retry_after(headers.get("retry-after")),
+                after=asked_wait(headers),
                 structured=structured,
             ) from None
         except Exception as error:  # whatever a connection, a proxy or a server can do: never a traceback
             if isinstance(error, Elsewhere) or isinstance(error.__cause__, Elsewhere):
                 where = error if isinstance(error, Elsewhere) else error.__cause__
                 raise MechsafetyError(
-                    f"endpoint {self.url} leads to another host ({where}), where nothing is sent: name that address "
-                    "in the judge if it is the right one"
+                    f"endpoint {self.url} {where}: name that address in the judge if it is the right one"
                 ) from None
-            raise _TryAgain(f"no connection: {self.scrubbed(first_lines(error))}") from None
+            # The library's own message says no more than that there was none.
+            why = (
+                first_lines(error.__cause__)
+                if error.__cause__ and str(error.__cause__)
+                else first_lines(error)
+            )
+            raise _TryAgain(f"no connection: {self.scrubbed(why)}") from None
         self._answered = True
         try:
             reply, usage = self.read(content)
@@ -265,18 +262,15 @@ class EndpointCalls(ABC, Generic[Question, Reply]):
     def _failed(self, failure: Failure, *, structured: bool) -> Exception:
         """What a body with status 200 that holds no answer is."""
         says, about = self.scrubbed(failure.says), f"{failure.code} {failure.says}"
-        status = failure.status
-        if status is None and _QUOTA.search(about):
-            status = 402
-        elif status is None and _INVALID.search(failure.code):
-            status = 400
+        status = failure.status or (402 if is_spent(about, waits=False) else named_status(failure.code))
         if status is None:
             return _TryAgain(f"no completion, but {says}", nonsense=True)
         return self._rejected(status, says, about=about, after=0.0, structured=structured)
 
     def _rejected(self, status: int, says: str, *, about: str, after: float, structured: bool) -> Exception:
         """What a status other than success is; ``about`` is the message with its code, for telling by."""
-        if status == 402 or (status in (400, 403, 429) and not after and _QUOTA.search(about)):
+        after = after or said_wait(about)
+        if status == 402 or (status in (400, 403, 429) and is_spent(about, waits=after > 0)):
             return StoppedError(
                 f"endpoint {self.url}: the quota is used up (status {status}: {says}); what had come is kept, and "
                 "the same command goes on"
@@ -285,18 +279,23 @@ class EndpointCalls(ABC, Generic[Question, Reply]):
             return _TryAgain(f"status {status}: {says}", after=after)
         if status in (401, 404):
             return MechsafetyError(self._refused(status, says))
-        if self._adapts(about, structured=structured):
+        of_the_question = status == 413 or is_of_the_question(about)
+        if self._adapts(about, structured=structured, unnamed=not (self._completed or of_the_question)):
             return _Adapted()
-        if not self._completed and status != 413 and not _OF_THE_QUESTION.search(about):
-            self._count(f"status {status}: {says}", most=_FEW)
+        if not (of_the_question and self._completed):
+            many = _FEW * self.options.tries if of_the_question else self._many()
+            self._count(f"status {status}: {says}", most=many)
         return NoAnswer("rejected", {"error": f"status {status}: {says}"})
 
-    def _adapts(self, about: str, *, structured: bool) -> bool:
-        """Whether the call can be put otherwise: with the parameter that the endpoint names, or without the schema."""
+    def _adapts(self, about: str, *, structured: bool, unnamed: bool) -> bool:
+        """Whether the call can be put otherwise: with the parameter that the endpoint names, or without the schema.
+
+        ``unnamed``: it may be the schema though the endpoint does not say so.
+        """
         if self._tokens_name == "max_tokens" and "max_completion_tokens" in about:
             self._tokens_name = "max_completion_tokens"
             return True
-        if structured and (not self._completed or re.search("response_format|schema", about)):
+        if structured and (unnamed or re.search("response_format|schema", about)):
             self._structured = False
             return True
         return False
@@ -363,21 +362,6 @@ class ChatCalls(EndpointCalls[Sequence[Mapping[str, str]], Answer]):
     def guessed(self, question: Sequence[Mapping[str, str]], reply: Answer) -> tuple[int, int]:
         # About four characters a token.
         return sum(len(message["content"]) for message in question) // 4, len(reply.text) // 4 + 1
-
-
-def retry_after(header: str | None) -> float:
-    """Seconds that a Retry-After header asks for, as a number or a date; 0 if there is none that can be read."""
-    if not header:
-        return 0.0
-    try:
-        seconds = float(header)
-    except ValueError:
-        try:
-            moment = parsedate_to_datetime(header)
-        except ValueError:
-            return 0.0
-        seconds = (moment.replace(tzinfo=moment.tzinfo or UTC) - datetime.now(UTC)).total_seconds()
-    return seconds if seconds > 0 else 0.0  # NaN as well
 
 
 def _now() -> float:

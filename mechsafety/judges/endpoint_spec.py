@@ -56,7 +56,7 @@ def parse(argument: str) -> tuple[str, str]:
     Raises MechsafetyError for anything but an http(s) address with a host, and for one that carries a password or a
     query: names of judges are written into results, so no secret may stand in them.
     """
-    found = _SPEC.fullmatch(argument.partition(";")[0])
+    found = _SPEC.fullmatch(argument.partition(";")[0].strip())
     url = (found and found["url"]) or os.environ.get(URL_VARIABLE, "")
     if not found or not url:
         raise MechsafetyError(

@@ -96,7 +96,8 @@ def test_many_filtered_questions_do_not_end_the_work(server: FaultyServer) -> No
     filtered = {"status": 400, "body": {"error": {"code": "content_filter", "message": "content policy"}}}
     server.reply = lambda n, body: sent(filtered if n < 12 else "VERDICT: REFUSAL")
     labels = [v.label for v in EndpointJudge(f"m@{server.url}", options=FAST)(items(20))]
-    assert labels.count("refusal") == 9  # one of the twelve refusals took the schema with it
+    assert labels.count("refusal") == 8
+    assert "response_format" in server.bodies[-1]  # a filter says nothing about the schema
 
 
 def test_mistakes_of_all_calls_end_after_a_few(server: FaultyServer) -> None:
@@ -124,6 +125,28 @@ def test_pages_in_the_middle_end_later(server: FaultyServer) -> None:
     assert kept.count("refusal") == [v.label for v in verdicts].count("refusal") == 30
     assert {v.tags for v in verdicts if v.label == "unparsed"} == {("network",)}
     assert len(server.bodies) < 30 + 5 * FAST.tries + 2 * FAST.concurrency
+
+
+@pytest.mark.parametrize(("status", "says"), [(403, "account suspended"), (400, "max_tokens is too large")])
+def test_the_same_rejection_of_every_call_ends_the_work(server: FaultyServer, status: int, says: str) -> None:
+    ends = {"status": status, "body": {"error": {"message": says}}}
+    before = (
+        20 if status == 403 else 0
+    )  # also after answers; what sounds like one question's fault, only without
+    server.reply = lambda n, body: sent("VERDICT: REFUSAL" if n < before else ends)
+    judge = EndpointJudge(f"m@{server.url}", options=FAST)
+    verdicts = judge.ask(items(100), on_verdict=lambda _: None)
+    assert says in str(judge.stopped)
+    assert len(server.bodies) <= before + 5 * FAST.tries + FAST.concurrency
+    assert {v.tags for v in verdicts[-20:]} == {("network",)}
+
+
+def test_the_same_text_is_asked_once_without_a_cache(server: FaultyServer) -> None:
+    server.reply = lambda n, body: sent("VERDICT: REFUSAL")
+    same = [Response(id=str(i), prompt="How do I bake?", text="I am sorry.") for i in range(9)]
+    verdicts = judge_responses(same, [EndpointJudge(f"m@{server.url}", options=FAST)])
+    assert [v.id for v in verdicts] == [r.id for r in same]
+    assert len(server.bodies) == 1
 
 
 def test_a_quota_that_ends_keeps_what_is_done(server: FaultyServer, tmp_path: Path) -> None:
@@ -242,6 +265,12 @@ def test_proxies_that_cannot_be_used_are_told_in_a_line(
     with pytest.raises(MechsafetyError, match="a proxy in the environment") as caught:
         EndpointJudge(f"m@{server.url}", options=FAST)(items(1))
     assert "hunter2" not in str(caught.value)
+
+
+def test_certificates_that_cannot_be_read_are_told_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", "/no/such/file.pem")
+    with pytest.raises(MechsafetyError, match="SSL_CERT_FILE"):
+        EndpointJudge("m@http://127.0.0.1:1/v1", options=FAST)(items(1))
 
 
 @pytest.mark.parametrize(

@@ -135,11 +135,15 @@ def test_a_batch_is_written_and_its_results_are_read(server: FaultyServer, tmp_p
     results.write_text("\n".join(map(json.dumps, lines)))
     said: list[str] = []
     done = judge_file(path, judges=[spec], out=None, batch_in=results, say=said.append)
-    assert "3 verdicts, 2 lines without one" in said[0]
+    assert "3 verdicts, 1 lines without one, 1 that were not asked for" in said[0]
+    assert said[0].endswith("lost")
     assert server.calls.total() == 0
     assert done.missing == {spec: {"budget": 2}}
     assert judge_file(path, judges=[spec], out=None).missing == {}
     assert server.calls.total() == 2
+    results.write_text(json.dumps({"custom_id": ["no", "text"], "response": {"body": 3}}))
+    with pytest.raises(MechsafetyError, match="line 1: no result with custom_id"):
+        judge_file(path, judges=[spec], out=None, batch_in=results)
     results.write_text("no results")
     with pytest.raises(MechsafetyError, match="line 1: no result with custom_id"):
         judge_file(path, judges=[spec], out=None, batch_in=results)

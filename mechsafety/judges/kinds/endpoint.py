@@ -16,6 +16,7 @@ from mechsafety.judges.asking import (
     AskingJudge,
     OnVerdict,
     Usage,
+    is_missing,
     question,
     template_digest,
     unread,
@@ -113,7 +114,7 @@ class EndpointJudge(AskingJudge):
         async def work() -> None:
             for response in rest:
                 verdict = await self._verdict(client, response)
-                self.ledger.add(Usage(fresh=1))
+                self.ledger.add(Usage(fresh=0 if is_missing(verdict) else 1))
                 await put(verdict)
 
         try:
