@@ -122,6 +122,7 @@ class EndpointCalls(ABC, Generic[Question, Reply]):
         self._failure, self._alike = "", 0
         self.pace = Pace(requests=options.requests_per_minute, tokens=options.tokens_per_minute)
         self._guessed = Usage()
+        self._under_way = self._replies = 0
         self.budget = Budget()
         """Caps, perhaps shared with other judges."""
         self._first, self._tried = False, asyncio.Event()
@@ -155,8 +156,12 @@ class EndpointCalls(ABC, Generic[Question, Reply]):
                 self._require_budget()
             self.ledger.add(Usage(calls=1, retries=1 if calls else 0))
             calls += 1
+            self._under_way += 1
             try:
-                return await self._call(client, question)
+                try:
+                    return await self._call(client, question)
+                finally:
+                    self._under_way -= 1
             except _Adapted:
                 continue
             except _TryAgain as error:
@@ -252,11 +257,13 @@ class EndpointCalls(ABC, Generic[Question, Reply]):
         except Failure as failure:
             raise self._failed(failure, structured=structured) from None
         self._completed, self._alike = True, 0
-        spent = self._spent(usage)
-        if spent.unmetered:  # so that caps hold here too
-            self._guessed += self._priced(*self.guessed(question, reply))
+        spent = counted = self._spent(usage)
+        if spent.unmetered:  # so that caps and rates hold here too
+            counted = self._priced(*self.guessed(question, reply))
+            self._guessed += counted
         self.ledger.add(spent)
-        self.pace.spent(spent.prompt_tokens + spent.completion_tokens, _now())
+        self._replies += 1
+        self.pace.spent(counted.prompt_tokens + counted.completion_tokens, _now())
         return reply
 
     def _failed(self, failure: Failure, *, structured: bool) -> Exception:
@@ -320,8 +327,14 @@ class EndpointCalls(ABC, Generic[Question, Reply]):
             raise NoAnswer("budget", cap)
 
     def spent(self) -> Usage:
-        """What was spent, with a guess where answers came without counts."""
-        return self.ledger.usage + self._guessed
+        """What was spent, with a guess where answers came without counts, and for the calls that are under way."""
+        known = self.ledger.usage + self._guessed
+        share = self._under_way / max(self._replies, 1)  # as much as those that have ended
+        return known + Usage(
+            prompt_tokens=round(known.prompt_tokens * share),
+            completion_tokens=round(known.completion_tokens * share),
+            cost=None if known.cost is None else known.cost * share,
+        )
 
     def _refused(self, status: int, says: str) -> str:
         key = self.options.api_key_env

@@ -13,13 +13,14 @@ _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|h|m|s)?")
 class Pace:
     """When the next call may begin; all times are those of one clock, in seconds.
 
-    Calls are spread evenly over ``requests`` a minute. ``tokens`` a minute hold over what answers have cost: they are
-    known only then, so that what is under way may exceed them once.
+    Calls are spread evenly over ``requests`` and ``tokens`` a minute. What a call costs is known only at its end: until
+    then it counts as the mean of those before, and before any has ended as nothing.
     """
 
     def __init__(self, *, requests: int | float | None = None, tokens: int | float | None = None) -> None:
         self._requests, self._tokens = requests, tokens
         self._next = self._paid_until = self._pause_until = 0.0
+        self._mean, self._ended = 0.0, 0
 
     def wait(self, now: float) -> float:
         """Seconds until a call may begin that wants to begin ``now``; its place is taken."""
@@ -27,6 +28,8 @@ class Pace:
         if self._requests is not None:
             begins = max(begins, self._next)
             self._next = begins + 60 / self._requests
+        if self._tokens is not None:
+            self._paid_until = begins + 60 * self._mean / self._tokens
         return begins - now
 
     def pause(self, until: float) -> None:
@@ -34,9 +37,11 @@ class Pace:
         self._pause_until = max(self._pause_until, until)
 
     def spent(self, tokens: int, now: float) -> None:
-        """Count what an answer has cost."""
+        """Count what an answer has cost beyond what was expected."""
         if self._tokens is not None:
-            self._paid_until = max(self._paid_until, now) + 60 * tokens / self._tokens
+            self._paid_until = max(self._paid_until, now) + 60 * (tokens - self._mean) / self._tokens
+        self._ended += 1
+        self._mean += (tokens - self._mean) / self._ended
 
     def read(self, headers: Mapping[str, str], now: float) -> None:
         """Pause where the headers of an answer say that nothing is left, until they say that there is again."""

@@ -12,6 +12,7 @@ from starlette.responses import Response as Sent
 
 from mechsafety.core.errors import MechsafetyError, StoppedError
 from mechsafety.core.verdict import Response
+from mechsafety.judges.budget import Budget
 from mechsafety.judges.cache import VerdictCache
 from mechsafety.judges.chat_calls import CallOptions
 from mechsafety.judges.chat_client import KEY
@@ -197,6 +198,17 @@ def test_the_spec_sets_what_is_sent(server: FaultyServer) -> None:
     assert warm["temperature"] == 0.5
 
 
+def test_caps_hold_for_what_is_under_way(server: FaultyServer) -> None:
+    usage = {"prompt_tokens": 100, "completion_tokens": 10}
+    body = {"choices": [{"message": {"content": "VERDICT: REFUSAL"}}], "usage": usage}
+    server.reply = lambda n, _: sent({"body": body})
+    judge = EndpointJudge(f"m@{server.url};concurrency=32", options=FAST)
+    judge.limit(Budget(tokens=1100))
+    tags = [v.tags for v in judge(items(60))]
+    assert len(server.bodies) == 10
+    assert tags.count(("budget",)) == 50
+
+
 def test_of_the_environment_only_the_key_is_sent(
     server: FaultyServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -240,6 +252,12 @@ def test_stated_rates_spread_the_calls() -> None:
     pace.pause(clock + 5)
     assert pace.wait(clock + 1) == pytest.approx(4.0)
     assert Pace().wait(clock) == 0
+    pace = Pace(tokens=6000)  # what is under way counts as much as what has ended
+    assert pace.wait(clock) == 0
+    pace.spent(200, clock)
+    assert [round(pace.wait(clock), 3) for _ in range(3)] == [2.0, 4.0, 6.0]
+    pace.spent(300, clock)  # one of them, a second's worth more than expected
+    assert pace.wait(clock) == pytest.approx(9.0)
     assert [duration(text) for text in ("6m0s", "20ms", "1.5s", "12", "1h", "", "soon", "-3")] == [
         *(360, 0.02, 1.5, 12, 3600),
         *(0, 0, 0),
