@@ -11,7 +11,8 @@ from typing import Any, Literal
 SHOWN = 200
 """Characters of a message or an unreadable answer that are kept."""
 
-_ENDS: tuple[tuple[Literal["cut_off", "filtered"], re.Pattern[str]], ...] = (
+_Cut = Literal["cut_off", "filtered"]
+_ENDS: tuple[tuple[_Cut, re.Pattern[str]], ...] = (
     ("cut_off", re.compile(r"length|max|truncat|incomplete|exceed")),
     (
         "filtered",
@@ -90,7 +91,7 @@ def _answer(whole: Mapping[str, Any]) -> Answer:
     refused = clean(refusal) if isinstance(refusal, str) and refusal.strip() else refused
     if finish == "refusal":
         refused = refused or clean(said) or "refusal"
-    cut = next((kind for kind, pattern in _ENDS if pattern.search(finish)), None)
+    cut: _Cut | None = next((kind for kind, pattern in _ENDS if pattern.search(finish)), None)
     return Answer(text=clean(said), cut=cut, refusal=refused)
 
 

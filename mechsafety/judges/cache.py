@@ -28,6 +28,7 @@ from mechsafety.judges.reading import decide
 _APPLICATION = 0x6D736A76  # "msjv": what makes an SQLite file one of ours
 _MAGIC = b"SQLite format 3\0"
 _FORMAT = 2
+_DAMAGE = (sqlite3.DatabaseError, UnicodeDecodeError)  # the second where the message quotes what is damaged
 _PATIENCE = 60.0  # seconds to wait for another process that is writing
 _AT_ONCE = 500  # keys a query: SQLite limits the variables of one
 
@@ -151,7 +152,7 @@ class VerdictCache:
         try:
             try:
                 self._prepare()
-            except sqlite3.DatabaseError as error:
+            except _DAMAGE as error:
                 if isinstance(error, sqlite3.OperationalError):
                     raise
                 self._save_the_rest()
@@ -249,7 +250,7 @@ class VerdictCache:
             raise MechsafetyError(
                 f"cannot use the verdict cache {str(self.path)!r}: {first_lines(error)}; {_otherwise()}"
             ) from None
-        except sqlite3.DatabaseError as error:
+        except _DAMAGE as error:
             raise MechsafetyError(
                 f"{str(self.path)!r} is no verdict cache, or one that nothing can be read from "
                 f"({first_lines(error)}): {_otherwise()}"
@@ -283,7 +284,7 @@ def _readable(connection: sqlite3.Connection, first: int, last: int) -> Iterator
         yield from connection.execute(
             "SELECT key, verdict, hash FROM verdicts WHERE rowid BETWEEN ? AND ?", (first, last)
         ).fetchall()
-    except sqlite3.DatabaseError:
+    except _DAMAGE:
         if first < last:
             middle = (first + last) // 2
             yield from _readable(connection, first, middle)

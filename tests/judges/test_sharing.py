@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,19 @@ def test_caps_on_tokens_and_money_hold_and_the_cost_is_said_first(
     assert 1 <= done.usage[spec].calls <= 3
     with pytest.raises(MechsafetyError, match="a cap on the cost needs prices"):
         judge_file(path, judges=[f"endpoint:m@{server.url}"], out=None, max_cost=1.0)
+
+
+def test_caps_of_the_environment_hold_for_every_command(
+    server: FaultyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MECHSAFETY_ENDPOINT_MAX_CALLS", "5")
+    for name, n in (("one", 4), ("two", 4)):
+        with pytest.raises(StoppedError, match="not complete") if name == "two" else nullcontext():
+            ask(load_judge(f"endpoint:{name}@{server.url}"), items(n))
+    assert server.calls.total() == 5
+    monkeypatch.setenv("MECHSAFETY_ENDPOINT_MAX_CALLS", "many")
+    with pytest.raises(MechsafetyError, match="MAX_CALLS is 'many'; a number is expected"):
+        load_judge(f"endpoint:m@{server.url}")
 
 
 def test_a_batch_is_written_and_its_results_are_read(server: FaultyServer, tmp_path: Path) -> None:
