@@ -23,7 +23,7 @@ from mechsafety.judges.asking import Ledger, Unread, Usage
 from mechsafety.judges.budget import Budget
 from mechsafety.judges.chat_client import KEY, Elsewhere, make_client, scrubbed
 from mechsafety.judges.failures import asked_wait, is_of_the_question, is_spent, named_status, said_wait
-from mechsafety.judges.pacing import LONGEST, Pace
+from mechsafety.judges.pacing import LONGEST, Pace, Window
 from mechsafety.judges.reading import SCHEMA
 
 if TYPE_CHECKING:
@@ -100,11 +100,13 @@ class NoAnswer(Exception):
 
 
 class _TryAgain(Exception):
-    """``nonsense``: the endpoint sent what no chat endpoint sends."""
+    """``nonsense``: the endpoint sent what no chat endpoint sends; ``limited``: it was asked too fast."""
 
-    def __init__(self, why: str, *, after: float = 0.0, nonsense: bool = False) -> None:
+    def __init__(
+        self, why: str, *, after: float = 0.0, nonsense: bool = False, limited: bool = False
+    ) -> None:
         super().__init__(why)
-        self.after, self.nonsense = after, nonsense
+        self.after, self.nonsense, self.limited = after, nonsense, limited
 
 
 class _Adapted(Exception):
@@ -122,7 +124,8 @@ class EndpointCalls(ABC, Generic[Question, Reply]):
         self._failure, self._alike = "", 0
         self.pace = Pace(requests=options.requests_per_minute, tokens=options.tokens_per_minute)
         self._guessed = Usage()
-        self._under_way = self._replies = 0
+        self._replies = 0
+        self._window = Window(options.concurrency)
         self.budget = Budget()
         """Caps, perhaps shared with other judges."""
         self._first, self._tried = False, asyncio.Event()
@@ -130,6 +133,7 @@ class EndpointCalls(ABC, Generic[Question, Reply]):
     def client(self) -> AsyncOpenAI:
         """A client for one event loop. The first call of it goes alone, so that what it teaches costs one call."""
         self._first, self._tried = not self._completed, asyncio.Event()
+        self._window = Window(self.options.concurrency)
         return make_client(
             self.url,
             key_variable=self.options.api_key_env,
@@ -150,22 +154,20 @@ class EndpointCalls(ABC, Generic[Question, Reply]):
     async def _answer(self, client: AsyncOpenAI, question: Question) -> Reply:
         why, failed, calls = "", 0, 0
         while failed < self.options.tries:
-            self._require_budget()
-            if (wait := self.pace.wait(_now())) > 0:
-                await asyncio.sleep(wait)
-                self._require_budget()
+            replies = self._replies
+            await self._turn()
             self.ledger.add(Usage(calls=1, retries=1 if calls else 0))
-            calls += 1
-            self._under_way += 1
+            calls, begun = calls + 1, _now()
             try:
-                try:
-                    return await self._call(client, question)
-                finally:
-                    self._under_way -= 1
+                return await self._call(client, question)
             except _Adapted:
                 continue
             except _TryAgain as error:
-                failed, why = failed + 1, str(error)
+                why = str(error)
+                if error.limited:
+                    self._window.refused(begun=begun, now=_now())
+                # Where others are answered meanwhile, one that was too fast only waits.
+                failed += not (error.limited and self._replies > replies)
                 if error.after > LONGEST:
                     why += f"; it asks to wait for {error.after:.0f} s"
                     break
@@ -173,10 +175,11 @@ class EndpointCalls(ABC, Generic[Question, Reply]):
                     self._count(why, most=self._many())
                 if error.after:  # the limit is the endpoint's, not this question's: all calls wait
                     self.pace.pause(_now() + error.after)
-                if failed < self.options.tries:
-                    await asyncio.sleep(self._wait(failed))
             finally:
+                self._window.leave()
                 self._tried.set()
+            if failed < self.options.tries:
+                await asyncio.sleep(self._wait(max(failed, 1)))
         if not self._answered:
             raise MechsafetyError(
                 f"endpoint {self.url} gives no answer ({why}, {self.options.tries} tries): is it running, and is the "
@@ -184,6 +187,19 @@ class EndpointCalls(ABC, Generic[Question, Reply]):
             )
         self._count(why, most=_FEW)
         raise NoAnswer("network", {"error": why, "tries": failed})
+
+    async def _turn(self) -> None:
+        """Wait until a call may begin. Raises :class:`NoAnswer` where a cap is reached."""
+        self._require_budget()
+        await asyncio.sleep(self.pace.wait(_now()))
+        while (held := self.pace.held(_now())) or self._window.room < 1:
+            await (asyncio.sleep(held) if held else self._window.wait())
+        try:
+            self._require_budget()
+        except NoAnswer:
+            self._window.wake()  # those behind have waited for this one
+            raise
+        self._window.under_way += 1
 
     def _wait(self, failed: int) -> float:
         wait = min(self.options.first_wait * 2 ** (failed - 1), self.options.longest_wait)
@@ -263,6 +279,7 @@ class EndpointCalls(ABC, Generic[Question, Reply]):
             self._guessed += counted
         self.ledger.add(spent)
         self._replies += 1
+        self._window.answered()
         self.pace.spent(counted.prompt_tokens + counted.completion_tokens, _now())
         return reply
 
@@ -283,7 +300,7 @@ class EndpointCalls(ABC, Generic[Question, Reply]):
                 "the same command goes on"
             )
         if status in _TEMPORARY or status >= 500:
-            return _TryAgain(f"status {status}: {says}", after=after)
+            return _TryAgain(f"status {status}: {says}", after=after, limited=status == 429 or after > 0)
         if status in (401, 404):
             return MechsafetyError(self._refused(status, says))
         of_the_question = status == 413 or is_of_the_question(about)
@@ -329,7 +346,7 @@ class EndpointCalls(ABC, Generic[Question, Reply]):
     def spent(self) -> Usage:
         """What was spent, with a guess where answers came without counts, and for the calls that are under way."""
         known = self.ledger.usage + self._guessed
-        share = self._under_way / max(self._replies, 1)  # as much as those that have ended
+        share = self._window.under_way / max(self._replies, 1)  # as much as those that have ended
         return known + Usage(
             prompt_tokens=round(known.prompt_tokens * share),
             completion_tokens=round(known.completion_tokens * share),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+from collections import deque
 from collections.abc import Mapping
 
 LONGEST = 600.0  # seconds; an endpoint that asks for more is given up
@@ -32,6 +34,10 @@ class Pace:
             self._paid_until = begins + 60 * self._mean / self._tokens
         return begins - now
 
+    def held(self, now: float) -> float:
+        """Seconds of the pause that are left."""
+        return max(self._pause_until - now, 0.0)
+
     def pause(self, until: float) -> None:
         """Let nothing begin before ``until``: the limit is the endpoint's, and holds for all calls."""
         self._pause_until = max(self._pause_until, until)
@@ -48,6 +54,49 @@ class Pace:
         for what in ("requests", "tokens"):
             if headers.get(f"x-ratelimit-remaining-{what}") == "0":
                 self.pause(now + min(duration(headers.get(f"x-ratelimit-reset-{what}", "")), LONGEST))
+
+
+class Window:
+    """How many calls may be under way: at most ``most``, half as many after one that was too many for the endpoint, and
+    slowly more with every answer, as TCP does. Who is let in counts itself (``under_way``), and leaves."""
+
+    def __init__(self, most: int) -> None:
+        self.most, self.under_way = most, 0
+        self._size, self._shrunk = float(most), 0.0
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    @property
+    def room(self) -> int:
+        """For how many more there is room."""
+        return int(self._size) - self.under_way
+
+    async def wait(self) -> None:
+        """Wait until there may be room."""
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        await turn
+
+    def leave(self) -> None:
+        """End a call, and let others in."""
+        self.under_way -= 1
+        self.wake()
+
+    def wake(self) -> None:
+        """Let as many look for room as there is."""
+        room = self.room
+        while room > 0 and self._waiting:
+            if not (turn := self._waiting.popleft()).done():
+                turn.set_result(None)
+                room -= 1
+
+    def answered(self) -> None:
+        """Grow by one for as many answers as there is room for calls."""
+        self._size = min(self._size + 1 / self._size, self.most)
+
+    def refused(self, *, begun: float, now: float) -> None:
+        """Shrink, unless the call had ``begun`` before that was done last."""
+        if begun >= self._shrunk:
+            self._size, self._shrunk = max(self._size / 2, 1.0), now
 
 
 def duration(written: str) -> float:

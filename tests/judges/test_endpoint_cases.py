@@ -18,7 +18,7 @@ from mechsafety.judges.chat_calls import CallOptions
 from mechsafety.judges.chat_client import KEY
 from mechsafety.judges.endpoint_spec import require_own_keys
 from mechsafety.judges.kinds.endpoint import EndpointJudge
-from mechsafety.judges.pacing import Pace, duration
+from mechsafety.judges.pacing import Pace, Window, duration
 from mechsafety.judges.registry import judge_responses
 from tests.faulty_server import FaultyServer, sent, serving
 from tests.judges.endpoint_cases import CASES, Case
@@ -148,6 +148,29 @@ def test_the_same_text_is_asked_once_without_a_cache(server: FaultyServer) -> No
     verdicts = judge_responses(same, [EndpointJudge(f"m@{server.url}", options=FAST)])
     assert [v.id for v in verdicts] == [r.id for r in same]
     assert len(server.bodies) == 1
+
+
+def test_calls_that_were_too_many_wait_for_the_others(server: FaultyServer) -> None:
+    slow = {"status": 429, "body": {"error": {"message": "slow"}}}
+    server.reply = lambda n, body: sent("VERDICT: REFUSAL" if n % 2 == 0 else slow)
+    judge = EndpointJudge(f"m@{server.url};concurrency=16;tries=4", options=FAST)
+    assert {v.label for v in judge(items(100))} == {"refusal"}
+
+
+def test_a_window_halves_once_for_what_was_under_way_and_grows_with_answers() -> None:
+    window = Window(8)
+    window.refused(begun=1.0, now=2.0)
+    window.refused(begun=1.5, now=2.1)
+    assert window.room == 4
+    for _ in range(5):
+        window.answered()
+    assert window.room == 5
+    for begun in (2.0, 3.0, 4.0, 5.0, 6.0):
+        window.refused(begun=begun, now=begun + 0.5)
+    assert window.room == 1
+    for _ in range(100):
+        window.answered()
+    assert window.room == 8
 
 
 def test_a_quota_that_ends_keeps_what_is_done(server: FaultyServer, tmp_path: Path) -> None:
