@@ -166,8 +166,9 @@ class EndpointCalls(ABC, Generic[Question, Reply]):
                 why = str(error)
                 if error.limited:
                     self._window.refused(begun=begun, now=_now())
-                # Where others are answered meanwhile, one that was too fast only waits.
-                failed += not (error.limited and self._replies > replies)
+                # Where others are answered meanwhile, one that was too fast only waits, if it may be sent again at all.
+                waits = error.limited and self._replies > replies and self.options.tries > 1
+                failed += not waits
                 if error.after > LONGEST:
                     why += f"; it asks to wait for {error.after:.0f} s"
                     break

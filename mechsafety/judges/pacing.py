@@ -30,7 +30,7 @@ class Pace:
         if self._requests is not None:
             begins = max(begins, self._next)
             self._next = begins + 60 / self._requests
-        if self._tokens is not None:
+        if self._tokens is not None and self._mean:
             self._paid_until = begins + 60 * self._mean / self._tokens
         return begins - now
 
