@@ -145,7 +145,8 @@ def _judge(
 def _refuse(what: str, options: Mapping[str, object]) -> None:
     """Raise MechsafetyError for an option that would be ignored."""
     if given := [name for name, value in options.items() if value is not None and value is not False]:
-        raise MechsafetyError(f"{what} takes no --{given[0].replace('_', '-')}: leave it out")
+        instead = f", and set MECHSAFETY_ENDPOINT_{given[0].upper()}" if given[0].startswith("max_") else ""
+        raise MechsafetyError(f"{what} takes no --{given[0].replace('_', '-')}: leave it out{instead}")
 
 
 def _judge_run(folder: Path, judges: tuple[str, ...], *, allow_other_versions: bool) -> Shown:
