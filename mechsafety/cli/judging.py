@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -101,23 +102,30 @@ def _judge(
     if list_them:
         about = describe_judges()
         return {"judges": about}, "\n".join(about.values())
+    caps: dict[str, int | float | None] = {
+        "max_calls": max_calls,
+        "max_tokens": max_tokens,
+        "max_cost": max_cost,
+    }
+    kept, batches = {"cache": cache, "no_cache": no_cache}, {"batch_out": batch_out, "batch_in": batch_in}
     if probe_injection:
         from mechsafety.judges.injection import probe_judges
 
-        probed = probe_judges(
-            responses, judges=judges, out=out, max_calls=max_calls, cache=cache, no_cache=no_cache
-        )
+        _refuse("--probe-injection", batches)
+        probed = probe_judges(responses, judges=judges, out=out, caps=caps, cache=cache, no_cache=no_cache)
         return _show_probe(probed, out)
     if responses is None:
         raise MechsafetyError("name a file of responses or a run, or --list")
     if not responses.suffix and not responses.exists():
         raise MechsafetyError(f"{str(responses)!r} does not exist: name a file of responses or a run folder")
     if responses.is_dir():
+        _refuse("a run, which keeps its verdicts itself,", {"out": out} | caps | kept | batches)
         return _judge_run(responses, judges, allow_other_versions=allow_other_versions)
     from mechsafety.judges.files import judge_file, write_batch
 
     if batch_out is not None:
-        written = write_batch(responses, batch_out, judges=judges, cache=cache)
+        _refuse("--batch-out", {"out": out, "batch_in": batch_in} | caps)
+        written = write_batch(responses, batch_out, judges=judges, cache=cache, no_cache=no_cache)
         lines = [f"{judge}: {n} questions" for judge, n in written.items()]
         return {"batch": str(batch_out), "questions": written}, "\n".join([*lines, f"batch: {batch_out}"])
     judged = judge_file(
@@ -133,6 +141,13 @@ def _judge(
         say=say,
     )
     return _show_verdicts(judged)
+
+
+def _refuse(what: str, options: Mapping[str, object]) -> None:
+    """Raise MechsafetyError for an option that would be ignored."""
+    if given := [name for name, value in options.items() if value is not None and value is not False]:
+        instead = f", and set MECHSAFETY_ENDPOINT_{given[0].upper()}" if given[0].startswith("max_") else ""
+        raise MechsafetyError(f"{what} takes no --{given[0].replace('_', '-')}: leave it out{instead}")
 
 
 def _judge_run(folder: Path, judges: tuple[str, ...], *, allow_other_versions: bool) -> Shown:
@@ -181,7 +196,11 @@ def _show_verdicts(judged: Judged) -> Shown:
     for damaged in judged.damaged:
         lines.append(f"verdict cache: {damaged} is damaged; what it held is asked again")
     for judge, reasons in judged.unread.items():
-        lines.append(f"{judge:24} unparsed: " + ", ".join(f"{tag} {n}" for tag, n in reasons.items()))
+        advice = (
+            "; an answer may be longer with ;answer_tokens=N in the judge" if "cut_off" in reasons else ""
+        )
+        shown = ", ".join(f"{tag} {n}" for tag, n in reasons.items())
+        lines.append(f"{judge:24} unparsed: {shown}{advice}")
     for judge, reasons in judged.missing.items():
         n = sum(reasons.values())
         lines.append(

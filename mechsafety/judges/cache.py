@@ -28,7 +28,9 @@ from mechsafety.judges.claims import Claims
 from mechsafety.judges.reading import decide
 
 _APPLICATION = 0x6D736A76  # "msjv": what makes an SQLite file one of ours
+_MAGIC = b"SQLite format 3\0"
 _FORMAT = 2
+_DAMAGE = (sqlite3.DatabaseError, UnicodeDecodeError)  # the second where the message quotes what is damaged
 _PATIENCE = 60.0  # seconds to wait for another process that is writing
 _AT_ONCE = 500  # keys a query: SQLite limits the variables of one
 
@@ -146,11 +148,15 @@ class VerdictCache:
             self.claims.drop(keys)
 
     def _open(self) -> None:
+        with contextlib.suppress(FileNotFoundError), self.path.open("rb") as stream:
+            # SQLite itself would take a file of one byte to be empty.
+            if (head := stream.read(len(_MAGIC))) and head != _MAGIC:
+                raise sqlite3.DatabaseError("it does not say that it is one")
         self._connection = self._connected()
         try:
             try:
                 self._prepare()
-            except sqlite3.DatabaseError as error:
+            except _DAMAGE as error:
                 if isinstance(error, sqlite3.OperationalError):
                     raise
                 self._save_the_rest()
@@ -173,7 +179,7 @@ class VerdictCache:
         self._connection.close()
         with self.path.open("rb") as stream:
             head = stream.read(100)
-        if head[:16] != b"SQLite format 3\0" or int.from_bytes(head[68:72]) != _APPLICATION:
+        if head[:16] != _MAGIC or int.from_bytes(head[68:72]) != _APPLICATION:
             raise sqlite3.DatabaseError("it does not say that it is one")
         aside = self.path.with_name(f"{self.path.name}.damaged-{secrets.token_hex(4)}")
         shutil.copyfile(self.path, aside)
@@ -248,7 +254,7 @@ class VerdictCache:
             raise MechsafetyError(
                 f"cannot use the verdict cache {str(self.path)!r}: {first_lines(error)}; {_otherwise()}"
             ) from None
-        except sqlite3.DatabaseError as error:
+        except _DAMAGE as error:
             raise MechsafetyError(
                 f"{str(self.path)!r} is no verdict cache, or one that nothing can be read from "
                 f"({first_lines(error)}): {_otherwise()}"
@@ -282,7 +288,7 @@ def _readable(connection: sqlite3.Connection, first: int, last: int) -> Iterator
         yield from connection.execute(
             "SELECT key, verdict, hash FROM verdicts WHERE rowid BETWEEN ? AND ?", (first, last)
         ).fetchall()
-    except sqlite3.DatabaseError:
+    except _DAMAGE:
         if first < last:
             middle = (first + last) // 2
             yield from _readable(connection, first, middle)

@@ -156,7 +156,12 @@ def loaded_judges(
 
 
 def write_batch(
-    path: str | Path, batch: str | Path, *, judges: Sequence[str], cache: str | Path | None = None
+    path: str | Path,
+    batch: str | Path,
+    *,
+    judges: Sequence[str],
+    cache: str | Path | None = None,
+    no_cache: bool = False,
 ) -> dict[str, int]:
     """Write to ``batch`` what the endpoint judges would be asked about the responses of ``path``; nothing is sent.
 
@@ -165,7 +170,7 @@ def write_batch(
     batch = Path(batch)
     require_output(batch, endings=(".jsonl",), option="batch_out", inputs=(path,))
     responses = read_responses(path)
-    with loaded_judges(judges, caps={}, cache=cache, no_cache=False) as (loaded, kept):
+    with loaded_judges(judges, caps={}, cache=cache, no_cache=no_cache) as (loaded, kept):
         endpoints = _endpoints(loaded)
         if not endpoints:
             raise MechsafetyError("--batch-out writes the questions of endpoint judges, and none is named")

@@ -35,13 +35,18 @@ _MARKS = " \t\n*_`\"'"
 _ENDINGS = _MARKS + ".!。।"
 _BRACKETS = dict(zip("[({<「『【《|", "])}>」』】》|", strict=True))
 _TEX = re.compile(r"\\(?:boxed|fbox|text\w*|math\w*)(?=\{)|\$")
+_HOLDS = (  # what the element or the key that holds an answer is called
+    r"(?:final[ _-]?)?(?:answer|output|response|result|verdict|solution|classification|conclusion|decision|label)"
+    r"|final|judge?ment"
+)
 # Marks of form, and of ends; what is crossed out is none of them.
 _INLINE = re.compile(
     r"</?(?:b|strong|i|em|u|code|p|span|mark|center|pre|br|h[1-6]|font|div|li|ul|ol|end_of_\w+"
-    r"|(?:final[ _-]?)?(?:answer|output|response|result|verdict|solution|classification|conclusion|decision|label)"
-    r"|final|judge?ment)\b[^<>\n]{0,80}>",
+    rf"|{_HOLDS})\b[^<>\n]{{0,80}}>",
     re.IGNORECASE,
 )
+_KEY = re.compile(r"\s*(?:final[ _-]?)?verdict\s*", re.IGNORECASE)
+_HOLDER = re.compile(_HOLDS, re.IGNORECASE)
 _FENCE = re.compile(r"```\w*")
 _NOTHING = re.compile(r"[-=*_~`#.|+\s—✅✓✔☑\ufe0f]*")
 _ELEMENT = re.compile(r"^[ \t]*<([a-z][\w:-]{2,30})>", re.IGNORECASE | re.MULTILINE)
@@ -202,9 +207,9 @@ def _verdicts(value: object, depth: int = 0) -> Iterator[object]:
         return
     if isinstance(value, _Pairs):
         for key, inner in value:
-            if key.strip().lower().endswith("verdict"):
+            if _KEY.fullmatch(key):
                 yield inner
-            else:
+            elif _HOLDER.fullmatch(key.strip()):
                 yield from _verdicts(inner, depth + 1)
     elif isinstance(value, list):
         for inner in value:

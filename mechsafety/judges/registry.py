@@ -70,6 +70,14 @@ def load_judge(spec: str, *, models: ModelSource | None = None) -> Judge:
         >>> ms.judges.load_judge("phrases:arditi").name
         'phrases:arditi'
     """
+    name, argument, module = _named(spec)
+    if hasattr(module, "JUDGE"):
+        return _made(name, module, argument, models=models)
+    return module.create(argument or None, models=models)
+
+
+def _named(spec: str) -> tuple[str, str, ModuleType]:
+    """Name, argument and module of the judge that ``spec`` names. Raises MechsafetyError where there is none."""
     name, colon, argument = spec.strip().partition(":")
     modules = _judge_modules()
     if name not in modules:
@@ -80,9 +88,7 @@ def load_judge(spec: str, *, models: ModelSource | None = None) -> Judge:
         raise MechsafetyError(
             f"judge {redacted(spec)!r} has a colon and no argument; write {name!r} or '{name}:ARGUMENT'"
         )
-    if hasattr(modules[name], "JUDGE"):
-        return _made(name, modules[name], argument, models=models)
-    return modules[name].create(argument or None, models=models)
+    return name, argument, modules[name]
 
 
 def asks_a_model(spec: str) -> bool:
@@ -122,9 +128,13 @@ def _made(name: str, module: ModuleType, argument: str, *, models: ModelSource |
         return module.JUDGE(
             f"{name}:{argument}" if argument else name, load_classifier(argument or module.DEFAULT)
         )
+    _require_argument(name, argument, takes)
+    return module.JUDGE(argument, model_source(models)(argument))
+
+
+def _require_argument(name: str, argument: str, takes: str) -> None:
     if not argument:
         raise MechsafetyError(f"judge {name!r} needs a {takes}: {name}:smollm2-135m, or {name}:HUB/ID")
-    return module.JUDGE(argument, model_source(models)(argument))
 
 
 def judge_sources(spec: str, *, loading: Mapping[str, Any] | None = None) -> dict[str, Provenance]:
@@ -132,25 +142,27 @@ def judge_sources(spec: str, *, loading: Mapping[str, Any] | None = None) -> dic
 
     ``loading`` is how the caller loads models: dtype, device, template; chat settings are those of the models that are
     studied, and a judge has none. What lies behind an endpoint cannot be known.
+
+    It is asked for before the work: raises MechsafetyError for a judge that could not be made then, as far as that
+    shows without a model.
     """
     from mechsafety.models.provenance import of_classifier, of_files, of_model  # which loads torch
 
-    name, _, argument = spec.strip().partition(":")
-    module = _judge_modules().get(name)
+    name, argument, module = _named(spec)
     takes = getattr(module, "TAKES", None)
     if takes == "judges":
-        members = [judge_sources(member, loading=loading) for member in argument.split(",") if member.strip()]
+        members = [judge_sources(member, loading=loading) for member in module.JUDGE.named(argument)]
         return {key: value for member in members for key, value in member.items()}
     if takes == "classifier":
-        return {f"judge {spec}": of_classifier(argument or module.DEFAULT)}  # type: ignore[union-attr]
-    if takes in (None, "nothing") or not argument:
+        return {f"judge {spec}": of_classifier(argument or module.DEFAULT)}
+    if takes in (None, "nothing"):
+        load_judge(spec)  # which costs nothing, and says what is wrong with it before the work
         return {}
-    made_from = (
-        of_files(Path(argument).expanduser())
-        if takes == "file"
-        else of_model(argument, **{name: value for name, value in (loading or {}).items() if name != "chat"})
-    )
-    return {f"judge {spec}": made_from}
+    if takes == "file":
+        return {f"judge {spec}": of_files(Path(argument).expanduser())} if argument else {}
+    _require_argument(name, argument, takes)
+    loaded = {setting: value for setting, value in (loading or {}).items() if setting != "chat"}
+    return {f"judge {spec}": of_model(argument, **loaded)}
 
 
 def redacted(text: str) -> str:
