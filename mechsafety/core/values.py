@@ -54,7 +54,7 @@ def picked(items: tuple[Any, ...], index: Any, hint: str) -> Any:
     """
     if isinstance(index, slice):
         return items[index]
-    places = index.to_numpy() if hasattr(index, "to_numpy") else index
+    places: Any = index.to_numpy() if hasattr(index, "to_numpy") else index
     several = isinstance(places, list | tuple) or getattr(places, "ndim", 0) == 1
     if not several:
         try:

@@ -162,6 +162,8 @@ def refusal_rates(
         1    edited  2        1   0.5
     """
     if isinstance(verdicts, pd.DataFrame):
-        return rates_of(verdicts)
+        # The table of one set of verdicts names neither.
+        missing = {"system": system, "arm": "original"}
+        return rates_of(verdicts.assign(**{n: v for n, v in missing.items() if n not in verdicts.columns}))
     arms = {"original": verdicts} if isinstance(verdicts, Verdicts) else verdicts
     return rates_of(verdict_table(arms, system=system))

@@ -107,10 +107,9 @@ def as_tensor(direction: VectorLike) -> Tensor:
     return vector
 
 
-def _entries(given: Any) -> Tensor | None:
+def _entries(direction: Any) -> Tensor | None:
     """The numbers in their order, whatever a table's index says; None where there are none."""
-    if isinstance(given, HasVector):
-        return given.vector
+    given: Any = direction.vector if isinstance(direction, HasVector) else direction
     if isinstance(given, list | tuple) and given and all(isinstance(one, HasVector) for one in given):
         given = torch.stack([one.vector for one in given])
     if hasattr(given, "to_numpy"):  # of pandas
