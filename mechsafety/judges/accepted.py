@@ -131,7 +131,8 @@ def as_judge(given: Any, *, models: ModelSource | None = None) -> Judge:
         return load_judge(given, models=models)
     if isinstance(given, type) or not callable(given):
         raise MechsafetyError(
-            f"judge {shown(given)}: a name ({way('mechsafety judge --list', 'such as rules')}), a function (prompt, response) -> str or bool, or "
+            f"judge {shown(given)}: a name ({way('mechsafety judge --list', 'such as rules')}), a function "
+            "(prompt, response) -> str or bool, or "
             "an object with a name that is called with responses is needed"
         )
     return (

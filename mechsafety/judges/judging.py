@@ -163,7 +163,10 @@ def refusal_rates(
     """
     if isinstance(verdicts, pd.DataFrame):
         # The table of one set of verdicts names neither.
-        missing = {"system": system, "arm": "original"}
-        return rates_of(verdicts.assign(**{n: v for n, v in missing.items() if n not in verdicts.columns}))
+        known = {"system": system, "arm": "original"}
+        table = verdicts
+        for name in [name for name in known if name not in table.columns]:
+            table = table.assign(**{name: known[name]})
+        return rates_of(table)
     arms = {"original": verdicts} if isinstance(verdicts, Verdicts) else verdicts
     return rates_of(verdict_table(arms, system=system))

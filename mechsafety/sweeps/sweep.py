@@ -417,15 +417,12 @@ def _check_prompts(prompts: PromptSet, *, labelled: bool) -> None:
             "no validation prompts: a sweep needs held-out ones, in a split 'validation' of the prompt set"
         )
     if not any(prompt.label for prompt in prompts) and labelled:
-        raise MechsafetyError(
-            f"none of these {len(prompts)} prompts has a label: "
-            + way(
-                "give their file a column label",
-                "load them with labels, e.g. ms.load_prompts(data, label=...), or give a score= of your own, which "
-                "needs none",
-            )
+        how = way(
+            "give their file a column label",
+            "load them with labels, e.g. ms.load_prompts(data, label=...), or give a score= of your own, which needs "
+            "none",
         )
-        )
+        raise MechsafetyError(f"none of these {len(prompts)} prompts has a label: {how}")
     if labelled:
         require_classes(prompts, "sweep layers")
 

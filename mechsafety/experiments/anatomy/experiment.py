@@ -184,9 +184,8 @@ def read_anatomy(path: str | Path) -> Result:
         'my-model'
     """
     if read_run(as_path(path)).manifest["config"].get("kind") != Anatomy.kind:
-        raise MechsafetyError(
-            f"run {str(path)!r} is no anatomy: {way('mechsafety anatomy BASE TUNED', 'ms.anatomy.run_anatomy')} makes one"
-        )
+        maker = way("mechsafety anatomy BASE TUNED", "ms.anatomy.run_anatomy")
+        raise MechsafetyError(f"run {str(path)!r} is no anatomy: {maker} makes one")
     found = load_run(path)
     _ = found.tables  # which only a finished one has
     return found

@@ -256,9 +256,8 @@ def read_ladder(path: str | Path) -> LadderResult:
     """
     kind = read_run(as_path(path)).manifest["config"].get("kind", "study")
     if kind != Ladder.kind:
-        raise MechsafetyError(
-            f"{str(path)!r} is a run of kind {kind!r}: a ladder is what {way('mechsafety ladder', 'ms.anatomy.run_ladder')} made"
-        )
+        maker = way("mechsafety ladder", "ms.anatomy.run_ladder")
+        raise MechsafetyError(f"{str(path)!r} is a run of kind {kind!r}: a ladder is what {maker} made")
     found = as_ladder(load_run(path))
     _ = found.record  # which only a finished one has
     return found
