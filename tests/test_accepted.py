@@ -229,9 +229,8 @@ def test_answers_in_other_forms(model: Any) -> None:
     for given in several:
         assert ms.judge(given).to_frame()["verdict"].tolist() == expected
     assert ms.judge(answers[0]).to_frame()["id"].tolist() == [answers[0].id]
-    for missing in (None, float("nan"), pd.NA):
-        with pytest.raises(MechsafetyError, match="holds no response"):
-            ms.judge((TEXTS[:2], ["No.", missing]))
+    for missing in (None, float("nan"), pd.NA, ""):
+        assert ms.judge((TEXTS[:1], [missing])).to_frame()["verdict"].item() == "degenerate"
     with pytest.raises(MechsafetyError, match=r"one answer is \(prompt, response\) in two lists"):
         ms.judge("I'm sorry, I can't.")
     with pytest.raises(MechsafetyError, match="give each answer an id of its own"):

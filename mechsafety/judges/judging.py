@@ -164,9 +164,11 @@ def refusal_rates(
     if isinstance(verdicts, pd.DataFrame):
         # The table of one set of verdicts names neither.
         known = {"system": system, "arm": "original"}
-        table = verdicts
-        for name in [name for name in known if name not in table.columns]:
-            table = table.assign(**{name: known[name]})
-        return rates_of(table)
+        return rates_of(_with_columns(verdicts, known))
     arms = {"original": verdicts} if isinstance(verdicts, Verdicts) else verdicts
     return rates_of(verdict_table(arms, system=system))
+
+
+def _with_columns(table: pd.DataFrame, known: Mapping[str, str]) -> pd.DataFrame:
+    """``table`` with those of the columns ``known`` that it lacks."""
+    return table.assign(**{name: value for name, value in known.items() if name not in table.columns})
