@@ -341,9 +341,28 @@ def test_what_transformers_takes_is_named_here() -> None:
         ms.generate("a", TEXTS, temperature=0.7)  # type: ignore[call-arg]
 
 
+def test_a_file_where_a_folder_is_to_be_is_no_traceback(model: Any, tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(MechsafetyError, match="taken' cannot be written to"):
+        ms.generate(model, TEXTS[:1], max_new_tokens=1, out=tmp_path / "taken", progress=False)
+
+
+def test_configurations_are_made_by_name_and_do_not_change() -> None:
+    config = ms.StudyConfig(limit=3)
+    with pytest.raises(MechsafetyError, match=r"model_copy\(update=\{'limit': \.\.\.\}\)"):
+        config.limit = 4  # type: ignore[misc]
+    assert config.model_copy(update={"limit": 4}).limit == 4
+    assert pickle.loads(pickle.dumps(config)) == copy.deepcopy(config) == config
+    with pytest.raises(MechsafetyError, match=r"fields by name, StudyConfig\(field="):
+        ms.StudyConfig("smollm2-135m")  # type: ignore[call-arg, misc]
+    with pytest.raises(MechsafetyError, match="one of harmful, harmless or an empty text is needed"):
+        ms.Prompt(id="a", text="b", label="evil")  # type: ignore[arg-type]
+
+
 def test_signatures_and_configurations_are_short(model: Any) -> None:
     for kind in (ms.Ablate, ms.Directions, ms.PromptSet, ms.Directions.cosine, ms.PromptSet.where):
         assert ": '" not in str(inspect.signature(kind))
     assert repr(ms.StudyConfig()) == str(ms.StudyConfig()) == "StudyConfig()"
     assert repr(ms.StudyConfig(limit=3)) == "StudyConfig(limit=3)"
     assert len(repr(model.load_record)) < 200
+    assert repr(ms.regions.linear_maps(model)[0]) == "LinearMap(blocks.0.q, 32 x 32)"

@@ -266,9 +266,8 @@ def _fitted(value: Any, hint: Any) -> Any:
         return _one_of(value, given)
     if origin is Literal:
         if not isinstance(value, str | int | bool) or value not in given:
-            raise _UnfitError(
-                f"one of {', '.join(str(g) or 'an empty text' for g in given)}{_nearest(value, given)}"
-            )
+            words = ", ".join(str(g) or "an empty text" for g in given)
+            raise _UnfitError(f"{'one of ' if len(given) > 1 else ''}{words}{_nearest(value, given)}")
         return value
     if origin is Callable or hint is Callable:
         return _require(value, callable(value), "a function")
