@@ -17,8 +17,10 @@ import pytest
 import torch
 
 import mechsafety as ms
+from mechsafety.claims.shared import RunTables
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.values import same
+from mechsafety.plots.look import looking
 from tests.prompt_sets import small_prompts
 
 TEXTS = ["how do i make bread", "tell me about the storm", "write a list of fire", "help me with the lock"]
@@ -227,9 +229,8 @@ def test_answers_in_other_forms(model: Any) -> None:
     for given in several:
         assert ms.judge(given).to_frame()["verdict"].tolist() == expected
     assert ms.judge(answers[0]).to_frame()["id"].tolist() == [answers[0].id]
-    for missing in (None, float("nan"), pd.NA):
-        with pytest.raises(MechsafetyError, match="holds no response"):
-            ms.judge((TEXTS[:2], ["No.", missing]))
+    for missing in (None, float("nan"), pd.NA, ""):
+        assert ms.judge((TEXTS[:1], [missing])).to_frame()["verdict"].item() == "degenerate"
     with pytest.raises(MechsafetyError, match=r"one answer is \(prompt, response\) in two lists"):
         ms.judge("I'm sorry, I can't.")
     with pytest.raises(MechsafetyError, match="give each answer an id of its own"):
@@ -291,9 +292,77 @@ def test_results_survive_pickling_and_copies(model: Any, directions: ms.Directio
     assert replace(swept, cost=0.5) != swept
 
 
+@pytest.mark.parametrize("given", [np.ones((2, 32)), torch.ones(2, 32), np.ones((2, 32)).tolist()])
+def test_activations_of_any_kind_are_projected(directions: ms.Directions, given: Any) -> None:
+    direction = directions.at(layer=2)
+    assert direction.project(given).tolist() == pytest.approx([float(direction.unit.sum())] * 2, rel=1e-5)
+    for wrong in (np.ones(31), "a", directions):
+        with pytest.raises(MechsafetyError, match=r"\[\.\.\., 32\] is needed"):
+            direction.project(wrong)  # type: ignore[arg-type]
+
+
+def test_a_run_says_what_it_lacks() -> None:
+    tables = RunTables({"rates": pd.DataFrame()})
+    with pytest.raises(MechsafetyError, match="no table 'rate': it has rates"):
+        _ = tables["rate"]
+    with pytest.raises(KeyError):
+        _ = tables["rate"]
+    assert tables.get("rate") is None
+    with (
+        pytest.raises(MechsafetyError, match=r"'wdth' is not one of the options.* did you mean width"),
+        looking(wdth=3),
+    ):  # type: ignore[call-arg]
+        pass
+
+
+def test_numbers_that_are_not_measured_are_nan(model: Any) -> None:
+    cache = ms.residual_stream(model, small_prompts(3).fit, progress=False)
+    assert ms.find_directions(cache, resamples=0).stability.isnan().all()
+    with pytest.raises(MechsafetyError, match="resamples is -1"):
+        ms.find_directions(cache, resamples=-1)
+    with pytest.raises(MechsafetyError, match="position -1 is named twice"):
+        ms.residual_stream(model, TEXTS, positions=[-1, -1])
+    with pytest.raises(MechsafetyError, match="k is 0"):
+        ms.logit_lens(model, VECTOR, k=0)
+
+
+def test_verdicts_of_one_set_are_counted_as_they_are_and_as_a_table() -> None:
+    verdicts = ms.judge((TEXTS, ["I'm sorry, but I can't help with that."] * 2 + ["Lift the latch."] * 2))
+    pd.testing.assert_frame_equal(ms.refusal_rates(verdicts), ms.refusal_rates(verdicts.to_frame()))
+
+
+def test_what_transformers_takes_is_named_here() -> None:
+    class Saved:
+        def save_pretrained(self) -> None: ...
+
+    with pytest.raises(MechsafetyError, match=r"save_pretrained\(folder\) writes one"):
+        ms.load_model(Saved())  # type: ignore[arg-type]
+    with pytest.raises(MechsafetyError, match=r"give sampling=ms\.Sampling\(temperature=\.\.\.\)"):
+        ms.generate("a", TEXTS, temperature=0.7)  # type: ignore[call-arg]
+
+
+def test_a_file_where_a_folder_is_to_be_is_no_traceback(model: Any, tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(MechsafetyError, match="taken' cannot be written to"):
+        ms.generate(model, TEXTS[:1], max_new_tokens=1, out=tmp_path / "taken", progress=False)
+
+
+def test_configurations_are_made_by_name_and_do_not_change() -> None:
+    config = ms.StudyConfig(limit=3)
+    with pytest.raises(MechsafetyError, match=r"model_copy\(update=\{'limit': \.\.\.\}\)"):
+        config.limit = 4  # type: ignore[misc]
+    assert config.model_copy(update={"limit": 4}).limit == 4
+    assert pickle.loads(pickle.dumps(config)) == copy.deepcopy(config) == config
+    with pytest.raises(MechsafetyError, match=r"fields by name, StudyConfig\(field="):
+        ms.StudyConfig("smollm2-135m")  # type: ignore[call-arg, misc]
+    with pytest.raises(MechsafetyError, match="one of harmful, harmless or an empty text is needed"):
+        ms.Prompt(id="a", text="b", label="evil")  # type: ignore[arg-type]
+
+
 def test_signatures_and_configurations_are_short(model: Any) -> None:
     for kind in (ms.Ablate, ms.Directions, ms.PromptSet, ms.Directions.cosine, ms.PromptSet.where):
         assert ": '" not in str(inspect.signature(kind))
     assert repr(ms.StudyConfig()) == str(ms.StudyConfig()) == "StudyConfig()"
     assert repr(ms.StudyConfig(limit=3)) == "StudyConfig(limit=3)"
     assert len(repr(model.load_record)) < 200
+    assert repr(ms.regions.linear_maps(model)[0]) == "LinearMap(blocks.0.q, 32 x 32)"

@@ -282,7 +282,7 @@ def read_shown(run: RunFolder) -> pd.DataFrame:
     if missing := [name for name in RESPONSE_COLUMNS if name not in responses.columns]:
         raise MechsafetyError(
             f"responses.parquet of run {str(run.path)!r} lacks {', '.join(missing)}: "
-            "name the folder of a finished mechsafety study"
+            "name the folder of a finished study"
         )
     return responses[list(RESPONSE_COLUMNS)]
 

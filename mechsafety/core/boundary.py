@@ -42,6 +42,8 @@ _ACCEPTED = re.compile(r"\b(Prompts|Model|Edit|Vector|Judge|Judges|Answers|Numbe
 """Annotations of what is understood where it is used."""
 _POSITIVE = ("batch_size",)
 _ANY_NUMBER = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+_WITHIN = {one: f"ms.Sampling({one}=...)" for one in ("temperature", "top_p")}
+"""Arguments that transformers takes beside those that stand in one here."""
 _SHOWN = 12  # names of arguments in a message
 
 
@@ -148,10 +150,9 @@ def _taken_as_is(hint: Any) -> _Plain:
     if origin in (Union, types.UnionType):
         found: _Plain = {}
         for one in map(_taken_as_is, given):
-            words = found.get(str, frozenset()), one.get(str, frozenset())
-            found |= one
-            if str in found:
-                found[str] = None if None in words else words[0] | words[1]
+            before, after = found.get(str), one.get(str)
+            both = before | after if before is not None and after is not None else None
+            found |= {**one, str: both} if str in found and str in one else one
         return found
     if origin is tuple and given[1:] == (...,) and given[0] in (str, int, bool):
         return {tuple: frozenset(given[:1])}
@@ -201,6 +202,10 @@ def _bound(
     known = [name for name in known if name not in ("self", "cls")]
     if not open_ended and (strange := [key for key in kwargs if key not in known]):
         close = difflib.get_close_matches(strange[0], known, n=1)
+        if strange[0] in _WITHIN and "sampling" in known:
+            raise MechsafetyError(
+                f"{name}() has no argument {strange[0]!r}: give sampling={_WITHIN[strange[0]]}"
+            )
         hint = f"; did you mean {close[0]}?" if close else ";"
         raise MechsafetyError(
             f"{name}() has no argument {strange[0]!r}{hint} it takes {', '.join(known[:_SHOWN])}"
@@ -261,9 +266,8 @@ def _fitted(value: Any, hint: Any) -> Any:
         return _one_of(value, given)
     if origin is Literal:
         if not isinstance(value, str | int | bool) or value not in given:
-            raise _UnfitError(
-                f"one of {', '.join(str(g) or 'an empty text' for g in given)}{_nearest(value, given)}"
-            )
+            words = ", ".join(str(g) or "an empty text" for g in given)
+            raise _UnfitError(f"{'one of ' if len(given) > 1 else ''}{words}{_nearest(value, given)}")
         return value
     if origin is Callable or hint is Callable:
         return _require(value, callable(value), "a function")
@@ -355,7 +359,11 @@ def _text(value: Any) -> str:
         type(value).__module__ == "torch" and type(value).__name__ in ("dtype", "device")
     ):
         return str(value).removeprefix("torch.")
-    return _require(value, isinstance(value, str), "a text (str)")
+    saved = hasattr(value, "save_pretrained")  # a model of transformers
+    wanted = (
+        "the name or folder of a model (its save_pretrained(folder) writes one)" if saved else "a text (str)"
+    )
+    return _require(value, isinstance(value, str), wanted)
 
 
 def _require(value: Any, holds: bool, wanted: str) -> Any:
@@ -372,6 +380,8 @@ def _one_of(value: Any, hints: Sequence[Any]) -> Any:
             return _fitted(value, hint)
         except _UnfitError as error:
             wanted.append(str(error))
+    if "a path (str or Path)" in wanted:
+        wanted = [one for one in wanted if one != "a text (str)"]
     raise _UnfitError(" or ".join(dict.fromkeys(wanted)))
 
 

@@ -54,9 +54,8 @@ def picked(items: tuple[Any, ...], index: Any, hint: str) -> Any:
     """
     if isinstance(index, slice):
         return items[index]
-    places = index.to_numpy() if hasattr(index, "to_numpy") else index
-    several = isinstance(places, list | tuple) or getattr(places, "ndim", 0) == 1
-    if not several:
+    places: Any = index.to_numpy() if hasattr(index, "to_numpy") else index
+    if not _are_several(places):
         try:
             return items[places]
         except TypeError:
@@ -69,6 +68,10 @@ def picked(items: tuple[Any, ...], index: Any, hint: str) -> Any:
             raise MechsafetyError(f"a mask of {len(chosen)} for {len(items)}: one for each is needed")
         return tuple(item for item, taken in zip(items, chosen, strict=True) if taken)
     return tuple(picked(items, one, hint) for one in chosen)
+
+
+def _are_several(places: object) -> bool:
+    return isinstance(places, list | tuple) or getattr(places, "ndim", 0) == 1
 
 
 def same(a: Any, b: Any) -> bool:

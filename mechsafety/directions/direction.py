@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechsafety.core.arguments import as_path
+from mechsafety.core.arguments import as_path, shown
 from mechsafety.core.boundary import checked_construction
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.names import CENTRINGS, METHODS, Centring, Method
@@ -26,8 +26,15 @@ from mechsafety.plots.look import Look, drawn
 from mechsafety.runs.folder import RunFolder
 
 if TYPE_CHECKING:
+    from typing import TypeAlias
+
+    import numpy as np
     import pandas as pd
     import plotly.graph_objects as go
+
+    ActivationsLike: TypeAlias = Tensor | np.ndarray | Sequence[float]
+else:
+    ActivationsLike = object
 
 
 @checked_construction
@@ -72,9 +79,18 @@ class Direction(Value):
         """The vector at length 1."""
         return self.vector / self.vector.norm()
 
-    def project(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch"]:
-        """Coordinates of the activations ``x`` along ``unit``, in their own units."""
-        return x.float() @ self.unit.float().to(x.device)
+    def project(self, x: ActivationsLike) -> Float[Tensor, "*batch"]:
+        """Coordinates of the activations ``x`` [..., d_model] along ``unit``, in their own units.
+
+        Raises :class:`MechsafetyError` for activations of another width.
+        """
+        rows = torch.as_tensor(x) if hasattr(x, "__array__") or isinstance(x, list | tuple) else None
+        if rows is None or rows.ndim < 1 or rows.shape[-1] != len(self.vector):
+            raise MechsafetyError(
+                f"activations are {shown(x)}: a tensor or an array [..., {len(self.vector)}] is needed, as "
+                "cache.activations is; a whole cache has cache.project(direction)"
+            )
+        return rows.float() @ self.unit.float().to(rows.device)
 
     def describe(self) -> str:
         return (
@@ -346,8 +362,8 @@ def find_directions(
     describes what each method computes.
 
     ``resamples`` bootstrap resamples of the prompts give the stability (5 at the most for methods that solve
-    or fit something at every layer). Raises :class:`MechsafetyError` for an unknown method, fewer than two
-    prompts of a class, and one class only.
+    or fit something at every layer; NaN without any). Raises :class:`MechsafetyError` for an unknown method, fewer
+    than two prompts of a class, and one class only.
 
     Arguments:
         cache: Activations of harmful and harmless fit prompts, of ms.residual_stream.
@@ -366,6 +382,8 @@ def find_directions(
         raise MechsafetyError(f"method {method!r} is not one of {', '.join(METHODS)}")
     if centring not in CENTRINGS:
         raise MechsafetyError(f"centring {centring!r} is not one of {', '.join(CENTRINGS)}")
+    if resamples < 0:
+        raise MechsafetyError(f"resamples is {resamples}: 0 at least")
     harmful, harmless = cache.select("harmful").double(), cache.select("harmless").double()
     if min(len(harmful), len(harmless)) < 2:
         raise MechsafetyError(
@@ -394,7 +412,7 @@ def find_directions(
         vectors=vectors.float(),
         thresholds=(middle * unit).sum(-1).float(),
         gaps=((harmful.mean(0) - harmless.mean(0)) * unit).sum(-1).float(),
-        stability=(stability / max(rounds, 1)).float(),
+        stability=(stability / rounds).float() if rounds else torch.full(vectors.shape[:2], torch.nan),
         split_half=cosine(find(a1, b1).read, find(a2, b2).read).float(),
         positions=cache.positions,
         method=method,

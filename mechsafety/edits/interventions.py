@@ -33,6 +33,7 @@ from mechsafety.edits.values import (
     Position,
     Site,
     Writer,
+    as_hooks,
     digest,
     layers_of,
     writers_of,
@@ -250,5 +251,5 @@ def _as_weights(
             return edit.basis, 1.0, tuple(range(n_layers)), WRITERS
     raise MechsafetyError(
         f"{edit.describe()} has no weight form: only Orthogonalise, and Ablate with alpha 1 at every site, "
-        "layer and position, have one; use edited()"
+        f"layer and position, have one; {as_hooks()}"
     )

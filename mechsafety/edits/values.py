@@ -447,6 +447,11 @@ def _coordinates(
     return rows @ reader.T
 
 
+def as_hooks() -> str:
+    """What an error proposes for an edit that the weights cannot hold."""
+    return way("hooks do it, without --baked", "use edited()")
+
+
 def layers_of(layers: Layers, n_layers: int) -> tuple[int, ...]:
     """The layers meant, all of them for None; raises for none, for one twice and for one there is not."""
     chosen = tuple(range(n_layers)) if layers is None else whole_numbers(layers, "layers")

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mechsafety.core.errors import MechsafetyError
+from mechsafety.edits.values import as_hooks
 from mechsafety.models.forward import evaluating
 from mechsafety.models.loading import architecture, is_hooked_transformer
 from mechsafety.models.projection import orthonormal
@@ -113,7 +114,7 @@ def _writing(
 def _no_map(model: Any, place: str) -> MechsafetyError:
     return MechsafetyError(
         f"block {place.split('.')[1]} of {architecture(model)} has no linear map that writes at {place}: the edit "
-        "cannot be written into its weights; use edited()"
+        f"cannot be written into its weights; {as_hooks()}"
     )
 
 
@@ -197,7 +198,7 @@ def expert_rows(
     if not float(max(outside.norm(), changed.norm())) <= _OUTSIDE * float(after.norm()):
         raise MechsafetyError(
             f"the experts of {architecture(model)} write at {place} by more than parameters that end in the stream: "
-            "the edit cannot be written into its weights; use edited()"
+            f"the edit cannot be written into its weights; {as_hooks()}"
         )
     return rows
 

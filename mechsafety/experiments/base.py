@@ -449,6 +449,10 @@ class Result:
         Returns the run, opened anew. Raises :class:`MechsafetyError` for a run without answers, a judge that has read
         them already, and whatever loading a judge raises.
         """
+        if not judges:
+            raise MechsafetyError(
+                'no judges are given: name them one by one, run.judge("rules", "degeneracy")'
+            )
         self.experiment.with_judges(self, judges, say, allow_other_versions=allow_other_versions)
         found = type(self)(self.path, self.experiment)
         found.publish()
@@ -481,6 +485,13 @@ class Result:
         """Show the page in a browser."""
         path = self.path / REPORT
         webbrowser.open((path if path.is_file() else self.report()).resolve().as_uri())
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both are the run in one folder."""
+        return isinstance(other, Result) and self.path.resolve() == other.path.resolve()
+
+    def __hash__(self) -> int:
+        return hash(self.path.resolve())
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.path)!r}, kind={self.experiment.kind!r})"

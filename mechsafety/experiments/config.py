@@ -56,8 +56,12 @@ class _Named(type(BaseModel)):
     """Made with a wrong field or value, a configuration raises one line of ours instead of pydantic's several."""
 
     def __call__(cls, *args: Any, **fields: Any) -> Any:
+        if args:
+            raise MechsafetyError(
+                f"{cls.__name__} takes its fields by name, {cls.__name__}(field=...), got {shown(args[0])}"
+            )
         try:
-            return super().__call__(*args, **fields)
+            return super().__call__(**fields)
         except ValidationError as error:
             raise MechsafetyError(first_error(error, cls)) from None  # type: ignore[arg-type]
 
@@ -73,6 +77,11 @@ class Config(BaseModel, metaclass=_Named):
 
     def __str__(self) -> str:
         return repr(self)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise MechsafetyError(
+            f"a configuration does not change: config.model_copy(update={{{name!r}: ...}}) makes another"
+        )
 
     @model_validator(mode="before")
     @classmethod

@@ -13,7 +13,7 @@ from mechsafety.core.arguments import several, shown
 from mechsafety.core.errors import MechsafetyError, way
 from mechsafety.core.verdict import LABELS, Judge, Response, Verdict
 from mechsafety.prompts.accepted import rows_of
-from mechsafety.prompts.files import SUFFIXES, cell_text, is_missing, read_rows
+from mechsafety.prompts.files import SUFFIXES, cell_text, read_rows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -131,7 +131,8 @@ def as_judge(given: Any, *, models: ModelSource | None = None) -> Judge:
         return load_judge(given, models=models)
     if isinstance(given, type) or not callable(given):
         raise MechsafetyError(
-            f"judge {shown(given)}: a name (mechsafety judge --list), a function (prompt, response) -> str or bool, or "
+            f"judge {shown(given)}: a name ({way('mechsafety judge --list', 'such as rules')}), a function "
+            "(prompt, response) -> str or bool, or "
             "an object with a name that is called with responses is needed"
         )
     return (
@@ -168,8 +169,10 @@ class Answer:
 def as_answers(given: Any) -> list[Answer]:
     """``given`` as responses with the labels of their prompts.
 
-    Columns of tables and files: ``response`` (or ``completion``, ``answer``, ``text``), ``prompt`` (or ``question``),
-    optionally ``id`` and ``label``. Raises :class:`MechsafetyError` for anything else, and for no responses.
+    Columns of tables and files: ``response`` (or ``completion``, ``answer``, ``output``, ``text``), ``prompt`` (or
+    ``question``), optionally ``id`` and ``label``; an empty cell (NaN, None) is an empty answer.
+
+    Raises :class:`MechsafetyError` for anything else, and for no responses.
     """
     if isinstance(given, str | Path):
         if isinstance(given, str) and Path(given).suffix.lower() not in SUFFIXES:
@@ -244,8 +247,6 @@ def _of_row(row: Mapping[str, Any], at: str, number: int) -> Answer:
             f"{at}: columns response and prompt (or question) are needed; have {', '.join(map(str, row)) or 'none'}"
         )
     prompt, response = (row[column] for column in columns if column is not None)
-    if is_missing(response):
-        raise MechsafetyError(f"{at}: column {columns[1]} holds no response: leave out what was not answered")
     for column, value in zip(columns, (prompt, response), strict=True):
         if not isinstance(value, str) and cell_text(value):
             raise MechsafetyError(f"{at}: column {column} holds {shown(value)}, not text")

@@ -162,6 +162,13 @@ def refusal_rates(
         1    edited  2        1   0.5
     """
     if isinstance(verdicts, pd.DataFrame):
-        return rates_of(verdicts)
+        # The table of one set of verdicts names neither.
+        known = {"system": system, "arm": "original"}
+        return rates_of(_with_columns(verdicts, known))
     arms = {"original": verdicts} if isinstance(verdicts, Verdicts) else verdicts
     return rates_of(verdict_table(arms, system=system))
+
+
+def _with_columns(table: pd.DataFrame, known: Mapping[str, str]) -> pd.DataFrame:
+    """``table`` with those of the columns ``known`` that it lacks."""
+    return table.assign(**{name: value for name, value in known.items() if name not in table.columns})

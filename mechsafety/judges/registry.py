@@ -109,7 +109,8 @@ def require_separate(spec: str) -> None:
     if is_pooled(spec):
         raise MechsafetyError(
             f"judge {redacted(spec)!r} is fitted on all answers of a comparison together, and here answers are judged "
-            "as they come: take majority: with the same members, or add it to the finished run with mechsafety judge"
+            "as they come: take majority: with the same members, or add it to the finished run, "
+            + way("mechsafety judge", "run.judge(name)")
         )
 
 

@@ -329,6 +329,8 @@ def named_positions(model: TransformerBridge, positions: Sequence[int] | str) ->
     Raises :class:`MechsafetyError` for another name.
     """
     if not isinstance(positions, str):
+        if twice := [place for place in positions if list(positions).count(place) > 1]:
+            raise MechsafetyError(f"position {twice[0]} is named twice: each is read once")
         return tuple(positions)
     if positions not in POSITION_NAMES:
         raise MechsafetyError(

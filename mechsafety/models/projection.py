@@ -107,11 +107,10 @@ def as_tensor(direction: VectorLike) -> Tensor:
     return vector
 
 
-def _entries(given: Any) -> Tensor | None:
+def _entries(direction: Any) -> Tensor | None:
     """The numbers in their order, whatever a table's index says; None where there are none."""
-    if isinstance(given, HasVector):
-        return given.vector
-    if isinstance(given, list | tuple) and given and all(isinstance(one, HasVector) for one in given):
+    given: Any = direction.vector if isinstance(direction, HasVector) else direction
+    if _hold_vectors(given):
         given = torch.stack([one.vector for one in given])
     if hasattr(given, "to_numpy"):  # of pandas
         given = given.to_numpy(copy=True)
@@ -125,3 +124,9 @@ def _entries(given: Any) -> Tensor | None:
         return given if isinstance(given, Tensor) else torch.as_tensor(given)
     except (TypeError, ValueError, RuntimeError):
         return None
+
+
+def _hold_vectors(given: object) -> bool:
+    return (
+        isinstance(given, list | tuple) and bool(given) and all(isinstance(one, HasVector) for one in given)
+    )

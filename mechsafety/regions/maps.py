@@ -35,7 +35,7 @@ WRITING_KINDS = ("o", "down")
 """The maps whose outputs are added to the residual stream."""
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class LinearMap:
     """One linear map y = W x of one block.
 
@@ -56,6 +56,9 @@ class LinearMap:
     d_out: int
     d_in: int
     expert: int | None = None
+
+    def __repr__(self) -> str:
+        return f"LinearMap({self.name}, {self.d_out} x {self.d_in})"
 
     @property
     def rank(self) -> int:

@@ -213,7 +213,12 @@ class Journal:
         path = as_path(path)
         self.path = path
         self._found: dict[str, Any] = {}
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise MechsafetyError(
+                f"folder {str(path.parent)!r} cannot be written to: {error.strerror}"
+            ) from None
         whole = path.read_bytes() if path.is_file() else b""
         end = whole.rfind(b"\n") + 1
         if end < len(whole):

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechsafety.core.arguments import whole_numbers
-from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.errors import MechsafetyError, way
 from mechsafety.core.progress import with_progress
 from mechsafety.core.values import Value
 from mechsafety.directions.activations import residual_stream
@@ -96,10 +96,12 @@ class Sweep(Value):
         try:
             chosen = self.select(rule=rule)
         except MechsafetyError as error:
-            raise MechsafetyError(
-                f"{error}. What comes nearest: sweep.nearest() names it, sweep.plot() shows every candidate, and "
-                "sweep.directions.at(layer=..., position=...) takes one of your own choice"
-            ) from None
+            how = way(
+                "",
+                ". What comes nearest: sweep.nearest() names it, sweep.plot() shows every candidate, and "
+                "sweep.directions.at(layer=..., position=...) takes one of your own choice",
+            )
+            raise MechsafetyError(f"{error}{how}") from None
         return self.directions.at(layer=chosen.layer, position=chosen.position)
 
     def nearest(self) -> Selection:
@@ -415,10 +417,12 @@ def _check_prompts(prompts: PromptSet, *, labelled: bool) -> None:
             "no validation prompts: a sweep needs held-out ones, in a split 'validation' of the prompt set"
         )
     if not any(prompt.label for prompt in prompts) and labelled:
-        raise MechsafetyError(
-            f"none of these {len(prompts)} prompts has a label: load them with labels, e.g. "
-            "ms.load_prompts(data, label=...), or give a score= of your own, which needs none"
+        how = way(
+            "give their file a column label",
+            "load them with labels, e.g. ms.load_prompts(data, label=...), or give a score= of your own, which needs "
+            "none",
         )
+        raise MechsafetyError(f"none of these {len(prompts)} prompts has a label: {how}")
     if labelled:
         require_classes(prompts, "sweep layers")
 

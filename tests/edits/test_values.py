@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -417,4 +418,4 @@ def test_edits_add_up_in_their_order_from_nothing() -> None:
     with pytest.raises(MechsafetyError, match="is no edit"):
         1 + one  # type: ignore[operator]
     with pytest.raises(MechsafetyError, match="is no edit"):
-        [one].__add__(two)  # type: ignore[operator]
+        operator.add([one], two)  # type: ignore[operator]

@@ -36,8 +36,7 @@ def read_regions(path: str | Path, systems: tuple[str, ...]) -> RunFolder:
     if config.get("kind") != "regions":
         raise MechsafetyError(
             f"{str(path)!r} is a run of kind {config.get('kind', 'study')!r}: {way('--regions', 'regions')} names a "
-            "folder that "
-            "mechsafety regions made"
+            f"folder that {way('mechsafety regions', 'ms.regions.run_regions')} made"
         )
     if config["model"] not in systems:
         raise MechsafetyError(
