@@ -50,9 +50,7 @@ from mechsafety.plots.style import COLOURS, require_rows, whiskers
 _BINS = 26
 
 
-def anatomy_figures(
-    tables: Tables, *, names: Names, only: tuple[str, ...] = ("",)
-) -> dict[str, go.Figure]:
+def anatomy_figures(tables: Tables, *, names: Names, only: tuple[str, ...] = ("",)) -> dict[str, go.Figure]:
     """Every figure that the tables allow, by file name; ``names`` are the models' by their part.
 
     ``only`` are the beginnings of the names of figures that are wanted.
