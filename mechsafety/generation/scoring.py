@@ -170,6 +170,7 @@ def answer_nll(
     batch_size: int = DEFAULT_BATCH,
     n_thought: Sequence[int] | None = None,
     ids: Sequence[str] | None = None,
+    share_prefix: bool = True,
 ) -> list[float | None]:
     """Mean negative log-likelihood per answer token after its context, in nats; None for an empty answer.
 
@@ -177,8 +178,9 @@ def answer_nll(
     scored, so that a thought without an answer has None.
 
     Under the unedited model text that it finds very unlikely is a sign of damage; under an edit the unedited
-    model's own answers are. Raises :class:`MechsafetyError` where a context with its answer does not fit in the model's
-    window; ``ids`` name them.
+    model's own answers are. The tokens that all contexts begin with run once; ``share_prefix=False`` is the plain
+    reference. Raises :class:`MechsafetyError` where a context with its answer does not fit in the model's window;
+    ``ids`` name them.
     """
     full = [[*c, *a] for c, a in zip(contexts, answers, strict=True)]
     names = ids or [f"answer {number}" for number in range(1, len(full) + 1)]
@@ -192,8 +194,11 @@ def answer_nll(
         if edit is not None and edit.positions != "all":
             _nll_behind_prompts(model, body, contexts, answers, scored, batch_size, out)
             return out
-        for batch in batches(model, full, batch_size=batch_size):
-            logits = forward(body, batch, logits=longest + 1).logits
+        device = device_of(model)
+        prefix = common_prefix(body, contexts, device, more=longest) if share_prefix and len(full) > 1 else []
+        stored = run_prefix(body, prefix, device)
+        for batch in batches(model, [f[len(prefix) :] for f in full], batch_size=batch_size):
+            logits = forward(body, batch, logits=longest + 1, before=stored).logits
             found: dict[int, Tensor] = {}
             for place, row in enumerate(batch.rows):
                 if n := scored[row]:

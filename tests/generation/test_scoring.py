@@ -77,10 +77,11 @@ def test_identical_contexts_share_all_but_the_last_token(tiny_kept: Callable[...
     assert scores[0, 1] == pytest.approx(plain(model, PREFIX, OPTIONS[1]), abs=2e-4)
 
 
-def test_answer_nll_is_the_mean_over_answer_tokens(tiny_kept: Callable[..., Any]) -> None:
+@pytest.mark.parametrize("share_prefix", [True, False])
+def test_answer_nll_is_the_mean_over_answer_tokens(tiny_kept: Callable[..., Any], share_prefix: bool) -> None:
     model = tiny_kept("llama")
     answers = [[14, 15, 16], [], [22], [31, 18, 40, 41, 42]]
-    found = answer_nll(model, contexts()[:4], answers, batch_size=2)
+    found = answer_nll(model, contexts()[:4], answers, batch_size=2, share_prefix=share_prefix)
     for context, answer, value in zip(contexts(), answers, found, strict=False):
         if not answer:
             assert value is None

@@ -102,14 +102,14 @@ class StudyWork(AnsweredWork):
                 n = len(self._asked(spec, random[0]))
                 self.say(f"{title} · {len(missing)} random directions: {n} responses to each")
                 self.respond_randomly(spec, missing)
-        for arm in [*ARMS, *random]:
-            self.judge(spec, arm, title)
-            if arm not in ARMS:
-                continue
+        # Before any judge, whose model may take the place of this one.
+        for arm in ARMS:
             with session.timed(spec, "self-judgement"):
                 if self.config.selfjudge and not run.has_part("selfjudge", spec, arm):
                     self.say(f"{title} · {arm}: self-judgement")
                     self.selfjudge(spec, arm)
+        for arm in [*ARMS, *random]:
+            self.judge(spec, arm, title)
 
     def judge_all(self) -> None:
         """Every verdict that is missing on responses that are there; raises where the study lacks them."""
