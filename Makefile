@@ -31,6 +31,7 @@ check: .venv/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/basedpyright
+	$(BIN)/basedpyright --pythonpath $(BIN)/python --project tests/typed_script.json
 	$(BIN)/lint-imports
 
 format: .venv/installed-dev

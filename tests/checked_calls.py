@@ -26,6 +26,7 @@ FIRST, EVERY = 16, 100
 
 _jaxtyped = jaxtyping.jaxtyped
 _counts: list[list[int]] = []
+_hints: dict[tuple[str, str, CodeType], dict[str, Any]] = {}
 
 
 def begin_counts() -> None:
@@ -80,7 +81,11 @@ def _check_construction(made: Any, typechecker: Any) -> None:
 
 def _checking(function: FunctionType) -> Callable[..., Any]:
     """The function with its arguments and its result checked."""
-    hints = {name: _resolved(hint, function) for name, hint in function.__annotations__.items()}
+    # A function within another is defined anew at every call, and its hints are the same.
+    named = function.__module__, function.__qualname__, function.__code__
+    if named not in _hints:
+        _hints[named] = {name: _resolved(hint, function) for name, hint in function.__annotations__.items()}
+    hints = _hints[named]
     if any(_has_shape(hint) for hint in hints.values()):
         return _jaxtyped(function, typechecker=beartype)
     if "<locals>" in function.__qualname__:

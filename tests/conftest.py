@@ -80,8 +80,11 @@ WORDS = [
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Notebooks come first, as the longest; each of their cells has its own time limit, and warnings of kernels pass."""
-    items.sort(key=lambda item: not hasattr(item, "nbmake"))
+    """Notebooks come first, as the longest; each of their cells has its own time limit, and warnings of kernels pass.
+
+    Files of experiments follow, whose tests share runs: a file that is begun early is not divided between processes.
+    """
+    items.sort(key=lambda item: (not hasattr(item, "nbmake"), "experiments" not in item.path.parts))
     for item in items:
         if hasattr(item, "nbmake"):
             item.add_marker(pytest.mark.timeout(0))
@@ -113,6 +116,14 @@ def _keep_what_lives() -> None:
 def pytest_runtest_logstart() -> None:
     """Of every function, the first calls of each test are checked."""
     begin_counts()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_waiting_for_disks() -> Iterator[None]:
+    """Kills and interrupts are tested, failures of power are not: no file need reach the disk."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,4 +1,8 @@
-"""A user's script, of public names alone: type-checked in strict mode, never run (tests/test_types.py)."""
+"""A user's script, of public names alone: type-checked in strict mode by ``make check``, never run.
+
+The public hints are complete where nothing of it is an error. Its last lines are wrong, each in its own way, and say so:
+the check fails where one of them is not found.
+"""
 
 from __future__ import annotations
 
@@ -74,3 +78,7 @@ shown = (
     findings,
     own,
 )
+
+fraction: int = interval.low  # pyright: ignore[reportAssignmentType]
+nothing = ms.no_such_name  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType, reportUnknownVariableType]
+ms.generate(model, max_tokens=3)  # pyright: ignore[reportCallIssue]

@@ -146,8 +146,10 @@ def require_single(rows: pd.DataFrame, *key: str) -> pd.DataFrame:
 
 @cache
 def _white() -> go.layout.Template:
-    """What these figures have of plotly's white template: all of it is most of what a small figure is, and is copied anew
-    each time that one is read or written."""
+    """What these figures have of plotly's white template.
+
+    All of it would be most of a small figure, and is copied anew each time that one is read or written.
+    """
     whole = pio.templates["plotly_white"].to_plotly_json()
     return go.layout.Template(
         layout={name: whole["layout"][name] for name in _LAYOUT},

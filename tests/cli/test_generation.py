@@ -23,6 +23,8 @@ from mechsafety.runs.folder import neutralised, read_run
 from tests.cli.test_base import call, judged_anew, succeed
 from tests.prompt_sets import small_prompts, write_csv
 
+pytestmark = pytest.mark.usefixtures("unpublished")
+
 COLUMNS = ["id", "prompt", "label", "category", "response", "finish", "n_prompt_tokens", "n_tokens"]
 
 
@@ -192,6 +194,7 @@ def torch_equal(a: Any, b: Any) -> bool:
     return torch.equal(a, b)
 
 
+@pytest.mark.published
 def test_another_judge_reads_the_answers_and_nothing_is_generated_again(
     work: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

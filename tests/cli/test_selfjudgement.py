@@ -26,6 +26,8 @@ from tests import in_process_ray
 from tests.cli.test_base import call, succeed
 from tests.prompt_sets import small_prompts, write_csv
 
+pytestmark = pytest.mark.usefixtures("unpublished")
+
 CELLS = {(judge, response) for judge in ("original", "edited") for response in ("original", "edited")}
 
 
@@ -226,6 +228,7 @@ def test_mistakes_end_in_one_line(study: Path, tmp_path: Path, options: list[str
 # -- the command ------------------------------------------------------------------------------------
 
 
+@pytest.mark.published
 def test_the_command_writes_tables_figures_and_a_page(study: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     facts = succeed("selfjudge", study, "--limit", 4, "--out", out, "--json")

@@ -27,6 +27,8 @@ from mechsafety.sweeps.openings import own_refusals
 from tests.conftest import save_tiny
 from tests.prompt_sets import small_prompts, write_csv
 
+pytestmark = pytest.mark.usefixtures("unpublished")
+
 
 def call(*arguments: object) -> Result:
     return CliRunner().invoke(cli.main, [str(a) for a in arguments])
@@ -62,6 +64,7 @@ def finished(
     return out
 
 
+@pytest.mark.published
 def test_a_run_holds_its_tables_edit_figures_and_page(
     finished: Path, tiny_folder: Callable[..., Path], tiny: Callable[..., Any]
 ) -> None:
@@ -127,6 +130,7 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(
     assert "has another configuration (positions" in other.stderr
 
 
+@pytest.mark.published
 def test_answers_under_every_dose_are_kept_once_and_another_judge_reads_them(
     finished: Path,
     tiny_folder: Callable[..., Path],

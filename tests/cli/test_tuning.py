@@ -17,6 +17,8 @@ from mechsafety.tuning.training import RECIPES
 from tests.cli.test_base import call, succeed
 from tests.tuning.test_rungs import scripted as scripted
 
+pytestmark = pytest.mark.usefixtures("unpublished")
+
 FIXED = ["--device", "cpu", "--dtype", "float32", "--epochs", "1", "--max-steps", "2", "--rank", "1"]
 
 

@@ -291,11 +291,3 @@ def test_more_than_a_machine_of_the_cluster_has_is_refused(
         run_study(on_ray(config, gpus_per_task=8), tmp_path / "run")
     with pytest.raises(MechsafetyError, match=r"5 CPUs fits on no machine .* the largest has 1 CPUs"):
         run_study(on_ray(config, cpus_per_task=5), tmp_path / "run")
-
-
-def test_a_folder_that_cannot_be_written_is_refused(
-    machines: Machines, config: StudyConfig, tmp_path: Path
-) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(MechsafetyError, match="is a file: name a folder for the run"):
-        run_study(on_ray(config, workers=1), tmp_path / "file")

@@ -253,3 +253,9 @@ def test_a_worker_may_not_write_outside_the_run(tmp_path: Path) -> None:
     for name in ("../escaped.txt", "/tmp/escaped.txt"):
         with pytest.raises(MechsafetyError, match="which is no file of a run folder"):
             keep(run, Task(name=("a",)), Made(files={name: b""}))
+
+
+def test_a_folder_that_cannot_be_written_is_refused(study: StudyConfig, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(MechsafetyError, match="is a file: name a folder for the run"):
+        run_study(on_ray(study), tmp_path / "file")

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from mechsafety.core.errors import MechsafetyError  # noqa: E402
 from mechsafety.edits.interventions import Ablate, Add, digest  # noqa: E402
 from mechsafety.experiments.base import load_run  # noqa: E402
 from mechsafety.generation.scoring import option_log_probs  # noqa: E402
+from mechsafety.integrations import harness_runs  # noqa: E402
 from mechsafety.integrations.harness import EditedLM  # noqa: E402
 from mechsafety.integrations.harness_runs import evaluate  # noqa: E402
 from mechsafety.models.loading import load_model  # noqa: E402
@@ -424,8 +426,10 @@ def test_wrong_input_is_reported(tiny_kept: Callable[..., Any], tasks: TaskManag
 
 
 def test_the_command_writes_a_run_and_refuses_what_is_wrong(
-    tiny_folder: Callable[..., Path], tasks: TaskManager, tmp_path: Path
+    tiny_folder: Callable[..., Path], tasks: TaskManager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # lm-eval takes seconds to list its tasks: once is enough.
+    monkeypatch.setattr(harness_runs, "TaskManager", cache(harness_runs.TaskManager))
     fixed = ["evaluate", tiny_folder("llama"), "--device", "cpu", "--dtype", "float32", "--limit", 4]
     edit = ["--edit", "ablate(random, seed=1)"]
     own = ["--task-folder", tmp_path / "tasks", "--tasks", "ms_choices"]

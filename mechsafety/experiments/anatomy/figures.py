@@ -50,15 +50,18 @@ from mechsafety.plots.style import COLOURS, require_rows, whiskers
 _BINS = 26
 
 
-def anatomy_figures(tables: Tables, *, names: Names) -> dict[str, go.Figure]:
-    """Every figure that the tables allow, by file name; ``names`` are the models' by their part."""
+def anatomy_figures(tables: Tables, *, names: Names, only: tuple[str, ...] = ("",)) -> dict[str, go.Figure]:
+    """Every figure that the tables allow, by file name; ``names`` are the models' by their part.
+
+    ``only`` are the beginnings of the names of figures that are wanted.
+    """
     there = {key: table for key, table in tables.items() if len(table)}
     medians = there.get("sensitivity")
     figures: dict[str, go.Figure] = {}
     for positions in _positions(there["tau"]) if "tau" in there else ():
-        rows = rows_of(there["tau"], positions=positions)
-        figure = tau_figure(rows, positions)
-        figures[f"anatomy-tau-{positions.replace('_', '-')}"] = figure
+        file = f"anatomy-tau-{positions.replace('_', '-')}"
+        if file.startswith(only):
+            figures[file] = tau_figure(rows_of(there["tau"], positions=positions), positions)
     drawn: tuple[tuple[str, str, Callable[[pd.DataFrame, Names], go.Figure]], ...] = (
         ("norms", "anatomy-sensitivity", lambda t, n: sensitivity_figure(t, n, medians=medians)),
         ("separation", "anatomy-separation", separation_figure),
@@ -66,8 +69,10 @@ def anatomy_figures(tables: Tables, *, names: Names) -> dict[str, go.Figure]:
         ("attack_tau", "anatomy-attacks", attack_tau_figure),
         ("interpolation", "anatomy-alpha", alpha_figure),
     )
-    figures |= {file: draw(there[key], names) for key, file, draw in drawn if key in there}
-    return figures | weight_figures(there, names=names)
+    figures |= {
+        file: draw(there[key], names) for key, file, draw in drawn if key in there and file.startswith(only)
+    }
+    return figures | weight_figures(there, names=names, only=only)
 
 
 def _positions(table: pd.DataFrame) -> list[str]:

@@ -35,8 +35,8 @@ from mechsafety.plots.style import COLOURS, whiskers
 from mechsafety.plots.traces import side_by_side
 
 
-def weight_figures(tables: Tables, *, names: Names) -> dict[str, go.Figure]:
-    """Every figure of weights and of their parts that the tables allow, by file name."""
+def weight_figures(tables: Tables, *, names: Names, only: tuple[str, ...]) -> dict[str, go.Figure]:
+    """Every figure of weights and of their parts that the tables allow and whose name begins as ``only``."""
     drawn: tuple[tuple[str, str, Callable[[pd.DataFrame, Names], go.Figure]], ...] = (
         ("weight_changes", "anatomy-size", size_figure),
         ("spectrum", "anatomy-spectrum", spectrum_figure),
@@ -53,7 +53,11 @@ def weight_figures(tables: Tables, *, names: Names) -> dict[str, go.Figure]:
         what = tables["links"]["what"]
         there["sets"] = tables["links"][what.isin(SETS)]
         there["directions"] = tables["links"] if "energy" in set(what) else tables["links"].iloc[:0]
-    return {file: draw(there[key], names) for key, file, draw in drawn if key in there and len(there[key])}
+    return {
+        file: draw(there[key], names)
+        for key, file, draw in drawn
+        if key in there and len(there[key]) and file.startswith(only)
+    }
 
 
 def size_figure(changes: pd.DataFrame, names: Names) -> go.Figure:

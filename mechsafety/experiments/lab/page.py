@@ -25,8 +25,6 @@ _SHOWN = (
     "anatomy-alpha",
     "anatomy-spectrum",
 )
-_TABLES = ("tau", "separation", "norms", "sensitivity", "interpolation", "spectrum")
-"""What these are drawn of."""
 
 
 def page(result: LabResult, figures: Mapping[str, go.Figure]) -> Page:
@@ -68,12 +66,12 @@ def _anatomies(result: LabResult, seed: int) -> list[Block]:
     for tuning in SAFETY_TUNINGS:
         names = {"base": "pretrained", "tuned": tuning, "control": "benign"}
         tables = read_anatomy(result.anatomy(seed, tuning)).tables
-        figures = anatomy_figures({name: tables[name] for name in _TABLES}, names=names)
+        figures = anatomy_figures(tables, names=names, only=_SHOWN)
         blocks.append(
             Block(
                 name=f"anatomy-{tuning}",
                 title=f"Anatomy of {TUNINGS[tuning]}, seed {seed}",
-                figures=[figure for name, figure in figures.items() if name.startswith(_SHOWN)],
+                figures=list(figures.values()),
             )
         )
     return blocks

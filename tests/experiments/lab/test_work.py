@@ -18,6 +18,7 @@ from mechsafety.cli import main
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.verdict import Response
 from mechsafety.engines.tasks import Task
+from mechsafety.experiments.anatomy.config import AnatomyConfig
 from mechsafety.experiments.anatomy.experiment import read_anatomy
 from mechsafety.experiments.base import load_run
 from mechsafety.experiments.lab import ladder as lab_ladder
@@ -34,13 +35,18 @@ from mechsafety.models.loading import load_model
 from mechsafety.runs.folder import RunFolder, computing_versions, read_run
 from tests import in_process_ray
 
+pytestmark = pytest.mark.usefixtures("unpublished")
+
 CONFIG = LabConfig(preset="quick", seeds=(3,))
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _small_ladders() -> Iterator[None]:
-    """Ladders of six rungs with fewer states than by default."""
+def _small_runs() -> Iterator[None]:
+    """Ladders of six rungs and anatomies with fewer states than by default; fewer draws of exchanged targets."""
     with pytest.MonkeyPatch.context() as patch:
+        few = partial(AnatomyConfig, alphas=(0.0, 0.5, 1.0, 1.5), ranks=(1,))
+        patch.setattr("mechsafety.experiments.lab.experiment.AnatomyConfig", few)
+        patch.setattr("mechsafety.experiments.lab.untrained._TARGETS", 19)
         patch.setattr(lab_ladder, "LadderConfig", partial(LadderConfig, counts=(1, 2), controls=1))
         yield
 
@@ -190,6 +196,7 @@ def test_presets_are_listed() -> None:
     assert list(json.loads(result.stdout)) == ["quick", "tiny", "paper"]
 
 
+@pytest.mark.published
 def test_the_command_prints_what_it_made(made: LabResult) -> None:
     result = CliRunner().invoke(
         main, ["lab", "run", "--preset", "quick", "--seeds", "3", "--out", str(made.path), "--json"]
@@ -203,6 +210,7 @@ def test_the_command_prints_what_it_made(made: LabResult) -> None:
         assert (made.anatomy(3, tuning) / "report.html").is_file()
 
 
+@pytest.mark.published
 def test_the_ladders_command_prints_what_it_made(ladder: LabLadderResult) -> None:
     words = ["lab", "ladder", "--preset", "quick", "--seeds", "3", "--out", str(ladder.path), "--json"]
     result = CliRunner().invoke(main, words)
