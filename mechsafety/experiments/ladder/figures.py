@@ -114,7 +114,11 @@ def overview_figure(harmful: pd.DataFrame, names: Mapping[str, str], claims: Cla
             [
                 f"{_number(harmful)} harmful prompts. ↓ a fall and ↑ a rise that is shown (McNemar, Holm); ° beyond "
                 "every random draw.",
-                *(tallied(claims, "harmful") if claims else [f"Changes are not tested ({NO_VERDICTS})."]),
+                *(
+                    tallied(claims, list(names), "harmful")
+                    if claims
+                    else [f"Changes are not tested ({NO_VERDICTS})."]
+                ),
             ]
         ),
         width=WIDTH,

@@ -129,15 +129,14 @@ def coherence_contrasts(
 def _read_arms(
     verdicts: pd.DataFrame, manifest: Mapping[str, Any], *, label: str
 ) -> dict[str, dict[str, Verdicts]]:
-    """By measured system and arm the primary judge's verdicts; systems without both arms are left out."""
+    """By measured system and arm the primary judge's verdicts; none of an arm that is not there."""
     judge = manifest["config"]["judges"][0]
     mine = verdicts[((verdicts["judge"] == judge) & (verdicts["label"] == label)).to_numpy()]
-    found = {
+    return {
         system: {arm: _by_id(rows[(rows["arm"] == arm).to_numpy()], judge) for arm in ARMS}
         for system in measured_systems(manifest)
         if len(rows := mine[(mine["system"] == system).to_numpy()])
     }
-    return {system: arms for system, arms in found.items() if all(arms.values())}
 
 
 def _random_arms(tables: Mapping[str, pd.DataFrame], system: str, judge: str) -> list[Verdicts]:
