@@ -323,6 +323,11 @@ def _boot_bridge(
             # Behind it all names of architectures follow.
             f"{first_lines(error).partition(' Available architectures')[0]}"
         ) from error
+    if not hasattr(model, "blocks"):
+        raise MechsafetyError(
+            f"{spec!r} ({type(hf).__name__}) is no list of blocks to TransformerLens, so that its layers have no names: "
+            "it is not supported"
+        )
     for parameter in (*model.parameters(), *twin.parameters()):
         parameter.requires_grad_(False)
     model.__dict__["_mechsafety_twin"] = hf.__dict__["_mechsafety_twin"] = twin
