@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
 
-from mechsafety.core.errors import MechsafetyError, first_lines
+from mechsafety.core.errors import MechsafetyError
 from mechsafety.models.handles import attached
 
 _PRODUCTS = ("linear", "matmul", "__matmul__", "mm", "bmm")
@@ -128,10 +128,10 @@ def run_reading(mixture: Mixture, x: Float[Tensor, "token d_model"], read: Read)
     with torch.no_grad(), _plainly(mixture.module), _Products(parameters, read):
         try:
             mixture.module.forward(x[None])
-        except Exception as error:  # the code of the model: some need more than the tokens, or have no pass at all
+        except Exception:  # the code of the model: some need more than the tokens, or have no pass at all
             raise MechsafetyError(
                 f"{type(mixture.module).__name__} does not run by itself, so that what its experts read is not known: "
-                f"scores of experts are not for this model ({first_lines(error) or type(error).__name__})"
+                "scores of experts are not for this model"
             ) from None
 
 

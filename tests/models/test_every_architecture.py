@@ -22,6 +22,7 @@ NORM_BETWEEN = (
 REFUSED = dict.fromkeys(NORM_BETWEEN, ("baked",)) | {
     "recurrent-gemma": ("sweep", "edit by hooks", "baked", "generation"),
     "jetmoe": ("baked", "regions"),
+    "openai-gpt": ("edit by hooks", "baked", "generation"),
 }
 
 UNREADABLE = (

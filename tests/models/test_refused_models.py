@@ -66,7 +66,7 @@ def test_a_configuration_that_transformers_cannot_run_is_not_laid_to_transformer
         raise KeyError("rope")
 
     monkeypatch.setattr(faithful, "_logits", broken)
-    with pytest.raises(MechsafetyError, match="^transformers cannot run .* in float32: 'rope'$"):
+    with pytest.raises(MechsafetyError, match=r"^transformers cannot run .* in float32: 'rope'$"):
         ms.load_model(folder, dtype="float32", device="cpu")
 
 
@@ -79,5 +79,3 @@ def test_a_block_that_gives_a_list_is_read_and_edited(tmp_path: Path) -> None:
     stream = ms.residual_stream(model, prompts).activations[0, 0]
     states = oracle(input_ids=torch.tensor([ids]), output_hidden_states=True).hidden_states
     torch.testing.assert_close(stream, torch.stack([s[0, -1] for s in states]), atol=1e-4, rtol=1e-4)
-
-
