@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -37,38 +38,42 @@ def require_faithful(spec: str, hf: PreTrainedModel, twin: PreTrainedModel, *, m
     vocabulary = cast("Any", twin.get_input_embeddings()).weight.shape[0]
     n = min(_TOKENS, most or _TOKENS)
     ids = made_up_tokens(vocabulary, n, twin.device)
-    bound = 0.03 if twin.dtype.itemsize < 4 else 1e-3
-    theirs = _tried("transformers", spec, twin, ids)
-    _require_causal(spec, twin, ids, theirs, bound=bound)
-    ours = _tried("TransformerLens", spec, hf, ids)
-    apart = _apart(ours, theirs)
-    if apart > bound:
+    half = twin.dtype.itemsize < 4
+    _require_causal(spec, twin, ids)
+    look = _first_block if half else _all_logits
+    theirs, ours = (
+        _tried("transformers", spec, twin, ids, look),
+        _tried("TransformerLens", spec, hf, ids, look),
+    )
+    apart = max((_apart(ours[name], theirs[name]) for name in theirs if name in ours), default=0.0)
+    if apart > (0.03 if half else 1e-3):
         raise MechsafetyError(
             f"TransformerLens computes other numbers for {spec!r} ({type(hf).__name__}) than transformers does, "
             f"{apart:.1%} apart: its analyses would be of another model, so it is not supported"
         )
 
 
-def _require_causal(
-    spec: str, twin: PreTrainedModel, ids: Int[Tensor, "1 token"], theirs: dict[str, Tensor], *, bound: float
-) -> None:
-    """Raise where the last half of ``ids`` changes what ``twin`` makes of the first: ``theirs``, with them."""
+def _require_causal(spec: str, twin: PreTrainedModel, ids: Int[Tensor, "1 token"]) -> None:
+    """Raise where the last half of ``ids`` changes the logits of the first."""
     early = ids.shape[1] // 2
-    other = torch.cat([ids[:, :early], ids[:, :-early].flip(-1)], dim=1)
-    found = _tried("transformers", spec, twin, other)
-    if _apart(*({name: out[:early] for name, out in seen.items()} for seen in (found, theirs))) > bound:
+    other = torch.cat([ids[:, :early], ids[:, : ids.shape[1] - early].flip(-1)], dim=1)
+    one, two = (_tried("transformers", spec, twin, each, _all_logits)[""][:early] for each in (ids, other))
+    if _apart(one, two) > 0.03:
         raise MechsafetyError(
             f"{spec!r} ({type(twin).__name__}) reads what follows a token before it gives the next one: it is no "
             "causal language model (an encoder?), so it is not supported"
         )
 
 
-def _tried(library: str, spec: str, model: PreTrainedModel, ids: Tensor) -> dict[str, Tensor]:
-    """What ``model`` puts out: its logits, or in half precision what its first block does."""
-    half = model.dtype.itemsize < 4
+Look = Callable[[nn.Module, Tensor], dict[str, Tensor]]
+
+
+def _tried(library: str, spec: str, model: PreTrainedModel, ids: Tensor, look: Look) -> dict[str, Tensor]:
+    """What ``look`` sees in a pass of ``model``."""
     try:
-        return _first_block(model, ids) if half else {"": _logits(model, ids)}
+        return look(model, ids)
     except Exception as error:  # whatever the code of an architecture raises
+        half = model.dtype.itemsize < 4
         divided = len({p.device for p in model.parameters()}) > 1
         how = "divided among several devices" if divided else f"in {dtype_name(model.dtype)}"
         mend = "; it runs on one" if divided else f"; try {way('--dtype float32')}" if half else ""
@@ -77,18 +82,14 @@ def _tried(library: str, spec: str, model: PreTrainedModel, ids: Tensor) -> dict
         ) from error
 
 
-def _apart(ones: dict[str, Tensor], others: dict[str, Tensor]) -> float:
-    """The largest distance relative to the size, at the median token."""
-    return max((_distance(ones[name], other) for name, other in others.items() if name in ones), default=0.0)
-
-
-def _distance(one: Tensor, other: Tensor) -> float:
+def _apart(one: Tensor, other: Tensor) -> float:
+    """The distance relative to the size, at the median token."""
     return float(((one - other).norm(dim=-1) / other.norm(dim=-1).clamp(min=1e-9)).median())
 
 
-def _logits(model: nn.Module, ids: Tensor) -> Tensor:
+def _all_logits(model: nn.Module, ids: Tensor) -> dict[str, Tensor]:
     with torch.inference_mode():
-        return model(input_ids=ids).logits[0].float()
+        return {"": model(input_ids=ids).logits[0].float()}
 
 
 def _first_block(model: nn.Module, ids: Tensor) -> dict[str, Tensor]:

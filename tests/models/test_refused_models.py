@@ -65,7 +65,7 @@ def test_a_configuration_that_transformers_cannot_run_is_not_laid_to_transformer
     def broken(*_: Any) -> Any:
         raise KeyError("rope")
 
-    monkeypatch.setattr(faithful, "_logits", broken)
+    monkeypatch.setattr(faithful, "_all_logits", broken)
     with pytest.raises(MechsafetyError, match=r"^transformers cannot run .* in float32: 'rope'$"):
         ms.load_model(folder, dtype="float32", device="cpu")
 
