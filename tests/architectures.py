@@ -379,6 +379,18 @@ MORE: dict[str, Architecture] = {
     "phimoe": _gated("PhimoeConfig", **_EXPERTS),
     "hunyuan-moe": _gated("HunYuanMoEV1Config", head_dim=8, num_experts=4, moe_topk=2),
     "minimax": _gated("MiniMaxConfig", state=True, head_dim=8, **_EXPERTS),
+    "qwen2-vl, images": Architecture(
+        "Qwen2VLConfig",
+        {
+            "vision_config": {"depth": 1, "embed_dim": 16, "hidden_size": 32, "num_heads": 2},
+            "text_config": {
+                **_GATED,
+                "vocab_size": 160,
+                "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]},
+            },
+        },
+        base="none",
+    ),
     "openai-gpt": Architecture("OpenAIGPTConfig", base="gpt"),
     "bitnet": _gated("BitNetConfig"),
     "laguna": _gated("LagunaConfig", head_dim=8, sliding_window=WINDOW, window=True, **_ROUTED),
