@@ -296,9 +296,9 @@ def _unless_trying(replace: Replace) -> Replace:
     return lambda x: x if trying() else replace(x)
 
 
-def _as_lens_hook(replace: Replace) -> Callable[..., Tensor]:
-    def call(x: Tensor, hook: Any) -> Tensor:  # noqa: ARG001 - the name is TransformerLens's
-        return replace(x)
+def _as_lens_hook(replace: Replace) -> Callable[..., Any]:
+    def call(x: Any, hook: Any) -> Any:  # noqa: ARG001 - the name is TransformerLens's
+        return _first_replaced(x, replace)
 
     return call
 
@@ -357,6 +357,7 @@ def _attach_plain(model: TransformerBridge, twin: PreTrainedModel, name: str, ho
 
 
 def _first_replaced(output: Any, hook: Replace) -> Any:
-    if isinstance(output, tuple):
-        return (hook(output[0]), *output[1:])
+    # The stream comes first where a block gives more: a tuple in most models, a list in GPT-1.
+    if isinstance(output, tuple | list):
+        return type(output)((hook(output[0]), *output[1:]))
     return hook(output)

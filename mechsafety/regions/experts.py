@@ -151,9 +151,9 @@ def run_reading(mixture: Mixture, x: Float[Tensor, "token d_model"], read: Read)
     with torch.no_grad(), _plainly(mixture.module), _Products(parameters, read):
         try:
             mixture.run(x)
-        except NotImplementedError:
+        except Exception:  # the code of the model: some need more than the tokens, or have no pass at all
             raise MechsafetyError(
-                f"{type(mixture.module).__name__} has no pass of its own, so that what its experts read is not known: "
+                f"{type(mixture.module).__name__} does not run by itself, so that what its experts read is not known: "
                 "scores of experts are not for this model"
             ) from None
 

@@ -94,11 +94,12 @@ def _as_it_is_tied(whole: Any) -> Iterator[None]:
     """The config says whether head and embedding are one table, which an edit may have parted, while this lasts."""
     head, table = whole.get_output_embeddings(), whole.get_input_embeddings()
     parted = head is not None and head.weight is not table.weight
-    text = whole.config.get_text_config()
-    if not (parted and text.tie_word_embeddings):
+    # In a model that reads images too either configuration may say it, or both.
+    both = {id(config): config for config in (whole.config, whole.config.get_text_config())}
+    configs = [config for config in both.values() if hasattr(config, "tie_word_embeddings")]
+    if not (parted and any(config.tie_word_embeddings for config in configs)):
         yield
         return
-    configs = list({id(config): config for config in (whole.config, text)}.values())
     before = [config.tie_word_embeddings for config in configs]
     keys = whole.__dict__.get("all_tied_weights_keys")
     try:

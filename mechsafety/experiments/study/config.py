@@ -277,6 +277,7 @@ def _find(source: str) -> Path:
     if not path.is_file():
         raise MechsafetyError(
             f"study configuration {source!r} does not exist; presets are {', '.join(presets()) or 'none'}"
+            f" (models are named by {way('--systems', 'systems')})"
         )
     return path
 
