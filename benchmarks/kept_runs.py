@@ -232,7 +232,7 @@ def _survival(run: Result) -> str:
             f"{unedited['refused']:.2f}",
             f"{harmless[harmless['kind'] == 'unedited']['refused'].iloc[0]:.2f}",
         ]
-        for kind in ("random", "refusal"):
+        for kind in ("refusal", "random"):
             for n in counts:
                 mine = part[(part["directions"] == n) & (part["kind"] != "unedited")]
                 mine = mine[(mine["kind"] == "random") == (kind == "random")]
@@ -240,7 +240,7 @@ def _survival(run: Result) -> str:
         rows.append(cells)
     head = [f"without {n}" for n in counts]
     return markdown_table(
-        ["system", "refused", "harmless refused", *(f"{one} at random" for one in head), *head],
+        ["system", "refused", "harmless refused", *head, *(f"{one} at random" for one in head)],
         rows,
     )
 

@@ -6,6 +6,7 @@ import csv
 import inspect
 import json
 import re
+import runpy
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -468,3 +469,15 @@ def test_paths_are_strings_too_wherever_the_public_names_take_one() -> None:
     assert len(found) > 20
     assert not {at for at, annotation in found.items() if not re.search(r"\bstr\b", annotation)}
     assert _path_parameters(lambda path: path) == {}
+
+
+def test_python_m_is_the_command_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["mechsafety", "--help"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("mechsafety", run_name="__main__")
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("Usage: mechsafety ")
+    assert all(command in shown for command in COMMANDS)
