@@ -166,8 +166,7 @@ def panel_bootstrap(
         confidence=confidence,
     )
     if found.high - found.low < 1e-12 and found.value < 1 - 1e-12:  # every item is as far from agreement
-        clusters = len(set(group[paired]))
-        return replace(found, high=_most(found.value, clusters, confidence=confidence))
+        return replace(found, high=_most(found.value, len(set(group[paired])), confidence=confidence))
     if found.value < 1 - 1e-12 or math.isnan(found.value):
         return found
     share = counts[paired].sum(axis=0) / counts[paired].sum()
