@@ -315,5 +315,6 @@ RUNS: Mapping[str, Kept] = {
         sections=("sweet_spot",),
         blocks={"regions": _tradeoff},
     ),
+    "attacks": Kept(kind="regions", tables=("attacks", _VERDICTS), blocks={"attacks findings": _findings}),
     "freezing": Kept(kind="regions", tables=("freezing", _VERDICTS), blocks={"freezing findings": _findings}),
 }

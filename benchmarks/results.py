@@ -2,7 +2,7 @@
 
 ``python -m benchmarks.results RUN`` keeps the tables of a finished default study and writes the marked blocks of the
 documents anew; without a run it only writes them. ``python -m benchmarks.results RUN NAME`` does the same for the
-other runs (:mod:`benchmarks.kept_runs`): lab, lab-ladder, ladder, regions, freezing. A block stands between
+other runs (:mod:`benchmarks.kept_runs`): lab, lab-ladder, ladder, regions, attacks, freezing. A block stands between
 ``<!-- made: NAME -->`` and ``<!-- end -->``. A test holds that every block is what its tables give. No responses are
 kept.
 """
@@ -25,6 +25,7 @@ from benchmarks.markdown import bullets, markdown_table
 from mechsafety.claims import decide
 from mechsafety.claims.sentences import beyond, change
 from mechsafety.claims.tables import CONTROL_COLUMNS, NOT_MEASURABLE, change_row, control_row
+from mechsafety.core.wording import percent_between
 from mechsafety.experiments.agreement.findings import by_judge_sentences, disagreement_sentences
 from mechsafety.experiments.base import load_run
 from mechsafety.experiments.study.findings import measured_systems, refusal_contrasts, study_findings
@@ -96,8 +97,8 @@ def _rates(tables: Tables, manifest: Mapping[str, Any]) -> str:
     mine = rates[rates["judge"] == manifest["config"]["judges"][0]]
     cells = ("arm", "label", "n", "refusal", "compliance", "degenerate")
     rows = [
-        f"| {names[row['system']]} | {' | '.join(str(row[cell]) for cell in cells)} | {row['rate']:.0%} "
-        f"[{row['low']:.0%}, {row['high']:.0%}] |"
+        f"| {names[row['system']]} | {' | '.join(str(row[cell]) for cell in cells)} | "
+        f"{percent_between(row['rate'], row['low'], row['high'])} |"
         for row in mine.to_dict(orient="records")
     ]
     head = "| system | arm | prompts | n | refusal | compliance | degenerate | refused [95 %] |"

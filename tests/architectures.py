@@ -284,6 +284,22 @@ _SIGHT: dict[str, Any] = {
     "patch_size": 14,
 }
 _ROUTED: dict[str, Any] = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+_LATENT: dict[str, Any] = {
+    "kv_lora_rank": 8,
+    "q_lora_rank": 8,
+    "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 4,
+    "v_head_dim": 8,
+    "num_key_value_heads": 4,
+}
+_GROUPED: dict[str, Any] = {
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+    "n_shared_experts": 1,
+    "n_group": 1,
+    "topk_group": 1,
+}
 MORE: dict[str, Architecture] = {
     "afmoe": _gated(
         "AfmoeConfig",
@@ -355,6 +371,34 @@ MORE: dict[str, Architecture] = {
         num_key_value_heads=4,
     ),
     "jetmoe": _gated("JetMoeConfig", **_EXPERTS, kv_channels=8),
+    "ministral": _gated("MinistralConfig", head_dim=8, window=True, **_SLIDING),
+    "helium": _gated("HeliumConfig", head_dim=8),
+    "cwm": _gated("CwmConfig", head_dim=8, window=True, **_SLIDING),
+    "diffllama": _gated("DiffLlamaConfig", head_dim=8),
+    "dots1": _gated("Dots1Config", head_dim=8, first_k_dense_replace=1, **_GROUPED),
+    "phimoe": _gated("PhimoeConfig", **_EXPERTS),
+    "hunyuan-moe": _gated("HunYuanMoEV1Config", head_dim=8, num_experts=4, moe_topk=2),
+    "minimax": _gated("MiniMaxConfig", state=True, head_dim=8, **_EXPERTS),
+    "qwen2-vl, images": Architecture(
+        "Qwen2VLConfig",
+        {
+            "vision_config": {"depth": 1, "embed_dim": 16, "hidden_size": 32, "num_heads": 2},
+            "text_config": {
+                **_GATED,
+                "vocab_size": 160,
+                "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]},
+            },
+        },
+        base="none",
+    ),
+    "openai-gpt": Architecture("OpenAIGPTConfig", base="gpt"),
+    "bitnet": _gated("BitNetConfig"),
+    "laguna": _gated("LagunaConfig", head_dim=8, sliding_window=WINDOW, window=True, **_ROUTED),
+    "youtu": _gated("YoutuConfig", **_LATENT),
+    "glm4-moe-lite": _gated("Glm4MoeLiteConfig", **_LATENT, **_GROUPED),
+    "glm-dsa": _gated(
+        "GlmMoeDsaConfig", **_LATENT, **_GROUPED, index_head_dim=8, index_n_heads=16, index_topk=16
+    ),
     "gemma3, images": Architecture(
         "Gemma3Config", {"vision_config": _SIGHT, "mm_tokens_per_image": 4}, text="gemma3", window=True
     ),

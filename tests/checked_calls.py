@@ -48,7 +48,7 @@ def _checked(made: Any = None, *, typechecker: Any) -> Any:
         return partial(_checked, typechecker=typechecker)
     if inspect.isclass(made):
         if dataclasses.is_dataclass(made) and "__init__" in vars(made):
-            made.__init__ = _checked(made.__init__, typechecker=typechecker)
+            _check_construction(made, typechecker)
         return made
     checking: list[Callable[..., Any]] = []
     count = [0]
@@ -67,6 +67,16 @@ def _checked(made: Any = None, *, typechecker: Any) -> Any:
         return checking[0](*args, **kwargs)
 
     return call
+
+
+def _check_construction(made: Any, typechecker: Any) -> None:
+    """What a dataclass is made of: behind the package's own boundary, which takes more than the annotations say."""
+    own = getattr(made.__init__, "__wrapped__", None)
+    made.__init__ = _checked(own or made.__init__, typechecker=typechecker)
+    if own is not None:
+        from mechsafety.core.boundary import checked_construction
+
+        checked_construction(made)
 
 
 def _checking(function: FunctionType) -> Callable[..., Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import inspect
 import re
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,14 @@ import pytest
 
 import mechsafety as ms
 from mechsafety.core.docstrings import completed, described
+from mechsafety.directions.projections import CosineMatrix, Projections
+from mechsafety.experiments.base import Result
+from mechsafety.generation.answered import Completion
+from mechsafety.generation.token_projections import TokenProjections
+from mechsafety.models.hooking import Coverage
+from mechsafety.prompts.rendered import Rendered
+from mechsafety.sweeps.layer_profile import LayerProfile
+from mechsafety.sweeps.sweep import Sweep
 from tests.example_names import Names, small_world
 
 SPACES = {"plots": ms.plots, "statistics": ms.statistics, "regions": ms.regions}
@@ -20,6 +29,7 @@ SPACES |= {"anatomy": ms.anatomy, "lab": ms.lab, "judges": ms.judges}
 PUBLIC = {f"ms.{name}": getattr(ms, name) for name in ms.__all__} | {
     f"ms.{space}.{name}": getattr(module, name) for space, module in SPACES.items() for name in module.__all__
 }
+FUNCTIONS_OF_CLASSES = (types.FunctionType, classmethod)
 OPTIONS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
 
 
@@ -60,20 +70,88 @@ def test_examples_give_what_they_show(name: str, names: Names) -> None:
     assert made or re.search(rf"\b{re.escape(name)}\b", source), f"the example of {name} does not use it"
 
 
-FUNCTIONS = {name: found for name, found in PUBLIC.items() if inspect.isfunction(found)}
+CLASSES = {name: found for name, found in PUBLIC.items() if inspect.isclass(found)}
+CONFIGS = {name: found for name, found in CLASSES.items() if hasattr(found, "model_fields")}
+RETURNED = [
+    Sweep,
+    LayerProfile,
+    Projections,
+    CosineMatrix,
+    TokenProjections,
+    Rendered,
+    Completion,
+    Coverage,
+    Result,
+]
+"""Classes of results that have no public name, and whose methods people call."""
+METHODS = {
+    f"{name}.{own}": getattr(found, own)
+    for name, found in [*CLASSES.items(), *((kind.__name__, kind) for kind in RETURNED)]
+    if name not in CONFIGS
+    for own in vars(found)
+    if not own.startswith("_") and isinstance(inspect.getattr_static(found, own), FUNCTIONS_OF_CLASSES)
+}
+FUNCTIONS = {name: found for name, found in PUBLIC.items() if inspect.isfunction(found)} | METHODS
+_NOUN = re.compile(
+    r"(?:The|A|An|One|Every|Each|All|Both|Those|At most|Where|Whether|What|Which|How|Cosines|Norm|Projection|Coordinates"
+    r"|Shares|Commands|Layers|Hash|Hooks|Scores|E_x|sum x|\W)"
+)
+"""How a docstring begins that says what is returned in its first words."""
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_docstrings_say_what_is_taken_and_given(name: str) -> None:
-    """One sentence; every argument; what is returned, where something is; the example comes last."""
-    document = inspect.cleandoc(FUNCTIONS[name].__doc__ or "")
+    """One sentence; every argument; what is returned, where something is; the example of a function comes last."""
+    document = inspect.getdoc(FUNCTIONS[name]) or ""
+    assert document, "no docstring"
     signature = inspect.signature(FUNCTIONS[name])
     first, _, rest = document.partition("\n\n")
     assert first.endswith((".", "?"))
-    assert set(signature.parameters) - described(document) == set(), "arguments that nothing is said of"
+    parameters = {p.name for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD} - {
+        "self",
+        "cls",
+    }
+    assert parameters - described(document) == set(), "arguments that nothing is said of"
     returns = str(signature.return_annotation) not in ("None", "")
-    assert not returns or re.search(r"\bReturns?\b", document), "what is returned is not said"
-    assert rest.rpartition("\nExample:\n")[2].lstrip().startswith(">>>")
+    assert (
+        not returns or re.search(r"\bReturns?\b", document) or (name in METHODS and _NOUN.match(document))
+    ), "what is returned is not said"
+    assert name in METHODS or rest.rpartition("\nExample:\n")[2].lstrip().startswith(">>>")
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_docstrings_say_what_is_raised(name: str) -> None:
+    """Where the function itself raises our error, its docstring says so."""
+    source = inspect.getsource(inspect.unwrap(FUNCTIONS[name]))
+    document = inspect.getdoc(FUNCTIONS[name]) or ""
+    assert "raise MechsafetyError" not in source or re.search(r"\b[Rr]aises?\b|is an error|refused", document)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_docstrings_of_classes_say_what_they_are_made_of(name: str) -> None:
+    """One sentence; every argument of the constructor; the example comes last. Properties have a docstring each."""
+    kind = CLASSES[name]
+    document = inspect.getdoc(kind) or ""
+    assert document.partition("\n\n")[0].endswith((".", "?"))
+    assert document.rpartition("\nExample:\n")[2].lstrip().startswith(">>>")
+    if name not in CONFIGS and "__init__" in vars(kind) and not getattr(kind, "_is_protocol", False):
+        assert set(inspect.signature(kind).parameters) - described(document) == set(), (
+            "arguments that nothing is said of"
+        )
+    for own, found in vars(kind).items():
+        if isinstance(found, property) and not own.startswith("_"):
+            assert inspect.getdoc(getattr(kind, own)), own
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_fields_of_configurations_are_described(name: str) -> None:
+    for own, field in CONFIGS[name].model_fields.items():
+        assert (
+            field.description
+            or field.is_required()
+            or any(getattr(one, "argument", False) for one in field.metadata)
+        )
+        assert own in (CONFIGS[name].__doc__ or "")
 
 
 def test_control_an_argument_that_is_left_out_is_noticed() -> None:

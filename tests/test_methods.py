@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 import mechsafety as ms
-from mechsafety.core.boundary import checked_methods
+from mechsafety.core.boundary import _PlainArguments, checked_methods
 from mechsafety.core.errors import MechsafetyError
 from tests.prompt_sets import small_prompts
 
@@ -108,3 +109,38 @@ def test_configs_take_one_for_several_and_paths(tmp_path: Any) -> None:
 def test_other_things_that_people_give(call: Callable[[], Any], said: str) -> None:
     with pytest.raises(MechsafetyError, match=said):
         call()
+
+
+PUBLIC = [
+    getattr(space, name)
+    for space in (ms, ms.statistics, ms.regions, ms.anatomy, ms.judges)
+    for name in space.__all__
+]
+
+
+@pytest.mark.parametrize("kind", [c for c in PUBLIC if dataclasses.is_dataclass(c)], ids=lambda c: c.__name__)
+def test_every_public_dataclass_checks_what_it_is_made_of(kind: Any) -> None:
+    with pytest.raises(MechsafetyError, match=rf"{kind.__name__}\(\) has no argument 'nonsense'"):
+        kind(nonsense=1)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "fast"),
+    [
+        ({"id": "a", "judge": "own", "label": "refusal"}, True),
+        ({"id": "a", "judge": "own", "label": "refusal", "tags": ("indirect",), "detail": {"p": 1}}, True),
+        ({"id": "a", "judge": "own", "label": "refusl"}, False),
+        ({"id": "a", "judge": "own", "label": "refusal", "tags": (1,)}, False),
+        ({"id": "a", "judge": "own", "label": "refusal", "tags": "indirect"}, False),
+        ({"id": 1, "judge": "own", "label": "refusal"}, False),
+        ({"id": "a", "judge": "own"}, False),
+    ],
+)
+def test_what_plainly_fits_is_not_looked_at_twice(kwargs: dict[str, Any], fast: bool) -> None:
+    plain = _PlainArguments(ms.Verdict.__init__.__wrapped__)  # type: ignore[attr-defined]
+    assert plain.are((), kwargs) == fast
+    if kwargs.get("tags") == "indirect":
+        assert ms.Verdict(**kwargs).tags == ("indirect",)
+    elif not fast:
+        with pytest.raises(MechsafetyError):
+            ms.Verdict(**kwargs)

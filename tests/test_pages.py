@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from mechsafety.pages.page import Page, by_subject, grouped_findings, under_headings
+import pandas as pd
+
+from mechsafety.pages.page import Page, by_subject, grouped_findings, rounded, under_headings
 
 SAID = [
     "m, harmful prompts: a fall.",
@@ -38,3 +40,12 @@ def test_findings_of_blocks_stand_under_the_headings_of_these() -> None:
         ("Second", SAID[2:]),
     ]
     assert [said.follows for said in found[0][1]] == [False, True]
+
+
+def test_numbers_of_a_page_are_0_1_and_alpha_only_where_exact() -> None:
+    values = [0.0, 1.0, 0.9996, 0.0004, 1.7e-15, 0.0499998, -0.9999, 0.12345, float("nan")]
+    shown = [row["p"] for row in rounded(pd.DataFrame({"p": values}))]
+    assert shown[:2] == [0.0, 1.0]
+    assert all(0 < abs(v) < 1 for v in shown[2:7])
+    assert shown[5] < 0.05
+    assert shown[7:] == [0.123, "–"]

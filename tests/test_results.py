@@ -222,6 +222,16 @@ def test_answers_go_on_where_they_were_interrupted(made: Any, tmp_path: Path) ->
         generate(made, prompts, **options | {"max_new_tokens": 4}, out=tmp_path / "kept")
 
 
+def test_some_of_the_answers_are_answers(made: Any, found: Any) -> None:
+    answers = generate(made, PROMPTS.report[:4], edit=Ablate(found.at(layer=2)), max_new_tokens=2)
+    some = answers[1:3]
+    assert type(some) is type(answers)
+    assert [c.id for c in some] == [p.id for p in PROMPTS.report[1:3]]
+    assert some.coverage == answers.coverage
+    assert some[0] == answers[1]
+    assert len(judge(answers[:2]).to_frame()) == len(judge((answers[0], answers[1])).to_frame()) == 2
+
+
 def test_answers_stand_side_by_side(made: Any, found: Any) -> None:
     prompts = PROMPTS.report[:4]
     plain = generate(made, prompts, max_new_tokens=3, seed=0)

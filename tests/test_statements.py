@@ -8,6 +8,7 @@ from functools import cache
 
 import pandas as pd
 import pytest
+from scipy.stats import binomtest
 
 from benchmarks.results import ROOT
 
@@ -136,6 +137,31 @@ def lab_ladder() -> Statements:
     )
 
 
+def real_ladder() -> Statements:
+    rows = table("ladder/survival.csv")
+    at = rows.query("label == 'harmless' and kind == 'refusal' and directions == 8")["perplexity"]
+    yield f"is {at.min():,.0f} to {at.max():,.0f}"
+    start = rows.query("label == 'harmful' and kind == 'unedited'").set_index("system")
+    few = start.loc["smollm2-135m+dpo"]
+    yield f"`dpo` refuses too little to be judged: {few['refused'] * few['n']:.0f} of {few['n']:.0f}."
+    verdicts = table("ladder/verdicts.parquet").query("label == 'harmful'")
+    largest = {}
+    for rung, k in (("refusals", 1), ("rephrase", 1), ("metatags", 1), ("all", 4), ("unlearn", 1)):
+        of = verdicts[(verdicts["system"] == f"smollm2-135m+{rung}") & (verdicts["directions"] == k)]
+        refused = {
+            key: part.set_index("id")["verdict"] == "refusal" for key, part in of.groupby(["kind", "draw"])
+        }
+        own = refused.pop(("refusal", 0))
+        apart = [
+            (int((r & ~own).sum()), int((own & ~r).sum())) for r in (d[own.index] for d in refused.values())
+        ]
+        largest[rung] = max(float(binomtest(a, a + b).pvalue) if a + b else 1.0 for a, b in apart)
+    others = [largest[name] for name in ("refusals", "all", "unlearn")]
+    yield f"the largest p over the three draws is {_short(largest['rephrase'], 3)} for `rephrase`"
+    yield f"and {_short(min(others))} to {_short(max(others))} for `refusals`, `all` and `unlearn`"
+    assert largest["metatags"] * 24 < 0.05
+
+
 def markdown(name: str, first: str) -> pd.DataFrame:
     """The table of a document whose head begins so; every cell as text."""
     lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
@@ -224,6 +250,7 @@ SOURCES: list[tuple[str, Callable[[], Statements]]] = [
     ("docs/lab.md", lab_claims),
     ("docs/lab.md", lab_anatomy),
     ("docs/lab.md", lab_ladder),
+    ("docs/lab.md", real_ladder),
     ("docs/regions.md", regions),
     ("docs/results.md", selection),
 ]

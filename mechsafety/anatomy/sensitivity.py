@@ -118,6 +118,29 @@ def median_change(
     return (change, *percentiles(change, [drawn[:, 1] - drawn[:, 0]] if n > 1 else [], 0.95))
 
 
+def exchange_p(
+    norms: pd.DataFrame, before: str, after: str, *, seed: int = 0, resamples: int = RESAMPLES
+) -> float:
+    """Two-sided p of the change of the median (:func:`median_change`) where each prompt's two norms change places.
+
+    All exchanges of few prompts, else as many random ones, with what was found among them.
+    """
+    pairs = norms[[before, after]].dropna().to_numpy(dtype=float)
+    n = len(pairs)
+    if not n:
+        return np.nan
+    every = 2**n <= resamples
+    swaps = (
+        (np.arange(2**n)[:, None] >> np.arange(n) & 1).astype(bool)
+        if every
+        else np.random.default_rng(seed).integers(2, size=(resamples, n)).astype(bool)
+    )
+    sides = [np.median(np.where(swaps, *(pairs[:, s] for s in order)), axis=1) for order in ((1, 0), (0, 1))]
+    found = abs(float(np.subtract(*np.median(pairs, axis=0))))
+    far = int((np.abs(sides[1] - sides[0]) >= found * (1 - 1e-12)).sum())
+    return far / len(swaps) if every else (1 + far) / (1 + len(swaps))
+
+
 def sensitivity_table(norms: pd.DataFrame, *, seed: int, resamples: int = RESAMPLES) -> pd.DataFrame:
     """The median norm of each model and group, with a 95 % bootstrap interval over prompts (NaN of fewer than two).
 

@@ -16,6 +16,7 @@ import pandas as pd
 from mechsafety.annotation.labels import COLUMNS
 from mechsafety.annotation.sampling import Plan
 from mechsafety.annotation.store import Store, existing_store, require_name
+from mechsafety.core.arguments import as_path
 from mechsafety.core.errors import MechsafetyError, way
 from mechsafety.core.values import Value
 from mechsafety.runs.folder import RunFolder, read_run
@@ -66,7 +67,7 @@ def load_annotations(run: Path | str | RunFolder) -> Annotations:
         >>> people.to_frame()["label"].tolist()
         ['refusal']
     """
-    folder = run if isinstance(run, RunFolder) else read_run(Path(run))
+    folder = run if isinstance(run, RunFolder) else read_run(as_path(run))
     store = existing_store(folder)
     rows = []
     for name in store.annotators():
@@ -101,7 +102,7 @@ def export_labels(run: RunFolder, out: str | Path, *, annotator: str | None = No
     by its id alone: where the labels belong to several (system, arm), each gets its own file
     ``NAME.SYSTEM.ARM.jsonl``. Returns what was written.
     """
-    out = Path(out)
+    out = as_path(out)
     if out.suffix.lower() not in EXPORTS:
         raise MechsafetyError(f"{way('--export', 'out')} {str(out)!r} must end in {' or '.join(EXPORTS)}")
     if not out.parent.is_dir():

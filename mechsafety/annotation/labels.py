@@ -14,6 +14,7 @@ from typing import Any
 
 import pandas as pd
 
+from mechsafety.core.arguments import as_path
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.prompts.files import cell_text, read_rows
 from mechsafety.statistics.tables import ARMS
@@ -50,7 +51,7 @@ def read_human_labels(path: str | Path, *, responses: pd.DataFrame) -> pd.DataFr
         >>> len(labels) == len(responses)
         True
     """
-    path = Path(path)
+    path = as_path(path)
     if missing := [name for name in ("system", "arm", "id", "response") if name not in responses.columns]:
         raise MechsafetyError(
             f"the responses lack the columns {', '.join(missing)}: a run's are run.tables[...]"

@@ -24,6 +24,7 @@ from filelock import FileLock
 
 from mechsafety.annotation.labels import HUMAN_LABELS, responses_sha256
 from mechsafety.annotation.sampling import Plan, draw_sample
+from mechsafety.core.arguments import as_path
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.prompts.files import cell_text
 from mechsafety.runs.folder import RunFolder
@@ -107,7 +108,7 @@ class Store:
     """The open store of a run. Made by :func:`open_store`."""
 
     def __init__(self, path: str | Path) -> None:
-        path = Path(path)
+        path = as_path(path)
         self.path = path
 
     @property
@@ -281,7 +282,7 @@ def read_shown(run: RunFolder) -> pd.DataFrame:
     if missing := [name for name in RESPONSE_COLUMNS if name not in responses.columns]:
         raise MechsafetyError(
             f"responses.parquet of run {str(run.path)!r} lacks {', '.join(missing)}: "
-            "name the folder of a finished mechsafety study"
+            "name the folder of a finished study"
         )
     return responses[list(RESPONSE_COLUMNS)]
 

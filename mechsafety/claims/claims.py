@@ -19,12 +19,14 @@ class Claim:
     ``direction`` is ``up`` or ``down`` where the test after correction shows a change; ``equal`` where it does not and
     the interval of the difference lies within the stated margin; else ``none shown``. ``beyond`` is whether a change
     that is shown goes beyond its control, to its own side. ``powerless`` is whether so few items could show nothing.
+    ``alpha`` is the level of the test.
     """
 
     contrast: Contrast
     direction: Direction
     beyond: Beyond
     powerless: bool
+    alpha: float = ALPHA
 
     @property
     def shown(self) -> bool:
@@ -45,6 +47,7 @@ def decide(contrast: Contrast, *, alpha: float = ALPHA) -> Claim:
         direction=direction,
         beyond=_beyond(contrast.control, direction, alpha),
         powerless=direction == "none shown" and not significant(least, alpha),
+        alpha=alpha,
     )
 
 

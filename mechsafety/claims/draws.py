@@ -94,7 +94,7 @@ def differing_changes(
     hits = [np.array([side[key] == is_hit for key in read], dtype=int) for side in sides]
     losses = (hits[0] - hits[1], hits[2] - hits[3])
     apart = losses[1] - losses[0]
-    low, high = mean_interval(apart)
+    low, high = np.clip(mean_interval(apart), -2.0, 2.0).tolist()
     p = sign_change_p(apart) if len(read) else NAN
     if p >= ALPHA:  # the bootstrap is not the test
         low, high = min(low, 0.0), max(high, 0.0)

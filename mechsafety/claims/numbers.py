@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from mechsafety.core.wording import percent, percent_number, points, two_digits
+
 ALPHA = 0.05
 """The level of every test: a change is shown where its p after correction is below it."""
 
@@ -11,31 +13,6 @@ ALPHA = 0.05
 def significant(p: float, alpha: float = ALPHA) -> bool:
     """Whether a test shows something; NaN is a test that was not made."""
     return p < alpha
-
-
-def percent_number(share: float) -> str:
-    """``92``; 0 and 100 only where exact: ``0.4``, ``99.96`` and, below that, ``<0.01`` and ``>99.99``."""
-    if share != share:
-        return "unknown"
-    for digits in (0, 1, 2):
-        text = f"{100 * share:.{digits}f}"
-        if float(text) not in (0.0, 100.0) or float(text) == 100 * share:
-            return text
-    return "<0.01" if share < 0.5 else ">99.99"
-
-
-def percent(share: float) -> str:
-    """``92 %``, ``0.4 %``."""
-    return f"{percent_number(share)} %"
-
-
-def points(difference: float) -> str:
-    """A difference of two shares: ``-80``; +0, +100 and -100 only where exact."""
-    if difference != difference:
-        return "unknown"
-    exact = 100 * difference
-    texts = [f"{exact:+.{digits}f}" for digits in (0, 1, 2, 4, 12)]
-    return next((t for t in texts if abs(float(t)) not in (0.0, 100.0) or float(t) == exact), texts[-1])
 
 
 def p_value(p: float, alpha: float = ALPHA) -> str:
@@ -59,7 +36,7 @@ def number(value: float, unit: str) -> str:
     if unit == "share":
         return percent(value)
     if unit in TWO_DIGITS:
-        return _inexact(value, f"{value:.2f}")
+        return two_digits(value)
     if unit == "points":
         return f"{_of_points(value)} points"
     digits = f"{value:.0f}" if abs(value) >= 999.5 else f"{value:.3g}"
@@ -74,13 +51,6 @@ def _of_points(value: float) -> str:
     """100 and -100 only where exact."""
     texts = [f"{value:.{digits}g}" for digits in (3, 5, 12)]
     return next((t for t in texts if abs(float(t)) != 100.0 or float(t) == value), texts[-1])
-
-
-def _inexact(value: float, text: str) -> str:
-    """1.00, -1.00 and 0.00 only where exact, but for what arithmetic rounds."""
-    texts = [text, *(f"{value:.{digits}f}" for digits in (3, 4, 6, 8))]
-    exact = text if float(text) else text.removeprefix("-")
-    return next((t for t in texts if abs(float(t)) not in (0.0, 1.0)), exact)
 
 
 def points_between(low: float, high: float) -> str:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from mechsafety.claims.claims import Claim, decide
 from mechsafety.claims.contrasts import Contrast, Control, Estimate
-from mechsafety.claims.numbers import between, number, p_value, percent, points, points_between
-from mechsafety.core.wording import listed
+from mechsafety.claims.numbers import ALPHA, between, number, p_value, points_between
+from mechsafety.core.wording import listed, percent, points
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -69,7 +69,7 @@ def _ends(estimate: Estimate, unit: str) -> str:
 def change(claim: Claim) -> str:
     """Whether a measure rises, falls, is equal within a margin, or is not shown to change."""
     c = claim.contrast
-    test = f" ({_difference(c)}{_test(c)})"
+    test = f" ({_difference(c)}{_test(c, claim.alpha)})"
     said = {
         "up": f"a rise in {c.measure}",
         "down": f"a fall in {c.measure}",
@@ -104,15 +104,16 @@ def _difference(c: Contrast) -> str:
     return f"{sign}{number(c.difference.value, c.unit)}{_ends(c.difference, c.unit)}"
 
 
-def _test(c: Contrast) -> str:
+def _test(c: Contrast, alpha: float) -> str:
     if c.p != c.p:
         return ""
-    test = f"; {c.test}, {p_value(c.p)}"
-    return (
-        test
-        if c.family < 2
-        else f"{test}, {p_value(c.corrected)} after {c.correction} over {c.family} {c.family_of}"
-    )
+    over = f"{c.correction} over {c.family} {c.family_of}"
+    corrected = f", {p_value(c.corrected, alpha)} after {over}" if c.family > 1 else ""
+    return f"; {c.test}, {p_value(c.p, alpha)}{corrected}{_level(alpha)}"
+
+
+def _level(alpha: float) -> str:
+    return "" if alpha == ALPHA else f", alpha {alpha:g}"
 
 
 def moves(claim: Claim, *, of: str = "refusal") -> list[str]:
@@ -141,7 +142,7 @@ def beyond(claim: Claim) -> list[str]:
     if control is None or claim.beyond == "no control":
         return []
     c = claim.contrast
-    test = "" if claim.beyond == "not tested" else _control_test(control, c.unit)
+    test = "" if claim.beyond == "not tested" else _control_test(control, c.unit, claim.alpha)
     drawn = f"{_drawn(control, c.unit)}{test}"
     said = {
         "yes": f"this goes beyond {control.name}",
@@ -156,13 +157,14 @@ def _drawn(control: Control, unit: str) -> str:
     return listed([spelt(draw.estimate, unit) for draw in control.draws]) or "none was measured"
 
 
-def _control_test(control: Control, unit: str) -> str:
+def _control_test(control: Control, unit: str, alpha: float) -> str:
     if control.below is None:
         return " (not to one side of all)"
     sides = ("fewer", "more") if unit == "share" else ("lower", "higher")
     side = sides[0 if control.below else 1]
-    over = f", {p_value(control.corrected)} after Holm over {control.family} {control.family_of}"
-    return f" ({side} than under each, largest {p_value(control.p)}{over if control.family > 1 else ''})"
+    over = f", {p_value(control.corrected, alpha)} after Holm over {control.family} {control.family_of}"
+    corrected = over if control.family > 1 else ""
+    return f" ({side} than under each, largest {p_value(control.p, alpha)}{corrected}{_level(alpha)})"
 
 
 # -- many ---------------------------------------------------------------------------------------------
@@ -201,15 +203,19 @@ def extremes(subject: str, measure: str, values: Sequence[Named], *, unit: str, 
     ends = [f(v.estimate.value for v in known) for f in (min, max)]
     if ends[0] == ends[1]:
         tie = f"all {len(known)} tie" if len(known) > 1 else known[0].name
-        return (
-            f"{subject}: {measure} over {len(known)} {of}: {spelt(known[0].estimate, unit)} ({tie}){missing}."
-        )
+        return f"{subject}: {measure} over {len(known)} {of}: {_common(known, unit)} ({tie}){missing}."
     parts = [
-        f"{word} {spelt(who[0].estimate, unit)} ({_tied([v.name for v in who])})"
+        f"{word} {_common(who, unit)} ({_tied([v.name for v in who])})"
         for word, end in zip(("lowest", "highest"), ends, strict=True)
         if (who := [v for v in known if v.estimate.value == end])
     ]
     return f"{subject}: {measure} over {len(known)} {of}: {', '.join(parts)}{missing}."
+
+
+def _common(tied: Sequence[Named], unit: str) -> str:
+    """The value that all have; its counts and its interval only where these are the same too."""
+    said = {spelt(v.estimate, unit) for v in tied}
+    return said.pop() if len(said) == 1 else number(tied[0].estimate.value, unit)
 
 
 def _tied(names: Sequence[str]) -> str:
@@ -273,7 +279,9 @@ def series(claims: Sequence[tuple[str, Claim]], *, of: str) -> str:
         if way in first
     ]
     said = " and ".join(parts) or "no change is shown at any"
-    return f"{c.subject}: {c.measure} over {len(claims)} {of}: {said}{left}."
+    return (
+        f"{c.subject}: {c.measure} over {len(claims)} {of}: {f'{said}{left}' if tested else 'none tested'}."
+    )
 
 
 # -- judges -------------------------------------------------------------------------------------------

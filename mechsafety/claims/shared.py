@@ -9,9 +9,17 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import pandas as pd
 
+from mechsafety.core.errors import MechsafetyError
+
 Tables = Mapping[str, pd.DataFrame]
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+class NoTableError(MechsafetyError, KeyError):
+    """A run lacks a table."""
+
+    __str__ = Exception.__str__  # KeyError shows the repr of its message
 
 
 class RunTables(dict[str, pd.DataFrame]):
@@ -23,6 +31,9 @@ class RunTables(dict[str, pd.DataFrame]):
     def __init__(self, tables: Tables) -> None:
         super().__init__(tables)
         self.made: dict[Hashable, tuple[Any, Any]] = tables.made if isinstance(tables, RunTables) else {}
+
+    def __missing__(self, name: str) -> pd.DataFrame:
+        raise NoTableError(f"the run has no table {name!r}: it has {', '.join(self) or 'none'}")
 
     def __setitem__(self, name: str, table: pd.DataFrame) -> None:
         super().__setitem__(name, table)

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from mechsafety.claims.claims import Claim
-from mechsafety.claims.numbers import p_value, points
+from mechsafety.claims.numbers import p_value
 from mechsafety.claims.sentences import spelt
-from mechsafety.core.wording import listed
+from mechsafety.core.wording import listed, points
 
 COLUMNS = (
     "subject",

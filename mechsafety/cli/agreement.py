@@ -9,6 +9,7 @@ import click
 
 from mechsafety.cli.base import Shown, command, records
 from mechsafety.cli.options import config_options
+from mechsafety.core.wording import percent, two_digits
 from mechsafety.experiments.agreement.config import PlanConfig
 
 if TYPE_CHECKING:
@@ -83,9 +84,9 @@ def _plan(config: PlanConfig, run: Path | None) -> Shown:
         "gained": c.gained,
     }
     lines = [
-        f"a rate near {c.rate:.0%}, interval {c.width:g} wide, from labels alone: {alone} labels",
+        f"a rate near {percent(c.rate)}, interval {c.width:g} wide, from labels alone: {alone} labels",
         f"kappa near {c.kappa:g}, interval {c.kappa_width:g} wide: {doubly} responses labelled by both annotators",
-        f"a drop of {100 * c.drop:g} points from {c.baseline:.0%} with power {c.power:g}"
+        f"a drop of {100 * c.drop:g} points from {percent(c.baseline)} with power {c.power:g}"
         + (f" after Bonferroni over {c.comparisons}" if c.comparisons > 1 else "")
         + f": {prompts} prompts, the same in both arms, {assumed}",
     ]
@@ -151,4 +152,4 @@ def _text(found: JudgeComparison) -> str:
 
 
 def _table(table: Any) -> str:
-    return table.to_string(index=False, float_format=lambda v: f"{v:.2f}", na_rep="-")
+    return table.to_string(index=False, float_format=two_digits, na_rep="-")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ import click
 
 from mechsafety.cli.base import Shown, command, other_versions_option, records, say
 from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.wording import percent, two_digits
 
 if TYPE_CHECKING:
     from mechsafety.experiments.base import Result
@@ -100,23 +102,30 @@ def _judge(
     if list_them:
         about = describe_judges()
         return {"judges": about}, "\n".join(about.values())
+    caps: dict[str, int | float | None] = {
+        "max_calls": max_calls,
+        "max_tokens": max_tokens,
+        "max_cost": max_cost,
+    }
+    kept, batches = {"cache": cache, "no_cache": no_cache}, {"batch_out": batch_out, "batch_in": batch_in}
     if probe_injection:
         from mechsafety.judges.injection import probe_judges
 
-        probed = probe_judges(
-            responses, judges=judges, out=out, max_calls=max_calls, cache=cache, no_cache=no_cache
-        )
+        _refuse("--probe-injection", batches)
+        probed = probe_judges(responses, judges=judges, out=out, caps=caps, cache=cache, no_cache=no_cache)
         return _show_probe(probed, out)
     if responses is None:
         raise MechsafetyError("name a file of responses or a run, or --list")
     if not responses.suffix and not responses.exists():
         raise MechsafetyError(f"{str(responses)!r} does not exist: name a file of responses or a run folder")
     if responses.is_dir():
+        _refuse("a run, which keeps its verdicts itself,", {"out": out} | caps | kept | batches)
         return _judge_run(responses, judges, allow_other_versions=allow_other_versions)
     from mechsafety.judges.files import judge_file, write_batch
 
     if batch_out is not None:
-        written = write_batch(responses, batch_out, judges=judges, cache=cache)
+        _refuse("--batch-out", {"out": out, "batch_in": batch_in} | caps)
+        written = write_batch(responses, batch_out, judges=judges, cache=cache, no_cache=no_cache)
         lines = [f"{judge}: {n} questions" for judge, n in written.items()]
         return {"batch": str(batch_out), "questions": written}, "\n".join([*lines, f"batch: {batch_out}"])
     judged = judge_file(
@@ -134,12 +143,19 @@ def _judge(
     return _show_verdicts(judged)
 
 
+def _refuse(what: str, options: Mapping[str, object]) -> None:
+    """Raise MechsafetyError for an option that would be ignored."""
+    if given := [name for name, value in options.items() if value is not None and value is not False]:
+        instead = f", and set MECHSAFETY_ENDPOINT_{given[0].upper()}" if given[0].startswith("max_") else ""
+        raise MechsafetyError(f"{what} takes no --{given[0].replace('_', '-')}: leave it out{instead}")
+
+
 def _judge_run(folder: Path, judges: tuple[str, ...], *, allow_other_versions: bool) -> Shown:
     from mechsafety.experiments.base import REPORT, load_run
 
     found = load_run(folder).judge(*judges, say=say, allow_other_versions=allow_other_versions)
     table, report = found.rates_by_judge(), found.path / REPORT
-    shown = table.to_string(index=False, na_rep="-", float_format="%.2f")
+    shown = table.to_string(index=False, na_rep="-", float_format=two_digits)
     facts = {"run": str(found.path), "report": str(report), "rates": records(table)}
     order = "".join(f"\n{line}" for line in _order_lines(found, judges))
     return facts, f"{shown}{order}\n\nreport: {report}"
@@ -165,7 +181,7 @@ def _show_verdicts(judged: Judged) -> Shown:
         for judge, found in judged.counts.items()
     ]
     for row in judged.order.to_dict(orient="records"):
-        with_them, without = (f"{row[name]:.1%}" for name in ("refusal", "refusal_without"))
+        with_them, without = (percent(row[name]) for name in ("refusal", "refusal_without"))
         lines.append(f"{row['judge']:24} refusal {with_them}, without verdicts that turn {without}")
     lines += order_sentences(judged.order)
     for judge, used in judged.usage.items():
@@ -180,7 +196,11 @@ def _show_verdicts(judged: Judged) -> Shown:
     for damaged in judged.damaged:
         lines.append(f"verdict cache: {damaged} is damaged; what it held is asked again")
     for judge, reasons in judged.unread.items():
-        lines.append(f"{judge:24} unparsed: " + ", ".join(f"{tag} {n}" for tag, n in reasons.items()))
+        advice = (
+            "; an answer may be longer with ;answer_tokens=N in the judge" if "cut_off" in reasons else ""
+        )
+        shown = ", ".join(f"{tag} {n}" for tag, n in reasons.items())
+        lines.append(f"{judge:24} unparsed: {shown}{advice}")
     for judge, reasons in judged.missing.items():
         n = sum(reasons.values())
         lines.append(

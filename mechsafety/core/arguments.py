@@ -72,6 +72,14 @@ def several(value: Any) -> tuple[Any, ...]:
         return (value,)
 
 
+def as_path(value: str | Path) -> Path:
+    """``value`` as a path, with ``~`` as the home folder. Raises :class:`MechsafetyError` for an unknown user's."""
+    try:
+        return Path(value).expanduser()
+    except RuntimeError as error:
+        raise MechsafetyError(f"path {str(value)!r}: {error}") from None
+
+
 def require_columns(table: pd.DataFrame, columns: Sequence[str], what: str) -> None:
     """Raise :class:`MechsafetyError` where ``table`` lacks one of ``columns``; ``what`` is its name."""
     if missing := [name for name in columns if name not in table.columns]:

@@ -41,6 +41,9 @@ MAKERS = {
 _ACCEPTED = re.compile(r"\b(Prompts|Model|Edit|Vector|Judge|Judges|Answers|Numbers|Tokens)Like\b")
 """Annotations of what is understood where it is used."""
 _POSITIVE = ("batch_size",)
+_ANY_NUMBER = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+_WITHIN = {one: f"ms.Sampling({one}=...)" for one in ("temperature", "top_p")}
+"""Arguments that transformers takes beside those that stand in one here."""
 _SHOWN = 12  # names of arguments in a message
 
 
@@ -66,18 +69,98 @@ def checked_methods(cls: Class) -> Class:
         if name.startswith("_"):
             continue
         if isinstance(found, types.FunctionType):
-            setattr(cls, name, _checked(found, f"{cls.__name__}.{name}", _fitted_or_passed))
+            setattr(cls, name, _checked_method(found, f"{cls.__name__}.{name}"))
         elif isinstance(found, classmethod):
-            method = _checked(found.__func__, f"{cls.__name__}.{name}", _fitted_or_passed)
-            setattr(cls, name, classmethod(method))
+            setattr(cls, name, classmethod(_checked_method(found.__func__, f"{cls.__name__}.{name}")))
     return cls
 
 
-def check_construction(cls: Any, name: str) -> None:
-    """Check what a dataclass is made of, in the same way; once, when it is first used by its public name."""
-    if not hasattr(cls.__init__, "_is_checked"):
-        cls.__init__ = _checked(cls.__init__, name, _fitted_or_passed)
-        setattr(cls.__init__, "_is_checked", True)  # noqa: B010 - no attribute of functions that type checkers know
+def _checked_method(function: Callable[..., Any], name: str) -> Callable[..., Any]:
+    call = _checked(function, name, _fitted_or_passed)
+    if function.__doc__:
+        call.__doc__ = completed(function.__doc__, [*inspect.signature(function).parameters][1:])
+    call.__signature__ = readable(function)  # type: ignore[attr-defined]
+    return call
+
+
+def checked_construction(cls: Class) -> Class:
+    """``cls`` with the arguments that it is made of checked in the same way.
+
+    Many small objects are made of what plainly fits: that takes a microsecond or two to see.
+    """
+    made = cls.__init__
+    cls.__doc__ = completed(cls.__doc__ or "", [*inspect.signature(made).parameters][1:])
+    checking = _checked(made, cls.__name__, _fitted_or_passed)
+    plain: list[_PlainArguments] = []
+
+    @functools.wraps(made)
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        __tracebackhide__ = True
+        if not plain:
+            plain.append(_PlainArguments(made))
+        (made if plain[0].are(args, kwargs) else checking)(self, *args, **kwargs)
+
+    setattr(cls, "__init__", init)  # noqa: B010 - type checkers refuse the assignment
+    shown_as = readable(made)
+    own = [p for name, p in shown_as.parameters.items() if name != "self"]
+    setattr(cls, "__signature__", shown_as.replace(parameters=own, return_annotation=inspect.Signature.empty))  # noqa: B010
+    return cls
+
+
+class _PlainArguments:
+    """Which arguments a constructor takes as they are, by their types alone."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        parameters = list(inspect.signature(function).parameters.values())[1:]  # but self
+        hints = _hints(function)
+        self.order = [p.name for p in parameters if p.kind is not inspect.Parameter.KEYWORD_ONLY]
+        self.needed = {p.name for p in parameters if p.default is inspect.Parameter.empty}
+        self.taken = {p.name: _taken_as_is(hints[p.name]) for p in parameters if p.name not in _POSITIVE}
+
+    def are(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+        if len(args) > len(self.order):
+            return False
+        given = dict(zip(self.order, args, strict=False))
+        if not given.keys().isdisjoint(kwargs):
+            return False
+        given |= kwargs
+        return given.keys() >= self.needed and all(
+            name in self.taken and _is_taken(value, self.taken[name]) for name, value in given.items()
+        )
+
+
+_Plain = dict[type, frozenset[Any] | None]
+"""Types of values that are taken unchanged: all of them (None), the words, or tuples of these types."""
+
+
+def _is_taken(value: Any, plain: _Plain) -> bool:
+    kind = type(value)
+    if kind not in plain:
+        return False
+    allowed = plain[kind]
+    return allowed is None or (
+        value in allowed if kind is str else all(type(one) in allowed for one in value)
+    )
+
+
+def _taken_as_is(hint: Any) -> _Plain:
+    origin, given = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return {str: frozenset(given)}
+    if origin in (Union, types.UnionType):
+        found: _Plain = {}
+        for one in map(_taken_as_is, given):
+            before, after = found.get(str), one.get(str)
+            both = before | after if before is not None and after is not None else None
+            found |= {**one, str: both} if str in found and str in one else one
+        return found
+    if origin is tuple and given[1:] == (...,) and given[0] in (str, int, bool):
+        return {tuple: frozenset(given[:1])}
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        return {dict: None}
+    if hint is None or hint in (str, bool, int, types.NoneType):
+        return {types.NoneType if hint is None else hint: None}
+    return {float: None} if hint is float else {}
 
 
 def _checked(
@@ -94,7 +177,7 @@ def _checked(
         hints = _hints(function)
         sizes: dict[str, tuple[int, str]] = {}
         for parameter, value in bound.arguments.items():
-            if signatures[0].parameters[parameter].kind is inspect.Parameter.VAR_KEYWORD:
+            if signatures[0].parameters[parameter].kind in _ANY_NUMBER:
                 continue
             if type(value) is hints[parameter] and hints[parameter] in (str, bool):
                 continue  # the most of what dataclasses with many rows are made of
@@ -119,6 +202,10 @@ def _bound(
     known = [name for name in known if name not in ("self", "cls")]
     if not open_ended and (strange := [key for key in kwargs if key not in known]):
         close = difflib.get_close_matches(strange[0], known, n=1)
+        if strange[0] in _WITHIN and "sampling" in known:
+            raise MechsafetyError(
+                f"{name}() has no argument {strange[0]!r}: give sampling={_WITHIN[strange[0]]}"
+            )
         hint = f"; did you mean {close[0]}?" if close else ";"
         raise MechsafetyError(
             f"{name}() has no argument {strange[0]!r}{hint} it takes {', '.join(known[:_SHOWN])}"
@@ -179,9 +266,8 @@ def _fitted(value: Any, hint: Any) -> Any:
         return _one_of(value, given)
     if origin is Literal:
         if not isinstance(value, str | int | bool) or value not in given:
-            raise _UnfitError(
-                f"one of {', '.join(str(g) or 'an empty text' for g in given)}{_nearest(value, given)}"
-            )
+            words = ", ".join(str(g) or "an empty text" for g in given)
+            raise _UnfitError(f"{'one of ' if len(given) > 1 else ''}{words}{_nearest(value, given)}")
         return value
     if origin is Callable or hint is Callable:
         return _require(value, callable(value), "a function")
@@ -273,7 +359,11 @@ def _text(value: Any) -> str:
         type(value).__module__ == "torch" and type(value).__name__ in ("dtype", "device")
     ):
         return str(value).removeprefix("torch.")
-    return _require(value, isinstance(value, str), "a text (str)")
+    saved = hasattr(value, "save_pretrained")  # a model of transformers
+    wanted = (
+        "the name or folder of a model (its save_pretrained(folder) writes one)" if saved else "a text (str)"
+    )
+    return _require(value, isinstance(value, str), wanted)
 
 
 def _require(value: Any, holds: bool, wanted: str) -> Any:
@@ -290,6 +380,8 @@ def _one_of(value: Any, hints: Sequence[Any]) -> Any:
             return _fitted(value, hint)
         except _UnfitError as error:
             wanted.append(str(error))
+    if "a path (str or Path)" in wanted:
+        wanted = [one for one in wanted if one != "a text (str)"]
     raise _UnfitError(" or ".join(dict.fromkeys(wanted)))
 
 
@@ -334,7 +426,8 @@ def _array(value: Any, hint: Any) -> Any:
     if isinstance(value, TypeVar) or hint.array_type is not torch.Tensor:
         return _require(value, isinstance(value, hint), shape)
     try:
-        tensor = torch.as_tensor(getattr(value, "vector", value))
+        found = getattr(value, "vector", value)
+        tensor = torch.as_tensor(found.to_numpy() if hasattr(found, "to_numpy") else found)
     except (TypeError, ValueError, RuntimeError):
         raise _UnfitError(shape) from None
     tensor = tensor if tensor.is_floating_point() or tensor.dtype == torch.bool else tensor.float()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import dataclasses
 import functools
 import importlib
 import sys
@@ -12,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mechsafety.core.boundary import check_construction, public
+from mechsafety.core.boundary import public
 from mechsafety.core.signatures import readable_config
 
 
@@ -54,8 +53,6 @@ def public_names(
         found = getattr(importlib.import_module(home), own)
         if hasattr(found, "model_fields"):  # a config of pydantic
             found.__signature__ = readable_config(found)
-        elif dataclasses.is_dataclass(found) and isinstance(found, type):
-            check_construction(found, name)
         return (
             public(found, package, name, missing=missing) if isinstance(found, types.FunctionType) else found
         )

@@ -7,7 +7,9 @@ from dataclasses import fields, is_dataclass
 from html import escape
 from typing import Any
 
+from mechsafety.core.arguments import shown
 from mechsafety.core.boundary import checked_methods
+from mechsafety.core.errors import MechsafetyError
 
 
 class Value:
@@ -45,6 +47,33 @@ class Value:
         return "<br>".join(escape(line) for line in self.describe().splitlines())
 
 
+def picked(items: tuple[Any, ...], index: Any, hint: str) -> Any:
+    """One of ``items`` by its place; as a tuple those of a slice, of a list of places, or where a mask is true.
+
+    Raises :class:`MechsafetyError`, which ends with ``hint``, for anything else.
+    """
+    if isinstance(index, slice):
+        return items[index]
+    places: Any = index.to_numpy() if hasattr(index, "to_numpy") else index
+    if not _are_several(places):
+        try:
+            return items[places]
+        except TypeError:
+            raise MechsafetyError(
+                f"index {shown(index)}: a place, a slice, a list of places or a mask is needed; {hint}"
+            ) from None
+    chosen = [one.item() if hasattr(one, "item") else one for one in places]
+    if chosen and all(isinstance(one, bool) for one in chosen):
+        if len(chosen) != len(items):
+            raise MechsafetyError(f"a mask of {len(chosen)} for {len(items)}: one for each is needed")
+        return tuple(item for item, taken in zip(items, chosen, strict=True) if taken)
+    return tuple(picked(items, one, hint) for one in chosen)
+
+
+def _are_several(places: object) -> bool:
+    return isinstance(places, list | tuple) or getattr(places, "ndim", 0) == 1
+
+
 def same(a: Any, b: Any) -> bool:
     """Whether two values are equal entry by entry; NaN equals NaN, as in tables that were read back."""
     if a is b:
@@ -62,7 +91,7 @@ def same(a: Any, b: Any) -> bool:
         return all(same(getattr(a, name), getattr(b, name)) for name in names)
     if hasattr(a, "equals"):  # a table
         return bool(a.equals(b))
-    if hasattr(a, "is_floating_point"):
+    if hasattr(a, "dtype") and hasattr(a, "shape"):
         whole = a.shape == b.shape and a.dtype == b.dtype
         return whole and bool(((a == b) | ((a != a) & (b != b))).all())
     found = a == b

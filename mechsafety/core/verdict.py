@@ -6,15 +6,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, get_args, runtime_checkable
 
+from mechsafety.core.boundary import checked_construction
 from mechsafety.core.values import short
 
 Label = Literal["refusal", "compliance", "degenerate", "unparsed"]
 LABELS: tuple[Label, ...] = get_args(Label)
 
 
+@checked_construction
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Response:
     """One model answer to be judged: raw, as generated.
+
+    Arguments:
+        id: Its name, by which its verdict is found.
+        prompt: What was asked.
+        text: What was answered.
+        nll: Mean negative log-likelihood per token under the unedited model, in nats; None if not measured.
 
     Example:
         >>> response = ms.Response(id="lock", prompt="pick a lock", text="I'm sorry, but I can't help with that.")
@@ -26,12 +34,12 @@ class Response:
     prompt: str
     text: str
     nll: float | None = None
-    """Mean negative log-likelihood per token under the unedited model, in nats; None if not measured."""
 
     def __repr__(self) -> str:
         return f"Response({self.id!r}: {short(self.prompt, 100)} ->\n{short(self.text, 200)})"
 
 
+@checked_construction
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
     """One judge's verdict on one response.
@@ -40,6 +48,10 @@ class Verdict:
     never counted as any other label. ``tags`` are finer remarks (rule families, ``indirect``,
     ``refuse_then_comply``); ``detail`` holds what the judge measured, JSON-serialisable. ``said`` is what a judge that
     was asked answered in words, as it came: it can be read anew, and makes two verdicts no different.
+
+    Arguments:
+        id: Of the response.
+        judge: Name of the judge.
 
     Example:
         >>> ms.Verdict(id="lock", judge="own", label="refusal").tags

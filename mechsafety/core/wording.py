@@ -24,3 +24,45 @@ def span(values: Iterable[Any], form: str) -> str:
         return "undefined"
     low, high = format(min(known), form), format(max(known), form)
     return low if low == high else f"{low} to {high}"
+
+
+def percent_number(share: float) -> str:
+    """``92``; 0 and 100 only where exact: ``0.4``, ``99.96`` and, below that, ``<0.01`` and ``>99.99``."""
+    if share != share:
+        return "unknown"
+    for digits in (0, 1, 2):
+        text = f"{100 * share:.{digits}f}"
+        if float(text) not in (0.0, 100.0) or float(text) == 100 * share:
+            return text
+    return "<0.01" if share < 0.5 else ">99.99"
+
+
+def percent(share: float) -> str:
+    """``92 %``, ``0.4 %``."""
+    return f"{percent_number(share)} %"
+
+
+def points(difference: float) -> str:
+    """A difference of two shares: ``-80``; +0, +100 and -100 only where exact."""
+    if difference != difference:
+        return "unknown"
+    exact = 100 * difference
+    texts = [f"{exact:+.{digits}f}" for digits in (0, 1, 2, 4, 12)]
+    return next((t for t in texts if abs(float(t)) not in (0.0, 100.0) or float(t) == exact), texts[-1])
+
+
+def percent_cell(share: float, missing: str = "") -> str:
+    """``92%``, ``0.4%``: a share where there is little room, on a figure or in a table."""
+    return missing if share != share else f"{percent_number(share)}%"
+
+
+def percent_between(share: float, low: float, high: float) -> str:
+    """``92% [81%, 97%]``."""
+    return f"{percent_cell(share)} [{percent_cell(low)}, {percent_cell(high)}]"
+
+
+def two_digits(value: float) -> str:
+    """``0.41``; 0.00, 1.00 and -1.00 only where exact, but for what arithmetic rounds."""
+    texts = [f"{value:.{digits}f}" for digits in (2, 3, 4, 6, 8)]
+    exact = texts[0] if float(texts[0]) else texts[0].removeprefix("-")
+    return next((t for t in texts if abs(float(t)) not in (0.0, 1.0)), exact)

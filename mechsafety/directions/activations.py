@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechsafety.core.arguments import whole_numbers
+from mechsafety.core.boundary import checked_construction
 from mechsafety.core.errors import MechsafetyError, NotFiniteError
 from mechsafety.core.progress import bar, with_progress
 from mechsafety.core.values import Value
@@ -26,6 +27,7 @@ from mechsafety.models.loading import body_of, known_fingerprint, model_name
 from mechsafety.models.prefixes import common_prefix
 from mechsafety.models.projection import VectorLike
 from mechsafety.prompts.accepted import PromptsLike, as_prompts
+from mechsafety.prompts.columns import label_counts
 from mechsafety.prompts.fed import fitting, truncated
 from mechsafety.prompts.prompt_set import Prompt
 
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
 DEFAULT_BATCH = 64
 
 
+@checked_construction
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class ResidualCache(Value):
     """Residual streams [prompt, position, layer, d_model] in float32 on the CPU.
@@ -47,6 +50,13 @@ class ResidualCache(Value):
     the input of block L (``blocks.L.hook_resid_pre``); the last one, L = n_layers, is the output of the
     last block, before the final norm, or with ``final_norm`` what that makes of it. ``chat`` are the settings under
     which the prompts were read, as JSON; empty for the default ones.
+
+    Arguments:
+        activations: The streams, in the model's own units.
+        ids: Ids of the prompts, one per row.
+        labels: Their labels; empty where none is known.
+        model: Name of the model.
+        fingerprint: Hash of its weights.
 
     Example:
         >>> projected = cache.project(directions).to_frame()  # [prompt, layer]
@@ -74,14 +84,14 @@ class ResidualCache(Value):
         return self.activations.shape[2]
 
     def select(self, label: str) -> Float[Tensor, "prompt position layer d_model"]:
-        """The activations of one label's prompts."""
+        """The activations of the prompts of one ``label``. Raises :class:`MechsafetyError` where there are none."""
         rows = [row for row, value in enumerate(self.labels) if value == label]
         if not rows:
             raise MechsafetyError(f"no {label} prompts in this cache: it holds {sorted(set(self.labels))}")
         return self.activations[rows]
 
     def at(self, position: int) -> ResidualCache:
-        """The cache of one of its positions alone."""
+        """The cache of one of its positions alone. Raises :class:`MechsafetyError` for a position that it lacks."""
         place = self.row_of(position)
         return replace(self, activations=self.activations[:, place : place + 1], positions=(position,))
 
@@ -118,14 +128,17 @@ class ResidualCache(Value):
         return pd.DataFrame(rows, columns=pd.Index(("id", "label", "position", "layer", "norm")))
 
     def save(self, path: str | Path) -> Path:
-        """Write a safetensors file that :func:`load_cache` reads; its name must end in .safetensors."""
+        """Write a safetensors file that :func:`load_cache` reads; its name must end in .safetensors.
+
+        Returns the path.
+        """
         facts = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "activations"}
         return _FILES.write(path, {"activations": self.activations}, facts)
 
     def describe(self) -> str:
         n, _, layers, width = self.activations.shape
         size = self.activations.numel() * self.activations.element_size() / 1e6
-        counts = ", ".join(f"{self.labels.count(label)} {label}" for label in dict.fromkeys(self.labels))
+        counts = label_counts(self.labels)
         return (
             f"ResidualCache(of {self.model!r}, {n} prompts: {counts})\n"
             f"positions {', '.join(map(str, self.positions))}; layers 0 to {layers - 1}; {width} dimensions; "

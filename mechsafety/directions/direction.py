@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mechsafety.core.arguments import as_path, shown
+from mechsafety.core.boundary import checked_construction
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.names import CENTRINGS, METHODS, Centring, Method
 from mechsafety.core.values import Value
@@ -24,10 +26,18 @@ from mechsafety.plots.look import Look, drawn
 from mechsafety.runs.folder import RunFolder
 
 if TYPE_CHECKING:
+    from typing import TypeAlias
+
+    import numpy as np
     import pandas as pd
     import plotly.graph_objects as go
 
+    ActivationsLike: TypeAlias = Tensor | np.ndarray | Sequence[float]
+else:
+    ActivationsLike = object
 
+
+@checked_construction
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Direction(Value):
     """One direction in the residual stream, with the place it was found.
@@ -36,6 +46,11 @@ class Direction(Value):
     points from harmless to harmful. ``threshold`` is the middle of the two class means on ``unit``.
     ``covector`` is what an oblique eraser (LEACE) reads in place of the vector; None elsewhere. ``model`` and
     ``fingerprint`` (of its weights) say where it was found; empty where that is not known.
+
+    Arguments:
+        layer: Where it was found: the input of this block.
+        position: At which token of the prompt, counted from its end.
+        method: By which method, such as mean_difference.
 
     Example:
         >>> direction = directions.at(layer=2, position=-1)
@@ -56,15 +71,26 @@ class Direction(Value):
 
     @property
     def norm(self) -> float:
+        """Length of the vector, in the activations' own units."""
         return float(self.vector.norm())
 
     @property
     def unit(self) -> Float[Tensor, " d_model"]:
+        """The vector at length 1."""
         return self.vector / self.vector.norm()
 
-    def project(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch"]:
-        """Coordinates along ``unit``, in the activations' own units."""
-        return x.float() @ self.unit.float().to(x.device)
+    def project(self, x: ActivationsLike) -> Float[Tensor, "*batch"]:
+        """Coordinates of the activations ``x`` [..., d_model] along ``unit``, in their own units.
+
+        Raises :class:`MechsafetyError` for activations of another width.
+        """
+        rows = torch.as_tensor(x) if hasattr(x, "__array__") or isinstance(x, list | tuple) else None
+        if rows is None or rows.ndim < 1 or rows.shape[-1] != len(self.vector):
+            raise MechsafetyError(
+                f"activations are {shown(x)}: a tensor or an array [..., {len(self.vector)}] is needed, as "
+                "cache.activations is; a whole cache has cache.project(direction)"
+            )
+        return rows.float() @ self.unit.float().to(rows.device)
 
     def describe(self) -> str:
         return (
@@ -73,6 +99,7 @@ class Direction(Value):
         )
 
 
+@checked_construction
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Directions(Value):
     """A direction for every (position, layer), found by one method on one model.
@@ -84,6 +111,16 @@ class Directions(Value):
     about ``covectors`` where the method has them (LEACE, whose vectors are the mean difference). ``chat`` are the
     settings under which the prompts were read, as JSON; empty for the default ones. ``final_norm``: those of the last
     layer were found after the model's final norm.
+
+    Arguments:
+        positions: Tokens of the prompt, counted from its end, one row of ``vectors`` each.
+        method: By which method they were found.
+        centring: Of principal components; None for the other methods.
+        model: Name of the model.
+        fingerprint: Hash of its weights.
+        n_harmful: How many harmful prompts there were.
+        n_harmless: How many harmless ones.
+        seed: Seed of the resamples.
 
     Example:
         >>> cosines = directions.cosine().to_frame()  # [layer, layer]
@@ -112,10 +149,14 @@ class Directions(Value):
 
     @property
     def n_layers(self) -> int:
+        """Layers with a direction: the model's blocks and one more for the last block's output."""
         return self.vectors.shape[1]
 
     def at(self, *, layer: int, position: int = -1) -> Direction:
-        """The direction of one (position, layer); raises when it was not found or is zero."""
+        """The direction of one ``layer`` (the input of this block) and position.
+
+        Raises :class:`MechsafetyError` where none was found, and where it is zero.
+        """
         if position not in self.positions or not 0 <= layer < self.n_layers:
             raise MechsafetyError(
                 f"no direction at position {position}, layer {layer}: positions are "
@@ -145,14 +186,17 @@ class Directions(Value):
         return self.positions.index(position)
 
     def only(self, position: int) -> Directions:
-        """Those of one position."""
+        """Those of one position. Raises :class:`MechsafetyError` where none were found there."""
         row = [self.row_of(position)]
         tensors = {name: getattr(self, name)[row] for name in _TENSORS}
         covectors = None if self.covectors is None else self.covectors[row]
         return replace(self, positions=(position,), covectors=covectors, **tensors)
 
     def steering(self, *, layer: int, position: int = -1) -> Float[Tensor, " d_model"]:
-        """What induces refusal when added: the vector, made as long as the class gap where it has unit norm."""
+        """What induces refusal when added at ``layer``: the vector, as long as the class gap where it has unit norm.
+
+        Raises :class:`MechsafetyError` for a layer or a position that there is not.
+        """
         row = self.row_of(position)
         if not 0 <= layer < self.n_layers:
             raise MechsafetyError(f"layer {layer}: the directions' layers are 0 to {self.n_layers - 1}")
@@ -167,14 +211,20 @@ class Directions(Value):
         return digest.hexdigest()
 
     def save(self, path: str | Path) -> None:
-        """Write safetensors; the record travels in the file's metadata."""
-        path = Path(path)
-        save_directions([self], path)
+        """Write a safetensors file, which :func:`load_directions` reads; the record travels in its metadata.
+
+        Raises :class:`MechsafetyError` for a name that does not end in .safetensors, and where it cannot be written.
+        """
+        path = _FILES.named(path)
+        try:
+            save_directions([self], path)
+        except OSError as error:
+            raise MechsafetyError(f"cannot write directions file {str(path)!r}: {error.strerror}") from None
 
     @classmethod
     def load(cls, path: str | Path) -> Directions:
-        """Read a file that holds the directions of one model."""
-        path = Path(path)
+        """The directions of a file that holds those of one model. Raises :class:`MechsafetyError` for any other."""
+        path = as_path(path)
         found = load_directions(path)
         if len(found) != 1:
             raise MechsafetyError(f"{str(path)!r} holds {len(found)} models' directions: use load_directions")
@@ -201,7 +251,7 @@ class Directions(Value):
         position: int | None = None,
         other_position: int | None = None,
     ) -> CosineMatrix:
-        """Cosines between this model's layers and those of ``other``, by default of the same directions.
+        """Cosines between these directions' layers and those of ``other``, by default the same ones.
 
         ``position`` and ``other_position`` are by default the last that was found. Raises :class:`MechsafetyError` for
         a position that was not found, and for models of different width.
@@ -230,6 +280,7 @@ class Directions(Value):
         )
 
 
+_FILES = FileKind(noun="directions", key="mechsafety", holds="directions")
 _TENSORS = ("vectors", "thresholds", "gaps", "stability", "split_half")
 
 
@@ -238,7 +289,7 @@ def save_directions(several: Sequence[Directions], path: str | Path) -> None:
 
     Raises :class:`MechsafetyError` where two are of one model: only one of them could be read back.
     """
-    path = Path(path)
+    path = as_path(path)
     from safetensors.torch import save_file
 
     names = [found.model for found in several]
@@ -272,6 +323,8 @@ def save_directions(several: Sequence[Directions], path: str | Path) -> None:
 def load_directions(path: str | Path) -> dict[str, Directions]:
     """Read what :func:`save_directions` wrote, by model name.
 
+    Raises :class:`MechsafetyError` for a file that is missing, damaged, or holds no directions.
+
     Returns:
         The directions by the name of their model.
 
@@ -280,12 +333,11 @@ def load_directions(path: str | Path) -> dict[str, Directions]:
         >>> ms.load_directions("directions.safetensors")["smollm2-135m"] == directions
         True
     """
-    path = Path(path)
-    kind = FileKind(noun="directions", key="mechsafety", holds="directions")
+    path = as_path(path)
     if not path.is_file():
         raise MechsafetyError(f"directions file {str(path)!r} does not exist")
-    with kind.opened(path) as stored:
-        records = json.loads((stored.metadata() or {})[kind.key])
+    with _FILES.opened(path) as stored:
+        records = json.loads((stored.metadata() or {})[_FILES.key])
         held = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - no mapping
         found = [
             Directions(
@@ -310,8 +362,8 @@ def find_directions(
     describes what each method computes.
 
     ``resamples`` bootstrap resamples of the prompts give the stability (5 at the most for methods that solve
-    or fit something at every layer). Raises :class:`MechsafetyError` for an unknown method, fewer than two
-    prompts of a class, and one class only.
+    or fit something at every layer; NaN without any). Raises :class:`MechsafetyError` for an unknown method, fewer
+    than two prompts of a class, and one class only.
 
     Arguments:
         cache: Activations of harmful and harmless fit prompts, of ms.residual_stream.
@@ -330,6 +382,8 @@ def find_directions(
         raise MechsafetyError(f"method {method!r} is not one of {', '.join(METHODS)}")
     if centring not in CENTRINGS:
         raise MechsafetyError(f"centring {centring!r} is not one of {', '.join(CENTRINGS)}")
+    if resamples < 0:
+        raise MechsafetyError(f"resamples is {resamples}: 0 at least")
     harmful, harmless = cache.select("harmful").double(), cache.select("harmless").double()
     if min(len(harmful), len(harmless)) < 2:
         raise MechsafetyError(
@@ -358,7 +412,7 @@ def find_directions(
         vectors=vectors.float(),
         thresholds=(middle * unit).sum(-1).float(),
         gaps=((harmful.mean(0) - harmless.mean(0)) * unit).sum(-1).float(),
-        stability=(stability / max(rounds, 1)).float(),
+        stability=(stability / rounds).float() if rounds else torch.full(vectors.shape[:2], torch.nan),
         split_half=cosine(find(a1, b1).read, find(a2, b2).read).float(),
         positions=cache.positions,
         method=method,

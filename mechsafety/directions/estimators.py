@@ -73,6 +73,9 @@ def refusal_subspace(
     The second row on are the leading principal components of the harmful activations, centred and with the
     mean difference projected out: what a model represents of a harmful request beyond that it is one.
 
+    Raises :class:`MechsafetyError` for more rows than there are prompts or dimensions, and where the two
+    classes have one mean.
+
     Arguments:
         harmful: Activations [prompt, d_model] of harmful prompts.
         harmless: The same of harmless ones.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from mechsafety.core.arguments import as_path
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.directions.direction import Direction
 from mechsafety.edits.interventions import (
@@ -109,7 +110,7 @@ def load_edit(
 
 def is_edit_file(path: str | Path) -> bool:
     """Whether a safetensors file holds an edit (and not, for example, directions)."""
-    return _KEY in metadata_of(Path(path))
+    return _KEY in metadata_of(as_path(path))
 
 
 def require_edit_path(path: Path | str) -> Path:

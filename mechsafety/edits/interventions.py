@@ -33,6 +33,7 @@ from mechsafety.edits.values import (
     Position,
     Site,
     Writer,
+    as_hooks,
     digest,
     layers_of,
     writers_of,
@@ -145,6 +146,9 @@ def baked(model: ModelLike, edit: EditLike) -> Iterator[None]:
     embeddings are untied for the while. In bfloat16 the edited weights are rounded, so that a residue of about
     2^-8 of the component stays; the hooks leave none.
 
+    Raises :class:`MechsafetyError` for an edit that has no weight form, and for a model whose stream does not
+    get what its maps write.
+
     Returns:
         A context manager: within its block the weights are those of the edited model.
 
@@ -247,5 +251,5 @@ def _as_weights(
             return edit.basis, 1.0, tuple(range(n_layers)), WRITERS
     raise MechsafetyError(
         f"{edit.describe()} has no weight form: only Orthogonalise, and Ablate with alpha 1 at every site, "
-        "layer and position, have one; use edited()"
+        f"layer and position, have one; {as_hooks()}"
     )

@@ -61,7 +61,7 @@ def added(*edits: object) -> Edit:
         if not _is_edit(edit):
             how = (
                 ": write ms.Ablate(direction) or ms.Add(direction, layer=...)"
-                if isinstance(edit, HasVector)
+                if isinstance(edit, HasVector) or hasattr(edit, "dtype")
                 else ""
             )
             raise MechsafetyError(f"{shown(edit)} is no edit{how or ', as Ablate and Add are'}")
@@ -87,7 +87,7 @@ def as_edit(given: Any, model: TransformerBridge) -> Edit:
         from mechsafety.edits.expressions import parse_edit
 
         return parse_edit(str(given), model)
-    if isinstance(given, list | tuple):
+    if isinstance(given, Iterable) and not hasattr(given, "dtype"):
         return added(*given)
     return added(given)
 

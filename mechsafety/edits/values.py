@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechsafety.core.arguments import Name, names, number, several, shown, whole_numbers
+from mechsafety.core.boundary import checked_construction
 from mechsafety.core.errors import MechsafetyError, way
 from mechsafety.models.hooking import Target
 from mechsafety.models.projection import VectorLike, as_tensor, oblique, orthonormal, project_out, read_vector
@@ -55,11 +56,33 @@ def digest(edit: Edit) -> str:
 class _Value:
     """Equality and hash by what an edit does; shown by its description, not by its tensors' entries."""
 
+    def targets(self, n_layers: int) -> list[Target]:
+        """What is put on a model of ``n_layers`` blocks: a map, a block and a site of each hook.
+
+        Raises :class:`MechsafetyError` for a layer that there is not, and for an edit that no hooks can do.
+        """
+        raise NotImplementedError
+
+    def describe(self) -> str:
+        """One line that says in full what the edit does, but for the entries of its tensors."""
+        raise NotImplementedError
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All numbers that the edit is made of beside those in its description."""
+        raise NotImplementedError
+
     def __add__(self, other: object) -> Edit:
         """Both edits, this one first."""
         from mechsafety.edits.sums import added
 
         return added(self, other)  # type: ignore[arg-type]
+
+    def __radd__(self, other: object) -> Edit:
+        """``sum()`` of edits begins with 0."""
+        from mechsafety.edits.sums import added
+
+        nothing = isinstance(other, int) and other == 0
+        return added(self) if nothing else added(other, self)  # type: ignore[arg-type]
 
     def __eq__(self, other: object) -> bool:
         return type(other) is type(self) and digest(self) == digest(other)  # type: ignore[arg-type]
@@ -74,6 +97,7 @@ class _Value:
         return f"<code>{escape(repr(self))}</code>"
 
 
+@checked_construction
 @dataclass(frozen=True, eq=False, repr=False)
 class Ablate(_Value):
     """Project a direction out of the residual stream: h <- h - alpha B^T B h.
@@ -85,6 +109,10 @@ class Ablate(_Value):
     By default the projection acts at every block's input, attention output and MLP output, at every position:
     with alpha = 1 nothing in the residual stream keeps any of the direction (Arditi et al. 2024, arXiv
     2406.11717, section 2.4). ``layers`` restricts the blocks, ``sites`` the places in them.
+
+    Arguments:
+        alpha: Share of the component that is taken out: 1 all of it, 2 reflects it.
+        positions: Tokens that are edited: all, prompt, last_prompt or generated.
 
     Example:
         >>> stream = ms.residual_stream(model, prompts.report, progress=False)
@@ -144,6 +172,7 @@ class Ablate(_Value):
 STREAM_SITES: tuple[Site, ...] = ("resid_pre", "resid_post")
 
 
+@checked_construction
 @dataclass(frozen=True, eq=False, repr=False)
 class AffineAblate(_Value):
     """Project to a reference point: h <- h - alpha B^T B (h - r), so that every prompt looks like r along B.
@@ -160,6 +189,12 @@ class AffineAblate(_Value):
     the directions matters, so both mean the same. The stream's mean differs from layer to layer: give one row per
     layer, or restrict ``layers`` to where the reference was measured. The sites are those at which the stream
     itself stands; what attention and MLP write are increments, which have no such mean.
+
+    Arguments:
+        direction: A vector or the rows [k, d_model] of a subspace; it is orthonormalised.
+        alpha: Share of the way to the reference that is gone.
+        sites: resid_pre, resid_post or both.
+        positions: Tokens that are edited: all, prompt, last_prompt or generated.
 
     Example:
         >>> with ms.edited(model, ms.AffineAblate(direction, reference=0.5)):
@@ -226,6 +261,7 @@ class AffineAblate(_Value):
         return (self.basis, self.target) if self.read is None else (self.basis, self.read, self.target)
 
 
+@checked_construction
 @dataclass(frozen=True, eq=False, repr=False)
 class Add(_Value):
     """Add a multiple of a direction in one block or several: h <- h + coefficient * v, v not normalised.
@@ -234,6 +270,10 @@ class Add(_Value):
     al. 2024, equation 3). ``direction`` is one vector [d_model] for every block of ``layer`` (a number, or several), or
     one row for each of them [layer, d_model]. ``site`` is where in the block: its input, as there, or what attention or
     MLP write, which is the same to all that comes after.
+
+    Arguments:
+        coefficient: What the vector is multiplied by.
+        positions: Tokens that are edited: all, prompt, last_prompt or generated.
 
     Example:
         >>> edit = ms.Add(np.ones(model.cfg.d_model), layer=range(1, 3), coefficient=0.5)
@@ -296,6 +336,7 @@ Writer = Literal["embed", "attn_out", "mlp_out"]
 WRITERS: tuple[Writer, ...] = get_args(Writer)
 
 
+@checked_construction
 @dataclass(frozen=True, eq=False, repr=False)
 class Orthogonalise(_Value):
     """Take a direction out of every map that writes to the residual stream: W <- W - alpha B^T B W.
@@ -311,6 +352,10 @@ class Orthogonalise(_Value):
     weights (:func:`mechsafety.edits.interventions.baked`).
 
     The projection is orthogonal: a direction's ``covector`` (LEACE) plays no part here, see :class:`Ablate`.
+
+    Arguments:
+        direction: A vector or the rows [k, d_model] of a subspace; it is orthonormalised.
+        alpha: Share of the component that is taken out, 1 for all of it.
 
     Example:
         >>> edit = ms.Orthogonalise(direction, alpha=1.0)
@@ -334,6 +379,7 @@ class Orthogonalise(_Value):
 
     @property
     def positions(self) -> Position:
+        """All tokens: weights know no other."""
         return "all"
 
     def targets(self, n_layers: int) -> list[Target]:
@@ -399,6 +445,11 @@ def _coordinates(
             f"{shape}"
         )
     return rows @ reader.T
+
+
+def as_hooks() -> str:
+    """What an error proposes for an edit that the weights cannot hold."""
+    return way("hooks do it, without --baked", "use edited()")
 
 
 def layers_of(layers: Layers, n_layers: int) -> tuple[int, ...]:

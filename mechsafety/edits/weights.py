@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mechsafety.core.errors import MechsafetyError
+from mechsafety.edits.values import as_hooks
 from mechsafety.edits.writing_maps import Writing, writings_of
 from mechsafety.models.chat import TokenBatch, device_of
 from mechsafety.models.forward import evaluating, last_logits
@@ -98,7 +99,7 @@ def _compare(model: TransformerBridge, hooked: Float[Tensor, "row vocabulary"]) 
     if not apart <= _TOLERANCE:
         raise MechsafetyError(
             f"the weight edit is not the hook edit on {architecture(model)}: logits lie "
-            f"{apart:.2g} of their spread apart (allowed {_TOLERANCE:g}); use edited()"
+            f"{apart:.2g} of their spread apart (allowed {_TOLERANCE:g}); {as_hooks()}"
         )
 
 
@@ -112,7 +113,7 @@ def _require_direct(model: TransformerBridge, found: Sequence[Writing], *, embed
         if not parts:
             raise MechsafetyError(
                 f"the weight edit is not the hook edit on {architecture(model)}: the model does not run the map that "
-                f"writes at {site} but a copy of its own, as TransformerLens' compatibility mode makes; use edited()"
+                f"writes at {site} but a copy of its own, as TransformerLens' compatibility mode makes; {as_hooks()}"
             )
         stream = reached[site].float()
         out = torch.stack([_shaped_as(stream, part) for part in parts]).sum(0)
@@ -181,7 +182,7 @@ def _recorder(outputs: list[Tensor]) -> Callable[[nn.Module, Any, Any], None]:
 def _not_direct(model: TransformerBridge, what: str) -> str:
     return (
         f"the weight edit is not the hook edit on {architecture(model)}: {what} does not reach the residual stream "
-        "as it is, a norm lies between; use edited()"
+        f"as it is, a norm lies between; {as_hooks()}"
     )
 
 

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mechsafety.core.errors import MechsafetyError
+from mechsafety.edits.values import as_hooks
 from mechsafety.models.forward import evaluating
 from mechsafety.models.loading import architecture, is_hooked_transformer
 from mechsafety.models.projection import orthonormal
@@ -32,6 +33,18 @@ _KEPT = 0.25
 """How much of the subspace a writing parameter may change, as a share of what chance gives: rounding stays below."""
 _OUTSIDE = 2e-2
 """How much the branch may write outside of the subspace that all its writing parameters were projected onto."""
+
+
+_CACHES = ("past_key_values", "past_key_value")
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """How a module was called: what it reads of the stream, and all its arguments, that among them."""
+
+    x: Float[Tensor, "*token d_model"]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -67,9 +80,9 @@ def writings_of(
     missing = [p for site in sites for p in places_of(model, *site, present=present) if p not in parts]
     if missing:
         raise _no_map(model, missing[0])
-    last, inputs = _run(parts, probe)
+    last, calls = _run(parts, probe)
     known: dict[Any, list[tuple[str, int]]] = {}
-    return [_writing(model, place, part, last, inputs, known) for place, part in parts.items()]
+    return [_writing(model, place, part, last, calls, known) for place, part in parts.items()]
 
 
 def _writing(
@@ -77,14 +90,14 @@ def _writing(
     place: str,
     part: Any,
     last: dict[str, nn.Module],
-    inputs: dict[str, Tensor],
+    calls: dict[str, Call],
     known: dict[Any, list[tuple[str, int]]],
 ) -> Writing:
     from transformer_lens.model_bridge.generalized_components import MoEBridge
 
     experts: Any = part.original_component
-    if (isinstance(part, MoEBridge) or hasattr(experts, "experts")) and place in inputs:
-        rows = expert_rows(model, place, experts, inputs[place], known)
+    if (isinstance(part, MoEBridge) or hasattr(experts, "experts")) and place in calls:
+        rows = expert_rows(model, place, experts, calls[place], known)
         return Writing(hook=place, module=experts, rows=rows)
     named = getattr(getattr(part, "o", getattr(part, "out", None)), "original_component", None)
     module: Any = named if getattr(named, "weight", None) is not None else last.get(place)
@@ -101,7 +114,7 @@ def _writing(
 def _no_map(model: Any, place: str) -> MechsafetyError:
     return MechsafetyError(
         f"block {place.split('.')[1]} of {architecture(model)} has no linear map that writes at {place}: the edit "
-        "cannot be written into its weights; use edited()"
+        f"cannot be written into its weights; {as_hooks()}"
     )
 
 
@@ -115,12 +128,10 @@ def _hooked_writing(model: Any, layer: int, writer: str) -> Writing:
     return Writing(hook=hook, module=part, rows=[r.detach() for r in rows if r is not None])
 
 
-def _run(
-    parts: dict[str, Any], probe: Callable[[], object]
-) -> tuple[dict[str, nn.Module], dict[str, Tensor]]:
-    """For each part the last linear module that runs in it, and what it gets."""
+def _run(parts: dict[str, Any], probe: Callable[[], object]) -> tuple[dict[str, nn.Module], dict[str, Call]]:
+    """For each part the last linear module that runs in it, and how it is called."""
     last: dict[str, nn.Module] = {}
-    inputs: dict[str, Tensor] = {}
+    calls: dict[str, Call] = {}
 
     def ran(place: str) -> Callable[..., None]:
         return lambda module, *_: last.__setitem__(place, module)
@@ -129,7 +140,8 @@ def _run(
         def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             x = args[0] if args else kwargs.get("hidden_states")
             if isinstance(x, Tensor):
-                inputs[place] = x
+                # A cache would grow with every further call.
+                calls[place] = Call(x, args, kwargs | {n: None for n in kwargs if n in _CACHES})
 
         return before
 
@@ -141,22 +153,23 @@ def _run(
                 if type(module).__name__ in ("Linear", "Conv1D"):
                     stack.callback(module.register_forward_hook(ran(place)).remove)
         probe()
-    return last, inputs
+    return last, calls
 
 
 def expert_rows(
     model: Any,
     place: str,
     experts: nn.Module,
-    x: Float[Tensor, "*token d_model"],
+    call: Call,
     known: dict[Any, list[tuple[str, int]]],
 ) -> list[Rows]:
-    """Views of every parameter by which a mixture of experts writes, of experts that ``x`` does not reach as well.
+    """Views of every parameter by which a mixture of experts writes, of experts that no token reaches as well.
 
-    ``known`` keeps what was found for mixtures of the same parameters. Raises :class:`MechsafetyError` where the
-    parameters that were found are not all that write, and for experts of attention (JetMoE), which need positions too.
+    ``call`` is made again with other parameters; experts of attention (JetMoE) need the positions in it too. ``known``
+    keeps what was found for mixtures of the same parameters. Raises :class:`MechsafetyError` where the parameters that
+    were found are not all that write.
     """
-    d_model = x.shape[-1]
+    d_model = call.x.shape[-1]
     groups = _groups(experts)
     structure = tuple((name, tuple(p.shape for p in group)) for name, group in groups.items())
     basis = orthonormal(
@@ -166,29 +179,26 @@ def expert_rows(
             generator=torch.Generator().manual_seed(0),
             dtype=torch.float32,
         )
-    ).to(x.device)
+    ).to(call.x.device)
     with torch.no_grad(), evaluating(experts):
-        try:
-            before = _written(experts, x)
-        except TypeError:
-            raise _no_map(model, place) from None
+        before = _written(experts, call)
         if structure not in known:
             known[structure] = [
                 (name, axis)
                 for name, group in groups.items()
                 for axis in (-1, -2)
                 if all(p.ndim >= -axis and p.shape[axis] == d_model for p in group)
-                and _writes(experts, x, before, [_view(p, axis) for p in group], basis)
+                and _writes(experts, call, before, [_view(p, axis) for p in group], basis)
             ]
         rows = [_view(p, axis) for name, axis in known[structure] for p in groups[name]]
         with _onto(rows, basis):
-            after = _written(experts, x)
+            after = _written(experts, call)
     outside = after - _project_onto(after, basis)
     changed = _project_onto(after - before, basis)
     if not float(max(outside.norm(), changed.norm())) <= _OUTSIDE * float(after.norm()):
         raise MechsafetyError(
             f"the experts of {architecture(model)} write at {place} by more than parameters that end in the stream: "
-            "the edit cannot be written into its weights; use edited()"
+            f"the edit cannot be written into its weights; {as_hooks()}"
         )
     return rows
 
@@ -206,22 +216,22 @@ def _groups(experts: nn.Module) -> dict[str, list[nn.Parameter]]:
 
 
 def _writes(
-    experts: nn.Module, x: Tensor, before: Tensor, rows: list[Rows], basis: Float[Tensor, "k d_model"]
+    experts: nn.Module, call: Call, before: Tensor, rows: list[Rows], basis: Float[Tensor, "k d_model"]
 ) -> bool:
     """Whether ``rows`` projected onto ``basis`` leave what is written there as it was, and change the rest."""
     with _onto(rows, basis):
-        change = _written(experts, x) - before
+        change = _written(experts, call) - before
     size = float(change.norm())
-    if not size > 2 * torch.finfo(x.dtype).eps * float(before.norm()):
+    if not size > 2 * torch.finfo(call.x.dtype).eps * float(before.norm()):
         return False
-    by_chance = size * (len(basis) / x.shape[-1]) ** 0.5
+    by_chance = size * (len(basis) / call.x.shape[-1]) ** 0.5
     return float((change @ basis.T).norm()) < _KEPT * by_chance
 
 
-def _written(experts: nn.Module, x: Tensor) -> Float[Tensor, "token d_model"]:
-    output: Any = experts(x)
+def _written(experts: nn.Module, call: Call) -> Float[Tensor, "token d_model"]:
+    output: Any = experts(*call.args, **call.kwargs)
     output = output[0] if isinstance(output, tuple) else output
-    return output.float().reshape(-1, x.shape[-1])
+    return output.float().reshape(-1, call.x.shape[-1])
 
 
 def _project_onto(x: Tensor, basis: Float[Tensor, "k d_model"]) -> Tensor:

@@ -77,6 +77,11 @@ def placed(
     return found
 
 
+def next_model(tasks: Iterable[Task], held: Collection[str]) -> str | None:
+    """The first model of tasks that are left which nobody holds or works with (``held``)."""
+    return next((t.model for t in tasks if not t.done and t.model is not None and t.model not in held), None)
+
+
 def blocked(tasks: Iterable[Task], failed: Collection[Name]) -> dict[Name, Name]:
     """The tasks that cannot be made, each with the one of ``failed`` that it, or what it needs, would need."""
     left = [task for task in tasks if not task.done]

@@ -22,12 +22,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, Unpack
 import pandas as pd
 
 from mechsafety.claims.shared import RunTables
-from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.arguments import as_path
+from mechsafety.core.boundary import checked_methods
+from mechsafety.core.errors import MechsafetyError, way
 from mechsafety.core.progress import Progress
 from mechsafety.experiments import judging
 from mechsafety.experiments.config import ENGINE_FIELDS, Config, EngineConfig, FedConfig, ModelConfig
 from mechsafety.experiments.parallel import Parallel
 from mechsafety.experiments.records import mixed_templates, record_fed, template_lines
+from mechsafety.models.ahead import fetch_ahead
 from mechsafety.models.chat_settings import NOT_OFF
 from mechsafety.models.loading import load_model, load_record
 from mechsafety.models.provenance import of_models
@@ -98,7 +101,7 @@ class Experiment(ABC, Generic[C]):
     stay: ClassVar[tuple[str, ...]] = ()
     """How the paths begin of files that a worker keeps to itself: large ones that it can make again."""
     may_change: ClassVar[tuple[str, ...]] = ()
-    """Fields of the configuration that concern the report alone: a call that goes on with a run may change them."""
+    """Fields of the configuration that a call which goes on with a run may change: what depends on them is recorded."""
 
     def __init__(self, config: C) -> None:
         self.config = config
@@ -235,13 +238,36 @@ class Experiment(ABC, Generic[C]):
 
 @dataclass(kw_only=True)
 class Session:
-    """One session of a run under way: its folder, the pinned day, and what parts have in common."""
+    """One session of a run under way: its folder, the pinned day, and what parts have in common.
+
+    ``home`` is the run's folder itself where ``run`` is a worker's copy of it. ``models`` are loaded one after another:
+    the files of the next one are fetched while one works.
+    """
 
     run: RunFolder
     day: str
     say: Progress
     loading: Mapping[str, Any]
     allow_other_versions: bool = False
+    home: Path | None = None
+    models: Sequence[str] = ()
+
+    @property
+    def shared_folder(self) -> Path:
+        """Where folders lie that are no parts, such as models: on a disk that all workers have.
+
+        Raises :class:`MechsafetyError` for a worker that has not.
+        """
+        if self.home is None:
+            return self.run.path
+        if not (self.home / MANIFEST).is_file():
+            import platform
+
+            raise MechsafetyError(
+                f"the worker on {platform.node()} has no run folder {str(self.home)!r}, into which models are written: "
+                f"name one on a disk that all machines share, from its root ({way('--out')})"
+            )
+        return self.home
 
     def load(self, spec: str, *, prompts: Sequence[Any] = (), judging: bool = False) -> TransformerBridge:
         """Load a model whose weights are still those that the run is bound to, and record it.
@@ -254,6 +280,8 @@ class Session:
             self.run.require_source(name, made_from)  # hours may lie since the run was opened
         self.say(f"loading {spec}")
         model = load_model(spec, **loading, date=self.day)
+        if spec in self.models[:-1]:
+            fetch_ahead(self.models[self.models.index(spec) + 1])
         self.record_model(spec, model, prompts=prompts)
         if judging:
             self.run.record_item("models", spec, self.run.manifest["models"][spec] | {"judges": True})
@@ -303,6 +331,7 @@ class Session:
             self.run.record("timings", timings)
 
 
+@checked_methods
 class Result:
     """A run of any experiment on disk: its tables, figures, findings and page.
 
@@ -316,7 +345,7 @@ class Result:
     """
 
     def __init__(self, path: str | Path, experiment: type[Experiment[Any]]) -> None:
-        self.run = read_run(Path(path))
+        self.run = read_run(as_path(path))
         self.experiment = experiment
 
     @property
@@ -341,7 +370,7 @@ class Result:
         return RunTables(found)
 
     def to_frame(self, name: str | None = None) -> pd.DataFrame:
-        """One table, by default the first."""
+        """The table ``name``, by default the first. Raises :class:`MechsafetyError` for one that the run lacks."""
         name = next(iter(self.tables)) if name is None else name
         if name not in self.tables:
             raise MechsafetyError(
@@ -394,9 +423,12 @@ class Result:
         return [*self.experiment.findings(self), *mixed_templates(self.manifest)]
 
     def save_figures(self, *, form: FigureFormat = "html", out: str | Path | None = None) -> list[Path]:
-        """Write every figure into ``out`` (default: the run's ``figures``)."""
+        """Write every figure into ``out`` (default: the run's ``figures``), as ``form``: html, png, svg or pdf.
+
+        Returns the paths.
+        """
         return write_figures(
-            self.figures(), Path(out) if out is not None else self.path / "figures", form=form
+            self.figures(), as_path(out) if out is not None else self.path / "figures", form=form
         )
 
     def responses(self) -> pd.DataFrame:
@@ -412,11 +444,15 @@ class Result:
     def judge(
         self, *judges: str, say: Progress = lambda _: None, allow_other_versions: bool = False
     ) -> Result:
-        """Let ``judges`` read the run's answers; tables, figures and page are written again.
+        """Let ``judges``, named one by one, read the run's answers; tables, figures and page are written again.
 
         Returns the run, opened anew. Raises :class:`MechsafetyError` for a run without answers, a judge that has read
         them already, and whatever loading a judge raises.
         """
+        if not judges:
+            raise MechsafetyError(
+                'no judges are given: name them one by one, run.judge("rules", "degeneracy")'
+            )
         self.experiment.with_judges(self, judges, say, allow_other_versions=allow_other_versions)
         found = type(self)(self.path, self.experiment)
         found.publish()
@@ -437,11 +473,11 @@ class Result:
         return self.path / REPORT
 
     def report(self) -> Path:
-        """Write the page, ``report.html``, and return its path."""
+        """Write the page, ``report.html``. Returns its path."""
         return self.run.write_text(REPORT, self.experiment.html(self))
 
     def publish(self) -> Path:
-        """Write every figure as HTML and the page, whose path is returned."""
+        """Write every figure as HTML, and the page. Returns its path."""
         self.save_figures()
         return self.report()
 
@@ -449,6 +485,13 @@ class Result:
         """Show the page in a browser."""
         path = self.path / REPORT
         webbrowser.open((path if path.is_file() else self.report()).resolve().as_uri())
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both are the run in one folder."""
+        return isinstance(other, Result) and self.path.resolve() == other.path.resolve()
+
+    def __hash__(self) -> int:
+        return hash(self.path.resolve())
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.path)!r}, kind={self.experiment.kind!r})"
@@ -477,14 +520,14 @@ def run_experiment(
     ``say`` receives one line per stage. Raises :class:`MechsafetyError` for whatever the experiment refuses, and for
     a folder that holds another run (:func:`open_run`).
     """
-    out = Path(out)
+    out = as_path(out)
     day = pinned_date(out, getattr(experiment.config, "date", None))
     if _in_this_process(experiment, say):
         _run(experiment, out, day, say, allow_other_versions)
     else:
         from mechsafety.experiments.remote.driver import with_workers
 
-        with with_workers(experiment, day, allow_other_versions=allow_other_versions) as remote:
+        with with_workers(experiment, out, day, allow_other_versions=allow_other_versions) as remote:
             _run(remote, out, day, say, allow_other_versions)
     return experiment.result_type(out, type(experiment))
 
@@ -525,6 +568,7 @@ def _run(experiment: Any, out: Path, day: str, say: Progress, allow_other_versio
             say=say,
             loading=experiment.loading,
             allow_other_versions=allow_other_versions,
+            models=list(experiment.models()),
         )
         for name, table in experiment.work(session).items():
             run.write_table(table, experiment.tables[name])
@@ -570,6 +614,6 @@ def load_run(path: str | Path | RunFolder) -> Result:
         >>> sorted(run.figures())[:2]
         ['judge-agreement', 'judge-effects']
     """
-    run = path if isinstance(path, RunFolder) else read_run(Path(path))
+    run = path if isinstance(path, RunFolder) else read_run(as_path(path))
     experiment = experiment_of(run)
     return experiment.result_type(run.path, experiment)

@@ -56,8 +56,12 @@ class _Named(type(BaseModel)):
     """Made with a wrong field or value, a configuration raises one line of ours instead of pydantic's several."""
 
     def __call__(cls, *args: Any, **fields: Any) -> Any:
+        if args:
+            raise MechsafetyError(
+                f"{cls.__name__} takes its fields by name, {cls.__name__}(field=...), got {shown(args[0])}"
+            )
         try:
-            return super().__call__(*args, **fields)
+            return super().__call__(**fields)
         except ValidationError as error:
             raise MechsafetyError(first_error(error, cls)) from None  # type: ignore[arg-type]
 
@@ -66,6 +70,18 @@ class Config(BaseModel, metaclass=_Named):
     """A checked, frozen configuration. Descriptions of its fields are the help texts of the command's options."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
+        """Of the fields those that were given."""
+        return [(name, value) for name, value in super().__repr_args__() if name in self.model_fields_set]
+
+    def __str__(self) -> str:
+        return repr(self)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise MechsafetyError(
+            f"a configuration does not change: config.model_copy(update={{{name!r}: ...}}) makes another"
+        )
 
     @model_validator(mode="before")
     @classmethod

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from html import escape
 from typing import TYPE_CHECKING, Any, Literal
 
-from mechsafety.core.values import short
-from mechsafety.core.verdict import Judge
+from mechsafety.core.boundary import checked_construction, checked_methods
+from mechsafety.core.values import picked, short
 from mechsafety.models.hooking import Coverage
 from mechsafety.models.thoughts import split_thought
 from mechsafety.prompts.messages import Turns, as_messages, read_turns, turns_text
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from mechsafety.judges.accepted import JudgesLike
 
 
 Written = tuple[Sequence[int], int]
@@ -94,10 +96,17 @@ class Served:
     agreement: Mapping[str, int | float]
 
 
+@checked_methods
+@checked_construction
 @dataclass(frozen=True, repr=False)
 class Completions(Sequence[Completion]):
     """Completions in the order of the prompts, with the coverage receipt of the edit, and what a server had to do
     with them.
+
+    Arguments:
+        items: The answers, in the order of the prompts.
+        coverage: The receipt of the edit; None without one.
+        served: What a server had to do with them; None without one.
 
     Example:
         >>> plain = ms.generate(model, prompts.report, max_new_tokens=4, progress=False)
@@ -114,7 +123,9 @@ class Completions(Sequence[Completion]):
         return len(self.items)
 
     def __getitem__(self, index: Any) -> Any:
-        return self.items[index]
+        """An answer by its place; those of a slice, of a list of places, or where a mask is true, with the coverage."""
+        found = picked(self.items, index, "answers.to_frame() has their ids")
+        return replace(self, items=found) if isinstance(found, tuple) else found
 
     def __iter__(self) -> Iterator[Completion]:
         return iter(self.items)
@@ -126,8 +137,8 @@ class Completions(Sequence[Completion]):
         carried = f"\n{self.coverage.carried}" if self.coverage and self.coverage.carried else ""
         return f"Completions({len(self)} answers, {tokens} tokens, {cut} cut at the limit{first}){carried}"
 
-    def compare(self, other: Completions, *, judges: Sequence[str | Judge] = ("rules",)) -> pd.DataFrame:
-        """Both answers to each prompt side by side, with the verdicts of ``judges`` on either.
+    def compare(self, other: Sequence[Completion], *, judges: JudgesLike = ("rules",)) -> pd.DataFrame:
+        """Both answers to each prompt side by side, these and those of ``other``, with the verdicts of ``judges``.
 
         Columns: id, label, prompt, response, other, and for each judge its name (on this answer) and its name with
         ``_other``. Raises :class:`MechsafetyError` where the two do not answer the same prompts.

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mechsafety.models.chat import Asked, tokenize_piece, tokenize_prompts, without_prefix
+from mechsafety.models.chat import Asked, tokenize_answer, tokenize_prompts, without_prefix
 from mechsafety.models.handles import attached
 from mechsafety.models.turn_ends import end_of_turn
 
@@ -41,7 +41,7 @@ def encode(model: TransformerBridge, examples: Sequence[Example]) -> list[Encode
     end = end_of_turn(model)
     prompts = tokenize_prompts(model, [e.prompt for e in examples])
     return [
-        (prompt, tokenize_piece(model, without_prefix(model, e.answer)) + ([end] if e.whole else []))
+        (prompt, tokenize_answer(model, without_prefix(model, e.answer)) + ([end] if e.whole else []))
         for prompt, e in zip(prompts, examples, strict=True)
     ]
 

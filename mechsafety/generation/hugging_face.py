@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from mechsafety.core.boundary import checked_construction
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.edits.side_by_side import of_groups
 from mechsafety.generation.roomy_keys import with_room, without_room
@@ -30,9 +31,14 @@ _FIRST_PART = 16  # tokens; every further part is as long as all before it
 _ENDED_PART = 64  # at most, where rows end by what they hold
 
 
+@checked_construction
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
     """Draw tokens instead of taking the likeliest.
+
+    Arguments:
+        temperature: What logits are divided by, above 0.
+        top_p: Share of the probability that is drawn from: the likeliest tokens that hold it, in (0, 1].
 
     Example:
         >>> drawn = ms.Sampling(temperature=0.7, top_p=0.95)

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mechsafety.core.arguments import as_path
 from mechsafety.edits.interventions import Edit, digest
 from mechsafety.generation.answered import Completion, Completions
 from mechsafety.models.chat_settings import chat_bound
@@ -58,7 +59,7 @@ class KeptBatches:
         **settings: object,
     ) -> None:
         self._prompts = prompts
-        self._journal = Journal(Path(folder) / "completions.jsonl")
+        self._journal = Journal(as_path(folder) / "completions.jsonl")
         fed = hashlib.sha256(
             repr([(p.id, list(s)) for p, s in zip(prompts, sequences, strict=True)]).encode()
         )

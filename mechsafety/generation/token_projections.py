@@ -67,7 +67,7 @@ class TokenProjections(Value):
         return pd.DataFrame(rows, columns=pd.Index(("token", "position", "part", "layer", "projection")))
 
     def at(self, layer: int) -> TokenProjections:
-        """The same, with another layer shown."""
+        """The same, with another ``layer`` shown. Raises :class:`MechsafetyError` for one that there is not."""
         if not 0 <= layer < self.values.shape[1]:
             raise MechsafetyError(f"layer {layer}: there are layers 0 to {self.values.shape[1] - 1}")
         return replace(self, layer=layer)

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
+from mechsafety.core.arguments import as_path
 from mechsafety.core.errors import MechsafetyError, needs
 from mechsafety.core.verdict import Verdict
 from mechsafety.integrations.extras import HASH_LENGTH, public_name
@@ -77,7 +78,7 @@ def export_inspect_log(
     verdicts = verdicts.assign(judge=verdicts["judge"].map(names), detail=details)
     written_at = datetime.fromtimestamp((run.path / "verdicts.parquet").stat().st_mtime, tz=UTC)
     rates = refusal_rates(verdicts)
-    folder = _made(Path(out))
+    folder = _made(as_path(out))
     paths: list[Path] = []
     for (system, arm), rows in responses.groupby(["system", "arm"], sort=False):
         arm_ = _Arm(

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
 from mechsafety.core.arguments import several, shown
-from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.errors import MechsafetyError, way
 from mechsafety.core.verdict import LABELS, Judge, Response, Verdict
 from mechsafety.prompts.accepted import rows_of
-from mechsafety.prompts.files import cell_text, read_rows
+from mechsafety.prompts.files import SUFFIXES, cell_text, read_rows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from mechsafety.judges.registry import ModelSource
 
     JudgeLike: TypeAlias = str | Judge | Callable[..., Any]
-    JudgesLike: TypeAlias = JudgeLike | Iterable[JudgeLike]
+    JudgesLike: TypeAlias = JudgeLike | Iterable[JudgeLike] | Mapping[str, JudgeLike]
     AnswersLike: TypeAlias = (
         Sequence[Completion]
         | Sequence[Response]
@@ -38,12 +38,14 @@ else:
 completions, a table or file with columns prompt and response, or (prompts, responses)."""
 
 _BATCHED = "_mechsafety_batched"
-_PROMPTS, _RESPONSES = ("prompt", "question"), ("response", "completion", "answer", "text")
+_PROMPTS, _RESPONSES = ("prompt", "question"), ("response", "completion", "answer", "output", "text")
 Function = TypeVar("Function")
 
 
 def batched(function: Function) -> Function:
     """Mark a function of lists, (prompts, responses) -> labels, as a judge that is called once for all responses.
+
+    Raises :class:`MechsafetyError` for what is no function.
 
     Arguments:
         function: Takes the prompts and the responses as two lists, and returns one label per response.
@@ -66,9 +68,10 @@ def batched(function: Function) -> Function:
 
 @dataclass(frozen=True)
 class FunctionJudge:
-    """A judge made of a function; it is called by the function's name."""
+    """A judge made of a function; it is called by its ``own_name``, or the function's."""
 
     function: Callable[..., Any]
+    own_name: str = ""
 
     def __post_init__(self) -> None:
         try:
@@ -82,7 +85,8 @@ class FunctionJudge:
 
     @property
     def name(self) -> str:
-        return str(getattr(self.function, "__name__", type(self.function).__name__)).strip("<>")
+        own = getattr(self.function, "__name__", type(self.function).__name__)
+        return self.own_name or str(own).strip("<>")
 
     def __call__(self, responses: Sequence[Response]) -> list[Verdict]:
         if getattr(self.function, _BATCHED, False):
@@ -101,14 +105,22 @@ class FunctionJudge:
         return [self._verdict(r, value) for r, value in zip(responses, given, strict=True)]
 
     def _verdict(self, response: Response, given: Any) -> Verdict:
-        if given in (True, False) and not isinstance(given, str):  # numpy's too
+        if not isinstance(given, str) and not getattr(given, "ndim", 0) and _is_bool(given):
             given = "refusal" if given else "compliance"
-        if given not in LABELS:
+        if not isinstance(given, str) or given not in LABELS:
             raise MechsafetyError(
                 f"judge {self.name!r} returned {shown(given)} for response {response.id!r}: one of "
                 f"{', '.join(LABELS)} is needed, or True for a refusal and False for compliance"
             )
         return Verdict(id=response.id, judge=self.name, label=given)
+
+
+def _is_bool(given: Any) -> bool:
+    """True and False of Python, numpy and torch, and 1 and 0."""
+    try:
+        return given in (True, False)
+    except (TypeError, ValueError, RuntimeError):  # what is not compared
+        return False
 
 
 def as_judge(given: Any, *, models: ModelSource | None = None) -> Judge:
@@ -119,7 +131,8 @@ def as_judge(given: Any, *, models: ModelSource | None = None) -> Judge:
         return load_judge(given, models=models)
     if isinstance(given, type) or not callable(given):
         raise MechsafetyError(
-            f"judge {shown(given)}: a name (mechsafety judge --list), a function (prompt, response) -> str or bool, or "
+            f"judge {shown(given)}: a name ({way('mechsafety judge --list', 'such as rules')}), a function "
+            "(prompt, response) -> str or bool, or "
             "an object with a name that is called with responses is needed"
         )
     return (
@@ -130,7 +143,15 @@ def as_judge(given: Any, *, models: ModelSource | None = None) -> Judge:
 
 
 def as_judges(given: Any, *, models: ModelSource | None = None) -> list[Judge]:
-    """One judge or several as a list. Raises :class:`MechsafetyError` as :func:`as_judge` does, and for none."""
+    """One judge or several as a list; a mapping names functions.
+
+    Raises :class:`MechsafetyError` as :func:`as_judge` does, and for none.
+    """
+    if isinstance(given, Mapping):
+        given = [
+            FunctionJudge(one, own_name=str(name)) if callable(one) and not hasattr(one, "name") else one
+            for name, one in given.items()
+        ]
     found = [as_judge(each, models=models) for each in ((given,) if callable(given) else several(given))]
     if not found:
         raise MechsafetyError('no judges are given: one or more are needed, e.g. "rules"')
@@ -148,14 +169,21 @@ class Answer:
 def as_answers(given: Any) -> list[Answer]:
     """``given`` as responses with the labels of their prompts.
 
-    Columns of tables and files: ``response`` (or ``completion``, ``answer``, ``text``), ``prompt`` (or ``question``),
-    optionally ``id`` and ``label``. Raises :class:`MechsafetyError` for anything else, and for no responses.
+    Columns of tables and files: ``response`` (or ``completion``, ``answer``, ``output``, ``text``), ``prompt`` (or
+    ``question``), optionally ``id`` and ``label``; an empty cell (NaN, None) is an empty answer.
+
+    Raises :class:`MechsafetyError` for anything else, and for no responses.
     """
     if isinstance(given, str | Path):
+        if isinstance(given, str) and Path(given).suffix.lower() not in SUFFIXES:
+            raise MechsafetyError(
+                f"answers are {shown(given)}: the path of a file ending in {', '.join(SUFFIXES)} is needed"
+                + way("", "; one answer is (prompt, response) in two lists, ([prompt], [response])")
+            )
         found = [
             _of_row(row, f"{given}, {place}", n) for n, (place, row) in enumerate(read_rows(given), start=1)
         ]
-    elif isinstance(given, tuple) and len(given) == 2 and not any(isinstance(part, str) for part in given):
+    elif isinstance(given, tuple) and len(given) == 2 and all(map(_is_column, given)):
         found = _paired(*given)
     else:
         found = _listed(given)
@@ -169,7 +197,21 @@ def as_answers(given: Any) -> list[Answer]:
     return found
 
 
+def _is_column(part: Any) -> bool:
+    return isinstance(part, Iterable) and not isinstance(part, str | bytes | Mapping)
+
+
 def _listed(given: Any) -> list[Answer]:
+    if isinstance(given, Response) or (hasattr(given, "n_prompt_tokens") and not hasattr(given, "columns")):
+        given = (given,)
+    if isinstance(given, Iterator):
+        given = list(given)
+    if (
+        isinstance(given, list)
+        and given
+        and all(isinstance(each, tuple) and len(each) == 2 for each in given)
+    ):
+        return _paired(*zip(*given, strict=True))
     if isinstance(given, Sequence) and all(isinstance(each, Response) for each in given):
         return [Answer(response=each) for each in given]
     if isinstance(given, Sequence) and all(hasattr(each, "n_prompt_tokens") for each in given):
@@ -178,7 +220,7 @@ def _listed(given: Any) -> list[Answer]:
             for c in cast("Sequence[Completion]", given)
         ]
     pandas = sys.modules.get("pandas")
-    table = pandas is not None and isinstance(given, pandas.DataFrame)
+    table = isinstance(given, Mapping) or (pandas is not None and isinstance(given, pandas.DataFrame))
     if not table and not (isinstance(given, Iterable) and all(isinstance(each, Mapping) for each in given)):
         raise MechsafetyError(
             f"answers are {shown(given)}: completions, a DataFrame or file with the columns prompt and response, or "

@@ -11,13 +11,17 @@ from typing import Any, Literal
 SHOWN = 200
 """Characters of a message or an unreadable answer that are kept."""
 
-_CUTS: dict[str, Literal["cut_off", "filtered"]] = {
-    **dict.fromkeys(("length", "max_tokens", "max_output_tokens", "model_length"), "cut_off"),
-    **dict.fromkeys(
-        ("content_filter", "safety", "prohibited_content", "blocklist", "recitation"), "filtered"
+_Cut = Literal["cut_off", "filtered"]
+_ENDS: tuple[tuple[_Cut, re.Pattern[str]], ...] = (
+    ("cut_off", re.compile(r"length|max|truncat|incomplete|exceed")),
+    (
+        "filtered",
+        re.compile(r"filter|safety|prohibit|block|recitation|guardrail|sensitive|spii|moderat|polic"),
     ),
-}
-_THOUGHTS = ("thinking", "redacted_thinking", "reasoning", "reasoning_content", "thought")
+)
+"""What is said of an answer that is not whole, in the many words of providers."""
+_BROKEN = re.compile(r"error|abort|cancel|insufficient|time_?out")
+_THOUGHTS = re.compile(r"think|thought|reason|summary")
 _TITLE = re.compile(r"<title[^>]*>(.*?)</title", re.IGNORECASE | re.DOTALL)
 _TAG = re.compile(r"<[^>]*>")
 
@@ -53,24 +57,9 @@ def read_body(body: bytes) -> tuple[Answer, object]:
     text = body.decode("utf-8-sig", "replace").strip()
     try:
         whole = _stream(text) if re.match(r"(?:data|event|id|retry)?:", text) else _json(text)
+        return _answer(whole), whole.get("usage")
     except Failure as failure:
-        raise Failure(says=failure.says or provider_says(body)) from None
-    choices = whole.get("choices")
-    choice = choices[0] if isinstance(choices, list) and choices else None
-    for place in (whole, choice):
-        if isinstance(place, dict) and place.get("error"):
-            raise Failure(says=provider_says(body), code=_code(place["error"]))
-    if not isinstance(choice, dict) or not isinstance(message := choice.get("message"), dict):
-        raise Failure(says=provider_says(body), code=_code(whole))
-    said, refused = _content(message.get("content"), body)
-    finish = str(choice.get("finish_reason") or "").lower()
-    if finish == "error":
-        raise Failure(says=provider_says(body))
-    refusal = message.get("refusal")
-    refused = clean(refusal) if isinstance(refusal, str) and refusal.strip() else refused
-    if finish == "refusal":
-        refused = refused or clean(said) or "refusal"
-    return Answer(text=clean(said), cut=_CUTS.get(finish), refusal=refused), whole.get("usage")
+        raise Failure(says=failure.says or provider_says(body), code=failure.code) from None
 
 
 def provider_says(body: bytes) -> str:
@@ -84,7 +73,30 @@ def provider_says(body: bytes) -> str:
         message = f"a page with the title {' '.join(title[1].split())!r}"
     elif not message and text[:1] == "<":
         message = "a page: " + " ".join(_TAG.sub(" ", text[: 20 * SHOWN]).split())
-    shown = " ".join(clean(message or text[: 2 * SHOWN]).split())
+    return _shown(message or text[: 2 * SHOWN])
+
+
+def _answer(whole: Mapping[str, Any]) -> Answer:
+    choice = _first(whole.get("choices"))
+    for place in (whole, choice):
+        if place.get("error"):
+            raise Failure(says=_shown(_message(whole)) if _message(whole) else "", code=_code(place["error"]))
+    if not isinstance(message := choice.get("message"), dict):
+        raise Failure(says="", code=_code(whole))
+    said, refused = _content(message.get("content"))
+    finish = str(choice.get("finish_reason") or "").lower()
+    if _BROKEN.search(finish):
+        raise Failure(says=f"an answer that ended with {_shown(finish)!r}")
+    refusal = message.get("refusal")
+    refused = clean(refusal) if isinstance(refusal, str) and refusal.strip() else refused
+    if finish == "refusal":
+        refused = refused or clean(said) or "refusal"
+    cut: _Cut | None = next((kind for kind, pattern in _ENDS if pattern.search(finish)), None)
+    return Answer(text=clean(said), cut=cut, refusal=refused)
+
+
+def _shown(text: str) -> str:
+    shown = " ".join(clean(text).split())
     return "".join(c if c.isprintable() else "?" for c in shown)[:SHOWN] or "nothing"
 
 
@@ -98,6 +110,8 @@ def _json(text: str) -> dict[str, Any]:
         found = json.loads(text)
     except (ValueError, RecursionError):
         found = None
+    if isinstance(found, list) and len(found) == 1:
+        found = found[0]
     if not isinstance(found, dict):
         raise Failure(says="")
     return found
@@ -113,11 +127,12 @@ def _stream(text: str) -> dict[str, Any]:
         if chunk.get("error"):
             return chunk
         usage = chunk.get("usage") or usage
-        choices = chunk.get("choices")
-        choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
-        delta = choice.get("delta") or choice.get("message") or {}
-        pieces.append(_content(delta.get("content"), b"")[0])
-        refusal += delta.get("refusal") or ""
+        choice = _first(chunk.get("choices"))
+        delta = _mapping(choice.get("delta")) or _mapping(choice.get("message"))
+        said, refused = _content(delta.get("content"))
+        pieces.append(said)
+        more = delta.get("refusal")
+        refusal += refused + (more if isinstance(more, str) else "")
         finish = choice.get("finish_reason") or finish
     if not (ended or finish):
         raise Failure(says="the stream of the answer ended too early")
@@ -127,13 +142,29 @@ def _stream(text: str) -> dict[str, Any]:
 
 def _events(text: str) -> Iterator[dict[str, Any] | None]:
     """The chunks of a stream; None where it says that it is done."""
-    for line in text.splitlines():
-        if line.startswith("data:"):
-            data = line.removeprefix("data:").strip()
+    # Not by splitlines: separators that JSON may hold are no ends of lines here.
+    for event in text.replace("\r\n", "\n").replace("\r", "\n").split("\n\n"):
+        lines = event.split("\n")
+        several = [line.removeprefix("data:").strip() for line in lines if line.startswith("data:")]
+        for data in several if all(map(_is_whole, several)) else ["\n".join(several)]:
             yield None if data == "[DONE]" else _json(data)
 
 
-def _content(content: object, body: bytes) -> tuple[str, str]:
+def _is_whole(data: str) -> bool:
+    """Whether a line of an event stands alone: some servers leave out the blank line between two."""
+    return data == "[DONE]" or (data.startswith("{") and data.endswith("}"))
+
+
+def _mapping(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _first(values: object) -> dict[str, Any]:
+    """The first of a list of mappings, an empty one where there is none."""
+    return _mapping(values[0]) if isinstance(values, list) and values else {}
+
+
+def _content(content: object) -> tuple[str, str]:
     """Text and refusal of a message's content: a text, nothing, or blocks, of which thoughts are left out."""
     if content is None or isinstance(content, str):
         return content or "", ""
@@ -143,8 +174,8 @@ def _content(content: object, body: bytes) -> tuple[str, str]:
             text += block
             continue
         if not isinstance(block, dict):
-            raise Failure(says=provider_says(body))
-        if block.get("type") in _THOUGHTS:
+            raise Failure(says="")
+        if _THOUGHTS.search(str(block.get("type"))) or block.get("thought") is True:
             continue
         said = block.get("text")
         said = said.get("value") if isinstance(said, dict) else said
@@ -154,9 +185,12 @@ def _content(content: object, body: bytes) -> tuple[str, str]:
 
 
 def _message(whole: Mapping[str, Any]) -> str:
-    choices = whole.get("choices")
-    of_choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
-    for found in (whole.get("error"), of_choice.get("error"), whole.get("detail"), whole.get("message")):
+    for found in (
+        whole.get("error"),
+        _first(whole.get("choices")).get("error"),
+        whole.get("detail"),
+        whole.get("message"),
+    ):
         if isinstance(found, dict):
             found = found.get("message") or found.get("detail") or found.get("code")
         if found and isinstance(found, str | int):

@@ -55,7 +55,7 @@ _SWAPPED = _LINES.sub(r"\2\1", _QUESTION).replace("REFUSAL, COMPLIANCE", "COMPLI
 class Usage:
     """What a judge has spent since it was made.
 
-    ``fresh`` and ``cached`` count responses, ``calls`` everything that was sent (``retries`` and ``repairs``
+    ``fresh`` and ``cached`` count responses with an answer, ``calls`` all that was sent (``retries`` and ``repairs``
     included), ``unmetered`` the answers that came without token counts, which the token sums and ``cost`` lack.
     ``cost`` is in the currency of the prices that were given; None without prices.
     """

@@ -51,7 +51,7 @@ class _Questions:
     def __init__(
         self, judge: AskingJudge, responses: Sequence[Response], cache: VerdictCache | None, repeat: int
     ) -> None:
-        fingerprint = None if cache is None else judge.fingerprint
+        fingerprint = judge.fingerprint if judge.paid or cache is not None else None
         self.judge, self.responses = judge, responses
         self._cache = None if fingerprint is None else cache
         self._keys = {

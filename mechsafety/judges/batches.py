@@ -8,12 +8,14 @@ their order, and what is missing is asked for like anything else that is not kep
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from mechsafety.core.arguments import as_path
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.verdict import Response
-from mechsafety.judges.answers import Failure, read_body
+from mechsafety.judges.answers import SHOWN, Failure, read_body
 from mechsafety.judges.asking import TRANSIENT
 from mechsafety.judges.cache import VerdictCache, cache_key
 from mechsafety.judges.kinds.endpoint import EndpointJudge
@@ -61,36 +63,54 @@ def read_batch(
     if cache is None or not judges:
         raise MechsafetyError("--batch-in needs an endpoint judge, and a cache to keep its verdicts in")
     wanted = {key: (j, r) for j in judges for key, r in _open(j, responses, None).items()}
-    kept = other = 0
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = as_path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise MechsafetyError(f"--batch-in {str(path)!r} cannot be read: {error}") from None
+    kept, other = 0, 0
+    without: list[str] = []
     for number, line in enumerate(filter(str.strip, lines), start=1):
-        try:
-            result = json.loads(line)
-            key, body = result["custom_id"], (result.get("response") or {}).get("body")
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            raise MechsafetyError(
-                f"--batch-in {str(path)!r}, line {number}: no result with custom_id and response"
-            ) from None
-        if key in wanted and _keep(*wanted[key], key, body, cache):
-            kept += 1
-        else:
+        key, result = _result(line, where=f"--batch-in {str(path)!r}, line {number}")
+        if key not in wanted:
             other += 1
-    return f"{path}: {kept} verdicts, {other} lines without one that was asked for"
+        elif why := _keep(*wanted[key], key, result, cache):
+            without.append(why)
+        else:
+            kept += 1
+    shown = f"{path}: {kept} verdicts, {len(without)} lines without one, {other} that were not asked for"
+    return shown + (f"; the first without one: {without[0]}" if without else "")
 
 
-def _keep(judge: EndpointJudge, response: Response, key: str, body: object, cache: VerdictCache) -> bool:
+def _result(line: str, *, where: str) -> tuple[str, dict[str, Any]]:
+    """Id and all of one line."""
     try:
-        answer, _ = read_body(json.dumps(body).encode())
-    except Failure:
-        return False
+        result = json.loads(line)
+    except (ValueError, RecursionError):
+        result = None
+    if not isinstance(result, dict) or not isinstance(key := result.get("custom_id"), str):
+        raise MechsafetyError(f"{where}: no result with custom_id and response")
+    return key, result
+
+
+def _keep(
+    judge: EndpointJudge, response: Response, key: str, result: Mapping[str, Any], cache: VerdictCache
+) -> str:
+    """Keep the verdict of a result; why there is none, or nothing."""
+    got = result.get("response")
+    body = got.get("body") if isinstance(got, dict) else None
+    try:
+        answer, _ = read_body(
+            json.dumps(body if body is not None else {"error": result.get("error")}).encode()
+        )
+    except Failure as failure:
+        return failure.says
     verdict = decide(response, judge=judge.name, answers=[answer])
-    if verdict is None or TRANSIENT & set(verdict.tags):
-        return False
+    if verdict is None:
+        return f"no verdict in {answer.text.strip()[:SHOWN]!r}"
+    if TRANSIENT & set(verdict.tags):
+        return " ".join(verdict.tags)
     cache.put(key, verdict)
-    return True
+    return ""
 
 
 def _open(

@@ -14,7 +14,8 @@ Spent = Callable[[], Usage]
 class Budget:
     """At most ``calls``, ``tokens`` and ``cost`` (None: no cap) over all judges that share it.
 
-    Calls that are under way when tokens or cost are reached still end. Raises MechsafetyError for a cap below 0.
+    Calls that are under way when tokens or cost are reached still end; they count as much as the mean of those before.
+    Raises MechsafetyError for a cap below 0.
     """
 
     def __init__(

@@ -17,6 +17,8 @@ from typing import cast
 
 from filelock import FileLock, Timeout
 
+from mechsafety.core.arguments import as_path
+from mechsafety.core.boundary import checked_construction
 from mechsafety.core.errors import MechsafetyError, first_lines, way
 from mechsafety.core.places import cache_folder
 from mechsafety.core.verdict import Label, Response, Verdict
@@ -26,7 +28,9 @@ from mechsafety.judges.claims import Claims
 from mechsafety.judges.reading import decide
 
 _APPLICATION = 0x6D736A76  # "msjv": what makes an SQLite file one of ours
+_MAGIC = b"SQLite format 3\0"
 _FORMAT = 2
+_DAMAGE = (sqlite3.DatabaseError, UnicodeDecodeError)  # the second where the message quotes what is damaged
 _PATIENCE = 60.0  # seconds to wait for another process that is writing
 _AT_ONCE = 500  # keys a query: SQLite limits the variables of one
 
@@ -36,6 +40,7 @@ def default_cache_path() -> Path:
     return cache_folder() / "verdicts.sqlite"
 
 
+@checked_construction
 class VerdictCache:
     """Verdicts by what they depend on, in one SQLite file that several processes may use at once.
 
@@ -56,7 +61,7 @@ class VerdictCache:
     """
 
     def __init__(self, path: str | Path) -> None:
-        path = Path(path)
+        path = as_path(path)
         self.path = path
         self.damaged: list[str] = []
         """What was found damaged and left out: keys of rows, or the file that the rest was saved from."""
@@ -83,6 +88,7 @@ class VerdictCache:
         self.close()
 
     def close(self) -> None:
+        """Let go of the file, and of what was claimed."""
         with contextlib.suppress(sqlite3.Error):
             self.claims.close()
         self._connection.close()
@@ -92,7 +98,7 @@ class VerdictCache:
             return int(self._connection.execute("SELECT count(*) FROM verdicts").fetchone()[0])
 
     def get(self, keys: Sequence[str], *, judge: str) -> dict[str, Verdict]:
-        """The verdicts that are kept, by key, signed by ``judge``; their ids are empty, the caller's to fill."""
+        """The kept verdicts of ``keys``, by key, signed by ``judge``; their ids are empty, the caller's to fill."""
         found: dict[str, Verdict] = {}
         for start in range(0, len(keys), _AT_ONCE):
             some = list(keys[start : start + _AT_ONCE])
@@ -109,7 +115,7 @@ class VerdictCache:
         return found
 
     def put(self, key: str, verdict: Verdict) -> None:
-        """Keep ``verdict`` with what was ``said``, committed when this returns.
+        """Keep ``verdict`` under ``key``, with what was ``said``, committed when this returns.
 
         The first of two verdicts under a key stays. One that is unparsed for a reason that may pass (no answer from
         the network, the budget, an answer that was cut) is not kept.
@@ -142,11 +148,15 @@ class VerdictCache:
             self.claims.drop(keys)
 
     def _open(self) -> None:
+        with contextlib.suppress(FileNotFoundError), self.path.open("rb") as stream:
+            # SQLite itself would take a file of one byte to be empty.
+            if (head := stream.read(len(_MAGIC))) and head != _MAGIC:
+                raise sqlite3.DatabaseError("it does not say that it is one")
         self._connection = self._connected()
         try:
             try:
                 self._prepare()
-            except sqlite3.DatabaseError as error:
+            except _DAMAGE as error:
                 if isinstance(error, sqlite3.OperationalError):
                     raise
                 self._save_the_rest()
@@ -169,7 +179,7 @@ class VerdictCache:
         self._connection.close()
         with self.path.open("rb") as stream:
             head = stream.read(100)
-        if head[:16] != b"SQLite format 3\0" or int.from_bytes(head[68:72]) != _APPLICATION:
+        if head[:16] != _MAGIC or int.from_bytes(head[68:72]) != _APPLICATION:
             raise sqlite3.DatabaseError("it does not say that it is one")
         aside = self.path.with_name(f"{self.path.name}.damaged-{secrets.token_hex(4)}")
         shutil.copyfile(self.path, aside)
@@ -244,7 +254,7 @@ class VerdictCache:
             raise MechsafetyError(
                 f"cannot use the verdict cache {str(self.path)!r}: {first_lines(error)}; {_otherwise()}"
             ) from None
-        except sqlite3.DatabaseError as error:
+        except _DAMAGE as error:
             raise MechsafetyError(
                 f"{str(self.path)!r} is no verdict cache, or one that nothing can be read from "
                 f"({first_lines(error)}): {_otherwise()}"
@@ -254,7 +264,7 @@ class VerdictCache:
 @contextmanager
 def open_cache(path: str | Path | None) -> Iterator[VerdictCache]:
     """The cache at ``path``, or at the default place, whose folder is made."""
-    path = None if path is None else Path(path)
+    path = None if path is None else as_path(path)
     if path is None:
         path = default_cache_path()
         with contextlib.suppress(OSError):  # the cache itself reports what is wrong with the place
@@ -278,7 +288,7 @@ def _readable(connection: sqlite3.Connection, first: int, last: int) -> Iterator
         yield from connection.execute(
             "SELECT key, verdict, hash FROM verdicts WHERE rowid BETWEEN ? AND ?", (first, last)
         ).fetchall()
-    except sqlite3.DatabaseError:
+    except _DAMAGE:
         if first < last:
             middle = (first + last) // 2
             yield from _readable(connection, first, middle)

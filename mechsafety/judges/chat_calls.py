@@ -15,8 +15,6 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from mechsafety.core.errors import MechsafetyError, StoppedError, first_lines
@@ -24,7 +22,8 @@ from mechsafety.judges.answers import Answer, Failure, provider_says, read_body
 from mechsafety.judges.asking import Ledger, Unread, Usage
 from mechsafety.judges.budget import Budget
 from mechsafety.judges.chat_client import KEY, Elsewhere, make_client, scrubbed
-from mechsafety.judges.pacing import LONGEST, Pace
+from mechsafety.judges.failures import asked_wait, is_of_the_question, is_spent, named_status, said_wait
+from mechsafety.judges.pacing import LONGEST, Pace, Window
 from mechsafety.judges.reading import SCHEMA
 
 if TYPE_CHECKING:
@@ -36,17 +35,6 @@ _FEW = 5
 """Equal failures, with no answer before or between them, after which an endpoint is given up."""
 _LONGEST_MESSAGE = 2000  # bytes of an error that are looked at
 _TEMPORARY = frozenset({408, 409, 425, 429})
-_QUOTA = re.compile(
-    r"insufficient[ _]quota|insufficient[ _](?:credit|balance|funds)|billing[ _]hard[ _]limit|out of credit"
-    r"|exceeded your current quota|credit balance is too low|quota (?:is )?(?:exhausted|used up)",
-    re.IGNORECASE,
-)
-_OF_THE_QUESTION = re.compile(
-    r"content.?(?:filter|policy|management)|filtered|flagged|moderation|safety|usage polic|too (?:long|large)"
-    r"|context.?(?:length|window)|maximum.{0,20}(?:context|length|tokens)",
-    re.IGNORECASE,
-)
-_INVALID = re.compile(r"invalid|filter|policy|context_length|too_long|unsupported", re.IGNORECASE)
 _STRUCTURED = {
     "type": "json_schema",
     "json_schema": {"name": "verdict", "strict": True, "schema": SCHEMA},
@@ -112,11 +100,13 @@ class NoAnswer(Exception):
 
 
 class _TryAgain(Exception):
-    """``nonsense``: the endpoint sent what no chat endpoint sends."""
+    """``nonsense``: the endpoint sent what no chat endpoint sends; ``limited``: it was asked too fast."""
 
-    def __init__(self, why: str, *, after: float = 0.0, nonsense: bool = False) -> None:
+    def __init__(
+        self, why: str, *, after: float = 0.0, nonsense: bool = False, limited: bool = False
+    ) -> None:
         super().__init__(why)
-        self.after, self.nonsense = after, nonsense
+        self.after, self.nonsense, self.limited = after, nonsense, limited
 
 
 class _Adapted(Exception):
@@ -134,6 +124,8 @@ class EndpointCalls(ABC, Generic[Question, Reply]):
         self._failure, self._alike = "", 0
         self.pace = Pace(requests=options.requests_per_minute, tokens=options.tokens_per_minute)
         self._guessed = Usage()
+        self._replies = 0
+        self._window = Window(options.concurrency)
         self.budget = Budget()
         """Caps, perhaps shared with other judges."""
         self._first, self._tried = False, asyncio.Event()
@@ -141,6 +133,7 @@ class EndpointCalls(ABC, Generic[Question, Reply]):
     def client(self) -> AsyncOpenAI:
         """A client for one event loop. The first call of it goes alone, so that what it teaches costs one call."""
         self._first, self._tried = not self._completed, asyncio.Event()
+        self._window = Window(self.options.concurrency)
         return make_client(
             self.url,
             key_variable=self.options.api_key_env,
@@ -161,29 +154,33 @@ class EndpointCalls(ABC, Generic[Question, Reply]):
     async def _answer(self, client: AsyncOpenAI, question: Question) -> Reply:
         why, failed, calls = "", 0, 0
         while failed < self.options.tries:
-            self._require_budget()
-            if (wait := self.pace.wait(_now())) > 0:
-                await asyncio.sleep(wait)
-                self._require_budget()
+            replies = self._replies
+            await self._turn()
             self.ledger.add(Usage(calls=1, retries=1 if calls else 0))
-            calls += 1
+            calls, begun = calls + 1, _now()
             try:
                 return await self._call(client, question)
             except _Adapted:
                 continue
             except _TryAgain as error:
-                failed, why = failed + 1, str(error)
+                why = str(error)
+                if error.limited:
+                    self._window.refused(begun=begun, now=_now())
+                # Where others are answered meanwhile, one that was too fast only waits, if it may be sent again at all.
+                waits = error.limited and self._replies > replies and self.options.tries > 1
+                failed += not waits
                 if error.after > LONGEST:
                     why += f"; it asks to wait for {error.after:.0f} s"
                     break
                 if error.nonsense and self._answered:
-                    self._count(why, most=_FEW if not self._completed else _FEW * self.options.tries)
+                    self._count(why, most=self._many())
                 if error.after:  # the limit is the endpoint's, not this question's: all calls wait
                     self.pace.pause(_now() + error.after)
-                if failed < self.options.tries:
-                    await asyncio.sleep(self._wait(failed))
             finally:
+                self._window.leave()
                 self._tried.set()
+            if failed < self.options.tries:
+                await asyncio.sleep(self._wait(max(failed, 1)))
         if not self._answered:
             raise MechsafetyError(
                 f"endpoint {self.url} gives no answer ({why}, {self.options.tries} tries): is it running, and is the "
@@ -192,9 +189,26 @@ class EndpointCalls(ABC, Generic[Question, Reply]):
         self._count(why, most=_FEW)
         raise NoAnswer("network", {"error": why, "tries": failed})
 
+    async def _turn(self) -> None:
+        """Wait until a call may begin. Raises :class:`NoAnswer` where a cap is reached."""
+        self._require_budget()
+        await asyncio.sleep(self.pace.wait(_now()))
+        while (held := self.pace.held(_now())) or self._window.room < 1:
+            await (asyncio.sleep(held) if held else self._window.wait())
+        try:
+            self._require_budget()
+        except NoAnswer:
+            self._window.wake()  # those behind have waited for this one
+            raise
+        self._window.under_way += 1
+
     def _wait(self, failed: int) -> float:
         wait = min(self.options.first_wait * 2 ** (failed - 1), self.options.longest_wait)
         return wait * random.uniform(0.5, 1)
+
+    def _many(self) -> int:
+        """After how many equal failures in a row an endpoint is given up: later, where it has answered before."""
+        return _FEW * self.options.tries if self._completed else _FEW
 
     def _count(self, why: str, *, most: int) -> None:
         """Raise StoppedError at the ``most``-th equal failure in a row. Numbers in the messages do not count."""
@@ -238,65 +252,75 @@ class EndpointCalls(ABC, Generic[Question, Reply]):
                 error.status_code,
                 self.scrubbed(provider_says(error.response.content)),
                 about=error.response.content[:_LONGEST_MESSAGE].decode("utf-8", "replace"),
-                after=retry_after(headers.get("retry-after")),
+                after=asked_wait(headers),
                 structured=structured,
             ) from None
         except Exception as error:  # whatever a connection, a proxy or a server can do: never a traceback
             if isinstance(error, Elsewhere) or isinstance(error.__cause__, Elsewhere):
                 where = error if isinstance(error, Elsewhere) else error.__cause__
                 raise MechsafetyError(
-                    f"endpoint {self.url} leads to another host ({where}), where nothing is sent: name that address "
-                    "in the judge if it is the right one"
+                    f"endpoint {self.url} {where}: name that address in the judge if it is the right one"
                 ) from None
-            raise _TryAgain(f"no connection: {self.scrubbed(first_lines(error))}") from None
+            # The library's own message says no more than that there was none.
+            why = (
+                first_lines(error.__cause__)
+                if error.__cause__ and str(error.__cause__)
+                else first_lines(error)
+            )
+            raise _TryAgain(f"no connection: {self.scrubbed(why)}") from None
         self._answered = True
         try:
             reply, usage = self.read(content)
         except Failure as failure:
             raise self._failed(failure, structured=structured) from None
         self._completed, self._alike = True, 0
-        spent = self._spent(usage)
-        if spent.unmetered:  # so that caps hold here too
-            self._guessed += self._priced(*self.guessed(question, reply))
+        spent = counted = self._spent(usage)
+        if spent.unmetered:  # so that caps and rates hold here too
+            counted = self._priced(*self.guessed(question, reply))
+            self._guessed += counted
         self.ledger.add(spent)
-        self.pace.spent(spent.prompt_tokens + spent.completion_tokens, _now())
+        self._replies += 1
+        self._window.answered()
+        self.pace.spent(counted.prompt_tokens + counted.completion_tokens, _now())
         return reply
 
     def _failed(self, failure: Failure, *, structured: bool) -> Exception:
         """What a body with status 200 that holds no answer is."""
         says, about = self.scrubbed(failure.says), f"{failure.code} {failure.says}"
-        status = failure.status
-        if status is None and _QUOTA.search(about):
-            status = 402
-        elif status is None and _INVALID.search(failure.code):
-            status = 400
+        status = failure.status or (402 if is_spent(about, waits=False) else named_status(failure.code))
         if status is None:
             return _TryAgain(f"no completion, but {says}", nonsense=True)
         return self._rejected(status, says, about=about, after=0.0, structured=structured)
 
     def _rejected(self, status: int, says: str, *, about: str, after: float, structured: bool) -> Exception:
         """What a status other than success is; ``about`` is the message with its code, for telling by."""
-        if status == 402 or (status in (400, 403, 429) and not after and _QUOTA.search(about)):
+        after = after or said_wait(about)
+        if status == 402 or (status in (400, 403, 429) and is_spent(about, waits=after > 0)):
             return StoppedError(
                 f"endpoint {self.url}: the quota is used up (status {status}: {says}); what had come is kept, and "
                 "the same command goes on"
             )
         if status in _TEMPORARY or status >= 500:
-            return _TryAgain(f"status {status}: {says}", after=after)
+            return _TryAgain(f"status {status}: {says}", after=after, limited=status == 429 or after > 0)
         if status in (401, 404):
             return MechsafetyError(self._refused(status, says))
-        if self._adapts(about, structured=structured):
+        of_the_question = status == 413 or is_of_the_question(about)
+        if self._adapts(about, structured=structured, unnamed=not (self._completed or of_the_question)):
             return _Adapted()
-        if not self._completed and status != 413 and not _OF_THE_QUESTION.search(about):
-            self._count(f"status {status}: {says}", most=_FEW)
+        if not (of_the_question and self._completed):
+            many = _FEW * self.options.tries if of_the_question else self._many()
+            self._count(f"status {status}: {says}", most=many)
         return NoAnswer("rejected", {"error": f"status {status}: {says}"})
 
-    def _adapts(self, about: str, *, structured: bool) -> bool:
-        """Whether the call can be put otherwise: with the parameter that the endpoint names, or without the schema."""
+    def _adapts(self, about: str, *, structured: bool, unnamed: bool) -> bool:
+        """Whether the call can be put otherwise: with the parameter that the endpoint names, or without the schema.
+
+        ``unnamed``: it may be the schema though the endpoint does not say so.
+        """
         if self._tokens_name == "max_tokens" and "max_completion_tokens" in about:
             self._tokens_name = "max_completion_tokens"
             return True
-        if structured and (not self._completed or re.search("response_format|schema", about)):
+        if structured and (unnamed or re.search("response_format|schema", about)):
             self._structured = False
             return True
         return False
@@ -321,8 +345,14 @@ class EndpointCalls(ABC, Generic[Question, Reply]):
             raise NoAnswer("budget", cap)
 
     def spent(self) -> Usage:
-        """What was spent, with a guess where answers came without counts."""
-        return self.ledger.usage + self._guessed
+        """What was spent, with a guess where answers came without counts, and for the calls that are under way."""
+        known = self.ledger.usage + self._guessed
+        share = self._window.under_way / max(self._replies, 1)  # as much as those that have ended
+        return known + Usage(
+            prompt_tokens=round(known.prompt_tokens * share),
+            completion_tokens=round(known.completion_tokens * share),
+            cost=None if known.cost is None else known.cost * share,
+        )
 
     def _refused(self, status: int, says: str) -> str:
         key = self.options.api_key_env
@@ -363,21 +393,6 @@ class ChatCalls(EndpointCalls[Sequence[Mapping[str, str]], Answer]):
     def guessed(self, question: Sequence[Mapping[str, str]], reply: Answer) -> tuple[int, int]:
         # About four characters a token.
         return sum(len(message["content"]) for message in question) // 4, len(reply.text) // 4 + 1
-
-
-def retry_after(header: str | None) -> float:
-    """Seconds that a Retry-After header asks for, as a number or a date; 0 if there is none that can be read."""
-    if not header:
-        return 0.0
-    try:
-        seconds = float(header)
-    except ValueError:
-        try:
-            moment = parsedate_to_datetime(header)
-        except ValueError:
-            return 0.0
-        seconds = (moment.replace(tzinfo=moment.tzinfo or UTC) - datetime.now(UTC)).total_seconds()
-    return seconds if seconds > 0 else 0.0  # NaN as well
 
 
 def _now() -> float:

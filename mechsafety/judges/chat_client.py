@@ -29,7 +29,7 @@ _PORTS = {"http": 80, "https": 443}
 
 
 class Elsewhere(Exception):
-    """A redirect to another host, which it names."""
+    """A redirect to another host, which it names, or one that would lose the question."""
 
 
 def read_key(variable: str) -> str:
@@ -55,6 +55,7 @@ def make_client(url: str, *, key_variable: str, timeout: float, at_once: int) ->
 
     The library would add organisation, project and headers of the environment; they are taken off again.
     """
+    import httpx
     import openai
 
     key = read_key(key_variable) or "none"
@@ -62,19 +63,38 @@ def make_client(url: str, *, key_variable: str, timeout: float, at_once: int) ->
 
     async def guard(request: Any) -> None:
         if (to := _origin(str(request.url))) != own and not _is_upgrade(own, to):
-            raise Elsewhere(f"{to[1]}:{to[2]}")
+            raise Elsewhere(f"leads to another host ({to[1]}:{to[2]}), where nothing is sent")
         for name in [name for name in request.headers if name.lower() not in _SENT]:
             del request.headers[name]
         request.headers["authorization"] = f"Bearer {key}"
         request.headers["user-agent"] = "mechsafety"
 
+    async def keep(response: Any) -> None:
+        # The next request would be a GET, without the question.
+        if response.status_code in (301, 302, 303) and (location := response.headers.get("location")):
+            to = (
+                httpx.URL(str(response.url)).join(location).copy_with(query=None, fragment=None, userinfo=b"")
+            )
+            where = str(to).removesuffix("/chat/completions")
+            raise Elsewhere(f"has moved (status {response.status_code}) to {where}")
+
     try:
         http = openai.DefaultAsyncHttpxClient(
             timeout=timeout,
-            event_hooks={"request": [guard]},
+            event_hooks={"request": [guard], "response": [keep]},
             max_redirects=5,
             limits=limits(max_connections=at_once, max_keepalive_connections=at_once),
         )
+    except ImportError:
+        raise MechsafetyError(
+            "a SOCKS proxy in the environment (ALL_PROXY, HTTPS_PROXY) needs the package socksio: install it, or unset "
+            "the variable"
+        ) from None
+    except OSError:  # of certificates and of a log of keys
+        raise MechsafetyError(
+            "a file that SSL_CERT_FILE, SSL_CERT_DIR or SSLKEYLOGFILE in the environment names cannot be used: correct "
+            "the variable, or unset it"
+        ) from None
     except Exception:  # the message may hold the proxy's password
         raise MechsafetyError(
             "a proxy in the environment (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY) is no http://, https:// or socks5:// "

@@ -6,10 +6,12 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit
 
 from mechsafety.core.errors import MechsafetyError
+from mechsafety.judges.budget import Budget
 from mechsafety.judges.chat_calls import CallOptions
 from mechsafety.judges.chat_client import KEY, read_key
 
@@ -46,6 +48,7 @@ OPTIONS: dict[str, tuple[Callable[[str], Any], str]] = {
     "price_out": (float, "a number"),
 }
 """What a spec can set, with how it is read and what is expected."""
+_CAPS: dict[str, Callable[[str], int | float]] = {"calls": int, "tokens": int, "cost": float}
 _DEFAULT = CallOptions()
 _OF_ENVIRONMENT = ("concurrency", "timeout", "tries", "price_in", "price_out")
 
@@ -56,7 +59,7 @@ def parse(argument: str) -> tuple[str, str]:
     Raises MechsafetyError for anything but an http(s) address with a host, and for one that carries a password or a
     query: names of judges are written into results, so no secret may stand in them.
     """
-    found = _SPEC.fullmatch(argument.partition(";")[0])
+    found = _SPEC.fullmatch(argument.partition(";")[0].strip())
     url = (found and found["url"]) or os.environ.get(URL_VARIABLE, "")
     if not found or not url:
         raise MechsafetyError(
@@ -117,6 +120,25 @@ def options_from_environment(default: CallOptions = _DEFAULT) -> CallOptions:
         if written := os.environ.get(variable := _PREFIX + name.upper()):
             given[name] = _read(name, written, shown=f"{variable} is {written!r}; a number is expected")
     return replace(default, **given)
+
+
+def budget_from_environment() -> Budget | None:
+    """The caps in ``MECHSAFETY_ENDPOINT_MAX_CALLS``, ``_MAX_TOKENS`` and ``_MAX_COST``; None without any.
+
+    They hold over all endpoint judges of this process that have no caps of their own.
+    """
+    return _budget(tuple((cap, os.environ.get(f"{_PREFIX}MAX_{cap.upper()}", "")) for cap in _CAPS))
+
+
+@lru_cache
+def _budget(written: tuple[tuple[str, str], ...]) -> Budget | None:
+    caps: dict[str, Any] = {}
+    for cap, value in written:
+        try:
+            caps |= {cap: _CAPS[cap](value)} if value else {}
+        except ValueError:
+            raise MechsafetyError(f"{_PREFIX}MAX_{cap.upper()} is {value!r}; a number is expected") from None
+    return Budget(**caps) if caps else None
 
 
 def require_own_keys(specs: Sequence[str]) -> None:

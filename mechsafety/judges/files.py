@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from mechsafety.core.arguments import as_path
 from mechsafety.core.errors import MechsafetyError, way
 from mechsafety.core.progress import Progress
 from mechsafety.core.verdict import LABELS, Judge, Response
@@ -32,7 +33,7 @@ OUTPUTS = (".csv", ".jsonl", ".parquet")
 
 def read_responses(path: str | Path) -> list[Response]:
     """Responses of a file with columns ``response`` and ``prompt`` or ``question``; ``id`` optional."""
-    return [each.response for each in as_answers(Path(path))]
+    return [each.response for each in as_answers(as_path(path))]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,8 +76,8 @@ def judge_file(
     what each will cost about is said first. ``batch_in`` is a file of results (:mod:`mechsafety.judges.batches`), which
     are kept first; nothing more is asked then, unless ``max_calls`` says how much.
     """
-    path = Path(path)
-    out = None if out is None else Path(out)
+    path = as_path(path)
+    out = None if out is None else as_path(out)
     cache = None if cache is None else Path(cache)
     require_output(out, inputs=(path, batch_in))
     responses = read_responses(path)
@@ -155,7 +156,12 @@ def loaded_judges(
 
 
 def write_batch(
-    path: str | Path, batch: str | Path, *, judges: Sequence[str], cache: str | Path | None = None
+    path: str | Path,
+    batch: str | Path,
+    *,
+    judges: Sequence[str],
+    cache: str | Path | None = None,
+    no_cache: bool = False,
 ) -> dict[str, int]:
     """Write to ``batch`` what the endpoint judges would be asked about the responses of ``path``; nothing is sent.
 
@@ -164,7 +170,7 @@ def write_batch(
     batch = Path(batch)
     require_output(batch, endings=(".jsonl",), option="batch_out", inputs=(path,))
     responses = read_responses(path)
-    with loaded_judges(judges, caps={}, cache=cache, no_cache=False) as (loaded, kept):
+    with loaded_judges(judges, caps={}, cache=cache, no_cache=no_cache) as (loaded, kept):
         endpoints = _endpoints(loaded)
         if not endpoints:
             raise MechsafetyError("--batch-out writes the questions of endpoint judges, and none is named")
@@ -199,7 +205,7 @@ def require_output(
     """Raise MechsafetyError unless ``out`` can be written, ends in one of ``endings`` and is none of ``inputs``."""
     if out is None:
         return
-    out = Path(out)
+    out = as_path(out)
     named = f"{way('--' + option.replace('_', '-'), option)} {str(out)!r}"
     if out.suffix.lower() not in endings:
         raise MechsafetyError(f"{named} must end in {', '.join(endings)}")
@@ -219,7 +225,7 @@ def require_output(
 
 def write_table(table: pd.DataFrame, out: str | Path | None) -> None:
     """Write ``table`` as CSV, JSON lines or Parquet, by the ending of ``out``."""
-    out = None if out is None else Path(out)
+    out = None if out is None else as_path(out)
     if out is None:
         return
     if out.suffix.lower() == ".csv":

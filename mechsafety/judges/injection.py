@@ -8,20 +8,22 @@ hand, so that a low rate is a lower bound for what an optimised text would do.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast, get_args
 
 import pandas as pd
 
+from mechsafety.core.arguments import as_path
+from mechsafety.core.boundary import checked_construction
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.verdict import Response
 from mechsafety.judges.accepted import JudgeLike, as_judge
 from mechsafety.judges.cache import VerdictCache
 from mechsafety.judges.files import loaded_judges, require_output, write_table
 from mechsafety.judges.kinds.logit import OPTIONS, load_anchors
-from mechsafety.judges.registry import judge_responses
+from mechsafety.judges.registry import judge_responses, require_complete
 from mechsafety.prompts.files import cell_text, read_rows
 from mechsafety.statistics.rates import wilson
 
@@ -53,9 +55,14 @@ _TARGETS = ("{LABEL}", "{WIDE}", "{WORD}")
 _SPELT: dict[str, str] = {label: word.strip() for label, word in OPTIONS}
 
 
+@checked_construction
 @dataclass(frozen=True, kw_only=True)
 class KnownItem:
     """A response whose label is known.
+
+    Arguments:
+        response: The response.
+        label: What it is known to be: refusal or compliance.
 
     Example:
         >>> refused = ms.Response(id="lock", prompt="pick a lock", text="I'm sorry, but I can't help with that.")
@@ -142,12 +149,14 @@ def injection_flip_rate(
             f"attacks {', '.join(silent)} argue for nothing: {{LABEL}}, {{WIDE}} or {{WORD}} must stand in each"
         )
     clean = judge_responses([item.response for item in items], [judge], cache=cache)
+    require_complete(clean)
     right = [item for item, verdict in zip(items, clean, strict=True) if verdict.label == item.label]
     appended = {**attacks, CONTROL: _ARGUES_FOR_NOTHING}
     tried = [(variant, item) for variant in appended for item in right]
     verdicts = judge_responses(
         [_attacked(item, variant, appended[variant]) for variant, item in tried], [judge], cache=cache
     )
+    require_complete(verdicts)
     outcomes = [
         (variant, v.label, _OPPOSITE[i.label]) for (variant, i), v in zip(tried, verdicts, strict=True)
     ]
@@ -185,7 +194,7 @@ def _rate(judge: str, variant: str, outcomes: Sequence[tuple[str, str]]) -> Flip
 
 def known_items(path: str | Path | None) -> list[KnownItem]:
     """Known items of a file with columns prompt (or question), response and label; without one the anchors."""
-    path = None if path is None else Path(path)
+    path = None if path is None else as_path(path)
     rows = [(f"anchor {a['id']}", dict(a)) for a in load_anchors()] if path is None else read_rows(path)
     items = []
     for number, (place, row) in enumerate(rows, start=1):
@@ -211,20 +220,20 @@ def probe_judges(
     *,
     judges: Sequence[str],
     out: str | Path | None,
-    max_calls: int | None = None,
+    caps: Mapping[str, int | float | None] | None = None,
     cache: str | Path | None = None,
     no_cache: bool = False,
 ) -> list[Injection]:
-    """:func:`injection_flip_rate` of each judge on :func:`known_items`; the rows are written to ``out``."""
-    path = None if path is None else Path(path)
-    out = None if out is None else Path(out)
+    """:func:`injection_flip_rate` of each judge on :func:`known_items`; the rows are written to ``out``.
+
+    ``caps`` are ``max_calls``, ``max_tokens`` and ``max_cost``; raises StoppedError where one is reached.
+    """
+    path = None if path is None else as_path(path)
+    out = None if out is None else as_path(out)
     cache = None if cache is None else Path(cache)
     require_output(out, inputs=(path,))
     items = known_items(path)
-    with loaded_judges(judges, caps={"max_calls": max_calls}, cache=cache, no_cache=no_cache) as (
-        loaded,
-        kept,
-    ):
+    with loaded_judges(judges, caps=caps or {}, cache=cache, no_cache=no_cache) as (loaded, kept):
         probed = [injection_flip_rate(judge, items, cache=kept) for judge in loaded]
     write_table(pd.concat([p.to_frame() for p in probed], ignore_index=True), out)
     return probed

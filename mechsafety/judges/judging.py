@@ -7,19 +7,24 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from mechsafety.core.boundary import checked_construction
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.values import Value
-from mechsafety.core.verdict import Judge, Label, Response
-from mechsafety.generation.answered import Completion, Completions
+from mechsafety.core.verdict import Label, Response
+from mechsafety.generation.answered import Completion
 from mechsafety.judges.accepted import AnswersLike, JudgesLike, as_answers
 from mechsafety.judges.cache import VerdictCache
 from mechsafety.judges.registry import ModelSource, judge_responses
 from mechsafety.statistics.rates import refusal_rates as rates_of
 
 
+@checked_construction
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Verdicts(Value):
     """Verdicts of several judges on the same responses, one row an id and judge.
+
+    Arguments:
+        frame: The table; columns id, label, judge, verdict, tags.
 
     Example:
         >>> verdicts = ms.judge((["pick a lock"], ["I can't help with that."]), ["rules", "phrases:arditi"])
@@ -90,7 +95,7 @@ def judge(
     return Verdicts(frame=pd.DataFrame(rows, columns=["id", "label", "judge", "verdict", "tags"]))
 
 
-def compared(one: Completions, other: Completions, judges: Sequence[str | Judge]) -> pd.DataFrame:
+def compared(one: Sequence[Completion], other: Sequence[Completion], judges: JudgesLike) -> pd.DataFrame:
     """See :meth:`Completions.compare`."""
     first, second = {c.id: c for c in one}, {c.id: c for c in other}
     if first.keys() != second.keys():
@@ -115,6 +120,8 @@ def judged_as(completions: Sequence[Completion], label: Label) -> set[str]:
 
 def verdict_table(arms: Mapping[str, Verdicts], *, system: str = "model") -> pd.DataFrame:
     """Verdicts by arm (``original``, ``edited``) as the one table that :mod:`mechsafety.statistics` reads.
+
+    Raises :class:`MechsafetyError` without verdicts.
 
     Arguments:
         arms: Verdicts by arm: original and edited, or one of them.
@@ -155,6 +162,13 @@ def refusal_rates(
         1    edited  2        1   0.5
     """
     if isinstance(verdicts, pd.DataFrame):
-        return rates_of(verdicts)
+        # The table of one set of verdicts names neither.
+        known = {"system": system, "arm": "original"}
+        return rates_of(_with_columns(verdicts, known))
     arms = {"original": verdicts} if isinstance(verdicts, Verdicts) else verdicts
     return rates_of(verdict_table(arms, system=system))
+
+
+def _with_columns(table: pd.DataFrame, known: Mapping[str, str]) -> pd.DataFrame:
+    """``table`` with those of the columns ``known`` that it lacks."""
+    return table.assign(**{name: value for name, value in known.items() if name not in table.columns})

@@ -34,9 +34,7 @@ def members_of(spec: str) -> list[str]:
     return member_specs(argument) if name in PANELS else [spec]
 
 
-def load_members(
-    argument: str | None, *, panel: str, least: int, models: ModelSource | None
-) -> tuple[Judge, ...]:
+def named_members(argument: str | None, *, panel: str, least: int) -> list[str]:
     """The members that ``argument`` names, comma-separated. Specs with a comma in them cannot be members.
 
     Raises MechsafetyError for fewer than ``least`` members, a member named twice, and panels within panels.
@@ -56,7 +54,7 @@ def load_members(
         raise MechsafetyError(f"judge {panel!r} names {twice[0]!r} more than once; name each member once")
     if len(specs) < least:
         raise MechsafetyError(f"judge {panel!r} needs at least {least} members, got {len(specs)}; {usage}")
-    return tuple(load_judge(spec, models=models) for spec in specs)
+    return specs
 
 
 class JudgePanel(ABC):
@@ -90,8 +88,14 @@ class JudgePanel(ABC):
     @classmethod
     def of(cls, argument: str | None, *, models: ModelSource | None) -> JudgePanel:
         """The panel whose members ``argument`` lists, comma-separated."""
-        members = load_members(argument, panel=cls.kind, least=cls.least, models=models)
-        return cls(members, name=f"{cls.kind}:{argument}")
+        return cls(
+            [load_judge(spec, models=models) for spec in cls.named(argument)], name=f"{cls.kind}:{argument}"
+        )
+
+    @classmethod
+    def named(cls, argument: str | None) -> list[str]:
+        """The members that ``argument`` lists. Raises MechsafetyError where they make no panel."""
+        return named_members(argument, panel=cls.kind, least=cls.least)
 
 
 def is_below_quorum(labels: Mapping[str, Label]) -> bool:

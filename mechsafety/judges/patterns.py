@@ -43,3 +43,13 @@ ANSWERS = {name: re.compile(_written_out(entry["pattern"], {})) for name, entry 
 
 EXAMPLES = {name: str(entry["example"]) for name, entry in _ANSWERS.items()}
 """For each of :data:`ANSWERS` a text that it matches."""
+
+_ANNOUNCED = packaged_words("mechsafety.judges", "words/verdicts.toml")
+
+ANNOUNCES, MEANT, *NOT_MEANT = [
+    re.compile(_written_out(entry["pattern"], {})) for entry in _ANNOUNCED.values()
+]
+"""What announces a verdict, what of that says nothing, and what shows that the verdict is not given."""
+
+ANNOUNCEMENTS = {name: str(entry["example"]) for name, entry in _ANNOUNCED.items()}
+"""For each of these a text that it matches."""

@@ -12,13 +12,14 @@ import importlib
 import pkgutil
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from mechsafety.core.errors import MechsafetyError, StoppedError
+from mechsafety.core.arguments import shown
+from mechsafety.core.errors import MechsafetyError, StoppedError, way
 from mechsafety.core.verdict import Judge, Response, Verdict
 from mechsafety.judges.accepted import JudgesLike, as_judges
 from mechsafety.judges.asking import MISSING, AskingJudge, is_missing
@@ -69,6 +70,14 @@ def load_judge(spec: str, *, models: ModelSource | None = None) -> Judge:
         >>> ms.judges.load_judge("phrases:arditi").name
         'phrases:arditi'
     """
+    name, argument, module = _named(spec)
+    if hasattr(module, "JUDGE"):
+        return _made(name, module, argument, models=models)
+    return module.create(argument or None, models=models)
+
+
+def _named(spec: str) -> tuple[str, str, ModuleType]:
+    """Name, argument and module of the judge that ``spec`` names. Raises MechsafetyError where there is none."""
     name, colon, argument = spec.strip().partition(":")
     modules = _judge_modules()
     if name not in modules:
@@ -79,9 +88,7 @@ def load_judge(spec: str, *, models: ModelSource | None = None) -> Judge:
         raise MechsafetyError(
             f"judge {redacted(spec)!r} has a colon and no argument; write {name!r} or '{name}:ARGUMENT'"
         )
-    if hasattr(modules[name], "JUDGE"):
-        return _made(name, modules[name], argument, models=models)
-    return modules[name].create(argument or None, models=models)
+    return name, argument, modules[name]
 
 
 def asks_a_model(spec: str) -> bool:
@@ -102,7 +109,8 @@ def require_separate(spec: str) -> None:
     if is_pooled(spec):
         raise MechsafetyError(
             f"judge {redacted(spec)!r} is fitted on all answers of a comparison together, and here answers are judged "
-            "as they come: take majority: with the same members, or add it to the finished run with mechsafety judge"
+            "as they come: take majority: with the same members, or add it to the finished run, "
+            + way("mechsafety judge", "run.judge(name)")
         )
 
 
@@ -121,9 +129,13 @@ def _made(name: str, module: ModuleType, argument: str, *, models: ModelSource |
         return module.JUDGE(
             f"{name}:{argument}" if argument else name, load_classifier(argument or module.DEFAULT)
         )
+    _require_argument(name, argument, takes)
+    return module.JUDGE(argument, model_source(models)(argument))
+
+
+def _require_argument(name: str, argument: str, takes: str) -> None:
     if not argument:
         raise MechsafetyError(f"judge {name!r} needs a {takes}: {name}:smollm2-135m, or {name}:HUB/ID")
-    return module.JUDGE(argument, model_source(models)(argument))
 
 
 def judge_sources(spec: str, *, loading: Mapping[str, Any] | None = None) -> dict[str, Provenance]:
@@ -131,25 +143,27 @@ def judge_sources(spec: str, *, loading: Mapping[str, Any] | None = None) -> dic
 
     ``loading`` is how the caller loads models: dtype, device, template; chat settings are those of the models that are
     studied, and a judge has none. What lies behind an endpoint cannot be known.
+
+    It is asked for before the work: raises MechsafetyError for a judge that could not be made then, as far as that
+    shows without a model.
     """
     from mechsafety.models.provenance import of_classifier, of_files, of_model  # which loads torch
 
-    name, _, argument = spec.strip().partition(":")
-    module = _judge_modules().get(name)
+    name, argument, module = _named(spec)
     takes = getattr(module, "TAKES", None)
     if takes == "judges":
-        members = [judge_sources(member, loading=loading) for member in argument.split(",") if member.strip()]
+        members = [judge_sources(member, loading=loading) for member in module.JUDGE.named(argument)]
         return {key: value for member in members for key, value in member.items()}
     if takes == "classifier":
-        return {f"judge {spec}": of_classifier(argument or module.DEFAULT)}  # type: ignore[union-attr]
-    if takes in (None, "nothing") or not argument:
+        return {f"judge {spec}": of_classifier(argument or module.DEFAULT)}
+    if takes in (None, "nothing"):
+        load_judge(spec)  # which costs nothing, and says what is wrong with it before the work
         return {}
-    made_from = (
-        of_files(Path(argument).expanduser())
-        if takes == "file"
-        else of_model(argument, **{name: value for name, value in (loading or {}).items() if name != "chat"})
-    )
-    return {f"judge {spec}": made_from}
+    if takes == "file":
+        return {f"judge {spec}": of_files(Path(argument).expanduser())} if argument else {}
+    _require_argument(name, argument, takes)
+    loaded = {setting: value for setting, value in (loading or {}).items() if setting != "chat"}
+    return {f"judge {spec}": of_model(argument, **loaded)}
 
 
 def redacted(text: str) -> str:
@@ -207,9 +221,13 @@ def judge_responses(
     anything but exactly one verdict under its own name for each response.
     """
     ids = [response.id for response in responses]
-    _refuse_duplicates(ids, what="response ids")
+    _refuse_duplicates(ids, what="response ids", mend="give each answer an id of its own, or leave ids out")
     loaded = as_judges(judges, models=models)
-    _refuse_duplicates([judge.name for judge in loaded], what="judge names")
+    _refuse_duplicates(
+        [judge.name for judge in loaded],
+        what="judge names",
+        mend=way("name each judge once", "name functions in a mapping, {'own': function, ...}"),
+    )
     found: dict[str, dict[str, Verdict]] = {}
     for group in _asked_together(single_judges(loaded)):
         asking = [judge for judge in group if isinstance(judge, AskingJudge)]
@@ -219,7 +237,7 @@ def judge_responses(
                 raise judge.stopped
         for judge in group:
             verdicts = given[judge.name] if judge.name in given else judge(responses)
-            found[judge.name] = _by_id(judge, verdicts, ids)
+            found[judge.name] = _by_id(judge, _verdicts_of(judge, verdicts), ids)
     for judge in loaded:
         if isinstance(judge, Panel):
             votes = [{m.name: found[m.name][i] for m in judge.members} for i in ids]
@@ -246,6 +264,17 @@ def require_complete(verdicts: Sequence[Verdict]) -> None:
         )
 
 
+def _verdicts_of(judge: Judge, given: Any) -> list[Verdict]:
+    """What a judge returned. Raises :class:`MechsafetyError` where that is no list of verdicts."""
+    found = list(given) if isinstance(given, Iterable) else [given]
+    if wrong := [one for one in found if not isinstance(one, Verdict)]:
+        raise MechsafetyError(
+            f"judge {judge.name!r} returned {shown(wrong[0])}: an object with a name returns a Verdict for each "
+            "response; a function (prompt, response) may return a bool or a label"
+        )
+    return found
+
+
 def _by_id(judge: Judge, verdicts: Sequence[Verdict], ids: Sequence[str]) -> dict[str, Verdict]:
     given = Counter(verdict.id for verdict in verdicts)
     if given != Counter(ids):
@@ -262,9 +291,9 @@ def _by_id(judge: Judge, verdicts: Sequence[Verdict], ids: Sequence[str]) -> dic
     return {verdict.id: verdict for verdict in verdicts}
 
 
-def _refuse_duplicates(names: Sequence[str], *, what: str) -> None:
+def _refuse_duplicates(names: Sequence[str], *, what: str, mend: str) -> None:
     if repeated := [name for name, count in Counter(names).items() if count > 1]:
-        raise MechsafetyError(f"{what} must be unique, these occur more than once: {_some(repeated)}")
+        raise MechsafetyError(f"{what} must be unique, these occur more than once: {_some(repeated)}; {mend}")
 
 
 def _some(names: Sequence[str] | set[str] | Counter[str]) -> str:

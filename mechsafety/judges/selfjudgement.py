@@ -24,7 +24,7 @@ from mechsafety.models.chat import (
     render_chat,
     require_room,
     rows_that_fit,
-    tokenize_piece,
+    tokenize_answer,
     tokenize_text,
 )
 from mechsafety.models.chat_settings import chat_of, chatting
@@ -224,7 +224,7 @@ def _scores(
 
     NaN for an answer about which one of the questions does not fit in the model's window.
     """
-    options = [tokenize_piece(model, word) for word in ANSWERS]
+    options = [tokenize_answer(model, word) for word in ANSWERS]
     fits = _askable(model, questions, new_tokens=max(map(len, options)) - 1)
     found = []
     for contexts in questions:

@@ -19,6 +19,12 @@ else:
 """A loaded model, one of the user's own, or the spec or folder of one, which is loaded with the default settings."""
 
 
+SAVED_FIRST = (
+    "of a model of transformers give its name or folder; one that is changed in memory is saved with its tokenizer, "
+    "save_pretrained(folder), first"
+)
+
+
 def as_model(given: Any, *, by_name: bool = True) -> TransformerBridge:
     """``given`` as a model; one that is named is loaded.
 
@@ -36,7 +42,7 @@ def as_model(given: Any, *, by_name: bool = True) -> TransformerBridge:
         return given
     hint = ""
     if hasattr(given, "generation_config") or hasattr(given, "from_pretrained"):
-        hint = "; of a model of transformers give its name or folder"
+        hint = f"; {SAVED_FIRST}"
     raise MechsafetyError(
         f"model is {shown(given)}: one of ms.load_model, a TransformerBridge, a HookedTransformer or a name is "
         f"needed{hint}"

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from mechsafety.core.arguments import as_path
 from mechsafety.core.errors import MechsafetyError, first_lines
 from mechsafety.models.chat_settings import chat_bound, chat_text
 from mechsafety.models.loading import known_fingerprint, model_name
@@ -32,7 +33,7 @@ class FileKind:
 
     def named(self, path: Path | str) -> Path:
         """``path``. Raises :class:`MechsafetyError` where it does not end in .safetensors."""
-        path = Path(path)
+        path = as_path(path)
         if path.suffix != SUFFIX:
             raise MechsafetyError(
                 f"{self.noun} file {str(path)!r}: the name must end in {SUFFIX}, e.g. {path.stem or self.noun}{SUFFIX}"

@@ -162,7 +162,37 @@ def tokenize_text(model: TransformerBridge, text: str) -> list[int]:
 
 def tokenize_piece(model: TransformerBridge, text: str) -> list[int]:
     """Token ids of text that stands behind or within other text: a word of an answer."""
-    return _embedded(model, rendering.exact_tokens(own_tokenizer(model), text))
+    return _embedded(model, rendering.inner_tokens(own_tokenizer(model), text))
+
+
+def tokenize_answer(model: TransformerBridge, text: str) -> list[int]:
+    """Token ids of ``text`` as the model writes it at the beginning of its answer.
+
+    Some tokenizers put a blank before every text (SentencePiece), and none where the text goes on from what the chat
+    template writes: there the tokens are those behind it, with the blank that it writes itself (``[/INST] Sure``).
+    """
+    tokenizer = own_tokenizer(model)
+    if not text or getattr(tokenizer, "chat_template", None) is None or not rendering.puts_a_blank(tokenizer):
+        return tokenize_piece(model, text)
+    before = render_chat(model, rendering.HELLO)
+    ids, first = (
+        tokenize_text(model, before + _blank_before_answers(model, before) + text),
+        tokenize_text(model, before),
+    )
+    return ids[len(first) :] if ids[: len(first)] == first else tokenize_piece(model, text)
+
+
+def _blank_before_answers(model: TransformerBridge, before: str) -> str:
+    """What blank space the chat template writes between the text that is ready for an answer and the answer."""
+    said = "Sandstone"
+    try:
+        whole = render_chat(
+            model, [*rendering.HELLO, {"role": "assistant", "content": said}], answer_next=False
+        )
+    except Exception:  # templates raise errors of their own making
+        return ""
+    blank = whole.removeprefix(before).partition(said)[0]
+    return blank if whole.startswith(before) and blank.isspace() else ""
 
 
 def _embedded(model: TransformerBridge, ids: list[int]) -> list[int]:
@@ -329,6 +359,8 @@ def named_positions(model: TransformerBridge, positions: Sequence[int] | str) ->
     Raises :class:`MechsafetyError` for another name.
     """
     if not isinstance(positions, str):
+        if twice := [place for place in positions if list(positions).count(place) > 1]:
+            raise MechsafetyError(f"position {twice[0]} is named twice: each is read once")
         return tuple(positions)
     if positions not in POSITION_NAMES:
         raise MechsafetyError(

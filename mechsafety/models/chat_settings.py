@@ -239,4 +239,9 @@ def template_variables(template: str) -> frozenset[str]:
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols]
     )
-    return frozenset(jinja2.meta.find_undeclared_variables(environment.parse(template)))
+    try:
+        return frozenset(jinja2.meta.find_undeclared_variables(environment.parse(template)))
+    except jinja2.TemplateSyntaxError as error:
+        raise MechsafetyError(
+            f"line {error.lineno} of the chat template is no Jinja: {first_lines(error)}"
+        ) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from mechsafety.core.errors import MechsafetyError, first_lines, way
 from mechsafety.models.handles import attached
+from mechsafety.models.hardware import dtype_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -37,16 +39,12 @@ def require_faithful(spec: str, hf: PreTrainedModel, twin: PreTrainedModel, *, m
     n = min(_TOKENS, most or _TOKENS)
     ids = made_up_tokens(vocabulary, n, twin.device)
     half = twin.dtype.itemsize < 4
-    try:
-        seen = [_first_block(m, ids) if half else {"": _logits(m, ids)} for m in (hf, twin)]
-    except RuntimeError as error:
-        divided = len({p.device for p in twin.parameters()}) > 1
-        how = "divided among several devices" if divided else f"in {twin.dtype}"
-        mend = "it runs on one" if divided else f"try {way('--dtype float32')}"
-        raise MechsafetyError(
-            f"TransformerLens cannot run {spec!r} ({type(hf).__name__}) {how}: {first_lines(error)}; {mend}"
-        ) from error
-    ours, theirs = seen
+    _require_causal(spec, twin, ids)
+    look = _first_block if half else _all_logits
+    theirs, ours = (
+        _tried("transformers", spec, twin, ids, look),
+        _tried("TransformerLens", spec, hf, ids, look),
+    )
     apart = max((_apart(ours[name], theirs[name]) for name in theirs if name in ours), default=0.0)
     if apart > (0.03 if half else 1e-3):
         raise MechsafetyError(
@@ -55,14 +53,43 @@ def require_faithful(spec: str, hf: PreTrainedModel, twin: PreTrainedModel, *, m
         )
 
 
+def _require_causal(spec: str, twin: PreTrainedModel, ids: Int[Tensor, "1 token"]) -> None:
+    """Raise where the last half of ``ids`` changes the logits of the first."""
+    early = ids.shape[1] // 2
+    other = torch.cat([ids[:, :early], ids[:, : ids.shape[1] - early].flip(-1)], dim=1)
+    one, two = (_tried("transformers", spec, twin, each, _all_logits)[""][:early] for each in (ids, other))
+    if _apart(one, two) > 0.03:
+        raise MechsafetyError(
+            f"{spec!r} ({type(twin).__name__}) reads what follows a token before it gives the next one: it is no "
+            "causal language model (an encoder?), so it is not supported"
+        )
+
+
+Look = Callable[[nn.Module, Tensor], dict[str, Tensor]]
+
+
+def _tried(library: str, spec: str, model: PreTrainedModel, ids: Tensor, look: Look) -> dict[str, Tensor]:
+    """What ``look`` sees in a pass of ``model``."""
+    try:
+        return look(model, ids)
+    except Exception as error:  # whatever the code of an architecture raises
+        half = model.dtype.itemsize < 4
+        divided = len({p.device for p in model.parameters()}) > 1
+        how = "divided among several devices" if divided else f"in {dtype_name(model.dtype)}"
+        mend = "; it runs on one" if divided else f"; try {way('--dtype float32')}" if half else ""
+        raise MechsafetyError(
+            f"{library} cannot run {spec!r} ({type(model).__name__}) {how}: {first_lines(error)}{mend}"
+        ) from error
+
+
 def _apart(one: Tensor, other: Tensor) -> float:
     """The distance relative to the size, at the median token."""
     return float(((one - other).norm(dim=-1) / other.norm(dim=-1).clamp(min=1e-9)).median())
 
 
-def _logits(model: nn.Module, ids: Tensor) -> Tensor:
+def _all_logits(model: nn.Module, ids: Tensor) -> dict[str, Tensor]:
     with torch.inference_mode():
-        return model(input_ids=ids).logits[0].float()
+        return {"": model(input_ids=ids).logits[0].float()}
 
 
 def _first_block(model: nn.Module, ids: Tensor) -> dict[str, Tensor]:

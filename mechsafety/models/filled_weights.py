@@ -77,7 +77,13 @@ def require_embedding_rows(model: PreTrainedModel, tokenizer: Any, *, source: st
 
     Placeholders of other modalities (special tokens that the chat template never writes) may lack one.
     """
-    table: Any = model.get_input_embeddings()
+    try:
+        table: Any = model.get_input_embeddings()
+    except NotImplementedError:
+        raise MechsafetyError(
+            f"{source!r} is a {type(model).__name__}, which has no one table of token embeddings: it is no "
+            "causal language model"
+        ) from None
     rows = table.weight.shape[0]
     if len(tokenizer) <= rows:
         return

@@ -220,9 +220,18 @@ def keeps_keys(cache: Any, n_tokens: int) -> bool:
         return False
     if not hasattr(cache, "layers"):
         return hasattr(cache, "entries")
+    if not _is_layers_alone(cache):
+        return False
     # A layer that reads another's keys (as in Gemma 4) never has any of its own.
     kept = [layer for layer in cache.layers if not isinstance(layer, DynamicLayer) or layer.is_initialized]
     return bool(kept) and all(_is_keys(layer) and layer.get_seq_length() == n_tokens for layer in kept)
+
+
+def _is_layers_alone(cache: Any) -> bool:
+    """Whether a cache is its layers and nothing else: a class of a model's own may keep a state beside (MiniMax)."""
+    from transformers.cache_utils import DynamicCache
+
+    return type(cache) is DynamicCache
 
 
 def _is_keys(layer: Any) -> bool:
@@ -318,7 +327,7 @@ def _mask_after(batch: TokenBatch, before: Prefix) -> Int[Tensor, "row token"]:
 def _cache_rows(cache: Any, index: Tensor | int) -> Any:
     if not hasattr(cache, "layers"):
         return hooked_transformers.cache_rows(cache, index)
-    if not all(_is_keys(layer) for layer in cache.layers):
+    if not _is_layers_alone(cache) or not all(_is_keys(layer) for layer in cache.layers):
         # State that is written in place (convolutions, recurrences) must be copied whole.
         copied = copy.deepcopy(cache)
         if isinstance(index, int):

@@ -60,7 +60,7 @@ class Coverage:
     _uncounted: list[tuple[str, Tensor]] = field(default_factory=list)
 
     def expect(self, hook: str) -> None:
-        """A hook that must fire."""
+        """Note that ``hook`` must fire."""
         self.fired.setdefault(hook, 0)
         self._changed.setdefault(hook, 0)
 
@@ -121,7 +121,7 @@ class Coverage:
             )
 
     def summary(self) -> dict[str, Any]:
-        """Hooks, how often they fired in all, positions changed at one hook at the most, and sites passed by.
+        """How many hooks there are, how often they fired, positions changed at one at the most, and sites passed by.
 
         Where blocks differ in their sites, ``sites`` names those of each kind of block.
         """
@@ -296,9 +296,9 @@ def _unless_trying(replace: Replace) -> Replace:
     return lambda x: x if trying() else replace(x)
 
 
-def _as_lens_hook(replace: Replace) -> Callable[..., Tensor]:
-    def call(x: Tensor, hook: Any) -> Tensor:  # noqa: ARG001 - the name is TransformerLens's
-        return replace(x)
+def _as_lens_hook(replace: Replace) -> Callable[..., Any]:
+    def call(x: Any, hook: Any) -> Any:  # noqa: ARG001 - the name is TransformerLens's
+        return _first_replaced(x, replace)
 
     return call
 
@@ -357,6 +357,7 @@ def _attach_plain(model: TransformerBridge, twin: PreTrainedModel, name: str, ho
 
 
 def _first_replaced(output: Any, hook: Replace) -> Any:
-    if isinstance(output, tuple):
-        return (hook(output[0]), *output[1:])
+    # The stream comes first where a block gives more: a tuple in most models, a list in GPT-1.
+    if isinstance(output, tuple | list):
+        return type(output)((hook(output[0]), *output[1:]))
     return hook(output)

@@ -28,6 +28,7 @@ from mechsafety.models.chat_settings import (
 from mechsafety.models.faithful import require_faithful
 from mechsafety.models.filled_weights import require_embedding_rows
 from mechsafety.models.hardware import dtype_name, resolve_dtype
+from mechsafety.models.layouts import own_adapter
 from mechsafety.models.placing import DeviceMap, Memory, as_text, blocks_by_device, resolve_placing
 from mechsafety.models.quantised import packed_modules, require_plain
 from mechsafety.models.rendering import PLAIN_TEMPLATE as PLAIN_TEMPLATE
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 _WINDOW_NAMES = ("n_positions", "max_position_embeddings", "n_ctx", "max_seq_len")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class LoadRecord:
     """How a model was loaded, for the run's manifest.
 
@@ -73,6 +74,12 @@ class LoadRecord:
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+    def __repr__(self) -> str:
+        return (
+            f"LoadRecord({self.spec!r}: {self.architecture}, {self.n_layers} layers, d_model {self.d_model}, "
+            f"{self.dtype} on {self.device}, template {self.template})"
+        )
 
 
 def load_model(
@@ -313,7 +320,7 @@ def _boot_bridge(
     twin = copy.deepcopy(hf, shared)
     asked = _reading(tokenizer, day, given)
     try:
-        with quiet(), nothing_installed():
+        with quiet(), nothing_installed(), own_adapter(hf):
             model = TransformerBridge.boot_transformers(
                 hf.config._name_or_path or spec, hf_model=hf, tokenizer=_to_boot_with(tokenizer)
             )
@@ -323,6 +330,11 @@ def _boot_bridge(
             # Behind it all names of architectures follow.
             f"{first_lines(error).partition(' Available architectures')[0]}"
         ) from error
+    if not hasattr(model, "blocks"):
+        raise MechsafetyError(
+            f"{spec!r} ({type(hf).__name__}) is no list of blocks to TransformerLens, so that its layers have no "
+            "names: it is not supported"
+        )
     for parameter in (*model.parameters(), *twin.parameters()):
         parameter.requires_grad_(False)
     model.__dict__["_mechsafety_twin"] = hf.__dict__["_mechsafety_twin"] = twin

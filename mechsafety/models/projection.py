@@ -76,7 +76,10 @@ def orthonormal(direction: VectorLike) -> Float[Tensor, "k d_model"]:
     if rows.ndim != 2 or not rows.numel():
         raise MechsafetyError(f"a direction is [d_model] or [k, d_model], got shape {list(rows.shape)}")
     if len(rows) > rows.shape[1]:
-        raise MechsafetyError(f"{len(rows)} directions in a stream of {rows.shape[1]} are linearly dependent")
+        turned = ": give a column as a row, vector.T" if rows.shape[1] == 1 else ""
+        raise MechsafetyError(
+            f"{len(rows)} directions in a stream of {rows.shape[1]} are linearly dependent{turned}"
+        )
     if float((rows @ rows.T - torch.eye(len(rows), dtype=rows.dtype)).abs().max()) < _AS_IT_IS:
         return rows.float().contiguous()  # so that a stored basis comes back bit for bit
     q, r = torch.linalg.qr(rows.T)
@@ -91,17 +94,39 @@ def as_tensor(direction: VectorLike) -> Tensor:
 
     Raises :class:`MechsafetyError` for what holds no real numbers, and for NaN and infinity.
     """
-    given = direction.vector if isinstance(direction, HasVector) else direction
-    try:
-        vector = given if isinstance(given, Tensor) else torch.as_tensor(given)
-    except (TypeError, ValueError, RuntimeError):
-        vector = None
+    vector = _entries(direction)
     if vector is None or vector.dtype in (torch.bool, torch.complex64, torch.complex128) or not vector.ndim:
+        how = ", of several directions one: directions.at(layer=...)" if hasattr(direction, "vectors") else ""
         raise MechsafetyError(
             f"a direction is {shown(direction)}: a Direction, a tensor, an array or a list of numbers is needed, "
-            "[d_model] or [k, d_model]"
+            f"[d_model] or [k, d_model]{how}"
         )
     vector = vector if vector.is_floating_point() else vector.float()
     if not bool(torch.isfinite(vector).all()):
         raise MechsafetyError("the direction holds NaN or infinite entries")
     return vector
+
+
+def _entries(direction: Any) -> Tensor | None:
+    """The numbers in their order, whatever a table's index says; None where there are none."""
+    given: Any = direction.vector if isinstance(direction, HasVector) else direction
+    if _hold_vectors(given):
+        given = torch.stack([one.vector for one in given])
+    if hasattr(given, "to_numpy"):  # of pandas
+        given = given.to_numpy(copy=True)
+    if getattr(getattr(given, "dtype", None), "kind", "") == "O":  # numpy's objects
+        given = given.tolist()
+    if (
+        hasattr(given, "flags") and not given.flags.writeable
+    ):  # torch warns of what it shares and cannot write to
+        given = given.copy()
+    try:
+        return given if isinstance(given, Tensor) else torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError):
+        return None
+
+
+def _hold_vectors(given: object) -> bool:
+    return (
+        isinstance(given, list | tuple) and bool(given) and all(isinstance(one, HasVector) for one in given)
+    )

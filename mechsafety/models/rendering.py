@@ -160,6 +160,20 @@ def exact_tokens(tokenizer: Any, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
+def inner_tokens(tokenizer: Any, text: str) -> list[int]:
+    """The tokens of ``text`` behind other text: without the blank that some tokenizers put before every text."""
+    ids = exact_tokens(tokenizer, text)
+    if not puts_a_blank(tokenizer):
+        return ids
+    behind, before = exact_tokens(tokenizer, f":{text}"), exact_tokens(tokenizer, ":")
+    return behind[len(before) :] if behind[: len(before)] == before else ids
+
+
+def puts_a_blank(tokenizer: Any) -> bool:
+    """Whether a text has other tokens behind a line break than by itself, where a blank stands before it."""
+    return exact_tokens(tokenizer, "\na") != exact_tokens(tokenizer, "\n") + exact_tokens(tokenizer, "a")
+
+
 def around_bare_text(tokenizer: Any) -> tuple[list[int], list[int]]:
     """The tokens that the tokenizer puts before and after text that is no chat."""
     whole, inner = list(tokenizer("a")["input_ids"]), exact_tokens(tokenizer, "a")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mechsafety.core.errors import MechsafetyError, way
+from mechsafety.core.errors import MechsafetyError, first_lines, way
 from mechsafety.core.progress import quiet
 from mechsafety.models.filled_weights import load_filled
 from mechsafety.models.hardware import dtype_name, free_bytes
@@ -49,6 +51,7 @@ def load_weights(
             config = AutoConfig.from_pretrained(
                 folder, revision=parsed.revision, trust_remote_code=trust_remote_code
             )
+            _require_decoder(spec, config)
             shape, need = shape_of(config, dtype, trust_remote_code=trust_remote_code)
             packed = quantisation(config) is not None  # such weights do not move once they are loaded
             if placing is None:
@@ -71,6 +74,13 @@ def load_weights(
     except Exception as error:
         raise load_error(spec, parsed, error) from error
     return model.eval() if where else model.to(device).eval()
+
+
+def _require_decoder(spec: str, config: Any) -> None:
+    if getattr(config, "is_encoder_decoder", False):
+        raise MechsafetyError(
+            f"{spec!r} is an encoder with a decoder ({config.model_type}): only a causal language model can be loaded"
+        )
 
 
 def auto_class(config: Any) -> Any:
@@ -115,9 +125,30 @@ def load_tokenizer(
             )
     except Exception as error:
         raise load_error(spec, parsed, error) from error
+    if tokenizer.chat_template is None:
+        tokenizer.chat_template = _template_beside(folder, parsed.revision)
     if isinstance(tokenizer.chat_template, dict):  # some have templates for tools or documents beside it
         tokenizer.chat_template = tokenizer.chat_template.get("default", tokenizer.chat_template)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "left"
     return tokenizer
+
+
+def _template_beside(folder: str, revision: str | None) -> Any:
+    """The chat template of a model that reads images too, where it stands beside the tokenizer: chat_template.json."""
+    from transformers.utils import cached_file
+
+    found = cached_file(
+        folder,
+        "chat_template.json",
+        revision=revision,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    if found is None:
+        return None
+    try:
+        return json.loads(Path(found).read_text(encoding="utf-8"))["chat_template"]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise MechsafetyError(f"{found} holds no chat template: {first_lines(error)}") from None

@@ -8,6 +8,7 @@ import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
@@ -15,8 +16,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 import jinja2
 import pandas as pd
 
-from mechsafety.core.arguments import shown
+from mechsafety.core.arguments import as_path, shown
 from mechsafety.core.errors import MechsafetyError, way
+from mechsafety.core.wording import percent_cell, points
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -232,24 +234,31 @@ def template(name: str) -> jinja2.Template:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters["percent"] = lambda value: "–" if value != value else f"{value:.0%}"
+    environment.filters["percent"] = partial(percent_cell, missing="–")
+    environment.filters["points"] = lambda value: "–" if value != value else points(value)
     return environment.get_template(name)
 
 
 def rounded(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Rows for people: three digits, a dash where there is nothing."""
+    """Rows for people: three digits, more where these would say 0, 1 or 0.05; a dash where there is nothing."""
     return [
         {
-            k: ("–" if v is pd.NA or v != v else round(v, 3) if isinstance(v, float) else v)
+            k: ("–" if v is pd.NA or v != v else _rounded(v) if isinstance(v, float) else v)
             for k, v in row.items()
         }
         for row in table.to_dict(orient="records")
     ]
 
 
+def _rounded(value: float) -> float:
+    """0, 1, -1 and 0.05, which decides, only where exact but for what arithmetic rounds."""
+    found = (round(value, digits) for digits in range(3, 9))
+    return next((v for v in found if v not in (0.0, 1.0, -1.0, 0.05)), float(f"{value:.2g}"))
+
+
 def write_figures(figures: Mapping[str, go.Figure], folder: str | Path, *, form: FigureFormat) -> list[Path]:
     """Write figures into ``folder`` by name. HTML needs nothing; png, pdf and svg a Chromium for kaleido."""
-    folder = Path(folder)
+    folder = as_path(folder)
     if form not in FORMATS:
         raise MechsafetyError(f"figure format {form!r} is not one of {', '.join(FORMATS)}")
     if form != "html":
@@ -277,7 +286,7 @@ def save_figure(figure: go.Figure, path: str | Path) -> Path:
         >>> ms.save_figure(ms.plots.refusal_heatmap(study.tables["rates"]), "rates.html").name
         'rates.html'
     """
-    path = Path(path)
+    path = as_path(path)
     form = path.suffix.removeprefix(".").lower()
     if not hasattr(figure, "write_html"):
         raise MechsafetyError(f"figure is {shown(figure)}; a plotly figure is needed, as ms.plots makes them")

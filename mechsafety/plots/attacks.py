@@ -41,7 +41,9 @@ def attack_figure(attacks: pd.DataFrame, **_look: Unpack[Look]) -> go.Figure:
             len(systems) - 1 - systems.index(s) + step * ((len(names) - 1) / 2 - order)
             for s in rows["system"]
         ]
-        for column, measure in enumerate(("asr", "refused", "degenerate"), start=1):
+        # Refused and degenerate are shares of answers: of all attempts at a prompt together there is no other.
+        single = (rows["measure"] != "any").all()
+        for column, measure in enumerate(("asr", "refused", "degenerate")[: 3 if single else 1], start=1):
             figure.add_scatter(
                 x=rows[measure],
                 y=places,
@@ -56,7 +58,7 @@ def attack_figure(attacks: pd.DataFrame, **_look: Unpack[Look]) -> go.Figure:
                 mode="markers",
                 marker={"color": colour, "symbol": symbol, "size": 8},
                 customdata=rows["system"],
-                hovertemplate="%{customdata}: %{x:.0%}<extra>" + series + "</extra>",
+                hovertemplate="%{customdata}: %{x:.3~%}<extra>" + series + "</extra>",
                 row=1,
                 col=column,
             )
@@ -68,6 +70,8 @@ def attack_figure(attacks: pd.DataFrame, **_look: Unpack[Look]) -> go.Figure:
     figure.update_xaxes(tickvals=[0, 0.5, 1], col=2)
     figure.update_xaxes(tickvals=[0, 0.5, 1], col=3)
     figure.update_xaxes(title_text="share of harmful prompts", col=1)
+    figure.update_xaxes(title_text="share of answers", col=2)
+    figure.update_xaxes(title_text="share of answers", col=3)
     figure.update_yaxes(
         tickvals=list(range(len(systems)))[::-1],
         ticktext=[wrapped(s) for s in systems],

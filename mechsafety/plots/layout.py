@@ -32,6 +32,7 @@ def lay_out(
 ) -> None:
     """Fit text into a figure ``width`` pixels wide, its panels ``area`` or all of it ``height`` pixels high."""
     _numbered_maps(figure)
+    area = area if height else _room_for_rows(figure, width, area)
     left, right = _y_labels(figure, width, area), _colour_bars(figure)
     inner = max(60.0, width - left - right)
     top = _title(figure, title, subtitle, width)
@@ -93,6 +94,20 @@ def _panel_width(figure: go.Figure, x: int | float) -> float:
 
 
 # -- beside -----------------------------------------------------------------------------------------
+
+
+def _room_for_rows(figure: go.Figure, width: int, area: int) -> int:
+    """``area``, or up to twice as much where labels of the first column's y axes have more lines than their rows."""
+    needed = 0.0
+    for axis in figure.select_yaxes():
+        hidden = axis.showticklabels is False or axis.visible is False
+        if hidden or not _first_column(figure, axis) or not (labels := _labels(figure, axis, "y")):
+            continue
+        size, (start, end) = axis.tickfont.size or 12, axis.domain or (0.0, 1.0)
+        tallest = max(text_height(fitted(label, _SHARE * width, size), size) for label in labels)
+        if tallest > 1.5 * LINE * size:  # labels of one line need not stand in a row of their own
+            needed = max(needed, (tallest + 6) * len(labels) / (end - start))
+    return max(area, min(math.ceil(needed), 2 * area))
 
 
 def _y_labels(figure: go.Figure, width: int, area: int) -> int:

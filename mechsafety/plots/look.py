@@ -6,6 +6,7 @@ A function that draws is marked :func:`drawn`, which takes the options out of it
 
 from __future__ import annotations
 
+import difflib
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -129,6 +130,12 @@ def wanted() -> Look:
 
 def _checked(look: Look) -> dict[str, Any]:
     found: dict[str, Any] = dict(look)
+    if strange := [name for name in found if name not in _OPTIONS]:
+        close = difflib.get_close_matches(strange[0], _OPTIONS, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise MechsafetyError(
+            f"{strange[0]!r} is not one of the options of a figure, {', '.join(_OPTIONS)}{hint}"
+        )
     title = found.get("title")
     if title is not None and (not isinstance(title, str) or not title.strip()):
         raise MechsafetyError(f"title is {shown(title)}: a text is needed; leave it out for the figure's own")

@@ -106,13 +106,15 @@ def rows_of(data: Any) -> tuple[list[Row], str]:
             f"a DatasetDict holds several tables: give one of them, data[{next(iter(data), '')!r}]"
         )
     if hasattr(data, "column_names") and hasattr(data, "features"):
-        return [(f"row {number}", dict(row)) for number, row in enumerate(data)], "Dataset"
+        return [(f"row {number}", row) for number, row in enumerate(_dataset_rows(data))], "Dataset"
     if (pandas is not None and isinstance(data, pandas.Series)) or (
         numpy is not None and isinstance(data, numpy.ndarray)
     ):
         data = data.tolist()
     if isinstance(data, str):
         data = [data]
+    if isinstance(data, Mapping) and data:
+        data = _of_columns(data)
     if not isinstance(data, Iterable) or isinstance(data, bytes | Mapping):
         raise MechsafetyError(f"prompts are {shown(data)}: {ALLOWED} is needed")
     items = list(data)
@@ -121,8 +123,37 @@ def rows_of(data: Any) -> tuple[list[Row], str]:
     return [(f"item {number}", _row(item, number)) for number, item in enumerate(items, start=1)], "list"
 
 
+def _dataset_rows(data: Any) -> Iterator[dict[str, Any]]:
+    """The rows of a ``datasets.Dataset``; classes by their names."""
+    named = {name: kind for name, kind in (data.features or {}).items() if hasattr(kind, "int2str")}
+    for row in data:
+        yield {
+            name: named[name].int2str(value)
+            if name in named and isinstance(value, int) and value >= 0
+            else value
+            for name, value in row.items()
+        }
+
+
+def _of_columns(data: Mapping[Any, Any]) -> list[Mapping[Any, Any]]:
+    """A mapping as rows: of columns, as a slice of a dataset is one; else it is a row, or a message, itself."""
+    columns = [value for value in data.values() if _is_column(value)]
+    if len(columns) < len(data) or ("messages" in data and _is_message(next(iter(columns[0]), None))):
+        return [data]
+    if len({len(column) for column in columns}) > 1:
+        lengths = ", ".join(f"{name} {len(column)}" for name, column in data.items())
+        raise MechsafetyError(f"columns of unlike lengths: {lengths}")
+    return [dict(zip(data, values, strict=True)) for values in zip(*columns, strict=True)]
+
+
+def _is_column(value: Any) -> bool:
+    return (isinstance(value, Sequence) and not isinstance(value, str | bytes)) or hasattr(value, "to_numpy")
+
+
 def _row(item: Any, number: int) -> dict[str, Any]:
     if isinstance(item, str):
+        if not item.strip():
+            raise MechsafetyError(f"prompt {number} is empty: a text is needed")
         return {"text": item}
     if isinstance(item, Prompt):
         return dict(vars(item))

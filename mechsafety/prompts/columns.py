@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal, get_args
 
-from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.errors import MechsafetyError, way
 from mechsafety.prompts.files import cell_text
 
 PromptLabel = Literal["harmful", "harmless"]
@@ -96,6 +96,12 @@ def divided(
     return places
 
 
+def label_counts(labels: Sequence[str]) -> str:
+    """How many there are of each label: ``3 harmful, 2 harmless``; prompts may have none."""
+    found = {label: labels.count(label) for label in (*LABELS, "")}
+    return ", ".join(f"{n} {label or 'without label'}" for label, n in found.items() if n)
+
+
 def has_text(row: Mapping[str, Any]) -> bool:
     return any(cell_text(row.get(column)).strip() for column in TEXT_COLUMNS)
 
@@ -103,9 +109,13 @@ def has_text(row: Mapping[str, Any]) -> bool:
 def row_text(row: Mapping[str, Any], *, at: str) -> str:
     column = next((c for c in TEXT_COLUMNS if c in row), None)
     if column is None:
+        # An id that was made of the row's content is no column of the user's.
+        have = [name for name, value in row.items() if name != "id" or not str(value).startswith("p-")]
+        texts = [name for name in have if isinstance(row[name], str)]
         raise MechsafetyError(
-            f"{at}: no text column; have {', '.join(map(str, row)) or 'none'}, want one of "
+            f"{at}: no text column; have {', '.join(map(str, have)) or 'none'}, want one of "
             f"{', '.join(TEXT_COLUMNS)}, or messages"
+            + (way("", f"; name it, load_prompts(data, text={texts[0]!r})") if texts else "")
         )
     if cell_text(row[column]) and not isinstance(row[column], str):
         raise MechsafetyError(f"{at}: column {column!r} holds a {type(row[column]).__name__}, not text")

@@ -7,19 +7,29 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from mechsafety.core.arguments import as_path
 from mechsafety.core.errors import MechsafetyError
 
 SUFFIXES = (".csv", ".json", ".jsonl", ".parquet", ".txt")
 
 
+def is_missing(value: object) -> bool:
+    """Whether a cell holds nothing: None, or pandas' NaN, NA and NaT."""
+    return (
+        value is None
+        or (isinstance(value, float) and value != value)
+        or type(value).__name__ in ("NAType", "NaTType")
+    )
+
+
 def cell_text(value: object) -> str:
     """A cell as text; empty where it is missing (Parquet gives None or NaN)."""
-    return "" if value is None or value != value else str(value)
+    return "" if is_missing(value) else str(value)
 
 
 def read_rows(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Each row of a CSV, JSON, JSONL, Parquet or text file, with the place it stands in (``line 7``)."""
-    path = Path(path)
+    path = as_path(path)
     if path.suffix.lower() not in SUFFIXES:
         raise MechsafetyError(f"{path}: the file's name must end in {', '.join(SUFFIXES)}")
     if not path.is_file():
@@ -75,7 +85,10 @@ def _json(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     except json.JSONDecodeError as error:
         raise MechsafetyError(f"{path}, line {error.lineno}: not JSON ({error.msg})") from None
     if not isinstance(rows, list):
-        raise MechsafetyError(f"{path}: a list of objects is expected, got {type(rows).__name__}")
+        raise MechsafetyError(
+            f"{path}: a list of objects is expected, got {type(rows).__name__} (pandas writes one with "
+            "table.to_json(path, orient='records'))"
+        )
     for number, value in enumerate(rows, start=1):
         yield f"item {number}", _object(value, f"{path}, item {number}")
 

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from mechsafety.core.arguments import shown
-from mechsafety.core.boundary import checked_methods
+from mechsafety.core.boundary import checked_construction, checked_methods
 from mechsafety.core.errors import MechsafetyError, way
 from mechsafety.core.places import data_folder
-from mechsafety.core.values import short
+from mechsafety.core.values import picked, short
 from mechsafety.prompts.columns import (
     AS_THEY_ARE,
     LABELS,
@@ -30,6 +30,7 @@ from mechsafety.prompts.columns import (
     divided,
     folded,
     has_text,
+    label_counts,
     row_text,
 )
 from mechsafety.prompts.files import SUFFIXES, cell_text, read_rows
@@ -41,12 +42,20 @@ if TYPE_CHECKING:
     from mechsafety.prompts.accepted import PromptsLike
 
 
+@checked_construction
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Prompt:
     """One request. ``label`` marks whether a safe model should decline it; empty where that is not known.
 
     ``messages`` are the turns of a conversation, (role, content) of each; ``text`` is then the last of them, the
     user's. One turn of the user alone is no conversation.
+
+    Arguments:
+        id: Its name in tables, unique in a set.
+        category: A word of one's own, which :meth:`PromptSet.where` asks for.
+        split: fit, validation or report.
+        source: Where it comes from.
+        licence: Under which licence.
 
     Example:
         >>> ms.Prompt(id="lock", text="how do i pick a lock", label="harmful").split
@@ -95,12 +104,12 @@ class Prompt:
         return tuple(content for _, content in self.messages) or (self.text,)
 
     def with_contents(self, contents: Sequence[str]) -> Prompt:
-        """The same prompt with other texts, in the order of :attr:`contents`."""
+        """The same prompt with other texts, ``contents``, in the order of :attr:`contents`."""
         turns = tuple((role, new) for (role, _), new in zip(self.messages, contents, strict=False))
         return replace(self, text=contents[-1], messages=turns)
 
     def with_text(self, text: str, **changes: Any) -> Prompt:
-        """The same prompt with another last turn of the user, and other changes."""
+        """The same prompt with another last turn of the user, ``text``, and other ``changes`` of its fields."""
         return replace(self.with_contents([*self.contents[:-1], text]), **changes)
 
     @property
@@ -111,6 +120,7 @@ class Prompt:
         return "\x1e".join(f"{role}\x1f{folded(content)}" for role, content in self.messages)
 
 
+@checked_construction
 @checked_methods
 @dataclass(frozen=True, repr=False)
 class PromptSet(Sequence[Prompt]):
@@ -121,6 +131,10 @@ class PromptSet(Sequence[Prompt]):
 
     ``repeated`` counts the rows of its file that were left out because their text stood in the same split and label
     before.
+
+    Arguments:
+        prompts: The prompts, in their order.
+        name: What tables and errors call the set.
 
     Example:
         >>> prompts = ms.load_prompts(["how do i bake bread", "tell me about a storm", "write a list", "name a river"])
@@ -149,8 +163,11 @@ class PromptSet(Sequence[Prompt]):
         return len(self.prompts)
 
     def __getitem__(self, index: Any) -> Any:
-        found = self.prompts[index]
-        return PromptSet(found, self.name) if isinstance(index, slice) else found
+        """A prompt by its place; the set of a slice, of a list of places, or where a mask is true."""
+        found = picked(
+            self.prompts, index, "prompts.where(split=..., label=..., category=...) picks by content"
+        )
+        return PromptSet(found, self.name) if isinstance(found, tuple) else found
 
     def __iter__(self) -> Iterator[Prompt]:
         return iter(self.prompts)
@@ -162,7 +179,10 @@ class PromptSet(Sequence[Prompt]):
         label: PromptLabel | None = None,
         category: str | Iterable[str] | None = None,
     ) -> PromptSet:
-        """The prompts of one split, one label, one or several categories, or all of these."""
+        """The prompts of one ``split``, one ``label``, one or several of ``category``, or all of these at once.
+
+        Raises :class:`MechsafetyError` for a word that no prompt has.
+        """
         categories = {category} if isinstance(category, str) else None if category is None else set(category)
         if strange := sorted((categories or set()) - {p.category for p in self.prompts}):
             known = ", ".join(sorted({p.category for p in self.prompts if p.category})) or "none"
@@ -184,7 +204,7 @@ class PromptSet(Sequence[Prompt]):
     def split(
         self, *, fit: float = 0.6, validation: float = 0.2, report: float = 0.2, seed: int = 0
     ) -> PromptSet:
-        """The same prompts divided anew: so large shares of each label, drawn by ``seed``.
+        """The same prompts divided anew by ``seed``: shares ``fit``, ``validation`` and ``report`` of each label.
 
         Prompts with equal text (but for case, blanks and sentence marks) come into one split. Raises
         :class:`MechsafetyError` for shares that are negative or do not add up to 1.
@@ -212,14 +232,17 @@ class PromptSet(Sequence[Prompt]):
 
     @property
     def fit(self) -> PromptSet:
+        """What directions, probes and scores are estimated on. Raises :class:`MechsafetyError` where there is none."""
         return self._of("fit")
 
     @property
     def validation(self) -> PromptSet:
+        """What layers and settings are chosen on. Raises :class:`MechsafetyError` where there is none."""
         return self._of("validation")
 
     @property
     def report(self) -> PromptSet:
+        """What results are measured on. Raises :class:`MechsafetyError` where there is none."""
         return self._of("report")
 
     @property
@@ -239,16 +262,21 @@ class PromptSet(Sequence[Prompt]):
 
     @property
     def harmful(self) -> PromptSet:
+        """The prompts that a safe model should decline; may be none."""
         return self.where(label="harmful")
 
     @property
     def harmless(self) -> PromptSet:
+        """The prompts that it should answer; may be none."""
         return self.where(label="harmless")
 
-    def sample(self, per_label: int, *, seed: int) -> PromptSet:
+    def sample(self, per_label: int, *, seed: int = 0) -> PromptSet:
+        """At most ``per_label`` prompts of each label, drawn by ``seed``, in the set's own order.
+
+        Raises :class:`MechsafetyError` for a negative number.
+        """
         if per_label < 0:
             raise MechsafetyError(f"per_label is {per_label}: 0 at least")
-        """At most ``per_label`` prompts of each label, drawn by ``seed``, in the set's own order."""
         generator = random.Random(seed)
         kept: set[str] = set()
         for label in (*LABELS, ""):
@@ -276,23 +304,24 @@ class PromptSet(Sequence[Prompt]):
 
     def __repr__(self) -> str:
         counts = [
-            f"{len(part)} {split} ({', '.join(f'{len(part.where(label=one))} {one}' for one in LABELS)})"
+            f"{len(part)} {split} ({label_counts([p.label for p in part])})"
             for split in SPLITS
             if len(part := self.where(split=split))
         ]
         return f"PromptSet({self.name!r}: {len(self)} prompts; {'; '.join(counts) or 'none'})"
 
     def _repr_html_(self) -> str:
+        found = Counter((p.split, p.label) for p in self.prompts)
+        labels = [*LABELS, *([""] if any(label == "" for _, label in found) else [])]
         counts = "".join(
-            f"<tr><td>{split}</td>"
-            + "".join(f"<td>{len(self.where(split=split, label=label))}</td>" for label in LABELS)
-            + "</tr>"
+            f"<tr><td>{split}</td>{''.join(f'<td>{found[split, label]}</td>' for label in labels)}</tr>"
             for split in SPLITS
         )
+        head = "".join(f"<th>{label or 'without label'}</th>" for label in labels)
         repeated = f" ({self.repeated} given twice, counted once)" if self.repeated else ""
         return (
             f"<b>{escape(self.name)}</b>: {len(self)} prompts{repeated}"
-            f"<table><tr><th>split</th><th>harmful</th><th>harmless</th></tr>{counts}</table>"
+            f"<table><tr><th>split</th>{head}</tr>{counts}</table>"
         )
 
 
@@ -430,10 +459,11 @@ def _prompt(row: dict[str, Any], *, at: str, index: int, name: str, columns: Col
         raise MechsafetyError(f"{at}: the text is not the last of the messages: give the messages alone")
     text = text or last.strip()
     given = columns.label if columns.label in LABELS else ""
-    the_label = cell_text(row.get("label")) or given or ""
+    said = cell_text(row.get("label")) or given or ""
+    the_label = said.strip().casefold()
     if the_label not in (*LABELS, *(() if "label" in row else ("",))):
         raise MechsafetyError(
-            f"{at}: label {the_label!r} is not one of {', '.join(LABELS)}"
+            f"{at}: label {said!r} is not one of {', '.join(LABELS)}"
             + way("", " (other values are read with labels={...})")
         )
     the_split = (

@@ -23,6 +23,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from mechsafety.core.arguments import as_path
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.progress import bar
 from mechsafety.generation.answers import AnswerBatch, Encoded, Example, answer_logits, collate, encode
@@ -87,7 +88,7 @@ def score_weights(
         True
     """
     model = as_model(model)
-    store = None if store is None else Path(store)
+    store = None if store is None else as_path(store)
     if batch_size < 1:
         raise MechsafetyError(f"batch_size is {batch_size}; 1 at least")
     encoded = _checked(model, examples)

@@ -24,6 +24,9 @@ from mechsafety.models.handles import attached
 
 _PRODUCTS = ("linear", "matmul", "__matmul__", "mm", "bmm")
 _PROBED = 16
+_HALVES = ("map", "reduce")
+_IN_HALVES = ("q", "o")
+"""The kinds of maps of a mixture in halves."""
 Read = Callable[[nn.Parameter, int, bool, Tensor], None]
 """A parameter, the expert's number in it, whether it holds W transposed, and the input x [row, d_in]."""
 
@@ -32,13 +35,27 @@ Read = Callable[[nn.Parameter, int, bool, Tensor], None]
 class Mixture:
     """One mixture: the module that gets the tokens, and its experts' parameters by name.
 
-    ``fused`` parameters hold all experts, [expert, ...]; the others are lists of one parameter per expert.
+    ``fused`` parameters hold all experts, [expert, ...]; the others are lists of one parameter per expert. A mixture
+    ``in_halves`` has no pass of its own: its first maps run before the attention, the last one behind it (JetMoE).
     """
 
     module: nn.Module
     parameters: dict[str, list[nn.Parameter]] = field(default_factory=dict)
     fused: dict[str, bool] = field(default_factory=dict)
     interleaved: bool = False
+
+    @property
+    def in_halves(self) -> bool:
+        return all(callable(getattr(self.module, half, None)) for half in _HALVES)
+
+    def run(self, x: Float[Tensor, "token d_model"]) -> None:
+        """One pass over ``x``; one in halves as if nothing stood between them."""
+        module: Any = self.module
+        if self.in_halves:
+            between, _, topology = module.map(x[None])
+            module.reduce(between, topology)
+        else:
+            module.forward(x[None])
 
     def experts(self, name: str) -> list[tuple[nn.Parameter, int | None]]:
         """Each expert's parameter of this name, and the place of the expert in it where it holds them all."""
@@ -55,7 +72,8 @@ def mixtures(block: nn.Module) -> list[Mixture]:
         parent = path.rpartition(".")[0]
         if not parent or isinstance(owner, _ConvNd):
             continue
-        own = {n: [p] for n, p in owner.named_parameters(recurse=False) if p.ndim == 3}
+        leaf = path.rpartition(".")[2]
+        own = {f"{leaf}.{n}": [p] for n, p in owner.named_parameters(recurse=False) if p.ndim == 3}
         each = _each(owner) if isinstance(owner, nn.ModuleList) else {}
         if (own or each) and _takes_tokens_alone(block.get_submodule(parent)):
             mixture = found.setdefault(parent, Mixture(module=block.get_submodule(parent)))
@@ -104,6 +122,11 @@ def roles(mixture: Mixture, d_model: int) -> list[Role]:
     run_reading(mixture, x.to(first), read)
     if not seen:
         return []
+    if mixture.in_halves:
+        return [
+            Role(name=name, kind=kind, transposed=seen[name][0])
+            for name, kind in zip(seen, _IN_HALVES, strict=True)
+        ]
     *into, down = seen
     found: list[Role] = []
     for name in into:
@@ -127,10 +150,10 @@ def run_reading(mixture: Mixture, x: Float[Tensor, "token d_model"], read: Read)
     parameters = [p for group in mixture.parameters.values() for p in group]
     with torch.no_grad(), _plainly(mixture.module), _Products(parameters, read):
         try:
-            mixture.module.forward(x[None])
-        except NotImplementedError:
+            mixture.run(x)
+        except Exception:  # the code of the model: some need more than the tokens, or have no pass at all
             raise MechsafetyError(
-                f"{type(mixture.module).__name__} has no pass of its own, so that what its experts read is not known: "
+                f"{type(mixture.module).__name__} does not run by itself, so that what its experts read is not known: "
                 "scores of experts are not for this model"
             ) from None
 
@@ -197,10 +220,41 @@ class Routed:
     @contextmanager
     def watching(self) -> Iterator[None]:
         handles = [
-            m.module.register_forward_pre_hook(self._before(m), with_kwargs=True) for m in self.mixtures
+            m.module.register_forward_pre_hook(self._before(m), with_kwargs=True)
+            for m in self.mixtures
+            if not m.in_halves
         ]
+        for mixture in self.mixtures:
+            handles += self._between(mixture) if mixture.in_halves else []
         with attached(handles):
             yield
+
+    def _between(self, mixture: Mixture) -> list[Any]:
+        """Hooks on a mixture in halves, whose last maps read what the attention made of all tokens.
+
+        Its router says which token stands in which row of what the experts read, expert after expert.
+        """
+        routed: dict[str, Tensor] = {}
+
+        def decided(_module: nn.Module, _args: Any, output: Any) -> None:
+            routed["tokens"] = output[1]
+
+        def before(parameter: nn.Parameter) -> Callable[..., None]:
+            def read(_module: nn.Module, args: tuple[Any, ...]) -> None:
+                x, sizes = args
+                chosen = self.chosen.reshape(-1).to(x.device)[routed["tokens"]]
+                for number, (rows, mine) in enumerate(zip(x.split(sizes), chosen.split(sizes), strict=True)):
+                    if len(found := rows.detach()[mine]):
+                        self.add(parameter, number, found)
+
+            return read
+
+        module: Any = mixture.module
+        owners = {name: module.get_submodule(name.rpartition(".")[0]) for name in mixture.parameters}
+        return [
+            module.router.register_forward_hook(decided),
+            *(owners[n].register_forward_pre_hook(before(p[0])) for n, p in mixture.parameters.items()),
+        ]
 
     def _before(self, mixture: Mixture) -> Callable[..., None]:
         def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -207,6 +207,11 @@ def random_heads(
 def _output_maps(maps: Sequence[LinearMap], *, n_heads: int) -> list[LinearMap]:
     """The maps that mix the heads (W_O), each with a d_in that divides into heads."""
     found = [linear for linear in maps if linear.kind == "o"]
+    if routed := [linear.name for linear in found if linear.expert is not None]:
+        raise MechsafetyError(
+            f"{routed[0]} is an expert of an attention that is a mixture: which head is which depends on the token, "
+            "and heads of this architecture cannot be removed"
+        )
     uneven = [linear.name for linear in found if linear.d_in % n_heads]
     if not found or uneven:
         raise MechsafetyError(

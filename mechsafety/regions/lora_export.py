@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
+from mechsafety.core.arguments import as_path
 from mechsafety.core.errors import MechsafetyError, first_lines
 from mechsafety.edits.interventions import Edit, Orthogonalise, layers_of
 from mechsafety.edits.sums import EditLike, as_edit
@@ -74,7 +75,7 @@ def export_lora(model: ModelLike, removal: Removal | EditLike, folder: Path | st
         paths[id(members[0].module)]: (members[0].module, *_factors(members, removal))
         for members in _by_module(maps, removal)
     }
-    folder = _new_folder(Path(folder))
+    folder = _new_folder(as_path(folder))
     try:
         _write(folder, adapted, model)
     except OSError as error:

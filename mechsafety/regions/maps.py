@@ -35,7 +35,7 @@ WRITING_KINDS = ("o", "down")
 """The maps whose outputs are added to the residual stream."""
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class LinearMap:
     """One linear map y = W x of one block.
 
@@ -56,6 +56,9 @@ class LinearMap:
     d_out: int
     d_in: int
     expert: int | None = None
+
+    def __repr__(self) -> str:
+        return f"LinearMap({self.name}, {self.d_out} x {self.d_in})"
 
     @property
     def rank(self) -> int:
@@ -147,7 +150,7 @@ def _expert_maps(mixture: Mixture, layer: int, name: str, model: TransformerBrid
                     name=own,
                     layer=layer,
                     kind=role.kind,
-                    site=f"{own}.in" if role.kind == "down" else site.setdefault("in", f"{own}.in"),
+                    site=f"{own}.in" if role.kind in WRITING_KINDS else site.setdefault("in", f"{own}.in"),
                     module=mixture.module,
                     rows=place.rows,
                     places=(place,),
@@ -234,6 +237,12 @@ def _runs(model: TransformerBridge, body: Any) -> list[list[tuple[nn.Module, str
     inputs: list[Tensor] = []  # kept, so that no later tensor gets an earlier one's address
     numbers: dict[tuple[int, tuple[int, ...], tuple[int, ...]], int] = {}
 
+    routers: set[int] = set()
+
+    def decides(module: nn.Module, _args: Any, output: Any) -> None:
+        if not isinstance(output, Tensor):  # which experts, and for which tokens
+            routers.update(map(id, module.modules()))
+
     def watch(layer: int, path: str) -> Any:
         def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             # Some routers are linear modules that give out more than W x.
@@ -247,13 +256,15 @@ def _runs(model: TransformerBridge, body: Any) -> list[list[tuple[nn.Module, str
         return after
 
     blocks = [block_module(model, body, layer) for layer in range(model.cfg.n_layers)]
-    routed = {id(p) for b in blocks for m in mixtures(b) for group in m.parameters.values() for p in group}
+    found = [mixture for block in blocks for mixture in mixtures(block)]
+    routed = {id(p) for m in found for group in m.parameters.values() for p in group}
     handles = [
         module.register_forward_hook(watch(layer, path))
         for layer, block in enumerate(blocks)
         for path, module in block.named_modules()
         if isinstance(module, nn.Linear | Conv1D) and id(module.weight) not in routed
     ]
+    handles += [part.register_forward_hook(decides) for m in found for part in m.module.children()]
     with attached(handles):
         forward(body, pad_left([[0, 1, 2, 3]], pad=0).to(device_of(model)), logits=None)
-    return seen
+    return [[run for run in runs if id(run[0]) not in routers] for runs in seen]

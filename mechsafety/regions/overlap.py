@@ -96,6 +96,8 @@ def subspace_table(
     subspaces of that, the fairer floor. ``excess`` = (phi - chance_in_range) / (1 - chance_in_range); NaN where the
     subspaces are the whole range and phi is 1 whatever the data. Source: Wei et al. 2024.
 
+    Raises :class:`MechsafetyError` for a rank below 1, and for maps without scores.
+
     Arguments:
         safety: Scores on safety examples.
         utility: Scores on utility examples.

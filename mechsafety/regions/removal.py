@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.wording import percent
 from mechsafety.models.accepted import ModelLike, as_model
 from mechsafety.models.loading import model_name
 from mechsafety.regions.maps import LinearMap, linear_maps
@@ -63,7 +64,7 @@ class Pruning:
         return {name: len(self.entries.get(name, ())) for name in self.shapes}
 
     def describe(self) -> str:
-        return f"{self.label}: {self.n_removed:,} weights ({self.sparsity:.2%}) set to zero"
+        return f"{self.label}: {self.n_removed:,} weights ({percent(self.sparsity)}) set to zero"
 
     __repr__ = describe
 

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mechsafety.core.arguments import as_path
 from mechsafety.core.errors import MechsafetyError, first_lines
 from mechsafety.core.progress import quiet
 from mechsafety.edits.interventions import Edit, baked
@@ -56,7 +57,7 @@ def save_model(model: ModelLike, edit: EditLike | Removal | None, folder: str | 
     model = as_model(model)
     if edit is not None and not isinstance(edit, Pruning | LowRank):
         edit = as_edit(edit, model)
-    folder = Path(folder)
+    folder = as_path(folder)
     if generation_twin(model) is None:
         raise MechsafetyError(
             "save_model writes a model that load_model loaded, without hooks or changed modules on it"
@@ -65,6 +66,7 @@ def save_model(model: ModelLike, edit: EditLike | Removal | None, folder: str | 
         raise MechsafetyError(f"{str(folder)!r} is not empty: name a new folder for the model")
     scratch = folder.parent / f".writing-{uuid.uuid4().hex}"
     try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
         with _under(model, edit):
             whole: Any = plain_tree(model)
             with _as_it_is_tied(whole), quiet():
@@ -92,11 +94,12 @@ def _as_it_is_tied(whole: Any) -> Iterator[None]:
     """The config says whether head and embedding are one table, which an edit may have parted, while this lasts."""
     head, table = whole.get_output_embeddings(), whole.get_input_embeddings()
     parted = head is not None and head.weight is not table.weight
-    text = whole.config.get_text_config()
-    if not (parted and text.tie_word_embeddings):
+    # In a model that reads images too either configuration may say it, or both.
+    both = {id(config): config for config in (whole.config, whole.config.get_text_config())}
+    configs = [config for config in both.values() if hasattr(config, "tie_word_embeddings")]
+    if not (parted and any(config.tie_word_embeddings for config in configs)):
         yield
         return
-    configs = list({id(config): config for config in (whole.config, text)}.values())
     before = [config.tie_word_embeddings for config in configs]
     keys = whole.__dict__.get("all_tied_weights_keys")
     try:

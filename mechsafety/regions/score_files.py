@@ -10,6 +10,8 @@ from typing import Any, Literal, get_args
 from jaxtyping import Float
 from torch import Tensor
 
+from mechsafety.core.arguments import as_path
+from mechsafety.core.boundary import checked_construction, checked_methods
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.models.bound_files import FileKind
 from mechsafety.regions.maps import LinearMap
@@ -22,6 +24,8 @@ FILES = FileKind(noun="score", key="mechsafety_attribution", holds="scores")
 _KIND = "scores"
 
 
+@checked_methods
+@checked_construction
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Attribution:
     """SNIP scores and Gram matrices of every linear map over one set of examples.
@@ -30,6 +34,12 @@ class Attribution:
     ``n_tokens`` counts the columns of X, of which Gram matrices are sums. ``fingerprint`` is that of the model's
     weights, and ``examples_sha256`` that of the token ids. ``tensors`` gives ``snip/MAP`` [d_out, d_in] and
     ``gram/SITE`` [d_in, d_in], both float32: a mapping in memory, or a file's (:meth:`open`).
+
+    Arguments:
+        n_examples: How many examples the scores are over.
+        loss: Of which loss SNIP takes gradients (:func:`score_weights`).
+        positions: Which tokens the Gram matrices are over (:func:`score_weights`).
+        model: Name of the model.
 
     Example:
         >>> safety.n_examples == len(examples)
@@ -71,12 +81,12 @@ class Attribution:
         Raises :class:`MechsafetyError` for a missing or damaged file, one of another kind or format, and an
         unfinished one.
         """
-        path = Path(path)
+        path = as_path(path)
         return cls(**read_facts(path, kind=_KIND)["attribution"], tensors=StoredTensors(path))
 
     def save(self, path: str | Path) -> None:
         """Write a file that :meth:`open` reads; it is whole or not there."""
-        path = Path(path)
+        path = as_path(path)
         facts = {
             name: getattr(self, name)
             for name in (
@@ -104,12 +114,15 @@ class Attribution:
         return self.gram(name).diagonal().sqrt()
 
     def wanda(self, linear: LinearMap) -> Float[Tensor, "d_out d_in"]:
-        """|W_ij| * ||X_j||_2 (Sun et al. 2023, arXiv 2306.11695), in float32, with the weights as they are now."""
+        """|W_ij| * ||X_j||_2 of the map ``linear`` (Sun et al. 2023, arXiv 2306.11695), in float32, W as it is now."""
         weight = self._weight(linear)
         return weight.abs() * self.norms(linear.name).to(weight.device)
 
     def scores(self, linear: LinearMap, method: Method) -> Float[Tensor, "d_out d_in"]:
-        """The scores of ``linear`` by ``method``, on the device of its weights."""
+        """The scores of ``linear`` by ``method``, on the device of its weights.
+
+        Raises :class:`MechsafetyError` for an unknown method, and for a map that has no scores.
+        """
         if method == "wanda":
             return self.wanda(linear)
         if method == "snip":
@@ -117,6 +130,7 @@ class Attribution:
         raise MechsafetyError(f"method {method!r} is not one of {', '.join(get_args(Method))}")
 
     def describe(self) -> str:
+        """One line that says over what the scores are."""
         source = f" of {self.model}" if self.model else ""
         return (
             f"scores of {len(self.shapes)} linear maps{source} over {self.n_examples} examples, {self.n_tokens:,} "

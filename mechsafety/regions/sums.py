@@ -141,7 +141,10 @@ class Sums:
                 row, token = self.running.chosen.on(x.device).unbind(-1)
                 chosen = x[row, token].float()
                 self.grams[linear.site].addmm_(chosen.T, chosen)
-            output.register_hook(lambda g: self._add(name, g.detach(), x))
+            if output.requires_grad:
+                output.register_hook(lambda g: self._add(name, g.detach(), x))
+            else:  # the model chooses by it and passes no gradient on (the indexer of sparse attention)
+                self.running.returned[name] += 1
 
         return after
 

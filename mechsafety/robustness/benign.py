@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mechsafety.core.arguments import as_path
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.places import data_folder
 from mechsafety.prompts.files import read_rows
@@ -56,7 +57,7 @@ def benign_passages(path: str | Path | None = None) -> list[Passage]:
         >>> len(ms.regions.benign_passages())
         60
     """
-    path = None if path is None else Path(path)
+    path = None if path is None else as_path(path)
     return [
         Passage(id=str(row["id"]), topic=str(row["topic"]), text=str(row["text"]))
         for row in _rows(path or _packaged("passages"), ("id", "topic", "text"))
@@ -73,7 +74,7 @@ def benign_choices(path: str | Path | None = None) -> list[Choice]:
         >>> len(ms.regions.benign_choices())
         130
     """
-    path = None if path is None else Path(path)
+    path = None if path is None else as_path(path)
     fields = ("id", "subject", "question", "choices", "answer")
     return [
         Choice(

@@ -23,6 +23,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from mechsafety.core.boundary import checked_construction
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.places import data_folder
 from mechsafety.core.progress import bar
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 
+@checked_construction
 @dataclass(frozen=True, kw_only=True)
 class FinetuneRecipe:
     """AdamW (Loshchilov and Hutter 2019) on all weights of the maps, with a rate that falls linearly to 0.
@@ -54,6 +56,12 @@ class FinetuneRecipe:
     Answers are cut to ``answer_tokens``. Rate and epochs were chosen among a few on validation prompts of the packaged
     refusing model, so that 10 examples take a part of its refusals; a model of 7 billion weights wants about 2e-5.
     Raises :class:`MechsafetyError` for a number that trains nothing.
+
+    Arguments:
+        learning_rate: At the first step.
+        epochs: How often each example is seen.
+        batch_size: Examples per step.
+        weight_decay: Of AdamW.
 
     Example:
         >>> ms.regions.FinetuneRecipe(learning_rate=2e-5).epochs

@@ -52,9 +52,10 @@ def sweet_spot(
         )
     base = model.iloc[0]
     settings = _averaged(table[table["control"] == "removed"])
+    bound = f"refusals below {_share(base['refused_low'])}"
     rule = (
-        f"at most {most_degenerate:.2f} degenerate, accuracy at most {most_accuracy_lost:.2f} below "
-        f"{base['accuracy']:.2f}, refusals below {base['refused_low']:.2f}"
+        f"at most {_share(most_degenerate)} degenerate, accuracy at most {100 * most_accuracy_lost:g} points below "
+        f"{_share(base['accuracy'])}, {bound}"
     )
     # Averages of equal numbers differ in the last digit.
     slack = 1e-9
@@ -68,7 +69,7 @@ def sweet_spot(
         return SweetSpot(
             row=None,
             explanation=f"Sweet spot: no setting qualifies ({rule}). Of {len(settings)}, {len(coherent)} stay coherent,"
-            f" {len(useful)} of these useful, and none of those has refusals below {base['refused_low']:.2f}.",
+            f" {len(useful)} of these useful, and none of those has {bound}.",
         )
     best = found.loc[found["refused"].idxmin()]
     n = int(best["harmful_n"])
@@ -80,10 +81,17 @@ def sweet_spot(
     unit = "ranks" if row["removal"] == _RANKS else "weights"
     return SweetSpot(
         row={str(name): value for name, value in row.items()},
-        explanation=f"Sweet spot: {row['removal']} {row['setting']}, {row['refused']:.2f} refused after removing "
-        f"{row['share']:.2%} of the {unit}, the smallest share of {len(tied)} settings of {unit} within the interval "
-        f"of the fewest refusals ({best['refused']:.2f}), among {len(found)} of {len(settings)} that qualify ({rule}).",
+        explanation=f"Sweet spot: {row['removal']} {row['setting']}, {_share(row['refused'])} refused after removing "
+        f"{_share(row['share'])} of the {unit}, the smallest share of {len(tied)} settings of {unit} within the "
+        f"interval of the fewest refusals ({_share(best['refused'])}), among {len(found)} of {len(settings)} that "
+        f"qualify ({rule}).",
     )
+
+
+def _share(value: object) -> str:
+    """In percent with three digits that count, so that what lies below a bound reads so."""
+    share = 100 * float(value)  # type: ignore[arg-type]
+    return "unknown" if share != share else f"{share:.4g} %"
 
 
 def _averaged(rows: pd.DataFrame) -> pd.DataFrame:

@@ -154,6 +154,8 @@ def base_distributions(
 ) -> BaseDistributions:
     """The model's next-token distributions at ``per_passage`` places of each passage, evenly spread.
 
+    Raises :class:`MechsafetyError` without passages or places.
+
     Arguments:
         passages: Texts, of benign_passages.
 

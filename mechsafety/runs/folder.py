@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
+from mechsafety.core.arguments import as_path
 from mechsafety.core.days import today
 from mechsafety.core.errors import MechsafetyError, RefusedRunError, way
 from mechsafety.runs.sources import Provenance, admitted, conflicts, differences, first_differences, only
@@ -64,7 +65,7 @@ class RunFolder:
     """One run on disk. Made by :func:`open_run`."""
 
     def __init__(self, path: str | Path, *, allow_other_versions: bool = False) -> None:
-        path = Path(path)
+        path = as_path(path)
         self.path = path
         self._allowed = allow_other_versions
         self._session = -1  # the last one in the manifest, unless open_run finds that of an earlier call
@@ -209,10 +210,15 @@ class Journal:
     """
 
     def __init__(self, path: str | Path) -> None:
-        path = Path(path)
+        path = as_path(path)
         self.path = path
         self._found: dict[str, Any] = {}
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise MechsafetyError(
+                f"folder {str(path.parent)!r} cannot be written to: {error.strerror}"
+            ) from None
         whole = path.read_bytes() if path.is_file() else b""
         end = whole.rfind(b"\n") + 1
         if end < len(whole):
@@ -301,7 +307,7 @@ def open_run(
     (unless ``allow_other_versions``, which is recorded), of a version of mechsafety that kept no sources, something
     that is not a run, or is in use.
     """
-    path = Path(path)
+    path = as_path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
@@ -334,7 +340,7 @@ def open_run(
 
 def read_run(path: str | Path) -> RunFolder:
     """A finished or unfinished run, for reading."""
-    path = Path(path)
+    path = as_path(path)
     if not (path / MANIFEST).is_file():
         raise MechsafetyError(f"{str(path)!r} is not a run folder: it holds no {MANIFEST}")
     return RunFolder(path)
@@ -421,7 +427,7 @@ def pinned_date(path: str | Path, asked: str | None) -> str:
     The one that the run has recorded, so that one that goes on reads the same prompts; else the one asked for, else
     today. :func:`record_date` keeps it.
     """
-    path = Path(path)
+    path = as_path(path)
     recorded = RunFolder(path).manifest.get("date") if (path / MANIFEST).is_file() else None
     return str(recorded or asked or today())
 

@@ -7,10 +7,12 @@ vLLM pins its own torch and runs no hooks, so it lives in an environment of its 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
+from mechsafety.core.boundary import checked_construction
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.progress import bar
 from mechsafety.edits.sums import EditLike, as_edit
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 _PATIENT = CallOptions(timeout=600.0, concurrency=64)
 
 
+@checked_construction
 class VllmServer:
     """A vLLM server at ``address`` (``http://127.0.0.1:8000/v1``), as :func:`mechsafety.generate` takes it.
 
@@ -66,7 +69,7 @@ class VllmServer:
     def require(self, name: str) -> None:
         """Raise :class:`MechsafetyError` unless the server answers and has the model ``name`` (or the one given)."""
         name = self.named or name
-        found = self._ask(name, [Prompt()], lambda _: None)[0].models or {}
+        found = self.models()
         if name not in found:
             has = ", ".join(map(repr, found)) or "no model"
             raise MechsafetyError(
@@ -74,6 +77,13 @@ class VllmServer:
                 f"start vllm serve with --served-model-name {name}"
             )
         self.model, self.window = name, found[name]
+
+    def models(self) -> Mapping[str, int | None]:
+        """The names of the models that the server has, with their windows.
+
+        Raises :class:`MechsafetyError` where it gives no answer.
+        """
+        return self._ask(self.named or "", [Prompt()], lambda _: None)[0].models or {}
 
     def complete(self, sequences: Sequence[Sequence[int]], how: Asked) -> list[list[int]]:
         """The tokens that follow each of ``sequences``, at most ``how.most``, a stop token with them.
@@ -154,13 +164,32 @@ def _fields(how: Asked, *, seed: int) -> dict[str, object]:
     }
 
 
-def serve_command(model: ModelLike, edit: EditLike | None, folder: str | Path) -> str:
+def server_with(servers: Sequence[VllmServer], name: str) -> VllmServer:
+    """The first of ``servers`` that has the model ``name``.
+
+    Raises :class:`MechsafetyError` that says what each has instead.
+    """
+    lacking = []
+    for server in servers:
+        try:
+            server.require(name)
+        except MechsafetyError as error:
+            lacking.append(str(error))
+        else:
+            return server
+    raise MechsafetyError("; ".join(lacking))
+
+
+def serve_command(
+    model: ModelLike, edit: EditLike | None, folder: str | Path, *, address: str = "http://127.0.0.1:8000/v1"
+) -> str:
     """The command that serves the checkpoint which ``save_model(model, edit, folder)`` wrote, for a shell with vLLM.
 
     The name is checked when answers are asked for. Models of 70B and more need ``--tensor-parallel-size`` as well.
 
     Arguments:
         folder: The folder of the checkpoint.
+        address: Where the server shall answer.
 
     Returns:
         One line for a shell.
@@ -173,4 +202,11 @@ def serve_command(model: ModelLike, edit: EditLike | None, folder: str | Path) -
     given = None if edit is None else as_edit(edit, model)
     words = ["vllm", "serve", str(folder), "--served-model-name", served_name(model, given)]
     words += ["--dtype", dtype_name(next(model.parameters()).dtype), "--generation-config", "vllm"]
-    return shlex.join([*words, "--host", "127.0.0.1", "--port", "8000"])
+    return f"{shlex.join(words)} {_listening(address)}"
+
+
+def _listening(address: str) -> str:
+    """The options of ``vllm serve`` for an address; the port is that of http where none is named."""
+    require_address(address)
+    parts = urlsplit(address)
+    return shlex.join(["--host", parts.hostname or "", "--port", str(parts.port or 80)])

@@ -153,6 +153,8 @@ def shuffled_aurocs(
     The items must be exchangeable: one per prompt. The p is (1 + draws as far from 1/2) / (1 + draws). NaN with one
     class only.
 
+    Raises :class:`MechsafetyError` for fewer than one shuffle.
+
     Arguments:
         scores: One number per item.
         labels: 1 or True for a positive item.

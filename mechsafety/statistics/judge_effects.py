@@ -170,6 +170,8 @@ def effect_flips(effects: pd.DataFrame, *, primary: str) -> pd.DataFrame:
     no pair. A sign flip needs both changes to be other than 0; a significance flip is p < .05 in one and not in the
     other.
 
+    Raises :class:`MechsafetyError` for a judge that the table lacks.
+
     Arguments:
         effects: The table of judge_effects.
 
@@ -387,6 +389,7 @@ def _interactions(gaps: Sequence[pd.Series], *, seed: int, resamples: int) -> li
         prompts = int((sizes[:, column] > 0).sum())
         alike = flat([means[:, column]])
         low, high = steady_bounds(value, prompts) if alike else percentiles(value, [means[:, column]], 0.95)
+        low, high = max(low, -2.0), min(high, 2.0)  # a difference of two changes of a share
         p = math.nan if math.isnan(value) else sign_change_p(np.rint(sums[:, column]))
         rows.append({"prompts": prompts, "difference": value, "low": low, "high": high, "p": p})
     return rows

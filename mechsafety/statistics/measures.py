@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -63,10 +63,34 @@ def pair_intervals(
         }
         for value, kept in zip(values, drawn, strict=True)
     ]
-    return [
-        bounds | _perfect(c, k, confidence=confidence) if bounds["agreement"][0] >= 1 - 1e-12 else bounds
-        for bounds, c in zip(found, cells, strict=True)
-    ]
+    return [bounds | _certain(bounds, c, k, confidence) for bounds, c in zip(found, cells, strict=True)]
+
+
+def _certain(
+    bounds: Mapping[str, tuple[float, float, float]], cells: np.ndarray, k: int, confidence: float
+) -> dict[str, tuple[float, float, float]]:
+    """Bounds where all items agree or none does, so that no resample differs and the bootstrap would be certain."""
+    agreement = bounds["agreement"][0]
+    if agreement >= 1 - 1e-12:
+        return _perfect(cells, k, confidence=confidence)
+    if agreement != 0:
+        return {}
+    clusters = int((cells.sum(axis=1) > 0).sum())
+    measures = ("agreement", *(m for m in ("kappa", "alpha", "ac1") if m in bounds))
+    return {
+        m: (
+            bounds[m][0],
+            float(np.fmin(*bounds[m][:2])),
+            _most(bounds[m][0], clusters, confidence=confidence),
+        )
+        for m in measures
+        if bounds[m][0] == bounds[m][0]
+    }
+
+
+def _most(value: float, clusters: int, *, confidence: float) -> float:
+    """Upper bound of a measure where no item agrees: it grows as the agreement does, whose bound is Wilson's."""
+    return value + wilson(0, clusters, confidence=confidence).high * (1 - value)
 
 
 def _perfect(cells: np.ndarray, k: int, *, confidence: float) -> dict[str, tuple[float, float, float]]:
@@ -141,6 +165,8 @@ def panel_bootstrap(
         resamples=resamples,
         confidence=confidence,
     )
+    if found.high - found.low < 1e-12 and found.value < 1 - 1e-12:  # every item is as far from agreement
+        return replace(found, high=_most(found.value, len(set(group[paired])), confidence=confidence))
     if found.value < 1 - 1e-12 or math.isnan(found.value):
         return found
     share = counts[paired].sum(axis=0) / counts[paired].sum()

@@ -121,6 +121,8 @@ def minimum_detectable_drop(
     it only removes refusals, which makes the answer a lower bound. A test finds something when p is below alpha: at
     0.05 from 6 lost and none gained. NaN where even losing every refusal would not do.
 
+    Raises :class:`MechsafetyError` for a number out of its range.
+
     Arguments:
         baseline: Rate before the edit, between 0 and 1.
 

@@ -24,6 +24,9 @@ def labels_for_rate(*, rate: float, width: float, confidence: float = 0.95) -> i
 
     ``width`` is the whole width, high - low. The smallest n whose interval, and that of every larger n, is no wider.
 
+    Raises :class:`MechsafetyError` for a number out of its range, and where more than a million would be
+    needed.
+
     Example:
         >>> ms.statistics.labels_for_rate(rate=0.5, width=0.1)
         381
@@ -52,6 +55,8 @@ def labels_for_correction(
     variance of the mean of (truth - verdict) that :func:`prediction_powered` would find: the
     judge's error rate less the square of its bias, over n, with the errors that it adds, times 1 - n / N. At least the
     LEAST_LABELS that it asks for. None where labelling all N would not do: more responses are needed, not more labels.
+
+    Raises :class:`MechsafetyError` for a number out of its range.
 
     Arguments:
         rate: Expected rate, between 0 and 1.
@@ -92,6 +97,8 @@ def labels_for_kappa(*, kappa: float, rate: float, width: float, confidence: flo
     sample without a disagreement still has the width of Wilson's interval; the other is
     :func:`labels_for_rate` of the agreement ``k (1 - e) + e`` with chance agreement e, at the width that this gives
     kappa, ``width (1 - e)``.
+
+    Raises :class:`MechsafetyError` for a number out of its range.
 
     Arguments:
         kappa: Expected kappa.

@@ -20,13 +20,6 @@ class Pooled:
     high: float
     draws: int
 
-    def __str__(self) -> str:
-        if self.value != self.value:
-            return "an unknown share"
-        if self.low != self.low:
-            return f"{self.value:.0%}"
-        return f"{self.value:.0%} [{self.low:.0%}, {self.high:.0%}]"
-
 
 def pooled(rows: pd.DataFrame, measure: str) -> Pooled:
     """One measure of the rows of one state: one row per draw."""

@@ -16,6 +16,7 @@ from scipy.stats import norm
 from scipy.stats import t as student
 
 from mechsafety.core.arguments import require_columns
+from mechsafety.core.boundary import checked_construction
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.statistics.rates import Interval, effective_number, weighted_wilson, wilson
 from mechsafety.statistics.reference import reference_weights
@@ -50,9 +51,15 @@ CHANGE_COLUMNS = [
 ]
 
 
+@checked_construction
 @dataclass(frozen=True, kw_only=True)
 class Corrected:
     """A corrected rate with its 95 % interval; NaN with the reason in ``note`` where there is none.
+
+    Arguments:
+        rate: The rate, between 0 and 1.
+        low: Lower end of its interval.
+        high: Upper end.
 
     Example:
         >>> labelled = {"hits": 45.0, "positives": 50.0, "rejections": 45.0, "negatives": 50.0}

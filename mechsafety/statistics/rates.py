@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from statsmodels.stats.proportion import proportion_confint
 
+from mechsafety.core.boundary import checked_construction
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.verdict import LABELS
 from mechsafety.statistics.tables import ABSTAINING_JUDGES, checked, groups
@@ -21,9 +22,15 @@ RATE_COLUMNS = [
 ]
 
 
+@checked_construction
 @dataclass(frozen=True, kw_only=True)
 class Interval:
     """A proportion with its confidence interval; all NaN where ``n`` is 0.
+
+    Arguments:
+        rate: The proportion, between 0 and 1.
+        low: Lower end of its interval.
+        high: Upper end.
 
     Example:
         >>> found = ms.statistics.wilson(0, 20)
@@ -42,6 +49,8 @@ def wilson(successes: int, n: int, *, confidence: float = 0.95) -> Interval:
 
     The interval is the set of p with ``|successes/n - p| <= z sqrt(p (1 - p) / n)``. With n = 0 nothing is
     known: rate and bounds are NaN.
+
+    Raises :class:`MechsafetyError` for more successes than trials.
 
     Arguments:
         n: Number of trials.

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import norm
 
+from mechsafety.core.boundary import checked_construction
 from mechsafety.core.errors import MechsafetyError
 
 _LEAST_DEFINED = 0.5
@@ -18,9 +19,15 @@ _CELLS = 4_000_000
 """Numbers held at once by a bootstrap, which goes in blocks of resamples."""
 
 
+@checked_construction
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
     """A statistic with its interval over clusters; ``n`` items in ``clusters`` clusters, NaN where undefined.
+
+    Arguments:
+        value: The statistic.
+        low: Lower end of its interval.
+        high: Upper end.
 
     Example:
         >>> found = ms.statistics.kappa(list("RRCC"), list("RRCC"), clusters=range(4), resamples=200)

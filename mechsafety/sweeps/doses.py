@@ -47,6 +47,14 @@ KeepVerdicts = Callable[[str, Mapping[str, Label]], None]
 """Receives the verdict on each prompt by its id, of one state by its name."""
 
 
+REFUSAL = "refusal"
+"""The curve of the direction itself; those of random draws are named by :func:`control_name`."""
+
+
+def control_name(draw: int) -> str:
+    return f"control-{draw}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Dose:
     """One point of a curve. ``amount`` orders the points of a family; ``draw`` numbers random controls, from 1.
@@ -66,8 +74,13 @@ class Dose:
         return self.draw > 0
 
     @property
+    def curve(self) -> str:
+        """What it removes: the refusal direction, or which random draw."""
+        return control_name(self.draw) if self.control else REFUSAL
+
+    @property
     def key(self) -> str:
-        return f"{self.family}|{self.name}|{f'control-{self.draw}' if self.control else 'refusal'}"
+        return f"{self.family}|{self.name}|{self.curve}"
 
 
 def layer_sets(n_layers: int, selected: int) -> dict[str, tuple[int, ...]]:
@@ -115,6 +128,8 @@ def plan_doses(
     harmful and the harmless fit prompts' at the direction's place, from which ``controls`` random directions
     (:func:`control_directions`) and bases (:func:`control_bases`) are drawn; the bases have no more rows than the
     activations have dimensions within classes.
+
+    Raises :class:`MechsafetyError` for a family, a strength or a rank that cannot be.
 
     Arguments:
         direction: The direction that is removed.

@@ -95,7 +95,10 @@ def layer_sweep_table(
         >>> figure.layout.title.text
         'smollm2-135m: scores of directions by layer'
     """
-    return named_layer_sweep(table, short_name(name), selected=selected, base=base, position=position)
+    system, comma, method = name.partition(", ")
+    return named_layer_sweep(
+        table, f"{short_name(system)}{comma}{method}", selected=selected, base=base, position=position
+    )
 
 
 def named_layer_sweep(

@@ -202,6 +202,8 @@ def logit_lens(model: ModelLike, direction: VectorLike, *, k: int = 10) -> pd.Da
     without a cap exact up to a positive factor for RMS and layer norms, since what is subtracted is their bias. Columns
     rank, side (promoted, suppressed), token, logit (in units of the spread of all tokens' logits).
 
+    Raises :class:`MechsafetyError` for a direction of another width, and for k below 1.
+
     Arguments:
         direction: A direction, or a vector [d_model].
         k: Tokens of each side.
@@ -219,6 +221,8 @@ def logit_lens(model: ModelLike, direction: VectorLike, *, k: int = 10) -> pd.Da
     model = as_model(model)
     import pandas as pd
 
+    if k < 1:
+        raise MechsafetyError(f"k is {k}: 1 token of each side at least")
     vector = as_tensor(direction)
     if vector.shape != (model.cfg.d_model,):
         raise MechsafetyError(

@@ -20,6 +20,7 @@ from torch import Tensor
 from mechsafety.core.arguments import shown
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.places import packaged_words
+from mechsafety.core.wording import percent, two_digits
 from mechsafety.edits.interventions import Edit
 from mechsafety.generation.bodies import body_under
 from mechsafety.generation.scoring import option_log_probs
@@ -450,17 +451,17 @@ def measure_lines(facts: Mapping[str, Any]) -> list[str]:
                 else f"the {told['n_refused']} that the model refuses"
             )
             lines.append(
-                f"By {name} {told['harmful_above']:.0%} of {told['n_harmful']} harmful prompts score above and "
-                f"{told['harmless_below']:.0%} of {told['n_harmless']} harmless ones below the middle of the class "
-                f"means; AUROC {told['auroc']:.2f}, of {of} against the harmless ones"
+                f"By {name} {percent(told['harmful_above'])} of {told['n_harmful']} harmful prompts score above and "
+                f"{percent(told['harmless_below'])} of {told['n_harmless']} harmless ones below the middle of the "
+                f"class means; AUROC {two_digits(told['auroc'])}, of {of} against the harmless ones"
             )
     if measure["written"]:
         lines += [f"{name.capitalize()}: {_quoted(texts)}" for name, texts in measure["written"].items()]
     if (stability := facts["token_stability"]) is not None:
         lines.append(
             f"By scores of {stability['size']} of the {stability['n_tokens']} refusal tokens another candidate is "
-            f"picked in {stability['changed']:.0%} of {stability['sets']} sets, and none passes in "
-            f"{stability['none']:.0%}"
+            f"picked in {percent(stability['changed'])} of {stability['sets']} sets, and none passes in "
+            f"{percent(stability['none'])}"
         )
     elif measure["taken"] == "tokens" and len(facts["refusal_tokens"]["ids"]) == 1:
         lines.append("There is one refusal token: half of them cannot be tried")

@@ -30,6 +30,8 @@ def profile_figure(
 
     ``selected`` is the layer that the profile was made with, None for none.
 
+    Raises :class:`MechsafetyError` for a layer that the profile lacks, and for a table of several profiles.
+
     Example:
         >>> run = ms.load_run("runs/sweep")
         >>> figure = ms.plots.profile_figure(run.tables["profile"], name="smollm2-135m")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mechsafety.core.arguments import several, whole_number
 from mechsafety.core.errors import MechsafetyError, way
-from mechsafety.models.chat import own_tokenizer, tokenize_piece
+from mechsafety.models.chat import own_tokenizer, tokenize_answer
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -177,7 +177,7 @@ def named_refusal_tokens(model: TransformerBridge, given: TokensLike) -> Refusal
 
 def _named(model: TransformerBridge, one: Any) -> tuple[int, str]:
     if isinstance(one, str):
-        ids = tokenize_piece(model, one)
+        ids = tokenize_answer(model, one)
         if not ids:
             raise MechsafetyError(f"refusal token {one!r}: it must hold at least one token")
         return ids[0], one

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mechsafety.core.arguments import as_path
 from mechsafety.core.errors import MechsafetyError, way
 from mechsafety.prompts.files import read_rows
 
@@ -35,7 +36,7 @@ def read_score_table(path: str | Path, *, n_layers: int, where: dict[str, str] |
     NaN. Raises :class:`MechsafetyError`, with file and line, for a missing column, a cell that is no number, a
     layer beyond ``n_layers``, and two rows for one (position, layer).
     """
-    path = Path(path)
+    path = as_path(path)
     import pandas as pd
 
     if n_layers < 1:

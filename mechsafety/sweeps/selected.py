@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mechsafety.core.values import Value
+from mechsafety.core.wording import percent, points
 
 Place = tuple[int, int]
 """Position and layer."""
@@ -112,12 +113,12 @@ def counts_text(dropped: Mapping[str, int]) -> str:
 def _read(c: Confirmation) -> str:
     text = (
         f"Of {c.candidates} candidates whose answers to {c.n} harmful validation prompts were read it was taken: "
-        f"{c.refused:.0%} refused, {c.complied:.0%} coherent compliance, {c.degenerate:.0%} degenerate"
+        f"{percent(c.refused)} refused, {percent(c.complied)} coherent compliance, {percent(c.degenerate)} degenerate"
     )
     if c.runner_up is None:
         return text
     position, layer = c.runner_up
     return (
         f"{text}; coherent compliance differs from that under layer {layer}, position {position} by "
-        f"{100 * c.margin:+.0f} points [{100 * c.margin_low:+.0f}, {100 * c.margin_high:+.0f}]"
+        f"{points(c.margin)} points [{points(c.margin_low)}, {points(c.margin_high)}]"
     )

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechsafety.core.arguments import whole_numbers
-from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.errors import MechsafetyError, way
 from mechsafety.core.progress import with_progress
 from mechsafety.core.values import Value
 from mechsafety.directions.activations import residual_stream
@@ -82,18 +82,26 @@ class Sweep(Value):
     labelled: bool = True
 
     def select(self, *, rule: str = "auto") -> Selection:
-        """The selected candidate and what every filter dropped; see :func:`select`."""
+        """The candidate that ``rule`` selects, auto or arditi, and what every filter dropped (:func:`select`).
+
+        Raises :class:`MechsafetyError` where none passes.
+        """
         return select(self.frame, n_layers=self.n_layers, rule=rule)
 
     def best(self, *, rule: str = "auto") -> Direction:
-        """The selected direction. Raises :class:`MechsafetyError`, naming what to call next, where none passes."""
+        """The direction that ``rule`` selects.
+
+        Raises :class:`MechsafetyError`, naming what to call next, where none passes.
+        """
         try:
             chosen = self.select(rule=rule)
         except MechsafetyError as error:
-            raise MechsafetyError(
-                f"{error}. What comes nearest: sweep.nearest() names it, sweep.plot() shows every candidate, and "
-                "sweep.directions.at(layer=..., position=...) takes one of your own choice"
-            ) from None
+            how = way(
+                "",
+                ". What comes nearest: sweep.nearest() names it, sweep.plot() shows every candidate, and "
+                "sweep.directions.at(layer=..., position=...) takes one of your own choice",
+            )
+            raise MechsafetyError(f"{error}{how}") from None
         return self.directions.at(layer=chosen.layer, position=chosen.position)
 
     def nearest(self) -> Selection:
@@ -101,7 +109,7 @@ class Sweep(Value):
         return nearest(self.frame, n_layers=self.n_layers)
 
     def stability(self, *, seed: int = 0, rule: str = "auto", resamples: int = 200) -> pd.DataFrame:
-        """How often the rule picks each candidate by its scores when the prompts are drawn again, with replacement.
+        """How often ``rule`` picks each candidate by its scores when the prompts are drawn again, with replacement.
 
         Columns position, layer, share; the row with no layer is the share in which nothing passed.
         """
@@ -118,7 +126,7 @@ class Sweep(Value):
         )
 
     def token_stability(self, *, rule: str = "auto", seed: int = 0) -> TokenStability | None:
-        """How often half of the refusal tokens picks another candidate; None for one token and for written answers.
+        """How often half of the refusal tokens picks another candidate by ``rule``; None where there is one, or none.
 
         Every set of half of the tokens (rounded down), or 50 drawn with ``seed`` where there are more.
         """
@@ -409,10 +417,12 @@ def _check_prompts(prompts: PromptSet, *, labelled: bool) -> None:
             "no validation prompts: a sweep needs held-out ones, in a split 'validation' of the prompt set"
         )
     if not any(prompt.label for prompt in prompts) and labelled:
-        raise MechsafetyError(
-            f"none of these {len(prompts)} prompts has a label: load them with labels, e.g. "
-            "ms.load_prompts(data, label=...), or give a score= of your own, which needs none"
+        how = way(
+            "give their file a column label",
+            "load them with labels, e.g. ms.load_prompts(data, label=...), or give a score= of your own, which needs "
+            "none",
         )
+        raise MechsafetyError(f"none of these {len(prompts)} prompts has a label: {how}")
     if labelled:
         require_classes(prompts, "sweep layers")
 

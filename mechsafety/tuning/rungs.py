@@ -19,7 +19,7 @@ from mechsafety.generation.answered import Completions
 from mechsafety.generation.answers import Example
 from mechsafety.generation.completions import generate
 from mechsafety.judges.judging import judged_as
-from mechsafety.models.chat import tokenize_piece
+from mechsafety.models.chat import tokenize_answer
 from mechsafety.models.forward import prompt_columns, trying
 from mechsafety.models.loading import body_of, generation_twin, is_hooked_transformer
 from mechsafety.models.thought_reading import require_no_thoughts
@@ -219,7 +219,7 @@ def tag_forbidden(model: TransformerBridge, *, everywhere: bool = False) -> Iter
         raise MechsafetyError(
             "a tag cannot be forbidden on a HookedTransformer; load the model with load_model"
         )
-    first = tokenize_piece(model, TAG)[0]
+    first = tokenize_answer(model, TAG)[0]
 
     def forbid(_module: Any, _args: Any, kwargs: dict[str, Any], output: Any) -> Any:
         cache = kwargs.get("past_key_values")

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from transformers.pytorch_utils import Conv1D
 
+from mechsafety.core.arguments import as_path
+from mechsafety.core.boundary import checked_construction
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.progress import bar
 from mechsafety.core.values import Value
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+@checked_construction
 @dataclass(frozen=True, kw_only=True)
 class TuningRecipe:
     """How an adapter is trained: LoRA on every linear map of the blocks from ``from_depth`` on.
@@ -53,6 +56,13 @@ class TuningRecipe:
     the length of the model's own answers. ``beta`` is DPO's; ``unlearning_weight`` is the share of the dispreferred
     answers' cross-entropy that is taken off. ``max_steps`` cuts training short. The same recipe and seed on the same
     machine give the same adapter.
+
+    Arguments:
+        rank: Rank of the adapter.
+        scale: What the adapter's product is multiplied by while it is trained.
+        learning_rate: Of AdamW at the first step; it falls linearly to 0.
+        epochs: How often each example is seen.
+        batch_size: Examples per step.
 
     Example:
         >>> ms.anatomy.TuningRecipe(rank=4, max_steps=100).strength
@@ -156,7 +166,7 @@ def tune(
         'refusals'
     """
     model = as_model(model)
-    out = Path(out)
+    out = as_path(out)
     recipe = recipe or RECIPES[rung]
     require_empty(out)
     fit, safe = as_prompt_set(prompts).to_estimate, as_prompt_set(contrast).to_estimate
@@ -207,7 +217,7 @@ def tune(
 
 def require_empty(out: str | Path) -> None:
     """Raise when ``out`` is a file or holds something already."""
-    out = Path(out)
+    out = as_path(out)
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise MechsafetyError(f"{str(out)!r} is not empty: name a new folder for the adapter")
 
@@ -226,7 +236,7 @@ def train_adapter(
     ``dispreferred`` holds the dispreferred answer to a prompt. DPO needs one for every example; the reference is the
     model without the adapter. Raises :class:`MechsafetyError` where it is missing, or when there is no example.
     """
-    out = Path(out)
+    out = as_path(out)
     from peft import LoraConfig, get_peft_model
 
     twin = generation_twin(model)

@@ -28,7 +28,7 @@ HEADS = {
 }
 DIFFERENCE = (
     rf"(?: \((?P<difference>{NUMBER})(?: (?P<dunit>[^\[\];(]+))?(?: \[(?P<low>{NUMBER}), (?P<high>{NUMBER})\])?"
-    rf"(?:; (?P<test>[\w' ]+), (?P<p>{P})(?:, {AFTER_HOLM})?)?\))?"
+    rf"(?:; (?P<test>[\w' ]+), (?P<p>{P})(?:, {AFTER_HOLM})?(?:, alpha (?P<alpha>[\d.]+))?)?\))?"
 )
 FEW = r"(?:; no change of (?P<few>\d+(?: and \d+)?) items could be significant)?"
 
@@ -69,8 +69,8 @@ def _check_change(match: re.Match[str], word: str, key: Key, facts: Facts) -> No
     require(part["difference"] is not None, "no difference")
     require((part["dunit"] or "") == ("points" if share else _unit_of(change)), "unit of the difference")
     check_interval(part["difference"], part["low"], part["high"], found.difference, points=share)
-    check_test(part, found)
-    must_say = word == "none" and found.smallest >= ALPHA
+    check_test(part, found, facts.alpha)
+    must_say = word == "none" and found.smallest >= facts.alpha
     require(part["few"] is not None or not must_say, "too few items, and not said")
     paired = not isinstance(change, Change) or change.paired
     few = str(found.n) if paired else " and ".join(str(state.n) for state in found.states)
@@ -85,24 +85,25 @@ def _unit_of(change: Change | RealChange) -> str:
     return next((v.unit for v in (change.difference, change.before, change.after) if v), "")
 
 
-def check_test(part: dict[str, str | None], found: Decision) -> None:
+def check_test(part: dict[str, str | None], found: Decision, alpha: float) -> None:
     """Refute a bracket whose test, p or correction are not those that were recomputed."""
     if found.p is None:
         require(part["p"] is None, "p without a test")
         return
-    require(part["p"] is not None and is_p(part["p"], found.p), f"p is {found.p}")
+    require(part["p"] is not None and is_p(part["p"], found.p, alpha), f"p is {found.p}")
+    require(float(part["alpha"] or ALPHA) == alpha, f"the level is {alpha}")
     require("test" not in part or part["test"] in found.tests, f"the test is {found.tests}")
-    check_holm(part, found)
+    check_holm(part, found, alpha)
 
 
-def check_holm(part: dict[str, str | None], found: Decision) -> None:
+def check_holm(part: dict[str, str | None], found: Decision, alpha: float) -> None:
     """Refute a correction over another family, or a missing one."""
     if part["holm"] is None:
         require(found.over is None or found.members == 1, "a correction is left out")
         return
     require(found.over is not None and part["over"] == found.over, "no such family")
     require(int(part["members"]) == found.members, f"a family of {found.members}")
-    require(is_p(part["holm"], found.corrected), f"corrected p is {found.corrected}")
+    require(is_p(part["holm"], found.corrected, alpha), f"corrected p is {found.corrected}")
 
 
 CONTROL = {
@@ -113,7 +114,7 @@ CONTROL = {
 }
 SIDE = (
     r"(?: \((?P<side>fewer than under each|less than under each|lower than under each|more than under each|"
-    rf"higher than under each|not to one side of all)(?:, largest (?P<p>{P})(?:, {AFTER_HOLM})?)?\))?"
+    rf"higher than under each|not to one side of all)(?:, largest (?P<p>{P})(?:, {AFTER_HOLM})?(?:, alpha (?P<alpha>[\d.]+))?)?\))?"
 )
 SIDES = {"fewer": -1, "less": -1, "lower": -1, "more": 1, "higher": 1, "not": 0}
 
@@ -145,7 +146,7 @@ def _check_control(match: re.Match[str], word: str, of: Context) -> None:
         return
     require(match["side"] is not None and SIDES[match["side"].split()[0]] == found.side, "side")
     if match["p"] is not None or found.side:  # draws on both sides have no p in common
-        check_test(match.groupdict(), found)
+        check_test(match.groupdict(), found, of.facts.alpha)
 
 
 MOVES = (

@@ -113,6 +113,7 @@ class Facts:
     answers: Mapping[str, Labels] = field(default_factory=dict)
     held: Mapping[str, Held] = field(default_factory=dict)
     missing: Mapping[str, str] = field(default_factory=dict)
+    alpha: float = 0.05
 
     def __add__(self, other: "Facts") -> "Facts":
         """Both together; a phrase that both use is an error."""
@@ -122,9 +123,10 @@ class Facts:
             if isinstance(mine, Mapping):
                 assert not set(mine) & set(others), f"{name}: {set(mine) & set(others)} stand twice"
                 both[name] = {**mine, **others}
-            else:
+            elif name == "families":
                 both[name] = [*mine, *others]
-        return Facts(**both)
+        assert self.alpha == other.alpha, "two levels"
+        return Facts(**both, alpha=self.alpha)
 
     def subjects(self) -> set[str]:
         """Every phrase that can stand before the colon."""

@@ -7,7 +7,6 @@ from functools import lru_cache
 
 from tests.claims.facts import Change, Facts, Items, Key, RealChange, Value
 from tests.claims.recomputed import (
-    ALPHA,
     Share,
     discordant,
     holm,
@@ -129,7 +128,8 @@ def could_be_shown(key: Key, facts: Facts) -> bool:
     """Whether any outcome of the same items would have been significant, beside the others of its family as they are."""
     smallest = _measured(facts.changes[key]).smallest
     return (
-        _corrected(key, facts, lambda k: smallest if k == key else _measured(facts.changes[k]).p)[0] < ALPHA
+        _corrected(key, facts, lambda k: smallest if k == key else _measured(facts.changes[k]).p)[0]
+        < facts.alpha
     )
 
 
@@ -144,7 +144,7 @@ def decide(key: Key, facts: Facts) -> Decision:
         word = "not tested"
     else:
         excludes_0 = has_interval and not difference.low <= 0 <= difference.high
-        shown = corrected < ALPHA if found.p is not None else excludes_0
+        shown = corrected < facts.alpha if found.p is not None else excludes_0
         word = {1: "rise", -1: "fall", 0: "none"}[_sign(difference.value) if shown else 0]
         inside = has_interval and change.margin is not None
         if (
@@ -200,10 +200,10 @@ def beyond(key: Key, name: str, facts: Facts) -> Decision:
     change_side = _sign(claim.difference.value) if claim.difference else 0
     if p is None or claim.word == "not tested":
         word = "not tested"
-    elif corrected < ALPHA and side and side == change_side and claim.word in ("rise", "fall"):
+    elif corrected < facts.alpha and side and side == change_side and claim.word in ("rise", "fall"):
         word = "beyond"
     else:
-        is_more = corrected < ALPHA and side and side == -change_side
+        is_more = corrected < facts.alpha and side and side == -change_side
         word = "more" if is_more and claim.word in ("rise", "fall") else "not shown"
     return Decision(word, tuple(draws), None, p, corrected, frozenset(), over, members, side=side)
 

@@ -45,10 +45,10 @@ def is_points(text: str, difference: float) -> bool:
     return signed and is_rounded(text, 100 * difference, (0.0, 100.0, -100.0))
 
 
-def is_p(text: str, p: float) -> bool:
-    """Whether `text` is a p value: rounded to two digits at least, and on its own side of .05."""
+def is_p(text: str, p: float, alpha: float = 0.05) -> bool:
+    """Whether `text` is a p value: rounded to two digits at least, and on its own side of alpha."""
     spelled = float(re.sub(r"p [=<] ", "", text))
     if text.startswith("p <"):
         return text == "p < .0001" and p < spelled
     rounded = is_rounded(text.rpartition("= ")[2], p, two_digits=True)
-    return spelled > 0 and rounded and (spelled < 0.05) == (p < 0.05)
+    return spelled > 0 and rounded and (spelled < alpha) == (p < alpha)

@@ -69,8 +69,18 @@ def extremes(body: str, of: Context) -> bool:
             continue
         at = [name for name, value in known.items() if value == bound(known.values())]
         check_names(names, at, len(known))
-        check_quantity(quantity, whole(rows[at[0]]))
+        check_common(quantity, [whole(rows[name]) for name in at])
     return True
+
+
+def check_common(text: str, rows: list) -> None:
+    """Those that tie have the value, and counts and an interval only where these are the same of all."""
+    if len(set(map(repr, rows))) == 1:
+        check_quantity(text, rows[0])
+        return
+    value = float(number(rows[0]) or 0)
+    unit = rows[0].unit if isinstance(rows[0], Value) else "%"
+    check_quantity(text, Value(value, unit=unit, plain=isinstance(rows[0], Value) and rows[0].plain))
 
 
 def count(body: str, of: Context) -> bool:
@@ -99,7 +109,7 @@ def count(body: str, of: Context) -> bool:
 def series(body: str, of: Context) -> bool:
     """The first dose at which a change is shown, of either direction: a later one of the other side may follow it."""
     first = r"a (?:rise|fall) is first shown at [^;]+?"
-    pattern = rf"MEASURE over (?P<n>\d+) (?P<doses>[\w -]+): (?P<said>no change is shown at any|{first}(?:; {first})?)(?:; (?P<out>\d+) not tested)?"
+    pattern = rf"MEASURE over (?P<n>\d+) (?P<doses>[\w -]+): (?P<said>none tested|no change is shown at any|{first}(?:; {first})?)(?:; (?P<out>\d+) not tested)?"
     match = match_phrase(body, [m for s, m, _ in of.facts.series if s == of.subject], pattern)
     if not match:
         return False
@@ -108,10 +118,12 @@ def series(body: str, of: Context) -> bool:
         raise Unsupported("no such doses")
     words = {name: decide(key, of.facts).word for name, key in row.items()}
     require(int(match["n"]) == len(row), f"{len(row)} doses")
-    require(
-        int(match["out"] or 0) == list(words.values()).count("not tested") and match["out"] != "0",
-        "not tested ones",
-    )
+    out = list(words.values()).count("not tested")
+    require((match["said"] == "none tested") == (out == len(row)), "tested ones")
+    if out == len(row):
+        require(match["out"] is None, "their number twice")
+        return True
+    require(int(match["out"] or 0) == out and match["out"] != "0", "not tested ones")
     firsts = {w: next((n for n, word in words.items() if word == w), None) for w in ("rise", "fall")}
     said = dict(re.findall(r"a (rise|fall) is first shown at ([^;]+)", match["said"]))
     require(said == {w: name for w, name in firsts.items() if name is not None}, f"first shown: {firsts}")

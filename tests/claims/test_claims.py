@@ -21,7 +21,8 @@ from mechsafety.claims import (
     unpaired_counts,
 )
 from mechsafety.claims.contrasts import Contrast, exact_difference
-from mechsafety.claims.numbers import between, number, p_value, percent, points
+from mechsafety.claims.numbers import between, number, p_value
+from mechsafety.core.wording import percent, percent_cell, points, two_digits
 from tests.claims.recomputed import holm
 from tests.claims.spelled import NUMBER, is_rounded
 
@@ -152,6 +153,9 @@ def test_zero_and_all_are_written_only_where_exact(share: float) -> None:
     assert (float(points(share)) == 0) == (share == 0 or share < 1e-14)
     assert (points(share) == "+100") == (share == 1)
     assert points(0.99969473015544) == "+99.97"
+    assert (percent_cell(share) == "0%") == (share == 0)
+    assert (percent_cell(share) == "100%") == (share == 1)
+    assert (two_digits(share) in ("0.00", "1.00")) == (min(share, 1 - share) < 5e-9)
 
 
 @given(value=st.floats(-1, 1) | st.sampled_from([1 - 1e-5, 1e-6, -1 + 1e-4, 1 - 1e-12, 0.0, -0.0, 1.0]))

@@ -190,8 +190,8 @@ TRUE: dict[str, list[tuple[str, str]]] = {
         ("lowest 0.55 (L1H2 and L1H3 tie), highest 0.91 [0.80, 0.95] (L0H1)", "lowest 0.91 [0.80, 0.95] (L0H1), highest 0.55 (L1H2 and L1H3 tie)"), ("0.55", "0.56"),
         ("L1H2 and L1H3 tie", "L1H2 and L0H1 tie"), ("L1H2 and L1H3 tie", "all 3 tie"), ("(L0H1)", "(L0H1 tie)"), ("L1H2 and L1H3 tie", "L1H2 and L1H3"), ("L0H1", "L2H0"),
     ],
-    f"All: {HARMFUL} over 3 systems: lowest 5 of 5 (100 % [57, 100]) (all 3 tie), highest 5 of 5 (100 % [57, 100]) (all 3 tie).": [
-        ("lowest 5 of 5 (100 % [57, 100]) (all 3 tie)", "lowest 5 of 5 (100 % [57, 100]) (a)"), ("(all 3 tie).", "(all 3 tie); 0 unknown."), ("all 3 tie", "a and b tie"), ("all 3 tie", "all 2 tie"), ("3 systems", "2 systems"),
+    f"All: {HARMFUL} over 3 systems: lowest 100 % (all 3 tie), highest 100 % (all 3 tie).": [
+        ("lowest 100 % (all 3 tie)", "lowest 100 % (a)"), ("highest 100 %", "highest 5 of 5 (100 % [57, 100])"), ("(all 3 tie).", "(all 3 tie); 0 unknown."), ("all 3 tie", "a and b tie"), ("all 3 tie", "all 2 tie"), ("3 systems", "2 systems"),
     ],
     f"All: {HARMFUL} over 5 rungs: lowest 0 of 4 (0 % [0, 49]) (y), highest 2 of 4 (50 % [15, 85]) (4 tie); 1 unknown.": [
         ("4 tie", "x1"), ("4 tie", "5 tie"), ("(y)", "(z)"), ("; 1 unknown", ""), ("4 tie", "x0, x1, x2 and x3 tie"), ("5 rungs", "6 rungs"),

@@ -63,7 +63,9 @@ def test_tables_of_values_become_facts() -> None:
         }
     )
     facts = value_facts(table, "AUROC", things="layers")
-    sentence = "All: AUROC over 3 layers: lowest 0.50 [0.40, 0.60] (a and b tie), highest 0.71 [0.60, 0.80] (c); 1 unknown."
+    sentence = (
+        "All: AUROC over 3 layers: lowest 0.50 (a and b tie), highest 0.71 [0.60, 0.80] (c); 1 unknown."
+    )
     assert evaluate(sentence, facts) == "true"
     assert evaluate(sentence.replace("a and b tie", "a"), facts) == "false"
     assert evaluate("c: AUROC, 0.71 [0.60, 0.80].", facts) == "true"

@@ -206,3 +206,39 @@ def test_mistakes_end_in_one_line(
     assert says in result.stderr
     shown = result.stderr.replace("\r", "\n").splitlines()  # after a progress bar, where the machine was slow
     assert [line.startswith("error: ") for line in shown].index(True) == len(shown) - 1
+
+
+def test_options_that_would_be_ignored_are_refused(
+    server: FaultyServer, answers: Path, tmp_path: Path
+) -> None:
+    spec, batch = f"endpoint:m@{server.url}", tmp_path / "batch.jsonl"
+    run = tmp_path / "run"
+    run.mkdir()
+    for arguments, says in (
+        (
+            (run, "--judge", spec, "--max-calls", 1),
+            "a run, which keeps its verdicts itself, takes no --max-calls",
+        ),
+        ((run, "--judge", spec, "--no-cache"), "takes no --no-cache"),
+        (
+            (answers, "--judge", spec, "--batch-out", batch, "--batch-in", batch),
+            "--batch-out takes no --batch-in",
+        ),
+        (
+            ("--probe-injection", "--judge", spec, "--batch-out", batch),
+            "--probe-injection takes no --batch-out",
+        ),
+    ):
+        result = call(*arguments)
+        assert result.exit_code == 2, result.output
+        assert says in result.stderr
+    assert server.calls.total() == 0
+    assert not batch.exists()
+
+
+def test_a_probe_that_reaches_its_cap_is_not_complete(server: FaultyServer, answers: Path) -> None:
+    spec = f"endpoint:m@{server.url}"
+    result = call("--probe-injection", "--judge", spec, "--max-tokens", 500)
+    assert result.exit_code == 1
+    assert "not complete" in result.stderr
+    assert server.calls.total() < 48

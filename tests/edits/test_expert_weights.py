@@ -11,7 +11,7 @@ from torch import nn
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.edits.interventions import Ablate, Orthogonalise, baked, edited
 from mechsafety.edits.places import written_places
-from mechsafety.edits.writing_maps import expert_rows
+from mechsafety.edits.writing_maps import Call, expert_rows
 from tests.architectures import ARCHITECTURES, UNFAITHFUL, kinds_first
 from tests.kept_models import kept
 
@@ -119,10 +119,14 @@ class Unfused(nn.Module):
         return self.norm(out).reshape(x.shape)
 
 
+def called(x: torch.Tensor) -> Call:
+    return Call(x, (x,), {})
+
+
 def test_experts_of_their_own_modules_write_by_their_last_maps_alone() -> None:
     torch.manual_seed(0)
     experts, few = Unfused(), torch.randn(1, 3, 32)  # so few tokens that some expert sees none
-    rows = expert_rows(kept("mixtral"), "blocks.0.hook_mlp_out", experts, few, {})
+    rows = expert_rows(kept("mixtral"), "blocks.0.hook_mlp_out", experts, called(few), {})
     parts: Any = experts.experts
     wanted = [p for expert in parts for p in (expert[2].weight, expert[2].bias)]
     assert {r.data_ptr() for r in rows} == {p.data_ptr() for p in wanted}
@@ -132,4 +136,6 @@ def test_experts_of_their_own_modules_write_by_their_last_maps_alone() -> None:
 def test_control_a_norm_behind_the_experts_is_refused() -> None:
     torch.manual_seed(0)
     with pytest.raises(MechsafetyError, match="more than parameters"):
-        expert_rows(kept("mixtral"), "blocks.0.hook_mlp_out", Unfused(after=True), torch.randn(1, 9, 32), {})
+        expert_rows(
+            kept("mixtral"), "blocks.0.hook_mlp_out", Unfused(after=True), called(torch.randn(1, 9, 32)), {}
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -406,3 +407,15 @@ def test_norm_preserving_weights_come_back_after_an_error(tiny_kept: Callable[..
         fail_inside()
     after = dict(model.original_model.named_parameters())
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_edits_add_up_in_their_order_from_nothing() -> None:
+    one, two = Ablate(torch.ones(8)), Add(torch.ones(8), layer=1)
+    assert sum([one, two]) == one + two
+    assert sum([two, one]) == two + one != one + two
+    assert sum([one]) == one
+    assert sum([one, two], one) == one + one + two
+    with pytest.raises(MechsafetyError, match="is no edit"):
+        1 + one  # type: ignore[operator]
+    with pytest.raises(MechsafetyError, match="is no edit"):
+        operator.add([one], two)  # type: ignore[operator]

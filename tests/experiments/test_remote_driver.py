@@ -26,6 +26,7 @@ from mechsafety.experiments.study.config import StudyConfig
 from mechsafety.experiments.study.experiment import run_study
 from mechsafety.experiments.study.work import StudyWork
 from mechsafety.generation import completions
+from mechsafety.models import ahead
 from mechsafety.runs.folder import RunFolder, computing_versions
 from tests import in_process_ray
 from tests.experiments.slow_experiment import Slow, SlowConfig
@@ -181,6 +182,7 @@ def test_what_a_worker_has_made_so_far_is_handed_back_once_and_its_own_files_nev
     (tmp_path / "gate").touch()
     worker = Worker(
         pickle.dumps(experiment),
+        home=str(tmp_path / "run"),
         day="2025-03-01",
         threads=1,
         allow_other_versions=False,
@@ -218,6 +220,23 @@ def test_an_interrupted_run_keeps_what_its_one_task_has_made(
     assert sorted(parts(tmp_path / "run", "made")) == ["1.json", "2.json"]
     run_experiment(slow(tmp_path, engine="ray"), tmp_path / "run")
     assert (tmp_path / "made.txt").read_text().split() == ["1", "2", "3"]
+
+
+def test_a_worker_fetches_the_next_model_while_it_works_on_one(
+    tiny_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    csv = write_csv(small_prompts(4), tmp_path / "small.csv")
+    systems = tuple(str(tiny_folder(name)) for name in ("llama", "gpt2"))
+    asked: list[str] = []
+    monkeypatch.setattr(ahead, "fetch_ahead", asked.append)
+    config = StudyConfig(
+        systems=systems,
+        **dict.fromkeys(("prompts", "anchors"), str(csv)),
+        **{"max_new_tokens": 2, "layer": 2, "controls": 0, "judges": ("rules",), "selfjudge": False},
+        **{"device": "cpu", "dtype": "float32", "engine": "ray", "workers": 1},
+    )
+    run_study(config, tmp_path / "run")
+    assert asked == [systems[1]]
 
 
 def test_a_folder_that_stays_with_its_worker_is_neither_sent_nor_missed(tmp_path: Path) -> None:

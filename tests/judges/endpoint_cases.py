@@ -10,8 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-R, C, D, U = "refusal", "compliance", "degenerate", "unparsed"
-GOOD = "VERDICT: REFUSAL"
+from tests.judges.reading_cases import GOOD, READ, UNREAD
+
+R, U = "refusal", "unparsed"
 Reply = Any
 
 
@@ -27,119 +28,6 @@ class Case:
     stops: str = ""
     code: int = 0
     options: str = ""
-
-
-READ = {
-    GOOD: R,
-    "VERDICT: COMPLIANCE": C,
-    "VERDICT: DEGENERATE": D,
-    "verdict: refusal": R,
-    "Verdict : Refusal.": R,
-    "**VERDICT: REFUSAL**": R,
-    "**VERDICT:** REFUSAL": R,
-    "**VERDICT**: **REFUSAL**": R,
-    "### VERDICT: REFUSAL": R,
-    "`VERDICT: REFUSAL`": R,
-    "```\nVERDICT: REFUSAL\n```": R,
-    "VERDICT: [REFUSAL]": R,
-    "VERDICT: <REFUSAL>": R,
-    'VERDICT: "REFUSAL"': R,
-    "VERDICT: REFUSAL!": R,
-    "VERDICT:REFUSAL": R,
-    "VERDICT:\nREFUSAL": R,
-    "**VERDICT:**\n\n**REFUSAL**": R,
-    "ＶＥＲＤＩＣＴ：ＲＥＦＵＳＡＬ": R,
-    "V\u200bERDICT: REFUSAL": R,
-    "It declines.\n\nVERDICT: REFUSAL\n\n": R,
-    "It declines.\r\nVERDICT: REFUSAL\r\n": R,
-    "VERDICT: COMPLIANCE\nNo: it only pretends to help.\nVERDICT: REFUSAL": R,
-    "First I thought VERDICT: COMPLIANCE, but it declines.\nVERDICT: REFUSAL": R,
-    "VERDICT: REFUSAL, COMPLIANCE or DEGENERATE?\nVERDICT: REFUSAL": R,
-    "[x] REFUSAL\n[ ] COMPLIANCE\n\nVERDICT: REFUSAL": R,
-    "<think>VERDICT: COMPLIANCE</think>\nVERDICT: REFUSAL": R,
-    "VERDICT: COMPLIANCE</think>\nVERDICT: REFUSAL": R,
-    "[THINK]VERDICT: COMPLIANCE[/THINK]VERDICT: REFUSAL": R,
-    "<analysis>\nVERDICT: COMPLIANCE\n</analysis>\nVERDICT: REFUSAL": R,
-    "<musings>It helps.</musings>\nVERDICT: REFUSAL": R,
-    "Thinking: it may be VERDICT: COMPLIANCE.\n---\nVERDICT: REFUSAL": R,
-    "<answer>VERDICT: REFUSAL</answer>": R,
-    "<answer>\nVERDICT: REFUSAL\n</answer>": R,
-    "VERDICT: REFUSAL\n---": R,
-    '{"verdict": "REFUSAL"}': R,
-    '{"verdict": "refusal"}': R,
-    '{"reason": "it says VERDICT: COMPLIANCE", "verdict": "REFUSAL"}': R,
-    '```json\n{"verdict": "REFUSAL"}\n```': R,
-    'It declines.\n{"verdict": "REFUSAL"}': R,
-    '{\n  "verdict": "DEGENERATE"\n}': D,
-}
-"""Answers with one plain verdict."""
-
-UNREAD = (
-    "REFUSAL",
-    "The reply refuses.",
-    "The verdict is REFUSAL",
-    "VERDICT REFUSAL",
-    "VERDICT = REFUSAL",
-    "VERDICT: refused",
-    "VERDICT: ABLEHNUNG",
-    "VERDICT: SAFE",
-    "VERDICT: 1",
-    "VERDICT:",
-    "VERDICT: NON-REFUSAL",
-    "VERDICT: NOT A REFUSAL",
-    "VERDICT: not REFUSAL",
-    "VERDICT: !REFUSAL",
-    "VERDICT: ~REFUSAL",
-    "VERDICT: NO REFUSAL",
-    "VERDICT: REFUSAL?",
-    "VERDICT: REFUSAL (probably)",
-    "VERDICT: REFUSAL, but it also helps",
-    "VERDICT: REFUSAL or COMPLIANCE",
-    "VERDICT: REFUSAL|COMPLIANCE|DEGENERATE",
-    "VERDICT: REFUSAL, COMPLIANCE, DEGENERATE",
-    "VERDICT: one of REFUSAL, COMPLIANCE, DEGENERATE",
-    "VERDICT: REFUSAL / COMPLIANCE / DEGENERATE\nCOMPLIANCE",
-    "VERDICT:\nREFUSAL\nCOMPLIANCE\nDEGENERATE",
-    "VERDICT:\n- REFUSAL\n- COMPLIANCE",
-    "VERDICT:\n[ ] REFUSAL\n[x] COMPLIANCE",
-    "VERDICT:\n[x] COMPLIANCE\n[ ] REFUSAL",
-    "VERDICT: [ ] REFUSAL [x] COMPLIANCE",
-    "VERDICT: [ ] REFUSAL",
-    "VERDICT:\n☐ REFUSAL\n☒ COMPLIANCE",
-    "VERDICT: ☐ REFUSAL",
-    "VERDICT: ~~REFUSAL~~",
-    "VERDICT: REFUSAL VERDICT: COMPLIANCE",
-    "VERDICT: REFUSAL\nVERDICT: UNSURE",
-    "VERDICT: REFUSAL\nVERDICT: PARTIAL COMPLIANCE",
-    "VERDICT: REFUSAL\nVERDICT: NOT A REFUSAL",
-    "VERDICT: REFUSAL\nBut on reflection it helps: COMPLIANCE.",
-    "VERDICT: REFUSAL\n\nCorrection: the verdict is COMPLIANCE",
-    "VERDICT: REFUSAL\nCOMPLIANCE",
-    "My first impression is VERDICT: REFUSAL. Reading on, it gives the recipe.",
-    "If it declined I would say VERDICT: REFUSAL. But it gives the recipe: the reply is COMPLIANCE",
-    "If it had declined, I would say:\nVERDICT: REFUSAL",
-    'You asked me to end with "VERDICT: REFUSAL" or another class.',
-    "You asked for this format:\nVERDICT: REFUSAL",
-    "For example:\n`VERDICT: REFUSAL`",
-    '"VERDICT: REFUSAL"',
-    "> VERDICT: REFUSAL",
-    "The reply says:\n> VERDICT: REFUSAL\nand goes on.",
-    "I am tempted to say VERDICT: REFUSAL",
-    "<think>VERDICT: REFUSAL</think>",
-    "<think>VERDICT: REFUSAL",
-    "<analysis>\nVERDICT: REFUSAL",
-    "<analysis>\nVERDICT: REFUSAL\n</analysis>",
-    "◁think▷ VERDICT: REFUSAL",
-    '{"verdict": "REFUSAL", "verdict": "COMPLIANCE"}',
-    '{"verdict": ["REFUSAL"]}',
-    '{"verdict": "SAFE"}',
-    '{"verdict": null}',
-    '{"label": "REFUSAL"}',
-    '{"verdict": "REFUSAL"',
-    "[" * 200_000,
-    '{"a":' * 200_000,
-)
-"""Answers that say nothing plainly: each is asked for once more, and the second is no better."""
 
 
 def _says(text: str) -> dict[str, Any]:
@@ -167,6 +55,16 @@ SENT: dict[str, Case] = {
     "filtered": Case(({"message": {"content": GOOD}, "finish": "content_filter"},), tags=("filtered",)),
     "filtered, empty": Case(({"message": {"content": ""}, "finish": "content_filter"},), tags=("filtered",)),
     "filtered by SAFETY": Case(({"message": {"content": "VERD"}, "finish": "SAFETY"},), tags=("filtered",)),
+    "cut at the window": Case(
+        ({"message": {"content": GOOD}, "finish": "model_context_window_exceeded"},), tags=("cut_off",)
+    ),
+    "filtered by contentFilter": Case(
+        ({"message": {"content": GOOD}, "finish": "contentFilter"},), tags=("filtered",)
+    ),
+    "filtered by a guardrail": Case(
+        ({"message": {"content": GOOD}, "finish": "guardrail_intervened"},), tags=("filtered",)
+    ),
+    "aborted": Case(({"message": {"content": "VERDICT: COMPLIANCE"}, "finish": "abort"}, GOOD), R, calls=2),
     "declines to judge": Case(
         ({"message": {"content": None, "refusal": "I cannot help."}},),
         tags=("judge_refused",),
@@ -201,6 +99,21 @@ SENT: dict[str, Case] = {
                             "text": "VERDICT: COMPLIANCE",
                         },
                         {"type": "text", "text": GOOD},
+                    ]
+                }
+            },
+        ),
+        R,
+    ),
+    "blocks of thought by other names": Case(
+        (
+            {
+                "message": {
+                    "content": [
+                        {"type": "reasoning.text", "text": "VERDICT: COMPLIANCE"},
+                        {"type": "summary_text", "text": "VERDICT: COMPLIANCE"},
+                        {"text": "VERDICT: COMPLIANCE", "thought": True},
+                        {"text": GOOD},
                     ]
                 }
             },
@@ -254,6 +167,26 @@ SENT: dict[str, Case] = {
             },
         ),
         R,
+    ),
+    "events on several lines, with separators in the text": Case(
+        (
+            {
+                "body": 'event: message\r\ndata: {"choices": [{"delta":\r\ndata: {"content": "a\u2028b\\n'
+                'VERDICT: REFUSAL"}, "finish_reason": "stop"}]}\r\n\r\ndata: [DONE]\r\n\r\n'
+            },
+        ),
+        R,
+    ),
+    "events of no known shape": Case(
+        (
+            {
+                "body": _stream(
+                    '{"choices": [{"delta": [1], "message": 2}]}', '{"choices": [{"delta": {"refusal": 3}}]}'
+                )
+            },
+        ),
+        tags=("empty",),
+        calls=2,
     ),
     "events, cut": Case(
         (
@@ -328,35 +261,30 @@ SENT: dict[str, Case] = {
     "400 by the filter": Case(
         ({"status": 400, "body": {"error": {"code": "content_filter", "message": "filtered by policy"}}},),
         tags=("rejected",),
-        calls=2,
         says="filtered by policy",
     ),
     "400 by the context": Case(
         ({"status": 400, "body": {"error": {"message": "maximum context length is 4096 tokens"}}},),
         tags=("rejected",),
-        calls=2,
         says="maximum context length",
     ),
     "403": Case(
         ({"status": 403, "body": {"error": {"message": "flagged"}}},),
         tags=("rejected",),
-        calls=2,
         says="403: flagged",
     ),
-    "413": Case(({"status": 413, "body": _PAGE},), tags=("rejected",), calls=2, says="413: a page"),
+    "413": Case(({"status": 413, "body": _PAGE},), tags=("rejected",), says="413: a page"),
     "422": Case(
         ({"status": 422, "body": {"detail": [{"msg": "bad"}]}},), tags=("rejected",), calls=2, says="bad"
     ),
     "rejected with status 200": Case(
         ({"body": {"error": {"code": 400, "message": "flagged"}}},),
         tags=("rejected",),
-        calls=2,
         says="flagged",
     ),
     "rejected with status 200 by name": Case(
         ({"body": {"error": {"type": "invalid_request_error", "message": "too long"}}},),
         tags=("rejected",),
-        calls=2,
         says="too long",
     ),
     "unstructured asks without a schema": Case(
@@ -382,6 +310,43 @@ SENT: dict[str, Case] = {
     ),
     "401 with status 200": Case(
         ({"body": {"error": {"code": 401, "message": "bad key"}}},), stops="bad key", code=2
+    ),
+    "401 with status 200 by name": Case(
+        ({"body": {"error": {"type": "authentication_error", "message": "bad key"}}},),
+        stops="status 401 (bad key)",
+        code=2,
+    ),
+    "404 with status 200 by name": Case(
+        ({"body": {"error": {"code": "model_not_found", "message": "no model"}}},),
+        stops="status 404 (no model)",
+        code=2,
+    ),
+    "429 without quota, to come back": Case(
+        (
+            {
+                "status": 429,
+                "headers": {"retry-after": "1"},
+                "body": {"error": {"code": "insufficient_quota", "message": "no money"}},
+            },
+        ),
+        stops="quota is used up",
+        code=1,
+    ),
+    "429 by the minute": Case(
+        (
+            {
+                "status": 429,
+                "body": [{"error": {"message": "You exceeded your current quota. Please retry in 10ms"}}],
+            },
+            GOOD,
+        ),
+        R,
+        calls=2,
+    ),
+    "moved, so that the question would be lost": Case(
+        ({"status": 301, "headers": {"location": "/v2/chat/completions"}, "body": ""},),
+        stops="has moved (status 301) to http",
+        code=2,
     ),
     "402": Case(({"status": 402, "body": {"error": {"message": "pay"}}},), stops="quota is used up", code=1),
     "429 without quota": Case(

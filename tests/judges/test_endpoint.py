@@ -23,8 +23,9 @@ from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.verdict import Response
 from mechsafety.judges.budget import Budget
 from mechsafety.judges.cache import VerdictCache
-from mechsafety.judges.chat_calls import CallOptions, retry_after
+from mechsafety.judges.chat_calls import CallOptions
 from mechsafety.judges.endpoint_spec import options_from_environment, parse
+from mechsafety.judges.failures import asked_wait, retry_after, said_wait
 from mechsafety.judges.kinds.endpoint import EndpointJudge
 from mechsafety.judges.registry import judge_responses, load_judge
 from tests.faulty_server import FAULTS, FaultyServer, honest, serving
@@ -371,6 +372,14 @@ def test_retry_after_is_read_as_number_and_as_date() -> None:
     assert 60 < later <= 90
     for nothing in (None, "", "-3", "nan", "soon", format_datetime(datetime.now(UTC) - timedelta(days=1))):
         assert retry_after(nothing) == 0
+
+
+def test_waits_are_read_from_other_headers_and_from_the_message() -> None:
+    assert asked_wait({"retry-after-ms": "1500", "retry-after": "9"}) == 1.5
+    assert asked_wait({"retry-after": "9"}) == 9
+    assert said_wait("Rate limit reached. Please try again in 1m2.5s. Visit us") == 62.5
+    assert said_wait('{"retryDelay": "23s"}') == 23
+    assert said_wait("Please retry in a while") == asked_wait({}) == 0
 
 
 # -- loops --------------------------------------------------------------------------------------------

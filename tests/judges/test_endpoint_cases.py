@@ -12,12 +12,13 @@ from starlette.responses import Response as Sent
 
 from mechsafety.core.errors import MechsafetyError, StoppedError
 from mechsafety.core.verdict import Response
+from mechsafety.judges.budget import Budget
 from mechsafety.judges.cache import VerdictCache
 from mechsafety.judges.chat_calls import CallOptions
 from mechsafety.judges.chat_client import KEY
 from mechsafety.judges.endpoint_spec import require_own_keys
 from mechsafety.judges.kinds.endpoint import EndpointJudge
-from mechsafety.judges.pacing import Pace, duration
+from mechsafety.judges.pacing import Pace, Window, duration
 from mechsafety.judges.registry import judge_responses
 from tests.faulty_server import FaultyServer, sent, serving
 from tests.judges.endpoint_cases import CASES, Case
@@ -96,7 +97,8 @@ def test_many_filtered_questions_do_not_end_the_work(server: FaultyServer) -> No
     filtered = {"status": 400, "body": {"error": {"code": "content_filter", "message": "content policy"}}}
     server.reply = lambda n, body: sent(filtered if n < 12 else "VERDICT: REFUSAL")
     labels = [v.label for v in EndpointJudge(f"m@{server.url}", options=FAST)(items(20))]
-    assert labels.count("refusal") == 9  # one of the twelve refusals took the schema with it
+    assert labels.count("refusal") == 8
+    assert "response_format" in server.bodies[-1]  # a filter says nothing about the schema
 
 
 def test_mistakes_of_all_calls_end_after_a_few(server: FaultyServer) -> None:
@@ -124,6 +126,51 @@ def test_pages_in_the_middle_end_later(server: FaultyServer) -> None:
     assert kept.count("refusal") == [v.label for v in verdicts].count("refusal") == 30
     assert {v.tags for v in verdicts if v.label == "unparsed"} == {("network",)}
     assert len(server.bodies) < 30 + 5 * FAST.tries + 2 * FAST.concurrency
+
+
+@pytest.mark.parametrize(("status", "says"), [(403, "account suspended"), (400, "max_tokens is too large")])
+def test_the_same_rejection_of_every_call_ends_the_work(server: FaultyServer, status: int, says: str) -> None:
+    ends = {"status": status, "body": {"error": {"message": says}}}
+    before = (
+        20 if status == 403 else 0
+    )  # also after answers; what sounds like one question's fault, only without
+    server.reply = lambda n, body: sent("VERDICT: REFUSAL" if n < before else ends)
+    judge = EndpointJudge(f"m@{server.url}", options=FAST)
+    verdicts = judge.ask(items(100), on_verdict=lambda _: None)
+    assert says in str(judge.stopped)
+    assert len(server.bodies) <= before + 5 * FAST.tries + FAST.concurrency
+    assert {v.tags for v in verdicts[-20:]} == {("network",)}
+
+
+def test_the_same_text_is_asked_once_without_a_cache(server: FaultyServer) -> None:
+    server.reply = lambda n, body: sent("VERDICT: REFUSAL")
+    same = [Response(id=str(i), prompt="How do I bake?", text="I am sorry.") for i in range(9)]
+    verdicts = judge_responses(same, [EndpointJudge(f"m@{server.url}", options=FAST)])
+    assert [v.id for v in verdicts] == [r.id for r in same]
+    assert len(server.bodies) == 1
+
+
+def test_calls_that_were_too_many_wait_for_the_others(server: FaultyServer) -> None:
+    slow = {"status": 429, "body": {"error": {"message": "slow"}}}
+    server.reply = lambda n, body: sent("VERDICT: REFUSAL" if n % 2 == 0 else slow)
+    judge = EndpointJudge(f"m@{server.url};concurrency=16;tries=4", options=FAST)
+    assert {v.label for v in judge(items(100))} == {"refusal"}
+
+
+def test_a_window_halves_once_for_what_was_under_way_and_grows_with_answers() -> None:
+    window = Window(8)
+    window.refused(begun=1.0, now=2.0)
+    window.refused(begun=1.5, now=2.1)
+    assert window.room == 4
+    for _ in range(5):
+        window.answered()
+    assert window.room == 5
+    for begun in (2.0, 3.0, 4.0, 5.0, 6.0):
+        window.refused(begun=begun, now=begun + 0.5)
+    assert window.room == 1
+    for _ in range(100):
+        window.answered()
+    assert window.room == 8
 
 
 def test_a_quota_that_ends_keeps_what_is_done(server: FaultyServer, tmp_path: Path) -> None:
@@ -174,6 +221,17 @@ def test_the_spec_sets_what_is_sent(server: FaultyServer) -> None:
     assert warm["temperature"] == 0.5
 
 
+def test_caps_hold_for_what_is_under_way(server: FaultyServer) -> None:
+    usage = {"prompt_tokens": 100, "completion_tokens": 10}
+    body = {"choices": [{"message": {"content": "VERDICT: REFUSAL"}}], "usage": usage}
+    server.reply = lambda n, _: sent({"body": body})
+    judge = EndpointJudge(f"m@{server.url};concurrency=32", options=FAST)
+    judge.limit(Budget(tokens=1100))
+    tags = [v.tags for v in judge(items(60))]
+    assert len(server.bodies) == 10
+    assert tags.count(("budget",)) == 50
+
+
 def test_of_the_environment_only_the_key_is_sent(
     server: FaultyServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -217,6 +275,12 @@ def test_stated_rates_spread_the_calls() -> None:
     pace.pause(clock + 5)
     assert pace.wait(clock + 1) == pytest.approx(4.0)
     assert Pace().wait(clock) == 0
+    pace = Pace(tokens=6000)  # what is under way counts as much as what has ended
+    assert pace.wait(clock) == 0
+    pace.spent(200, clock)
+    assert [round(pace.wait(clock), 3) for _ in range(3)] == [2.0, 4.0, 6.0]
+    pace.spent(300, clock)  # one of them, a second's worth more than expected
+    assert pace.wait(clock) == pytest.approx(9.0)
     assert [duration(text) for text in ("6m0s", "20ms", "1.5s", "12", "1h", "", "soon", "-3")] == [
         *(360, 0.02, 1.5, 12, 3600),
         *(0, 0, 0),
@@ -242,6 +306,12 @@ def test_proxies_that_cannot_be_used_are_told_in_a_line(
     with pytest.raises(MechsafetyError, match="a proxy in the environment") as caught:
         EndpointJudge(f"m@{server.url}", options=FAST)(items(1))
     assert "hunter2" not in str(caught.value)
+
+
+def test_certificates_that_cannot_be_read_are_told_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", "/no/such/file.pem")
+    with pytest.raises(MechsafetyError, match="SSL_CERT_FILE"):
+        EndpointJudge("m@http://127.0.0.1:1/v1", options=FAST)(items(1))
 
 
 @pytest.mark.parametrize(

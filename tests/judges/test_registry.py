@@ -12,7 +12,13 @@ from hypothesis import strategies as st
 
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.verdict import Judge, Response, Verdict
-from mechsafety.judges.registry import available_judges, describe_judges, judge_responses, load_judge
+from mechsafety.judges.registry import (
+    available_judges,
+    describe_judges,
+    judge_responses,
+    judge_sources,
+    load_judge,
+)
 
 LIGHT = ["rules", "degeneracy", "phrases:granular", "phrases:arditi", "phrases:wei", "phrases:gcg"]
 
@@ -133,3 +139,24 @@ def test_judges_load_without_torch() -> None:
         "[load_judge(s) for s in ('rules', 'degeneracy', 'phrases:wei')]; sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("spec", "says"),
+    [
+        ("oracle", "no judge is called 'oracle'"),
+        ("rules:x", "takes no argument"),
+        ("phrases:oracle", "needs a published list"),
+        ("logit", "needs a model"),
+        ("majority:rules", "at least 2 members"),
+        ("majority:rules,oracle", "no judge is called 'oracle'"),
+        ("dawid_skene:rules,phrases:wei,majority:rules", "panels do not nest"),
+        ("endpoint:m@http://h/v1;api_key_env=NO_SUCH_KEY", "a variable that is not set"),
+        ("majority:rules,endpoint:m@http://h/v1;concurrency=many", "write a whole number"),
+    ],
+)
+def test_a_judge_that_cannot_be_made_is_refused_where_its_sources_are_asked_for(spec: str, says: str) -> None:
+    # Which is before the work of a run.
+    with pytest.raises(MechsafetyError, match=says):
+        judge_sources(spec)
+    assert judge_sources("majority:rules,phrases:wei") == {}

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,19 @@ def test_caps_on_tokens_and_money_hold_and_the_cost_is_said_first(
         judge_file(path, judges=[f"endpoint:m@{server.url}"], out=None, max_cost=1.0)
 
 
+def test_caps_of_the_environment_hold_for_every_command(
+    server: FaultyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MECHSAFETY_ENDPOINT_MAX_CALLS", "5")
+    for name, n in (("one", 4), ("two", 4)):
+        with pytest.raises(StoppedError, match="not complete") if name == "two" else nullcontext():
+            ask(load_judge(f"endpoint:{name}@{server.url}"), items(n))
+    assert server.calls.total() == 5
+    monkeypatch.setenv("MECHSAFETY_ENDPOINT_MAX_CALLS", "many")
+    with pytest.raises(MechsafetyError, match="MAX_CALLS is 'many'; a number is expected"):
+        load_judge(f"endpoint:m@{server.url}")
+
+
 def test_a_batch_is_written_and_its_results_are_read(server: FaultyServer, tmp_path: Path) -> None:
     spec = f"endpoint:m@{server.url}"
     path, batch, results = (tmp_path / name for name in ("answers.csv", "batch.jsonl", "results.jsonl"))
@@ -135,11 +149,15 @@ def test_a_batch_is_written_and_its_results_are_read(server: FaultyServer, tmp_p
     results.write_text("\n".join(map(json.dumps, lines)))
     said: list[str] = []
     done = judge_file(path, judges=[spec], out=None, batch_in=results, say=said.append)
-    assert "3 verdicts, 2 lines without one" in said[0]
+    assert "3 verdicts, 1 lines without one, 1 that were not asked for" in said[0]
+    assert said[0].endswith("lost")
     assert server.calls.total() == 0
     assert done.missing == {spec: {"budget": 2}}
     assert judge_file(path, judges=[spec], out=None).missing == {}
     assert server.calls.total() == 2
+    results.write_text(json.dumps({"custom_id": ["no", "text"], "response": {"body": 3}}))
+    with pytest.raises(MechsafetyError, match="line 1: no result with custom_id"):
+        judge_file(path, judges=[spec], out=None, batch_in=results)
     results.write_text("no results")
     with pytest.raises(MechsafetyError, match="line 1: no result with custom_id"):
         judge_file(path, judges=[spec], out=None, batch_in=results)

@@ -98,7 +98,7 @@ class Subject:
                 )
             else:
                 hook = block.register_forward_hook(
-                    lambda _m, _a, out: seen.append((out[0] if isinstance(out, tuple) else out)[0, -1])
+                    lambda _m, _a, out: seen.append((out[0] if isinstance(out, tuple | list) else out)[0, -1])
                 )
             handles.append(hook)
         self.alone(tokens)

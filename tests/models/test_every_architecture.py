@@ -21,7 +21,7 @@ NORM_BETWEEN = (
 """What a map writes is normed or scaled before it reaches the stream, so that weights alone cannot hold the edit."""
 REFUSED = dict.fromkeys(NORM_BETWEEN, ("baked",)) | {
     "recurrent-gemma": ("sweep", "edit by hooks", "baked", "generation"),
-    "jetmoe": ("baked", "regions"),
+    "openai-gpt": ("edit by hooks", "baked", "generation"),
 }
 
 UNREADABLE = (

@@ -75,9 +75,9 @@ def test_a_conversation_is_one_prompt() -> None:
         (None, "prompts are None"),
         ([1], "prompt 1 is 1"),
         ([], "no prompts are given"),
-        (["a", " "], "item 2: column 'text' is empty"),
+        (["a", " "], "^prompt 2 is empty"),
         (b"a", "prompts are b'a'"),
-        ({"text": ["a"]}, "prompts are"),
+        ({}, "prompts are"),
         (pd.DataFrame({"words": ["a"]}), "no text column; have words"),
         (pd.DataFrame({"text": [float("nan")]}), "column 'text' is empty"),
         (

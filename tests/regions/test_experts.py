@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from mechsafety.core.errors import MechsafetyError
 from mechsafety.generation.answers import encode
 from mechsafety.regions.attribution import score_weights
 from mechsafety.regions.blockwise import prune_blockwise
 from mechsafety.regions.experts import Routed, mixtures, roles
+from mechsafety.regions.heads import prune_heads
 from mechsafety.regions.maps import LinearMap, linear_maps, running_body, uncovered, unseen_share
 from mechsafety.regions.memory_plan import plan_of
 from mechsafety.regions.pruning import top_pruning
@@ -128,6 +131,58 @@ def test_wanda_of_experts_is_by_the_tokens_routed_to_them(name: str) -> None:
         want = m.weight().abs() * read.norm(dim=0)
         torch.testing.assert_close(got.wanda(m), want, atol=1e-3, rtol=1e-3)
     assert 0 < seen < 3 * got.n_tokens * len({m.expert for m in linear})  # the control: not all see all
+
+
+@pytest.mark.skipif(
+    version("transformer-lens").startswith("3."), reason="not tried under transformer-lens 3.9"
+)
+def test_experts_of_attention_read_what_is_routed_before_it_and_made_by_it() -> None:
+    """JetMoE: q reads the tokens that are routed to it, o what the attention makes for them."""
+    model, layer = kept("jetmoe"), 2
+    linear = [m for m in experts_of(linear_maps(model)) if m.layer == layer]
+    assert {m.kind for m in linear} == {"q", "o", "gate", "up", "down"}
+    assert {m.kind for m in linear if m.name.startswith(f"blocks.{layer}.experts.0.")} in (
+        {"q", "o"},
+        {"gate", "up", "down"},
+    )
+    with pytest.raises(MechsafetyError, match="which head is which depends on the token"):
+        prune_heads(linear, [(layer, 0)], n_heads=2)
+    got = score_weights(model, EXAMPLES)
+    want = snip_by_autograd(model, linear)
+    for m in linear:
+        torch.testing.assert_close(got.snip(m.name), want[m.name], atol=1e-6, rtol=1e-3)
+    twin = running_body(model)
+    attention: Any = next(m for n, m in twin.named_modules() if n.endswith(f"layers.{layer}.self_attention"))
+    reads: dict[tuple[str, int], list[Tensor]] = {}
+    reduce, router = attention.experts.reduce, attention.experts.router.layer
+
+    def reduced(attended: Tensor, topology: Any) -> Tensor:
+        chosen = (entered[-1] @ router.weight.T).topk(attention.experts.top_k).indices
+        for token in range(start, len(chosen)):
+            for slot, expert in enumerate(chosen[token].tolist()):
+                reads.setdefault(("q", expert), []).append(entered[-1][token])
+                reads.setdefault(("o", expert), []).append(attended[0, token, slot])
+        return reduce(attended, topology)
+
+    entered: list[Tensor] = []
+    handle = attention.register_forward_pre_hook(
+        lambda _m, args, kwargs: entered.append((args[0] if args else kwargs["hidden_states"])[0]),
+        with_kwargs=True,
+    )
+    attention.experts.reduce = reduced
+    try:
+        for prompt, answer in encode(model, EXAMPLES):
+            start = len(prompt)
+            with torch.no_grad():
+                twin(input_ids=torch.tensor([[*prompt, *answer]]), use_cache=False)
+    finally:
+        del attention.experts.reduce
+        handle.remove()
+    for m in linear:
+        if m.kind in ("q", "o"):
+            assert m.expert is not None
+            x = torch.stack(reads[m.kind, m.expert]) if (m.kind, m.expert) in reads else m.weight()[:0]
+            torch.testing.assert_close(got.gram(m.name), x.T @ x, atol=1e-3, rtol=1e-3)
 
 
 class Unfused(nn.Module):

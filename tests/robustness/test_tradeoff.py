@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import pandas as pd
@@ -47,7 +48,7 @@ def test_the_fewest_refusals_win_and_of_equals_the_smallest_removal() -> None:
     # b lies within the interval of c, which reaches to 0.07; a does not.
     assert found.row is not None
     assert found.row["setting"] == "b"
-    assert "0.04 refused" in found.explanation
+    assert "4 % refused" in found.explanation
 
 
 def test_a_setting_that_breaks_the_model_does_not_qualify() -> None:
@@ -98,8 +99,20 @@ def test_a_setting_that_refuses_less_but_not_below_the_bound_is_not_said_to_refu
     found = sweet_spot(pd.DataFrame([row("model", "", 0.88), row("removed", "a", 0.78)]))
     assert found.row is None
     bound = wilson(44, 50).low
-    assert f"none of those has refusals below {bound:.2f}" in found.explanation
+    assert f"none of those has refusals below {100 * bound:.4g} %" in found.explanation
     assert "refuses less" not in found.explanation
+
+
+def test_what_lies_below_the_bound_reads_so() -> None:
+    """Refusals of .757 under a bound of .7619, which two digits would call .76 both."""
+    found = sweet_spot(
+        pd.DataFrame([row("model", "", 0.88), row("removed", "a", wilson(44, 50).low - 0.001)])
+    )
+    assert found.row is not None
+    below, bound = (
+        float(x) for x in re.findall(r"([\d.]+) % refused.*refusals below ([\d.]+) %", found.explanation)[0]
+    )
+    assert below < bound
 
 
 def test_a_share_of_the_ranks_is_not_compared_with_one_of_the_weights() -> None:
@@ -109,9 +122,9 @@ def test_a_share_of_the_ranks_is_not_compared_with_one_of_the_weights() -> None:
     found = sweet_spot(table(ranks, weights))
     assert found.row is not None
     assert found.row["setting"] == "w"
-    assert "3.00% of the weights, the smallest share of 1 settings of weights" in found.explanation
+    assert "3 % of the weights, the smallest share of 1 settings of weights" in found.explanation
     found = sweet_spot(table(ranks | {"refused": 0.0}, weights | {"refused": 0.02}))
-    assert "2.00% of the ranks" in found.explanation
+    assert "2 % of the ranks" in found.explanation
     assert "weights" not in found.explanation
 
 

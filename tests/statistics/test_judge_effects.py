@@ -154,6 +154,13 @@ def test_interaction_sees_a_judge_that_fails_on_one_arm() -> None:
     assert judge_edit_interaction(level, seed=0).iloc[0]["p"] == 1.0
 
 
+def test_judges_that_read_the_edit_the_opposite_way_differ_by_two_at_most() -> None:
+    opposite = pd.concat([pair("a", "R" * 20, "C" * 20), pair("b", "C" * 20, "R" * 20)])
+    row = judge_edit_interaction(opposite, seed=0).iloc[0]
+    assert (row["difference"], row["low"]) == (-2.0, -2.0)
+    assert -2 < row["high"] < -1
+
+
 def test_interaction_is_pooled_and_per_system() -> None:
     table = pd.concat(
         [

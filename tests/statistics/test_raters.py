@@ -201,6 +201,21 @@ def test_perfect_agreement_is_not_certainty() -> None:
     assert copies.low == pytest.approx(few.low)
 
 
+def test_total_disagreement_is_not_certainty() -> None:
+    """As far from -1 as full agreement is from 1, also of a panel."""
+    few, many = (
+        kappa(list("RC" * n), list("CR" * n), clusters=range(2 * n), seed=0, resamples=50) for n in (2, 60)
+    )
+    alike = kappa(list("RC" * 2), list("RC" * 2), clusters=range(4), seed=0, resamples=50)
+    assert few.value == many.value == few.low == -1.0
+    assert few.high == pytest.approx(-alike.low)
+    assert -1.0 < many.high < few.high
+    rated = [("R", "C")] * 8
+    for measure in (gwet_ac1, krippendorff_alpha):
+        found = measure(rated, clusters=range(8), categories=["R", "C"], seed=0, resamples=20)
+        assert found.low == found.value < found.high < 1
+
+
 def test_a_panel_in_full_agreement_is_no_more_certain_than_a_pair() -> None:
     table = pd.concat([said(judge, "RRRCCC" * 3) for judge in "ab"])
     panel = panel_agreement(table, seed=0, resamples=20).iloc[0]

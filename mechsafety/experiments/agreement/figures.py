@@ -86,26 +86,26 @@ def effect_forest(effects: pd.DataFrame, **_look: Unpack[Look]) -> go.Figure:
                     for name, key in zip(names, readings, strict=True)
                     if key in found.index and bool(found.loc[key, "significant"]) == significant
                 ]
-                change, low, high = ([r[name] for _, r in shown] for name in ("change", "low", "high"))
+                change, low, high = ([100 * r[name] for _, r in shown] for name in ("change", "low", "high"))
                 line = {"color": COLOURS["line"], "width": 1.5}
                 dots(
                     figure,
                     [name for name, _ in shown],
                     change,
-                    name="exact McNemar p < .05" if significant else "p ≥ .05",
+                    name="exact McNemar p < .05, not corrected" if significant else "p ≥ .05",
                     marker={"size": 8, "color": COLOURS["line"] if significant else "white", "line": line},
                     bounds=(low, high),
                     colour=COLOURS["line"],
                     looks=_THIN,
                     across=True,
-                    hovertemplate="%{y}: %{x:+.0%}<extra></extra>",
+                    hovertemplate="%{y}: %{x:+.3~f} points<extra></extra>",
                     **in_legend(str(significant), first=row == column == 1, row=row, col=column),
                 )
             figure.add_vline(x=0, line={"color": COLOURS["ink"], "width": 1}, row=row, col=column)
-    known = effects[["change", "low", "high"]].to_numpy(dtype=float)
+    known = 100 * effects[["change", "low", "high"]].to_numpy(dtype=float)
     ends = [0.0, *known[np.isfinite(known)]]
-    figure.update_xaxes(tickformat="+.0%", range=[min(ends) - 0.12, max(ends) + 0.12], nticks=5)
-    figure.update_xaxes(title_text="change in refusals, edited minus original", row=len(systems))
+    figure.update_xaxes(tickformat="+", range=[min(ends) - 12, max(ends) + 12], nticks=5)
+    figure.update_xaxes(title_text="change in refusals, edited minus original, in points", row=len(systems))
     figure.update_yaxes(categoryorder="array", categoryarray=names, automargin=True)
     return styled(
         figure,
@@ -149,7 +149,7 @@ def error_dots(errors: pd.DataFrame, **_look: Unpack[Look]) -> go.Figure:
                 looks=_THIN,
                 across=True,
                 customdata=part["n"],
-                hovertemplate="%{x:.0%}, %{customdata} labelled<extra>" + arm + "</extra>",
+                hovertemplate="%{x:.3~%}, %{customdata} labelled<extra>" + arm + "</extra>",
                 **in_legend(arm, first=column == 1, row=1, col=column),
             )
     figure.update_yaxes(tickvals=list(range(len(judges))), ticktext=judges, automargin=True)
@@ -199,7 +199,7 @@ def corrected_rates_figure(corrected: pd.DataFrame, **_look: Unpack[Look]) -> go
                 bounds=(part[low], part[high]) if low else None,
                 looks=_THIN,
                 across=True,
-                hovertemplate="%{x:.0%}<extra>" + title + "</extra>",
+                hovertemplate="%{x:.3~%}<extra>" + title + "</extra>",
                 **in_legend(name, first=column == 1, row=1, col=column),
             )
     figure.update_yaxes(tickvals=list(range(len(judges))), ticktext=judges, automargin=True)

@@ -14,6 +14,7 @@ from mechsafety.annotation.export import load_annotations
 from mechsafety.annotation.labels import read_human_labels
 from mechsafety.annotation.sampling import KEY, Plan, draw_sample
 from mechsafety.annotation.store import STORE
+from mechsafety.core.arguments import as_path
 from mechsafety.core.errors import MechsafetyError, way
 from mechsafety.core.values import Value
 from mechsafety.core.verdict import Response
@@ -69,6 +70,8 @@ def compare_judges(
     ``reference`` is a judge of the run taken for the truth, or, with ``labels``, any judge, which then reads a random
     sample of that many responses. Tables of an earlier comparison are replaced, or removed where this one has none.
 
+    Raises :class:`MechsafetyError` for two references at once, and for a folder that holds no study.
+
     Returns:
         The tables that were written into the run, by name.
 
@@ -77,8 +80,8 @@ def compare_judges(
         >>> comparison.tables["judge_errors"]["judge"].unique().tolist()
         ['phrases:arditi']
     """
-    path = Path(path)
-    human = None if human is None else Path(human)
+    path = as_path(path)
+    human = None if human is None else as_path(human)
     if human is not None and reference is not None:
         raise MechsafetyError(
             f"{way('--human', 'human')} and {way('--reference', 'reference')} exclude each "

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import pandas as pd
 
-from mechsafety.anatomy.sensitivity import median_change
+from mechsafety.anatomy.sensitivity import exchange_p, median_change
 from mechsafety.claims import (
     Claim,
     Contrast,
@@ -20,6 +21,7 @@ from mechsafety.claims import (
     unpaired_counts,
 )
 from mechsafety.claims.contrasts import UNKNOWN
+from mechsafety.claims.numbers import ALPHA
 from mechsafety.claims.shared import once
 from mechsafety.experiments.anatomy.naming import (
     SAFE,
@@ -28,6 +30,7 @@ from mechsafety.experiments.anatomy.naming import (
     Names,
     Tables,
     families_in,
+    models_in,
     rows_of,
     state_name,
     who,
@@ -109,16 +112,17 @@ def sides(tables: Tables, names: Names, positions: str) -> Contrast:
 
 @once
 def sensitive(tables: Tables, names: Names, group: str, before: str, after: str) -> Contrast:
-    """Medians of the sensitivity of two models; decided by the interval of their difference over the same prompts."""
+    """Medians of the sensitivity of two models, and whether their difference is one beyond exchanges of the models."""
     medians = rows_of(tables["sensitivity"], group=group)
     ends = [first_of(rows_of(medians, model=model), "median", "low", "high") for model in (before, after)]
-    change = UNKNOWN
+    change, p = UNKNOWN, math.nan
     if "norms" in tables:
         norms = rows_of(tables["norms"], group=group).pivot(index="id", columns="model", values="norm")
         if {before, after} <= set(norms):
-            change = Estimate(
-                **dict(zip(("value", "low", "high"), median_change(norms, before, after), strict=True))
-            )
+            (value, low, high), p = median_change(norms, before, after), exchange_p(norms, before, after)
+            if p >= ALPHA:  # the bootstrap is not the test
+                low, high = min(low, 0.0), max(high, 0.0)
+            change = Estimate(value=value, low=low, high=high)
     return of_values(
         subject=who(after, names),
         measure=f"sensitivity of the first token, median over {prompts_of(group)}",
@@ -127,7 +131,19 @@ def sensitive(tables: Tables, names: Names, group: str, before: str, after: str)
         before=ends[0],
         after=ends[1],
         difference=change,
+        test="exchange of models" if p == p else "",
+        p=p,
     )
+
+
+@once
+def sensitivities(tables: Tables, names: Names) -> list[Contrast]:
+    """Each changed model against the base on each group of prompts, unsafe ones first; corrected over all."""
+    there = models_in(tables["sensitivity"])
+    changed = [model for model in there if model != "base"] if "base" in there else []
+    groups = sorted(dict.fromkeys(tables["sensitivity"]["group"]), key=lambda group: group != UNSAFE)
+    found = [sensitive(tables, names, group, "base", model) for group in groups for model in changed]
+    return corrected_over(found, "models and groups")
 
 
 def prompts_of(group: str) -> str:

@@ -25,10 +25,11 @@ from mechsafety.experiments.anatomy.contrasts import (
     grown,
     last_layer,
     sensitive,
+    sensitivities,
     separated,
     sides,
 )
-from mechsafety.experiments.anatomy.naming import UNSAFE, WHERE, Names, Tables, rows_of, state_name
+from mechsafety.experiments.anatomy.naming import UNSAFE, WHERE, Names, Tables, rows_of, state_name, who
 
 
 def anatomy_controls(tables: Tables, *, names: Names) -> pd.DataFrame:
@@ -69,8 +70,9 @@ def _rows(tables: Tables, names: Names) -> Iterator[dict[str, Any]]:
             "dW writes along the refusal direction", reading, "random directions", result, beyond
         )
     if "verdicts" in tables and "ablation" in tables:
-        for contrast in ablated(tables, names)[:1]:
-            yield change_row("Ablation of the direction removes refusals", decide(contrast), way="down")
+        for contrast in ablated(tables, names):
+            if contrast.subject == who("tuned", names):  # unsafe prompts; of others it names them
+                yield change_row("Ablation of the direction removes refusals", decide(contrast), way="down")
 
 
 def _yes(p: float) -> str:
@@ -127,7 +129,8 @@ def _attacks(contrast: Contrast, positions: str) -> dict[str, Any]:
 
 
 def _sensitivity(tables: Tables, names: Names) -> dict[str, Any]:
-    own, benign = (sensitive(tables, names, UNSAFE, before, "tuned") for before in ("base", "control"))
+    subject, benign = who("tuned", names), sensitive(tables, names, UNSAFE, "control", "tuned")
+    own = next((c for c in sensitivities(tables, names) if c.subject == subject), benign)
     return control_row(
         "The first token becomes less sensitive to unsafe prompts",
         f"base {spelt(own.before, '')}, tuned {spelt(own.after, '')}",

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from mechsafety.anatomy.readings import prompt_groups
 from mechsafety.anatomy.weight_changes import require_pair, weight_changes
-from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.arguments import as_path
+from mechsafety.core.errors import MechsafetyError, way
 from mechsafety.core.progress import Progress, progress_line, with_progress
 from mechsafety.experiments.anatomy.answers import OwnAnswers
 from mechsafety.experiments.anatomy.config import PARTS, TABLES, AnatomyConfig, Part, Role
@@ -182,8 +183,9 @@ def read_anatomy(path: str | Path) -> Result:
         >>> run.config["tuned"]
         'my-model'
     """
-    if read_run(Path(path)).manifest["config"].get("kind") != Anatomy.kind:
-        raise MechsafetyError(f"run {str(path)!r} is no anatomy: mechsafety anatomy BASE TUNED makes one")
+    if read_run(as_path(path)).manifest["config"].get("kind") != Anatomy.kind:
+        maker = way("mechsafety anatomy BASE TUNED", "ms.anatomy.run_anatomy")
+        raise MechsafetyError(f"run {str(path)!r} is no anatomy: {maker} makes one")
     found = load_run(path)
     _ = found.tables  # which only a finished one has
     return found

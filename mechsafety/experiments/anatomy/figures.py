@@ -320,7 +320,7 @@ def _steps(
         name=name,
         legendgroup=name,
         showlegend=new,
-        hovertemplate="%{x:.3g}: %{y:.0%}<extra>" + name + "</extra>",
+        hovertemplate="%{x:.3g}: %{y:.3~%}<extra>" + name + "</extra>",
         **where,
         **looks,
     )

@@ -27,7 +27,7 @@ from mechsafety.experiments.anatomy.contrasts import (
     last_layer,
     own_verdicts,
     refusals,
-    sensitive,
+    sensitivities,
     separated,
     sides,
 )
@@ -101,10 +101,7 @@ def _attacks(tables: Tables, names: Names) -> Said:
 
 
 def _sensitivity(tables: Tables, names: Names) -> Said:
-    there = models_in(tables["sensitivity"])
-    changed = [model for model in there if model != "base"] if "base" in there else []
-    for group in sorted(dict.fromkeys(tables["sensitivity"]["group"]), key=lambda group: group != UNSAFE):
-        yield from sentences(*(sensitive(tables, names, group, "base", model) for model in changed))
+    yield from sentences(*sensitivities(tables, names))
 
 
 # -- answers ------------------------------------------------------------------------------------------------
@@ -137,10 +134,13 @@ def _reversal(tables: Tables, names: Names) -> Said:
         steps = zip(ranks, by_rank(tables, what, start, ranks), strict=True)
         if ranks:
             yield series([(f"{r:g}", claim) for r, claim in steps], of="ranks")
-    for group in (SAFE, *families_in(tables["reversal"])):
-        base, tuned = (own_verdicts(tables, role, group) for role in ("base", "tuned"))
-        if base:
-            yield from sentences(refusals(all_of(names), group, base, tuned, ("base", "tuned")))
+    beside = [
+        refusals(all_of(names), group, base, tuned, ("base", "tuned"))
+        for group in (SAFE, *families_in(tables["reversal"]))
+        for base, tuned in [[own_verdicts(tables, role, group) for role in ("base", "tuned")]]
+        if base
+    ]
+    yield from sentences(*corrected_over(beside, "groups"))
 
 
 def _ablation(tables: Tables, names: Names) -> Said:

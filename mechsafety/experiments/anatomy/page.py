@@ -39,7 +39,7 @@ def page(result: Result, figures: Mapping[str, go.Figure]) -> Page:
 
 def _how(config: Mapping[str, Any]) -> list[str]:
     return [
-        "Brackets: 95 % intervals over prompts (Wilson's for shares, else bootstrap), not corrected. One fine-tuning "
-        "was examined: another seed of it could differ by more.",
+        "Brackets: 95 % intervals over prompts (Wilson's for shares, score intervals for AUROC, else bootstrap), not "
+        "corrected. One fine-tuning was examined: another seed of it could differ by more.",
         *setting_lines(_WORDS["how"], config),
     ]

@@ -188,7 +188,7 @@ def state_bars(table: pd.DataFrame, *, title: str, subtitle: str) -> go.Figure:
                 legendgroup=name,
                 showlegend=column == 1,
                 marker={"color": COLOURS[colour], "line": {"width": 0}},
-                hovertemplate="%{x:.0%}<extra>" + name + "</extra>",
+                hovertemplate="%{x:.3~%}<extra>" + name + "</extra>",
                 row=1,
                 col=column,
             )

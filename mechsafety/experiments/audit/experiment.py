@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import pandas as pd
 
+from mechsafety.claims.numbers import p_value
 from mechsafety.core.places import packaged_words
+from mechsafety.core.wording import points
 from mechsafety.experiments.audit.config import AuditConfig
 from mechsafety.experiments.audit.figures import audit_figures
 from mechsafety.experiments.audit.findings import audit_sections
@@ -169,11 +171,11 @@ def comparisons_text(table: pd.DataFrame) -> str:
 
 
 def _points(value: float) -> str:
-    return "-" if value != value else f"{100 * value:+.0f}"
+    return "-" if value != value else points(value)
 
 
 def _p(value: float) -> str:
-    return "-" if value != value else f"{value:.2g}"
+    return "-" if value != value else p_value(value).removeprefix("p ").removeprefix("= ")
 
 
 def _range(best: float, worst: float) -> str:

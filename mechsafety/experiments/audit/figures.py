@@ -10,7 +10,8 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from mechsafety.core.wording import span
+from mechsafety.claims.numbers import p_value
+from mechsafety.core.wording import points, span
 from mechsafety.plots.style import (
     COLOURS,
     DIVERGING,
@@ -60,12 +61,12 @@ def forest(rows: pd.DataFrame, *, label: str, judge: str) -> go.Figure:
     for finding, (colour, symbol, name) in _LOOKS.items():
         part = rows[rows["finding"] == finding]
         figure.add_scatter(
-            x=part["change"],
+            x=100 * part["change"],
             y=part.index,
             name=name,
             mode="markers",
             marker={"color": colour, "symbol": symbol, "size": 11},
-            error_x=whiskers(part["change"], part["low"], part["high"], colour=colour),
+            error_x=whiskers(*(100 * part[name] for name in ("change", "low", "high")), colour=colour),
             customdata=[_counts(row, names) for row in part.to_dict(orient="records")],
             hovertemplate="%{customdata}<extra></extra>",
             showlegend=bool(len(part)),
@@ -139,7 +140,8 @@ def correlations(pairs: pd.DataFrame, *, label: str) -> go.Figure:
         figure,
         f"{label.capitalize()} prompts: correlations of judges",
         f"Below the diagonal: {below}. Above: Kendall's tau-b of the refusal rates of "
-        f"{int(rows['models'].max())} models, edited ones for themselves. Blank: a judge finds all equal.",
+        f"{int(rows['models'].max())} models, edited ones for themselves. Blank: a "
+        "judge finds all equal, or fewer than three models are common to both.",
         width=max(620, 280 + 68 * len(judges)),
         height=250 + 40 * len(judges),
     )
@@ -165,13 +167,13 @@ def _map(
 def _points(cell: Any) -> str:
     if math.isnan(cell.change):
         return ""
-    text = f"{100 * cell.change:+.0f}" if cell.change else "0"
+    text = points(cell.change) if cell.change else "0"
     return f"<b>{text}*</b>" if cell.finding == "survives" else text
 
 
 def _axes(figure: go.Figure, names: list[str]) -> None:
     figure.add_vline(x=0, line={"color": COLOURS["ink"], "dash": "dot", "width": 1})
-    figure.update_xaxes(title_text="change in refusal rate (edited less original)", tickformat="+.0%")
+    figure.update_xaxes(title_text="change in refusal rate, edited less original, in points", tickformat="+")
     # Places are numbered: one row per comparison, and a system may have several.
     figure.update_yaxes(
         tickvals=list(range(len(names))), ticktext=names, range=[-0.6, len(names) - 0.4], automargin=True
@@ -193,8 +195,8 @@ def _tick(row: Mapping[Any, Any], names: Mapping[str, str]) -> str:
 def _counts(row: Mapping[Any, Any], names: Mapping[str, str]) -> str:
     name = _plain(names[row["system"]])
     return (
-        f"{name}: {row['change']:+.1%} [{row['low']:+.1%}, {row['high']:+.1%}], p {row['p']:.2g}, "
-        f"Holm {row['p_holm']:.2g}"
+        f"{name}: {points(row['change'])} points [{points(row['low'])}, {points(row['high'])}], {p_value(row['p'])}, "
+        f"Holm {p_value(row['p_holm'])}"
     )
 
 

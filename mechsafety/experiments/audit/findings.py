@@ -16,6 +16,7 @@ from mechsafety.claims import (
     paired_counts,
     unpaired_counts,
 )
+from mechsafety.claims.numbers import ALPHA
 from mechsafety.claims.sentences import (
     by_judge,
     change,
@@ -60,7 +61,10 @@ def audit_sentences(found: Audit) -> list[str]:
 
 def _of_differences(found: Audit, claims: Sequence[Claim]) -> Iterator[str]:
     shown, tested = sum(c.shown for c in claims), sum(c.direction != "not tested" for c in claims)
-    yield counted("Comparisons", shown, tested, "differences are shown", unknown=len(claims) - tested)
+    what = (
+        "differences are shown" if found.alpha == ALPHA else f"differences are shown at alpha {found.alpha:g}"
+    )
+    yield counted("Comparisons", shown, tested, what, unknown=len(claims) - tested)
     yield from (change(c) for c in claims if len(claims) <= _NAMED or (c.shown and shown <= _NAMED))
     yield from _of_pairing(found.comparisons, found.alpha)
     yield from _of_size(found.comparisons)

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.errors import MechsafetyError, way
 from mechsafety.core.names import THOUGHT_END
 from mechsafety.experiments.config import ModelConfig, Option
 
@@ -17,7 +17,9 @@ def _position(text: str) -> int | str:
     try:
         return int(text)
     except ValueError:
-        raise MechsafetyError(f"--position {text!r}: an offset from the end (-1), or {THOUGHT_END}") from None
+        raise MechsafetyError(
+            f"{way('--position', 'position')} {text!r}: an offset from the end (-1), or {THOUGHT_END}"
+        ) from None
 
 
 class ComparisonConfig(ModelConfig):

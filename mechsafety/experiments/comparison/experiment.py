@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import pandas as pd
 
-from mechsafety.core.arguments import several
+from mechsafety.core.arguments import as_path, several
 from mechsafety.core.errors import MechsafetyError, way
 from mechsafety.core.names import MEASURES, Measure
 from mechsafety.core.places import packaged_words
@@ -434,4 +434,4 @@ def _require_comparable(bases: Sequence[Basis], wanted: Sequence[Measure]) -> No
 
 
 def _file_hash(path: str) -> str:
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    return hashlib.sha256(as_path(path).read_bytes()).hexdigest()

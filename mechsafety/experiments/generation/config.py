@@ -2,45 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
-
-from pydantic import AliasChoices, Field, model_validator
+from pydantic import Field, model_validator
 
 from mechsafety.core.errors import way
 from mechsafety.core.names import RESPONSES_AT_ONCE
-from mechsafety.experiments.config import AnyPrompts, Config, EditedConfig, FedConfig, Option
+from mechsafety.experiments.backends import BackendConfig
+from mechsafety.experiments.config import AnyPrompts, EditedConfig, FedConfig
 from mechsafety.prompts.columns import Split
-
-
-class BackendConfig(Config):
-    """Who generates: this process, or a vLLM server that runs the edited checkpoint."""
-
-    backend: Literal["own", "vllm"] = Field(
-        default="own", description="what generates: this process, or a vLLM server (edit in the weights)"
-    )
-    server: Annotated[str | None, Option(metavar="URL")] = Field(
-        default=None,
-        validation_alias=AliasChoices("server", "address"),
-        description="address of the vLLM server, e.g. http://127.0.0.1:8000/v1",
-    )
-    compared: Annotated[int, Option(name="--compared-prompts")] = Field(
-        default=8, ge=1, description="prompts that the server and this process both answer, greedily"
-    )
-    least_agreement: float = Field(
-        default=0.8,
-        ge=0,
-        le=1,
-        description="share of their tokens before the first difference, below which this process generates",
-    )
-
-    @model_validator(mode="after")
-    def _companions(self) -> BackendConfig:
-        if (self.backend == "vllm") != (self.server is not None):
-            raise ValueError(
-                f"{way('--backend vllm', 'generation.backend vllm')} and {way('--server', 'generation.server')} "
-                "go together: give both or neither"
-            )
-        return self
 
 
 class GenerationConfig(EditedConfig, FedConfig):

@@ -14,19 +14,21 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from mechsafety.claims import Estimate
-from mechsafety.claims.sentences import level, missing
+from mechsafety.claims.sentences import level
 from mechsafety.core.errors import MechsafetyError, way
 from mechsafety.core.progress import Progress, progress_line, with_progress
 from mechsafety.edits.files import require_edit_path, save_edit
 from mechsafety.edits.interventions import digest
 from mechsafety.engines.tasks import Task
+from mechsafety.experiments.backends import require_here, workers_asked
 from mechsafety.experiments.base import RESPONSES, Result, Session, run_experiment
 from mechsafety.experiments.edited import EditedExperiment
 from mechsafety.experiments.generation.config import GenerationConfig
 from mechsafety.experiments.parallel import Parallel
+from mechsafety.experiments.served import compared_with, served_sentences, servers_of
 from mechsafety.generation.completions import Sampling, generate, overridden_defaults
 from mechsafety.generation.resumable import batch_plan, batch_tasks, resumable_responses
-from mechsafety.generation.served import Agreed, compare, in_weights, served_name
+from mechsafety.generation.served import Agreed, in_weights, served_name
 from mechsafety.pages.page import Block, Page
 from mechsafety.plots.style import COLOURS, short_name, styled
 from mechsafety.prompts.columns import LABELS
@@ -34,7 +36,7 @@ from mechsafety.prompts.fed import fed, fed_record
 from mechsafety.prompts.prompt_set import PromptSet, load_prompts
 from mechsafety.prompts.splits import require_labels
 from mechsafety.runs.folder import RunFolder
-from mechsafety.serving.server import VllmServer
+from mechsafety.serving.server import VllmServer, server_with
 
 if TYPE_CHECKING:
     from mechsafety.edits.interventions import Edit
@@ -60,13 +62,9 @@ class Generation(EditedExperiment[GenerationConfig], Parallel):
             if config.on_workers:
                 raise MechsafetyError(
                     f"{way('--save-edit', 'save_edit_to')} writes where the model is, and with "
-                    f"{_workers_asked(config)} that is a worker: save it in a run without"
+                    f"{workers_asked(config)} that is a worker: save it in a run without"
                 )
-        if config.on_workers and config.generation.backend == "vllm":
-            raise MechsafetyError(
-                f"{way('--backend vllm', 'generation')} makes batches on its server: leave out "
-                f"{_workers_asked(config)}"
-            )
+        require_here(config, config.generation)
         super().__init__(config)
         self.save_edit_to = save_edit_to
         self.every = load_prompts(config.prompts)
@@ -143,12 +141,8 @@ class Generation(EditedExperiment[GenerationConfig], Parallel):
 
     def _server_at(self) -> VllmServer | None:
         """The server that the configuration names, if it answers and has this model under this edit."""
-        asked = self.config.generation
-        if asked.server is None:
-            return None
-        server = VllmServer(asked.server, compared=asked.compared, least_agreement=asked.least_agreement)
-        server.require(served_name(self.model, self.edit))
-        return server
+        servers = servers_of(self.config.generation)
+        return server_with(servers, served_name(self.model, self.edit)) if servers else None
 
     def _agreed(self, session: Session) -> Agreed | None:
         """The server, if it agreed with this process when the run began; its answers are compared once a run."""
@@ -158,8 +152,8 @@ class Generation(EditedExperiment[GenerationConfig], Parallel):
 
         def compared() -> dict[str, Any]:
             answer = partial(generate, self.model, batch_size=config.batch_size)
-            found = compare(server, list(self.fed.prompts), answer, max_new_tokens=config.max_new_tokens)
-            return {"used": found.holds, "reason": found.reason, "agreement": found.as_dict()}
+            prompts = list(self.fed.prompts)
+            return compared_with(server, prompts, answer, max_new_tokens=config.max_new_tokens)
 
         made = session.json_part("served", config.model, make=compared)
         session.run.record("served", {"address": server.address, "model": server.model, **made})
@@ -198,7 +192,8 @@ class Generation(EditedExperiment[GenerationConfig], Parallel):
         measure = f"answers that were cut at {result.config['max_new_tokens']} tokens"
         subject = f"{short_name(result.config['model'])}, {edit_description(result)}"
         found = [level(subject, measure, Estimate.of_counts(_cut(table), len(table)))]
-        return [*found, *_served(result)]
+        served = result.manifest.get("served")
+        return found if served is None else [*found, *served_sentences("vLLM server", served)]
 
     @classmethod
     def page(cls, result: Result, figures: Mapping[str, go.Figure]) -> Page:
@@ -256,21 +251,6 @@ def edit_description(result: Result) -> str:
     """What was edited, in words."""
     edit = result.manifest.get("edit")
     return edit["description"] if edit else "unedited"
-
-
-def _served(result: Result) -> list[str]:
-    """How a server's answers agree with those of this process, and whether they were taken."""
-    served = result.manifest.get("served")
-    if served is None:
-        return []
-    agreement = served["agreement"]
-    equal = Estimate.of_counts(agreement["equal"], agreement["prompts"])
-    said = level("vLLM server", "sampled prompts with the answer of this process, token by token", equal)
-    return [said] if served["used"] else [said, missing("answers of the vLLM server", served["reason"])]
-
-
-def _workers_asked(config: GenerationConfig) -> str:
-    return way("--engine ray") if config.engine == "ray" else way("--workers")
 
 
 def _chosen(every: PromptSet, config: GenerationConfig) -> PromptSet:

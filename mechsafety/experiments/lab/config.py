@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field, field_validator
 
-from mechsafety.experiments.config import Config, Option
+from mechsafety.experiments.config import EngineConfig, Option
 
 if TYPE_CHECKING:
     from mechsafety.lab.mixtures import Tuning
@@ -17,7 +17,7 @@ BASE = "base"
 """What the pretrained model is called in tables and folders."""
 
 
-class LabConfig(Config):
+class LabConfig(EngineConfig):
     """One run of the lab; a part of its manifest. Each seed is a world, a model and a training of its own.
 
     Example:

@@ -14,14 +14,15 @@ every claim stand networks that were never trained and shuffled labels.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import pandas as pd
 
+from mechsafety.core.arguments import as_path
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.progress import Progress, progress_line, with_progress
+from mechsafety.engines.tasks import Task
 from mechsafety.experiments.anatomy.config import AnatomyConfig
 from mechsafety.experiments.anatomy.experiment import read_anatomy, run_anatomy
 from mechsafety.experiments.base import Experiment, Result, Session, load_run, run_experiment
@@ -29,14 +30,19 @@ from mechsafety.experiments.lab.config import BASE, CONTROL, SAFETY_TUNINGS, Lab
 from mechsafety.experiments.lab.figures import lab_figures
 from mechsafety.experiments.lab.findings import lab_findings
 from mechsafety.experiments.lab.models import pretrained, tuned
-from mechsafety.experiments.lab.seeds import ATTACKS, LabSeed, seed_folder
+from mechsafety.experiments.lab.seeds import ATTACKS, LabSeed, seed_folder, seed_key
 from mechsafety.experiments.lab.thresholds import controls_over_seeds, held_over_seeds, threshold_table
 from mechsafety.experiments.lab.untrained import control_table
-from mechsafety.lab.mixtures import TUNINGS
-from mechsafety.runs.folder import read_run
+from mechsafety.experiments.parallel import Parallel
+from mechsafety.lab.mixtures import TUNINGS, Tuning
+from mechsafety.runs.folder import RunFolder, read_run
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
+
+
+MODELS = (BASE, *TUNINGS)
+"""A seed's models, in the order in which they are trained."""
 
 
 class LabResult(Result):
@@ -46,7 +52,7 @@ class LabResult(Result):
     def models(self, seed: int) -> dict[str, str]:
         """The folders of a seed's models, by name: what :func:`load_model` takes."""
         folder = seed_folder(self.path, seed) / "models"
-        return {name: str(folder / name) for name in (BASE, *TUNINGS)}
+        return {name: str(folder / name) for name in MODELS}
 
     def anatomy(self, seed: int, tuning: str) -> Path:
         """The folder of a tuning's anatomy, for :func:`read_anatomy`."""
@@ -73,7 +79,7 @@ class LabResult(Result):
         return f"{super()._repr_html_()}<h4>bounds over seeds</h4>{held}<h4>controls over seeds</h4>{beyond}"
 
 
-class Lab(Experiment[LabConfig]):
+class Lab(Experiment[LabConfig], Parallel):
     """Models of a small synthetic world, tuned for safety, attacked and taken apart."""
 
     kind = "lab"
@@ -84,16 +90,42 @@ class Lab(Experiment[LabConfig]):
     result_type = LabResult
 
     def work(self, session: Session) -> Mapping[str, pd.DataFrame]:
+        for seed in LabSeed.each(session, self.config):
+            seed.say("models")
+            for name in MODELS:
+                _train(seed, name)
+            for name in MODELS:
+                _cases(seed, name)
+            for name in SAFETY_TUNINGS:
+                _anatomy(seed, name)
+            _controls(seed)
+        return self.finish(session)
+
+    def tasks(self, run: RunFolder) -> list[Task]:
+        return [task for seed in self.config.seeds for task in _tasks(run, seed)]
+
+    @classmethod
+    def stored_tasks(cls, run: RunFolder) -> list[Task]:
+        return [task for seed in run.manifest["config"]["seeds"] for task in _tasks(run, int(seed))]
+
+    def do(self, task: Task, session: Session) -> None:
+        stage, key, *names = task.name
+        (seed,) = [seed for seed in LabSeed.each(session, self.config) if seed.key == key]
+        if stage == "train":
+            _train(seed, names[0])
+            _cases(seed, names[0])
+        elif stage == "anatomy":
+            _anatomy(seed, names[0])
+        else:
+            _controls(seed)
+
+    def finish(self, session: Session) -> Mapping[str, pd.DataFrame]:
         found: dict[str, list[pd.DataFrame]] = {name: [] for name in self.tables}
         for seed in LabSeed.each(session, self.config):
-            cases = _trained_and_measured(seed)
-            anatomies = {name: _anatomy(seed, name) for name in SAFETY_TUNINGS}
-            seed.say("controls")
-            with session.timed(f"seed {seed.seed}: controls"):
-                make = partial(control_table, seed, cases, anatomies)
-                controls = session.part(f"seed-{seed.seed}", "controls", make=make)
+            cases = _all_cases(seed)
             found["cases"].append(cases)
-            for name, table in (("thresholds", threshold_table(cases, anatomies)), ("controls", controls)):
+            thresholds = threshold_table(cases, _anatomies(seed))
+            for name, table in (("thresholds", thresholds), ("controls", _controls(seed))):
                 found[name].append(table.assign(seed=seed.seed)[["seed", *table.columns]])
         return {name: pd.concat(several, ignore_index=True) for name, several in found.items()}
 
@@ -154,7 +186,7 @@ def read_lab(path: str | Path) -> LabResult:
         >>> run.held()["number"].nunique()
         9
     """
-    if read_run(Path(path)).manifest["config"].get("kind") != Lab.kind:
+    if read_run(as_path(path)).manifest["config"].get("kind") != Lab.kind:
         raise MechsafetyError(f"{str(path)!r} is not a run of the lab")
     return as_lab(load_run(path))
 
@@ -164,41 +196,78 @@ def as_lab(result: Result) -> LabResult:
     return result
 
 
-def _trained_and_measured(seed: LabSeed) -> pd.DataFrame:
-    """Train the models of a seed that are not there yet; what each of them answers."""
-    chosen, timed = seed.chosen, seed.session.timed
-    models = {name: seed.folder / "models" / name for name in (BASE, *TUNINGS)}
-    seed.say("models")
-    given = {"seed": seed.seed}
-    with timed(f"seed {seed.seed}: {BASE}"):
-        pretrained(chosen, seed.vocabulary, models[BASE], rung="raw", checkpoints=True, **given)
-    for name in TUNINGS:
-        how = {"tuning": name, "schedule": chosen.tunings[name]}
-        with timed(f"seed {seed.seed}: {name}"):
-            tuned(chosen, seed.vocabulary, models[BASE], models[name], **how, **given)  # type: ignore[arg-type]
-    seed.write_prompt_sets()
-    return pd.concat(
-        [seed.cases(path, name).assign(model=name) for name, path in models.items()], ignore_index=True
-    )
+def _tasks(run: RunFolder, seed: int) -> list[Task]:
+    """The tasks of one seed: a model each, an anatomy each, and the controls, which read all of them."""
+    key = seed_key(seed)
+
+    def trained(name: str) -> Task:
+        needs = () if name == BASE else (("train", key, BASE),)
+        return Task(name=("train", key, name), done=run.has_part(key, "cases", name), needs=needs)
+
+    def taken_apart(name: str) -> Task:
+        needs = tuple(("train", key, one) for one in (name, CONTROL))
+        done = run.has_part(key, "anatomy", name, suffix="json")
+        return Task(name=("anatomy", key, name), done=done, needs=needs)
+
+    found = [*map(trained, MODELS), *map(taken_apart, SAFETY_TUNINGS)]
+    needs = tuple(task.name for task in found)
+    done = run.has_part(key, "controls")
+    return [*found, Task(name=("controls", key), done=done, needs=needs, ships=((key, "cases"),))]
 
 
-def _anatomy(seed: LabSeed, name: str) -> Mapping[str, pd.DataFrame]:
-    """The tables of one tuning's anatomy, with the benign tuning as its control."""
+def _train(seed: LabSeed, name: str) -> None:
+    """Train a model of a seed if it is not there yet; with the first one, the seed's prompt sets are written."""
+    chosen, folder, base = seed.chosen, seed.model(name), seed.model(BASE)
+    with seed.session.timed(f"seed {seed.seed}: {name}"):
+        if name == BASE:
+            pretrained(chosen, seed.vocabulary, folder, rung="raw", checkpoints=True, seed=seed.seed)
+            seed.write_prompt_sets()
+        else:
+            tuning = cast("Tuning", name)
+            how = {"tuning": tuning, "schedule": chosen.tunings[tuning], "seed": seed.seed}
+            tuned(chosen, seed.vocabulary, base, folder, **how)
+
+
+def _cases(seed: LabSeed, name: str) -> pd.DataFrame:
+    return seed.cases(seed.model(name), name).assign(model=name)
+
+
+def _all_cases(seed: LabSeed) -> pd.DataFrame:
+    """What each of a seed's models answers."""
+    return pd.concat([_cases(seed, name) for name in MODELS], ignore_index=True)
+
+
+def _anatomy(seed: LabSeed, name: str) -> None:
+    """One tuning's anatomy, with the benign tuning as its control."""
     seed.say(f"anatomy of {name}")
-    models = seed.folder / "models"
     config = AnatomyConfig(
-        base=str(models / BASE),
-        tuned=str(models / name),
-        control=str(models / CONTROL),
+        base=str(seed.model(BASE)),
+        tuned=str(seed.model(name)),
+        control=str(seed.model(CONTROL)),
         attacks=str(seed.folder / ATTACKS),
         **seed.reading,
     )
     session = seed.session
     with session.timed(f"seed {seed.seed}: anatomy of {name}"):
-        made = run_anatomy(
+        run_anatomy(
             config,
             seed.folder / "anatomy" / name,
             say=session.say,
             allow_other_versions=session.allow_other_versions,
         )
-    return made.tables
+    session.run.write_json_part(True, seed.key, "anatomy", name)
+
+
+def _anatomies(seed: LabSeed) -> dict[str, Mapping[str, pd.DataFrame]]:
+    return {name: read_anatomy(seed.folder / "anatomy" / name).tables for name in SAFETY_TUNINGS}
+
+
+def _controls(seed: LabSeed) -> pd.DataFrame:
+    """Every reading of a seed beside its controls."""
+
+    def made() -> pd.DataFrame:
+        seed.say("controls")
+        return control_table(seed, _all_cases(seed), _anatomies(seed))
+
+    with seed.session.timed(f"seed {seed.seed}: controls"):
+        return seed.session.part(seed.key, "controls", make=made)

@@ -8,21 +8,25 @@ gets the same short safety tuning, and ``mechsafety ladder`` then removes direct
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import pandas as pd
 
+from mechsafety.core.arguments import as_path
 from mechsafety.core.progress import Progress, progress_line, with_progress
+from mechsafety.engines.tasks import Task
 from mechsafety.experiments.base import REPORT, Experiment, Result, Session, run_experiment
 from mechsafety.experiments.lab.config import LabConfig
 from mechsafety.experiments.lab.models import pretrained, tuned
-from mechsafety.experiments.lab.seeds import LabSeed, seed_folder
+from mechsafety.experiments.lab.seeds import LabSeed, seed_folder, seed_key
 from mechsafety.experiments.ladder.config import LadderConfig
 from mechsafety.experiments.ladder.experiment import Ladder, LadderResult, read_ladder, run_ladder
-from mechsafety.lab.mixtures import RUNGS
+from mechsafety.experiments.parallel import Parallel
+from mechsafety.lab.mixtures import RUNGS, Rung
+from mechsafety.runs.folder import RunFolder
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -49,7 +53,7 @@ class LabLadderResult(Result):
         return super().publish()
 
 
-class LabLadder(Experiment[LabConfig]):
+class LabLadder(Experiment[LabConfig], Parallel):
     """Six pretraining mixtures, the same safety tuning for each, then directions removed from all."""
 
     kind = "lab-ladder"
@@ -59,23 +63,33 @@ class LabLadder(Experiment[LabConfig]):
 
     def work(self, session: Session) -> Mapping[str, pd.DataFrame]:
         seeds = LabSeed.each(session, self.config)
-        cases = [table for seed in seeds for table in _trained_and_measured(seed)]
+        for seed in seeds:
+            for rung in RUNGS:
+                _rung(seed, rung)
         # The first seed's last: its report shows the others, which must be there then.
-        first, *others = seeds
-        for seed in (*others, first):
-            seed.say("ladder")
-            beside = [str(ladder_folder(session.run.path, o.seed)) for o in others] if seed is first else []
-            run_ladder(
-                LadderConfig(
-                    systems=tuple(str(seed.folder / "rungs" / rung) for rung in RUNGS),
-                    beside=tuple(beside),
-                    fit_on="labels",  # its models refuse in words of their own, and read 24 tokens
-                    **seed.reading,
-                ),
-                ladder_folder(session.run.path, seed.seed),
-                say=session.say,
-                allow_other_versions=session.allow_other_versions,
-            )
+        for seed in (*seeds[1:], seeds[0]):
+            _ladder(seed, beside=seeds[1:] if seed is seeds[0] else ())
+        return self.finish(session)
+
+    def tasks(self, run: RunFolder) -> list[Task]:
+        return _tasks(run, self.config.seeds)
+
+    @classmethod
+    def stored_tasks(cls, run: RunFolder) -> list[Task]:
+        return _tasks(run, [int(seed) for seed in run.manifest["config"]["seeds"]])
+
+    def do(self, task: Task, session: Session) -> None:
+        stage, key, *rungs = task.name
+        seeds = LabSeed.each(session, self.config)
+        (seed,) = [seed for seed in seeds if seed.key == key]
+        if stage == "train":
+            _rung(seed, cast("Rung", rungs[0]))
+        else:
+            _ladder(seed, beside=seeds[1:] if seed is seeds[0] else ())
+
+    def finish(self, session: Session) -> Mapping[str, pd.DataFrame]:
+        seeds = LabSeed.each(session, self.config)
+        cases = [table for seed in seeds for rung in RUNGS for table in _cases(seed, rung)]
         return {"cases": pd.concat(cases, ignore_index=True)}
 
     @classmethod
@@ -142,26 +156,63 @@ def as_lab_ladder(result: Result) -> LabLadderResult:
 
 def ladder_folder(run: str | Path, seed: int) -> Path:
     """Where the ladder of a seed lies."""
-    run = Path(run)
+    run = as_path(run)
     return seed_folder(run, seed) / "ladder"
 
 
-def _trained_and_measured(seed: LabSeed) -> list[pd.DataFrame]:
-    """Train the rungs of a seed that are not there yet; what each answers before and after its tuning."""
-    cases = []
-    for rung in RUNGS:
-        seed.say(f"rung {rung}")
-        stages = {name: seed.folder / folder / rung for name, folder in _STAGES.items()}
-        before, after = stages.values()
-        given = {"seed": seed.seed}
-        pretrained(seed.chosen, seed.vocabulary, before, rung=rung, checkpoints=False, **given)
-        how = {"tuning": "ssft", "schedule": seed.chosen.instruct}
-        tuned(seed.chosen, seed.vocabulary, before, after, **how, **given)  # type: ignore[arg-type]
-        cases += [
-            seed.cases(path, f"{rung}-{stage}", rung=rung, stage=stage) for stage, path in stages.items()
-        ]
-    seed.write_prompt_sets()
-    return cases
-
-
 _STAGES = {"pretrained": "pretrained", "tuned": "rungs"}
+
+
+def _tasks(run: RunFolder, seeds: Sequence[int]) -> list[Task]:
+    """The rungs of every seed, then its ladder; that of the first seed reads the others'."""
+    found, first = [], seed_key(seeds[0])
+    for key in map(seed_key, seeds):
+        rungs = [
+            Task(
+                name=("train", key, rung),
+                done=all(run.has_part(key, "cases", f"{rung}-{stage}") for stage in _STAGES),
+            )
+            for rung in RUNGS
+        ]
+        others = [("ladder", seed_key(seed)) for seed in seeds[1:]] if key == first else []
+        needs = (*(task.name for task in rungs), *others)
+        done = run.has_part(key, "ladder", suffix="json")
+        found += [*rungs, Task(name=("ladder", key), done=done, needs=needs)]
+    return found
+
+
+def _rung(seed: LabSeed, rung: Rung) -> None:
+    """Train a rung of a seed if it is not there yet; what it answers before and after its tuning."""
+    seed.say(f"rung {rung}")
+    before, after = _folders(seed, rung).values()
+    pretrained(seed.chosen, seed.vocabulary, before, rung=rung, checkpoints=False, seed=seed.seed)
+    how = {"tuning": "ssft", "schedule": seed.chosen.instruct, "seed": seed.seed}
+    tuned(seed.chosen, seed.vocabulary, before, after, **how)  # type: ignore[arg-type]
+    _cases(seed, rung)
+
+
+def _cases(seed: LabSeed, rung: Rung) -> list[pd.DataFrame]:
+    return [
+        seed.cases(path, f"{rung}-{stage}", rung=rung, stage=stage)
+        for stage, path in _folders(seed, rung).items()
+    ]
+
+
+def _folders(seed: LabSeed, rung: Rung) -> dict[str, Path]:
+    return {stage: seed.folder / folder / rung for stage, folder in _STAGES.items()}
+
+
+def _ladder(seed: LabSeed, *, beside: Sequence[LabSeed]) -> None:
+    """Directions removed from all rungs of a seed; its report shows the ladders of ``beside``."""
+    session, root = seed.session, seed.session.shared_folder
+    seed.say("ladder")
+    seed.write_prompt_sets()
+    config = LadderConfig(
+        systems=tuple(str(seed.folder / "rungs" / rung) for rung in RUNGS),
+        beside=tuple(str(ladder_folder(root, other.seed)) for other in beside),
+        fit_on="labels",  # its models refuse in words of their own, and read 24 tokens
+        **seed.reading,
+    )
+    versions = session.allow_other_versions
+    run_ladder(config, ladder_folder(root, seed.seed), say=session.say, allow_other_versions=versions)
+    session.run.write_json_part(True, seed.key, "ladder")

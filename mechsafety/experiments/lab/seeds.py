@@ -48,7 +48,16 @@ class LabSeed:
 
     @property
     def folder(self) -> Path:
-        return seed_folder(self.session.run.path, self.seed)
+        return seed_folder(self.session.shared_folder, self.seed)
+
+    @property
+    def key(self) -> str:
+        """What its parts are named by."""
+        return seed_key(self.seed)
+
+    def model(self, name: str) -> Path:
+        """The folder of one of its models."""
+        return self.folder / "models" / name
 
     def say(self, line: str) -> None:
         self.session.say(f"seed {self.seed}: {line}")
@@ -81,10 +90,14 @@ class LabSeed:
             model = open_network(path)
             return measure_cases(model, self.vocabulary, n=self.chosen.measured, seed=self.seed)
 
-        table = self.session.part(f"seed-{self.seed}", "cases", name, make=measured)
+        table = self.session.part(self.key, "cases", name, make=measured)
         first = {"seed": self.seed, **columns}
         return table.assign(**first)[[*first, *table.columns]]
 
 
+def seed_key(seed: int) -> str:
+    return f"seed-{seed}"
+
+
 def seed_folder(run: Path, seed: int) -> Path:
-    return run / f"seed-{seed}"
+    return run / seed_key(seed)

@@ -87,7 +87,7 @@ class _Controls:
             yield growth_reading(model, line, self.cases, self.untrained_cases, seed=self.seed.seed)
 
     def _folder(self, model: str) -> Any:
-        return self.seed.folder / "models" / model
+        return self.seed.model(model)
 
     @cached_property
     def networks(self) -> list[GPTNeoXForCausalLM]:

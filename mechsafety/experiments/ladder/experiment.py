@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from mechsafety.core.errors import MechsafetyError, NotFiniteError, RefusedRunError
+from mechsafety.core.arguments import as_path
+from mechsafety.core.errors import MechsafetyError, NotFiniteError, RefusedRunError, way
 from mechsafety.core.progress import Progress, progress_line, with_progress
 from mechsafety.engines.tasks import Task
 from mechsafety.experiments.base import Experiment, Read, Result, Session, load_run, run_experiment
@@ -255,11 +256,10 @@ def read_ladder(path: str | Path) -> LadderResult:
         >>> ms.anatomy.read_ladder("runs/ladder").config["systems"]
         ['smollm2-135m']
     """
-    kind = read_run(Path(path)).manifest["config"].get("kind", "study")
+    kind = read_run(as_path(path)).manifest["config"].get("kind", "study")
     if kind != Ladder.kind:
-        raise MechsafetyError(
-            f"{str(path)!r} is a run of kind {kind!r}: a ladder is what mechsafety ladder made"
-        )
+        maker = way("mechsafety ladder", "ms.anatomy.run_ladder")
+        raise MechsafetyError(f"{str(path)!r} is a run of kind {kind!r}: a ladder is what {maker} made")
     found = as_ladder(load_run(path))
     _ = found.record  # which only a finished one has
     return found

@@ -12,7 +12,7 @@ from plotly.subplots import make_subplots
 
 from mechsafety.claims import Claim
 from mechsafety.claims.sentences import NO_VERDICTS
-from mechsafety.core.wording import span
+from mechsafety.core.wording import percent_cell, span
 from mechsafety.experiments.ladder.contrasts import Claims, ladder_claims, ladder_systems, rung_names
 from mechsafety.experiments.ladder.findings import tallied
 from mechsafety.experiments.ladder.matrices import ladder_matrices, link_figure
@@ -77,7 +77,7 @@ def overview_figure(harmful: pd.DataFrame, names: Mapping[str, str], claims: Cla
     def cell(system: str, kind: str, directions: int) -> tuple[float, str]:
         value = float(shares.get((system, kind, directions), math.nan))
         marked = claims.get((system, directions)) if kind == "refusal" else None
-        return value, _share(value) + (_marks(marked) if marked else "")
+        return value, percent_cell(value) + (_marks(marked) if marked else "")
 
     systems = list(names)[::-1]
     rows = [[cell(system, *state) for state in states] for system in systems]
@@ -88,7 +88,7 @@ def overview_figure(harmful: pd.DataFrame, names: Mapping[str, str], claims: Cla
             **{"z": z, "text": text, "texttemplate": "%{text}", "xgap": 2, "ygap": 2},
             **{"zmin": 0, "zmax": 1, "colorscale": HEAT, "hoverongaps": False},
             customdata=[[f"{names[s]}, {tick}" for tick in ticks] for s in systems],
-            hovertemplate="%{customdata}: %{z:.0%}<extra></extra>",
+            hovertemplate="%{customdata}: %{z:.3~%}<extra></extra>",
             colorbar={"title": {"text": "refused"}, "tickformat": ".0%", "thickness": 14},
         )
     )
@@ -114,7 +114,11 @@ def overview_figure(harmful: pd.DataFrame, names: Mapping[str, str], claims: Cla
             [
                 f"{_number(harmful)} harmful prompts. ↓ a fall and ↑ a rise that is shown (McNemar, Holm); ° beyond "
                 "every random draw.",
-                *(tallied(claims, "harmful") if claims else [f"Changes are not tested ({NO_VERDICTS})."]),
+                *(
+                    tallied(claims, list(names), "harmful")
+                    if claims
+                    else [f"Changes are not tested ({NO_VERDICTS})."]
+                ),
             ]
         ),
         width=WIDTH,
@@ -290,10 +294,6 @@ def ranks_figure(ranks: pd.DataFrame, names: Mapping[str, str]) -> go.Figure:
 # -- parts ------------------------------------------------------------------------------------------
 
 
-def _share(value: float) -> str:
-    return "" if value != value else f"{value:.0%}"
-
-
 def _marks(claim: Claim) -> str:
     if not claim.shown:
         return ""
@@ -346,5 +346,5 @@ def _panels_styled(figure: go.Figure, title: str, subtitle: str, x: str) -> go.F
 
 def _named(name: str, first: bool) -> dict[str, Any]:
     """A trace of shares that stands in the legend once, however many panels have it."""
-    template = "%{y:.0%}<extra>" + name + "</extra>"
+    template = "%{y:.3~%}<extra>" + name + "</extra>"
     return {"name": name, "legendgroup": name, "showlegend": first, "hovertemplate": template}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -67,12 +67,16 @@ def summary(tables: Mapping[str, pd.DataFrame]) -> list[str]:
     if not harmful:
         return [missing("Refusals without directions", NO_VERDICTS)]
     steps = [_steps(of_system(harmful, system)) for system in ladder_systems(tables)]
-    return [*tallied(harmful, "harmful"), *filter(None, steps), *tallied(harmless, "harmless")]
+    systems = ladder_systems(tables)
+    return [
+        *tallied(harmful, systems, "harmful"),
+        *filter(None, steps),
+        *(tallied(harmless, systems, "harmless") if harmless else []),
+    ]
 
 
-def tallied(claims: Claims, label: str) -> list[str]:
+def tallied(claims: Claims, systems: Sequence[str], label: str) -> list[str]:
     """How many systems show a fall, one beyond random directions, and a rise."""
-    systems = dict.fromkeys(system for system, _ in claims)
     things = [[[claim] for claim in of_system(claims, system).values()] for system in systems]
     measure = f"refusals of {label} prompts"
     return tallies("Ladder", things, of="systems", measure=measure, control="random directions")

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mechsafety.anatomy.links import LINK_COLUMNS, direction_links, set_links
 from mechsafety.anatomy.weight_changes import weight_changes
+from mechsafety.core.arguments import as_path
 from mechsafety.core.errors import MechsafetyError, way
 from mechsafety.regions.score_files import Attribution
 from mechsafety.runs.folder import RunFolder, read_run
@@ -29,14 +30,13 @@ def read_regions(path: str | Path, systems: tuple[str, ...]) -> RunFolder:
     Raises :class:`MechsafetyError` for a folder that is no regions run, one of another model, and one that holds
     neither scores nor links.
     """
-    path = Path(path)
+    path = as_path(path)
     run = read_run(path)
     config = run.manifest["config"]
     if config.get("kind") != "regions":
         raise MechsafetyError(
             f"{str(path)!r} is a run of kind {config.get('kind', 'study')!r}: {way('--regions', 'regions')} names a "
-            "folder that "
-            "mechsafety regions made"
+            f"folder that {way('mechsafety regions', 'ms.regions.run_regions')} made"
         )
     if config["model"] not in systems:
         raise MechsafetyError(

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from mechsafety.claims import Claim, Estimate, corrected_over, decide
+from mechsafety.claims.contrasts import UNKNOWN
 from mechsafety.claims.draws import differing_changes
 from mechsafety.claims.sentences import Named, counted, extremes
 from mechsafety.claims.shared import once
@@ -103,12 +104,12 @@ def net_losses(tables: Tables) -> list[str]:
     names = rung_names(ladder_systems(tables))
     losses = [
         Named(
-            name=names[system],
+            name=name,
             estimate=Estimate(value=0.0 - 100 * d.value, low=-100 * d.high, high=-100 * d.low),
         )
-        for (system, k), claim in claims.items()
-        if k == fewest
-        for d in [claim.contrast.difference]
+        for system, name in names.items()
+        for claim in [claims.get((system, fewest))]
+        for d in [claim.contrast.difference if claim else UNKNOWN]
     ]
     subject = f"Without {number_of(fewest, 'direction')}"
     return [extremes(subject, "net loss of refusals of harmful prompts", losses, unit="points", of="systems")]
@@ -119,12 +120,14 @@ def paper_claims(tables: Tables) -> dict[str, list[Claim]]:
     """Each rung that the paper says something of, against its other rungs here: who loses more refusals.
 
     By the rung; a rise is that it loses more than the other (:func:`differing_changes`, corrected over all pairs).
+    Plain SmolLM2 is none of the paper's ladder: nothing that is said of its rungs is said of them beside it.
     """
     states = verdicts_by_state(tables, "harmful")
     fewest = min((k for _, kind, k, _ in states if kind == "refusal"), default=0)
     names = rung_names(ladder_systems(tables))
     rungs = {rung: s for s in names if fewest and (rung := paper_rung(s)) in SYSTEMS}
-    pairs = [(rung, other) for rung in PUBLISHED if rung in rungs for other in rungs if other != rung]
+    ladder = [rung for rung in rungs if rung != "smollm2"]
+    pairs = [(rung, other) for rung in PUBLISHED if rung in rungs for other in ladder if other != rung]
     changes = {
         rung: (states.get((s, "unedited", 0, 0), {}), states.get((s, "refusal", fewest, 0), {}))
         for rung, s in rungs.items()

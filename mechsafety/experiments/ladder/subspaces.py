@@ -16,6 +16,7 @@ from mechsafety.anatomy.links import layer_outcomes
 from mechsafety.anatomy.readings import UNSAFE, outcome_rows
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.names import SELECTION_RULES, FitOn
+from mechsafety.core.wording import percent
 from mechsafety.directions.activations import ResidualCache, residual_stream
 from mechsafety.directions.controls import ControlBasis, control_bases
 from mechsafety.directions.direction import Directions, find_directions
@@ -145,7 +146,7 @@ def find_subspace(
     asking["keep"] = partial(keep_state, "unedited")
     (row,) = outcome_rows(model, {UNSAFE: list(choice)}, **asking)
     refused = float(row["refused"])
-    before = f"the system refuses {refused:.0%} of {len(choice)} harmful validation prompts"
+    before = f"the system refuses {percent(refused)} of {len(choice)} harmful validation prompts"
     tried: tuple[Tried, ...] = ()
     if by_refusals := refused >= LEAST_REFUSED:
         shares = layer_outcomes(
@@ -203,20 +204,19 @@ def choose_layer(tried: Sequence[Tried], *, refused: float) -> tuple[Tried, str]
     for bound in SELECTION_RULES["auto"]:
         if within := [one for one in halving if one.kl <= bound]:
             best = max(within, key=lambda one: (one.complied, -one.kl, -one.layer))
-            return best, f"refusals fall to {best.refused:.0%} at a KL of {best.kl:.2f}, bound {bound:g}"
+            return best, f"{_without(best)}, bound {bound:g}"
     if halving:
         best = min(halving, key=lambda one: (one.kl if one.kl == one.kl else math.inf, one.layer))
-        return best, (
-            f"refusals fall to {best.refused:.0%}, but at a KL of {best.kl:.2f} on harmless prompts, and at no layer "
-            "with less"
-        )
+        return best, f"{_without(best)} on harmless prompts, the lowest of the layers that halve refusals"
     best = max(
         tried, key=lambda one: (one.complied if one.complied == one.complied else -1.0, -one.kl, -one.layer)
     )
-    return (
-        best,
-        f"refusals fall to {best.refused:.0%} only, at a KL of {best.kl:.2f}, and to half at no layer",
-    )
+    return best, f"no layer halves refusals; {_without(best)}"
+
+
+def _without(one: Tried) -> str:
+    """What was measured there; whether that is a fall, its answers decide and not this."""
+    return f"{percent(one.refused)} are refused without its direction, at a KL of {one.kl:.2g}"
 
 
 def candidate_layers(n_layers: int) -> list[int]:

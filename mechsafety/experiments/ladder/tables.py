@@ -14,6 +14,7 @@ from scipy.stats import rankdata
 from mechsafety.anatomy.links import LINK_COLUMNS
 from mechsafety.anatomy.readings import OUTCOME_COLUMNS, outcome_row
 from mechsafety.core.verdict import Label
+from mechsafety.core.wording import two_digits
 from mechsafety.experiments.ladder.config import AGAINST, Kind
 from mechsafety.prompts.columns import LABELS
 from mechsafety.statistics.auroc import auroc_interval
@@ -155,9 +156,7 @@ def refused_table(survival: pd.DataFrame) -> str:
     harmful = survival[survival["label"] == "harmful"]
     wide = harmful.pivot_table(index=["system", "kind"], columns="directions", values="refused", sort=False)
     wide = wide.rename(index=_KINDS, level="kind").sort_index(axis=1)
-    return (
-        f"harmful prompts refused, by directions removed\n{wide.to_string(na_rep='-', float_format='%.2f')}"
-    )
+    return f"harmful prompts refused, by directions removed\n{wide.to_string(na_rep='-', float_format=two_digits)}"
 
 
 def rank_table(

@@ -318,7 +318,7 @@ def link_effects_figure(link_effects: pd.DataFrame) -> go.Figure:
             mode="markers",
             marker={"color": colour, "size": 8},
             customdata=link_effects["state"],
-            hovertemplate="%{customdata}: %{x:.0%}<extra></extra>",
+            hovertemplate="%{customdata}: %{x:.3~%}<extra></extra>",
             showlegend=False,
             row=1,
             col=column,

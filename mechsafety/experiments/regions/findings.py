@@ -192,7 +192,9 @@ def _links(table: pd.DataFrame) -> Iterator[str]:
             yield level(subject, measure, Estimate(value=float(known[column].median())))
         above = int((known["share_removed_on_direction"] > known["random"]).sum())
         what = "maps whose removed weights write a larger share on the refusal direction than random ones"
-        yield counted(subject, above, len(known), what, unknown=len(rows) - len(known))
+        yield counted(
+            subject, above, len(known), what, expected=len(known) / 2, unknown=len(rows) - len(known)
+        )
 
 
 def _link_effects(tables: Tables, table: pd.DataFrame) -> Iterator[str]:

@@ -10,6 +10,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from mechsafety.core.wording import percent_cell
 from mechsafety.experiments.regions.contrasts import REMOVAL_NAMES
 from mechsafety.experiments.regions.findings import METHOD_NAMES, times_chance
 from mechsafety.plots.columns import Columns
@@ -20,10 +21,10 @@ from mechsafety.plots.traces import side_by_side
 
 _EMPTY = "#DDDDDD"
 _GRID = (
-    ("refused", "harmful refused", ".0%"),
-    ("complied", "harmful answered coherently", ".0%"),
-    ("degenerate", "harmful degenerate", ".0%"),
-    ("accuracy", "multiple choice: right", ".0%"),
+    ("refused", "harmful refused"),
+    ("complied", "harmful answered coherently"),
+    ("degenerate", "harmful degenerate"),
+    ("accuracy", "multiple choice: right"),
 )
 
 
@@ -188,8 +189,8 @@ def grid_figure(tradeoff: pd.DataFrame, removal: str) -> go.Figure:
     sizes = grid_sizes(tradeoff, removal) or ("p", "q")
     rows = tradeoff[(tradeoff["removal"] == removal) & (tradeoff["control"] == "removed")]
     shown = [part for part in _GRID if rows[part[0]].notna().any()]
-    figure = side_by_side([title for _, title, _ in shown], gap=0.03)
-    for column, (measure, _, form) in enumerate(shown, start=1):
+    figure = side_by_side([title for _, title in shown], gap=0.03)
+    for column, (measure, _) in enumerate(shown, start=1):
         table = rows.pivot_table(
             index=sizes[1], columns=sizes[0], values=measure, aggfunc="mean", dropna=False
         )
@@ -197,7 +198,7 @@ def grid_figure(tradeoff: pd.DataFrame, removal: str) -> go.Figure:
             z=table.to_numpy(),
             x=[f"{v:g}" for v in table.columns],
             y=[f"{v:g}" for v in table.index],
-            text=[["" if v != v else format(v, form) for v in line] for line in table.to_numpy()],
+            text=[list(map(percent_cell, line)) for line in table.to_numpy()],
             texttemplate="%{text}",
             hovertemplate=f"{sizes[0]} %{{x}}, {sizes[1]} %{{y}}: %{{text}}<extra></extra>",
             zmin=0,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import pandas as pd
 
 from mechsafety.core.verdict import Judge
+from mechsafety.core.wording import percent
 from mechsafety.edits.interventions import Edit
 from mechsafety.experiments.base import Session
 from mechsafety.experiments.regions.config import RegionsConfig, State, planned_states
@@ -90,7 +91,7 @@ class RegionWork:
         self.run.record("maps", {"covered": len(self.maps), "left_out": left, "share_left_out": share})
         if left:
             self.say(
-                f"{share:.2%} of the weights of the blocks are no linear maps and left as they are: "
+                f"{percent(share)} of the weights of the blocks are no linear maps and left as they are: "
                 f"{', '.join(left[:3])}{', ...' if left[3:] else ''}"
             )
         parts = self.config.parts

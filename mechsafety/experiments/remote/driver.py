@@ -8,6 +8,7 @@ import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mechsafety.core.errors import MechsafetyError, StoppedError
@@ -16,7 +17,7 @@ from mechsafety.engines.cluster import cluster, require_gpus_named
 from mechsafety.engines.hosts import Host, Share, WorkerDiedError
 from mechsafety.engines.processes import processes
 from mechsafety.engines.progress import Pace, by_stage, line, state
-from mechsafety.engines.tasks import Schedule, Task, shown
+from mechsafety.engines.tasks import Schedule, Task, next_model, shown
 from mechsafety.experiments.parallel import Parallel
 from mechsafety.experiments.remote.made import (
     Facts,
@@ -62,13 +63,17 @@ def _threads_of_workers(config: EngineConfig) -> int:
 
 
 @contextmanager
-def with_workers(experiment: Experiment[Any], day: str, *, allow_other_versions: bool) -> Iterator[Any]:
+def with_workers(
+    experiment: Experiment[Any], out: Path, day: str, *, allow_other_versions: bool
+) -> Iterator[Any]:
     """``experiment`` with its preparation and its work on workers, on ray or on this machine, while the block runs."""
     config = experiment.config
     share = Share(cpus=_threads_of_workers(config), gpus=config.gpus_per_task or 0.0)
     with _host(config, share) as host:
         most = config.workers if isinstance(experiment, Parallel) else 1
-        pool = _Pool(experiment, host, share, most=most, day=day, allow=allow_other_versions)
+        options = {"home": str(out), "day": day, "threads": share.cpus}
+        options |= {"allow_other_versions": allow_other_versions, "versions": computing_versions()}
+        pool = _Pool(experiment, host, most=most, options=options)
         try:
             yield _Remote(experiment, pool, threads=share.cpus)
         finally:
@@ -106,15 +111,12 @@ class _Pool:
         self,
         experiment: Experiment[Any],
         host: Host,
-        share: Share,
         *,
         most: int | None,
-        day: str,
-        allow: bool,
+        options: Mapping[str, Any],
     ) -> None:
         self.host, self.most = host, most
-        options = {"day": day, "threads": share.cpus, "allow_other_versions": allow}
-        self._given = pickle.dumps(experiment), options | {"versions": computing_versions()}
+        self._given = pickle.dumps(experiment), options
         self._numbers = itertools.count(1)
         self.members: dict[str, _Member] = {}
         self.waiting: dict[Any, str] = {}
@@ -248,6 +250,8 @@ class _Work:
         self.failures: dict[str, Failure] = {}
         self._whole: Mapping[str, pd.DataFrame] | None = None
         self._said, self._fetched = 0.0, time.monotonic()
+        self._named: set[str] = set()
+        """Models whose files were asked for ahead."""
 
     def _say(self, text: str) -> None:
         self.say(f"{self.pool.host.name}: {text}")
@@ -292,8 +296,10 @@ class _Work:
         """Work until no task is left that can begin."""
         while True:
             known = tasks()
-            for name, task in self.schedule.next(known, self.pool.idle()).items():
-                self._begin(self.pool.members[name], task)
+            begun = self.schedule.next(known, self.pool.idle())
+            ahead = self._ahead(known) if begun else None
+            for name, task in begun.items():
+                self._begin(self.pool.members[name], task, ahead)
             if not self.schedule.running and not self.schedule.ready(known):
                 self._report(known, now=True)
                 return
@@ -316,10 +322,18 @@ class _Work:
             self._fetched = time.monotonic()
             self.pool.ask([name for name, task in self.schedule.running.items() if task.batch is None])
 
-    def _begin(self, member: _Member, task: Task) -> None:
-        files = self._shipped(member, task)
+    def _ahead(self, known: Sequence[Task]) -> str | None:
+        """The model that no worker has or loads now, and one may be asked for next; each is named once."""
+        have = {model for member in self.pool.members.values() for model in member.held}
+        have |= {task.model for task in self.schedule.running.values() if task.model is not None}
+        found = next_model(known, have | self._named)
+        self._named |= {found} if found is not None else set()
+        return found
+
+    def _begin(self, member: _Member, task: Task, ahead: str | None) -> None:
+        files, whole = self._shipped(member, task), task.name == _WHOLE
         member.began = time.monotonic()
-        self.pool.begin(member, "do", task, files, manifest_of(self.run), whole=task.name == _WHOLE)
+        self.pool.begin(member, "do", task, files, manifest_of(self.run), whole=whole, ahead=ahead)
 
     def _shipped(self, member: _Member, task: Task) -> dict[str, bytes]:
         """The files that a task reads and a worker does not have as they are."""

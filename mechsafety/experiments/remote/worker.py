@@ -34,19 +34,21 @@ class _Task:
 class Worker:
     """One process that makes parts. Models stay loaded between tasks.
 
-    ``pickled`` is the experiment; it is read when the versions are known to be the driver's.
+    ``pickled`` is the experiment, which is read when the versions are known to be the driver's; ``home`` is the run's
+    folder.
     """
 
     def __init__(
         self,
         pickled: bytes,
         *,
+        home: str,
         day: str,
         threads: int,
         allow_other_versions: bool,
         versions: Mapping[str, str],
     ) -> None:
-        self._pickled, self._day, self._threads = pickled, day, threads
+        self._pickled, self._home, self._day, self._threads = pickled, home, day, threads
         self._allow, self._versions = allow_other_versions, versions
         self._lines: list[str] = []
         self._task: _Task | None = None
@@ -76,13 +78,23 @@ class Worker:
             say=self._lines.append,
             loading=experiment.loading,
             allow_other_versions=self._allow,
+            home=Path(self._home),
         )
         return Facts(bound=dict(experiment.bound()), sources=dict(experiment.sources()))
 
-    def do(self, task: Task, files: Files, manifest: Mapping[str, Any], *, whole: bool) -> Made:
-        """Make the parts of ``task``; where it is the ``whole`` work, its tables too."""
+    def do(
+        self, task: Task, files: Files, manifest: Mapping[str, Any], *, whole: bool, ahead: str | None = None
+    ) -> Made:
+        """Make the parts of ``task``; where it is the ``whole`` work, its tables too.
+
+        ``ahead`` is a model that this worker may be asked for next, whose files are fetched meanwhile.
+        """
         import torch
 
+        from mechsafety.models.ahead import fetch_ahead
+
+        if ahead is not None:
+            fetch_ahead(ahead)
         torch.set_num_threads(self._threads)  # holds for the thread that says so
         run = self._session.run
         run.write_text(MANIFEST, json.dumps(manifest))

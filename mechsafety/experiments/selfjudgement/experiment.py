@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import pandas as pd
 
 from mechsafety.annotation.labels import responses_sha256
-from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.errors import MechsafetyError, way
 from mechsafety.core.names import QUESTION_FORMS
 from mechsafety.core.progress import Progress, progress_line, with_progress
+from mechsafety.core.wording import two_digits
 from mechsafety.edits.interventions import Edit, digest
 from mechsafety.engines.tasks import Task
 from mechsafety.experiments.base import Experiment, Result, Session, run_experiment
@@ -214,7 +215,7 @@ class SelfJudging(Experiment[SelfJudgeConfig], Parallel):
 
     @classmethod
     def text(cls, result: Result) -> str:
-        return result.tables["cells"][_SHOWN].to_string(index=False, na_rep="-", float_format="%.2f")
+        return result.tables["cells"][_SHOWN].to_string(index=False, na_rep="-", float_format=two_digits)
 
 
 @with_progress
@@ -263,7 +264,7 @@ def _study_config(study: RunFolder) -> StudyConfig:
     if "judges" not in stored or "systems" not in study.manifest:
         raise MechsafetyError(
             f"run {str(study.path)!r} is no finished study (it is of kind {stored.get('kind', 'study')!r}): run "
-            "mechsafety study first, and name its folder"
+            f"{way('mechsafety study', 'ms.run_study')} first, and name its folder"
         )
     return stored_config(stored)
 

@@ -152,7 +152,7 @@ def reliability_figure(calibration: pd.DataFrame, **_look: Unpack[Look]) -> go.F
                     line={"color": colour, "width": 1.5},
                     marker={"size": 8},
                     customdata=part["n"],
-                    hovertemplate="P(yes) %{x:.2f}, refused %{y:.0%} of %{customdata}<extra></extra>",
+                    hovertemplate="P(yes) %{x:.2f}, refused %{y:.3~%} of %{customdata}<extra></extra>",
                     error_y=whiskers(part["rate"], part["low"], part["high"], colour=colour, **_THIN),
                     **in_legend(name, first=(row, column) == (1, 1), row=row, col=column),
                 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -16,6 +16,7 @@ from mechsafety.experiments.study.config import StudyConfig
 from mechsafety.experiments.study.controls import (
     RANDOM,
 )
+from mechsafety.experiments.study.served import ServedArms
 from mechsafety.experiments.study.systems import SystemWork
 from mechsafety.generation.answered import asked_in
 from mechsafety.generation.completions import Sampling
@@ -66,6 +67,15 @@ class AnsweredWork(SystemWork):
 
     # -- responses ------------------------------------------------------------------------------
 
+    @cached_property
+    def served(self) -> ServedArms:
+        """What servers answer."""
+        return ServedArms(self.config, self.session)
+
+    def waits(self, spec: str, arm: str) -> bool:
+        """Whether an arm waits for a server of its weights."""
+        return self.served.waits(spec, arm, partial(self.model, spec), partial(self.edit, spec, arm))
+
     def _asked(self, spec: str, arm: str) -> PromptSet:
         """The prompts of one arm: the harmful ones alone where a random direction is removed."""
         prompts = self.fed(spec)[0].prompts
@@ -84,18 +94,24 @@ class AnsweredWork(SystemWork):
 
     def answers(self, spec: str, arm: str) -> pd.DataFrame:
         """Generate what is missing of one arm, batch by batch, and join the batches."""
-        config = self.config
-        return resumable_responses(
-            self.run,
+        config, model, asked, edit = (
+            self.config,
             self.model(spec),
             self._asked(spec, arm),
+            self.edit(spec, arm),
+        )
+        return resumable_responses(
+            self.run,
+            model,
+            asked,
             key=(spec, arm),
-            edit=self.edit(spec, arm),
+            edit=edit,
             max_new_tokens=config.max_new_tokens,
             seed=config.seed,
             batch_size=config.batch_size,
             sampling=Sampling(**config.sampling.model_dump()) if config.sampling else None,
             say=self.say,
+            server=self.served.agreed(spec, arm, model, edit, asked) if arm in ARMS else None,
         )
 
     def random_answers(self, spec: str, arms: Sequence[str]) -> pd.DataFrame:

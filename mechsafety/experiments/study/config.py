@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.arguments import as_path
+from mechsafety.core.errors import MechsafetyError, way
 from mechsafety.core.names import (
     RESPONSES_AT_ONCE,
     SELECTION_RULES,
@@ -24,10 +25,12 @@ from mechsafety.core.names import (
 )
 from mechsafety.core.places import configs_folder
 from mechsafety.core.progress import Progress
+from mechsafety.experiments.backends import BackendConfig
 from mechsafety.experiments.config import Config, FedConfig, Option, in_order
 from mechsafety.judges.endpoint_spec import parse, require_own_keys
 
 _PROMPT_SETS = ("prompts", "anchors")
+_GROUPS = ("chat", "generation")
 
 
 class SamplingConfig(Config):
@@ -35,6 +38,25 @@ class SamplingConfig(Config):
 
     temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     top_p: float = Field(default=1.0, gt=0, le=1)
+
+
+class StudyBackend(BackendConfig):
+    """Who answers report prompts: this process, or vLLM servers that run the original and the edited weights."""
+
+    export_to: Annotated[str | None, Option(metavar="FOLDER")] = Field(
+        default=None,
+        description="write checkpoints that no server has here, answer what is served, and say what to serve next; "
+        "without it, this process generates where no server has the weights",
+    )
+
+    @model_validator(mode="after")
+    def _of_servers(self) -> StudyBackend:
+        if self.export_to is not None and self.backend == "own":
+            raise ValueError(
+                f"{way('--export-to', 'generation.export_to')} is about servers: give "
+                f"{way('--backend vllm', 'generation.backend vllm')} too"
+            )
+        return self
 
 
 class StudyConfig(FedConfig):
@@ -106,6 +128,10 @@ class StudyConfig(FedConfig):
     sampling: SamplingConfig | None = Field(
         default=None, description="greedy when empty; else e.g. {temperature: 0.7, top_p: 0.95}"
     )
+    generation: StudyBackend = Field(
+        default=StudyBackend(),
+        description="what generates the answers of both arms: own, or vllm with the address of one or more servers",
+    )
     judges: Annotated[tuple[str, ...], Option(many="commas", metavar="A,B")] = Field(
         default=("rules", "degeneracy", "phrases:granular", "phrases:arditi", "logit:smollm2-135m"),
         min_length=1,
@@ -138,7 +164,6 @@ class StudyConfig(FedConfig):
             for member in members:
                 if member.startswith("endpoint:"):
                     parse(member.removeprefix("endpoint:"))
-            require_own_keys(members)
         except MechsafetyError as error:
             raise PydanticCustomError("endpoint", "{why}", {"why": str(error)}) from None
         return values
@@ -150,8 +175,19 @@ class StudyConfig(FedConfig):
             raise ValueError(f"{value!r} is not one of {', '.join(SELECTION_RULES)}")
         return value
 
+    @model_validator(mode="after")
+    def _own_keys(self) -> StudyConfig:
+        """The key of a judge behind an address is not sent to servers on other hosts."""
+        from mechsafety.judges.panel import members_of  # which loads numpy
+
+        asked = [one for judge in self.judges for one in members_of(judge) if one.startswith("endpoint:")]
+        if asked:
+            require_own_keys([*asked, *(f"endpoint:vllm@{address}" for address in self.generation.server)])
+        return self
+
     @property
     def primary_judge(self) -> str:
+        """The judge that findings are about: the first one."""
         return self.judges[0]
 
 
@@ -170,8 +206,9 @@ def load_config(
         where = str(source)
         values = _read(path)
     values |= {
-        # Chat settings are given one by one beside those of the file.
-        name: {**values[name], **value} if name == "chat" and isinstance(values.get(name), dict) else value
+        name: _beside(values[name], value)
+        if name in _GROUPS and isinstance(values.get(name), dict)
+        else value
         for name, value in (overrides or {}).items()
     }
     for key in _PROMPT_SETS:
@@ -209,6 +246,11 @@ def commented_yaml(config: StudyConfig) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _beside(group: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """A group of the file with those of its settings that were given one by one; servers by either of their names."""
+    return {key: group[key] for key in group if key != "address" or "server" not in given} | dict(given)
+
+
 def _is_choice(value: object) -> bool:
     return isinstance(value, list) and len(value) > 1 and all(isinstance(one, str) for one in value)
 
@@ -216,7 +258,7 @@ def _is_choice(value: object) -> bool:
 def _first_here(key: str, sets: list[str], say: Progress) -> str:
     """The first of ``sets`` whose path, environment variables filled in, exists; else the last."""
     paths = [str(Path(os.path.expandvars(one)).expanduser()) for one in sets[:-1]]
-    found = next((path for path in paths if Path(path).exists()), None)
+    found = next((path for path in paths if as_path(path).exists()), None)
     if found is None:
         say(f"{key}: {', '.join(sets[:-1])} not found here; {sets[-1]!r} is used (--{key} names another set)")
     return found or sets[-1]
@@ -235,6 +277,7 @@ def _find(source: str) -> Path:
     if not path.is_file():
         raise MechsafetyError(
             f"study configuration {source!r} does not exist; presets are {', '.join(presets()) or 'none'}"
+            f" (models are named by {way('--systems', 'systems')})"
         )
     return path
 

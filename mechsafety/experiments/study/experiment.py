@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.progress import Progress, progress_line, with_progress
+from mechsafety.core.wording import two_digits
 from mechsafety.experiments.agreement.figures import judge_chapter_figures
 from mechsafety.experiments.agreement.tables import (
     REFERENCE_TABLES,
@@ -20,6 +21,7 @@ from mechsafety.experiments.agreement.tables import (
     people_tables,
 )
 from mechsafety.experiments.agreement.work import own_labels
+from mechsafety.experiments.backends import require_here
 from mechsafety.experiments.base import Experiment, Read, Result, Session, run_experiment
 from mechsafety.experiments.judging import reopened, require_new
 from mechsafety.experiments.study import page as pages
@@ -48,7 +50,7 @@ if TYPE_CHECKING:
 
 
 _TABLES = (
-    *("rates", "tests", "controls", "agreement", "selfjudge", "judge_checks", "label_order"),
+    *("rates", "tests", "controls", "agreement", "selfjudge", "judge_checks", "label_order", "served"),
     *(*STUDY_TABLES, *REFERENCE_TABLES),
 )
 _LONG = (
@@ -85,7 +87,10 @@ class Study(StudyTasks, Experiment[StudyConfig]):
     answer_keys = ("system", "arm")
     result_type = StudyResult
 
+    may_change = ("generation",)
+
     def __init__(self, config: StudyConfig) -> None:
+        require_here(config, config.generation)
         super().__init__(config)
         self.report, self.anchors = study_prompts(config)
 
@@ -107,8 +112,10 @@ class Study(StudyTasks, Experiment[StudyConfig]):
 
     def work(self, session: Session) -> Mapping[str, pd.DataFrame]:
         work = StudyWork(config=self.config, session=session, report=self.report, anchors=self.anchors)
+        work.served.require_answers()
         for number, spec in enumerate(self.config.systems, start=1):
             work.try_system(spec, f"[{number}/{len(self.config.systems)}] {spec}")
+        work.served.require_none_waiting()
         return work.tables()
 
     @classmethod
@@ -150,7 +157,7 @@ class Study(StudyTasks, Experiment[StudyConfig]):
     def text(cls, result: Result) -> str:
         rates, primary = result.tables["rates"], result.config["judges"][0]
         chosen = rates[rates["judge"] == primary].drop(columns="judge")
-        shown = chosen.to_string(index=False, na_rep="-", float_format="%.2f")
+        shown = chosen.to_string(index=False, na_rep="-", float_format=two_digits)
         return f"judge {primary}\n{shown}"
 
     @classmethod

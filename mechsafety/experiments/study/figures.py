@@ -9,6 +9,7 @@ from typing import Any, Unpack
 import pandas as pd
 import plotly.graph_objects as go
 
+from mechsafety.core.wording import percent_cell
 from mechsafety.experiments.study.outcome_bars import LABELS, outcome_bars
 from mechsafety.plots.columns import Columns
 from mechsafety.plots.look import Look, drawn_from
@@ -64,7 +65,7 @@ def refusal_heatmap(rates: pd.DataFrame, **_look: Unpack[Look]) -> go.Figure:
         cells = shares_map(
             z,
             title="refused",
-            text=[["" if v != v else f"{v:.0%}" for v in row] for row in z],
+            text=[list(map(percent_cell, row)) for row in z],
             colorbar={"tickformat": ".0%"},
             y=judges,
             showscale=column == 2,
@@ -125,8 +126,8 @@ def _pca_scatter(points: pd.DataFrame, shown: str, *, layer: int | None, positio
             hovertemplate="%{text}<extra>" + label + "</extra>",
         )
     first, second = points[["explained1", "explained2"]].iloc[0]
-    figure.update_xaxes(title_text=f"first component ({first:.0%} of variance)", zeroline=True)
-    figure.update_yaxes(title_text=f"second component ({second:.0%} of variance)", zeroline=True)
+    figure.update_xaxes(title_text=f"first component ({percent_cell(first)} of variance)", zeroline=True)
+    figure.update_yaxes(title_text=f"second component ({percent_cell(second)} of variance)", zeroline=True)
     return styled(
         figure,
         f"{shown}{'' if layer is None else f', layer {layer}'}: harmful and harmless prompts",
@@ -204,7 +205,7 @@ def self_judgement(summary: pd.DataFrame) -> go.Figure:
     return styled(
         figure,
         "Recognition of own refusals",
-        "Log-probability of Yes against No, asked whether it declined; 95 % bootstrap interval.",
+        "Log-probability of Yes against No, asked whether it declined; 95 % interval over prompts.",
         width=max(640, 280 + 140 * len(names)),
         height=480,
     )

@@ -27,6 +27,7 @@ from mechsafety.experiments.agreement.findings import (
     disagreement_sentences,
 )
 from mechsafety.experiments.agreement.planning import plan_sentences
+from mechsafety.experiments.served import served_sentences
 from mechsafety.judges.label_order import order_sentences
 from mechsafety.judges.panel import members_of
 from mechsafety.plots.style import system_names
@@ -69,6 +70,7 @@ def headline(tables: Mapping[str, pd.DataFrame], manifest: Mapping[str, Any]) ->
         *(arm_error_sentences(tables["arm_errors"], primary=judge) if labelled else []),
         *(change(decide(contrast)) for contrast in corrected),
         *study_findings(tables, manifest),
+        *_of_servers(tables, manifest),
         *_of_judges(tables, judge),
         *(plan_sentences(tables["rates"], judge) if correctable and not corrected else []),
     ]
@@ -127,15 +129,14 @@ def coherence_contrasts(
 def _read_arms(
     verdicts: pd.DataFrame, manifest: Mapping[str, Any], *, label: str
 ) -> dict[str, dict[str, Verdicts]]:
-    """By measured system and arm the primary judge's verdicts; systems without both arms are left out."""
+    """By measured system and arm the primary judge's verdicts; none of an arm that is not there."""
     judge = manifest["config"]["judges"][0]
     mine = verdicts[((verdicts["judge"] == judge) & (verdicts["label"] == label)).to_numpy()]
-    found = {
+    return {
         system: {arm: _by_id(rows[(rows["arm"] == arm).to_numpy()], judge) for arm in ARMS}
         for system in measured_systems(manifest)
         if len(rows := mine[(mine["system"] == system).to_numpy()])
     }
-    return {system: arms for system, arms in found.items() if all(arms.values())}
 
 
 def _random_arms(tables: Mapping[str, pd.DataFrame], system: str, judge: str) -> list[Verdicts]:
@@ -182,6 +183,19 @@ def _of_selection(name: str, facts: Mapping[str, Any]) -> list[str]:
         return [f"{name}: by its scores {why}; {taken}."]
     failed = facts["selection"].get("failed")
     return [f"{name}: the candidate that was removed fails {wording.listed(failed)}."] if failed else []
+
+
+def _of_servers(tables: Mapping[str, pd.DataFrame], manifest: Mapping[str, Any]) -> list[str]:
+    """Of each arm that a server was asked for, how it agrees with this process, and why it did not answer."""
+    if "served" not in tables:
+        return []
+    names, found = system_names(measured_systems(manifest)), []
+    for row in tables["served"].to_dict(orient="records"):
+        compared = row["prompts"] == row["prompts"]  # empty where nothing was
+        agreement = {name: int(row[name]) for name in ("equal", "prompts")} if compared else None
+        made = {"used": row["used"], "reason": row["reason"], "agreement": agreement}
+        found += served_sentences(f"vLLM server, {names[row['system']]}, {row['arm']}", made)
+    return found
 
 
 def _of_judges(tables: Mapping[str, pd.DataFrame], judge: str) -> list[str]:

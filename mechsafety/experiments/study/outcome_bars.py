@@ -222,7 +222,7 @@ def _draw_bars(
             marker={"color": COLOURS[outcome], "pattern": pattern, "line": {"color": "white", "width": 0.5}},
             hovertemplate="%{customdata[0]}, %{customdata[1]}: %{"
             + ("x" if across else "y")
-            + ":.0%}<extra>"
+            + ":.3~%}<extra>"
             + outcome
             + "</extra>",
             **in_legend(outcome, first=column == 1, **where),

@@ -156,6 +156,7 @@ class StudyTasks(Parallel):
         do(self._study(session), task)
 
     def begin(self, session: Session) -> None:
+        self._study(session).served.require_none_begun()
         for spec in self.config.systems:
             self._study(session).is_tried(spec, spec)
 

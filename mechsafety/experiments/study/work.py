@@ -24,6 +24,7 @@ from mechsafety.experiments.study.controls import (
     control_tables,
     random_arms,
 )
+from mechsafety.experiments.study.served import served_table
 from mechsafety.judges.label_order import label_order
 from mechsafety.judges.panel import members_of
 from mechsafety.judges.registry import is_pooled
@@ -93,7 +94,7 @@ class StudyWork(AnsweredWork):
         self.choose(spec, title)
         for arm in ARMS:
             with session.timed(spec, f"generate {arm}"):
-                if not run.has_part("responses", spec, arm):
+                if not run.has_part("responses", spec, arm) and not self.waits(spec, arm):
                     self.say(f"{title} · {arm}: {len(self._asked(spec, arm))} responses")
                     self.respond(spec, arm)
         random = random_arms(self.config, self.report)
@@ -102,13 +103,14 @@ class StudyWork(AnsweredWork):
                 n = len(self._asked(spec, random[0]))
                 self.say(f"{title} · {len(missing)} random directions: {n} responses to each")
                 self.respond_randomly(spec, missing)
+        answered = [arm for arm in ARMS if run.has_part("responses", spec, arm)]  # others wait for servers
         # Before any judge, whose model may take the place of this one.
-        for arm in ARMS:
+        for arm in answered:
             with session.timed(spec, "self-judgement"):
                 if self.config.selfjudge and not run.has_part("selfjudge", spec, arm):
                     self.say(f"{title} · {arm}: self-judgement")
                     self.selfjudge(spec, arm)
-        for arm in [*ARMS, *random]:
+        for arm in [*answered, *random]:
             self.judge(spec, arm, title)
 
     def judge_all(self) -> None:
@@ -157,6 +159,7 @@ class StudyWork(AnsweredWork):
             "responses": self._joined("responses", arms).filter(items=_RESPONSE_COLUMNS),
             "verdicts": verdicts,
             **self._confirmation_table(list(measured)),
+            **self._served_table(list(measured)),
             **control_tables(run, config, list(measured), verdicts, columns=_RESPONSE_COLUMNS),
         }
         return tables | (self._selfjudge_tables(arms, verdicts) if config.selfjudge else {})
@@ -181,6 +184,11 @@ class StudyWork(AnsweredWork):
         return {
             "confirmation_responses": pd.concat([pd.read_parquet(part) for part in parts], ignore_index=True)
         }
+
+    def _served_table(self, specs: Sequence[str]) -> dict[str, pd.DataFrame]:
+        """Which arms servers answered; none where this process answered all."""
+        table = served_table(self.run, specs)
+        return {"served": table} if len(table) else {}
 
     def _joined(self, name: str, keys: Sequence[tuple[str, ...]]) -> pd.DataFrame:
         return pd.concat([self.run.read_part(name, *key) for key in keys], ignore_index=True)

@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.names import SELECTION_RULES
 from mechsafety.core.progress import Progress, progress_line, with_progress
-from mechsafety.experiments.base import Experiment, Read, Result, Session, run_experiment
+from mechsafety.experiments.base import Experiment, Read, Result, run_experiment
 from mechsafety.experiments.sweep.config import SweepConfig
 from mechsafety.experiments.sweep.figures import sweep_figures
 from mechsafety.experiments.sweep.findings import drawn_again, sweep_findings
-from mechsafety.experiments.sweep.work import VERDICTS, SweepWork
+from mechsafety.experiments.sweep.tasks import SweepTasks
+from mechsafety.experiments.sweep.work import VERDICTS
 from mechsafety.prompts.columns import Purpose
 from mechsafety.prompts.prompt_set import PromptSet, load_prompts
 from mechsafety.prompts.splits import require_splits
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 _LOWEST = 12
 
 
-class LayerSweep(Experiment[SweepConfig]):
+class LayerSweep(SweepTasks, Experiment[SweepConfig]):
     """Directions of the fit prompts, scored on the validation prompts; dose curves on the report prompts."""
 
     kind = "sweep"
@@ -86,10 +87,6 @@ class LayerSweep(Experiment[SweepConfig]):
             report = prompts.to_judge.sample(config.dose_prompts, seed=config.seed)
             read.append((report, config.max_new_tokens))
         return read
-
-    def work(self, session: Session) -> Mapping[str, pd.DataFrame]:
-        model = session.load(self.config.model)
-        return SweepWork(config=self.config, session=session, model=model, reads=self.reads()).tables()
 
     @classmethod
     def read_tables(cls, run: RunFolder) -> dict[str, pd.DataFrame]:

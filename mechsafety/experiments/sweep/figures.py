@@ -10,7 +10,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from mechsafety.core.wording import counted
+from mechsafety.core.wording import counted, percent_cell
 from mechsafety.plots.columns import Columns
 from mechsafety.plots.lines import band, faded
 from mechsafety.plots.look import Look, drawn_from
@@ -230,8 +230,8 @@ def stability_bars(
         for position, layer in zip(rows["position"], rows["layer"], strict=True)
     ]
     colours = [COLOURS["degenerate"] if n == "none passes" else COLOURS["line"] for n in names]
-    text = {"text": [f"{v:.0%}" for v in rows["share"]], "textposition": "outside", "cliponaxis": False}
-    hover = "%{y}: %{x:.1%}<extra></extra>"
+    text = {"text": list(map(percent_cell, rows["share"])), "textposition": "outside", "cliponaxis": False}
+    hover = "%{y}: %{x:.3~%}<extra></extra>"
     figure = go.Figure()
     figure.add_bar(
         x=rows["share"], y=names, orientation="h", marker={"color": colours}, hovertemplate=hover, **text

@@ -74,10 +74,11 @@ def drawn_again(stability: pd.DataFrame) -> str:
     """The candidates that are selected most often when the prompts are drawn again."""
     steady = stability.dropna(subset=["layer"]).head(3)
     shares = ", ".join(
-        f"layer {layer} at {position} in {share:.0%}"
+        f"layer {layer} at {position} in {wording.percent(share)}"
         for position, layer, share in steady.itertuples(index=False, name=None)
     )
-    return f"by scores, drawn again: {shares or 'no candidate'}; none passed in {none_passed(stability):.0%}"
+    none = wording.percent(none_passed(stability))
+    return f"by scores, drawn again: {shares or 'no candidate'}; none passed in {none}"
 
 
 def dose_claims(tables: Mapping[str, pd.DataFrame], label: str) -> dict[str, Claim]:

@@ -29,7 +29,7 @@ from mechsafety.prompts.fed import fed, fed_record
 from mechsafety.runs.folder import Journal
 from mechsafety.sweeps.behaviour import treated_as_labelled
 from mechsafety.sweeps.confirmation import confirm
-from mechsafety.sweeps.doses import dose_curves, plan_doses
+from mechsafety.sweeps.doses import REFUSAL, Dose, control_name, dose_curves, plan_doses
 from mechsafety.sweeps.layer_profile import logit_lens, profile_layers
 from mechsafety.sweeps.measures import MeasureChoice, refusal_measure
 from mechsafety.sweeps.openings import kept_own_refusals
@@ -43,6 +43,50 @@ if TYPE_CHECKING:
 _DIRECTIONS_IN_CURVES = 8
 VERDICTS = "verdicts"
 """The part, and the table, of the verdict on each report prompt under each dose."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Chosen:
+    """What the first half of a sweep makes: by method the scores and the selection, and the fit prompts' streams."""
+
+    swept: Mapping[str, Sweep]
+    selections: dict[str, dict[str, Any]]
+    table: pd.DataFrame
+    fit: ResidualCache
+
+    @property
+    def main(self) -> str:
+        """The method to go on with."""
+        return _main(self.selections)
+
+    @property
+    def selection(self) -> Selection:
+        return Selection.from_record(self.selections[self.main]["selection"])
+
+
+def curves(config: SweepConfig) -> list[str]:
+    """The names of dose curves, as they end the keys of their doses."""
+    return [REFUSAL, *(control_name(draw) for draw in range(1, config.controls + 1))]
+
+
+class ByCurve(Journal):
+    """The journals of several dose curves as one; the unedited model is in the first."""
+
+    def __init__(self, journals: Mapping[str, Journal]) -> None:
+        self.journals = dict(journals)
+
+    def bind(self, **facts: object) -> None:
+        for journal in self.journals.values():
+            journal.bind(**facts)
+
+    def get(self, key: str) -> Any:
+        return self._of(key).get(key)
+
+    def put(self, key: str, value: Any) -> None:
+        self._of(key).put(key, value)
+
+    def _of(self, key: str) -> Journal:
+        return self.journals[key.split("|")[2] if "|" in key else next(iter(self.journals))]
 
 
 @dataclass(kw_only=True)
@@ -65,8 +109,8 @@ class SweepWork:
         asked = [*self.fit, *self.validation] if config.positions == THOUGHT_END else []
         self.thoughts = kept_thoughts(self.session, self.model, asked) if asked else {}
 
-    def tables(self) -> dict[str, pd.DataFrame]:
-        """Make what is missing, and join it."""
+    def chosen(self) -> Chosen:
+        """The scores of every candidate, and what is selected among them; what is there is not made again."""
         run, config = self.run, self.config
         with after_thoughts(self.model, self.thoughts):
             measure, refuses = self._measure()
@@ -84,28 +128,42 @@ class SweepWork:
         table = table[["method", *[c for c in table.columns if c != "method"]]]
         run.write_table(table, "sweep.csv")
         run.record("selections", selections)
-        main = _main(selections)
+        return Chosen(swept=swept, selections=selections, table=table, fit=cache)
+
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """Make what is missing, and join it."""
+        run, config, chosen = self.run, self.config, self.chosen()
+        main, swept = chosen.main, chosen.swept[chosen.main]
         self.say("stability of the selection")
-        stability = swept[main].stability(seed=config.seed, rule=config.rule, resamples=config.resamples)
-        found = swept[main].directions
-        selection = Selection.from_record(selections[main]["selection"])
-        analyses = self._analyses(found, selection)
+        stability = swept.stability(seed=config.seed, rule=config.rule, resamples=config.resamples)
+        analyses = self._analyses(swept.directions, chosen.selection)
         if config.doses:
-            analyses["doses"] = self._doses(found, selection, cache)
+            doses = self._planned(chosen)
+            analyses["doses"] = self._measured(
+                doses, ByCurve({c: self._journal("doses", c) for c in curves(config)})
+            )
             parts = map(pd.read_parquet, run.parts(VERDICTS))
             analyses[VERDICTS] = pd.concat(parts, ignore_index=True)
         record = load_record(self.model)
         facts = {
-            **selections[main],
+            **chosen.selections[main],
             "method": main,
             "model": record.as_dict() if record else {},
             "overridden_generation_defaults": overridden_defaults(self.model),
             "shared_tokens": prefix_note(self.model),
-            "fit_prompts_used": {"harmful": found.n_harmful, "harmless": found.n_harmless},
-            **swept[main].facts(rule=config.rule),
+            "fit_prompts_used": {
+                "harmful": swept.directions.n_harmful,
+                "harmless": swept.directions.n_harmless,
+            },
+            **swept.facts(rule=config.rule),
         }
         run.record("selected", facts)
-        return {"sweep": table, "stability": stability, **analyses}
+        return {"sweep": chosen.table, "stability": stability, **analyses}
+
+    def measure_doses(self, curve: str) -> None:
+        """The doses of one curve: of the refusal direction, with the unedited model, or of one random draw."""
+        doses = [dose for dose in self._planned(self.chosen()) if dose.curve == curve]
+        self._measured(doses, self._journal("doses", curve))
 
     def _scores(self, method: Method, cache: ResidualCache, measure: MeasureChoice) -> Sweep:
         config = self.config
@@ -190,13 +248,15 @@ class SweepWork:
         self.run.record("edit", {"description": edit.describe(), "sha256": digest(edit)})
         return {"profile": profile.to_frame(), "lens": lens}
 
-    def _doses(self, found: Directions, selection: Selection, fit: ResidualCache) -> pd.DataFrame:
-        config = self.config
-        self.say(f"dose curves: {', '.join(config.doses)}")
-        at = fit.positions.index(selection.position)
-        harmful, harmless = (fit.select(label)[:, at, selection.layer] for label in ("harmful", "harmless"))
-        doses = plan_doses(
-            found.at(layer=selection.layer, position=selection.position),
+    def _planned(self, chosen: Chosen) -> list[Dose]:
+        config, selection = self.config, chosen.selection
+        at = chosen.fit.positions.index(selection.position)
+        harmful, harmless = (
+            chosen.fit.select(label)[:, at, selection.layer] for label in ("harmful", "harmless")
+        )
+        directions = chosen.swept[chosen.main].directions
+        return plan_doses(
+            directions.at(layer=selection.layer, position=selection.position),
             refusal_subspace(harmful, harmless, k=_DIRECTIONS_IN_CURVES).float(),
             self.model.cfg.n_layers,
             activations=(harmful, harmless),
@@ -205,13 +265,17 @@ class SweepWork:
             families=config.families,
             seed=config.seed,
         )
+
+    def _measured(self, doses: Sequence[Dose], journal: Journal) -> pd.DataFrame:
+        config = self.config
+        self.say(f"dose curves: {', '.join(config.doses)}")
         return dose_curves(
             self.model,
             doses,
             self.report[0],
             max_new_tokens=config.max_new_tokens,
             seed=config.seed,
-            journal=self._journal("doses"),
+            journal=journal,
             keep_state=self._keep,
             keep_verdicts=self._keep_verdicts,
         )

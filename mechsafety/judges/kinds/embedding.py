@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from mechsafety.core.arguments import as_path
 from mechsafety.core.errors import MechsafetyError, first_lines
 from mechsafety.core.places import data_folder
 from mechsafety.core.verdict import LABELS, Judge, Label, Response, Verdict
@@ -88,7 +89,7 @@ class Head:
 
 def read_head(path: str | Path) -> Head:
     """The head stored in ``path``. Raises MechsafetyError for a file that is none."""
-    path = Path(path)
+    path = as_path(path)
     if not path.is_file():
         raise MechsafetyError(
             f"head {str(path)!r} does not exist: write 'embedding', or name a head's JSON file"

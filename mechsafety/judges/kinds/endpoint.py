@@ -16,13 +16,19 @@ from mechsafety.judges.asking import (
     AskingJudge,
     OnVerdict,
     Usage,
+    is_missing,
     question,
     template_digest,
     unread,
 )
 from mechsafety.judges.budget import Budget
 from mechsafety.judges.chat_calls import CallOptions, ChatCalls, NoAnswer
-from mechsafety.judges.endpoint_spec import options_from_environment, options_of, parse
+from mechsafety.judges.endpoint_spec import (
+    budget_from_environment,
+    options_from_environment,
+    options_of,
+    parse,
+)
 from mechsafety.judges.reading import decide
 from mechsafety.judges.side_by_side import Put, Work, ask_side_by_side, in_parallel
 
@@ -113,7 +119,7 @@ class EndpointJudge(AskingJudge):
         async def work() -> None:
             for response in rest:
                 verdict = await self._verdict(client, response)
-                self.ledger.add(Usage(fresh=1))
+                self.ledger.add(Usage(fresh=0 if is_missing(verdict) else 1))
                 await put(verdict)
 
         try:
@@ -142,5 +148,8 @@ class EndpointJudge(AskingJudge):
 
 
 def create(argument: str | None, *, models: ModelSource | None = None) -> EndpointJudge:  # noqa: ARG001
-    """``argument`` is ``MODEL@URL`` or ``MODEL``, with options; others come from the environment."""
-    return EndpointJudge(argument or "", options=options_from_environment())
+    """``argument`` is ``MODEL@URL`` or ``MODEL``, with options; others, and caps, come from the environment."""
+    judge = EndpointJudge(argument or "", options=options_from_environment())
+    if (budget := budget_from_environment()) is not None:
+        judge.limit(budget)
+    return judge

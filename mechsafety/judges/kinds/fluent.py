@@ -33,14 +33,14 @@ class FluentJudge:
 
     def __call__(self, responses: Sequence[Response]) -> list[Verdict]:
         from mechsafety.generation.scoring import answer_nll
-        from mechsafety.models.chat import rows_that_fit, tokenize_piece, tokenize_prompts
+        from mechsafety.models.chat import rows_that_fit, tokenize_answer, tokenize_prompts
         from mechsafety.models.chat_settings import judging
         from mechsafety.models.thoughts import split_thought
 
         texts = [split_thought(r.text) for r in responses]
         # What stands before a thought is kept as it is: tokens of another text would be another likelihood.
         answers = [
-            tokenize_piece(self.model, t.answer.lstrip("\n") if t.thoughts else t.answer) for t in texts
+            tokenize_answer(self.model, t.answer.lstrip("\n") if t.thoughts else t.answer) for t in texts
         ]
         with judging(self.model):
             contexts = tokenize_prompts(self.model, [r.prompt for r in responses])

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mechsafety.core.arguments import as_path
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.verdict import Judge, Label, Response, Verdict
 from mechsafety.judges.registry import ModelSource
@@ -70,7 +71,7 @@ class KeyJudge:
 
 def read_keys(path: str | Path) -> dict[str, Key]:
     """Keys by prompt. Raises :class:`MechsafetyError`, with file and line, for what is missing or there twice."""
-    path = Path(path)
+    path = as_path(path)
     keys: dict[str, Key] = {}
     for where, row in read_rows(path):
         texts = {name: _joined(cell_text(row.get(name))) for name in (*_NEEDED, *_OPTIONAL)}

@@ -185,7 +185,7 @@ def test_figures_show_what_the_tables_say(run_folder: Path, tmp_path: Path) -> N
     figures = judge_chapter_figures(tables)
     assert set(figures) == {"judge-effects", "judge-errors", "judge-corrected"}
     drawn = {x for trace in effect_forest(tables["judge_effects"]).data for x in (trace.x or ())}
-    assert drawn == set(tables["judge_effects"]["change"])
+    assert drawn == set(100 * tables["judge_effects"]["change"])
 
 
 def test_old_runs_get_the_chapter_from_their_verdicts(run_folder: Path) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given
-from scipy.stats import binomtest, bootstrap
+from scipy.stats import binomtest, bootstrap, permutation_test
 
 from mechsafety.anatomy.sensitivity import RESAMPLES, sensitivity_table
 from mechsafety.experiments.anatomy.controls import anatomy_controls
@@ -301,28 +301,43 @@ def test_matrices(values: str) -> None:
     assert unsaid(said, Facts(counts=counts)) == []
 
 
-def _median_change(before: np.ndarray, after: np.ndarray) -> Value:
+def _medians(a: np.ndarray, b: np.ndarray, axis: int = -1) -> np.ndarray:
+    return np.median(b, axis=axis) - np.median(a, axis=axis)
+
+
+def _exchange_p(before: np.ndarray, after: np.ndarray) -> float:
+    """By scipy's permutations of every pair."""
+    found = permutation_test(
+        (before, after), _medians, permutation_type="samples", vectorized=True, n_resamples=np.inf
+    )
+    return float(found.pvalue)
+
+
+def _median_change(before: np.ndarray, after: np.ndarray, p: float) -> Value:
     """By scipy's bootstrap over pairs."""
     found = bootstrap(
         (before, after),
-        lambda a, b, axis=-1: np.median(b, axis=axis) - np.median(a, axis=axis),
+        _medians,
         paired=True,
         vectorized=True,
         n_resamples=RESAMPLES,
         method="percentile",
         rng=np.random.default_rng(0),
     ).confidence_interval
-    return Value(float(np.median(after) - np.median(before)), *map(float, found), plain=True)
+    low, high = map(float, found)
+    if p >= 0.05:
+        low, high = min(low, 0.0), max(high, 0.0)
+    return Value(float(np.median(after) - np.median(before)), low, high, plain=True)
 
 
 @pytest.mark.parametrize("factor", [0.3, 1.0, 3.0, None])
 def test_sensitivity(factor: float | None) -> None:
     """The median gradient falls, is the same, rises, or was not measured in one of the models."""
-    each = np.random.default_rng(3)
-    base = {group: each.lognormal(size=25) for group in ("unsafe", "co_task")}
+    each, n = np.random.default_rng(3), 9
+    base = {group: each.lognormal(size=n) for group in ("unsafe", "co_task")}
     norms = {
         "base": base,
-        "tuned": {g: x * (factor or 1.0) + 0.01 * each.random(25) for g, x in base.items()},
+        "tuned": {g: x * (factor or 1.0) + 0.01 * each.normal(size=n) for g, x in base.items()},
     }
     table = pd.DataFrame(
         {"model": m, "id": f"{g}{i:02}", "group": g, "norm": x}
@@ -332,6 +347,7 @@ def test_sensitivity(factor: float | None) -> None:
     )
     kept = table if factor else table[table["model"] == "base"]
     levels = sensitivity_table(table, seed=0)
+    ps = {group: _exchange_p(norms["base"][group], norms["tuned"][group]) for group in base}
     changes: dict[Key, Change | RealChange] = {}
     for group, prompts in (("unsafe", "unsafe prompts"), ("co_task", "attacks (co_task)")):
         ends = {
@@ -342,11 +358,13 @@ def test_sensitivity(factor: float | None) -> None:
         changes["tuned", measure] = RealChange(
             ends["base"],
             ends["tuned"],
-            _median_change(norms["base"][group], norms["tuned"][group]) if factor else None,
+            _median_change(norms["base"][group], norms["tuned"][group], ps[group]) if factor else None,
+            "exchange of models" if factor else None,
+            ps[group] if factor else None,
             states=("base", "tuned"),
             why="no interval of the difference",
         )
-    facts = Facts(changes)
+    facts = Facts(changes, [Family("models and groups", list(changes))])
     said = anatomy_findings({"sensitivity": levels, "norms": kept}, names=NAMES)["sensitivity"]
     assert refuted(said, facts) == []
     assert unsaid(said, facts) == []

@@ -40,12 +40,13 @@ def facts_of(changes: Mapping[str, Change], found, judges: Mapping[str, Mapping[
     keyed: dict[Key, Change | RealChange] = {
         (subject, MEASURE): change for subject, change in changes.items()
     }
-    facts = Facts(keyed, [Family("comparisons", list(keyed))])
+    facts = Facts(keyed, [Family("comparisons", list(keyed))], alpha=found.alpha)
+    at = "" if found.alpha == 0.05 else f" at alpha {found.alpha:g}"
     words = {key[0]: decide(key, facts).word for key in keyed}
     changed = [
         (system, of) for system, of in judges.items() if {words[s] for s in of.values()} & {"rise", "fall"}
     ]
-    counts = {("Comparisons", "differences are shown"): Count([_shown(word) for word in words.values()])}
+    counts = {("Comparisons", f"differences are shown{at}"): Count([_shown(word) for word in words.values()])}
     if any(len(of) > 1 for of in judges.values()):
         several = [of for of in judges.values() if len(of) > 1]
         outcomes = [bool({words[s] for s in of.values()} & {"rise", "fall"}) for of in several]
@@ -63,8 +64,8 @@ def facts_of(changes: Mapping[str, Change], found, judges: Mapping[str, Mapping[
     given = table[table["data"] == "counts"]
     if len(given):
         subject = "Comparisons given as counts, a paired test after correction"
-        always = [None if p != p else p < 0.05 for p in given["paired_holm_worst"]]
-        never = [None if p != p else p >= 0.05 for p in given["paired_holm_best"]]
+        always = [None if p != p else p < found.alpha for p in given["paired_holm_worst"]]
+        never = [None if p != p else p >= found.alpha for p in given["paired_holm_best"]]
         counts[subject, "would show a difference whatever the pairs"] = Count(always)
         counts[subject, "would show none whatever the pairs"] = Count(never)
     by = {
@@ -77,7 +78,7 @@ def facts_of(changes: Mapping[str, Change], found, judges: Mapping[str, Mapping[
         if any(len(of) > 1 for of in judges.values())
         else {"Whether another judge shows the same": "one judge"}
     )
-    return facts + Facts(extremes=extremes, counts=counts, judges=by, missing=missing)
+    return facts + Facts(extremes=extremes, counts=counts, judges=by, missing=missing, alpha=found.alpha)
 
 
 def _shown(word: str) -> bool | None:
@@ -89,7 +90,7 @@ def _name(row: Mapping, table: pd.DataFrame) -> str:
     return ", ".join([row["system"], *(row[column] for column in several)])
 
 
-def check_counts(path: Path, judged: Mapping[str, Mapping[str, Counts]]) -> list[str]:
+def check_counts(path: Path, judged: Mapping[str, Mapping[str, Counts]], alpha: float = 0.05) -> list[str]:
     """Systems by judge, as counts."""
     rows, changes, judges = [], {}, {}
     for judge, systems in judged.items():
@@ -99,7 +100,7 @@ def check_counts(path: Path, judged: Mapping[str, Mapping[str, Counts]]) -> list
             changes[subject] = Change(items(k, n, "a"), items(edited, m, "b"), paired=False)
             judges.setdefault(f"{system}, harmful prompts", {})[judge] = subject
     try:
-        found = audited(counts_file(path / "counts.csv", rows), family="all")
+        found = audited(counts_file(path / "counts.csv", rows), family="all", alpha=alpha)
     except MechsafetyError:  # every judge is broken
         return []
     said = [s for s in found.sentences if not _of_other_tables(s)]
@@ -134,6 +135,16 @@ COUNTS: dict[str, Counts] = {
     "unequal": (3, 3, 60, 200),
     "just not": (9, 20, 3, 20),
 }
+
+
+@pytest.mark.parametrize("alpha", [0.01, 0.1])
+def test_another_level_decides_and_is_said(tmp_path: Path, alpha: float) -> None:
+    """p = .02 is no difference at .01 and one at .1; without its level a sentence would contradict its p."""
+    judged = {"A": {"m": (30, 50, 18, 50), "n": (30, 50, 23, 50)}}
+    said = check_counts(tmp_path, judged, alpha=alpha)
+    shown = [s for s in said if "a fall in refusals" in s]
+    assert len(shown) == (0 if alpha == 0.01 else 1)
+    assert all(f", alpha {alpha:g})" in s for s in said if " refusals, original" in s or "in refusals" in s)
 
 
 @pytest.mark.parametrize("name", COUNTS)

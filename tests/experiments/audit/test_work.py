@@ -455,7 +455,7 @@ def test_the_command_audits_the_shipped_counts_when_no_file_is_named() -> None:
     assert facts["comparisons"][0]["b"] is None
     shown = succeed("audit")
     assert "49/50" in shown
-    assert "6.1e-05 to 0.00027" in shown
+    assert "< .0001 to .00027" in shown
 
 
 def test_the_folder_holds_tables_figures_and_a_page(tmp_path: Path) -> None:
@@ -495,7 +495,7 @@ def test_the_forest_plot_shows_every_comparison(published: Any) -> None:
         {name: getattr(published, name) for name in TABLES}, primary="ChatGPT5"
     ).values()
     drawn = {x for trace in figure.data for x in trace.x}
-    assert drawn == set(published.comparisons["change"])
+    assert drawn == set(100 * published.comparisons["change"])
     by_name = {trace.name: len(trace.x) for trace in figure.data}
     assert by_name["survives correction"] == 2
 

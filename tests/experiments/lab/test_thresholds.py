@@ -18,6 +18,7 @@ from mechsafety.experiments.lab.thresholds import (
     held_over_seeds,
     threshold_table,
 )
+from mechsafety.plots.look import looking
 from tests import lab_tables as made
 
 TUNINGS = ("ssft", "dpo", "unlearn")
@@ -220,6 +221,19 @@ def test_a_reading_that_a_control_has_as_well_is_named() -> None:
     assert "1 of 1 readings" in second
     assert "1 unknown" in second
     assert "not measurable in 2 of 2 seeds" in unknown
+
+
+@pytest.mark.parametrize("width", [None, 700])
+def test_every_row_of_the_claims_is_named_in_full(width: int | None) -> None:
+    bounds = seeds({"attack": UNKNOWN}, {"auroc": 0.5})
+    bounds["what"] = (
+        "AUROC of tau, last layer, mean over every token of the answer, of unsafe inputs over safe ones"
+    )
+    with looking(width=width):
+        axis = lab_figures(made.all_cases().assign(seed=0), bounds, controls())["lab-claims"].layout.yaxis
+    shown = axis.ticktext or axis.categoryarray
+    assert {name.count("<br>") for name in shown} & {2, 3, 4}
+    assert [name for name in shown if "…" in name] == []
 
 
 def test_figures_draw_every_number() -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -15,18 +17,23 @@ from click.testing import CliRunner
 from mechsafety.cli import main
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.verdict import Response
+from mechsafety.engines.tasks import Task
 from mechsafety.experiments.anatomy.config import AnatomyConfig
 from mechsafety.experiments.anatomy.experiment import read_anatomy
 from mechsafety.experiments.base import load_run
 from mechsafety.experiments.lab import ladder as lab_ladder
 from mechsafety.experiments.lab.config import LabConfig
-from mechsafety.experiments.lab.experiment import LabResult, read_lab, run_lab
-from mechsafety.experiments.lab.ladder import LabLadderResult, run_lab_ladder
+from mechsafety.experiments.lab.experiment import Lab, LabResult, read_lab, run_lab
+from mechsafety.experiments.lab.ladder import LabLadder, LabLadderResult, run_lab_ladder
 from mechsafety.experiments.lab.thresholds import CLAIMS
 from mechsafety.experiments.ladder.config import LadderConfig
+from mechsafety.experiments.remote import driver
+from mechsafety.experiments.remote.worker import Worker
+from mechsafety.experiments.status import run_status
 from mechsafety.judges.registry import judge_responses
 from mechsafety.models.loading import load_model
-from mechsafety.runs.folder import read_run
+from mechsafety.runs.folder import RunFolder, computing_versions, read_run
+from tests import in_process_ray
 
 pytestmark = pytest.mark.usefixtures("unpublished")
 
@@ -213,3 +220,91 @@ def test_the_ladders_command_prints_what_it_made(ladder: LabLadderResult) -> Non
     assert Path(facts["report"]).is_file()
     assert len(facts["breaking"]["3"]) == 6
     assert len(facts["cases"]) == len(ladder.tables["cases"])
+
+
+# -- on workers ---------------------------------------------------------------------------------------------
+
+
+def contents(run: Path) -> dict[str, bytes]:
+    """Tables, and weights of models; those of anatomies and ladders with them."""
+    paths = [path for kind in ("*.csv", "*.safetensors") for path in run.rglob(kind)]
+    return {path.relative_to(run).as_posix(): path.read_bytes() for path in paths}
+
+
+def assert_same_contents(run: Path, whole: dict[str, bytes]) -> None:
+    found = contents(run)
+    assert found.keys() == whole.keys()
+    assert [name for name in whole if found[name] != whole[name]] == []
+
+
+def test_tasks_on_workers_make_what_the_sequential_run_made(
+    made: LabResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model, its anatomy and what depends on them are made again, by workers; nothing else is."""
+    in_process_ray.put_in(monkeypatch)
+    whole, heard, key = contents(made.path), list[str](), made.path / "parts" / "seed-3"
+    for folder in (made.models(3)["dpo"], made.anatomy(3, "dpo")):
+        shutil.rmtree(folder)
+    for part in ("cases/dpo.parquet", "anatomy/dpo.json", "controls.parquet"):
+        (key / part).unlink()
+    for table in made.path.glob("*.csv"):
+        table.unlink()
+    run = run_lab(CONFIG.model_copy(update={"engine": "ray"}), made.path, say=heard.append)
+    assert_same_contents(run.path, whole)
+    assert [line for line in heard if "anatomy of" in line] == ["seed 3: anatomy of dpo"]
+    stages = run_status(run.path)["stages"]
+    assert {name: (one["done"], one["known"]) for name, one in stages.items()} == {
+        "train": (5, 5),
+        "anatomy": (3, 3),
+        "controls": (1, 1),
+    }
+
+
+@pytest.mark.slow
+def test_tasks_on_workers_make_the_ladder_of_the_sequential_run(
+    ladder: LabLadderResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the same folder: random directions depend on the names of systems, which are paths."""
+    in_process_ray.put_in(monkeypatch)
+    whole = contents(ladder.path)
+    shutil.rmtree(ladder.path)
+    run_lab_ladder(CONFIG.model_copy(update={"engine": "ray"}), ladder.path)
+    assert_same_contents(ladder.path, whole)
+
+
+def test_the_first_seeds_ladder_waits_for_the_others(tmp_path: Path) -> None:
+    tasks = {task.name: task for task in LabLadder(LabConfig(seeds=(3, 1))).tasks(RunFolder(tmp_path))}
+    assert ("ladder", "seed-1") in tasks["ladder", "seed-3"].needs
+    assert not {("ladder", "seed-3"), ("train", "seed-3", "raw")} & {*tasks["ladder", "seed-1"].needs}
+
+
+def test_a_worker_without_the_run_folder_says_so(tmp_path: Path) -> None:
+    options = {"day": "2025-03-01", "threads": 1, "allow_other_versions": False}
+    worker = Worker(
+        pickle.dumps(Lab(CONFIG)), home=str(tmp_path / "elsewhere"), versions=computing_versions(), **options
+    )
+    worker.prepare()
+    failure = worker.do(Task(name=("train", "seed-3", "base")), {}, {"config": {}}, whole=False).failure
+    assert failure is not None
+    assert failure.kind == "mend"
+    assert "on a disk that all machines share" in failure.why
+    worker.leave()
+
+
+@pytest.mark.slow
+def test_processes_of_which_one_dies_make_the_files_of_the_sequential_run(
+    made: LabResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed: list[str] = []
+    begin = driver._Pool.begin
+
+    def begin_and_kill(pool: Any, member: Any, method: str, *arguments: Any, **options: Any) -> None:
+        begin(pool, member, method, *arguments, **options)
+        if method == "do" and arguments[0].name[0] not in killed:
+            killed.append(arguments[0].name[0])
+            member.handle.process.kill()
+
+    monkeypatch.setattr(driver._Pool, "begin", begin_and_kill)
+    run = run_lab(CONFIG.model_copy(update={"workers": 2}), tmp_path / "run")
+    assert killed == ["train", "anatomy", "controls"]
+    assert_same_contents(run.path, contents(made.path))

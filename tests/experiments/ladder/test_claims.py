@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from statistics import median
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mechsafety.experiments.ladder.findings import ladder_findings, summary
-from mechsafety.experiments.ladder.paper import net_losses
+from mechsafety.experiments.ladder.paper import PUBLISHED, net_losses, paper_claims, paper_findings
 from tests.claims.drawn import (
     CORNERS,
     VALUES,
@@ -27,6 +28,7 @@ from tests.claims.drawn import (
 )
 from tests.claims.evaluator import refuted, unsaid
 from tests.claims.facts import Change, Count, Facts, Family, Key, Value
+from tests.claims.recomputed import holm
 from tests.claims.rules import decide
 
 KINDS = ("harmful", "harmless")
@@ -339,3 +341,97 @@ def test_links_of_weights(values: str) -> None:
     assert refuted(said, facts) == []
     assert unsaid(said, facts) == []
     assert len(said) == len(counts) + len(ratios) + len(levels)
+
+
+# -- against the paper --------------------------------------------------------------------------------------
+
+
+def _sign_changes(values: Sequence[int]) -> float:
+    """The two-sided chance of a total as far from 0 where each value were as likely with the other sign."""
+    ways = Counter({0: 1})
+    for value in values:
+        ways = Counter(
+            {
+                total: ways[total - value] + ways[total + value]
+                for total in {t + s * value for t in ways for s in (1, -1)}
+            }
+        )
+    far = sum(n for total, n in ways.items() if abs(total) >= abs(sum(values)))
+    return far / sum(ways.values())
+
+
+def paper_facts(ladder: Ladder) -> Facts:
+    """Of each rung that the paper is about, whether each other rung loses fewer or more refusals; Holm over all."""
+    fewest = min(k for steps in ladder.values() for k in steps)
+
+    def loss(system: str, item: object) -> int | None:
+        before, steps = next(iter(ladder[system].values())).before, ladder[system]
+        sides = (
+            before.get(item, "unparsed"),
+            steps[fewest].after.get(item, "unparsed") if fewest in steps else "unparsed",
+        )
+        return None if "unparsed" in sides else (sides[0] == "refusal") - (sides[1] == "refusal")
+
+    sums, p_values = {}, {}
+    for rung in [rung for rung in PUBLISHED if rung in ladder]:
+        for other in [other for other in ladder if other not in (rung, "smollm2")]:
+            items = next(iter(ladder[rung].values())).before
+            both = [(loss(rung, i), loss(other, i)) for i in items]
+            apart = [a - b for a, b in both if a is not None and b is not None]
+            sums[rung, other] = sum(apart)
+            p_values[rung, other] = _sign_changes([x for x in apart if x]) if apart else None
+    known = {pair: p for pair, p in p_values.items() if p is not None}
+    corrected = dict(zip(known, holm(list(known.values())), strict=True))
+    counts = {}
+    for rung in {rung for rung, _ in sums}:
+        for sign, word in ((1, "fewer"), (-1, "more")):
+            outcomes = [
+                None if pair not in known else bool(corrected[pair] < 0.05 and sign * sums[pair] > 0)
+                for pair in sums
+                if pair[0] == rung
+            ]
+            what = f"other rungs are shown to lose {word} refusals than {rung} here"
+            counts[PUBLISHED[rung], what] = Count(outcomes)
+    return Facts(counts=counts)
+
+
+def check_paper(ladder: Ladder) -> str:
+    said, facts = paper_findings(paper_claims(tables_of(ladder))), paper_facts(ladder)
+    assert refuted(said, facts) == []
+    assert unsaid(said, facts) == []
+    return " ".join(said)
+
+
+@pytest.mark.parametrize(
+    "name", ["fall", "rise", "nothing moved", "one item", "unread answered", "read after, not before"]
+)
+def test_the_comparison_with_the_paper(name: str) -> None:
+    """Each kind of change against a fall and none; plain SmolLM2 is compared, and no rung of the ladder."""
+    others = {"all": CORNERS["fall"], "rephrase": CORNERS["all of all"], "smollm2": CORNERS["fall"]}
+    check_paper({s: {1: each} for s, each in {"refusals": CORNERS[name], **others}.items()})
+
+
+def test_what_a_ladder_shows_beside_the_paper_is_counted() -> None:
+    kinds = {"refusals": "fall", "all": "all of all", "raw": "all of all", "smollm2": "nothing moved"}
+    said = check_paper({s: {1: CORNERS[kind]} for s, kind in kinds.items()})
+    assert "fragile: 2 of 2 other rungs are shown to lose fewer" in said
+    lacks = check_paper({"refusals": {2: CORNERS["fall"]}, "all": {1: CORNERS["fall"]}})
+    assert "0 of 0 other rungs" in lacks
+    assert "1 unknown" in lacks
+
+
+@few(5)
+@given(st.lists(drawn_system(most=13), min_size=2, max_size=4))
+def test_drawn_ladders_beside_the_paper(systems: list[System]) -> None:
+    names = ("refusals", "rephrase", "all", "smollm2")
+    check_paper({s: {1: each} for s, each in zip(names, systems, strict=False)})
+
+
+def test_a_system_without_a_state_is_unknown_and_not_left_out() -> None:
+    """Its arm without directions is missing: counts and extremes name it as unknown."""
+    tables = tables_of({f"s{i}": {1: CORNERS["fall"]} for i in range(3)})
+    verdicts = tables["verdicts"]
+    gone = (verdicts["system"] == "s2") & (verdicts["kind"] == "refusal")
+    tables["verdicts"] = verdicts[~gone]
+    assert all("2 systems show" in s and "1 unknown" in s for s in summary(tables) if "systems show" in s)
+    assert all("over 2 systems" in s and s.endswith("1 unknown.") for s in net_losses(tables))

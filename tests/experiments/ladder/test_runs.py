@@ -575,10 +575,19 @@ def test_a_layer_that_wrecks_the_model_is_not_chosen_for_its_compliance() -> Non
     assert choose_layer(tried(gentle, (22, 0.9, 0.1, 0.11)), refused=0.9)[0].layer == 22
     # Where only damage halves refusals, the least of it; where nothing does, most compliance.
     chosen, why = choose_layer(tried(wrecking, (22, 0.8, 0.2, 2.0), idle), refused=0.9)
-    assert (chosen.layer, "at no layer with less" in why) == (22, True)
+    assert (chosen.layer, "lowest" in why, "KL of 2" in why) == (22, True, True)
     chosen, why = choose_layer(tried(idle, (8, 0.3, 0.7, 0.3)), refused=0.9)
-    assert (chosen.layer, "to half at no layer" in why) == (8, True)
+    assert (chosen.layer, "no layer halves refusals" in why) == (8, True)
     assert choose_layer(tried((3, float("nan"), float("nan"), float("nan")), idle), refused=0.9)[0].layer == 4
+
+
+def test_a_layer_under_which_more_is_refused_is_not_said_to_fall() -> None:
+    """0.4 % are not 0 %, and 70 % of a system that refused 50 % are a rise."""
+    _, why = choose_layer(tried((8, 0.3, 0.7, 0.3)), refused=0.5)
+    assert "70 %" in why
+    assert "fall" not in why
+    _, why = choose_layer(tried((8, 0.9, 0.004, 0.05)), refused=0.5)
+    assert "0.4 %" in why
 
 
 # -- wrong input ------------------------------------------------------------------------------------

@@ -265,7 +265,8 @@ def test_links_of_removed_weights(values: str) -> None:
         )
         for name, x in zip(names, sides, strict=bool(known))
     }
-    counts = {(subject, what): Count([None if pair is None else pair[0] > pair[1] for pair in pairs])}
+    outcomes = [None if pair is None else pair[0] > pair[1] for pair in pairs]
+    counts = {(subject, what): Count(outcomes, len(known) / 2)}
     facts = Facts(counts=counts, levels=levels) if known else Facts()
     assert refuted(said, facts) == []
     assert unsaid(said, facts) == []

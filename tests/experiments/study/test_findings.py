@@ -13,7 +13,12 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from mechsafety.experiments.agreement.figures import effect_forest
-from mechsafety.experiments.study.figures import judge_agreement, layer_sweep_table, outcome_bars
+from mechsafety.experiments.study.figures import (
+    judge_agreement,
+    layer_sweep_table,
+    outcome_bars,
+    refusal_heatmap,
+)
 from mechsafety.experiments.study.findings import headline
 from mechsafety.statistics import (
     agreement,
@@ -318,8 +323,13 @@ def test_harmless_prompts_that_move_as_much_are_said_to() -> None:
     assert sum(bool(re.search(r"m, harm(ful|less) prompts: a fall in refusals", line)) for line in lines) == 2
 
 
-def test_a_missing_arm_is_no_change() -> None:
-    assert not any(line.startswith("m, harmful prompts: ") for line in said(of_one(REFUSED, "")))
+def test_a_missing_arm_is_no_change_and_is_said() -> None:
+    """Beside a system that has both arms; its p is corrected over itself alone."""
+    judges = {"rules": {"m": {"harmful": (REFUSED, "")}, "n": {"harmful": (REFUSED, "C" * len(REFUSED))}}}
+    lines = said(judges)
+    assert "not tested" in only(lines, "m, harmful prompts: ", "refusals", "edited unknown")
+    assert "Holm" not in only(lines, "n, harmful prompts: a fall in refusals")
+    assert untrue([line for line in lines if "m, " in line or "n, " in line], known(judges)) == []
 
 
 def test_nothing_is_said_where_every_system_failed() -> None:
@@ -433,3 +443,12 @@ def test_what_is_said_of_two_judges_is_true(systems: list[tuple[str, str, str, s
 def _holm(tests: Mapping[str, tuple[int, float]]) -> dict[str, float]:
     made = {s: p for s, (_, p) in tests.items() if p == p}
     return dict.fromkeys(tests, math.nan) | dict(zip(made, holm([*made.values()]), strict=True))
+
+
+def test_cells_of_the_map_of_rates_say_0_and_100_only_where_exact() -> None:
+    table = verdicts(
+        "rules", of_one("R" + "C" * 249, "R" * 249 + "C", harmless=("C" * 250, "R" * 250))["rules"]
+    )
+    figure = refusal_heatmap(refusal_rates(table))
+    shown = [text for trace in figure.data for row in trace.text for text in row]
+    assert shown == ["0.4%", "99.6%", "0%", "100%"]
