@@ -369,6 +369,16 @@ def test_broken_numbers_and_refused_sources_are_no_notes(
         run_ladder(config, tmp_path / "run")
 
 
+def test_systems_are_not_compared_where_that_is_not_asked(
+    tiny_folder: Callable[..., Path], tuned: Callable[[str], Path], prompts_file: Path, tmp_path: Path
+) -> None:
+    systems = str(tiny_folder()), str(tuned("llama"))
+    run = run_ladder(small(systems, prompts_file, counts=(1,), controls=0, compare_limit=0), tmp_path / "run")
+    assert not (run.path / "compare").exists()
+    assert set(run.tables["survival"]["system"]) == set(systems)
+    assert "not compared, as asked" in run.report().read_text()
+
+
 def test_a_regions_run_adds_its_links(
     tiny_folder: Callable[..., Path], tuned: Callable[[str], Path], prompts_file: Path, tmp_path: Path
 ) -> None:
