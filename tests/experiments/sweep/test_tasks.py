@@ -16,7 +16,7 @@ from tests import in_process_ray
 from tests.prompt_sets import small_prompts, write_csv
 
 FIELDS = {
-    **{"positions": (-1,), "layers": (1, 2), "fit": 9, "validation": 4, "confirm": 0, "resamples": 2},
+    **{"positions": (-1,), "layers": (1, 2), "fit": 40, "validation": 4, "confirm": 0, "resamples": 2},
     **{"doses": ("alpha",), "dose_prompts": 2, "controls": 1, "max_new_tokens": 2},
     **{"device": "cpu", "dtype": "float32"},
 }
@@ -32,7 +32,7 @@ def test_curves_of_workers_are_those_of_the_sequential_run(
     tiny_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     in_process_ray.put_in(monkeypatch)
-    csv = write_csv(small_prompts(10), tmp_path / "small.csv")
+    csv = write_csv(small_prompts(40), tmp_path / "small.csv")
     config = SweepConfig(model=str(tiny_folder("llama")), prompts=str(csv), **FIELDS)
     elsewhere = config.model_copy(update={"engine": "ray"})
     whole = run_sweep(config, tmp_path / "whole").path
@@ -54,5 +54,6 @@ def test_curves_of_workers_are_those_of_the_sequential_run(
     measured.append("")
     run = run_sweep(elsewhere, tmp_path / "run")
     assert files(run.path) == files(whole)
+    assert [(one["done"], one["known"]) for one in run_status(whole)["stages"].values()] == [(1, 1), (2, 2)]
     named = [name for name in measured if name]
     assert len(named) == len(set(named)) == len(run.to_frame("doses"))
