@@ -27,6 +27,9 @@ class SweepTasks(Parallel):
     def reads(self) -> Sequence[Read]:
         """What the model reads."""
 
+    def divides(self) -> bool:
+        return bool(self.config.doses)
+
     def tasks(self, run: RunFolder) -> list[Task]:
         return _tasks(self.config, run)
 
