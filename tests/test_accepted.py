@@ -352,6 +352,10 @@ def test_configurations_are_made_by_name_and_do_not_change() -> None:
     with pytest.raises(MechsafetyError, match=r"model_copy\(update=\{'limit': \.\.\.\}\)"):
         config.limit = 4  # type: ignore[misc]
     assert config.model_copy(update={"limit": 4}).limit == 4
+    with pytest.raises(MechsafetyError, match=r"no such field .did you mean 'limit'"):
+        config.model_copy(update={"limti": 4})
+    with pytest.raises(MechsafetyError, match="limit: "):
+        config.model_copy(update={"limit": -1})
     assert pickle.loads(pickle.dumps(config)) == copy.deepcopy(config) == config
     with pytest.raises(MechsafetyError, match=r"fields by name, StudyConfig\(field="):
         ms.StudyConfig("smollm2-135m")  # type: ignore[call-arg, misc]

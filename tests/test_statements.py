@@ -141,6 +141,12 @@ def real_ladder() -> Statements:
     rows = table("ladder/survival.csv")
     at = rows.query("label == 'harmless' and kind == 'refusal' and directions == 8")["perplexity"]
     yield f"is {at.min():,.0f} to {at.max():,.0f}"
+    broken = rows.query("label == 'harmful' and kind == 'refusal'")
+    least, most = (broken[broken["directions"].isin(k)] for k in ((1, 2), (8,)))
+    assert (least["degenerate"] * least["n"] <= 1.5).all()
+    yield "Without one or two directions what comes instead of refusals is language, by the judge"
+    named = most[most["degenerate"] > 0.5]["system"].str.removeprefix("smollm2-135m+")
+    yield f"without eight, {' and '.join(f'`{name}`' for name in named)} are mostly degenerate"
     start = rows.query("label == 'harmful' and kind == 'unedited'").set_index("system")
     few = start.loc["smollm2-135m+dpo"]
     yield f"`dpo` refuses too little to be judged: {few['refused'] * few['n']:.0f} of {few['n']:.0f}."

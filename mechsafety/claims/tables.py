@@ -39,9 +39,9 @@ def claim_table(claims: Sequence[Claim]) -> pd.DataFrame:
         row = {"subject": c.subject, "measure": c.measure}
         row |= {"before": spelt(c.before, c.unit), "after": spelt(c.after, c.unit)}
         row |= {"change": points(c.difference.value) if c.unit == "share" else f"{c.difference.value:+.3g}"}
-        row |= {"p": p_value(c.corrected), "claim": _WAYS.get(claim.direction, claim.direction)}
+        row |= {"p": p_value(c.corrected, claim.alpha), "claim": _WAYS.get(claim.direction, claim.direction)}
         row |= {"control": control.name if control else ""}
-        row |= {"control result": f"{drawn} ({p_value(control.corrected)})" if control else ""}
+        row |= {"control result": f"{drawn} ({p_value(control.corrected, claim.alpha)})" if control else ""}
         rows.append(row | {"beyond": claim.beyond})
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
@@ -63,9 +63,9 @@ def change_row(claim: str, decided: Claim, *, way: str) -> dict[str, str]:
     drawn = listed([spelt(draw.estimate, c.unit) for draw in control.draws]) if control else ""
     return control_row(
         claim,
-        f"{spelt(c.before, c.unit)} to {spelt(c.after, c.unit)}, {p_value(c.corrected)}",
+        f"{spelt(c.before, c.unit)} to {spelt(c.after, c.unit)}, {p_value(c.corrected, decided.alpha)}",
         control.name if control else "none",
-        f"{drawn or 'not measured'}{f', {p_value(control.corrected)}' if control else ''}",
+        f"{drawn or 'not measured'}{f', {p_value(control.corrected, decided.alpha)}' if control else ''}",
         holds if measured else NOT_MEASURABLE,
     )
 
@@ -81,7 +81,7 @@ def control_table(claims: Sequence[Claim]) -> pd.DataFrame:
         reading, result = (spelt(estimate, c.unit) for estimate in (c.after, c.before))
         row = control_row(
             f"{c.subject}: {c.measure}, {c.states[1]}",
-            f"{reading}, {p_value(c.corrected)}",
+            f"{reading}, {p_value(c.corrected, claim.alpha)}",
             c.states[0],
             result,
             holds,

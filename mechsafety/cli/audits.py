@@ -28,5 +28,13 @@ def _audit(config: AuditConfig, out: Path | None, allow_other_versions: bool) ->
         return run_and_show(experiment, out, allow_other_versions=allow_other_versions)
     found = experiment.found
     following = " ".join(["mechsafety audit", *config.files, "--out runs/audit"])
-    text = "\n".join([comparisons_text(found.comparisons), "", *found.sentences, "", f"next:   {following}"])
+    text = "\n".join(
+        [
+            comparisons_text(found.comparisons, alpha=found.alpha),
+            "",
+            *found.sentences,
+            "",
+            f"next:   {following}",
+        ]
+    )
     return audit_facts(found) | {"report": None}, text

@@ -28,7 +28,7 @@ from mechsafety.core.errors import MechsafetyError, way
 from mechsafety.core.progress import Progress
 from mechsafety.experiments import judging
 from mechsafety.experiments.config import ENGINE_FIELDS, Config, EngineConfig, FedConfig, ModelConfig
-from mechsafety.experiments.parallel import Parallel
+from mechsafety.experiments.parallel import divided
 from mechsafety.experiments.records import mixed_templates, record_fed, template_lines
 from mechsafety.models.ahead import fetch_ahead
 from mechsafety.models.chat_settings import NOT_OFF
@@ -536,7 +536,7 @@ def _in_this_process(experiment: Experiment[Any], say: Progress) -> bool:
     config = experiment.config
     if not isinstance(config, EngineConfig) or not config.on_workers:
         return True
-    if config.engine == "ray" or isinstance(experiment, Parallel):
+    if config.engine == "ray" or divided(experiment):
         return False
     say(f"{experiment.kind} has no tasks of its own, and runs in this process")
     return True

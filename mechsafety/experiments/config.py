@@ -83,6 +83,11 @@ class Config(BaseModel, metaclass=_Named):
             f"a configuration does not change: config.model_copy(update={{{name!r}: ...}}) makes another"
         )
 
+    def model_copy(self: C, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> C:  # noqa: ARG002
+        """Another one with these fields, checked as a whole; what was not given follows from the others again."""
+        given = {name: getattr(self, name) for name in self.model_fields_set}
+        return type(self)(**{**given, **(update or {})})
+
     @model_validator(mode="before")
     @classmethod
     def _as_given(cls, given: Any) -> Any:

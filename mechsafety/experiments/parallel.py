@@ -35,6 +35,10 @@ class Parallel(ABC):
     def do(self, task: Task, session: Session) -> None:
         """Make the parts of one task, on a worker; ``session.run`` is the worker's copy."""
 
+    def divides(self) -> bool:
+        """Whether there are tasks at all under this configuration; else the work is done as a whole."""
+        return True
+
     def held(self) -> Collection[str]:
         """The models that this worker has loaded."""
         return ()
@@ -49,3 +53,8 @@ class Parallel(ABC):
     def finish(self, session: Session) -> Mapping[str, pd.DataFrame] | None:  # noqa: ARG002
         """The tables, by the run's own process; None where they need a model and ``work`` makes them on a worker."""
         return None
+
+
+def divided(experiment: object) -> Parallel | None:
+    """``experiment``, where its work divides into tasks."""
+    return experiment if isinstance(experiment, Parallel) and experiment.divides() else None

@@ -27,6 +27,10 @@ LEAST_AGREEMENT = 0.8
 """Share of the sample's tokens before the first difference, below which the server is not used."""
 
 
+class UnlikeServerError(MechsafetyError):
+    """A server answers, and has other models or another vocabulary than was asked for."""
+
+
 @runtime_checkable
 class Server(Protocol):
     """What runs a model elsewhere; at ``address``; ``mechsafety.serving.server`` has one for vLLM."""

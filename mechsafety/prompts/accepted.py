@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from mechsafety.core.arguments import shown
 from mechsafety.core.errors import MechsafetyError
-from mechsafety.prompts.columns import TEXT_COLUMNS
+from mechsafety.prompts.columns import LABELS, TEXT_COLUMNS
 from mechsafety.prompts.files import SUFFIXES
 from mechsafety.prompts.prompt_set import (
     Prompt,
@@ -136,7 +136,15 @@ def _dataset_rows(data: Any) -> Iterator[dict[str, Any]]:
 
 
 def _of_columns(data: Mapping[Any, Any]) -> list[Mapping[Any, Any]]:
-    """A mapping as rows: of columns, as a slice of a dataset is one; else it is a row, or a message, itself."""
+    """A mapping as rows: of prompts by label; of columns, as a slice of a dataset is one; else it is a row, or a
+    message, itself.
+    """
+    if set(data) <= set(LABELS) and all(map(_is_column, data.values())):
+        return [
+            {**_row(item, number), "label": label}
+            for label, items in data.items()
+            for number, item in enumerate(items, start=1)
+        ]
     columns = [value for value in data.values() if _is_column(value)]
     if len(columns) < len(data) or ("messages" in data and _is_message(next(iter(columns[0]), None))):
         return [data]
@@ -147,7 +155,9 @@ def _of_columns(data: Mapping[Any, Any]) -> list[Mapping[Any, Any]]:
 
 
 def _is_column(value: Any) -> bool:
-    return (isinstance(value, Sequence) and not isinstance(value, str | bytes)) or hasattr(value, "to_numpy")
+    if isinstance(value, Sequence):
+        return not isinstance(value, str | bytes)
+    return hasattr(value, "to_numpy") or getattr(value, "ndim", None) == 1
 
 
 def _row(item: Any, number: int) -> dict[str, Any]:

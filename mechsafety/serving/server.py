@@ -16,7 +16,7 @@ from mechsafety.core.boundary import checked_construction
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.progress import bar
 from mechsafety.edits.sums import EditLike, as_edit
-from mechsafety.generation.served import COMPARED, LEAST_AGREEMENT, Asked, served_name
+from mechsafety.generation.served import COMPARED, LEAST_AGREEMENT, Asked, UnlikeServerError, served_name
 from mechsafety.judges.asking import Ledger
 from mechsafety.judges.chat_calls import CallOptions, NoAnswer
 from mechsafety.judges.endpoint_spec import options_from_environment, require_address
@@ -67,12 +67,14 @@ class VllmServer:
         self.options = options or options_from_environment(_PATIENT)
 
     def require(self, name: str) -> None:
-        """Raise :class:`MechsafetyError` unless the server answers and has the model ``name`` (or the one given)."""
+        """Raise :class:`UnlikeServerError` for one without the model ``name`` (or the one given), and another
+        :class:`MechsafetyError` where it does not answer.
+        """
         name = self.named or name
         found = self.models()
         if name not in found:
             has = ", ".join(map(repr, found)) or "no model"
-            raise MechsafetyError(
+            raise UnlikeServerError(
                 f"server {self.address} has {has} and not {name!r}, which is this model under this edit: export it and "
                 f"start vllm serve with --served-model-name {name}"
             )
@@ -109,7 +111,7 @@ class VllmServer:
         strange = [token for token in found.tokens if not 0 <= token < how.vocabulary]
         if strange or found.prompt not in (None, prompt.tokens):
             what = f"token {strange[0]} of {how.vocabulary}" if strange else "a prompt that it was not sent"
-            raise MechsafetyError(
+            raise UnlikeServerError(
                 f"server {self.address} has another vocabulary ({what}): it runs another model than {self.model!r} says"
             )
         n = len(found.tokens)
@@ -167,17 +169,20 @@ def _fields(how: Asked, *, seed: int) -> dict[str, object]:
 def server_with(servers: Sequence[VllmServer], name: str) -> VllmServer:
     """The first of ``servers`` that has the model ``name``.
 
-    Raises :class:`MechsafetyError` that says what each has instead.
+    Raises :class:`UnlikeServerError` that says what each has instead, and what the first raised that does not answer.
     """
-    lacking = []
+    lacking: list[str] = []
+    silent: MechsafetyError | None = None
     for server in servers:
         try:
             server.require(name)
-        except MechsafetyError as error:
+        except UnlikeServerError as error:
             lacking.append(str(error))
+        except MechsafetyError as error:
+            silent = silent or error
         else:
             return server
-    raise MechsafetyError("; ".join(lacking))
+    raise silent or UnlikeServerError("; ".join(lacking))
 
 
 def serve_command(

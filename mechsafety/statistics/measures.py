@@ -147,7 +147,8 @@ def panel_bootstrap(
     resamples: int,
     confidence: float,
 ) -> Estimate:
-    """A measure of ``counts`` (:func:`rating_counts`) with its bounds; where every item agrees see :func:`_perfect`.
+    """A measure of ``counts`` (:func:`rating_counts`) with its bounds; where every item agrees see :func:`_perfect`,
+    where each agrees as much as any other :func:`_alike`.
 
     Clusters none of whose items count are not drawn: alpha counts items with two ratings, AC1 those with one as well.
     """
@@ -165,13 +166,32 @@ def panel_bootstrap(
         resamples=resamples,
         confidence=confidence,
     )
-    if found.high - found.low < 1e-12 and found.value < 1 - 1e-12:  # every item is as far from agreement
-        return replace(found, high=_most(found.value, len(set(group[paired])), confidence=confidence))
-    if found.value < 1 - 1e-12 or math.isnan(found.value):
+    if math.isnan(found.value):
         return found
-    share = counts[paired].sum(axis=0) / counts[paired].sum()
-    least = _least(share, len(set(group[paired])), confidence=confidence)[name]
-    return replace(found, low=least, high=1.0)
+    clusters_paired = len(set(group[paired]))
+    if found.value >= 1 - 1e-12:
+        share = counts[paired].sum(axis=0) / counts[paired].sum()
+        return replace(found, low=_least(share, clusters_paired, confidence=confidence)[name], high=1.0)
+    agreements = ac1_sums(counts[paired])[:, 0]
+    return _alike(found, counts[paired], clusters_paired, confidence) if np.ptp(agreements) < 1e-12 else found
+
+
+def _alike(found: Estimate, counts: np.ndarray, clusters: int, confidence: float) -> Estimate:
+    """Bounds where all items agree equally and none fully, so that resamples differ in chance agreement alone.
+
+    Agreement may then lie by Wilson's bound of none in ``clusters`` nearer to 1, and to the least that as many raters
+    can have.
+    """
+    agreement, m, k = float(ac1_sums(counts)[0, 0]), counts.sum(axis=1), counts.shape[1]
+    whole, rest = np.divmod(m, k)
+    least = ((rest * (whole + 1) * whole + (k - rest) * whole * (whole - 1)) / (m * (m - 1))).mean()
+    share = wilson(0, clusters, confidence=confidence).high
+    fall = share * max(0.0, agreement - float(least)) * (1 - found.value) / (1 - agreement)
+    return replace(
+        found,
+        low=min(found.low, found.value - fall),
+        high=max(found.high, _most(found.value, clusters, confidence=confidence)),
+    )
 
 
 def pair_cells(

@@ -322,7 +322,9 @@ def _several(case: Case) -> dict[str, go.Figure]:
     pairs = pd.DataFrame(judges, columns=["judge_a", "judge_b"]).assign(label="harmful", models=4)
     pairs = pairs.assign(pearson=case.of(-0.4), phi=case.of(-0.2), tau=case.of(-0.3))
     published = {"comparisons": compared, "pairs": pairs, "judges": compared}
-    found = selfjudge_figures(cells, _calibration(case)) | audit_figures(published, primary=case.judges[0])
+    found = selfjudge_figures(cells, _calibration(case)) | audit_figures(
+        published, primary=case.judges[0], alpha=0.05
+    )
     if case.value is None:
         systems = [
             f"{s}+{k}" for s, k in zip(case.systems, itertools.cycle(ladder_tables.SHAPES), strict=False)

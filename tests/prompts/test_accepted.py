@@ -44,6 +44,18 @@ def test_one_list_of_texts_in_ten_forms(data: Any) -> None:
     assert {p.label for p in found} == {""}
 
 
+def test_texts_by_label_and_columns_of_numpy() -> None:
+    by_label = as_prompt_set({"harmful": ["A lock?", "A storm?"], "harmless": np.array(["Bread?"])})
+    kinds = ["harmful", "harmful", "harmless"]
+    columns = as_prompt_set({"text": np.array([p.text for p in by_label]), "label": np.array(kinds)})
+    assert [(p.text, p.label) for p in by_label] == [
+        ("A lock?", "harmful"),
+        ("A storm?", "harmful"),
+        ("Bread?", "harmless"),
+    ]
+    assert [*columns] == [*by_label]
+
+
 def test_a_str_is_a_prompt_a_set_or_a_file(tmp_path: Path) -> None:
     path = tmp_path / "own.txt"
     path.write_text("\n".join(TEXTS))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import irrCAC.raw
 import krippendorff
@@ -25,6 +26,7 @@ from mechsafety.statistics import (
     wilson,
 )
 from mechsafety.statistics.measures import pair_measures
+from mechsafety.statistics.resampling import Estimate
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*:FutureWarning:irrCAC", "ignore:.*:RuntimeWarning:irrCAC")
 
@@ -214,6 +216,20 @@ def test_total_disagreement_is_not_certainty() -> None:
     for measure in (gwet_ac1, krippendorff_alpha):
         found = measure(rated, clusters=range(8), categories=["R", "C"], seed=0, resamples=20)
         assert found.low == found.value < found.high < 1
+
+
+@pytest.mark.parametrize("measure", [krippendorff_alpha, gwet_ac1])
+def test_items_that_are_all_split_alike_are_not_certain(measure: Callable[..., Estimate]) -> None:
+    """Resamples then differ in the categories alone, and by that in the agreement expected by chance."""
+    three_of_four = [["R", "R", "R", "C"]] * 5 + [["R", "C", "C", "C"]] * 5
+    found = measure(three_of_four, clusters=range(10), categories=["R", "C"], resamples=200)
+    assert found.low < found.value - 0.01
+    assert found.high > found.value + wilson(0, 10).high * (1 - found.value) - 1e-9
+    # Four raters of two categories cannot agree less than two against two.
+    halves = [["R", "R", "C", "C"]] * 10
+    found = measure(halves, clusters=range(10), categories=["R", "C"], resamples=200)
+    assert found.low == pytest.approx(found.value)
+    assert found.high > found.value + 0.2
 
 
 def test_a_panel_in_full_agreement_is_no_more_certain_than_a_pair() -> None:

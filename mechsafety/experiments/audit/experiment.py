@@ -65,7 +65,7 @@ class PublishedAudit(Experiment[AuditConfig]):
 
     @classmethod
     def figures(cls, result: Result) -> dict[str, go.Figure]:
-        return audit_figures(result.tables, primary=result.manifest["primary"])
+        return audit_figures(result.tables, primary=result.manifest["primary"], alpha=result.config["alpha"])
 
     @classmethod
     def findings(cls, result: Result) -> list[str]:
@@ -98,7 +98,7 @@ class PublishedAudit(Experiment[AuditConfig]):
 
     @classmethod
     def text(cls, result: Result) -> str:
-        return comparisons_text(result.tables["comparisons"])
+        return comparisons_text(result.tables["comparisons"], alpha=result.config["alpha"])
 
     @classmethod
     def facts(cls, result: Result) -> dict[str, Any]:
@@ -140,7 +140,7 @@ def audit_facts(found: Audit) -> dict[str, Any]:
     }
 
 
-def comparisons_text(table: pd.DataFrame) -> str:
+def comparisons_text(table: pd.DataFrame, *, alpha: float) -> str:
     """The comparisons as they are printed; of very many those below alpha alone."""
     left_out = 0
     if len(table) > _PRINTED:
@@ -159,9 +159,9 @@ def comparisons_text(table: pd.DataFrame) -> str:
     ]
     shown["test"] = table["test"]
     for column in ("p", "p_holm"):
-        shown[column] = table[column].map(_p)
+        shown[column] = [_p(p, alpha) for p in table[column]]
     shown["paired p"] = [
-        _range(*pair) for pair in zip(table["paired_p_best"], table["paired_p_worst"], strict=True)
+        _range(*pair, alpha) for pair in zip(table["paired_p_best"], table["paired_p_worst"], strict=True)
     ]
     shown["finding"] = table["finding"]
     text = shown.to_string(index=False) if len(shown) else "no difference is below alpha"
@@ -174,9 +174,10 @@ def _points(value: float) -> str:
     return "-" if value != value else points(value)
 
 
-def _p(value: float) -> str:
-    return "-" if value != value else p_value(value).removeprefix("p ").removeprefix("= ")
+def _p(value: float, alpha: float) -> str:
+    return "-" if value != value else p_value(value, alpha).removeprefix("p ").removeprefix("= ")
 
 
-def _range(best: float, worst: float) -> str:
-    return _p(best) if best == worst or best != best else f"{_p(best)} to {_p(worst)}"
+def _range(best: float, worst: float, alpha: float) -> str:
+    least = _p(best, alpha)
+    return least if best == worst or best != best else f"{least} to {_p(worst, alpha)}"

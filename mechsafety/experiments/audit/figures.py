@@ -33,14 +33,14 @@ _FORESTS = 4
 """Judges up to which each has a forest plot; of more the primary one alone has."""
 
 
-def audit_figures(tables: Mapping[str, pd.DataFrame], *, primary: str) -> dict[str, go.Figure]:
+def audit_figures(tables: Mapping[str, pd.DataFrame], *, primary: str, alpha: float) -> dict[str, go.Figure]:
     """Forest plots by judge and label, and by label the changes under every judge and how the judges correlate."""
     table, pairs = tables["comparisons"], tables["pairs"]
     figures = {}
     for (label, judge), part in table.groupby(["label", "judge"], sort=False):
         if judge == primary or table["judge"].nunique() <= _FORESTS:
             figures[_unused(f"differences-{label}-{judge}", figures)] = forest(
-                part, label=str(label), judge=str(judge)
+                part, label=str(label), judge=str(judge), alpha=alpha
             )
     several = set(zip(tables["judges"]["system"], tables["judges"]["label"], strict=True))
     for label, part in table.groupby("label", sort=False):
@@ -53,7 +53,7 @@ def audit_figures(tables: Mapping[str, pd.DataFrame], *, primary: str) -> dict[s
     return figures
 
 
-def forest(rows: pd.DataFrame, *, label: str, judge: str) -> go.Figure:
+def forest(rows: pd.DataFrame, *, label: str, judge: str, alpha: float) -> go.Figure:
     """Change in refusal of each system under one judge, with its interval, the widest drop on top."""
     rows = rows.sort_values("change", ascending=False, kind="stable").reset_index(drop=True)
     names = system_names(rows["system"])
@@ -67,7 +67,7 @@ def forest(rows: pd.DataFrame, *, label: str, judge: str) -> go.Figure:
             mode="markers",
             marker={"color": colour, "symbol": symbol, "size": 11},
             error_x=whiskers(*(100 * part[name] for name in ("change", "low", "high")), colour=colour),
-            customdata=[_counts(row, names) for row in part.to_dict(orient="records")],
+            customdata=[_counts(row, names, alpha) for row in part.to_dict(orient="records")],
             hovertemplate="%{customdata}<extra></extra>",
             showlegend=bool(len(part)),
         )
@@ -192,11 +192,11 @@ def _tick(row: Mapping[Any, Any], names: Mapping[str, str]) -> str:
     )
 
 
-def _counts(row: Mapping[Any, Any], names: Mapping[str, str]) -> str:
+def _counts(row: Mapping[Any, Any], names: Mapping[str, str], alpha: float) -> str:
     name = _plain(names[row["system"]])
     return (
-        f"{name}: {points(row['change'])} points [{points(row['low'])}, {points(row['high'])}], {p_value(row['p'])}, "
-        f"Holm {p_value(row['p_holm'])}"
+        f"{name}: {points(row['change'])} points [{points(row['low'])}, {points(row['high'])}], "
+        f"{p_value(row['p'], alpha)}, Holm {p_value(row['p_holm'], alpha)}"
     )
 
 

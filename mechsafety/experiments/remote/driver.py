@@ -18,7 +18,7 @@ from mechsafety.engines.hosts import Host, Share, WorkerDiedError
 from mechsafety.engines.processes import processes
 from mechsafety.engines.progress import Pace, by_stage, line, state
 from mechsafety.engines.tasks import Schedule, Task, next_model, shown
-from mechsafety.experiments.parallel import Parallel
+from mechsafety.experiments.parallel import divided
 from mechsafety.experiments.remote.made import (
     Facts,
     Failure,
@@ -70,7 +70,7 @@ def with_workers(
     config = experiment.config
     share = Share(cpus=_threads_of_workers(config), gpus=config.gpus_per_task or 0.0)
     with _host(config, share) as host:
-        most = config.workers if isinstance(experiment, Parallel) else 1
+        most = config.workers if divided(experiment) else 1
         options = {"home": str(out), "day": day, "threads": share.cpus}
         options |= {"allow_other_versions": allow_other_versions, "versions": computing_versions()}
         pool = _Pool(experiment, host, most=most, options=options)
@@ -245,7 +245,7 @@ class _Work:
         self.remote, self.session, self.run = remote, session, session.run
         self.pool, self.say = remote.pool, session.say
         self.experiment = remote.local
-        self.parallel = self.experiment if isinstance(self.experiment, Parallel) else None
+        self.parallel = divided(self.experiment)
         self.schedule, self.pace = Schedule(), Pace()
         self.failures: dict[str, Failure] = {}
         self._whole: Mapping[str, pd.DataFrame] | None = None

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from mechsafety.core.errors import MechsafetyError, NotFiniteError, StoppedError, way
+from mechsafety.core.errors import MechsafetyError, StoppedError, way
 from mechsafety.edits.interventions import Edit, require_fits
 from mechsafety.experiments.served import compared_with, servers_of
 from mechsafety.experiments.study.config import StudyConfig
 from mechsafety.generation.completions import generate
 from mechsafety.generation.resumable import batch_tasks
-from mechsafety.generation.served import Agreed, served_name
+from mechsafety.generation.served import Agreed, UnlikeServerError, served_name
 from mechsafety.regions.saved_models import save_model
 from mechsafety.serving.server import VllmServer, serve_command, server_with
 from mechsafety.statistics.tables import ARMS
@@ -66,7 +66,7 @@ class ServedArms:
         if self.config.generation.export_to is None or self._begun(spec, arm):
             return False
         model, edit = load(), edit_of()
-        if not self._fits(model, edit):
+        if _unfit(model, edit) is not None:
             return False
         name = served_name(model, edit)
         if self._served(name):
@@ -94,9 +94,10 @@ class ServedArms:
         )
 
     def _served(self, name: str) -> bool:
+        """Whether one of the servers that answer has a model; others may not be started yet."""
         try:
-            self._with(name)
-        except MechsafetyError:
+            server_with(self._there, name)
+        except UnlikeServerError:
             return False
         return True
 
@@ -106,11 +107,18 @@ class ServedArms:
         return [server for server in self.servers if _answers(server)]
 
     def _with(self, name: str) -> VllmServer:
-        """The server that has a model. Raises :class:`MechsafetyError`."""
-        if not self._there:
-            named = ", ".join(server.address for server in self.servers)
-            raise MechsafetyError(f"no server answers at {named}")
-        return server_with(self._there, name)
+        """The server that has a model.
+
+        Raises :class:`UnlikeServerError` where all answer and none has it, and :class:`MechsafetyError` where one that
+        does not answer may have it.
+        """
+        try:
+            return server_with(self._there, name)
+        except UnlikeServerError:
+            silent = [server.address for server in self.servers if server not in self._there]
+            if silent:
+                raise MechsafetyError(f"no server answers at {', '.join(silent)}") from None
+            raise
 
     # -- its answers -----------------------------------------------------------------------------------
 
@@ -147,19 +155,17 @@ class ServedArms:
                 self.run.part_path(SERVED, spec, arm, suffix="json").unlink()
 
     def _compared(self, model: TransformerBridge, edit: Edit | None, prompts: PromptSet) -> dict[str, Any]:
-        """Whether a server answers an arm, and why not."""
+        """Whether a server answers an arm, and why not; raises what a server does that fails, as it may not again."""
         config, name = self.config, served_name(model, edit)
         found: dict[str, Any] = {"address": None, "model": name, "used": False, "agreement": None}
+        if (unfit := _unfit(model, edit)) is not None:
+            return found | {"reason": unfit}
         try:
-            if edit is not None:
-                require_fits(model, edit, weights=True)
             server = self._with(name)
             found["address"] = server.address
             answer = partial(generate, model, edit=edit, batch_size=config.batch_size)
             return found | compared_with(server, list(prompts), answer, max_new_tokens=config.max_new_tokens)
-        except NotFiniteError:
-            raise
-        except MechsafetyError as error:
+        except UnlikeServerError as error:
             return found | {"reason": str(error)}
 
     def _again(self, spec: str, arm: str, made: dict[str, Any], name: str) -> Agreed:
@@ -173,14 +179,6 @@ class ServedArms:
                 f"{spec} · {arm} was begun by server {made['address']}, and answers of two kinds do not mix: {error}"
             ) from None
         return Agreed(server)
-
-    def _fits(self, model: TransformerBridge, edit: Edit | None) -> bool:
-        try:
-            if edit is not None:
-                require_fits(model, edit, weights=True)
-        except MechsafetyError:
-            return False
-        return True
 
     def _arms(self) -> list[tuple[str, str]]:
         """The arms of systems that have not failed."""
@@ -200,6 +198,16 @@ class ServedArms:
     def _left(self, spec: str, arm: str) -> bool:
         batches = self._batches(spec, arm)
         return not batches or not all(batches)
+
+
+def _unfit(model: TransformerBridge, edit: Edit | None) -> str | None:
+    """Why no weights of ``model`` are ``edit``; None where some are."""
+    try:
+        if edit is not None:
+            require_fits(model, edit, weights=True)
+    except MechsafetyError as error:
+        return str(error)
+    return None
 
 
 def _answers(server: VllmServer) -> bool:

@@ -10,14 +10,11 @@ from mechsafety.engines.tasks import Task
 from mechsafety.experiments.base import Read, Session
 from mechsafety.experiments.parallel import Parallel
 from mechsafety.experiments.sweep.config import SweepConfig
-from mechsafety.experiments.sweep.work import SweepWork, curves
+from mechsafety.experiments.sweep.work import MEASURED, SELECTED, SweepWork, curves
 from mechsafety.runs.folder import RunFolder
 
 if TYPE_CHECKING:
     import pandas as pd
-
-_SELECTED, _MEASURED = "selected", "measured"
-"""Parts that mark tasks as done; the local engine reads journals alone."""
 
 
 class SweepTasks(Parallel):
@@ -29,6 +26,9 @@ class SweepTasks(Parallel):
     @abstractmethod
     def reads(self) -> Sequence[Read]:
         """What the model reads."""
+
+    def divides(self) -> bool:
+        return bool(self.config.doses)
 
     def tasks(self, run: RunFolder) -> list[Task]:
         return _tasks(self.config, run)
@@ -57,24 +57,22 @@ class SweepTasks(Parallel):
         work = self.swept(session)
         if task.stage == "select":
             work.chosen()
-            session.run.write_json_part(True, _SELECTED)
         else:
             work.measure_doses(task.name[1])
-            session.run.write_json_part(True, _MEASURED, task.name[1])
 
 
 def _tasks(config: SweepConfig, run: RunFolder) -> list[Task]:
     if not config.doses:
         return []
     selected = Task(
-        name=("select",), done=run.has_part(_SELECTED, suffix="json"), ships=((),), model=config.model
+        name=("select",), done=run.has_part(SELECTED, suffix="json"), ships=((),), model=config.model
     )
     return [
         selected,
         *(
             Task(
                 name=("doses", curve),
-                done=run.has_part(_MEASURED, curve, suffix="json"),
+                done=run.has_part(MEASURED, curve, suffix="json"),
                 needs=(selected.name,),
                 ships=((),),
                 model=config.model,

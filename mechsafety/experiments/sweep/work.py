@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 _DIRECTIONS_IN_CURVES = 8
 VERDICTS = "verdicts"
 """The part, and the table, of the verdict on each report prompt under each dose."""
+SELECTED, MEASURED = "selected", "measured"
+"""Parts that mark the selection, and each dose curve, as done."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -114,10 +116,11 @@ class SweepWork:
         run, config = self.run, self.config
         with after_thoughts(self.model, self.thoughts):
             measure, refuses = self._measure()
+            fit = self.fit
             if config.fit_on == "behaviour":
-                self.fit = treated_as_labelled(self.model, self.fit, measure=measure.taken)
+                fit = treated_as_labelled(self.model, fit, measure=measure.taken)
             self.say("residual streams")
-            cache = residual_stream(self.model, self.fit, positions=self.positions)
+            cache = residual_stream(self.model, fit, positions=self.positions)
             swept = {method: self._scores(method, cache, measure) for method in config.methods}
         selections = {method: self._select(one) for method, one in swept.items()}
         if config.confirm and config.rule == "auto":
@@ -128,6 +131,7 @@ class SweepWork:
         table = table[["method", *[c for c in table.columns if c != "method"]]]
         run.write_table(table, "sweep.csv")
         run.record("selections", selections)
+        run.write_json_part(True, SELECTED)
         return Chosen(swept=swept, selections=selections, table=table, fit=cache)
 
     def tables(self) -> dict[str, pd.DataFrame]:
@@ -142,6 +146,8 @@ class SweepWork:
             analyses["doses"] = self._measured(
                 doses, ByCurve({c: self._journal("doses", c) for c in curves(config)})
             )
+            for curve in curves(config):
+                run.write_json_part(True, MEASURED, curve)
             parts = map(pd.read_parquet, run.parts(VERDICTS))
             analyses[VERDICTS] = pd.concat(parts, ignore_index=True)
         record = load_record(self.model)
@@ -164,6 +170,7 @@ class SweepWork:
         """The doses of one curve: of the refusal direction, with the unedited model, or of one random draw."""
         doses = [dose for dose in self._planned(self.chosen()) if dose.curve == curve]
         self._measured(doses, self._journal("doses", curve))
+        self.run.write_json_part(True, MEASURED, curve)
 
     def _scores(self, method: Method, cache: ResidualCache, measure: MeasureChoice) -> Sweep:
         config = self.config

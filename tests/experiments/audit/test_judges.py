@@ -82,7 +82,9 @@ def test_pairs_and_prompt_labels_are_those_of_the_plain_table(record: Any) -> No
 
 
 def test_the_record_of_many_judges_is_drawn_as_maps(record: Any) -> None:  # noqa: F811
-    figures = audit_figures({name: getattr(record, name) for name in TABLES}, primary=record.primary)
+    figures = audit_figures(
+        {name: getattr(record, name) for name in TABLES}, primary=record.primary, alpha=0.05
+    )
     assert set(figures) == {
         *(f"differences-{label}-chatgpt5" for label in ("harmful", "harmless")),
         *(f"{kind}-{label}" for kind in ("judges", "correlations") for label in ("harmful", "harmless")),

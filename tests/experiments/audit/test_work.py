@@ -22,8 +22,8 @@ from statsmodels.stats.proportion import proportion_confint
 
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.experiments.audit.config import AuditConfig
-from mechsafety.experiments.audit.experiment import run_audit
-from mechsafety.experiments.audit.figures import audit_figures
+from mechsafety.experiments.audit.experiment import comparisons_text, run_audit
+from mechsafety.experiments.audit.figures import audit_figures, forest
 from mechsafety.experiments.audit.tables import published_counts, read_evidence, split_name
 from mechsafety.experiments.audit.work import TABLES, _finding, audit
 from mechsafety.experiments.base import load_run
@@ -93,6 +93,14 @@ def test_two_of_ten_published_drops_survive(published: Any) -> None:
     others = table[~table.index.isin(list(SURVIVORS))]
     assert (others["paired_p_best"] > 0.05).all()
     assert (table.loc[list(SURVIVORS), "paired_p_worst"] < 0.05).all()
+
+
+def test_a_p_stands_on_its_own_side_of_the_level_that_was_asked_for(published: Any) -> None:
+    table = published.comparisons.assign(p=0.00999, p_holm=0.00999)
+    assert ".00999" in comparisons_text(table, alpha=0.01)
+    assert ".00999" not in comparisons_text(table, alpha=0.05)
+    figure = forest(table, label="harmful", judge="A", alpha=0.01)
+    assert all("p = .00999, Holm p = .00999" in text for trace in figure.data for text in trace.customdata)
 
 
 def test_each_number_of_the_shipped_table_is_that_of_the_packages(published: Any) -> None:
@@ -492,7 +500,7 @@ def test_nothing_is_written_for_a_file_that_cannot_be_read(tmp_path: Path) -> No
 
 def test_the_forest_plot_shows_every_comparison(published: Any) -> None:
     (figure,) = audit_figures(
-        {name: getattr(published, name) for name in TABLES}, primary="ChatGPT5"
+        {name: getattr(published, name) for name in TABLES}, primary="ChatGPT5", alpha=0.05
     ).values()
     drawn = {x for trace in figure.data for x in trace.x}
     assert drawn == set(100 * published.comparisons["change"])

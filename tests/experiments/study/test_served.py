@@ -58,10 +58,17 @@ def own(config: StudyConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run_study(config, tmp_path_factory.mktemp("own") / "run").path
 
 
-def nobody() -> str:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{free.getsockname()[1]}/v1"
+@pytest.fixture(scope="module")
+def nobody() -> Iterator[Callable[[], str]]:
+    """Addresses at which nobody listens, nor will: their ports stay taken."""
+    with ExitStack() as stack:
+
+        def address() -> str:
+            taken = stack.enter_context(socket.socket())
+            taken.bind(("127.0.0.1", 0))
+            return f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
+
+        yield address
 
 
 def at(config: StudyConfig, *addresses: str, **more: Any) -> StudyConfig:
@@ -70,7 +77,9 @@ def at(config: StudyConfig, *addresses: str, **more: Any) -> StudyConfig:
 
 
 @pytest.fixture(scope="module")
-def exported(config: StudyConfig, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Any]:
+def exported(
+    config: StudyConfig, tmp_path_factory: pytest.TempPathFactory, nobody: Callable[[], str]
+) -> Mapping[str, Any]:
     """A study that stopped because no server had its weights, and by arm the folder and name of each checkpoint."""
     base, heard, addresses = tmp_path_factory.mktemp("exported"), list[str](), (nobody(), nobody())
     with pytest.MonkeyPatch.context() as patch:
@@ -186,12 +195,18 @@ def test_an_arm_is_answered_by_what_began_it(
     with stubs(exported) as running:
         stub = running["edited"]
 
+        answered = 3  # of the sample
+
         def down(_body: Any, _choice: Any) -> JSONResponse | None:
-            gone = len(stub.bodies) > 8 + 3  # the sample and one batch
+            gone = len(stub.bodies) > answered
             return JSONResponse({"error": {"message": "out"}}, status_code=503) if gone else None
 
         stub.twist = down
         asked = at(config, *(one.url for one in running.values()))
+        with pytest.raises(MechsafetyError):
+            run_study(asked, tmp_path / "run")
+        stub.bodies.clear()
+        answered = 8 + 3  # the sample and one batch
         with pytest.raises(MechsafetyError):
             run_study(asked, tmp_path / "run")
         in_process_ray.put_in(monkeypatch)
@@ -200,6 +215,7 @@ def test_an_arm_is_answered_by_what_began_it(
                 run_study(elsewhere, tmp_path / "run")
         stub.twist = lambda *_: None
         run = run_study(asked, tmp_path / "run")
+        assert [row["used"] for row in served(run).values()] == [True, True]
         assert_same(own, run.path)
 
 
@@ -223,7 +239,9 @@ def test_settings_that_cannot_be(tmp_path: Path, options: list[object], says: st
     assert not (tmp_path / "run").exists()
 
 
-def test_servers_that_do_not_answer_are_one_line(config: StudyConfig, tmp_path: Path) -> None:
+def test_servers_that_do_not_answer_are_one_line(
+    config: StudyConfig, tmp_path: Path, nobody: Callable[[], str]
+) -> None:
     with pytest.raises(MechsafetyError, match="gives no answer"):
         run_study(at(config, nobody()), tmp_path / "run")
     (tmp_path / "file").write_text("")

@@ -6,8 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from mechsafety.core.errors import MechsafetyError
+from mechsafety.experiments.remote import driver
 from mechsafety.experiments.status import run_status
 from mechsafety.experiments.sweep.config import SweepConfig
 from mechsafety.experiments.sweep.experiment import run_sweep
@@ -16,7 +18,7 @@ from tests import in_process_ray
 from tests.prompt_sets import small_prompts, write_csv
 
 FIELDS = {
-    **{"positions": (-1,), "layers": (1, 2), "fit": 9, "validation": 4, "confirm": 0, "resamples": 2},
+    **{"positions": (-1,), "layers": (1, 2), "fit": 40, "validation": 4, "confirm": 0, "resamples": 2},
     **{"doses": ("alpha",), "dose_prompts": 2, "controls": 1, "max_new_tokens": 2},
     **{"device": "cpu", "dtype": "float32"},
 }
@@ -32,7 +34,7 @@ def test_curves_of_workers_are_those_of_the_sequential_run(
     tiny_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     in_process_ray.put_in(monkeypatch)
-    csv = write_csv(small_prompts(10), tmp_path / "small.csv")
+    csv = write_csv(small_prompts(40), tmp_path / "small.csv")
     config = SweepConfig(model=str(tiny_folder("llama")), prompts=str(csv), **FIELDS)
     elsewhere = config.model_copy(update={"engine": "ray"})
     whole = run_sweep(config, tmp_path / "whole").path
@@ -54,5 +56,19 @@ def test_curves_of_workers_are_those_of_the_sequential_run(
     measured.append("")
     run = run_sweep(elsewhere, tmp_path / "run")
     assert files(run.path) == files(whole)
+    assert [(one["done"], one["known"]) for one in run_status(whole)["stages"].values()] == [(1, 1), (2, 2)]
     named = [name for name in measured if name]
     assert len(named) == len(set(named)) == len(run.to_frame("doses"))
+
+
+def test_a_sweep_without_dose_curves_runs_in_this_process_with_all_its_threads(
+    tiny_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver, "processes", None)
+    csv = write_csv(small_prompts(4), tmp_path / "small.csv")
+    fields = FIELDS | {"doses": (), "fit": 2, "validation": 2, "workers": 4, "fit_on": "labels"}
+    heard = list[str]()
+    config = SweepConfig(model=str(tiny_folder("llama")), prompts=str(csv), **fields)
+    run = run_sweep(config, tmp_path / "run", say=heard.append)
+    assert "sweep has no tasks of its own, and runs in this process" in heard
+    assert run.manifest["engine"] == [{"engine": "local", "threads": torch.get_num_threads()}]
