@@ -97,7 +97,7 @@ def _panel_width(figure: go.Figure, x: int | float) -> float:
 
 
 def _room_for_rows(figure: go.Figure, width: int, area: int) -> int:
-    """``area``, or up to three times as much where labels of the first column's y axes have more lines than their rows."""
+    """``area``, or up to three times as much where labels of the first column's y axes are taller than their rows."""
     needed = 0.0
     for axis in figure.select_yaxes():
         hidden = axis.showticklabels is False or axis.visible is False
