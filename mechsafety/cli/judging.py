@@ -124,7 +124,7 @@ def _judge(
     from mechsafety.judges.files import judge_file, write_batch
 
     if batch_out is not None:
-        _refuse("--batch-out", {"out": out, "batch_in": batch_in} | caps)
+        _refuse("--batch-out", {"out": out, "batch_in": batch_in} | caps, asks=False)
         written = write_batch(responses, batch_out, judges=judges, cache=cache, no_cache=no_cache)
         lines = [f"{judge}: {n} questions" for judge, n in written.items()]
         return {"batch": str(batch_out), "questions": written}, "\n".join([*lines, f"batch: {batch_out}"])
@@ -143,10 +143,14 @@ def _judge(
     return _show_verdicts(judged)
 
 
-def _refuse(what: str, options: Mapping[str, object]) -> None:
-    """Raise MechsafetyError for an option that would be ignored."""
+def _refuse(what: str, options: Mapping[str, object], *, asks: bool = True) -> None:
+    """Raise MechsafetyError for an option that would be ignored; ``asks``: the caps of the environment are not."""
     if given := [name for name, value in options.items() if value is not None and value is not False]:
-        instead = f", and set MECHSAFETY_ENDPOINT_{given[0].upper()}" if given[0].startswith("max_") else ""
+        instead = (
+            f", and set MECHSAFETY_ENDPOINT_{given[0].upper()}"
+            if asks and given[0].startswith("max_")
+            else ""
+        )
         raise MechsafetyError(f"{what} takes no --{given[0].replace('_', '-')}: leave it out{instead}")
 
 

@@ -129,6 +129,7 @@ class _PlainArguments:
         )
 
 
+_ANY, _OBJECTS = (str, Any), (str, object)
 _Plain = dict[type, frozenset[Any] | None]
 """Types of values that are taken unchanged: all of them (None), the words, or tuples of these types."""
 
@@ -157,7 +158,7 @@ def _taken_as_is(hint: Any) -> _Plain:
     if origin is tuple and given[1:] == (...,) and given[0] in (str, int, bool):
         return {tuple: frozenset(given[:1])}
     if isinstance(origin, type) and issubclass(origin, Mapping):
-        return {dict: None}
+        return {dict: None} if given in (_ANY, _OBJECTS) else {}
     if hint is None or hint in (str, bool, int, types.NoneType):
         return {types.NoneType if hint is None else hint: None}
     return {float: None} if hint is float else {}

@@ -64,12 +64,14 @@ def read_batch(
         raise MechsafetyError("--batch-in needs an endpoint judge, and a cache to keep its verdicts in")
     wanted = {key: (j, r) for j in judges for key, r in _open(j, responses, None).items()}
     try:
-        lines = as_path(path).read_text(encoding="utf-8").splitlines()
+        lines = as_path(path).read_text(encoding="utf-8").split("\n")  # JSON may hold other ends of lines
     except (OSError, UnicodeDecodeError) as error:
         raise MechsafetyError(f"--batch-in {str(path)!r} cannot be read: {error}") from None
     kept, other = 0, 0
     without: list[str] = []
-    for number, line in enumerate(filter(str.strip, lines), start=1):
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
         key, result = _result(line, where=f"--batch-in {str(path)!r}, line {number}")
         if key not in wanted:
             other += 1

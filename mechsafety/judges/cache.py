@@ -148,9 +148,10 @@ class VerdictCache:
             self.claims.drop(keys)
 
     def _open(self) -> None:
-        with contextlib.suppress(FileNotFoundError), self.path.open("rb") as stream:
-            # SQLite itself would take a file of one byte to be empty.
-            if (head := stream.read(len(_MAGIC))) and head != _MAGIC:
+        # SQLite itself would take a file of one byte to be empty. The file is not opened: closing it again would drop
+        # the locks that other connections of this process hold on it.
+        with contextlib.suppress(FileNotFoundError):
+            if 0 < self.path.stat().st_size < len(_MAGIC):
                 raise sqlite3.DatabaseError("it does not say that it is one")
         self._connection = self._connected()
         try:

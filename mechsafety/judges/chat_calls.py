@@ -22,7 +22,14 @@ from mechsafety.judges.answers import Answer, Failure, provider_says, read_body
 from mechsafety.judges.asking import Ledger, Unread, Usage
 from mechsafety.judges.budget import Budget
 from mechsafety.judges.chat_client import KEY, Elsewhere, make_client, scrubbed
-from mechsafety.judges.failures import asked_wait, is_of_the_question, is_spent, named_status, said_wait
+from mechsafety.judges.failures import (
+    asked_wait,
+    is_of_the_question,
+    is_spent,
+    is_too_large,
+    named_status,
+    said_wait,
+)
 from mechsafety.judges.pacing import LONGEST, Pace, Window
 from mechsafety.judges.reading import SCHEMA
 
@@ -32,6 +39,7 @@ if TYPE_CHECKING:
 Question = TypeVar("Question")
 Reply = TypeVar("Reply")
 _FEW = 5
+_WAITS = 8  # calls for each allowed try, after which waiting for others counts as failing
 """Equal failures, with no answer before or between them, after which an endpoint is given up."""
 _LONGEST_MESSAGE = 2000  # bytes of an error that are looked at
 _TEMPORARY = frozenset({408, 409, 425, 429})
@@ -167,7 +175,7 @@ class EndpointCalls(ABC, Generic[Question, Reply]):
                 if error.limited:
                     self._window.refused(begun=begun, now=_now())
                 # Where others are answered meanwhile, one that was too fast only waits, if it may be sent again at all.
-                waits = error.limited and self._replies > replies and self.options.tries > 1
+                waits = error.limited and self._replies > replies and 1 < self.options.tries > calls / _WAITS
                 failed += not waits
                 if error.after > LONGEST:
                     why += f"; it asks to wait for {error.after:.0f} s"
@@ -187,7 +195,7 @@ class EndpointCalls(ABC, Generic[Question, Reply]):
                 "address right?"
             )
         self._count(why, most=_FEW)
-        raise NoAnswer("network", {"error": why, "tries": failed})
+        raise NoAnswer("network", {"error": why, "tries": calls})
 
     async def _turn(self) -> None:
         """Wait until a call may begin. Raises :class:`NoAnswer` where a cap is reached."""
@@ -236,7 +244,7 @@ class EndpointCalls(ABC, Generic[Question, Reply]):
     async def _call(self, client: AsyncOpenAI, question: Question) -> Reply:
         import openai
 
-        structured = self._structured
+        sent = (self._structured, self._tokens_name)
         try:
             async with asyncio.timeout(self.options.timeout):
                 raw = await self.send(client, question)
@@ -253,7 +261,7 @@ class EndpointCalls(ABC, Generic[Question, Reply]):
                 self.scrubbed(provider_says(error.response.content)),
                 about=error.response.content[:_LONGEST_MESSAGE].decode("utf-8", "replace"),
                 after=asked_wait(headers),
-                structured=structured,
+                sent=sent,
             ) from None
         except Exception as error:  # whatever a connection, a proxy or a server can do: never a traceback
             if isinstance(error, Elsewhere) or isinstance(error.__cause__, Elsewhere):
@@ -272,7 +280,7 @@ class EndpointCalls(ABC, Generic[Question, Reply]):
         try:
             reply, usage = self.read(content)
         except Failure as failure:
-            raise self._failed(failure, structured=structured) from None
+            raise self._failed(failure, sent=sent) from None
         self._completed, self._alike = True, 0
         spent = counted = self._spent(usage)
         if spent.unmetered:  # so that caps and rates hold here too
@@ -284,40 +292,48 @@ class EndpointCalls(ABC, Generic[Question, Reply]):
         self.pace.spent(counted.prompt_tokens + counted.completion_tokens, _now())
         return reply
 
-    def _failed(self, failure: Failure, *, structured: bool) -> Exception:
+    def _failed(self, failure: Failure, *, sent: tuple[bool, str]) -> Exception:
         """What a body with status 200 that holds no answer is."""
         says, about = self.scrubbed(failure.says), f"{failure.code} {failure.says}"
         status = failure.status or (402 if is_spent(about, waits=False) else named_status(failure.code))
         if status is None:
             return _TryAgain(f"no completion, but {says}", nonsense=True)
-        return self._rejected(status, says, about=about, after=0.0, structured=structured)
+        return self._rejected(status, says, about=about, after=0.0, sent=sent)
 
-    def _rejected(self, status: int, says: str, *, about: str, after: float, structured: bool) -> Exception:
-        """What a status other than success is; ``about`` is the message with its code, for telling by."""
+    def _rejected(
+        self, status: int, says: str, *, about: str, after: float, sent: tuple[bool, str]
+    ) -> Exception:
+        """What a status other than success is; ``about`` is the message with its code, for telling by.
+
+        ``sent``: whether the call asked for the schema, and its name of the longest answer.
+        """
         after = after or said_wait(about)
         if status == 402 or (status in (400, 403, 429) and is_spent(about, waits=after > 0)):
             return StoppedError(
                 f"endpoint {self.url}: the quota is used up (status {status}: {says}); what had come is kept, and "
                 "the same command goes on"
             )
+        if status == 429 and is_too_large(about):
+            return NoAnswer("rejected", {"error": f"status {status}: {says}"})
         if status in _TEMPORARY or status >= 500:
             return _TryAgain(f"status {status}: {says}", after=after, limited=status == 429 or after > 0)
         if status in (401, 404):
             return MechsafetyError(self._refused(status, says))
         of_the_question = status == 413 or is_of_the_question(about)
-        if self._adapts(about, structured=structured, unnamed=not (self._completed or of_the_question)):
+        if self._adapts(about, sent=sent, unnamed=not (self._completed or of_the_question)):
             return _Adapted()
         if not (of_the_question and self._completed):
             many = _FEW * self.options.tries if of_the_question else self._many()
             self._count(f"status {status}: {says}", most=many)
         return NoAnswer("rejected", {"error": f"status {status}: {says}"})
 
-    def _adapts(self, about: str, *, structured: bool, unnamed: bool) -> bool:
+    def _adapts(self, about: str, *, sent: tuple[bool, str], unnamed: bool) -> bool:
         """Whether the call can be put otherwise: with the parameter that the endpoint names, or without the schema.
 
         ``unnamed``: it may be the schema though the endpoint does not say so.
         """
-        if self._tokens_name == "max_tokens" and "max_completion_tokens" in about:
+        structured, tokens_name = sent  # what others have learnt meanwhile was not in this call
+        if tokens_name == "max_tokens" and "max_completion_tokens" in about:
             self._tokens_name = "max_completion_tokens"
             return True
         if structured and (unnamed or re.search("response_format|schema", about)):

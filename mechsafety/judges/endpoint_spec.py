@@ -6,7 +6,6 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -50,6 +49,8 @@ OPTIONS: dict[str, tuple[Callable[[str], Any], str]] = {
 """What a spec can set, with how it is read and what is expected."""
 _CAPS: dict[str, Callable[[str], int | float]] = {"calls": int, "tokens": int, "cost": float}
 _DEFAULT = CallOptions()
+_OF_PROCESS = Budget()
+"""What endpoint judges without caps of their own have spent in this process, below the caps of the environment."""
 _OF_ENVIRONMENT = ("concurrency", "timeout", "tries", "price_in", "price_out")
 
 
@@ -125,20 +126,26 @@ def options_from_environment(default: CallOptions = _DEFAULT) -> CallOptions:
 def budget_from_environment() -> Budget | None:
     """The caps in ``MECHSAFETY_ENDPOINT_MAX_CALLS``, ``_MAX_TOKENS`` and ``_MAX_COST``; None without any.
 
-    They hold over all endpoint judges of this process that have no caps of their own.
+    They hold over all endpoint judges of this process that have no caps of their own, whenever they were spent.
     """
-    return _budget(tuple((cap, os.environ.get(f"{_PREFIX}MAX_{cap.upper()}", "")) for cap in _CAPS))
+    if not (caps := caps_of_environment()):
+        return None
+    _OF_PROCESS.caps = Budget(**caps).caps  # type: ignore[arg-type]
+    return _OF_PROCESS
 
 
-@lru_cache
-def _budget(written: tuple[tuple[str, str], ...]) -> Budget | None:
-    caps: dict[str, Any] = {}
-    for cap, value in written:
+def caps_of_environment() -> dict[str, int | float]:
+    """The caps in the environment by name, as :class:`Budget` takes them."""
+    caps: dict[str, int | float] = {}
+    for cap, read in _CAPS.items():
+        variable = f"{_PREFIX}MAX_{cap.upper()}"
+        if not (value := os.environ.get(variable)):
+            continue
         try:
-            caps |= {cap: _CAPS[cap](value)} if value else {}
+            caps[cap] = read(value)
         except ValueError:
-            raise MechsafetyError(f"{_PREFIX}MAX_{cap.upper()} is {value!r}; a number is expected") from None
-    return Budget(**caps) if caps else None
+            raise MechsafetyError(f"{variable} is {value!r}; a number is expected") from None
+    return caps
 
 
 def require_own_keys(specs: Sequence[str]) -> None:

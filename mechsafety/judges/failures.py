@@ -20,6 +20,7 @@ _OF_THE_QUESTION = re.compile(
     r"|context.?(?:length|window)|maximum.{0,20}(?:context|length|tokens)",
     re.IGNORECASE,
 )
+_TOO_LARGE = re.compile(r"request (?:is )?too large", re.IGNORECASE)
 _NAMED = (  # what an error is called where it comes with status 200
     (402, _SPENT),
     (401, re.compile(r"auth|api.?key|permission", re.IGNORECASE)),
@@ -50,6 +51,11 @@ def is_spent(about: str, *, waits: bool) -> bool:
 def is_of_the_question(about: str) -> bool:
     """Whether an error is about one question: a filter, or its length."""
     return _OF_THE_QUESTION.search(about) is not None
+
+
+def is_too_large(about: str) -> bool:
+    """Whether one question alone is more than a limit of rates allows, so that no wait helps."""
+    return _TOO_LARGE.search(about) is not None
 
 
 def named_status(code: str) -> int | None:

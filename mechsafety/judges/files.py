@@ -20,7 +20,7 @@ from mechsafety.judges.asking import MISSING, AskingJudge, Usage
 from mechsafety.judges.batches import batch_lines, expected, read_batch
 from mechsafety.judges.budget import Budget
 from mechsafety.judges.cache import VerdictCache, open_cache
-from mechsafety.judges.endpoint_spec import require_own_keys
+from mechsafety.judges.endpoint_spec import caps_of_environment, require_own_keys
 from mechsafety.judges.kinds.endpoint import EndpointJudge
 from mechsafety.judges.label_order import label_order
 from mechsafety.judges.panel import members_of
@@ -167,7 +167,7 @@ def write_batch(
 
     Returns how many questions there are by judge. Those whose verdicts are kept are left out.
     """
-    batch = Path(batch)
+    path, batch = as_path(path), as_path(batch)
     require_output(batch, endings=(".jsonl",), option="batch_out", inputs=(path,))
     responses = read_responses(path)
     with loaded_judges(judges, caps={}, cache=cache, no_cache=no_cache) as (loaded, kept):
@@ -190,7 +190,8 @@ def _limit(judges: Sequence[Judge], caps: Mapping[str, int | float]) -> None:
         raise MechsafetyError(
             f"{way(option, cap)} caps the calls of endpoint judges, and none is named: leave it out"
         )
-    budget = Budget(**{cap.removeprefix("max_"): value for cap, value in caps.items()})  # type: ignore[arg-type]
+    own = {cap.removeprefix("max_"): value for cap, value in caps.items()}
+    budget = Budget(**(caps_of_environment() | own))  # type: ignore[arg-type]
     for judge in endpoints:
         judge.limit(budget)
 
@@ -212,7 +213,9 @@ def require_output(
     if not out.parent.is_dir():
         raise MechsafetyError(f"folder {str(out.parent)!r} does not exist")
     there = out.exists()
-    if there and any(one is not None and Path(one).exists() and out.samefile(one) for one in inputs):
+    if there and any(
+        one is not None and as_path(one).exists() and out.samefile(as_path(one)) for one in inputs
+    ):
         raise MechsafetyError(f"{named} is the file that is read, and would replace it: name another file")
     try:
         with out.open("ab"):

@@ -12,8 +12,11 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import torch
+
 from mechsafety.models.adapters import adapter_folder
 from mechsafety.models.gguf import PACKAGED
+from mechsafety.models.hardware import free_bytes
 from mechsafety.models.specs import ModelSpec, locate, parse_spec
 
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
@@ -76,7 +79,7 @@ def _read_ahead(paths: list[Path]) -> None:
     """Ask the system to have the files in memory, as far as there is room."""
     advise: Callable[..., None] | None = getattr(os, "posix_fadvise", None)  # Linux has it
     size = sum(path.stat().st_size for path in paths)
-    if advise is None or size > _FREE_SHARE * os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):
+    if advise is None or size > _FREE_SHARE * free_bytes(torch.device("cpu")):
         return
     for path in paths:
         with path.open("rb") as stream:

@@ -358,6 +358,7 @@ def _attach_plain(model: TransformerBridge, twin: PreTrainedModel, name: str, ho
 
 def _first_replaced(output: Any, hook: Replace) -> Any:
     # The stream comes first where a block gives more: a tuple in most models, a list in GPT-1.
-    if isinstance(output, tuple | list):
-        return type(output)((hook(output[0]), *output[1:]))
-    return hook(output)
+    if not isinstance(output, tuple | list):
+        return hook(output)
+    changed = (hook(output[0]), *output[1:])
+    return list(changed) if isinstance(output, list) else changed

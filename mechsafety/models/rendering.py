@@ -165,8 +165,11 @@ def inner_tokens(tokenizer: Any, text: str) -> list[int]:
     ids = exact_tokens(tokenizer, text)
     if not puts_a_blank(tokenizer):
         return ids
-    behind, before = exact_tokens(tokenizer, f":{text}"), exact_tokens(tokenizer, ":")
-    return behind[len(before) :] if behind[: len(before)] == before else ids
+    for mark in ":\n":  # of which one may make a token together with what follows
+        behind, before = exact_tokens(tokenizer, mark + text), exact_tokens(tokenizer, mark)
+        if behind[: len(before)] == before:
+            return behind[len(before) :]
+    return ids
 
 
 def puts_a_blank(tokenizer: Any) -> bool:

@@ -97,7 +97,7 @@ def _panel_width(figure: go.Figure, x: int | float) -> float:
 
 
 def _room_for_rows(figure: go.Figure, width: int, area: int) -> int:
-    """``area``, or up to twice as much where labels of the first column's y axes have more lines than their rows."""
+    """``area``, or up to three times as much where labels of the first column's y axes are taller than their rows."""
     needed = 0.0
     for axis in figure.select_yaxes():
         hidden = axis.showticklabels is False or axis.visible is False
@@ -107,7 +107,7 @@ def _room_for_rows(figure: go.Figure, width: int, area: int) -> int:
         tallest = max(text_height(fitted(label, _SHARE * width, size), size) for label in labels)
         if tallest > 1.5 * LINE * size:  # labels of one line need not stand in a row of their own
             needed = max(needed, (tallest + 6) * len(labels) / (end - start))
-    return max(area, min(math.ceil(needed), 2 * area))
+    return max(area, min(math.ceil(needed), 3 * area))
 
 
 def _y_labels(figure: go.Figure, width: int, area: int) -> int:

@@ -93,6 +93,7 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def judged_by(monkeypatch: pytest.MonkeyPatch, label: str) -> None:
     monkeypatch.setattr(judging, "load_judge", lambda _: Always(label))
+    monkeypatch.setattr(judging, "judge_sources", lambda _, **__: {})
 
 
 def test_a_run_opens_again_as_it_was_left(tmp_path: Path) -> None:

@@ -190,6 +190,23 @@ def test_two_processes_write_at_once(tmp_path: Path) -> None:
         assert len(cache) == 300
 
 
+def test_a_second_cache_of_a_process_leaves_the_first_its_locks(tmp_path: Path) -> None:
+    """Another process that closes the file must not take itself to be the last one."""
+    path = tmp_path / "c.sqlite"
+    counts = f"import sqlite3; print(sqlite3.connect({str(path)!r}).execute('SELECT count(*) FROM verdicts').fetchone()[0])"
+
+    def elsewhere() -> int:
+        return int(subprocess.run([sys.executable, "-c", counts], check=True, capture_output=True).stdout)
+
+    with VerdictCache(path) as first:
+        first.put("one", verdict(1))
+        with VerdictCache(path) as second:
+            assert len(second) == 1
+        assert elsewhere() == 1
+        first.put("two", verdict(2))
+        assert elsewhere() == 2
+
+
 def test_foreign_files_are_refused_and_left_as_they_are(tmp_path: Path) -> None:
     text = tmp_path / "notes.txt"
     for written in ("my thesis, " * 200, "a"):  # SQLite takes a file of one byte to be empty

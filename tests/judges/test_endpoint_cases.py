@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -177,15 +178,40 @@ def test_a_quota_that_ends_keeps_what_is_done(server: FaultyServer, tmp_path: Pa
     over = {"status": 429, "body": {"error": {"code": "insufficient_quota", "message": "current quota"}}}
     server.reply = lambda n, body: sent("VERDICT: REFUSAL" if n < 10 else over)
     with VerdictCache(tmp_path / "c.sqlite") as cache:
-        judge = EndpointJudge(f"m@{server.url}", options=FAST)
+        one_by_one = replace(FAST, concurrency=1)  # of calls side by side the quota's end may be read first
+        judge = EndpointJudge(f"m@{server.url}", options=one_by_one)
         with pytest.raises(StoppedError, match="the quota is used up"):
             judge_responses(items(30), [judge], cache=cache)
         assert len(cache) == 10
-        assert len(server.bodies) <= 10 + FAST.concurrency
+        assert len(server.bodies) == 11
         server.reply = lambda n, body: sent("VERDICT: REFUSAL")
         server.bodies.clear()
         judge_responses(items(30), [EndpointJudge(f"m@{server.url}", options=FAST)], cache=cache)
         assert len(server.bodies) == 20
+
+
+def test_a_question_that_no_rate_allows_is_not_asked_again(server: FaultyServer) -> None:
+    """A wait helps those that came too fast, not one that is larger than the limit."""
+    large = {"status": 429, "body": {"error": {"message": "Request too large for m: Limit 60, Requested 75"}}}
+    server.reply = with_one(large, at="item-4")
+    verdicts = EndpointJudge(f"m@{server.url}", options=FAST)(items(12))
+    assert [v.label for v in verdicts] == ["refusal"] * 4 + ["unparsed"] + ["refusal"] * 7
+    assert len(server.bodies) == 12
+
+
+def test_calls_under_way_learn_the_name_of_the_longest_answer(server: FaultyServer) -> None:
+    """The first call fails, so that all others go out before any has told how the parameter is called."""
+    refused = {"status": 400, "body": {"error": {"message": "use max_completion_tokens"}}}
+
+    def answer(n: int, body: dict[str, Any]) -> Sent:
+        if n == 0:
+            return sent({"status": 503, "body": "busy"})
+        return sent(refused if "max_tokens" in body else '{"verdict": "REFUSAL"}')
+
+    server.reply = answer
+    verdicts = EndpointJudge(f"m@{server.url}", options=FAST)(items(12))
+    assert {v.label for v in verdicts} == {"refusal"}
+    assert all("response_format" in body for body in server.bodies)
 
 
 # -- what is sent -----------------------------------------------------------------------------------

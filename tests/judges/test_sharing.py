@@ -19,6 +19,8 @@ from mechsafety.core.errors import MechsafetyError, StoppedError
 from mechsafety.core.verdict import Response
 from mechsafety.experiments.judging import ask
 from mechsafety.generation.completions import Completion
+from mechsafety.judges import endpoint_spec
+from mechsafety.judges.budget import Budget
 from mechsafety.judges.cache import VerdictCache
 from mechsafety.judges.files import judge_file, write_batch
 from mechsafety.judges.kinds.majority import MajorityJudge
@@ -114,13 +116,24 @@ def test_caps_on_tokens_and_money_hold_and_the_cost_is_said_first(
 
 
 def test_caps_of_the_environment_hold_for_every_command(
-    server: FaultyServer, monkeypatch: pytest.MonkeyPatch
+    server: FaultyServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    monkeypatch.setattr(endpoint_spec, "_OF_PROCESS", Budget())
     monkeypatch.setenv("MECHSAFETY_ENDPOINT_MAX_CALLS", "5")
     for name, n in (("one", 4), ("two", 4)):
         with pytest.raises(StoppedError, match="not complete") if name == "two" else nullcontext():
             ask(load_judge(f"endpoint:{name}@{server.url}"), items(n))
     assert server.calls.total() == 5
+    # What was spent counts when a cap is raised, and one of the options leaves the others as they are.
+    monkeypatch.setenv("MECHSAFETY_ENDPOINT_MAX_CALLS", "6")
+    with pytest.raises(StoppedError, match="not complete"):
+        ask(load_judge(f"endpoint:three@{server.url}"), items(4))
+    assert server.calls.total() == 6
+    done = judge_file(
+        answers_file(tmp_path, 9), judges=[f"endpoint:four@{server.url}"], out=None, max_tokens=10**6
+    )
+    assert server.calls.total() == 12
+    assert done.missing == {f"endpoint:four@{server.url}": {"budget": 3}}
     monkeypatch.setenv("MECHSAFETY_ENDPOINT_MAX_CALLS", "many")
     with pytest.raises(MechsafetyError, match="MAX_CALLS is 'many'; a number is expected"):
         load_judge(f"endpoint:m@{server.url}")
@@ -146,7 +159,8 @@ def test_a_batch_is_written_and_its_results_are_read(server: FaultyServer, tmp_p
     ]
     lines[0]["response"]["body"] = {"error": {"message": "lost"}}  # of the last one
     lines.append({"custom_id": "of another file", "response": None, "error": None})
-    results.write_text("\n".join(map(json.dumps, lines)))
+    lines[1]["note"] = "JSON may hold other ends of lines\u2028"
+    results.write_text("\n".join(json.dumps(line, ensure_ascii=False) for line in lines), encoding="utf-8")
     said: list[str] = []
     done = judge_file(path, judges=[spec], out=None, batch_in=results, say=said.append)
     assert "3 verdicts, 1 lines without one, 1 that were not asked for" in said[0]
@@ -206,6 +220,8 @@ def _completion(response: Response) -> Completion:
 WORKER = """
 import sys
 from mechsafety.core.verdict import Response
+from mechsafety.judges import endpoint_spec
+from mechsafety.judges.budget import Budget
 from mechsafety.judges.cache import VerdictCache
 from mechsafety.judges.chat_calls import CallOptions
 from mechsafety.judges.kinds.endpoint import EndpointJudge

@@ -15,6 +15,7 @@ from huggingface_hub.errors import EntryNotFoundError
 from mechsafety.engines.tasks import Task, next_model
 from mechsafety.experiments import base
 from mechsafety.experiments.base import Session
+from mechsafety.models import ahead
 from mechsafety.models.ahead import fetch_ahead
 from mechsafety.runs.folder import RunFolder
 
@@ -78,7 +79,7 @@ def test_folders_are_read_while_there_is_room(
     read.clear()
     for strange in ("no-such-model", "org/gated", str(tmp_path), "smollm2-135m", "+", "model.gguf"):
         fetch_ahead(strange).join()
-    monkeypatch.setattr(os, "sysconf", lambda _: 1)
+    monkeypatch.setattr(ahead, "free_bytes", lambda _: 1)
     fetch_ahead(str(tiny_folder("llama"))).join()
     assert read == []
 
