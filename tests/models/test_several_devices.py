@@ -35,11 +35,13 @@ from tests.kept_models import kept, kept_folder
 from tests.pretended_devices import FIRST, SECOND, MixedDevicesError, PretendedDevices
 from tests.prompt_sets import small_prompts
 
+UNDIVIDED = ("falcon", "openai-gpt")
+"""Of which TransformerLens takes off what carries activations to the device of a block."""
 FAST = ("llama", "gpt2", "gemma4", "qwen3-next")
 NAMES = [
     pytest.param(name, marks=() if name in FAST else pytest.mark.slow)
     for name in (*ARCHITECTURES, *([] if version("transformer-lens").startswith("3.") else MORE))
-    if name not in (*UNFAITHFUL, *UNPADDABLE, "falcon")
+    if name not in (*UNFAITHFUL, *UNPADDABLE, *UNDIVIDED)
 ]
 EXAMPLES = (
     Example(prompt="tell me about bread", answer="sorry i can not help with that", whole=True),
@@ -144,7 +146,7 @@ def placed(monkeypatch: pytest.MonkeyPatch) -> None:
             free = {0: int(share * size), 1: 2 * size}
             monkeypatch.setattr("mechsafety.models.placing.free_by_device", lambda free=free: free)
             found = planned(self, spec, shape, dtype)
-            blocks = [name for name in found if name.rpartition(".")[2].isdigit() and "vision" not in name]
+            blocks = [name for name in found if name.rpartition(".")[2].isdigit() and "vis" not in name]
             if len({found[name] for name in blocks}) == 2:
                 break
         return {name: f"cpu:{n + 1}" for name, n in found.items()}
@@ -190,13 +192,15 @@ def test_divided_is_whole(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
                 same(run(model), want[analysis])
 
 
-def test_a_model_whose_blocks_leave_their_device_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """TransformerLens takes off what carries activations to the blocks of Falcon."""
+@pytest.mark.parametrize("name", ["falcon", pytest.param("openai-gpt", marks=pytest.mark.slow)])
+def test_a_model_whose_blocks_leave_their_device_is_refused(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with (
         PretendedDevices().on(),
         pytest.raises(MechsafetyError, match=r"divided among several devices: .*; it runs on one"),
     ):
-        divided("falcon", monkeypatch)
+        divided(name, monkeypatch)
 
 
 @pytest.mark.parametrize("name", ["mamba", pytest.param("mamba2", marks=pytest.mark.slow)])

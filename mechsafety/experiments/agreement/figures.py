@@ -106,7 +106,9 @@ def effect_forest(effects: pd.DataFrame, **_look: Unpack[Look]) -> go.Figure:
     ends = [0.0, *known[np.isfinite(known)]]
     figure.update_xaxes(tickformat="+", range=[min(ends) - 12, max(ends) + 12], nticks=5)
     figure.update_xaxes(title_text="change in refusals, edited minus original, in points", row=len(systems))
-    figure.update_yaxes(categoryorder="array", categoryarray=names, automargin=True)
+    figure.update_yaxes(
+        categoryorder="array", categoryarray=names, range=[-0.6, len(names) - 0.4], automargin=True
+    )
     return styled(
         figure,
         "Change in refusals by judge and reading",

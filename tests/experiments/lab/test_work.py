@@ -26,6 +26,7 @@ from mechsafety.experiments.lab.config import LabConfig
 from mechsafety.experiments.lab.experiment import Lab, LabResult, read_lab, run_lab
 from mechsafety.experiments.lab.ladder import LabLadder, LabLadderResult, run_lab_ladder
 from mechsafety.experiments.lab.thresholds import CLAIMS
+from mechsafety.experiments.lab.untrained import _TARGETS
 from mechsafety.experiments.ladder.config import LadderConfig
 from mechsafety.experiments.remote import driver
 from mechsafety.experiments.remote.worker import Worker
@@ -293,8 +294,12 @@ def test_a_worker_without_the_run_folder_says_so(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_processes_of_which_one_dies_make_the_files_of_the_sequential_run(
-    made: LabResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Other processes know nothing of what the fixture puts in place.
+    monkeypatch.setattr("mechsafety.experiments.lab.experiment.AnatomyConfig", AnatomyConfig)
+    monkeypatch.setattr("mechsafety.experiments.lab.untrained._TARGETS", _TARGETS)
+    whole = run_lab(CONFIG, tmp_path / "sequential")
     killed: list[str] = []
     begin = driver._Pool.begin
 
@@ -307,4 +312,4 @@ def test_processes_of_which_one_dies_make_the_files_of_the_sequential_run(
     monkeypatch.setattr(driver._Pool, "begin", begin_and_kill)
     run = run_lab(CONFIG.model_copy(update={"workers": 2}), tmp_path / "run")
     assert killed == ["train", "anatomy", "controls"]
-    assert_same_contents(run.path, contents(made.path))
+    assert_same_contents(run.path, contents(whole.path))
