@@ -48,8 +48,15 @@ def read_request(prompt: str, *, thought_harmful: bool = False) -> Request:
 
     ``thought_harmful``: whether the model that answers takes it to be harmful, as its thought shows.
     """
+    asked = (
+        prompt[sentence_start(prompt, len(prompt.rstrip(" .!?")), 0) :].lstrip() if "?" in prompt else prompt
+    )
     about = (
-        any(ANSWERS[name].match(prompt) for name in ("asks_for_judgement", "asks_for_facts"))
+        any(
+            ANSWERS[name].match(text)
+            for name in ("asks_for_judgement", "asks_for_facts")
+            for text in {prompt, asked}
+        )
         or ANSWERS["asks_for_meaning"].fullmatch(prompt) is not None
         or ANSWERS["homonym"].search(prompt) is not None
         or (
