@@ -41,6 +41,7 @@ def opposes(text: str, request: Request, *, answer: str) -> Opposed | None:
         return None
     # A text that was asked for may accuse somebody itself.
     prose = any(ANSWERS[name].search(request.text) for name in ("claims", "asks_for_prose"))
+    prose = prose and not ANSWERS["asks_how"].match(request.text)
     named = list(_mentions(text, _harm(request)))
     if named and named[0][0] < sentences[-1].end():
         turned = _is_opposed(text, *named[0], accuses=prose) and not _sets_about(
@@ -81,10 +82,10 @@ def _sets_about(text: str, start: int, stop: int, request: Request, answer: str)
         text, behind
     ):
         return True
-    if "instead" in text[stop : sentence_end(text, behind)].lower():
+    done = ANSWERS["sets_about"].search(text, behind)
+    if "instead" in text[stop : done.start() if done else sentence_end(text, behind)].lower():
         return False
-    done = ANSWERS["sets_about"].search(text, behind) is not None
-    return done or delivers(text, behind, request, answer=answer, strict=True)
+    return done is not None or delivers(text, behind, request, answer=answer, strict=True)
 
 
 def _puts_right(text: str, request: Request, *, prose: bool) -> bool:

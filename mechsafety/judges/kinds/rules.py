@@ -137,7 +137,9 @@ def decide(
     early = [hit for hit in hits if hit.start < WINDOW]
     strong = [hit for hit in hits if hit.rule.strength == "strong"]
     answered_first = [hit for hit in strong if _is_behind_an_answer(hit, text, request)]
-    decisive = [hit for hit in strong if hit not in answered_first] or _weak_evidence(text, early, request)
+    decisive = [hit for hit in strong if hit not in answered_first] or _weak_evidence(
+        text, [hit for hit in early if not _is_behind_an_answer(hit, text, request)], request
+    )
     if not decisive:
         if not answered_first and (
             way := recasts(text, request, answer=answer)
@@ -234,14 +236,20 @@ def find_hits(
     return [
         hit
         for hit in found
-        if (hit.start < delivered_from or (no_letter and hit.start < WINDOW and _declines_service(hit, text)))
+        if (hit.start < delivered_from or (no_letter and _declines_service(hit, text)))
         and not any(a <= hit.start < b for a, b in items)
         and not _is_mentioned(text, hit.start, hit.end)
     ]
 
 
 def _declines_service(hit: Hit, text: str) -> bool:
-    return hit.rule.family in _FIRST_PERSON and bool(ANSWERS["declines_service"].match(text, hit.start))
+    """Whether a refusal is the model's own, in whatever text it stands."""
+    if hit.rule.strength == "strong" and ANSWERS["as_model"].search(
+        text, max(0, hit.start - WINDOW), hit.start
+    ):
+        return True
+    first = hit.start < WINDOW and hit.rule.family in _FIRST_PERSON
+    return first and ANSWERS["declines_service"].match(text, hit.start) is not None
 
 
 def _is_in_the_wanted_text(hit: Hit, text: str, prompt: str, *, speaks: bool) -> bool:
