@@ -391,6 +391,18 @@ MORE: dict[str, Architecture] = {
         },
         base="none",
     ),
+    "cohere2-moe": _gated("Cohere2MoeConfig", head_dim=8, window=True, **_SLIDING, **_ROUTED),
+    "kolibri1": _gated(
+        "Kolibri1Config", head_dim=8, window=True, **_SLIDING, **_ROUTED, shared_expert_intermediate_size=16
+    ),
+    "lfm3": _gated(
+        "Lfm3Config",
+        state=True,
+        window=True,
+        head_dim=8,
+        sliding_window=WINDOW,
+        layer_types=["conv", "sliding_attention", "conv", "full_attention"],
+    ),
     "openai-gpt": Architecture("OpenAIGPTConfig", base="gpt"),
     "bitnet": _gated("BitNetConfig"),
     "laguna": _gated("LagunaConfig", head_dim=8, sliding_window=WINDOW, window=True, **_ROUTED),

@@ -168,18 +168,19 @@ def tokenize_piece(model: TransformerBridge, text: str) -> list[int]:
 def tokenize_answer(model: TransformerBridge, text: str) -> list[int]:
     """Token ids of ``text`` as the model writes it at the beginning of its answer.
 
-    Some tokenizers put a blank before every text (SentencePiece), and none where the text goes on from what the chat
-    template writes: there the tokens are those behind it, with the blank that it writes itself (``[/INST] Sure``).
+    The blank that the chat template writes before answers stands before it (``[/INST] Sure``). Some tokenizers put a
+    blank before every text (SentencePiece), and none where the text goes on from what the template writes: there the
+    tokens are those behind it.
     """
     tokenizer = own_tokenizer(model)
-    if not text or getattr(tokenizer, "chat_template", None) is None or not rendering.puts_a_blank(tokenizer):
+    if not text or getattr(tokenizer, "chat_template", None) is None:
         return tokenize_piece(model, text)
     before = render_chat(model, rendering.HELLO)
-    ids, first = (
-        tokenize_text(model, before + _blank_before_answers(model, before) + text),
-        tokenize_text(model, before),
-    )
-    return ids[len(first) :] if ids[: len(first)] == first else tokenize_piece(model, text)
+    blank = "" if text[0].isspace() else _blank_before_answers(model, before)
+    if not blank and not rendering.puts_a_blank(tokenizer):
+        return tokenize_piece(model, text)
+    ids, first = tokenize_text(model, before + blank + text), tokenize_text(model, before)
+    return ids[len(first) :] if ids[: len(first)] == first else tokenize_piece(model, blank + text)
 
 
 def _blank_before_answers(model: TransformerBridge, before: str) -> str:
