@@ -152,6 +152,8 @@ def test_a_template_that_could_not_be_looked_up_is_not_missing(
 
     monkeypatch.setattr("transformers.utils.cached_file", unreachable)
     for template in (None, "own-or-plain"):
-        with pytest.raises(MechsafetyError, match=r"is not known .We couldn't connect to the hub.: go online"):
+        with pytest.raises(
+            MechsafetyError, match=r"is not known .We couldn't connect to the hub.: go online"
+        ):
             load_reader(folder, template=template)
     assert load_reader(folder, template="plain").tokenizer.chat_template == PLAIN_TEMPLATE
