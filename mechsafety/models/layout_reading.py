@@ -58,11 +58,13 @@ class Layout:
 
 @dataclass(eq=False)
 class _Call:
-    """What a module read and gave out of the stream in the pass."""
+    """What a module read and gave out of the stream in the pass, and where these stood in memory."""
 
     module: nn.Module
     x: Tensor
     y: Tensor
+    read_at: int
+    given_at: int
 
 
 _Calls = dict[str, _Call]
@@ -114,18 +116,20 @@ def _calls(hf: PreTrainedModel, vocabulary: int, d_model: int) -> _Calls:
     twice: set[str] = set()
 
     def watch(path: str) -> Any:
-        read: list[Tensor] = []
+        read: list[tuple[Tensor, int]] = []
 
         def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             of_stream = [x for x in (*args, *kwargs.values()) if _is_stream(x, d_model)]
-            read[:] = [of_stream[0].detach().clone()] if of_stream else []
+            read[:] = [(x.detach().clone(), x.data_ptr()) for x in of_stream[:1]]
 
         def after(module: nn.Module, _args: Any, output: Any) -> None:
             out = output[0] if isinstance(output, tuple | list) and output else output
             if path in found:
                 twice.add(path)
             if read and _is_stream(out, d_model):
-                found[path] = _Call(module=module, x=read[0], y=out.detach().clone())
+                x, place = read[0]
+                y = out.detach().clone()
+                found[path] = _Call(module=module, x=x, y=y, read_at=place, given_at=out.data_ptr())
 
         return before, after
 
@@ -178,6 +182,8 @@ def _read_block(number: int, block: _Call, calls: _Calls) -> tuple[list[Branch],
     mid = ""
     for chain in chains:
         alone = [name for name in chain if name not in shared]
+        if not alone:
+            raise OtherLayoutError(f"what reads what in block {number} is not to be told apart")
         main = max(alone, key=lambda name: sum(p.numel() for p in calls[name].module.parameters()))
         if _n(p for p in calls[main].module.parameters() if p.ndim > 1) < 2:
             raise OtherLayoutError(
@@ -187,35 +193,39 @@ def _read_block(number: int, block: _Call, calls: _Calls) -> tuple[list[Branch],
         site = "attn_out" if arguments & _MIXING else "mlp_out"
         if site == "mlp_out" and not _same(calls[chain[0]].x, block.x):
             mid = chain[0]
-        writes = chain[-1]
-        while writes != main and not _n(calls[writes].module.parameters()):  # dropout
-            writes = chain[chain.index(writes) - 1]
-        found.append(Branch(name=main, site=site, writes=writes))
+        found.append(Branch(name=main, site=site, writes=chain[-1]))
     _require_sum(number, block, [calls[branch.writes].y for branch in found])
     return found, mid
 
 
 def _chains(number: int, calls: _Calls) -> list[list[str]]:
     """The chains of modules that read one another, each from the stream to what is added to it."""
-    follows = {
-        name: [other for other, call in calls.items() if other != name and _same(call.x, calls[name].y)]
-        for name in calls
-    }
-    # A module that changes nothing (dropout) reads what it gives out: those that follow read it too.
-    idle = {name for name, call in calls.items() if _same(call.x, call.y)}
-    follows = {name: [other for other in later if other not in idle] for name, later in follows.items()}
+    # A module that changes nothing (dropout) stands for none.
+    acting = {name: call for name, call in calls.items() if not _same(call.x, call.y)}
+    follows: dict[str, list[str]] = {name: [] for name in acting}
+    for name, call in acting.items():
+        for other in _givers(call, acting):
+            follows[other].append(name)
     read = {other for later in follows.values() for other in later}
-    chains = [[name] for name in calls if name not in read and name not in idle]
+    chains = [[name] for name in acting if name not in read]
     done: list[list[str]] = []
     while chains:
         chain = chains.pop(0)
-        if len(chain) > len(calls):
+        if len(chain) > len(acting):
             raise OtherLayoutError(f"the modules of block {number} follow one another in a ring")
         later = follows[chain[-1]]
         chains += [[*chain, name] for name in later]
         if not later:
             done.append(chain)
     return done
+
+
+def _givers(call: _Call, calls: _Calls) -> list[str]:
+    """The modules that gave out what a module reads; of several that gave out the same numbers, the one whose tensor it
+    read."""
+    same = [name for name, other in calls.items() if other is not call and _same(other.y, call.x)]
+    own = [name for name in same if calls[name].given_at == call.read_at]
+    return own if len(same) > 1 and own else same
 
 
 def _require_sum(number: int, block: _Call, written: list[Float[Tensor, "1 token d_model"]]) -> None:
