@@ -39,10 +39,12 @@ def number(value: float, unit: str) -> str:
         return two_digits(value)
     if unit == "points":
         return f"{_of_points(value)} points"
-    digits = f"{value:.0f}" if abs(value) >= 999.5 else f"{value:.3g}"
+    digits = f"{value:.0f}" if 999.5 <= abs(value) < _FLOAT_DIGITS else f"{value:.3g}"
     return f"{digits}{f' {unit}' if unit else ''}"
 
 
+_FLOAT_DIGITS = 1e15
+"""From here on a float has no digit behind each place."""
 TWO_DIGITS = ("AUROC", "cosine", "kappa", "tau", "correlation", "Jaccard", "similarity")
 """Units between -1 and 1 that are written without their name."""
 
