@@ -230,7 +230,7 @@ def counted(
     """``smollm2: 3 of 30 heads have an AUROC above its control; 1.5 are expected by chance; 2 unknown.``"""
     parts = [f"{subject}: {hits} of {n} {what}"]
     if expected is not None:
-        parts.append(f"{expected:.3g} are expected by chance")
+        parts.append(f"{number(expected, '')} are expected by chance")
     if unknown:
         parts.append(f"{unknown} unknown")
     return f"{'; '.join(parts)}."

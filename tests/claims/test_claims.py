@@ -205,6 +205,16 @@ def test_a_fall_without_a_tested_control_is_unknown_among_those_beyond_it() -> N
     assert "0 of 5 systems show a rise" in said[2]
 
 
-@pytest.mark.parametrize(("value", "text"), [(3364516.0, "3364516"), (1e30, "1e+30"), (1e-12, "1e-12")])
-def test_numbers_show_no_digits_that_a_float_does_not_have(value: float, text: str) -> None:
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        *((3364516.0, "3364516"), (1e30, ">1000000000000000"), (math.inf, ">1000000000000000")),
+        *((1.234e-7, "0.000000123"), (-2e-12, "-0.00000000000200"), (1e-13, "0"), (0.0, "0")),
+    ],
+)
+def test_small_and_large_numbers_have_no_exponent_and_no_digit_that_a_float_lacks(
+    value: float, text: str
+) -> None:
     assert number(value, "times") == f"{text} times"
+    assert re.fullmatch(NUMBER, text)
+    assert is_rounded(text, value, two_digits=True)

@@ -151,7 +151,7 @@ def _sides(tables: Tables, names: Names, positions: str) -> Contrast:
     rows = rows_of(last_layer(tables["attack_tau"], positions), model="tuned", family="all")
     counts = {}
     for outcome in ("failed", "success"):
-        one = rows[rows["outcome"] == outcome]
+        one = rows[(rows["outcome"] == outcome) & rows["on_safe_side"].notna()]
         n = int(one["n"].iloc[0]) if len(one) else 0
         counts[outcome] = (round(float(one["on_safe_side"].iloc[0]) * n) if n else 0, n)
     return unpaired_counts(

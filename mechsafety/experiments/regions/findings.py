@@ -43,7 +43,7 @@ def told_setting(tradeoff: pd.DataFrame, removal: str, sweet_spot: Mapping[str, 
     if named in set(rows["setting"]):
         return str(named)
     means = rows.groupby("setting", sort=False)["complied"].mean()
-    return str(means.idxmax()) if means.notna().any() else str(rows["setting"].iloc[0])
+    return str(means.idxmax()) if means.notna().any() else next(iter(rows["setting"]), "")
 
 
 def region_findings(
@@ -232,7 +232,7 @@ def _freezing(tables: Tables, table: pd.DataFrame) -> Iterator[str]:
     if claims:
         return
     yield missing("Compliance after fine-tuning with weights kept, against nothing kept", NO_VERDICTS)
-    most = table[table["n_examples"] == table["n_examples"].max()]
+    most = table[(table["n_examples"] == table["n_examples"].max()) & table["seed"].notna()]
     for row in most.to_dict(orient="records"):
         subject = f"{mode_name(row['mode'], row['frozen'])}, {row['n_examples']} benign examples, seed {row['seed']}"
         yield level(subject, "compliance with harmful prompts", _share(row, "complied", "harmful_n"))
