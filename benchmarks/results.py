@@ -164,6 +164,9 @@ def _study_controls(tables: Tables, manifest: Mapping[str, Any]) -> str:
         for column, control in (("auc_shuffled", "another prompt shown"), ("auc_length", "shortness alone")):
             holds = "no" if row[column] >= row["auc"] else NOT_MEASURABLE
             rows.append(control_row(claim, reading, control, f"AUROC {row[column]:.2f}", holds))
+        rows.append(
+            control_row(claim, reading, "untrained networks", "not measured in a study", NOT_MEASURABLE)
+        )
     return markdown_table(CONTROL_COLUMNS, [list(row.values()) for row in rows])
 
 

@@ -68,7 +68,7 @@ def _claim_blocks(tables: Mapping[str, pd.DataFrame]) -> list[Block]:
         for several in removal_claims(tables, label).values()
         for claim in several
     ]
-    claims += [*link_claims(tables), *freezing_claims(tables)]
+    claims += [claim for several in (*link_claims(tables), *freezing_claims(tables)) for claim in several]
     return [Block(name="claims", title="Claims and controls", table=claim_table(claims))] if claims else []
 
 

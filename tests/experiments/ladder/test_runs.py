@@ -385,7 +385,7 @@ def test_a_regions_run_adds_its_links(
     base, system = str(tiny_folder()), str(tuned("llama"))
     regions = tmp_path / "regions"
     row = {"removal": "set difference", "method": "snip", "layer": 1, "kind": "o", "chance": 0.03}
-    row |= {"share_removed_on_direction": 0.2, "random": 0.04, "whole": 0.05, "n": 12}
+    row |= {"share_removed_on_direction": 0.2, "random": 0.04, "matched": 0.1, "whole": 0.05, "n": 12}
     with open_run(regions, config={"kind": "regions", "model": system}) as run:
         with pytest.raises(MechsafetyError, match="neither scores nor links"):
             run_ladder(small((system,), prompts_file, regions=str(regions), counts=(1,)), tmp_path / "no")
@@ -395,6 +395,7 @@ def test_a_regions_run_adds_its_links(
     assert dict(zip(links["what"], links["value"], strict=True)) == {
         "removed_snip": 0.2,
         "removed_snip_random": 0.04,
+        "removed_snip_matched": 0.1,
     }
     (regions / "scores").mkdir()
     examples = [Example(prompt=p.text, answer="sorry no", whole=True) for p in small_prompts(6).fit.harmful]

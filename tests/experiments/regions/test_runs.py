@@ -149,9 +149,21 @@ def test_every_part_and_the_same_tables_after_an_interruption(
     asked = kept.groupby("part")["id"].size().to_dict()
     report = 6  # three prompts of each label
     assert asked["outcomes"] == report * len(tradeoff)
-    assert asked["links"] == report * 6
+    assert asked["links"] == report * 8
     assert asked["freezing"] == report * len(whole.tables["freezing"])
-    assert (asked["attack vanilla"], asked["attack decoding"]) == (3 * 2, 3 * 5 * 2)
+    assert (asked["attack vanilla"], asked["attack decoding"]) == (3 * 4, 3 * 5 * 4)
+    region = list(dict.fromkeys(whole.tables["attacks"]["system"]))[1]
+    assert list(dict.fromkeys(whole.tables["attacks"]["system"])) == [
+        *("model", region, f"{region}, random weights of the same number"),
+        f"{region}, random weights of the same number and size",
+    ]
+    # Each set that is kept in fine-tuning stands beside one of its number, and one of its sizes too.
+    kept_sets = whole.tables["freezing"].groupby("frozen", sort=False)["frozen_share"].first()
+    assert len({name.split()[0] for name in kept_sets.index} & {"random", "matched"}) == 2
+    shares = [kept_sets[name] for name in ("top 67 %", "random 67 %", "matched 67 %")]
+    assert shares == pytest.approx(shares[:1] * 3)
+    effects = whole.tables["link_effects"].set_index("state")
+    assert {"matched removed", "matched removed then ablated"} <= set(effects.index)
     name = "responses.parquet"
     assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 

@@ -64,6 +64,11 @@ def test_hostile_output_is_escaped(run: Path) -> None:
     assert "&lt;script&gt;document.body" in outside
 
 
+def test_self_judgement_stands_beside_the_control_that_a_study_does_not_measure(run: Path) -> None:
+    (block,) = [b for b in load_run(run).page().blocks if b.name == "self-judgement"]
+    assert any("untrained networks: not measured" in said and "selfjudge" in said for said in block.claims)
+
+
 @pytest.mark.skipif(find_chromium() is None, reason="no Chromium on this machine; .ci/run installs one")
 def test_hostile_output_does_nothing_in_a_real_browser(run: Path, tmp_path: Path) -> None:
     report = load_run(run).report()
