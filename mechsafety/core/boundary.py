@@ -42,7 +42,10 @@ _ACCEPTED = re.compile(r"\b(Prompts|Model|Edit|Vector|Judge|Judges|Answers|Numbe
 """Annotations of what is understood where it is used."""
 _POSITIVE = ("batch_size",)
 _ANY_NUMBER = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-_WITHIN = {one: f"ms.Sampling({one}=...)" for one in ("temperature", "top_p")}
+_WITHIN = {
+    **{one: f"ms.Sampling({one}=...)" for one in ("temperature", "top_p")},
+    "do_sample": "ms.Sampling(temperature=1.0), None for greedy answers",
+}
 """Arguments that transformers takes beside those that stand in one here."""
 _SHOWN = 12  # names of arguments in a message
 

@@ -11,6 +11,7 @@ from mechsafety.core.boundary import checked_construction
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.values import Value
 from mechsafety.core.verdict import Label, Response
+from mechsafety.core.wording import counted
 from mechsafety.generation.answered import Completion
 from mechsafety.judges.accepted import AnswersLike, JudgesLike, as_answers
 from mechsafety.judges.cache import VerdictCache
@@ -45,7 +46,11 @@ class Verdicts(Value):
         ]
         more = [f"and {len(lines) - 2} more judges"] if len(lines) > 3 else []
         return "\n".join(
-            [f"Verdicts on {self.frame['id'].nunique()} responses", *lines[: 1 if more else 2], *more]
+            [
+                f"Verdicts on {counted(self.frame['id'].nunique(), 'response')}",
+                *lines[: 1 if more else 2],
+                *more,
+            ]
         )
 
     def _repr_html_(self) -> str:

@@ -27,9 +27,11 @@ from mechsafety.prompts.columns import (
     Columns,
     PromptLabel,
     Split,
+    content_id,
     divided,
     folded,
     has_text,
+    in_known_names,
     label_counts,
     row_text,
 )
@@ -51,7 +53,7 @@ class Prompt:
     user's. One turn of the user alone is no conversation.
 
     Arguments:
-        id: Its name in tables, unique in a set.
+        id: Its name in tables, unique in a set; made of the text where it is left out.
         category: A word of one's own, which :meth:`PromptSet.where` asks for.
         split: fit, validation or report.
         source: Where it comes from.
@@ -62,7 +64,7 @@ class Prompt:
         'report'
     """
 
-    id: str
+    id: str = ""
     text: str
     label: PromptLabel | Literal[""] = ""
     category: str = ""
@@ -85,6 +87,8 @@ class Prompt:
         object.__setattr__(self, "messages", turns if len(turns) > 1 else ())
         if self.messages:
             object.__setattr__(self, "text", self.messages[-1][1])
+        if not self.id:
+            object.__setattr__(self, "id", content_id(str(self.asked)))
 
     def __repr__(self) -> str:
         turns = f", {len(self.messages)} turns" if self.messages else ""
@@ -451,7 +455,8 @@ def require_one_place(prompt: Prompt, other: Prompt, where: str, at: str = "") -
         )
 
 
-def _prompt(row: dict[str, Any], *, at: str, index: int, name: str, columns: Columns) -> Prompt:
+def _prompt(given_row: Mapping[str, Any], *, at: str, index: int, name: str, columns: Columns) -> Prompt:
+    row = in_known_names(given_row)
     turns = read_turns(row.get("messages"), at=at)
     text = row_text(row, at=at) if not turns or has_text(row) else ""
     last = "".join(content for _, content in turns[-1:])
@@ -470,7 +475,10 @@ def _prompt(row: dict[str, Any], *, at: str, index: int, name: str, columns: Col
         cell_text(row.get("split")) or (columns.split if columns.split in SPLITS else None) or "report"
     )
     if the_split not in SPLITS:
-        raise MechsafetyError(f"{at}: split {the_split!r} is not one of {', '.join(SPLITS)}")
+        raise MechsafetyError(
+            f"{at}: split {the_split!r} is not one of {', '.join(SPLITS)}"
+            + way("", "; leave the column out, and divide what was loaded, prompts.split(fit=.6, ...)")
+        )
     return Prompt(
         id=cell_text(row.get("id")) or f"{Path(name).stem}-{index + 1:04d}",
         text=text,
