@@ -109,12 +109,10 @@ def test_saved_directions_come_back(tmp_path: Path) -> None:
         )
     a.save(tmp_path / "one.safetensors")
     assert torch.equal(load_directions(tmp_path / "one.safetensors").gaps, a.gaps)
-    with pytest.raises(
-        MechsafetyError, match="planted, other/model.x: load_directions.path, model='planted'"
-    ):
+    with pytest.raises(MechsafetyError, match="load_directions"):
         load_directions(tmp_path / "d.safetensors")
     assert load_directions(tmp_path / "d.safetensors", model="planted") == a
-    with pytest.raises(MechsafetyError, match="no directions of 'plantet' .did you mean 'planted'"):
+    with pytest.raises(MechsafetyError, match="no directions of"):
         load_directions(tmp_path / "d.safetensors", model="plantet")
 
 
