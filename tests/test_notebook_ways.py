@@ -232,3 +232,12 @@ def test_directions_as_an_edit(directions: ms.Directions, tmp_path: Path) -> Non
     directions.save(tmp_path / "d.safetensors")
     with pytest.raises(ms.MechsafetyError, match=r"ms.Ablate\(ms.load_directions\(path\).at\(layer\)\)"):
         ms.load_edit(tmp_path / "d.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("genrate", "did you mean 'generate'"), ("outcome_bars", "it is ms.plots.outcome_bars")],
+)
+def test_a_public_name_that_is_nearly_right(name: str, said: str) -> None:
+    with pytest.raises(AttributeError, match=said):
+        getattr(ms, name)

@@ -30,11 +30,18 @@ from mechsafety.core.signatures import readable
 
 Class = TypeVar("Class", bound=type)
 _ANY_NUMBER = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-_WITHIN = {
-    **{one: f"ms.Sampling({one}=...)" for one in ("temperature", "top_p")},
-    "do_sample": "ms.Sampling(temperature=1.0), None for greedy answers",
+_INSTEAD = {
+    **{one: ("sampling", f"give sampling=ms.Sampling({one}=...)") for one in ("temperature", "top_p")},
+    "do_sample": ("sampling", "give sampling=ms.Sampling(temperature=1.0); without it answers are greedy"),
+    "tokenizer": (
+        "spec",
+        "save it beside the model, tokenizer.save_pretrained(folder) and model.save_pretrained(folder), and load the "
+        "folder",
+    ),
 }
-"""Arguments that transformers takes beside those that stand in one here."""
+"""Arguments of transformers that stand elsewhere here: in functions that take the first of the two, the second says
+where.
+"""
 _SHOWN = 12  # names of arguments in a message
 
 
@@ -131,10 +138,9 @@ def _bound(
     known = [name for name in known if name not in ("self", "cls")]
     if not open_ended and (strange := [key for key in kwargs if key not in known]):
         close = difflib.get_close_matches(strange[0], known, n=1)
-        if strange[0] in _WITHIN and "sampling" in known:
-            raise MechsafetyError(
-                f"{name}() has no argument {strange[0]!r}: give sampling={_WITHIN[strange[0]]}"
-            )
+        beside, instead = _INSTEAD.get(strange[0], ("", ""))
+        if beside in known:
+            raise MechsafetyError(f"{name}() has no argument {strange[0]!r}: {instead}")
         hint = f"; did you mean {close[0]}?" if close else ";"
         raise MechsafetyError(
             f"{name}() has no argument {strange[0]!r}{hint} it takes {', '.join(known[:_SHOWN])}"
@@ -143,4 +149,8 @@ def _bound(
     try:
         return signature.bind(*args, **kwargs)
     except TypeError as error:
-        raise MechsafetyError(f"{name}(): {error}; it takes {', '.join(known)}") from None
+        first = [p.name for p in signature.parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
+        first = [one for one in first if one in known]
+        by_name = f" ({', '.join(first) or 'none'} without a name, the others as name=value)"
+        many = by_name if "positional" in str(error) and "missing" not in str(error) else ""
+        raise MechsafetyError(f"{name}(): {error}{many}; it takes {', '.join(known)}") from None

@@ -14,7 +14,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from mechsafety.core.arguments import shown
+from mechsafety.core.arguments import nearest, shown
 from mechsafety.core.boundary import checked_construction, checked_methods
 from mechsafety.core.errors import MechsafetyError, way
 from mechsafety.core.places import data_folder
@@ -398,7 +398,7 @@ def load_named(name: str | Path, columns: Columns = AS_THEY_ARE) -> PromptSet:
     if path.suffix.lower() in SUFFIXES or path.is_file():
         return _from_file(path, name=path.name, columns=columns)
     raise MechsafetyError(
-        f"unknown prompt set {text!r}: packaged are {', '.join(packaged_sets())}; by name from the hub "
+        f"unknown prompt set {text!r}{nearest(text, [*packaged_sets(), *SOURCES], alike=0.75)}: packaged are {', '.join(packaged_sets())}; by name from the hub "
         f"{', '.join(SOURCES)}; or name a folder, or a file ending in {', '.join(SUFFIXES)}"
         + way("", "; texts of your own are a list, load_prompts([text, ...])")
     )
