@@ -27,7 +27,8 @@ def adapter_folder(adapter: str) -> Path:
             raise MechsafetyError(f"adapter folder {str(folder)!r} holds no adapter_model.safetensors")
         return folder
     raise MechsafetyError(
-        f"adapter {adapter!r} not found{nearest(adapter, packaged_adapters(), alike=0.75)}: packaged ones are {', '.join(packaged_adapters()) or 'none'}; "
+        f"adapter {adapter!r} not found{nearest(adapter, packaged_adapters(), alike=0.75)}: "
+        f"packaged ones are {', '.join(packaged_adapters()) or 'none'}; "
         "otherwise name a folder that holds adapter_config.json"
     )
 

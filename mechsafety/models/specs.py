@@ -66,7 +66,8 @@ def locate(spec: ModelSpec) -> tuple[str, str]:
         raise MechsafetyError(f"model folder {spec.base!r} does not exist")
     if "/" not in spec.base:
         raise MechsafetyError(
-            f"unknown model {spec.base!r}{nearest(spec.base, [PACKAGED], alike=0.75)}: use {PACKAGED!r}, a hub id such as 'Qwen/Qwen2.5-0.5B-Instruct', "
+            f"unknown model {spec.base!r}{nearest(spec.base, [PACKAGED], alike=0.75)}: "
+            f"use {PACKAGED!r}, a hub id such as 'Qwen/Qwen2.5-0.5B-Instruct', "
             "a folder, or a .gguf file"
         )
     return spec.base, "hub"

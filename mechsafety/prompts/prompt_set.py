@@ -398,7 +398,8 @@ def load_named(name: str | Path, columns: Columns = AS_THEY_ARE) -> PromptSet:
     if path.suffix.lower() in SUFFIXES or path.is_file():
         return _from_file(path, name=path.name, columns=columns)
     raise MechsafetyError(
-        f"unknown prompt set {text!r}{nearest(text, [*packaged_sets(), *SOURCES], alike=0.75)}: packaged are {', '.join(packaged_sets())}; by name from the hub "
+        f"unknown prompt set {text!r}{nearest(text, [*packaged_sets(), *SOURCES], alike=0.75)}: "
+        f"packaged are {', '.join(packaged_sets())}; by name from the hub "
         f"{', '.join(SOURCES)}; or name a folder, or a file ending in {', '.join(SUFFIXES)}"
         + way("", "; texts of your own are a list, load_prompts([text, ...])")
     )
