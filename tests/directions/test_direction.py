@@ -14,7 +14,7 @@ from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.names import METHODS
 from mechsafety.directions.activations import ResidualCache
 from mechsafety.directions.direction import Directions, find_directions
-from mechsafety.directions.files import read_directions, save_directions
+from mechsafety.directions.files import load_directions, read_directions, save_directions
 
 D, LAYERS = 12, 3
 

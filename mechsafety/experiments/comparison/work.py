@@ -18,13 +18,8 @@ from torch import Tensor
 from mechsafety.core.errors import MechsafetyError, way
 from mechsafety.core.names import THOUGHT_END, Measure
 from mechsafety.directions.activations import residual_stream
-from mechsafety.directions.direction import (
-    Directions,
-    cosine,
-    find_directions,
-    load_directions,
-    save_directions,
-)
+from mechsafety.directions.direction import Directions, cosine, find_directions
+from mechsafety.directions.files import load_directions, save_directions
 from mechsafety.experiments.base import Session
 from mechsafety.experiments.comparison.config import ComparisonConfig
 from mechsafety.experiments.records import record_shared_tokens

@@ -20,6 +20,7 @@ from mechsafety.directions.direction import (
     find_directions,
     principal_plane,
 )
+from mechsafety.directions.files import load_directions
 from mechsafety.edits.interventions import Edit, digest
 from mechsafety.edits.recipes import Recipe, recipe
 from mechsafety.experiments.base import Session

@@ -16,13 +16,8 @@ from click.testing import CliRunner
 from mechsafety import cli
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.directions.activations import residual_stream
-from mechsafety.directions.direction import (
-    Directions,
-    cosine,
-    find_directions,
-    load_directions,
-    save_directions,
-)
+from mechsafety.directions.direction import Directions, cosine, find_directions
+from mechsafety.directions.files import load_directions, save_directions
 from mechsafety.edits.interventions import Ablate, edited
 from mechsafety.experiments import base
 from mechsafety.experiments.comparison import work as checkpoint_work
