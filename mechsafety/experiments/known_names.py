@@ -8,6 +8,7 @@ from typing import Any
 
 from mechsafety.core.arguments import nearest, several
 from mechsafety.core.errors import MechsafetyError
+from mechsafety.core.names import SELECTION_RULES
 from mechsafety.core.places import data_folder
 
 _DEVICES = ("auto", "cpu", "cuda", "mps", "xpu", "npu", "hpu", "xla", "mtia", "meta")
@@ -70,6 +71,12 @@ def _device(name: str, field: str) -> None:
         raise MechsafetyError(f"{field}: unknown device {name!r}{hint}; it is one of {', '.join(_DEVICES)}")
 
 
+def _rule(name: str, field: str) -> None:
+    if name not in SELECTION_RULES:
+        known = ", ".join(SELECTION_RULES)
+        raise MechsafetyError(f"{field}: {name!r} is not one of {known}{nearest(name, SELECTION_RULES)}")
+
+
 def _refuse_nearly(name: str, known: Iterable[str], what: str) -> None:
     known = list(known)
     if name not in known and (hint := nearest(name, known, alike=0.75)):
@@ -87,6 +94,7 @@ _CHECKS: dict[str, Callable[[str, str], None]] = {
     **dict.fromkeys(("judge", "judges"), _judge),
     **dict.fromkeys(("model", "systems", "base", "tuned", "control", "checkpoints"), _model),
     **dict.fromkeys(("prompts", "anchors"), _prompts),
+    "rule": _rule,
     "template": _template,
     "device": _device,
 }

@@ -83,8 +83,9 @@ def _named(spec: str) -> tuple[str, str, ModuleType]:
     if name not in modules:
         listed = name.partition(",")[0] in modules
         hint = "; several judges are a list of names" if listed else nearest(name, modules)
+        of = "" if name == spec.strip() else f" (from {redacted(spec)!r})"
         raise MechsafetyError(
-            f"no judge is called {name!r} (from {redacted(spec)!r}){hint}; there are: {', '.join(sorted(modules))}"
+            f"no judge is called {name!r}{of}{hint}; there are: {', '.join(sorted(modules))}"
         )
     if colon and not argument:
         raise MechsafetyError(
