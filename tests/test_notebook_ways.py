@@ -241,3 +241,47 @@ def test_directions_as_an_edit(directions: ms.Directions, tmp_path: Path) -> Non
 def test_a_public_name_that_is_nearly_right(name: str, said: str) -> None:
     with pytest.raises(AttributeError, match=said):
         getattr(ms, name)
+
+
+REFUSAL, HELP = "I'm sorry, but I can't help with that.", "Sure: lift the latch, then push the gate open."
+
+
+def test_rates_of_several_systems() -> None:
+    before, after = ms.judge((TEXTS, [REFUSAL] * 2)), ms.judge((TEXTS, [REFUSAL, HELP]))
+    rates = ms.refusal_rates({"a": before, "b": {"original": before, "edited": after}})
+    assert rates[["system", "arm", "refusal"]].to_numpy().tolist() == [
+        ["a", "original", 2],
+        ["b", "original", 2],
+        ["b", "edited", 1],
+    ]
+    with pytest.raises(ms.MechsafetyError, match="'original' is an arm and 'b' none"):
+        ms.refusal_rates({"original": before, "b": after})
+    with pytest.raises(ms.MechsafetyError, match=r"Verdicts are needed, which ms.judge makes"):
+        ms.refusal_rates({"a": 3})  # type: ignore[dict-item]
+
+
+def test_tables_that_are_no_tables_of_rates() -> None:
+    verdicts = ms.judge(pd.DataFrame({"prompt": TEXTS, "response": [REFUSAL, HELP], "label": [1, 0]}))
+    with pytest.raises(ms.MechsafetyError, match=r"table\['label'\].map\({'0': 'harmful', ...}\)"):
+        ms.refusal_rates(verdicts)
+    with pytest.raises(ms.MechsafetyError, match=r"\(ms.statistics.agreement\(verdicts\) makes one\) lacks"):
+        ms.plots.judge_agreement(verdicts.to_frame())
+    with pytest.raises(ms.MechsafetyError, match=r"a DataFrame \(its to_frame\(\) is one\)"):
+        ms.plots.judge_agreement(verdicts)  # type: ignore[arg-type]
+
+
+def test_shares_that_are_not_given_take_the_rest() -> None:
+    prompts = ms.load_prompts([f"text {n}" for n in range(20)], label="harmful")
+
+    def sizes(**shares: float) -> list[int]:
+        divided = prompts.split(**shares)
+        return [len(divided.where(split=split)) for split in ("fit", "validation", "report")]
+
+    assert sizes() == [12, 4, 4]
+    assert sizes(fit=0.5) == [10, 5, 5]
+    assert sizes(fit=0.8, report=0.2) == [16, 0, 4]
+    with pytest.raises(ms.MechsafetyError, match="add up to 1"):
+        sizes(fit=0.9, report=0.2)
+    with pytest.raises(ms.MechsafetyError, match="no column 'Harmful' .did you mean 'harmful'"):
+        ms.load_prompts(TEXTS, label="Harmful")
+    assert len(prompts + ms.load_prompts(TEXTS)) == 22

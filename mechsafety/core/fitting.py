@@ -122,6 +122,8 @@ def _single(value: Any, hint: Any) -> Any:
             if not name.startswith("_")
         ]
         return require(value, all(hasattr(value, n) for n in members), f"an object with {', '.join(members)}")
+    if hint.__name__ == "DataFrame" and hasattr(value, "to_frame"):
+        raise UnfitError("a DataFrame (its to_frame() is one)")
     maker = f" ({MAKERS[hint.__name__]} makes one)" if hint.__name__ in MAKERS else ""
     return require(value, isinstance(value, hint), f"a {hint.__name__}{maker}")
 

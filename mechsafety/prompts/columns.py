@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal, get_args
 
+from mechsafety.core.arguments import nearest
 from mechsafety.core.errors import MechsafetyError, way
 from mechsafety.prompts.files import cell_text
 
@@ -57,7 +58,10 @@ class Columns:
                 if column is None:
                     continue
                 if column not in row:
-                    raise MechsafetyError(f"{at}: no column {column!r}; have {', '.join(row) or 'none'}")
+                    near = nearest(column, [*row, *(LABELS if name == "label" else ())])
+                    raise MechsafetyError(
+                        f"{at}: no column {column!r}{near}; have {', '.join(row) or 'none'}"
+                    )
                 new[name] = row[column]
             if self.labels is not None and "label" in new:
                 if new["label"] not in self.labels:

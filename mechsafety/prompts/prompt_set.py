@@ -176,6 +176,9 @@ class PromptSet(Sequence[Prompt]):
     def __iter__(self) -> Iterator[Prompt]:
         return iter(self.prompts)
 
+    def __add__(self, other: Sequence[Prompt]) -> PromptSet:
+        return PromptSet((*self.prompts, *other), self.name)
+
     def where(
         self,
         *,
@@ -206,14 +209,28 @@ class PromptSet(Sequence[Prompt]):
         )
 
     def split(
-        self, *, fit: float = 0.6, validation: float = 0.2, report: float = 0.2, seed: int = 0
+        self,
+        *,
+        fit: float | None = None,
+        validation: float | None = None,
+        report: float | None = None,
+        seed: int = 0,
     ) -> PromptSet:
         """The same prompts divided anew by ``seed``: shares ``fit``, ``validation`` and ``report`` of each label.
 
+        Without any they are .6, .2 and .2; those that are not given divide what the others leave equally.
         Prompts with equal text (but for case, blanks and sentence marks) come into one split. Raises
         :class:`MechsafetyError` for shares that are negative or do not add up to 1.
         """
-        shares: dict[Split, float] = {"fit": fit, "validation": validation, "report": report}
+        given: dict[Split, float | None] = {"fit": fit, "validation": validation, "report": report}
+        open_ones = [one for one in given.values() if one is None]
+        left = 1 - sum(one for one in given.values() if one is not None)
+        shares: dict[Split, float] = (
+            {"fit": 0.6, "validation": 0.2, "report": 0.2}
+            if len(open_ones) == len(given)
+            else {name: left / len(open_ones) if one is None else one for name, one in given.items()}
+        )
+        shares = {name: 0.0 if abs(share) < 1e-9 else share for name, share in shares.items()}
         places = divided([(p.folded, p.label) for p in self.prompts], shares, seed=seed)
         return PromptSet(
             tuple(replace(p, split=places[p.folded]) for p in self.prompts), self.name, self.repeated
