@@ -16,7 +16,7 @@ from .directions.controls import control_directions as control_directions
 from .directions.direction import Direction as Direction
 from .directions.direction import Directions as Directions
 from .directions.direction import find_directions as find_directions
-from .directions.direction import load_directions as load_directions
+from .directions.files import load_directions as load_directions
 from .edits.files import load_edit as load_edit
 from .edits.files import save_edit as save_edit
 from .edits.interventions import Ablate as Ablate

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 import mechsafety as ms
-from mechsafety.core.boundary import MAKERS
+from mechsafety.core.fitting import MAKERS
 from mechsafety.core.verdict import Response
 from mechsafety.experiments.lab.config import LabConfig
 from mechsafety.judges.injection import KnownItem

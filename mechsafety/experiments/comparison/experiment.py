@@ -23,7 +23,8 @@ from mechsafety.core.errors import MechsafetyError, way
 from mechsafety.core.names import MEASURES, Measure
 from mechsafety.core.places import packaged_words
 from mechsafety.core.progress import Progress, progress_line, with_progress
-from mechsafety.directions.direction import Directions, load_directions
+from mechsafety.directions.direction import Directions
+from mechsafety.directions.files import read_directions
 from mechsafety.engines.tasks import Task
 from mechsafety.experiments.base import Experiment, Read, Result, Session, load_run, run_experiment
 from mechsafety.experiments.comparison.config import ComparisonConfig
@@ -354,7 +355,7 @@ def _read_specs(specs: Sequence[str]) -> tuple[tuple[str, ...], dict[str, Direct
         if not spec.endswith(_SAVED):
             names.append(spec)
             continue
-        held = load_directions(Path(spec))
+        held = read_directions(Path(spec))
         found = {spec if len(held) == 1 else f"{spec}:{model}": d for model, d in held.items()}
         names += found
         saved |= found

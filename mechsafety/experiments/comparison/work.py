@@ -18,7 +18,8 @@ from torch import Tensor
 from mechsafety.core.errors import MechsafetyError, way
 from mechsafety.core.names import THOUGHT_END, Measure
 from mechsafety.directions.activations import residual_stream
-from mechsafety.directions.direction import Directions, cosine, find_directions, save_directions
+from mechsafety.directions.direction import Directions, cosine, find_directions
+from mechsafety.directions.files import load_directions, save_directions
 from mechsafety.experiments.base import Session
 from mechsafety.experiments.comparison.config import ComparisonConfig
 from mechsafety.experiments.records import record_shared_tokens
@@ -151,7 +152,7 @@ class CheckpointWork:
     def directions(self, name: str) -> Directions:
         if name in self.saved:
             return self.saved[name]
-        return Directions.load(self.run.part_path("directions", name, suffix="safetensors"))
+        return load_directions(self.run.part_path("directions", name, suffix="safetensors"))
 
     def vectors(self, name: str) -> Float[Tensor, "layer d_model"]:
         """A checkpoint's direction at every layer, at the position compared."""

@@ -20,6 +20,7 @@ from mechsafety.directions.direction import (
     find_directions,
     principal_plane,
 )
+from mechsafety.directions.files import load_directions
 from mechsafety.edits.interventions import Edit, digest
 from mechsafety.edits.recipes import Recipe, recipe
 from mechsafety.experiments.base import Session
@@ -60,7 +61,7 @@ def edit_of(run: RunFolder, config: StudyConfig, spec: str) -> Edit:
 
 def direction_of(run: RunFolder, spec: str) -> Direction:
     """The direction that the study in ``run`` selected for system ``spec``."""
-    directions = Directions.load(run.part_path("directions", spec, suffix="safetensors"))
+    directions = load_directions(run.part_path("directions", spec, suffix="safetensors"))
     selected = run.read_json_part("selection", spec)["selection"]
     return directions.at(layer=selected["layer"], position=selected["position"])
 
@@ -223,7 +224,7 @@ class SystemWork:
         return replace(prompts, prompts=tuple(p for p in prompts if p.id in kept))
 
     def directions(self, spec: str) -> Directions:
-        return Directions.load(self.run.part_path("directions", spec, suffix="safetensors"))
+        return load_directions(self.run.part_path("directions", spec, suffix="safetensors"))
 
     def _sweep(self, spec: str) -> None:
         """Scores of every candidate; of the one whose layer a recipe or the user fixes alone."""

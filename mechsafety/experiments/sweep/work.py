@@ -12,8 +12,9 @@ from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.names import THOUGHT_END, Method
 from mechsafety.core.verdict import Label
 from mechsafety.directions.activations import ResidualCache, residual_stream
-from mechsafety.directions.direction import Directions, find_directions, save_directions
+from mechsafety.directions.direction import Directions, find_directions
 from mechsafety.directions.estimators import refusal_subspace
+from mechsafety.directions.files import load_directions, save_directions
 from mechsafety.edits.files import save_edit
 from mechsafety.edits.interventions import Ablate, digest
 from mechsafety.experiments.base import Read, Session
@@ -216,7 +217,7 @@ class SweepWork:
         if not self.run.has_part("directions", method, suffix="safetensors"):
             made = find_directions(cache, method=method, centring=self.config.centring, seed=self.config.seed)
             self.run.save(str(target.relative_to(self.run.path)), made.save)
-        return Directions.load(target)
+        return load_directions(target)
 
     def _measure(self) -> tuple[MeasureChoice, bool]:
         """What scores are about, and whether the model refuses at all as far as that is known."""

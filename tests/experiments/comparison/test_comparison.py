@@ -16,7 +16,8 @@ from click.testing import CliRunner
 from mechsafety import cli
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.directions.activations import residual_stream
-from mechsafety.directions.direction import Directions, cosine, find_directions, save_directions
+from mechsafety.directions.direction import Directions, cosine, find_directions
+from mechsafety.directions.files import load_directions, save_directions
 from mechsafety.edits.interventions import Ablate, edited
 from mechsafety.experiments import base
 from mechsafety.experiments.comparison import work as checkpoint_work
@@ -445,7 +446,7 @@ def test_saved_directions_are_compared_without_models(
     assert list(found.tables) == ["cosines"]
     assert found.names == (a, b)
     assert found.cosines is not None
-    expected = cosine(*(Directions.load(Path(p)).vectors[0] for p in (a, b)))[1:]
+    expected = cosine(*(load_directions(Path(p)).vectors[0] for p in (a, b)))[1:]
     torch.testing.assert_close(torch.tensor(found.cosines["cosine"][1:].to_numpy()).float(), expected)
     assert found.cosines[["low", "high", "harmless_floor"]].isna().all(axis=None)
     assert bool((found.cosines["random_high"] > 0.2).all())
@@ -474,7 +475,7 @@ def test_a_file_of_several_models_is_several_checkpoints(
     saved: Callable[..., str], tmp_path: Path, tiny: Any
 ) -> None:
     paths = [Path(saved("a")), Path(saved("b", seed=1))]
-    save_directions([Directions.load(p) for p in paths], tmp_path / "both.safetensors")
+    save_directions([load_directions(p) for p in paths], tmp_path / "both.safetensors")
     found = run_comparison([str(tmp_path / "both.safetensors")], out=tmp_path / "run", seed=0)
     assert len(found.names) == 2
     assert all(name.startswith(f"{tmp_path / 'both.safetensors'}:") for name in found.names)

@@ -21,7 +21,7 @@ from statsmodels.stats.contingency_tables import mcnemar
 
 from mechsafety.cli import main
 from mechsafety.core.errors import MechsafetyError, NotFiniteError
-from mechsafety.directions.direction import load_directions
+from mechsafety.directions.files import read_directions
 from mechsafety.experiments.base import load_run
 from mechsafety.experiments.study.config import StudyConfig
 from mechsafety.experiments.study.experiment import run_study
@@ -130,7 +130,7 @@ def test_manifest_reports_what_was_done(finished: Path, config: StudyConfig) -> 
         assert facts["generation"]["original"]["tokens_per_s"] > 0
         assert facts["refusal_tokens"]["ids"]
         assert "sweep" in manifest["timings"][system]
-    assert set(load_directions(finished / "directions.safetensors")) == set(config.systems)
+    assert set(read_directions(finished / "directions.safetensors")) == set(config.systems)
 
 
 def test_the_edit_changed_the_responses(finished: Path) -> None:
@@ -407,7 +407,7 @@ def test_published_recipes_run(config: StudyConfig, tmp_path: Path, recipe: Any)
     if recipe == "granular-release":
         assert facts["selection"]["layer"] == 4
         assert facts["fit_prompts_used"] == {"harmful": 20, "harmless": 20}  # fit and validation
-        assert load_directions(result.path / "directions.safetensors")[config.systems[0]].final_norm
+        assert read_directions(result.path / "directions.safetensors")[config.systems[0]].final_norm
     positions = pd.read_parquet(result.path / "sweep.parquet")["position"].nunique()
     assert (positions > 1) == (recipe == "arditi")
 
