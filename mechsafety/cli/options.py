@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from mechsafety.cli.base import SectionedOption
+from mechsafety.core.arguments import listed
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.experiments.config import Option, checked_config, headings, whole_numbers
 
@@ -81,7 +82,7 @@ def _value(name: str, field: FieldInfo, given: Any) -> Any:
         return tuple(given if option.argument else dict.fromkeys(given))
     if inner is int:
         return whole_numbers(given, _flag(name, option))
-    values = tuple(part.strip() for part in given.split(","))
+    values = tuple(listed(given))
     allowed = get_args(inner) if get_origin(inner) is Literal else values
     if unknown := [value for value in values if value not in allowed]:
         raise MechsafetyError(

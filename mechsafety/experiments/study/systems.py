@@ -102,6 +102,9 @@ class SystemWork:
         self._fed: dict[str, tuple[Fed, Fed]] = {}
         self._models: dict[str, TransformerBridge] = {}
         self._judges: dict[str, Judge] = {}
+        self._ended: set[str] = set()  # judges behind addresses that are not asked again in this session
+        self.stopped: dict[str, MechsafetyError] = {}
+        """Why verdicts of judges behind addresses are missing, by judge."""
         self._measures: dict[str, MeasureChoice] = {}
         self._streams: dict[str, ResidualCache] = {}
         self._thoughts: dict[str, dict[tuple[int, ...], Sequence[int]]] = {}
