@@ -18,7 +18,7 @@ from mechsafety.directions.activations import residual_stream
 from mechsafety.directions.direction import Directions, find_directions
 from mechsafety.edits.files import load_edit
 from mechsafety.edits.interventions import digest
-from mechsafety.experiments.base import load_run
+from mechsafety.experiments.registry import load_run
 from mechsafety.prompts.prompt_set import PromptSet
 from mechsafety.sweeps.behaviour import treated_as_labelled
 from mechsafety.sweeps.candidates import BatchedScorer

@@ -21,14 +21,15 @@ pytest.importorskip("ray")
 
 from mechsafety.cli import main
 from mechsafety.core.errors import MechsafetyError
-from mechsafety.experiments.base import run_experiment
 from mechsafety.experiments.generation.config import GenerationConfig
 from mechsafety.experiments.generation.experiment import run_generation
 from mechsafety.experiments.remote import driver
+from mechsafety.experiments.running import run_experiment
 from mechsafety.experiments.study.config import StudyConfig
 from mechsafety.experiments.study.experiment import run_study
 from tests.experiments.slow_experiment import Slow, SlowConfig
 from tests.prompt_sets import small_prompts, write_csv
+from tests.small_studies import small_study
 
 pytestmark = [
     pytest.mark.usefixtures("unpublished"),
@@ -77,20 +78,10 @@ def machines() -> Iterator[Machines]:
 
 @pytest.fixture(scope="module")
 def config(tiny_folder: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> StudyConfig:
-    csv = write_csv(small_prompts(6), tmp_path_factory.mktemp("prompts") / "small.csv")
-    llama, gpt2 = str(tiny_folder("llama")), str(tiny_folder("gpt2"))
-    return StudyConfig(
-        systems=(llama, gpt2),
-        prompts=str(csv),
-        anchors=str(csv),
-        max_new_tokens=4,
-        batch_size=4,
-        controls=2,
-        confirm=2,
-        judges=("rules", "degeneracy", f"logit:{llama}"),
-        dtype="float32",
-        device="cpu",
-    )
+    systems = [tiny_folder(name) for name in ("llama", "gpt2")]
+    judges = ("rules", "degeneracy", f"logit:{systems[0]}")
+    searched = {"layer": None, "confirm": 2, "controls": 2, "selfjudge": True}
+    return small_study(tmp_path_factory.mktemp("prompts"), *systems, judges=judges, **searched)
 
 
 def on_ray(config: Any, **more: Any) -> Any:

@@ -16,7 +16,7 @@ from mechsafety.experiments.remote import driver
 from mechsafety.experiments.study.config import StudyConfig
 from mechsafety.experiments.study.experiment import run_study
 from tests.counting_worker import Counter
-from tests.prompt_sets import small_prompts, write_csv
+from tests.small_studies import small_study
 
 pytestmark = pytest.mark.usefixtures("unpublished")
 
@@ -55,20 +55,7 @@ def test_processes_keep_their_state_and_their_deaths_are_told(capfd: pytest.Capt
 
 @pytest.fixture(scope="module")
 def config(tiny_folder: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> StudyConfig:
-    csv = write_csv(small_prompts(6), tmp_path_factory.mktemp("prompts") / "small.csv")
-    return StudyConfig(
-        systems=(str(tiny_folder("llama")),),
-        prompts=str(csv),
-        anchors=str(csv),
-        max_new_tokens=4,
-        batch_size=4,
-        controls=1,
-        layer=2,
-        judges=("rules",),
-        selfjudge=False,
-        dtype="float32",
-        device="cpu",
-    )
+    return small_study(tmp_path_factory.mktemp("prompts"), tiny_folder("llama"))
 
 
 def test_a_study_that_loses_a_process_has_the_files_of_the_sequential_one(

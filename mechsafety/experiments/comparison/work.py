@@ -19,9 +19,9 @@ from mechsafety.core.errors import MechsafetyError, way
 from mechsafety.core.names import THOUGHT_END, Measure
 from mechsafety.directions.activations import residual_stream
 from mechsafety.directions.direction import Directions, cosine, find_directions, save_directions
-from mechsafety.experiments.base import Session
 from mechsafety.experiments.comparison.config import ComparisonConfig
 from mechsafety.experiments.records import record_shared_tokens
+from mechsafety.experiments.session import Session
 from mechsafety.experiments.thoughts import kept_thoughts
 from mechsafety.geometry.cka import compare_cka, linear_cka
 from mechsafety.geometry.shared_basis import (

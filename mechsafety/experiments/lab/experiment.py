@@ -25,7 +25,7 @@ from mechsafety.core.progress import Progress, progress_line, with_progress
 from mechsafety.engines.tasks import Task
 from mechsafety.experiments.anatomy.config import AnatomyConfig
 from mechsafety.experiments.anatomy.experiment import read_anatomy, run_anatomy
-from mechsafety.experiments.base import Experiment, Result, Session, load_run, run_experiment
+from mechsafety.experiments.base import Experiment
 from mechsafety.experiments.lab.config import BASE, CONTROL, SAFETY_TUNINGS, LabConfig
 from mechsafety.experiments.lab.figures import lab_figures
 from mechsafety.experiments.lab.findings import lab_findings
@@ -34,6 +34,10 @@ from mechsafety.experiments.lab.seeds import ATTACKS, LabSeed, seed_folder, seed
 from mechsafety.experiments.lab.thresholds import controls_over_seeds, held_over_seeds, threshold_table
 from mechsafety.experiments.lab.untrained import control_table
 from mechsafety.experiments.parallel import Parallel
+from mechsafety.experiments.registry import load_run
+from mechsafety.experiments.result import Result
+from mechsafety.experiments.running import run_experiment
+from mechsafety.experiments.session import Session
 from mechsafety.lab.mixtures import TUNINGS, Tuning
 from mechsafety.runs.folder import RunFolder, read_run
 

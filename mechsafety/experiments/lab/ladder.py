@@ -18,13 +18,16 @@ import pandas as pd
 from mechsafety.core.arguments import as_path
 from mechsafety.core.progress import Progress, progress_line, with_progress
 from mechsafety.engines.tasks import Task
-from mechsafety.experiments.base import REPORT, Experiment, Result, Session, run_experiment
+from mechsafety.experiments.base import Experiment
 from mechsafety.experiments.lab.config import LabConfig
 from mechsafety.experiments.lab.models import pretrained, tuned
 from mechsafety.experiments.lab.seeds import LabSeed, seed_folder, seed_key
 from mechsafety.experiments.ladder.config import LadderConfig
 from mechsafety.experiments.ladder.experiment import Ladder, LadderResult, read_ladder, run_ladder
 from mechsafety.experiments.parallel import Parallel
+from mechsafety.experiments.result import REPORT, Result
+from mechsafety.experiments.running import run_experiment
+from mechsafety.experiments.session import Session
 from mechsafety.lab.mixtures import RUNGS, Rung
 from mechsafety.runs.folder import RunFolder
 

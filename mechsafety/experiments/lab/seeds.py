@@ -19,7 +19,7 @@ from mechsafety.runs.folder import RunFolder
 if TYPE_CHECKING:
     import pandas as pd
 
-    from mechsafety.experiments.base import Session
+    from mechsafety.experiments.session import Session
 
 PROMPTS, ATTACKS, KEY = "prompts.csv", "attacks.csv", "answer_key.csv"
 

@@ -17,12 +17,12 @@ from torch import Tensor
 from mechsafety.core.errors import MechsafetyError, NotFiniteError, RefusedRunError
 from mechsafety.core.verdict import Judge, Response, Verdict
 from mechsafety.edits.interventions import Ablate, Edit
-from mechsafety.experiments.base import ANSWERS, Session
 from mechsafety.experiments.ladder.config import Kind, LadderConfig
 from mechsafety.experiments.ladder.links import change_links, removal_links
 from mechsafety.experiments.ladder.subspaces import Splits, find_subspace
 from mechsafety.experiments.ladder.tables import SYSTEM_LINK_COLUMNS
 from mechsafety.experiments.records import record_shared_tokens
+from mechsafety.experiments.session import ANSWERS, Session
 from mechsafety.generation.answered import Completion, answer_frame
 from mechsafety.judges.outcomes import answered
 from mechsafety.models.loading import load_record

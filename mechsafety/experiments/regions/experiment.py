@@ -16,13 +16,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import pandas as pd
 
 from mechsafety.core.progress import Progress, progress_line, with_progress
-from mechsafety.experiments.base import Experiment, Read, Result, Session, run_experiment
+from mechsafety.experiments.base import Experiment, Read
 from mechsafety.experiments.records import record_shared_tokens
 from mechsafety.experiments.regions.config import RegionsConfig
 from mechsafety.experiments.regions.figures import region_figures
 from mechsafety.experiments.regions.findings import region_findings
 from mechsafety.experiments.regions.followups import follow_up
 from mechsafety.experiments.regions.work import ANSWER_KEYS, VERDICTS, RegionWork, evaluated_prompts
+from mechsafety.experiments.result import Result
+from mechsafety.experiments.running import run_experiment
+from mechsafety.experiments.session import Session
 from mechsafety.plots.style import short_name
 from mechsafety.prompts.columns import Purpose
 from mechsafety.prompts.prompt_set import PromptSet, load_prompts

@@ -14,8 +14,8 @@ import pandas as pd
 from mechsafety.core.verdict import Judge
 from mechsafety.core.wording import percent
 from mechsafety.edits.interventions import Edit
-from mechsafety.experiments.base import Session
 from mechsafety.experiments.regions.config import RegionsConfig, State, planned_states
+from mechsafety.experiments.session import Session
 from mechsafety.generation.answered import Completion, answer_frame
 from mechsafety.generation.answers import Example
 from mechsafety.judges.kinds.fluent import FluentJudge

@@ -36,8 +36,9 @@ from mechsafety.runs.sources import differences, first_differences
 if TYPE_CHECKING:
     import pandas as pd
 
-    from mechsafety.experiments.base import Experiment, Session
+    from mechsafety.experiments.base import Experiment
     from mechsafety.experiments.config import EngineConfig
+    from mechsafety.experiments.session import Session
 
 STATE = "engine"
 """The part that says how far the run is."""

@@ -62,7 +62,7 @@ class Worker:
         require_same_versions(self._versions, computing_versions())
         import torch
 
-        from mechsafety.experiments.base import Session
+        from mechsafety.experiments.session import Session
 
         torch.set_num_threads(self._threads)
         self._experiment = experiment = pickle.loads(self._pickled)

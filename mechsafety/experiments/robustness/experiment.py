@@ -13,11 +13,14 @@ from mechsafety.core.errors import MechsafetyError, way
 from mechsafety.core.names import Attack
 from mechsafety.core.places import packaged_words
 from mechsafety.core.progress import Progress, progress_line, with_progress
-from mechsafety.experiments.base import Read, Result, Session, run_experiment
+from mechsafety.experiments.base import Read
 from mechsafety.experiments.edited import EditedExperiment
 from mechsafety.experiments.records import record_shared_tokens
+from mechsafety.experiments.result import Result
 from mechsafety.experiments.robustness.config import RobustnessConfig
 from mechsafety.experiments.robustness.findings import robustness_findings
+from mechsafety.experiments.running import run_experiment
+from mechsafety.experiments.session import Session
 from mechsafety.generation.answered import Completion, answer_frame
 from mechsafety.judges.kinds.fluent import FluentJudge
 from mechsafety.pages.page import Page, page_blocks

@@ -22,7 +22,7 @@ from mechsafety.directions.direction import (
 )
 from mechsafety.edits.interventions import Edit, digest
 from mechsafety.edits.recipes import Recipe, recipe
-from mechsafety.experiments.base import Session
+from mechsafety.experiments.session import Session
 from mechsafety.experiments.study.config import StudyConfig
 from mechsafety.experiments.study.controls import (
     RANDOM,

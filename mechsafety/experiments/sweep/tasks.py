@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from mechsafety.engines.tasks import Task
-from mechsafety.experiments.base import Read, Session
+from mechsafety.experiments.base import Read
 from mechsafety.experiments.parallel import Parallel
+from mechsafety.experiments.session import Session
 from mechsafety.experiments.sweep.config import SweepConfig
 from mechsafety.experiments.sweep.work import MEASURED, SELECTED, SweepWork, curves
 from mechsafety.runs.folder import RunFolder

@@ -16,7 +16,8 @@ from mechsafety.directions.direction import Directions, find_directions, save_di
 from mechsafety.directions.estimators import refusal_subspace
 from mechsafety.edits.files import save_edit
 from mechsafety.edits.interventions import Ablate, digest
-from mechsafety.experiments.base import Read, Session
+from mechsafety.experiments.base import Read
+from mechsafety.experiments.session import Session
 from mechsafety.experiments.sweep.config import SweepConfig
 from mechsafety.experiments.thoughts import kept_thoughts
 from mechsafety.generation.answered import Completion, answer_frame

@@ -20,7 +20,6 @@ from mechsafety.core.verdict import Response
 from mechsafety.engines.tasks import Task
 from mechsafety.experiments.anatomy.config import AnatomyConfig
 from mechsafety.experiments.anatomy.experiment import read_anatomy
-from mechsafety.experiments.base import load_run
 from mechsafety.experiments.lab import ladder as lab_ladder
 from mechsafety.experiments.lab.config import LabConfig
 from mechsafety.experiments.lab.experiment import Lab, LabResult, read_lab, run_lab
@@ -28,6 +27,7 @@ from mechsafety.experiments.lab.ladder import LabLadder, LabLadderResult, run_la
 from mechsafety.experiments.lab.thresholds import CLAIMS
 from mechsafety.experiments.lab.untrained import _TARGETS
 from mechsafety.experiments.ladder.config import LadderConfig
+from mechsafety.experiments.registry import load_run
 from mechsafety.experiments.remote import driver
 from mechsafety.experiments.remote.worker import Worker
 from mechsafety.experiments.status import run_status
