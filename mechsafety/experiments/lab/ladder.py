@@ -29,6 +29,7 @@ from mechsafety.experiments.result import REPORT, Result
 from mechsafety.experiments.running import run_experiment
 from mechsafety.experiments.session import Session
 from mechsafety.lab.mixtures import RUNGS, Rung
+from mechsafety.models.hardware import resolve_device
 from mechsafety.runs.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -63,6 +64,9 @@ class LabLadder(Experiment[LabConfig], Parallel):
     tables: ClassVar[Mapping[str, str]] = {"cases": "cases.csv"}
     long = frozenset({"cases"})
     result_type = LabLadderResult
+
+    def prepare(self, day: str, say: Progress) -> None:  # noqa: ARG002
+        resolve_device(self.config.device)
 
     def work(self, session: Session) -> Mapping[str, pd.DataFrame]:
         seeds = LabSeed.each(session, self.config)
@@ -188,8 +192,8 @@ def _rung(seed: LabSeed, rung: Rung) -> None:
     """Train a rung of a seed if it is not there yet; what it answers before and after its tuning."""
     seed.say(f"rung {rung}")
     before, after = _folders(seed, rung).values()
-    pretrained(seed.chosen, seed.vocabulary, before, rung=rung, checkpoints=False, seed=seed.seed)
-    how = {"tuning": "ssft", "schedule": seed.chosen.instruct, "seed": seed.seed}
+    pretrained(seed.chosen, seed.vocabulary, before, rung=rung, checkpoints=False, **seed.training)
+    how = {"tuning": "ssft", "schedule": seed.chosen.instruct, **seed.training}
     tuned(seed.chosen, seed.vocabulary, before, after, **how)  # type: ignore[arg-type]
     _cases(seed, rung)
 

@@ -57,7 +57,7 @@ class SweepTasks(Parallel):
     def do(self, task: Task, session: Session) -> None:
         work = self.swept(session)
         if task.stage == "select":
-            work.chosen()
+            _ = work.chosen
         else:
             work.measure_doses(task.name[1])
 
