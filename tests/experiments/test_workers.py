@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,16 @@ def test_processes_keep_their_state_and_their_deaths_are_told(capfd: pytest.Capt
     assert "ZeroDivisionError" in capfd.readouterr().err
 
 
+def test_a_busy_worker_ends_when_the_process_that_asked_is_gone() -> None:
+    with processes(1) as host:
+        worker = host.start(Counter, 0)
+        assert called(host, worker, "add") == 1
+        host.call(worker, "wait")
+        worker.hang_up()
+        worker.process.join(30)
+        assert worker.process.exitcode == 1
+
+
 @pytest.fixture(scope="module")
 def config(tiny_folder: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> StudyConfig:
     return small_study(tmp_path_factory.mktemp("prompts"), tiny_folder("llama"))
@@ -73,8 +84,11 @@ def test_a_study_that_loses_a_process_has_the_files_of_the_sequential_one(
     monkeypatch.setattr(driver._Pool, "begin", begin_and_kill)
     heard: list[str] = []
     whole = run_study(config, tmp_path / "local").path
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
+    (tmp_path / "scratch").mkdir()
     run = run_study(config.model_copy(update={"workers": 2}), tmp_path / "run", say=heard.append)
     assert killed
+    assert not [*(tmp_path / "scratch").glob("mechsafety-*")]
     assert any("died" in line for line in heard)
     assert run.manifest["engine"] == [{"engine": "local", "threads": 1}]
     names = sorted(

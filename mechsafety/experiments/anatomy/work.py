@@ -38,7 +38,8 @@ from mechsafety.experiments.anatomy.config import PART_TABLES, AnatomyConfig, Pa
 from mechsafety.experiments.session import Session
 from mechsafety.judges.outcomes import Asking
 from mechsafety.regions.attribution import score_weights
-from mechsafety.runs.folder import Journal, finite
+from mechsafety.runs.folder import finite
+from mechsafety.runs.journal import Journal
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge

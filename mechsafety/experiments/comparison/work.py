@@ -46,7 +46,7 @@ from mechsafety.geometry.transfer import ablations, controls, drop, tests_of, tr
 from mechsafety.models.chat import read_behind
 from mechsafety.models.loading import body_of, load_record
 from mechsafety.prompts.prompt_set import PromptSet
-from mechsafety.runs.folder import Journal
+from mechsafety.runs.journal import Journal
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge

@@ -42,7 +42,8 @@ from mechsafety.robustness.utility import (
     base_distributions,
     measure_utility,
 )
-from mechsafety.runs.folder import Journal, finite
+from mechsafety.runs.folder import finite
+from mechsafety.runs.journal import Journal
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge

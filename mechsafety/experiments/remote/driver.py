@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import pickle
+import tempfile
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -70,10 +71,11 @@ def with_workers(
     """``experiment`` with its preparation and its work on workers, on ray or on this machine, while the block runs."""
     config = experiment.config
     share = Share(cpus=_threads_of_workers(config), gpus=config.gpus_per_task or 0.0)
-    with _host(config, share) as host:
+    with _host(config, share) as host, _scratch(config) as scratch:
         most = config.workers if divided(experiment) else 1
         options = {"home": str(out), "day": day, "threads": share.cpus}
         options |= {"allow_other_versions": allow_other_versions, "versions": computing_versions()}
+        options |= {"scratch": scratch}
         pool = _Pool(experiment, host, most=most, options=options)
         try:
             yield _Remote(experiment, pool, threads=share.cpus)
@@ -90,6 +92,16 @@ def _host(config: EngineConfig, share: Share) -> Iterator[Host]:
     with cluster(config.address, share, config.workers) as host:
         require_gpus_named(share, str(getattr(config, "device", "auto")))
         yield host
+
+
+@contextmanager
+def _scratch(config: EngineConfig) -> Iterator[str | None]:
+    """Where workers on this machine copy parts of the run to, so that nothing is left of those that are killed."""
+    if config.engine != "local":
+        yield None
+        return
+    with tempfile.TemporaryDirectory(prefix="mechsafety-workers-", ignore_cleanup_errors=True) as folder:
+        yield folder
 
 
 @dataclass(eq=False)
@@ -176,10 +188,12 @@ class _Pool:
         return {n: m.held for n, m in self.members.items() if m.prepared and n not in busy}
 
     def close(self) -> None:
-        leaving = [self.host.aside(member.handle, "leave") for member in self.members.values()]
+        """End all workers; those that are still starting have nothing to tidy up, and would not answer."""
+        members = [*self.members.values()]
+        leaving = [self.host.aside(member.handle, "leave") for member in members if member.prepared]
         self.host.finished(leaving, _AT_THE_END_S, every=True)
-        for member in [*self.members.values()]:
-            self.drop(member)
+        self.members.clear()
+        self.host.kill(*(member.handle for member in members))
 
 
 class _Remote:

@@ -37,7 +37,8 @@ from mechsafety.models.loading import load_record
 from mechsafety.models.prefixes import prefix_note
 from mechsafety.prompts.fed import Fed, fed, fed_record
 from mechsafety.prompts.prompt_set import PromptSet
-from mechsafety.runs.folder import Journal, RunFolder
+from mechsafety.runs.folder import RunFolder
+from mechsafety.runs.journal import Journal
 from mechsafety.sweeps.behaviour import treated_as_labelled
 from mechsafety.sweeps.confirmation import confirm
 from mechsafety.sweeps.measures import MeasureChoice, refusal_measure

@@ -29,7 +29,7 @@ from mechsafety.models.loading import load_record
 from mechsafety.models.prefixes import prefix_note
 from mechsafety.prompts.fed import fed, fed_record
 from mechsafety.prompts.prompt_set import PromptSet
-from mechsafety.runs.folder import Journal
+from mechsafety.runs.journal import Journal
 from mechsafety.sweeps.behaviour import treated_as_labelled
 from mechsafety.sweeps.confirmation import confirm
 from mechsafety.sweeps.doses import REFUSAL, Dose, control_name, dose_curves, plan_doses

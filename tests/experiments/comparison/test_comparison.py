@@ -39,7 +39,7 @@ from mechsafety.geometry import transfer
 from mechsafety.models.chat import tokenize_prompts
 from mechsafety.models.loading import load_model
 from mechsafety.prompts.prompt_set import PromptSet
-from mechsafety.runs.folder import Journal
+from mechsafety.runs.journal import Journal
 from mechsafety.sweeps.refusal_scores import refusal_scores
 from tests import in_process_ray
 from tests.conftest import tiny_config
