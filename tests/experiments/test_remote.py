@@ -23,7 +23,8 @@ from mechsafety.cli import main
 from mechsafety.core.errors import MechsafetyError
 from mechsafety.experiments.generation.config import GenerationConfig
 from mechsafety.experiments.generation.experiment import run_generation
-from mechsafety.experiments.remote import driver
+from mechsafety.experiments.remote import driver, work
+from mechsafety.experiments.remote.pool import Pool
 from mechsafety.experiments.running import run_experiment
 from mechsafety.experiments.study.config import StudyConfig
 from mechsafety.experiments.study.experiment import run_study
@@ -123,13 +124,13 @@ def when(condition: Callable[[], bool], act: Callable[[], None]) -> threading.Th
 def pools(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The workers of each run that a test begins."""
     found: list[Any] = []
-    begin = driver._Pool.__init__
+    begin = Pool.__init__
 
     def kept(pool: Any, *arguments: Any, **options: Any) -> None:
         found.append(pool)
         begin(pool, *arguments, **options)
 
-    monkeypatch.setattr(driver._Pool, "__init__", kept)
+    monkeypatch.setattr(Pool, "__init__", kept)
     return found
 
 
@@ -206,7 +207,7 @@ def n_parts(folder: Path) -> int:
 def test_what_a_worker_had_made_of_the_one_task_of_a_run_is_not_made_again(
     machines: Machines, pools: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(driver, "_LOOK_EVERY_S", 0.2)
+    monkeypatch.setattr(work, "LOOK_EVERY_S", 0.2)
     log, gate = tmp_path / "made.txt", tmp_path / "gate"
     first = tmp_path / "run" / "parts" / "made" / "1.json"
 

@@ -17,7 +17,7 @@ from mechsafety.core.errors import MechsafetyError, NotFiniteError, StoppedError
 from mechsafety.engines.tasks import Task
 from mechsafety.experiments.generation.config import GenerationConfig
 from mechsafety.experiments.generation.experiment import run_generation
-from mechsafety.experiments.remote.made import Facts, Made, keep
+from mechsafety.experiments.remote.made import Facts, Failure, Made, keep
 from mechsafety.experiments.remote.worker import Worker
 from mechsafety.experiments.running import run_experiment
 from mechsafety.experiments.status import run_status
@@ -142,6 +142,23 @@ def test_a_system_whose_numbers_are_not_finite_is_marked_under_the_circumstance_
     assert circumstance["processor"] == "another one"
     assert circumstance["versions"] == computing_versions()
     assert set(run.to_frame("rates")["system"]) == {good}
+
+
+def test_a_later_worker_that_is_unlike_the_first_is_not_used(
+    study: StudyConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts, asked = Worker.prepare, list[Worker]()
+
+    def another(worker: Worker) -> Any:
+        asked.append(worker)
+        return facts(worker) if len(asked) == 1 else Failure(kind="mend", why="it has torch 0.0, not 2.0")
+
+    monkeypatch.setattr(Worker, "prepare", another)
+    heard: list[str] = []
+    run = run_study(on_ray(study), tmp_path / "run", say=heard.append)
+    assert len(asked) == 2
+    assert heard.count("ray: worker 2 is not used: it has torch 0.0, not 2.0") == 1
+    assert not run.failed
 
 
 def test_status_tells_what_failed_from_what_cannot_be_made_because_of_it(

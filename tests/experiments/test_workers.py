@@ -13,7 +13,7 @@ import pytest
 
 from mechsafety.engines.hosts import WorkerDiedError
 from mechsafety.engines.processes import processes
-from mechsafety.experiments.remote import driver
+from mechsafety.experiments.remote.pool import Pool
 from mechsafety.experiments.study.config import StudyConfig
 from mechsafety.experiments.study.experiment import run_study
 from tests.counting_worker import Counter
@@ -73,7 +73,7 @@ def test_a_study_that_loses_a_process_has_the_files_of_the_sequential_one(
     config: StudyConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     killed: list[str] = []
-    begin = driver._Pool.begin
+    begin = Pool.begin
 
     def begin_and_kill(pool: Any, member: Any, method: str, *arguments: Any, **options: Any) -> None:
         begin(pool, member, method, *arguments, **options)
@@ -81,7 +81,7 @@ def test_a_study_that_loses_a_process_has_the_files_of_the_sequential_one(
             killed.append(member.name)
             member.handle.process.kill()
 
-    monkeypatch.setattr(driver._Pool, "begin", begin_and_kill)
+    monkeypatch.setattr(Pool, "begin", begin_and_kill)
     heard: list[str] = []
     whole = run_study(config, tmp_path / "local").path
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))

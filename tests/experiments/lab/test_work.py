@@ -28,7 +28,7 @@ from mechsafety.experiments.lab.thresholds import CLAIMS
 from mechsafety.experiments.lab.untrained import _TARGETS
 from mechsafety.experiments.ladder.config import LadderConfig
 from mechsafety.experiments.registry import load_run
-from mechsafety.experiments.remote import driver
+from mechsafety.experiments.remote.pool import Pool
 from mechsafety.experiments.remote.worker import Worker
 from mechsafety.experiments.status import run_status
 from mechsafety.judges.registry import judge_responses
@@ -301,7 +301,7 @@ def test_processes_of_which_one_dies_make_the_files_of_the_sequential_run(
     monkeypatch.setattr("mechsafety.experiments.lab.untrained._TARGETS", _TARGETS)
     whole = run_lab(CONFIG, tmp_path / "sequential")
     killed: list[str] = []
-    begin = driver._Pool.begin
+    begin = Pool.begin
 
     def begin_and_kill(pool: Any, member: Any, method: str, *arguments: Any, **options: Any) -> None:
         begin(pool, member, method, *arguments, **options)
@@ -309,7 +309,7 @@ def test_processes_of_which_one_dies_make_the_files_of_the_sequential_run(
             killed.append(arguments[0].name[0])
             member.handle.process.kill()
 
-    monkeypatch.setattr(driver._Pool, "begin", begin_and_kill)
+    monkeypatch.setattr(Pool, "begin", begin_and_kill)
     run = run_lab(CONFIG.model_copy(update={"workers": 2}), tmp_path / "run")
     assert killed == ["train", "anatomy", "controls"]
     assert_same_contents(run.path, contents(whole.path))
