@@ -201,7 +201,7 @@ def _beside(aside: Connection, worker: Any) -> None:
     _answer(aside, worker)
     time.sleep(_PATIENCE_S)
     with suppress(Exception):
-        getattr(worker, "leave", lambda: None)()
+        worker.leave(at_once=True)
     os._exit(1)
 
 

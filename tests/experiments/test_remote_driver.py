@@ -199,9 +199,17 @@ def test_what_a_worker_has_made_so_far_is_handed_back_once_and_its_own_files_nev
     worker.prepare()
     assert not worker.so_far().files
     seen: list[Mapping[str, Any]] = []
-    worker._experiment.after_part = lambda: seen.append(vars(worker.so_far()))
+    leaving: list[bool] = []
+
+    def asked_aside() -> None:
+        seen.append(vars(worker.so_far()))
+        worker.leave()  # it is at a task, which goes on
+        leaving.append(worker._session.run.path.is_dir())
+
+    worker._experiment.after_part = asked_aside
     made = worker.do(Task(name=("tables",)), {}, {"config": {}}, whole=True)
     assert made.failure is None
+    assert leaving == [True] * 3
     assert [sorted(one["files"]) for one in seen] == [[f"parts/made/{n}.json"] for n in (1, 2, 3)]
     assert [one["manifest"] for one in seen] == [
         {"made": {str(n): "yes" for n in range(1, last + 1)}} for last in (1, 2, 3)
@@ -211,6 +219,7 @@ def test_what_a_worker_has_made_so_far_is_handed_back_once_and_its_own_files_nev
     assert made.lines == ()
     assert set(made.manifest) == {"made", "timings"}
     worker.leave()
+    assert not worker._session.run.path.exists()
 
 
 def test_an_interrupted_run_keeps_what_its_one_task_has_made(

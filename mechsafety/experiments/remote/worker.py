@@ -136,10 +136,13 @@ class Worker:
         recorded = {name: value for name, value in self._recorded(task.given).items() if name != "timings"}
         return Made(files=files, manifest=recorded, lines=self._heard())
 
-    def leave(self) -> None:
-        """Remove this worker's copy of the run, before its process is ended."""
-        if self._folder is not None:
+    def leave(self, *, at_once: bool = False) -> None:
+        """Remove this worker's copy of the run, before its process is ended; ``at_once`` also while it is at a task."""
+        if self._folder is not None and (at_once or self._task is None):
             self._folder.cleanup()
+        if self._scratch is not None and at_once:
+            with suppress(OSError):  # others are still in it
+                Path(self._scratch).rmdir()
 
     def _files(self) -> dict[str, tuple[int, int]]:
         return shared_files(self._session.run, self._experiment.stay)
