@@ -53,6 +53,7 @@ class Worker:
         self._allow, self._versions, self._scratch = allow_other_versions, versions, scratch
         self._lines: list[str] = []
         self._task: _Task | None = None
+        self._busy = False
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     def prepare(self) -> Facts | Failure:
@@ -92,6 +93,15 @@ class Worker:
 
         ``ahead`` is a model that this worker may be asked for next, whose files are fetched meanwhile.
         """
+        self._busy = True
+        try:
+            return self._made(task, files, manifest, whole=whole, ahead=ahead)
+        finally:
+            self._busy = False
+
+    def _made(
+        self, task: Task, files: Files, manifest: Mapping[str, Any], *, whole: bool, ahead: str | None
+    ) -> Made:
         import torch
 
         from mechsafety.models.ahead import fetch_ahead
@@ -138,7 +148,7 @@ class Worker:
 
     def leave(self, *, at_once: bool = False) -> None:
         """Remove this worker's copy of the run, before its process is ended; ``at_once`` also while it is at a task."""
-        if self._folder is not None and (at_once or self._task is None):
+        if self._folder is not None and (at_once or not self._busy):
             self._folder.cleanup()
         if self._scratch is not None and at_once:
             with suppress(OSError):  # others are still in it
