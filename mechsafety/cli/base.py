@@ -21,7 +21,8 @@ from mechsafety import __version__
 from mechsafety.core.errors import MechsafetyError, StoppedError, on_the_command_line
 
 if TYPE_CHECKING:
-    from mechsafety.experiments.base import Experiment, Result
+    from mechsafety.experiments.base import Experiment
+    from mechsafety.experiments.result import Result
 
 _COMMANDS: dict[str, tuple[str, str]] = {
     "study": ("studies", "Measure refusal of every system, original and edited, and write a report."),
@@ -230,7 +231,7 @@ def run_options(folder: str | None) -> Callable[[Any], Any]:
 
 def run_and_show(experiment: Experiment[Any], out: Path, *, allow_other_versions: bool) -> Shown:
     """Run ``experiment`` in ``out``, write its figures and page, and show what it found."""
-    from mechsafety.experiments.base import run_experiment
+    from mechsafety.experiments.running import run_experiment
 
     result = run_experiment(experiment, out, say=say, allow_other_versions=allow_other_versions)
     return shown(result)

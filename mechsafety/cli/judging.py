@@ -14,7 +14,7 @@ from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.wording import percent, two_digits
 
 if TYPE_CHECKING:
-    from mechsafety.experiments.base import Result
+    from mechsafety.experiments.result import Result
     from mechsafety.judges.files import Judged
     from mechsafety.judges.injection import Injection
 
@@ -179,7 +179,8 @@ def _refuse(what: str, options: Mapping[str, object], *, asks: bool = True) -> N
 
 
 def _judge_run(folder: Path, judges: tuple[str, ...], *, allow_other_versions: bool) -> Shown:
-    from mechsafety.experiments.base import REPORT, load_run
+    from mechsafety.experiments.registry import load_run
+    from mechsafety.experiments.result import REPORT
 
     found = load_run(folder).judge(*judges, say=say, allow_other_versions=allow_other_versions)
     table, report = found.rates_by_judge(), found.path / REPORT

@@ -96,7 +96,7 @@ def _study(
 @click.argument("run", type=click.Path(path_type=Path))
 def _report(run: Path) -> Shown:
     """Write a finished run's report.html and HTML figures again."""
-    from mechsafety.experiments.base import load_run
+    from mechsafety.experiments.registry import load_run
 
     report = load_run(run).publish()
     return {"report": str(report)}, f"report: {report}"
@@ -110,7 +110,7 @@ def _report(run: Path) -> Shown:
 @click.option("--out", type=click.Path(path_type=Path), default=None, help="Folder [default: RUN/figures].")
 def _figures(run: Path, form: Any, out: Path | None) -> Shown:
     """Write every figure of a finished run as files."""
-    from mechsafety.experiments.base import load_run
+    from mechsafety.experiments.registry import load_run
 
     paths = load_run(run).save_figures(form=form, out=out)
     return {"figures": [str(p) for p in paths]}, "\n".join(str(p) for p in paths)
