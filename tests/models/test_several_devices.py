@@ -39,7 +39,8 @@ from tests.prompt_sets import small_prompts
 
 UNDIVIDED = ("falcon", "openai-gpt")
 """Of which TransformerLens takes off what carries activations to the device of a block."""
-FAST = ("llama", "gpt2", "gemma4", "qwen3-next")
+FAST = ("llama", "gemma4")
+"""Plain, and with windows, keys that blocks share and inputs of each block's own."""
 NAMES = [
     pytest.param(name, marks=() if name in FAST else pytest.mark.slow)
     for name in (*ARCHITECTURES, *([] if version("transformer-lens").startswith("3.") else MORE))
