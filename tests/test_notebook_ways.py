@@ -282,6 +282,6 @@ def test_shares_that_are_not_given_take_the_rest() -> None:
     assert sizes(fit=0.8, report=0.2) == [16, 0, 4]
     with pytest.raises(ms.MechsafetyError, match="add up to 1"):
         sizes(fit=0.9, report=0.2)
-    with pytest.raises(ms.MechsafetyError, match="no column 'Harmful' .did you mean 'harmful'"):
+    with pytest.raises(ms.MechsafetyError, match=r"no column 'Harmful' .did you mean 'harmful'"):
         ms.load_prompts(TEXTS, label="Harmful")
     assert len(prompts + ms.load_prompts(TEXTS)) == 22

@@ -152,8 +152,8 @@ def _judge(
 
 def _planned(source: Path, judges: tuple[str, ...], *, cache: Path | None, no_cache: bool) -> Shown:
     """What endpoint judges would be asked about a file's or a run's answers."""
-    from mechsafety.experiments.base import load_run
     from mechsafety.experiments.judging import answers_of
+    from mechsafety.experiments.registry import load_run
     from mechsafety.judges.files import plan_judging, read_responses
 
     answers = answers_of(load_run(source)) if source.is_dir() else read_responses(source)
