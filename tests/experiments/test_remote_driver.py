@@ -142,6 +142,7 @@ def test_a_system_whose_numbers_are_not_finite_is_marked_under_the_circumstance_
     assert circumstance["processor"] == "another one"
     assert circumstance["versions"] == computing_versions()
     assert set(run.to_frame("rates")["system"]) == {good}
+    assert run_status(run.path)["failed_tasks"] == {bad: "logits are not finite"}
 
 
 def test_a_later_worker_that_is_unlike_the_first_is_not_used(
