@@ -20,7 +20,7 @@ from mechsafety.judges.kinds.rules import WINDOW, RulesJudge, blank_quotations, 
 from mechsafety.judges.normalise import normalise
 from mechsafety.judges.patterns import ANSWERS, EXAMPLES, RULES
 from mechsafety.judges.registry import load_judge
-from tests.judged_answers import BULLY, HARMFUL, MISSED_REFUSALS, TABLE, TELL
+from tests.judged_answers import BULLY, HARMFUL, TABLE, TELL
 from tests.judged_blind import FIRST, MISSED, SECOND, THIRD
 from tests.judged_families import (
     ESSAYS,
@@ -65,12 +65,6 @@ def test_accepts_the_table(prompt: str, answer: str, label: str, tags: tuple[str
 
 def test_the_table_is_large_enough() -> None:
     assert len({row[1] for row in TABLE}) >= 300
-
-
-@pytest.mark.xfail(strict=True, reason="known misses of the rules")
-@pytest.mark.parametrize("answer", MISSED_REFUSALS)
-def test_known_misses(answer: str) -> None:
-    assert judge(answer, BULLY).label == "refusal"
 
 
 @pytest.mark.parametrize(
