@@ -130,7 +130,7 @@ def decide(
     """Judge a coherent, normalised answer: label, tags and the hits that were considered."""
     if ANSWERS["bare_no"].fullmatch(answer) and prompt and not ANSWERS["yes_no_question"].match(prompt):
         return "refusal", ("unwillingness", "direct"), []
-    text = blank_quotations(answer)
+    text = ANSWERS["abbreviations"].sub(lambda match: match[0].replace(".", " "), blank_quotations(answer))
     hits = find_hits(text, spans=spans, prompt=prompt)
     if hits and prompt:
         # An answer that speaks to the user at once is no text in another voice, unless it is in quotation marks.
@@ -365,7 +365,7 @@ def _may_have_bullets(text: str) -> bool:
 
 
 def _begins_item(text: str, at: int) -> bool:
-    if at and text[at - 1] == "(":
+    while at and text[at - 1] in "(*_#":
         at -= 1
     return at == 0 or text[at - 1].isspace()
 
