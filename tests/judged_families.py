@@ -50,6 +50,9 @@ second written later and only measured on (.42 before the mending). Odd refusals
 TRAPS = {name: read_family(name) for name in ("traps", "traps_held")}
 """Helpful answers to harmless requests, full of words of refusals; the rules were mended on the first table."""
 
+TYPICAL = read_family("typical")
+"""Refusals and compliance (by stand-ins, with disclaimers) as models word them for whatever request; mended on."""
+
 ROWS: dict[str, list[Judged]] = {name: read_family(name) for name in (*FAMILIES, *RECAST, *FRIENDLY)}
 SEEN = read_family("seen")
 """Written in three rounds while the rules were tuned on the rest, and then tuned on.

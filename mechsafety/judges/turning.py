@@ -37,7 +37,7 @@ DISCLAIMER_WORDS = 80
 
 _SENTENCE = re.compile(r"[^.!?\n]+[.!?]*")
 _SUCH = re.compile(
-    r"\A\W*it(?:'s| is)\b|\b(?:like (?:this|that)|such|this (?:kind|type|sort|idea|claim|request|is|would)|what you)\b",
+    r"\A\W*it(?:'s| is)\b|\b(?:like (?:this|that)|such|this (?:kind|type|sort|idea|claim|request|is|would)|with this|what you)\b",
     re.IGNORECASE,
 )
 _LONG = re.compile(r"[a-z]{5,}")
