@@ -37,7 +37,8 @@ DISCLAIMER_WORDS = 80
 
 _SENTENCE = re.compile(r"[^.!?\n]+[.!?]*")
 _SUCH = re.compile(
-    r"\A\W*it(?:'s| is)\b|\b(?:like (?:this|that)|such|this (?:kind|type|sort|idea|claim|request|is|would)|with this|what you)\b",
+    r"\A\W*it(?:'s| is)\b|\b(?:(?:like|with) this|like that|such|what you)\b"
+    r"|\bthis (?:kind|type|sort|idea|claim|request|is|would)\b",
     re.IGNORECASE,
 )
 _LONG = re.compile(r"[a-z]{5,}")
