@@ -104,10 +104,14 @@ def test_control_another_layout_is_refused(tmp_path: Path) -> None:
     from tests.conftest import save_tokenizer
 
     torch.manual_seed(0)
-    GPTNeoXJapaneseForCausalLM(GPTNeoXJapaneseConfig(**SMALL)).save_pretrained(tmp_path)
+    model = GPTNeoXJapaneseForCausalLM(GPTNeoXJapaneseConfig(**SMALL))
+    torch.nn.init.normal_(
+        model.gpt_neox_japanese.layers[-1].attention.dense_bias
+    )  # which the block adds itself
+    model.save_pretrained(tmp_path)
     save_tokenizer(tmp_path)
     with pytest.raises(
-        MechsafetyError, match=r"TransformerLens cannot boot .*GPTNeoXJapaneseForCausalLM"
+        MechsafetyError, match=r"cannot boot .*GPTNeoXJapaneseForCausalLM.* what block \d gives out is no sum"
     ) as refused:
         ms.load_model(str(tmp_path), dtype="float32", device="cpu")
     assert "\n" not in str(refused.value)
