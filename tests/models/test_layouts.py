@@ -69,7 +69,7 @@ def test_heads_are_those_that_attention_has(tmp_path: Path, name: str) -> None:
     test_batched_alone.test_head_outputs(one)
     maps = linear_maps(one.model)
     outs = {m.layer: m for m in maps if m.kind == "o"}
-    layer, ids = max(outs), torch.tensor([one.sequences[0]])
+    layer, tokens = max(outs), one.sequences[0]
     attention = one.oracle.get_submodule(f"model.layers.{layer}.self_attn")
     size = outs[layer].d_in // one.model.cfg.n_heads
 
@@ -80,10 +80,10 @@ def test_heads_are_those_that_attention_has(tmp_path: Path, name: str) -> None:
 
     out = attention.o_proj if hasattr(attention, "o_proj") else attention.out_proj
     with removed(one.model, prune_heads(maps, [(layer, 1)], n_heads=one.model.cfg.n_heads)):
-        got = body_of(one.model)(input_ids=ids).logits
-    whole = one.oracle(input_ids=ids).logits
+        got = body_of(one.model)(input_ids=torch.tensor([tokens])).logits
+    whole = one.alone(tokens).logits
     with attached([out.register_forward_pre_hook(without)]):
-        want = one.oracle(input_ids=ids).logits
+        want = one.alone(tokens).logits
     torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
     assert float((want - whole).abs().max()) > 1e-2
     both = prune_heads(maps, [(layer, 0), (layer, 1)], n_heads=one.model.cfg.n_heads)
