@@ -50,7 +50,7 @@ def test_control_the_same_weights_that_read_what_precedes_alone_are_taken(tmp_pa
     assert ms.save_model(model, None, tmp_path / "again").is_dir()
     with pytest.raises(MechsafetyError, match="a norm lies between"):
         ms.save_model(model, ms.Orthogonalise(torch.ones(32)), tmp_path / "edited")
-    model.blocks[0].hook_out.add_hook(lambda x, hook: x)  # noqa: ARG005 - the name is TransformerLens's
+    model.blocks[0].hook_out.add_hook(lambda x, hook: x)
     assert generation_twin(model) is None
 
 
