@@ -456,8 +456,8 @@ SITELESS = ("recurrent-gemma",)
 
 
 KINDS = (
-    *("llama", "gpt2", "opt", "bloom", "mpt", "gemma3", "gemma4", "gpt-neo", "mixtral", "deepseek-v3"),
-    *("qwen3-next", "mamba", "lfm2", "recurrent-gemma"),
+    *("llama", "gpt2", "bloom", "gemma3", "gemma4", "gpt-neo", "mixtral", "deepseek-v3"),
+    *("qwen3-next", "mamba", "recurrent-gemma"),
 )
 """One of every kind: positions rotated, learned, or distances; windows, experts, latent keys, states."""
 
