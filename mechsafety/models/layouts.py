@@ -31,7 +31,9 @@ def own_adapter(spec: str, hf: PreTrainedModel) -> Iterator[None]:
 
     name = type(hf).__name__
     known: Any = factory.SUPPORTED_ARCHITECTURES
-    declared = getattr(hf.config, "architectures", None) or []
+    declared = getattr(hf.config, "architectures", None)
+    if not declared:  # TransformerLens goes by it
+        declared = hf.config.architectures = [name]
     if name in known or declared != [name]:
         yield
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,15 @@ def test_control_heads_that_are_subtracted_from_each_other_are_refused(tmp_path:
     with pytest.raises(MechsafetyError, match="no map of kind o"):
         head_outputs(model, test_batched_alone.prompts())
     assert {m.kind for m in linear_maps(model)} >= {"gate", "up", "down"}
+
+
+@pytest.mark.parametrize("name", ["llama", "helium"])
+def test_a_configuration_that_names_no_class(tmp_path: Path, name: str) -> None:
+    folder = save_architecture(tmp_path, name, template=TEMPLATES["no prefix"])
+    config = json.loads((folder / "config.json").read_text())
+    del config["architectures"]
+    (folder / "config.json").write_text(json.dumps(config))
+    test_batched_alone.test_last_logits_and_refusal_scores(Subject(folder, name))
 
 
 def test_control_another_layout_is_refused(tmp_path: Path) -> None:
