@@ -31,10 +31,11 @@ def own_adapter(spec: str, hf: PreTrainedModel) -> Iterator[None]:
 
     name = type(hf).__name__
     known: Any = factory.SUPPORTED_ARCHITECTURES
-    declared = getattr(hf.config, "architectures", None)
-    if not declared:  # TransformerLens goes by it
-        declared = hf.config.architectures = [name]
-    if name in known or declared != [name]:
+    if not set(getattr(hf.config, "architectures", None) or []) & set(known):
+        hf.config.architectures = [
+            name
+        ]  # which TransformerLens goes by; files may name none, or one of their own
+    if hf.config.architectures != [name] or name in known:
         yield
         return
     made = _adapter(_layout(spec, hf))

@@ -99,12 +99,11 @@ def test_control_heads_that_are_subtracted_from_each_other_are_refused(tmp_path:
     assert {m.kind for m in linear_maps(model)} >= {"gate", "up", "down"}
 
 
-@pytest.mark.parametrize("name", ["llama", "helium"])
-def test_a_configuration_that_names_no_class(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(("name", "declared"), [("llama", []), ("llama", ["OurLlama"]), ("helium", [])])
+def test_a_configuration_that_names_no_known_class(tmp_path: Path, name: str, declared: list[str]) -> None:
     folder = save_architecture(tmp_path, name, template=TEMPLATES["no prefix"])
     config = json.loads((folder / "config.json").read_text())
-    del config["architectures"]
-    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_text(json.dumps(config | {"architectures": declared}))
     test_batched_alone.test_last_logits_and_refusal_scores(Subject(folder, name))
 
 
