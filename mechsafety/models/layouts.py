@@ -31,10 +31,9 @@ def own_adapter(spec: str, hf: PreTrainedModel) -> Iterator[None]:
 
     name = type(hf).__name__
     known: Any = factory.SUPPORTED_ARCHITECTURES
+    # TransformerLens goes by the names in the configuration: files may have none, or one of their own.
     if not set(getattr(hf.config, "architectures", None) or []) & set(known):
-        hf.config.architectures = [
-            name
-        ]  # which TransformerLens goes by; files may name none, or one of their own
+        hf.config.architectures = [name]
     if hf.config.architectures != [name] or name in known:
         yield
         return
