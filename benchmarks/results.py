@@ -27,7 +27,7 @@ from mechsafety.claims.sentences import beyond, change
 from mechsafety.claims.tables import CONTROL_COLUMNS, NOT_MEASURABLE, change_row, control_row
 from mechsafety.core.wording import percent_between
 from mechsafety.experiments.agreement.findings import by_judge_sentences, disagreement_sentences
-from mechsafety.experiments.base import load_run
+from mechsafety.experiments.registry import load_run
 from mechsafety.experiments.study.findings import measured_systems, refusal_contrasts, study_findings
 from mechsafety.judges.label_order import order_sentences
 from mechsafety.plots.style import system_names

@@ -26,7 +26,7 @@ from mechsafety.robustness.finetuning import FinetuneRecipe, benign_examples
 from mechsafety.robustness.freezing import freezing_table
 from mechsafety.robustness.suffix import SearchCost, Suffixes, resumable_suffixes
 from mechsafety.robustness.tradeoff import sweet_spot
-from mechsafety.runs.folder import Journal
+from mechsafety.runs.journal import Journal
 from mechsafety.sweeps.selection import nearest
 from mechsafety.sweeps.sweep import sweep
 

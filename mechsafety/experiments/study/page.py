@@ -12,8 +12,8 @@ from mechsafety.claims.sentences import change, missing
 from mechsafety.core.places import packaged_words
 from mechsafety.experiments.agreement.chapter import chapter_blocks
 from mechsafety.experiments.agreement.findings import disagreement_sentences
-from mechsafety.experiments.base import Result
 from mechsafety.experiments.regions.page import region_chapters
+from mechsafety.experiments.result import Result
 from mechsafety.experiments.study.findings import (
     failed_systems,
     failure_lines,

@@ -15,11 +15,13 @@ from mechsafety.experiments.regions import followups as region_followups
 from mechsafety.experiments.regions import work as region_work
 from mechsafety.experiments.regions.config import PARTS, RegionsConfig, State, planned_states
 from mechsafety.experiments.regions.experiment import run_regions
+from mechsafety.experiments.status import run_status
 from mechsafety.prompts.columns import SPLITS
 from mechsafety.regions import own_examples as region_examples
 from mechsafety.robustness.outcomes import OUTCOME_COLUMNS
 from mechsafety.robustness.utility import UTILITY_COLUMNS
 from mechsafety.runs.folder import open_run, read_run
+from tests import in_process_ray
 from tests.cli.test_base import judged_anew
 from tests.prompt_sets import small_prompts, write_csv
 
@@ -120,9 +122,16 @@ def test_every_part_and_the_same_tables_after_an_interruption(
     def interrupted(*_: Any) -> pd.DataFrame:
         raise KeyboardInterrupt
 
+    # States and tables are then tasks of two workers, what follows is one.
     monkeypatch.setattr(region_followups, "measure_links", interrupted)
+    in_process_ray.put_in(monkeypatch)
     with pytest.raises(KeyboardInterrupt):
-        run_regions(config, tmp_path / "cut")
+        run_regions(config.model_copy(update={"engine": "ray"}), tmp_path / "cut")
+    stages = run_status(tmp_path / "cut")["stages"]
+    assert {name: (one["done"], one["known"]) for name, one in stages.items() if name != "tables"} == {
+        **{"examples": (1, 1), "scored": (2, 2), "heads": (1, 1)},
+        "state": (len(planned_states(config)), len(planned_states(config))),
+    }
     done = len(calls)
     assert done == len(planned_states(config)) + 1  # the one that was cut was done again, no other
     monkeypatch.setattr(region_followups, "measure_links", links)

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from mechsafety.core.errors import MechsafetyError
-from mechsafety.experiments.base import load_run
+from mechsafety.experiments.registry import load_run
 from mechsafety.experiments.study.experiment import Study
 from mechsafety.experiments.study.figures import (
     judge_agreement,
