@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from mechsafety.claims.contrasts import Estimate
@@ -84,7 +85,7 @@ def verdicts_by(
     """
     if table is None:
         return {}
-    for column, value in where.items():
-        table = table[(table[column] == value).to_numpy()]
-    groups = table.groupby(keys[0] if len(keys) == 1 else list(keys), sort=False, observed=True)
+    picked = [table[column] == value for column, value in where.items()]
+    there: pd.DataFrame = table[np.logical_and.reduce(picked)] if picked else table
+    groups = there.groupby(keys[0] if len(keys) == 1 else list(keys), sort=False, observed=True)
     return {key: dict(zip(rows["id"], rows[verdict], strict=True)) for key, rows in groups}
