@@ -29,7 +29,7 @@ def sweep_findings(tables: Mapping[str, pd.DataFrame], manifest: Mapping[str, An
     selected = manifest["selected"]
     place = selected["selection"]
     others = {m: f for m, f in manifest["selections"].items() if m != selected["method"]}
-    row = tables["profile"].set_index("layer").loc[place["layer"]]
+    row = tables["profile"].set_index("layer").loc[place["layer"]].to_dict()
     return [
         f"{selected['explanation']}.",
         *(f"{method}: {facts['explanation']}." for method, facts in others.items()),
