@@ -264,6 +264,8 @@ def test_tables_that_are_no_tables_of_rates() -> None:
     verdicts = ms.judge(pd.DataFrame({"prompt": TEXTS, "response": [REFUSAL, HELP], "label": [1, 0]}))
     with pytest.raises(ms.MechsafetyError, match=r"table\['label'\].map\({'0': 'harmful', ...}\)"):
         ms.refusal_rates(verdicts)
+    with pytest.raises(ms.MechsafetyError, match=r"map\({0: 'harmful', ...}\) renames"):
+        ms.refusal_rates(verdicts.to_frame().assign(label=[1, 0]))
     with pytest.raises(ms.MechsafetyError, match=r"\(ms.statistics.agreement\(verdicts\) makes one\) lacks"):
         ms.plots.judge_agreement(verdicts.to_frame())
     with pytest.raises(ms.MechsafetyError, match=r"a DataFrame \(its to_frame\(\) is one\)"):
@@ -282,6 +284,6 @@ def test_shares_that_are_not_given_take_the_rest() -> None:
     assert sizes(fit=0.8, report=0.2) == [16, 0, 4]
     with pytest.raises(ms.MechsafetyError, match="add up to 1"):
         sizes(fit=0.9, report=0.2)
-    with pytest.raises(ms.MechsafetyError, match="no column 'Harmful' .did you mean 'harmful'"):
+    with pytest.raises(ms.MechsafetyError, match=r"no column 'Harmful' .did you mean 'harmful'"):
         ms.load_prompts(TEXTS, label="Harmful")
     assert len(prompts + ms.load_prompts(TEXTS)) == 22
