@@ -25,8 +25,8 @@ from .edits.interventions import AffineAblate as AffineAblate
 from .edits.interventions import Orthogonalise as Orthogonalise
 from .edits.interventions import baked as baked
 from .edits.interventions import edited as edited
-from .experiments.base import load_run as load_run
 from .experiments.comparison.experiment import run_comparison as run_comparison
+from .experiments.registry import load_run as load_run
 from .experiments.study.config import StudyConfig as StudyConfig
 from .experiments.study.experiment import run_study as run_study
 from .experiments.sweep.config import SweepConfig as SweepConfig

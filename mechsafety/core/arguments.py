@@ -81,6 +81,19 @@ def several(value: Any) -> tuple[Any, ...]:
         return (value,)
 
 
+def listed(text: str) -> list[str]:
+    """What stands between commas, but not between those within parentheses: ``a, b(c, d)`` is ``a`` and ``b(c, d)``."""
+    parts, depth = [""], 0
+    for character in text:
+        depth = max(depth + (character == "(") - (character == ")"), 0)
+        if character == "," and not depth:
+            parts.append("")
+        else:
+            parts[-1] += character
+    # A parenthesis that is never closed is part of a name.
+    return [part.strip() for part in (text.split(",") if depth else parts)]
+
+
 def as_path(value: str | Path) -> Path:
     """``value`` as a path, with ``~`` as the home folder. Raises :class:`MechsafetyError` for an unknown user's."""
     try:

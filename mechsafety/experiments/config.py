@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -74,6 +74,8 @@ class Config(BaseModel, metaclass=_Named):
     """A checked, frozen configuration. Descriptions of its fields are the help texts of the command's options."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    headings: ClassVar[Mapping[str, str]] = {}
+    """Where a section of the command's help begins: the heading by the first field under it."""
 
     def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
         """Of the fields those that were given."""
@@ -256,6 +258,7 @@ class ChatConfig(Config):
 class EngineConfig(Config):
     """Where an experiment runs. No number depends on it, so a run may be gone on with on another engine."""
 
+    headings: ClassVar[Mapping[str, str]] = {"engine": "Where it runs"}
     engine: Literal["local", "ray"] = Field(
         default="local", description="run on this machine, or as tasks on the workers of a ray cluster"
     )
@@ -312,6 +315,7 @@ ENGINE_FIELDS = tuple(EngineConfig.model_fields)
 class LoadingConfig(Config):
     """How models are loaded."""
 
+    headings: ClassVar[Mapping[str, str]] = {"template": "Chat template", "dtype": "Models", "seed": ""}
     template: Annotated[str | None, Option(metavar="NAME|FILE")] = Field(
         default=None,
         description="chat template: plain, few-shot, or a Jinja file; own-or-plain and own-or-few-shot for models "
@@ -357,6 +361,7 @@ class ModelConfig(LoadingConfig, EngineConfig):
 class FedConfig(ModelConfig):
     """The configuration of an experiment that can change prompts before a model reads them."""
 
+    headings: ClassVar[Mapping[str, str]] = {"truncate_prompts": "Prompts"}
     truncate_prompts: bool = Field(
         default=False, description="cut prompts that do not fit in the model's window at their end"
     )
@@ -383,6 +388,18 @@ class EditedConfig(ModelConfig):
 def in_order(kind: type[BaseModel]) -> list[str]:
     """A configuration's own fields, then those that every experiment with models has."""
     return sorted(kind.model_fields, key=lambda name: name in FedConfig.model_fields)
+
+
+def headings(kind: type[BaseModel]) -> dict[str, str]:
+    """The section of the help that each field stands in, '' where none has begun, in the order of :func:`in_order`."""
+    begin: dict[str, str] = {}
+    for base in reversed(kind.__mro__):
+        begin |= getattr(base, "headings", {})
+    found, now = {}, ""
+    for name in in_order(kind):
+        now = begin.get(name, now)
+        found[name] = now
+    return found
 
 
 def whole_numbers(text: str, option: str) -> tuple[int, ...]:

@@ -19,7 +19,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from mechsafety.core.arguments import nearest, shown
-from mechsafety.core.errors import MechsafetyError, StoppedError, way
+from mechsafety.core.errors import IncompleteError, MechsafetyError, way
 from mechsafety.core.verdict import Judge, Response, Verdict
 from mechsafety.judges.accepted import JudgesLike, as_judges
 from mechsafety.judges.asking import MISSING, AskingJudge, is_missing
@@ -265,19 +265,19 @@ def judge_responses(
 
 
 def _asked_together(judges: Sequence[Judge]) -> list[list[Judge]]:
-    """Every judge alone, but for those of endpoints, which are asked together."""
+    """Every judge alone, but for those of endpoints, which are asked together: first, before any model works."""
     hosted = [judge for judge in judges if isinstance(judge, EndpointJudge)]
     alone = [[judge] for judge in judges if not isinstance(judge, EndpointJudge)]
-    return [*alone, list[Judge](hosted)] if hosted else alone
+    return [list[Judge](hosted), *alone] if hosted else alone
 
 
 def require_complete(verdicts: Sequence[Verdict]) -> None:
-    """Raise StoppedError where verdicts are missing: an endpoint gave no answer, or a cap was reached."""
+    """Raise IncompleteError where verdicts are missing: an endpoint gave no answer, or a cap was reached."""
     missing = [verdict for verdict in verdicts if is_missing(verdict)]
     if missing:
         first = missing[0]
         why = first.detail.get("error") or ", ".join(MISSING & set(first.tags))
-        raise StoppedError(
+        raise IncompleteError(
             f"not complete: judge {first.judge!r} has no verdict on {len(missing)} of {len(verdicts)} answers ({why}); "
             "the others are kept, and the same command asks for these again"
         )

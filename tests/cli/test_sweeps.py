@@ -19,7 +19,7 @@ from mechsafety.directions.direction import find_directions
 from mechsafety.directions.files import load_directions
 from mechsafety.edits.files import load_edit
 from mechsafety.edits.interventions import digest
-from mechsafety.experiments.base import load_run
+from mechsafety.experiments.registry import load_run
 from mechsafety.prompts.prompt_set import PromptSet
 from mechsafety.sweeps.behaviour import treated_as_labelled
 from mechsafety.sweeps.candidates import BatchedScorer

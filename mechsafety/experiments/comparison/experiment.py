@@ -26,7 +26,7 @@ from mechsafety.core.progress import Progress, progress_line, with_progress
 from mechsafety.directions.direction import Directions
 from mechsafety.directions.files import read_directions
 from mechsafety.engines.tasks import Task
-from mechsafety.experiments.base import Experiment, Read, Result, Session, load_run, run_experiment
+from mechsafety.experiments.base import Experiment, Read
 from mechsafety.experiments.comparison.config import ComparisonConfig
 from mechsafety.experiments.comparison.figures import comparison_figures
 from mechsafety.experiments.comparison.findings import comparison_findings
@@ -34,6 +34,10 @@ from mechsafety.experiments.comparison.tasks import mark_transferred, stream_tas
 from mechsafety.experiments.comparison.work import CheckpointWork
 from mechsafety.experiments.config import Dtype, checked_config
 from mechsafety.experiments.parallel import Parallel
+from mechsafety.experiments.registry import load_run
+from mechsafety.experiments.result import Result
+from mechsafety.experiments.running import run_experiment
+from mechsafety.experiments.session import Session
 from mechsafety.geometry.shared_basis import Basis
 from mechsafety.geometry.similarity import LEAST_PROMPTS
 from mechsafety.models.accepted import ModelLike, named

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from mechsafety.engines.tasks import Task
-from mechsafety.experiments.base import Read, Session
+from mechsafety.experiments.base import Read
 from mechsafety.experiments.config import checked_config
 from mechsafety.experiments.parallel import Parallel
+from mechsafety.experiments.session import Session
 from mechsafety.experiments.sweep.config import SweepConfig
 from mechsafety.experiments.sweep.work import MEASURED, SELECTED, SweepWork, curves
 from mechsafety.runs.folder import RunFolder
@@ -57,7 +58,7 @@ class SweepTasks(Parallel):
     def do(self, task: Task, session: Session) -> None:
         work = self.swept(session)
         if task.stage == "select":
-            work.chosen()
+            _ = work.chosen
         else:
             work.measure_doses(task.name[1])
 

@@ -19,7 +19,7 @@ from mechsafety.directions.activations import residual_stream
 from mechsafety.directions.direction import Directions, cosine, find_directions
 from mechsafety.directions.files import load_directions, save_directions
 from mechsafety.edits.interventions import Ablate, edited
-from mechsafety.experiments import base
+from mechsafety.experiments import session as sessions
 from mechsafety.experiments.comparison import work as checkpoint_work
 from mechsafety.experiments.comparison.config import ComparisonConfig
 from mechsafety.experiments.comparison.experiment import (
@@ -34,12 +34,13 @@ from mechsafety.experiments.comparison.figures import (
     cosines_by_layer,
 )
 from mechsafety.experiments.comparison.findings import comparison_findings, transfer_findings
+from mechsafety.experiments.running import run_experiment
 from mechsafety.experiments.status import run_status
 from mechsafety.geometry import transfer
 from mechsafety.models.chat import tokenize_prompts
 from mechsafety.models.loading import load_model
 from mechsafety.prompts.prompt_set import PromptSet
-from mechsafety.runs.folder import Journal
+from mechsafety.runs.journal import Journal
 from mechsafety.sweeps.refusal_scores import refusal_scores
 from tests import in_process_ray
 from tests.conftest import tiny_config
@@ -90,7 +91,7 @@ def test_workers_read_the_models_and_ablate_in_them_and_the_tables_are_the_same(
     in_process_ray.put_in(monkeypatch)
     config = ComparisonConfig(checkpoints=pair, engine="ray", **OPTIONS)
     heard: list[str] = []
-    remote = base.run_experiment(CheckpointComparison(config, PROMPTS), tmp_path / "run", say=heard.append)
+    remote = run_experiment(CheckpointComparison(config, PROMPTS), tmp_path / "run", say=heard.append)
     names = [name for name in done.tables if (done.path / f"{name}.parquet").is_file()]
     assert {"cosines", "transfer"} <= {*names}
     for name in names:
@@ -303,7 +304,7 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         seen.append(spec)
         return load_model(spec, **options)
 
-    monkeypatch.setattr(base, "load_model", load)
+    monkeypatch.setattr(sessions, "load_model", load)
     return seen
 
 
@@ -377,7 +378,7 @@ def test_one_model_is_held_at_a_time(pair: Any, tmp_path: Path, monkeypatch: pyt
         alive.append(weakref.ref(model))
         return model
 
-    monkeypatch.setattr(base, "load_model", load)
+    monkeypatch.setattr(sessions, "load_model", load)
     run_comparison(pair, PROMPTS, out=tmp_path / "run", measures=["cosine", "transfer"], **OPTIONS)
     assert len(alive) == 4
 

@@ -22,7 +22,7 @@ from statsmodels.stats.contingency_tables import mcnemar
 from mechsafety.cli import main
 from mechsafety.core.errors import MechsafetyError, NotFiniteError
 from mechsafety.directions.files import read_directions
-from mechsafety.experiments.base import load_run
+from mechsafety.experiments.registry import load_run
 from mechsafety.experiments.study.config import StudyConfig
 from mechsafety.experiments.study.experiment import run_study
 from mechsafety.experiments.study.systems import direction_of
@@ -240,7 +240,7 @@ def test_running_again_changes_nothing_and_loads_no_model(
 ) -> None:
     before = {p: p.read_bytes() for p in finished.rglob("*.parquet")}
     monkeypatch.setattr(
-        "mechsafety.experiments.base.load_model", lambda *_, **__: pytest.fail("a model was loaded")
+        "mechsafety.experiments.session.load_model", lambda *_, **__: pytest.fail("a model was loaded")
     )
     run_study(config, finished)
     assert {p: p.read_bytes() for p in finished.rglob("*.parquet")} == before
@@ -477,7 +477,7 @@ def test_a_failed_system_is_not_tried_again(
     first = run_study(plain, tmp_path / "run")
     monkeypatch.undo()
     monkeypatch.setattr(
-        "mechsafety.experiments.base.load_model", lambda *_, **__: pytest.fail("a model was loaded")
+        "mechsafety.experiments.session.load_model", lambda *_, **__: pytest.fail("a model was loaded")
     )
     heard: list[str] = []
     again = run_study(plain, tmp_path / "run", say=heard.append)
@@ -619,7 +619,7 @@ def test_a_later_system_with_a_smaller_window_is_refused_before_the_first_works(
 ) -> None:
     small = save_architecture(tmp_path / "small", "llama", max_position_embeddings=12)
     monkeypatch.setattr(
-        "mechsafety.experiments.base.load_model", lambda *_, **__: pytest.fail("a model was loaded")
+        "mechsafety.experiments.session.load_model", lambda *_, **__: pytest.fail("a model was loaded")
     )
     asked = config.model_copy(update={"systems": (config.systems[0], str(small)), "judges": ("rules",)})
     with pytest.raises(MechsafetyError, match=r"small: .*window of 12 tokens"):
