@@ -26,7 +26,6 @@ from mechsafety.plots.look import Look, drawn
 if TYPE_CHECKING:
     from typing import TypeAlias
 
-    import numpy as np
     import pandas as pd
     import plotly.graph_objects as go
 
