@@ -169,15 +169,15 @@ def test_prompts_in_other_forms(given: Any, labels: list[str]) -> None:
         ([TEXTS[0], ""], "^prompt 2 is empty"),
         ({"text": TEXTS, "label": ["harmful"]}, "unlike lengths: text 4, label 1"),
         (
-            pd.DataFrame({"request": TEXTS}),
-            r"have request, want .*; name it, load_prompts\(data, text='request'\)",
+            pd.DataFrame({"request": TEXTS, "note": TEXTS}),
+            r"have request, note, want .*; name it, load_prompts\(data, text='request'\)",
         ),
         (pd.DataFrame({"text": ["a", pd.NA]}, dtype=object), "row 1: column 'text' is empty"),
         (
             pd.DataFrame({"text": TEXTS, "label": ["harmful", pd.NA, "harmless", None]}, dtype=object),
             "label ''",
         ),
-        ([MESSAGE | {"content": [{"type": "image"}]}], "the content is a list, not text"),
+        ([MESSAGE | {"content": [{"type": "image"}]}], "part of type .image.; text alone is read"),
     ],
 )
 def test_prompts_that_are_none(model: Any, given: Any, said: str) -> None:

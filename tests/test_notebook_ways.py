@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import mechsafety as ms
+from mechsafety.judges.judging import _placed
 from mechsafety.models.loading import body_of
 from tests.prompt_sets import small_prompts
 
@@ -257,7 +258,7 @@ def test_rates_of_several_systems() -> None:
     with pytest.raises(ms.MechsafetyError, match="'original' is an arm and 'b' none"):
         ms.refusal_rates({"original": before, "b": after})
     with pytest.raises(ms.MechsafetyError, match=r"Verdicts are needed, which ms.judge makes"):
-        ms.refusal_rates({"a": 3})  # type: ignore[dict-item]
+        _placed({"a": {"original": 3}}, "model")
 
 
 def test_tables_that_are_no_tables_of_rates() -> None:
