@@ -296,7 +296,7 @@ def test_results_survive_pickling_and_copies(model: Any, directions: ms.Directio
 def test_activations_of_any_kind_are_projected(directions: ms.Directions, given: Any) -> None:
     direction = directions.at(layer=2)
     assert direction.project(given).tolist() == pytest.approx([float(direction.unit.sum())] * 2, rel=1e-5)
-    for wrong in (np.ones(31), "a", directions):
+    for wrong in (np.ones(31), "a", ["a"] * 32, 3):
         with pytest.raises(MechsafetyError, match=r"\[\.\.\., 32\] is needed"):
             direction.project(wrong)  # type: ignore[arg-type]
 
