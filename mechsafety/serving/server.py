@@ -66,6 +66,9 @@ class VllmServer:
         self.compared, self.least_agreement = compared, float(least_agreement)
         self.options = options or options_from_environment(_PATIENT)
 
+    def __repr__(self) -> str:
+        return f"VllmServer({self.address!r}, model={self.named!r})"
+
     def require(self, name: str) -> None:
         """Raise :class:`UnlikeServerError` for one without the model ``name`` (or the one given), and another
         :class:`MechsafetyError` where it does not answer.
