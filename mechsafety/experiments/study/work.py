@@ -25,7 +25,7 @@ from mechsafety.experiments.study.controls import (
     random_arms,
 )
 from mechsafety.experiments.study.served import served_table
-from mechsafety.judges.chat_calls import CallOptions
+from mechsafety.judges.call_options import CallOptions
 from mechsafety.judges.chat_client import require_key
 from mechsafety.judges.endpoint_spec import options_of
 from mechsafety.judges.label_order import label_order

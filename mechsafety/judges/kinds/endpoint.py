@@ -22,7 +22,9 @@ from mechsafety.judges.asking import (
     unread,
 )
 from mechsafety.judges.budget import Budget
-from mechsafety.judges.chat_calls import CallOptions, ChatCalls, NoAnswer
+from mechsafety.judges.call_options import CallOptions
+from mechsafety.judges.chat_calls import ChatCalls
+from mechsafety.judges.endpoint_calls import NoAnswer
 from mechsafety.judges.endpoint_spec import (
     budget_from_environment,
     options_from_environment,
