@@ -32,7 +32,7 @@ from mechsafety.judges.endpoint_spec import (
     parse,
 )
 from mechsafety.judges.reading import decide
-from mechsafety.judges.side_by_side import Put, Work, ask_side_by_side, in_parallel
+from mechsafety.judges.side_by_side import Put, Work, ask_side_by_side, in_parallel, require_usable
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -112,6 +112,7 @@ class EndpointJudge(AskingJudge):
             on_verdict(verdict)
 
         ask_side_by_side([Work(self, responses, settle)])
+        require_usable([self])
         return verdicts
 
     async def ask_all(self, responses: Sequence[Response], put: Put) -> None:
