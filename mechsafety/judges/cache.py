@@ -232,19 +232,13 @@ class VerdictCache:
 
     def _read(self, key: str, text: str, hashed: str, judge: str) -> Verdict | None:
         """The verdict of a row; None for a damaged one, and where what was answered says nothing to this reader."""
-        try:
-            if not isinstance(text, str) or _row_hash(key, text) != hashed:
-                raise ValueError
-            return _stored(json.loads(text), judge)
-        except (
-            ValueError,
-            KeyError,
-            TypeError,
-            AttributeError,
-            MechsafetyError,
-        ):  # perhaps of another version
-            self.damaged.append(key)
-            return None
+        if isinstance(text, str) and _row_hash(key, text) == hashed:
+            # A row of another version, perhaps, is no better than a damaged one.
+            with contextlib.suppress(ValueError, KeyError, TypeError, MechsafetyError):
+                if isinstance(stored := json.loads(text), dict):
+                    return _stored(stored, judge)
+        self.damaged.append(key)
+        return None
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
