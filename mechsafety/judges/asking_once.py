@@ -53,6 +53,7 @@ class _Questions:
     ) -> None:
         fingerprint = judge.fingerprint if judge.paid or cache is not None else None
         self.judge, self.responses = judge, responses
+        judge.stopped = None  # where nothing is asked, nothing stops
         self._cache = None if fingerprint is None else cache
         self._keys = {
             r.id: r.id if fingerprint is None else cache_key(fingerprint, r, repeat=repeat) for r in responses
