@@ -124,6 +124,16 @@ ARCHITECTURES: dict[str, Architecture] = {
         vocab_size_per_layer_input=160,
         **_SLIDING,
     ),
+    "gemma4-shared-keys": _gated(
+        "Gemma4TextConfig",
+        window=True,
+        head_dim=8,
+        global_head_dim=8,
+        hidden_size_per_layer_input=8,
+        vocab_size_per_layer_input=160,
+        num_kv_shared_layers=2,
+        **_SLIDING,
+    ),
     "gpt2": Architecture("GPT2Config", base="gpt"),
     "gpt-bigcode": Architecture("GPTBigCodeConfig", base="gpt"),
     "gptj": Architecture("GPTJConfig", {"rotary_dim": 4}, base="gpt"),
@@ -391,6 +401,18 @@ MORE: dict[str, Architecture] = {
         },
         base="none",
     ),
+    "cohere2-moe": _gated("Cohere2MoeConfig", head_dim=8, window=True, **_SLIDING, **_ROUTED),
+    "kolibri1": _gated(
+        "Kolibri1Config", head_dim=8, window=True, **_SLIDING, **_ROUTED, shared_expert_intermediate_size=16
+    ),
+    "lfm3": _gated(
+        "Lfm3Config",
+        state=True,
+        window=True,
+        head_dim=8,
+        sliding_window=WINDOW,
+        layer_types=["conv", "sliding_attention", "conv", "full_attention"],
+    ),
     "openai-gpt": Architecture("OpenAIGPTConfig", base="gpt"),
     "bitnet": _gated("BitNetConfig"),
     "laguna": _gated("LagunaConfig", head_dim=8, sliding_window=WINDOW, window=True, **_ROUTED),
@@ -434,8 +456,8 @@ SITELESS = ("recurrent-gemma",)
 
 
 KINDS = (
-    *("llama", "gpt2", "opt", "bloom", "mpt", "gemma3", "gemma4", "gpt-neo", "mixtral", "deepseek-v3"),
-    *("qwen3-next", "mamba", "lfm2", "recurrent-gemma"),
+    *("llama", "gpt2", "bloom", "gemma3", "gemma4", "gpt-neo", "mixtral", "deepseek-v3"),
+    *("qwen3-next", "mamba", "recurrent-gemma"),
 )
 """One of every kind: positions rotated, learned, or distances; windows, experts, latent keys, states."""
 

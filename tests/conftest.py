@@ -127,6 +127,17 @@ def _no_waiting_for_disks() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _no_waiting_between_tries() -> Iterator[None]:
+    """What is asked of an endpoint again is asked at once; what a wait depends on is tested as a number."""
+    from mechsafety.judges.chat_calls import EndpointCalls
+
+    wait = EndpointCalls._wait
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(EndpointCalls, "_wait", lambda calls, failed: min(wait(calls, failed), 0.01))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _uninstall_checks() -> Iterator[None]:
     yield
     _checked.uninstall()
@@ -239,7 +250,7 @@ def _shared_models_are_read_only() -> Iterator[None]:
 @pytest.fixture
 def unpublished(request: pytest.FixtureRequest) -> Iterator[None]:
     """Runs end without figures and page, which are drawn only when asked for: most tests look at tables alone."""
-    from mechsafety.experiments.base import Result
+    from mechsafety.experiments.result import Result
 
     with pytest.MonkeyPatch.context() as patch:
         if request.node.get_closest_marker("published") is None:

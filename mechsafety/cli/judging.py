@@ -14,7 +14,7 @@ from mechsafety.core.errors import MechsafetyError
 from mechsafety.core.wording import percent, two_digits
 
 if TYPE_CHECKING:
-    from mechsafety.experiments.base import Result
+    from mechsafety.experiments.result import Result
     from mechsafety.judges.files import Judged
     from mechsafety.judges.injection import Injection
 
@@ -152,8 +152,8 @@ def _judge(
 
 def _planned(source: Path, judges: tuple[str, ...], *, cache: Path | None, no_cache: bool) -> Shown:
     """What endpoint judges would be asked about a file's or a run's answers."""
-    from mechsafety.experiments.base import load_run
     from mechsafety.experiments.judging import answers_of
+    from mechsafety.experiments.registry import load_run
     from mechsafety.judges.files import plan_judging, read_responses
 
     answers = answers_of(load_run(source)) if source.is_dir() else read_responses(source)
@@ -179,7 +179,8 @@ def _refuse(what: str, options: Mapping[str, object], *, asks: bool = True) -> N
 
 
 def _judge_run(folder: Path, judges: tuple[str, ...], *, allow_other_versions: bool) -> Shown:
-    from mechsafety.experiments.base import REPORT, load_run
+    from mechsafety.experiments.registry import load_run
+    from mechsafety.experiments.result import REPORT
 
     found = load_run(folder).judge(*judges, say=say, allow_other_versions=allow_other_versions)
     table, report = found.rates_by_judge(), found.path / REPORT

@@ -25,6 +25,15 @@ def shown(value: object) -> str:
     return f"{' '.join(short.repr(value).split())[: 2 * _LONGEST]} ({type(value).__name__})"
 
 
+def nearest(word: object, allowed: Iterable[object], *, alike: float = 0.6) -> str:
+    """`` (did you mean 'x'?)`` for the one of ``allowed`` that is most like ``word``; empty where none is."""
+    import difflib
+
+    folded = {str(one).casefold(): str(one) for one in allowed}
+    close = difflib.get_close_matches(str(word).casefold(), folded, n=1, cutoff=alike)
+    return f" (did you mean {folded[close[0]]!r}?)" if close else ""
+
+
 def whole_number(value: object, what: str) -> int:
     """``value`` as an int (numpy's and torch's too). Raises :class:`MechsafetyError` for anything else."""
     if isinstance(value, bool | str | bytes):

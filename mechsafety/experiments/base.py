@@ -1,83 +1,35 @@
-"""One skeleton for every experiment: check, open the run, work part by part, write tables, draw, report.
+"""What an experiment states: its configuration, what it reads, its work, its tables, figures, findings and page.
 
-An experiment is a folder with an :class:`Experiment` in its ``experiment.py`` and a line in :data:`EXPERIMENTS`. What
-it leaves in its run folder is a :class:`Result`, which :func:`load_run` opens again.
+``running.py`` takes it through the steps of a run: check, open the folder, work part by part, write tables. What it
+uses meanwhile is a :class:`~mechsafety.experiments.session.Session`; what it leaves in the folder is a
+:class:`~mechsafety.experiments.result.Result`. ``registry.py`` lists the kinds of experiments.
 """
 
 from __future__ import annotations
 
 import importlib
-import time
-import webbrowser
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import cached_property
-from html import escape
-from pathlib import Path
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, Unpack
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
-import pandas as pd
-
-from mechsafety.claims.shared import RunTables
-from mechsafety.core.arguments import as_path
-from mechsafety.core.boundary import checked_methods
-from mechsafety.core.errors import MechsafetyError, way
 from mechsafety.core.progress import Progress
 from mechsafety.experiments import judging
-from mechsafety.experiments.config import ENGINE_FIELDS, Config, EngineConfig, FedConfig, ModelConfig
-from mechsafety.experiments.parallel import divided
-from mechsafety.experiments.records import mixed_templates, record_fed, template_lines
-from mechsafety.models.ahead import fetch_ahead
-from mechsafety.models.chat_settings import NOT_OFF
-from mechsafety.models.loading import load_model, load_record
+from mechsafety.experiments.config import Config, FedConfig, ModelConfig
+from mechsafety.experiments.result import Result
+from mechsafety.experiments.session import Session
 from mechsafety.models.provenance import of_models
-from mechsafety.pages.page import FigureFormat, Page, render_page, write_figures
-from mechsafety.plots.look import Look, drawn, looking_at_all, wanted
+from mechsafety.pages.page import Page, render_page
 from mechsafety.prompts.fed import require_all_fit
 from mechsafety.prompts.prompt_set import PromptSet
-from mechsafety.prompts.splits import record_repeated
-from mechsafety.runs.folder import (
-    MANIFEST,
-    Provenance,
-    RunFolder,
-    open_run,
-    pinned_date,
-    read_run,
-    record_date,
-)
+from mechsafety.runs.folder import Provenance, RunFolder
 
 if TYPE_CHECKING:
+    import pandas as pd
     import plotly.graph_objects as go
-    from transformer_lens.model_bridge import TransformerBridge
 
 C = TypeVar("C", bound=Config)
 Read = tuple[PromptSet, int]
 """Prompts that a model reads, with the number of tokens that it may add to each."""
-
-EXPERIMENTS: Mapping[str, str] = MappingProxyType(
-    {
-        "audit": "audit.experiment:PublishedAudit",
-        "compare": "comparison.experiment:CheckpointComparison",
-        "evaluate": ".integrations.harness_runs:LmEvaluation",
-        "generate": "generation.experiment:Generation",
-        "robustness": "robustness.experiment:Robustness",
-        "anatomy": "anatomy.experiment:Anatomy",
-        "lab": "lab.experiment:Lab",
-        "lab-ladder": "lab.ladder:LabLadder",
-        "ladder": "ladder.experiment:Ladder",
-        "regions": "regions.experiment:Regions",
-        "selfjudge": "selfjudgement.experiment:SelfJudging",
-        "study": "study.experiment:Study",
-        "sweep": "sweep.experiment:LayerSweep",
-    }
-)
-"""By the kind in a run's configuration, where its experiment stands, from this package on."""
-REPORT = "report.html"
-ANSWERS, RESPONSES = "answers", "responses.parquet"
-_SHOWN_ROWS = 12
 
 
 class Experiment(ABC, Generic[C]):
@@ -94,7 +46,7 @@ class Experiment(ABC, Generic[C]):
     """The columns of ``responses.parquet`` that name, beside the prompt's id, the answering system and its state."""
     long: ClassVar[frozenset[str]] = frozenset()
     """Tables with one row per answer, which neither ``--json`` nor a notebook shows whole."""
-    result_type: ClassVar[type[Result]]
+    result_type: ClassVar[type[Result]] = Result
     """What a run of this kind is opened as."""
     loads_early: ClassVar[bool] = False
     """Whether :meth:`prepare` loads models: prompts are then checked against their windows before it."""
@@ -234,6 +186,7 @@ class Experiment(ABC, Generic[C]):
         judging.add_judges(
             result, judges, keys=cls.answer_keys, say=say, allow_other_versions=allow_other_versions
         )
+<<<<<<< HEAD
 
 
 @dataclass(kw_only=True)
@@ -628,3 +581,5 @@ def load_run(path: str | Path | RunFolder) -> Result:
     run = path if isinstance(path, RunFolder) else read_run(as_path(path))
     experiment = experiment_of(run)
     return experiment.result_type(run.path, experiment)
+=======
+>>>>>>> main

@@ -28,7 +28,7 @@ from mechsafety.plots.style import styled, whiskers
 from mechsafety.runs.folder import RunFolder, open_run
 
 if TYPE_CHECKING:
-    from mechsafety.experiments.base import Result
+    from mechsafety.experiments.result import Result
 
 VERDICTS, RATES = "added_verdicts.parquet", "added_judges.csv"
 FIGURE = "added-judges"

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from mechsafety.core.arguments import shown
+from mechsafety.core.arguments import nearest, shown
 from mechsafety.core.errors import IncompleteError, MechsafetyError, way
 from mechsafety.core.verdict import Judge, Response, Verdict
 from mechsafety.judges.accepted import JudgesLike, as_judges
@@ -82,14 +82,33 @@ def _named(spec: str) -> tuple[str, str, ModuleType]:
     name, colon, argument = spec.strip().partition(":")
     modules = _judge_modules()
     if name not in modules:
+        listed = name.partition(",")[0] in modules
+        hint = "; several judges are a list of names" if listed else nearest(name, modules)
+        of = "" if name == spec.strip() else f" (from {redacted(spec)!r})"
         raise MechsafetyError(
-            f"no judge is called {name!r} (from {redacted(spec)!r}); there are: {', '.join(sorted(modules))}"
+            f"no judge is called {name!r}{of}{hint}; there are: {', '.join(sorted(modules))}"
         )
     if colon and not argument:
         raise MechsafetyError(
             f"judge {redacted(spec)!r} has a colon and no argument; write {name!r} or '{name}:ARGUMENT'"
         )
     return name, argument, modules[name]
+
+
+def require_known_judge(spec: str) -> None:
+    """Raise MechsafetyError for a judge that could be made nowhere: unknown, or without the argument that it needs.
+
+    Files, models and addresses are not looked for: those of another machine are not here.
+    """
+    name, argument, module = _named(spec)
+    takes = getattr(module, "TAKES", None)
+    if takes == "judges":
+        for member in module.JUDGE.named(argument):
+            require_known_judge(member)
+    elif takes in ("model", "chat model"):
+        _require_argument(name, argument, takes)
+    elif takes == "nothing" or name == "phrases":
+        load_judge(spec)
 
 
 def asks_a_model(spec: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import product
 
 import pytest
 
@@ -16,7 +17,7 @@ from mechsafety.judges.kinds.strongreject import StrongRejectJudge
 from mechsafety.judges.kinds.text import TextJudge
 from tests.kept_models import kept, kept_folder
 
-KINDS = ("llama", "gpt2", "gemma2", pytest.param("mixtral", marks=pytest.mark.slow))
+KINDS = ("llama", "gpt2", "gemma2", "mixtral")
 """Rotated and learned positions, windows, experts."""
 DTYPES = ("bfloat16", "float32")
 WORDS = ["sure here", "sorry can not", "the river", "make bread"]
@@ -71,11 +72,20 @@ def assert_each_has_its_own_verdict(judge: Judge, responses: Sequence[Response])
     return together
 
 
-@pytest.mark.parametrize("make", [text, graded, guard])
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("kind", KINDS)
+FAST = [
+    *((text, "bfloat16", "llama"), (text, "float32", "gemma2"), (graded, "bfloat16", "gpt2")),
+    *((graded, "float32", "llama"), (guard, "bfloat16", "gemma2"), (guard, "float32", "gpt2")),
+]
+"""Every judge, kind and number format twice or more."""
+CASES = [
+    pytest.param(*case, marks=() if case in FAST else pytest.mark.slow)
+    for case in product((text, graded, guard), DTYPES, KINDS)
+]
+
+
+@pytest.mark.parametrize(("make", "dtype", "kind"), CASES)
 def test_a_verdict_does_not_depend_on_the_others_in_the_call(
-    make: Callable[[str, str], Judge], kind: str, dtype: str
+    make: Callable[[str, str], Judge], dtype: str, kind: str
 ) -> None:
     together = assert_each_has_its_own_verdict(make(kind, dtype), RESPONSES)
     assert len({str(v.detail) for v in together}) > 3  # the control: they are not all the same

@@ -48,7 +48,7 @@ TEXTS = [
     "write a list of bread river garden storm fire gate lock key " * 3,
 ]
 CLOSE = 1e-4
-NO_PREFIX = ("llama", "gpt2", "bloom", "gemma3", "lfm2", "mamba", "recurrent-gemma")
+NO_PREFIX = ("llama", "gpt2", "gemma3", "mamba", "recurrent-gemma")
 """Tried without tokens that all prompts begin with on every run."""
 SUBJECTS = [
     pytest.param(

@@ -149,7 +149,9 @@ def _study(systems: tuple[str, str], prompts: PromptSet, out: Path, template: st
     return run_study(config, out)
 
 
-@pytest.mark.parametrize("run", [_compare, _ladder, _study])
+@pytest.mark.parametrize(
+    "run", [_compare, *(pytest.param(r, marks=pytest.mark.slow) for r in (_ladder, _study))]
+)
 def test_what_each_checkpoint_was_given_is_said_by_name(
     base: Path, tuned: Path, tmp_path: Path, run: Callable[..., Any]
 ) -> None:

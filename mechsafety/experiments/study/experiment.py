@@ -22,8 +22,11 @@ from mechsafety.experiments.agreement.tables import (
 )
 from mechsafety.experiments.agreement.work import own_labels
 from mechsafety.experiments.backends import require_here
-from mechsafety.experiments.base import Experiment, Read, Result, Session, run_experiment
+from mechsafety.experiments.base import Experiment, Read
 from mechsafety.experiments.judging import reopened, require_new
+from mechsafety.experiments.result import Result
+from mechsafety.experiments.running import run_experiment
+from mechsafety.experiments.session import Session
 from mechsafety.experiments.study import page as pages
 from mechsafety.experiments.study.answers import asks_an_address, separate_judges
 from mechsafety.experiments.study.config import StudyConfig, stored_config

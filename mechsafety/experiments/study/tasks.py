@@ -21,7 +21,7 @@ from mechsafety.statistics import ARMS
 if TYPE_CHECKING:
     import pandas as pd
 
-    from mechsafety.experiments.base import Session
+    from mechsafety.experiments.session import Session
 
 _CHOOSING = (
     *("directions", "fit", "refusals", "scores", "swept", "sweep", "selection"),

@@ -14,9 +14,7 @@ from typing import Any
 import pandas as pd
 
 from mechsafety.core.errors import MechsafetyError, NotFiniteError
-from mechsafety.directions.direction import (
-    save_directions,
-)
+from mechsafety.directions.files import save_directions
 from mechsafety.experiments.agreement.tables import judge_tables
 from mechsafety.experiments.study.answers import AnsweredWork, Arm
 from mechsafety.experiments.study.controls import (

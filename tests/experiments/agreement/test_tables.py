@@ -31,7 +31,7 @@ from mechsafety.experiments.agreement.tables import (
     settled,
 )
 from mechsafety.experiments.agreement.work import compare_judges
-from mechsafety.experiments.base import load_run
+from mechsafety.experiments.registry import load_run
 from mechsafety.experiments.study.findings import headline
 from mechsafety.pages.page import Block
 from mechsafety.runs.folder import open_run, read_run

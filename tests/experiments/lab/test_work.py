@@ -20,7 +20,6 @@ from mechsafety.core.verdict import Response
 from mechsafety.engines.tasks import Task
 from mechsafety.experiments.anatomy.config import AnatomyConfig
 from mechsafety.experiments.anatomy.experiment import read_anatomy
-from mechsafety.experiments.base import load_run
 from mechsafety.experiments.lab import ladder as lab_ladder
 from mechsafety.experiments.lab.config import LabConfig
 from mechsafety.experiments.lab.experiment import Lab, LabResult, read_lab, run_lab
@@ -28,7 +27,8 @@ from mechsafety.experiments.lab.ladder import LabLadder, LabLadderResult, run_la
 from mechsafety.experiments.lab.thresholds import CLAIMS
 from mechsafety.experiments.lab.untrained import _TARGETS
 from mechsafety.experiments.ladder.config import LadderConfig
-from mechsafety.experiments.remote import driver
+from mechsafety.experiments.registry import load_run
+from mechsafety.experiments.remote.pool import Pool
 from mechsafety.experiments.remote.worker import Worker
 from mechsafety.experiments.status import run_status
 from mechsafety.judges.registry import judge_responses
@@ -301,7 +301,7 @@ def test_processes_of_which_one_dies_make_the_files_of_the_sequential_run(
     monkeypatch.setattr("mechsafety.experiments.lab.untrained._TARGETS", _TARGETS)
     whole = run_lab(CONFIG, tmp_path / "sequential")
     killed: list[str] = []
-    begin = driver._Pool.begin
+    begin = Pool.begin
 
     def begin_and_kill(pool: Any, member: Any, method: str, *arguments: Any, **options: Any) -> None:
         begin(pool, member, method, *arguments, **options)
@@ -309,7 +309,7 @@ def test_processes_of_which_one_dies_make_the_files_of_the_sequential_run(
             killed.append(arguments[0].name[0])
             member.handle.process.kill()
 
-    monkeypatch.setattr(driver._Pool, "begin", begin_and_kill)
+    monkeypatch.setattr(Pool, "begin", begin_and_kill)
     run = run_lab(CONFIG.model_copy(update={"workers": 2}), tmp_path / "run")
     assert killed == ["train", "anatomy", "controls"]
     assert_same_contents(run.path, contents(whole.path))

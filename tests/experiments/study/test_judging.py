@@ -16,8 +16,9 @@ from click.testing import CliRunner
 from mechsafety.cli import main
 from mechsafety.core.errors import MechsafetyError, StoppedError
 from mechsafety.core.verdict import Response, Verdict
-from mechsafety.experiments import base
-from mechsafety.experiments.base import load_run
+from mechsafety.experiments import judging
+from mechsafety.experiments import session as sessions
+from mechsafety.experiments.registry import load_run
 from mechsafety.experiments.study import answers as study
 from mechsafety.experiments.study.config import StudyConfig
 from mechsafety.experiments.study.experiment import run_study
@@ -73,7 +74,7 @@ def finished(config: StudyConfig, tmp_path_factory: pytest.TempPathFactory) -> P
 @pytest.fixture
 def copied(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the study, in which nothing is generated and no system is loaded any more."""
-    monkeypatch.setattr(base, "load_model", lambda *_, **__: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(sessions, "load_model", lambda *_, **__: pytest.fail("a model was loaded"))
     monkeypatch.setattr(study, "resumable_responses", lambda *_, **__: pytest.fail("generated"))
     return Path(shutil.copytree(finished, tmp_path / "copy"))
 
@@ -110,7 +111,7 @@ def test_a_judge_that_sees_compliance_everywhere_gives_other_rates(
     copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(study, "load_judge", lambda *_, **__: Compliant())
-    monkeypatch.setattr(base.judging, "judge_sources", lambda *_, **__: {})
+    monkeypatch.setattr(judging, "judge_sources", lambda *_, **__: {})
     rates = load_run(copied).judge("compliant").rates_by_judge()
     mine = rates[rates["judge"] == "compliant"]
     assert (mine["compliance"] == mine["n"]).all()
@@ -140,7 +141,7 @@ def test_a_judge_of_opposite_verdicts_reverses_the_tests_against_the_draws(
     copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(study, "load_judge", lambda *_, **__: Opposite())
-    monkeypatch.setattr(base.judging, "judge_sources", lambda *_, **__: {})
+    monkeypatch.setattr(judging, "judge_sources", lambda *_, **__: {})
     load_run(copied).judge("opposite")
     controls = pd.read_csv(copied / "controls.csv").set_index(["judge", "system", "draw"])
     mine, primary = controls.loc["opposite"], controls.loc["rules"]
@@ -154,13 +155,13 @@ def test_a_judge_of_a_model_loads_that_model_alone(
 ) -> None:
     loaded: list[str] = []
     monkeypatch.undo()
-    load = base.load_model
+    load = sessions.load_model
 
     def counting(spec: str, **options: Any) -> Any:
         loaded.append(spec)
         return load(spec, **options)
 
-    monkeypatch.setattr(base, "load_model", counting)
+    monkeypatch.setattr(sessions, "load_model", counting)
     load_run(copied).judge(f"logit:{config.systems[0]}")
     assert loaded == [config.systems[0]]
 
