@@ -57,7 +57,7 @@ _Figures = dict[int, dict[str, go.Figure]]
 
 @pytest.fixture(scope="module")
 def figures() -> _Figures:
-    return {layers: anatomy_figures(made.tables(layers=layers), names=NAMES) for layers in (3, 30)}
+    return {layers: anatomy_figures(made.tables(layers=layers), names=NAMES) for layers in (1, 30)}
 
 
 def cells(figure: go.Figure) -> dict[str, tuple[str, str]]:
@@ -109,7 +109,7 @@ def test_each_table_gives_its_own_figures_and_an_empty_one_none(name: str) -> No
     assert anatomy_figures({name: table.iloc[:0]}, names=NAMES) == {}
 
 
-@pytest.mark.parametrize("layers", [3, 30])
+@pytest.mark.parametrize("layers", [1, 30])
 def test_every_figure_has_a_title_a_caption_labels_and_fits_the_page(figures: _Figures, layers: int) -> None:
     for name, figure in figures[layers].items():
         layout = figure.to_dict()["layout"]
@@ -144,8 +144,6 @@ def test_without_a_control_and_without_attacks_the_rest_is_drawn() -> None:
     assert set(found) == set().union(*FILES.values()) - {"anatomy-attacks"}
     for name, figure in found.items():
         assert not any("control" in str(t.name) or "attack" in str(t.name) for t in figure.data), name
-    one = anatomy_figures(made.tables(layers=1), names=NAMES)
-    assert set(one) == set().union(*FILES.values())
 
 
 def test_few_layers_of_many_are_evenly_spaced_with_both_ends() -> None:

@@ -149,16 +149,6 @@ def test_another_configuration_is_refused(made: LabResult) -> None:
         run_lab(LabConfig(preset="quick", seeds=(4,)), made.path)
 
 
-def test_page_and_figures(made: LabResult) -> None:
-    run = read_run(made.path)
-    assert {"lab-claims", "lab-controls", "lab-outcomes"} <= set(load_run(run).figures())
-    page = load_run(run).report().read_text(encoding="utf-8")
-    for claim in CLAIMS.values():
-        assert claim.split(",")[0].split(" that ")[0] in page
-    assert "Anatomy of DPO, seed 3" in page
-    assert "reported" in made._repr_html_()
-
-
 def test_the_ladder_distinguishes_rungs_and_begins_them_all_alike(ladder: LabLadderResult) -> None:
     rungs = ["raw", "score0", "rephrase", "metatags", "refusals", "all"]
     survival = ladder.ladders[3].tables["survival"]
@@ -209,6 +199,13 @@ def test_the_command_prints_what_it_made(made: LabResult) -> None:
     assert len(facts["cases"]) == len(made.tables["cases"])
     for tuning in ("ssft", "dpo", "unlearn"):
         assert (made.anatomy(3, tuning) / "report.html").is_file()
+    drawn = {path.stem for path in (made.path / "figures").iterdir()}
+    assert {"lab-claims", "lab-controls", "lab-outcomes"} <= drawn
+    page = Path(facts["report"]).read_text(encoding="utf-8")
+    for claim in CLAIMS.values():
+        assert claim.split(",")[0].split(" that ")[0] in page
+    assert "Anatomy of DPO, seed 3" in page
+    assert "reported" in made._repr_html_()
 
 
 @pytest.mark.published
