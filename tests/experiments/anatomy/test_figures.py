@@ -104,7 +104,7 @@ def test_all_tables_give_all_figures(figures: _Figures) -> None:
 
 @pytest.mark.parametrize("name", list(FILES))
 def test_each_table_gives_its_own_figures_and_an_empty_one_none(name: str) -> None:
-    table = made.tables(layers=2)[name]
+    table = made.tables(layers=1)[name]
     assert set(anatomy_figures({name: table}, names=NAMES)) == FILES[name]
     assert anatomy_figures({name: table.iloc[:0]}, names=NAMES) == {}
 
@@ -138,7 +138,7 @@ def test_without_a_control_and_without_attacks_the_rest_is_drawn() -> None:
         table = table[table["model"] != "control"] if "model" in table else table
         return table[table["group"].isin(["safe", "unsafe"])] if "group" in table else table
 
-    tables = {name: alone(table) for name, table in made.tables(layers=3).items()}
+    tables = {name: alone(table) for name, table in made.tables(layers=2).items()}
     tables["attack_tau"] = tables["attack_tau"].iloc[:0]
     found = anatomy_figures(tables, names={"base": "a", "tuned": "b"})
     assert set(found) == set().union(*FILES.values()) - {"anatomy-attacks"}

@@ -43,7 +43,7 @@ def write_anatomy(
 
 @pytest.fixture(scope="module")
 def anatomy(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    return write_anatomy(tmp_path_factory.mktemp("anatomy") / "run", made.tables(layers=3))
+    return write_anatomy(tmp_path_factory.mktemp("anatomy") / "run", made.tables(layers=2))
 
 
 @cache
@@ -103,7 +103,7 @@ def test_every_sentence_stands_once_on_the_page(anatomy: RunFolder) -> None:
 def test_tables_survive_the_disk(anatomy: RunFolder) -> None:
     run = load_run(anatomy.path)
     names = model_names(run)
-    assert anatomy_findings(run.tables, names=names) == anatomy_findings(made.tables(layers=3), names=names)
+    assert anatomy_findings(run.tables, names=names) == anatomy_findings(made.tables(layers=2), names=names)
 
 
 @pytest.mark.parametrize("name", ["separation", "links"])
