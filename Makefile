@@ -15,7 +15,7 @@ test: .venv/installed-dev
 
 # The long repetitions, of each of which `make test` runs a small instance.
 test-slow: .venv/installed-dev
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m slow
+	$(BIN)/python -m pytest -n 2 --dist worksteal --nbmake --nbmake-timeout=300 -m slow notebooks tests
 
 # The same under transformer-lens 3.9, which still has HookedTransformer: the tests of everything that a model is
 # handed to. Left out are those that ask no model anything (statistics, judges' rules, pages, run folders), and
